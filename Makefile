@@ -1,0 +1,36 @@
+# make demo | test | lint | bench: each makes its own set-up (Debian packages, .venv, C build) first.
+.PHONY: help demo test lint bench build man clean
+
+help:
+	@echo "make demo    attach a disk of one VM to another, on this machine, and see it work"
+	@echo "make test    all tests that need no booted Xen"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   the benchmarks (JSON=FILE keeps the figures)"
+	@echo "make build   the virtual environment and the C build alone"
+	@echo "make man     the manual pages, into build/man"
+	@echo "make clean   remove what these made"
+
+build:
+	@tools/setup run
+
+demo: build
+	@demo/run $(IMAGE)
+
+test: build
+	@.venv/bin/python -m pytest $(ARGS)
+
+lint:
+	@tools/setup lint
+	@.venv-lint/bin/ruff check .
+	@.venv-lint/bin/ruff format --check .
+	@.venv-lint/bin/mypy
+
+bench: build
+	@.venv/bin/python -m benchmarks $(if $(JSON),--json $(JSON))
+
+man:
+	@tools/setup lint
+	@tools/make-man
+
+clean:
+	rm -rf .venv .venv-lint build *.egg-info native/pedos_vchan/*.so native/pedos_vchan/_native.c

@@ -1,0 +1,199 @@
+"""Parsers as all programs here use them, and the checks that need no service."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from pedos_protocol.names import is_vm_name, parse_device_name, parse_vm_name
+
+from pedos_cli.output import show
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+    from pedos_protocol.names import DeviceName
+
+LEVELS = 3
+"""Places where the global options may stand: before the class, before the action, after it."""
+
+VMS_MAX = 256
+"""VM names of one command: more than a machine runs; a request with all of them fits a frame."""
+
+OPTIONS_MAX = 16
+"""Options of one attach, as many as a request may carry; block knows three."""
+
+OPTION_NAME_MAX = 32
+"""Characters of an option's name; the longest that is known has twelve."""
+
+OPTION_VALUE_MAX = 128
+"""Characters of an option's value: the same bound that descriptions have."""
+
+HELP_WIDTH_MAX = 100
+"""Columns that help text uses at most: longer lines are hard to read."""
+
+
+class UsageError(Exception):
+    """The command line is wrong: a sentence, and optionally what to try instead."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help with its examples as written, and without importing shutil for the terminal's width."""
+
+    def __init__(self, prog: str, indent_increment: int = 2, max_help_position: int = 26) -> None:
+        super().__init__(prog, indent_increment, max_help_position, width=_help_width())
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises UsageError, takes no abbreviations, and lets options stand anywhere."""
+
+    def __init__(self, *, prog: str, description: str, epilog: str, level: int = 0) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=Formatter,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self._intermixed = False
+        self.add_argument("-h", "--help", action="help", help="show this help message and exit")
+        # Each place counts for itself: argparse lets an inner parser overwrite the outer's count.
+        for short, long, what in (("-v", "--verbose", "increase"), ("-q", "--quiet", "decrease")):
+            self.add_argument(
+                short, long, action="count", default=0, dest=f"{long[2:]}_{level}",
+                help=f"{what} verbosity",
+            )  # fmt: skip
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, f"{self.prog} --help")
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse with options between the positionals: `detach work -v sys-usb:sda` is one device.
+
+        argparse by itself gives an optional positional its (empty) share before the option.
+        """
+        positionals = self._get_positional_actions()
+        if self._intermixed or any(each.nargs == argparse.PARSER for each in positionals):
+            return super().parse_known_args(args, namespace)
+        self._intermixed = True
+        try:
+            parsed, unknown = self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._intermixed = False
+        if unknown:  # said here, so that the hint is this action's help and not the program's
+            self.error("unrecognized arguments: " + " ".join(unknown))
+        return parsed, unknown
+
+
+def verbosity(args: argparse.Namespace) -> int:
+    """Return how often -v was given less how often -q was, wherever they stood."""
+    return sum(
+        getattr(args, f"verbose_{level}", 0) - getattr(args, f"quiet_{level}", 0)
+        for level in range(LEVELS)
+    )
+
+
+def examples(*lines: tuple[str, str]) -> str:
+    """Return the epilog with examples: each a command line and what it does."""
+    return "examples:\n" + "\n".join(f"  {command}\n      {what}" for command, what in lines)
+
+
+def vm_name(text: str) -> str:
+    """Return `text` if it is a VM's name; raise UsageError with the reason if not."""
+    try:
+        return parse_vm_name(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def vm_names(texts: Sequence[str]) -> list[str]:
+    """Return the names in their order, each once; raise UsageError for the first bad one."""
+    names = list(dict.fromkeys(vm_name(text) for text in texts))
+    if len(names) > VMS_MAX:
+        raise UsageError(f"{len(names)} VMs are named, and {VMS_MAX} is the most")
+    return names
+
+
+def device_name(text: str) -> DeviceName:
+    """Return SOURCE and ID of `text`; raise UsageError with the reason if it is not SOURCE:ID."""
+    try:
+        return parse_device_name(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def target_and_device(vm: str, device: str) -> tuple[str, DeviceName]:
+    """Return both checked; if they were given the wrong way round, say so."""
+    if ":" in vm and is_vm_name(device):
+        raise UsageError(
+            f"the VM comes first, then the device: '{show(vm, 128)}' is not a VM's name",
+        )
+    return vm_name(vm), device_name(device)
+
+
+def options(texts: Sequence[str], read_only: bool = False) -> dict[str, str]:
+    """Return the -o options as a map; raise UsageError for a malformed or repeated one.
+
+    Which names and values a class knows is the service's to say: it is the one that acts on them.
+    """
+    parsed: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(
+                f"option '{show(name, 128)}' has no value: "
+                "an option is written NAME=VALUE, as in -o read-only=yes"
+            )
+        if not _is_option_name(name):
+            raise UsageError(
+                f"'{show(name, 128)}' is not an option's name: lower-case letters, digits and "
+                f"hyphens, at most {OPTION_NAME_MAX}, as in -o read-only=yes"
+            )
+        if not (0 < len(value) <= OPTION_VALUE_MAX and value.isascii() and value.isprintable()):
+            raise UsageError(
+                f"option '{name}' cannot have the value '{show(value, 128)}': a value is 1 to "
+                f"{OPTION_VALUE_MAX} printable ASCII characters"
+            )
+        if name in parsed:
+            raise UsageError(f"option '{name}' is given twice")
+        parsed[name] = value
+    if read_only:
+        if parsed.get("read-only", "yes") in ("no", "false", "off", "0"):
+            raise UsageError(f"--ro contradicts -o read-only={parsed['read-only']}")
+        parsed.setdefault("read-only", "yes")
+    if len(parsed) > OPTIONS_MAX:
+        raise UsageError(f"{len(parsed)} options are given, and {OPTIONS_MAX} is the most")
+    return parsed
+
+
+def _is_option_name(text: str) -> bool:
+    bare = text.replace("-", "a")
+    return (
+        0 < len(text) <= OPTION_NAME_MAX
+        and bare.isascii()
+        and bare.isalnum()
+        and bare == bare.lower()
+        and not text.startswith("-")
+    )
+
+
+def _help_width() -> int:
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isascii() and columns.isdigit() and 0 < len(columns) <= 4:
+        width = int(columns)
+    else:
+        try:
+            width = os.get_terminal_size(1).columns
+        except OSError:
+            width = 80
+    return max(40, min(width, HELP_WIDTH_MAX)) - 2

@@ -1,0 +1,187 @@
+"""A blocking client of the local socket: what a command needs, and quick to import.
+
+A command that lists devices should not take longer than its user notices, and importing costs
+more than all that it does. So there is no trio here, no `typing`, `enum` or `dataclasses`, and
+`_socket`, the C half of `socket`, instead of the whole: the other half brings enum and selectors.
+"""
+
+from __future__ import annotations
+
+import os
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
+from time import monotonic
+
+from pedos_protocol.connection import VERSIONS, Connection
+from pedos_protocol.errors import CallError, RemoteProtocolError
+from pedos_protocol.events import (
+    DEADLINE_MS_MAX,
+    Answer,
+    Closed,
+    ErrorAnswer,
+    Hello,
+    NeedData,
+    Notice,
+    Request,
+)
+
+TYPE_CHECKING = False  # as typing's own, whose import would double the command line's start
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Any
+
+    from pedos_protocol.events import Event
+
+#: Where the service listens if PEDOS_SOCKET does not say otherwise.
+DEFAULT_SOCKET = "/run/pedos/pedos.sock"
+
+#: Bytes of path in a sockaddr_un, less the final NUL (unix(7)).
+SUN_PATH_MAX = 107
+
+#: Seconds that the service may take beyond a call's time-out to answer that the time is up.
+GRACE = 1.0
+
+#: Bytes asked for at once: the largest frame.
+RECEIVE_SIZE = 65540
+
+
+class Unreachable(Exception):  # noqa: N818 - the name of a state of affairs, as KeyboardInterrupt
+    """Nobody answers at `path`; `why` is half a sentence."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path}: {why}")
+        self.path = path
+        self.why = why
+
+
+class Client:
+    """A connection to the service. Made by `connect`."""
+
+    def __init__(self, sock: socket, path: str, program: str) -> None:
+        self.path = path
+        self._socket = sock
+        self._connection = Connection()
+        self._last_id = 0
+        self._notices: list[Notice] = []
+        # Not sent yet: hello and the first request go out together.
+        self._out = self._connection.send(Hello(VERSIONS, program))
+
+    def call(self, method: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
+        """Calls `method` and returns its result.
+
+        `timeout` is in seconds, at most 600. CallError if the answer is an error, or `timeout` if
+        there is none in time; Unreachable if the service goes away first; RemoteProtocolError if
+        it speaks something else; LocalProtocolError if `params` cannot be sent.
+        """
+        self._last_id += 1
+        call_id = self._last_id
+        deadline_ms = max(1, min(DEADLINE_MS_MAX, int(timeout * 1000)))
+        request = Request(call_id, method, params, deadline_ms)
+        self._out += self._connection.send(request)
+        deadline = monotonic() + timeout + GRACE
+        late = CallError("timeout", f"{method} was not answered within {timeout:g} s")
+        while True:
+            event = self._next_event(deadline)
+            if event is None:
+                raise late
+            if isinstance(event, Notice):
+                self._notices.append(event)
+            elif isinstance(event, Answer) and event.id == call_id:
+                return event.result
+            elif isinstance(event, ErrorAnswer) and event.id == call_id:
+                raise CallError(event.code, event.message, event.data)
+
+    def notice(self, timeout: float | None = None) -> Notice | None:
+        """The next notice that came or comes; None if there is none within `timeout` seconds.
+
+        Raises what `call` raises.
+        """
+        deadline = None if timeout is None else monotonic() + timeout
+        while not self._notices:
+            event = self._next_event(deadline)
+            if event is None:
+                return None
+            if isinstance(event, Notice):
+                self._notices.append(event)
+        return self._notices.pop(0)
+
+    def _next_event(self, deadline: float | None) -> Event | None:
+        """The next event; None if the deadline passes first."""
+        try:
+            if self._out:
+                self._wait_until(deadline)
+                self._socket.sendall(self._out)
+                self._out = b""
+            while True:
+                event = self._connection.next_event()
+                if isinstance(event, Closed):
+                    raise Unreachable(self.path, "the service has closed the connection")
+                if isinstance(event, Request):
+                    raise RemoteProtocolError("the service made a request of a command")
+                if not isinstance(event, NeedData):
+                    return event
+                self._wait_until(deadline)
+                self._connection.receive_data(self._socket.recv(RECEIVE_SIZE))
+        except TimeoutError:
+            return None
+        except OSError as error:
+            raise Unreachable(self.path, f"the connection broke ({error.strerror})") from error
+
+    def _wait_until(self, deadline: float | None) -> None:
+        if deadline is not None:
+            # 0 would mean not to block at all.
+            self._socket.settimeout(max(0.001, deadline - monotonic()))
+        else:
+            self._socket.settimeout(None)
+
+    def close(self) -> None:
+        """Hangs up; what the service still does for this client, it may give up."""
+        self._socket.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _connect(sock: socket, path: str) -> None:
+    if len(os.fsencode(path)) <= SUN_PATH_MAX:
+        sock.connect(path)
+        return
+    # The parent folder has a short name for as long as it is open.
+    folder, name = os.path.split(path)
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sock.connect(f"/proc/self/fd/{descriptor}/{name}")
+    finally:
+        os.close(descriptor)
+
+
+def connect(path: str | None = None, *, program: str = "pedos-cli") -> Client:
+    """A client of the service at `path`, or where PEDOS_SOCKET says, or at the usual place.
+
+    Unreachable if there is none. That the service answers is known only after the first call.
+    """
+    if path is None:
+        path = os.environ.get("PEDOS_SOCKET") or DEFAULT_SOCKET
+    sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+    try:
+        _connect(sock, path)
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, FileNotFoundError):
+            why = "there is no such socket"
+        elif isinstance(error, ConnectionRefusedError):
+            why = "nobody listens there"
+        elif isinstance(error, OSError):
+            # Of a name that is too long even alone, socket says only its message.
+            why = (error.strerror or str(error)).lower()
+        else:
+            raise
+        raise Unreachable(path, why) from error
+    return Client(sock, path, program)

@@ -1,0 +1,162 @@
+"""Completion for the shell, from the same parsers that read the command line.
+
+It speaks the protocol of argcomplete's shell function, so `register-python-argcomplete qvm-device`
+and our own `completions/qvm-device.bash` both work: the shell puts the line into the environment
+and reads candidates from file descriptor 8. argcomplete itself is not used, because importing it
+alone takes longer than everything that happens here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from pedos_protocol.errors import CallError, ProtocolError
+from pedos_protocol.names import frontend_names, is_device_id, is_vm_name, natural_key
+
+from pedos_cli import client
+from pedos_cli.run import DONE, take, take_maps
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+TIMEOUT_S = 0.5
+"""Seconds that a Tab waits for the service: then the names are simply not offered."""
+
+ANSWER_FD = 8
+"""The descriptor that argcomplete's shell function reads the candidates from."""
+
+DEFAULT_SEPARATOR = "\013"
+DEFAULT_WORD_BREAKS = "\"'@><=;|&(:"
+
+
+class Position:
+    """Where in the command line the cursor stands: in which parser, and what comes next there."""
+
+    def __init__(self, parser: argparse.ArgumentParser, words: Iterable[str]) -> None:
+        self.device_class: str | None = parser.get_default("device_class")
+        self._enter(parser)
+        for word in words:
+            self._pass(word)
+
+    def expected(self) -> argparse.Action | None:
+        """Return what a word here would be a value of."""
+        return self._pending or (self._positionals[0] if self._positionals else None)
+
+    def _enter(self, parser: argparse.ArgumentParser) -> None:
+        actions = parser._actions
+        self.vm: str | None = None
+        self.action = parser.get_default("action")
+        self.options = {name: each for each in actions for name in each.option_strings}
+        self._positionals = [each for each in actions if not each.option_strings]
+        self._pending: argparse.Action | None = None
+
+    def _pass(self, word: str) -> None:
+        expected = self.expected()
+        if word.startswith("-"):
+            option = self.options.get(word)
+            self._pending = option if option is not None and option.nargs != 0 else None
+        elif self._pending is not None:
+            if self._pending.nargs is None:  # one value; a `+` goes on until the next option
+                self._pending = None
+        elif expected is not None and expected.choices is not None and word not in expected.choices:
+            self._positionals = []  # nothing fits after a word that does not
+        elif isinstance(expected, argparse._SubParsersAction):
+            self._enter(expected.choices[word])
+        elif expected is not None:
+            if expected.dest == "device_class":
+                self.device_class = word
+            elif expected.dest == "vm":
+                self.vm = word
+            if expected.nargs not in ("*", "+"):
+                self._positionals.pop(0)
+
+
+def complete(parser: argparse.ArgumentParser) -> int:
+    """Answer the shell; never fails and never says anything else, as it would garble the prompt."""
+    line = os.environb.get(b"COMP_LINE", b"").decode("utf-8", "replace")
+    point = os.environ.get("COMP_POINT", "")
+    if point.isdigit():
+        line = line[: int(point)]
+    words = line.split()
+    prefix = words.pop() if words and not line[-1].isspace() else ""
+    found = [each for each in candidates(parser, words[1:], prefix) if each.startswith(prefix)]
+    # The shell splits words at its word breaks and replaces only what follows the last of them.
+    breaks = os.environ.get("_ARGCOMPLETE_COMP_WORDBREAKS", DEFAULT_WORD_BREAKS)
+    kept = max((prefix.rfind(each) for each in breaks), default=-1) + 1
+    separator = os.environ.get("_ARGCOMPLETE_IFS", os.environ.get("IFS", DEFAULT_SEPARATOR))
+    try:  # noqa: SIM105  (contextlib takes 4 ms to import, a third of an empty Python)
+        os.write(ANSWER_FD, separator.join(each[kept:] for each in found).encode())
+    except OSError:  # no descriptor 8: only the variable was set, and there is nobody to answer
+        pass
+    return DONE
+
+
+def candidates(parser: argparse.ArgumentParser, words: Iterable[str], prefix: str) -> list[str]:
+    """Return what could stand at the cursor after `words`, the program's name not among them."""
+    position = Position(parser, words)
+    if prefix.startswith("-"):
+        return sorted(name for name in position.options if name.startswith("--"))
+    expected = position.expected()
+    if isinstance(expected, argparse._SubParsersAction):
+        # Without the aliases: they save typing only when nobody has to ask for them.
+        return [each.dest for each in expected._choices_actions]
+    if expected is not None and expected.choices is not None:
+        return list(expected.choices)
+    source = SOURCES.get(expected.metavar) if expected is not None else None
+    try:
+        return source(position) if source is not None else []
+    except (CallError, ProtocolError, OSError, client.Unreachable):
+        return []
+
+
+def _ask(method: str, params: dict[str, object]) -> dict[str, object]:
+    service = client.connect()
+    try:
+        return service.call(method, params, TIMEOUT_S)
+    finally:
+        service.close()
+
+
+def _vms(_: Position) -> list[str]:
+    answer = _ask("vm.list", {})
+    names = (take(each, "name", str) for each in take_maps(answer, "vms"))
+    return sorted(filter(is_vm_name, names), key=natural_key)
+
+
+def _devices(position: Position) -> list[str]:
+    everything: dict[str, object] = {
+        "device_class": position.device_class,
+        "vms": None,
+        "exclude": [],
+    }
+    answer = _ask("device.list", everything)
+    devices = take_maps(answer, "devices")
+    if position.action == "detach":
+        devices = [each for each in devices if position.vm in _users(each)]
+    # Only proper names: a candidate becomes part of a command line.
+    names = (
+        f"{each['backend']}:{each['device']}"
+        for each in devices
+        if is_vm_name(take(each, "backend", str)) and is_device_id(take(each, "device", str))
+    )
+    return sorted(names, key=natural_key)
+
+
+def _options(_: Position) -> list[str]:
+    frontends = [f"frontend-dev={name}" for name in frontend_names()]
+    return ["read-only=yes", "read-only=no", *frontends]
+
+
+def _users(device: Mapping[str, object]) -> set[str]:
+    uses = [*take_maps(device, "attachments"), *take_maps(device, "assignments")]
+    return {take(each, "vm", str) for each in uses}
+
+
+SOURCES: dict[object, Callable[[Position], list[str]]] = {
+    "VM": _vms,
+    "SOURCE:ID": _devices,
+    "NAME=VALUE": _options,
+}
+"""Where the values of an argument come from, by what the help calls it."""

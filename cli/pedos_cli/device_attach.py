@@ -1,0 +1,83 @@
+"""`qvm-device CLASS attach`: give a device to a VM, now or at each of its starts."""
+
+from __future__ import annotations
+
+from pedos_protocol.errors import CallError
+
+from pedos_cli.arguments import options, target_and_device
+from pedos_cli.device_list import options_text
+from pedos_cli.run import DONE, take
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pedos_cli.arguments import Parser
+    from pedos_cli.run import Session
+
+TIMEOUT_S = 60.0
+"""Seconds for an attach: each of its steps in the two VMs has a shorter deadline of its own."""
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add what `attach` takes."""
+    parser.add_argument("vm", metavar="VM", help="the VM that gets the device")
+    parser.add_argument(
+        "device", metavar="SOURCE:ID", help="the device, as the first column of list names it"
+    )
+    parser.add_argument(
+        "-p", "--persistent", action="store_true",
+        help="attach it at every start of VM too, which fails when the device is not there",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--option", metavar="NAME=VALUE", dest="options", action="append", default=[],
+        help="an option of the class, such as read-only=yes or frontend-dev=xvdj; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ro", dest="read_only", action="store_true", help="the same as -o read-only=yes"
+    )
+    parser.set_defaults(verb=run)
+
+
+def run(session: Session) -> int:
+    """Attach one device, or assign it when its VM does not run."""
+    args = session.args
+    vm, name = target_and_device(args.vm, args.device)
+    params: dict[str, object] = {
+        "device_class": args.device_class,
+        "vm": vm,
+        "backend": name.backend,
+        "device": name.id,
+        "options": options(args.options, args.read_only),
+        "persistent": args.persistent,
+    }
+    try:
+        answer = session.call("device.attach", params, TIMEOUT_S)
+    except CallError as error:
+        status = session.fail(error, f"{args.command} explain {vm} {args.device}")
+        if error.code == "denied":  # perhaps by a rule that somebody has just tried to change
+            session.warn_of_policy()
+        return status
+    session.say(f"{args.device} {_outcome(answer, vm, args.persistent)}")
+    if session.verbosity > 0 and answer.get("request"):
+        session.say(f"request: {answer['request']}")
+    session.warn_of_policy()
+    return DONE
+
+
+def _outcome(answer: Mapping[str, object], vm: str, persistent: bool) -> str:
+    outcome = take(answer, "outcome", str)
+    if outcome == "assigned":
+        return f"assigned to {vm}; it will be attached when {vm} starts"
+    shown = dict(take(answer, "options", dict))
+    frontend = shown.pop("frontend-dev", None)
+    text = f"attached to {vm}"
+    if outcome == "already":
+        text = f"is already {text}"
+    if frontend:
+        text += f" as {frontend}"
+    if shown:
+        text += f" ({options_text(shown)})"
+    if persistent:
+        text += f"; assigned too, so it will be attached whenever {vm} starts"
+    return text

@@ -1,0 +1,90 @@
+"""`qvm-device CLASS detach`: take one device, or all of the class, from a VM."""
+
+from __future__ import annotations
+
+from pedos_protocol.errors import CallError
+
+from pedos_cli.arguments import target_and_device, vm_name
+from pedos_cli.run import DONE, take, take_maps
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pedos_cli.arguments import Parser
+    from pedos_cli.run import Session
+
+TIMEOUT_S = 120.0
+"""Seconds for a detach: all devices of a class, each with the time to write back what it holds."""
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add what `detach` takes."""
+    parser.add_argument("vm", metavar="VM", help="the VM that has the device")
+    parser.add_argument(
+        "device", metavar="SOURCE:ID", nargs="?",
+        help="the device; without it, every device of the class is detached from VM",
+    )  # fmt: skip
+    parser.set_defaults(verb=run)
+
+
+def run(session: Session) -> int:
+    """Detach and unassign; goes on past a failure and returns the status of the first."""
+    args = session.args
+    backend: str | None = None
+    device: str | None = None
+    if args.device is None:
+        vm = vm_name(args.vm)
+    else:
+        vm, name = target_and_device(args.vm, args.device)
+        backend, device = name.backend, name.id
+    params: dict[str, object] = {
+        "device_class": args.device_class,
+        "vm": vm,
+        "backend": backend,
+        "device": device,
+    }
+    try:
+        answer = session.call("device.detach", params, TIMEOUT_S)
+    except CallError as error:
+        status = session.fail(error, _explain(args.command, vm, args.device))
+        if error.code == "denied":  # perhaps by a rule that somebody has just tried to change
+            session.warn_of_policy()
+        return status
+    status = DONE
+    results = take_maps(answer, "results")
+    for result in results:
+        failed = _tell(session, result, vm)
+        status = status or failed
+    if not results:
+        session.say(f"no {args.device_class} device is attached or assigned to {vm}")
+    if session.verbosity > 0 and answer.get("request"):
+        session.say(f"request: {answer['request']}")
+    session.warn_of_policy()
+    return status
+
+
+def _tell(session: Session, result: Mapping[str, object], vm: str) -> int:
+    """Print what became of one device and return the status that it alone would have."""
+    device = f"{take(result, 'backend', str)}:{take(result, 'device', str)}"
+    detached, unassigned = result.get("detached"), result.get("unassigned")
+    status = DONE
+    if result.get("error") is not None:
+        error = take(result, "error", dict)
+        status = session.fail(
+            CallError(
+                take(error, "code", str), take(error, "message", str), take(error, "data", dict)
+            ),
+            _explain(session.args.command, vm, device),
+        )
+    if detached and unassigned:
+        session.say(f"{device} detached from {vm}, and no longer assigned to it")
+    elif detached:
+        session.say(f"{device} detached from {vm}")
+    elif unassigned:
+        session.say(f"{device} no longer assigned to {vm}")
+    return status
+
+
+def _explain(command: str, vm: str, device: str | None) -> str | None:
+    return f"{command} explain {vm} {device} --verb detach" if device else None

@@ -1,0 +1,65 @@
+"""`qvm-device CLASS explain`: what the policy says to a request, and which rule says it."""
+
+from __future__ import annotations
+
+from pedos_cli import output
+from pedos_cli.arguments import target_and_device
+from pedos_cli.run import DONE, rule_text, take, take_maps
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pedos_cli.arguments import Parser
+    from pedos_cli.run import Session
+
+TIMEOUT_S = 10.0
+"""Seconds for an explanation: the policy is in the service's memory."""
+
+VERBS = ("list", "attach", "detach", "assign")
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add what `explain` takes."""
+    parser.add_argument("vm", metavar="VM", help="the VM that would get the device")
+    parser.add_argument("device", metavar="SOURCE:ID", help="the device")
+    parser.add_argument(
+        "--verb", dest="asked", choices=VERBS, default="attach",
+        help="what would be done with it (default: attach)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON, with the whole trace")
+    parser.set_defaults(verb=run)
+
+
+def run(session: Session) -> int:
+    """Print the verdict, the rule that gave it and, with -v, the rules that were looked at."""
+    args = session.args
+    vm, name = target_and_device(args.vm, args.device)
+    answer = session.call(
+        "device.explain",
+        {
+            "verb": args.asked,
+            "device_class": args.device_class,
+            "vm": vm,
+            "backend": name.backend,
+            "device": name.id,
+        },
+        TIMEOUT_S,
+    )
+    if args.json:
+        output.put_json(answer)
+    else:
+        output.put(f"{take(answer, 'verdict', str)}: {args.asked} {args.device} -> {vm}")
+        output.put(f"  rule: {rule_text(answer)}")
+        parameters = take(answer, "parameters", dict)
+        if parameters:
+            output.put("  with: " + " ".join(f"{key}={parameters[key]}" for key in parameters))
+        if session.verbosity > 0:
+            for step in take_maps(answer, "trace"):
+                output.put(f"  looked at: {_step(step)}")
+    session.warn_of_policy()
+    return DONE
+
+
+def _step(step: Mapping[str, object]) -> str:
+    return f"{rule_text(step)}  ({step.get('why')})"

@@ -1,0 +1,220 @@
+"""`qvm-device`, and `qvm-block`, `qvm-usb`, `qvm-pci`, `qvm-mic` where the class is implied."""
+
+from __future__ import annotations
+
+import sys
+
+from pedos_protocol.names import DEVICE_CLASSES
+
+from pedos_cli import device_attach, device_detach, device_explain, device_list
+from pedos_cli.arguments import Parser, UsageError, examples
+from pedos_cli.output import show
+from pedos_cli.run import run
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+ACTIONS = {
+    "list": ("ls", "l"),
+    "attach": ("at", "a"),
+    "detach": ("dt", "d"),
+    "explain": (),
+}
+"""Each action and its aliases."""
+
+IMPLIED_ACTION = "list"
+
+MODULES = {
+    "list": (device_list, "list devices and who uses them"),
+    "attach": (device_attach, "attach a device to a VM"),
+    "detach": (device_detach, "detach one device, or all of the class, from a VM"),
+    "explain": (device_explain, "show what the policy says, and which rule says it"),
+}
+
+EXAMPLE_DEVICES = {
+    "block": "sys-usb:stick.img",
+    "usb": "sys-usb:1-2",
+    "pci": "dom0:00_1b.0",
+    "mic": "dom0:mic",
+}
+
+
+def build_parser(
+    device_class: str | None = None, shown_class: str | None = None, only: str | None = None
+) -> Parser:
+    """Return the parser of `qvm-device`, or of `qvm-CLASS` when `device_class` is given.
+
+    `shown_class` is the class that the command line names: help and examples then use it. `only`
+    is the action that it names: the parsers of the others are then not made, which saves time.
+    """
+    prog = f"qvm-{device_class}" if device_class else "qvm-device"
+    known = device_class or shown_class
+    command = prog if device_class else f"{prog} {known or 'block'}"
+    inner = prog if device_class else f"{prog} {known or 'DEVICE_CLASS'}"
+    device = EXAMPLE_DEVICES[known or "block"]
+    what = f"{known} devices" if known else "devices (block, usb, pci, mic)"
+    parser = Parser(
+        prog=prog,
+        description=f"List, attach and detach {what}. Without an action, list is implied.",
+        epilog=examples(
+            (command, "list what there is"),
+            (f"{command} attach work {device}", "attach a device to the VM work"),
+            (f"{command} detach work", "detach everything of this class from work"),
+        ),
+    )
+    if device_class is None:
+        parser.add_argument(
+            "device_class", metavar="DEVICE_CLASS", choices=DEVICE_CLASSES,
+            help="one of: " + ", ".join(DEVICE_CLASSES),
+        )  # fmt: skip
+    else:
+        parser.set_defaults(device_class=device_class)
+    parser.set_defaults(command=command)
+    actions = parser.add_subparsers(
+        title="actions", metavar="ACTION", dest="action", required=True, prog=inner
+    )
+    for action in (only,) if only else ACTIONS:
+        module, summary = MODULES[action]
+        leaf = actions.add_parser(
+            action,
+            aliases=ACTIONS[action],
+            help=summary,
+            description=_sentence(summary),
+            epilog=_examples(action, command, device),
+            level=2,
+        )
+        module.add_arguments(leaf)
+        leaf.set_defaults(action=action, help_command=f"{inner} {action} --help")
+    return parser
+
+
+def parse(argv: Sequence[str], device_class: str | None = None) -> argparse.Namespace:
+    """Return the checked arguments; raises UsageError, or SystemExit after showing help."""
+    words, shown_class, action = complete_words(argv, device_class)
+    return build_parser(device_class, shown_class, action).parse_args(words)
+
+
+def complete_words(
+    argv: Sequence[str], device_class: str | None
+) -> tuple[list[str], str | None, str | None]:
+    """Return the words with the implied action put in, the class and the action that they name.
+
+    Raises UsageError for an unknown class or action. The options that may stand before the action
+    take no value, so the first word without a hyphen is the class and the second is the action.
+    """
+    prog = f"qvm-{device_class}" if device_class else "qvm-device"
+    words = list(argv)
+    found = device_class
+    for place, word in enumerate(words):
+        if word == "--help" or (_is_global(word) and "h" in word):
+            return words, found, None
+        if word.startswith("-") and (found is None or _is_global(word)):
+            continue
+        if found is None:
+            found = _known_class(word)
+        elif word.startswith("-"):  # an option of the implied action
+            return [*words[:place], IMPLIED_ACTION, *words[place:]], found, IMPLIED_ACTION
+        else:
+            return words, found, _known_action(word, prog if device_class else f"{prog} {found}")
+    if found is None:
+        raise UsageError(
+            "no device class is given: it is the first argument, one of "
+            + ", ".join(DEVICE_CLASSES),
+            f"{prog} block list",
+        )
+    return [*words, IMPLIED_ACTION], found, IMPLIED_ACTION
+
+
+def _is_global(word: str) -> bool:
+    return word in ("--verbose", "--quiet") or (
+        len(word) > 1 and word[0] == "-" and set(word[1:]) <= set("vqh")
+    )
+
+
+def _known_class(word: str) -> str:
+    if word in DEVICE_CLASSES:
+        return word
+    raise UsageError(
+        f"'{show(word, 64)}' is no device class: the classes are {', '.join(DEVICE_CLASSES)}",
+        "qvm-device block list",
+    )
+
+
+def _known_action(word: str, command: str) -> str:
+    for action, aliases in ACTIONS.items():
+        if word == action or word in aliases:
+            return action
+    raise UsageError(
+        f"'{show(word, 64)}' is no action: the actions are {', '.join(ACTIONS)}; "
+        "to list the devices of a VM, name the action list",
+        f"{command} list {show(word, 64)}",
+    )
+
+
+def _sentence(summary: str) -> str:
+    return f"{summary[0].upper()}{summary[1:]}."
+
+
+def _examples(action: str, command: str, device: str) -> str:
+    option = " -o read-only=yes" if "block" in command else ""
+    lines = {
+        "list": (
+            (f"{command} list", "every device of the class"),
+            (f"{command} list work", "what is in work, and what is attached to it"),
+            (f"{command} list --all --exclude vault", "everything, vault's part left out"),
+            (f"{command} list --json", "the same for programs"),
+        ),
+        "attach": (
+            (f"{command} attach work {device}{option}", "attach it until it is detached"),
+            (f"{command} attach --persistent work {device}", "at every start of work as well"),
+        ),
+        "detach": (
+            (f"{command} detach work {device}", "this one device"),
+            (f"{command} detach work", "every device of the class"),
+        ),
+        "explain": (
+            (f"{command} explain work {device}", "may it be attached to work, and why"),
+            (f"{command} explain -v work {device} --verb detach", "with every rule looked at"),
+        ),
+    }
+    return examples(*lines[action])
+
+
+def _main(device_class: str | None, argv: Sequence[str] | None) -> int:
+    return run(
+        f"qvm-{device_class}" if device_class else "qvm-device",
+        lambda: build_parser(device_class),
+        argv,
+        lambda words: parse(words, device_class),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `qvm-device`; returns the exit status."""
+    return _main(None, argv)
+
+
+def main_block(argv: Sequence[str] | None = None) -> int:
+    """Run `qvm-block`; returns the exit status."""
+    return _main("block", argv)
+
+
+def main_usb(argv: Sequence[str] | None = None) -> int:
+    """Run `qvm-usb`; returns the exit status."""
+    return _main("usb", argv)
+
+
+def main_pci(argv: Sequence[str] | None = None) -> int:
+    """Run `qvm-pci`; returns the exit status."""
+    return _main("pci", argv)
+
+
+def main_mic(argv: Sequence[str] | None = None) -> int:
+    """Run `qvm-mic`; returns the exit status."""
+    return _main("mic", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

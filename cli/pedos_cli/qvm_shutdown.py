@@ -1,0 +1,64 @@
+"""`qvm-shutdown`: shut VMs down and wait until they are."""
+
+from __future__ import annotations
+
+import sys
+
+from pedos_protocol.errors import CallError
+
+from pedos_cli.arguments import Parser, examples, vm_names
+from pedos_cli.run import DONE, run
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pedos_cli.run import Session
+
+PROG = "qvm-shutdown"
+TIMEOUT_S = 120.0
+"""Seconds for a shutdown: a VM may have much to write back before it is down."""
+
+
+def build_parser() -> Parser:
+    """Return the parser of `qvm-shutdown`."""
+    parser = Parser(
+        prog=PROG,
+        description="Shut VMs down. Returns when they are down.",
+        epilog=examples(
+            (f"{PROG} work", "ask work to shut down"),
+            (f"{PROG} --force work", "even while its devices are used by other VMs"),
+        ),
+    )
+    parser.add_argument("vms", metavar="VM", nargs="+", help="the VMs to shut down, in this order")
+    parser.add_argument(
+        "--force", action="store_true", help="do not ask: end the VM, whatever it is doing"
+    )
+    parser.add_argument(
+        "--wait", action="store_true", help="accepted for habit's sake: it always waits"
+    )
+    parser.set_defaults(verb=shut_down)
+    return parser
+
+
+def shut_down(session: Session) -> int:
+    """Shut each VM down; goes on past a failure and returns the status of the first."""
+    status = DONE
+    for vm in vm_names(session.args.vms):
+        try:
+            session.call("vm.shutdown", {"vm": vm, "force": session.args.force}, TIMEOUT_S)
+        except CallError as error:
+            failed = session.fail(error)
+            status = status or failed
+        else:
+            session.say(f"{vm} shut down")
+    return status
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `qvm-shutdown`; returns the exit status."""
+    return run(PROG, build_parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""`qvm-start`: start VMs, with the devices that are assigned to them."""
+
+from __future__ import annotations
+
+import sys
+
+from pedos_protocol.errors import CallError
+
+from pedos_cli.arguments import Parser, examples, vm_names
+from pedos_cli.run import DONE, run, take
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pedos_cli.run import Session
+
+PROG = "qvm-start"
+TIMEOUT_S = 180.0
+"""Seconds for a start: the VM itself, 30 s for its agent, and its assigned devices."""
+
+
+def build_parser() -> Parser:
+    """Return the parser of `qvm-start`."""
+    parser = Parser(
+        prog=PROG,
+        description="Start VMs and attach what is assigned to them. A VM whose assigned devices "
+        "are not all there and free does not start.",
+        epilog=examples((f"{PROG} work", "start work"), (f"{PROG} sys-usb work", "in this order")),
+    )
+    parser.add_argument("vms", metavar="VM", nargs="+", help="the VMs to start, in this order")
+    parser.set_defaults(verb=start)
+    return parser
+
+
+def start(session: Session) -> int:
+    """Start each VM; goes on past a failure and returns the status of the first."""
+    status = DONE
+    for vm in vm_names(session.args.vms):
+        try:
+            answer = session.call("vm.start", {"vm": vm}, TIMEOUT_S)
+        except CallError as error:
+            failed = session.fail(error)
+            status = status or failed
+            continue
+        line = f"{vm} started (domain {take(answer, 'domid', int)})"
+        attached = take(answer, "attached", list)
+        if attached:
+            line += "; attached: " + ", ".join(str(each) for each in attached)
+        session.say(line)
+    return status
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `qvm-start`; returns the exit status."""
+    return run(PROG, build_parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""What every program here does around its one verb: parse, run, say what went wrong, exit.
+
+A verb gets a `Session` and returns an exit status. It raises what goes wrong; only this module
+turns errors into text and statuses, so no program ends in a traceback or without an answer.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from pedos_protocol.errors import EXIT_STATUS, CallError, ProtocolError
+
+from pedos_cli import output
+from pedos_cli.arguments import UsageError, verbosity
+from pedos_cli.output import complain, put, show
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Mapping, Sequence
+    from types import ModuleType
+    from typing import TypeVar
+
+    from pedos_cli import client
+    from pedos_cli.arguments import Parser
+
+    T = TypeVar("T")
+
+DONE = 0
+FAILED = 1
+USAGE = EXIT_STATUS["usage"]
+NOT_FOUND = EXIT_STATUS["not_found"]
+UNREACHABLE = EXIT_STATUS["unavailable"]
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+PIPE_CLOSED = 141  # 128 + SIGPIPE: nobody reads the output any more
+
+DEBUG = 2
+"""Verbosity (-v -v) from which an internal error shows its traceback."""
+
+STATUS_TIMEOUT_S = 5.0
+"""Seconds for the question whether the policy is whole: it must not hold up what was asked for."""
+
+MESSAGE_MAX = 1000
+"""Characters of a service's sentence that are shown."""
+
+
+class Session:
+    """One run of one program: its arguments, its connection, and how much it says."""
+
+    def __init__(self, prog: str, args: argparse.Namespace) -> None:
+        self.prog = prog
+        self.args = args
+        self.verbosity = verbosity(args)
+        self._client: client.Client | None = None
+
+    def call(self, method: str, params: dict[str, object], timeout: float) -> dict[str, object]:
+        """Ask the service and return its answer; `timeout` in seconds.
+
+        Raises CallError for an error answer and client.Unreachable when there is no service.
+        """
+        if self._client is None:
+            self._client = _client().connect()
+        return self._client.call(method, params, timeout)
+
+    def say(self, line: str) -> None:
+        """Tell that something was done; silent with -q."""
+        if self.verbosity >= 0:
+            put(line)
+
+    def note(self, line: str) -> None:
+        """Tell something beside the answer, on standard error; silent with -q."""
+        if self.verbosity >= 0:
+            complain(f"{self.prog}: {line}")
+
+    def fail(self, error: CallError, see: str | None = None) -> int:
+        """Print what a call failed with and return the exit status that belongs to it."""
+        for line in error_lines(self.prog, error, see, verbose=self.verbosity > 0):
+            complain(line)
+        return EXIT_STATUS.get(error.code, FAILED)
+
+    def warn_of_policy(self, status: object = None) -> None:
+        """Warn when a policy file has an error, as the policy in force is then not what it says.
+
+        Without `status`, the service is asked; it tells that to dom0 alone, and a VM gets nothing.
+        """
+        if self.verbosity < 0 or inside_vm():
+            return
+        if status is None:
+            try:
+                answer = self.call("service.status", {}, STATUS_TIMEOUT_S)
+            except (CallError, _client().Unreachable):
+                return
+            status = answer.get("policy")
+        warning = policy_warning(status)
+        if warning:
+            self.note(f"warning: {warning}")
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+
+def take(answer: Mapping[str, object], key: str, kind: type[T]) -> T:
+    """Return `answer[key]` if it is a `kind`; raise ProtocolError if the service sent nonsense."""
+    value = answer.get(key)
+    if not isinstance(value, kind):
+        raise ProtocolError(f"the service's answer has no proper '{key}'")
+    return value
+
+
+def take_maps(answer: Mapping[str, object], key: str) -> list[dict[str, object]]:
+    """Return `answer[key]` if it is a list of maps; raise ProtocolError if not."""
+    values = take(answer, key, list)
+    if not all(isinstance(value, dict) for value in values):
+        raise ProtocolError(f"the service's answer has no proper '{key}'")
+    return values
+
+
+def inside_vm() -> bool:
+    """Say whether this is known to run in a VM and not in dom0 (only texts depend on it)."""
+    return vm_here() != "dom0"
+
+
+def vm_here() -> str:
+    """Return the name of the VM that this runs in, as far as the environment tells it."""
+    return os.environ.get("PEDOS_VM") or "dom0"
+
+
+def error_lines(prog: str, error: CallError, see: str | None, *, verbose: bool) -> list[str]:
+    """Return the lines that tell an error answer: what, why, and what to do next.
+
+    `see` is the command that explains a denial; dom0 is told the rule, a VM only the request.
+    """
+    if error.code == "unknown_method" and inside_vm():
+        return [f"{prog}: failed: only dom0 may ask for this, and here is {show(vm_here())}"]
+    data = error.data
+    known_rule = error.code == "denied" and "rule" in data
+    lines = [f"{prog}: {error.code.replace('_', ' ')}: {show(error.message, MESSAGE_MAX)}"]
+    if known_rule:
+        lines.append(f"  rule: {rule_text(data)}")
+        if see:
+            lines.append(f"  see:  {see}")
+    if data.get("hint"):
+        lines.append(f"  try:  {show(data['hint'])}")
+    if data.get("request") and (verbose or (error.code == "denied" and not known_rule)):
+        lines.append(f"  request: {show(data['request'])}")
+    return lines
+
+
+def rule_text(data: Mapping[str, object]) -> str:
+    """Return where a rule stands and what it says, or that none matched."""
+    rule, text = data.get("rule"), data.get("text")
+    if not rule:
+        return "none matched (default deny)"
+    return f"{show(rule)}   {show(text)}" if text else show(rule)
+
+
+def policy_warning(status: object) -> str | None:
+    """Return what to warn of when a policy file has an error, else None."""
+    if not isinstance(status, dict) or status.get("ok", True):
+        return None
+    errors = [each for each in status.get("errors") or [] if isinstance(each, dict)]
+    if errors:
+        first = errors[0]
+        where = f"policy file {show(first.get('file'))}:{show(first.get('line'))} has an error"
+        if len(errors) > 1:
+            where += f" (and {len(errors) - 1} more)"
+    else:
+        where = "the policy could not be read"
+    loaded_at = status.get("loaded_at")
+    stays = (
+        f"the policy of {show(loaded_at)} stays in force"
+        if loaded_at
+        else "no policy is in force, so everything is denied"
+    )
+    return f"{where}, {stays} (qvm-policy status)"
+
+
+def unreachable_lines(prog: str, error: client.Unreachable) -> list[str]:
+    """Return the lines that tell that no service answers, and how to start it."""
+    unit = "pedos-agent" if inside_vm() else "pedos-dom0"
+    if isinstance(error.__cause__, PermissionError):
+        hint = "as root, or as the user that the service runs as"
+    else:
+        hint = f"systemctl start {unit}  (or, in local mode: pedos-local up DIR)"
+    return [
+        f"{prog}: unavailable: no service answers at {show(error.path)}: {show(error.why)}",
+        f"  try:  {hint}",
+    ]
+
+
+def run(
+    prog: str,
+    build_parser: Callable[[], Parser],
+    argv: Sequence[str] | None = None,
+    parse: Callable[[Sequence[str]], argparse.Namespace] | None = None,
+) -> int:
+    """Run one program and return its exit status.
+
+    The arguments' `verb` is the function to run. `parse` is for programs that look at the words
+    before their parser does. This is the one guard that every program stands behind.
+    """
+    if "_ARGCOMPLETE" in os.environ:
+        from pedos_cli.completion import complete  # noqa: PLC0415  (only a shell's Tab needs it)
+
+        return complete(build_parser())
+    if parse is None:
+        parse = build_parser().parse_args
+    argv = sys.argv[1:] if argv is None else argv
+    status = FAILED
+    try:
+        try:
+            status = _run_verb(prog, parse, argv)
+        except SystemExit as leaving:  # argparse after --help
+            status = leaving.code if isinstance(leaving.code, int) else DONE
+        output.finish()
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except BrokenPipeError:
+        output.abandon()
+        status = PIPE_CLOSED
+    except OSError as error:
+        output.abandon()
+        complain(f"{prog}: failed: {error.strerror or type(error).__name__}")
+    except Exception as error:
+        if _asks_for_traceback(argv):
+            import traceback  # noqa: PLC0415
+
+            for line in traceback.format_exc().splitlines():
+                complain(line)
+        complain(f"{prog}: internal error: {type(error).__name__}: {show(error)}")
+    return status
+
+
+def _run_verb(
+    prog: str, parse: Callable[[Sequence[str]], argparse.Namespace], argv: Sequence[str]
+) -> int:
+    session: Session | None = None
+    try:
+        args = parse(argv)
+        session = Session(prog, args)
+        verb: Callable[[Session], int] = args.verb
+        return verb(session)
+    except UsageError as error:
+        complain(f"{prog}: usage: {show(error.message, MESSAGE_MAX)}")
+        known = getattr(session.args, "help_command", None) if session is not None else None
+        complain(f"  try:  {show(error.hint or known or f'{prog} --help')}")
+        return USAGE
+    except CallError as error:
+        return session.fail(error) if session is not None else FAILED
+    except SystemExit:  # after --help; said here so that what follows is not looked up for it
+        raise
+    except _client().Unreachable as error:
+        for line in unreachable_lines(prog, error):
+            complain(line)
+        return UNREACHABLE
+    except ProtocolError as error:
+        complain(f"{prog}: failed: the service's answer cannot be understood: {show(error)}")
+        return FAILED
+    finally:
+        if session is not None:
+            session.close()
+
+
+def _client() -> ModuleType:
+    # Imported by who talks to the service: help and usage errors do without, and start faster.
+    from pedos_cli import client  # noqa: PLC0415
+
+    return client
+
+
+def _asks_for_traceback(argv: Sequence[str]) -> bool:
+    # By hand, because what went wrong may be the parsing itself.
+    count = 0
+    for word in argv:
+        if word == "--verbose":
+            count += 1
+        elif word.startswith("-v") and set(word[1:]) == {"v"}:
+            count += len(word) - 1
+    return count >= DEBUG

@@ -1,0 +1,247 @@
+"""The methods that clients and VMs may call: one table, and one function that looks into it.
+
+What is not in the table for this kind of caller is refused as if it did not exist. Here a request
+gets its id, its parameters are parsed, and its answer is cut down to what the caller may know.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import attrs
+import trio
+from pedos_protocol.errors import CallError, RemoteProtocolError
+from pedos_protocol.fields import TEXT_MAX
+from pedos_protocol.messages import (
+    Empty,
+    ExplainResult,
+    StatusResult,
+    TraceStep,
+    VmInfo,
+    VmListed,
+    parse_params,
+    to_wire,
+)
+from pedos_protocol.names import shown
+
+from pedos_dom0 import __version__
+from pedos_dom0.access import Access, as_told
+from pedos_dom0.attach import Attach
+from pedos_dom0.audit import new_request_id
+from pedos_dom0.detach import Detach
+from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.errors import failure
+from pedos_dom0.listing import Listing
+from pedos_dom0.operations import Operations
+from pedos_dom0.registry import DeviceKey
+from pedos_dom0.store import StoreError
+from pedos_dom0.vmstart import VmLife
+from pedos_dom0.watch import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from pedos_protocol.messages import DetachResult
+    from pedos_vchan.peer import Peer
+
+    from pedos_dom0.access import Caller
+    from pedos_dom0.reconcile import Reconciler
+    from pedos_dom0.state import State
+    from pedos_dom0.takedown import TakeDown
+    from pedos_dom0.transaction import Transaction
+
+logger = logging.getLogger(__name__)
+
+Verdict = Literal["allow", "ask", "deny"]
+
+# Characters of the trace that `explain` gives: an answer is one frame, and who has more rules than
+# that before the one that matched is better served by reading the files.
+TRACE_MAX = 40_000
+
+
+@attrs.frozen
+class Call:
+    """One request: who asks what, over which connection, under which id."""
+
+    caller: Caller
+    request: str
+    params: Any
+    peer: Peer
+    # Ends with the connection; only local clients have one.
+    background: trio.Nursery | None
+
+
+@attrs.frozen
+class Entry:
+    """A method: what serves it, and for whom.
+
+    An operation changes something: it runs to its end even if its caller goes away meanwhile.
+    """
+
+    handler: Callable[[Api, Call], Awaitable[Any]]
+    callers: frozenset[Literal["local", "vm"]]
+    operation: bool = False
+
+
+class Api:
+    """Serves requests. One of these serves all connections."""
+
+    def __init__(
+        self,
+        state: State,
+        transaction: Transaction,
+        takedown: TakeDown,
+        reconciler: Reconciler,
+        operations: Operations,
+    ) -> None:
+        self._state = state
+        self._operations = operations
+        self._access = Access(state)
+        self._listing = Listing(state, self._access)
+        self._watch = Watch(state.registry, self._listing)
+        self._attach = Attach(state, self._access, transaction, reconciler)
+        self._detach = Detach(state, self._access, takedown, reconciler)
+        self._vm_life = VmLife(state, self._access, transaction, takedown, reconciler)
+        self._started = trio.current_time()
+
+    async def dispatch(
+        self,
+        caller: Caller,
+        peer: Peer,
+        method: str,
+        untrusted_params: dict[str, Any],
+        background: trio.Nursery | None = None,
+    ) -> dict[str, Any]:
+        """Serves one request; the answer is ready for the wire. Raises CallError alone."""
+        request = new_request_id()
+        try:
+            entry = TABLE.get(method)
+            if entry is None or caller.kind not in entry.callers:
+                raise CallError("unknown_method", f"nobody serves {shown(method)} here")
+            try:
+                params = parse_params(method, untrusted_params)
+            except RemoteProtocolError as error:
+                raise CallError("usage", str(error)) from error
+            call = Call(caller, request, params, peer, background)
+
+            async def work() -> Any:
+                return await entry.handler(self, call)
+
+            if entry.operation:
+                result = await self._operations.run(caller.kind, caller.name, work)
+            else:
+                result = await work()
+            return to_wire(result)
+        except CallError as error:
+            logger.debug("%s of %s (%s): %s", method, caller.name, request, error)
+            raise as_told(caller, error, request) from error
+        except StoreError as error:
+            logger.error("%s of %s (%s): %s", method, caller.name, request, error)
+            raise as_told(caller, failure("failed", str(error)), request) from error
+
+    # Devices
+
+    async def device_list(self, call: Call) -> object:
+        params = call.params
+        if not call.caller.is_dom0:
+            return self._listing.for_vm(
+                call.caller, params.device_class, params.vms, params.exclude
+            )
+        # After a restart of the service the agents are back in a moment; a listing without them
+        # would say that there are no devices.
+        await self._state.agents.wait_expected()
+        return self._listing.for_dom0(params.device_class, params.vms, params.exclude)
+
+    async def device_attach(self, call: Call) -> object:
+        params = call.params
+        return await self._attach(
+            call.caller, call.request, _key(params), params.vm, params.options, params.persistent
+        )
+
+    async def device_detach(self, call: Call) -> DetachResult:
+        params = call.params
+        if (params.backend is None) != (params.device is None):
+            raise failure("usage", "a device is named by its VM and its id, both or neither")
+        if params.device is None:
+            return await self._detach.all(call.caller, call.request, params.device_class, params.vm)
+        return await self._detach.one(call.caller, call.request, _key(params), params.vm)
+
+    async def device_explain(self, call: Call) -> object:
+        params = call.params
+        for name in (params.vm, params.backend):
+            self._state.known_domain(name)
+        decision = self._access.decide(DOM0_NAME, params.verb, _key(params), params.vm, trace=True)
+        rule = decision.rule
+        trace, size = [], 0
+        for step in decision.trace:
+            line = TraceStep(
+                rule=step.rule.where[:TEXT_MAX],
+                text=step.rule.text[:TEXT_MAX],
+                why=step.why[:TEXT_MAX],
+            )
+            size += len(line.rule) + len(line.text) + len(line.why)
+            if size > TRACE_MAX:
+                break
+            trace.append(line)
+        return ExplainResult(
+            verdict=cast("Verdict", decision.verdict),
+            rule=None if rule is None else rule.where[:TEXT_MAX],
+            text=None if rule is None else rule.text[:TEXT_MAX],
+            default=rule is None,
+            parameters=dict(decision.parameters),
+            trace=tuple(trace),
+        )
+
+    async def device_watch(self, call: Call) -> object:
+        if call.background is None:
+            raise failure("unavailable", "this connection cannot watch")
+        return await self._watch.start(call.peer, call.background)
+
+    # VMs and the service
+
+    async def vm_list(self, call: Call) -> object:
+        state = self._state
+        await state.agents.wait_expected()
+        vms = []
+        for name in (DOM0_NAME, *state.driver.domains()):
+            domain = state.domain(name)
+            if domain is not None:
+                agent = state.agents.get(name) is not None
+                vms.append(VmInfo(name=name, state=domain.state, domid=domain.domid, agent=agent))
+        return VmListed(vms=tuple(vms))
+
+    async def vm_start(self, call: Call) -> object:
+        return await self._vm_life.start(call.params.vm, call.request)
+
+    async def vm_shutdown(self, call: Call) -> object:
+        await self._vm_life.shutdown(call.params.vm, call.params.force, call.request)
+        return Empty()
+
+    async def service_status(self, call: Call) -> object:
+        return StatusResult(
+            version=__version__,
+            uptime_s=round(trio.current_time() - self._started, 3),
+            policy=self._state.policy.status(),
+            agents=tuple(sorted(link.name for link in self._state.agents)),
+        )
+
+
+def _key(params: Any) -> DeviceKey:
+    return DeviceKey(params.device_class, params.backend, params.device)
+
+
+_LOCAL: frozenset[Literal["local", "vm"]] = frozenset({"local"})
+_EVERYBODY: frozenset[Literal["local", "vm"]] = frozenset({"local", "vm"})
+
+TABLE: dict[str, Entry] = {
+    "device.list": Entry(Api.device_list, _EVERYBODY),
+    "device.attach": Entry(Api.device_attach, _EVERYBODY, operation=True),
+    "device.detach": Entry(Api.device_detach, _EVERYBODY, operation=True),
+    "device.explain": Entry(Api.device_explain, _LOCAL),
+    "device.watch": Entry(Api.device_watch, _LOCAL),
+    "vm.list": Entry(Api.vm_list, _LOCAL),
+    "vm.start": Entry(Api.vm_start, _LOCAL, operation=True),
+    "vm.shutdown": Entry(Api.vm_shutdown, _LOCAL, operation=True),
+    "service.status": Entry(Api.service_status, _LOCAL),
+}

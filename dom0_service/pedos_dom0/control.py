@@ -1,0 +1,334 @@
+"""Control connections: one task for every running domain, for as long as it runs.
+
+Each connects to the domain's agent, says hello, takes the first report, reconciles it with the
+journal, and then serves the connection until it ends; and begins again. Who the VM is follows from
+the domain that was connected to. A VM that breaks the protocol is disconnected, written down, and
+kept waiting; none of that is noticed by any other VM.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import attrs
+import trio
+from pedos_protocol.errors import RemoteProtocolError
+from pedos_protocol.messages import parse_params
+from pedos_protocol.names import harmless_text
+from pedos_vchan.peer import Peer
+
+from pedos_dom0 import PROGRAM
+from pedos_dom0.access import Caller
+from pedos_dom0.agents import AgentLink
+from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo
+from pedos_dom0.pace import Pace
+
+if TYPE_CHECKING:
+    from pedos_protocol.messages import AgentReport
+
+    from pedos_dom0.reconcile import Reconciler
+    from pedos_dom0.state import State
+    from pedos_dom0.takedown import TakeDown
+
+logger = logging.getLogger(__name__)
+
+# An agent that starts listens some ten milliseconds after its domain runs; one that does not is
+# asked twice a second, which costs nothing.
+RETRY_FIRST = 0.02
+RETRY_MAX = 0.5
+# The rendezvous of a channel is a few messages between two processes; a VM that stalls in it is
+# treated like one that is not there.
+CONNECT_TIMEOUT = 5.0
+# After hello an agent has its state at hand. One that keeps it back makes its devices unusable and
+# its old exports unknown.
+REPORT_TIMEOUT = 5.0
+# A VM that breaks the protocol may try again after this many seconds, doubling up to the maximum:
+# it must not fill the log, nor keep dom0 busy parsing.
+PENALTY_FIRST = 1.0
+PENALTY_MAX = 30.0
+# Seconds without fault after which an earlier one is forgotten.
+GOOD_BEHAVIOUR = 60.0
+# Reports and users' requests of one VM: (at once, per second after that). A stick with many
+# partitions is a few reports, a script in a VM some tens of requests; at these rates a hostile VM
+# costs dom0 a few percent of a processor.
+REPORT_PACE = (32, 10.0)
+REQUEST_PACE = (64, 20.0)
+
+
+class Dispatcher(Protocol):
+    """Serves what a VM's users ask, see api.py."""
+
+    async def dispatch(
+        self, caller: Caller, peer: Peer, method: str, untrusted_params: dict[str, Any]
+    ) -> dict[str, Any]: ...
+
+
+class _Opened:
+    """A task status that only remembers: hello was said both ways."""
+
+    def __init__(self) -> None:
+        self.event = trio.Event()
+
+    def started(self, value: None = None) -> None:
+        self.event.set()
+
+
+@attrs.define(eq=False)
+class _Session:
+    """One connection to an agent and how it ended."""
+
+    link: AgentLink
+    nursery: trio.Nursery
+    reported: trio.Event = attrs.field(factory=trio.Event)
+    # The report that was last compared with the journal.
+    reconciled: AgentReport | None = None
+    stopping_unknown: bool = False
+    why: str | None = None
+    broke: bool = False
+
+    def end(self, why: str, *, broke: bool = False) -> None:
+        """The first reason counts; what follows is a consequence."""
+        if self.why is None:
+            self.why, self.broke = why, broke
+        self.nursery.cancel_scope.cancel()
+
+
+@attrs.define(eq=False)
+class _Task:
+    domid: int
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    link: AgentLink | None = None
+
+
+class Control:
+    """Keeps a control connection to every domain that runs."""
+
+    def __init__(
+        self, state: State, takedown: TakeDown, reconciler: Reconciler, dispatcher: Dispatcher
+    ) -> None:
+        self._state = state
+        self._takedown = takedown
+        self._reconciler = reconciler
+        self._dispatcher = dispatcher
+        self._tasks: dict[str, _Task] = {}
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Follows the driver's events until they end."""
+        events = self._state.driver.events()
+        async with trio.open_nursery() as nursery:
+            dom0 = self._state.domain(DOM0_NAME)
+            assert dom0 is not None
+            self._follow(dom0, nursery)
+            for domain in list(self._state.driver.domains().values()):
+                self._follow(domain, nursery)
+            task_status.started()
+            async for domain in events:
+                self._follow(domain, nursery)
+
+    def _follow(self, domain: DomainInfo, nursery: trio.Nursery) -> None:
+        """Starts or ends the task of a domain, as its state wants it."""
+        domid = None if domain.state == "Halted" else domain.domid
+        task = self._tasks.get(domain.name)
+        if task is not None and task.domid != domid:
+            del self._tasks[domain.name]
+            task.scope.cancel()
+            self._state.agents.unexpect(domain.name)
+            if task.link is not None:
+                self._lost(task.link, "the VM ended")
+            task = None
+        if task is None and domid is not None:
+            task = self._tasks[domain.name] = _Task(domid)
+            self._state.agents.expect(domain.name)
+            nursery.start_soon(self._serve_domain, domain.name, task)
+
+    async def _serve_domain(self, name: str, task: _Task) -> None:
+        retry, penalty, good_since = RETRY_FIRST, 0.0, trio.current_time()
+        with task.scope:
+            while True:
+                began = trio.current_time()
+                why, broke = await self._connect_once(name, task)
+                now = trio.current_time()
+                if broke:
+                    penalty = (
+                        PENALTY_FIRST
+                        if now - good_since >= GOOD_BEHAVIOUR or not penalty
+                        else min(2 * penalty, PENALTY_MAX)
+                    )
+                    self._state.agents.unexpect(name)
+                    self._state.audit.write(
+                        "disconnected", vm=name, domid=task.domid, reason=why, wait_s=penalty
+                    )
+                    logger.warning(
+                        "%s is disconnected for %g s, it broke the protocol: %s",
+                        name,
+                        penalty,
+                        why,
+                    )
+                    await trio.sleep(penalty)
+                    good_since = trio.current_time()
+                    continue
+                if now - began >= 2 * RETRY_MAX:
+                    retry = RETRY_FIRST
+                await trio.sleep(retry)
+                retry = min(2 * retry, RETRY_MAX)
+
+    async def _connect_once(self, name: str, task: _Task) -> tuple[str, bool]:
+        """One connection from connect to its end: why it ended, and whether that was a fault."""
+        stream: trio.abc.Stream | None = None
+        try:
+            with trio.move_on_after(CONNECT_TIMEOUT):
+                stream = await self._state.driver.connect_control(name, task.domid)
+        except OSError as error:
+            return f"its agent does not listen: {error}", False
+        except Exception as error:
+            # The rendezvous is the VM's word too, and whatever it makes of it ends here.
+            logger.debug("connecting to %s", name, exc_info=True)
+            return f"no channel could be made: {error}", True
+        if stream is None:
+            return f"no channel was made within {CONNECT_TIMEOUT:g} s", False
+        try:
+            why, broke = await self._session(stream, name, task)
+        except* Exception as group:
+            logger.error("the connection to %s failed in an unforeseen way", name, exc_info=group)
+            if task.link is not None:
+                self._lost(task.link, "an internal error")
+            why, broke = "an internal error", True
+        if not broke:
+            logger.info("the agent of %s disconnected: %s", name, why)
+        return why, broke
+
+    async def _session(self, stream: trio.abc.Stream, name: str, task: _Task) -> tuple[str, bool]:
+        session: _Session
+        caller = Caller(kind="vm", name=name)
+        reports = Pace(burst=REPORT_PACE[0], per_second=REPORT_PACE[1])
+        requests = Pace(burst=REQUEST_PACE[0], per_second=REQUEST_PACE[1])
+
+        async def report(_peer: Peer, untrusted_params: dict[str, Any]) -> None:
+            await reports.turn()
+            self._take_report(session, untrusted_params)
+
+        async def ended(_peer: Peer, untrusted_params: dict[str, Any]) -> None:
+            self._take_ended(session, untrusted_params)
+
+        async def forward(
+            peer: Peer, method: str, untrusted_params: dict[str, Any]
+        ) -> dict[str, Any]:
+            await requests.turn()
+            return await self._dispatcher.dispatch(caller, peer, method, untrusted_params)
+
+        def drop(reason: str) -> None:
+            self._lost(link, reason)
+            session.end(reason, broke=True)
+
+        peer = Peer(
+            stream,
+            program=PROGRAM,
+            handlers={"agent.report": report, "attachment.ended": ended},
+            default_handler=forward,
+            name=name,
+        )
+        link = task.link = AgentLink(name, task.domid, peer, drop)
+        async with trio.open_nursery() as nursery:
+            session = _Session(link, nursery)
+            opened = _Opened()
+            nursery.start_soon(self._run_peer, peer, session, opened)
+            await opened.event.wait()
+            await self._greet(session)
+        # Not reached when the service ends: then attachments are to stay as they are.
+        self._lost(link, session.why or "the connection ended")
+        task.link = None
+        return session.why or "the connection ended", session.broke
+
+    async def _run_peer(self, peer: Peer, session: _Session, opened: _Opened) -> None:
+        try:
+            await peer.run(task_status=cast("trio.TaskStatus[None]", opened))
+            session.end("it closed the connection")
+        except RemoteProtocolError as error:
+            session.end(str(error), broke=True)
+        except trio.BrokenResourceError as error:
+            session.end(f"the connection broke: {error}" if str(error) else "the connection broke")
+
+    async def _greet(self, session: _Session) -> None:
+        """Waits for the first report, makes the agent let go of leftovers, and shows it."""
+        link = session.link
+        with trio.move_on_after(REPORT_TIMEOUT):
+            await session.reported.wait()
+        if link.report is None:
+            session.end(f"no report came within {REPORT_TIMEOUT:g} s of hello", broke=True)
+            return
+        session.reconciled = link.report
+        try:
+            await self._reconciler.stop_unknown(link)
+        except RemoteProtocolError as error:
+            session.end(str(error), broke=True)
+            return
+        if not link.lost:
+            self._state.agents.add(link)
+            logger.info("the agent of %s (domain %d) is connected", link.name, link.domid)
+            self._show(session)
+
+    def _take_report(self, session: _Session, untrusted_params: dict[str, Any]) -> None:
+        link = session.link
+        try:
+            report = parse_params("agent.report", untrusted_params)
+        except RemoteProtocolError as error:
+            link.disconnect(str(error))
+            return
+        # Requests are served concurrently, so an older report may come out later.
+        if link.lost or (link.report is not None and report.revision <= link.report.revision):
+            return
+        link.report = report
+        if not session.reported.is_set():
+            session.reported.set()
+        elif self._state.agents.get(link.name) is link:
+            self._show(session)
+
+    def _show(self, session: _Session) -> None:
+        """Makes the agent's last report known to everybody."""
+        link = session.link
+        assert link.report is not None
+        changes = self._state.registry.replace(link.name, link.report.devices)
+        self._takedown.devices_gone(changes.removed)
+        if session.stopping_unknown or session.reconciled is link.report:
+            return
+        session.reconciled = link.report
+        if self._reconciler.has_unknown(link):
+            session.stopping_unknown = True
+            session.nursery.start_soon(self._stop_unknown, session)
+
+    async def _stop_unknown(self, session: _Session) -> None:
+        try:
+            await self._reconciler.stop_unknown(session.link)
+        except RemoteProtocolError as error:
+            session.link.disconnect(str(error))
+        finally:
+            session.stopping_unknown = False
+
+    def _take_ended(self, session: _Session, untrusted_params: dict[str, Any]) -> None:
+        """An attachment ended by itself at one side: the other side is stopped."""
+        link = session.link
+        try:
+            ended = parse_params("attachment.ended", untrusted_params)
+        except RemoteProtocolError as error:
+            link.disconnect(str(error))
+            return
+        lease = self._state.leases.get(ended.attachment)
+        if lease is None:
+            return  # dom0 knows already
+        sides = {
+            "export": (lease.key.backend, lease.backend_domid),
+            "import": (lease.vm, lease.vm_domid),
+        }
+        if sides[ended.side] != (link.name, link.domid):
+            link.disconnect(f"it says that an {ended.side} ended which it does not have")
+            return
+        reason = harmless_text(ended.reason)
+        self._takedown.end_soon(ended.attachment, f"{link.name} says: {reason}")
+
+    def _lost(self, link: AgentLink, reason: str) -> None:
+        """The connection is over: nobody may use the link, and what it carried ends."""
+        known = self._state.agents.get(link.name) is link
+        self._state.agents.remove(link)
+        if known:
+            self._takedown.agent_gone(link, reason)

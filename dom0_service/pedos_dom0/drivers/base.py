@@ -1,0 +1,75 @@
+"""What dom0's service needs of a hypervisor.
+
+A driver knows the domains and their events, starts and shuts them down, and opens the control
+stream to a domain's agent. It decides nothing: policy, leases and assignments are dom0's.
+The identity of a VM is the domain that the driver connected to, never what the VM says.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import attrs
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DomainState = Literal["Running", "Halted", "Transient"]
+
+# dom0 is not in a driver's list of domains; its number is the same under every hypervisor.
+DOM0_NAME = "dom0"
+DOM0_DOMID = 0
+
+
+class DriverError(Exception):
+    """The hypervisor refused or could not do it; `str()` is one sentence for the user."""
+
+    def __init__(self, message: str, *, code: str = "failed", hint: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code  # one of pedos_protocol.errors.CODES
+        self.hint = hint  # the next command to try
+
+
+class HypervisorLost(Exception):  # noqa: N818 - a state of the world, not a mistake of a caller
+    """The connection to the hypervisor ended: without it the service cannot go on."""
+
+
+@attrs.frozen
+class DomainInfo:
+    """One VM as the hypervisor sees it. `domid` is None while it is halted."""
+
+    name: str
+    domid: int | None
+    state: DomainState
+
+
+class Driver(Protocol):
+    """The methods of every driver. All names are names of VMs that `domains()` has."""
+
+    def domains(self) -> Mapping[str, DomainInfo]:
+        """The VMs as last heard, in the hypervisor's order. Kept live by `run`; never blocks."""
+        ...
+
+    def events(self) -> trio.MemoryReceiveChannel[DomainInfo]:
+        """A new subscription: every change of a domain from now on, in order.
+
+        `domains()` already shows a change when its event arrives. The channel ends with `run`.
+        """
+        ...
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serves the driver. Started when `domains()` is complete; raises HypervisorLost."""
+        ...
+
+    async def start(self, name: str) -> int:
+        """Starts a VM and returns its domain number; DriverError. A running VM keeps its own."""
+        ...
+
+    async def shutdown(self, name: str, force: bool) -> None:
+        """Returns when the VM is down; DriverError. `force` does not wait for it to agree."""
+        ...
+
+    async def connect_control(self, name: str, domid: int) -> trio.abc.Stream:
+        """A new control stream to the agent of this domain; OSError while it does not listen."""
+        ...

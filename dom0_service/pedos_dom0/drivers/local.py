@@ -1,0 +1,181 @@
+"""The local driver: VMs are processes, kept by `pedos-local`, reached over its machine.sock.
+
+The machine outlives the service (it is the machine that starts the service again when it dies),
+so a machine that is gone means that all of local mode is going down: `run` then raises
+HypervisorLost and the service ends, instead of trying again for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import trio
+from pedos_protocol.errors import CallError, ProtocolError
+from pedos_vchan import shm
+from pedos_vchan.peer import Peer
+from pedos_vchan.stream import VchanStream
+from pedos_vchan.unix import connect_unix
+
+from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo, DriverError, HypervisorLost
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pedos_dom0.drivers.base import DomainState
+
+logger = logging.getLogger(__name__)
+
+# The machine answers from memory; only starting and stopping processes takes time. A stop waits
+# 5 s for the agent to put its mounts away before it is killed, and the machine then clears up.
+LIST_TIMEOUT = 5.0
+START_TIMEOUT = 10.0
+SHUTDOWN_TIMEOUT = 20.0
+# A subscriber that is this many events behind has hung: a domain makes three events a life.
+EVENTS_MAX = 4096
+
+_STATES = ("Running", "Halted", "Transient")
+
+
+def parse_domain(record: Mapping[str, Any]) -> DomainInfo:
+    """One domain as the machine sends it. The machine is trusted, so this only catches bugs."""
+    name, domid, state = record.get("name"), record.get("domid"), record.get("state")
+    if (
+        not isinstance(name, str)
+        or state not in _STATES
+        or not (domid is None or isinstance(domid, int))
+    ):
+        raise ValueError(f"the machine sent a domain that makes no sense: {dict(record)!r}")
+    return DomainInfo(name=name, domid=domid, state=cast("DomainState", state))
+
+
+class LocalDriver:
+    """Driver for local mode; see `Driver` for the promises.
+
+    `machine` is the path of machine.sock, `vchan` the folder where channels meet, `dom0_agent`
+    the socket of dom0's own agent (a domain cannot have a vchan to itself).
+    """
+
+    def __init__(self, *, machine: str | Path, vchan: str | Path, dom0_agent: str | Path) -> None:
+        self._machine_path = Path(machine)
+        self._vchan = Path(vchan)
+        self._dom0_agent = Path(dom0_agent)
+        self._domains: dict[str, DomainInfo] = {}
+        self._subscribers: list[trio.MemorySendChannel[DomainInfo]] = []
+        self._peer: Peer | None = None
+        # Events may come before the answer to the first domain.list; they are the newer news.
+        self._listed = False
+        self._early: list[DomainInfo] = []
+
+    def domains(self) -> Mapping[str, DomainInfo]:
+        return self._domains
+
+    def events(self) -> trio.MemoryReceiveChannel[DomainInfo]:
+        send, receive = trio.open_memory_channel[DomainInfo](EVENTS_MAX)
+        self._subscribers.append(send)
+        return receive
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        try:
+            stream = await connect_unix(self._machine_path)
+        except OSError as error:
+            raise HypervisorLost(
+                f"no machine at {self._machine_path} ({error.strerror or error}): "
+                "pedos-local starts this service, and keeps the machine"
+            ) from error
+        peer = Peer(
+            stream,
+            program="pedos-dom0",
+            handlers={"domain.changed": self._domain_changed},
+            name="machine",
+        )
+        # Raised only outside of the nursery, which would wrap it into an exception group.
+        lost: str | None = None
+
+        async def serve(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+            nonlocal lost
+            try:
+                await peer.run(task_status=task_status)
+                lost = "the machine ended the connection: local mode is going down"
+            except (OSError, trio.BrokenResourceError, ProtocolError) as error:
+                lost = f"the machine broke off: {error}"
+            if peer.their_hello is None:
+                task_status.started()  # no hello came, so `run` has not said it
+            nursery.cancel_scope.cancel()
+
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(serve)
+                self._peer = peer
+                try:
+                    listing = await peer.call("domain.list", {}, timeout=LIST_TIMEOUT)
+                    self._take_list(listing["domains"])
+                except (CallError, LookupError, TypeError, ValueError) as error:
+                    lost = lost or f"the machine does not list its domains: {error}"
+                    nursery.cancel_scope.cancel()
+                else:
+                    task_status.started()
+        finally:
+            self._peer = None
+            for subscriber in self._subscribers:
+                subscriber.close()
+        if lost is not None:
+            raise HypervisorLost(lost)
+
+    def _take_list(self, records: list[dict[str, Any]]) -> None:
+        for record in records:
+            domain = parse_domain(record)
+            self._domains[domain.name] = domain
+        self._listed = True
+        for domain in self._early:
+            self._apply(domain)
+        self._early.clear()
+
+    async def _domain_changed(self, _peer: Peer, params: dict[str, Any]) -> None:
+        domain = parse_domain(params)
+        if self._listed:
+            self._apply(domain)
+        else:
+            self._early.append(domain)
+
+    def _apply(self, domain: DomainInfo) -> None:
+        self._domains[domain.name] = domain
+        logger.debug("%s is %s (domain %s)", domain.name, domain.state, domain.domid)
+        for subscriber in list(self._subscribers):
+            try:
+                subscriber.send_nowait(domain)
+            except trio.BrokenResourceError:
+                self._subscribers.remove(subscriber)
+            except trio.WouldBlock:
+                logger.error("a subscriber is %d domain events behind; it is cut off", EVENTS_MAX)
+                subscriber.close()
+                self._subscribers.remove(subscriber)
+
+    async def start(self, name: str) -> int:
+        result = await self._call("domain.start", {"name": name}, START_TIMEOUT)
+        domid = result.get("domid")
+        if not isinstance(domid, int):
+            raise DriverError(f"the machine gave no domain number for {name}")
+        return domid
+
+    async def shutdown(self, name: str, force: bool) -> None:
+        await self._call("domain.shutdown", {"name": name, "force": force}, SHUTDOWN_TIMEOUT)
+
+    async def _call(self, method: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
+        peer = self._peer
+        if peer is None:
+            raise DriverError("the machine is not connected", code="unavailable")
+        try:
+            return await peer.call(method, params, timeout=timeout)
+        except CallError as error:
+            hint = error.data.get("hint")
+            raise DriverError(
+                error.message, code=error.code, hint=hint if isinstance(hint, str) else None
+            ) from error
+
+    async def connect_control(self, name: str, domid: int) -> trio.abc.Stream:
+        if name == DOM0_NAME:
+            return await connect_unix(self._dom0_agent)
+        channel = await shm.connect(self._vchan, 0, domid, shm.CONTROL_PORT)
+        return VchanStream(channel)

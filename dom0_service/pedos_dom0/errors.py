@@ -1,0 +1,125 @@
+"""What the service says when it refuses: one function a sentence, so the texts stand together.
+
+Every error carries what the user can do next as `hint`, where there is such a thing. The request id
+is added by the dispatcher, which is also where an answer to a VM loses everything but that id.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pedos_protocol.errors import CallError
+
+if TYPE_CHECKING:
+    from pedos_dom0.leases import Lease
+    from pedos_dom0.registry import DeviceKey
+
+# Why a class cannot be attached under a driver that has no way to carry it. A class that is not
+# named here is one that the driver's agents can carry.
+LOCAL_MODE_LACKS = {
+    "usb": (
+        "usb: needs the kernel's usbip-host in the source and vhci-hcd in the target, "
+        "which the processes of local mode do not have"
+    ),
+    "mic": (
+        "mic: needs an audio server in both VMs, and this version carries no sound yet; "
+        "local mode lists microphones only"
+    ),
+    "pci": (
+        "pci: needs a hypervisor that assigns PCI devices to halted VMs, "
+        "which local mode does not have"
+    ),
+}
+
+
+class PublicError(CallError):
+    """An error whose sentence a VM may read: it says nothing of what other VMs are or have."""
+
+
+def failure(code: str, message: str, *, hint: str | None = None) -> CallError:
+    """An error answer; `hint` is the next command to try, without a prompt before it."""
+    return CallError(code, message, {} if hint is None else {"hint": hint})
+
+
+def no_vm(name: str) -> CallError:
+    return failure("not_found", f"no VM named '{name}'", hint="qvm-ls")
+
+
+def backend_halted(backend: str) -> CallError:
+    return failure(
+        "not_found",
+        f"{backend} is halted, so its devices are not there",
+        hint=f"qvm-start {backend}",
+    )
+
+
+def agent_missing(name: str, code: str) -> CallError:
+    """`code` is not_found for a source (its devices are unknown) and failed for a target."""
+    return failure(
+        code,
+        f"{name} is running, but its agent is not connected",
+        hint="try again in a moment; the service's log says why if it stays so",
+    )
+
+
+def no_device(key: DeviceKey) -> CallError:
+    return failure(
+        "not_found",
+        f"{key.backend} has no {key.device_class} device named '{key.device}'",
+        hint=f"qvm-device {key.device_class} list {key.backend}",
+    )
+
+
+def unsupported(reason: str) -> CallError:
+    return PublicError("failed", reason)
+
+
+def target_halted(vm: str) -> CallError:
+    return failure("failed", f"{vm} is halted", hint=f"qvm-start {vm}, or attach with --persistent")
+
+
+def target_is_dom0() -> CallError:
+    return failure(
+        "usage", "dom0 cannot be given a device: it mediates, and never touches a device's data"
+    )
+
+
+def target_is_backend(vm: str) -> CallError:
+    return failure("usage", f"{vm} has this device already: a VM's own device cannot be lent to it")
+
+
+def taken(key: DeviceKey, holder: Lease) -> CallError:
+    """The device, or the disk or a partition that it shares its blocks with, is leased."""
+    stage = {
+        "pending": "is being attached to",
+        "detaching": "is being detached from",
+    }.get(holder.state, "is attached to")
+    text = f"{holder.key} {stage} {holder.vm}"
+    if holder.key != key:
+        text = f"{key} shares its blocks with {holder.key}, which {stage} {holder.vm}"
+    hint = f"qvm-device {holder.key.device_class} detach {holder.vm} {holder.key}"
+    return failure("busy", text, hint=hint if holder.state == "attached" else "try again")
+
+
+def in_use_at_source(key: DeviceKey, reason: str) -> CallError:
+    return failure("busy", f"{key} is in use in {key.backend}: {reason}")
+
+
+def frontend_taken(vm: str, frontend: str, holder: Lease) -> CallError:
+    return failure(
+        "busy",
+        f"{frontend} in {vm} is taken by {holder.key}",
+        hint=f"leave frontend-dev out, or qvm-device block detach {vm} {holder.key}",
+    )
+
+
+def neither(key: DeviceKey, vm: str) -> CallError:
+    return failure(
+        "not_found",
+        f"{key} is neither attached nor assigned to {vm}",
+        hint=f"qvm-device {key.device_class} list {vm}",
+    )
+
+
+def shutting_down(vm: str) -> CallError:
+    return failure("failed", f"{vm} is being shut down")

@@ -1,0 +1,197 @@
+"""device.list: what there is, who uses it, and what of that the caller may see.
+
+Everything comes from dom0's own tables: a listing never calls out to a VM, so a VM that hangs does
+not hold it up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import attrs
+from pedos_protocol.codec import FRAME_MAX, ITEMS_MAX, encode
+from pedos_protocol.errors import LocalProtocolError
+from pedos_protocol.fields import ATTACHMENTS_MAX
+from pedos_protocol.messages import (
+    AssignedTo,
+    AttachedTo,
+    Device,
+    DeviceListed,
+    Listed,
+    to_wire,
+)
+from pedos_protocol.names import natural_key
+
+from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.leases import PENDING
+from pedos_dom0.registry import DeviceKey
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from pedos_dom0.access import Access, Caller
+    from pedos_dom0.state import State
+    from pedos_dom0.store import Assignment
+
+logger = logging.getLogger(__name__)
+
+# Errors of the policy that a listing carries along. It is there to say that something is wrong;
+# service.status has them all.
+POLICY_ERRORS_MAX = 8
+# Bytes of an answer that are not devices: its envelope, and POLICY_ERRORS_MAX errors.
+ENVELOPE_MAX = 12 * 1024
+
+
+class Listing:
+    """Makes listings of the present state."""
+
+    def __init__(self, state: State, access: Access) -> None:
+        self._state = state
+        self._access = access
+
+    def listed(self, key: DeviceKey, assignments: Iterable[Assignment] | None = None) -> Listed:
+        """One device with its users; `present` is False if its source does not report it."""
+        device = self._state.registry.get(key)
+        present = device is not None
+        if device is None:
+            device = Device(
+                device_class=key.device_class,
+                device=key.device,
+                identity="",
+                description="(not present)",
+                size=None,
+                parent=None,
+                read_only=False,
+                busy=None,
+            )
+        if assignments is None:
+            assignments = [a for a in self._state.store.assignments() if a.key == key]
+        attached = [
+            AttachedTo(vm=lease.vm, options=dict(lease.options))
+            for lease in self._state.leases.of_device(key)
+            if lease.state != PENDING
+        ]
+        assigned = [AssignedTo(vm=a.vm, options=dict(a.options)) for a in assignments]
+        return Listed(
+            **{field.name: getattr(device, field.name) for field in attrs.fields(Device)},
+            backend=key.backend,
+            attachments=tuple(sorted(attached, key=lambda to: to.vm)[:ATTACHMENTS_MAX]),
+            assignments=tuple(sorted(assigned, key=lambda to: to.vm)[:ATTACHMENTS_MAX]),
+            present=present,
+        )
+
+    def everything(self, device_class: str | None = None) -> list[Listed]:
+        """All devices of a class, and gone ones that are still attached or assigned."""
+        state = self._state
+        assignments: defaultdict[DeviceKey, list[Assignment]] = defaultdict(list)
+        for assignment in state.store.assignments():
+            assignments[assignment.key].append(assignment)
+        keys = {key for key, _ in state.registry.items(device_class)}
+        keys |= assignments.keys()
+        keys |= {lease.key for lease in state.leases if lease.state != PENDING}
+        return [
+            self.listed(key, assignments.get(key, ()))
+            for key in sorted(keys, key=lambda key: (key.device_class, natural_key(str(key))))
+            if device_class in (None, key.device_class)
+        ]
+
+    def for_dom0(
+        self, device_class: str, vms: Collection[str] | None, exclude: Collection[str]
+    ) -> DeviceListed:
+        """The devices of and in the named VMs. Excluding VMs is naming all the others.
+
+        dom0's user sees everything but what a rule denies by name: with no rule at all, or a policy
+        that cannot be read, an administrator still has to see what there is. Raises
+        CallError(not_found) for a name that no VM has.
+        """
+        for name in (*(vms or ()), *exclude):
+            self._state.known_domain(name)
+        devices = [d for d in self.everything(device_class) if not self._is_hidden(d)]
+        if vms is not None:
+            devices = [device for device in devices if _users(device) & set(vms)]
+        if exclude:
+            devices = [device for device in devices if _users(device) - set(exclude)]
+        status = self._state.policy.status()
+        status = attrs.evolve(status, errors=tuple(status.errors)[:POLICY_ERRORS_MAX])
+        return DeviceListed(devices=fit(devices), policy=status)
+
+    def _is_hidden(self, device: Listed) -> bool:
+        """Whether a rule, as opposed to none, denies dom0's user the sight of it."""
+        decision = self._access.decide(DOM0_NAME, "list", _key(device), DOM0_NAME)
+        return decision.verdict != "allow" and decision.rule is not None
+
+    def for_vm(
+        self,
+        caller: Caller,
+        device_class: str,
+        vms: Collection[str] | None,
+        exclude: Collection[str],
+    ) -> DeviceListed:
+        """What a VM may see: its own devices and those it has, as far as policy lets it.
+
+        Other users of them are left out, so that VMs do not learn of each other; a name of another
+        VM selects nothing, whether there is such a VM or not.
+        """
+        me = caller.name
+        if me in exclude or (vms is not None and me not in vms):
+            return DeviceListed(devices=(), policy=None)
+        devices = []
+        for device in self.everything(device_class):
+            if me not in _users(device):
+                continue
+            if self._access.decide(me, "list", _key(device), me).verdict != "allow":
+                continue
+            devices.append(
+                attrs.evolve(
+                    device,
+                    attachments=tuple(to for to in device.attachments if to.vm == me),
+                    assignments=tuple(to for to in device.assignments if to.vm == me),
+                )
+            )
+        return DeviceListed(devices=fit(devices), policy=None)
+
+
+def _key(device: Listed) -> DeviceKey:
+    return DeviceKey(device.device_class, device.backend, device.device)
+
+
+def _users(device: Listed) -> set[str]:
+    """The VM that has the device and those that it is lent to."""
+    return {
+        device.backend,
+        *(to.vm for to in device.attachments),
+        *(to.vm for to in device.assignments),
+    }
+
+
+def fit(devices: list[Listed]) -> tuple[Listed, ...]:
+    """As many of the devices as one answer holds.
+
+    The VM with the most bytes in it loses devices first: one that reports 128 devices with names as
+    long as they may be shortens its own list, and nobody else's.
+    """
+    wires = [to_wire(device) for device in devices]
+    try:
+        if len(devices) <= ITEMS_MAX and len(encode([wires])) <= FRAME_MAX - ENVELOPE_MAX:
+            return tuple(devices)
+    except LocalProtocolError:
+        pass  # too large
+    sizes = [len(encode([wire])) for wire in wires]
+    stacks: defaultdict[str, list[int]] = defaultdict(list)
+    weights: defaultdict[str, int] = defaultdict(int)
+    for index, (device, size) in enumerate(zip(devices, sizes, strict=True)):
+        stacks[device.backend].append(index)
+        weights[device.backend] += size
+    total, count = sum(sizes), len(devices)
+    dropped: defaultdict[str, int] = defaultdict(int)
+    while total > FRAME_MAX - ENVELOPE_MAX or count > ITEMS_MAX:
+        largest = max(weights, key=weights.__getitem__)
+        last = stacks[largest].pop()
+        total, count = total - sizes[last], count - 1
+        weights[largest] -= sizes[last]
+        dropped[largest] += 1
+    for backend, lost in dropped.items():
+        logger.warning("%d devices of %s do not fit into one answer", lost, backend)
+    return tuple(devices[index] for index in sorted(i for stack in stacks.values() for i in stack))

@@ -1,0 +1,1 @@
+"""Local mode: VMs as processes of one Linux machine. Not a security boundary."""

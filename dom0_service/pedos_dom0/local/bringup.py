@@ -1,0 +1,349 @@
+"""Everything up, and everything down again: the lock, the machine, dom0's service, autostart."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import logging
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import trio
+from pedos_protocol.errors import CallError, ProtocolError
+from pedos_vchan.peer import Peer, open_peer
+from pedos_vchan.unix import connect_unix
+
+from pedos_dom0.local.config import Config
+from pedos_dom0.local.layout import Layout, sweep
+from pedos_dom0.local.machine import Machine, Programs
+from pedos_dom0.local.supervise import Program, Supervisor
+
+logger = logging.getLogger(__name__)
+
+# dom0's service starts within half a second on an idle machine; a busy one may take far longer.
+READY_TIMEOUT = 30.0
+# dom0's service waits 30 s for the VM's agent, and then takes back what it had attached.
+VM_START_TIMEOUT = 60.0
+CALL_TIMEOUT = 10.0
+# How often (seconds) to look for what gives no event: another process's "ready" in the lock file.
+LOOK_AGAIN = 0.02
+# How long an agent that runs may take to report itself to dom0's service.
+REPORT_TIMEOUT = 15.0
+
+# What local mode needs beside Python, and the Debian package that brings it.
+TOOLS = {
+    "nbdkit": "nbdkit",
+    "nbdfuse": "libnbd-bin",
+    "fusermount3": "fuse3",
+    "setpriv": "util-linux",
+}
+FUSE_DEVICE = Path("/dev/fuse")
+TAIL_LINES = 5
+
+
+class CannotComeUp(Exception):  # noqa: N818 - says what happened
+    """`str()` is for the user: what is missing or broken, and what to do. May be several lines."""
+
+
+class LockHeld(Exception):  # noqa: N818
+    """Another pedos-local has this DIR up; `pid` may be None while it is just starting."""
+
+    def __init__(self, pid: int | None, ready: bool) -> None:
+        super().__init__(pid, ready)
+        self.pid = pid
+        self.ready = ready  # everything is up there
+
+
+def check_tools() -> None:
+    """CannotComeUp naming everything that is missing, not only the first."""
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    lines = []
+    if missing:
+        packages = " ".join(sorted({TOOLS[tool] for tool in missing}))
+        lines.append(f"not installed: {', '.join(missing)}\n  try:  apt-get install {packages}")
+    if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
+        what = "cannot be opened" if FUSE_DEVICE.exists() else "does not exist"
+        lines.append(
+            f"{FUSE_DEVICE} {what}, and without FUSE no VM can have a block file\n"
+            "  try:  modprobe fuse   (in a container: give it the device /dev/fuse)"
+        )
+    if lines:
+        raise CannotComeUp("\n".join(lines))
+
+
+class Lock:
+    """run/lock: held (flock) by the one machine process of a DIR; says its pid, then "ready"."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    @classmethod
+    @contextmanager
+    def hold(cls, path: Path) -> Iterator[Lock]:
+        """LockHeld when another process has it. The kernel frees it when its holder dies."""
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Python's files close on exec, so no child keeps the lock of a machine that died.
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LockHeld(*read_lock(path)) from None
+            lock = cls(fd)
+            lock.set_ready(False)
+            yield lock
+            os.ftruncate(fd, 0)
+        finally:
+            os.close(fd)
+
+    def set_ready(self, ready: bool) -> None:
+        """Whether everything is up, for those who wait to use this machine."""
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n{'ready' if ready else ''}\n".encode(), 0)
+
+
+def read_lock(path: Path) -> tuple[int | None, bool]:
+    """(pid of the holder, is it ready); (None, False) while it writes, or nobody has it."""
+    try:
+        pid, ready, *_ = path.read_text(encoding="ascii", errors="replace").split("\n")
+        os.kill(int(pid), 0)  # what a killed holder wrote does not count
+        return int(pid), ready == "ready"
+    except PermissionError:
+        return int(pid), ready == "ready"  # alive, and somebody else's
+    except (OSError, ValueError):
+        return None, False
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPrograms:
+    """The real command lines. `echo`: where `up` shows what dom0's service says."""
+
+    layout: Layout
+    config: Config
+    verbose: bool = False
+    echo: TextIO | None = None
+
+    def dom0(self) -> Program:
+        layout = self.layout
+        options = {
+            "driver": "local",
+            "machine": layout.machine_socket,
+            "vchan": layout.vchan,
+            "socket": layout.dom0_socket,
+            "dom0-agent": layout.dom0_agent_socket,
+            "state": layout.state,
+            "policy": layout.policy,
+        }
+        argv = _command("pedos_dom0", options, self.verbose or self.config.dom0_verbose)
+        return Program(
+            "dom0", argv, layout.log("dom0"), env={"PEDOS_FAULTNAME": "dom0"}, echo=self.echo
+        )
+
+    def dom0_agent(self) -> Program:
+        extra = {"control-socket": self.layout.dom0_agent_socket}
+        # Its own client socket: in dom0, qvm-* speak to the service itself.
+        socket = self.layout.run / "vms" / "dom0.sock"
+        return self._agent("dom0", 0, socket, extra, self.config.dom0_verbose, "dom0-agent")
+
+    def agent(self, name: str, domid: int) -> Program:
+        verbose = any(vm.verbose for vm in self.config.vms if vm.name == name)
+        return self._agent(name, domid, self.layout.client_socket(name), {}, verbose, name)
+
+    def _agent(
+        self,
+        name: str,
+        domid: int,
+        socket: Path,
+        extra: dict[str, Path],
+        verbose: bool,
+        log: str,
+    ) -> Program:
+        options: dict[str, object] = {
+            "driver": "local",
+            "vm": name,
+            "domid": domid,
+            "vchan": self.layout.vchan,
+            "socket": socket,
+            "devices": self.layout.devices(name),
+            "dev": self.layout.dev(name),
+            **extra,
+        }
+        argv = _command("pedos_agent", options, self.verbose or verbose)
+        return Program(log, argv, self.layout.log(log), env={"PEDOS_FAULTNAME": f"agent:{name}"})
+
+
+def _command(module: str, options: dict[str, Any], verbose: bool) -> list[str]:
+    # -P: a file in the user's current folder must not shadow a module of ours.
+    argv = [sys.executable, "-P", "-m", module]
+    for option, value in options.items():
+        argv += [f"--{option}", str(value)]
+    return [*argv, "-v"] if verbose else argv
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """A machine that is up, as `bring_up` gives it."""
+
+    machine: Machine
+    problems: tuple[str, ...]  # VMs that did not start, one text each
+
+
+@asynccontextmanager
+async def bring_up(
+    layout: Layout,
+    config: Config,
+    programs: Programs,
+    lock: Lock,
+    on_machine: Callable[[Machine], None] = lambda _machine: None,
+) -> AsyncIterator[Up]:
+    """Starts everything, yields when all VMs reported, and takes everything down at the end.
+
+    `on_machine` is told of the machine early, for who may have to hurry it up while it goes down.
+    CannotComeUp when dom0's service does not; a VM that fails is only a problem in the answer.
+    Going down is not interrupted by cancellation; it is bounded by each program's grace time.
+    """
+    try:
+        layout.make_folders(config.names)
+        layout.rotate_logs()
+        for line in sweep(layout):
+            logger.info("%s", line)
+        machine = Machine(layout, [(vm.name, vm.autostart) for vm in config.vms], programs)
+        on_machine(machine)
+        listener = await machine.listen()
+    except OSError as error:
+        raise CannotComeUp(f"{error.filename or layout.run}: {error.strerror}") from error
+    # Raised only outside of the nursery, which would wrap it into an exception group.
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        # The machine must not be cut down by a cancellation: only it can take its VMs down.
+        with trio.CancelScope(shield=True):
+            await nursery.start(machine.run, listener)
+        try:
+            problem = await _wait_for_dom0(machine.dom0)
+            if problem is None:
+                problems = await _autostart(layout, config)
+                lock.set_ready(True)
+                yield Up(machine, tuple(problems))
+            else:
+                failure = CannotComeUp(problem)
+        except Exception as error:
+            failure = error
+        finally:
+            with trio.CancelScope(shield=True):
+                lock.set_ready(False)
+                await machine.stop()
+                for line in sweep(layout):  # sockets of agents, which nobody else takes away
+                    logger.debug("%s", line)
+    if failure is not None:
+        raise failure
+
+
+async def _wait_for_dom0(dom0: Supervisor) -> str | None:
+    """None when it is ready, or why it will not be."""
+    with trio.move_on_after(READY_TIMEOUT):
+        async with trio.open_nursery() as nursery:
+
+            async def finish(event: trio.Event) -> None:
+                await event.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(finish, dom0.ready)
+            nursery.start_soon(finish, dom0.ended)
+    if dom0.ready.is_set():
+        return None
+    why = dom0.gave_up or f"dom0's service was not ready within {READY_TIMEOUT:.0f} s"
+    return why + tail(dom0.program.log, dom0.log_start)
+
+
+def tail(log: Path, start: int) -> str:
+    """The last lines of a log from byte `start` on, indented, to be appended to a message."""
+    try:
+        text = log.read_bytes()[start:].decode("utf-8", "replace")
+    except OSError:
+        return ""
+    lines = text.splitlines()[-TAIL_LINES:]
+    return "".join(f"\n  {log.name}: {line}" for line in lines)
+
+
+async def _autostart(layout: Layout, config: Config) -> list[str]:
+    names = [vm.name for vm in config.vms if vm.autostart]
+    async with service(layout) as dom0:
+        problems = []
+        for name in names:
+            problem = await start_vm(dom0, name)
+            if problem is not None:
+                logger.error("%s", problem)
+                problems.append(problem)
+        # The devices of dom0 itself are there when its own agent has reported.
+        if not await _look_until(functools.partial(_dom0_reported, dom0)):
+            problems.append("dom0's own agent did not report, so dom0's devices are missing")
+            logger.error("%s", problems[-1])
+        return problems
+
+
+async def start_vm(dom0: Peer, name: str) -> str | None:
+    """Starts a VM through dom0's service, with its assignments. None, or why it did not start."""
+    try:
+        await dom0.call("vm.start", {"vm": name}, timeout=VM_START_TIMEOUT)
+        reported = await _look_until(functools.partial(agent_of, dom0, name))
+    except CallError as error:
+        hint = error.data.get("hint")
+        return f"{name} does not start: {error.message}" + (f"\n  try:  {hint}" if hint else "")
+    if not reported:
+        return f"{name} started, but its agent did not report within {REPORT_TIMEOUT:.0f} s"
+    return None
+
+
+async def _look_until(look: Callable[[], Awaitable[bool]]) -> bool:
+    """Asks dom0's service again and again: what it answers to has no event for its clients."""
+    with trio.move_on_after(REPORT_TIMEOUT):
+        while not await look():  # noqa: ASYNC110 - there is no event to wait for
+            await trio.sleep(LOOK_AGAIN)
+        return True
+    return False
+
+
+async def _dom0_reported(dom0: Peer) -> bool:
+    status = await dom0.call("service.status", {}, timeout=CALL_TIMEOUT)
+    return "dom0" in status["agents"]
+
+
+async def agent_of(dom0: Peer, name: str) -> bool:
+    """Does this VM's agent serve? CallError not_found when there is no such VM."""
+    listing = await dom0.call("vm.list", {}, timeout=CALL_TIMEOUT)
+    for vm in listing["vms"]:
+        if vm["name"] == name:
+            return bool(vm["agent"])
+    raise CallError("not_found", f"no VM named {name!r}", {})
+
+
+@asynccontextmanager
+async def service(layout: Layout) -> AsyncIterator[Peer]:
+    """A connection to dom0's service, as `qvm-*` in dom0 have it. CannotComeUp without one."""
+    try:
+        stream = await connect_unix(layout.dom0_socket)
+        async with open_peer(
+            stream, program="pedos-local", handlers={}, name="dom0's service"
+        ) as peer:
+            yield peer
+    except (OSError, trio.BrokenResourceError, ProtocolError) as error:
+        raise CannotComeUp(f"dom0's service does not answer: {error}") from error
+    except CallError as error:
+        raise CannotComeUp(f"dom0's service says: {error.message}") from error
+
+
+def client_environment(layout: Layout, vm: str) -> dict[str, str]:
+    """The environment in which `qvm-*` work as seen from `vm` (or dom0)."""
+    path = os.environ.get("PATH", os.defpath)
+    return {
+        **os.environ,
+        "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{path}",
+        "PEDOS_SOCKET": str(layout.client_socket(vm)),
+        "PEDOS_VM": vm,
+    }

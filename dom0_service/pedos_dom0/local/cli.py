@@ -1,0 +1,113 @@
+"""`pedos-local`: tries out the whole system on one Linux machine, with processes as VMs.
+
+    pedos-local init DIR                      makes a folder with three VMs and a policy
+    pedos-local up DIR                        runs it until Ctrl-C
+    pedos-local run DIR [--vm VM] [--] COMMAND...   runs COMMAND in it, as seen from dom0 or VM
+    pedos-local shell DIR VM                  an interactive shell, as seen from VM
+
+Exit status: 0 done, 1 failed, 2 usage, 5 it cannot come up; `run` and `shell` give COMMAND's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+PROGRAM = "pedos-local"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = parse(arguments)
+    # trio takes half of the start-up time, which --help and usage errors need not wait for.
+    from pedos_dom0.local import verbs  # noqa: PLC0415
+
+    try:
+        return verbs.VERBS[options.verb](options)
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options, with `command` (a list) for `run`. Exits with 2 on a usage error."""
+    head, command = split_command(arguments)
+    options = make_parser().parse_args(head)
+    options.command = command
+    if options.verb == "run" and not command:
+        make_parser().error(
+            f"run: no COMMAND; for example: {PROGRAM} run {options.dir} -- qvm-device block list"
+        )
+    return options
+
+
+def split_command(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Splits `[-v] run [--vm VM] DIR [--vm VM] [--] COMMAND...` before COMMAND.
+
+    argparse.REMAINDER cannot do it: it would swallow a --vm that stands after DIR, and looks for
+    our own options among COMMAND's. So the first word after DIR that is not an option of ours
+    starts COMMAND, and nothing from there on is looked at; nor is anything after "--".
+    """
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    if verb != "run":
+        return arguments, []
+    start = arguments.index("run") + 1
+    directory_seen = False
+    index = start
+    while index < len(arguments):
+        word = arguments[index]
+        if word == "--":
+            if directory_seen:
+                return arguments[:index], arguments[index + 1 :]
+        elif word.startswith("-") and word != "-":
+            if word == "--vm":
+                index += 1
+        elif directory_seen:
+            return arguments[:index], arguments[index:]
+        else:
+            directory_seen = True
+        index += 1
+    return arguments, []
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        allow_abbrev=False,
+        description="Tries out PedOS devices on one Linux machine, with processes as VMs. "
+        "For development, tests and learning: these VMs are no security boundary.",
+        epilog="A first look:  pedos-local init lab;  cp stick.img lab/vms/sys-usb/devices/block/;"
+        "  pedos-local run lab -- qvm-device block list",
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def add(name: str, summary: str, usage: str | None = None) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(
+            name, help=summary, description=summary, allow_abbrev=False, usage=usage
+        )
+        verb.add_argument("dir", metavar="DIR", help="the folder that `init` made")
+        return verb
+
+    add("init", "make DIR: pedos.toml, a policy, and a folder for each VM")
+    up = add("up", "bring everything up and keep it up until Ctrl-C")
+    run = add(
+        "run",
+        "bring everything up, run COMMAND, take everything down; uses a running `up` if there is",
+        usage=f"{PROGRAM} run [-h] [-v] DIR [--vm VM] [--] COMMAND...",
+    )
+    run.add_argument(
+        "--vm", metavar="VM", default="dom0", help="run COMMAND as seen from VM (default: dom0)"
+    )
+    shell = add("shell", "an interactive shell as seen from VM, in the folder of VM")
+    shell.add_argument("vm", metavar="VM", help="a VM of pedos.toml, or dom0")
+    for verb in (up, run, shell):
+        verb.add_argument(
+            "-v", "--verbose", action="store_true", help="more in DIR/log and on the terminal"
+        )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""pedos.toml: which VMs there are. A mistake is an error with file, line, key and what is right.
+
+[dom0]
+verbose = false        # more in log/dom0.log
+
+[vm.work]
+autostart = true       # started with the machine (the default)
+verbose = false        # more in log/work.log
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pedos_protocol.names import parse_vm_name
+
+# More than this is a mistake of a generator: each VM is a process of about 30 MiB here.
+VMS_MAX = 64
+# A file of a page or two; bounded because it is read whole.
+CONFIG_MAX = 256 * 1024
+
+_EXAMPLE = "a VM is a table of its own, for example:  [vm.work]"
+
+
+class ConfigError(Exception):
+    """pedos.toml cannot be used. `str()` is "FILE:LINE: KEY: what is wrong; what is right"."""
+
+
+@dataclass(frozen=True, slots=True)
+class VmConfig:
+    name: str
+    autostart: bool = True
+    verbose: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """`vms` in the order of the file, which is the order in which they start."""
+
+    vms: tuple[VmConfig, ...]
+    dom0_verbose: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(vm.name for vm in self.vms)
+
+
+def load(path: Path) -> Config:
+    """ConfigError for whatever is wrong with the file, its absence excepted (FileNotFoundError)."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(data) > CONFIG_MAX:
+        raise ConfigError(f"{path}: is {len(data)} bytes long; at most {CONFIG_MAX} are read")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: is not UTF-8; save it as UTF-8 text") from error
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> Config:
+    """The whole file as text; ConfigError."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(_toml_message(str(error), text, path)) from error
+    return _Reader(text, path).read(document)
+
+
+def _toml_message(message: str, text: str, path: Path) -> str:
+    found = re.search(r"\s*\(at line (\d+), column (\d+)\)$", message)
+    if found:
+        place, message = f"{found[1]}:{found[2]}", message[: found.start()]
+    else:  # "(at end of document)"
+        place = str(text.count("\n") + (not text.endswith("\n")))
+    return f"{path}:{place}: not valid TOML: {message}"
+
+
+class _Reader:
+    """One file being read: it knows where keys stand, so that errors can say so."""
+
+    def __init__(self, text: str, path: Path) -> None:
+        self._lines = text.splitlines()
+        self._path = path
+
+    def read(self, document: dict[str, Any]) -> Config:
+        for key in document:
+            if key not in ("dom0", "vm"):
+                right = f'only "dom0" and "vm" are known here; {_EXAMPLE}'
+                raise self._error((key,), f"unknown key; {right}")
+        dom0 = self._table(document.get("dom0", {}), ("dom0",), ("verbose",))
+        vms = document.get("vm")
+        if vms is None:
+            raise ConfigError(f"{self._path}: vm: no VM is defined; {_EXAMPLE}")
+        if not isinstance(vms, dict):
+            raise self._error(("vm",), f"must be a table of VMs, not {_kind(vms)}; {_EXAMPLE}")
+        if not vms:
+            raise self._error(("vm",), f"no VM is defined; {_EXAMPLE}")
+        if len(vms) > VMS_MAX:
+            raise self._error(("vm",), f"{len(vms)} VMs; at most {VMS_MAX} fit on one machine here")
+        return Config(
+            vms=tuple(self._vm(name, table) for name, table in vms.items()),
+            dom0_verbose=dom0.get("verbose", False),
+        )
+
+    def _vm(self, name: str, untrusted_table: object) -> VmConfig:
+        where = ("vm", name)
+        try:
+            parse_vm_name(name)
+        except ValueError as error:
+            raise self._error(where, str(error)) from error
+        if name.lower() == "dom0":
+            raise self._error(where, "dom0 is always there; its own table is [dom0]")
+        table = self._table(untrusted_table, where, ("autostart", "verbose"))
+        return VmConfig(name, **table)
+
+    def _table(
+        self, value: object, where: tuple[str, ...], known: tuple[str, ...]
+    ) -> dict[str, bool]:
+        """A table of known keys that are all true or false."""
+        if not isinstance(value, dict):
+            header = ".".join(where)
+            raise self._error(where, f"must be a table, not {_kind(value)}; write [{header}]")
+        for key, item in value.items():
+            if key not in known:
+                raise self._error((*where, key), f"unknown key; known here: {', '.join(known)}")
+            if not isinstance(item, bool):
+                raise self._error(
+                    (*where, key), f"must be true or false (without quotes), not {_kind(item)}"
+                )
+        return value
+
+    def _error(self, where: tuple[str, ...], message: str) -> ConfigError:
+        line = _line_of(self._lines, where)
+        place = f"{self._path}:{line}" if line else str(self._path)
+        return ConfigError(f"{place}: {'.'.join(map(_shown, where))}: {message}")
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, bool):
+        return f"the value {str(value).lower()}"
+    names = {str: "a string", int: "a number", float: "a number", list: "a list", dict: "a table"}
+    return names.get(type(value), "a date or time")
+
+
+def _shown(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", key) else ascii(key[:64])
+
+
+_KEY = r"""(?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+)"""
+_HEADER = re.compile(rf"\s*\[\[?\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*\]")
+_ASSIGNMENT = re.compile(rf"\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*=")
+
+
+def _line_of(lines: list[str], where: tuple[str, ...]) -> int | None:
+    """The line (from 1) that sets `where`, or else the nearest table around it; None if unclear.
+
+    tomllib does not say where keys stood. Looking at headers and assignments finds them in every
+    file that is written one key a line; strings over several lines could only mislead it about
+    the number, never about the mistake.
+    """
+    best: tuple[int, int] | None = None  # how many parts match, which line
+    table: tuple[str, ...] = ()
+    for number, line in enumerate(lines, 1):
+        if header := _HEADER.match(line):
+            table = full = _parts(header[1])
+        elif assignment := _ASSIGNMENT.match(line):
+            full = (*table, *_parts(assignment[1]))
+        else:
+            continue
+        # Either it lies on the way to `where`, or it defines something inside of it.
+        depth = min(len(full), len(where))
+        if full[:depth] == where[:depth] and (best is None or depth > best[0]):
+            best = (depth, number)
+    return best[1] if best else None
+
+
+def _parts(dotted: str) -> tuple[str, ...]:
+    """The parts of a dotted key, as tomllib reads them: quotes and escapes undone."""
+    parts = []
+    try:
+        value: object = tomllib.loads(f"{dotted} = 0")
+    except tomllib.TOMLDecodeError:
+        return ()
+    while isinstance(value, dict):
+        ((part, value),) = value.items()
+        parts.append(part)
+    return tuple(parts)

@@ -1,0 +1,85 @@
+"""`pedos-local init DIR`: a folder with a configuration, a policy and everything in its place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from pedos_dom0.local import config, templates
+from pedos_dom0.local.layout import Layout
+
+POLICY_NAME = "50-local.policy"
+
+
+class InitError(Exception):
+    """`str()` is for the user; nothing was left half done."""
+
+
+def init(directory: str) -> Layout:
+    """Makes DIR; InitError when it cannot, or when DIR is one already.
+
+    A new DIR appears in one rename. In a folder that exists, pedos.toml comes last: that file is
+    what makes a folder a DIR.
+    """
+    layout = Layout.of(directory)
+    try:
+        if layout.config.exists() or layout.config.is_symlink():
+            raise InitError(
+                f"{layout.root} already holds a pedos.toml, which is left as it is\n"
+                f"  next:  pedos-local up {directory}    (or init another folder)"
+            )
+        if layout.root.exists():
+            _fill(layout)
+        else:
+            _make(layout)
+    except OSError as error:
+        what = f": {error.filename}" if error.filename else ""
+        raise InitError(f"cannot make {layout.root}: {error.strerror}{what}") from error
+    return layout
+
+
+def _make(layout: Layout) -> None:
+    parent = layout.root.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".pedos-init-", dir=parent))
+    try:
+        _write(Layout(temporary), temporary / "pedos.toml")
+        temporary.chmod(0o777 & ~_umask())
+        temporary.rename(layout.root)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _fill(layout: Layout) -> None:
+    before = set(layout.root.iterdir())  # NotADirectoryError when it is a file
+    temporary = layout.root / f".pedos.toml.{os.getpid()}"
+    try:
+        _write(layout, temporary)
+        temporary.rename(layout.config)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for entry in set(layout.root.iterdir()) - before:
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink()
+        raise
+
+
+def _write(layout: Layout, config_path: Path) -> None:
+    names = config.parse(templates.CONFIG, config_path).names
+    layout.make_folders(names)
+    policy = layout.policy / POLICY_NAME
+    if not policy.exists():  # the user's own policy stays
+        policy.write_text(templates.POLICY, encoding="utf-8")
+    config_path.write_text(templates.CONFIG, encoding="utf-8")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,199 @@
+"""Where things stand inside a local folder (DIR), and how to sweep up after a life that was killed.
+
+pedos.toml               the VMs; policy.d/*.policy  what they may do
+vms/NAME/devices/CLASS/  a file put here is a device plugged into that VM
+vms/NAME/dev/            what that VM has imported, as block files
+state/                   assignments, audit log, the domain number counter
+log/NAME.log             what each program said
+run/                     sockets and channels of the running machine; nothing in it is kept
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import stat
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from pedos_protocol.names import DEVICE_CLASSES
+
+logger = logging.getLogger(__name__)
+
+# A log that has grown past this (bytes) at a start becomes NAME.log.1, so that a machine which is
+# used for months does not fill the disk. 1 MiB is about ten thousand lines.
+LOG_KEEP = 1024 * 1024
+
+# An agent mounts a block file on an empty file of this mode, which nothing else has.
+PLACEHOLDER_MODE = stat.S_IFREG | 0o200
+
+MOUNTINFO = "/proc/self/mountinfo"
+
+_MNT_DETACH = 2  # umount2(2): gone from the tree at once, from the kernel when no longer used
+_UMOUNT_NOFOLLOW = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of one DIR. `root` is absolute."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, directory: str | Path) -> Layout:
+        return cls(Path(os.path.abspath(directory)))
+
+    @property
+    def config(self) -> Path:
+        return self.root / "pedos.toml"
+
+    @property
+    def policy(self) -> Path:
+        return self.root / "policy.d"
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state"
+
+    @property
+    def next_domid(self) -> Path:
+        return self.state / "next-domid"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def lock(self) -> Path:
+        return self.run / "lock"
+
+    @property
+    def machine_socket(self) -> Path:
+        return self.run / "machine.sock"
+
+    @property
+    def dom0_socket(self) -> Path:
+        return self.run / "dom0.sock"
+
+    @property
+    def dom0_agent_socket(self) -> Path:
+        return self.run / "dom0-agent.sock"
+
+    @property
+    def vchan(self) -> Path:
+        return self.run / "vchan"
+
+    def vm(self, name: str) -> Path:
+        return self.root / "vms" / name
+
+    def devices(self, name: str) -> Path:
+        return self.vm(name) / "devices"
+
+    def dev(self, name: str) -> Path:
+        return self.vm(name) / "dev"
+
+    def client_socket(self, name: str) -> Path:
+        """Where `qvm-*` finds its service, seen from this VM (or from dom0)."""
+        if name == "dom0":
+            return self.dom0_socket
+        return self.run / "vms" / f"{name}.sock"
+
+    def log(self, name: str) -> Path:
+        return self.root / "log" / f"{name}.log"
+
+    def make_folders(self, vms: tuple[str, ...]) -> None:
+        """Makes what is missing; OSError. `vms` without dom0, which always has its folders."""
+        for folder in (self.policy, self.state, self.root / "log"):
+            folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self.run, self.vchan, self.run / "vms"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in ("dom0", *vms):
+            self.make_vm_folders(name)
+
+    def make_vm_folders(self, name: str) -> None:
+        for device_class in DEVICE_CLASSES:
+            (self.devices(name) / device_class).mkdir(parents=True, exist_ok=True)
+        # A dead FUSE mount in dev/ must not matter here, so nothing below dev/ is looked at.
+        self.dev(name).mkdir(parents=True, exist_ok=True)
+
+    def rotate_logs(self) -> None:
+        for log in (self.root / "log").glob("*.log"):
+            if log.stat().st_size > LOG_KEEP:
+                log.replace(log.with_name(log.name + ".1"))
+
+
+def sweep(layout: Layout) -> list[str]:
+    """Removes what a killed machine left: its sockets, and mounts under every vms/*/dev.
+
+    Only for the holder of the lock. Returns what was found, one line each, for the log.
+    """
+    found = []
+    for folder in (layout.run, layout.vchan, layout.run / "vms"):
+        if not folder.is_dir():
+            continue
+        for entry in sorted(folder.iterdir()):
+            if stat.S_ISSOCK(entry.lstat().st_mode):
+                entry.unlink(missing_ok=True)
+                found.append(f"removed the stale socket {entry.relative_to(layout.root)}")
+    vms = layout.root / "vms"
+    if vms.is_dir():
+        for vm in sorted(vms.iterdir()):
+            found += clear_dev(vm / "dev")
+    return found
+
+
+def clear_dev(dev: Path) -> list[str]:
+    """Unmounts every FUSE mount under a VM's dev/ and removes the files it was mounted on."""
+    done = []
+    for point in mounts_under(dev):
+        try:
+            _unmount(point)
+            done.append(f"unmounted {point}, which its program had left")
+        except OSError as error:
+            logger.error("cannot unmount %s: %s", point, error.strerror)
+            continue
+    with contextlib.suppress(OSError):
+        for entry in dev.iterdir():
+            with contextlib.suppress(OSError):
+                about = entry.lstat()
+                if about.st_mode == PLACEHOLDER_MODE and about.st_size == 0:
+                    entry.unlink()
+    return done
+
+
+def mounts_under(folder: Path) -> list[str]:
+    """FUSE mount points below `folder` from /proc/self/mountinfo (proc(5)), innermost first."""
+    prefix = os.path.realpath(folder) + "/"
+    points = []
+    with open(MOUNTINFO, encoding="utf-8", errors="surrogateescape") as mountinfo:
+        for line in mountinfo:
+            fields = line.split(" ")
+            point, kind = _unescape(fields[4]), fields[fields.index("-") + 1]
+            if kind.startswith("fuse") and point.startswith(prefix):
+                points.append(point)
+    return points[::-1]
+
+
+def _unescape(text: str) -> str:
+    # The kernel writes space, tab, newline and backslash as \040, \011, \012 and \134.
+    for character in " \t\n\\":
+        text = text.replace(f"\\{ord(character):03o}", character)
+    return text
+
+
+def _unmount(point: str) -> None:
+    """Lazily: a dead file system would otherwise be busy for as long as anything has it open."""
+    if os.geteuid() == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.umount2(os.fsencode(point), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), point)
+        return
+    # Only fusermount3 (set-uid) may unmount for others; it refuses what is not this user's.
+    done = subprocess.run(["fusermount3", "-u", "-z", "-q", "--", point], check=False)
+    if done.returncode != 0:
+        raise OSError(errno.EPERM, f"fusermount3 -u -z ended with {done.returncode}", point)

@@ -1,0 +1,278 @@
+"""The local "hypervisor": VMs are agent processes, dom0 is a service process and an agent.
+
+The machine starts and supervises them all and answers dom0's service on run/machine.sock. It knows
+nothing of devices, and does not outlive its own process: every program it started gets SIGKILL
+when it dies. Not a security boundary: all "VMs" run as the same user on the same kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+from pedos_protocol.errors import CallError, ProtocolError
+from pedos_vchan.peer import Peer
+from pedos_vchan.unix import listen_unix
+
+from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.local.layout import clear_dev
+from pedos_dom0.local.supervise import Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pedos_dom0.drivers.base import DomainState
+    from pedos_dom0.local.layout import Layout
+    from pedos_dom0.local.supervise import Program
+
+logger = logging.getLogger(__name__)
+
+# Xen's first reserved domain number (DOMID_FIRST_RESERVED): ours stay within the same range.
+DOMIDS_END = 0x7FF0
+# A client that does not take a notice within this time (seconds) hangs, and must not hold up
+# the news for others; the only regular client is dom0's service on the same machine.
+NOTICE_PATIENCE = 2.0
+# dom0's service, and a person with a tool; more is a client that leaks connections.
+CLIENTS_MAX = 16
+
+
+class Programs(Protocol):
+    """The command lines of everything that the machine runs; tests put tiny ones here."""
+
+    def dom0(self) -> Program: ...
+    def dom0_agent(self) -> Program: ...
+    def agent(self, name: str, domid: int) -> Program: ...
+
+
+class Domain:
+    """One VM: halted, or an agent process under a domain number."""
+
+    def __init__(self, name: str, autostart: bool) -> None:
+        self.name = name
+        self.autostart = autostart
+        self.state: DomainState = "Halted"
+        self.domid: int | None = None
+        self.supervisor: Supervisor | None = None
+        self.changing = trio.Lock()  # a start and a shutdown of one VM wait for each other
+        self.down = trio.Event()  # of this life
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "domid": self.domid, "state": self.state}
+
+
+class Machine:
+    """Start it with `nursery.start(machine.run, listener)`; end it with `machine.stop()`."""
+
+    def __init__(self, layout: Layout, vms: Sequence[tuple[str, bool]], programs: Programs) -> None:
+        """`vms`: (name, autostart) in the order of the configuration."""
+        self._layout = layout
+        self._programs = programs
+        self.domains = {name: Domain(name, autostart) for name, autostart in vms}
+        self.dom0 = Supervisor(programs.dom0())
+        self.dom0_agent = Supervisor(
+            programs.dom0_agent(), after_death=lambda: self._sweep_vm(DOM0_NAME)
+        )
+        self._clients: set[Peer] = set()
+        self._started: list[Domain] = []  # in the order of their starts, for going down in reverse
+        self._stopping = False
+        self._stopped = trio.Event()
+        self._nursery: trio.Nursery | None = None
+
+    async def listen(self) -> trio.SocketListener:
+        """Opens machine.sock, for `run`; OSError when it cannot."""
+        return await listen_unix(self._layout.machine_socket, 0o600)
+
+    async def run(
+        self,
+        listener: trio.SocketListener,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serves machine.sock and keeps dom0 running until `stop`; cancellation does not end it.
+
+        Started when both of dom0's programs are started (not yet ready: see `dom0.ready`).
+        """
+        with trio.CancelScope(shield=True):
+            async with listener, trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(trio.serve_listeners, self._serve_client, [listener])
+                await nursery.start(self.dom0.run)
+                await nursery.start(self.dom0_agent.run)
+                task_status.started()
+                await self._stopped.wait()
+                nursery.cancel_scope.cancel()
+        with contextlib.suppress(OSError):
+            self._layout.machine_socket.unlink()
+
+    async def stop(self, *, force: bool = False) -> None:
+        """Takes the VMs down in reverse order of their starts, then dom0's agent and service."""
+        self._stopping = True
+        for domain in reversed(list(self._started)):
+            await self.shutdown(domain, force=force)
+        await self.dom0_agent.stop(force=force)
+        await self.dom0.stop(force=force)
+        self._stopped.set()
+
+    def kill_all(self) -> None:
+        """Kills every program for good, so that `stop` has nothing to wait for."""
+        supervisors = [domain.supervisor for domain in self._started]
+        for supervisor in (*supervisors, self.dom0_agent, self.dom0):
+            if supervisor is not None:
+                supervisor.end_now()
+
+    # One VM
+
+    async def start(self, domain: Domain) -> int:
+        """Starts the VM's agent under a new domain number; a running VM keeps its own."""
+        async with domain.changing:
+            if domain.domid is not None:
+                return domain.domid
+            if self._stopping or self._nursery is None:
+                raise CallError("unavailable", "the machine is going down", {})
+            domid = self._new_domid()
+            try:
+                self._layout.make_vm_folders(domain.name)
+            except OSError as error:
+                raise CallError(
+                    "failed", f"cannot make {error.filename}: {error.strerror}", {}
+                ) from error
+            domain.supervisor = Supervisor(
+                self._programs.agent(domain.name, domid),
+                after_death=lambda: self._sweep_vm(domain.name),
+            )
+            domain.domid, domain.down = domid, trio.Event()
+            self._started.append(domain)
+            supervisor = domain.supervisor
+            # A client that goes away half way must not leave half a VM; this takes milliseconds.
+            with trio.CancelScope(shield=True):
+                await self._nursery.start(self._live, domain, supervisor)
+            if domain.down.is_set():
+                raise CallError("failed", supervisor.gave_up or "its agent ended at once", {})
+            return domid
+
+    async def _live(
+        self,
+        domain: Domain,
+        supervisor: Supervisor,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """One life of a VM, from start to halt."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(supervisor.run)
+            if not supervisor.ended.is_set():
+                logger.info("%s is running (domain %s)", domain.name, domain.domid)
+                await self._change(domain, "Running")
+                task_status.started()
+                task_status = trio.TASK_STATUS_IGNORED
+        await self._forget(domain)
+        if not supervisor.is_stopping:
+            logger.error("%s is halted: its agent ended for good", domain.name)
+        task_status.started()
+
+    async def _forget(self, domain: Domain) -> None:
+        domid, domain.domid, domain.supervisor = domain.domid, None, None
+        self._started.remove(domain)
+        with contextlib.suppress(OSError):
+            for socket in self._layout.vchan.glob(f"{domid}-*.sock"):
+                socket.unlink(missing_ok=True)
+            self._layout.client_socket(domain.name).unlink(missing_ok=True)
+        await self._change(domain, "Halted")
+        domain.down.set()
+
+    async def shutdown(self, domain: Domain, *, force: bool) -> None:
+        """Returns when the VM is down. SIGTERM with some patience, or SIGKILL with `force`."""
+        async with domain.changing:
+            supervisor = domain.supervisor
+            if supervisor is None:
+                return
+            with trio.CancelScope(shield=True):  # bounded by the supervisor's patience
+                await self._change(domain, "Transient")
+                await supervisor.stop(force=force)
+                await domain.down.wait()
+            logger.info("%s is halted", domain.name)
+
+    async def _change(self, domain: Domain, state: DomainState) -> None:
+        domain.state = state
+        notice = domain.describe()
+        for client in list(self._clients):
+            with trio.move_on_after(NOTICE_PATIENCE) as patience:
+                try:
+                    await client.notify("domain.changed", notice)
+                except (CallError, ProtocolError, OSError, trio.BrokenResourceError):
+                    continue  # it went away; its own task notices and says so
+                except trio.ClosedResourceError:
+                    continue
+            if patience.cancelled_caught:
+                logger.warning("a client of the machine takes no news; it is disconnected")
+                client.close()
+
+    def _new_domid(self) -> int:
+        """Numbers are kept in a file, so that not even a later machine reuses them soon."""
+        path = self._layout.next_domid
+        try:
+            domid = int(path.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            domid = 1
+        taken = {domain.domid for domain in self.domains.values()}
+        while not 0 < domid < DOMIDS_END or domid in taken:
+            domid = domid + 1 if 0 < domid < DOMIDS_END else 1
+        with contextlib.suppress(OSError):  # a full disk costs only the memory of the number
+            path.write_text(f"{domid + 1}\n", encoding="ascii")
+        return domid
+
+    def _sweep_vm(self, name: str) -> None:
+        for line in clear_dev(self._layout.dev(name)):
+            logger.info("%s", line)
+
+    # machine.sock
+
+    async def _serve_client(self, stream: trio.SocketStream) -> None:
+        if len(self._clients) >= CLIENTS_MAX:
+            logger.warning("a %dth client of the machine is turned away", CLIENTS_MAX + 1)
+            await stream.aclose()
+            return
+        peer = Peer(
+            stream,
+            program="pedos-local",
+            handlers={
+                "domain.list": self._handle_list,
+                "domain.start": self._handle_start,
+                "domain.shutdown": self._handle_shutdown,
+            },
+            name="machine client",
+        )
+        self._clients.add(peer)
+        try:
+            await peer.run()
+        except (ProtocolError, OSError, trio.BrokenResourceError) as error:
+            logger.debug("a client of the machine broke off: %s", error)
+        finally:
+            self._clients.discard(peer)
+
+    async def _handle_list(self, _peer: Peer, _params: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "domains": [
+                {**domain.describe(), "autostart": domain.autostart}
+                for domain in self.domains.values()
+            ]
+        }
+
+    async def _handle_start(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        return {"domid": await self.start(self._domain(params))}
+
+    async def _handle_shutdown(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        force = params.get("force", False)
+        if not isinstance(force, bool):
+            raise CallError("usage", "force is true or false", {})
+        await self.shutdown(self._domain(params), force=force)
+        return {}
+
+    def _domain(self, params: dict[str, Any]) -> Domain:
+        name = params.get("name")
+        domain = self.domains.get(name) if isinstance(name, str) else None
+        if domain is None:
+            raise CallError("not_found", f"no VM named {name!a:.64}", {"hint": "qvm-ls"})
+        return domain

@@ -1,0 +1,259 @@
+"""One program kept running: started, watched for READY=1, started again when it dies, stopped.
+
+A program that dies unexpectedly starts again at once, as systemd would do with `Restart=always`;
+one that keeps dying is given up, and so is one that ends with an error
+before it was ever ready. Each program has a session of its own, so that Ctrl-C in the
+terminal reaches only the foreground command, and gets SIGKILL when the machine process dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import socket
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TextIO
+
+import trio
+from pedos_vchan.children import Child, describe_exit, start_child
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+# More deaths than this within the window (seconds) and the program is given up: systemd's default
+# allows 5 starts in 10 s. A fault test kills one program once per step, which stays well below.
+DEATHS_MAX = 5
+DEATHS_WINDOW = 10.0
+# How long (seconds) a program may take to put its things away after SIGTERM, then SIGKILL.
+STOP_GRACE = 5.0
+# A readiness datagram is "READY=1"; anything longer is cut, which sd_notify(3) allows.
+NOTIFY_MAX = 4096
+# Without a line end, at most this many bytes of a program's output are held back.
+LINE_MAX = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What to run. `echo` gets its output too, line by line (for `up`)."""
+
+    name: str
+    argv: Sequence[str]
+    log: Path
+    env: Mapping[str, str] = field(default_factory=dict)  # added to the machine's own environment
+    echo: TextIO | None = None
+
+
+class Supervisor:
+    """Keeps one program running from `run` until `stop`, or until it was given up."""
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        after_death: Callable[[], object] | None = None,
+        stop_grace: float = STOP_GRACE,
+    ) -> None:
+        """`after_death` sweeps up after each end of the program, before it starts again."""
+        self.program = program
+        self.ready = trio.Event()  # it said READY=1 at least once
+        self.ended = trio.Event()  # it will not run again
+        self.gave_up: str | None = None  # why, when it kept dying
+        self.starts = 0
+        try:
+            self.log_start = program.log.stat().st_size  # where its words of this time begin
+        except OSError:
+            self.log_start = 0
+        self._after_death = after_death
+        self._stop_grace = stop_grace
+        self._stopping = False
+        self._child: Child | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child is not None else None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Returns when the program has ended for good. Started once it was started once.
+
+        When cancelled, it kills the program and waits for its end.
+        """
+        deaths: deque[float] = deque()
+        name = self.program.name
+        try:
+            while not self._stopping:
+                try:
+                    with contextlib.ExitStack() as stack:
+                        child, notify, output = self._start(stack)
+                        task_status.started()
+                        task_status = trio.TASK_STATUS_IGNORED
+                        code = await self._watch(child, notify, output)
+                except OSError as error:
+                    self.gave_up = f"{name} cannot be started: {error}"
+                    logger.error("%s", self.gave_up)
+                    return
+                if self._stopping:
+                    logger.debug("%s (pid %d) %s", name, child.pid, describe_exit(code))
+                    return
+                if code > 0 and not self.ready.is_set() and self.starts == 1:
+                    # It refuses to start (a broken database, say), and would again.
+                    self.gave_up = f"{name} does not start: it {describe_exit(code)}"
+                    logger.info("%s", self.gave_up)
+                    return
+                now = trio.current_time()
+                deaths.append(now)
+                while deaths[0] < now - DEATHS_WINDOW:
+                    deaths.popleft()
+                if len(deaths) > DEATHS_MAX:
+                    self.gave_up = (
+                        f"{name} ended {len(deaths)} times within {DEATHS_WINDOW:.0f} s "
+                        f"(at last it {describe_exit(code)}), so it is not started again; "
+                        f"its own words are in {self.program.log}"
+                    )
+                    logger.error("%s", self.gave_up)
+                    return
+                logger.warning(
+                    "%s (pid %d) %s; starting it again", name, child.pid, describe_exit(code)
+                )
+        finally:
+            self.ended.set()
+            task_status.started()
+
+    def _start(
+        self, stack: contextlib.ExitStack
+    ) -> tuple[Child, trio.socket.SocketType, int | None]:
+        """Starts the program once: the child, its readiness socket, and its output to be read."""
+        program = self.program
+        raw = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        raw.bind("")  # the kernel picks a free abstract name, see unix(7); no path to outgrow
+        address = raw.getsockname()
+        notify = trio.socket.from_stdlib_socket(raw)
+        env = {
+            **os.environ,
+            **program.env,
+            "NOTIFY_SOCKET": "@" + os.fsdecode(address[1:]),
+        }
+        log = open(program.log, "ab")  # noqa: SIM115 - the stack closes it
+        stack.enter_context(log)
+        reader: int | None = None
+        sink = log.fileno()
+        if program.echo is not None:
+            reader, sink = os.pipe()
+            os.set_blocking(reader, False)
+            stack.callback(os.close, reader)
+        try:
+            child = start_child(
+                program.argv,
+                stdout=sink,
+                stderr=sink,
+                env=env,
+                new_session=True,
+                deathsig="KILL",
+            )
+        finally:
+            if reader is not None:
+                os.close(sink)
+        self._child = child
+        self.starts += 1
+        logger.debug("%s started (pid %d)", program.name, child.pid)
+        return child, notify, reader
+
+    async def _watch(self, child: Child, notify: trio.socket.SocketType, output: int | None) -> int:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._await_ready, notify)
+                if output is not None:
+                    nursery.start_soon(self._copy_output, output)
+                code = await child.wait()
+                nursery.cancel_scope.cancel()
+            if output is not None:
+                self._drain(output, _Lines(self.program))
+            return code
+        finally:
+            if child.returncode is None:
+                child.kill()
+                with trio.CancelScope(shield=True):
+                    await child.wait()
+            self._child = None
+            if self._after_death is not None:
+                self._after_death()
+
+    async def _await_ready(self, notify: trio.socket.SocketType) -> None:
+        while True:
+            datagram = await notify.recv(NOTIFY_MAX)
+            if b"READY=1" in datagram.split(b"\n"):
+                self.ready.set()
+
+    async def _copy_output(self, output: int) -> None:
+        lines = _Lines(self.program)
+        while self._drain(output, lines):
+            await trio.lowlevel.wait_readable(output)
+
+    @staticmethod
+    def _drain(output: int, lines: _Lines) -> bool:
+        """Copies what there is; False at its end."""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(output, 65536):
+                lines.feed(data)
+            return False
+        return True
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping
+
+    def kill(self) -> None:
+        """Kills the program as a fault would: unless it is being stopped, it starts again."""
+        if self._child is not None:
+            self._child.kill()
+
+    def end_now(self) -> None:
+        """Kills the program for good; `run` ends. Does not wait, as `stop` does."""
+        self._stopping = True
+        self.kill()
+
+    async def stop(self, *, force: bool = False) -> None:
+        """Ends the program and waits for its end: SIGTERM, and SIGKILL after the grace time."""
+        self._stopping = True
+        child = self._child
+        if child is not None:
+            child.send_signal(signal.SIGKILL if force else signal.SIGTERM)
+        with trio.move_on_after(self._stop_grace) as patience:
+            await self.ended.wait()
+        if patience.cancelled_caught:
+            logger.warning(
+                "%s did not end within %.0f s of SIGTERM; killed",
+                self.program.name,
+                self._stop_grace,
+            )
+            if child is not None:
+                child.kill()
+            await self.ended.wait()
+
+
+class _Lines:
+    """Writes a program's output to its log as it comes, and to `echo` line by line."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        with contextlib.suppress(OSError), open(self._program.log, "ab") as log:
+            log.write(data)  # a full disk must not take the machine down
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > LINE_MAX:
+            lines.append(self._rest)
+            self._rest = b""
+        for line in lines:
+            # journald's level prefixes mean nothing to a person at a terminal.
+            text = re.sub(r"^<[0-7]>", "", line.decode("utf-8", "replace"))
+            print(text, file=self._program.echo)
+        if self._program.echo is not None:
+            self._program.echo.flush()

@@ -1,0 +1,86 @@
+"""Work that goes on when whoever asked for it has gone.
+
+An attach that is half done when the command line is interrupted must end as attached or as undone.
+So operations run in the service's nursery, not in the client's; the client only waits for the end.
+Each is bounded by the deadlines of its own steps, so none needs a deadline of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import trio
+from pedos_protocol.errors import CallError
+
+from pedos_dom0.errors import failure
+from pedos_dom0.store import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Enough for a user who attaches a handful of devices at once. Every operation may hold a port, a
+# lease and up to 35 s of waiting for a hanging VM, and one VM must not collect more of them.
+OPERATIONS_MAX = {"vm": 8, "local": 64}
+
+
+class _Outcome(Generic[T]):
+    """How an operation ended, for a waiter that may have stopped waiting."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.result: T | None = None
+        self.error: CallError | None = None
+
+
+class Operations:
+    """Runs operations in `nursery`, counted per caller."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._running: Counter[tuple[str, str]] = Counter()
+
+    async def run(self, kind: str, name: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Runs `work` to its end even if the caller of this is cancelled, and gives its result.
+
+        Raises what it raises, as CallError; CallError(quota) if the caller has too many running.
+        """
+        caller = (kind, name)
+        if self._running[caller] >= OPERATIONS_MAX[kind]:
+            raise failure(
+                "quota",
+                f"{OPERATIONS_MAX[kind]} operations of {name} are in progress already",
+                hint="wait for one of them to end",
+            )
+        self._running[caller] += 1
+        outcome = _Outcome[T]()
+        self._nursery.start_soon(self._work, caller, work, outcome)
+        await outcome.done.wait()
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.result  # type: ignore[return-value]  # None only if T is
+
+    async def _work(
+        self, caller: tuple[str, str], work: Callable[[], Awaitable[T]], outcome: _Outcome[T]
+    ) -> None:
+        try:
+            outcome.result = await work()
+        except CallError as error:
+            outcome.error = error
+        except StoreError as error:
+            logger.error("an operation of %s failed: %s", caller[1], error)
+            outcome.error = failure("failed", str(error))
+        except Exception:
+            # A mistake in this program must not take down the service with all its leases.
+            logger.exception("an operation of %s failed in an unforeseen way", caller[1])
+            outcome.error = failure("failed", "an internal error; the service's log has it")
+        finally:
+            self._running[caller] -= 1
+            if not self._running[caller]:
+                del self._running[caller]
+            outcome.done.set()

@@ -1,0 +1,31 @@
+"""How fast one VM may make dom0 work.
+
+The budget of a connection counts frames; what a frame costs differs. A report of 128 devices takes
+milliseconds to check, a listing as much to make. So these wait their turn: an honest agent, which
+waits for its answers, never notices, and a VM that does not wait has 128 requests in flight at
+once, which is a breach of the protocol and ends its connection.
+"""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+
+class Pace:
+    """Lets `burst` turns through at once, and after that `per_second` of them each second."""
+
+    def __init__(self, *, burst: int, per_second: float) -> None:
+        self._interval = 1 / per_second
+        self._credit = (burst - 1) / per_second
+        self._last = -math.inf
+
+    async def turn(self) -> None:
+        """Returns when it is the caller's turn; turns come in the order in which they are asked."""
+        now = trio.current_time()
+        self._last = max(self._last + self._interval, now - self._credit)
+        if self._last > now:
+            await trio.sleep_until(self._last)
+        else:
+            await trio.lowlevel.checkpoint()

@@ -1,0 +1,1 @@
+"""The policy language: parser, snapshot, evaluation and loading."""

@@ -1,0 +1,235 @@
+"""Making dom0's books and the world agree again.
+
+Two things get out of step: the service was restarted, and the journal has attachments that may or
+may not live; or an agent connects (again) and has exports and imports of an earlier life. The rule
+for both is that dom0 believes its own journal: what the journal calls attached and both ends
+confirm stays as it is, and everything else is ended. An agent cannot talk an attachment into being.
+
+While a journal row waits for its two agents it is a lease like any other, so that nobody else is
+given the device; whoever asks for it waits with it (`wait_settled`).
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import trio
+from pedos_protocol.errors import CallError, RemoteProtocolError
+
+from pedos_dom0.leases import ATTACHED, Taken
+from pedos_dom0.options import effective_options
+from pedos_dom0.takedown import STOP_TIMEOUT
+from pedos_dom0.transaction import SHARED_CLASSES
+
+if TYPE_CHECKING:
+    from pedos_protocol.messages import ExportState, ImportState
+
+    from pedos_dom0.agents import AgentLink
+    from pedos_dom0.leases import Lease
+    from pedos_dom0.state import State
+    from pedos_dom0.takedown import TakeDown
+
+logger = logging.getLogger(__name__)
+
+# How long a restarted service waits for the agents of a journal row. Agents that live reconnect
+# within a second; one that was killed too is started again by its own supervisor.
+SETTLE_TIMEOUT = 30.0
+
+
+class Reconciler:
+    """Settles journal rows after a start, and the leftovers of agents when they connect."""
+
+    def __init__(self, state: State, takedown: TakeDown) -> None:
+        self._state = state
+        self._takedown = takedown
+        self._settling: dict[str, trio.Event] = {}
+
+    def load_journal(self) -> list[Lease]:
+        """Turns every journal row into a lease. Call it before any agent is connected."""
+        state, rows = self._state, []
+        for lease in state.store.journal():
+            try:
+                # Disks and partitions are unknown until the source has reported. Whoever wants one
+                # of them then is compared with this lease by the newcomer's own family.
+                state.leases.grant(lease, {lease.key}, lease.key.device_class in SHARED_CLASSES)
+            except (Taken, ValueError) as error:
+                logger.error("journal row %s is dropped: %s", lease.attachment, error)
+                state.store.journal_delete(lease.attachment)
+                continue
+            self._settling[lease.attachment] = trio.Event()
+            rows.append(lease)
+        return rows
+
+    async def settle(self, lease: Lease) -> None:
+        """Keeps a journal row that lives, and ends any other."""
+        began = trio.current_time()
+        try:
+            reason = await self._verdict(lease)
+            if reason is None:
+                self._keep(lease)
+            elif self._state.leases.get(lease.attachment) is not None:
+                await self._takedown.end(lease.attachment, f"after a restart: {reason}")
+        except Exception:
+            logger.exception("journal row %s could not be settled", lease.attachment)
+        finally:
+            self._settling.pop(lease.attachment).set()
+            logger.debug(
+                "journal row %s settled after %.3f s",
+                lease.attachment,
+                trio.current_time() - began,
+            )
+
+    async def wait_settled(self, *names: str) -> None:
+        """Waits until no journal row that involves one of these VMs is open any more."""
+        for attachment, done in list(self._settling.items()):
+            lease = self._state.leases.get(attachment)
+            if lease is not None and (lease.vm in names or lease.key.backend in names):
+                await done.wait()
+
+    async def _verdict(self, lease: Lease) -> str | None:
+        """None if the attachment lives, or why it does not. Waits for both agents either way: an
+        attachment that is to be ended is ended better in the right order, target first."""
+        state = self._state
+        sides = ((lease.key.backend, lease.backend_domid), (lease.vm, lease.vm_domid))
+        links: list[AgentLink | None] = []
+        with trio.move_on_after(SETTLE_TIMEOUT):
+            for name, domid in sides:
+                links.append(
+                    await state.agents.wait_for(
+                        name,
+                        timeout=SETTLE_TIMEOUT,
+                        worthwhile=partial(state.runs, name, domid),
+                    )
+                )
+        for (name, domid), link in zip(sides, (*links, None, None), strict=False):
+            if not state.runs(name, domid):
+                return f"{name} does not run any more"
+            if link is None:
+                return f"the agent of {name} did not come back"
+        source, target = links
+        wrong = (
+            (lease.state != ATTACHED, f"it was only {lease.state}"),
+            (state.leases.get(lease.attachment) is None, "it has ended meanwhile"),
+            (state.registry.get(lease.key) is None, "the device was unplugged"),
+            (not _is_exported(source, lease), f"{lease.key.backend} does not export it any more"),
+            (_import_of(target, lease) is None, f"{lease.vm} has not got it any more"),
+        )
+        return next((reason for is_wrong, reason in wrong if is_wrong), None)
+
+    def _keep(self, lease: Lease) -> None:
+        state = self._state
+        target = state.agents.at(lease.vm, lease.vm_domid)
+        found = None if target is None else _import_of(target, lease)
+        if found is not None and state.leases.get(lease.attachment) is not None:
+            read_only = lease.options.get("read-only") == "yes"
+            state.leases.update(
+                lease.attachment,
+                frontend=found.frontend,
+                options=effective_options(found.frontend, read_only),
+            )
+            state.registry.touch(lease.key)
+            state.audit.write(
+                "kept",
+                attachment=lease.attachment,
+                device_class=lease.key.device_class,
+                device=str(lease.key),
+                vm=lease.vm,
+            )
+            logger.info("%s is still attached to %s", lease.key, lease.vm)
+
+    async def stop_unknown(self, link: AgentLink) -> None:
+        """Tells an agent to stop the exports and imports that no lease stands for.
+
+        For an agent that has just connected this is done before its devices are shown to anybody,
+        so that a device which is still exported from an earlier life cannot be given out a second
+        time. Raises RemoteProtocolError if the agent will not let go.
+        """
+        report = link.report
+        assert report is not None
+        for imported in report.imports:
+            if not self._knows_import(link, imported):
+                await self._stop(link, "import.stop", imported.attachment)
+        for exported in report.exports:
+            if not self._knows_export(link, exported):
+                await self._stop(link, "export.stop", exported.attachment)
+
+    def has_unknown(self, link: AgentLink) -> bool:
+        """Whether `stop_unknown` would have something to do."""
+        report = link.report
+        return report is not None and not (
+            all(self._knows_import(link, imported) for imported in report.imports)
+            and all(self._knows_export(link, exported) for exported in report.exports)
+        )
+
+    def _knows_export(self, link: AgentLink, exported: ExportState) -> bool:
+        lease = self._state.leases.get(exported.attachment)
+        return lease is not None and (lease.key.backend, lease.backend_domid) == (
+            link.name,
+            link.domid,
+        )
+
+    def _knows_import(self, link: AgentLink, imported: ImportState) -> bool:
+        lease = self._state.leases.get(imported.attachment)
+        return lease is not None and (lease.vm, lease.vm_domid) == (link.name, link.domid)
+
+    async def _stop(self, link: AgentLink, method: str, attachment: str) -> None:
+        params: dict[str, Any] = {"attachment": attachment}
+        try:
+            await link.call(method, params, timeout=STOP_TIMEOUT)
+        except CallError as error:
+            raise RemoteProtocolError(
+                f"it did not confirm {method} of a leftover: {error.message}"
+            ) from error
+        self._state.audit.write("leftover", attachment=attachment, vm=link.name, stopped=method)
+        logger.info("%s: %s of leftover %s", link.name, method, attachment)
+
+
+def _is_exported(link: AgentLink | None, lease: Lease) -> bool:
+    """Whether the source reports exactly the export that the journal has."""
+    if link is None or link.report is None:
+        return False
+    return any(
+        (
+            export.attachment,
+            export.device_class,
+            export.device,
+            export.peer,
+            export.port,
+            "yes" if export.read_only else "no",
+        )
+        == (
+            lease.attachment,
+            lease.key.device_class,
+            lease.key.device,
+            lease.vm_domid,
+            lease.port,
+            lease.options.get("read-only"),
+        )
+        for export in link.report.exports
+    )
+
+
+def _import_of(link: AgentLink | None, lease: Lease) -> ImportState | None:
+    """The target's report of exactly the import that the journal has."""
+    if link is None or link.report is None:
+        return None
+    for imported in link.report.imports:
+        if (
+            imported.attachment,
+            imported.device_class,
+            imported.backend,
+            imported.device,
+            imported.peer,
+            imported.port,
+        ) == (
+            lease.attachment,
+            lease.key.device_class,
+            lease.key.backend,
+            lease.key.device,
+            lease.backend_domid,
+            lease.port,
+        ):
+            return imported
+    return None

@@ -1,0 +1,116 @@
+"""dom0's service as a whole: what is opened in which order, and how it ends.
+
+Order of the start: the socket is bound first, which also finds out whether another service runs;
+then the store and the journal are read, before any agent can be asked for anything; then policy and
+the hypervisor; then the control connections; and only then the first client is served. At the end
+nothing is detached: a restart of the service keeps live attachments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+from pedos_vchan import notify
+
+from pedos_dom0.api import Api
+from pedos_dom0.audit import Audit
+from pedos_dom0.control import Control
+from pedos_dom0.errors import LOCAL_MODE_LACKS
+from pedos_dom0.leases import LeaseTable
+from pedos_dom0.local_socket import LocalSocket, listening
+from pedos_dom0.operations import Operations
+from pedos_dom0.policy.loader import PolicyLoader
+from pedos_dom0.reconcile import Reconciler
+from pedos_dom0.registry import Registry
+from pedos_dom0.state import State
+from pedos_dom0.store import Store
+from pedos_dom0.takedown import TakeDown
+from pedos_dom0.transaction import Transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pedos_dom0.drivers.base import Driver
+
+logger = logging.getLogger(__name__)
+
+
+@attrs.frozen
+class Config:
+    """Where everything is. `unsupported` says which classes the driver cannot carry, and why."""
+
+    socket: Path
+    state: Path
+    policy: Sequence[Path]
+    unsupported: Mapping[str, str] = attrs.field(factory=lambda: LOCAL_MODE_LACKS)
+
+
+async def run(config: Config, driver: Driver) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Raises OSError (the socket, the folders), StoreError and HypervisorLost; in exception groups.
+    """
+    config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    async with listening(str(config.socket)) as listener:
+        with (
+            contextlib.closing(Store(config.state / "dom0.sqlite")) as store,
+            contextlib.closing(Audit(config.state / "audit.jsonl")) as audit,
+        ):
+            policy = PolicyLoader(config.policy)
+            state = State(
+                driver=driver,
+                registry=Registry(),
+                leases=LeaseTable(),
+                store=store,
+                audit=audit,
+                policy=policy,
+                unsupported=config.unsupported,
+            )
+            async with trio.open_nursery() as nursery:
+                await nursery.start(end_at_signal, nursery.cancel_scope)
+                await nursery.start(policy.run)
+                await nursery.start(driver.run)
+                api = await start_parts(state, nursery)
+                nursery.start_soon(LocalSocket(api).serve, listener)
+                audit.write("service", what="started")
+                _say_ready()
+            audit.write("service", what="ended")
+
+
+async def start_parts(state: State, nursery: trio.Nursery) -> Api:
+    """Starts everything that works on `state` in `nursery`: all of the service but its edges."""
+    takedown = TakeDown(state, nursery)
+    transaction = Transaction(state, takedown)
+    reconciler = Reconciler(state, takedown)
+    api = Api(state, transaction, takedown, reconciler, Operations(nursery))
+    rows = reconciler.load_journal()
+    await nursery.start(Control(state, takedown, reconciler, api).run)
+    for lease in rows:
+        nursery.start_soon(reconciler.settle, lease)
+    return api
+
+
+async def end_at_signal(
+    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Cancels `scope` when the service is told to end."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            logger.info("ending: %s", signal.Signals(number).name)
+            scope.cancel()
+            return
+
+
+def _say_ready() -> None:
+    try:
+        notify.ready()
+    except OSError as error:
+        logger.warning("whoever started the service cannot be told that it is ready: %s", error)
+    logger.info("ready")

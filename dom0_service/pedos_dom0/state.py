@@ -1,0 +1,70 @@
+"""What the parts of the service share: the stores, the tables and the way to the hypervisor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+from pedos_vchan import faultpoints
+
+from pedos_dom0.agents import AgentTable
+from pedos_dom0.drivers.base import DOM0_DOMID, DOM0_NAME, DomainInfo
+from pedos_dom0.errors import no_vm
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from typing import Protocol
+
+    from pedos_protocol.messages import PolicyStatus
+
+    from pedos_dom0.audit import Audit
+    from pedos_dom0.drivers.base import Driver
+    from pedos_dom0.leases import LeaseTable
+    from pedos_dom0.policy.model import Snapshot
+    from pedos_dom0.registry import Registry
+    from pedos_dom0.store import Store
+
+    class PolicySource(Protocol):
+        """What the service asks of the policy loader."""
+
+        @property
+        def snapshot(self) -> Snapshot: ...
+
+        def status(self) -> PolicyStatus: ...
+
+
+@attrs.define(eq=False)
+class State:
+    """One service's state. The leases and the journal in `store` change together, nowhere else."""
+
+    driver: Driver
+    registry: Registry
+    leases: LeaseTable
+    store: Store
+    audit: Audit
+    policy: PolicySource
+    # Class -> why this driver's agents cannot carry it.
+    unsupported: Mapping[str, str] = attrs.field(factory=dict)
+    agents: AgentTable = attrs.field(factory=AgentTable)
+    # VMs that are on their way down: they get no device any more.
+    closing: set[str] = attrs.field(factory=set)
+    # Test-only stops in attach and detach; tests put their own here.
+    reach: Callable[[str], Awaitable[None]] = faultpoints.reach
+
+    def domain(self, name: str) -> DomainInfo | None:
+        """The VM of this name, dom0 included, or None if there is none."""
+        if name == DOM0_NAME:
+            return DomainInfo(name=DOM0_NAME, domid=DOM0_DOMID, state="Running")
+        return self.driver.domains().get(name)
+
+    def known_domain(self, name: str) -> DomainInfo:
+        """As `domain`, but raises CallError(not_found)."""
+        domain = self.domain(name)
+        if domain is None:
+            raise no_vm(name)
+        return domain
+
+    def runs(self, name: str, domid: int) -> bool:
+        """Whether this very domain runs still, as opposed to a later life of the VM."""
+        domain = self.domain(name)
+        return domain is not None and domain.domid == domid and domain.state != "Halted"

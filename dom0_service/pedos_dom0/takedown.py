@@ -1,0 +1,191 @@
+"""Ending attachments: the one way by which a lease ends, whatever the reason.
+
+A user's detach, an attach that failed half way, a device that was unplugged, a child process that
+died, an agent or a VM that is gone, and leftovers of an earlier life of the service all come here.
+
+There is no lock. The lease itself is what excludes others: it is granted and freed in one step
+without a checkpoint, and while it stands nobody else can be given the device. So the question is
+only when it may be freed: when the target was stopped (after which nobody writes any more) and then
+the source, or when the one that does not confirm was disconnected. A target that hangs loses its
+control channel and the export is ended at the source, so its data channel is dead; what it still
+reports when it comes back is stopped before it gets anything else (see reconcile.py). Therefore a
+take-down cannot fail: its steps are bounded, and the last one always happens. Only the end of the
+service cuts it short, and then the journal says what is left to do.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import trio
+from pedos_protocol.errors import CallError
+
+from pedos_dom0.leases import DETACHING
+from pedos_dom0.store import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from pedos_dom0.agents import AgentLink
+    from pedos_dom0.leases import Lease
+    from pedos_dom0.registry import DeviceKey
+    from pedos_dom0.state import State
+
+logger = logging.getLogger(__name__)
+
+# A graceful unmount writes back what is dirty, and is then forced by the agent (within 5 s); an
+# agent that has not answered after twice that hangs.
+STOP_TIMEOUT = 10.0
+
+# The stops in their order: the target first, because what it has not written yet goes through the
+# source.
+BOTH_SIDES = frozenset({"import.stop", "export.stop"})
+
+
+@contextmanager
+def _journal_trouble(lease: Lease) -> Iterator[None]:
+    """A disk that is full must not keep a device attached. What then stands in the journal too
+    long is found to be gone by the next start of the service."""
+    try:
+        yield
+    except StoreError as error:
+        logger.critical("end of %s -> %s is not in the journal: %s", lease.key, lease.vm, error)
+
+
+class Attempt:
+    """An attach in progress, so that it can be told that it has become pointless."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.done = trio.Event()
+        self.broken: str | None = None
+        # The stops that would undo the steps that were begun.
+        self.begun: frozenset[str] = frozenset()
+
+    def break_off(self, reason: str) -> None:
+        if self.broken is None:
+            self.broken = reason
+        self.scope.cancel()
+
+
+class TakeDown:
+    """Ends attachments. Background work runs in `nursery`, which is the service's own."""
+
+    def __init__(self, state: State, nursery: trio.Nursery) -> None:
+        self._state = state
+        self._nursery = nursery
+        self._ending: dict[str, trio.Event] = {}
+        # Attachment -> the attach that works on it; that one also undoes what it did.
+        self.attempts: dict[str, Attempt] = {}
+
+    async def end(
+        self,
+        attachment: str,
+        reason: str,
+        *,
+        request: str | None = None,
+        sides: frozenset[str] = BOTH_SIDES,
+    ) -> bool:
+        """Ends an attachment and returns when its lease is free; False if there was none.
+
+        If somebody else is ending it already, waits for that. `sides` are the stops that are
+        needed; a side that never was asked to start need not be asked to stop.
+        """
+        if (other := self._ending.get(attachment)) is not None:
+            await other.wait()
+            return True
+        lease = self._state.leases.get(attachment)
+        if lease is None:
+            return False
+        done = self._ending[attachment] = trio.Event()
+        began = trio.current_time()
+        try:
+            self._set_detaching(lease)
+            await self._reach("detach.started")
+            if "import.stop" in sides:
+                await self._stop(lease.vm, lease.vm_domid, "import.stop", attachment)
+            await self._reach("detach.unimported")
+            if "export.stop" in sides:
+                await self._stop(lease.key.backend, lease.backend_domid, "export.stop", attachment)
+            await self._reach("detach.unexported")
+            self.free(lease)
+            self._state.audit.write(
+                "ended",
+                request=request,
+                attachment=attachment,
+                device_class=lease.key.device_class,
+                device=str(lease.key),
+                vm=lease.vm,
+                reason=reason,
+                seconds=round(trio.current_time() - began, 3),
+            )
+            logger.info("%s is detached from %s: %s", lease.key, lease.vm, reason)
+            await self._reach("detach.freed")
+        finally:
+            del self._ending[attachment]
+            done.set()
+        return True
+
+    def end_soon(self, attachment: str, reason: str) -> None:
+        """Like `end`, without waiting. An attach that is in progress is told to undo itself."""
+        attempt = self.attempts.get(attachment)
+        if attempt is not None:
+            attempt.break_off(reason)
+        elif attachment not in self._ending:
+            self._nursery.start_soon(self._end_safely, attachment, reason)
+
+    async def _end_safely(self, attachment: str, reason: str) -> None:
+        try:
+            await self.end(attachment, reason)
+        except Exception:
+            # A mistake in this program; the lease stays, which is the safe side.
+            logger.exception("attachment %s could not be ended", attachment)
+
+    def agent_gone(self, link: AgentLink, reason: str) -> None:
+        """The control connection to an agent ended: so does all that it has a part in."""
+        self._state.registry.remove_backend(link.name)
+        for lease in list(self._state.leases):
+            is_source = (lease.key.backend, lease.backend_domid) == (link.name, link.domid)
+            is_target = (lease.vm, lease.vm_domid) == (link.name, link.domid)
+            if is_source or is_target:
+                self.end_soon(lease.attachment, f"{link.name} is gone: {reason}")
+
+    def devices_gone(self, keys: Iterable[DeviceKey]) -> None:
+        """Devices are no longer reported by their source: they were unplugged."""
+        for key in keys:
+            for lease in self._state.leases.of_device(key):
+                self.end_soon(lease.attachment, "the device was unplugged")
+
+    def free(self, lease: Lease) -> None:
+        """Gives the device back: lease, journal row, and word to those who watch."""
+        self._state.leases.free(lease.attachment)
+        with _journal_trouble(lease):
+            self._state.store.journal_delete(lease.attachment)
+        self._state.registry.touch(lease.key)
+
+    def _set_detaching(self, lease: Lease) -> None:
+        self._state.leases.update(lease.attachment, state=DETACHING)
+        with _journal_trouble(lease):
+            self._state.store.journal_state(lease.attachment, DETACHING)
+        self._state.registry.touch(lease.key)
+
+    async def _stop(self, name: str, domid: int, method: str, attachment: str) -> None:
+        """Stops one side, or makes sure that it is cut off."""
+        link = self._state.agents.at(name, domid)
+        if link is None:
+            return
+        try:
+            await link.call(method, {"attachment": attachment}, timeout=STOP_TIMEOUT)
+        except CallError as error:
+            # That the connection ended is as good as an answer. What the agent answers is not:
+            # it may say anything, also "unavailable".
+            if link.connected:
+                link.disconnect(f"it did not confirm {method}: {error.message}")
+
+    async def _reach(self, step: str) -> None:
+        try:
+            await self._state.reach(step)
+        except Exception:
+            logger.exception("fault point %s", step)

@@ -1,0 +1,247 @@
+"""The attach itself: lease and journal, export at the source, import at the target, commit.
+
+`reserve` is the only place where a device is given to a VM. It has no checkpoint, so of two that
+want the same device one gets it and the other gets Taken. `establish` does the steps; whatever goes
+wrong in one of them, what was begun is undone in reverse and the lease is freed before the error is
+raised. The journal row is written before the first step, so that a service that is killed between
+any two steps finds the row again and undoes what it was doing (see reconcile.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from pedos_protocol.errors import CallError, RemoteProtocolError
+from pedos_protocol.fields import ATTACHMENTS_MAX
+from pedos_protocol.messages import parse_result
+from pedos_protocol.names import harmless_text
+
+from pedos_dom0.errors import agent_missing, failure, shutting_down
+from pedos_dom0.leases import ATTACHED, PENDING, Lease
+from pedos_dom0.options import effective_options
+from pedos_dom0.store import StoreError
+from pedos_dom0.takedown import BOTH_SIDES, Attempt
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pedos_protocol.messages import Device
+
+    from pedos_dom0.agents import AgentLink
+    from pedos_dom0.registry import DeviceKey
+    from pedos_dom0.state import State
+    from pedos_dom0.takedown import TakeDown
+
+logger = logging.getLogger(__name__)
+
+# Opening a device and starting its server takes milliseconds; a source that needs longer than this
+# for it hangs.
+EXPORT_TIMEOUT = 10.0
+# The target also connects, starts a file system process and waits for its first answer.
+IMPORT_TIMEOUT = 15.0
+
+# Ports below this are for channels with a fixed meaning, such as the control channel's.
+DATA_PORT_FIRST = 16
+DATA_PORT_LAST = 65535
+
+# Only a microphone may be in several VMs at once: sound can be copied, blocks cannot be shared.
+SHARED_CLASSES = frozenset({"mic"})
+
+# While a VM is starting it has no domain yet; its leases are reservations.
+NO_DOMAIN = -1
+
+# What an agent says about a failure is shown to dom0's user, cut to a sentence.
+_AGENT_TEXT_MAX = 200
+
+
+class Transaction:
+    """Makes attachments. Ends none but those that it could not finish."""
+
+    def __init__(self, state: State, takedown: TakeDown) -> None:
+        self._state = state
+        self._takedown = takedown
+        self._last_port = DATA_PORT_FIRST - 1
+
+    def reserve(
+        self, key: DeviceKey, vm: str, vm_domid: int, *, read_only: bool, frontend: str | None
+    ) -> Lease:
+        """Leases the device to the VM, in memory. Follow it with `establish` or `release`.
+
+        Raises Taken; CallError if the source has gone or the VM is being shut down.
+        """
+        state = self._state
+        source = state.agents.get(key.backend)
+        if source is None:
+            raise agent_missing(key.backend, "not_found")
+        for name in (vm, key.backend):
+            if name in state.closing:
+                raise shutting_down(name)
+        if len(state.leases.of_vm(vm)) >= ATTACHMENTS_MAX:
+            raise failure("quota", f"{vm} has {ATTACHMENTS_MAX} devices already")
+        if len(state.leases.from_backend(key.backend)) >= ATTACHMENTS_MAX:
+            raise failure("quota", f"{key.backend} lends {ATTACHMENTS_MAX} devices already")
+        lease = Lease(
+            attachment=secrets.token_hex(8),
+            key=key,
+            vm=vm,
+            options={"read-only": "yes" if read_only else "no"},
+            frontend=frontend,
+            port=self._free_port(),
+            backend_domid=source.domid,
+            vm_domid=vm_domid,
+            state=PENDING,
+        )
+        state.leases.grant(lease, state.registry.family(key), key.device_class in SHARED_CLASSES)
+        self._takedown.attempts[lease.attachment] = Attempt()
+        return lease
+
+    def release(self, lease: Lease) -> None:
+        """Gives back a reservation that no step was taken for."""
+        self._state.leases.free(lease.attachment)
+        self._takedown.attempts.pop(lease.attachment).done.set()
+
+    def rebind(self, lease: Lease, vm_domid: int) -> Lease:
+        """A reservation's VM has started: the same lease for the domain that it has now."""
+        state = self._state
+        state.leases.free(lease.attachment)
+        bound = Lease(
+            attachment=lease.attachment,
+            key=lease.key,
+            vm=lease.vm,
+            options=lease.options,
+            frontend=lease.frontend,
+            port=lease.port,
+            backend_domid=lease.backend_domid,
+            vm_domid=vm_domid,
+            state=lease.state,
+        )
+        # No checkpoint lies between, so nobody can have taken it.
+        state.leases.grant(
+            bound, state.registry.family(lease.key), lease.key.device_class in SHARED_CLASSES
+        )
+        return bound
+
+    async def establish(self, lease: Lease, request: str) -> Lease:
+        """Takes the steps; returns the lease as it is when the device is in the target.
+
+        Raises CallError, and then nothing is left of the attempt.
+        """
+        attempt = self._takedown.attempts[lease.attachment]
+        try:
+            error: CallError
+            try:
+                with attempt.scope:
+                    lease = await self._steps(lease, attempt)
+                if attempt.broken is None:
+                    return lease
+                error = _broken(lease, attempt.broken)
+            except CallError as failed:
+                error = failed
+            except StoreError as failed:
+                error = failure("failed", str(failed))
+            except Exception:
+                logger.exception("attach of %s to %s", lease.key, lease.vm)
+                error = failure("failed", "an internal error; the service's log has it")
+            await self._takedown.end(
+                lease.attachment,
+                f"the attach failed: {error.message}",
+                request=request,
+                sides=attempt.begun,
+            )
+            raise error
+        finally:
+            self._takedown.attempts.pop(lease.attachment).done.set()
+
+    async def _steps(self, lease: Lease, attempt: Attempt) -> Lease:
+        state, key = self._state, lease.key
+        source = state.agents.at(key.backend, lease.backend_domid)
+        target = state.agents.at(lease.vm, lease.vm_domid)
+        if source is None:
+            raise agent_missing(key.backend, "failed")
+        if target is None:
+            raise agent_missing(lease.vm, "failed")
+        read_only = lease.options.get("read-only") == "yes"
+        common: dict[str, Any] = {
+            "attachment": lease.attachment,
+            "device_class": key.device_class,
+            "device": key.device,
+            "port": lease.port,
+            "read_only": read_only,
+        }
+        state.store.journal_put(lease)
+        await state.reach("attach.leased")
+        attempt.begun = frozenset({"export.stop"})
+        await _ask(source, "export.start", {**common, "peer": lease.vm_domid}, EXPORT_TIMEOUT)
+        await state.reach("attach.exported")
+        attempt.begun = BOTH_SIDES
+        untrusted_result = await _ask(
+            target,
+            "import.start",
+            {
+                **common,
+                "peer": lease.backend_domid,
+                "backend": key.backend,
+                "frontend": lease.frontend,
+            },
+            IMPORT_TIMEOUT,
+        )
+        try:
+            frontend: str | None = parse_result("import.start", untrusted_result).frontend
+        except RemoteProtocolError as error:
+            target.disconnect(f"its answer to import.start makes no sense: {error}")
+            raise failure("failed", f"{lease.vm} gave an answer that makes no sense") from error
+        await state.reach("attach.imported")
+        if attempt.broken is None and state.registry.get(key) is None:
+            attempt.broken = "the device was unplugged"
+        if attempt.broken is not None:
+            raise _broken(lease, attempt.broken)
+        lease = state.leases.update(
+            lease.attachment,
+            state=ATTACHED,
+            frontend=frontend,
+            options=effective_options(frontend, read_only),
+        )
+        state.store.journal_put(lease)
+        await state.reach("attach.committed")
+        state.registry.touch(key)
+        return lease
+
+    def _free_port(self) -> int:
+        """The next port that no attachment uses. Ports are not reused at once, so that an end of
+        a channel that lingers is not met by a newcomer."""
+        used = {lease.port for lease in self._state.leases}
+        for _ in range(DATA_PORT_LAST - DATA_PORT_FIRST + 1):
+            self._last_port += 1
+            if self._last_port > DATA_PORT_LAST:
+                self._last_port = DATA_PORT_FIRST
+            if self._last_port not in used:
+                return self._last_port
+        raise failure("quota", "all data ports are in use")
+
+
+def is_read_only(device: Device, parameters: Mapping[str, str], asked: bool | None) -> bool:
+    """Whether an attachment is read-only: if anyone says so, the device, the rule or the user."""
+    return device.read_only or parameters.get("read-only") == "yes" or asked is True
+
+
+def _broken(lease: Lease, reason: str) -> CallError:
+    return failure("failed", f"{lease.key} could not be attached to {lease.vm}: {reason}")
+
+
+async def _ask(
+    link: AgentLink, method: str, params: dict[str, Any], timeout: float
+) -> dict[str, Any]:
+    """One step at one agent; its failure in words that name the VM. The words of an agent are a
+    VM's: harmless, short and marked as its own."""
+    try:
+        return await link.call(method, params, timeout=timeout)
+    except CallError as error:
+        if error.code == "timeout":
+            raise failure("failed", f"{link.name} did not answer {method} in time") from error
+        if error.code == "unavailable":
+            raise failure("failed", f"the agent of {link.name} went away") from error
+        said = harmless_text(error.message, _AGENT_TEXT_MAX)
+        code = "busy" if error.code == "busy" else "failed"
+        raise failure(code, f"{link.name} could not do it: {said}") from error

@@ -1,0 +1,279 @@
+"""vm.start and vm.shutdown: a VM starts with all that is assigned to it, or not at all.
+
+Before anything is started, every assigned device is there, allowed and leased, so that nobody can
+take it while the VM boots. A shutdown goes the other way round: first the devices are detached, so
+that what the VM has not written yet is written, and then the VM is stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import trio
+from pedos_protocol.errors import CallError
+from pedos_protocol.messages import VmStarted
+
+from pedos_dom0 import errors
+from pedos_dom0.agents import AGENT_GRACE
+from pedos_dom0.drivers.base import DOM0_NAME, DriverError
+from pedos_dom0.leases import Taken
+from pedos_dom0.options import parse_options
+from pedos_dom0.transaction import NO_DOMAIN, is_read_only
+
+if TYPE_CHECKING:
+    from pedos_dom0.access import Access
+    from pedos_dom0.leases import Lease
+    from pedos_dom0.reconcile import Reconciler
+    from pedos_dom0.state import State
+    from pedos_dom0.store import Assignment
+    from pedos_dom0.takedown import TakeDown
+    from pedos_dom0.transaction import Transaction
+
+logger = logging.getLogger(__name__)
+
+# From the start of a domain to its agent's first report: a VM boots in that time.
+BOOT_TIMEOUT = 30.0
+
+
+class _Problem(Exception):  # noqa: N818 - collected, so that all are told at once
+    """Why an assigned device cannot be had, and the command that helps."""
+
+    def __init__(self, text: str, hint: str | None = None) -> None:
+        super().__init__(text)
+        self.hint = hint
+
+
+class VmLife:
+    """Serves vm.start and vm.shutdown; dom0's user alone may ask for them."""
+
+    def __init__(
+        self,
+        state: State,
+        access: Access,
+        transaction: Transaction,
+        takedown: TakeDown,
+        reconciler: Reconciler,
+    ) -> None:
+        self._state = state
+        self._access = access
+        self._transaction = transaction
+        self._takedown = takedown
+        self._reconciler = reconciler
+        self._starting: set[str] = set()
+
+    async def start(self, vm: str, request: str) -> VmStarted:
+        """Starts a VM; returns when every assigned device is in it. Raises CallError."""
+        began = trio.current_time()
+        outcome = "failed"
+        try:
+            result = await self._start(vm, request)
+            outcome = "started"
+            return result
+        except CallError as error:
+            outcome = f"{error.code}: {error.message}"
+            raise
+        finally:
+            self._write("start", vm, request, outcome, began)
+
+    async def shutdown(self, vm: str, force: bool, request: str) -> None:
+        """Detaches what the VM has and lends, then stops it. Raises CallError."""
+        began = trio.current_time()
+        outcome = "failed"
+        try:
+            await self._shutdown(vm, force, request)
+            outcome = "halted"
+        except CallError as error:
+            outcome = f"{error.code}: {error.message}"
+            raise
+        finally:
+            self._write("shutdown", vm, request, outcome, began)
+
+    def _write(self, event: str, vm: str, request: str, outcome: str, began: float) -> None:
+        self._state.audit.write(
+            event,
+            request=request,
+            caller=DOM0_NAME,
+            vm=vm,
+            outcome=outcome,
+            seconds=round(trio.current_time() - began, 3),
+        )
+
+    # Start
+
+    async def _start(self, vm: str, request: str) -> VmStarted:
+        domain = self._state.known_domain(vm)
+        if domain.domid is not None:
+            raise errors.failure("failed", f"{vm} is already running", hint="qvm-ls")
+        if vm in self._starting or domain.state != "Halted":
+            raise errors.failure("failed", f"{vm} is being started or shut down already")
+        self._starting.add(vm)
+        try:
+            assignments = self._state.store.assignments(vm)
+            await self._wait_for_sources(assignments)
+            await self._reconciler.wait_settled(vm, *(a.key.backend for a in assignments))
+            leases = self._reserve_all(vm, assignments)
+            return await self._start_with(vm, leases, request)
+        finally:
+            self._starting.discard(vm)
+
+    async def _wait_for_sources(self, assignments: list[Assignment]) -> None:
+        """Sources that are running but whose agents were restarted a moment ago."""
+        with trio.move_on_after(AGENT_GRACE):
+            for name in sorted({a.key.backend for a in assignments}):
+                domain = self._state.domain(name)
+                if domain is not None and domain.domid is not None:
+                    await self._state.agents.wait_for(name, timeout=AGENT_GRACE)
+
+    def _reserve_all(self, vm: str, assignments: list[Assignment]) -> list[Lease]:
+        """A lease of every assigned device, or CallError that says what is wrong, and none."""
+        leases: list[Lease] = []
+        problems: list[_Problem] = []
+        for assignment in assignments:
+            try:
+                leases.append(self._reserve(vm, assignment))
+            except _Problem as problem:
+                problems.append(problem)
+        if problems:
+            for lease in leases:
+                self._transaction.release(lease)
+            hint = next((problem.hint for problem in problems if problem.hint), None)
+            what = "; ".join(map(str, problems))
+            raise errors.failure("failed", f"{vm} was not started: {what}", hint=hint)
+        return leases
+
+    def _reserve(self, vm: str, assignment: Assignment) -> Lease:
+        """A lease of one assigned device for a VM that has no domain yet; or raises _Problem."""
+        state, key = self._state, assignment.key
+        its = f"its assigned device {key}"
+        detach = f"qvm-device {key.device_class} detach {vm} {key}"
+        device = state.registry.get(key)
+        if device is None:
+            source = state.domain(key.backend)
+            if source is not None and source.domid is None:
+                raise _Problem(
+                    f"{its} is missing, because {key.backend} is halted",
+                    f"qvm-start {key.backend}, or {detach}",
+                )
+            raise _Problem(f"{its} is missing", f"plug it in, or {detach}")
+        if (lack := state.unsupported.get(key.device_class)) is not None:
+            raise _Problem(f"{its} cannot be attached ({lack})", detach)
+        decision = self._access.decide(DOM0_NAME, "attach", key, vm)
+        if decision.verdict != "allow":
+            raise _Problem(
+                f"{its} is denied by policy ({decision.reason})",
+                f"qvm-device {key.device_class} explain {vm} {key}",
+            )
+        try:
+            options = parse_options(key.device_class, assignment.options)
+            lease = self._transaction.reserve(
+                key,
+                vm,
+                NO_DOMAIN,
+                read_only=is_read_only(device, decision.parameters, options.read_only),
+                frontend=options.frontend,
+            )
+        except Taken as taken:
+            holder = taken.holder
+            raise _Problem(
+                f"{its} is attached to {holder.vm}",
+                f"qvm-device {holder.key.device_class} detach {holder.vm} {holder.key}",
+            ) from taken
+        except CallError as error:
+            raise _Problem(f"{its} cannot be had ({error.message})") from error
+        if device.busy is not None:
+            self._transaction.release(lease)
+            raise _Problem(f"{its} is in use in {key.backend} ({device.busy})")
+        return lease
+
+    async def _start_with(self, vm: str, leases: list[Lease], request: str) -> VmStarted:
+        """Starts the VM and attaches; takes everything back if anything fails."""
+        waiting = list(leases)
+        attached: list[Lease] = []
+        domid: int | None = None
+        try:
+            domid = await self._state.driver.start(vm)
+            if leases and not await self._booted(vm, domid):
+                raise errors.failure(
+                    "failed", f"{vm} was stopped again: its agent did not connect in time"
+                )
+            while waiting:
+                lease = self._transaction.rebind(waiting.pop(0), domid)
+                attached.append(await self._transaction.establish(lease, request))
+            return VmStarted(domid=domid, attached=tuple(str(lease.key) for lease in attached))
+        except (CallError, DriverError) as error:
+            for lease in waiting:
+                self._transaction.release(lease)
+            if domid is None:
+                hint = error.hint if isinstance(error, DriverError) else None
+                code = error.code
+                raise errors.failure(code, f"{vm} was not started: {error}", hint=hint) from error
+            for lease in reversed(attached):
+                await self._takedown.end(
+                    lease.attachment, f"the start of {vm} failed", request=request
+                )
+            await self._stop_again(vm)
+            text = str(error)
+            if not text.startswith(f"{vm} was"):
+                text = f"{vm} was stopped again: {text}"
+            raise errors.failure("failed", text) from error
+
+    async def _booted(self, vm: str, domid: int) -> bool:
+        """Waits for the agent of the new domain; False if it ends or takes too long."""
+        state, seen = self._state, False
+
+        def alive() -> bool:
+            # The driver's event may come after its answer to `start`.
+            nonlocal seen
+            running = state.runs(vm, domid)
+            seen = seen or running
+            return running or not seen
+
+        await state.agents.wait_for(vm, timeout=BOOT_TIMEOUT, worthwhile=alive)
+        return state.agents.at(vm, domid) is not None
+
+    async def _stop_again(self, vm: str) -> None:
+        """Stops a VM whose start did not come to a good end; by force if it must be."""
+        for force in (False, True):
+            try:
+                await self._state.driver.shutdown(vm, force)
+                return
+            except DriverError as error:
+                logger.error("%s could not be stopped again: %s", vm, error)
+
+    # Shutdown
+
+    async def _shutdown(self, vm: str, force: bool, request: str) -> None:
+        if vm == DOM0_NAME:
+            raise errors.failure("usage", "dom0 cannot be shut down from here")
+        domain = self._state.known_domain(vm)
+        if domain.state == "Halted":
+            raise errors.failure("failed", f"{vm} is not running", hint="qvm-ls")
+        self._state.closing.add(vm)
+        try:
+            if not force:
+                await self._free_all(vm, request)
+            try:
+                await self._state.driver.shutdown(vm, force)
+            except DriverError as error:
+                raise errors.failure(error.code, str(error), hint=error.hint) from error
+            # Those that a forced shutdown left to its agent's end are waited for.
+            await self._free_all(vm, request)
+        finally:
+            self._state.closing.discard(vm)
+
+    async def _free_all(self, vm: str, request: str) -> None:
+        """Ends every attachment to and from the VM, all at once, and waits for that."""
+
+        async def free(lease: Lease) -> None:
+            reason = f"{vm} is shut down"
+            attempt = self._takedown.attempts.get(lease.attachment)
+            if attempt is not None:
+                attempt.break_off(reason)
+                await attempt.done.wait()
+            await self._takedown.end(lease.attachment, reason, request=request)
+
+        state = self._state
+        async with trio.open_nursery() as nursery:
+            for lease in (*state.leases.of_vm(vm), *state.leases.from_backend(vm)):
+                nursery.start_soon(free, lease)

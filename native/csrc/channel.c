@@ -1,0 +1,106 @@
+#include "channel.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+int pv_channel_watch(struct pv_channel *channel, int live_fd)
+{
+    struct epoll_event events = {.events = EPOLLIN, .data.fd = channel->event_fd};
+    /* Only the hang-up counts: bytes on the rendezvous connection say nothing and wake nobody. */
+    struct epoll_event death = {.events = EPOLLRDHUP, .data.fd = live_fd};
+    int fd = epoll_create1(EPOLL_CLOEXEC);
+
+    if (fd < 0)
+        return -errno;
+    if (epoll_ctl(fd, EPOLL_CTL_ADD, channel->event_fd, &events) < 0 ||
+        (live_fd >= 0 && epoll_ctl(fd, EPOLL_CTL_ADD, live_fd, &death) < 0)) {
+        int error = errno;
+        close(fd);
+        return -error;
+    }
+    channel->wait_fd = fd;
+    channel->live_fd = live_fd;
+    return 0;
+}
+
+int pv_channel_wait_fd(const struct pv_channel *channel)
+{
+    return channel->wait_fd;
+}
+
+void pv_channel_collect(struct pv_channel *channel)
+{
+    struct epoll_event events[2];
+    int count = epoll_wait(channel->wait_fd, events, 2, 0);
+
+    for (int i = 0; i < count; i++) {
+        if (events[i].data.fd == channel->event_fd) {
+            channel->clear(channel);
+        } else {
+            pv_ring_peer_gone(&channel->ring);
+            /* A hang-up stays readable for ever; once is enough. */
+            epoll_ctl(channel->wait_fd, EPOLL_CTL_DEL, channel->live_fd, NULL);
+        }
+    }
+}
+
+int64_t pv_channel_room(struct pv_channel *channel)
+{
+    int64_t room = pv_ring_room(&channel->ring);
+
+    if (room == PV_WOULD_BLOCK) {
+        pv_ring_arm(&channel->ring, PV_NOTIFY_READ);
+        room = pv_ring_room(&channel->ring);
+    }
+    return room;
+}
+
+int64_t pv_channel_send(struct pv_channel *channel, const uint8_t *bytes, size_t count)
+{
+    int64_t room = pv_channel_room(channel);
+    struct pv_direction *out = &channel->ring.out;
+    uint32_t offset = out->own & (out->size - 1), total, first;
+
+    if (room < 0)
+        return room;
+    total = (size_t)room < count ? (uint32_t)room : (uint32_t)count;
+    first = total < out->size - offset ? total : out->size - offset;
+    memcpy(out->data + offset, bytes, first);
+    memcpy(out->data, bytes + first, total - first);
+    pv_ring_produce(&channel->ring, total);
+    return total;
+}
+
+int64_t pv_channel_peek(struct pv_channel *channel, size_t max, uint8_t **span)
+{
+    int64_t count = pv_ring_readable(&channel->ring, span);
+
+    if (count == PV_WOULD_BLOCK) {
+        pv_ring_arm(&channel->ring, PV_NOTIFY_WRITE);
+        count = pv_ring_readable(&channel->ring, span);
+    }
+    return count > 0 && (size_t)count > max ? (int64_t)max : count;
+}
+
+void pv_channel_consume(struct pv_channel *channel, uint32_t count)
+{
+    pv_ring_consume(&channel->ring, count);
+}
+
+void pv_channel_close(struct pv_channel *channel)
+{
+    pv_ring_close(&channel->ring);
+}
+
+void pv_channel_free(struct pv_channel *channel)
+{
+    /* First the flag in the page, then the hang-up: a peer that sees the hang-up sees the flag. */
+    pv_ring_close(&channel->ring);
+    if (channel->wait_fd >= 0)
+        close(channel->wait_fd);
+    if (channel->live_fd >= 0)
+        close(channel->live_fd);
+    channel->detach(channel);
+}

@@ -1,0 +1,45 @@
+/*
+ * A channel: a ring, together with what its owner waits on. Everything above (Python, the pump)
+ * works on channels and does not see how one was attached. A channel belongs to one thread at a
+ * time.
+ */
+#ifndef PEDOS_CHANNEL_H
+#define PEDOS_CHANNEL_H
+
+#include "ring.h"
+
+struct pv_channel {
+    struct pv_ring ring;
+    int event_fd; /* readable when the peer has notified us */
+    int live_fd;  /* hangs up when the peer dies; -1: nobody can tell */
+    int wait_fd;  /* epoll over the two, for an event loop that waits on one fd */
+    void (*clear)(struct pv_channel *);  /* takes back the readability of event_fd */
+    void (*detach)(struct pv_channel *); /* gives memory and event_fd back, frees the channel */
+};
+
+/* Takes over live_fd (or -1) and makes wait_fd. Returns 0 or -errno (live_fd is then untouched). */
+int pv_channel_watch(struct pv_channel *channel, int live_fd);
+
+/* The fd to wait on until pv_channel_collect() is worth calling. */
+int pv_channel_wait_fd(const struct pv_channel *channel);
+
+/* After wait_fd became readable: clears it and notes a peer's death. Look at the ring afterwards. */
+void pv_channel_collect(struct pv_channel *channel);
+
+/*
+ * Stream operations. A count of bytes (> 0), or a PV_ code; at PV_WOULD_BLOCK the channel is armed
+ * and was looked at again, so that waiting on wait_fd cannot miss the news.
+ */
+int64_t pv_channel_send(struct pv_channel *channel, const uint8_t *bytes, size_t count);
+int64_t pv_channel_room(struct pv_channel *channel);
+/* *span stays valid until pv_channel_consume(); it is shared memory: copy, then parse. */
+int64_t pv_channel_peek(struct pv_channel *channel, size_t max, uint8_t **span);
+void pv_channel_consume(struct pv_channel *channel, uint32_t count);
+
+/* Says goodbye to the peer but keeps the memory. Idempotent. */
+void pv_channel_close(struct pv_channel *channel);
+
+/* Closes, gives back everything. The channel is no more. */
+void pv_channel_free(struct pv_channel *channel);
+
+#endif

@@ -1,0 +1,305 @@
+#include "pump.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdbool.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+/*
+ * Bytes per read(2) or write(2). Small enough that the peer starts on the first part while the rest
+ * still comes, and that both stay in a processor's cache; large enough that system calls do not
+ * count.
+ */
+#define CHUNK (128 * 1024)
+
+/*
+ * What is still taken from fd_in once fd_out is gone. Its other end left its last words in a socket
+ * buffer (208 KiB by default) or a pipe (64 KiB, 1 MiB at most for an ordinary user); a program
+ * that goes on writing without an end must not keep the channel alive.
+ */
+#define LAST_WORDS (1024 * 1024)
+
+/* Less room than one part in this many counts as none, so that a full ring is not fed in crumbs. */
+#define ROOM_FRACTION 8
+
+struct loop {
+    struct pv_pump *pump;
+    struct pv_channel *channel;
+    int fd_in, fd_out;
+    bool reading;      /* fd_in still counts */
+    bool writing;      /* fd_out still counts */
+    bool out_blocked;  /* fd_out takes nothing at the moment */
+    bool in_dry;       /* fd_in has nothing at the moment */
+    bool ring_full;    /* wait for the peer to read */
+    bool ring_empty;   /* wait for the peer to write */
+    uint64_t in_left;  /* bytes that may still be read from fd_in */
+    uint64_t out_left; /* bytes that may still be written to fd_out */
+};
+
+/* The first reason is the one that counts; the others follow from it. */
+static void note(struct pv_pump *pump, int why, int error)
+{
+    if (!pump->why) {
+        pump->why = why;
+        pump->error = error;
+    }
+}
+
+/* No byte will come from fd_in any more. The peer may know at once; we still pass on what it sent. */
+static void end_reading(struct loop *loop)
+{
+    int64_t ready;
+
+    loop->reading = false;
+    pv_channel_close(loop->channel);
+    ready = pv_ring_ready(&loop->channel->ring);
+    loop->out_left = ready > 0 ? (uint64_t)ready : 0;
+    if (!loop->out_left)
+        loop->writing = false;
+}
+
+static void end_writing(struct loop *loop)
+{
+    loop->writing = false;
+    if (loop->in_left > LAST_WORDS)
+        loop->in_left = LAST_WORDS;
+}
+
+/* The ring itself has ended; code says how. */
+static void end_ring(struct loop *loop, int64_t code)
+{
+    note(loop->pump,
+         code == PV_CLOSED ? PV_PUMP_PEER_CLOSED
+         : code == PV_DIED ? PV_PUMP_PEER_DIED
+                           : PV_PUMP_PEER_BROKEN,
+         0);
+    loop->reading = false; /* nobody would read it from the ring */
+}
+
+/* fd_in to ring; true if something changed. */
+static bool fill(struct loop *loop)
+{
+    struct pv_ring *ring = &loop->channel->ring;
+    uint8_t *span;
+    int64_t room = pv_ring_room(ring);
+    ssize_t count;
+
+    loop->ring_full = room == PV_WOULD_BLOCK || (room > 0 && room < ring->out.size / ROOM_FRACTION);
+    if (loop->ring_full)
+        return false;
+    if (room < 0) {
+        end_ring(loop, room);
+        return true;
+    }
+    if (loop->in_dry)
+        return false;
+    room = pv_ring_writable(ring, &span);
+    if (room < 0)
+        return true; /* the next round says why */
+    if (room > CHUNK)
+        room = CHUNK;
+    if ((uint64_t)room > loop->in_left)
+        room = (int64_t)loop->in_left;
+    count = read(loop->fd_in, span, (size_t)room);
+    if (count > 0) {
+        pv_ring_produce(ring, (uint32_t)count);
+        loop->pump->to_ring += (uint64_t)count;
+        loop->in_left -= (uint64_t)count;
+        if (!loop->in_left)
+            end_reading(loop);
+        return true;
+    }
+    if (count < 0 && errno == EINTR)
+        return true;
+    if (count < 0 && errno == EAGAIN) {
+        loop->in_dry = true;
+        if (loop->writing)
+            return false;
+        end_reading(loop); /* fd_out is gone, and these were the last words */
+        return true;
+    }
+    note(loop->pump, count == 0 ? PV_PUMP_INPUT_ENDED : PV_PUMP_INPUT_FAILED,
+         count == 0 ? 0 : errno);
+    end_reading(loop);
+    return true;
+}
+
+/* Ring to fd_out; true if something changed. */
+static bool drain(struct loop *loop)
+{
+    struct pv_ring *ring = &loop->channel->ring;
+    uint8_t *span;
+    int64_t ready;
+    ssize_t count;
+
+    ready = pv_ring_readable(ring, &span);
+    loop->ring_empty = ready == PV_WOULD_BLOCK;
+    if (loop->ring_empty)
+        return false;
+    if (ready < 0) {
+        end_ring(loop, ready);
+        loop->writing = false; /* and everything that came is written */
+        return true;
+    }
+    if (loop->out_blocked)
+        return false;
+    if (ready > CHUNK)
+        ready = CHUNK;
+    if ((uint64_t)ready > loop->out_left)
+        ready = (int64_t)loop->out_left;
+    count = write(loop->fd_out, span, (size_t)ready);
+    if (count > 0) {
+        pv_ring_consume(ring, (uint32_t)count);
+        loop->pump->to_fd += (uint64_t)count;
+        loop->out_left -= (uint64_t)count;
+        if (!loop->out_left)
+            loop->writing = false;
+        return true;
+    }
+    if (count < 0 && errno == EINTR)
+        return true;
+    if (count < 0 && errno == EAGAIN) {
+        loop->out_blocked = true;
+        return false;
+    }
+    note(loop->pump, PV_PUMP_OUTPUT_FAILED, count < 0 ? errno : EIO);
+    end_writing(loop);
+    return true;
+}
+
+/* Arms for what the ring owes us; true if it came in the meantime. */
+static bool arm_and_look_again(struct loop *loop)
+{
+    struct pv_ring *ring = &loop->channel->ring;
+    unsigned bits = 0;
+    int64_t room;
+
+    if (loop->reading && loop->ring_full)
+        bits |= PV_NOTIFY_READ;
+    if (loop->writing && loop->ring_empty)
+        bits |= PV_NOTIFY_WRITE;
+    if (!bits)
+        return false;
+    pv_ring_arm(ring, bits);
+    if (bits & PV_NOTIFY_READ) {
+        room = pv_ring_room(ring);
+        if (room != PV_WOULD_BLOCK && (room < 0 || room >= ring->out.size / ROOM_FRACTION))
+            return true;
+    }
+    return (bits & PV_NOTIFY_WRITE) && pv_ring_ready(ring) != PV_WOULD_BLOCK;
+}
+
+/* Sleeps until something may have changed. Returns 0 or errno. */
+static int wait_for_news(struct loop *loop)
+{
+    struct pv_channel *channel = loop->channel;
+    enum { EVENT, CANCEL, IN, OUT, COUNT };
+    struct pollfd fds[COUNT] = {
+        /* The peer's notifications and its death come through one descriptor. */
+        [EVENT] = {.fd = channel->wait_fd, .events = POLLIN},
+        [CANCEL] = {.fd = loop->pump->cancel_fd, .events = POLLIN},
+        [IN] = {.fd = loop->reading && !loop->ring_full ? loop->fd_in : -1, .events = POLLIN},
+        /* Without events poll still tells of an output whose other end is gone. */
+        [OUT] = {.fd = loop->writing ? loop->fd_out : -1,
+                 .events = loop->out_blocked ? POLLOUT : 0},
+    };
+
+    if (poll(fds, COUNT, -1) < 0)
+        return errno == EINTR ? 0 : errno;
+    if (fds[EVENT].revents)
+        pv_channel_collect(channel);
+    if (fds[IN].revents)
+        loop->in_dry = false; /* hang-ups and errors show in read(2) */
+    if (fds[OUT].revents & POLLOUT)
+        loop->out_blocked = false; /* errors show in write(2), which comes next */
+    else if (fds[OUT].revents & (POLLERR | POLLHUP | POLLNVAL)) {
+        /* Not noted yet: a program that simply ended shows as end of file on fd_in as well. */
+        end_writing(loop);
+        loop->in_dry = false;
+    }
+    return 0;
+}
+
+static void run(struct loop *loop)
+{
+    struct pv_pump *pump = loop->pump;
+
+    while (loop->reading || loop->writing) {
+        bool changed = false;
+        int error;
+
+        /* Relaxed: only the flag counts. If it is set just after, cancel_fd ends the wait below. */
+        if (__atomic_load_n(&pump->cancelled, __ATOMIC_RELAXED)) {
+            note(pump, PV_PUMP_CANCELLED, 0);
+            return;
+        }
+        /* To the device first: its answers make room for more. */
+        if (loop->writing)
+            changed |= drain(loop);
+        if (loop->reading)
+            changed |= fill(loop);
+        if (changed || arm_and_look_again(loop))
+            continue;
+        error = wait_for_news(loop);
+        if (error) {
+            note(pump, PV_PUMP_FAILED, error);
+            return;
+        }
+    }
+    note(pump, PV_PUMP_OUTPUT_FAILED, EPIPE); /* if nothing else explained it */
+}
+
+int pv_pump_init(struct pv_pump *pump)
+{
+    *pump = (struct pv_pump){.cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+    return pump->cancel_fd < 0 ? -errno : 0;
+}
+
+void pv_pump_cancel(struct pv_pump *pump)
+{
+    const uint64_t one = 1;
+    ssize_t ignored;
+
+    __atomic_store_n(&pump->cancelled, 1, __ATOMIC_RELAXED);
+    ignored = write(pump->cancel_fd, &one, sizeof one);
+    (void)ignored; /* EAGAIN: readable already */
+}
+
+void pv_pump_run(struct pv_pump *pump, struct pv_channel *channel, int fd_in, int fd_out)
+{
+    struct loop loop = {
+        .pump = pump,
+        .channel = channel,
+        .fd_in = fd_in,
+        .fd_out = fd_out,
+        .reading = true,
+        .writing = true,
+        .in_left = UINT64_MAX,
+        .out_left = UINT64_MAX,
+    };
+    int in_flags = fcntl(fd_in, F_GETFL), out_flags = fcntl(fd_out, F_GETFL);
+
+    /*
+     * Non-blocking, because a write(2) to a pipe that poll calls writable still blocks when more is
+     * written than fits, and then nobody could cancel it.
+     */
+    if (in_flags < 0 || out_flags < 0 || fcntl(fd_in, F_SETFL, in_flags | O_NONBLOCK) < 0 ||
+        fcntl(fd_out, F_SETFL, out_flags | O_NONBLOCK) < 0) {
+        note(pump, PV_PUMP_FAILED, errno);
+    } else {
+        run(&loop);
+    }
+    pv_channel_close(channel);
+    if (out_flags >= 0)
+        fcntl(fd_out, F_SETFL, out_flags);
+    if (in_flags >= 0)
+        fcntl(fd_in, F_SETFL, in_flags);
+}
+
+void pv_pump_done(struct pv_pump *pump)
+{
+    close(pump->cancel_fd);
+    pump->cancel_fd = -1;
+}

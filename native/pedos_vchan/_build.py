@@ -1,0 +1,66 @@
+"""Builds the C extension `pedos_vchan._native` (cffi in API mode, CPython's stable ABI)."""
+
+from cffi import FFI
+
+# What Python sees of native/csrc. The structures stay opaque: their fields belong to C.
+DECLARATIONS = """
+#define PV_WOULD_BLOCK ...
+#define PV_CLOSED ...
+#define PV_DIED ...
+#define PV_BROKEN ...
+
+struct pv_channel;
+int pv_orders_valid(unsigned left_order, unsigned right_order);
+int pv_channel_watch(struct pv_channel *channel, int live_fd);
+int pv_channel_wait_fd(const struct pv_channel *channel);
+void pv_channel_collect(struct pv_channel *channel);
+int64_t pv_channel_send(struct pv_channel *channel, const uint8_t *bytes, size_t count);
+int64_t pv_channel_room(struct pv_channel *channel);
+int64_t pv_channel_peek(struct pv_channel *channel, size_t max, uint8_t **span);
+void pv_channel_consume(struct pv_channel *channel, uint32_t count);
+void pv_channel_close(struct pv_channel *channel);
+void pv_channel_free(struct pv_channel *channel);
+
+int pv_shm_create(unsigned left_order, unsigned right_order, struct pv_channel **channel,
+                  int descriptors[3]);
+int pv_shm_join(int memfd, int event_fd, int notify_fd, struct pv_channel **channel);
+int pv_shm_client_came(const struct pv_channel *channel);
+
+#define PV_PUMP_INPUT_ENDED ...
+#define PV_PUMP_INPUT_FAILED ...
+#define PV_PUMP_OUTPUT_FAILED ...
+#define PV_PUMP_PEER_CLOSED ...
+#define PV_PUMP_PEER_DIED ...
+#define PV_PUMP_PEER_BROKEN ...
+#define PV_PUMP_CANCELLED ...
+#define PV_PUMP_FAILED ...
+struct pv_pump { uint64_t to_ring, to_fd; int why, error; ...; };
+int pv_pump_init(struct pv_pump *pump);
+void pv_pump_cancel(struct pv_pump *pump);
+void pv_pump_run(struct pv_pump *pump, struct pv_channel *channel, int fd_in, int fd_out);
+void pv_pump_done(struct pv_pump *pump);
+"""
+
+# cffi's generated functions leave some parameters unused; our own files are compiled without this.
+PREAMBLE = """
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
+#include "channel.h"
+#include "pump.h"
+#include "shm.h"
+"""
+
+SOURCES = [f"native/csrc/{name}.c" for name in ("ring", "channel", "shm", "pump")]
+HEADERS = [f"native/csrc/{name}.h" for name in ("ring", "channel", "shm", "pump")]
+FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra"]
+
+ffibuilder = FFI()
+ffibuilder.cdef(DECLARATIONS)
+ffibuilder.set_source(
+    "pedos_vchan._native",
+    PREAMBLE,
+    sources=SOURCES,
+    depends=HEADERS,
+    include_dirs=["native/csrc"],
+    extra_compile_args=FLAGS,
+)

@@ -1,0 +1,91 @@
+"""Owns one attached channel: its memory and its descriptors."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import trio
+
+from ._native import lib
+
+if TYPE_CHECKING:
+    from . import _native
+
+
+class Channel:
+    """One end of a vchan, however it was attached. `shm.connect` and `Listener.accept` make them.
+
+    Hand it to a `VchanStream` or to `pump`, which then close it. An end that is dropped unclosed is
+    closed when Python collects it; the peer sees a clean close either way.
+    """
+
+    def __init__(
+        self,
+        native: _native.Channel,
+        live: socket.socket,
+        *,
+        domain: int,
+        peer_domain: int,
+        port: int,
+    ) -> None:
+        """Takes over native, and live when it succeeds (its hang-up tells of the peer's death)."""
+        self._native: _native.Channel | None = None
+        self._pumping = False
+        self.domain = domain
+        self.peer_domain = peer_domain
+        self.port = port
+        error = lib.pv_channel_watch(native, live.fileno())
+        if error < 0:
+            lib.pv_channel_free(native)
+            raise OSError(-error, os.strerror(-error))
+        live.detach()
+        self._native = native
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open"
+        return f"<Channel {self.domain} to {self.peer_domain}, port {self.port}, {state}>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether this end was closed."""
+        return self._native is None
+
+    def native(self) -> _native.Channel:
+        """The C side; ``trio.ClosedResourceError`` once closed."""
+        if self._native is None:
+            raise trio.ClosedResourceError("this channel was already closed")
+        return self._native
+
+    def fileno(self) -> int:
+        """Readable when the peer has news. For waiting only."""
+        return lib.pv_channel_wait_fd(self.native())
+
+    def lend(self) -> _native.Channel:
+        """Gives the C side to a thread until `give_back`; nobody else may use it meanwhile."""
+        if self._pumping:
+            raise trio.BusyResourceError("another task pumps this channel")
+        native = self.native()
+        self._pumping = True
+        return native
+
+    def give_back(self) -> None:
+        """Ends `lend`."""
+        self._pumping = False
+
+    def close(self) -> None:
+        """Says goodbye to the peer and gives everything back. Idempotent.
+
+        Not while it is pumped: cancel the pump instead, which closes it.
+        """
+        if self._pumping:
+            raise trio.BusyResourceError("this channel is being pumped; cancel the pump instead")
+        native, self._native = self._native, None
+        if native is not None:
+            lib.pv_channel_free(native)
+
+    def __del__(self) -> None:
+        native, self._native = getattr(self, "_native", None), None
+        if native is not None:
+            lib.pv_channel_free(native)

@@ -1,0 +1,32 @@
+"""Named places at which a test can stop this process, to kill it just there.
+
+Nothing happens unless the environment says so: PEDOS_FAULTPOINTS is the path of a Unix socket on
+which a test listens, PEDOS_FAULTNAME what the test calls this process. At a fault point the
+process sends one line `FAULTNAME POINT` and goes on when it gets a byte or the test hangs up.
+"""
+
+from __future__ import annotations
+
+import os
+
+import trio
+
+from .unix import connect_unix
+
+#: Seconds after which a process goes on by itself: a test that has died must not hang others.
+HOLD_MAX = 30
+
+
+async def reach(name: str) -> None:
+    """Says that the point `name` is reached, and waits until the test lets go."""
+    address = os.environ.get("PEDOS_FAULTPOINTS")
+    if not address:
+        return
+    process = os.environ.get("PEDOS_FAULTNAME", "")
+    with trio.move_on_after(HOLD_MAX):
+        try:
+            async with await connect_unix(address) as stream:
+                await stream.send_all(f"{process} {name}\n".encode())
+                await stream.receive_some(1)
+        except (OSError, trio.BrokenResourceError):
+            pass  # no test listens any more: the same as being let go

@@ -1,0 +1,102 @@
+"""Moves bytes between a channel and file descriptors, in C, in a thread of its own."""
+
+from __future__ import annotations
+
+import enum
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+from outcome import Outcome
+
+from ._native import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .channel import Channel
+
+# One thread per pump. A VM exports at most 64 devices and imports at most 64, a pump for each;
+# twice that, so that pumps which are still ending do not hold up new ones.
+PUMPS_MAX = 256
+
+_limiter = trio.CapacityLimiter(PUMPS_MAX)
+
+
+class Why(enum.StrEnum):
+    """What ended a pump: the first thing that happened; the value reads well in a log line."""
+
+    INPUT_ENDED = "input ended"
+    INPUT_FAILED = "input failed"
+    OUTPUT_FAILED = "output failed"
+    PEER_CLOSED = "peer closed the channel"
+    PEER_DIED = "peer died"
+    PEER_BROKEN = "peer published impossible ring indices"
+    CANCELLED = "cancelled"
+    FAILED = "pump failed"
+
+
+_WHY = {getattr(lib, f"PV_PUMP_{why.name}"): why for why in Why}
+
+
+class PumpResult(NamedTuple):
+    """How a pump ended."""
+
+    bytes_to_ring: int
+    bytes_to_fd: int
+    why: Why
+    error: int  # errno for the three FAILED reasons, else 0
+
+
+async def pump(channel: Channel, fd_in: int, fd_out: int) -> PumpResult:
+    """Pumps fd_in to the channel and the channel to fd_out until either side ends.
+
+    What was read from fd_in is in the ring by then, what the peer had sent is written to fd_out,
+    and the channel is closed. The descriptors may be the same one; they stay open and the caller's,
+    and are non-blocking meanwhile. Nothing here raises because of the peer or of the descriptors:
+    the result says what happened.
+
+    Cancellation wakes the C loop, so it takes effect at once and leaves no thread behind; the
+    channel is closed then, too. Raises ``OSError`` when there is no descriptor left to start with.
+    """
+    native = channel.lend()
+    try:
+        run = ffi.new("struct pv_pump *")
+        error = lib.pv_pump_init(run)
+        if error < 0:
+            raise OSError(-error, os.strerror(-error))
+        try:
+            async with _limiter:
+                await _in_thread(
+                    lambda: lib.pv_pump_run(run, native, fd_in, fd_out),
+                    wake=lambda: lib.pv_pump_cancel(run),
+                )
+        finally:
+            lib.pv_pump_done(run)
+    finally:
+        channel.give_back()
+        channel.close()
+    result = PumpResult(run.to_ring, run.to_fd, _WHY[run.why], run.error)
+    if result.why is Why.CANCELLED:
+        await trio.lowlevel.checkpoint_if_cancelled()
+    return result
+
+
+async def _in_thread(call: Callable[[], None], *, wake: Callable[[], None]) -> None:
+    """Runs call in a thread; a cancellation wakes it, and its end is always waited for.
+
+    ``trio.to_thread.run_sync`` can only wait through a cancellation or abandon the thread; here the
+    C side must let go of the channel's memory before it is unmapped, and soon.
+    """
+    task = trio.lowlevel.current_task()
+    token = trio.lowlevel.current_trio_token()
+
+    def deliver(result: Outcome[None]) -> None:
+        token.run_sync_soon(trio.lowlevel.reschedule, task, result)
+
+    def abort(_: object) -> trio.lowlevel.Abort:
+        wake()
+        return trio.lowlevel.Abort.FAILED
+
+    trio.lowlevel.start_thread_soon(call, deliver)
+    await trio.lowlevel.wait_task_rescheduled(abort)

@@ -1,0 +1,119 @@
+"""Unix sockets at paths of any length.
+
+`sockaddr_un` holds 107 bytes of path, and a test's or a user's folder is soon deeper than that.
+The parent folder, opened O_PATH, has a short name for as long as it is open: /proc/self/fd/N.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator
+
+import trio
+
+#: Bytes of path in a sockaddr_un, less the final NUL (unix(7)).
+SUN_PATH_MAX = 107
+
+#: Connections that wait to be accepted. A kernel caps this at net.core.somaxconn (4096 as a rule).
+BACKLOG = 4096
+
+#: Seconds between two attempts to connect to a socket whose backlog is full.
+BACKLOG_RETRY = 0.01
+
+
+@contextlib.contextmanager
+def short_path(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A name of `path` that fits into a socket's address, valid within the `with`.
+
+    OSError if the parent folder cannot be opened, or if the last part alone is too long.
+    """
+    whole = os.fspath(path)
+    if len(os.fsencode(whole)) <= SUN_PATH_MAX:
+        yield whole
+        return
+    parent, name = os.path.split(whole)
+    folder = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        short = f"/proc/self/fd/{folder}/{name}"
+        if len(os.fsencode(short)) > SUN_PATH_MAX:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), whole)
+        yield short
+    finally:
+        os.close(folder)
+
+
+def _refuse_unless_stale(path: str) -> None:
+    """OSError if something at `path` must not be replaced: no socket, or one that is served."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise FileExistsError(errno.EEXIST, "there is a file that is not a socket", path)
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            with short_path(path) as short:
+                probe.connect(short)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return
+        except BlockingIOError:
+            pass  # its backlog is full: somebody listens
+    raise OSError(errno.EADDRINUSE, "another program listens there", path)
+
+
+async def listen_unix(path: str | os.PathLike[str], mode: int) -> trio.SocketListener:
+    """A listening socket at `path` with the permission bits `mode`.
+
+    A stale socket is replaced in one step; OSError EADDRINUSE if a live program listens there,
+    FileExistsError if it is not a socket at all. Nobody connects before the mode is right.
+    """
+    await trio.lowlevel.checkpoint()
+    whole = os.fspath(path)
+    _refuse_unless_stale(whole)
+    parent, name = os.path.split(whole)
+    new = os.path.join(parent, f".{name[:32]}.{os.getpid()}")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
+        with short_path(new) as short:
+            listener.bind(short)
+        try:
+            os.chmod(new, mode)
+            listener.listen(BACKLOG)
+            os.rename(new, whole)
+        except BaseException:
+            os.unlink(new)
+            raise
+        return trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+    except BaseException:
+        listener.close()
+        raise
+
+
+async def connect_unix(path: str | os.PathLike[str]) -> trio.SocketStream:
+    """A stream to the program that listens at `path`.
+
+    FileNotFoundError if there is no socket, ConnectionRefusedError if nobody listens.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        while True:
+            await trio.lowlevel.checkpoint()
+            try:
+                with short_path(path) as short:
+                    sock.connect(short)
+            except BlockingIOError:
+                # A full backlog; poll(2) cannot wait for it, as it can for TCP.
+                await trio.sleep(BACKLOG_RETRY)
+            else:
+                return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+    except BaseException:
+        sock.close()
+        raise

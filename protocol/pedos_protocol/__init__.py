@@ -1,0 +1,1 @@
+"""What is said: names, messages, codec and connection state machine, without any I/O."""

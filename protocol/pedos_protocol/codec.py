@@ -1,0 +1,175 @@
+"""Frames: a length and one MessagePack array, read strictly.
+
+    u32 little-endian: bytes of payload (1 to FRAME_MAX)
+    payload:           one MessagePack array, nothing after it
+
+Both directions check the same: a value that `encode` accepts, `decode` accepts, and the other
+way round. MessagePack libraries take a good deal more than that by default; what they take and
+this module refuses (repeated keys, keys that are not text, extension types, infinities, depth,
+trailing bytes) is what two readers could read differently, or what costs the reader more than
+it cost the sender.
+"""
+
+from __future__ import annotations
+
+import msgpack  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+from .errors import LocalProtocolError, RemoteProtocolError
+
+TYPE_CHECKING = False  # as typing's own, whose import would double the command line's start
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+#: Bytes of the length in front of a payload.
+HEADER_SIZE = 4
+
+#: Bytes of payload. The whole report of a VM with 128 devices fits; a hundred hostile VMs can make
+#: dom0 hold no more than some 7 MiB.
+FRAME_MAX = 65536
+
+#: Lists and maps within each other, the outermost array included. The deepest message
+#: (answer, result, devices, device, attachments, attachment, options) has 7.
+DEPTH_MAX = 8
+
+#: Entries of one list or one map. The library makes room for what a header announces before it
+#: has seen an entry, so without this cap 64 KiB of nested headers would cost 512 MiB for a moment.
+ITEMS_MAX = 1024
+
+INT_MIN = -(2**63)  # what MessagePack can hold
+INT_MAX = 2**64 - 1
+
+_INFINITY = float("inf")
+_PLAIN = frozenset((str, bytes, bool, type(None)))
+
+# What msgpack raises on hostile bytes: FormatError, StackError, ExtraData and UnicodeDecodeError
+# are ValueErrors; OutOfData and BufferFull are UnpackExceptions; TypeError is a key that cannot
+# be one; its pure Python code, which is used where the C code was not built, recurses.
+_UNPACK_ERRORS = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+    msgpack.UnpackException,
+)
+
+
+def _wrong_with(value: Any, depth: int) -> str | None:
+    """What is wrong with `value`, which `depth` lists and maps enclose; None if nothing is."""
+    kind = type(value)
+    wrong = None
+    if kind is list or kind is dict:
+        wrong = _wrong_within(value, depth)
+    elif kind is int:
+        if not INT_MIN <= value <= INT_MAX:
+            wrong = "an integer has more than 64 bits"
+    elif kind is float:
+        if not -_INFINITY < value < _INFINITY:
+            wrong = "a number is not finite"
+    elif kind not in _PLAIN:
+        wrong = f"a value is a {kind.__name__}, which is not sent"
+    return wrong
+
+
+def _wrong_within(value: Any, depth: int) -> str | None:
+    """What is wrong with a list or a map."""
+    if depth == DEPTH_MAX:
+        return f"it is more than {DEPTH_MAX} lists and maps deep"
+    if len(value) > ITEMS_MAX:
+        return f"a list or map has more than {ITEMS_MAX} entries"
+    if type(value) is dict:
+        for key in value:
+            if type(key) is not str:
+                return "a key of a map is not text"
+        value = value.values()
+    for item in value:
+        wrong = _wrong_with(item, depth + 1)
+        if wrong is not None:
+            return wrong
+    return None
+
+
+def encode(message: list[Any]) -> bytes:
+    """The whole frame, length included, that says `message`.
+
+    LocalProtocolError if it cannot be said: too large, too deep, or of a type that is not sent
+    (tuples too: what is written should be what is read).
+    """
+    if type(message) is not list:
+        raise LocalProtocolError(f"a message is a list, not a {type(message).__name__}")
+    wrong = _wrong_with(message, 0)
+    if wrong is not None:
+        raise LocalProtocolError(f"this message cannot be sent: {wrong}")
+    try:
+        payload: bytes = msgpack.packb(message, use_bin_type=True)
+    except UnicodeEncodeError:
+        raise LocalProtocolError("this message cannot be sent: a text is not Unicode") from None
+    except ValueError as error:  # a buffer over the library's own limit
+        raise LocalProtocolError(f"this message cannot be sent: {error}") from None
+    size = len(payload)
+    if size > FRAME_MAX:
+        raise LocalProtocolError(
+            f"this message cannot be sent: it has {size} bytes, and {FRAME_MAX} is the most"
+        )
+    return size.to_bytes(HEADER_SIZE, "little") + payload
+
+
+def frame_size(header: bytes | bytearray | memoryview) -> int:
+    """Bytes of the whole frame that the 4 bytes of `header` announce, header included.
+
+    RemoteProtocolError if no frame may have that size; so nothing is ever allocated for it.
+    """
+    size = int.from_bytes(header, "little")
+    if size > FRAME_MAX:
+        raise RemoteProtocolError(
+            f"a frame of {size} bytes is announced, and {FRAME_MAX} is the most"
+        )
+    if size == 0:
+        raise RemoteProtocolError("an empty frame is announced")
+    return HEADER_SIZE + size
+
+
+def _map_without_repeats(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    # msgpack's C code passes a list, its pure Python code an iterator.
+    untrusted_pairs = list(pairs)
+    untrusted_map = dict(untrusted_pairs)
+    if len(untrusted_map) != len(untrusted_pairs):
+        raise ValueError("a map has a key twice")
+    return untrusted_map
+
+
+def _refuse_extension(code: int, _data: bytes) -> Any:
+    raise ValueError(f"extension type {code} is not spoken here")
+
+
+def decode(payload: bytes | bytearray | memoryview) -> list[Any]:
+    """The message in `payload` (a frame without its length); RemoteProtocolError if there is none.
+
+    Its values are of the types that `encode` takes, and otherwise still untrusted.
+    """
+    if len(payload) > FRAME_MAX:
+        raise RemoteProtocolError(
+            f"a payload has {len(payload)} bytes, and {FRAME_MAX} is the most"
+        )
+    try:
+        untrusted = msgpack.unpackb(
+            payload,
+            raw=False,
+            strict_map_key=True,
+            object_pairs_hook=_map_without_repeats,
+            ext_hook=_refuse_extension,
+            max_array_len=ITEMS_MAX,
+            max_map_len=ITEMS_MAX,
+            max_ext_len=0,
+        )
+    except _UNPACK_ERRORS as error:
+        # The library's words may hold the sender's bytes: only the kind of error is passed on.
+        raise RemoteProtocolError(
+            f"a frame is not readable MessagePack ({type(error).__name__})"
+        ) from None
+    if type(untrusted) is not list:
+        raise RemoteProtocolError(f"a frame holds a {type(untrusted).__name__}, not an array")
+    wrong = _wrong_with(untrusted, 0)
+    if wrong is not None:
+        raise RemoteProtocolError(f"a frame cannot be accepted: {wrong}")
+    return untrusted

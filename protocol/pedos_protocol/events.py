@@ -1,0 +1,216 @@
+"""Events: what goes in and comes out of a `Connection`.
+
+Plain immutable values. Each checks itself when it is made, so an event that exists can be sent:
+a wrong one raises LocalProtocolError (from bytes, the connection turns that into a
+RemoteProtocolError, as what came was then wrong). attrs would write these classes in a tenth of
+the lines, and its import costs the command line as much as starting Python three times.
+"""
+
+from __future__ import annotations
+
+from .errors import CODES, LocalProtocolError
+from .names import shown
+
+TYPE_CHECKING = False  # as typing's own, whose import would double the command line's start
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+ID_MAX = 2**32 - 1  # a call's id is a u32
+METHOD_MAX = 64  # characters; the longest of ours has 16
+PROGRAM_MAX = 64  # characters of a name and version, for logs
+VERSION_MAX = 65535  # far beyond what will ever be spoken, and small in a log
+DEADLINE_MS_MAX = 600_000  # ten minutes: nobody waits longer for a device
+ERROR_MESSAGE_MAX = 1024  # characters; one sentence with two device names and a rule in it
+
+_METHOD_CHARACTERS = "abcdefghijklmnopqrstuvwxyz_"
+
+_set = object.__setattr__
+
+
+class Event:
+    """What all events share: fields that never change, and equality by value."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is immutable")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is immutable")
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
+    # Maps within make most events unhashable; so none is hashable, whatever it holds.
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__)
+        return f"{type(self).__name__}({fields})"
+
+
+def _check_id(call_id: object) -> None:
+    if type(call_id) is not int or not 0 <= call_id <= ID_MAX:
+        raise LocalProtocolError("the id of a call is not an integer from 0 to 2^32-1")
+
+
+def is_method(text: str) -> bool:
+    """Is `text` a method's name: words of a-z and `_` with dots between, no `_` in the first?"""
+    if len(text) > METHOD_MAX:
+        return False
+    words = text.split(".")
+    return "_" not in words[0] and all(
+        word and not word.strip(_METHOD_CHARACTERS) for word in words
+    )
+
+
+def _check_method(method: object) -> None:
+    if type(method) is not str or not is_method(method):
+        raise LocalProtocolError(f"{shown(method)} is not a method's name")
+
+
+def _check_params(params: object) -> None:
+    if type(params) is not dict:
+        raise LocalProtocolError("parameters are not a map")
+
+
+class Hello(Event):
+    """The first frame of each side: the versions it speaks (lowest, highest), and who it is.
+
+    `program` is for logs alone: a VM may claim to be anything.
+    """
+
+    __slots__ = ("program", "versions")
+
+    versions: tuple[int, int]
+    program: str
+
+    def __init__(self, versions: tuple[int, int], program: str) -> None:
+        if type(versions) is not tuple or len(versions) != 2:
+            raise LocalProtocolError("versions are not a pair of lowest and highest")
+        low, high = versions
+        if type(low) is not int or type(high) is not int or not 1 <= low <= high <= VERSION_MAX:
+            raise LocalProtocolError(
+                f"versions are not a range of integers from 1 to {VERSION_MAX}"
+            )
+        if type(program) is not str or len(program) > PROGRAM_MAX:
+            raise LocalProtocolError(f"a program is not named by at most {PROGRAM_MAX} characters")
+        _set(self, "versions", versions)
+        _set(self, "program", program)
+
+
+class Request(Event):
+    """A call that wants an answer within `deadline_ms` milliseconds from now (1 to 600,000)."""
+
+    __slots__ = ("deadline_ms", "id", "method", "params")
+
+    id: int
+    method: str
+    params: dict[str, Any]
+    deadline_ms: int
+
+    def __init__(
+        self,
+        id: int,  # noqa: A002 - the word of the wire
+        method: str,
+        params: dict[str, Any],
+        deadline_ms: int,
+    ) -> None:
+        _check_id(id)
+        _check_method(method)
+        _check_params(params)
+        if "deadline_ms" in params:
+            raise LocalProtocolError("the parameter deadline_ms is the protocol's own")
+        if type(deadline_ms) is not int or not 1 <= deadline_ms <= DEADLINE_MS_MAX:
+            raise LocalProtocolError(
+                f"a request has no deadline from 1 to {DEADLINE_MS_MAX} milliseconds"
+            )
+        _set(self, "id", id)
+        _set(self, "method", method)
+        _set(self, "params", params)
+        _set(self, "deadline_ms", deadline_ms)
+
+
+class Answer(Event):
+    """The result of the request with this id."""
+
+    __slots__ = ("id", "result")
+
+    id: int
+    result: dict[str, Any]
+
+    def __init__(self, id: int, result: dict[str, Any]) -> None:  # noqa: A002 - as above
+        _check_id(id)
+        if type(result) is not dict:
+            raise LocalProtocolError("a result is not a map")
+        _set(self, "id", id)
+        _set(self, "result", result)
+
+
+class ErrorAnswer(Event):
+    """The request with this id was not done: a code of `errors.CODES`, one sentence, and data."""
+
+    __slots__ = ("code", "data", "id", "message")
+
+    id: int
+    code: str
+    message: str
+    data: dict[str, Any]
+
+    def __init__(
+        self,
+        id: int,  # noqa: A002 - as above
+        code: str,
+        message: str,
+        data: dict[str, Any],
+    ) -> None:
+        _check_id(id)
+        if type(code) is not str or code not in CODES:
+            raise LocalProtocolError(f"{shown(code)} is not an error code")
+        if type(message) is not str or len(message) > ERROR_MESSAGE_MAX:
+            raise LocalProtocolError(
+                f"an error's message is not a text of at most {ERROR_MESSAGE_MAX} characters"
+            )
+        if type(data) is not dict:
+            raise LocalProtocolError("an error's data are not a map")
+        _set(self, "id", id)
+        _set(self, "code", code)
+        _set(self, "message", message)
+        _set(self, "data", data)
+
+
+class Notice(Event):
+    """Something the other side should know, and does not answer."""
+
+    __slots__ = ("method", "params")
+
+    method: str
+    params: dict[str, Any]
+
+    def __init__(self, method: str, params: dict[str, Any]) -> None:
+        _check_method(method)
+        if method == "hello":
+            raise LocalProtocolError("a notice cannot be called hello: that is the first frame")
+        _check_params(params)
+        _set(self, "method", method)
+        _set(self, "params", params)
+
+
+class Closed(Event):
+    """One side will send nothing more."""
+
+    __slots__ = ()
+
+
+class NeedData:
+    """The type of `NEED_DATA`: there is no event until more bytes have come."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "NEED_DATA"
+
+
+NEED_DATA = NeedData()

@@ -1,0 +1,239 @@
+"""What the attributes of messages may hold: one type, with one parse function, for each kind.
+
+A parse function takes an untrusted value and returns a typed one, or raises ValueError with a few
+words on what is wrong. `messages` names the types; nothing else reads what came over a connection.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Union
+
+import attr
+
+from . import names
+from .errors import CODES
+
+DEVICES_MAX = 128  # of one VM; a large tree of USB hubs has some dozens
+ATTACHMENTS_MAX = 64  # of one VM, or VMs of one device; vchan's grants allow about 31 channels
+ERRORS_MAX = 64  # of policy files in a status; more than a screen of them helps nobody
+OPTIONS_MAX = 16  # of one attachment; block knows three
+OPTION_NAME_MAX = 32  # characters
+OPTION_VALUE_MAX = 256  # characters
+TEXT_MAX = 512  # characters of a text from dom0: a rule, a path, a sentence
+DOMID_MAX = 0x7FEF  # xen/include/public/xen.h: DOMID_FIRST_RESERVED is 0x7FF0
+PORT_MAX = 2**31 - 1  # part of a path in xenstore on Xen, so only a bound on sense
+NATURAL_MAX = 2**63 - 1  # what SQLite and off_t hold
+
+Parse = Callable[[Any], Any]
+
+
+def _text(untrusted: Any) -> str:
+    if type(untrusted) is not str:
+        raise ValueError(f"text is expected, not {names.shown(untrusted)}")
+    return untrusted
+
+
+def _integer(untrusted: Any, low: int, high: int) -> int:
+    # type() and not isinstance(): True is an int too.
+    if type(untrusted) is not int or not low <= untrusted <= high:
+        raise ValueError(f"an integer from {low} to {high} is expected")
+    return untrusted
+
+
+def a_flag(untrusted: Any) -> bool:
+    """True or False."""
+    if type(untrusted) is not bool:
+        raise ValueError("true or false is expected")
+    return untrusted
+
+
+def a_natural(untrusted: Any) -> int:
+    """An integer from 0 that fits into 63 bits."""
+    return _integer(untrusted, 0, NATURAL_MAX)
+
+
+def a_port(untrusted: Any) -> int:
+    """The number of a channel between two domains, from 1."""
+    return _integer(untrusted, 1, PORT_MAX)
+
+
+def a_domid(untrusted: Any) -> int:
+    """A domain's id; dom0 has 0."""
+    return _integer(untrusted, 0, DOMID_MAX)
+
+
+def a_duration(untrusted: Any) -> float:
+    """Seconds, from 0; the codec has seen to it that they are finite."""
+    if type(untrusted) not in (int, float) or untrusted < 0:
+        raise ValueError("a number of seconds is expected")
+    return float(untrusted)
+
+
+def an_attachment_id(untrusted: Any) -> str:
+    """16 hexadecimal digits."""
+    if not names.is_attachment_id(_text(untrusted)):
+        raise ValueError(f"{names.shown(untrusted)} is not 16 hexadecimal digits")
+    return _text(untrusted)
+
+
+def an_identity(untrusted: Any) -> str:
+    """A device's identity."""
+    if not names.is_identity(_text(untrusted)):
+        raise ValueError(f"{names.shown(untrusted)} is not a device's identity")
+    return _text(untrusted)
+
+
+def an_error_code(untrusted: Any) -> str:
+    """One of `errors.CODES`."""
+    if _text(untrusted) not in CODES:
+        raise ValueError(f"{names.shown(untrusted)} is not an error code")
+    return _text(untrusted)
+
+
+def a_line(untrusted: Any) -> str:
+    """A line that somebody outside dom0 wrote: made harmless here, once and for all."""
+    return names.harmless_text(_text(untrusted))
+
+
+def a_text(untrusted: Any) -> str:
+    """A line that dom0 wrote: of any script, but for one line and bounded."""
+    return names.printable_text(_text(untrusted), TEXT_MAX)
+
+
+def some_options(untrusted: Any) -> dict[str, str]:
+    """Options of an attachment. Which there are is for dom0 to say, as is how it says so."""
+    if type(untrusted) is not dict:
+        raise ValueError("a map is expected")
+    if len(untrusted) > OPTIONS_MAX:
+        raise ValueError(f"{len(untrusted)} options, and {OPTIONS_MAX} is the most")
+    for untrusted_name, untrusted_value in untrusted.items():
+        if len(_text(untrusted_name)) > OPTION_NAME_MAX or not untrusted_name.isprintable():
+            raise ValueError(f"{names.shown(untrusted_name)} is not an option's name")
+        if len(_text(untrusted_value)) > OPTION_VALUE_MAX or not untrusted_value.isprintable():
+            raise ValueError(f"{names.shown(untrusted_value)} is not an option's value")
+    return dict(untrusted)
+
+
+def a_map(untrusted: Any) -> dict[str, Any]:
+    """Any map that the codec lets through: the data of an error."""
+    if type(untrusted) is not dict:
+        raise ValueError("a map is expected")
+    return dict(untrusted)
+
+
+class AtMost:
+    """How long a list may be."""
+
+    def __init__(self, entries: int) -> None:
+        self.entries = entries
+
+
+AttachmentId = Annotated[str, an_attachment_id]
+DeviceClass = Annotated[str, names.parse_device_class]
+DeviceId = Annotated[str, names.parse_device_id]
+Domid = Annotated[int, a_domid]
+ErrorCode = Annotated[str, an_error_code]
+Frontend = Annotated[str, names.parse_frontend]
+Identity = Annotated[str, an_identity]
+Line = Annotated[str, a_line]
+Natural = Annotated[int, a_natural]
+Options = Annotated[dict[str, str], some_options]
+Port = Annotated[int, a_port]
+Seconds = Annotated[float, a_duration]
+Text = Annotated[str, a_text]
+VmName = Annotated[str, names.parse_vm_name]
+WireMap = Annotated[dict[str, Any], a_map]
+
+
+def parser_of(annotation: Any) -> Parse:
+    """The parse function for an attribute of this type."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is bool:
+        return a_flag
+    if attr.has(annotation):
+        return lambda untrusted: parse_message(annotation, untrusted)
+    if origin is Literal:
+        return _one_of(arguments)
+    if origin is Annotated:
+        base, extra = arguments
+        if isinstance(extra, AtMost):
+            return _list_of(parser_of(typing.get_args(base)[0]), extra.entries)
+        return typing.cast("Parse", extra)
+    if origin in (Union, types.UnionType) and len(arguments) == 2 and arguments[1] is type(None):
+        return _optional(parser_of(arguments[0]))
+    raise TypeError(f"no parse function is known for {annotation}")
+
+
+def _optional(parse_present: Parse) -> Parse:
+    def parse(untrusted: Any) -> Any:
+        return None if untrusted is None else parse_present(untrusted)
+
+    return parse
+
+
+def _one_of(words: tuple[str, ...]) -> Parse:
+    def parse(untrusted: Any) -> str:
+        if type(untrusted) is not str or untrusted not in words:
+            raise ValueError(f"{names.shown(untrusted)} is not one of {', '.join(words)}")
+        return untrusted
+
+    return parse
+
+
+def _list_of(parse_item: Parse, at_most: int) -> Parse:
+    def parse(untrusted: Any) -> tuple[Any, ...]:
+        if type(untrusted) is not list:
+            raise ValueError("a list is expected")
+        if len(untrusted) > at_most:
+            raise ValueError(f"{len(untrusted)} entries, and {at_most} is the most")
+        items = []
+        for index, untrusted_item in enumerate(untrusted):
+            try:
+                items.append(parse_item(untrusted_item))
+            except ValueError as error:
+                raise ValueError(f"[{index}] {error}") from None
+        return tuple(items)
+
+    return parse
+
+
+#: The parse functions of a message's attributes, in their order.
+_PARSERS: dict[type[attr.AttrsInstance], dict[str, Parse]] = {}
+
+
+def prepare(message_class: type[attr.AttrsInstance]) -> dict[str, Parse]:
+    """The parse functions of this class's attributes, by name; made once.
+
+    TypeError if an attribute has a type that nothing here reads.
+    """
+    parsers = _PARSERS.get(message_class)
+    if parsers is None:
+        parsers = {a.name: parser_of(a.type) for a in attr.fields(message_class)}
+        _PARSERS[message_class] = parsers
+    return parsers
+
+
+def parse_message(message_class: type[attr.AttrsInstance], untrusted: object) -> attr.AttrsInstance:
+    """An instance of `message_class` out of a map with exactly its attributes as keys.
+
+    ValueError with the path to what is wrong.
+    """
+    if type(untrusted) is not dict:
+        raise ValueError("a map is expected")
+    parsers = prepare(message_class)
+    if untrusted.keys() != parsers.keys():
+        for name in parsers:
+            if name not in untrusted:
+                raise ValueError(f"{name} is missing")
+        untrusted_name = next(name for name in untrusted if name not in parsers)
+        raise ValueError(f"{names.shown(untrusted_name)} is not known")
+    values = {}
+    for name, parse in parsers.items():
+        try:
+            values[name] = parse(untrusted[name])
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return message_class(**values)

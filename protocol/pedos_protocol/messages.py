@@ -1,0 +1,578 @@
+"""The messages: one class for each, and one table that says which method carries which.
+
+Classes are immutable and compare by value. Making one checks nothing: what a program says about
+its own state it may be trusted with, and the reader checks anyway. All that came over a
+connection goes through `parse_params` or `parse_result`, and through nothing else; what they
+return is typed, bounded, and text in it is harmless.
+
+On the wire a message is a map with exactly the attributes' names as keys. An attribute's type
+says how it is read: `fields` has a parse function behind each.
+"""
+
+# Annotations are read when this module is imported, so they are not postponed here.
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
+
+import attr
+
+from .codec import ITEMS_MAX
+from .errors import CallError, RemoteProtocolError
+from .fields import (
+    ATTACHMENTS_MAX,
+    DEVICES_MAX,
+    ERRORS_MAX,
+    AtMost,
+    AttachmentId,
+    DeviceClass,
+    DeviceId,
+    Domid,
+    ErrorCode,
+    Frontend,
+    Identity,
+    Line,
+    Natural,
+    Options,
+    Port,
+    Seconds,
+    Text,
+    VmName,
+    WireMap,
+    parse_message,
+    prepare,
+)
+from .names import shown
+
+VmState = Literal["Running", "Halted", "Transient"]
+Verb = Literal["list", "attach", "detach", "assign"]
+
+
+@attr.frozen
+class Empty:
+    """No parameters, or a result that says no more than that it is done."""
+
+
+# Between dom0 and an agent: exports and imports
+
+
+@attr.frozen
+class ExportStart:
+    """Lend `device` to the domain `peer`: answered when the source listens on `port`."""
+
+    attachment: AttachmentId
+    device_class: DeviceClass
+    device: DeviceId
+    port: Port
+    peer: Domid
+    read_only: bool
+
+
+@attr.frozen
+class ExportStop:
+    """End an export. An attachment that is not known is fine: it has ended."""
+
+    attachment: AttachmentId
+
+
+@attr.frozen
+class ImportStart:
+    """Take a device of the domain `peer`: answered when it can be used in the target.
+
+    `frontend` is the block device's name that is wished for; None leaves it to the agent.
+    """
+
+    attachment: AttachmentId
+    device_class: DeviceClass
+    backend: VmName
+    device: DeviceId
+    port: Port
+    peer: Domid
+    read_only: bool
+    frontend: Frontend | None
+
+
+@attr.frozen
+class ImportStarted:
+    """The name that the device has in the target."""
+
+    frontend: Frontend
+
+
+@attr.frozen
+class ImportStop:
+    """End an import, gracefully and then by force. Not known is fine."""
+
+    attachment: AttachmentId
+
+
+# What an agent reports
+
+
+@attr.frozen
+class Device:
+    """A device that a VM could lend.
+
+    `size` is in bytes. `parent` is the id of the disk of which this is a partition. `busy` says
+    why it cannot be lent now (mounted...), None that it can.
+    """
+
+    device_class: DeviceClass
+    device: DeviceId
+    identity: Identity
+    description: Line
+    size: Natural | None
+    parent: DeviceId | None
+    read_only: bool
+    busy: Line | None
+
+
+@attr.frozen
+class ExportState:
+    """An export that an agent serves."""
+
+    attachment: AttachmentId
+    device_class: DeviceClass
+    device: DeviceId
+    peer: Domid
+    port: Port
+    read_only: bool
+
+
+@attr.frozen
+class ImportState:
+    """An import that an agent holds."""
+
+    attachment: AttachmentId
+    device_class: DeviceClass
+    backend: VmName
+    device: DeviceId
+    peer: Domid
+    port: Port
+    read_only: bool
+    frontend: Frontend
+
+
+@attr.frozen
+class AgentReport:
+    """All that an agent has. `revision` counts its reports, from the agent's start."""
+
+    revision: Natural
+    devices: Annotated[tuple[Device, ...], AtMost(DEVICES_MAX)]
+    exports: Annotated[tuple[ExportState, ...], AtMost(ATTACHMENTS_MAX)]
+    imports: Annotated[tuple[ImportState, ...], AtMost(ATTACHMENTS_MAX)]
+
+
+@attr.frozen
+class AttachmentEnded:
+    """An attachment ended by itself, on this `side` ("export" or "import")."""
+
+    attachment: AttachmentId
+    side: Literal["export", "import"]
+    reason: Line
+
+
+# Policy's state
+
+
+@attr.frozen
+class PolicyErrorInfo:
+    """An error in a policy file; line and column count from 1."""
+
+    file: Text
+    line: Natural
+    column: Natural
+    message: Text
+
+
+@attr.frozen
+class PolicyStatus:
+    """The policy that is in force (`rules` of them, since `loaded_at`, ISO 8601), and what is
+    wrong with newer files, if not `ok`."""
+
+    ok: bool
+    loaded_at: Text
+    rules: Natural
+    errors: Annotated[tuple[PolicyErrorInfo, ...], AtMost(ERRORS_MAX)]
+
+
+# Listing
+
+
+@attr.frozen
+class DeviceList:
+    """List devices of a class: of and in these `vms` (None: all), but not of or in `exclude`."""
+
+    device_class: DeviceClass
+    vms: Annotated[tuple[VmName, ...], AtMost(ITEMS_MAX)] | None = None
+    exclude: Annotated[tuple[VmName, ...], AtMost(ITEMS_MAX)] = ()
+
+
+@attr.frozen
+class AttachedTo:
+    """The VM that a device is attached to now."""
+
+    vm: VmName
+    options: Options = attr.field(factory=dict)
+
+
+@attr.frozen
+class AssignedTo:
+    """A VM that gets the device whenever it starts."""
+
+    vm: VmName
+    options: Options = attr.field(factory=dict)
+
+
+@attr.frozen
+class Listed(Device):
+    """A device as dom0 lists it. `present` is False if it is only assigned, and not there."""
+
+    backend: VmName
+    attachments: Annotated[tuple[AttachedTo, ...], AtMost(ATTACHMENTS_MAX)]
+    assignments: Annotated[tuple[AssignedTo, ...], AtMost(ATTACHMENTS_MAX)]
+    present: bool
+
+
+@attr.frozen
+class DeviceListed:
+    """The devices that the caller may see; `policy` is None for a VM."""
+
+    devices: Annotated[tuple[Listed, ...], AtMost(ITEMS_MAX)]
+    policy: PolicyStatus | None = None
+
+
+# Attaching and detaching
+
+
+@attr.frozen
+class DeviceAttach:
+    """Attach a device to `vm`, and assign it too if `persistent`."""
+
+    device_class: DeviceClass
+    vm: VmName
+    backend: VmName
+    device: DeviceId
+    options: Options = attr.field(factory=dict)
+    persistent: bool = False
+
+
+@attr.frozen
+class AttachResult:
+    """`options` are the ones in effect; `assigned` means that `vm` does not run."""
+
+    outcome: Literal["attached", "already", "assigned"]
+    options: Options
+    request: Text
+
+
+@attr.frozen
+class DeviceDetach:
+    """Detach one device from `vm`, or all of the class: then `backend` and `device` are None."""
+
+    device_class: DeviceClass
+    vm: VmName
+    backend: VmName | None = None
+    device: DeviceId | None = None
+
+
+@attr.frozen
+class ErrorInfo:
+    """An error answer within a result."""
+
+    code: ErrorCode
+    message: Text
+    data: WireMap = attr.field(factory=dict)
+
+    @classmethod
+    def of(cls, error: CallError) -> "ErrorInfo":
+        """What `error` says."""
+        return cls(error.code, error.message, error.data)
+
+
+@attr.frozen
+class DetachItem:
+    """What became of one device."""
+
+    backend: VmName
+    device: DeviceId
+    detached: bool
+    unassigned: bool
+    error: ErrorInfo | None = None
+
+
+@attr.frozen
+class DetachResult:
+    """One item for each device that was attached or assigned."""
+
+    results: Annotated[tuple[DetachItem, ...], AtMost(ITEMS_MAX)]
+    request: Text
+
+
+# Explaining
+
+
+@attr.frozen
+class DeviceExplain:
+    """What would policy say?"""
+
+    verb: Verb
+    device_class: DeviceClass
+    vm: VmName
+    backend: VmName
+    device: DeviceId
+
+
+@attr.frozen
+class TraceStep:
+    """A rule that was looked at, and why it did or did not match."""
+
+    rule: Text
+    text: Text
+    why: Text
+
+
+@attr.frozen
+class ExplainResult:
+    """`rule` is FILE:LINE and `text` the rule itself; both None if none matched (`default`)."""
+
+    verdict: Literal["allow", "ask", "deny"]
+    rule: Text | None
+    text: Text | None
+    default: bool
+    parameters: Options
+    trace: Annotated[tuple[TraceStep, ...], AtMost(ITEMS_MAX)]
+
+
+# Watching
+
+
+@attr.frozen
+class DeviceWatch:
+    """Send `device.event` notices from now on."""
+
+
+@attr.frozen
+class WatchStarted:
+    """The snapshot that the events continue."""
+
+    revision: Natural
+    devices: Annotated[tuple[Listed, ...], AtMost(ITEMS_MAX)]
+
+
+@attr.frozen
+class DeviceEvent:
+    """One change; "gap" means that some were lost and a new snapshot is needed (no device)."""
+
+    revision: Natural
+    kind: Literal["added", "removed", "changed", "gap"]
+    device: Listed | None = None
+
+
+# VMs
+
+
+@attr.frozen
+class VmList:
+    """List all VMs."""
+
+
+@attr.frozen
+class VmInfo:
+    """A VM; `domid` is None if it does not run, `agent` says whether its agent is connected."""
+
+    name: VmName
+    state: VmState
+    domid: Domid | None
+    agent: bool
+
+
+@attr.frozen
+class VmListed:
+    """All VMs, dom0 included if it is asked for by the driver."""
+
+    vms: Annotated[tuple[VmInfo, ...], AtMost(ITEMS_MAX)]
+
+
+@attr.frozen
+class VmStart:
+    """Start a VM and attach what is assigned to it."""
+
+    vm: VmName
+
+
+@attr.frozen
+class VmStarted:
+    """`attached` names the devices, each `BACKEND:DEVICE`."""
+
+    domid: Domid
+    attached: Annotated[tuple[Text, ...], AtMost(ATTACHMENTS_MAX)] = ()
+
+
+@attr.frozen
+class VmShutdown:
+    """Shut a VM down; `force` does not wait for it."""
+
+    vm: VmName
+    force: bool = False
+
+
+# The service
+
+
+@attr.frozen
+class ServiceStatus:
+    """How is dom0's service?"""
+
+
+@attr.frozen
+class StatusResult:
+    """`uptime_s` is in seconds; `agents` are the VMs whose agents are connected."""
+
+    version: Text
+    uptime_s: Seconds
+    policy: PolicyStatus
+    agents: Annotated[tuple[VmName, ...], AtMost(ITEMS_MAX)]
+
+
+# The machine of local mode
+
+
+@attr.frozen
+class DomainList:
+    """List all domains but dom0."""
+
+
+@attr.frozen
+class DomainInfo:
+    """A domain of local mode."""
+
+    name: VmName
+    domid: Domid | None
+    state: VmState
+    autostart: bool
+
+
+@attr.frozen
+class DomainListed:
+    """All domains but dom0."""
+
+    domains: Annotated[tuple[DomainInfo, ...], AtMost(ITEMS_MAX)]
+
+
+@attr.frozen
+class DomainStart:
+    """Start a domain."""
+
+    name: VmName
+
+
+@attr.frozen
+class DomainStarted:
+    """The id that the domain got for this life."""
+
+    domid: Domid
+
+
+@attr.frozen
+class DomainShutdown:
+    """Shut a domain down."""
+
+    name: VmName
+    force: bool = False
+
+
+@attr.frozen
+class DomainChanged:
+    """A domain's state changed."""
+
+    name: VmName
+    domid: Domid | None
+    state: VmState
+
+
+class Spec(NamedTuple):
+    """What a method carries; the result of a notice is None."""
+
+    params: type[Any]
+    result: type[Any] | None
+
+
+SCHEMA: dict[str, Spec] = {
+    # dom0 to an agent
+    "export.start": Spec(ExportStart, Empty),
+    "export.stop": Spec(ExportStop, Empty),
+    "import.start": Spec(ImportStart, ImportStarted),
+    "import.stop": Spec(ImportStop, Empty),
+    # an agent to dom0
+    "agent.report": Spec(AgentReport, Empty),
+    "attachment.ended": Spec(AttachmentEnded, None),
+    # a client to dom0; the first three also by way of an agent
+    "device.list": Spec(DeviceList, DeviceListed),
+    "device.attach": Spec(DeviceAttach, AttachResult),
+    "device.detach": Spec(DeviceDetach, DetachResult),
+    "device.explain": Spec(DeviceExplain, ExplainResult),
+    "device.watch": Spec(DeviceWatch, WatchStarted),
+    "device.event": Spec(DeviceEvent, None),
+    "vm.list": Spec(VmList, VmListed),
+    "vm.start": Spec(VmStart, VmStarted),
+    "vm.shutdown": Spec(VmShutdown, Empty),
+    "service.status": Spec(ServiceStatus, StatusResult),
+    # dom0 to the machine of local mode
+    "domain.list": Spec(DomainList, DomainListed),
+    "domain.start": Spec(DomainStart, DomainStarted),
+    "domain.shutdown": Spec(DomainShutdown, Empty),
+    "domain.changed": Spec(DomainChanged, None),
+}
+
+
+for _spec_of in SCHEMA.values():
+    for _message_class in _spec_of:
+        if _message_class is not None:
+            prepare(_message_class)
+
+
+def _spec(method: str) -> Spec:
+    spec = SCHEMA.get(method)
+    if spec is None:
+        raise RemoteProtocolError(f"{shown(method)} is not a method")
+    return spec
+
+
+def parse_params(method: str, untrusted_params: object) -> Any:
+    """The parameters of `method`, as its class in `SCHEMA`.
+
+    RemoteProtocolError says what is wrong with them and where.
+    """
+    try:
+        return parse_message(_spec(method).params, untrusted_params)
+    except ValueError as error:
+        raise RemoteProtocolError(f"parameters of {method}: {error}") from None
+
+
+def parse_result(method: str, untrusted_result: object) -> Any:
+    """The result of `method`, as its class in `SCHEMA`.
+
+    RemoteProtocolError says what is wrong with it and where.
+    """
+    result_class = _spec(method).result
+    if result_class is None:
+        raise RemoteProtocolError(f"{method} is a notice and has no result")
+    try:
+        return parse_message(result_class, untrusted_result)
+    except ValueError as error:
+        raise RemoteProtocolError(f"result of {method}: {error}") from None
+
+
+def to_wire(value: attr.AttrsInstance) -> dict[str, Any]:
+    """The map that says `value`, one of the classes above."""
+    return {name: _wire_value(getattr(value, name)) for name in attr.fields_dict(type(value))}
+
+
+def _wire_value(value: Any) -> Any:
+    if attr.has(type(value)):
+        return to_wire(value)
+    if isinstance(value, tuple | list):
+        return [_wire_value(item) for item in value]
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value

@@ -1,0 +1,266 @@
+"""The agent as a program: signals, a killed predecessor, garbage from its clients."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from pedos_agent import mounts
+from pedos_agent.__main__ import main
+from pedos_agent.settings import Settings
+from pedos_protocol.errors import CallError
+from pedos_vchan import shm
+from pedos_vchan.children import Child, start_child
+from pedos_vchan.peer import open_peer
+from pedos_vchan.stream import VchanStream
+from pedos_vchan.unix import connect_unix
+
+from .conftest import ATTACHMENT, SECONDS, SIZE, FakeDom0, make_settings, needs_fuse
+
+Start = Callable[[Settings], Awaitable[FakeDom0]]
+
+
+@asynccontextmanager
+async def program(settings: Settings) -> AsyncIterator[Child]:
+    """Runs the agent as a process of its own; it is ready inside the block."""
+    argv = [sys.executable, "-m", "pedos_agent", "--driver", "local", "--vm", settings.vm]
+    argv += ["--domid", str(settings.domid), "--vchan", str(settings.vchan)]
+    argv += ["--socket", str(settings.socket), "--devices", str(settings.devices)]
+    argv += ["--dev", str(settings.dev)]
+    if settings.control_socket is not None:
+        argv += ["--control-socket", str(settings.control_socket)]
+    address = f"\0pedos-test-{os.getpid()}-{settings.vm}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as notify:
+        notify.bind(address)
+        child = start_child(argv, env={**os.environ, "NOTIFY_SOCKET": "@" + address[1:]})
+        try:
+            with trio.fail_after(SECONDS):
+                await trio.lowlevel.wait_readable(notify)
+            assert notify.recv(64) == b"READY=1"
+            yield child
+        finally:
+            child.kill()
+            with trio.CancelScope(shield=True):
+                await child.wait()
+
+
+async def source_and_target(
+    settings: Settings, start: Start, target: FakeDom0
+) -> tuple[FakeDom0, Path]:
+    """An agent in this process lends stick.img to the one of `target`."""
+    (settings.devices / "block" / "stick.img").write_bytes(b"\1" * SIZE)
+    source = await start(settings)
+    await source.lend(ATTACHMENT, "stick.img", 3)
+    answer = await target.borrow(ATTACHMENT, "stick.img", 2)
+    return source, target.settings.dev / answer["frontend"]
+
+
+@needs_fuse
+async def test_sigterm_takes_everything_down_and_exits_with_0(
+    settings: Settings, tmp_path: Path, start: Start, nursery: trio.Nursery
+) -> None:
+    target = FakeDom0(make_settings(tmp_path, "work", 3), nursery)
+    async with program(target.settings) as agent:
+        await target.connect()
+        source, file = await source_and_target(settings, start, target)
+        assert file.stat().st_size == SIZE
+        agent.send_signal(signal.SIGTERM)
+        with trio.fail_after(SECONDS):
+            assert await agent.wait() == 0
+        assert os.listdir(target.settings.dev) == []
+        assert mounts.mounted_frontends(target.settings.dev) == []
+        assert (await source.ended()).reason == "the data channel ended: peer closed the channel"
+
+
+@needs_fuse
+async def test_what_a_killed_agent_left_is_cleaned_by_the_next_one(
+    settings: Settings, tmp_path: Path, start: Start
+) -> None:
+    # A line break and a space in the path: mountinfo writes them as octal escapes.
+    (tmp_path / "odd\n folder").mkdir()
+    other = make_settings(tmp_path / "odd\n folder", "work", 3)
+    target_settings = Settings(
+        vm="work",
+        domid=3,
+        vchan=settings.vchan,
+        socket=tmp_path / "work.sock",
+        devices=other.devices,
+        dev=other.dev,
+    )
+    (other.dev / "notes.txt").write_text("the user's own")
+    (other.dev / "xvdk").write_text("")  # empty, but not made as a placeholder
+    async with trio.open_nursery() as nursery:
+        target = FakeDom0(target_settings, nursery)
+        async with program(target_settings) as agent:
+            await target.connect()
+            source, _ = await source_and_target(settings, start, target)
+            agent.kill()
+            await agent.wait()
+            await source.ended()
+            assert mounts.mounted_frontends(other.dev) == ["xvdi"]
+            nursery.cancel_scope.cancel()
+    async with program(target_settings):
+        assert sorted(os.listdir(other.dev)) == ["notes.txt", "xvdk"]
+
+
+@needs_fuse
+async def test_helpers_die_with_a_killed_agent(
+    settings: Settings, tmp_path: Path, start: Start
+) -> None:
+    target_settings = make_settings(tmp_path, "work", 3)
+    async with trio.open_nursery() as nursery:
+        target = FakeDom0(target_settings, nursery)
+        async with program(target_settings) as agent:
+            await target.connect()
+            await source_and_target(settings, start, target)
+            (fuse,) = [
+                int(name)
+                for name in filter(str.isdigit, os.listdir("/proc"))
+                if is_child_of(name, agent.pid)
+            ]
+            pidfd = os.pidfd_open(fuse)
+            agent.kill()
+            with trio.fail_after(SECONDS):
+                await trio.lowlevel.wait_readable(pidfd)
+            os.close(pidfd)
+            nursery.cancel_scope.cancel()
+    await mounts.clean_leftovers(target_settings.dev)
+    assert os.listdir(target_settings.dev) == []
+
+
+def is_child_of(name: str, parent: int) -> bool:
+    try:
+        return int(Path("/proc", name, "stat").read_text().rpartition(")")[2].split()[1]) == parent
+    except OSError:
+        return False
+
+
+async def test_garbage_on_the_control_channel_ends_that_connection_alone(
+    settings: Settings, start: Start
+) -> None:
+    dom0 = await start(settings)
+    dom0.peer.close()
+    channel = None
+    with trio.fail_after(SECONDS):
+        while channel is None:
+            try:
+                channel = await shm.connect(settings.vchan, 0, settings.domid, shm.CONTROL_PORT)
+            except (FileNotFoundError, ConnectionRefusedError):
+                await trio.sleep(0.005)
+        async with VchanStream(channel) as stream:
+            await stream.send_all(b"\xff" * 5000)
+            while await stream.receive_some():
+                pass
+    await dom0.connect()
+
+
+async def test_dom0s_own_agent_is_controlled_through_a_socket(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    plain = make_settings(tmp_path, "dom0", 0)
+    settings = Settings(
+        vm="dom0",
+        domid=0,
+        vchan=plain.vchan,
+        socket=plain.socket,
+        devices=plain.devices,
+        dev=plain.dev,
+        control_socket=tmp_path / "control.sock",
+    )
+    (plain.devices / "block" / "disk.img").write_bytes(b"x" * 512)
+
+    class Dom0(FakeDom0):
+        async def _connect(self) -> trio.abc.Stream:
+            return await connect_unix(tmp_path / "control.sock")
+
+    dom0 = Dom0(settings, nursery)
+    async with program(settings):
+        assert os.stat(tmp_path / "control.sock").st_mode & 0o777 == 0o600
+        await dom0.connect()
+        assert "disk.img" in [device.device for device in dom0.report.devices]
+        dom0.peer.close()
+        await dom0.connect()
+
+
+async def test_a_vms_client_may_ask_three_methods_and_gets_dom0s_answers(
+    settings: Settings, start: Start
+) -> None:
+    dom0 = await start(settings)
+    denied = CallError("denied", "denied by policy", {"request": "0123456789ab"})
+    dom0.answers = {"device.list": {"devices": [], "policy": None}, "device.attach": denied}
+    assert os.stat(settings.socket).st_mode & 0o777 == 0o666
+    stream = await connect_unix(settings.socket)
+    async with open_peer(stream, program="client", handlers={}) as client:
+        asked = {"device_class": "block", "vms": None, "exclude": []}
+        assert await client.call("device.list", asked, timeout=5) == dom0.answers["device.list"]
+        assert dom0.served == [("device.list", asked)]
+        with pytest.raises(CallError) as refused:
+            await client.call("device.attach", {"vm": "work"}, timeout=5)
+        assert (refused.value.code, refused.value.message) == ("denied", "denied by policy")
+        assert refused.value.data == {"request": "0123456789ab"}
+        for method in ("vm.start", "device.explain", "agent.report", "export.start"):
+            with pytest.raises(CallError) as unknown:
+                await client.call(method, {}, timeout=5)
+            assert unknown.value.code == "unknown_method"
+
+
+async def test_without_dom0_a_vms_client_hears_that_it_is_unavailable(
+    settings: Settings, start: Start
+) -> None:
+    dom0 = await start(settings)
+    dom0.peer.close()
+    stream = await connect_unix(settings.socket)
+    async with open_peer(stream, program="client", handlers={}) as client:
+        with pytest.raises(CallError, match="dom0's service is not reachable") as refused:
+            await client.call("device.list", {}, timeout=5)
+        assert refused.value.code == "unavailable"
+
+
+async def test_a_client_that_sends_garbage_is_dropped_and_others_are_served(
+    settings: Settings, start: Start
+) -> None:
+    dom0 = await start(settings)
+    dom0.answers = {"device.list": {"devices": []}}
+    async with await connect_unix(settings.socket) as rude:
+        await rude.send_all(b"GET / HTTP/1.1\r\n\r\n")
+        while await rude.receive_some():
+            pass
+    async with open_peer(
+        await connect_unix(settings.socket), program="client", handlers={}
+    ) as client:
+        assert await client.call("device.list", {}, timeout=5) == {"devices": []}
+
+
+async def test_more_clients_than_the_agent_serves_are_turned_away(
+    settings: Settings, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pedos_agent.local_socket.CLIENTS_MAX", 1)
+    await start(settings)
+    first = await connect_unix(settings.socket)
+    async with open_peer(first, program="client", handlers={}):
+        second = await connect_unix(settings.socket)
+        with trio.fail_after(SECONDS):
+            assert await second.receive_some() == b""
+        await second.aclose()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--vm", "-rf"], ["--domid", "0"], ["--domid", "-1"], ["--domid", "x"], ["--driver", "xen"]],
+)
+def test_wrong_arguments_are_usage_errors(
+    wrong: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = ["--driver", "local", "--vm", "work", "--domid", "3", "--vchan", str(tmp_path)]
+    right += ["--socket", "s", "--devices", "d", "--dev", "e"]
+    with pytest.raises(SystemExit) as ended:
+        main(right + wrong)
+    assert ended.value.code == 2
+    assert "usage: pedos-agent" in capsys.readouterr().err

@@ -1,0 +1,139 @@
+"""Children that cannot outlive us, their words in the log, and what is read from mountinfo."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+from pedos_agent import mounts
+from pedos_agent.tool import LINES_MAX, Tool, run_tool
+from pedos_vchan.children import describe_exit, start_child
+
+from .conftest import SECONDS
+
+
+async def test_a_childs_end_is_told_to_all_who_wait() -> None:
+    child = start_child(["sh", "-c", "exit 7"])
+    statuses: list[int] = []
+
+    async def wait() -> None:
+        statuses.append(await child.wait())
+
+    with trio.fail_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(wait)
+    assert statuses == [7, 7, 7]
+    child.kill()  # ended long ago: nothing happens
+    assert repr(child).endswith("exited with status 7>")
+
+
+async def test_a_waiter_that_gives_up_leaves_the_child_to_the_others() -> None:
+    child = start_child(["sleep", "1000"])
+    with trio.move_on_after(0) as scope:
+        await child.wait()
+    assert scope.cancelled_caught
+    child.kill()
+    assert await child.wait() == -signal.SIGKILL
+    assert describe_exit(-signal.SIGKILL) == "was killed by SIGKILL"
+
+
+async def test_a_child_dies_with_its_parent() -> None:
+    parent = (
+        "import os, sys; from pedos_vchan.children import start_child\n"
+        "print(start_child(['sleep', '1000']).pid, flush=True); sys.stdin.read(1)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    stdin, go = os.pipe()
+    told, stdout = os.pipe()
+    child = start_child([sys.executable, "-c", parent], stdin=stdin, stdout=stdout)
+    os.close(stdin)
+    os.close(stdout)
+    await trio.lowlevel.wait_readable(told)
+    grandchild = os.pidfd_open(int(os.read(told, 32)))
+    os.close(go)
+    assert await child.wait() == -signal.SIGKILL
+    with trio.fail_after(SECONDS):
+        await trio.lowlevel.wait_readable(grandchild)
+    os.close(grandchild)
+    os.close(told)
+
+
+async def test_only_the_main_thread_may_start_children() -> None:
+    with pytest.raises(RuntimeError, match="main thread"):
+        await trio.to_thread.run_sync(start_child, ["true"])
+
+
+def test_a_program_that_is_not_there_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match="no-such-program"):
+        start_child(["no-such-program"])
+
+
+async def test_a_tools_words_are_bounded_and_harmless(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    script = f"printf '\\033[31mred\\n' >&2; for i in $(seq {LINES_MAX + 50}); do echo $i >&2; done"
+    status, said = await run_tool(["sh", "-c", script], seconds=SECONDS)
+    assert status == 0
+    assert said == f"{LINES_MAX + 48}; {LINES_MAX + 49}; {LINES_MAX + 50}"
+    assert "_[31mred" in caplog.messages[0]
+    assert len(caplog.messages) == LINES_MAX + 1
+    assert "more lines are not logged" in caplog.messages[-1]
+
+
+async def test_a_line_without_end_is_cut() -> None:
+    _, said = await run_tool(["sh", "-c", "head -c 100000 /dev/zero >&2"], seconds=SECONDS)
+    assert len(said) <= 400
+
+
+async def test_a_tool_that_takes_too_long_is_ended() -> None:
+    status, _ = await run_tool(["sleep", "1000"], seconds=0.01)
+    assert status == -signal.SIGTERM
+
+
+async def test_a_cancelled_finish_still_reaps_the_tool() -> None:
+    tool = Tool(["sleep", "1000"])
+    with trio.move_on_after(0):
+        await tool.finish(1000)
+    assert tool.child.returncode == -signal.SIGKILL
+
+
+def mountinfo(tmp_path: Path, *points: str) -> str:
+    lines = [
+        f"{number} 27 0:39 / {point} rw,nosuid - {kind} /dev/fuse rw"
+        for number, (point, _, kind) in enumerate(text.partition("|") for text in points)
+    ]
+    file = tmp_path / "mountinfo"
+    file.write_text("\n".join(["garbage", "", *lines]) + "\n")
+    return str(file)
+
+
+def test_mounts_are_ours_by_folder_name_and_kind(tmp_path: Path) -> None:
+    dev = tmp_path / "a b"
+    dev.mkdir()
+    escaped = str(dev).replace(" ", "\\040")
+    text = mountinfo(
+        tmp_path,
+        f"{escaped}/xvdi|fuse",
+        f"{escaped}/xvdi|fuse",
+        f"{escaped}/xvdj|fuse.nbdfuse",
+        f"{escaped}/xvdk|ext4",
+        f"{escaped}/data|fuse",
+        f"{escaped}/sub/xvdl|fuse",
+        "/elsewhere/xvdm|fuse",
+    )
+    assert mounts.mounted_frontends(dev, text) == ["xvdi", "xvdj"]
+
+
+def test_only_a_placeholder_is_removed(tmp_path: Path) -> None:
+    ours, users = tmp_path / "xvdi", tmp_path / "xvdj"
+    mounts.make_placeholder(ours)
+    users.write_bytes(b"")
+    for path in (ours, users, tmp_path / "xvdk"):
+        mounts.remove_placeholder(path)
+    assert os.listdir(tmp_path) == ["xvdj"]
+    with pytest.raises(FileExistsError):
+        mounts.make_placeholder(users)

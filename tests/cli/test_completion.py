@@ -1,0 +1,139 @@
+"""Completion: what a Tab offers, and how it is told to the shell."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pedos_cli import qvm_device, qvm_ls, qvm_policy
+from pedos_cli.completion import candidates
+from pedos_protocol.errors import CallError
+
+if TYPE_CHECKING:
+    from conftest import FakeService
+
+SCRIPT = Path(__file__).parents[2] / "cli" / "completions" / "qvm-device.bash"
+
+
+@pytest.fixture
+def devices(service: FakeService, listed: Callable[..., dict[str, Any]]) -> FakeService:
+    attachments = [{"vm": "work", "options": {}}]
+    service.replies["device.list"] = {
+        "devices": [
+            listed("sys-usb:sda10", attachments=attachments),
+            listed("sys-usb:sda2"),
+            listed("sys-usb:$(reboot)"),
+        ],
+        "policy": None,
+    }
+    service.replies["vm.list"] = {
+        "vms": [
+            {"name": name, "state": "Halted", "domid": None, "agent": False}
+            for name in ("work", "sys-usb", "a b")
+        ]
+    }
+    return service
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("", ["block", "usb", "pci", "mic"]),
+        ("-v", ["block", "usb", "pci", "mic"]),
+        ("block", ["list", "attach", "detach", "explain"]),
+        ("block list", ["sys-usb", "work"]),
+        ("block list work", ["sys-usb", "work"]),
+        ("block list --all --exclude", ["sys-usb", "work"]),
+        ("block list --all --exclude work", ["sys-usb", "work"]),
+        ("block attach", ["sys-usb", "work"]),
+        ("block a -p work", ["sys-usb:sda2", "sys-usb:sda10"]),
+        ("block attach work -o read-only=yes", ["sys-usb:sda2", "sys-usb:sda10"]),
+        ("block detach work", ["sys-usb:sda10"]),
+        ("block detach vault", []),
+        ("block detach work sys-usb:sda10", []),
+        ("block explain work sys-usb:sda --verb", ["list", "attach", "detach", "assign"]),
+        ("floppy drive", []),
+    ],
+)
+def test_what_could_come_next_is_offered(
+    devices: FakeService, line: str, offered: list[str]
+) -> None:
+    assert candidates(qvm_device.build_parser(), line.split(), "") == offered
+
+
+def test_options_are_offered_after_a_hyphen() -> None:
+    parser = qvm_device.build_parser("block")
+    assert candidates(parser, ["attach"], "-") == [
+        "--help", "--option", "--persistent", "--quiet", "--ro", "--verbose",
+    ]  # fmt: skip
+    assert "read-only=yes" in candidates(parser, ["attach", "-o"], "")
+    assert "frontend-dev=xvdi" in candidates(parser, ["attach", "-o"], "")
+
+
+def test_the_implied_class_is_the_one_that_is_asked_for(devices: FakeService) -> None:
+    candidates(qvm_device.build_parser("usb"), ["attach", "work"], "")
+    assert devices.asked("device.list")["device_class"] == "usb"
+
+
+def test_the_other_programs_complete_too(devices: FakeService) -> None:
+    assert candidates(qvm_ls.build_parser(), [], "") == ["sys-usb", "work"]
+    assert candidates(qvm_policy.build_parser(), [], "") == ["status"]
+
+
+def test_without_a_service_nothing_is_offered(no_service: Path) -> None:
+    assert candidates(qvm_device.build_parser(), ["block", "attach"], "") == []
+
+
+def test_a_vm_that_may_not_list_vms_is_offered_nothing(service: FakeService) -> None:
+    service.replies["vm.list"] = CallError("unknown_method", "no method vm.list")
+    assert candidates(qvm_device.build_parser(), ["block", "attach"], "") == []
+
+
+def test_the_shell_reads_candidates_from_descriptor_8(devices: FakeService) -> None:
+    line = "qvm-block attach work sys-usb:sda1"
+    reader, writer = os.pipe()
+    code = (
+        f"import os; os.dup2({writer}, 8)\n"
+        "from pedos_cli.qvm_device import main_block\n"
+        "raise SystemExit(main_block())"
+    )
+    environment = {
+        **os.environ,
+        "_ARGCOMPLETE": "1",
+        "COMP_LINE": line + " ignored",
+        "COMP_POINT": str(len(line)),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment, pass_fds=[writer], capture_output=True, timeout=20, check=False,
+    )  # fmt: skip
+    os.close(writer)
+    with open(reader, "rb") as answer:
+        assert answer.read() == b"sda10"  # bash has taken `sys-usb:` for a word of its own
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_bash_file_completes_a_device(devices: FakeService, tmp_path: Path) -> None:
+    program = tmp_path / "qvm-device"
+    program.write_text(
+        f"#!{sys.executable}\nfrom pedos_cli.qvm_device import main\nraise SystemExit(main())\n"
+    )
+    program.chmod(0o755)
+    line = "qvm-device block attach work sys-usb:"
+    script = (
+        f'. "{SCRIPT}"\nCOMP_LINE="{line}" COMP_POINT={len(line)}\n'
+        '_pedos_complete qvm-device\nprintf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True, text=True, timeout=20, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["sda2", "sda10"]

@@ -1,0 +1,143 @@
+"""qvm-ls, qvm-start, qvm-shutdown and qvm-policy."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pedos_cli import output, qvm_ls, qvm_policy, qvm_shutdown, qvm_start
+from pedos_protocol.errors import CallError
+
+if TYPE_CHECKING:
+    from conftest import FakeService
+
+Captured = pytest.CaptureFixture[str]
+
+VMS = {
+    "vms": [
+        {"name": "work10", "state": "Halted", "domid": None, "agent": False},
+        {"name": "work2", "state": "Running", "domid": 4, "agent": True},
+        {"name": "dom0", "state": "Running", "domid": 0, "agent": True},
+    ]
+}
+
+
+def test_ls_shows_every_vm_in_natural_order(service: FakeService, capsys: Captured) -> None:
+    service.replies["vm.list"] = VMS
+    assert qvm_ls.main([]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "dom0    Running  0  yes",
+        "work2   Running  4  yes",
+        "work10  Halted   -  -",
+    ]
+
+
+def test_ls_has_a_header_on_a_terminal(
+    service: FakeService, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.replies["vm.list"] = VMS
+    monkeypatch.setattr(output, "on_terminal", lambda: True)
+    assert qvm_ls.main(["work2"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "NAME   STATE    DOMID  AGENT",
+        "work2  Running  4      yes",
+    ]
+
+
+def test_ls_of_an_unknown_vm_shows_the_others_and_fails(
+    service: FakeService, capsys: Captured
+) -> None:
+    service.replies["vm.list"] = VMS
+    assert qvm_ls.main(["work10", "play"]) == 4
+    assert capsys.readouterr() == (
+        "work10  Halted  -  -\n",
+        "qvm-ls: not found: no VM named 'play'\n  try:  qvm-ls\n",
+    )
+
+
+def test_ls_speaks_json(service: FakeService, capsys: Captured) -> None:
+    service.replies["vm.list"] = VMS
+    assert qvm_ls.main(["--json", "dom0"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"vms": [VMS["vms"][2]]}
+
+
+def test_in_a_vm_ls_says_that_it_is_for_dom0(
+    service: FakeService, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEDOS_VM", "work")
+    assert qvm_ls.main([]) == 1
+    assert capsys.readouterr().err == (
+        "qvm-ls: failed: only dom0 may ask for this, and here is work\n"
+    )
+
+
+def test_start_tells_what_was_attached(service: FakeService, capsys: Captured) -> None:
+    service.replies["vm.start"] = {"domid": 7, "attached": ["sys-usb:sda", "sys-usb:sdb"]}
+    assert qvm_start.main(["work"]) == 0
+    assert capsys.readouterr().out == (
+        "work started (domain 7); attached: sys-usb:sda, sys-usb:sdb\n"
+    )
+    assert qvm_start.main(["-q", "work"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_start_goes_on_past_a_failure_and_exits_with_the_first(
+    service: FakeService, capsys: Captured
+) -> None:
+    def reply(params: dict[str, Any]) -> dict[str, Any] | CallError:
+        if params["vm"] == "a":
+            return CallError("busy", "sys-usb:sda is attached to b", {"hint": "qvm-block list"})
+        if params["vm"] == "b":
+            return CallError("failed", "no")
+        return {"domid": 1, "attached": []}
+
+    service.replies["vm.start"] = reply
+    assert qvm_start.main(["a", "b", "c"]) == 6
+    assert capsys.readouterr() == (
+        "c started (domain 1)\n",
+        "qvm-start: busy: sys-usb:sda is attached to b\n"
+        "  try:  qvm-block list\n"
+        "qvm-start: failed: no\n",
+    )
+
+
+@pytest.mark.parametrize(("flags", "force"), [([], False), (["--force", "--wait"], True)])
+def test_shutdown_says_what_it_did(
+    service: FakeService, capsys: Captured, flags: list[str], force: bool
+) -> None:
+    service.replies["vm.shutdown"] = {}
+    assert qvm_shutdown.main([*flags, "work"]) == 0
+    assert service.asked("vm.shutdown") == {"vm": "work", "force": force}
+    assert capsys.readouterr().out == "work shut down\n"
+
+
+def test_shutdown_goes_on_past_a_failure(service: FakeService, capsys: Captured) -> None:
+    service.replies["vm.shutdown"] = lambda params: (
+        {} if params["vm"] == "b" else CallError("not_found", "no VM named 'a'")
+    )
+    assert qvm_shutdown.main(["a", "b"]) == 4
+    assert capsys.readouterr().out == "b shut down\n"
+
+
+def test_policy_status_of_a_good_policy(service: FakeService, capsys: Captured) -> None:
+    assert qvm_policy.main(["status"]) == 0
+    assert capsys.readouterr().out == (
+        "policy: in force since 2025-01-02T03:04:05+00:00, 3 rules\n"
+    )
+
+
+def test_policy_status_tells_file_line_column_and_why(
+    service: FakeService, capsys: Captured
+) -> None:
+    error = {"file": "30-user.policy", "line": 12, "column": 5, "message": "unknown \x1b action"}
+    policy = {"ok": False, "loaded_at": "", "rules": 0, "errors": [error]}
+    service.replies["service.status"] = {"policy": policy}
+    assert qvm_policy.main(["status"]) == 0
+    assert capsys.readouterr().out == (
+        "policy: none in force, everything is denied\n"
+        "a newer policy was not taken, because of:\n"
+        "  30-user.policy:12:5: unknown \\x1b action\n"
+    )
+    assert qvm_policy.main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == policy

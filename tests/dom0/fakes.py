@@ -1,0 +1,424 @@
+"""A hypervisor, agents and clients for tests of dom0's service, with the real protocol between.
+
+What a VM has (devices, exports, imports) lives in its FakeAgent and survives a restart of the
+service, as it does in the real world. Faults are made by `agent.on[METHOD] = handler`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import trio
+import trio.testing
+from pedos_dom0.audit import Audit
+from pedos_dom0.drivers.base import DomainInfo, DriverError
+from pedos_dom0.errors import LOCAL_MODE_LACKS
+from pedos_dom0.leases import LeaseTable
+from pedos_dom0.local_socket import LocalSocket
+from pedos_dom0.policy.model import Snapshot
+from pedos_dom0.policy.parser import parse_file
+from pedos_dom0.registry import Registry
+from pedos_dom0.service import start_parts
+from pedos_dom0.state import State
+from pedos_dom0.store import Store
+from pedos_protocol.errors import CallError
+from pedos_protocol.messages import SCHEMA, PolicyStatus, to_wire
+from pedos_vchan.peer import Peer
+
+Params = dict[str, Any]
+
+ALLOW_DOM0 = "device.*.*  *  @adminvm  @anyvm  allow\n"
+
+
+class FakeDriver:
+    """Domains that exist because a test says so, each with a FakeAgent (or none)."""
+
+    def __init__(self) -> None:
+        self.infos: dict[str, DomainInfo] = {}
+        self.agents: dict[str, FakeAgent] = {}
+        self.subscribers: list[trio.MemorySendChannel[DomainInfo]] = []
+        self.shutdowns: list[tuple[str, bool]] = []
+        self.refuse_start: DriverError | None = None
+        self.last_domid = 0
+
+    def add(self, name: str, *, running: bool = True) -> FakeAgent:
+        agent = self.agents[name] = FakeAgent(name)
+        domid = self._next_domid() if running else None
+        self.infos[name] = DomainInfo(name, domid, "Running" if running else "Halted")
+        return agent
+
+    def _next_domid(self) -> int:
+        self.last_domid += 1
+        return self.last_domid
+
+    def domains(self) -> dict[str, DomainInfo]:
+        return self.infos
+
+    def events(self) -> trio.MemoryReceiveChannel[DomainInfo]:
+        send, receive = trio.open_memory_channel[DomainInfo](100)
+        self.subscribers.append(send)
+        return receive
+
+    async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+        await trio.sleep_forever()
+
+    def change(self, name: str, domid: int | None, state: Any) -> None:
+        self.infos[name] = DomainInfo(name, domid, state)
+        for subscriber in self.subscribers:
+            with contextlib.suppress(trio.BrokenResourceError):
+                subscriber.send_nowait(self.infos[name])
+
+    async def start(self, name: str) -> int:
+        await trio.lowlevel.checkpoint()
+        if self.refuse_start is not None:
+            raise self.refuse_start
+        domid = self._next_domid()
+        self.change(name, domid, "Running")
+        return domid
+
+    async def shutdown(self, name: str, force: bool) -> None:
+        await trio.lowlevel.checkpoint()
+        self.shutdowns.append((name, force))
+        self.die(name)
+
+    def die(self, name: str) -> None:
+        """The domain ends, and with it its agent and whatever that had."""
+        self.agents[name].kill()
+        self.change(name, None, "Halted")
+
+    async def connect_control(self, name: str, domid: int) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        agent = self.agents.get(name)
+        if agent is None or not agent.listens:
+            raise ConnectionRefusedError("nobody listens")
+        return agent.accept()
+
+
+class FakeAgent:
+    """One VM's agent: it does as it is told, and tells what it has."""
+
+    nursery: trio.Nursery
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.listens = True
+        self.greets = True
+        self.devices: dict[str, Params] = {}
+        self.exports: dict[str, Params] = {}
+        self.imports: dict[str, Params] = {}
+        self.calls: list[str] = []
+        self.on: dict[str, Callable[[Params], Awaitable[Params | None]]] = {}
+        self.peer: Peer | None = None
+        self.revision = 0
+        self.connections = 0
+        # Instead of speaking the protocol: what is done with a raw stream.
+        self.misbehave: Callable[[trio.abc.Stream], Awaitable[None]] | None = None
+
+    def accept(self) -> trio.abc.Stream:
+        ours, theirs = trio.testing.memory_stream_pair()
+        self.connections += 1
+        self.nursery.start_soon(self._serve, ours)
+        return theirs
+
+    async def _serve(self, stream: trio.abc.Stream) -> None:
+        if self.misbehave is not None:
+            await self.misbehave(stream)
+            return
+        peer = Peer(
+            stream,
+            program="fake-agent",
+            handlers={
+                "export.start": self._export_start,
+                "export.stop": self._export_stop,
+                "import.start": self._import_start,
+                "import.stop": self._import_stop,
+            },
+            name=self.name,
+        )
+        self.peer = peer
+        with contextlib.suppress(trio.BrokenResourceError):
+            async with trio.open_nursery() as nursery:
+
+                async def run(*, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+                    with contextlib.suppress(trio.BrokenResourceError):
+                        await peer.run(task_status=task_status)
+                    nursery.cancel_scope.cancel()
+
+                await nursery.start(run)
+                if self.greets:
+                    with contextlib.suppress(CallError):  # the service may end meanwhile
+                        await self.report()
+
+    # What dom0 asks
+
+    async def _do(self, method: str, params: Params) -> Params | None:
+        self.calls.append(method)
+        if method in self.on:
+            return await self.on[method](params)
+        return None
+
+    async def _export_start(self, _peer: Peer, params: Params) -> Params:
+        await self._do("export.start", params)
+        keys = ("attachment", "device_class", "device", "peer", "port", "read_only")
+        self.exports[params["attachment"]] = {key: params[key] for key in keys}
+        return {}
+
+    async def _export_stop(self, _peer: Peer, params: Params) -> Params:
+        await self._do("export.stop", params)
+        self.exports.pop(params["attachment"], None)
+        return {}
+
+    async def _import_start(self, _peer: Peer, params: Params) -> Params:
+        answer = await self._do("import.start", params)
+        frontend = params["frontend"] or f"xvd{'ijklmn'[len(self.imports)]}"
+        self.imports[params["attachment"]] = {**params, "frontend": frontend}
+        return answer or {"frontend": frontend}
+
+    async def _import_stop(self, _peer: Peer, params: Params) -> Params:
+        await self._do("import.stop", params)
+        self.imports.pop(params["attachment"], None)
+        return {}
+
+    # What it tells
+
+    async def report(self) -> None:
+        assert self.peer is not None
+        self.revision += 1
+        await self.peer.call(
+            "agent.report",
+            {
+                "revision": self.revision,
+                "devices": list(self.devices.values()),
+                "exports": list(self.exports.values()),
+                "imports": list(self.imports.values()),
+            },
+            timeout=5,
+        )
+
+    async def ended(self, attachment: str, side: str) -> None:
+        assert self.peer is not None
+        (self.exports if side == "export" else self.imports).pop(attachment, None)
+        await self.peer.notify(
+            "attachment.ended", {"attachment": attachment, "side": side, "reason": "nbdkit died"}
+        )
+
+    async def unplug(self, device: str) -> None:
+        del self.devices[device]
+        await self.report()
+
+    def plug(self, device: str, device_class: str = "block", **fields: Any) -> None:
+        self.devices[device] = {
+            "device_class": device_class,
+            "device": device,
+            "identity": "046d:c52b",
+            "description": "a stick",
+            "size": 4096,
+            "parent": None,
+            "read_only": False,
+            "busy": None,
+            **fields,
+        }
+
+    def kill(self) -> None:
+        """The agent dies with all that it has; its devices stay plugged in."""
+        self.exports.clear()
+        self.imports.clear()
+        if self.peer is not None:
+            self.peer.close()
+            self.peer = None
+
+    async def ask(self, method: str, **params: Any) -> Params:
+        """A user of the VM asks dom0, through the agent."""
+        assert self.peer is not None
+        return await self.peer.call(method, filled_in(method, params), timeout=60)
+
+
+class FakePolicy:
+    """Rules from a text, without files."""
+
+    def __init__(self, text: str) -> None:
+        self.set(text)
+
+    def set(self, text: str) -> None:
+        rules, errors = parse_file("30-test.policy", text)
+        assert not errors, errors
+        self.snapshot = Snapshot(rules)
+
+    def status(self) -> PolicyStatus:
+        rules = len(self.snapshot)
+        return PolicyStatus(ok=True, loaded_at="2024-01-01T00:00:00", rules=rules, errors=())
+
+
+class World:
+    """A machine with VMs and a service that can be started, killed and started again."""
+
+    def __init__(self, folder: Path, nursery: trio.Nursery, policy: str = ALLOW_DOM0) -> None:
+        self.folder = folder
+        self.nursery = nursery
+        self.driver = FakeDriver()
+        self.policy = FakePolicy(policy)
+        self.reach: Callable[[str], Awaitable[None]] = _pass
+        self.state: State
+        self.client: Client
+        self._scope: trio.CancelScope | None = None
+        self._ended = trio.Event()
+
+    def vm(self, name: str, *devices: str, running: bool = True) -> FakeAgent:
+        agent = self.driver.add(name, running=running)
+        agent.nursery = self.nursery
+        for device in devices:
+            agent.plug(device)
+        return agent
+
+    def dom0_agent(self, *devices: str) -> FakeAgent:
+        agent = self.driver.agents["dom0"] = FakeAgent("dom0")
+        agent.nursery = self.nursery
+        for device in devices:
+            agent.plug(device)
+        return agent
+
+    async def start(self) -> None:
+        """Starts the service and waits until it has nothing to do."""
+        self._ended = trio.Event()
+        await self.nursery.start(self._run)
+        self.client = Client(self)
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def kill(self) -> None:
+        """The service ends where it stands."""
+        assert self._scope is not None
+        self._scope.cancel()
+        await self._ended.wait()
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def restart(self) -> None:
+        await self.kill()
+        self.reach = _pass
+        await self.start()
+
+    async def _run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        self.driver.subscribers.clear()
+        with (
+            contextlib.closing(Store(self.folder / "dom0.sqlite")) as store,
+            contextlib.closing(Audit(self.folder / "audit.jsonl")) as audit,
+        ):
+            self.state = State(
+                driver=self.driver,
+                registry=Registry(),
+                leases=LeaseTable(),
+                store=store,
+                audit=audit,
+                policy=self.policy,
+                unsupported=LOCAL_MODE_LACKS,
+                reach=lambda step: self.reach(step),
+            )
+            async with trio.open_nursery() as nursery:
+                self._scope = nursery.cancel_scope
+                self.service_nursery = nursery
+                self.api = await start_parts(self.state, nursery)
+                task_status.started()
+        self._ended.set()
+
+    def kill_at(self, step: str) -> trio.Event:
+        """The next time the service reaches `step`, it is killed; the event says that it was."""
+        killed = trio.Event()
+
+        async def reach(name: str) -> None:
+            if name == step and not killed.is_set():
+                killed.set()
+                assert self._scope is not None
+                self._scope.cancel()
+                await trio.sleep_forever()
+
+        self.reach = reach
+        return killed
+
+    def audit(self, event: str) -> list[Params]:
+        lines = (self.folder / "audit.jsonl").read_text().splitlines()
+        return [record for line in lines if (record := json.loads(line))["event"] == event]
+
+    def assert_nothing_left(self) -> None:
+        """No lease, no journal row, no export and no import anywhere."""
+        assert list(self.state.leases) == []
+        assert self.state.store.journal() == []
+        for agent in self.driver.agents.values():
+            assert (agent.exports, agent.imports) == ({}, {}), agent.name
+
+
+class Client:
+    """dom0's command line, on a connection of its own for every call."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    @contextlib.asynccontextmanager
+    async def connected(self, **handlers: Any) -> AsyncIterator[Peer]:
+        ours, theirs = trio.testing.memory_stream_pair()
+        self._world.service_nursery.start_soon(LocalSocket(self._world.api).serve_client, theirs)
+        async with trio.open_nursery() as nursery:
+            peer = Peer(
+                ours,
+                program="fake-client",
+                handlers={key.replace("_", "."): value for key, value in handlers.items()},
+            )
+
+            async def run(*, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+                with contextlib.suppress(trio.BrokenResourceError):
+                    await peer.run(task_status=task_status)
+
+            await nursery.start(run)
+            yield peer
+            peer.close()
+
+    async def call(self, method: str, **params: Any) -> Params:
+        async with self.connected() as peer:
+            return await peer.call(method, filled_in(method, params), timeout=120)
+
+    async def list(self, device_class: str = "block", **params: Any) -> list[Params]:
+        answer = await self.call("device.list", device_class=device_class, **params)
+        return answer["devices"]
+
+    async def attach(self, vm: str, device: str, **more: Any) -> Params:
+        return await self.call("device.attach", **named(vm, device), **more)
+
+    async def detach(self, vm: str, device: str) -> Params:
+        return await self.call("device.detach", **named(vm, device))
+
+
+def named(vm: str, device: str, device_class: str = "block") -> Params:
+    """The parameters that name a device `BACKEND:ID` and a VM."""
+    backend, _, name = device.partition(":")
+    return {"device_class": device_class, "vm": vm, "backend": backend, "device": name}
+
+
+def filled_in(method: str, params: Params) -> Params:
+    """The parameters with their defaults, as a client writes them."""
+    return to_wire(SCHEMA[method].params(**params))
+
+
+async def hang(_params: Params) -> None:
+    """What a VM does that has gone astray."""
+    await trio.sleep_forever()
+
+
+async def _pass(_step: str) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+@contextlib.contextmanager
+def fails(code: str, *words: str) -> Iterator[None]:
+    """The block raises a CallError of that code, with these words in its sentence or hint."""
+    try:
+        yield
+    except CallError as error:
+        assert error.code == code, error
+        said = f"{error.message} | {error.data.get('hint')}"
+        for word in words:
+            assert word in said, said
+    else:
+        raise AssertionError(f"it worked, and should have been {code}")

@@ -1,0 +1,294 @@
+"""What clients and VMs may call, and how little a VM learns."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from pedos_dom0.api import TABLE
+from pedos_dom0.store import Store, StoreError
+from pedos_protocol.errors import CallError
+from pedos_protocol.messages import SCHEMA, parse_result
+from trio.abc import Clock
+
+from tests.dom0.fakes import ALLOW_DOM0, World, fails, named
+
+VM_RULES = """
+device.attach.block  +sys-usb:free*   work      work      allow
+device.attach.block  +sys-usb:wild*   work      @anyvm    allow
+device.detach.block  +sys-usb:free*   work      work      allow
+device.list.block    *                work      work      allow
+device.list.block    *                sys-usb   sys-usb   allow
+"""
+
+
+@pytest.fixture
+async def world(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[World]:
+    world = World(tmp_path, nursery, VM_RULES + ALLOW_DOM0)
+    world.vm("sys-usb", "free1", "free2", "secret")
+    world.vm("work", "own")
+    world.vm("vault")
+    world.vm("halted", running=False)
+    world.dom0_agent()
+    await world.start()
+    yield world
+    await world.kill()
+
+
+async def refusal(world: World, asker: str, method: str, **params: Any) -> CallError:
+    with pytest.raises(CallError) as caught:
+        await world.driver.agents[asker].ask(method, **params)
+    return caught.value
+
+
+# VMs
+
+
+@pytest.mark.parametrize(
+    ("vm", "device"),
+    [
+        ("work", "sys-usb:secret"),  # there, and not allowed
+        ("work", "sys-usb:nothing"),  # not there
+        ("work", "nobody:secret"),  # no such VM
+        ("work", "halted:secret"),
+        ("vault", "sys-usb:free1"),  # allowed, but for another target
+        ("nobody", "sys-usb:free1"),
+        ("work", "sys-usb:free9"),  # allowed by a wildcard, and not there
+        ("halted", "sys-usb:wild1"),
+        ("nobody", "sys-usb:wild1"),
+        ("vault", "sys-usb:wild1"),
+    ],
+)
+@pytest.mark.parametrize("method", ["device.attach", "device.detach"])
+async def test_all_refusals_look_the_same_to_a_vm(
+    world: World, autojump_clock: Clock, vm: str, device: str, method: str
+) -> None:
+    if (method, device) == ("device.detach", "sys-usb:free9"):
+        return  # that it has no such device itself is no secret to a VM
+    error = await refusal(world, "work", method, **named(vm, device))
+    assert error.code == "denied"
+    assert error.message == f"{device} -> {vm}"
+    assert error.data.keys() == {"request"}
+
+
+async def test_the_reason_of_a_refusal_stands_in_the_audit_log(
+    world: World, autojump_clock: Clock
+) -> None:
+    error = await refusal(world, "work", "device.attach", **named("work", "sys-usb:free9"))
+    (attach,) = world.audit("attach")
+    assert attach["request"] == error.data["request"]
+    assert attach["caller"] == "work"
+
+
+async def test_a_vm_that_may_attach_and_detach(world: World, autojump_clock: Clock) -> None:
+    agent = world.driver.agents["work"]
+    answer = await agent.ask("device.attach", **named("work", "sys-usb:free1"))
+    assert answer["outcome"] == "attached"
+    answer = await agent.ask("device.detach", **named("work", "sys-usb:free1"))
+    assert answer["results"][0]["detached"]
+    error = await refusal(world, "work", "device.detach", **named("work", "sys-usb:free1"))
+    assert error.code == "not_found"
+
+
+async def test_a_busy_device_is_busy_without_a_name(world: World, autojump_clock: Clock) -> None:
+    await world.client.attach("vault", "sys-usb:free1")
+    error = await refusal(world, "work", "device.attach", **named("work", "sys-usb:free1"))
+    assert (error.code, error.message) == ("busy", "the device is in use")
+    assert error.data.keys() == {"request"}
+
+
+async def test_a_vm_lists_its_own_and_what_it_has(world: World, autojump_clock: Clock) -> None:
+    async def names(vm: str, **params: Any) -> list[str]:
+        answer = await world.driver.agents[vm].ask("device.list", device_class="block", **params)
+        assert answer["policy"] is None
+        return [f"{item['backend']}:{item['device']}" for item in answer["devices"]]
+
+    assert await names("work") == ["work:own"]
+    await world.client.attach("work", "sys-usb:secret")
+    await world.client.attach("vault", "sys-usb:free1", persistent=True)
+    assert await names("work") == ["sys-usb:secret", "work:own"]
+    assert await names("work", vms=["vault"]) == await names("work", vms=["nobody"]) == []
+    assert await names("vault") == []  # no rule lets it
+    answer = await world.driver.agents["sys-usb"].ask("device.list", device_class="block")
+    for item in answer["devices"]:
+        assert (item["attachments"], item["assignments"]) == ([], [])
+
+
+async def test_a_vm_that_detaches_all_of_another_is_denied_whether_that_exists_or_not(
+    world: World, autojump_clock: Clock
+) -> None:
+    await world.client.attach("vault", "sys-usb:free1")
+    for vm in ("vault", "halted", "nobody"):
+        error = await refusal(world, "work", "device.detach", device_class="block", vm=vm)
+        assert (error.code, error.data.keys()) == ("denied", {"request"})
+    assert len(list(world.state.leases)) == 1
+
+
+async def test_a_vm_detaches_all_of_its_own(world: World, autojump_clock: Clock) -> None:
+    await world.client.attach("work", "sys-usb:free1")
+    await world.client.attach("work", "sys-usb:secret")
+    agent = world.driver.agents["work"]
+    answer = await agent.ask("device.detach", device_class="block", vm="work")
+    free, secret = answer["results"]
+    assert free["detached"]
+    assert secret["error"]["code"] == "denied"
+    assert secret["error"]["data"].keys() == {"request"}
+
+
+@pytest.mark.parametrize("method", sorted(SCHEMA))
+async def test_a_vm_may_call_nothing_else(world: World, autojump_clock: Clock, method: str) -> None:
+    allowed = {"device.list", "device.attach", "device.detach", "agent.report"}
+    peer = world.driver.agents["work"].peer
+    assert peer is not None
+    if method in allowed or method == "attachment.ended":
+        return
+    with fails("unknown_method"):
+        await peer.call(method, {}, timeout=5)
+
+
+async def test_wrong_parameters_of_a_vm_s_user_are_usage_and_the_vm_stays(
+    world: World, autojump_clock: Clock
+) -> None:
+    peer = world.driver.agents["work"].peer
+    assert peer is not None
+    with fails("usage", "device.list"):
+        await peer.call("device.list", {"device_class": "tpm"}, timeout=5)
+    assert world.audit("disconnected") == []
+
+
+# dom0
+
+
+@pytest.mark.parametrize("method", sorted(TABLE))
+async def test_every_method_is_of_the_schema_and_answers_with_its_result(
+    world: World, autojump_clock: Clock, method: str
+) -> None:
+    params: dict[str, dict[str, Any]] = {
+        "device.list": {"device_class": "block"},
+        "device.attach": named("work", "sys-usb:free1"),
+        "device.detach": {"device_class": "block", "vm": "work"},
+        "device.explain": {"verb": "attach", **named("work", "sys-usb:free1")},
+        "vm.start": {"vm": "halted"},
+        "vm.shutdown": {"vm": "vault"},
+    }
+    answer = await world.client.call(method, **params.get(method, {}))
+    parse_result(method, answer)
+
+
+async def test_a_listing_is_of_the_named_vms_and_their_guests(
+    world: World, autojump_clock: Clock
+) -> None:
+    await world.client.attach("vault", "sys-usb:free1")
+
+    async def names(**params: Any) -> list[str]:
+        return [item["device"] for item in await world.client.list(**params)]
+
+    assert await names() == ["free1", "free2", "secret", "own"]
+    assert await names(vms=["vault"]) == ["free1"]
+    assert await names(vms=["work"]) == ["own"]
+    assert await names(exclude=["sys-usb"]) == ["free1", "own"]
+    assert await names(exclude=["sys-usb", "vault"]) == ["own"]
+    with fails("not_found", "nobody"):
+        await names(vms=["nobody"])
+
+
+async def test_a_rule_can_hide_a_device_from_dom0_but_the_lack_of_rules_hides_none(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.policy.set("device.list.block +sys-usb:secret @adminvm @adminvm deny\n")
+    assert "secret" not in [item["device"] for item in await world.client.list()]
+    assert len(await world.client.list()) == 3
+
+
+async def test_explain_shows_the_rule_and_those_before_it(
+    world: World, autojump_clock: Clock
+) -> None:
+    answer = await world.client.call(
+        "device.explain", verb="attach", **named("work", "sys-usb:free1")
+    )
+    assert (answer["verdict"], answer["default"]) == ("allow", False)
+    assert answer["rule"] == "30-test.policy:7"
+    assert len(answer["trace"]) == 2
+    world.policy.set("")
+    answer = await world.client.call(
+        "device.explain", verb="attach", **named("work", "sys-usb:free1")
+    )
+    assert (answer["verdict"], answer["default"], answer["rule"]) == ("deny", True, None)
+
+
+async def test_a_long_trace_is_cut_to_one_answer(world: World, autojump_clock: Clock) -> None:
+    world.policy.set("device.attach.block  +sys-usb:x  @adminvm  vault  allow\n" * 5000)
+    answer = await world.client.call(
+        "device.explain", verb="attach", **named("work", "sys-usb:free1")
+    )
+    assert len(answer["trace"]) > 100
+
+
+async def test_a_watcher_sees_devices_come_change_and_go(
+    world: World, autojump_clock: Clock
+) -> None:
+    events: list[tuple[str, str, list[str]]] = []
+    revisions: list[int] = []
+
+    async def event(_peer: Any, params: dict[str, Any]) -> None:
+        device = params["device"]
+        users = [to["vm"] for to in device["attachments"]]
+        events.append((params["kind"], device["device"], users))
+        revisions.append(params["revision"])
+
+    async with world.client.connected(device_event=event) as peer:
+        start = await peer.call("device.watch", {}, timeout=5)
+        assert len(start["devices"]) == 4
+        agent = world.driver.agents["sys-usb"]
+        agent.plug("new")
+        await agent.report()
+        await world.client.attach("work", "sys-usb:new")
+        await agent.unplug("new")
+        await trio.testing.wait_all_tasks_blocked()
+    assert events[0] == ("added", "new", [])
+    assert ("changed", "new", ["work"]) in events
+    assert events[-1] == ("removed", "new", [])
+    assert revisions == sorted(revisions) and revisions[0] == start["revision"] + 1
+
+
+async def test_watchers_are_bounded_and_a_closed_one_makes_room(
+    world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pedos_dom0.watch.WATCHERS_MAX", 1)
+    async with world.client.connected() as peer:
+        await peer.call("device.watch", {}, timeout=5)
+        with fails("quota"):
+            await world.client.call("device.watch")
+    await trio.testing.wait_all_tasks_blocked()
+    await world.client.call("device.watch")
+
+
+async def test_vm_list_has_dom0_and_who_has_an_agent(world: World, autojump_clock: Clock) -> None:
+    vms = (await world.client.call("vm.list"))["vms"]
+    assert [(vm["name"], vm["state"], vm["agent"]) for vm in vms] == [
+        ("dom0", "Running", True),
+        ("sys-usb", "Running", True),
+        ("work", "Running", True),
+        ("vault", "Running", True),
+        ("halted", "Halted", False),
+    ]
+
+
+async def test_a_full_disk_is_an_error_and_not_the_end(
+    world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: Any) -> None:
+        raise StoreError(Path("dom0.sqlite"), "database or disk is full", "make room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "journal_put", full)
+        patch.setattr(Store, "assign", full)
+        with fails("failed", "disk is full"):
+            await world.client.attach("work", "sys-usb:free1")
+        with fails("failed", "disk is full"):
+            await world.client.attach("halted", "sys-usb:free1", persistent=True)
+    world.assert_nothing_left()
+    assert (await world.client.attach("work", "sys-usb:free1"))["outcome"] == "attached"

@@ -1,0 +1,202 @@
+"""The audit log: one line for each event, whatever stands in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pedos_dom0 import audit as audit_module
+from pedos_dom0.audit import ITEMS_MAX, LINE_MAX, TEXT_MAX, Audit, new_request_id
+from pedos_dom0.registry import DeviceKey
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "audit.jsonl"
+
+
+@pytest.fixture
+def audit(path: Path) -> Iterator[Audit]:
+    audit = Audit(path)
+    yield audit
+    audit.close()
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def test_a_line_has_time_event_and_fields(audit: Audit, path: Path) -> None:
+    audit.write("attach", request="0123456789ab", device=DeviceKey("block", "sys-usb", "sda"))
+    (line,) = lines(path)
+    assert line["time"].endswith("Z")
+    assert len(line["time"]) == len("2026-01-01T00:00:00.000Z")
+    del line["time"]
+    assert line == {"event": "attach", "request": "0123456789ab", "device": "sys-usb:sda"}
+
+
+def test_request_ids_are_twelve_hex_digits_and_differ() -> None:
+    ids = {new_request_id() for _ in range(100)}
+    assert len(ids) == 100
+    assert all(len(i) == 12 and int(i, 16) >= 0 for i in ids)
+
+
+def test_lines_are_appended_after_a_restart(path: Path) -> None:
+    for number in range(3):
+        audit = Audit(path)
+        audit.write("start", number=number)
+        audit.close()
+    assert [line["number"] for line in lines(path)] == [0, 1, 2]
+
+
+def test_only_the_owner_may_read_it(audit: Audit, path: Path) -> None:
+    assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["\n{}", "\x1b[2J\x07", "\u202egpj.exe", "\x00\x7f\x9b", "\u2028", "\ud800", "</b>\r\n"]
+)
+def test_nothing_but_printable_ascii_gets_into_the_file(
+    audit: Audit, path: Path, text: str
+) -> None:
+    audit.write("event", description=text, options={text: text})
+    data = path.read_bytes()
+    assert data.count(b"\n") == 1
+    assert data[:-1].isascii()
+    assert all(32 <= byte < 127 for byte in data[:-1])
+    assert lines(path)[0]["description"] == text
+
+
+def test_fields_are_bounded_and_the_line_too(audit: Audit, path: Path) -> None:
+    long = "x" * 10_000_000
+    audit.write("event", request="0123456789ab", text=long)
+    audit.write("event", request="0123456789ab", many=[long] * 1000, few=["y"])
+    first, second = lines(path)
+    assert first["text"] == "x" * TEXT_MAX + "..."
+    assert second["many"] == "..."
+    assert second["few"] == ["y"]
+    assert second["request"] == "0123456789ab"
+    assert all(len(line) <= LINE_MAX for line in path.read_bytes().split(b"\n"))
+
+
+def test_lists_and_depth_are_bounded(audit: Audit, path: Path) -> None:
+    deep: list[Any] = []
+    deep.append(deep)
+    audit.write("event", wide=list(range(1000)), deep=deep)
+    (line,) = lines(path)
+    assert line["wide"] == list(range(ITEMS_MAX))
+    assert str(line["deep"]).startswith("[[[[")
+
+
+class Odd:
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (None, None),
+        (True, True),
+        (-1, -1),
+        (0.5, 0.5),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+        (2**70, str(2**70)),
+        (10**5000, "<int>"),
+        (b"\xff", "b'\\xff'"),
+        (Odd(), "<Odd>"),
+        ({1: {"a": (1, 2)}}, {"1": {"a": [1, 2]}}),
+    ],
+    ids=lambda value: type(value).__name__,  # not every value here has a repr
+)
+def test_any_value_can_be_written(audit: Audit, path: Path, value: object, written: object) -> None:
+    audit.write("event", value=value)
+    assert lines(path)[0]["value"] == written
+
+
+def test_a_field_cannot_pass_itself_off_as_the_time(audit: Audit, path: Path) -> None:
+    audit.write("event", time="yesterday")
+    assert lines(path)[0]["time"] != "yesterday"
+
+
+@given(st.recursive(st.none() | st.text() | st.integers() | st.binary(), st.lists))
+@settings(derandomize=True, max_examples=100, deadline=None)
+def test_whatever_is_written_one_line_of_json_is_read(value: object) -> None:
+    line = audit_module._line("event", {"value": value})
+    assert line.count(b"\n") == 1
+    assert line.endswith(b"\n")
+    assert json.loads(line)["event"] == "event"
+
+
+def test_after_a_death_in_mid_line_the_next_line_is_whole(path: Path) -> None:
+    path.write_bytes(b'{"event": "whole"}\n{"event": "ha')
+    audit = Audit(path)
+    audit.write("next")
+    audit.close()
+    last = path.read_bytes().split(b"\n")
+    assert json.loads(last[0])["event"] == "whole"
+    assert last[1] == b'{"event": "ha'
+    assert json.loads(last[2])["event"] == "next"
+
+
+def test_a_full_disk_stops_nothing_is_said_once_and_counted(
+    audit: Audit, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(audit_module.os, "write", full)
+        audit.write("one")
+        audit.write("two")
+    audit.write("three")
+    audit.write("four")
+    three, four = lines(path)
+    assert (three["event"], three["lost_before"]) == ("three", 2)
+    assert "lost_before" not in four
+    (message,) = caplog.messages
+    assert message == f"audit: {path}: No space left on device; lines are being lost"
+
+
+def test_a_short_write_is_finished(
+    audit: Audit, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(audit_module.os, "write", lambda fd, data: real(fd, data[:7]))
+        audit.write("one")
+    audit.write("two")
+    assert [line["event"] for line in lines(path)] == ["one", "two"]
+
+
+def test_a_write_that_breaks_off_does_not_spoil_the_next_line(
+    audit: Audit, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = os.write, []
+
+    def breaks_off(fd: int, data: bytes) -> int:
+        calls.append(data)
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        return real(fd, data[:7])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(audit_module.os, "write", breaks_off)
+        audit.write("one")
+    audit.write("two")
+    torn, whole, _ = path.read_bytes().split(b"\n")
+    assert len(torn) == 7
+    assert json.loads(whole)["event"] == "two"
+
+
+def test_a_missing_folder_is_an_error_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Audit(tmp_path / "missing" / "audit.jsonl")

@@ -1,0 +1,290 @@
+"""Control connections: what a VM may do to one, and that nobody else notices."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from pedos_protocol.codec import encode
+from pedos_protocol.errors import CallError
+from trio.abc import Clock
+
+from tests.dom0.fakes import World, fails
+
+HELLO = encode([2, "hello", {"versions": [1, 1], "program": "fake"}])
+REPORT = {"revision": 1, "devices": [], "exports": [], "imports": []}
+
+
+@pytest.fixture
+async def world(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[World]:
+    world = World(tmp_path, nursery)
+    world.vm("sys-usb", "stick")
+    world.vm("work")
+    world.dom0_agent("disk")
+    yield world
+    await world.kill()
+
+
+def request(params: object, method: str = "agent.report") -> bytes:
+    return encode([0, 1, method, {**params, "deadline_ms": 5000}])  # type: ignore[dict-item]
+
+
+def device(**fields: Any) -> dict[str, Any]:
+    plain = {
+        "device_class": "block",
+        "device": "sda",
+        "identity": "",
+        "description": "",
+        "size": None,
+        "parent": None,
+        "read_only": False,
+        "busy": None,
+    }
+    return {**plain, **fields}
+
+
+HOSTILE = {
+    "garbage": b"\x07\x00\x00\x00garbage",
+    "an oversized frame": b"\xff\xff\xff\x7f",
+    "no hello": request(REPORT),
+    "a wrong version": encode([2, "hello", {"versions": [9, 9], "program": "fake"}]),
+    "hello twice": HELLO + HELLO,
+    "an answer to nothing": HELLO + encode([1, 5, None, {}]),
+    "a report with a key too many": HELLO + request({**REPORT, "domid": 0}),
+    "a report without devices": HELLO + request({"revision": 1}),
+    "a device with a bad name": HELLO
+    + request({**REPORT, "devices": [device(device="../../etc/passwd")]}),
+    "too many devices": HELLO
+    + request({**REPORT, "devices": [device(device=f"d{n}") for n in range(129)]}),
+    "a device of no class": HELLO + request({**REPORT, "devices": [device(device_class="tpm")]}),
+    "a flood": HELLO + encode([2, "attachment.none", {}]) * 20000,
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+async def test_a_vm_that_breaks_the_protocol_is_disconnected_and_nobody_else_notices(
+    world: World, autojump_clock: Clock, what: str
+) -> None:
+    async def misbehave(stream: trio.abc.Stream) -> None:
+        try:
+            await stream.send_all(HOSTILE[what])
+            while await stream.receive_some():
+                pass
+        except trio.BrokenResourceError:
+            pass
+
+    world.driver.agents["work"].misbehave = misbehave
+    await world.start()
+    (gone,) = world.audit("disconnected")
+    assert (gone["vm"], gone["wait_s"]) == ("work", 1)
+    status = await world.client.call("service.status")
+    assert status["agents"] == ["dom0", "sys-usb"]
+    assert len(await world.client.list()) == 2
+
+
+async def test_breaking_the_protocol_again_doubles_the_wait_up_to_half_a_minute(
+    world: World, autojump_clock: Clock
+) -> None:
+    async def misbehave(stream: trio.abc.Stream) -> None:
+        await stream.send_all(b"\xff\xff\xff\xff")
+
+    world.driver.agents["work"].misbehave = misbehave
+    await world.start()
+    await trio.sleep(100)
+    waits = [record["wait_s"] for record in world.audit("disconnected")]
+    assert waits == [1, 2, 4, 8, 16, 30, 30, 30][: len(waits)] and len(waits) >= 6
+
+
+async def test_a_minute_of_good_behaviour_is_rewarded(world: World, autojump_clock: Clock) -> None:
+    await world.start()
+    agent = world.driver.agents["work"]
+    for pause in (0, 1, 70):
+        await trio.sleep(pause)
+        assert agent.peer is not None
+        await agent.peer.notify("attachment.ended", {"attachment": "bad"})
+        await trio.sleep(3)
+    assert [record["wait_s"] for record in world.audit("disconnected")] == [1, 2, 1]
+
+
+async def test_an_agent_that_keeps_its_report_back_is_disconnected(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.driver.agents["work"].greets = False
+    await world.start()
+    await trio.sleep(5.1)
+    (gone,) = world.audit("disconnected")
+    assert gone["reason"] == "no report came within 5 s of hello"
+
+
+async def test_an_agent_that_never_says_hello_is_disconnected(
+    world: World, autojump_clock: Clock
+) -> None:
+    async def silent(_stream: trio.abc.Stream) -> None:
+        await trio.sleep_forever()
+
+    world.driver.agents["work"].misbehave = silent
+    await world.start()
+    await trio.sleep(5.1)
+    (gone,) = world.audit("disconnected")
+    assert "hello" in gone["reason"]
+
+
+async def test_a_vm_cannot_end_what_it_has_no_part_in(world: World, autojump_clock: Clock) -> None:
+    world.vm("vault")
+    await world.start()
+    await world.client.attach("work", "sys-usb:stick")
+    (lease,) = world.state.leases
+    for vm, side in (("vault", "import"), ("vault", "export"), ("work", "export")):
+        await world.driver.agents[vm].ended(lease.attachment, side)
+        await trio.sleep(0.5)
+        assert world.audit("disconnected")[-1]["vm"] == vm
+        if vm == "vault":
+            assert world.state.leases.get(lease.attachment) is not None
+        await trio.sleep(3)
+
+
+async def test_an_agent_that_disconnects_politely_is_reconnected_at_once(
+    world: World, autojump_clock: Clock
+) -> None:
+    await world.start()
+    agent = world.driver.agents["sys-usb"]
+    agent.kill()
+    await trio.sleep(0.1)
+    assert agent.connections == 2
+    assert world.audit("disconnected") == []
+    assert len(await world.client.list()) == 2
+
+
+async def test_an_agent_that_comes_late_is_found(world: World, autojump_clock: Clock) -> None:
+    agent = world.driver.agents["sys-usb"]
+    agent.listens = False
+    await world.start()
+    await trio.sleep(20)
+    agent.listens = True
+    await trio.sleep(0.6)
+    assert world.state.agents.get("sys-usb") is not None
+
+
+async def test_an_older_report_does_not_replace_a_newer_one(
+    world: World, autojump_clock: Clock
+) -> None:
+    await world.start()
+    agent = world.driver.agents["sys-usb"]
+    agent.plug("newer")
+    agent.revision = 10
+    await agent.report()
+    del agent.devices["newer"]
+    agent.revision = 4
+    await agent.report()
+    assert [item["device"] for item in await world.client.list()] == ["disk", "newer", "stick"]
+
+
+async def test_a_vm_that_is_started_again_is_another_domain(
+    world: World, autojump_clock: Clock
+) -> None:
+    await world.start()
+    first = world.state.agents.get("sys-usb")
+    world.driver.die("sys-usb")
+    await trio.testing.wait_all_tasks_blocked()
+    assert [item["backend"] for item in await world.client.list()] == ["dom0"]
+    await world.driver.start("sys-usb")
+    await trio.testing.wait_all_tasks_blocked()
+    second = world.state.agents.get("sys-usb")
+    assert first is not None and second is not None
+    assert first.domid != second.domid
+    with fails("unavailable"):
+        await first.call("export.stop", {"attachment": "0" * 16}, timeout=1)
+
+
+async def test_device_text_of_a_vm_is_harmless_when_it_is_shown(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.driver.agents["work"].plug("x", description="\x1b[31m<b>\u202eevil" + "A" * 10_000)
+    await world.start()
+    (found,) = [item for item in await world.client.list() if item["backend"] == "work"]
+    assert found["description"].isascii() and found["description"].isprintable()
+    assert len(found["description"]) <= 128
+    assert not set(found["description"]) & set('<>&"\\`')
+
+
+async def test_a_vm_with_many_long_devices_shortens_its_own_list_only(
+    world: World, autojump_clock: Clock
+) -> None:
+    for number in range(128):
+        text = {"description": "D" * 128, "identity": "i" * 128}
+        world.driver.agents["work"].plug(f"{'d' * 60}{number}", **text)
+    await world.start()
+    devices = await world.client.list()
+    assert {"sys-usb", "dom0"} <= {item["backend"] for item in devices}
+    assert len(devices) < 130
+
+
+async def test_a_vm_that_floods_with_costly_requests_is_disconnected(
+    world: World, autojump_clock: Clock
+) -> None:
+    await world.start()
+    listing = {"device_class": "block", "vms": None, "exclude": [], "deadline_ms": 600_000}
+
+    async def flood(stream: trio.abc.Stream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.send_all(HELLO + request(REPORT))
+            for number in range(2, 300):
+                await stream.send_all(encode([0, number, "device.list", listing]))
+            while await stream.receive_some():
+                pass
+
+    world.driver.agents["work"].misbehave = flood
+    world.driver.agents["work"].kill()
+    await trio.sleep(0.1)
+    (gone,) = world.audit("disconnected")
+    assert "in flight" in gone["reason"]
+
+
+async def test_an_honest_agent_with_a_hundred_changes_stays_connected(
+    world: World, autojump_clock: Clock
+) -> None:
+    await world.start()
+    agent = world.driver.agents["sys-usb"]
+    for number in range(100):
+        agent.plug(f"disk{number}")
+        await agent.report()
+    assert world.audit("disconnected") == []
+    assert len(await world.client.list()) == 102
+
+
+async def test_a_vm_cannot_have_more_than_eight_operations_running(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.policy.set("device.attach.block * work work allow\n")
+    agent = world.driver.agents["work"]
+    for number in range(12):
+        world.driver.agents["sys-usb"].plug(f"stick{number}")
+
+    async def slow(_params: Any) -> None:
+        await trio.sleep(1)
+
+    agent.on["import.start"] = slow
+    await world.start()
+    codes: list[str] = []
+
+    async def ask(number: int) -> None:
+        try:
+            await agent.ask(
+                "device.attach",
+                device_class="block",
+                vm="work",
+                backend="sys-usb",
+                device=f"stick{number}",
+            )
+            codes.append("attached")
+        except CallError as error:
+            codes.append(error.code)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(12):
+            nursery.start_soon(ask, number)
+    assert codes.count("quota") == 4

@@ -1,0 +1,298 @@
+"""Decisions: first match, total, explained, and the same through the index as by reading."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pedos_dom0.policy.evaluate import ARGUMENT_MAX, Decision, Request, evaluate
+from pedos_dom0.policy.model import Glob, Rule, Snapshot
+from pedos_dom0.policy.parser import parse_file
+from pedos_dom0.policy.tokens import DEVICE_VERBS, service_tokens, vm_tokens
+from pedos_protocol.names import DEVICE_CLASSES
+
+STICK = Request("device.attach.block", "+sys-usb:sda:046d:c52b", "dom0", "work")
+
+
+def policy(text: str) -> Snapshot:
+    rules, errors = parse_file("30-user.policy", text)
+    assert errors == []
+    return Snapshot(rules)
+
+
+def test_without_rules_everything_is_denied() -> None:
+    decision = evaluate(STICK, Snapshot.DENY_ALL)
+    assert (decision.verdict, decision.default, decision.rule) == ("deny", True, None)
+    assert decision.reason == "no rule matched (default deny)"
+
+
+def test_a_decision_carries_rule_and_parameters() -> None:
+    decision = evaluate(STICK, policy("device.*.block * dom0 work allow read-only=yes"))
+    assert decision.verdict == "allow"
+    assert not decision.default
+    assert decision.rule is not None
+    assert decision.rule.where == "30-user.policy:1"
+    assert dict(decision.parameters) == {"read-only": "yes"}
+    assert decision.reason == "30-user.policy:1 says allow"
+
+
+def test_the_trace_says_of_each_rule_why_it_did_not_match() -> None:
+    snapshot = policy(
+        "device.attach.usb * * * allow\n"  # another service: not looked at
+        "device.attach.block * vault * allow\n"
+        "device.attach.* * @adminvm vault allow\n"
+        "* * @anyvm * allow\n"
+        "device.*.block +sys-net * * allow\n"
+        "device.*.block +*:sdb * * allow\n"
+        "device.*.block +*:*:1050:* * * allow\n"
+        "device.*.* +sys-usb dom0 work ask\n"
+        "device.*.* * dom0 work allow\n"
+    )
+    decision = evaluate(STICK, snapshot, trace=True)
+    assert decision.verdict == "ask"
+    assert decision.rule is snapshot.rules[7]
+    assert [(step.rule.line, step.why) for step in decision.trace] == [
+        (2, "source 'dom0' is not 'vault'"),
+        (3, "target 'work' is not 'vault'"),
+        (4, "source 'dom0' is not '@anyvm'"),
+        (5, "BACKEND 'sys-usb' does not match 'sys-net'"),
+        (6, "PORT 'sda' does not match 'sdb'"),
+        (7, "IDENTITY '046d:c52b' does not match '1050:*'"),
+    ]
+    assert evaluate(STICK, snapshot).trace == ()
+
+
+def test_a_snapshot_cannot_be_changed() -> None:
+    snapshot = policy("device.*.* * * * allow")
+    with pytest.raises(AttributeError):
+        snapshot.rules = ()  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        evaluate(STICK, snapshot).verdict = "deny"  # type: ignore[misc]
+
+
+NOT_REQUESTS: list[tuple[str, Any]] = [
+    ("service", None),
+    ("service", 7),
+    ("service", "device.attach.floppy"),
+    ("service", "device.*.block"),
+    ("service", "*"),
+    ("service", "pedos.Filecopy"),
+    ("service", "device.attach.block\n"),
+    ("service", "x" * 10_000_000),
+    ("source", None),
+    ("source", b"dom0"),
+    ("source", ["dom0"]),
+    ("source", ""),
+    ("source", "*"),
+    ("source", "@adminvm"),
+    ("source", "dom0 "),
+    ("target", "@anyvm"),
+    ("target", "work\n"),
+    ("target", "wörk"),
+    ("target", "\ud800"),
+    ("target", "w" * 10_000_000),
+    ("argument", None),
+    ("argument", "*"),
+    ("argument", ""),
+    ("argument", "+"),
+    ("argument", "+sys-usb"),
+    ("argument", "+sys-usb:sda"),
+    ("argument", "+*:sda:x"),
+    ("argument", "+sys-usb:*:x"),
+    ("argument", "+sys-usb:sda:*"),
+    ("argument", "+sys-usb:sda:\x1b[31m"),
+    ("argument", "+sys-usb::"),
+    ("argument", "+sys-usb:sda:" + "x" * 200),
+    ("argument", "+sys-usb:sda:" + "x" * 10_000_000),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), NOT_REQUESTS, ids=lambda value: repr(value)[:40])
+def test_what_is_no_request_is_denied_even_where_everything_is_allowed(
+    name: str, value: Any
+) -> None:
+    everything = policy("* * * * allow\ndevice.*.* * * * allow")
+    assert evaluate(STICK, everything).verdict == "allow"
+    for trace in (False, True):
+        decision = evaluate(attrs.evolve(STICK, **{name: value}), everything, trace)
+        assert decision.verdict == "deny"
+        assert decision.reason.startswith("malformed request: ")
+        assert len(decision.reason) < 100
+
+
+def test_a_text_with_a_comparison_of_its_own_is_no_request() -> None:
+    class Chameleon(str):
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        def __hash__(self) -> int:
+            return hash("dom0")
+
+    decision = evaluate(attrs.evolve(STICK, source=Chameleon("work")), policy("* * * * allow"))
+    assert decision.verdict == "deny"
+    assert evaluate(None, policy("* * * * allow")).verdict == "deny"  # type: ignore[arg-type]
+
+
+def test_the_longest_names_that_there_are_fit_into_a_request() -> None:
+    argument = f"+{'v' * 31}:{'d' * 64}:{'i' * 128}"
+    assert len(argument) <= ARGUMENT_MAX
+    decision = evaluate(attrs.evolve(STICK, argument=argument), policy("* * * * allow"))
+    assert decision.verdict == "allow"
+
+
+ANYTHING = st.one_of(
+    st.none(), st.integers(), st.binary(), st.lists(st.text()), st.text(), st.floats()
+)
+
+
+@given(ANYTHING, ANYTHING, ANYTHING, ANYTHING, st.booleans())
+@example("device.attach.block", "+a:b:c", "dom0", "work", True)
+@settings(derandomize=True, max_examples=200, deadline=None)
+def test_any_request_gets_a_decision(
+    service: Any, argument: Any, source: Any, target: Any, trace: bool
+) -> None:
+    decision = evaluate(Request(service, argument, source, target), policy("* * * * deny"), trace)
+    assert isinstance(decision, Decision)
+    assert decision.verdict == "deny"
+
+
+VMS = ("dom0", "work", "vault", "sys-usb")
+ALL_SERVICES = [f"device.{v}.{c}" for v in DEVICE_VERBS for c in DEVICE_CLASSES]
+SERVICE_WORDS = ["*", "device.*.*", "device.attach.*", "device.*.usb", "pedos.Filecopy"]
+LINES = st.builds(
+    "{} {} {} {} {}".format,
+    st.sampled_from([*SERVICE_WORDS, "device.attach.block", "device.list.usb"]),
+    st.just("*"),
+    st.sampled_from(["*", "@anyvm", "@adminvm", *VMS]),
+    st.sampled_from(["*", "@anyvm", "@adminvm", *VMS]),
+    st.sampled_from(["allow", "deny", "ask"]),
+) | st.builds(
+    "{} +{}:{}:{} {} {} {}".format,
+    st.sampled_from(["device.*.*", "device.attach.*", "device.attach.block", "device.list.usb"]),
+    st.sampled_from(["*", "sys-*", "sys-usb", "work"]),
+    st.sampled_from(["*", "sd*", "sda"]),
+    st.sampled_from(["*", "*:u03*", "046d:*"]),
+    st.sampled_from(["*", "@anyvm", *VMS]),
+    st.sampled_from(["*", "@anyvm", *VMS]),
+    st.sampled_from(["allow", "deny", "ask"]),
+)
+REQUESTS = st.builds(
+    Request,
+    st.sampled_from(["device.attach.block", "device.attach.usb", "device.list.usb"]),
+    st.sampled_from(["+sys-usb:sda:", "+work:sdb:046d:c52b", "+sys-net:1-2:046d:1:u03"]),
+    st.sampled_from(VMS),
+    st.sampled_from(VMS),
+)
+
+
+def stands_for(word: str, vm: str) -> bool:
+    meaning = {"*": True, "@anyvm": vm != "dom0", "@adminvm": vm == "dom0"}
+    return meaning.get(word, word == vm)
+
+
+def covers(word: str, service: str) -> bool:
+    if word == "*":
+        return True
+    pairs = list(itertools.zip_longest(word.split("."), service.split(".")))
+    return all(part in ("*", asked) for part, asked in pairs)
+
+
+def plain_scan(request: Request, rules: tuple[Rule, ...]) -> Rule | None:
+    """The language as its description has it, with nothing of the implementation but the glob."""
+    device = request.argument[1:].split(":", 2)
+    for rule in rules:
+        globs = rule.argument[1:].split(":", 2) if rule.argument != "*" else []
+        if (
+            covers(rule.service, request.service)
+            and stands_for(rule.source, request.source)
+            and stands_for(rule.target, request.target)
+            and all(Glob(g).matches(part) for g, part in zip(globs, device, strict=False))
+        ):
+            return rule
+    return None
+
+
+@given(st.lists(LINES, max_size=25).map("\n".join), st.lists(REQUESTS, min_size=1, max_size=5))
+@settings(derandomize=True, max_examples=300, deadline=None)
+def test_the_index_the_trace_and_a_plain_scan_agree(text: str, requests: list[Request]) -> None:
+    snapshot = policy(text)
+    for request in requests:
+        expected = plain_scan(request, snapshot.rules)
+        indexed = evaluate(request, snapshot)
+        traced = evaluate(request, snapshot, trace=True)
+        assert indexed.rule is expected
+        assert traced.rule is expected
+        assert indexed == attrs.evolve(traced, trace=())
+        if expected is not None:
+            assert all(step.rule.line < expected.line for step in traced.trace)
+
+
+def test_ten_thousand_rules_are_not_looked_at_one_by_one() -> None:
+    """Counted, not timed: the rules in the lists that a look-up can come across at all."""
+    few = "device.attach.block +sys-usb:sd* @adminvm work ask\n* * @anyvm @anyvm deny\n"
+    others = "".join(
+        f"device.attach.block +sys-usb:sda vm{n} work allow\n"
+        f"device.attach.block +sys-usb:sda dom0 vm{n} allow\n"
+        f"device.attach.usb +sys-usb:sda dom0 work allow\n"
+        f"pedos.Service{n} * dom0 work allow\n"
+        for n in range(2500)
+    )
+    snapshot = policy(others + few)
+    assert len(snapshot) == 10_002
+    found = snapshot.buckets(STICK.service, vm_tokens("dom0"), vm_tokens("work"))
+    assert sum(len(bucket) for bucket in found) == 1
+    assert evaluate(STICK, snapshot).verdict == "ask"
+
+
+@pytest.mark.parametrize(
+    ("glob", "yes", "no"),
+    [
+        ("", [""], ["a"]),
+        ("*", ["", "a", "a:b"], []),
+        ("sda", ["sda"], ["", "sd", "sda1", "xsda"]),
+        ("sd*", ["sd", "sda", "sda1"], ["s", "asd"]),
+        ("*1", ["1", "a1", "11"], ["", "1a"]),
+        ("a*a", ["aa", "aba", "aaa"], ["a", "ab", "ba"]),
+        ("ab*ba", ["abba", "ab-ba"], ["aba", "ab", "ba"]),
+        ("a*b*c", ["abc", "a-b-c", "abbcc"], ["acb", "ac", "ab"]),
+        ("**", ["", "a"], []),
+        ("a**b", ["ab", "a-b"], ["a", "b"]),
+        ("*a*a*", ["aa", "baab"], ["a", ""]),
+    ],
+)
+def test_a_star_stands_for_any_text(glob: str, yes: list[str], no: list[str]) -> None:
+    assert [text for text in yes if not Glob(glob).matches(text)] == []
+    assert [text for text in no if Glob(glob).matches(text)] == []
+
+
+@given(st.text("ab*", max_size=8), st.text("ab", max_size=8))
+@settings(derandomize=True, max_examples=300, deadline=None)
+def test_globs_agree_with_trying_everything(glob: str, text: str) -> None:
+    def tried(glob: str, text: str) -> bool:
+        if not glob:
+            return not text
+        if glob[0] == "*":
+            return any(tried(glob[1:], text[n:]) for n in range(len(text) + 1))
+        return text[:1] == glob[0] and tried(glob[1:], text[1:])
+
+    assert Glob(glob).matches(text) == tried(glob, text)
+
+
+def test_every_device_service_is_known_by_its_words() -> None:
+    assert len(ALL_SERVICES) == 16
+    for service, word in itertools.product(ALL_SERVICES, ("*", "device.*.*")):
+        assert word in service_tokens(service)
+    assert service_tokens("device.list.mic") == (
+        "device.list.mic",
+        "device.list.*",
+        "device.*.mic",
+        "device.*.*",
+        "*",
+    )
+    assert service_tokens("pedos.Filecopy") == ("pedos.Filecopy", "*")

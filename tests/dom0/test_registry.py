@@ -1,0 +1,209 @@
+"""The registry: whole reports in, numbered changes out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pedos_dom0.registry import (
+    ADDED,
+    CHANGED,
+    GAP,
+    REMOVED,
+    SUBSCRIPTION_MAX,
+    Changes,
+    DeviceKey,
+    Event,
+    Registry,
+    Subscription,
+)
+from pedos_protocol.messages import Device
+
+
+def device(name: str, parent: str | None = None, **fields: Any) -> Device:
+    known: dict[str, Any] = {
+        "device_class": "block",
+        "identity": "",
+        "description": "a disk",
+        "size": 512,
+        "read_only": False,
+        "busy": None,
+    }
+    return Device(device=name, parent=parent, **{**known, **fields})
+
+
+def key(name: str, backend: str = "sys-usb", device_class: str = "block") -> DeviceKey:
+    return DeviceKey(device_class, backend, name)
+
+
+async def take(subscription: Subscription, count: int) -> list[Event]:
+    with trio.fail_after(5):
+        return [await subscription.__anext__() for _ in range(count)]
+
+
+def test_a_key_is_shown_as_users_write_it() -> None:
+    assert str(key("sda")) == "sys-usb:sda"
+
+
+def test_a_report_replaces_the_one_before() -> None:
+    registry = Registry()
+    assert registry.replace("sys-usb", [device("sda"), device("sdb")]) == Changes(
+        added=(key("sda"), key("sdb"))
+    )
+    changes = registry.replace("sys-usb", [device("sdb", size=1024), device("sdc")])
+    assert changes == Changes((key("sdc"),), (key("sda"),), (key("sdb"),))
+    assert registry.get(key("sda")) is None
+    assert registry.get(key("sdb")) == device("sdb", size=1024)
+    assert registry.revision == 5
+
+
+def test_the_same_report_again_changes_nothing() -> None:
+    registry = Registry()
+    registry.replace("sys-usb", [device("sda"), device("sdb")])
+    changes = registry.replace("sys-usb", [device("sdb"), device("sda")])
+    assert not changes
+    assert registry.revision == 2
+
+
+def test_a_backend_s_devices_go_with_it_and_the_others_stay() -> None:
+    registry = Registry()
+    registry.replace("sys-usb", [device("sda")])
+    registry.replace("work", [device("sda")])
+    assert registry.remove_backend("sys-usb") == Changes(removed=(key("sda"),))
+    assert registry.remove_backend("sys-usb") == Changes()
+    assert list(registry) == [key("sda", "work")]
+
+
+def test_one_id_may_stand_in_two_classes() -> None:
+    registry = Registry()
+    registry.replace("sys-usb", [device("x"), device("x", device_class="usb")])
+    assert [k for k, _ in registry.items("usb")] == [key("x", device_class="usb")]
+    assert len(registry.items()) == 2
+    assert registry.items("pci") == []
+
+
+def test_of_two_devices_with_one_name_the_first_counts() -> None:
+    registry = Registry()
+    registry.replace("sys-usb", [device("sda", size=1), device("sda", size=2)])
+    assert [d.size for _, d in registry.items()] == [1]
+
+
+def test_a_family_is_a_disk_with_its_partitions_but_not_two_partitions() -> None:
+    registry = Registry()
+    parts = [device("sda1", "sda"), device("sda2", "sda"), device("luks", "sda2")]
+    registry.replace("sys-usb", [device("sda"), *parts, device("sdb")])
+    registry.replace("work", [device("sda"), device("sda1", "sda")])
+    assert registry.family(key("sda")) == {key(n) for n in ("sda", "sda1", "sda2", "luks")}
+    assert registry.family(key("sda1")) == {key("sda1"), key("sda")}
+    assert registry.family(key("luks")) == {key("luks"), key("sda2"), key("sda")}
+    assert registry.family(key("sdb")) == {key("sdb")}
+    assert registry.family(key("unknown")) == {key("unknown")}
+
+
+def test_parents_that_lead_in_a_circle_or_nowhere_do_no_harm() -> None:
+    registry = Registry()
+    registry.replace("sys-usb", [device("a", "b"), device("b", "a"), device("c", "c")])
+    assert registry.family(key("a")) == {key("a"), key("b")}
+    assert registry.family(key("c")) == {key("c")}
+    registry.replace("sys-usb", [device("a", "gone")])
+    assert registry.family(key("a")) == {key("a"), key("gone")}
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.sampled_from([*"abcdef", None])))
+@settings(derandomize=True, max_examples=200, deadline=None)
+def test_whatever_the_parents_family_is_mutual(parents: dict[str, str | None]) -> None:
+    registry = Registry()
+    registry.replace("sys-usb", [device(name, parent) for name, parent in parents.items()])
+    for one in parents:
+        for other in registry.family(key(one)):
+            assert key(one) in registry.family(other)
+
+
+async def test_a_subscriber_gets_every_change_in_order() -> None:
+    registry = Registry()
+    registry.replace("sys-usb", [device("old")])
+    with registry.subscribe() as events:
+        registry.replace("sys-usb", [device("new")])
+        registry.replace("sys-usb", [device("new", size=1)])
+        registry.touch(key("new"))
+        assert await take(events, 4) == [
+            (2, REMOVED, key("old")),
+            (3, ADDED, key("new")),
+            (4, CHANGED, key("new")),
+            (5, CHANGED, key("new")),
+        ]
+
+
+async def test_a_waiting_subscriber_is_woken() -> None:
+    registry = Registry()
+    received: list[Event] = []
+    with registry.subscribe() as events:
+
+        async def wait() -> None:
+            received.extend(await take(events, 2))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            registry.replace("sys-usb", [device("sda")])
+            await trio.testing.wait_all_tasks_blocked()
+            registry.remove_backend("sys-usb")
+    assert received == [(1, ADDED, key("sda")), (2, REMOVED, key("sda"))]
+
+
+async def test_who_falls_behind_gets_one_gap_as_of_now_and_then_what_follows() -> None:
+    registry = Registry()
+    with registry.subscribe() as slow, registry.subscribe() as quick:
+        for size in range(SUBSCRIPTION_MAX):
+            registry.replace("sys-usb", [device("sda", size=size)])
+        await take(quick, SUBSCRIPTION_MAX)
+        for size in range(100):
+            registry.replace("sys-usb", [device("sda", size=-size - 1)])
+        assert await take(slow, 1) == [(SUBSCRIPTION_MAX + 100, GAP, None)]
+        registry.touch(key("sda"))
+        following = (SUBSCRIPTION_MAX + 101, CHANGED, key("sda"))
+        assert await take(slow, 1) == [following]
+        assert (await take(quick, 101))[-1] == following
+
+
+async def test_a_whole_vm_s_devices_arrive_and_go_without_a_gap() -> None:
+    registry = Registry()
+    devices = [device(f"sd{n}") for n in range(128)]
+    with registry.subscribe() as events:
+        registry.replace("sys-usb", devices)
+        registry.remove_backend("sys-usb")
+        assert GAP not in {kind for _, kind, _ in await take(events, 256)}
+
+
+async def test_closing_a_subscription_ends_its_waiter_and_frees_its_place() -> None:
+    registry = Registry()
+    events = registry.subscribe()
+    assert registry.subscribers() == 1
+
+    async def wait() -> None:
+        assert [event async for event in events] == []
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        events.close()
+        events.close()
+    assert registry.subscribers() == 0
+    registry.replace("sys-usb", [device("sda")])
+    with pytest.raises(StopAsyncIteration):
+        await events.__anext__()
+
+
+async def test_a_cancelled_wait_loses_no_event() -> None:
+    registry = Registry()
+    with registry.subscribe() as events:
+        registry.replace("sys-usb", [device("sda")])
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await events.__anext__()
+        assert scope.cancelled_caught
+        assert await take(events, 1) == [(1, ADDED, key("sda"))]

@@ -1,0 +1,96 @@
+"""The whole service: start, ready, end by a signal, and what keeps it from starting."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import trio
+from pedos_dom0 import log
+from pedos_dom0.__main__ import main
+from pedos_dom0.service import Config, run
+from pedos_vchan.peer import open_peer
+from pedos_vchan.unix import connect_unix
+
+from tests.dom0.fakes import ALLOW_DOM0, FakeDriver
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    policy = tmp_path / "policy.d"
+    policy.mkdir()
+    (policy / "30-test.policy").write_text(ALLOW_DOM0)
+    return Config(socket=tmp_path / "dom0.sock", state=tmp_path / "state", policy=[policy])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_it_says_ready_serves_and_ends_cleanly(
+    config: Config,
+    tmp_path: Path,
+    nursery: trio.Nursery,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    ended = trio.Event()
+
+    async def service() -> None:
+        await run(config, FakeDriver())
+        ended.set()
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        nursery.start_soon(service)
+        with trio.fail_after(10):
+            await trio.lowlevel.wait_readable(manager)
+        assert manager.recv(100) == b"READY=1"
+    # Ready means that this works at once.
+    stream = await connect_unix(config.socket)
+    async with open_peer(stream, program="test", handlers={}) as peer:
+        status = await peer.call("service.status", {}, timeout=5)
+    assert status["policy"]["ok"] and status["policy"]["rules"] == 1
+    signal.raise_signal(number)
+    with trio.fail_after(10):
+        await ended.wait()
+    assert not config.socket.exists()
+
+
+def arguments(tmp_path: Path) -> list[str]:
+    names = ("machine", "vchan", "socket", "dom0-agent", "state", "policy")
+    paths = [word for name in names for word in (f"--{name}", str(tmp_path / name))]
+    return ["--driver", "local", *paths]
+
+
+def test_no_machine_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(tmp_path)) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("pedos-dom0: critical: no machine at ")
+    assert not (tmp_path / "socket").exists()
+
+
+def test_a_damaged_database_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "dom0.sqlite").write_text("this is no database" * 100)
+    assert main(arguments(tmp_path)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("pedos-dom0: critical: ") and "dom0.sqlite" in line
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_log_lines_are_for_whoever_reads_them(
+    journal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    if journal:
+        monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+    log.set_up("pedos-dom0", verbose=False)
+    logging.getLogger("x").warning("two\nlines")
+    logging.getLogger("x").debug("not shown")
+    expected = "<4>two\n<4>lines\n" if journal else "pedos-dom0: warning: two\nlines\n"
+    assert capsys.readouterr().err == expected

@@ -1,0 +1,234 @@
+"""A VM starts with all that is assigned to it, or says why not and does not run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from pedos_dom0.drivers.base import DriverError
+from pedos_protocol.errors import CallError
+from trio.abc import Clock
+
+from tests.dom0.fakes import ALLOW_DOM0, World, fails, hang
+
+
+@pytest.fixture
+async def world(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[World]:
+    world = World(tmp_path, nursery)
+    world.vm("sys-usb", "stick", "other")
+    world.vm("work", running=False)
+    world.vm("vault")
+    world.dom0_agent()
+    await world.start()
+    await world.client.attach("work", "sys-usb:stick", persistent=True, options={"read-only": "1"})
+    await world.client.attach("work", "sys-usb:other", persistent=True)
+    yield world
+    await world.kill()
+
+
+def assert_not_running(world: World) -> None:
+    assert world.driver.infos["work"].domid is None
+    assert world.state.leases.of_vm("work") == []
+
+
+async def test_a_start_attaches_what_is_assigned(world: World, autojump_clock: Clock) -> None:
+    answer = await world.client.call("vm.start", vm="work")
+    assert answer["attached"] == ["sys-usb:other", "sys-usb:stick"]
+    _other, stick = await world.client.list()
+    (to,) = stick["attachments"]
+    assert (to["vm"], to["options"]["read-only"]) == ("work", "yes")
+    (lease, _) = world.state.leases.of_vm("work")
+    assert lease.vm_domid == answer["domid"] == world.driver.infos["work"].domid
+    with fails("failed", "work is already running"):
+        await world.client.call("vm.start", vm="work")
+
+
+async def test_a_missing_device_keeps_the_vm_from_starting(
+    world: World, autojump_clock: Clock
+) -> None:
+    await world.driver.agents["sys-usb"].unplug("stick")
+    with fails(
+        "failed",
+        "work was not started: its assigned device sys-usb:stick is missing",
+        "plug it in, or qvm-device block detach work sys-usb:stick",
+    ):
+        await world.client.call("vm.start", vm="work")
+    assert_not_running(world)
+
+
+async def test_a_halted_source_keeps_the_vm_from_starting(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.driver.die("sys-usb")
+    await trio.testing.wait_all_tasks_blocked()
+    with fails(
+        "failed", "sys-usb:stick is missing, because sys-usb is halted", "qvm-start sys-usb"
+    ):
+        await world.client.call("vm.start", vm="work")
+    assert_not_running(world)
+
+
+async def test_a_taken_device_keeps_the_vm_from_starting(
+    world: World, autojump_clock: Clock
+) -> None:
+    await world.client.attach("vault", "sys-usb:stick")
+    with fails(
+        "failed",
+        "its assigned device sys-usb:stick is attached to vault",
+        "qvm-device block detach vault sys-usb:stick",
+    ):
+        await world.client.call("vm.start", vm="work")
+    assert_not_running(world)
+
+
+async def test_a_denied_device_keeps_the_vm_from_starting(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.policy.set("device.attach.block +sys-usb:stick * * deny\n" + ALLOW_DOM0)
+    with fails("failed", "sys-usb:stick is denied by policy", "explain work sys-usb:stick"):
+        await world.client.call("vm.start", vm="work")
+    assert_not_running(world)
+
+
+async def test_of_two_vms_with_one_device_only_one_starts(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.vm("second", running=False)
+    await world.client.attach("second", "sys-usb:stick", persistent=True)
+    outcomes: list[str] = []
+
+    async def start(vm: str) -> None:
+        try:
+            await world.client.call("vm.start", vm=vm)
+            outcomes.append("started")
+        except CallError as error:
+            outcomes.append(error.code)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(start, "work")
+        nursery.start_soon(start, "second")
+    assert sorted(outcomes) == ["failed", "started"]
+
+
+async def test_a_vm_whose_agent_does_not_come_is_stopped_again(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.driver.agents["work"].listens = False
+    began = trio.current_time()
+    with fails("failed", "work was stopped again: its agent did not connect"):
+        await world.client.call("vm.start", vm="work")
+    assert trio.current_time() - began == pytest.approx(30)
+    assert_not_running(world)
+    assert world.driver.shutdowns == [("work", False)]
+
+
+@pytest.mark.parametrize("vm", ["sys-usb", "work"])
+async def test_a_vm_whose_device_cannot_be_attached_is_stopped_again(
+    world: World, autojump_clock: Clock, vm: str
+) -> None:
+    async def second_time(params: dict[str, Any]) -> None:
+        if params["device"] == "stick":
+            raise CallError("failed", "no")
+
+    world.driver.agents[vm].on["export.start"] = second_time
+    world.driver.agents[vm].on["import.start"] = second_time
+    with fails("failed", "work was stopped again", vm):
+        await world.client.call("vm.start", vm="work")
+    await trio.testing.wait_all_tasks_blocked()
+    assert_not_running(world)
+    world.assert_nothing_left()
+
+
+async def test_a_hypervisor_that_refuses_leaves_nothing(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.driver.refuse_start = DriverError("there is no memory left", hint="shut something down")
+    with fails("failed", "work was not started: there is no memory left", "shut something down"):
+        await world.client.call("vm.start", vm="work")
+    world.assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("method", "vm", "code", "words"),
+    [
+        ("vm.start", "nobody", "not_found", ["no VM named 'nobody'"]),
+        ("vm.start", "dom0", "failed", ["dom0 is already running"]),
+        ("vm.shutdown", "nobody", "not_found", ["no VM named 'nobody'"]),
+        ("vm.shutdown", "work", "failed", ["work is not running"]),
+        ("vm.shutdown", "dom0", "usage", ["dom0"]),
+    ],
+)
+async def test_wrong_starts_and_shutdowns_are_refused(
+    world: World, autojump_clock: Clock, method: str, vm: str, code: str, words: list[str]
+) -> None:
+    with fails(code, *words):
+        await world.client.call(method, vm=vm)
+
+
+@pytest.mark.parametrize("vm", ["sys-usb", "vault"])
+async def test_a_shutdown_detaches_first(world: World, autojump_clock: Clock, vm: str) -> None:
+    await world.client.attach("vault", "sys-usb:stick")
+    agent, had = world.driver.agents["vault"], []
+
+    async def note(_params: Any) -> None:
+        had.append(world.driver.infos[vm].state)
+
+    agent.on["import.stop"] = note
+    await world.client.call("vm.shutdown", vm=vm)
+    assert had == ["Running"]
+    assert world.driver.infos[vm].state == "Halted"
+    world.assert_nothing_left()
+
+
+async def test_a_shutdown_by_force_does_not_wait_for_the_vm(
+    world: World, autojump_clock: Clock
+) -> None:
+    await world.client.attach("vault", "sys-usb:stick")
+    world.driver.agents["vault"].on["import.stop"] = hang
+    began = trio.current_time()
+    await world.client.call("vm.shutdown", vm="vault", force=True)
+    assert trio.current_time() == began
+    world.assert_nothing_left()
+
+
+async def test_a_vm_that_is_shut_down_gets_no_device_any_more(
+    world: World, autojump_clock: Clock
+) -> None:
+    await world.client.attach("vault", "sys-usb:stick")
+    reached = trio.Event()
+
+    async def slow(_params: Any) -> None:
+        reached.set()
+        await trio.sleep(1)
+
+    world.driver.agents["vault"].on["import.stop"] = slow
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: world.client.call("vm.shutdown", vm="vault"))
+        await reached.wait()
+        with fails("failed", "vault is being shut down"):
+            await world.client.attach("vault", "sys-usb:other")
+
+
+async def test_a_shutdown_breaks_off_an_attach_in_progress(
+    world: World, autojump_clock: Clock
+) -> None:
+    reached = trio.Event()
+
+    async def stuck(_params: Any) -> None:
+        reached.set()
+        await trio.sleep_forever()
+
+    world.driver.agents["vault"].on["import.start"] = stuck
+    async with trio.open_nursery() as nursery:
+
+        async def attach() -> None:
+            with fails("failed", "vault is shut down"):
+                await world.client.attach("vault", "sys-usb:stick")
+
+        nursery.start_soon(attach)
+        await reached.wait()
+        await world.client.call("vm.shutdown", vm="vault")
+    world.assert_nothing_left()

@@ -1,0 +1,180 @@
+"""A whole system in local mode, driven from outside as its user would."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+# A bound for every wait here: many times what anything takes on a slow, busy machine.
+PATIENCE_S = 30
+# How often a condition outside our reach (another process's state) is looked at again.
+LOOK_AGAIN_S = 0.01
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    """Returns as soon as `condition` holds; fails with `what` if it does not in PATIENCE_S."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"still not so after {PATIENCE_S} s: {what}"
+        select.select([], [], [], LOOK_AGAIN_S)
+
+
+class LocalSystem:
+    """`pedos-local up` on a folder, with the command line to talk to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._up: subprocess.Popen[bytes] | None = None
+
+    def init(self) -> None:
+        subprocess.run(
+            [BIN / "pedos-local", "init", self.folder], check=True, stdout=subprocess.DEVNULL
+        )
+
+    def up(self, env: dict[str, str] | None = None) -> None:
+        """Starts the machine and returns when every VM has reported."""
+        ready_path = self.folder / "ready.sock"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+            ready.bind(str(ready_path))
+            ready.settimeout(PATIENCE_S)
+            with (self.folder / "up.log").open("ab") as log:
+                self._up = subprocess.Popen(
+                    [BIN / "pedos-local", "up", self.folder],
+                    env={**os.environ, "NOTIFY_SOCKET": str(ready_path), **(env or {})},
+                    stdout=log,
+                    stderr=log,
+                )
+            assert ready.recv(100).startswith(b"READY=1"), self.log()
+        ready_path.unlink()
+
+    def down(self) -> int:
+        """Ends the machine as Ctrl-C does; its exit status."""
+        assert self._up is not None
+        self._up.send_signal(signal.SIGINT)
+        status = self._up.wait(PATIENCE_S)
+        self._up = None
+        return status
+
+    def kill(self) -> None:
+        assert self._up is not None
+        self._up.kill()
+        self._up.wait(PATIENCE_S)
+        self._up = None
+
+    def log(self) -> str:
+        parts = [self.folder / "up.log", *sorted((self.folder / "log").glob("*.log"))]
+        return "\n".join(
+            f"--- {part.name}\n{part.read_text(errors='replace')}"
+            for part in parts
+            if part.exists()
+        )
+
+    def environment(self, vm: str = "dom0") -> dict[str, str]:
+        run = self.folder / "run"
+        path = run / "dom0.sock" if vm == "dom0" else run / "vms" / f"{vm}.sock"
+        return {**os.environ, "PEDOS_SOCKET": str(path), "PEDOS_VM": vm}
+
+    def start(self, *argv: str, vm: str = "dom0") -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [BIN / argv[0], *argv[1:]],
+            env=self.environment(vm),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *argv: str, vm: str = "dom0") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [BIN / argv[0], *argv[1:]],
+            env=self.environment(vm),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+
+    def ok(self, *argv: str, vm: str = "dom0") -> str:
+        """Runs a command that must succeed; its output."""
+        done = self.run(*argv, vm=vm)
+        assert done.returncode == 0, f"{argv}: {done.returncode}\n{done.stderr}\n{self.log()}"
+        return done.stdout
+
+    def devices(self, device_class: str = "block") -> dict[str, dict[str, object]]:
+        """What `list --json` says, by BACKEND:DEVICE."""
+        listed = json.loads(self.ok("qvm-device", device_class, "list", "--json"))["devices"]
+        return {f"{device['backend']}:{device['device']}": device for device in listed}
+
+    def attached_to(self, name: str) -> list[str]:
+        device = self.devices().get(name, {"attachments": []})
+        return [held["vm"] for held in device["attachments"]]  # type: ignore[attr-defined,index]
+
+    def agents(self) -> set[str]:
+        """The VMs whose agents are connected to dom0's service, which may be down for a moment."""
+        done = self.run("qvm-ls", "--json")
+        if done.returncode:
+            return set()
+        return {vm["name"] for vm in json.loads(done.stdout)["vms"] if vm["agent"]}
+
+    def plug(self, vm: str, name: str, content: bytes) -> Path:
+        """Puts a device into a VM, whole at once as a real one is, and waits until it is listed."""
+        path = self.folder / "vms" / vm / "devices" / "block" / name
+        partial = path.with_name(f".{name}")
+        partial.write_bytes(content)
+        partial.rename(path)
+        wait_until(lambda: f"{vm}:{name}" in self.devices(), f"{vm}:{name} is listed")
+        return path
+
+    def frontends(self, vm: str) -> list[str]:
+        return sorted(os.listdir(self.folder / "vms" / vm / "dev"))
+
+    def processes(self, *words: str) -> list[int]:
+        """The pids of this system's processes whose command line holds all `words`."""
+        table = process_table()
+
+        def names_our_folder(pid: int) -> bool:
+            return any(str(self.folder) in word for word in table[pid][1])
+
+        # nbdkit is given a descriptor and not a path: it is ours when its parent is.
+        return [
+            pid
+            for pid, (parent, argv) in table.items()
+            if {*words} <= {*argv}
+            and (names_our_folder(pid) or (parent in table and names_our_folder(parent)))
+        ]
+
+    def helpers(self) -> list[int]:
+        """The nbdkit and nbdfuse processes of this system."""
+        return self.processes("nbdkit") + self.processes("nbdfuse")
+
+    def victim(self, name: str) -> list[int]:
+        """The pids behind a part of the system: `dom0`, `agent:VM`, `nbdkit` or `nbdfuse`."""
+        if name == "dom0":
+            return self.processes("--dom0-agent")
+        if name.startswith("agent:"):
+            return self.processes("--vm", name.removeprefix("agent:"))
+        return self.processes(name)
+
+
+def process_table() -> dict[int, tuple[int, list[str]]]:
+    """Every process of this machine: its parent and its command line."""
+    table = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                raw = Path("/proc", entry, "cmdline").read_bytes()
+                stat = Path("/proc", entry, "stat").read_text()
+                parent = int(stat.rpartition(")")[2].split()[1])
+                words = [word.decode(errors="replace") for word in raw.split(b"\0")[:-1]]
+                # The program by its bare name, however it was called.
+                table[int(entry)] = (parent, [os.path.basename(word) for word in words[:1]] + words)
+    return table

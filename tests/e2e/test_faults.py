@@ -1,0 +1,180 @@
+"""kill -9 of any process at any step of attach and detach: afterwards the system is right again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .conftest import needs_fuse
+from .faults import FaultController
+from .system import LocalSystem, wait_until
+
+pytestmark = needs_fuse
+
+DEVICE = "sys-usb:disk.img"
+SIZE = 1 << 20
+VMS = {"dom0", "sys-usb", "work", "vault"}
+VICTIMS = ("dom0", "agent:sys-usb", "agent:work", "nbdkit", "nbdfuse")
+
+# Every step of an attach and of a detach, in no order; test_the_tables_name_every_step keeps them
+# true.  `nbdkit` and `nbdfuse` are victims only at steps at which they run.
+ATTACH_STEPS = (
+    "attach.leased",
+    "export.opened",
+    "export.listening",
+    "attach.exported",
+    "import.connected",
+    "export.connected",
+    "import.spawned",
+    "import.ready",
+    "attach.imported",
+    "attach.committed",
+)
+DETACH_STEPS = (
+    "detach.started",
+    "import.unmounted",
+    "import.stopped",
+    "detach.unimported",
+    "export.stopped",
+    "detach.unexported",
+    "detach.freed",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def disk(system: LocalSystem) -> Iterator[Path]:
+    content = b"".join(hashlib.sha256(b"%d" % number).digest() for number in range(SIZE // 32))
+    yield system.plug("sys-usb", "disk.img", content)
+
+
+def settled(system: LocalSystem) -> bool:
+    """Everybody is back, and what is said to be attached is what there is: nothing more or less."""
+    if system.agents() != VMS:
+        return False
+    holders = system.attached_to(DEVICE)
+    return (
+        DEVICE in system.devices()
+        and len(holders) <= 1
+        and system.frontends("vault") == []
+        and len(system.frontends("work")) == holders.count("work")
+        and len(system.helpers()) == 2 * len(holders)
+    )
+
+
+def settle(system: LocalSystem) -> None:
+    wait_until(lambda: settled(system), f"the system is consistent again\n{system.log()}")
+
+
+def kill(system: LocalSystem, victim: str) -> int:
+    """Kills every process of `victim`; how many there were."""
+    pids = system.victim(victim)
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return len(pids)
+
+
+def write_acknowledged(system: LocalSystem, token: bytes) -> None:
+    """Returns when the write to the attached device has been acknowledged as durable."""
+    (frontend,) = system.frontends("work")
+    fd = os.open(system.folder / "vms" / "work" / "dev" / frontend, os.O_RDWR)
+    try:
+        assert os.pwrite(fd, token, SIZE // 2) == len(token)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def same_bytes(system: LocalSystem, disk: Path) -> bool:
+    (frontend,) = system.frontends("work")
+    return (system.folder / "vms" / "work" / "dev" / frontend).read_bytes() == disk.read_bytes()
+
+
+def attach_again(system: LocalSystem, disk: Path) -> None:
+    """The same attach succeeds, the content is right, and a detach leaves nothing."""
+    system.ok("qvm-device", "block", "attach", "work", DEVICE)
+    assert system.attached_to(DEVICE) == ["work"]
+    assert same_bytes(system, disk)
+    system.ok("qvm-device", "block", "detach", "work", DEVICE)
+    assert system.frontends("work") == []
+    assert system.attached_to(DEVICE) == []
+
+
+@pytest.fixture(autouse=True)
+def clean(system: LocalSystem, faults: FaultController) -> Iterator[None]:
+    settle(system)
+    yield
+    faults.disarm()
+    system.run("qvm-device", "block", "detach", "work")
+
+
+def test_the_tables_name_every_step(system: LocalSystem, faults: FaultController) -> None:
+    faults.forget()
+    system.ok("qvm-device", "block", "attach", "work", DEVICE)
+    assert {line.split()[1] for line in faults.seen} == set(ATTACH_STEPS)
+    faults.forget()
+    system.ok("qvm-device", "block", "detach", "work", DEVICE)
+    assert {line.split()[1] for line in faults.seen} == set(DETACH_STEPS)
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+@pytest.mark.parametrize("step", ATTACH_STEPS)
+def test_a_kill_while_attaching(
+    system: LocalSystem, faults: FaultController, disk: Path, step: str, victim: str
+) -> None:
+    faults.arm(step, lambda: kill(system, victim))
+    system.run("qvm-device", "block", "attach", "work", DEVICE)
+    assert faults.fired.is_set()
+    settle(system)
+    attach_again(system, disk)
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+@pytest.mark.parametrize("step", DETACH_STEPS)
+def test_a_kill_while_detaching(
+    system: LocalSystem, faults: FaultController, disk: Path, step: str, victim: str
+) -> None:
+    system.ok("qvm-device", "block", "attach", "work", DEVICE)
+    token = f"{step} {victim}".encode()
+    write_acknowledged(system, token)
+    faults.arm(step, lambda: kill(system, victim))
+    system.run("qvm-device", "block", "detach", "work", DEVICE)
+    assert faults.fired.is_set()
+    settle(system)
+    assert token in disk.read_bytes(), "an acknowledged write was lost"
+    attach_again(system, disk)
+
+
+@pytest.mark.parametrize("victim", ("agent:sys-usb", "agent:work", "nbdkit", "nbdfuse"))
+def test_a_kill_while_attached_ends_the_attachment(
+    system: LocalSystem, disk: Path, victim: str
+) -> None:
+    system.ok("qvm-device", "block", "attach", "work", DEVICE)
+    token = f"attached {victim}".encode()
+    write_acknowledged(system, token)
+    assert kill(system, victim) == 1
+    wait_until(lambda: system.attached_to(DEVICE) == [], "the attachment has ended")
+    settle(system)
+    assert token in disk.read_bytes()
+    attach_again(system, disk)
+
+
+def test_a_restart_of_the_service_keeps_attachments_and_assignments(
+    system: LocalSystem, disk: Path
+) -> None:
+    system.ok("qvm-device", "block", "attach", "--persistent", "work", DEVICE)
+    before = system.helpers()
+    with (system.folder / "vms" / "work" / "dev" / system.frontends("work")[0]).open("rb") as held:
+        assert kill(system, "dom0") == 1
+        wait_until(lambda: system.agents() == VMS, "every agent is connected again")
+        settle(system)
+        assert system.attached_to(DEVICE) == ["work"]
+        assert system.helpers() == before, "the data channel was not left alone"
+        assert held.read() == disk.read_bytes()
+    assert [held["vm"] for held in system.devices()[DEVICE]["assignments"]] == ["work"]  # type: ignore[attr-defined]

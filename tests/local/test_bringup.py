@@ -1,0 +1,166 @@
+"""Bringing up: the lock, what a killed life left behind, and a dom0 that does not come."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import trio
+from pedos_dom0.local import layout as layouts
+from pedos_dom0.local.bringup import (
+    CannotComeUp,
+    LocalPrograms,
+    Lock,
+    LockHeld,
+    bring_up,
+    read_lock,
+)
+from pedos_dom0.local.config import Config, VmConfig
+from pedos_dom0.local.layout import LOG_KEEP, PLACEHOLDER_MODE, Layout, sweep
+
+from .conftest import FakePrograms
+
+CONFIG = Config(vms=(VmConfig("sys-usb"), VmConfig("work", verbose=True)))
+
+
+def test_the_lock_has_one_holder_and_names_it(layout: Layout) -> None:
+    with Lock.hold(layout.lock) as lock:
+        with pytest.raises(LockHeld) as caught, Lock.hold(layout.lock):
+            pass
+        assert (caught.value.pid, caught.value.ready) == (os.getpid(), False)
+        lock.set_ready(True)
+        assert read_lock(layout.lock) == (os.getpid(), True)
+        lock.set_ready(False)
+        assert read_lock(layout.lock) == (os.getpid(), False)
+    with Lock.hold(layout.lock):
+        pass
+
+
+def test_the_lock_of_a_killed_holder_is_free_and_its_ready_does_not_count(
+    layout: Layout,
+) -> None:
+    program = textwrap.dedent(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        from pedos_dom0.local.bringup import Lock
+        with Lock.hold(Path(sys.argv[1])) as lock:
+            lock.set_ready(True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(layout.lock)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert "ready" in layout.lock.read_text()
+    assert read_lock(layout.lock) == (None, False)
+    with Lock.hold(layout.lock):
+        pass
+
+
+def test_sweeping_takes_stale_sockets_and_placeholders_and_nothing_of_the_users(
+    layout: Layout,
+) -> None:
+    stale = [layout.machine_socket, layout.vchan / "1-0-1.sock", layout.run / "vms" / "work.sock"]
+    for path in stale:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(path))
+    placeholder = layout.dev("work") / "xvdi"
+    os.close(os.open(placeholder, os.O_CREAT, PLACEHOLDER_MODE & 0o777))
+    kept = [layout.dev("work") / "notes", layout.devices("work") / "block" / "empty.img"]
+    for path in kept:
+        path.touch()
+    found = sweep(layout)
+    assert len(found) == len(stale)
+    assert not any(path.exists() for path in (*stale, placeholder))
+    assert all(path.exists() for path in kept)
+
+
+def test_only_fuse_mounts_inside_of_the_folder_are_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dev = tmp_path / "a b" / "dev"
+    dev.mkdir(parents=True)
+    escaped = str(dev).replace(" ", "\\040")
+    table = "".join(
+        f"36 35 0:{number} / {point} rw,nosuid shared:1 - {kind} nbdfuse rw\n"
+        for number, (point, kind) in enumerate(
+            [
+                (f"{escaped}/xvdi", "fuse"),
+                (f"{escaped}/xvdj", "fuse.nbdfuse"),
+                (f"{escaped}/disk", "ext4"),
+                (f"{escaped}-other/xvdi", "fuse"),
+            ]
+        )
+    )
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text(table)
+    monkeypatch.setattr(layouts, "MOUNTINFO", str(mountinfo))
+    assert layouts.mounts_under(dev) == [f"{dev}/xvdj", f"{dev}/xvdi"]
+
+
+def test_a_log_that_has_grown_makes_way(layout: Layout) -> None:
+    layout.log("dom0").write_bytes(b"x" * (LOG_KEEP + 1))
+    layout.log("work").write_text("short")
+    layout.rotate_logs()
+    assert not layout.log("dom0").exists()
+    assert (layout.root / "log" / "dom0.log.1").exists()
+    assert layout.log("work").read_text() == "short"
+
+
+def test_the_command_lines_are_those_of_the_programs(layout: Layout) -> None:
+    programs = LocalPrograms(layout, CONFIG)
+    dom0 = list(programs.dom0().argv)
+    assert dom0[:4] == [sys.executable, "-P", "-m", "pedos_dom0"]
+    assert dom0[dom0.index("--machine") + 1] == str(layout.machine_socket)
+    assert "-v" not in dom0
+    work = list(programs.agent("work", 7).argv)
+    assert work[work.index("--domid") + 1] == "7"
+    assert work[-1] == "-v"
+    assert "--control-socket" not in work
+    own = programs.dom0_agent()
+    assert own.env["PEDOS_FAULTNAME"] == "agent:dom0"
+    assert str(layout.dom0_agent_socket) in own.argv
+
+
+async def test_a_dom0_that_does_not_start_is_reported_with_its_last_words(
+    layout: Layout, programs: FakePrograms
+) -> None:
+    programs.bodies["dom0"] = "sys.exit('dom0: the database is broken')"
+    with Lock.hold(layout.lock) as lock, pytest.raises(CannotComeUp) as caught:
+        async with bring_up(layout, CONFIG, programs, lock):
+            raise AssertionError("it came up")
+    assert str(caught.value) == (
+        "dom0 does not start: it exited with status 1\n  dom0.log: dom0: the database is broken"
+    )
+
+
+async def test_coming_up_can_be_cancelled_and_leaves_nothing(
+    layout: Layout, programs: FakePrograms
+) -> None:
+    programs.bodies["dom0"] = "while True: signal.pause()"  # never ready
+    machines = []
+    with Lock.hold(layout.lock) as lock, trio.CancelScope() as scope:
+
+        async def cancel_when_started() -> None:
+            await machines[0].dom0_agent.ready.wait()
+            await machines[0].start(machines[0].domains["work"])
+            scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+
+            def started(machine: object) -> None:
+                machines.append(machine)
+                nursery.start_soon(cancel_when_started)
+
+            async with bring_up(layout, CONFIG, programs, lock, started):
+                raise AssertionError("it came up")
+    assert scope.cancelled_caught
+    assert machines[0].domains["work"].state == "Halted"
+    assert machines[0].dom0.ended.is_set()
+    assert machines[0].dom0_agent.ended.is_set()

@@ -1,0 +1,61 @@
+"""`pedos-local init`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pedos_dom0.local import config, templates
+from pedos_dom0.local.cli import main
+from pedos_dom0.local.init import InitError, init
+from pedos_dom0.policy.parser import parse_file
+
+
+def test_it_makes_the_folder_with_its_parents_and_everything_in_it(tmp_path: Path) -> None:
+    layout = init(str(tmp_path / "a" / "b"))
+    assert config.load(layout.config).names == ("sys-usb", "work", "vault")
+    for name in ("dom0", "sys-usb", "work", "vault"):
+        assert (layout.devices(name) / "block").is_dir()
+        assert layout.dev(name).is_dir()
+    assert [entry.name for entry in (tmp_path / "a").iterdir()] == ["b"]
+
+
+def test_a_folder_that_is_one_already_is_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", str(tmp_path)]) == 0
+    (tmp_path / "pedos.toml").write_text("[vm.mine]\n")
+    assert main(["init", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "already holds a pedos.toml" in said
+    assert "pedos-local up" in said
+    assert (tmp_path / "pedos.toml").read_text() == "[vm.mine]\n"
+
+
+def test_files_that_are_there_stay(tmp_path: Path) -> None:
+    (tmp_path / "policy.d").mkdir()
+    (tmp_path / "policy.d" / "50-local.policy").write_text("# mine\n")
+    (tmp_path / "notes").write_text("x")
+    init(str(tmp_path))
+    assert (tmp_path / "policy.d" / "50-local.policy").read_text() == "# mine\n"
+    assert (tmp_path / "notes").read_text() == "x"
+
+
+def test_a_failure_leaves_nothing_half_done(tmp_path: Path) -> None:
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "vms").write_text("in the way")
+    with pytest.raises(InitError, match="cannot make"):
+        init(str(tmp_path / "lab"))
+    assert [entry.name for entry in (tmp_path / "lab").iterdir()] == ["vms"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "lab").write_text("")
+    with pytest.raises(InitError, match="Not a directory"):
+        init(str(tmp_path / "lab"))
+
+
+def test_the_policy_of_init_has_no_mistakes() -> None:
+    rules, errors = parse_file("50-local.policy", templates.POLICY)
+    assert not errors
+    assert rules

@@ -1,0 +1,291 @@
+"""The machine with tiny programs: domains over machine.sock, faults, and going down."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from pedos_dom0.drivers.base import DomainInfo, DriverError, HypervisorLost
+from pedos_dom0.drivers.local import LocalDriver
+from pedos_dom0.local.layout import Layout
+from pedos_dom0.local.machine import Machine
+from pedos_protocol.errors import CallError
+from pedos_vchan.peer import Peer, open_peer
+from pedos_vchan.unix import connect_unix
+
+from .conftest import CRASHING, PATIENCE, FakePrograms, gone
+
+VMS = [("sys-usb", True), ("work", False)]
+
+
+@asynccontextmanager
+async def machine_up(layout: Layout, programs: FakePrograms) -> AsyncIterator[Machine]:
+    machine = Machine(layout, VMS, programs)
+    listener = await machine.listen()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(machine.run, listener)
+        try:
+            with trio.fail_after(PATIENCE):
+                yield machine
+        finally:
+            with trio.CancelScope(shield=True):
+                await machine.stop()
+
+
+class Client:
+    """A client of machine.sock that keeps the news it hears."""
+
+    def __init__(self) -> None:
+        self.peer: Peer
+        send, self.news = trio.open_memory_channel[dict[str, Any]](100)
+        self._send = send
+
+    async def heard(self, _peer: Peer, params: dict[str, Any]) -> None:
+        self._send.send_nowait(params)
+
+    async def call(self, method: str, **params: object) -> dict[str, Any]:
+        return await self.peer.call(method, params, timeout=PATIENCE)
+
+
+@asynccontextmanager
+async def client_of(layout: Layout) -> AsyncIterator[Client]:
+    client = Client()
+    stream = await connect_unix(layout.machine_socket)
+    handlers = {"domain.changed": client.heard}
+    async with open_peer(stream, program="test", handlers=handlers) as peer:
+        client.peer = peer
+        yield client
+
+
+async def test_a_domain_starts_and_ends_and_every_client_hears_of_it(
+    layout: Layout, programs: FakePrograms
+) -> None:
+    async with machine_up(layout, programs), client_of(layout) as one, client_of(layout) as two:
+        assert await one.call("domain.list") == {
+            "domains": [
+                {"name": "sys-usb", "domid": None, "state": "Halted", "autostart": True},
+                {"name": "work", "domid": None, "state": "Halted", "autostart": False},
+            ]
+        }
+        domid = (await one.call("domain.start", name="work"))["domid"]
+        assert (await one.call("domain.start", name="work"))["domid"] == domid
+        await one.call("domain.shutdown", name="work", force=False)
+        await one.call("domain.shutdown", name="work", force=False)
+        for client in (one, two):
+            states = [await client.news.receive() for _ in range(3)]
+            assert states == [
+                {"name": "work", "domid": domid, "state": "Running"},
+                {"name": "work", "domid": domid, "state": "Transient"},
+                {"name": "work", "domid": None, "state": "Halted"},
+            ]
+
+
+async def test_a_domain_number_is_never_used_again(layout: Layout, programs: FakePrograms) -> None:
+    numbers = []
+    for _ in range(2):  # two lives of the machine
+        async with machine_up(layout, programs), client_of(layout) as client:
+            for _ in range(2):
+                numbers.append((await client.call("domain.start", name="work"))["domid"])
+                await client.call("domain.shutdown", name="work", force=True)
+    assert len(set(numbers)) == 4
+
+
+async def test_an_agent_that_is_killed_starts_again_as_the_same_domain(
+    layout: Layout, programs: FakePrograms
+) -> None:
+    async with machine_up(layout, programs) as machine:
+        domain = machine.domains["work"]
+        domid = await machine.start(domain)
+        supervisor = domain.supervisor
+        assert supervisor is not None
+        await supervisor.ready.wait()
+        supervisor.ready = trio.Event()
+        assert supervisor.pid is not None
+        os.kill(supervisor.pid, signal.SIGKILL)
+        await supervisor.ready.wait()
+        assert (domain.domid, domain.state) == (domid, "Running")
+        assert supervisor.program.argv[-1] == str(domid)
+
+
+async def test_an_agent_that_keeps_dying_halts_its_vm_and_nothing_else(
+    layout: Layout, programs: FakePrograms
+) -> None:
+    programs.bodies["work"] = CRASHING
+    async with machine_up(layout, programs) as machine, client_of(layout) as client:
+        other = (await client.call("domain.start", name="sys-usb"))["domid"]
+        await client.call("domain.start", name="work")
+        heard = []
+        while heard[-2:] != [("work", "Running"), ("work", "Halted")]:
+            news = await client.news.receive()
+            heard.append((news["name"], news["state"]))
+        assert machine.domains["sys-usb"].domid == other
+        programs.bodies["work"] = "ready()\nsignal.pause()"
+        await client.call("domain.start", name="work")  # repaired, it starts again
+
+
+async def test_dom0s_service_starts_again_and_the_agents_do_not_notice(
+    layout: Layout, programs: FakePrograms
+) -> None:
+    async with machine_up(layout, programs) as machine:
+        domain = machine.domains["work"]
+        await machine.start(domain)
+        assert domain.supervisor is not None
+        agent = domain.supervisor.pid
+        for supervisor in (machine.dom0, machine.dom0_agent):
+            await supervisor.ready.wait()
+            supervisor.ready = trio.Event()
+            supervisor.kill()
+            await supervisor.ready.wait()
+        assert domain.supervisor.pid == agent
+        assert domain.supervisor.starts == 1
+
+
+async def test_stop_ends_every_program(layout: Layout, programs: FakePrograms) -> None:
+    async with machine_up(layout, programs) as machine:
+        for domain in machine.domains.values():
+            await machine.start(domain)
+        supervisors = [domain.supervisor for domain in machine.domains.values()]
+        pids = [s.pid for s in (*supervisors, machine.dom0, machine.dom0_agent) if s is not None]
+    assert len(pids) == 4
+    for pid in pids:
+        assert pid is not None
+        await gone(pid)
+    assert not layout.machine_socket.exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "code"),
+    [
+        ("domain.start", {"name": "nobody"}, "not_found"),
+        ("domain.start", {"name": 3}, "not_found"),
+        ("domain.start", {}, "not_found"),
+        ("domain.shutdown", {"name": "work", "force": "yes"}, "usage"),
+        ("domain.destroy", {"name": "work"}, "unknown_method"),
+    ],
+)
+async def test_what_the_machine_cannot_do_is_an_error_answer(
+    layout: Layout, programs: FakePrograms, method: str, params: dict[str, Any], code: str
+) -> None:
+    async with machine_up(layout, programs), client_of(layout) as client:
+        with pytest.raises(CallError) as caught:
+            await client.call(method, **params)
+        assert caught.value.code == code
+
+
+def driver_of(layout: Layout) -> LocalDriver:
+    return LocalDriver(
+        machine=layout.machine_socket, vchan=layout.vchan, dom0_agent=layout.dom0_agent_socket
+    )
+
+
+async def test_the_driver_shows_domains_as_the_machine_has_them(
+    layout: Layout, programs: FakePrograms, nursery: trio.Nursery
+) -> None:
+    async with machine_up(layout, programs) as machine:
+        await machine.start(machine.domains["sys-usb"])
+        driver = driver_of(layout)
+        # Ends before the machine does: a machine that goes down first is the next test.
+        async with trio.open_nursery() as inner:
+            await inner.start(driver.run)
+            assert list(driver.domains()) == ["sys-usb", "work"]
+            assert driver.domains()["sys-usb"].state == "Running"
+            events = driver.events()
+            domid = await driver.start("work")
+            assert await events.receive() == DomainInfo("work", domid, "Running")
+            assert driver.domains()["work"].domid == domid
+            await driver.shutdown("work", force=True)
+            with pytest.raises(DriverError) as caught:
+                await driver.start("nobody")
+            assert caught.value.code == "not_found"
+            with pytest.raises(FileNotFoundError):
+                await driver.connect_control("work", domid)
+            with pytest.raises(FileNotFoundError):
+                await driver.connect_control("dom0", 0)
+            inner.cancel_scope.cancel()
+
+
+async def test_a_machine_that_goes_away_ends_the_driver(
+    layout: Layout, programs: FakePrograms
+) -> None:
+    driver = driver_of(layout)
+    lost: list[HypervisorLost] = []
+
+    async def run(*, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            await driver.run(task_status=task_status)
+        except HypervisorLost as error:
+            lost.append(error)
+
+    async with trio.open_nursery() as nursery:
+        async with machine_up(layout, programs):
+            await nursery.start(run)
+            events = driver.events()
+        with pytest.raises(trio.EndOfChannel):
+            await events.receive()
+    assert lost
+
+
+async def test_a_driver_without_a_machine_says_so(layout: Layout) -> None:
+    with pytest.raises(HypervisorLost, match=r"no machine at .*machine\.sock"):
+        await driver_of(layout).run()
+
+
+def kill_when_it_is_up(program: Path, root: Path) -> list[int]:
+    """Starts the victim and kills it; the pids of what it had started."""
+    argv = [sys.executable, str(program), str(root)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as machine:
+        assert machine.stdout is not None
+        pids = [int(word) for word in machine.stdout.readline().split()]
+        machine.kill()
+        return pids
+
+
+async def test_a_machine_that_is_killed_leaves_no_program_behind(
+    layout: Layout, tmp_path: Path
+) -> None:
+    program = tmp_path / "victim.py"
+    program.write_text(
+        textwrap.dedent(
+            """
+            import sys, trio
+            from pathlib import Path
+            from tests_local_conftest import FakePrograms, STUBBORN
+            from pedos_dom0.local.layout import Layout
+            from pedos_dom0.local.machine import Machine
+
+            async def main():
+                layout = Layout.of(sys.argv[1])
+                programs = FakePrograms(
+                    layout.root / "log", dict.fromkeys(["dom0", "dom0-agent", "work"], STUBBORN)
+                )
+                machine = Machine(layout, [("work", True)], programs)
+                listener = await machine.listen()
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(machine.run, listener)
+                    await machine.start(machine.domains["work"])
+                    agent = machine.domains["work"].supervisor
+                    pids = []
+                    for supervisor in (machine.dom0, machine.dom0_agent, agent):
+                        await supervisor.ready.wait()
+                        pids.append(supervisor.pid)
+                    print(*pids, flush=True)
+
+            trio.run(main)
+            """
+        )
+    )
+    helper = Path(__file__).with_name("conftest.py")
+    (tmp_path / "tests_local_conftest.py").symlink_to(helper)
+    pids = await trio.to_thread.run_sync(kill_when_it_is_up, program, layout.root)
+    assert len(pids) == 3
+    for pid in pids:
+        await gone(pid)

@@ -1,0 +1,125 @@
+"""One supervised program: ready, restarted, given up, stopped."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import trio
+from pedos_dom0.local.supervise import DEATHS_MAX, Supervisor
+
+from .conftest import CRASHING, OBEDIENT, PATIENCE, STUBBORN, gone, script
+
+
+async def test_a_program_is_ready_when_it_says_so(tmp_path: Path, nursery: trio.Nursery) -> None:
+    supervisor = Supervisor(script("x", OBEDIENT, tmp_path))
+    await nursery.start(supervisor.run)
+    with trio.fail_after(PATIENCE):
+        await supervisor.ready.wait()
+    pid = supervisor.pid
+    assert pid is not None
+    await supervisor.stop()
+    assert supervisor.ended.is_set()
+    assert supervisor.gave_up is None
+    await gone(pid)
+
+
+async def test_a_program_that_is_killed_starts_again(tmp_path: Path, nursery: trio.Nursery) -> None:
+    deaths = []
+    supervisor = Supervisor(
+        script("x", OBEDIENT, tmp_path), after_death=lambda: deaths.append(supervisor.starts)
+    )
+    await nursery.start(supervisor.run)
+    for _ in range(3):
+        with trio.fail_after(PATIENCE):
+            await supervisor.ready.wait()
+        supervisor.ready = trio.Event()
+        assert supervisor.pid is not None
+        os.kill(supervisor.pid, signal.SIGKILL)
+    with trio.fail_after(PATIENCE):
+        await supervisor.ready.wait()
+    assert supervisor.starts == 4
+    assert deaths == [1, 2, 3]
+    await supervisor.stop()
+    assert deaths == [1, 2, 3, 4]
+
+
+async def test_a_program_that_keeps_dying_is_given_up(tmp_path: Path) -> None:
+    supervisor = Supervisor(script("x", CRASHING, tmp_path))
+    with trio.fail_after(PATIENCE):
+        await supervisor.run()
+    assert supervisor.starts == DEATHS_MAX + 1
+    assert supervisor.gave_up is not None
+    assert "ended 6 times" in supervisor.gave_up
+    assert "exited with status 3" in supervisor.gave_up
+    assert "x.log" in supervisor.gave_up
+
+
+async def test_a_program_that_refuses_to_start_is_not_tried_again(tmp_path: Path) -> None:
+    supervisor = Supervisor(script("x", "sys.exit(3)", tmp_path))
+    with trio.fail_after(PATIENCE):
+        await supervisor.run()
+    assert supervisor.starts == 1
+    assert supervisor.gave_up == "x does not start: it exited with status 3"
+
+
+async def test_deaths_far_apart_do_not_add_up(
+    tmp_path: Path, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    # The clock jumps whenever all tasks wait, so a whole window passes between two deaths.
+    autojump_clock.autojump_threshold = float("inf")
+    supervisor = Supervisor(script("x", OBEDIENT, tmp_path))
+    await nursery.start(supervisor.run)
+    for number in range(1, DEATHS_MAX + 4):
+        await supervisor.ready.wait()
+        assert supervisor.starts == number
+        supervisor.ready = trio.Event()
+        autojump_clock.jump(60)
+        supervisor.kill()
+    await supervisor.ready.wait()
+    assert supervisor.gave_up is None
+    await supervisor.stop(force=True)
+
+
+async def test_a_program_that_ignores_sigterm_is_killed(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    supervisor = Supervisor(script("x", STUBBORN, tmp_path), stop_grace=0.05)
+    await nursery.start(supervisor.run)
+    with trio.fail_after(PATIENCE):
+        await supervisor.ready.wait()
+        await supervisor.stop()
+    assert supervisor.ended.is_set()
+
+
+async def test_a_program_that_is_not_there_is_given_up_with_the_reason(tmp_path: Path) -> None:
+    program = replace(script("x", OBEDIENT, tmp_path), argv=["/nonexistent/agent"])
+    supervisor = Supervisor(program)
+    await supervisor.run()
+    assert supervisor.gave_up is not None
+    assert "/nonexistent/agent" in supervisor.gave_up
+
+
+async def test_cancelling_kills_the_program(tmp_path: Path) -> None:
+    supervisor = Supervisor(script("x", STUBBORN, tmp_path))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+        with trio.fail_after(PATIENCE):
+            await supervisor.ready.wait()
+        pid = supervisor.pid
+        nursery.cancel_scope.cancel()
+    assert pid is not None
+    await gone(pid)
+
+
+async def test_output_goes_to_the_log_and_line_by_line_to_the_terminal(tmp_path: Path) -> None:
+    echo = io.StringIO()
+    body = "print('<6>one', flush=True)\nprint('tw', end='', flush=True)\nprint('o')\nsys.exit(1)"
+    supervisor = Supervisor(replace(script("x", body, tmp_path), echo=echo))
+    with trio.fail_after(PATIENCE):
+        await supervisor.run()
+    assert (tmp_path / "x.log").read_text() == "<6>one\ntwo\n"
+    assert echo.getvalue() == "one\ntwo\n"

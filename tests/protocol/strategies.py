@@ -1,0 +1,126 @@
+"""What hypothesis needs to know to make values, events and messages of the protocol."""
+
+from __future__ import annotations
+
+import functools
+import typing
+from typing import Annotated, Any, Literal
+
+import attr
+from hypothesis import strategies as st
+from pedos_protocol import events, fields, messages, names
+from pedos_protocol.codec import INT_MAX, INT_MIN
+from pedos_protocol.errors import CODES
+
+texts = st.text(max_size=20)
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(INT_MIN, INT_MAX)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts
+    | st.binary(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=8,
+)
+
+# A recursive strategy bounds the leaves and not the depth: 6 leave room for what is around them.
+maps = st.dictionaries(texts.filter(lambda key: key != "deadline_ms"), values, max_size=4).filter(
+    lambda value: depth_of(value) <= 6
+)
+
+
+def depth_of(value: Any) -> int:
+    """Lists and maps within each other, `value` included."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    elif not isinstance(value, list):
+        return 0
+    return 1 + max(map(depth_of, value), default=0)
+
+
+ids = st.integers(0, events.ID_MAX)
+methods = st.from_regex(r"[a-z]{1,10}(\.[a-z_]{1,10}){0,3}", fullmatch=True).filter(
+    lambda method: method != "hello"
+)
+versions = st.tuples(st.just(1), st.integers(1, events.VERSION_MAX))
+programs = st.text("abc ./-0123456789", max_size=events.PROGRAM_MAX)
+hellos = st.builds(events.Hello, versions=versions, program=programs)
+requests = st.builds(
+    events.Request,
+    id=ids,
+    method=methods,
+    params=maps,
+    deadline_ms=st.integers(1, events.DEADLINE_MS_MAX),
+)
+notices = st.builds(events.Notice, method=methods, params=maps)
+
+
+def answers(call_id: int) -> st.SearchStrategy[events.Event]:
+    """Answers of both kinds to this request."""
+    good = st.builds(events.Answer, id=st.just(call_id), result=maps)
+    bad = st.builds(
+        events.ErrorAnswer,
+        id=st.just(call_id),
+        code=st.sampled_from(sorted(CODES)),
+        message=texts,
+        data=maps,
+    )
+    return good | bad
+
+
+_VM_NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,30}", fullmatch=True)
+_DEVICE_IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
+
+#: By parse function, what it accepts and returns as it is.
+_BY_PARSE: dict[Any, st.SearchStrategy[Any]] = {
+    names.parse_vm_name: _VM_NAMES,
+    names.parse_device_id: _DEVICE_IDS,
+    names.parse_device_class: st.sampled_from(names.DEVICE_CLASSES),
+    names.parse_frontend: st.sampled_from(names.frontend_names()),
+    fields.a_domid: st.integers(0, fields.DOMID_MAX),
+    fields.a_port: st.integers(1, fields.PORT_MAX),
+    fields.a_natural: st.integers(0, fields.NATURAL_MAX),
+    fields.a_duration: st.floats(0, 1e9),
+    fields.an_attachment_id: st.from_regex(r"[0-9a-f]{16}", fullmatch=True),
+    fields.an_identity: st.from_regex(r"[A-Za-z0-9:._-]{0,128}", fullmatch=True),
+    fields.an_error_code: st.sampled_from(sorted(CODES)),
+    fields.a_line: st.text("abcXYZ 0123 .,()[]#%", max_size=names.DESCRIPTION_MAX),
+    fields.a_text: st.text("abc äöü <>&\"'", max_size=30),
+    fields.some_options: st.dictionaries(st.text("abc-", max_size=10), st.text("xy=1"), max_size=3),
+    fields.a_map: maps.filter(lambda value: depth_of(value) <= 2),
+}
+
+
+def _of_type(annotation: Any) -> st.SearchStrategy[Any]:
+    arguments = typing.get_args(annotation)
+    if annotation is bool:
+        return st.booleans()
+    if attr.has(annotation):
+        return message(annotation)
+    if typing.get_origin(annotation) is Literal:
+        return st.sampled_from(arguments)
+    if typing.get_origin(annotation) is Annotated:
+        base, extra = arguments
+        if isinstance(extra, fields.AtMost):
+            return st.lists(_of_type(typing.get_args(base)[0]), max_size=2).map(tuple)
+        return _BY_PARSE[extra]
+    return st.none() | _of_type(arguments[0])
+
+
+@functools.cache
+def message(message_class: type[Any]) -> st.SearchStrategy[Any]:
+    """Any instance of this class of `messages`."""
+    return st.builds(
+        message_class, **{a.name: _of_type(a.type) for a in attr.fields(message_class)}
+    )
+
+
+#: (method, "params" or "result", class) of everything that is said.
+SPOKEN = [
+    (method, part, message_class)
+    for method, spec in messages.SCHEMA.items()
+    for part, message_class in spec._asdict().items()
+    if message_class is not None
+]

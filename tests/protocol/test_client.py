@@ -1,0 +1,222 @@
+"""The command line's blocking client, against a peer."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from pedos_cli.client import Client, Unreachable, connect
+from pedos_protocol import codec
+from pedos_protocol.errors import CallError, LocalProtocolError, RemoteProtocolError
+from pedos_vchan.peer import Peer
+from pedos_vchan.unix import listen_unix, short_path
+
+PATIENCE = 10  # seconds after which a test that waits is a test that fails
+
+
+async def echo(_peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+    return params
+
+
+async def busy(_peer: Peer, _params: dict[str, Any]) -> None:
+    raise CallError("busy", "it is attached to work", {"hint": "detach it"})
+
+
+async def forever(_peer: Peer, _params: dict[str, Any]) -> None:
+    await trio.sleep_forever()
+
+
+async def watch(peer: Peer, _params: dict[str, Any]) -> dict[str, Any]:
+    for number in range(3):
+        await peer.notify("device.event", {"revision": number})
+    return {"revision": 0}
+
+
+async def leave(peer: Peer, _params: dict[str, Any]) -> None:
+    peer.close()
+    await trio.sleep_forever()
+
+
+HANDLERS = {
+    "test.echo": echo,
+    "test.busy": busy,
+    "test.forever": forever,
+    "test.leave": leave,
+    "device.watch": watch,
+}
+
+
+@contextlib.asynccontextmanager
+async def service(path: Path) -> AsyncIterator[None]:
+    async def serve(stream: trio.SocketStream) -> None:
+        await Peer(stream, program="served 1", handlers=HANDLERS).run()
+
+    listener = await listen_unix(path, 0o600)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, serve, [listener])
+            yield
+            nursery.cancel_scope.cancel()
+
+
+async def in_thread(command: Callable[[], None]) -> None:
+    await trio.to_thread.run_sync(command)
+
+
+@pytest.mark.parametrize("folder", ["x", "x" * 200])
+async def test_a_command_calls_the_service_at_a_path_of_any_length(
+    folder: str, tmp_path: Path
+) -> None:
+    path = tmp_path / folder / "dom0.sock"
+    path.parent.mkdir()
+
+    def command() -> None:
+        with connect(str(path)) as client:
+            large = {"x": b"x" * 60_000}
+            assert client.call("test.echo", large, 5) == large
+            assert client.call("test.echo", {}, 5) == {}
+
+    async with service(path):
+        await in_thread(command)
+
+
+async def test_a_command_finds_the_socket_by_its_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEDOS_SOCKET", str(tmp_path / "sock"))
+
+    def command() -> None:
+        with connect() as client:
+            assert client.call("test.echo", {"a": 1}, 5) == {"a": 1}
+
+    async with service(tmp_path / "sock"):
+        await in_thread(command)
+
+
+async def test_an_error_answer_is_raised(tmp_path: Path) -> None:
+    def command() -> None:
+        with connect(str(tmp_path / "sock")) as client:
+            with pytest.raises(CallError) as caught:
+                client.call("test.busy", {}, 5)
+            assert (caught.value.code, caught.value.data) == ("busy", {"hint": "detach it"})
+            with pytest.raises(CallError, match="nobody serves"):
+                client.call("test.unknown", {}, 5)
+            with pytest.raises(LocalProtocolError):
+                client.call("test.echo", {"x": object()}, 5)
+            with pytest.raises(LocalProtocolError):
+                client.call("test.echo", {"x": "\udc80"}, 5)  # how Python shows an odd argument
+            assert client.call("test.echo", {}, 5) == {}
+
+    async with service(tmp_path / "sock"):
+        await in_thread(command)
+
+
+async def test_the_service_says_that_the_time_is_up(tmp_path: Path) -> None:
+    def command() -> None:
+        with connect(str(tmp_path / "sock")) as client:
+            with pytest.raises(CallError, match="was not done within") as caught:
+                client.call("test.forever", {}, 0.05)
+            assert caught.value.code == "timeout"
+
+    async with service(tmp_path / "sock"):
+        await in_thread(command)
+
+
+async def test_notices_are_kept_until_they_are_asked_for(tmp_path: Path) -> None:
+    def command() -> None:
+        with connect(str(tmp_path / "sock")) as client:
+            assert client.call("device.watch", {}, 5) == {"revision": 0}
+            for number in range(3):
+                notice = client.notice(5)
+                assert notice is not None
+                assert notice.params == {"revision": number}
+            assert client.notice(0.01) is None
+
+    async with service(tmp_path / "sock"):
+        await in_thread(command)
+
+
+async def test_a_service_that_goes_away_is_unreachable(tmp_path: Path) -> None:
+    def command() -> None:
+        with connect(str(tmp_path / "sock")) as client:
+            with pytest.raises(Unreachable, match="has closed the connection") as caught:
+                client.call("test.leave", {}, 5)
+            assert caught.value.path == str(tmp_path / "sock")
+
+    async with service(tmp_path / "sock"):
+        await in_thread(command)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("missing", "there is no such socket"),
+        ("x" * 150 + "/missing", "there is no such socket"),
+        ("file", "nobody listens there"),
+        ("file/below", "not a directory"),
+        ("x" * 200, "path too long"),
+    ],
+)
+def test_nobody_there(name: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Unreachable, match=why) as caught:
+        connect(str(tmp_path / name))
+    assert caught.value.path == str(tmp_path / name)
+
+
+@contextlib.contextmanager
+def fake_service(path: Path, says: bytes) -> Any:
+    """A service that says this and reads nothing."""
+    with socket.socket(socket.AF_UNIX) as server:
+        with short_path(path) as short:
+            server.bind(short)
+        server.listen()
+        client = connect(str(path))
+        with client, server.accept()[0] as connection:
+            connection.sendall(says)
+            yield client, connection
+
+
+def call(client: Client) -> dict[str, Any]:
+    return client.call("vm.list", {}, 0.01)
+
+
+hello = codec.encode([2, "hello", {"versions": [1, 1], "program": "fake"}])
+
+
+@pytest.mark.parametrize(
+    ("says", "error", "why"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", RemoteProtocolError, "is announced"),
+        (codec.encode([1, 1, None, {}]), RemoteProtocolError, "in state START"),
+        (hello + codec.encode([1, 2, None, {}]), RemoteProtocolError, "to no request"),
+        (
+            hello + codec.encode([0, 1, "vm.list", {"deadline_ms": 5}]),
+            RemoteProtocolError,
+            "request of a command",
+        ),
+        (hello, CallError, "vm.list was not answered within 0.01 s"),
+    ],
+)
+def test_a_service_that_speaks_something_else(
+    says: bytes, error: type[Exception], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pedos_cli.client.GRACE", 0.0)
+    with fake_service(tmp_path / "sock", says) as (client, _), pytest.raises(error, match=why):
+        call(client)
+
+
+def test_a_service_that_dies_in_the_middle_of_an_answer(tmp_path: Path) -> None:
+    with fake_service(tmp_path / "sock", hello[:-1]) as (client, connection):
+        connection.shutdown(socket.SHUT_WR)
+        with pytest.raises(RemoteProtocolError, match="within a frame"):
+            call(client)
+    with fake_service(tmp_path / "sock2", hello) as (client, connection):
+        connection.close()  # with the request unread: the client sees a reset
+        with pytest.raises(Unreachable, match="connection"):
+            call(client)

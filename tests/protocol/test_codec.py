@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import math
+import tracemalloc
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pedos_protocol import codec
+from pedos_protocol.codec import DEPTH_MAX, FRAME_MAX, HEADER_SIZE, ITEMS_MAX
+from pedos_protocol.errors import LocalProtocolError, RemoteProtocolError
+
+from . import strategies
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
+@given(st.lists(strategies.values, max_size=4).filter(lambda v: strategies.depth_of(v) <= 8))
+def test_what_is_encoded_is_decoded_the_same(message: list[Any]) -> None:
+    frame = codec.encode(message)
+    assert codec.frame_size(frame[:HEADER_SIZE]) == len(frame)
+    assert codec.decode(frame[HEADER_SIZE:]) == message
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_a_remote_error(payload: bytes) -> None:
+    try:
+        message = codec.decode(payload)
+    except RemoteProtocolError:
+        return
+    assert codec.decode(codec.encode(message)[HEADER_SIZE:]) == message
+
+
+@given(
+    st.lists(strategies.values, max_size=4).filter(lambda v: strategies.depth_of(v) <= 8),
+    st.integers(0, 10_000),
+    st.integers(0, 255),
+)
+def test_a_message_with_one_byte_changed_is_a_message_or_a_remote_error(
+    message: list[Any], where: int, what: int
+) -> None:
+    payload = bytearray(codec.encode(message)[HEADER_SIZE:])
+    payload[where % len(payload)] = what
+    try:
+        changed = codec.decode(payload)
+    except RemoteProtocolError:
+        return
+    codec.encode(changed)
+
+
+@pytest.mark.parametrize(
+    ("payload", "what"),
+    [
+        ("", "no byte at all"),
+        ("c0", "nil instead of an array"),
+        ("80", "a map instead of an array"),
+        ("a0", "text instead of an array"),
+        ("9000", "a byte after the message"),
+        ("91", "an array that ends early"),
+        ("92 01", "an array that ends in the middle"),
+        ("c1", "the byte that MessagePack never uses"),
+        ("91 c1", "that byte within an array"),
+        ("91 82 a1 61 01 a1 61 02", "a key twice"),
+        ("91 81 81 a1 61 82 a1 61 01 a1 61 02 c0", "a map as a key"),
+        ("91 81 01 02", "a number as a key"),
+        ("91 81 c0 02", "nil as a key"),
+        ("91 81 c4 01 61 02", "bytes as a key"),
+        ("91 81 90 02", "an array as a key"),
+        ("91 d4 01 00", "an extension of one byte"),
+        ("91 c7 00 05", "an extension without a byte"),
+        ("91 d6 ff 00 00 00 00", "a timestamp of 4 bytes"),
+        ("91 d7 ff 00 00 00 00 00 00 00 00", "a timestamp of 8 bytes"),
+        ("91 c7 0c ff" + "00" * 12, "a timestamp of 12 bytes"),
+        ("91 a1 ff", "text that is not UTF-8"),
+        ("91 a3 ed a0 80", "text that holds half of a surrogate pair"),
+        ("91 a2 c0 80", "text that holds an overlong NUL"),
+        ("91 cb 7f f0 00 00 00 00 00 00", "infinity"),
+        ("91 cb 7f f8 00 00 00 00 00 00", "not a number"),
+        ("91 ca ff 80 00 00", "minus infinity, in short"),
+        ("91 dd ff ff ff ff", "an array of 2^32-1 entries"),
+        ("91 df ff ff ff ff", "a map of 2^32-1 entries"),
+        ("91 db ff ff ff ff", "text of 4 GiB"),
+        ("91 c6 ff ff ff ff", "bytes of 4 GiB"),
+        ("91" * DEPTH_MAX + "90", "one list too deep"),
+        ("91" * 1023 + "90", "deeper than the library's own stack"),
+        ("91" * 60_000 + "90", "deeper than any stack"),
+        ("81 a0" * 20_000 + "c0", "maps deeper than any stack"),
+        ("dc 04 01" + "c0" * (ITEMS_MAX + 1), "one entry too many"),
+    ],
+)
+def test_what_is_refused(payload: str, what: str) -> None:
+    with pytest.raises(RemoteProtocolError):
+        codec.decode(bytes.fromhex(payload))
+
+
+def test_the_deepest_and_the_longest_that_are_accepted() -> None:
+    for message in (nested(DEPTH_MAX), [None] * ITEMS_MAX, [b"x" * (FRAME_MAX - 4)]):
+        assert codec.decode(codec.encode(message)[HEADER_SIZE:]) == message
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        (nested(DEPTH_MAX + 1), "deep"),
+        ([None] * (ITEMS_MAX + 1), "entries"),
+        ([{str(n): n for n in range(ITEMS_MAX + 1)}], "entries"),
+        ([b"x" * (FRAME_MAX - 3)], "bytes"),
+        ([2**64], "64 bits"),
+        ([-(2**63) - 1], "64 bits"),
+        ([math.inf], "finite"),
+        ([math.nan], "finite"),
+        ([(1, 2)], "tuple"),
+        ([{1, 2}], "set"),
+        ([bytearray(b"x")], "bytearray"),
+        ([{1: 2}], "not text"),
+        ([{b"a": 2}], "not text"),
+        (["\ud800"], "Unicode"),
+        ([object()], "object"),
+        ((1, 2), "a message is a list"),
+    ],
+)
+def test_what_cannot_be_sent(message: Any, why: str) -> None:
+    with pytest.raises(LocalProtocolError, match=why):
+        codec.encode(message)
+
+
+def test_a_list_that_holds_itself_cannot_be_sent() -> None:
+    message: list[Any] = []
+    message.append(message)
+    with pytest.raises(LocalProtocolError, match="deep"):
+        codec.encode(message)
+
+
+def test_too_large_a_frame_is_refused_by_its_length_alone() -> None:
+    assert codec.frame_size(FRAME_MAX.to_bytes(4, "little")) == HEADER_SIZE + FRAME_MAX
+    for size in (FRAME_MAX + 1, 2**32 - 1):
+        with pytest.raises(RemoteProtocolError, match="is announced"):
+            codec.frame_size(size.to_bytes(4, "little"))
+    with pytest.raises(RemoteProtocolError, match="empty"):
+        codec.frame_size(bytes(4))
+    with pytest.raises(RemoteProtocolError, match="is the most"):
+        codec.decode(bytes(FRAME_MAX + 1))
+
+
+def test_headers_that_announce_much_do_not_cost_much_memory() -> None:
+    announces_much = bytes.fromhex("dc 04 00") * 20_000  # arrays of 1024 within each other
+    tracemalloc.start()
+    try:
+        with pytest.raises(RemoteProtocolError):
+            codec.decode(announces_much)
+        assert tracemalloc.get_traced_memory()[1] < 16 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_error_does_not_repeat_the_senders_bytes() -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        codec.decode(b"\x91\xa4evil\xff")
+    assert "evil" not in str(caught.value)

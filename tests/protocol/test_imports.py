@@ -1,0 +1,81 @@
+"""The rules of who may import what, read out of the code itself."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pedos_protocol
+import pytest
+
+PACKAGE = Path(pedos_protocol.__file__).parent
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+ON_THE_COMMANDS_PATH = ["names", "codec", "events", "connection", "errors", "__init__"]
+SLOW = {"attr", "attrs", "typing", "dataclasses", "enum", "re", "socket", "logging", "json"}
+
+
+def is_type_checking(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.If)
+        and isinstance(node.test, ast.Name)
+        and node.test.id == "TYPE_CHECKING"
+    )
+
+
+def imports_of(path: Path) -> set[str]:
+    """The top-level packages that a module imports when it runs, at whatever depth."""
+    found = set()
+    todo: list[ast.AST] = [ast.parse(path.read_text())]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module).split(".")[0])
+        elif isinstance(node, ast.Call) and "import" in ast.unparse(node.func):
+            found.add(ast.unparse(node))
+        todo += [
+            child
+            for child in ast.iter_child_nodes(node)
+            if not (isinstance(child, ast.stmt) and is_type_checking(child))
+        ]
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_protocol_imports_only_the_standard_library_msgpack_and_attrs(module: str) -> None:
+    allowed = (set(sys.stdlib_module_names) | {"msgpack", "attr"}) - {"os", "posix", "socket"}
+    assert imports_of(PACKAGE / f"{module}.py") <= allowed
+
+
+@pytest.mark.parametrize("module", ON_THE_COMMANDS_PATH)
+def test_what_a_command_imports_brings_nothing_slow(module: str) -> None:
+    assert not imports_of(PACKAGE / f"{module}.py") & SLOW
+
+
+def test_the_commands_client_brings_nothing_slow() -> None:
+    import pedos_cli
+
+    client = Path(str(pedos_cli.__file__)).parent / "client.py"
+    assert not imports_of(client) & (SLOW | {"trio", "msgpack"})
+
+
+def loaded_by(module: str) -> set[str]:
+    code = f"import {module}, sys; print(*sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    return set(ran.stdout.split())
+
+
+def test_importing_all_of_the_protocol_loads_neither_trio_nor_cffi() -> None:
+    loaded = loaded_by("pedos_protocol.messages, pedos_protocol.connection")
+    assert not loaded & {"trio", "cffi", "_cffi_backend", "pedos_vchan"}
+
+
+def test_importing_the_commands_client_does_not_load_what_is_slow() -> None:
+    before = loaded_by("sys")  # an editable installation loads a good deal by itself
+    loaded = loaded_by("pedos_cli.client") - before
+    assert not loaded & {"trio", "cffi", "attr", "dataclasses", "socket", "selectors", "logging"}

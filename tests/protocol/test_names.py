@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pedos_protocol import names
+from pedos_protocol.names import DeviceName
+
+
+@pytest.mark.parametrize("name", ["a", "sys-usb", "Work_2", "dom0", "a" * 31])
+def test_vm_names(name: str) -> None:
+    assert names.is_vm_name(name)
+    assert names.parse_vm_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "1a", "-a", "_a", "a" * 32, "a b", "a\n", "a.b", "ä", "a:b", "@anyvm", "a/b", "²"]
+)
+def test_what_is_no_vm_name(bad: str) -> None:
+    assert not names.is_vm_name(bad)
+    with pytest.raises(ValueError, match="is not a VM name: a letter, then at most 30"):
+        names.parse_vm_name(bad)
+
+
+@pytest.mark.parametrize("good", ["sda", "1-2.3", "00_1f.2", "stick.img", "a" * 64])
+def test_device_ids(good: str) -> None:
+    assert names.parse_device_id(good) == good
+
+
+@pytest.mark.parametrize(
+    "bad", ["", ".hidden", "-x", "_x", "a" * 65, "a/b", "..", "a\n", "ä", "a b"]
+)
+def test_what_is_no_device_id(bad: str) -> None:
+    with pytest.raises(ValueError, match="is not a device id"):
+        names.parse_device_id(bad)
+
+
+def test_a_device_is_named_by_its_source_and_id() -> None:
+    device = names.parse_device_name("sys-usb:1-2.3")
+    assert device == DeviceName("sys-usb", "1-2.3")
+    assert hash(device) == hash(DeviceName("sys-usb", "1-2.3"))
+    assert device != DeviceName("sys-usb", "1-2.4")
+    assert str(device) == "sys-usb:1-2.3"
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ("sda", "SOURCE:ID is meant, as in sys-usb:sda1"),
+        ("", "SOURCE:ID is meant"),
+        (":sda", "'' is not a VM name"),
+        ("sys-usb:", "'' is not a device id"),
+        ("sys-usb:a:b", "'a:b' is not a device id"),
+        ("a" * 50 + ":x", r"\.\.\. \(50 characters\) is not a VM name"),
+        ("a\x1b[31m:x", r"'a\\x1b\[31m' is not a VM name"),
+    ],
+)
+def test_a_wrong_device_name_is_shown_harmlessly_with_what_would_be_right(
+    bad: str, why: str
+) -> None:
+    with pytest.raises(ValueError, match=why):
+        names.parse_device_name(bad)
+
+
+def test_a_value_that_is_no_text_is_refused_without_showing_it() -> None:
+    with pytest.raises(ValueError, match="a value of type bytes is not a VM name"):
+        names.parse_vm_name(b"work")
+    with pytest.raises(ValueError, match="a value of type list is not a device"):
+        names.parse_device_name(["work", "sda"])
+
+
+def test_the_vms_own_disks_are_never_given_to_a_lent_device() -> None:
+    assert names.frontend_names()[0] == "xvdi"
+    assert sorted(names.frontend_names()) == [f"xvd{c}" for c in "efghijklmnopqrstuvwxyz"]
+    for own in ("xvda", "xvdb", "xvdc", "xvdd", "xvd", "xvdaa", "xvdi1", "sda", "xvdI"):
+        with pytest.raises(ValueError, match="xvde to xvdz"):
+            names.parse_frontend(own)
+
+
+def test_harmless_text_keeps_what_people_write_and_nothing_that_programs_read() -> None:
+    assert names.harmless_text("SanDisk Ultra (32 GB), #2: 100%!") == (
+        "SanDisk Ultra (32 GB), #2: 100%!"
+    )
+    assert names.harmless_text('<b>&"\\`\x1b[31m\n\u202eä\u0000') == "_b______[31m____"
+
+
+@given(st.text(max_size=300), st.integers(0, 200))
+def test_harmless_text_is_bounded_and_stays_as_it_is(text: str, limit: int) -> None:
+    harmless = names.harmless_text(text, limit)
+    assert len(harmless) <= limit
+    assert not set(harmless) & set('<>&"\\`\n\x1b')
+    assert harmless.isascii()
+    assert names.harmless_text(harmless, limit) == harmless
+    assert names.printable_text(text, limit).isprintable()
+    assert len(names.printable_text(text, limit)) <= limit
+
+
+def test_ten_kilobytes_of_text_become_one_line() -> None:
+    assert names.harmless_text("x" * 10_000) == "x" * 125 + "..."
+
+
+def test_numbers_sort_as_numbers() -> None:
+    devices = ["sda10", "sda2", "sda", "1-10", "1-2", "sdb1", "sda02", "1-2.1"]
+    assert sorted(devices, key=names.natural_key) == [
+        "1-2",
+        "1-2.1",
+        "1-10",
+        "sda",
+        "sda02",
+        "sda2",
+        "sda10",
+        "sdb1",
+    ]
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_natural_order_is_an_order_of_all_texts(one: str, other: str) -> None:
+    key, other_key = names.natural_key(one), names.natural_key(other)
+    assert (key == other_key) == (one == other)
+    assert (key < other_key) or (other_key < key) or one == other
+
+
+def test_a_number_of_any_length_sorts() -> None:
+    assert names.natural_key("9" * 10_000) < names.natural_key("1" + "0" * 10_000)

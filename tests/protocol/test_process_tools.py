@@ -1,0 +1,187 @@
+"""Fault points, readiness and watched folders."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from pedos_vchan import faultpoints, notify
+from pedos_vchan.folder_watch import FolderWatch
+from pedos_vchan.unix import listen_unix
+
+PATIENCE = 10  # seconds after which a test that waits is a test that fails
+
+
+# Fault points
+
+
+async def test_a_fault_point_is_nothing_unless_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PEDOS_FAULTPOINTS", raising=False)
+    await faultpoints.reach("attach.leased")
+
+
+@pytest.mark.parametrize("let_go", ["byte", "hang up"])
+async def test_a_process_stops_at_a_fault_point_until_it_is_let_go(
+    let_go: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEDOS_FAULTPOINTS", str(tmp_path / "faults"))
+    monkeypatch.setenv("PEDOS_FAULTNAME", "dom0")
+    passed = trio.Event()
+
+    async def process() -> None:
+        await faultpoints.reach("attach.leased")
+        passed.set()
+
+    with trio.fail_after(PATIENCE):
+        async with await listen_unix(tmp_path / "faults", 0o600) as listener:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(process)
+                stream = await listener.accept()
+                line = b""
+                while not line.endswith(b"\n"):
+                    line += await stream.receive_some()
+                assert line == b"dom0 attach.leased\n"
+                assert not passed.is_set()
+                if let_go == "byte":
+                    await stream.send_all(b"x")
+                    await passed.wait()
+                await stream.aclose()
+    assert passed.is_set()
+
+
+async def test_a_fault_point_goes_on_when_no_test_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEDOS_FAULTPOINTS", str(tmp_path / "nobody"))
+    await faultpoints.reach("attach.leased")
+
+
+# Readiness
+
+
+def test_nobody_is_told_where_nobody_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    assert not notify.ready()
+
+
+@pytest.mark.parametrize("kind", ["path", "long path", "abstract"])
+def test_the_service_manager_is_told_once(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        if kind == "abstract":
+            manager.bind("")  # the kernel chooses a name
+            address = "@" + manager.getsockname()[1:].decode()
+        else:
+            folder = tmp_path / ("x" * (150 if kind == "long path" else 1))
+            folder.mkdir()
+            with notify.short_path(folder / "notify") as short:
+                manager.bind(short)
+            address = str(folder / "notify")
+        manager.settimeout(PATIENCE)
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        assert notify.ready()
+        assert manager.recv(100) == b"READY=1"
+        assert "NOTIFY_SOCKET" not in os.environ
+        assert not notify.ready()
+
+
+def test_a_service_manager_that_is_gone_is_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
+    with pytest.raises(FileNotFoundError):
+        notify.ready()
+
+
+# Watched folders
+
+
+async def see(watch: FolderWatch, change: Callable[[], object]) -> None:
+    """`change` is noticed, and nothing is before it."""
+    seen = trio.Event()
+
+    async def wait() -> None:
+        await watch.changed()
+        seen.set()
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not seen.is_set()
+            change()
+            await seen.wait()
+    while watch._drain():  # what else the same change said
+        pass
+
+
+async def test_what_happens_in_a_folder_is_noticed(tmp_path: Path) -> None:
+    folder = tmp_path / "block"
+    folder.mkdir()
+    disk = folder / "disk.img"
+    with FolderWatch([folder]) as watch:
+        await see(watch, lambda: disk.write_text("x"))
+        await see(watch, lambda: disk.write_text("more"))
+        await see(watch, lambda: disk.chmod(0o400))
+        await see(watch, lambda: disk.rename(folder / "stick.img"))
+        await see(watch, (folder / "stick.img").unlink)
+
+
+async def test_a_folder_that_comes_goes_and_comes_again_is_noticed(tmp_path: Path) -> None:
+    folder = tmp_path / "block"
+    with FolderWatch([folder, tmp_path / "usb"]) as watch:
+        for _ in range(2):
+            await see(watch, folder.mkdir)
+            await see(watch, lambda: (folder / "disk.img").write_text("x"))
+            await see(watch, lambda: shutil.rmtree(folder))
+        await see(watch, (tmp_path / "usb").mkdir)
+
+
+async def test_many_changes_are_one(tmp_path: Path) -> None:
+    folder = tmp_path / "block"
+    folder.mkdir()
+    with FolderWatch([folder]) as watch:
+        for number in range(100):
+            (folder / str(number)).touch()
+        with trio.fail_after(PATIENCE):
+            await watch.changed()
+        await see(watch, lambda: (folder / "last").touch())
+
+
+async def test_writing_to_an_open_file_is_no_change_until_it_is_closed(tmp_path: Path) -> None:
+    folder = tmp_path / "block"
+    folder.mkdir()
+    disk = os.open(folder / "disk.img", os.O_CREAT | os.O_WRONLY)
+    with FolderWatch([folder]) as watch:
+        os.write(disk, b"x" * 4096)
+        await see(watch, lambda: os.close(disk))
+
+
+async def test_a_watch_that_is_closed_lets_go_of_who_waits(tmp_path: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    watch = FolderWatch([tmp_path / "block"])
+
+    async def wait() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await watch.changed()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        watch.close()
+    watch.close()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_watch_needs_no_trio_to_be_made_and_closed(tmp_path: Path) -> None:
+    with FolderWatch([tmp_path]):
+        pass

@@ -1,0 +1,246 @@
+"""The table of what this VM lends and borrows now, and the task that each entry lives in."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+
+import attrs
+import trio
+from pedos_protocol.errors import CallError
+from pedos_protocol.fields import ATTACHMENTS_MAX
+from pedos_protocol.messages import ExportStart, ExportState, ImportStart, ImportState
+from pedos_protocol.names import frontend_names, harmless_text
+
+from .exporter import export_block
+from .found import Found
+from .importer import import_block
+from .inventory import Inventory
+from .lifetime import Lifetime
+from .revision import Revision
+from .settings import Settings
+
+log = logging.getLogger(__name__)
+
+Ended = Callable[[str, str, str], Awaitable[None]]  # attachment, side, reason
+
+
+@attrs.define(eq=False)
+class Export:
+    """An entry of the table: a device of this VM that another domain uses."""
+
+    params: ExportStart
+    found: Found
+    lifetime: Lifetime = attrs.field(factory=Lifetime)
+
+    def state(self) -> ExportState:
+        """Say it as dom0 is told."""
+        params = self.params
+        return ExportState(
+            attachment=params.attachment,
+            device_class=params.device_class,
+            device=params.device,
+            peer=params.peer,
+            port=params.port,
+            read_only=params.read_only,
+        )
+
+
+@attrs.define(eq=False)
+class Import:
+    """An entry of the table: a device of another domain that this VM uses."""
+
+    params: ImportStart
+    frontend: str
+    lifetime: Lifetime = attrs.field(factory=Lifetime)
+
+    def state(self) -> ImportState:
+        """Say it as dom0 is told."""
+        params = self.params
+        return ImportState(
+            attachment=params.attachment,
+            device_class=params.device_class,
+            backend=params.backend,
+            device=params.device,
+            peer=params.peer,
+            port=params.port,
+            read_only=params.read_only,
+            frontend=self.frontend,
+        )
+
+
+class Attachments:
+    """Starts, stops and watches exports and imports. An entry stands while anything of it does.
+
+    They live in this table's own tasks, not in those of the request that started them: dom0's
+    service may come and go while data flows.
+    """
+
+    def __init__(self, settings: Settings, revision: Revision) -> None:
+        """`inventory` and `ended` are set by the agent before it serves anyone."""
+        self.inventory: Inventory | None = None
+        self.ended: Ended | None = None
+        self._settings = settings
+        self._revision = revision
+        self._nursery: trio.Nursery | None = None
+        self._exports: dict[str, Export] = {}
+        self._imports: dict[str, Import] = {}
+        self._closing = False
+        self._scope = trio.CancelScope(shield=True)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Be the parent of all attachments' tasks until `close`, which must be called.
+
+        Shielded: when the agent ends, they are taken down in order and not all at once.
+        """
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                task_status.started()
+                await trio.sleep_forever()
+
+    def exports(self) -> list[ExportState]:
+        """All exports, also those that are just starting or ending: something of them is there."""
+        return [entry.state() for entry in self._exports.values()]
+
+    def imports(self) -> list[ImportState]:
+        """All imports, likewise."""
+        return [entry.state() for entry in self._imports.values()]
+
+    async def start_export(self, params: ExportStart) -> None:
+        """Lend a device; returns when the target can connect. CallError when it cannot be."""
+        self._check_room(params.attachment, params.device_class, self._exports)
+        found = self.inventory and self.inventory.get(params.device_class, params.device)
+        if not found:
+            raise CallError("not_found", f"no {params.device_class} device {params.device} here")
+        if found.device.busy is not None:
+            raise CallError("busy", f"{params.device} is in use here: {found.device.busy}")
+        for other in self._exports.values():
+            # By inode too: two names of one file are one disk, and two writers would ruin it.
+            if other.found.key == found.key or other.found.inode == found.inode:
+                raise CallError("busy", f"{params.device} is already exported")
+        entry = Export(params, found)
+        self._exports[params.attachment] = entry
+        body = partial(export_block, entry.lifetime, params, found, self._settings)
+        self._start("export", params.attachment, entry.lifetime, body)
+        await entry.lifetime.started()
+
+    async def start_import(self, params: ImportStart) -> str:
+        """Borrow a device; returns the frontend's name when its file is there, or CallError."""
+        self._check_room(params.attachment, params.device_class, self._imports)
+        entry = Import(params, self._free_frontend(params.frontend))
+        self._imports[params.attachment] = entry
+        body = partial(import_block, entry.lifetime, params, entry.frontend, self._settings)
+        self._start("import", params.attachment, entry.lifetime, body)
+        await entry.lifetime.started()
+        return entry.frontend
+
+    async def stop_export(self, attachment: str) -> None:
+        """End an export; returns when nothing of it is left. An unknown one is already gone."""
+        if entry := self._exports.get(attachment):
+            entry.lifetime.end("dom0 asked for it", requested=True)
+            await entry.lifetime.gone()
+
+    async def stop_import(self, attachment: str) -> None:
+        """End an import; returns when nothing of it is left. An unknown one is already gone."""
+        if entry := self._imports.get(attachment):
+            entry.lifetime.end("dom0 asked for it", requested=True)
+            await entry.lifetime.gone()
+
+    def check_sources(self) -> None:
+        """End the exports whose device is gone or is another one by now."""
+        for entry in self._exports.values():
+            found = self.inventory and self.inventory.get(*entry.found.key)
+            if not found:
+                entry.lifetime.end("the device was unplugged")
+            elif found.inode != entry.found.inode:
+                entry.lifetime.end("the device was replaced by another one")
+
+    async def close(self) -> None:
+        """End all of them, orderly, and refuse new ones."""
+        self._closing = True
+        # Imports first: what this VM wrote goes through while the channels still stand.
+        for table in (self._imports, self._exports):
+            lifetimes = [entry.lifetime for entry in table.values()]
+            for lifetime in lifetimes:
+                lifetime.end("the VM's agent ends", requested=True)
+            for lifetime in lifetimes:
+                await lifetime.gone()
+        self._scope.cancel()
+
+    def _check_room(self, attachment: str, device_class: str, table: Mapping[str, object]) -> None:
+        if self._closing:
+            raise CallError("unavailable", "this VM's agent is shutting down")
+        if device_class != "block":
+            raise CallError("failed", f"{device_class} devices cannot be lent in local mode")
+        if attachment in table:
+            raise CallError("busy", f"attachment {attachment} exists already")
+        if len(table) >= ATTACHMENTS_MAX:
+            raise CallError("quota", f"this VM has {ATTACHMENTS_MAX} attachments, the most it may")
+
+    def _free_frontend(self, asked: str | None) -> str:
+        taken = {entry.frontend for entry in self._imports.values()}
+        if asked is not None:
+            if asked in taken or self._name_exists(asked):
+                raise CallError("busy", f"{asked} is already used in {self._settings.vm}")
+            return asked
+        for name in frontend_names():
+            if name not in taken and not self._name_exists(name):
+                return name
+        raise CallError("busy", f"all block device names are used in {self._settings.vm}")
+
+    def _name_exists(self, name: str) -> bool:
+        # By the folder's list alone: to look at a dead mount gives an error, at a stuck one hangs.
+        return name in os.listdir(self._settings.dev)
+
+    def _start(
+        self,
+        side: str,
+        attachment: str,
+        lifetime: Lifetime,
+        body: Callable[[], Awaitable[None]],
+    ) -> None:
+        assert self._nursery is not None
+        self._revision.bump()
+        self._nursery.start_soon(self._live, side, attachment, lifetime, body)
+
+    async def _live(
+        self,
+        side: str,
+        attachment: str,
+        lifetime: Lifetime,
+        body: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Run one attachment from its start until nothing of it is left."""
+        log.info("%s %s starts", side, attachment)
+        failure: CallError | None = None
+        try:
+            with lifetime.scope:
+                await body()
+        except Exception as error:
+            failure = _explain(error)
+            lifetime.end(failure.message)
+        finally:
+            table: dict[str, Export] | dict[str, Import]
+            table = self._exports if side == "export" else self._imports
+            del table[attachment]
+            self._revision.bump()
+            lifetime.finish(failure)
+        log.info("%s %s ended: %s", side, attachment, lifetime.reason)
+        if lifetime.result is not None and not lifetime.requested and self.ended is not None:
+            await self.ended(attachment, side, harmless_text(lifetime.reason or "unknown"))
+
+
+def _explain(error: Exception) -> CallError:
+    """Make an error answer of what went wrong; what nobody foresaw goes to the log in full."""
+    if isinstance(error, ExceptionGroup):
+        return _explain(error.exceptions[0])
+    if isinstance(error, CallError):
+        return error
+    if isinstance(error, OSError):
+        what = f": {harmless_text(str(error.filename))}" if error.filename else ""
+        return CallError("failed", f"{error.strerror or error}{what}")
+    log.error("an attachment failed unexpectedly", exc_info=error)
+    return CallError("failed", f"unexpected {type(error).__name__}; the agent's log has more")

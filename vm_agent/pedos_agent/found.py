@@ -1,0 +1,58 @@
+"""What discovery found: a device as dom0 is told of it, and what exporting it needs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from typing import Final
+
+import attrs
+from pedos_protocol.messages import Device
+from pedos_protocol.names import is_device_id
+
+ID_MAX: Final = 64  # of pedos_protocol.names
+DIGEST: Final = 6  # hex digits that keep two names apart whose bad characters became the same
+_BAD: Final = re.compile(r"[^A-Za-z0-9._-]")
+
+
+@attrs.frozen
+class Inode:
+    """Which file a name led to; a name that leads elsewhere later is another device."""
+
+    device: int
+    number: int
+    special: int  # st_rdev: which block device a device node stands for
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Inode:
+        """Take it from a stat result."""
+        return cls(status.st_dev, status.st_ino, status.st_rdev)
+
+
+@attrs.frozen
+class Found:
+    """One device of this VM. `path` and `inode` are None for what can only be listed."""
+
+    device: Device
+    path: str | None = None
+    inode: Inode | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Class and id, unique in this VM."""
+        return self.device.device_class, self.device.device
+
+
+def device_id_of(name: str) -> str:
+    """Make a device id of a file name: the name itself if it is one, else a cleaned, unique one.
+
+    The same name always gives the same id, so that an assignment finds its device again.
+    """
+    if is_device_id(name):
+        return name
+    cleaned = _BAD.sub("_", name)
+    if not cleaned[:1].isalnum():
+        cleaned = "x" + cleaned  # an id starts with a letter or digit
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:DIGEST]
+    return f"{cleaned[: ID_MAX - DIGEST - 1]}-{digest}"

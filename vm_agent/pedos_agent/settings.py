@@ -1,0 +1,22 @@
+"""What an agent is told on its command line, as one immutable value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+
+PROGRAM = "pedos-agent 0.1"
+
+
+@attrs.frozen
+class Settings:
+    """Where this VM's agent finds and puts things; all paths are absolute."""
+
+    vm: str
+    domid: int
+    vchan: Path  # rendezvous sockets of all channels
+    socket: Path  # the VM's own command line connects here
+    devices: Path  # holds block/, usb/, pci/, mic/: a file there is a device of this VM
+    dev: Path  # imported devices appear here
+    control_socket: Path | None = None  # dom0's own agent: dom0 has no vchan to itself
