@@ -15,6 +15,7 @@ from pedos_protocol.errors import CallError, ProtocolError
 from pedos_protocol.names import frontend_names, is_device_id, is_vm_name, natural_key
 
 from pedos_cli import client
+from pedos_cli.devices import list_devices
 from pedos_cli.run import DONE, take, take_maps
 
 TYPE_CHECKING = False
@@ -126,22 +127,15 @@ def _vms(_: Position) -> list[str]:
 
 
 def _devices(position: Position) -> list[str]:
-    everything: dict[str, object] = {
-        "device_class": position.device_class,
-        "vms": None,
-        "exclude": [],
-    }
-    answer = _ask("device.list", everything)
-    devices = take_maps(answer, "devices")
+    devices, _policy = list_devices(_ask, str(position.device_class))
     if position.action == "detach":
         devices = [each for each in devices if position.vm in _users(each)]
     # Only proper names: a candidate becomes part of a command line.
-    names = (
+    return [
         f"{each['backend']}:{each['device']}"
         for each in devices
         if is_vm_name(take(each, "backend", str)) and is_device_id(take(each, "device", str))
-    )
-    return sorted(names, key=natural_key)
+    ]
 
 
 def _options(_: Position) -> list[str]:

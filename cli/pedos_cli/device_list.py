@@ -6,6 +6,7 @@ from pedos_protocol.names import natural_key
 
 from pedos_cli import output
 from pedos_cli.arguments import UsageError, vm_names
+from pedos_cli.devices import device_name, list_devices
 from pedos_cli.run import DONE, take, take_maps
 
 TYPE_CHECKING = False
@@ -45,29 +46,21 @@ def run(session: Session) -> int:
         raise UsageError("--exclude requires --all")
     if args.vms and args.all:
         raise UsageError("--all already means every VM: give either --all or VM names")
-    answer = session.call(
-        "device.list",
-        {
-            "device_class": args.device_class,
-            "vms": vm_names(args.vms) or None,
-            "exclude": vm_names(args.exclude),
-        },
-        TIMEOUT_S,
+    devices, policy = list_devices(
+        lambda method, params: session.call(method, params, TIMEOUT_S),
+        args.device_class,
+        vm_names(args.vms) or None,
+        vm_names(args.exclude),
     )
-    devices = sorted(take_maps(answer, "devices"), key=lambda each: natural_key(_name(each)))
     if args.json:
-        output.put_json({"devices": devices, "policy": answer.get("policy")})
+        output.put_json({"devices": devices, "policy": policy})
     elif devices:
         output.table((_row(each, session.verbosity > 0) for each in devices), HEADER)
     else:
         session.note(f"there are no {args.device_class} devices here")
-    if answer.get("policy") is not None:
-        session.warn_of_policy(answer["policy"])
+    if policy is not None:
+        session.warn_of_policy(policy)
     return DONE
-
-
-def _name(device: Mapping[str, object]) -> str:
-    return f"{take(device, 'backend', str)}:{take(device, 'device', str)}"
 
 
 def _row(device: Mapping[str, object], details: bool) -> tuple[str, str, str]:
@@ -76,7 +69,7 @@ def _row(device: Mapping[str, object], details: bool) -> tuple[str, str, str]:
         description = "(not present)"
     elif details and (more := _details(device)):
         description = f"{description} [{more}]".lstrip()
-    return _name(device), description, ", ".join(used_by(device))
+    return device_name(device), description, ", ".join(used_by(device))
 
 
 def used_by(device: Mapping[str, object]) -> list[str]:

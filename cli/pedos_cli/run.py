@@ -224,6 +224,7 @@ def run(
         status = PIPE_CLOSED
     except OSError as error:
         output.abandon()
+        status = FAILED  # what was done is done, but its report is lost
         complain(f"{prog}: failed: {error.strerror or type(error).__name__}")
     except Exception as error:
         if _asks_for_traceback(argv):
@@ -231,6 +232,7 @@ def run(
 
             for line in traceback.format_exc().splitlines():
                 complain(line)
+        status = FAILED
         complain(f"{prog}: internal error: {type(error).__name__}: {show(error)}")
     return status
 

@@ -146,12 +146,12 @@ class Api:
         params = call.params
         if not call.caller.is_dom0:
             return self._listing.for_vm(
-                call.caller, params.device_class, params.vms, params.exclude
+                call.caller, params.device_class, params.vms, params.exclude, params.after
             )
         # After a restart of the service the agents are back in a moment; a listing without them
         # would say that there are no devices.
         await self._state.agents.wait_expected()
-        return self._listing.for_dom0(params.device_class, params.vms, params.exclude)
+        return self._listing.for_dom0(params.device_class, params.vms, params.exclude, params.after)
 
     async def device_attach(self, call: Call) -> object:
         params = call.params

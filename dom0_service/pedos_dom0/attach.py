@@ -21,6 +21,7 @@ from pedos_dom0.agents import AGENT_GRACE
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.leases import ATTACHED, Taken
 from pedos_dom0.options import Options, parse_options
+from pedos_dom0.store import StoreError
 from pedos_dom0.transaction import is_read_only
 
 if TYPE_CHECKING:
@@ -133,7 +134,12 @@ class Attach:
         read_only = is_read_only(device, parameters, asked.options.read_only)
         lease = self._reserve(asked, device, domain.domid, read_only)
         lease = await self._transaction.establish(lease, asked.request)
-        self._assign(asked)
+        try:
+            self._assign(asked)
+        except (CallError, StoreError):
+            # Asked for was both, so it is both or nothing.
+            await self._transaction.undo(lease, "it could not be assigned", asked.request)
+            raise
         return self._result(asked, "attached", lease.options)
 
     async def _wait_for_agents(self, *names: str) -> None:

@@ -6,13 +6,11 @@ not hold it up.
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import attrs
 from pedos_protocol.codec import FRAME_MAX, ITEMS_MAX, encode
-from pedos_protocol.errors import LocalProtocolError
 from pedos_protocol.fields import ATTACHMENTS_MAX
 from pedos_protocol.messages import (
     AssignedTo,
@@ -31,11 +29,11 @@ from pedos_dom0.registry import DeviceKey
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+    from pedos_protocol.messages import PolicyStatus
+
     from pedos_dom0.access import Access, Caller
     from pedos_dom0.state import State
     from pedos_dom0.store import Assignment
-
-logger = logging.getLogger(__name__)
 
 # Errors of the policy that a listing carries along. It is there to say that something is wrong;
 # service.status has them all.
@@ -82,8 +80,8 @@ class Listing:
             present=present,
         )
 
-    def everything(self, device_class: str | None = None) -> list[Listed]:
-        """All devices of a class, and gone ones that are still attached or assigned."""
+    def everything(self, device_class: str) -> list[Listed]:
+        """All devices of a class, and gone ones that are still attached or assigned, in order."""
         state = self._state
         assignments: defaultdict[DeviceKey, list[Assignment]] = defaultdict(list)
         for assignment in state.store.assignments():
@@ -93,12 +91,16 @@ class Listing:
         keys |= {lease.key for lease in state.leases if lease.state != PENDING}
         return [
             self.listed(key, assignments.get(key, ()))
-            for key in sorted(keys, key=lambda key: (key.device_class, natural_key(str(key))))
-            if device_class in (None, key.device_class)
+            for key in sorted(keys, key=lambda key: natural_key(str(key)))
+            if key.device_class == device_class
         ]
 
     def for_dom0(
-        self, device_class: str, vms: Collection[str] | None, exclude: Collection[str]
+        self,
+        device_class: str,
+        vms: Collection[str] | None,
+        exclude: Collection[str],
+        after: str | None = None,
     ) -> DeviceListed:
         """The devices of and in the named VMs. Excluding VMs is naming all the others.
 
@@ -115,7 +117,7 @@ class Listing:
             devices = [device for device in devices if _users(device) - set(exclude)]
         status = self._state.policy.status()
         status = attrs.evolve(status, errors=tuple(status.errors)[:POLICY_ERRORS_MAX])
-        return DeviceListed(devices=fit(devices), policy=status)
+        return _page(devices, after, status)
 
     def _is_hidden(self, device: Listed) -> bool:
         """Whether a rule, as opposed to none, denies dom0's user the sight of it."""
@@ -128,6 +130,7 @@ class Listing:
         device_class: str,
         vms: Collection[str] | None,
         exclude: Collection[str],
+        after: str | None = None,
     ) -> DeviceListed:
         """What a VM may see: its own devices and those it has, as far as policy lets it.
 
@@ -136,7 +139,7 @@ class Listing:
         """
         me = caller.name
         if me in exclude or (vms is not None and me not in vms):
-            return DeviceListed(devices=(), policy=None)
+            return DeviceListed(devices=())
         devices = []
         for device in self.everything(device_class):
             if me not in _users(device):
@@ -150,7 +153,7 @@ class Listing:
                     assignments=tuple(to for to in device.assignments if to.vm == me),
                 )
             )
-        return DeviceListed(devices=fit(devices), policy=None)
+        return _page(devices, after, None)
 
 
 def _key(device: Listed) -> DeviceKey:
@@ -166,32 +169,19 @@ def _users(device: Listed) -> set[str]:
     }
 
 
-def fit(devices: list[Listed]) -> tuple[Listed, ...]:
-    """As many of the devices as one answer holds.
+def _page(devices: list[Listed], after: str | None, status: PolicyStatus | None) -> DeviceListed:
+    """As many of the devices behind `after` as one frame holds; they come in natural order.
 
-    The VM with the most bytes in it loses devices first: one that reports 128 devices with names as
-    long as they may be shortens its own list, and nobody else's.
+    The order is by name and not by place, so devices that come and go between two pages make none
+    of the others be missed or listed twice.
     """
-    wires = [to_wire(device) for device in devices]
-    try:
-        if len(devices) <= ITEMS_MAX and len(encode([wires])) <= FRAME_MAX - ENVELOPE_MAX:
-            return tuple(devices)
-    except LocalProtocolError:
-        pass  # too large
-    sizes = [len(encode([wire])) for wire in wires]
-    stacks: defaultdict[str, list[int]] = defaultdict(list)
-    weights: defaultdict[str, int] = defaultdict(int)
-    for index, (device, size) in enumerate(zip(devices, sizes, strict=True)):
-        stacks[device.backend].append(index)
-        weights[device.backend] += size
-    total, count = sum(sizes), len(devices)
-    dropped: defaultdict[str, int] = defaultdict(int)
-    while total > FRAME_MAX - ENVELOPE_MAX or count > ITEMS_MAX:
-        largest = max(weights, key=weights.__getitem__)
-        last = stacks[largest].pop()
-        total, count = total - sizes[last], count - 1
-        weights[largest] -= sizes[last]
-        dropped[largest] += 1
-    for backend, lost in dropped.items():
-        logger.warning("%d devices of %s do not fit into one answer", lost, backend)
-    return tuple(devices[index] for index in sorted(i for stack in stacks.values() for i in stack))
+    if after is not None:
+        passed = natural_key(after)
+        devices = [device for device in devices if natural_key(str(_key(device))) > passed]
+    size, count = 0, 0
+    for device in devices[:ITEMS_MAX]:
+        size += len(encode([to_wire(device)]))
+        if size > FRAME_MAX - ENVELOPE_MAX and count:
+            break
+        count += 1
+    return DeviceListed(devices=tuple(devices[:count]), more=count < len(devices), policy=status)

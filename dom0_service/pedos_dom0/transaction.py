@@ -104,24 +104,11 @@ class Transaction:
 
     def rebind(self, lease: Lease, vm_domid: int) -> Lease:
         """A reservation's VM has started: the same lease for the domain that it has now."""
-        state = self._state
-        state.leases.free(lease.attachment)
-        bound = Lease(
-            attachment=lease.attachment,
-            key=lease.key,
-            vm=lease.vm,
-            options=lease.options,
-            frontend=lease.frontend,
-            port=lease.port,
-            backend_domid=lease.backend_domid,
-            vm_domid=vm_domid,
-            state=lease.state,
-        )
-        # No checkpoint lies between, so nobody can have taken it.
-        state.leases.grant(
-            bound, state.registry.family(lease.key), lease.key.device_class in SHARED_CLASSES
-        )
-        return bound
+        return self._state.leases.update(lease.attachment, vm_domid=vm_domid)
+
+    async def undo(self, lease: Lease, reason: str, request: str) -> None:
+        """Takes back an attachment that was established, because what comes after it failed."""
+        await self._takedown.end(lease.attachment, reason, request=request)
 
     async def establish(self, lease: Lease, request: str) -> Lease:
         """Takes the steps; returns the lease as it is when the device is in the target.

@@ -201,7 +201,13 @@ class VmLife:
                 lease = self._transaction.rebind(waiting.pop(0), domid)
                 attached.append(await self._transaction.establish(lease, request))
             return VmStarted(domid=domid, attached=tuple(str(lease.key) for lease in attached))
-        except (CallError, DriverError) as error:
+        except Exception as raised:
+            error: CallError | DriverError
+            if isinstance(raised, CallError | DriverError):
+                error = raised
+            else:
+                logger.exception("start of %s", vm)
+                error = errors.failure("failed", "an internal error; the service's log has it")
             for lease in waiting:
                 self._transaction.release(lease)
             if domid is None:
@@ -209,9 +215,7 @@ class VmLife:
                 code = error.code
                 raise errors.failure(code, f"{vm} was not started: {error}", hint=hint) from error
             for lease in reversed(attached):
-                await self._takedown.end(
-                    lease.attachment, f"the start of {vm} failed", request=request
-                )
+                await self._transaction.undo(lease, f"the start of {vm} failed", request)
             await self._stop_again(vm)
             text = str(error)
             if not text.startswith(f"{vm} was"):

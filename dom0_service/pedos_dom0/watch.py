@@ -1,4 +1,4 @@
-"""device.watch: a snapshot of all devices, and every change after it as a notice."""
+"""device.watch: every change of a device from now on, as a notice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pedos_protocol.errors import LocalProtocolError
 from pedos_protocol.messages import DeviceEvent, WatchStarted, to_wire
 
 from pedos_dom0.errors import failure
-from pedos_dom0.listing import fit
 from pedos_dom0.registry import REMOVED
 
 if TYPE_CHECKING:
@@ -39,14 +38,12 @@ class Watch:
         """Sends events to `peer` until its connection, whose nursery `background` is, ends."""
         if self._watchers >= WATCHERS_MAX:
             raise failure("quota", f"{WATCHERS_MAX} clients watch already")
-        # Subscription and snapshot belong to one moment: there is no checkpoint between them, nor
-        # up to the answer, which therefore goes out before the first event.
+        # There is no checkpoint between the subscription and the answer, which therefore goes out
+        # before the first event.
         subscription = self._registry.subscribe()
         self._watchers += 1
         background.start_soon(self._feed, peer, subscription)
-        return WatchStarted(
-            revision=self._registry.revision, devices=fit(self._listing.everything())
-        )
+        return WatchStarted(revision=self._registry.revision)
 
     async def _feed(self, peer: Peer, subscription: Subscription) -> None:
         try:

@@ -79,6 +79,12 @@ def an_attachment_id(untrusted: Any) -> str:
     return _text(untrusted)
 
 
+def a_device_name(untrusted: Any) -> str:
+    """SOURCE:ID, the name that a device has for users."""
+    names.parse_device_name(_text(untrusted))
+    return _text(untrusted)
+
+
 def an_identity(untrusted: Any) -> str:
     """A device's identity."""
     if not names.is_identity(_text(untrusted)):
@@ -134,6 +140,7 @@ class AtMost:
 AttachmentId = Annotated[str, an_attachment_id]
 DeviceClass = Annotated[str, names.parse_device_class]
 DeviceId = Annotated[str, names.parse_device_id]
+DeviceName = Annotated[str, a_device_name]
 Domid = Annotated[int, a_domid]
 ErrorCode = Annotated[str, an_error_code]
 Frontend = Annotated[str, names.parse_frontend]

@@ -26,6 +26,7 @@ from .fields import (
     AttachmentId,
     DeviceClass,
     DeviceId,
+    DeviceName,
     Domid,
     ErrorCode,
     Frontend,
@@ -200,11 +201,16 @@ class PolicyStatus:
 
 @attr.frozen
 class DeviceList:
-    """List devices of a class: of and in these `vms` (None: all), but not of or in `exclude`."""
+    """List devices of a class: of and in these `vms` (None: all), but not of or in `exclude`.
+
+    An answer is one frame and holds some hundred devices; `after` is the last one of the answer
+    before, for the next.
+    """
 
     device_class: DeviceClass
     vms: Annotated[tuple[VmName, ...], AtMost(ITEMS_MAX)] | None = None
     exclude: Annotated[tuple[VmName, ...], AtMost(ITEMS_MAX)] = ()
+    after: DeviceName | None = None
 
 
 @attr.frozen
@@ -235,9 +241,13 @@ class Listed(Device):
 
 @attr.frozen
 class DeviceListed:
-    """The devices that the caller may see; `policy` is None for a VM."""
+    """The devices that the caller may see, in natural order; `policy` is None for a VM.
+
+    `more` says that there are further ones, to be had with `after`.
+    """
 
     devices: Annotated[tuple[Listed, ...], AtMost(ITEMS_MAX)]
+    more: bool = False
     policy: PolicyStatus | None = None
 
 
@@ -353,10 +363,12 @@ class DeviceWatch:
 
 @attr.frozen
 class WatchStarted:
-    """The snapshot that the events continue."""
+    """Events of changes after `revision` follow; `device.list` gives what there is.
+
+    An event carries all of a device, so one that a listing has in it already does no harm.
+    """
 
     revision: Natural
-    devices: Annotated[tuple[Listed, ...], AtMost(ITEMS_MAX)]
 
 
 @attr.frozen

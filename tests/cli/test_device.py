@@ -37,6 +37,27 @@ def answer_list(service: FakeService, *devices: dict[str, Any], policy: Any = ST
 # list
 
 
+def test_a_list_goes_on_until_there_is_no_more(
+    service: FakeService, listed: Listed, capsys: Captured
+) -> None:
+    pages = {
+        None: [listed("sys-usb:sda"), listed("sys-usb:sdb")],
+        "sys-usb:sdb": [listed("sys-usb:sdc")],
+    }
+
+    def answer(params: dict[str, Any]) -> dict[str, Any]:
+        more = params["after"] is None
+        return {"devices": pages[params["after"]], "more": more, "policy": STATUS}
+
+    service.replies["device.list"] = answer
+    assert main_block([]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "sys-usb:sda",
+        "sys-usb:sdb",
+        "sys-usb:sdc",
+    ]
+
+
 def test_list_shows_three_columns_in_natural_order_and_no_header_in_a_pipe(
     service: FakeService, listed: Listed, capsys: Captured
 ) -> None:
@@ -143,7 +164,8 @@ def test_list_asks_for_the_named_vms(
 ) -> None:
     answer_list(service)
     assert main_mic(line.split()) == 0
-    assert service.asked("device.list") == {"device_class": "mic", "vms": vms, "exclude": exclude}
+    asked = {"device_class": "mic", "vms": vms, "exclude": exclude, "after": None}
+    assert service.asked("device.list") == asked
 
 
 def test_an_empty_list_says_so_beside_the_output(service: FakeService, capsys: Captured) -> None:

@@ -181,11 +181,13 @@ def test_a_closed_pipe_is_quiet(service: FakeService) -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_a_full_disk_is_told(service: FakeService) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["at the end", "at the first write"])
+def test_a_full_disk_is_told(service: FakeService, unbuffered: str) -> None:
     service.replies["device.list"] = LIST
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
-            program("block", "--json"), stdout=full, stderr=-1, timeout=10, check=False
+            program("block", "--json"), stdout=full, stderr=-1, timeout=10, check=False, env=env
         )
     assert (done.returncode, done.stderr) == (1, b"qvm-device: failed: No space left on device\n")
 

@@ -241,7 +241,6 @@ async def test_a_watcher_sees_devices_come_change_and_go(
 
     async with world.client.connected(device_event=event) as peer:
         start = await peer.call("device.watch", {}, timeout=5)
-        assert len(start["devices"]) == 4
         agent = world.driver.agents["sys-usb"]
         agent.plug("new")
         await agent.report()
@@ -252,6 +251,29 @@ async def test_a_watcher_sees_devices_come_change_and_go(
     assert ("changed", "new", ["work"]) in events
     assert events[-1] == ("removed", "new", [])
     assert revisions == sorted(revisions) and revisions[0] == start["revision"] + 1
+
+
+async def test_a_list_that_is_longer_than_an_answer_comes_in_pages(
+    world: World, autojump_clock: Clock
+) -> None:
+    longest = {"description": "x" * 128, "identity": "y" * 128}
+    for name in ("sys-usb", "vault"):
+        agent = world.driver.agents[name]
+        agent.devices.clear()
+        for number in range(100):
+            agent.plug(f"sd{number}", **longest)
+        await agent.report()
+    listed: list[str] = []
+    after, pages, more = None, 0, True
+    while more:
+        answer = await world.client.call("device.list", device_class="block", after=after)
+        listed += [f"{each['backend']}:{each['device']}" for each in answer["devices"]]
+        after, pages, more = listed[-1], pages + 1, answer["more"]
+        if pages == 1:  # what has been listed may go without any other being missed
+            await world.driver.agents["sys-usb"].unplug("sd0")
+    assert pages > 1
+    sticks = [f"{vm}:sd{n}" for vm in ("sys-usb", "vault") for n in range(100)]
+    assert listed == [*sticks, "work:own"]
 
 
 async def test_watchers_are_bounded_and_a_closed_one_makes_room(
@@ -285,9 +307,12 @@ async def test_a_full_disk_is_an_error_and_not_the_end(
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "journal_put", full)
-        patch.setattr(Store, "assign", full)
         with fails("failed", "disk is full"):
             await world.client.attach("work", "sys-usb:free1")
+        patch.undo()
+        patch.setattr(Store, "assign", full)
+        with fails("failed", "disk is full"):
+            await world.client.attach("work", "sys-usb:free1", persistent=True)
         with fails("failed", "disk is full"):
             await world.client.attach("halted", "sys-usb:free1", persistent=True)
     world.assert_nothing_left()

@@ -142,6 +142,24 @@ async def test_a_vm_whose_device_cannot_be_attached_is_stopped_again(
     world.assert_nothing_left()
 
 
+async def test_a_device_that_goes_while_the_vm_boots_stops_it_again(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.driver.agents["work"].listens = False
+    async with trio.open_nursery() as nursery:
+
+        async def start() -> None:
+            with fails("failed", "work was stopped again", "unplugged"):
+                await world.client.call("vm.start", vm="work")
+
+        nursery.start_soon(start)
+        await trio.sleep(1)
+        await world.driver.agents["sys-usb"].unplug("stick")
+        world.driver.agents["work"].listens = True
+    assert_not_running(world)
+    world.assert_nothing_left()
+
+
 async def test_a_hypervisor_that_refuses_leaves_nothing(
     world: World, autojump_clock: Clock
 ) -> None:

@@ -77,6 +77,7 @@ _DEVICE_IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
 _BY_PARSE: dict[Any, st.SearchStrategy[Any]] = {
     names.parse_vm_name: _VM_NAMES,
     names.parse_device_id: _DEVICE_IDS,
+    fields.a_device_name: st.tuples(_VM_NAMES, _DEVICE_IDS).map(":".join),
     names.parse_device_class: st.sampled_from(names.DEVICE_CLASSES),
     names.parse_frontend: st.sampled_from(names.frontend_names()),
     fields.a_domid: st.integers(0, fields.DOMID_MAX),

@@ -1,0 +1,38 @@
+"""All devices of a class, however many answers of the service they take."""
+
+from __future__ import annotations
+
+from pedos_protocol.names import natural_key
+
+from pedos_cli.run import take, take_maps
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    Call = Callable[[str, dict[str, object]], dict[str, object]]
+
+
+def list_devices(
+    call: Call, device_class: str, vms: Sequence[str] | None = None, exclude: Sequence[str] = ()
+) -> tuple[list[dict[str, object]], object]:
+    """Return the devices in natural order, and the state of the policy (None in a VM).
+
+    An answer holds some hundred devices and says whether there are more behind its last one.
+    """
+    wanted = {"device_class": device_class, "vms": vms, "exclude": list(exclude)}
+    devices: list[dict[str, object]] = []
+    after = None
+    while True:
+        answer = call("device.list", {**wanted, "after": after})
+        page = take_maps(answer, "devices")
+        devices += page
+        if answer.get("more") is not True or not page:
+            break
+        after = device_name(page[-1])
+    return sorted(devices, key=lambda each: natural_key(device_name(each))), answer.get("policy")
+
+
+def device_name(device: Mapping[str, object]) -> str:
+    """Return SOURCE:ID."""
+    return f"{take(device, 'backend', str)}:{take(device, 'device', str)}"
