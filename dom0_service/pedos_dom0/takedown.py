@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A graceful unmount writes back what is dirty, and is then forced by the agent (within 5 s); an
-# agent that has not answered after twice that hangs.
-STOP_TIMEOUT = 10.0
+# An agent that unmounts gracefully, then by force, and then waits for its tools to end and for the
+# channel to drain is done within 18 s at worst; one that has not answered after this hangs.
+STOP_TIMEOUT = 20.0
 
 # The stops in their order: the target first, because what it has not written yet goes through the
 # source.

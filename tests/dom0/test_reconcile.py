@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
+from pedos_dom0.takedown import STOP_TIMEOUT
 from trio.abc import Clock
 
 from tests.dom0.fakes import World, fails, hang
@@ -191,7 +192,7 @@ async def test_devices_are_shown_only_when_their_leftovers_are_gone(
     assert world.state.agents.get("sys-usb") is None
     assert world.state.registry.items() == []
     # It does not let go, so it is disconnected, and may try again.
-    await trio.sleep(10.5)
+    await trio.sleep(STOP_TIMEOUT + 0.5)
     assert "leftover" in world.audit("disconnected")[0]["reason"]
     source.on.clear()
     await trio.sleep(2)
