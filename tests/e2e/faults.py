@@ -21,7 +21,6 @@ class FaultController:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.seen: list[str] = []
-        self.fired = threading.Event()
         self._armed: tuple[str, Action] | None = None
         self._lock = threading.Lock()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -33,7 +32,6 @@ class FaultController:
     def arm(self, step: str, action: Action) -> None:
         with self._lock:
             self.seen.clear()
-            self.fired.clear()
             self._armed = (step, action)
 
     def disarm(self) -> None:
@@ -70,4 +68,3 @@ class FaultController:
                 self._armed = None
         if action is not None:
             action()
-            self.fired.set()
