@@ -5,7 +5,8 @@ help:
 	@echo "make demo    attach a disk of one VM to another, on this machine, and see it work"
 	@echo "make test    all tests that need no booted Xen"
 	@echo "make lint    ruff and mypy"
-	@echo "make bench   the benchmarks (JSON=FILE keeps the figures)"
+	@echo "make bench   the benchmarks (JSON=FILE keeps the figures, SVG=DIR draws them,"
+	@echo "             GATES='L1 T1' measures those alone, FULL=1 all that the gates count)"
 	@echo "make build   the virtual environment and the C build alone"
 	@echo "make man     the manual pages, into build/man"
 	@echo "make clean   remove what these made"
@@ -14,7 +15,7 @@ build:
 	@tools/setup run
 
 demo: build
-	@demo/run $(IMAGE)
+	@demo/run $${IMAGE:+"$$IMAGE"}
 
 test: build
 	@.venv/bin/python -m pytest $(ARGS)
@@ -26,11 +27,13 @@ lint:
 	@.venv-lint/bin/mypy
 
 bench: build
-	@.venv/bin/python -m benchmarks $(if $(JSON),--json $(JSON))
+	@tools/setup bench
+	@.venv/bin/python -m benchmarks $${JSON:+--json "$$JSON"} $${SVG:+--svg "$$SVG"} \
+		$(if $(FULL),--full) $(GATES)
 
 man:
 	@tools/setup lint
 	@tools/make-man
 
 clean:
-	rm -rf .venv .venv-lint build *.egg-info native/pedos_vchan/*.so native/pedos_vchan/_native.c
+	rm -rf .venv .venv-lint .venv-bench build *.egg-info native/pedos_vchan/*.so native/pedos_vchan/_native.c

@@ -8,7 +8,8 @@ more than all that it does. So there is no trio here, no `typing`, `enum` or `da
 from __future__ import annotations
 
 import os
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
+from _socket import AF_UNIX, SO_SNDTIMEO, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
+from struct import pack
 from time import monotonic
 
 from pedos_protocol.connection import VERSIONS, Connection
@@ -39,6 +40,9 @@ SUN_PATH_MAX = 107
 
 #: Seconds that the service may take beyond a call's time-out to answer that the time is up.
 GRACE = 1.0
+
+#: Seconds in which the service takes a new connection; one that is alive takes it at once.
+CONNECT_PATIENCE = 5
 
 #: Bytes asked for at once: the largest frame.
 RECEIVE_SIZE = 65540
@@ -171,6 +175,8 @@ def connect(path: str | None = None, *, program: str = "pedos-cli") -> Client:
         path = os.environ.get("PEDOS_SOCKET") or DEFAULT_SOCKET
     sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
     try:
+        # For a listener that never accepts: connect(2) on a Unix socket keeps to this time-out.
+        sock.setsockopt(SOL_SOCKET, SO_SNDTIMEO, pack("ll", CONNECT_PATIENCE, 0))
         _connect(sock, path)
     except BaseException as error:
         sock.close()
@@ -178,6 +184,8 @@ def connect(path: str | None = None, *, program: str = "pedos-cli") -> Client:
             why = "there is no such socket"
         elif isinstance(error, ConnectionRefusedError):
             why = "nobody listens there"
+        elif isinstance(error, BlockingIOError):
+            why = f"the service took no new connection within {CONNECT_PATIENCE} s"
         elif isinstance(error, OSError):
             # Of a name that is too long even alone, socket says only its message.
             why = (error.strerror or str(error)).lower()

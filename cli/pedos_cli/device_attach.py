@@ -7,6 +7,7 @@ from pedos_protocol.errors import CallError
 from pedos_cli.arguments import options, target_and_device
 from pedos_cli.device_list import options_text
 from pedos_cli.run import DONE, take
+from pedos_cli.timeouts import ATTACH_S
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from pedos_cli.arguments import Parser
     from pedos_cli.run import Session
 
-TIMEOUT_S = 60.0
-"""Seconds for an attach: each of its steps in the two VMs has a shorter deadline of its own."""
+TRUE = ("yes", "true", "on", "1")
+"""What the service takes for yes; anything else that it takes is no."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -43,26 +44,54 @@ def run(session: Session) -> int:
     """Attach one device, or assign it when its VM does not run."""
     args = session.args
     vm, name = target_and_device(args.vm, args.device)
+    asked = options(args.options, args.read_only)
     params: dict[str, object] = {
         "device_class": args.device_class,
         "vm": vm,
         "backend": name.backend,
         "device": name.id,
-        "options": options(args.options, args.read_only),
+        "options": asked,
         "persistent": args.persistent,
     }
     try:
-        answer = session.call("device.attach", params, TIMEOUT_S)
+        answer = session.call("device.attach", params, ATTACH_S)
     except CallError as error:
         status = session.fail(error, f"{args.command} explain {vm} {args.device}")
         if error.code == "denied":  # perhaps by a rule that somebody has just tried to change
             session.warn_of_policy()
         return status
     session.say(f"{args.device} {_outcome(answer, vm, args.persistent)}")
+    _warn_of_other_options(session, answer, vm, asked)
     if session.verbosity > 0 and answer.get("request"):
         session.say(f"request: {answer['request']}")
     session.warn_of_policy()
     return DONE
+
+
+def _warn_of_other_options(
+    session: Session, answer: Mapping[str, object], vm: str, asked: Mapping[str, str]
+) -> None:
+    """Say so when the device was attached already, and not as was asked for now."""
+    if answer.get("outcome") == "attached":
+        return
+    real = take(answer, "options", dict)
+    other = {
+        name: real[name]
+        for name, value in asked.items()
+        if name in real and real[name] != _canonical(name, value)
+    }
+    if other:
+        device = session.args.device
+        session.note(
+            f"warning: {device} stays attached with {options_text(other)}, which is not what was "
+            f"asked for; to change it: {session.args.command} detach {vm} {device}"
+        )
+
+
+def _canonical(name: str, value: str) -> str:
+    if name == "read-only":
+        return "yes" if value.lower() in TRUE else "no"
+    return value
 
 
 def _outcome(answer: Mapping[str, object], vm: str, persistent: bool) -> str:

@@ -6,6 +6,7 @@ from pedos_protocol.errors import CallError
 
 from pedos_cli.arguments import target_and_device, vm_name
 from pedos_cli.run import DONE, take, take_maps
+from pedos_cli.timeouts import DETACH_S
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,9 +14,6 @@ if TYPE_CHECKING:
 
     from pedos_cli.arguments import Parser
     from pedos_cli.run import Session
-
-TIMEOUT_S = 120.0
-"""Seconds for a detach: all devices of a class, each with the time to write back what it holds."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -45,7 +43,7 @@ def run(session: Session) -> int:
         "device": device,
     }
     try:
-        answer = session.call("device.detach", params, TIMEOUT_S)
+        answer = session.call("device.detach", params, DETACH_S)
     except CallError as error:
         status = session.fail(error, _explain(args.command, vm, args.device))
         if error.code == "denied":  # perhaps by a rule that somebody has just tried to change

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pedos_cli import output
-from pedos_cli.arguments import target_and_device
+from pedos_cli.arguments import target_and_device, vm_name
 from pedos_cli.run import DONE, rule_text, take, take_maps
 
 TYPE_CHECKING = False
@@ -27,6 +27,10 @@ def add_arguments(parser: Parser) -> None:
         "--verb", dest="asked", choices=VERBS, default="attach",
         help="what would be done with it (default: attach)",
     )  # fmt: skip
+    parser.add_argument(
+        "--as", dest="source", metavar="VM", default="dom0",
+        help="explain what VM's own users are told, and not dom0's (default: dom0)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON, with the whole trace")
     parser.set_defaults(verb=run)
 
@@ -35,6 +39,7 @@ def run(session: Session) -> int:
     """Print the verdict, the rule that gave it and, with -v, the rules that were looked at."""
     args = session.args
     vm, name = target_and_device(args.vm, args.device)
+    source = vm_name(args.source)
     answer = session.call(
         "device.explain",
         {
@@ -43,13 +48,15 @@ def run(session: Session) -> int:
             "vm": vm,
             "backend": name.backend,
             "device": name.id,
+            "source": source,
         },
         TIMEOUT_S,
     )
     if args.json:
         output.put_json(answer)
     else:
-        output.put(f"{take(answer, 'verdict', str)}: {args.asked} {args.device} -> {vm}")
+        who = "" if source == "dom0" else f" (asked by {source})"
+        output.put(f"{take(answer, 'verdict', str)}: {args.asked} {args.device} -> {vm}{who}")
         output.put(f"  rule: {rule_text(answer)}")
         parameters = take(answer, "parameters", dict)
         if parameters:

@@ -177,6 +177,7 @@ def _examples(action: str, command: str, device: str) -> str:
         "explain": (
             (f"{command} explain work {device}", "may it be attached to work, and why"),
             (f"{command} explain -v work {device} --verb detach", "with every rule looked at"),
+            (f"{command} explain work {device} --as work", "what a user in work would be told"),
         ),
     }
     return examples(*lines[action])

@@ -8,6 +8,7 @@ from pedos_protocol.errors import CallError
 
 from pedos_cli.arguments import Parser, examples, vm_names
 from pedos_cli.run import DONE, run
+from pedos_cli.timeouts import SHUTDOWN_S
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from pedos_cli.run import Session
 
 PROG = "qvm-shutdown"
-TIMEOUT_S = 120.0
-"""Seconds for a shutdown: a VM may have much to write back before it is down."""
 
 
 def build_parser() -> Parser:
@@ -27,7 +26,7 @@ def build_parser() -> Parser:
         description="Shut VMs down. Returns when they are down.",
         epilog=examples(
             (f"{PROG} work", "ask work to shut down"),
-            (f"{PROG} --force work", "even while its devices are used by other VMs"),
+            (f"{PROG} --force work", "without waiting for it to write back"),
         ),
     )
     parser.add_argument("vms", metavar="VM", nargs="+", help="the VMs to shut down, in this order")
@@ -46,7 +45,7 @@ def shut_down(session: Session) -> int:
     status = DONE
     for vm in vm_names(session.args.vms):
         try:
-            session.call("vm.shutdown", {"vm": vm, "force": session.args.force}, TIMEOUT_S)
+            session.call("vm.shutdown", {"vm": vm, "force": session.args.force}, SHUTDOWN_S)
         except CallError as error:
             failed = session.fail(error)
             status = status or failed

@@ -8,6 +8,7 @@ from pedos_protocol.errors import CallError
 
 from pedos_cli.arguments import Parser, examples, vm_names
 from pedos_cli.run import DONE, run, take
+from pedos_cli.timeouts import START_S
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from pedos_cli.run import Session
 
 PROG = "qvm-start"
-TIMEOUT_S = 180.0
-"""Seconds for a start: the VM itself, 30 s for its agent, and its assigned devices."""
 
 
 def build_parser() -> Parser:
@@ -38,7 +37,7 @@ def start(session: Session) -> int:
     status = DONE
     for vm in vm_names(session.args.vms):
         try:
-            answer = session.call("vm.start", {"vm": vm}, TIMEOUT_S)
+            answer = session.call("vm.start", {"vm": vm}, START_S)
         except CallError as error:
             failed = session.fail(error)
             status = status or failed

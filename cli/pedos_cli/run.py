@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from pedos_protocol.errors import EXIT_STATUS, CallError, ProtocolError
+from pedos_protocol.errors import EXIT_STATUS, CallError, LocalProtocolError, ProtocolError
 
 from pedos_cli import output
 from pedos_cli.arguments import UsageError, verbosity
@@ -87,9 +87,10 @@ class Session:
         if self.verbosity < 0 or inside_vm():
             return
         if status is None:
+            # What was asked for is done by now: nothing here may make a failure of it.
             try:
                 answer = self.call("service.status", {}, STATUS_TIMEOUT_S)
-            except (CallError, _client().Unreachable):
+            except (CallError, ProtocolError, _client().Unreachable):
                 return
             status = answer.get("policy")
         warning = policy_warning(status)
@@ -259,6 +260,9 @@ def _run_verb(
         for line in unreachable_lines(prog, error):
             complain(line)
         return UNREACHABLE
+    except LocalProtocolError as error:
+        complain(f"{prog}: failed: the request cannot be sent: {show(error)}")
+        return FAILED
     except ProtocolError as error:
         complain(f"{prog}: failed: the service's answer cannot be understood: {show(error)}")
         return FAILED

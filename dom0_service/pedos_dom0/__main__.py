@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
+from pedos_vchan import logs
 
-from pedos_dom0 import __version__, log
+from pedos_dom0 import __version__
 from pedos_dom0.drivers.base import HypervisorLost
 from pedos_dom0.drivers.local import LocalDriver
 from pedos_dom0.service import Config, run
@@ -52,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the service; 0 after SIGTERM or SIGINT, 1 with the reason in the log otherwise."""
     arguments = make_parser().parse_args(argv)
-    log.set_up("pedos-dom0", verbose=arguments.verbose)
+    logs.set_up("pedos-dom0", verbose=arguments.verbose)
     driver = LocalDriver(
         machine=arguments.machine, vchan=arguments.vchan, dom0_agent=arguments.dom0_agent
     )

@@ -13,7 +13,7 @@ import attrs
 from pedos_protocol.errors import CallError
 
 from pedos_dom0.drivers.base import DOM0_NAME
-from pedos_dom0.errors import PublicError
+from pedos_dom0.errors import PublicError, QuotaError
 from pedos_dom0.policy import evaluate
 
 if TYPE_CHECKING:
@@ -69,8 +69,10 @@ class Access:
         """The decision if it is allow; audited either way. Raises CallError(denied)."""
         decision = self.decide(caller.name, verb, key, vm)
         allowed = decision.verdict == "allow"
-        self._state.audit.write(
+        self._state.noise.write(
             "decision",
+            of=caller.name,
+            noise=not caller.is_dom0,
             request=request,
             caller=caller.name,
             verb=verb,
@@ -118,14 +120,17 @@ _FOR_VMS = {
 def as_told(caller: Caller, error: CallError, request: str) -> CallError:
     """`error` as this caller may see it: whole for dom0's user, nearly nothing for a VM.
 
-    The one place where answers to VMs are emptied. `usage`, `quota` and `not_found` keep their
-    sentence: they are raised only about what the VM said, did or owns itself.
+    The one place where answers to VMs are emptied. `usage` and `not_found` keep their sentence:
+    they are raised only about what the VM said, did or owns itself. So does the VM's own quota;
+    that of another VM is a failure like any other, as it tells how much that one has or lends.
     """
     if caller.is_dom0:
         return CallError(error.code, error.message, {**error.data, "request": request})
-    message = error.message
-    if error.code == "denied":
+    code, message = error.code, error.message
+    if code == "quota" and not (isinstance(error, QuotaError) and error.owner == caller.name):
+        code = "failed"
+    if code == "denied":
         message = f"{error.data.get('device')} -> {error.data.get('vm')}"
     elif not isinstance(error, PublicError):
-        message = _FOR_VMS.get(error.code, message)
-    return CallError(error.code, message, {"request": request})
+        message = _FOR_VMS.get(code, message)
+    return CallError(code, message, {"request": request})

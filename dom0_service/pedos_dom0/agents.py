@@ -7,6 +7,7 @@ devices are in the registry and it can be asked to export and import.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 # An agent that was just started, or that lost the service when it was restarted, is back within a
 # second; the machine it runs on may be busy. Waiting longer would only hide that it is broken.
 AGENT_GRACE = 5.0
+
+# Attachments of one connection that are remembered when they are over, to tell a report that is
+# late from one that is made up. Reports come through their pace within 13 s; nobody attaches and
+# detaches eighty times a second.
+REMEMBERED_MAX = 1024
 
 
 class AgentPeer(Protocol):
@@ -47,6 +53,7 @@ class AgentLink:
         self.lost = False
         self._peer = peer
         self._drop = drop
+        self._told: OrderedDict[str, None] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"<AgentLink {self.name} domain {self.domid}{' lost' if self.lost else ''}>"
@@ -60,7 +67,20 @@ class AgentLink:
         """Asks the agent; `timeout` in seconds. Raises CallError, also when it is gone."""
         if self.lost:
             raise CallError("unavailable", f"the agent of {self.name} is not connected", {})
+        if "attachment" in params:
+            self.remember(params["attachment"])
         return await self._peer.call(method, params, timeout=timeout)
+
+    def remember(self, attachment: str) -> None:
+        """The agent has a reason to speak of this attachment, even after it has ended."""
+        self._told[attachment] = None
+        self._told.move_to_end(attachment)
+        if len(self._told) > REMEMBERED_MAX:
+            self._told.popitem(last=False)
+
+    def was_told_of(self, attachment: str) -> bool:
+        """Whether dom0 spoke of this attachment on this connection, or the first report did."""
+        return attachment in self._told
 
     def disconnect(self, reason: str) -> None:
         """Ends the connection because the agent misbehaved. The reason goes to the audit log."""

@@ -32,6 +32,7 @@ from pedos_dom0.audit import new_request_id
 from pedos_dom0.detach import Detach
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.errors import failure
+from pedos_dom0.interrupted import Interrupted
 from pedos_dom0.listing import Listing
 from pedos_dom0.operations import Operations
 from pedos_dom0.registry import DeviceKey
@@ -103,6 +104,7 @@ class Api:
         self._attach = Attach(state, self._access, transaction, reconciler)
         self._detach = Detach(state, self._access, takedown, reconciler)
         self._vm_life = VmLife(state, self._access, transaction, takedown, reconciler)
+        self.interrupted = Interrupted(state, reconciler, self._vm_life)
         self._started = trio.current_time()
 
     async def dispatch(
@@ -169,9 +171,11 @@ class Api:
 
     async def device_explain(self, call: Call) -> object:
         params = call.params
-        for name in (params.vm, params.backend):
+        for name in (params.vm, params.backend, params.source):
             self._state.known_domain(name)
-        decision = self._access.decide(DOM0_NAME, params.verb, _key(params), params.vm, trace=True)
+        decision = self._access.decide(
+            params.source, params.verb, _key(params), params.vm, trace=True
+        )
         rule = decision.rule
         trace, size = [], 0
         for step in decision.trace:
@@ -212,6 +216,7 @@ class Api:
         return VmListed(vms=tuple(vms))
 
     async def vm_start(self, call: Call) -> object:
+        await self.interrupted.wait(call.params.vm)
         return await self._vm_life.start(call.params.vm, call.request)
 
     async def vm_shutdown(self, call: Call) -> object:

@@ -90,8 +90,10 @@ class Attach:
             outcome = f"{error.code}: {error.message}"
             raise
         finally:
-            self._state.audit.write(
+            self._state.noise.write(
                 "attach",
+                of=caller.name,
+                noise=outcome not in ("attached", "assigned") and not caller.is_dom0,
                 request=request,
                 caller=caller.name,
                 device_class=key.device_class,
@@ -108,15 +110,15 @@ class Attach:
             raise errors.target_is_dom0()
         if asked.vm == asked.key.backend:
             raise errors.target_is_backend(asked.vm)
+        await self._wait(asked)
+        # From here to the lease nothing is awaited: what is looked up and decided is still so when
+        # the device is given out.
         if asked.caller.is_dom0:
-            await self._wait_for_agents(asked.key.backend, asked.vm)
             device = self._look_up(asked)
             parameters = self._decide(asked)
         else:
             parameters = self._decide(asked)
             device = self._look_up_for_vm(asked)
-        await self._reconciler.wait_settled(asked.key.backend, asked.vm)
-
         held = self._held(asked)
         if held is not None and held.state == ATTACHED:
             newly = self._assign(asked)
@@ -141,6 +143,15 @@ class Attach:
             await self._transaction.undo(lease, "it could not be assigned", asked.request)
             raise
         return self._result(asked, "attached", lease.options)
+
+    async def _wait(self, asked: AttachRequest) -> None:
+        """Waits until what is known of both VMs is what is so: after a restart that takes a bit."""
+        source, target = asked.key.backend, asked.vm
+        if asked.caller.is_dom0:
+            await self._wait_for_agents(source, target)
+        elif self._access.decide(asked.caller.name, "attach", asked.key, target).verdict != "allow":
+            return  # a VM is not to learn from the time that a denial takes
+        await self._reconciler.wait_settled(source, target)
 
     async def _wait_for_agents(self, *names: str) -> None:
         """An agent that was restarted a moment ago is worth waiting for, if its VM runs."""
@@ -237,7 +248,7 @@ class Attach:
         )
         if not known:
             if len(store.assignments(asked.vm)) >= ATTACHMENTS_MAX:
-                raise errors.failure("quota", f"{asked.vm} has {ATTACHMENTS_MAX} assignments")
+                raise errors.QuotaError(asked.vm, f"{asked.vm} has {ATTACHMENTS_MAX} assignments")
             store.assign(asked.vm, asked.key, options)
             self._state.registry.touch(asked.key)
         return not known

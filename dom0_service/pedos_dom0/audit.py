@@ -2,11 +2,13 @@
 
 Fields come from VMs too. JSON with ASCII alone leaves no control character, escape sequence or
 right-to-left mark for the terminal that the log is looked at with; lengths are bounded, so that
-nobody writes the disk full with one call.
+nobody writes the disk full with one call, and so is the file: when it is full it becomes NAME.1,
+the one before NAME.2, and so on, so that nobody writes the disk full with many.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -25,6 +27,11 @@ ITEMS_MAX = 32
 DEPTH_MAX = 4
 # Bytes of one line. Long lines lose their largest fields, never their time, event or request.
 LINE_MAX = 16 * 1024
+# Bytes of one file: some 50,000 lines, which is months of a desktop's use; and how many older ones
+# are kept beside it. Together they are 80 MiB at most.
+FILE_MAX = 16 * 1024 * 1024
+FILES_KEPT = 4
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 _KEPT = {"time", "event", "request"}
 _CUT = "..."
 
@@ -40,8 +47,8 @@ class Audit:
     def __init__(self, path: str | Path) -> None:
         """Opens or makes the file, readable by its owner alone. OSError: it cannot be."""
         self._path = Path(path)
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        self._fd = os.open(self._path, flags, 0o600)
+        self._fd = os.open(self._path, _FLAGS, 0o600)
+        self._size = os.fstat(self._fd).st_size
         self._torn = self._ends_in_mid_line()
         self._lost = 0
 
@@ -54,6 +61,8 @@ class Audit:
         if self._lost:
             fields["lost_before"] = self._lost
         line = _line(event, fields)
+        if self._size and self._size + len(line) > FILE_MAX:
+            self._rotate()
         try:
             self._append(b"\n" + line if self._torn else line)
         except OSError as error:
@@ -72,10 +81,40 @@ class Audit:
     def _append(self, data: bytes) -> None:
         """One write, as O_APPEND keeps the lines of two processes apart only so."""
         written = os.write(self._fd, data)
+        self._size += len(data)  # or less, should the rest fail: it only bounds the file
         while written < len(data):
             self._torn = True  # should the rest fail, the next line begins on a new one
             written += os.write(self._fd, data[written:])
         self._torn = False
+
+    def _rotate(self) -> None:
+        """Puts the full file aside and begins a new one.
+
+        Each step is one rename, and the new file is there before the first: a crash between two of
+        them, or a disk without room, costs no line, and the next start finds or makes its file.
+        """
+        fresh = self._aside("new")
+        try:
+            fd = os.open(fresh, _FLAGS | os.O_TRUNC, 0o600)
+            try:
+                for number in range(FILES_KEPT, 0, -1):
+                    older = self._aside(number - 1) if number > 1 else self._path
+                    with contextlib.suppress(FileNotFoundError):  # somebody tidied up
+                        os.rename(older, self._aside(number))
+                os.rename(fresh, self._path)
+            except BaseException:
+                os.close(fd)
+                raise
+        except OSError as error:
+            log.error("audit: %s is full and cannot be put aside: %s", self._path, error.strerror)
+            # Tried again after as much again, not with every line: older files would be lost.
+            self._size = 0
+            return
+        os.close(self._fd)
+        self._fd, self._size, self._torn = fd, 0, False
+
+    def _aside(self, what: object) -> Path:
+        return self._path.with_name(f"{self._path.name}.{what}")
 
     def _ends_in_mid_line(self) -> bool:
         """Whether the machine or the service died within its last write."""

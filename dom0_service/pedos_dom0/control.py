@@ -21,7 +21,7 @@ from pedos_vchan.peer import Peer
 from pedos_dom0 import PROGRAM
 from pedos_dom0.access import Caller
 from pedos_dom0.agents import AgentLink
-from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo
+from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo, HypervisorLost
 from pedos_dom0.pace import Pace
 
 if TYPE_CHECKING:
@@ -62,6 +62,15 @@ class Dispatcher(Protocol):
     async def dispatch(
         self, caller: Caller, peer: Peer, method: str, untrusted_params: dict[str, Any]
     ) -> dict[str, Any]: ...
+
+
+@attrs.frozen
+class _End:
+    """How a connection, or the attempt to make one, ended. `broke`: it was the VM's fault."""
+
+    why: str
+    broke: bool
+    connected: bool
 
 
 class _Opened:
@@ -114,7 +123,11 @@ class Control:
         self._tasks: dict[str, _Task] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Follows the driver's events until they end."""
+        """Follows the driver's events; raises HypervisorLost when they end.
+
+        They end with the driver, which then says why itself, or when this subscriber was cut off:
+        a service that no longer hears of its VMs must not go on as if it did.
+        """
         events = self._state.driver.events()
         async with trio.open_nursery() as nursery:
             dom0 = self._state.domain(DOM0_NAME)
@@ -125,6 +138,12 @@ class Control:
             task_status.started()
             async for domain in events:
                 self._follow(domain, nursery)
+            await trio.lowlevel.checkpoint()  # a driver that ended has cancelled all this by now
+            nursery.cancel_scope.cancel()
+        raise HypervisorLost(
+            "the hypervisor's events have ended, so the service cannot follow its VMs any more: "
+            "it ends, and keeps attachments for its next start"
+        )
 
     def _follow(self, domain: DomainInfo, nursery: trio.Nursery) -> None:
         """Starts or ends the task of a domain, as its state wants it."""
@@ -136,6 +155,7 @@ class Control:
             self._state.agents.unexpect(domain.name)
             if task.link is not None:
                 self._lost(task.link, "the VM ended")
+                self._write_end(domain.name, task, _End("the VM ended", False, True))
             task = None
         if task is None and domid is not None:
             task = self._tasks[domain.name] = _Task(domid)
@@ -144,49 +164,74 @@ class Control:
 
     async def _serve_domain(self, name: str, task: _Task) -> None:
         retry, penalty, good_since = RETRY_FIRST, 0.0, trio.current_time()
+        not_there: str | None = None
         with task.scope:
             while True:
                 began = trio.current_time()
-                why, broke = await self._connect_once(name, task)
+                end = await self._connect_once(name, task)
                 now = trio.current_time()
-                if broke:
+                if end.broke:
                     penalty = (
                         PENALTY_FIRST
                         if now - good_since >= GOOD_BEHAVIOUR or not penalty
                         else min(2 * penalty, PENALTY_MAX)
                     )
                     self._state.agents.unexpect(name)
-                    self._state.audit.write(
-                        "disconnected", vm=name, domid=task.domid, reason=why, wait_s=penalty
-                    )
+                    self._write_end(name, task, end, wait_s=penalty)
                     logger.warning(
                         "%s is disconnected for %g s, it broke the protocol: %s",
                         name,
                         penalty,
-                        why,
+                        end.why,
                     )
                     await trio.sleep(penalty)
                     good_since = trio.current_time()
+                    not_there = None
                     continue
+                if end.connected:
+                    self._write_end(name, task, end)
+                    logger.info("the agent of %s disconnected: %s", name, end.why)
+                    not_there = None
+                elif end.why != not_there:
+                    # Once, and not with every try: this is what the hint of agent_missing is about.
+                    logger.info("no connection to %s: %s", name, end.why)
+                    not_there = end.why
                 if now - began >= 2 * RETRY_MAX:
                     retry = RETRY_FIRST
                 await trio.sleep(retry)
                 retry = min(2 * retry, RETRY_MAX)
 
-    async def _connect_once(self, name: str, task: _Task) -> tuple[str, bool]:
-        """One connection from connect to its end: why it ended, and whether that was a fault."""
+    def _write_end(self, name: str, task: _Task, end: _End, **fields: object) -> None:
+        """Every connection's end is in the audit log. A VM that broke the protocol is kept waiting
+        for it; any other end it may repeat at once, so that is counted when there are many."""
+        self._state.noise.write(
+            "disconnected",
+            of=name,
+            noise=not end.broke,
+            vm=name,
+            domid=task.domid,
+            reason=end.why,
+            broke=end.broke,
+            **fields,
+        )
+
+    async def _connect_once(self, name: str, task: _Task) -> _End:
+        """One connection, from connect to its end."""
         stream: trio.abc.Stream | None = None
         try:
             with trio.move_on_after(CONNECT_TIMEOUT):
                 stream = await self._state.driver.connect_control(name, task.domid)
-        except OSError as error:
-            return f"its agent does not listen: {error}", False
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            return _End(f"its agent does not listen: {error}", broke=False, connected=False)
         except Exception as error:
-            # The rendezvous is the VM's word too, and whatever it makes of it ends here.
+            # The rendezvous is the VM's word too, and whatever it makes of it ends here. It cannot
+            # help a time-out, nor what dom0 itself lacks: descriptors, memory.
             logger.debug("connecting to %s", name, exc_info=True)
-            return f"no channel could be made: {error}", True
+            broke = isinstance(error, ConnectionError) or not isinstance(error, OSError)
+            return _End(f"no channel could be made: {error}", broke, connected=False)
         if stream is None:
-            return f"no channel was made within {CONNECT_TIMEOUT:g} s", False
+            why = f"no channel was made within {CONNECT_TIMEOUT:g} s"
+            return _End(why, broke=False, connected=False)
         try:
             why, broke = await self._session(stream, name, task)
         except* Exception as group:
@@ -194,9 +239,7 @@ class Control:
             if task.link is not None:
                 self._lost(task.link, "an internal error")
             why, broke = "an internal error", True
-        if not broke:
-            logger.info("the agent of %s disconnected: %s", name, why)
-        return why, broke
+        return _End(why, broke, connected=True)
 
     async def _session(self, stream: trio.abc.Stream, name: str, task: _Task) -> tuple[str, bool]:
         session: _Session
@@ -258,6 +301,10 @@ class Control:
             session.end(f"no report came within {REPORT_TIMEOUT:g} s of hello", broke=True)
             return
         session.reconciled = link.report
+        for exported in link.report.exports:
+            link.remember(exported.attachment)
+        for imported in link.report.imports:
+            link.remember(imported.attachment)
         try:
             await self._reconciler.stop_unknown(link)
         except RemoteProtocolError as error:
@@ -288,6 +335,9 @@ class Control:
         """Makes the agent's last report known to everybody."""
         link = session.link
         assert link.report is not None
+        if session.reconciled is not link.report and (count := self._reconciler.invented(link)):
+            link.disconnect(f"it reports attachments ({count}) that it was never given")
+            return
         changes = self._state.registry.replace(link.name, link.report.devices)
         self._takedown.devices_gone(changes.removed)
         if session.stopping_unknown or session.reconciled is link.report:

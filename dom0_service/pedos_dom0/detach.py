@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
+from pedos_protocol.codec import FRAME_MAX, encode
 from pedos_protocol.errors import CallError
-from pedos_protocol.messages import DetachItem, DetachResult, ErrorInfo
-from pedos_protocol.names import natural_key
+from pedos_protocol.messages import DetachItem, DetachResult, ErrorInfo, to_wire
+from pedos_protocol.names import natural_key, printable_text
 
 from pedos_dom0 import errors
 from pedos_dom0.access import as_told
 from pedos_dom0.leases import PENDING
+from pedos_dom0.store import StoreError
 
 if TYPE_CHECKING:
     from pedos_dom0.access import Access, Caller
@@ -25,6 +28,16 @@ if TYPE_CHECKING:
     from pedos_dom0.registry import DeviceKey
     from pedos_dom0.state import State
     from pedos_dom0.takedown import TakeDown
+
+
+# Bytes of an answer's envelope around its items.
+ENVELOPE_MAX = 256
+# When many devices could not be detached, the answer that says why of each must still be one frame.
+# It then says less of each: the beginning of the sentence, and of the data only the rule's place
+# (its end, which has the line) and the request. 64 attached and 64 assigned devices, with the
+# longest names, are 128 items of 480 bytes.
+BRIEF_MESSAGE_MAX = 128
+BRIEF_RULE_MAX = 64
 
 
 class Detach:
@@ -48,7 +61,8 @@ class Detach:
         )
 
     async def all(self, caller: Caller, request: str, device_class: str, vm: str) -> DetachResult:
-        """Detaches everything of a class. A failure stands in its item, and the rest goes on.
+        """Detaches everything of a class, all at once: VMs that hang are waited for together.
+        A failure stands in its item, and the rest goes on.
 
         A VM that asks about another one learns of what it may detach there and of nothing else; if
         that is nothing, it gets what it would get for a VM that does not exist.
@@ -58,27 +72,41 @@ class Detach:
         await self._reconciler.wait_settled(vm)
         keys = {lease.key for lease in self._state.leases.of_vm(vm)}
         keys |= {assignment.key for assignment in self._state.store.assignments(vm)}
-        items: list[DetachItem] = []
-        for key in sorted(keys, key=lambda key: natural_key(str(key))):
-            if key.device_class != device_class:
-                continue
-            try:
-                items.append(await self._detach(caller, request, key, vm))
-            except CallError as error:
-                if error.code == "denied" and not caller.is_dom0 and caller.name != vm:
-                    continue
-                items.append(
-                    DetachItem(
-                        backend=key.backend,
-                        device=key.device,
-                        detached=False,
-                        unassigned=False,
-                        error=ErrorInfo.of(as_told(caller, error, request)),
-                    )
-                )
+        done: dict[DeviceKey, DetachItem] = {}
+
+        async def detach(key: DeviceKey) -> None:
+            item = await self._item(caller, request, key, vm)
+            if item is not None:
+                done[key] = item
+
+        async with trio.open_nursery() as nursery:
+            for key in keys:
+                if key.device_class == device_class:
+                    nursery.start_soon(detach, key)
+        items = [done[key] for key in sorted(done, key=lambda key: natural_key(str(key)))]
         if not items and not caller.is_dom0 and caller.name != vm:
             raise CallError("denied", "", {"device": f"{device_class} devices", "vm": vm})
-        return DetachResult(results=tuple(items), request=request)
+        return DetachResult(results=_fitting(items), request=request)
+
+    async def _item(
+        self, caller: Caller, request: str, key: DeviceKey, vm: str
+    ) -> DetachItem | None:
+        """What became of one of many; None if the caller may not learn that there is one."""
+        try:
+            return await self._detach(caller, request, key, vm)
+        except CallError as failed:
+            error = failed
+        except StoreError as failed:
+            error = errors.failure("failed", str(failed))
+        if error.code == "denied" and not caller.is_dom0 and caller.name != vm:
+            return None
+        return DetachItem(
+            backend=key.backend,
+            device=key.device,
+            detached=False,
+            unassigned=False,
+            error=ErrorInfo.of(as_told(caller, error, request)),
+        )
 
     def _check_vm(self, vm: str) -> None:
         """A VM that was removed may still have assignments, which must be possible to remove."""
@@ -87,9 +115,10 @@ class Detach:
 
     async def _detach(self, caller: Caller, request: str, key: DeviceKey, vm: str) -> DetachItem:
         began = trio.current_time()
-        outcome = "failed"
+        outcome, is_done = "failed", False
         try:
             item = await self._detach_allowed(caller, request, key, vm)
+            is_done = True
             done = [("detached", item.detached), ("unassigned", item.unassigned)]
             outcome = " and ".join(word for word, was in done if was)
             return item
@@ -97,8 +126,10 @@ class Detach:
             outcome = f"{error.code}: {error.message}"
             raise
         finally:
-            self._state.audit.write(
+            self._state.noise.write(
                 "detach",
+                of=caller.name,
+                noise=not is_done and not caller.is_dom0,
                 request=request,
                 caller=caller.name,
                 device_class=key.device_class,
@@ -131,3 +162,20 @@ class Detach:
 
     def _lease(self, key: DeviceKey, vm: str) -> Lease | None:
         return next((lease for lease in self._state.leases.of_device(key) if lease.vm == vm), None)
+
+
+def _fitting(items: list[DetachItem]) -> tuple[DetachItem, ...]:
+    """The items as one frame holds them; if it does not, their errors in brief."""
+    if sum(len(encode([to_wire(item)])) for item in items) <= FRAME_MAX - ENVELOPE_MAX:
+        return tuple(items)
+    return tuple(
+        item if item.error is None else attrs.evolve(item, error=_brief(item.error))
+        for item in items
+    )
+
+
+def _brief(error: ErrorInfo) -> ErrorInfo:
+    data = {name: error.data[name] for name in ("request", "rule") if name in error.data}
+    if isinstance(rule := data.get("rule"), str):
+        data["rule"] = rule[-BRIEF_RULE_MAX:]
+    return ErrorInfo(error.code, printable_text(error.message, BRIEF_MESSAGE_MAX), data)

@@ -36,6 +36,14 @@ class PublicError(CallError):
     """An error whose sentence a VM may read: it says nothing of what other VMs are or have."""
 
 
+class QuotaError(CallError):
+    """A bound is reached. `owner` is the VM (or dom0) whose quota it is: no other VM is told."""
+
+    def __init__(self, owner: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__("quota", message, {} if hint is None else {"hint": hint})
+        self.owner = owner
+
+
 def failure(code: str, message: str, *, hint: str | None = None) -> CallError:
     """An error answer; `hint` is the next command to try, without a prompt before it."""
     return CallError(code, message, {} if hint is None else {"hint": hint})
@@ -58,7 +66,7 @@ def agent_missing(name: str, code: str) -> CallError:
     return failure(
         code,
         f"{name} is running, but its agent is not connected",
-        hint="try again in a moment; the service's log says why if it stays so",
+        hint="try again in a moment; if it stays so, the service's log says why",
     )
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pedos_protocol.messages import PolicyStatus
 
     from pedos_dom0.access import Access, Caller
+    from pedos_dom0.leases import Lease
     from pedos_dom0.state import State
     from pedos_dom0.store import Assignment
 
@@ -49,8 +50,16 @@ class Listing:
         self._state = state
         self._access = access
 
-    def listed(self, key: DeviceKey, assignments: Iterable[Assignment] | None = None) -> Listed:
-        """One device with its users; `present` is False if its source does not report it."""
+    def listed(
+        self,
+        key: DeviceKey,
+        assignments: Iterable[Assignment] | None = None,
+        leases: Iterable[Lease] | None = None,
+    ) -> Listed:
+        """One device with its users; `present` is False if its source does not report it.
+
+        Who lists many devices has looked up who uses them, and names it for each.
+        """
         device = self._state.registry.get(key)
         present = device is not None
         if device is None:
@@ -65,10 +74,12 @@ class Listing:
                 busy=None,
             )
         if assignments is None:
-            assignments = [a for a in self._state.store.assignments() if a.key == key]
+            assignments = self._state.store.assignments_of(key)
+        if leases is None:
+            leases = self._state.leases.of_device(key)
         attached = [
             AttachedTo(vm=lease.vm, options=dict(lease.options))
-            for lease in self._state.leases.of_device(key)
+            for lease in leases
             if lease.state != PENDING
         ]
         assigned = [AssignedTo(vm=a.vm, options=dict(a.options)) for a in assignments]
@@ -83,15 +94,27 @@ class Listing:
     def everything(self, device_class: str) -> list[Listed]:
         """All devices of a class, and gone ones that are still attached or assigned, in order."""
         state = self._state
-        assignments: defaultdict[DeviceKey, list[Assignment]] = defaultdict(list)
-        for assignment in state.store.assignments():
-            assignments[assignment.key].append(assignment)
-        keys = {key for key, _ in state.registry.items(device_class)}
-        keys |= assignments.keys()
-        keys |= {lease.key for lease in state.leases if lease.state != PENDING}
+        keys = [key for key, _ in state.registry.items(device_class)]
+        return self._of_class(device_class, keys, state.leases, state.store.assignments())
+
+    def _of_class(
+        self,
+        device_class: str,
+        keys: Iterable[DeviceKey],
+        leases: Iterable[Lease],
+        assignments: Iterable[Assignment],
+    ) -> list[Listed]:
+        """These devices and those that the leases and assignments are of, in order, with these
+        users and no others."""
+        lent, assigned = defaultdict(list), defaultdict(list)
+        for lease in leases:
+            if lease.state != PENDING:
+                lent[lease.key].append(lease)
+        for assignment in assignments:
+            assigned[assignment.key].append(assignment)
         return [
-            self.listed(key, assignments.get(key, ()))
-            for key in sorted(keys, key=lambda key: natural_key(str(key)))
+            self.listed(key, assigned.get(key, ()), lent.get(key, ()))
+            for key in sorted({*keys, *lent, *assigned}, key=lambda key: natural_key(str(key)))
             if key.device_class == device_class
         ]
 
@@ -135,25 +158,25 @@ class Listing:
         """What a VM may see: its own devices and those it has, as far as policy lets it.
 
         Other users of them are left out, so that VMs do not learn of each other; a name of another
-        VM selects nothing, whether there is such a VM or not.
+        VM selects nothing, whether there is such a VM or not. Nothing else is even looked at: what
+        a VM asks for must not cost what all other VMs have.
         """
         me = caller.name
         if me in exclude or (vms is not None and me not in vms):
             return DeviceListed(devices=())
-        devices = []
-        for device in self.everything(device_class):
-            if me not in _users(device):
-                continue
-            if self._access.decide(me, "list", _key(device), me).verdict != "allow":
-                continue
-            devices.append(
-                attrs.evolve(
-                    device,
-                    attachments=tuple(to for to in device.attachments if to.vm == me),
-                    assignments=tuple(to for to in device.assignments if to.vm == me),
-                )
-            )
-        return _page(devices, after, None)
+        state = self._state
+        devices = self._of_class(
+            device_class,
+            state.registry.of_backend(me, device_class),
+            state.leases.of_vm(me),
+            state.store.assignments(me),
+        )
+        allowed = [
+            device
+            for device in devices
+            if self._access.decide(me, "list", _key(device), me).verdict == "allow"
+        ]
+        return _page(allowed, after, None)
 
 
 def _key(device: Listed) -> DeviceKey:

@@ -10,14 +10,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
-import struct
 from typing import TYPE_CHECKING, Any
 
 import trio
 from pedos_protocol.errors import RemoteProtocolError
 from pedos_vchan.peer import Peer
-from pedos_vchan.unix import listen_unix
+from pedos_vchan.unix import listen_unix, peer_uid
 
 from pedos_dom0 import PROGRAM
 from pedos_dom0.access import DOM0_USER
@@ -33,8 +31,8 @@ logger = logging.getLogger(__name__)
 SOCKET_MODE = 0o600
 # A widget and a script that runs many commands at once. Each client costs a descriptor and a task.
 CLIENTS_MAX = 128
-# struct ucred of unix(7): pid, uid, gid.
-_UCRED = struct.Struct("3i")
+# Seconds until accept is tried again when the process is out of descriptors.
+ACCEPT_RETRY = 0.1
 
 
 @contextlib.asynccontextmanager
@@ -110,17 +108,6 @@ class LocalSocket:
             logger.debug("a client went away")
         except* Exception as group:
             logger.error("a client's connection failed", exc_info=group)
-
-
-# Seconds until accept is tried again when the process is out of descriptors.
-ACCEPT_RETRY = 0.1
-
-
-def peer_uid(stream: trio.SocketStream) -> int:
-    """The user of the process at the other end, as the kernel noted it when that connected."""
-    raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    uid: int = _UCRED.unpack(raw)[1]
-    return uid
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

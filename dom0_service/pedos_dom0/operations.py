@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import trio
 from pedos_protocol.errors import CallError
 
-from pedos_dom0.errors import failure
+from pedos_dom0.errors import QuotaError, failure
 from pedos_dom0.store import StoreError
 
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Enough for a user who attaches a handful of devices at once. Every operation may hold a port, a
-# lease and up to 35 s of waiting for a hanging VM, and one VM must not collect more of them.
+# Enough for a user who attaches a handful of devices at once. Every operation may hold a port and a
+# lease for as long as hanging VMs make its steps wait (an attach with its undoing: 65 s, see the
+# time-outs of transaction.py and takedown.py), and one VM must not collect more of them.
 OPERATIONS_MAX = {"vm": 8, "local": 64}
 
 
@@ -52,8 +53,8 @@ class Operations:
         """
         caller = (kind, name)
         if self._running[caller] >= OPERATIONS_MAX[kind]:
-            raise failure(
-                "quota",
+            raise QuotaError(
+                name,
                 f"{OPERATIONS_MAX[kind]} operations of {name} are in progress already",
                 hint="wait for one of them to end",
             )

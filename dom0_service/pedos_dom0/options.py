@@ -1,16 +1,15 @@
 """The options of an attachment: text from a command line becomes checked values, once.
 
 Names and values are those that users of qvm-block know. What is stored with an assignment and shown
-in listings is the canonical form that `BlockOptions.canonical` gives.
+in listings is the canonical form that `Options.canonical` gives.
 """
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import attrs
-from pedos_protocol.names import harmless_text
+from pedos_protocol.names import SHOWN_MAX, harmless_text, is_frontend
 
 from pedos_dom0.errors import failure
 
@@ -27,15 +26,10 @@ _TRUTH = {
     "off": False,
     "0": False,
 }
-# xvda to xvdd are the VM's own disks.
-_FRONTEND = re.compile(r"xvd[e-z]", re.ASCII)
 
 _KNOWN = {
     "block": "read-only=yes|no, frontend-dev=xvde..xvdz, devtype=disk",
 }
-
-# A value that is shown back to the user is cut here: enough to recognise a typing mistake.
-_SHOWN_MAX = 40
 
 
 @attrs.frozen
@@ -70,7 +64,7 @@ def parse_options(device_class: str, raw: Mapping[str, str]) -> Options:
             if read_only is None:
                 raise _bad_value(name, value, "yes or no")
         elif name == "frontend-dev":
-            if not _FRONTEND.fullmatch(value):
+            if not is_frontend(value):
                 raise _bad_value(name, value, "a name from xvde to xvdz")
             frontend = value
         elif name == "devtype":
@@ -93,4 +87,4 @@ def _bad_value(name: str, value: str, right: str) -> Exception:
 
 
 def _show(text: str) -> str:
-    return harmless_text(text, _SHOWN_MAX)
+    return harmless_text(text, SHOWN_MAX)

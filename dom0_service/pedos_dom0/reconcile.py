@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 # within a second; one that was killed too is started again by its own supervisor.
 SETTLE_TIMEOUT = 30.0
 
+# Leftovers that one audit line names; it has the number of all.
+LEFTOVERS_NAMED = 8
+
 
 class Reconciler:
     """Settles journal rows after a start, and the leftovers of agents when they connect."""
@@ -144,23 +147,57 @@ class Reconciler:
 
         For an agent that has just connected this is done before its devices are shown to anybody,
         so that a device which is still exported from an earlier life cannot be given out a second
-        time. Raises RemoteProtocolError if the agent will not let go.
+        time. All at once, imports before exports: however many there are, it takes no longer than
+        two stops. Raises RemoteProtocolError if the agent will not let go.
         """
-        report = link.report
-        assert report is not None
-        for imported in report.imports:
-            if not self._knows_import(link, imported):
-                await self._stop(link, "import.stop", imported.attachment)
-        for exported in report.exports:
-            if not self._knows_export(link, exported):
-                await self._stop(link, "export.stop", exported.attachment)
+        imports, exports = self._unknown(link)
+        for method, attachments in (("import.stop", imports), ("export.stop", exports)):
+            refusals: list[str] = []
+            async with trio.open_nursery() as nursery:
+                for attachment in attachments:
+                    nursery.start_soon(self._stop, link, method, attachment, refusals)
+            if refusals:
+                raise RemoteProtocolError(refusals[0])
+        if imports or exports:
+            self._state.noise.write(
+                "leftovers",
+                of=link.name,
+                noise=True,
+                vm=link.name,
+                imports=len(imports),
+                exports=len(exports),
+                attachments=[*imports, *exports][:LEFTOVERS_NAMED],
+            )
+            logger.info(
+                "%s let go of %d imports and %d exports of an earlier life",
+                link.name,
+                len(imports),
+                len(exports),
+            )
 
     def has_unknown(self, link: AgentLink) -> bool:
         """Whether `stop_unknown` would have something to do."""
+        return link.report is not None and any(self._unknown(link))
+
+    def invented(self, link: AgentLink) -> int:
+        """How many attachments the agent reports of which nobody ever spoke on its connection.
+
+        A report may be late, and have in it what was ended meanwhile. After the first report an
+        agent has no way to come by any other attachment than those that dom0 gave it.
+        """
+        return sum(
+            not link.was_told_of(attachment)
+            for attachments in self._unknown(link)
+            for attachment in attachments
+        )
+
+    def _unknown(self, link: AgentLink) -> tuple[list[str], list[str]]:
+        """The imports and the exports of an agent's last report that no lease stands for."""
         report = link.report
-        return report is not None and not (
-            all(self._knows_import(link, imported) for imported in report.imports)
-            and all(self._knows_export(link, exported) for exported in report.exports)
+        assert report is not None
+        return (
+            [each.attachment for each in report.imports if not self._knows_import(link, each)],
+            [each.attachment for each in report.exports if not self._knows_export(link, each)],
         )
 
     def _knows_export(self, link: AgentLink, exported: ExportState) -> bool:
@@ -174,16 +211,14 @@ class Reconciler:
         lease = self._state.leases.get(imported.attachment)
         return lease is not None and (lease.vm, lease.vm_domid) == (link.name, link.domid)
 
-    async def _stop(self, link: AgentLink, method: str, attachment: str) -> None:
+    async def _stop(
+        self, link: AgentLink, method: str, attachment: str, refusals: list[str]
+    ) -> None:
         params: dict[str, Any] = {"attachment": attachment}
         try:
             await link.call(method, params, timeout=STOP_TIMEOUT)
         except CallError as error:
-            raise RemoteProtocolError(
-                f"it did not confirm {method} of a leftover: {error.message}"
-            ) from error
-        self._state.audit.write("leftover", attachment=attachment, vm=link.name, stopped=method)
-        logger.info("%s: %s of leftover %s", link.name, method, attachment)
+            refusals.append(f"it did not confirm {method} of a leftover: {error.message}")
 
 
 def _is_exported(link: AgentLink | None, lease: Lease) -> bool:

@@ -165,6 +165,10 @@ class Registry:
         ]
         return sorted(found, key=lambda item: item[0])
 
+    def of_backend(self, backend: str, device_class: str) -> list[DeviceKey]:
+        """The devices of a class that one VM has; costs what that VM has, not what others have."""
+        return [key for key in self._backends.get(backend, {}) if key.device_class == device_class]
+
     def family(self, key: DeviceKey) -> set[DeviceKey]:
         """The devices that hold the same data: `key`, what it is a part of, and its parts.
 

@@ -72,15 +72,18 @@ async def run(config: Config, driver: Driver) -> None:
                 policy=policy,
                 unsupported=config.unsupported,
             )
-            async with trio.open_nursery() as nursery:
-                await nursery.start(end_at_signal, nursery.cancel_scope)
-                await nursery.start(policy.run)
-                await nursery.start(driver.run)
-                api = await start_parts(state, nursery)
-                nursery.start_soon(LocalSocket(api).serve, listener)
-                audit.write("service", what="started")
-                _say_ready()
-            audit.write("service", what="ended")
+            try:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(end_at_signal, nursery.cancel_scope)
+                    await nursery.start(policy.run)
+                    await nursery.start(driver.run)
+                    api = await start_parts(state, nursery)
+                    nursery.start_soon(LocalSocket(api).serve, listener)
+                    audit.write("service", what="started")
+                    _say_ready()
+            finally:
+                state.noise.flush_all()
+                audit.write("service", what="ended")
 
 
 async def start_parts(state: State, nursery: trio.Nursery) -> Api:
@@ -90,9 +93,12 @@ async def start_parts(state: State, nursery: trio.Nursery) -> Api:
     reconciler = Reconciler(state, takedown)
     api = Api(state, transaction, takedown, reconciler, Operations(nursery))
     rows = reconciler.load_journal()
+    starts = api.interrupted.load()
     await nursery.start(Control(state, takedown, reconciler, api).run)
     for lease in rows:
         nursery.start_soon(reconciler.settle, lease)
+    for start in starts:
+        nursery.start_soon(api.interrupted.settle, start)
     return api
 
 

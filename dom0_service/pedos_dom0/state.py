@@ -10,6 +10,7 @@ from pedos_vchan import faultpoints
 from pedos_dom0.agents import AgentTable
 from pedos_dom0.drivers.base import DOM0_DOMID, DOM0_NAME, DomainInfo
 from pedos_dom0.errors import no_vm
+from pedos_dom0.noise import Noise
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -46,10 +47,15 @@ class State:
     # Class -> why this driver's agents cannot carry it.
     unsupported: Mapping[str, str] = attrs.field(factory=dict)
     agents: AgentTable = attrs.field(factory=AgentTable)
+    # The way to `audit` for what VMs can cause at will.
+    noise: Noise = attrs.field(init=False)
     # VMs that are on their way down: they get no device any more.
     closing: set[str] = attrs.field(factory=set)
     # Test-only stops in attach and detach; tests put their own here.
     reach: Callable[[str], Awaitable[None]] = faultpoints.reach
+
+    def __attrs_post_init__(self) -> None:
+        self.noise = Noise(self.audit)
 
     def domain(self, name: str) -> DomainInfo | None:
         """The VM of this name, dom0 included, or None if there is none."""

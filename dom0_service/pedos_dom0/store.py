@@ -1,4 +1,4 @@
-"""What dom0 remembers across restarts: assignments, and the journal of attachments.
+"""What dom0 remembers across restarts: assignments, and the journals of attachments and starts.
 
 One SQLite file. A call that returned is on the disk (WAL with synchronous=FULL: one fsync, about a
 millisecond), and a call that was cut short by a crash or a power failure left nothing behind.
@@ -19,12 +19,24 @@ from .leases import STATES, Lease
 from .registry import DeviceKey
 
 # Counted up with every change of the tables; stands in the file as its user_version.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # Marks the file as ours ("PeDO"), so that another program's database is not written into.
 APPLICATION_ID = 0x5065444F
 # Seconds to wait for another process that holds the file: a tool that reads it for a moment.
 LOCK_WAIT = 2.0
 
+# What leads from a version to the next one.
+_STEPS = {
+    1: """
+CREATE TABLE start (
+    vm TEXT PRIMARY KEY NOT NULL,
+    domid INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE INDEX assignment_of ON assignment (device_class, backend, device);
+""",
+}
+
+# Version 1; a new file takes the steps from there as an old one does.
 _SCHEMA = f"""
 CREATE TABLE assignment (
     vm TEXT NOT NULL,
@@ -48,8 +60,16 @@ CREATE TABLE journal (
     state TEXT NOT NULL CHECK (state IN {STATES!r})
 ) STRICT, WITHOUT ROWID;
 PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
 """
+
+
+_ASSIGNMENTS = """SELECT vm, device_class, backend, device, options FROM assignment
+    ORDER BY vm, device_class, backend, device"""
+# Each of these has an index: what one VM asks for does not cost what all others have.
+_ASSIGNMENTS_OF_VM = """SELECT vm, device_class, backend, device, options FROM assignment
+    WHERE vm = ? ORDER BY vm, device_class, backend, device"""
+_ASSIGNMENTS_OF_DEVICE = """SELECT vm, device_class, backend, device, options FROM assignment
+    WHERE (device_class, backend, device) = (?, ?, ?) ORDER BY vm"""
 
 
 class StoreError(Exception):
@@ -85,6 +105,14 @@ class Assignment:
     options: Mapping[str, str]
 
 
+@frozen
+class StartRow:
+    """A start of `vm` that is in progress; `domid` is None until the hypervisor gave one."""
+
+    vm: str
+    domid: int | None
+
+
 class Store:
     """The open file. Every method raises StoreError when the file does not do its part."""
 
@@ -96,6 +124,7 @@ class Store:
             self._db = sqlite3.connect(self._path, timeout=LOCK_WAIT, isolation_level=None)
         try:
             self._open()
+            self._inode = self._path.stat().st_ino
         except BaseException:
             self._db.close()
             raise
@@ -123,6 +152,7 @@ class Store:
 
     def assign(self, vm: str, key: DeviceKey, options: Mapping[str, str]) -> None:
         """Adds an assignment, or gives an existing one new options."""
+        self._require_file()
         self._run(
             "INSERT OR REPLACE INTO assignment VALUES (?, ?, ?, ?, ?)",
             (vm, key.device_class, key.backend, key.device, json.dumps(dict(options))),
@@ -137,11 +167,17 @@ class Store:
 
     def assignments(self, vm: str | None = None) -> list[Assignment]:
         """All assignments (of a VM), in the order of VM and device."""
-        rows = self._rows(
-            "SELECT vm, device_class, backend, device, options FROM assignment"
-            " WHERE ?1 IS NULL OR vm = ?1 ORDER BY vm, device_class, backend, device",
-            (vm,),
-        )
+        if vm is None:
+            return self._assignments(_ASSIGNMENTS, ())
+        return self._assignments(_ASSIGNMENTS_OF_VM, (vm,))
+
+    def assignments_of(self, key: DeviceKey) -> list[Assignment]:
+        """The assignments of one device, in the order of VMs."""
+        values = (key.device_class, key.backend, key.device)
+        return self._assignments(_ASSIGNMENTS_OF_DEVICE, values)
+
+    def _assignments(self, statement: str, values: tuple[str, ...]) -> list[Assignment]:
+        rows = self._rows(statement, values)
         return [
             Assignment(vm_, DeviceKey(device_class, backend, device), self._options(options))
             for vm_, device_class, backend, device, options in rows
@@ -151,6 +187,7 @@ class Store:
 
     def journal_put(self, lease: Lease) -> None:
         """Notes an attachment before its first step, or all that has changed of it since."""
+        self._require_file()
         key = lease.key
         self._run(
             "INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -211,6 +248,20 @@ class Store:
             ) in rows
         ]
 
+    # Starts of VMs
+
+    def start_put(self, vm: str, domid: int | None) -> None:
+        """The VM is being started: before the hypervisor is asked, and when it has answered."""
+        self._run("INSERT OR REPLACE INTO start VALUES (?, ?)", (vm, domid))
+
+    def start_delete(self, vm: str) -> bool:
+        """The start is over, well or not; False when there was none."""
+        return self._run("DELETE FROM start WHERE vm = ?", (vm,))
+
+    def starts(self) -> list[StartRow]:
+        """The starts that were in progress when the file was last written."""
+        return [StartRow(*row) for row in self._rows("SELECT vm, domid FROM start ORDER BY vm", ())]
+
     # The file
 
     def _open(self) -> None:
@@ -229,14 +280,40 @@ class Store:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         (tables,) = self._db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         if not tables:
-            # One transaction: a crash leaves an empty file or a whole one.
-            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+            self._make(_SCHEMA, 1)
         elif application != APPLICATION_ID:
             why = "this is the database of another program"
             raise StoreError(self._path, why, "give this service a state folder of its own")
+        elif 0 < version < SCHEMA_VERSION:
+            self._make("", version)
         elif version != SCHEMA_VERSION:
             why = f"its tables have version {version}, and this service knows {SCHEMA_VERSION}"
             raise StoreError(self._path, why, "install the version of the service that wrote it")
+
+    def _make(self, tables: str, version: int) -> None:
+        """Makes `tables` and takes the steps from `version` on. One transaction: a crash leaves
+        the file as it was, or whole and of this version."""
+        steps = "".join(_STEPS[each] for each in range(version, SCHEMA_VERSION))
+        mark = f"PRAGMA user_version = {SCHEMA_VERSION};"
+        try:
+            self._db.executescript(f"BEGIN IMMEDIATE; {tables} {steps} {mark} COMMIT;")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _require_file(self) -> None:
+        """What is promised to outlive the service must not go into a file that has no name."""
+        try:
+            there = self._path.stat().st_ino == self._inode
+        except OSError:
+            there = False
+        if not there:
+            raise StoreError(
+                self._path,
+                "it was deleted or replaced while the service had it open",
+                "restart the service, which makes it anew",
+            )
 
     def _run(self, statement: str, values: tuple[str | int | None, ...]) -> bool:
         """One statement, committed at once unless in `transaction`; True when it hit a row."""

@@ -18,7 +18,7 @@ from pedos_protocol.fields import ATTACHMENTS_MAX
 from pedos_protocol.messages import parse_result
 from pedos_protocol.names import harmless_text
 
-from pedos_dom0.errors import agent_missing, failure, shutting_down
+from pedos_dom0.errors import QuotaError, agent_missing, failure, shutting_down
 from pedos_dom0.leases import ATTACHED, PENDING, Lease
 from pedos_dom0.options import effective_options
 from pedos_dom0.store import StoreError
@@ -79,9 +79,9 @@ class Transaction:
             if name in state.closing:
                 raise shutting_down(name)
         if len(state.leases.of_vm(vm)) >= ATTACHMENTS_MAX:
-            raise failure("quota", f"{vm} has {ATTACHMENTS_MAX} devices already")
+            raise QuotaError(vm, f"{vm} has {ATTACHMENTS_MAX} devices already")
         if len(state.leases.from_backend(key.backend)) >= ATTACHMENTS_MAX:
-            raise failure("quota", f"{key.backend} lends {ATTACHMENTS_MAX} devices already")
+            raise QuotaError(key.backend, f"{key.backend} lends {ATTACHMENTS_MAX} devices already")
         lease = Lease(
             attachment=secrets.token_hex(8),
             key=key,

@@ -1,8 +1,10 @@
 """vm.start and vm.shutdown: a VM starts with all that is assigned to it, or not at all.
 
 Before anything is started, every assigned device is there, allowed and leased, so that nobody can
-take it while the VM boots. A shutdown goes the other way round: first the devices are detached, so
-that what the VM has not written yet is written, and then the VM is stopped.
+take it while the VM boots. A start in progress stands in the store, so that a service which is
+killed meanwhile leaves no VM without its devices (see interrupted.py). A shutdown goes the other
+way round: first the devices are detached, so that what the VM has not written yet is written, and
+then the VM is stopped.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pedos_dom0.agents import AGENT_GRACE
 from pedos_dom0.drivers.base import DOM0_NAME, DriverError
 from pedos_dom0.leases import Taken
 from pedos_dom0.options import parse_options
+from pedos_dom0.store import StoreError
 from pedos_dom0.transaction import NO_DOMAIN, is_read_only
 
 if TYPE_CHECKING:
@@ -188,39 +191,65 @@ class VmLife:
 
     async def _start_with(self, vm: str, leases: list[Lease], request: str) -> VmStarted:
         """Starts the VM and attaches; takes everything back if anything fails."""
+        state = self._state
         waiting = list(leases)
         attached: list[Lease] = []
         domid: int | None = None
         try:
-            domid = await self._state.driver.start(vm)
+            if leases:  # a VM to which nothing is assigned needs nothing that could be missing
+                state.store.start_put(vm, None)
+            await state.reach("start.reserved")
+            domid = await state.driver.start(vm)
+            if leases:
+                state.store.start_put(vm, domid)
+            await state.reach("start.started")
             if leases and not await self._booted(vm, domid):
-                raise errors.failure(
-                    "failed", f"{vm} was stopped again: its agent did not connect in time"
-                )
+                raise errors.failure("failed", "its agent did not connect in time")
+            await state.reach("start.agent")
             while waiting:
                 lease = self._transaction.rebind(waiting.pop(0), domid)
                 attached.append(await self._transaction.establish(lease, request))
+            await state.reach("start.attached")
+            # Before anybody is told that it succeeded: a row that stayed would later stop the VM.
+            state.store.start_delete(vm)
             return VmStarted(domid=domid, attached=tuple(str(lease.key) for lease in attached))
         except Exception as raised:
             error: CallError | DriverError
             if isinstance(raised, CallError | DriverError):
                 error = raised
+            elif isinstance(raised, StoreError):
+                error = errors.failure("failed", str(raised))
             else:
                 logger.exception("start of %s", vm)
                 error = errors.failure("failed", "an internal error; the service's log has it")
             for lease in waiting:
                 self._transaction.release(lease)
-            if domid is None:
+            # A hypervisor that did not answer in time may have started it, or still do so.
+            if domid is None and error.code != "timeout":
+                self._forget_start(vm)
                 hint = error.hint if isinstance(error, DriverError) else None
                 code = error.code
                 raise errors.failure(code, f"{vm} was not started: {error}", hint=hint) from error
-            for lease in reversed(attached):
-                await self._transaction.undo(lease, f"the start of {vm} failed", request)
-            await self._stop_again(vm)
-            text = str(error)
-            if not text.startswith(f"{vm} was"):
-                text = f"{vm} was stopped again: {text}"
-            raise errors.failure("failed", text) from error
+            await self._undo_all(attached, f"the start of {vm} failed", request)
+            if await self._stop_again(vm):
+                self._forget_start(vm)
+                what = "was stopped again"
+            else:
+                what = "runs without its devices, as it could not be stopped again"
+            raise errors.failure("failed", f"{vm} {what}: {error}") from error
+
+    async def _undo_all(self, attached: list[Lease], reason: str, request: str) -> None:
+        """Takes attachments back, all at once: those that hang are waited for together."""
+        async with trio.open_nursery() as nursery:
+            for lease in attached:
+                nursery.start_soon(self._transaction.undo, lease, reason, request)
+
+    def _forget_start(self, vm: str) -> None:
+        """The VM does not run, so a row that cannot be removed does no harm."""
+        try:
+            self._state.store.start_delete(vm)
+        except StoreError as error:
+            logger.critical("the end of the start of %s is not in the store: %s", vm, error)
 
     async def _booted(self, vm: str, domid: int) -> bool:
         """Waits for the agent of the new domain; False if it ends or takes too long."""
@@ -236,14 +265,15 @@ class VmLife:
         await state.agents.wait_for(vm, timeout=BOOT_TIMEOUT, worthwhile=alive)
         return state.agents.at(vm, domid) is not None
 
-    async def _stop_again(self, vm: str) -> None:
+    async def _stop_again(self, vm: str) -> bool:
         """Stops a VM whose start did not come to a good end; by force if it must be."""
         for force in (False, True):
             try:
                 await self._state.driver.shutdown(vm, force)
-                return
+                return True
             except DriverError as error:
                 logger.error("%s could not be stopped again: %s", vm, error)
+        return False
 
     # Shutdown
 
@@ -254,23 +284,34 @@ class VmLife:
         if domain.state == "Halted":
             raise errors.failure("failed", f"{vm} is not running", hint="qvm-ls")
         self._state.closing.add(vm)
+        reason = f"{vm} is shut down"
         try:
             if not force:
-                await self._free_all(vm, request)
+                await self._free_all(vm, reason, request)
             try:
                 await self._state.driver.shutdown(vm, force)
             except DriverError as error:
                 raise errors.failure(error.code, str(error), hint=error.hint) from error
             # Those that a forced shutdown left to its agent's end are waited for.
-            await self._free_all(vm, request)
+            await self._free_all(vm, reason, request)
         finally:
             self._state.closing.discard(vm)
 
-    async def _free_all(self, vm: str, request: str) -> None:
+    async def stop(self, vm: str, reason: str) -> bool:
+        """Detaches everything and stops the VM, by force if it must be; False if it runs still."""
+        self._state.closing.add(vm)
+        try:
+            await self._free_all(vm, reason, None)
+            stopped = await self._stop_again(vm)
+            await self._free_all(vm, reason, None)
+        finally:
+            self._state.closing.discard(vm)
+        return stopped
+
+    async def _free_all(self, vm: str, reason: str, request: str | None) -> None:
         """Ends every attachment to and from the VM, all at once, and waits for that."""
 
         async def free(lease: Lease) -> None:
-            reason = f"{vm} is shut down"
             attempt = self._takedown.attempts.get(lease.attachment)
             if attempt is not None:
                 attempt.break_off(reason)

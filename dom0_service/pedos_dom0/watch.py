@@ -24,6 +24,10 @@ Kind = Literal["added", "removed", "changed", "gap"]
 
 # A tray widget for every user of a machine, and some scripts. Each costs one listing per change.
 WATCHERS_MAX = 32
+# Bytes of events that may wait for a watcher before the next is held back: a few of the largest. So
+# one that reads slowly gets a gap, when the registry has more for it than SUBSCRIPTION_MAX, and is
+# not thrown out for what the peer's own bound (OUT_MAX, sixteen of the largest frames) is.
+WAITING_MAX = 256 * 1024
 
 
 class Watch:
@@ -48,7 +52,10 @@ class Watch:
     async def _feed(self, peer: Peer, subscription: Subscription) -> None:
         try:
             with subscription:
-                async for revision, kind, key in subscription:
+                while True:
+                    # Before the next event is taken, so that it is as of when it can be sent.
+                    await peer.drained(WAITING_MAX)
+                    revision, kind, key = await anext(subscription)
                     if key is None:
                         event = DeviceEvent(revision=revision, kind="gap", device=None)
                     else:
@@ -60,6 +67,8 @@ class Watch:
                             device=device,
                         )
                     await peer.notify("device.event", to_wire(event))
+        except StopAsyncIteration:
+            pass  # the subscription was closed
         except LocalProtocolError as error:
             logger.error("a watcher is given up: %s", error)
             peer.close()

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <time.h>
 #include <unistd.h>
 
 int pv_channel_watch(struct pv_channel *channel, int live_fd)
@@ -30,6 +31,27 @@ int pv_channel_wait_fd(const struct pv_channel *channel)
     return channel->wait_fd;
 }
 
+/* Keeps the peer's account of wake-ups: news are a step of either of its indices. */
+static void count_wake(struct pv_channel *channel)
+{
+    const struct pv_ring *ring = &channel->ring;
+    struct timespec now;
+
+    if (channel->seen_in != ring->in.peer || channel->seen_out != ring->out.peer) {
+        channel->seen_in = ring->in.peer;
+        channel->seen_out = ring->out.peer;
+        channel->idle_wakes -= channel->idle_wakes > 0;
+        return;
+    }
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    if (now.tv_sec != channel->idle_second) {
+        channel->idle_second = now.tv_sec;
+        channel->idle_wakes = 0;
+    }
+    if (++channel->idle_wakes > PV_IDLE_WAKES)
+        pv_ring_fail(&channel->ring, PV_FLOODED);
+}
+
 void pv_channel_collect(struct pv_channel *channel)
 {
     struct epoll_event events[2];
@@ -38,6 +60,7 @@ void pv_channel_collect(struct pv_channel *channel)
     for (int i = 0; i < count; i++) {
         if (events[i].data.fd == channel->event_fd) {
             channel->clear(channel);
+            count_wake(channel);
         } else {
             pv_ring_peer_gone(&channel->ring);
             /* A hang-up stays readable for ever; once is enough. */

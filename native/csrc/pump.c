@@ -71,9 +71,10 @@ static void end_writing(struct loop *loop)
 static void end_ring(struct loop *loop, int64_t code)
 {
     note(loop->pump,
-         code == PV_CLOSED ? PV_PUMP_PEER_CLOSED
-         : code == PV_DIED ? PV_PUMP_PEER_DIED
-                           : PV_PUMP_PEER_BROKEN,
+         code == PV_CLOSED    ? PV_PUMP_PEER_CLOSED
+         : code == PV_DIED    ? PV_PUMP_PEER_DIED
+         : code == PV_FLOODED ? PV_PUMP_PEER_FLOODED
+                              : PV_PUMP_PEER_BROKEN,
          0);
     loop->reading = false; /* nobody would read it from the ring */
 }

@@ -14,7 +14,8 @@ enum pv_pump_why {
     PV_PUMP_OUTPUT_FAILED,   /* fd_out takes no more (EPIPE and others); see error */
     PV_PUMP_PEER_CLOSED,
     PV_PUMP_PEER_DIED,
-    PV_PUMP_PEER_BROKEN, /* impossible indices */
+    PV_PUMP_PEER_BROKEN,  /* impossible indices */
+    PV_PUMP_PEER_FLOODED, /* too many wake-ups without news */
     PV_PUMP_CANCELLED,
     PV_PUMP_FAILED, /* poll or fcntl failed; see error */
 };

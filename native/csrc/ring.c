@@ -87,12 +87,12 @@ void pv_ring_attach(struct pv_ring *ring, struct vchan_interface *page, unsigned
     }
 }
 
-/* An index that no correct peer can publish: stop for good, and say so through our live flag. */
-static int64_t fail(struct pv_ring *ring)
+int64_t pv_ring_fail(struct pv_ring *ring, int8_t code)
 {
-    ring->broken = 1;
-    pv_ring_close(ring);
-    return PV_BROKEN;
+    if (!ring->broken)
+        ring->broken = code;
+    pv_ring_close(ring); /* our live flag tells the peer */
+    return ring->broken;
 }
 
 int64_t pv_ring_ready(struct pv_ring *ring)
@@ -100,7 +100,7 @@ int64_t pv_ring_ready(struct pv_ring *ring)
     struct pv_direction *in = &ring->in;
 
     if (ring->broken)
-        return PV_BROKEN;
+        return ring->broken;
     if (!ring->final) {
         /*
          * The live flag is read before the index. A peer writes bytes, then its index, then the
@@ -113,7 +113,7 @@ int64_t pv_ring_ready(struct pv_ring *ring)
 
         /* More than fits, or bytes taken back that had been announced. */
         if (prod - in->own > in->size || prod - in->own < in->peer - in->own)
-            return fail(ring);
+            return pv_ring_fail(ring, PV_BROKEN);
         in->peer = prod;
         if (live == PV_LIVE_CLOSED || ring->gone) {
             ring->final = 1;
@@ -133,7 +133,7 @@ int64_t pv_ring_room(struct pv_ring *ring)
     uint32_t cons;
 
     if (ring->broken)
-        return PV_BROKEN;
+        return ring->broken;
     if (ring->closed || __atomic_load_n(ring->peer_live, __ATOMIC_ACQUIRE) == PV_LIVE_CLOSED)
         return PV_CLOSED;
     if (ring->gone)
@@ -142,7 +142,7 @@ int64_t pv_ring_room(struct pv_ring *ring)
     cons = __atomic_load_n(out->watched, __ATOMIC_ACQUIRE);
     /* It read what was never written, or un-read what it had read. */
     if (out->own - cons > out->own - out->peer)
-        return fail(ring);
+        return pv_ring_fail(ring, PV_BROKEN);
     out->peer = cons;
     if (out->own - cons == out->size)
         return PV_WOULD_BLOCK;

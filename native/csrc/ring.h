@@ -35,6 +35,7 @@
 #define PV_CLOSED (-2)      /* the peer closed, and everything that it sent has been read */
 #define PV_DIED (-3)        /* the peer is gone without closing, and everything has been read */
 #define PV_BROKEN (-4)      /* the peer published impossible indices: failed for good */
+#define PV_FLOODED (-5)     /* the peer woke us again and again without news: failed for good */
 
 struct pv_indices {
     uint32_t cons, prod; /* run freely; masked on use; full is prod - cons == size */
@@ -72,7 +73,7 @@ struct pv_ring {
     uint8_t final;   /* the peer closed or died, and in.peer is the last that counts */
     uint8_t gone;    /* the peer is known to be dead (pv_ring_peer_gone) */
     uint8_t clean;   /* valid with final: it closed before it went */
-    uint8_t broken;
+    int8_t broken;   /* 0, or the code with which everything fails for good */
     void (*notify)(void *arg); /* wakes the peer; must not block */
     void *notify_arg;
 };
@@ -115,6 +116,9 @@ void pv_ring_arm(struct pv_ring *ring, unsigned bits);
 
 /* The peer is dead: what it published is drained, then PV_DIED (or PV_CLOSED, if it had closed). */
 void pv_ring_peer_gone(struct pv_ring *ring);
+
+/* Fails the channel for good with code (PV_BROKEN, PV_FLOODED), closes it, returns code. */
+int64_t pv_ring_fail(struct pv_ring *ring, int8_t code);
 
 /* Says goodbye. The peer still reads everything that was written; we may still read, too. */
 void pv_ring_close(struct pv_ring *ring);

@@ -10,12 +10,14 @@ class _Lib(Protocol):
     PV_CLOSED: int
     PV_DIED: int
     PV_BROKEN: int
+    PV_FLOODED: int
     PV_PUMP_INPUT_ENDED: int
     PV_PUMP_INPUT_FAILED: int
     PV_PUMP_OUTPUT_FAILED: int
     PV_PUMP_PEER_CLOSED: int
     PV_PUMP_PEER_DIED: int
     PV_PUMP_PEER_BROKEN: int
+    PV_PUMP_PEER_FLOODED: int
     PV_PUMP_CANCELLED: int
     PV_PUMP_FAILED: int
 

@@ -98,7 +98,8 @@ def start_child(
     are inherited. `pass_fds` keep their numbers. Must be called in the main thread: the kernel
     sends the signal at the death of the *thread* that started the child.
 
-    Raises FileNotFoundError when the program or setpriv is not there, OSError when fork fails.
+    Raises FileNotFoundError when the program or setpriv is not there, OSError when fork fails or no
+    descriptor is left to watch it with; nothing runs then.
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("children start from the main thread: PR_SET_PDEATHSIG is tied to it")
@@ -122,4 +123,9 @@ def start_child(
         env=None if env is None else dict(env),
         start_new_session=new_session,
     )
-    return Child(process, os.path.basename(program)[:NAME_MAX])
+    try:
+        return Child(process, os.path.basename(program)[:NAME_MAX])
+    except BaseException:  # no descriptor left for its pidfd: nobody could wait for it or end it
+        process.kill()
+        process.wait()
+        raise

@@ -7,12 +7,13 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
-from outcome import Outcome
 
 from ._native import ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from outcome import Outcome
 
     from .channel import Channel
 
@@ -32,6 +33,7 @@ class Why(enum.StrEnum):
     PEER_CLOSED = "peer closed the channel"
     PEER_DIED = "peer died"
     PEER_BROKEN = "peer published impossible ring indices"
+    PEER_FLOODED = "peer flooded the channel with events"
     CANCELLED = "cancelled"
     FAILED = "pump failed"
 

@@ -16,12 +16,13 @@ import struct
 from typing import TYPE_CHECKING
 
 import trio
+from pedos_protocol.fields import DOMID_MAX, PORT_MAX
 
 from ._native import ffi, lib
 from .channel import Channel
+from .unix import bind_unix, short_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from . import _native
@@ -40,9 +41,6 @@ CONTROL_PORT = 1  # where every agent listens for dom0
 CONTROL_ORDER = 16  # 64 KiB: one largest frame of the control protocol fits
 DATA_ORDER = 18  # 256 KiB: from here on bulk speed hardly grows, and two rings still fit a cache
 
-DOMAIN_MAX = 0x7FEF  # Xen reserves the numbers from 0x7FF0 on (xen.h, DOMID_FIRST_RESERVED)
-PORT_MAX = 0xFFFFFFFF
-
 # Both sides answer at once or not at all; this only bounds a peer that hangs.
 HANDSHAKE_TIMEOUT = 5.0  # seconds
 # A server serves one client; the others only wait to be told so.
@@ -56,39 +54,13 @@ _DESCRIPTORS = 3  # memfd, the eventfd that the client waits on, the one that it
 
 def _check(domain: int, peer: int, port: int) -> None:
     for number in (domain, peer):
-        if not 0 <= number <= DOMAIN_MAX:
-            raise ValueError(f"domain {number} is not between 0 and {DOMAIN_MAX}")
+        if not 0 <= number <= DOMID_MAX:
+            raise ValueError(f"domain {number} is not between 0 and {DOMID_MAX}")
     if domain == peer:
         # On Xen this crashes the kernel; here it would work and hide the mistake.
         raise ValueError(f"domain {domain} cannot open a channel to itself")
     if not 0 <= port <= PORT_MAX:
         raise ValueError(f"port {port} is not between 0 and {PORT_MAX}")
-
-
-@contextlib.contextmanager
-def _short_path(directory: str | Path) -> Iterator[str]:
-    """A name of directory that is short enough for a socket address (108 bytes)."""
-    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}"
-    finally:
-        os.close(fd)
-
-
-def _new_socket() -> socket.socket:
-    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-
-
-def _refuse_living(path: str, shown: str) -> None:
-    """Raises ``OSError`` (EADDRINUSE) if a server listens at path."""
-    with _new_socket() as probe:
-        try:
-            probe.connect(path)
-        except (FileNotFoundError, ConnectionRefusedError):
-            return
-        except BlockingIOError:
-            pass  # its backlog is full, so it is there
-    raise OSError(errno.EADDRINUSE, "another server already listens here", shown)
 
 
 async def listen(
@@ -116,26 +88,16 @@ async def listen(
         )
     await trio.lowlevel.checkpoint()
     name = f"{domain}-{peer}-{port}.sock"
-    listening = _new_socket()
+    path = os.path.join(os.path.abspath(directory), name)
+    listening = bind_unix(path, 0o600, BACKLOG)
     try:
-        with _short_path(directory) as short:
-            path, fresh = f"{short}/{name}", f"{short}/.{name}.new"
-            _refuse_living(path, os.path.join(directory, name))
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(fresh)
-            # Bound aside and moved into place once it listens: a client finds no server or a ready
-            # one, never one that refuses.
-            listening.bind(fresh)
-            os.chmod(fresh, 0o600)
-            listening.listen(BACKLOG)
-            inode = os.stat(fresh).st_ino
-            os.rename(fresh, path)
+        inode = os.lstat(path).st_ino
     except BaseException:
         listening.close()
         raise
     return Listener(
         listening,
-        os.path.join(os.path.abspath(directory), name),
+        path,
         inode,
         (domain, peer, port),
         (order_left, order_right),
@@ -219,10 +181,9 @@ class Listener:
         if self._closed:
             return
         self._closed = True
-        with contextlib.suppress(OSError), _short_path(os.path.dirname(self._path)) as short:
-            path = f"{short}/{os.path.basename(self._path)}"
-            if os.stat(path, follow_symlinks=False).st_ino == self._inode:
-                os.unlink(path)
+        with contextlib.suppress(OSError):
+            if os.lstat(self._path).st_ino == self._inode:
+                os.unlink(self._path)
         self._socket.close()
 
     def __enter__(self) -> Listener:
@@ -242,10 +203,10 @@ async def connect(directory: str | Path, domain: int, peer: int, port: int) -> C
     """
     _check(domain, peer, port)
     await trio.lowlevel.checkpoint()
-    with _new_socket() as plain:
-        with _short_path(directory) as short:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as plain:
+        with short_path(os.path.join(directory, f"{peer}-{domain}-{port}.sock")) as short:
             try:
-                plain.connect(f"{short}/{peer}-{domain}-{port}.sock")
+                plain.connect(short)
             except BlockingIOError:
                 raise ConnectionRefusedError(
                     errno.ECONNREFUSED, "too many clients wait for this server"

@@ -11,6 +11,10 @@ from .channel import Channel
 # As large as a control channel's ring: nothing that is ready is ever left for a second call there.
 DEFAULT_RECEIVE_SIZE = 65536
 
+# Turns of send_all between two checkpoints. A peer that reads as fast as we write leaves room each
+# time, and other tasks would never get a turn; so many times the largest ring are copied in 1 ms.
+TURNS_MAX = 4
+
 
 class _Guard:
     """Lets one task in at a time; a second one is a mistake that must not go unseen."""
@@ -66,12 +70,15 @@ class VchanStream(trio.abc.Stream):
             await trio.lowlevel.checkpoint()
             with ffi.from_buffer("uint8_t[]", data) as whole:
                 length = len(whole)
-                sent = 0
+                sent = turns = 0
                 while sent < length:
                     native = self._channel.native()
                     count = lib.pv_channel_send(native, whole + sent, length - sent)
                     if count > 0:
                         sent += count
+                        turns += 1
+                        if turns % TURNS_MAX == 0 and sent < length:
+                            await trio.lowlevel.checkpoint()
                     elif count == lib.PV_WOULD_BLOCK:
                         await self._wait()
                     else:
@@ -143,6 +150,8 @@ class VchanStream(trio.abc.Stream):
 def _broken(code: int) -> trio.BrokenResourceError:
     if code == lib.PV_BROKEN:
         return trio.BrokenResourceError("the peer published impossible ring indices")
+    if code == lib.PV_FLOODED:
+        return trio.BrokenResourceError("event flood: the peer woke us too often without news")
     if code == lib.PV_DIED:
         return trio.BrokenResourceError("the peer is gone without closing the channel")
     return trio.BrokenResourceError("the peer has closed the channel")

@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import stat
+import struct
 from collections.abc import Iterator
 
 import trio
@@ -20,6 +21,9 @@ SUN_PATH_MAX = 107
 
 #: Connections that wait to be accepted. A kernel caps this at net.core.somaxconn (4096 as a rule).
 BACKLOG = 4096
+
+# struct ucred of unix(7): pid, uid, gid.
+_UCRED = struct.Struct("3i")
 
 #: Seconds between two attempts to connect to a socket whose backlog is full.
 BACKLOG_RETRY = 0.01
@@ -63,7 +67,34 @@ def _refuse_unless_stale(path: str) -> None:
             return
         except BlockingIOError:
             pass  # its backlog is full: somebody listens
-    raise OSError(errno.EADDRINUSE, "another program listens there", path)
+    raise OSError(errno.EADDRINUSE, "another program already listens there", path)
+
+
+def bind_unix(path: str | os.PathLike[str], mode: int, backlog: int = BACKLOG) -> socket.socket:
+    """What `listen_unix` does, without trio: the listening socket."""
+    whole = os.fspath(path)
+    _refuse_unless_stale(whole)
+    parent, name = os.path.split(whole)
+    new = os.path.join(parent, f".{name[:32]}.{os.getpid()}")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
+        # Bound aside and moved into place once it listens: a client finds no server or a ready one,
+        # never one that refuses.
+        with short_path(new) as short:
+            listener.bind(short)
+        try:
+            os.chmod(new, mode)
+            listener.listen(backlog)
+            os.rename(new, whole)
+        except BaseException:
+            os.unlink(new)
+            raise
+        return listener
+    except BaseException:
+        listener.close()
+        raise
 
 
 async def listen_unix(path: str | os.PathLike[str], mode: int) -> trio.SocketListener:
@@ -73,27 +104,7 @@ async def listen_unix(path: str | os.PathLike[str], mode: int) -> trio.SocketLis
     FileExistsError if it is not a socket at all. Nobody connects before the mode is right.
     """
     await trio.lowlevel.checkpoint()
-    whole = os.fspath(path)
-    _refuse_unless_stale(whole)
-    parent, name = os.path.split(whole)
-    new = os.path.join(parent, f".{name[:32]}.{os.getpid()}")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(new)
-        with short_path(new) as short:
-            listener.bind(short)
-        try:
-            os.chmod(new, mode)
-            listener.listen(BACKLOG)
-            os.rename(new, whole)
-        except BaseException:
-            os.unlink(new)
-            raise
-        return trio.SocketListener(trio.socket.from_stdlib_socket(listener))
-    except BaseException:
-        listener.close()
-        raise
+    return trio.SocketListener(trio.socket.from_stdlib_socket(bind_unix(path, mode)))
 
 
 async def connect_unix(path: str | os.PathLike[str]) -> trio.SocketStream:
@@ -117,3 +128,10 @@ async def connect_unix(path: str | os.PathLike[str]) -> trio.SocketStream:
     except BaseException:
         sock.close()
         raise
+
+
+def peer_uid(stream: trio.SocketStream) -> int:
+    """The user of the process at the other end, as the kernel noted it when that connected."""
+    raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    uid: int = _UCRED.unpack(raw)[1]
+    return uid

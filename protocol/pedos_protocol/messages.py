@@ -1,5 +1,8 @@
 """The messages: one class for each, and one table that says which method carries which.
 
+Those between a client and dom0 stand here, dom0's with an agent in `agent_messages`, and those of
+local mode's machine in `machine_messages`.
+
 Classes are immutable and compare by value. Making one checks nothing: what a program says about
 its own state it may be trusted with, and the reader checks anyway. All that came over a
 connection goes through `parse_params` or `parse_result`, and through nothing else; what they
@@ -16,25 +19,31 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import attr
 
+from .agent_messages import (
+    AgentReport,
+    AttachmentEnded,
+    Device,
+    ExportStart,
+    ExportState,
+    ExportStop,
+    ImportStart,
+    ImportStarted,
+    ImportState,
+    ImportStop,
+)
 from .codec import ITEMS_MAX
 from .errors import CallError, RemoteProtocolError
 from .fields import (
     ATTACHMENTS_MAX,
-    DEVICES_MAX,
     ERRORS_MAX,
     AtMost,
-    AttachmentId,
     DeviceClass,
     DeviceId,
     DeviceName,
     Domid,
     ErrorCode,
-    Frontend,
-    Identity,
-    Line,
     Natural,
     Options,
-    Port,
     Seconds,
     Text,
     VmName,
@@ -42,134 +51,80 @@ from .fields import (
     parse_message,
     prepare,
 )
+from .machine_messages import (
+    DomainChanged,
+    DomainInfo,
+    DomainList,
+    DomainListed,
+    DomainShutdown,
+    DomainStart,
+    DomainStarted,
+    VmState,
+)
 from .names import shown
 
-VmState = Literal["Running", "Halted", "Transient"]
+# All messages are to be had here, whichever module they stand in.
+__all__ = [
+    "SCHEMA",
+    "AgentReport",
+    "AssignedTo",
+    "AttachResult",
+    "AttachedTo",
+    "AttachmentEnded",
+    "DetachItem",
+    "DetachResult",
+    "Device",
+    "DeviceAttach",
+    "DeviceDetach",
+    "DeviceEvent",
+    "DeviceExplain",
+    "DeviceList",
+    "DeviceListed",
+    "DeviceWatch",
+    "DomainChanged",
+    "DomainInfo",
+    "DomainList",
+    "DomainListed",
+    "DomainShutdown",
+    "DomainStart",
+    "DomainStarted",
+    "Empty",
+    "ErrorInfo",
+    "ExplainResult",
+    "ExportStart",
+    "ExportState",
+    "ExportStop",
+    "ImportStart",
+    "ImportStarted",
+    "ImportState",
+    "ImportStop",
+    "Listed",
+    "PolicyErrorInfo",
+    "PolicyStatus",
+    "ServiceStatus",
+    "Spec",
+    "StatusResult",
+    "TraceStep",
+    "Verb",
+    "VmInfo",
+    "VmList",
+    "VmListed",
+    "VmShutdown",
+    "VmStart",
+    "VmStarted",
+    "VmState",
+    "WatchStarted",
+    "parse_params",
+    "parse_result",
+    "to_wire",
+]
+
 Verb = Literal["list", "attach", "detach", "assign"]
 
 
 @attr.frozen
 class Empty:
     """No parameters, or a result that says no more than that it is done."""
-
-
-# Between dom0 and an agent: exports and imports
-
-
-@attr.frozen
-class ExportStart:
-    """Lend `device` to the domain `peer`: answered when the source listens on `port`."""
-
-    attachment: AttachmentId
-    device_class: DeviceClass
-    device: DeviceId
-    port: Port
-    peer: Domid
-    read_only: bool
-
-
-@attr.frozen
-class ExportStop:
-    """End an export. An attachment that is not known is fine: it has ended."""
-
-    attachment: AttachmentId
-
-
-@attr.frozen
-class ImportStart:
-    """Take a device of the domain `peer`: answered when it can be used in the target.
-
-    `frontend` is the block device's name that is wished for; None leaves it to the agent.
-    """
-
-    attachment: AttachmentId
-    device_class: DeviceClass
-    backend: VmName
-    device: DeviceId
-    port: Port
-    peer: Domid
-    read_only: bool
-    frontend: Frontend | None
-
-
-@attr.frozen
-class ImportStarted:
-    """The name that the device has in the target."""
-
-    frontend: Frontend
-
-
-@attr.frozen
-class ImportStop:
-    """End an import, gracefully and then by force. Not known is fine."""
-
-    attachment: AttachmentId
-
-
-# What an agent reports
-
-
-@attr.frozen
-class Device:
-    """A device that a VM could lend.
-
-    `size` is in bytes. `parent` is the id of the disk of which this is a partition. `busy` says
-    why it cannot be lent now (mounted...), None that it can.
-    """
-
-    device_class: DeviceClass
-    device: DeviceId
-    identity: Identity
-    description: Line
-    size: Natural | None
-    parent: DeviceId | None
-    read_only: bool
-    busy: Line | None
-
-
-@attr.frozen
-class ExportState:
-    """An export that an agent serves."""
-
-    attachment: AttachmentId
-    device_class: DeviceClass
-    device: DeviceId
-    peer: Domid
-    port: Port
-    read_only: bool
-
-
-@attr.frozen
-class ImportState:
-    """An import that an agent holds."""
-
-    attachment: AttachmentId
-    device_class: DeviceClass
-    backend: VmName
-    device: DeviceId
-    peer: Domid
-    port: Port
-    read_only: bool
-    frontend: Frontend
-
-
-@attr.frozen
-class AgentReport:
-    """All that an agent has. `revision` counts its reports, from the agent's start."""
-
-    revision: Natural
-    devices: Annotated[tuple[Device, ...], AtMost(DEVICES_MAX)]
-    exports: Annotated[tuple[ExportState, ...], AtMost(ATTACHMENTS_MAX)]
-    imports: Annotated[tuple[ImportState, ...], AtMost(ATTACHMENTS_MAX)]
-
-
-@attr.frozen
-class AttachmentEnded:
-    """An attachment ended by itself, on this `side` ("export" or "import")."""
-
-    attachment: AttachmentId
-    side: Literal["export", "import"]
-    reason: Line
 
 
 # Policy's state
@@ -323,13 +278,14 @@ class DetachResult:
 
 @attr.frozen
 class DeviceExplain:
-    """What would policy say?"""
+    """What would policy say if `source` (a VM, or dom0's user) asked?"""
 
     verb: Verb
     device_class: DeviceClass
     vm: VmName
     backend: VmName
     device: DeviceId
+    source: VmName = "dom0"
 
 
 @attr.frozen
@@ -444,62 +400,6 @@ class StatusResult:
     uptime_s: Seconds
     policy: PolicyStatus
     agents: Annotated[tuple[VmName, ...], AtMost(ITEMS_MAX)]
-
-
-# The machine of local mode
-
-
-@attr.frozen
-class DomainList:
-    """List all domains but dom0."""
-
-
-@attr.frozen
-class DomainInfo:
-    """A domain of local mode."""
-
-    name: VmName
-    domid: Domid | None
-    state: VmState
-    autostart: bool
-
-
-@attr.frozen
-class DomainListed:
-    """All domains but dom0."""
-
-    domains: Annotated[tuple[DomainInfo, ...], AtMost(ITEMS_MAX)]
-
-
-@attr.frozen
-class DomainStart:
-    """Start a domain."""
-
-    name: VmName
-
-
-@attr.frozen
-class DomainStarted:
-    """The id that the domain got for this life."""
-
-    domid: Domid
-
-
-@attr.frozen
-class DomainShutdown:
-    """Shut a domain down."""
-
-    name: VmName
-    force: bool = False
-
-
-@attr.frozen
-class DomainChanged:
-    """A domain's state changed."""
-
-    name: VmName
-    domid: Domid | None
-    state: VmState
 
 
 class Spec(NamedTuple):

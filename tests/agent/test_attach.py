@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import trio
+from pedos_agent import exporter
 from pedos_protocol.errors import CallError
 from pedos_vchan import shm
+from pedos_vchan.children import start_child
 from pedos_vchan.stream import VchanStream
 
 from .conftest import ATTACHMENT, SECONDS, SIZE, Pair, needs_fuse, pid_of
@@ -38,6 +42,36 @@ async def test_the_target_reads_the_sources_bytes(pair: Pair) -> None:
     file = await pair.attach()
     assert file.name == "xvdi"
     assert await read(file) == pair.disk.read_bytes()
+
+
+@pytest.mark.parametrize(("name", "granted"), [("", True), ("0", False), ("../fd/0", False)])
+async def test_a_target_cannot_ask_for_another_file_of_the_source(
+    tmp_path: Path, name: str, granted: bool
+) -> None:
+    (tmp_path / "disk.img").write_bytes(bytes(SIZE))
+    with opened(tmp_path / "disk.img", os.O_PATH) as source:
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                kit = start_child(
+                    exporter._nbdkit(source, read_only=False),
+                    pass_fds=[source],
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                )
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours.dup()))
+            async with stream:
+                with trio.fail_after(SECONDS):
+                    # NBD's fixed newstyle handshake, then NBD_OPT_GO for the export `name`.
+                    assert (await stream.receive_some(18)).startswith(b"NBDMAGICIHAVEOPT")
+                    data = struct.pack(">I", len(name)) + name.encode() + b"\0\0"
+                    option = struct.pack(">I8sII", 3, b"IHAVEOPT", 7, len(data))
+                    await stream.send_all(option + data)
+                    reply = await stream.receive_some(1000)
+            kind = struct.unpack_from(">QII", reply)[2]
+            assert (kind < 1 << 31) == granted  # the highest bit says that it is an error
+        kit.kill()
+        await kit.wait()
 
 
 async def test_what_the_target_wrote_is_in_the_sources_file_at_once(pair: Pair) -> None:
@@ -145,6 +179,28 @@ async def test_replacing_the_file_ends_the_attachment(pair: Pair, tmp_path: Path
     assert await read(await pair.attach()) == b"\0" * SIZE
 
 
+@needs_fuse
+async def test_a_file_that_takes_the_disks_name_before_the_target_comes_is_not_served(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Behind a symlink: discovery does not watch the folder in which the exchange happens.
+    disk, other = tmp_path / "real.img", tmp_path / "other.img"
+    disk.write_bytes(b"\1" * SIZE)
+    other.write_bytes(b"\2" * SIZE)
+    (pair.disk.parent / "linked.img").symlink_to(disk)
+    await pair.source.until(lambda report: len(report.devices) == 2)
+
+    async def exchange(step: str) -> None:
+        if step == "export.listening":
+            other.replace(disk)
+
+    monkeypatch.setattr(exporter, "reach", exchange)
+    await pair.source.lend(ATTACHMENT, "linked.img", 3)
+    answer = await pair.target.borrow(ATTACHMENT, "linked.img", 2)
+    assert await read(pair.target.settings.dev / answer["frontend"]) == b"\1" * SIZE
+
+
+@needs_fuse
 async def test_a_disk_that_is_in_use_is_detached_by_force(pair: Pair) -> None:
     file = await pair.attach()
     with opened(file, os.O_RDWR) as user:

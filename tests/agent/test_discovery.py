@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import glob
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -15,11 +18,12 @@ from pedos_agent.inventory import Inventory
 from pedos_agent.revision import Revision
 from pedos_agent.settings import Settings
 from pedos_protocol.codec import FRAME_MAX, encode
+from pedos_protocol.errors import CallError
 from pedos_protocol.fields import DEVICES_MAX
 from pedos_protocol.messages import Device, to_wire
 from pedos_protocol.names import is_device_id, is_identity
 
-from .conftest import FakeDom0
+from .conftest import ATTACHMENT, FakeDom0
 
 Start = Callable[[Settings], Awaitable[FakeDom0]]
 
@@ -128,6 +132,48 @@ def test_a_partition_names_its_disk_so_that_both_are_never_lent(tmp_path: Path) 
 
 def test_a_missing_devices_folder_has_no_devices(tmp_path: Path) -> None:
     assert discovery_folder.scan(tmp_path / "nowhere") == []
+
+
+async def test_without_watches_it_looks_again_and_again(
+    settings: Settings, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_watch(_paths: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(discovery_folder, "FolderWatch", no_watch)
+    monkeypatch.setattr(discovery_folder, "UNWATCHED_SECONDS", 0.01)
+    dom0 = await start(settings)
+    (settings.devices / "block" / "stick.img").write_bytes(b"x")
+    await dom0.until(lambda report: len(report.devices) == 1)
+
+
+def a_free_block_device() -> str:
+    """One that can be opened exclusively, which changes nothing on it."""
+    for path in sorted(glob.glob("/dev/loop[0-9]*"), reverse=True):
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, os.O_RDONLY | os.O_EXCL))
+            return path
+    pytest.skip("there is no block device to be had here")
+
+
+async def test_a_block_device_that_is_in_use_here_is_busy_and_not_lent(
+    settings: Settings, start: Start
+) -> None:
+    path = a_free_block_device()
+    (settings.devices / "block" / "disk").symlink_to(path)
+    (found,) = discovery_folder.scan(settings.devices)
+    assert found.device.busy is None
+    dom0 = await start(settings)
+    holder = os.open(path, os.O_RDONLY | os.O_EXCL)  # as a mount does
+    try:
+        (found,) = discovery_folder.scan(settings.devices)
+        assert found.device.busy == "mounted or otherwise in use in this VM"
+        # Mounting is no event of the folder: it is looked at once more when it is to be lent.
+        with pytest.raises(CallError, match="otherwise in use") as refused:
+            await dom0.lend(ATTACHMENT, "disk", 3)
+        assert refused.value.code == "busy"
+    finally:
+        os.close(holder)
 
 
 async def test_plugging_growing_and_unplugging_are_reported(

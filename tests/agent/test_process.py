@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -10,9 +11,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
-from pedos_agent import mounts
+import trio.testing
+from pedos_agent import agent, mounts
 from pedos_agent.__main__ import main
 from pedos_agent.settings import Settings
 from pedos_protocol.errors import CallError
@@ -67,13 +70,13 @@ async def test_sigterm_takes_everything_down_and_exits_with_0(
     settings: Settings, tmp_path: Path, start: Start, nursery: trio.Nursery
 ) -> None:
     target = FakeDom0(make_settings(tmp_path, "work", 3), nursery)
-    async with program(target.settings) as agent:
+    async with program(target.settings) as process:
         await target.connect()
         source, file = await source_and_target(settings, start, target)
         assert file.stat().st_size == SIZE
-        agent.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
         with trio.fail_after(SECONDS):
-            assert await agent.wait() == 0
+            assert await process.wait() == 0
         assert os.listdir(target.settings.dev) == []
         assert mounts.mounted_frontends(target.settings.dev) == []
         assert (await source.ended()).reason == "the data channel ended: peer closed the channel"
@@ -98,11 +101,11 @@ async def test_what_a_killed_agent_left_is_cleaned_by_the_next_one(
     (other.dev / "xvdk").write_text("")  # empty, but not made as a placeholder
     async with trio.open_nursery() as nursery:
         target = FakeDom0(target_settings, nursery)
-        async with program(target_settings) as agent:
+        async with program(target_settings) as process:
             await target.connect()
             source, _ = await source_and_target(settings, start, target)
-            agent.kill()
-            await agent.wait()
+            process.kill()
+            await process.wait()
             await source.ended()
             assert mounts.mounted_frontends(other.dev) == ["xvdi"]
             nursery.cancel_scope.cancel()
@@ -117,16 +120,16 @@ async def test_helpers_die_with_a_killed_agent(
     target_settings = make_settings(tmp_path, "work", 3)
     async with trio.open_nursery() as nursery:
         target = FakeDom0(target_settings, nursery)
-        async with program(target_settings) as agent:
+        async with program(target_settings) as process:
             await target.connect()
             await source_and_target(settings, start, target)
             (fuse,) = [
                 int(name)
                 for name in filter(str.isdigit, os.listdir("/proc"))
-                if is_child_of(name, agent.pid)
+                if is_child_of(name, process.pid)
             ]
             pidfd = os.pidfd_open(fuse)
-            agent.kill()
+            process.kill()
             with trio.fail_after(SECONDS):
                 await trio.lowlevel.wait_readable(pidfd)
             os.close(pidfd)
@@ -161,26 +164,70 @@ async def test_garbage_on_the_control_channel_ends_that_connection_alone(
     await dom0.connect()
 
 
+async def test_an_agent_that_cannot_listen_for_a_while_goes_on_and_listens_again(
+    settings: Settings, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    dom0 = await start(settings)
+    # No folder, as no room or no descriptor, keeps it from listening for the next connection.
+    away = settings.vchan.with_name("away")
+    settings.vchan.rename(away)
+    dom0.peer.close()
+    with trio.fail_after(SECONDS):
+        while "trying again" not in caplog.text:
+            await trio.testing.wait_all_tasks_blocked()
+    away.rename(settings.vchan)
+    await dom0.connect()
+
+
+async def test_dom0s_own_agent_survives_an_accept_that_fails(
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = attrs.evolve(
+        make_settings(tmp_path, "dom0", 0), control_socket=tmp_path / "control.sock"
+    )
+    accept = trio.SocketListener.accept
+    failures = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))]
+
+    async def accept_later(listener: trio.SocketListener) -> trio.SocketStream:
+        if failures:
+            raise failures.pop()
+        return await accept(listener)
+
+    monkeypatch.setattr(trio.SocketListener, "accept", accept_later)
+    await nursery.start(agent.run, settings)
+    await ControlSocketDom0(settings, nursery).connect()
+    assert not failures
+
+
+async def test_an_agent_whose_service_manager_is_gone_serves_all_the_same(
+    settings: Settings, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(settings.dev / "gone"))
+    nursery.start_soon(agent.run_until_signal, settings)
+    await FakeDom0(settings, nursery).connect()
+    while "NOTIFY_SOCKET" in os.environ:
+        await trio.testing.wait_all_tasks_blocked()
+    await trio.testing.wait_all_tasks_blocked()
+    assert not nursery.cancel_scope.cancel_called
+
+
+class ControlSocketDom0(FakeDom0):
+    """dom0's end of its own agent's control socket."""
+
+    async def _connect(self) -> trio.abc.Stream:
+        assert self.settings.control_socket is not None
+        return await connect_unix(self.settings.control_socket)
+
+
 async def test_dom0s_own_agent_is_controlled_through_a_socket(
     tmp_path: Path, nursery: trio.Nursery
 ) -> None:
-    plain = make_settings(tmp_path, "dom0", 0)
-    settings = Settings(
-        vm="dom0",
-        domid=0,
-        vchan=plain.vchan,
-        socket=plain.socket,
-        devices=plain.devices,
-        dev=plain.dev,
-        control_socket=tmp_path / "control.sock",
+    settings = attrs.evolve(
+        make_settings(tmp_path, "dom0", 0), control_socket=tmp_path / "control.sock"
     )
-    (plain.devices / "block" / "disk.img").write_bytes(b"x" * 512)
+    (settings.devices / "block" / "disk.img").write_bytes(b"x" * 512)
 
-    class Dom0(FakeDom0):
-        async def _connect(self) -> trio.abc.Stream:
-            return await connect_unix(tmp_path / "control.sock")
-
-    dom0 = Dom0(settings, nursery)
+    dom0 = ControlSocketDom0(settings, nursery)
     async with program(settings):
         assert os.stat(tmp_path / "control.sock").st_mode & 0o777 == 0o600
         await dom0.connect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -10,10 +11,13 @@ from pathlib import Path
 import pytest
 import trio
 from pedos_agent import mounts
+from pedos_agent.attachments import _explain
 from pedos_agent.tool import LINES_MAX, Tool, run_tool
+from pedos_protocol.errors import CallError
 from pedos_vchan.children import describe_exit, start_child
+from pedos_vchan.mounts import make_placeholder, remove_placeholder
 
-from .conftest import SECONDS
+from .conftest import SECONDS, children
 
 
 async def test_a_childs_end_is_told_to_all_who_wait() -> None:
@@ -66,6 +70,18 @@ async def test_a_child_dies_with_its_parent() -> None:
 async def test_only_the_main_thread_may_start_children() -> None:
     with pytest.raises(RuntimeError, match="main thread"):
         await trio.to_thread.run_sync(start_child, ["true"])
+
+
+def test_a_child_that_cannot_be_watched_is_not_left_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def pidfd_open(_pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pidfd_open", pidfd_open)
+    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+        start_child(["sleep", "1000"])
+    assert children() == {}
 
 
 def test_a_program_that_is_not_there_is_named() -> None:
@@ -130,10 +146,20 @@ def test_mounts_are_ours_by_folder_name_and_kind(tmp_path: Path) -> None:
 
 def test_only_a_placeholder_is_removed(tmp_path: Path) -> None:
     ours, users = tmp_path / "xvdi", tmp_path / "xvdj"
-    mounts.make_placeholder(ours)
+    make_placeholder(ours)
     users.write_bytes(b"")
     for path in (ours, users, tmp_path / "xvdk"):
-        mounts.remove_placeholder(path)
+        remove_placeholder(path)
     assert os.listdir(tmp_path) == ["xvdj"]
     with pytest.raises(FileExistsError):
-        mounts.make_placeholder(users)
+        make_placeholder(users)
+
+
+def test_every_error_of_a_group_is_logged_and_the_first_is_the_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    answer = _explain(
+        ExceptionGroup("", [CallError("busy", "it is lent"), OSError(errno.EIO, "it broke")])
+    )
+    assert (answer.code, answer.message) == ("busy", "it is lent")
+    assert "it broke" in caplog.text

@@ -273,6 +273,30 @@ def test_attach_says_what_came_of_it(
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("asked", "stays"),
+    [
+        (["--ro"], "read-only=no"),
+        (["-o", "frontend-dev=xvdj"], "frontend-dev=xvdi"),
+        (["-o", "frontend-dev=xvdj", "-o", "read-only=on"], "frontend-dev=xvdi, read-only=no"),
+        (["-o", "frontend-dev=xvdi", "-o", "read-only=OFF"], None),
+        (["-o", "devtype=disk"], None),
+        ([], None),
+    ],
+)
+@pytest.mark.parametrize("outcome", ["already", "assigned"])
+def test_a_device_that_stays_attached_otherwise_than_asked_is_warned_of(
+    service: FakeService, capsys: Captured, asked: list[str], stays: str | None, outcome: str
+) -> None:
+    attach(service, outcome)
+    assert main_block(["attach", "work", "sys-usb:sda", *asked]) == 0
+    warning = (
+        f"qvm-block: warning: sys-usb:sda stays attached with {stays}, which is not what was asked "
+        "for; to change it: qvm-block detach work sys-usb:sda\n"
+    )
+    assert capsys.readouterr().err == ("" if stays is None else warning)
+
+
 def test_verbose_attach_tells_the_request(service: FakeService, capsys: Captured) -> None:
     attach(service, "attached")
     assert main(["-v", "block", "attach", "work", "sys-usb:stick.img"]) == 0
@@ -428,11 +452,20 @@ def test_explain_shows_verdict_rule_and_with_v_the_trace(
         "vm": "work",
         "backend": "sys-usb",
         "device": "1-2",
+        "source": "dom0",
     }
     assert main(["usb", "explain", "work", "sys-usb:1-2", "-v"]) == 0
     assert capsys.readouterr().out == brief + (
         "  looked at: 10-a.policy:1   device.attach.block * * * allow  (other class)\n"
     )
+
+
+def test_explain_can_ask_as_a_vm(service: FakeService, capsys: Captured) -> None:
+    service.replies["device.explain"] = EXPLANATION
+    assert main(["usb", "explain", "work", "sys-usb:1-2", "--as", "work"]) == 0
+    assert service.asked("device.explain")["source"] == "work"
+    assert capsys.readouterr().out.startswith("deny: attach sys-usb:1-2 -> work (asked by work)\n")
+    assert main(["usb", "explain", "work", "sys-usb:1-2", "--as", "no/vm"]) == 2
 
 
 def test_explain_speaks_json(service: FakeService, capsys: Captured) -> None:

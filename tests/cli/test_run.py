@@ -14,7 +14,7 @@ import pytest
 from pedos_cli import client, device_list, output
 from pedos_cli.qvm_device import main
 from pedos_protocol.codec import FRAME_MAX
-from pedos_protocol.errors import CODES, EXIT_STATUS, CallError
+from pedos_protocol.errors import CODES, EXIT_STATUS, CallError, LocalProtocolError
 
 if TYPE_CHECKING:
     from conftest import FakeService
@@ -124,6 +124,31 @@ def test_an_answer_without_what_belongs_in_it_is_an_error_and_no_crash(
     assert capsys.readouterr().err.startswith(
         "qvm-device: failed: the service's answer cannot be understood: "
     )
+
+
+def test_a_request_that_is_too_large_is_not_called_an_answer(
+    service: FakeService, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object) -> None:
+        raise LocalProtocolError("70000 bytes, and 65536 is the most")
+
+    monkeypatch.setattr(client.Client, "call", too_large)
+    assert main(["block"]) == 1
+    assert capsys.readouterr().err == (
+        "qvm-device: failed: the request cannot be sent: 70000 bytes, and 65536 is the most\n"
+    )
+
+
+def test_what_was_done_is_done_even_if_the_state_of_the_policy_cannot_be_read(
+    service: FakeService, capsys: Captured
+) -> None:
+    def nonsense(_: dict[str, Any]) -> dict[str, Any]:
+        service.garbage = b"\x01\0\0\0\xc1"
+        return {"outcome": "attached", "options": {}, "request": "r"}
+
+    service.replies["device.attach"] = nonsense
+    assert main(["block", "attach", "work", "sys-usb:sda"]) == 0
+    assert capsys.readouterr() == ("sys-usb:sda attached to work\n", "")
 
 
 def break_it(*_: object) -> int:

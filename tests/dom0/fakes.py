@@ -43,6 +43,9 @@ class FakeDriver:
         self.subscribers: list[trio.MemorySendChannel[DomainInfo]] = []
         self.shutdowns: list[tuple[str, bool]] = []
         self.refuse_start: DriverError | None = None
+        # Should start time out: does the VM come up all the same?
+        self.starts_late = False
+        self.refuse_shutdown: DriverError | None = None
         self.last_domid = 0
 
     def add(self, name: str, *, running: bool = True) -> FakeAgent:
@@ -76,6 +79,8 @@ class FakeDriver:
     async def start(self, name: str) -> int:
         await trio.lowlevel.checkpoint()
         if self.refuse_start is not None:
+            if self.starts_late:
+                self.change(name, self._next_domid(), "Running")
             raise self.refuse_start
         domid = self._next_domid()
         self.change(name, domid, "Running")
@@ -84,6 +89,8 @@ class FakeDriver:
     async def shutdown(self, name: str, force: bool) -> None:
         await trio.lowlevel.checkpoint()
         self.shutdowns.append((name, force))
+        if self.refuse_shutdown is not None:
+            raise self.refuse_shutdown
         self.die(name)
 
     def die(self, name: str) -> None:
@@ -96,6 +103,8 @@ class FakeDriver:
         agent = self.agents.get(name)
         if agent is None or not agent.listens:
             raise ConnectionRefusedError("nobody listens")
+        if agent.handshake is not None:
+            raise agent.handshake
         return agent.accept()
 
 
@@ -108,6 +117,8 @@ class FakeAgent:
         self.name = name
         self.listens = True
         self.greets = True
+        # What making the channel to it ends in.
+        self.handshake: Exception | None = None
         self.devices: dict[str, Params] = {}
         self.exports: dict[str, Params] = {}
         self.imports: dict[str, Params] = {}
@@ -355,10 +366,14 @@ class Client:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        # Both ends of a connection; one that holds nothing is trio.testing.lockstep_stream_pair.
+        self.streams: Callable[[], tuple[trio.abc.Stream, trio.abc.Stream]] = (
+            trio.testing.memory_stream_pair
+        )
 
     @contextlib.asynccontextmanager
     async def connected(self, **handlers: Any) -> AsyncIterator[Peer]:
-        ours, theirs = trio.testing.memory_stream_pair()
+        ours, theirs = self.streams()
         self._world.service_nursery.start_soon(LocalSocket(self._world.api).serve_client, theirs)
         async with trio.open_nursery() as nursery:
             peer = Peer(

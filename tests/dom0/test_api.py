@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 import trio
 from pedos_dom0.api import TABLE
+from pedos_dom0.leases import LeaseTable
+from pedos_dom0.listing import Listing
+from pedos_dom0.noise import NOISE_INTERVAL, NOISE_WHOLE
+from pedos_dom0.registry import DeviceKey
 from pedos_dom0.store import Store, StoreError
 from pedos_protocol.errors import CallError
 from pedos_protocol.messages import SCHEMA, parse_result
@@ -317,3 +321,168 @@ async def test_a_full_disk_is_an_error_and_not_the_end(
             await world.client.attach("halted", "sys-usb:free1", persistent=True)
     world.assert_nothing_left()
     assert (await world.client.attach("work", "sys-usb:free1"))["outcome"] == "attached"
+
+
+async def test_a_vm_s_listing_costs_what_the_vm_has_and_not_what_all_have(
+    world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = world.driver.agents["sys-usb"]
+    for number in range(100):
+        source.plug(f"disk{number}")
+    await source.report()
+    await world.client.attach("work", "sys-usb:disk1")
+    made: list[DeviceKey] = []
+    real = Listing.listed
+
+    def counting(self: Listing, key: DeviceKey, *users: Any) -> Any:
+        made.append(key)
+        return real(self, key, *users)
+
+    monkeypatch.setattr(Listing, "listed", counting)
+    answer = await world.driver.agents["work"].ask("device.list", device_class="block")
+    assert [item["device"] for item in answer["devices"]] == ["disk1", "own"]
+    assert [str(key) for key in made] == ["sys-usb:disk1", "work:own"]
+
+
+async def test_a_listing_walks_the_leases_once(
+    world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def walk(*_arguments: Any) -> Any:
+        raise AssertionError("all leases are walked for one device")
+
+    await world.client.attach("work", "sys-usb:free1")
+    monkeypatch.setattr(LeaseTable, "of_device", walk)
+    free1, *_ = await world.client.list()
+    assert [to["vm"] for to in free1["attachments"]] == ["work"]
+
+
+async def test_a_vm_is_told_of_its_own_quota_only(
+    world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pedos_dom0.transaction.ATTACHMENTS_MAX", 1)
+    await world.client.attach("vault", "sys-usb:secret")
+    error = await refusal(world, "work", "device.attach", **named("work", "sys-usb:free1"))
+    assert error.code == "failed" and "sys-usb" not in error.message
+    assert world.audit("attach")[-1]["outcome"] == "quota: sys-usb lends 1 devices already"
+    await world.client.detach("vault", "sys-usb:secret")
+    await world.driver.agents["work"].ask("device.attach", **named("work", "sys-usb:free1"))
+    error = await refusal(world, "work", "device.attach", **named("work", "sys-usb:free2"))
+    assert (error.code, error.message) == ("quota", "work has 1 devices already")
+
+
+async def test_explain_answers_for_whoever_would_ask(world: World, autojump_clock: Clock) -> None:
+    async def verdict(source: str, device: str) -> str:
+        answer = await world.client.call(
+            "device.explain", verb="attach", source=source, **named("work", device)
+        )
+        return str(answer["verdict"])
+
+    assert await verdict("dom0", "sys-usb:secret") == "allow"
+    assert await verdict("work", "sys-usb:secret") == "deny"
+    assert await verdict("work", "sys-usb:free1") == "allow"
+    with fails("not_found", "no VM named 'nobody'"):
+        await verdict("nobody", "sys-usb:free1")
+
+
+async def test_refusals_of_a_vm_are_written_whole_and_then_summed_up(
+    world: World, autojump_clock: Clock
+) -> None:
+    async def refused(times: int) -> str:
+        for _ in range(times):
+            error = await refusal(world, "work", "device.attach", **named("work", "sys-usb:secret"))
+        return str(error.data["request"])
+
+    await refused(100)
+    whole = world.audit("decision") + world.audit("attach")
+    assert len(whole) == NOISE_WHOLE
+    assert world.audit("summed_up") == []
+    # Other VMs, and dom0's user, are written as ever.
+    await refusal(world, "vault", "device.attach", **named("vault", "sys-usb:secret"))
+    await world.client.attach("vault", "sys-usb:secret")
+    assert len(world.audit("decision") + world.audit("attach")) == NOISE_WHOLE + 4
+    await trio.sleep(NOISE_INTERVAL)
+    last = await refused(1)
+    (summed,) = world.audit("summed_up")
+    assert (summed["vm"], sum(summed["events"].values())) == ("work", 200 - NOISE_WHOLE)
+    # What succeeds is written, after the sum of what did not.
+    await world.driver.agents["work"].ask("device.attach", **named("work", "sys-usb:free1"))
+    assert world.audit("attach")[-1]["outcome"] == "attached"
+    assert world.audit("summed_up")[-1]["events"] == {"decision": 2, "attach": 1}
+    assert world.audit("summed_up")[-1]["first_request"] == last
+
+
+async def test_after_an_interval_of_quiet_a_vm_is_heard_whole_again(
+    world: World, autojump_clock: Clock
+) -> None:
+    for _ in range(3):
+        for _ in range(NOISE_WHOLE // 2):
+            await refusal(world, "work", "device.attach", **named("work", "sys-usb:secret"))
+        await trio.sleep(NOISE_INTERVAL)
+    assert world.audit("summed_up") == []
+    assert len(world.audit("decision") + world.audit("attach")) == 3 * NOISE_WHOLE
+
+
+async def test_what_was_counted_is_written_when_the_service_ends(
+    world: World, autojump_clock: Clock
+) -> None:
+    for _ in range(NOISE_WHOLE):
+        await refusal(world, "work", "device.attach", **named("work", "sys-usb:secret"))
+    world.state.noise.flush_all()
+    world.state.noise.flush_all()
+    (summed,) = world.audit("summed_up")
+    assert sum(summed["events"].values()) == NOISE_WHOLE
+
+
+async def test_a_watcher_that_reads_slowly_gets_a_gap_and_is_not_thrown_out(
+    world: World, autojump_clock: Clock
+) -> None:
+    kinds: list[str] = []
+    stopped, go_on = True, trio.Event()
+
+    async def event(_peer: Any, params: dict[str, Any]) -> None:
+        if stopped:
+            await go_on.wait()  # as notices are served inline, nothing more is read
+        kinds.append(params["kind"])
+
+    world.client.streams = trio.testing.lockstep_stream_pair  # which holds nothing
+    async with world.client.connected(device_event=event) as peer:
+        start = await peer.call("device.watch", {}, timeout=5)
+        agent = world.driver.agents["sys-usb"]
+        for round_ in range(40):
+            for number in range(100):
+                agent.plug(f"disk{number}", description="x" * 128, size=round_)
+            await agent.report()
+            await trio.testing.wait_all_tasks_blocked()
+        assert peer.is_open
+        stopped = False
+        go_on.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert "gap" in kinds
+        # It has all of what came after the gap.
+        kinds.clear()
+        agent.plug("last")
+        await agent.report()
+        await trio.testing.wait_all_tasks_blocked()
+        assert kinds == ["added"]
+        assert world.state.registry.revision > start["revision"] + 4000
+
+
+async def test_an_event_looks_up_the_users_of_its_own_device_alone(
+    world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def all_of_them(*_arguments: Any) -> Any:
+        raise AssertionError("all assignments are read for one event")
+
+    events: list[dict[str, Any]] = []
+
+    async def event(_peer: Any, params: dict[str, Any]) -> None:
+        events.append(params["device"])
+
+    await world.client.attach("halted", "sys-usb:free1", persistent=True)
+    async with world.client.connected(device_event=event) as peer:
+        await peer.call("device.watch", {}, timeout=5)
+        monkeypatch.setattr(Store, "assignments", all_of_them)
+        world.state.registry.touch(DeviceKey("block", "sys-usb", "free1"))
+        await trio.testing.wait_all_tasks_blocked()
+    (device,) = events
+    assert [to["vm"] for to in device["assignments"]] == ["halted"]

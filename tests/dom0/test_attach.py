@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import trio
+from pedos_dom0.registry import DeviceKey
 from pedos_dom0.takedown import STOP_TIMEOUT
 from pedos_protocol.errors import CallError
+from pedos_protocol.fields import ATTACHMENTS_MAX
 from trio.abc import Clock
 
 from tests.dom0.fakes import ALLOW_DOM0, World, fails, hang, named
@@ -420,3 +422,74 @@ async def test_detaching_all_goes_on_past_a_failure(world: World, autojump_clock
     other, stick = answer["results"]
     assert other["error"]["code"] == "denied" and not other["detached"]
     assert stick["error"] is None and stick["detached"]
+
+
+async def test_what_was_waited_for_is_decided_on_as_it_then_is(
+    world: World, autojump_clock: Clock
+) -> None:
+    await world.client.attach("work", "sys-usb:stick")
+    await world.kill()
+    world.driver.agents["work"].listens = False  # keeps the journal's row open for a while
+    await world.start()
+    outcome: list[dict[str, Any]] = []
+
+    async def attach() -> None:
+        outcome.append(await world.client.attach("vault", "sys-usb:stick"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(attach)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not outcome
+        world.policy.set("device.attach.block * @adminvm vault allow read-only=yes\n")
+    assert outcome[0]["options"]["read-only"] == "yes"
+
+
+async def test_who_may_not_attach_is_told_so_without_waiting(
+    world: World, autojump_clock: Clock
+) -> None:
+    await world.client.attach("work", "sys-usb:stick")
+    await world.kill()
+    world.driver.agents["work"].listens = False
+    await world.start()
+    began = trio.current_time()
+    with fails("denied"):
+        await world.driver.agents["vault"].ask("device.attach", **named("vault", "sys-usb:stick"))
+    assert trio.current_time() == began
+
+
+async def test_many_devices_of_a_vm_that_hangs_are_detached_in_the_time_of_one(
+    world: World, autojump_clock: Clock
+) -> None:
+    source = world.driver.agents["sys-usb"]
+    for number in range(4):
+        source.plug(f"disk{number}")
+    await source.report()
+    for number in range(4):
+        await world.client.attach("work", f"sys-usb:disk{number}")
+    source.on["export.stop"] = world.driver.agents["work"].on["import.stop"] = hang
+    began = trio.current_time()
+    answer = await world.client.call("device.detach", device_class="block", vm="work")
+    assert trio.current_time() - began <= 2 * STOP_TIMEOUT
+    assert [item["device"] for item in answer["results"]] == [f"disk{n}" for n in range(4)]
+    assert all(item["detached"] for item in answer["results"])
+
+
+async def test_the_errors_of_many_devices_fit_into_one_answer(
+    world: World, autojump_clock: Clock
+) -> None:
+    rule = "device.detach.block +sys-usb:* @adminvm halted" + " " * 450 + "deny\n"
+    world.policy.set(rule + ALLOW_DOM0)
+    text = {"description": "d" * 128, "identity": "i" * 128}
+    world.driver.agents["sys-usb"].devices.clear()
+    count = 2 * ATTACHMENTS_MAX  # as many attached as assigned
+    for number in range(count):
+        name = f"{'n' * 60}{number}"
+        world.driver.agents["sys-usb"].plug(name, **text)
+        world.state.store.assign("halted", DeviceKey("block", "sys-usb", name), {})
+    await world.driver.agents["sys-usb"].report()
+    answer = await world.client.call("device.detach", device_class="block", vm="halted")
+    assert len(answer["results"]) == count
+    for item in answer["results"]:
+        assert item["error"]["code"] == "denied"
+        assert item["error"]["data"]["rule"] == "30-test.policy:1"
+        assert item["error"]["data"]["request"] == answer["request"]

@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pedos_dom0 import audit as audit_module
-from pedos_dom0.audit import ITEMS_MAX, LINE_MAX, TEXT_MAX, Audit, new_request_id
+from pedos_dom0.audit import (
+    FILES_KEPT,
+    ITEMS_MAX,
+    LINE_MAX,
+    TEXT_MAX,
+    Audit,
+    new_request_id,
+)
 from pedos_dom0.registry import DeviceKey
 
 
@@ -200,3 +208,87 @@ def test_a_write_that_breaks_off_does_not_spoil_the_next_line(
 def test_a_missing_folder_is_an_error_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Audit(tmp_path / "missing" / "audit.jsonl")
+
+
+# Rotation
+
+
+def numbers(path: Path) -> list[int]:
+    return [line["number"] for line in lines(path)] if path.exists() else []
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file takes ten lines of these tests."""
+    monkeypatch.setattr(audit_module, "FILE_MAX", 10 * len(audit_module._line("e", {"number": 10})))
+
+
+def files(path: Path) -> list[Path]:
+    return [path, *(path.with_name(f"{path.name}.{n}") for n in range(1, FILES_KEPT + 1))]
+
+
+@pytest.mark.usefixtures("small")
+def test_a_full_file_is_put_aside_and_a_few_are_kept(path: Path, audit: Audit) -> None:
+    for number in range(10, 95):
+        audit.write("e", number=number)
+    assert sorted(path.parent.iterdir()) == sorted(files(path))
+    newest, *older = [numbers(file) for file in files(path)]
+    assert newest == [90, 91, 92, 93, 94]
+    assert older == [list(range(n, n + 10)) for n in (80, 70, 60, 50)]
+    assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in files(path))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_file_that_is_full_already_is_put_aside_after_a_restart(path: Path) -> None:
+    for number in range(10, 35):
+        audit = Audit(path)
+        audit.write("e", number=number)
+        audit.close()
+    assert numbers(path) == [30, 31, 32, 33, 34]
+    assert numbers(files(path)[1]) == list(range(20, 30))
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("step", range(6))
+def test_a_crash_between_any_two_steps_of_it_costs_no_line(
+    path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    audit = Audit(path)
+    for number in range(10, 30):
+        audit.write("e", number=number)
+    real, steps = os.rename, 0
+
+    def killed(source: Path, target: Path) -> None:
+        nonlocal steps
+        if steps == step:
+            raise SystemExit
+        steps += 1
+        real(source, target)
+
+    with monkeypatch.context() as patch, suppress(SystemExit):
+        patch.setattr(audit_module.os, "rename", killed)
+        audit.write("e", number=30)
+    audit.close()
+    audit = Audit(path)
+    for number in range(31, 40):
+        audit.write("e", number=number)
+    audit.close()
+    kept = sorted(number for file in files(path) for number in numbers(file))
+    assert [number for number in kept if number != 30] == [*range(10, 30), *range(31, 40)]
+
+
+@pytest.mark.usefixtures("small")
+def test_a_file_that_cannot_be_put_aside_is_written_on_and_no_older_one_is_lost(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    audit = Audit(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(audit_module.os, "rename", refuse)
+        for number in range(10, 25):
+            audit.write("e", number=number)
+    audit.close()
+    assert numbers(path) == list(range(10, 25))
+    assert caplog.messages == [f"audit: {path} is full and cannot be put aside: Permission denied"]

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import trio
+from pedos_dom0.control import Control
+from pedos_dom0.drivers.base import HypervisorLost
+from pedos_dom0.noise import NOISE_WHOLE
 from pedos_protocol.codec import encode
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
@@ -155,7 +158,12 @@ async def test_an_agent_that_disconnects_politely_is_reconnected_at_once(
     agent.kill()
     await trio.sleep(0.1)
     assert agent.connections == 2
-    assert world.audit("disconnected") == []
+    (gone,) = world.audit("disconnected")
+    assert (gone["vm"], gone["broke"], gone["reason"]) == (
+        "sys-usb",
+        False,
+        "it closed the connection",
+    )
     assert len(await world.client.list()) == 2
 
 
@@ -240,8 +248,8 @@ async def test_a_vm_that_floods_with_costly_requests_is_disconnected(
     world.driver.agents["work"].misbehave = flood
     world.driver.agents["work"].kill()
     await trio.sleep(0.1)
-    (gone,) = world.audit("disconnected")
-    assert "in flight" in gone["reason"]
+    _killed, gone = world.audit("disconnected")
+    assert "in flight" in gone["reason"] and gone["broke"]
 
 
 async def test_an_honest_agent_with_a_hundred_changes_stays_connected(
@@ -288,3 +296,131 @@ async def test_a_vm_cannot_have_more_than_eight_operations_running(
         for number in range(12):
             nursery.start_soon(ask, number)
     assert codes.count("quota") == 4
+
+
+# How connections end, and what is written of it
+
+
+async def test_an_agent_that_dies_half_way_is_written_down(
+    world: World, autojump_clock: Clock
+) -> None:
+    async def die(stream: trio.abc.Stream) -> None:
+        await stream.send_all(HELLO + request(REPORT))
+        await stream.receive_some()
+        await stream.aclose()
+
+    world.driver.agents["work"].misbehave = die
+    await world.start()
+    gone = world.audit("disconnected")[0]
+    assert (gone["vm"], gone["broke"]) == ("work", False)
+
+
+async def test_the_end_of_a_vm_is_written_down(world: World, autojump_clock: Clock) -> None:
+    await world.start()
+    world.driver.change("work", None, "Halted")
+    await trio.testing.wait_all_tasks_blocked()
+    (gone,) = world.audit("disconnected")
+    assert (gone["vm"], gone["reason"], gone["broke"]) == ("work", "the VM ended", False)
+
+
+async def test_garbage_in_the_handshake_of_the_channel_is_a_breach(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.driver.agents["work"].handshake = ConnectionError("it is not a sealed ring")
+    await world.start()
+    await trio.sleep(10)
+    gone = world.audit("disconnected")
+    assert [record["wait_s"] for record in gone] == [1, 2, 4, 8]
+    assert all(record["broke"] and "sealed" in record["reason"] for record in gone)
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(2, "no such file"), OSError(24, "too many open files")]
+)
+async def test_an_agent_that_is_not_there_is_no_breach_and_said_once(
+    world: World, autojump_clock: Clock, caplog: pytest.LogCaptureFixture, error: OSError
+) -> None:
+    caplog.set_level("INFO")
+    world.driver.agents["work"].handshake = error
+    await world.start()
+    await trio.sleep(10)
+    assert world.audit("disconnected") == []
+    said = [text for text in caplog.messages if text.startswith("no connection to work")]
+    assert len(said) == 1 and error.strerror in said[0]
+    world.driver.agents["work"].handshake = ConnectionRefusedError(111, "refused")
+    await trio.sleep(10)
+    said = [text for text in caplog.messages if text.startswith("no connection to work")]
+    assert len(said) == 2 and "refused" in said[1]
+
+
+async def test_a_vm_that_hangs_up_all_the_time_does_not_fill_the_audit_log(
+    world: World, autojump_clock: Clock
+) -> None:
+    async def hang_up(stream: trio.abc.Stream) -> None:
+        await stream.aclose()
+
+    world.driver.agents["work"].misbehave = hang_up
+    await world.start()
+    await trio.sleep(600)
+    assert world.driver.agents["work"].connections > 1000
+    lines = world.audit("disconnected") + world.audit("summed_up")
+    assert len(lines) < NOISE_WHOLE + 15
+    summed = sum(line["events"]["disconnected"] for line in world.audit("summed_up"))
+    whole = len(world.audit("disconnected"))
+    assert summed + whole > world.driver.agents["work"].connections - 200
+
+
+async def test_attachments_that_an_agent_invents_are_a_breach(
+    world: World, autojump_clock: Clock
+) -> None:
+    await world.start()
+    agent = world.driver.agents["work"]
+    for number in range(64):
+        attachment = f"{number:016x}"
+        agent.exports[attachment] = {
+            "attachment": attachment,
+            "device_class": "block",
+            "device": "x",
+            "peer": 1,
+            "port": 99,
+            "read_only": False,
+        }
+    with contextlib.suppress(CallError):
+        await agent.report()
+    await trio.testing.wait_all_tasks_blocked()
+    (gone,) = world.audit("disconnected")
+    assert gone["broke"] and "it reports attachments (64)" in gone["reason"]
+    assert world.audit("leftovers") == []
+
+
+async def test_a_report_that_is_late_is_no_breach(world: World, autojump_clock: Clock) -> None:
+    await world.start()
+    await world.client.attach("work", "sys-usb:stick")
+    source = world.driver.agents["sys-usb"]
+    (export,) = source.exports.values()
+    await world.client.detach("work", "sys-usb:stick")
+    source.exports[export["attachment"]] = export  # as it was when the report was written
+    await source.report()
+    await trio.testing.wait_all_tasks_blocked()
+    assert world.audit("disconnected") == []
+    assert source.exports == {}
+
+
+async def test_the_service_ends_when_it_no_longer_hears_of_its_vms(
+    world: World, autojump_clock: Clock
+) -> None:
+    await world.start()
+    control = Control(world.state, None, None, None)  # type: ignore[arg-type]
+    world.driver.infos.clear()
+
+    async def run() -> None:
+        with pytest.raises(HypervisorLost, match="events have ended"):
+            await control.run()
+        ended.set()
+
+    ended = trio.Event()
+    world.nursery.start_soon(run)
+    await trio.testing.wait_all_tasks_blocked()
+    world.driver.subscribers[-1].close()
+    with trio.fail_after(1):
+        await ended.wait()

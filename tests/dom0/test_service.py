@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import trio
-from pedos_dom0 import log
 from pedos_dom0.__main__ import main
 from pedos_dom0.service import Config, run
+from pedos_vchan import logs
 from pedos_vchan.peer import open_peer
 from pedos_vchan.unix import connect_unix
 
@@ -89,7 +89,7 @@ def test_log_lines_are_for_whoever_reads_them(
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
     if journal:
         monkeypatch.setenv("JOURNAL_STREAM", "8:1")
-    log.set_up("pedos-dom0", verbose=False)
+    logs.set_up("pedos-dom0", verbose=False)
     logging.getLogger("x").warning("two\nlines")
     logging.getLogger("x").debug("not shown")
     expected = "<4>two\n<4>lines\n" if journal else "pedos-dom0: warning: two\nlines\n"

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import attrs
 import pytest
+from pedos_dom0 import store as store_module
 from pedos_dom0.leases import ATTACHED, DETACHING, PENDING, STATES, Lease
 from pedos_dom0.registry import DeviceKey
-from pedos_dom0.store import SCHEMA_VERSION, Assignment, Store, StoreError
+from pedos_dom0.store import SCHEMA_VERSION, Assignment, StartRow, Store, StoreError
 
 KEY = DeviceKey("block", "sys-usb", "sda")
 OTHER = DeviceKey("block", "sys-usb", "sdb")
@@ -200,6 +201,81 @@ def test_a_file_of_a_newer_service_is_left_alone(store: Store, path: Path) -> No
     assert f"its tables have version {SCHEMA_VERSION + 1}" in says(path)
 
 
+# The tables as the first version of the service made them.
+VERSION_1 = """
+CREATE TABLE assignment (
+    vm TEXT NOT NULL, device_class TEXT NOT NULL, backend TEXT NOT NULL, device TEXT NOT NULL,
+    options TEXT NOT NULL, PRIMARY KEY (vm, device_class, backend, device)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE journal (
+    attachment TEXT PRIMARY KEY NOT NULL, device_class TEXT NOT NULL, backend TEXT NOT NULL,
+    device TEXT NOT NULL, vm TEXT NOT NULL, options TEXT NOT NULL, frontend TEXT,
+    port INTEGER NOT NULL, backend_domid INTEGER NOT NULL, vm_domid INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('pending', 'attached', 'detaching'))
+) STRICT, WITHOUT ROWID;
+PRAGMA application_id = 0x5065444F;
+PRAGMA user_version = 1;
+INSERT INTO assignment VALUES ('work', 'block', 'sys-usb', 'sda', '{"read-only": "yes"}');
+INSERT INTO journal VALUES ('0123456789abcdef', 'block', 'sys-usb', 'sda', 'work',
+    '{"read-only": "yes", "frontend-dev": "xvdi"}', NULL, 100, 3, 4, 'pending');
+"""
+
+
+def version_1(path: Path) -> None:
+    db = sqlite3.connect(path, isolation_level=None)
+    db.executescript(VERSION_1)
+    db.close()
+
+
+def test_a_file_of_an_older_service_is_brought_up_to_date_with_all_that_it_has(
+    path: Path,
+) -> None:
+    version_1(path)
+    for _ in range(2):
+        store = Store(path)
+        assert store._db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+        assert store.assignments() == [Assignment("work", KEY, {"read-only": "yes"})]
+        assert store.assignments_of(KEY) == store.assignments()
+        assert store.journal() == [lease()]
+        store.start_put("work", None)
+        assert store.starts() == [StartRow("work", None)]
+        store.close()
+
+
+def test_an_update_that_fails_half_way_leaves_the_old_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version_1(path)
+    with monkeypatch.context() as patch:
+        patch.setitem(store_module._STEPS, 1, "CREATE TABLE start (vm TEXT); SELECT * FROM none;")
+        assert "no such table" in says(path)
+    store = Store(path)
+    assert store.starts() == []
+    store.close()
+
+
+def test_starts_outlive_the_service_until_they_are_over(store: Store, path: Path) -> None:
+    store.start_put("work", None)
+    store.start_put("vault", None)
+    store.start_put("work", 7)
+    again = reopened(store, path)
+    assert again.starts() == [StartRow("vault", None), StartRow("work", 7)]
+    assert again.start_delete("work")
+    assert not again.start_delete("work")
+    assert again.starts() == [StartRow("vault", None)]
+    again.close()
+
+
+def test_the_users_of_one_device_are_found_alone(store: Store) -> None:
+    store.assign("work", KEY, {"read-only": "yes"})
+    store.assign("vault", KEY, {})
+    store.assign("work", OTHER, {})
+    assert store.assignments_of(KEY) == [
+        Assignment("vault", KEY, {}),
+        Assignment("work", KEY, {"read-only": "yes"}),
+    ]
+
+
 def test_another_program_s_database_is_left_alone(path: Path) -> None:
     db = sqlite3.connect(path)
     db.execute("CREATE TABLE mine (x)")
@@ -232,3 +308,10 @@ def test_a_file_that_another_process_writes_says_so(
 def test_what_a_caller_puts_in_stays_data(store: Store) -> None:
     store.assign("x'; DROP TABLE assignment; --", KEY, {"'": '"'})
     assert store.assignments("x'; DROP TABLE assignment; --")[0].options == {"'": '"'}
+
+
+def test_nothing_new_is_promised_once_the_file_is_gone(store: Store, path: Path) -> None:
+    path.unlink()
+    with pytest.raises(StoreError, match="deleted or replaced"):
+        store.assign("work", KEY, {})
+    assert store.assignments() == []

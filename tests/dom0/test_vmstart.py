@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 from pedos_dom0.drivers.base import DriverError
+from pedos_dom0.store import Store, StoreError
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
@@ -249,4 +250,123 @@ async def test_a_shutdown_breaks_off_an_attach_in_progress(
         nursery.start_soon(attach)
         await reached.wait()
         await world.client.call("vm.shutdown", vm="vault")
+    world.assert_nothing_left()
+
+
+# A service that is killed, and a hypervisor that does not answer
+
+START_STEPS = ("start.reserved", "start.started", "start.agent", "start.attached")
+
+
+async def killed_in_start(world: World, step: str) -> None:
+    killed = world.kill_at(step)
+
+    async def start() -> None:
+        with fails("unavailable"):
+            await world.client.call("vm.start", vm="work")
+
+    world.nursery.start_soon(start)
+    await killed.wait()
+    await world.restart()
+
+
+@pytest.mark.parametrize("step", START_STEPS)
+async def test_a_start_that_was_killed_leaves_the_vm_with_all_its_devices_or_halted(
+    world: World, autojump_clock: Clock, step: str
+) -> None:
+    await killed_in_start(world, step)
+    if step == "start.attached":
+        with fails("failed", "work is already running"):
+            await world.client.call("vm.start", vm="work")
+        assert len(world.state.leases.of_vm("work")) == 2
+        assert world.driver.shutdowns == []
+    else:
+        answer = await world.client.call("vm.start", vm="work")
+        assert answer["attached"] == ["sys-usb:other", "sys-usb:stick"]
+        assert world.driver.shutdowns == ([] if step == "start.reserved" else [("work", False)])
+    assert world.state.store.starts() == []
+
+
+@pytest.mark.parametrize("step", ["attach.leased", "attach.exported", "attach.committed"])
+async def test_a_start_that_was_killed_within_an_attach_stops_the_vm_and_says_so(
+    world: World, autojump_clock: Clock, caplog: pytest.LogCaptureFixture, step: str
+) -> None:
+    await killed_in_start(world, step)
+    await trio.testing.wait_all_tasks_blocked()
+    assert_not_running(world)
+    world.assert_nothing_left()
+    assert "start of work was interrupted; it was stopped" in caplog.messages
+    record = world.audit("start")[-1]
+    assert record["outcome"] == "failed: it was interrupted, and the VM was stopped"
+    assert record["missing"][-1] == "sys-usb:stick"
+    assert world.state.store.starts() == []
+
+
+async def test_an_interrupted_start_leaves_a_later_life_of_the_vm_alone(
+    world: World, autojump_clock: Clock
+) -> None:
+    killed = world.kill_at("start.started")
+    world.nursery.start_soon(_unavailable, world)
+    await killed.wait()
+    await world.kill()
+    world.driver.die("work")
+    domid = await world.driver.start("work")
+    await world.start()
+    assert world.driver.infos["work"].domid == domid
+    assert world.state.store.starts() == []
+
+
+async def _unavailable(world: World) -> None:
+    with fails("unavailable"):
+        await world.client.call("vm.start", vm="work")
+
+
+async def test_a_vm_that_cannot_be_stopped_is_tried_again_by_the_next_service(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.driver.refuse_shutdown = DriverError("the hypervisor hangs")
+    await killed_in_start(world, "start.agent")
+    await trio.testing.wait_all_tasks_blocked()
+    assert world.driver.infos["work"].domid is not None
+    world.driver.refuse_shutdown = None
+    await world.restart()
+    assert_not_running(world)
+
+
+async def test_a_hypervisor_that_starts_the_vm_without_saying_so_in_time_stops_it_again(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.driver.refuse_start = DriverError("domain.start was not answered", code="timeout")
+    world.driver.starts_late = True
+    with fails("failed", "work was stopped again: domain.start was not answered"):
+        await world.client.call("vm.start", vm="work")
+    assert_not_running(world)
+    world.assert_nothing_left()
+    assert world.state.store.starts() == []
+
+
+async def test_a_vm_that_could_not_be_stopped_again_is_not_called_stopped(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.driver.agents["work"].listens = False
+    world.driver.refuse_shutdown = DriverError("no")
+    with fails("failed", "work runs without its devices, as it could not be stopped again"):
+        await world.client.call("vm.start", vm="work")
+
+
+async def test_a_start_that_cannot_be_written_down_is_none(
+    world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: Any) -> None:
+        raise StoreError(Path("dom0.sqlite"), "database or disk is full", "make room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "start_put", full)
+        with fails("failed", "work was not started", "disk is full"):
+            await world.client.call("vm.start", vm="work")
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "start_delete", full)
+        with fails("failed", "work was stopped again", "disk is full"):
+            await world.client.call("vm.start", vm="work")
+    assert_not_running(world)
     world.assert_nothing_left()

@@ -26,6 +26,8 @@ CRASHING = "ready()\nsys.exit(3)"
 # A test that waits longer than this (seconds) for something has failed.
 PATIENCE = 10
 
+needs_fuse = pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="there is no /dev/fuse")
+
 
 def script(name: str, body: str, folder: Path, *arguments: str) -> Program:
     argv = [sys.executable, "-S", "-E", "-c", PREAMBLE + body, *arguments]

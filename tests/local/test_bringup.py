@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import trio
-from pedos_dom0.local import layout as layouts
 from pedos_dom0.local.bringup import (
     CannotComeUp,
     LocalPrograms,
@@ -22,9 +22,11 @@ from pedos_dom0.local.bringup import (
     read_lock,
 )
 from pedos_dom0.local.config import Config, VmConfig
-from pedos_dom0.local.layout import LOG_KEEP, PLACEHOLDER_MODE, Layout, sweep
+from pedos_dom0.local.layout import LOG_KEEP, Layout, sweep
+from pedos_dom0.local.machine import Machine
+from pedos_vchan.mounts import fuse_mounts, make_placeholder
 
-from .conftest import FakePrograms
+from .conftest import PATIENCE, FakePrograms
 
 CONFIG = Config(vms=(VmConfig("sys-usb"), VmConfig("work", verbose=True)))
 
@@ -71,7 +73,7 @@ def test_sweeping_takes_stale_sockets_and_placeholders_and_nothing_of_the_users(
         with socket.socket(socket.AF_UNIX) as sock:
             sock.bind(str(path))
     placeholder = layout.dev("work") / "xvdi"
-    os.close(os.open(placeholder, os.O_CREAT, PLACEHOLDER_MODE & 0o777))
+    make_placeholder(placeholder)
     kept = [layout.dev("work") / "notes", layout.devices("work") / "block" / "empty.img"]
     for path in kept:
         path.touch()
@@ -81,9 +83,7 @@ def test_sweeping_takes_stale_sockets_and_placeholders_and_nothing_of_the_users(
     assert all(path.exists() for path in kept)
 
 
-def test_only_fuse_mounts_inside_of_the_folder_are_ours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_fuse_mounts_inside_of_the_folder_are_ours(tmp_path: Path) -> None:
     dev = tmp_path / "a b" / "dev"
     dev.mkdir(parents=True)
     escaped = str(dev).replace(" ", "\\040")
@@ -100,8 +100,7 @@ def test_only_fuse_mounts_inside_of_the_folder_are_ours(
     )
     mountinfo = tmp_path / "mountinfo"
     mountinfo.write_text(table)
-    monkeypatch.setattr(layouts, "MOUNTINFO", str(mountinfo))
-    assert layouts.mounts_under(dev) == [f"{dev}/xvdj", f"{dev}/xvdi"]
+    assert fuse_mounts(dev, str(mountinfo)) == [f"{dev}/xvdj", f"{dev}/xvdi"]
 
 
 def test_a_log_that_has_grown_makes_way(layout: Layout) -> None:
@@ -162,5 +161,24 @@ async def test_coming_up_can_be_cancelled_and_leaves_nothing(
                 raise AssertionError("it came up")
     assert scope.cancelled_caught
     assert machines[0].domains["work"].state == "Halted"
+    assert machines[0].dom0.ended.is_set()
+    assert machines[0].dom0_agent.ended.is_set()
+
+
+class LockOnAFullDisk(Lock):
+    """Can be held, but "not ready" cannot be written into it at the end."""
+
+    def set_ready(self, ready: bool) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+async def test_a_full_disk_does_not_keep_it_from_going_down(
+    layout: Layout, programs: FakePrograms
+) -> None:
+    machines: list[Machine] = []
+    with trio.fail_after(PATIENCE), pytest.raises(CannotComeUp):
+        # The tiny dom0 gets ready, but serves nobody: that ends the coming up.
+        async with bring_up(layout, CONFIG, programs, LockOnAFullDisk(-1), machines.append):
+            raise AssertionError("it came up")
     assert machines[0].dom0.ended.is_set()
     assert machines[0].dom0_agent.ended.is_set()

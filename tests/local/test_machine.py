@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 
 import pytest
 import trio
+from pedos_dom0.drivers import local
 from pedos_dom0.drivers.base import DomainInfo, DriverError, HypervisorLost
 from pedos_dom0.drivers.local import LocalDriver
+from pedos_dom0.local import machine as machine_module
 from pedos_dom0.local.layout import Layout
 from pedos_dom0.local.machine import Machine
 from pedos_protocol.errors import CallError
@@ -149,6 +152,31 @@ async def test_dom0s_service_starts_again_and_the_agents_do_not_notice(
         assert domain.supervisor.starts == 1
 
 
+async def test_a_machine_that_breaks_can_still_be_stopped(
+    layout: Layout, programs: FakePrograms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_dev: Path) -> list[str]:
+        raise RuntimeError("a mistake of ours")
+
+    machine = Machine(layout, VMS, programs)
+    listener = await machine.listen()
+    with trio.fail_after(PATIENCE), pytest.raises(ExceptionGroup) as caught:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(machine.run, listener)
+            work = machine.domains["work"]
+            await machine.start(work)
+            assert work.supervisor is not None
+            monkeypatch.setattr(machine_module, "clear_dev", broken)
+            try:
+                work.supervisor.kill()
+                await trio.sleep_forever()  # until the nursery is cancelled
+            finally:
+                with trio.CancelScope(shield=True):
+                    await machine.stop()
+    assert "a mistake of ours" in "".join(traceback.format_exception(caught.value))
+    assert work.state == "Halted"
+
+
 async def test_stop_ends_every_program(layout: Layout, programs: FakePrograms) -> None:
     async with machine_up(layout, programs) as machine:
         for domain in machine.domains.values():
@@ -166,8 +194,9 @@ async def test_stop_ends_every_program(layout: Layout, programs: FakePrograms) -
     ("method", "params", "code"),
     [
         ("domain.start", {"name": "nobody"}, "not_found"),
-        ("domain.start", {"name": 3}, "not_found"),
-        ("domain.start", {}, "not_found"),
+        ("domain.start", {"name": 3}, "usage"),
+        ("domain.start", {}, "usage"),
+        ("domain.list", {"all": True}, "usage"),
         ("domain.shutdown", {"name": "work", "force": "yes"}, "usage"),
         ("domain.destroy", {"name": "work"}, "unknown_method"),
     ],
@@ -179,6 +208,16 @@ async def test_what_the_machine_cannot_do_is_an_error_answer(
         with pytest.raises(CallError) as caught:
             await client.call(method, **params)
         assert caught.value.code == code
+
+
+@asynccontextmanager
+async def lone_nursery() -> AsyncIterator[trio.Nursery]:
+    """A nursery whose one error is raised as it is."""
+    try:
+        async with trio.open_nursery() as nursery:
+            yield nursery
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
 
 
 def driver_of(layout: Layout) -> LocalDriver:
@@ -232,6 +271,21 @@ async def test_a_machine_that_goes_away_ends_the_driver(
         with pytest.raises(trio.EndOfChannel):
             await events.receive()
     assert lost
+
+
+async def test_a_driver_whose_events_nobody_takes_says_so_and_ends(
+    layout: Layout, programs: FakePrograms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "EVENTS_MAX", 1)
+    driver = driver_of(layout)
+    async with machine_up(layout, programs) as machine:
+        with pytest.raises(HypervisorLost, match="1 domain events behind"):
+            async with lone_nursery() as nursery:
+                await nursery.start(driver.run)
+                events = driver.events()
+                await machine.start(machine.domains["work"])
+                await machine.shutdown(machine.domains["work"], force=True)
+        assert [domain.state async for domain in events] == ["Running"]
 
 
 async def test_a_driver_without_a_machine_says_so(layout: Layout) -> None:

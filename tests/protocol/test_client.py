@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -220,3 +221,17 @@ def test_a_service_that_dies_in_the_middle_of_an_answer(tmp_path: Path) -> None:
         connection.close()  # with the request unread: the client sees a reset
         with pytest.raises(Unreachable, match="connection"):
             call(client)
+
+
+def test_a_service_that_takes_no_connection_is_unreachable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pedos_cli.client.CONNECT_PATIENCE", 0)
+    monkeypatch.setattr("pedos_cli.client.pack", lambda form, _s, _us: struct.pack(form, 0, 1000))
+    path = tmp_path / "sock"
+    with socket.socket(socket.AF_UNIX) as deaf, socket.socket(socket.AF_UNIX) as first:
+        deaf.bind(str(path))
+        deaf.listen(0)
+        first.connect(str(path))
+        with pytest.raises(Unreachable, match="took no new connection"):
+            connect(str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 PACKAGE = Path(pedos_protocol.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 ON_THE_COMMANDS_PATH = ["names", "codec", "events", "connection", "errors", "__init__"]
+IMPORTERS = ("__import__", "import_module")
 SLOW = {"attr", "attrs", "typing", "dataclasses", "enum", "re", "socket", "logging", "json"}
 
 
@@ -34,7 +36,7 @@ def imports_of(path: Path) -> set[str]:
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             found.add(str(node.module).split(".")[0])
-        elif isinstance(node, ast.Call) and "import" in ast.unparse(node.func):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(IMPORTERS):
             found.add(ast.unparse(node))
         todo += [
             child
@@ -45,9 +47,33 @@ def imports_of(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_the_protocol_imports_only_the_standard_library_msgpack_and_attrs(module: str) -> None:
-    allowed = (set(sys.stdlib_module_names) | {"msgpack", "attr"}) - {"os", "posix", "socket"}
-    assert imports_of(PACKAGE / f"{module}.py") <= allowed
+def test_the_protocol_does_no_input_or_output(module: str) -> None:
+    assert not imports_of(PACKAGE / f"{module}.py") & {"os", "posix", "socket"}
+
+
+# ARCHITECTURE.md, "Components": what each may import beside the standard library and itself.
+MAY_IMPORT = {
+    "pedos_protocol": {"msgpack", "attr"},
+    "pedos_vchan": {"pedos_protocol", "trio", "cffi"},
+    "pedos_dom0": {"pedos_protocol", "pedos_vchan", "trio", "attrs"},
+    "pedos_agent": {"pedos_protocol", "pedos_vchan", "trio", "attrs"},
+    "pedos_cli": {"pedos_protocol"},
+}
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_component_imports_only_what_the_architecture_lets_it(package: str) -> None:
+    folder = Path(str(importlib.import_module(package).__file__)).parent
+    allowed = set(sys.stdlib_module_names) | {package} | MAY_IMPORT[package]
+    modules = sorted(folder.rglob("*.py"))
+    assert modules
+    strangers = {path.name: imports_of(path) - allowed for path in modules}
+    assert {name: found for name, found in strangers.items() if found} == {}
+
+
+def test_attrs_is_imported_by_messages_alone() -> None:
+    users = {module for module in MODULES if "attr" in imports_of(PACKAGE / f"{module}.py")}
+    assert users == {"agent_messages", "fields", "machine_messages", "messages"}
 
 
 @pytest.mark.parametrize("module", ON_THE_COMMANDS_PATH)

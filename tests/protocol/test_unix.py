@@ -39,7 +39,7 @@ async def test_the_socket_of_a_server_that_died_is_replaced(path: Path) -> None:
 
 async def test_the_socket_of_a_server_that_lives_is_not_replaced(path: Path) -> None:
     async with await listen_unix(path, 0o600) as listener:
-        with pytest.raises(OSError, match="another program listens there"):
+        with pytest.raises(OSError, match="another program already listens there"):
             await listen_unix(path, 0o600)
         async with await connect_unix(path), await listener.accept():
             pass

@@ -4,35 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 import trio
 from pedos_protocol.names import is_vm_name
+from pedos_vchan import logs
 
 from .agent import run_until_signal
 from .settings import Settings
-
-# syslog(3) priorities, which journald reads from a line's "<N>" prefix.
-_PRIORITIES: Final = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
-
-
-class _Formatter(logging.Formatter):
-    """Lines for journald when it listens, else lines with the program's name and the level."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._journal = "JOURNAL_STREAM" in os.environ
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        if not self._journal:
-            return f"pedos-agent: {record.levelname.lower()}: {text}"
-        priority = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
-        return "\n".join(f"<{priority}>{line}" for line in text.splitlines())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,9 +66,7 @@ def _settings(arguments: Sequence[str] | None) -> tuple[Settings, bool]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the agent; the exit status is 0 after a signal, 1 when it could not work."""
     settings, verbose = _settings(arguments)
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter())
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
+    logs.set_up("pedos-agent", verbose=verbose)
     status = 0
     try:
         trio.run(run_until_signal, settings, strict_exception_groups=True)

@@ -69,7 +69,11 @@ async def run_until_signal(settings: Settings) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
             await nursery.start(partial(run, settings))
-            notify.ready()
+            try:
+                notify.ready()
+            except OSError as error:
+                # Whoever started us will wait in vain; a dom0 that connects must not.
+                log.warning("the service manager cannot be told that this is ready: %s", error)
 
 
 async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:

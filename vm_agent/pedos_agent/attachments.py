@@ -236,7 +236,10 @@ class Attachments:
 def _explain(error: Exception) -> CallError:
     """Make an error answer of what went wrong; what nobody foresaw goes to the log in full."""
     if isinstance(error, ExceptionGroup):
-        return _explain(error.exceptions[0])
+        first, *others = error.exceptions
+        for other in others:
+            log.warning("an attachment failed in another way too: %s", _explain(other).message)
+        return _explain(first)
     if isinstance(error, CallError):
         return error
     if isinstance(error, OSError):

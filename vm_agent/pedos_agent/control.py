@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +20,7 @@ from pedos_protocol.messages import AgentReport, parse_params, to_wire
 from pedos_vchan import shm
 from pedos_vchan.peer import Handler, Peer
 from pedos_vchan.stream import VchanStream
-from pedos_vchan.unix import listen_unix
+from pedos_vchan.unix import listen_unix, peer_uid
 
 from .attachments import Attachments
 from .inventory import Inventory
@@ -32,7 +30,9 @@ from .settings import PROGRAM, Settings
 log = logging.getLogger(__name__)
 
 REPORT_SECONDS: Final = 10.0  # dom0 answers in milliseconds; a hung one is better left
-RETRY_SECONDS: Final = 0.1  # after a client that failed before it was one
+# After a client that failed before it was one, and until a full disk or table of descriptors has
+# room again: the wait of dom0's own attempts is of this order.
+RETRY_SECONDS: Final = 0.1
 CONTROL_SOCKET_MODE: Final = 0o600
 
 
@@ -73,39 +73,46 @@ class Control:
             await self._peer.notify("attachment.ended", params)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve dom0, connection after connection; started() when the first can come."""
+        """Serve dom0, connection after connection; started() when the first can come.
+
+        OSError when it cannot listen for the first one. From then on there may be attachments, for
+        which a lack of room or descriptors must not be the end: it tries again until it can.
+        """
         if self._settings.control_socket is not None:
             await self._run_on_socket(self._settings.control_socket, task_status)
         else:
             await self._run_on_vchan(task_status)
 
     async def _run_on_vchan(self, task_status: trio.TaskStatus[None]) -> None:
-        first = True
+        listener: shm.Listener | None = await self._listen()
+        task_status.started()
+        retries = _Retries("the control channel")
         while True:
-            listener = await shm.listen(
-                self._settings.vchan, self._settings.domid, 0, shm.CONTROL_PORT
-            )
             try:
-                if first:
-                    task_status.started()
-                    first = False
-                channel = await listener.accept()
+                with listener or await self._listen() as listening:
+                    channel = await listening.accept()
             except OSError as error:
-                log.warning("a client of the control channel failed: %s", error)
-                await trio.sleep(RETRY_SECONDS)
-                continue
-            finally:
-                listener.close()
-            await self._converse(VchanStream(channel))
+                await retries.wait(error)
+            else:
+                retries.over()
+                await self._converse(VchanStream(channel))
+            listener = None
+
+    async def _listen(self) -> shm.Listener:
+        return await shm.listen(self._settings.vchan, self._settings.domid, 0, shm.CONTROL_PORT)
 
     async def _run_on_socket(self, path: Path, task_status: trio.TaskStatus[None]) -> None:
         async with await listen_unix(path, CONTROL_SOCKET_MODE) as listener:
             task_status.started()
+            retries = _Retries("the control socket")
             while True:
-                stream = await listener.accept()
-                _, uid, _ = struct.unpack(
-                    "3i", stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-                )
+                try:
+                    stream = await listener.accept()
+                except OSError as error:
+                    await retries.wait(error)
+                    continue
+                retries.over()
+                uid = peer_uid(stream)
                 if uid in (0, os.geteuid()):
                     await self._converse(stream)
                 else:
@@ -172,6 +179,27 @@ class Control:
     async def _import_stop(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
         await self._attachments.stop_import(parse_params("import.stop", params).attachment)
         return {}
+
+
+class _Retries:
+    """Waits between attempts, and says once what is the matter, not ten times a second."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._said = ""
+
+    async def wait(self, error: OSError) -> None:
+        """Note a failed attempt, and wait until the next one is due."""
+        if str(error) != self._said:
+            self._said = str(error)
+            log.warning("%s: %s; trying again", self._what, error)
+        await trio.sleep(RETRY_SECONDS)
+
+    def over(self) -> None:
+        """Note that it works again."""
+        if self._said:
+            log.info("%s: it works again", self._what)
+        self._said = ""
 
 
 async def _run_then_cancel(

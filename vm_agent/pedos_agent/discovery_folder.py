@@ -24,13 +24,15 @@ from pedos_protocol.messages import Device
 from pedos_protocol.names import DEVICE_CLASSES, harmless_text, is_identity, natural_key
 from pedos_vchan.folder_watch import FolderWatch
 
-from .found import Found, Inode, device_id_of
+from .found import HELD, Found, Inode, device_id_of, is_held
 
 log = logging.getLogger(__name__)
 
 DESCRIPTION_BYTES: Final = 4096  # of a description file that are read
 # Between two scans: a file that is being copied in changes thousands of times a second.
 SETTLE_SECONDS: Final = 0.02
+# Between two looks at folders that cannot be watched: a person who plugs in a disk waits so long.
+UNWATCHED_SECONDS: Final = 2.0
 # More names than this in one folder are not even looked at, so that a scan stays short.
 NAMES_MAX: Final = 4096
 BLKROGET: Final = 0x125E  # linux/fs.h: is the block device read-only?
@@ -52,17 +54,33 @@ async def watch(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Deliver what is there, now and after every change; started() after the first time."""
-    with FolderWatch([str(devices / device_class) for device_class in DEVICE_CLASSES]) as changes:
-        first = True
-        while True:
-            # In a thread: opening a device node to learn its size may take its driver seconds.
-            deliver(await trio.to_thread.run_sync(scan, devices))
-            if first:
-                task_status.started()
-                first = False
-            await changes.changed()
-            await trio.sleep(SETTLE_SECONDS)
+    """Deliver what is there, now and after every change; started() after the first time.
+
+    Where the system has no more watches to give, it looks again every UNWATCHED_SECONDS instead.
+    """
+    folders = [str(devices / device_class) for device_class in DEVICE_CLASSES]
+    said = False
+    while True:
+        try:
+            with FolderWatch(folders) as changes:
+                while True:
+                    # In a thread: to learn a device node's size may take its driver seconds.
+                    deliver(await trio.to_thread.run_sync(scan, devices))
+                    task_status.started()
+                    task_status = trio.TASK_STATUS_IGNORED
+                    await changes.changed()
+                    await trio.sleep(SETTLE_SECONDS)
+        except OSError as error:
+            if not said:
+                log.warning(
+                    "%s cannot be watched (%s): looking every %g s",
+                    *(devices, error, UNWATCHED_SECONDS),
+                )
+            said = True
+        deliver(await trio.to_thread.run_sync(scan, devices))
+        task_status.started()
+        task_status = trio.TASK_STATUS_IGNORED
+        await trio.sleep(UNWATCHED_SECONDS)
 
 
 def _scan_folder(
@@ -96,11 +114,14 @@ def _scan_folder(
 def _block_device(path: str, device_class: str, device_id: str) -> Found | None:
     status = os.stat(path)
     writable = bool(status.st_mode & 0o222) and os.access(path, os.W_OK)
+    busy = None
     if stat.S_ISREG(status.st_mode):
         size = status.st_size
     elif stat.S_ISBLK(status.st_mode):
         size, read_only = _measure(path)
         writable = writable and not read_only
+        if is_held(path):
+            busy = HELD
     else:
         return None
     device = Device(
@@ -111,7 +132,7 @@ def _block_device(path: str, device_class: str, device_id: str) -> Found | None:
         size=size,
         parent=None,
         read_only=not writable,
-        busy=None,
+        busy=busy,
     )
     return Found(device, path, Inode.of(status))
 

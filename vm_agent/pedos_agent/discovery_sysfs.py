@@ -17,14 +17,13 @@ from typing import Final
 
 import trio
 from pedos_protocol.messages import Device
-from pedos_protocol.names import harmless_text, natural_key
+from pedos_protocol.names import IDENTITY_MAX, harmless_text, natural_key
 
 from .found import Found
 
 log = logging.getLogger(__name__)
 
 FIELD_BYTES: Final = 256  # of one sysfs attribute; the kernel's own limit is a page
-IDENTITY_MAX: Final = 128  # of pedos_protocol.names
 SERIAL_MAX: Final = 48  # leaves room in an identity for eight interfaces and more
 # A burst of kernel events (a hub plugged in) becomes one scan.
 SETTLE_SECONDS: Final = 0.1

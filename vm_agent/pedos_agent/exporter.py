@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -20,7 +21,7 @@ from pedos_vchan import shm
 from pedos_vchan.faultpoints import reach
 from pedos_vchan.pump import pump
 
-from .found import Found, Inode
+from .found import HELD, Found, Inode, is_held
 from .lifetime import Lifetime
 from .settings import Settings
 from .tool import Tool
@@ -33,8 +34,6 @@ CLIENT_SECONDS: Final = 30.0
 GREETING_SECONDS: Final = 10.0
 # What nbdkit has accepted it finishes before it exits; a slow disk may take seconds to flush.
 EXIT_SECONDS: Final = 5.0
-# 256 KiB each way: most of the speed of larger rings at a quarter of their memory.
-RING_ORDER: Final = 18
 
 
 @contextmanager
@@ -64,6 +63,7 @@ async def export_block(
     """Lend `found` to the peer domain until something ends `lifetime`; leaves nothing behind."""
     read_only = params.read_only or found.device.read_only
     with opened_source(found) as source:
+        await _refuse_held(source, params.device)
         await reach("export.opened")
         ours, theirs = socket.socketpair()
         with ours:
@@ -77,6 +77,7 @@ async def export_block(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(kit.relay_log)
                 try:
+                    await _greeted(kit, ours)
                     await _serve(lifetime, params, settings, kit, ours)
                 finally:
                     # Its end of input: nbdkit finishes what it was told and exits by itself. If
@@ -88,10 +89,22 @@ async def export_block(
         await reach("export.stopped")
 
 
+async def _refuse_held(source: int, device: str) -> None:
+    """CallError `busy` if it is a block device that was mounted since discovery looked at it."""
+    path = f"/proc/self/fd/{source}"
+    if stat.S_ISBLK(os.stat(path).st_mode) and await trio.to_thread.run_sync(is_held, path):
+        raise CallError("busy", f"{device} is {HELD}")
+
+
 def _nbdkit(source: int, read_only: bool) -> list[str]:
-    # nbdkit resolves /dev/fd/N to the file's present name and opens that when the client comes.
-    # Should another file get the name in between, discovery sees it and ends this export.
-    return ["nbdkit", "-s", "-f", *(["-r"] if read_only else []), "file", f"/dev/fd/{source}"]
+    # Given a path, nbdkit 1.32 resolves it to a name and opens that when the client comes, whatever
+    # file has the name by then. An entry of a folder it opens as it is, and one of /proc/self/fd
+    # leads to the very file that `source` holds. "strict" keeps the client to this one entry; the
+    # empty name is what a client asks for that has none in mind.
+    name = f"exportname={source}"
+    only = [name, "exportname=", "exportname-strict=true", f"default-export={source}"]
+    options = ["-s", "-f", *(["-r"] if read_only else []), "--filter=exportname"]
+    return ["nbdkit", *options, "file", "dir=/proc/self/fd", *only]
 
 
 async def _serve(
@@ -102,12 +115,11 @@ async def _serve(
         settings.domid,
         params.peer,
         params.port,
-        order_left=RING_ORDER,
-        order_right=RING_ORDER,
+        order_left=shm.DATA_ORDER,
+        order_right=shm.DATA_ORDER,
     )
     try:
         await reach("export.listening")
-        await _greeted(kit, ours)
         lifetime.ready({})
         async with trio.open_nursery() as nursery:
             nursery.start_soon(kit.end_with, lifetime)

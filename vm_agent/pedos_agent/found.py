@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
+import time
 from typing import Final
 
 import attrs
 from pedos_protocol.messages import Device
-from pedos_protocol.names import is_device_id
+from pedos_protocol.names import DEVICE_ID_MAX, is_device_id
 
-ID_MAX: Final = 64  # of pedos_protocol.names
 DIGEST: Final = 6  # hex digits that keep two names apart whose bad characters became the same
+HELD: Final = "mounted or otherwise in use in this VM"
+# Somebody who only looks (as we do, or udev) holds a device for a moment; a mount holds it on.
+HELD_TRIES: Final = 3
+HELD_RETRY_SECONDS: Final = 0.01
 _BAD: Final = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -55,4 +60,23 @@ def device_id_of(name: str) -> str:
     if not cleaned[:1].isalnum():
         cleaned = "x" + cleaned  # an id starts with a letter or digit
     digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:DIGEST]
-    return f"{cleaned[: ID_MAX - DIGEST - 1]}-{digest}"
+    return f"{cleaned[: DEVICE_ID_MAX - DIGEST - 1]}-{digest}"
+
+
+def is_held(path: str) -> bool:
+    """Say whether a block device is in use in this VM: mounted, or part of a volume or a RAID.
+
+    open(2): O_EXCL without O_CREAT fails on a block device that is. A partition in use makes its
+    disk one too. OSError when the device cannot be opened; blocks as long as its driver does.
+    """
+    for attempt in range(HELD_TRIES):
+        if attempt:
+            time.sleep(HELD_RETRY_SECONDS)
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        else:
+            return False
+    return True

@@ -19,6 +19,7 @@ from pedos_protocol.messages import ImportStart
 from pedos_vchan import shm
 from pedos_vchan.channel import Channel
 from pedos_vchan.faultpoints import reach
+from pedos_vchan.mounts import make_placeholder, remove_placeholder
 from pedos_vchan.pump import pump
 
 from . import mounts
@@ -49,7 +50,7 @@ async def import_block(
     try:
         await reach("import.connected")
         try:
-            mounts.make_placeholder(path)
+            make_placeholder(path)
         except FileExistsError:
             raise CallError("busy", f"{frontend} is taken by another file in this VM") from None
         try:
@@ -58,7 +59,7 @@ async def import_block(
             # Only now nobody can mount any more, so this look at the mounts is the last needed.
             with trio.CancelScope(shield=True):
                 await mounts.unmount_by_force(path)
-            mounts.remove_placeholder(path)
+            remove_placeholder(path)
     finally:
         channel.close()
     if lifetime.reason is not None:

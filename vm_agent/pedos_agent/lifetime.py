@@ -15,6 +15,8 @@ from pedos_vchan.pump import Why
 
 # The death of nbdkit or nbdfuse ends the pump before the child is reaped and its last words read.
 CHILD_FIRST_SECONDS: Final = 1.0
+# What only the other domain can have caused: no child of ours has anything to add.
+_OF_THE_PEER: Final = (Why.PEER_CLOSED, Why.PEER_DIED, Why.PEER_BROKEN, Why.PEER_FLOODED)
 
 
 class Lifetime:
@@ -48,7 +50,7 @@ class Lifetime:
 
     async def end_after_pump(self, why: Why) -> None:
         """End it because the pump ended; a child that ended has a moment to say so itself."""
-        if why not in (Why.PEER_CLOSED, Why.PEER_DIED, Why.PEER_BROKEN):
+        if why not in _OF_THE_PEER:
             with trio.move_on_after(CHILD_FIRST_SECONDS):
                 await self._ending.wait()
         self.end(f"the data channel ended: {why}")

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import trio
 from pedos_protocol.errors import CallError, ProtocolError
+from pedos_protocol.messages import DomainShutdown, DomainStart, parse_params, parse_result, to_wire
 from pedos_vchan import shm
 from pedos_vchan.peer import Peer
 from pedos_vchan.stream import VchanStream
@@ -23,7 +24,7 @@ from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo, DriverError, Hypervis
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pedos_dom0.drivers.base import DomainState
+    from pedos_protocol.messages import DomainChanged, DomainListed, DomainStarted
 
 logger = logging.getLogger(__name__)
 
@@ -32,22 +33,9 @@ logger = logging.getLogger(__name__)
 LIST_TIMEOUT = 5.0
 START_TIMEOUT = 10.0
 SHUTDOWN_TIMEOUT = 20.0
-# A subscriber that is this many events behind has hung: a domain makes three events a life.
+# A subscriber that is this many events behind has hung: a domain makes three events a life. What
+# it then does not know no later event repairs, so all of the service starts anew.
 EVENTS_MAX = 4096
-
-_STATES = ("Running", "Halted", "Transient")
-
-
-def parse_domain(record: Mapping[str, Any]) -> DomainInfo:
-    """One domain as the machine sends it. The machine is trusted, so this only catches bugs."""
-    name, domid, state = record.get("name"), record.get("domid"), record.get("state")
-    if (
-        not isinstance(name, str)
-        or state not in _STATES
-        or not (domid is None or isinstance(domid, int))
-    ):
-        raise ValueError(f"the machine sent a domain that makes no sense: {dict(record)!r}")
-    return DomainInfo(name=name, domid=domid, state=cast("DomainState", state))
 
 
 class LocalDriver:
@@ -64,6 +52,9 @@ class LocalDriver:
         self._domains: dict[str, DomainInfo] = {}
         self._subscribers: list[trio.MemorySendChannel[DomainInfo]] = []
         self._peer: Peer | None = None
+        # Why `run` ends. Raised only outside of its nursery, which would wrap it into a group.
+        self._lost: str | None = None
+        self._scope = trio.CancelScope()
         # Events may come before the answer to the first domain.list; they are the newer news.
         self._listed = False
         self._early: list[DomainInfo] = []
@@ -90,50 +81,50 @@ class LocalDriver:
             handlers={"domain.changed": self._domain_changed},
             name="machine",
         )
-        # Raised only outside of the nursery, which would wrap it into an exception group.
-        lost: str | None = None
-
-        async def serve(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-            nonlocal lost
-            try:
-                await peer.run(task_status=task_status)
-                lost = "the machine ended the connection: local mode is going down"
-            except (OSError, trio.BrokenResourceError, ProtocolError) as error:
-                lost = f"the machine broke off: {error}"
-            if peer.their_hello is None:
-                task_status.started()  # no hello came, so `run` has not said it
-            nursery.cancel_scope.cancel()
-
         try:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(serve)
-                self._peer = peer
-                try:
-                    listing = await peer.call("domain.list", {}, timeout=LIST_TIMEOUT)
-                    self._take_list(listing["domains"])
-                except (CallError, LookupError, TypeError, ValueError) as error:
-                    lost = lost or f"the machine does not list its domains: {error}"
-                    nursery.cancel_scope.cancel()
-                else:
-                    task_status.started()
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(self._serve, peer)
+                    self._peer = peer
+                    try:
+                        listing = await peer.call("domain.list", {}, timeout=LIST_TIMEOUT)
+                        self._take_list(parse_result("domain.list", listing))
+                    except (CallError, ProtocolError) as error:
+                        self._lose(f"the machine does not list its domains: {error}")
+                    else:
+                        task_status.started()
         finally:
             self._peer = None
             for subscriber in self._subscribers:
                 subscriber.close()
-        if lost is not None:
-            raise HypervisorLost(lost)
+        if self._lost is not None:
+            raise HypervisorLost(self._lost)
 
-    def _take_list(self, records: list[dict[str, Any]]) -> None:
-        for record in records:
-            domain = parse_domain(record)
-            self._domains[domain.name] = domain
+    async def _serve(self, peer: Peer, *, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            await peer.run(task_status=task_status)
+            self._lose("the machine ended the connection: local mode is going down")
+        except (OSError, trio.BrokenResourceError, ProtocolError) as error:
+            self._lose(f"the machine broke off: {error}")
+        if peer.their_hello is None:
+            task_status.started()  # no hello came, so `run` has not said it
+
+    def _lose(self, why: str) -> None:
+        """Ends `run` with HypervisorLost; the first reason counts."""
+        self._lost = self._lost or why
+        self._scope.cancel()
+
+    def _take_list(self, listed: DomainListed) -> None:
+        for domain in listed.domains:
+            self._domains[domain.name] = DomainInfo(domain.name, domain.domid, domain.state)
         self._listed = True
-        for domain in self._early:
-            self._apply(domain)
+        for early in self._early:
+            self._apply(early)
         self._early.clear()
 
     async def _domain_changed(self, _peer: Peer, params: dict[str, Any]) -> None:
-        domain = parse_domain(params)
+        changed: DomainChanged = parse_params("domain.changed", params)
+        domain = DomainInfo(changed.name, changed.domid, changed.state)
         if self._listed:
             self._apply(domain)
         else:
@@ -148,19 +139,19 @@ class LocalDriver:
             except trio.BrokenResourceError:
                 self._subscribers.remove(subscriber)
             except trio.WouldBlock:
-                logger.error("a subscriber is %d domain events behind; it is cut off", EVENTS_MAX)
-                subscriber.close()
-                self._subscribers.remove(subscriber)
+                self._lose(f"a part of this service is {EVENTS_MAX} domain events behind")
 
     async def start(self, name: str) -> int:
-        result = await self._call("domain.start", {"name": name}, START_TIMEOUT)
-        domid = result.get("domid")
-        if not isinstance(domid, int):
-            raise DriverError(f"the machine gave no domain number for {name}")
-        return domid
+        answer = await self._call("domain.start", to_wire(DomainStart(name)), START_TIMEOUT)
+        try:
+            started: DomainStarted = parse_result("domain.start", answer)
+        except ProtocolError as error:
+            raise DriverError(f"the machine gave no domain number for {name}: {error}") from error
+        return started.domid
 
     async def shutdown(self, name: str, force: bool) -> None:
-        await self._call("domain.shutdown", {"name": name, "force": force}, SHUTDOWN_TIMEOUT)
+        params = to_wire(DomainShutdown(name, force))
+        await self._call("domain.shutdown", params, SHUTDOWN_TIMEOUT)
 
     async def _call(self, method: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
         peer = self._peer

@@ -9,10 +9,10 @@ import os
 import shutil
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import trio
 from pedos_protocol.errors import CallError, ProtocolError
@@ -31,7 +31,8 @@ READY_TIMEOUT = 30.0
 # dom0's service waits 30 s for the VM's agent, and then takes back what it had attached.
 VM_START_TIMEOUT = 60.0
 CALL_TIMEOUT = 10.0
-# How often (seconds) to look for what gives no event: another process's "ready" in the lock file.
+# How often (seconds) to look for what gives no event: another process's "ready" in the lock file,
+# or the end of its use of this machine.
 LOOK_AGAIN = 0.02
 # How long an agent that runs may take to report itself to dom0's service.
 REPORT_TIMEOUT = 15.0
@@ -122,12 +123,11 @@ def read_lock(path: Path) -> tuple[int | None, bool]:
 
 @dataclass(frozen=True, slots=True)
 class LocalPrograms:
-    """The real command lines. `echo`: where `up` shows what dom0's service says."""
+    """The real command lines."""
 
     layout: Layout
     config: Config
     verbose: bool = False
-    echo: TextIO | None = None
 
     def dom0(self) -> Program:
         layout = self.layout
@@ -141,9 +141,7 @@ class LocalPrograms:
             "policy": layout.policy,
         }
         argv = _command("pedos_dom0", options, self.verbose or self.config.dom0_verbose)
-        return Program(
-            "dom0", argv, layout.log("dom0"), env={"PEDOS_FAULTNAME": "dom0"}, echo=self.echo
-        )
+        return Program("dom0", argv, layout.log("dom0"), env={"PEDOS_FAULTNAME": "dom0"})
 
     def dom0_agent(self) -> Program:
         extra = {"control-socket": self.layout.dom0_agent_socket}
@@ -210,7 +208,6 @@ async def bring_up(
     """
     try:
         layout.make_folders(config.names)
-        layout.rotate_logs()
         for line in sweep(layout):
             logger.info("%s", line)
         machine = Machine(layout, [(vm.name, vm.autostart) for vm in config.vms], programs)
@@ -236,7 +233,9 @@ async def bring_up(
             failure = error
         finally:
             with trio.CancelScope(shield=True):
-                lock.set_ready(False)
+                # A full disk leaves the file empty, which says "not ready" as well.
+                with suppress(OSError):
+                    lock.set_ready(False)
                 await machine.stop()
                 for line in sweep(layout):  # sockets of agents, which nobody else takes away
                     logger.debug("%s", line)

@@ -11,30 +11,20 @@ run/                     sockets and channels of the running machine; nothing in
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import logging
 import os
 import stat
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from pedos_protocol.names import DEVICE_CLASSES
+from pedos_vchan.mounts import fuse_mounts, remove_placeholder, unmount_now
 
 logger = logging.getLogger(__name__)
 
 # A log that has grown past this (bytes) at a start becomes NAME.log.1, so that a machine which is
 # used for months does not fill the disk. 1 MiB is about ten thousand lines.
 LOG_KEEP = 1024 * 1024
-
-# An agent mounts a block file on an empty file of this mode, which nothing else has.
-PLACEHOLDER_MODE = stat.S_IFREG | 0o200
-
-MOUNTINFO = "/proc/self/mountinfo"
-
-_MNT_DETACH = 2  # umount2(2): gone from the tree at once, from the kernel when no longer used
-_UMOUNT_NOFOLLOW = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +60,10 @@ class Layout:
     @property
     def lock(self) -> Path:
         return self.run / "lock"
+
+    @property
+    def users(self) -> Path:
+        return self.run / "users"
 
     @property
     def machine_socket(self) -> Path:
@@ -111,6 +105,7 @@ class Layout:
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (self.run, self.vchan, self.run / "vms"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.users.touch(mode=0o600)
         for name in ("dom0", *vms):
             self.make_vm_folders(name)
 
@@ -121,6 +116,7 @@ class Layout:
         self.dev(name).mkdir(parents=True, exist_ok=True)
 
     def rotate_logs(self) -> None:
+        """Before anything writes to them; OSError. One old log is kept of each."""
         for log in (self.root / "log").glob("*.log"):
             if log.stat().st_size > LOG_KEEP:
                 log.replace(log.with_name(log.name + ".1"))
@@ -149,9 +145,9 @@ def sweep(layout: Layout) -> list[str]:
 def clear_dev(dev: Path) -> list[str]:
     """Unmounts every FUSE mount under a VM's dev/ and removes the files it was mounted on."""
     done = []
-    for point in mounts_under(dev):
+    for point in fuse_mounts(dev):
         try:
-            _unmount(point)
+            unmount_now(point)
             done.append(f"unmounted {point}, which its program had left")
         except OSError as error:
             logger.error("cannot unmount %s: %s", point, error.strerror)
@@ -159,41 +155,5 @@ def clear_dev(dev: Path) -> list[str]:
     with contextlib.suppress(OSError):
         for entry in dev.iterdir():
             with contextlib.suppress(OSError):
-                about = entry.lstat()
-                if about.st_mode == PLACEHOLDER_MODE and about.st_size == 0:
-                    entry.unlink()
+                remove_placeholder(entry)
     return done
-
-
-def mounts_under(folder: Path) -> list[str]:
-    """FUSE mount points below `folder` from /proc/self/mountinfo (proc(5)), innermost first."""
-    prefix = os.path.realpath(folder) + "/"
-    points = []
-    with open(MOUNTINFO, encoding="utf-8", errors="surrogateescape") as mountinfo:
-        for line in mountinfo:
-            fields = line.split(" ")
-            point, kind = _unescape(fields[4]), fields[fields.index("-") + 1]
-            if kind.startswith("fuse") and point.startswith(prefix):
-                points.append(point)
-    return points[::-1]
-
-
-def _unescape(text: str) -> str:
-    # The kernel writes space, tab, newline and backslash as \040, \011, \012 and \134.
-    for character in " \t\n\\":
-        text = text.replace(f"\\{ord(character):03o}", character)
-    return text
-
-
-def _unmount(point: str) -> None:
-    """Lazily: a dead file system would otherwise be busy for as long as anything has it open."""
-    if os.geteuid() == 0:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.umount2(os.fsencode(point), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), point)
-        return
-    # Only fusermount3 (set-uid) may unmount for others; it refuses what is not this user's.
-    done = subprocess.run(["fusermount3", "-u", "-z", "-q", "--", point], check=False)
-    if done.returncode != 0:
-        raise OSError(errno.EPERM, f"fusermount3 -u -z ended with {done.returncode}", point)

@@ -12,7 +12,15 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
-from pedos_protocol.errors import CallError, ProtocolError
+from pedos_protocol.errors import CallError, ProtocolError, RemoteProtocolError
+from pedos_protocol.messages import (
+    DomainChanged,
+    DomainInfo,
+    DomainListed,
+    DomainStarted,
+    parse_params,
+    to_wire,
+)
 from pedos_vchan.peer import Peer
 from pedos_vchan.unix import listen_unix
 
@@ -31,9 +39,6 @@ logger = logging.getLogger(__name__)
 
 # Xen's first reserved domain number (DOMID_FIRST_RESERVED): ours stay within the same range.
 DOMIDS_END = 0x7FF0
-# A client that does not take a notice within this time (seconds) hangs, and must not hold up
-# the news for others; the only regular client is dom0's service on the same machine.
-NOTICE_PATIENCE = 2.0
 # dom0's service, and a person with a tool; more is a client that leaks connections.
 CLIENTS_MAX = 16
 
@@ -58,8 +63,13 @@ class Domain:
         self.changing = trio.Lock()  # a start and a shutdown of one VM wait for each other
         self.down = trio.Event()  # of this life
 
-    def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "domid": self.domid, "state": self.state}
+    def changed(self) -> DomainChanged:
+        """Its state, as clients are told of it."""
+        return DomainChanged(self.name, self.domid, self.state)
+
+    def info(self) -> DomainInfo:
+        """Its state, as it is listed."""
+        return DomainInfo(self.name, self.domid, self.state, self.autostart)
 
 
 class Machine:
@@ -160,14 +170,18 @@ class Machine:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """One life of a VM, from start to halt."""
-        async with trio.open_nursery() as nursery:
-            await nursery.start(supervisor.run)
-            if not supervisor.ended.is_set():
-                logger.info("%s is running (domain %s)", domain.name, domain.domid)
-                await self._change(domain, "Running")
-                task_status.started()
-                task_status = trio.TASK_STATUS_IGNORED
-        await self._forget(domain)
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(supervisor.run)
+                if not supervisor.ended.is_set():
+                    logger.info("%s is running (domain %s)", domain.name, domain.domid)
+                    await self._change(domain, "Running")
+                    task_status.started()
+                    task_status = trio.TASK_STATUS_IGNORED
+        finally:
+            # Also when something here broke: `shutdown` waits for this life to be over.
+            with trio.CancelScope(shield=True):
+                await self._forget(domain)
         if not supervisor.is_stopping:
             logger.error("%s is halted: its agent ended for good", domain.name)
         task_status.started()
@@ -196,18 +210,11 @@ class Machine:
 
     async def _change(self, domain: Domain, state: DomainState) -> None:
         domain.state = state
-        notice = domain.describe()
+        notice = to_wire(domain.changed())
+        # This only queues: a client that reads nothing is disconnected by its own Peer, at a bound.
         for client in list(self._clients):
-            with trio.move_on_after(NOTICE_PATIENCE) as patience:
-                try:
-                    await client.notify("domain.changed", notice)
-                except (CallError, ProtocolError, OSError, trio.BrokenResourceError):
-                    continue  # it went away; its own task notices and says so
-                except trio.ClosedResourceError:
-                    continue
-            if patience.cancelled_caught:
-                logger.warning("a client of the machine takes no news; it is disconnected")
-                client.close()
+            with contextlib.suppress(ProtocolError):  # it has not said hello, and will list first
+                await client.notify("domain.changed", notice)
 
     def _new_domid(self) -> int:
         """Numbers are kept in a file, so that not even a later machine reuses them soon."""
@@ -252,27 +259,29 @@ class Machine:
         finally:
             self._clients.discard(peer)
 
-    async def _handle_list(self, _peer: Peer, _params: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "domains": [
-                {**domain.describe(), "autostart": domain.autostart}
-                for domain in self.domains.values()
-            ]
-        }
+    async def _handle_list(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        _parse("domain.list", params)
+        return to_wire(DomainListed(tuple(domain.info() for domain in self.domains.values())))
 
     async def _handle_start(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
-        return {"domid": await self.start(self._domain(params))}
+        domain = self._domain(_parse("domain.start", params).name)
+        return to_wire(DomainStarted(await self.start(domain)))
 
     async def _handle_shutdown(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
-        force = params.get("force", False)
-        if not isinstance(force, bool):
-            raise CallError("usage", "force is true or false", {})
-        await self.shutdown(self._domain(params), force=force)
+        asked = _parse("domain.shutdown", params)
+        await self.shutdown(self._domain(asked.name), force=asked.force)
         return {}
 
-    def _domain(self, params: dict[str, Any]) -> Domain:
-        name = params.get("name")
-        domain = self.domains.get(name) if isinstance(name, str) else None
+    def _domain(self, name: str) -> Domain:
+        domain = self.domains.get(name)
         if domain is None:
-            raise CallError("not_found", f"no VM named {name!a:.64}", {"hint": "qvm-ls"})
+            raise CallError("not_found", f"no VM named {name!a}", {"hint": "qvm-ls"})
         return domain
+
+
+def _parse(method: str, params: dict[str, Any]) -> Any:
+    """Typed parameters, or CallError: clients are this user's own, so a mistake is no attack."""
+    try:
+        return parse_params(method, params)
+    except RemoteProtocolError as error:
+        raise CallError("usage", str(error), {}) from None

@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import signal
 import socket
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import trio
 from pedos_vchan.children import Child, describe_exit, start_child
@@ -35,19 +34,17 @@ DEATHS_WINDOW = 10.0
 STOP_GRACE = 5.0
 # A readiness datagram is "READY=1"; anything longer is cut, which sd_notify(3) allows.
 NOTIFY_MAX = 4096
-# Without a line end, at most this many bytes of a program's output are held back.
-LINE_MAX = 8192
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What to run. `echo` gets its output too, line by line (for `up`)."""
+    """What to run. What it says goes to `log` without passing through this process: whatever
+    becomes of the machine's own terminal, no program can ever block in a write to its log."""
 
     name: str
     argv: Sequence[str]
     log: Path
     env: Mapping[str, str] = field(default_factory=dict)  # added to the machine's own environment
-    echo: TextIO | None = None
 
 
 class Supervisor:
@@ -90,10 +87,10 @@ class Supervisor:
             while not self._stopping:
                 try:
                     with contextlib.ExitStack() as stack:
-                        child, notify, output = self._start(stack)
+                        child, notify = self._start(stack)
                         task_status.started()
                         task_status = trio.TASK_STATUS_IGNORED
-                        code = await self._watch(child, notify, output)
+                        code = await self._watch(child, notify)
                 except OSError as error:
                     self.gave_up = f"{name} cannot be started: {error}"
                     logger.error("%s", self.gave_up)
@@ -125,10 +122,8 @@ class Supervisor:
             self.ended.set()
             task_status.started()
 
-    def _start(
-        self, stack: contextlib.ExitStack
-    ) -> tuple[Child, trio.socket.SocketType, int | None]:
-        """Starts the program once: the child, its readiness socket, and its output to be read."""
+    def _start(self, stack: contextlib.ExitStack) -> tuple[Child, trio.socket.SocketType]:
+        """Starts the program once: the child and its readiness socket."""
         program = self.program
         raw = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         raw.bind("")  # the kernel picks a free abstract name, see unix(7); no path to outgrow
@@ -139,41 +134,26 @@ class Supervisor:
             **program.env,
             "NOTIFY_SOCKET": "@" + os.fsdecode(address[1:]),
         }
-        log = open(program.log, "ab")  # noqa: SIM115 - the stack closes it
-        stack.enter_context(log)
-        reader: int | None = None
-        sink = log.fileno()
-        if program.echo is not None:
-            reader, sink = os.pipe()
-            os.set_blocking(reader, False)
-            stack.callback(os.close, reader)
-        try:
+        with open(program.log, "ab") as log:
             child = start_child(
                 program.argv,
-                stdout=sink,
-                stderr=sink,
+                stdout=log,
+                stderr=log,
                 env=env,
                 new_session=True,
                 deathsig="KILL",
             )
-        finally:
-            if reader is not None:
-                os.close(sink)
         self._child = child
         self.starts += 1
         logger.debug("%s started (pid %d)", program.name, child.pid)
-        return child, notify, reader
+        return child, notify
 
-    async def _watch(self, child: Child, notify: trio.socket.SocketType, output: int | None) -> int:
+    async def _watch(self, child: Child, notify: trio.socket.SocketType) -> int:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._await_ready, notify)
-                if output is not None:
-                    nursery.start_soon(self._copy_output, output)
                 code = await child.wait()
                 nursery.cancel_scope.cancel()
-            if output is not None:
-                self._drain(output, _Lines(self.program))
             return code
         finally:
             if child.returncode is None:
@@ -189,20 +169,6 @@ class Supervisor:
             datagram = await notify.recv(NOTIFY_MAX)
             if b"READY=1" in datagram.split(b"\n"):
                 self.ready.set()
-
-    async def _copy_output(self, output: int) -> None:
-        lines = _Lines(self.program)
-        while self._drain(output, lines):
-            await trio.lowlevel.wait_readable(output)
-
-    @staticmethod
-    def _drain(output: int, lines: _Lines) -> bool:
-        """Copies what there is; False at its end."""
-        with contextlib.suppress(BlockingIOError):
-            while data := os.read(output, 65536):
-                lines.feed(data)
-            return False
-        return True
 
     @property
     def is_stopping(self) -> bool:
@@ -235,25 +201,3 @@ class Supervisor:
             if child is not None:
                 child.kill()
             await self.ended.wait()
-
-
-class _Lines:
-    """Writes a program's output to its log as it comes, and to `echo` line by line."""
-
-    def __init__(self, program: Program) -> None:
-        self._program = program
-        self._rest = b""
-
-    def feed(self, data: bytes) -> None:
-        with contextlib.suppress(OSError), open(self._program.log, "ab") as log:
-            log.write(data)  # a full disk must not take the machine down
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > LINE_MAX:
-            lines.append(self._rest)
-            self._rest = b""
-        for line in lines:
-            # journald's level prefixes mean nothing to a person at a terminal.
-            text = re.sub(r"^<[0-7]>", "", line.decode("utf-8", "replace"))
-            print(text, file=self._program.echo)
-        if self._program.echo is not None:
-            self._program.echo.flush()

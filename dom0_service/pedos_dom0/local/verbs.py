@@ -11,24 +11,31 @@ import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from pathlib import Path
 
 import trio
 from pedos_vchan import notify
 
 from pedos_dom0.local import bringup, config
 from pedos_dom0.local import init as making
-from pedos_dom0.local.bringup import CannotComeUp, Lock, LockHeld
+from pedos_dom0.local.bringup import CannotComeUp, Lock, LockHeld, read_lock
 from pedos_dom0.local.command import CannotRun, run_command
+from pedos_dom0.local.follow import Follower
 from pedos_dom0.local.layout import Layout
 from pedos_dom0.local.machine import Machine
-
-PROGRAM = "pedos-local"
+from pedos_dom0.local.terminal import PROGRAM, Terminal
+from pedos_dom0.local.users import Users
 
 DONE, FAILED, USAGE, CANNOT_COME_UP = 0, 1, 2, 5
 
-# How long (seconds) `run` waits for an `up` that is still starting, or just going down.
-OTHER_TIMEOUT = 90.0
+# How long (seconds) `run` waits for an `up` that is still starting, or just going down: a coming up
+# takes a second or two, and a minute only when something is wrong with it.
+OTHER_TIMEOUT = 60.0
+# After this (seconds) it says that it waits.
+OTHER_NOTICE = 3.0
+# How long (seconds) killed programs may take to be swept up after, before this process just ends.
+FORCE_TIMEOUT = 2.0
+# A Ctrl-C that ended COMMAND comes to this process too, about then (seconds).
+SIGNAL_SETTLE = 0.05
 
 logger = logging.getLogger("pedos_dom0.local")
 
@@ -41,16 +48,11 @@ class Stop(Exception):  # noqa: N818
         self.status = status
 
 
-def say(message: str) -> None:
-    """A message of ours, on stderr: stdout belongs to COMMAND."""
-    print(f"{PROGRAM}: {message}", file=sys.stderr, flush=True)
-
-
 def verb_init(options: argparse.Namespace) -> int:
     try:
         layout = making.init(options.dir)
     except making.InitError as error:
-        say(str(error))
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
         return FAILED
     where = shlex.quote(options.dir)
     print(f"made {layout.root}: dom0 and the VMs sys-usb, work and vault")
@@ -84,45 +86,84 @@ class Session:
     """What a verb works with: the folder, its configuration, and the signals that come in."""
 
     def __init__(
-        self, options: argparse.Namespace, layout: Layout, settings: config.Config
+        self,
+        options: argparse.Namespace,
+        layout: Layout,
+        settings: config.Config,
+        terminal: Terminal,
     ) -> None:
         self.options = options
         self.layout = layout
         self.settings = settings
+        self.terminal = terminal
         self.signals: trio.MemoryReceiveChannel[int]
         self._send: trio.MemorySendChannel[int]
         # A person presses Ctrl-C a few times; what does not fit is a repetition.
         self._send, self.signals = trio.open_memory_channel[int](16)
+        self.background: trio.Nursery  # of tasks that end with the verb
         self.coming_up: trio.CancelScope | None = None
         self.machine: Machine | None = None
         self.going_down = False
         self.first_signal: int | None = None
+        self.told_to_end = False  # by more than a Ctrl-C, which may be meant for COMMAND alone
+        self._forced = False
 
     async def watch(self, signals: AsyncIterator[int]) -> None:
         """While coming up, a signal is the end of it; while going down, one more kills."""
         async for number in signals:
-            if self.first_signal is None:
-                self.first_signal = number
-            if self.coming_up is not None:
-                scope, self.coming_up = self.coming_up, None
-                self.going_down = True
-                scope.cancel()
-            elif self.going_down and self.machine is not None:
-                say("killing what is left")
-                self.machine.kill_all()
-            else:
-                with contextlib.suppress(trio.WouldBlock):
-                    self._send.send_nowait(number)
+            self._take(number)
+
+    def _take(self, number: int) -> None:
+        if self.first_signal is None:
+            self.first_signal = number
+        self.told_to_end = self.told_to_end or number != signal.SIGINT
+        if self.coming_up is not None:
+            scope, self.coming_up = self.coming_up, None
+            self.going_down = True
+            scope.cancel()
+        elif self.going_down:
+            self._force(number)
+        else:
+            with contextlib.suppress(trio.WouldBlock):
+                self._send.send_nowait(number)
+
+    def _force(self, number: int) -> None:
+        logger.error("%s: killing what is left", signal.Signals(number).name)
+        if self.machine is not None:
+            self.machine.kill_all()
+        if not self._forced:
+            self._forced = True
+            self.background.start_soon(self._end_by_force, number)
+
+    async def _end_by_force(self, number: int) -> None:
+        """Cancelled when the verb ends by itself. What still runs dies with this process."""
+        await trio.sleep(FORCE_TIMEOUT)
+        logger.error("still not down %.0f s later; ended by force", FORCE_TIMEOUT)
+        self.terminal.close()
+        os._exit(128 + number)
+
+    def watch_terminal(self) -> None:
+        """The terminal of `up` takes no more: for a program in the foreground, that is SIGPIPE.
+
+        Python ignores the real one, which every socket that breaks would send as well.
+        """
+        token = trio.lowlevel.current_trio_token()
+
+        def gone(error: OSError) -> None:  # in the thread of the terminal
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(self._terminal_gone, error)
+
+        self.terminal.when_gone(gone)
+
+    def _terminal_gone(self, error: OSError) -> None:
+        logger.error("the terminal is gone: %s", error.strerror or error)
+        if not self.going_down:
+            self._take(signal.SIGPIPE)
 
     @contextlib.asynccontextmanager
-    async def up(self, lock: Lock, *, echo: bool) -> AsyncIterator[bringup.Up]:
+    async def up(self, lock: Lock) -> AsyncIterator[bringup.Up]:
         """Everything up within the block. Stop when a signal came while it was coming up."""
-        programs = bringup.LocalPrograms(
-            self.layout,
-            self.settings,
-            verbose=self.options.verbose,
-            echo=sys.stderr if echo else None,
-        )
+        programs = bringup.LocalPrograms(self.layout, self.settings, verbose=self.options.verbose)
         came_up = False
         with trio.CancelScope() as scope:
             self.coming_up = scope
@@ -144,21 +185,24 @@ class Session:
 
 
 def _main(options: argparse.Namespace, verb: Callable[[Session], Awaitable[int]]) -> int:
+    terminal = Terminal()
     try:
-        session = _open(options)
+        session = _open(options, terminal)
         return trio.run(_with_signals, session, verb, strict_exception_groups=True)
     except (Stop, CannotRun) as error:
-        say(str(error))
+        terminal.say(str(error))
         return error.status
     except CannotComeUp as error:
-        say(str(error))
+        terminal.say(str(error))
         return CANNOT_COME_UP
     except OSError as error:  # a folder that cannot be written, a full disk
-        say(f"{error.filename or options.dir}: {error.strerror or error}")
+        terminal.say(f"{error.filename or options.dir}: {error.strerror or error}")
         return CANNOT_COME_UP
+    finally:
+        terminal.close()
 
 
-def _open(options: argparse.Namespace) -> Session:
+def _open(options: argparse.Namespace, terminal: Terminal) -> Session:
     """Reads the configuration and sees that what is needed is there; Stop or CannotComeUp."""
     layout = Layout.of(options.dir)
     where = shlex.quote(options.dir)
@@ -176,13 +220,14 @@ def _open(options: argparse.Namespace) -> Session:
         known = ", ".join(("dom0", *settings.names))
         raise Stop(f"no VM named {vm!a:.64} in {layout.config}; there are: {known}", USAGE)
     bringup.check_tools()
-    return Session(options, layout, settings)
+    return Session(options, layout, settings, terminal)
 
 
 async def _with_signals(session: Session, verb: Callable[[Session], Awaitable[int]]) -> int:
     result: int | Exception = FAILED
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
+            session.background = nursery
             nursery.start_soon(session.watch, signals)
             try:
                 result = await verb(session)
@@ -194,27 +239,41 @@ async def _with_signals(session: Session, verb: Callable[[Session], Awaitable[in
     return result
 
 
-def _log_to(path: Path, *, terminal: int, verbose: bool) -> None:
-    """The machine's own log: a file, and from level `terminal` on stderr as well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """A full disk costs the line. Python's own way would write to stderr, and may block."""
+
+
+def _log_to(session: Session, *, level: int, own_machine: bool) -> None:
+    """The machine's own log: a file, and from `level` on the terminal as well."""
+    verbose = session.options.verbose
+    to_terminal = logging.StreamHandler(session.terminal)
+    to_terminal.setFormatter(logging.Formatter(f"{PROGRAM}: %(message)s"))
+    to_terminal.setLevel(logging.DEBUG if verbose else level)
+    handlers: list[logging.Handler] = [to_terminal]
+    if own_machine:
+        path = session.layout.log("machine")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        session.layout.rotate_logs()
+        to_file = _LogFile(path, encoding="utf-8")
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers.append(to_file)
     root = logging.getLogger()
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
-    to_file = logging.FileHandler(path, encoding="utf-8")
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    to_terminal = logging.StreamHandler()
-    to_terminal.setFormatter(logging.Formatter(f"{PROGRAM}: %(message)s"))
-    to_terminal.setLevel(logging.DEBUG if verbose else terminal)
-    root.handlers[:] = [to_file, to_terminal]
+    root.handlers[:] = handlers
 
 
 async def _up(session: Session) -> int:
     layout = session.layout
     try:
         with Lock.hold(layout.lock) as lock:
-            _log_to(layout.log("machine"), terminal=logging.INFO, verbose=session.options.verbose)
+            _log_to(session, level=logging.INFO, own_machine=True)
+            session.watch_terminal()
             logger.info("bringing up %s", layout.root)
+            dom0_log = Follower(layout.log("dom0"), session.terminal.write)
+            session.background.start_soon(dom0_log.run)
             try:
-                async with session.up(lock, echo=True) as up:
+                async with session.up(lock) as up:
                     for line in _how_to_use(session, up):
                         logger.info("%s", line)
                     with contextlib.suppress(OSError):  # nobody waits for it any more
@@ -223,16 +282,23 @@ async def _up(session: Session) -> int:
                     logger.info("%s: going down", signal.Signals(number).name)
             except Stop as stop:
                 logger.info("%s", stop)  # Ctrl-C is how `up` ends, early or late
+            while dom0_log.look():
+                pass
             logger.info("all is down")
+            if session.first_signal == signal.SIGPIPE:
+                return FAILED
     except LockHeld as other:
-        holder = f"pid {other.pid}" if other.pid else "which is just starting"
         where = shlex.quote(session.options.dir)
         raise Stop(
-            f"{layout.root} is up already ({PROGRAM}, {holder})\n"
+            f"{layout.root} is up already ({PROGRAM}, {_holder(other)})\n"
             f"  use it:  {PROGRAM} run {where} -- qvm-device block list",
             FAILED,
         ) from other
     return DONE
+
+
+def _holder(other: LockHeld) -> str:
+    return f"pid {other.pid}" if other.pid else "which is just starting"
 
 
 def _how_to_use(session: Session, up: bringup.Up) -> list[str]:
@@ -256,28 +322,83 @@ def _how_to_use(session: Session, up: bringup.Up) -> list[str]:
 
 async def _run(session: Session, argv: list[str], *, deathsig: str = "TERM") -> int:
     """Runs COMMAND in the machine that is up, or in one of its own."""
-    env = bringup.client_environment(session.layout, session.options.vm)
-    deadline = trio.current_time() + OTHER_TIMEOUT
+    layout = session.layout
+    env = bringup.client_environment(layout, session.options.vm)
+    waiting = _Waiting(session)
     while True:
         try:
-            with Lock.hold(session.layout.lock) as lock:
-                _log_to(
-                    session.layout.log("machine"),
-                    terminal=logging.WARNING,
-                    verbose=session.options.verbose,
-                )
-                async with session.up(lock, echo=False):
-                    return await _run_in(session, argv, env, deathsig)
+            with Lock.hold(layout.lock) as lock:
+                _log_to(session, level=logging.WARNING, own_machine=True)
+                async with session.up(lock):
+                    try:
+                        return await _run_in(session, argv, env, deathsig)
+                    finally:
+                        await _last_out(session, lock)
         except LockHeld as other:
             if other.ready:
-                logging.basicConfig(format=f"{PROGRAM}: %(message)s")
-                return await _run_in(session, argv, env, deathsig)
-            if trio.current_time() > deadline:
-                raise CannotComeUp(
-                    f"{PROGRAM} (pid {other.pid}) has {session.layout.root}, "
-                    "but it does not get ready"
-                ) from other
-        await trio.sleep(bringup.LOOK_AGAIN)
+                with Users(layout.users) as users:
+                    # It may have begun to go down since it was looked at, but cannot any more.
+                    if users.join() and read_lock(layout.lock)[1]:
+                        _log_to(session, level=logging.WARNING, own_machine=False)
+                        return await _run_in(session, argv, env, deathsig)
+            waiting.check(other)
+        number = await _next_signal(session, bringup.LOOK_AGAIN)
+        if number is not None:
+            raise Stop(f"interrupted by {signal.Signals(number).name}", 128 + number)
+
+
+class _Waiting:
+    """The patience of `run` with another pedos-local that is neither ready nor gone."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._start = trio.current_time()
+        self._said = False
+
+    def check(self, other: LockHeld) -> None:
+        """CannotComeUp when it has been too long; says after a while that it waits."""
+        waited = trio.current_time() - self._start
+        layout = self._session.layout
+        if waited > OTHER_TIMEOUT:
+            raise CannotComeUp(
+                f"{PROGRAM} ({_holder(other)}) has {layout.root}, "
+                f"but was not ready within {OTHER_TIMEOUT:.0f} s\n"
+                f"  its log:  {layout.log('machine')}"
+            ) from other
+        if waited > OTHER_NOTICE and not self._said:
+            self._said = True
+            self._session.terminal.say(
+                f"waiting for {PROGRAM} ({_holder(other)}), which has {layout.root}, to be ready"
+            )
+
+
+async def _next_signal(session: Session, timeout: float) -> int | None:
+    """The next signal that comes within `timeout` seconds."""
+    with trio.move_on_after(timeout):
+        return await session.signals.receive()
+    return None
+
+
+async def _last_out(session: Session, lock: Lock) -> None:
+    """Returns when nobody else uses the machine, and nobody can join it any more.
+
+    Or when a signal says that it must go down all the same.
+    """
+    with Users(session.layout.users) as users:
+        if not users.alone():
+            # The Ctrl-C that ended COMMAND was not meant for this.
+            while await _next_signal(session, SIGNAL_SETTLE) is not None:
+                pass
+            others = f"{users.count()} other command(s) that use this machine"
+            if session.told_to_end:
+                session.terminal.say(f"going down in spite of {others}")
+                return
+            session.terminal.say(f"waiting for {others}")
+            while not users.alone():
+                if await _next_signal(session, bringup.LOOK_AGAIN) is not None:
+                    return
+        with contextlib.suppress(OSError):  # a full disk leaves it empty: not ready
+            lock.set_ready(False)
 
 
 async def _run_in(session: Session, argv: list[str], env: Mapping[str, str], deathsig: str) -> int:
@@ -285,7 +406,7 @@ async def _run_in(session: Session, argv: list[str], env: Mapping[str, str], dea
     if vm != "dom0":
         async with bringup.service(session.layout) as dom0:
             if not await bringup.agent_of(dom0, vm):
-                say(f"{vm} is halted; starting it")
+                session.terminal.say(f"{vm} is halted; starting it")
                 problem = await bringup.start_vm(dom0, vm)
                 if problem is not None:
                     raise CannotComeUp(problem)
@@ -295,7 +416,7 @@ async def _run_in(session: Session, argv: list[str], env: Mapping[str, str], dea
 async def _shell(session: Session) -> int:
     vm = session.options.vm
     shell = os.environ.get("SHELL") or "/bin/sh"
-    say(f"a shell as seen from {vm}; `exit` or Ctrl-D ends it")
+    session.terminal.say(f"a shell as seen from {vm}; `exit` or Ctrl-D ends it")
     # bash sets PS1 itself from its start-up files, but leaves PROMPT_COMMAND alone.
     os.environ["PROMPT_COMMAND"] = f'PS1="[{vm}] ${{PS1#\\[{vm}\\] }}"'
     os.environ["PS1"] = f"[{vm}] $ "

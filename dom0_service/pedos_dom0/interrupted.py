@@ -1,0 +1,96 @@
+"""VM starts that the service did not live to finish.
+
+A VM runs with all that is assigned to it, or not at all. A service that is killed after it started
+the VM and before the last device is attached would break that, so a start stands in the store while
+it is in progress (see vmstart.py). The next service finds it there: if everything is attached after
+all, the start is over; otherwise the VM is stopped. It is not finished instead, as whoever asked
+for it has gone and the world may have changed since; it is simply to be started again.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import trio
+
+from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.leases import ATTACHED
+
+if TYPE_CHECKING:
+    from pedos_dom0.reconcile import Reconciler
+    from pedos_dom0.state import State
+    from pedos_dom0.store import StartRow
+    from pedos_dom0.vmstart import VmLife
+
+logger = logging.getLogger(__name__)
+
+# Seconds for a VM that is on its way up or down to arrive: more than a shutdown of it may take.
+TRANSIENT_TIMEOUT = 30.0
+
+
+class Interrupted:
+    """Settles the starts that stand in the store when the service begins."""
+
+    def __init__(self, state: State, reconciler: Reconciler, life: VmLife) -> None:
+        self._state = state
+        self._reconciler = reconciler
+        self._life = life
+        self._open: dict[str, trio.Event] = {}
+
+    def load(self) -> list[StartRow]:
+        """What there is to settle. Call it before anybody is served."""
+        rows = self._state.store.starts()
+        self._open = {row.vm: trio.Event() for row in rows}
+        return rows
+
+    async def wait(self, vm: str) -> None:
+        """Waits until no start of this VM is open any more."""
+        if (done := self._open.get(vm)) is not None:
+            await done.wait()
+
+    async def settle(self, row: StartRow) -> None:
+        """Ends one interrupted start, one way or the other."""
+        try:
+            await self._settle(row)
+        except Exception:
+            logger.exception("the interrupted start of %s could not be settled", row.vm)
+        finally:
+            self._open.pop(row.vm).set()
+
+    async def _settle(self, row: StartRow) -> None:
+        state, vm = self._state, row.vm
+        domid = await self._domid(vm)
+        if domid is None or row.domid not in (None, domid):
+            state.store.start_delete(vm)  # it never ran, or that life of it is over
+            return
+        await self._reconciler.wait_settled(vm)
+        missing = self._missing(vm)
+        if not missing:
+            state.store.start_delete(vm)
+            outcome = "started"
+            logger.info("%s has all its devices: its start was interrupted at its end", vm)
+        elif await self._life.stop(vm, f"the start of {vm} was interrupted"):
+            state.store.start_delete(vm)
+            outcome = "failed: it was interrupted, and the VM was stopped"
+            logger.warning("start of %s was interrupted; it was stopped", vm)
+        else:
+            # The row stays, so that the next service tries again.
+            outcome = "failed: it was interrupted, and the VM could not be stopped"
+            logger.critical("start of %s was interrupted, and it could not be stopped", vm)
+        state.audit.write(
+            "start", request=None, caller=DOM0_NAME, vm=vm, outcome=outcome, missing=missing
+        )
+
+    async def _domid(self, vm: str) -> int | None:
+        """The VM's domain, as soon as it is clear whether it has one."""
+        with self._state.driver.events() as events, trio.move_on_after(TRANSIENT_TIMEOUT):
+            while (domain := self._state.domain(vm)) is not None and domain.state == "Transient":
+                await events.receive()
+        domain = self._state.domain(vm)
+        return None if domain is None or domain.state == "Halted" else domain.domid
+
+    def _missing(self, vm: str) -> list[str]:
+        """The assigned devices that the VM has not got."""
+        has = {lease.key for lease in self._state.leases.of_vm(vm) if lease.state == ATTACHED}
+        return [str(a.key) for a in self._state.store.assignments(vm) if a.key not in has]

@@ -1,0 +1,72 @@
+"""run/users: the commands that joined a machine which another `pedos-local run` had brought up.
+
+Each holds a shared flock while it uses the machine, which the kernel takes away even from one that
+is killed. Whoever brought the machine up takes it down only under the exclusive lock: the last one
+out. The file lists their pids, for messages alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+
+
+class Users:
+    """One holder of run/users. OSError when the file cannot be opened or written."""
+
+    def __init__(self, path: Path) -> None:
+        # Python's files close on exec, so COMMAND and its children do not hold the lock.
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def __enter__(self) -> Users:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # The last one out empties the list; a join that fails meanwhile is tried again.
+        with contextlib.suppress(OSError):
+            if self.alone():
+                os.ftruncate(self._fd, 0)
+        os.close(self._fd)
+
+    def join(self) -> bool:
+        """One user more; False while somebody is `alone`."""
+        if not self._flock(fcntl.LOCK_SH):
+            return False
+        with contextlib.suppress(OSError):  # a full disk costs only the right number in a message
+            os.write(self._fd, b"%d\n" % os.getpid())
+        return True
+
+    def alone(self) -> bool:
+        """True when nobody uses the machine; nobody can join then until this is closed."""
+        return self._flock(fcntl.LOCK_EX)
+
+    def count(self) -> int:
+        """How many others use it. Only a guess, once it is known that somebody does: at least 1."""
+        words = os.pread(self._fd, 64 * 1024, 0).split()
+        pids = {int(word) for word in words if word.isdigit()} - {os.getpid()}
+        return max(1, sum(map(_lives, pids)))
+
+    def _flock(self, kind: int) -> bool:
+        try:
+            fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True

@@ -1,0 +1,92 @@
+"""Audit lines that a VM can cause as often as it likes: the first ones whole, then a count.
+
+A VM that asks for what it may not have, or hangs up and comes back, some ten times a second would
+otherwise push everything else out of the log (see the rotation in audit.py). What it does beyond
+NOISE_WHOLE lines is summed up: one line an interval, for as long as it goes on. What the count was
+is written before the next line about that VM which is not noise, and when the service ends.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+if TYPE_CHECKING:
+    from pedos_dom0.audit import Audit
+
+# Lines of one VM that are written whole before the rest is counted: a user in the VM who tries a
+# dozen devices is seen in full (a refused attach is two lines).
+NOISE_WHOLE = 32
+# Seconds between two sums of one VM, and of quiet after which its lines are whole again: 1,440
+# lines a day is what the worst VM can do to the log.
+NOISE_INTERVAL = 60.0
+
+
+@attrs.define
+class _Heard:
+    """What one VM did since `began`."""
+
+    began: float
+    whole: int = 0
+    counted: Counter[str] = attrs.field(factory=Counter)
+    first: object = None
+    last: object = None
+
+
+class Noise:
+    """Writes VMs' lines into the audit log. One of these for all VMs; it keeps one entry a VM."""
+
+    def __init__(self, audit: Audit) -> None:
+        self._audit = audit
+        self._heard: dict[str, _Heard] = {}
+
+    def write(self, event: str, *, of: str, noise: bool, **fields: object) -> None:
+        """One line that the VM `of` caused. If it is `noise` it may be counted instead.
+
+        The sum says how many there were of each event, and the first and last request's id.
+        """
+        if not noise:
+            self.flush(of)
+            self._audit.write(event, **fields)
+            return
+        now = trio.current_time()
+        heard = self._heard.get(of)
+        if heard is None:
+            heard = self._heard[of] = _Heard(now)
+        if now - heard.began >= NOISE_INTERVAL:
+            # After an interval with a sum in it the VM is still on notice.
+            heard.whole = NOISE_WHOLE if heard.counted else 0
+            self.flush(of)
+            heard.began = now
+        if heard.whole < NOISE_WHOLE:
+            heard.whole += 1
+            self._audit.write(event, **fields)
+            return
+        request = fields.get("request")
+        if not heard.counted:
+            heard.first = request
+        heard.last = request
+        heard.counted[event] += 1
+
+    def flush(self, vm: str) -> None:
+        """Writes the sum of what was counted of a VM, if there is any."""
+        heard = self._heard.get(vm)
+        if heard is None or not heard.counted:
+            return
+        counted, heard.counted = heard.counted, Counter()
+        self._audit.write(
+            "summed_up",
+            vm=vm,
+            events=dict(counted),
+            first_request=heard.first,
+            last_request=heard.last,
+            seconds=round(trio.current_time() - heard.began, 3),
+        )
+
+    def flush_all(self) -> None:
+        """The service ends: nothing that was counted is lost."""
+        for vm in list(self._heard):
+            self.flush(vm)

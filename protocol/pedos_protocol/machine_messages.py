@@ -1,0 +1,68 @@
+"""The messages between dom0's service and the machine of local mode, which is its hypervisor.
+
+`messages` says which method carries which, and reads them all.
+"""
+
+# Annotations are read when these classes are prepared, so they are not postponed here.
+
+from typing import Annotated, Literal
+
+import attr
+
+from .codec import ITEMS_MAX
+from .fields import AtMost, Domid, VmName
+
+VmState = Literal["Running", "Halted", "Transient"]
+
+
+@attr.frozen
+class DomainList:
+    """List all domains but dom0."""
+
+
+@attr.frozen
+class DomainInfo:
+    """A domain of local mode."""
+
+    name: VmName
+    domid: Domid | None
+    state: VmState
+    autostart: bool
+
+
+@attr.frozen
+class DomainListed:
+    """All domains but dom0."""
+
+    domains: Annotated[tuple[DomainInfo, ...], AtMost(ITEMS_MAX)]
+
+
+@attr.frozen
+class DomainStart:
+    """Start a domain."""
+
+    name: VmName
+
+
+@attr.frozen
+class DomainStarted:
+    """The id that the domain got for this life."""
+
+    domid: Domid
+
+
+@attr.frozen
+class DomainShutdown:
+    """Shut a domain down."""
+
+    name: VmName
+    force: bool = False
+
+
+@attr.frozen
+class DomainChanged:
+    """A domain's state changed."""
+
+    name: VmName
+    domid: Domid | None
+    state: VmState

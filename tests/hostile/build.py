@@ -1,0 +1,84 @@
+"""Builds the programs of this folder; as a program, runs them for as long as one likes.
+
+python tests/hostile/build.py [SECONDS]     fuzzes the shared page (600 s if not said)
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CSRC = ROOT / "native" / "csrc"
+CORPUS = ROOT / "build" / "fuzz-corpus"
+INCLUDE = f"-I{CSRC}"
+FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror"]
+
+SANITIZERS = {
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover"],
+    # gcc's warns that it does not model fences. They are not what orders bytes here (acquire and
+    # release are); tests/interleave is about them.
+    "thread": ["-fsanitize=thread", "-Wno-tsan"],
+}
+
+
+def peer(directory: Path) -> Path:
+    """The hostile peer, as fast as it can be."""
+    program = directory / "peer"
+    subprocess.run(["gcc", *FLAGS, "-O2", HERE / "peer.c", "-o", program], check=True)
+    return program
+
+
+def victim(directory: Path, sanitizer: str) -> Path:
+    """Our side under one of SANITIZERS."""
+    program = directory / f"victim-{sanitizer}"
+    sources = [CSRC / f"{name}.c" for name in ("ring", "channel", "shm", "pump")]
+    command: list[str | Path] = ["gcc", *FLAGS, INCLUDE, *SANITIZERS[sanitizer]]
+    command += [HERE / "victim.c", *sources, "-pthread", "-o", program]
+    subprocess.run(command, check=True)
+    return program
+
+
+def clang() -> str | None:
+    """A clang that brings libFuzzer, if there is one; Debian 12's has its version in the name."""
+    for name in ("clang", "clang-19", "clang-16", "clang-15", "clang-14"):
+        found = shutil.which(name)
+        if found is None:
+            continue
+        asked = [found, "--print-runtime-dir"]
+        answer = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=True).stdout
+        libraries = Path(answer.strip())
+        if any(libraries.glob("libclang_rt.fuzzer*.a")):
+            return found
+    return None
+
+
+def fuzzer(directory: Path, compiler: str) -> Path:
+    """libFuzzer's program for the shared page; sources that stand in directory come first."""
+    program = directory / "fuzz_page"
+    channel = directory / "channel.c"
+    command: list[str | Path] = [compiler, *FLAGS, "-Wno-gnu-variable-sized-type-not-at-end"]
+    command += ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
+    command += [f"-I{directory}", INCLUDE, HERE / "fuzz_page.c"]
+    command += [channel if channel.exists() else CSRC / "channel.c", "-o", program]
+    subprocess.run(command, check=True)
+    return program
+
+
+def main(seconds: str = "600") -> int:
+    """Fuzzes for so long, on all processors; finds stay in CORPUS, crashes beside it."""
+    compiler = clang()
+    if compiler is None:
+        print("no clang with libFuzzer here: install clang and libclang-rt-14-dev")
+        return 1
+    CORPUS.mkdir(parents=True, exist_ok=True)
+    program = fuzzer(CORPUS.parent, compiler)
+    limits = [f"-max_total_time={seconds}", f"-artifact_prefix={CORPUS.parent}/", "-max_len=512"]
+    return subprocess.run([program, CORPUS, *limits], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

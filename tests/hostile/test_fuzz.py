@@ -1,0 +1,70 @@
+"""Coverage-guided fuzzing of the shared page finds nothing, and would find a check that is missing.
+
+A few seconds here; `python tests/hostile/build.py SECONDS` goes on for longer.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from . import build
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RUNS = 60_000  # about two seconds
+RUNS_TO_FIND = 400_000  # a bound for the mutants; they are found within some thousands
+
+IN_BOUND = "prod - in->own > in->size || "
+IN_BACK = " || prod - in->own < in->peer - in->own"
+OUT_BOUND = "if (out->own - cons > out->own - out->peer)"
+KEPT = "        ring->broken = code;\n"
+READ_ONCE = "        in->peer = prod;\n"
+
+compiler = build.clang()
+pytestmark = pytest.mark.skipif(
+    compiler is None, reason="needs clang with libFuzzer (clang, libclang-rt-14-dev)"
+)
+
+
+def fuzz(program: Path, runs: int) -> subprocess.CompletedProcess[str]:
+    limits = [f"-runs={runs}", "-seed=1", "-max_len=512", f"-artifact_prefix={program.parent}/"]
+    return subprocess.run(
+        [program, *limits], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_no_script_of_a_peer_breaks_a_promise(tmp_path: Path) -> None:
+    assert compiler is not None
+    done = fuzz(build.fuzzer(tmp_path, compiler), RUNS)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param(IN_BOUND, "", id="more bytes than fit"),
+        pytest.param(IN_BACK, "", id="bytes taken back"),
+        pytest.param(OUT_BOUND, "if (0)", id="room from nowhere"),
+        pytest.param(
+            OUT_BOUND, "if (out->own - cons > out->size)", id="room that was taken before"
+        ),
+        pytest.param(
+            READ_ONCE,
+            "        in->peer = __atomic_load_n(in->watched, __ATOMIC_ACQUIRE);\n",
+            id="an index that is read twice",
+        ),
+        pytest.param(KEPT, "        (void)code;\n", id="a failure that passes"),
+    ],
+)
+def test_a_missing_check_is_found(tmp_path: Path, old: str, new: str) -> None:
+    assert compiler is not None
+    source = (build.CSRC / "ring.c").read_text()
+    assert source.count(old) == 1, "the code has changed: this test must follow"
+    (tmp_path / "ring.c").write_text(source.replace(old, new))
+    done = fuzz(build.fuzzer(tmp_path, compiler), RUNS_TO_FIND)
+    assert done.returncode != 0
+    assert "SUMMARY" in done.stderr
