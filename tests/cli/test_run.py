@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,6 +181,16 @@ def test_an_interrupt_is_quiet(
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.fixture
+def heeded_interrupt() -> Iterator[None]:
+    """Makes Ctrl-C work in programs that are started here: one that was itself started in the
+    background by a shell ignores it, and hands that down."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded_interrupt")
 def test_control_c_while_waiting_for_the_service_is_quiet(service: FakeService) -> None:
     running: list[subprocess.Popen[bytes]] = []
 
