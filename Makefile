@@ -1,5 +1,5 @@
 # make demo | test | lint | bench: each makes its own set-up (Debian packages, .venv, C build) first.
-.PHONY: help demo test lint bench build man clean
+.PHONY: help demo test lint bench fuzz interleave build man clean
 
 help:
 	@echo "make demo    attach a disk of one VM to another, on this machine, and see it work"
@@ -8,6 +8,8 @@ help:
 	@echo "make bench   the benchmarks (JSON=FILE keeps the figures, SVG=DIR draws them,"
 	@echo "             GATES='L1 T1' measures those alone, FULL=1 all that the gates count)"
 	@echo "make build   the virtual environment and the C build alone"
+	@echo "make fuzz    the fuzzer of the shared page, for SECONDS=600"
+	@echo "make interleave  every interleaving of the ring's two sides, at a larger size"
 	@echo "make man     the manual pages, into build/man"
 	@echo "make clean   remove what these made"
 
@@ -17,7 +19,8 @@ build:
 demo: build
 	@demo/run $${IMAGE:+"$$IMAGE"}
 
-test: build
+test:
+	@tools/setup test
 	@.venv/bin/python -m pytest $(ARGS)
 
 lint:
@@ -30,6 +33,13 @@ bench: build
 	@tools/setup bench
 	@.venv/bin/python -m benchmarks $${JSON:+--json "$$JSON"} $${SVG:+--svg "$$SVG"} \
 		$(if $(FULL),--full) $(GATES)
+
+# The searches that `make test` does at a small size, for as long as there is time.
+fuzz: build
+	@.venv/bin/python tests/hostile/build.py $(or $(SECONDS),600)
+
+interleave: build
+	@.venv/bin/python tests/interleave/search.py
 
 man:
 	@tools/setup lint

@@ -196,10 +196,15 @@ void pv_ring_consume(struct pv_ring *ring, uint32_t n)
     __atomic_store_n(in->publish, in->own, __ATOMIC_RELEASE);
     /*
      * Hysteresis: a writer that waits for room is woken when half the ring is free, not for every
-     * few bytes. It is never forgotten: a reader does not sleep for data before it has read all.
+     * few bytes. It is only put off: pv_ring_arm makes up for it before we sleep ourselves, or
+     * two that both wait for a little room would wait for ever.
      */
-    if (in->peer - in->own <= in->size / 2)
+    if (in->peer - in->own <= in->size / 2) {
+        ring->withheld = 0;
         answer(ring, PV_NOTIFY_READ);
+    } else {
+        ring->withheld = 1;
+    }
 }
 
 void pv_ring_produce(struct pv_ring *ring, uint32_t n)
@@ -214,6 +219,10 @@ void pv_ring_produce(struct pv_ring *ring, uint32_t n)
 
 void pv_ring_arm(struct pv_ring *ring, unsigned bits)
 {
+    if (ring->withheld) {
+        ring->withheld = 0;
+        answer(ring, PV_NOTIFY_READ);
+    }
     /* Atomic: the peer clears bits of this byte at the same time. */
     __atomic_fetch_or(ring->asking, (uint8_t)bits, __ATOMIC_SEQ_CST);
     /* The caller's second look must not be done before the request is visible; see answer(). */

@@ -69,6 +69,7 @@ struct pv_ring {
     const uint8_t *peer_live;
     uint8_t *asking; /* notify bits that we set for the peer */
     uint8_t *asked;  /* notify bits that the peer set for us */
+    uint8_t withheld; /* something was read, and a writer that waits was not told yet */
     uint8_t closed;  /* we closed: nothing is written any more */
     uint8_t final;   /* the peer closed or died, and in.peer is the last that counts */
     uint8_t gone;    /* the peer is known to be dead (pv_ring_peer_gone) */

@@ -70,31 +70,15 @@ MUTANTS = [
         ONE,
     ),
     Mutant(
-        "hysteresis that answers at exactly half only",
-        "ring.c",
-        "if (in->peer - in->own <= in->size / 2)",
-        "if (in->peer - in->own == in->size / 2)",
-        ONE,
-    ),
-    Mutant(
-        "hysteresis that answers while more than half is full",
-        "ring.c",
-        "if (in->peer - in->own <= in->size / 2)",
-        "if (in->peer - in->own > in->size / 2)",
-        ONE,
-    ),
-    Mutant(
-        "hysteresis that goes by what was read last, not by what is left",
-        "ring.c",
-        "if (in->peer - in->own <= in->size / 2)",
-        "if (n > in->size / 2)",
-        ONE,
-    ),
-    Mutant(
         "a reader that answers nobody",
         "ring.c",
-        "        answer(ring, PV_NOTIFY_READ);\n",
-        "        ;\n",
+        "    if (in->peer - in->own <= in->size / 2) {\n"
+        "        ring->withheld = 0;\n"
+        "        answer(ring, PV_NOTIFY_READ);\n"
+        "    } else {\n"
+        "        ring->withheld = 1;\n"
+        "    }\n",
+        "    (void)in;\n",
         ONE,
     ),
     Mutant(

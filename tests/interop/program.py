@@ -1,0 +1,44 @@
+"""Builds the interop program, if Debian's libxenvchan is there to be linked with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "native" / "csrc"
+SOURCES = [HERE / f"{name}.c" for name in ("interop", "attach", "standin")]
+OURS = ("ring", "channel")
+FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]
+
+
+def missing() -> str:
+    """Why there is nothing to talk to on this machine; empty if there is."""
+    asked = ["gcc", "-print-file-name=libxenvchan.so"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    if not Path(found).is_absolute():  # gcc repeats the name that it does not find
+        return "no libxenvchan.so to link with (Debian: libxen-dev, libxenmisc4.17)"
+    header = ["gcc", "-E", "-include", "libxenvchan.h", "-x", "c", "/dev/null"]
+    if subprocess.run(header, capture_output=True, check=False).returncode:
+        return "no libxenvchan.h (Debian: libxen-dev)"
+    return ""
+
+
+def build(folder: Path, csrc: Path = CSRC) -> Path:
+    """The program, with the ring from csrc."""
+    program = folder / "interop"
+    ours = [csrc / f"{name}.c" for name in OURS]
+    # -rdynamic exports the stand-ins, so that they come before the libraries' own functions.
+    command = ["gcc", *FLAGS, "-rdynamic", f"-I{csrc}", f"-I{HERE}", *SOURCES, *ours]
+    subprocess.run([*command, "-lxenvchan", "-pthread", "-o", program], check=True)
+    return program
+
+
+def run(program: Path, job: str, rounds: int, *, seed: int, patience: int, limit: int) -> Any:
+    """The figures of one run. patience in milliseconds, limit in seconds; AssertionError if bad."""
+    command = [program, job, str(rounds), str(seed), str(patience)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return json.loads(done.stdout)
