@@ -1,4 +1,4 @@
-"""Runs every benchmark and prints the table: `python -m benchmarks [--json FILE] [GATE...]`."""
+"""Runs the benchmarks and prints the table; ends with 1 if a gate was missed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,25 @@ import json
 import platform
 import sys
 import time
+import traceback
 from pathlib import Path
 
+from .effort import FULL, choose
 from .row import Row, as_table
 
-# One module a group of gates; each has `measure() -> list[Row]`.
+# One module a group of gates, by the first of them; each has `measure() -> list[Row]`.
 MODULES = {
     "U1": "start_up",
     "C1": "concurrent_calls",
     "C2": "peer_death",
-    "L1": "round_trip",
+    "L1": "round_trip",  # and L2, L3
+    "L4": "ring_alone",  # and L5
+    "T1": "throughput",
+    "B1": "bulk",  # and B2
+    "B3": "lateness",
+    "M1": "resident",
+    "L6": "soak",  # and the drift of M1
+    "scale": "scale",  # and dom0's part of M1
 }
 
 
@@ -39,23 +48,43 @@ def machine() -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--json", metavar="FILE", help="keep the figures in FILE")
+    parser.add_argument(
+        "--svg", metavar="DIR", help="measure for the plots as well; they and the table into DIR"
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="as many calls and reconnections as the gates name"
+    )
     parser.add_argument("gates", nargs="*", metavar="GATE", help=f"of {', '.join(MODULES)}")
     arguments = parser.parse_args()
     unknown = set(arguments.gates) - set(MODULES)
     if unknown:
         parser.error(f"no gate named {', '.join(sorted(unknown))}; there are {', '.join(MODULES)}")
+    if arguments.full:
+        choose(FULL)
     rows: list[Row] = []
+    failed: list[str] = []
     for gate in arguments.gates or MODULES:
         module = importlib.import_module(f"benchmarks.{MODULES[gate]}")
         print(f"measuring {gate} ...", file=sys.stderr)
-        rows += module.measure()
+        try:
+            rows += module.measure()
+        except Exception:  # the others are still worth measuring; it counts as a failure below
+            traceback.print_exc()
+            failed.append(gate)
     where = machine()
-    print(", ".join(where.values()))
-    print(as_table(rows))
+    table = f"{', '.join(where.values())}\n{as_table(rows)}\n"
+    print(table, end="")
     if arguments.json:
         kept = [{**vars(row), "holds": row.holds} for row in rows]
         Path(arguments.json).write_text(json.dumps({"machine": where, "rows": kept}, indent=2))
-    return 0 if all(row.holds for row in rows) else 1
+    if arguments.svg:
+        print("measuring for the plots ...", file=sys.stderr)
+        plots = importlib.import_module("benchmarks.plots")
+        plots.draw(Path(arguments.svg), f"{where['processor']}, {where['date']}")
+        (Path(arguments.svg) / "table.txt").write_text(table)
+    if failed:
+        print(f"could not be measured, see above: {', '.join(failed)}", file=sys.stderr)
+    return 0 if all(row.holds for row in rows) and not failed else 1
 
 
 if __name__ == "__main__":

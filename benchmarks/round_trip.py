@@ -1,82 +1,40 @@
-"""L1: a call through the whole stack against 64 bytes to and fro over a Unix socket in C.
+"""L1, L2, L3: one call in flight through the whole stack, against what else could carry it.
 
-Both sides run on one core, alternately and five times; the figure is the ratio of the medians.
+All on one core, in turn and five times; a figure is the ratio of the medians. L1 is against 64
+bytes to and fro over a Unix socket in C; L2 against the same calls over a trio socket stream; L3
+against gRPC over a Unix socket and D-Bus through a bus of its own.
 """
 
 from __future__ import annotations
 
-import os
-import statistics
-import subprocess
-import tempfile
-import time
-from pathlib import Path
-
-import trio
-
-from .row import ROUNDS, Row
-from .two_processes import connected, fork_server, rendezvous_folder
+from .contenders import DBUS, GRPC, OVER_SOCKET, STACK, c_unix_socket
+from .processes import compiled, pinned
+from .row import Row, medians_in_turn
 
 TRIPS_C = 20_000
-TRIPS_STACK = 3_000
-PAYLOAD = "x" * 40  # with its framing about 64 bytes on the wire, as the peer sends
-
-
-def _compile(folder: Path) -> Path:
-    program = folder / "unix_pingpong"
-    source = Path(__file__).with_name("unix_pingpong.c")
-    subprocess.run(["cc", "-O2", "-Wall", "-o", program, source], check=True)
-    return program
-
-
-async def _stack_round(folder: Path, trips: int) -> float:
-    """Seconds per call, one call in flight."""
-    async with connected(folder) as peer:
-        for _ in range(trips // 10):
-            await peer.call("echo", {"data": PAYLOAD}, timeout=10)
-        start = time.perf_counter()
-        for _ in range(trips):
-            await peer.call("echo", {"data": PAYLOAD}, timeout=10)
-        return (time.perf_counter() - start) / trips
-
-
-def _measure_stack() -> float:
-    with rendezvous_folder() as folder:
-        pid = fork_server(Path(folder))
-        try:
-            return trio.run(_stack_round, Path(folder), TRIPS_STACK, strict_exception_groups=True)
-        finally:
-            os.waitpid(pid, 0)
+CALLS = 3_000  # through the stack and its like: a third of a second
+CALLS_GRPC = 1_000  # the same time again
 
 
 def measure() -> list[Row]:
-    core = min(os.sched_getaffinity(0))
-    before = os.sched_getaffinity(0)
-    ours: list[float] = []
-    peers: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
-        program = _compile(Path(folder))
-        os.sched_setaffinity(0, {core})
-        try:
-            for _ in range(ROUNDS):
-                printed = subprocess.run(
-                    [program, str(core), "1", str(TRIPS_C)],
-                    check=True,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                ).stdout
-                peers.append(int(printed) / 1e9)
-                ours.append(_measure_stack())
-        finally:
-            os.sched_setaffinity(0, before)
-    stack, peer = statistics.median(ours), statistics.median(peers)
-    return [
-        Row(
-            "L1",
-            "round trip of a call, against a C Unix socket",
-            stack / peer,
-            6,
-            "x",
-            {"stack_us": stack * 1e6, "c_unix_socket_us": peer * 1e6},
+    with compiled("unix_pingpong.c") as program, pinned() as core:
+        medians = medians_in_turn(
+            {
+                "stack": lambda: STACK(1, CALLS),
+                "c_unix_socket": lambda: c_unix_socket(program, core, core, TRIPS_C),
+                "trio_socket": lambda: OVER_SOCKET(1, CALLS),
+                "grpc_aio": lambda: GRPC(1, CALLS_GRPC),
+                "dbus": lambda: DBUS(1, CALLS),
+            }
         )
-    ]
+    rows = []
+    for gate, whom, peer, limit in (
+        ("L1", "a C Unix socket", "c_unix_socket", 6),
+        ("L2", "the same over trio sockets", "trio_socket", 0.6),
+        ("L3", "grpc.aio over a Unix socket", "grpc_aio", 0.15),
+        ("L3", "D-Bus", "dbus", 0.35),
+    ):
+        detail = {f"{name}_us": medians[name] * 1e6 for name in ("stack", peer)}
+        figure = medians["stack"] / medians[peer]
+        rows.append(Row(gate, f"round trip of a call, against {whom}", figure, limit, "x", detail))
+    return rows

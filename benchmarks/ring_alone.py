@@ -1,0 +1,88 @@
+"""L4 and L5: the ring alone, in C, against a Unix socket and the real libxenvchan.
+
+L4 is on one core. libxenvchan is Debian's, on the stand-in Xen of the interop tests, and there it
+is compared with our ring in the same place: both pay the same for an event. L5 is across two cores,
+through the channel as the product has it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .contenders import c_unix_socket
+from .processes import CSRC, ROOT, compiled, cores, output_of, pinned
+from .row import Row, medians_in_turn
+
+TRIPS = 50_000
+TRIPS_ACROSS = 5_000  # waking the other core costs ten times as much
+INTEROP = ROOT / "tests" / "interop"
+RING = [CSRC / "ring.c", CSRC / "channel.c", CSRC / "shm.c"]
+
+
+def ring_seconds(program: Path, kind: str, core: int, other: int, trips: int) -> float:
+    """Seconds per round trip of 64 bytes over our ring, in C; `kind` as ring_pingpong.c has it."""
+    return int(output_of([program, kind, str(core), str(other), str(trips)])) / 1e9
+
+
+def _one_core() -> list[Row]:
+    xen = [INTEROP / "standin.c", INTEROP / "attach.c", *RING[:2], f"-I{INTEROP}"]
+    with (
+        compiled("unix_pingpong.c") as unix,
+        compiled("ring_pingpong.c", more=RING) as ring,
+        # The stand-ins must come before the libraries' own functions.
+        compiled("xen_pingpong.c", more=["-rdynamic", *xen, "-lxenvchan", "-pthread"]) as foreign,
+        pinned() as core,
+    ):
+
+        def xen_seconds(kind: str) -> float:
+            return int(output_of([foreign, kind, str(core), str(TRIPS)])) / 1e9
+
+        medians = medians_in_turn(
+            {
+                "ring": lambda: ring_seconds(ring, "ring", core, core, TRIPS),
+                "channel": lambda: ring_seconds(ring, "channel", core, core, TRIPS),
+                "c_unix_socket": lambda: c_unix_socket(unix, core, core, TRIPS),
+                "ring_on_xen": lambda: xen_seconds("ours"),
+                "libxenvchan": lambda: xen_seconds("libxenvchan"),
+            }
+        )
+    detail = {f"{name}_us": seconds * 1e6 for name, seconds in medians.items()}
+    return [
+        Row(
+            "L4",
+            f"the ring alone in C, against {whom}",
+            medians[a] / medians[b],
+            limit,
+            "x",
+            detail,
+        )
+        for whom, a, b, limit in (
+            ("a C Unix socket", "ring", "c_unix_socket", 0.55),
+            ("the real libxenvchan", "ring_on_xen", "libxenvchan", 1.1),
+        )
+    ]
+
+
+def _two_cores() -> list[Row]:
+    here, there = cores()
+    with compiled("unix_pingpong.c") as unix, compiled("ring_pingpong.c", more=RING) as ring:
+        medians = medians_in_turn(
+            {
+                "channel": lambda: ring_seconds(ring, "channel", here, there, TRIPS_ACROSS),
+                "c_unix_socket": lambda: c_unix_socket(unix, here, there, TRIPS_ACROSS),
+            }
+        )
+    return [
+        Row(
+            "L5",
+            "the channel in C across two cores, against a C Unix socket",
+            medians["channel"] / medians["c_unix_socket"],
+            0.3,
+            "x",
+            {f"{name}_us": seconds * 1e6 for name, seconds in medians.items()},
+        )
+    ]
+
+
+def measure() -> list[Row]:
+    return _one_core() + _two_cores()
