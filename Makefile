@@ -1,5 +1,5 @@
 # make demo | test | lint | bench: each makes its own set-up (Debian packages, .venv, C build) first.
-.PHONY: help demo test lint bench fuzz interleave build man clean
+.PHONY: help demo test lint bench fuzz interleave mutants soak build man clean
 
 help:
 	@echo "make demo    attach a disk of one VM to another, on this machine, and see it work"
@@ -10,6 +10,8 @@ help:
 	@echo "make build   the virtual environment and the C build alone"
 	@echo "make fuzz    the fuzzer of the shared page, for SECONDS=600"
 	@echo "make interleave  every interleaving of the ring's two sides, at a larger size"
+	@echo "make mutants take out each barrier, look and bound of the C code: a test must fail"
+	@echo "make soak    a hundred thousand channels with the real libxenvchan at the other end"
 	@echo "make man     the manual pages, into build/man"
 	@echo "make clean   remove what these made"
 
@@ -40,6 +42,13 @@ fuzz: build
 
 interleave: build
 	@.venv/bin/python tests/interleave/search.py
+
+mutants: build
+	@.venv/bin/python -m tests.native.mutants
+
+soak: build
+	@tools/setup test
+	@.venv/bin/python -m tests.interop.soak
 
 man:
 	@tools/setup lint

@@ -31,14 +31,22 @@ def build(folder: Path, csrc: Path = CSRC) -> Path:
     program = folder / "interop"
     ours = [csrc / f"{name}.c" for name in OURS]
     # -rdynamic exports the stand-ins, so that they come before the libraries' own functions.
-    command = ["gcc", *FLAGS, "-rdynamic", f"-I{csrc}", f"-I{HERE}", *SOURCES, *ours]
+    command: list[str | Path] = [
+        "gcc",
+        *FLAGS,
+        "-rdynamic",
+        f"-I{csrc}",
+        f"-I{HERE}",
+        *SOURCES,
+        *ours,
+    ]
     subprocess.run([*command, "-lxenvchan", "-pthread", "-o", program], check=True)
     return program
 
 
 def run(program: Path, job: str, rounds: int, *, seed: int, patience: int, limit: int) -> Any:
     """The figures of one run. patience in milliseconds, limit in seconds; AssertionError if bad."""
-    command = [program, job, str(rounds), str(seed), str(patience)]
+    command: list[str | Path] = [program, job, str(rounds), str(seed), str(patience)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return json.loads(done.stdout)

@@ -62,4 +62,4 @@ def test_bytes_written_just_before_the_close_arrive_on_both_sides(interop: Path)
 
 
 def test_a_peer_that_waits_for_a_little_room_gets_it_before_we_sleep(interop: Path) -> None:
-    program.run(interop, "crossed", 10, seed=1, patience=300, limit=LIMIT)
+    program.run(interop, "crossed", 10, seed=1, patience=PATIENCE, limit=LIMIT)

@@ -1,0 +1,52 @@
+"""The rules of the C code, and that a test is there for each barrier, look and bound in it.
+
+`python -m tests.native.mutants` takes out all of them, one at a time; here are those that take
+little time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from . import mutants
+from .mutants_table import MUTANTS, Mutant
+
+FAST = [m for m in MUTANTS if m.test == "orders"] + [
+    m for m in MUTANTS if m.test == "rules" and m.why in ("row 4", "row 5")
+]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> mutants.Bench:
+    return mutants.Bench(tmp_path_factory.mktemp("mutants"))
+
+
+def test_the_ring_keeps_its_rules(bench: mutants.Bench) -> None:
+    assert bench.passes_unchanged("rules")
+
+
+def test_every_acquire_and_release_is_strong_enough(bench: mutants.Bench) -> None:
+    assert bench.passes_unchanged("orders")
+
+
+@pytest.mark.parametrize("name", ["ring_rules.c", "ring_orders.c"])
+def test_the_programs_compile_without_a_warning(name: str, tmp_path: Path) -> None:
+    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror"]
+    source = Path(__file__).with_name(name)
+    mutants.compile_c(*flags, f"-I{mutants.CSRC}", "-c", source, "-o", tmp_path / "out.o")
+
+
+@pytest.mark.parametrize("mutant", FAST, ids=lambda mutant: mutant.name)
+def test_without_it_a_test_fails(bench: mutants.Bench, mutant: Mutant) -> None:
+    assert not bench.survives(FAST.index(mutant), mutant)
+
+
+def test_every_mutant_has_its_place_in_the_code() -> None:
+    for mutant in mutants.every():
+        mutants.changed(mutant)
+
+
+def test_no_atomic_access_and_no_condition_of_the_ring_is_left_out() -> None:
+    assert mutants.unaccounted() == []
