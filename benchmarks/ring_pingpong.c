@@ -1,8 +1,9 @@
 /* 64 bytes to and fro over our ring, in C, between two processes.  Prints nanoseconds per round
    trip.
-   usage: ring_pingpong ring|channel CORE CORE TRIPS
+   usage: ring_pingpong ring|channel|patient CORE CORE TRIPS
    ring: the engine alone, in shared memory with an eventfd each way, as libxenvchan has an event
-   channel; channel: as the stream uses it, with epoll and the watch over the peer's life. */
+   channel; channel: as the stream has it, with epoll and the watch over the peer's life; patient:
+   the same, by turns that look for the answer a while before they sleep. */
 #include <poll.h>
 #include <stdint.h>
 #include <string.h>
@@ -75,6 +76,34 @@ static void take(struct end *end, uint8_t *buffer)
     }
 }
 
+/* The rest of a message of which a turn has brought the first `got` bytes. */
+static void take_rest(struct end *end, uint8_t *buffer, int64_t got)
+{
+    int64_t sent;
+
+    while (got < MESSAGE) {
+        int64_t count = pv_channel_turn(end->channel, NULL, 0, &sent, (char *)buffer + got,
+                                        (size_t)(MESSAGE - got));
+
+        if (count == PV_WOULD_BLOCK)
+            sleep_until_woken(end);
+        else if (count < 0)
+            exit(1);
+        else
+            got += count;
+    }
+}
+
+static void swap_in_turn(struct end *end, uint8_t *buffer)
+{
+    int64_t sent, got;
+
+    got = pv_channel_turn(end->channel, buffer, MESSAGE, &sent, (char *)buffer, MESSAGE);
+    if (sent != MESSAGE || (got < 0 && got != PV_WOULD_BLOCK))
+        exit(1);
+    take_rest(end, buffer, got > 0 ? got : 0);
+}
+
 /* There is always room: one message is in flight. */
 static void give(struct end *end, const uint8_t *buffer)
 {
@@ -94,11 +123,21 @@ static void give(struct end *end, const uint8_t *buffer)
     }
 }
 
+static void give_and_take(struct end *end, uint8_t *buffer, int is_patient)
+{
+    if (is_patient) {
+        swap_in_turn(end, buffer);
+    } else {
+        give(end, buffer);
+        take(end, buffer);
+    }
+}
+
 int main(int argc, char **argv)
 {
     static uint8_t buffer[MESSAGE];
     struct end end = {0};
-    int use_channel, descriptors[3] = {-1, -1, -1}, to_server, to_client;
+    int is_patient, use_channel, descriptors[3] = {-1, -1, -1}, to_server, to_client;
     uint8_t *base = NULL;
     long trips;
     long long start;
@@ -106,7 +145,8 @@ int main(int argc, char **argv)
 
     if (argc != 5)
         return 2;
-    use_channel = !strcmp(argv[1], "channel");
+    is_patient = !strcmp(argv[1], "patient");
+    use_channel = is_patient || !strcmp(argv[1], "channel");
     trips = atol(argv[4]);
     if (use_channel) {
         if (pv_shm_create(ORDER, ORDER, &end.channel, descriptors) < 0)
@@ -130,6 +170,8 @@ int main(int argc, char **argv)
         if (pv_channel_watch(end.channel, -1) < 0)
             die("pv_channel_watch");
         end.ring = &end.channel->ring;
+        if (is_patient)
+            pv_channel_patience(end.channel, PV_SPIN);
     } else {
         end.event_fd = child ? to_server : to_client;
         end.notify_fd = child ? to_client : to_server;
@@ -138,21 +180,17 @@ int main(int argc, char **argv)
                        base + PV_PAGE_SIZE + (1 << ORDER), child != 0, wake, &end);
     }
     if (child == 0) {
-        for (long i = 0; i < WARM_UP(trips) + trips; i++) {
-            take(&end, buffer);
-            give(&end, buffer);
-        }
+        take(&end, buffer);
+        for (long i = 1; i < WARM_UP(trips) + trips; i++)
+            give_and_take(&end, buffer, is_patient);
+        give(&end, buffer);
         pause(); /* the parent ends it, when it has all answers: no close is measured */
     }
-    for (long i = 0; i < WARM_UP(trips); i++) {
-        give(&end, buffer);
-        take(&end, buffer);
-    }
+    for (long i = 0; i < WARM_UP(trips); i++)
+        give_and_take(&end, buffer, is_patient);
     start = now_ns();
-    for (long i = 0; i < trips; i++) {
-        give(&end, buffer);
-        take(&end, buffer);
-    }
+    for (long i = 0; i < trips; i++)
+        give_and_take(&end, buffer, is_patient);
     printf("%lld\n", (now_ns() - start) / trips);
     kill(child, SIGKILL);
     return wait(NULL) < 0;

@@ -1,10 +1,14 @@
 #include "channel.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <time.h>
 #include <unistd.h>
+
+#define LOOKS 64          /* between two looks at the clock, some 1 us */
+#define SKIP_DOUBLINGS 10 /* after that many failures, only every thousandth turn tries again */
 
 int pv_channel_watch(struct pv_channel *channel, int live_fd)
 {
@@ -50,6 +54,12 @@ static void count_wake(struct pv_channel *channel)
     }
     if (++channel->idle_wakes > PV_IDLE_WAKES)
         pv_ring_fail(&channel->ring, PV_FLOODED);
+}
+
+void pv_channel_woken(struct pv_channel *channel)
+{
+    channel->clear(channel);
+    count_wake(channel);
 }
 
 void pv_channel_collect(struct pv_channel *channel)
@@ -110,6 +120,107 @@ int64_t pv_channel_peek(struct pv_channel *channel, size_t max, uint8_t **span)
 void pv_channel_consume(struct pv_channel *channel, uint32_t count)
 {
     pv_ring_consume(&channel->ring, count);
+}
+
+static int64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+static void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static int is_there(struct pv_channel *channel)
+{
+    return pv_ring_ready(&channel->ring) != PV_WOULD_BLOCK;
+}
+
+/* Whether something came while others had this processor, or at least soon. */
+static int came_by_yielding(struct pv_channel *channel)
+{
+    int64_t end = now_ns() + PV_YIELD_NS;
+
+    sched_yield();
+    return is_there(channel) && now_ns() < end;
+}
+
+static int came_by_spinning(struct pv_channel *channel)
+{
+    int64_t end = now_ns() + PV_SPIN_NS;
+
+    do {
+        for (int i = 0; i < LOOKS; i++) {
+            if (is_there(channel))
+                return 1;
+            relax();
+        }
+    } while (now_ns() < end);
+    return 0;
+}
+
+/* Gives the peer a moment to answer. Each failure doubles the turns that do not even try. */
+static void be_patient(struct pv_channel *channel)
+{
+    if (is_there(channel))
+        return;
+    if (channel->skip > 0) {
+        channel->skip--;
+    } else if (channel->patience == PV_YIELD ? came_by_yielding(channel)
+                                             : came_by_spinning(channel)) {
+        channel->failures = 0;
+    } else {
+        channel->failures += channel->failures < SKIP_DOUBLINGS;
+        channel->skip = 1u << channel->failures;
+    }
+}
+
+int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t count,
+                        int64_t *sent, char *in, size_t max)
+{
+    size_t got = 0;
+
+    /* Only a saving, so no barrier: at worst the peer wakes us although we are awake. */
+    __atomic_fetch_and(channel->ring.asking, (uint8_t)~PV_NOTIFY_WRITE, __ATOMIC_RELAXED);
+    *sent = count > 0 ? pv_channel_send(channel, out, count) : 0;
+    if (channel->patience != PV_SLEEP && count > 0)
+        be_patient(channel);
+    while (got < max) {
+        uint8_t *span;
+        int64_t part = pv_channel_peek(channel, max - got, &span);
+
+        if (part <= 0)
+            return got > 0 ? (int64_t)got : part;
+        memcpy(in + got, span, (size_t)part);
+        pv_channel_consume(channel, (uint32_t)part);
+        got += (size_t)part;
+    }
+    return (int64_t)got;
+}
+
+void pv_channel_patience(struct pv_channel *channel, int patience)
+{
+    channel->patience = (uint8_t)patience;
+}
+
+int pv_channel_mute(struct pv_channel *channel, int muted)
+{
+    struct epoll_event events = {.events = muted ? 0 : EPOLLIN, .data.fd = channel->event_fd};
+
+    return epoll_ctl(channel->wait_fd, EPOLL_CTL_MOD, channel->event_fd, &events) < 0 ? -errno : 0;
+}
+
+int pv_channel_event_fd(const struct pv_channel *channel)
+{
+    return channel->event_fd;
 }
 
 void pv_channel_close(struct pv_channel *channel)

@@ -16,6 +16,17 @@
  */
 #define PV_IDLE_WAKES 1000u
 
+/* What a turn does that has written and finds nothing to read: */
+#define PV_SLEEP 0 /* nothing, so its caller goes to sleep */
+#define PV_YIELD 1 /* lets others run once: on one processor, the peer is among them */
+#define PV_SPIN 2  /* looks again for PV_SPIN_NS: with more, the peer may run at the same time */
+
+/* To wake a sleeper on another processor costs 40 to 90 us; a longer look could cost more. */
+#define PV_SPIN_NS 50000
+
+/* A yield took too long: others than the peer had the processor. An answer takes some 30 us. */
+#define PV_YIELD_NS 1000000
+
 struct pv_channel {
     struct pv_ring ring;
     int event_fd; /* readable when the peer has notified us */
@@ -24,6 +35,9 @@ struct pv_channel {
     uint32_t idle_wakes;        /* wake-ups without news in idle_second; see PV_IDLE_WAKES */
     int64_t idle_second;        /* of CLOCK_MONOTONIC */
     uint32_t seen_in, seen_out; /* the peer's indices at the last wake-up */
+    uint32_t skip;              /* turns without patience, after it did not pay */
+    uint8_t failures;           /* times that it did not pay, in a row */
+    uint8_t patience;           /* PV_SLEEP, PV_YIELD or PV_SPIN */
     void (*clear)(struct pv_channel *);  /* takes back the readability of event_fd */
     void (*detach)(struct pv_channel *); /* gives memory and event_fd back, frees the channel */
 };
@@ -40,6 +54,9 @@ int pv_channel_wait_fd(const struct pv_channel *channel);
  */
 void pv_channel_collect(struct pv_channel *channel);
 
+/* The same for one who waited on event_fd alone, which became readable. */
+void pv_channel_woken(struct pv_channel *channel);
+
 /*
  * Stream operations. A count of bytes (> 0), or a PV_ code; at PV_WOULD_BLOCK the channel is armed
  * and was looked at again, so that waiting on wait_fd cannot miss the news.
@@ -49,6 +66,25 @@ int64_t pv_channel_room(struct pv_channel *channel);
 /* *span stays valid until pv_channel_consume(); it is shared memory: copy, then parse. */
 int64_t pv_channel_peek(struct pv_channel *channel, size_t max, uint8_t **span);
 void pv_channel_consume(struct pv_channel *channel, uint32_t count);
+
+/*
+ * Writes as much of out as fits (*sent: how much, or a PV_ code), then copies out at most max of
+ * the bytes that are there or come meanwhile. Returns how many, or a PV_ code. Unless that is max,
+ * the channel is armed and was looked at again, so that waiting cannot miss the news. Whoever waits
+ * already is not woken for bytes that come during the turn: they are this caller's.
+ */
+int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t count,
+                        int64_t *sent, char *in, size_t max);
+
+/* PV_YIELD or PV_SPIN: as long as it pays. For one that has nothing better to do (PV_SLEEP is set). */
+void pv_channel_patience(struct pv_channel *channel, int patience);
+
+/*
+ * Takes the readability of news off wait_fd (a death still shows there), or puts it back. Meanwhile
+ * somebody else waits on event_fd, and calls pv_channel_woken() when it became readable.
+ */
+int pv_channel_mute(struct pv_channel *channel, int muted);
+int pv_channel_event_fd(const struct pv_channel *channel);
 
 /* Says goodbye to the peer but keeps the memory. Idempotent. */
 void pv_channel_close(struct pv_channel *channel);

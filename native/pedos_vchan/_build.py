@@ -8,6 +8,9 @@ DECLARATIONS = """
 #define PV_CLOSED ...
 #define PV_DIED ...
 #define PV_BROKEN ...
+#define PV_SLEEP ...
+#define PV_YIELD ...
+#define PV_SPIN ...
 #define PV_FLOODED ...
 
 struct pv_channel;
@@ -19,6 +22,12 @@ int64_t pv_channel_send(struct pv_channel *channel, const uint8_t *bytes, size_t
 int64_t pv_channel_room(struct pv_channel *channel);
 int64_t pv_channel_peek(struct pv_channel *channel, size_t max, uint8_t **span);
 void pv_channel_consume(struct pv_channel *channel, uint32_t count);
+int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t count,
+                        int64_t *sent, char *in, size_t max);
+void pv_channel_patience(struct pv_channel *channel, int patience);
+int pv_channel_mute(struct pv_channel *channel, int muted);
+int pv_channel_event_fd(const struct pv_channel *channel);
+void pv_channel_woken(struct pv_channel *channel);
 void pv_channel_close(struct pv_channel *channel);
 void pv_channel_free(struct pv_channel *channel);
 
@@ -26,6 +35,7 @@ int pv_shm_create(unsigned left_order, unsigned right_order, struct pv_channel *
                   int descriptors[3]);
 int pv_shm_join(int memfd, int event_fd, int notify_fd, struct pv_channel **channel);
 int pv_shm_client_came(const struct pv_channel *channel);
+
 
 #define PV_PUMP_INPUT_ENDED ...
 #define PV_PUMP_INPUT_FAILED ...

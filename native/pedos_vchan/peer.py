@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
 import trio
@@ -29,6 +30,11 @@ from pedos_protocol.events import (
 )
 from pedos_protocol.names import shown
 
+from .calls import Waiter, effective_deadline, first_step, rest
+from .event_loop import event_loop
+from .quota import BYTES_PER_FRAME, FRAMES_PER_SECOND, Quota
+from .stream import TURN_SIZE, VchanStream
+
 #: Seconds within which the other side has to say hello: a VM that boots is slow, and one that
 #: never speaks must not hold a place for ever.
 HELLO_TIMEOUT = 5
@@ -36,38 +42,18 @@ HELLO_TIMEOUT = 5
 #: Bytes that wait for a peer that does not read. Sixteen of the largest frames.
 OUT_MAX = 1024 * 1024
 
-#: Requests and notices a second that a peer may send in the long run, and how many at once before
-#: that. A person or a script makes some tens; at the full rate a hostile VM takes about a tenth of
-#: one processor. Answers do not count: there are never more of them than we asked for.
-FRAMES_PER_SECOND = 2000
-FRAMES_BURST = 8000
-
-#: Bytes that count as one frame more, answers too: reading a frame of 64 KiB costs some hundred
-#: times what reading a short one does.
-BYTES_PER_FRAME = 256
-
-#: Events taken from one batch of bytes before other tasks get a turn. Short frames cost 20 us each
-#: and some hundred bytes hold ten of them, so a full ring would hold the event loop for 40 ms.
-EVENTS_PER_TURN = 32
+#: Seconds that a peer is served in one go before other tasks get their turn: about what two short
+#: calls take, so that one VM which floods us does not make the others wait longer than that.
+TURN_SECONDS = 0.0001
 
 #: Bytes asked for at once: a control channel's ring.
 RECEIVE_SIZE = 65536
 
 Params = dict[str, Any]
-Handler = Callable[["Peer", Params], Awaitable[Params | None]]
-DefaultHandler = Callable[["Peer", str, Params], Awaitable[Params | None]]
+Handler = Callable[["Peer", Params], Coroutine[Any, Any, Params | None]]
+DefaultHandler = Callable[["Peer", str, Params], Coroutine[Any, Any, Params | None]]
 
 log = logging.getLogger(__name__)
-
-
-class _Waiter:
-    """A call of ours that waits for its answer."""
-
-    __slots__ = ("answer", "done")
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.answer: Answer | ErrorAnswer | None = None  # None when done: the connection ended
 
 
 class Peer:
@@ -99,21 +85,28 @@ class Peer:
         self._handlers = handlers
         self._default_handler = default_handler
         self._connection = Connection()
-        self._scope = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None
         self._failure: Exception | None = None
         self._ended = False
         self._opened = trio.Event()  # set when both hellos are said, or never will be
-        self._out = bytearray()
+        # The same stream, if turns can be taken on it; other streams are read and written by tasks.
+        self._turns = stream if isinstance(stream, VchanStream) else None
+        self._turn_end = 0.0
+        self._reader_waits = False  # the reader is in `wait`, so its place can be taken
+        self._unread: Event | None = None  # what one who took its place has left for it
+        self._is_piece = False  # what came last completed no frame
+        self._last_caller: trio.lowlevel.Task | None = None
+        self._out: list[bytes] = []
+        self._out_size = 0
         self._sending = 0  # bytes that left _out and are not written yet
-        self._out_wanted = trio.Event()
-        self._out_written = trio.Event()  # set, and made anew, when what was sent is written
-        self._slots = trio.Semaphore(PENDING_MAX)
-        self._waiters: dict[int, _Waiter] = {}
+        self._drained = trio.lowlevel.ParkingLot()
+        self._free_slots = PENDING_MAX
+        self._slots = trio.lowlevel.ParkingLot()  # who waits for one to become free
+        self._waiters: dict[int, Waiter] = {}
+        loop = event_loop()
+        self._sweeper, self._flusher = loop.sweeper, loop.flusher
         self._last_id = 0
-        self._events_in_turn = 0
-        self._rate = frames_per_second
-        self._budget = float(FRAMES_BURST)
-        self._budget_time = trio.current_time()
+        self._quota = Quota(frames_per_second)
 
     @property
     def their_hello(self) -> Hello | None:
@@ -134,22 +127,24 @@ class Peer:
         """
         try:
             async with trio.open_nursery() as nursery:
-                with self._scope:
-                    nursery.start_soon(self._write)
-                    self._send(Hello(VERSIONS, self._program))
-                    try:
-                        await self._greet()
-                        task_status.started()
-                        self._opened.set()
-                        await self._serve(nursery)
-                    except (RemoteProtocolError, trio.BrokenResourceError) as error:
-                        self._fail(error)
-                    except trio.ClosedResourceError:
-                        pass  # somebody on this side closed the stream: as good as close()
-                    finally:
-                        # Now, not when all handlers are done: one that is undoing things under
-                        # a shield may itself wait for an answer of this peer.
-                        self._end()
+                self._nursery = nursery
+                if self._ended or self._failure is not None:
+                    nursery.cancel_scope.cancel()
+                self._post(Hello(VERSIONS, self._program))
+                try:
+                    await self._greet()
+                    task_status.started()
+                    self._opened.set()
+                    await self._read(nursery)
+                    await trio.sleep_forever()  # it was a handler's at last, and others read
+                except (RemoteProtocolError, trio.BrokenResourceError) as error:
+                    self._fail(error)
+                except trio.ClosedResourceError:
+                    pass  # somebody on this side closed the stream: as good as close()
+                finally:
+                    # Now, not when all handlers are done: one that is undoing things under
+                    # a shield may itself wait for an answer of this peer.
+                    self._end()
                 nursery.cancel_scope.cancel()
         finally:
             await trio.aclose_forcefully(self._stream)
@@ -160,18 +155,17 @@ class Peer:
         """Ends the connection because of `error`; the first error counts."""
         if self._failure is None and not self._ended:
             self._failure = error
-        self._scope.cancel()
+        self._cancel()
 
     def _end(self) -> None:
         """Frees all that wait: nothing will come any more."""
         self._ended = True
         self._opened.set()
-        self._out_written.set()
+        self._drained.unpark_all()
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters.values():
-            waiter.done.set()
-        for _ in range(self._slots.statistics().tasks_waiting):
-            self._slots.release()
+            waiter.settle(None)
+        self._slots.unpark_all()
 
     def fail(self, error: RemoteProtocolError) -> None:
         """Ends the connection because of what only a handler could see: `run` raises `error`.
@@ -184,27 +178,57 @@ class Peer:
     def close(self) -> None:
         """Ends the connection from this side. What waits to be written may be lost."""
         self._end()
-        self._scope.cancel()
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
 
     # What comes in
 
     async def _next_event(self) -> Event:
-        if self._events_in_turn >= EVENTS_PER_TURN:
-            self._events_in_turn = 0
-            await trio.lowlevel.checkpoint()
-        more = 0
         while True:
-            event = self._connection.next_event()
+            event = self._unread or self._connection.next_event()
+            self._unread = None
             if not isinstance(event, NeedData):
-                self._events_in_turn += 1
+                self._is_piece = False
                 return event
-            data = await self._stream.receive_some(RECEIVE_SIZE)
-            self._events_in_turn = 0
-            # A piece that completes nothing woke us for nothing: it costs as much as a frame, or a
-            # frame that comes byte by byte would be 65,536 wake-ups for the price of 256 frames.
-            self._spend(len(data) / BYTES_PER_FRAME + more)
-            more = 1
-            self._connection.receive_data(data)
+            if self._turns is None:
+                self._flush()
+                self._receive(bytes(await self._stream.receive_some(RECEIVE_SIZE)))
+                continue
+            while (data := self._turn(self._turns)) is None:
+                self._reader_waits = True
+                try:
+                    await self._turns.wait()
+                finally:
+                    self._reader_waits = False
+                    self._turn_end = time.perf_counter() + TURN_SECONDS
+                if self._unread is not None:
+                    break
+            else:
+                self._receive(data)
+
+    def _turn(self, turns: VchanStream) -> bytes | None:
+        """Writes what has gathered, and takes what has come."""
+        if not self._out or self._sending:
+            return turns.turn(b"")[1]
+        out = self._take_out()
+        written, data = turns.turn(out)
+        if written < len(out):
+            self._out.append(out[written:])
+            self._out_size += len(out) - written
+            self._flush()
+        elif self._drained:
+            self._drained.unpark_all()
+        return data
+
+    def _receive(self, data: bytes) -> None:
+        # A piece that completes nothing woke us for nothing: it costs as much as a frame, or a
+        # frame that comes byte by byte would be 65,536 wake-ups for the price of 256 frames.
+        self._quota.spend(len(data) / BYTES_PER_FRAME + self._is_piece)
+        self._is_piece = True
+        self._connection.receive_data(data)
 
     async def _greet(self) -> None:
         with trio.move_on_after(HELLO_TIMEOUT) as scope:
@@ -214,38 +238,58 @@ class Peer:
         if isinstance(event, Closed):
             raise trio.BrokenResourceError("the other side ended before its hello")
 
-    async def _serve(self, nursery: trio.Nursery) -> None:
-        while True:
-            event = await self._next_event()
-            if isinstance(event, (Answer, ErrorAnswer)):
-                self._slots.release()
-                waiter = self._waiters.pop(event.id, None)
-                if waiter is not None:  # otherwise its caller has given up
-                    waiter.answer = event
-                    waiter.done.set()
-            elif isinstance(event, Request):
-                self._spend(1)
-                nursery.start_soon(self._answer, event)
-            elif isinstance(event, Notice):
-                self._spend(1)
-                await self._take_notice(event)
-            elif isinstance(event, Closed):
-                return
+    async def _read(self, nursery: trio.Nursery) -> None:
+        """Reads, and serves what need not wait. With the first handler that has to, the task is
+        that handler's and another one reads: so whatever a handler opens stays in one task."""
+        request: Request | None = None  # whose handler has this task
+        try:
+            with trio.CancelScope() as scope:  # without a deadline as long as it reads
+                while not isinstance(event := await self._next_event(), Closed):
+                    if time.perf_counter() > self._turn_end:
+                        await self._let_others_run()
+                    if isinstance(event, Request):
+                        self._quota.spend(1)
+                        begun = self._begin(event)
+                        if begun is not None:
+                            request = event
+                            scope.deadline = trio.current_time() + request.deadline_ms / 1000
+                            nursery.start_soon(self._read, nursery)
+                            self._answer(request, await rest(*begun))
+                            break
+                    elif isinstance(event, (Answer, ErrorAnswer)):
+                        self._take_answer(event)
+                    elif isinstance(event, Notice):
+                        self._quota.spend(1)
+                        await self._take_notice(event)
+            if scope.cancelled_caught and request is not None:
+                seconds = request.deadline_ms / 1000
+                raise CallError("timeout", f"{request.method} was not done within {seconds:g} s")
+        except Exception as error:
+            if request is not None:
+                self._answer_error(request, error)
+            else:
+                self._stop_reading(error)
+        if request is None:
+            self.close()
+        else:
+            self._flush()
 
-    def _spend(self, frames: float) -> None:
-        """Takes so much out of the peer's budget, a bucket that is refilled when it is empty: so
-        the clock is read once in a burst, not once a frame."""
-        self._budget -= frames
-        if self._budget < 0:
-            now = trio.current_time()
-            refill = (now - self._budget_time) * self._rate
-            self._budget = min(self._budget + refill, FRAMES_BURST)
-            self._budget_time = now
-            if self._budget < 0:
-                raise RemoteProtocolError(
-                    f"flood: it sends more than {self._rate:g} requests and notices a second "
-                    f"({BYTES_PER_FRAME} bytes count as one)"
-                )
+    def _stop_reading(self, error: Exception) -> None:
+        if isinstance(error, (RemoteProtocolError, trio.BrokenResourceError)):
+            self._fail(error)
+        elif not isinstance(error, trio.ClosedResourceError):
+            raise error
+        # else somebody on this side closed the stream: as good as close()
+
+    async def _let_others_run(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._turn_end = time.perf_counter() + TURN_SECONDS
+
+    def _take_answer(self, answer: Answer | ErrorAnswer) -> None:
+        self._free_slot()
+        waiter = self._waiters.pop(answer.id, None)
+        if waiter is not None:  # otherwise its caller has given up
+            waiter.settle(answer)
 
     async def _take_notice(self, notice: Notice) -> None:
         handler = self._handlers.get(notice.method)
@@ -253,64 +297,103 @@ class Peer:
             log.debug("%s: notice %s is handled by nobody", self.name, notice.method)
             return
         try:
-            await handler(self, notice.params)
+            work = handler(self, notice.params)
+            trap = first_step(work)
+            self._flush()
+            await rest(work, trap)
+        except StopIteration:
+            pass
         except Exception:
             log.exception("%s: handling of the notice %s failed", self.name, notice.method)
 
-    async def _answer(self, request: Request) -> None:
-        event = await self._outcome(request)
+    def _begin(self, request: Request) -> tuple[Coroutine[Any, Any, Params | None], object] | None:
+        """Runs the handler as far as it comes; None if it is answered already."""
         try:
-            self._send(event)
+            handler = self._handlers.get(request.method)
+            if handler is not None:
+                work = handler(self, request.params)
+            elif self._default_handler is not None:
+                work = self._default_handler(self, request.method, request.params)
+            else:
+                raise CallError("unknown_method", f"nobody serves {shown(request.method)} here")
+            return work, first_step(work, request.deadline_ms / 1000)
+        except StopIteration as done:
+            self._answer(request, done.value)
+        except Exception as error:
+            self._answer_error(request, error)
+        return None
+
+    def _answer(self, request: Request, result: Params | None) -> None:
+        try:
+            self._post(Answer(request.id, {} if result is None else result))
         except LocalProtocolError as error:
             log.error("%s: the answer to %s: %s", self.name, request.method, error)
-            self._send(ErrorAnswer(request.id, "failed", "the answer could not be sent", {}))
+            self._post(ErrorAnswer(request.id, "failed", "the answer could not be sent", {}))
 
-    async def _outcome(self, request: Request) -> Event:
-        method = request.method
+    def _answer_error(self, request: Request, error: Exception) -> None:
+        if isinstance(error, CallError):
+            answer = ErrorAnswer(
+                request.id, error.code, error.message[:ERROR_MESSAGE_MAX], error.data
+            )
+        else:
+            log.error("%s: %s failed", self.name, request.method, exc_info=error)
+            message = f"{request.method} failed unexpectedly"
+            answer = ErrorAnswer(request.id, "failed", message, {})
         try:
-            with trio.move_on_after(request.deadline_ms / 1000) as scope:
-                handler = self._handlers.get(method)
-                if handler is not None:
-                    result = await handler(self, request.params)
-                elif self._default_handler is not None:
-                    result = await self._default_handler(self, method, request.params)
-                else:
-                    raise CallError("unknown_method", f"nobody serves {shown(method)} here")
-            if scope.cancelled_caught:
-                raise CallError(
-                    "timeout", f"{method} was not done within {request.deadline_ms / 1000:g} s"
-                )
-            return Answer(request.id, {} if result is None else result)
-        except CallError as error:
-            message = error.message[:ERROR_MESSAGE_MAX]
-            return ErrorAnswer(request.id, error.code, message, error.data)
-        except Exception:
-            log.exception("%s: %s failed", self.name, method)
-            return ErrorAnswer(request.id, "failed", f"{method} failed unexpectedly", {})
+            self._post(answer)
+        except LocalProtocolError as wrong:  # its data cannot be said
+            log.error("%s: the answer to %s: %s", self.name, request.method, wrong)
+            self._post(ErrorAnswer(request.id, "failed", "the answer could not be sent", {}))
 
     # What goes out
 
-    def _send(self, event: Event) -> None:
-        """Queues `event`; LocalProtocolError if it cannot be sent."""
-        self._out += self._connection.send(event)
-        if len(self._out) + self._sending > OUT_MAX:
-            self._out.clear()
+    def _post(self, event: Event) -> None:
+        """Queues `event`; LocalProtocolError if it cannot be sent. A turn or `_flush` follows."""
+        frame = self._connection.send(event)
+        self._out.append(frame)
+        self._out_size += len(frame)
+        if self._out_size + self._sending > OUT_MAX:
+            self._take_out()
             self._fail(RemoteProtocolError(f"it does not read: over {OUT_MAX} bytes wait for it"))
-        self._out_wanted.set()
 
-    async def _write(self) -> None:
-        while True:
-            await self._out_wanted.wait()
-            self._out_wanted = trio.Event()
-            out, self._out = self._out, bytearray()
-            self._sending = len(out)
+    def _take_out(self) -> bytes:
+        out = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+        self._out.clear()
+        self._out_size = 0
+        return out
+
+    def _flush(self) -> None:
+        """Has all that has gathered written, once all tasks that can run now have had their say."""
+        if self._out and not self._sending:
+            self._flusher.soon(self._write_now)
+
+    def _write_now(self) -> None:
+        """Writes what can be written without waiting, and leaves the rest to a task."""
+        if not self._out or self._sending or self._ended or self._nursery is None:
+            return
+        out = self._take_out()
+        if self._turns is not None:
             try:
+                out = out[self._turns.send_some(out) :]
+            except trio.ClosedResourceError:
+                return  # the reader finds it, too
+        if out:
+            self._sending = len(out)
+            self._nursery.start_soon(self._write, out)
+        else:
+            self._drained.unpark_all()
+
+    async def _write(self, out: bytes) -> None:
+        """Writes `out`, and what gathers meanwhile."""
+        try:
+            while out:
+                self._sending = len(out)
                 await self._stream.send_all(out)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return  # the reader finds out whether the other side closed or broke
+                out = self._take_out()
+                self._drained.unpark_all()
             self._sending = 0
-            self._out_written.set()
-            self._out_written = trio.Event()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the reader finds out whether the other side closed or broke
 
     async def notify(self, method: str, params: Params) -> None:
         """Queues a notice; it is dropped if the connection has ended.
@@ -319,7 +402,8 @@ class Peer:
         """
         await trio.lowlevel.checkpoint()
         if not self._ended:
-            self._send(Notice(method, params))
+            self._post(Notice(method, params))
+            self._flush()
 
     async def drained(self, below: int) -> None:
         """Returns when fewer than `below` bytes wait to be written, or the connection has ended.
@@ -328,8 +412,9 @@ class Peer:
         that reads slowly.
         """
         await trio.lowlevel.checkpoint()
-        while not self._ended and len(self._out) + self._sending >= below:
-            await self._out_written.wait()
+        while not self._ended and self._out_size + self._sending >= below:
+            self._flush()
+            await self._drained.park()
 
     async def call(self, method: str, params: Params, *, timeout: float) -> Params:
         """Calls `method` and returns its result.
@@ -341,17 +426,21 @@ class Peer:
         """
         if not 0 < timeout <= DEADLINE_MS_MAX / 1000:
             raise ValueError(f"a time-out of {timeout} s is not within 0 to 600 s")
-        waiter = _Waiter()
-        call_id = None
-        with trio.move_on_after(timeout) as scope:
+        now = trio.current_time()
+        waiter = Waiter(now + timeout)
+        if self._free_slots > 0 and not self._ended:
+            self._free_slots -= 1
+        else:
+            await self._take_slot(waiter)
+            now = trio.current_time()
+        if not waiter.timed_out:
+            call_id = self._start_call(method, params, waiter, now)
             try:
-                await self._take_slot()
-                call_id = self._start_call(method, params, waiter)
-                await waiter.done.wait()
+                await self._until_settled(waiter)
             finally:
-                if call_id is not None:
-                    self._waiters.pop(call_id, None)
-        if scope.cancelled_caught:
+                self._waiters.pop(call_id, None)
+                self._sweeper.forget(waiter)
+        if waiter.timed_out:
             raise CallError("timeout", f"{method} was not answered within {timeout:g} s")
         answer = waiter.answer
         if answer is None:
@@ -364,20 +453,25 @@ class Peer:
         whom = f" to {self.name}" if self.name else ""
         return CallError("unavailable", f"the connection{whom} has ended")
 
-    async def _take_slot(self) -> None:
-        """One of the places for requests in flight. It is given back by the answer, even if that
-        comes too late for its caller: the other side counts the request until then."""
+    async def _take_slot(self, waiter: Waiter) -> None:
+        """Waits for one of the places for requests in flight, or the waiter times out. A place is
+        given back by the answer, even if that comes too late for its caller: the other side counts
+        the request until then."""
+        if not self._ended:
+            with trio.CancelScope(deadline=waiter.deadline) as scope:
+                await self._slots.park()
+            waiter.timed_out = scope.cancelled_caught
         if self._ended:
             raise self._unavailable()
-        try:
-            self._slots.acquire_nowait()
-        except trio.WouldBlock:
-            await self._slots.acquire()
-            if self._ended:
-                raise self._unavailable() from None
 
-    def _start_call(self, method: str, params: Params, waiter: _Waiter) -> int:
-        remaining = trio.current_effective_deadline() - trio.current_time()
+    def _free_slot(self) -> None:
+        if self._slots:
+            self._slots.unpark()  # handed over directly, so nobody overtakes who waits
+        else:
+            self._free_slots += 1
+
+    def _start_call(self, method: str, params: Params, waiter: Waiter, now: float) -> int:
+        remaining = min(waiter.deadline, effective_deadline()) - now
         deadline_ms = max(1, min(DEADLINE_MS_MAX, math.ceil(max(remaining, 0) * 1000)))
         call_id = self._last_id
         while True:  # an id may still be in use only after 2^32 others, or never
@@ -385,13 +479,62 @@ class Peer:
             if not self._connection.is_in_flight(call_id):
                 break
         try:
-            self._send(Request(call_id, method, params, deadline_ms))
+            self._post(Request(call_id, method, params, deadline_ms))
         except BaseException:
-            self._slots.release()
+            self._free_slot()
             raise
         self._last_id = call_id
         self._waiters[call_id] = waiter
+        self._sweeper.watch(waiter)
         return call_id
+
+    async def _until_settled(self, waiter: Waiter) -> None:
+        """Waits for the answer. A caller that is alone reads itself: nothing is handed from task to
+        task then. Several leave the reading to the reader, and their writing to the writer, which
+        writes what they all said at once."""
+        turns = self._turns
+        task = trio.lowlevel.current_task()
+        same, self._last_caller = task is self._last_caller, task
+        if turns is not None and same and len(self._waiters) == 1 and self._may_read():
+            self._read_answers(turns)
+            if waiter.is_settled:
+                await trio.lowlevel.checkpoint()
+                return
+            while self._may_read() and not waiter.is_settled:
+                try:
+                    await waiter.wait_in_place(turns)
+                except trio.ClosedResourceError:
+                    break  # the reader finds it, too, and settles all that wait
+                if self._may_read():
+                    self._read_answers(turns)
+        else:
+            self._flush()
+        await waiter.wait()
+
+    def _may_read(self) -> bool:
+        return self._reader_waits and not self._ended
+
+    def _read_answers(self, turns: VchanStream) -> None:
+        """A turn in the reader's place. All but answers is left for the reader itself."""
+        try:
+            data = self._turn(turns)
+            if data is None:
+                return
+            if data:
+                self._receive(data)
+                while isinstance(event := self._connection.next_event(), (Answer, ErrorAnswer)):
+                    self._is_piece = False
+                    self._take_answer(event)
+                if not isinstance(event, NeedData):
+                    self._unread = event
+                elif len(data) < TURN_SIZE:
+                    return
+        except RemoteProtocolError as error:
+            self._fail(error)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # as is an end: the reader finds it, too
+        self._reader_waits = False
+        turns.wake()
 
 
 @contextlib.asynccontextmanager

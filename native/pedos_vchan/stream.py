@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+
 import trio
 from trio.lowlevel import ParkingLot
 
@@ -14,6 +17,20 @@ DEFAULT_RECEIVE_SIZE = 65536
 # Turns of send_all between two checkpoints. A peer that reads as fast as we write leaves room each
 # time, and other tasks would never get a turn; so many times the largest ring are copied in 1 ms.
 TURNS_MAX = 4
+
+# Bytes that one turn copies out. A batch of short frames fits, and it is small beside the rings.
+TURN_SIZE = 4096
+
+
+class _Scratch(threading.local):
+    """Where a turn's bytes go first: one for all channels of a thread, as each is idle mostly."""
+
+    def __init__(self) -> None:
+        self.sent = ffi.new("int64_t *")
+        self.taken = ffi.new(f"char[{TURN_SIZE}]")
+
+
+_scratch = _Scratch()
 
 
 class _Guard:
@@ -51,6 +68,10 @@ class VchanStream(trio.abc.Stream):
         # first task that waits does so for both, the other one is parked here.
         self._followers = ParkingLot()
         self._led = False
+        self._substituted = False
+        # A process that is moved to other processors later only loses what patience would save.
+        alone = len(os.sched_getaffinity(0)) == 1
+        lib.pv_channel_patience(channel.native(), lib.PV_YIELD if alone else lib.PV_SPIN)
         self._span = ffi.new("uint8_t **")
 
     @property
@@ -80,7 +101,7 @@ class VchanStream(trio.abc.Stream):
                         if turns % TURNS_MAX == 0 and sent < length:
                             await trio.lowlevel.checkpoint()
                     elif count == lib.PV_WOULD_BLOCK:
-                        await self._wait()
+                        await self.wait()
                     else:
                         raise _broken(count)
 
@@ -90,7 +111,7 @@ class VchanStream(trio.abc.Stream):
             self._channel.native()
             await trio.lowlevel.checkpoint()
             while (count := lib.pv_channel_room(self._channel.native())) == lib.PV_WOULD_BLOCK:
-                await self._wait()
+                await self.wait()
             if count < 0:
                 raise _broken(count)
 
@@ -117,27 +138,97 @@ class VchanStream(trio.abc.Stream):
                     return b""
                 if count != lib.PV_WOULD_BLOCK:
                     raise _broken(count)
-                await self._wait()
+                await self.wait()
 
-    async def _wait(self) -> None:
-        """Waits for news of either direction. The caller has armed, and looks again afterwards."""
+    # For a conversation, whose next words depend on the last ones. One task reads and waits; a task
+    # that expects an answer may take its place, so that nothing is handed from task to task.
+
+    def turn(self, out: bytes) -> tuple[int, bytes | None]:
+        """Writes what fits of `out` and takes what has come, without waiting.
+
+        Returns how many bytes were written, and at most TURN_SIZE that came; None if there were
+        none, ``b""`` after the peer's clean close. Unless TURN_SIZE came, `wait` misses nothing
+        afterwards. Bytes for a peer that is gone are dropped: its end is found by reading.
+        ``trio.BrokenResourceError`` as from `receive_some`.
+        """
+        size = len(out)
+        sent, taken = _scratch.sent, _scratch.taken
+        count = lib.pv_channel_turn(self._channel.native(), out, size, sent, taken, TURN_SIZE)
+        written = sent[0]
+        if written < 0:
+            written = 0 if written == lib.PV_WOULD_BLOCK else size
+        if count > 0:
+            return written, ffi.unpack(taken, count)
+        if count == lib.PV_WOULD_BLOCK:
+            return written, None
+        if count == lib.PV_CLOSED:
+            return written, b""
+        raise _broken(count)
+
+    def send_some(self, out: bytes) -> int:
+        """Writes what fits of `out` without waiting: so many bytes. Those for a peer that is gone
+        are dropped: its end is found by reading."""
+        count: int = lib.pv_channel_send(self._channel.native(), out, len(out))
+        if count < 0:
+            return 0 if count == lib.PV_WOULD_BLOCK else len(out)
+        return count
+
+    async def wait(self) -> None:
+        """Returns when there may be news of either direction, or after `wake`: look again.
+
+        What found nothing to read, or no room, has armed; so what came since is not missed.
+        """
         if self._led:
             await self._followers.park()
             return
         self._led = True
         try:
             await trio.lowlevel.wait_readable(self._channel.fileno())
+        except trio.ClosedResourceError:
+            if self._channel.closed:
+                raise
         finally:
             self._led = False
             # First clear, then look; and even a cancelled leader hands the lead on.
             if not self._channel.closed:
                 lib.pv_channel_collect(self._channel.native())
-            self._followers.unpark_all()
+            if self._followers:
+                self._followers.unpark_all()
+
+    def wake(self) -> None:
+        """Ends a `wait` now."""
+        if self._led and not self._channel.closed:
+            trio.lowlevel.notify_closing(self._channel.fileno())
+
+    async def wait_instead(self) -> None:
+        """Returns when there may be news for another `turn`, which must follow, or after
+        `wake_substitute`. A task that is in `wait` meanwhile learns of the peer's death alone."""
+        native = self._channel.native()
+        self._substituted = True
+        lib.pv_channel_mute(native, 1)
+        try:
+            await trio.lowlevel.wait_readable(lib.pv_channel_event_fd(native))
+            lib.pv_channel_woken(native)
+            self._followers.unpark_all()  # the news may be room to write
+        except trio.ClosedResourceError:
+            if self._channel.closed:
+                raise
+        finally:
+            self._substituted = False
+            if not self._channel.closed:
+                # What came and was not cleared shows there again.
+                lib.pv_channel_mute(native, 0)
+
+    def wake_substitute(self) -> None:
+        """Ends a `wait_instead` now."""
+        if self._substituted and not self._channel.closed:
+            trio.lowlevel.notify_closing(lib.pv_channel_event_fd(self._channel.native()))
 
     def close(self) -> None:
         """Closes without waiting; tasks inside the stream get ``trio.ClosedResourceError``."""
         if not self._channel.closed:
             trio.lowlevel.notify_closing(self._channel.fileno())
+            self.wake_substitute()
             self._channel.close()
             self._followers.unpark_all()
 

@@ -112,7 +112,10 @@ class Connection:
         self.their_state = START
         self.their_hello: Hello | None = None
         self.version: int | None = None
-        self._buffer = bytearray()
+        # What came and was not taken out yet starts at _taken. It is the caller's bytes as long as
+        # they hold whole frames, and a buffer that grows once a frame comes in pieces.
+        self._buffer: bytes | bytearray = b""
+        self._taken = 0
         self._eof = False
         self._ours_in_flight: set[int] = set()
         self._theirs_in_flight: set[int] = set()
@@ -177,12 +180,20 @@ class Connection:
         """
         if self._eof:
             raise LocalProtocolError("data came after the end of the stream")
-        if len(self._buffer) >= HEADER_SIZE + FRAME_MAX:
+        left = len(self._buffer) - self._taken
+        if left >= HEADER_SIZE + FRAME_MAX:
             raise LocalProtocolError("events that came have to be taken out before more data")
-        if data:
-            self._buffer += data
-        else:
+        if not data:
             self._eof = True
+        elif left == 0:
+            self._buffer = bytes(data)
+            self._taken = 0
+        else:
+            if type(self._buffer) is not bytearray:
+                self._buffer = bytearray(self._buffer)
+            del self._buffer[: self._taken]
+            self._taken = 0
+            self._buffer += data
 
     def next_event(self) -> Event | NeedData:
         """The next event that has come whole, or NEED_DATA.
@@ -193,32 +204,40 @@ class Connection:
         if self.their_state == ERROR:
             raise RemoteProtocolError(self._failure)
         try:
-            return self._next_event()
-        except RemoteProtocolError as error:
+            untrusted_payload = self._next_payload()
+            if untrusted_payload is None:
+                if not self._eof:
+                    return NEED_DATA
+                event: Event = Closed()
+            else:
+                untrusted_message = decode(untrusted_payload)
+                event = _parse(untrusted_message, is_first=self.their_state == START)
+            self._accept(event)
+        except (RemoteProtocolError, LocalProtocolError) as error:
+            # Local: an event that refused to be made.
             self.their_state = ERROR
             self._failure = str(error)
-            self._buffer.clear()
-            raise
-
-    def _next_event(self) -> Event | NeedData:
-        buffer = self._buffer
-        size = frame_size(buffer[:HEADER_SIZE]) if len(buffer) >= HEADER_SIZE else 0
-        if size and len(buffer) >= size:
-            payload = buffer[HEADER_SIZE:size]
-            del buffer[:size]
-            untrusted_message = decode(payload)
-            try:
-                event = _parse(untrusted_message, is_first=self.their_state == START)
-            except LocalProtocolError as error:  # an event that refused to be made
-                raise RemoteProtocolError(str(error)) from None
-        elif not self._eof:
-            return NEED_DATA
-        elif buffer:
-            raise RemoteProtocolError("the stream ended within a frame")
-        else:
-            event = Closed()
-        self._accept(event)
+            self._buffer = b""
+            self._taken = 0
+            raise RemoteProtocolError(self._failure) from None
         return event
+
+    def _next_payload(self) -> bytes | bytearray | None:
+        """What the next frame holds; None if none is whole."""
+        buffer = self._buffer
+        start = self._taken
+        left = len(buffer) - start
+        if left >= HEADER_SIZE:
+            end = start + frame_size(buffer[start : start + HEADER_SIZE])
+            if end <= len(buffer):
+                self._taken = end
+                return buffer[start + HEADER_SIZE : end]
+        if left == 0:
+            self._buffer = b""  # an idle connection keeps nothing
+            self._taken = 0
+        elif self._eof:
+            raise RemoteProtocolError("the stream ended within a frame")
+        return None
 
     def _accept(self, event: Event) -> None:
         """Moves their state; RemoteProtocolError if `event` may not come now."""
@@ -249,35 +268,44 @@ class Connection:
 
 def _parse(untrusted_message: list[Any], *, is_first: bool) -> Event:
     """The event that a decoded frame says; one of the two protocol errors if it says none."""
-    match untrusted_message:
-        case [0, untrusted_id, untrusted_method, untrusted_params] if _is_kind(untrusted_message):
-            if type(untrusted_params) is not dict:
-                raise RemoteProtocolError("a request's parameters are not a map")
-            untrusted_deadline = untrusted_params.pop("deadline_ms", None)
-            return Request(untrusted_id, untrusted_method, untrusted_params, untrusted_deadline)
-        case [1, untrusted_id, None, untrusted_result] if _is_kind(untrusted_message):
-            return Answer(untrusted_id, untrusted_result)
-        case [1, untrusted_id, dict(untrusted_error), None] if _is_kind(untrusted_message):
-            if untrusted_error.keys() != {"code", "message", "data"}:
-                raise RemoteProtocolError("an error does not consist of code, message and data")
-            return ErrorAnswer(
-                untrusted_id,
-                untrusted_error["code"],
-                untrusted_error["message"],
-                untrusted_error["data"],
-            )
-        case [2, "hello", untrusted_hello] if _is_kind(untrusted_message):
+    untrusted_kind = untrusted_message[0] if untrusted_message else None
+    # By == alone, False would be 0, True 1 and 2.0 a notice.
+    if type(untrusted_kind) is int:
+        if untrusted_kind == _NOTICE and len(untrusted_message) == 3:
+            _, untrusted_method, untrusted_params = untrusted_message
+            if untrusted_method != "hello":
+                return Notice(untrusted_method, untrusted_params)
             if not is_first:
                 raise RemoteProtocolError("hello came a second time")
-            return _parse_hello(untrusted_hello)
-        case [2, untrusted_method, untrusted_params] if _is_kind(untrusted_message):
-            return Notice(untrusted_method, untrusted_params)
+            return _parse_hello(untrusted_params)
+        if len(untrusted_message) == 4:
+            _, untrusted_id, untrusted_second, untrusted_third = untrusted_message
+            if untrusted_kind == _REQUEST:
+                return _parse_request(untrusted_id, untrusted_second, untrusted_third)
+            if untrusted_kind == _RESPONSE and untrusted_second is None:
+                return Answer(untrusted_id, untrusted_third)
+            is_error = untrusted_third is None and type(untrusted_second) is dict
+            if untrusted_kind == _RESPONSE and is_error:
+                return _parse_error(untrusted_id, untrusted_second)
     raise RemoteProtocolError("a frame is neither a request, nor a response, nor a notice")
 
 
-def _is_kind(untrusted_message: list[Any]) -> bool:
-    # A pattern compares by ==, by which False is 0, True is 1 and 2.0 is 2.
-    return type(untrusted_message[0]) is int
+def _parse_request(untrusted_id: Any, untrusted_method: Any, untrusted_params: Any) -> Request:
+    if type(untrusted_params) is not dict:
+        raise RemoteProtocolError("a request's parameters are not a map")
+    untrusted_deadline = untrusted_params.pop("deadline_ms", None)
+    return Request(untrusted_id, untrusted_method, untrusted_params, untrusted_deadline)
+
+
+def _parse_error(untrusted_id: Any, untrusted_error: dict[str, Any]) -> ErrorAnswer:
+    if untrusted_error.keys() != {"code", "message", "data"}:
+        raise RemoteProtocolError("an error does not consist of code, message and data")
+    return ErrorAnswer(
+        untrusted_id,
+        untrusted_error["code"],
+        untrusted_error["message"],
+        untrusted_error["data"],
+    )
 
 
 def _parse_hello(untrusted_hello: Any) -> Hello:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import socket
 import subprocess
@@ -18,7 +19,8 @@ from pedos_protocol.connection import PENDING_MAX, VERSIONS, Connection
 from pedos_protocol.errors import RemoteProtocolError
 from pedos_protocol.events import Hello, Notice, Request
 from pedos_vchan import shm
-from pedos_vchan.peer import FRAMES_BURST, Peer
+from pedos_vchan.peer import Peer
+from pedos_vchan.quota import FRAMES_BURST
 from pedos_vchan.stream import VchanStream
 
 from . import build
@@ -252,6 +254,39 @@ async def test_a_ring_full_of_short_frames_does_not_hold_the_loop(
             await longest_step.end()
             peer.close()
     assert len(counted) >= PENDING_MAX
+    assert longest_step.seconds < STEP_MAX
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        pytest.param(b"\xdc\x00\x3c" + (b"\xdc\x03\xe8" + b"\x90" * 1000) * 60, id="lists"),
+        pytest.param(b"\xdc\x00\x3c" + (b"\xdc\x03\xe8" + b"\x80" * 1000) * 60, id="maps"),
+        pytest.param(b"\xdc\x00\x3c" + (b"\xdc\x03\xe8" + b"\x01" * 1000) * 60, id="numbers"),
+    ],
+)
+async def test_a_frame_of_very_many_values_does_not_hold_the_loop(
+    longest_step: LongestStep, payload: bytes
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    hello = Connection().send(Hello(VERSIONS, "hostile"))
+    ended = trio.Event()
+
+    async def run(peer: Peer, *, task_status: trio.TaskStatus[None]) -> None:
+        with pytest.raises(RemoteProtocolError):
+            await peer.run(task_status=task_status)
+        ended.set()
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            peer = Peer(ours, program="test", handlers={})
+            await theirs.send_all(hello)
+            await nursery.start(functools.partial(run, peer))
+            await trio.testing.wait_all_tasks_blocked()
+            await longest_step.begin()
+            await theirs.send_all(len(payload).to_bytes(4, "little") + payload)
+            await ended.wait()
+            await longest_step.end()
     assert longest_step.seconds < STEP_MAX
 
 

@@ -4,11 +4,12 @@ import math
 import tracemalloc
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pedos_protocol import codec
-from pedos_protocol.codec import DEPTH_MAX, FRAME_MAX, HEADER_SIZE, ITEMS_MAX
+from pedos_protocol.codec import CONTAINERS_MAX, DEPTH_MAX, FRAME_MAX, HEADER_SIZE, ITEMS_MAX
 from pedos_protocol.errors import LocalProtocolError, RemoteProtocolError
 
 from . import strategies
@@ -102,6 +103,30 @@ def test_what_is_refused(payload: str, what: str) -> None:
 def test_the_deepest_and_the_longest_that_are_accepted() -> None:
     for message in (nested(DEPTH_MAX), [None] * ITEMS_MAX, [b"x" * (FRAME_MAX - 4)]):
         assert codec.decode(codec.encode(message)[HEADER_SIZE:]) == message
+
+
+def many_containers(count: int, kind: type[list[Any]] | type[dict[str, Any]]) -> list[Any]:
+    """A message of so many lists and maps, itself included."""
+    full, rest = divmod(count - 1, ITEMS_MAX)
+    sizes = [ITEMS_MAX] * full + [rest] * (rest > 0)
+    return [[kind() for _ in range(size - 1)] for size in sizes]
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+def test_a_frame_has_so_many_lists_and_maps_and_no_more(kind: Any) -> None:
+    message = many_containers(CONTAINERS_MAX, kind)
+    assert codec.decode(codec.encode(message)[HEADER_SIZE:]) == message
+
+    message = many_containers(CONTAINERS_MAX + 1, kind)
+    with pytest.raises(LocalProtocolError, match="lists and maps"):
+        codec.encode(message)
+    with pytest.raises(RemoteProtocolError):
+        codec.decode(msgpack.packb(message))
+
+
+def test_bytes_that_only_look_like_lists_and_maps_are_accepted() -> None:
+    message = [b"\x90" * (FRAME_MAX - 16), "x", {}]
+    assert codec.decode(codec.encode(message)[HEADER_SIZE:]) == message
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pedos_protocol.connection import PENDING_MAX, Connection
 from pedos_protocol.errors import CallError, LocalProtocolError, RemoteProtocolError
 from pedos_protocol.events import Answer, ErrorAnswer, Event, Hello, NeedData, Request
 from pedos_vchan import peer as peer_module
+from pedos_vchan import quota
 from pedos_vchan.peer import Peer, open_peer
 from pedos_vchan.unix import connect_unix, listen_unix
 
@@ -281,6 +282,31 @@ async def test_a_handler_is_stopped_at_the_deadline_of_its_request(
         assert (answer.code, trio.current_time() - before) == ("timeout", pytest.approx(2.5))
 
 
+async def test_what_a_handlers_nursery_raises_at_the_deadline_fails_that_request_alone(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def messy(_peer: Peer, _params: Params) -> None:
+        async def break_when_stopped() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ZeroDivisionError
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(break_when_stopped)
+            nursery.start_soon(trio.sleep_forever)
+
+    async with against_raw(handlers={**HANDLERS, "test.messy": messy}) as (raw, _):
+        await raw.hello()
+        await raw.say(Request(1, "test.messy", {}, 2500))
+        answer = await raw.hear()
+        assert isinstance(answer, ErrorAnswer)
+        assert (answer.id, answer.code) == (1, "failed")
+        await raw.say(Request(2, "test.echo", {}, 2500))
+        assert await raw.hear() == Answer(2, {})
+    assert "test.messy failed" in caplog.text
+
+
 async def test_the_other_side_is_told_how_long_its_caller_waits(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -495,9 +521,9 @@ async def test_what_comes_slowly_enough_is_no_flood(autojump_clock: trio.testing
         await raw.hello()
         for call_id in range(3):
             await raw.stream.send_all(
-                codec.encode([2, "test.unknown", {}]) * (peer_module.FRAMES_BURST // 2)
+                codec.encode([2, "test.unknown", {}]) * (quota.FRAMES_BURST // 2)
             )
-            await trio.sleep(peer_module.FRAMES_BURST / peer_module.FRAMES_PER_SECOND)
+            await trio.sleep(quota.FRAMES_BURST / quota.FRAMES_PER_SECOND)
             await raw.say(Request(call_id, "test.echo", {}, 1000))
             assert await raw.hear() == Answer(call_id, {})
 

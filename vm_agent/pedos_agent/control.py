@@ -62,7 +62,7 @@ class Control:
 
     async def call(self, method: str, params: dict[str, Any], *, timeout: float) -> dict[str, Any]:
         """Ask dom0; CallError with dom0's refusal, or `unavailable` when it is not connected."""
-        if self._peer is None:
+        if self._peer is None or not self._peer.is_open:
             raise CallError("unavailable", "dom0's service is not reachable from this VM")
         return await self._peer.call(method, params, timeout=timeout)
 

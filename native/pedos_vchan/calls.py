@@ -1,0 +1,116 @@
+"""What a `Peer` needs to wait and to serve cheaply: waiters and first steps."""
+
+from __future__ import annotations
+
+import math
+import threading
+import types
+from collections.abc import Coroutine, Generator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+
+if TYPE_CHECKING:
+    from pedos_protocol.events import Answer, ErrorAnswer
+
+    from .stream import VchanStream
+
+T = TypeVar("T")
+
+
+class Waiter:
+    """A call of ours that waits for its answer until `deadline` (of trio's clock)."""
+
+    __slots__ = ("_task", "answer", "deadline", "in_place_of", "is_settled", "timed_out")
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.is_settled = False
+        self.timed_out = False
+        self.answer: Answer | ErrorAnswer | None = None  # None when settled: there will be none
+        self.in_place_of: VchanStream | None = None  # whose reader the caller stands in for
+        self._task: trio.lowlevel.Task | None = None
+
+    def settle(self, answer: Answer | ErrorAnswer | None) -> None:
+        """Ends the waiting; only the first time counts."""
+        if not self.is_settled:
+            self.is_settled = True
+            self.answer = answer
+            task, self._task = self._task, None
+            if task is not None:
+                trio.lowlevel.reschedule(task)
+            elif self.in_place_of is not None:
+                self.in_place_of.wake_substitute()
+
+    def expire(self) -> None:
+        """Ends the waiting because the deadline has come."""
+        self.timed_out = True
+        self.settle(None)
+
+    async def wait(self) -> None:
+        """Returns once settled. A checkpoint in any case."""
+        if self.is_settled:
+            await trio.lowlevel.checkpoint()
+            return
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        # As trio.Event does, without making an event and a queue for each call.
+        self._task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    async def wait_in_place(self, stream: VchanStream) -> None:
+        """Waits for news of `stream` instead of its reader, or to be settled."""
+        self.in_place_of = stream
+        try:
+            await stream.wait_instead()
+        finally:
+            self.in_place_of = None
+
+
+class _FirstStep(threading.local):
+    """Of what `first_step` runs now in the event loop of this thread."""
+
+    seconds = math.inf
+
+
+_first_step = _FirstStep()
+
+
+def effective_deadline() -> float:
+    """trio.current_effective_deadline(), also in the `first_step` of a handler."""
+    deadline = trio.current_effective_deadline()
+    seconds = _first_step.seconds
+    return deadline if seconds == math.inf else min(deadline, trio.current_time() + seconds)
+
+
+def first_step(work: Coroutine[Any, Any, Any], seconds: float = math.inf) -> object:
+    """Runs `work` in the current task until it lets other tasks run for the first time.
+
+    Returns what `rest` needs to go on, in the same task; until then nothing else may be awaited.
+    Raises StopIteration with the result if there is no rest: most handlers never wait, and so cost
+    neither a task nor a cancel scope. How many `seconds` it has is noted for `effective_deadline`.
+    """
+    _first_step.seconds = seconds
+    try:
+        return work.send(None)
+    finally:
+        _first_step.seconds = math.inf
+
+
+@types.coroutine
+def rest(work: Coroutine[Any, Any, T], trap: object) -> Generator[Any, Any, T]:
+    """Awaits the rest of what `first_step` has begun."""
+    try:
+        while True:
+            try:
+                sent = yield trap
+            except BaseException as error:
+                trap = work.throw(error)
+            else:
+                trap = work.send(sent)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result

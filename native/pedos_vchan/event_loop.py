@@ -1,0 +1,103 @@
+"""What all peers of one event loop share: one alarm for their deadlines, one moment to write.
+
+A task for each would be some 4 KiB a peer, and dom0 has a peer for each VM.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+
+class Expiring(Protocol):
+    """Something with a deadline, of trio's clock."""
+
+    deadline: float
+
+    def expire(self) -> None:
+        """Its deadline has come. Must not raise."""
+
+
+class Sweeper:
+    """One alarm for many deadlines, instead of a cancel scope for each."""
+
+    def __init__(self) -> None:
+        self._watched: set[Expiring] = set()
+        self._alarm = trio.CancelScope()
+        self._alarm_time = math.inf  # its deadline, which is slow to ask
+
+    def watch(self, expiring: Expiring) -> None:
+        """Lets it expire at its deadline, unless it is forgotten before.
+
+        Mostly the alarm is early enough already: one that was set for a call which has been
+        answered since is left where it is, and serves the next ones.
+        """
+        self._watched.add(expiring)
+        if expiring.deadline < self._alarm_time:
+            self._alarm.deadline = self._alarm_time = expiring.deadline
+
+    def forget(self, expiring: Expiring) -> None:
+        """It has ended by itself. Safe for one that is not watched."""
+        self._watched.discard(expiring)
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            with self._alarm:
+                await trio.sleep_forever()
+            now = trio.current_time()
+            for expiring in [one for one in self._watched if one.deadline <= now]:
+                self._watched.discard(expiring)
+                expiring.expire()
+            self._alarm_time = min((one.deadline for one in self._watched), default=math.inf)
+            self._alarm = trio.CancelScope(deadline=self._alarm_time)
+
+
+class Flusher:
+    """Calls back once all tasks that can run now have had their say."""
+
+    def __init__(self) -> None:
+        self._due: dict[Callable[[], None], None] = {}  # in order, each once
+        self._parked = trio.lowlevel.ParkingLot()
+
+    def soon(self, flush: Callable[[], None]) -> None:
+        """`flush` is called once, however often it is asked for until then. It must not raise."""
+        self._due[flush] = None
+        if self._parked:
+            self._parked.unpark()
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            if not self._due:
+                await self._parked.park()
+            due, self._due = self._due, {}
+            for flush in due:
+                flush()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+class EventLoop:
+    """The shared parts of the event loop that runs."""
+
+    def __init__(self) -> None:
+        self.sweeper = Sweeper()
+        self.flusher = Flusher()
+        trio.lowlevel.spawn_system_task(self.sweeper.run)
+        trio.lowlevel.spawn_system_task(self.flusher.run)
+
+
+_this_loop: trio.lowlevel.RunVar[EventLoop] = trio.lowlevel.RunVar("pedos_vchan.event_loop")
+
+
+def event_loop() -> EventLoop:
+    """That of the caller, made at its first use; it ends with the loop."""
+    try:
+        return _this_loop.get()
+    except LookupError:
+        loop = EventLoop()
+        _this_loop.set(loop)
+        return loop
