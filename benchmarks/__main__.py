@@ -25,6 +25,7 @@ MODULES = {
     "B1": "bulk",  # and B2
     "B3": "lateness",
     "M1": "resident",
+    "P1": "policy",
     "L6": "soak",  # and the drift of M1
     "scale": "scale",  # and dom0's part of M1
 }

@@ -145,6 +145,7 @@ def system(agents: int) -> Iterator[tuple[System, float]]:
                     *("--vchan", folder / "vchan", "--socket", folder / "dom0.sock"),
                     *("--dom0-agent", folder / "dom0-agent.sock", "--state", folder / "state"),
                     *("--policy", folder / "policy"),
+                    *("--vms-dir", folder / "vms.d"),
                 ],
                 env={**os.environ, "NOTIFY_SOCKET": str(folder / "ready")},
                 stderr=subprocess.DEVNULL,

@@ -10,4 +10,4 @@ _pedos_complete() {
 }
 
 complete -F _pedos_complete qvm-device qvm-block qvm-usb qvm-pci qvm-mic \
-    qvm-ls qvm-start qvm-shutdown qvm-policy
+    qvm-ls qvm-start qvm-shutdown qvm-policy qvm-prompt qvm-audit

@@ -12,10 +12,19 @@ import argparse
 import os
 
 from pedos_protocol.errors import CallError, ProtocolError
-from pedos_protocol.names import frontend_names, is_device_id, is_vm_name, natural_key
+from pedos_protocol.names import (
+    DEVICE_CLASSES,
+    frontend_names,
+    is_device_id,
+    is_vm_name,
+    natural_key,
+)
 
 from pedos_cli import client
 from pedos_cli.devices import list_devices
+from pedos_cli.policy_explain import VERBS as DEVICE_VERBS
+from pedos_cli.policy_files import ANY, DEFAULT_FOLDERS, NAME_CHARACTERS, NEW
+from pedos_cli.policy_files import names as policy_names
 from pedos_cli.run import DONE, take, take_maps
 
 TYPE_CHECKING = False
@@ -143,6 +152,30 @@ def _options(_: Position) -> list[str]:
     return ["read-only=yes", "read-only=no", *frontends]
 
 
+def _services(_: Position) -> list[str]:
+    return [f"device.{verb}.{each}" for verb in DEVICE_VERBS for each in DEVICE_CLASSES]
+
+
+def _policy_files(_: Position) -> list[str]:
+    found: dict[str, None] = {}
+    for folder in (os.environ.get("PEDOS_POLICY_PATH") or DEFAULT_FOLDERS).split(":"):
+        try:
+            # Only proper names, here too.
+            proper = (name for name in policy_names(folder) if set(name) <= NAME_CHARACTERS)
+            found.update(dict.fromkeys(proper))
+        except CallError:  # a folder that is not there has no files
+            continue
+    return sorted(found)
+
+
+def _sources(position: Position) -> list[str]:
+    return sorted({"dom0", *_vms(position)}, key=natural_key)
+
+
+def _replaced(_: Position) -> list[str]:
+    return [NEW, ANY]
+
+
 def _users(device: Mapping[str, object]) -> set[str]:
     uses = [*take_maps(device, "attachments"), *take_maps(device, "assignments")]
     return {take(each, "vm", str) for each in uses}
@@ -152,5 +185,10 @@ SOURCES: dict[object, Callable[[Position], list[str]]] = {
     "VM": _vms,
     "SOURCE:ID": _devices,
     "NAME=VALUE": _options,
+    "SERVICE": _services,
+    "SOURCE": _sources,
+    "TARGET": _sources,
+    "NAME": _policy_files,
+    "REPLACES": _replaced,
 }
 """Where the values of an argument come from, by what the help calls it."""

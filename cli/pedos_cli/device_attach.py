@@ -6,6 +6,7 @@ from pedos_protocol.errors import CallError
 
 from pedos_cli.arguments import options, target_and_device
 from pedos_cli.device_list import options_text
+from pedos_cli.output import show
 from pedos_cli.run import DONE, take
 from pedos_cli.timeouts import ATTACH_S
 
@@ -94,10 +95,17 @@ def _canonical(name: str, value: str) -> str:
     return value
 
 
-def _outcome(answer: Mapping[str, object], vm: str, persistent: bool) -> str:
+def _outcome(answer: Mapping[str, object], asked_for: str, persistent: bool) -> str:
     outcome = take(answer, "outcome", str)
+    landed = answer.get("vm", asked_for)
+    if landed is None:  # a VM is not told which one
+        return "was given to another VM, as dom0's policy wants it"
+    vm = show(landed)
+    instead = (
+        "" if vm == asked_for else f", and not to {asked_for}, as the policy or dom0's user said"
+    )
     if outcome == "assigned":
-        return f"assigned to {vm}; it will be attached when {vm} starts"
+        return f"assigned to {vm}{instead}; it will be attached when {vm} starts"
     shown = dict(take(answer, "options", dict))
     frontend = shown.pop("frontend-dev", None)
     text = f"attached to {vm}"
@@ -107,6 +115,7 @@ def _outcome(answer: Mapping[str, object], vm: str, persistent: bool) -> str:
         text += f" as {frontend}"
     if shown:
         text += f" ({options_text(shown)})"
+    text += instead
     if persistent:
         text += f"; assigned too, so it will be attached whenever {vm} starts"
     return text

@@ -58,6 +58,9 @@ def run(session: Session) -> int:
         who = "" if source == "dom0" else f" (asked by {source})"
         output.put(f"{take(answer, 'verdict', str)}: {args.asked} {args.device} -> {vm}{who}")
         output.put(f"  rule: {rule_text(answer)}")
+        reason = str(answer.get("reason") or "")
+        if reason and answer.get("rule") and not reason.endswith(f"says {answer['verdict']}"):
+            output.put(f"  why:  {output.show(reason)}")  # more than what the rule says itself
         parameters = take(answer, "parameters", dict)
         if parameters:
             output.put("  with: " + " ".join(f"{key}={parameters[key]}" for key in parameters))

@@ -1,85 +1,115 @@
-"""`qvm-policy`: look at the policy that is in force."""
+"""`qvm-policy`: look at the policy, ask it, try a change, and make it so that nothing breaks."""
 
 from __future__ import annotations
 
 import sys
 
-from pedos_cli import output
+from pedos_cli import (
+    policy_check,
+    policy_edit,
+    policy_eval,
+    policy_explain,
+    policy_fmt,
+    policy_get,
+    policy_graph,
+    policy_remove,
+    policy_replace,
+    policy_status,
+    policy_suggest,
+    policy_trial,
+)
 from pedos_cli.arguments import Parser, UsageError, examples
 from pedos_cli.output import show
-from pedos_cli.run import DONE, run, take, take_maps
+from pedos_cli.run import run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from pedos_cli.run import Session
-
 PROG = "qvm-policy"
-ACTIONS = ("status",)
-TIMEOUT_S = 10.0
-"""Seconds for the status: the service answers from memory."""
+WIDTH = 78
+"""Columns of a description; argparse leaves it as it is, for the sake of the examples."""
+
+DESCRIPTION = (
+    "Look at and change the policy that decides which VM may do what: which rule decides a "
+    "request, what a change would do, and a change that cannot break the system."
+)
+
+MODULES = {
+    "check": (policy_check, "check the policy files and show every error"),
+    "explain": (policy_explain, "show what the policy says to one request, and why"),
+    "eval": (policy_eval, "answer many requests: JSON lines in, JSON lines out"),
+    "edit": (policy_edit, "edit a policy file, and write it only if the policy is good with it"),
+    "get": (policy_get, "list the policy files, or print one"),
+    "replace": (policy_replace, "replace or make a policy file, unless somebody else changed it"),
+    "remove": (policy_remove, "remove a policy file, unless somebody else changed it"),
+    "test": (policy_trial, "run the unit tests of a policy"),
+    "fmt": (policy_fmt, "align the columns of policy files"),
+    "graph": (policy_graph, "draw who may do what, for Graphviz"),
+    "suggest": (policy_suggest, "suggest rules that would allow what was denied"),
+    "status": (policy_status, "show which policy is in force"),
+}
+"""Each action: its module, and what it does."""
 
 
-def build_parser() -> Parser:
-    """Return the parser of `qvm-policy`."""
+def build_parser(only: str | None = None) -> Parser:
+    """Return the parser of `qvm-policy`.
+
+    `only` is the action that the command line names: the parsers of the others are then not made.
+    """
     parser = Parser(
         prog=PROG,
-        description="Look at the policy that decides who may list, attach and detach devices.",
-        epilog=examples((f"{PROG} status", "which policy is in force, and what is wrong with it")),
+        description=_wrapped(DESCRIPTION),
+        epilog=examples(
+            (f"{PROG} check", "is anything wrong with the policy files"),
+            (
+                f"{PROG} explain device.attach.block +sys-usb:sda work work",
+                "may work attach this disk to itself, and which rule says so",
+            ),
+            (f"{PROG} edit 30-user.policy", "change the rules"),
+            (f"{PROG} suggest", "rules for what was denied"),
+        ),
     )
     actions = parser.add_subparsers(
         title="actions", metavar="ACTION", dest="action", required=True, prog=PROG
     )
-    leaf = actions.add_parser(
-        "status",
-        help="show which policy is in force",
-        description="Show which policy is in force, since when, and the errors of a newer one "
-        "that was not taken. The exit status tells only whether the question was answered.",
-        epilog=examples(
-            (f"{PROG} status", "for people"), (f"{PROG} status --json", "for programs")
-        ),
-        level=2,
-    )
-    leaf.add_argument("--json", action="store_true", help="print JSON")
-    leaf.set_defaults(verb=status)
+    for action in (only,) if only else MODULES:
+        module, summary = MODULES[action]
+        leaf = actions.add_parser(
+            action,
+            help=summary,
+            description=_wrapped(module.DESCRIPTION),
+            epilog=examples(*module.EXAMPLES),
+            level=2,
+        )
+        module.add_arguments(leaf)
+        leaf.set_defaults(verb=module.run, action=action, help_command=f"{PROG} {action} --help")
     return parser
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the arguments; raises UsageError, or SystemExit after showing help."""
-    words = [word for word in argv if not word.startswith("-")]
-    if words and words[0] not in ACTIONS:
-        raise UsageError(
-            f"'{show(words[0], 64)}' is no action: the actions are {', '.join(ACTIONS)}",
-            f"{PROG} status",
-        )
-    if not words and not {"-h", "--help"} & set(argv):
-        raise UsageError(f"no action is given: one of {', '.join(ACTIONS)}", f"{PROG} status")
-    return build_parser().parse_args(argv)
+    # No option that may stand before the action takes a value, so the first word is the action.
+    word = next((word for word in argv if not word.startswith("-")), None)
+    if word is not None and word in MODULES:
+        return build_parser(word).parse_args(argv)
+    if {"-h", "--help"} & set(argv):
+        return build_parser().parse_args(argv)
+    known = ", ".join(MODULES)
+    if word is None:
+        raise UsageError(f"no action is given: one of {known}", f"{PROG} --help")
+    raise UsageError(f"'{show(word, 64)}' is no action: the actions are {known}", f"{PROG} --help")
 
 
-def status(session: Session) -> int:
-    """Print what the service says about its policy."""
-    policy = take(session.call("service.status", {}, TIMEOUT_S), "policy", dict)
-    if session.args.json:
-        output.put_json(policy)
-        return DONE
-    loaded_at = policy.get("loaded_at")
-    rules = take(policy, "rules", int)
-    counted = "1 rule" if rules == 1 else f"{rules} rules"
-    if not loaded_at:
-        output.put("policy: none in force, everything is denied")
-    else:
-        output.put(f"policy: in force since {loaded_at}, {counted}")
-    errors = take_maps(policy, "errors")
-    if errors:
-        output.put("a newer policy was not taken, because of:")
-    for error in errors:
-        where = ":".join(show(error.get(part)) for part in ("file", "line", "column"))
-        output.put(f"  {where}: {error.get('message')}")
-    return DONE
+def _wrapped(text: str) -> str:
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > WIDTH:
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}".lstrip()
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

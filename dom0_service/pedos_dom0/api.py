@@ -7,17 +7,14 @@ gets its id, its parameters are parsed, and its answer is cut down to what the c
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import trio
 from pedos_protocol.errors import CallError, RemoteProtocolError
-from pedos_protocol.fields import TEXT_MAX
 from pedos_protocol.messages import (
     Empty,
-    ExplainResult,
     StatusResult,
-    TraceStep,
     VmInfo,
     VmListed,
     parse_params,
@@ -32,6 +29,7 @@ from pedos_dom0.audit import new_request_id
 from pedos_dom0.detach import Detach
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.errors import failure
+from pedos_dom0.explaining import Explaining, fitting
 from pedos_dom0.interrupted import Interrupted
 from pedos_dom0.listing import Listing
 from pedos_dom0.operations import Operations
@@ -54,12 +52,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Verdict = Literal["allow", "ask", "deny"]
-
-# Characters of the trace that `explain` gives: an answer is one frame, and who has more rules than
-# that before the one that matched is better served by reading the files.
-TRACE_MAX = 40_000
-
 
 @attrs.frozen
 class Call:
@@ -71,6 +63,8 @@ class Call:
     peer: Peer
     # Ends with the connection; only local clients have one.
     background: trio.Nursery | None
+    # Set when nobody waits for the answer of an operation any more.
+    gone: trio.Event = attrs.field(factory=trio.Event)
 
 
 @attrs.frozen
@@ -99,6 +93,7 @@ class Api:
         self._state = state
         self._operations = operations
         self._access = Access(state)
+        self._explaining = Explaining(state, self._access)
         self._listing = Listing(state, self._access)
         self._watch = Watch(state.registry, self._listing)
         self._attach = Attach(state, self._access, transaction, reconciler)
@@ -131,7 +126,7 @@ class Api:
                 return await entry.handler(self, call)
 
             if entry.operation:
-                result = await self._operations.run(caller.kind, caller.name, work)
+                result = await self._operations.run(caller.kind, caller.name, work, call.gone)
             else:
                 result = await work()
             return to_wire(result)
@@ -158,7 +153,13 @@ class Api:
     async def device_attach(self, call: Call) -> object:
         params = call.params
         return await self._attach(
-            call.caller, call.request, _key(params), params.vm, params.options, params.persistent
+            call.caller,
+            call.request,
+            _key(params),
+            params.vm,
+            params.options,
+            params.persistent,
+            call.gone,
         )
 
     async def device_detach(self, call: Call) -> DetachResult:
@@ -166,36 +167,14 @@ class Api:
         if (params.backend is None) != (params.device is None):
             raise failure("usage", "a device is named by its VM and its id, both or neither")
         if params.device is None:
-            return await self._detach.all(call.caller, call.request, params.device_class, params.vm)
-        return await self._detach.one(call.caller, call.request, _key(params), params.vm)
+            return await self._detach.all(
+                call.caller, call.request, params.device_class, params.vm, call.gone
+            )
+        return await self._detach.one(call.caller, call.request, _key(params), params.vm, call.gone)
 
     async def device_explain(self, call: Call) -> object:
         params = call.params
-        for name in (params.vm, params.backend, params.source):
-            self._state.known_domain(name)
-        decision = self._access.decide(
-            params.source, params.verb, _key(params), params.vm, trace=True
-        )
-        rule = decision.rule
-        trace, size = [], 0
-        for step in decision.trace:
-            line = TraceStep(
-                rule=step.rule.where[:TEXT_MAX],
-                text=step.rule.text[:TEXT_MAX],
-                why=step.why[:TEXT_MAX],
-            )
-            size += len(line.rule) + len(line.text) + len(line.why)
-            if size > TRACE_MAX:
-                break
-            trace.append(line)
-        return ExplainResult(
-            verdict=cast("Verdict", decision.verdict),
-            rule=None if rule is None else rule.where[:TEXT_MAX],
-            text=None if rule is None else rule.text[:TEXT_MAX],
-            default=rule is None,
-            parameters=dict(decision.parameters),
-            trace=tuple(trace),
-        )
+        return self._explaining.device(params.source, params.verb, _key(params), params.vm)
 
     async def device_watch(self, call: Call) -> object:
         if call.background is None:
@@ -217,7 +196,7 @@ class Api:
 
     async def vm_start(self, call: Call) -> object:
         await self.interrupted.wait(call.params.vm)
-        return await self._vm_life.start(call.params.vm, call.request)
+        return await self._vm_life.start(call.params.vm, call.request, call.gone)
 
     async def vm_shutdown(self, call: Call) -> object:
         await self._vm_life.shutdown(call.params.vm, call.params.force, call.request)
@@ -227,9 +206,29 @@ class Api:
         return StatusResult(
             version=__version__,
             uptime_s=round(trio.current_time() - self._started, 3),
-            policy=self._state.policy.status(),
+            policy=fitting(self._state.policy_status()),
             agents=tuple(sorted(link.name for link in self._state.agents)),
         )
+
+    # Policy
+
+    async def policy_explain(self, call: Call) -> object:
+        params = call.params
+        return self._explaining.request(
+            params.service, params.argument, params.source, params.target
+        )
+
+    async def policy_mine(self, call: Call) -> object:
+        return self._explaining.mine(call.caller.name, call.params.verb, _key(call.params))
+
+    async def policy_system(self, call: Call) -> object:
+        return self._explaining.system(call.params.after)
+
+    async def prompter_register(self, call: Call) -> object:
+        if call.background is None:
+            raise failure("unavailable", "this connection cannot ask anybody")
+        self._state.asking.register(call.peer, call.background)
+        return Empty()
 
 
 def _key(params: Any) -> DeviceKey:
@@ -237,6 +236,7 @@ def _key(params: Any) -> DeviceKey:
 
 
 _LOCAL: frozenset[Literal["local", "vm"]] = frozenset({"local"})
+_VMS: frozenset[Literal["local", "vm"]] = frozenset({"vm"})
 _EVERYBODY: frozenset[Literal["local", "vm"]] = frozenset({"local", "vm"})
 
 TABLE: dict[str, Entry] = {
@@ -249,4 +249,8 @@ TABLE: dict[str, Entry] = {
     "vm.start": Entry(Api.vm_start, _LOCAL, operation=True),
     "vm.shutdown": Entry(Api.vm_shutdown, _LOCAL, operation=True),
     "service.status": Entry(Api.service_status, _LOCAL),
+    "policy.explain": Entry(Api.policy_explain, _LOCAL),
+    "policy.mine": Entry(Api.policy_mine, _VMS),
+    "policy.system": Entry(Api.policy_system, _LOCAL),
+    "prompter.register": Entry(Api.prompter_register, _LOCAL),
 }

@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 # asked twice a second, which costs nothing.
 RETRY_FIRST = 0.02
 RETRY_MAX = 0.5
+# Seconds for which an agent that does not listen is not worth a line: a VM that has just been
+# started, or whose agent is started again, is on its way.
+QUIET = 2.0
 # The rendezvous of a channel is a few messages between two processes; a VM that stalls in it is
 # treated like one that is not there.
 CONNECT_TIMEOUT = 5.0
@@ -165,6 +168,7 @@ class Control:
     async def _serve_domain(self, name: str, task: _Task) -> None:
         retry, penalty, good_since = RETRY_FIRST, 0.0, trio.current_time()
         not_there: str | None = None
+        missing_since = trio.current_time()
         with task.scope:
             while True:
                 began = trio.current_time()
@@ -185,14 +189,15 @@ class Control:
                         end.why,
                     )
                     await trio.sleep(penalty)
-                    good_since = trio.current_time()
+                    good_since = missing_since = trio.current_time()
                     not_there = None
                     continue
                 if end.connected:
                     self._write_end(name, task, end)
                     logger.info("the agent of %s disconnected: %s", name, end.why)
                     not_there = None
-                elif end.why != not_there:
+                    missing_since = now
+                elif end.why != not_there and now - missing_since >= QUIET:
                     # Once, and not with every try: this is what the hint of agent_missing is about.
                     logger.info("no connection to %s: %s", name, end.why)
                     not_there = end.why
@@ -201,7 +206,7 @@ class Control:
                 await trio.sleep(retry)
                 retry = min(2 * retry, RETRY_MAX)
 
-    def _write_end(self, name: str, task: _Task, end: _End, **fields: object) -> None:
+    def _write_end(self, name: str, task: _Task, end: _End, *, wait_s: float | None = None) -> None:
         """Every connection's end is in the audit log. A VM that broke the protocol is kept waiting
         for it; any other end it may repeat at once, so that is counted when there are many."""
         self._state.noise.write(
@@ -212,7 +217,7 @@ class Control:
             domid=task.domid,
             reason=end.why,
             broke=end.broke,
-            **fields,
+            wait_s=wait_s,
         )
 
     async def _connect_once(self, name: str, task: _Task) -> _End:
@@ -275,9 +280,9 @@ class Control:
         async with trio.open_nursery() as nursery:
             session = _Session(link, nursery)
             opened = _Opened()
-            nursery.start_soon(self._run_peer, peer, session, opened)
-            await opened.event.wait()
-            await self._greet(session)
+            # What lasts as long as the connection is this task: a task more is 2 KiB for each VM.
+            nursery.start_soon(self._greet, session, opened.event)
+            await self._run_peer(peer, session, opened)
         # Not reached when the service ends: then attachments are to stay as they are.
         self._lost(link, session.why or "the connection ended")
         task.link = None
@@ -292,9 +297,10 @@ class Control:
         except trio.BrokenResourceError as error:
             session.end(f"the connection broke: {error}" if str(error) else "the connection broke")
 
-    async def _greet(self, session: _Session) -> None:
+    async def _greet(self, session: _Session, opened: trio.Event) -> None:
         """Waits for the first report, makes the agent let go of leftovers, and shows it."""
         link = session.link
+        await opened.wait()
         with trio.move_on_after(REPORT_TIMEOUT):
             await session.reported.wait()
         if link.report is None:

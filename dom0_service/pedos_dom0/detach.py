@@ -17,7 +17,7 @@ from pedos_protocol.messages import DetachItem, DetachResult, ErrorInfo, to_wire
 from pedos_protocol.names import natural_key, printable_text
 
 from pedos_dom0 import errors
-from pedos_dom0.access import as_told
+from pedos_dom0.access import Consents, MustAsk, as_told
 from pedos_dom0.leases import PENDING
 from pedos_dom0.store import StoreError
 
@@ -51,16 +51,25 @@ class Detach:
         self._takedown = takedown
         self._reconciler = reconciler
 
-    async def one(self, caller: Caller, request: str, key: DeviceKey, vm: str) -> DetachResult:
+    async def one(
+        self, caller: Caller, request: str, key: DeviceKey, vm: str, asker_gone: trio.Event
+    ) -> DetachResult:
         """Detaches one device, and returns when it is done. Raises CallError."""
         if caller.is_dom0:
             self._check_vm(vm)
         await self._reconciler.wait_settled(key.backend, vm)
         return DetachResult(
-            results=(await self._detach(caller, request, key, vm),), request=request
+            results=(await self._detach(caller, request, key, vm, asker_gone),), request=request
         )
 
-    async def all(self, caller: Caller, request: str, device_class: str, vm: str) -> DetachResult:
+    async def all(
+        self,
+        caller: Caller,
+        request: str,
+        device_class: str,
+        vm: str,
+        asker_gone: trio.Event,
+    ) -> DetachResult:
         """Detaches everything of a class, all at once: VMs that hang are waited for together.
         A failure stands in its item, and the rest goes on.
 
@@ -75,7 +84,7 @@ class Detach:
         done: dict[DeviceKey, DetachItem] = {}
 
         async def detach(key: DeviceKey) -> None:
-            item = await self._item(caller, request, key, vm)
+            item = await self._item(caller, request, key, vm, asker_gone)
             if item is not None:
                 done[key] = item
 
@@ -89,11 +98,11 @@ class Detach:
         return DetachResult(results=_fitting(items), request=request)
 
     async def _item(
-        self, caller: Caller, request: str, key: DeviceKey, vm: str
+        self, caller: Caller, request: str, key: DeviceKey, vm: str, asker_gone: trio.Event
     ) -> DetachItem | None:
         """What became of one of many; None if the caller may not learn that there is one."""
         try:
-            return await self._detach(caller, request, key, vm)
+            return await self._detach(caller, request, key, vm, asker_gone)
         except CallError as failed:
             error = failed
         except StoreError as failed:
@@ -113,11 +122,13 @@ class Detach:
         if self._state.domain(vm) is None and not self._state.store.assignments(vm):
             raise errors.no_vm(vm)
 
-    async def _detach(self, caller: Caller, request: str, key: DeviceKey, vm: str) -> DetachItem:
+    async def _detach(
+        self, caller: Caller, request: str, key: DeviceKey, vm: str, asker_gone: trio.Event
+    ) -> DetachItem:
         began = trio.current_time()
         outcome, is_done = "failed", False
         try:
-            item = await self._detach_allowed(caller, request, key, vm)
+            item = await self._detach_allowed(caller, request, key, vm, asker_gone)
             is_done = True
             done = [("detached", item.detached), ("unassigned", item.unassigned)]
             outcome = " and ".join(word for word, was in done if was)
@@ -140,9 +151,15 @@ class Detach:
             )
 
     async def _detach_allowed(
-        self, caller: Caller, request: str, key: DeviceKey, vm: str
+        self, caller: Caller, request: str, key: DeviceKey, vm: str, asker_gone: trio.Event
     ) -> DetachItem:
-        self._access.require(caller, "detach", key, vm, request)
+        try:
+            self._access.require(caller, "detach", key, vm, request)
+        except MustAsk as needed:
+            self._check_there(caller, key, vm)
+            consents = Consents()
+            await self._access.ask(caller, needed, request, consents, asker_gone)
+            self._access.require(caller, "detach", key, vm, request, consents)
         lease = self._lease(key, vm)
         if lease is not None and lease.state == PENDING:
             raise errors.taken(key, lease)
@@ -153,12 +170,22 @@ class Detach:
         if unassigned:
             self._state.registry.touch(key)
         if not detached and not unassigned:
-            if caller.is_dom0 or caller.name == vm:
-                raise errors.neither(key, vm)
-            raise self._access.hidden(key, vm)
+            raise self._nothing_there(caller, key, vm)
         return DetachItem(
             backend=key.backend, device=key.device, detached=detached, unassigned=unassigned
         )
+
+    def _check_there(self, caller: Caller, key: DeviceKey, vm: str) -> None:
+        """Nobody is asked about what there is not. Raises CallError."""
+        if self._lease(key, vm) is None and not any(
+            assignment.key == key for assignment in self._state.store.assignments(vm)
+        ):
+            raise self._nothing_there(caller, key, vm)
+
+    def _nothing_there(self, caller: Caller, key: DeviceKey, vm: str) -> CallError:
+        if caller.is_dom0 or caller.name == vm:
+            return errors.neither(key, vm)
+        return self._access.hidden(key, vm)
 
     def _lease(self, key: DeviceKey, vm: str) -> Lease | None:
         return next((lease for lease in self._state.leases.of_device(key) if lease.vm == vm), None)

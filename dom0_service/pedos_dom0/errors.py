@@ -92,6 +92,11 @@ def target_is_dom0() -> CallError:
     )
 
 
+def no_such_target(vm: str) -> CallError:
+    """A rule names a disposable, which is made for a call and has no device before it runs."""
+    return failure("failed", f"policy sends it to {vm}, which cannot be given a device")
+
+
 def target_is_backend(vm: str) -> CallError:
     return failure("usage", f"{vm} has this device already: a VM's own device cannot be lent to it")
 

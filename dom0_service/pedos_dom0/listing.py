@@ -23,6 +23,7 @@ from pedos_protocol.messages import (
 from pedos_protocol.names import natural_key
 
 from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.explaining import fitting
 from pedos_dom0.leases import PENDING
 from pedos_dom0.registry import DeviceKey
 
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 # Errors of the policy that a listing carries along. It is there to say that something is wrong;
 # service.status has them all.
 POLICY_ERRORS_MAX = 8
-# Bytes of an answer that are not devices: its envelope, and POLICY_ERRORS_MAX errors.
+POLICY_BYTES_MAX = 10 * 1024
+# Bytes of an answer that are not devices: its envelope, and the policy's status.
 ENVELOPE_MAX = 12 * 1024
 
 
@@ -133,19 +135,25 @@ class Listing:
         """
         for name in (*(vms or ()), *exclude):
             self._state.known_domain(name)
-        devices = [d for d in self.everything(device_class) if not self._is_hidden(d)]
+        devices = self._not_hidden(self.everything(device_class))
         if vms is not None:
             devices = [device for device in devices if _users(device) & set(vms)]
         if exclude:
             devices = [device for device in devices if _users(device) - set(exclude)]
-        status = self._state.policy.status()
-        status = attrs.evolve(status, errors=tuple(status.errors)[:POLICY_ERRORS_MAX])
+        status = self._state.policy_status()
+        # What the lines say is for who looks at the status itself.
+        errors = [attrs.evolve(error, text="") for error in status.errors[:POLICY_ERRORS_MAX]]
+        status = fitting(attrs.evolve(status, errors=tuple(errors)), POLICY_BYTES_MAX)
         return _page(devices, after, status)
 
-    def _is_hidden(self, device: Listed) -> bool:
-        """Whether a rule, as opposed to none, denies dom0's user the sight of it."""
-        decision = self._access.decide(DOM0_NAME, "list", _key(device), DOM0_NAME)
-        return decision.verdict != "allow" and decision.rule is not None
+    def _not_hidden(self, devices: list[Listed]) -> list[Listed]:
+        """Those of which no rule, as opposed to the lack of one, denies dom0's user the sight."""
+        decisions = self._access.decide_all(DOM0_NAME, "list", map(_key, devices), DOM0_NAME)
+        return [
+            device
+            for device, decision in zip(devices, decisions, strict=True)
+            if decision.verdict == "allow" or decision.rule is None
+        ]
 
     def for_vm(
         self,
@@ -171,10 +179,11 @@ class Listing:
             state.leases.of_vm(me),
             state.store.assignments(me),
         )
+        decisions = self._access.decide_all(me, "list", map(_key, devices), me)
         allowed = [
             device
-            for device in devices
-            if self._access.decide(me, "list", _key(device), me).verdict == "allow"
+            for device, decision in zip(devices, decisions, strict=True)
+            if decision.verdict == "allow" and decision.target == me
         ]
         return _page(allowed, after, None)
 

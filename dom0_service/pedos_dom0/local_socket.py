@@ -19,6 +19,7 @@ from pedos_vchan.unix import listen_unix, peer_uid
 
 from pedos_dom0 import PROGRAM
 from pedos_dom0.access import DOM0_USER
+from pedos_dom0.errors import failure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -31,6 +32,11 @@ logger = logging.getLogger(__name__)
 SOCKET_MODE = 0o600
 # A widget and a script that runs many commands at once. Each client costs a descriptor and a task.
 CLIENTS_MAX = 128
+# Clients beyond that which are told so before they are hung up on. More of them are only hung up
+# on: whoever opens connections without end must not cost more than this.
+REFUSED_MAX = 16
+# Seconds that a client has to say what it wanted, so that it can be told why not.
+REFUSED_TIMEOUT = 2.0
 # Seconds until accept is tried again when the process is out of descriptors.
 ACCEPT_RETRY = 0.1
 
@@ -56,6 +62,7 @@ class LocalSocket:
     def __init__(self, api: Api) -> None:
         self._api = api
         self._clients = 0
+        self._refused = 0
 
     async def serve(self, listener: trio.SocketListener) -> None:
         """Accepts until cancelled. One client's end, however bad, is not another's."""
@@ -76,14 +83,32 @@ class LocalSocket:
             await trio.aclose_forcefully(stream)
             return
         if self._clients >= CLIENTS_MAX:
-            logger.warning("a client is refused: %d are connected", self._clients)
-            await trio.aclose_forcefully(stream)
+            await self._refuse(stream)
             return
         self._clients += 1
         try:
             await self.serve_client(stream)
         finally:
             self._clients -= 1
+
+    async def _refuse(self, stream: trio.SocketStream) -> None:
+        """Tells one client too many that it is, if it is not one of very many."""
+        if self._refused >= REFUSED_MAX:
+            await trio.aclose_forcefully(stream)
+            return
+        logger.warning("a client is refused: %d are connected", self._clients)
+        self._refused += 1
+        try:
+            with trio.move_on_after(REFUSED_TIMEOUT):
+                peer = Peer(
+                    stream, program=PROGRAM, handlers={}, default_handler=_full, name="a client"
+                )
+                await peer.run()
+        except (RemoteProtocolError, trio.BrokenResourceError):
+            pass  # it has gone, or is none of ours
+        finally:
+            self._refused -= 1
+            await trio.aclose_forcefully(stream)
 
     async def serve_client(self, stream: trio.abc.Stream) -> None:
         """Serves one client until its connection ends."""
@@ -108,6 +133,14 @@ class LocalSocket:
             logger.debug("a client went away")
         except* Exception as group:
             logger.error("a client's connection failed", exc_info=group)
+
+
+async def _full(_peer: Peer, _method: str, _params: dict[str, Any]) -> dict[str, Any]:
+    raise failure(
+        "quota",
+        f"{CLIENTS_MAX} programs are connected to dom0's service, which is all that it takes",
+        hint="end some of them: ss -xp shows which they are",
+    )
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

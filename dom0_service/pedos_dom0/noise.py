@@ -1,4 +1,4 @@
-"""Audit lines that a VM can cause as often as it likes: the first ones whole, then a count.
+"""Lines that a VM can cause as often as it likes, in audit and log: the first whole, then a count.
 
 A VM that asks for what it may not have, or hangs up and comes back, some ten times a second would
 otherwise push everything else out of the log (see the rotation in audit.py). What it does beyond
@@ -8,6 +8,7 @@ is written before the next line about that VM which is not noise, and when the s
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ import trio
 
 if TYPE_CHECKING:
     from pedos_dom0.audit import Audit
+
+logger = logging.getLogger(__name__)
 
 # Lines of one VM that are written whole before the rest is counted: a user in the VM who tries a
 # dozen devices is seen in full (a refused attach is two lines).
@@ -31,26 +34,35 @@ class _Heard:
 
     began: float
     whole: int = 0
+    unsaid: int = 0
     counted: Counter[str] = attrs.field(factory=Counter)
     first: object = None
     last: object = None
 
 
 class Noise:
-    """Writes VMs' lines into the audit log. One of these for all VMs; it keeps one entry a VM."""
+    """Writes VMs' lines into the audit log, and what is to be said of them into the service's.
+
+    One of these for all VMs; it keeps one entry a VM.
+    """
 
     def __init__(self, audit: Audit) -> None:
         self._audit = audit
         self._heard: dict[str, _Heard] = {}
 
-    def write(self, event: str, *, of: str, noise: bool, **fields: object) -> None:
+    def write(
+        self, event: str, *, of: str, noise: bool, say: str | None = None, **fields: object
+    ) -> None:
         """One line that the VM `of` caused. If it is `noise` it may be counted instead.
 
-        The sum says how many there were of each event, and the first and last request's id.
+        The sum says how many there were of each event, and the first and last request's id. `say`
+        is a sentence for the service's log, which is counted with the line.
         """
         if not noise:
             self.flush(of)
             self._audit.write(event, **fields)
+            if say is not None:
+                logger.warning("%s", say)
             return
         now = trio.current_time()
         heard = self._heard.get(of)
@@ -64,8 +76,11 @@ class Noise:
         if heard.whole < NOISE_WHOLE:
             heard.whole += 1
             self._audit.write(event, **fields)
+            if say is not None:
+                logger.warning("%s", say)
             return
         request = fields.get("request")
+        heard.unsaid += say is not None
         if not heard.counted:
             heard.first = request
         heard.last = request
@@ -77,6 +92,15 @@ class Noise:
         if heard is None or not heard.counted:
             return
         counted, heard.counted = heard.counted, Counter()
+        unsaid, heard.unsaid = heard.unsaid, 0
+        if unsaid:
+            logger.warning(
+                "%s was denied %d times more; the audit log has the first (%s) and the last (%s)",
+                vm,
+                unsaid,
+                heard.first,
+                heard.last,
+            )
         self._audit.write(
             "summed_up",
             vm=vm,

@@ -46,9 +46,12 @@ class Operations:
         self._nursery = nursery
         self._running: Counter[tuple[str, str]] = Counter()
 
-    async def run(self, kind: str, name: str, work: Callable[[], Awaitable[T]]) -> T:
+    async def run(
+        self, kind: str, name: str, work: Callable[[], Awaitable[T]], caller_gone: trio.Event
+    ) -> T:
         """Runs `work` to its end even if the caller of this is cancelled, and gives its result.
 
+        `caller_gone` is set then, for work that makes sense only for who waits for it.
         Raises what it raises, as CallError; CallError(quota) if the caller has too many running.
         """
         caller = (kind, name)
@@ -61,7 +64,11 @@ class Operations:
         self._running[caller] += 1
         outcome = _Outcome[T]()
         self._nursery.start_soon(self._work, caller, work, outcome)
-        await outcome.done.wait()
+        try:
+            await outcome.done.wait()
+        except trio.Cancelled:
+            caller_gone.set()
+            raise
         if outcome.error is not None:
             raise outcome.error
         return outcome.result  # type: ignore[return-value]  # None only if T is

@@ -117,6 +117,7 @@ class Registry:
     def __init__(self) -> None:
         self.revision = 0
         self._backends: dict[str, dict[DeviceKey, Device]] = {}
+        self._since: dict[DeviceKey, int] = {}
         self._subscriptions: set[Subscription] = set()
 
     def replace(self, backend: str, devices: Sequence[Device]) -> Changes:
@@ -138,6 +139,10 @@ class Registry:
             removed=tuple(sorted(old.keys() - new.keys())),
             changed=tuple(sorted(k for k in new.keys() & old.keys() if new[k] != old[k])),
         )
+        for key in changes.removed:
+            self._since.pop(key, None)
+        for key in changes.added:
+            self._since[key] = self.revision + 1
         # Removed first: a subscriber that counts never sees a disk and its successor at once.
         self._announce(REMOVED, changes.removed)
         self._announce(ADDED, changes.added)
@@ -154,6 +159,10 @@ class Registry:
 
     def get(self, key: DeviceKey) -> Device | None:
         return self._backends.get(key.backend, {}).get(key)
+
+    def since(self, key: DeviceKey) -> int | None:
+        """A number that is another one after the device was away; None if it is not there."""
+        return self._since.get(key)
 
     def items(self, device_class: str | None = None) -> list[tuple[DeviceKey, Device]]:
         """All devices (of a class), ordered by class, backend and id."""

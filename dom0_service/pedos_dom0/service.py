@@ -20,12 +20,13 @@ from pedos_vchan import notify
 
 from pedos_dom0.api import Api
 from pedos_dom0.audit import Audit
+from pedos_dom0.audited import AuditedPolicy, facts_audited
 from pedos_dom0.control import Control
 from pedos_dom0.errors import LOCAL_MODE_LACKS
+from pedos_dom0.facts import Facts
 from pedos_dom0.leases import LeaseTable
 from pedos_dom0.local_socket import LocalSocket, listening
 from pedos_dom0.operations import Operations
-from pedos_dom0.policy.loader import PolicyLoader
 from pedos_dom0.reconcile import Reconciler
 from pedos_dom0.registry import Registry
 from pedos_dom0.state import State
@@ -43,11 +44,16 @@ logger = logging.getLogger(__name__)
 
 @attrs.frozen
 class Config:
-    """Where everything is. `unsupported` says which classes the driver cannot carry, and why."""
+    """Where everything is; `vms` is the folder of VMs' facts.
+
+    `unsupported` says which classes the driver cannot carry, and why.
+    """
 
     socket: Path
     state: Path
     policy: Sequence[Path]
+    # None: nothing is known of the VMs but what the hypervisor says.
+    vms: Path | None = None
     unsupported: Mapping[str, str] = attrs.field(factory=lambda: LOCAL_MODE_LACKS)
 
 
@@ -62,7 +68,9 @@ async def run(config: Config, driver: Driver) -> None:
             contextlib.closing(Store(config.state / "dom0.sqlite")) as store,
             contextlib.closing(Audit(config.state / "audit.jsonl")) as audit,
         ):
-            policy = PolicyLoader(config.policy)
+            policy = AuditedPolicy(config.policy, audit)
+            facts = Facts(driver, config.vms)
+            facts.on_read = facts_audited(facts, audit)
             state = State(
                 driver=driver,
                 registry=Registry(),
@@ -70,12 +78,14 @@ async def run(config: Config, driver: Driver) -> None:
                 store=store,
                 audit=audit,
                 policy=policy,
+                facts=facts,
                 unsupported=config.unsupported,
             )
             try:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(end_at_signal, nursery.cancel_scope)
                     await nursery.start(policy.run)
+                    await nursery.start(facts.run)
                     await nursery.start(driver.run)
                     api = await start_parts(state, nursery)
                     nursery.start_soon(LocalSocket(api).serve, listener)

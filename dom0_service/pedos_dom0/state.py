@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import attrs
+from pedos_protocol.fields import ERRORS_MAX
 from pedos_vchan import faultpoints
 
 from pedos_dom0.agents import AgentTable
+from pedos_dom0.asking import Asking
 from pedos_dom0.drivers.base import DOM0_DOMID, DOM0_NAME, DomainInfo
 from pedos_dom0.errors import no_vm
+from pedos_dom0.facts import Facts
 from pedos_dom0.noise import Noise
 
 if TYPE_CHECKING:
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from pedos_dom0.audit import Audit
     from pedos_dom0.drivers.base import Driver
     from pedos_dom0.leases import LeaseTable
-    from pedos_dom0.policy.model import Snapshot
+    from pedos_dom0.policy.snapshot import Snapshot
     from pedos_dom0.registry import Registry
     from pedos_dom0.store import Store
 
@@ -44,11 +47,15 @@ class State:
     store: Store
     audit: Audit
     policy: PolicySource
+    # What rules can say of VMs; by default what the driver knows of them.
+    facts: Facts = attrs.field()
     # Class -> why this driver's agents cannot carry it.
     unsupported: Mapping[str, str] = attrs.field(factory=dict)
     agents: AgentTable = attrs.field(factory=AgentTable)
     # The way to `audit` for what VMs can cause at will.
     noise: Noise = attrs.field(init=False)
+    # Puts questions to dom0's user.
+    asking: Asking = attrs.field(init=False)
     # VMs that are on their way down: they get no device any more.
     closing: set[str] = attrs.field(factory=set)
     # Test-only stops in attach and detach; tests put their own here.
@@ -56,6 +63,23 @@ class State:
 
     def __attrs_post_init__(self) -> None:
         self.noise = Noise(self.audit)
+        self.asking = Asking(self.noise)
+
+    @facts.default
+    def _facts_of_the_driver(self) -> Facts:
+        return Facts(self.driver)
+
+    def policy_status(self) -> PolicyStatus:
+        """How policy stands, and with it the facts that its rules speak of."""
+        status = self.policy.status()
+        if not self.facts.known:
+            # Without them the rules are not used, whatever they are.
+            status = attrs.evolve(status, ok=False, loaded_at="", rules=0)
+        wrong = self.facts.errors_for_status()
+        if not wrong:
+            return status
+        errors = (*status.errors, *wrong)[:ERRORS_MAX]
+        return attrs.evolve(status, ok=False, errors=errors)
 
     def domain(self, name: str) -> DomainInfo | None:
         """The VM of this name, dom0 included, or None if there is none."""

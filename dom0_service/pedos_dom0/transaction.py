@@ -25,8 +25,6 @@ from pedos_dom0.store import StoreError
 from pedos_dom0.takedown import BOTH_SIDES, Attempt
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from pedos_protocol.messages import Device
 
     from pedos_dom0.agents import AgentLink
@@ -208,9 +206,9 @@ class Transaction:
         raise failure("quota", "all data ports are in use")
 
 
-def is_read_only(device: Device, parameters: Mapping[str, str], asked: bool | None) -> bool:
+def is_read_only(device: Device, by_rule: bool, asked: bool | None) -> bool:
     """Whether an attachment is read-only: if anyone says so, the device, the rule or the user."""
-    return device.read_only or parameters.get("read-only") == "yes" or asked is True
+    return device.read_only or by_rule or asked is True
 
 
 def _broken(lease: Lease, reason: str) -> CallError:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 from pedos_protocol.errors import CallError
 from pedos_protocol.messages import VmStarted
 
 from pedos_dom0 import errors
+from pedos_dom0.access import DOM0_USER, Consents, MustAsk
 from pedos_dom0.agents import AGENT_GRACE
 from pedos_dom0.drivers.base import DOM0_NAME, DriverError
 from pedos_dom0.leases import Taken
@@ -25,9 +27,10 @@ from pedos_dom0.store import StoreError
 from pedos_dom0.transaction import NO_DOMAIN, is_read_only
 
 if TYPE_CHECKING:
-    from pedos_dom0.access import Access
+    from pedos_dom0.access import Access, Grant
     from pedos_dom0.leases import Lease
     from pedos_dom0.reconcile import Reconciler
+    from pedos_dom0.registry import DeviceKey
     from pedos_dom0.state import State
     from pedos_dom0.store import Assignment
     from pedos_dom0.takedown import TakeDown
@@ -45,6 +48,14 @@ class _Problem(Exception):  # noqa: N818 - collected, so that all are told at on
     def __init__(self, text: str, hint: str | None = None) -> None:
         super().__init__(text)
         self.hint = hint
+
+
+@attrs.define
+class _Asked:
+    """What dom0's user said before a start, by device: yes, or why it is a no."""
+
+    consents: dict[DeviceKey, Consents] = attrs.field(factory=dict)
+    refusals: dict[DeviceKey, CallError] = attrs.field(factory=dict)
 
 
 class VmLife:
@@ -65,12 +76,12 @@ class VmLife:
         self._reconciler = reconciler
         self._starting: set[str] = set()
 
-    async def start(self, vm: str, request: str) -> VmStarted:
+    async def start(self, vm: str, request: str, asker_gone: trio.Event) -> VmStarted:
         """Starts a VM; returns when every assigned device is in it. Raises CallError."""
         began = trio.current_time()
         outcome = "failed"
         try:
-            result = await self._start(vm, request)
+            result = await self._start(vm, request, asker_gone)
             outcome = "started"
             return result
         except CallError as error:
@@ -104,21 +115,24 @@ class VmLife:
 
     # Start
 
-    async def _start(self, vm: str, request: str) -> VmStarted:
+    async def _start(self, vm: str, request: str, asker_gone: trio.Event) -> VmStarted:
         domain = self._state.known_domain(vm)
         if domain.domid is not None:
             raise errors.failure("failed", f"{vm} is already running", hint="qvm-ls")
         if vm in self._starting or domain.state != "Halted":
             raise errors.failure("failed", f"{vm} is being started or shut down already")
         self._starting.add(vm)
+        self._state.facts.starting.add(vm)
         try:
             assignments = self._state.store.assignments(vm)
             await self._wait_for_sources(assignments)
             await self._reconciler.wait_settled(vm, *(a.key.backend for a in assignments))
-            leases = self._reserve_all(vm, assignments)
+            asked = await self._ask_for(vm, assignments, request, asker_gone)
+            leases = self._reserve_all(vm, assignments, request, asked)
             return await self._start_with(vm, leases, request)
         finally:
             self._starting.discard(vm)
+            self._state.facts.starting.discard(vm)
 
     async def _wait_for_sources(self, assignments: list[Assignment]) -> None:
         """Sources that are running but whose agents were restarted a moment ago."""
@@ -128,13 +142,42 @@ class VmLife:
                 if domain is not None and domain.domid is not None:
                     await self._state.agents.wait_for(name, timeout=AGENT_GRACE)
 
-    def _reserve_all(self, vm: str, assignments: list[Assignment]) -> list[Lease]:
+    async def _ask_for(
+        self, vm: str, assignments: list[Assignment], request: str, asker_gone: trio.Event
+    ) -> _Asked:
+        """Asks dom0's user about the assigned devices where the policy says so, all at once."""
+        asked = _Asked()
+
+        async def ask(key: DeviceKey) -> None:
+            consents = asked.consents[key] = Consents()
+            try:
+                await self._access.allow(
+                    DOM0_USER, "attach", key, vm, request, asker_gone, consents
+                )
+            except CallError as error:
+                asked.refusals[key] = error
+
+        async with trio.open_nursery() as nursery:
+            for assignment in assignments:
+                key = assignment.key
+                decision = self._access.decide(DOM0_NAME, "attach", key, vm)
+                if decision.verdict == "ask" and self._state.registry.get(key) is not None:
+                    nursery.start_soon(ask, key)
+        return asked
+
+    def _reserve_all(
+        self,
+        vm: str,
+        assignments: list[Assignment],
+        request: str,
+        asked: _Asked,
+    ) -> list[Lease]:
         """A lease of every assigned device, or CallError that says what is wrong, and none."""
         leases: list[Lease] = []
         problems: list[_Problem] = []
         for assignment in assignments:
             try:
-                leases.append(self._reserve(vm, assignment))
+                leases.append(self._reserve(vm, assignment, request, asked))
             except _Problem as problem:
                 problems.append(problem)
         if problems:
@@ -145,7 +188,33 @@ class VmLife:
             raise errors.failure("failed", f"{vm} was not started: {what}", hint=hint)
         return leases
 
-    def _reserve(self, vm: str, assignment: Assignment) -> Lease:
+    def _grant(self, vm: str, key: DeviceKey, its: str, request: str, asked: _Asked) -> Grant:
+        """What policy, and dom0's user, grant the VM that starts; or raises _Problem."""
+        explain = f"qvm-device {key.device_class} explain {vm} {key}"
+        try:
+            if (refusal := asked.refusals.get(key)) is not None:
+                raise refusal
+            grant = self._access.require(
+                DOM0_USER, "attach", key, vm, request, asked.consents.get(key)
+            )
+        except MustAsk as needed:  # since dom0's user was asked about the others
+            raise _Problem(
+                f"{its} must be asked about ({needed.decision.reason})", explain
+            ) from None
+        except CallError as error:
+            why = error.data.get("reason") or error.data.get("rule") or "no rule matched"
+            raise _Problem(f"{its} is denied by policy ({why})", explain) from error
+        if grant.vm != vm:
+            raise _Problem(f"{its} is sent to {grant.vm} by policy", explain)
+        return grant
+
+    def _reserve(
+        self,
+        vm: str,
+        assignment: Assignment,
+        request: str,
+        asked: _Asked,
+    ) -> Lease:
         """A lease of one assigned device for a VM that has no domain yet; or raises _Problem."""
         state, key = self._state, assignment.key
         its = f"its assigned device {key}"
@@ -161,19 +230,14 @@ class VmLife:
             raise _Problem(f"{its} is missing", f"plug it in, or {detach}")
         if (lack := state.unsupported.get(key.device_class)) is not None:
             raise _Problem(f"{its} cannot be attached ({lack})", detach)
-        decision = self._access.decide(DOM0_NAME, "attach", key, vm)
-        if decision.verdict != "allow":
-            raise _Problem(
-                f"{its} is denied by policy ({decision.reason})",
-                f"qvm-device {key.device_class} explain {vm} {key}",
-            )
+        grant = self._grant(vm, key, its, request, asked)
         try:
             options = parse_options(key.device_class, assignment.options)
             lease = self._transaction.reserve(
                 key,
                 vm,
                 NO_DOMAIN,
-                read_only=is_read_only(device, decision.parameters, options.read_only),
+                read_only=is_read_only(device, grant.read_only, options.read_only),
                 frontend=options.frontend,
             )
         except Taken as taken:

@@ -23,6 +23,8 @@ OPTIONS_MAX = 16  # of one attachment; block knows three
 OPTION_NAME_MAX = 32  # characters
 OPTION_VALUE_MAX = 256  # characters
 TEXT_MAX = 512  # characters of a text from dom0: a rule, a path, a sentence
+WORD_MAX = 512  # characters of one column of a rule: longer than any that a policy may have
+TAGS_MAX = 64  # of one VM; more than this is a program that tags without end
 DOMID_MAX = 0x7FEF  # xen/include/public/xen.h: DOMID_FIRST_RESERVED is 0x7FF0
 PORT_MAX = 2**31 - 1  # part of a path in xenstore on Xen, so only a bound on sense
 NATURAL_MAX = 2**63 - 1  # what SQLite and off_t hold
@@ -109,6 +111,17 @@ def a_text(untrusted: Any) -> str:
     return names.printable_text(_text(untrusted), TEXT_MAX)
 
 
+def a_word(untrusted: Any) -> str:
+    """A text without spaces, as it stands in a column of a rule; may be empty.
+
+    It is refused and never altered: an answer about another request would be a wrong one.
+    """
+    text = _text(untrusted)
+    if len(text) > WORD_MAX or not text.isprintable() or " " in text:
+        raise ValueError(f"{names.shown(text)} is not a word of a rule")
+    return text
+
+
 def some_options(untrusted: Any) -> dict[str, str]:
     """Options of an attachment. Which there are is for dom0 to say, as is how it says so."""
     if type(untrusted) is not dict:
@@ -153,6 +166,7 @@ Seconds = Annotated[float, a_duration]
 Text = Annotated[str, a_text]
 VmName = Annotated[str, names.parse_vm_name]
 WireMap = Annotated[dict[str, Any], a_map]
+Word = Annotated[str, a_word]
 
 
 def parser_of(annotation: Any) -> Parse:

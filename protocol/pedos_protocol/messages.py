@@ -1,7 +1,7 @@
 """The messages: one class for each, and one table that says which method carries which.
 
-Those between a client and dom0 stand here, dom0's with an agent in `agent_messages`, and those of
-local mode's machine in `machine_messages`.
+Those between a client and dom0 stand here, those about policy in `policy_messages`, dom0's with an
+agent in `agent_messages`, and those of local mode's machine in `machine_messages`.
 
 Classes are immutable and compare by value. Making one checks nothing: what a program says about
 its own state it may be trusted with, and the reader checks anyway. All that came over a
@@ -35,7 +35,6 @@ from .codec import ITEMS_MAX
 from .errors import CallError, RemoteProtocolError
 from .fields import (
     ATTACHMENTS_MAX,
-    ERRORS_MAX,
     AtMost,
     DeviceClass,
     DeviceId,
@@ -62,6 +61,26 @@ from .machine_messages import (
     VmState,
 )
 from .names import shown
+from .policy_messages import (
+    DeviceExplain,
+    ExplainResult,
+    PolicyErrorInfo,
+    PolicyExplain,
+    PolicyExplained,
+    PolicyMine,
+    PolicyStatus,
+    PolicySystem,
+    PolicyVerdict,
+    PromptAnswer,
+    PromptAsk,
+    PromptCancel,
+    PrompterRegister,
+    SystemVm,
+    SystemVms,
+    TraceStep,
+    Verb,
+    Verdict,
+)
 
 # All messages are to be had here, whichever module they stand in.
 __all__ = [
@@ -100,12 +119,24 @@ __all__ = [
     "ImportStop",
     "Listed",
     "PolicyErrorInfo",
+    "PolicyExplain",
+    "PolicyExplained",
+    "PolicyMine",
     "PolicyStatus",
+    "PolicySystem",
+    "PolicyVerdict",
+    "PromptAnswer",
+    "PromptAsk",
+    "PromptCancel",
+    "PrompterRegister",
     "ServiceStatus",
     "Spec",
     "StatusResult",
+    "SystemVm",
+    "SystemVms",
     "TraceStep",
     "Verb",
+    "Verdict",
     "VmInfo",
     "VmList",
     "VmListed",
@@ -119,36 +150,10 @@ __all__ = [
     "to_wire",
 ]
 
-Verb = Literal["list", "attach", "detach", "assign"]
-
 
 @attr.frozen
 class Empty:
     """No parameters, or a result that says no more than that it is done."""
-
-
-# Policy's state
-
-
-@attr.frozen
-class PolicyErrorInfo:
-    """An error in a policy file; line and column count from 1."""
-
-    file: Text
-    line: Natural
-    column: Natural
-    message: Text
-
-
-@attr.frozen
-class PolicyStatus:
-    """The policy that is in force (`rules` of them, since `loaded_at`, ISO 8601), and what is
-    wrong with newer files, if not `ok`."""
-
-    ok: bool
-    loaded_at: Text
-    rules: Natural
-    errors: Annotated[tuple[PolicyErrorInfo, ...], AtMost(ERRORS_MAX)]
 
 
 # Listing
@@ -223,11 +228,16 @@ class DeviceAttach:
 
 @attr.frozen
 class AttachResult:
-    """`options` are the ones in effect; `assigned` means that `vm` does not run."""
+    """`options` are the ones in effect; `assigned` means that the VM does not run.
+
+    `vm` is the one that has the device now, which policy or dom0's user may have chosen; None, and
+    no options, for a VM that asked and is not to know.
+    """
 
     outcome: Literal["attached", "already", "assigned"]
     options: Options
     request: Text
+    vm: VmName | None = None
 
 
 @attr.frozen
@@ -271,42 +281,6 @@ class DetachResult:
 
     results: Annotated[tuple[DetachItem, ...], AtMost(ITEMS_MAX)]
     request: Text
-
-
-# Explaining
-
-
-@attr.frozen
-class DeviceExplain:
-    """What would policy say if `source` (a VM, or dom0's user) asked?"""
-
-    verb: Verb
-    device_class: DeviceClass
-    vm: VmName
-    backend: VmName
-    device: DeviceId
-    source: VmName = "dom0"
-
-
-@attr.frozen
-class TraceStep:
-    """A rule that was looked at, and why it did or did not match."""
-
-    rule: Text
-    text: Text
-    why: Text
-
-
-@attr.frozen
-class ExplainResult:
-    """`rule` is FILE:LINE and `text` the rule itself; both None if none matched (`default`)."""
-
-    verdict: Literal["allow", "ask", "deny"]
-    rule: Text | None
-    text: Text | None
-    default: bool
-    parameters: Options
-    trace: Annotated[tuple[TraceStep, ...], AtMost(ITEMS_MAX)]
 
 
 # Watching
@@ -418,7 +392,7 @@ SCHEMA: dict[str, Spec] = {
     # an agent to dom0
     "agent.report": Spec(AgentReport, Empty),
     "attachment.ended": Spec(AttachmentEnded, None),
-    # a client to dom0; the first three also by way of an agent
+    # a client to dom0; the first three also by way of an agent, policy.mine only so
     "device.list": Spec(DeviceList, DeviceListed),
     "device.attach": Spec(DeviceAttach, AttachResult),
     "device.detach": Spec(DeviceDetach, DetachResult),
@@ -429,6 +403,13 @@ SCHEMA: dict[str, Spec] = {
     "vm.start": Spec(VmStart, VmStarted),
     "vm.shutdown": Spec(VmShutdown, Empty),
     "service.status": Spec(ServiceStatus, StatusResult),
+    "policy.explain": Spec(PolicyExplain, PolicyExplained),
+    "policy.mine": Spec(PolicyMine, PolicyVerdict),
+    "policy.system": Spec(PolicySystem, SystemVms),
+    "prompter.register": Spec(PrompterRegister, Empty),
+    # dom0 to a client that registered as a prompter
+    "prompt.ask": Spec(PromptAsk, PromptAnswer),
+    "prompt.cancel": Spec(PromptCancel, None),
     # dom0 to the machine of local mode
     "domain.list": Spec(DomainList, DomainListed),
     "domain.start": Spec(DomainStart, DomainStarted),

@@ -293,9 +293,15 @@ async def test_more_clients_than_the_agent_serves_are_turned_away(
     first = await connect_unix(settings.socket)
     async with open_peer(first, program="client", handlers={}):
         second = await connect_unix(settings.socket)
-        with trio.fail_after(SECONDS):
-            assert await second.receive_some() == b""
-        await second.aclose()
+        async with open_peer(second, program="client", handlers={}) as peer:
+            with pytest.raises(CallError, match="1 programs") as refused:
+                await peer.call("device.list", {}, timeout=SECONDS)
+            assert refused.value.code == "quota"
+            # Those beyond them are not even told.
+            monkeypatch.setattr("pedos_agent.local_socket.REFUSED_MAX", 1)
+            async with await connect_unix(settings.socket) as third:
+                with trio.fail_after(SECONDS):
+                    assert await third.receive_some() == b""
 
 
 @pytest.mark.parametrize(

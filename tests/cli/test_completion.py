@@ -83,7 +83,7 @@ def test_the_implied_class_is_the_one_that_is_asked_for(devices: FakeService) ->
 
 def test_the_other_programs_complete_too(devices: FakeService) -> None:
     assert candidates(qvm_ls.build_parser(), [], "") == ["sys-usb", "work"]
-    assert candidates(qvm_policy.build_parser(), [], "") == ["status"]
+    assert candidates(qvm_policy.build_parser(), [], "") == list(qvm_policy.MODULES)
 
 
 def test_without_a_service_nothing_is_offered(no_service: Path) -> None:

@@ -17,10 +17,11 @@ import trio.testing
 from pedos_dom0.audit import Audit
 from pedos_dom0.drivers.base import DomainInfo, DriverError
 from pedos_dom0.errors import LOCAL_MODE_LACKS
+from pedos_dom0.facts import Facts
 from pedos_dom0.leases import LeaseTable
 from pedos_dom0.local_socket import LocalSocket
-from pedos_dom0.policy.model import Snapshot
 from pedos_dom0.policy.parser import parse_file
+from pedos_dom0.policy.snapshot import Snapshot
 from pedos_dom0.registry import Registry
 from pedos_dom0.service import start_parts
 from pedos_dom0.state import State
@@ -274,6 +275,8 @@ class World:
         self.driver = FakeDriver()
         self.policy = FakePolicy(policy)
         self.reach: Callable[[str], Awaitable[None]] = _pass
+        # The folder of VMs' facts; None is a service that was given none.
+        self.facts_folder: Path | None = None
         self.state: State
         self.client: Client
         self._scope: trio.CancelScope | None = None
@@ -318,6 +321,8 @@ class World:
             contextlib.closing(Store(self.folder / "dom0.sqlite")) as store,
             contextlib.closing(Audit(self.folder / "audit.jsonl")) as audit,
         ):
+            facts = Facts(self.driver, self.facts_folder)
+            facts.reload()
             self.state = State(
                 driver=self.driver,
                 registry=Registry(),
@@ -325,6 +330,7 @@ class World:
                 store=store,
                 audit=audit,
                 policy=self.policy,
+                facts=facts,
                 unsupported=LOCAL_MODE_LACKS,
                 reach=lambda step: self.reach(step),
             )
@@ -390,6 +396,16 @@ class Client:
             yield peer
             peer.close()
 
+    @contextlib.asynccontextmanager
+    async def prompter(self, answer: Any = None) -> AsyncIterator[FakePrompter]:
+        """A prompter that registered; its connection ends with the block."""
+        fake = FakePrompter(answer)
+        handlers = {"prompt_ask": fake.ask, "prompt_cancel": fake.cancel}
+        async with self.connected(**handlers) as peer:
+            fake.peer = peer
+            await fake.register()
+            yield fake
+
     async def call(self, method: str, **params: Any) -> Params:
         async with self.connected() as peer:
             return await peer.call(method, filled_in(method, params), timeout=120)
@@ -403,6 +419,42 @@ class Client:
 
     async def detach(self, vm: str, device: str) -> Params:
         return await self.call("device.detach", **named(vm, device))
+
+
+class FakePrompter:
+    """Dom0's user in front of a prompter: answers what `answer` says, or not at all if None."""
+
+    peer: Peer
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.asked: list[Params] = []
+        self.cancelled: list[Params] = []
+        # Set by each question; a test that waits for one more makes a new one.
+        self.was_asked = trio.Event()
+
+    async def register(self) -> None:
+        await self.peer.call("prompter.register", {}, timeout=5)
+
+    async def ask(self, _peer: Peer, params: Params) -> Params:
+        self.asked.append(params)
+        self.was_asked.set()
+        if self.answer is None:
+            await trio.sleep_forever()
+        if callable(self.answer):
+            return await self.answer(params)  # type: ignore[no-any-return]
+        return self.answer  # type: ignore[no-any-return]
+
+    async def cancel(self, _peer: Peer, params: Params) -> None:
+        self.cancelled.append(params)
+
+
+def yes(vm: str) -> Params:
+    """What a prompter says when dom0's user chose a VM."""
+    return {"verdict": "allow", "target": vm}
+
+
+NO: Params = {"verdict": "deny", "target": None}
 
 
 def named(vm: str, device: str, device_class: str = "block") -> Params:

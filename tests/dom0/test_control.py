@@ -424,3 +424,25 @@ async def test_the_service_ends_when_it_no_longer_hears_of_its_vms(
     world.driver.subscribers[-1].close()
     with trio.fail_after(1):
         await ended.wait()
+
+
+async def test_an_agent_that_listens_within_two_seconds_of_the_start_is_not_complained_about(
+    world: World, autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    agent = world.driver.agents["work"]
+    agent.listens = False
+    await world.start()
+    await trio.sleep(1.5)
+    agent.listens = True
+    await trio.sleep(1)
+    assert world.state.agents.get("work") is not None
+    assert not any("no connection" in text for text in caplog.messages)
+    # Nor one that is started again.
+    agent.listens = False
+    agent.kill()
+    await trio.sleep(1.5)
+    assert not any("no connection" in text for text in caplog.messages)
+    await trio.sleep(2)
+    (said,) = [text for text in caplog.messages if "no connection" in text]
+    assert said.startswith("no connection to work: its agent does not listen")

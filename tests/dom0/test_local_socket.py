@@ -14,7 +14,7 @@ from pedos_dom0.local_socket import LocalSocket, listening
 from pedos_vchan.peer import open_peer
 from pedos_vchan.unix import connect_unix
 
-from tests.dom0.fakes import World
+from tests.dom0.fakes import World, fails
 
 
 @pytest.fixture
@@ -72,7 +72,13 @@ async def test_more_clients_than_the_bound_are_refused_until_one_leaves(
     monkeypatch.setattr(local_socket, "CLIENTS_MAX", 1)
     stream = await connect_unix(path)
     async with open_peer(stream, program="test", handlers={}):
-        assert await refused(path)
+        over = await connect_unix(path)
+        async with open_peer(over, program="test", handlers={}) as peer:
+            with fails("quota", "1 programs are connected", "ss -xp"):
+                await peer.call("service.status", {}, timeout=5)
+            # Those beyond them are not even told.
+            monkeypatch.setattr(local_socket, "REFUSED_MAX", 1)
+            assert await refused(path)
     await trio.testing.wait_all_tasks_blocked(0.05)
     assert await works(path)
 

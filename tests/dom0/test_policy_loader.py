@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import trio
+from pedos_dom0.policy import files as files_module
 from pedos_dom0.policy import loader as loader_module
+from pedos_dom0.policy import reading as reading_module
 from pedos_dom0.policy.evaluate import Request, evaluate
 from pedos_dom0.policy.loader import PolicyLoader, read_policy
+from pedos_dom0.policy.system import System, VmFacts
 
 ALLOW = "device.attach.block * dom0 work allow\n"
 DENY = "device.attach.block * dom0 work deny\n"
+SYSTEM = System({"work": VmFacts("work")})
 REQUEST = Request("device.attach.block", "+sys-usb:sda:", "dom0", "work")
 
 
@@ -25,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def verdict(loader: PolicyLoader) -> str:
-    return evaluate(REQUEST, loader.snapshot).verdict
+    return evaluate(REQUEST, loader.snapshot, SYSTEM).verdict
 
 
 def problems(loader: PolicyLoader) -> list[str]:
@@ -33,7 +37,7 @@ def problems(loader: PolicyLoader) -> list[str]:
 
 
 def decided_by(loader: PolicyLoader) -> str | None:
-    rule = evaluate(REQUEST, loader.snapshot).rule
+    rule = evaluate(REQUEST, loader.snapshot, SYSTEM).rule
     return None if rule is None else rule.where
 
 
@@ -120,10 +124,7 @@ def test_a_broken_edit_leaves_the_last_good_policy_in_force(folder: Path) -> Non
     assert verdict(loader) == "allow"
     status = loader.status()
     assert (status.ok, status.rules, status.loaded_at) == (False, 1, since)
-    assert problems(loader) == [
-        "30-user.policy:2:27: TARGET, ACTION missing;"
-        " a rule is SERVICE ARGUMENT SOURCE TARGET ACTION"
-    ]
+    assert problems(loader) == ["30-user.policy:2:27: TARGET, ACTION missing"]
 
     (folder / "30-user.policy").write_text(DENY)
     assert loader.reload()
@@ -212,7 +213,7 @@ def test_an_unreadable_file_is_an_error(folder: Path, monkeypatch: pytest.Monkey
             raise PermissionError(13, "Permission denied")
         return real(path, flags)
 
-    monkeypatch.setattr(loader_module.os, "open", refuse)
+    monkeypatch.setattr(files_module.os, "open", refuse)
     loader = PolicyLoader([folder])
     assert not loader.reload()
     assert problems(loader) == ["30-user.policy:0:0: cannot be read: Permission denied"]
@@ -248,16 +249,15 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(
 ) -> None:
     """The half of a file may be a policy too, and another one."""
     (folder / "30-user.policy").write_text(ALLOW)
-    real, passes = loader_module._read_pass, []
+    real, passes = reading_module._Pass.read_all, []
 
-    def interrupted(directories: list[Path]) -> object:
+    def interrupted(self: reading_module._Pass) -> None:
         passes.append(1)
-        loaded = real(directories)
+        real(self)
         if len(passes) == 1:
             (folder / "20-site.policy").write_text(DENY)
-        return loaded
 
-    monkeypatch.setattr(loader_module, "_read_pass", interrupted)
+    monkeypatch.setattr(reading_module._Pass, "read_all", interrupted)
     loaded = read_policy([folder])
     assert len(passes) == 2
     assert [rule.where for rule in loaded.rules] == ["20-site.policy:1", "30-user.policy:1"]
@@ -266,15 +266,15 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(
 def test_a_file_that_never_stops_changing_is_an_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loader_module._read_pass
+    (folder / "30-user.policy").write_text(ALLOW)
+    real = reading_module._Pass.read_all
 
-    def interrupted(directories: list[Path]) -> object:
-        loaded = real(directories)
+    def interrupted(self: reading_module._Pass) -> None:
+        real(self)
         with (folder / "30-user.policy").open("a") as file:
             file.write(ALLOW)
-        return loaded
 
-    monkeypatch.setattr(loader_module, "_read_pass", interrupted)
+    monkeypatch.setattr(reading_module._Pass, "read_all", interrupted)
     (error,) = read_policy([folder]).errors
     assert error.message == "the files kept changing while they were read"
 
@@ -282,7 +282,7 @@ def test_a_file_that_never_stops_changing_is_an_error(
 def test_more_rules_than_the_bound_in_all_files_are_an_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader_module, "RULES_MAX", 3)
+    monkeypatch.setattr(reading_module, "RULES_MAX", 3)
     (folder / "10-a.policy").write_text(ALLOW * 2)
     (folder / "20-b.policy").write_text(ALLOW)
     loader = PolicyLoader([folder])
@@ -295,7 +295,7 @@ def test_more_rules_than_the_bound_in_all_files_are_an_error(
 def test_more_files_than_the_bound_are_an_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader_module, "FILES_MAX", 3)
+    monkeypatch.setattr(files_module, "FILES_MAX", 3)
     for name in "abcd":
         (folder / f"{name}.policy").write_text("")
     loader = PolicyLoader([folder])
@@ -320,9 +320,7 @@ def test_each_error_is_logged_once_with_place_reason_and_what_stays(
     loader = PolicyLoader([folder])
     loader.reload()
     loader.reload()
-    why = (
-        "ARGUMENT, SOURCE, TARGET, ACTION missing; a rule is SERVICE ARGUMENT SOURCE TARGET ACTION"
-    )
+    why = "ARGUMENT, SOURCE, TARGET, ACTION missing"
     assert caplog.messages == [
         f"policy: 30-user.policy:1:2: {why} (there is no earlier policy: everything is denied)"
     ]

@@ -207,3 +207,18 @@ async def test_a_cancelled_wait_loses_no_event() -> None:
             await events.__anext__()
         assert scope.cancelled_caught
         assert await take(events, 1) == [(1, ADDED, key("sda"))]
+
+
+def test_a_device_that_was_away_is_told_from_one_that_stayed() -> None:
+    registry = Registry()
+    registry.replace("sys-usb", [device("sda"), device("sdb")])
+    since = registry.since(key("sda"))
+    assert since is not None
+    registry.replace("sys-usb", [device("sda", description="mounted now", busy="mounted")])
+    registry.touch(key("sda"))
+    assert registry.since(key("sda")) == since
+    assert registry.since(key("sdb")) is None
+    registry.remove_backend("sys-usb")
+    assert registry.since(key("sda")) is None
+    registry.replace("sys-usb", [device("sda")])
+    assert registry.since(key("sda")) not in (None, since)

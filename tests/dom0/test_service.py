@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,27 @@ from pedos_vchan.unix import connect_unix
 from tests.dom0.fakes import ALLOW_DOM0, FakeDriver
 
 
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """`main` sets up the log of a process; here it is one of many tests in one."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     policy = tmp_path / "policy.d"
     policy.mkdir()
     (policy / "30-test.policy").write_text(ALLOW_DOM0)
-    return Config(socket=tmp_path / "dom0.sock", state=tmp_path / "state", policy=[policy])
+    return Config(
+        socket=tmp_path / "dom0.sock",
+        state=tmp_path / "state",
+        policy=[policy],
+        vms=tmp_path / "vms.d",
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -60,7 +76,7 @@ async def test_it_says_ready_serves_and_ends_cleanly(
 
 
 def arguments(tmp_path: Path) -> list[str]:
-    names = ("machine", "vchan", "socket", "dom0-agent", "state", "policy")
+    names = ("machine", "vchan", "socket", "dom0-agent", "state", "policy", "vms-dir")
     paths = [word for name in names for word in (f"--{name}", str(tmp_path / name))]
     return ["--driver", "local", *paths]
 

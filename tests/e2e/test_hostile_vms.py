@@ -89,6 +89,7 @@ class Bench:
             *("--vchan", self.folder / "vchan", "--socket", self.folder / "dom0.sock"),
             *("--dom0-agent", self.folder / "none.sock", "--state", self.folder / "state"),
             *("--policy", self.folder / "policy.d"),
+            *("--vms-dir", self.folder / "vms.d"),
         )
 
     def end(self) -> None:

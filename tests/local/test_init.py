@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from pedos_dom0.facts_file import parse as parse_facts
 from pedos_dom0.local import config, templates
 from pedos_dom0.local.cli import main
 from pedos_dom0.local.init import InitError, init
@@ -53,6 +55,21 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "lab").write_text("")
     with pytest.raises(InitError, match="Not a directory"):
         init(str(tmp_path / "lab"))
+
+
+def test_facts_about_vms_can_be_written_where_init_says(tmp_path: Path) -> None:
+    layout = init(str(tmp_path / "lab"))
+    file = layout.facts / "50-local.toml"
+    example = file.read_text()
+    assert parse_facts(file.name, example.encode()) == ({}, [])
+    # Its comments are an example that works once the # is taken away.
+    said, errors = parse_facts(file.name, re.sub(r"(?m)^#(?=\S)", "", example).encode())
+    assert not errors
+    assert said["work"].facts.tags == {"office"}
+    (layout.root / "pedos.toml").unlink()
+    file.write_text("[work]\n")
+    init(str(layout.root))
+    assert file.read_text() == "[work]\n"
 
 
 def test_the_policy_of_init_has_no_mistakes() -> None:

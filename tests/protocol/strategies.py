@@ -89,6 +89,7 @@ _BY_PARSE: dict[Any, st.SearchStrategy[Any]] = {
     fields.an_error_code: st.sampled_from(sorted(CODES)),
     fields.a_line: st.text("abcXYZ 0123 .,()[]#%", max_size=names.DESCRIPTION_MAX),
     fields.a_text: st.text("abc äöü <>&\"'", max_size=30),
+    fields.a_word: st.text("abcäß*@+:.-%0123", max_size=30),
     fields.some_options: st.dictionaries(st.text("abc-", max_size=10), st.text("xy=1"), max_size=3),
     fields.a_map: maps.filter(lambda value: depth_of(value) <= 2),
 }

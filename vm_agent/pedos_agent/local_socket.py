@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import trio
-from pedos_protocol.errors import RemoteProtocolError
+from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_vchan.peer import Handler, Peer
 from pedos_vchan.unix import listen_unix
 
@@ -20,9 +20,12 @@ from .settings import PROGRAM
 
 log = logging.getLogger(__name__)
 
-METHODS: Final = ("device.list", "device.attach", "device.detach")
+METHODS: Final = ("device.list", "device.attach", "device.detach", "policy.mine")
 SOCKET_MODE: Final = 0o666
 CLIENTS_MAX: Final = 64  # a person's scripts run a few; each costs tens of KiB
+# Clients beyond that which are told so within so many seconds; more are only hung up on.
+REFUSED_MAX: Final = 8
+REFUSED_SECONDS: Final = 2.0
 # In flight to dom0 at once: a quarter of what the control channel may have, so that the agent's own
 # reports always find a place.
 FORWARDS_MAX: Final = 32
@@ -43,6 +46,7 @@ class LocalSocket:
         self._path = path
         self._forward = forward
         self._clients = 0
+        self._refused = 0
         self._places = trio.Semaphore(FORWARDS_MAX)
         self._next = 0.0  # when the next request may go, if the burst is used up
         self._handlers: dict[str, Handler] = {method: self._handler(method) for method in METHODS}
@@ -55,8 +59,7 @@ class LocalSocket:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         if self._clients >= CLIENTS_MAX:
-            log.warning("refused a client: %d are connected", self._clients)
-            await trio.aclose_forcefully(stream)
+            await self._refuse(stream)
             return
         self._clients += 1
         try:
@@ -67,6 +70,24 @@ class LocalSocket:
             log.exception("serving a client failed")
         finally:
             self._clients -= 1
+
+    async def _refuse(self, stream: trio.SocketStream) -> None:
+        """Tell one client too many that it is, if it is not one of very many."""
+        if self._refused >= REFUSED_MAX:
+            await trio.aclose_forcefully(stream)
+            return
+        log.warning("refused a client: %d are connected", self._clients)
+        self._refused += 1
+        try:
+            with trio.move_on_after(REFUSED_SECONDS):
+                handlers: dict[str, Handler] = {}
+                peer = Peer(stream, program=PROGRAM, handlers=handlers, default_handler=_full)
+                await peer.run()
+        except (RemoteProtocolError, trio.BrokenResourceError):
+            pass  # it has gone, or is none of ours
+        finally:
+            self._refused -= 1
+            await trio.aclose_forcefully(stream)
 
     def _handler(self, method: str) -> Handler:
         async def handle(_peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
@@ -79,3 +100,7 @@ class LocalSocket:
     async def _pace(self) -> None:
         self._next = max(self._next, trio.current_time()) + 1 / RATE
         await trio.sleep_until(self._next - BURST / RATE)
+
+
+async def _full(_peer: Peer, _method: str, _params: dict[str, Any]) -> dict[str, Any]:
+    raise CallError("quota", f"{CLIENTS_MAX} programs of this VM are connected to dom0 already")

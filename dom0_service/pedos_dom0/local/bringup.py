@@ -28,8 +28,9 @@ logger = logging.getLogger(__name__)
 
 # dom0's service starts within half a second on an idle machine; a busy one may take far longer.
 READY_TIMEOUT = 30.0
-# dom0's service waits 30 s for the VM's agent, and then takes back what it had attached.
-VM_START_TIMEOUT = 60.0
+# dom0's service waits 60 s for dom0's user, where the policy says ask, and 30 s for the VM's agent,
+# and then takes back what it had attached.
+VM_START_TIMEOUT = 150.0
 CALL_TIMEOUT = 10.0
 # How often (seconds) to look for what gives no event: another process's "ready" in the lock file,
 # or the end of its use of this machine.
@@ -139,6 +140,7 @@ class LocalPrograms:
             "dom0-agent": layout.dom0_agent_socket,
             "state": layout.state,
             "policy": layout.policy,
+            "vms-dir": layout.facts,
         }
         argv = _command("pedos_dom0", options, self.verbose or self.config.dom0_verbose)
         return Program("dom0", argv, layout.log("dom0"), env={"PEDOS_FAULTNAME": "dom0"})
@@ -340,9 +342,15 @@ async def service(layout: Layout) -> AsyncIterator[Peer]:
 def client_environment(layout: Layout, vm: str) -> dict[str, str]:
     """The environment in which `qvm-*` work as seen from `vm` (or dom0)."""
     path = os.environ.get("PATH", os.defpath)
-    return {
+    environment = {
         **os.environ,
         "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{path}",
         "PEDOS_SOCKET": str(layout.client_socket(vm)),
         "PEDOS_VM": vm,
     }
+    # dom0's files: no VM has them.
+    for name, where in (("PEDOS_POLICY_PATH", layout.policy), ("PEDOS_AUDIT", layout.audit)):
+        environment.pop(name, None)
+        if vm == "dom0":
+            environment[name] = str(where)
+    return environment

@@ -10,13 +10,15 @@ verbose = false        # more in log/work.log
 
 from __future__ import annotations
 
-import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pedos_protocol.names import parse_vm_name
+
+from pedos_dom0 import toml_lines
+from pedos_dom0.toml_lines import kind_of
 
 # More than this is a mistake of a generator: each VM is a process of about 30 MiB here.
 VMS_MAX = 64
@@ -72,16 +74,13 @@ def parse(text: str, path: Path) -> Config:
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(_toml_message(str(error), text, path)) from error
+        raise ConfigError(_toml_message(error, text, path)) from error
     return _Reader(text, path).read(document)
 
 
-def _toml_message(message: str, text: str, path: Path) -> str:
-    found = re.search(r"\s*\(at line (\d+), column (\d+)\)$", message)
-    if found:
-        place, message = f"{found[1]}:{found[2]}", message[: found.start()]
-    else:  # "(at end of document)"
-        place = str(text.count("\n") + (not text.endswith("\n")))
+def _toml_message(error: tomllib.TOMLDecodeError, text: str, path: Path) -> str:
+    line, column, message = toml_lines.syntax_error(error, text)
+    place = f"{line}" if column is None else f"{line}:{column}"
     return f"{path}:{place}: not valid TOML: {message}"
 
 
@@ -102,7 +101,7 @@ class _Reader:
         if vms is None:
             raise ConfigError(f"{self._path}: vm: no VM is defined; {_EXAMPLE}")
         if not isinstance(vms, dict):
-            raise self._error(("vm",), f"must be a table of VMs, not {_kind(vms)}; {_EXAMPLE}")
+            raise self._error(("vm",), f"must be a table of VMs, not {kind_of(vms)}; {_EXAMPLE}")
         if not vms:
             raise self._error(("vm",), f"no VM is defined; {_EXAMPLE}")
         if len(vms) > VMS_MAX:
@@ -129,69 +128,17 @@ class _Reader:
         """A table of known keys that are all true or false."""
         if not isinstance(value, dict):
             header = ".".join(where)
-            raise self._error(where, f"must be a table, not {_kind(value)}; write [{header}]")
+            raise self._error(where, f"must be a table, not {kind_of(value)}; write [{header}]")
         for key, item in value.items():
             if key not in known:
                 raise self._error((*where, key), f"unknown key; known here: {', '.join(known)}")
             if not isinstance(item, bool):
                 raise self._error(
-                    (*where, key), f"must be true or false (without quotes), not {_kind(item)}"
+                    (*where, key), f"must be true or false (without quotes), not {kind_of(item)}"
                 )
         return value
 
     def _error(self, where: tuple[str, ...], message: str) -> ConfigError:
-        line = _line_of(self._lines, where)
+        line = toml_lines.line_of(self._lines, where)
         place = f"{self._path}:{line}" if line else str(self._path)
-        return ConfigError(f"{place}: {'.'.join(map(_shown, where))}: {message}")
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, bool):
-        return f"the value {str(value).lower()}"
-    names = {str: "a string", int: "a number", float: "a number", list: "a list", dict: "a table"}
-    return names.get(type(value), "a date or time")
-
-
-def _shown(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", key) else ascii(key[:64])
-
-
-_KEY = r"""(?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+)"""
-_HEADER = re.compile(rf"\s*\[\[?\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*\]")
-_ASSIGNMENT = re.compile(rf"\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*=")
-
-
-def _line_of(lines: list[str], where: tuple[str, ...]) -> int | None:
-    """The line (from 1) that sets `where`, or else the nearest table around it; None if unclear.
-
-    tomllib does not say where keys stood. Looking at headers and assignments finds them in every
-    file that is written one key a line; strings over several lines could only mislead it about
-    the number, never about the mistake.
-    """
-    best: tuple[int, int] | None = None  # how many parts match, which line
-    table: tuple[str, ...] = ()
-    for number, line in enumerate(lines, 1):
-        if header := _HEADER.match(line):
-            table = full = _parts(header[1])
-        elif assignment := _ASSIGNMENT.match(line):
-            full = (*table, *_parts(assignment[1]))
-        else:
-            continue
-        # Either it lies on the way to `where`, or it defines something inside of it.
-        depth = min(len(full), len(where))
-        if full[:depth] == where[:depth] and (best is None or depth > best[0]):
-            best = (depth, number)
-    return best[1] if best else None
-
-
-def _parts(dotted: str) -> tuple[str, ...]:
-    """The parts of a dotted key, as tomllib reads them: quotes and escapes undone."""
-    parts = []
-    try:
-        value: object = tomllib.loads(f"{dotted} = 0")
-    except tomllib.TOMLDecodeError:
-        return ()
-    while isinstance(value, dict):
-        ((part, value),) = value.items()
-        parts.append(part)
-    return tuple(parts)
+        return ConfigError(f"{place}: {toml_lines.shown_key(where)}: {message}")

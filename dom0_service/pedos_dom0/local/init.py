@@ -12,6 +12,7 @@ from pedos_dom0.local import config, templates
 from pedos_dom0.local.layout import Layout
 
 POLICY_NAME = "50-local.policy"
+FACTS_NAME = "50-local.toml"
 
 
 class InitError(Exception):
@@ -76,6 +77,9 @@ def _write(layout: Layout, config_path: Path) -> None:
     policy = layout.policy / POLICY_NAME
     if not policy.exists():  # the user's own policy stays
         policy.write_text(templates.POLICY, encoding="utf-8")
+    facts = layout.facts / FACTS_NAME
+    if not facts.exists():
+        facts.write_text(templates.FACTS, encoding="utf-8")
     config_path.write_text(templates.CONFIG, encoding="utf-8")
 
 

@@ -1,6 +1,7 @@
 """Where things stand inside a local folder (DIR), and how to sweep up after a life that was killed.
 
 pedos.toml               the VMs; policy.d/*.policy  what they may do
+vms.d/*.toml             facts about the VMs that the policy speaks of
 vms/NAME/devices/CLASS/  a file put here is a device plugged into that VM
 vms/NAME/dev/            what that VM has imported, as block files
 state/                   assignments, audit log, the domain number counter
@@ -44,6 +45,14 @@ class Layout:
     @property
     def policy(self) -> Path:
         return self.root / "policy.d"
+
+    @property
+    def facts(self) -> Path:
+        return self.root / "vms.d"
+
+    @property
+    def audit(self) -> Path:
+        return self.state / "audit.jsonl"
 
     @property
     def state(self) -> Path:
@@ -101,7 +110,7 @@ class Layout:
 
     def make_folders(self, vms: tuple[str, ...]) -> None:
         """Makes what is missing; OSError. `vms` without dom0, which always has its folders."""
-        for folder in (self.policy, self.state, self.root / "log"):
+        for folder in (self.policy, self.facts, self.state, self.root / "log"):
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (self.run, self.vchan, self.run / "vms"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

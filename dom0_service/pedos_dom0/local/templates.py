@@ -26,6 +26,20 @@ autostart = true              # the default: started together with the machine
 # autostart = false           # then: qvm-start vault
 """
 
+FACTS = """\
+# What the rules of policy.d/ can speak of, beside the VMs' names. A change takes effect when the
+# file is saved; one with a mistake does not (log/dom0.log and `qvm-policy status` say which line).
+# Take the # away to try:
+
+#[vm.work]
+#tags = ["office"]              # for rules with @tag:office
+#type = "AppVM"                 # for @type:AppVM; or TemplateVM, StandaloneVM, DispVM, RemoteVM
+#internal = false               # true: never offered as a target when dom0's user is asked
+#default-dispvm = ""            # the template of the VM's disposables, for @dispvm
+#template-for-dispvms = false   # true: disposables can be made of it, for @dispvm:work
+#uuid = ""                      # for uuid:...
+"""
+
 POLICY = """\
 # Who may list, attach and detach which device. The first rule that matches decides; a request
 # that no rule matches is denied. A change takes effect when the file is saved; one with a mistake
@@ -42,6 +56,12 @@ POLICY = """\
 device.attach.*        *            *          vault    deny
 device.assign.*        *            *          vault    deny
 
+# More to try (take the # away). They stand here because the first match decides.
+# Disks of sys-usb whose file name starts with "photos" are read-only for work:
+#device.attach.block   +sys-usb:photos*    *      work   allow read-only=yes
+# Before work gets one that starts with "private", dom0's user is asked; run qvm-prompt in dom0:
+#device.attach.block   +sys-usb:private*   work   work   ask
+
 # dom0 may do everything else with all devices and VMs.
 device.list.*          *            @adminvm   *        allow
 device.attach.*        *            @adminvm   @anyvm   allow
@@ -54,8 +74,4 @@ device.list.*          *            @anyvm     @anyvm   allow
 # work may fetch the disks of sys-usb for itself and give them back.
 device.attach.block    +sys-usb:*   work       work     allow
 device.detach.block    +sys-usb:*   work       work     allow
-
-# More to try (take the # away):
-# disks of sys-usb whose file name starts with "photos" are read-only for work
-#device.attach.block   +sys-usb:photos*   *   work   allow read-only=yes
 """

@@ -59,6 +59,7 @@ def verb_init(options: argparse.Namespace) -> int:
     print(f"  plug in a disk:  cp IMAGE {where}/vms/sys-usb/devices/block/")
     print(f"  look:            {PROGRAM} run {where} -- qvm-device block list")
     print(f"  who may what:    {where}/policy.d/{making.POLICY_NAME}")
+    print(f"  tags and types:  {where}/vms.d/{making.FACTS_NAME}")
     return DONE
 
 

@@ -1,160 +1,249 @@
-"""May this be done? One pure function from a request and a snapshot to a decision.
+"""May this be done? One pure function from a request, a policy and the facts to a decision.
 
 `evaluate` is total: whatever stands in a request, it answers, and what it cannot read is denied.
-It looks at nothing but its two arguments, so the same call explains, tests and decides.
+It looks at nothing but its arguments, so the same call explains, tests and decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from attrs import frozen
 from pedos_protocol.names import is_device_id, is_identity, is_vm_name
 
-from .model import NO_PARAMETERS, SELECTOR_PARTS, DeviceParts, Rule, Snapshot
-from .tokens import SERVICE_MAX, device_service, service_tokens, vm_tokens
+from . import candidates
+from .decision import DEFAULT_DENY, Decision, Question, Request, TraceStep
+from .model import SELECTOR_PARTS, DeviceParts, Outcome, Rule, selector
+from .snapshot import Snapshot
+from .system import ADMIN_VM, System
+from .tokens import (
+    ADMIN,
+    DEFAULT,
+    DISPVM,
+    DISPVM_OF,
+    UUID,
+    device_service,
+    is_service,
+    service_tokens,
+    target_words,
+    vm_words,
+)
 
-DEFAULT_DENY = "no rule matched (default deny)"
+__all__ = ["DEFAULT_DENY", "Decision", "Request", "TraceStep", "evaluate"]
 
 # Above what the longest valid BACKEND:PORT:IDENTITY needs (31 + 64 + 128 + 3); only there so that
 # nothing is split or searched in a text of megabytes.
 ARGUMENT_MAX = 256
+# `@dispvm:` and a VM's name, or `uuid:` and 36 characters.
+TARGET_MAX = 64
 
 
-@frozen
-class Request:
-    """What is asked. `argument` is `+BACKEND:PORT:IDENTITY` with values from dom0's registry.
-
-    The fields are whatever the caller has: `evaluate` checks them.
-    """
-
-    service: str
-    argument: str
-    source: str
-    target: str
+class _RefusedError(Exception):
+    """The request is denied before any rule is looked at; the text says why."""
 
 
-@frozen
-class TraceStep:
-    """A rule that was looked at, and why it did not match."""
-
-    rule: Rule
-    why: str
-
-
-@frozen
-class Decision:
-    """The answer. `verdict` is allow, ask or deny; `rule` None means that none matched.
-
-    `reason` is one sentence for people; `parameters` are those that the rule carries.
-    """
-
-    verdict: str
-    rule: Rule | None
-    parameters: Mapping[str, str] = NO_PARAMETERS
-    trace: tuple[TraceStep, ...] = ()
-    reason: str = DEFAULT_DENY
-
-    @property
-    def default(self) -> bool:
-        return self.rule is None
-
-
-class _MalformedError(Exception):
-    """The request is not one; the text says what is wrong."""
-
-
-@frozen
-class _Question:
-    """A request that passed every check."""
-
-    service: str
-    device: DeviceParts
-    source: str
-    target: str
-
-
-def evaluate(request: Request, snapshot: Snapshot, trace: bool = False) -> Decision:
+def evaluate(request: Request, snapshot: Snapshot, system: System, trace: bool = False) -> Decision:
     """The first rule in file order that matches decides; no such rule is a deny.
 
     With `trace`, the rules of this service that stand before it are listed, each with the first
     column that did not match.
     """
     try:
-        question = _question(request)
-    except _MalformedError as error:
-        return Decision("deny", None, reason=f"malformed request: {error}")
+        question = _question(request, system)
+    except _RefusedError as error:
+        return Decision("deny", None, str(error), notify=True)
     steps: tuple[TraceStep, ...] = ()
     if trace:
         rule, steps = _scan(question, snapshot)
     else:
-        rule = _look_up(question, snapshot)
+        rule = snapshot.find(question)
     if rule is None:
-        return Decision("deny", None, trace=steps)
-    reason = f"{rule.where} says {rule.action}"
-    return Decision(rule.action, rule, rule.parameters, steps, reason)
+        decision = Decision("deny", None, notify=True)
+    else:
+        decision = _decide(question, rule, snapshot, system)
+    if trace:
+        decision.trace = steps
+    return decision
 
 
-def _look_up(question: _Question, snapshot: Snapshot) -> Rule | None:
-    """The first match, through the index: in each bucket no further than the best so far."""
-    best, best_position = None, len(snapshot.rules)
-    sources, targets = vm_tokens(question.source), vm_tokens(question.target)
-    for bucket in snapshot.buckets(question.service, sources, targets):
-        for position, rule in bucket:
-            if position >= best_position:
-                break
-            if rule.selector is None or rule.selector.matches(question.device):
-                best, best_position = rule, position
-                break
-    return best
+def _decide(question: Question, rule: Rule, snapshot: Snapshot, system: System) -> Decision:
+    outcome = rule.outcome
+    if outcome.action == "allow":
+        return _allow(question, rule, outcome, system)
+    if outcome.action == "ask":
+        return _ask(question, rule, outcome, snapshot, system)
+    return Decision(
+        "deny",
+        rule,
+        f"{rule.where} says deny",
+        notify=outcome.notify,
+        parameters=outcome.parameters,
+    )
 
 
-def _scan(question: _Question, snapshot: Snapshot) -> tuple[Rule | None, tuple[TraceStep, ...]]:
+def _denied(rule: Rule, reason: str, notify: bool = True) -> Decision:
+    """What becomes of an allow or an ask that cannot be carried out."""
+    return Decision("deny", rule, f"{rule.where} says {rule.action}, but {reason}", notify=notify)
+
+
+def _allow(question: Question, rule: Rule, outcome: Outcome, system: System) -> Decision:
+    wanted = outcome.target or question.target
+    target = resolved(wanted, question.default_dispvm, system)
+    if target is None:
+        if wanted == DISPVM:
+            return _denied(rule, f"{question.source!r} has no default template for disposables")
+        if wanted.startswith(DISPVM_OF):
+            return _denied(rule, f"{wanted!r} is of no template for disposables")
+        if outcome.target is not None:
+            return _denied(rule, f"there is no VM {wanted!r}")
+        return _denied(rule, "neither the caller nor the rule names a target")
+    if not outcome.autostart and not system.runs(target):
+        return _denied(rule, f"{target!r} would have to be started", outcome.notify)
+    return Decision(
+        "allow",
+        rule,
+        f"{rule.where} says allow",
+        target,
+        outcome.user,
+        outcome.autostart,
+        outcome.notify,
+        outcome.read_only,
+        outcome.parameters,
+    )
+
+
+def _ask(
+    question: Question, rule: Rule, outcome: Outcome, snapshot: Snapshot, system: System
+) -> Decision:
+    offered = candidates.of(question, rule, snapshot, system)
+    if not offered:
+        return _denied(rule, "there is no target to choose from")
+    default = outcome.default_target
+    if default is not None:
+        default = resolved(default, question.default_dispvm, system)
+        if default not in offered:
+            default = None
+    return Decision(
+        "ask",
+        rule,
+        f"{rule.where} says ask",
+        None,
+        outcome.user,
+        outcome.autostart,
+        outcome.notify,
+        outcome.read_only,
+        outcome.parameters,
+        offered,
+        default,
+    )
+
+
+def resolved(word: str, default_dispvm: str | None, system: System) -> str | None:
+    """The VM's name, or @dispvm:TEMPLATE, that a target or a redirect means; None for none."""
+    if word == DISPVM:
+        if default_dispvm is None:
+            return None
+        word = DISPVM_OF + default_dispvm
+    if word.startswith(DISPVM_OF):
+        facts = system.get(word[len(DISPVM_OF) :])
+        return word if facts is not None and facts.template_for_dispvms else None
+    if word == ADMIN:
+        return ADMIN_VM
+    facts = system.by_uuid.get(word[len(UUID) :]) if word.startswith(UUID) else system.get(word)
+    return None if facts is None else facts.name
+
+
+def _scan(question: Question, snapshot: Snapshot) -> tuple[Rule | None, tuple[TraceStep, ...]]:
     """The first match, by reading the rules in file order as an administrator would."""
     steps: list[TraceStep] = []
     services = service_tokens(question.service)
     for rule in snapshot.rules:
         if rule.service not in services:
             continue
-        why = _why_not(rule, question)
+        why = why_not(rule, question)
         if not why:
             return rule, tuple(steps)
         steps.append(TraceStep(rule, why))
     return None, tuple(steps)
 
 
-def _why_not(rule: Rule, question: _Question) -> str:
+def why_not(rule: Rule, question: Question) -> str:
     """The first column of `rule` that does not match, as a sentence; "" when all do."""
-    if rule.source not in vm_tokens(question.source):
+    if not rule.selects and rule.argument not in ("*", question.argument):
+        return f"argument {question.argument!r} is not {rule.argument!r}"
+    if rule.source not in question.source_words:
         return f"source {question.source!r} is not {rule.source!r}"
-    if rule.target not in vm_tokens(question.target):
+    if rule.target not in question.target_words:
         return f"target {question.target!r} is not {rule.target!r}"
-    return rule.selector.why_not(question.device) if rule.selector is not None else ""
+    if not rule.selects or question.device is None:
+        return ""
+    return selector(rule.argument).why_not(question.device)
 
 
-def _question(untrusted: object) -> _Question:
-    """The request with every field checked; _MalformedError says what is wrong with it.
+def _question(untrusted: object, system: System) -> Question:
+    """The request with every field checked; _RefusedError says what is wrong with it.
 
     `type() is str`, not isinstance: a subclass could bring its own comparison or hash.
     """
     if type(untrusted) is not Request:
-        raise _MalformedError("not a request")
-    service, argument = untrusted.service, untrusted.argument
-    if type(service) is not str or len(service) > SERVICE_MAX or device_service(service) is None:
-        raise _MalformedError("service is not device.VERB.CLASS")
-    for what, vm in (("source", untrusted.source), ("target", untrusted.target)):
-        if type(vm) is not str or not is_vm_name(vm):
-            raise _MalformedError(f"{what} is not a VM name")
-    if type(argument) is not str or len(argument) > ARGUMENT_MAX or not argument.startswith("+"):
-        raise _MalformedError("argument is not +BACKEND:PORT:IDENTITY")
+        raise _malformed("not a request")
+    service, argument, source = untrusted.service, untrusted.argument, untrusted.source
+    if type(service) is not str or not is_service(service):
+        raise _malformed("service is not the name of a service, or not a known device.VERB.CLASS")
+    if type(source) is not str or not is_vm_name(source):
+        raise _malformed("source is not a VM name")
+    if type(argument) is not str or len(argument) > ARGUMENT_MAX or argument[:1] != "+":
+        raise _malformed("argument does not begin with '+', or is too long")
+    device = _device(argument) if device_service(service) is not None else None
+    target = _target(untrusted.target, system)
+    facts = system.get(source)
+    default_dispvm = None if facts is None else facts.default_dispvm
+    return Question(
+        service,
+        argument,
+        device,
+        source,
+        target,
+        default_dispvm,
+        vm_words(source, system),
+        target_words(target, default_dispvm, system),
+    )
+
+
+def _malformed(what: str) -> _RefusedError:
+    return _RefusedError(f"malformed request: {what}")
+
+
+def _target(untrusted: object, system: System) -> str:
+    """A VM that exists, by its name, or one of @default, @adminvm, @dispvm, @dispvm:TEMPLATE."""
+    if type(untrusted) is not str or len(untrusted) > TARGET_MAX:
+        raise _malformed("target is not a VM name")
+    if untrusted in system.domains or untrusted in _AS_IT_IS:
+        return untrusted
+    if untrusted.startswith(DISPVM_OF):
+        template = untrusted[len(DISPVM_OF) :]
+        if not is_vm_name(template):
+            raise _malformed("target is not a template of disposables")
+        if resolved(untrusted, None, system) is None:
+            raise _RefusedError(f"{template!r} is not a template of disposables")
+        return untrusted
+    if untrusted.startswith(UUID):
+        facts = system.by_uuid.get(untrusted[len(UUID) :])
+        return DEFAULT if facts is None else facts.name
+    if untrusted and not is_vm_name(untrusted):
+        raise _malformed("target is not a VM name")
+    return DEFAULT  # none is named, or none that exists
+
+
+_AS_IT_IS = (DEFAULT, ADMIN, DISPVM)
+
+
+def _device(argument: str) -> DeviceParts:
     parts = argument[1:].split(":", 2)
     if len(parts) != len(SELECTOR_PARTS):
-        raise _MalformedError("argument is not +BACKEND:PORT:IDENTITY")
+        raise _malformed("argument is not +BACKEND:PORT:IDENTITY")
     backend, port, identity = parts
     if not is_vm_name(backend):
-        raise _MalformedError("BACKEND is not a VM name")
+        raise _malformed("BACKEND is not a VM name")
     if not is_device_id(port):
-        raise _MalformedError("PORT is not a device id")
+        raise _malformed("PORT is not a device id")
     if not is_identity(identity):
-        raise _MalformedError("IDENTITY has characters that no identity has, or too many")
-    return _Question(service, (backend, port, identity), untrusted.source, untrusted.target)
+        raise _malformed("IDENTITY has characters that no identity has, or too many")
+    return backend, port, identity

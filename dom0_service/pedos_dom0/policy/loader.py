@@ -1,183 +1,71 @@
-"""The policy folders on disk, and the snapshot of them that is in force.
+"""The snapshot of the policy folders that is in force, and how it follows the files.
 
 A policy is taken as a whole or not at all: one error in one file, and the snapshot before it stays
 in force. Before the first good one that is Snapshot.DENY_ALL.
+
+A large policy is read, indexed and compared in a thread, and what it replaces is taken apart in
+one: each of them would hold up the event loop for longer than a request may wait. As only one
+thread runs Python at a time, that thread lets the loop in between every fraction of a millisecond.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
-import os
-import re
-import stat
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 import trio
-from attrs import frozen
 from pedos_protocol import messages
 from pedos_protocol.fields import ERRORS_MAX
-from pedos_protocol.names import printable_text, shown
 from pedos_vchan.folder_watch import FolderWatch
 
-from .model import PolicyError, Rule, Snapshot
-from .parser import FILE_MAX, RULES_MAX, parse_bytes
+from .files import shown_path, why
+from .model import PolicyError
+from .reading import Loaded, read_policy
+from .snapshot import Snapshot
+
+__all__ = ["Loaded", "PolicyLoader", "read_policy"]
 
 log = logging.getLogger(__name__)
 
-SUFFIX = ".policy"
-_FILE_NAME = re.compile(r"[0-9a-z_.-]+\.policy")
-
-# Policies have a handful of files; the bounds keep a folder that was filled by mistake from being
-# read for minutes, with the old policy in force and nobody the wiser.
-FILES_MAX = 1000
-BYTES_MAX = 4 * FILE_MAX
-# A pass over the files that finds them changed at its end is made again, this often: whoever
-# changes them so often causes a wake-up afterwards anyhow.
-PASSES_MAX = 3
 # Seconds from a change to reading: an editor's write and rename, or a package's many files, come
 # as one burst, and there is no use in complaining of the half of it.
 SETTLE = 0.05
 # Seconds after which a policy with errors is looked at again without a wake-up: what is wrong may
 # be mended where nothing is watched (behind a symbolic link, above a missing folder).
 AGAIN = 10.0
-# Characters of a folder's path in an error.
-PATH_SHOWN = 256
+# Seconds that the thread works before it lets others in, and for which it then stands back. A
+# thread that wants to run Python would otherwise be let in after 5 ms, several times a request.
+WORK = 0.0004
+REST = 0.0002
+# Rules that are let go of at once when an old snapshot is taken apart.
+_LET_GO = 64
 
 
-@frozen
-class Loaded:
-    """What one pass over the folders gave. With any error, `rules` are not for use."""
+class _Breath:
+    """Stands back when it is called and there was WORK since the last time."""
 
-    rules: tuple[Rule, ...]
-    errors: tuple[PolicyError, ...]
-    files: int
+    def __init__(self) -> None:
+        self._until = time.perf_counter() + WORK
 
-
-def read_policy(directories: Sequence[Path]) -> Loaded:
-    """All rules of all files, in one pass during which nothing changed.
-
-    Files are read in C-locale order of their names, whichever folder they are in; of two with the
-    same name, the one in the earlier folder counts. Raises nothing: what goes wrong is an error.
-    """
-    for _ in range(PASSES_MAX):
-        before = _fingerprint(directories)
-        loaded = _read_pass(directories)
-        if _fingerprint(directories) == before:
-            return loaded
-    where = _shown_path(directories[0]) if directories else ""
-    changing = PolicyError(where, 0, 0, "the files kept changing while they were read")
-    return Loaded((), (*loaded.errors, changing), loaded.files)
+    def __call__(self) -> None:
+        if time.perf_counter() >= self._until:
+            time.sleep(REST)
+            self._until = time.perf_counter() + WORK
 
 
-def _fingerprint(directories: Sequence[Path]) -> list[object]:
-    """Changes with every change of a name, of a file's content and of what a link points to."""
-    seen: list[object] = []
-    for directory in directories:
-        try:
-            with os.scandir(directory) as entries:
-                names = sorted(entry.name for entry in entries if entry.name.endswith(SUFFIX))
-        except OSError as error:
-            seen.append((str(directory), error.errno))
-            continue
-        for name in names[: FILES_MAX + 1]:
-            try:
-                found = (directory / name).stat()
-            except OSError as error:
-                seen.append((str(directory), name, error.errno))
-            else:
-                times = (found.st_mtime_ns, found.st_ctime_ns)
-                seen.append((str(directory), name, found.st_ino, found.st_size, times))
-    return seen
-
-
-def _read_pass(directories: Sequence[Path]) -> Loaded:
-    errors: list[PolicyError] = []
-    if not directories:
-        errors.append(PolicyError("", 0, 0, "no policy folder was given"))
-    paths: dict[str, Path] = {}
-    for directory in directories:
-        names, found = _names(directory)
-        errors += found
-        for name in names:
-            paths.setdefault(name, directory / name)
-
-    rules: list[Rule] = []
-    size = 0
-    for name in sorted(paths, key=os.fsencode):
-        data = _read_file(paths[name])
-        if isinstance(data, str):
-            errors.append(PolicyError(name, 0, 0, data))
-            continue
-        size += len(data)
-        if size > BYTES_MAX:
-            errors.append(PolicyError(name, 0, 0, f"more than {BYTES_MAX} bytes of policy"))
-            break
-        some, wrong = parse_bytes(name, data)
-        rules += some
-        errors += wrong
-        if len(rules) > RULES_MAX:
-            errors.append(PolicyError(name, 0, 0, f"more than {RULES_MAX} rules in all files"))
-            break
-    return Loaded(tuple(rules), tuple(errors), len(paths))
-
-
-def _names(directory: Path) -> tuple[list[str], list[PolicyError]]:
-    """The policy files of a folder, and what is wrong with it.
-
-    Hidden files and other suffixes are what editors and packaging leave about: not looked at. A
-    `.policy` whose name nobody would read is an error, lest a rule be missing without a word.
-    """
-    names: list[str] = []
-    errors: list[PolicyError] = []
-    try:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                name = entry.name
-                if not name.endswith(SUFFIX) or name.startswith("."):
-                    continue
-                if len(names) + len(errors) >= FILES_MAX:
-                    many = f"more than {FILES_MAX} policy files in one folder"
-                    errors.append(PolicyError(_shown_path(directory), 0, 0, many))
-                    break
-                if _FILE_NAME.fullmatch(name):
-                    names.append(name)
-                else:
-                    message = "a policy file's name has only 0-9 a-z _ . -"
-                    errors.append(PolicyError(shown(name), 0, 0, message))
-    except OSError as error:
-        message = f"the policy folder cannot be read: {_why(error)}"
-        errors.append(PolicyError(_shown_path(directory), 0, 0, message))
-    return names, sorted(errors)
-
-
-def _read_file(path: Path) -> bytes | str:
-    """The content, or why there is none. Never waits: a FIFO is opened without its writer."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    except OSError as error:
-        return f"cannot be read: {_why(error)}"
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return "is not a regular file"
-        chunks, left = [], FILE_MAX + 1  # one more than is allowed, so that the parser refuses it
-        while left > 0 and (chunk := os.read(fd, left)):
-            chunks.append(chunk)
-            left -= len(chunk)
-    except OSError as error:
-        return f"cannot be read: {_why(error)}"
-    finally:
-        os.close(fd)
-    return b"".join(chunks)
-
-
-def _why(error: OSError) -> str:
-    if error.errno == errno.ELOOP:
-        return "its symbolic links lead in a circle"
-    return error.strerror or type(error).__name__
+def _read_in_thread(directories: Sequence[Path], old: list[Snapshot]) -> Loaded:
+    """The policy, after the snapshots in `old` have been taken apart."""
+    breathe = _Breath()
+    while old:
+        rules = list(old.pop().rules)
+        while rules:
+            del rules[-_LET_GO:]
+            breathe()
+    return read_policy(directories, breathe=breathe)
 
 
 class PolicyLoader:
@@ -190,6 +78,12 @@ class PolicyLoader:
         self._directories = [Path(directory) for directory in directories]
         self._snapshot = Snapshot.DENY_ALL
         self._loaded_at = ""
+        self._digest = b""
+        self._files = 0
+        self._watched: tuple[Path, ...] = tuple(self._directories)
+        # Those that were replaced. Whoever decides by one lets go of it at the next request; then
+        # it goes here, in the thread of the next reading, rather than there at the loop's cost.
+        self._old: list[Snapshot] = []
         self._errors: tuple[PolicyError, ...] = (
             PolicyError("", 0, 0, "the policy has not been read yet"),
         )
@@ -211,9 +105,13 @@ class PolicyLoader:
             loaded_at=self._loaded_at,
             rules=len(self._snapshot),
             errors=tuple(
-                messages.PolicyErrorInfo(error.file, error.line, error.column, error.message)
+                messages.PolicyErrorInfo(
+                    error.file, error.line, error.column, error.message, error.help, error.text
+                )
                 for error in _first(self._errors)
             ),
+            folders=tuple(shown_path(directory) for directory in self._directories),
+            files=self._files,
         )
 
     def reload(self) -> bool:
@@ -229,36 +127,43 @@ class PolicyLoader:
         task_status.started()
         complaint = ""
         while True:
+            watched = self._watched
             try:
-                with FolderWatch(self._directories) as watch:
+                with FolderWatch(watched) as watch:
                     while True:
                         # Once more at the start: something may have changed before the watch began.
                         await self._reload_in_thread()
+                        if set(self._watched) != set(watched):
+                            break  # what is included from elsewhere is to be watched too
                         with trio.move_on_after(AGAIN if self._errors else math.inf):
                             await watch.changed()
                             await trio.sleep(SETTLE)
+                continue
             except OSError as error:
-                if _why(error) != complaint:
-                    complaint = _why(error)
+                if why(error) != complaint:
+                    complaint = why(error)
                     log.error("policy: the folders cannot be watched: %s", complaint)
             await trio.sleep(AGAIN)
             await self._reload_in_thread()
 
     async def _reload_in_thread(self) -> None:
-        # A large policy takes longer to read than a request may wait.
-        self._take(await trio.to_thread.run_sync(read_policy, self._directories))
+        self._take(await trio.to_thread.run_sync(_read_in_thread, self._directories, self._old))
 
     def _take(self, loaded: Loaded) -> bool:
         """The only place where the policy in force changes."""
         before, self._errors = set(self._errors), loaded.errors
+        self._watched = loaded.watched
         if loaded.errors:
             self._complain([error for error in loaded.errors if error not in before])
             return False
-        if self._loaded_at and not before and self._snapshot.rules == loaded.rules:
+        if self._loaded_at and not before and self._digest == loaded.digest:
             return True
-        self._snapshot = Snapshot(loaded.rules)
+        if self._loaded_at:
+            self._old.append(self._snapshot)
+        self._snapshot, self._digest = loaded.snapshot, loaded.digest
+        self._files = len(loaded.files)
         self._loaded_at = datetime.now().astimezone().isoformat(timespec="seconds")
-        log.info("policy: %d rules of %d files are in force", len(loaded.rules), loaded.files)
+        log.info("policy: %d rules of %d files are in force", len(loaded.rules), self._files)
         return True
 
     def _complain(self, news: list[PolicyError]) -> None:
@@ -277,8 +182,3 @@ def _first(errors: Sequence[PolicyError]) -> Sequence[PolicyError]:
         return errors
     more = PolicyError("", 0, 0, f"{len(errors) - ERRORS_MAX + 1} errors more")
     return (*errors[: ERRORS_MAX - 1], more)
-
-
-def _shown_path(directory: Path) -> str:
-    """A folder's name may be of any bytes; what is sent and logged is text of one line."""
-    return printable_text(str(directory), PATH_SHOWN)

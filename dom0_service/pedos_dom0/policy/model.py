@@ -1,14 +1,12 @@
-"""Rules, the errors of a policy, and the immutable snapshot that requests are judged by."""
+"""Rules, what they decide, and the errors of a policy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
+from functools import lru_cache
 from types import MappingProxyType
-from typing import ClassVar
 
 from attrs import field, frozen
-
-from .tokens import service_tokens
 
 NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
 
@@ -18,16 +16,28 @@ class PolicyError:
     """One thing that is wrong with a policy.
 
     `line` and `column` count from 1, the column in characters; both are 0 when the error is about
-    the file or folder itself. `file` is a file's name, or a folder's path.
+    the file or folder itself. `file` is a file's name, or a folder's path. `help` says what would
+    be right, `text` is the line as it stands in the file; both may be empty.
     """
 
     file: str
     line: int
     column: int
     message: str
+    help: str = ""
+    text: str = field(default="", order=False)
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}:{self.column}: {self.message}"
+
+    def render(self) -> str:
+        """The error for a terminal: where and what, the line with a caret under it, the help."""
+        lines = [str(self)]
+        if self.text and self.column:
+            lines += [f"    {self.text}", f"    {' ' * (self.column - 1)}^"]
+        if self.help:
+            lines.append(f"    help: {self.help}")
+        return "\n".join(lines)
 
 
 @frozen
@@ -62,41 +72,64 @@ class Glob:
 SELECTOR_PARTS = ("BACKEND", "PORT", "IDENTITY")
 DeviceParts = tuple[str, str, str]
 
+# Of 10,000 rules few are ever compared with a device: the index finds the others out before. So
+# their globs are taken apart when they are needed, and the garbage collector, which holds up the
+# event loop, has that many objects less to look at.
+SELECTORS_KEPT = 4096
+
 
 @frozen
 class Selector:
     """The argument column of a device rule: up to three globs, a missing one meaning any."""
 
-    globs: tuple[Glob, ...]
     # Those that can fail, and the part that each is for: most of a policy's globs are a lone `*`.
-    _checks: tuple[tuple[int, Glob], ...] = field(init=False, eq=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        checks = tuple((at, glob) for at, glob in enumerate(self.globs) if glob.text != "*")
-        object.__setattr__(self, "_checks", checks)
-
-    @classmethod
-    def of(cls, argument: str) -> Selector:
-        """From `+BACKEND:PORT:IDENTITY`. IDENTITY holds colons itself, so two splits at most."""
-        return cls(tuple(Glob(part) for part in argument[1:].split(":", 2)))
+    checks: tuple[tuple[int, Glob], ...]
 
     def matches(self, device: DeviceParts) -> bool:
-        for at, glob in self._checks:  # noqa: SIM110 - all() costs a third more, per rule
+        for at, glob in self.checks:  # noqa: SIM110 - all() costs a third more, per rule
             if not glob.matches(device[at]):
                 return False
         return True
 
     def why_not(self, device: DeviceParts) -> str:
         """Which part did not match; "" when all did."""
-        for at, glob in self._checks:
+        for at, glob in self.checks:
             if not glob.matches(device[at]):
                 return f"{SELECTOR_PARTS[at]} {device[at]!r} does not match {glob.text!r}"
         return ""
 
 
+@lru_cache(maxsize=SELECTORS_KEPT)
+def selector(argument: str) -> Selector:
+    """From `+BACKEND:PORT:IDENTITY`. IDENTITY holds colons itself, so two splits at most."""
+    globs = (Glob(part) for part in argument[1:].split(":", 2))
+    return Selector(tuple((at, glob) for at, glob in enumerate(globs) if glob.text != "*"))
+
+
+@frozen
+class Outcome:
+    """What a rule decides: its action and parameters, with what is meant where one is left out.
+
+    `target` is where a call is sent instead of to what it named. Rules of one file that decide the
+    same share one Outcome.
+    """
+
+    action: str  # allow, ask or deny
+    parameters: Mapping[str, str] = NO_PARAMETERS  # as they were written
+    target: str | None = None
+    user: str | None = None
+    autostart: bool = True
+    notify: bool = False
+    default_target: str | None = None
+    read_only: bool = False
+
+
 @frozen
 class Rule:
-    """One line of a policy. `text` is that line with single spaces between its columns."""
+    """One line of a policy. `text` is that line with single spaces between its columns.
+
+    `file` is the name of the file that it stands in, which may be one that another includes.
+    """
 
     file: str
     line: int
@@ -104,66 +137,26 @@ class Rule:
     argument: str
     source: str
     target: str
-    action: str
-    parameters: Mapping[str, str]
+    outcome: Outcome
     text: str
-    selector: Selector | None = None  # None: the argument is `*`, or the service not a device one
+    selects: bool = False  # is the argument a device's selector?
 
     @property
     def where(self) -> str:
         return f"{self.file}:{self.line}"
 
+    @property
+    def action(self) -> str:
+        return self.outcome.action
 
-_Bucket = list[tuple[int, Rule]]
-_Index = dict[str, dict[str, dict[str, _Bucket]]]
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        return self.outcome.parameters
 
-
-def _tuple(rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    return tuple(rules)
-
-
-@frozen
-class Snapshot:
-    """All rules of a policy in their order, indexed by service, then source, then target word.
-
-    Never changed after it is made; a new policy is a new snapshot, swapped in as a whole.
-    """
-
-    DENY_ALL: ClassVar[Snapshot]
-
-    rules: tuple[Rule, ...] = field(converter=_tuple)
-    _index: _Index = field(init=False, eq=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        index: _Index = {}
-        for position, rule in enumerate(self.rules):
-            by_source = index.setdefault(rule.service, {})
-            by_target = by_source.setdefault(rule.source, {})
-            by_target.setdefault(rule.target, []).append((position, rule))
-        object.__setattr__(self, "_index", index)
-
-    def __len__(self) -> int:
-        return len(self.rules)
-
-    def buckets(
-        self, service: str, sources: frozenset[str], targets: frozenset[str]
-    ) -> Iterator[_Bucket]:
-        """The lists of (position, rule) whose three words all stand for what is asked.
-
-        Each list is in file order; the lists among each other are not.
-        """
-        for service_word in service_tokens(service):
-            by_source = self._index.get(service_word)
-            if by_source is None:
-                continue
-            for source in sources:
-                by_target = by_source.get(source)
-                if by_target is None:
-                    continue
-                for target in targets:
-                    bucket = by_target.get(target)
-                    if bucket is not None:
-                        yield bucket
-
-
-Snapshot.DENY_ALL = Snapshot(())
+    def takes(self, argument: str, device: DeviceParts | None) -> bool:
+        """Does the argument column match? `device` is the argument's parts, for a device."""
+        if self.argument == "*":
+            return True
+        if self.selects:
+            return device is not None and selector(self.argument).matches(device)
+        return self.argument == argument

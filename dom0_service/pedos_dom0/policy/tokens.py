@@ -1,24 +1,31 @@
 """What the words of a rule stand for.
 
-Matching is done with sets of words, not with predicates: `vm_tokens("work")` is every word that
-means the VM work (`work`, `@anyvm`, `*`), and a rule matches when the word that stands in its
-column is in that set. So a request is turned into words once, and each rule costs a look-up; that
-is also what lets the snapshot be indexed by all of service, source and target.
-
-VM_TOKENS is the one table of VM words. A word of the reference language that cannot be evaluated
-yet stands in it too, so that it gets an error of its own and not "invalid".
+Matching is done with sets of words, not with predicates: the words of the VM work are `work`, `*`,
+`@anyvm`, `@type:AppVM`, `@tag:...` and `uuid:...`, and a rule matches when the word in its column
+is among them. So a request is turned into words once, each rule costs a look-up, and a snapshot
+can be indexed by all of service, source and target, whatever kinds of words its rules use.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import lru_cache
 
-from attrs import frozen
-from pedos_protocol.names import DEVICE_CLASSES, is_vm_name, shown
+from pedos_protocol.names import DEVICE_CLASSES, shown
 
-ADMIN_VM = "dom0"
+from .system import ADMIN_VM, System
+
+ANY = "*"
+ANY_VM = "@anyvm"
+ADMIN = "@adminvm"
+DEFAULT = "@default"
+DISPVM = "@dispvm"
+DISPVM_OF = "@dispvm:"
+DISPVM_TAG = "@dispvm:@tag:"
+TYPE = "@type:"
+TAG = "@tag:"
+UUID = "uuid:"
+
 DEVICE_VERBS = ("list", "attach", "detach", "assign")
 DEVICE_SERVICE_PREFIX = "device."
 
@@ -26,62 +33,128 @@ DEVICE_SERVICE_PREFIX = "device."
 SERVICE_MAX = 255
 _SERVICE = re.compile(r"[A-Za-z0-9._-]+")
 
-# Distinct (VM, service) words per running system are few; the bound only keeps a flood of
-# made-up names from growing the memory.
+# Distinct services per running system are few; the bound only keeps a flood of made-up names from
+# growing the memory.
 TOKEN_CACHE = 1024
 
+# What may stand in a VM column that is not one of the words with `@`. Wider than a VM's name, as a
+# rule may well speak of VMs that are not there (yet, or any more).
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+# The part after `@tag:`, `@type:` and `uuid:`.
+_VALUE = re.compile(r"[!-?A-~]+")
 
-@frozen
-class VmToken:
-    """One kind of VM word. `stands_for` is None for a kind that is not evaluated yet."""
-
-    form: str
-    meaning: str
-    stands_for: Callable[[str], bool] | None
-    takes_value: bool = False
-
-    def covers(self, text: str) -> bool:
-        return text.startswith(self.form) if self.takes_value else text == self.form
-
-
-VM_TOKENS = (
-    VmToken("*", "every VM and dom0", lambda vm: True),
-    VmToken("@anyvm", "every VM but dom0", lambda vm: vm != ADMIN_VM),
-    VmToken("@adminvm", "dom0", lambda vm: vm == ADMIN_VM),
-    VmToken("@tag:", "the VMs with a tag", None, takes_value=True),
-    VmToken("@type:", "the VMs of a type", None, takes_value=True),
-    VmToken("@dispvm:", "a new disposable of a template", None, takes_value=True),
-    VmToken("@dispvm", "a new disposable", None),
-    VmToken("@default", "no VM named by the caller", None),
-    VmToken("uuid:", "the VM with a UUID", None, takes_value=True),
-)
-
-_SUPPORTED = ", ".join(token.form for token in VM_TOKENS if token.stands_for is not None)
-
-
-def vm_token_problem(text: str) -> str | None:
-    """Why `text` cannot stand in a VM column, or None when it can."""
-    for token in VM_TOKENS:
-        if token.covers(text):
-            if token.stands_for is not None:
-                return None
-            return f"{token.form} ({token.meaning}) is not supported yet; {_right_vm()}"
-    if is_vm_name(text):
-        return None
-    kind = "VM word" if text.startswith("@") else "VM name"
-    return f"{shown(text)} is not a {kind}; {_right_vm()}"
-
-
-def _right_vm() -> str:
-    return f"write a VM's name or one of {_SUPPORTED}"
+SOURCE, TARGET, REDIRECT = "source", "target", "redirect"
+_EXACT = {
+    SOURCE: (ANY, ANY_VM, ADMIN),
+    TARGET: (ANY, ANY_VM, ADMIN, DEFAULT, DISPVM),
+    REDIRECT: (ADMIN, DISPVM),
+}
+_PREFIXES = {
+    SOURCE: (DISPVM_TAG, DISPVM_OF, TYPE, TAG, UUID),
+    TARGET: (DISPVM_TAG, DISPVM_OF, TYPE, TAG, UUID),
+    REDIRECT: (DISPVM_OF, UUID),
+}
+_ALL_EXACT = frozenset(word for words in _EXACT.values() for word in words)
+_ALL_PREFIXES = _PREFIXES[TARGET]
 
 
 @lru_cache(maxsize=TOKEN_CACHE)
-def vm_tokens(vm: str) -> frozenset[str]:
-    """Every word that stands for the VM named `vm`."""
-    return frozenset(
-        {vm, *(t.form for t in VM_TOKENS if t.stands_for is not None and t.stands_for(vm))}
-    )
+def vm_word_problem(text: str, column: str) -> tuple[str, str] | None:
+    """Why `text` cannot stand there, and what could; None when it can.
+
+    `column` is SOURCE, TARGET or REDIRECT (the value of `target=` and `default_target=`).
+    """
+    if text in _EXACT[column]:
+        return None
+    for prefix in _PREFIXES[column]:
+        if text.startswith(prefix):
+            return _value_problem(text, prefix)
+    if _NAME.fullmatch(text):
+        return None
+    right = _right(column)
+    if text in _ALL_EXACT or text.startswith(_ALL_PREFIXES):
+        return f"{shown(text)} cannot stand for a {column}", right
+    kind = "VM word" if text.startswith("@") else "VM name"
+    return f"{shown(text)} is not a {kind}", right
+
+
+def _value_problem(text: str, prefix: str) -> tuple[str, str] | None:
+    value = text[len(prefix) :]
+    if not value:
+        return f"{prefix} is not followed by anything", f"as in {_EXAMPLES[prefix]}"
+    if (_NAME if prefix == DISPVM_OF else _VALUE).fullmatch(value):
+        return None
+    return f"{shown(value)} cannot follow {prefix}", f"as in {_EXAMPLES[prefix]}"
+
+
+_EXAMPLES = {
+    DISPVM_TAG: "@dispvm:@tag:work",
+    DISPVM_OF: "@dispvm:default-dvm",
+    TYPE: "@type:AppVM",
+    TAG: "@tag:work",
+    UUID: "uuid:00000000-0000-0000-0000-000000000000",
+}
+
+
+def _right(column: str) -> str:
+    words = [*_EXACT[column], *(prefix + "..." for prefix in _PREFIXES[column])]
+    return f"a {column} is a VM's name or one of {' '.join(words)}"
+
+
+# --- the words of what is asked
+
+
+def vm_words(vm: str, system: System) -> frozenset[str]:
+    """Every word that stands for the VM of that name, whether it exists or not."""
+    known = system.words.get(vm)
+    if known is None:
+        known = _vm_words(vm, system)
+        if vm in system.domains:
+            system.words[vm] = known
+    return known
+
+
+def _vm_words(vm: str, system: System) -> frozenset[str]:
+    words = {ANY, vm, ADMIN if vm == ADMIN_VM else ANY_VM}
+    facts = system.get(vm)
+    if facts is not None:
+        words.add(TYPE + facts.type)
+        words.update(TAG + tag for tag in facts.tags)
+        if facts.uuid:
+            words.add(UUID + facts.uuid)
+    return frozenset(words)
+
+
+def target_words(target: str, default_dispvm: str | None, system: System) -> frozenset[str]:
+    """Every word that stands for a target, which is a VM's name, @default or a disposable.
+
+    `default_dispvm` is the template of the caller's disposables, which is what `@dispvm` means.
+    """
+    if not target.startswith("@"):
+        return vm_words(target, system)
+    if target == ADMIN:
+        # Not its type, tags and UUID, which the reference finds by dom0's name only.
+        return _ADMIN_WORDS
+    words = {ANY, ANY_VM, target}
+    if target == DISPVM and default_dispvm is not None:
+        words.add(DISPVM_OF + default_dispvm)
+        words |= _dispvm_tags(default_dispvm, system)
+    elif target.startswith(DISPVM_OF):
+        words |= _dispvm_tags(target[len(DISPVM_OF) :], system)
+    return frozenset(words)
+
+
+_ADMIN_WORDS = frozenset((ANY, ADMIN, ADMIN_VM))
+
+
+def _dispvm_tags(template: str, system: System) -> set[str]:
+    facts = system.get(template)
+    if facts is None or not facts.template_for_dispvms:
+        return set()
+    return {DISPVM_TAG + tag for tag in facts.tags}
+
+
+# --- services
 
 
 @lru_cache(maxsize=TOKEN_CACHE)
@@ -89,9 +162,9 @@ def service_tokens(service: str) -> tuple[str, ...]:
     """Every word that stands for `service`, most particular first."""
     parts = device_service(service)
     if parts is None:
-        return (service, "*")
+        return (service, ANY)
     verb, device_class = parts
-    return (service, f"device.{verb}.*", f"device.*.{device_class}", "device.*.*", "*")
+    return (service, f"device.{verb}.*", f"device.*.{device_class}", "device.*.*", ANY)
 
 
 def device_service(service: str) -> tuple[str, str] | None:
@@ -104,32 +177,40 @@ def device_service(service: str) -> tuple[str, str] | None:
     return None
 
 
-def service_problem(text: str) -> str | None:
-    """Why `text` cannot stand in the service column, or None when it can."""
-    if text == "*":
+def is_service(text: str) -> bool:
+    """Is `text` a service that can be called? Those of devices have to be known ones."""
+    if len(text) > SERVICE_MAX or not _SERVICE.fullmatch(text):
+        return False
+    return not text.startswith(DEVICE_SERVICE_PREFIX) or device_service(text) is not None
+
+
+@lru_cache(maxsize=TOKEN_CACHE)
+def service_problem(text: str) -> tuple[str, str] | None:
+    """Why `text` cannot stand in the service column, and what could; None when it can."""
+    if text == ANY:
         return None
     if len(text) > SERVICE_MAX:
-        return f"service name of {len(text)} characters; at most {SERVICE_MAX} are allowed"
+        return f"service name of {len(text)} characters", f"at most {SERVICE_MAX} are allowed"
     if text.startswith(DEVICE_SERVICE_PREFIX):
         return _device_service_problem(text)
     if "*" in text:
         return (
-            f"{shown(text)}: a service is '*' alone or a full name;"
-            " only device.VERB.CLASS takes '*' for a part"
+            f"{shown(text)}: a service is '*' alone or a full name",
+            "only device.VERB.CLASS takes '*' for a part",
         )
     if not _SERVICE.fullmatch(text):
-        return f"{shown(text)} is not a service; only A-Z a-z 0-9 . _ - are allowed"
+        return f"{shown(text)} is not a service", "only A-Z a-z 0-9 . _ - are allowed"
     return None
 
 
-def _device_service_problem(text: str) -> str | None:
+def _device_service_problem(text: str) -> tuple[str, str] | None:
     parts = text.split(".")
     if len(parts) != 3:
-        return f"{shown(text)}: a device service has three parts, device.VERB.CLASS"
+        return f"{shown(text)}: a device service has three parts", "write device.VERB.CLASS"
     for what, part, known in (
         ("verb", parts[1], DEVICE_VERBS),
         ("class", parts[2], DEVICE_CLASSES),
     ):
-        if part != "*" and part not in known:
-            return f"{shown(text)}: no device {what} {shown(part)}; use {', '.join(known)} or *"
+        if part != ANY and part not in known:
+            return f"{shown(text)}: no device {what} {shown(part)}", f"use {', '.join(known)} or *"
     return None

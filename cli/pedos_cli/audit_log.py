@@ -1,0 +1,307 @@
+"""Reads the audit log that dom0's service writes: one JSON object a line, in up to five files.
+
+The service appends to NAME; when that is full it becomes NAME.1, the one before NAME.2, and so on.
+Everything here holds one block and one line in memory, however long the log is. A line that is no
+record (torn by a crash, or written by somebody else) is counted and passed over: a log that could
+be silenced by one bad line would be no log.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import NoReturn
+
+    Record = dict[str, object]
+
+FILES_KEPT = 4
+"""Older files beside the one that is written: NAME.1 to NAME.4, as the service keeps them."""
+
+LINE_MAX = 16 * 1024
+"""Bytes of one line with its end, as the service bounds them: a longer one is not the service's."""
+
+BLOCK_SIZE = 64 * 1024
+"""Bytes read at once: several hundred lines."""
+
+OPEN_TRIES = 8
+"""How often the files are opened again because they were rotated meanwhile. Once is rare already:
+a rotation is 16 MiB after the last one."""
+
+_TIME_START = b'{"time": "'
+_TIME_LENGTH = len("2026-01-02T03:04:05.678Z")
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # opening a pipe must not wait for a writer
+
+
+class Unread:
+    """How many lines were no records."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+
+
+def records(
+    path: str, *, since: str = "", containing: str = "", unread: Unread | None = None
+) -> Iterator[Record]:
+    """Yield every record, oldest first, over the rotated files (path.4 to path.1, then path).
+
+    `since` is a time as the log writes it (UTC, `2026-01-02T03:04:05.678Z`): what is older is left
+    out without being parsed. So is a line in which `containing`, letters and digits, does not
+    occur, unless it looks torn. Lines that are no records are added to `unread`. Raises
+    FileNotFoundError if there is no file at all, OSError if one cannot be read.
+    """
+    count = Unread() if unread is None else unread
+    from_then = since.encode("ascii", "replace")
+    needle = containing.encode("ascii", "replace")
+    descriptors = _open_all(path)
+    try:
+        for descriptor in descriptors:
+            for line in _lines(descriptor):
+                if line.startswith(_TIME_START):
+                    at = len(_TIME_START)
+                    if line[at : at + _TIME_LENGTH] < from_then:
+                        continue
+                if needle not in line and line.startswith(b"{") and line.endswith(b"}\n"):
+                    continue
+                record = _take(line, count)
+                if record is not None and str(record["time"]) >= since:
+                    yield record
+    finally:
+        _close_all(descriptors)
+
+
+def last_records(
+    path: str,
+    number: int,
+    wanted: Callable[[Record], bool],
+    unread: Unread,
+    *,
+    follow: bool = False,
+) -> tuple[list[Record], Follower | None]:
+    """Return the last `number` records that are `wanted`, oldest first, read from the end.
+
+    With `follow`, also what goes on exactly where they end. Raises what `records` raises.
+    """
+    descriptors = _open_all(path)
+    try:
+        end = _end_of_lines(descriptors[-1]) if follow else None
+        found: list[Record] = []
+        if number > 0:
+            for record in _backwards(descriptors, end, unread):
+                if wanted(record):
+                    found.append(record)
+                    if len(found) == number:
+                        break
+        found.reverse()
+        if end is None:
+            return found, None
+        return found, Follower(path, unread, descriptors.pop(), end)
+    finally:
+        _close_all(descriptors)
+
+
+class Follower:
+    """What is appended to a log from a place on, across rotations."""
+
+    def __init__(self, path: str, unread: Unread, descriptor: int, position: int) -> None:
+        """Take over `descriptor`, a file of the log that was read up to byte `position`."""
+        self._path = path
+        self._unread = unread
+        self._descriptor = descriptor
+        self._position = position
+        self._rest = b""
+
+    def new(self) -> Iterator[Record]:
+        """Yield what has come since the last time, without waiting. OSError: it cannot be read."""
+        while True:
+            yield from self._read_on()
+            following = self._next_file()
+            if following is None:
+                return
+            # What was written between the last look and the rotation.
+            yield from self._read_on()
+            self._go_to(following)
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _read_on(self) -> Iterator[Record]:
+        if os.fstat(self._descriptor).st_size < self._position:
+            # Emptied in place, by somebody else's way of rotating.
+            self._position, self._rest = 0, b""
+        while block := os.pread(self._descriptor, BLOCK_SIZE, self._position):
+            self._position += len(block)
+            *lines, self._rest = (self._rest + block).split(b"\n")
+            # One byte more than a line may have is enough to know that this is none.
+            self._rest = self._rest[: LINE_MAX + 1]
+            for line in lines:
+                record = _take(line, self._unread)
+                if record is not None:
+                    yield record
+
+    def _next_file(self) -> int | None:
+        """The file after ours, opened; None as long as ours is the one that is written."""
+        for _ in range(OPEN_TRIES):
+            here = _identity(self._descriptor)
+            newest = _identity(self._path)
+            if newest is None or newest == here:
+                return None  # None: in the middle of a rotation, or tidied up
+            names = _names(self._path)  # oldest first
+            at = next((n for n, name in enumerate(names) if _identity(name) == here), None)
+            if at is None:
+                # Removed, or more than all files ago: what there is now has to do.
+                return _open(self._path)
+            descriptor = _open(names[at + 1])
+            if descriptor is None:
+                return None
+            if _identity(names[at]) == here:
+                return descriptor
+            os.close(descriptor)  # rotated meanwhile: it may not be the next one
+        return None
+
+    def _go_to(self, descriptor: int) -> None:
+        if self._rest:
+            self._unread.lines += 1
+        self.close()
+        self._descriptor, self._position, self._rest = descriptor, 0, b""
+
+
+def _take(line: bytes, unread: Unread) -> Record | None:
+    """The record on a line; an empty line is nothing, and any other that is no record counts."""
+    line = line.rstrip(b"\n")
+    if not line:
+        return None
+    if len(line) < LINE_MAX:
+        try:
+            record = _decoder.decode(line.decode("utf-8"))
+        except (ValueError, RecursionError):  # brackets within brackets, to the end of the line
+            record = None
+        if (
+            isinstance(record, dict)
+            and isinstance(record.get("time"), str)
+            and isinstance(record.get("event"), str)
+        ):
+            return record
+    unread.lines += 1
+    return None
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is too large")
+    return number
+
+
+# What is read can always be written as JSON again.
+_decoder = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
+
+
+def _lines(descriptor: int) -> Iterator[bytes]:
+    """Lines from the first on; one that is too long comes as its beginning, which is too long."""
+    with open(descriptor, "rb", buffering=BLOCK_SIZE, closefd=False) as file:
+        while line := file.readline(LINE_MAX + 1):
+            yield line
+            while len(line) > LINE_MAX and not line.endswith(b"\n"):
+                line = file.readline(LINE_MAX + 1)
+
+
+def _backwards(descriptors: list[int], end: int | None, unread: Unread) -> Iterator[Record]:
+    """Every record, newest first; the newest file up to byte `end`, or all of it."""
+    for descriptor in reversed(descriptors):
+        for line in _lines_backwards(descriptor, end):
+            record = _take(line, unread)
+            if record is not None:
+                yield record
+        end = None
+
+
+def _lines_backwards(descriptor: int, end: int | None) -> Iterator[bytes]:
+    position = os.fstat(descriptor).st_size if end is None else end
+    rest = b""
+    while position > 0:
+        size = min(BLOCK_SIZE, position)
+        position -= size
+        block = os.pread(descriptor, size, position)
+        if len(block) < size:
+            rest = b""  # emptied under our hands: the two parts of a line do not belong together
+        rest, *lines = (block + rest).split(b"\n")
+        rest = rest[-(LINE_MAX + 1) :]
+        yield from reversed(lines)
+    yield rest
+
+
+def _end_of_lines(descriptor: int) -> int:
+    """Where the last whole line ends: the rest of one that is being written comes later."""
+    size = os.fstat(descriptor).st_size
+    start = max(0, size - LINE_MAX)
+    found = os.pread(descriptor, size - start, start).rfind(b"\n")
+    if found >= 0:
+        return start + found + 1
+    return 0 if start == 0 else size
+
+
+def _names(path: str) -> list[str]:
+    """The names of all files of the log, oldest first."""
+    return [f"{path}.{number}" for number in range(FILES_KEPT, 0, -1)] + [path]
+
+
+def _open_all(path: str) -> list[int]:
+    """All files that there are, oldest first, as they stood beside each other at one moment."""
+    for _ in range(OPEN_TRIES):
+        found: dict[str, int] = {}
+        try:
+            for name in _names(path):
+                descriptor = _open(name)
+                if descriptor is not None:
+                    found[name] = descriptor
+            # A rotation meanwhile would leave out the file that moved.
+            is_same = all(_identity(name) == _identity(fd) for name, fd in found.items())
+        except BaseException:
+            _close_all(list(found.values()))
+            raise
+        if not found:
+            raise FileNotFoundError(2, os.strerror(2), path)
+        if is_same:
+            break
+        _close_all(list(found.values()))
+    else:
+        raise OSError(11, "the log is rotated faster than it can be opened", path)
+    return list(found.values())
+
+
+def _open(name: str) -> int | None:
+    """An open regular file, or None if there is no file of this name."""
+    try:
+        descriptor = os.open(name, _FLAGS)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(22, "it is not a file", name)
+    return descriptor
+
+
+def _identity(file: int | str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(file)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _close_all(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())

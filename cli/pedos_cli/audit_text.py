@@ -1,0 +1,261 @@
+"""What records of the audit log say, for people: a row of a list, or sentences.
+
+A record is whatever stands in the file: every field may be missing or of another type than the
+service writes, so nothing here relies on one. What is shown is made harmless by `output`.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from pedos_cli.device_list import options_text
+from pedos_cli.output import show
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    Record = Mapping[str, object]
+
+HEADER = ("TIME", "REQUEST", "EVENT", "WHO", "RESULT", "WHAT")
+FIELD_MAX = 256
+"""Characters of one field in a row or sentence; `--json` has the whole."""
+
+_VM_FIELDS = ("vm", "caller", "source", "target")
+# Fields that have a column of their own, or belong to the words of every event.
+_SHOWN = {
+    "time", "event", "request", "caller", "verb", "device_class", "device", "vm", "verdict",
+    "outcome", "rule", "reason", "seconds", "options", "service", "argument", "source", "target",
+}  # fmt: skip
+_TO_OR_FROM = {"detach": "from"}
+
+
+def local_time(record: Record) -> str:
+    """Return when it was, in this machine's time zone, in a form that `--since` takes."""
+    written = str(record.get("time"))
+    try:
+        moment = datetime.fromisoformat(written)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        local = moment.astimezone()
+    except (ValueError, OverflowError, OSError):
+        return show(written, 32)
+    return local.replace(tzinfo=None).isoformat(sep=" ", timespec="milliseconds")
+
+
+def is_about(record: Record, vm: str) -> bool:
+    """Say whether the VM asks, gets, has or lends in this record."""
+    if any(record.get(field) == vm for field in _VM_FIELDS):
+        return True
+    device = record.get("device")
+    return isinstance(device, str) and device.partition(":")[0] == vm
+
+
+def is_denial(record: Record) -> bool:
+    """Say whether something was denied, or denials may be among what was only counted."""
+    events = record.get("events")
+    if record.get("event") == "summed_up" and isinstance(events, dict):
+        return bool({"decision", "answered"} & events.keys())
+    outcome = record.get("outcome")
+    return record.get("verdict") == "deny" or (
+        isinstance(outcome, str) and outcome.partition(":")[0] == "denied"
+    )
+
+
+def has_id(record: Record, request: str) -> bool:
+    """Say whether the record belongs to a request, or counts it as its first or last one."""
+    return request in (
+        record.get("request"),
+        record.get("first_request"),
+        record.get("last_request"),
+    )
+
+
+def row(record: Record) -> tuple[str, str, str, str, str, str]:
+    """Return the cells of one line; see HEADER."""
+    result, rest = _result(record)
+    what = " ".join(filter(None, (_subject(record), rest, _why(record), _others(record))))
+    who = record.get("caller") or record.get("source") or record.get("vm")
+    return (
+        local_time(record),
+        _text(record.get("request")),
+        _text(record.get("event")),
+        _text(who),
+        result,
+        what,
+    )
+
+
+def sentences(record: Record) -> list[str]:
+    """Return what happened, in words: one or more sentences."""
+    event = record.get("event")
+    known = _SENTENCES.get(event) if isinstance(event, str) else None
+    said = known(record) if known is not None else [f"{_text(event)}: {_subject(record)}".strip()]
+    others = _others(record)
+    return [*said, f"({others})"] if others and event != "summed_up" else said
+
+
+def _text(value: object) -> str:
+    return "-" if value is None or value == "" else show(value, FIELD_MAX)
+
+
+def _result(record: Record) -> tuple[str, str]:
+    """The word for how it ended, and what else was said of it."""
+    if record.get("verdict") is not None:
+        return _text(record["verdict"]), ""
+    outcome = record.get("outcome")
+    if isinstance(outcome, str):
+        word, _, rest = outcome.partition(": ")
+        # A denial repeats what it is about, which stands beside it.
+        return _text(word), "" if word == "denied" else show(rest, FIELD_MAX)
+    what = record.get("what")
+    return (_text(what), "") if record.get("event") == "service" else ("-", "")
+
+
+def _subject(record: Record) -> str:
+    """What it is about: `attach block sys-usb:sda -> work`, or a service and its target."""
+    words = [_text(record[name]) for name in ("verb", "device_class", "device") if record.get(name)]
+    if not words and record.get("service"):
+        words = [f"{_text(record['service'])}{show(record.get('argument') or '', FIELD_MAX)}"]
+    target = record.get("vm") or record.get("target")
+    if words and target:
+        words += ["->", _text(target)]
+    options = record.get("options")
+    if isinstance(options, dict) and options:
+        words.append(f"({show(options_text(options), FIELD_MAX)})")
+    return " ".join(words)
+
+
+def _why(record: Record) -> str:
+    parts = []
+    if record.get("rule"):
+        parts.append(f"[{_text(record['rule'])}]")
+    elif record.get("event") == "decision":
+        parts.append("[no rule matched]")
+    parts.append(_reason(record))
+    return " ".join(filter(None, parts))
+
+
+def _reason(record: Record) -> str:
+    """The reason, unless it says no more than the rule and the verdict, which stand beside it."""
+    reason = record.get("reason")
+    if not reason or reason == f"{record.get('rule')} says {record.get('verdict')}":
+        return ""
+    return _text(reason)
+
+
+def _others(record: Record) -> str:
+    """Fields that nothing else shows; those that say nothing (None, no, none of them) are left."""
+    hidden = _SHOWN | ({"what"} if record.get("event") == "service" else set())
+    return ", ".join(
+        f"{show(name, 64)}={_value(value)}"
+        for name, value in record.items()
+        if name not in hidden and value not in (None, False, "", [], {})
+    )
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        pairs = (f"{show(name, 64)}: {show(item, 64)}" for name, item in value.items())
+        return "{" + show(", ".join(pairs), FIELD_MAX) + "}"
+    if isinstance(value, list):
+        return "[" + show(", ".join(show(item, 64) for item in value), FIELD_MAX) + "]"
+    return "yes" if value is True else show(value, FIELD_MAX)
+
+
+# Sentences
+
+
+def _decision(record: Record) -> list[str]:
+    who = _text(record.get("caller") or record.get("source"))
+    verdict = record.get("verdict")
+    rule = record.get("rule")
+    by = f"by the rule {_text(rule)}" if rule else "as no rule matched"
+    meaning = {"allow": "allowed it", "deny": "denied it", "ask": "said that a person be asked"}
+    answer = meaning.get(verdict) if isinstance(verdict, str) else None
+    said = [
+        f"{who} asked: {_wish(record)}.",
+        f"The policy {answer or f'said {_text(verdict)}'}, {by}.",
+    ]
+    if reason := _reason(record):
+        said.append(f"Reason: {reason}.")
+    return said
+
+
+def _wish(record: Record) -> str:
+    verb, device, vm = record.get("verb"), record.get("device"), record.get("vm")
+    if verb and device:
+        kind = record.get("device_class")
+        words = f"{_text(verb)} the {_text(kind)} device" if kind else _text(verb)
+        way = _TO_OR_FROM.get(str(verb), "to")
+        return f"{words} {_text(device)}" + (f" {way} {_text(vm)}" if vm else "")
+    return _subject(record) or "something that the log does not name"
+
+
+def _asked(record: Record) -> list[str]:
+    return [f"A person was asked about {_subject(record) or 'it'}."]
+
+
+def _answered(record: Record) -> list[str]:
+    verdict = record.get("verdict")
+    target = record.get("target")
+    word = {"allow": "yes", "deny": "no"}.get(str(verdict), _text(verdict))
+    whom = f", for {_text(target)}" if target else ""
+    why = record.get("reason")
+    said = f"The answer{_took(record)} was {word}{whom}."
+    return [f"{said} Reason: {_text(why)}." if why else said]
+
+
+def _done(record: Record) -> list[str]:
+    what = {"attach": "attach", "detach": "detach", "start": "start", "shutdown": "shutdown"}
+    name = what.get(str(record.get("event")), _text(record.get("event")))
+    word, rest = _result(record)
+    ended = f"The {name}{_of(record)} ended{_took(record)}: {word}"
+    return [f"{ended}: {rest}." if rest else f"{ended}."]
+
+
+def _ended(record: Record) -> list[str]:
+    return [f"The attachment{_of(record)} ended{_took(record)}: {_text(record.get('reason'))}."]
+
+
+def _summed_up(record: Record) -> list[str]:
+    events = record.get("events")
+    counts = events if isinstance(events, dict) else {}
+    counted = ", ".join(f"{show(number, 20)} {show(name, 64)}" for name, number in counts.items())
+    within = f" within {show(record['seconds'], 20)} s" if record.get("seconds") else ""
+    return [
+        f"{_text(record.get('vm'))} did more of the same{within}, which was only counted: "
+        f"{counted or 'nothing'}.",
+        f"The first was request {_text(record.get('first_request'))}, "
+        f"the last {_text(record.get('last_request'))}.",
+    ]
+
+
+def _disconnected(record: Record) -> list[str]:
+    return [f"The agent of {_text(record.get('vm'))} disconnected: {_text(record.get('reason'))}."]
+
+
+def _of(record: Record) -> str:
+    subject = _subject(record)
+    if subject:
+        return f" of {subject}"
+    return f" of {_text(record['vm'])}" if record.get("vm") else ""
+
+
+def _took(record: Record) -> str:
+    seconds = record.get("seconds")
+    return f" after {seconds:.1f} s" if isinstance(seconds, float | int) else ""
+
+
+_SENTENCES = {
+    "decision": _decision,
+    "asked": _asked,
+    "answered": _answered,
+    "attach": _done,
+    "detach": _done,
+    "start": _done,
+    "shutdown": _done,
+    "ended": _ended,
+    "summed_up": _summed_up,
+    "disconnected": _disconnected,
+}

@@ -1,0 +1,203 @@
+"""`qvm-policy explain`: what the policy says to one request, which rule says it, and why."""
+
+from __future__ import annotations
+
+from pedos_protocol.errors import CallError
+from pedos_protocol.names import parse_device_class
+
+from pedos_cli import output, policy_engine, policy_files
+from pedos_cli.arguments import UsageError, device_name
+from pedos_cli.output import show
+from pedos_cli.run import DONE, rule_text, take, take_maps
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pedos_cli.arguments import Parser
+    from pedos_cli.run import Session
+
+TIMEOUT_S = 10.0
+"""Seconds for an explanation: the policy is in the service's memory."""
+
+VERBS = ("list", "attach", "detach", "assign")
+DEFAULT_TARGET = "@default"
+
+DESCRIPTION = (
+    "Show what the policy says to a request that is written as in a rule, which rule decides, and "
+    "with -v why each rule before did not match. The running service is asked, so it is the policy "
+    "in force that answers, and of a device the part IDENTITY may be left out; with --policy-dir, "
+    "--with, --without or --system the files are read instead, and no service is needed. "
+    "With --mine a user in a VM learns that VM's own verdict, and nothing else."
+)
+EXAMPLES = (
+    (
+        "qvm-policy explain device.attach.block +sys-usb:sda work work",
+        "may work attach this disk to itself",
+    ),
+    (
+        "qvm-policy explain -v device.attach.usb +sys-usb:1-2 dom0 vault",
+        "may dom0's user give this to vault, with every rule that was looked at",
+    ),
+    (
+        "qvm-policy explain --with 30-user.policy=draft app.Open + work vault",
+        "what would be the answer if the file draft were put there",
+    ),
+    (
+        "qvm-policy explain --mine device.attach.block +sys-usb:sda",
+        "inside a VM: may this VM attach it",
+    ),
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add what `explain` takes."""
+    parser.add_argument("service", metavar="SERVICE", help="as device.attach.block")
+    parser.add_argument(
+        "argument", metavar="ARGUMENT", help="+BACKEND:PORT[:IDENTITY], +TEXT, or + for none"
+    )
+    parser.add_argument("source", metavar="SOURCE", nargs="?", help="who asks: a VM, or dom0")
+    parser.add_argument(
+        "target", metavar="TARGET", nargs="?",
+        help=f"the VM that it is about (default: {DEFAULT_TARGET}, none in particular)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mine", action="store_true", help="inside a VM: its own verdict on a device"
+    )
+    policy_engine.add_trial_options(parser)
+    policy_engine.add_system_option(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON, with the whole trace")
+
+
+def run(session: Session) -> int:
+    """Print the verdict, the rule that gave it and, with -v, the rules that were looked at."""
+    args = session.args
+    if args.mine:
+        return _mine(session)
+    if args.source is None:
+        raise UsageError("who asks is not said: SERVICE ARGUMENT SOURCE [TARGET]")
+    argument = _argument(args.argument)
+    target = DEFAULT_TARGET if args.target is None else args.target
+    asked = (args.service, argument, args.source, target)
+    if args.folders or args.with_ or args.without or args.system:
+        answer = _from_files(session, asked)
+    else:
+        names = ("service", "argument", "source", "target")
+        answer = session.call("policy.explain", dict(zip(names, asked, strict=True)), TIMEOUT_S)
+    if args.json:
+        output.put_json(answer)
+        return DONE
+    shown = " ".join(
+        show(part) or DEFAULT_TARGET
+        for part in (args.service, answer.get("argument", argument), args.source, "->", target)
+    )
+    output.put(f"{take(answer, 'verdict', str)}: {shown}")
+    for line in decision_lines(answer):
+        output.put(f"  {line}")
+    if session.verbosity > 0:
+        for step in take_maps(answer, "trace"):
+            output.put(f"  looked at: {rule_text(step)}  ({show(step.get('why'))})")
+    if not (args.folders or args.with_ or args.without or args.system):
+        session.warn_of_policy()
+    return DONE
+
+
+def decision_lines(answer: Mapping[str, object]) -> Iterator[str]:
+    """Yield what people want to know of a decision beside its verdict."""
+    yield f"rule: {rule_text(answer)}"
+    if answer.get("verdict") == "deny":
+        # A rule that allows may still end in a deny, such as for a target that does not run.
+        yield f"why:  {show(answer.get('reason'))}"
+        return
+    if answer.get("target"):
+        yield f"target: {show(answer['target'])}"
+    candidates = answer.get("candidates")
+    if answer.get("verdict") == "ask" and isinstance(candidates, list | tuple):
+        default = answer.get("default_target")
+        names = (
+            f"{show(name)} (the default)" if name == default else show(name) for name in candidates
+        )
+        yield "to choose from: " + ", ".join(names)
+    given = [f"user={show(answer['user'])}"] if answer.get("user") else []
+    given += [
+        f"{name}={value}"
+        for name, key, value, shown_if in (
+            ("autostart", "autostart", "no", False),
+            ("notify", "notify", "yes", True),
+            ("read-only", "read_only", "yes", True),
+        )
+        if answer.get(key) is shown_if
+    ]
+    if given:
+        yield "with: " + " ".join(given)
+
+
+def _argument(text: str) -> str:
+    if text.startswith("+"):
+        return text
+    if text in ("", "*"):
+        raise UsageError("one request has one argument: write + for none, or +BACKEND:PORT")
+    raise UsageError(
+        f"the argument '{show(text, 64)}' does not begin with +, as in a rule",
+        f"+{show(text, 64)}",
+    )
+
+
+def _from_files(session: Session, asked: tuple[str, str, str, str]) -> dict[str, object]:
+    args = session.args
+    service, argument, _source, _target = asked
+    if service.startswith("device.") and argument.count(":") < 2:
+        raise UsageError(
+            "IDENTITY is left out, which only the running service can fill in",
+            f"+BACKEND:PORT:IDENTITY, or for a device without one {show(argument, 128)}:",
+        )
+    loaded = policy_engine.read_good(policy_files.folders(args), policy_engine.replaced(args))
+    facts = policy_engine.system(session)
+    decision = policy_engine.decide(loaded, facts, asked, trace=True)
+    answer: dict[str, object] = dict(decision.to_json(True))
+    answer["argument"] = argument
+    return answer
+
+
+def _mine(session: Session) -> int:
+    args = session.args
+    if args.source is not None:
+        raise UsageError(
+            "--mine asks for this VM alone: SERVICE and ARGUMENT are all that it takes",
+            "qvm-policy explain --mine device.attach.block +sys-usb:sda",
+        )
+    verb, device_class = _device_service(args.service)
+    name = device_name(args.argument.removeprefix("+"))
+    params: dict[str, object] = {
+        "verb": verb,
+        "device_class": device_class,
+        "backend": name.backend,
+        "device": name.id,
+    }
+    try:
+        answer = session.call("policy.mine", params, TIMEOUT_S)
+    except CallError as error:
+        if error.code != "unknown_method":
+            raise
+        message = "--mine is for use inside a VM, and this is dom0"
+        hint = "qvm-policy explain SERVICE ARGUMENT SOURCE TARGET"
+        raise CallError("failed", message, {"hint": hint}) from error
+    verdict = take(answer, "verdict", str)
+    if args.json:
+        output.put_json({"verdict": verdict})
+    else:
+        output.put(f"{verdict}: {verb} {name.backend}:{name.id}")
+    return DONE
+
+
+def _device_service(text: str) -> tuple[str, str]:
+    parts = text.split(".")
+    if len(parts) != 3 or parts[0] != "device" or parts[1] not in VERBS:
+        raise UsageError(
+            f"'{show(text, 64)}' is not device.VERB.CLASS, of which alone a VM is told: VERB is "
+            f"one of {', '.join(VERBS)}",
+        )
+    try:
+        return parts[1], parse_device_class(parts[2])
+    except ValueError as error:
+        raise UsageError(str(error)) from None

@@ -1,0 +1,339 @@
+"""The administrator's policy files: found, read, and written so that a crash leaves old or new.
+
+Of the policy folders the last is the administrator's, and the only one that is written to. Nothing
+here knows the language: a check of the whole policy is handed in, and runs under the same lock.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+
+from pedos_protocol.errors import CallError
+
+from pedos_cli.arguments import UsageError
+from pedos_cli.output import show
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pedos_cli.arguments import Parser
+
+SUFFIX = ".policy"
+FILE_MAX = 4 * 1024 * 1024
+"""Bytes of a file that are read: as many as the service takes of one."""
+
+DEFAULT_FOLDERS = "/run/pedos/policy.d:/etc/pedos/policy.d"
+FOLDERS_MAX = 16
+"""Policy folders of one command; the system has two."""
+
+LOCK_NAME = ".qvm-policy.lock"
+LOCK_PATIENCE_S = 5.0
+"""Seconds to wait for another writer, who holds the lock for as long as one check takes."""
+LOCK_PAUSE_S = 0.05
+
+NEW_MODE = 0o644
+"""Of a file that was not there before, less the umask: policy is no secret within dom0."""
+
+NEW, ANY = "new", "any"
+HASH = "sha256:"
+NAME_CHARACTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyz_.-")
+INCLUDED_CHARACTERS = NAME_CHARACTERS | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ+")
+_HEX = frozenset("0123456789abcdef")
+
+
+def step(name: str) -> None:
+    """Say which step of a change is reached. It does nothing: tests end the process here."""
+
+
+def add_folder_option(parser: Parser) -> None:
+    """Add `--policy-dir`."""
+    parser.add_argument(
+        "--policy-dir", metavar="DIR", action="append", dest="folders",
+        help="a policy folder, instead of those that PEDOS_POLICY_PATH names; given several "
+        "times, the first has precedence and the last is the one that is written to",
+    )  # fmt: skip
+
+
+def folders(args: argparse.Namespace) -> list[str]:
+    """Return the policy folders, the first of which has precedence; UsageError if too many."""
+    given: list[str] = list(args.folders or ())
+    if not given:
+        path = os.environ.get("PEDOS_POLICY_PATH") or DEFAULT_FOLDERS
+        given = [part for part in path.split(":") if part]
+    if len(given) > FOLDERS_MAX:
+        raise UsageError(f"{len(given)} policy folders are given, and {FOLDERS_MAX} is the most")
+    return given
+
+
+def file_name(text: str) -> str:
+    """Return `text` if a policy file may be called so; raise UsageError with the reason if not.
+
+    A path such as `include/common` is that of a file which others include.
+    """
+    parts = text.split("/")
+    if len(parts) > 1:
+        if all(part and part[0] != "." and set(part) <= INCLUDED_CHARACTERS for part in parts):
+            return text
+    elif text.endswith(SUFFIX) and set(text) <= NAME_CHARACTERS and not text.startswith("."):
+        return text
+    hint = None
+    if text and set(text) <= NAME_CHARACTERS and not text.startswith("."):
+        hint = f"the name {text}{SUFFIX}"
+    raise UsageError(
+        f"'{show(text, 64)}' is not a policy file's name: 0-9 a-z _ . - and {SUFFIX} at the end, "
+        "as in 30-user.policy",
+        hint,
+    )
+
+
+def digest(data: bytes) -> str:
+    """Return `sha256:` and the hash of `data`: what `replace` and `remove` take."""
+    import hashlib  # noqa: PLC0415  (only who writes or asks for it pays for it)
+
+    return HASH + hashlib.sha256(data).hexdigest()
+
+
+def token(text: str) -> str:
+    """Return `text` if it says what is to be replaced; raise UsageError if not."""
+    if text in (NEW, ANY):
+        return text
+    if text.startswith(HASH) and len(text) == len(HASH) + 64 and set(text[len(HASH) :]) <= _HEX:
+        return text
+    raise UsageError(
+        f"'{show(text, 80)}' does not say what is replaced: it is {HASH} and 64 hexadecimal "
+        f"digits (of the file as you know it), '{NEW}' (there is none yet) or '{ANY}'",
+        "qvm-policy get NAME --sha256",
+    )
+
+
+def read(path: str) -> bytes | None:
+    """Return the content of the file at `path`, None if there is none.
+
+    Raises CallError if it cannot be read, is too large, or is no regular file. Never waits for a
+    FIFO's writer.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _failed(path, "cannot be read", error) from error
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise CallError("failed", f"{path} is not a regular file")
+        return _read_all(fd, path)
+    except OSError as error:
+        raise _failed(path, "cannot be read", error) from error
+    finally:
+        os.close(fd)
+
+
+def _read_all(fd: int, path: str) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    while chunk := os.read(fd, 1 << 20):
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > FILE_MAX:
+            raise CallError("failed", f"{path} has more than {FILE_MAX} bytes: is it a policy?")
+    return b"".join(chunks)
+
+
+def names(folder: str) -> list[str]:
+    """Return the policy files' names in `folder` in the order in which they are read.
+
+    Raises CallError if the folder cannot be read.
+    """
+    try:
+        found = os.listdir(folder)
+    except OSError as error:
+        raise _failed(folder, "cannot be read", error) from error
+    return sorted(
+        (name for name in found if name.endswith(SUFFIX) and not name.startswith(".")),
+        key=os.fsencode,
+    )
+
+
+def find(where: Sequence[str], name: str) -> str | None:
+    """Return the path of the file called `name` that counts: that of the first folder with one."""
+    for folder in where:
+        path = os.path.join(folder, name)
+        if os.path.lexists(path):
+            return path
+    return None
+
+
+def change(
+    folder: str,
+    name: str,
+    data: bytes | None,
+    expected: str,
+    check: Callable[[], None],
+) -> None:
+    """Put `data` in the place of the file `name` in `folder`; None takes the file away.
+
+    `expected` is what has to be there: a hash, `new` for nothing, or `any`. `check` raises when the
+    policy as it would be is not to be written. All of it happens under the folder's lock, and in
+    one rename: whatever stops this, the file is the old or the new one. Raises CallError `busy` if
+    what is there is not what was expected, and `failed` if it cannot be written.
+    """
+    # Where a symbolic link leads is what is written: the link is the administrator's choice.
+    path = os.path.realpath(os.path.join(folder, name))
+    lock = _lock(folder)
+    try:
+        step("locked")
+        _compare(path, name, expected)
+        check()
+        step("checked")
+        try:
+            if data is None:
+                if read(path) is None:
+                    raise CallError("not_found", f"there is no {name} in {folder}")
+                os.unlink(os.path.join(folder, name))
+                step("unlinked")
+                _sync_folder(folder)
+            else:
+                _write(path, name, data, expected)
+        except OSError as error:
+            raise _failed(path, "cannot be written", error) from error
+        step("done")
+    finally:
+        os.close(lock)
+
+
+def _lock(folder: str) -> int:
+    """Return the descriptor that holds the lock; it goes with the descriptor, also after a kill."""
+    import fcntl  # noqa: PLC0415
+
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        fd = os.open(os.path.join(folder, LOCK_NAME), flags, 0o600)
+    except OSError as error:
+        raise _failed(folder, "cannot be written to", error) from error
+    until = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                os.close(fd)
+                raise CallError(
+                    "busy",
+                    f"another qvm-policy is writing in {folder}",
+                    {"hint": "the same again when it has ended"},
+                ) from None
+            time.sleep(LOCK_PAUSE_S)
+        except BaseException:
+            os.close(fd)
+            raise
+        else:
+            return fd
+
+
+def _compare(path: str, name: str, expected: str) -> None:
+    current = read(path)
+    if expected == ANY:
+        return
+    if expected == NEW:
+        if current is not None:
+            message = f"{name} is there already, and a new file was to be made"
+            raise CallError("busy", message, {"hint": f"qvm-policy get {name}"})
+        return
+    if current is None:
+        raise CallError("busy", f"{name} was taken away meanwhile: nothing was changed")
+    if digest(current) != expected:
+        message = f"{name} was changed meanwhile by somebody else: nothing was changed"
+        raise CallError("busy", message, {"hint": f"qvm-policy get {name}"})
+
+
+def _write(path: str, name: str, data: bytes, expected: str) -> None:
+    folder = os.path.dirname(path)
+    # Hidden, so that no loader takes it for a policy. Only who holds the lock makes one, so any
+    # that is there already is what a killed predecessor left.
+    prefix = f".{os.path.basename(path)}.new-"
+    for left in _starting_with(folder, prefix):
+        os.unlink(os.path.join(folder, left))
+    temporary = os.path.join(folder, f"{prefix}{os.getpid()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        before = os.stat(path)
+    except FileNotFoundError:
+        before = None
+    fd = os.open(temporary, flags, 0o600 if before else NEW_MODE)
+    try:
+        try:
+            step("made")
+            _write_all(fd, data)
+            step("written")
+            if before is not None:
+                _keep_owner(fd, before, name)
+                os.fchmod(fd, stat.S_IMODE(before.st_mode))
+            os.fsync(fd)
+            step("synced")
+        finally:
+            os.close(fd)
+        _compare(path, name, expected)
+        step("compared")
+        if expected == NEW:
+            try:
+                os.link(temporary, path)  # refuses a name that somebody took just now
+            except FileExistsError:
+                message = f"{name} was made meanwhile by somebody else: nothing was changed"
+                raise CallError("busy", message, {"hint": f"qvm-policy get {name}"}) from None
+            os.unlink(temporary)
+        else:
+            os.rename(temporary, path)
+        step("renamed")
+    except BaseException:
+        try:  # noqa: SIM105  (contextlib is slow to import)
+            os.unlink(temporary)
+        except OSError:
+            pass
+        raise
+    _sync_folder(folder)
+
+
+def _starting_with(folder: str, prefix: str) -> Iterator[str]:
+    return (each for each in os.listdir(folder) if each.startswith(prefix))
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _keep_owner(fd: int, before: os.stat_result, name: str) -> None:
+    now = os.fstat(fd)
+    if (now.st_uid, now.st_gid) == (before.st_uid, before.st_gid):
+        return
+    try:
+        os.fchown(fd, before.st_uid, before.st_gid)
+    except PermissionError:
+        raise CallError(
+            "failed",
+            f"{name} belongs to another user or group, and only root can keep that",
+            {"hint": "the same as root"},
+        ) from None
+
+
+def _sync_folder(folder: str) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    step("folder synced")
+
+
+def _failed(path: str, what: str, error: OSError) -> CallError:
+    data = {}
+    if isinstance(error, PermissionError):
+        data["hint"] = "the same as root, or as the user that the service runs as"
+    elif isinstance(error, FileNotFoundError):
+        data["hint"] = f"mkdir -p {path}, or --policy-dir DIR, or PEDOS_POLICY_PATH=DIR"
+    return CallError("failed", f"{path} {what}: {error.strerror or type(error).__name__}", data)

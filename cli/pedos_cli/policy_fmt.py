@@ -1,0 +1,182 @@
+"""`qvm-policy fmt`: the columns of policy files aligned, and nothing else about them changed."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from pedos_protocol.errors import CallError
+
+from pedos_cli import output, policy_change, policy_engine, policy_files, policy_live
+from pedos_cli.policy_replace import content, refused
+from pedos_cli.run import DONE, FAILED
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pedos_cli.arguments import Parser
+    from pedos_cli.run import Session
+
+COLUMNS = 5
+GAP = "  "
+BLANKS = " \t"
+
+RULE_MAX = 512
+"""Characters of a rule's line, as the language has it: alignment must not make a line longer."""
+
+DESCRIPTION = (
+    "Align the columns of policy files. Rules that stand together, that is without a blank line "
+    "between them, are aligned with each other. Comments, blank lines and the order of all lines "
+    "stay as they are, and so does the meaning: the result is read again and compared before it is "
+    "written. Without NAME, all files of the administrator's folder are done."
+)
+EXAMPLES = (
+    ("qvm-policy fmt", "every file of the administrator's folder"),
+    ("qvm-policy fmt 30-user.policy", "one of them"),
+    ("qvm-policy fmt --check", "only tell which would be changed; the exit status is then 1"),
+    ("qvm-policy fmt -", "as a filter"),
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add what `fmt` takes."""
+    parser.add_argument(
+        "names", metavar="NAME", nargs="*",
+        help="a policy file's name; or - alone for standard input to standard output",
+    )  # fmt: skip
+    policy_files.add_folder_option(parser)
+    parser.add_argument("--check", action="store_true", help="change nothing; tell what would be")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(session: Session) -> int:
+    """Align the files, or tell which are not aligned."""
+    args = session.args
+    if args.names == ["-"]:
+        return _filter(session)
+    where = policy_files.folders(args)
+    folder = where[-1]
+    if args.names:
+        names = list(dict.fromkeys(map(policy_files.file_name, args.names)))
+    else:
+        names = [name for name in policy_files.names(folder) if _is_proper(name)]
+    results: list[dict[str, object]] = []
+    status = DONE
+    for name in names:
+        data = policy_files.read(os.path.join(folder, name))
+        if data is None:
+            missing = CallError("not_found", f"there is no {name} in {folder}")
+            status = session.fail(missing)
+            continue
+        aligned = aligned_bytes(name, data)
+        changed = aligned != data
+        results.append({"name": name, "changed": changed})
+        if changed and args.check:
+            status = FAILED
+            if not args.json:
+                output.put(f"{name} is not aligned")
+        elif changed:
+            expected = policy_files.digest(data)
+            try:
+                result = policy_change.apply(session, where, name, aligned, expected)
+            except policy_engine.BrokenPolicyError as broken:
+                return refused(session, name, broken)
+            results[-1] = result
+            if not args.json:
+                policy_live.put_result(session, f"{name} aligned", result)
+    if args.json:
+        output.put_json({"files": results})
+    return status
+
+
+def _is_proper(name: str) -> bool:
+    return set(name) <= policy_files.NAME_CHARACTERS
+
+
+def _filter(session: Session) -> int:
+    data = content("-")
+    aligned = aligned_bytes("standard input", data)
+    if session.args.check:
+        return FAILED if aligned != data else DONE
+    if session.args.json:
+        output.put_json({"changed": aligned != data, "content": aligned.decode("utf-8")})
+    elif sys.stdout is not None:
+        sys.stdout.buffer.write(aligned)
+    return DONE
+
+
+def aligned_bytes(name: str, data: bytes) -> bytes:
+    """Return the file with its columns aligned; raise CallError if its meaning would change.
+
+    That it would is a bug, or a file that is no text; either way it is left as it is.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        message = f"{name} is not UTF-8 text"
+        raise CallError("failed", message, {"hint": "qvm-policy check"}) from None
+    result = align(text)
+    meaning = policy_engine.meaning(text)
+    if meaning is None:
+        message = f"{name} has an error, and is left as it is"
+        raise CallError("failed", message, {"hint": "qvm-policy check"})
+    if policy_engine.meaning(result) != meaning:
+        raise CallError("failed", f"{name} cannot be aligned without a change of its meaning")
+    return result.encode("utf-8")
+
+
+def align(text: str) -> str:
+    """Return `text` with the columns of its rules aligned; as many lines as before.
+
+    Doing it twice changes nothing more.
+    """
+    lines = text.split("\n")
+    if lines[-1] != "":
+        lines.append("")  # so that the last line ends, as every other
+    result: list[str] = []
+    block: list[str] = []
+    for line in lines:
+        bare = line.rstrip(BLANKS + "\r")
+        if bare == "" and block:
+            result += _aligned_block(block)
+            block = []
+        if bare == "":
+            result.append("")
+        else:
+            block.append(bare)
+    return "\n".join([*result, *_aligned_block(block)])
+
+
+def _aligned_block(lines: list[str]) -> Iterator[str]:
+    """Yield the lines of one block; only the rules among them say how wide the columns are."""
+    rows = [_fields(line) for line in lines]
+    rules = [row for row in rows if row and len(row) >= COLUMNS and not row[0].startswith("!")]
+    widths = [max(len(row[at]) for row in rules) for at in range(COLUMNS)] if rules else []
+    if rules and max(len(_row(row, widths)) for row in rules) > RULE_MAX:
+        widths = [0] * COLUMNS
+    for line, row in zip(lines, rows, strict=True):
+        if row is None:
+            yield line
+        elif len(row) < COLUMNS or row[0].startswith("!"):
+            yield " ".join(row)
+        else:
+            yield _row(row, widths)
+
+
+def _row(row: list[str], widths: list[int]) -> str:
+    if not any(widths):
+        return " ".join(row)
+    columns = [word.ljust(width) for word, width in zip(row, widths, strict=False)]
+    return GAP.join([*columns[: COLUMNS - 1], " ".join([columns[-1], *row[COLUMNS:]])]).rstrip(
+        BLANKS
+    )
+
+
+def _fields(line: str) -> list[str] | None:
+    """Return the words of a rule or directive; None for a comment, which stays as it is."""
+    bare = line.strip(BLANKS)
+    if bare.startswith("#"):
+        return None
+    # Blanks and tabs alone separate words: str.split() would take other characters for one too.
+    return [word for word in bare.replace("\t", " ").split(" ") if word]

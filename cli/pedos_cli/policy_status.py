@@ -1,0 +1,71 @@
+"""`qvm-policy status`: which policy is in force, since when, and what a newer one lacks."""
+
+from __future__ import annotations
+
+from pedos_cli import output
+from pedos_cli.output import show
+from pedos_cli.run import DONE, take, take_maps
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pedos_cli.arguments import Parser
+    from pedos_cli.run import Session
+
+TIMEOUT_S = 10.0
+"""Seconds for the status: the service answers from memory."""
+
+DESCRIPTION = (
+    "Show which policy is in force in the running service, since when, and the errors of a newer "
+    "one that was not taken. The exit status tells only whether the question was answered."
+)
+EXAMPLES = (
+    ("qvm-policy status", "for people"),
+    ("qvm-policy status --json", "for programs"),
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add what `status` takes."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(session: Session) -> int:
+    """Print what the service says about its policy."""
+    policy = take(session.call("service.status", {}, TIMEOUT_S), "policy", dict)
+    if session.args.json:
+        output.put_json(policy)
+        return DONE
+    loaded_at = policy.get("loaded_at")
+    rules = take(policy, "rules", int)
+    counted = "1 rule" if rules == 1 else f"{rules} rules"
+    if isinstance(files := policy.get("files"), int):
+        counted += " of 1 file" if files == 1 else f" of {files} files"
+    if not loaded_at:
+        output.put("policy: none in force, everything is denied")
+    else:
+        output.put(f"policy: in force since {loaded_at}, {counted}")
+    folders = policy.get("folders")
+    if isinstance(folders, list) and folders:
+        output.put("  read from: " + " ".join(map(show, folders)))
+    errors = take_maps(policy, "errors")
+    if errors:
+        output.put("a newer policy was not taken, because of:")
+    for error in errors:
+        for line in _error_lines(error):
+            output.put(f"  {line}")
+    return DONE
+
+
+def _error_lines(error: Mapping[str, object]) -> Iterator[str]:
+    where = ":".join(show(error.get(part)) for part in ("file", "line", "column"))
+    yield f"{where}: {show(error.get('message'))}"
+    text, column = error.get("text"), error.get("column")
+    if text and isinstance(column, int):
+        shown = show(str(text).replace("\t", " "))
+        yield f"    {shown}"
+        if 0 < column <= len(shown) + 1:
+            yield "    " + " " * (column - 1) + "^"
+    if error.get("help"):
+        yield f"  help: {show(error['help'])}"

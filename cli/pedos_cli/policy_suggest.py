@@ -1,0 +1,309 @@
+"""`qvm-policy suggest`: from what the audit log shows as denied, the rules that would allow it.
+
+Each rule is the narrowest that does: one service, one device, one who asks and one target. What a
+VM sent that was no proper request is never turned into a rule.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pedos_protocol.errors import CallError
+
+from pedos_cli import output, policy_engine, policy_files
+from pedos_cli.output import show
+from pedos_cli.run import DONE, inside_vm, vm_here
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pedos_dom0.policy.reading import Loaded
+    from pedos_dom0.policy.system import System
+
+    from pedos_cli.arguments import Parser
+    from pedos_cli.run import Session
+
+    Asked = tuple[str, str, str, str]
+
+DEFAULT_AUDIT = "/var/lib/pedos/audit.jsonl"
+DEFAULT_FILE = "30-user.policy"
+
+DISTINCT_MAX = 1000
+"""Different requests that are kept: a VM may have asked for anything, over and over."""
+
+REQUESTS_MAX = 8
+"""Request ids that stand beside a rule, the latest; the others are counted."""
+
+MALFORMED = "malformed request"
+"""How dom0's reason for denying what is no proper request begins."""
+
+_HEX = frozenset("0123456789abcdef")
+REQUEST_MAX = 32
+"""Characters of a request's id; they have 12."""
+
+DESCRIPTION = (
+    "Read the audit log, and suggest for each kind of request that was denied the narrowest rule "
+    "that would allow it, with how often and under which request ids it was denied. What the "
+    "policy allows by now, and what no rule could allow, is left out. The lines are rules and "
+    "comments as a policy file has them; the first matching rule decides, so they belong before "
+    "the rules that deny. Read them before you use them: that something was asked for does not "
+    "mean that it should be allowed."
+)
+EXAMPLES = (
+    ("qvm-policy suggest", "rules for everything that was denied"),
+    ("qvm-policy suggest --vm work --ask", "for what work asked for, with ask instead of allow"),
+    (
+        "qvm-policy suggest --into 05-suggested.policy",
+        "would they do it in that file; replace NAME new writes what this prints",
+    ),
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add what `suggest` takes."""
+    parser.add_argument(
+        "--audit", metavar="FILE",
+        help=f"the audit log (default: what PEDOS_AUDIT names, or {DEFAULT_AUDIT})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--into", metavar="NAME", default=DEFAULT_FILE,
+        help="the policy file at whose beginning the rules would be put, to try whether they do "
+        f"what they should (default: {DEFAULT_FILE}); nothing is written",
+    )  # fmt: skip
+    parser.add_argument("--vm", metavar="VM", action="append", help="only what VM asked for")
+    parser.add_argument(
+        "--asked", action="store_true",
+        help="also for what the policy asks about: nobody was there to say yes, or it was a no",
+    )  # fmt: skip
+    parser.add_argument("--ask", action="store_true", help="suggest ask instead of allow")
+    policy_engine.add_trial_options(parser)
+    policy_engine.add_system_option(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+class Denied:
+    """One kind of request that was denied: how often, when, and under which ids."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.requests: list[str] = []
+        self.first = ""
+        self.last = ""
+
+    def add(self, record: Mapping[str, object]) -> None:
+        """Count one more."""
+        self.count += 1
+        time = str(record.get("time"))
+        self.first = self.first or time
+        self.last = time
+        request = record.get("request")
+        if isinstance(request, str) and len(request) <= REQUEST_MAX and set(request) <= _HEX:
+            self.requests = [*self.requests[1 - REQUESTS_MAX :], request]
+
+
+class Found:
+    """What the log has: the requests that were denied, and what cannot be told of it."""
+
+    def __init__(self) -> None:
+        self.denied: dict[Asked, Denied] = {}
+        self.malformed = 0
+        self.summed_up = 0
+        self.beyond = 0
+
+
+def read_log(records: Iterable[Mapping[str, object]], vms: Sequence[str] | None) -> Found:
+    """Return what was denied to `vms` (None: to any), in the order in which it was first."""
+    found = Found()
+    for record in records:
+        if record.get("event") == "summed_up":
+            if not vms or record.get("vm") in vms:
+                found.summed_up += _decisions(record.get("events"))
+            continue
+        if record.get("event") != "decision" or record.get("verdict") != "deny":
+            continue
+        if vms and record.get("source") not in vms:
+            continue
+        asked = _asked(record)
+        if asked is None:
+            found.malformed += 1
+        elif asked in found.denied or len(found.denied) < DISTINCT_MAX:
+            found.denied.setdefault(asked, Denied()).add(record)
+        else:
+            found.beyond += 1
+    return found
+
+
+def _decisions(untrusted: object) -> int:
+    count = untrusted.get("decision") if isinstance(untrusted, dict) else None
+    return count if isinstance(count, int) else 0
+
+
+def _asked(record: Mapping[str, object]) -> Asked | None:
+    """Return what was asked; None if it was no proper request, or the record does not tell."""
+    if str(record.get("reason")).startswith(MALFORMED):
+        return None
+    service, argument, source = (record.get(key) for key in ("service", "argument", "source"))
+    # A redirect may have changed the target: of a device, `vm` is what was asked for.
+    target = record.get("vm") if "device_class" in record else record.get("target")
+    if not (
+        isinstance(service, str)
+        and isinstance(argument, str)
+        and isinstance(source, str)
+        and isinstance(target, str)
+    ):
+        return None
+    return service, argument, source, target
+
+
+def rule_for(asked: Asked, action: str) -> str:
+    """Return the narrowest rule that matches the request."""
+    service, argument, source, target = asked
+    if service.startswith("device."):
+        # A device without an identity: the part has to be left out, as it cannot be empty.
+        argument = argument.removesuffix(":")
+    if action == "allow" and target in ("", "@default"):
+        action = "allow target=VM"  # the one thing that a log cannot know
+    return f"{service}  {argument}  {source}  {target or '@default'}  {action}"
+
+
+def run(session: Session) -> int:
+    """Print the rules."""
+    args = session.args
+    name = policy_files.file_name(args.into)
+    found, unread = _found(session)
+    where = policy_files.folders(args)
+    instead = policy_engine.replaced(args)
+    now = policy_engine.read_good(where, instead)
+    facts = _facts(session)
+    action = "ask" if args.ask else "allow"
+    suggestions: list[dict[str, object]] = []
+    skipped = {"malformed": found.malformed, "allowed_now": 0, "asked_now": 0, "impossible": 0}
+    wanted: list[tuple[Asked, Denied, str]] = []
+    for asked, denied in found.denied.items():
+        rule = rule_for(asked, action)
+        if not policy_engine.is_rule(rule):
+            skipped["malformed"] += denied.count
+            continue
+        if facts is not None:
+            verdict = policy_engine.decide(now, facts, asked, trace=False).verdict
+            if verdict == "allow" or (verdict == "ask" and not args.asked):
+                skipped["asked_now" if verdict == "ask" else "allowed_now"] += denied.count
+                continue
+        wanted.append((asked, denied, rule))
+    after = _with_rules(where, instead, name, [rule for _, _, rule in wanted])
+    for asked, denied, rule in wanted:
+        works: bool | None = None
+        why = ""
+        if facts is not None:
+            decision = policy_engine.decide(after, facts, asked, trace=False)
+            works = decision.verdict == action
+            if not works:
+                # A rule of the same file comes after it, so it is the new one that does not match.
+                if decision.rule is None or decision.rule.file == name:
+                    skipped["impossible"] += denied.count
+                    continue
+                why = f"{decision.rule.where} comes before it and decides"
+        suggestions.append(
+            {
+                "rule": " ".join(rule.split()),
+                "count": denied.count,
+                "requests": denied.requests,
+                "first": denied.first,
+                "last": denied.last,
+                "works": works,
+                "why": why,
+            }
+        )
+    if args.json:
+        output.put_json(
+            {
+                "suggestions": suggestions,
+                "skipped": skipped,
+                "only_counted": found.summed_up + found.beyond,
+                "unread_lines": unread,
+            }
+        )
+        return DONE
+    _put(suggestions)
+    _notes(session, found, skipped, unread, facts, suggestions)
+    return DONE
+
+
+def _put(suggestions: Sequence[Mapping[str, object]]) -> None:
+    for each in suggestions:
+        requests, count = each["requests"], each["count"]
+        assert isinstance(requests, list)
+        assert isinstance(count, int)
+        times = "once" if count == 1 else f"{count} times"
+        ids = ", ".join(requests)
+        more = f" and {count - len(requests)} more" if requests and count > len(requests) else ""
+        output.put(f"# denied {times}, last {show(each['last'], 64)}: request {ids}{more}")
+        if each["why"]:
+            output.put(f"# without effect here: {show(each['why'])}")
+        output.put(str(each["rule"]).replace(" ", "  "))
+
+
+def _notes(
+    session: Session,
+    found: Found,
+    skipped: Mapping[str, int],
+    unread: int,
+    facts: System | None,
+    suggestions: Sequence[object],
+) -> None:
+    if not suggestions:
+        session.note("there is nothing to suggest")
+    if facts is None:
+        session.note("which VMs there are is not known, so the rules were not tried")
+    for key, what in (
+        ("malformed", "were of no proper request"),
+        ("allowed_now", "are allowed by now"),
+        ("asked_now", "are asked about by now (--asked suggests rules for them too)"),
+        ("impossible", "cannot be allowed by a rule, such as for a VM that does not exist"),
+    ):
+        if skipped[key]:
+            session.note(f"{skipped[key]} denials {what}")
+    if found.summed_up + found.beyond:
+        session.note(f"{found.summed_up + found.beyond} denials were only counted")
+    if unread:
+        session.note(f"{unread} lines of the log could not be read")
+
+
+def _found(session: Session) -> tuple[Found, int]:
+    from pedos_cli import audit_log  # noqa: PLC0415  (json comes with it)
+
+    path = session.args.audit or os.environ.get("PEDOS_AUDIT") or DEFAULT_AUDIT
+    unread = audit_log.Unread()
+    try:
+        found = read_log(audit_log.records(path, unread=unread), session.args.vm)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        if inside_vm():
+            message = f"only dom0 has the audit log, and here is {show(vm_here())}"
+            raise CallError("failed", message) from error
+        hint = "--audit FILE, or the same as root"
+        raise CallError("failed", f"{path} cannot be read: {why}", {"hint": hint}) from error
+    return found, unread.lines
+
+
+def _facts(session: Session) -> System | None:
+    try:
+        return policy_engine.system(session)
+    except CallError as error:
+        if error.code != "unavailable":
+            raise
+        return None
+
+
+def _with_rules(
+    where: Sequence[str],
+    instead: Mapping[str, bytes | None],
+    name: str,
+    rules: Sequence[str],
+) -> Loaded:
+    """Return the policy as it would be with `rules` at the beginning of the file `name`."""
+    path = os.path.join(where[-1], name)
+    there = instead[name] if name in instead else policy_files.read(path)
+    text = "".join(f"{rule}\n" for rule in rules).encode("ascii") + (there or b"")
+    return policy_engine.read(where, {**instead, name: text})

@@ -1,0 +1,282 @@
+"""The questions that wait for a person, and what the person's typing does to them. No I/O.
+
+One question is on the screen at a time, the others wait in order. The danger is an answer that
+was not meant for what is asked: typed ahead, pasted, or aimed at the question before. Therefore
+what is typed counts only once a question is *armed*: it has been on the screen, and the keyboard
+silent, for ARMING_S. Anything that comes earlier is thrown away and begins the silence anew.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from pedos_cli.prompt_question import doing, lines
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    from pedos_cli.prompt_question import Question
+
+    class Screen(Protocol):
+        """Where questions are shown. What is written is made harmless there."""
+
+        @property
+        def width(self) -> int: ...
+        def line(self, text: str) -> None: ...
+        def prompt(self, text: str) -> None: ...
+        def bell(self) -> None: ...
+        def flush_input(self) -> None: ...
+
+
+ARMING_S = 0.5
+"""Seconds: longer than the gap between two keys of somebody who types on without looking, or
+between two pieces of a paste, and shorter than it takes to read a question."""
+
+ARMING_AFTER_WITHDRAWAL_S = 2.0
+"""Seconds, if the question before was taken away: its answer may be half typed, and the hand does
+not know yet that it would go to another one."""
+
+QUESTIONS_MAX = 64
+"""Questions that wait at most; dom0 has 32 open at most, so this is for a dom0 that does not."""
+
+LINE_MAX = 16
+"""Characters of an answer that are kept: all that mean something are shorter."""
+
+INTERRUPT, END_OF_FILE, KILL_LINE = 0x03, 0x04, 0x15  # Ctrl-C, Ctrl-D, Ctrl-U
+BACKSPACES = (0x08, 0x7F)
+ENTERS = (0x0D, 0x0A)
+NO = ("n", "no", "d", "deny")
+
+ENDED = 0
+ENDED_BY_INTERRUPT = 130  # 128 + SIGINT, as shells say it
+
+
+class Full(Exception):  # noqa: N818 - a state of affairs
+    """Too many questions wait."""
+
+
+class Desk:
+    """Holds the questions. `leaving` is the exit status once the person wants to end."""
+
+    def __init__(
+        self,
+        screen: Screen,
+        answer: Callable[[Question, str | None], None],
+        lapse: Callable[[Question], None],
+        *,
+        once: bool = False,
+    ) -> None:
+        """For each question that ends here one of the two is called, once: `answer` with the VM,
+        or None for no, or `lapse` if it ended without an answer.
+
+        `once`: leave after one question, however it ended.
+        """
+        self._screen = screen
+        self._answer = answer
+        self._lapse = lapse
+        self._once = once
+        self._questions: list[Question] = []
+        self._is_shown = False
+        self._is_armed = False
+        self._silence = ARMING_S
+        self._silent_since = 0.0
+        self._line = ""
+        self._prompt = ""
+        self.leaving: int | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many questions there are, the one on the screen included."""
+        return len(self._questions)
+
+    # What comes from dom0
+
+    def ask(self, question: Question, now: float) -> None:
+        """Put a question behind those that wait. Raises Full."""
+        if len(self._questions) >= QUESTIONS_MAX:
+            raise Full
+        self._questions.append(question)
+        self._go_on(now)
+
+    def withdraw(self, request: str, reason: str, now: float) -> None:
+        """Take away the questions of a request; fine if there is none."""
+        for question in [each for each in self._questions if each.request == request]:
+            self._take_away(question, reason)
+        self._go_on(now)
+
+    def withdraw_all(self, reason: str) -> None:
+        """Take away every question: there is nobody left to answer to."""
+        for question in list(self._questions):
+            self._take_away(question, reason)
+
+    # What comes from the person and the clock
+
+    def typed(self, data: bytes, now: float) -> None:
+        """Take what was typed, in the order in which it was read."""
+        if not self._questions:
+            for byte in data:
+                if byte in (INTERRUPT, END_OF_FILE):
+                    self.leaving = ENDED_BY_INTERRUPT if byte == INTERRUPT else ENDED
+                    return
+        elif not self._is_armed:
+            self._silent_since = now
+        else:
+            self._type(data, now)
+
+    def interrupt(self, now: float) -> None:
+        """Deny the question on the screen, or leave if there is none: a signal is not typed
+        ahead, so this needs no arming."""
+        if self._questions:
+            self._decide(None, now)
+        else:
+            self.leaving = ENDED_BY_INTERRUPT
+
+    def resume(self, now: float) -> None:
+        """Show the question again: the screen was somebody else's meanwhile."""
+        self._is_shown = False
+        self._go_on(now)
+
+    def tick(self, now: float) -> None:
+        """Let time pass: deadlines, arming, the seconds that are shown."""
+        for question in [each for each in self._questions if each.deadline <= now]:
+            self._take_away(question, "nobody answered in time, so it is denied")
+        self._go_on(now)
+        if self._questions and not self._is_armed and now >= self._silent_since + self._silence:
+            self._screen.flush_input()
+            self._is_armed = True
+        self._show_prompt(now)
+
+    def wake_at(self, now: float) -> float | None:
+        """When `tick` has something to do next; None if nothing changes by itself."""
+        if not self._questions:
+            return None
+        times = [each.deadline for each in self._questions]
+        left = self._questions[0].deadline - now
+        times.append(now + (left - (ceil(left) - 1)))  # the next whole second of the countdown
+        if not self._is_armed:
+            times.append(self._silent_since + self._silence)
+        return min(times)
+
+    # Within
+
+    def _go_on(self, now: float) -> None:
+        """Show the first question if it is not on the screen."""
+        if self._is_shown or not self._questions or self.leaving is not None:
+            return
+        question = self._questions[0]
+        for line in lines(question, self._screen.width):
+            self._screen.line(line)
+        self._screen.bell()
+        self._is_shown = True
+        self._disarm(now)
+        self._show_prompt(now)
+
+    def _disarm(self, now: float) -> None:
+        """What was typed so far, and what is under way, answers nothing."""
+        self._is_armed = False
+        self._line = ""
+        self._silent_since = now
+        self._screen.flush_input()
+
+    def _show_prompt(self, now: float) -> None:
+        if not self._is_shown:
+            return
+        question = self._questions[0]
+        left = f"{max(0, ceil(question.deadline - now))} s"
+        if len(self._questions) > 1:
+            left += f", {len(self._questions) - 1} more"
+        if self._is_armed:
+            prompt = f"[{left}] {_choices(question)}: {self._line}"
+        else:
+            prompt = f"[{left}] ..."
+        if prompt != self._prompt:
+            self._screen.prompt(prompt)
+            self._prompt = prompt
+
+    def _type(self, data: bytes, now: float) -> None:
+        for at, byte in enumerate(data):
+            if byte == INTERRUPT:
+                self._decide(None, now)
+                return
+            if byte == END_OF_FILE:
+                self.leaving = ENDED
+                return
+            if byte in ENTERS:
+                if data[at + 1 :]:
+                    # No hand is that fast. What the first line of a paste says is chance.
+                    self._again("several lines came at once, and none of them counts", now)
+                else:
+                    self._enter(now)
+                return
+            if byte in BACKSPACES:
+                self._line = self._line[:-1]
+            elif byte == KILL_LINE:
+                self._line = ""
+            else:
+                # What is no letter still makes the line another one: an arrow key and Enter are
+                # not Enter alone.
+                char = chr(byte) if 0x20 <= byte < 0x7F else "?"
+                self._line = (self._line + char)[:LINE_MAX]
+        self._show_prompt(now)
+
+    def _enter(self, now: float) -> None:
+        question = self._questions[0]
+        text = self._line.strip().lower()
+        numbers = {str(number): vm for number, vm in enumerate(question.candidates, 1)}
+        if self._line == "" and question.default is not None:
+            self._decide(question.default, now)
+        elif self._line == "":
+            self._again(f"nothing is preselected: {_choices(question)}", now)
+        elif text in NO:
+            self._decide(None, now)
+        elif text in numbers:
+            self._decide(numbers[text], now)
+        else:
+            self._again(f"'{self._line}' is not a choice: {_choices(question)}", now)
+
+    def _again(self, why: str, now: float) -> None:
+        self._say(why)
+        self._disarm(now)
+        self._show_prompt(now)
+
+    def _decide(self, target: str | None, now: float) -> None:
+        question = self._questions[0]
+        self._say(f"{question.request}: " + ("denied" if target is None else f"yes, {target}"))
+        self._end(question, ARMING_S)
+        self._answer(question, target)
+        self._go_on(now)
+
+    def _take_away(self, question: Question, reason: str) -> None:
+        if self._is_shown and question is self._questions[0]:
+            self._say(f"{question.request}: withdrawn: {reason}")
+            silence = ARMING_AFTER_WITHDRAWAL_S
+        else:
+            self._say(
+                f"{question.request}: {question.source} asked to {doing(question)}, and that was "
+                f"withdrawn before it was shown: {reason}"
+            )
+            silence = self._silence
+        self._end(question, silence)
+        self._lapse(question)
+
+    def _end(self, question: Question, silence: float) -> None:
+        if question is self._questions[0]:
+            self._is_shown = self._is_armed = False
+        self._questions.remove(question)
+        self._silence = silence
+        if self._once and self.leaving is None:
+            self.leaving = ENDED
+
+    def _say(self, text: str) -> None:
+        self._screen.line(text)
+        self._prompt = ""  # the line that it was on is gone
+
+
+def _choices(question: Question) -> str:
+    count = len(question.candidates)
+    numbers = "1" if count == 1 else f"1-{count}"
+    if question.default is None:
+        return f"{numbers} or n"
+    return f"{numbers}, n, or Enter for {question.candidates.index(question.default) + 1}"

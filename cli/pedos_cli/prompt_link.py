@@ -1,0 +1,83 @@
+"""The prompter's connection to dom0's service: it is called over it, as well as calling."""
+
+from __future__ import annotations
+
+from pedos_protocol.events import NEED_DATA, Answer, Closed, ErrorAnswer, Request
+
+from pedos_cli import client
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pedos_protocol.events import Event
+
+REGISTER_S = 10.0
+"""Seconds in which the service answers a registration; it does from memory."""
+
+SEND_S = 5.0
+"""Seconds in which the service takes an answer: it reads all the time, or it hangs."""
+
+_REGISTER_ID = 1  # of the only call that is made here
+
+
+class Link:
+    """A connection over which both sides call. Unreachable or RemoteProtocolError end it."""
+
+    def __init__(self, path: str | None = None) -> None:
+        """Connect and ask to be registered; the answer comes as an event. Unreachable: nobody is
+        there."""
+        opened = client.connect(path, program="qvm-prompt")
+        self.path = opened.path
+        # A Client waits for answers and is never called: from here on its parts are used by hand.
+        self._socket = opened._socket
+        self._connection = opened._connection
+        self._socket.settimeout(SEND_S)
+        try:
+            hello = opened._out
+            request = Request(_REGISTER_ID, "prompter.register", {}, int(REGISTER_S * 1000))
+            self._write(hello + self._connection.send(request))
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def fileno(self) -> int:
+        """The descriptor to poll for input."""
+        return self._socket.fileno()
+
+    def receive(self) -> list[Event]:
+        """What has come, after poll said that something has."""
+        try:
+            data = self._socket.recv(client.RECEIVE_SIZE)
+        except OSError as error:
+            raise self._broken(error) from error
+        self._connection.receive_data(data)
+        events: list[Event] = []
+        while True:
+            event = self._connection.next_event()
+            if isinstance(event, Closed):
+                raise client.Unreachable(self.path, "the service has closed the connection")
+            if event is NEED_DATA:
+                return events
+            events.append(event)  # type: ignore[arg-type]
+
+    def answer(self, call_id: int, target: str | None) -> None:
+        """Answer a question: the VM that was chosen, or None for no."""
+        verdict = "deny" if target is None else "allow"
+        self._write(self._connection.send(Answer(call_id, {"verdict": verdict, "target": target})))
+
+    def refuse(self, call_id: int, code: str, message: str) -> None:
+        """Answer a call with an error."""
+        self._write(self._connection.send(ErrorAnswer(call_id, code, message, {})))
+
+    def close(self) -> None:
+        """Hang up: the service asks somebody else what is still open."""
+        self._socket.close()
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self._socket.sendall(data)
+        except OSError as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: OSError) -> client.Unreachable:
+        why = error.strerror or "it takes and sends nothing"
+        return client.Unreachable(self.path, f"the connection broke ({why.lower()})")

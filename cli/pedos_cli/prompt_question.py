@@ -1,0 +1,212 @@
+"""A question that dom0 asks its user: read from the wire, and as lines for a terminal."""
+
+from __future__ import annotations
+
+from pedos_protocol.names import (
+    harmless_text,
+    is_identity,
+    parse_device_class,
+    parse_device_id,
+    parse_vm_name,
+    shown,
+)
+
+from pedos_cli.device_list import size_text
+from pedos_cli.output import show
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+CANDIDATES_MAX = 256
+"""VMs to choose from: as many as one list of the protocol holds."""
+
+NAME_MAX = 64
+"""Characters of a request's id and of a service's name that are shown."""
+
+WIDTH_MIN = 40
+"""Columns that are used even if the terminal claims to have less (or none at all)."""
+
+RULE_MAX = 72
+"""Columns of the line above a question: enough to be seen on the widest terminal."""
+
+LABEL_WIDTH = 14
+"""Columns of what stands before a field: the longest label, and two to set it off."""
+
+# What the verb of a device service asks for, and what a VM is chosen for.
+_VERBS = {
+    "attach": ("attach {} device", "which VM gets it?"),
+    "detach": ("detach {} device", "which VM loses it?"),
+    "assign": ("have {} device attached at every start", "which VM gets it?"),
+    "list": ("see {} device", "for which VM?"),
+}
+
+
+class Question:
+    """May `source` have this, and which of `candidates` gets it? `deadline` is of the clock that
+    the reader uses, in seconds; `call_id` is what the answer has to carry."""
+
+    __slots__ = (
+        "call_id", "candidates", "deadline", "default", "description", "device", "device_class",
+        "identity", "read_only", "request", "service", "size", "source",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        call_id: int,
+        deadline: float,
+        request: str,
+        source: str,
+        service: str,
+        device: str,
+        device_class: str,
+        identity: str,
+        description: str,
+        size: int | None,
+        read_only: bool,
+        candidates: tuple[str, ...],
+        default: str | None,
+    ) -> None:
+        self.call_id = call_id
+        self.deadline = deadline
+        self.request = request
+        self.source = source
+        self.service = service
+        self.device = device
+        self.device_class = device_class
+        self.identity = identity
+        self.description = description
+        self.size = size
+        self.read_only = read_only
+        self.candidates = candidates
+        self.default = default
+
+
+def parse(call_id: int, untrusted_params: Mapping[str, object], now: float) -> Question:
+    """Return the question that a prompt.ask carries; ValueError says what is wrong with it.
+
+    dom0 checked all of this. It is checked again because what is asked here is put before a person
+    who can only judge by what the screen says.
+    """
+    backend = parse_vm_name(untrusted_params.get("backend"))
+    untrusted_identity = _take(untrusted_params, "identity", str)
+    if not is_identity(untrusted_identity):
+        raise ValueError(f"{shown(untrusted_identity)} is not a device's identity")
+    untrusted_size = untrusted_params.get("size")
+    if untrusted_size is not None and (type(untrusted_size) is not int or untrusted_size < 0):
+        raise ValueError("the size is not a number of bytes")
+    candidates, default = _parse_candidates(untrusted_params)
+    return Question(
+        call_id=call_id,
+        deadline=now + max(0, _take(untrusted_params, "timeout_s", int)),
+        request=harmless_text(_take(untrusted_params, "request", str), NAME_MAX),
+        source=parse_vm_name(untrusted_params.get("source")),
+        service=harmless_text(_take(untrusted_params, "service", str), NAME_MAX),
+        device=f"{backend}:{parse_device_id(untrusted_params.get('device'))}",
+        device_class=parse_device_class(untrusted_params.get("device_class")),
+        identity=untrusted_identity,
+        description=harmless_text(_take(untrusted_params, "description", str)),
+        size=untrusted_size,
+        read_only=_take(untrusted_params, "read_only", bool),
+        candidates=candidates,
+        default=default,
+    )
+
+
+def _parse_candidates(
+    untrusted_params: Mapping[str, object],
+) -> tuple[tuple[str, ...], str | None]:
+    untrusted_candidates = untrusted_params.get("candidates")
+    if not isinstance(untrusted_candidates, list | tuple):
+        raise ValueError("the candidates are not a list")
+    if not 0 < len(untrusted_candidates) <= CANDIDATES_MAX:
+        raise ValueError(f"there are not 1 to {CANDIDATES_MAX} candidates")
+    candidates = tuple(parse_vm_name(each) for each in untrusted_candidates)
+    if len(set(candidates)) < len(candidates):
+        raise ValueError("a candidate is named twice")
+    untrusted_default = untrusted_params.get("default")
+    if untrusted_default is None:
+        return candidates, None
+    default = parse_vm_name(untrusted_default)
+    if default not in candidates:
+        raise ValueError(f"the default {default} is not one of the candidates")
+    return candidates, default
+
+
+def _take(untrusted_params: Mapping[str, object], key: str, kind: type[T]) -> T:
+    value = untrusted_params.get(key)
+    if type(value) is not kind:
+        raise ValueError(f"{key} is not a {kind.__name__}")
+    return value
+
+
+def lines(question: Question, width: int) -> list[str]:
+    """Return what the screen shows of a question, each line at most `width` columns (40 if less).
+
+    What a device says of itself stands behind its label on every line that it takes: nothing that
+    it can say begins a line of the screen and looks like a choice.
+    """
+    width = max(width, WIDTH_MIN)
+    said = ["-" * min(width - 1, RULE_MAX)]
+    said += _wrapped(f"{question.source} asks to {doing(question)}", "", "    ", width)
+    fields = [
+        ("device", question.device),
+        ("identity", question.identity or "(none)"),
+        ("says it is", question.description or "(nothing)"),
+        ("size", "" if question.size is None else size_text(question.size)),
+        ("access", _access(question)),
+        ("service", question.service),
+        ("request", question.request),
+    ]
+    for label, text in fields:
+        if text:
+            start = f"  {label}".ljust(LABEL_WIDTH)
+            said += _wrapped(text, start, " " * (LABEL_WIDTH - 2) + "| ", width)
+    said.append(_heading(question))
+    digits = len(str(len(question.candidates)))
+    for number, vm in enumerate(question.candidates, 1):
+        marked = "   <- default: Enter alone" if vm == question.default else ""
+        said += _wrapped(f"{vm}{marked}", f"  {number:{digits}}  ", " " * (digits + 4), width)
+    said.append(f"  {'n':>{digits}}  none: deny it")
+    return said
+
+
+def doing(question: Question) -> str:
+    """Return what is asked for, without who and what exactly: `attach a block device`."""
+    kind = question.device_class
+    article = "an" if kind[0] in "aeio" else "a"  # not u: a USB device
+    name = kind.upper() if kind in ("usb", "pci") else {"mic": "microphone"}.get(kind, kind)
+    known = _VERBS.get(_verb(question))
+    what = f"{article} {name}"
+    return known[0].format(what) if known else f"use {question.service} on {what} device"
+
+
+def _verb(question: Question) -> str:
+    return "".join(question.service.split(".")[1:2])
+
+
+def _heading(question: Question) -> str:
+    """What stands above the choices."""
+    known = _VERBS.get(_verb(question))
+    return known[1] if known else "for which VM?"
+
+
+def _access(question: Question) -> str:
+    if question.read_only:
+        return "read-only"
+    writes = question.device_class == "block" and _verb(question) in ("attach", "assign")
+    return "read and write" if writes else ""
+
+
+def _wrapped(text: str, start: str, further: str, width: int) -> list[str]:
+    """`text` in lines of less than `width` columns, as a terminal that wraps does it by itself."""
+    text = show(text)
+    first, rest = text[: width - 1 - len(start)], text[width - 1 - len(start) :]
+    said = [start + first]
+    room = width - 1 - len(further)
+    said += [further + rest[at : at + room] for at in range(0, len(rest), room)]
+    return said

@@ -1,0 +1,143 @@
+"""The terminal that questions are put to: its settings, its input, and a prompt line.
+
+Keys are read one by one and echoed by this program, not by the kernel: what is typed before it
+counts must not stand on the screen as if it did, and Ctrl-C has to arrive in its place among the
+other keys. Only printable ASCII is written, and the control characters that this module adds.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import termios
+
+from pedos_cli.output import LINE_MAX, show
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
+READ_SIZE = 4096
+"""Bytes read at once: what the kernel's line discipline holds at most."""
+
+WIDTH_UNKNOWN = 80
+"""Columns of a terminal that does not tell."""
+
+_IFLAG, _LFLAG, _CC = 0, 3, 6  # places in what tcgetattr returns
+
+
+class Terminal:
+    """Takes over a terminal between `with` and its end, whatever happens between."""
+
+    def __init__(self, input_fd: int, output_fd: int) -> None:
+        """OSError or termios.error later, if these are no terminal."""
+        self._input = input_fd
+        self._output = output_fd
+        self._before: list[int | list[bytes | int]] | None = None
+        self._prompt = ""
+
+    def __enter__(self) -> Terminal:
+        self._before = termios.tcgetattr(self._input)
+        self.take()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._before is None:
+            return
+        # From the background, a terminal that is changed stops who changes it.
+        handler = signal.signal(signal.SIGTTOU, signal.SIG_IGN) if _is_main_thread() else None
+        try:
+            self._end_prompt()
+            # With what was typed and not read: it was meant for a question, not for a shell.
+            termios.tcsetattr(self._input, termios.TCSAFLUSH, self._before)
+        except (OSError, termios.error):
+            pass  # it was hung up: there is nothing to put back
+        finally:
+            self._before = None
+            if handler is not None:
+                signal.signal(signal.SIGTTOU, handler)
+
+    def take(self) -> None:
+        """Set the terminal as it is needed here, and throw away what was typed so far.
+
+        Also after this process was stopped, as the shell puts its own settings back meanwhile.
+        """
+        settings = termios.tcgetattr(self._input)
+        _clear(settings, _LFLAG, termios.ICANON | termios.ECHO | termios.ISIG | termios.IEXTEN)
+        _clear(settings, _IFLAG, termios.IXON)  # Ctrl-S would stop the countdown
+        characters = settings[_CC]
+        assert isinstance(characters, list)
+        characters[termios.VMIN], characters[termios.VTIME] = 0, 0  # reading never waits
+        termios.tcsetattr(self._input, termios.TCSAFLUSH, settings)
+
+    def fileno(self) -> int:
+        """The descriptor to poll for input."""
+        return self._input
+
+    def read(self) -> bytes:
+        """What was typed; nothing if nothing was, or if the terminal has gone."""
+        try:
+            return os.read(self._input, READ_SIZE)
+        except OSError as error:
+            if error.errno == errno.EIO:  # hung up; poll says so
+                return b""
+            raise
+
+    def flush_input(self) -> None:
+        """Throw away what was typed and not read yet."""
+        termios.tcflush(self._input, termios.TCIFLUSH)
+
+    @property
+    def width(self) -> int:
+        """Columns, as the terminal tells now."""
+        try:
+            return os.get_terminal_size(self._output).columns or WIDTH_UNKNOWN
+        except OSError:
+            return WIDTH_UNKNOWN
+
+    def line(self, text: str) -> None:
+        """Write a line, made harmless; a prompt that stands there stays above it."""
+        self._end_prompt()
+        self._write(show(text, LINE_MAX) + "\n")
+
+    def prompt(self, text: str) -> None:
+        """Write the last line of the screen anew, made harmless and cut to the terminal's width.
+
+        With a carriage return and blanks, which every terminal knows.
+        """
+        text = show(text, max(1, self.width - 1))
+        blanks = " " * max(0, len(self._prompt) - len(text))
+        self._write("\r" + text + blanks + "\b" * len(blanks))
+        self._prompt = text
+
+    def bell(self) -> None:
+        """Ring, or whatever the terminal does instead."""
+        self._write("\a")
+
+    def _end_prompt(self) -> None:
+        if self._prompt:
+            self._prompt = ""
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        data = text.encode("ascii")
+        while data:
+            data = data[os.write(self._output, data) :]
+
+
+def _clear(settings: list[int | list[bytes | int]], place: int, flags: int) -> None:
+    value = settings[place]
+    assert isinstance(value, int)
+    settings[place] = value & ~flags
+
+
+def _is_main_thread() -> bool:
+    import threading  # noqa: PLC0415  (only main threads may set handlers)
+
+    return threading.current_thread() is threading.main_thread()

@@ -1,0 +1,383 @@
+"""`qvm-audit`: look at what was decided and done. It reads the log's files and needs no service."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from pedos_protocol.errors import CallError
+
+from pedos_cli import output
+from pedos_cli.arguments import Parser, UsageError, examples, vm_name
+from pedos_cli.output import show
+from pedos_cli.run import DONE, run
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import NoReturn
+
+    from pedos_cli.audit_log import Record, Unread
+    from pedos_cli.run import Session
+
+PROG = "qvm-audit"
+ACTIONS = ("list", "tail", "show")
+
+DEFAULT_FILE = "/var/lib/pedos/audit.jsonl"
+"""Where dom0's service writes, if PEDOS_AUDIT does not say otherwise."""
+
+TAIL_LINES = 10
+TAIL_MAX = 10_000
+"""Records of one `tail`, which are held in memory; for more there is `list --since`."""
+
+ROWS_ALIGNED = 1000
+"""Rows whose columns are aligned with each other. A log is longer than memory should hold."""
+
+FOLLOW_S = 0.25
+"""Seconds between two looks at a log that is followed: at once, to the eye, and a stat(2) each."""
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+SPAN_DIGITS = 6
+"""Digits of a number before a unit: 999999 hours are more than a hundred years."""
+
+_WITH_VALUE = ("--since", "--vm", "--file", "-n", "--lines")
+
+
+def build_parser() -> Parser:
+    """Return the parser of `qvm-audit`."""
+    parser = Parser(
+        prog=PROG,
+        description="Look at dom0's audit log: who asked for what, what the policy said and by "
+        "which rule, and what was done. Without an action, list. Times are this machine's.",
+        epilog=examples(
+            (f"{PROG} --since 2h --denied", "what was denied in the last two hours"),
+            (f"{PROG} tail -f", "the last records, and each new one"),
+            (f"{PROG} show 3f9c01ab77de", "all about the request that a VM's user tells you"),
+        ),
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", prog=PROG)
+    listing = actions.add_parser(
+        "list",
+        help="every record, oldest first",
+        description="List every record, oldest first; the filters add up.",
+        epilog=examples(
+            (f"{PROG} list --since 2026-01-31", "since midnight of that day"),
+            (f"{PROG} list --since 3d --vm work", "what work asked for, got or lent in three days"),
+            (f"{PROG} list --json", "for programs: one JSON object a line, as in the log"),
+        ),
+        level=2,
+    )
+    _add_filters(listing)
+    _add_common(listing)
+    listing.set_defaults(verb=list_records)
+    tail = actions.add_parser(
+        "tail",
+        help="the last records",
+        description="Show the last records, and with -f each new one as it is written, also "
+        "after the log was rotated.",
+        epilog=examples(
+            (f"{PROG} tail -n 50", "the last fifty"),
+            (f"{PROG} tail -f --denied", "denials, as they happen"),
+        ),
+        level=2,
+    )
+    tail.add_argument(
+        "-n", "--lines", metavar="N", default=str(TAIL_LINES),
+        help=f"how many records (default {TAIL_LINES})",
+    )  # fmt: skip
+    tail.add_argument("-f", "--follow", action="store_true", help="go on as records are written")
+    _add_filters(tail)
+    _add_common(tail)
+    tail.set_defaults(verb=show_last)
+    one = actions.add_parser(
+        "show",
+        help="all about one request, in words",
+        description="Show everything that belongs to one request, in order and in words.",
+        epilog=examples((f"{PROG} show 3f9c01ab77de", "the request with this id")),
+        level=2,
+    )
+    one.add_argument("id", metavar="ID", help="the id that a denial tells")
+    _add_common(one)
+    one.set_defaults(verb=show_request)
+    return parser
+
+
+def _add_filters(parser: Parser) -> None:
+    parser.add_argument(
+        "--since", metavar="TIME",
+        help="only what is not older: 10m, 2h, 3d ago, or a time such as 2026-01-31T14:00",
+    )  # fmt: skip
+    parser.add_argument("--denied", action="store_true", help="only what was denied")
+    parser.add_argument("--vm", metavar="VM", help="only what this VM asked for, got, has or lends")
+
+
+def _add_common(parser: Parser) -> None:
+    parser.add_argument(
+        "--file", metavar="FILE",
+        help=f"the log (default: $PEDOS_AUDIT, or {DEFAULT_FILE})",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON, with every field")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments; raises UsageError, or SystemExit after showing help.
+
+    The action may stand anywhere, and without one it is `list`.
+    """
+    words = list(argv)
+    at = _first_word(words)
+    if at is not None and words[at] not in ACTIONS:
+        raise UsageError(
+            f"'{show(words[at], 64)}' is no action: the actions are {', '.join(ACTIONS)}"
+        )
+    if at is not None:
+        words.insert(0, words.pop(at))
+    elif not {"-h", "--help"} & set(words):
+        words.insert(0, "list")
+    return build_parser().parse_args(words)
+
+
+def _first_word(words: Sequence[str]) -> int | None:
+    """Where the first word stands that is neither an option nor an option's value."""
+    is_value = False
+    for at, word in enumerate(words):
+        if not is_value and not word.startswith("-"):
+            return at
+        is_value = not is_value and word in _WITH_VALUE
+    return None
+
+
+# Verbs
+
+
+def list_records(session: Session) -> int:
+    """Print every record that the filters leave, oldest first."""
+    from pedos_cli import audit_log  # noqa: PLC0415  (help does without, and starts faster)
+
+    wanted, since = _filter(session.args)
+    unread = audit_log.Unread()
+    path = _path(session.args)
+    found = _guarded(path, audit_log.records(path, since=since, unread=unread))
+    _Printer(as_json=session.args.json, unread=unread).put_all(filter(wanted, found))
+    _tell_unread(session, unread)
+    return DONE
+
+
+def show_last(session: Session) -> int:
+    """Print the last records, and with -f go on until interrupted."""
+    from pedos_cli import audit_log  # noqa: PLC0415  (as above)
+
+    wanted, _ = _filter(session.args)
+    number = _number(session.args.lines)
+    unread = audit_log.Unread()
+    path = _path(session.args)
+    printer = _Printer(as_json=session.args.json, unread=unread)
+    try:
+        found, follower = audit_log.last_records(
+            path, number, wanted, unread, follow=session.args.follow
+        )
+    except OSError as error:
+        _refuse(path, error)
+    printer.put_all(found)
+    _tell_unread(session, unread)
+    if follower is not None:
+        try:
+            while True:  # until an interrupt
+                printer.put_all(filter(wanted, _guarded(path, follower.new())))
+                output.finish()
+                _tell_unread(session, unread)
+                wait()
+        finally:
+            follower.close()
+    return DONE
+
+
+def show_request(session: Session) -> int:
+    """Print everything with one request's id, in order, in words."""
+    from pedos_cli import audit_log, audit_text  # noqa: PLC0415  (as above)
+
+    request = session.args.id
+    if not (0 < len(request) <= 64 and request.isascii() and request.isalnum()):
+        raise UsageError(f"'{show(request, 64)}' is not a request's id: letters and digits")
+    unread = audit_log.Unread()
+    path = _path(session.args)
+    everything = _guarded(path, audit_log.records(path, containing=request, unread=unread))
+    found = [record for record in everything if audit_text.has_id(record, request)]
+    _tell_unread(session, unread)
+    if not found:
+        raise CallError(
+            "not_found",
+            f"no record of the request {request} in {path}",
+            {"hint": f"{PROG} --vm VM  (what a VM repeats is counted, not written one by one)"},
+        )
+    if session.args.json:
+        output.put_json({"request": request, "records": found})
+        return DONE
+    output.put(f"request {request}")
+    for record in found:
+        first, *more = audit_text.sentences(record)
+        when = audit_text.local_time(record)
+        output.put(f"  {when}  {first}")
+        for line in more:
+            output.put(f"  {'':{len(when)}}  {line}")
+    return DONE
+
+
+def wait() -> None:
+    """Let some time pass before the log is looked at again."""
+    from time import sleep  # noqa: PLC0415  (only who follows needs it)
+
+    sleep(FOLLOW_S)
+
+
+class _Printer:
+    """Prints records in columns, or as JSON lines. Widths grow and never shrink again."""
+
+    def __init__(self, *, as_json: bool, unread: Unread) -> None:
+        self._as_json = as_json
+        self._unread = unread
+        self._widths: list[int] = []
+
+    def put_all(self, records: Iterable[Record]) -> None:
+        if self._as_json:
+            for record in records:
+                self._put_json(record)
+            return
+        for rows in _chunks(map(_row, records)):
+            self._put_rows(rows)
+
+    def _put_json(self, record: Record) -> None:
+        import json  # noqa: PLC0415  (only who asks for it pays for it)
+
+        text = json.dumps(record, ensure_ascii=True).replace("\x7f", "\\u007f")
+        if len(text) > output.LINE_MAX:  # ours fit; this one grew when it was escaped
+            self._unread.lines += 1
+        else:
+            output.put(text)
+
+    def _put_rows(self, rows: list[tuple[str, ...]]) -> None:
+        if not self._widths:
+            from pedos_cli.audit_text import HEADER  # noqa: PLC0415  (as above)
+
+            if output.on_terminal():
+                rows.insert(0, HEADER)
+            self._widths = [0] * len(HEADER)
+        for row in rows:
+            self._widths = [max(pair) for pair in zip(self._widths, map(len, row), strict=True)]
+        for row in rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, self._widths, strict=True))
+            output.put("  ".join(cells).rstrip())
+
+
+def _row(record: Record) -> tuple[str, ...]:
+    from pedos_cli.audit_text import row  # noqa: PLC0415  (as above)
+
+    return row(record)
+
+
+def _chunks(rows: Iterator[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:
+    chunk: list[tuple[str, ...]] = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == ROWS_ALIGNED:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+# Arguments
+
+
+def _path(args: argparse.Namespace) -> str:
+    path: str = args.file or os.environ.get("PEDOS_AUDIT") or DEFAULT_FILE
+    return path
+
+
+def _filter(args: argparse.Namespace) -> tuple[Callable[[Record], bool], str]:
+    """What a record must be to be shown, and since when, as the log writes times."""
+    from pedos_cli.audit_text import is_about, is_denial  # noqa: PLC0415  (as above)
+
+    vm = None if args.vm is None else vm_name(args.vm)
+    since = "" if args.since is None else since_text(args.since)
+
+    def wanted(record: Record) -> bool:
+        return (
+            str(record.get("time")) >= since
+            and not (args.denied and not is_denial(record))
+            and (vm is None or is_about(record, vm))
+        )
+
+    return wanted, since
+
+
+def since_text(text: str) -> str:
+    """Return the time that `--since` means, in UTC as the log writes it; raises UsageError."""
+    from datetime import UTC, datetime, timedelta  # noqa: PLC0415  (only --since needs it)
+
+    number, unit = text[:-1], text[-1:]
+    try:
+        if unit in UNITS and number.isascii() and number.isdigit() and len(number) <= SPAN_DIGITS:
+            moment = datetime.now(UTC) - timedelta(seconds=int(number) * UNITS[unit])
+        else:
+            moment = datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"'{show(text, 64)}' is not a time: 10m, 2h and 3d mean so long ago, and "
+            "2026-01-31 or 2026-01-31T14:00 are this machine's time",
+            f"{PROG} --since 2h",
+        ) from None
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 9) or int(text) > TAIL_MAX:
+        raise UsageError(
+            f"'{show(text, 64)}' is not a number of records from 0 to {TAIL_MAX}",
+            f"{PROG} list --since 2h",
+        )
+    return int(text)
+
+
+def _guarded(path: str, records: Iterator[Record]) -> Iterator[Record]:
+    """The records; what is wrong with the log is said, and told from a full disk of the output."""
+    try:
+        yield from records
+    except OSError as error:
+        _refuse(path, error)
+
+
+def _refuse(path: str, error: OSError) -> NoReturn:
+    """Raise what is wrong with the log, in words."""
+    if isinstance(error, FileNotFoundError):
+        raise CallError(
+            "not_found",
+            f"there is no audit log {path}",
+            {"hint": f"{PROG} --file FILE, in dom0  (in local mode: DIR/state/audit.jsonl)"},
+        ) from None
+    why = (error.strerror or type(error).__name__).lower()
+    hint = {"hint": "as root, or as the user that the service runs as"}
+    raise CallError(
+        "failed",
+        f"the audit log {path} cannot be read: {why}",
+        hint if isinstance(error, PermissionError) else {},
+    ) from None
+
+
+def _tell_unread(session: Session, unread: Unread) -> None:
+    """Say how many lines were passed over since it was last said."""
+    if unread.lines:
+        lines = "1 line is" if unread.lines == 1 else f"{unread.lines} lines are"
+        session.note(f"warning: {lines} torn or not the service's, and passed over")
+        unread.lines = 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `qvm-audit`; returns the exit status."""
+    return run(PROG, build_parser, argv, parse)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

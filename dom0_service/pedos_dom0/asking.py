@@ -1,0 +1,182 @@
+"""Puts questions to dom0's user through the prompters that are connected, and waits for an answer.
+
+A question ends in one way only: an answer that counts, the deadline, no prompter (any more), or
+that whoever asked for it has gone. Whichever it is, the prompter is told when its answer does not
+matter any more, and the audit log has both the question and its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+from pedos_protocol.errors import CallError, LocalProtocolError
+from pedos_protocol.messages import PromptCancel, to_wire
+from pedos_protocol.names import printable_text
+
+from pedos_dom0 import prompts
+from pedos_dom0.errors import failure
+from pedos_dom0.prompts import Outcome, Prompts, Question, TooMany, judge
+
+if TYPE_CHECKING:
+    from pedos_dom0.noise import Noise
+
+logger = logging.getLogger(__name__)
+
+# Characters of what a prompter says of its failure.
+_SAID_MAX = 200
+
+
+class Prompter(Protocol):
+    """The part of a Peer that a prompter needs; compared by identity."""
+
+    @property
+    def is_open(self) -> bool: ...
+
+    async def call(
+        self, method: str, params: dict[str, Any], *, timeout: float
+    ) -> dict[str, Any]: ...
+
+    async def notify(self, method: str, params: dict[str, Any]) -> None: ...
+
+
+class Asking:
+    """Serves prompter.register, and asks. One of these serves all."""
+
+    def __init__(self, noise: Noise) -> None:
+        self._noise = noise
+        self._prompts: Prompts[Prompter] = Prompts()
+
+    @property
+    def prompts(self) -> Prompts[Prompter]:
+        return self._prompts
+
+    def register(self, prompter: Prompter, background: trio.Nursery) -> None:
+        """`prompter` is asked from now on, until its connection, whose nursery `background` is,
+        ends."""
+        known = prompter in self._prompts
+        if not self._prompts.register(prompter):
+            raise failure("quota", f"{prompts.PROMPTERS_MAX} prompters are connected already")
+        if not known:
+            logger.info("a prompter has registered: questions go to it")
+            background.start_soon(self._until_gone, prompter)
+
+    async def _until_gone(self, prompter: Prompter) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._prompts.unregister(prompter)
+            logger.info("a prompter has gone: %d are left", len(self._prompts))
+
+    async def ask(self, question: Question, asker_gone: trio.Event, *, noise: bool) -> Outcome:
+        """Asks, and returns what came of it within ASK_TIMEOUT seconds; never raises.
+
+        `asker_gone` is set when nobody waits for it any more; `noise`: a VM wants to know.
+        """
+        began = trio.current_time()
+        outcome = Outcome(None, "the service ended")
+        try:
+            self._prompts.open(question.source)
+            try:
+                outcome = await self._ask_while_wanted(question, asker_gone, noise)
+            finally:
+                self._prompts.close(question.source)
+        except TooMany as error:
+            outcome = Outcome(None, str(error))
+        finally:
+            self._noise.write(
+                "answered",
+                of=question.source,
+                noise=noise and outcome.target is None,
+                say=_said(question, outcome) if noise and outcome.target is None else None,
+                request=question.request,
+                caller=question.source,
+                service=question.service,
+                device=str(question.key),
+                verdict=outcome.verdict,
+                target=outcome.target,
+                reason=outcome.reason,
+                seconds=round(trio.current_time() - began, 3),
+            )
+        await trio.lowlevel.checkpoint()
+        return outcome
+
+    async def _ask_while_wanted(
+        self, question: Question, asker_gone: trio.Event, noise: bool
+    ) -> Outcome:
+        outcome = Outcome(None, prompts.ASKER_GONE)
+        async with trio.open_nursery() as nursery:
+
+            async def until_gone() -> None:
+                await asker_gone.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(until_gone)
+            outcome = await self._ask_each(question, noise)
+            nursery.cancel_scope.cancel()
+        return outcome
+
+    async def _ask_each(self, question: Question, noise: bool) -> Outcome:
+        """Asks the last prompter; if it goes away, the one before, with the time that is left."""
+        deadline = trio.current_time() + prompts.ASK_TIMEOUT
+        tried: list[Prompter] = []
+        while (prompter := self._prompts.last(tried)) is not None:
+            left = deadline - trio.current_time()
+            if left <= 0:
+                return Outcome(None, prompts.LATE)
+            tried.append(prompter)
+            self._noise.write(
+                "asked",
+                of=question.source,
+                noise=noise,
+                request=question.request,
+                caller=question.source,
+                service=question.service,
+                device=str(question.key),
+                identity=question.identity,
+                candidates=list(question.candidates),
+                default=question.default,
+            )
+            outcome = await self._ask_one(prompter, question, left)
+            if outcome is not None:
+                return outcome
+        return Outcome(None, prompts.PROMPTER_GONE if tried else prompts.NO_PROMPTER)
+
+    async def _ask_one(self, prompter: Prompter, question: Question, left: float) -> Outcome | None:
+        """The outcome, or None if this prompter has gone."""
+        lapsed: str | None = prompts.ASKER_GONE  # if this is cancelled
+        try:
+            untrusted_answer = await prompter.call(
+                "prompt.ask", question.params(left), timeout=left
+            )
+            lapsed = None
+            return judge(question, untrusted_answer)
+        except CallError as error:
+            lapsed = None
+            if error.code == "unavailable":
+                return None
+            if error.code == "timeout":
+                lapsed = prompts.LATE
+                return Outcome(None, prompts.LATE)
+            said = printable_text(error.message, _SAID_MAX)
+            return Outcome(None, f"the prompter could not ask: {said}")
+        except LocalProtocolError as error:
+            lapsed = None
+            logger.error("a question could not be sent: %s", error)
+            return Outcome(None, "the question could not be put to the prompter")
+        finally:
+            if lapsed is not None and prompter.is_open:
+                with trio.CancelScope(shield=True), contextlib.suppress(LocalProtocolError):
+                    # Only queued: this does not wait for the prompter.
+                    notice = PromptCancel(request=question.request, reason=lapsed)
+                    await prompter.notify("prompt.cancel", to_wire(notice))
+
+
+def _said(question: Question, outcome: Outcome) -> str:
+    """A no to a VM, for the service's log."""
+    return (
+        f"denied: {question.source} asked for {question.service} of {question.key}: "
+        f"{outcome.reason} ({question.request})"
+    )

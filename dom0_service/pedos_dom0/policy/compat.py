@@ -1,0 +1,62 @@
+"""`!compat-4.0`: the files of the reference's release 4.0, one for each service.
+
+Such a file is named SERVICE or SERVICE+ARGUMENT; its lines are SOURCE TARGET ACTION[,NAME=VALUE...]
+with `$` for `@`. What no line of it matches is denied, and one for an argument stands in the place
+of the one for its service: so each ends in a rule that denies the rest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .files import FILES_MAX, Files
+from .model import PolicyError
+from .tokens import service_problem
+
+#: Where the reference system has them.
+DIRECTORY = Path("/etc/qubes-rpc/policy")
+
+# Both are as long as what they stand for, so that columns stay what they are.
+_OLD_INCLUDE, _INCLUDE = b"@include:", b"!include "
+_THE_REST = b"\n* * deny\n"
+
+
+def read(
+    directory: Path, files: Files
+) -> tuple[list[tuple[str, str, str, bytes | None]], list[PolicyError]]:
+    """(service, argument, name, lines for that service) of each file; None for one unreadable.
+
+    Those for an argument come before that for all of the service. No folder is no files.
+    """
+    names, failed = files.every_name(directory)
+    errors: list[PolicyError] = []
+    if failed:
+        errors.append(PolicyError(str(directory), 0, 0, f"the folder cannot be read: {failed}"))
+    found = []
+    for name in sorted(names, key=_order)[:FILES_MAX]:
+        service, plus, argument = name.partition("+")
+        why = service_problem(service)
+        path = str(directory / name)
+        if why is not None:
+            errors.append(PolicyError(path, 0, 0, *why))
+            continue
+        content = files.read(directory / name, path)
+        lines = _translated(content) if isinstance(content, bytes) else None
+        found.append((service, plus + argument if plus else "*", path, lines))
+    return found, errors
+
+
+def _order(name: str) -> tuple[str, bool, str]:
+    service, plus, argument = name.partition("+")
+    return service, not plus, argument
+
+
+def _translated(content: bytes) -> bytes:
+    return b"\n".join(map(_translated_line, content.split(b"\n"))) + _THE_REST
+
+
+def _translated_line(line: bytes) -> bytes:
+    if line.lstrip().startswith(b"#"):
+        return line
+    new = line.replace(b"$", b"@").replace(b",", b" ")
+    return _INCLUDE + new[len(_OLD_INCLUDE) :] if new.startswith(_OLD_INCLUDE) else new

@@ -1,0 +1,218 @@
+"""Reading the files and folders of a policy: bounded, never waiting, and noting what was seen.
+
+Nothing here raises for what is on disk: what goes wrong comes back as a sentence.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from attrs import frozen
+from pedos_protocol.names import printable_text, shown
+
+from .model import PolicyError
+from .parser import FILE_MAX
+
+SUFFIX = ".policy"
+_FILE_NAME = re.compile(r"[0-9a-z_.-]+\.policy")
+
+# Policies have a handful of files; the bounds keep a folder that was filled by mistake, or files
+# that include each other over and over, from being read for minutes, with the old policy in force
+# and nobody the wiser.
+FILES_MAX = 1000
+BYTES_MAX = 4 * FILE_MAX
+# Characters of a folder's path in an error.
+PATH_SHOWN = 256
+# Bytes read at once: a fraction of a millisecond, also when they are not in memory yet.
+_CHUNK = 64 * 1024
+
+_Look = Callable[[], object]
+
+
+class Files:
+    """The policy folders, the first having precedence, as one pass sees them.
+
+    `replaced` puts content in the place of files of the last folder, by their path in it; None
+    takes one away.
+    """
+
+    def __init__(
+        self, directories: Sequence[Path], replaced: Mapping[str, bytes | None] | None = None
+    ) -> None:
+        self.directories = list(directories)
+        self._replaced = dict(replaced or {})
+        self._seen: list[tuple[_Look, object]] = []
+        #: The folders in which a change may change the policy.
+        self.watched: dict[Path, None] = dict.fromkeys(self.directories)
+
+    def unchanged(self) -> bool:
+        """Is everything still as it was when this pass looked at it?"""
+        return all(look() == found for look, found in self._seen)
+
+    def policies_in(self, relative: str) -> tuple[dict[str, str], list[PolicyError], bool]:
+        """The `*.policy` of a folder in all policy folders: their names, and their paths in those.
+
+        "" is the policy folders themselves. And what is wrong with them, and whether there is such
+        a folder at all.
+        """
+        paths: dict[str, str] = {}
+        errors: list[PolicyError] = []
+        there = False
+        for folder in self.directories:
+            directory = folder / relative
+            self.watched[directory] = None
+            last = folder == self.directories[-1]
+            names, wrong, exists = self._names(directory, needed=last and not relative)
+            errors += wrong
+            there = there or exists
+            if last:
+                names = self._with_replaced(names, relative)
+                errors += [_bad_name(name) for name in names if not _FILE_NAME.fullmatch(name)]
+            for name in filter(_FILE_NAME.fullmatch, names):
+                paths.setdefault(name, os.path.join(relative, name))
+        return {name: paths[name] for name in sorted(paths, key=os.fsencode)}, errors, there
+
+    def _with_replaced(self, names: list[str], relative: str) -> list[str]:
+        kept = set(names)
+        for path, data in self._replaced.items():
+            if os.path.dirname(path) != relative.rstrip("/"):
+                continue
+            if data is None:
+                kept.discard(os.path.basename(path))
+            elif path.endswith(SUFFIX):
+                kept.add(os.path.basename(path))
+        return sorted(kept)
+
+    def _names(self, directory: Path, needed: bool) -> tuple[list[str], list[PolicyError], bool]:
+        """Hidden files and other suffixes are what editors and packaging leave about: not looked
+        at. A `.policy` whose name nobody would read is an error, lest a rule be missing without a
+        word."""
+        names: list[str] = []
+        errors: list[PolicyError] = []
+        listed = _listing(directory)
+        self._seen.append((lambda: _listing(directory), listed))
+        where = shown_path(directory)
+        if isinstance(listed, _Unlisted):
+            if needed or listed.number != errno.ENOENT:
+                message = f"the policy folder cannot be read: {listed.reason}"
+                errors.append(PolicyError(where, 0, 0, message))
+            return names, errors, False
+        for name in listed:
+            if len(names) + len(errors) >= FILES_MAX:
+                many = f"more than {FILES_MAX} policy files in one folder"
+                errors.append(PolicyError(where, 0, 0, many))
+                break
+            if _FILE_NAME.fullmatch(name):
+                names.append(name)
+            else:
+                errors.append(_bad_name(name))
+        return names, errors, True
+
+    def every_name(self, directory: Path) -> tuple[list[str], str]:
+        """The names in a folder outside of the policy folders that are not hidden, and why it
+        cannot be read; no folder is no names."""
+        self.watched[directory] = None
+        listed = _listing(directory, "")
+        self._seen.append((lambda: _listing(directory, ""), listed))
+        if isinstance(listed, _Unlisted):
+            return [], "" if listed.number == errno.ENOENT else listed.reason
+        return listed, ""
+
+    def find(self, relative: str) -> Path | None:
+        """Where the file of that path is: in the first of the policy folders that has it."""
+        for folder in self.directories:
+            path = folder / relative
+            self._watch(path)
+            if folder == self.directories[-1] and relative in self._replaced:
+                return path if self._replaced[relative] is not None else None
+            there = os.path.lexists(path)
+            self._seen.append((lambda path=path: os.path.lexists(path), there))  # type: ignore[misc]
+            if there:
+                return path
+        return None
+
+    def _watch(self, path: Path) -> None:
+        self.watched[path.parent] = None
+        real = os.path.dirname(os.path.realpath(path))
+        self.watched[Path(real)] = None
+
+    def read(self, path: Path, relative: str) -> bytes | str:
+        """The content, or why there is none."""
+        if path == self.directories[-1] / relative:
+            data = self._replaced.get(relative)
+            if data is not None:
+                return data
+        self._seen.append((lambda: _signature(path), _signature(path)))
+        return _read(path)
+
+
+def _bad_name(name: str) -> PolicyError:
+    message = "a policy file's name has only 0-9 a-z _ . -"
+    return PolicyError(shown(name), 0, 0, message, "rename it")
+
+
+@frozen
+class _Unlisted:
+    """Why a folder could not be listed; unlike an OSError, one equals another of its kind."""
+
+    number: int | None
+    reason: str
+
+
+def _listing(directory: Path, suffix: str = SUFFIX) -> list[str] | _Unlisted:
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(
+                entry.name
+                for entry in entries
+                if entry.name.endswith(suffix) and not entry.name.startswith(".")
+            )
+    except OSError as error:
+        return _Unlisted(error.errno, why(error))
+
+
+def _signature(path: Path) -> tuple[int, ...] | int | None:
+    """Changes with every change of a file's content, and of what a link points to."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        return error.errno
+    times = (found.st_mtime_ns, found.st_ctime_ns)
+    return (found.st_dev, found.st_ino, found.st_size, *times)
+
+
+def _read(path: Path) -> bytes | str:
+    """Never waits: a FIFO is opened without its writer."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError as error:
+        return f"cannot be read: {why(error)}"
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return "is not a regular file"
+        chunks, left = [], FILE_MAX + 1  # one more than is allowed, so that the parser refuses it
+        while left > 0 and (chunk := os.read(fd, min(left, _CHUNK))):
+            chunks.append(chunk)
+            left -= len(chunk)
+    except OSError as error:
+        return f"cannot be read: {why(error)}"
+    finally:
+        os.close(fd)
+    return b"".join(chunks)
+
+
+def why(error: OSError) -> str:
+    """The reason for people."""
+    if error.errno == errno.ELOOP:
+        return "its symbolic links lead in a circle"
+    return error.strerror or type(error).__name__
+
+
+def shown_path(directory: Path) -> str:
+    """A folder's name may be of any bytes; what is sent and logged is text of one line."""
+    return printable_text(str(directory), PATH_SHOWN)

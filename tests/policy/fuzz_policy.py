@@ -1,0 +1,97 @@
+"""Fuzzes the parser and the evaluator: any text is rules or errors, any request a Decision.
+
+    python -m tests.policy.fuzz_policy [SECONDS] [--seed N]
+
+The texts are policies by chance with some of their characters and words changed, whole and cut
+into bytes; what they leave of good rules is asked requests that are damaged likewise. A failure
+prints the seed with which it comes again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+import traceback
+
+from pedos_dom0.policy.evaluate import Decision, evaluate
+from pedos_dom0.policy.model import PolicyError, Rule
+from pedos_dom0.policy.parser import Directive, parse
+from pedos_dom0.policy.snapshot import Snapshot
+
+from . import made_up, plain
+
+SECONDS = 60.0
+REQUESTS = 5  # for each text
+VERDICTS = ("allow", "ask", "deny")
+
+
+def check_parser(rnd: random.Random) -> list[Rule]:
+    """One text: nothing raises, and each line is a rule, a directive, nothing, or has an error."""
+    text = made_up.nearly_a_policy(rnd)
+    content: str | bytes = text
+    if rnd.random() < 0.5:
+        damaged = bytearray(text.encode("utf-8", "surrogatepass"))
+        for _ in range(rnd.randint(0, 3)):
+            if damaged:
+                damaged[rnd.randrange(len(damaged))] = rnd.randrange(256)
+        content = bytes(damaged)
+    service = ("s.A", "+x") if rnd.random() < 0.1 else None
+    parsed = parse("fuzzed.policy", content, service=service)
+    good = {item.line for item in parsed.items}
+    bad = {error.line for error in parsed.errors}
+    assert not good & bad, "a line with an error was used"
+    for error in parsed.errors:
+        assert isinstance(error, PolicyError)
+        rendered = error.render()
+        assert all(line.isprintable() for line in rendered.split("\n")), rendered
+        assert len(error.message) < 200, error.message
+    assert all(isinstance(item, Rule | Directive) for item in parsed.items)
+    return [item for item in parsed.items if isinstance(item, Rule)]
+
+
+def check_evaluator(rnd: random.Random, rules: list[Rule]) -> None:
+    """Requests of any kind: a decision each, which is a deny where it is no request."""
+    system, snapshot = made_up.system(rnd), Snapshot(rules)
+    for _ in range(REQUESTS):
+        request = made_up.nearly_a_request(rnd)
+        for trace in (False, True):
+            decision = evaluate(request, snapshot, system, trace)
+            assert isinstance(decision, Decision)
+            assert decision.verdict in VERDICTS
+            assert (decision.verdict == "ask") == bool(decision.candidates)
+            assert (decision.verdict == "allow") == (decision.target is not None)
+            assert decision.default_target is None or decision.default_target in decision.candidates
+            assert len(decision.reason) < 1000
+            decision.to_json(trace)
+            if decision.rule is not None:
+                assert decision.rule is plain.deciding(request, snapshot.rules, system)
+
+
+def once(seed: str) -> None:
+    rnd = random.Random(seed)
+    check_evaluator(rnd, check_parser(rnd))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.policy.fuzz_policy", description=__doc__)
+    parser.add_argument("seconds", nargs="?", type=float, default=SECONDS)
+    parser.add_argument("--seed", default=str(random.SystemRandom().randrange(1 << 32)))
+    arguments = parser.parse_args(argv)
+    end, number = time.monotonic() + arguments.seconds, 0
+    while time.monotonic() < end:
+        seed = f"{arguments.seed}/{number}"
+        try:
+            once(seed)
+        except Exception:
+            traceback.print_exc()
+            print(f"python -m tests.policy.fuzz_policy fails with the seed {seed}", file=sys.stderr)
+            return 1
+        number += 1
+    print(f"policy: {number:,} texts and {REQUESTS * number:,} requests, seed {arguments.seed}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""The language read off its description: every rule in file order, no index, no sets of words.
+
+It shares nothing with the engine but the parsed rules and facts, so that where both agree, either
+both are right or one mistake was made twice.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import re
+
+from pedos_dom0.policy.evaluate import Request
+from pedos_dom0.policy.model import Rule
+from pedos_dom0.policy.system import System
+
+
+def service_covers(word: str, service: str) -> bool:
+    if word == "*":
+        return True
+    pairs = itertools.zip_longest(word.split("."), service.split("."))
+    return all(part in ("*", asked) for part, asked in pairs)
+
+
+def argument_covers(rule: Rule, argument: str) -> bool:
+    if rule.argument == "*":
+        return True
+    if not rule.service.startswith("device."):
+        return rule.argument == argument
+    parts = argument[1:].split(":", 2)
+    globs = rule.argument[1:].split(":", 2)
+    return all(
+        re.fullmatch(fnmatch.translate(glob), part)
+        for glob, part in zip(globs, parts, strict=False)
+    )
+
+
+def vm_covers(word: str, vm: str, default_dispvm: str | None, system: System) -> bool:
+    """Does `word` stand for a VM's name, @default, @adminvm, @dispvm or @dispvm:TEMPLATE?"""
+    admin = vm in ("dom0", "@adminvm")
+    facts = system.get(vm)
+    if word.startswith("@dispvm:"):
+        template = default_dispvm if vm == "@dispvm" else vm.removeprefix("@dispvm:")
+        if not vm.startswith("@dispvm") or template is None:
+            return False
+        if not word.startswith("@dispvm:@tag:"):
+            return word == f"@dispvm:{template}"
+        base = system.get(template)
+        tag = word.removeprefix("@dispvm:@tag:")
+        return base is not None and base.template_for_dispvms and tag in base.tags
+    meanings = {
+        "*": True,
+        "@anyvm": not admin,
+        "dom0": admin,
+        "@adminvm": admin,
+        vm: True,
+    }
+    if facts is not None:
+        meanings |= {f"@tag:{tag}": True for tag in facts.tags}
+        meanings |= {f"@type:{facts.type}": True, f"uuid:{facts.uuid}": True}
+    return meanings.get(word, False)
+
+
+def target_of(request: Request, system: System) -> str | None:
+    """What a request's target means; None for a template that is none."""
+    target = request.target
+    if target.startswith("@dispvm:"):
+        base = system.get(target.removeprefix("@dispvm:"))
+        return target if base is not None and base.template_for_dispvms else None
+    if target.startswith("uuid:"):
+        named = [vm.name for vm in system.domains.values() if f"uuid:{vm.uuid}" == target]
+        return named[0] if named else "@default"
+    if target in ("@adminvm", "@dispvm") or target in system.domains:
+        return target
+    return "@default"
+
+
+def deciding(request: Request, rules: tuple[Rule, ...], system: System) -> Rule | None:
+    target = target_of(request, system)
+    if target is None:
+        return None
+    facts = system.get(request.source)
+    dispvm = None if facts is None else facts.default_dispvm
+    for rule in rules:
+        if (
+            service_covers(rule.service, request.service)
+            and argument_covers(rule, request.argument)
+            and vm_covers(rule.source, request.source, dispvm, system)
+            and vm_covers(rule.target, target, dispvm, system)
+        ):
+            return rule
+    return None
+
+
+def reach(word: str, system: System) -> set[str]:
+    """The targets that a word of the target column, or a redirect, stands for in `ask`."""
+    vms = system.domains.values()
+    disposables = {f"@dispvm:{vm.name}": vm for vm in vms if vm.template_for_dispvms}
+    if word in ("*", "@anyvm"):
+        found = {vm.name for vm in vms if word == "*" or vm.name != "dom0"}
+        return found | set(disposables) | {"@dispvm"}
+    if word.startswith("@dispvm:@tag:"):
+        tag = word.removeprefix("@dispvm:@tag:")
+        return {name for name, vm in disposables.items() if tag in vm.tags}
+    if word.startswith("@dispvm:"):
+        return {word} & set(disposables)
+    if word in ("@dispvm", "@adminvm"):
+        return {word}
+    if word == "@default":
+        return set()
+    found = {vm.name for vm in vms if vm_covers(word, vm.name, None, system)}
+    return found | {"@adminvm"} if word == "dom0" else found
+
+
+def offered(request: Request, rules: tuple[Rule, ...], system: System) -> tuple[str, ...]:
+    """The candidates of an `ask` without redirect and with autostart, for a call."""
+    facts = system.get(request.source)
+    dispvm = None if facts is None else facts.default_dispvm
+    found: set[str] = set()
+    for rule in reversed(rules):
+        if (
+            service_covers(rule.service, request.service)
+            and argument_covers(rule, request.argument)
+            and vm_covers(rule.source, request.source, dispvm, system)
+        ):
+            named = reach(rule.outcome.target or rule.target, system)
+            found = found - named if rule.action == "deny" else found | named
+    found.discard(request.source)
+    if "@dispvm" in found:
+        found.discard("@dispvm")
+        if dispvm is not None:
+            found.add(f"@dispvm:{dispvm}")
+    if "@adminvm" in found:
+        found.discard("@adminvm")
+        found.add("dom0")
+    return tuple(sorted(n for n in found if not ((vm := system.get(n)) and vm.internal)))

@@ -1,0 +1,110 @@
+"""The index, the trace, the cache and a plain scan in file order come to the same, by chance."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from pedos_dom0.policy.decide import DECISIONS_KEPT, Decider
+from pedos_dom0.policy.evaluate import Request, evaluate
+from pedos_dom0.policy.model import DeviceParts, Rule
+from pedos_dom0.policy.parser import parse_file
+from pedos_dom0.policy.snapshot import Snapshot
+from pedos_dom0.policy.system import System, VmFacts
+
+from . import made_up, plain
+
+POLICIES = 150
+REQUESTS = 40
+
+
+def snapshot_of(text: str) -> Snapshot:
+    rules, errors = parse_file("made-up.policy", text)
+    assert [error.render() for error in errors] == []
+    return Snapshot(rules)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_index_trace_cache_and_a_plain_scan_agree(seed: int) -> None:
+    rnd = random.Random(seed)
+    for _ in range(POLICIES):
+        text, system = made_up.policy(rnd, 40), made_up.system(rnd)
+        snapshot = snapshot_of(text)
+        decider = Decider(snapshot, system)
+        for _ in range(REQUESTS):
+            request = made_up.request(rnd)
+            decision = evaluate(request, snapshot, system)
+            about = (text, request)
+            assert decision.rule is plain.deciding(request, snapshot.rules, system), about
+            traced = evaluate(request, snapshot, system, trace=True)
+            assert traced.to_json() == decision.to_json(), about
+            asked = (request.service, request.argument, request.source, request.target)
+            assert decider.decide(*asked).to_json() == decision.to_json(), about
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_candidates_are_those_of_going_through_all_rules(seed: int) -> None:
+    rnd = random.Random(seed)
+    asks = 0
+    for _ in range(POLICIES):
+        text, system = made_up.policy(rnd, 40), made_up.system(rnd)
+        snapshot = snapshot_of(text)
+        for _ in range(REQUESTS):
+            request = made_up.request(rnd)
+            decision = evaluate(request, snapshot, system)
+            rule = decision.rule
+            device = request.service.startswith("device.") and request.target in system.domains
+            if rule is None or rule.action != "ask" or rule.outcome.target or device:
+                continue
+            if not rule.outcome.autostart or request.service.startswith("device."):
+                continue
+            expected = plain.offered(request, snapshot.rules, system)
+            assert decision.candidates == expected, (text, request)
+            assert decision.verdict == ("ask" if expected else "deny")
+            asks += 1
+    assert asks > 100
+
+
+def test_many_rules_for_one_pair_of_vms_are_not_looked_at_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Counted, not timed: the rules whose argument is compared at all."""
+    lines = [
+        line
+        for n in range(2000)
+        for line in (
+            f"device.attach.usb +sys-usb:{n}-1 @adminvm work deny",
+            f"device.attach.usb +*:*:{n:04x}:* @adminvm work deny",
+            f"device.attach.usb +vm{n}:1-* @adminvm work deny",
+            f"device.attach.usb +sys-usb:*:*:u{n:04x}zz* @adminvm work deny",
+            f"device.attach.usb +sys-net:{n}-1:{n:04x}:1 @adminvm work deny",
+        )
+    ]
+    lines.append("device.attach.usb +sys-usb:1-2.3:f00d:* @adminvm work allow")
+    snapshot = snapshot_of("\n".join(lines))
+    looked = []
+    real = Rule.takes
+
+    def counted(self: Rule, argument: str, device: DeviceParts | None) -> bool:
+        looked.append(self)
+        return real(self, argument, device)
+
+    monkeypatch.setattr(Rule, "takes", counted)
+    request = Request("device.attach.usb", "+sys-usb:1-2.3:f00d:cafe:x:u080650", "dom0", "work")
+    decision = evaluate(request, snapshot, System({"work": VmFacts("work")}))
+    assert decision.verdict == "allow"
+    assert len(looked) < 30
+
+
+def test_a_cache_that_is_full_starts_again_and_still_answers() -> None:
+    decider = Decider(snapshot_of("s.A * * * allow"), System({"work": VmFacts("work")}))
+    for number in range(DECISIONS_KEPT + 10):
+        assert decider.decide("s.A", f"+{number}", "dom0", "work").verdict == "allow"
+    assert len(decider._known) == 10
+
+
+def test_what_cannot_be_remembered_is_decided_all_the_same() -> None:
+    decider = Decider(snapshot_of("s.A * * * allow"), System({"work": VmFacts("work")}))
+    for untrusted in ([], {}, None, 3, "x" * 5000):
+        assert decider.decide("s.A", "+", "dom0", untrusted).verdict == "deny"  # type: ignore[arg-type]
+    assert all(len(str(key)) < 200 for key in decider._known)
