@@ -1,5 +1,5 @@
 # make demo | test | lint | bench: each makes its own set-up (Debian packages, .venv, C build) first.
-.PHONY: help demo test lint bench fuzz interleave mutants soak build man clean
+.PHONY: help demo test lint bench fuzz interleave mutants soak build man deb test-deb clean
 
 help:
 	@echo "make demo    attach a disk of one VM to another, on this machine, and see it work"
@@ -8,11 +8,13 @@ help:
 	@echo "make bench   the benchmarks (JSON=FILE keeps the figures, SVG=DIR draws them,"
 	@echo "             GATES='L1 T1' measures those alone, FULL=1 all that the gates count)"
 	@echo "make build   the virtual environment and the C build alone"
-	@echo "make fuzz    the fuzzer of the shared page, for SECONDS=600"
+	@echo "make fuzz    the fuzzers of the shared page and of the policy, for SECONDS=600 each"
 	@echo "make interleave  every interleaving of the ring's two sides, at a larger size"
 	@echo "make mutants take out each barrier, look and bound of the C code: a test must fail"
 	@echo "make soak    a hundred thousand channels with the real libxenvchan at the other end"
 	@echo "make man     the manual pages, into build/man"
+	@echo "make deb     the Debian packages, into build/deb"
+	@echo "make test-deb  builds, installs, tries and purges them in bare systems (root, 2 minutes)"
 	@echo "make clean   remove what these made"
 
 build:
@@ -39,6 +41,7 @@ bench: build
 # The searches that `make test` does at a small size, for as long as there is time.
 fuzz: build
 	@.venv/bin/python tests/hostile/build.py $(or $(SECONDS),600)
+	@.venv/bin/python -m tests.policy.fuzz_policy $(or $(SECONDS),600)
 
 interleave: build
 	@.venv/bin/python tests/interleave/search.py
@@ -53,6 +56,12 @@ soak: build
 man:
 	@tools/setup lint
 	@tools/make-man
+
+deb:
+	@debian/build-packages
+
+test-deb:
+	@tests/packaging/bare-system
 
 clean:
 	rm -rf .venv .venv-lint .venv-bench build *.egg-info native/pedos_vchan/*.so native/pedos_vchan/_native.c

@@ -1,0 +1,105 @@
+"""Programs and manual pages of one Debian package, from the entry points in pyproject.toml.
+
+usage: programs.py PACKAGE ROOT       (ROOT is the folder that becomes the package)
+
+A launcher is three lines and runs isolated (python3 -I): what a user has in the environment or in
+the current folder cannot get into a program that has root's authority over devices. It also starts
+faster than setuptools' own, which looks the entry point up when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+#: Which Debian package has which Python package.
+DEBIAN_PACKAGES = {
+    "pedos_protocol": "pedos-common",
+    "pedos_vchan": "pedos-common",
+    "pedos_cli": "pedos-common",
+    "pedos_agent": "pedos-agent",
+    "pedos_dom0": "pedos-dom0",
+}
+#: Started by systemd and not by people: sbin, and section 8 of the manual.
+DAEMONS = {"pedos-agent", "pedos-dom0"}
+#: What the modules call the function that makes their parser.
+PARSER_MAKERS = ("build_parser", "make_parser", "_parser")
+
+COMPLETIONS = Path("cli/completions/qvm-device.bash")
+LAUNCHER = """\
+#!/usr/bin/python3 -I
+import sys
+
+from {module} import {function}
+
+sys.exit({function}())
+"""
+
+
+def programs_of(package: str) -> dict[str, tuple[str, str]]:
+    """Name -> (module, function) of each program that belongs to a Debian package."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    entries = {name: entry.split(":") for name, entry in project["scripts"].items()}
+    return {
+        name: (module, function)
+        for name, (module, function) in entries.items()
+        if DEBIAN_PACKAGES[module.split(".")[0]] == package
+    }
+
+
+def completed_programs() -> set[str]:
+    """The programs that the file for bash completes."""
+    text = re.sub(r"^#.*\n", "", (PROJECT / COMPLETIONS).read_text(), flags=re.MULTILINE)
+    return set(re.findall(r"\bqvm-[a-z-]+", text))
+
+
+def manual_page(module: str, section: int) -> str:
+    """The page made of the parser in `module`."""
+    from build_manpages.manpage import Manpage  # noqa: PLC0415 - tests need not have it
+
+    found = importlib.import_module(module)
+    make = next(getattr(found, name) for name in PARSER_MAKERS if hasattr(found, name))
+    parser: argparse.ArgumentParser = make()
+    summary, _, _ = (parser.description or "").partition(". ")
+    parser.man_short_description = summary.rstrip(".")
+    if parser.epilog:
+        heading, colon, rest = parser.epilog.partition(":\n")
+        if not colon:
+            heading, rest = "examples", parser.epilog
+        parser._manpage = [{"heading": heading, "content": rest}]
+    _, _, text = str(Manpage(parser)).partition("\n")  # without its .TH, which is always section 1
+    return f'.TH {parser.prog.upper()} {section} "" "PedOS devices" "PedOS devices"\n{text}'
+
+
+def main() -> None:
+    """Writes into ROOT what PACKAGE has."""
+    package, root = sys.argv[1], Path(sys.argv[2])
+    programs = programs_of(package)
+    pages: dict[str, str] = {}  # module -> the page that was made of it
+    for name, (module, function) in programs.items():
+        section, folder = (8, "usr/sbin") if name in DAEMONS else (1, "usr/bin")
+        launcher = root / folder / name
+        launcher.parent.mkdir(parents=True, exist_ok=True)
+        launcher.write_text(LAUNCHER.format(module=module, function=function))
+        launcher.chmod(0o755)
+        page = root / f"usr/share/man/man{section}/{name}.{section}"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        if module in pages:  # qvm-block and its kind are qvm-device with a word said already
+            page.write_text(f".so man{section}/{pages[module]}\n")
+        else:
+            page.write_text(manual_page(module, section))
+            pages[module] = page.name
+        if name in completed_programs() and name != COMPLETIONS.stem:
+            link = root / "usr/share/bash-completion/completions" / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(COMPLETIONS.stem)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The unit files: what they start is there, and they say what the documentation promises."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+
+import pytest
+from pedos_agent.__main__ import _parser as agent_parser
+from pedos_cli.client import DEFAULT_SOCKET
+from pedos_dom0.__main__ import make_parser as dom0_parser
+
+from .debian_files import DEBIAN, UNITS, load_programs, settings
+
+programs = load_programs()
+AGENTS = ("pedos-agent", "pedos-dom0-agent")
+# From here on a unit file is its sandbox.
+SANDBOX_BEGINS = "CapabilityBoundingSet"
+
+
+def command(unit: str) -> list[str]:
+    [line] = settings(unit)["ExecStart"]
+    return shlex.split(line)
+
+
+def option(unit: str, name: str) -> list[str]:
+    words = command(unit)
+    return [words[at + 1] for at, word in enumerate(words) if word == name]
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    return {name for action in parser._actions for name in action.option_strings}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_unit_starts_a_daemon_with_options_that_it_has(unit: str) -> None:
+    program, *words = command(unit)
+    name = program.removeprefix("/usr/sbin/")
+    assert name in programs.DAEMONS
+    parser = dom0_parser() if name == "pedos-dom0" else agent_parser()
+    assert {word for word in words if word.startswith("-")} <= options_of(parser)
+    assert option(unit, "--driver") == ["xen"]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_unit_is_told_when_it_is_ready_and_when_it_hangs(unit: str) -> None:
+    found = settings(unit)
+    assert found["Type"] == ["notify"]
+    assert found["NotifyAccess"] == ["main"]
+    assert found["WatchdogSec"] == ["30s"]
+    assert found["Restart"] == ["always"]
+    assert found["StartLimitIntervalSec"] == ["0"]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_it_is_up_before_anybody_logs_in(unit: str) -> None:
+    assert "systemd-user-sessions.service" in " ".join(settings(unit)["Before"]).split()
+    assert settings(unit)["WantedBy"] == ["multi-user.target"]
+
+
+@pytest.mark.parametrize("unit", ["pedos-agent", "pedos-dom0"])
+def test_the_command_line_finds_its_socket(unit: str) -> None:
+    assert option(unit, "--socket") == [DEFAULT_SOCKET]
+    assert settings(unit)["RuntimeDirectory"][0].split()[0] == "pedos"
+
+
+def test_dom0s_service_finds_its_agent() -> None:
+    assert option("pedos-dom0", "--dom0-agent") == option("pedos-dom0-agent", "--control-socket")
+    # Two programs, two folders: systemd removes that of the one that ends.
+    assert settings("pedos-dom0-agent")["RuntimeDirectory"] == ["pedos-agent"]
+
+
+def test_dom0s_service_reads_the_policy_that_the_package_brings() -> None:
+    assert option("pedos-dom0", "--policy") == ["/run/pedos/policy.d", "/etc/pedos/policy.d"]
+    assert option("pedos-dom0", "--vms-dir") == ["/etc/pedos/vms.d"]
+    assert option("pedos-dom0", "--state") == ["/var/lib/pedos"]
+    assert settings("pedos-dom0")["StateDirectory"] == ["pedos"]
+
+
+def test_policy_for_this_boot_outlives_the_service() -> None:
+    found = settings("pedos-dom0")
+    assert "pedos/policy.d" in found["RuntimeDirectory"][0].split()
+    assert found["RuntimeDirectoryPreserve"] == ["yes"]
+
+
+def test_a_restart_of_the_service_leaves_vms_and_the_agent_alone() -> None:
+    # xl's own processes for its VMs are in the service's control group.
+    assert settings("pedos-dom0")["KillMode"] == ["process"]
+    bound = {"BindsTo", "PartOf", "Requires", "Requisite", "PropagatesStopTo", "Upholds"}
+    assert not any(bound & settings(unit).keys() for unit in UNITS)
+
+
+def test_each_machine_runs_the_agent_that_is_meant_for_it() -> None:
+    assert settings("pedos-agent")["ConditionVirtualization"] == ["xen"]
+    for unit in ("pedos-dom0", "pedos-dom0-agent"):
+        assert settings(unit)["ConditionVirtualization"] == ["!xen"]
+        assert settings(unit)["ConditionPathExists"] == ["/sys/hypervisor/type"]
+
+
+def test_both_agents_have_one_sandbox() -> None:
+    guest, dom0 = (UNITS[unit].read_text().partition(SANDBOX_BEGINS)[2] for unit in AGENTS)
+    assert guest == dom0 != ""
+
+
+def test_an_upgrade_restarts_the_service_and_no_agent() -> None:
+    rules = (DEBIAN / "rules").read_text().replace("\\\n", " ")
+    lines = [line.split() for line in rules.splitlines()]
+    calls = [words for words in lines if words[:1] == ["dh_installsystemd"]]
+    left_alone = ["--no-stop-on-upgrade", "--no-restart-after-upgrade"]
+    assert calls == [
+        ["dh_installsystemd", "-ppedos-dom0"],
+        ["dh_installsystemd", "-ppedos-dom0", "--name=pedos-dom0-agent", *left_alone],
+        ["dh_installsystemd", "-ppedos-agent", *left_alone],
+    ]
+    exempt = (DEBIAN / "pedos-agent.needrestart.conf").read_text()
+    assert all(f"^{unit}\\.service$" in exempt for unit in AGENTS)
