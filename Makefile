@@ -1,5 +1,5 @@
 # make demo | test | lint | bench: each makes its own set-up (Debian packages, .venv, C build) first.
-.PHONY: help demo test lint bench fuzz interleave mutants soak build man deb test-deb clean
+.PHONY: help demo test lint bench fuzz interleave mutants soak build man deb test-deb clean test-xen xen-shell
 
 help:
 	@echo "make demo    attach a disk of one VM to another, on this machine, and see it work"
@@ -12,6 +12,8 @@ help:
 	@echo "make interleave  every interleaving of the ring's two sides, at a larger size"
 	@echo "make mutants take out each barrier, look and bound of the C code: a test must fail"
 	@echo "make soak    a hundred thousand channels with the real libxenvchan at the other end"
+	@echo "make test-xen   Xen, dom0 and VMs booted in QEMU on this machine, and tests inside (as root)"
+	@echo "make xen-shell  the same booted for you: dom0's shell"
 	@echo "make man     the manual pages, into build/man"
 	@echo "make deb     the Debian packages, into build/deb"
 	@echo "make test-deb  builds, installs, tries and purges them in bare systems (root, 2 minutes)"
@@ -52,6 +54,16 @@ mutants: build
 soak: build
 	@tools/setup test
 	@.venv/bin/python -m tests.interop.soak
+
+# Both fetch Debian packages the first time, and keep them in build/xen-cache. The project's own are
+# built anew each time, and the image is, when they have changed.
+test-xen: deb
+	@tools/setup xen
+	@PEDOS_XEN=1 .venv/bin/python -m pytest tests/xen $(ARGS)
+
+xen-shell: deb
+	@tools/setup xen
+	@.venv/bin/python -m tests.xen shell
 
 man:
 	@tools/setup lint

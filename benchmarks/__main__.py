@@ -26,6 +26,7 @@ MODULES = {
     "B3": "lateness",
     "M1": "resident",
     "P1": "policy",
+    "fair": "fairness",
     "L6": "soak",  # and the drift of M1
     "scale": "scale",  # and dom0's part of M1
 }

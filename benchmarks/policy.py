@@ -1,4 +1,4 @@
-"""P1: what a decision of the policy costs, and how long the event loop waits while it is reloaded.
+"""P1: what a decision of the policy costs, and how long a call waits while the service reloads it.
 
 The policies are of all kinds of rules mixed, as an administrator's would be, in an order that
 leaves the matching one anywhere; requests are drawn from the same VMs and devices, so that some
@@ -10,20 +10,22 @@ from __future__ import annotations
 import gc
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import trio
 from pedos_dom0.policy.decide import Decider
 from pedos_dom0.policy.evaluate import Request, evaluate
-from pedos_dom0.policy.loader import PolicyLoader
 from pedos_dom0.policy.parser import parse_file
 from pedos_dom0.policy.snapshot import Snapshot
 from pedos_dom0.policy.system import System, VmFacts
+from pedos_vchan.peer import Peer, open_peer
+from pedos_vchan.unix import connect_unix
 
-from .row import ROUNDS, Row, medians_in_turn
+from . import scale
+from .row import ROUNDS, Row, median_of_rounds, medians_in_turn
 
 FEW, MANY = 200, 10_000
 VMS = 100
@@ -37,6 +39,8 @@ UNCACHED_US = 10.0
 GROWTH = 1.5
 LATE_MS = 5.0
 AFTER = 0.1  # seconds
+PATIENCE = 60.0  # seconds, for one call
+PAUSE = 0.001  # seconds between two calls: whoever makes none is taken for a flood
 
 
 def system() -> System:
@@ -107,6 +111,17 @@ def policy(rules: int) -> str:
     return "\n".join(lines)
 
 
+def dense(rules: int) -> str:
+    """So many rules for one service, that speak of the same few VMs, by all kinds of words."""
+    rnd = random.Random(SEED)
+    lines = []
+    for _ in range(rules):
+        argument = rnd.choice(("*", f"+{rnd.randrange(50)}"))
+        source, target = _word(rnd, VMS, False), _word(rnd, VMS, True)
+        lines.append(f"s.S0 {argument} {source} {target} {rnd.choice(('allow', 'deny'))}")
+    return "\n".join(lines)
+
+
 def requests() -> list[Request]:
     rnd = random.Random(SEED + 1)
     found: set[tuple[str, str, str, str]] = set()
@@ -159,70 +174,93 @@ def _cached(decider: Decider, asked: list[Request]) -> float:
     return (time.perf_counter() - start) / (rounds * len(keys)) * 1e6
 
 
-async def _worst(until: Callable[[], bool]) -> float:
-    """The longest that a timer of 1 ms came late, in seconds, before `until` says true."""
-    worst = 0.0
-    while not until():
-        due = trio.current_time() + 0.001
-        await trio.sleep_until(due)
-        worst = max(worst, trio.current_time() - due)
-    return worst
+async def _slowest(peer: Peer, seconds: float, rules: int = 0) -> float:
+    """Seconds of the slowest call in `seconds`, and until that many rules are in force."""
+    slowest, end = 0.0, trio.current_time() + seconds
+    while True:
+        start = trio.current_time()
+        status = await peer.call("service.status", {}, timeout=PATIENCE)
+        now = trio.current_time()
+        slowest = max(slowest, now - start)
+        if now >= end and status["policy"]["rules"] >= rules:
+            return slowest
+        await trio.sleep(PAUSE)
 
 
-async def _reloaded(loader: PolicyLoader, file: Path, turn: int) -> tuple[float, float, float]:
-    """Seconds of lateness while a large policy is reloaded, and while nothing is done for as long;
-    and the seconds until the change was in force."""
-    before, text = loader.snapshot, f"{policy(MANY)}\nturn.S{turn} * * * allow\n"
+async def _reloaded(peer: Peer, file: Path, turn: int) -> tuple[float, float, float]:
+    """Seconds of the slowest call while a large policy is read, and while nothing is done for as
+    long; and the seconds until the change was in force."""
+    text = scale.POLICY + policy(MANY) + "\nturn.S * * * allow" * turn
+    rules = MANY + turn + 1
     file.write_text(text)
     start = trio.current_time()
-    busy = await _worst(lambda: loader.snapshot is not before)
+    busy = await _slowest(peer, 0, rules)
     seconds = trio.current_time() - start
-    # What follows belongs to it: what was replaced is let go of.
-    end = trio.current_time() + AFTER
-    busy = max(busy, await _worst(lambda: trio.current_time() >= end))
-    end = trio.current_time() + seconds + AFTER
-    idle = await _worst(lambda: trio.current_time() >= end)
-    return busy, idle, seconds
+    busy = max(busy, await _slowest(peer, AFTER))  # what was replaced is let go of
+    return busy, await _slowest(peer, seconds + AFTER), seconds
 
 
-async def _lateness(folder: Path) -> tuple[float, ...]:
-    """The medians of what `_reloaded` gives."""
-    file = folder / "30-user.policy"
-    file.write_text(policy(MANY))
-    loader = PolicyLoader([folder])
-    gc.collect()
-    gc.freeze()  # as the service does when it starts
-    async with trio.open_nursery() as nursery:
-        await nursery.start(loader.run)
-        await trio.sleep(1)
-        turns = [await _reloaded(loader, file, turn) for turn in range(ROUNDS)]
-        nursery.cancel_scope.cancel()
-    gc.unfreeze()
+async def _delays(folder: Path) -> tuple[float, ...]:
+    """The medians of what `_reloaded` gives, of a service whose folders are in `folder`."""
+    file = folder / "policy" / "bench.policy"
+    stream = await connect_unix(folder / "dom0.sock")
+    async with open_peer(stream, program="bench", handlers={}) as peer:
+        await _reloaded(peer, file, 0)  # the service's first large policy; memory is taken for it
+        turns = [await _reloaded(peer, file, turn + 1) for turn in range(ROUNDS)]
     return tuple(statistics.median(values) for values in zip(*turns, strict=True))
 
 
-def measure() -> list[Row]:
-    facts, asked = system(), requests()
-    few, many = _snapshot(policy(FEW)), _snapshot(policy(MANY))
+def _uncached(policies: Callable[[int], str], asked: list[Request]) -> dict[str, float]:
+    """Microseconds of a decision with few and with many rules, and how many times as long."""
+    facts = system()
+    few, many = _snapshot(policies(FEW)), _snapshot(policies(MANY))
     plain = _no_asks(few, facts, _no_asks(many, facts, asked))
-    uncached = medians_in_turn(
+    found = medians_in_turn(
         {"few": _per_call(plain, few, facts), "many": _per_call(plain, many, facts)}
     )
+    return {f"us_{FEW}": found["few"], f"us_{MANY}": found["many"]}
+
+
+def measure() -> list[Row]:
+    with scale.system(1) as (running, _):
+        gc.disable()  # the client's own collections are no delay of the service
+        try:
+            busy, idle, seconds = trio.run(_delays, running.folder)
+        finally:
+            gc.enable()
+    facts, asked = system(), requests()
+    many = _snapshot(policy(MANY))
+    mixed = _uncached(policy, asked)
+    one_service = _uncached(dense, [attrs.evolve(r, service="s.S0") for r in asked])
     asks = [r for r in asked if evaluate(r, many, facts).verdict == "ask"]
     ask_us = _per_call(asks, many, facts)()
     decider = Decider(many, facts)
-    cached = medians_in_turn({"cached": lambda: _cached(decider, plain)})["cached"]
-    with tempfile.TemporaryDirectory(prefix="pedos-bench-") as folder:
-        busy, idle, seconds = trio.run(_lateness, Path(folder))
+    plain = _no_asks(many, facts, asked)
+    cached = median_of_rounds(lambda: _cached(decider, plain))
     late = {"busy_ms": busy * 1e3, "idle_ms": idle * 1e3, "in_force_ms": seconds * 1e3}
     delay = max(0.0, busy - idle) * 1e3
-    detail = {f"uncached_us_{FEW}": uncached["few"], f"uncached_us_{MANY}": uncached["many"]}
-    growth = uncached["many"] / uncached["few"]
+    few_us, many_us = f"us_{FEW}", f"us_{MANY}"
+    growth = mixed[many_us] / mixed[few_us]
     return [
         Row("P1", "a decision that was made before", cached, CACHED_US, "us"),
-        Row("P1", f"a new decision, {FEW} rules", uncached["few"], UNCACHED_US, "us", detail),
-        Row("P1", f"a new decision, {MANY:,} rules against {FEW}", growth, GROWTH, "x", detail),
+        Row("P1", f"a new decision, {FEW} rules", mixed[few_us], UNCACHED_US, "us", mixed),
+        Row("P1", f"a new decision, {MANY:,} rules against {FEW}", growth, GROWTH, "x", mixed),
+        Row(
+            "P1",
+            f"a new decision, {MANY:,} rules all for one service",
+            one_service[many_us],
+            UNCACHED_US * GROWTH,  # what both gates above allow together
+            "us",
+            one_service,
+        ),
         Row("P1", f"the candidates of an ask, {MANY:,} rules", ask_us, None, "us"),
-        Row("P1", f"the loop's delay while {MANY:,} rules are read", delay, LATE_MS, "ms", late),
+        Row(
+            "P1",
+            f"a call's delay while {MANY:,} rules are read",
+            delay,
+            LATE_MS,
+            "ms",
+            late,
+        ),
         Row("P1", f"from a change to {MANY:,} new rules in force", seconds * 1e3, None, "ms"),
     ]

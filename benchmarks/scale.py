@@ -122,7 +122,7 @@ def system(agents: int) -> Iterator[tuple[System, float]]:
         contextlib.ExitStack() as stack,
     ):
         folder = Path(name)
-        for part in ("vchan", "policy", "state"):
+        for part in ("vchan", "policy", "vms.d", "state"):
             (folder / part).mkdir()
         (folder / "policy" / "bench.policy").write_text(POLICY)
         machine = stack.enter_context(_helper("machine", folder, agents))

@@ -144,13 +144,20 @@ static int is_there(struct pv_channel *channel)
     return pv_ring_ready(&channel->ring) != PV_WOULD_BLOCK;
 }
 
-/* Whether something came while others had this processor, or at least soon. */
+/*
+ * Whether something came while others had this processor. If they kept it long, this is not for a
+ * good while tried again: one such yield costs as much as a hundred save that pay.
+ */
 static int came_by_yielding(struct pv_channel *channel)
 {
     int64_t end = now_ns() + PV_YIELD_NS;
 
     sched_yield();
-    return is_there(channel) && now_ns() < end;
+    if (now_ns() >= end) {
+        channel->failures = SKIP_DOUBLINGS;
+        return 0;
+    }
+    return is_there(channel);
 }
 
 static int came_by_spinning(struct pv_channel *channel)
@@ -191,19 +198,27 @@ int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t c
     /* Only a saving, so no barrier: at worst the peer wakes us although we are awake. */
     __atomic_fetch_and(channel->ring.asking, (uint8_t)~PV_NOTIFY_WRITE, __ATOMIC_RELAXED);
     *sent = count > 0 ? pv_channel_send(channel, out, count) : 0;
-    if (channel->patience != PV_SLEEP && count > 0)
+    if (channel->patience != PV_SLEEP && *sent > 0)
         be_patient(channel);
+    channel->armed = 0;
     while (got < max) {
         uint8_t *span;
         int64_t part = pv_channel_peek(channel, max - got, &span);
 
-        if (part <= 0)
+        if (part <= 0) {
+            channel->armed = part == PV_WOULD_BLOCK;
             return got > 0 ? (int64_t)got : part;
+        }
         memcpy(in + got, span, (size_t)part);
         pv_channel_consume(channel, (uint32_t)part);
         got += (size_t)part;
     }
     return (int64_t)got;
+}
+
+int pv_channel_is_armed(const struct pv_channel *channel)
+{
+    return channel->armed;
 }
 
 void pv_channel_patience(struct pv_channel *channel, int patience)

@@ -38,6 +38,7 @@ struct pv_channel {
     uint32_t skip;              /* turns without patience, after it did not pay */
     uint8_t failures;           /* times that it did not pay, in a row */
     uint8_t patience;           /* PV_SLEEP, PV_YIELD or PV_SPIN */
+    uint8_t armed;              /* the last turn ended so; see pv_channel_is_armed() */
     void (*clear)(struct pv_channel *);  /* takes back the readability of event_fd */
     void (*detach)(struct pv_channel *); /* gives memory and event_fd back, frees the channel */
 };
@@ -69,12 +70,18 @@ void pv_channel_consume(struct pv_channel *channel, uint32_t count);
 
 /*
  * Writes as much of out as fits (*sent: how much, or a PV_ code), then copies out at most max of
- * the bytes that are there or come meanwhile. Returns how many, or a PV_ code. Unless that is max,
- * the channel is armed and was looked at again, so that waiting cannot miss the news. Whoever waits
- * already is not woken for bytes that come during the turn: they are this caller's.
+ * the bytes that are there or come meanwhile. Returns how many, or a PV_ code. Whoever waits already
+ * is not woken for bytes that come during the turn: they are this caller's.
  */
 int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t count,
                         int64_t *sent, char *in, size_t max);
+
+/*
+ * Whether waiting cannot miss the news after the last turn: the channel was armed and looked at
+ * again. If not, there are more bytes or the end stands behind them, and perhaps no event comes any
+ * more: somebody has to take another turn.
+ */
+int pv_channel_is_armed(const struct pv_channel *channel);
 
 /* PV_YIELD or PV_SPIN: as long as it pays. For one that has nothing better to do (PV_SLEEP is set). */
 void pv_channel_patience(struct pv_channel *channel, int patience);

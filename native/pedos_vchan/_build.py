@@ -24,6 +24,7 @@ int64_t pv_channel_peek(struct pv_channel *channel, size_t max, uint8_t **span);
 void pv_channel_consume(struct pv_channel *channel, uint32_t count);
 int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t count,
                         int64_t *sent, char *in, size_t max);
+int pv_channel_is_armed(const struct pv_channel *channel);
 void pv_channel_patience(struct pv_channel *channel, int patience);
 int pv_channel_mute(struct pv_channel *channel, int muted);
 int pv_channel_event_fd(const struct pv_channel *channel);
@@ -36,6 +37,25 @@ int pv_shm_create(unsigned left_order, unsigned right_order, struct pv_channel *
 int pv_shm_join(int memfd, int event_fd, int notify_fd, struct pv_channel **channel);
 int pv_shm_client_came(const struct pv_channel *channel);
 
+int pv_xen_load(const char **problem);
+int pv_xen_serve(unsigned domain, unsigned peer, unsigned port, unsigned left_order,
+                 unsigned right_order, struct pv_channel **channel);
+int pv_xen_client_came(const struct pv_channel *channel);
+void pv_xen_admit(struct pv_channel *channel);
+int pv_xen_join(unsigned domain, unsigned peer, unsigned port, struct pv_channel **channel);
+int pv_xen_guard(struct pv_channel *channel, int fd);
+
+struct pv_store;
+int pv_store_open(struct pv_store **store);
+void pv_store_close(struct pv_store *store);
+int64_t pv_store_read(struct pv_store *store, const char *path, char *into, size_t max);
+int64_t pv_store_list(struct pv_store *store, const char *path, char *into, size_t max);
+int pv_store_write(struct pv_store *store, const char *path, const char *value, size_t length);
+int pv_store_remove(struct pv_store *store, const char *path);
+int pv_store_watch(struct pv_store *store, const char *path);
+int pv_store_unwatch(struct pv_store *store, const char *path);
+int64_t pv_store_event(struct pv_store *store, char *into, size_t max);
+int pv_store_fileno(struct pv_store *store);
 
 #define PV_PUMP_INPUT_ENDED ...
 #define PV_PUMP_INPUT_FAILED ...
@@ -60,10 +80,14 @@ PREAMBLE = """
 #include "channel.h"
 #include "pump.h"
 #include "shm.h"
+#include "xen.h"
 """
 
-SOURCES = [f"native/csrc/{name}.c" for name in ("ring", "channel", "shm", "pump")]
-HEADERS = [f"native/csrc/{name}.h" for name in ("ring", "channel", "shm", "pump")]
+XEN = ("xen", "xen_guard", "xen_load", "xen_presence", "xen_store")
+PARTS = ("ring", "channel", "shm", "pump", *XEN)
+SOURCES = [f"native/csrc/{name}.c" for name in PARTS]
+HEADERS = [f"native/csrc/{name}.h" for name in ("ring", "channel", "shm", "pump", "xen")]
+HEADERS.append("native/csrc/xen_internal.h")
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra"]
 
 ffibuilder = FFI()

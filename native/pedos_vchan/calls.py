@@ -13,6 +13,7 @@ import trio
 if TYPE_CHECKING:
     from pedos_protocol.events import Answer, ErrorAnswer
 
+    from .event_loop import Flusher
     from .stream import VchanStream
 
 T = TypeVar("T")
@@ -100,16 +101,56 @@ def first_step(work: Coroutine[Any, Any, Any], seconds: float = math.inf) -> obj
         _first_step.seconds = math.inf
 
 
+#: Handlers of one peer that go on in one pass of the event loop. One and the same thing may wake
+#: all 128 that it can have; all other peers would wait for all of them.
+GOING_ON_AT_ONCE = 2
+
+
+class Gate:
+    """Lets a few handlers of one peer go on in each pass of the event loop, first come first."""
+
+    def __init__(self, flusher: Flusher) -> None:
+        self._flusher = flusher
+        self._left = GOING_ON_AT_ONCE
+        self._parked = trio.lowlevel.ParkingLot()
+
+    def may_pass(self) -> bool:
+        """Whether there is room in this pass, which is then taken; otherwise `wait`."""
+        if self._left == 0:
+            return False
+        if self._left == GOING_ON_AT_ONCE:
+            self._flusher.soon(self._next_pass)
+        self._left -= 1
+        return True
+
+    async def wait(self) -> None:
+        """Returns in a later pass. Even if cancelled: who waits knows of that already."""
+        with trio.CancelScope(shield=True):
+            await self._parked.park()
+
+    def _next_pass(self) -> None:
+        going = self._parked.unpark(count=GOING_ON_AT_ONCE)
+        self._left = GOING_ON_AT_ONCE - len(going)
+        if going:
+            self._flusher.soon(self._next_pass)
+
+
 @types.coroutine
-def rest(work: Coroutine[Any, Any, T], trap: object) -> Generator[Any, Any, T]:
-    """Awaits the rest of what `first_step` has begun."""
+def rest(
+    work: Coroutine[Any, Any, T], trap: object, gate: Gate | None = None
+) -> Generator[Any, Any, T]:
+    """Awaits the rest of what `first_step` has begun, each step of it through `gate`."""
     try:
         while True:
             try:
                 sent = yield trap
             except BaseException as error:
+                if gate is not None and not gate.may_pass():
+                    yield from gate.wait()
                 trap = work.throw(error)
             else:
+                if gate is not None and not gate.may_pass():
+                    yield from gate.wait()
                 trap = work.send(sent)
     except StopIteration as stop:
         result: T = stop.value

@@ -30,10 +30,10 @@ from pedos_protocol.events import (
 )
 from pedos_protocol.names import shown
 
-from .calls import Waiter, effective_deadline, first_step, rest
+from .calls import Gate, Waiter, effective_deadline, first_step, rest
 from .event_loop import event_loop
 from .quota import BYTES_PER_FRAME, FRAMES_PER_SECOND, Quota
-from .stream import TURN_SIZE, VchanStream
+from .stream import VchanStream
 
 #: Seconds within which the other side has to say hello: a VM that boots is slow, and one that
 #: never speaks must not hold a place for ever.
@@ -46,11 +46,16 @@ OUT_MAX = 1024 * 1024
 #: calls take, so that one VM which floods us does not make the others wait longer than that.
 TURN_SECONDS = 0.0001
 
+#: The notice {"id"} that nobody waits for the answer to that request any more, long before its
+#: deadline: what serves it is cancelled, if it may be. Who does not know it passes over it.
+CANCELLED = "call.cancelled"
+
 #: Bytes asked for at once: a control channel's ring.
 RECEIVE_SIZE = 65536
 
 Params = dict[str, Any]
 Handler = Callable[["Peer", Params], Coroutine[Any, Any, Params | None]]
+Begun = tuple[Coroutine[Any, Any, Params | None], object]  # a handler after its first step
 DefaultHandler = Callable[["Peer", str, Params], Coroutine[Any, Any, Params | None]]
 
 log = logging.getLogger(__name__)
@@ -60,10 +65,11 @@ class Peer:
     """The program at the other end of `stream`.
 
     `handlers` maps methods to what serves them: requests concurrently, each under the deadline
-    that it carries (trio.current_effective_deadline()); notices in order and inline, so a
-    handler of notices must not call this same peer. `default_handler` gets requests that are in
-    no table; without one they are answered `unknown_method`. A handler answers with a map (None
-    is an empty one) or raises CallError; any other exception is logged and answered `failed`.
+    that it carries (trio.current_effective_deadline()), and cancelled when its caller is; notices
+    in order and inline, so a handler of notices must not call this same peer. `default_handler`
+    gets requests that are in no table; without one they are answered `unknown_method`. A handler
+    answers with a map (None is an empty one) or raises CallError; any other exception is logged and
+    answered `failed`.
 
     `name` is what the log calls the peer. `frames_per_second` is for benchmarks, which do
     nothing else.
@@ -95,7 +101,7 @@ class Peer:
         self._reader_waits = False  # the reader is in `wait`, so its place can be taken
         self._unread: Event | None = None  # what one who took its place has left for it
         self._is_piece = False  # what came last completed no frame
-        self._last_caller: trio.lowlevel.Task | None = None
+        self._last_caller = 0  # the id() of its task; that of an ended one may come back, no matter
         self._out: list[bytes] = []
         self._out_size = 0
         self._sending = 0  # bytes that left _out and are not written yet
@@ -103,8 +109,10 @@ class Peer:
         self._free_slots = PENDING_MAX
         self._slots = trio.lowlevel.ParkingLot()  # who waits for one to become free
         self._waiters: dict[int, Waiter] = {}
+        self._serving: dict[int, trio.CancelScope] = {}  # their requests whose handlers wait
         loop = event_loop()
         self._sweeper, self._flusher = loop.sweeper, loop.flusher
+        self._gate = Gate(loop.flusher)
         self._last_id = 0
         self._quota = Quota(frames_per_second)
 
@@ -130,8 +138,8 @@ class Peer:
                 self._nursery = nursery
                 if self._ended or self._failure is not None:
                     nursery.cancel_scope.cancel()
-                self._post(Hello(VERSIONS, self._program))
                 try:
+                    self._post(Hello(VERSIONS, self._program))
                     await self._greet()
                     task_status.started()
                     self._opened.set()
@@ -197,6 +205,8 @@ class Peer:
                 self._flush()
                 self._receive(bytes(await self._stream.receive_some(RECEIVE_SIZE)))
                 continue
+            if self._is_piece and time.perf_counter() > self._turn_end:
+                await self._let_others_run()  # a frame may come byte by byte, as fast as we look
             while (data := self._turn(self._turns)) is None:
                 self._reader_waits = True
                 try:
@@ -254,7 +264,7 @@ class Peer:
                             request = event
                             scope.deadline = trio.current_time() + request.deadline_ms / 1000
                             nursery.start_soon(self._read, nursery)
-                            self._answer(request, await rest(*begun))
+                            self._answer(request, await self._finish(request, scope, begun))
                             break
                     elif isinstance(event, (Answer, ErrorAnswer)):
                         self._take_answer(event)
@@ -262,8 +272,9 @@ class Peer:
                         self._quota.spend(1)
                         await self._take_notice(event)
             if scope.cancelled_caught and request is not None:
-                seconds = request.deadline_ms / 1000
-                raise CallError("timeout", f"{request.method} was not done within {seconds:g} s")
+                late = trio.current_time() >= scope.deadline
+                why = f"not done within {request.deadline_ms / 1000:g} s" if late else "cancelled"
+                raise CallError("timeout", f"{request.method} was {why}")
         except Exception as error:
             if request is not None:
                 self._answer_error(request, error)
@@ -292,6 +303,12 @@ class Peer:
             waiter.settle(answer)
 
     async def _take_notice(self, notice: Notice) -> None:
+        if notice.method == CANCELLED:
+            untrusted_id = notice.params.get("id")
+            # It may have been answered meanwhile; what is no id at all was never served either.
+            if type(untrusted_id) is int and untrusted_id in self._serving:
+                self._serving[untrusted_id].cancel()
+            return
         handler = self._handlers.get(notice.method)
         if handler is None:
             log.debug("%s: notice %s is handled by nobody", self.name, notice.method)
@@ -306,7 +323,7 @@ class Peer:
         except Exception:
             log.exception("%s: handling of the notice %s failed", self.name, notice.method)
 
-    def _begin(self, request: Request) -> tuple[Coroutine[Any, Any, Params | None], object] | None:
+    def _begin(self, request: Request) -> Begun | None:
         """Runs the handler as far as it comes; None if it is answered already."""
         try:
             handler = self._handlers.get(request.method)
@@ -322,6 +339,16 @@ class Peer:
         except Exception as error:
             self._answer_error(request, error)
         return None
+
+    async def _finish(
+        self, request: Request, scope: trio.CancelScope, begun: Begun
+    ) -> Params | None:
+        """The rest of what was begun; until then the caller may have `scope` cancelled."""
+        self._serving[request.id] = scope
+        try:
+            return await rest(*begun, self._gate)
+        finally:
+            del self._serving[request.id]
 
     def _answer(self, request: Request, result: Params | None) -> None:
         try:
@@ -420,9 +447,9 @@ class Peer:
         """Calls `method` and returns its result.
 
         `timeout` is in seconds, at most 600; an earlier deadline of the caller's own counts, and
-        the other side is told. CallError if it answers with an error, `timeout` if it does not
-        answer in time, `unavailable` if the connection ends first. Waits while 128 others wait.
-        LocalProtocolError if the request cannot be sent.
+        the other side is told, as it is when the caller is cancelled. CallError if it answers with
+        an error, `timeout` if it does not answer in time, `unavailable` if the connection ends
+        first. Waits while 128 others wait. LocalProtocolError if the request cannot be sent.
         """
         if not 0 < timeout <= DEADLINE_MS_MAX / 1000:
             raise ValueError(f"a time-out of {timeout} s is not within 0 to 600 s")
@@ -437,6 +464,9 @@ class Peer:
             call_id = self._start_call(method, params, waiter, now)
             try:
                 await self._until_settled(waiter)
+            except trio.Cancelled:
+                self._say_cancelled(call_id)
+                raise
             finally:
                 self._waiters.pop(call_id, None)
                 self._sweeper.forget(waiter)
@@ -448,6 +478,13 @@ class Peer:
         if isinstance(answer, ErrorAnswer):
             raise CallError(answer.code, answer.message, answer.data)
         return answer.result
+
+    def _say_cancelled(self, call_id: int) -> None:
+        """The other side knows the deadline, but not that its work is for nobody before."""
+        if not self._ended and self._connection.is_in_flight(call_id):
+            with contextlib.suppress(LocalProtocolError):
+                self._post(Notice(CANCELLED, {"id": call_id}))
+            self._flush()
 
     def _unavailable(self) -> CallError:
         whom = f" to {self.name}" if self.name else ""
@@ -493,8 +530,8 @@ class Peer:
         task then. Several leave the reading to the reader, and their writing to the writer, which
         writes what they all said at once."""
         turns = self._turns
-        task = trio.lowlevel.current_task()
-        same, self._last_caller = task is self._last_caller, task
+        task = id(trio.lowlevel.current_task())
+        same, self._last_caller = task == self._last_caller, task
         if turns is not None and same and len(self._waiters) == 1 and self._may_read():
             self._read_answers(turns)
             if waiter.is_settled:
@@ -521,13 +558,14 @@ class Peer:
             if data is None:
                 return
             if data:
+                is_armed = turns.is_armed()
                 self._receive(data)
                 while isinstance(event := self._connection.next_event(), (Answer, ErrorAnswer)):
                     self._is_piece = False
                     self._take_answer(event)
                 if not isinstance(event, NeedData):
                     self._unread = event
-                elif len(data) < TURN_SIZE:
+                elif is_armed:
                     return
         except RemoteProtocolError as error:
             self._fail(error)

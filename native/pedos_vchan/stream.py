@@ -69,6 +69,7 @@ class VchanStream(trio.abc.Stream):
         self._followers = ParkingLot()
         self._led = False
         self._substituted = False
+        self._sender_waits = False
         # A process that is moved to other processors later only loses what patience would save.
         alone = len(os.sched_getaffinity(0)) == 1
         lib.pv_channel_patience(channel.native(), lib.PV_YIELD if alone else lib.PV_SPIN)
@@ -101,7 +102,7 @@ class VchanStream(trio.abc.Stream):
                         if turns % TURNS_MAX == 0 and sent < length:
                             await trio.lowlevel.checkpoint()
                     elif count == lib.PV_WOULD_BLOCK:
-                        await self.wait()
+                        await self._wait_for_room()
                     else:
                         raise _broken(count)
 
@@ -111,7 +112,7 @@ class VchanStream(trio.abc.Stream):
             self._channel.native()
             await trio.lowlevel.checkpoint()
             while (count := lib.pv_channel_room(self._channel.native())) == lib.PV_WOULD_BLOCK:
-                await self.wait()
+                await self._wait_for_room()
             if count < 0:
                 raise _broken(count)
 
@@ -147,8 +148,9 @@ class VchanStream(trio.abc.Stream):
         """Writes what fits of `out` and takes what has come, without waiting.
 
         Returns how many bytes were written, and at most TURN_SIZE that came; None if there were
-        none, ``b""`` after the peer's clean close. Unless TURN_SIZE came, `wait` misses nothing
-        afterwards. Bytes for a peer that is gone are dropped: its end is found by reading.
+        none, ``b""`` after the peer's clean close. `wait` misses nothing after None; after bytes it
+        does so if `is_armed`. Bytes for a peer that is gone are dropped: its end is found by
+        reading.
         ``trio.BrokenResourceError`` as from `receive_some`.
         """
         size = len(out)
@@ -164,6 +166,10 @@ class VchanStream(trio.abc.Stream):
         if count == lib.PV_CLOSED:
             return written, b""
         raise _broken(count)
+
+    def is_armed(self) -> bool:
+        """Whether `wait` misses nothing; otherwise there is more for another `turn`, or the end."""
+        return lib.pv_channel_is_armed(self._channel.native()) != 0
 
     def send_some(self, out: bytes) -> int:
         """Writes what fits of `out` without waiting: so many bytes. Those for a peer that is gone
@@ -195,6 +201,13 @@ class VchanStream(trio.abc.Stream):
             if self._followers:
                 self._followers.unpark_all()
 
+    async def _wait_for_room(self) -> None:
+        self._sender_waits = True
+        try:
+            await self.wait()
+        finally:
+            self._sender_waits = False
+
     def wake(self) -> None:
         """Ends a `wait` now."""
         if self._led and not self._channel.closed:
@@ -202,14 +215,17 @@ class VchanStream(trio.abc.Stream):
 
     async def wait_instead(self) -> None:
         """Returns when there may be news for another `turn`, which must follow, or after
-        `wake_substitute`. A task that is in `wait` meanwhile learns of the peer's death alone."""
+        `wake_substitute`. A task that is in `wait` meanwhile learns of the peer's death alone; only
+        one that sends is told when there may be room."""
         native = self._channel.native()
         self._substituted = True
         lib.pv_channel_mute(native, 1)
         try:
             await trio.lowlevel.wait_readable(lib.pv_channel_event_fd(native))
+            native = self._channel.native()  # not the one of before: it may be closed by now
             lib.pv_channel_woken(native)
-            self._followers.unpark_all()  # the news may be room to write
+            if self._sender_waits:
+                self.wake()  # the leader, who may be the sender or stand before it
         except trio.ClosedResourceError:
             if self._channel.closed:
                 raise
@@ -217,7 +233,7 @@ class VchanStream(trio.abc.Stream):
             self._substituted = False
             if not self._channel.closed:
                 # What came and was not cleared shows there again.
-                lib.pv_channel_mute(native, 0)
+                lib.pv_channel_mute(self._channel.native(), 0)
 
     def wake_substitute(self) -> None:
         """Ends a `wait_instead` now."""

@@ -8,6 +8,7 @@
  * their loads from the page, which ring.c, compiled in here, does through a macro, and in each
  * notification. So a value that is read twice is two values.
  */
+#include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -98,6 +99,13 @@ static void notify(void *arg)
     peer_races();
 }
 
+/* A turn that is patient leaves the processor to the peer, and to nobody else here. */
+int sched_yield(void)
+{
+    peer_races();
+    return 0;
+}
+
 static void nothing(struct pv_channel *it)
 {
     (void)it;
@@ -149,6 +157,27 @@ static void touch(const struct pv_direction *half, uint8_t *span, int64_t count,
     }
 }
 
+static void turn(uint8_t what)
+{
+    static uint8_t bytes[1 << 12];
+    static char in[1 << 12];
+    struct pv_ring *ring = &channel.ring;
+    size_t size = take(2) % sizeof bytes, most = 1 + take(2) % sizeof in;
+    int64_t sent, got;
+
+    pv_channel_patience(&channel, what & 16 ? PV_YIELD : PV_SLEEP);
+    got = pv_channel_turn(&channel, bytes, size, &sent, in, most);
+    CHECK(size ? sent && sent <= (int64_t)size : !sent);
+    last_out += sent > 0 ? (uint32_t)sent : 0;
+    last_in += got > 0 ? (uint32_t)got : 0;
+    checked(got, (int64_t)most);
+    CHECK(!broken || got == broken);
+    broken = ring->broken; /* behind the bytes that were taken */
+    CHECK(got != PV_WOULD_BLOCK || pv_channel_is_armed(&channel));
+    if (pv_channel_is_armed(&channel))
+        CHECK(!broken && got < (int64_t)most && (racing || *ring->asking & PV_NOTIFY_WRITE));
+}
+
 static void we_act(uint8_t what)
 {
     static uint8_t bytes[1 << 14];
@@ -185,6 +214,10 @@ static void we_act(uint8_t what)
         }
         break;
     case 3:
+        if (what & 8) {
+            turn(what);
+            break;
+        }
         size = 1 + take(2) % sizeof bytes;
         count = checked(pv_channel_send(&channel, bytes, (size_t)size), size);
         last_out += count > 0 ? (uint32_t)count : 0;

@@ -57,17 +57,17 @@ def attack(
     command = [programs.victim, programs.peer, job, str(number), side, str(milliseconds)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    names = STREAM if side == "stream" else PUMP
+    names = PUMP if side == "pump" else STREAM
     form = r"end (-?\d+) ms (\d+) wakes (\d+) received (\d+) cpu_us (\d+)"
     lines = [tuple(map(int, line)) for line in re.findall(form, done.stdout)]
     assert lines, done.stdout
     return [Run(names[end], *rest) for end, *rest in lines]
 
 
-both_sides = pytest.mark.parametrize("side", ["stream", "pump"])
+all_sides = pytest.mark.parametrize("side", ["stream", "turns", "pump"])
 
 
-@both_sides
+@all_sides
 def test_a_page_that_is_scribbled_over_ends_the_channel(programs: Programs, side: str) -> None:
     for number in range(12):
         (run,) = attack(programs, "scribble", side, number=number)
@@ -76,7 +76,7 @@ def test_a_page_that_is_scribbled_over_ends_the_channel(programs: Programs, side
         assert run.cpu_us < CALL_MAX
 
 
-@both_sides
+@all_sides
 def test_an_impossible_index_in_the_middle_of_data_ends_the_channel(
     programs: Programs, side: str
 ) -> None:
@@ -87,7 +87,7 @@ def test_an_impossible_index_in_the_middle_of_data_ends_the_channel(
         assert run.cpu_us < CALL_MAX
 
 
-@both_sides
+@all_sides
 @pytest.mark.parametrize("job", ["liar", "brim"])
 def test_rubbish_with_possible_indices_is_data(programs: Programs, side: str, job: str) -> None:
     (run,) = attack(programs, job, side, milliseconds=200)
@@ -96,14 +96,14 @@ def test_rubbish_with_possible_indices_is_data(programs: Programs, side: str, jo
     assert run.cpu_us < CALL_MAX
 
 
-@both_sides
+@all_sides
 def test_a_live_flag_that_flickers_is_a_close(programs: Programs, side: str) -> None:
     (run,) = attack(programs, "flicker", side)
     assert run.end == CLOSED
     assert run.milliseconds <= NOTICED_MAX
 
 
-@both_sides
+@all_sides
 def test_events_without_news_end_the_channel(programs: Programs, side: str) -> None:
     (run,) = attack(programs, "flood", side)
     # On one processor the flood may be too slow to be one, and then nothing needs to be done.
@@ -112,25 +112,25 @@ def test_events_without_news_end_the_channel(programs: Programs, side: str) -> N
     assert run.milliseconds <= NOTICED_MAX
 
 
-@both_sides
+@all_sides
 def test_single_bytes_are_data(programs: Programs, side: str) -> None:
     (run,) = attack(programs, "drip", side, milliseconds=200)
     assert run.end in {TIME, FLOODED}  # once the ring is full, its events carry no news
     assert run.received > 0
 
 
-@both_sides
+@all_sides
 def test_memory_is_sealed_against_every_change_of_size(programs: Programs, side: str) -> None:
     (run,) = attack(programs, "remap", side)  # the peer fails if it had its way
     assert run.received == 9000
 
 
-@both_sides
+@all_sides
 @pytest.mark.parametrize("job", ["die", "stop"])
 def test_a_peer_may_die_or_stop_at_every_step(programs: Programs, side: str, job: str) -> None:
     runs = attack(programs, job, side)
     assert len(runs) > 100
-    ends = {DIED, CLOSED} if side == "stream" else {DIED, CLOSED, "input ended"}
+    ends = {DIED, CLOSED, "input ended"} if side == "pump" else {DIED, CLOSED}
     assert {run.end for run in runs} <= ends
     # What came is the beginning of what was sent, which the victim checks.
     assert {run.received for run in runs} >= {0, 9000}

@@ -1,7 +1,9 @@
 /*
- * Our side of a channel, against the hostile peer: victim PEER JOB NUMBER stream|pump MILLISECONDS.
+ * Our side of a channel, against the hostile peer: victim PEER JOB NUMBER SIDE MILLISECONDS.
  * Starts PEER (peer.c) as a process of its own, meets it as shm.py does, and sends and receives as
- * much as it can until the channel ends or the time is over. Meant to be built with sanitizers.
+ * much as it can until the channel ends or the time is over: SIDE is stream (by pv_channel_send and
+ * _peek), turns (by pv_channel_turn, spinning, on a muted channel) or pump. Meant to be built with
+ * sanitizers.
  *
  * For the jobs die and stop it does so again and again, once for every step at which the peer can
  * die, NUMBER being where to begin; what comes back must be the beginning of what was sent, and the
@@ -16,6 +18,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,6 +40,7 @@
 #define TIME_OVER 1 /* no PV_ code is positive */
 
 static const char *peer_program, *job;
+static bool takes_turns;
 static int children; /* a signalfd: a child has stopped or ended */
 
 struct run {
@@ -75,21 +79,29 @@ static int64_t measured(struct run *run, int64_t before, int64_t result)
 /* Around one call of the code under test. */
 #define TIMED(run, call) measured(run, clock_us(CLOCK_THREAD_CPUTIME_ID), (call))
 
-static pid_t start_peer(int connection, const char *number)
+/* Not by fork, which the sanitizers make much of: it would be most of what this program takes. */
+static pid_t start_peer(int connection, char *number)
 {
     char fd[12];
+    char *arguments[] = {(char *)peer_program, fd, (char *)job, number, NULL}, *nothing[] = {NULL};
+    posix_spawn_file_actions_t files;
+    posix_spawnattr_t attributes;
     pid_t pid;
     sigset_t none;
+    int error;
 
     snprintf(fd, sizeof fd, "%d", connection);
     sigemptyset(&none);
-    pid = vfork();
-    if (pid == 0) {
-        fcntl(connection, F_SETFD, 0);
-        sigprocmask(SIG_SETMASK, &none, NULL);
-        execl(peer_program, peer_program, fd, job, number, (char *)NULL);
-        _exit(127);
-    }
+    posix_spawn_file_actions_init(&files);
+    posix_spawn_file_actions_adddup2(&files, connection, connection); /* it stays open */
+    posix_spawnattr_init(&attributes);
+    posix_spawnattr_setsigmask(&attributes, &none);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+    error = posix_spawn(&pid, peer_program, &files, &attributes, arguments, nothing);
+    if (error)
+        die("spawn", error);
+    posix_spawn_file_actions_destroy(&files);
+    posix_spawnattr_destroy(&attributes);
     return pid;
 }
 
@@ -199,13 +211,47 @@ static int64_t move(struct run *run)
     return in > 0 || out > 0;
 }
 
+/* The same by one call. */
+static int64_t turn(struct run *run)
+{
+    uint8_t out[PIECE];
+    char in[PIECE];
+    uint32_t size = run->honest && PIECE > ECHOED - run->sent ? ECHOED - run->sent : PIECE;
+    int64_t sent, got;
+
+    for (uint32_t i = 0; i < size; i++)
+        out[i] = letter(run->sent + i);
+    got = TIMED(run, pv_channel_turn(run->channel, out, size, &sent, in, sizeof in));
+    if (got > PIECE || sent > (int64_t)size)
+        die("more than there was in a turn", got);
+    if (got == PV_WOULD_BLOCK && !pv_channel_is_armed(run->channel))
+        die("a turn found nothing and did not arm", sent);
+    if (sent > 0)
+        run->sent += (uint32_t)sent;
+    if (got > 0)
+        check(run, (const uint8_t *)in, got);
+    return got < PV_WOULD_BLOCK ? got : got > 0 || sent > 0;
+}
+
+static int64_t act(struct run *run)
+{
+    return takes_turns ? turn(run) : move(run);
+}
+
 /* Until the channel ends, or the time is over. */
 static int64_t stream(struct run *run, int64_t until)
 {
+    if (takes_turns) {
+        pv_channel_patience(run->channel, PV_SPIN);
+        if (pv_channel_mute(run->channel, 1) < 0)
+            die("mute", errno);
+    }
     for (;;) {
-        int64_t result = move(run), left = (until - clock_us(CLOCK_MONOTONIC)) / 1000;
-        struct pollfd fds[2] = {{.fd = pv_channel_wait_fd(run->channel), .events = POLLIN},
-                                {.fd = children, .events = POLLIN}};
+        int64_t result = act(run), left = (until - clock_us(CLOCK_MONOTONIC)) / 1000;
+        /* The event shows at its own descriptor, which only the muted look at by itself. */
+        struct pollfd fds[3] = {{.fd = pv_channel_wait_fd(run->channel), .events = POLLIN},
+                                {.fd = children, .events = POLLIN},
+                                {.fd = pv_channel_event_fd(run->channel), .events = POLLIN}};
 
         if (result < 0)
             return result;
@@ -215,10 +261,13 @@ static int64_t stream(struct run *run, int64_t until)
             return TIME_OVER;
         if (result)
             continue;
-        poll(fds, 2, run->stopped ? 0 : (int)left);
+        poll(fds, takes_turns ? 3 : 2, run->stopped ? 0 : (int)left);
         if (fds[1].revents)
             watch_child(run);
-        if (fds[0].revents) {
+        if (fds[2].revents) {
+            run->wakes++;
+            TIMED(run, (pv_channel_woken(run->channel), 0));
+        } else if (fds[0].revents) {
             run->wakes++;
             TIMED(run, (pv_channel_collect(run->channel), 0));
         } else if (run->stopped) {
@@ -324,7 +373,7 @@ static bool meet_once(long number, bool pumps, int64_t milliseconds)
             end = stream(&run, start + LIMIT * 1000);
         }
         for (int i = 0; !pumps && end < 0 && end != PV_CLOSED && i < 3; i++)
-            if (move(&run) != end)
+            if (act(&run) != end)
                 die("an end that does not last", end);
         if (run.honest && end == TIME_OVER && !pumps)
             die("the end was not noticed", number);
@@ -365,6 +414,7 @@ int main(int argc, char **argv)
     job = argv[2];
     number = atol(argv[3]);
     pumps = !strcmp(argv[4], "pump");
+    takes_turns = !strcmp(argv[4], "turns");
     sigemptyset(&mask);
     sigaddset(&mask, SIGCHLD);
     pthread_sigmask(SIG_BLOCK, &mask, NULL);

@@ -9,6 +9,9 @@
  *   leave  as one, but the reader closes after half of them
  *   pump   as one, between two pumps
  *   pumps  as pump, and as many bytes back
+ *   turn   as one, by turns with patience (pv_channel_turn)
+ *   turns  as both, by turns with patience
+ *   mixed  as both, but only the server takes turns
  *
  * SIZE is that of each ring, 2 to 16 bytes; indices start just below their overflow. Exits with 0
  * when every interleaving ends well, 1 with the interleaving that does not.
@@ -29,6 +32,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,14 +54,19 @@ static ssize_t model_read(int fd, void *bytes, size_t count);
 static ssize_t model_write(int fd, const void *bytes, size_t count);
 static int model_poll(struct pollfd *fds);
 static void model_collect(struct pv_channel *channel);
+static int model_clock(struct timespec *time);
 
 #define __atomic_load_n(at, order) model_load(at, sizeof *(at))
 #define __atomic_store_n(at, value, order) model_store(at, sizeof *(at), value)
 #define __atomic_fetch_or(at, bits, order) model_or(at, bits)
 #define __atomic_fetch_and(at, bits, order) model_and(at, bits)
 #define __atomic_thread_fence(order) model_fence()
+#define clock_gettime(clock, time) model_clock(time)
+#define sched_yield() (void)0 /* at the next access the other thread may run, however far it likes */
 #include "ring.c"
 #include "channel.c"
+#undef clock_gettime
+#undef sched_yield
 #define read model_read
 #define write model_write
 #define poll(fds, count, timeout) model_poll(fds)
@@ -278,6 +287,16 @@ static void model_collect(struct pv_channel *channel)
     world.event[self] = 0; /* reading an eventfd takes a lock: later loads stay behind it */
 }
 
+/*
+ * No time passes: a yield is never too long. Patience is the one look of a yield here; a spin is as
+ * many of the same, and adds nothing but states.
+ */
+static int model_clock(struct timespec *time)
+{
+    *time = (struct timespec){0};
+    return 0;
+}
+
 static uint8_t letter(int sender, uint32_t position)
 {
     return (uint8_t)(position * 31 + (unsigned)sender + 1);
@@ -404,6 +423,40 @@ static void talk(void)
     pv_channel_close(&thread->channel);
 }
 
+/* As a Peer does: it sleeps when a turn has armed, also after bytes, and nothing is left to write. */
+static void talk_in_turns(void)
+{
+    struct thread *thread = me();
+
+    for (;;) {
+        uint8_t out[RING];
+        char in[RING];
+        uint32_t size = thread->to_send - thread->sent;
+        int64_t sent, got;
+
+        crossroads(5);
+        size = size < piece ? size : piece;
+        for (uint32_t i = 0; i < size; i++)
+            out[i] = letter(self, thread->sent + i);
+        got = pv_channel_turn(&thread->channel, out, size, &sent, in, most);
+        if (sent > 0)
+            thread->sent += (uint32_t)sent;
+        if (got > 0)
+            check((const uint8_t *)in, (uint32_t)got);
+        thread->ended = got == PV_CLOSED;
+        if (sent < PV_CLOSED || got < PV_CLOSED)
+            report("the channel failed in a turn");
+        if (thread->ended || (thread->closes && thread->sent == thread->to_send &&
+                              thread->received >= thread->to_receive))
+            break;
+        if (pv_channel_is_armed(&thread->channel) && (!size || sent == PV_WOULD_BLOCK)) {
+            announce(WAITS, &world.event[self]);
+            model_collect(&thread->channel);
+        }
+    }
+    pv_channel_close(&thread->channel);
+}
+
 static void live(int which)
 {
     struct thread *thread = &world.threads[which];
@@ -411,6 +464,8 @@ static void live(int which)
     if (!strncmp(job, "pump", 4)) {
         run(&thread->loop);
         pv_channel_close(&thread->channel);
+    } else if (thread->channel.patience != PV_SLEEP) {
+        talk_in_turns();
     } else {
         talk();
     }
@@ -560,7 +615,7 @@ static void set_up(uint32_t size, uint32_t count)
     server->to_send = count;
     client->to_receive = count;
     server->closes = 1;
-    if (!strcmp(job, "both")) {
+    if (!strcmp(job, "both") || !strcmp(job, "turns") || !strcmp(job, "mixed")) {
         client->to_send = server->to_receive = count;
     } else if (!strcmp(job, "leave")) {
         server->closes = 0;
@@ -590,6 +645,8 @@ static void set_up(uint32_t size, uint32_t count)
             ring->asking = &world.page.srv_notify;
             ring->asked = &world.page.cli_notify;
         }
+        if (!strncmp(job, "turn", 4) || (!strcmp(job, "mixed") && !i))
+            pv_channel_patience(&thread->channel, PV_YIELD);
         ring->in.size = ring->out.size = size;
         ring->in.own = ring->in.peer = ring->out.own = ring->out.peer = start;
         thread->loop = (struct loop){

@@ -18,6 +18,7 @@ class Mutant(NamedTuple):
 
 ONE = "one 2 8 2 2"
 PUMP = "pump 2 8 2 2"
+TURN = "turn 2 4 2 2"
 
 MUTANTS = [
     Mutant(
@@ -126,5 +127,27 @@ MUTANTS = [
         "    if (bits & PV_NOTIFY_READ) {\n",
         "    if (0) {\n",
         PUMP,
+    ),
+    Mutant(
+        "a turn that takes its request back after it has armed",
+        "channel.c",
+        "            channel->armed = part == PV_WOULD_BLOCK;\n",
+        "            channel->armed = part == PV_WOULD_BLOCK;\n"
+        "            __atomic_fetch_and(channel->ring.asking, (uint8_t)~PV_NOTIFY_WRITE, 0);\n",
+        TURN,
+    ),
+    Mutant(
+        "a turn that left bytes and says that it has armed",
+        "channel.c",
+        "    channel->armed = 0;\n",
+        "",
+        TURN,
+    ),
+    Mutant(
+        "a turn that saw the end and says that it has armed",
+        "channel.c",
+        "            channel->armed = part == PV_WOULD_BLOCK;\n",
+        "            channel->armed = 1;\n",
+        TURN,
     ),
 ]

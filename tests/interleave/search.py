@@ -28,6 +28,12 @@ SMALL = [
     "pump 2 6 2 1",
     "pump 16 12 9 5",
     "pumps 16 3 2 2",
+    "turn 2 3 2 1",
+    "turn 4 4 4 3",
+    "turn 4 4 4 2",
+    "turns 2 2 2 2",
+    "turns 4 3 3 2",
+    "mixed 4 3 3 2",
 ]
 LARGE = [
     "one 2 12 2 2",
@@ -41,6 +47,12 @@ LARGE = [
     "pumps 4 4 2 2",
     "pumps 8 8 4 4",
     "pumps 16 9 5 3",
+    "turn 2 6 2 2",
+    "turn 4 8 3 2",
+    "turns 2 2 1 1",
+    "turns 2 3 2 1",
+    "mixed 2 2 1 1",
+    "mixed 2 3 2 2",
 ]
 
 

@@ -31,7 +31,7 @@
 #define REGIONS 16u
 #define GRANTS 1024u /* gntalloc's default limit for a domain */
 #define PORTS 8u
-#define NODES 16u
+#define NODES 64u
 #define NODE_TEXT 64u
 
 struct xengntdev_handle { /* both halves of libxengnttab use this name */

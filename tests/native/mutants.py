@@ -11,6 +11,7 @@ ring.c stands in one of the three tables, and that is checked, too.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ from pathlib import Path
 from tests.interleave import search
 from tests.interleave.mutants import MUTANTS as STEPS
 
+from .mutants_channel import MUTANTS as OF_THE_CHANNEL
 from .mutants_table import MUTANTS, UNTOUCHED, Mutant
 
 HERE = Path(__file__).parent
@@ -33,7 +35,8 @@ CSRC = ROOT / "native" / "csrc"
 PACKAGE = ROOT / "native" / "pedos_vchan"
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-w"]
 CHECKED = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"]
-PARTS = ("ring", "channel", "shm", "pump")
+XEN = ("xen", "xen_guard", "xen_load", "xen_presence", "xen_store")
+PARTS = ("ring", "channel", "shm", "pump", *XEN)
 
 # A mutant may well hang; what it is tried with takes two seconds when all is well.
 LIMIT = 30  # seconds
@@ -64,12 +67,25 @@ def _passes(command: list[str | Path], environment: dict[str, str] | None = None
                 os.killpg(process.pid, signal.SIGKILL)  # also what it has started itself
 
 
-def rules(csrc: Path, folder: Path, _: str) -> bool:
-    """ring_rules.c: one rule after the other, against a page that is written by hand."""
-    parts = [csrc / "ring.c", csrc / "channel.c"]
-    program = folder / "ring_rules"
-    compile_c(*FLAGS, *CHECKED, f"-I{csrc}", HERE / "ring_rules.c", *parts, "-o", program)
+def rules(csrc: Path, folder: Path, which: str) -> bool:
+    """ring_rules.c or channel_rules.c: rule by rule, against a page that is written by hand."""
+    name = f"{which or 'ring'}_rules"
+    program = folder / name
+    sources = [HERE / f"{name}.c", csrc / "ring.c", csrc / "channel.c"]
+    compile_c(*CHECKED, *(_compiled(source, csrc, folder) for source in sources), "-o", program)
     return _passes([program])
+
+
+def _compiled(source: Path, csrc: Path, folder: Path) -> Path:
+    """Its object file, made once for all mutants that leave it and the headers as they are."""
+    headers = [*sorted(csrc.glob("*.h")), *sorted(HERE.glob("*.h"))]
+    content = b"".join(path.read_bytes() for path in [source, *headers])
+    target = folder.parent / f"{source.stem}-{hashlib.sha256(content).hexdigest()}.o"
+    if not target.exists():
+        mine = folder / target.name
+        compile_c(*FLAGS, *CHECKED, f"-I{csrc}", "-c", source, "-o", mine)
+        mine.replace(target)
+    return target
 
 
 def orders(csrc: Path, folder: Path, _: str) -> bool:
@@ -180,7 +196,7 @@ def every() -> list[Mutant]:
         Mutant(f"{step.name} ", step.file, step.old, step.new, "row 7", f"explore {step.job}")
         for step in STEPS
     ]
-    return MUTANTS + steps
+    return MUTANTS + OF_THE_CHANNEL + steps
 
 
 def unaccounted() -> list[str]:

@@ -1,4 +1,4 @@
-"""The changes that mutants.py tries, and the few accesses that need none. Data only."""
+"""The changes that mutants.py tries (those of channel.c are in mutants_channel.py). Data only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ class Mutant(NamedTuple):
     """One change to one file of native/csrc, and the test that must fail for it.
 
     why names what the original is there for ("row N": of the list of vchan's known defects, see
-    test_rows.py). test is "rules", "orders", "explore JOB" or "pytest NAME..." (test_NAME.py).
+    test_rows.py). test is "rules" (of the ring), "rules channel", "orders", "explore JOB" or
+    "pytest NAME..." (test_NAME.py).
     """
 
     name: str
@@ -435,85 +436,6 @@ MUTANTS = [
         "(ring->own_live, PV_LIVE_CLOSED, __ATOMIC_RELAXED)",
         "row 1",
         "orders",
-    ),
-    # ---- channel.c ----
-    Mutant(
-        "sends more than there is room for",
-        "channel.c",
-        "(size_t)room < count ? (uint32_t)room : (uint32_t)count;",
-        "(uint32_t)count;",
-        "bytes over unread ones",
-    ),
-    Mutant(
-        "sends past the end of the ring",
-        "channel.c",
-        "    first = total < out->size - offset ? total : out->size - offset;\n",
-        "    first = total;\n",
-        "bytes outside the ring",
-    ),
-    Mutant(
-        "sends half of what wraps",
-        "channel.c",
-        "    memcpy(out->data, bytes + first, total - first);\n",
-        "",
-        "bytes lost at the wrap",
-    ),
-    Mutant(
-        "gives more than was asked for",
-        "channel.c",
-        "count > 0 && (size_t)count > max ? (int64_t)max : count;",
-        "count;",
-        "a caller's buffer",
-    ),
-    Mutant(
-        "an event that is not cleared",
-        "channel.c",
-        "            channel->clear(channel);\n",
-        "",
-        "a loop that never sleeps",
-    ),
-    Mutant(
-        "events without account",
-        "channel.c",
-        "            count_wake(channel);\n",
-        "",
-        "a flood of events",
-    ),
-    Mutant(
-        "a flood without end",
-        "channel.c",
-        "    if (++channel->idle_wakes > PV_IDLE_WAKES)\n",
-        "    if (0)\n",
-        "a flood of events",
-    ),
-    Mutant(
-        "news do not count",
-        "channel.c",
-        "if (channel->seen_in != ring->in.peer || channel->seen_out != ring->out.peer) {",
-        "if (0) {",
-        "a correct peer that is fast",
-    ),
-    Mutant(
-        "a death that wakes again and again",
-        "channel.c",
-        "            epoll_ctl(channel->wait_fd, EPOLL_CTL_DEL, channel->live_fd, NULL);\n",
-        "",
-        "a loop that never sleeps",
-    ),
-    Mutant(
-        "a death that is not noted",
-        "channel.c",
-        "            pv_ring_peer_gone(&channel->ring);\n",
-        "",
-        "row 6",
-    ),
-    Mutant(
-        "a goodbye after the hang-up",
-        "channel.c",
-        "    pv_ring_close(&channel->ring);\n    if (channel->wait_fd >= 0)\n",
-        "    if (channel->wait_fd >= 0)\n",
-        "a close that looks like a death",
-        "pytest stream death",
     ),
     # ---- shm.c ----
     Mutant(

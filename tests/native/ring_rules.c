@@ -1,64 +1,5 @@
-/*
- * The rules of ring.c and channel.c one by one, with the peer's side of the page written by hand.
- * `ring_rules` tries all and exits with 0, or names the first that does not hold.
- */
-#include <poll.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/eventfd.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
-#include "channel.h"
-
-#define ORDER PV_ORDER_PAGES
-#define SIZE (1u << ORDER)
-
-static _Alignas(PV_PAGE_SIZE) union {
-    struct vchan_interface page;
-    uint8_t bytes[PV_PAGE_SIZE];
-} shared;
-static struct vchan_interface *const page = &shared.page;
-static uint8_t left[SIZE], right[SIZE];
-static struct pv_channel channel;
-static struct pv_ring *const ring = &channel.ring; /* the server's end, unless told otherwise */
-static unsigned notified;
-static const char *rule;
-
-#define HOLDS(condition)                                                                       \
-    do {                                                                                       \
-        if (!(condition)) {                                                                    \
-            fprintf(stderr, "ring_rules: %s: line %d: not %s\n", rule, __LINE__, #condition);  \
-            exit(1);                                                                           \
-        }                                                                                      \
-    } while (0)
-
-static void count_notify(void *arg)
-{
-    (void)arg;
-    notified++;
-}
-
-static void server(void)
-{
-    memset(&shared, 0, sizeof shared);
-    memset(&channel, 0, sizeof channel);
-    pv_page_init(page, ORDER, ORDER);
-    pv_ring_attach(ring, page, ORDER, ORDER, left, right, 1, count_notify, NULL);
-    page->cli_live = PV_LIVE_OPEN;
-    notified = 0;
-}
-
-/* As after 2^32 - before bytes each way. */
-static void near_overflow(uint32_t before)
-{
-    server();
-    page->left.prod = page->left.cons = page->right.prod = page->right.cons = 0u - before;
-    ring->in.own = ring->in.peer = ring->out.own = ring->out.peer = 0u - before;
-}
+/* The rules of ring.c. */
+#include "rules.h"
 
 static void broken(int64_t code)
 {
@@ -302,128 +243,7 @@ static void orders_are_those_that_the_library_can_have(void)
     HOLDS(pv_layout_size(20, 16) == 4096 + (1u << 20) + (1u << 16));
 }
 
-/* ---- channel.c ---- */
-
-static void clear_event(struct pv_channel *which)
-{
-    uint64_t count;
-    ssize_t ignored = read(which->event_fd, &count, sizeof count);
-
-    (void)ignored;
-}
-
-static void a_send_wraps_and_stops_at_the_room(void)
-{
-    static uint8_t bytes[2 * SIZE];
-
-    for (unsigned i = 0; i < sizeof bytes; i++)
-        bytes[i] = (uint8_t)(i * 7);
-    near_overflow(10);
-    HOLDS(pv_channel_send(&channel, bytes, 100) == 100);
-    HOLDS(!memcmp(right + SIZE - 10, bytes, 10) && !memcmp(right, bytes + 10, 90));
-    HOLDS(pv_channel_send(&channel, bytes, sizeof bytes) == SIZE - 100);
-    HOLDS(pv_channel_send(&channel, bytes, 1) == PV_WOULD_BLOCK);
-    HOLDS(page->cli_notify & PV_NOTIFY_READ);
-    HOLDS(right[SIZE - 10] == 0 && page->right.prod == SIZE - 10);
-}
-
-static void a_peek_gives_no_more_than_was_asked_for(void)
-{
-    uint8_t *span;
-
-    server();
-    page->left.prod = 100;
-    page->cli_notify = 0;
-    HOLDS(pv_channel_peek(&channel, 30, &span) == 30 && span == left);
-    HOLDS(page->cli_notify == 0); /* not armed: there were bytes */
-    HOLDS(pv_channel_peek(&channel, 300, &span) == 100);
-    pv_channel_consume(&channel, 100);
-    HOLDS(pv_channel_peek(&channel, 30, &span) == PV_WOULD_BLOCK);
-    HOLDS(page->cli_notify == PV_NOTIFY_WRITE);
-}
-
-static bool readable(int fd)
-{
-    struct pollfd waiting = {.fd = fd, .events = POLLIN};
-
-    return poll(&waiting, 1, 0) == 1;
-}
-
-static void wake_up(bool with_news)
-{
-    const uint64_t one = 1;
-
-    page->left.prod += with_news;
-    HOLDS(write(channel.event_fd, &one, sizeof one) == sizeof one);
-    pv_channel_collect(&channel);
-}
-
-static void watched_server(int live_fd)
-{
-    server();
-    channel.event_fd = eventfd(0, EFD_NONBLOCK);
-    channel.clear = clear_event;
-    HOLDS(channel.event_fd >= 0 && pv_channel_watch(&channel, live_fd) == 0);
-}
-
-static void unwatch(void)
-{
-    close(channel.wait_fd);
-    close(channel.event_fd);
-}
-
-static void a_collected_event_does_not_wake_again(void)
-{
-    watched_server(-1);
-    wake_up(false);
-    HOLDS(!readable(channel.wait_fd));
-    unwatch();
-}
-
-static void a_hang_up_is_a_death_and_wakes_once(void)
-{
-    int live[2];
-
-    HOLDS(socketpair(AF_UNIX, SOCK_STREAM, 0, live) == 0);
-    watched_server(live[0]);
-    HOLDS(write(live[1], "x", 1) == 1 && !readable(channel.wait_fd)); /* words are no news */
-    close(live[1]);
-    HOLDS(readable(channel.wait_fd));
-    pv_channel_collect(&channel);
-    HOLDS(pv_ring_ready(ring) == PV_DIED && !readable(channel.wait_fd));
-    close(live[0]);
-    unwatch();
-}
-
-static void a_flood_of_events_breaks(void)
-{
-    watched_server(-1);
-    for (unsigned i = 0; i < 4 * PV_IDLE_WAKES && pv_ring_ready(ring) != PV_FLOODED; i++)
-        wake_up(false);
-    HOLDS(pv_ring_ready(ring) == PV_FLOODED && pv_ring_room(ring) == PV_FLOODED);
-    HOLDS(page->srv_live == PV_LIVE_CLOSED && notified == 1);
-    unwatch();
-}
-
-static void events_with_news_are_no_flood(void)
-{
-    watched_server(-1);
-    for (unsigned i = 0; i < 4 * PV_IDLE_WAKES; i++) {
-        wake_up(true);
-        HOLDS(pv_ring_ready(ring) == 1);
-        pv_ring_consume(ring, 1);
-        if (i % 2)
-            wake_up(false); /* a race of the past; made good by what comes next */
-    }
-    HOLDS(pv_ring_ready(ring) == PV_WOULD_BLOCK);
-    unwatch();
-}
-
-#define RULE(function) {#function, function}
-static const struct {
-    const char *name;
-    void (*try)(void);
-} rules[] = {
+static const struct rule rules[] = {
     RULE(more_than_fits_breaks),
     RULE(bytes_taken_back_break),
     RULE(reading_the_unwritten_breaks),
@@ -443,19 +263,9 @@ static const struct {
     RULE(a_client_announces_itself_and_asks),
     RULE(rings_inside_the_page_stand_where_the_library_has_them),
     RULE(orders_are_those_that_the_library_can_have),
-    RULE(a_send_wraps_and_stops_at_the_room),
-    RULE(a_peek_gives_no_more_than_was_asked_for),
-    RULE(a_hang_up_is_a_death_and_wakes_once),
-    RULE(a_collected_event_does_not_wake_again),
-    RULE(a_flood_of_events_breaks),
-    RULE(events_with_news_are_no_flood),
 };
 
 int main(void)
 {
-    for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
-        rule = rules[i].name;
-        rules[i].try();
-    }
-    return 0;
+    return try_all(rules, sizeof rules / sizeof *rules);
 }

@@ -102,7 +102,7 @@ async def test_a_caller_that_is_called_back_leaves_the_reading_to_the_reader(pai
 async def test_a_call_that_starts_while_another_one_reads_is_answered(pairs: Pairs) -> None:
     async with two_peers(pairs) as (client, _):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(expect, "timeout", client, "test.forever", 1)
+            nursery.start_soon(expect, "timeout", client, "test.forever", 0.2)
             await trio.testing.wait_all_tasks_blocked()
             assert await client.call("test.echo", {"a": 1}, timeout=60) == {"a": 1}
         assert await client.call("test.echo", {"a": 2}, timeout=60) == {"a": 2}

@@ -23,15 +23,16 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> mutants.Bench:
     return mutants.Bench(tmp_path_factory.mktemp("mutants"))
 
 
-def test_the_ring_keeps_its_rules(bench: mutants.Bench) -> None:
-    assert bench.passes_unchanged("rules")
+@pytest.mark.parametrize("which", ["rules", "rules channel"])
+def test_the_ring_and_the_channel_keep_their_rules(bench: mutants.Bench, which: str) -> None:
+    assert bench.passes_unchanged(which)
 
 
 def test_every_acquire_and_release_is_strong_enough(bench: mutants.Bench) -> None:
     assert bench.passes_unchanged("orders")
 
 
-@pytest.mark.parametrize("name", ["ring_rules.c", "ring_orders.c"])
+@pytest.mark.parametrize("name", ["ring_rules.c", "channel_rules.c", "ring_orders.c"])
 def test_the_programs_compile_without_a_warning(name: str, tmp_path: Path) -> None:
     flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror"]
     source = Path(__file__).with_name(name)

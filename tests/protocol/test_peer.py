@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import trio.testing
 from pedos_protocol import codec
 from pedos_protocol.connection import PENDING_MAX, Connection
 from pedos_protocol.errors import CallError, LocalProtocolError, RemoteProtocolError
-from pedos_protocol.events import Answer, ErrorAnswer, Event, Hello, NeedData, Request
+from pedos_protocol.events import Answer, ErrorAnswer, Event, Hello, NeedData, Notice, Request
 from pedos_vchan import peer as peer_module
 from pedos_vchan import quota
 from pedos_vchan.peer import Peer, open_peer
@@ -282,6 +283,53 @@ async def test_a_handler_is_stopped_at_the_deadline_of_its_request(
         assert (answer.code, trio.current_time() - before) == ("timeout", pytest.approx(2.5))
 
 
+async def test_a_handler_is_cancelled_with_its_caller(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    ends: list[float] = []
+
+    async def serve(_peer: Peer, params: Params) -> Params:
+        try:
+            await trio.sleep(params["seconds"])
+        finally:
+            ends.append(trio.current_time())
+        return {}
+
+    async with two_peers(handlers={"test.serve": serve}) as (client, server):
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for seconds in (2, 30):
+                call = partial(client.call, "test.serve", {"seconds": seconds}, timeout=60)
+                nursery.start_soon(call)
+            await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert ends == [began + 1, began + 1]
+        # Both are answered, so their places are free again; and nobody else is disturbed.
+        assert server._connection.theirs_in_flight == client._connection.ours_in_flight == 0
+        assert await client.call("test.serve", {"seconds": 3}, timeout=60) == {}
+
+
+async def test_a_word_of_cancelling_that_makes_no_sense_does_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def serve(_peer: Peer, _params: Params) -> Params:
+        await trio.sleep(1)
+        return {"a": 1}
+
+    async with two_peers(handlers={"test.serve": serve}) as (client, _):
+
+        async def call() -> None:
+            assert await client.call("test.serve", {}, timeout=60) == {"a": 1}
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call)
+            await trio.testing.wait_all_tasks_blocked()
+            for untrusted_id in (0, 2, -1, 1.0, True, None, [1], {"id": 1}, "1", 2**64 - 1):
+                await client.notify(peer_module.CANCELLED, {"id": untrusted_id})
+            await client.notify(peer_module.CANCELLED, {})
+
+
 async def test_what_a_handlers_nursery_raises_at_the_deadline_fails_that_request_alone(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -337,6 +385,9 @@ async def test_an_answer_that_comes_too_late_is_passed_over_and_frees_its_place(
             event = await raw.hear()
             assert isinstance(event, Request)
             requests.append(event)
+        said = await raw.hear()
+        assert isinstance(said, Notice) and said.method == peer_module.CANCELLED
+        assert said.params["id"] in [request.id for request in requests]
         await expect_timeout(peer, 5)  # no place is free
         await raw.say(Answer(requests[3].id, {"late": True}))
 

@@ -1,0 +1,205 @@
+"""Where the time of a call goes with 32 in flight: python -m benchmarks.parts
+
+Processor time of each part by itself, the least of many rounds, so that what else the machine does
+counts little: the codec, the state machine around it with its events, the ring, trio's hand-over
+from task to task. What the whole run of T1 takes beyond these is `Peer` and trio's loop. Not a
+gate: it says where to look when one is missed.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable
+
+import trio
+from pedos_protocol.codec import decode, encode
+from pedos_protocol.connection import VERSIONS, Connection
+from pedos_protocol.events import Answer, Hello, NeedData, Request
+from pedos_vchan import shm
+from pedos_vchan.stream import VchanStream
+
+from .processes import pinned
+from .throughput import IN_FLIGHT
+from .two_processes import PAYLOAD, connected, drive, rendezvous_folder, served
+
+ROUNDS = 40
+BATCHES = 20  # of IN_FLIGHT calls, in a round
+CALLS = 16_000
+
+PARAMS = {"data": PAYLOAD, "deadline_ms": 10_000}
+
+
+def _least(job: Callable[[], object], per: int) -> float:
+    """Microseconds of processor time for one of the `per` things that job does."""
+    best = float("inf")
+    for _ in range(ROUNDS):
+        before = time.thread_time()
+        job()
+        best = min(best, time.thread_time() - before)
+    return best / per * 1e6
+
+
+def codec() -> tuple[float, float]:
+    """To say and to read one frame each of a request and of an answer, for one call."""
+    request, answer = [0, 7, "echo", PARAMS], [1, 7, None, {"data": PAYLOAD}]
+    frames = [encode(request)[4:], encode(answer)[4:]]
+    count = range(IN_FLIGHT * BATCHES)
+
+    def say() -> None:
+        for _ in count:
+            encode(request)
+            encode(answer)
+
+    def read() -> None:
+        for _ in count:
+            decode(frames[0])
+            decode(frames[1])
+
+    return _least(say, len(count)), _least(read, len(count))
+
+
+def connection() -> tuple[float, float]:
+    """One call through both state machines, the codec included: the client's part, the server's."""
+    client, server = Connection(), Connection()
+    for one, other in ((client, server), (server, client)):
+        other.receive_data(one.send(Hello(VERSIONS, "x")))
+        other.next_event()
+    times = [float("inf")] * 2
+    for _ in range(ROUNDS * BATCHES):
+        start = time.thread_time()
+        out = b"".join(
+            [client.send(Request(i, "echo", {"data": PAYLOAD}, 10_000)) for i in range(IN_FLIGHT)]
+        )
+        asked = time.thread_time()
+        server.receive_data(out)
+        answers = []
+        while isinstance(event := server.next_event(), Request):
+            answers.append(server.send(Answer(event.id, event.params)))
+        back = b"".join(answers)
+        served_at = time.thread_time()
+        client.receive_data(back)
+        while not isinstance(client.next_event(), NeedData):
+            pass
+        end = time.thread_time()
+        times[0] = min(times[0], asked - start + end - served_at)
+        times[1] = min(times[1], served_at - asked)
+    return times[0] / IN_FLIGHT * 1e6, times[1] / IN_FLIGHT * 1e6
+
+
+def ring() -> float:
+    """A batch of requests and one of answers through a channel, per call; both ends."""
+
+    async def ends(folder: str) -> tuple[VchanStream, VchanStream]:
+        listener = await shm.listen(folder, 1, 0, 5)
+        taken: list[VchanStream] = []
+
+        async def accept() -> None:
+            taken.append(VchanStream(await listener.accept()))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept)
+            other = VchanStream(await shm.connect(folder, 0, 1, 5))
+        return taken[0], other
+
+    with rendezvous_folder() as folder:
+        one, other = trio.run(ends, folder)
+        batch = bytes(85 * IN_FLIGHT)
+
+        def to_and_fro() -> None:
+            for _ in range(BATCHES):
+                one.send_some(batch)
+                other.turn(b"")
+                other.send_some(batch)
+                one.turn(b"")
+
+        return _least(to_and_fro, IN_FLIGHT * BATCHES)
+
+
+def hand_over() -> float:
+    """To wake a task that waits, and to run it until it waits again."""
+
+    async def main() -> float:
+        tasks: list[trio.lowlevel.Task] = []
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        async def wait() -> None:
+            while True:
+                tasks.append(trio.lowlevel.current_task())
+                await trio.lowlevel.wait_task_rescheduled(abort)
+
+        best = float("inf")
+        async with trio.open_nursery() as nursery:
+            for _ in range(IN_FLIGHT):
+                nursery.start_soon(wait)
+            while len(tasks) < IN_FLIGHT:
+                await trio.lowlevel.checkpoint()
+            for _ in range(ROUNDS * BATCHES):
+                before = time.thread_time()
+                woken, tasks[:] = tasks[:], []
+                for task in woken:
+                    trio.lowlevel.reschedule(task)
+                while len(tasks) < IN_FLIGHT:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                best = min(best, time.thread_time() - before)
+            nursery.cancel_scope.cancel()
+        return best / IN_FLIGHT * 1e6
+
+    return trio.run(main)
+
+
+def _ticks(pid: int) -> float:
+    """Seconds of processor time of a process so far."""
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def whole() -> tuple[float, float, float]:
+    """T1's run: the client's processor time, the server's, and switches of process, per call."""
+    best = (float("inf"),) * 3
+    for _ in range(5):
+        with served() as (folder, pid):
+
+            async def run(folder: object = folder, pid: int = pid) -> tuple[float, float, float]:
+                async with connected(folder) as peer:  # type: ignore[arg-type]
+                    await drive(peer, IN_FLIGHT, CALLS // 4)
+                    theirs, mine = _ticks(pid), resource.getrusage(resource.RUSAGE_SELF)
+                    await drive(peer, IN_FLIGHT, CALLS)
+                    now = resource.getrusage(resource.RUSAGE_SELF)
+                    calls = CALLS * 1.1 / 1e6  # with drive's own warming up
+                    own = now.ru_utime + now.ru_stime - mine.ru_utime - mine.ru_stime
+                    switches = now.ru_nvcsw - mine.ru_nvcsw
+                    return own / calls, (_ticks(pid) - theirs) / calls, switches / calls / 1e6
+
+            best = min(best, trio.run(run))
+    return best
+
+
+def main() -> None:
+    with pinned():
+        say, read = codec()
+        client, server = connection()
+        wire = ring()
+        switch = hand_over()
+        mine, theirs, switches = whole()
+    rows = [
+        ("codec: 2 frames said, 2 read", say + read),
+        ("state machines and events, without the codec", client + server - say - read),
+        ("ring and its C calls, both ends, in batches", wire),
+        ("client: trio's hand-over to the caller", switch),
+        ("client: Peer and trio's loop", mine - client - wire / 2 - switch),
+        ("server: Peer and trio's loop", theirs - server - wire / 2),
+    ]
+    print(f"{'part':52} {'us a call':>9}")
+    for name, value in rows:
+        print(f"{name:52} {value:9.2f}")
+    print(f"{f'all: client {mine:.1f}, server {theirs:.1f}':52} {mine + theirs:9.2f}")
+    print(f"{'times that the client slept, a call':52} {switches:9.3f}")
+
+
+if __name__ == "__main__":
+    main()

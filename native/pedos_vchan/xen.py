@@ -1,0 +1,307 @@
+"""Vchan between domains of a Xen host: a listener and a connector by (domain, port), and xenstore.
+
+The same as `shm` for real domains. The server announces itself in xenstore, under a path that only
+its own domain may write, so a client knows which domain it talks to. Xen's libraries are looked for
+when first needed: `missing` says what is not there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+import trio
+
+from ._native import ffi, lib
+from .channel import Channel
+from .shm import CONTROL_ORDER, CONTROL_PORT, DATA_ORDER
+from .shm import _check as check_address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from . import _native
+
+__all__ = [
+    "CONTROL_ORDER",
+    "CONTROL_PORT",
+    "DATA_ORDER",
+    "Channel",
+    "Listener",
+    "Store",
+    "connect",
+    "connect_when_there",
+    "listen",
+    "missing",
+    "own_domain",
+]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+# Of one message of xenstore (xen/io/xs_wire.h). A list of children may take several.
+_VALUE_SIZE = 4096
+_PATH_SIZE = 3072
+
+_WHY = {
+    errno.ENODEV: "this is no Xen domain, or its kernel has not loaded xen-evtchn, xen-gntdev and "
+    "xen-gntalloc",
+    errno.EACCES: "only root may open a channel (see /dev/xen)",
+    errno.ENOSPC: "the grants of this domain are used up (the parameter `limit` of its kernel's "
+    "module xen_gntalloc)",
+    errno.EPROTO: "the server's shared page is not a vchan ring",
+    errno.ENOENT: "no server is announced",
+    errno.ECONNREFUSED: "the server that is announced cannot be joined: it is gone, or has its "
+    "client",
+}
+
+
+def missing() -> str:
+    """What stands in the way of using Xen here, and what to install; empty if nothing does."""
+    problem = ffi.new("char **")
+    if lib.pv_xen_load(problem) < 0:
+        return ffi.string(problem[0]).decode()
+    return ""
+
+
+def _error(number: int) -> OSError:
+    if number == errno.EPROTO:
+        return ConnectionError(number, _WHY[number])
+    return OSError(number, missing() or _WHY.get(number, os.strerror(number)))
+
+
+async def _in_thread(call: Callable[_P, _T], *arguments: _P.args, **none: _P.kwargs) -> _T:
+    """Runs a call that waits for xenstore and the kernel, some 1 ms, beside the event loop."""
+    return await trio.to_thread.run_sync(call, *arguments)
+
+
+def _adopt(native: _native.Channel, domain: int, peer: int, port: int) -> Channel:
+    """A channel whose one end of a socket pair hangs up when the peer's domain is gone."""
+    live, held = socket.socketpair()
+    with live, held:
+        channel = Channel(native, live, domain=domain, peer_domain=peer, port=port)
+        error = lib.pv_xen_guard(native, held.detach())
+    if error < 0:
+        channel.close()
+        raise _error(-error)
+    return channel
+
+
+async def listen(
+    domain: int,
+    peer: int,
+    port: int,
+    *,
+    order_left: int = CONTROL_ORDER,
+    order_right: int = CONTROL_ORDER,
+) -> Listener:
+    """Makes this domain's server for the one client domain peer; announced when this returns.
+
+    The orders are log2 of the bytes from client to server (left) and back (right), 10 to 20; the
+    library may make small ones larger. What an earlier server announced under this port is
+    replaced. ``ValueError`` for numbers or orders that cannot be, or for a channel to oneself;
+    ``OSError`` with a sentence that says what to do: ENOSYS without Xen's libraries, ENODEV
+    without its devices, EACCES, ENOSPC when the domain's grants are used up.
+    """
+    check_address(domain, peer, port)
+    if not (0 <= order_left <= 0xFF and 0 <= order_right <= 0xFF) or not lib.pv_orders_valid(
+        order_left, order_right
+    ):
+        raise ValueError(f"ring orders {order_left} and {order_right} are not possible together")
+    holder = ffi.new("struct pv_channel **")
+    error = await _in_thread(lib.pv_xen_serve, domain, peer, port, order_left, order_right, holder)
+    if error < 0:
+        raise _error(-error)
+    return Listener(holder[0], domain, peer, port)
+
+
+class Listener:
+    """A server that waits for its one client. Made by `listen`."""
+
+    def __init__(self, native: _native.Channel, domain: int, peer: int, port: int) -> None:
+        self._native: _native.Channel | None = native
+        self._event_fd = lib.pv_channel_event_fd(native)
+        self._address = (domain, peer, port)
+
+    async def accept(self) -> Channel:
+        """Waits for the client; the listener is closed, and its port free, when it came.
+
+        ``trio.ClosedResourceError`` when the listener was or gets closed.
+        """
+        await trio.lowlevel.checkpoint()
+        while self._native is not None and not lib.pv_xen_client_came(self._native):
+            await trio.lowlevel.wait_readable(self._event_fd)
+            if self._native is not None:
+                lib.pv_channel_woken(self._native)
+        native, self._native = self._native, None
+        if native is None:
+            raise trio.ClosedResourceError("this listener was already closed")
+        try:
+            await _in_thread(lib.pv_xen_admit, native)
+        except BaseException:
+            lib.pv_channel_free(native)
+            raise
+        return _adopt(native, *self._address)
+
+    def close(self) -> None:
+        """Stops listening and takes the announcement away. Idempotent."""
+        native, self._native = self._native, None
+        if native is not None:
+            trio.lowlevel.notify_closing(self._event_fd)
+            lib.pv_channel_free(native)
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        native, self._native = getattr(self, "_native", None), None
+        if native is not None:
+            lib.pv_channel_free(native)
+
+
+async def connect(domain: int, peer: int, port: int) -> Channel:
+    """Opens this domain's end of the channel whose server is the domain peer.
+
+    ``FileNotFoundError`` when no server is announced, ``ConnectionRefusedError`` when the one that
+    is announced is gone or has its client, ``ConnectionError`` when what it shares is no ring;
+    ``ValueError`` and other ``OSError`` as for `listen`.
+    """
+    check_address(domain, peer, port)
+    holder = ffi.new("struct pv_channel **")
+    error = await _in_thread(lib.pv_xen_join, domain, peer, port, holder)
+    if error < 0:
+        raise _error(-error)
+    return _adopt(holder[0], domain, peer, port)
+
+
+async def connect_when_there(domain: int, peer: int, port: int) -> Channel:
+    """The same, but waits for as long as no server is announced there that can be joined."""
+    with Store() as store:
+        store.watch(f"/local/domain/{peer}/data/vchan/{domain}/{port}")
+        while True:
+            await store.changed()  # the first one comes at once
+            try:
+                return await connect(domain, peer, port)
+            except (FileNotFoundError, ConnectionRefusedError):
+                pass
+
+
+def own_domain() -> int:
+    """The number of the domain that this runs in, as xenstore has it. ``OSError`` as `listen`."""
+    with Store() as store:
+        return int(store.read("domid") or "0")
+
+
+class Store:
+    """A connection to xenstore. Paths that do not begin with a slash are of the own domain.
+
+    A call waits for xenstore's answer, some 0.1 ms, and so holds up the event loop for as long; do
+    not make hundreds at a time. Another domain may have written what is read: it is untrusted.
+    ``OSError`` when xenstore refuses or is not there.
+    """
+
+    def __init__(self) -> None:
+        holder = ffi.new("struct pv_store **")
+        error = lib.pv_store_open(holder)
+        if error < 0:
+            raise _error(-error)
+        self._native: _native.Store | None = holder[0]
+        self._into = ffi.new(f"char[{_VALUE_SIZE}]")
+        self._waiting = -1
+
+    def _handle(self) -> _native.Store:
+        if self._native is None:
+            raise trio.ClosedResourceError("this connection to xenstore was already closed")
+        return self._native
+
+    def read(self, path: str) -> str | None:
+        """A node's value; None if it is not there."""
+        handle = self._handle()
+        length = lib.pv_store_read(handle, os.fsencode(path), self._into, _VALUE_SIZE)
+        if length == -errno.ENOENT:
+            return None
+        self._check(length, path)
+        value = ffi.buffer(self._into, min(length, _VALUE_SIZE))
+        return bytes(value).decode(errors="replace")
+
+    def list(self, path: str) -> list[str]:
+        """The names of a node's children; none if it is not there."""
+        size = _VALUE_SIZE
+        while True:
+            into = ffi.new(f"char[{size}]")
+            length = lib.pv_store_list(self._handle(), os.fsencode(path), into, size)
+            if length == -errno.ENOENT:
+                return []
+            self._check(length, path)
+            if length <= size:
+                names = bytes(ffi.buffer(into, length)).decode(errors="replace")
+                return names.split("\0")[:-1]
+            size = length
+
+    def write(self, path: str, value: str) -> None:
+        """Makes or changes a node."""
+        data = value.encode()
+        self._check(lib.pv_store_write(self._handle(), os.fsencode(path), data, len(data)), path)
+
+    def remove(self, path: str) -> None:
+        """Removes a node and all below it; one that is not there is no error."""
+        error = lib.pv_store_remove(self._handle(), os.fsencode(path))
+        if error != -errno.ENOENT:
+            self._check(error, path)
+
+    def watch(self, path: str) -> None:
+        """Watches a node and all below it, or "@introduceDomain" and "@releaseDomain" (in dom0).
+
+        `changed` returns at once for it the first time. A domain may have 128 watches.
+        """
+        self._check(lib.pv_store_watch(self._handle(), os.fsencode(path)), path)
+
+    def unwatch(self, path: str) -> None:
+        """Ends `watch`. Events that came before may still be reported."""
+        self._check(lib.pv_store_unwatch(self._handle(), os.fsencode(path)), path)
+
+    async def changed(self) -> set[str]:
+        """Waits until something that is watched has changed, or was first watched; says which."""
+        await trio.lowlevel.checkpoint()
+        while True:
+            paths = self._events()
+            if paths:
+                return paths
+            self._waiting = lib.pv_store_fileno(self._handle())
+            try:
+                await trio.lowlevel.wait_readable(self._waiting)
+            finally:
+                self._waiting = -1
+
+    def _events(self) -> set[str]:
+        paths: set[str] = set()
+        while True:
+            length = lib.pv_store_event(self._handle(), self._into, _PATH_SIZE)
+            self._check(length, "a watch")
+            if not length:
+                return paths
+            event = bytes(ffi.buffer(self._into, min(length, _PATH_SIZE)))
+            paths.add(event.decode(errors="replace"))
+
+    def _check(self, result: int, path: str) -> None:
+        if result < 0:
+            raise OSError(-result, os.strerror(-result), path)
+
+    def close(self) -> None:
+        """Ends all watches; a task in `changed` gets ``trio.ClosedResourceError``. Idempotent."""
+        native, self._native = self._native, None
+        if native is not None:
+            if self._waiting >= 0:
+                trio.lowlevel.notify_closing(self._waiting)
+            lib.pv_store_close(native)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,324 @@
+"""Boots the bench and runs things inside: Xen, dom0 and guests in one emulated machine.
+
+    with Bench(image) as bench:
+        bench.boot()
+        bench.start("sys-usb")
+        result = bench.run("sys-usb", "uname -a")
+
+The console of Xen and dom0 goes to a file, the harness speaks to `inside/bench-link` over a second
+serial port. QEMU ends with this process, whatever happens to it, and at the deadline.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import image as images
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from .image import Image
+
+BOOT_LIMIT = 240.0  # seconds until dom0's toolstack is up; 25 to 40 are usual
+START_LIMIT = 180.0  # of one guest, until it answers; 20 to 30 are usual
+RUN_LIMIT = 120.0  # of one command, unless the caller knows better
+BENCH_LIMIT = 1800.0  # of one QEMU, unless the caller knows better
+REPEAT = 5.0  # a request is sent again when there was no answer for so long
+# A running command may take long and its answer may be lost, so now and then it is asked for again.
+REPEAT_RUNNING = 20.0
+
+STICK_MIB = 64
+MEMORY_MIB = 4096
+DOM0_MIB = 1024
+#: Emulated SMAP kills dom0's kernel at once.
+CPU = "max,-smap,-smep"
+
+
+class Result(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def text(self) -> str:
+        """Everything, for a message."""
+        return f"status {self.status}\n{self.out}{self.err}"
+
+    def check(self) -> str:
+        """Its output; AssertionError with everything if it failed."""
+        assert self.status == 0, self.text
+        return self.out
+
+
+class BenchError(Exception):
+    """The bench itself fails; the text has the end of the console."""
+
+
+class _Request:
+    def __init__(self, message: dict[str, object]) -> None:
+        self.message = message
+        self.running = False
+        self.heard = threading.Event()
+        self.answer: dict[str, object] | None = None
+
+
+class Bench:
+    """One booted machine."""
+
+    def __init__(
+        self, image: Image, folder: Path | None = None, *, limit: float = BENCH_LIMIT
+    ) -> None:
+        self._image = image
+        self._limit = limit
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="bench-", dir=images.CACHE))
+        self.folder.mkdir(exist_ok=True)
+        self.console_log = self.folder / "console.log"
+        self.console_socket = self.folder / "console.sock"
+        self.times: dict[str, float] = {}
+        self._qemu: subprocess.Popen[bytes] | None = None
+        self._link: socket.socket | None = None
+        self._numbers = itertools.count(1)
+        self._open: dict[str, _Request] = {}
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        self._timer: threading.Timer | None = None
+
+    # ---- the machine ----
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _command(self, link: Path) -> list[str]:
+        image = self._image
+        stick = self.folder / "stick.img"
+        with stick.open("wb") as file:
+            file.truncate(STICK_MIB << 20)
+        xen = (
+            f"console=com1 com1=115200,8n1 dom0_mem={DOM0_MIB}M,max:{DOM0_MIB}M dom0_max_vcpus=1 "
+            # Lazy switching of the FPU goes wrong under emulation: programs of busy guests abort.
+            "loglvl=warning guest_loglvl=warning spec-ctrl=eager-fpu"
+        )
+        linux = (
+            "console=hvc0 quiet mitigations=off root=/dev/nvme0n1 systemd.show_status=0 "
+            "systemd.hostname=dom0"
+        )
+        command = ["setpriv", "--pdeathsig", "KILL", "nice", "-n", "5", "qemu-system-x86_64"]
+        command += ["-M", "q35", "-cpu", CPU, "-accel", "tcg,thread=multi", "-smp", "2"]
+        command += ["-m", str(MEMORY_MIB), "-display", "none", "-no-reboot", "-monitor", "none"]
+        command += ["-net", "none"]
+        console = f"socket,id=console,path={self.console_socket},server=on,wait=off"
+        command += ["-chardev", f"{console},logfile={self.console_log}"]
+        command += ["-serial", "chardev:console"]
+        command += ["-chardev", f"socket,id=link,path={link},server=on,wait=off"]
+        command += ["-serial", "chardev:link"]
+        command += ["-kernel", str(image.xen), "-append", xen]
+        command += ["-initrd", f"{image.kernel} {linux},{image.initramfs}"]
+        # Twice the root image: one is dom0's own, the other goes to the guests.
+        disks = [(image.root, "on"), (image.root, "on"), (stick, "off")]
+        for number, (path, fixed) in enumerate(disks):
+            drive = f"file={path},if=none,id=d{number},format=raw,readonly={fixed}"
+            command += ["-drive", f"{drive},file.locking=off"]
+            command += ["-device", f"nvme,drive=d{number},serial=bench{number}"]
+        return command
+
+    def power_on(self) -> None:
+        """Starts QEMU; returns when its sockets are there."""
+        link = self.folder / "link.sock"
+        self._started = time.monotonic()
+        with (self.folder / "qemu.log").open("wb") as log:
+            self._qemu = subprocess.Popen(
+                self._command(link), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        self._timer = threading.Timer(self._limit, self._kill)
+        self._timer.daemon = True
+        self._timer.start()
+        self._link = socket.socket(socket.AF_UNIX)
+        while True:
+            try:
+                self._link.connect(str(link))
+                break
+            except (FileNotFoundError, ConnectionRefusedError):
+                if self._qemu.poll() is not None:
+                    raise BenchError((self.folder / "qemu.log").read_text()) from None
+                time.sleep(0.05)
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def boot(self) -> None:
+        """Power on, and wait until dom0's toolstack works."""
+        self.power_on()
+        self.run("dom0", "true", limit=BOOT_LIMIT)
+        self._note("dom0 answers")
+        wait = (
+            "until systemctl is-active -q xen && xenstore-read -s / && xl list; do sleep 0.5; done"
+        )
+        self.run("dom0", f"({wait}) >/dev/null 2>&1", limit=BOOT_LIMIT).check()
+        self._note("toolstack up")
+        # The block script of `xl create` is killed after 40 s, which a busy dom0 may well need.
+        self.run("dom0", "systemctl is-system-running --wait", limit=BOOT_LIMIT)
+        self._note("dom0 is done booting")
+
+    def start(self, *names: str) -> None:
+        """`xl create` of the image's guests, one after the other; returns when all answer.
+
+        Two that boot at the same time on the two emulated processors are no faster.
+        """
+        for name in names:
+            self.run("dom0", f"xl create /etc/xen/{name}.cfg", limit=START_LIMIT).check()
+            self._note(f"{name} created")
+            self.run(name, "true", limit=START_LIMIT).check()
+            self._note(f"{name} answers")
+            self.run(name, "systemctl is-system-running --wait", limit=START_LIMIT)
+            self._note(f"{name} is done booting")
+
+    def _note(self, what: str) -> None:
+        self.times[what] = round(time.monotonic() - self._started, 1)
+        self._log(what)
+
+    def _log(self, what: str) -> None:
+        """For whoever wonders what it does: commands.log in the bench's folder."""
+        with self._lock, (self.folder / "commands.log").open("a") as log:
+            log.write(f"{time.monotonic() - self._started:7.1f} {what}\n")
+
+    def _kill(self) -> None:
+        if self._qemu is not None and self._qemu.poll() is None:
+            self._qemu.kill()
+
+    def close(self) -> None:
+        """Ends QEMU. The folder with the logs stays."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._qemu is not None:
+            self._kill()
+            self._qemu.wait()
+        if self._link is not None:
+            self._link.close()
+
+    # ---- what runs inside ----
+
+    def run(self, where: str, script: str, *, given: str = "", limit: float = RUN_LIMIT) -> Result:
+        """Runs a script with sh in dom0 or in a guest; given is its standard input.
+
+        BenchError when the bench is gone or does not answer in time.
+        """
+        return self.run_argv(where, ["sh", "-c", script], given=given, limit=limit)
+
+    def run_argv(
+        self, where: str, argv: list[str], *, given: str = "", limit: float = RUN_LIMIT
+    ) -> Result:
+        """The same for a program and its arguments."""
+        number = f"{os.getpid()}-{next(self._numbers)}"
+        request = _Request(
+            {"id": number, "to": where, "argv": argv, "input": given, "limit": limit}
+        )
+        shown = " ".join(argv)[:200]
+        self._log(f"{where} > {shown}")
+        with self._lock:
+            self._open[number] = request
+        # Inside it is killed at the limit, and its output comes; this is for a bench that hangs.
+        end = time.monotonic() + limit + 2 * REPEAT
+        try:
+            while request.answer is None:
+                self._send(request.message)
+                pause = REPEAT_RUNNING if request.running else REPEAT
+                before = request.running
+                deadline = min(end, time.monotonic() + pause)
+                while request.answer is None and time.monotonic() < deadline:
+                    if request.heard.wait(min(1.0, max(0.0, deadline - time.monotonic()))):
+                        request.heard.clear()
+                        if request.running and not before:
+                            break
+                    self._must_run()
+                if request.running and not before and request.answer is None:
+                    request.heard.wait(REPEAT_RUNNING)
+                    request.heard.clear()
+                if time.monotonic() >= end and request.answer is None:
+                    raise BenchError(f"{where} does not answer: {argv}\n{self.console()}")
+        finally:
+            with self._lock:
+                del self._open[number]
+        answer = request.answer
+        self._log(f"{where} < {answer['status']} {shown}")
+        return Result(int(str(answer["status"])), str(answer["out"]), str(answer["err"]))
+
+    def _must_run(self) -> None:
+        if self._qemu is None or self._qemu.poll() is not None:
+            raise BenchError(f"QEMU has ended\n{self.console()}")
+
+    def console(self, most: int = 3000) -> str:
+        """The end of what Xen and dom0 said."""
+        try:
+            return self.console_log.read_bytes()[-most:].decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def _send(self, message: dict[str, object]) -> None:
+        assert self._link is not None
+        text = base64.b64encode(json.dumps(message).encode())
+        try:
+            self._link.sendall(b"\n@@ %08x %s\n" % (binascii.crc32(text), text))
+        except OSError as error:
+            raise BenchError(f"QEMU has ended ({error})\n{self.console()}") from None
+
+    def _listen(self) -> None:
+        assert self._link is not None
+        held = b""
+        while True:
+            try:
+                part = self._link.recv(65536)
+            except OSError:
+                return
+            if not part:
+                return
+            *lines, held = (held + part).split(b"\n")
+            for line in lines:
+                self._heard(line)
+
+    def _heard(self, line: bytes) -> None:
+        _, mark, rest = line.strip().rpartition(b"@@ ")
+        checksum, _, text = rest.partition(b" ")
+        try:
+            if not mark or int(checksum, 16) != binascii.crc32(text):
+                return
+            message = json.loads(base64.b64decode(text))
+        except ValueError:
+            return
+        with self._lock:
+            request = self._open.get(message.get("id"))
+        if request is None or "argv" in message:
+            return
+        if "status" in message:
+            request.answer = message
+        request.running = True
+        request.heard.set()
+
+
+def show_times(bench: Bench) -> str:
+    """One line for a log."""
+    return ", ".join(f"{what} after {at:.0f} s" for what, at in bench.times.items())
+
+
+# Ctrl-C ends the harness, and the kernel then ends QEMU (setpriv --pdeathsig).
+signal.signal(signal.SIGTERM, lambda *_: os._exit(143))

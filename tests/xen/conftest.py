@@ -1,0 +1,50 @@
+"""One booted bench for all tests here. They run with PEDOS_XEN=1 alone: `make test-xen`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from . import image
+from .__main__ import debs
+from .bench import Bench, show_times
+
+GUESTS = ("sys-usb", "work")
+
+# Booting takes minutes: `make test` leaves all this out.
+collect_ignore_glob = [] if os.environ.get("PEDOS_XEN") else ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """Xen with dom0, a driver domain and a work VM. Its logs stay when a test has failed."""
+    with Bench(image.build(debs())) as booted:
+        booted.boot()
+        booted.start(*GUESTS)
+        print(f"\nbench: {show_times(booted)}")
+        yield booted
+    if request.session.testsfailed:
+        print(f"\nbench: its logs are in {booted.folder}")
+    else:
+        shutil.rmtree(booted.folder)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """What the domains logged stands below a failure."""
+    outcome = yield
+    report = outcome.get_result()
+    booted = getattr(item, "funcargs", {}).get("bench")
+    if not report.failed or not isinstance(booted, Bench):
+        return
+    for name in ("dom0", *GUESTS):
+        try:
+            said = booted.run(name, "journalctl -b --no-pager -n 60", limit=30).out
+        except Exception as error:  # the bench may be what failed
+            said = str(error)
+        report.sections.append((f"journal of {name}", said))
+    report.sections.append(("console", booted.console()))

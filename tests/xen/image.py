@@ -1,0 +1,319 @@
+"""Builds what the bench boots: Xen, a kernel, an initramfs, and one root image for all domains.
+
+Every domain's root is the same read-only ext4 image, as VMs share a template, with a layer of
+memory over it. The packages are fetched once; the tarball is kept in build/xen-cache until
+packages.txt changes. Root and these Debian packages are needed: see NEEDED.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CACHE = ROOT / "build" / "xen-cache"
+INSIDE = HERE / "inside"
+SUITE = "bookworm"
+
+#: Each tool, and the Debian package that brings it.
+NEEDED = {
+    "mmdebstrap": "mmdebstrap",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "mke2fs": "e2fsprogs",
+    "cpio": "cpio",
+    "zstd": "zstd",
+    "setpriv": "util-linux",
+}
+
+#: What the initramfs loads before it can mount the root: dom0's disk, a guest's, the file systems.
+MODULES = ("crc32c-intel", "crc32c_generic", "nvme", "xen-blkfront", "ext4", "overlay")
+BUSYBOX = ("sh", "mount", "mkdir", "insmod", "switch_root", "sleep", "cat")
+
+#: The agent's unit loads them for the agent; the bench's own peers do not wait for that.
+CHANNELS = "xen-evtchn\nxen-gntdev\nxen-gntalloc\n"
+
+#: Half of a stock kernel's modules are for hardware that the bench cannot have.
+LEFT_OUT = (
+    "drivers/gpu",
+    "drivers/infiniband",
+    "drivers/media",
+    "drivers/net/ethernet",
+    "drivers/net/wireless",
+    "drivers/scsi",
+    "drivers/staging",
+)
+
+#: Started by a plain installation, of no use here, and each a second or more under emulation.
+MASKED = (
+    "apt-daily-upgrade.timer",
+    "apt-daily.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "logrotate.timer",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "systemd-binfmt.service",
+    "systemd-firstboot.service",
+    "systemd-logind.service",
+    "systemd-pcrphase-sysinit.service",
+    "systemd-pcrphase.service",
+    "systemd-pstore.service",
+    "systemd-timesyncd.service",
+    "systemd-update-utmp-runlevel.service",
+    "systemd-update-utmp.service",
+    "xendomains.service",
+)
+
+
+class Guest(NamedTuple):
+    """A guest of the bench."""
+
+    memory: int  # MiB
+    words: str = ""  # more of its kernel's command line
+    lines: tuple[str, ...] = ()  # more of its xl configuration
+
+
+# dom0's third disk is the driver domain's.
+STICK = 'disk+=["phy:/dev/nvme2n1,xvdj,w"]'
+GUESTS: Mapping[str, Guest] = {
+    "sys-usb": Guest(400, "bench.driver-domain", ("driver_domain=1", STICK)),
+    "work": Guest(320),
+    "personal": Guest(320),
+}
+
+
+class Image(NamedTuple):
+    """Files for QEMU."""
+
+    xen: Path
+    kernel: Path
+    initramfs: Path
+    root: Path
+
+
+class NotPossibleError(Exception):
+    """The bench cannot be built here; the text says what to do."""
+
+
+def _run(*command: str | Path, **more: object) -> str:
+    done = subprocess.run(  # type: ignore[call-overload]
+        [str(part) for part in command], check=False, capture_output=True, text=True, **more
+    )
+    if done.returncode:
+        raise NotPossibleError(f"{' '.join(map(str, command))}: {done.stderr[-2000:]}")
+    return str(done.stdout)
+
+
+def _check_tools() -> None:
+    missing = sorted({package for tool, package in NEEDED.items() if not shutil.which(tool)})
+    if missing:
+        raise NotPossibleError(f"as root: apt-get install -y {' '.join(missing)}")
+    if os.geteuid() != 0:
+        raise NotPossibleError("the image has files of many owners: run this as root")
+
+
+def packages() -> list[str]:
+    """What packages.txt asks for."""
+    lines = (HERE / "packages.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(hashlib.sha256(part).digest())
+    return total.hexdigest()[:16]
+
+
+def tarball() -> Path:
+    """The root file system as Debian's packages make it; fetched when it is not there."""
+    wanted = CACHE / f"root-{_digest([' '.join(packages()).encode()])}.tar"
+    if wanted.exists():
+        return wanted
+    CACHE.mkdir(parents=True, exist_ok=True)
+    for old in CACHE.glob("root-*.tar"):
+        old.unlink()
+    print("bench: fetching Debian packages (kept for the next time)", flush=True)
+    half = wanted.with_suffix(".half")
+    _run(
+        "mmdebstrap",
+        "--variant=minbase",
+        "--mode=root",
+        "--format=tar",
+        "--dpkgopt=path-exclude=/usr/share/man/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*",
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+        f"--include={','.join(packages())}",
+        SUITE,
+        half,
+        # The initramfs of the kernel's package is made here by hand: a twentieth in size and time.
+        env={**os.environ, "INITRD": "No"},
+    )
+    half.rename(wanted)
+    return wanted
+
+
+def _configuration(name: str, guest: Guest) -> str:
+    return "\n".join(
+        (
+            f'name="{name}"',
+            'type="pv"',
+            'kernel="/boot/vmlinuz"',
+            'ramdisk="/boot/initrd-bench"',
+            f"memory={guest.memory}",
+            "vcpus=1",
+            'disk=["phy:/dev/nvme1n1,xvda,r"]',
+            'extra="console=hvc0 quiet mitigations=off root=/dev/xvda systemd.show_status=0 '
+            f"systemd.getty_auto=0 systemd.mask=xen.service systemd.hostname={name} "
+            f'{guest.words}"',
+            'on_crash="destroy"',
+            *guest.lines,
+            "",
+        )
+    )
+
+
+def _install_ours(root: Path, debs: Iterable[Path]) -> None:
+    """The project's packages, or without any the checkout's modules."""
+    debs = sorted(debs)
+    if debs:
+        place = root / "var/tmp/debs"
+        place.mkdir()
+        for deb in debs:
+            shutil.copy(deb, place)
+        _run("chroot", root, "sh", "-c", "dpkg -i /var/tmp/debs/*.deb")
+        return
+    place = root / "usr/lib/python3/dist-packages"
+    for package in ("protocol/pedos_protocol", "native/pedos_vchan"):
+        shutil.copytree(
+            ROOT / package,
+            place / Path(package).name,
+            ignore=shutil.ignore_patterns("__pycache__", "_build.py", "_native.c"),
+        )
+
+
+def _install_inside(root: Path, *, with_devd: bool) -> None:
+    """What belongs to the bench itself; the project's packages have a unit for `xl devd`."""
+    for name in ("bench-link", "on"):
+        shutil.copy(INSIDE / name, root / "usr/local/sbin" / name)
+    units = {"bench-link.service": "sysinit.target.wants"}
+    if not with_devd:
+        units["bench-devd.service"] = "multi-user.target.wants"
+    for name in units:
+        shutil.copy(INSIDE / name, root / "etc/systemd/system" / name)
+    programs = root / "usr/local/bin"
+    programs.mkdir(parents=True, exist_ok=True)
+    for name in ("peer", "proxied"):
+        shutil.copy(INSIDE / f"{name}.py", programs / f"bench-{name}")
+        (programs / f"bench-{name}").chmod(0o755)
+    (root / "usr/local/lib/bench").mkdir(parents=True)
+    shutil.copy(INSIDE / "remote.py", root / "usr/local/lib/bench")
+    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror"]
+    target = programs / "bench-pingpong"
+    _run("gcc", *flags, INSIDE / "pingpong.c", "-lxenvchan", "-o", target)
+    for name, guest in GUESTS.items():
+        (root / "etc/xen" / f"{name}.cfg").write_text(_configuration(name, guest))
+    (root / "etc/machine-id").write_text(hashlib.md5(b"bench").hexdigest() + "\n")
+    (root / "etc/hostname").write_text("dom0\n")
+    (root / "etc/fstab").write_text("")
+    with (root / "etc/default/xen").open("a") as settings:
+        settings.write("XENCONSOLED_ARGS=--log=guest\n")  # for a guest that does not come up
+    (root / "var/log/xen/console").mkdir(parents=True)
+    # Anybody who got as far as this console owns the bench.
+    drop_in = root / "etc/systemd/system/serial-getty@hvc0.service.d"
+    drop_in.mkdir(parents=True)
+    (drop_in / "autologin.conf").write_text(
+        "[Service]\nExecStart=\nExecStart=-/sbin/agetty --skip-login --login-program /bin/bash "
+        "--noclear --keep-baud 115200,57600,38400,9600 - $TERM\nEnvironment=HOME=/root\n"
+    )
+    # Python starts a tenth as fast under emulation, and three domains may do so at once.
+    for unit in ("pedos-agent", "pedos-dom0", "pedos-dom0-agent"):
+        drop_in = root / f"etc/systemd/system/{unit}.service.d"
+        drop_in.mkdir(parents=True)
+        (drop_in / "slow.conf").write_text("[Service]\nTimeoutStartSec=180s\nWatchdogSec=180s\n")
+    for unit, wants in units.items():
+        folder = root / "etc/systemd/system" / wants
+        folder.mkdir(exist_ok=True)
+        (folder / unit).symlink_to(f"../{unit}")
+    for unit in MASKED:
+        (root / "etc/systemd/system" / unit).symlink_to("/dev/null")
+    (root / "etc/modules-load.d/bench.conf").write_text("loop\n" + CHANNELS)
+
+
+def _initramfs(root: Path, kernel: str, target: Path) -> None:
+    """Just what mounts the root: Debian's own costs 15 s a boot here, and 300 MB in a guest."""
+    with tempfile.TemporaryDirectory(dir=CACHE) as name:
+        tree = Path(name)
+        for folder in ("bin", "dev", "proc", "sys", "newroot", "below", "above", "modules"):
+            (tree / folder).mkdir()
+        shutil.copy(root / "bin/busybox", tree / "bin/busybox")
+        for tool in BUSYBOX:
+            (tree / "bin" / tool).symlink_to("busybox")
+        order: list[str] = []
+        for module in MODULES:
+            shown = _run("chroot", root, "modprobe", "--show-depends", "-S", kernel, module)
+            for line in shown.splitlines():
+                if line.startswith("insmod ") and line.split()[1] not in order:
+                    order.append(line.split()[1])
+        for path in order:
+            shutil.copy(root / path.lstrip("/"), tree / "modules")
+        (tree / "modules/order").write_text("".join(f"{Path(path).name}\n" for path in order))
+        shutil.copy(INSIDE / "init-ramdisk", tree / "init")
+        (tree / "init").chmod(0o755)
+        script = 'find . | cpio -o -H newc --quiet | zstd -q -9 -f -o "$1"'
+        _run("sh", "-c", script, "sh", target.absolute(), cwd=tree)
+
+
+def build(debs: Iterable[Path] = ()) -> Image:
+    """The image with these packages of ours installed; only what has changed is made anew."""
+    _check_tools()
+    debs = sorted(debs)
+    out = CACHE / "boot"
+    image = Image(out / "xen", out / "vmlinuz", out / "initrd", out / "root.img")
+    base = tarball()
+    ours = debs or [
+        path
+        for folder in ("protocol/pedos_protocol", "native/pedos_vchan")
+        for path in sorted((ROOT / folder).glob("*"))
+        if path.is_file()
+    ]
+    inside = [*sorted(INSIDE.iterdir()), Path(__file__)]
+    wanted = _digest([base.name.encode(), *(path.read_bytes() for path in (*inside, *ours))])
+    stamp = out / "stamp"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return image
+    print("bench: building the root image", flush=True)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as name:
+        root = Path(name)
+        root.chmod(0o755)
+        _run("tar", "-xf", base, "-C", root)
+        kernel = next((root / "lib/modules").iterdir()).name
+        for folder in LEFT_OUT:
+            shutil.rmtree(root / "lib/modules" / kernel / "kernel" / folder, ignore_errors=True)
+        _run("chroot", root, "depmod", kernel)
+        _install_ours(root, debs)
+        _install_inside(root, with_devd=bool(debs))
+        # QEMU's multiboot loader wants the plain ELF file.
+        with image.xen.open("wb") as plain:
+            compressed = next((root / "boot").glob("xen-*.gz"))
+            subprocess.run(["gzip", "-dc", compressed], stdout=plain, check=True)
+        shutil.copy(root / "boot" / f"vmlinuz-{kernel}", image.kernel)
+        _initramfs(root, kernel, image.initramfs)
+        shutil.copy(image.initramfs, root / "boot/initrd-bench")
+        (root / "boot/vmlinuz").symlink_to(f"vmlinuz-{kernel}")
+        _run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", root, image.root, "1600M")
+    stamp.write_text(wanted)
+    return image
