@@ -9,5 +9,6 @@ _pedos_complete() {
         COMP_LINE="$COMP_LINE" COMP_POINT="$COMP_POINT" "$1" 8>&1 1>/dev/null 2>/dev/null))
 }
 
-complete -F _pedos_complete qvm-device qvm-block qvm-usb qvm-pci qvm-mic \
+# Where the program has nothing to offer, a file may be meant: readline offers those.
+complete -o default -F _pedos_complete qvm-device qvm-block qvm-usb qvm-pci qvm-mic \
     qvm-ls qvm-start qvm-shutdown qvm-policy qvm-prompt qvm-audit

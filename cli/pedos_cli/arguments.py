@@ -50,6 +50,10 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str, indent_increment: int = 2, max_help_position: int = 26) -> None:
         super().__init__(prog, indent_increment, max_help_position, width=_help_width())
 
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        # Examples have line ends of their own, and a description has none.
+        return text if "\n" in text else _wrapped(text, width)
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that raises UsageError, takes no abbreviations, and lets options stand anywhere."""
@@ -185,6 +189,17 @@ def _is_option_name(text: str) -> bool:
         and bare == bare.lower()
         and not text.startswith("-")
     )
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Return `text` in lines of at most `width` columns, without importing textwrap."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}".lstrip()
+    return "\n".join(lines)
 
 
 def _help_width() -> int:

@@ -62,11 +62,7 @@ def records(
     try:
         for descriptor in descriptors:
             for line in _lines(descriptor):
-                if line.startswith(_TIME_START):
-                    at = len(_TIME_START)
-                    if line[at : at + _TIME_LENGTH] < from_then:
-                        continue
-                if needle not in line and line.startswith(b"{") and line.endswith(b"}\n"):
+                if _is_other(line, from_then, needle):
                     continue
                 record = _take(line, count)
                 if record is not None and str(record["time"]) >= since:
@@ -81,18 +77,23 @@ def last_records(
     wanted: Callable[[Record], bool],
     unread: Unread,
     *,
+    since: str = "",
+    containing: str = "",
     follow: bool = False,
 ) -> tuple[list[Record], Follower | None]:
     """Return the last `number` records that are `wanted`, oldest first, read from the end.
 
-    With `follow`, also what goes on exactly where they end. Raises what `records` raises.
+    `since` and `containing` are as for `records`: where few are wanted all files are read, which
+    goes three times as fast without parsing every line. With `follow`, also what goes on exactly
+    where they end. Raises what `records` raises.
     """
     descriptors = _open_all(path)
     try:
         end = _end_of_lines(descriptors[-1]) if follow else None
         found: list[Record] = []
         if number > 0:
-            for record in _backwards(descriptors, end, unread):
+            from_then, needle = since.encode("ascii", "replace"), containing.encode("ascii")
+            for record in _backwards(descriptors, end, unread, from_then, needle):
                 if wanted(record):
                     found.append(record)
                     if len(found) == number:
@@ -151,20 +152,33 @@ class Follower:
         """The file after ours, opened; None as long as ours is the one that is written."""
         for _ in range(OPEN_TRIES):
             here = _identity(self._descriptor)
-            newest = _identity(self._path)
-            if newest is None or newest == here:
-                return None  # None: in the middle of a rotation, or tidied up
+            if _identity(self._path) == here:
+                return None
             names = _names(self._path)  # oldest first
             at = next((n for n, name in enumerate(names) if _identity(name) == here), None)
             if at is None:
-                # Removed, or more than all files ago: what there is now has to do.
-                return _open(self._path)
+                return self._oldest_newer(names)
             descriptor = _open(names[at + 1])
             if descriptor is None:
                 return None
             if _identity(names[at]) == here:
                 return descriptor
             os.close(descriptor)  # rotated meanwhile: it may not be the next one
+        return None
+
+    def _oldest_newer(self, names: list[str]) -> int | None:
+        """The first file that was written after ours, which is gone.
+
+        Somebody tidied up, or it was rotated away while this process was stopped.
+        """
+        written = os.fstat(self._descriptor).st_mtime_ns
+        for name in names:
+            descriptor = _open(name)
+            if descriptor is None:
+                continue
+            if os.fstat(descriptor).st_mtime_ns >= written:
+                return descriptor
+            os.close(descriptor)
         return None
 
     def _go_to(self, descriptor: int) -> None:
@@ -218,10 +232,26 @@ def _lines(descriptor: int) -> Iterator[bytes]:
                 line = file.readline(LINE_MAX + 1)
 
 
-def _backwards(descriptors: list[int], end: int | None, unread: Unread) -> Iterator[Record]:
-    """Every record, newest first; the newest file up to byte `end`, or all of it."""
+def _is_other(line: bytes, from_then: bytes, needle: bytes) -> bool:
+    """Say of a line, without parsing it, that it is older than `from_then` or has no `needle`.
+
+    One that looks torn is never said to be: it is to be counted.
+    """
+    if line.startswith(_TIME_START):
+        at = len(_TIME_START)
+        if line[at : at + _TIME_LENGTH] < from_then:
+            return True
+    return needle not in line and line.startswith(b"{") and line.endswith((b"}\n", b"}"))
+
+
+def _backwards(
+    descriptors: list[int], end: int | None, unread: Unread, from_then: bytes, needle: bytes
+) -> Iterator[Record]:
+    """Records, newest first, but those that `_is_other` says; the newest file up to byte `end`."""
     for descriptor in reversed(descriptors):
         for line in _lines_backwards(descriptor, end):
+            if _is_other(line, from_then, needle):
+                continue
             record = _take(line, unread)
             if record is not None:
                 yield record

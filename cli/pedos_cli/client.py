@@ -166,10 +166,11 @@ def _connect(sock: socket, path: str) -> None:
         os.close(descriptor)
 
 
-def connect(path: str | None = None, *, program: str = "pedos-cli") -> Client:
-    """A client of the service at `path`, or where PEDOS_SOCKET says, or at the usual place.
+def open_socket(path: str | None = None) -> tuple[socket, str]:
+    """A socket connected to the service at `path`, or where PEDOS_SOCKET says, or at the usual
+    place; and that place.
 
-    Unreachable if there is none. That the service answers is known only after the first call.
+    Unreachable if nobody is there. For who speaks the protocol by itself; `connect` is for calls.
     """
     if path is None:
         path = os.environ.get("PEDOS_SOCKET") or DEFAULT_SOCKET
@@ -192,4 +193,12 @@ def connect(path: str | None = None, *, program: str = "pedos-cli") -> Client:
         else:
             raise
         raise Unreachable(path, why) from error
-    return Client(sock, path, program)
+    return sock, path
+
+
+def connect(path: str | None = None, *, program: str = "pedos-cli") -> Client:
+    """A client of the service at `path`, or where PEDOS_SOCKET says, or at the usual place.
+
+    Unreachable if there is none. That the service answers is known only after the first call.
+    """
+    return Client(*open_socket(path), program)

@@ -16,21 +16,29 @@ if TYPE_CHECKING:
     from pedos_cli.run import Session
 
 
-def check(where: Sequence[str], name: str, data: bytes | None) -> tuple[PolicyError, ...]:
+def check(
+    where: Sequence[str], name: str, data: bytes | None
+) -> tuple[tuple[PolicyError, ...], bool]:
     """Check the policy as it would be with `data` in the place of the file `name`.
 
     Raises BrokenPolicyError if it would be broken. A policy that is broken already can be mended
     file by file: a change that takes errors away and adds none is let through, and the errors that
-    are left are returned.
+    are left are returned; and whether the file was read at all: one that is named by a path is,
+    if another includes it.
     """
-    after = policy_engine.read(where, {name: data}).errors
+    loaded = policy_engine.read(where, {name: data})
+    after, is_read = loaded.errors, _reads(loaded.files, name)
     if not after:
-        return ()
+        return (), is_read
     before = set(policy_engine.read(where).errors)
     fewer = len(after) < len(before) and all(error in before for error in after)
     if not fewer or any(error.file == name for error in after):
         raise BrokenPolicyError(after)
-    return after
+    return after, is_read
+
+
+def _reads(files: Sequence[str], name: str) -> bool:
+    return any(os.path.normpath(each) == os.path.normpath(name) for each in files)
 
 
 def apply(
@@ -41,10 +49,11 @@ def apply(
     Raises BrokenPolicyError, and CallError as `policy_files.change` does; then nothing is changed.
     """
     left: tuple[PolicyError, ...] = ()
+    is_read = True
 
     def whole_policy() -> None:
-        nonlocal left
-        left = check(where, name, data)
+        nonlocal left, is_read
+        left, is_read = check(where, name, data)
 
     folder = where[-1]
     before = policy_live.status(session)
@@ -54,6 +63,8 @@ def apply(
         session.note(line)
     if left:
         session.note("warning: the policy still has these errors, so nothing of it takes effect")
+    if data is not None and not left and not is_read:
+        session.note(f"warning: no file includes {name}: nothing in it was checked, or has effect")
     counts = policy_files.find(where, name)
     if data is not None and counts is not None and counts != os.path.join(folder, name):
         session.note(f"warning: {counts} has the same name and counts instead")

@@ -62,6 +62,7 @@ def run(session: Session) -> int:
     name = policy_files.file_name(args.name)
     where = policy_files.folders(args)
     argv = editor()
+    policy_files.require_writable(where[-1])
     before = policy_files.read(os.path.join(where[-1], name))
     counts = policy_files.find(where, name)
     if counts is not None and counts != os.path.join(where[-1], name):
@@ -70,10 +71,16 @@ def run(session: Session) -> int:
     session.note(f"{name} of {where[-1]}; the draft is {draft.path}")
     try:
         return _Edit(session, where, name, before, draft).until_done(argv)
-    except BaseException:
+    except BaseException as error:
         draft.close(keep=True)
-        _tell_draft(session, draft)
+        is_behind = isinstance(error, CallError) and error.code == "busy"
+        _tell_draft(session, draft, policy_files.ANY if is_behind else expected(before))
         raise
+
+
+def expected(before: bytes | None) -> str:
+    """Return what has to be there when the draft is written: what was there when it was begun."""
+    return policy_files.NEW if before is None else policy_files.digest(before)
 
 
 class Draft:
@@ -83,9 +90,11 @@ class Draft:
         import tempfile  # noqa: PLC0415
 
         self.start = data
+        self.name = name
         try:
             self.folder = tempfile.mkdtemp(prefix="qvm-policy-")
-            self.path = os.path.join(self.folder, name)
+            # Of a file that others include, such as include/common, the last part alone.
+            self.path = os.path.join(self.folder, os.path.basename(name))
             with open(self.path, "xb") as file:
                 file.write(data)
         except OSError as error:
@@ -148,14 +157,14 @@ class _Edit:
                 return FAILED
             if choice == KEEP:
                 self._draft.close(keep=True)
-                _tell_draft(self._session, self._draft)
+                _tell_draft(self._session, self._draft, expected(self._before))
                 self._finish(None, {"name": self._name, "changed": False, **self._kept()})
                 return FAILED
 
     def _look(self, data: bytes) -> str:
         """Check and show the draft, and return what is to become of it."""
         try:
-            left = policy_change.check(self._where, self._name, data)
+            left, _ = policy_change.check(self._where, self._name, data)
         except policy_engine.BrokenPolicyError as broken:
             self._show_errors(broken)
             return self._ask_about_errors()
@@ -176,13 +185,17 @@ class _Edit:
         for line in policy_engine.error_lines(broken.errors):
             output.complain(line)
         output.complain(f"with this the policy has {broken.count}; nothing is written")
+        if not any(error.file == self._name for error in broken.errors):
+            hint = policy_engine.mend_hint(self._where, broken.errors[0])
+            output.complain(f"  none is in {self._name}: {hint}")
 
     def _ask_about_errors(self) -> str:
         return ask("[e]dit again, [k]eep the draft and leave, [d]iscard: ", (AGAIN, KEEP, DISCARD))
 
     def _write(self, data: bytes) -> int:
-        expected = policy_files.NEW if self._before is None else policy_files.digest(self._before)
-        result = policy_change.apply(self._session, self._where, self._name, data, expected)
+        result = policy_change.apply(
+            self._session, self._where, self._name, data, expected(self._before)
+        )
         self._draft.close(keep=False)
         policy_live.put_result(self._session, f"{self._name} written", result)
         return DONE
@@ -197,11 +210,18 @@ class _Edit:
             self._session.say(f"{self._name}: {said}")
 
 
-def _tell_draft(session: Session, draft: Draft) -> None:
-    if draft.kept:
-        output.complain(f"{session.prog}: the draft is kept: {draft.path}")
-        name = os.path.basename(draft.path)
-        output.complain(f"  to write it:  qvm-policy replace {name} REPLACES {draft.path}")
+def _tell_draft(session: Session, draft: Draft, replaces: str) -> None:
+    """Say where the draft is, and the command that writes it instead of `replaces`."""
+    if not draft.kept:
+        return
+    import shlex  # noqa: PLC0415
+
+    output.complain(f"{session.prog}: the draft is kept: {draft.path}")
+    words = ["qvm-policy", "replace", draft.name, replaces, draft.path]
+    for folder in session.args.folders or ():
+        words += ["--policy-dir", folder]
+    over = ", over what is there now" if replaces == policy_files.ANY else ""
+    output.complain(f"  to write it{over}:  {shlex.join(words)}")
 
 
 def editor() -> list[str]:

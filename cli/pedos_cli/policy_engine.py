@@ -6,6 +6,8 @@ that package not, and needs it for nothing but what dom0 alone may do.
 
 from __future__ import annotations
 
+import os
+
 from pedos_protocol.errors import CallError
 
 from pedos_cli import policy_files
@@ -73,7 +75,7 @@ def replaced(args: argparse.Namespace) -> dict[str, bytes | None]:
             raise UsageError(
                 f"'{show(text, 128)}' is not NAME=FILE, as in --with 30-user.policy=draft"
             )
-        data = policy_files.read(path)
+        data = policy_files.read_input(path)
         if data is None:
             raise UsageError(f"there is no file {show(path, 256)}")
         found[policy_files.file_name(name)] = data
@@ -93,21 +95,58 @@ def read(where: Sequence[str], instead: Mapping[str, bytes | None] | None = None
     return read_policy([Path(folder) for folder in where], replaced=instead)
 
 
-def read_good(where: Sequence[str], instead: Mapping[str, bytes | None] | None = None) -> Loaded:
-    """Return the policy like `read`; raise BrokenPolicy if it has an error."""
+def read_good(
+    args: argparse.Namespace,
+    where: Sequence[str],
+    instead: Mapping[str, bytes | None] | None = None,
+) -> Loaded:
+    """Return the policy like `read`; raise BrokenPolicyError if it has an error.
+
+    `args` are those that `where` and `instead` come from: `check` with the same is what to do next.
+    """
     loaded = read(where, instead)
     if loaded.errors:
-        raise BrokenPolicyError(loaded.errors)
+        raise BrokenPolicyError(loaded.errors, _check_command(args))
     return loaded
+
+
+def _check_command(args: argparse.Namespace) -> str:
+    import shlex  # noqa: PLC0415  (only who fails pays for it)
+
+    words = ["qvm-policy", "check"]
+    for option, values in (
+        ("--policy-dir", args.folders),
+        ("--with", args.with_),
+        ("--without", args.without),
+    ):
+        for value in values or ():
+            words += [option, value]
+    return shlex.join(words)
+
+
+def mend_hint(where: Sequence[str], error: PolicyError) -> str:
+    """Return what to do first about an error that no change of another file takes away."""
+    if error.file in where:
+        return f"mkdir -p {error.file}, or whatever is wrong with that folder"
+    path = policy_files.find(where, error.file)
+    try:
+        name = policy_files.file_name(error.file)
+    except UsageError:
+        name = ""
+    if path is not None and name and path == os.path.join(where[-1], name):
+        return f"mend that first: qvm-policy edit {name}"
+    return f"mend {show(path or error.file, 256)} first"
 
 
 class BrokenPolicyError(CallError):
     """The policy has errors, so that nothing can be decided by it."""
 
-    def __init__(self, errors: Sequence[PolicyError]) -> None:
+    def __init__(self, errors: Sequence[PolicyError], hint: str = "qvm-policy check") -> None:
         count = "an error" if len(errors) == 1 else f"{len(errors)} errors"
         first = f"the policy has {count}, the first at {show(errors[0], FIRST_MAX)}"
-        super().__init__("failed", first, {"hint": "qvm-policy check"})
+        if len(errors) == 1:
+            first = f"the policy has an error: {show(errors[0], FIRST_MAX)}"
+        super().__init__("failed", first, {"hint": hint})
         self.errors = tuple(errors)
         self.count = count
 
@@ -116,7 +155,10 @@ def error_lines(errors: Sequence[PolicyError]) -> Iterator[str]:
     """Yield the lines that show `errors` to people: place, line, caret, help."""
     for error in errors[:ERRORS_SHOWN]:
         # A tab is one column wide in an error, and the caret has to stand under its column.
-        yield from error.render().replace("\t", " ").splitlines()
+        rendered = error.render().replace("\t", " ")
+        if not error.line:  # it is about the file or folder itself
+            rendered = rendered.replace(":0:0: ", ": ", 1)
+        yield from rendered.splitlines()
     if len(errors) > ERRORS_SHOWN:
         yield f"and {len(errors) - ERRORS_SHOWN} errors more (--json shows all)"
 

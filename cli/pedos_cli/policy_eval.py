@@ -8,6 +8,7 @@ from pedos_protocol.errors import CallError
 
 from pedos_cli import policy_engine, policy_files
 from pedos_cli.output import show
+from pedos_cli.policy_replace import say_if_typed
 from pedos_cli.run import DONE, FAILED
 
 TYPE_CHECKING = False
@@ -58,7 +59,7 @@ def add_arguments(parser: Parser) -> None:
 def run(session: Session) -> int:
     """Answer every line; returns 1 if there was one that is no request."""
     args = session.args
-    loaded = policy_engine.read_good(policy_files.folders(args), policy_engine.replaced(args))
+    loaded = policy_engine.read_good(args, policy_files.folders(args), policy_engine.replaced(args))
     facts = policy_engine.system(session)
 
     def decide(asked: Sequence[str]) -> dict[str, object]:
@@ -68,6 +69,7 @@ def run(session: Session) -> int:
     if args.file == "-":
         if sys.stdin is None:
             raise CallError("failed", "standard input is closed, and no FILE is given")
+        say_if_typed()
         return answer_lines(sys.stdin.buffer, decide)
     try:
         source = open(args.file, "rb")  # noqa: SIM115  (its errors are not those of an answer)

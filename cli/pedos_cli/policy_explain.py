@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from pedos_protocol.errors import CallError
-from pedos_protocol.names import parse_device_class
+from pedos_protocol.errors import CallError, ProtocolError
+from pedos_protocol.names import is_vm_name, parse_device_class
 
 from pedos_cli import output, policy_engine, policy_files
 from pedos_cli.arguments import UsageError, device_name
+from pedos_cli.devices import list_devices
 from pedos_cli.output import show
-from pedos_cli.run import DONE, rule_text, take, take_maps
+from pedos_cli.run import DONE, inside_vm, rule_text, take, take_maps, vm_here
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator, Mapping
 
     from pedos_cli.arguments import Parser
@@ -22,6 +24,11 @@ TIMEOUT_S = 10.0
 
 VERBS = ("list", "attach", "detach", "assign")
 DEFAULT_TARGET = "@default"
+FIELDS = ("service", "argument", "source", "target")
+SERVICE_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+VM_CHARACTERS = SERVICE_CHARACTERS | frozenset("@:")
+NO_RULE = "no rule matched (default deny)"
+"""The reason that says no more than that there is no rule, which stands beside it."""
 
 DESCRIPTION = (
     "Show what the policy says to a request that is written as in a rule, which rule decides, and "
@@ -74,22 +81,24 @@ def run(session: Session) -> int:
     args = session.args
     if args.mine:
         return _mine(session)
-    if args.source is None:
-        raise UsageError("who asks is not said: SERVICE ARGUMENT SOURCE [TARGET]")
-    argument = _argument(args.argument)
-    target = DEFAULT_TARGET if args.target is None else args.target
-    asked = (args.service, argument, args.source, target)
+    asked = _asked(args)
     if args.folders or args.with_ or args.without or args.system:
-        answer = _from_files(session, asked)
+        answer, names = _from_files(session, asked)
+    elif inside_vm():
+        raise CallError(
+            "failed",
+            f"only dom0 may ask what others may do, and here is {show(vm_here())}",
+            {"hint": f"qvm-policy explain --mine {asked[0]} {show(asked[1], 256)}"},
+        )
     else:
-        names = ("service", "argument", "source", "target")
-        answer = session.call("policy.explain", dict(zip(names, asked, strict=True)), TIMEOUT_S)
+        answer = session.call("policy.explain", dict(zip(FIELDS, asked, strict=True)), TIMEOUT_S)
+        names = None
     if args.json:
         output.put_json(answer)
         return DONE
     shown = " ".join(
         show(part) or DEFAULT_TARGET
-        for part in (args.service, answer.get("argument", argument), args.source, "->", target)
+        for part in (args.service, answer.get("argument", asked[1]), args.source, "->", asked[3])
     )
     output.put(f"{take(answer, 'verdict', str)}: {shown}")
     for line in decision_lines(answer):
@@ -97,9 +106,50 @@ def run(session: Session) -> int:
     if session.verbosity > 0:
         for step in take_maps(answer, "trace"):
             output.put(f"  looked at: {rule_text(step)}  ({show(step.get('why'))})")
-    if not (args.folders or args.with_ or args.without or args.system):
+    for note in _notes(session, asked, names):
+        session.note(note)
+    if names is None:
         session.warn_of_policy()
     return DONE
+
+
+def _notes(
+    session: Session, asked: tuple[str, str, str, str], known: frozenset[str] | None
+) -> Iterator[str]:
+    """Yield what of the request does not exist: a slip of the pen gets an answer all the same.
+
+    `known` are the VMs, None if the service has to be asked for them.
+    """
+    service, argument, source, target = asked
+    backend, port = [*argument[1:].split(":", 2), ""][:2]
+    is_device = service.startswith("device.") and backend and port
+    try:
+        vms = _vms_of_service(session) if known is None else known
+        if is_device and known is None and backend in vms:
+            device_class = service.rpartition(".")[2]
+            devices, _ = list_devices(
+                lambda method, params: session.call(method, params, TIMEOUT_S), device_class,
+                [backend],
+            )  # fmt: skip
+            if not any(device["device"] == port for device in devices):
+                yield f"note: {show(backend)} has no {device_class} device {show(port)} now"
+    except (CallError, ProtocolError):
+        return  # these are notes: the answer stands without them
+    if is_device and backend not in vms:
+        yield f"note: there is no VM {show(backend)}, so it lends nothing"
+    if _is_unknown(source, vms):
+        yield f"note: there is no VM {show(source)} that could ask"
+    if _is_unknown(target, vms):
+        yield f"note: there is no VM {show(target)}: to ask for it is to ask for {DEFAULT_TARGET}"
+
+
+def _is_unknown(name: str, vms: frozenset[str]) -> bool:
+    return is_vm_name(name) and name not in vms
+
+
+def _vms_of_service(session: Session) -> frozenset[str]:
+    vms = take_maps(session.call("vm.list", {}, TIMEOUT_S), "vms")
+    return frozenset({"dom0", *(take(vm, "name", str) for vm in vms)})
 
 
 def decision_lines(answer: Mapping[str, object]) -> Iterator[str]:
@@ -107,7 +157,9 @@ def decision_lines(answer: Mapping[str, object]) -> Iterator[str]:
     yield f"rule: {rule_text(answer)}"
     if answer.get("verdict") == "deny":
         # A rule that allows may still end in a deny, such as for a target that does not run.
-        yield f"why:  {show(answer.get('reason'))}"
+        reason = answer.get("reason")
+        if reason not in (f"{answer.get('rule')} says deny", NO_RULE):
+            yield f"why:  {show(reason)}"
         return
     if answer.get("target"):
         yield f"target: {show(answer['target'])}"
@@ -132,6 +184,25 @@ def decision_lines(answer: Mapping[str, object]) -> Iterator[str]:
         yield "with: " + " ".join(given)
 
 
+def _asked(args: argparse.Namespace) -> tuple[str, str, str, str]:
+    """Return the request that the command line has, or raise UsageError."""
+    if not args.service or not set(args.service) <= SERVICE_CHARACTERS:
+        service, plus, rest = args.service.partition("+")
+        raise UsageError(
+            f"'{show(args.service, 64)}' is not a service's name: A-Z a-z 0-9 . _ -",
+            f"qvm-policy explain {show(service, 64)} +{show(rest, 64)} SOURCE TARGET"
+            if plus
+            else None,
+        )
+    if args.source is None:
+        raise UsageError("who asks is not said: SERVICE ARGUMENT SOURCE [TARGET]")
+    target = args.target or DEFAULT_TARGET
+    for word in (args.source, target):
+        if not word or not set(word) <= VM_CHARACTERS:
+            raise UsageError(f"'{show(word, 64)}' is neither a VM's name nor a word as @default")
+    return args.service, _argument(args.argument), args.source, target
+
+
 def _argument(text: str) -> str:
     if text.startswith("+"):
         return text
@@ -143,7 +214,9 @@ def _argument(text: str) -> str:
     )
 
 
-def _from_files(session: Session, asked: tuple[str, str, str, str]) -> dict[str, object]:
+def _from_files(
+    session: Session, asked: tuple[str, str, str, str]
+) -> tuple[dict[str, object], frozenset[str]]:
     args = session.args
     service, argument, _source, _target = asked
     if service.startswith("device.") and argument.count(":") < 2:
@@ -151,12 +224,12 @@ def _from_files(session: Session, asked: tuple[str, str, str, str]) -> dict[str,
             "IDENTITY is left out, which only the running service can fill in",
             f"+BACKEND:PORT:IDENTITY, or for a device without one {show(argument, 128)}:",
         )
-    loaded = policy_engine.read_good(policy_files.folders(args), policy_engine.replaced(args))
+    loaded = policy_engine.read_good(args, policy_files.folders(args), policy_engine.replaced(args))
     facts = policy_engine.system(session)
     decision = policy_engine.decide(loaded, facts, asked, trace=True)
     answer: dict[str, object] = dict(decision.to_json(True))
     answer["argument"] = argument
-    return answer
+    return answer, frozenset(facts.domains)
 
 
 def _mine(session: Session) -> int:
@@ -167,7 +240,8 @@ def _mine(session: Session) -> int:
             "qvm-policy explain --mine device.attach.block +sys-usb:sda",
         )
     verb, device_class = _device_service(args.service)
-    name = device_name(args.argument.removeprefix("+"))
+    # dom0 knows what the device is: an IDENTITY that is said is not looked at.
+    name = device_name(":".join(args.argument.removeprefix("+").split(":")[:2]))
     params: dict[str, object] = {
         "verb": verb,
         "device_class": device_class,

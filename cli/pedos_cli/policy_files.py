@@ -14,6 +14,7 @@ from pedos_protocol.errors import CallError
 
 from pedos_cli.arguments import UsageError
 from pedos_cli.output import show
+from pedos_cli.run import inside_vm, vm_here
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,10 +60,17 @@ def add_folder_option(parser: Parser) -> None:
 
 
 def folders(args: argparse.Namespace) -> list[str]:
-    """Return the policy folders, the first of which has precedence; UsageError if too many."""
+    """Return the policy folders, the first of which has precedence; UsageError if too many.
+
+    CallError in a VM, which has none, unless one is named.
+    """
     given: list[str] = list(args.folders or ())
     if not given:
-        path = os.environ.get("PEDOS_POLICY_PATH") or DEFAULT_FOLDERS
+        path = os.environ.get("PEDOS_POLICY_PATH")
+        if not path and inside_vm():
+            message = f"only dom0 has the policy, and here is {show(vm_here())}"
+            raise CallError("failed", message, {"hint": "qvm-policy explain --mine --help"})
+        path = path or DEFAULT_FOLDERS
         given = [part for part in path.split(":") if part]
     if len(given) > FOLDERS_MAX:
         raise UsageError(f"{len(given)} policy folders are given, and {FOLDERS_MAX} is the most")
@@ -81,8 +89,9 @@ def file_name(text: str) -> str:
     elif text.endswith(SUFFIX) and set(text) <= NAME_CHARACTERS and not text.startswith("."):
         return text
     hint = None
-    if text and set(text) <= NAME_CHARACTERS and not text.startswith("."):
-        hint = f"the name {text}{SUFFIX}"
+    meant = parts[-1].lower().removesuffix(SUFFIX)
+    if meant and set(meant) <= NAME_CHARACTERS and not meant.startswith("."):
+        hint = f"the name {meant}{SUFFIX}"
     raise UsageError(
         f"'{show(text, 64)}' is not a policy file's name: 0-9 a-z _ . - and {SUFFIX} at the end, "
         "as in 30-user.policy",
@@ -103,11 +112,44 @@ def token(text: str) -> str:
         return text
     if text.startswith(HASH) and len(text) == len(HASH) + 64 and set(text[len(HASH) :]) <= _HEX:
         return text
+    if len(text) == 64 and set(text) <= _HEX:
+        raise UsageError("a hash is written with its kind before it", HASH + text)
     raise UsageError(
         f"'{show(text, 80)}' does not say what is replaced: it is {HASH} and 64 hexadecimal "
         f"digits (of the file as you know it), '{NEW}' (there is none yet) or '{ANY}'",
         "qvm-policy get NAME --sha256",
     )
+
+
+def read_input(path: str) -> bytes | None:
+    """Return the content of a file that the user names; None if there is none.
+
+    It may be a pipe, such as one of a shell's `<(...)`, which is waited for. Raises as `read`.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _failed(path, "cannot be read", error) from error
+    try:
+        return _read_all(fd, path)
+    except OSError as error:
+        raise _failed(path, "cannot be read", error) from error
+    finally:
+        os.close(fd)
+
+
+def require_writable(folder: str) -> None:
+    """Raise CallError if no file could be written in `folder`: better before than after work."""
+    if not os.path.isdir(folder):
+        message = f"there is no policy folder {folder}"
+        raise CallError("failed", message, {"hint": _folder_hint(folder)})
+    if not os.access(folder, os.W_OK | os.X_OK):
+        is_read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+        why = "Read-only file system" if is_read_only else "Permission denied"
+        message = f"nothing can be written in {folder}: {why}"
+        raise CallError("failed", message, {} if is_read_only else {"hint": _PERMISSION_HINT})
 
 
 def read(path: str) -> bytes | None:
@@ -159,11 +201,19 @@ def names(folder: str) -> list[str]:
 
 
 def find(where: Sequence[str], name: str) -> str | None:
-    """Return the path of the file called `name` that counts: that of the first folder with one."""
+    """Return the path of the file called `name` that counts: that of the first folder with one.
+
+    Raises CallError if a folder may not be looked into.
+    """
     for folder in where:
         path = os.path.join(folder, name)
-        if os.path.lexists(path):
-            return path
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise _failed(path, "cannot be read", error) from error
+        return path
     return None
 
 
@@ -186,18 +236,25 @@ def change(
     lock = _lock(folder)
     try:
         step("locked")
-        _compare(path, name, expected)
+        if data is not None or expected != ANY:  # even what cannot be read can be removed
+            _compare(path, name, expected)
         check()
         step("checked")
         try:
             if data is None:
-                if read(path) is None:
-                    raise CallError("not_found", f"there is no {name} in {folder}")
+                if not os.path.lexists(os.path.join(folder, name)):
+                    raise CallError(
+                        "not_found", f"there is no {name} in {folder}", {"hint": "qvm-policy get"}
+                    )
                 os.unlink(os.path.join(folder, name))
                 step("unlinked")
                 _sync_folder(folder)
             else:
                 _write(path, name, data, expected)
+        except FileNotFoundError as error:
+            parent = os.path.dirname(path)
+            message = f"{path} cannot be written: there is no folder {parent}"
+            raise CallError("failed", message, {"hint": f"mkdir -p {parent}"}) from error
         except OSError as error:
             raise _failed(path, "cannot be written", error) from error
         step("done")
@@ -330,10 +387,17 @@ def _sync_folder(folder: str) -> None:
     step("folder synced")
 
 
+_PERMISSION_HINT = "the same as root, or as the user that the service runs as"
+
+
+def _folder_hint(folder: str) -> str:
+    return f"mkdir -p {folder}, or --policy-dir DIR, or PEDOS_POLICY_PATH=DIR"
+
+
 def _failed(path: str, what: str, error: OSError) -> CallError:
     data = {}
     if isinstance(error, PermissionError):
-        data["hint"] = "the same as root, or as the user that the service runs as"
+        data["hint"] = _PERMISSION_HINT
     elif isinstance(error, FileNotFoundError):
-        data["hint"] = f"mkdir -p {path}, or --policy-dir DIR, or PEDOS_POLICY_PATH=DIR"
+        data["hint"] = _folder_hint(path)
     return CallError("failed", f"{path} {what}: {error.strerror or type(error).__name__}", data)

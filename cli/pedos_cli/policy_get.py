@@ -86,7 +86,11 @@ def _list(where: Sequence[str], *, as_json: bool) -> int:
         return DONE
     rows = []
     for each in files:
-        state = "in use" if each["used"] else f"hidden by that in {each['hidden_by']}"
+        state = "in use"
+        if each["hidden_by"]:
+            state = f"hidden by that in {each['hidden_by']}"
+        elif not each["used"]:
+            state = "an error: no policy file may have this name"
         rows.append((str(each["name"]), str(each["folder"]), state))
     if rows:
         output.table(rows, HEADER)
@@ -107,6 +111,11 @@ def listed(where: Sequence[str]) -> list[dict[str, object]]:
             hidden_by = first.get(name)
             first.setdefault(name, folder)
             found.append(
-                {"name": name, "folder": folder, "used": hidden_by is None, "hidden_by": hidden_by}
+                {
+                    "name": name,
+                    "folder": folder,
+                    "used": hidden_by is None and set(name) <= policy_files.NAME_CHARACTERS,
+                    "hidden_by": hidden_by,
+                }
             )
     return sorted(found, key=lambda each: os.fsencode(str(each["name"])))

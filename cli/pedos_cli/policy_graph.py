@@ -72,7 +72,7 @@ def add_arguments(parser: Parser) -> None:
 def run(session: Session) -> int:
     """Print the graph."""
     args = session.args
-    loaded = policy_engine.read_good(policy_files.folders(args), policy_engine.replaced(args))
+    loaded = policy_engine.read_good(args, policy_files.folders(args), policy_engine.replaced(args))
     facts = policy_engine.system(session)
     names = sorted(facts.domains, key=natural_key)
     asked = patterns(loaded, args.service)
@@ -86,6 +86,12 @@ def run(session: Session) -> int:
             f"the graph would take {count} decisions, and {DECISIONS_MAX} is the most",
             {"hint": "--service SERVICE for one service at a time"},
         )
+    for vm in args.vm or ():
+        if vm not in facts.domains:
+            session.note(f"warning: there is no VM {show(vm, 64)}")
+    for service in args.service or ():
+        if service not in asked:
+            session.note(f"warning: {show(service, 64)} is no service, as device.attach.block is")
     edges: Edges = {}
     for service, arguments in asked.items():
         for source in names:

@@ -81,12 +81,15 @@ def outcome(
             break
         if time.monotonic() >= until:
             if now.get("ok"):
-                why = f"the service's policy is of {now.get('loaded_at')}, and whole"
+                why = f"the service saw no change: its policy is that of {now.get('loaded_at')}"
                 return {"taken": None, "why": why}
             break
         time.sleep(PAUSE_S)
-    if now.get("ok"):
-        return {"taken": True, "why": f"in force since {now.get('loaded_at')}"}
+    # Of a policy that was refused the time stays. The facts in vms.d may have an error beside it.
+    if now.get("ok") or now.get("loaded_at") != before.get("loaded_at"):
+        why = f"in force since {now.get('loaded_at')}"
+        rest = policy_warning(now)
+        return {"taken": True, "why": f"{why}; but {rest}" if rest else why}
     return {"taken": False, "why": policy_warning(now) or "the service has errors"}
 
 

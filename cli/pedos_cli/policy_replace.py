@@ -50,6 +50,13 @@ def run(session: Session) -> int:
     name = policy_files.file_name(args.name)
     expected = policy_files.token(args.expected)
     data = content(args.file)
+    if not data and args.file == "-":
+        # Of `qvm-policy get X | something | qvm-policy replace X any`, whose middle has failed.
+        raise CallError(
+            "failed",
+            f"nothing came from standard input: {name} is left as it is",
+            {"hint": f"qvm-policy remove {name} any, or an empty FILE such as /dev/null"},
+        )
     return written(session, name, data, expected)
 
 
@@ -76,7 +83,7 @@ def refused(session: Session, name: str, broken: policy_engine.BrokenPolicyError
     if any(error.file == name for error in broken.errors):
         hint = f"mend {name} and do it again"
     else:
-        hint = f"mend that first: qvm-policy edit {show(broken.errors[0].file, 64)}"
+        hint = policy_engine.mend_hint(policy_files.folders(session.args), broken.errors[0])
     return session.fail(
         CallError(
             "failed", f"nothing was changed: with it, the policy has {broken.count}", {"hint": hint}
@@ -90,14 +97,21 @@ def content(path: str) -> bytes:
     Raises CallError if there is no such file, or more than a policy file may have.
     """
     if path != "-":
-        data = policy_files.read(path)
+        data = policy_files.read_input(path)
         if data is None:
             raise CallError("not_found", f"there is no file {show(path, 256)}")
         return data
     if sys.stdin is None:
         raise CallError("failed", "standard input is closed, and no FILE is given")
+    say_if_typed()
     data = sys.stdin.buffer.read(policy_files.FILE_MAX + 1)
     if len(data) > policy_files.FILE_MAX:
         message = f"more than {policy_files.FILE_MAX} bytes came: is that a policy?"
         raise CallError("failed", message)
     return data
+
+
+def say_if_typed() -> None:
+    """Tell a person who forgot FILE what is waited for."""
+    if sys.stdin is not None and sys.stdin.isatty():
+        output.complain("reading from the terminal: Ctrl-D at the start of a line ends the text")

@@ -59,7 +59,8 @@ def run(session: Session) -> int:
 
 
 def _error_lines(error: Mapping[str, object]) -> Iterator[str]:
-    where = ":".join(show(error.get(part)) for part in ("file", "line", "column"))
+    places = (error.get("line"), error.get("column"))  # 0: none in particular
+    where = ":".join([show(error.get("file")), *(show(place) for place in places if place)])
     yield f"{where}: {show(error.get('message'))}"
     text, column = error.get("text"), error.get("column")
     if text and isinstance(column, int):

@@ -32,6 +32,9 @@ DEFAULT_FILE = "30-user.policy"
 DISTINCT_MAX = 1000
 """Different requests that are kept: a VM may have asked for anything, over and over."""
 
+PENDING_MAX = 1000
+"""Questions to dom0's user whose answers are still looked for: 32 are open at a time."""
+
 REQUESTS_MAX = 8
 """Request ids that stand beside a rule, the latest; the others are counted."""
 
@@ -83,13 +86,15 @@ def add_arguments(parser: Parser) -> None:
 
 
 class Denied:
-    """One kind of request that was denied: how often, when, and under which ids."""
+    """One kind of request that was denied: how often, when, and under which ids; and whether at
+    least once by the answer to a question."""
 
     def __init__(self) -> None:
         self.count = 0
         self.requests: list[str] = []
         self.first = ""
         self.last = ""
+        self.by_person = False
 
     def add(self, record: Mapping[str, object]) -> None:
         """Count one more."""
@@ -111,26 +116,44 @@ class Found:
         self.summed_up = 0
         self.beyond = 0
 
+    def add(self, asked: Asked, record: Mapping[str, object], *, by_person: bool = False) -> None:
+        """Take one more denial: by a rule, or of somebody who was asked."""
+        if asked not in self.denied and len(self.denied) >= DISTINCT_MAX:
+            self.beyond += 1
+            return
+        denied = self.denied.setdefault(asked, Denied())
+        denied.add(record)
+        denied.by_person = denied.by_person or by_person
+
 
 def read_log(records: Iterable[Mapping[str, object]], vms: Sequence[str] | None) -> Found:
     """Return what was denied to `vms` (None: to any), in the order in which it was first."""
     found = Found()
+    pending: dict[str, Asked] = {}
     for record in records:
+        if record.get("event") == "answered":
+            wanted = pending.pop(str(record.get("request")), None)
+            if wanted is not None and record.get("verdict") == "deny":
+                found.add(wanted, record, by_person=True)
+            continue
         if record.get("event") == "summed_up":
             if not vms or record.get("vm") in vms:
                 found.summed_up += _decisions(record.get("events"))
             continue
-        if record.get("event") != "decision" or record.get("verdict") != "deny":
+        verdict = record.get("verdict")
+        if record.get("event") != "decision" or verdict not in ("deny", "ask"):
             continue
         if vms and record.get("source") not in vms:
             continue
         asked = _asked(record)
         if asked is None:
-            found.malformed += 1
-        elif asked in found.denied or len(found.denied) < DISTINCT_MAX:
-            found.denied.setdefault(asked, Denied()).add(record)
+            found.malformed += verdict == "deny"
+        elif verdict == "deny":
+            found.add(asked, record)
         else:
-            found.beyond += 1
+            pending[str(record.get("request"))] = asked
+            if len(pending) > PENDING_MAX:
+                del pending[next(iter(pending))]
     return found
 
 
@@ -174,7 +197,7 @@ def run(session: Session) -> int:
     found, unread = _found(session)
     where = policy_files.folders(args)
     instead = policy_engine.replaced(args)
-    now = policy_engine.read_good(where, instead)
+    now = policy_engine.read_good(args, where, instead)
     facts = _facts(session)
     action = "ask" if args.ask else "allow"
     suggestions: list[dict[str, object]] = []
@@ -185,11 +208,15 @@ def run(session: Session) -> int:
         if not policy_engine.is_rule(rule):
             skipped["malformed"] += denied.count
             continue
+        verdict = "ask" if denied.by_person else "deny"  # unless it can be tried
         if facts is not None:
             verdict = policy_engine.decide(now, facts, asked, trace=False).verdict
-            if verdict == "allow" or (verdict == "ask" and not args.asked):
-                skipped["asked_now" if verdict == "ask" else "allowed_now"] += denied.count
-                continue
+        if verdict == "allow" or (verdict == "ask" and (args.ask or not args.asked)):
+            skipped["asked_now" if verdict == "ask" else "allowed_now"] += denied.count
+            continue
+        if facts is not None and not _is_there(asked, facts):
+            skipped["impossible"] += denied.count
+            continue
         wanted.append((asked, denied, rule))
     after = _with_rules(where, instead, name, [rule for _, _, rule in wanted])
     for asked, denied, rule in wanted:
@@ -230,6 +257,13 @@ def run(session: Session) -> int:
     return DONE
 
 
+def _is_there(asked: Asked, facts: System) -> bool:
+    """Say whether the VM that would lend the device exists; yes if it is about no device."""
+    service, argument = asked[:2]
+    backend = argument.removeprefix("+").partition(":")[0]
+    return not service.startswith("device.") or backend in facts.domains
+
+
 def _put(suggestions: Sequence[Mapping[str, object]]) -> None:
     for each in suggestions:
         requests, count = each["requests"], each["count"]
@@ -256,18 +290,25 @@ def _notes(
         session.note("there is nothing to suggest")
     if facts is None:
         session.note("which VMs there are is not known, so the rules were not tried")
+    asked_about = "asked about by now"
+    if not session.args.asked:
+        asked_about += " (--asked suggests rules for them too)"
     for key, what in (
-        ("malformed", "were of no proper request"),
-        ("allowed_now", "are allowed by now"),
-        ("asked_now", "are asked about by now (--asked suggests rules for them too)"),
-        ("impossible", "cannot be allowed by a rule, such as for a VM that does not exist"),
+        ("malformed", "of no proper request"),
+        ("allowed_now", "allowed by now"),
+        ("asked_now", asked_about),
+        ("impossible", "of what no rule can allow, such as for a VM that does not exist"),
     ):
         if skipped[key]:
-            session.note(f"{skipped[key]} denials {what}")
+            session.note(f"left out: {_denials(skipped[key])} {what}")
     if found.summed_up + found.beyond:
-        session.note(f"{found.summed_up + found.beyond} denials were only counted")
+        session.note(f"left out: {_denials(found.summed_up + found.beyond)} only counted")
     if unread:
         session.note(f"{unread} lines of the log could not be read")
+
+
+def _denials(count: int) -> str:
+    return "1 denial" if count == 1 else f"{count} denials"
 
 
 def _found(session: Session) -> tuple[Found, int]:

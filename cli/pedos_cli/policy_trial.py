@@ -10,6 +10,7 @@ and `!vm NAME [FACT=VALUE ...]` makes a VM, so that a file of tests can stand fo
 from __future__ import annotations
 
 from pedos_protocol.errors import CallError
+from pedos_protocol.names import parse_vm_name
 
 from pedos_cli import output, policy_engine, policy_files
 from pedos_cli.output import show
@@ -119,7 +120,7 @@ def run(session: Session) -> int:
         parsed.append((shown, cases, vms))
     if errors:
         return _no_tests(session, errors)
-    loaded = policy_engine.read_good(policy_files.folders(args), policy_engine.replaced(args))
+    loaded = policy_engine.read_good(args, policy_files.folders(args), policy_engine.replaced(args))
     results: list[dict[str, object]] = []
     known: System | None = None
     for path, cases, vms in parsed:
@@ -242,7 +243,10 @@ def _vm(words: Sequence[str]) -> tuple[str, dict[str, object]]:
             facts[name] = [part for part in value.split(",") if part]
         else:
             facts[FACT_TEXTS[name]] = value
-    return words[1], facts
+    try:
+        return parse_vm_name(words[1]), facts
+    except ValueError as error:
+        raise ValueError(f"!vm: {error}") from None
 
 
 def _pairs(words: Sequence[str], known: Sequence[str]) -> list[tuple[str, str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pedos_protocol.events import NEED_DATA, Answer, Closed, ErrorAnswer, Request
+from pedos_protocol.connection import VERSIONS, Connection
+from pedos_protocol.events import NEED_DATA, Answer, Closed, ErrorAnswer, Hello, Request
 
 from pedos_cli import client
 
@@ -25,14 +26,11 @@ class Link:
     def __init__(self, path: str | None = None) -> None:
         """Connect and ask to be registered; the answer comes as an event. Unreachable: nobody is
         there."""
-        opened = client.connect(path, program="qvm-prompt")
-        self.path = opened.path
-        # A Client waits for answers and is never called: from here on its parts are used by hand.
-        self._socket = opened._socket
-        self._connection = opened._connection
+        self._socket, self.path = client.open_socket(path)
+        self._connection = Connection()
         self._socket.settimeout(SEND_S)
         try:
-            hello = opened._out
+            hello = self._connection.send(Hello(VERSIONS, "qvm-prompt"))
             request = Request(_REGISTER_ID, "prompter.register", {}, int(REGISTER_S * 1000))
             self._write(hello + self._connection.send(request))
         except BaseException:

@@ -10,7 +10,7 @@ from pedos_protocol.errors import CallError
 from pedos_cli import output
 from pedos_cli.arguments import Parser, UsageError, examples, vm_name
 from pedos_cli.output import show
-from pedos_cli.run import DONE, run
+from pedos_cli.run import DONE, inside_vm, run, vm_here
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ ACTIONS = ("list", "tail", "show")
 DEFAULT_FILE = "/var/lib/pedos/audit.jsonl"
 """Where dom0's service writes, if PEDOS_AUDIT does not say otherwise."""
 
+REQUEST_LENGTH = 12
+"""Characters of a request's id, as the service makes them."""
+
 TAIL_LINES = 10
 TAIL_MAX = 10_000
 """Records of one `tail`, which are held in memory; for more there is `list --since`."""
@@ -38,6 +41,8 @@ FOLLOW_S = 0.25
 """Seconds between two looks at a log that is followed: at once, to the eye, and a stat(2) each."""
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+DAYS = {"today": 0, "yesterday": 1}
 
 SPAN_DIGITS = 6
 """Digits of a number before a unit: 999999 hours are more than a hundred years."""
@@ -107,7 +112,7 @@ def build_parser() -> Parser:
 def _add_filters(parser: Parser) -> None:
     parser.add_argument(
         "--since", metavar="TIME",
-        help="only what is not older: 10m, 2h, 3d ago, or a time such as 2026-01-31T14:00",
+        help="only what is not older: 10m, 2h, 3d ago; today, 14:00, 2026-01-31T14:00",
     )  # fmt: skip
     parser.add_argument("--denied", action="store_true", help="only what was denied")
     parser.add_argument("--vm", metavar="VM", help="only what this VM asked for, got, has or lends")
@@ -130,13 +135,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     at = _first_word(words)
     if at is not None and words[at] not in ACTIONS:
         raise UsageError(
-            f"'{show(words[at], 64)}' is no action: the actions are {', '.join(ACTIONS)}"
+            f"'{show(words[at], 64)}' is no action: the actions are {', '.join(ACTIONS)}",
+            f"{PROG} show {words[at]}" if _is_request(words[at]) else None,
         )
     if at is not None:
         words.insert(0, words.pop(at))
     elif not {"-h", "--help"} & set(words):
         words.insert(0, "list")
     return build_parser().parse_args(words)
+
+
+def _is_request(word: str) -> bool:
+    return len(word) == REQUEST_LENGTH and set(word) <= set("0123456789abcdef")
 
 
 def _first_word(words: Sequence[str]) -> int | None:
@@ -159,7 +169,8 @@ def list_records(session: Session) -> int:
     wanted, since = _filter(session.args)
     unread = audit_log.Unread()
     path = _path(session.args)
-    found = _guarded(path, audit_log.records(path, since=since, unread=unread))
+    of_vm = session.args.vm or ""
+    found = _guarded(path, audit_log.records(path, since=since, containing=of_vm, unread=unread))
     _Printer(as_json=session.args.json, unread=unread).put_all(filter(wanted, found))
     _tell_unread(session, unread)
     return DONE
@@ -169,15 +180,16 @@ def show_last(session: Session) -> int:
     """Print the last records, and with -f go on until interrupted."""
     from pedos_cli import audit_log  # noqa: PLC0415  (as above)
 
-    wanted, _ = _filter(session.args)
+    wanted, since = _filter(session.args)
     number = _number(session.args.lines)
     unread = audit_log.Unread()
     path = _path(session.args)
     printer = _Printer(as_json=session.args.json, unread=unread)
     try:
         found, follower = audit_log.last_records(
-            path, number, wanted, unread, follow=session.args.follow
-        )
+            path, number, wanted, unread,
+            since=since, containing=session.args.vm or "", follow=session.args.follow,
+        )  # fmt: skip
     except OSError as error:
         _refuse(path, error)
     printer.put_all(found)
@@ -315,18 +327,24 @@ def _filter(args: argparse.Namespace) -> tuple[Callable[[Record], bool], str]:
 
 def since_text(text: str) -> str:
     """Return the time that `--since` means, in UTC as the log writes it; raises UsageError."""
-    from datetime import UTC, datetime, timedelta  # noqa: PLC0415  (only --since needs it)
+    from datetime import UTC, datetime, time, timedelta  # noqa: PLC0415  (only --since needs it)
 
     number, unit = text[:-1], text[-1:]
     try:
         if unit in UNITS and number.isascii() and number.isdigit() and len(number) <= SPAN_DIGITS:
             moment = datetime.now(UTC) - timedelta(seconds=int(number) * UNITS[unit])
+        elif text in DAYS:
+            day = datetime.now().date() - timedelta(days=DAYS[text])
+            moment = datetime.combine(day, time()).astimezone(UTC)
+        elif ":" in text[:3]:
+            today = datetime.now().date()
+            moment = datetime.combine(today, time.fromisoformat(text)).astimezone(UTC)
         else:
             moment = datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError):
         raise UsageError(
-            f"'{show(text, 64)}' is not a time: 10m, 2h and 3d mean so long ago, and "
-            "2026-01-31 or 2026-01-31T14:00 are this machine's time",
+            f"'{show(text, 64)}' is not a time: 10m, 2h and 3d mean so long ago, and today, "
+            "yesterday, 14:00 (of today), 2026-01-31 or 2026-01-31T14:00 are this machine's time",
             f"{PROG} --since 2h",
         ) from None
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -352,6 +370,9 @@ def _guarded(path: str, records: Iterator[Record]) -> Iterator[Record]:
 def _refuse(path: str, error: OSError) -> NoReturn:
     """Raise what is wrong with the log, in words."""
     if isinstance(error, FileNotFoundError):
+        if inside_vm() and path == DEFAULT_FILE:
+            message = f"only dom0 has the audit log, and here is {show(vm_here())}"
+            raise CallError("failed", message) from None
         raise CallError(
             "not_found",
             f"there is no audit log {path}",

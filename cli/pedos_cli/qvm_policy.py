@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PROG = "qvm-policy"
-WIDTH = 78
-"""Columns of a description; argparse leaves it as it is, for the sake of the examples."""
-
 DESCRIPTION = (
     "Look at and change the policy that decides which VM may do what: which rule decides a "
     "request, what a change would do, and a change that cannot break the system."
@@ -60,7 +57,7 @@ def build_parser(only: str | None = None) -> Parser:
     """
     parser = Parser(
         prog=PROG,
-        description=_wrapped(DESCRIPTION),
+        description=DESCRIPTION,
         epilog=examples(
             (f"{PROG} check", "is anything wrong with the policy files"),
             (
@@ -79,7 +76,7 @@ def build_parser(only: str | None = None) -> Parser:
         leaf = actions.add_parser(
             action,
             help=summary,
-            description=_wrapped(module.DESCRIPTION),
+            description=module.DESCRIPTION,
             epilog=examples(*module.EXAMPLES),
             level=2,
         )
@@ -100,16 +97,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if word is None:
         raise UsageError(f"no action is given: one of {known}", f"{PROG} --help")
     raise UsageError(f"'{show(word, 64)}' is no action: the actions are {known}", f"{PROG} --help")
-
-
-def _wrapped(text: str) -> str:
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > WIDTH:
-            lines.append(word)
-        else:
-            lines[-1] = f"{lines[-1]} {word}".lstrip()
-    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -166,7 +166,8 @@ def policy_warning(status: object) -> str | None:
     errors = [each for each in status.get("errors") or [] if isinstance(each, dict)]
     if errors:
         first = errors[0]
-        where = f"policy file {show(first.get('file'))}:{show(first.get('line'))} has an error"
+        line = f":{show(first['line'])}" if first.get("line") else ""
+        where = f"policy file {show(first.get('file'))}{line} has an error"
         if len(errors) > 1:
             where += f" (and {len(errors) - 1} more)"
     else:

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 
 import trio
 from pedos_vchan import logs
+from pedos_vchan import xen as vchan
 
 from pedos_dom0 import __version__
 from pedos_dom0.drivers.base import HypervisorLost
 from pedos_dom0.drivers.local import LocalDriver
+from pedos_dom0.drivers.xen import XenDriver
+from pedos_dom0.errors import LOCAL_MODE_LACKS, XEN_LACKS
 from pedos_dom0.service import Config, run
 from pedos_dom0.store import StoreError
 
@@ -25,15 +28,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+# Options that only one driver has a use for: the other one's are refused, so that nobody believes
+# in something that has no effect.
+_LOCAL_ONLY = ("machine", "vchan")
+_XEN_ONLY = ("config_dir", "xl")
+# Where Debian's Xen has the configurations of VMs.
+CONFIG_DIR = Path("/etc/xen")
+
+
 def make_parser() -> argparse.ArgumentParser:
-    """The options; every path must be given, because none is right for every driver."""
+    """The options; `check` says what goes together."""
     parser = argparse.ArgumentParser(
         prog="pedos-dom0",
         description="Decides which VM gets which device: policy, leases, assignments, audit.",
     )
-    parser.add_argument("--driver", choices=("local",), required=True, help="the hypervisor")
-    parser.add_argument("--machine", type=Path, required=True, help="socket of the machine")
-    parser.add_argument("--vchan", type=Path, required=True, help="folder where channels meet")
+    parser.add_argument(
+        "--driver",
+        choices=("local", "xen"),
+        required=True,
+        help="the hypervisor; local mode is for trying it out on one machine",
+    )
     parser.add_argument("--socket", type=Path, required=True, help="socket for qvm-device")
     parser.add_argument(
         "--dom0-agent", type=Path, required=True, help="control socket of dom0's own agent"
@@ -49,23 +63,69 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--vms-dir", type=Path, required=True, help="folder of *.toml files with facts about VMs"
     )
+    local = parser.add_argument_group("--driver local")
+    local.add_argument("--machine", type=Path, help="socket of the machine")
+    local.add_argument("--vchan", type=Path, help="folder where channels meet")
+    xen = parser.add_argument_group("--driver xen")
+    xen.add_argument(
+        "--config-dir",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help=f"folder with NAME.cfg, as for xl, of every VM that can be started ({CONFIG_DIR}); "
+        "may be given several times, and the folder named first wins",
+    )
+    xen.add_argument("--xl", metavar="PROGRAM", help="the toolstack's command (xl)")
     parser.add_argument("-v", "--verbose", action="store_true", help="log everything")
     parser.add_argument("--version", action="version", version=f"pedos-dom0 {__version__}")
     return parser
 
 
+def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Ends the program with a sentence if the driver misses an option or has no use for one."""
+    is_local = arguments.driver == "local"
+    missing = [name for name in _LOCAL_ONLY if is_local and getattr(arguments, name) is None]
+    if missing:
+        parser.error(f"--driver local needs {' and '.join(map(_option, missing))}")
+    others = _XEN_ONLY if is_local else _LOCAL_ONLY
+    useless = [name for name in others if getattr(arguments, name) is not None]
+    if useless:
+        needs = "xen" if is_local else "local"
+        parser.error(f"{' and '.join(map(_option, useless))}: only for --driver {needs}")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the service; 0 after SIGTERM or SIGINT, 1 with the reason in the log otherwise."""
-    arguments = make_parser().parse_args(argv)
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    check(parser, arguments)
     logs.set_up("pedos-dom0", verbose=arguments.verbose)
-    driver = LocalDriver(
-        machine=arguments.machine, vchan=arguments.vchan, dom0_agent=arguments.dom0_agent
-    )
+    driver: LocalDriver | XenDriver
+    plane: XenDriver | None = None
+    if arguments.driver == "xen":
+        if problem := vchan.missing():
+            logger.critical("%s", problem)
+            return 1
+        driver = plane = XenDriver(
+            config_dirs=[path.absolute() for path in arguments.config_dir or [CONFIG_DIR]],
+            dom0_agent=arguments.dom0_agent,
+            xl=arguments.xl or "xl",
+        )
+    else:
+        driver = LocalDriver(
+            machine=arguments.machine, vchan=arguments.vchan, dom0_agent=arguments.dom0_agent
+        )
     config = Config(
         socket=arguments.socket,
         state=arguments.state,
         policy=tuple(arguments.policy),
         vms=arguments.vms_dir.absolute(),
+        unsupported=LOCAL_MODE_LACKS if plane is None else XEN_LACKS,
+        plane=plane,
     )
     # What was imported stays: without it, a full collection, which a new policy brings about, takes
     # a few milliseconds instead of thirty, in which nobody is served.

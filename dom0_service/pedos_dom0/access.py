@@ -131,14 +131,13 @@ class Access:
         The device's identity is what its source VM reported, never what the request says; it is
         empty for a device that is gone, which can still be detached.
         """
+        return Request(*self._asked_for(verb, key), source=source, target=vm)
+
+    def _asked_for(self, verb: str, key: DeviceKey) -> tuple[str, str]:
+        """Service and argument."""
         device = self._state.registry.get(key)
         identity = "" if device is None else device.identity
-        return Request(
-            service=f"device.{verb}.{key.device_class}",
-            argument=f"+{key.backend}:{key.device}:{identity}",
-            source=source,
-            target=vm,
-        )
+        return f"device.{verb}.{key.device_class}", f"+{key.backend}:{key.device}:{identity}"
 
     def decide(
         self, source: str, verb: str, key: DeviceKey, vm: str, *, trace: bool = False
@@ -148,24 +147,17 @@ class Access:
 
     def judge(self, request: Request, *, trace: bool = False) -> Decision:
         """What policy and facts as of now say of any request."""
-        decider = self._decider_of_now()
         if trace:
             return evaluate(request, self.snapshot, self._state.facts.system, trace=True)
+        decider = self._decider_of_now()
         return decider.decide(request.service, request.argument, request.source, request.target)
 
     def decide_all(
         self, source: str, verb: Verb, keys: Iterable[DeviceKey], vm: str
     ) -> list[Decision]:
         """The decisions about many devices; what they have in common is looked up once."""
-        decider, registry = self._decider_of_now(), self._state.registry
-        decisions = []
-        for key in keys:
-            device = registry.get(key)
-            identity = "" if device is None else device.identity
-            service = f"device.{verb}.{key.device_class}"
-            argument = f"+{key.backend}:{key.device}:{identity}"
-            decisions.append(decider.decide(service, argument, source, vm))
-        return decisions
+        decider = self._decider_of_now()
+        return [decider.decide(*self._asked_for(verb, key), source, vm) for key in keys]
 
     def require(
         self,
@@ -270,7 +262,7 @@ class Access:
             candidates=candidates,
             default=default if default in candidates else None,
         )
-        outcome = await state.asking.ask(question, asker_gone, noise=not caller.is_dom0)
+        outcome = await state.asking.ask(question, asker_gone, of_vm=not caller.is_dom0)
         if outcome.target is None:
             raise self.denied(key, needed.vm, decision, outcome.reason)
         consents.of[verb] = attrs.evolve(consent, vm=outcome.target)

@@ -2,7 +2,8 @@
 
 A question ends in one way only: an answer that counts, the deadline, no prompter (any more), or
 that whoever asked for it has gone. Whichever it is, the prompter is told when its answer does not
-matter any more, and the audit log has both the question and its end.
+matter any more, and the audit log has both the question and its end. A VM's question that was not
+granted is not put again at once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pedos_protocol.names import printable_text
 
 from pedos_dom0 import prompts
 from pedos_dom0.errors import failure
-from pedos_dom0.prompts import Outcome, Prompts, Question, TooMany, judge
+from pedos_dom0.prompts import CoolDowns, NotNow, Outcome, Prompts, Question, judge, time_given
 
 if TYPE_CHECKING:
     from pedos_dom0.noise import Noise
@@ -48,6 +49,7 @@ class Asking:
     def __init__(self, noise: Noise) -> None:
         self._noise = noise
         self._prompts: Prompts[Prompter] = Prompts()
+        self._cool_downs = CoolDowns()
 
     @property
     def prompts(self) -> Prompts[Prompter]:
@@ -70,27 +72,23 @@ class Asking:
             self._prompts.unregister(prompter)
             logger.info("a prompter has gone: %d are left", len(self._prompts))
 
-    async def ask(self, question: Question, asker_gone: trio.Event, *, noise: bool) -> Outcome:
+    async def ask(self, question: Question, asker_gone: trio.Event, *, of_vm: bool) -> Outcome:
         """Asks, and returns what came of it within ASK_TIMEOUT seconds; never raises.
 
-        `asker_gone` is set when nobody waits for it any more; `noise`: a VM wants to know.
+        `asker_gone` is set when nobody waits for it any more; `of_vm`: a VM wants to know.
         """
         began = trio.current_time()
         outcome = Outcome(None, "the service ended")
         try:
-            self._prompts.open(question.source)
-            try:
-                outcome = await self._ask_while_wanted(question, asker_gone, noise)
-            finally:
-                self._prompts.close(question.source)
-        except TooMany as error:
+            outcome = await self._ask_once(question, asker_gone, of_vm)
+        except NotNow as error:
             outcome = Outcome(None, str(error))
         finally:
             self._noise.write(
                 "answered",
                 of=question.source,
-                noise=noise and outcome.target is None,
-                say=_said(question, outcome) if noise and outcome.target is None else None,
+                noise=of_vm and outcome.target is None,
+                say=_said(question, outcome) if of_vm and outcome.target is None else None,
                 request=question.request,
                 caller=question.source,
                 service=question.service,
@@ -103,8 +101,25 @@ class Asking:
         await trio.lowlevel.checkpoint()
         return outcome
 
+    async def _ask_once(self, question: Question, asker_gone: trio.Event, of_vm: bool) -> Outcome:
+        """Asks, unless there is too much to ask already: then NotNow."""
+        source, thing = question.source, question.thing
+        outcome: Outcome | None = None
+        if of_vm:
+            self._cool_downs.hold(source, thing, trio.current_time())
+        try:
+            self._prompts.open(source)
+            try:
+                outcome = await self._ask_while_wanted(question, asker_gone, of_vm)
+            finally:
+                self._prompts.close(source)
+        finally:
+            if of_vm:
+                self._cool_downs.release(source, thing, outcome, trio.current_time())
+        return outcome
+
     async def _ask_while_wanted(
-        self, question: Question, asker_gone: trio.Event, noise: bool
+        self, question: Question, asker_gone: trio.Event, of_vm: bool
     ) -> Outcome:
         outcome = Outcome(None, prompts.ASKER_GONE)
         async with trio.open_nursery() as nursery:
@@ -114,11 +129,11 @@ class Asking:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(until_gone)
-            outcome = await self._ask_each(question, noise)
+            outcome = await self._ask_each(question, of_vm)
             nursery.cancel_scope.cancel()
         return outcome
 
-    async def _ask_each(self, question: Question, noise: bool) -> Outcome:
+    async def _ask_each(self, question: Question, of_vm: bool) -> Outcome:
         """Asks the last prompter; if it goes away, the one before, with the time that is left."""
         deadline = trio.current_time() + prompts.ASK_TIMEOUT
         tried: list[Prompter] = []
@@ -130,14 +145,18 @@ class Asking:
             self._noise.write(
                 "asked",
                 of=question.source,
-                noise=noise,
+                noise=of_vm,
                 request=question.request,
                 caller=question.source,
                 service=question.service,
                 device=str(question.key),
                 identity=question.identity,
+                description=question.description,
+                size=question.size,
+                read_only=question.read_only,
                 candidates=list(question.candidates),
                 default=question.default,
+                timeout_s=time_given(left),
             )
             outcome = await self._ask_one(prompter, question, left)
             if outcome is not None:

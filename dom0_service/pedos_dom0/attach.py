@@ -278,7 +278,7 @@ class Attach:
         if frontend is not None:
             for other in self._state.leases.of_vm(vm):
                 if other.frontend == frontend and other.key != key:
-                    raise errors.frontend_taken(vm, frontend, other)
+                    raise self._tell(asked, vm, errors.frontend_taken(vm, frontend, other))
         try:
             lease = self._transaction.reserve(
                 key, vm, vm_domid, read_only=read_only, frontend=frontend

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pedos_dom0.facts import reload_pace
 from pedos_dom0.policy.loader import PolicyLoader
 
 if TYPE_CHECKING:
@@ -24,11 +25,16 @@ DENY_ALL = "nothing; everything is denied"
 
 
 class AuditedPolicy(PolicyLoader):
-    """A policy loader that writes down what it takes and what it refuses."""
+    """A policy loader that writes down what it takes and what it refuses, at a bounded pace."""
 
     def __init__(self, directories: Sequence[str | Path], audit: Audit) -> None:
         super().__init__(directories)
         self._audit = audit
+        self._pace = reload_pace()
+
+    async def _reload_in_thread(self) -> None:
+        await self._pace.turn()
+        await super()._reload_in_thread()
 
     def _take(self, loaded: Loaded) -> bool:
         before, known = self.snapshot, set(self.errors)

@@ -57,7 +57,9 @@ class Detach:
         """Detaches one device, and returns when it is done. Raises CallError."""
         if caller.is_dom0:
             self._check_vm(vm)
-        await self._reconciler.wait_settled(key.backend, vm)
+        # A VM is not to learn from the time that a denial takes.
+        if caller.is_dom0 or self._access.decide(caller.name, "detach", key, vm).verdict != "deny":
+            await self._reconciler.wait_settled(key.backend, vm)
         return DetachResult(
             results=(await self._detach(caller, request, key, vm, asker_gone),), request=request
         )
@@ -78,7 +80,8 @@ class Detach:
         """
         if caller.is_dom0:
             self._check_vm(vm)
-        await self._reconciler.wait_settled(vm)
+        if caller.is_dom0 or caller.name == vm:  # as above, for a VM that asks about another one
+            await self._reconciler.wait_settled(vm)
         keys = {lease.key for lease in self._state.leases.of_vm(vm)}
         keys |= {assignment.key for assignment in self._state.store.assignments(vm)}
         done: dict[DeviceKey, DetachItem] = {}
@@ -164,7 +167,7 @@ class Detach:
         if lease is not None and lease.state == PENDING:
             raise errors.taken(key, lease)
         detached = lease is not None and await self._takedown.end(
-            lease.attachment, f"{caller.name} detached it", request=request
+            lease.attachment, f"{caller.name} detached it", request=request, may_refuse=True
         )
         unassigned = self._state.store.unassign(vm, key)
         if unassigned:

@@ -31,6 +31,18 @@ LOCAL_MODE_LACKS = {
     ),
 }
 
+XEN_LACKS = {
+    "usb": (
+        "usb: this version lists USB devices on Xen and does not carry them; a VM can be given "
+        "their controller, see xl-pci-configuration(5)"
+    ),
+    "mic": "mic: this version lists microphones on Xen and does not carry sound",
+    "pci": (
+        "pci: this version lists PCI devices on Xen; they are assigned in the VM's configuration, "
+        "see xl-pci-configuration(5)"
+    ),
+}
+
 
 class PublicError(CallError):
     """An error whose sentence a VM may read: it says nothing of what other VMs are or have."""

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import re
-import stat
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +23,9 @@ from pedos_vchan.folder_watch import FolderWatch
 
 from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo
 from pedos_dom0.facts_file import FILE_MAX, FactsError, Said, parse
+from pedos_dom0.pace import Pace
 from pedos_dom0.policy.system import ADMIN_TYPE, RUNNING, System, VmFacts
+from pedos_dom0.policy.whole_file import read_whole, why
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -46,10 +47,18 @@ SETTLE = 0.05
 # Seconds after which files with errors are looked at again: what is wrong may be mended where
 # nothing is watched.
 AGAIN = 10.0
+# Readings of a folder that changes without end: (at once, per second after that). Each may be a
+# line in log and audit, and with a large policy costs a processor for half a second.
+RELOAD_PACE = (32, 1.0)
 # Errors that are kept.
 ERRORS_MAX = 64
 # Characters of a folder's name in an error.
 _FOLDER_SHOWN = 128
+
+
+def reload_pace() -> Pace:
+    """For facts and policy alike."""
+    return Pace(burst=RELOAD_PACE[0], per_second=RELOAD_PACE[1])
 
 
 @attrs.frozen
@@ -59,7 +68,8 @@ class Read:
     said: Mapping[str, VmFacts]
     errors: tuple[FactsError, ...]
     files: int
-    missing: bool = False
+    # The folders in which a change may change what the files say.
+    watched: tuple[Path, ...]
 
 
 def read_facts(folder: Path) -> Read:
@@ -70,7 +80,7 @@ def read_facts(folder: Path) -> Read:
         if _fingerprint(folder) == before:
             return read
     changing = FactsError(_named(folder), 0, 0, "the files kept changing while they were read")
-    return Read({}, (*read.errors, changing), read.files)
+    return attrs.evolve(read, said={}, errors=(*read.errors, changing))
 
 
 def _fingerprint(folder: Path) -> list[object]:
@@ -95,11 +105,12 @@ def _pass(folder: Path) -> Read:
             for name in os.listdir(folder)
             if name.endswith(SUFFIX) and not name.startswith(".")
         )
-    except FileNotFoundError:
-        return Read({}, (), 0, missing=True)
     except OSError as error:
-        why = f"the folder of VMs' facts cannot be read: {error.strerror}"
-        return Read({}, (FactsError(_named(folder), 0, 0, why),), 0)
+        # Also if there is none: nobody can tell a folder that never was from one that got lost.
+        message = f"the folder of VMs' facts cannot be read: {why(error)}"
+        right = "make one, which may be empty" if isinstance(error, FileNotFoundError) else ""
+        return Read({}, (FactsError(_named(folder), 0, 0, message, right),), 0, (folder,))
+    watched = {folder: None}
     said: dict[str, tuple[str, Said]] = {}
     errors: list[FactsError] = []
     size = 0
@@ -112,7 +123,9 @@ def _pass(folder: Path) -> Read:
             right = "its name has only 0-9 a-z _ . -"
             errors.append(FactsError(file, 0, 0, f"{shown(name)} is not read", right))
             continue
-        data = _content(folder / name)
+        # A link's target may be written to in a folder of its own.
+        watched[Path(os.path.realpath(folder / name)).parent] = None
+        data = read_whole(folder / name, FILE_MAX)
         if isinstance(data, str):
             errors.append(FactsError(file, 0, 0, data))
             continue
@@ -130,24 +143,7 @@ def _pass(folder: Path) -> Read:
             else:
                 said[vm] = (file, what)
     facts = {} if errors else {vm: what.facts for vm, (_, what) in said.items()}
-    return Read(facts, tuple(errors[:ERRORS_MAX]), len(names))
-
-
-def _content(path: Path) -> bytes | str:
-    """The content, or why there is none. Never waits: a FIFO is opened without its writer."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    try:
-        with open(fd, "rb", closefd=False) as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return "is not a regular file"
-            return file.read(FILE_MAX + 1)
-    except OSError as error:  # IsADirectoryError comes from open()
-        return f"cannot be read: {error.strerror}"
-    finally:
-        os.close(fd)
+    return Read(facts, tuple(errors[:ERRORS_MAX]), len(names), tuple(watched))
 
 
 def _named(folder: Path) -> str:
@@ -162,8 +158,9 @@ class Facts:
         self._folder = folder
         self._said: Mapping[str, VmFacts] = {}
         self._known = folder is None
-        self._seen_folder = False
+        self._watched: tuple[Path, ...] = () if folder is None else (folder,)
         self._since = ""
+        self._pace = reload_pace()
         # VMs that somebody is starting: what they get, they get when they run.
         self.starting: set[str] = set()
         self._errors: tuple[FactsError, ...] = ()
@@ -222,30 +219,33 @@ class Facts:
             return
         complaint = ""
         while True:
+            watched = self._watched
             try:
-                with FolderWatch([self._folder]) as watch:
+                with FolderWatch(watched) as watch:
                     while True:
                         # Once more at the start: something may have changed before the watch began.
                         await self._reload_in_thread(self._folder)
+                        if set(self._watched) != set(watched):
+                            break  # what is linked to from here is to be watched too
                         with trio.move_on_after(AGAIN if self._errors else math.inf):
                             await watch.changed()
                             await trio.sleep(SETTLE)
+                continue
             except OSError as error:
-                if str(error.strerror) != complaint:
-                    complaint = str(error.strerror)
+                if why(error) != complaint:
+                    complaint = why(error)
                     logger.error("facts: %s cannot be watched: %s", self._folder, complaint)
-            await trio.sleep(AGAIN)
+            # What keeps it from being watched may keep it from being read: that is to be known now.
             await self._reload_in_thread(self._folder)
+            await trio.sleep(AGAIN)
 
     async def _reload_in_thread(self, folder: Path) -> None:
+        await self._pace.turn()
         self._take(await trio.to_thread.run_sync(read_facts, folder))
 
     def _take(self, read: Read) -> bool:
         """The only place where the facts in force change."""
-        if read.missing and self._seen_folder and self._folder is not None:
-            # One that never was there says nothing; one that has gone takes no tags away.
-            gone = FactsError(_named(self._folder), 0, 0, "the folder of VMs' facts is gone")
-            read = attrs.evolve(read, errors=(gone,))
+        self._watched = read.watched
         before, self._errors = self._errors, read.errors
         if read.errors:
             news = [error for error in read.errors if error not in before]
@@ -259,7 +259,6 @@ class Facts:
             if news:
                 self.on_read(read, False)
             return False
-        self._seen_folder = self._seen_folder or not read.missing
         if self._known and self._since and not before and read.said == self._said:
             return True
         self._said = read.said

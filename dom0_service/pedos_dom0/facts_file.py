@@ -81,17 +81,16 @@ def parse(file: str, data: bytes) -> tuple[dict[str, Said], list[FactsError]]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         return {}, [FactsError(file, line, 0, "is not UTF-8", "save it as UTF-8 text")]
-    lines = text.splitlines()
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         line, column, message = toml_lines.syntax_error(error, text)
-        shown_line = _line(lines, line)
-        return {}, [
-            FactsError(file, line, column or 0, f"not valid TOML: {message}", text=shown_line)
-        ]
+        what = f"not valid TOML: {message}"
+        shown_line = _shown(toml_lines.Lines(text).text(line))
+        return {}, [FactsError(file, line, column or 0, what, text=shown_line)]
     except RecursionError:  # a value of lists in lists; only a file made to do harm has one
         return {}, [FactsError(file, 0, 0, "not valid TOML: it nests too deeply")]
+    lines = toml_lines.Lines(text)
     said: dict[str, Said] = {}
     errors: list[FactsError] = []
     for where, untrusted in _tables(document):
@@ -99,17 +98,18 @@ def parse(file: str, data: bytes) -> tuple[dict[str, Said], list[FactsError]]:
             facts = _vm(where, untrusted)
             if facts.name in said:
                 raise _Mistake(where, f"{facts.name} is described twice", "put it into one table")
-            said[facts.name] = Said(facts, toml_lines.line_of(lines, where) or 0)
+            said[facts.name] = Said(facts, lines.of(where) or 0)
         except _Mistake as mistake:
             if len(errors) < ERRORS_MAX:
-                line = toml_lines.line_of(lines, mistake.where) or 0
+                line = lines.of(mistake.where) or 0
                 message = f"{toml_lines.shown_key(mistake.where)}: {mistake.message}"
-                errors.append(FactsError(file, line, 0, message, mistake.right, _line(lines, line)))
+                text = _shown(lines.text(line))
+                errors.append(FactsError(file, line, 0, message, mistake.right, text))
     return said, errors
 
 
-def _line(lines: list[str], number: int) -> str:
-    return printable_text(lines[number - 1], _LINE_SHOWN) if 0 < number <= len(lines) else ""
+def _shown(line: str) -> str:
+    return printable_text(line, _LINE_SHOWN)
 
 
 def _tables(document: dict[str, Any]) -> list[tuple[tuple[str, ...], object]]:

@@ -29,4 +29,10 @@ class Pace:
         now = trio.current_time()
         self._last = max(self._last + self._interval, now - self._credit)
         if self._last > now:
-            await trio.sleep_until(self._last)
+            try:
+                await trio.sleep_until(self._last)
+            except trio.Cancelled:
+                # A turn that is not taken is the next one's: otherwise one who asks and gives up
+                # without end would make all others behind the same pace wait for minutes.
+                self._last -= self._interval
+                raise

@@ -6,6 +6,7 @@ every part what was asked for is a yes.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -27,6 +28,14 @@ OPEN_PER_SOURCE = 4
 OPEN_MAX = 32
 # Programs that may ask: a widget and some terminals.
 PROMPTERS_MAX = 16
+# Seconds for which a VM's question that was not granted is not put again but is a no: one that asks
+# over and over would wear dom0's user down. The short one is after a question that was withdrawn:
+# whoever tries again is not kept for long, and questions do not flicker.
+COOL_DOWN = 30.0
+COOL_DOWN_WITHDRAWN = 5.0
+# Things for which one VM has to wait. When there are so many it has to wait for everything, as one
+# with many devices before it could otherwise still ask without end.
+COOLING_MAX = 16
 
 NO_PROMPTER = "nobody could be asked: no prompter is running"
 LATE = f"nobody answered within {ASK_TIMEOUT:g} s"
@@ -68,9 +77,19 @@ class Question:
                 read_only=self.read_only,
                 candidates=self.candidates,
                 default=self.default,
-                timeout_s=max(0, int(seconds)),
+                timeout_s=time_given(seconds),
             )
         )
+
+    @property
+    def thing(self) -> tuple[str, DeviceKey]:
+        """What is asked for. Which VM is named for it does not make it another question."""
+        return (self.service, self.key)
+
+
+def time_given(seconds: float) -> int:
+    """The whole seconds that a prompter is told; dom0's own clock decides."""
+    return max(0, math.ceil(seconds))
 
 
 @attrs.frozen
@@ -85,8 +104,8 @@ class Outcome:
         return "deny" if self.target is None else "allow"
 
 
-class TooMany(Exception):  # noqa: N818 - a state of affairs
-    """The question cannot be put, as too many stand already; `str()` says whose."""
+class NotNow(Exception):  # noqa: N818 - a state of affairs
+    """The question cannot be put: there are too many, or it was just put; `str()` says which."""
 
 
 def judge(question: Question, untrusted_answer: object) -> Outcome:
@@ -135,11 +154,11 @@ class Prompts(Generic[P]):
         return iter(self._prompters)
 
     def open(self, source: str) -> None:
-        """One more question of `source` stands; TooMany if it must not be put."""
+        """One more question of `source` stands; NotNow if it must not be put."""
         if self._open[source] >= OPEN_PER_SOURCE:
-            raise TooMany(f"{source} has {OPEN_PER_SOURCE} questions open already")
+            raise NotNow(f"{source} has {OPEN_PER_SOURCE} questions open already")
         if self._open.total() >= OPEN_MAX:
-            raise TooMany(f"{OPEN_MAX} questions are open already")
+            raise NotNow(f"{OPEN_MAX} questions are open already")
         self._open[source] += 1
 
     def close(self, source: str) -> None:
@@ -151,3 +170,41 @@ class Prompts(Generic[P]):
     def standing(self, source: str | None = None) -> int:
         """How many questions stand, of one VM or of all."""
         return self._open.total() if source is None else self._open.get(source, 0)
+
+
+class CoolDowns:
+    """What VMs ask for, or asked for in vain a moment ago: they cannot ask for it again now.
+
+    Times are in seconds of any one clock.
+    """
+
+    def __init__(self) -> None:
+        self._until: dict[str, dict[object, float]] = {}
+
+    def hold(self, source: str, thing: object, now: float) -> None:
+        """A question of `source` about `thing` is to be put; NotNow if it is too soon for that."""
+        kept = {it: until for it, until in self._until.pop(source, {}).items() if until > now}
+        if kept:
+            self._until[source] = kept
+        if kept.get(thing) == math.inf:
+            raise NotNow(f"{source} is asking for the same already")
+        if thing in kept:
+            left = math.ceil(kept[thing] - now)
+            raise NotNow(f"{source} was not granted it a moment ago, and has to wait {left} s")
+        if len(kept) >= COOLING_MAX:
+            raise NotNow(f"{source} was not granted {COOLING_MAX} things a moment ago")
+        self._until[source] = {**kept, thing: math.inf}
+
+    def release(self, source: str, thing: object, outcome: Outcome | None, now: float) -> None:
+        """What came of it; None if nothing did.
+
+        Only what was the user's doing, or the VM's, is a reason to wait: not that there was no
+        prompter.
+        """
+        why = None if outcome is None else outcome.reason
+        if why in (SAID_NO, LATE):
+            self._until[source][thing] = now + COOL_DOWN
+        elif why == ASKER_GONE:
+            self._until[source][thing] = now + COOL_DOWN_WITHDRAWN
+        else:
+            del self._until[source][thing]

@@ -117,6 +117,10 @@ class Reconciler:
             (state.leases.get(lease.attachment) is None, "it has ended meanwhile"),
             (state.registry.get(lease.key) is None, "the device was unplugged"),
             (not _is_exported(source, lease), f"{lease.key.backend} does not export it any more"),
+            (
+                state.plane is not None and not state.plane.is_plugged(lease),
+                "the hypervisor has detached it",
+            ),
             (_import_of(target, lease) is None, f"{lease.vm} has not got it any more"),
         )
         return next((reason for is_wrong, reason in wrong if is_wrong), None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,16 +38,21 @@ from pedos_dom0.transaction import Transaction
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pedos_dom0.drivers.base import Driver
+    from pedos_dom0.drivers.base import DataPlane, Driver
 
 logger = logging.getLogger(__name__)
+
+# Seconds after which a thread that reads files has to let the event loop in. With Python's own 5 ms
+# a request that comes while a thousand VMs' facts are read would wait that long at every step.
+SWITCH_INTERVAL = 0.0005
 
 
 @attrs.frozen
 class Config:
     """Where everything is; `vms` is the folder of VMs' facts.
 
-    `unsupported` says which classes the driver cannot carry, and why.
+    `unsupported` says which classes the driver cannot carry, and why. `plane` is the driver's own
+    way to carry block devices, if it has one.
     """
 
     socket: Path
@@ -55,14 +61,21 @@ class Config:
     # None: nothing is known of the VMs but what the hypervisor says.
     vms: Path | None = None
     unsupported: Mapping[str, str] = attrs.field(factory=lambda: LOCAL_MODE_LACKS)
+    plane: DataPlane | None = None
 
 
-async def run(config: Config, driver: Driver) -> None:
-    """Serves until SIGTERM or SIGINT.
+async def run(
+    config: Config,
+    driver: Driver,
+    *,
+    task_status: trio.TaskStatus[State] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serves until SIGTERM or SIGINT; `started` with its state once clients are served.
 
     Raises OSError (the socket, the folders), StoreError and HypervisorLost; in exception groups.
     """
     config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     async with listening(str(config.socket)) as listener:
         with (
             contextlib.closing(Store(config.state / "dom0.sqlite")) as store,
@@ -80,6 +93,7 @@ async def run(config: Config, driver: Driver) -> None:
                 policy=policy,
                 facts=facts,
                 unsupported=config.unsupported,
+                plane=config.plane,
             )
             try:
                 async with trio.open_nursery() as nursery:
@@ -91,6 +105,7 @@ async def run(config: Config, driver: Driver) -> None:
                     nursery.start_soon(LocalSocket(api).serve, listener)
                     audit.write("service", what="started")
                     _say_ready()
+                    task_status.started(state)
             finally:
                 state.noise.flush_all()
                 audit.write("service", what="ended")

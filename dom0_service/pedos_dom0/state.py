@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pedos_protocol.messages import PolicyStatus
 
     from pedos_dom0.audit import Audit
-    from pedos_dom0.drivers.base import Driver
+    from pedos_dom0.drivers.base import DataPlane, Driver
     from pedos_dom0.leases import LeaseTable
     from pedos_dom0.policy.snapshot import Snapshot
     from pedos_dom0.registry import Registry
@@ -58,6 +58,8 @@ class State:
     asking: Asking = attrs.field(init=False)
     # VMs that are on their way down: they get no device any more.
     closing: set[str] = attrs.field(factory=set)
+    # Set where the hypervisor carries block devices itself.
+    plane: DataPlane | None = None
     # Test-only stops in attach and detach; tests put their own here.
     reach: Callable[[str], Awaitable[None]] = faultpoints.reach
 

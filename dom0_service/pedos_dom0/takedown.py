@@ -21,7 +21,10 @@ from typing import TYPE_CHECKING
 
 import trio
 from pedos_protocol.errors import CallError
+from pedos_protocol.names import harmless_text
 
+from pedos_dom0.drivers.base import DriverError
+from pedos_dom0.errors import failure
 from pedos_dom0.leases import DETACHING
 from pedos_dom0.store import StoreError
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pedos_dom0.agents import AgentLink
+    from pedos_dom0.drivers.base import DataPlane
     from pedos_dom0.leases import Lease
     from pedos_dom0.registry import DeviceKey
     from pedos_dom0.state import State
@@ -42,6 +46,9 @@ STOP_TIMEOUT = 20.0
 # The stops in their order: the target first, because what it has not written yet goes through the
 # source.
 BOTH_SIDES = frozenset({"import.stop", "export.stop"})
+# Between the two, where the hypervisor carries the device (State.plane). When all is to be undone,
+# so is this.
+UNPLUG = "unplug"
 
 
 @contextmanager
@@ -63,6 +70,8 @@ class Attempt:
         self.broken: str | None = None
         # The stops that would undo the steps that were begun.
         self.begun: frozenset[str] = frozenset()
+        # Whether everything is done that can be done before the target runs.
+        self.prepared = False
 
     def break_off(self, reason: str) -> None:
         if self.broken is None:
@@ -77,6 +86,8 @@ class TakeDown:
         self._state = state
         self._nursery = nursery
         self._ending: dict[str, trio.Event] = {}
+        # Attachment -> why it must end, even if the target may refuse the end that is going on.
+        self._insisted: dict[str, str] = {}
         # Attachment -> the attach that works on it; that one also undoes what it did.
         self.attempts: dict[str, Attempt] = {}
 
@@ -86,16 +97,19 @@ class TakeDown:
         reason: str,
         *,
         request: str | None = None,
-        sides: frozenset[str] = BOTH_SIDES,
+        sides: frozenset[str] = BOTH_SIDES | {UNPLUG},
+        may_refuse: bool = False,
     ) -> bool:
         """Ends an attachment and returns when its lease is free; False if there was none.
 
         If somebody else is ending it already, waits for that. `sides` are the stops that are
-        needed; a side that never was asked to start need not be asked to stop.
+        needed; a side that never was asked to start need not be asked to stop. With `may_refuse`,
+        where the hypervisor carries the device, a target that uses it keeps it: CallError(busy).
         """
-        if (other := self._ending.get(attachment)) is not None:
+        while (other := self._ending.get(attachment)) is not None:
             await other.wait()
-            return True
+            if self._state.leases.get(attachment) is None:
+                return True
         lease = self._state.leases.get(attachment)
         if lease is None:
             return False
@@ -104,9 +118,17 @@ class TakeDown:
         try:
             self._set_detaching(lease)
             await self._reach("detach.started")
-            if "import.stop" in sides:
-                await self._stop(lease.vm, lease.vm_domid, "import.stop", attachment)
-            await self._reach("detach.unimported")
+            try:
+                if "import.stop" in sides:
+                    await self._stop(
+                        lease.vm, lease.vm_domid, "import.stop", attachment, may_refuse=may_refuse
+                    )
+                await self._reach("detach.unimported")
+                if UNPLUG in sides and self._state.plane is not None:
+                    await self._unplug(self._state.plane, lease, may_refuse=may_refuse)
+            except CallError:
+                self._keep(lease)
+                raise
             if "export.stop" in sides:
                 await self._stop(lease.key.backend, lease.backend_domid, "export.stop", attachment)
             await self._reach("detach.unexported")
@@ -126,6 +148,9 @@ class TakeDown:
         finally:
             del self._ending[attachment]
             done.set()
+            insisted = self._insisted.pop(attachment, None)
+            if insisted is not None and self._state.leases.get(attachment) is not None:
+                self.end_soon(attachment, insisted)
         return True
 
     def end_soon(self, attachment: str, reason: str) -> None:
@@ -133,7 +158,9 @@ class TakeDown:
         attempt = self.attempts.get(attachment)
         if attempt is not None:
             attempt.break_off(reason)
-        elif attachment not in self._ending:
+        elif attachment in self._ending:
+            self._insisted[attachment] = reason  # should the target refuse what is going on
+        else:
             self._nursery.start_soon(self._end_safely, attachment, reason)
 
     async def _end_safely(self, attachment: str, reason: str) -> None:
@@ -171,14 +198,65 @@ class TakeDown:
             self._state.store.journal_state(lease.attachment, DETACHING)
         self._state.registry.touch(lease.key)
 
-    async def _stop(self, name: str, domid: int, method: str, attachment: str) -> None:
-        """Stops one side, or makes sure that it is cut off."""
+    def _keep(self, lease: Lease) -> None:
+        """The target did not let go: all is as it was."""
+        self._state.leases.update(lease.attachment, state=lease.state)
+        with _journal_trouble(lease):
+            self._state.store.journal_state(lease.attachment, lease.state)
+        self._state.registry.touch(lease.key)
+
+    async def _unplug(self, plane: DataPlane, lease: Lease, *, may_refuse: bool) -> None:
+        """Has the hypervisor take the device away, by force unless the target may refuse."""
+        try:
+            await plane.unplug(lease, force=not may_refuse)
+        except DriverError as error:
+            if may_refuse:
+                await self._import_again(lease)
+                raise failure(error.code, str(error), hint=error.hint) from error
+            # Nothing can be done about it that the toolstack has not done. The device is not given
+            # to another one behind its back: its source finds it in use.
+            logger.critical("%s", error)
+
+    async def _import_again(self, lease: Lease) -> None:
+        """The target has said that it let go, and yet has it: it is to know of it again."""
+        link = self._state.agents.at(lease.vm, lease.vm_domid)
+        if link is None:
+            return
+        params = {
+            "attachment": lease.attachment,
+            "device_class": lease.key.device_class,
+            "device": lease.key.device,
+            "port": lease.port,
+            "read_only": lease.options.get("read-only") == "yes",
+            "peer": lease.backend_domid,
+            "backend": lease.key.backend,
+            "frontend": lease.frontend,
+        }
+        try:
+            await link.call("import.start", params, timeout=STOP_TIMEOUT)
+        except CallError as error:
+            logger.warning("%s does not know of its %s: %s", lease.vm, lease.key, error.message)
+
+    async def _stop(
+        self, name: str, domid: int, method: str, attachment: str, *, may_refuse: bool = False
+    ) -> None:
+        """Stops one side, or makes sure that it is cut off; CallError(busy) if it may refuse."""
         link = self._state.agents.at(name, domid)
         if link is None:
             return
         try:
             await link.call(method, {"attachment": attachment}, timeout=STOP_TIMEOUT)
         except CallError as error:
+            if self._state.plane is not None and method == "import.stop" and error.code == "busy":
+                # It uses the device. The hypervisor takes it away all the same, if it must be.
+                if may_refuse:
+                    said = harmless_text(error.message)
+                    raise failure(
+                        "busy",
+                        f"it stays attached to {name}: {said}",
+                        hint=f"unmount it in {name} and try again",
+                    ) from error
+                return
             # That the connection ended is as good as an answer. What the agent answers is not:
             # it may say anything, also "unavailable".
             if link.connected:

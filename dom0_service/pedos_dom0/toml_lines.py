@@ -8,6 +8,9 @@ import tomllib
 _KEY = r"""(?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+)"""
 _HEADER = re.compile(rf"\s*\[\[?\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*\]")
 _ASSIGNMENT = re.compile(rf"\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*=")
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+# Parts of a key's path that are told apart: who asks for a line never names more.
+_DEPTH_MAX = 4
 _POSITION = re.compile(r"\s*\(at line (\d+), column (\d+)\)$")
 
 
@@ -36,30 +39,48 @@ def kind_of(value: object) -> str:
     return names.get(type(value), "a date or time")
 
 
-def line_of(lines: list[str], where: tuple[str, ...]) -> int | None:
-    """The line (from 1) that sets `where`, or else the nearest table around it; None if unclear.
+class Lines:
+    """Where each key of one file stands: read once, as a file may hold a thousand VMs.
 
     Looking at headers and assignments finds them in every file that is written one key a line;
     strings over several lines could only mislead it about the number, never about the mistake.
     """
-    best: tuple[int, int] | None = None  # how many parts match, which line
-    table: tuple[str, ...] = ()
-    for number, line in enumerate(lines, 1):
-        if header := _HEADER.match(line):
-            table = full = _parts(header[1])
-        elif assignment := _ASSIGNMENT.match(line):
-            full = (*table, *_parts(assignment[1]))
-        else:
-            continue
-        # Either it lies on the way to `where`, or it defines something inside of it.
-        depth = min(len(full), len(where))
-        if full[:depth] == where[:depth] and (best is None or depth > best[0]):
-            best = (depth, number)
-    return best[1] if best else None
+
+    def __init__(self, text: str) -> None:
+        self._texts = text.splitlines()
+        # The first line that sets a path itself, and the first that sets it or something in it.
+        self._itself: dict[tuple[str, ...], int] = {}
+        self._around: dict[tuple[str, ...], int] = {}
+        table: tuple[str, ...] = ()
+        for number, line in enumerate(self._texts, 1):
+            if header := _HEADER.match(line):
+                table = full = _parts(header[1])
+            elif assignment := _ASSIGNMENT.match(line):
+                full = (*table, *_parts(assignment[1]))
+            else:
+                continue
+            self._itself.setdefault(full, number)
+            for depth in range(1, min(len(full), _DEPTH_MAX) + 1):
+                self._around.setdefault(full[:depth], number)
+
+    def of(self, where: tuple[str, ...]) -> int | None:
+        """The line (from 1) that sets `where`, or else the nearest table around it; None if
+        unclear."""
+        if (inside := self._around.get(where)) is not None:
+            return inside
+        shorter = (where[:depth] for depth in range(len(where) - 1, 0, -1))
+        return next((self._itself[path] for path in shorter if path in self._itself), None)
+
+    def text(self, number: int | None) -> str:
+        """That line; "" if there is none."""
+        there = number is not None and 0 < number <= len(self._texts)
+        return self._texts[number - 1] if there and number is not None else ""
 
 
 def _parts(dotted: str) -> tuple[str, ...]:
     """The parts of a dotted key, as tomllib reads them: quotes and escapes undone."""
+    if _BARE.fullmatch(dotted):
+        return (dotted,)
     parts = []
     try:
         value: object = tomllib.loads(f"{dotted} = 0")

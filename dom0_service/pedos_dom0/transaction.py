@@ -1,5 +1,7 @@
 """The attach itself: lease and journal, export at the source, import at the target, commit.
 
+Where the hypervisor carries block devices (State.plane), it attaches them between the two.
+
 `reserve` is the only place where a device is given to a VM. It has no checkpoint, so of two that
 want the same device one gets it and the other gets Taken. `establish` does the steps; whatever goes
 wrong in one of them, what was begun is undone in reverse and the lease is freed before the error is
@@ -11,23 +13,29 @@ from __future__ import annotations
 
 import logging
 import secrets
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import trio
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.fields import ATTACHMENTS_MAX
 from pedos_protocol.messages import parse_result
 from pedos_protocol.names import harmless_text
 
+from pedos_dom0.drivers.base import DriverError
 from pedos_dom0.errors import QuotaError, agent_missing, failure, shutting_down
 from pedos_dom0.leases import ATTACHED, PENDING, Lease
 from pedos_dom0.options import effective_options
 from pedos_dom0.store import StoreError
-from pedos_dom0.takedown import BOTH_SIDES, Attempt
+from pedos_dom0.takedown import UNPLUG, Attempt
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from pedos_protocol.messages import Device
 
     from pedos_dom0.agents import AgentLink
+    from pedos_dom0.drivers.base import DataPlane
     from pedos_dom0.registry import DeviceKey
     from pedos_dom0.state import State
     from pedos_dom0.takedown import TakeDown
@@ -105,8 +113,22 @@ class Transaction:
         return self._state.leases.update(lease.attachment, vm_domid=vm_domid)
 
     async def undo(self, lease: Lease, reason: str, request: str) -> None:
-        """Takes back an attachment that was established, because what comes after it failed."""
-        await self._takedown.end(lease.attachment, reason, request=request)
+        """Takes back an attachment that was prepared or established, because what comes after it
+        failed."""
+        try:
+            await self._takedown.end(lease.attachment, reason, request=request)
+        finally:
+            if (attempt := self._takedown.attempts.pop(lease.attachment, None)) is not None:
+                attempt.done.set()
+
+    async def prepare(self, lease: Lease, request: str) -> Lease:
+        """Takes the steps that need no agent of the target: for a VM that does not run yet.
+
+        Only where the hypervisor carries the device (State.plane). Follow it with `establish`.
+        Raises CallError, and then nothing is left of the attempt.
+        """
+        attempt = self._takedown.attempts[lease.attachment]
+        return await self._take(lease, request, partial(self._first_steps, lease, attempt))
 
     async def establish(self, lease: Lease, request: str) -> Lease:
         """Takes the steps; returns the lease as it is when the device is in the target.
@@ -114,58 +136,98 @@ class Transaction:
         Raises CallError, and then nothing is left of the attempt.
         """
         attempt = self._takedown.attempts[lease.attachment]
+        lease = await self._take(lease, request, partial(self._steps, lease, attempt))
+        self._takedown.attempts.pop(lease.attachment).done.set()
+        return lease
+
+    async def _take(
+        self, lease: Lease, request: str, steps: Callable[[], Awaitable[Lease]]
+    ) -> Lease:
+        attempt = self._takedown.attempts[lease.attachment]
+        error: CallError
         try:
-            error: CallError
-            try:
+            if attempt.broken is None:
+                attempt.scope = trio.CancelScope()
                 with attempt.scope:
-                    lease = await self._steps(lease, attempt)
-                if attempt.broken is None:
-                    return lease
-                error = _broken(lease, attempt.broken)
-            except CallError as failed:
-                error = failed
-            except StoreError as failed:
-                error = failure("failed", str(failed))
-            except Exception:
-                logger.exception("attach of %s to %s", lease.key, lease.vm)
-                error = failure("failed", "an internal error; the service's log has it")
+                    lease = await steps()
+            if attempt.broken is None:
+                return lease
+            error = _broken(lease, attempt.broken)
+        except CallError as failed:
+            error = failed
+        except StoreError as failed:
+            error = failure("failed", str(failed))
+        except Exception:
+            logger.exception("attach of %s to %s", lease.key, lease.vm)
+            error = failure("failed", "an internal error; the service's log has it")
+        except BaseException:
+            # The service ends, and the journal has it.
+            self._takedown.attempts.pop(lease.attachment).done.set()
+            raise
+        try:
             await self._takedown.end(
                 lease.attachment,
                 f"the attach failed: {error.message}",
                 request=request,
                 sides=attempt.begun,
             )
-            raise error
         finally:
             self._takedown.attempts.pop(lease.attachment).done.set()
+        raise error
 
-    async def _steps(self, lease: Lease, attempt: Attempt) -> Lease:
-        state, key = self._state, lease.key
+    async def _first_steps(self, lease: Lease, attempt: Attempt) -> Lease:
+        """The journal and the source; and the hypervisor, where it carries the device."""
+        state, key, plane = self._state, lease.key, self._state.plane
         source = state.agents.at(key.backend, lease.backend_domid)
-        target = state.agents.at(lease.vm, lease.vm_domid)
         if source is None:
             raise agent_missing(key.backend, "failed")
-        if target is None:
-            raise agent_missing(lease.vm, "failed")
-        read_only = lease.options.get("read-only") == "yes"
-        common: dict[str, Any] = {
-            "attachment": lease.attachment,
-            "device_class": key.device_class,
-            "device": key.device,
-            "port": lease.port,
-            "read_only": read_only,
-        }
+        if plane is not None:
+            # In the journal before it is attached, so that it can be found and taken away.
+            lease = state.leases.update(lease.attachment, frontend=self._frontend(lease, plane))
         state.store.journal_put(lease)
         await state.reach("attach.leased")
         attempt.begun = frozenset({"export.stop"})
-        await _ask(source, "export.start", {**common, "peer": lease.vm_domid}, EXPORT_TIMEOUT)
+        await _ask(
+            source, "export.start", {**_common(lease), "peer": lease.vm_domid}, EXPORT_TIMEOUT
+        )
         await state.reach("attach.exported")
-        attempt.begun = BOTH_SIDES
+        if plane is not None:
+            attempt.begun |= {UNPLUG}
+            try:
+                await plane.plug(lease)
+            except DriverError as error:
+                raise failure(error.code, str(error), hint=error.hint) from error
+            attempt.prepared = True
+            await state.reach("attach.plugged")
+        return lease
+
+    def _frontend(self, lease: Lease, plane: DataPlane) -> str:
+        leases = self._state.leases.of_vm(lease.vm)
+        taken = {other.frontend for other in leases if other.attachment != lease.attachment}
+        try:
+            return plane.free_frontend(
+                lease.vm_domid, lease.frontend, {name for name in taken if name is not None}
+            )
+        except DriverError as error:
+            raise failure(error.code, f"{lease.vm}: {error}", hint=error.hint) from error
+
+    async def _steps(self, lease: Lease, attempt: Attempt) -> Lease:
+        state, key = self._state, lease.key
+        target = state.agents.at(lease.vm, lease.vm_domid)
+        if target is None:
+            # Before the source is asked, unless that was done while the VM did not run yet.
+            if state.agents.at(key.backend, lease.backend_domid) is None:
+                raise agent_missing(key.backend, "failed")
+            raise agent_missing(lease.vm, "failed")
+        if not attempt.prepared:
+            lease = await self._first_steps(lease, attempt)
+        read_only = lease.options.get("read-only") == "yes"
+        attempt.begun |= {"import.stop"}
         untrusted_result = await _ask(
             target,
             "import.start",
             {
-                **common,
+                **_common(lease),
                 "peer": lease.backend_domid,
                 "backend": key.backend,
                 "frontend": lease.frontend,
@@ -177,6 +239,8 @@ class Transaction:
         except RemoteProtocolError as error:
             target.disconnect(f"its answer to import.start makes no sense: {error}")
             raise failure("failed", f"{lease.vm} gave an answer that makes no sense") from error
+        if state.plane is not None:
+            frontend = lease.frontend  # which the hypervisor knows, whatever the VM says
         await state.reach("attach.imported")
         if attempt.broken is None and state.registry.get(key) is None:
             attempt.broken = "the device was unplugged"
@@ -209,6 +273,17 @@ class Transaction:
 def is_read_only(device: Device, by_rule: bool, asked: bool | None) -> bool:
     """Whether an attachment is read-only: if anyone says so, the device, the rule or the user."""
     return device.read_only or by_rule or asked is True
+
+
+def _common(lease: Lease) -> dict[str, Any]:
+    """The parameters that both agents get."""
+    return {
+        "attachment": lease.attachment,
+        "device_class": lease.key.device_class,
+        "device": lease.key.device,
+        "port": lease.port,
+        "read_only": lease.options.get("read-only") == "yes",
+    }
 
 
 def _broken(lease: Lease, reason: str) -> CallError:

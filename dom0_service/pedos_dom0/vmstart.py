@@ -74,7 +74,6 @@ class VmLife:
         self._transaction = transaction
         self._takedown = takedown
         self._reconciler = reconciler
-        self._starting: set[str] = set()
 
     async def start(self, vm: str, request: str, asker_gone: trio.Event) -> VmStarted:
         """Starts a VM; returns when every assigned device is in it. Raises CallError."""
@@ -119,10 +118,10 @@ class VmLife:
         domain = self._state.known_domain(vm)
         if domain.domid is not None:
             raise errors.failure("failed", f"{vm} is already running", hint="qvm-ls")
-        if vm in self._starting or domain.state != "Halted":
+        starting = self._state.facts.starting
+        if vm in starting or domain.state != "Halted":
             raise errors.failure("failed", f"{vm} is being started or shut down already")
-        self._starting.add(vm)
-        self._state.facts.starting.add(vm)
+        starting.add(vm)
         try:
             assignments = self._state.store.assignments(vm)
             await self._wait_for_sources(assignments)
@@ -131,8 +130,7 @@ class VmLife:
             leases = self._reserve_all(vm, assignments, request, asked)
             return await self._start_with(vm, leases, request)
         finally:
-            self._starting.discard(vm)
-            self._state.facts.starting.discard(vm)
+            starting.discard(vm)
 
     async def _wait_for_sources(self, assignments: list[Assignment]) -> None:
         """Sources that are running but whose agents were restarted a moment ago."""
@@ -257,22 +255,20 @@ class VmLife:
         """Starts the VM and attaches; takes everything back if anything fails."""
         state = self._state
         waiting = list(leases)
+        prepared: list[Lease] = []
         attached: list[Lease] = []
         domid: int | None = None
         try:
-            if leases:  # a VM to which nothing is assigned needs nothing that could be missing
+            # A VM to which nothing is assigned needs nothing that could be missing; but one that
+            # waits to be let go must not wait for ever.
+            if leases or state.plane is not None:
                 state.store.start_put(vm, None)
             await state.reach("start.reserved")
             domid = await state.driver.start(vm)
-            if leases:
+            if leases or state.plane is not None:
                 state.store.start_put(vm, domid)
             await state.reach("start.started")
-            if leases and not await self._booted(vm, domid):
-                raise errors.failure("failed", "its agent did not connect in time")
-            await state.reach("start.agent")
-            while waiting:
-                lease = self._transaction.rebind(waiting.pop(0), domid)
-                attached.append(await self._transaction.establish(lease, request))
+            await self._bring_up(vm, domid, (waiting, prepared, attached), request)
             await state.reach("start.attached")
             # Before anybody is told that it succeeded: a row that stayed would later stop the VM.
             state.store.start_delete(vm)
@@ -294,13 +290,38 @@ class VmLife:
                 hint = error.hint if isinstance(error, DriverError) else None
                 code = error.code
                 raise errors.failure(code, f"{vm} was not started: {error}", hint=hint) from error
-            await self._undo_all(attached, f"the start of {vm} failed", request)
+            await self._undo_all([*prepared, *attached], f"the start of {vm} failed", request)
             if await self._stop_again(vm):
                 self._forget_start(vm)
                 what = "was stopped again"
             else:
                 what = "runs without its devices, as it could not be stopped again"
             raise errors.failure("failed", f"{vm} {what}: {error}") from error
+
+    async def _bring_up(
+        self,
+        vm: str,
+        domid: int,
+        stages: tuple[list[Lease], list[Lease], list[Lease]],
+        request: str,
+    ) -> None:
+        """Moves leases from one stage to the next: those that wait, are prepared, are attached."""
+        state, (waiting, prepared, attached) = self._state, stages
+        if state.plane is not None:
+            # All that is assigned is in it before it runs its first instruction.
+            while waiting:
+                lease = self._transaction.rebind(waiting.pop(0), domid)
+                prepared.append(await self._transaction.prepare(lease, request))
+            await state.reach("start.plugged")
+            await state.plane.resume(vm, domid)
+        if (waiting or prepared) and not await self._booted(vm, domid):
+            raise errors.failure("failed", "its agent did not connect in time")
+        await state.reach("start.agent")
+        while prepared:
+            attached.append(await self._transaction.establish(prepared.pop(0), request))
+        while waiting:
+            lease = self._transaction.rebind(waiting.pop(0), domid)
+            attached.append(await self._transaction.establish(lease, request))
 
     async def _undo_all(self, attached: list[Lease], reason: str, request: str) -> None:
         """Takes attachments back, all at once: those that hang are waited for together."""
@@ -326,7 +347,8 @@ class VmLife:
             seen = seen or running
             return running or not seen
 
-        await state.agents.wait_for(vm, timeout=BOOT_TIMEOUT, worthwhile=alive)
+        timeout = BOOT_TIMEOUT if state.plane is None else state.plane.boot_timeout
+        await state.agents.wait_for(vm, timeout=timeout, worthwhile=alive)
         return state.agents.at(vm, domid) is not None
 
     async def _stop_again(self, vm: str) -> bool:

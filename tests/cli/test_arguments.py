@@ -257,3 +257,16 @@ def test_every_example_in_every_help_is_a_right_command_line() -> None:
                     qvm_device.parse(argv, named)
                 tried += 1
     assert tried > 50
+
+
+def test_a_description_is_wrapped_and_examples_are_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    example = "example " * 10
+    Parser(prog="p", description="word " * 30, epilog=f"examples:\n  {example}").print_help()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("word")] == [
+        " ".join(["word"] * count) for count in (11, 11, 8)
+    ]
+    assert f"  {example}" in lines

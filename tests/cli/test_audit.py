@@ -402,3 +402,44 @@ def test_help_imports_nothing_heavy(module: str) -> None:
     )
     # argparse's own imports are everybody's.
     assert set(done.stderr.split()) <= {"enum"}
+
+
+def test_an_id_alone_is_a_request_to_show(capsys: Captured) -> None:
+    assert main([A]) == 2
+    assert capsys.readouterr().err.endswith(f"  try:  qvm-audit show {A}\n")
+
+
+def test_that_no_rule_matched_is_said_once() -> None:
+    record = at(1, "decision", request=A, caller="work", verb="attach", **DEVICE, vm="work",
+                verdict="deny", rule=None, reason="no rule matched (default deny)")  # fmt: skip
+    assert row(record)[-1] == "attach block sys-usb:sda -> work [no rule matched]"
+    assert len(sentences(record)) == 2
+
+
+def test_a_vm_has_no_audit_log(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.delenv("PEDOS_AUDIT", raising=False)
+    monkeypatch.setenv("PEDOS_VM", "work")
+    monkeypatch.setattr(qvm_audit, "DEFAULT_FILE", "/nowhere/audit.jsonl")
+    assert main([]) == 1
+    assert "only dom0 has the audit log, and here is work" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("since", "expected"),
+    [
+        ("today", "2026-01-31T00:00:00.000Z"),
+        ("yesterday", "2026-01-30T00:00:00.000Z"),
+        ("14:05", "2026-01-31T14:05:00.000Z"),
+        ("14:05:06", "2026-01-31T14:05:06.000Z"),
+    ],
+)
+def test_since_takes_days_and_times_of_today(
+    since: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Then(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Then:
+            return cls(2026, 1, 31, 15, 0, 0, tzinfo=tz)
+
+    monkeypatch.setattr("datetime.datetime", Then)
+    assert qvm_audit.since_text(since) == expected

@@ -350,3 +350,50 @@ def test_what_is_written_just_before_a_rotation_is_followed_too(
     monkeypatch.setattr(follower, "_next_file", rotate_first)
     assert numbers(follower.new()) == [1, 2]
     follower.close()
+
+
+def test_what_was_not_rotated_away_meanwhile_comes_from_the_oldest_on(path: Path) -> None:
+    append(path, line(0))
+    follower = follow(path)
+    for number in range(1, audit_log.FILES_KEPT + 3):
+        rotate(path)
+        append(path, line(number))
+    found = numbers(follower.new())
+    assert found == list(range(2, audit_log.FILES_KEPT + 3))
+    follower.close()
+
+
+def test_a_rotation_that_is_under_way_holds_up_only_the_newest_file(path: Path) -> None:
+    append(path, line(0))
+    follower = follow(path)
+    rotate(path)
+    append(path, line(1))
+    rotate(path)
+    path.unlink()
+    assert numbers(follower.new()) == [1]
+    append(path, line(2))
+    assert numbers(follower.new()) == [2]
+    follower.close()
+
+
+def test_the_end_is_searched_without_parsing_what_cannot_be_meant(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(path, line(1, vm="vault") + b"torn\n" + line(2, vm="work") + line(3, vm="vault"))
+    parsed: list[bytes] = []
+    take = audit_log._take
+    monkeypatch.setattr(
+        audit_log, "_take", lambda line, unread: (parsed.append(line), take(line, unread))[1]
+    )
+    unread = Unread()
+
+    def search(**hints: str) -> list[object]:
+        parsed.clear()
+        found, _ = last_records(str(path), 9, lambda _: True, unread, **hints)
+        return numbers(found)
+
+    assert search(containing="work") == [2]
+    assert len(parsed) == 3  # with what is torn, and the nothing behind the last line
+    assert unread.lines == 1
+    assert search(since="2026-01-02T03:04:05.003Z") == [3]
+    assert search(since="2026-01-02T03:04:05.002Z", containing="vault") == [3]

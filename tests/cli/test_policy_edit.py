@@ -295,3 +295,65 @@ def test_killed_at_any_step_the_file_is_the_old_or_the_new(edit: Edits, at: str)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert edit.path.read_text() == (NEW if at == "renamed" else OLD)
     assert [path.name for path in edit.folder.glob("*.policy")] == [NAME]
+
+
+def test_a_file_that_others_include_is_edited_by_its_path(edit: Edits) -> None:
+    edit.path.write_text("!include include/common\n")
+    (edit.folder / "include").mkdir()
+    (edit.folder / "include" / "common").write_text(OLD)
+    done = edit(NEW, answers="y\n", name="include/common")
+    assert done.returncode == 0, done.stderr
+    assert (edit.folder / "include" / "common").read_text() == NEW
+    assert "no file includes" not in done.stderr
+    broken = edit(BROKEN, answers="k\n", name="include/common")
+    assert broken.returncode == 1
+    assert kept_draft(broken).read_text() == BROKEN
+    assert "qvm-policy replace include/common sha256:" in broken.stderr
+
+
+def test_a_file_that_nothing_includes_is_said_to_have_no_effect(edit: Edits) -> None:
+    (edit.folder / "include").mkdir()
+    done = edit(NEW, argv=("--yes",), name="include/common")
+    assert done.returncode == 0
+    assert "no file includes include/common" in done.stderr
+
+
+def test_the_command_that_is_told_writes_the_draft(edit: Edits) -> None:
+    done = edit(NEW, answers="k\n", argv=("--policy-dir", str(edit.folder)))
+    assert done.returncode == 1
+    told = re.search(r"to write it:  qvm-policy (.*)$", done.stderr, re.MULTILINE)
+    assert told, done.stderr
+    subprocess.run(
+        [sys.executable, "-m", "pedos_cli.qvm_policy", *told.group(1).split()],
+        env=edit.environment, capture_output=True, timeout=20, check=True,
+    )  # fmt: skip
+    assert edit.path.read_text() == NEW
+
+
+def test_a_draft_that_came_too_late_can_only_be_written_over_theirs(edit: Edits) -> None:
+    done = edit(f"meanwhile:{NEW}", answers="y\n")
+    assert done.returncode == 6
+    assert f"over what is there now:  qvm-policy replace {NAME} any " in done.stderr
+
+
+def test_a_folder_that_is_not_there_is_told_before_the_editor_starts(edit: Edits) -> None:
+    done = edit(NEW, argv=("--policy-dir", str(edit.folder / "none")))
+    assert done.returncode == 1
+    assert f"there is no policy folder {edit.folder}/none\n  try:  mkdir -p " in done.stderr
+    assert edit.plan.read_text() == NEW, "the editor was started"
+    assert list(edit.drafts.iterdir()) == []
+
+
+def test_an_error_of_another_file_is_told_with_the_way_to_mend_it(edit: Edits) -> None:
+    (edit.folder / "40-other.policy").write_text(BROKEN)
+    done = edit(NEW, answers="d\n")
+    assert done.returncode == 1
+    assert f"none is in {NAME}: mend that first: qvm-policy edit 40-other.policy" in done.stderr
+
+
+def test_a_bad_name_of_another_file_is_not_to_be_edited(edit: Edits) -> None:
+    (edit.folder / "Other.policy").write_text(NEW)
+    done = edit(NEW, answers="d\n")
+    assert "qvm-policy edit" not in done.stderr
+    assert "help: rename it" in done.stderr
+    assert ":0:0" not in done.stderr

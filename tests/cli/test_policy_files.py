@@ -373,7 +373,7 @@ def test_it_does_not_wait_for_ever(
 ) -> None:
     monkeypatch.setattr(policy_live, "PATIENCE_S", 0.0)
     assert main(["replace", NAME, "any", fresh]) == 0
-    assert "the service's policy is of 2025-01-02" in capsys.readouterr().out
+    assert "the service saw no change: its policy is that of 2025-01-02" in capsys.readouterr().out
 
 
 def test_it_warns_of_a_file_that_hides_the_one_that_is_written(
@@ -383,3 +383,81 @@ def test_it_warns_of_a_file_that_hides_the_one_that_is_written(
     (tmp_path / "run" / NAME).write_bytes(OLD)
     assert main(["replace", NAME, "any", fresh]) == 0
     assert "has the same name and counts instead" in capsys.readouterr().err
+
+
+def test_nothing_from_standard_input_does_not_empty_a_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    assert main(["replace", NAME, "any"]) == 1
+    assert (folder / NAME).read_bytes() == OLD
+    assert f"nothing came from standard input: {NAME} is left as it is" in capsys.readouterr().err
+    assert main(["replace", NAME, "any", "/dev/null"]) == 0
+    assert (folder / NAME).read_bytes() == b""
+
+
+def test_new_content_may_come_from_a_pipe(folder: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, NEW)
+    os.close(writer)
+    assert main(["replace", NAME, "any", f"/dev/fd/{reader}"]) == 0
+    os.close(reader)
+    assert (folder / NAME).read_bytes() == NEW
+
+
+def test_the_folder_of_an_included_file_has_to_be_there(
+    folder: Path, fresh: str, capsys: Captured
+) -> None:
+    assert main(["replace", "include/common", "new", fresh]) == 1
+    said = capsys.readouterr().err
+    assert f"there is no folder {folder}/include\n  try:  mkdir -p {folder}/include\n" in said
+
+
+def test_what_cannot_be_read_can_be_removed(folder: Path) -> None:
+    (folder / "40.policy").write_bytes(b"#" * (policy_files.FILE_MAX + 1))
+    (folder / "41.policy").symlink_to("nowhere")
+    os.mkfifo(folder / "42.policy")
+    for name in ("40.policy", "41.policy"):
+        # Each takes its errors away and leaves those of the others.
+        assert main(["remove", name, "any"]) == 0
+    assert main(["remove", "42.policy", "any"]) == 0
+    assert others(folder) == set()
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["edit", "/etc/pedos/policy.d/30-user.policy"], "the name 30-user.policy"),
+        (["edit", "30-User.policy"], "the name 30-user.policy"),
+        (["edit", "30-user"], "the name 30-user.policy"),
+        (["edit", "a b"], "qvm-policy edit --help"),
+        (["remove", NAME, "0" * 64], "sha256:" + "0" * 64),
+    ],
+)
+def test_what_was_meant_is_guessed(
+    folder: Path, argv: list[str], hint: str, capsys: Captured
+) -> None:
+    assert main(argv) == 2
+    assert capsys.readouterr().err.endswith(f"  try:  {hint}\n")
+
+
+def test_a_vm_has_no_policy_files(
+    no_service: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.delenv("PEDOS_POLICY_PATH", raising=False)
+    monkeypatch.setenv("PEDOS_VM", "work")
+    for action in (["check"], ["get"], ["fmt"], ["graph"], ["edit", NAME]):
+        assert main(action) == 1
+        assert "only dom0 has the policy, and here is work" in capsys.readouterr().err
+
+
+def test_an_error_of_the_facts_is_no_refusal_of_the_rules(
+    served: Path, service: FakeService, fresh: str, capsys: Captured
+) -> None:
+    later = "2025-01-02T03:05:00+00:00"
+    error = {"file": "vms.d/50.toml", "line": 1, "column": 0, "message": "not valid TOML"}
+    serve(service, {}, {"ok": False, "errors": [error], "loaded_at": later})
+    assert main(["replace", NAME, "any", fresh]) == 0
+    said = capsys.readouterr().out
+    assert f"the running service took it: in force since {later}; but " in said
+    assert "vms.d/50.toml:1 has an error" in said

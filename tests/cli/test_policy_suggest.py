@@ -17,19 +17,19 @@ SYSTEM = {"domains": {name: {"type": "AppVM"} for name in ("work", "vault", "sys
 POLICY = "device.attach.block  +sys-usb:sdz  work  work  ask\ndevice.attach.* * @anyvm * deny\n"
 
 
-def denial(device: str = "sda", identity: str = "", **fields: Any) -> dict[str, Any]:
+def denial(port: str = "sda", identity: str = "", **fields: Any) -> dict[str, Any]:
     return {
         "time": "2026-01-02T03:04:05.678Z",
         "event": "decision",
         "request": "0123456789ab",
         "caller": "work",
         "service": "device.attach.block",
-        "argument": f"+sys-usb:{device}:{identity}",
+        "argument": f"+sys-usb:{port}:{identity}",
         "source": "work",
         "target": "work",
         "device_class": "block",
         "verb": "attach",
-        "device": f"sys-usb:{device}",
+        "device": f"sys-usb:{port}",
         "vm": "work",
         "verdict": "deny",
         "rule": "30-user.policy:2",
@@ -126,7 +126,7 @@ def test_a_no_to_a_question_is_made_an_allow_only_when_asked_for(
     assert log.suggest() == 0
     out, err = capsys.readouterr()
     assert out == ""
-    assert "1 denials are asked about by now" in err
+    assert "1 denial asked about by now" in err
     assert log.suggest("--asked") == 0
     assert capsys.readouterr().out.endswith("+sys-usb:sdz  work  work  allow\n")
 
@@ -161,7 +161,7 @@ def test_what_was_only_counted_is_told(log: Log, capsys: Captured) -> None:
         file.write("torn\n")
     assert log.suggest() == 0
     error = capsys.readouterr().err
-    assert "40 denials were only counted" in error
+    assert "40 denials only counted" in error
     assert "1 lines of the log could not be read" in error
 
 
@@ -202,3 +202,33 @@ def test_an_id_that_is_none_does_not_get_into_a_comment() -> None:
     records = [denial(request="x\n* * * * allow"), denial(request=7), denial(request="a" * 99)]
     (denied,) = read_log(records, None).denied.values()
     assert (denied.count, denied.requests) == (3, [])
+
+
+def test_what_a_person_denied_is_suggested_on_request(log: Log, capsys: Captured) -> None:
+    answered = {
+        "time": "2026-01-02T03:04:07.000Z",
+        "event": "answered",
+        "request": "00000000000a",
+        "verdict": "deny",
+        "reason": "nobody could be asked: no prompter is running",
+    }
+    asked = denial("sdz", request="00000000000a", verdict="ask")
+    granted = denial("sdz", request="00000000000b", verdict="ask")
+    log.write(asked, answered, granted, {**answered, "request": "00000000000b", "verdict": "allow"})
+    assert log.suggest() == 0
+    assert "1 denial asked about by now (--asked suggests" in capsys.readouterr().err
+    assert log.suggest("--asked") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "# denied once, last 2026-01-02T03:04:07.000Z: request 00000000000a",
+        "device.attach.block  +sys-usb:sdz  work  work  allow",
+    ]
+    assert log.suggest("--asked", "--ask") == 0  # to ask is what the policy does
+    assert capsys.readouterr().out == ""
+
+
+def test_what_no_vm_can_lend_is_left_out(log: Log, capsys: Captured) -> None:
+    log.write(denial(argument="+invented:sda:", device="invented:sda"))
+    assert log.suggest() == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "1 denial of what no rule can allow" in err

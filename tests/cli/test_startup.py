@@ -49,7 +49,13 @@ def imported(module: str, *argv: str) -> set[str]:
     return set(modules)
 
 
-@pytest.mark.parametrize("module", ["qvm_device", "qvm_ls", "qvm_start", "qvm_policy"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "qvm_device", "qvm_ls", "qvm_start", "qvm_shutdown", "qvm_policy", "qvm_prompt",
+        "qvm_audit",
+    ],
+)  # fmt: skip
 def test_help_imports_nothing_heavy(module: str) -> None:
     modules = imported(module, "--help")
     assert "pedos_cli.run" in modules

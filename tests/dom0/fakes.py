@@ -247,7 +247,7 @@ class FakeAgent:
     async def ask(self, method: str, **params: Any) -> Params:
         """A user of the VM asks dom0, through the agent."""
         assert self.peer is not None
-        return await self.peer.call(method, filled_in(method, params), timeout=60)
+        return await self.peer.call(method, filled_in(method, params), timeout=120)
 
 
 class FakePolicy:

@@ -11,7 +11,6 @@ import trio
 from pedos_dom0.api import TABLE
 from pedos_dom0.leases import LeaseTable
 from pedos_dom0.listing import Listing
-from pedos_dom0.noise import NOISE_INTERVAL, NOISE_WHOLE
 from pedos_dom0.registry import DeviceKey
 from pedos_dom0.store import Store, StoreError
 from pedos_protocol.errors import CallError
@@ -397,55 +396,6 @@ async def test_explain_answers_for_whoever_would_ask(world: World, autojump_cloc
     assert await verdict("work", "sys-usb:free1") == "allow"
     with fails("not_found", "no VM named 'nobody'"):
         await verdict("nobody", "sys-usb:free1")
-
-
-async def test_refusals_of_a_vm_are_written_whole_and_then_summed_up(
-    world: World, autojump_clock: Clock
-) -> None:
-    async def refused(times: int) -> str:
-        for _ in range(times):
-            error = await refusal(world, "work", "device.attach", **named("work", "sys-usb:secret"))
-        return str(error.data["request"])
-
-    await refused(100)
-    whole = world.audit("decision") + world.audit("attach")
-    assert len(whole) == NOISE_WHOLE
-    assert world.audit("summed_up") == []
-    # Other VMs, and dom0's user, are written as ever.
-    await refusal(world, "vault", "device.attach", **named("vault", "sys-usb:secret"))
-    await world.client.attach("vault", "sys-usb:secret")
-    assert len(world.audit("decision") + world.audit("attach")) == NOISE_WHOLE + 4
-    await trio.sleep(NOISE_INTERVAL)
-    last = await refused(1)
-    (summed,) = world.audit("summed_up")
-    assert (summed["vm"], sum(summed["events"].values())) == ("work", 200 - NOISE_WHOLE)
-    # What succeeds is written, after the sum of what did not.
-    await world.driver.agents["work"].ask("device.attach", **named("work", "sys-usb:free1"))
-    assert world.audit("attach")[-1]["outcome"] == "attached"
-    assert world.audit("summed_up")[-1]["events"] == {"decision": 2, "attach": 1}
-    assert world.audit("summed_up")[-1]["first_request"] == last
-
-
-async def test_after_an_interval_of_quiet_a_vm_is_heard_whole_again(
-    world: World, autojump_clock: Clock
-) -> None:
-    for _ in range(3):
-        for _ in range(NOISE_WHOLE // 2):
-            await refusal(world, "work", "device.attach", **named("work", "sys-usb:secret"))
-        await trio.sleep(NOISE_INTERVAL)
-    assert world.audit("summed_up") == []
-    assert len(world.audit("decision") + world.audit("attach")) == 3 * NOISE_WHOLE
-
-
-async def test_what_was_counted_is_written_when_the_service_ends(
-    world: World, autojump_clock: Clock
-) -> None:
-    for _ in range(NOISE_WHOLE):
-        await refusal(world, "work", "device.attach", **named("work", "sys-usb:secret"))
-    world.state.noise.flush_all()
-    world.state.noise.flush_all()
-    (summed,) = world.audit("summed_up")
-    assert sum(summed["events"].values()) == NOISE_WHOLE
 
 
 async def test_a_watcher_that_reads_slowly_gets_a_gap_and_is_not_thrown_out(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,50 +9,19 @@ from typing import Any
 import pytest
 import trio
 from pedos_dom0 import prompts
-from pedos_dom0.prompts import ASK_TIMEOUT, OPEN_PER_SOURCE
+from pedos_dom0.prompts import ASK_TIMEOUT
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
+from tests.dom0.asked import ASK, answered, asking_world, denied
 from tests.dom0.fakes import NO, FakePrompter, Params, World, fails, named, yes
-
-ASK = """
-device.attach.block  +sys-usb:keys   @adminvm  @anyvm  ask  default_target=work
-device.attach.block  +sys-usb:ro     @adminvm  work    ask  read-only=yes
-device.attach.block  +sys-usb:stick  work      work    ask
-device.detach.block  +sys-usb:stick  work      work    ask
-device.assign.block  +sys-usb:keys   @adminvm  work    ask
-device.*.block       *               @adminvm  @anyvm  allow
-"""
 
 
 @pytest.fixture
 async def world(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[World]:
-    world = World(tmp_path, nursery, ASK)
-    world.vm("sys-usb", "keys", "ro", "stick")
-    world.vm("work")
-    world.vm("vault")
-    world.vm("halted", running=False)
-    world.dom0_agent()
-    await world.start()
+    world = await asking_world(tmp_path, nursery)
     yield world
     await world.kill()
-
-
-def answered(world: World) -> Params:
-    """The last question's end, as the audit log has it."""
-    return world.audit("answered")[-1]
-
-
-@contextlib.contextmanager
-def denied(world: World, reason: str) -> Any:
-    """The block is denied, the audit log says why, and nothing is left over."""
-    with fails("denied"):
-        yield
-    assert (answered(world)["verdict"], answered(world)["target"]) == ("deny", None)
-    assert reason in answered(world)["reason"]
-    assert answered(world)["request"] == world.audit("decision")[-1]["request"]
-    world.assert_nothing_left()
-    assert world.state.asking.prompts.standing() == 0
 
 
 # Answers
@@ -82,6 +50,7 @@ async def test_a_question_has_all_that_dom0_s_user_needs_and_a_yes_attaches(
         "timeout_s": 60,
     }
     (asked,) = world.audit("asked")
+    assert (asked["description"], asked["size"], asked["timeout_s"]) == ("a stick", 4096, 60)
     (decision,) = world.audit("decision")
     assert decision["verdict"] == "ask" and decision["rule"] == "30-test.policy:2"
     assert asked["request"] == answered(world)["request"] == decision["request"]
@@ -387,66 +356,6 @@ async def test_the_end_of_the_service_is_the_end_of_the_question(
         await world.kill()
     await world.start()
     world.assert_nothing_left()
-
-
-# VMs that ask
-
-
-async def test_a_vm_gets_what_dom0_s_user_grants_and_learns_no_more(
-    world: World, autojump_clock: Clock
-) -> None:
-    agent = world.driver.agents["work"]
-    async with world.client.prompter(yes("work")) as prompter:
-        answer = await agent.ask("device.attach", **named("work", "sys-usb:stick"))
-        assert answer["outcome"] == "attached"
-        assert prompter.asked[0]["source"] == "work"
-        assert prompter.asked[0]["candidates"] == ["work"]
-        answer = await agent.ask("device.detach", **named("work", "sys-usb:stick"))
-        assert answer["results"][0]["detached"]
-        assert prompter.asked[1]["service"] == "device.detach.block"
-        prompter.answer = NO
-        with pytest.raises(CallError) as refused:
-            await agent.ask("device.attach", **named("work", "sys-usb:stick"))
-    error = refused.value
-    assert (error.code, error.message) == ("denied", "sys-usb:stick -> work")
-    assert error.data == {"request": answered(world)["request"]}
-
-
-async def test_nobody_is_asked_about_what_there_is_not(world: World, autojump_clock: Clock) -> None:
-    agent = world.driver.agents["work"]
-    world.policy.set("device.*.block  *  work  work  ask\n")
-    async with world.client.prompter(yes("work")) as prompter:
-        with fails("denied"):
-            await agent.ask("device.attach", **named("work", "sys-usb:nothing"))
-        with fails("not_found"):
-            await agent.ask("device.detach", **named("work", "sys-usb:stick"))
-        with fails("not_found"):
-            await world.client.attach("work", "sys-usb:nothing")
-    assert prompter.asked == []
-
-
-async def test_one_vm_has_few_questions_open_and_more_are_denied(
-    world: World, autojump_clock: Clock
-) -> None:
-    outcomes: list[str] = []
-
-    async def ask() -> None:
-        try:
-            await world.driver.agents["work"].ask("device.attach", **named("work", "sys-usb:stick"))
-        except CallError as error:
-            outcomes.append(error.code)
-
-    async with world.client.prompter() as prompter, trio.open_nursery() as nursery:
-        for _ in range(OPEN_PER_SOURCE + 2):
-            nursery.start_soon(ask)
-        await trio.testing.wait_all_tasks_blocked()
-        assert len(prompter.asked) == OPEN_PER_SOURCE
-        assert outcomes == ["denied", "denied"]
-        assert f"work has {OPEN_PER_SOURCE} questions open" in answered(world)["reason"]
-        # Others can still be asked about.
-        prompter.answer = yes("vault")
-        assert (await world.client.attach("vault", "sys-usb:keys"))["vm"] == "vault"
-        nursery.cancel_scope.cancel()
 
 
 # Assignments and starts

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
+from pedos_dom0.audit import Audit
+from pedos_dom0.audited import AuditedPolicy
 from pedos_dom0.drivers.base import DomainInfo
-from pedos_dom0.facts import Facts
+from pedos_dom0.facts import RELOAD_PACE, Facts
 from pedos_dom0.facts_file import ERRORS_MAX, FILE_MAX, parse
+from pedos_dom0.toml_lines import Lines
 from pedos_protocol.fields import TAGS_MAX
+from trio.abc import Clock
 
 from tests.dom0.fakes import FakeDriver
 
@@ -174,11 +182,13 @@ def test_a_first_start_with_a_broken_file_knows_nothing(
     assert "everything is denied" in caplog.messages[-1]
 
 
-def test_a_folder_that_never_was_says_nothing_and_one_that_goes_takes_nothing_away(
+def test_a_folder_that_is_missing_is_a_mistake_and_takes_nothing_away(
     driver: FakeDriver, folder: Path
 ) -> None:
     facts = Facts(driver, folder.with_name("nowhere"))
-    assert facts.reload() and facts.known
+    assert not facts.reload() and not facts.known
+    assert "nowhere: the folder of VMs' facts cannot be read" in str(facts.errors[0])
+    assert "make one" in str(facts.errors[0])
 
     (folder / "10-x.toml").write_text('[work]\ntags = ["office"]\n')
     facts = Facts(driver, folder)
@@ -220,9 +230,48 @@ def test_one_vm_in_two_files_is_a_mistake(driver: FakeDriver, folder: Path) -> N
     )
 
 
-async def test_a_file_that_is_saved_takes_effect(
-    driver: FakeDriver, folder: Path, nursery: trio.Nursery
+@pytest.mark.parametrize("what", ["rules", "facts"])
+async def test_files_that_change_without_end_are_read_at_a_pace(
+    driver: FakeDriver, folder: Path, what: str, autojump_clock: Clock
 ) -> None:
+    with contextlib.closing(Audit(folder / "audit.jsonl")) as audit:
+        reads: Callable[[], Awaitable[None]] = {
+            "rules": AuditedPolicy([folder], audit)._reload_in_thread,
+            "facts": partial(Facts(driver, folder)._reload_in_thread, folder),
+        }[what]
+        at_once, per_second = RELOAD_PACE
+        for _ in range(at_once):
+            await reads()
+        assert trio.current_time() == pytest.approx(0, abs=0.1)
+        for _ in range(10):
+            await reads()
+        assert trio.current_time() == pytest.approx(10 / per_second)
+
+
+def test_a_line_is_found_however_its_key_is_written() -> None:
+    lines = Lines("\n[ vm . 'work' ]\n\"tags\" = []\na.b.c = 1\n\n[[x]]\n= 5\n[vm.vault.tags]\n")
+    assert lines.of(("vm", "work")) == 2
+    assert lines.of(("vm", "work", "tags")) == 3
+    assert lines.of(("vm", "work", "type")) == 2
+    assert lines.of(("vm", "work", "a")) == lines.of(("vm", "work", "a", "b")) == 4
+    assert lines.of(("x",)) == 6
+    assert lines.of(("vm", "vault")) == lines.of(("vm", "vault", "tags", "more")) == 8
+    assert lines.of(("vm", "none")) is None
+    assert lines.of(()) is None
+    assert (lines.text(3), lines.text(0), lines.text(99), lines.text(None)) == (
+        '"tags" = []',
+        *3 * [""],
+    )
+
+
+@pytest.mark.parametrize("place", ["vms.d", "elsewhere"])
+async def test_a_file_that_is_saved_takes_effect_also_behind_a_link(
+    driver: FakeDriver, folder: Path, nursery: trio.Nursery, place: str
+) -> None:
+    if place != "vms.d":
+        folder.with_name(place).mkdir()
+        (folder.with_name(place) / "10-x.toml").write_text("")
+        (folder / "10-x.toml").symlink_to(f"../{place}/10-x.toml")
     facts = Facts(driver, folder)
     taken = trio.Event()
 
@@ -232,7 +281,8 @@ async def test_a_file_that_is_saved_takes_effect(
 
     await nursery.start(facts.run)
     facts.on_read = read
-    (folder / "10-x.toml").write_text('[work]\ntags = ["office"]\n')
+    await trio.testing.wait_all_tasks_blocked(0.1)  # it watches
+    (folder.with_name(place) / "10-x.toml").write_text('[work]\ntags = ["office"]\n')
     with trio.fail_after(10):
         while facts.system.domains["work"].tags != {"office"}:
             await taken.wait()

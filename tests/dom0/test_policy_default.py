@@ -8,7 +8,7 @@ from pathlib import Path
 import pedos_dom0
 import pytest
 from pedos_dom0.policy.evaluate import Request, evaluate
-from pedos_dom0.policy.parser import parse_bytes, parse_file
+from pedos_dom0.policy.parser import parse_file
 from pedos_dom0.policy.snapshot import Snapshot
 from pedos_dom0.policy.system import System, VmFacts
 
@@ -21,7 +21,7 @@ STICK = "+sys-usb:sda:0781:5581:x:u080650"
 
 @pytest.fixture(scope="module")
 def shipped() -> Snapshot:
-    rules, errors = parse_bytes(FILE.name, FILE.read_bytes())
+    rules, errors = parse_file(FILE.name, FILE.read_bytes())
     assert errors == []
     return Snapshot(rules)
 

@@ -224,7 +224,7 @@ def test_a_missing_folder_denies_all_at_the_start_and_nothing_later(folder: Path
     loader = PolicyLoader([folder])
     assert not loader.reload()
     assert verdict(loader) == "deny"
-    gone = f"{folder}:0:0: the policy folder cannot be read: No such file or directory"
+    gone = f"{folder}:0:0: the folder cannot be read: No such file or directory"
     assert problems(loader) == [gone]
     assert loader.status().loaded_at == ""
 

@@ -7,14 +7,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pedos_dom0.policy import lines, parser
 from pedos_dom0.policy.model import Rule
-from pedos_dom0.policy.parser import PolicyError, parse_bytes, parse_file
+from pedos_dom0.policy.parser import PolicyError, parse_file
 
 RULE = "device.attach.block * dom0 work allow\n"
 
 
 def errors_of(text: str | bytes) -> list[str]:
-    parse = parse_bytes if isinstance(text, bytes) else parse_file
-    _, errors = parse("x.policy", text)  # type: ignore[arg-type]
+    _, errors = parse_file("x.policy", text)
     return [f"{e.line}:{e.column}: {e.message}" for e in errors]
 
 
@@ -103,8 +102,7 @@ def test_what_an_error_repeats_is_bounded_and_printable() -> None:
 @example("+ + + + +")
 @settings(derandomize=True, max_examples=300, deadline=None)
 def test_any_text_gives_rules_or_errors(text: str | bytes) -> None:
-    parse = parse_bytes if isinstance(text, bytes) else parse_file
-    rules, errors = parse("x.policy", text)  # type: ignore[arg-type]
+    rules, errors = parse_file("x.policy", text)
     assert all(isinstance(rule, Rule) for rule in rules)
     for error in errors:
         assert str(error).isprintable()

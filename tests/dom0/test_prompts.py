@@ -6,13 +6,23 @@ from typing import Any
 
 import pytest
 from pedos_dom0.prompts import (
+    ASKER_GONE,
+    COOL_DOWN,
+    COOL_DOWN_WITHDRAWN,
+    COOLING_MAX,
+    LATE,
+    NO_PROMPTER,
     OPEN_MAX,
     OPEN_PER_SOURCE,
     PROMPTERS_MAX,
+    SAID_NO,
+    CoolDowns,
+    NotNow,
+    Outcome,
     Prompts,
     Question,
-    TooMany,
     judge,
+    time_given,
 )
 from pedos_dom0.registry import DeviceKey
 from pedos_protocol.messages import parse_params
@@ -59,11 +69,11 @@ def test_the_questions_of_one_vm_and_of_all_are_bounded() -> None:
     prompts: Prompts[int] = Prompts()
     for _ in range(OPEN_PER_SOURCE):
         prompts.open("work")
-    with pytest.raises(TooMany, match=f"work has {OPEN_PER_SOURCE} questions"):
+    with pytest.raises(NotNow, match=f"work has {OPEN_PER_SOURCE} questions"):
         prompts.open("work")
     for number in range(OPEN_MAX - OPEN_PER_SOURCE):
         prompts.open(f"vm{number}")
-    with pytest.raises(TooMany, match=f"{OPEN_MAX} questions"):
+    with pytest.raises(NotNow, match=f"{OPEN_MAX} questions"):
         prompts.open("vault")
     prompts.close("work")
     prompts.open("vault")
@@ -105,6 +115,48 @@ def test_everything_else_is_a_no(untrusted_answer: Any) -> None:
 
 
 def test_a_question_says_all_that_there_is_to_know() -> None:
-    asked = parse_params("prompt.ask", QUESTION.params(59.9))
+    asked = parse_params("prompt.ask", QUESTION.params(58.9))
     assert (asked.request, asked.source, asked.device) == ("0123456789ab", "work", "sda")
     assert (asked.candidates, asked.default, asked.timeout_s) == (("vault", "work"), "work", 59)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "wait"),
+    [
+        (Outcome(None, SAID_NO), COOL_DOWN),
+        (Outcome(None, LATE), COOL_DOWN),
+        (Outcome(None, ASKER_GONE), COOL_DOWN_WITHDRAWN),
+        (Outcome(None, NO_PROMPTER), 0),
+        (Outcome("work", "dom0's user chose work"), 0),
+        (None, 0),
+    ],
+)
+def test_what_was_not_granted_is_not_asked_about_again_at_once(
+    outcome: Outcome | None, wait: float
+) -> None:
+    cool_downs = CoolDowns()
+    cool_downs.hold("work", "a stick", 100)
+    with pytest.raises(NotNow, match="work is asking for the same already"):
+        cool_downs.hold("work", "a stick", 101)
+    cool_downs.release("work", "a stick", outcome, 110)
+    if wait:
+        with pytest.raises(NotNow, match=f"work was not granted it .* has to wait {wait - 1:g} s"):
+            cool_downs.hold("work", "a stick", 111)
+        cool_downs.hold("work", "a disk", 111)
+        cool_downs.hold("vault", "a stick", 111)
+    cool_downs.hold("work", "a stick", 110 + wait)
+
+
+def test_a_vm_that_was_not_granted_very_much_waits_for_everything() -> None:
+    cool_downs = CoolDowns()
+    for number in range(COOLING_MAX):
+        cool_downs.hold("work", number, number / 10)
+        cool_downs.release("work", number, Outcome(None, SAID_NO), number / 10)
+    with pytest.raises(NotNow, match=f"work was not granted {COOLING_MAX} things"):
+        cool_downs.hold("work", "another", 20)
+    cool_downs.hold("vault", "another", 20)
+    cool_downs.hold("work", "another", COOL_DOWN)  # the first one may be asked about again
+
+
+def test_the_time_that_a_prompter_is_given_is_rounded_up() -> None:
+    assert [time_given(seconds) for seconds in (59.9999, 60, 0.2, 0, -1)] == [60, 60, 1, 0, 0]

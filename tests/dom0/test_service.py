@@ -33,6 +33,7 @@ def own_logging() -> Iterator[None]:
 def config(tmp_path: Path) -> Config:
     policy = tmp_path / "policy.d"
     policy.mkdir()
+    (tmp_path / "vms.d").mkdir()
     (policy / "30-test.policy").write_text(ALLOW_DOM0)
     return Config(
         socket=tmp_path / "dom0.sock",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from pedos_dom0.noise import NOISE_INTERVAL, NOISE_WHOLE
 from pedos_protocol.errors import CallError
 from pedos_protocol.messages import parse_result
@@ -98,6 +99,18 @@ async def test_a_redirect_gives_the_device_to_another_vm_of_which_the_asker_lear
     assert [lease.key.device for lease in world.state.leases.of_vm("vault")] == ["sent"]
     assert world.audit("decision")[-1]["target"] == "vault"
     assert world.audit("attach")[-1]["vm"] == "vault"
+
+
+async def test_a_redirect_does_not_tell_which_names_are_in_use_where_it_goes(
+    world: World, autojump_clock: Clock
+) -> None:
+    await world.client.attach("vault", "sys-usb:free2", options={"frontend-dev": "xvdq"})
+    agent = world.driver.agents["work"]
+    with fails("denied"):
+        await agent.ask(
+            "device.attach", **named("work", "sys-usb:sent"), options={"frontend-dev": "xvdq"}
+        )
+    assert "xvdq" in world.audit("attach")[-1]["options"]["frontend-dev"]
 
 
 @pytest.mark.parametrize("device", ["self", "dom0", "none", "halted"])
@@ -237,6 +250,30 @@ async def test_a_question_about_a_verdict_asks_nobody_and_dom0_has_other_means(
         await world.client.call(
             "policy.mine", verb="list", device_class="block", backend="work", device="own"
         )
+
+
+# Requests that are taken back
+
+
+@pytest.mark.parametrize("step", ["export.start", "import.start"])
+async def test_an_attach_of_a_vm_that_gives_up_meanwhile_is_done_all_the_same(
+    world: World, autojump_clock: Clock, step: str
+) -> None:
+    reached, go_on = trio.Event(), trio.Event()
+
+    async def wait(_params: Params) -> None:
+        reached.set()
+        await go_on.wait()
+
+    world.driver.agents["sys-usb" if step == "export.start" else "work"].on[step] = wait
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, world, "work", "device.attach", "sys-usb:free1")
+        await reached.wait()
+        nursery.cancel_scope.cancel()
+    go_on.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert [lease.state for lease in world.state.leases.of_vm("work")] == ["attached"]
+    assert world.audit("attach")[-1]["outcome"] == "attached"
 
 
 # policy.explain and policy.system

@@ -52,7 +52,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._children: list[subprocess.Popen[bytes]] = []
-        for path in ("vchan", "state", "policy.d", "vms"):
+        for path in ("vchan", "state", "policy.d", "vms.d", "vms"):
             (folder / path).mkdir()
         (folder / "policy.d" / "50-test.policy").write_text(POLICY)
 

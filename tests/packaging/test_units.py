@@ -111,6 +111,7 @@ def test_an_upgrade_restarts_the_service_and_no_agent() -> None:
         ["dh_installsystemd", "-ppedos-dom0"],
         ["dh_installsystemd", "-ppedos-dom0", "--name=pedos-dom0-agent", *left_alone],
         ["dh_installsystemd", "-ppedos-agent", *left_alone],
+        ["dh_installsystemd", "-ppedos-agent", "--name=pedos-devd", *left_alone],
     ]
     exempt = (DEBIAN / "pedos-agent.needrestart.conf").read_text()
     assert all(f"^{unit}\\.service$" in exempt for unit in AGENTS)

@@ -1,5 +1,8 @@
 """Fuzzes the parser and the evaluator: any text is rules or errors, any request a Decision.
 
+And any folder is a policy or errors; and on cases made as the reference's are, the engine and a
+naive reading of the language agree.
+
     python -m tests.policy.fuzz_policy [SECONDS] [--seed N]
 
 The texts are policies by chance with some of their characters and words changed, whole and cut
@@ -14,16 +17,23 @@ import random
 import sys
 import time
 import traceback
+from typing import Any
 
 from pedos_dom0.policy.evaluate import Decision, evaluate
 from pedos_dom0.policy.model import PolicyError, Rule
 from pedos_dom0.policy.parser import Directive, parse
 from pedos_dom0.policy.snapshot import Snapshot
+from pedos_dom0.policy.system import System
 
-from . import made_up, plain
+from . import like_theirs, made_up, naive, odd_folders, plain
+from .outcomes import outcome
 
 SECONDS = 60.0
 REQUESTS = 5  # for each text
+# Of the texts, there are folders for so many: they take far longer.
+FOLDERS_SHARE = 0.1
+# Characters of an error of the folders: one about a chain of includes has all of their paths.
+LONGEST_MESSAGE = 12_000
 VERDICTS = ("allow", "ask", "deny")
 
 
@@ -69,9 +79,31 @@ def check_evaluator(rnd: random.Random, rules: list[Rule]) -> None:
                 assert decision.rule is plain.deciding(request, snapshot.rules, system)
 
 
+def check_folders(rnd: random.Random) -> None:
+    """Whatever is in the folders: rules or errors, and texts that can be shown and sent."""
+    found = odd_folders.loaded(rnd)
+    assert len(found.snapshot) == (0 if found.errors else len(found.rules))
+    texts = [*found.files, *(rule.where for rule in found.rules)]
+    for error in found.errors:
+        texts += [error.file, *error.render().split("\n")]
+        assert len(error.message) < LONGEST_MESSAGE, error.message
+    assert all(text.isprintable() for text in texts), texts
+
+
+THEIR_SYSTEM = System.from_json({"domains": like_theirs.VMS})
+
+
+def check_case(case: dict[str, Any]) -> None:
+    """The engine comes to what is read off the language's description."""
+    assert outcome(case, THEIR_SYSTEM) == naive.outcome(**case, vms=like_theirs.VMS), case
+
+
 def once(seed: str) -> None:
     rnd = random.Random(seed)
     check_evaluator(rnd, check_parser(rnd))
+    check_case(like_theirs.case(rnd))
+    if rnd.random() < FOLDERS_SHARE:
+        check_folders(rnd)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -108,8 +108,7 @@ def reach(word: str, system: System) -> set[str]:
         return {word}
     if word == "@default":
         return set()
-    found = {vm.name for vm in vms if vm_covers(word, vm.name, None, system)}
-    return found | {"@adminvm"} if word == "dom0" else found
+    return {vm.name for vm in vms if vm_covers(word, vm.name, None, system)}
 
 
 def offered(request: Request, rules: tuple[Rule, ...], system: System) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from pedos_dom0.policy.decision import Decision
 from pedos_dom0.policy.evaluate import Request, evaluate
-from pedos_dom0.policy.parser import parse_bytes
+from pedos_dom0.policy.parser import parse_file
 from pedos_dom0.policy.reading import read_policy
 from pedos_dom0.policy.snapshot import Snapshot
 from pedos_dom0.policy.system import System
@@ -37,7 +37,7 @@ def errors_of(path: Path) -> list[str]:
     if path.is_dir():
         errors = list(read_policy([path], legacy=NO_LEGACY).errors)
     else:
-        _, errors = parse_bytes(path.name, path.read_bytes())
+        _, errors = parse_file(path.name, path.read_bytes())
     return [line.rstrip() for error in errors for line in error.render().splitlines()]
 
 
@@ -84,7 +84,7 @@ def test_a_good_policy_answers_its_own_questions(path: Path) -> None:
         assert [error.render() for error in loaded.errors] == []
         ask(path, (path / "questions").read_text(), loaded.snapshot, "")
     else:
-        rules, errors = parse_bytes(path.name, path.read_bytes())
+        rules, errors = parse_file(path.name, path.read_bytes())
         assert errors == []
         ask(path, path.read_text("utf-8"), Snapshot(rules), path.name)
 

@@ -70,7 +70,7 @@ def test_a_missing_folder_of_overlays_is_no_error_but_the_administrators_is(
     put(folder, a="s.A * * * allow\n")
     assert messages(read_policy([tmp_path / "run", folder])) == []
     (message,) = messages(read_policy([folder, tmp_path / "etc"]))
-    assert message.endswith("etc:0:0: the policy folder cannot be read: No such file or directory")
+    assert message.endswith("etc:0:0: the folder cannot be read: No such file or directory")
 
 
 def test_everything_that_is_included_is_watched(folder: Path, tmp_path: Path) -> None:
@@ -142,9 +142,9 @@ def test_files_of_release_4_are_read_in_their_own_format(folder: Path, tmp_path:
     assert decision.rule is not None
     assert decision.rule.where == f"{old}/s.A:2"
     assert verdict(loaded, "s.A", "+", "work", "@default") == "ask"
-    assert verdict(loaded, "s.A", "+", "work", "vault") == "deny"  # the rest is denied
+    assert verdict(loaded, "s.A", "+", "work", "vault") == "allow"  # the policy goes on
     assert verdict(loaded, "s.A", "+x", "work", "mail") == "allow"
-    assert verdict(loaded, "s.A", "+x", "work", "dom0") == "deny"
+    assert verdict(loaded, "s.A", "+x", "work", "dom0") == "deny"  # the rest is denied
     assert verdict(loaded, "s.B", "+", "work", "mail") == "allow"
 
 
@@ -160,12 +160,29 @@ def test_an_error_in_a_file_of_release_4_has_its_place(folder: Path, tmp_path: P
     old.mkdir()
     (old / "s.A").write_text("work $nobody allow\n")
     (old / "s,B").write_text("")
+    (old / "s.C+a b").write_text("")
+    (old / "s.D+\udcff").write_text("")  # a byte that is no text
     assert sorted(messages(read_policy([folder], legacy=old))) == sorted(
         [
             f"{old}/s,B:0:0: 's,B' is not a service",
+            f"{old}/s.C+a b:0:0: argument '+a b' has a character that no argument has",
+            f"{old}/s.D+_:0:0: argument '+\\udcff' has a character that no argument has",
             f"{old}/s.A:1:6: '@nobody' is not a VM word",
         ]
     )
+
+
+def test_what_is_wrong_with_an_included_folder_is_said_of_the_line_that_includes_it(
+    folder: Path,
+) -> None:
+    put(folder, a="s.A * * * allow\n!include-dir x\n!include-dir y\n")
+    (folder / "x").write_text("")
+    (folder / "y").mkdir()
+    (folder / "y" / "Bad.policy").write_text("")
+    assert messages(read_policy([folder])) == [
+        f"a.policy:2:1: {folder}/x: the folder cannot be read: Not a directory",
+        "a.policy:3:1: 'Bad.policy': a policy file's name has only 0-9 a-z _ . -",
+    ]
 
 
 def test_a_folder_with_too_many_files_is_named(

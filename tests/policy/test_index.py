@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
+from pedos_dom0.policy.breath import nothing
 from pedos_dom0.policy.decide import DECISIONS_KEPT, Decider
 from pedos_dom0.policy.evaluate import Request, evaluate
 from pedos_dom0.policy.model import DeviceParts, Rule
 from pedos_dom0.policy.parser import parse_file
+from pedos_dom0.policy.rows import column, rows_of
 from pedos_dom0.policy.snapshot import Snapshot
 from pedos_dom0.policy.system import System, VmFacts
 
@@ -63,6 +65,63 @@ def test_the_candidates_are_those_of_going_through_all_rules(seed: int) -> None:
             assert decision.verdict == ("ask" if expected else "deny")
             asks += 1
     assert asks > 100
+
+
+def large(rnd: random.Random) -> str:
+    """So many rules that every way of keeping and narrowing rows is taken."""
+    lines = [made_up.line(rnd) for _ in range(900)]
+    for number in range(900):
+        argument = rnd.choice(
+            (
+                *(f"+sys-usb:*:{number:04x}:*", f"+work:{number}-*", f"+*:*:*u{number:04x}*"),
+                *("+*:*:*u030101*", "+*:1-2.*", "+sys-usb:1-2", "+*s*:*1*", "+sys-usb:*:1050:*"),
+            )
+        )
+        lines.append(f"device.attach.usb {argument} {rnd.choice(('dom0', '*'))} work deny")
+    rnd.shuffle(lines)
+    # Without most of the rules that leave nothing to those after them.
+    return "\n".join(line for line in lines if " *" not in line or rnd.random() < 0.2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_large_policy_decides_as_going_through_all_its_rules(seed: int) -> None:
+    rnd = random.Random(seed)
+    snapshot, system = snapshot_of(large(rnd)), made_up.system(rnd)
+    assert len(snapshot) > 900
+    for _ in range(60):
+        request = made_up.request(rnd)
+        decision = evaluate(request, snapshot, system)
+        assert decision.rule is plain.deciding(request, snapshot.rules, system), request
+        rule = decision.rule
+        if (
+            rule is not None
+            and rule.action == "ask"
+            and rule.outcome.target is None
+            and rule.outcome.autostart
+            and not request.service.startswith("device.")
+        ):
+            assert decision.candidates == plain.offered(request, snapshot.rules, system), request
+    usb = (
+        f"+{vm}:{port}:{what}"
+        for vm in ("sys-usb", "work")
+        for port in ("1-2", "1-2.3", "7-1")
+        for what in ("", "1050:0407:77:u030101", "0007:1:x:u0011", "046d:c52b:x:u008000")
+    )
+    for argument in usb:
+        request = Request("device.attach.usb", argument, "dom0", "work")
+        decision = evaluate(request, snapshot, system)
+        assert decision.rule is plain.deciding(request, snapshot.rules, system), request
+
+
+def test_rows_are_the_same_however_they_are_kept() -> None:
+    """Many or few, at the start of a table or far into it."""
+    for places in ([0], [255], [256], [5000], list(range(16)), list(range(300, 400)), [0, 9000]):
+        texts = ["x"] * 9001
+        for row in places:
+            texts[row] = "y"
+        kept = column(texts, nothing)
+        assert rows_of(kept, ("y", "z")) == sum(1 << row for row in places)
+        assert rows_of(kept, kept) == (1 << len(texts)) - 1
 
 
 def test_many_rules_for_one_pair_of_vms_are_not_looked_at_one_by_one(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import trio
-from pedos_cli.client import Client, Unreachable, connect
+from pedos_cli.client import Client, Unreachable, connect, open_socket
 from pedos_protocol import codec
 from pedos_protocol.errors import CallError, LocalProtocolError, RemoteProtocolError
 from pedos_vchan.peer import Peer
@@ -235,3 +235,21 @@ def test_a_service_that_takes_no_connection_is_unreachable(
         first.connect(str(path))
         with pytest.raises(Unreachable, match="took no new connection"):
             connect(str(path))
+
+
+def test_who_speaks_the_protocol_by_itself_gets_a_socket_and_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEDOS_SOCKET", str(tmp_path / "dom0.sock"))
+    with pytest.raises(Unreachable, match="there is no such socket"):
+        open_socket()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "dom0.sock"))
+        listener.listen()
+        opened, path = open_socket()
+        accepted, _ = listener.accept()
+        with accepted:
+            opened.sendall(b"anything")
+            opened.close()
+            assert accepted.recv(100) == b"anything"
+        assert path == str(tmp_path / "dom0.sock")

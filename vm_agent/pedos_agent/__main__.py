@@ -10,10 +10,13 @@ from pathlib import Path
 
 import trio
 from pedos_protocol.names import is_vm_name
-from pedos_vchan import logs
+from pedos_vchan import logs, xen
 
 from .agent import run_until_signal
-from .settings import Settings
+from .settings import Settings, xen_settings
+
+# Options that only local mode has a use for.
+_LOCAL_ONLY = ("vchan", "devices", "dev")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -21,36 +24,66 @@ def _parser() -> argparse.ArgumentParser:
         prog="pedos-agent",
         description="Finds, lends and borrows the devices of one VM, as dom0 tells it.",
     )
-    parser.add_argument("--driver", choices=["local"], required=True, help="kind of hypervisor")
-    parser.add_argument("--vm", required=True, metavar="NAME", help="name of this VM")
-    parser.add_argument("--domid", required=True, type=int, metavar="N", help="its domain number")
-    parser.add_argument("--vchan", required=True, type=Path, metavar="DIR", help="channels")
+    parser.add_argument(
+        "--driver",
+        choices=["local", "xen"],
+        required=True,
+        help="kind of hypervisor; local mode is for trying it out on one machine",
+    )
+    parser.add_argument(
+        "--vm", metavar="NAME", help="name of this VM; on Xen it is the domain's unless given"
+    )
+    parser.add_argument(
+        "--domid", type=int, metavar="N", help="its domain number; on Xen xenstore knows it"
+    )
     parser.add_argument(
         "--socket", required=True, type=Path, metavar="PATH", help="for the VM's command line"
     )
     parser.add_argument(
-        "--devices", required=True, type=Path, metavar="DIR", help="a file here is a device"
-    )
-    parser.add_argument(
-        "--dev", required=True, type=Path, metavar="DIR", help="where borrowed devices appear"
-    )
-    parser.add_argument(
         "--control-socket", type=Path, metavar="PATH", help="only for dom0's own agent"
     )
+    local = parser.add_argument_group("--driver local")
+    local.add_argument("--vchan", type=Path, metavar="DIR", help="channels")
+    local.add_argument("--devices", type=Path, metavar="DIR", help="a file here is a device")
+    local.add_argument("--dev", type=Path, metavar="DIR", help="where borrowed devices appear")
     parser.add_argument("-v", "--verbose", action="store_true", help="log more")
     return parser
+
+
+def _checked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the program with a sentence when the options do not go together."""
+    given = [name for name in _LOCAL_ONLY if getattr(args, name) is not None]
+    if args.driver == "local":
+        needed = ("vm", "domid", *_LOCAL_ONLY)
+        missing = [name for name in needed if getattr(args, name) is None]
+        if missing:
+            parser.error(f"--driver local needs {_options(missing)}")
+    elif given:
+        parser.error(f"{_options(given)}: only for --driver local")
+    if args.vm is not None and not is_vm_name(args.vm):
+        parser.error(
+            f"--vm: {args.vm!r} is not a VM name: a letter, then letters, digits, '_', '-'"
+        )
+    is_dom0 = args.domid == 0
+    if (args.domid or 0) < 0 or is_dom0 != (args.control_socket is not None):
+        parser.error("--domid 0 goes with --control-socket (dom0's own agent), others go without")
+
+
+def _options(names: Sequence[str]) -> str:
+    return " and ".join(f"--{name}" for name in names)
 
 
 def _settings(arguments: Sequence[str] | None) -> tuple[Settings, bool]:
     parser = _parser()
     args = parser.parse_args(arguments)
-    if not is_vm_name(args.vm):
-        parser.error(
-            f"--vm: {args.vm!r} is not a VM name: a letter, then letters, digits, '_', '-'"
-        )
-    if args.domid < 0 or (args.domid == 0) != (args.control_socket is not None):
-        parser.error("--domid 0 goes with --control-socket (dom0's own agent), others go without")
+    _checked(parser, args)
     # Absolute, but not resolved: a symlink is followed again each time that it is used.
+    control_socket = args.control_socket and args.control_socket.absolute()
+    if args.driver == "xen":
+        vm, domid = args.vm, args.domid
+        if domid is None or vm is None:
+            domid, vm = _own_domain(domid, vm)
+        return xen_settings(vm, domid, args.socket.absolute(), control_socket), args.verbose
     settings = Settings(
         vm=args.vm,
         domid=args.domid,
@@ -58,14 +91,32 @@ def _settings(arguments: Sequence[str] | None) -> tuple[Settings, bool]:
         socket=args.socket.absolute(),
         devices=args.devices.absolute(),
         dev=args.dev.absolute(),
-        control_socket=args.control_socket and args.control_socket.absolute(),
+        control_socket=control_socket,
     )
     return settings, args.verbose
 
 
+def _own_domain(domid: int | None, vm: str | None) -> tuple[int, str]:
+    """What xenstore says of the domain that this runs in. OSError when there is no xenstore.
+
+    The name is only for messages: dom0 knows who is at the other end of a channel.
+    """
+    with xen.Store() as store:
+        number = int(store.read("domid") or "0") if domid is None else domid
+        if number == 0:
+            raise OSError("this is dom0: its agent is started with --domid 0 and --control-socket")
+        name = vm or store.read("name") or ""
+    return number, name if is_vm_name(name) else f"domain-{number}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the agent; the exit status is 0 after a signal, 1 when it could not work."""
-    settings, verbose = _settings(arguments)
+    try:
+        settings, verbose = _settings(arguments)
+    except OSError as error:
+        logs.set_up("pedos-agent", verbose=False)
+        logging.getLogger("pedos_agent").error("%s", error.strerror or error)
+        return 1
     logs.set_up("pedos-agent", verbose=verbose)
     status = 0
     try:

@@ -11,9 +11,10 @@ from typing import Any
 import trio
 from pedos_vchan import notify
 
-from . import discovery_folder, discovery_sysfs
+from . import discovery_block, discovery_folder, discovery_sysfs
 from .attachments import Attachments
 from .control import Control
+from .found import Found
 from .inventory import Inventory
 from .local_socket import FORWARD_SECONDS, LocalSocket
 from .mounts import clean_leftovers
@@ -31,8 +32,9 @@ async def run(
     started() when dom0 and local clients can connect. OSError when a socket or folder of
     `settings` cannot be used.
     """
-    settings.dev.mkdir(parents=True, exist_ok=True)
-    await clean_leftovers(settings.dev)
+    if not settings.xen:
+        settings.dev.mkdir(parents=True, exist_ok=True)
+        await clean_leftovers(settings.dev)
     revision = Revision()
     attachments = Attachments(settings, revision)
     inventory = Inventory(revision, attachments.check_sources)
@@ -46,10 +48,13 @@ async def run(
     async with trio.open_nursery() as nursery:
         try:
             await nursery.start(attachments.run)
-            deliver = partial(inventory.replace, "folder")
-            await nursery.start(discovery_folder.watch, settings.devices, deliver)
-            if settings.control_socket is not None:
-                # Only dom0 holds the machine's own controllers.
+            if settings.xen:
+                await nursery.start(_watch_blocks, attachments, inventory, revision)
+            else:
+                deliver = partial(inventory.replace, "folder")
+                await nursery.start(discovery_folder.watch, settings.devices, deliver)
+            if settings.xen or settings.control_socket is not None:
+                # In local mode only dom0 holds the machine's own controllers.
                 await nursery.start(discovery_sysfs.watch, partial(inventory.replace, "sysfs"))
             await nursery.start(control.run)
             await nursery.start(LocalSocket(settings.socket, forward).run)
@@ -61,6 +66,24 @@ async def run(
             with trio.CancelScope(shield=True):
                 await attachments.close()
             nursery.cancel_scope.cancel()
+
+
+async def _watch_blocks(
+    attachments: Attachments,
+    inventory: Inventory,
+    revision: Revision,
+    *,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    """Find block devices for the inventory, and let imports know that there was a look."""
+
+    def deliver(found: list[Found]) -> None:
+        inventory.replace("block", found)
+        attachments.looks.bump()
+
+    await discovery_block.watch(
+        deliver, attachments.carried, revision, attachments.roots, task_status=task_status
+    )
 
 
 async def run_until_signal(settings: Settings) -> None:

@@ -14,6 +14,9 @@ from pedos_protocol.fields import ATTACHMENTS_MAX
 from pedos_protocol.messages import ExportStart, ExportState, ImportStart, ImportState
 from pedos_protocol.names import frontend_names, harmless_text
 
+from . import xen_block
+from .block_use import Roots
+from .discovery_block import Carried
 from .exporter import export_block
 from .found import Found
 from .importer import import_block
@@ -82,6 +85,9 @@ class Attachments:
         """`inventory` and `ended` are set by the agent before it serves anyone."""
         self.inventory: Inventory | None = None
         self.ended: Ended | None = None
+        # How often discovery has looked, and where; the latter is a parameter for tests.
+        self.looks = Revision()
+        self.roots = Roots()
         self._settings = settings
         self._revision = revision
         self._nursery: trio.Nursery | None = None
@@ -109,6 +115,13 @@ class Attachments:
         """All imports, likewise."""
         return [entry.state() for entry in self._imports.values()]
 
+    def carried(self) -> Carried:
+        """Which block devices are lent and borrowed, for discovery."""
+        return Carried(
+            {(entry.params.device, entry.params.peer) for entry in self._exports.values()},
+            {entry.frontend for entry in self._imports.values()},
+        )
+
     async def start_export(self, params: ExportStart) -> None:
         """Lend a device; returns when the target can connect. CallError when it cannot be."""
         self._check_room(params.attachment, params.device_class, self._exports)
@@ -123,16 +136,26 @@ class Attachments:
                 raise CallError("busy", f"{params.device} is already exported")
         entry = Export(params, found)
         self._exports[params.attachment] = entry
-        body = partial(export_block, entry.lifetime, params, found, self._settings)
+        if self._settings.xen:
+            body = partial(xen_block.export_block, entry.lifetime, params, found)
+        else:
+            body = partial(export_block, entry.lifetime, params, found, self._settings)
         self._start("export", params.attachment, entry.lifetime, body)
         await entry.lifetime.started()
 
     async def start_import(self, params: ImportStart) -> str:
         """Borrow a device; returns the frontend's name when its file is there, or CallError."""
         self._check_room(params.attachment, params.device_class, self._imports)
-        entry = Import(params, self._free_frontend(params.frontend))
+        settings = self._settings
+        if settings.xen:
+            entry = Import(params, self._given_frontend(params.frontend))
+            body = partial(
+                xen_block.import_block, entry.lifetime, entry.frontend, settings.dev, self.looks
+            )
+        else:
+            entry = Import(params, self._free_frontend(params.frontend))
+            body = partial(import_block, entry.lifetime, params, entry.frontend, settings)
         self._imports[params.attachment] = entry
-        body = partial(import_block, entry.lifetime, params, entry.frontend, self._settings)
         self._start("import", params.attachment, entry.lifetime, body)
         await entry.lifetime.started()
         return entry.frontend
@@ -144,7 +167,14 @@ class Attachments:
             await entry.lifetime.gone()
 
     async def stop_import(self, attachment: str) -> None:
-        """End an import; returns when nothing of it is left. An unknown one is already gone."""
+        """End an import; returns when nothing of it is left. An unknown one is already gone.
+
+        On Xen, where only the toolstack can take the disk away, CallError(busy) if it is used.
+        """
+        if self._settings.xen and (entry := self._imports.get(attachment)):
+            reason = await xen_block.why_in_use(entry.frontend, self.roots)
+            if reason is not None:
+                raise CallError("busy", reason)
         if entry := self._imports.get(attachment):
             entry.lifetime.end("dom0 asked for it", requested=True)
             await entry.lifetime.gone()
@@ -174,11 +204,20 @@ class Attachments:
         if self._closing:
             raise CallError("unavailable", "this VM's agent is shutting down")
         if device_class != "block":
-            raise CallError("failed", f"{device_class} devices cannot be lent in local mode")
+            where = "on Xen" if self._settings.xen else "in local mode"
+            raise CallError("failed", f"{device_class} devices cannot be lent {where}")
         if attachment in table:
             raise CallError("busy", f"attachment {attachment} exists already")
         if len(table) >= ATTACHMENTS_MAX:
             raise CallError("quota", f"this VM has {ATTACHMENTS_MAX} attachments, the most it may")
+
+    def _given_frontend(self, given: str | None) -> str:
+        """dom0 has attached it already, under a name that its toolstack found free."""
+        if given is None:
+            raise CallError("failed", "dom0 did not say as what it has attached it")
+        if any(entry.frontend == given for entry in self._imports.values()):
+            raise CallError("busy", f"{given} is already used in {self._settings.vm}")
+        return given
 
     def _free_frontend(self, asked: str | None) -> str:
         taken = {entry.frontend for entry in self._imports.values()}

@@ -17,7 +17,7 @@ from typing import Any, Final
 import trio
 from pedos_protocol.errors import CallError, LocalProtocolError, RemoteProtocolError
 from pedos_protocol.messages import AgentReport, parse_params, to_wire
-from pedos_vchan import shm
+from pedos_vchan import shm, xen
 from pedos_vchan.peer import Handler, Peer
 from pedos_vchan.stream import VchanStream
 from pedos_vchan.unix import listen_unix, peer_uid
@@ -84,7 +84,7 @@ class Control:
             await self._run_on_vchan(task_status)
 
     async def _run_on_vchan(self, task_status: trio.TaskStatus[None]) -> None:
-        listener: shm.Listener | None = await self._listen()
+        listener: shm.Listener | xen.Listener | None = await self._listen()
         task_status.started()
         retries = _Retries("the control channel")
         while True:
@@ -98,7 +98,9 @@ class Control:
                 await self._converse(VchanStream(channel))
             listener = None
 
-    async def _listen(self) -> shm.Listener:
+    async def _listen(self) -> shm.Listener | xen.Listener:
+        if self._settings.xen:
+            return await xen.listen(self._settings.domid, 0, xen.CONTROL_PORT)
         return await shm.listen(self._settings.vchan, self._settings.domid, 0, shm.CONTROL_PORT)
 
     async def _run_on_socket(self, path: Path, task_status: trio.TaskStatus[None]) -> None:

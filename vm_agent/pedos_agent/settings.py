@@ -20,3 +20,22 @@ class Settings:
     devices: Path  # holds block/, usb/, pci/, mic/: a file there is a device of this VM
     dev: Path  # imported devices appear here
     control_socket: Path | None = None  # dom0's own agent: dom0 has no vchan to itself
+    # A domain of Xen: channels are libxenvchan's, the devices those that its kernel has, and the
+    # toolstack carries the blocks. Then `vchan` and `devices` are not used, and nothing is made or
+    # removed in `dev`, which is the real one.
+    xen: bool = False
+
+
+def xen_settings(vm: str, domid: int, socket: Path, control_socket: Path | None) -> Settings:
+    """Settings of an agent in a domain of Xen."""
+    nowhere = Path("/nonexistent")
+    return Settings(
+        vm=vm,
+        domid=domid,
+        vchan=nowhere,
+        socket=socket,
+        devices=nowhere,
+        dev=Path("/dev"),
+        control_socket=control_socket,
+        xen=True,
+    )

@@ -13,7 +13,9 @@ import attrs
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
+
+    from pedos_dom0.leases import Lease
 
 DomainState = Literal["Running", "Halted", "Transient"]
 
@@ -63,7 +65,10 @@ class Driver(Protocol):
         ...
 
     async def start(self, name: str) -> int:
-        """Starts a VM and returns its domain number; DriverError. A running VM keeps its own."""
+        """Starts a VM and returns its domain number; DriverError. A running VM keeps its own.
+
+        With a data plane the VM is made and waits for `DataPlane.resume`.
+        """
         ...
 
     async def shutdown(self, name: str, force: bool) -> None:
@@ -72,4 +77,39 @@ class Driver(Protocol):
 
     async def connect_control(self, name: str, domid: int) -> trio.abc.Stream:
         """A new control stream to the agent of this domain; OSError while it does not listen."""
+        ...
+
+
+class DataPlane(Protocol):
+    """How block devices get from domain to domain where the hypervisor carries them itself.
+
+    Without one (local mode) the agents carry the data between them. With one, `export.start` and
+    `import.start` only make an agent hold the device ready, or wait for it, and `plug` between the
+    two is what attaches it; `unplug` between `import.stop` and `export.stop` takes it away.
+    """
+
+    # Seconds from the start of a VM to its agent's first report.
+    boot_timeout: float
+
+    def free_frontend(self, domid: int, asked: str | None, taken: Collection[str]) -> str:
+        """A name for a device in that domain: the one that is asked for, or the first that is
+        free. `taken` are those that have been promised. DriverError(busy)."""
+        ...
+
+    async def plug(self, lease: Lease) -> None:
+        """Attaches `lease.key` to the domain as `lease.frontend`; DriverError, and then nothing is
+        left of it. Returns when the source serves it; the target need not run yet."""
+        ...
+
+    async def unplug(self, lease: Lease, *, force: bool) -> None:
+        """Takes it away; fine if it is gone. DriverError(busy) if the target does not let go,
+        which only happens without `force`. Nothing else than this lease's device is touched."""
+        ...
+
+    def is_plugged(self, lease: Lease) -> bool:
+        """Whether the hypervisor has this very attachment. Never blocks."""
+        ...
+
+    async def resume(self, name: str, domid: int) -> None:
+        """Lets a VM go that `Driver.start` has made; DriverError."""
         ...

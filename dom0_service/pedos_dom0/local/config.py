@@ -88,7 +88,7 @@ class _Reader:
     """One file being read: it knows where keys stand, so that errors can say so."""
 
     def __init__(self, text: str, path: Path) -> None:
-        self._lines = text.splitlines()
+        self._lines = toml_lines.Lines(text)
         self._path = path
 
     def read(self, document: dict[str, Any]) -> Config:
@@ -139,6 +139,6 @@ class _Reader:
         return value
 
     def _error(self, where: tuple[str, ...], message: str) -> ConfigError:
-        line = toml_lines.line_of(self._lines, where)
+        line = self._lines.of(where)
         place = f"{self._path}:{line}" if line else str(self._path)
         return ConfigError(f"{place}: {toml_lines.shown_key(where)}: {message}")

@@ -54,9 +54,9 @@ def _reach(system: System) -> dict[str, set[str]]:
     if system.reach:
         return system.reach
     everything = {DISPVM}
-    # As in the reference, `@adminvm` adds and takes away that word alone, and so does not undo
-    # what another rule gives by dom0's name; dom0's name stands for both.
-    reach: dict[str, set[str]] = {DISPVM: {DISPVM}, ADMIN: {ADMIN}, ADMIN_VM: {ADMIN}}
+    # As in the reference, `@adminvm` adds and takes away that word alone: it does not undo what
+    # another rule gives by dom0's name, type, tag or UUID, nor do these undo what it gives.
+    reach: dict[str, set[str]] = {DISPVM: {DISPVM}, ADMIN: {ADMIN}}
     for name, vm in system.domains.items():
         reach.setdefault(name, set()).add(name)
         everything.add(name)

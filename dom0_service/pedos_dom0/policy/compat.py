@@ -1,16 +1,18 @@
 """`!compat-4.0`: the files of the reference's release 4.0, one for each service.
 
 Such a file is named SERVICE or SERVICE+ARGUMENT; its lines are SOURCE TARGET ACTION[,NAME=VALUE...]
-with `$` for `@`. What no line of it matches is denied, and one for an argument stands in the place
-of the one for its service: so each ends in a rule that denies the rest.
+with `$` for `@`. A file for an argument stood in the place of the one for its service, so it ends
+in a rule that denies the rest; after one for a service the policy goes on, or its other rules for
+that service would never be reached.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from .files import FILES_MAX, Files
+from .files import FILES_MAX, Files, shown_path
 from .model import PolicyError
+from .rules import argument_problem
 from .tokens import service_problem
 
 #: Where the reference system has them.
@@ -31,17 +33,22 @@ def read(
     names, failed = files.every_name(directory)
     errors: list[PolicyError] = []
     if failed:
-        errors.append(PolicyError(str(directory), 0, 0, f"the folder cannot be read: {failed}"))
+        where = shown_path(directory)
+        errors.append(PolicyError(where, 0, 0, f"the folder cannot be read: {failed}"))
     found = []
     for name in sorted(names, key=_order)[:FILES_MAX]:
         service, plus, argument = name.partition("+")
         why = service_problem(service)
-        path = str(directory / name)
+        if why is None and plus:
+            why = argument_problem(service, plus + argument)
+        path = shown_path(directory / name)
         if why is not None:
             errors.append(PolicyError(path, 0, 0, *why))
             continue
         content = files.read(directory / name, path)
-        lines = _translated(content) if isinstance(content, bytes) else None
+        lines = None
+        if isinstance(content, bytes):
+            lines = _translated(content) + (_THE_REST if plus else b"")
         found.append((service, plus + argument if plus else "*", path, lines))
     return found, errors
 
@@ -52,7 +59,7 @@ def _order(name: str) -> tuple[str, bool, str]:
 
 
 def _translated(content: bytes) -> bytes:
-    return b"\n".join(map(_translated_line, content.split(b"\n"))) + _THE_REST
+    return b"\n".join(map(_translated_line, content.split(b"\n")))
 
 
 def _translated_line(line: bytes) -> bytes:

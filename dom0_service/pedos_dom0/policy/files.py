@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from pedos_protocol.names import printable_text, shown
 
 from .model import PolicyError
 from .parser import FILE_MAX
+from .whole_file import read_whole, why
 
 SUFFIX = ".policy"
 _FILE_NAME = re.compile(r"[0-9a-z_.-]+\.policy")
@@ -28,8 +28,6 @@ FILES_MAX = 1000
 BYTES_MAX = 4 * FILE_MAX
 # Characters of a folder's path in an error.
 PATH_SHOWN = 256
-# Bytes read at once: a fraction of a millisecond, also when they are not in memory yet.
-_CHUNK = 64 * 1024
 
 _Look = Callable[[], object]
 
@@ -99,7 +97,7 @@ class Files:
         where = shown_path(directory)
         if isinstance(listed, _Unlisted):
             if needed or listed.number != errno.ENOENT:
-                message = f"the policy folder cannot be read: {listed.reason}"
+                message = f"the folder cannot be read: {listed.reason}"
                 errors.append(PolicyError(where, 0, 0, message))
             return names, errors, False
         for name in listed:
@@ -148,7 +146,7 @@ class Files:
             if data is not None:
                 return data
         self._seen.append((lambda: _signature(path), _signature(path)))
-        return _read(path)
+        return read_whole(path, FILE_MAX)
 
 
 def _bad_name(name: str) -> PolicyError:
@@ -184,33 +182,6 @@ def _signature(path: Path) -> tuple[int, ...] | int | None:
         return error.errno
     times = (found.st_mtime_ns, found.st_ctime_ns)
     return (found.st_dev, found.st_ino, found.st_size, *times)
-
-
-def _read(path: Path) -> bytes | str:
-    """Never waits: a FIFO is opened without its writer."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    except OSError as error:
-        return f"cannot be read: {why(error)}"
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return "is not a regular file"
-        chunks, left = [], FILE_MAX + 1  # one more than is allowed, so that the parser refuses it
-        while left > 0 and (chunk := os.read(fd, min(left, _CHUNK))):
-            chunks.append(chunk)
-            left -= len(chunk)
-    except OSError as error:
-        return f"cannot be read: {why(error)}"
-    finally:
-        os.close(fd)
-    return b"".join(chunks)
-
-
-def why(error: OSError) -> str:
-    """The reason for people."""
-    if error.errno == errno.ELOOP:
-        return "its symbolic links lead in a circle"
-    return error.strerror or type(error).__name__
 
 
 def shown_path(directory: Path) -> str:

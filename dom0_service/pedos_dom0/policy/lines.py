@@ -16,6 +16,8 @@ _FIELD = re.compile(r"[^ \t]+")
 # What may stand in a line that is not a comment: printable ASCII, blanks and tabs.
 _FOREIGN = re.compile(r"[^ -~\t]")
 
+_BYTE_ORDER_MARK = "\ufeff"
+
 Fields = list[tuple[int, str]]  # column from 1, and the word that begins there
 
 
@@ -65,7 +67,10 @@ def fields_of(line: str | UnicodeDecodeError) -> Fields | Problem:
     foreign = _FOREIGN.search(line)
     if foreign is not None:
         message = f"character U+{ord(foreign.group()):04X}"
-        return Problem(foreign.start() + 1, message, "only a comment may have any but ASCII text")
+        right = "only a comment may have any but ASCII text"
+        if line.startswith(_BYTE_ORDER_MARK):
+            right = "save the file without a byte order mark"
+        return Problem(foreign.start() + 1, message, right)
     return [(match.start() + 1, match.group()) for match in _FIELD.finditer(line)]
 
 

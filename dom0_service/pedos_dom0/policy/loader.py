@@ -22,10 +22,11 @@ from pedos_protocol import messages
 from pedos_protocol.fields import ERRORS_MAX
 from pedos_vchan.folder_watch import FolderWatch
 
-from .files import shown_path, why
+from .files import shown_path
 from .model import PolicyError
 from .reading import Loaded, read_policy
 from .snapshot import Snapshot
+from .whole_file import why
 
 __all__ = ["Loaded", "PolicyLoader", "read_policy"]
 
@@ -143,8 +144,9 @@ class PolicyLoader:
                 if why(error) != complaint:
                     complaint = why(error)
                     log.error("policy: the folders cannot be watched: %s", complaint)
-            await trio.sleep(AGAIN)
+            # What keeps it from being watched may keep it from being read: that is to be known now.
             await self._reload_in_thread()
+            await trio.sleep(AGAIN)
 
     async def _reload_in_thread(self) -> None:
         self._take(await trio.to_thread.run_sync(_read_in_thread, self._directories, self._old))

@@ -5,17 +5,16 @@ Reading goes on after an error, so that an administrator sees all of them at onc
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from attrs import field, frozen
 from pedos_protocol.names import shown
 
+from .breath import Breathe, nothing, slowly
 from .lines import Fields, Problem, fields_of, lines_of, shown_line
 from .model import PolicyError, Rule
 from .rules import COLUMNS, Reader, argument_problem
 from .tokens import service_problem
 
-__all__ = ["Directive", "Parsed", "PolicyError", "parse", "parse_bytes", "parse_file"]
+__all__ = ["Directive", "Parsed", "PolicyError", "parse", "parse_file"]
 
 # Several times the largest policy that anybody is known to have; keeps a wrong file (a disk image
 # named 50-x.policy) from being read and parsed for minutes.
@@ -24,8 +23,6 @@ FILE_MAX = 4 * 1024 * 1024
 RULES_MAX = 50_000
 # Per file: all errors of a file that people write, but not one for each line of a binary file.
 ERRORS_MAX = 500
-# Lines between two calls of `breathe`: a fraction of a millisecond.
-_BREATH = 32
 
 #: Each directive and what follows it.
 DIRECTIVES = {
@@ -60,26 +57,13 @@ class Parsed:
     errors: list[PolicyError] = field(factory=list)
 
 
-def nothing() -> None:
-    """For where nobody has to be let in between."""
-
-
-def parse_bytes(name: str, data: bytes) -> tuple[list[Rule], list[PolicyError]]:
-    """Like `parse_file`, from what was read from disk."""
-    return _rules_only(name, data)
-
-
-def parse_file(name: str, text: str) -> tuple[list[Rule], list[PolicyError]]:
+def parse_file(name: str, content: str | bytes) -> tuple[list[Rule], list[PolicyError]]:
     """The rules of one file, and its errors in the order of their places.
 
     For a policy that consists of nothing else: a directive is an error, as there is no folder in
     which to look. `name` is the file's name as rules and errors show it. With any error the rules
     are those of the good lines only: they are for tools, never for deciding.
     """
-    return _rules_only(name, text)
-
-
-def _rules_only(name: str, content: str | bytes) -> tuple[list[Rule], list[PolicyError]]:
     parsed = parse(name, content)
     errors = list(parsed.errors)
     rules: list[Rule] = []
@@ -101,7 +85,7 @@ def parse(
     content: str | bytes,
     *,
     service: tuple[str, str] | None = None,
-    breathe: Callable[[], None] = nothing,
+    breathe: Breathe = nothing,
 ) -> Parsed:
     """Everything in a file. With `service`, its lines are SOURCE TARGET ACTION [NAME=VALUE ...]
     of that service and argument. `breathe` is called now and then, as for Snapshot."""
@@ -113,9 +97,7 @@ def parse(
         return parsed
     reader = Reader(name)
     rules = 0
-    for number, line in enumerate(lines_of(content), start=1):
-        if number % _BREATH == 0:
-            breathe()
+    for number, line in enumerate(slowly(lines_of(content), breathe), start=1):
         fields = fields_of(line)
         if not fields:
             continue
@@ -157,8 +139,7 @@ def _rule(
         missing = ", ".join(COLUMNS[2 + len(fields) :])
         shape = f"a rule in a file of !include-service is {' '.join(COLUMNS[2:])}"
         return [Problem(column + len(text), f"{missing} missing", shape)]
-    found = reader.rule(number, [(1, word) for word in service] + fields)
-    return found
+    return reader.rule(number, [(1, word) for word in service] + fields)
 
 
 def _directive(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from attrs import frozen
 
 from . import compat
+from .breath import Breathe, nothing
 from .files import BYTES_MAX, FILES_MAX, Files, shown_path
 from .model import PolicyError, Rule
-from .parser import RULES_MAX, Directive, nothing, parse
+from .parser import RULES_MAX, Directive, parse
 from .snapshot import Snapshot
 
 # The reference's bound, and more than anybody can follow.
@@ -43,7 +44,7 @@ def read_policy(
     *,
     replaced: Mapping[str, bytes | None] | None = None,
     legacy: Path = compat.DIRECTORY,
-    breathe: Callable[[], None] = nothing,
+    breathe: Breathe = nothing,
 ) -> Loaded:
     """All rules of all files, in one pass during which nothing changed.
 
@@ -89,7 +90,7 @@ class _Place:
 class _Pass:
     """One reading of everything."""
 
-    def __init__(self, files: Files, legacy: Path, breathe: Callable[[], None]) -> None:
+    def __init__(self, files: Files, legacy: Path, breathe: Breathe) -> None:
         self.files = files
         self._legacy = legacy
         self._breathe = breathe
@@ -172,7 +173,8 @@ class _Pass:
 
     def _include_dir(self, place: _Place, directive: Directive) -> None:
         paths, errors, there = self.files.policies_in(directive.path)
-        self.errors += sorted(errors)
+        for error in sorted(errors):
+            self._wrong(place, directive, f"{error.file}: {error.message}", error.help)
         if not there and not errors:
             self._wrong(place, directive, f"there is no folder {directive.path}", _LOOKED)
         for relative in paths.values():

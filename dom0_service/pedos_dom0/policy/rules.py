@@ -124,6 +124,8 @@ def _is_device(service: str) -> bool:
 def _action_problem(action: str) -> _Why | None:
     if action in ACTIONS:
         return None
+    if action.partition(",")[0] in ACTIONS:
+        return f"no action {shown(action)}", "parameters are parted by blanks, not by commas"
     return f"no action {shown(action)}", f"use {', '.join(ACTIONS)}"
 
 
@@ -131,7 +133,7 @@ def argument_problem(service: str, argument: str) -> _Why | None:
     if argument == "*":
         return None
     if not argument.startswith("+"):
-        return f"argument {shown(argument)} is neither '*' nor begins with '+'", ""
+        return f"argument {shown(argument)} is neither '*' nor begins with '+'", "write '*' for any"
     if service == "*":
         return "only the argument '*' goes with the service '*'", ""
     if _is_device(service):
@@ -184,7 +186,10 @@ def _parameter_problem(
     service: str, action: str, name: str, equals: str, value: str, seen: dict[str, str]
 ) -> _Why | None:
     if not equals or not name:
-        return f"{shown(name + equals + value)} is not NAME=VALUE", ""
+        return (
+            f"{shown(name + equals + value)} is not NAME=VALUE",
+            "without blanks, as in notify=no",
+        )
     parameter = PARAMETERS.get(name)
     if parameter is None:
         return f"no parameter {shown(name)}", _nearest(name)

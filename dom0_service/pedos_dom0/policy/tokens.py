@@ -72,6 +72,8 @@ def vm_word_problem(text: str, column: str) -> tuple[str, str] | None:
     if _NAME.fullmatch(text):
         return None
     right = _right(column)
+    if text.startswith("$"):
+        right = f"write {shown('@' + text[1:])}: '$' is of release 4.0"
     if text in _ALL_EXACT or text.startswith(_ALL_PREFIXES):
         return f"{shown(text)} cannot stand for a {column}", right
     kind = "VM word" if text.startswith("@") else "VM name"

@@ -1,0 +1,237 @@
+"""Block devices on Xen: `xl block-attach` from the source's blkback to the target's blkfront.
+
+xl runs in dom0, and its hotplug script in the source. What is attached stands in xenstore, where
+the toolstack notes it for itself (/libxl): that, and not what either domain says, is what counts
+after a restart of the service, and before anything is taken away.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+import trio
+from pedos_protocol.fields import ATTACHMENTS_MAX
+from pedos_protocol.names import frontend_names, is_device_id
+
+from pedos_dom0.drivers.base import DOM0_DOMID, DriverError
+from pedos_dom0.drivers.xen_store import (
+    Reader,
+    Vbd,
+    is_ours,
+    libxl_vbd,
+    vbd_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from pedos_dom0.drivers.xl import Xl
+    from pedos_dom0.leases import Lease
+
+logger = logging.getLogger(__name__)
+
+# xl itself waits 40 s for a hotplug script, and 10 s for the two ends to let go; a script that
+# hangs is killed by then, and xl says which.
+ATTACH_SECONDS = 60.0
+DETACH_SECONDS = 30.0
+# After xl has answered: the state of the backend stands in xenstore at once, or it never will.
+SETTLE_SECONDS = 10.0
+# From the introduction of a rebooted domain until it has all devices that it will have.
+REBOOT_SECONDS = 60.0
+
+
+class Store(Reader, Protocol):
+    """A connection to xenstore of which nobody else waits for the events."""
+
+    def watch(self, path: str) -> None: ...
+
+    async def changed(self) -> set[str]: ...
+
+    def close(self) -> None: ...
+
+
+def source_path(lease: Lease) -> str:
+    """The device's node in the source: its id is the kernel's name for it."""
+    device = lease.key.device
+    if not is_device_id(device):  # which is what makes it safe between commas
+        raise DriverError(f"'{device}' cannot be the name of a block device")
+    return f"/dev/{device}"
+
+
+def attach_arguments(lease: Lease, frontend: str) -> list[str]:
+    """The words of `xl block-attach`; see xl-disk-configuration(5). `target=` must be the last."""
+    read_only = lease.options.get("read-only") == "yes"
+    disk = ["format=raw", f"vdev={frontend}", f"access={'ro' if read_only else 'rw'}"]
+    if lease.backend_domid != DOM0_DOMID:
+        disk.append(f"backend={lease.backend_domid}")
+    return ["block-attach", str(lease.vm_domid), ",".join([*disk, f"target={source_path(lease)}"])]
+
+
+class XenBlock:
+    """Attaches and detaches by `xl`, and asks xenstore what is attached."""
+
+    def __init__(
+        self,
+        xl: Xl,
+        store: Callable[[], Reader],
+        open_store: Callable[[], Store],
+        has_ended: Callable[[int], bool],
+    ) -> None:
+        """`store` is the connection that stands, `open_store` makes one to wait with; `has_ended`
+        says of a domain that it will not run any more, if it is there at all."""
+        self._xl = xl
+        self._store = store
+        self._open_store = open_store
+        self._has_ended = has_ended
+        # VM -> attachments that ended with its domain. The toolstack remembers them, and when the
+        # VM reboots, gives the next domain those devices again, which nobody has granted it.
+        self._remembered: dict[str, list[Lease]] = {}
+        # What dom0 has given: domain and frontend.
+        self._given: set[tuple[int, str | None]] = set()
+
+    def free_frontend(self, domid: int, asked: str | None, taken: Collection[str]) -> str:
+        """See DataPlane."""
+        store = self._store()
+        for name in (asked,) if asked is not None else frontend_names():
+            if name not in taken and vbd_of(store, domid, name) is None:
+                return name
+        if asked is not None:
+            raise DriverError(f"{asked} is already used in it", code="busy")
+        raise DriverError("all its names for block devices are used", code="busy")
+
+    def is_plugged(self, lease: Lease) -> bool:
+        """See DataPlane."""
+        return self._ours(lease) is not None
+
+    def _ours(self, lease: Lease) -> Vbd | None:
+        if lease.frontend is None:
+            return None
+        vbd = vbd_of(self._store(), lease.vm_domid, lease.frontend)
+        if vbd is None or not is_ours(vbd, lease.backend_domid, source_path(lease)):
+            return None
+        return vbd
+
+    async def plug(self, lease: Lease) -> None:
+        """See DataPlane."""
+        frontend = lease.frontend
+        if frontend is None:
+            raise DriverError(f"{lease.key} has no name in {lease.vm}")
+        what = f"{lease.key} could not be attached to {lease.vm}"
+        self._given.add((lease.vm_domid, frontend))
+        try:
+            await self._xl.run(
+                *attach_arguments(lease, frontend), seconds=ATTACH_SECONDS, what=what
+            )
+            vbd = self._ours(lease)
+            if vbd is None:
+                raise DriverError(f"{what}: xl has attached something else as {frontend}")
+            if not await self._served(vbd):
+                raise DriverError(
+                    f"{what}: {lease.key.backend} does not serve it",
+                    hint=f"look at the log of `xl devd` in {lease.key.backend}, "
+                    "and whether its kernel has loaded xen-blkback",
+                )
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._clear(lease)
+            raise
+
+    async def _clear(self, lease: Lease) -> None:
+        try:
+            await self.unplug(lease, force=True)
+        except DriverError as error:
+            logger.error("a failed attach was not taken back: %s", error)
+
+    async def _served(self, vbd: Vbd) -> bool:
+        """Whether the source's hotplug script has come to a good end, waiting for it a moment."""
+        path = f"{vbd.backend}/hotplug-status"
+        return await self._until(
+            path, lambda store: store.read(path) == "connected", SETTLE_SECONDS
+        )
+
+    async def _until(self, path: str, done: Callable[[Reader], bool], seconds: float) -> bool:
+        if done(self._store()):
+            return True
+        store = self._open_store()
+        try:
+            store.watch(path)
+            with trio.move_on_after(seconds):
+                while not done(store):
+                    await store.changed()
+            return done(store)
+        finally:
+            store.close()
+
+    async def unplug(self, lease: Lease, *, force: bool) -> None:
+        """See DataPlane."""
+        self._given.discard((lease.vm_domid, lease.frontend))
+        if lease.frontend is None:
+            return
+        if self._has_ended(lease.vm_domid):
+            self._remember(lease)
+            return
+        if self._ours(lease) is None:
+            return
+        domid, what = str(lease.vm_domid), f"{lease.key} could not be detached from {lease.vm}"
+        gone = libxl_vbd(lease.vm_domid, lease.frontend)
+        arguments = ["block-detach", domid, lease.frontend]
+        failed: DriverError | None = None
+        try:
+            await self._xl.run(*arguments, seconds=DETACH_SECONDS, what=what)
+        except DriverError as error:
+            failed = error
+        if self._ours(lease) is None:
+            # Also if xl was not content: the domain may have ended meanwhile.
+            if self._has_ended(lease.vm_domid):
+                self._remember(lease)
+            return
+        if failed is None:
+            if await self._until(gone, lambda _: self._ours(lease) is None, SETTLE_SECONDS):
+                return
+            failed = DriverError(f"{what}: it is still there")
+        if not force:
+            raise DriverError(
+                str(failed) if failed.code != "failed" else _refused(lease, failed),
+                code="busy",
+                hint=f"unmount it in {lease.vm} and try again",
+            ) from failed
+        arguments.insert(1, "--force")
+        await self._xl.run(*arguments, seconds=DETACH_SECONDS, what=what)
+
+    def _remember(self, lease: Lease) -> None:
+        leases = self._remembered.setdefault(lease.vm, [])
+        if len(leases) < ATTACHMENTS_MAX:
+            leases.append(lease)
+
+    def domain_came(self, name: str, domid: int, *, made_by_us: bool) -> list[Lease]:
+        """A VM has a new domain: the attachments of its last one that it might come with.
+
+        None if it was made by us, of its configuration. Give them to `clear_remembered`.
+        """
+        leases = self._remembered.pop(name, [])
+        if made_by_us:
+            return []
+        return [attrs.evolve(lease, vm_domid=domid) for lease in leases]
+
+    async def clear_remembered(self, lease: Lease) -> None:
+        """Takes away what the toolstack gives a VM that reboots, if it does."""
+        assert lease.frontend is not None
+        place = (lease.vm_domid, lease.frontend)
+        path = libxl_vbd(*place)
+        try:
+            await self._until(
+                path,
+                lambda _: self._ours(lease) is not None or place in self._given,
+                REBOOT_SECONDS,
+            )
+            if place not in self._given and self._ours(lease) is not None:
+                logger.info("%s came back with %s, which is taken away", lease.vm, lease.key)
+                await self.unplug(lease, force=True)
+        except (DriverError, OSError) as error:
+            logger.error("what %s had before it was rebooted: %s", lease.vm, error)
+
+
+def _refused(lease: Lease, failed: DriverError) -> str:
+    return f"{lease.vm} does not let go of {lease.key}, which stays attached ({failed})"

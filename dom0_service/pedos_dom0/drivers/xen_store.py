@@ -1,0 +1,156 @@
+"""What xenstore says of domains and of their block devices. Pure: a store is asked, nothing kept.
+
+Only paths that dom0 alone may write are believed: /local/domain/N/name and vm, and /libxl. What a
+domain says of its own frontends and backends (their states) is the domain's word.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+from pedos_protocol.names import is_vm_name, shown
+
+from pedos_dom0.drivers.base import DOM0_DOMID, DOM0_NAME, DomainInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+logger = logging.getLogger(__name__)
+
+DOMAINS = "/local/domain"
+# Fired by xenstore itself when a domain is introduced to it, and when one has shut down or is gone.
+INTRODUCED = "@introduceDomain"
+RELEASED = "@releaseDomain"
+
+# xen/io/xenbus.h, enum xenbus_state
+CONNECTED = "4"
+CLOSING = "5"
+CLOSED = "6"
+
+# A domain number is below DOMID_FIRST_RESERVED (xen/public/xen.h).
+_DOMID_MAX = 0x7FEF
+# xen-vbd-interface(7): a disk xvdX of a Linux guest is major 202, sixteen minors each.
+_XVD_MAJOR = 202
+_XVD_MINORS = 16
+
+
+class Reader(Protocol):
+    """The part of a connection to xenstore that is needed to look at it."""
+
+    def read(self, path: str) -> str | None: ...
+
+    def list(self, path: str) -> list[str]: ...
+
+
+@attrs.frozen
+class SeenDomain:
+    """A domain as the toolstack has put it into xenstore."""
+
+    domid: int
+    name: str
+    uuid: str
+
+
+@attrs.frozen
+class Vbd:
+    """A block device of a domain, from the toolstack's own notes (/libxl)."""
+
+    devid: int
+    backend_domid: int
+    backend: str  # its path, which the backend's domain writes below
+    params: str  # what the backend was told to open
+
+
+def domain_of(store: Reader, domid: int) -> SeenDomain | None:
+    """One domain; None if xenstore has none of this number that can be one of our VMs."""
+    name = store.read(f"{DOMAINS}/{domid}/name")
+    if name is None:
+        return None
+    if not is_vm_name(name) or name == DOM0_NAME:
+        logger.debug("domain %d is none of ours: its name is %s", domid, shown(name))
+        return None
+    vm = store.read(f"{DOMAINS}/{domid}/vm") or ""
+    return SeenDomain(domid, name, vm.rpartition("/")[2])
+
+
+def seen_domains(store: Reader) -> dict[int, SeenDomain]:
+    """All domains but dom0, by number."""
+    numbers = (as_domid(text) for text in store.list(DOMAINS))
+    found = (domain_of(store, number) for number in numbers if number)
+    return {domain.domid: domain for domain in found if domain is not None}
+
+
+def as_domid(text: str) -> int | None:
+    """The number of a domain, dom0 included; None if the text is none."""
+    if not text.isascii() or not text.isdecimal() or len(text) > 5:
+        return None
+    number = int(text)
+    return number if DOM0_DOMID <= number <= _DOMID_MAX else None
+
+
+def picture(
+    seen: Iterable[SeenDomain],
+    over: Collection[int],
+    configured: Iterable[str],
+    in_transit: Collection[str],
+) -> dict[str, DomainInfo]:
+    """All VMs as they are now: those that run, and those that are configured and do not.
+
+    `over` are domains that have ended and are not cleared away yet. `in_transit` are VMs that are
+    being started or shut down: halted for the time being, but not to be started by another one.
+    Of two domains with one name (a VM that reboots) the newer counts.
+    """
+    running = {
+        domain.name: DomainInfo(domain.name, domain.domid, "Running")
+        for domain in sorted(seen, key=lambda domain: domain.domid)
+        if domain.domid not in over
+    }
+    names = sorted({*running, *configured, *in_transit})
+    return {
+        name: running.get(name)
+        or DomainInfo(name, None, "Transient" if name in in_transit else "Halted")
+        for name in names
+    }
+
+
+def changes(before: Mapping[str, DomainInfo], after: Mapping[str, DomainInfo]) -> list[DomainInfo]:
+    """What is to be told of two pictures; a VM that nobody knows any more is halted."""
+    gone = [DomainInfo(name, None, "Halted") for name in before if name not in after]
+    return gone + [info for name, info in after.items() if before.get(name) != info]
+
+
+def vbd_number(frontend: str) -> int:
+    """The number of the frontend xvdX, as xenstore has it."""
+    letter = frontend.removeprefix("xvd")
+    if len(letter) != 1 or not "a" <= letter <= "z":
+        raise ValueError(f"{shown(frontend)} is not one of xvda to xvdz")
+    return (_XVD_MAJOR << 8) + _XVD_MINORS * (ord(letter) - ord("a"))
+
+
+def libxl_vbd(domid: int, frontend: str) -> str:
+    """Where the toolstack notes that block device; only dom0 may write there."""
+    return f"/libxl/{domid}/device/vbd/{vbd_number(frontend)}"
+
+
+def vbd_of(store: Reader, domid: int, frontend: str) -> Vbd | None:
+    """The block device that the domain has under this name; None if it has none."""
+    backend = store.read(f"{libxl_vbd(domid, frontend)}/backend")
+    if backend is None:
+        return None
+    # /local/domain/BACKEND/backend/vbd/DOMID/NUMBER
+    parts = backend.split("/")
+    number = as_domid(parts[3]) if len(parts) > 3 and backend.startswith(f"{DOMAINS}/") else None
+    params = store.read(f"{libxl_vbd(domid, frontend)}/params") or ""
+    return Vbd(vbd_number(frontend), -1 if number is None else number, backend, params)
+
+
+def is_ours(vbd: Vbd, backend_domid: int, path: str) -> bool:
+    """Whether it is that device of that domain, and not one that somebody put in its place."""
+    return vbd.backend_domid == backend_domid and vbd.params == path
+
+
+def frontend_state(domid: int, frontend: str) -> str:
+    """The node with what the guest's driver says; written by the guest."""
+    return f"{DOMAINS}/{domid}/device/vbd/{vbd_number(frontend)}/state"

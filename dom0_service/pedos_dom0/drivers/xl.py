@@ -1,0 +1,169 @@
+"""Runs `xl`, Xen's toolstack: an argument list, a deadline, bounded output, its errors in words.
+
+What xl prints may repeat text of a VM's configuration or of a driver domain, so it is harmless text
+before it goes anywhere. xl's own words are always passed on: only they say what is the matter.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+from pedos_protocol.names import harmless_text, is_vm_name
+from pedos_vchan.children import describe_exit, start_child
+
+from pedos_dom0.drivers.base import DriverError
+
+if TYPE_CHECKING:
+    from pedos_vchan.children import Child
+
+logger = logging.getLogger(__name__)
+
+# Bytes that are kept of what xl prints; `xl list` of a thousand domains is 80 KiB. The rest is read
+# and dropped, so that xl never waits for us.
+OUTPUT_MAX = 256 * 1024
+# Characters of its errors that an answer repeats: two or three of its lines.
+WORDS_MAX = 300
+# xl has ended, but a process that it leaves behind (it waits for a VM's end) may still hold the
+# pipes for a moment, until it writes to its log file.
+LAST_WORDS = 0.5
+# Between SIGTERM, at which xl takes back what it was making, and SIGKILL.
+TERM_SECONDS = 5.0
+
+# "libxl: error: libxl_device.c:1111:device_backend_callback: Domain 5:unable to ..."
+_PLACE = re.compile(r"^(?:lib)?xl: (?:error|critical): (?:[\w./-]+:\d+:[\w.]+: )?")
+_LEVEL = re.compile(r"^(?:lib)?xl: (debug|detail|verbose|progress|info|notice|warning):")
+_STATE = re.compile(r"[a-z-]{6}")
+
+# Letters of the column "State" of a domain that will never run again: it has shut down, crashed or
+# is dying, and waits for somebody to clear it away (xl(1), list).
+OVER = frozenset("scd")
+
+
+@attrs.frozen
+class ListedDomain:
+    """A line of `xl list`."""
+
+    name: str
+    domid: int
+    flags: str  # of "rbpscd", those that hold
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended and only its remains are listed."""
+        return not OVER.isdisjoint(self.flags)
+
+
+class Xl:
+    """The program `xl`, by name or path."""
+
+    def __init__(self, program: str = "xl") -> None:
+        self._program = program
+
+    async def run(self, *arguments: str, seconds: float, what: str) -> str:
+        """Runs it and returns what it printed.
+
+        `what` is the sentence that an error begins with, such as "work was not started".
+        Raises DriverError: `timeout` when it did not end within `seconds` (then it was killed, and
+        nobody knows what it has done), `unavailable` when there is no xl, `failed` when it said no.
+        """
+        argv = [self._program, *arguments]
+        out_reader, out_writer = os.pipe2(os.O_CLOEXEC)
+        err_reader, err_writer = os.pipe2(os.O_CLOEXEC)
+        out, err = trio.lowlevel.FdStream(out_reader), trio.lowlevel.FdStream(err_reader)
+        try:
+            try:
+                environment = {**os.environ, "LC_ALL": "C"}
+                child = start_child(argv, stdout=out_writer, stderr=err_writer, env=environment)
+            finally:
+                os.close(out_writer)
+                os.close(err_writer)
+        except OSError as error:
+            await trio.aclose_forcefully(out)
+            await trio.aclose_forcefully(err)
+            raise DriverError(
+                f"{what}: xl cannot be run ({error.strerror or error})",
+                code="unavailable",
+                hint="apt install xen-utils, in dom0 of a machine that Xen has booted",
+            ) from error
+        logger.debug("xl %s", " ".join(arguments))
+        printed, said = bytearray(), bytearray()
+        ended = False
+        async with trio.open_nursery() as nursery:
+            silent = [trio.Event(), trio.Event()]
+            nursery.start_soon(_gather, out, printed, silent[0])
+            nursery.start_soon(_gather, err, said, silent[1])
+            try:
+                with trio.move_on_after(seconds):
+                    await child.wait()
+                    ended = True
+            finally:
+                await _finish(child)
+            with trio.move_on_after(LAST_WORDS):
+                for each in silent:
+                    await each.wait()
+            nursery.cancel_scope.cancel()
+        words = xl_words(said.decode("utf-8", "replace"))
+        if not ended:
+            raise DriverError(
+                f"{what}: xl {arguments[0]} did not end within {seconds:g} s{_quoted(words)}",
+                code="timeout",
+            )
+        if child.returncode != 0:
+            how = describe_exit(child.returncode or 0)
+            logger.info("xl %s %s: %s", arguments[0], how, words)
+            raise DriverError(f"{what}: xl {arguments[0]} {how}{_quoted(words)}")
+        return printed.decode("utf-8", "replace")
+
+
+async def _gather(stream: trio.lowlevel.FdStream, into: bytearray, silent: trio.Event) -> None:
+    async with stream:
+        while chunk := await stream.receive_some(65536):
+            into += chunk[: OUTPUT_MAX - len(into)]
+    silent.set()
+
+
+async def _finish(child: Child) -> None:
+    """Ends it if it has not ended, so that it is never left running behind anybody's back."""
+    if child.returncode is not None:
+        return
+    with trio.CancelScope(shield=True):
+        child.send_signal(signal.SIGTERM)
+        with trio.move_on_after(TERM_SECONDS):
+            await child.wait()
+        child.kill()
+        await child.wait()
+
+
+def _quoted(words: str) -> str:
+    return f"; it says: {words}" if words else ""
+
+
+def xl_words(untrusted_said: str) -> str:
+    """What xl has to say for itself, in a line: its errors without the places in its source.
+
+    The first ones name the cause, and those after them what it has led to; so what does not fit is
+    cut at the end. Chatter is left out unless there is nothing else.
+    """
+    lines = [line.strip() for line in untrusted_said.splitlines() if line.strip()]
+    errors = [line for line in lines if not _LEVEL.match(line)]
+    told = dict.fromkeys(_PLACE.sub("", line).strip() for line in errors or lines)
+    return harmless_text("; ".join(told), WORDS_MAX)
+
+
+def parse_list(printed: str) -> list[ListedDomain]:
+    """The lines of `xl list`: Name, ID, Mem, VCPUs, State, Time(s). Those that are none, or whose
+    name no VM of ours can have, are left out."""
+    found = []
+    for line in printed.splitlines():
+        words = line.split()
+        if len(words) == 6 and is_vm_name(words[0]) and words[1].isdecimal():
+            if not _STATE.fullmatch(words[4]):
+                continue
+            found.append(ListedDomain(words[0], int(words[1]), words[4].replace("-", "")))
+    return found

@@ -1,0 +1,62 @@
+"""Sets of rows of a table, by the texts that stand in one of its columns.
+
+A set of rows is a whole number whose bit N is set when row N is in it, so that two sets have in
+common what `&` gives. In a long table a text with few rows has them as a tuple, as ten thousand
+texts with one row each would otherwise take ten thousand numbers of up to ten thousand bits.
+
+Numbers, and dicts and tuples of nothing but numbers and texts, cost the garbage collector nothing,
+which would otherwise hold up the event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from .breath import Breathe, slowly
+
+# Rows that a text keeps as a tuple: adding so many to a set takes a few microseconds.
+FEW = 16
+# Bits of a number that takes no more memory than a tuple does.
+SHORT = 256
+
+Rows = int | tuple[int, ...]
+Column = Mapping[str, Rows]
+
+
+def places(texts: Iterable[str], breathe: Breathe) -> Iterator[tuple[str, list[int]]]:
+    """Each text with the rows that have it; `texts` are those of the rows from 0 on."""
+    first: dict[str, int] = {}
+    more: dict[str, list[int]] = {}
+    for row, text in enumerate(slowly(texts, breathe)):
+        if first.setdefault(text, row) != row:
+            more.setdefault(text, []).append(row)
+    for text, row in slowly(first.items(), breathe):
+        # The lists are let go of one by one: all at once would be a long breath.
+        yield text, [row, *more.pop(text, ())]
+
+
+def column(texts: Iterable[str], breathe: Breathe) -> dict[str, Rows]:
+    """As `places`, to be kept."""
+    return {text: _rows(rows, breathe) for text, rows in places(texts, breathe)}
+
+
+def _rows(rows: list[int], breathe: Breathe) -> Rows:
+    if len(rows) <= FEW and rows[-1] >= SHORT:
+        return tuple(rows)
+    bits = bytearray(rows[-1] // 8 + 1)
+    for row in slowly(rows, breathe) if len(rows) > FEW else rows:
+        bits[row // 8] |= 1 << row % 8
+    return int.from_bytes(bits, "little")
+
+
+def rows_of(column: Column, texts: Iterable[str]) -> int:
+    """The set of the rows that have one of `texts`."""
+    rows = 0
+    for text in texts:
+        found = column.get(text)
+        if type(found) is int:
+            rows |= found
+        elif found is not None:
+            for row in found:  # type: ignore[union-attr]
+                rows |= 1 << row
+    return rows

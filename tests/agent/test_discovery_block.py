@@ -1,0 +1,229 @@
+"""Block devices of a domain, from a /sys, a /proc and a udev database of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from pedos_agent import discovery_block
+from pedos_agent.block_use import mounted
+from pedos_agent.discovery_block import Carried, identity_of, udev_properties, watch
+from pedos_agent.found import HELD, Found
+from pedos_agent.revision import Revision
+from pedos_protocol.messages import Device
+
+from .xen_tree import Tree
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return Tree(tmp_path)
+
+
+def scan(
+    tree: Tree,
+    *,
+    exports: Collection[tuple[str, int]] = (),
+    borrowed: Collection[str] = (),
+    held: str = "",
+) -> list[Device]:
+    carried = Carried(exports, borrowed)
+    found = discovery_block.scan(carried, tree.roots, lambda path: path.endswith(f"/{held}"))
+    return [each.device for each in found]
+
+
+def busy(tree: Tree, **more: Collection[tuple[str, int]]) -> dict[str, str | None]:
+    return {device.device: device.busy for device in scan(tree, **more)}
+
+
+def test_a_stick_with_a_partition(tree: Tree) -> None:
+    tree.add("sda", sectors=4096, ID_VENDOR="SanDisk", ID_MODEL="Ultra_Fit", ID_SERIAL="SanDisk_1")
+    tree.add(
+        "sda1",
+        parent="sda",
+        read_only=True,
+        ID_SERIAL="SanDisk_1",
+        ID_PART_ENTRY_UUID="0b1c-02",
+        ID_FS_TYPE="vfat",
+        ID_FS_LABEL="KEYS",
+        ID_FS_UUID="1A2B-3C4D",
+    )
+    disk, partition = scan(tree)
+    assert disk == Device(
+        "block", "sda", "SanDisk_1::", "SanDisk Ultra Fit", 2 << 20, None, False, None
+    )
+    assert partition == Device(
+        "block",
+        "sda1",
+        "SanDisk_1:0b1c-02:",
+        "vfat KEYS 1A2B-3C4D",
+        1 << 20,
+        "sda",
+        True,
+        None,
+    )
+
+
+def test_disks_come_in_the_order_that_people_count_in(tree: Tree) -> None:
+    for name in ("sdb", "sda10", "sda2", "sda"):
+        tree.add(name, parent="sda" if name in ("sda10", "sda2") else None)
+    assert [device.device for device in scan(tree)] == ["sda", "sda2", "sda10", "sdb"]
+
+
+def test_the_vms_own_and_its_borrowed_disks_are_not_offered(tree: Tree) -> None:
+    names = ("xvda", "xvda1", "xvdd", "xvdi", "xvdi1", "xvdj", "ram0", "zram0", "fd0", "loop7")
+    for name in names:
+        tree.add(name)
+    assert [device.device for device in scan(tree, borrowed={"xvdi"})] == ["loop7", "xvdj"]
+
+
+async def test_a_disk_that_comes_later_is_being_lent_to_this_vm(tree: Tree) -> None:
+    tree.add("xvdj")
+    revision, carried = Revision(), Carried()
+    looks: list[list[str]] = []
+
+    async def look(count: int) -> list[str]:
+        revision.bump()
+        with trio.fail_after(10):
+            while len(looks) < count:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+        return looks[-1]
+
+    def deliver(found: list[Found]) -> None:
+        looks.append([each.device.device for each in found])
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(watch, deliver, lambda: carried, revision, tree.roots)
+        assert looks == [["xvdj"]]
+        tree.add("xvdi")
+        tree.add("sda")
+        assert await look(2) == ["sda", "xvdj"]
+        (tree.roots.sys / "class/block/xvdj").unlink()
+        assert await look(3) == ["sda"]
+        nursery.cancel_scope.cancel()
+
+
+def test_what_has_no_size_is_no_disk(tree: Tree) -> None:
+    tree.add("loop0", sectors=0)
+    tree.add("sr0", sectors=0)
+    assert scan(tree) == []
+
+
+def test_a_name_that_cannot_be_an_id_is_left_out(tree: Tree) -> None:
+    tree.add("cciss!c0d0")
+    assert scan(tree) == []
+
+
+def test_a_device_that_goes_while_it_is_looked_at(tree: Tree) -> None:
+    tree.add("sda")
+    (tree.roots.dev / "sda").unlink()
+    assert scan(tree) == []
+
+
+def test_a_loop_device_is_known_by_its_image(tree: Tree) -> None:
+    tree.add("loop0", ID_FS_TYPE="ext4", ID_FS_UUID="f00d")
+    tree.field("loop0", "loop/backing_file", "/srv/backup.img")
+    (device,) = scan(tree)
+    assert device.description == "/srv/backup.img; ext4 f00d"
+    assert device.identity == "::f00d"
+
+
+def test_without_udev_a_disk_is_known_by_its_bus(tree: Tree) -> None:
+    number = tree.add("sda")
+    (tree.roots.udev / f"b{number}").unlink()
+    tree.field("sda", "device/vendor", "ATA")
+    tree.field("sda", "device/model", "QEMU HARDDISK")
+    (device,) = scan(tree)
+    assert (device.description, device.identity) == ("ATA QEMU HARDDISK", "")
+
+
+def test_a_strangers_text_is_harmless(tree: Tree) -> None:
+    tree.add("sda", ID_FS_LABEL="<b>\x1b[2J`id`", ID_SERIAL="a/b c\x07")
+    (device,) = scan(tree)
+    assert not set(device.description) & set("<>\x1b`")
+    assert device.identity == "a_b_c_::"
+
+
+def test_a_mounted_partition_makes_its_disk_busy_and_no_other(tree: Tree) -> None:
+    tree.add("sda")
+    number = tree.add("sda1", parent="sda")
+    tree.add("sda2", parent="sda")
+    tree.mount(number, "/mnt/my\\040disk")
+    assert busy(tree) == {
+        "sda": "sda1 is mounted at /mnt/my disk",
+        "sda1": "mounted at /mnt/my disk",
+        "sda2": None,
+    }
+
+
+def test_a_disk_that_is_used_as_a_whole_makes_its_partitions_busy(tree: Tree) -> None:
+    tree.mount(tree.add("sda"), "/mnt")
+    tree.add("sda1", parent="sda")
+    assert busy(tree)["sda1"] == "sda is mounted at /mnt"
+
+
+def test_a_file_system_of_several_disks_is_known_by_its_source(tree: Tree) -> None:
+    tree.add("sda")
+    tree.mount("0:45", "/data", source="/dev/sda")  # btrfs
+    assert busy(tree) == {"sda": "mounted at /data"}
+
+
+def test_swap_space_is_busy(tree: Tree) -> None:
+    tree.add("sda")
+    tree.swap("/dev/sda")
+    assert busy(tree) == {"sda": "used as swap space"}
+
+
+def test_what_a_volume_is_made_of_is_busy(tree: Tree) -> None:
+    tree.add("sda")
+    tree.add("dm-0")
+    tree.field("dm-0", "dm/name", "secret")
+    (tree.roots.sys / "class/block/sda/holders/dm-0").touch()
+    assert busy(tree) == {"dm-0": None, "sda": "part of dm-0 (secret)"}
+
+
+def test_a_mounted_volume_is_known_by_its_name(tree: Tree) -> None:
+    tree.add("dm-0")
+    tree.field("dm-0", "dm/name", "home")
+    tree.mount("0:99", "/home", source="/dev/mapper/home")
+    assert busy(tree) == {"dm-0": "mounted at /home"}
+
+
+def test_what_somebody_lends_by_hand_is_busy(tree: Tree) -> None:
+    tree.serve(7, tree.add("sda"))
+    assert busy(tree) == {"sda": "lent to domain 7 by the toolstack"}
+
+
+def test_what_the_agent_itself_lends_is_not_busy(tree: Tree) -> None:
+    tree.add("sda")
+    tree.serve(7, tree.add("sda1", parent="sda"))
+    # The agent holds it, and with it its disk, exclusively.
+    assert scan(tree, exports={("sda1", 7)}, held="sda")[0].busy is None
+    assert scan(tree, exports={("sda1", 7)}, held="sda1")[1].busy is None
+    assert scan(tree, exports={("sda1", 8)})[1].busy == "lent to domain 7 by the toolstack"
+
+
+def test_what_is_held_in_some_other_way_is_busy(tree: Tree) -> None:
+    tree.add("sda")
+    (device,) = scan(tree, held="sda")
+    assert device.busy == HELD
+
+
+@pytest.mark.parametrize("line", ["", "1 2", "36 35 8:1 / /mnt rw", "a b c d e f g - x"])
+def test_lines_that_are_no_mounts_are_passed_over(line: str) -> None:
+    assert mounted(line, {}) == {}
+
+
+def test_udevs_database_is_read() -> None:
+    text = "S:disk/by-uuid/x\nE:ID_SERIAL=a=b\nE:broken\nG:systemd\nE:EMPTY=\n"
+    assert udev_properties(text) == {"ID_SERIAL": "a=b", "EMPTY": ""}
+
+
+def test_identities_are_bounded() -> None:
+    said = {"ID_SERIAL": "s" * 500, "ID_PART_ENTRY_UUID": "p" * 500, "ID_FS_UUID": "f"}
+    assert identity_of(said) == f"{'s' * 48}:{'p' * 36}:"
+    assert identity_of({"ID_WWN": "0x5000"}) == "0x5000::"
+    assert identity_of({}) == ""

@@ -1,0 +1,200 @@
+"""Lending and borrowing where Xen carries the disk: what the two agents do, and refuse."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+from pedos_agent import xen_block
+from pedos_agent.__main__ import _settings
+from pedos_agent.attachments import Attachments
+from pedos_agent.discovery_block import scan
+from pedos_agent.inventory import Inventory
+from pedos_agent.revision import Revision
+from pedos_agent.settings import xen_settings
+from pedos_protocol.errors import CallError
+from pedos_protocol.messages import ExportStart, ImportStart
+
+from .conftest import ATTACHMENT
+from .xen_tree import Tree
+
+SECONDS = 10
+
+
+class Agent:
+    """The part of an agent that lends and borrows, on a tree of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.tree = Tree(root)
+        settings = xen_settings("work", 5, root / "sock", None)
+        self.attachments = Attachments(attrs.evolve(settings, dev=self.tree.roots.dev), Revision())
+        self.attachments.roots = self.tree.roots
+        self.inventory = Inventory(Revision(), self.attachments.check_sources)
+        self.attachments.inventory = self.inventory
+        self.ended: list[tuple[str, str, str]] = []
+        self.attachments.ended = self._note
+
+    async def _note(self, *ended: str) -> None:
+        self.ended.append((ended[0], ended[1], ended[2]))
+
+    def look(self) -> None:
+        """Discovery looks again, as after an event of the kernel."""
+        found = scan(self.attachments.carried(), self.tree.roots, lambda _path: False)
+        self.inventory.replace("block", found)
+        self.attachments.looks.bump()
+
+    async def lend(self, device: str) -> None:
+        await self.attachments.start_export(ExportStart(ATTACHMENT, "block", device, 16, 7, False))
+
+    async def borrow(self, frontend: str | None) -> str:
+        return await self.attachments.start_import(
+            ImportStart(ATTACHMENT, "block", "sda", 16, 2, False, "sys-usb", frontend)
+        )
+
+    def open_files(self) -> list[str]:
+        """The files below the tree that this process has open."""
+        found = []
+        for fd in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                found.append(os.readlink(f"/proc/self/fd/{fd}"))
+        return [path for path in found if path.startswith(f"{self.tree.roots.dev}/")]
+
+
+@pytest.fixture
+async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
+    made = Agent(tmp_path)
+    with trio.fail_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(made.attachments.run)
+            yield made
+            await made.attachments.close()
+
+
+async def test_a_lent_disk_is_held_until_it_is_given_back(agent: Agent) -> None:
+    agent.tree.add("sda")
+    agent.look()
+    await agent.lend("sda")
+    assert [state.device for state in agent.attachments.exports()] == ["sda"]
+    assert set(agent.open_files()) == {str(agent.tree.roots.dev / "sda")}
+    await agent.attachments.stop_export(ATTACHMENT)
+    assert agent.attachments.exports() == []
+    assert agent.open_files() == []
+
+
+async def test_a_busy_disk_is_not_lent(agent: Agent) -> None:
+    agent.tree.mount(agent.tree.add("sda"), "/mnt")
+    agent.look()
+    with pytest.raises(CallError, match="sda is in use here: mounted at /mnt"):
+        await agent.lend("sda")
+
+
+async def test_a_lent_disk_that_is_unplugged_ends(agent: Agent) -> None:
+    agent.tree.add("sda")
+    agent.look()
+    await agent.lend("sda")
+    (agent.tree.roots.dev / "sda").unlink()
+    agent.look()
+    await trio.testing.wait_all_tasks_blocked()
+    assert agent.ended == [(ATTACHMENT, "export", "the device was unplugged")]
+
+
+async def test_a_borrowed_disk_is_waited_for(agent: Agent) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(agent.borrow, "xvdi")
+        await trio.testing.wait_all_tasks_blocked()
+        agent.tree.add("xvdi")
+        agent.look()
+    (state,) = agent.attachments.imports()
+    assert state.frontend == "xvdi"
+    await agent.attachments.stop_import(ATTACHMENT)
+    assert agent.attachments.imports() == []
+    assert (agent.tree.roots.dev / "xvdi").exists()  # only the toolstack takes it away
+
+
+async def test_a_disk_that_never_comes_is_an_error(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xen_block, "APPEAR_SECONDS", 0.05)
+    with pytest.raises(CallError, match="xvdi did not appear"):
+        await agent.borrow("xvdi")
+    assert agent.attachments.imports() == []
+
+
+async def test_a_borrowed_disk_that_goes_is_told_of(agent: Agent) -> None:
+    agent.tree.add("xvdi")
+    await agent.borrow("xvdi")
+    (agent.tree.roots.dev / "xvdi").unlink()
+    agent.look()
+    await trio.testing.wait_all_tasks_blocked()
+    assert agent.ended == [(ATTACHMENT, "import", "xvdi has gone")]
+
+
+async def test_a_borrowed_disk_in_use_is_not_let_go(agent: Agent) -> None:
+    agent.tree.add("xvdi")
+    agent.tree.mount(agent.tree.add("xvdi1", parent="xvdi"), "/media/stick")
+    await agent.borrow("xvdi")
+    with pytest.raises(
+        CallError, match="xvdi is in use: xvdi1 is mounted at /media/stick"
+    ) as caught:
+        await agent.attachments.stop_import(ATTACHMENT)
+    assert caught.value.code == "busy"
+    assert len(agent.attachments.imports()) == 1
+    (agent.tree.roots.proc / "self/mountinfo").write_text("")
+    await agent.attachments.stop_import(ATTACHMENT)
+
+
+async def test_dom0_says_as_what_it_is_attached(agent: Agent) -> None:
+    agent.tree.add("xvdi")
+    with pytest.raises(CallError, match="did not say as what"):
+        await agent.borrow(None)
+    await agent.borrow("xvdi")
+
+
+async def test_classes_that_xen_does_not_carry_are_refused(agent: Agent) -> None:
+    with pytest.raises(CallError, match="usb devices cannot be lent on Xen"):
+        await agent.attachments.start_export(ExportStart(ATTACHMENT, "usb", "1-2", 16, 7, False))
+
+
+# Arguments
+
+
+def test_dom0s_agent_on_xen_needs_no_more_than_its_sockets() -> None:
+    words = [
+        "--driver",
+        "xen",
+        "--vm",
+        "dom0",
+        "--domid",
+        "0",
+        "--control-socket",
+        "/run/c",
+        "--socket",
+        "/run/s",
+    ]
+    settings, _ = _settings(words)
+    assert (settings.xen, settings.vm, settings.domid) == (True, "dom0", 0)
+    assert (str(settings.dev), str(settings.control_socket)) == ("/dev", "/run/c")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--driver local --socket s", "--driver local needs --vm and --domid and --vchan"),
+        ("--driver xen --socket s --dev d", "--dev: only for --driver local"),
+        ("--driver xen --socket s --domid 0", "--domid 0 goes with --control-socket"),
+        ("--driver xen --socket s --vm -x", "expected one argument"),
+        ("--driver xen --socket s --vm 9", "is not a VM name"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        _settings(words.split())
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err

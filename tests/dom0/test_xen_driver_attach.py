@@ -1,0 +1,311 @@
+"""Attach, detach and start where the hypervisor carries the device: the same steps and undoing."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from pedos_dom0.drivers.base import DriverError
+from pedos_dom0.leases import Lease
+from pedos_dom0.state import State
+from pedos_protocol.errors import CallError
+from trio.abc import Clock
+
+from tests.dom0 import fakes
+from tests.dom0.fakes import World, fails
+
+STEPS = ("attach.leased", "attach.exported", "attach.plugged", "attach.imported")
+
+
+class FakePlane:
+    """Devices are plugged because this says so."""
+
+    boot_timeout = 60.0
+
+    def __init__(self) -> None:
+        self.plugged: dict[str, Lease] = {}
+        self.did: list[str] = []
+        self.refuse_plug: DriverError | None = None
+        # What a target says to a polite unplug, and its answer to a forced one.
+        self.refuse_unplug: DriverError | None = None
+        self.refuse_resume: DriverError | None = None
+
+    def free_frontend(self, domid: int, asked: str | None, taken: Collection[str]) -> str:
+        free = next(name for name in ("xvdi", "xvdj", "xvdk") if name not in taken)
+        return asked or free
+
+    async def plug(self, lease: Lease) -> None:
+        await trio.lowlevel.checkpoint()
+        self.did.append(f"plug {lease.frontend}")
+        if self.refuse_plug is not None:
+            raise self.refuse_plug
+        self.plugged[lease.attachment] = lease
+
+    async def unplug(self, lease: Lease, *, force: bool) -> None:
+        await trio.lowlevel.checkpoint()
+        self.did.append(f"unplug {lease.frontend}{' by force' if force else ''}")
+        if self.refuse_unplug is not None and not force:
+            raise self.refuse_unplug
+        self.plugged.pop(lease.attachment, None)
+
+    def is_plugged(self, lease: Lease) -> bool:
+        return lease.attachment in self.plugged
+
+    async def resume(self, name: str, domid: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self.did.append(f"resume {name}")
+        if self.refuse_resume is not None:
+            raise self.refuse_resume
+
+
+@pytest.fixture
+def plane(monkeypatch: pytest.MonkeyPatch) -> FakePlane:
+    plane = FakePlane()
+    monkeypatch.setattr(fakes, "State", functools.partial(State, plane=plane))
+    return plane
+
+
+@pytest.fixture
+async def world(tmp_path: Path, nursery: trio.Nursery, plane: FakePlane) -> AsyncIterator[World]:
+    world = World(tmp_path, nursery)
+    world.vm("sys-usb", "sda", "sdb")
+    world.vm("work")
+    world.vm("vault", running=False)
+    world.dom0_agent()
+    await world.start()
+    yield world
+    await world.kill()
+
+
+def orders(world: World, plane: FakePlane, *names: str) -> None:
+    """Lets agents note in the plane's list what they are told."""
+    for name in names:
+        for method in ("export.start", "export.stop", "import.start", "import.stop"):
+
+            async def note(_params: Any, what: str = f"{name} {method}") -> None:
+                plane.did.append(what)
+
+            world.driver.agents[name].on[method] = note
+
+
+async def test_the_device_is_plugged_between_the_two_agents(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    orders(world, plane, "sys-usb", "work")
+    answer = await world.client.attach("work", "sys-usb:sda")
+    assert answer["options"]["frontend-dev"] == "xvdi"
+    await world.client.detach("work", "sys-usb:sda")
+    assert plane.did == [
+        "sys-usb export.start",
+        "plug xvdi",
+        "work import.start",
+        "work import.stop",
+        "unplug xvdi",
+        "sys-usb export.stop",
+    ]
+    world.assert_nothing_left()
+
+
+async def test_a_name_is_given_once(world: World, plane: FakePlane, autojump_clock: Clock) -> None:
+    await world.client.attach("work", "sys-usb:sda")
+    answer = await world.client.attach("work", "sys-usb:sdb")
+    assert answer["options"]["frontend-dev"] == "xvdj"
+
+
+async def test_a_toolstack_that_fails_leaves_nothing(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    plane.refuse_plug = DriverError("no: xl says so", hint="look at it")
+    with fails("failed", "no: xl says so", "look at it"):
+        await world.client.attach("work", "sys-usb:sda")
+    world.assert_nothing_left()
+
+
+async def test_a_target_that_never_sees_it_loses_it(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    async def refuse(_params: Any) -> None:
+        raise CallError("failed", "xvdi did not appear")
+
+    world.driver.agents["work"].on["import.start"] = refuse
+    with fails("failed", "xvdi did not appear"):
+        await world.client.attach("work", "sys-usb:sda")
+    assert plane.plugged == {}
+    world.assert_nothing_left()
+
+
+async def test_a_device_in_use_is_not_detached(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    async def mounted(_params: Any) -> None:
+        raise CallError("busy", "xvdi is mounted at /mnt")
+
+    await world.client.attach("work", "sys-usb:sda")
+    world.driver.agents["work"].on["import.stop"] = mounted
+    with fails("busy", "it stays attached to work: xvdi is mounted at /mnt", "unmount it in work"):
+        await world.client.detach("work", "sys-usb:sda")
+    (lease,) = world.state.leases
+    assert lease.state == "attached"
+    assert [row.state for row in world.state.store.journal()] == ["attached"]
+    assert plane.did == ["plug xvdi"]
+    del world.driver.agents["work"].on["import.stop"]
+    await world.client.detach("work", "sys-usb:sda")
+    world.assert_nothing_left()
+
+
+async def test_a_kernel_that_refuses_is_reported_and_all_stays(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    await world.client.attach("work", "sys-usb:sda")
+    plane.refuse_unplug = DriverError("work does not let go", code="busy")
+    with fails("busy", "work does not let go"):
+        await world.client.detach("work", "sys-usb:sda")
+    (lease,) = world.state.leases
+    assert lease.state == "attached"
+    assert len(world.driver.agents["work"].imports) == 1  # the target knows of it again
+    plane.refuse_unplug = None
+    await world.client.detach("work", "sys-usb:sda")
+    world.assert_nothing_left()
+
+
+async def test_an_unplugged_device_is_taken_away_by_force(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    async def mounted(_params: Any) -> None:
+        raise CallError("busy", "xvdi is mounted at /mnt")
+
+    await world.client.attach("work", "sys-usb:sda")
+    world.driver.agents["work"].on["import.stop"] = mounted
+    await world.driver.agents["sys-usb"].unplug("sda")
+    await trio.testing.wait_all_tasks_blocked()
+    assert plane.did[-1] == "unplug xvdi by force"
+    assert list(world.state.leases) == []
+
+
+async def test_unplugging_is_not_forgotten_while_a_detach_is_refused(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    async def slow_and_mounted(_params: Any) -> None:
+        await trio.sleep(1)
+        raise CallError("busy", "xvdi is mounted at /mnt")
+
+    await world.client.attach("work", "sys-usb:sda")
+    world.driver.agents["work"].on["import.stop"] = slow_and_mounted
+    async with trio.open_nursery() as nursery:
+
+        async def detach() -> None:
+            with fails("busy", "it stays attached to work"):
+                await world.client.detach("work", "sys-usb:sda")
+
+        nursery.start_soon(detach)
+        await trio.sleep(0.5)
+        await world.driver.agents["sys-usb"].unplug("sda")
+    await trio.sleep(5)
+    assert plane.did[-1] == "unplug xvdi by force"
+    assert list(world.state.leases) == []
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_service_that_is_killed_leaves_what_the_next_one_undoes(
+    world: World, plane: FakePlane, autojump_clock: Clock, step: str
+) -> None:
+    killed = world.kill_at(step)
+    async with trio.open_nursery() as nursery:
+
+        async def attach() -> None:
+            with pytest.raises((CallError, trio.BrokenResourceError)):
+                await world.client.attach("work", "sys-usb:sda")
+
+        nursery.start_soon(attach)
+        await killed.wait()
+    await world.restart()
+    await trio.sleep(60)
+    assert plane.plugged == {}
+    world.assert_nothing_left()
+
+
+async def test_after_a_restart_what_xenstore_has_is_kept_and_all_else_ended(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    await world.client.attach("work", "sys-usb:sda")
+    await world.client.attach("work", "sys-usb:sdb")
+    (gone,) = (a for a, lease in plane.plugged.items() if lease.key.device == "sdb")
+    await world.kill()
+    del plane.plugged[gone]  # somebody ran `xl block-detach`
+    await world.start()
+    await trio.sleep(60)
+    assert [str(lease.key) for lease in world.state.leases] == ["sys-usb:sda"]
+    assert len(plane.plugged) == 1
+
+
+async def assign(world: World) -> None:
+    await world.client.attach("vault", "sys-usb:sda", persistent=True)
+
+
+async def test_a_vm_gets_its_devices_before_it_is_let_go(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    await assign(world)
+    orders(world, plane, "sys-usb", "vault")
+    answer = await world.client.call("vm.start", vm="vault")
+    assert answer["attached"] == ["sys-usb:sda"]
+    assert plane.did == [
+        "sys-usb export.start",
+        "plug xvdi",
+        "resume vault",
+        "vault import.start",
+    ]
+    (lease,) = world.state.leases
+    assert (lease.state, lease.vm_domid) == ("attached", answer["domid"])
+    assert world.state.store.starts() == []
+
+
+@pytest.mark.parametrize("what", ["plug", "resume", "import"])
+async def test_a_start_that_fails_leaves_nothing_half_made(
+    world: World, plane: FakePlane, autojump_clock: Clock, what: str
+) -> None:
+    async def refuse(_params: Any) -> None:
+        raise CallError("failed", "it does not work")
+
+    await assign(world)
+    if what == "import":
+        world.driver.agents["vault"].on["import.start"] = refuse
+    else:
+        setattr(plane, f"refuse_{what}", DriverError("it does not work"))
+    with fails("failed", "vault was stopped again", "it does not work"):
+        await world.client.call("vm.start", vm="vault")
+    assert plane.plugged == {}
+    assert world.driver.infos["vault"].domid is None
+    assert world.state.store.starts() == []
+    world.assert_nothing_left()
+
+
+async def test_an_interrupted_start_leaves_no_vm_that_waits_for_ever(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    await assign(world)
+    killed = world.kill_at("start.plugged")
+    async with trio.open_nursery() as nursery:
+
+        async def start() -> None:
+            with pytest.raises((CallError, trio.BrokenResourceError)):
+                await world.client.call("vm.start", vm="vault")
+
+        nursery.start_soon(start)
+        await killed.wait()
+    await world.restart()
+    await trio.sleep(100)
+    assert world.driver.infos["vault"].domid is None
+    assert plane.plugged == {}
+    world.assert_nothing_left()
+
+
+async def test_a_vm_without_devices_is_let_go_too(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    await world.client.call("vm.start", vm="vault")
+    assert plane.did == ["resume vault"]

@@ -1,0 +1,176 @@
+"""Attaching and detaching block devices by xl, and what xenstore says of them."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+import trio
+import trio.testing
+from pedos_dom0.drivers import xen_block
+from pedos_dom0.drivers.base import DomainInfo, DriverError
+from pedos_dom0.drivers.xen_block import attach_arguments
+from pedos_dom0.leases import Lease
+from pedos_dom0.registry import DeviceKey
+from pedos_vchan.folder_watch import FolderWatch
+
+from tests.dom0.test_xen_driver import host, running, until
+from tests.dom0.xen_host import Host
+
+__all__ = ["host"]  # the fixture
+
+LEASE = Lease(
+    attachment="00112233aabbccdd",
+    key=DeviceKey("block", "sys-usb", "sda1"),
+    vm="work",
+    options={"read-only": "no"},
+    frontend="xvdi",
+    port=16,
+    backend_domid=2,
+    vm_domid=5,
+    state="pending",
+)
+BACKEND = "/local/domain/2/backend/vbd/5/51840"
+NODE = "/libxl/5/device/vbd/51840"
+
+
+def test_the_words_of_an_attach() -> None:
+    # xl-disk-configuration(5): `target=` takes all that follows, so it is the last.
+    assert attach_arguments(LEASE, "xvdi") == [
+        "block-attach",
+        "5",
+        "format=raw,vdev=xvdi,access=rw,backend=2,target=/dev/sda1",
+    ]
+
+
+def test_a_read_only_disk_of_dom0() -> None:
+    lease = attrs.evolve(LEASE, backend_domid=0, options={"read-only": "yes"})
+    assert attach_arguments(lease, "xvdi")[2] == ("format=raw,vdev=xvdi,access=ro,target=/dev/sda1")
+
+
+def test_a_name_that_is_no_device_never_reaches_xl() -> None:
+    bad = attrs.evolve(LEASE, key=DeviceKey("block", "sys-usb", "a,script=/tmp/x"))
+    with pytest.raises(DriverError, match="cannot be the name of a block device"):
+        attach_arguments(bad, "xvdi")
+
+
+async def test_a_device_is_plugged_and_unplugged(host: Host) -> None:
+    host.create(5, "work")
+    async with running(host) as driver:
+        assert not driver.is_plugged(LEASE)
+        await driver.plug(LEASE)
+        assert driver.is_plugged(LEASE)
+        await driver.unplug(LEASE, force=False)
+        assert not driver.is_plugged(LEASE)
+        assert [call[0] for call in host.calls()] == ["block-attach", "block-detach"]
+        await driver.unplug(LEASE, force=False)
+        assert len(host.calls()) == 2  # there was nothing left to take away
+
+
+async def test_a_source_that_does_not_serve_it_leaves_nothing(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xen_block, "SETTLE_SECONDS", 0.2)
+    host.create(5, "work")
+    host.plan(block_attach={"status": "error"})
+    async with running(host) as driver:
+        with pytest.raises(DriverError, match="sys-usb does not serve it"):
+            await driver.plug(LEASE)
+        assert not driver.is_plugged(LEASE)
+
+
+async def test_xl_that_fails_half_way_leaves_nothing(host: Host) -> None:
+    says = "libxl: error: libxl_device.c:9:x: Domain 5:unable to add device\n"
+    host.create(5, "work")
+    host.plan(block_attach={"does": True, "exit": 1, "says": says})
+    async with running(host) as driver:
+        with pytest.raises(DriverError, match="it says: Domain 5:unable to add device"):
+            await driver.plug(LEASE)
+        assert not driver.is_plugged(LEASE)
+
+
+async def test_a_refused_detach_is_told_and_the_device_stays(host: Host) -> None:
+    host.create(5, "work")
+    async with running(host) as driver:
+        await driver.plug(LEASE)
+        host.plan(block_detach={"exit": 1, "says": "libxl: error: a.c:1:b: timed out\n"})
+        with pytest.raises(DriverError, match="work does not let go of sys-usb:sda1") as caught:
+            await driver.unplug(LEASE, force=False)
+        assert caught.value.code == "busy"
+        assert driver.is_plugged(LEASE)
+
+
+async def test_force_takes_it_all_the_same(host: Host) -> None:
+    host.create(5, "work")
+    async with running(host) as driver:
+        await driver.plug(LEASE)
+        host.plan(block_detach={"exit": 1})
+        await driver.unplug(LEASE, force=True)
+        assert not driver.is_plugged(LEASE)
+        assert host.calls("block-detach") == [
+            ["block-detach", "5", "xvdi"],
+            ["block-detach", "--force", "5", "xvdi"],
+        ]
+
+
+async def test_another_device_under_the_name_is_left_alone(host: Host) -> None:
+    # An administrator has put his own there, after ours had gone.
+    host.put(f"{NODE}/backend", "/local/domain/0/backend/vbd/5/51840")
+    host.put(f"{NODE}/params", "/dev/sda1")
+    host.create(5, "work")
+    async with running(host) as driver:
+        assert not driver.is_plugged(LEASE)
+        await driver.unplug(LEASE, force=True)
+        assert host.calls() == []
+
+
+async def test_names_that_the_domain_has_are_not_given_out(host: Host) -> None:
+    host.put(f"{NODE}/backend", "/local/domain/0/backend/vbd/5/51840")
+    async with running(host) as driver:
+        assert driver.free_frontend(5, None, {"xvdj"}) == "xvdk"
+        assert driver.free_frontend(5, "xvdz", {"xvdj"}) == "xvdz"
+        with pytest.raises(DriverError, match="xvdi is already used") as caught:
+            driver.free_frontend(5, "xvdi", set())
+        assert caught.value.code == "busy"
+
+
+async def test_a_vm_that_reboots_does_not_keep_what_it_had(host: Host) -> None:
+    # The toolstack remembers what was attached, and gives it to the next domain.
+    host.create(5, "work")
+    async with running(host) as driver:
+        await driver.plug(LEASE)
+        host.destroy(5)
+        with driver.events() as events:
+            await events.receive()
+        await driver.unplug(LEASE, force=True)
+        assert not host.calls("block-detach")
+        host.create(6, "work")
+        await until(driver, "work", DomainInfo("work", 6, "Running"))
+        await until_watched(host, "/libxl/6/device/vbd/51840")
+        node = NODE.replace("5", "6", 1)
+        host.put(f"{node}/params", "/dev/sda1")
+        host.put(f"{node}/backend", BACKEND.replace("/5/", "/6/"))
+        host.fire(node)
+        with FolderWatch([host.root / "news"]) as watch:
+            while driver.is_plugged(attrs.evolve(LEASE, vm_domid=6)):
+                await watch.changed()
+        assert host.calls("block-detach") == [["block-detach", "6", "xvdi"]]
+
+
+async def test_a_vm_that_is_started_by_us_has_nothing_left_over(host: Host) -> None:
+    host.create(5, "work")
+    host.configure("work")
+    async with running(host) as driver:
+        await driver.plug(LEASE)
+        host.destroy(5)
+        await until(driver, "work", DomainInfo("work", None, "Halted"))
+        await driver.unplug(LEASE, force=True)
+        domid = await driver.start("work")
+        again = attrs.evolve(LEASE, vm_domid=domid)
+        await driver.plug(again)
+        await trio.testing.wait_all_tasks_blocked()
+        assert driver.is_plugged(again)
+
+
+async def until_watched(host: Host, path: str) -> None:
+    while not any(path in store.watched for store in host.stores):
+        await trio.testing.wait_all_tasks_blocked()

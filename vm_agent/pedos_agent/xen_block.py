@@ -1,0 +1,105 @@
+"""Both sides of a disk that Xen itself carries: the agents hold it ready, and say when it is gone.
+
+dom0 has the toolstack attach the device between `export.start` and `import.start`, and detach it
+between `import.stop` and `export.stop`. So the source only makes sure that nothing else uses the
+device meanwhile, and the target only waits for it to appear.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import trio
+from pedos_protocol.errors import CallError
+from pedos_protocol.messages import ExportStart
+from pedos_protocol.names import harmless_text
+from pedos_vchan.faultpoints import reach
+
+from .block_use import Roots, names_in
+from .discovery_block import reasons_for
+from .exporter import opened_source
+from .found import HELD, Found, is_held
+from .lifetime import Lifetime
+from .revision import Revision
+
+# The backend is up when dom0 asks; the two kernels then need milliseconds. Below the 15 s that dom0
+# waits for us.
+APPEAR_SECONDS: Final = 12.0
+
+
+async def export_block(lifetime: Lifetime, params: ExportStart, found: Found) -> None:
+    """Keep `found` for the peer domain until something ends `lifetime`.
+
+    It is held open exclusively, for reading: so long nobody can mount it here, and the backend,
+    which opens it another way, is not in the way of that.
+    """
+    with opened_source(found) as source:
+        try:
+            kept = await trio.to_thread.run_sync(_open_exclusively, f"/proc/self/fd/{source}")
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise CallError("busy", f"{params.device} is {HELD}") from None
+            raise
+        try:
+            await reach("export.opened")
+            lifetime.ready({})
+            await lifetime.ending()
+        finally:
+            os.close(kept)
+    await reach("export.stopped")
+
+
+def _open_exclusively(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+async def import_block(lifetime: Lifetime, frontend: str, dev: Path, looks: Revision) -> None:
+    """Wait for the device that dom0 has attached as `frontend`, and then for its end.
+
+    `looks` counts how often discovery has looked: after every event of the kernel.
+    """
+    with trio.move_on_after(APPEAR_SECONDS):
+        await _until(lambda: frontend in names_in(dev), looks)
+    if frontend not in names_in(dev):
+        raise CallError(
+            "failed",
+            f"{frontend} did not appear within {APPEAR_SECONDS:g} s: the kernel of this VM "
+            "has no xen-blkfront, or the source does not serve it",
+        )
+    await reach("import.ready")
+    lifetime.ready({"frontend": frontend})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_end_when_gone, lifetime, frontend, dev, looks)
+        await lifetime.ending()
+        nursery.cancel_scope.cancel()
+    await reach("import.stopped")
+
+
+async def _end_when_gone(lifetime: Lifetime, frontend: str, dev: Path, looks: Revision) -> None:
+    await _until(lambda: frontend not in names_in(dev), looks)
+    lifetime.end(f"{frontend} has gone")
+
+
+async def _until(done: Callable[[], bool], looks: Revision) -> None:
+    seen = looks.number
+    while not done():
+        seen = await looks.after(seen)
+
+
+async def why_in_use(frontend: str, roots: Roots) -> str | None:
+    """Why this VM cannot let go of a borrowed disk now; None if it can."""
+    return await trio.to_thread.run_sync(_why_in_use, frontend, roots)
+
+
+def _why_in_use(frontend: str, roots: Roots) -> str | None:
+    reason = reasons_for(frontend, roots)
+    if reason is not None:
+        return harmless_text(f"{frontend} is in use: {reason}")
+    try:
+        return f"{frontend} is in use: {HELD}" if is_held(str(roots.dev / frontend)) else None
+    except OSError:
+        return None  # gone
