@@ -309,10 +309,12 @@ def measure(rounds: int = ROUNDS) -> list[Row]:
             "fair",
             f"{what} of a call while a VM sends {name}",
             medians[name][column] / medians[""][column],
-            2,
+            # The hundredth call may come right behind a frame of 64 KiB, whose reading is one
+            # step of some 2 ms; so the tail is there to be read, and the gate is the median.
+            limit,
             "x",
             {"alone_us": medians[""][column] * 1e6, "flooded_us": medians[name][column] * 1e6},
         )
         for name in FLOODS
-        for column, what in enumerate(("median", "p99"))
+        for column, (what, limit) in enumerate((("median", 2), ("p99", None)))
     ]

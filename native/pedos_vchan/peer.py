@@ -32,6 +32,7 @@ from pedos_protocol.names import shown
 
 from .calls import Gate, Waiter, effective_deadline, first_step, rest
 from .event_loop import event_loop
+from .outbox import Outbox
 from .quota import BYTES_PER_FRAME, FRAMES_PER_SECOND, Quota
 from .stream import VchanStream
 
@@ -102,16 +103,13 @@ class Peer:
         self._unread: Event | None = None  # what one who took its place has left for it
         self._is_piece = False  # what came last completed no frame
         self._last_caller = 0  # the id() of its task; that of an ended one may come back, no matter
-        self._out: list[bytes] = []
-        self._out_size = 0
-        self._sending = 0  # bytes that left _out and are not written yet
-        self._drained = trio.lowlevel.ParkingLot()
         self._free_slots = PENDING_MAX
         self._slots = trio.lowlevel.ParkingLot()  # who waits for one to become free
         self._waiters: dict[int, Waiter] = {}
         self._serving: dict[int, trio.CancelScope] = {}  # their requests whose handlers wait
         loop = event_loop()
-        self._sweeper, self._flusher = loop.sweeper, loop.flusher
+        self._sweeper = loop.sweeper
+        self._outbox = Outbox(stream, loop.flusher)
         self._gate = Gate(loop.flusher)
         self._last_id = 0
         self._quota = Quota(frames_per_second)
@@ -136,6 +134,7 @@ class Peer:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                self._outbox.open(nursery)
                 if self._ended or self._failure is not None:
                     nursery.cancel_scope.cancel()
                 try:
@@ -169,7 +168,7 @@ class Peer:
         """Frees all that wait: nothing will come any more."""
         self._ended = True
         self._opened.set()
-        self._drained.unpark_all()
+        self._outbox.close()
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters.values():
             waiter.settle(None)
@@ -202,12 +201,12 @@ class Peer:
                 self._is_piece = False
                 return event
             if self._turns is None:
-                self._flush()
+                self._outbox.flush()
                 self._receive(bytes(await self._stream.receive_some(RECEIVE_SIZE)))
                 continue
             if self._is_piece and time.perf_counter() > self._turn_end:
                 await self._let_others_run()  # a frame may come byte by byte, as fast as we look
-            while (data := self._turn(self._turns)) is None:
+            while (data := self._outbox.turn(self._turns)) is None:
                 self._reader_waits = True
                 try:
                     await self._turns.wait()
@@ -218,20 +217,6 @@ class Peer:
                     break
             else:
                 self._receive(data)
-
-    def _turn(self, turns: VchanStream) -> bytes | None:
-        """Writes what has gathered, and takes what has come."""
-        if not self._out or self._sending:
-            return turns.turn(b"")[1]
-        out = self._take_out()
-        written, data = turns.turn(out)
-        if written < len(out):
-            self._out.append(out[written:])
-            self._out_size += len(out) - written
-            self._flush()
-        elif self._drained:
-            self._drained.unpark_all()
-        return data
 
     def _receive(self, data: bytes) -> None:
         # A piece that completes nothing woke us for nothing: it costs as much as a frame, or a
@@ -283,7 +268,7 @@ class Peer:
         if request is None:
             self.close()
         else:
-            self._flush()
+            self._outbox.flush()
 
     def _stop_reading(self, error: Exception) -> None:
         if isinstance(error, (RemoteProtocolError, trio.BrokenResourceError)):
@@ -316,7 +301,7 @@ class Peer:
         try:
             work = handler(self, notice.params)
             trap = first_step(work)
-            self._flush()
+            self._outbox.flush()
             await rest(work, trap)
         except StopIteration:
             pass
@@ -375,52 +360,12 @@ class Peer:
     # What goes out
 
     def _post(self, event: Event) -> None:
-        """Queues `event`; LocalProtocolError if it cannot be sent. A turn or `_flush` follows."""
+        """Queues `event`; LocalProtocolError if it cannot be sent. A turn or a flush follows."""
         frame = self._connection.send(event)
-        self._out.append(frame)
-        self._out_size += len(frame)
-        if self._out_size + self._sending > OUT_MAX:
-            self._take_out()
+        self._outbox.put(frame)
+        if self._outbox.size > OUT_MAX:
+            self._outbox.clear()
             self._fail(RemoteProtocolError(f"it does not read: over {OUT_MAX} bytes wait for it"))
-
-    def _take_out(self) -> bytes:
-        out = self._out[0] if len(self._out) == 1 else b"".join(self._out)
-        self._out.clear()
-        self._out_size = 0
-        return out
-
-    def _flush(self) -> None:
-        """Has all that has gathered written, once all tasks that can run now have had their say."""
-        if self._out and not self._sending:
-            self._flusher.soon(self._write_now)
-
-    def _write_now(self) -> None:
-        """Writes what can be written without waiting, and leaves the rest to a task."""
-        if not self._out or self._sending or self._ended or self._nursery is None:
-            return
-        out = self._take_out()
-        if self._turns is not None:
-            try:
-                out = out[self._turns.send_some(out) :]
-            except trio.ClosedResourceError:
-                return  # the reader finds it, too
-        if out:
-            self._sending = len(out)
-            self._nursery.start_soon(self._write, out)
-        else:
-            self._drained.unpark_all()
-
-    async def _write(self, out: bytes) -> None:
-        """Writes `out`, and what gathers meanwhile."""
-        try:
-            while out:
-                self._sending = len(out)
-                await self._stream.send_all(out)
-                out = self._take_out()
-                self._drained.unpark_all()
-            self._sending = 0
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the reader finds out whether the other side closed or broke
 
     async def notify(self, method: str, params: Params) -> None:
         """Queues a notice; it is dropped if the connection has ended.
@@ -430,7 +375,7 @@ class Peer:
         await trio.lowlevel.checkpoint()
         if not self._ended:
             self._post(Notice(method, params))
-            self._flush()
+            self._outbox.flush()
 
     async def drained(self, below: int) -> None:
         """Returns when fewer than `below` bytes wait to be written, or the connection has ended.
@@ -438,10 +383,7 @@ class Peer:
         For who sends notices as they come up and would rather wait than be too much for a peer
         that reads slowly.
         """
-        await trio.lowlevel.checkpoint()
-        while not self._ended and self._out_size + self._sending >= below:
-            self._flush()
-            await self._drained.park()
+        await self._outbox.drained(below)
 
     async def call(self, method: str, params: Params, *, timeout: float) -> Params:
         """Calls `method` and returns its result.
@@ -484,7 +426,7 @@ class Peer:
         if not self._ended and self._connection.is_in_flight(call_id):
             with contextlib.suppress(LocalProtocolError):
                 self._post(Notice(CANCELLED, {"id": call_id}))
-            self._flush()
+            self._outbox.flush()
 
     def _unavailable(self) -> CallError:
         whom = f" to {self.name}" if self.name else ""
@@ -545,7 +487,7 @@ class Peer:
                 if self._may_read():
                     self._read_answers(turns)
         else:
-            self._flush()
+            self._outbox.flush()
         await waiter.wait()
 
     def _may_read(self) -> bool:
@@ -554,7 +496,7 @@ class Peer:
     def _read_answers(self, turns: VchanStream) -> None:
         """A turn in the reader's place. All but answers is left for the reader itself."""
         try:
-            data = self._turn(turns)
+            data = self._outbox.turn(turns)
             if data is None:
                 return
             if data:

@@ -229,8 +229,8 @@ async def test_what_waits_for_a_peer_that_does_not_read_is_bounded(pairs: Pairs)
         await trio.testing.wait_all_tasks_blocked()
         while not server._ended:
             await server.notify("test.any", {"x": bytes(9000)})
-            most = max(most, server._sending + sum(map(len, server._out)))
-            assert server._out_size == sum(map(len, server._out))
+            most = max(most, server._outbox.size)
+            assert server._outbox._waiting_size == sum(map(len, server._outbox._waiting))
     assert OUT_MAX - 10_000 < most <= OUT_MAX
 
 

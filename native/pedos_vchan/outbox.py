@@ -1,0 +1,110 @@
+"""What waits to be written to one peer, and who writes it.
+
+A channel is written to at the end of a pass of the event loop, or in the turn that also reads;
+only what does not fit makes a task, for as long as it does not. Other streams are written to by a
+task each time.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from .event_loop import Flusher
+from .stream import VchanStream
+
+
+class Outbox:
+    """Frames for `stream`, in the order in which they were put in."""
+
+    def __init__(self, stream: trio.abc.Stream, flusher: Flusher) -> None:
+        self._stream = stream
+        self._turns = stream if isinstance(stream, VchanStream) else None
+        self._flusher = flusher
+        self._nursery: trio.Nursery | None = None
+        self._closed = False
+        self._waiting: list[bytes] = []
+        self._waiting_size = 0
+        self._sending = 0  # bytes that a task has and that are not written yet
+        self._drained = trio.lowlevel.ParkingLot()
+
+    @property
+    def size(self) -> int:
+        """Bytes that are not written yet."""
+        return self._waiting_size + self._sending
+
+    def open(self, nursery: trio.Nursery) -> None:
+        """From now on it is written, by tasks in `nursery` where one has to wait."""
+        self._nursery = nursery
+
+    def close(self) -> None:
+        """Nothing is written any more, and nobody waits for it."""
+        self._closed = True
+        self._drained.unpark_all()
+
+    def put(self, frame: bytes) -> None:
+        """Takes `frame`. `flush` or `turn` follows."""
+        self._waiting.append(frame)
+        self._waiting_size += len(frame)
+
+    def clear(self) -> None:
+        """Throws away what no task has yet."""
+        self._take()
+
+    def flush(self) -> None:
+        """Has it written, once all tasks that can run now have had their say."""
+        if self._waiting and not self._sending:
+            self._flusher.soon(self._write_now)
+
+    def turn(self, channel: VchanStream) -> bytes | None:
+        """Writes what fits and takes what has come, as `VchanStream.turn` does."""
+        if not self._waiting or self._sending:
+            return channel.turn(b"")[1]
+        out = self._take()
+        written, data = channel.turn(out)
+        if written < len(out):
+            self.put(out[written:])
+            self.flush()
+        elif self._drained:
+            self._drained.unpark_all()
+        return data
+
+    async def drained(self, below: int) -> None:
+        """Returns when fewer than `below` bytes wait to be written, or it is closed."""
+        await trio.lowlevel.checkpoint()
+        while not self._closed and self.size >= below:
+            self.flush()
+            await self._drained.park()
+
+    def _take(self) -> bytes:
+        out = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
+        self._waiting.clear()
+        self._waiting_size = 0
+        return out
+
+    def _write_now(self) -> None:
+        """Writes what can be written without waiting, and leaves the rest to a task."""
+        if not self._waiting or self._sending or self._closed or self._nursery is None:
+            return
+        out = self._take()
+        if self._turns is not None:
+            try:
+                out = out[self._turns.send_some(out) :]
+            except trio.ClosedResourceError:
+                return  # the reader finds it, too
+        if out:
+            self._sending = len(out)
+            self._nursery.start_soon(self._write, out)
+        else:
+            self._drained.unpark_all()
+
+    async def _write(self, out: bytes) -> None:
+        """Writes `out`, and what gathers meanwhile."""
+        try:
+            while out:
+                self._sending = len(out)
+                await self._stream.send_all(out)
+                out = self._take()
+                self._drained.unpark_all()
+            self._sending = 0
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the reader finds out whether the other side closed or broke
