@@ -213,6 +213,7 @@ def _done(record: Record) -> list[str]:
     what = {"attach": "attach", "detach": "detach", "start": "start", "shutdown": "shutdown"}
     name = what.get(str(record.get("event")), _text(record.get("event")))
     word, rest = _result(record)
+    rest = rest or show(record.get("reason") or "", FIELD_MAX)
     ended = f"The {name}{_of(record)} ended{_took(record)}: {word}"
     return [f"{ended}: {rest}." if rest else f"{ended}."]
 

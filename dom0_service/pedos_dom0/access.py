@@ -26,7 +26,7 @@ import attrs
 from pedos_protocol.errors import CallError
 
 from pedos_dom0.drivers.base import DOM0_NAME
-from pedos_dom0.errors import PublicError, QuotaError
+from pedos_dom0.errors import HiddenError, PublicError, QuotaError
 from pedos_dom0.policy.decide import Decider
 from pedos_dom0.policy.evaluate import Request, evaluate
 from pedos_dom0.policy.snapshot import Snapshot
@@ -346,9 +346,9 @@ class Access:
             message += ": the VMs' facts could not be read yet (qvm-policy status)"
         return CallError("denied", message, data)
 
-    def hidden(self, key: DeviceKey, vm: str) -> CallError:
+    def hidden(self, key: DeviceKey, vm: str, truth: CallError) -> HiddenError:
         """What a VM gets instead of the truth about what it may not see: the same as a denial."""
-        return CallError("denied", f"{key} -> {vm}", {"device": str(key), "vm": vm})
+        return HiddenError(f"{key} -> {vm}", {"device": str(key), "vm": vm}, truth)
 
 
 def _named(target: str) -> str:

@@ -90,13 +90,13 @@ class Attach:
             persistent=persistent,
             asker_gone=asker_gone,
         )
-        outcome, landed = "failed", vm
+        outcome, reason, landed = "failed", None, vm
         try:
             result, landed = await self._attach(asked)
             outcome = result.outcome
             return result
         except CallError as error:
-            outcome = f"{error.code}: {error.message}"
+            outcome, reason = f"{error.code}: {error.message}", errors.hidden_truth(error)
             raise
         finally:
             self._state.noise.write(
@@ -111,6 +111,7 @@ class Attach:
                 options=asked.options.canonical(),
                 persistent=persistent,
                 outcome=outcome,
+                reason=reason,
                 seconds=round(trio.current_time() - began, 3),
             )
 
@@ -245,14 +246,14 @@ class Attach:
             its_own = asked.key.backend == asked.caller.name
             is_the_vm = self._state.domain(vm) is None
             if error.code == "not_found" and (is_the_vm or not its_own):
-                raise self._access.hidden(asked.key, asked.vm) from error
+                raise self._access.hidden(asked.key, asked.vm, error) from error
             raise
 
     def _tell(self, asked: AttachRequest, vm: str, error: CallError) -> CallError:
         """`error`, unless it would tell a VM about the state of another one."""
         if asked.caller.is_dom0 or asked.vm == vm == asked.caller.name:
             return error
-        return self._access.hidden(asked.key, asked.vm)
+        return self._access.hidden(asked.key, asked.vm, error)
 
     def _decide(self, asked: AttachRequest) -> Grant:
         """What the rules allow. An assignment has to be attachable too: otherwise it would only

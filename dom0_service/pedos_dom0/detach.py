@@ -129,7 +129,7 @@ class Detach:
         self, caller: Caller, request: str, key: DeviceKey, vm: str, asker_gone: trio.Event
     ) -> DetachItem:
         began = trio.current_time()
-        outcome, is_done = "failed", False
+        outcome, reason, is_done = "failed", None, False
         try:
             item = await self._detach_allowed(caller, request, key, vm, asker_gone)
             is_done = True
@@ -137,7 +137,7 @@ class Detach:
             outcome = " and ".join(word for word, was in done if was)
             return item
         except CallError as error:
-            outcome = f"{error.code}: {error.message}"
+            outcome, reason = f"{error.code}: {error.message}", errors.hidden_truth(error)
             raise
         finally:
             self._state.noise.write(
@@ -150,6 +150,7 @@ class Detach:
                 device=str(key),
                 vm=vm,
                 outcome=outcome,
+                reason=reason,
                 seconds=round(trio.current_time() - began, 3),
             )
 
@@ -188,7 +189,7 @@ class Detach:
     def _nothing_there(self, caller: Caller, key: DeviceKey, vm: str) -> CallError:
         if caller.is_dom0 or caller.name == vm:
             return errors.neither(key, vm)
-        return self._access.hidden(key, vm)
+        return self._access.hidden(key, vm, errors.neither(key, vm))
 
     def _lease(self, key: DeviceKey, vm: str) -> Lease | None:
         return next((lease for lease in self._state.leases.of_device(key) if lease.vm == vm), None)

@@ -56,6 +56,19 @@ class QuotaError(CallError):
         self.owner = owner
 
 
+class HiddenError(CallError):
+    """A denial that hides `truth` from a VM; dom0's audit log has both."""
+
+    def __init__(self, message: str, data: dict[str, object], truth: CallError) -> None:
+        super().__init__("denied", message, data)
+        self.truth = truth
+
+
+def hidden_truth(error: CallError) -> str | None:
+    """What a VM was not told, for the audit log; None if it was told all."""
+    return error.truth.message if isinstance(error, HiddenError) else None
+
+
 def failure(code: str, message: str, *, hint: str | None = None) -> CallError:
     """An error answer; `hint` is the next command to try, without a prompt before it."""
     return CallError(code, message, {} if hint is None else {"hint": hint})

@@ -126,6 +126,25 @@ async def test_a_redirect_to_what_cannot_have_it_is_a_denial_to_a_vm(
 
 
 @pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        ("device.attach", "no block device named 'nosuch'"),
+        ("device.detach", "neither attached"),
+    ],
+)
+async def test_what_a_vm_is_not_told_stands_in_the_audit_log(
+    world: World, autojump_clock: Clock, method: str, why: str
+) -> None:
+    world.policy.set("device.*.block  *  work  *  allow\n")
+    agent = world.driver.agents["work"]
+    with fails("denied"):
+        await agent.ask(method, **named("vault", "sys-usb:nosuch"))
+    record = world.audit(method.removeprefix("device."))[-1]
+    assert record["outcome"] == "denied: sys-usb:nosuch -> vault"
+    assert why in record["reason"]
+
+
+@pytest.mark.parametrize(
     ("target", "code", "words"),
     [
         ("sys-usb", "usage", "sys-usb has this device already"),
