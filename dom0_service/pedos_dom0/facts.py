@@ -8,7 +8,6 @@ rule that denies a tag must not be passed over because the tags could not be rea
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 from datetime import datetime
@@ -19,11 +18,11 @@ import attrs
 import trio
 from pedos_protocol.messages import PolicyErrorInfo
 from pedos_protocol.names import printable_text, shown
-from pedos_vchan.folder_watch import FolderWatch
 
 from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo
 from pedos_dom0.facts_file import FILE_MAX, FactsError, Said, parse
 from pedos_dom0.pace import Pace
+from pedos_dom0.policy.following import follow
 from pedos_dom0.policy.system import ADMIN_TYPE, RUNNING, System, VmFacts
 from pedos_dom0.policy.whole_file import read_whole, why
 
@@ -42,11 +41,6 @@ FILES_MAX = 256
 BYTES_MAX = 4 * FILE_MAX
 # A pass over the files that finds them changed at its end is made again, this often.
 PASSES_MAX = 3
-# Seconds from a change to reading: an editor's write and rename come as one burst.
-SETTLE = 0.05
-# Seconds after which files with errors are looked at again: what is wrong may be mended where
-# nothing is watched.
-AGAIN = 10.0
 # Readings of a folder that changes without end: (at once, per second after that). Each may be a
 # line in log and audit, and with a large policy costs a processor for half a second.
 RELOAD_PACE = (32, 1.0)
@@ -217,27 +211,13 @@ class Facts:
         task_status.started()
         if self._folder is None:
             return
-        complaint = ""
-        while True:
-            watched = self._watched
-            try:
-                with FolderWatch(watched) as watch:
-                    while True:
-                        # Once more at the start: something may have changed before the watch began.
-                        await self._reload_in_thread(self._folder)
-                        if set(self._watched) != set(watched):
-                            break  # what is linked to from here is to be watched too
-                        with trio.move_on_after(AGAIN if self._errors else math.inf):
-                            await watch.changed()
-                            await trio.sleep(SETTLE)
-                continue
-            except OSError as error:
-                if why(error) != complaint:
-                    complaint = why(error)
-                    logger.error("facts: %s cannot be watched: %s", self._folder, complaint)
-            # What keeps it from being watched may keep it from being read: that is to be known now.
-            await self._reload_in_thread(self._folder)
-            await trio.sleep(AGAIN)
+        folder = self._folder
+        await follow(
+            lambda: self._watched,
+            lambda: self._reload_in_thread(folder),
+            lambda: bool(self._errors),
+            lambda reason: logger.error("facts: %s cannot be watched: %s", folder, reason),
+        )
 
     async def _reload_in_thread(self, folder: Path) -> None:
         await self._pace.turn()

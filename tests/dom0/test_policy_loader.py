@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 from pedos_dom0.policy import files as files_module
+from pedos_dom0.policy import following
 from pedos_dom0.policy import loader as loader_module
 from pedos_dom0.policy import reading as reading_module
 from pedos_dom0.policy.evaluate import Request, evaluate
@@ -364,7 +365,7 @@ def reads(
         return result
 
     monkeypatch.setattr(PolicyLoader, "_take", take)
-    monkeypatch.setattr(loader_module, "SETTLE", 0)
+    monkeypatch.setattr(following, "SETTLE", 0)
     return receive
 
 
@@ -442,7 +443,7 @@ async def test_a_folder_that_cannot_be_watched_is_read_now_and_then(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(loader_module, "FolderWatch", Unwatchable)
+    monkeypatch.setattr(following, "FolderWatch", Unwatchable)
     (folder / "30-user.policy").write_text(ALLOW)
     loader = PolicyLoader([folder])
     await nursery.start(loader.run)
@@ -478,7 +479,7 @@ async def test_a_broken_policy_is_looked_at_again_without_a_wake_up(
     autojump_clock: object,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loader_module, "FolderWatch", Unnoticed)
+    monkeypatch.setattr(following, "FolderWatch", Unnoticed)
     (folder / "30-user.policy").symlink_to("../elsewhere")
     loader = PolicyLoader([folder])
     await nursery.start(loader.run)

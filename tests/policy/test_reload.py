@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from pedos_dom0.policy import loader as loader_module
+from pedos_dom0.policy import following
 from pedos_dom0.policy.loader import PolicyLoader, read_policy
 
 RULES = 10_000
@@ -64,7 +64,7 @@ def test_no_step_of_reading_ten_thousand_rules_takes_long(folder: Path) -> None:
 async def test_what_was_replaced_is_let_go_of_in_the_thread(
     folder: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader_module, "SETTLE", 0)
+    monkeypatch.setattr(following, "SETTLE", 0)
     (folder / "a.policy").write_text("s.A * * * allow\n")
     loader = PolicyLoader([folder])
     await nursery.start(loader.run)
@@ -82,7 +82,7 @@ async def test_what_was_replaced_is_let_go_of_in_the_thread(
 async def test_what_is_included_from_elsewhere_is_followed(
     folder: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(loader_module, "SETTLE", 0)
+    monkeypatch.setattr(following, "SETTLE", 0)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "shared").write_text("s.A * * * allow\n")

@@ -11,7 +11,6 @@ thread runs Python at a time, that thread lets the loop in between every fractio
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -20,24 +19,17 @@ from pathlib import Path
 import trio
 from pedos_protocol import messages
 from pedos_protocol.fields import ERRORS_MAX
-from pedos_vchan.folder_watch import FolderWatch
 
 from .files import shown_path
+from .following import follow
 from .model import PolicyError
 from .reading import Loaded, read_policy
 from .snapshot import Snapshot
-from .whole_file import why
 
 __all__ = ["Loaded", "PolicyLoader", "read_policy"]
 
 log = logging.getLogger(__name__)
 
-# Seconds from a change to reading: an editor's write and rename, or a package's many files, come
-# as one burst, and there is no use in complaining of the half of it.
-SETTLE = 0.05
-# Seconds after which a policy with errors is looked at again without a wake-up: what is wrong may
-# be mended where nothing is watched (behind a symbolic link, above a missing folder).
-AGAIN = 10.0
 # Seconds that the thread works before it lets others in, and for which it then stands back. A
 # thread that wants to run Python would otherwise be let in after 5 ms, several times a request.
 WORK = 0.0004
@@ -126,27 +118,12 @@ class PolicyLoader:
         """
         self.reload()
         task_status.started()
-        complaint = ""
-        while True:
-            watched = self._watched
-            try:
-                with FolderWatch(watched) as watch:
-                    while True:
-                        # Once more at the start: something may have changed before the watch began.
-                        await self._reload_in_thread()
-                        if set(self._watched) != set(watched):
-                            break  # what is included from elsewhere is to be watched too
-                        with trio.move_on_after(AGAIN if self._errors else math.inf):
-                            await watch.changed()
-                            await trio.sleep(SETTLE)
-                continue
-            except OSError as error:
-                if why(error) != complaint:
-                    complaint = why(error)
-                    log.error("policy: the folders cannot be watched: %s", complaint)
-            # What keeps it from being watched may keep it from being read: that is to be known now.
-            await self._reload_in_thread()
-            await trio.sleep(AGAIN)
+        await follow(
+            lambda: self._watched,
+            self._reload_in_thread,
+            lambda: bool(self._errors),
+            lambda reason: log.error("policy: the folders cannot be watched: %s", reason),
+        )
 
     async def _reload_in_thread(self) -> None:
         self._take(await trio.to_thread.run_sync(_read_in_thread, self._directories, self._old))
