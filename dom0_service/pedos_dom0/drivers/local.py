@@ -20,6 +20,7 @@ from pedos_vchan.stream import VchanStream
 from pedos_vchan.unix import connect_unix
 
 from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo, DriverError, HypervisorLost
+from pedos_dom0.drivers.subscribers import EVENTS_MAX, Subscribers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,9 +34,6 @@ logger = logging.getLogger(__name__)
 LIST_TIMEOUT = 5.0
 START_TIMEOUT = 10.0
 SHUTDOWN_TIMEOUT = 20.0
-# A subscriber that is this many events behind has hung: a domain makes three events a life. What
-# it then does not know no later event repairs, so all of the service starts anew.
-EVENTS_MAX = 4096
 
 
 class LocalDriver:
@@ -50,7 +48,7 @@ class LocalDriver:
         self._vchan = Path(vchan)
         self._dom0_agent = Path(dom0_agent)
         self._domains: dict[str, DomainInfo] = {}
-        self._subscribers: list[trio.MemorySendChannel[DomainInfo]] = []
+        self._subscribers = Subscribers()
         self._peer: Peer | None = None
         # Why `run` ends. Raised only outside of its nursery, which would wrap it into a group.
         self._lost: str | None = None
@@ -63,9 +61,7 @@ class LocalDriver:
         return self._domains
 
     def events(self) -> trio.MemoryReceiveChannel[DomainInfo]:
-        send, receive = trio.open_memory_channel[DomainInfo](EVENTS_MAX)
-        self._subscribers.append(send)
-        return receive
+        return self._subscribers.add()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         try:
@@ -95,8 +91,7 @@ class LocalDriver:
                         task_status.started()
         finally:
             self._peer = None
-            for subscriber in self._subscribers:
-                subscriber.close()
+            self._subscribers.close()
         if self._lost is not None:
             raise HypervisorLost(self._lost)
 
@@ -133,13 +128,8 @@ class LocalDriver:
     def _apply(self, domain: DomainInfo) -> None:
         self._domains[domain.name] = domain
         logger.debug("%s is %s (domain %s)", domain.name, domain.state, domain.domid)
-        for subscriber in list(self._subscribers):
-            try:
-                subscriber.send_nowait(domain)
-            except trio.BrokenResourceError:
-                self._subscribers.remove(subscriber)
-            except trio.WouldBlock:
-                self._lose(f"a part of this service is {EVENTS_MAX} domain events behind")
+        if not self._subscribers.tell(domain):
+            self._lose(f"a part of this service is {EVENTS_MAX} domain events behind")
 
     async def start(self, name: str) -> int:
         answer = await self._call("domain.start", to_wire(DomainStart(name)), START_TIMEOUT)

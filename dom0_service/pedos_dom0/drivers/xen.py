@@ -26,6 +26,7 @@ from pedos_dom0.drivers.base import (
     DriverError,
     HypervisorLost,
 )
+from pedos_dom0.drivers.subscribers import Subscribers
 from pedos_dom0.drivers.xen_block import XenBlock
 from pedos_dom0.drivers.xen_config import check_config, configured
 from pedos_dom0.drivers.xen_store import (
@@ -58,8 +59,6 @@ CLEAR_SECONDS = 10.0
 QUICK_SECONDS = 15.0
 # A VM that boots on a slow disk, or under emulation, has its agent up in this time.
 BOOT_SECONDS = 120.0
-# As in the local driver: a part of the service that is so far behind has hung.
-EVENTS_MAX = 4096
 
 
 class WatchedStore(Protocol):
@@ -107,7 +106,7 @@ class XenDriver:
         self._held_back: set[int] = set()
         self._over: frozenset[int] = frozenset()
         self._in_transit: set[str] = set()
-        self._subscribers: list[trio.MemorySendChannel[DomainInfo]] = []
+        self._subscribers = Subscribers()
         self._creating = trio.Lock()  # xl has a lock of its own, and a deadline runs meanwhile
         self._turn = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -119,9 +118,7 @@ class XenDriver:
         return self._domains
 
     def events(self) -> trio.MemoryReceiveChannel[DomainInfo]:
-        send, receive = trio.open_memory_channel[DomainInfo](EVENTS_MAX)
-        self._subscribers.append(send)
-        return receive
+        return self._subscribers.add()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         try:
@@ -153,8 +150,7 @@ class XenDriver:
             self._nursery = None
             store, self._store = self._store, None
             store.close()
-            for subscriber in self._subscribers:
-                subscriber.close()
+            self._subscribers.close()
         raise HypervisorLost(f"xenstore has failed: {lost}") from lost
 
     async def _follow_store(self, store: WatchedStore) -> None:
@@ -197,7 +193,7 @@ class XenDriver:
         self._domains = after
         for info in changes(before, after):
             logger.debug("%s is %s (domain %s)", info.name, info.state, info.domid)
-            self._tell(info)
+            self._subscribers.tell(info)
             self._greet(info)
         self._turn.set()
         self._turn = trio.Event()
@@ -221,17 +217,6 @@ class XenDriver:
             store.watch(f"{DOMAINS}/{new}/name")
         self._seen = domids
         self._held_back &= domids
-
-    def _tell(self, info: DomainInfo) -> None:
-        for subscriber in list(self._subscribers):
-            try:
-                subscriber.send_nowait(info)
-            except trio.BrokenResourceError:
-                self._subscribers.remove(subscriber)
-            except trio.WouldBlock:
-                # Its end is what its reader must hear: it starts anew with the whole service.
-                subscriber.close()
-                self._subscribers.remove(subscriber)
 
     def _connected(self) -> WatchedStore:
         if self._store is None:
