@@ -39,7 +39,8 @@ struct pv_channel {
     uint8_t failures;           /* times that it did not pay, in a row */
     uint8_t patience;           /* PV_SLEEP, PV_YIELD or PV_SPIN */
     uint8_t armed;              /* the last turn ended so; see pv_channel_is_armed() */
-    void (*clear)(struct pv_channel *);  /* takes back the readability of event_fd */
+    uint8_t muted;              /* see pv_channel_mute() */
+    int (*clear)(struct pv_channel *);   /* takes back the readability of event_fd; 0: it had none */
     void (*detach)(struct pv_channel *); /* gives memory and event_fd back, frees the channel */
 };
 
@@ -55,8 +56,9 @@ int pv_channel_wait_fd(const struct pv_channel *channel);
  */
 void pv_channel_collect(struct pv_channel *channel);
 
-/* The same for one who waited on event_fd alone, which became readable. */
+/* The same in two parts, for one who waited on event_fd or live_fd itself: which became readable. */
 void pv_channel_woken(struct pv_channel *channel);
+void pv_channel_died(struct pv_channel *channel);
 
 /*
  * Stream operations. A count of bytes (> 0), or a PV_ code; at PV_WOULD_BLOCK the channel is armed

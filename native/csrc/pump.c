@@ -196,10 +196,10 @@ static bool arm_and_look_again(struct loop *loop)
 static int wait_for_news(struct loop *loop)
 {
     struct pv_channel *channel = loop->channel;
-    enum { EVENT, CANCEL, IN, OUT, COUNT };
+    enum { EVENT, DEATH, CANCEL, IN, OUT, COUNT };
     struct pollfd fds[COUNT] = {
-        /* The peer's notifications and its death come through one descriptor. */
-        [EVENT] = {.fd = channel->wait_fd, .events = POLLIN},
+        [EVENT] = {.fd = channel->event_fd, .events = POLLIN},
+        [DEATH] = {.fd = channel->ring.gone ? -1 : channel->live_fd, .events = POLLRDHUP},
         [CANCEL] = {.fd = loop->pump->cancel_fd, .events = POLLIN},
         [IN] = {.fd = loop->reading && !loop->ring_full ? loop->fd_in : -1, .events = POLLIN},
         /* Without events poll still tells of an output whose other end is gone. */
@@ -210,7 +210,9 @@ static int wait_for_news(struct loop *loop)
     if (poll(fds, COUNT, -1) < 0)
         return errno == EINTR ? 0 : errno;
     if (fds[EVENT].revents)
-        pv_channel_collect(channel);
+        pv_channel_woken(channel);
+    if (fds[DEATH].revents)
+        pv_channel_died(channel);
     if (fds[IN].revents)
         loop->in_dry = false; /* hang-ups and errors show in read(2) */
     if (fds[OUT].revents & POLLOUT)

@@ -31,12 +31,12 @@ static void shm_notify(void *arg)
     (void)ignored;
 }
 
-static void shm_clear(struct pv_channel *channel)
+static int shm_clear(struct pv_channel *channel)
 {
     uint64_t count;
-    ssize_t ignored = read(channel->event_fd, &count, sizeof count);
 
-    (void)ignored; /* EAGAIN: somebody else took it; the caller looks at the ring anyway */
+    /* EAGAIN: somebody else took it; the caller looks at the ring anyway */
+    return read(channel->event_fd, &count, sizeof count) == sizeof count;
 }
 
 static void shm_detach(struct pv_channel *channel)

@@ -14,13 +14,14 @@ static void xen_notify(void *arg)
     xen.xenevtchn_notify(channel->vchan->event, channel->vchan->event_port);
 }
 
-static void xen_clear(struct pv_channel *channel)
+static int xen_clear(struct pv_channel *channel)
 {
     const struct xen_channel *own = (const struct xen_channel *)channel;
     int port = xen.xenevtchn_pending(own->vchan->event); /* EAGAIN: nothing was there */
 
     if (port >= 0)
         xen.xenevtchn_unmask(own->vchan->event, (uint32_t)port);
+    return port >= 0;
 }
 
 /* With 4.17 the library would do this when it closes. By then the nodes may be a successor's. */

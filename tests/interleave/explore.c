@@ -70,7 +70,7 @@ static int model_clock(struct timespec *time);
 #define read model_read
 #define write model_write
 #define poll(fds, count, timeout) model_poll(fds)
-#define pv_channel_collect model_collect
+#define pv_channel_woken model_collect
 #include "pump.c"
 #undef read
 #undef write
@@ -345,16 +345,16 @@ static ssize_t model_write(int fd, const void *bytes, size_t count)
     return (ssize_t)count;
 }
 
-/* The descriptors in the order of pump.c: event, cancel, in, out. */
+/* The descriptors in the order of pump.c: event, death, cancel, in, out. */
 static int model_poll(struct pollfd *fds)
 {
     const struct thread *thread = me();
 
-    if (fds[2].fd == SOURCE && (thread->sent < thread->to_send || thread->closes))
-        fds[2].revents = POLLIN;
-    if (fds[3].fd == SINK && fds[3].events)
-        fds[3].revents = POLLOUT;
-    if (fds[2].revents || fds[3].revents)
+    if (fds[3].fd == SOURCE && (thread->sent < thread->to_send || thread->closes))
+        fds[3].revents = POLLIN;
+    if (fds[4].fd == SINK && fds[4].events)
+        fds[4].revents = POLLOUT;
+    if (fds[3].revents || fds[4].revents)
         return 1; /* an event that came as well is left for the next time: as if it came later */
     crossroads(2);
     announce(WAITS, &world.event[self]);

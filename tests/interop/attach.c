@@ -30,11 +30,14 @@ static void xen_notify(void *arg)
     xenevtchn_notify(xen->event, xen->port);
 }
 
-static void xen_clear(struct pv_channel *channel)
+static int xen_clear(struct pv_channel *channel)
 {
     struct xen_channel *xen = (struct xen_channel *)channel;
+    xenevtchn_port_or_error_t port = xenevtchn_pending(xen->event);
 
-    xenevtchn_unmask(xen->event, (evtchn_port_t)xenevtchn_pending(xen->event));
+    if (port >= 0)
+        xenevtchn_unmask(xen->event, (evtchn_port_t)port);
+    return port >= 0;
 }
 
 static void xen_detach(struct pv_channel *channel)

@@ -123,7 +123,7 @@ class Bench:
             "loglvl=warning guest_loglvl=warning spec-ctrl=no,eager-fpu"
         )
         linux = (
-            "console=hvc0 quiet mitigations=off root=/dev/nvme0n1 systemd.show_status=0 "
+            f"console=hvc0 {images.KERNEL} root=/dev/nvme0n1 systemd.show_status=0 "
             "systemd.hostname=dom0"
         )
         command = ["setpriv", "--pdeathsig", "KILL", "nice", "-n", "5", "qemu-system-x86_64"]

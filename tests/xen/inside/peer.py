@@ -46,6 +46,7 @@ async def converse(stream: VchanStream, out: bytes) -> bytes:
     if written < len(out):
         raise RuntimeError("a message does not fit into an empty ring")
     got = b""
+    waited = False
     while True:
         if data == b"":
             raise RuntimeError("the other side has closed")
@@ -54,8 +55,10 @@ async def converse(stream: VchanStream, out: bytes) -> bytes:
             break
         if data is None:
             await stream.wait()
+            waited = True
         _, data = stream.turn(b"")
-    await trio.lowlevel.checkpoint()
+    if not waited:
+        await trio.lowlevel.checkpoint()
     return got
 
 
