@@ -8,7 +8,7 @@ import trio
 import trio.testing
 from pedos_dom0.drivers import xen_block
 from pedos_dom0.drivers.base import DomainInfo, DriverError
-from pedos_dom0.drivers.xen_block import attach_arguments
+from pedos_dom0.drivers.xen_block import SCRIPT, attach_arguments
 from pedos_dom0.leases import Lease
 from pedos_dom0.registry import DeviceKey
 from pedos_vchan.folder_watch import FolderWatch
@@ -38,13 +38,15 @@ def test_the_words_of_an_attach() -> None:
     assert attach_arguments(LEASE, "xvdi") == [
         "block-attach",
         "5",
-        "format=raw,vdev=xvdi,access=rw,backend=2,target=/dev/sda1",
+        f"format=raw,vdev=xvdi,access=rw,script={SCRIPT},backend=2,target=/dev/sda1",
     ]
 
 
 def test_a_read_only_disk_of_dom0() -> None:
     lease = attrs.evolve(LEASE, backend_domid=0, options={"read-only": "yes"})
-    assert attach_arguments(lease, "xvdi")[2] == ("format=raw,vdev=xvdi,access=ro,target=/dev/sda1")
+    assert attach_arguments(lease, "xvdi")[2] == (
+        f"format=raw,vdev=xvdi,access=ro,script={SCRIPT},target=/dev/sda1"
+    )
 
 
 def test_a_name_that_is_no_device_never_reaches_xl() -> None:
@@ -133,16 +135,21 @@ async def test_names_that_the_domain_has_are_not_given_out(host: Host) -> None:
         assert caught.value.code == "busy"
 
 
-async def test_a_vm_that_reboots_does_not_keep_what_it_had(host: Host) -> None:
-    # The toolstack remembers what was attached, and gives it to the next domain.
+@pytest.mark.parametrize("in_time", [False, True])
+async def test_a_vm_that_reboots_does_not_keep_what_it_had(host: Host, in_time: bool) -> None:
+    # The toolstack remembers what was attached, and gives it to the next domain; perhaps also what
+    # was taken from a domain that was about to end.
     host.create(5, "work")
     async with running(host) as driver:
         await driver.plug(LEASE)
+        if in_time:
+            await driver.unplug(LEASE, force=True)
         host.destroy(5)
-        with driver.events() as events:
-            await events.receive()
-        await driver.unplug(LEASE, force=True)
-        assert not host.calls("block-detach")
+        await until(driver, "work", None)
+        if not in_time:
+            await driver.unplug(LEASE, force=True)
+        before = host.calls("block-detach")
+        assert before == [["block-detach", "5", "xvdi"]] * in_time
         host.create(6, "work")
         await until(driver, "work", DomainInfo("work", 6, "Running"))
         await until_watched(host, "/libxl/6/device/vbd/51840")
@@ -153,7 +160,18 @@ async def test_a_vm_that_reboots_does_not_keep_what_it_had(host: Host) -> None:
         with FolderWatch([host.root / "news"]) as watch:
             while driver.is_plugged(attrs.evolve(LEASE, vm_domid=6)):
                 await watch.changed()
-        assert host.calls("block-detach") == [["block-detach", "6", "xvdi"]]
+        assert host.calls("block-detach") == [*before, ["block-detach", "6", "xvdi"]]
+
+
+async def test_what_was_taken_from_a_vm_long_ago_is_forgotten(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xen_block, "REMEMBERED_SECONDS", 0.0)
+    host.create(5, "work")
+    async with running(host) as driver:
+        await driver.plug(LEASE)
+        await driver.unplug(LEASE, force=True)
+        assert driver._block.domain_came("work", 6, made_by_us=False) == []
 
 
 async def test_a_vm_that_is_started_by_us_has_nothing_left_over(host: Host) -> None:

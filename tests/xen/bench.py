@@ -41,7 +41,6 @@ REPEAT = 2.0  # a request is sent again when there was no answer for so long
 # A running command may take long and its answer may be lost, so now and then it is asked for again.
 REPEAT_RUNNING = 20.0
 
-STICK_MIB = 64
 MEMORY_MIB = 4096
 DOM0_MIB = 1024
 #: A plain one: vectors and `rep movsb` are slow to emulate, and emulated SMAP kills dom0's kernel.
@@ -114,13 +113,10 @@ class Bench:
 
     def _command(self, link: Path) -> list[str]:
         image = self._image
-        stick = self.folder / "stick.img"
-        with stick.open("wb") as file:
-            file.truncate(STICK_MIB << 20)
         xen = (
             f"console=com1 com1=115200,8n1 dom0_mem={DOM0_MIB}M,max:{DOM0_MIB}M dom0_max_vcpus=1 "
             # Lazy switching of the FPU goes wrong under emulation: programs of busy guests abort.
-            "loglvl=warning guest_loglvl=warning spec-ctrl=no,eager-fpu"
+            "loglvl=warning guest_loglvl=warning spec-ctrl=no,eager-fpu conring_size=1M"
         )
         linux = (
             f"console=hvc0 {images.KERNEL} root=/dev/nvme0n1 systemd.show_status=0 "
@@ -138,9 +134,8 @@ class Bench:
         command += ["-kernel", str(image.xen), "-append", xen]
         command += ["-initrd", f"{image.kernel} {linux},{image.initramfs}"]
         # Twice the root image: one is dom0's own, the other goes to the guests.
-        disks = [(image.root, "on"), (image.root, "on"), (stick, "off")]
-        for number, (path, fixed) in enumerate(disks):
-            drive = f"file={path},if=none,id=d{number},format=raw,readonly={fixed}"
+        for number in range(2):
+            drive = f"file={image.root},if=none,id=d{number},format=raw,readonly=on"
             command += ["-drive", f"{drive},file.locking=off"]
             command += ["-device", f"nvme,drive=d{number},serial=bench{number}"]
         return command

@@ -55,7 +55,6 @@ LEFT_OUT = (
     "drivers/net/ethernet",
     "drivers/net/wireless",
     "drivers/parport",
-    "drivers/scsi",
     "drivers/staging",
     "drivers/watchdog",
 )
@@ -97,8 +96,8 @@ MASKED = (
 )
 
 
-#: All kernels. On hardware, Linux on Xen reads the clock without a system call, which here only this
-#: clock can do; a trip through trio reads it seven times.
+#: All kernels. On hardware, Linux on Xen reads the clock without a system call, which here only
+#: this clock can do; a trip through trio reads it seven times.
 KERNEL = "quiet mitigations=off clocksource=tsc tsc=reliable"
 
 
@@ -110,12 +109,11 @@ class Guest(NamedTuple):
     lines: tuple[str, ...] = ()  # more of its xl configuration
 
 
-# dom0's third disk is the driver domain's.
-STICK = 'disk+=["phy:/dev/nvme2n1,xvdj,w"]'
 GUESTS: Mapping[str, Guest] = {
-    "sys-usb": Guest(400, "bench.driver-domain", ("driver_domain=1", STICK)),
+    "sys-usb": Guest(400, "bench.driver-domain", ("driver_domain=1",)),
     "work": Guest(320),
     "personal": Guest(320),
+    "vault": Guest(320),
 }
 
 
@@ -241,7 +239,7 @@ def _install_inside(root: Path, *, with_devd: bool) -> None:
         shutil.copy(INSIDE / name, root / "etc/systemd/system" / name)
     programs = root / "usr/local/bin"
     programs.mkdir(parents=True, exist_ok=True)
-    for name in ("peer", "proxied"):
+    for name in ("peer", "proxied", "rounds"):
         shutil.copy(INSIDE / f"{name}.py", programs / f"bench-{name}")
         (programs / f"bench-{name}").chmod(0o755)
     (root / "usr/local/lib/bench").mkdir(parents=True)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import attrs
 import trio
-from pedos_protocol.fields import ATTACHMENTS_MAX
 from pedos_protocol.names import frontend_names, is_device_id
 
 from pedos_dom0.drivers.base import DOM0_DOMID, DriverError
@@ -40,6 +39,11 @@ DETACH_SECONDS = 30.0
 SETTLE_SECONDS = 10.0
 # From the introduction of a rebooted domain until it has all devices that it will have.
 REBOOT_SECONDS = 60.0
+# The toolstack takes down what a domain has when that ends, and a detach of ours may come too late
+# for it; from then it takes no longer than this to make the next one.
+REMEMBERED_SECONDS = 120.0
+# In the source; vm_agent/xen/block says why it is not the one that comes with Xen.
+SCRIPT = "/usr/libexec/pedos/block"
 
 
 class Store(Reader, Protocol):
@@ -64,6 +68,7 @@ def attach_arguments(lease: Lease, frontend: str) -> list[str]:
     """The words of `xl block-attach`; see xl-disk-configuration(5). `target=` must be the last."""
     read_only = lease.options.get("read-only") == "yes"
     disk = ["format=raw", f"vdev={frontend}", f"access={'ro' if read_only else 'rw'}"]
+    disk.append(f"script={SCRIPT}")
     if lease.backend_domid != DOM0_DOMID:
         disk.append(f"backend={lease.backend_domid}")
     return ["block-attach", str(lease.vm_domid), ",".join([*disk, f"target={source_path(lease)}"])]
@@ -85,9 +90,10 @@ class XenBlock:
         self._store = store
         self._open_store = open_store
         self._has_ended = has_ended
-        # VM -> attachments that ended with its domain. The toolstack remembers them, and when the
-        # VM reboots, gives the next domain those devices again, which nobody has granted it.
-        self._remembered: dict[str, list[Lease]] = {}
+        # VM -> attachments that ended with its domain, or shortly before, and when they did. The
+        # toolstack remembers them, and when the VM reboots, gives the next domain those devices
+        # again, which nobody has granted it.
+        self._remembered: dict[str, list[tuple[float, Lease]]] = {}
         # What dom0 has given: domain and frontend.
         self._given: set[tuple[int, str | None]] = set()
 
@@ -169,10 +175,8 @@ class XenBlock:
         self._given.discard((lease.vm_domid, lease.frontend))
         if lease.frontend is None:
             return
-        if self._has_ended(lease.vm_domid):
-            self._remember(lease)
-            return
-        if self._ours(lease) is None:
+        self._remember(lease)
+        if self._has_ended(lease.vm_domid) or self._ours(lease) is None:
             return
         domid, what = str(lease.vm_domid), f"{lease.key} could not be detached from {lease.vm}"
         gone = libxl_vbd(lease.vm_domid, lease.frontend)
@@ -183,10 +187,7 @@ class XenBlock:
         except DriverError as error:
             failed = error
         if self._ours(lease) is None:
-            # Also if xl was not content: the domain may have ended meanwhile.
-            if self._has_ended(lease.vm_domid):
-                self._remember(lease)
-            return
+            return  # also if xl was not content: the domain may have ended meanwhile
         if failed is None:
             if await self._until(gone, lambda _: self._ours(lease) is None, SETTLE_SECONDS):
                 return
@@ -201,19 +202,24 @@ class XenBlock:
         await self._xl.run(*arguments, seconds=DETACH_SECONDS, what=what)
 
     def _remember(self, lease: Lease) -> None:
-        leases = self._remembered.setdefault(lease.vm, [])
-        if len(leases) < ATTACHMENTS_MAX:
-            leases.append(lease)
+        now = trio.current_time()
+        # Of one name in the domain only the last use counts, and there are few names.
+        self._remembered[lease.vm] = [
+            (when, other)
+            for when, other in self._remembered.get(lease.vm, [])
+            if other.frontend != lease.frontend and now - when < REMEMBERED_SECONDS
+        ] + [(now, lease)]
 
     def domain_came(self, name: str, domid: int, *, made_by_us: bool) -> list[Lease]:
         """A VM has a new domain: the attachments of its last one that it might come with.
 
         None if it was made by us, of its configuration. Give them to `clear_remembered`.
         """
-        leases = self._remembered.pop(name, [])
+        remembered = self._remembered.pop(name, [])
         if made_by_us:
             return []
-        return [attrs.evolve(lease, vm_domid=domid) for lease in leases]
+        since = trio.current_time() - REMEMBERED_SECONDS
+        return [attrs.evolve(lease, vm_domid=domid) for when, lease in remembered if when > since]
 
     async def clear_remembered(self, lease: Lease) -> None:
         """Takes away what the toolstack gives a VM that reboots, if it does."""
