@@ -12,6 +12,7 @@ import pytest
 from . import image
 from .__main__ import debs
 from .bench import Bench, show_times
+from .driving import POLICY, STICK, connected, device, plug, wait_until
 
 GUESTS = ("sys-usb", "work")
 
@@ -31,6 +32,28 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
         print(f"\nbench: its logs are in {booted.folder}")
     else:
         shutil.rmtree(booted.folder)
+
+
+@pytest.fixture
+def driver_domain(bench: Bench) -> None:
+    """It runs, and its agent is connected; another test may have destroyed it."""
+    if bench.run("dom0", "xl domid sys-usb").status != 0:
+        bench.start("sys-usb")
+        wait_until(bench, "dom0", connected("sys-usb"))
+
+
+@pytest.fixture
+def stick(bench: Bench, driver_domain: None) -> Iterator[str]:
+    """The stick, plugged into the driver domain; afterwards nobody has it."""
+    if device(bench, STICK) is None:
+        plug(bench)
+    yield STICK
+    # A part that failed must not spoil the others.
+    bench.run(
+        "dom0",
+        f"rm -f {POLICY}; qvm-block list | grep -E 'attached|assigned' >/dev/null || exit 0; "
+        "for vm in work personal vault; do qvm-block detach $vm; done",
+    )
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -13,6 +13,7 @@ POLICY = "/etc/pedos/policy.d/20-bench.policy"
 #: A stick in the driver domain that can really be pulled out: 32 MiB, two partitions.
 STICK = "sys-usb:sda"
 HOSTS = "/sys/bus/pseudo/drivers/scsi_debug/add_host"
+START_LIMIT = 240.0  # seconds; a guest boots in it
 WAIT_LIMIT = 90.0  # seconds; for what takes a second or two on hardware
 
 
@@ -84,3 +85,10 @@ def traces(bench: Bench, vm: str) -> str:
         f"xenstore-ls -f /local/domain/{domid(bench, 'sys-usb')}/backend 2>/dev/null "
         f"| grep '/vbd/{domid(bench, vm)}/' | sed 's/ = .*//'",
     ).out
+
+
+def run_personal(bench: Bench) -> None:
+    """The third VM runs, and its agent is connected."""
+    if bench.run("dom0", "xl domid personal").status != 0:
+        bench.run("dom0", "qvm-start personal", limit=START_LIMIT).check()
+    wait_until(bench, "dom0", connected("personal"), START_LIMIT)

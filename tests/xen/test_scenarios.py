@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +12,6 @@ from .driving import (
     BUSY,
     DENIED,
     POLICY,
-    STICK,
     connected,
     device,
     domid,
@@ -21,6 +19,7 @@ from .driving import (
     listed,
     plug,
     refuse,
+    run_personal,
     traces,
     unplug,
     wait_until,
@@ -31,30 +30,6 @@ if TYPE_CHECKING:
 
 START_LIMIT = 240.0  # a guest boots in it
 ROUNDS = 30
-
-
-@pytest.fixture
-def stick(bench: Bench) -> Iterator[str]:
-    """The stick, plugged into a driver domain that runs; afterwards nobody has it."""
-    if bench.run("dom0", "xl domid sys-usb").status != 0:
-        bench.start("sys-usb")
-        wait_until(bench, "dom0", connected("sys-usb"))
-    if device(bench, STICK) is None:
-        plug(bench)
-    yield STICK
-    # A part that failed must not spoil the others.
-    bench.run(
-        "dom0",
-        f"rm -f {POLICY}; qvm-block list | grep -E 'attached|assigned' >/dev/null || exit 0; "
-        "for vm in work personal vault; do qvm-block detach $vm; done",
-    )
-
-
-def run_personal(bench: Bench) -> None:
-    """The third VM runs, and its agent is connected."""
-    if bench.run("dom0", "xl domid personal").status != 0:
-        bench.run("dom0", "qvm-start personal", limit=START_LIMIT).check()
-    wait_until(bench, "dom0", connected("personal"), START_LIMIT)
 
 
 def test_agents_connect_by_themselves_before_anybody_logs_in(bench: Bench) -> None:
@@ -249,44 +224,3 @@ def test_many_rounds_leave_everything_as_it_was(bench: Bench, stick: str) -> Non
     said = bench.run("dom0", f"bench-rounds {ROUNDS} work sys-usb sda2", limit=600).check()
     print(said)
     assert picture() == before
-
-
-def test_a_reboot_ends_what_a_vm_had_and_it_can_have_it_again(bench: Bench, stick: str) -> None:
-    run_personal(bench)
-    bench.run("dom0", f"qvm-block attach personal {stick}1").check()
-    before = domid(bench, "personal")
-    bench.run("dom0", "xl reboot personal").check()
-    again = f'[ "$(xl domid personal 2>/dev/null || echo 0)" -gt {before} ]'
-    wait_until(bench, "dom0", again, START_LIMIT)
-    wait_until(bench, "dom0", connected("personal"), START_LIMIT)
-    assert holders(bench, f"{stick}1") == []
-    assert not bench.run("personal", "ls /dev | grep xvdi").out
-    assert not traces(bench, "personal")
-    bench.run("dom0", f"qvm-block attach personal {stick}1").check()
-
-
-WRITING = "dd if=/dev/zero of=/dev/xvdi bs=64K oflag=direct >/dev/null 2>&1 &"
-
-
-def test_a_target_that_is_destroyed_gives_the_device_back(bench: Bench, stick: str) -> None:
-    run_personal(bench)
-    bench.run("dom0", f"qvm-block attach personal {stick}1").check()
-    number = domid(bench, "personal")
-    bench.run("personal", WRITING).check()
-    bench.run("dom0", "xl destroy personal").check()
-    wait_until(bench, "dom0", listed(f"{stick}1", attached=False))
-    source = domid(bench, "sys-usb")
-    left = f"xenstore-ls -f /local/domain/{source}/backend | grep '/vbd/{number}/'"
-    wait_until(bench, "dom0", f"! {left}")
-    bench.run("dom0", f"qvm-block attach work {stick}1").check()
-
-
-def test_a_source_that_is_destroyed_is_not_listed_nor_attached(bench: Bench, stick: str) -> None:
-    bench.run("dom0", f"qvm-block attach work {stick}1").check()
-    bench.run("work", WRITING).check()
-    bench.run("dom0", "xl destroy sys-usb").check()
-    wait_until(bench, "dom0", f"! {listed(stick + '1')}")
-    # Its kernel never gets an answer to what was on its way (docs/xen.md); dom0 is done with it.
-    assert bench.run("work", "hostname").check() == "work\n"
-    left = f"xenstore-ls -f /libxl/{domid(bench, 'work')}/device | grep -c vbd/51840"
-    wait_until(bench, "dom0", f"[ $({left}) = 0 ]")

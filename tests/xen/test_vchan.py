@@ -15,6 +15,8 @@ from .driving import domid
 if TYPE_CHECKING:
     from .bench import Bench
 
+pytestmark = pytest.mark.usefixtures("driver_domain")
+
 ports = itertools.count(200)
 
 TRIPS, BYTES = 300, 64_000_000
