@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import trio
-from pedos_dom0.drivers import local
+from pedos_dom0.drivers import local, subscribers
 from pedos_dom0.drivers.base import DomainInfo, DriverError, HypervisorLost
 from pedos_dom0.drivers.local import LocalDriver
 from pedos_dom0.local import machine as machine_module
@@ -276,7 +276,8 @@ async def test_a_machine_that_goes_away_ends_the_driver(
 async def test_a_driver_whose_events_nobody_takes_says_so_and_ends(
     layout: Layout, programs: FakePrograms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "EVENTS_MAX", 1)
+    for module in (local, subscribers):
+        monkeypatch.setattr(module, "EVENTS_MAX", 1)
     driver = driver_of(layout)
     async with machine_up(layout, programs) as machine:
         with pytest.raises(HypervisorLost, match="1 domain events behind"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .driving import domid
+from .driving import domid, wait_until
 
 if TYPE_CHECKING:
     from .bench import Bench
@@ -146,7 +146,7 @@ def test_a_soak_loses_nothing(bench: Bench, server: str, client: str) -> None:
         f"bench-peer soak client {one} {port} {SOAK_SECONDS}",
     )
     assert served["received"] == connected["sent"] > 0
-    assert connected["received"] <= served["sent"]  # the client closes first
+    assert connected["received"] > 0  # the client closes first, with more on its way
 
 
 def test_many_channels_on_one_port_leave_nothing_behind(bench: Bench) -> None:
@@ -228,9 +228,13 @@ def test_every_end_of_a_peer_is_noticed_within_a_second(bench: Bench) -> None:
 
     before = domid(bench, "personal")
     bench.run("dom0", "xl reboot personal").check()
-    again = f'until [ "$(xl domid personal 2>/dev/null || echo 0)" -gt {before} ]; do sleep 1; done'
-    bench.run("dom0", again, limit=REBOOT_LIMIT).check()
-    bench.run("personal", "true", limit=REBOOT_LIMIT).check()
+    # Its console, over which the bench speaks with it, comes a moment after its number.
+    again = (
+        f'd=$(xl domid personal 2>/dev/null) && [ "$d" -gt {before} ] '
+        "&& xenstore-read /local/domain/$d/console/tty >/dev/null 2>&1"
+    )
+    wait_until(bench, "dom0", again, REBOOT_LIMIT)
+    bench.wait_for_boot("personal")
 
     destroyed = ended(bench, "xl destroy personal && date +%s.%N", "dom0")
     print("destroyed:", destroyed)
