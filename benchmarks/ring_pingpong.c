@@ -170,8 +170,7 @@ int main(int argc, char **argv)
         if (pv_channel_watch(end.channel, -1) < 0)
             die("pv_channel_watch");
         end.ring = &end.channel->ring;
-        if (is_patient)
-            pv_channel_patience(end.channel, PV_SPIN);
+        pv_channel_patience(end.channel, is_patient ? PV_SPIN : PV_SLEEP);
     } else {
         end.event_fd = child ? to_server : to_client;
         end.notify_fd = child ? to_client : to_server;

@@ -145,16 +145,17 @@ static void relax(void)
 #endif
 }
 
-static int is_there(struct pv_channel *channel)
+/* What a turn waits for. */
+static int is_there(void *channel)
 {
-    return pv_ring_ready(&channel->ring) != PV_WOULD_BLOCK;
+    return pv_ring_ready(&((struct pv_channel *)channel)->ring) != PV_WOULD_BLOCK;
 }
 
 /*
  * Whether something came while others had this processor. If they kept it long, this is not for a
  * good while tried again: one such yield costs as much as a hundred save that pay.
  */
-static int came_by_yielding(struct pv_channel *channel)
+static int came_by_yielding(struct pv_channel *channel, pv_look look, void *arg)
 {
     int64_t end = now_ns() + PV_YIELD_NS;
 
@@ -163,16 +164,16 @@ static int came_by_yielding(struct pv_channel *channel)
         channel->failures = SKIP_DOUBLINGS;
         return 0;
     }
-    return is_there(channel);
+    return look(arg);
 }
 
-static int came_by_spinning(struct pv_channel *channel)
+static int came_by_spinning(const struct pv_channel *channel, pv_look look, void *arg)
 {
-    int64_t end = now_ns() + PV_SPIN_NS;
+    int64_t end = now_ns() + channel->spin_ns;
 
     do {
         for (int i = 0; i < LOOKS; i++) {
-            if (is_there(channel))
+            if (look(arg))
                 return 1;
             relax();
         }
@@ -180,20 +181,24 @@ static int came_by_spinning(struct pv_channel *channel)
     return 0;
 }
 
-/* Gives the peer a moment to answer. Each failure doubles the turns that do not even try. */
-static void be_patient(struct pv_channel *channel)
+int pv_channel_linger(struct pv_channel *channel, pv_look look, void *arg)
 {
-    if (is_there(channel))
-        return;
+    if (look(arg))
+        return 1;
+    if (channel->patience == PV_SLEEP)
+        return 0;
     if (channel->skip > 0) {
         channel->skip--;
-    } else if (channel->patience == PV_YIELD ? came_by_yielding(channel)
-                                             : came_by_spinning(channel)) {
-        channel->failures = 0;
-    } else {
-        channel->failures += channel->failures < SKIP_DOUBLINGS;
-        channel->skip = 1u << channel->failures;
+        return 0;
     }
+    if (channel->patience == PV_YIELD ? came_by_yielding(channel, look, arg)
+                                      : came_by_spinning(channel, look, arg)) {
+        channel->failures = 0;
+        return 1;
+    }
+    channel->failures += channel->failures < SKIP_DOUBLINGS;
+    channel->skip = 1u << channel->failures;
+    return 0;
 }
 
 int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t count,
@@ -204,8 +209,8 @@ int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t c
     /* Only a saving, so no barrier: at worst the peer wakes us although we are awake. */
     __atomic_fetch_and(channel->ring.asking, (uint8_t)~PV_NOTIFY_WRITE, __ATOMIC_RELAXED);
     *sent = count > 0 ? pv_channel_send(channel, out, count) : 0;
-    if (channel->patience != PV_SLEEP && *sent > 0)
-        be_patient(channel);
+    if (*sent > 0)
+        pv_channel_linger(channel, is_there, channel);
     channel->armed = 0;
     while (got < max) {
         uint8_t *span;

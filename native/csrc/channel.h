@@ -16,13 +16,21 @@
  */
 #define PV_IDLE_WAKES 1000u
 
-/* What a turn does that has written and finds nothing to read: */
-#define PV_SLEEP 0 /* nothing, so its caller goes to sleep */
+/* What a turn that has written and finds nothing to read, or a pump that waits for the ring, does: */
+#define PV_SLEEP 0 /* nothing, so it goes to sleep */
 #define PV_YIELD 1 /* lets others run once: on one processor, the peer is among them */
-#define PV_SPIN 2  /* looks again for PV_SPIN_NS: with more, the peer may run at the same time */
+#define PV_SPIN 2  /* looks again for spin_ns: with more, the peer may run at the same time */
 
 /* To wake a sleeper on another processor costs 40 to 90 us; a longer look could cost more. */
 #define PV_SPIN_NS 50000
+
+/*
+ * In another domain the answer comes once its kernel has been interrupted and its Python has begun:
+ * half a millisecond under emulation. Then both are awake, and it takes a tenth of that. A look that
+ * ends before the first answer never gets there (docs/performance/README.md has the figures). What
+ * does not pay is soon hardly tried, so its length matters little.
+ */
+#define PV_SPIN_DOMAIN_NS 1000000
 
 /* A yield took too long: others than the peer had the processor. An answer takes some 30 us. */
 #define PV_YIELD_NS 1000000
@@ -37,7 +45,9 @@ struct pv_channel {
     uint32_t seen_in, seen_out; /* the peer's indices at the last wake-up */
     uint32_t skip;              /* turns without patience, after it did not pay */
     uint8_t failures;           /* times that it did not pay, in a row */
-    uint8_t patience;           /* PV_SLEEP, PV_YIELD or PV_SPIN */
+    uint32_t spin_ns;           /* for PV_SPIN */
+    uint8_t patience;           /* PV_SLEEP, PV_YIELD or PV_SPIN, as its maker thinks best */
+    uint8_t apart;              /* the peer runs on other processors than all of our system */
     uint8_t armed;              /* the last turn ended so; see pv_channel_is_armed() */
     uint8_t muted;              /* see pv_channel_mute() */
     int (*clear)(struct pv_channel *);   /* takes back the readability of event_fd; 0: it had none */
@@ -85,7 +95,16 @@ int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t c
  */
 int pv_channel_is_armed(const struct pv_channel *channel);
 
-/* PV_YIELD or PV_SPIN: as long as it pays. For one that has nothing better to do (PV_SLEEP is set). */
+/* Whether what somebody waits for is in the ring. */
+typedef int (*pv_look)(void *arg);
+
+/*
+ * Gives the peer a moment: 1 as soon as there is what look waits for. Each failure doubles the calls
+ * that do not even try, up to a thousand.
+ */
+int pv_channel_linger(struct pv_channel *channel, pv_look look, void *arg);
+
+/* Another patience than a channel is made with. */
 void pv_channel_patience(struct pv_channel *channel, int patience);
 
 /*

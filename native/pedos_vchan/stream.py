@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 
 import trio
@@ -70,9 +69,6 @@ class VchanStream(trio.abc.Stream):
         self._led = False
         self._substituted = False
         self._sender_waits = False
-        # A process that is moved to other processors later only loses what patience would save.
-        alone = len(os.sched_getaffinity(0)) == 1
-        lib.pv_channel_patience(channel.native(), lib.PV_YIELD if alone else lib.PV_SPIN)
         self._span = ffi.new("uint8_t **")
 
     @property

@@ -110,7 +110,7 @@ MUTANTS = [
     Mutant(
         "a pump that does not arm",
         "pump.c",
-        "    pv_ring_arm(ring, bits);\n",
+        "    pv_ring_arm(&loop->channel->ring, bits);\n",
         "",
         PUMP,
     ),

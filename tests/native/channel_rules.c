@@ -229,7 +229,7 @@ static bool answered(int64_t later)
 static void patient(int patience)
 {
     server();
-    channel.patience = PV_SLEEP; /* as a new channel has it */
+    channel.spin_ns = PV_SPIN_NS;
     channel.skip = channel.failures = 0;
     yields = 0;
     yield_takes = 20000;

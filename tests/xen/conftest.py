@@ -31,6 +31,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     if request.session.testsfailed:
         print(f"\nbench: its logs are in {booted.folder}")
     else:
+        (booted.folder / "commands.log").rename(image.CACHE / "commands.log")  # where the time goes
         shutil.rmtree(booted.folder)
 
 

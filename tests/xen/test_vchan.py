@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("driver_domain")
 
 ports = itertools.count(200)
 
-TRIPS, BYTES = 300, 64_000_000
+TRIPS, BYTES = 300, 32_000_000
 # Under emulation only ratios mean anything: ours against the library's own C loop in the same boot,
 # the medians of several rounds in turn, for the machine beneath has other things to do, too.
 ROUNDS = 3
@@ -112,7 +112,6 @@ def test_a_round_trip_is_about_as_fast_as_the_librarys(
     assert speeds[whose]["round_trip_us"] <= TRIP_AT_MOST * library, speeds
 
 
-@pytest.mark.xfail(reason="0.7 of the library with the pump at both ends: see README.md")
 @pytest.mark.parametrize("whose", ["client", "server", "both"])
 def test_bulk_is_about_as_fast_as_the_librarys(
     speeds: dict[str, dict[str, float]], whose: str
