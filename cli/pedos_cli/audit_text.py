@@ -222,6 +222,13 @@ def _ended(record: Record) -> list[str]:
     return [f"The attachment{_of(record)} ended{_took(record)}: {_text(record.get('reason'))}."]
 
 
+def _left_over(record: Record) -> list[str]:
+    return [
+        f"The attachment{_of(record)} should end ({_text(record.get('reason'))}), but the "
+        "toolstack does not take it away; it is tried again every minute."
+    ]
+
+
 def _summed_up(record: Record) -> list[str]:
     events = record.get("events")
     counts = events if isinstance(events, dict) else {}
@@ -260,6 +267,7 @@ _SENTENCES = {
     "start": _done,
     "shutdown": _done,
     "ended": _ended,
+    "left_over": _left_over,
     "summed_up": _summed_up,
     "disconnected": _disconnected,
 }

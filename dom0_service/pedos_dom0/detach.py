@@ -170,6 +170,13 @@ class Detach:
         detached = lease is not None and await self._takedown.end(
             lease.attachment, f"{caller.name} detached it", request=request, may_refuse=True
         )
+        if lease is not None and self._state.leases.get(lease.attachment) is not None:
+            raise errors.failure(
+                "failed",
+                f"{key} is still attached to {vm}, as the toolstack does not take it away; "
+                "that is tried again every minute",
+                hint="look at `journalctl -u pedos-dom0`",
+            )
         unassigned = self._state.store.unassign(vm, key)
         if unassigned:
             self._state.registry.touch(key)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.drivers.base import DOM0_NAME, DriverError
 from pedos_dom0.leases import ATTACHED
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class Interrupted:
         await self._reconciler.wait_settled(vm)
         missing = self._missing(vm)
         if not missing:
+            await self._let_go(vm, domid)
             state.store.start_delete(vm)
             outcome = "started"
             logger.info("%s has all its devices: its start was interrupted at its end", vm)
@@ -81,6 +82,15 @@ class Interrupted:
         state.audit.write(
             "start", request=None, caller=DOM0_NAME, vm=vm, outcome=outcome, missing=missing
         )
+
+    async def _let_go(self, vm: str, domid: int) -> None:
+        """A VM to which nothing is assigned may have been made, and wait for this."""
+        if self._state.plane is None:
+            return
+        try:
+            await self._state.plane.resume(vm, domid)
+        except DriverError as error:
+            logger.info("%s need not be let go: %s", vm, error)
 
     async def _domid(self, vm: str) -> int | None:
         """The VM's domain, as soon as it is clear whether it has one."""

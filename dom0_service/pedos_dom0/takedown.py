@@ -9,8 +9,10 @@ only when it may be freed: when the target was stopped (after which nobody write
 the source, or when the one that does not confirm was disconnected. A target that hangs loses its
 control channel and the export is ended at the source, so its data channel is dead; what it still
 reports when it comes back is stopped before it gets anything else (see reconcile.py). Therefore a
-take-down cannot fail: its steps are bounded, and the last one always happens. Only the end of the
-service cuts it short, and then the journal says what is left to do.
+take-down does not fail because of a VM: its steps are bounded, and the last one always happens. The
+end of the service cuts it short, and then the journal says what is left to do. And where the
+hypervisor carries the device and does not take it away even by force, the lease stays, so that
+nobody else gets what is still attached; that is tried again until it works.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from pedos_protocol.names import harmless_text
 from pedos_dom0.drivers.base import DriverError
 from pedos_dom0.errors import failure
 from pedos_dom0.leases import DETACHING
+from pedos_dom0.start_params import import_params
 from pedos_dom0.store import StoreError
 
 if TYPE_CHECKING:
@@ -42,6 +45,9 @@ logger = logging.getLogger(__name__)
 # An agent that unmounts gracefully, then by force, and then waits for its tools to end and for the
 # channel to drain is done within 18 s at worst; one that has not answered after this hangs.
 STOP_TIMEOUT = 20.0
+# Until what could not be taken away by force is tried again: the toolstack hangs, or dom0 is so
+# busy that it ran out of time.
+AGAIN_SECONDS = 60.0
 
 # The stops in their order: the target first, because what it has not written yet goes through the
 # source.
@@ -88,6 +94,8 @@ class TakeDown:
         self._ending: dict[str, trio.Event] = {}
         # Attachment -> why it must end, even if the target may refuse the end that is going on.
         self._insisted: dict[str, str] = {}
+        # What is still attached although it has ended, and is to be tried again.
+        self._left_over: set[str] = set()
         # Attachment -> the attach that works on it; that one also undoes what it did.
         self.attempts: dict[str, Attempt] = {}
 
@@ -100,7 +108,8 @@ class TakeDown:
         sides: frozenset[str] = BOTH_SIDES | {UNPLUG},
         may_refuse: bool = False,
     ) -> bool:
-        """Ends an attachment and returns when its lease is free; False if there was none.
+        """Ends an attachment and returns when its lease is free; False if there was none, or if the
+        hypervisor does not take it away: then the lease stands, and it is tried again.
 
         If somebody else is ending it already, waits for that. `sides` are the stops that are
         needed; a side that never was asked to start need not be asked to stop. With `may_refuse`,
@@ -129,6 +138,9 @@ class TakeDown:
             except CallError:
                 self._keep(lease)
                 raise
+            if UNPLUG in sides and self._is_left_over(lease):
+                self._try_again(lease, reason)
+                return False
             if "export.stop" in sides:
                 await self._stop(lease.key.backend, lease.backend_domid, "export.stop", attachment)
             await self._reach("detach.unexported")
@@ -213,27 +225,44 @@ class TakeDown:
             if may_refuse:
                 await self._import_again(lease)
                 raise failure(error.code, str(error), hint=error.hint) from error
-            # Nothing can be done about it that the toolstack has not done. The device is not given
-            # to another one behind its back: its source finds it in use.
             logger.critical("%s", error)
+
+    def _is_left_over(self, lease: Lease) -> bool:
+        """Whether the hypervisor still has what it was told to take away."""
+        if self._state.plane is None:
+            return False
+        try:
+            return self._state.plane.is_plugged(lease)
+        except DriverError as error:
+            logger.critical("whether %s is still in %s: %s", lease.key, lease.vm, error)
+            return True  # the safe side
+
+    def _try_again(self, lease: Lease, reason: str) -> None:
+        self._state.audit.write(
+            "left_over",
+            attachment=lease.attachment,
+            device_class=lease.key.device_class,
+            device=str(lease.key),
+            vm=lease.vm,
+            reason=reason,
+        )
+
+        async def later() -> None:
+            await trio.sleep(AGAIN_SECONDS)
+            self._left_over.discard(lease.attachment)
+            self.end_soon(lease.attachment, reason)
+
+        if lease.attachment not in self._left_over:
+            self._left_over.add(lease.attachment)
+            self._nursery.start_soon(later)
 
     async def _import_again(self, lease: Lease) -> None:
         """The target has said that it let go, and yet has it: it is to know of it again."""
         link = self._state.agents.at(lease.vm, lease.vm_domid)
         if link is None:
             return
-        params = {
-            "attachment": lease.attachment,
-            "device_class": lease.key.device_class,
-            "device": lease.key.device,
-            "port": lease.port,
-            "read_only": lease.options.get("read-only") == "yes",
-            "peer": lease.backend_domid,
-            "backend": lease.key.backend,
-            "frontend": lease.frontend,
-        }
         try:
-            await link.call("import.start", params, timeout=STOP_TIMEOUT)
+            await link.call("import.start", import_params(lease), timeout=STOP_TIMEOUT)
         except CallError as error:
             logger.warning("%s does not know of its %s: %s", lease.vm, lease.key, error.message)
 

@@ -26,6 +26,7 @@ from pedos_dom0.drivers.base import DriverError
 from pedos_dom0.errors import QuotaError, agent_missing, failure, shutting_down
 from pedos_dom0.leases import ATTACHED, PENDING, Lease
 from pedos_dom0.options import effective_options
+from pedos_dom0.start_params import export_params, import_params
 from pedos_dom0.store import StoreError
 from pedos_dom0.takedown import UNPLUG, Attempt
 
@@ -187,9 +188,7 @@ class Transaction:
         state.store.journal_put(lease)
         await state.reach("attach.leased")
         attempt.begun = frozenset({"export.stop"})
-        await _ask(
-            source, "export.start", {**_common(lease), "peer": lease.vm_domid}, EXPORT_TIMEOUT
-        )
+        await _ask(source, "export.start", export_params(lease), EXPORT_TIMEOUT)
         await state.reach("attach.exported")
         if plane is not None:
             attempt.begun |= {UNPLUG}
@@ -226,12 +225,7 @@ class Transaction:
         untrusted_result = await _ask(
             target,
             "import.start",
-            {
-                **_common(lease),
-                "peer": lease.backend_domid,
-                "backend": key.backend,
-                "frontend": lease.frontend,
-            },
+            import_params(lease),
             IMPORT_TIMEOUT,
         )
         try:
@@ -273,17 +267,6 @@ class Transaction:
 def is_read_only(device: Device, by_rule: bool, asked: bool | None) -> bool:
     """Whether an attachment is read-only: if anyone says so, the device, the rule or the user."""
     return device.read_only or by_rule or asked is True
-
-
-def _common(lease: Lease) -> dict[str, Any]:
-    """The parameters that both agents get."""
-    return {
-        "attachment": lease.attachment,
-        "device_class": lease.key.device_class,
-        "device": lease.key.device,
-        "port": lease.port,
-        "read_only": lease.options.get("read-only") == "yes",
-    }
 
 
 def _broken(lease: Lease, reason: str) -> CallError:

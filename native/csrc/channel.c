@@ -10,6 +10,9 @@
 #define LOOKS 64          /* between two looks at the clock, some 1 us */
 #define SKIP_DOUBLINGS 10 /* after that many failures, only every thousandth turn tries again */
 
+/* Channels of this process that somebody waits on. */
+static unsigned watched;
+
 int pv_channel_watch(struct pv_channel *channel, int live_fd)
 {
     struct epoll_event events = {.events = EPOLLIN, .data.fd = channel->event_fd};
@@ -27,7 +30,13 @@ int pv_channel_watch(struct pv_channel *channel, int live_fd)
     }
     channel->wait_fd = fd;
     channel->live_fd = live_fd;
+    __atomic_fetch_add(&watched, 1, __ATOMIC_RELAXED);
     return 0;
+}
+
+int pv_channel_client_came(const struct pv_channel *channel)
+{
+    return __atomic_load_n(channel->ring.peer_live, __ATOMIC_ACQUIRE) != PV_LIVE_ABSENT;
 }
 
 int pv_channel_wait_fd(const struct pv_channel *channel)
@@ -167,9 +176,9 @@ static int came_by_yielding(struct pv_channel *channel, pv_look look, void *arg)
     return look(arg);
 }
 
-static int came_by_spinning(const struct pv_channel *channel, pv_look look, void *arg)
+static int came_by_spinning(uint32_t spin_ns, pv_look look, void *arg)
 {
-    int64_t end = now_ns() + channel->spin_ns;
+    int64_t end = now_ns() + spin_ns;
 
     do {
         for (int i = 0; i < LOOKS; i++) {
@@ -181,7 +190,7 @@ static int came_by_spinning(const struct pv_channel *channel, pv_look look, void
     return 0;
 }
 
-int pv_channel_linger(struct pv_channel *channel, pv_look look, void *arg)
+int pv_channel_linger(struct pv_channel *channel, uint32_t spin_ns, pv_look look, void *arg)
 {
     if (look(arg))
         return 1;
@@ -192,13 +201,21 @@ int pv_channel_linger(struct pv_channel *channel, pv_look look, void *arg)
         return 0;
     }
     if (channel->patience == PV_YIELD ? came_by_yielding(channel, look, arg)
-                                      : came_by_spinning(channel, look, arg)) {
+                                      : came_by_spinning(spin_ns, look, arg)) {
         channel->failures = 0;
         return 1;
     }
     channel->failures += channel->failures < SKIP_DOUBLINGS;
     channel->skip = 1u << channel->failures;
     return 0;
+}
+
+/* A turn is somebody's event loop, which other channels' owners wait for. */
+static uint32_t spin_of_turn(const struct pv_channel *channel)
+{
+    int is_alone = __atomic_load_n(&watched, __ATOMIC_RELAXED) <= 1;
+
+    return is_alone || channel->spin_ns < PV_SPIN_NS ? channel->spin_ns : PV_SPIN_NS;
 }
 
 int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t count,
@@ -210,7 +227,7 @@ int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t c
     __atomic_fetch_and(channel->ring.asking, (uint8_t)~PV_NOTIFY_WRITE, __ATOMIC_RELAXED);
     *sent = count > 0 ? pv_channel_send(channel, out, count) : 0;
     if (*sent > 0)
-        pv_channel_linger(channel, is_there, channel);
+        pv_channel_linger(channel, spin_of_turn(channel), is_there, channel);
     channel->armed = 0;
     while (got < max) {
         uint8_t *span;
@@ -259,8 +276,10 @@ void pv_channel_free(struct pv_channel *channel)
 {
     /* First the flag in the page, then the hang-up: a peer that sees the hang-up sees the flag. */
     pv_ring_close(&channel->ring);
-    if (channel->wait_fd >= 0)
+    if (channel->wait_fd >= 0) {
         close(channel->wait_fd);
+        __atomic_fetch_sub(&watched, 1, __ATOMIC_RELAXED);
+    }
     if (channel->live_fd >= 0)
         close(channel->live_fd);
     channel->detach(channel);

@@ -27,8 +27,9 @@
 /*
  * In another domain the answer comes once its kernel has been interrupted and its Python has begun:
  * half a millisecond under emulation. Then both are awake, and it takes a tenth of that. A look that
- * ends before the first answer never gets there (docs/performance/README.md has the figures). What
- * does not pay is soon hardly tried, so its length matters little.
+ * ends before the first answer never gets there (docs/decisions/0005-hot-path.md has the figures).
+ * What does not pay is soon hardly tried, so its length matters little to whoever spins. But the turn
+ * of a process with several channels (dom0) holds up the others, so there it is PV_SPIN_NS at most.
  */
 #define PV_SPIN_DOMAIN_NS 1000000
 
@@ -56,6 +57,9 @@ struct pv_channel {
 
 /* Takes over live_fd (or -1) and makes wait_fd. Returns 0 or -errno (live_fd is then untouched). */
 int pv_channel_watch(struct pv_channel *channel, int live_fd);
+
+/* A server's: whether its client has attached to the ring. */
+int pv_channel_client_came(const struct pv_channel *channel);
 
 /* The fd to wait on until pv_channel_collect() is worth calling. */
 int pv_channel_wait_fd(const struct pv_channel *channel);
@@ -99,10 +103,10 @@ int pv_channel_is_armed(const struct pv_channel *channel);
 typedef int (*pv_look)(void *arg);
 
 /*
- * Gives the peer a moment: 1 as soon as there is what look waits for. Each failure doubles the calls
- * that do not even try, up to a thousand.
+ * Gives the peer a moment, to spin for spin_ns at most: 1 as soon as there is what look waits for.
+ * Each failure doubles the calls that do not even try, up to a thousand.
  */
-int pv_channel_linger(struct pv_channel *channel, pv_look look, void *arg);
+int pv_channel_linger(struct pv_channel *channel, uint32_t spin_ns, pv_look look, void *arg);
 
 /* Another patience than a channel is made with. */
 void pv_channel_patience(struct pv_channel *channel, int patience);

@@ -207,7 +207,7 @@ static bool arm_and_look_again(struct loop *loop)
      * is a tenth faster than to sleep.
      */
     if ((loop->channel->apart || loop->channel->patience != PV_SPIN) &&
-        pv_channel_linger(loop->channel, is_paid, loop))
+        pv_channel_linger(loop->channel, loop->channel->spin_ns, is_paid, loop))
         return true;
     pv_ring_arm(&loop->channel->ring, bits);
     return is_paid(loop);

@@ -173,8 +173,3 @@ int pv_shm_join(int memfd, int event_fd, int notify_fd, struct pv_channel **chan
         munmap(base, length);
     return error;
 }
-
-int pv_shm_client_came(const struct pv_channel *channel)
-{
-    return __atomic_load_n(channel->ring.peer_live, __ATOMIC_ACQUIRE) != PV_LIVE_ABSENT;
-}

@@ -27,7 +27,4 @@ int pv_shm_create(unsigned left_order, unsigned right_order, struct pv_channel *
  */
 int pv_shm_join(int memfd, int event_fd, int notify_fd, struct pv_channel **channel);
 
-/* Whether the client has attached itself to a page that pv_shm_create() made. */
-int pv_shm_client_came(const struct pv_channel *channel);
-
 #endif

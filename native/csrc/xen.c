@@ -171,11 +171,6 @@ int pv_xen_serve(unsigned domain, unsigned peer, unsigned port, unsigned left_or
     return error;
 }
 
-int pv_xen_client_came(const struct pv_channel *channel)
-{
-    return __atomic_load_n(channel->ring.peer_live, __ATOMIC_ACQUIRE) != PV_LIVE_ABSENT;
-}
-
 void pv_xen_admit(struct pv_channel *channel)
 {
     remove_rendezvous((struct xen_channel *)channel);

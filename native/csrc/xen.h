@@ -23,9 +23,6 @@ int pv_xen_load(const char **problem);
 int pv_xen_serve(unsigned domain, unsigned peer, unsigned port, unsigned left_order,
                  unsigned right_order, struct pv_channel **channel);
 
-/* Whether the client has attached itself to a channel that pv_xen_serve() made. */
-int pv_xen_client_came(const struct pv_channel *channel);
-
 /* The client came: takes the rendezvous away, so that the port is free for the next server. */
 void pv_xen_admit(struct pv_channel *channel);
 

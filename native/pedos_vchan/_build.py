@@ -8,14 +8,12 @@ DECLARATIONS = """
 #define PV_CLOSED ...
 #define PV_DIED ...
 #define PV_BROKEN ...
-#define PV_SLEEP ...
-#define PV_YIELD ...
-#define PV_SPIN ...
 #define PV_FLOODED ...
 
 struct pv_channel;
 int pv_orders_valid(unsigned left_order, unsigned right_order);
 int pv_channel_watch(struct pv_channel *channel, int live_fd);
+int pv_channel_client_came(const struct pv_channel *channel);
 int pv_channel_wait_fd(const struct pv_channel *channel);
 void pv_channel_collect(struct pv_channel *channel);
 int64_t pv_channel_send(struct pv_channel *channel, const uint8_t *bytes, size_t count);
@@ -25,7 +23,6 @@ void pv_channel_consume(struct pv_channel *channel, uint32_t count);
 int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t count,
                         int64_t *sent, char *in, size_t max);
 int pv_channel_is_armed(const struct pv_channel *channel);
-void pv_channel_patience(struct pv_channel *channel, int patience);
 int pv_channel_mute(struct pv_channel *channel, int muted);
 int pv_channel_event_fd(const struct pv_channel *channel);
 void pv_channel_woken(struct pv_channel *channel);
@@ -35,12 +32,10 @@ void pv_channel_free(struct pv_channel *channel);
 int pv_shm_create(unsigned left_order, unsigned right_order, struct pv_channel **channel,
                   int descriptors[3]);
 int pv_shm_join(int memfd, int event_fd, int notify_fd, struct pv_channel **channel);
-int pv_shm_client_came(const struct pv_channel *channel);
 
 int pv_xen_load(const char **problem);
 int pv_xen_serve(unsigned domain, unsigned peer, unsigned port, unsigned left_order,
                  unsigned right_order, struct pv_channel **channel);
-int pv_xen_client_came(const struct pv_channel *channel);
 void pv_xen_admit(struct pv_channel *channel);
 int pv_xen_join(unsigned domain, unsigned peer, unsigned port, struct pv_channel **channel);
 int pv_xen_guard(struct pv_channel *channel, int fd);

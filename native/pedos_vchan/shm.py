@@ -163,7 +163,7 @@ class Listener:
                         [offer], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
                     )
                     answer = await connection.recv(1)
-                    if answer == _ACCEPTED and lib.pv_shm_client_came(native):
+                    if answer == _ACCEPTED and lib.pv_channel_client_came(native):
                         live = socket.socket(fileno=connection.detach())
                         taken, native = native, None
                         with live:

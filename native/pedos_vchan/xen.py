@@ -44,6 +44,8 @@ _T = TypeVar("_T")
 # Of one message of xenstore (xen/io/xs_wire.h). A list of children may take several.
 _VALUE_SIZE = 4096
 _PATH_SIZE = 3072
+# Between two tries to join a server. For each there is work for xenstored as well.
+PAUSE = 0.05
 
 _WHY = {
     errno.ENODEV: "this is no Xen domain, or its kernel has not loaded xen-evtchn, xen-gntdev and "
@@ -131,7 +133,7 @@ class Listener:
         ``trio.ClosedResourceError`` when the listener was or gets closed.
         """
         await trio.lowlevel.checkpoint()
-        while self._native is not None and not lib.pv_xen_client_came(self._native):
+        while self._native is not None and not lib.pv_channel_client_came(self._native):
             await trio.lowlevel.wait_readable(self._event_fd)
             if self._native is not None:
                 lib.pv_channel_woken(self._native)
@@ -180,7 +182,10 @@ async def connect(domain: int, peer: int, port: int) -> Channel:
 
 
 async def connect_when_there(domain: int, peer: int, port: int) -> Channel:
-    """The same, but waits for as long as no server is announced there that can be joined."""
+    """The same, but waits for as long as no server is announced there that can be joined.
+
+    The peer may write there as often as it likes; it is looked at twenty times a second at most.
+    """
     with Store() as store:
         store.watch(f"/local/domain/{peer}/data/vchan/{domain}/{port}")
         while True:
@@ -188,7 +193,7 @@ async def connect_when_there(domain: int, peer: int, port: int) -> Channel:
             try:
                 return await connect(domain, peer, port)
             except (FileNotFoundError, ConnectionRefusedError):
-                pass
+                await trio.sleep(PAUSE)
 
 
 def own_domain() -> int:

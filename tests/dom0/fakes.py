@@ -128,6 +128,7 @@ class FakeAgent:
         self.peer: Peer | None = None
         self.revision = 0
         self.connections = 0
+        self._stopped: set[str] = set()  # imports, some of which may be about to start
         # Instead of speaking the protocol: what is done with a raw stream.
         self.misbehave: Callable[[trio.abc.Stream], Awaitable[None]] | None = None
 
@@ -186,12 +187,16 @@ class FakeAgent:
         return {}
 
     async def _import_start(self, _peer: Peer, params: Params) -> Params:
+        self._stopped.discard(params["attachment"])
         answer = await self._do("import.start", params)
+        if params["attachment"] in self._stopped:
+            raise CallError("failed", "it was stopped meanwhile")
         frontend = params["frontend"] or f"xvd{'ijklmn'[len(self.imports)]}"
         self.imports[params["attachment"]] = {**params, "frontend": frontend}
         return answer or {"frontend": frontend}
 
     async def _import_stop(self, _peer: Peer, params: Params) -> Params:
+        self._stopped.add(params["attachment"])
         await self._do("import.stop", params)
         self.imports.pop(params["attachment"], None)
         return {}

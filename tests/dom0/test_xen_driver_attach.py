@@ -32,6 +32,7 @@ class FakePlane:
         self.refuse_plug: DriverError | None = None
         # What a target says to a polite unplug, and its answer to a forced one.
         self.refuse_unplug: DriverError | None = None
+        self.refuse_force: DriverError | None = None
         self.refuse_resume: DriverError | None = None
 
     def free_frontend(self, domid: int, asked: str | None, taken: Collection[str]) -> str:
@@ -50,6 +51,8 @@ class FakePlane:
         self.did.append(f"unplug {lease.frontend}{' by force' if force else ''}")
         if self.refuse_unplug is not None and not force:
             raise self.refuse_unplug
+        if self.refuse_force is not None:
+            raise self.refuse_force
         self.plugged.pop(lease.attachment, None)
 
     def is_plugged(self, lease: Lease) -> bool:
@@ -301,6 +304,46 @@ async def test_an_interrupted_start_leaves_no_vm_that_waits_for_ever(
     await trio.sleep(100)
     assert world.driver.infos["vault"].domid is None
     assert plane.plugged == {}
+    world.assert_nothing_left()
+
+
+async def test_what_the_toolstack_does_not_take_away_is_given_to_nobody_and_tried_again(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    await world.client.attach("work", "sys-usb:sda")
+    plane.refuse_force = DriverError("xl did not answer within 30 s", code="timeout")
+    orders(world, plane, "sys-usb")
+    plane.did.clear()
+    await world.driver.agents["sys-usb"].unplug("sda")
+    await trio.sleep(100)
+    assert plane.did == ["unplug xvdi by force", "unplug xvdi by force"]
+    (lease,) = world.state.leases
+    assert lease.state == "detaching"
+    assert [row.attachment for row in world.state.store.journal()] == [lease.attachment]
+    plane.refuse_force = None
+    await trio.sleep(60)
+    assert plane.did[2:] == ["unplug xvdi by force", "sys-usb export.stop"]
+    assert plane.plugged == {}
+    world.assert_nothing_left()
+
+
+@pytest.mark.parametrize("step", ["start.reserved", "start.started"])
+async def test_an_interrupted_start_of_a_vm_without_devices_is_finished(
+    world: World, plane: FakePlane, autojump_clock: Clock, step: str
+) -> None:
+    killed = world.kill_at(step)
+
+    async def start() -> None:
+        with pytest.raises((CallError, trio.BrokenResourceError)):
+            await world.client.call("vm.start", vm="vault")
+
+    world.nursery.start_soon(start)
+    await killed.wait()
+    await world.restart()
+    await trio.sleep(100)
+    is_made = world.driver.infos["vault"].domid is not None
+    assert plane.did == (["resume vault"] if is_made else [])
+    assert is_made == (step == "start.started")
     world.assert_nothing_left()
 
 

@@ -8,6 +8,7 @@ import trio
 import trio.testing
 from pedos_dom0.drivers import xen_block
 from pedos_dom0.drivers.base import DomainInfo, DriverError
+from pedos_dom0.drivers.xen import XenDriver
 from pedos_dom0.drivers.xen_block import SCRIPT, attach_arguments
 from pedos_dom0.leases import Lease
 from pedos_dom0.registry import DeviceKey
@@ -68,7 +69,7 @@ async def test_a_device_is_plugged_and_unplugged(host: Host) -> None:
         assert len(host.calls()) == 2  # there was nothing left to take away
 
 
-async def test_a_source_that_does_not_serve_it_leaves_nothing(
+async def test_what_a_source_does_not_serve_is_an_error_and_taken_away(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(xen_block, "SETTLE_SECONDS", 0.2)
@@ -77,16 +78,18 @@ async def test_a_source_that_does_not_serve_it_leaves_nothing(
     async with running(host) as driver:
         with pytest.raises(DriverError, match="sys-usb does not serve it"):
             await driver.plug(LEASE)
+        await driver.unplug(LEASE, force=True)
         assert not driver.is_plugged(LEASE)
 
 
-async def test_xl_that_fails_half_way_leaves_nothing(host: Host) -> None:
+async def test_what_xl_leaves_when_it_fails_half_way_is_taken_away(host: Host) -> None:
     says = "libxl: error: libxl_device.c:9:x: Domain 5:unable to add device\n"
     host.create(5, "work")
     host.plan(block_attach={"does": True, "exit": 1, "says": says})
     async with running(host) as driver:
         with pytest.raises(DriverError, match="it says: Domain 5:unable to add device"):
             await driver.plug(LEASE)
+        await driver.unplug(LEASE, force=True)
         assert not driver.is_plugged(LEASE)
 
 
@@ -114,10 +117,18 @@ async def test_force_takes_it_all_the_same(host: Host) -> None:
         ]
 
 
-async def test_another_device_under_the_name_is_left_alone(host: Host) -> None:
+@pytest.mark.parametrize(
+    ("backend", "script"),
+    [("/local/domain/0/backend/vbd/5/51840", SCRIPT), (BACKEND, "/etc/xen/scripts/block")],
+    ids=["another", "the same by hand"],
+)
+async def test_another_device_under_the_name_is_left_alone(
+    host: Host, backend: str, script: str
+) -> None:
     # An administrator has put his own there, after ours had gone.
-    host.put(f"{NODE}/backend", "/local/domain/0/backend/vbd/5/51840")
+    host.put(f"{NODE}/backend", backend)
     host.put(f"{NODE}/params", "/dev/sda1")
+    host.put(f"{NODE}/script", script)
     host.create(5, "work")
     async with running(host) as driver:
         assert not driver.is_plugged(LEASE)
@@ -153,14 +164,47 @@ async def test_a_vm_that_reboots_does_not_keep_what_it_had(host: Host, in_time: 
         host.create(6, "work")
         await until(driver, "work", DomainInfo("work", 6, "Running"))
         await until_watched(host, "/libxl/6/device/vbd/51840")
-        node = NODE.replace("5", "6", 1)
-        host.put(f"{node}/params", "/dev/sda1")
-        host.put(f"{node}/backend", BACKEND.replace("/5/", "/6/"))
-        host.fire(node)
-        with FolderWatch([host.root / "news"]) as watch:
-            while driver.is_plugged(attrs.evolve(LEASE, vm_domid=6)):
-                await watch.changed()
+        await gives_again(host, driver)
         assert host.calls("block-detach") == [*before, ["block-detach", "6", "xvdi"]]
+
+
+async def gives_again(host: Host, driver: XenDriver) -> None:
+    """The toolstack gives domain 6 what domain 5 had; returns when that is taken away."""
+    node = NODE.replace("5", "6", 1)
+    host.put(f"{node}/params", "/dev/sda1")
+    host.put(f"{node}/script", SCRIPT)
+    host.put(f"{node}/backend", BACKEND.replace("/5/", "/6/"))
+    host.fire(node)
+    with FolderWatch([host.root / "news"]) as watch:
+        while driver.is_plugged(attrs.evolve(LEASE, vm_domid=6)):
+            await watch.changed()
+
+
+async def test_a_vm_that_rebooted_while_the_service_was_down_keeps_nothing(host: Host) -> None:
+    host.create(6, "work")
+    async with running(host) as driver:
+        await driver.unplug(LEASE, force=True)  # its journal says that domain 5 has it
+        await until_watched(host, "/libxl/6/device/vbd/51840")
+        await gives_again(host, driver)
+        assert host.calls("block-detach") == [["block-detach", "6", "xvdi"]]
+
+
+async def test_what_is_granted_after_a_reboot_stays(host: Host) -> None:
+    host.create(5, "work")
+    async with running(host) as driver:
+        await driver.plug(LEASE)
+        host.destroy(5)
+        await until(driver, "work", None)
+        await driver.unplug(LEASE, force=True)
+        host.create(6, "work")
+        await until(driver, "work", DomainInfo("work", 6, "Running"))
+        await until_watched(host, "/libxl/6/device/vbd/51840")
+        again = attrs.evolve(LEASE, vm_domid=6)
+        await driver.plug(again)
+        host.fire("/libxl/6/device/vbd/51840")
+        await settled(host)
+        assert driver.is_plugged(again)
+        assert host.calls("block-detach") == []
 
 
 async def test_what_was_taken_from_a_vm_long_ago_is_forgotten(
@@ -185,8 +229,16 @@ async def test_a_vm_that_is_started_by_us_has_nothing_left_over(host: Host) -> N
         domid = await driver.start("work")
         again = attrs.evolve(LEASE, vm_domid=domid)
         await driver.plug(again)
-        await trio.testing.wait_all_tasks_blocked()
+        host.fire(NODE.replace("5", str(domid), 1))
+        await settled(host)
         assert driver.is_plugged(again)
+        assert host.calls("block-detach") == []
+
+
+async def settled(host: Host) -> None:
+    """Nobody waits for a node below /libxl any more: everything that is to come has come."""
+    while any(path.startswith("/libxl") for store in host.stores for path in store.watched):
+        await trio.testing.wait_all_tasks_blocked()
 
 
 async def until_watched(host: Host, path: str) -> None:

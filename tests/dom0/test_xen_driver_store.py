@@ -27,9 +27,9 @@ class Tree(dict[str, str]):
         return list(dict.fromkeys(each.partition("/")[0] for each in inside))
 
 
-def test_a_domain_has_the_name_and_uuid_that_the_toolstack_gave_it() -> None:
-    tree = Tree({"/local/domain/7/name": "work", "/local/domain/7/vm": "/vm/1234-ab"})
-    assert domain_of(tree, 7) == SeenDomain(7, "work", "1234-ab")
+def test_a_domain_has_the_name_that_the_toolstack_gave_it() -> None:
+    tree = Tree({"/local/domain/7/name": "work"})
+    assert domain_of(tree, 7) == SeenDomain(7, "work")
     assert domain_of(tree, 8) is None
 
 
@@ -44,8 +44,8 @@ def test_what_is_no_number_is_no_domain(text: str) -> None:
 
 
 def test_changes_name_each_vm_once() -> None:
-    before = picture([SeenDomain(1, "work", ""), SeenDomain(2, "stray", "")], (), ["vault"], ())
-    after = picture([SeenDomain(3, "work", "")], (), ["vault", "new"], ["vault"])
+    before = picture([SeenDomain(1, "work"), SeenDomain(2, "stray")], (), ["vault"], ())
+    after = picture([SeenDomain(3, "work")], (), ["vault", "new"], ["vault"])
     assert changes(before, after) == [
         DomainInfo("stray", None, "Halted"),
         DomainInfo("new", None, "Halted"),
@@ -63,8 +63,8 @@ def test_disks_have_the_numbers_of_xen_vbd_interface(name: str, number: int) -> 
 def test_a_block_device_is_read_from_the_toolstacks_notes() -> None:
     node = "/libxl/5/device/vbd/51840"
     backend = "/local/domain/2/backend/vbd/5/51840"
-    tree = Tree({f"{node}/backend": backend, f"{node}/params": "/dev/sda"})
-    assert vbd_of(tree, 5, "xvdi") == Vbd(51840, 2, backend, "/dev/sda")
+    tree = Tree({f"{node}/backend": backend, f"{node}/params": "/dev/sda", f"{node}/script": "/x"})
+    assert vbd_of(tree, 5, "xvdi") == Vbd(51840, 2, backend, "/dev/sda", "/x")
     assert vbd_of(tree, 5, "xvdj") is None
     tree[f"{node}/backend"] = "nonsense"
     found = vbd_of(tree, 5, "xvdi")

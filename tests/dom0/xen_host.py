@@ -69,6 +69,7 @@ def work():
         node, backend = vbd(rest[0], words["vdev"]), words.get("backend", "0")
         where = f"/local/domain/{{backend}}/backend/vbd/{{rest[0]}}/" + node.rpartition("/")[2]
         put(node + "/params", words["target"])
+        put(node + "/script", words["script"])
         put(where + "/hotplug-status", plan.get("status", "connected"))
         put(node + "/backend", where)
     elif verb == "block-detach":
@@ -135,6 +136,7 @@ class FolderStore:
             await self._watch.changed()
 
     def close(self) -> None:
+        self.watched.clear()
         self._watch.close()
 
 

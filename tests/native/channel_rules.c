@@ -68,10 +68,16 @@ static void watched_server(int live_fd)
     HOLDS(channel.event_fd >= 0 && pv_channel_watch(&channel, live_fd) == 0);
 }
 
+static void keep(struct pv_channel *which)
+{
+    close(which->event_fd);
+}
+
 static void unwatch(void)
 {
-    close(channel.wait_fd);
-    close(channel.event_fd);
+    channel.live_fd = -1; /* the test's own */
+    channel.detach = keep;
+    pv_channel_free(&channel);
 }
 
 static void a_collected_event_does_not_wake_again(void)
@@ -262,6 +268,30 @@ static void a_spin_ends_with_the_answer_or_after_its_time(void)
     HOLDS(now - before >= PV_SPIN_NS && now - before < 2 * PV_SPIN_NS);
 }
 
+static int64_t spun(void)
+{
+    int64_t before = now;
+
+    channel.skip = 0;
+    HOLDS(!answered(INT64_MAX - now));
+    return now - before;
+}
+
+static void a_turn_spins_no_longer_than_others_can_wait(void)
+{
+    struct pv_channel other = {.ring = channel.ring, .event_fd = eventfd(0, 0), .detach = keep};
+
+    watched_server(-1);
+    pv_channel_patience(&channel, PV_SPIN);
+    channel.spin_ns = PV_SPIN_DOMAIN_NS;
+    HOLDS(spun() >= PV_SPIN_DOMAIN_NS);
+    HOLDS(pv_channel_watch(&other, -1) == 0);
+    HOLDS(spun() < 2 * PV_SPIN_NS);
+    pv_channel_free(&other);
+    HOLDS(spun() >= PV_SPIN_DOMAIN_NS);
+    unwatch();
+}
+
 /* How many turns it takes until the next one is patient again. */
 static unsigned until_patient(int64_t later)
 {
@@ -377,6 +407,7 @@ static const struct rule rules[] = {
     RULE(without_patience_nobody_waits),
     RULE(one_yield_is_enough_for_an_answer_on_one_processor),
     RULE(a_spin_ends_with_the_answer_or_after_its_time),
+    RULE(a_turn_spins_no_longer_than_others_can_wait),
     RULE(what_does_not_pay_is_tried_ever_less_and_at_once_again_when_it_pays),
     RULE(after_a_yield_that_others_took_it_is_long_not_tried_though_the_answer_came),
     RULE(who_said_nothing_expects_nothing),

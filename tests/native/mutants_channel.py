@@ -98,8 +98,8 @@ MUTANTS = [
     Mutant(
         "a goodbye after the hang-up",
         "channel.c",
-        "    pv_ring_close(&channel->ring);\n    if (channel->wait_fd >= 0)\n",
-        "    if (channel->wait_fd >= 0)\n",
+        "    pv_ring_close(&channel->ring);\n    if (channel->wait_fd >= 0) {\n",
+        "    if (channel->wait_fd >= 0) {\n",
         "a close that looks like a death",
         "pytest stream death",
     ),
@@ -260,8 +260,8 @@ MUTANTS = [
         "a spin on the only processor",
         "channel.c",
         "channel->patience == PV_YIELD ? came_by_yielding(channel, look, arg)\n"
-        "                                      : came_by_spinning(channel, look, arg)",
-        "came_by_spinning(channel, look, arg)",
+        "                                      : came_by_spinning(spin_ns, look, arg)",
+        "came_by_spinning(spin_ns, look, arg)",
         "the peer cannot run meanwhile",
         _CHANNEL,
     ),
@@ -269,7 +269,7 @@ MUTANTS = [
         "a yield where a spin would do",
         "channel.c",
         "channel->patience == PV_YIELD ? came_by_yielding(channel, look, arg)\n"
-        "                                      : came_by_spinning(channel, look, arg)",
+        "                                      : came_by_spinning(spin_ns, look, arg)",
         "came_by_yielding(channel, look, arg)",
         "an answer that is missed by a little",
         _CHANNEL,
@@ -317,9 +317,25 @@ MUTANTS = [
     Mutant(
         "a spin of twice the time",
         "channel.c",
-        "    int64_t end = now_ns() + channel->spin_ns;\n",
-        "    int64_t end = now_ns() + 2 * channel->spin_ns;\n",
+        "    int64_t end = now_ns() + spin_ns;\n",
+        "    int64_t end = now_ns() + 2 * spin_ns;\n",
         "a loop that is held",
+        _CHANNEL,
+    ),
+    Mutant(
+        "a long spin beside others",
+        "channel.c",
+        "is_alone || channel->spin_ns < PV_SPIN_NS ?",
+        "1 ?",
+        "a loop that is held by who answers late",
+        _CHANNEL,
+    ),
+    Mutant(
+        "a short spin of one that is alone",
+        "channel.c",
+        "is_alone || channel->spin_ns < PV_SPIN_NS ?",
+        "0 ?",
+        "an answer that is missed by a little",
         _CHANNEL,
     ),
     Mutant(

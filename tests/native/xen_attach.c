@@ -44,5 +44,5 @@ struct pv_channel *attach_client(unsigned peer, const char *path)
 
 int attach_client_came(const struct pv_channel *channel)
 {
-    return pv_xen_client_came(channel);
+    return pv_channel_client_came(channel);
 }

@@ -19,7 +19,7 @@ INTEROP = interop.HERE
 HERE = INTEROP.parent / "native"
 CSRC = interop.CSRC
 FLAGS = interop.FLAGS
-PARTS = ("xen", "xen_guard", "xen_load", "xen_presence", "xen_store")
+PARTS = sorted(path.stem for path in CSRC.glob("xen*.c"))
 
 # The name that is asked for, and the versions that libxenvchan wants to see in it.
 STANDS_FOR = {

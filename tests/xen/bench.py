@@ -17,7 +17,6 @@ import concurrent.futures
 import itertools
 import json
 import os
-import signal
 import socket
 import subprocess
 import tempfile
@@ -322,7 +321,3 @@ class Bench:
 def show_times(bench: Bench) -> str:
     """One line for a log."""
     return ", ".join(f"{what} after {at:.0f} s" for what, at in bench.times.items())
-
-
-# Ctrl-C ends the harness, and the kernel then ends QEMU (setpriv --pdeathsig).
-signal.signal(signal.SIGTERM, lambda *_: os._exit(143))

@@ -12,7 +12,7 @@ import pytest
 from . import image
 from .__main__ import debs
 from .bench import Bench, show_times
-from .driving import POLICY, STICK, connected, device, plug, wait_until
+from .driving import POLICY, STICK, connected, devices, is_there, plug, wait_until
 
 GUESTS = ("sys-usb", "work")
 
@@ -35,26 +35,30 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
         shutil.rmtree(booted.folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def driver_domain(bench: Bench) -> None:
+    run_driver_domain(bench)
+
+
+def run_driver_domain(bench: Bench) -> None:
     """It runs, and its agent is connected; another test may have destroyed it."""
-    if bench.run("dom0", "xl domid sys-usb").status != 0:
+    if not is_there(bench, "sys-usb"):
         bench.start("sys-usb")
         wait_until(bench, "dom0", connected("sys-usb"))
 
 
 @pytest.fixture
-def stick(bench: Bench, driver_domain: None) -> Iterator[str]:
-    """The stick, plugged into the driver domain; afterwards nobody has it."""
-    if device(bench, STICK) is None:
+def stick(bench: Bench) -> str:
+    """The stick, plugged into the driver domain. Nobody has it: whatever the test before left."""
+    bench.run("dom0", f"rm -f {POLICY}").check()
+    parts = {name: part for name, part in devices(bench).items() if name.startswith(STICK)}
+    for name, part in parts.items():
+        for vm in {use["vm"] for use in part["attachments"] + part["assignments"]}:
+            bench.run("dom0", f"qvm-block detach {vm} {name}")
+    if not any(part["present"] for part in parts.values()):
+        run_driver_domain(bench)
         plug(bench)
-    yield STICK
-    # A part that failed must not spoil the others.
-    bench.run(
-        "dom0",
-        f"rm -f {POLICY}; qvm-block list | grep -E 'attached|assigned' >/dev/null || exit 0; "
-        "for vm in work personal vault; do qvm-block detach $vm; done",
-    )
+    return STICK
 
 
 @pytest.hookimpl(hookwrapper=True)

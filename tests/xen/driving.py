@@ -19,29 +19,32 @@ WAIT_LIMIT = 90.0  # seconds; for what takes a second or two on hardware
 
 def domid(bench: Bench, name: str) -> int:
     """The number of a domain that is there."""
-    return 0 if name == "dom0" else int(bench.run("dom0", f"xl domid {name}").check())
+    return 0 if name == "dom0" else int(bench.run_argv("dom0", ["domid", name]).check())
+
+
+def is_there(bench: Bench, name: str) -> bool:
+    """Whether there is such a guest."""
+    return bench.run_argv("dom0", ["domid", name]).status == 0
 
 
 def wait_until(bench: Bench, where: str, condition: str, limit: float = WAIT_LIMIT) -> None:
-    """Until a shell's condition holds in a domain; fails when it does not in `limit` seconds."""
-    done = bench.run(where, f"until {condition}; do sleep 0.3; done", limit=limit)
+    """Until a shell's condition holds in a domain; fails when it does not in `limit` seconds.
+
+    Each look that starts a program takes time from what is waited for: not for a domain's boot.
+    """
+    done = bench.run(where, f"until {condition}; do sleep 1; done", limit=limit)
     assert done.status == 0, f"not so within {limit:g} s in {where}: {condition}\n{done.text}"
 
 
-def device(bench: Bench, name: str) -> dict[str, Any] | None:
-    """What dom0 lists of a block device, SOURCE:ID; None when it does not."""
+def devices(bench: Bench) -> dict[str, dict[str, Any]]:
+    """What dom0 lists of block devices, by their names, SOURCE:ID."""
     said = bench.run("dom0", "qvm-device block list --json").check()
-    for record in json.loads(said)["devices"]:
-        if f"{record['backend']}:{record['device']}" == name:
-            return dict(record)
-    return None
+    return {f"{each['backend']}:{each['device']}": each for each in json.loads(said)["devices"]}
 
 
 def holders(bench: Bench, name: str) -> list[str]:
     """The VMs that a listed device is attached to."""
-    record = device(bench, name)
-    assert record is not None, f"{name} is not listed"
-    return [attachment["vm"] for attachment in record["attachments"]]
+    return [attachment["vm"] for attachment in devices(bench)[name]["attachments"]]
 
 
 def listed(name: str, *, attached: bool | None = None) -> str:
@@ -54,7 +57,8 @@ def listed(name: str, *, attached: bool | None = None) -> str:
 
 def connected(*names: str) -> str:
     """A condition for dom0's shell: the agents of these VMs are connected."""
-    return " && ".join(f"qvm-ls | grep -q '^{name} .* yes$'" for name in names)
+    found = " && ".join(f"echo \"$vms\" | grep -q '^{name} .* yes$'" for name in names)
+    return f"vms=$(qvm-ls 2>/dev/null) && {found}"
 
 
 def plug(bench: Bench, *, wait: bool = True) -> None:
@@ -89,6 +93,21 @@ def traces(bench: Bench, vm: str) -> str:
 
 def run_personal(bench: Bench) -> None:
     """The third VM runs, and its agent is connected."""
-    if bench.run("dom0", "xl domid personal").status != 0:
+    if not is_there(bench, "personal"):
         bench.run("dom0", "qvm-start personal", limit=START_LIMIT).check()
-    wait_until(bench, "dom0", connected("personal"), START_LIMIT)
+        bench.wait_for_boot("personal")
+    wait_until(bench, "dom0", connected("personal"))
+
+
+def reboot(bench: Bench, name: str) -> None:
+    """Returns when the VM's next domain has booted, and its agent is connected."""
+    before = domid(bench, name)
+    bench.run("dom0", f"xl reboot {name}").check()
+    # Its console, over which the bench speaks with it, comes a moment after its number.
+    again = (
+        f'd=$(xl domid {name} 2>/dev/null) && [ "$d" -gt {before} ] '
+        "&& xenstore-read /local/domain/$d/console/tty >/dev/null 2>&1"
+    )
+    wait_until(bench, "dom0", again, START_LIMIT)
+    bench.wait_for_boot(name)
+    wait_until(bench, "dom0", connected(name))

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import itertools
-import json
 import statistics
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from .driving import domid, wait_until
+from .channels import DEATH_WITHIN, both, ended, facts, ports
+from .driving import domid, run_personal
 
 if TYPE_CHECKING:
     from .bench import Bench
 
 pytestmark = pytest.mark.usefixtures("driver_domain")
-
-ports = itertools.count(200)
 
 TRIPS, BYTES = 300, 32_000_000
 # Under emulation only ratios mean anything: ours against the library's own C loop in the same boot,
@@ -26,27 +22,8 @@ ROUNDS = 3
 BULK_AT_LEAST = 0.9
 TRIP_AT_MOST = 3.0
 SOAK_SECONDS = 5
+FAR_PORT = 1000  # and those after it, which nothing else here uses
 CHURN = 40  # of 33 pages; gntalloc gives a domain 1024
-DEATH_WITHIN = 1.0  # seconds
-REBOOT_LIMIT = 180.0
-
-
-def facts(text: str) -> dict[str, Any]:
-    """All that the lines of JSON say."""
-    merged: dict[str, Any] = {}
-    for line in text.splitlines():
-        merged |= json.loads(line)
-    return merged
-
-
-def both(bench: Bench, server: str, serve: str, client: str, connect: str) -> list[dict[str, Any]]:
-    """Runs a program at each end, at the same time."""
-    with concurrent.futures.ThreadPoolExecutor() as threads:
-        ends = [
-            threads.submit(bench.run, server, serve),
-            threads.submit(bench.run, client, connect),
-        ]
-        return [facts(end.result().check()) for end in ends]
 
 
 def measure(
@@ -74,27 +51,23 @@ def measure(
 PAIRS = [("dom0", "work"), ("sys-usb", "work")]
 
 
-WHOSE = {"library": (False, False), "client": (False, True), "server": (True, False)}
-WHOSE["both"] = (True, True)
-
-
-@pytest.mark.parametrize("whose", ["client", "server"])
+@pytest.mark.parametrize("ours", [(False, True), (True, False)], ids=["client", "server"])
 @pytest.mark.parametrize(("server", "client"), [("sys-usb", "dom0"), ("dom0", "work")])
 def test_we_speak_with_the_plain_library_in_both_roles(
-    bench: Bench, server: str, client: str, whose: str
+    bench: Bench, server: str, client: str, ours: tuple[bool, bool]
 ) -> None:
-    said = measure(bench, server, client, WHOSE[whose], 20, 1_000_000)
+    said = measure(bench, server, client, ours, 20, 1_000_000)
     assert set(said) == {"round_trip_us", "bulk_mb_s"}
 
 
 @pytest.fixture(scope="module")
 def speeds(bench: Bench) -> dict[str, dict[str, float]]:
-    """The medians of several rounds, by who has our stream and pump: one end, the other, both."""
+    """The medians of several rounds, with the library and with our stream and pump at both ends."""
     bench.run("work", "systemctl stop pedos-agent")  # nothing else shall run meanwhile
-    found: dict[str, list[dict[str, float]]] = {whose: [] for whose in WHOSE}
+    found: dict[str, list[dict[str, float]]] = {"library": [], "ours": []}
     for _ in range(ROUNDS):
-        for whose, ours in WHOSE.items():
-            found[whose].append(measure(bench, "work", "dom0", ours))
+        for whose, several in found.items():
+            several.append(measure(bench, "work", "dom0", (whose == "ours", whose == "ours")))
     bench.run("work", "systemctl start --no-block pedos-agent")
     middle = {
         whose: {name: statistics.median(one[name] for one in several) for name in several[0]}
@@ -104,20 +77,16 @@ def speeds(bench: Bench) -> dict[str, dict[str, float]]:
     return middle
 
 
-@pytest.mark.parametrize("whose", ["client", "server", "both"])
 def test_a_round_trip_is_about_as_fast_as_the_librarys(
-    speeds: dict[str, dict[str, float]], whose: str
+    speeds: dict[str, dict[str, float]],
 ) -> None:
-    library = speeds["library"]["round_trip_us"]
-    assert speeds[whose]["round_trip_us"] <= TRIP_AT_MOST * library, speeds
+    library, ours = (speeds[whose]["round_trip_us"] for whose in ("library", "ours"))
+    assert ours <= TRIP_AT_MOST * library, speeds
 
 
-@pytest.mark.parametrize("whose", ["client", "server", "both"])
-def test_bulk_is_about_as_fast_as_the_librarys(
-    speeds: dict[str, dict[str, float]], whose: str
-) -> None:
-    library = speeds["library"]["bulk_mb_s"]
-    assert speeds[whose]["bulk_mb_s"] >= BULK_AT_LEAST * library, speeds
+def test_bulk_is_about_as_fast_as_the_librarys(speeds: dict[str, dict[str, float]]) -> None:
+    library, ours = (speeds[whose]["bulk_mb_s"] for whose in ("library", "ours"))
+    assert ours >= BULK_AT_LEAST * library, speeds
 
 
 @pytest.mark.parametrize("far_serves", [1, 0])
@@ -164,6 +133,34 @@ def test_many_channels_on_one_port_leave_nothing_behind(bench: Bench) -> None:
     assert str(port) not in "".join(before)
 
 
+def test_no_memory_for_one_more_server_is_an_error_that_harms_no_other(bench: Bench) -> None:
+    """The library's own init crashes the process there; and what was given back can be used."""
+    said = facts(bench.run("work", f"bench-peer exhaust server 0 {FAR_PORT}").check())
+    assert said["error"] == "ENOSPC", said
+    assert 20 <= said["servers"] <= 31, said
+    assert said["again"]
+
+
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_a_channel_to_oneself_is_refused_before_the_kernel_falls_over_it(
+    bench: Bench, role: str
+) -> None:
+    assert facts(bench.run("work", f"bench-peer itself {role} {next(ports)}").check())["refused"]
+
+
+def test_a_peer_that_publishes_impossible_indices_is_found_out(bench: Bench) -> None:
+    work, port = domid(bench, "work"), next(ports)
+    served, lied = both(
+        bench,
+        "work",
+        f"bench-peer echo server 0 {port}",
+        "dom0",
+        f"bench-liar {work} /local/domain/{work}/data/vchan/0/{port}",
+    )
+    assert "impossible" in served["ended"]
+    assert lied == {"believed": False}
+
+
 def test_xens_own_proxy_speaks_with_us(bench: Bench) -> None:
     work, size = domid(bench, "work"), 100_000
     for ours in ("client", "server"):
@@ -183,61 +180,8 @@ def test_xens_own_proxy_speaks_with_us(bench: Bench) -> None:
         assert size in (connected.get("verified"), connected.get("proxied")), (served, connected)
 
 
-# The end in "personal", where the other one is, and whether that one is a pump.
-ENDS = [("server", "dom0", 0), ("server", "work", 1), ("client", "work", 0), ("client", "dom0", 1)]
-OPPOSITE = {"server": "client", "client": "server"}
-
-
-def ended(bench: Bench, end_it: str, where: str) -> list[tuple[str, float]]:
-    """Opens the channels of ENDS, has their ends in "personal" ended, and says for each of the
-    others how that looked, and after how many seconds."""
-    victim, ours = domid(bench, "personal"), [next(ports) for _ in ENDS]
-    echoes = " ".join(
-        f"bench-peer echo {role} {domid(bench, survivor)} {port} &"
-        for (role, survivor, _), port in zip(ENDS, ours, strict=True)
-    )
-    with concurrent.futures.ThreadPoolExecutor() as threads:
-        bench.run("personal", f"({echoes}) >/dev/null 2>&1").check()
-        waiting = [
-            threads.submit(
-                bench.run,
-                survivor,
-                f"bench-peer death {OPPOSITE[role]} {victim} {port} {pumped}",
-            )
-            for (role, survivor, pumped), port in zip(ENDS, ours, strict=True)
-        ]
-        for (_, survivor, _), port in zip(ENDS, ours, strict=True):
-            opened = f"until [ -e /run/bench-open-{port} ]; do sleep 0.1; done"
-            bench.run(survivor, opened).check()
-        bench.run("dom0", "sleep 1")  # the ends look for each other five times a second
-        # The domains' clocks follow the same hardware.
-        gone = float(bench.run(where, end_it).check().split()[-1])
-        said = [facts(one.result().check()) for one in waiting]
-    return [(one["ended"], one["at"] - gone) for one in said]
-
-
-def test_every_end_of_a_peer_is_noticed_within_a_second(bench: Bench) -> None:
-    """Of a process by the kernel's last word; of a domain in dom0 by a hypercall, in a guest by
-    xenstore. A domain that was rebooted is a new one, and can be spoken with."""
-    if bench.run("dom0", "xl domid personal").status != 0:
-        bench.start("personal")
-    killed = ended(bench, "pkill -9 -f '[b]ench-peer echo'; date +%s.%N", "personal")
-    print("killed:", killed)
+def test_the_end_of_a_process_is_noticed_within_a_second(bench: Bench) -> None:
+    """By the kernel's last word. For the end of a domain see test_vms_that_end.py."""
+    run_personal(bench)
+    killed = ended(bench, "pkill -9 -f '[p]eer echo'; date +%s.%N", "personal")
     assert all("closed" in how and after < DEATH_WITHIN for how, after in killed), killed
-
-    before = domid(bench, "personal")
-    bench.run("dom0", "xl reboot personal").check()
-    # Its console, over which the bench speaks with it, comes a moment after its number.
-    again = (
-        f'd=$(xl domid personal 2>/dev/null) && [ "$d" -gt {before} ] '
-        "&& xenstore-read /local/domain/$d/console/tty >/dev/null 2>&1"
-    )
-    wait_until(bench, "dom0", again, REBOOT_LIMIT)
-    bench.wait_for_boot("personal")
-
-    destroyed = ended(bench, "xl destroy personal && date +%s.%N", "dom0")
-    print("destroyed:", destroyed)
-    assert all(
-        ("gone without closing" in how or "died" in how) and after < DEATH_WITHIN
-        for how, after in destroyed
-    ), destroyed

@@ -97,8 +97,9 @@ class DataPlane(Protocol):
         ...
 
     async def plug(self, lease: Lease) -> None:
-        """Attaches `lease.key` to the domain as `lease.frontend`; DriverError, and then nothing is
-        left of it. Returns when the source serves it; the target need not run yet."""
+        """Attaches `lease.key` to the domain as `lease.frontend`; DriverError. Returns when the
+        source serves it; the target need not run yet. What is left of one that failed, or was
+        broken off, `unplug` takes away."""
         ...
 
     async def unplug(self, lease: Lease, *, force: bool) -> None:

@@ -13,6 +13,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import attrs
 import trio
 from pedos_vchan import xen as vchan
 from pedos_vchan.folder_watch import FolderWatch
@@ -161,15 +162,22 @@ class XenDriver:
             self._look()
 
     async def _follow_configs(self) -> None:
+        # Without it, VMs that run are known all the same, and those that were configured until now.
+        unknown = "the folders of VMs' configurations cannot be watched: %s"
         try:
-            with FolderWatch(self._config_dirs) as watch:
-                while True:
-                    self._configured = configured(self._config_dirs)
-                    self._look()
-                    await watch.changed()
+            watch = FolderWatch(self._config_dirs)
         except OSError as error:
-            # The VMs that run are known all the same, and those that were configured until now.
-            logger.error("the folders of VMs' configurations cannot be watched: %s", error)
+            logger.error(unknown, error)
+            return
+        with watch:
+            while True:
+                self._configured = configured(self._config_dirs)
+                self._look()
+                try:
+                    await watch.changed()
+                except OSError as error:
+                    logger.error(unknown, error)
+                    return
 
     async def _find_over(self) -> None:
         """Asks the hypervisor which domains have ended but are not cleared away: xenstore only
@@ -333,6 +341,13 @@ class XenDriver:
 
     async def unplug(self, lease: Lease, *, force: bool) -> None:
         await self._block.unplug(lease, force=force)
+        now = self._domains.get(lease.vm)
+        if now is None or now.domid is None or now.domid <= lease.vm_domid:
+            return
+        # It was rebooted before this attachment ended: while the service was down, say.
+        if self._nursery is not None:
+            again = attrs.evolve(lease, vm_domid=now.domid)
+            self._nursery.start_soon(self._block.clear_remembered, again)
 
     def is_plugged(self, lease: Lease) -> bool:
         return self._block.is_plugged(lease)

@@ -18,7 +18,6 @@ from pedos_dom0.drivers.base import DOM0_DOMID, DriverError
 from pedos_dom0.drivers.xen_store import (
     Reader,
     Vbd,
-    is_ours,
     libxl_vbd,
     vbd_of,
 )
@@ -99,9 +98,8 @@ class XenBlock:
 
     def free_frontend(self, domid: int, asked: str | None, taken: Collection[str]) -> str:
         """See DataPlane."""
-        store = self._store()
         for name in (asked,) if asked is not None else frontend_names():
-            if name not in taken and vbd_of(store, domid, name) is None:
+            if name not in taken and self._vbd(domid, name) is None:
                 return name
         if asked is not None:
             raise DriverError(f"{asked} is already used in it", code="busy")
@@ -112,12 +110,20 @@ class XenBlock:
         return self._ours(lease) is not None
 
     def _ours(self, lease: Lease) -> Vbd | None:
+        """Not one that an administrator has put in its place, be it of the same device."""
         if lease.frontend is None:
             return None
-        vbd = vbd_of(self._store(), lease.vm_domid, lease.frontend)
-        if vbd is None or not is_ours(vbd, lease.backend_domid, source_path(lease)):
+        vbd = self._vbd(lease.vm_domid, lease.frontend)
+        expected = (lease.backend_domid, source_path(lease), SCRIPT)
+        if vbd is None or (vbd.backend_domid, vbd.params, vbd.script) != expected:
             return None
         return vbd
+
+    def _vbd(self, domid: int, frontend: str) -> Vbd | None:
+        try:
+            return vbd_of(self._store(), domid, frontend)
+        except OSError as error:
+            raise _silent(error) from error
 
     async def plug(self, lease: Lease) -> None:
         """See DataPlane."""
@@ -126,29 +132,16 @@ class XenBlock:
             raise DriverError(f"{lease.key} has no name in {lease.vm}")
         what = f"{lease.key} could not be attached to {lease.vm}"
         self._given.add((lease.vm_domid, frontend))
-        try:
-            await self._xl.run(
-                *attach_arguments(lease, frontend), seconds=ATTACH_SECONDS, what=what
+        await self._xl.run(*attach_arguments(lease, frontend), seconds=ATTACH_SECONDS, what=what)
+        vbd = self._ours(lease)
+        if vbd is None:
+            raise DriverError(f"{what}: xl has attached something else as {frontend}")
+        if not await self._served(vbd):
+            raise DriverError(
+                f"{what}: {lease.key.backend} does not serve it",
+                hint=f"look at `journalctl -u pedos-devd` in {lease.key.backend}, "
+                "and whether its kernel has loaded xen-blkback",
             )
-            vbd = self._ours(lease)
-            if vbd is None:
-                raise DriverError(f"{what}: xl has attached something else as {frontend}")
-            if not await self._served(vbd):
-                raise DriverError(
-                    f"{what}: {lease.key.backend} does not serve it",
-                    hint=f"look at the log of `xl devd` in {lease.key.backend}, "
-                    "and whether its kernel has loaded xen-blkback",
-                )
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await self._clear(lease)
-            raise
-
-    async def _clear(self, lease: Lease) -> None:
-        try:
-            await self.unplug(lease, force=True)
-        except DriverError as error:
-            logger.error("a failed attach was not taken back: %s", error)
 
     async def _served(self, vbd: Vbd) -> bool:
         """Whether the source's hotplug script has come to a good end, waiting for it a moment."""
@@ -158,17 +151,20 @@ class XenBlock:
         )
 
     async def _until(self, path: str, done: Callable[[Reader], bool], seconds: float) -> bool:
-        if done(self._store()):
-            return True
-        store = self._open_store()
         try:
-            store.watch(path)
-            with trio.move_on_after(seconds):
-                while not done(store):
-                    await store.changed()
-            return done(store)
-        finally:
-            store.close()
+            if done(self._store()):
+                return True
+            store = self._open_store()
+            try:
+                store.watch(path)
+                with trio.move_on_after(seconds):
+                    while not done(store):
+                        await store.changed()
+                return done(store)
+            finally:
+                store.close()
+        except OSError as error:
+            raise _silent(error) from error
 
     async def unplug(self, lease: Lease, *, force: bool) -> None:
         """See DataPlane."""
@@ -235,8 +231,12 @@ class XenBlock:
             if place not in self._given and self._ours(lease) is not None:
                 logger.info("%s came back with %s, which is taken away", lease.vm, lease.key)
                 await self.unplug(lease, force=True)
-        except (DriverError, OSError) as error:
+        except DriverError as error:
             logger.error("what %s had before it was rebooted: %s", lease.vm, error)
+
+
+def _silent(error: OSError) -> DriverError:
+    return DriverError(f"xenstore does not answer: {error.strerror or error}", code="unavailable")
 
 
 def _refused(lease: Lease, failed: DriverError) -> str:

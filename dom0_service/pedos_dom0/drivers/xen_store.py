@@ -1,6 +1,6 @@
 """What xenstore says of domains and of their block devices. Pure: a store is asked, nothing kept.
 
-Only paths that dom0 alone may write are believed: /local/domain/N/name and vm, and /libxl. What a
+Only paths that dom0 alone may write are believed: /local/domain/N/name and /libxl. What a
 domain says of its own frontends and backends (their states) is the domain's word.
 """
 
@@ -24,11 +24,6 @@ DOMAINS = "/local/domain"
 INTRODUCED = "@introduceDomain"
 RELEASED = "@releaseDomain"
 
-# xen/io/xenbus.h, enum xenbus_state
-CONNECTED = "4"
-CLOSING = "5"
-CLOSED = "6"
-
 # A domain number is below DOMID_FIRST_RESERVED (xen/public/xen.h).
 _DOMID_MAX = 0x7FEF
 # xen-vbd-interface(7): a disk xvdX of a Linux guest is major 202, sixteen minors each.
@@ -50,7 +45,6 @@ class SeenDomain:
 
     domid: int
     name: str
-    uuid: str
 
 
 @attrs.frozen
@@ -61,6 +55,7 @@ class Vbd:
     backend_domid: int
     backend: str  # its path, which the backend's domain writes below
     params: str  # what the backend was told to open
+    script: str  # which prepares it there
 
 
 def domain_of(store: Reader, domid: int) -> SeenDomain | None:
@@ -71,8 +66,7 @@ def domain_of(store: Reader, domid: int) -> SeenDomain | None:
     if not is_vm_name(name) or name == DOM0_NAME:
         logger.debug("domain %d is none of ours: its name is %s", domid, shown(name))
         return None
-    vm = store.read(f"{DOMAINS}/{domid}/vm") or ""
-    return SeenDomain(domid, name, vm.rpartition("/")[2])
+    return SeenDomain(domid, name)
 
 
 def seen_domains(store: Reader) -> dict[int, SeenDomain]:
@@ -142,15 +136,7 @@ def vbd_of(store: Reader, domid: int, frontend: str) -> Vbd | None:
     # /local/domain/BACKEND/backend/vbd/DOMID/NUMBER
     parts = backend.split("/")
     number = as_domid(parts[3]) if len(parts) > 3 and backend.startswith(f"{DOMAINS}/") else None
-    params = store.read(f"{libxl_vbd(domid, frontend)}/params") or ""
-    return Vbd(vbd_number(frontend), -1 if number is None else number, backend, params)
-
-
-def is_ours(vbd: Vbd, backend_domid: int, path: str) -> bool:
-    """Whether it is that device of that domain, and not one that somebody put in its place."""
-    return vbd.backend_domid == backend_domid and vbd.params == path
-
-
-def frontend_state(domid: int, frontend: str) -> str:
-    """The node with what the guest's driver says; written by the guest."""
-    return f"{DOMAINS}/{domid}/device/vbd/{vbd_number(frontend)}/state"
+    params, script = (
+        store.read(f"{libxl_vbd(domid, frontend)}/{name}") or "" for name in ("params", "script")
+    )
+    return Vbd(vbd_number(frontend), -1 if number is None else number, backend, params, script)

@@ -1,13 +1,17 @@
-#!/usr/bin/python3
 """Our end of the bench's channels; runs in a domain.  What each verb does stands at its function.
 
 bench-peer churn|death|echo|pingpong|soak|verify server|client PEER PORT [NUMBERS...]
 bench-peer stream server|client PEER [NUMBER]
+bench-peer exhaust server PEER PORT
+bench-peer itself server|client PORT
+
+Several of these with " + " between them run at the same time, in one process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -16,15 +20,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import remote
 import trio
 from pedos_vchan import xen
 from pedos_vchan.pump import pump
 from pedos_vchan.stream import VchanStream
 
-sys.path.insert(0, "/usr/local/lib/bench")
-import remote  # it stands beside the image's other parts
-
 MESSAGE = 64
+SERVERS_MAX = 200  # gntalloc lets a domain share 1,024 pages: those of 31 control channels
 PERIOD = 65521  # of the soak's pattern: prime, so that no ring's size divides it
 
 
@@ -217,7 +220,7 @@ async def death(role: str, peer: int, port: int, pumped: int = 0) -> None:
                 pass
         except trio.BrokenResourceError as error:
             how = str(error)
-    say(ended=how, at=round(time.time(), 3))
+    say(port=port, ended=how, at=round(time.time(), 3))
 
 
 async def stream(role: str, peer: int, far_serves: int = 1) -> None:
@@ -229,10 +232,36 @@ async def stream(role: str, peer: int, far_serves: int = 1) -> None:
         say(streams=made)
 
 
+async def exhaust(_: str, peer: int, port: int) -> None:
+    """Makes servers until there is no memory left that could be shared, and says what came of it;
+    then gives all of that back and makes one more."""
+    own, servers = xen.own_domain(), 0
+    with contextlib.ExitStack() as stack:
+        try:
+            while servers < SERVERS_MAX:
+                stack.enter_context(await xen.listen(own, peer, port + servers))
+                servers += 1
+        except OSError as error:
+            say(servers=servers, error=errno.errorcode[error.errno or 0], why=str(error))
+    with await xen.listen(own, peer, port):
+        say(again=True)
+
+
+async def itself(role: str, port: int) -> None:
+    """Tries a channel from this domain to itself."""
+    own = xen.own_domain()
+    try:
+        await opened(role, own, port)
+    except ValueError as error:
+        say(refused=str(error))
+
+
 VERBS = {
     "churn": churn,
     "death": death,
     "echo": echo,
+    "exhaust": exhaust,
+    "itself": itself,
     "pingpong": pingpong,
     "soak": soak,
     "stream": stream,
@@ -240,10 +269,12 @@ VERBS = {
 }
 
 
+async def all_of(commands: list[str]) -> None:
+    async with trio.open_nursery() as nursery:
+        for command in commands:
+            verb, role, *numbers = command.split()
+            nursery.start_soon(VERBS[verb], role, *map(int, numbers))
+
+
 def main() -> None:
-    verb, role, *numbers = sys.argv[1:]
-    trio.run(VERBS[verb], role, *map(int, numbers))
-
-
-if __name__ == "__main__":
-    main()
+    trio.run(all_of, " ".join(sys.argv[1:]).split(" + "))

@@ -1,4 +1,3 @@
-#!/usr/bin/python3
 """The far side of Xen's own vchan-socket-proxy, which knows nothing of us.
 
 bench-proxied server PEER XENSTORE_PATH          gives back what comes through the proxy
@@ -76,7 +75,3 @@ def main() -> None:
             proxy.kill()
             proxy.wait()
     print(json.dumps({"proxied": count}))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,9 @@
-#!/usr/bin/python3
 """Attaches a device to a VM and takes it away, again and again: bench-rounds N VM SOURCE DEVICE.
 
 Over one connection to dom0's service: to start a command takes longer here than an attachment.
 """
+
+from __future__ import annotations
 
 import json
 import sys
@@ -10,16 +11,20 @@ import time
 
 from pedos_cli.client import connect
 
-rounds, vm, backend, device = int(sys.argv[1]), *sys.argv[2:]
-of = {"device_class": "block", "vm": vm, "backend": backend, "device": device}
-took = []
-client = connect(program="bench-rounds")
-for _ in range(rounds):
-    start = time.monotonic()
-    client.call("device.attach", {**of, "options": {}, "persistent": False}, 120)
-    client.call("device.detach", of, 120)
-    took.append(time.monotonic() - start)
-client.close()
-print(
-    json.dumps({"rounds": rounds, "seconds": round(sum(took), 1), "longest": round(max(took), 2)})
-)
+
+def main() -> None:
+    rounds, vm, backend, device = int(sys.argv[1]), *sys.argv[2:]
+    of = {"device_class": "block", "vm": vm, "backend": backend, "device": device}
+    took = []
+    client = connect(program="bench-rounds")
+    for _ in range(rounds):
+        start = time.monotonic()
+        client.call("device.attach", {**of, "options": {}, "persistent": False}, 120)
+        client.call("device.detach", of, 120)
+        took.append(time.monotonic() - start)
+    client.close()
+    print(
+        json.dumps(
+            {"rounds": rounds, "seconds": round(sum(took), 1), "longest": round(max(took), 2)}
+        )
+    )

@@ -1,0 +1,67 @@
+"""Channels between two domains of the bench: `bench-peer` at an end of each, or at both."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import json
+from typing import TYPE_CHECKING, Any
+
+from .driving import domid, wait_until
+
+if TYPE_CHECKING:
+    from .bench import Bench
+
+ports = itertools.count(200)
+
+DEATH_WITHIN = 1.0  # seconds, from a peer's death until its other end knows
+
+# The end in "personal", where the other one is, and whether that one is a pump.
+ENDS = [("server", "dom0", 0), ("server", "work", 1), ("client", "work", 0), ("client", "dom0", 1)]
+OPPOSITE = {"server": "client", "client": "server"}
+
+
+def facts(text: str) -> dict[str, Any]:
+    """All that the lines of JSON say."""
+    merged: dict[str, Any] = {}
+    for line in text.splitlines():
+        merged |= json.loads(line)
+    return merged
+
+
+def both(bench: Bench, server: str, serve: str, client: str, connect: str) -> list[dict[str, Any]]:
+    """Runs a program at each end, at the same time."""
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        ends = [
+            threads.submit(bench.run, server, serve),
+            threads.submit(bench.run, client, connect),
+        ]
+        return [facts(end.result().check()) for end in ends]
+
+
+def ended(bench: Bench, end_it: str, where: str) -> list[tuple[str, float]]:
+    """Opens the channels of ENDS, has their ends in "personal" ended, and says for each of the
+    others how that looked, and after how many seconds. end_it prints the time when it is done."""
+    victim = domid(bench, "personal")
+    channels = [(*end, next(ports)) for end in ENDS]
+    echoes = " + ".join(
+        f"echo {role} {domid(bench, survivor)} {port}" for role, survivor, _, port in channels
+    )
+    bench.run("personal", f"bench-peer {echoes} >/dev/null 2>&1 &").check()
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        waiting, opened = [], {}
+        for survivor in ("dom0", "work"):
+            ours = [channel for channel in channels if channel[1] == survivor]
+            deaths = " + ".join(
+                f"death {OPPOSITE[role]} {victim} {port} {pumped}" for role, _, pumped, port in ours
+            )
+            waiting.append(threads.submit(bench.run, survivor, f"bench-peer {deaths}"))
+            there = " && ".join(f"[ -e /run/bench-open-{port} ]" for *_, port in ours)
+            opened[survivor] = f"{there} && sleep 1"  # they look for each other five times a second
+        for survivor, condition in opened.items():
+            wait_until(bench, survivor, condition)
+        # The domains' clocks follow the same hardware.
+        gone = float(bench.run(where, end_it).check().split()[-1])
+        lines = [line for one in waiting for line in one.result().check().splitlines()]
+    said = [json.loads(line) for line in lines]
+    return [(each["ended"], each["at"] - gone) for each in said]
