@@ -7,6 +7,7 @@ packages.txt changes. Root and these Debian packages are needed: see NEEDED.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import lzma
 import os
@@ -167,7 +168,6 @@ def tarball() -> Path:
     wanted = CACHE / f"root-{_digest([' '.join(packages()).encode()])}.tar"
     if wanted.exists():
         return wanted
-    CACHE.mkdir(parents=True, exist_ok=True)
     for old in CACHE.glob("root-*.tar"):
         old.unlink()
     print("bench: fetching Debian packages (kept for the next time)", flush=True)
@@ -333,7 +333,13 @@ def _initramfs(root: Path, kernel: str, target: Path) -> None:
 def build(debs: Iterable[Path] = ()) -> Image:
     """The image with these packages of ours installed; only what has changed is made anew."""
     _check_tools()
-    debs = sorted(debs)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:  # several benches may be booted at the same time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build(sorted(debs))
+
+
+def _build(debs: list[Path]) -> Image:
     out = CACHE / "boot"
     image = Image(out / "xen", out / "vmlinux", out / "initrd", out / "root.img")
     base = tarball()

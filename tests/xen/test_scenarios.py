@@ -187,7 +187,7 @@ def test_an_upgrade_of_the_service_leaves_attachments_alone(bench: Bench, stick:
     bench.run(
         "work",
         "rm -f /run/stop; (while [ ! -e /run/stop ]; do dd if=/dev/zero of=/dev/xvdi bs=64K "
-        "count=64 oflag=direct 2>/dev/null || touch /run/failed; done) >/dev/null 2>&1 &",
+        "count=4 oflag=direct 2>/dev/null || touch /run/failed; sleep 0.2; done) >/dev/null 2>&1 &",
     ).check()
     bench.run("dom0", "dpkg -i /var/tmp/debs/pedos-dom0_*.deb", limit=240).check()
     wait_until(bench, "dom0", connected("work", "sys-usb"))
