@@ -238,6 +238,7 @@ class TakeDown:
             return True  # the safe side
 
     def _try_again(self, lease: Lease, reason: str) -> None:
+        logger.critical("%s is still attached to %s, and so nobody gets it", lease.key, lease.vm)
         self._state.audit.write(
             "left_over",
             attachment=lease.attachment,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import attrs
 import pytest
 import trio
@@ -205,6 +207,23 @@ async def test_what_is_granted_after_a_reboot_stays(host: Host) -> None:
         await settled(host)
         assert driver.is_plugged(again)
         assert host.calls("block-detach") == []
+
+
+async def test_what_a_domain_has_that_ended_is_attached_until_the_toolstack_took_it_down(
+    host: Host,
+) -> None:
+    host.create(5, "work")
+    async with running(host) as driver, trio.open_nursery() as nursery:
+        await driver.plug(LEASE)
+        host.flag(5, "---s--")
+        host.fire("@releaseDomain")
+        await until(driver, "work", None)
+        nursery.start_soon(functools.partial(driver.unplug, LEASE, force=True))
+        await until_watched(host, NODE)
+        assert driver.is_plugged(LEASE)
+        assert nursery.child_tasks
+        host.clear(5)
+    assert host.calls("block-detach") == []
 
 
 async def test_what_was_taken_from_a_vm_long_ago_is_forgotten(

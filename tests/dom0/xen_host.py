@@ -202,6 +202,14 @@ class Host:
         """Somebody runs plain `xl destroy`."""
         shutil.rmtree(self.root / f"store/local/domain/{domid}")
         self.fire("@releaseDomain", f"/local/domain/{domid}/name")
+        self.clear(domid)
+
+    def clear(self, domid: int) -> None:
+        """The toolstack has taken down the devices of a domain that has ended."""
+        notes = self.root / f"store/libxl/{domid}"
+        nodes = list(notes.glob("device/vbd/*"))
+        shutil.rmtree(notes, ignore_errors=True)
+        self.fire(*(f"/{node.relative_to(self.root / 'store')}" for node in nodes))
 
     def flag(self, domid: int, flags: str) -> None:
         """What `xl list` shows as the domain's state."""

@@ -172,10 +172,14 @@ class XenBlock:
         if lease.frontend is None:
             return
         self._remember(lease)
-        if self._has_ended(lease.vm_domid) or self._ours(lease) is None:
+        gone = libxl_vbd(lease.vm_domid, lease.frontend)
+        if self._has_ended(lease.vm_domid):
+            # The toolstack takes down what it had, and until then that is attached.
+            await self._until(gone, lambda _: self._ours(lease) is None, SETTLE_SECONDS)
+            return
+        if self._ours(lease) is None:
             return
         domid, what = str(lease.vm_domid), f"{lease.key} could not be detached from {lease.vm}"
-        gone = libxl_vbd(lease.vm_domid, lease.frontend)
         arguments = ["block-detach", domid, lease.frontend]
         failed: DriverError | None = None
         try:
