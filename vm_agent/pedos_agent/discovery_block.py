@@ -38,6 +38,7 @@ from .block_use import (
 )
 from .found import HELD, Found, Inode, is_held
 from .revision import Revision
+from .uevents import KERNEL, UDEV, drain, opened
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +52,6 @@ _SERIAL_MAX: Final = 48
 _UUID_MAX: Final = 36
 _UNUSUAL: Final = re.compile(r"[^A-Za-z0-9._-]")
 
-UEVENT_PROTOCOL: Final = 15  # NETLINK_KOBJECT_UEVENT, linux/netlink.h
-# Group 1 is the kernel's, group 2 udev's, which comes when its database is up to date. Where no
-# udev runs there is the first alone.
-UEVENT_GROUPS: Final = 3
-UEVENT_BYTES: Final = 8192
 # A stick with many partitions, or a burst of mounts, is one look.
 SETTLE_SECONDS: Final = 0.05
 
@@ -133,7 +129,7 @@ async def watch(
             task_status = trio.TASK_STATUS_IGNORED
             await _any_news(uevents, tables, revision, seen)
             await trio.sleep(SETTLE_SECONDS)
-            _drain(uevents)
+            drain(uevents)
             tables.poll(0)
 
 
@@ -301,19 +297,10 @@ def _events(roots: Roots) -> Iterator[tuple[socket.socket, select.epoll]]:
             with contextlib.suppress(OSError):
                 file = stack.enter_context(open(roots.proc / name, "rb"))
                 tables.register(file, select.EPOLLPRI | select.EPOLLERR | select.EPOLLET)
-        yield stack.enter_context(_uevents()), tables
-
-
-def _uevents() -> socket.socket:
-    try:
-        events = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, UEVENT_PROTOCOL
+        yield (
+            stack.enter_context(opened(KERNEL | UDEV, missing="plugging in is not noticed")),
+            tables,
         )
-        events.bind((0, UEVENT_GROUPS))
-        return events
-    except OSError as error:
-        log.warning("no kernel device events (%s): plugging in is not noticed", error.strerror)
-        return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
 
 async def _any_news(
@@ -328,15 +315,3 @@ async def _any_news(
         nursery.start_soon(wait, tables.fileno())
         await revision.after(seen)
         nursery.cancel_scope.cancel()
-
-
-def _drain(events: socket.socket) -> None:
-    # What the events say is not used, only that a new look is due; an overflow says the same. So
-    # it does not matter who sent them.
-    while True:
-        try:
-            events.recv(UEVENT_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            continue

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import re
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -20,6 +19,7 @@ from pedos_protocol.messages import Device
 from pedos_protocol.names import IDENTITY_MAX, harmless_text, natural_key
 
 from .found import Found
+from .uevents import KERNEL, drain, opened
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +27,6 @@ FIELD_BYTES: Final = 256  # of one sysfs attribute; the kernel's own limit is a 
 SERIAL_MAX: Final = 48  # leaves room in an identity for eight interfaces and more
 # A burst of kernel events (a hub plugged in) becomes one scan.
 SETTLE_SECONDS: Final = 0.1
-UEVENT_BYTES: Final = 8192
-UEVENT_PROTOCOL: Final = 15  # NETLINK_KOBJECT_UEVENT, linux/netlink.h
-KERNEL_GROUP: Final = 1
 
 _USB_DEVICE: Final = re.compile(r"[0-9]+-[0-9]+(\.[0-9]+)*")
 _PCI_DEVICE: Final = re.compile(r"([0-9a-f]{4,8}):([0-9a-f]{2}):([0-9a-f]{2}\.[0-7])")
@@ -85,7 +82,7 @@ async def watch(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Deliver what is there, now and after every kernel event; started() after the first time."""
-    with contextlib.closing(_open_uevents()) as events:
+    with contextlib.closing(opened(KERNEL, missing="usb and pci are listed once")) as events:
         first = True
         while True:
             deliver(await trio.to_thread.run_sync(scan))
@@ -94,33 +91,7 @@ async def watch(
                 first = False
             await trio.lowlevel.wait_readable(events)
             await trio.sleep(SETTLE_SECONDS)
-            _drain(events)
-
-
-def _open_uevents() -> socket.socket:
-    """Open the kernel's device events; where a sandbox has none, a socket that stays silent."""
-    try:
-        events = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, UEVENT_PROTOCOL
-        )
-        events.bind((0, KERNEL_GROUP))
-        return events
-    except OSError as error:
-        log.info("no kernel device events (%s): usb and pci are listed once", error.strerror)
-        return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-
-
-def _drain(events: socket.socket) -> None:
-    # The events' content is not used: they only say that a new look is due. An overflow
-    # (ENOBUFS) says the same.
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            try:
-                events.recv(UEVENT_BYTES)
-            except BlockingIOError:
-                raise
-            except OSError:
-                continue
+            drain(events)
 
 
 def _field(folder: str, name: str) -> str:
