@@ -23,6 +23,10 @@ def add_arguments(parser: Parser) -> None:
         "device", metavar="SOURCE:ID", nargs="?",
         help="the device; without it, every device of the class is detached from VM",
     )  # fmt: skip
+    parser.add_argument(
+        "--force", action="store_true",
+        help="take it away also while VM uses it, in dom0 alone; what VM has not written is lost",
+    )  # fmt: skip
     parser.set_defaults(verb=run)
 
 
@@ -41,6 +45,7 @@ def run(session: Session) -> int:
         "vm": vm,
         "backend": backend,
         "device": device,
+        "force": args.force,
     }
     try:
         answer = session.call("device.detach", params, DETACH_S)

@@ -173,6 +173,7 @@ def _examples(action: str, command: str, device: str) -> str:
         "detach": (
             (f"{command} detach work {device}", "this one device"),
             (f"{command} detach work", "every device of the class"),
+            (f"{command} detach --force work {device}", "although work uses it (in dom0)"),
         ),
         "explain": (
             (f"{command} explain work {device}", "may it be attached to work, and why"),

@@ -26,7 +26,7 @@ from pedos_dom0 import __version__
 from pedos_dom0.access import Access, as_told
 from pedos_dom0.attach import Attach
 from pedos_dom0.audit import new_request_id
-from pedos_dom0.detach import Detach
+from pedos_dom0.detach import Asking, Detach
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.errors import failure
 from pedos_dom0.explaining import Explaining, fitting
@@ -166,11 +166,12 @@ class Api:
         params = call.params
         if (params.backend is None) != (params.device is None):
             raise failure("usage", "a device is named by its VM and its id, both or neither")
+        if params.force and not call.caller.is_dom0:
+            raise failure("usage", "only dom0's user can take a device away by force")
+        asking = Asking(call.caller, call.request, call.gone, params.force)
         if params.device is None:
-            return await self._detach.all(
-                call.caller, call.request, params.device_class, params.vm, call.gone
-            )
-        return await self._detach.one(call.caller, call.request, _key(params), params.vm, call.gone)
+            return await self._detach.all(asking, params.device_class, params.vm)
+        return await self._detach.one(asking, _key(params), params.vm)
 
     async def device_explain(self, call: Call) -> object:
         params = call.params

@@ -40,6 +40,16 @@ BRIEF_MESSAGE_MAX = 128
 BRIEF_RULE_MAX = 64
 
 
+@attrs.frozen
+class Asking:
+    """Who asks, and how."""
+
+    caller: Caller
+    request: str
+    gone: trio.Event  # set when the caller does not wait for the answer any more
+    force: bool  # also what the VM uses
+
+
 class Detach:
     """Serves device.detach."""
 
@@ -51,33 +61,24 @@ class Detach:
         self._takedown = takedown
         self._reconciler = reconciler
 
-    async def one(
-        self, caller: Caller, request: str, key: DeviceKey, vm: str, asker_gone: trio.Event
-    ) -> DetachResult:
+    async def one(self, asking: Asking, key: DeviceKey, vm: str) -> DetachResult:
         """Detaches one device, and returns when it is done. Raises CallError."""
+        caller = asking.caller
         if caller.is_dom0:
             self._check_vm(vm)
         # A VM is not to learn from the time that a denial takes.
         if caller.is_dom0 or self._access.decide(caller.name, "detach", key, vm).verdict != "deny":
             await self._reconciler.wait_settled(key.backend, vm)
-        return DetachResult(
-            results=(await self._detach(caller, request, key, vm, asker_gone),), request=request
-        )
+        return DetachResult(results=(await self._detach(asking, key, vm),), request=asking.request)
 
-    async def all(
-        self,
-        caller: Caller,
-        request: str,
-        device_class: str,
-        vm: str,
-        asker_gone: trio.Event,
-    ) -> DetachResult:
+    async def all(self, asking: Asking, device_class: str, vm: str) -> DetachResult:
         """Detaches everything of a class, all at once: VMs that hang are waited for together.
         A failure stands in its item, and the rest goes on.
 
         A VM that asks about another one learns of what it may detach there and of nothing else; if
         that is nothing, it gets what it would get for a VM that does not exist.
         """
+        caller = asking.caller
         if caller.is_dom0:
             self._check_vm(vm)
         if caller.is_dom0 or caller.name == vm:  # as above, for a VM that asks about another one
@@ -87,7 +88,7 @@ class Detach:
         done: dict[DeviceKey, DetachItem] = {}
 
         async def detach(key: DeviceKey) -> None:
-            item = await self._item(caller, request, key, vm, asker_gone)
+            item = await self._item(asking, key, vm)
             if item is not None:
                 done[key] = item
 
@@ -98,14 +99,13 @@ class Detach:
         items = [done[key] for key in sorted(done, key=lambda key: natural_key(str(key)))]
         if not items and not caller.is_dom0 and caller.name != vm:
             raise CallError("denied", "", {"device": f"{device_class} devices", "vm": vm})
-        return DetachResult(results=_fitting(items), request=request)
+        return DetachResult(results=_fitting(items), request=asking.request)
 
-    async def _item(
-        self, caller: Caller, request: str, key: DeviceKey, vm: str, asker_gone: trio.Event
-    ) -> DetachItem | None:
+    async def _item(self, asking: Asking, key: DeviceKey, vm: str) -> DetachItem | None:
         """What became of one of many; None if the caller may not learn that there is one."""
+        caller = asking.caller
         try:
-            return await self._detach(caller, request, key, vm, asker_gone)
+            return await self._detach(asking, key, vm)
         except CallError as failed:
             error = failed
         except StoreError as failed:
@@ -117,7 +117,7 @@ class Detach:
             device=key.device,
             detached=False,
             unassigned=False,
-            error=ErrorInfo.of(as_told(caller, error, request)),
+            error=ErrorInfo.of(as_told(caller, error, asking.request)),
         )
 
     def _check_vm(self, vm: str) -> None:
@@ -125,13 +125,12 @@ class Detach:
         if self._state.domain(vm) is None and not self._state.store.assignments(vm):
             raise errors.no_vm(vm)
 
-    async def _detach(
-        self, caller: Caller, request: str, key: DeviceKey, vm: str, asker_gone: trio.Event
-    ) -> DetachItem:
+    async def _detach(self, asking: Asking, key: DeviceKey, vm: str) -> DetachItem:
+        caller = asking.caller
         began = trio.current_time()
         outcome, reason, is_done = "failed", None, False
         try:
-            item = await self._detach_allowed(caller, request, key, vm, asker_gone)
+            item = await self._detach_allowed(asking, key, vm)
             is_done = True
             done = [("detached", item.detached), ("unassigned", item.unassigned)]
             outcome = " and ".join(word for word, was in done if was)
@@ -144,7 +143,7 @@ class Detach:
                 "detach",
                 of=caller.name,
                 noise=not is_done and not caller.is_dom0,
-                request=request,
+                request=asking.request,
                 caller=caller.name,
                 device_class=key.device_class,
                 device=str(key),
@@ -154,21 +153,23 @@ class Detach:
                 seconds=round(trio.current_time() - began, 3),
             )
 
-    async def _detach_allowed(
-        self, caller: Caller, request: str, key: DeviceKey, vm: str, asker_gone: trio.Event
-    ) -> DetachItem:
+    async def _detach_allowed(self, asking: Asking, key: DeviceKey, vm: str) -> DetachItem:
+        caller, request = asking.caller, asking.request
         try:
             self._access.require(caller, "detach", key, vm, request)
         except MustAsk as needed:
             self._check_there(caller, key, vm)
             consents = Consents()
-            await self._access.ask(caller, needed, request, consents, asker_gone)
+            await self._access.ask(caller, needed, request, consents, asking.gone)
             self._access.require(caller, "detach", key, vm, request, consents)
         lease = self._lease(key, vm)
         if lease is not None and lease.state == PENDING:
             raise errors.taken(key, lease)
         detached = lease is not None and await self._takedown.end(
-            lease.attachment, f"{caller.name} detached it", request=request, may_refuse=True
+            lease.attachment,
+            f"{caller.name} detached it{' by force' if asking.force else ''}",
+            request=request,
+            may_refuse=not asking.force,
         )
         if lease is not None and self._state.leases.get(lease.attachment) is not None:
             raise errors.failure(

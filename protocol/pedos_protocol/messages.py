@@ -242,12 +242,15 @@ class AttachResult:
 
 @attr.frozen
 class DeviceDetach:
-    """Detach one device from `vm`, or all of the class: then `backend` and `device` are None."""
+    """Detach one device from `vm`, or all of the class: then `backend` and `device` are None.
+
+    `force` takes it from a VM that uses it, too; for dom0's user alone."""
 
     device_class: DeviceClass
     vm: VmName
     backend: VmName | None = None
     device: DeviceId | None = None
+    force: bool = False
 
 
 @attr.frozen

@@ -366,14 +366,18 @@ def result(device: str, **fields: Any) -> dict[str, Any]:
     return {**base, "error": None, **fields}
 
 
-def test_detach_of_one_device_asks_for_it(service: FakeService, capsys: Captured) -> None:
+@pytest.mark.parametrize("force", [False, True])
+def test_detach_of_one_device_asks_for_it(
+    service: FakeService, capsys: Captured, force: bool
+) -> None:
     service.replies["device.detach"] = {"results": [result("sda")], "request": "0123ab"}
-    assert main(["block", "dt", "work", "sys-usb:sda"]) == 0
+    assert main(["block", "dt", "work", *["--force"] * force, "sys-usb:sda"]) == 0
     assert service.asked("device.detach") == {
         "device_class": "block",
         "vm": "work",
         "backend": "sys-usb",
         "device": "sda",
+        "force": force,
     }
     assert capsys.readouterr().out == "sys-usb:sda detached from work\n"
 

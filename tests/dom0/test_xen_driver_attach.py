@@ -307,6 +307,27 @@ async def test_an_interrupted_start_leaves_no_vm_that_waits_for_ever(
     world.assert_nothing_left()
 
 
+async def test_dom0s_user_can_take_away_what_a_vm_does_not_let_go(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    async def never(_params: Any) -> None:
+        raise CallError("busy", "xvdi is mounted at /mnt")
+
+    world.driver.agents["work"].on["import.stop"] = never
+    await world.client.attach("work", "sys-usb:sda")
+    of = {"device_class": "block", "vm": "work", "backend": "sys-usb", "device": "sda"}
+    with fails("usage", "only dom0's user"):
+        await world.driver.agents["work"].ask("device.detach", **of, force=True)
+    with fails("busy", "it stays attached to work"):
+        await world.client.call("device.detach", **of)
+    answer = await world.client.call("device.detach", **of, force=True)
+    assert answer["results"][0]["detached"]
+    assert plane.plugged == {}
+    assert list(world.state.leases) == []
+    (ended,) = world.audit("ended")
+    assert ended["reason"] == "dom0 detached it by force"
+
+
 async def test_what_the_toolstack_does_not_take_away_is_given_to_nobody_and_tried_again(
     world: World, plane: FakePlane, autojump_clock: Clock
 ) -> None:
