@@ -166,7 +166,10 @@ class TakeDown:
         return True
 
     def end_soon(self, attachment: str, reason: str) -> None:
-        """Like `end`, without waiting. An attach that is in progress is told to undo itself."""
+        """Like `end`, without waiting. An attach that is in progress is told to undo itself; what
+        is left over is tried again in its time, whoever insists."""
+        if attachment in self._left_over:
+            return
         attempt = self.attempts.get(attachment)
         if attempt is not None:
             attempt.break_off(reason)

@@ -45,7 +45,8 @@ _T = TypeVar("_T")
 _VALUE_SIZE = 4096
 _PATH_SIZE = 3072
 # Between two tries to join a server. For each there is work for xenstored as well.
-PAUSE = 0.05
+PAUSE = 0.05  # seconds
+REFUSED_PAUSE_MAX = 1.0
 
 _WHY = {
     errno.ENODEV: "this is no Xen domain, or its kernel has not loaded xen-evtchn, xen-gntdev and "
@@ -186,14 +187,18 @@ async def connect_when_there(domain: int, peer: int, port: int) -> Channel:
 
     The peer may write there as often as it likes; it is looked at twenty times a second at most.
     """
+    refused = PAUSE
     with Store() as store:
         store.watch(f"/local/domain/{peer}/data/vchan/{domain}/{port}")
         while True:
             await store.changed()  # the first one comes at once
             try:
                 return await connect(domain, peer, port)
-            except (FileNotFoundError, ConnectionRefusedError):
+            except FileNotFoundError:
                 await trio.sleep(PAUSE)
+            except ConnectionRefusedError:
+                # It costs more to find this out, and a server that is meant for us is soon free.
+                await trio.sleep(refused := min(2 * refused, REFUSED_PAUSE_MAX))
 
 
 def own_domain() -> int:

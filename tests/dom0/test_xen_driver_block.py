@@ -167,7 +167,7 @@ async def test_a_vm_that_reboots_does_not_keep_what_it_had(host: Host, in_time: 
         await until(driver, "work", DomainInfo("work", 6, "Running"))
         await until_watched(host, "/libxl/6/device/vbd/51840")
         await gives_again(host, driver)
-        assert host.calls("block-detach") == [*before, ["block-detach", "6", "xvdi"]]
+        assert host.calls("block-detach") == [*before, ["block-detach", "--force", "6", "xvdi"]]
 
 
 async def gives_again(host: Host, driver: XenDriver) -> None:
@@ -188,7 +188,7 @@ async def test_a_vm_that_rebooted_while_the_service_was_down_keeps_nothing(host:
         await driver.unplug(LEASE, force=True)  # its journal says that domain 5 has it
         await until_watched(host, "/libxl/6/device/vbd/51840")
         await gives_again(host, driver)
-        assert host.calls("block-detach") == [["block-detach", "6", "xvdi"]]
+        assert host.calls("block-detach") == [["block-detach", "--force", "6", "xvdi"]]
 
 
 async def test_what_is_granted_after_a_reboot_stays(host: Host) -> None:
@@ -226,6 +226,67 @@ async def test_what_a_domain_has_that_ended_is_attached_until_the_toolstack_took
     assert host.calls("block-detach") == []
 
 
+async def test_what_a_domain_keeps_that_nobody_clears_away_is_taken_by_force(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xen_block, "SETTLE_SECONDS", 0.1)
+    host.create(5, "work")
+    async with running(host) as driver:
+        await driver.plug(LEASE)
+        host.flag(5, "---s--")  # a guest may say of itself that it is suspended
+        host.fire("@releaseDomain")
+        await until(driver, "work", None)
+        await driver.unplug(LEASE, force=False)
+        assert not driver.is_plugged(LEASE)
+        assert host.calls("block-detach") == [["block-detach", "--force", "5", "xvdi"]]
+
+
+async def test_a_domain_that_comes_back_with_its_number_keeps_nothing(host: Host) -> None:
+    host.create(5, "work")
+    async with running(host) as driver:
+        await driver.plug(LEASE)
+        host.flag(5, "---s--")  # a soft reset
+        host.fire("@releaseDomain")
+        await until(driver, "work", None)
+        host.clear(5)
+        await driver.unplug(LEASE, force=True)
+        assert not driver.is_plugged(LEASE)
+        host.flag(5, "r-----")
+        host.put(f"{NODE}/params", "/dev/sda1")
+        host.put(f"{NODE}/script", SCRIPT)
+        host.put(f"{NODE}/backend", BACKEND)
+        host.fire("@introduceDomain", NODE)
+        await until(driver, "work", DomainInfo("work", 5, "Running"))
+        with FolderWatch([host.root / "news"]) as watch:
+            while driver.is_plugged(LEASE):
+                await watch.changed()
+        assert host.calls("block-detach") == [["block-detach", "--force", "5", "xvdi"]]
+
+
+async def test_what_a_vm_came_back_with_is_tried_again_until_it_is_gone(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xen_block, "AGAIN_SECONDS", 0.0)
+    host.create(6, "work")
+    async with running(host) as driver:
+        tried = []
+
+        async def run(*arguments: str, **_: object) -> str:
+            tried.append(arguments)
+            if len(tried) == 3:
+                host.clear(6)
+                return ""
+            raise DriverError("xl hangs", code="timeout")
+
+        monkeypatch.setattr(driver._block._xl, "run", run)
+        node = NODE.replace("5", "6", 1)
+        host.put(f"{node}/params", "/dev/sda1")
+        host.put(f"{node}/script", SCRIPT)
+        host.put(f"{node}/backend", BACKEND.replace("/5/", "/6/"))
+        await driver._block.clear_remembered(attrs.evolve(LEASE, vm_domid=6))
+        assert tried == [("block-detach", "--force", "6", "xvdi")] * 3
+
+
 async def test_what_was_taken_from_a_vm_long_ago_is_forgotten(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,7 +295,7 @@ async def test_what_was_taken_from_a_vm_long_ago_is_forgotten(
     async with running(host) as driver:
         await driver.plug(LEASE)
         await driver.unplug(LEASE, force=True)
-        assert driver._block.domain_came("work", 6, made_by_us=False) == []
+        assert driver._block.domain_came("work", 6) == []
 
 
 async def test_a_vm_that_is_started_by_us_has_nothing_left_over(host: Host) -> None:

@@ -157,7 +157,8 @@ class XenDriver:
     async def _follow_store(self, store: WatchedStore) -> None:
         while True:
             paths = await store.changed()
-            if RELEASED in paths:
+            # A domain that has ended may come back with the same number (a soft reset).
+            if RELEASED in paths or (INTRODUCED in paths and self._over):
                 await self._find_over()
             self._look()
 
@@ -210,8 +211,7 @@ class XenDriver:
         """A new domain may come with devices that its VM had before a reboot."""
         if info.domid is None or self._nursery is None:
             return
-        made_by_us = info.name in self._in_transit
-        for lease in self._block.domain_came(info.name, info.domid, made_by_us=made_by_us):
+        for lease in self._block.domain_came(info.name, info.domid):
             self._nursery.start_soon(self._block.clear_remembered, lease)
 
     def _watch_names(self, domids: set[int]) -> None:
@@ -345,8 +345,8 @@ class XenDriver:
         if now is None or now.domid is None or now.domid <= lease.vm_domid:
             return
         # It was rebooted before this attachment ended: while the service was down, say.
+        again = attrs.evolve(lease, vm_domid=now.domid)
         if self._nursery is not None:
-            again = attrs.evolve(lease, vm_domid=now.domid)
             self._nursery.start_soon(self._block.clear_remembered, again)
 
     def is_plugged(self, lease: Lease) -> bool:

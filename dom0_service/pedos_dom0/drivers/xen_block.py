@@ -41,6 +41,8 @@ REBOOT_SECONDS = 60.0
 # The toolstack takes down what a domain has when that ends, and a detach of ours may come too late
 # for it; from then it takes no longer than this to make the next one.
 REMEMBERED_SECONDS = 120.0
+# Until it is tried again to take away what a VM came back with.
+AGAIN_SECONDS = 60.0
 # In the source; vm_agent/xen/block says why it is not the one that comes with Xen.
 SCRIPT = "/usr/libexec/pedos/block"
 
@@ -174,12 +176,14 @@ class XenBlock:
         self._remember(lease)
         gone = libxl_vbd(lease.vm_domid, lease.frontend)
         if self._has_ended(lease.vm_domid):
-            # The toolstack takes down what it had, and until then that is attached.
-            await self._until(gone, lambda _: self._ours(lease) is None, SETTLE_SECONDS)
+            # The toolstack takes down what it had, and until then that is attached. It does not for
+            # one that has crashed and is kept, or says of itself that it is suspended.
+            if not await self._until(gone, lambda _: self._ours(lease) is None, SETTLE_SECONDS):
+                await self._detach_by_force(lease)
             return
         if self._ours(lease) is None:
             return
-        domid, what = str(lease.vm_domid), f"{lease.key} could not be detached from {lease.vm}"
+        domid, what = str(lease.vm_domid), _not_detached(lease)
         arguments = ["block-detach", domid, lease.frontend]
         failed: DriverError | None = None
         try:
@@ -198,8 +202,12 @@ class XenBlock:
                 code="busy",
                 hint=f"unmount it in {lease.vm} and try again",
             ) from failed
-        arguments.insert(1, "--force")
-        await self._xl.run(*arguments, seconds=DETACH_SECONDS, what=what)
+        await self._detach_by_force(lease)
+
+    async def _detach_by_force(self, lease: Lease) -> None:
+        assert lease.frontend is not None
+        words = ("block-detach", "--force", str(lease.vm_domid), lease.frontend)
+        await self._xl.run(*words, seconds=DETACH_SECONDS, what=_not_detached(lease))
 
     def _remember(self, lease: Lease) -> None:
         now = trio.current_time()
@@ -210,33 +218,44 @@ class XenBlock:
             if other.frontend != lease.frontend and now - when < REMEMBERED_SECONDS
         ] + [(now, lease)]
 
-    def domain_came(self, name: str, domid: int, *, made_by_us: bool) -> list[Lease]:
+    def domain_came(self, name: str, domid: int) -> list[Lease]:
         """A VM has a new domain: the attachments of its last one that it might come with.
 
-        None if it was made by us, of its configuration. Give them to `clear_remembered`.
+        Give them to `clear_remembered`.
         """
         remembered = self._remembered.pop(name, [])
-        if made_by_us:
-            return []
         since = trio.current_time() - REMEMBERED_SECONDS
         return [attrs.evolve(lease, vm_domid=domid) for when, lease in remembered if when > since]
 
     async def clear_remembered(self, lease: Lease) -> None:
-        """Takes away what the toolstack gives a VM that reboots, if it does."""
+        """Takes away what the toolstack gives a VM that reboots, if it does, until it is gone.
+
+        By force: nobody has granted it, so there is nothing that the VM could ask for.
+        """
         assert lease.frontend is not None
         place = (lease.vm_domid, lease.frontend)
         path = libxl_vbd(*place)
-        try:
-            await self._until(
-                path,
-                lambda _: self._ours(lease) is not None or place in self._given,
-                REBOOT_SECONDS,
-            )
-            if place not in self._given and self._ours(lease) is not None:
-                logger.info("%s came back with %s, which is taken away", lease.vm, lease.key)
-                await self.unplug(lease, force=True)
-        except DriverError as error:
-            logger.error("what %s had before it was rebooted: %s", lease.vm, error)
+        while True:
+            try:
+                await self._until(
+                    path,
+                    lambda _: self._ours(lease) is not None or place in self._given,
+                    REBOOT_SECONDS,
+                )
+                if place not in self._given and self._ours(lease) is not None:
+                    logger.info("%s came back with %s, which is taken away", lease.vm, lease.key)
+                    self._remember(lease)
+                    await self._detach_by_force(lease)
+                return
+            except DriverError as error:
+                logger.critical("%s has %s without a lease: %s", lease.vm, lease.key, error)
+            if self._has_ended(lease.vm_domid):
+                return
+            await trio.sleep(AGAIN_SECONDS)
+
+
+def _not_detached(lease: Lease) -> str:
+    return f"{lease.key} could not be detached from {lease.vm}"
 
 
 def _silent(error: OSError) -> DriverError:
