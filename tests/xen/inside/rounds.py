@@ -20,7 +20,7 @@ def main() -> None:
     for _ in range(rounds):
         start = time.monotonic()
         client.call("device.attach", {**of, "options": {}, "persistent": False}, 120)
-        client.call("device.detach", of, 120)
+        client.call("device.detach", {**of, "force": False}, 120)
         took.append(time.monotonic() - start)
     client.close()
     print(
