@@ -95,6 +95,11 @@ def orders(world: World, plane: FakePlane, *names: str) -> None:
             world.driver.agents[name].on[method] = note
 
 
+async def mounted(_params: Any) -> None:
+    """What an agent says to import.stop while its VM uses the device."""
+    raise CallError("busy", "xvdi is mounted at /mnt")
+
+
 async def test_the_device_is_plugged_between_the_two_agents(
     world: World, plane: FakePlane, autojump_clock: Clock
 ) -> None:
@@ -144,9 +149,6 @@ async def test_a_target_that_never_sees_it_loses_it(
 async def test_a_device_in_use_is_not_detached(
     world: World, plane: FakePlane, autojump_clock: Clock
 ) -> None:
-    async def mounted(_params: Any) -> None:
-        raise CallError("busy", "xvdi is mounted at /mnt")
-
     await world.client.attach("work", "sys-usb:sda")
     world.driver.agents["work"].on["import.stop"] = mounted
     with fails("busy", "it stays attached to work: xvdi is mounted at /mnt", "unmount it in work"):
@@ -178,9 +180,6 @@ async def test_a_kernel_that_refuses_is_reported_and_all_stays(
 async def test_an_unplugged_device_is_taken_away_by_force(
     world: World, plane: FakePlane, autojump_clock: Clock
 ) -> None:
-    async def mounted(_params: Any) -> None:
-        raise CallError("busy", "xvdi is mounted at /mnt")
-
     await world.client.attach("work", "sys-usb:sda")
     world.driver.agents["work"].on["import.stop"] = mounted
     await world.driver.agents["sys-usb"].unplug("sda")
@@ -192,9 +191,9 @@ async def test_an_unplugged_device_is_taken_away_by_force(
 async def test_unplugging_is_not_forgotten_while_a_detach_is_refused(
     world: World, plane: FakePlane, autojump_clock: Clock
 ) -> None:
-    async def slow_and_mounted(_params: Any) -> None:
+    async def slow_and_mounted(params: Any) -> None:
         await trio.sleep(1)
-        raise CallError("busy", "xvdi is mounted at /mnt")
+        await mounted(params)
 
     await world.client.attach("work", "sys-usb:sda")
     world.driver.agents["work"].on["import.stop"] = slow_and_mounted
@@ -310,11 +309,8 @@ async def test_an_interrupted_start_leaves_no_vm_that_waits_for_ever(
 async def test_dom0s_user_can_take_away_what_a_vm_does_not_let_go(
     world: World, plane: FakePlane, autojump_clock: Clock
 ) -> None:
-    async def never(_params: Any) -> None:
-        raise CallError("busy", "xvdi is mounted at /mnt")
-
-    world.driver.agents["work"].on["import.stop"] = never
     await world.client.attach("work", "sys-usb:sda")
+    world.driver.agents["work"].on["import.stop"] = mounted
     of = {"device_class": "block", "vm": "work", "backend": "sys-usb", "device": "sda"}
     with fails("usage", "only dom0's user"):
         await world.driver.agents["work"].ask("device.detach", **of, force=True)
@@ -346,6 +342,28 @@ async def test_what_the_toolstack_does_not_take_away_is_given_to_nobody_and_trie
     assert plane.did[2:] == ["unplug xvdi by force", "sys-usb export.stop"]
     assert plane.plugged == {}
     world.assert_nothing_left()
+
+
+async def test_what_is_left_over_when_the_service_is_killed_is_not_lost(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    await world.client.attach("work", "sys-usb:sda")
+    plane.refuse_force = DriverError("xl did not answer within 30 s", code="timeout")
+    await world.driver.agents["sys-usb"].unplug("sda")
+    await trio.sleep(10)
+    await world.kill()
+    world.driver.agents["sys-usb"].plug("sda")
+    await world.restart()
+    await trio.sleep(100)
+    with fails("busy", "work"):
+        await world.client.attach("work", "sys-usb:sda")
+    (lease,) = world.state.leases
+    assert lease.state == "detaching"
+    plane.refuse_force = None
+    await trio.sleep(60)
+    assert plane.plugged == {}
+    world.assert_nothing_left()
+    await world.client.attach("work", "sys-usb:sda")
 
 
 @pytest.mark.parametrize("step", ["start.reserved", "start.started"])

@@ -34,6 +34,9 @@ LEASE = Lease(
 )
 BACKEND = "/local/domain/2/backend/vbd/5/51840"
 NODE = "/libxl/5/device/vbd/51840"
+# The same in the domain that follows.
+BACKEND_6 = "/local/domain/2/backend/vbd/6/51840"
+NODE_6 = "/libxl/6/device/vbd/51840"
 
 
 def test_the_words_of_an_attach() -> None:
@@ -128,9 +131,7 @@ async def test_another_device_under_the_name_is_left_alone(
     host: Host, backend: str, script: str
 ) -> None:
     # An administrator has put his own there, after ours had gone.
-    host.put(f"{NODE}/backend", backend)
-    host.put(f"{NODE}/params", "/dev/sda1")
-    host.put(f"{NODE}/script", script)
+    host.lend(NODE, backend, script)
     host.create(5, "work")
     async with running(host) as driver:
         assert not driver.is_plugged(LEASE)
@@ -165,28 +166,23 @@ async def test_a_vm_that_reboots_does_not_keep_what_it_had(host: Host, in_time: 
         assert before == [["block-detach", "5", "xvdi"]] * in_time
         host.create(6, "work")
         await until(driver, "work", DomainInfo("work", 6, "Running"))
-        await until_watched(host, "/libxl/6/device/vbd/51840")
+        await until_watched(host, NODE_6)
         await gives_again(host, driver)
         assert host.calls("block-detach") == [*before, ["block-detach", "--force", "6", "xvdi"]]
 
 
 async def gives_again(host: Host, driver: XenDriver) -> None:
     """The toolstack gives domain 6 what domain 5 had; returns when that is taken away."""
-    node = NODE.replace("5", "6", 1)
-    host.put(f"{node}/params", "/dev/sda1")
-    host.put(f"{node}/script", SCRIPT)
-    host.put(f"{node}/backend", BACKEND.replace("/5/", "/6/"))
-    host.fire(node)
-    with FolderWatch([host.root / "news"]) as watch:
-        while driver.is_plugged(attrs.evolve(LEASE, vm_domid=6)):
-            await watch.changed()
+    host.lend(NODE_6, BACKEND_6, SCRIPT)
+    host.fire(NODE_6)
+    await until_unplugged(host, driver, attrs.evolve(LEASE, vm_domid=6))
 
 
 async def test_a_vm_that_rebooted_while_the_service_was_down_keeps_nothing(host: Host) -> None:
     host.create(6, "work")
     async with running(host) as driver:
         await driver.unplug(LEASE, force=True)  # its journal says that domain 5 has it
-        await until_watched(host, "/libxl/6/device/vbd/51840")
+        await until_watched(host, NODE_6)
         await gives_again(host, driver)
         assert host.calls("block-detach") == [["block-detach", "--force", "6", "xvdi"]]
 
@@ -200,10 +196,10 @@ async def test_what_is_granted_after_a_reboot_stays(host: Host) -> None:
         await driver.unplug(LEASE, force=True)
         host.create(6, "work")
         await until(driver, "work", DomainInfo("work", 6, "Running"))
-        await until_watched(host, "/libxl/6/device/vbd/51840")
+        await until_watched(host, NODE_6)
         again = attrs.evolve(LEASE, vm_domid=6)
         await driver.plug(again)
-        host.fire("/libxl/6/device/vbd/51840")
+        host.fire(NODE_6)
         await settled(host)
         assert driver.is_plugged(again)
         assert host.calls("block-detach") == []
@@ -215,9 +211,7 @@ async def test_what_a_domain_has_that_ended_is_attached_until_the_toolstack_took
     host.create(5, "work")
     async with running(host) as driver, trio.open_nursery() as nursery:
         await driver.plug(LEASE)
-        host.flag(5, "---s--")
-        host.fire("@releaseDomain")
-        await until(driver, "work", None)
+        await ends_uncleared(host, driver)
         nursery.start_soon(functools.partial(driver.unplug, LEASE, force=True))
         await until_watched(host, NODE)
         assert driver.is_plugged(LEASE)
@@ -233,9 +227,7 @@ async def test_what_a_domain_keeps_that_nobody_clears_away_is_taken_by_force(
     host.create(5, "work")
     async with running(host) as driver:
         await driver.plug(LEASE)
-        host.flag(5, "---s--")  # a guest may say of itself that it is suspended
-        host.fire("@releaseDomain")
-        await until(driver, "work", None)
+        await ends_uncleared(host, driver)  # a guest may say of itself that it is suspended
         await driver.unplug(LEASE, force=False)
         assert not driver.is_plugged(LEASE)
         assert host.calls("block-detach") == [["block-detach", "--force", "5", "xvdi"]]
@@ -245,21 +237,15 @@ async def test_a_domain_that_comes_back_with_its_number_keeps_nothing(host: Host
     host.create(5, "work")
     async with running(host) as driver:
         await driver.plug(LEASE)
-        host.flag(5, "---s--")  # a soft reset
-        host.fire("@releaseDomain")
-        await until(driver, "work", None)
+        await ends_uncleared(host, driver)  # a soft reset
         host.clear(5)
         await driver.unplug(LEASE, force=True)
         assert not driver.is_plugged(LEASE)
         host.flag(5, "r-----")
-        host.put(f"{NODE}/params", "/dev/sda1")
-        host.put(f"{NODE}/script", SCRIPT)
-        host.put(f"{NODE}/backend", BACKEND)
+        host.lend(NODE, BACKEND, SCRIPT)
         host.fire("@introduceDomain", NODE)
         await until(driver, "work", DomainInfo("work", 5, "Running"))
-        with FolderWatch([host.root / "news"]) as watch:
-            while driver.is_plugged(LEASE):
-                await watch.changed()
+        await until_unplugged(host, driver, LEASE)
         assert host.calls("block-detach") == [["block-detach", "--force", "5", "xvdi"]]
 
 
@@ -279,10 +265,7 @@ async def test_what_a_vm_came_back_with_is_tried_again_until_it_is_gone(
             raise DriverError("xl hangs", code="timeout")
 
         monkeypatch.setattr(driver._block._xl, "run", run)
-        node = NODE.replace("5", "6", 1)
-        host.put(f"{node}/params", "/dev/sda1")
-        host.put(f"{node}/script", SCRIPT)
-        host.put(f"{node}/backend", BACKEND.replace("/5/", "/6/"))
+        host.lend(NODE_6, BACKEND_6, SCRIPT)
         await driver._block.clear_remembered(attrs.evolve(LEASE, vm_domid=6))
         assert tried == [("block-detach", "--force", "6", "xvdi")] * 3
 
@@ -313,6 +296,19 @@ async def test_a_vm_that_is_started_by_us_has_nothing_left_over(host: Host) -> N
         await settled(host)
         assert driver.is_plugged(again)
         assert host.calls("block-detach") == []
+
+
+async def ends_uncleared(host: Host, driver: XenDriver) -> None:
+    """Domain 5 has ended, and nobody has taken down what it had."""
+    host.flag(5, "---s--")
+    host.fire("@releaseDomain")
+    await until(driver, "work", None)
+
+
+async def until_unplugged(host: Host, driver: XenDriver, lease: Lease) -> None:
+    with FolderWatch([host.root / "news"]) as watch:
+        while driver.is_plugged(lease):
+            await watch.changed()
 
 
 async def settled(host: Host) -> None:

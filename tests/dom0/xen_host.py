@@ -204,6 +204,12 @@ class Host:
         self.fire("@releaseDomain", f"/local/domain/{domid}/name")
         self.clear(domid)
 
+    def lend(self, node: str, backend: str, script: str) -> None:
+        """The toolstack notes that /dev/sda1 is attached there."""
+        self.put(f"{node}/params", "/dev/sda1")
+        self.put(f"{node}/script", script)
+        self.put(f"{node}/backend", backend)
+
     def clear(self, domid: int) -> None:
         """The toolstack has taken down the devices of a domain that has ended."""
         notes = self.root / f"store/libxl/{domid}"

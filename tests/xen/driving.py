@@ -61,13 +61,12 @@ def connected(*names: str) -> str:
     return f"vms=$(qvm-ls 2>/dev/null) && {found}"
 
 
-def plug(bench: Bench, *, wait: bool = True) -> None:
-    """Puts the stick into the driver domain."""
+def plug(bench: Bench) -> None:
+    """Puts the stick into the driver domain; returns when dom0 lists it."""
     bench.run(
         "sys-usb", f"modprobe scsi_debug dev_size_mb=32 num_parts=2 add_host=0; echo 1 > {HOSTS}"
     ).check()
-    if wait:
-        wait_until(bench, "dom0", f"{listed(STICK)} && {listed(STICK + '2')}")
+    wait_until(bench, "dom0", f"{listed(STICK)} && {listed(STICK + '2')}")
 
 
 def unplug(bench: Bench) -> None:

@@ -250,7 +250,8 @@ def _install_inside(root: Path, *, with_devd: bool) -> None:
     programs.mkdir(parents=True, exist_ok=True)
     library = Path("usr/local/lib/bench")
     (root / library).mkdir(parents=True)
-    for name in ("peer", "proxied", "remote", "rounds"):
+    shutil.copy(INSIDE / "remote.py", root / library)
+    for name in ("peer", "proxied", "rounds"):
         shutil.copy(INSIDE / f"{name}.py", root / library)
         program = programs / f"bench-{name}"
         program.write_text(f'#!/bin/sh\nexec python3 /{library}/__main__.py {name} "$@"\n')

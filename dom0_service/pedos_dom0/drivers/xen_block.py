@@ -174,11 +174,10 @@ class XenBlock:
         if lease.frontend is None:
             return
         self._remember(lease)
-        gone = libxl_vbd(lease.vm_domid, lease.frontend)
         if self._has_ended(lease.vm_domid):
             # The toolstack takes down what it had, and until then that is attached. It does not for
             # one that has crashed and is kept, or says of itself that it is suspended.
-            if not await self._until(gone, lambda _: self._ours(lease) is None, SETTLE_SECONDS):
+            if not await self._goes(lease, lease.frontend):
                 await self._detach_by_force(lease)
             return
         if self._ours(lease) is None:
@@ -193,7 +192,7 @@ class XenBlock:
         if self._ours(lease) is None:
             return  # also if xl was not content: the domain may have ended meanwhile
         if failed is None:
-            if await self._until(gone, lambda _: self._ours(lease) is None, SETTLE_SECONDS):
+            if await self._goes(lease, lease.frontend):
                 return
             failed = DriverError(f"{what}: it is still there")
         if not force:
@@ -203,6 +202,11 @@ class XenBlock:
                 hint=f"unmount it in {lease.vm} and try again",
             ) from failed
         await self._detach_by_force(lease)
+
+    async def _goes(self, lease: Lease, frontend: str) -> bool:
+        """Whether the toolstack is done with it, waiting for that a moment."""
+        path = libxl_vbd(lease.vm_domid, frontend)
+        return await self._until(path, lambda _: self._ours(lease) is None, SETTLE_SECONDS)
 
     async def _detach_by_force(self, lease: Lease) -> None:
         assert lease.frontend is not None
