@@ -66,31 +66,37 @@ class Interrupted:
             return
         await self._reconciler.wait_settled(vm)
         missing = self._missing(vm)
+        # Where the row stays, the next service tries again.
         if not missing:
-            await self._let_go(vm, domid)
-            state.store.start_delete(vm)
-            outcome = "started"
-            logger.info("%s has all its devices: its start was interrupted at its end", vm)
+            if await self._let_go(vm, domid):
+                state.store.start_delete(vm)
+                outcome = "started"
+                logger.info("%s has all its devices: its start was interrupted at its end", vm)
+            else:
+                outcome = "failed: it was interrupted, and the VM could not be let go"
         elif await self._life.stop(vm, f"the start of {vm} was interrupted"):
             state.store.start_delete(vm)
             outcome = "failed: it was interrupted, and the VM was stopped"
             logger.warning("start of %s was interrupted; it was stopped", vm)
         else:
-            # The row stays, so that the next service tries again.
             outcome = "failed: it was interrupted, and the VM could not be stopped"
             logger.critical("start of %s was interrupted, and it could not be stopped", vm)
         state.audit.write(
             "start", request=None, caller=DOM0_NAME, vm=vm, outcome=outcome, missing=missing
         )
 
-    async def _let_go(self, vm: str, domid: int) -> None:
-        """A VM to which nothing is assigned may have been made, and wait for this."""
+    async def _let_go(self, vm: str, domid: int) -> bool:
+        """A VM that was made, and perhaps waits for this; False if nobody knows whether it does."""
         if self._state.plane is None:
-            return
+            return True
         try:
             await self._state.plane.resume(vm, domid)
         except DriverError as error:
+            if error.code != "failed":
+                logger.critical("%s", error)
+                return False
             logger.info("%s need not be let go: %s", vm, error)
+        return True
 
     async def _domid(self, vm: str) -> int | None:
         """The VM's domain, as soon as it is clear whether it has one."""

@@ -94,8 +94,10 @@ class TakeDown:
         self._ending: dict[str, trio.Event] = {}
         # Attachment -> why it must end, even if the target may refuse the end that is going on.
         self._insisted: dict[str, str] = {}
-        # What is still attached although it has ended, and is to be tried again.
+        # What is still attached although it has ended, and is to be tried again; and of which of
+        # these that stands in the audit log.
         self._left_over: set[str] = set()
+        self._noted: set[str] = set()
         # Attachment -> the attach that works on it; that one also undoes what it did.
         self.attempts: dict[str, Attempt] = {}
 
@@ -203,6 +205,7 @@ class TakeDown:
     def free(self, lease: Lease) -> None:
         """Gives the device back: lease, journal row, and word to those who watch."""
         self._state.leases.free(lease.attachment)
+        self._noted.discard(lease.attachment)
         with _journal_trouble(lease):
             self._state.store.journal_delete(lease.attachment)
         self._state.registry.touch(lease.key)
@@ -242,14 +245,16 @@ class TakeDown:
 
     def _try_again(self, lease: Lease, reason: str) -> None:
         logger.critical("%s is still attached to %s, and so nobody gets it", lease.key, lease.vm)
-        self._state.audit.write(
-            "left_over",
-            attachment=lease.attachment,
-            device_class=lease.key.device_class,
-            device=str(lease.key),
-            vm=lease.vm,
-            reason=reason,
-        )
+        if lease.attachment not in self._noted:
+            self._noted.add(lease.attachment)
+            self._state.audit.write(
+                "left_over",
+                attachment=lease.attachment,
+                device_class=lease.key.device_class,
+                device=str(lease.key),
+                vm=lease.vm,
+                reason=reason,
+            )
 
         async def later() -> None:
             await trio.sleep(AGAIN_SECONDS)

@@ -351,9 +351,10 @@ class VmLife:
         await state.agents.wait_for(vm, timeout=timeout, worthwhile=alive)
         return state.agents.at(vm, domid) is not None
 
-    async def _stop_again(self, vm: str) -> bool:
-        """Stops a VM whose start did not come to a good end; by force if it must be."""
-        for force in (False, True):
+    async def _stop_again(self, vm: str, *, waits: bool = False) -> bool:
+        """Stops a VM whose start did not come to a good end; by force if it must be, or if it
+        waits to be let go and so would hear nothing."""
+        for force in (True,) if waits else (False, True):
             try:
                 await self._state.driver.shutdown(vm, force)
                 return True
@@ -384,11 +385,12 @@ class VmLife:
             self._state.closing.discard(vm)
 
     async def stop(self, vm: str, reason: str) -> bool:
-        """Detaches everything and stops the VM, by force if it must be; False if it runs still."""
+        """Detaches everything from a VM whose start was interrupted, and stops it, by force if it
+        must be; False if it runs still."""
         self._state.closing.add(vm)
         try:
             await self._free_all(vm, reason, None)
-            stopped = await self._stop_again(vm)
+            stopped = await self._stop_again(vm, waits=self._state.plane is not None)
             await self._free_all(vm, reason, None)
         finally:
             self._state.closing.discard(vm)

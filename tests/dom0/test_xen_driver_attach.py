@@ -301,6 +301,7 @@ async def test_an_interrupted_start_leaves_no_vm_that_waits_for_ever(
         await killed.wait()
     await world.restart()
     await trio.sleep(100)
+    assert world.driver.shutdowns == [("vault", True)], "it would not hear a polite one"
     assert world.driver.infos["vault"].domid is None
     assert plane.plugged == {}
     world.assert_nothing_left()
@@ -341,6 +342,7 @@ async def test_what_the_toolstack_does_not_take_away_is_given_to_nobody_and_trie
     await trio.sleep(60)
     assert plane.did[2:] == ["unplug xvdi by force", "sys-usb export.stop"]
     assert plane.plugged == {}
+    assert len(world.audit("left_over")) == 1, "the log is for events, not for tries"
     world.assert_nothing_left()
 
 
@@ -383,6 +385,29 @@ async def test_an_interrupted_start_of_a_vm_without_devices_is_finished(
     is_made = world.driver.infos["vault"].domid is not None
     assert plane.did == (["resume vault"] if is_made else [])
     assert is_made == (step == "start.started")
+    world.assert_nothing_left()
+
+
+async def test_an_interrupted_start_is_tried_again_when_the_toolstack_hangs(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    killed = world.kill_at("start.started")
+
+    async def start() -> None:
+        with pytest.raises((CallError, trio.BrokenResourceError)):
+            await world.client.call("vm.start", vm="vault")
+
+    world.nursery.start_soon(start)
+    await killed.wait()
+    plane.refuse_resume = DriverError("xl hangs", code="timeout")
+    await world.restart()
+    await trio.sleep(100)
+    assert world.driver.infos["vault"].domid is not None
+    assert [row.vm for row in world.state.store.starts()] == ["vault"]
+    plane.refuse_resume = DriverError("it is not paused")
+    await world.restart()
+    await trio.sleep(100)
+    assert plane.did == ["resume vault"] * 2
     world.assert_nothing_left()
 
 

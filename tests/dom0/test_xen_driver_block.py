@@ -187,6 +187,34 @@ async def test_a_vm_that_rebooted_while_the_service_was_down_keeps_nothing(host:
         assert host.calls("block-detach") == [["block-detach", "--force", "6", "xvdi"]]
 
 
+@pytest.mark.parametrize(("device", "refused"), [("sda1", True), ("sda", True), ("sdb1", False)])
+async def test_nobody_else_gets_what_a_vm_may_come_back_with(
+    host: Host, device: str, refused: bool
+) -> None:
+    host.create(5, "work")
+    host.create(9, "personal")
+    asked = attrs.evolve(
+        LEASE, vm="personal", vm_domid=9, key=attrs.evolve(LEASE.key, device=device)
+    )
+    async with running(host) as driver:
+        await driver.plug(LEASE)
+        host.destroy(5)
+        await until(driver, "work", None)
+        await driver.unplug(LEASE, force=True)
+        host.create(6, "work")
+        await until(driver, "work", DomainInfo("work", 6, "Running"))
+        await until_watched(host, NODE_6)
+        if refused:
+            with pytest.raises(DriverError, match="work had sys-usb:sda1 and is just") as caught:
+                await driver.plug(asked)
+            assert caught.value.code == "busy"
+            assert not driver.is_plugged(asked)
+            driver._block.complete(6)  # its agent has connected
+            await settled(host)
+        await driver.plug(asked)
+        assert driver.is_plugged(asked)
+
+
 async def test_what_is_granted_after_a_reboot_stays(host: Host) -> None:
     host.create(5, "work")
     async with running(host) as driver:
@@ -290,6 +318,9 @@ async def test_a_vm_that_is_started_by_us_has_nothing_left_over(host: Host) -> N
         await until(driver, "work", DomainInfo("work", None, "Halted"))
         await driver.unplug(LEASE, force=True)
         domid = await driver.start("work")
+        # Nothing is waited for: the device is free, for others also.
+        await settled(host)
+        assert not driver._block._awaited
         again = attrs.evolve(LEASE, vm_domid=domid)
         await driver.plug(again)
         host.fire(NODE.replace("5", str(domid), 1))

@@ -221,6 +221,7 @@ class XenDriver:
         store = self._connected()
         for gone in self._seen - domids:
             store.unwatch(f"{DOMAINS}/{gone}/name")
+            self._block.forget(gone)
         for new in sorted(domids - self._seen):
             store.watch(f"{DOMAINS}/{new}/name")
         self._seen = domids
@@ -262,6 +263,7 @@ class XenDriver:
                 raise
             self._look()
             self._held_back |= domid
+            self._block.complete(max(domid))
         return max(domid)
 
     def _living(self, name: str) -> set[int]:
@@ -329,7 +331,9 @@ class XenDriver:
         if domid == DOM0_DOMID or name == DOM0_NAME:
             return await connect_unix(self._dom0_agent)
         # Waits for the agent by a watch; whoever called says for how long.
-        return VchanStream(await vchan.connect_when_there(DOM0_DOMID, domid, vchan.CONTROL_PORT))
+        channel = await vchan.connect_when_there(DOM0_DOMID, domid, vchan.CONTROL_PORT)
+        self._block.complete(domid)  # something runs in it
+        return VchanStream(channel)
 
     # DataPlane
 

@@ -97,6 +97,10 @@ class XenBlock:
         self._remembered: dict[str, list[tuple[float, Lease]]] = {}
         # What dom0 has given: domain and frontend.
         self._given: set[tuple[int, str | None]] = set()
+        # Where a domain may yet be given what its VM had before, and what ends the wait for that.
+        self._awaited: dict[tuple[int, str], tuple[Lease, trio.CancelScope]] = {}
+        # Domains that the toolstack gives nothing more by itself.
+        self._complete: set[int] = set()
 
     def free_frontend(self, domid: int, asked: str | None, taken: Collection[str]) -> str:
         """See DataPlane."""
@@ -133,6 +137,7 @@ class XenBlock:
         if frontend is None:
             raise DriverError(f"{lease.key} has no name in {lease.vm}")
         what = f"{lease.key} could not be attached to {lease.vm}"
+        self._refuse_awaited(lease)
         self._given.add((lease.vm_domid, frontend))
         await self._xl.run(*attach_arguments(lease, frontend), seconds=ATTACH_SECONDS, what=what)
         vbd = self._ours(lease)
@@ -144,6 +149,21 @@ class XenBlock:
                 hint=f"look at `journalctl -u pedos-devd` in {lease.key.backend}, "
                 "and whether its kernel has loaded xen-blkback",
             )
+
+    def _refuse_awaited(self, lease: Lease) -> None:
+        """A VM that reboots may be given its old device at any moment, and for as long as it takes
+        to take that away again, two VMs would write to it."""
+        for other, _ in self._awaited.values():
+            if (
+                other.vm_domid != lease.vm_domid
+                and other.backend_domid == lease.backend_domid
+                and _overlap(other.key.device, lease.key.device)
+            ):
+                raise DriverError(
+                    f"{other.vm} had {other.key} and is just rebooting",
+                    code="busy",
+                    hint=f"try again when {other.vm} has booted",
+                )
 
     async def _served(self, vbd: Vbd) -> bool:
         """Whether the source's hotplug script has come to a good end, waiting for it a moment."""
@@ -231,6 +251,17 @@ class XenBlock:
         since = trio.current_time() - REMEMBERED_SECONDS
         return [attrs.evolve(lease, vm_domid=domid) for when, lease in remembered if when > since]
 
+    def complete(self, domid: int) -> None:
+        """The toolstack is done with making this domain, and gives it nothing more by itself."""
+        self._complete.add(domid)
+        for other, waiting in self._awaited.values():
+            if other.vm_domid == domid:
+                waiting.cancel()
+
+    def forget(self, domid: int) -> None:
+        """There is no such domain any more."""
+        self._complete.discard(domid)
+
     async def clear_remembered(self, lease: Lease) -> None:
         """Takes away what the toolstack gives a VM that reboots, if it does, until it is gone.
 
@@ -238,24 +269,51 @@ class XenBlock:
         """
         assert lease.frontend is not None
         place = (lease.vm_domid, lease.frontend)
-        path = libxl_vbd(*place)
-        while True:
-            try:
-                await self._until(
-                    path,
-                    lambda _: self._ours(lease) is not None or place in self._given,
-                    REBOOT_SECONDS,
-                )
-                if place not in self._given and self._ours(lease) is not None:
-                    logger.info("%s came back with %s, which is taken away", lease.vm, lease.key)
-                    self._remember(lease)
-                    await self._detach_by_force(lease)
-                return
-            except DriverError as error:
-                logger.critical("%s has %s without a lease: %s", lease.vm, lease.key, error)
-            if self._has_ended(lease.vm_domid):
-                return
-            await trio.sleep(AGAIN_SECONDS)
+        if place in self._awaited:
+            return  # a new domain was seen, and then a lease of the old one
+        waiting = trio.CancelScope()
+        self._awaited[place] = (lease, waiting)
+        try:
+            with waiting:
+                if lease.vm_domid not in self._complete:
+                    await self._is_given_again(lease, place)
+            while True:
+                if await self._cleared(lease, place):
+                    return
+                await trio.sleep(AGAIN_SECONDS)
+        finally:
+            del self._awaited[place]
+
+    async def _is_given_again(self, lease: Lease, place: tuple[int, str]) -> None:
+        try:
+            await self._until(
+                libxl_vbd(*place),
+                lambda _: self._ours(lease) is not None or place in self._given,
+                REBOOT_SECONDS,
+            )
+        except DriverError as error:
+            logger.error("what %s came back with: %s", lease.vm, error)
+
+    async def _cleared(self, lease: Lease, place: tuple[int, str]) -> bool:
+        """Whether it has not got what it had, or what it has was given to it by dom0."""
+        try:
+            if place in self._given or self._ours(lease) is None:
+                return True
+            logger.info("%s came back with %s, which is taken away", lease.vm, lease.key)
+            self._remember(lease)
+            await self._detach_by_force(lease)
+            if await self._goes(lease, lease.frontend or ""):
+                return True
+            logger.critical("%s has %s without a lease", lease.vm, lease.key)
+        except DriverError as error:
+            logger.critical("%s has %s without a lease: %s", lease.vm, lease.key, error)
+        return self._has_ended(lease.vm_domid)
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one may be a part of the other: the kernel's name of a partition begins with that of
+    its disk."""
+    return one.startswith(other) or other.startswith(one)
 
 
 def _not_detached(lease: Lease) -> str:
