@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from . import image
 from .__main__ import debs
 from .bench import Bench, show_times
-from .driving import POLICY, STICK, connected, devices, is_there, plug, wait_until
+from .driving import POLICY, STICK, devices, is_there, plug, reboot, run_personal, wait_for
 
 GUESTS = ("sys-usb", "work")
 
@@ -44,12 +45,17 @@ def run_driver_domain(bench: Bench) -> None:
     """It runs, and its agent is connected; another test may have destroyed it."""
     if not is_there(bench, "sys-usb"):
         bench.start("sys-usb")
-        wait_until(bench, "dom0", connected("sys-usb"))
+        wait_for(bench, "agent sys-usb")
 
 
 @pytest.fixture
 def stick(bench: Bench) -> str:
     """The stick, plugged into the driver domain. Nobody has it: whatever the test before left."""
+    give_stick(bench)
+    return STICK
+
+
+def give_stick(bench: Bench) -> None:
     bench.run("dom0", f"rm -f {POLICY}").check()
     parts = {name: part for name, part in devices(bench).items() if name.startswith(STICK)}
     for name, part in parts.items():
@@ -58,7 +64,20 @@ def stick(bench: Bench) -> str:
     if not any(part["present"] for part in parts.values()):
         run_driver_domain(bench)
         plug(bench)
-    return STICK
+
+
+@pytest.fixture(scope="session")
+def rebooted(bench: Bench) -> Iterator[Callable[[], None]]:
+    """A reboot of "personal", which has the stick. Call what this gives to wait for its end.
+
+    It takes a minute in which dom0 has little to do, so it begins with the first test that may run
+    beside it.
+    """
+    give_stick(bench)
+    run_personal(bench)
+    bench.run("dom0", f"qvm-block attach personal {STICK}1").check()
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        yield threads.submit(reboot, bench, "personal").result
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ STICK = "sys-usb:sda"
 HOSTS = "/sys/bus/pseudo/drivers/scsi_debug/add_host"
 START_LIMIT = 240.0  # seconds; a guest boots in it
 WAIT_LIMIT = 90.0  # seconds; for what takes a second or two on hardware
+PAUSE = 0.5  # seconds between two looks that cost the bench nothing
 
 
 def domid(bench: Bench, name: str) -> int:
@@ -36,10 +38,18 @@ def wait_until(bench: Bench, where: str, condition: str, limit: float = WAIT_LIM
     assert done.status == 0, f"not so within {limit:g} s in {where}: {condition}\n{done.text}"
 
 
+def wait_for(bench: Bench, *conditions: str, limit: float = WAIT_LIMIT) -> None:
+    """Until dom0's service says that all of these hold: see inside/look.py."""
+    done = bench.run_argv("dom0", ["bench-look", "until", *conditions], limit=limit)
+    assert done.status == 0, f"not so within {limit:g} s: {conditions}\n{done.text}"
+
+
 def devices(bench: Bench) -> dict[str, dict[str, Any]]:
     """What dom0 lists of block devices, by their names, SOURCE:ID."""
-    said = bench.run("dom0", "qvm-device block list --json").check()
-    return {f"{each['backend']}:{each['device']}": each for each in json.loads(said)["devices"]}
+    found: dict[str, dict[str, Any]] = json.loads(
+        bench.run_argv("dom0", ["bench-look", "devices"]).check()
+    )
+    return found
 
 
 def holders(bench: Bench, name: str) -> list[str]:
@@ -47,26 +57,12 @@ def holders(bench: Bench, name: str) -> list[str]:
     return [attachment["vm"] for attachment in devices(bench)[name]["attachments"]]
 
 
-def listed(name: str, *, attached: bool | None = None) -> str:
-    """A condition for dom0's shell: the device is in the list (and attached to a VM or not)."""
-    found = f"qvm-block list 2>/dev/null | grep '^{name} '"
-    if attached is None:
-        return f"{found} >/dev/null"
-    return f"{found} | grep {'' if attached else '-v '}-q attached:"
-
-
-def connected(*names: str) -> str:
-    """A condition for dom0's shell: the agents of these VMs are connected."""
-    found = " && ".join(f"echo \"$vms\" | grep -q '^{name} .* yes$'" for name in names)
-    return f"vms=$(qvm-ls 2>/dev/null) && {found}"
-
-
 def plug(bench: Bench) -> None:
     """Puts the stick into the driver domain; returns when dom0 lists it."""
     bench.run(
         "sys-usb", f"modprobe scsi_debug dev_size_mb=32 num_parts=2 add_host=0; echo 1 > {HOSTS}"
     ).check()
-    wait_until(bench, "dom0", f"{listed(STICK)} && {listed(STICK + '2')}")
+    wait_for(bench, f"listed {STICK}", f"listed {STICK}2")
 
 
 def unplug(bench: Bench) -> None:
@@ -94,19 +90,15 @@ def run_personal(bench: Bench) -> None:
     """The third VM runs, and its agent is connected."""
     if not is_there(bench, "personal"):
         bench.run("dom0", "qvm-start personal", limit=START_LIMIT).check()
-        bench.wait_for_boot("personal")
-    wait_until(bench, "dom0", connected("personal"))
+    wait_for(bench, "agent personal")
 
 
 def reboot(bench: Bench, name: str) -> None:
-    """Returns when the VM's next domain has booted, and its agent is connected."""
+    """Returns when the agent of the VM's next domain is connected."""
     before = domid(bench, name)
     bench.run("dom0", f"xl reboot {name}").check()
-    # Its console, over which the bench speaks with it, comes a moment after its number.
-    again = (
-        f'd=$(xl domid {name} 2>/dev/null) && [ "$d" -gt {before} ] '
-        "&& xenstore-read /local/domain/$d/console/tty >/dev/null 2>&1"
-    )
-    wait_until(bench, "dom0", again, START_LIMIT)
-    bench.wait_for_boot(name)
-    wait_until(bench, "dom0", connected(name))
+    end = time.monotonic() + START_LIMIT
+    while (now := bench.run_argv("dom0", ["domid", name])).status or int(now.out) == before:
+        assert time.monotonic() < end, f"{name} does not come back"
+        time.sleep(PAUSE)
+    wait_for(bench, f"agent {name}", limit=START_LIMIT)

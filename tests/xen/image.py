@@ -41,6 +41,9 @@ NEEDED = {
 MODULES = ("crc32c-intel", "crc32c_generic", "nvme", "xen-blkfront", "ext4", "overlay")
 BUSYBOX = ("sh", "mount", "mkdir", "insmod", "switch_root", "sleep", "cat")
 
+#: The bench's programs in Python, which run in forks of one process (inside/warm.py).
+WARM = ("peer", "proxied", "look", "rounds")
+
 #: Half of a stock kernel's modules are for hardware that the bench cannot have.
 LEFT_OUT = (
     "drivers/ata",
@@ -241,30 +244,31 @@ def _install_inside(root: Path, *, with_devd: bool) -> None:
     """What belongs to the bench itself; the project's packages have a unit for `xl devd`."""
     for name in ("bench-link", "on"):
         shutil.copy(INSIDE / name, root / "usr/local/sbin" / name)
-    units = {"bench-link.service": "sysinit.target.wants"}
+    units = {
+        "bench-link.service": "sysinit.target.wants",
+        "bench-warm.socket": "sockets.target.wants",
+    }
     if not with_devd:
         units["bench-devd.service"] = "multi-user.target.wants"
-    for name in units:
+    for name in (*units, "bench-warm.service"):
         shutil.copy(INSIDE / name, root / "etc/systemd/system" / name)
     programs = root / "usr/local/bin"
     programs.mkdir(parents=True, exist_ok=True)
     library = Path("usr/local/lib/bench")
     (root / library).mkdir(parents=True)
-    shutil.copy(INSIDE / "remote.py", root / library)
-    for name in ("peer", "proxied", "rounds"):
+    for name in ("warm", "remote", *WARM):
         shutil.copy(INSIDE / f"{name}.py", root / library)
-        program = programs / f"bench-{name}"
-        program.write_text(f'#!/bin/sh\nexec python3 /{library}/__main__.py {name} "$@"\n')
-        program.chmod(0o755)
+    for name in WARM:
+        (programs / f"bench-{name}").symlink_to("bench-warm")
     # Compiling a program at each start takes longer than starting it.
     (root / library / "__main__.py").write_text(
         "import importlib, sys\nimportlib.import_module(sys.argv.pop(1)).main()\n"
     )
     _run("chroot", root, "python3", "-m", "compileall", "-q", f"/{library}")
     flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror"]
-    for name in ("pingpong", "liar"):
-        made = ["-lxenvchan", "-lxenevtchn", "-o", programs / f"bench-{name}"]
-        _run("gcc", *flags, INSIDE / f"{name}.c", *made)
+    vchan = ("-lxenvchan", "-lxenevtchn")
+    for name, libraries in (("pingpong", vchan), ("liar", vchan), ("warm", ())):
+        _run("gcc", *flags, INSIDE / f"{name}.c", *libraries, "-o", programs / f"bench-{name}")
     for name, guest in GUESTS.items():
         (root / "etc/xen" / f"{name}.cfg").write_text(_configuration(name, guest))
     (root / "etc/machine-id").write_text(hashlib.md5(b"bench").hexdigest() + "\n")

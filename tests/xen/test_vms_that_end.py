@@ -1,4 +1,6 @@
-"""VMs that reboot or are destroyed while they lend or borrow. Last, for some do not come back."""
+"""VMs that reboot or are destroyed while they lend or borrow, and peers that end with them.
+
+Last, for some do not come back."""
 
 from __future__ import annotations
 
@@ -6,27 +8,36 @@ from typing import TYPE_CHECKING
 
 from .channels import DEATH_WITHIN, ended
 from .driving import (
+    STICK,
     domid,
     holders,
-    listed,
-    reboot,
     run_personal,
     traces,
+    wait_for,
     wait_until,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .bench import Bench
 
 
-def test_a_reboot_ends_what_a_vm_had_and_it_can_have_it_again(bench: Bench, stick: str) -> None:
-    run_personal(bench)
-    bench.run("dom0", f"qvm-block attach personal {stick}1").check()
-    reboot(bench, "personal")
-    assert holders(bench, f"{stick}1") == []
+def test_a_reboot_ends_what_a_vm_had_and_it_can_have_it_again(
+    bench: Bench, rebooted: Callable[[], None]
+) -> None:
+    rebooted()
+    assert holders(bench, f"{STICK}1") == []
     assert not bench.run("personal", "ls /dev | grep xvdi").out
     assert not traces(bench, "personal")
-    bench.run("dom0", f"qvm-block attach personal {stick}1").check()
+    bench.run("dom0", f"qvm-block attach personal {STICK}1").check()
+
+
+def test_the_end_of_a_process_is_noticed_within_a_second(bench: Bench) -> None:
+    """By the kernel's last word."""
+    run_personal(bench)
+    killed = ended(bench, "pkill -9 -f '[p]eer echo'; date +%s.%N", "personal")
+    assert all("closed" in how and after < DEATH_WITHIN for how, after in killed), killed
 
 
 WRITING = (
@@ -53,7 +64,7 @@ def test_a_target_that_is_destroyed_gives_back_the_device_and_its_peers_know(
         ("gone without closing" in how or "died" in how) and after < DEATH_WITHIN
         for how, after in destroyed
     ), destroyed
-    wait_until(bench, "dom0", listed(f"{stick}1", attached=False))
+    wait_for(bench, f"free {stick}1")
     left = f"xenstore-ls -f /local/domain/{domid(bench, 'sys-usb')}/backend | grep '/vbd/{number}/'"
     wait_until(bench, "dom0", f"! {left}")
     bench.run("dom0", f"qvm-block attach work {stick}1").check()
@@ -63,7 +74,7 @@ def test_a_source_that_is_destroyed_is_not_listed_nor_attached(bench: Bench, sti
     bench.run("dom0", f"qvm-block attach work {stick}1").check()
     bench.run("work", WRITING).check()
     bench.run("dom0", "xl destroy sys-usb").check()
-    wait_until(bench, "dom0", f"! {listed(stick + '1')}")
+    wait_for(bench, f"gone {stick}1")
     # Its kernel never gets an answer to what was on its way (docs/xen.md); dom0 is done with it.
     assert bench.run("work", "hostname").check() == "work\n"
     left = f"xenstore-ls -f /libxl/{domid(bench, 'work')}/device | grep -c vbd/51840"

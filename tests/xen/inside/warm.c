@@ -1,0 +1,64 @@
+/* Has a program of the bench run by bench-warm.service, which has it loaded: bench-peer, bench-look, ...
+ *
+ * The name it is called by and its arguments go there in one message, with its standard input, output
+ * and error; a byte that comes back is the exit status. To end this ends the program.
+ */
+#include <errno.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define STANDARD 3
+#define KILLED 137
+
+int main(int argc, char **argv) {
+    static char text[65536];
+    size_t length = 0;
+    argv[0] = basename(argv[0]);
+    for (int i = 0; i < argc; i++) {
+        size_t size = strlen(argv[i]) + 1;
+        if (size > sizeof text - length) {
+            fputs("bench: too many arguments\n", stderr);
+            return 2;
+        }
+        memcpy(text + length, argv[i], size);
+        length += size;
+    }
+
+    struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = "/run/bench-warm.sock"};
+    int connection = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (connection < 0 || connect(connection, (struct sockaddr *)&address, sizeof address) < 0) {
+        perror("bench: bench-warm.socket");
+        return 1;
+    }
+
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(STANDARD * sizeof(int))];
+    } control = {0};
+    struct iovec part = {.iov_base = text, .iov_len = length};
+    struct msghdr message = {
+        .msg_iov = &part,
+        .msg_iovlen = 1,
+        .msg_control = &control,
+        .msg_controllen = sizeof control,
+    };
+    control.header.cmsg_level = SOL_SOCKET;
+    control.header.cmsg_type = SCM_RIGHTS;
+    control.header.cmsg_len = CMSG_LEN(STANDARD * sizeof(int));
+    memcpy(CMSG_DATA(&control.header), (int[]){0, 1, 2}, STANDARD * sizeof(int));
+    if (sendmsg(connection, &message, MSG_NOSIGNAL) < 0) {
+        perror("bench: bench-warm.service");
+        return 1;
+    }
+
+    unsigned char status;
+    ssize_t got;
+    do
+        got = recv(connection, &status, sizeof status, 0);
+    while (got < 0 && errno == EINTR);
+    return got == sizeof status ? status : KILLED;
+}
