@@ -207,10 +207,16 @@ def children() -> dict[int, str]:
     found = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            stat = Path("/proc", name, "stat").read_text()
-            if int(stat.rpartition(")")[2].split()[1]) == os.getpid():
+            while True:
+                stat = Path("/proc", name, "stat").read_text()
+                state, parent, *_ = stat.rpartition(")")[2].split()
+                if int(parent) != os.getpid():
+                    break
                 line = Path("/proc", name, "cmdline").read_text()
-                found[int(name)] = line.replace("\0", " ")
+                # One that is just becoming another program has no command line for a moment.
+                if line or state in "ZX":
+                    found[int(name)] = line.replace("\0", " ")
+                    break
         except OSError:
             continue  # ended while we looked
     return found
