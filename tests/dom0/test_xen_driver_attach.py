@@ -286,18 +286,19 @@ async def test_a_start_that_fails_leaves_nothing_half_made(
     world.assert_nothing_left()
 
 
+async def start_in_vain(world: World) -> None:
+    """Asks for a start that the service will not live to answer."""
+    with pytest.raises((CallError, trio.BrokenResourceError)):
+        await world.client.call("vm.start", vm="vault")
+
+
 async def test_an_interrupted_start_leaves_no_vm_that_waits_for_ever(
     world: World, plane: FakePlane, autojump_clock: Clock
 ) -> None:
     await assign(world)
     killed = world.kill_at("start.plugged")
     async with trio.open_nursery() as nursery:
-
-        async def start() -> None:
-            with pytest.raises((CallError, trio.BrokenResourceError)):
-                await world.client.call("vm.start", vm="vault")
-
-        nursery.start_soon(start)
+        nursery.start_soon(start_in_vain, world)
         await killed.wait()
     await world.restart()
     await trio.sleep(100)
@@ -374,11 +375,7 @@ async def test_an_interrupted_start_of_a_vm_without_devices_is_finished(
 ) -> None:
     killed = world.kill_at(step)
 
-    async def start() -> None:
-        with pytest.raises((CallError, trio.BrokenResourceError)):
-            await world.client.call("vm.start", vm="vault")
-
-    world.nursery.start_soon(start)
+    world.nursery.start_soon(start_in_vain, world)
     await killed.wait()
     await world.restart()
     await trio.sleep(100)
@@ -393,11 +390,7 @@ async def test_an_interrupted_start_is_tried_again_when_the_toolstack_hangs(
 ) -> None:
     killed = world.kill_at("start.started")
 
-    async def start() -> None:
-        with pytest.raises((CallError, trio.BrokenResourceError)):
-            await world.client.call("vm.start", vm="vault")
-
-    world.nursery.start_soon(start)
+    world.nursery.start_soon(start_in_vain, world)
     await killed.wait()
     plane.refuse_resume = DriverError("xl hangs", code="timeout")
     await world.restart()

@@ -171,6 +171,16 @@ async def test_a_vm_that_reboots_does_not_keep_what_it_had(host: Host, in_time: 
         assert host.calls("block-detach") == [*before, ["block-detach", "--force", "6", "xvdi"]]
 
 
+async def reboots(host: Host, driver: XenDriver) -> None:
+    """Domain 5 has a lease and ends, domain 6 follows; returns when it may be given the device."""
+    host.destroy(5)
+    await until(driver, "work", None)
+    await driver.unplug(LEASE, force=True)
+    host.create(6, "work")
+    await until(driver, "work", DomainInfo("work", 6, "Running"))
+    await until_watched(host, NODE_6)
+
+
 async def gives_again(host: Host, driver: XenDriver) -> None:
     """The toolstack gives domain 6 what domain 5 had; returns when that is taken away."""
     host.lend(NODE_6, BACKEND_6, SCRIPT)
@@ -198,12 +208,7 @@ async def test_nobody_else_gets_what_a_vm_may_come_back_with(
     )
     async with running(host) as driver:
         await driver.plug(LEASE)
-        host.destroy(5)
-        await until(driver, "work", None)
-        await driver.unplug(LEASE, force=True)
-        host.create(6, "work")
-        await until(driver, "work", DomainInfo("work", 6, "Running"))
-        await until_watched(host, NODE_6)
+        await reboots(host, driver)
         if refused:
             with pytest.raises(DriverError, match="work had sys-usb:sda1 and is just") as caught:
                 await driver.plug(asked)
@@ -219,12 +224,7 @@ async def test_what_is_granted_after_a_reboot_stays(host: Host) -> None:
     host.create(5, "work")
     async with running(host) as driver:
         await driver.plug(LEASE)
-        host.destroy(5)
-        await until(driver, "work", None)
-        await driver.unplug(LEASE, force=True)
-        host.create(6, "work")
-        await until(driver, "work", DomainInfo("work", 6, "Running"))
-        await until_watched(host, NODE_6)
+        await reboots(host, driver)
         again = attrs.evolve(LEASE, vm_domid=6)
         await driver.plug(again)
         host.fire(NODE_6)

@@ -197,7 +197,7 @@ class XenBlock:
         if self._has_ended(lease.vm_domid):
             # The toolstack takes down what it had, and until then that is attached. It does not for
             # one that has crashed and is kept, or says of itself that it is suspended.
-            if not await self._goes(lease, lease.frontend):
+            if not await self._goes(lease):
                 await self._detach_by_force(lease)
             return
         if self._ours(lease) is None:
@@ -212,7 +212,7 @@ class XenBlock:
         if self._ours(lease) is None:
             return  # also if xl was not content: the domain may have ended meanwhile
         if failed is None:
-            if await self._goes(lease, lease.frontend):
+            if await self._goes(lease):
                 return
             failed = DriverError(f"{what}: it is still there")
         if not force:
@@ -223,9 +223,10 @@ class XenBlock:
             ) from failed
         await self._detach_by_force(lease)
 
-    async def _goes(self, lease: Lease, frontend: str) -> bool:
+    async def _goes(self, lease: Lease) -> bool:
         """Whether the toolstack is done with it, waiting for that a moment."""
-        path = libxl_vbd(lease.vm_domid, frontend)
+        assert lease.frontend is not None
+        path = libxl_vbd(lease.vm_domid, lease.frontend)
         return await self._until(path, lambda _: self._ours(lease) is None, SETTLE_SECONDS)
 
     async def _detach_by_force(self, lease: Lease) -> None:
@@ -302,7 +303,7 @@ class XenBlock:
             logger.info("%s came back with %s, which is taken away", lease.vm, lease.key)
             self._remember(lease)
             await self._detach_by_force(lease)
-            if await self._goes(lease, lease.frontend or ""):
+            if await self._goes(lease):
                 return True
             logger.critical("%s has %s without a lease", lease.vm, lease.key)
         except DriverError as error:
