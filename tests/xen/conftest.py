@@ -17,6 +17,12 @@ from .driving import POLICY, STICK, devices, is_there, plug, reboot, run_persona
 
 GUESTS = ("sys-usb", "work")
 
+#: What the toolstack and the guests' kernels said, without the harness's own lines.
+XEN_LOGS = (
+    "for log in /var/log/xen/xl-*.log /var/log/xen/console/guest-*.log; do "
+    "echo \"$log:\"; grep -av -e '^@@ ' -e '^.\\?$' $log | tail -n 40; done"
+)
+
 # Booting takes minutes: `make test` leaves all this out.
 collect_ignore_glob = [] if os.environ.get("PEDOS_XEN") else ["test_*.py"]
 
@@ -88,10 +94,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     booted = getattr(item, "funcargs", {}).get("bench")
     if not report.failed or not isinstance(booted, Bench):
         return
-    for name in ("dom0", *GUESTS):
+    journal = "journalctl -b --no-pager -n 60"
+    asked = {f"journal of {name}": (name, journal) for name in ("dom0", *GUESTS)}
+    for title, (name, script) in {**asked, "logs of Xen's tools": ("dom0", XEN_LOGS)}.items():
         try:
-            said = booted.run(name, "journalctl -b --no-pager -n 60", limit=30).out
+            said = booted.run(name, script, limit=30).out
         except Exception as error:  # the bench may be what failed
             said = str(error)
-        report.sections.append((f"journal of {name}", said))
+        report.sections.append((title, said))
     report.sections.append(("console", booted.console()))
