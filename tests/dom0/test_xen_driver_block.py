@@ -220,6 +220,19 @@ async def test_nobody_else_gets_what_a_vm_may_come_back_with(
         assert driver.is_plugged(asked)
 
 
+async def test_others_get_what_a_vm_had_that_dies_while_it_boots(host: Host) -> None:
+    host.create(5, "work")
+    host.create(9, "personal")
+    asked = attrs.evolve(LEASE, vm="personal", vm_domid=9)
+    async with running(host) as driver:
+        await driver.plug(LEASE)
+        await reboots(host, driver)
+        host.destroy(6)
+        await settled(host)
+        await driver.plug(asked)
+        assert driver.is_plugged(asked)
+
+
 async def test_what_is_granted_after_a_reboot_stays(host: Host) -> None:
     host.create(5, "work")
     async with running(host) as driver:

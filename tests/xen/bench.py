@@ -243,27 +243,27 @@ class Bench:
         end = time.monotonic() + limit + 2 * REPEAT
         try:
             while request.answer is None:
-                self._send(request.message)
-                pause = REPEAT_RUNNING if request.running else REPEAT
-                before = request.running
-                deadline = min(end, time.monotonic() + pause)
-                while request.answer is None and time.monotonic() < deadline:
-                    if request.heard.wait(min(1.0, max(0.0, deadline - time.monotonic()))):
-                        request.heard.clear()
-                        if request.running and not before:
-                            break
-                    self._must_run()
-                if request.running and not before and request.answer is None:
-                    request.heard.wait(REPEAT_RUNNING)
-                    request.heard.clear()
-                if time.monotonic() >= end and request.answer is None:
+                if time.monotonic() >= end:
                     raise BenchError(f"{where} does not answer: {argv}\n{self.console()}")
+                self._send(request.message)
+                self._wait(request, end)
         finally:
             with self._lock:
                 del self._open[number]
         answer = request.answer
         self._log(f"{where} < {answer['status']} {shown}")
         return Result(int(str(answer["status"])), str(answer["out"]), str(answer["err"]))
+
+    def _wait(self, request: _Request, end: float) -> None:
+        """Until its answer is there, or it is time to send it again."""
+        sent = time.monotonic()
+        while request.answer is None:
+            pause = REPEAT_RUNNING if request.running else REPEAT
+            if time.monotonic() >= min(end, sent + pause):
+                return
+            request.heard.wait(1.0)
+            request.heard.clear()
+            self._must_run()
 
     def _must_run(self) -> None:
         if self._qemu is None or self._qemu.poll() is not None:

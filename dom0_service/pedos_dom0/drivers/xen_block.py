@@ -255,13 +255,17 @@ class XenBlock:
     def complete(self, domid: int) -> None:
         """The toolstack is done with making this domain, and gives it nothing more by itself."""
         self._complete.add(domid)
+        self._await_no_more(domid)
+
+    def forget(self, domid: int) -> None:
+        """There is no such domain any more, and so nothing that the toolstack may give it."""
+        self._complete.discard(domid)
+        self._await_no_more(domid)
+
+    def _await_no_more(self, domid: int) -> None:
         for other, waiting in self._awaited.values():
             if other.vm_domid == domid:
                 waiting.cancel()
-
-    def forget(self, domid: int) -> None:
-        """There is no such domain any more."""
-        self._complete.discard(domid)
 
     async def clear_remembered(self, lease: Lease) -> None:
         """Takes away what the toolstack gives a VM that reboots, if it does, until it is gone.

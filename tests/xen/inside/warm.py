@@ -14,11 +14,10 @@ import signal
 import socket
 import sys
 import traceback
+from pathlib import Path
 
 LISTENING = 3  # sd_listen_fds(3)
 MESSAGE_MAX = 65536
-#: What there is to import: the last two want the project's packages, which a bench may be without.
-PROGRAMS = ("peer", "proxied", "look", "rounds")
 
 
 def run(connection: socket.socket) -> int:
@@ -45,9 +44,9 @@ def run(connection: socket.socket) -> int:
 
 def main() -> None:
     listening = socket.socket(fileno=LISTENING)
-    for program in PROGRAMS:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(program)
+    for program in Path(__file__).parent.glob("[!_]*.py"):
+        with contextlib.suppress(ImportError):  # a bench may be without the project's packages
+            importlib.import_module(program.stem)
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
