@@ -118,6 +118,8 @@ async def start_parts(state: State, nursery: trio.Nursery) -> Api:
     reconciler = Reconciler(state, takedown)
     api = Api(state, transaction, takedown, reconciler, Operations(nursery))
     rows = reconciler.load_journal()
+    if state.plane is not None:
+        state.plane.adopt(rows)
     starts = api.interrupted.load()
     await nursery.start(Control(state, takedown, reconciler, api).run)
     for lease in rows:

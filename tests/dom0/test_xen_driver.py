@@ -11,6 +11,7 @@ import trio
 from pedos_dom0.drivers import xen
 from pedos_dom0.drivers.base import DomainInfo, DriverError, HypervisorLost
 from pedos_dom0.drivers.xen import XenDriver
+from pedos_dom0.leases import Lease
 
 from tests.dom0.xen_host import Host
 
@@ -23,11 +24,13 @@ def host(tmp_path: Path) -> Host:
 
 
 @contextlib.asynccontextmanager
-async def running(host: Host) -> AsyncIterator[XenDriver]:
+async def running(host: Host, *leases: Lease) -> AsyncIterator[XenDriver]:
+    """The leases stand in the journal."""
     driver = host.driver()
     with trio.fail_after(SECONDS):
         async with trio.open_nursery() as nursery:
             await nursery.start(driver.run)
+            driver.adopt(leases)
             yield driver
             nursery.cancel_scope.cancel()
 

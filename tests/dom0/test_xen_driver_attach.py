@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,15 @@ class FakePlane:
     def __init__(self) -> None:
         self.plugged: dict[str, Lease] = {}
         self.did: list[str] = []
+        self.adopted: list[Lease] = []
         self.refuse_plug: DriverError | None = None
         # What a target says to a polite unplug, and its answer to a forced one.
         self.refuse_unplug: DriverError | None = None
         self.refuse_force: DriverError | None = None
         self.refuse_resume: DriverError | None = None
+
+    def adopt(self, leases: Iterable[Lease]) -> None:
+        self.adopted.extend(leases)
 
     def free_frontend(self, domid: int, asked: str | None, taken: Collection[str]) -> str:
         free = next(name for name in ("xvdi", "xvdj", "xvdk") if name not in taken)
@@ -239,6 +243,7 @@ async def test_after_a_restart_what_xenstore_has_is_kept_and_all_else_ended(
     await world.kill()
     del plane.plugged[gone]  # somebody ran `xl block-detach`
     await world.start()
+    assert {str(lease.key) for lease in plane.adopted} == {"sys-usb:sda", "sys-usb:sdb"}
     await trio.sleep(60)
     assert [str(lease.key) for lease in world.state.leases] == ["sys-usb:sda"]
     assert len(plane.plugged) == 1

@@ -35,6 +35,8 @@ def fire(*paths):
 def domains():
     folder = store / "local" / "domain"
     return {{int(each.name): each for each in folder.iterdir() if (each / "name").exists()}}
+def made(domid):
+    (root / "userdata" / f"userdata-d.{{domid}}.uuid.libxl-json").touch()
 def end(domid):
     shutil.rmtree(store / "local" / "domain" / str(domid))
     shutil.rmtree(store / "libxl" / str(domid), ignore_errors=True)
@@ -57,6 +59,7 @@ def work():
         last.write_text(str(domid))
         put(f"/local/domain/{{domid}}/vm", f"/vm/uuid-{{domid}}")
         put(f"/local/domain/{{domid}}/name", name)
+        made(domid)
         if "-p" in rest:
             (store / "local" / "domain" / str(domid) / "flags").write_text("--p---")
         fire("@introduceDomain")
@@ -145,7 +148,7 @@ class Host:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in ("store/local/domain/0", "news", "etc"):
+        for name in ("store/local/domain/0", "news", "etc", "userdata"):
             (root / name).mkdir(parents=True)
         (root / "news" / "events").touch()
         program = root / "xl"
@@ -159,6 +162,7 @@ class Host:
             dom0_agent=self.root / "agent.sock",
             xl=str(self.root / "xl"),
             open_store=self.open_store,
+            userdata=self.root / "userdata",
         )
 
     def open_store(self) -> FolderStore:
@@ -192,11 +196,17 @@ class Host:
         with (self.root / "news" / "events").open("a") as file:
             file.write("".join(path + "\n" for path in paths))
 
-    def create(self, domid: int, name: str) -> None:
-        """Somebody runs plain `xl create`."""
+    def create(self, domid: int, name: str, *, made: bool = True) -> None:
+        """Somebody runs plain `xl create`, which may not have come to its end yet."""
+        if made:
+            self.made(domid)
         self.put(f"/local/domain/{domid}/vm", f"/vm/uuid-{domid}")
         self.put(f"/local/domain/{domid}/name", name)
         self.fire("@introduceDomain")
+
+    def made(self, domid: int) -> None:
+        """The toolstack has made the domain, with all that it gives it."""
+        (self.root / f"userdata/userdata-d.{domid}.uuid.libxl-json").touch()
 
     def destroy(self, domid: int) -> None:
         """Somebody runs plain `xl destroy`."""

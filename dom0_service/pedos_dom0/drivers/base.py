@@ -13,7 +13,7 @@ import attrs
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from pedos_dom0.leases import Lease
 
@@ -90,6 +90,11 @@ class DataPlane(Protocol):
 
     # Seconds from the start of a VM to its agent's first report.
     boot_timeout: float
+
+    def adopt(self, leases: Iterable[Lease]) -> None:
+        """These attachments stand in the journal, and there are no others: what else of ours a
+        domain has is taken away from now on. Called once, before anything is plugged."""
+        ...
 
     def free_frontend(self, domid: int, asked: str | None, taken: Collection[str]) -> str:
         """A name for a device in that domain: the one that is asked for, or the first that is

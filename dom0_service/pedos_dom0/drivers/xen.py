@@ -13,7 +13,6 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import attrs
 import trio
 from pedos_vchan import xen as vchan
 from pedos_vchan.folder_watch import FolderWatch
@@ -38,10 +37,11 @@ from pedos_dom0.drivers.xen_store import (
     picture,
     seen_domains,
 )
+from pedos_dom0.drivers.xen_strays import USERDATA
 from pedos_dom0.drivers.xl import Xl, parse_list
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from pedos_dom0.drivers.xen_block import Store
     from pedos_dom0.leases import Lease
@@ -82,7 +82,8 @@ class XenDriver:
     """Driver and DataPlane for a Xen host; see both for the promises.
 
     `config_dirs` hold NAME.cfg for every VM that may be started, `dom0_agent` is the socket of
-    dom0's own agent. `xl` is the program, `open_store` makes a connection to xenstore.
+    dom0's own agent. `xl` is the program, `open_store` makes a connection to xenstore, `userdata`
+    is the folder of libxl.
     """
 
     boot_timeout = BOOT_SECONDS
@@ -94,6 +95,7 @@ class XenDriver:
         dom0_agent: Path,
         xl: str = "xl",
         open_store: Callable[[], WatchedStore] = vchan.Store,
+        userdata: Path = USERDATA,
     ) -> None:
         self._config_dirs = tuple(config_dirs)
         self._dom0_agent = dom0_agent
@@ -111,7 +113,9 @@ class XenDriver:
         self._creating = trio.Lock()  # xl has a lock of its own, and a deadline runs meanwhile
         self._turn = trio.Event()
         self._nursery: trio.Nursery | None = None
-        self._block = XenBlock(self._xl, self._connected, self._new_store, self._has_ended)
+        self._block = XenBlock(
+            self._xl, self._connected, self._new_store, self._has_ended, userdata
+        )
 
     # Driver
 
@@ -208,11 +212,11 @@ class XenDriver:
         self._turn = trio.Event()
 
     def _greet(self, info: DomainInfo) -> None:
-        """A new domain may come with devices that its VM had before a reboot."""
+        """A domain may have devices that nobody has granted it."""
         if info.domid is None or self._nursery is None:
             return
-        for lease in self._block.domain_came(info.name, info.domid):
-            self._nursery.start_soon(self._block.clear_remembered, lease)
+        self._block.strays.domain_came(info.name, info.domid)
+        self._nursery.start_soon(self._block.strays.settle, info.domid)
 
     def _watch_names(self, domids: set[int]) -> None:
         """A domain's name is the one node of it that is watched: dom0 alone can write it, and it
@@ -221,7 +225,7 @@ class XenDriver:
         store = self._connected()
         for gone in self._seen - domids:
             store.unwatch(f"{DOMAINS}/{gone}/name")
-            self._block.forget(gone)
+            self._block.strays.forget(gone)
         for new in sorted(domids - self._seen):
             store.watch(f"{DOMAINS}/{new}/name")
         self._seen = domids
@@ -263,7 +267,7 @@ class XenDriver:
                 raise
             self._look()
             self._held_back |= domid
-            self._block.complete(max(domid))
+            self._block.strays.complete(max(domid))
         return max(domid)
 
     def _living(self, name: str) -> set[int]:
@@ -332,10 +336,13 @@ class XenDriver:
             return await connect_unix(self._dom0_agent)
         # Waits for the agent by a watch; whoever called says for how long.
         channel = await vchan.connect_when_there(DOM0_DOMID, domid, vchan.CONTROL_PORT)
-        self._block.complete(domid)  # something runs in it
+        self._block.strays.complete(domid)  # something runs in it
         return VchanStream(channel)
 
     # DataPlane
+
+    def adopt(self, leases: Iterable[Lease]) -> None:
+        self._block.adopt(leases)
 
     def free_frontend(self, domid: int, asked: str | None, taken: Collection[str]) -> str:
         return self._block.free_frontend(domid, asked, taken)
@@ -345,13 +352,6 @@ class XenDriver:
 
     async def unplug(self, lease: Lease, *, force: bool) -> None:
         await self._block.unplug(lease, force=force)
-        now = self._domains.get(lease.vm)
-        if now is None or now.domid is None or now.domid <= lease.vm_domid:
-            return
-        # It was rebooted before this attachment ended: while the service was down, say.
-        again = attrs.evolve(lease, vm_domid=now.domid)
-        if self._nursery is not None:
-            self._nursery.start_soon(self._block.clear_remembered, again)
 
     def is_plugged(self, lease: Lease) -> bool:
         return self._block.is_plugged(lease)

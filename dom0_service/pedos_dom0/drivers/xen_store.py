@@ -128,6 +128,15 @@ def libxl_vbd(domid: int, frontend: str) -> str:
     return f"/libxl/{domid}/device/vbd/{vbd_number(frontend)}"
 
 
+def vbds_of(store: Reader, domid: int) -> dict[str, Vbd]:
+    """The block devices that the domain has under one of our names for them, xvda to xvdz."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    names = {str(vbd_number(f"xvd{letter}")): f"xvd{letter}" for letter in letters}
+    listed = (names.get(number) for number in store.list(f"/libxl/{domid}/device/vbd"))
+    found = {name: vbd_of(store, domid, name) for name in listed if name is not None}
+    return {name: vbd for name, vbd in found.items() if vbd is not None}
+
+
 def vbd_of(store: Reader, domid: int, frontend: str) -> Vbd | None:
     """The block device that the domain has under this name; None if it has none."""
     backend = store.read(f"{libxl_vbd(domid, frontend)}/backend")
