@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from pedos_dom0.drivers.base import DOM0_NAME, DriverError
+from pedos_dom0.drivers.base import AGAIN_SECONDS, DOM0_NAME, DriverError
 from pedos_dom0.leases import ATTACHED
 
 if TYPE_CHECKING:
@@ -52,37 +52,60 @@ class Interrupted:
     async def settle(self, row: StartRow) -> None:
         """Ends one interrupted start, one way or the other."""
         try:
-            await self._settle(row)
-        except Exception:
-            logger.exception("the interrupted start of %s could not be settled", row.vm)
+            done = await self._settled(row)
         finally:
             self._open.pop(row.vm).set()
+        # One that never got a number looks like a new start of the VM: the next service's.
+        while not done and row.domid is not None:
+            await trio.sleep(AGAIN_SECONDS)
+            done = await self._settled(row)
 
-    async def _settle(self, row: StartRow) -> None:
+    async def _settled(self, row: StartRow) -> bool:
+        """False if it is to be tried again."""
+        try:
+            return row not in self._state.store.starts() or await self._settle(row)
+        except Exception:
+            logger.exception("the interrupted start of %s could not be settled", row.vm)
+            return True
+
+    async def _settle(self, row: StartRow) -> bool:
         state, vm = self._state, row.vm
         domid = await self._domid(vm)
         if domid is None or row.domid not in (None, domid):
             state.store.start_delete(vm)  # it never ran, or that life of it is over
-            return
+            return True
         await self._reconciler.wait_settled(vm)
         missing = self._missing(vm)
-        # Where the row stays, the next service tries again.
-        if not missing:
+        done = True
+        # Where the row stays, it is tried again, and if need be by the next service.
+        if not missing and not self._is_half_made(row, domid):
             if await self._let_go(vm, domid):
                 state.store.start_delete(vm)
                 outcome = "started"
                 logger.info("%s has all its devices: its start was interrupted at its end", vm)
             else:
+                done = False
                 outcome = "failed: it was interrupted, and the VM could not be let go"
         elif await self._life.stop(vm, f"the start of {vm} was interrupted"):
             state.store.start_delete(vm)
             outcome = "failed: it was interrupted, and the VM was stopped"
             logger.warning("start of %s was interrupted; it was stopped", vm)
         else:
+            done = False
             outcome = "failed: it was interrupted, and the VM could not be stopped"
             logger.critical("start of %s was interrupted, and it could not be stopped", vm)
         state.audit.write(
             "start", request=None, caller=DOM0_NAME, vm=vm, outcome=outcome, missing=missing
+        )
+        return done
+
+    def _is_half_made(self, row: StartRow, domid: int) -> bool:
+        """Whether the toolstack may have been killed before it was done: then the VM waits, and
+        its own disks are perhaps not there."""
+        return (
+            self._state.plane is not None
+            and row.domid is None
+            and self._state.agents.at(row.vm, domid) is None
         )
 
     async def _let_go(self, vm: str, domid: int) -> bool:

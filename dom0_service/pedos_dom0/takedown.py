@@ -25,7 +25,7 @@ import trio
 from pedos_protocol.errors import CallError
 from pedos_protocol.names import harmless_text
 
-from pedos_dom0.drivers.base import DriverError
+from pedos_dom0.drivers.base import AGAIN_SECONDS, DriverError
 from pedos_dom0.errors import failure
 from pedos_dom0.leases import DETACHING
 from pedos_dom0.start_params import import_params
@@ -45,9 +45,6 @@ logger = logging.getLogger(__name__)
 # An agent that unmounts gracefully, then by force, and then waits for its tools to end and for the
 # channel to drain is done within 18 s at worst; one that has not answered after this hangs.
 STOP_TIMEOUT = 20.0
-# Until what could not be taken away by force is tried again: the toolstack hangs, or dom0 is so
-# busy that it ran out of time.
-AGAIN_SECONDS = 60.0
 
 # The stops in their order: the target first, because what it has not written yet goes through the
 # source.

@@ -301,6 +301,7 @@ async def test_an_interrupted_start_leaves_no_vm_that_waits_for_ever(
     world: World, plane: FakePlane, autojump_clock: Clock
 ) -> None:
     await assign(world)
+    world.driver.agents["vault"].listens = False
     killed = world.kill_at("start.plugged")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(start_in_vain, world)
@@ -310,6 +311,21 @@ async def test_an_interrupted_start_leaves_no_vm_that_waits_for_ever(
     assert world.driver.shutdowns == [("vault", True)], "it would not hear a polite one"
     assert world.driver.infos["vault"].domid is None
     assert plane.plugged == {}
+    world.assert_nothing_left()
+
+
+async def test_a_vm_that_runs_already_is_asked_to_shut_down(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    await assign(world)
+    killed = world.kill_at("start.agent")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(start_in_vain, world)
+        await killed.wait()
+    del plane.plugged[next(iter(plane.plugged))]  # it was pulled out meanwhile
+    await world.restart()
+    await trio.sleep(100)
+    assert world.driver.shutdowns == [("vault", False)]
     world.assert_nothing_left()
 
 
@@ -390,6 +406,21 @@ async def test_an_interrupted_start_of_a_vm_without_devices_is_finished(
     world.assert_nothing_left()
 
 
+async def test_a_domain_that_may_be_half_made_is_not_let_go(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    world.driver.agents["vault"].listens = False
+    killed = world.kill_at("start.started")
+    world.nursery.start_soon(start_in_vain, world)
+    await killed.wait()
+    world.state.store.start_put("vault", None)  # killed while the toolstack was making it
+    await world.restart()
+    await trio.sleep(100)
+    assert plane.did == []
+    assert world.driver.shutdowns == [("vault", True)]
+    world.assert_nothing_left()
+
+
 async def test_an_interrupted_start_is_tried_again_when_the_toolstack_hangs(
     world: World, plane: FakePlane, autojump_clock: Clock
 ) -> None:
@@ -402,10 +433,29 @@ async def test_an_interrupted_start_is_tried_again_when_the_toolstack_hangs(
     await trio.sleep(100)
     assert world.driver.infos["vault"].domid is not None
     assert [row.vm for row in world.state.store.starts()] == ["vault"]
-    plane.refuse_resume = DriverError("it is not paused")
-    await world.restart()
-    await trio.sleep(100)
     assert plane.did == ["resume vault"] * 2
+    plane.refuse_resume = DriverError("it is not paused")
+    await trio.sleep(60)
+    assert plane.did == ["resume vault"] * 3
+    world.assert_nothing_left()
+
+
+async def test_an_interrupted_start_that_is_tried_again_leaves_a_new_life_of_the_vm_alone(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    killed = world.kill_at("start.started")
+    world.nursery.start_soon(start_in_vain, world)
+    await killed.wait()
+    plane.refuse_resume = DriverError("xl hangs", code="timeout")
+    await world.restart()
+    await trio.sleep(10)
+    world.driver.die("vault")
+    plane.refuse_resume = None
+    await world.client.call("vm.start", vm="vault")
+    did = list(plane.did)
+    await trio.sleep(200)
+    assert plane.did == did
+    assert world.driver.infos["vault"].domid is not None
     world.assert_nothing_left()
 
 

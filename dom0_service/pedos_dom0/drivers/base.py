@@ -23,6 +23,10 @@ DomainState = Literal["Running", "Halted", "Transient"]
 DOM0_NAME = "dom0"
 DOM0_DOMID = 0
 
+# Until the hypervisor is asked again for what it could not do: it hangs, or dom0 is so busy that it
+# ran out of time.
+AGAIN_SECONDS = 60.0
+
 
 class DriverError(Exception):
     """The hypervisor refused or could not do it; `str()` is one sentence for the user."""

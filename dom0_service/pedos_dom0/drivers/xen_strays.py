@@ -18,7 +18,7 @@ import attrs
 import trio
 from pedos_vchan.folder_watch import FolderWatch
 
-from pedos_dom0.drivers.base import DriverError
+from pedos_dom0.drivers.base import AGAIN_SECONDS, DriverError
 from pedos_dom0.drivers.xen_store import vbds_of
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ MADE_SECONDS = 120.0
 # The toolstack takes down what a domain has when that ends, and a detach of ours may come too late
 # for it; from then it takes no longer than this to make the next one.
 REMEMBERED_SECONDS = 120.0
-# Until it is tried again to take something away: the toolstack hangs, or dom0 is very busy.
-AGAIN_SECONDS = 60.0
 
 #: A domain, and the name of a block device in it.
 Place = tuple[int, str]
