@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -202,21 +203,28 @@ async def pair(
     assert children() == {}
 
 
+def command_line(pid: str) -> str | None:
+    """That of a child of this process; None of any other process. OSError if it has gone."""
+    end = time.monotonic() + SECONDS
+    while True:
+        stat = Path("/proc", pid, "stat").read_text()
+        state, parent, *_ = stat.rpartition(")")[2].split()
+        if int(parent) != os.getpid():
+            return None
+        line = Path("/proc", pid, "cmdline").read_text()
+        # One that is just becoming another program has no command line for a moment.
+        if line or state in "ZX" or time.monotonic() > end:
+            return line.replace("\0", " ")
+
+
 def children() -> dict[int, str]:
     """Pids and command lines of this process's children, as the kernel has them."""
     found = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            while True:
-                stat = Path("/proc", name, "stat").read_text()
-                state, parent, *_ = stat.rpartition(")")[2].split()
-                if int(parent) != os.getpid():
-                    break
-                line = Path("/proc", name, "cmdline").read_text()
-                # One that is just becoming another program has no command line for a moment.
-                if line or state in "ZX":
-                    found[int(name)] = line.replace("\0", " ")
-                    break
+            line = command_line(name)
+            if line is not None:
+                found[int(name)] = line
         except OSError:
             continue  # ended while we looked
     return found

@@ -66,7 +66,7 @@ def give_stick(bench: Bench) -> None:
     parts = {name: part for name, part in devices(bench).items() if name.startswith(STICK)}
     for name, part in parts.items():
         for vm in {use["vm"] for use in part["attachments"] + part["assignments"]}:
-            bench.run("dom0", f"qvm-block detach {vm} {name}")
+            bench.run("dom0", f"qvm-block detach --force {vm} {name}").check()
     if not any(part["present"] for part in parts.values()):
         run_driver_domain(bench)
         plug(bench)

@@ -10,6 +10,7 @@ import fcntl
 import gc
 import importlib
 import os
+import select
 import signal
 import socket
 import sys
@@ -27,6 +28,8 @@ def run(connection: socket.socket) -> int:
     fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
     flags = fcntl.fcntl(connection, fcntl.F_GETFL)
     fcntl.fcntl(connection, fcntl.F_SETFL, flags | os.O_ASYNC)
+    if select.select([connection], [], [], 0)[0]:
+        return 1  # gone before that
     for standard, stream in enumerate(streams):
         os.dup2(stream, standard)
         os.close(stream)
@@ -35,7 +38,10 @@ def run(connection: socket.socket) -> int:
     try:
         importlib.import_module(program.removeprefix("bench-")).main()
     except SystemExit as end:
-        return int(end.code or 0)
+        if not isinstance(end.code, str):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
     except BaseException:  # as the interpreter does
         traceback.print_exc()
         return 1
