@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 from pedos_agent import discovery_block
-from pedos_agent.block_use import mounted
+from pedos_agent.block_use import connecting, mounted
 from pedos_agent.discovery_block import Carried, identity_of, udev_properties, watch
 from pedos_agent.found import HELD, Found
 from pedos_agent.revision import Revision
@@ -104,6 +104,37 @@ async def test_a_disk_that_comes_later_is_being_lent_to_this_vm(tree: Tree) -> N
         (tree.roots.sys / "class/block/xvdj").unlink()
         assert await look(3) == ["sda"]
         nursery.cancel_scope.cancel()
+
+
+async def test_what_is_lent_by_hand_is_seen_without_an_event(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery_block, "CONNECT_SECONDS", 0.0)
+    number = tree.add("sda")
+    tree.serve(7, "0:0")  # the hotplug script tells it later
+    busy: list[str | None] = []
+
+    def deliver(found: list[Found]) -> None:
+        busy.append(found[0].device.busy)
+        if len(busy) == 2:
+            tree.serve(7, number)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(watch, deliver, Carried, Revision(), tree.roots)
+        with trio.fail_after(10):
+            while len(busy) < 3:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+        assert busy == [None, None, "lent to domain 7 by the toolstack"]
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert len(busy) == 3, "it goes on looking"
+        nursery.cancel_scope.cancel()
+
+
+def test_a_backend_is_connecting_until_it_has_its_device(tree: Tree) -> None:
+    tree.serve(7, "0:0")
+    assert connecting(tree.roots.sys)
+    tree.serve(7, "8:0")
+    assert not connecting(tree.roots.sys)
 
 
 def test_what_has_no_size_is_no_disk(tree: Tree) -> None:

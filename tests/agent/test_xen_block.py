@@ -15,6 +15,7 @@ from pedos_agent.__main__ import _settings
 from pedos_agent.attachments import Attachments
 from pedos_agent.discovery_block import scan
 from pedos_agent.inventory import Inventory
+from pedos_agent.lifetime import Lifetime
 from pedos_agent.revision import Revision
 from pedos_agent.settings import xen_settings
 from pedos_protocol.errors import CallError
@@ -91,6 +92,36 @@ async def test_a_busy_disk_is_not_lent(agent: Agent) -> None:
     agent.look()
     with pytest.raises(CallError, match="sda is in use here: mounted at /mnt"):
         await agent.lend("sda")
+
+
+async def test_what_somebody_has_just_lent_by_hand_is_not_lent(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xen_block, "BACKEND_GONE_SECONDS", 0.1)
+    number = agent.tree.add("sda")
+    agent.look()
+    agent.tree.serve(9, number)
+    with pytest.raises(CallError, match="in use here: lent to domain 9 by the toolstack") as caught:
+        await agent.lend("sda")
+    assert caught.value.code == "busy"
+    assert agent.open_files() == []
+
+
+async def test_a_backend_that_is_just_being_taken_down_is_waited_for(agent: Agent) -> None:
+    agent.tree.serve(9, agent.tree.add("sda"))
+    agent.look()
+    found = agent.inventory.get("block", "sda")
+    assert found is not None
+    lifetime = Lifetime()
+    params = ExportStart(ATTACHMENT, "block", "sda", 16, 7, False)
+    looks = agent.attachments.looks
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(xen_block.export_block, lifetime, params, found, agent.tree.roots, looks)
+        await trio.testing.wait_all_tasks_blocked()
+        agent.tree.serve_no_more(9)
+        agent.look()
+        await lifetime.started()
+        lifetime.end("enough")
 
 
 async def test_a_lent_disk_that_is_unplugged_ends(agent: Agent) -> None:

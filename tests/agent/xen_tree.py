@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from pedos_agent.block_use import Roots
@@ -65,8 +66,12 @@ class Tree:
             file.write(f"{path}\tpartition\t1024\t0\t-2\n")
 
     def serve(self, domid: int, number: str) -> None:
-        """blkback serves that device to a domain."""
+        """blkback serves that device to a domain; 0:0 as long as it has not been told which."""
         major, minor = map(int, number.split(":"))
         folder = self.roots.sys / f"bus/xen-backend/devices/vbd-{domid}-51840"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "physical_device").write_text(f"{major:x}:{minor:x}\n")
+
+    def serve_no_more(self, domid: int) -> None:
+        """The backend is taken down."""
+        shutil.rmtree(self.roots.sys / f"bus/xen-backend/devices/vbd-{domid}-51840")

@@ -105,6 +105,17 @@ async def test_a_refused_detach_is_told_and_the_device_stays(host: Host) -> None
         assert driver.is_plugged(LEASE)
 
 
+async def test_a_source_that_hangs_does_not_keep_what_the_target_let_go(host: Host) -> None:
+    host.create(5, "work")
+    async with running(host) as driver:
+        await driver.plug(LEASE)
+        host.plan(block_detach={"exit": 1})
+        host.put("/local/domain/5/device/vbd/51840/state", "6")  # Closed
+        await driver.unplug(LEASE, force=False)
+        assert not driver.is_plugged(LEASE)
+        assert host.calls("block-detach")[-1] == ["block-detach", "--force", "5", "xvdi"]
+
+
 async def test_force_takes_it_all_the_same(host: Host) -> None:
     host.create(5, "work")
     async with running(host) as driver:

@@ -137,7 +137,9 @@ class Attachments:
         entry = Export(params, found)
         self._exports[params.attachment] = entry
         if self._settings.xen:
-            body = partial(xen_block.export_block, entry.lifetime, params, found)
+            body = partial(
+                xen_block.export_block, entry.lifetime, params, found, self.roots, self.looks
+            )
         else:
             body = partial(export_block, entry.lifetime, params, found, self._settings)
         self._start("export", params.attachment, entry.lifetime, body)

@@ -120,6 +120,17 @@ def lent(sys_root: Path, dev_numbers: Mapping[str, str]) -> dict[str, set[int]]:
     return found
 
 
+def connecting(sys_root: Path) -> bool:
+    """Whether a backend of this VM's blkback does not know its device yet. The hotplug script tells
+    it, which is no event of the kernel's."""
+    folder = sys_root / "bus/xen-backend/devices"
+    return any(
+        _BACKEND.fullmatch(name) is not None
+        and read_field(folder / name / "physical_device") in ("", "0:0")
+        for name in names_in(folder)
+    )
+
+
 def is_number(text: str) -> bool:
     """Is `text` MAJOR:MINOR?"""
     return _NUMBER.fullmatch(text) is not None

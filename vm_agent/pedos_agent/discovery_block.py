@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import select
@@ -28,6 +29,7 @@ from .block_use import (
     ROOTS,
     TABLE_BYTES,
     Roots,
+    connecting,
     held,
     is_number,
     lent,
@@ -54,6 +56,10 @@ _UNUSUAL: Final = re.compile(r"[^A-Za-z0-9._-]")
 
 # A stick with many partitions, or a burst of mounts, is one look.
 SETTLE_SECONDS: Final = 0.05
+# A backend gets its device without an event; until it has it, it is looked again, so often. libxl
+# gives up after 40 s.
+CONNECT_SECONDS: Final = 1.0
+CONNECT_LOOKS: Final = 45
 
 
 @attrs.frozen
@@ -117,6 +123,7 @@ async def watch(
     Also whenever `revision` says that the agent lends or borrows something else: `carried`.
     """
     own = _frontends(roots)
+    looks_left = CONNECT_LOOKS
     with _events(roots) as (uevents, tables):
         while True:
             seen = revision.number
@@ -124,10 +131,13 @@ async def watch(
             own &= there
             now = carried()
             now = attrs.evolve(now, borrowed={*now.borrowed, *(there - own)})
+            again = looks_left and connecting(roots.sys)  # before: it may connect meanwhile
             deliver(await trio.to_thread.run_sync(scan, now, roots))
             task_status.started()
             task_status = trio.TASK_STATUS_IGNORED
-            await _any_news(uevents, tables, revision, seen)
+            with trio.move_on_after(CONNECT_SECONDS if again else math.inf) as waited:
+                await _any_news(uevents, tables, revision, seen)
+            looks_left = looks_left - 1 if waited.cancelled_caught else CONNECT_LOOKS
             await trio.sleep(SETTLE_SECONDS)
             drain(uevents)
             tables.poll(0)

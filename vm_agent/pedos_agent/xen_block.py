@@ -31,11 +31,18 @@ from .revision import Revision
 APPEAR_SECONDS: Final = 12.0
 
 
-async def export_block(lifetime: Lifetime, params: ExportStart, found: Found) -> None:
+# A backend that was taken down is gone from sysfs in less; what is there after this is lent.
+BACKEND_GONE_SECONDS: Final = 2.0
+
+
+async def export_block(
+    lifetime: Lifetime, params: ExportStart, found: Found, roots: Roots, looks: Revision
+) -> None:
     """Keep `found` for the peer domain until something ends `lifetime`.
 
     It is held open exclusively, for reading: so long nobody can mount it here, and the backend,
-    which opens it another way, is not in the way of that.
+    which opens it another way, is not in the way of that. Nor is it in the way of a backend that
+    an administrator has set up, so that is looked for.
     """
     with opened_source(found) as source:
         try:
@@ -45,12 +52,25 @@ async def export_block(lifetime: Lifetime, params: ExportStart, found: Found) ->
                 raise CallError("busy", f"{params.device} is {HELD}") from None
             raise
         try:
+            await _refuse_used(params.device, roots, looks)
             await reach("export.opened")
             lifetime.ready({})
             await lifetime.ending()
         finally:
             os.close(kept)
     await reach("export.stopped")
+
+
+async def _refuse_used(device: str, roots: Roots, looks: Revision) -> None:
+    """CallError(busy) if something uses the device that nobody has told of yet."""
+    with trio.move_on_after(BACKEND_GONE_SECONDS):
+        while True:
+            seen = looks.number
+            reason = await trio.to_thread.run_sync(reasons_for, device, roots)
+            if reason is None:
+                return
+            await looks.after(seen)
+    raise CallError("busy", harmless_text(f"{device} is in use here: {reason}"))
 
 
 def _open_exclusively(path: str) -> int:

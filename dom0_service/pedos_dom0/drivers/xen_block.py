@@ -14,7 +14,7 @@ import trio
 from pedos_protocol.names import frontend_names, is_device_id
 
 from pedos_dom0.drivers.base import DOM0_DOMID, DriverError
-from pedos_dom0.drivers.xen_store import Reader, Vbd, libxl_vbd, vbd_of
+from pedos_dom0.drivers.xen_store import DOMAINS, Reader, Vbd, libxl_vbd, vbd_number, vbd_of
 from pedos_dom0.drivers.xen_strays import SCRIPT, Place, Strays
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ ATTACH_SECONDS = 60.0
 DETACH_SECONDS = 30.0
 # After xl has answered: the state of the backend stands in xenstore at once, or it never will.
 SETTLE_SECONDS = 10.0
+# XenbusStateClosed of xen/io/xenbus.h: this end has nothing to do with the device any more.
+CLOSED = "6"
 
 
 class Store(Reader, Protocol):
@@ -199,13 +201,22 @@ class XenBlock:
             if await self._goes(place):
                 return
             failed = DriverError(f"{what}: it is still there")
-        if not force:
+        if not force and not self._let_go(place):
             raise DriverError(
                 str(failed) if failed.code != "failed" else _refused(lease, failed),
                 code="busy",
                 hint=f"unmount it in {lease.vm} and try again",
             ) from failed
         await self._detach_by_force(place, what)
+
+    def _let_go(self, place: Place) -> bool:
+        """Whether the target says that it has closed the device, and so it is the source that
+        hangs. That word can only harm whoever gives it."""
+        path = f"{DOMAINS}/{place[0]}/device/vbd/{vbd_number(place[1])}/state"
+        try:
+            return self._store().read(path) == CLOSED
+        except OSError as error:
+            raise _silent(error) from error
 
     async def _take(self, place: Place) -> None:
         """Takes away what is not given."""
