@@ -41,8 +41,10 @@ NEEDED = {
 MODULES = ("crc32c-intel", "crc32c_generic", "nvme", "xen-blkfront", "ext4", "overlay")
 BUSYBOX = ("sh", "mount", "mkdir", "insmod", "switch_root", "sleep", "cat")
 
-#: The bench's programs in Python, which run in forks of one process (inside/warm.py).
+#: Programs in Python that run in forks of one process (inside/warm.py): the bench's own, and, for
+#: the harness alone, the commands for people.
 WARM = ("peer", "proxied", "look", "rounds")
+WARM_COMMANDS = ("qvm-block", "qvm-device", "qvm-ls", "qvm-policy", "qvm-start")
 
 #: Half of a stock kernel's modules are for hardware that the bench cannot have.
 LEFT_OUT = (
@@ -240,7 +242,7 @@ def _drop_in(root: Path, unit: str, service: str) -> None:
     (folder / "bench.conf").write_text(f"[Service]\n{service}")
 
 
-def _install_inside(root: Path, *, with_devd: bool) -> None:
+def _install_inside(root: Path, *, debs: bool) -> None:
     """What belongs to the bench itself; the project's packages have a unit for `xl devd`."""
     for name in ("bench-link", "on"):
         shutil.copy(INSIDE / name, root / "usr/local/sbin" / name)
@@ -248,7 +250,7 @@ def _install_inside(root: Path, *, with_devd: bool) -> None:
         "bench-link.service": "sysinit.target.wants",
         "bench-warm.socket": "sockets.target.wants",
     }
-    if not with_devd:
+    if not debs:
         units["bench-devd.service"] = "multi-user.target.wants"
     for name in (*units, "bench-warm.service"):
         shutil.copy(INSIDE / name, root / "etc/systemd/system" / name)
@@ -256,10 +258,13 @@ def _install_inside(root: Path, *, with_devd: bool) -> None:
     programs.mkdir(parents=True, exist_ok=True)
     library = Path("usr/local/lib/bench")
     (root / library).mkdir(parents=True)
-    for name in ("warm", "remote", *WARM):
+    for name in ("warm", "remote", "qvm", *WARM):
         shutil.copy(INSIDE / f"{name}.py", root / library)
     for name in WARM:
         (programs / f"bench-{name}").symlink_to("bench-warm")
+    (root / library / "commands").mkdir()
+    for name in WARM_COMMANDS if debs else ():
+        (root / library / "commands" / name).symlink_to("/usr/local/bin/bench-warm")
     # Compiling a program at each start takes longer than starting it.
     (root / library / "__main__.py").write_text(
         "import importlib, sys\nimportlib.import_module(sys.argv.pop(1)).main()\n"
@@ -371,7 +376,7 @@ def _build(debs: list[Path]) -> Image:
             shutil.rmtree(root / "lib/modules" / kernel / "kernel" / folder, ignore_errors=True)
         _run("chroot", root, "depmod", kernel)
         _install_ours(root, debs)
-        _install_inside(root, with_devd=bool(debs))
+        _install_inside(root, debs=bool(debs))
         # QEMU's multiboot loader wants the plain ELF file.
         with image.xen.open("wb") as plain:
             compressed = next((root / "boot").glob("xen-*.gz"))

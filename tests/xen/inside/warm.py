@@ -36,7 +36,8 @@ def run(connection: socket.socket) -> int:
     program, *arguments = message.decode().rstrip("\0").split("\0")
     sys.argv = [program, *arguments]
     try:
-        importlib.import_module(program.removeprefix("bench-")).main()
+        name = "qvm" if program.startswith("qvm-") else program.removeprefix("bench-")
+        importlib.import_module(name).main()
     except SystemExit as end:
         if not isinstance(end.code, str):
             return end.code or 0
