@@ -55,7 +55,10 @@ def test_changes_name_each_vm_once() -> None:
     assert changes(after, after) == []
 
 
-@pytest.mark.parametrize(("name", "number"), [("xvda", 51712), ("xvdi", 51840), ("xvdz", 52112)])
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("xvda", 51712), ("xvdi", 51840), ("xvdp", 51952), ("xvdq", 268439552), ("xvdz", 268441856)],
+)
 def test_disks_have_the_numbers_of_xen_vbd_interface(name: str, number: int) -> None:
     assert vbd_number(name) == number
 

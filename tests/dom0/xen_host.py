@@ -42,7 +42,8 @@ def end(domid):
     shutil.rmtree(store / "libxl" / str(domid), ignore_errors=True)
     fire("@releaseDomain", f"/local/domain/{{domid}}/name")
 def vbd(domid, name):
-    return f"/libxl/{{domid}}/device/vbd/{{51712 + 16 * (ord(name[3]) - ord('a'))}}"
+    disk = ord(name[3]) - ord("a")
+    return f"/libxl/{{domid}}/device/vbd/{{51712 + 16 * disk if disk < 16 else (1 << 28) + 256 * disk}}"
 def work():
     if verb == "list":
         print("Name      ID   Mem VCPUs\\tState\\tTime(s)")

@@ -26,9 +26,13 @@ RELEASED = "@releaseDomain"
 
 # A domain number is below DOMID_FIRST_RESERVED (xen/public/xen.h).
 _DOMID_MAX = 0x7FEF
-# xen-vbd-interface(7): a disk xvdX of a Linux guest is major 202, sixteen minors each.
+# xen-vbd-interface(7): the first sixteen disks xvdX are major 202, sixteen minors each. From xvdq on
+# there is another form, with 256 minors.
 _XVD_MAJOR = 202
 _XVD_MINORS = 16
+_XVD_FIRST = 16
+_XVD_EXTENDED = 1 << 28
+_XVD_EXTENDED_MINORS = 256
 
 
 class Reader(Protocol):
@@ -120,7 +124,10 @@ def vbd_number(frontend: str) -> int:
     letter = frontend.removeprefix("xvd")
     if len(letter) != 1 or not "a" <= letter <= "z":
         raise ValueError(f"{shown(frontend)} is not one of xvda to xvdz")
-    return (_XVD_MAJOR << 8) + _XVD_MINORS * (ord(letter) - ord("a"))
+    disk = ord(letter) - ord("a")
+    if disk < _XVD_FIRST:
+        return (_XVD_MAJOR << 8) + _XVD_MINORS * disk
+    return _XVD_EXTENDED + _XVD_EXTENDED_MINORS * disk
 
 
 def libxl_vbd(domid: int, frontend: str) -> str:
