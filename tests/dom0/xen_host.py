@@ -43,7 +43,8 @@ def end(domid):
     fire("@releaseDomain", f"/local/domain/{{domid}}/name")
 def vbd(domid, name):
     disk = ord(name[3]) - ord("a")
-    return f"/libxl/{{domid}}/device/vbd/{{51712 + 16 * disk if disk < 16 else (1 << 28) + 256 * disk}}"
+    number = 51712 + 16 * disk if disk < 16 else (1 << 28) + 256 * disk
+    return f"/libxl/{{domid}}/device/vbd/{{number}}"
 def work():
     if verb == "list":
         print("Name      ID   Mem VCPUs\\tState\\tTime(s)")

@@ -26,8 +26,8 @@ RELEASED = "@releaseDomain"
 
 # A domain number is below DOMID_FIRST_RESERVED (xen/public/xen.h).
 _DOMID_MAX = 0x7FEF
-# xen-vbd-interface(7): the first sixteen disks xvdX are major 202, sixteen minors each. From xvdq on
-# there is another form, with 256 minors.
+# xen-vbd-interface(7): the first sixteen disks xvdX are major 202, sixteen minors each. From xvdq
+# on there is another form, with 256 minors.
 _XVD_MAJOR = 202
 _XVD_MINORS = 16
 _XVD_FIRST = 16
