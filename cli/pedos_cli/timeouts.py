@@ -10,7 +10,7 @@ their seconds (the constants stand in pedos_dom0; a test adds them up):
     import.stop, export.stop (STOP), each to a VM that hangs 20 + 20
     dom0's user thinks, where the policy says ask (ASK)      60
     processes as VMs: start, stop, boot up to its report     10, 20, 30
-    Xen: a disk is attached, or taken away by force          70, 70
+    Xen: a disk is attached, or taken away by force          70, 80
     Xen: a VM is made, let go, boots up to its report        90 + 15 + 120
     Xen: a VM shuts down, or is destroyed                    125, 80
 
@@ -23,16 +23,16 @@ from __future__ import annotations
 
 ATTACH_S = 420.0
 """5 + 30, and as much for another VM that the policy sends it to; 60 for the attachment and 60 for
-the assignment; then 10 + 70 + 15, and 20 + 70 + 20 to undo that."""
+the assignment; then 10 + 70 + 15, and 20 + 80 + 20 to undo that."""
 
 DETACH_S = 220.0
-"""30, then 60, then 20 + 70 + 20."""
+"""30, then 60, then 20 + 80 + 20."""
 
 START_S = 750.0
 """5 + 30, then 60, then 90 + 15 + 120; a device that fails 10 + 70 + 15 and its undoing
-20 + 70 + 20, that of the others as much, and 80 to destroy the VM again. The rest is for devices
+20 + 80 + 20, that of the others as much, and 80 to destroy the VM again. The rest is for devices
 that attach."""
 
-SHUTDOWN_S = 360.0
-"""20 + 70 + 20 to detach, 125 to stop, and 20 + 70 + 20 for what a shutdown by force left to its
+SHUTDOWN_S = 380.0
+"""20 + 80 + 20 to detach, 125 to stop, and 20 + 80 + 20 for what a shutdown by force left to its
 end."""
