@@ -13,7 +13,19 @@ import pytest
 from . import image
 from .__main__ import debs
 from .bench import Bench, show_times
-from .driving import POLICY, STICK, devices, is_there, plug, reboot, run_personal, wait_for
+from .driving import (
+    DISK,
+    POLICY,
+    START_LIMIT,
+    STICK,
+    devices,
+    insert_disk,
+    is_there,
+    plug,
+    reboot,
+    run_personal,
+    wait_for,
+)
 
 GUESTS = ("sys-usb", "work")
 
@@ -70,6 +82,19 @@ def give_stick(bench: Bench) -> None:
     if not any(part["present"] for part in parts.values()):
         run_driver_domain(bench)
         plug(bench)
+
+
+@pytest.fixture(scope="session")
+def started(bench: Bench) -> Iterator[Callable[[], str]]:
+    """A start of "personal" by the service, with DISK assigned to it and to "vault". Call what this
+    gives to wait for its end: the VM boots beside tests that need neither."""
+    insert_disk(bench)
+    for vm in ("personal", "vault"):
+        said = bench.run("dom0", f"qvm-block attach --persistent {vm} {DISK}").check()
+        assert f"assigned to {vm}" in said
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        start = threads.submit(bench.run, "dom0", "qvm-start personal", limit=START_LIMIT)
+        yield lambda: start.result().check()
 
 
 @pytest.fixture(scope="session")

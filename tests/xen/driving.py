@@ -13,6 +13,8 @@ DENIED, BUSY = 3, 6  # exit codes of qvm-*
 POLICY = "/etc/pedos/policy.d/20-bench.policy"
 #: A stick in the driver domain that can really be pulled out: 32 MiB, two partitions.
 STICK = "sys-usb:sda"
+#: Another disk there, which comes and goes without the stick.
+DISK = "sys-usb:loop0"
 HOSTS = "/sys/bus/pseudo/drivers/scsi_debug/add_host"
 START_LIMIT = 240.0  # seconds; a guest boots in it
 WAIT_LIMIT = 90.0  # seconds; for what takes a second or two on hardware
@@ -68,6 +70,22 @@ def plug(bench: Bench) -> None:
 def unplug(bench: Bench) -> None:
     """Pulls it out, whoever uses it. What is written on it stays."""
     bench.run("sys-usb", f"echo -1 > {HOSTS}").check()
+
+
+def insert_disk(bench: Bench) -> None:
+    """Returns when dom0 lists DISK."""
+    image = "/run/disk.img"
+    bench.run(
+        "sys-usb",
+        f"modprobe loop; truncate -s 8M {image} && losetup /dev/{DISK.partition(':')[2]} {image}",
+    ).check()
+    wait_for(bench, f"listed {DISK}")
+
+
+def remove_disk(bench: Bench) -> None:
+    """Returns when dom0 says that it is missing where it is assigned."""
+    bench.run("sys-usb", f"losetup -d /dev/{DISK.partition(':')[2]}").check()
+    wait_for(bench, f"missing {DISK}")
 
 
 def refuse(result: Result, status: int, *words: str) -> None:

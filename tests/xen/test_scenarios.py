@@ -12,12 +12,13 @@ import pytest
 from .driving import (
     BUSY,
     DENIED,
+    DISK,
     POLICY,
-    START_LIMIT,
     domid,
     holders,
     plug,
     refuse,
+    remove_disk,
     run_personal,
     traces,
     unplug,
@@ -26,6 +27,8 @@ from .driving import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .bench import Bench
 
 ROUNDS = 30
@@ -48,6 +51,7 @@ def test_agents_connect_by_themselves_before_anybody_logs_in(bench: Bench) -> No
 GUEST_AGENTS = (("sys-usb", "pedos-agent"), ("work", "pedos-agent"))
 
 
+@pytest.mark.usefixtures("started")
 def test_what_a_guest_writes_stands_on_the_stick(bench: Bench, stick: str) -> None:
     said = json.loads(bench.run("dom0", "/usr/bin/qvm-device block list --json").check())
     (record,) = (each for each in said["devices"] if f"sys-usb:{each['device']}" == f"{stick}1")
@@ -83,39 +87,6 @@ def test_the_policy_refuses_and_says_by_which_line(bench: Bench, stick: str) -> 
     refused = bench.run("dom0", f"qvm-block attach work {stick}2")
     refuse(refused, DENIED, "denied", "20-bench.policy:1", rule.split()[1])
     assert holders(bench, f"{stick}2") == []
-
-
-def test_assigned_devices_are_there_before_a_vm_runs_or_it_does_not_start(
-    bench: Bench, stick: str
-) -> None:
-    """Two VMs have the same device assigned, and only one of them can be started."""
-    bench.run("dom0", "qvm-shutdown --force personal")
-    for vm in ("personal", "vault"):
-        said = bench.run("dom0", f"qvm-block attach --persistent {vm} {stick}1").check()
-        assert f"assigned to {vm}" in said
-
-    bench.run("dom0", "qvm-start personal", limit=START_LIMIT).check()
-    assert holders(bench, f"{stick}1") == ["personal"]
-    seen = bench.run("personal", "dmesg | grep -n -e 'blkfront: xvdi' -e 'systemd 252'").check()
-    assert seen.index("xvdi") < seen.index("systemd"), "it came after the VM had booted"
-
-    refuse(bench.run("dom0", "qvm-start vault"), 1, f"{stick}1 is attached to personal")
-    bench.run("dom0", f"qvm-block detach personal {stick}1").check()
-    unplug(bench)
-    wait_for(bench, f"gone {stick}")
-    refuse(bench.run("dom0", "qvm-start vault"), 1, f"{stick}1 is missing", "plug it in")
-    assert "vault" not in bench.run("dom0", "xl list").check()
-    plug(bench)
-
-
-def test_a_disk_is_not_lent_twice_nor_in_parts(bench: Bench, stick: str) -> None:
-    run_personal(bench)
-    bench.run("dom0", f"qvm-block attach work {stick}1").check()
-    refuse(bench.run("dom0", f"qvm-block attach personal {stick}1"), BUSY, "work")
-    refuse(bench.run("dom0", f"qvm-block attach personal {stick}"), BUSY, "work")
-    assert not bench.run("personal", "ls /dev | grep xvd[i-z]").out
-    bench.run("dom0", f"qvm-block attach personal {stick}2").check()
-    assert holders(bench, f"{stick}2") == ["personal"]
 
 
 def test_what_is_mounted_is_not_lent_nor_taken_away(bench: Bench, stick: str) -> None:
@@ -159,6 +130,33 @@ def test_a_stick_that_is_pulled_out_is_gone_everywhere(bench: Bench, stick: str)
     assert not traces(bench, "work")
     plug(bench)
     bench.run("dom0", f"qvm-block attach work {stick}1").check()
+
+
+def test_assigned_devices_are_there_before_a_vm_runs_or_it_does_not_start(
+    bench: Bench, started: Callable[[], str]
+) -> None:
+    """Two VMs have the same device assigned, and only one of them can be started."""
+    started()
+    assert holders(bench, DISK) == ["personal"]
+    seen = bench.run("personal", "dmesg | grep -n -e 'blkfront: xvdi' -e 'systemd 252'").check()
+    assert seen.index("xvdi") < seen.index("systemd"), "it came after the VM had booted"
+
+    refuse(bench.run("dom0", "qvm-start vault"), 1, f"{DISK} is attached to personal")
+    bench.run("dom0", f"qvm-block detach personal {DISK}").check()
+    remove_disk(bench)
+    refuse(bench.run("dom0", "qvm-start vault"), 1, f"{DISK} is missing", "plug it in")
+    assert "vault" not in bench.run("dom0", "xl list").check()
+    bench.run("dom0", f"qvm-block detach vault {DISK}").check()
+
+
+def test_a_disk_is_not_lent_twice_nor_in_parts(bench: Bench, stick: str) -> None:
+    run_personal(bench)
+    bench.run("dom0", f"qvm-block attach work {stick}1").check()
+    refuse(bench.run("dom0", f"qvm-block attach personal {stick}1"), BUSY, "work")
+    refuse(bench.run("dom0", f"qvm-block attach personal {stick}"), BUSY, "work")
+    assert not bench.run("personal", "ls /dev | grep xvd[i-z]").out
+    bench.run("dom0", f"qvm-block attach personal {stick}2").check()
+    assert holders(bench, f"{stick}2") == ["personal"]
 
 
 def test_a_service_that_is_killed_comes_back_with_its_attachments(bench: Bench, stick: str) -> None:

@@ -32,6 +32,7 @@ Device = dict[str, Any]
 CONDITIONS: dict[str, Callable[[Device | None], bool]] = {
     "listed": lambda device: device is not None,
     "gone": lambda device: device is None,
+    "missing": lambda device: device is not None and not device["present"],  # and assigned
     "free": lambda device: device is not None and not device["attachments"],
     "in-use": lambda device: device is not None and bool(device["busy"]),
     "idle": lambda device: device is not None and not device["busy"],
