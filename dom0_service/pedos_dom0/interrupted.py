@@ -52,23 +52,23 @@ class Interrupted:
     async def settle(self, row: StartRow) -> None:
         """Ends one interrupted start, one way or the other."""
         try:
-            done = await self._settled(row)
+            done = await self._settled(row, again=False)
         finally:
             self._open.pop(row.vm).set()
         # One that never got a number looks like a new start of the VM: the next service's.
         while not done and row.domid is not None:
             await trio.sleep(AGAIN_SECONDS)
-            done = await self._settled(row)
+            done = await self._settled(row, again=True)
 
-    async def _settled(self, row: StartRow) -> bool:
+    async def _settled(self, row: StartRow, *, again: bool) -> bool:
         """False if it is to be tried again."""
         try:
-            return row not in self._state.store.starts() or await self._settle(row)
+            return row not in self._state.store.starts() or await self._settle(row, again)
         except Exception:
             logger.exception("the interrupted start of %s could not be settled", row.vm)
             return True
 
-    async def _settle(self, row: StartRow) -> bool:
+    async def _settle(self, row: StartRow, again: bool) -> bool:
         state, vm = self._state, row.vm
         domid = await self._domid(vm)
         if domid is None or row.domid not in (None, domid):
@@ -78,7 +78,10 @@ class Interrupted:
         missing = self._missing(vm)
         done = True
         # Where the row stays, it is tried again, and if need be by the next service.
-        if not missing and not self._is_half_made(row, domid):
+        # The toolstack may have been killed before it was done: then the VM's own disks are perhaps
+        # not there.
+        half_made = row.domid is None and self._life.waits(vm)
+        if not missing and not half_made:
             if await self._let_go(vm, domid):
                 state.store.start_delete(vm)
                 outcome = "started"
@@ -94,19 +97,11 @@ class Interrupted:
             done = False
             outcome = "failed: it was interrupted, and the VM could not be stopped"
             logger.critical("start of %s was interrupted, and it could not be stopped", vm)
-        state.audit.write(
-            "start", request=None, caller=DOM0_NAME, vm=vm, outcome=outcome, missing=missing
-        )
+        if done or not again:  # the log is for events, not for tries
+            state.audit.write(
+                "start", request=None, caller=DOM0_NAME, vm=vm, outcome=outcome, missing=missing
+            )
         return done
-
-    def _is_half_made(self, row: StartRow, domid: int) -> bool:
-        """Whether the toolstack may have been killed before it was done: then the VM waits, and
-        its own disks are perhaps not there."""
-        return (
-            self._state.plane is not None
-            and row.domid is None
-            and self._state.agents.at(row.vm, domid) is None
-        )
 
     async def _let_go(self, vm: str, domid: int) -> bool:
         """A VM that was made, and perhaps waits for this; False if nobody knows whether it does."""

@@ -390,13 +390,13 @@ class VmLife:
         self._state.closing.add(vm)
         try:
             await self._free_all(vm, reason, None)
-            stopped = await self._stop_again(vm, waits=self._waits(vm))
+            stopped = await self._stop_again(vm, waits=self.waits(vm))
             await self._free_all(vm, reason, None)
         finally:
             self._state.closing.discard(vm)
         return stopped
 
-    def _waits(self, vm: str) -> bool:
+    def waits(self, vm: str) -> bool:
         """Whether it may wait to be let go; one whose agent has connected does not."""
         domain = self._state.domain(vm)
         if self._state.plane is None or domain is None or domain.domid is None:

@@ -291,10 +291,17 @@ async def test_a_start_that_fails_leaves_nothing_half_made(
     world.assert_nothing_left()
 
 
-async def start_in_vain(world: World) -> None:
-    """Asks for a start that the service will not live to answer."""
-    with pytest.raises((CallError, trio.BrokenResourceError)):
-        await world.client.call("vm.start", vm="vault")
+async def is_killed_while_it_starts_vault(world: World, step: str) -> None:
+    """The service does not live to answer."""
+
+    async def start() -> None:
+        with pytest.raises((CallError, trio.BrokenResourceError)):
+            await world.client.call("vm.start", vm="vault")
+
+    killed = world.kill_at(step)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(start)
+        await killed.wait()
 
 
 async def test_an_interrupted_start_leaves_no_vm_that_waits_for_ever(
@@ -302,10 +309,7 @@ async def test_an_interrupted_start_leaves_no_vm_that_waits_for_ever(
 ) -> None:
     await assign(world)
     world.driver.agents["vault"].listens = False
-    killed = world.kill_at("start.plugged")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(start_in_vain, world)
-        await killed.wait()
+    await is_killed_while_it_starts_vault(world, "start.plugged")
     await world.restart()
     await trio.sleep(100)
     assert world.driver.shutdowns == [("vault", True)], "it would not hear a polite one"
@@ -318,10 +322,7 @@ async def test_a_vm_that_runs_already_is_asked_to_shut_down(
     world: World, plane: FakePlane, autojump_clock: Clock
 ) -> None:
     await assign(world)
-    killed = world.kill_at("start.agent")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(start_in_vain, world)
-        await killed.wait()
+    await is_killed_while_it_starts_vault(world, "start.agent")
     del plane.plugged[next(iter(plane.plugged))]  # it was pulled out meanwhile
     await world.restart()
     await trio.sleep(100)
@@ -394,10 +395,7 @@ async def test_what_is_left_over_when_the_service_is_killed_is_not_lost(
 async def test_an_interrupted_start_of_a_vm_without_devices_is_finished(
     world: World, plane: FakePlane, autojump_clock: Clock, step: str
 ) -> None:
-    killed = world.kill_at(step)
-
-    world.nursery.start_soon(start_in_vain, world)
-    await killed.wait()
+    await is_killed_while_it_starts_vault(world, step)
     await world.restart()
     await trio.sleep(100)
     is_made = world.driver.infos["vault"].domid is not None
@@ -410,10 +408,8 @@ async def test_a_domain_that_may_be_half_made_is_not_let_go(
     world: World, plane: FakePlane, autojump_clock: Clock
 ) -> None:
     world.driver.agents["vault"].listens = False
-    killed = world.kill_at("start.started")
-    world.nursery.start_soon(start_in_vain, world)
-    await killed.wait()
-    world.state.store.start_put("vault", None)  # killed while the toolstack was making it
+    await is_killed_while_it_starts_vault(world, "start.reserved")
+    await world.driver.start("vault")  # the toolstack has come so far
     await world.restart()
     await trio.sleep(100)
     assert plane.did == []
@@ -424,28 +420,26 @@ async def test_a_domain_that_may_be_half_made_is_not_let_go(
 async def test_an_interrupted_start_is_tried_again_when_the_toolstack_hangs(
     world: World, plane: FakePlane, autojump_clock: Clock
 ) -> None:
-    killed = world.kill_at("start.started")
-
-    world.nursery.start_soon(start_in_vain, world)
-    await killed.wait()
+    await is_killed_while_it_starts_vault(world, "start.started")
     plane.refuse_resume = DriverError("xl hangs", code="timeout")
     await world.restart()
     await trio.sleep(100)
     assert world.driver.infos["vault"].domid is not None
     assert [row.vm for row in world.state.store.starts()] == ["vault"]
     assert plane.did == ["resume vault"] * 2
+    (told,) = (record for record in world.audit("start") if record["request"] is None)
+    assert told["outcome"].startswith("failed: it was interrupted"), "once, and not at each try"
     plane.refuse_resume = DriverError("it is not paused")
     await trio.sleep(60)
     assert plane.did == ["resume vault"] * 3
+    assert world.audit("start")[-1]["outcome"] == "started"
     world.assert_nothing_left()
 
 
 async def test_an_interrupted_start_that_is_tried_again_leaves_a_new_life_of_the_vm_alone(
     world: World, plane: FakePlane, autojump_clock: Clock
 ) -> None:
-    killed = world.kill_at("start.started")
-    world.nursery.start_soon(start_in_vain, world)
-    await killed.wait()
+    await is_killed_while_it_starts_vault(world, "start.started")
     plane.refuse_resume = DriverError("xl hangs", code="timeout")
     await world.restart()
     await trio.sleep(10)

@@ -11,7 +11,8 @@ import trio.testing
 from pedos_dom0.drivers import xen_block
 from pedos_dom0.drivers.base import DriverError
 from pedos_dom0.drivers.xen import XenDriver
-from pedos_dom0.drivers.xen_block import SCRIPT, attach_arguments
+from pedos_dom0.drivers.xen_block import attach_arguments
+from pedos_dom0.drivers.xen_store import SCRIPT
 from pedos_dom0.leases import Lease
 from pedos_dom0.registry import DeviceKey
 

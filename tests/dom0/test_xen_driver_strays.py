@@ -9,7 +9,7 @@ import trio.testing
 from pedos_dom0.drivers import xen_strays
 from pedos_dom0.drivers.base import DomainInfo, DriverError
 from pedos_dom0.drivers.xen import XenDriver, vchan
-from pedos_dom0.drivers.xen_strays import SCRIPT
+from pedos_dom0.drivers.xen_store import SCRIPT
 
 from tests.dom0.test_xen_driver import host, running, until
 from tests.dom0.test_xen_driver_block import BACKEND, LEASE, NODE, ends_uncleared
@@ -188,7 +188,10 @@ async def test_a_detach_that_was_refused_leaves_it_given(host: Host) -> None:
         assert not driver._block._given
 
 
-async def test_a_domain_that_comes_back_with_its_number_keeps_nothing(host: Host) -> None:
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_domain_that_comes_back_with_its_number_keeps_nothing(
+    host: Host, late: bool
+) -> None:
     """A soft reset: it was made long ago, and is given what it had after it came back."""
     host.create(5, "work")
     async with running(host) as driver:
@@ -196,11 +199,14 @@ async def test_a_domain_that_comes_back_with_its_number_keeps_nothing(host: Host
         await driver.plug(LEASE)
         await ends_uncleared(host, driver)
         host.clear(5)
-        await driver.unplug(LEASE, force=True)
+        if not late:
+            await driver.unplug(LEASE, force=True)
         host.flag(5, "r-----")
         host.fire("@introduceDomain")
         await until(driver, "work", DomainInfo("work", 5, "Running"))
         await trio.testing.wait_all_tasks_blocked()
+        if late:
+            await driver.unplug(LEASE, force=True)
         host.lend(NODE, BACKEND, SCRIPT)
         driver._block.strays.complete(5)  # and connects again
         await settled(driver)

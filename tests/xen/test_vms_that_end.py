@@ -1,6 +1,7 @@
 """VMs that reboot or are destroyed while they lend or borrow, and peers that end with them.
 
-Last, for some do not come back."""
+Last, for some do not come back.
+"""
 
 from __future__ import annotations
 

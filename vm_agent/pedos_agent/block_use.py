@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -105,30 +105,31 @@ def held(sys_root: Path, name: str) -> str | None:
 def lent(sys_root: Path, dev_numbers: Mapping[str, str]) -> dict[str, set[int]]:
     """Device number -> the domains to which this VM's blkback serves it, whoever told it so."""
     found: dict[str, set[int]] = {}
-    folder = sys_root / "bus/xen-backend/devices"
     known = set(dev_numbers.values())
-    for name in names_in(folder):
-        match = _BACKEND.fullmatch(name)
-        # physical_device: MAJOR:MINOR in hexadecimal digits
-        major, _, minor = read_field(folder / name / "physical_device").partition(":")
+    for domid, device in _backends(sys_root):
+        major, _, minor = device.partition(":")
         try:
             number = f"{int(major, 16)}:{int(minor, 16)}"
         except ValueError:
             continue  # not yet connected to a device
-        if match is not None and number in known:
-            found.setdefault(number, set()).add(int(match[1]))
+        if number in known:
+            found.setdefault(number, set()).add(domid)
     return found
 
 
 def connecting(sys_root: Path) -> bool:
     """Whether a backend of this VM's blkback does not know its device yet. The hotplug script tells
     it, which is no event of the kernel's."""
+    return any(device in ("", "0:0") for _, device in _backends(sys_root))
+
+
+def _backends(sys_root: Path) -> Iterator[tuple[int, str]]:
+    """Of each backend of blkback the domain that it serves, and its device: MAJOR:MINOR in
+    hexadecimal digits."""
     folder = sys_root / "bus/xen-backend/devices"
-    return any(
-        _BACKEND.fullmatch(name) is not None
-        and read_field(folder / name / "physical_device") in ("", "0:0")
-        for name in names_in(folder)
-    )
+    for name in names_in(folder):
+        if match := _BACKEND.fullmatch(name):
+            yield int(match[1]), read_field(folder / name / "physical_device")
 
 
 def is_number(text: str) -> bool:

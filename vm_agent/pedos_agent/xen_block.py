@@ -29,8 +29,6 @@ from .revision import Revision
 # The backend is up when dom0 asks; the two kernels then need milliseconds. Below the 15 s that dom0
 # waits for us.
 APPEAR_SECONDS: Final = 12.0
-
-
 # A backend that was taken down is gone from sysfs in less; what is there after this is lent.
 BACKEND_GONE_SECONDS: Final = 2.0
 

@@ -14,8 +14,17 @@ import trio
 from pedos_protocol.names import frontend_names, is_device_id
 
 from pedos_dom0.drivers.base import DOM0_DOMID, DriverError
-from pedos_dom0.drivers.xen_store import DOMAINS, Reader, Vbd, libxl_vbd, vbd_number, vbd_of
-from pedos_dom0.drivers.xen_strays import SCRIPT, Place, Strays
+from pedos_dom0.drivers.xen_store import (
+    DOMAINS,
+    SCRIPT,
+    Reader,
+    Vbd,
+    libxl_vbd,
+    silent,
+    vbd_number,
+    vbd_of,
+)
+from pedos_dom0.drivers.xen_strays import Place, Strays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -121,7 +130,7 @@ class XenBlock:
         try:
             return vbd_of(self._store(), domid, frontend)
         except OSError as error:
-            raise _silent(error) from error
+            raise silent(error) from error
 
     async def plug(self, lease: Lease) -> None:
         """See DataPlane."""
@@ -163,7 +172,7 @@ class XenBlock:
             finally:
                 store.close()
         except OSError as error:
-            raise _silent(error) from error
+            raise silent(error) from error
 
     async def unplug(self, lease: Lease, *, force: bool) -> None:
         """See DataPlane."""
@@ -216,7 +225,7 @@ class XenBlock:
         try:
             return self._store().read(path) == CLOSED
         except OSError as error:
-            raise _silent(error) from error
+            raise silent(error) from error
 
     async def _take(self, place: Place) -> None:
         """Takes away what is not given."""
@@ -225,9 +234,12 @@ class XenBlock:
 
     async def _goes(self, place: Place) -> bool:
         """Whether the toolstack is done with what was there, waiting for that a moment."""
-        return await self._until(
-            libxl_vbd(*place), lambda store: not _is_ours(vbd_of(store, *place)), SETTLE_SECONDS
-        )
+
+        def gone(store: Reader) -> bool:
+            vbd = vbd_of(store, *place)
+            return vbd is None or not vbd.is_ours
+
+        return await self._until(libxl_vbd(*place), gone, SETTLE_SECONDS)
 
     async def _detach_by_force(self, place: Place, what: str) -> None:
         words = ("block-detach", "--force", str(place[0]), place[1])
@@ -238,14 +250,6 @@ class XenBlock:
 
 def _place(lease: Lease) -> Place | None:
     return None if lease.frontend is None else (lease.vm_domid, lease.frontend)
-
-
-def _is_ours(vbd: Vbd | None) -> bool:
-    return vbd is not None and vbd.script == SCRIPT
-
-
-def _silent(error: OSError) -> DriverError:
-    return DriverError(f"xenstore does not answer: {error.strerror or error}", code="unavailable")
 
 
 def _refused(lease: Lease, failed: DriverError) -> str:

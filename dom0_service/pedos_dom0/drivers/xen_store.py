@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 from pedos_protocol.names import is_vm_name, shown
 
-from pedos_dom0.drivers.base import DOM0_DOMID, DOM0_NAME, DomainInfo
+from pedos_dom0.drivers.base import DOM0_DOMID, DOM0_NAME, DomainInfo, DriverError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -23,6 +23,9 @@ DOMAINS = "/local/domain"
 # Fired by xenstore itself when a domain is introduced to it, and when one has shut down or is gone.
 INTRODUCED = "@introduceDomain"
 RELEASED = "@releaseDomain"
+
+# In the source; vm_agent/xen/block says why it is not the one that comes with Xen.
+SCRIPT = "/usr/libexec/pedos/block"
 
 # A domain number is below DOMID_FIRST_RESERVED (xen/public/xen.h).
 _DOMID_MAX = 0x7FEF
@@ -60,6 +63,16 @@ class Vbd:
     backend: str  # its path, which the backend's domain writes below
     params: str  # what the backend was told to open
     script: str  # which prepares it there
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it was attached by this service, and not by an administrator."""
+        return self.script == SCRIPT
+
+
+def silent(error: OSError) -> DriverError:
+    """What to say when xenstore itself fails."""
+    return DriverError(f"xenstore does not answer: {error.strerror or error}", code="unavailable")
 
 
 def domain_of(store: Reader, domid: int) -> SeenDomain | None:

@@ -19,7 +19,7 @@ import trio
 from pedos_vchan.folder_watch import FolderWatch
 
 from pedos_dom0.drivers.base import AGAIN_SECONDS, DriverError
-from pedos_dom0.drivers.xen_store import vbds_of
+from pedos_dom0.drivers.xen_store import silent, vbds_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# In the source; vm_agent/xen/block says why it is not the one that comes with Xen.
-SCRIPT = "/usr/libexec/pedos/block"
 # Here libxl keeps each domain's configuration, and writes it as the last step of making one.
 USERDATA = Path("/var/lib/xen")
 # xl waits 40 s for a disk's script; a domain that is not made after this has another toolstack.
@@ -58,9 +56,11 @@ class _Stray:
 class _Settling:
     """A domain that may be given something by the toolstack, or has been."""
 
-    def __init__(self, name: str, domid: int, had: list[Lease]) -> None:
+    def __init__(self, name: str, domid: int, had: list[Lease], *, again: bool) -> None:
         self.name = name
         self.domid = domid
+        # It comes back with its number, after a soft reset: it was made long ago.
+        self.again = again
         # What its VM had, and it may therefore be given.
         self.had = had
         # Something runs in it, or it is gone.
@@ -80,7 +80,7 @@ class Strays:
         store: Callable[[], Reader],
         take: Callable[[Place], Awaitable[None]],
         is_given: Callable[[Place], bool],
-        userdata: Path = USERDATA,
+        userdata: Path,
     ) -> None:
         self._store = store
         self._take = take
@@ -89,6 +89,7 @@ class Strays:
         self._adopted = trio.Event()
         # VM -> attachments that ended with its domain, or shortly before, and when they did.
         self._remembered: dict[str, list[tuple[float, Lease]]] = {}
+        self._known: set[int] = set()  # domains that came and have not gone
         self._settling: dict[int, _Settling] = {}
         self._strays: list[_Stray] = []
 
@@ -106,14 +107,15 @@ class Strays:
             if other.frontend != lease.frontend and now - when < REMEMBERED_SECONDS
         ] + [(now, lease)]
         for settling in self._settling.values():
-            if settling.name == lease.vm and settling.domid > lease.vm_domid:
-                settling.had.append(lease)  # the next domain is there already
+            if settling.name == lease.vm and settling.domid >= lease.vm_domid:
+                settling.had.append(lease)  # that one is there already
 
     def domain_came(self, name: str, domid: int) -> None:
         """A domain is new, or is there when the service begins; call `settle` for it."""
         since = trio.current_time() - REMEMBERED_SECONDS
         had = [lease for when, lease in self._remembered.pop(name, []) if when > since]
-        self._settling[domid] = _Settling(name, domid, had)
+        self._settling[domid] = _Settling(name, domid, had, again=domid in self._known)
+        self._known.add(domid)
 
     def complete(self, domid: int) -> None:
         """Something runs in the domain, so the toolstack gives it nothing more by itself."""
@@ -124,17 +126,22 @@ class Strays:
         """There is no such domain any more."""
         self.complete(domid)
         self._settling.pop(domid, None)
+        self._known.discard(domid)
         self._strays = [stray for stray in self._strays if stray.place[0] != domid]
 
     def refuse(self, lease: Lease) -> None:
         """DriverError(busy) if another domain may have what this lease would give."""
+
+        def is_in_the_way(domid: int, backend_domid: int, device: str) -> bool:
+            return (
+                domid != lease.vm_domid
+                and backend_domid == lease.backend_domid
+                and _overlap(device, lease.key.device)
+            )
+
         for settling in self._settling.values():
             for other in settling.had:
-                if (
-                    settling.domid != lease.vm_domid
-                    and other.backend_domid == lease.backend_domid
-                    and _overlap(other.key.device, lease.key.device)
-                ):
+                if is_in_the_way(settling.domid, other.backend_domid, other.key.device):
                     raise DriverError(
                         f"{other.vm} had {other.key} and is just rebooting",
                         code="busy",
@@ -142,11 +149,7 @@ class Strays:
                     )
         for stray in self._strays:
             domid, frontend = stray.place
-            if (
-                domid != lease.vm_domid
-                and stray.backend_domid == lease.backend_domid
-                and _overlap(stray.device, lease.key.device)
-            ):
+            if is_in_the_way(domid, stray.backend_domid, stray.device):
                 raise DriverError(
                     f"domain {domid} has {stray} without a lease, and does not let go",
                     code="busy",
@@ -161,9 +164,7 @@ class Strays:
             await self._adopted.wait()
             await self._until_made(settling)
             await self._clear(settling)
-            # One that comes back with its number, after a soft reset, was made long ago.
-            settling.had = [lease for lease in settling.had if lease.vm_domid == domid]
-            if settling.had:
+            if settling.again:
                 with trio.move_on_after(MADE_SECONDS):
                     await settling.complete.wait()
                 await self._clear(settling)
@@ -215,11 +216,11 @@ class Strays:
         try:
             every = vbds_of(self._store(), domid)
         except OSError as error:
-            raise DriverError(f"xenstore does not answer: {error.strerror or error}") from error
+            raise silent(error) from error
         found = [
             _Stray((domid, name), vbd.backend_domid, vbd.params.removeprefix("/dev/"))
             for name, vbd in every.items()
-            if vbd.script == SCRIPT and not self._is_given((domid, name))
+            if vbd.is_ours and not self._is_given((domid, name))
         ]
         self._strays = [stray for stray in self._strays if stray.place[0] != domid] + found
         return found
