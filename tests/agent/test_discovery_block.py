@@ -82,11 +82,11 @@ def test_the_vms_own_and_its_borrowed_disks_are_not_offered(tree: Tree) -> None:
 
 async def test_a_disk_that_comes_later_is_being_lent_to_this_vm(tree: Tree) -> None:
     tree.add("xvdj")
-    revision, carried = Revision(), Carried()
+    news, carried = Revision(), Carried()
     looks: list[list[str]] = []
 
     async def look(count: int) -> list[str]:
-        revision.bump()
+        news.bump()
         with trio.fail_after(10):
             while len(looks) < count:
                 await trio.testing.wait_all_tasks_blocked(0.01)
@@ -96,7 +96,7 @@ async def test_a_disk_that_comes_later_is_being_lent_to_this_vm(tree: Tree) -> N
         looks.append([each.device.device for each in found])
 
     async with trio.open_nursery() as nursery:
-        await nursery.start(watch, deliver, lambda: carried, revision, tree.roots)
+        await nursery.start(watch, deliver, lambda: carried, news, tree.roots)
         assert looks == [["xvdj"]]
         tree.add("xvdi")
         tree.add("sda")
@@ -141,6 +141,16 @@ def test_what_has_no_size_is_no_disk(tree: Tree) -> None:
     tree.add("loop0", sectors=0)
     tree.add("sr0", sectors=0)
     assert scan(tree) == []
+
+
+def test_a_disk_below_a_disk_is_none_of_its_partitions(tree: Tree) -> None:
+    tree.mount(tree.add("mmcblk0"), "/mnt")
+    tree.add("mmcblk0boot0", parent="mmcblk0")
+    (tree.roots.sys / "class/block/mmcblk0boot0/partition").unlink()
+    assert [(each.parent, each.busy) for each in scan(tree)] == [
+        (None, "mounted at /mnt"),
+        (None, None),
+    ]
 
 
 def test_a_name_that_cannot_be_an_id_is_left_out(tree: Tree) -> None:

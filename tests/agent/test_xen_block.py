@@ -44,10 +44,10 @@ class Agent:
         self.ended.append((ended[0], ended[1], ended[2]))
 
     def look(self) -> None:
-        """Discovery looks again, as after an event of the kernel."""
+        """Discovery news again, as after an event of the kernel."""
         found = scan(self.attachments.carried(), self.tree.roots, lambda _path: False)
         self.inventory.replace("block", found)
-        self.attachments.looks.bump()
+        self.attachments.news.bump()
 
     async def lend(self, device: str) -> None:
         await self.attachments.start_export(ExportStart(ATTACHMENT, "block", device, 16, 7, False))
@@ -114,9 +114,9 @@ async def test_a_backend_that_is_just_being_taken_down_is_waited_for(agent: Agen
     assert found is not None
     lifetime = Lifetime()
     params = ExportStart(ATTACHMENT, "block", "sda", 16, 7, False)
-    looks = agent.attachments.looks
+    news = agent.attachments.news
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(xen_block.export_block, lifetime, params, found, agent.tree.roots, looks)
+        nursery.start_soon(xen_block.export_block, lifetime, params, found, agent.tree.roots, news)
         await trio.testing.wait_all_tasks_blocked()
         agent.tree.serve_no_more(9)
         agent.look()

@@ -14,7 +14,6 @@ from pedos_vchan import notify
 from . import discovery_block, discovery_folder, discovery_sysfs
 from .attachments import Attachments
 from .control import Control
-from .found import Found
 from .inventory import Inventory
 from .local_socket import FORWARD_SECONDS, LocalSocket
 from .mounts import clean_leftovers
@@ -49,7 +48,9 @@ async def run(
         try:
             await nursery.start(attachments.run)
             if settings.xen:
-                await nursery.start(_watch_blocks, attachments, inventory, revision)
+                deliver = partial(inventory.replace, "block")
+                watch = partial(discovery_block.watch, roots=attachments.roots)
+                await nursery.start(watch, deliver, attachments.carried, attachments.news)
             else:
                 deliver = partial(inventory.replace, "folder")
                 await nursery.start(discovery_folder.watch, settings.devices, deliver)
@@ -66,24 +67,6 @@ async def run(
             with trio.CancelScope(shield=True):
                 await attachments.close()
             nursery.cancel_scope.cancel()
-
-
-async def _watch_blocks(
-    attachments: Attachments,
-    inventory: Inventory,
-    revision: Revision,
-    *,
-    task_status: trio.TaskStatus[None],
-) -> None:
-    """Find block devices for the inventory, and let imports know that there was a look."""
-
-    def deliver(found: list[Found]) -> None:
-        inventory.replace("block", found)
-        attachments.looks.bump()
-
-    await discovery_block.watch(
-        deliver, attachments.carried, revision, attachments.roots, task_status=task_status
-    )
 
 
 async def run_until_signal(settings: Settings) -> None:

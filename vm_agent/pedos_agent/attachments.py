@@ -85,8 +85,8 @@ class Attachments:
         """`inventory` and `ended` are set by the agent before it serves anyone."""
         self.inventory: Inventory | None = None
         self.ended: Ended | None = None
-        # How often discovery has looked, and where; the latter is a parameter for tests.
-        self.looks = Revision()
+        # Something may be another than at discovery's last look; where it looks is for tests.
+        self.news = Revision()
         self.roots = Roots()
         self._settings = settings
         self._revision = revision
@@ -138,7 +138,7 @@ class Attachments:
         self._exports[params.attachment] = entry
         if self._settings.xen:
             body = partial(
-                xen_block.export_block, entry.lifetime, params, found, self.roots, self.looks
+                xen_block.export_block, entry.lifetime, params, found, self.roots, self.news
             )
         else:
             body = partial(export_block, entry.lifetime, params, found, self._settings)
@@ -152,7 +152,7 @@ class Attachments:
         if settings.xen:
             entry = Import(params, self._given_frontend(params.frontend))
             body = partial(
-                xen_block.import_block, entry.lifetime, entry.frontend, settings.dev, self.looks
+                xen_block.import_block, entry.lifetime, entry.frontend, settings.dev, self.news
             )
         else:
             entry = Import(params, self._free_frontend(params.frontend))
@@ -236,6 +236,11 @@ class Attachments:
         # By the folder's list alone: to look at a dead mount gives an error, at a stuck one hangs.
         return name in os.listdir(self._settings.dev)
 
+    def _changed(self) -> None:
+        """What is carried is another: dom0 is told, and discovery must know."""
+        self._revision.bump()
+        self.news.bump()
+
     def _start(
         self,
         side: str,
@@ -244,7 +249,7 @@ class Attachments:
         body: Callable[[], Awaitable[None]],
     ) -> None:
         assert self._nursery is not None
-        self._revision.bump()
+        self._changed()
         self._nursery.start_soon(self._live, side, attachment, lifetime, body)
 
     async def _live(
@@ -267,7 +272,7 @@ class Attachments:
             table: dict[str, Export] | dict[str, Import]
             table = self._exports if side == "export" else self._imports
             del table[attachment]
-            self._revision.bump()
+            self._changed()
             lifetime.finish(failure)
         log.info("%s %s ended: %s", side, attachment, lifetime.reason)
         if lifetime.result is not None and not lifetime.requested and self.ended is not None:

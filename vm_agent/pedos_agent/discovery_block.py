@@ -27,7 +27,6 @@ from pedos_protocol.names import harmless_text, is_device_id, natural_key
 
 from .block_use import (
     ROOTS,
-    TABLE_BYTES,
     Roots,
     connecting,
     held,
@@ -36,11 +35,12 @@ from .block_use import (
     mounted,
     names_in,
     read_field,
+    read_table,
     swapped,
 )
 from .found import HELD, Found, Inode, is_held
 from .revision import Revision
-from .uevents import KERNEL, UDEV, drain, opened
+from .uevents import KERNEL, SETTLE_SECONDS, UDEV, heard, opened
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ _SERIAL_MAX: Final = 48
 _UUID_MAX: Final = 36
 _UNUSUAL: Final = re.compile(r"[^A-Za-z0-9._-]")
 
-# A stick with many partitions, or a burst of mounts, is one look.
-SETTLE_SECONDS: Final = 0.05
+# Of the second are the backends of blkback.
+_SUBSYSTEMS: Final = ("block", "xen-backend")
 # A backend gets its device without an event; until it has it, it is looked again, so often. libxl
 # gives up after 40 s.
 CONNECT_SECONDS: Final = 1.0
@@ -93,11 +93,11 @@ def scan(
     found = []
     for name in sorted(raw, key=natural_key):
         each = raw[name]
-        if _NOT_OFFERED.fullmatch(name) or not each.size or not is_device_id(name):
+        if _NOT_OFFERED.fullmatch(name) or not is_device_id(name):
             continue
         if frontend_of(name) in carried.borrowed:
             continue
-        path = str(roots.dev / name)
+        path = f"{roots.dev}/{name}"
         try:
             status = os.stat(path)
             busy = reasons.get(name)
@@ -113,34 +113,34 @@ def scan(
 async def watch(
     deliver: Callable[[list[Found]], None],
     carried: Callable[[], Carried],
-    revision: Revision,
+    news: Revision,
     roots: Roots = ROOTS,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Deliver what is there, now and whenever a device, a mount or swap space comes or goes.
 
-    Also whenever `revision` says that the agent lends or borrows something else: `carried`.
+    Each time it bumps `news`. Who bumps it too makes it look: the agent, when `carried` is another.
     """
     own = _frontends(roots)
     looks_left = CONNECT_LOOKS
     with _events(roots) as (uevents, tables):
-        while True:
-            seen = revision.number
-            there = _frontends(roots)
-            own &= there
-            now = carried()
-            now = attrs.evolve(now, borrowed={*now.borrowed, *(there - own)})
-            again = looks_left and connecting(roots.sys)  # before: it may connect meanwhile
-            deliver(await trio.to_thread.run_sync(scan, now, roots))
-            task_status.started()
-            task_status = trio.TASK_STATUS_IGNORED
-            with trio.move_on_after(CONNECT_SECONDS if again else math.inf) as waited:
-                await _any_news(uevents, tables, revision, seen)
-            looks_left = looks_left - 1 if waited.cancelled_caught else CONNECT_LOOKS
-            await trio.sleep(SETTLE_SECONDS)
-            drain(uevents)
-            tables.poll(0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_follow_uevents, uevents, news)
+            nursery.start_soon(_follow_tables, tables, news)
+            while True:
+                seen = news.number
+                there = _frontends(roots)
+                own &= there
+                now = carried()
+                now = attrs.evolve(now, borrowed={*now.borrowed, *(there - own)})
+                again = looks_left and connecting(roots.sys)  # before: it may connect meanwhile
+                deliver(await trio.to_thread.run_sync(scan, now, roots))
+                task_status.started()
+                task_status = trio.TASK_STATUS_IGNORED
+                with trio.move_on_after(CONNECT_SECONDS if again else math.inf) as waited:
+                    await news.after(seen)
+                looks_left = looks_left - 1 if waited.cancelled_caught else CONNECT_LOOKS
 
 
 def frontend_of(name: str) -> str | None:
@@ -150,7 +150,7 @@ def frontend_of(name: str) -> str | None:
 
 
 def _frontends(roots: Roots) -> set[str]:
-    names = map(frontend_of, names_in(roots.sys / "class/block"))
+    names = map(frontend_of, names_in(f"{roots.sys}/class/block"))
     return {name for name in names if name is not None}
 
 
@@ -161,22 +161,26 @@ def reasons_for(name: str, roots: Roots) -> str | None:
 
 
 def _raw_devices(sys_root: Path) -> Iterator[_Raw]:
-    folder = sys_root / "class/block"
-    for name in names_in(folder):
-        where = folder / name
-        number = read_field(where / "dev")
-        if not is_number(number):
+    """All of them that have a size, which a drive without a disk has not."""
+    folder = f"{sys_root}/class/block"
+    names = names_in(folder)
+    for name in names:
+        where = f"{folder}/{name}"
+        size, number = read_field(f"{where}/size"), read_field(f"{where}/dev")
+        if size == "0" or not size.isdecimal() or not is_number(number):
             continue
-        parent = None
-        if (where / "partition").exists():
-            parent = os.path.basename(os.path.dirname(os.path.realpath(where)))
-        size = read_field(where / "size")
+        try:
+            parent = os.path.basename(os.path.dirname(os.readlink(where)))
+        except OSError:
+            continue  # unplugged
+        # A disk may be below a disk too: the boot areas of a memory card.
+        is_partition = parent in names and os.path.exists(f"{where}/partition")
         yield _Raw(
             name=name,
             number=number,
-            parent=parent,
-            size=int(size) * _SECTOR if size.isdecimal() else 0,
-            read_only=read_field(where / "ro") == "1",
+            parent=parent if is_partition else None,
+            size=int(size) * _SECTOR,
+            read_only=read_field(f"{where}/ro") == "1",
         )
 
 
@@ -186,8 +190,8 @@ def _reasons(
     """Name -> why it is in use: itself, its disk as a whole, or a partition of it."""
     numbers = _node_numbers(roots, raw)
     by_number = {
-        **swapped(read_field(roots.proc / "swaps", TABLE_BYTES), numbers),
-        **mounted(read_field(roots.proc / "self/mountinfo", TABLE_BYTES), numbers),
+        **swapped(read_table(f"{roots.proc}/swaps"), numbers),
+        **mounted(read_table(f"{roots.proc}/self/mountinfo"), numbers),
     }
     served = lent(roots.sys, numbers)
     own: dict[str, str] = {}
@@ -218,8 +222,7 @@ def _node_numbers(roots: Roots, raw: dict[str, _Raw]) -> dict[str, str]:
     numbers = {}
     for name, each in raw.items():
         numbers[f"/dev/{name}"] = each.number
-        volume = read_field(roots.sys / "class/block" / name / "dm/name")
-        if volume:
+        if volume := _volume(roots.sys, name):
             numbers[f"/dev/mapper/{volume}"] = each.number
     return numbers
 
@@ -234,7 +237,7 @@ def _is_family(name: str, ours: Collection[str], raw: dict[str, _Raw]) -> bool:
 
 
 def _device(each: _Raw, busy: str | None, roots: Roots, path: str, inode: Inode) -> Found:
-    said = udev_properties(read_field(roots.udev / f"b{each.number}", _UDEV_BYTES))
+    said = udev_properties(read_field(f"{roots.udev}/b{each.number}", _UDEV_BYTES))
     device = Device(
         device_class="block",
         device=each.name,
@@ -273,17 +276,22 @@ def identity_of(said: dict[str, str]) -> str:
 
 def _description(each: _Raw, said: dict[str, str], sys_root: Path) -> str:
     """What a person knows it by: maker and model, or the image; file system, label and UUID."""
-    folder = sys_root / "class/block" / each.name
-    maker = said.get("ID_VENDOR") or _text(read_field(folder / "device/vendor"))
-    model = said.get("ID_MODEL") or _text(read_field(folder / "device/model"))
-    image = read_field(folder / "loop/backing_file")
-    volume = read_field(folder / "dm/name")
-    what = " ".join(filter(None, (maker, model))).replace("_", " ") or image or volume
     if each.parent is not None:
         what = said.get("ID_PART_ENTRY_NAME", "")
+    else:
+        folder = f"{sys_root}/class/block/{each.name}"
+        maker = said.get("ID_VENDOR") or _text(read_field(f"{folder}/device/vendor"))
+        model = said.get("ID_MODEL") or _text(read_field(f"{folder}/device/model"))
+        what = " ".join(filter(None, (maker, model))).replace("_", " ")
+        what = what or read_field(f"{folder}/loop/backing_file") or _volume(sys_root, each.name)
     system = [said.get(f"ID_FS_{part}", "") for part in ("TYPE", "LABEL", "UUID")]
     words = [what, " ".join(filter(None, system))]
     return "; ".join(filter(None, words)) or ("partition" if each.parent else "disk")
+
+
+def _volume(sys_root: Path, name: str) -> str:
+    """The name of a volume of the device mapper; "" for what is none."""
+    return read_field(f"{sys_root}/class/block/{name}/dm/name") if name.startswith("dm-") else ""
 
 
 def _text(field: str) -> str:
@@ -313,15 +321,15 @@ def _events(roots: Roots) -> Iterator[tuple[socket.socket, select.epoll]]:
         )
 
 
-async def _any_news(
-    uevents: socket.socket, tables: select.epoll, revision: Revision, seen: int
-) -> None:
-    async def wait(fd: int) -> None:
-        await trio.lowlevel.wait_readable(fd)
-        nursery.cancel_scope.cancel()
+async def _follow_uevents(uevents: socket.socket, news: Revision) -> None:
+    while True:
+        await heard(uevents, _SUBSYSTEMS)
+        news.bump()
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(wait, uevents.fileno())
-        nursery.start_soon(wait, tables.fileno())
-        await revision.after(seen)
-        nursery.cancel_scope.cancel()
+
+async def _follow_tables(tables: select.epoll, news: Revision) -> None:
+    while True:
+        await trio.lowlevel.wait_readable(tables)
+        await trio.sleep(SETTLE_SECONDS)
+        tables.poll(0)
+        news.bump()

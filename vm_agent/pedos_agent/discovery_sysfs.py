@@ -19,14 +19,13 @@ from pedos_protocol.messages import Device
 from pedos_protocol.names import IDENTITY_MAX, harmless_text, natural_key
 
 from .found import Found
-from .uevents import KERNEL, drain, opened
+from .uevents import KERNEL, heard, opened
 
 log = logging.getLogger(__name__)
 
 FIELD_BYTES: Final = 256  # of one sysfs attribute; the kernel's own limit is a page
 SERIAL_MAX: Final = 48  # leaves room in an identity for eight interfaces and more
-# A burst of kernel events (a hub plugged in) becomes one scan.
-SETTLE_SECONDS: Final = 0.1
+_SUBSYSTEMS: Final = ("usb", "pci", "sound")
 
 _USB_DEVICE: Final = re.compile(r"[0-9]+-[0-9]+(\.[0-9]+)*")
 _PCI_DEVICE: Final = re.compile(r"([0-9a-f]{4,8}):([0-9a-f]{2}):([0-9a-f]{2}\.[0-7])")
@@ -89,9 +88,7 @@ async def watch(
             if first:
                 task_status.started()
                 first = False
-            await trio.lowlevel.wait_readable(events)
-            await trio.sleep(SETTLE_SECONDS)
-            drain(events)
+            await heard(events, _SUBSYSTEMS)
 
 
 def _field(folder: str, name: str) -> str:

@@ -41,6 +41,8 @@ class Inventory:
 
     def replace(self, source: str, found: list[Found]) -> None:
         """Take a discovery's whole new result in place of its last one."""
+        if self._sources.get(source) == found:
+            return  # most looks find nothing new, and the rest of this is not free
         self._sources[source] = found
         devices = self._bounded(
             {item.key: item for items in reversed(self._sources.values()) for item in items}

@@ -1,18 +1,24 @@
 """The kernel's device events (netlink, NETLINK_KOBJECT_UEVENT): only that there are some counts.
 
-What they say is not used, only that a new look is due. So it does not matter who sent them.
+Of what they say only the subsystem is looked at, and used for no more than whether a new look is
+due. So it does not matter who sent them.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Collection
 from typing import Final
+
+import trio
 
 log = logging.getLogger(__name__)
 
 KERNEL: Final = 1  # group: from the kernel, before udev has looked
 UDEV: Final = 2  # group: from udev, when its database has the device
+# A burst of events (a hub or a stick with many partitions plugged in) is one.
+SETTLE_SECONDS: Final = 0.05
 _PROTOCOL: Final = 15  # NETLINK_KOBJECT_UEVENT, linux/netlink.h
 _BYTES: Final = 8192
 
@@ -33,12 +39,28 @@ def opened(groups: int, *, missing: str) -> socket.socket:
         return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
 
-def drain(events: socket.socket) -> None:
-    """Takes all that are there; an overflow (ENOBUFS) says the same as an event."""
+async def heard(events: socket.socket, subsystems: Collection[str]) -> None:
+    """Wait until something has happened in one of these subsystems (`block`, `usb`)."""
+    wanted = [f"SUBSYSTEM={name}\0".encode() for name in subsystems]
+    while True:
+        await trio.lowlevel.wait_readable(events)
+        await trio.sleep(SETTLE_SECONDS)
+        if _drain(events, wanted):
+            return
+
+
+def _drain(events: socket.socket, wanted: Collection[bytes]) -> bool:
+    """Take all that are there; say whether one has a wanted field.
+
+    One that is cut off may have it, and so may those that were lost: an overflow (ENOBUFS).
+    """
+    found = False
     while True:
         try:
-            events.recv(_BYTES)
+            event = events.recv(_BYTES)
         except BlockingIOError:
-            return
+            return found
         except OSError:
-            continue
+            found = True
+        else:
+            found = found or len(event) == _BYTES or any(field in event for field in wanted)

@@ -34,7 +34,7 @@ BACKEND_GONE_SECONDS: Final = 2.0
 
 
 async def export_block(
-    lifetime: Lifetime, params: ExportStart, found: Found, roots: Roots, looks: Revision
+    lifetime: Lifetime, params: ExportStart, found: Found, roots: Roots, news: Revision
 ) -> None:
     """Keep `found` for the peer domain until something ends `lifetime`.
 
@@ -50,7 +50,7 @@ async def export_block(
                 raise CallError("busy", f"{params.device} is {HELD}") from None
             raise
         try:
-            await _refuse_used(params.device, roots, looks)
+            await _refuse_used(params.device, roots, news)
             await reach("export.opened")
             lifetime.ready({})
             await lifetime.ending()
@@ -59,15 +59,15 @@ async def export_block(
     await reach("export.stopped")
 
 
-async def _refuse_used(device: str, roots: Roots, looks: Revision) -> None:
+async def _refuse_used(device: str, roots: Roots, news: Revision) -> None:
     """CallError(busy) if something uses the device that nobody has told of yet."""
     with trio.move_on_after(BACKEND_GONE_SECONDS):
         while True:
-            seen = looks.number
+            seen = news.number
             reason = await trio.to_thread.run_sync(reasons_for, device, roots)
             if reason is None:
                 return
-            await looks.after(seen)
+            await news.after(seen)
     raise CallError("busy", harmless_text(f"{device} is in use here: {reason}"))
 
 
@@ -75,13 +75,13 @@ def _open_exclusively(path: str) -> int:
     return os.open(path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-async def import_block(lifetime: Lifetime, frontend: str, dev: Path, looks: Revision) -> None:
+async def import_block(lifetime: Lifetime, frontend: str, dev: Path, news: Revision) -> None:
     """Wait for the device that dom0 has attached as `frontend`, and then for its end.
 
-    `looks` counts how often discovery has looked: after every event of the kernel.
+    `news` is bumped after every event of the kernel that has to do with disks.
     """
     with trio.move_on_after(APPEAR_SECONDS):
-        await _until(lambda: frontend in names_in(dev), looks)
+        await _until(lambda: frontend in names_in(dev), news)
     if frontend not in names_in(dev):
         raise CallError(
             "failed",
@@ -91,21 +91,21 @@ async def import_block(lifetime: Lifetime, frontend: str, dev: Path, looks: Revi
     await reach("import.ready")
     lifetime.ready({"frontend": frontend})
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_when_gone, lifetime, frontend, dev, looks)
+        nursery.start_soon(_end_when_gone, lifetime, frontend, dev, news)
         await lifetime.ending()
         nursery.cancel_scope.cancel()
     await reach("import.stopped")
 
 
-async def _end_when_gone(lifetime: Lifetime, frontend: str, dev: Path, looks: Revision) -> None:
-    await _until(lambda: frontend not in names_in(dev), looks)
+async def _end_when_gone(lifetime: Lifetime, frontend: str, dev: Path, news: Revision) -> None:
+    await _until(lambda: frontend not in names_in(dev), news)
     lifetime.end(f"{frontend} has gone")
 
 
-async def _until(done: Callable[[], bool], looks: Revision) -> None:
-    seen = looks.number
+async def _until(done: Callable[[], bool], news: Revision) -> None:
+    seen = news.number
     while not done():
-        seen = await looks.after(seen)
+        seen = await news.after(seen)
 
 
 async def why_in_use(frontend: str, roots: Roots) -> str | None:
