@@ -15,9 +15,10 @@ from pedos_protocol.names import DEVICE_ID_MAX, is_device_id
 
 DIGEST: Final = 6  # hex digits that keep two names apart whose bad characters became the same
 HELD: Final = "mounted or otherwise in use in this VM"
-# Somebody who only looks (as we do, or udev) holds a device for a moment; a mount holds it on.
-HELD_TRIES: Final = 3
-HELD_RETRY_SECONDS: Final = 0.01
+# Somebody who only looks (as discovery does, or udev) holds a device for a moment; a mount holds it
+# on. That moment may last while a busy machine has no time for who looks.
+HELD_TRIES: Final = 6
+HELD_RETRY_SECONDS: Final = 0.02
 _BAD: Final = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -63,20 +64,27 @@ def device_id_of(name: str) -> str:
     return f"{cleaned[: DEVICE_ID_MAX - DIGEST - 1]}-{digest}"
 
 
-def is_held(path: str) -> bool:
-    """Say whether a block device is in use in this VM: mounted, or part of a volume or a RAID.
+def open_exclusively(path: str) -> int | None:
+    """Open a block device, to read, so that nobody can mount it; None if it is in use in this VM.
 
-    open(2): O_EXCL without O_CREAT fails on a block device that is. A partition in use makes its
-    disk one too. OSError when the device cannot be opened; blocks as long as its driver does.
+    open(2): O_EXCL without O_CREAT fails on a block device that is mounted, or part of a volume or
+    a RAID. A partition in use makes its disk one too. OSError when the device cannot be opened;
+    blocks as long as its driver does.
     """
     for attempt in range(HELD_TRIES):
         if attempt:
             time.sleep(HELD_RETRY_SECONDS)
         try:
-            os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
+            return os.open(path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
-        else:
-            return False
-    return True
+    return None
+
+
+def is_held(path: str) -> bool:
+    """Say whether a block device is in use in this VM, as above."""
+    held = open_exclusively(path)
+    if held is not None:
+        os.close(held)
+    return held is None

@@ -7,7 +7,6 @@ device meanwhile, and the target only waits for it to appear.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from pedos_vchan.faultpoints import reach
 from .block_use import Roots, names_in
 from .discovery_block import reasons_for
 from .exporter import opened_source
-from .found import HELD, Found, is_held
+from .found import HELD, Found, is_held, open_exclusively
 from .lifetime import Lifetime
 from .revision import Revision
 
@@ -43,12 +42,9 @@ async def export_block(
     an administrator has set up, so that is looked for.
     """
     with opened_source(found) as source:
-        try:
-            kept = await trio.to_thread.run_sync(_open_exclusively, f"/proc/self/fd/{source}")
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                raise CallError("busy", f"{params.device} is {HELD}") from None
-            raise
+        kept = await trio.to_thread.run_sync(open_exclusively, f"/proc/self/fd/{source}")
+        if kept is None:
+            raise CallError("busy", f"{params.device} is {HELD}")
         try:
             await _refuse_used(params.device, roots, news)
             await reach("export.opened")
@@ -69,10 +65,6 @@ async def _refuse_used(device: str, roots: Roots, news: Revision) -> None:
                 return
             await news.after(seen)
     raise CallError("busy", harmless_text(f"{device} is in use here: {reason}"))
-
-
-def _open_exclusively(path: str) -> int:
-    return os.open(path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 async def import_block(lifetime: Lifetime, frontend: str, dev: Path, news: Revision) -> None:

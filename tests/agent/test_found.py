@@ -1,0 +1,54 @@
+"""Holding a block device, as far as that needs no block device."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+from pedos_agent import found
+from pedos_agent.found import is_held, open_exclusively
+
+BUSY = OSError(errno.EBUSY, "Device or resource busy")
+
+
+class Kernel:
+    """Answers to open(2), one after the other; the last one for ever."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: OSError | None) -> None:
+        self._answers = answers
+        self.asked = 0
+        self._open = os.open
+        monkeypatch.setattr(found.os, "open", self.open)
+        monkeypatch.setattr(found, "HELD_RETRY_SECONDS", 0)
+
+    def open(self, path: str, flags: int) -> int:
+        assert flags & os.O_EXCL
+        answer = self._answers[min(self.asked, len(self._answers) - 1)]
+        self.asked += 1
+        if answer is not None:
+            raise answer
+        return self._open(os.devnull, os.O_RDONLY)
+
+
+def test_who_only_looks_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch, BUSY, BUSY, None)
+    file = open_exclusively("/dev/sda")
+    assert file is not None
+    os.close(file)
+    assert kernel.asked == 3
+    assert not is_held("/dev/sda")
+
+
+def test_what_stays_in_use_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch, BUSY)
+    assert open_exclusively("/dev/sda") is None
+    assert kernel.asked == found.HELD_TRIES
+    assert is_held("/dev/sda")
+
+
+def test_what_cannot_be_opened_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch, OSError(errno.ENXIO, "No such device or address"))
+    with pytest.raises(OSError, match="No such device"):
+        is_held("/dev/sda")
+    assert kernel.asked == 1
