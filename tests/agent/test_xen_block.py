@@ -44,7 +44,7 @@ class Agent:
         self.ended.append((ended[0], ended[1], ended[2]))
 
     def look(self) -> None:
-        """Discovery news again, as after an event of the kernel."""
+        """Discovery looks again, as after an event of the kernel."""
         found = scan(self.attachments.carried(), self.tree.roots, lambda _path: False)
         self.inventory.replace("block", found)
         self.attachments.news.bump()

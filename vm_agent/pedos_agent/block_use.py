@@ -107,6 +107,11 @@ def swapped(swaps: str, numbers: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+def volume(sys_root: Path, name: str) -> str:
+    """The name of a volume of the device mapper; "" for what is none."""
+    return read_field(f"{sys_root}/class/block/{name}/dm/name") if name.startswith("dm-") else ""
+
+
 def held(sys_root: Path, name: str) -> str | None:
     """Why a device is in use if a volume, a RAID or an encrypted disk is made of it."""
     holders = names_in(f"{sys_root}/class/block/{name}/holders")
@@ -114,8 +119,8 @@ def held(sys_root: Path, name: str) -> str | None:
         return None
     shown = []
     for holder in holders:
-        volume = read_field(f"{sys_root}/class/block/{holder}/dm/name")
-        shown.append(f"{holder} ({volume})" if volume else holder)
+        mapped = volume(sys_root, holder)
+        shown.append(f"{holder} ({mapped})" if mapped else holder)
     return harmless_text(f"part of {', '.join(shown)}", REASON_MAX)
 
 

@@ -37,6 +37,7 @@ from .block_use import (
     read_field,
     read_table,
     swapped,
+    volume,
 )
 from .found import HELD, Found, Inode, is_held
 from .revision import Revision
@@ -222,8 +223,8 @@ def _node_numbers(roots: Roots, raw: dict[str, _Raw]) -> dict[str, str]:
     numbers = {}
     for name, each in raw.items():
         numbers[f"/dev/{name}"] = each.number
-        if volume := _volume(roots.sys, name):
-            numbers[f"/dev/mapper/{volume}"] = each.number
+        if mapped := volume(roots.sys, name):
+            numbers[f"/dev/mapper/{mapped}"] = each.number
     return numbers
 
 
@@ -283,15 +284,10 @@ def _description(each: _Raw, said: dict[str, str], sys_root: Path) -> str:
         maker = said.get("ID_VENDOR") or _text(read_field(f"{folder}/device/vendor"))
         model = said.get("ID_MODEL") or _text(read_field(f"{folder}/device/model"))
         what = " ".join(filter(None, (maker, model))).replace("_", " ")
-        what = what or read_field(f"{folder}/loop/backing_file") or _volume(sys_root, each.name)
+        what = what or read_field(f"{folder}/loop/backing_file") or volume(sys_root, each.name)
     system = [said.get(f"ID_FS_{part}", "") for part in ("TYPE", "LABEL", "UUID")]
     words = [what, " ".join(filter(None, system))]
     return "; ".join(filter(None, words)) or ("partition" if each.parent else "disk")
-
-
-def _volume(sys_root: Path, name: str) -> str:
-    """The name of a volume of the device mapper; "" for what is none."""
-    return read_field(f"{sys_root}/class/block/{name}/dm/name") if name.startswith("dm-") else ""
 
 
 def _text(field: str) -> str:
