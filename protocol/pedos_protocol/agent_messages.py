@@ -1,6 +1,6 @@
 """The messages between dom0 and a VM's agent: exports, imports, and what the agent has.
 
-`messages` says which method carries which, and reads them all.
+`messages` has them too. An agent knows no others: to import those takes as long as all of its own.
 """
 
 # Annotations are read when these classes are prepared, so they are not postponed here.
@@ -24,6 +24,7 @@ from .fields import (
     Port,
     VmName,
 )
+from .schema import Empty, Schema, Spec
 
 # Between dom0 and an agent: exports and imports
 
@@ -142,3 +143,20 @@ class AttachmentEnded:
     attachment: AttachmentId
     side: Literal["export", "import"]
     reason: Line
+
+
+#: The methods between dom0 and an agent.
+SCHEMA = Schema(
+    {
+        # dom0 to an agent
+        "export.start": Spec(ExportStart, Empty),
+        "export.stop": Spec(ExportStop, Empty),
+        "import.start": Spec(ImportStart, ImportStarted),
+        "import.stop": Spec(ImportStop, Empty),
+        # an agent to dom0
+        "agent.report": Spec(AgentReport, Empty),
+        "attachment.ended": Spec(AttachmentEnded, None),
+    }
+)
+parse_params = SCHEMA.parse_params
+parse_result = SCHEMA.parse_result

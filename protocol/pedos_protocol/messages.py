@@ -1,4 +1,4 @@
-"""The messages: one class for each, and one table that says which method carries which.
+"""All messages: one class for each, and one table that says which method carries which.
 
 Those between a client and dom0 stand here, those about policy in `policy_messages`, dom0's with an
 agent in `agent_messages`, and those of local mode's machine in `machine_messages`.
@@ -14,11 +14,11 @@ says how it is read: `fields` has a parse function behind each.
 
 # Annotations are read when this module is imported, so they are not postponed here.
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import attr
 
+from . import agent_messages
 from .agent_messages import (
     AgentReport,
     AttachmentEnded,
@@ -32,7 +32,7 @@ from .agent_messages import (
     ImportStop,
 )
 from .codec import ITEMS_MAX
-from .errors import CallError, RemoteProtocolError
+from .errors import CallError
 from .fields import (
     ATTACHMENTS_MAX,
     AtMost,
@@ -47,8 +47,6 @@ from .fields import (
     Text,
     VmName,
     WireMap,
-    parse_message,
-    prepare,
 )
 from .machine_messages import (
     DomainChanged,
@@ -60,7 +58,6 @@ from .machine_messages import (
     DomainStarted,
     VmState,
 )
-from .names import shown
 from .policy_messages import (
     DeviceExplain,
     ExplainResult,
@@ -81,6 +78,7 @@ from .policy_messages import (
     Verb,
     Verdict,
 )
+from .schema import Empty, Schema, Spec, to_wire
 
 # All messages are to be had here, whichever module they stand in.
 __all__ = [
@@ -149,11 +147,6 @@ __all__ = [
     "parse_result",
     "to_wire",
 ]
-
-
-@attr.frozen
-class Empty:
-    """No parameters, or a result that says no more than that it is done."""
 
 
 # Listing
@@ -379,96 +372,34 @@ class StatusResult:
     agents: Annotated[tuple[VmName, ...], AtMost(ITEMS_MAX)]
 
 
-class Spec(NamedTuple):
-    """What a method carries; the result of a notice is None."""
-
-    params: type[Any]
-    result: type[Any] | None
-
-
-SCHEMA: dict[str, Spec] = {
-    # dom0 to an agent
-    "export.start": Spec(ExportStart, Empty),
-    "export.stop": Spec(ExportStop, Empty),
-    "import.start": Spec(ImportStart, ImportStarted),
-    "import.stop": Spec(ImportStop, Empty),
-    # an agent to dom0
-    "agent.report": Spec(AgentReport, Empty),
-    "attachment.ended": Spec(AttachmentEnded, None),
-    # a client to dom0; the first three also by way of an agent, policy.mine only so
-    "device.list": Spec(DeviceList, DeviceListed),
-    "device.attach": Spec(DeviceAttach, AttachResult),
-    "device.detach": Spec(DeviceDetach, DetachResult),
-    "device.explain": Spec(DeviceExplain, ExplainResult),
-    "device.watch": Spec(DeviceWatch, WatchStarted),
-    "device.event": Spec(DeviceEvent, None),
-    "vm.list": Spec(VmList, VmListed),
-    "vm.start": Spec(VmStart, VmStarted),
-    "vm.shutdown": Spec(VmShutdown, Empty),
-    "service.status": Spec(ServiceStatus, StatusResult),
-    "policy.explain": Spec(PolicyExplain, PolicyExplained),
-    "policy.mine": Spec(PolicyMine, PolicyVerdict),
-    "policy.system": Spec(PolicySystem, SystemVms),
-    "prompter.register": Spec(PrompterRegister, Empty),
-    # dom0 to a client that registered as a prompter
-    "prompt.ask": Spec(PromptAsk, PromptAnswer),
-    "prompt.cancel": Spec(PromptCancel, None),
-    # dom0 to the machine of local mode
-    "domain.list": Spec(DomainList, DomainListed),
-    "domain.start": Spec(DomainStart, DomainStarted),
-    "domain.shutdown": Spec(DomainShutdown, Empty),
-    "domain.changed": Spec(DomainChanged, None),
-}
-
-
-for _spec_of in SCHEMA.values():
-    for _message_class in _spec_of:
-        if _message_class is not None:
-            prepare(_message_class)
-
-
-def _spec(method: str) -> Spec:
-    spec = SCHEMA.get(method)
-    if spec is None:
-        raise RemoteProtocolError(f"{shown(method)} is not a method")
-    return spec
-
-
-def parse_params(method: str, untrusted_params: object) -> Any:
-    """The parameters of `method`, as its class in `SCHEMA`.
-
-    RemoteProtocolError says what is wrong with them and where.
-    """
-    try:
-        return parse_message(_spec(method).params, untrusted_params)
-    except ValueError as error:
-        raise RemoteProtocolError(f"parameters of {method}: {error}") from None
-
-
-def parse_result(method: str, untrusted_result: object) -> Any:
-    """The result of `method`, as its class in `SCHEMA`.
-
-    RemoteProtocolError says what is wrong with it and where.
-    """
-    result_class = _spec(method).result
-    if result_class is None:
-        raise RemoteProtocolError(f"{method} is a notice and has no result")
-    try:
-        return parse_message(result_class, untrusted_result)
-    except ValueError as error:
-        raise RemoteProtocolError(f"result of {method}: {error}") from None
-
-
-def to_wire(value: attr.AttrsInstance) -> dict[str, Any]:
-    """The map that says `value`, one of the classes above."""
-    return {name: _wire_value(getattr(value, name)) for name in attr.fields_dict(type(value))}
-
-
-def _wire_value(value: Any) -> Any:
-    if attr.has(type(value)):
-        return to_wire(value)
-    if isinstance(value, tuple | list):
-        return [_wire_value(item) for item in value]
-    if isinstance(value, Mapping):
-        return dict(value)
-    return value
+#: All methods there are.
+SCHEMA = Schema(
+    {
+        **agent_messages.SCHEMA,
+        # a client to dom0; the first three also by way of an agent, policy.mine only so
+        "device.list": Spec(DeviceList, DeviceListed),
+        "device.attach": Spec(DeviceAttach, AttachResult),
+        "device.detach": Spec(DeviceDetach, DetachResult),
+        "device.explain": Spec(DeviceExplain, ExplainResult),
+        "device.watch": Spec(DeviceWatch, WatchStarted),
+        "device.event": Spec(DeviceEvent, None),
+        "vm.list": Spec(VmList, VmListed),
+        "vm.start": Spec(VmStart, VmStarted),
+        "vm.shutdown": Spec(VmShutdown, Empty),
+        "service.status": Spec(ServiceStatus, StatusResult),
+        "policy.explain": Spec(PolicyExplain, PolicyExplained),
+        "policy.mine": Spec(PolicyMine, PolicyVerdict),
+        "policy.system": Spec(PolicySystem, SystemVms),
+        "prompter.register": Spec(PrompterRegister, Empty),
+        # dom0 to a client that registered as a prompter
+        "prompt.ask": Spec(PromptAsk, PromptAnswer),
+        "prompt.cancel": Spec(PromptCancel, None),
+        # dom0 to the machine of local mode
+        "domain.list": Spec(DomainList, DomainListed),
+        "domain.start": Spec(DomainStart, DomainStarted),
+        "domain.shutdown": Spec(DomainShutdown, Empty),
+        "domain.changed": Spec(DomainChanged, None),
+    }
+)
+parse_params = SCHEMA.parse_params
+parse_result = SCHEMA.parse_result

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import attrs
@@ -177,6 +178,69 @@ async def test_a_borrowed_disk_in_use_is_not_let_go(agent: Agent) -> None:
     assert len(agent.attachments.imports()) == 1
     (agent.tree.roots.proc / "self/mountinfo").write_text("")
     await agent.attachments.stop_import(ATTACHMENT)
+
+
+async def test_a_borrowed_disk_is_there_when_udev_has_looked_at_it(agent: Agent) -> None:
+    record = agent.tree.roots.udev / f"b{agent.tree.add('xvdi')}"
+    record.rename(agent.tree.roots.udev / "later")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(agent.borrow, "xvdi")
+        await trio.testing.wait_all_tasks_blocked()
+        (entry,) = agent.attachments._imports.values()
+        assert entry.lifetime.result is None
+        (agent.tree.roots.udev / "later").rename(record)
+        agent.attachments.news.bump()
+        await entry.lifetime.started()
+
+
+async def test_a_disk_that_udev_never_looks_at_is_there_all_the_same(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xen_block, "UDEV_SECONDS", 0.05)
+    (agent.tree.roots.udev / f"b{agent.tree.add('xvdi')}").unlink()
+    assert await agent.borrow("xvdi") == "xvdi"
+
+
+async def test_where_no_udev_runs_nobody_waits_for_it(agent: Agent) -> None:
+    (agent.tree.roots.udev / f"b{agent.tree.add('xvdi')}").unlink()
+    agent.tree.roots.udev.rmdir()
+    assert await agent.borrow("xvdi") == "xvdi"
+
+
+@contextlib.contextmanager
+def looked_at_by_udev(agent: Agent) -> Iterator[None]:
+    """udev has the disk locked, as it does while it reads from it."""
+    with (agent.tree.roots.dev / "xvdi").open("rb") as disk:
+        fcntl.flock(disk, fcntl.LOCK_SH)
+        yield
+
+
+@contextlib.contextmanager
+def read_by_a_program(agent: Agent) -> Iterator[None]:
+    agent.tree.field("xvdi", "inflight", "       1        0")
+    yield
+    agent.tree.field("xvdi", "inflight", "       0        0")
+
+
+@pytest.mark.parametrize("used", [looked_at_by_udev, read_by_a_program])
+async def test_a_borrowed_disk_that_is_read_or_written_is_not_let_go_yet(
+    agent: Agent,
+    monkeypatch: pytest.MonkeyPatch,
+    used: Callable[[Agent], contextlib.AbstractContextManager[None]],
+) -> None:
+    agent.tree.add("xvdi")
+    await agent.borrow("xvdi")
+    monkeypatch.setattr(xen_block, "QUIET_RETRY_SECONDS", 0)
+    with used(agent), pytest.raises(CallError, match="reads, writes or has locked it") as caught:
+        await agent.attachments.stop_import(ATTACHMENT)
+    assert caught.value.code == "busy"
+    assert agent.open_files() == []
+
+    rest = contextlib.ExitStack()
+    rest.enter_context(used(agent))
+    monkeypatch.setattr(xen_block.time, "sleep", lambda _seconds: rest.close())
+    await agent.attachments.stop_import(ATTACHMENT)
+    assert agent.attachments.imports() == []
 
 
 async def test_dom0_says_as_what_it_is_attached(agent: Agent) -> None:

@@ -83,6 +83,7 @@ def test_attrs_is_imported_by_messages_alone() -> None:
         "machine_messages",
         "messages",
         "policy_messages",
+        "schema",
     }
 
 
@@ -109,6 +110,12 @@ def loaded_by(module: str) -> set[str]:
 def test_importing_all_of_the_protocol_loads_neither_trio_nor_cffi() -> None:
     loaded = loaded_by("pedos_protocol.messages, pedos_protocol.connection")
     assert not loaded & {"trio", "cffi", "_cffi_backend", "pedos_vchan"}
+
+
+def test_an_agent_loads_no_messages_but_its_own() -> None:
+    """A domain starts one at every boot, and each class costs as much as a small module."""
+    loaded = {name for name in loaded_by("pedos_agent.__main__") if name.endswith("messages")}
+    assert loaded == {"pedos_protocol.agent_messages"}
 
 
 def test_importing_the_commands_client_does_not_load_what_is_slow() -> None:

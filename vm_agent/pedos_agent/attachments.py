@@ -9,9 +9,9 @@ from functools import partial
 
 import attrs
 import trio
+from pedos_protocol.agent_messages import ExportStart, ExportState, ImportStart, ImportState
 from pedos_protocol.errors import CallError
 from pedos_protocol.fields import ATTACHMENTS_MAX
-from pedos_protocol.messages import ExportStart, ExportState, ImportStart, ImportState
 from pedos_protocol.names import frontend_names, harmless_text
 
 from . import xen_block
@@ -152,7 +152,7 @@ class Attachments:
         if settings.xen:
             entry = Import(params, self._given_frontend(params.frontend))
             body = partial(
-                xen_block.import_block, entry.lifetime, entry.frontend, settings.dev, self.news
+                xen_block.import_block, entry.lifetime, entry.frontend, self.roots, self.news
             )
         else:
             entry = Import(params, self._free_frontend(params.frontend))

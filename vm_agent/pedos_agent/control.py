@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import trio
+from pedos_protocol.agent_messages import AgentReport, parse_params
 from pedos_protocol.errors import CallError, LocalProtocolError, RemoteProtocolError
-from pedos_protocol.messages import AgentReport, parse_params, to_wire
+from pedos_protocol.schema import to_wire
 from pedos_vchan import shm, xen
 from pedos_vchan.peer import Handler, Peer
 from pedos_vchan.stream import VchanStream
@@ -164,7 +165,7 @@ class Control:
                 continue
             self._peer = peer
 
-    # Requests of dom0. The results are maps with the keys that messages.SCHEMA says.
+    # Requests of dom0. The results are maps with the keys that agent_messages.SCHEMA says.
 
     async def _export_start(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
         await self._attachments.start_export(parse_params("export.start", params))

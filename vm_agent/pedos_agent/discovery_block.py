@@ -22,7 +22,7 @@ from typing import Final
 
 import attrs
 import trio
-from pedos_protocol.messages import Device
+from pedos_protocol.agent_messages import Device
 from pedos_protocol.names import harmless_text, is_device_id, natural_key
 
 from .block_use import (

@@ -20,7 +20,7 @@ from typing import Final
 
 import attrs
 import trio
-from pedos_protocol.messages import Device
+from pedos_protocol.agent_messages import Device
 from pedos_protocol.names import DEVICE_CLASSES, harmless_text, is_identity, natural_key
 from pedos_vchan.folder_watch import FolderWatch
 

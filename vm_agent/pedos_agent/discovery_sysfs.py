@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import trio
-from pedos_protocol.messages import Device
+from pedos_protocol.agent_messages import Device
 from pedos_protocol.names import IDENTITY_MAX, harmless_text, natural_key
 
 from .found import Found

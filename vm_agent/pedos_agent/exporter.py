@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from typing import Final
 
 import trio
+from pedos_protocol.agent_messages import ExportStart
 from pedos_protocol.errors import CallError
-from pedos_protocol.messages import ExportStart
 from pedos_vchan import shm
 from pedos_vchan.faultpoints import reach
 from pedos_vchan.pump import pump

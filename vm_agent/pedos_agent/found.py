@@ -10,7 +10,7 @@ import time
 from typing import Final
 
 import attrs
-from pedos_protocol.messages import Device
+from pedos_protocol.agent_messages import Device
 from pedos_protocol.names import DEVICE_ID_MAX, is_device_id
 
 DIGEST: Final = 6  # hex digits that keep two names apart whose bad characters became the same

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 
 import trio
+from pedos_protocol.agent_messages import ImportStart
 from pedos_protocol.errors import CallError
-from pedos_protocol.messages import ImportStart
 from pedos_vchan import shm
 from pedos_vchan.channel import Channel
 from pedos_vchan.faultpoints import reach

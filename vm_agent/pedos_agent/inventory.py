@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Final
 
 from pedos_protocol import codec
+from pedos_protocol.agent_messages import Device
 from pedos_protocol.fields import DEVICES_MAX
-from pedos_protocol.messages import Device, to_wire
 from pedos_protocol.names import natural_key
+from pedos_protocol.schema import to_wire
 
 from .found import Found
 from .revision import Revision

@@ -7,27 +7,34 @@ device meanwhile, and the target only waits for it to appear.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 import trio
+from pedos_protocol.agent_messages import ExportStart
 from pedos_protocol.errors import CallError
-from pedos_protocol.messages import ExportStart
 from pedos_protocol.names import harmless_text
 from pedos_vchan.faultpoints import reach
 
-from .block_use import Roots, names_in
+from .block_use import Roots, names_in, read_field
 from .discovery_block import reasons_for
 from .exporter import opened_source
-from .found import HELD, Found, is_held, open_exclusively
+from .found import HELD, Found, open_exclusively
 from .lifetime import Lifetime
 from .revision import Revision
 
 # The backend is up when dom0 asks; the two kernels then need milliseconds. Below the 15 s that dom0
 # waits for us.
 APPEAR_SECONDS: Final = 12.0
+# udev looks at a new disk for some 30 ms. Where all is emulated it takes a second; one that takes
+# longer than this has other troubles, and the disk is there all the same.
+UDEV_SECONDS: Final = 5.0
+# Who reads or writes a disk that is to be taken away may be about to finish, as udev is.
+QUIET_TRIES: Final = 60
+QUIET_RETRY_SECONDS: Final = 0.05
 # A backend that was taken down is gone from sysfs in less; what is there after this is lent.
 BACKEND_GONE_SECONDS: Final = 2.0
 
@@ -67,14 +74,17 @@ async def _refuse_used(device: str, roots: Roots, news: Revision) -> None:
     raise CallError("busy", harmless_text(f"{device} is in use here: {reason}"))
 
 
-async def import_block(lifetime: Lifetime, frontend: str, dev: Path, news: Revision) -> None:
+async def import_block(lifetime: Lifetime, frontend: str, roots: Roots, news: Revision) -> None:
     """Wait for the device that dom0 has attached as `frontend`, and then for its end.
 
-    `news` is bumped after every event of the kernel that has to do with disks.
+    It is there when udev has looked at it, too, and made the links by which a user finds it.
+    `news` is bumped after every event of the kernel, and of udev, that has to do with disks.
     """
     with trio.move_on_after(APPEAR_SECONDS):
-        await _until(lambda: frontend in names_in(dev), news)
-    if frontend not in names_in(dev):
+        await _until(lambda: frontend in names_in(roots.dev), news)
+        with trio.move_on_after(UDEV_SECONDS):
+            await _until(lambda: _is_known_to_udev(frontend, roots), news)
+    if frontend not in names_in(roots.dev):
         raise CallError(
             "failed",
             f"{frontend} did not appear within {APPEAR_SECONDS:g} s: the kernel of this VM "
@@ -83,14 +93,14 @@ async def import_block(lifetime: Lifetime, frontend: str, dev: Path, news: Revis
     await reach("import.ready")
     lifetime.ready({"frontend": frontend})
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_when_gone, lifetime, frontend, dev, news)
+        nursery.start_soon(_end_when_gone, lifetime, frontend, roots, news)
         await lifetime.ending()
         nursery.cancel_scope.cancel()
     await reach("import.stopped")
 
 
-async def _end_when_gone(lifetime: Lifetime, frontend: str, dev: Path, news: Revision) -> None:
-    await _until(lambda: frontend not in names_in(dev), news)
+async def _end_when_gone(lifetime: Lifetime, frontend: str, roots: Roots, news: Revision) -> None:
+    await _until(lambda: frontend not in names_in(roots.dev), news)
     lifetime.end(f"{frontend} has gone")
 
 
@@ -100,8 +110,18 @@ async def _until(done: Callable[[], bool], news: Revision) -> None:
         seen = await news.after(seen)
 
 
+def _is_known_to_udev(frontend: str, roots: Roots) -> bool:
+    """Whether udev has looked at it; where no udev runs, nobody does."""
+    number = read_field(f"{roots.sys}/class/block/{frontend}/dev")
+    return (roots.udev / f"b{number}").exists() or not roots.udev.is_dir()
+
+
 async def why_in_use(frontend: str, roots: Roots) -> str | None:
-    """Why this VM cannot let go of a borrowed disk now; None if it can."""
+    """Why this VM cannot let go of a borrowed disk now; None if it can.
+
+    Linux 6.1 waits for ever for a read or write that is on its way when the disk is taken away, and
+    gives the VM no other device then. So this waits a moment for who is about to finish.
+    """
     return await trio.to_thread.run_sync(_why_in_use, frontend, roots)
 
 
@@ -110,6 +130,30 @@ def _why_in_use(frontend: str, roots: Roots) -> str | None:
     if reason is not None:
         return harmless_text(f"{frontend} is in use: {reason}")
     try:
-        return f"{frontend} is in use: {HELD}" if is_held(str(roots.dev / frontend)) else None
+        file = open_exclusively(str(roots.dev / frontend))
     except OSError:
         return None  # gone
+    if file is None:
+        return f"{frontend} is in use: {HELD}"
+    try:
+        if _becomes_quiet(file, frontend, roots):
+            return None
+        return f"{frontend} is in use: a program reads, writes or has locked it"
+    finally:
+        os.close(file)
+
+
+def _becomes_quiet(file: int, frontend: str, roots: Roots) -> bool:
+    """Whether nobody has a disk locked (udev locks what it looks at, see systemd.io, "Locking Block
+    Device Access") and no read or write is on its way (Linux, Documentation/block/stat.rst)."""
+    for attempt in range(QUIET_TRIES):
+        if attempt:
+            time.sleep(QUIET_RETRY_SECONDS)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        on_their_way = read_field(f"{roots.sys}/class/block/{frontend}/inflight").split()
+        if all(count == "0" for count in on_their_way):
+            return True
+    return False

@@ -1,0 +1,83 @@
+"""Which method carries which messages: a table, and the reading and writing of what stands in it.
+
+All that came over a connection goes through `Schema.parse_params` or `Schema.parse_result`, and
+through nothing else; what they return is typed, bounded, and text in it is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import attr
+
+from .errors import RemoteProtocolError
+from .fields import parse_message, prepare
+from .names import shown
+
+
+@attr.frozen
+class Empty:
+    """No parameters, or a result that says no more than that it is done."""
+
+
+class Spec(NamedTuple):
+    """What a method carries; the result of a notice is None."""
+
+    params: type[Any]
+    result: type[Any] | None
+
+
+class Schema(dict[str, Spec]):
+    """Methods and their messages. TypeError for an attribute whose type `fields` cannot read."""
+
+    def __init__(self, specs: Mapping[str, Spec]) -> None:
+        super().__init__(specs)
+        for spec in specs.values():
+            for message_class in spec:
+                if message_class is not None:
+                    prepare(message_class)
+
+    def parse_params(self, method: str, untrusted_params: object) -> Any:
+        """The parameters of `method`, as its class here.
+
+        RemoteProtocolError says what is wrong with them and where.
+        """
+        try:
+            return parse_message(self._spec(method).params, untrusted_params)
+        except ValueError as error:
+            raise RemoteProtocolError(f"parameters of {method}: {error}") from None
+
+    def parse_result(self, method: str, untrusted_result: object) -> Any:
+        """The result of `method`, as its class here.
+
+        RemoteProtocolError says what is wrong with it and where.
+        """
+        result_class = self._spec(method).result
+        if result_class is None:
+            raise RemoteProtocolError(f"{method} is a notice and has no result")
+        try:
+            return parse_message(result_class, untrusted_result)
+        except ValueError as error:
+            raise RemoteProtocolError(f"result of {method}: {error}") from None
+
+    def _spec(self, method: str) -> Spec:
+        spec = self.get(method)
+        if spec is None:
+            raise RemoteProtocolError(f"{shown(method)} is not a method")
+        return spec
+
+
+def to_wire(value: attr.AttrsInstance) -> dict[str, Any]:
+    """The map that says `value`, a message."""
+    return {name: _wire_value(getattr(value, name)) for name in attr.fields_dict(type(value))}
+
+
+def _wire_value(value: Any) -> Any:
+    if attr.has(type(value)):
+        return to_wire(value)
+    if isinstance(value, tuple | list):
+        return [_wire_value(item) for item in value]
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value
