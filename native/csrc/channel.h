@@ -31,7 +31,7 @@
  * What does not pay is soon hardly tried, so its length matters little to whoever spins. But the turn
  * of a process with several channels (dom0) holds up the others, so there it is PV_SPIN_NS at most.
  */
-#define PV_SPIN_DOMAIN_NS 1000000
+#define PV_SPIN_DOMAIN_NS 2000000
 
 /* A yield took too long: others than the peer had the processor. An answer takes some 30 us. */
 #define PV_YIELD_NS 1000000
