@@ -63,8 +63,7 @@ def main(arguments: list[str]) -> int:
             return 0
         script = rest.pop(0) if what == "run" else ""
         with Bench(built, limit=SHELL_LIMIT) as bench:
-            bench.boot()
-            bench.start(*(rest or ["sys-usb", "work"]))
+            bench.boot(*(rest or ["sys-usb", "work"]))
             print(f"bench: {show_times(bench)}", flush=True)
             if what == "run":
                 result = bench.run("dom0", Path(script).read_text(), limit=900)

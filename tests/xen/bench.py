@@ -1,8 +1,7 @@
 """Boots the bench and runs things inside: Xen, dom0 and guests in one emulated machine.
 
     with Bench(image) as bench:
-        bench.boot()
-        bench.start("sys-usb")
+        bench.boot("sys-usb")
         result = bench.run("sys-usb", "uname -a")
 
 The console of Xen and dom0 goes to a file, the harness speaks to `inside/bench-link` over a second
@@ -114,7 +113,7 @@ class Bench:
     def _command(self, link: Path) -> list[str]:
         image = self._image
         xen = (
-            f"console=com1 com1=115200,8n1 dom0_mem={DOM0_MIB}M,max:{DOM0_MIB}M dom0_max_vcpus=1 "
+            f"console=com1 com1=115200,8n1 dom0_mem={DOM0_MIB}M,max:{DOM0_MIB}M dom0_max_vcpus=2 "
             # Lazy switching of the FPU goes wrong under emulation: programs of busy guests abort.
             "loglvl=warning guest_loglvl=warning spec-ctrl=no,eager-fpu conring_size=1M"
         )
@@ -162,8 +161,11 @@ class Bench:
                 time.sleep(0.05)
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def boot(self) -> None:
-        """Power on, and wait until dom0's toolstack works."""
+    def boot(self, *names: str) -> None:
+        """Power on, and wait until dom0 and these guests have booted.
+
+        The guests are made as soon as dom0's toolstack works, for dom0 is not done by far then.
+        """
         self.power_on()
         self.run("dom0", "true", limit=BOOT_LIMIT)
         self._note("dom0 answers")
@@ -174,8 +176,10 @@ class Bench:
         self._note("toolstack up")
         # Busy guests would otherwise keep dom0 from what libxl wants done within ten seconds.
         self.run("dom0", f"xl sched-credit2 -d Domain-0 -w {DOM0_WEIGHT}").check()
-        # To make guests before that takes longer in all, and libxl kills a block script after 40 s.
-        self.wait_for_boot("dom0")
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            rest = threads.submit(self.wait_for_boot, "dom0")
+            self.start(*names)
+            rest.result()
 
     def start(self, *names: str) -> None:
         """`xl create` of the image's guests, one after the other; returns when all have booted.

@@ -35,6 +35,9 @@ XEN_LOGS = (
     "echo \"$log:\"; grep -av -e '^@@ ' -e '^.\\?$' $log | tail -n 40; done"
 )
 
+# All of it below each failure, and one does not see for it what has failed.
+LOG_LINES_KEPT, LOG_LINES_SHOWN = 1000, 20
+
 # Booting takes minutes: `make test` leaves all this out.
 collect_ignore_glob = [] if os.environ.get("PEDOS_XEN") else ["test_*.py"]
 
@@ -43,8 +46,7 @@ collect_ignore_glob = [] if os.environ.get("PEDOS_XEN") else ["test_*.py"]
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """Xen with dom0, a driver domain and a work VM. Its logs stay when a test has failed."""
     with Bench(image.build(debs())) as booted:
-        booted.boot()
-        booted.start(*GUESTS)
+        booted.boot(*GUESTS)
         print(f"\nbench: {show_times(booted)}")
         yield booted
     if request.session.testsfailed:
@@ -113,18 +115,19 @@ def rebooted(bench: Bench) -> Iterator[Callable[[], None]]:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-    """What the domains logged stands below a failure."""
+    """The end of what the domains logged stands below a failure, and all of it in the folder."""
     outcome = yield
     report = outcome.get_result()
     booted = getattr(item, "funcargs", {}).get("bench")
     if not report.failed or not isinstance(booted, Bench):
         return
-    journal = "journalctl -b --no-pager -n 60"
+    journal = f"journalctl -b --no-pager -n {LOG_LINES_KEPT}"
     asked = {f"journal of {name}": (name, journal) for name in ("dom0", *GUESTS)}
     for title, (name, script) in {**asked, "logs of Xen's tools": ("dom0", XEN_LOGS)}.items():
         try:
             said = booted.run(name, script, limit=30).out
         except Exception as error:  # the bench may be what failed
             said = str(error)
-        report.sections.append((title, said))
+        (booted.folder / f"{item.name} {title}.log".replace(" ", "-")).write_text(said)
+        report.sections.append((title, "\n".join(said.splitlines()[-LOG_LINES_SHOWN:])))
     report.sections.append(("console", booted.console()))
