@@ -180,31 +180,58 @@ async def test_a_borrowed_disk_in_use_is_not_let_go(agent: Agent) -> None:
     await agent.attachments.stop_import(ATTACHMENT)
 
 
-async def test_a_borrowed_disk_is_there_when_udev_has_looked_at_it(agent: Agent) -> None:
+@pytest.fixture
+def at_each_look(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], object]], list[int]]:
+    """Has something done instead of each pause between two looks; its number is given, from 1.
+
+    Returns the numbers of the pauses there were.
+    """
+
+    def instead_of_pauses(do: Callable[[int], object]) -> list[int]:
+        pauses: list[int] = []
+
+        async def pause(_seconds: float) -> None:
+            pauses.append(len(pauses) + 1)
+            do(len(pauses))
+
+        monkeypatch.setattr(xen_block.trio, "sleep", pause)
+        return pauses
+
+    return instead_of_pauses
+
+
+AtEachLook = Callable[[Callable[[int], object]], list[int]]
+
+
+async def test_a_borrowed_disk_is_there_when_udev_has_looked_at_it(
+    agent: Agent, at_each_look: AtEachLook
+) -> None:
     record = agent.tree.roots.udev / f"b{agent.tree.add('xvdi')}"
-    record.rename(agent.tree.roots.udev / "later")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(agent.borrow, "xvdi")
-        await trio.testing.wait_all_tasks_blocked()
-        (entry,) = agent.attachments._imports.values()
-        assert entry.lifetime.result is None
-        (agent.tree.roots.udev / "later").rename(record)
-        agent.attachments.news.bump()
-        await entry.lifetime.started()
+    queue = agent.tree.roots.udev.parent / "queue"
+    record.unlink()
+    queue.touch()
+    udev_does = {3: record.touch, 6: queue.unlink}
+    pauses = at_each_look(lambda number: udev_does.get(number, lambda: None)())
+    await agent.borrow("xvdi")
+    assert pauses[-1] == 6
 
 
 async def test_a_disk_that_udev_never_looks_at_is_there_all_the_same(
-    agent: Agent, monkeypatch: pytest.MonkeyPatch
+    agent: Agent, at_each_look: AtEachLook
 ) -> None:
-    monkeypatch.setattr(xen_block, "UDEV_SECONDS", 0.05)
     (agent.tree.roots.udev / f"b{agent.tree.add('xvdi')}").unlink()
+    pauses = at_each_look(lambda _number: None)
     assert await agent.borrow("xvdi") == "xvdi"
+    assert len(pauses) == xen_block.UDEV_LOOKS
 
 
 async def test_where_no_udev_runs_nobody_waits_for_it(agent: Agent) -> None:
     (agent.tree.roots.udev / f"b{agent.tree.add('xvdi')}").unlink()
     agent.tree.roots.udev.rmdir()
     assert await agent.borrow("xvdi") == "xvdi"
+
+
+IDLE = "  10 0 80 4 0 0 0 0        0 4 4"
 
 
 @contextlib.contextmanager
@@ -216,30 +243,70 @@ def looked_at_by_udev(agent: Agent) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def read_by_a_program(agent: Agent) -> Iterator[None]:
-    agent.tree.field("xvdi", "inflight", "       1        0")
+def about_to_be_looked_at_by_udev(agent: Agent) -> Iterator[None]:
+    queue = agent.tree.roots.udev.parent / "queue"
+    queue.touch()
     yield
-    agent.tree.field("xvdi", "inflight", "       0        0")
+    queue.unlink()
 
 
-@pytest.mark.parametrize("used", [looked_at_by_udev, read_by_a_program])
-async def test_a_borrowed_disk_that_is_read_or_written_is_not_let_go_yet(
-    agent: Agent,
-    monkeypatch: pytest.MonkeyPatch,
-    used: Callable[[Agent], contextlib.AbstractContextManager[None]],
+@contextlib.contextmanager
+def with_a_read_on_its_way(agent: Agent) -> Iterator[None]:
+    agent.tree.field("xvdi", "stat", IDLE.replace("        0", "        1"))
+    yield
+    agent.tree.field("xvdi", "stat", IDLE)
+
+
+USED = [looked_at_by_udev, about_to_be_looked_at_by_udev, with_a_read_on_its_way]
+Used = Callable[[Agent], contextlib.AbstractContextManager[None]]
+
+
+@pytest.mark.parametrize("used", USED)
+async def test_who_is_about_to_finish_with_a_borrowed_disk_is_waited_for(
+    agent: Agent, at_each_look: AtEachLook, used: Used
+) -> None:
+    agent.tree.add("xvdi")
+    agent.tree.field("xvdi", "stat", IDLE)
+    await agent.borrow("xvdi")
+    with contextlib.ExitStack() as use:
+        use.enter_context(used(agent))
+        pauses = at_each_look(lambda number: use.close() if number == 5 else None)
+        await agent.attachments.stop_import(ATTACHMENT)
+    assert pauses[-1] == 6  # two looks that see the same
+    assert agent.open_files() == []
+
+
+@pytest.mark.parametrize("used", [looked_at_by_udev, with_a_read_on_its_way, None])
+async def test_a_borrowed_disk_that_is_read_or_written_is_not_let_go(
+    agent: Agent, at_each_look: AtEachLook, used: Used | None
 ) -> None:
     agent.tree.add("xvdi")
     await agent.borrow("xvdi")
-    monkeypatch.setattr(xen_block, "QUIET_RETRY_SECONDS", 0)
-    with used(agent), pytest.raises(CallError, match="reads, writes or has locked it") as caught:
+
+    def read(number: int) -> None:
+        if used is None:  # it is, but at no look there is one on its way
+            agent.tree.field("xvdi", "stat", IDLE.replace("10", str(number)))
+
+    pauses = at_each_look(read)
+    with (
+        used(agent) if used else contextlib.nullcontext(),
+        pytest.raises(CallError, match="reads, writes or has locked it") as caught,
+    ):
         await agent.attachments.stop_import(ATTACHMENT)
     assert caught.value.code == "busy"
+    assert len(pauses) == xen_block.QUIET_LOOKS - 1
+    assert len(agent.attachments.imports()) == 1
     assert agent.open_files() == []
 
-    rest = contextlib.ExitStack()
-    rest.enter_context(used(agent))
-    monkeypatch.setattr(xen_block.time, "sleep", lambda _seconds: rest.close())
-    await agent.attachments.stop_import(ATTACHMENT)
+
+async def test_that_udev_is_busy_with_others_is_no_reason_to_keep_a_disk(
+    agent: Agent, at_each_look: AtEachLook
+) -> None:
+    agent.tree.add("xvdi")
+    await agent.borrow("xvdi")
+    at_each_look(lambda _number: None)
+    with about_to_be_looked_at_by_udev(agent):
+        await agent.attachments.stop_import(ATTACHMENT)
     assert agent.attachments.imports() == []
 
 

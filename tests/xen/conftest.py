@@ -32,11 +32,11 @@ GUESTS = ("sys-usb", "work")
 #: What the toolstack and the guests' kernels said, without the harness's own lines.
 XEN_LOGS = (
     "for log in /var/log/xen/xl-*.log /var/log/xen/console/guest-*.log; do "
-    "echo \"$log:\"; grep -av -e '^@@ ' -e '^.\\?$' $log | tail -n 40; done"
+    "echo \"$log:\"; grep -av -e '^@@ ' -e '^.\\?$' $log | tail -n 20; done"
 )
 
-# All of it below each failure, and one does not see for it what has failed.
-LOG_LINES_KEPT, LOG_LINES_SHOWN = 1000, 20
+# Lines of a journal; with more of them below each failure one does not see what has failed.
+LINES_KEPT, LINES_SHOWN = 1000, 20
 
 # Booting takes minutes: `make test` leaves all this out.
 collect_ignore_glob = [] if os.environ.get("PEDOS_XEN") else ["test_*.py"]
@@ -115,19 +115,22 @@ def rebooted(bench: Bench) -> Iterator[Callable[[], None]]:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-    """The end of what the domains logged stands below a failure, and all of it in the folder."""
+    """What the domains logged stands below a failure, and more of their journals in the folder."""
     outcome = yield
     report = outcome.get_result()
     booted = getattr(item, "funcargs", {}).get("bench")
     if not report.failed or not isinstance(booted, Bench):
         return
-    journal = f"journalctl -b --no-pager -n {LOG_LINES_KEPT}"
+    journal = f"journalctl -b --no-pager -n {LINES_KEPT}"
     asked = {f"journal of {name}": (name, journal) for name in ("dom0", *GUESTS)}
     for title, (name, script) in {**asked, "logs of Xen's tools": ("dom0", XEN_LOGS)}.items():
         try:
             said = booted.run(name, script, limit=30).out
+            if script is journal:
+                log = f"{item.name}-{report.when}-{name}.log"
+                (booted.folder / log).write_text(said)
+                said = "\n".join(said.splitlines()[-LINES_SHOWN:])
         except Exception as error:  # the bench may be what failed
             said = str(error)
-        (booted.folder / f"{item.name} {title}.log".replace(" ", "-")).write_text(said)
-        report.sections.append((title, "\n".join(said.splitlines()[-LOG_LINES_SHOWN:])))
+        report.sections.append((title, said))
     report.sections.append(("console", booted.console()))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -31,10 +30,10 @@ from .revision import Revision
 APPEAR_SECONDS: Final = 12.0
 # udev looks at a new disk for some 30 ms. Where all is emulated it takes a second; one that takes
 # longer than this has other troubles, and the disk is there all the same.
-UDEV_SECONDS: Final = 5.0
+UDEV_LOOKS: Final = 100
 # Who reads or writes a disk that is to be taken away may be about to finish, as udev is.
-QUIET_TRIES: Final = 60
-QUIET_RETRY_SECONDS: Final = 0.05
+QUIET_LOOKS: Final = 60
+LOOK_SECONDS: Final = 0.05  # between two looks, at udev and at who reads or writes
 # A backend that was taken down is gone from sysfs in less; what is there after this is lent.
 BACKEND_GONE_SECONDS: Final = 2.0
 
@@ -77,19 +76,21 @@ async def _refuse_used(device: str, roots: Roots, news: Revision) -> None:
 async def import_block(lifetime: Lifetime, frontend: str, roots: Roots, news: Revision) -> None:
     """Wait for the device that dom0 has attached as `frontend`, and then for its end.
 
-    It is there when udev has looked at it, too, and made the links by which a user finds it.
-    `news` is bumped after every event of the kernel, and of udev, that has to do with disks.
+    It is there when udev has looked at it and its partitions, and made the links by which a user
+    finds them. `news` is bumped after every event of the kernel that has to do with disks.
     """
     with trio.move_on_after(APPEAR_SECONDS):
         await _until(lambda: frontend in names_in(roots.dev), news)
-        with trio.move_on_after(UDEV_SECONDS):
-            await _until(lambda: _is_known_to_udev(frontend, roots), news)
     if frontend not in names_in(roots.dev):
         raise CallError(
             "failed",
             f"{frontend} did not appear within {APPEAR_SECONDS:g} s: the kernel of this VM "
             "has no xen-blkfront, or the source does not serve it",
         )
+    for _ in range(UDEV_LOOKS):
+        if _udev_is_done(frontend, roots) or frontend not in names_in(roots.dev):
+            break
+        await trio.sleep(LOOK_SECONDS)
     await reach("import.ready")
     lifetime.ready({"frontend": frontend})
     async with trio.open_nursery() as nursery:
@@ -110,50 +111,67 @@ async def _until(done: Callable[[], bool], news: Revision) -> None:
         seen = await news.after(seen)
 
 
-def _is_known_to_udev(frontend: str, roots: Roots) -> bool:
-    """Whether udev has looked at it; where no udev runs, nobody does."""
+def _udev_is_done(frontend: str, roots: Roots) -> bool:
+    """Whether udev has looked at a disk and has nothing else before it; where none runs, it has."""
     number = read_field(f"{roots.sys}/class/block/{frontend}/dev")
-    return (roots.udev / f"b{number}").exists() or not roots.udev.is_dir()
+    known = (roots.udev / f"b{number}").exists() or not roots.udev.is_dir()
+    return known and not _udev_is_busy(roots)
+
+
+def _udev_is_busy(roots: Roots) -> bool:
+    """As `udevadm settle` sees it."""
+    return (roots.udev.parent / "queue").exists()
 
 
 async def why_in_use(frontend: str, roots: Roots) -> str | None:
     """Why this VM cannot let go of a borrowed disk now; None if it can.
 
     Linux 6.1 waits for ever for a read or write that is on its way when the disk is taken away, and
-    gives the VM no other device then. So this waits a moment for who is about to finish.
+    gives the VM no other device then. So this waits a moment for who is about to finish. (A program
+    that begins afterwards is as bad. Nothing keeps one from it but its user, who has been asked.)
     """
-    return await trio.to_thread.run_sync(_why_in_use, frontend, roots)
-
-
-def _why_in_use(frontend: str, roots: Roots) -> str | None:
-    reason = reasons_for(frontend, roots)
+    reason = await trio.to_thread.run_sync(reasons_for, frontend, roots)
     if reason is not None:
         return harmless_text(f"{frontend} is in use: {reason}")
+    before = ""
+    for look in range(QUIET_LOOKS):
+        if look:
+            await trio.sleep(LOOK_SECONDS)
+        # Others may keep udev busy all the time; then the locks of this disk alone count.
+        if look < QUIET_LOOKS - 2 and _udev_is_busy(roots):
+            continue
+        now = await trio.to_thread.run_sync(_counts_when_idle, frontend, roots)
+        if now is None:
+            return f"{frontend} is in use: {HELD}"
+        if now and now == before:
+            return None
+        before = now
+    return f"{frontend} is in use: a program reads, writes or has locked it"
+
+
+def _counts_when_idle(frontend: str, roots: Roots) -> str | None:
+    """The counts of all reads and writes of a disk so far, to be compared with those of a moment
+    later; "" while one is on its way (Linux, Documentation/block/stat.rst) or somebody has the disk
+    locked, as udev does to look (systemd.io, "Locking Block Device Access"); None if it is held.
+    """
     try:
         file = open_exclusively(str(roots.dev / frontend))
     except OSError:
-        return None  # gone
+        return _GONE
     if file is None:
-        return f"{frontend} is in use: {HELD}"
+        return None
     try:
-        if _becomes_quiet(file, frontend, roots):
-            return None
-        return f"{frontend} is in use: a program reads, writes or has locked it"
+        # Given back at once: udev drops or puts off what it finds locked.
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return ""
     finally:
         os.close(file)
+    counts = read_field(f"{roots.sys}/class/block/{frontend}/stat").split()
+    if counts[_ON_THEIR_WAY : _ON_THEIR_WAY + 1] not in ([], ["0"]):
+        return ""
+    return " ".join(counts) or _GONE
 
 
-def _becomes_quiet(file: int, frontend: str, roots: Roots) -> bool:
-    """Whether nobody has a disk locked (udev locks what it looks at, see systemd.io, "Locking Block
-    Device Access") and no read or write is on its way (Linux, Documentation/block/stat.rst)."""
-    for attempt in range(QUIET_TRIES):
-        if attempt:
-            time.sleep(QUIET_RETRY_SECONDS)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        on_their_way = read_field(f"{roots.sys}/class/block/{frontend}/inflight").split()
-        if all(count == "0" for count in on_their_way):
-            return True
-    return False
+_ON_THEIR_WAY: Final = 8  # which of the fields of `stat`
+_GONE: Final = "gone"
