@@ -289,7 +289,7 @@ class TakeDown:
                     raise failure(
                         "busy",
                         f"it stays attached to {name}: {said}",
-                        hint=f"end that in {name} and try again",
+                        hint=f"unmount it in {name} and try again",
                     ) from error
                 return
             # That the connection ended is as good as an answer. What the agent answers is not:

@@ -136,8 +136,8 @@ def test_a_kill_while_attaching(
     killed: list[int] = []
     faults.arm(step, lambda: killed.append(kill(system, victim)))
     system.run("qvm-device", "block", "attach", "work", DEVICE)
-    assert killed == [1]
     settle(system)
+    assert killed == [1]  # later: the command may end before the one who kills has noted it
     attach_again(system, disk)
 
 
@@ -151,8 +151,8 @@ def test_a_kill_while_detaching(
     killed: list[int] = []
     faults.arm(step, lambda: killed.append(kill(system, victim)))
     system.run("qvm-device", "block", "detach", "work", DEVICE)
-    assert killed == [1]
     settle(system)
+    assert killed == [1]  # later: the command may end before the one who kills has noted it
     assert token in disk.read_bytes(), "an acknowledged write was lost"
     attach_again(system, disk)
 
