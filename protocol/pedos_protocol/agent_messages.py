@@ -159,4 +159,3 @@ SCHEMA = Schema(
     }
 )
 parse_params = SCHEMA.parse_params
-parse_result = SCHEMA.parse_result

@@ -225,6 +225,15 @@ async def test_a_disk_that_udev_never_looks_at_is_there_all_the_same(
     assert len(pauses) == xen_block.UDEV_LOOKS
 
 
+async def test_udev_is_not_waited_for_longer_than_dom0_waits_for_us(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xen_block, "APPEAR_SECONDS", 0.05)
+    (agent.tree.roots.udev / f"b{agent.tree.add('xvdi')}").unlink()
+    with trio.fail_after(xen_block.UDEV_LOOKS * xen_block.LOOK_SECONDS / 2):
+        assert await agent.borrow("xvdi") == "xvdi"
+
+
 async def test_where_no_udev_runs_nobody_waits_for_it(agent: Agent) -> None:
     (agent.tree.roots.udev / f"b{agent.tree.add('xvdi')}").unlink()
     agent.tree.roots.udev.rmdir()

@@ -25,8 +25,8 @@ from .found import HELD, Found, open_exclusively
 from .lifetime import Lifetime
 from .revision import Revision
 
-# The backend is up when dom0 asks; the two kernels then need milliseconds. Below the 15 s that dom0
-# waits for us.
+# The backend is up when dom0 asks; the two kernels then need milliseconds, and udev a little more.
+# Below the 15 s that dom0 waits for us.
 APPEAR_SECONDS: Final = 12.0
 # udev looks at a new disk for some 30 ms. Where all is emulated it takes a second; one that takes
 # longer than this has other troubles, and the disk is there all the same.
@@ -36,6 +36,8 @@ QUIET_LOOKS: Final = 60
 LOOK_SECONDS: Final = 0.05  # between two looks, at udev and at who reads or writes
 # A backend that was taken down is gone from sysfs in less; what is there after this is lent.
 BACKEND_GONE_SECONDS: Final = 2.0
+_ON_THEIR_WAY: Final = 8  # which of the fields of a disk's `stat`
+_GONE: Final = "gone"
 
 
 async def export_block(
@@ -79,18 +81,18 @@ async def import_block(lifetime: Lifetime, frontend: str, roots: Roots, news: Re
     It is there when udev has looked at it and its partitions, and made the links by which a user
     finds them. `news` is bumped after every event of the kernel that has to do with disks.
     """
-    with trio.move_on_after(APPEAR_SECONDS):
+    with trio.move_on_after(APPEAR_SECONDS) as waiting:
         await _until(lambda: frontend in names_in(roots.dev), news)
-    if frontend not in names_in(roots.dev):
+        for _ in range(UDEV_LOOKS):
+            if _udev_is_done(frontend, roots) or frontend not in names_in(roots.dev):
+                break
+            await trio.sleep(LOOK_SECONDS)
+    if waiting.cancelled_caught and frontend not in names_in(roots.dev):
         raise CallError(
             "failed",
             f"{frontend} did not appear within {APPEAR_SECONDS:g} s: the kernel of this VM "
             "has no xen-blkfront, or the source does not serve it",
         )
-    for _ in range(UDEV_LOOKS):
-        if _udev_is_done(frontend, roots) or frontend not in names_in(roots.dev):
-            break
-        await trio.sleep(LOOK_SECONDS)
     await reach("import.ready")
     lifetime.ready({"frontend": frontend})
     async with trio.open_nursery() as nursery:
@@ -171,7 +173,3 @@ def _counts_when_idle(frontend: str, roots: Roots) -> str | None:
     if counts[_ON_THEIR_WAY : _ON_THEIR_WAY + 1] not in ([], ["0"]):
         return ""
     return " ".join(counts) or _GONE
-
-
-_ON_THEIR_WAY: Final = 8  # which of the fields of `stat`
-_GONE: Final = "gone"
