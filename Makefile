@@ -27,7 +27,7 @@ demo: build
 
 test:
 	@tools/setup test
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint:
 	@tools/setup lint
@@ -56,7 +56,7 @@ soak: build
 	@.venv/bin/python -m tests.interop.soak
 
 # Both fetch Debian packages the first time, and keep them in build/xen-cache. The project's own are
-# built anew each time, and the image is, when they have changed.
+# built anew when the sources have changed, and so is the image.
 test-xen: deb
 	@tools/setup xen
 	@PEDOS_XEN=1 .venv/bin/python -m pytest tests/xen $(ARGS)

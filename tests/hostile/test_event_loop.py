@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.alone
+
 SERVER, CLIENT, PORT = 7, 3, 5
 STEP_MAX = 0.005  # s that one step of one task may hold the loop
 NOTICED_MAX = 1.0  # s until an end must show

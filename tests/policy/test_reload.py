@@ -11,6 +11,8 @@ import trio
 from pedos_dom0.policy import following
 from pedos_dom0.policy.loader import PolicyLoader, read_policy
 
+pytestmark = pytest.mark.alone
+
 RULES = 10_000
 # Of processor time that the thread takes at most before it lets the event loop in. What the gate
 # allows is 5 ms of delay; the measurement of that is the benchmark's, as it depends on what else
