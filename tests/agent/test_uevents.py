@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 import trio
@@ -15,6 +16,8 @@ from pedos_agent.uevents import heard
 UNPLUGGED = b"remove@/devices/x/block/sda\0ACTION=remove\0SUBSYSTEM=block\0SEQNUM=7\0"
 KNOWN = b"libudev\0\xfe\xed\xca\xfe\0\0\0\x28SUBSYSTEM=block\0DEVNAME=/dev/sda\0"
 CUT_OFF = b"x" * 9000
+BACKEND = b"add@/devices/vbd-2-51840\0ACTION=add\0SUBSYSTEM=xen-backend\0"
+BACKEND_KNOWN = b"libudev\0\xfe\xed\xca\xfe\0\0\0\x28SUBSYSTEM=xen-backend\0"
 OTHERS = [
     b"add@/devices/vbd-1\0ACTION=add\0SUBSYSTEM=xen\0",
     b"add@/block/sda\0ACTION=add\0SUBSYSTEM=blocks\0",
@@ -56,6 +59,18 @@ async def test_other_events_are_passed_over(kernel: tuple[socket.socket, socket.
         sends.send(UNPLUGGED)
 
 
+async def test_of_some_subsystems_only_the_kernels_events_count(
+    kernel: tuple[socket.socket, socket.socket],
+) -> None:
+    sends, hears = kernel
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(heard, hears, ["block"], of_kernel=["xen-backend"]))
+        sends.send(BACKEND_KNOWN)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert nursery.child_tasks
+        sends.send(BACKEND)
+
+
 class Overflown:
     """A socket whose queue was full: the kernel says so once."""
 
@@ -67,4 +82,5 @@ class Overflown:
 
 
 def test_what_was_lost_may_have_been_one() -> None:
-    assert uevents._drain(Overflown(), [b"SUBSYSTEM=block\0"])  # type: ignore[arg-type]
+    wanted = [b"SUBSYSTEM=block\0"]
+    assert uevents._drain(Overflown(), wanted, wanted)  # type: ignore[arg-type]

@@ -230,7 +230,7 @@ async def test_udev_is_not_waited_for_longer_than_dom0_waits_for_us(
 ) -> None:
     monkeypatch.setattr(xen_block, "APPEAR_SECONDS", 0.05)
     (agent.tree.roots.udev / f"b{agent.tree.add('xvdi')}").unlink()
-    with trio.fail_after(xen_block.UDEV_LOOKS * xen_block.LOOK_SECONDS / 2):
+    with trio.fail_after(xen_block.UDEV_LOOKS * xen_block.UDEV_LOOK_SECONDS / 2):
         assert await agent.borrow("xvdi") == "xvdi"
 
 

@@ -55,8 +55,8 @@ _SERIAL_MAX: Final = 48
 _UUID_MAX: Final = 36
 _UNUSUAL: Final = re.compile(r"[^A-Za-z0-9._-]")
 
-# Of the second are the backends of blkback.
-_SUBSYSTEMS: Final = ("block", "xen-backend")
+_SUBSYSTEM: Final = "block"
+_BACKENDS: Final = "xen-backend"  # of the kernel's blkback
 # A backend gets its device without an event; until it has it, it is looked again, so often. libxl
 # gives up after 40 s.
 CONNECT_SECONDS: Final = 1.0
@@ -319,7 +319,7 @@ def _events(roots: Roots) -> Iterator[tuple[socket.socket, select.epoll]]:
 
 async def _follow_uevents(uevents: socket.socket, news: Revision) -> None:
     while True:
-        await heard(uevents, _SUBSYSTEMS)
+        await heard(uevents, [_SUBSYSTEM], of_kernel=[_BACKENDS])
         news.bump()
 
 

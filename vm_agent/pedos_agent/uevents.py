@@ -21,6 +21,7 @@ UDEV: Final = 2  # group: from udev, when its database has the device
 SETTLE_SECONDS: Final = 0.05
 _PROTOCOL: Final = 15  # NETLINK_KOBJECT_UEVENT, linux/netlink.h
 _BYTES: Final = 8192
+_UDEV_PREFIX: Final = b"libudev\0"  # of udev's messages (systemd, sd-device/device-monitor.c)
 
 
 def opened(groups: int, *, missing: str) -> socket.socket:
@@ -39,17 +40,25 @@ def opened(groups: int, *, missing: str) -> socket.socket:
         return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
 
-async def heard(events: socket.socket, subsystems: Collection[str]) -> None:
-    """Wait until something has happened in one of these subsystems (`block`, `usb`)."""
+async def heard(
+    events: socket.socket, subsystems: Collection[str], *, of_kernel: Collection[str] = ()
+) -> None:
+    """Wait until something has happened in one of these subsystems (`block`, `usb`).
+
+    Of those in `of_kernel` udev's word is not waited for: its database has nothing of them.
+    """
     wanted = [f"SUBSYSTEM={name}\0".encode() for name in subsystems]
+    wanted_of_kernel = wanted + [f"SUBSYSTEM={name}\0".encode() for name in of_kernel]
     while True:
         await trio.lowlevel.wait_readable(events)
         await trio.sleep(SETTLE_SECONDS)
-        if _drain(events, wanted):
+        if _drain(events, wanted, wanted_of_kernel):
             return
 
 
-def _drain(events: socket.socket, wanted: Collection[bytes]) -> bool:
+def _drain(
+    events: socket.socket, wanted: Collection[bytes], wanted_of_kernel: Collection[bytes]
+) -> bool:
     """Take all that are there; say whether one has a wanted field.
 
     One that is cut off may have it, and so may those that were lost: an overflow (ENOBUFS).
@@ -63,4 +72,5 @@ def _drain(events: socket.socket, wanted: Collection[bytes]) -> bool:
         except OSError:
             found = True
         else:
-            found = found or len(event) == _BYTES or any(field in event for field in wanted)
+            fields = wanted if event.startswith(_UDEV_PREFIX) else wanted_of_kernel
+            found = found or len(event) == _BYTES or any(field in event for field in fields)
