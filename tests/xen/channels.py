@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .driving import domid, wait_until
 
@@ -42,6 +42,7 @@ def both(bench: Bench, server: str, serve: str, client: str, connect: str) -> li
 def ended(bench: Bench, end_it: str, where: str) -> list[tuple[str, float]]:
     """Opens the channels of ENDS, has their ends in "personal" ended, and says for each of the
     others how that looked, and after how many seconds. end_it prints the time when it is done."""
+    clocks = {name: Clock.of(bench, name) for name in ("dom0", "work", "personal")}
     victim = domid(bench, "personal")
     channels = [(*end, next(ports)) for end in ENDS]
     echoes = " + ".join(
@@ -49,19 +50,47 @@ def ended(bench: Bench, end_it: str, where: str) -> list[tuple[str, float]]:
     )
     bench.run("personal", f"bench-peer {echoes} >/dev/null 2>&1 &").check()
     with concurrent.futures.ThreadPoolExecutor() as threads:
-        waiting, opened = [], {}
+        waiting, opened = {}, {}
         for survivor in ("dom0", "work"):
             ours = [channel for channel in channels if channel[1] == survivor]
             deaths = " + ".join(
                 f"death {OPPOSITE[role]} {victim} {port} {pumped}" for role, _, pumped, port in ours
             )
-            waiting.append(threads.submit(bench.run, survivor, f"bench-peer {deaths}"))
+            waiting[survivor] = threads.submit(bench.run, survivor, f"bench-peer {deaths}")
             there = " && ".join(f"[ -e /run/bench-open-{port} ]" for *_, port in ours)
             opened[survivor] = f"{there} && sleep 1"  # they look for each other five times a second
         for survivor, condition in opened.items():
             wait_until(bench, survivor, condition)
-        # The domains' clocks follow the same hardware.
         gone = float(bench.run(where, end_it).check().split()[-1])
-        lines = [line for one in waiting for line in one.result().check().splitlines()]
-    said = [json.loads(line) for line in lines]
-    return [(each["ended"], each["at"] - gone) for each in said]
+        said = [
+            (survivor, json.loads(line))
+            for survivor, one in waiting.items()
+            for line in one.result().check().splitlines()
+        ]
+    speed = Clock.of(bench, "dom0").speed_since(clocks["dom0"])
+    return [
+        (
+            each["ended"],
+            clocks[survivor].seconds(each["at"], speed) - clocks[where].seconds(gone, speed),
+        )
+        for survivor, each in said
+    ]
+
+
+class Clock(NamedTuple):
+    """A domain's clock at some moment: see inside/clock.c."""
+
+    epoch: float  # seconds
+    ticks: int
+
+    @classmethod
+    def of(cls, bench: Bench, where: str) -> Clock:
+        return cls(**facts(bench.run(where, "bench-clock").check()))
+
+    def speed_since(self, earlier: Clock) -> float:
+        """Ticks in a second."""
+        return (self.ticks - earlier.ticks) / (self.epoch - earlier.epoch)
+
+    def seconds(self, epoch: float, speed: float) -> float:
+        """When this clock showed `epoch`, in a time that all domains have in common."""
+        return self.ticks / speed + epoch - self.epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,7 +19,6 @@ from .driving import (
     POLICY,
     START_LIMIT,
     STICK,
-    devices,
     insert_disk,
     is_there,
     plug,
@@ -76,8 +76,8 @@ def stick(bench: Bench) -> str:
 
 
 def give_stick(bench: Bench) -> None:
-    bench.run("dom0", f"rm -f {POLICY}").check()
-    parts = {name: part for name, part in devices(bench).items() if name.startswith(STICK)}
+    listed = json.loads(bench.run("dom0", f"rm -f {POLICY}; bench-look devices").check())
+    parts = {name: part for name, part in listed.items() if name.startswith(STICK)}
     for name, part in parts.items():
         for vm in {use["vm"] for use in part["attachments"] + part["assignments"]}:
             bench.run("dom0", f"qvm-block detach --force {vm} {name}").check()

@@ -18,7 +18,7 @@ DISK = "sys-usb:loop0"
 HOSTS = "/sys/bus/pseudo/drivers/scsi_debug/add_host"
 START_LIMIT = 240.0  # seconds; a guest boots in it
 WAIT_LIMIT = 90.0  # seconds; for what takes a second or two on hardware
-PAUSE = 0.5  # seconds between two looks that cost the bench nothing
+PAUSE = 1.0  # seconds between two looks that cost the bench nearly nothing
 
 
 def domid(bench: Bench, name: str) -> int:

@@ -18,6 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from .lighter import drop_in, lighten
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -38,7 +40,8 @@ NEEDED = {
 }
 
 #: What the initramfs loads before it can mount the root: dom0's disk, a guest's, the file systems.
-MODULES = ("crc32c-intel", "crc32c_generic", "nvme", "xen-blkfront", "ext4", "overlay")
+# systemd wants autofs, and takes seconds to find it by itself.
+MODULES = ("crc32c-intel", "crc32c_generic", "nvme", "xen-blkfront", "ext4", "overlay", "autofs4")
 BUSYBOX = ("sh", "mount", "mkdir", "insmod", "switch_root", "sleep", "cat")
 
 #: Programs in Python that run in forks of one process (inside/warm.py): the bench's own, and, for
@@ -61,60 +64,6 @@ LEFT_OUT = (
     "drivers/staging",
     "drivers/watchdog",
 )
-
-#: Started by a plain installation, of no use here, and each a second or more under emulation.
-MASKED = (
-    "apt-daily-upgrade.timer",
-    "apt-daily.timer",
-    "dbus.service",
-    "dbus.socket",
-    "dev-hugepages.mount",
-    "dev-mqueue.mount",
-    "dpkg-db-backup.timer",
-    "e2scrub_all.timer",
-    "e2scrub_reap.service",
-    "fstrim.timer",
-    "getty@tty1.service",
-    "kmod-static-nodes.service",
-    "logrotate.timer",
-    "modprobe@configfs.service",
-    "modprobe@dm_mod.service",
-    "modprobe@fuse.service",
-    "modprobe@loop.service",
-    "sys-fs-fuse-connections.mount",
-    "sys-kernel-config.mount",
-    "sys-kernel-debug.mount",
-    "sys-kernel-tracing.mount",
-    "systemd-binfmt.service",
-    "systemd-firstboot.service",
-    "systemd-journal-flush.service",
-    "systemd-logind.service",
-    "systemd-pcrphase-sysinit.service",
-    "systemd-pcrphase.service",
-    "systemd-pstore.service",
-    "systemd-random-seed.service",
-    "systemd-remount-fs.service",
-    "systemd-sysctl.service",
-    "systemd-sysusers.service",
-    "systemd-timesyncd.service",
-    "systemd-tmpfiles-setup-dev.service",
-    "systemd-update-utmp-runlevel.service",
-    "systemd-update-utmp.service",
-    "xendomains.service",
-)
-#: They find nothing here; a boot and a daemon-reload run all of them, a seventh of a second each.
-MASKED_GENERATORS = (
-    "cryptsetup",
-    "fstab",
-    "gpt-auto",
-    "hibernate-resume",
-    "integritysetup",
-    "rc-local",
-    "run",
-    "system-update",
-    "veritysetup",
-)
-
 
 #: All kernels. On hardware, Linux on Xen reads the clock without a system call, which here only
 #: this clock can do; a trip through trio reads it seven times.
@@ -217,10 +166,9 @@ def _configuration(name: str, guest: Guest) -> str:
             f"memory={guest.memory}",
             "vcpus=1",
             'tsc_mode="native"',
-            'disk=["phy:/dev/nvme1n1,xvda,r"]',
+            'disk=["format=raw,vdev=xvda,access=ro,script=bench-block,target=/dev/nvme1n1"]',
             f'extra="console=hvc0 {KERNEL} root=/dev/xvda systemd.show_status=0 '
-            f"systemd.getty_auto=0 systemd.mask=xen.service systemd.hostname={name} "
-            f'{guest.words}"',
+            f'systemd.hostname={name} {guest.words}"',
             'on_crash="destroy"',
             *guest.lines,
             "",
@@ -247,17 +195,12 @@ def _install_ours(root: Path, debs: Iterable[Path]) -> None:
         )
 
 
-def _drop_in(root: Path, unit: str, service: str) -> None:
-    """Changes lines of a service."""
-    folder = root / f"etc/systemd/system/{unit}.service.d"
-    folder.mkdir(parents=True)
-    (folder / "bench.conf").write_text(f"[Service]\n{service}")
-
-
 def _install_inside(root: Path, *, debs: bool) -> None:
     """What belongs to the bench itself; the project's packages have a unit for `xl devd`."""
     for name in ("bench-link", "on"):
         shutil.copy(INSIDE / name, root / "usr/local/sbin" / name)
+    # Xen's own hotplug script takes half of `xl create`. By this name it is not the service's.
+    shutil.copy(ROOT / "vm_agent/xen/block", root / "etc/xen/scripts/bench-block")
     units = {
         "bench-link.service": "sysinit.target.wants",
         "bench-warm.socket": "sockets.target.wants",
@@ -284,7 +227,7 @@ def _install_inside(root: Path, *, debs: bool) -> None:
     _run("chroot", root, "python3", "-m", "compileall", "-q", f"/{library}")
     flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror"]
     vchan = ("-lxenvchan", "-lxenevtchn")
-    for name, libraries in (("pingpong", vchan), ("liar", vchan), ("warm", ())):
+    for name, libraries in (("pingpong", vchan), ("liar", vchan), ("warm", ()), ("clock", ())):
         _run("gcc", *flags, INSIDE / f"{name}.c", *libraries, "-o", programs / f"bench-{name}")
     for name, guest in GUESTS.items():
         (root / "etc/xen" / f"{name}.cfg").write_text(_configuration(name, guest))
@@ -295,32 +238,19 @@ def _install_inside(root: Path, *, debs: bool) -> None:
         settings.write("XENCONSOLED_ARGS=--log=guest\n")  # for a guest that does not come up
     (root / "var/log/xen/console").mkdir(parents=True)
     # Anybody who got as far as this console owns the bench.
-    _drop_in(
+    drop_in(
         root,
         "serial-getty@hvc0",
-        "ExecStart=\nExecStart=-/sbin/agetty --skip-login --login-program /bin/bash "
+        "[Service]\nExecStart=\nExecStart=-/sbin/agetty --skip-login --login-program /bin/bash "
         "--noclear --keep-baud 115200,57600,38400,9600 - $TERM\nEnvironment=HOME=/root\n",
     )
     # Python starts a tenth as fast under emulation, and three domains may do so at once.
     for unit in ("pedos-agent", "pedos-dom0", "pedos-dom0-agent"):
-        _drop_in(root, unit, "TimeoutStartSec=180s\nWatchdogSec=180s\n")
-    # Of a thousand devices these are used; each event costs milliseconds.
-    trigger = "ExecStart=-udevadm trigger --type=devices --action=add"
-    _drop_in(
-        root,
-        "systemd-udev-trigger",
-        f"ExecStart=\n{trigger} -s block -s misc\n{trigger} --sysname-match=hvc0\n",
-    )
+        drop_in(root, unit, "[Service]\nTimeoutStartSec=180s\nWatchdogSec=180s\n")
     for unit, wants in units.items():
         folder = root / "etc/systemd/system" / wants
         folder.mkdir(exist_ok=True)
         (folder / unit).symlink_to(f"../{unit}")
-    for unit in MASKED:
-        (root / "etc/systemd/system" / unit).symlink_to("/dev/null")
-    generators = root / "etc/systemd/system-generators"
-    generators.mkdir(exist_ok=True)
-    for kind in MASKED_GENERATORS:
-        (generators / f"systemd-{kind}-generator").symlink_to("/dev/null")
 
 
 def _unpacked(compressed: bytes) -> bytes:
@@ -375,7 +305,8 @@ def _build(debs: list[Path]) -> Image:
         for path in sorted((ROOT / folder).glob("*"))
         if path.is_file()
     ]
-    inside = [*sorted(INSIDE.iterdir()), Path(__file__)]
+    makers = [Path(__file__), HERE / "lighter.py", ROOT / "vm_agent/xen/block"]
+    inside = [*sorted(INSIDE.iterdir()), *makers]
     wanted = _digest([base.name.encode(), *(path.read_bytes() for path in (*inside, *ours))])
     stamp = out / "stamp"
     if stamp.exists() and stamp.read_text() == wanted:
@@ -393,6 +324,7 @@ def _build(debs: list[Path]) -> Image:
         _run("chroot", root, "depmod", kernel)
         _install_ours(root, debs)
         _install_inside(root, debs=bool(debs))
+        lighten(root)
         # QEMU's multiboot loader wants the plain ELF file.
         with image.xen.open("wb") as plain:
             compressed = next((root / "boot").glob("xen-*.gz"))
