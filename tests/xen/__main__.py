@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import image
 from .bench import Bench, BenchError, show_times
+from .programs import NotPossibleError
 
 LEAVE = b"\x1d"  # Ctrl-]
 SHELL_LIMIT = 12 * 3600.0  # seconds; a forgotten one ends some day
@@ -73,7 +74,7 @@ def main(arguments: list[str]) -> int:
             print("bench: dom0's shell; `on GUEST COMMAND` runs one there; Ctrl-] ends all")
             talk(bench)
         shutil.rmtree(bench.folder)
-    except (image.NotPossibleError, BenchError) as error:
+    except (NotPossibleError, BenchError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     return 0

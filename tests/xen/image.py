@@ -8,17 +8,18 @@ packages.txt changes. Root and these Debian packages are needed: see NEEDED.
 from __future__ import annotations
 
 import fcntl
+import gzip
 import hashlib
 import lzma
 import os
 import shutil
 import struct
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .lighter import drop_in, lighten
+from .programs import NotPossibleError, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -95,19 +96,6 @@ class Image(NamedTuple):
     root: Path
 
 
-class NotPossibleError(Exception):
-    """The bench cannot be built here; the text says what to do."""
-
-
-def _run(*command: str | Path, **more: object) -> str:
-    done = subprocess.run(  # type: ignore[call-overload]
-        [str(part) for part in command], check=False, capture_output=True, text=True, **more
-    )
-    if done.returncode:
-        raise NotPossibleError(f"{' '.join(map(str, command))}: {done.stderr[-2000:]}")
-    return str(done.stdout)
-
-
 def _check_tools() -> None:
     missing = sorted({package for tool, package in NEEDED.items() if not shutil.which(tool)})
     if missing:
@@ -138,7 +126,7 @@ def tarball() -> Path:
         old.unlink()
     print("bench: fetching Debian packages (kept for the next time)", flush=True)
     half = wanted.with_suffix(".half")
-    _run(
+    run(
         "mmdebstrap",
         "--variant=minbase",
         "--mode=root",
@@ -184,7 +172,7 @@ def _install_ours(root: Path, debs: Iterable[Path]) -> None:
         place.mkdir()
         for deb in debs:
             shutil.copy(deb, place)
-        _run("chroot", root, "sh", "-c", "dpkg -i /var/tmp/debs/*.deb")
+        run("chroot", root, "sh", "-c", "dpkg -i /var/tmp/debs/*.deb")
         return
     place = root / "usr/lib/python3/dist-packages"
     for package in ("protocol/pedos_protocol", "native/pedos_vchan"):
@@ -224,11 +212,11 @@ def _install_inside(root: Path, *, debs: bool) -> None:
     (root / library / "__main__.py").write_text(
         "import importlib, sys\nimportlib.import_module(sys.argv.pop(1)).main()\n"
     )
-    _run("chroot", root, "python3", "-m", "compileall", "-q", f"/{library}")
+    run("chroot", root, "python3", "-m", "compileall", "-q", f"/{library}")
     flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror"]
     vchan = ("-lxenvchan", "-lxenevtchn")
     for name, libraries in (("pingpong", vchan), ("liar", vchan), ("warm", ()), ("clock", ())):
-        _run("gcc", *flags, INSIDE / f"{name}.c", *libraries, "-o", programs / f"bench-{name}")
+        run("gcc", *flags, INSIDE / f"{name}.c", *libraries, "-o", programs / f"bench-{name}")
     for name, guest in GUESTS.items():
         (root / "etc/xen" / f"{name}.cfg").write_text(_configuration(name, guest))
     (root / "etc/machine-id").write_text(hashlib.md5(b"bench").hexdigest() + "\n")
@@ -273,7 +261,7 @@ def _initramfs(root: Path, kernel: str, target: Path) -> None:
             (tree / "bin" / tool).symlink_to("busybox")
         order: list[str] = []
         for module in MODULES:
-            shown = _run("chroot", root, "modprobe", "--show-depends", "-S", kernel, module)
+            shown = run("chroot", root, "modprobe", "--show-depends", "-S", kernel, module)
             for line in shown.splitlines():
                 if line.startswith("insmod ") and line.split()[1] not in order:
                     order.append(line.split()[1])
@@ -283,7 +271,7 @@ def _initramfs(root: Path, kernel: str, target: Path) -> None:
         shutil.copy(INSIDE / "init-ramdisk", tree / "init")
         (tree / "init").chmod(0o755)
         script = 'find . | cpio -o -H newc --quiet | zstd -q -9 -f -o "$1"'
-        _run("sh", "-c", script, "sh", target.absolute(), cwd=tree)
+        run("sh", "-c", script, "sh", target.absolute(), cwd=tree)
 
 
 def build(debs: Iterable[Path] = ()) -> Image:
@@ -317,22 +305,21 @@ def _build(debs: list[Path]) -> Image:
     with tempfile.TemporaryDirectory(dir=CACHE) as name:
         root = Path(name)
         root.chmod(0o755)
-        _run("tar", "-xf", base, "-C", root)
+        run("tar", "-xf", base, "-C", root)
         kernel = next((root / "lib/modules").iterdir()).name
         for folder in LEFT_OUT:
             shutil.rmtree(root / "lib/modules" / kernel / "kernel" / folder, ignore_errors=True)
-        _run("chroot", root, "depmod", kernel)
+        run("chroot", root, "depmod", kernel)
         _install_ours(root, debs)
         _install_inside(root, debs=bool(debs))
         lighten(root)
         # QEMU's multiboot loader wants the plain ELF file.
-        with image.xen.open("wb") as plain:
-            compressed = next((root / "boot").glob("xen-*.gz"))
-            subprocess.run(["gzip", "-dc", compressed], stdout=plain, check=True)
+        compressed = next((root / "boot").glob("xen-*.gz"))
+        image.xen.write_bytes(gzip.decompress(compressed.read_bytes()))
         image.kernel.write_bytes(_unpacked((root / "boot" / f"vmlinuz-{kernel}").read_bytes()))
         _initramfs(root, kernel, image.initramfs)
         shutil.copy(image.initramfs, root / "boot/initrd-bench")
         shutil.copy(image.kernel, root / "boot/vmlinux")
-        _run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", root, image.root, "1600M")
+        run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", root, image.root, "1600M")
     stamp.write_text(wanted)
     return image

@@ -6,8 +6,9 @@ Everything costs fifty times what it does on hardware, and a run of the tests bo
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
+
+from .programs import run
 
 UNITS = Path("etc/systemd/system")
 GENERATORS = Path("usr/lib/systemd/system-generators")
@@ -92,11 +93,7 @@ def _run_generators(root: Path) -> None:
     """What systemd's generators find here at each boot and daemon-reload, found once: the console
     of dom0, and Debian's init script of Xen."""
     units = f"/{UNITS}"
-    subprocess.run(
-        ["chroot", root, f"/{GENERATORS}/systemd-sysv-generator", units, units, units],
-        check=True,
-        capture_output=True,
-    )
+    run("chroot", root, f"/{GENERATORS}/systemd-sysv-generator", units, units, units)
     console = "serial-getty@hvc0"
     wants = root / UNITS / "getty.target.wants"
     wants.mkdir(exist_ok=True)

@@ -43,7 +43,7 @@ def test_agents_connect_by_themselves_before_anybody_logs_in(bench: Bench) -> No
             f"systemctl show -p Id,NRestarts,ActiveEnterTimestampMonotonic {' '.join(units)} "
             "systemd-user-sessions",
         ).check()
-        agents, logins = shown.strip().split("\n\n")[:-1], shown.strip().split("\n\n")[-1]
+        *agents, logins = shown.strip().split("\n\n")
         assert len(agents) == len(units)
         for agent in agents:
             assert 0 < entered(agent) < entered(logins), (where, shown)
@@ -195,6 +195,7 @@ def test_an_agent_that_is_killed_takes_its_attachments_along(
     wait_for(bench, "agent work", "agent sys-usb")
     wait_until(bench, "work", "[ ! -e /dev/xvdi ]")
     assert not traces(bench, "work")
+    bench.run("dom0", f"qvm-block attach work {stick}1").check()
 
 
 def test_an_upgrade_of_the_service_leaves_attachments_alone(bench: Bench, stick: str) -> None:

@@ -31,10 +31,10 @@ APPEAR_SECONDS: Final = 12.0
 # udev looks at a new disk for some 30 ms. Where all is emulated it takes a second; one that takes
 # longer than this has other troubles, and the disk is there all the same.
 UDEV_LOOKS: Final = 50
-UDEV_LOOK_SECONDS: Final = 0.1  # between two looks
+UDEV_LOOK_SECONDS: Final = 0.1  # between two looks at udev's queue
 # Who reads or writes a disk that is to be taken away may be about to finish, as udev is.
 QUIET_LOOKS: Final = 60
-LOOK_SECONDS: Final = 0.05  # between two looks
+LOOK_SECONDS: Final = 0.05  # between two looks at who reads or writes
 # A backend that was taken down is gone from sysfs in less; what is there after this is lent.
 BACKEND_GONE_SECONDS: Final = 2.0
 _ON_THEIR_WAY: Final = 8  # which of the fields of a disk's `stat`
