@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,16 +14,15 @@ settings.register_profile("timeless", deadline=None, suppress_health_check=[Heal
 settings.load_profile("timeless")
 
 
-@pytest.fixture(autouse=True)
-def _nothing_beside(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[None]:
-    """While a test runs that is marked `alone`, pytest-xdist's other workers wait between tests:
-    two programs that share a core take more processor time, too."""
-    if not hasattr(request.config, "workerinput"):
-        yield
-        return
-    alone = request.node.get_closest_marker("alone") is not None
-    with (tmp_path_factory.getbasetemp().parent / "alone.lock").open("w") as lock:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """While a test runs that is marked `alone`, pytest-xdist's other workers wait between tests,
+    each with the fixtures that are made for it: programs that share a core take more processor
+    time, too."""
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    alone = item.get_closest_marker("alone") is not None
+    # Of a worker, and within the run's own.
+    with (Path(item.config.option.basetemp).parent / "alone.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        yield
+        return (yield)

@@ -214,8 +214,20 @@ int pv_channel_linger(struct pv_channel *channel, uint32_t spin_ns, pv_look look
 static uint32_t spin_of_turn(const struct pv_channel *channel)
 {
     int is_alone = __atomic_load_n(&watched, __ATOMIC_RELAXED) <= 1;
+    int64_t learnt = PV_SPIN_TIMES * channel->answer_ns;
 
-    return is_alone || channel->spin_ns < PV_SPIN_NS ? channel->spin_ns : PV_SPIN_NS;
+    if (!is_alone || channel->spin_ns < PV_SPIN_NS)
+        return channel->spin_ns < PV_SPIN_NS ? channel->spin_ns : PV_SPIN_NS;
+    if (learnt <= channel->spin_ns || channel->answer_ns > PV_SPIN_SLOW_NS)
+        return channel->spin_ns;
+    return learnt < PV_SPIN_SLOW_NS ? (uint32_t)learnt : PV_SPIN_SLOW_NS;
+}
+
+static void note_answer(struct pv_channel *channel)
+{
+    if (channel->asked_ns > 0)
+        channel->answer_ns = now_ns() - channel->asked_ns;
+    channel->asked_ns = 0;
 }
 
 int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t count,
@@ -226,8 +238,11 @@ int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t c
     /* Only a saving, so no barrier: at worst the peer wakes us although we are awake. */
     __atomic_fetch_and(channel->ring.asking, (uint8_t)~PV_NOTIFY_WRITE, __ATOMIC_RELAXED);
     *sent = count > 0 ? pv_channel_send(channel, out, count) : 0;
-    if (*sent > 0)
+    if (*sent > 0) {
+        if (channel->spin_ns > PV_SPIN_NS)
+            channel->asked_ns = now_ns();
         pv_channel_linger(channel, spin_of_turn(channel), is_there, channel);
+    }
     channel->armed = 0;
     while (got < max) {
         uint8_t *span;
@@ -237,6 +252,7 @@ int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t c
             channel->armed = part == PV_WOULD_BLOCK;
             return got > 0 ? (int64_t)got : part;
         }
+        note_answer(channel);
         memcpy(in + got, span, (size_t)part);
         pv_channel_consume(channel, (uint32_t)part);
         got += (size_t)part;

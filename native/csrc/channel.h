@@ -33,6 +33,14 @@
  */
 #define PV_SPIN_DOMAIN_NS 2000000
 
+/*
+ * On a machine that is slow for a while an answer takes longer than that, if only for the waking up
+ * at both ends. So a turn looks so many times as long as the last answer took, for the next one may
+ * well take longer. One that took more than PV_SPIN_SLOW_NS has another cause, and counts for nothing.
+ */
+#define PV_SPIN_TIMES 8
+#define PV_SPIN_SLOW_NS 16000000
+
 /* A yield took too long: others than the peer had the processor. An answer takes some 30 us. */
 #define PV_YIELD_NS 1000000
 
@@ -47,6 +55,8 @@ struct pv_channel {
     uint32_t skip;              /* turns without patience, after it did not pay */
     uint8_t failures;           /* times that it did not pay, in a row */
     uint32_t spin_ns;           /* for PV_SPIN */
+    int64_t asked_ns;           /* when a turn wrote what nothing has answered yet; 0: nothing */
+    int64_t answer_ns;          /* what the last answer to a turn took; between domains alone */
     uint8_t patience;           /* PV_SLEEP, PV_YIELD or PV_SPIN, as its maker thinks best */
     uint8_t apart;              /* the peer runs on other processors than all of our system */
     uint8_t armed;              /* the last turn ended so; see pv_channel_is_armed() */

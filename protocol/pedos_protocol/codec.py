@@ -144,7 +144,9 @@ def encode(message: list[Any]) -> bytes:
             f"this message cannot be sent: it has {size} bytes, and {FRAME_MAX} is the most"
         )
     if _may_have_too_many(payload) and _containers(message) > CONTAINERS_MAX:
-        raise LocalProtocolError(f"this message cannot be sent: {_TOO_MANY}")
+        raise LocalProtocolError(
+            f"this message cannot be sent: it has more than {CONTAINERS_MAX} lists and maps"
+        )
     return size.to_bytes(HEADER_SIZE, "little") + payload
 
 
@@ -173,9 +175,6 @@ def _map_without_repeats(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     return untrusted_map
 
 
-_TOO_MANY = f"it has more than {CONTAINERS_MAX} lists and maps"
-
-
 class _Counter:
     """Hooks that read lists and maps, and refuse the first one too many.
 
@@ -188,13 +187,13 @@ class _Counter:
     def list(self, items: Any) -> Any:
         self._left -= 1
         if self._left < 0:
-            raise ValueError(_TOO_MANY)
+            raise ValueError  # decode() tells no more than the kind
         return items
 
     def map(self, pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
         self._left -= 1
         if self._left < 0:
-            raise ValueError(_TOO_MANY)
+            raise ValueError  # decode() tells no more than the kind
         return _map_without_repeats(pairs)
 
 

@@ -7,6 +7,7 @@ import fcntl
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -225,13 +226,23 @@ async def test_a_disk_that_udev_never_looks_at_is_there_all_the_same(
     assert len(pauses) == xen_block.UDEV_LOOKS
 
 
-async def test_udev_is_not_waited_for_longer_than_dom0_waits_for_us(
+async def test_udev_is_not_waited_for_longer_than_for_the_disk(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(xen_block, "APPEAR_SECONDS", 0.05)
     (agent.tree.roots.udev / f"b{agent.tree.add('xvdi')}").unlink()
     with trio.fail_after(xen_block.UDEV_LOOKS * xen_block.UDEV_LOOK_SECONDS / 2):
         assert await agent.borrow("xvdi") == "xvdi"
+
+
+async def test_a_disk_that_goes_while_udev_looks_at_it_is_an_error(
+    agent: Agent, at_each_look: AtEachLook
+) -> None:
+    (agent.tree.roots.udev / f"b{agent.tree.add('xvdi')}").unlink()
+    at_each_look(lambda _number: (agent.tree.roots.dev / "xvdi").unlink())
+    with pytest.raises(CallError, match="xvdi came and has gone again"):
+        await agent.borrow("xvdi")
+    assert agent.attachments.imports() == []
 
 
 async def test_where_no_udev_runs_nobody_waits_for_it(agent: Agent) -> None:
@@ -317,6 +328,38 @@ async def test_that_udev_is_busy_with_others_is_no_reason_to_keep_a_disk(
     with about_to_be_looked_at_by_udev(agent):
         await agent.attachments.stop_import(ATTACHMENT)
     assert agent.attachments.imports() == []
+
+
+async def test_what_udev_hears_of_during_a_look_is_waited_for(
+    agent: Agent, at_each_look: AtEachLook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.tree.add("xvdi")
+    agent.tree.field("xvdi", "stat", IDLE)
+    await agent.borrow("xvdi")
+    queue = agent.tree.roots.udev.parent / "queue"
+    look, looks = xen_block._counts_when_idle, iter([queue.touch])
+
+    def told_meanwhile(*arguments: Any) -> str | None:
+        counts = look(*arguments)
+        next(looks, lambda: None)()
+        return counts
+
+    monkeypatch.setattr(xen_block, "_counts_when_idle", told_meanwhile)
+    pauses = at_each_look(lambda number: queue.unlink() if number == 3 else None)
+    await agent.attachments.stop_import(ATTACHMENT)
+    assert pauses[-1] == 4
+
+
+async def test_a_disk_that_has_gone_is_let_go_however_busy_udev_is(
+    agent: Agent, at_each_look: AtEachLook
+) -> None:
+    agent.tree.add("xvdi")
+    await agent.borrow("xvdi")
+    (agent.tree.roots.dev / "xvdi").unlink()
+    pauses = at_each_look(lambda _number: None)
+    with about_to_be_looked_at_by_udev(agent):
+        await agent.attachments.stop_import(ATTACHMENT)
+    assert not pauses
 
 
 async def test_dom0_says_as_what_it_is_attached(agent: Agent) -> None:

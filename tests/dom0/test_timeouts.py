@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
+from pedos_agent import xen_block as agents_xen_block
 from pedos_cli import timeouts
 from pedos_dom0.agents import AGENT_GRACE
 from pedos_dom0.drivers import local, xen, xen_block
@@ -71,3 +72,11 @@ def test_a_start_that_fails_at_its_end_is_waited_for(steps: Steps) -> None:
 @on_both
 def test_a_shutdown_of_vms_that_hang_is_waited_for(steps: Steps) -> None:
     assert steps.detach + steps.shutdown + steps.detach < timeouts.SHUTDOWN_S
+
+
+def test_an_agent_on_xen_answers_before_dom0_gives_it_up() -> None:
+    lend = agents_xen_block.BACKEND_GONE_SECONDS
+    let_go = agents_xen_block.QUIET_LOOKS * agents_xen_block.LOOK_SECONDS
+    assert 1 + lend < EXPORT_TIMEOUT
+    assert 1 + agents_xen_block.APPEAR_SECONDS < IMPORT_TIMEOUT
+    assert 1 + let_go < STOP_TIMEOUT

@@ -18,6 +18,8 @@ from . import build
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.alone
+
 CALL_MAX = 5000  # us of processor time
 NOTICED_MAX = 1000  # ms
 IDLE_WAKES = 1000  # PV_IDLE_WAKES

@@ -292,6 +292,43 @@ static void a_turn_spins_no_longer_than_others_can_wait(void)
     unwatch();
 }
 
+/* An answer comes so much later, after the turn if that ends before; returns what the next turn spins. */
+static int64_t spun_after(int64_t later)
+{
+    int64_t got, end = now + later;
+
+    channel.skip = 0;
+    if (!answered(later)) {
+        answer_at = end;
+        pass(end - now);
+        got = turn("", 0, 10);
+        HOLDS(got == 1);
+    }
+    return spun();
+}
+
+static void a_turn_spins_longer_where_answers_have_taken_longer(void)
+{
+    watched_server(-1);
+    pv_channel_patience(&channel, PV_SPIN);
+    channel.spin_ns = PV_SPIN_DOMAIN_NS;
+    HOLDS(spun_after(PV_SPIN_DOMAIN_NS / 16) < 2 * PV_SPIN_DOMAIN_NS);
+    HOLDS(spun_after(PV_SPIN_DOMAIN_NS / 2) >= 4 * PV_SPIN_DOMAIN_NS);
+    HOLDS(spun_after(PV_SPIN_DOMAIN_NS / 2) < 8 * PV_SPIN_DOMAIN_NS);
+    HOLDS(spun_after(PV_SPIN_SLOW_NS) >= PV_SPIN_SLOW_NS);
+    HOLDS(spun_after(PV_SPIN_SLOW_NS) < 2 * PV_SPIN_SLOW_NS);
+    HOLDS(spun_after(PV_SPIN_SLOW_NS + PV_SPIN_DOMAIN_NS) < 2 * PV_SPIN_DOMAIN_NS);
+    channel.skip = 0;
+    HOLDS(answered(PV_SPIN_DOMAIN_NS / 16));
+    pass(3 * PV_SPIN_DOMAIN_NS);
+    page->left.prod += 1; /* what nobody has asked for */
+    HOLDS(turn("", 0, 10) == 1 && spun() < 2 * PV_SPIN_DOMAIN_NS);
+    channel.spin_ns = PV_SPIN_NS; /* another one, whose peer is in this system */
+    channel.asked_ns = channel.answer_ns = 0;
+    HOLDS(spun_after(3 * PV_SPIN_NS) < 2 * PV_SPIN_NS);
+    unwatch();
+}
+
 /* How many turns it takes until the next one is patient again. */
 static unsigned until_patient(int64_t later)
 {
@@ -408,6 +445,7 @@ static const struct rule rules[] = {
     RULE(one_yield_is_enough_for_an_answer_on_one_processor),
     RULE(a_spin_ends_with_the_answer_or_after_its_time),
     RULE(a_turn_spins_no_longer_than_others_can_wait),
+    RULE(a_turn_spins_longer_where_answers_have_taken_longer),
     RULE(what_does_not_pay_is_tried_ever_less_and_at_once_again_when_it_pays),
     RULE(after_a_yield_that_others_took_it_is_long_not_tried_though_the_answer_came),
     RULE(who_said_nothing_expects_nothing),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 ports = itertools.count(200)
 
 DEATH_WITHIN = 1.0  # seconds, from a peer's death until its other end knows
+CLOCKS_AGREE = 0.5  # seconds; within the minute that a test takes, as Clock compares them
 
 # The end in "personal", where the other one is, and whether that one is a pump.
 ENDS = [("server", "dom0", 0), ("server", "work", 1), ("client", "work", 0), ("client", "dom0", 1)]
@@ -39,9 +40,22 @@ def both(bench: Bench, server: str, serve: str, client: str, connect: str) -> li
         return [facts(end.result().check()) for end in ends]
 
 
-def ended(bench: Bench, end_it: str, where: str) -> list[tuple[str, float]]:
-    """Opens the channels of ENDS, has their ends in "personal" ended, and says for each of the
-    others how that looked, and after how many seconds. end_it prints the time when it is done."""
+class Ended(NamedTuple):
+    """How the end of a channel looked to the other one, and when, in seconds."""
+
+    how: str
+    after_begin: float
+    after_end: float
+
+    @property
+    def in_time(self) -> bool:
+        """Not before it was begun, and soon after it was done."""
+        return self.after_begin > -CLOCKS_AGREE and self.after_end < DEATH_WITHIN
+
+
+def ended(bench: Bench, end_it: str, where: str) -> list[Ended]:
+    """Opens the channels of ENDS, has their ends in "personal" ended, and says how that looked to
+    each of the others. end_it prints the time before it begins, and when it is done."""
     clocks = {name: Clock.of(bench, name) for name in ("dom0", "work", "personal")}
     victim = domid(bench, "personal")
     channels = [(*end, next(ports)) for end in ENDS]
@@ -61,19 +75,18 @@ def ended(bench: Bench, end_it: str, where: str) -> list[tuple[str, float]]:
             opened[survivor] = f"{there} && sleep 1"  # they look for each other five times a second
         for survivor, condition in opened.items():
             wait_until(bench, survivor, condition)
-        gone = float(bench.run(where, end_it).check().split()[-1])
+        times = [float(word) for word in bench.run(where, end_it).check().split()]
         said = [
             (survivor, json.loads(line))
             for survivor, one in waiting.items()
             for line in one.result().check().splitlines()
         ]
     speed = Clock.of(bench, "dom0").speed_since(clocks["dom0"])
+    begin, end = (clocks[where].seconds(time, speed) for time in (times[0], times[-1]))
     return [
-        (
-            each["ended"],
-            clocks[survivor].seconds(each["at"], speed) - clocks[where].seconds(gone, speed),
-        )
+        Ended(each["ended"], at - begin, at - end)
         for survivor, each in said
+        for at in [clocks[survivor].seconds(each["at"], speed)]
     ]
 
 

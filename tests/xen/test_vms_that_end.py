@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .channels import DEATH_WITHIN, ended
+from .channels import ended
 from .driving import (
     STICK,
     domid,
@@ -39,8 +39,8 @@ def test_a_reboot_ends_what_a_vm_had_and_it_can_have_it_again(
 # The program that has the channels is the newest fork of warm.py. It is dead when nothing is left
 # of it: under emulation the kernel may take a second for that.
 KILL = (
-    "pid=$(pgrep -nf '__main__.py [w]arm') && kill -9 $pid && "
-    "while [ -d /proc/$pid ]; do :; done; date +%s.%N"
+    "pid=$(pgrep -nf '__main__.py [w]arm') && date +%s.%N && kill -9 $pid && "
+    "while [ -d /proc/$pid ]; do :; done && date +%s.%N"
 )
 
 
@@ -48,7 +48,7 @@ def test_the_end_of_a_process_is_noticed_within_a_second(bench: Bench) -> None:
     """By the kernel's last word."""
     run_personal(bench)
     killed = ended(bench, KILL, "personal")
-    assert all("closed" in how and after < DEATH_WITHIN for how, after in killed), killed
+    assert all("closed" in each.how and each.in_time for each in killed), killed
 
 
 WRITING = (
@@ -59,7 +59,7 @@ WRITING = (
 # The hypervisor tells xenstored when a domain has died; xl is busy for seconds before and after.
 DESTROY = (
     "(xenstore-watch -n 2 @releaseDomain; date +%s.%N >/run/released) >/dev/null & "
-    "sleep 1; xl destroy personal; wait; cat /run/released"
+    "sleep 1; date +%s.%N; xl destroy personal; wait; cat /run/released"
 )
 
 
@@ -73,8 +73,8 @@ def test_a_target_that_is_destroyed_gives_back_the_device_and_its_peers_know(
     bench.run("personal", WRITING).check()
     destroyed = ended(bench, DESTROY, "dom0")
     assert all(
-        ("gone without closing" in how or "died" in how) and after < DEATH_WITHIN
-        for how, after in destroyed
+        ("gone without closing" in each.how or "died" in each.how) and each.in_time
+        for each in destroyed
     ), destroyed
     wait_for(bench, f"free {stick}1")
     left = f"xenstore-ls -f /local/domain/{domid(bench, 'sys-usb')}/backend | grep '/vbd/{number}/'"

@@ -88,16 +88,20 @@ def scan(
     is_held: Callable[[str], bool] = is_held,
 ) -> list[Found]:
     """Look at all block devices once; what goes away meanwhile is not listed."""
-    raw = {each.name: each for each in _raw_devices(roots.sys)}
+
+    def is_offered(name: str) -> bool:
+        is_ours = _NOT_OFFERED.fullmatch(name) or frontend_of(name) in carried.borrowed
+        return is_device_id(name) and not is_ours
+
+    # Nothing else is read, and in most VMs there is nothing else: they only borrow.
+    raw = {each.name: each for each in _raw_devices(roots.sys, is_offered)}
+    if not raw:
+        return []
     reasons = _reasons(roots, raw, carried.lent)
     ours = {name for name, _ in carried.lent}
     found = []
     for name in sorted(raw, key=natural_key):
         each = raw[name]
-        if _NOT_OFFERED.fullmatch(name) or not is_device_id(name):
-            continue
-        if frontend_of(name) in carried.borrowed:
-            continue
         path = f"{roots.dev}/{name}"
         try:
             status = os.stat(path)
@@ -157,18 +161,21 @@ def _frontends(roots: Roots) -> set[str]:
 
 def reasons_for(name: str, roots: Roots) -> str | None:
     """Why this one device, offered or not, is in use; None if it is not."""
-    raw = {each.name: each for each in _raw_devices(roots.sys)}
+    raw = {each.name: each for each in _raw_devices(roots.sys, lambda _: True)}
     return _reasons(roots, raw, ()).get(name)
 
 
-def _raw_devices(sys_root: Path) -> Iterator[_Raw]:
-    """All of them that have a size, which a drive without a disk has not."""
+def _raw_devices(sys_root: Path, is_wanted: Callable[[str], bool]) -> Iterator[_Raw]:
+    """Those of them that have a size, which a drive without a disk has not."""
     folder = f"{sys_root}/class/block"
     names = names_in(folder)
-    for name in names:
+    for name in filter(is_wanted, names):
         where = f"{folder}/{name}"
-        size, number = read_field(f"{where}/size"), read_field(f"{where}/dev")
-        if size == "0" or not size.isdecimal() or not is_number(number):
+        size = read_field(f"{where}/size")
+        if size == "0" or not size.isdecimal():
+            continue
+        number = read_field(f"{where}/dev")
+        if not is_number(number):
             continue
         try:
             parent = os.path.basename(os.path.dirname(os.readlink(where)))

@@ -88,11 +88,13 @@ async def import_block(lifetime: Lifetime, frontend: str, roots: Roots, news: Re
             if _udev_is_done(frontend, roots) or frontend not in names_in(roots.dev):
                 break
             await trio.sleep(UDEV_LOOK_SECONDS)
-    if waiting.cancelled_caught and frontend not in names_in(roots.dev):
+    if frontend not in names_in(roots.dev):
         raise CallError(
             "failed",
             f"{frontend} did not appear within {APPEAR_SECONDS:g} s: the kernel of this VM "
-            "has no xen-blkfront, or the source does not serve it",
+            "has no xen-blkfront, or the source does not serve it"
+            if waiting.cancelled_caught
+            else f"{frontend} came and has gone again: the source has taken it back",
         )
     await reach("import.ready")
     lifetime.ready({"frontend": frontend})
@@ -131,7 +133,8 @@ async def why_in_use(frontend: str, roots: Roots) -> str | None:
 
     Linux 6.1 waits for ever for a read or write that is on its way when the disk is taken away, and
     gives the VM no other device then. So this waits a moment for who is about to finish. (A program
-    that begins afterwards is as bad. Nothing keeps one from it but its user, who has been asked.)
+    that begins afterwards is as bad, or one that reads and writes so seldom that two looks see none
+    of it. Nothing keeps one from it but its user, who has been asked.)
     """
     reason = await trio.to_thread.run_sync(reasons_for, frontend, roots)
     if reason is not None:
@@ -140,12 +143,17 @@ async def why_in_use(frontend: str, roots: Roots) -> str | None:
     for look in range(QUIET_LOOKS):
         if look:
             await trio.sleep(LOOK_SECONDS)
-        # Others may keep udev busy all the time; then the locks of this disk alone count.
-        if look < QUIET_LOOKS - 2 and _udev_is_busy(roots):
+        if frontend not in names_in(roots.dev):
+            return None
+        # Others may keep udev busy all the time; then what this disk itself says counts alone.
+        heeds_udev = look < QUIET_LOOKS - 2
+        if heeds_udev and _udev_is_busy(roots):
             continue
         now = await trio.to_thread.run_sync(_counts_when_idle, frontend, roots)
         if now is None:
             return f"{frontend} is in use: {HELD}"
+        if heeds_udev and _udev_is_busy(roots):
+            continue  # it was told something meanwhile
         if now and now == before:
             return None
         before = now
