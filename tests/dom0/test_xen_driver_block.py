@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import attrs
 import pytest
@@ -76,12 +77,24 @@ async def test_what_a_source_does_not_serve_is_an_error_and_taken_away(
 ) -> None:
     monkeypatch.setattr(xen_block, "SETTLE_SECONDS", 0.2)
     host.create(5, "work")
-    host.plan(block_attach={"status": "error"})
+    host.plan(block_attach={"status": ""})
     async with running(host) as driver:
-        with pytest.raises(DriverError, match="sys-usb does not serve it"):
+        with pytest.raises(DriverError, match=r"sys-usb does not serve it$"):
             await driver.plug(LEASE)
         await driver.unplug(LEASE, force=True)
         assert not driver.is_plugged(LEASE)
+
+
+async def test_what_a_sources_script_says_against_it_is_passed_on_at_once(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xen_block, "SETTLE_SECONDS", math.inf)
+    host.create(5, "work")
+    host.plan(block_attach={"status": "error", "error": "/dev/sda1 \x1b[2Jhas gone" + "!" * 4096})
+    async with running(host) as driver:
+        with pytest.raises(DriverError, match=r"; it says: /dev/sda1 _.2Jhas gone!") as refused:
+            await driver.plug(LEASE)
+    assert len(str(refused.value)) < 500
 
 
 async def test_what_xl_leaves_when_it_fails_half_way_is_taken_away(host: Host) -> None:

@@ -75,6 +75,8 @@ def work():
         where = f"/local/domain/{{backend}}/backend/vbd/{{rest[0]}}/" + node.rpartition("/")[2]
         put(node + "/params", words["target"])
         put(node + "/script", words["script"])
+        if "error" in plan:
+            put(where + "/hotplug-error", plan["error"])
         put(where + "/hotplug-status", plan.get("status", "connected"))
         put(node + "/backend", where)
     elif verb == "block-detach":

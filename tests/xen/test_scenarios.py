@@ -178,8 +178,10 @@ def test_a_service_that_is_killed_comes_back_with_its_attachments(bench: Bench, 
     bench.run("dom0", "systemctl kill --kill-whom=main -s KILL pedos-dom0").check()
     wait_for(bench, "agent work", "agent sys-usb")
     assert holders(bench, f"{stick}1") == ["work"]
+    # Its kernel lets go first, and the toolstack then.
     wait_until(bench, "work", "[ ! -e /dev/xvdz ]")
-    assert "/268441856" not in traces(bench, "work")
+    backend = f"/local/domain/{domid(bench, 'sys-usb')}/backend/vbd/{domid(bench, 'work')}"
+    wait_until(bench, "dom0", f"! xenstore-exists {backend}/268441856")
     bench.run("work", "dd if=/dev/xvdi of=/dev/null bs=64K count=4 iflag=direct").check()
     bench.run("dom0", f"qvm-block detach work {stick}1").check()
     assert not traces(bench, "work")

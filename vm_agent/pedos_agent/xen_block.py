@@ -18,7 +18,7 @@ from pedos_protocol.errors import CallError
 from pedos_protocol.names import harmless_text
 from pedos_vchan.faultpoints import reach
 
-from .block_use import Roots, names_in, read_field
+from .block_use import Roots, read_field
 from .discovery_block import reasons_for
 from .exporter import opened_source
 from .found import HELD, Found, open_exclusively
@@ -83,12 +83,12 @@ async def import_block(lifetime: Lifetime, frontend: str, roots: Roots, news: Re
     finds them. `news` is bumped after every event of the kernel that has to do with disks.
     """
     with trio.move_on_after(APPEAR_SECONDS) as waiting:
-        await _until(lambda: frontend in names_in(roots.dev), news)
+        await _until(lambda: _is_there(frontend, roots), news)
         for _ in range(UDEV_LOOKS):
-            if _udev_is_done(frontend, roots) or frontend not in names_in(roots.dev):
+            if _udev_is_done(frontend, roots) or not _is_there(frontend, roots):
                 break
             await trio.sleep(UDEV_LOOK_SECONDS)
-    if frontend not in names_in(roots.dev):
+    if not _is_there(frontend, roots):
         raise CallError(
             "failed",
             f"{frontend} did not appear within {APPEAR_SECONDS:g} s: the kernel of this VM "
@@ -106,7 +106,7 @@ async def import_block(lifetime: Lifetime, frontend: str, roots: Roots, news: Re
 
 
 async def _end_when_gone(lifetime: Lifetime, frontend: str, roots: Roots, news: Revision) -> None:
-    await _until(lambda: frontend not in names_in(roots.dev), news)
+    await _until(lambda: not _is_there(frontend, roots), news)
     lifetime.end(f"{frontend} has gone")
 
 
@@ -114,6 +114,10 @@ async def _until(done: Callable[[], bool], news: Revision) -> None:
     seen = news.number
     while not done():
         seen = await news.after(seen)
+
+
+def _is_there(frontend: str, roots: Roots) -> bool:
+    return (roots.dev / frontend).exists()
 
 
 def _udev_is_done(frontend: str, roots: Roots) -> bool:
@@ -143,7 +147,7 @@ async def why_in_use(frontend: str, roots: Roots) -> str | None:
     for look in range(QUIET_LOOKS):
         if look:
             await trio.sleep(LOOK_SECONDS)
-        if frontend not in names_in(roots.dev):
+        if not _is_there(frontend, roots):
             return None
         # Others may keep udev busy all the time; then what this disk itself says counts alone.
         heeds_udev = look < QUIET_LOOKS - 2

@@ -11,7 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING, Protocol
 
 import trio
-from pedos_protocol.names import frontend_names, is_device_id
+from pedos_protocol.names import frontend_names, harmless_text, is_device_id
 
 from pedos_dom0.drivers.base import DOM0_DOMID, DriverError
 from pedos_dom0.drivers.xen_store import (
@@ -25,6 +25,7 @@ from pedos_dom0.drivers.xen_store import (
     vbd_of,
 )
 from pedos_dom0.drivers.xen_strays import Place, Strays
+from pedos_dom0.drivers.xl import WORDS_MAX, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -41,6 +42,8 @@ DETACH_SECONDS = 30.0
 SETTLE_SECONDS = 10.0
 # XenbusStateClosed of xen/io/xenbus.h: this end has nothing to do with the device any more.
 CLOSED = "6"
+# What Xen's hotplug scripts write as `hotplug-status` at their ends.
+CONNECTED, FAILED = "connected", "error"
 
 
 class Store(Reader, Protocol):
@@ -144,18 +147,26 @@ class XenBlock:
         vbd = self._ours(lease)
         if vbd is None:
             raise DriverError(f"{what}: xl has attached something else as {frontend}")
-        if not await self._served(vbd):
-            raise DriverError(
-                f"{what}: {lease.key.backend} does not serve it",
-                hint=f"look at `journalctl -u pedos-devd` in {lease.key.backend}, "
-                "and whether its kernel has loaded xen-blkback",
-            )
+        await self._check_served(vbd, lease, what)
 
-    async def _served(self, vbd: Vbd) -> bool:
-        """Whether the source's hotplug script has come to a good end, waiting for it a moment."""
+    async def _check_served(self, vbd: Vbd, lease: Lease, what: str) -> None:
+        """DriverError unless the source's hotplug script comes to a good end within a moment: xl
+        does not wait for that of another domain."""
         path = f"{vbd.backend}/hotplug-status"
-        return await self._until(
-            path, lambda store: store.read(path) == "connected", SETTLE_SECONDS
+        ended = await self._until(
+            path, lambda store: store.read(path) in (CONNECTED, FAILED), SETTLE_SECONDS
+        )
+        try:
+            if ended and self._store().read(path) == CONNECTED:
+                return
+            untrusted_words = self._store().read(f"{vbd.backend}/hotplug-error") or ""
+        except OSError as error:
+            raise silent(error) from error
+        raise DriverError(
+            f"{what}: {lease.key.backend} does not serve it"
+            f"{quoted(harmless_text(untrusted_words, WORDS_MAX))}",
+            hint=f"look at `journalctl -u pedos-devd` in {lease.key.backend}, "
+            "and whether its kernel has loaded xen-blkback",
         )
 
     async def _until(self, path: str, done: Callable[[Reader], bool], seconds: float) -> bool:

@@ -111,13 +111,13 @@ class Xl:
         words = xl_words(said.decode("utf-8", "replace"))
         if not ended:
             raise DriverError(
-                f"{what}: xl {arguments[0]} did not end within {seconds:g} s{_quoted(words)}",
+                f"{what}: xl {arguments[0]} did not end within {seconds:g} s{quoted(words)}",
                 code="timeout",
             )
         if child.returncode != 0:
             how = describe_exit(child.returncode or 0)
             logger.info("xl %s %s: %s", arguments[0], how, words)
-            raise DriverError(f"{what}: xl {arguments[0]} {how}{_quoted(words)}")
+            raise DriverError(f"{what}: xl {arguments[0]} {how}{quoted(words)}")
         return printed.decode("utf-8", "replace")
 
 
@@ -140,7 +140,8 @@ async def _finish(child: Child) -> None:
         await child.wait()
 
 
-def _quoted(words: str) -> str:
+def quoted(words: str) -> str:
+    """The end of a sentence that passes on what somebody says, if anything."""
     return f"; it says: {words}" if words else ""
 
 

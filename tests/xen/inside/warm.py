@@ -33,7 +33,7 @@ def run(connection: socket.socket) -> int:
     for standard, stream in enumerate(streams):
         os.dup2(stream, standard)
         os.close(stream)
-    program, *arguments = message.decode().rstrip("\0").split("\0")
+    program, *arguments = os.fsdecode(message).rstrip("\0").split("\0")
     sys.argv = [program, *arguments]
     try:
         name = "qvm" if program.startswith("qvm-") else program.removeprefix("bench-")
