@@ -149,7 +149,7 @@ def _devices(position: Position) -> list[str]:
 
 def _options(_: Position) -> list[str]:
     frontends = [f"frontend-dev={name}" for name in frontend_names()]
-    return ["read-only=yes", "read-only=no", *frontends]
+    return ["read-only=yes", "read-only=no", "devtype=cdrom", *frontends]
 
 
 def _services(_: Position) -> list[str]:

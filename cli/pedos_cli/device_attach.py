@@ -33,7 +33,8 @@ def add_arguments(parser: Parser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "-o", "--option", metavar="NAME=VALUE", dest="options", action="append", default=[],
-        help="an option of the class, such as read-only=yes or frontend-dev=xvdj; repeatable",
+        help="an option of the class, such as read-only=yes, frontend-dev=xvdj or devtype=cdrom; "
+        "repeatable",
     )  # fmt: skip
     parser.add_argument(
         "--ro", dest="read_only", action="store_true", help="the same as -o read-only=yes"
@@ -75,7 +76,7 @@ def _warn_of_other_options(
     """Say so when the device was attached already, and not as was asked for now."""
     if answer.get("outcome") == "attached":
         return
-    real = take(answer, "options", dict)
+    real = {"devtype": "disk", **take(answer, "options", dict)}  # which is not always said
     other = {
         name: real[name]
         for name, value in asked.items()

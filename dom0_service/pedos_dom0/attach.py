@@ -140,7 +140,7 @@ class Attach:
             raise self._tell(asked, vm, errors.agent_missing(vm, "failed"))
 
         read_only = is_read_only(device, grant.read_only, asked.options.read_only)
-        lease = self._reserve(asked, vm, device, domain.domid, read_only)
+        lease = self._reserve(asked, vm, device, domain.domid, asked.options.granted(read_only))
         lease = await self._transaction.establish(lease, asked.request)
         try:
             self._assign(asked, vm)
@@ -273,7 +273,12 @@ class Attach:
         return next((lease for lease in leases if lease.vm == vm), None)
 
     def _reserve(
-        self, asked: AttachRequest, vm: str, device: Device, vm_domid: int, read_only: bool
+        self,
+        asked: AttachRequest,
+        vm: str,
+        device: Device,
+        vm_domid: int,
+        options: Mapping[str, str],
     ) -> Lease:
         key, frontend = asked.key, asked.options.frontend
         if frontend is not None:
@@ -281,9 +286,7 @@ class Attach:
                 if other.frontend == frontend and other.key != key:
                     raise self._tell(asked, vm, errors.frontend_taken(vm, frontend, other))
         try:
-            lease = self._transaction.reserve(
-                key, vm, vm_domid, read_only=read_only, frontend=frontend
-            )
+            lease = self._transaction.reserve(key, vm, vm_domid, options=options, frontend=frontend)
         except Taken as taken:
             raise errors.taken(key, taken.holder) from taken
         if device.busy is not None:

@@ -27,8 +27,11 @@ _TRUTH = {
     "0": False,
 }
 
+# What Xen tells the target that the device is, unless it is a disk.
+CDROM = "cdrom"
+
 _KNOWN = {
-    "block": "read-only=yes|no, frontend-dev=xvde..xvdz, devtype=disk",
+    "block": "read-only=yes|no, frontend-dev=xvde..xvdz, devtype=disk|cdrom",
 }
 
 
@@ -38,6 +41,7 @@ class Options:
 
     read_only: bool | None = None
     frontend: str | None = None
+    cdrom: bool = False  # then read_only is True
 
     def canonical(self) -> dict[str, str]:
         """The options as they are kept and shown: only those that were asked for."""
@@ -46,13 +50,23 @@ class Options:
             wire["frontend-dev"] = self.frontend
         if self.read_only is not None:
             wire["read-only"] = "yes" if self.read_only else "no"
+        if self.cdrom:
+            wire["devtype"] = CDROM
         return wire
+
+    def granted(self, read_only: bool) -> dict[str, str]:
+        """What an attachment is made with that is read-only or not, whoever wanted it so."""
+        made = {"read-only": "yes" if read_only else "no"}
+        if self.cdrom:
+            made["devtype"] = CDROM
+        return made
 
 
 def parse_options(device_class: str, raw: Mapping[str, str]) -> Options:
     """Checks the options of an attach; raises CallError(usage) that names the known ones."""
     read_only: bool | None = None
     frontend: str | None = None
+    cdrom = False
     known = _KNOWN.get(device_class)
     for name, value in raw.items():
         if known is None:
@@ -68,18 +82,19 @@ def parse_options(device_class: str, raw: Mapping[str, str]) -> Options:
                 raise _bad_value(name, value, "a name from xvde to xvdz")
             frontend = value
         elif name == "devtype":
-            if value != "disk":
-                raise _bad_value(name, value, "disk; there is no emulated CD-ROM drive here")
+            if value not in ("disk", CDROM):
+                raise _bad_value(name, value, f"disk or {CDROM}")
+            cdrom = value == CDROM
         else:
             raise failure("usage", f"unknown option '{_show(name)}'; known for block: {known}")
-    return Options(read_only=read_only, frontend=frontend)
+    if cdrom and read_only is False:
+        raise failure("usage", f"a {CDROM} is read-only: leave out read-only=no or devtype={CDROM}")
+    return Options(read_only=True if cdrom else read_only, frontend=frontend, cdrom=cdrom)
 
 
-def effective_options(frontend: str | None, read_only: bool) -> dict[str, str]:
-    """The options of an attachment as it is, in the order in which users are used to see them."""
-    wire = {} if frontend is None else {"frontend-dev": frontend}
-    wire["read-only"] = "yes" if read_only else "no"
-    return wire
+def effective_options(options: Mapping[str, str], frontend: str | None) -> dict[str, str]:
+    """The options of an attachment as it is: those that it was made with, and its name."""
+    return {**options, **({} if frontend is None else {"frontend-dev": frontend})}
 
 
 def _bad_value(name: str, value: str, right: str) -> Exception:

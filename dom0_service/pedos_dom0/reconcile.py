@@ -130,11 +130,10 @@ class Reconciler:
         target = state.agents.at(lease.vm, lease.vm_domid)
         found = None if target is None else _import_of(target, lease)
         if found is not None and state.leases.get(lease.attachment) is not None:
-            read_only = lease.options.get("read-only") == "yes"
             state.leases.update(
                 lease.attachment,
                 frontend=found.frontend,
-                options=effective_options(found.frontend, read_only),
+                options=effective_options(lease.options, found.frontend),
             )
             state.registry.touch(lease.key)
             state.audit.write(

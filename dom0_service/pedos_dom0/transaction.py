@@ -31,7 +31,7 @@ from pedos_dom0.store import StoreError
 from pedos_dom0.takedown import UNPLUG, Attempt
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from pedos_protocol.messages import Device
 
@@ -72,7 +72,13 @@ class Transaction:
         self._last_port = DATA_PORT_FIRST - 1
 
     def reserve(
-        self, key: DeviceKey, vm: str, vm_domid: int, *, read_only: bool, frontend: str | None
+        self,
+        key: DeviceKey,
+        vm: str,
+        vm_domid: int,
+        *,
+        options: Mapping[str, str],
+        frontend: str | None,
     ) -> Lease:
         """Leases the device to the VM, in memory. Follow it with `establish` or `release`.
 
@@ -93,7 +99,7 @@ class Transaction:
             attachment=secrets.token_hex(8),
             key=key,
             vm=vm,
-            options={"read-only": "yes" if read_only else "no"},
+            options=options,
             frontend=frontend,
             port=self._free_port(),
             backend_domid=source.domid,
@@ -220,7 +226,6 @@ class Transaction:
             raise agent_missing(lease.vm, "failed")
         if not attempt.prepared:
             lease = await self._first_steps(lease, attempt)
-        read_only = lease.options.get("read-only") == "yes"
         attempt.begun |= {"import.stop"}
         untrusted_result = await _ask(
             target,
@@ -244,7 +249,7 @@ class Transaction:
             lease.attachment,
             state=ATTACHED,
             frontend=frontend,
-            options=effective_options(frontend, read_only),
+            options=effective_options(lease.options, frontend),
         )
         state.store.journal_put(lease)
         await state.reach("attach.committed")

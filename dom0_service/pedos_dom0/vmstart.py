@@ -235,7 +235,7 @@ class VmLife:
                 key,
                 vm,
                 NO_DOMAIN,
-                read_only=is_read_only(device, grant.read_only, options.read_only),
+                options=options.granted(is_read_only(device, grant.read_only, options.read_only)),
                 frontend=options.frontend,
             )
         except Taken as taken:

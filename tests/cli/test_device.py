@@ -281,6 +281,7 @@ def test_attach_says_what_came_of_it(
         (["-o", "frontend-dev=xvdj", "-o", "read-only=on"], "frontend-dev=xvdi, read-only=no"),
         (["-o", "frontend-dev=xvdi", "-o", "read-only=OFF"], None),
         (["-o", "devtype=disk"], None),
+        (["-o", "devtype=cdrom"], "devtype=disk"),
         ([], None),
     ],
 )

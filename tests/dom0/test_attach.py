@@ -115,7 +115,8 @@ async def test_a_disk_and_its_partition_exclude_each_other(
         ("work", "sys-usb:stick", {"colour": "red"}, "usage", ["colour", "read-only"]),
         ("work", "sys-usb:stick", {"read-only": "maybe"}, "usage", ["maybe", "yes or no"]),
         ("work", "sys-usb:stick", {"frontend-dev": "xvda"}, "usage", ["xvda", "xvde"]),
-        ("work", "sys-usb:stick", {"devtype": "cdrom"}, "usage", ["cdrom", "disk"]),
+        ("work", "sys-usb:stick", {"devtype": "tape"}, "usage", ["tape", "disk or cdrom"]),
+        ("work", "sys-usb:stick", {"devtype": "cdrom", "read-only": "no"}, "usage", ["read-only"]),
     ],
 )
 async def test_a_wrong_attach_is_refused_with_what_to_do(
@@ -169,6 +170,19 @@ async def test_the_rule_s_read_only_holds_whatever_is_asked(
     world.policy.set("device.attach.block * @adminvm @anyvm allow read-only=yes\n")
     answer = await world.client.attach("work", "sys-usb:stick", options={"read-only": "no"})
     assert answer["options"]["read-only"] == "yes"
+
+
+async def test_a_cdrom_is_read_only_and_stays_one(world: World, autojump_clock: Clock) -> None:
+    wish = {"devtype": "cdrom"}
+    first = await world.client.attach("work", "sys-usb:stick", options=wish, persistent=True)
+    assert first["options"] == {"frontend-dev": "xvdi", "read-only": "yes", "devtype": "cdrom"}
+    await world.restart()
+    again = await world.client.attach("work", "sys-usb:stick")
+    assert (again["outcome"], again["options"]) == ("already", first["options"])
+    (stick,) = await world.client.list()
+    assert stick["assignments"] == [
+        {"vm": "work", "options": {"read-only": "yes", "devtype": "cdrom"}}
+    ]
 
 
 async def test_ask_is_a_denial(world: World, autojump_clock: Clock) -> None:

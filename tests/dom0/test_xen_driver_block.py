@@ -53,6 +53,13 @@ def test_a_read_only_disk_of_dom0() -> None:
     )
 
 
+def test_a_cdrom_is_called_so() -> None:
+    lease = attrs.evolve(LEASE, options={"read-only": "yes", "devtype": "cdrom"})
+    assert attach_arguments(lease, "xvdi")[2] == (
+        f"format=raw,vdev=xvdi,access=ro,script={SCRIPT},devtype=cdrom,backend=2,target=/dev/sda1"
+    )
+
+
 def test_a_name_that_is_no_device_never_reaches_xl() -> None:
     bad = attrs.evolve(LEASE, key=DeviceKey("block", "sys-usb", "a,script=/tmp/x"))
     with pytest.raises(DriverError, match="cannot be the name of a block device"):

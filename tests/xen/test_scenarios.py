@@ -90,6 +90,10 @@ def test_read_only_is_so_in_the_guests_kernel(bench: Bench, stick: str) -> None:
     tried = bench.run("work", "blockdev --getro /dev/xvdz; echo x > /dev/xvdz")
     assert tried.out.split() == ["1"]
     assert tried.status != 0
+    bench.run("dom0", f"qvm-block attach -o devtype=cdrom work {stick}2").check()
+    node = f"/libxl/{domid(bench, 'work')}/device/vbd/51840/device-type"
+    assert bench.run("dom0", f"xenstore-read {node}").check() == "cdrom\n"
+    assert bench.run("work", "blockdev --getro /dev/xvdi").check() == "1\n"
 
 
 def test_the_policy_refuses_and_says_by_which_line(bench: Bench, stick: str) -> None:

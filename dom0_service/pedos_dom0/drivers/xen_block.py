@@ -26,6 +26,7 @@ from pedos_dom0.drivers.xen_store import (
 )
 from pedos_dom0.drivers.xen_strays import Place, Strays
 from pedos_dom0.drivers.xl import WORDS_MAX, quoted
+from pedos_dom0.options import CDROM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -69,6 +70,8 @@ def attach_arguments(lease: Lease, frontend: str) -> list[str]:
     read_only = lease.options.get("read-only") == "yes"
     disk = ["format=raw", f"vdev={frontend}", f"access={'ro' if read_only else 'rw'}"]
     disk.append(f"script={SCRIPT}")
+    if lease.options.get("devtype") == CDROM:
+        disk.append(f"devtype={CDROM}")
     if lease.backend_domid != DOM0_DOMID:
         disk.append(f"backend={lease.backend_domid}")
     return ["block-attach", str(lease.vm_domid), ",".join([*disk, f"target={source_path(lease)}"])]
