@@ -127,6 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         unsupported=LOCAL_MODE_LACKS if plane is None else XEN_LACKS,
         plane=plane,
     )
+    # Users, other VMs and timers wait for this loop, also while there is one channel.
+    vchan.share_loop()
     # What was imported stays: without it, a full collection, which a new policy brings about, takes
     # a few milliseconds instead of thirty, in which nobody is served.
     gc.freeze()

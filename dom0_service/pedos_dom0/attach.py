@@ -26,7 +26,8 @@ from pedos_dom0.agents import AGENT_GRACE
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.leases import ATTACHED, Taken
 from pedos_dom0.options import Options, parse_options
-from pedos_dom0.store import StoreError
+from pedos_dom0.registry import lasting_identity
+from pedos_dom0.store import Assignment, StoreError
 from pedos_dom0.transaction import is_read_only
 
 if TYPE_CHECKING:
@@ -127,12 +128,12 @@ class Attach:
         vm = grant.vm
         held = self._held(asked.key, vm)
         if held is not None and held.state == ATTACHED:
-            newly = self._assign(asked, vm)
+            newly = self._assign(asked, vm, device)
             return self._result(asked, vm, "assigned" if newly else "already", held.options), vm
 
         domain = self._state.known_domain(vm)
         if domain.domid is None and asked.persistent:
-            self._assign(asked, vm)
+            self._assign(asked, vm, device)
             return self._result(asked, vm, "assigned", asked.options.canonical()), vm
         if domain.domid is None:
             raise self._tell(asked, vm, errors.target_halted(vm))
@@ -143,7 +144,7 @@ class Attach:
         lease = self._reserve(asked, vm, device, domain.domid, asked.options.granted(read_only))
         lease = await self._transaction.establish(lease, asked.request)
         try:
-            self._assign(asked, vm)
+            self._assign(asked, vm, device)
         except (CallError, StoreError):
             # Asked for was both, so it is both or nothing.
             await self._transaction.undo(lease, "it could not be assigned", asked.request)
@@ -294,19 +295,17 @@ class Attach:
             raise errors.in_use_at_source(key, device.busy)
         return lease
 
-    def _assign(self, asked: AttachRequest, vm: str) -> bool:
+    def _assign(self, asked: AttachRequest, vm: str, device: Device) -> bool:
         """Writes the assignment, if one was asked for; False if it stood there already."""
         if not asked.persistent:
             return False
         store, options = self._state.store, asked.options.canonical()
-        known = any(
-            assignment.key == asked.key and assignment.options == options
-            for assignment in store.assignments(vm)
-        )
+        wanted = Assignment(vm, asked.key, options, lasting_identity(device))
+        known = wanted in store.assignments(vm)
         if not known:
             if len(store.assignments(vm)) >= ATTACHMENTS_MAX:
                 raise errors.QuotaError(vm, f"{vm} has {ATTACHMENTS_MAX} assignments")
-            store.assign(vm, asked.key, options)
+            store.assign(vm, asked.key, options, wanted.identity)
             self._state.registry.touch(asked.key)
         return not known
 

@@ -9,6 +9,7 @@ kept waiting; none of that is noticed by any other VM.
 from __future__ import annotations
 
 import logging
+from string import digits
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import attrs
@@ -25,7 +26,7 @@ from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo, HypervisorLost
 from pedos_dom0.pace import Pace
 
 if TYPE_CHECKING:
-    from pedos_protocol.messages import AgentReport
+    from pedos_protocol.messages import AgentReport, Device
 
     from pedos_dom0.reconcile import Reconciler
     from pedos_dom0.state import State
@@ -344,7 +345,7 @@ class Control:
         if session.reconciled is not link.report and (count := self._reconciler.invented(link)):
             link.disconnect(f"it reports attachments ({count}) that it was never given")
             return
-        changes = self._state.registry.replace(link.name, link.report.devices)
+        changes = self._state.registry.replace(link.name, self._own_devices(link))
         self._takedown.devices_gone(changes.removed)
         if session.stopping_unknown or session.reconciled is link.report:
             return
@@ -352,6 +353,19 @@ class Control:
         if self._reconciler.has_unknown(link):
             session.stopping_unknown = True
             session.nursery.start_soon(self._stop_unknown, session)
+
+    def _own_devices(self, link: AgentLink) -> list[Device]:
+        """What it reports, less the disks that it has borrowed. An agent that was started again
+        while Xen carries some cannot tell them from its VM's own."""
+        assert link.report is not None
+        if self._state.plane is None:
+            return list(link.report.devices)
+        borrowed = {lease.frontend for lease in self._state.leases.of_vm(link.name)}
+        return [
+            device
+            for device in link.report.devices
+            if device.device.rstrip(digits) not in borrowed  # a partition's name ends in some
+        ]
 
     async def _stop_unknown(self, session: _Session) -> None:
         try:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Seconds for a VM that is on its way up or down to arrive: more than a shutdown of it may take.
+# Seconds for a VM that is on its way up or down to arrive. Local mode's machine goes on with it
+# while the service is away, and needs 20 s at most (drivers/local.py). On Xen none is on its way
+# when the service begins: an xl that was making one has ended with the service that ran it.
 TRANSIENT_TIMEOUT = 30.0
 
 

@@ -19,7 +19,6 @@ import trio
 from pedos_protocol.errors import CallError, RemoteProtocolError
 
 from pedos_dom0.leases import ATTACHED, Taken
-from pedos_dom0.options import effective_options
 from pedos_dom0.takedown import STOP_TIMEOUT
 from pedos_dom0.transaction import SHARED_CLASSES
 
@@ -121,29 +120,21 @@ class Reconciler:
                 state.plane is not None and not state.plane.is_plugged(lease),
                 "the hypervisor has detached it",
             ),
-            (_import_of(target, lease) is None, f"{lease.vm} has not got it any more"),
+            (not _is_imported(target, lease), f"{lease.vm} has not got it any more"),
         )
         return next((reason for is_wrong, reason in wrong if is_wrong), None)
 
     def _keep(self, lease: Lease) -> None:
         state = self._state
-        target = state.agents.at(lease.vm, lease.vm_domid)
-        found = None if target is None else _import_of(target, lease)
-        if found is not None and state.leases.get(lease.attachment) is not None:
-            state.leases.update(
-                lease.attachment,
-                frontend=found.frontend,
-                options=effective_options(lease.options, found.frontend),
-            )
-            state.registry.touch(lease.key)
-            state.audit.write(
-                "kept",
-                attachment=lease.attachment,
-                device_class=lease.key.device_class,
-                device=str(lease.key),
-                vm=lease.vm,
-            )
-            logger.info("%s is still attached to %s", lease.key, lease.vm)
+        state.registry.touch(lease.key)
+        state.audit.write(
+            "kept",
+            attachment=lease.attachment,
+            device_class=lease.key.device_class,
+            device=str(lease.key),
+            vm=lease.vm,
+        )
+        logger.info("%s is still attached to %s", lease.key, lease.vm)
 
     async def stop_unknown(self, link: AgentLink) -> None:
         """Tells an agent to stop the exports and imports that no lease stands for.
@@ -249,25 +240,29 @@ def _is_exported(link: AgentLink | None, lease: Lease) -> bool:
     )
 
 
-def _import_of(link: AgentLink | None, lease: Lease) -> ImportState | None:
-    """The target's report of exactly the import that the journal has."""
+def _is_imported(link: AgentLink | None, lease: Lease) -> bool:
+    """Whether the target reports exactly the import that the journal has, under its very name: by
+    that name it will be taken away."""
     if link is None or link.report is None:
-        return None
-    for imported in link.report.imports:
-        if (
+        return False
+    return any(
+        (
             imported.attachment,
             imported.device_class,
             imported.backend,
             imported.device,
             imported.peer,
             imported.port,
-        ) == (
+            imported.frontend,
+        )
+        == (
             lease.attachment,
             lease.key.device_class,
             lease.key.backend,
             lease.key.device,
             lease.backend_domid,
             lease.port,
-        ):
-            return imported
-    return None
+            lease.frontend,
+        )
+        for imported in link.report.imports
+    )

@@ -35,6 +35,13 @@ class DeviceKey:
         return f"{self.backend}:{self.device}"
 
 
+def lasting_identity(device: Device) -> str:
+    """What tells a device from another one that has its id tomorrow; "" if nothing does. A file
+    system's UUID, which stands behind two colons where there is nothing else, is another one after
+    formatting."""
+    return "" if device.identity.startswith("::") else device.identity
+
+
 @frozen
 class Changes:
     """What one report changed, each in order of the keys."""

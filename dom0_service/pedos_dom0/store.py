@@ -19,7 +19,7 @@ from .leases import STATES, Lease
 from .registry import DeviceKey
 
 # Counted up with every change of the tables; stands in the file as its user_version.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # Marks the file as ours ("PeDO"), so that another program's database is not written into.
 APPLICATION_ID = 0x5065444F
 # Seconds to wait for another process that holds the file: a tool that reads it for a moment.
@@ -33,6 +33,9 @@ CREATE TABLE start (
     domid INTEGER
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX assignment_of ON assignment (device_class, backend, device);
+""",
+    2: """
+ALTER TABLE assignment ADD COLUMN identity TEXT NOT NULL DEFAULT '';
 """,
 }
 
@@ -63,13 +66,13 @@ PRAGMA application_id = {APPLICATION_ID};
 """
 
 
-_ASSIGNMENTS = """SELECT vm, device_class, backend, device, options FROM assignment
+_ASSIGNMENTS = """SELECT vm, device_class, backend, device, options, identity FROM assignment
     ORDER BY vm, device_class, backend, device"""
 # Each of these has an index: what one VM asks for does not cost what all others have.
-_ASSIGNMENTS_OF_VM = """SELECT vm, device_class, backend, device, options FROM assignment
+_ASSIGNMENTS_OF_VM = """SELECT vm, device_class, backend, device, options, identity FROM assignment
     WHERE vm = ? ORDER BY vm, device_class, backend, device"""
-_ASSIGNMENTS_OF_DEVICE = """SELECT vm, device_class, backend, device, options FROM assignment
-    WHERE (device_class, backend, device) = (?, ?, ?) ORDER BY vm"""
+_ASSIGNMENTS_OF_DEVICE = """SELECT vm, device_class, backend, device, options, identity
+    FROM assignment WHERE (device_class, backend, device) = (?, ?, ?) ORDER BY vm"""
 
 
 class StoreError(Exception):
@@ -98,11 +101,13 @@ _NEXT = (
 
 @frozen
 class Assignment:
-    """`key` is to be attached to `vm` whenever that starts."""
+    """`key` is to be attached to `vm` whenever that starts, if it still is the device with that
+    identity (registry.lasting_identity; "" is any)."""
 
     vm: str
     key: DeviceKey
     options: Mapping[str, str]
+    identity: str = ""
 
 
 @frozen
@@ -150,12 +155,14 @@ class Store:
 
     # Assignments
 
-    def assign(self, vm: str, key: DeviceKey, options: Mapping[str, str]) -> None:
-        """Adds an assignment, or gives an existing one new options."""
+    def assign(
+        self, vm: str, key: DeviceKey, options: Mapping[str, str], identity: str = ""
+    ) -> None:
+        """Adds an assignment, or gives an existing one new options and the identity of today."""
         self._require_file()
         self._run(
-            "INSERT OR REPLACE INTO assignment VALUES (?, ?, ?, ?, ?)",
-            (vm, key.device_class, key.backend, key.device, json.dumps(dict(options))),
+            "INSERT OR REPLACE INTO assignment VALUES (?, ?, ?, ?, ?, ?)",
+            (vm, key.device_class, key.backend, key.device, json.dumps(dict(options)), identity),
         )
 
     def unassign(self, vm: str, key: DeviceKey) -> bool:
@@ -179,8 +186,10 @@ class Store:
     def _assignments(self, statement: str, values: tuple[str, ...]) -> list[Assignment]:
         rows = self._rows(statement, values)
         return [
-            Assignment(vm_, DeviceKey(device_class, backend, device), self._options(options))
-            for vm_, device_class, backend, device, options in rows
+            Assignment(
+                vm_, DeviceKey(device_class, backend, device), self._options(options), identity
+            )
+            for vm_, device_class, backend, device, options, identity in rows
         ]
 
     # Journal

@@ -23,6 +23,7 @@ from pedos_dom0.agents import AGENT_GRACE
 from pedos_dom0.drivers.base import DOM0_NAME, DriverError
 from pedos_dom0.leases import Taken
 from pedos_dom0.options import parse_options
+from pedos_dom0.registry import lasting_identity
 from pedos_dom0.store import StoreError
 from pedos_dom0.transaction import NO_DOMAIN, is_read_only
 
@@ -228,6 +229,14 @@ class VmLife:
             raise _Problem(f"{its} is missing", f"plug it in, or {detach}")
         if (lack := state.unsupported.get(key.device_class)) is not None:
             raise _Problem(f"{its} cannot be attached ({lack})", detach)
+        found = lasting_identity(device)
+        if assignment.identity not in ("", found):
+            raise _Problem(
+                f"{its} is another one than was assigned ({found or 'without an identity'} instead "
+                f"of {assignment.identity})",
+                f"qvm-device {key.device_class} attach --persistent {vm} {key} to assign this one, "
+                f"or {detach}",
+            )
         grant = self._grant(vm, key, its, request, asked)
         try:
             options = parse_options(key.device_class, assignment.options)
@@ -275,17 +284,21 @@ class VmLife:
             return VmStarted(domid=domid, attached=tuple(str(lease.key) for lease in attached))
         except Exception as raised:
             error: CallError | DriverError
+            may_run = False
             if isinstance(raised, CallError | DriverError):
                 error = raised
+                may_run = error.code in ("timeout", "unavailable")
             elif isinstance(raised, StoreError):
                 error = errors.failure("failed", str(raised))
             else:
                 logger.exception("start of %s", vm)
+                may_run = True
                 error = errors.failure("failed", "an internal error; the service's log has it")
             for lease in waiting:
                 self._transaction.release(lease)
-            # A hypervisor that did not answer in time may have started it, or still do so.
-            if domid is None and error.code != "timeout":
+            # A hypervisor that did not answer in time, or is lost, may have started it, or still do
+            # so; and after an error that nobody has foreseen, it is not known either.
+            if domid is None and not may_run:
                 self._forget_start(vm)
                 hint = error.hint if isinstance(error, DriverError) else None
                 code = error.code

@@ -13,6 +13,14 @@
 /* Channels of this process that somebody waits on. */
 static unsigned watched;
 
+/* Others wait for its event loop, too. */
+static int loop_is_shared;
+
+void pv_channel_share_loop(int is_shared)
+{
+    __atomic_store_n(&loop_is_shared, is_shared, __ATOMIC_RELAXED);
+}
+
 int pv_channel_watch(struct pv_channel *channel, int live_fd)
 {
     struct epoll_event events = {.events = EPOLLIN, .data.fd = channel->event_fd};
@@ -210,10 +218,11 @@ int pv_channel_linger(struct pv_channel *channel, uint32_t spin_ns, pv_look look
     return 0;
 }
 
-/* A turn is somebody's event loop, which other channels' owners wait for. */
+/* A turn holds up an event loop: other channels' owners, and whoever it serves, wait for that. */
 static uint32_t spin_of_turn(const struct pv_channel *channel)
 {
-    int is_alone = __atomic_load_n(&watched, __ATOMIC_RELAXED) <= 1;
+    int is_alone = !__atomic_load_n(&loop_is_shared, __ATOMIC_RELAXED) &&
+                   __atomic_load_n(&watched, __ATOMIC_RELAXED) <= 1;
     int64_t learnt = PV_SPIN_TIMES * channel->answer_ns;
 
     if (!is_alone || channel->spin_ns < PV_SPIN_NS)

@@ -29,7 +29,9 @@
  * half a millisecond under emulation. Then both are awake, and it takes a tenth of that. A look that
  * ends before the first answer never gets there (docs/decisions/0005-hot-path.md has the figures).
  * What does not pay is soon hardly tried, so its length matters little to whoever spins. But the turn
- * of a process with several channels (dom0) holds up the others, so there it is PV_SPIN_NS at most.
+ * of a process with several channels holds up the others, and what dom0 serves waits for it however
+ * few there are (pv_channel_share_loop()): a peer that answers just in time makes each look pay. So
+ * there it is PV_SPIN_NS at most.
  */
 #define PV_SPIN_DOMAIN_NS 2000000
 
@@ -108,6 +110,9 @@ int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t c
  * more: somebody has to take another turn.
  */
 int pv_channel_is_armed(const struct pv_channel *channel);
+
+/* Whether others than channels' owners wait for this process's event loop; at first nobody does. */
+void pv_channel_share_loop(int is_shared);
 
 /* Whether what somebody waits for is in the ring. */
 typedef int (*pv_look)(void *arg);

@@ -23,6 +23,7 @@ void pv_channel_consume(struct pv_channel *channel, uint32_t count);
 int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t count,
                         int64_t *sent, char *in, size_t max);
 int pv_channel_is_armed(const struct pv_channel *channel);
+void pv_channel_share_loop(int is_shared);
 int pv_channel_mute(struct pv_channel *channel, int muted);
 int pv_channel_event_fd(const struct pv_channel *channel);
 void pv_channel_woken(struct pv_channel *channel);

@@ -36,6 +36,7 @@ __all__ = [
     "listen",
     "missing",
     "own_domain",
+    "share_loop",
 ]
 
 _P = ParamSpec("_P")
@@ -69,6 +70,12 @@ def missing() -> str:
     return ""
 
 
+def share_loop() -> None:
+    """For a program whose event loop serves others than its channels' peers: from now on a turn
+    holds it up for 50 us at most, however few channels there are and whatever they answer."""
+    lib.pv_channel_share_loop(1)
+
+
 def _error(number: int) -> OSError:
     if number == errno.EPROTO:
         return ConnectionError(number, _WHY[number])
@@ -82,7 +89,11 @@ async def _in_thread(call: Callable[_P, _T], *arguments: _P.args, **none: _P.kwa
 
 def _adopt(native: _native.Channel, domain: int, peer: int, port: int) -> Channel:
     """A channel whose one end of a socket pair hangs up when the peer's domain is gone."""
-    live, held = socket.socketpair()
+    try:
+        live, held = socket.socketpair()
+    except BaseException:
+        lib.pv_channel_free(native)
+        raise
     with live, held:
         channel = Channel(native, live, domain=domain, peer_domain=peer, port=port)
         error = lib.pv_xen_guard(native, held.detach())

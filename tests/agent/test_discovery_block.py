@@ -226,6 +226,35 @@ def test_what_a_volume_is_made_of_is_busy(tree: Tree) -> None:
     assert busy(tree) == {"dm-0": None, "sda": "part of dm-0 (secret)"}
 
 
+@pytest.mark.parametrize("path", ["/dev/sda1", "/dev/sda1 (deleted)"])
+def test_what_a_loop_device_is_made_of_is_busy(tree: Tree, path: str) -> None:
+    tree.add("sda")
+    tree.add("sda1", parent="sda")
+    tree.add("loop1")
+    tree.field("loop1", "loop/backing_file", path)
+    assert busy(tree) == {
+        "loop1": None,
+        "sda": "sda1 is used by loop1",
+        "sda1": "used by loop1",
+    }
+
+
+def test_a_volume_that_a_loop_device_is_made_of_is_known_by_its_name(tree: Tree) -> None:
+    tree.add("dm-0")
+    tree.field("dm-0", "dm/name", "home")
+    tree.add("loop1")
+    tree.field("loop1", "loop/backing_file", "/dev/mapper/home")
+    assert busy(tree) == {"dm-0": "used by loop1", "loop1": None}
+
+
+@pytest.mark.parametrize("path", ["/srv/dev/sda", "/dev/sda.img", "/dev/sda\x1b[2J", ""])
+def test_a_loop_device_of_another_file_makes_no_disk_busy(tree: Tree, path: str) -> None:
+    tree.add("sda")
+    tree.add("loop1")
+    tree.field("loop1", "loop/backing_file", path)
+    assert busy(tree) == {"loop1": None, "sda": None}
+
+
 def test_a_mounted_volume_is_known_by_its_name(tree: Tree) -> None:
     tree.add("dm-0")
     tree.field("dm-0", "dm/name", "home")

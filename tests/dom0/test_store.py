@@ -70,6 +70,8 @@ def test_assigning_again_takes_the_new_options(store: Store) -> None:
     store.assign("work", KEY, {"read-only": "yes"})
     store.assign("work", KEY, {"read-only": "no"})
     assert store.assignments() == [Assignment("work", KEY, {"read-only": "no"})]
+    store.assign("work", KEY, {}, "serial::")
+    assert store.assignments() == [Assignment("work", KEY, {}, "serial::")]
 
 
 def test_unassigning_says_whether_there_was_anything(store: Store) -> None:

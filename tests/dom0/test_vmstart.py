@@ -60,6 +60,39 @@ async def test_a_missing_device_keeps_the_vm_from_starting(
     assert_not_running(world)
 
 
+async def test_another_device_in_the_place_of_the_assigned_one_keeps_the_vm_from_starting(
+    world: World, autojump_clock: Clock
+) -> None:
+    agent = world.driver.agents["sys-usb"]
+    agent.plug("stick", identity="3333:1::")
+    await agent.report()
+    with fails(
+        "failed",
+        "its assigned device sys-usb:stick is another one than was assigned "
+        "(3333:1:: instead of 046d:c52b)",
+        "qvm-device block attach --persistent work sys-usb:stick to assign this one, "
+        "or qvm-device block detach work sys-usb:stick",
+    ):
+        await world.client.call("vm.start", vm="work")
+    assert_not_running(world)
+    await world.client.attach("work", "sys-usb:stick", persistent=True)
+    assert (await world.client.call("vm.start", vm="work"))["attached"]
+
+
+@pytest.mark.parametrize("identity", ["", "::4ef6-5884"])
+async def test_a_device_that_is_formatted_or_has_no_identity_is_known_by_its_id(
+    world: World, autojump_clock: Clock, identity: str
+) -> None:
+    agent = world.driver.agents["sys-usb"]
+    agent.plug("disk", identity=identity)
+    await agent.report()
+    await world.client.attach("work", "sys-usb:disk", persistent=True)
+    agent.plug("disk", identity="::0000-0001")
+    await agent.report()
+    answer = await world.client.call("vm.start", vm="work")
+    assert "sys-usb:disk" in answer["attached"]
+
+
 async def test_a_halted_source_keeps_the_vm_from_starting(
     world: World, autojump_clock: Clock
 ) -> None:
@@ -342,6 +375,29 @@ async def test_a_hypervisor_that_starts_the_vm_without_saying_so_in_time_stops_i
         await world.client.call("vm.start", vm="work")
     assert_not_running(world)
     world.assert_nothing_left()
+    assert world.state.store.starts() == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DriverError("xl create did not end within 90 s", code="timeout"),
+        DriverError("xenstore is not connected", code="unavailable"),
+        OSError("xenstore has broken off"),
+    ],
+)
+async def test_a_vm_that_a_hypervisor_without_answer_may_have_started_is_the_next_services_to_stop(
+    world: World, autojump_clock: Clock, error: Exception
+) -> None:
+    world.driver.refuse_start = error  # type: ignore[assignment]
+    world.driver.starts_late = True
+    world.driver.refuse_shutdown = DriverError("no")
+    with fails("failed", "work runs without its devices, as it could not be stopped again"):
+        await world.client.call("vm.start", vm="work")
+    assert [row.vm for row in world.state.store.starts()] == ["work"]
+    world.driver.refuse_shutdown = None
+    await world.restart()
+    assert_not_running(world)
     assert world.state.store.starts() == []
 
 

@@ -12,7 +12,12 @@ from pedos_dom0.drivers import xen
 from pedos_dom0.drivers.base import DomainInfo, DriverError, HypervisorLost
 from pedos_dom0.drivers.xen import XenDriver
 from pedos_dom0.leases import Lease
+from pedos_dom0.service import Config, run
+from pedos_protocol.errors import CallError
+from pedos_vchan.peer import open_peer
+from pedos_vchan.unix import connect_unix
 
+from tests.dom0.fakes import ALLOW_DOM0
 from tests.dom0.xen_host import Host
 
 SECONDS = 20
@@ -93,6 +98,63 @@ async def test_a_domain_that_has_crashed_and_lies_about_is_halted(host: Host) ->
         await until(driver, "work", DomainInfo("work", None, "Halted"))
 
 
+async def test_the_hypervisor_is_asked_what_has_ended_until_it_answers(
+    host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(xen, "LIST_AGAIN_SECONDS", 0.0)
+    host.configure("work")
+    host.create(3, "work")
+    host.flag(3, "----c-")
+    host.plan(list={"exit": 1})
+    async with running(host) as driver:
+        assert driver.domains()["work"] == DomainInfo("work", 3, "Running")
+        await host.until_called("list", 4)  # once, at the watches' first events, and again
+        host.plan()
+        await until(driver, "work", DomainInfo("work", None, "Halted"))
+        asked = host.calls("list")
+        host.configure("later")
+        await until(driver, "later", DomainInfo("later", None, "Halted"))
+        assert host.calls("list") == asked
+    assert sum("no list of domains" in message for message in caplog.messages) == 1
+
+
+async def test_what_xenstore_says_does_not_wait_for_the_hypervisor(host: Host) -> None:
+    async with running(host) as driver:
+        host.plan(list={"hangs": True})
+        host.fire("@releaseDomain")
+        with trio.fail_after(xen.QUICK_SECONDS / 2):
+            host.create(3, "work")
+            await until(driver, "work", DomainInfo("work", 3, "Running"))
+            host.destroy(3)
+            await until(driver, "work", None)
+
+
+async def test_one_that_comes_back_while_the_hypervisor_is_asked_runs(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.configure("work")
+    host.create(3, "work")
+    async with running(host) as driver:
+        await host.until_called("list", 2)
+        asked, answer, flags = trio.Event(), trio.Event(), ["r-----", "---s--"]
+
+        async def run(*_arguments: str, **_: object) -> str:
+            asked.set()
+            await answer.wait()
+            return f"work 3 256 1 {flags.pop()} 1.0"
+
+        monkeypatch.setattr(driver._xl, "run", run)
+        host.fire("@releaseDomain")
+        await asked.wait()
+        looked = driver._turn
+        host.fire("@introduceDomain")  # a soft reset
+        await looked.wait()
+        with driver.events() as events:
+            answer.set()
+            assert await events.receive() == DomainInfo("work", None, "Halted")
+            assert await events.receive() == DomainInfo("work", 3, "Running")
+
+
 async def test_a_domain_that_cannot_be_a_vm_of_ours_is_left_out(host: Host) -> None:
     host.create(3, "no name, really")
     host.create(4, "dom0")
@@ -155,6 +217,59 @@ async def test_what_a_hanging_start_has_made_is_destroyed(
         assert caught.value.code == "failed"  # it is known that it does not run
         assert host.calls("destroy") == [["destroy", "1"]]
         assert driver.domains()["work"] == DomainInfo("work", None, "Halted")
+
+
+async def test_a_hanging_start_that_cannot_be_destroyed_is_not_said_to_have_failed(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xen, "CREATE_SECONDS", 1.0)
+    host.configure("work")
+    host.plan(create={"does": True, "hangs": True}, destroy={"exit": 1})
+    async with running(host) as driver:
+        with pytest.raises(DriverError, match="did not end within 1 s") as caught:
+            await driver.start("work")
+        assert caught.value.code == "timeout"
+        assert driver.domains()["work"] == DomainInfo("work", 1, "Running")
+        host.plan()
+        await driver.shutdown("work", force=False)
+        assert host.calls()[1:] == [["destroy", "1"]] * 2, "it is paused, and hears nothing"
+
+
+async def test_a_start_that_the_end_of_the_service_breaks_off_is_the_next_ones_to_stop(
+    host: Host, tmp_path: Path
+) -> None:
+    host.configure("work")
+    host.plan(create={"does": True, "hangs": True})
+    (tmp_path / "30-test.policy").write_text(ALLOW_DOM0)
+
+    @contextlib.asynccontextmanager
+    async def service() -> AsyncIterator[XenDriver]:
+        driver = host.driver()
+        config = Config(
+            socket=tmp_path / "dom0.sock",
+            state=tmp_path / "state",
+            policy=[tmp_path],
+            plane=driver,
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(run, config, driver)
+            yield driver
+            nursery.cancel_scope.cancel()
+
+    async def start() -> None:
+        stream = await connect_unix(tmp_path / "dom0.sock")
+        async with open_peer(stream, program="test", handlers={}) as peer:
+            with contextlib.suppress(CallError):  # the service ends
+                await peer.call("vm.start", {"vm": "work"}, timeout=SECONDS)
+
+    with trio.fail_after(SECONDS):
+        async with trio.open_nursery() as nursery, service() as driver:
+            nursery.start_soon(start)
+            await until(driver, "work", DomainInfo("work", 1, "Running"))
+        assert host.calls("destroy") == []
+        async with service() as driver:
+            await until(driver, "work", DomainInfo("work", None, "Halted"))
+        assert host.calls("destroy") == [["destroy", "1"]]
 
 
 async def test_a_vm_that_cannot_be_started_says_why(host: Host) -> None:

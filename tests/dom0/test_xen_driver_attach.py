@@ -249,6 +249,36 @@ async def test_after_a_restart_what_xenstore_has_is_kept_and_all_else_ended(
     assert len(plane.plugged) == 1
 
 
+async def test_a_vm_that_gives_its_disk_another_name_does_not_keep_it(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    await world.client.attach("work", "sys-usb:sda")
+    (imported,) = world.driver.agents["work"].imports.values()
+    imported["frontend"] = "xvdk"
+    await world.restart()
+    await trio.sleep(60)
+    assert plane.did[-1] == "unplug xvdi by force"
+    assert not plane.plugged
+    assert len(world.state.leases) == 0
+
+
+async def test_a_borrowed_disk_is_not_offered_by_an_agent_that_knows_nothing_of_it(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    plane.refuse_force = DriverError("xl hangs")
+    agent = world.driver.agents["work"]
+    await world.client.attach("work", "sys-usb:sda")
+    agent.plug("xvdi", parent=None)
+    agent.plug("xvdi1", parent="xvdi")
+    agent.plug("xvdj")
+    agent.kill()
+    await trio.sleep(10)
+    assert [lease.state for lease in world.state.leases] == ["detaching"]
+    assert [str(key) for key, _ in world.state.registry.items() if key.backend == "work"] == [
+        "work:xvdj"
+    ]
+
+
 async def assign(world: World) -> None:
     await world.client.attach("vault", "sys-usb:sda", persistent=True)
 

@@ -191,6 +191,12 @@ class Host:
         calls = [json.loads(line) for line in lines]
         return [call for call in calls if call[0] == verb or (not verb and call[0] != "list")]
 
+    async def until_called(self, verb: str, times: int) -> None:
+        """Waits for that many calls of xl in all."""
+        with FolderWatch([self.root]) as watch:
+            while len(self.calls(verb)) < times:
+                await watch.changed()
+
     def put(self, path: str, value: str) -> None:
         folder = self.root / "store" / path.lstrip("/")
         folder.mkdir(parents=True, exist_ok=True)

@@ -289,6 +289,11 @@ static void a_turn_spins_no_longer_than_others_can_wait(void)
     HOLDS(spun() < 2 * PV_SPIN_NS);
     pv_channel_free(&other);
     HOLDS(spun() >= PV_SPIN_DOMAIN_NS);
+    channel.answer_ns = PV_SPIN_DOMAIN_NS;
+    pv_channel_share_loop(1);
+    HOLDS(spun() < 2 * PV_SPIN_NS);
+    pv_channel_share_loop(0);
+    HOLDS(spun() >= PV_SPIN_SLOW_NS);
     unwatch();
 }
 

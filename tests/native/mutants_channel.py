@@ -331,6 +331,14 @@ MUTANTS = [
         _CHANNEL,
     ),
     Mutant(
+        "a long spin of a loop that serves others",
+        "channel.c",
+        "!__atomic_load_n(&loop_is_shared, __ATOMIC_RELAXED) &&\n",
+        "1 &&\n",
+        "a loop that is held by who answers late",
+        _CHANNEL,
+    ),
+    Mutant(
         "a short spin of one that is alone",
         "channel.c",
         "if (!is_alone || channel->spin_ns < PV_SPIN_NS)",

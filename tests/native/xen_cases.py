@@ -10,12 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from pedos_dom0 import __main__ as dom0
 from pedos_vchan import pump as pumping
 from pedos_vchan import xen
 from pedos_vchan.stream import VchanStream
@@ -26,6 +28,7 @@ SERVER, CLIENT, PORT = 7, 3, 1
 # A domain's death must be seen within a second; the rest is for a machine that is busy.
 LIMIT = 5
 GUARD_SECONDS = 0.5  # the guard's thread looks every 0.2
+SPIN_DOMAIN = 0.002  # seconds; PV_SPIN_DOMAIN_NS in channel.h
 
 PRESENCES_KEPT = 16  # xen_presence.c
 
@@ -72,6 +75,20 @@ async def notices(victim: int, server: int, client: int) -> None:
     assert trio.current_time() - start < LIMIT
     alive.close()
     dead.close()
+
+
+async def shortest_look() -> float:
+    """Seconds that a turn takes to which nobody answers: the first one of the only channel, the
+    best of a few."""
+    looks = []
+    for _ in range(5):
+        with await xen.listen(SERVER, 0, PORT):
+            client = await xen.connect(0, SERVER, PORT)
+            start = time.perf_counter()
+            assert VchanStream(client).turn(b"hello") == (5, None)
+            looks.append(time.perf_counter() - start)
+            client.close()
+    return min(looks)
 
 
 async def two_way_stream() -> None:
@@ -178,6 +195,28 @@ async def grants_that_are_used_up_are_an_error_and_no_crash() -> None:
     client.close()
 
 
+async def a_channel_for_which_no_descriptor_is_left_leaves_nothing() -> None:
+    def none_left() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    listener = await xen.listen(SERVER, CLIENT, PORT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pedos_vchan.xen.socket.socketpair", none_left)
+        with pytest.raises(OSError, match="Too many open files"):
+            await xen.connect(CLIENT, SERVER, PORT)
+        with pytest.raises(OSError, match="Too many open files"):
+            await listener.accept()
+
+
+async def the_service_looks_for_an_answer_no_longer_than_others_can_wait() -> None:
+    assert await shortest_look() >= SPIN_DOMAIN
+    options = "--driver=xen --socket=s --dom0-agent=a --state=s --policy=p --vms-dir=v"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trio, "run", lambda *_, **__: None)
+        assert dom0.main(options.split()) == 0
+    assert await shortest_look() < SPIN_DOMAIN / 2
+
+
 async def a_listener_that_is_closed_leaves_nothing() -> None:
     listener = await xen.listen(SERVER, CLIENT, PORT)
 
@@ -262,6 +301,8 @@ CASES = {
         dom0_learns_of_its_peers_end_from_the_hypervisor,
         a_pump_notices_it_too,
         grants_that_are_used_up_are_an_error_and_no_crash,
+        a_channel_for_which_no_descriptor_is_left_leaves_nothing,
+        the_service_looks_for_an_answer_no_longer_than_others_can_wait,
         a_listener_that_is_closed_leaves_nothing,
         impossible_numbers,
         what_dead_domains_were_shown_is_taken_away,

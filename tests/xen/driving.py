@@ -97,11 +97,13 @@ def refuse(result: Result, status: int, *words: str) -> None:
 
 def traces(bench: Bench, vm: str) -> str:
     """What xenstore has of disks that a VM got from the driver domain, if any."""
-    return bench.run(
-        "dom0",
-        f"xenstore-ls -f /local/domain/{domid(bench, 'sys-usb')}/backend 2>/dev/null "
-        f"| grep '/vbd/{domid(bench, vm)}/' | sed 's/ = .*//'",
-    ).out
+    source, target = domid(bench, "sys-usb"), domid(bench, vm)
+    listed = bench.run("dom0", f"xenstore-ls -f /local/domain/{source}").check()
+    return "".join(
+        line.partition(" = ")[0] + "\n"
+        for line in listed.splitlines()
+        if f"/backend/vbd/{target}/" in line
+    )
 
 
 def run_personal(bench: Bench) -> None:

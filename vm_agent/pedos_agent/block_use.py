@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -104,6 +104,25 @@ def swapped(swaps: str, numbers: Mapping[str, str]) -> dict[str, str]:
         number = numbers.get(_plain(fields[0])) if fields else None
         if number is not None:
             found[number] = "used as swap space"
+    return found
+
+
+def backing_file(sys_root: Path, name: str) -> str:
+    """The path of what a loop device is made of, which is users' text; "" for what is none."""
+    where = f"{sys_root}/class/block/{name}/loop/backing_file"
+    return read_field(where) if name.startswith("loop") else ""
+
+
+def looped(sys_root: Path, names: Iterable[str], numbers: Mapping[str, str]) -> dict[str, str]:
+    """Device number -> why it is in use, from the loop devices among `names`: they neither are
+    holders of a disk that they are made of nor have it open exclusively."""
+    found = {}
+    for name in names:
+        # A node that was made anew since is said to be deleted.
+        path = backing_file(sys_root, name).removesuffix(" (deleted)")
+        number = numbers.get(path)
+        if number is not None:
+            found[number] = f"used by {name}"
     return found
 
 

@@ -28,10 +28,12 @@ from pedos_protocol.names import harmless_text, is_device_id, natural_key
 from .block_use import (
     ROOTS,
     Roots,
+    backing_file,
     connecting,
     held,
     is_number,
     lent,
+    looped,
     mounted,
     names_in,
     read_field,
@@ -198,6 +200,7 @@ def _reasons(
     """Name -> why it is in use: itself, its disk as a whole, or a partition of it."""
     numbers = _node_numbers(roots, raw)
     by_number = {
+        **looped(roots.sys, raw, numbers),
         **swapped(read_table(f"{roots.proc}/swaps"), numbers),
         **mounted(read_table(f"{roots.proc}/self/mountinfo"), numbers),
     }
@@ -291,7 +294,7 @@ def _description(each: _Raw, said: dict[str, str], sys_root: Path) -> str:
         maker = said.get("ID_VENDOR") or _text(read_field(f"{folder}/device/vendor"))
         model = said.get("ID_MODEL") or _text(read_field(f"{folder}/device/model"))
         what = " ".join(filter(None, (maker, model))).replace("_", " ")
-        what = what or read_field(f"{folder}/loop/backing_file") or volume(sys_root, each.name)
+        what = what or backing_file(sys_root, each.name) or volume(sys_root, each.name)
     system = [said.get(f"ID_FS_{part}", "") for part in ("TYPE", "LABEL", "UUID")]
     words = [what, " ".join(filter(None, system))]
     return "; ".join(filter(None, words)) or ("partition" if each.parent else "disk")

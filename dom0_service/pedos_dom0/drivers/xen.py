@@ -10,6 +10,7 @@ is different is told. So VMs that somebody starts or kills with plain `xl` are s
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -58,6 +59,9 @@ DESTROY_SECONDS = 30.0
 CLEAR_SECONDS = 10.0
 # These only ask the hypervisor something.
 QUICK_SECONDS = 15.0
+# Until a list of the domains that failed is asked for again: for as long, what has ended counts as
+# running, and a shutdown waits for it. One xl in this time is no burden, however busy dom0 is.
+LIST_AGAIN_SECONDS = 5.0
 # A VM that boots on a slow disk, or under emulation, has its agent up in this time.
 BOOT_SECONDS = 120.0
 
@@ -108,6 +112,9 @@ class XenDriver:
         # Those that `start` has made and `resume` has not let go.
         self._held_back: set[int] = set()
         self._over: frozenset[int] = frozenset()
+        self._over_due = trio.Event()  # it may have changed since the hypervisor was asked
+        self._asking_over = False
+        self._over_unknown = False  # the last answer was none
         self._in_transit: set[str] = set()
         self._subscribers = Subscribers()
         self._creating = trio.Lock()  # xl has a lock of its own, and a deadline runs meanwhile
@@ -146,6 +153,7 @@ class XenDriver:
                         self._configured = configured(self._config_dirs)
                         self._look()
                         nursery.start_soon(self._follow_configs)
+                        nursery.start_soon(self._follow_over)
                         task_status.started()
                         await self._follow_store(self._store)
                     except OSError as error:
@@ -161,9 +169,17 @@ class XenDriver:
     async def _follow_store(self, store: WatchedStore) -> None:
         while True:
             paths = await store.changed()
+            self._look()  # which does not wait for the hypervisor
             # A domain that has ended may come back with the same number (a soft reset).
-            if RELEASED in paths or (INTRODUCED in paths and self._over):
-                await self._find_over()
+            if RELEASED in paths or (INTRODUCED in paths and (self._over or self._asking_over)):
+                self._over_due.set()
+
+    async def _follow_over(self) -> None:
+        while True:
+            with trio.move_on_after(LIST_AGAIN_SECONDS if self._over_unknown else math.inf):
+                await self._over_due.wait()
+            self._over_due = trio.Event()
+            await self._find_over()
             self._look()
 
     async def _follow_configs(self) -> None:
@@ -186,15 +202,21 @@ class XenDriver:
 
     async def _find_over(self) -> None:
         """Asks the hypervisor which domains have ended but are not cleared away: xenstore only
-        says that one of them has."""
+        says that one of them has. It takes long when dom0 is busy."""
+        self._asking_over = True
         try:
             listed = parse_list(
                 await self._xl.run("list", seconds=QUICK_SECONDS, what="no list of domains")
             )
         except DriverError as error:
-            logger.warning("%s", error)
-            return
-        self._over = frozenset(domain.domid for domain in listed if domain.over)
+            if not self._over_unknown:
+                logger.warning("%s; until there is one, what has ended may count as running", error)
+            self._over_unknown = True
+        else:
+            self._over_unknown = False
+            self._over = frozenset(domain.domid for domain in listed if domain.over)
+        finally:
+            self._asking_over = False
 
     def _look(self) -> None:
         """Takes a new picture and tells what is different in it. Has no checkpoint."""
@@ -254,17 +276,16 @@ class XenDriver:
                 await self._xl.run(
                     *("create", "-p", str(path)), seconds=CREATE_SECONDS, what="xl did not make it"
                 )
-                domid = self._living(name) - before
-                if not domid:
-                    raise DriverError(f"xl made no VM named {name} of {path}")
             except BaseException as error:
                 # A create that says no has taken back what it had made.
-                if not isinstance(error, DriverError) or error.code == "timeout":
-                    with trio.CancelScope(shield=True):
-                        await self._destroy_all(self._living(name) - before)
+                refused = isinstance(error, DriverError) and error.code != "timeout"
+                code = "failed" if refused or await self._take_back(name, before) else "timeout"
                 if isinstance(error, DriverError):
-                    raise DriverError(str(error), hint=error.hint) from error
+                    raise DriverError(str(error), code=code, hint=error.hint) from error
                 raise
+            domid = self._living(name) - before
+            if not domid:
+                raise DriverError(f"xl made no VM named {name} of {path}")
             self._look()
             self._held_back |= domid
             self._block.strays.complete(max(domid))
@@ -274,6 +295,18 @@ class XenDriver:
         """The domains of this name that xenstore has now, whether they were told of or not."""
         seen = seen_domains(self._connected()).values()
         return {domain.domid for domain in seen if domain.name == name} - self._over
+
+    async def _take_back(self, name: str, before: set[int]) -> bool:
+        """Destroys what a create has left; False if it is not known that nothing is left now."""
+        try:
+            left = self._living(name) - before
+            self._held_back |= left
+            with trio.CancelScope(shield=True):
+                await self._destroy_all(left)
+            return not self._living(name) - before
+        except (DriverError, OSError) as error:  # without xenstore this service is at its end
+            logger.warning("what is left of %s is the next service's to stop: %s", name, error)
+            return False
 
     async def _destroy_all(self, domids: set[int]) -> None:
         for domid in domids:

@@ -110,7 +110,7 @@ def picture(
     """All VMs as they are now: those that run, and those that are configured and do not.
 
     `over` are domains that have ended and are not cleared away yet. `in_transit` are VMs that are
-    being started or shut down: halted for the time being, but not to be started by another one.
+    being started: halted for the time being, but not to be started by another one.
     Of two domains with one name (a VM that reboots) the newer counts.
     """
     running = {

@@ -227,6 +227,11 @@ class Strays:
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Whether one may be a part of the other: the kernel's name of a partition begins with that of
-    its disk."""
-    return one.startswith(other) or other.startswith(one)
+    """Whether they are the same or one is a part of the other, by the kernel's names."""
+    return one == other or _is_part(one, other) or _is_part(other, one)
+
+
+def _is_part(part: str, disk: str) -> bool:
+    """As sda1 is of sda, and nvme0n1p1 of nvme0n1; sdaa and nvme0n11 are others."""
+    number = part.removeprefix(disk + "p" if disk[-1:].isdigit() else disk)
+    return number != part and number.isdecimal()
