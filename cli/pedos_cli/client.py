@@ -49,12 +49,13 @@ RECEIVE_SIZE = 65540
 
 
 class Unreachable(Exception):  # noqa: N818 - the name of a state of affairs, as KeyboardInterrupt
-    """Nobody answers at `path`; `why` is half a sentence."""
+    """Nobody answers at `path`; `why` is half a sentence. `lost`: somebody was there."""
 
-    def __init__(self, path: str, why: str) -> None:
+    def __init__(self, path: str, why: str, *, lost: bool = False) -> None:
         super().__init__(f"{path}: {why}")
         self.path = path
         self.why = why
+        self.lost = lost
 
 
 class Client:
@@ -118,7 +119,8 @@ class Client:
             while True:
                 event = self._connection.next_event()
                 if isinstance(event, Closed):
-                    raise Unreachable(self.path, "the service has closed the connection")
+                    why = "the service has closed the connection"
+                    raise Unreachable(self.path, why, lost=True)
                 if isinstance(event, Request):
                     raise RemoteProtocolError("the service made a request of a command")
                 if not isinstance(event, NeedData):
@@ -128,7 +130,8 @@ class Client:
         except TimeoutError:
             return None
         except OSError as error:
-            raise Unreachable(self.path, f"the connection broke ({error.strerror})") from error
+            why = f"the connection broke ({error.strerror})"
+            raise Unreachable(self.path, why, lost=True) from error
 
     def _wait_until(self, deadline: float | None) -> None:
         if deadline is not None:

@@ -73,17 +73,23 @@ def run(session: Session) -> int:
 def _warn_of_other_options(
     session: Session, answer: Mapping[str, object], vm: str, asked: Mapping[str, str]
 ) -> None:
-    """Say so when the device was attached already, and not as was asked for now."""
-    if answer.get("outcome") == "attached":
-        return
-    real = {"devtype": "disk", **take(answer, "options", dict)}  # which is not always said
+    """Say so when the device is not attached as was asked for."""
+    told = take(answer, "options", dict)
+    real = {"devtype": "disk", **told}  # which is not always said
     other = {
         name: real[name]
         for name, value in asked.items()
         if name in real and real[name] != _canonical(name, value)
     }
-    if other:
-        device = session.args.device
+    device = session.args.device
+    if not told or not other:
+        return
+    if answer.get("outcome") == "attached":
+        session.note(
+            f"warning: {device} is attached with {options_text(other)}, as the device itself or "
+            "the policy wants it"
+        )
+    else:
         session.note(
             f"warning: {device} stays attached with {options_text(other)}, which is not what was "
             f"asked for; to change it: {session.args.command} detach {vm} {device}"

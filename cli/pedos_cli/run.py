@@ -39,6 +39,11 @@ DEBUG = 2
 """Verbosity (-v -v) from which an internal error shows its traceback."""
 
 STATUS_TIMEOUT_S = 5.0
+
+#: What Linux says of the hypervisor below it (Documentation/ABI/stable/sysfs-hypervisor-xen).
+HYPERVISOR = "/sys/hypervisor"
+#: XENFEAT_dom0 of xen/features.h: this domain is dom0.
+XENFEAT_DOM0 = 1 << 11
 """Seconds for the question whether the policy is whole: it must not hold up what was asked for."""
 
 MESSAGE_MAX = 1000
@@ -122,12 +127,22 @@ def take_maps(answer: Mapping[str, object], key: str) -> list[dict[str, object]]
 
 def inside_vm() -> bool:
     """Say whether this is known to run in a VM and not in dom0 (only texts depend on it)."""
-    return vm_here() != "dom0"
+    named = os.environ.get("PEDOS_VM")  # local mode
+    return named != "dom0" if named else _is_guest_of_xen()
 
 
 def vm_here() -> str:
-    """Return the name of the VM that this runs in, as far as the environment tells it."""
-    return os.environ.get("PEDOS_VM") or "dom0"
+    """Return the name of the VM that this runs in, as far as it is known here: on Xen a VM is told
+    no name, and usually its host has it."""
+    return os.environ.get("PEDOS_VM") or (os.uname().nodename if inside_vm() else "dom0")
+
+
+def _is_guest_of_xen() -> bool:
+    try:
+        with open(f"{HYPERVISOR}/properties/features", encoding="ascii") as file:
+            return not int(file.read(), 16) & XENFEAT_DOM0
+    except (OSError, ValueError):
+        return False
 
 
 def error_lines(prog: str, error: CallError, see: str | None, *, verbose: bool) -> list[str]:
@@ -184,6 +199,12 @@ def policy_warning(status: object) -> str | None:
 def unreachable_lines(prog: str, error: client.Unreachable) -> list[str]:
     """Return the lines that tell that no service answers, and how to start it."""
     unit = "pedos-agent" if inside_vm() else "pedos-dom0"
+    if error.lost:
+        return [
+            f"{prog}: unavailable: {show(error.why)} before it answered: what was asked for may be "
+            "done, or not",
+            f"  try:  look whether it is, and at systemctl status {unit}",
+        ]
     if isinstance(error.__cause__, PermissionError):
         hint = "as root, or as the user that the service runs as"
     else:

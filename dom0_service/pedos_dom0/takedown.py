@@ -112,7 +112,8 @@ class TakeDown:
 
         If somebody else is ending it already, waits for that. `sides` are the stops that are
         needed; a side that never was asked to start need not be asked to stop. With `may_refuse`,
-        where the hypervisor carries the device, a target that uses it keeps it: CallError(busy).
+        where the hypervisor carries the device, a target that uses it, or that does not say, keeps
+        it: CallError(busy).
         """
         while (other := self._ending.get(attachment)) is not None:
             await other.wait()
@@ -292,6 +293,14 @@ class TakeDown:
                         hint=f"unmount it in {name} and try again",
                     ) from error
                 return
+            if self._state.plane is not None and may_refuse and link.connected:
+                # A paused VM, or one whose agent hangs, may have it mounted.
+                raise failure(
+                    "busy",
+                    f"it stays attached to {name}, whose agent does not say whether it is used "
+                    f"there ({harmless_text(error.message)})",
+                    hint=f"look after {name} and try again; detach --force takes it all the same",
+                ) from error
             # That the connection ended is as good as an answer. What the agent answers is not:
             # it may say anything, also "unavailable".
             if link.connected:

@@ -292,6 +292,25 @@ def test_udevs_database_is_read() -> None:
     assert udev_properties(text) == {"ID_SERIAL": "a=b", "EMPTY": ""}
 
 
+# Ends of lines for str.splitlines, and no end of a line of udev's.
+ENDS = "\x0b\x0c\r\x1c\x1d\x1e\x85\u2028\u2029"
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_label_does_not_become_another_property(tree: Tree, end: str) -> None:
+    said = udev_properties(f"E:ID_SERIAL=true\nE:ID_FS_LABEL=a{end}E:ID_SERIAL=false\n")
+    assert identity_of(said) == "true::"
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_mount_point_does_not_hide_that_a_disk_is_mounted(tree: Tree, end: str) -> None:
+    tree.add("sda")
+    tree.mount("8:1", f"/mnt/a{end}b")
+    (reason,) = busy(tree).values()
+    assert reason is not None
+    assert reason.startswith("mounted at /mnt/a")
+
+
 def test_identities_are_bounded() -> None:
     said = {"ID_SERIAL": "s" * 500, "ID_PART_ENTRY_UUID": "p" * 500, "ID_FS_UUID": "f"}
     assert identity_of(said) == f"{'s' * 48}:{'p' * 36}:"

@@ -26,6 +26,7 @@ class FakeService:
         self.replies: dict[str, Reply] = {"service.status": {"policy": GOOD_POLICY}}
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.garbage: bytes | None = None
+        self.leaves = False  # when it is asked something
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(path))
         self._socket.listen(8)
@@ -66,6 +67,8 @@ class FakeService:
                 return
             elif isinstance(event, Request):
                 self.calls.append((event.method, event.params))
+                if self.leaves:
+                    return
                 if self.garbage is not None:
                     stream.sendall(self.garbage)
                     return

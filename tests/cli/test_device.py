@@ -298,6 +298,18 @@ def test_a_device_that_stays_attached_otherwise_than_asked_is_warned_of(
     assert capsys.readouterr().err == ("" if stays is None else warning)
 
 
+def test_a_device_that_is_attached_otherwise_than_asked_is_warned_of(
+    service: FakeService, capsys: Captured
+) -> None:
+    attach(service, "attached")
+    flags = ["-o", "read-only=yes", "-o", "frontend-dev=xvdi"]
+    assert main_block(["attach", "work", "sys-usb:sda", *flags]) == 0
+    assert capsys.readouterr().err == (
+        "qvm-block: warning: sys-usb:sda is attached with read-only=no, as the device itself or "
+        "the policy wants it\n"
+    )
+
+
 def test_verbose_attach_tells_the_request(service: FakeService, capsys: Captured) -> None:
     attach(service, "attached")
     assert main(["-v", "block", "attach", "work", "sys-usb:stick.img"]) == 0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pedos_cli import client, device_list, output
+from pedos_cli import run as run_module
 from pedos_cli.qvm_device import main
 from pedos_protocol.codec import FRAME_MAX
 from pedos_protocol.errors import CODES, EXIT_STATUS, CallError, LocalProtocolError
@@ -84,6 +85,36 @@ def test_no_service_in_a_vm_names_the_agent(
     monkeypatch.setenv("PEDOS_VM", "work")
     assert main(["block"]) == 5
     assert "  try:  systemctl start pedos-agent" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("features", "vm"), [("00002705", True), ("00002f05", False), ("", False), (None, False)]
+)
+def test_a_guest_of_xen_is_known_by_what_its_kernel_says(
+    no_service: Path,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    features: str | None,
+    vm: bool,
+) -> None:
+    (tmp_path / "properties").mkdir()
+    if features is not None:
+        (tmp_path / "properties/features").write_text(f"{features}\n")
+    monkeypatch.setattr(run_module, "HYPERVISOR", str(tmp_path))
+    assert main(["block"]) == 5
+    unit = "pedos-agent" if vm else "pedos-dom0"
+    assert f"  try:  systemctl start {unit}" in capsys.readouterr().err
+
+
+def test_a_service_that_goes_away_may_have_done_it(service: FakeService, capsys: Captured) -> None:
+    service.leaves = True
+    assert main(["block", "attach", "work", "sys-usb:sda"]) == 5
+    assert capsys.readouterr().err == (
+        "qvm-device: unavailable: the service has closed the connection before it answered: what "
+        "was asked for may be done, or not\n"
+        "  try:  look whether it is, and at systemctl status pedos-dom0\n"
+    )
 
 
 @pytest.mark.parametrize(

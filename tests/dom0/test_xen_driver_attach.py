@@ -16,7 +16,7 @@ from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
 from tests.dom0 import fakes
-from tests.dom0.fakes import World, fails
+from tests.dom0.fakes import World, fails, hang, named
 
 STEPS = ("attach.leased", "attach.exported", "attach.plugged", "attach.imported")
 
@@ -99,6 +99,10 @@ def orders(world: World, plane: FakePlane, *names: str) -> None:
             world.driver.agents[name].on[method] = note
 
 
+async def fails_somehow(_params: Any) -> None:
+    raise CallError("failed", "no idea")
+
+
 async def mounted(_params: Any) -> None:
     """What an agent says to import.stop while its VM uses the device."""
     raise CallError("busy", "xvdi is mounted at /mnt")
@@ -164,6 +168,23 @@ async def test_a_device_in_use_is_not_detached(
     del world.driver.agents["work"].on["import.stop"]
     await world.client.detach("work", "sys-usb:sda")
     world.assert_nothing_left()
+
+
+@pytest.mark.parametrize("answer", [hang, fails_somehow])
+async def test_a_target_that_does_not_say_whether_it_uses_it_keeps_it(
+    world: World, plane: FakePlane, autojump_clock: Clock, answer: Any
+) -> None:
+    await world.client.attach("work", "sys-usb:sda")
+    agent = world.driver.agents["work"]
+    agent.on["import.stop"] = answer
+    with fails("busy", "stays attached to work, whose agent does not say", "detach --force"):
+        await world.client.detach("work", "sys-usb:sda")
+    assert [lease.state for lease in world.state.leases] == ["attached"]
+    assert plane.did == ["plug xvdi"]
+    assert agent.connections == 1
+    await world.client.call("device.detach", **named("work", "sys-usb:sda"), force=True)
+    assert plane.did == ["plug xvdi", "unplug xvdi by force"]
+    assert len(world.state.leases) == 0
 
 
 async def test_a_kernel_that_refuses_is_reported_and_all_stays(

@@ -81,7 +81,7 @@ def mounted(mountinfo: str, numbers: Mapping[str, str]) -> dict[str, str]:
     have a number of their own, and only the source tells.
     """
     found: dict[str, str] = {}
-    for line in mountinfo.splitlines():
+    for line in mountinfo.split("\n"):  # a mount point may have any other end of a line in it
         # ID PARENT MAJ:MIN ROOT POINT OPTIONS [TAGS...] - TYPE SOURCE SUPER
         fields = line.split(" ")
         try:
@@ -99,9 +99,9 @@ def mounted(mountinfo: str, numbers: Mapping[str, str]) -> dict[str, str]:
 def swapped(swaps: str, numbers: Mapping[str, str]) -> dict[str, str]:
     """Device number -> why it is in use, from /proc/swaps."""
     found = {}
-    for line in swaps.splitlines()[1:]:
-        fields = line.split()
-        number = numbers.get(_plain(fields[0])) if fields else None
+    for line in swaps.split("\n")[1:]:
+        path = re.split("[ \t]", line, maxsplit=1)[0]
+        number = numbers.get(_plain(path))
         if number is not None:
             found[number] = "used as swap space"
     return found

@@ -263,9 +263,13 @@ def _device(each: _Raw, busy: str | None, roots: Roots, path: str, inode: Inode)
 
 
 def udev_properties(text: str) -> dict[str, str]:
-    """The properties in a file of udev's database: its lines `E:NAME=VALUE`."""
+    """The properties in a file of udev's database: its lines `E:NAME=VALUE`.
+
+    Lines end in a newline and nothing else. A label may have other characters that some call an
+    end, and what stands behind them is no property of anybody's.
+    """
     found = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         name, is_one, value = line.removeprefix("E:").partition("=")
         if line.startswith("E:") and is_one:
             found[name] = value

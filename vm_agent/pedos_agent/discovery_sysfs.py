@@ -186,7 +186,7 @@ def _scan_mic(proc_root: Path) -> list[Found]:
     # One line a PCM: "00-00: ALC3246 Analog : ALC3246 Analog : playback 1 : capture 1"
     try:
         with open(proc_root / "asound/pcm", "rb") as file:
-            lines = file.read(1 << 16).decode("utf-8", "replace").splitlines()
+            lines = file.read(1 << 16).decode("utf-8", "replace").split("\n")
     except OSError:
         return []
     for line in lines:
