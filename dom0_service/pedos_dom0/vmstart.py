@@ -294,13 +294,13 @@ class VmLife:
                 logger.exception("start of %s", vm)
                 may_run = True
                 error = errors.failure("failed", "an internal error; the service's log has it")
+            hint = error.hint if isinstance(error, DriverError) else error.data.get("hint")
             for lease in waiting:
                 self._transaction.release(lease)
             # A hypervisor that did not answer in time, or is lost, may have started it, or still do
             # so; and after an error that nobody has foreseen, it is not known either.
             if domid is None and not may_run:
                 self._forget_start(vm)
-                hint = error.hint if isinstance(error, DriverError) else None
                 code = error.code
                 raise errors.failure(code, f"{vm} was not started: {error}", hint=hint) from error
             await self._undo_all([*prepared, *attached], f"the start of {vm} failed", request)
@@ -309,7 +309,7 @@ class VmLife:
                 what = "was stopped again"
             else:
                 what = "runs without its devices, as it could not be stopped again"
-            raise errors.failure("failed", f"{vm} {what}: {error}") from error
+            raise errors.failure("failed", f"{vm} {what}: {error}", hint=hint) from error
 
     async def _bring_up(
         self,

@@ -104,6 +104,18 @@ async def test_what_a_sources_script_says_against_it_is_passed_on_at_once(
     assert len(str(refused.value)) < 500
 
 
+async def test_a_vm_that_has_not_run_yet_is_not_asked_to_let_go(host: Host) -> None:
+    host.configure("work")
+    async with running(host) as driver:
+        lease = attrs.evolve(LEASE, vm_domid=await driver.start("work"))
+        await driver.plug(lease)
+        await driver.unplug(lease, force=True)
+        assert not driver.is_plugged(lease)
+        assert host.calls("block-detach") == [
+            ["block-detach", "--force", str(lease.vm_domid), "xvdi"]
+        ]
+
+
 async def test_what_xl_leaves_when_it_fails_half_way_is_taken_away(host: Host) -> None:
     says = "libxl: error: libxl_device.c:9:x: Domain 5:unable to add device\n"
     host.create(5, "work")

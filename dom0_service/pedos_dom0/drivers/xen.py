@@ -121,7 +121,12 @@ class XenDriver:
         self._turn = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._block = XenBlock(
-            self._xl, self._connected, self._new_store, self._has_ended, userdata
+            xl=self._xl,
+            store=self._connected,
+            open_store=self._new_store,
+            has_ended=self._has_ended,
+            is_held_back=lambda domid: domid in self._held_back,
+            userdata=userdata,
         )
 
     # Driver

@@ -86,15 +86,17 @@ class XenBlock:
         store: Callable[[], Reader],
         open_store: Callable[[], Store],
         has_ended: Callable[[int], bool],
+        is_held_back: Callable[[int], bool],
         userdata: Path,
     ) -> None:
         """`store` is the connection that stands, `open_store` makes one to wait with; `has_ended`
-        says of a domain that it will not run any more, if it is there at all; `userdata` is the
-        folder of libxl."""
+        says of a domain that it will not run any more, if it is there at all, and `is_held_back`
+        that it has not run yet; `userdata` is the folder of libxl."""
         self._xl = xl
         self._store = store
         self._open_store = open_store
         self._has_ended = has_ended
+        self._is_held_back = is_held_back
         # What dom0 has given.
         self._given: set[Place] = set()
         self.strays = Strays(
@@ -211,6 +213,9 @@ class XenBlock:
                 await self._detach_by_force(place, what)
             return
         if self._ours(lease) is None:
+            return
+        if force and self._is_held_back(lease.vm_domid):
+            await self._detach_by_force(place, what)  # nobody is there who could let go
             return
         words = ["block-detach", str(place[0]), place[1]]
         failed: DriverError | None = None
