@@ -261,8 +261,9 @@ def test_many_rounds_leave_everything_as_it_was(bench: Bench, stick: str) -> Non
         f'awk \'/grant-table for remote d/ {{of = $NF == "d{target}" || / d{target} /}} '
         f'of && $3 == "{source}"\' | wc -l'
     )
+    # Workers of the kernel and of udev wait a while for more to do.
     processes = (
-        "ps -e --no-headers -o comm | grep -v -e kworker -e '^ps' | sort | uniq -c; "
+        "ps -e --no-headers -o comm | grep -v -e kworker -e udev-worker -e '^ps' | sort | uniq -c; "
         "for pid in $(systemctl show -p MainPID --value pedos-agent pedos-dom0 pedos-dom0-agent); "
         "do [ $pid = 0 ] || ls /proc/$pid/fd | wc -l; done"
     )
