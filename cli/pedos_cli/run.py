@@ -39,15 +39,16 @@ DEBUG = 2
 """Verbosity (-v -v) from which an internal error shows its traceback."""
 
 STATUS_TIMEOUT_S = 5.0
-
-#: What Linux says of the hypervisor below it (Documentation/ABI/stable/sysfs-hypervisor-xen).
-HYPERVISOR = "/sys/hypervisor"
-#: XENFEAT_dom0 of xen/features.h: this domain is dom0.
-XENFEAT_DOM0 = 1 << 11
 """Seconds for the question whether the policy is whole: it must not hold up what was asked for."""
 
 MESSAGE_MAX = 1000
 """Characters of a service's sentence that are shown."""
+
+HYPERVISOR = "/sys/hypervisor"
+"""What Linux says of what it runs on (Documentation/ABI/stable/sysfs-hypervisor-xen)."""
+
+XENFEAT_DOM0 = 1 << 11
+"""Of its features: this domain is dom0 (xen/features.h)."""
 
 
 class Session:

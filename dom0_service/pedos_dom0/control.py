@@ -9,14 +9,13 @@ kept waiting; none of that is noticed by any other VM.
 from __future__ import annotations
 
 import logging
-from string import digits
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import attrs
 import trio
 from pedos_protocol.errors import RemoteProtocolError
 from pedos_protocol.messages import parse_params
-from pedos_protocol.names import harmless_text
+from pedos_protocol.names import frontend_of, harmless_text
 from pedos_vchan.peer import Peer
 
 from pedos_dom0 import PROGRAM
@@ -360,11 +359,10 @@ class Control:
         assert link.report is not None
         if self._state.plane is None:
             return list(link.report.devices)
-        borrowed = {lease.frontend for lease in self._state.leases.of_vm(link.name)}
+        leases = self._state.leases.of_vm(link.name)
+        borrowed = {lease.frontend for lease in leases if lease.frontend is not None}
         return [
-            device
-            for device in link.report.devices
-            if device.device.rstrip(digits) not in borrowed  # a partition's name ends in some
+            device for device in link.report.devices if frontend_of(device.device) not in borrowed
         ]
 
     async def _stop_unknown(self, session: _Session) -> None:

@@ -89,6 +89,15 @@ def is_frontend(text: str) -> bool:
     return text in _FRONTENDS
 
 
+def frontend_of(device: str) -> str | None:
+    """The xvd disk that `device` is, or is a partition of: "xvdi" of xvdi and xvdi1; None if none.
+
+    Also xvda to xvdd, which nobody is lent.
+    """
+    name = device.rstrip(_DIGITS)
+    return name if name[:3] == "xvd" and len(name) == 4 and name[3] in _LOWER else None
+
+
 def is_identity(text: str) -> bool:
     """Is `text` a device's identity: up to 128 letters, digits, `:`, `.`, `_` or `-`?"""
     return len(text) <= IDENTITY_MAX and _made_of(text, _IDENTITY_CHARACTERS)

@@ -77,6 +77,26 @@ def test_the_vms_own_disks_are_never_given_to_a_lent_device() -> None:
             names.parse_frontend(own)
 
 
+@pytest.mark.parametrize(
+    ("device", "frontend"),
+    [
+        ("xvdi", "xvdi"),
+        ("xvdi12", "xvdi"),
+        ("xvda1", "xvda"),
+        ("xvd", None),
+        ("xvd1", None),
+        ("xvdaa", None),
+        ("xvdI", None),
+        ("xvdi1p1", None),
+        ("sda1", None),
+        ("xvdi\n", None),
+        ("", None),
+    ],
+)
+def test_a_partition_is_of_its_frontend(device: str, frontend: str | None) -> None:
+    assert names.frontend_of(device) == frontend
+
+
 def test_harmless_text_keeps_what_people_write_and_nothing_that_programs_read() -> None:
     assert names.harmless_text("SanDisk Ultra (32 GB), #2: 100%!") == (
         "SanDisk Ultra (32 GB), #2: 100%!"

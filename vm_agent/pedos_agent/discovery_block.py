@@ -23,7 +23,7 @@ from typing import Final
 import attrs
 import trio
 from pedos_protocol.agent_messages import Device
-from pedos_protocol.names import harmless_text, is_device_id, natural_key
+from pedos_protocol.names import frontend_of, harmless_text, is_device_id, natural_key
 
 from .block_use import (
     ROOTS,
@@ -49,7 +49,6 @@ log = logging.getLogger(__name__)
 
 # What this VM runs from, memory, and what is never a disk.
 _NOT_OFFERED: Final = re.compile(r"(xvd[a-d]|ram|zram|fd|mtdblock|nbd)[0-9p]*")
-_FRONTEND: Final = re.compile(r"(xvd[a-z])[0-9]*")
 _SECTOR: Final = 512  # of `size` in sysfs, whatever the device's own sectors are
 _UDEV_BYTES: Final = 64 * 1024
 # Each part of an identity: three and two colons are within names.IDENTITY_MAX.
@@ -148,12 +147,6 @@ async def watch(
                 with trio.move_on_after(CONNECT_SECONDS if again else math.inf) as waited:
                     await news.after(seen)
                 looks_left = looks_left - 1 if waited.cancelled_caught else CONNECT_LOOKS
-
-
-def frontend_of(name: str) -> str | None:
-    """The frontend that a device is, or that it is a partition of."""
-    match = _FRONTEND.fullmatch(name)
-    return None if match is None else match[1]
 
 
 def _frontends(roots: Roots) -> set[str]:

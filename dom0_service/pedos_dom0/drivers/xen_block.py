@@ -158,11 +158,11 @@ class XenBlock:
         """DriverError unless the source's hotplug script comes to a good end within a moment: xl
         does not wait for that of another domain."""
         path = f"{vbd.backend}/hotplug-status"
-        ended = await self._until(
+        await self._until(
             path, lambda store: store.read(path) in (CONNECTED, FAILED), SETTLE_SECONDS
         )
         try:
-            if ended and self._store().read(path) == CONNECTED:
+            if self._store().read(path) == CONNECTED:
                 return
             untrusted_words = self._store().read(f"{vbd.backend}/hotplug-error") or ""
         except OSError as error:
