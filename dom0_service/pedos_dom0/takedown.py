@@ -122,16 +122,23 @@ class TakeDown:
         lease = self._state.leases.get(attachment)
         if lease is None:
             return False
+        may_refuse = may_refuse and self._state.plane is not None
         done = self._ending[attachment] = trio.Event()
         began = trio.current_time()
         try:
-            self._set_detaching(lease)
+            self._state.leases.update(lease.attachment, state=DETACHING)
+            if not may_refuse:
+                self._journal_detaching(lease)
+            self._state.registry.touch(lease.key)
             await self._reach("detach.started")
             try:
                 if "import.stop" in sides:
                     await self._stop(
                         lease.vm, lease.vm_domid, "import.stop", attachment, may_refuse=may_refuse
                     )
+                if may_refuse:
+                    # Not before: what the next service finds so it ends by force.
+                    self._journal_detaching(lease)
                 await self._reach("detach.unimported")
                 if UNPLUG in sides and self._state.plane is not None:
                     await self._unplug(self._state.plane, lease, may_refuse=may_refuse)
@@ -208,11 +215,9 @@ class TakeDown:
             self._state.store.journal_delete(lease.attachment)
         self._state.registry.touch(lease.key)
 
-    def _set_detaching(self, lease: Lease) -> None:
-        self._state.leases.update(lease.attachment, state=DETACHING)
+    def _journal_detaching(self, lease: Lease) -> None:
         with _journal_trouble(lease):
             self._state.store.journal_state(lease.attachment, DETACHING)
-        self._state.registry.touch(lease.key)
 
     def _keep(self, lease: Lease) -> None:
         """The target did not let go: all is as it was."""
@@ -293,7 +298,7 @@ class TakeDown:
                         hint=f"unmount it in {name} and try again",
                     ) from error
                 return
-            if self._state.plane is not None and may_refuse and link.connected:
+            if may_refuse and link.connected:
                 # A paused VM, or one whose agent hangs, may have it mounted.
                 raise failure(
                     "busy",

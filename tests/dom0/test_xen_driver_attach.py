@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Collection, Iterable
 from pathlib import Path
@@ -185,6 +186,29 @@ async def test_a_target_that_does_not_say_whether_it_uses_it_keeps_it(
     await world.client.call("device.detach", **named("work", "sys-usb:sda"), force=True)
     assert plane.did == ["plug xvdi", "unplug xvdi by force"]
     assert len(world.state.leases) == 0
+
+
+async def test_a_service_that_dies_before_the_target_has_let_go_leaves_it_attached(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    await world.client.attach("work", "sys-usb:sda")
+    agent = world.driver.agents["work"]
+    agent.on["import.stop"] = hang
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(detach_in_vain, world)
+        await trio.sleep(5)
+        assert [lease.state for lease in world.state.leases] == ["detaching"]
+        await world.kill()
+    del agent.on["import.stop"]
+    await world.start()
+    await trio.sleep(60)
+    assert [lease.state for lease in world.state.leases] == ["attached"]
+    assert plane.did == ["plug xvdi"]
+
+
+async def detach_in_vain(world: World) -> None:
+    with contextlib.suppress(CallError, trio.BrokenResourceError):
+        await world.client.detach("work", "sys-usb:sda")
 
 
 async def test_a_kernel_that_refuses_is_reported_and_all_stays(
