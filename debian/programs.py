@@ -2,7 +2,7 @@
 
 usage: programs.py PACKAGE ROOT       (ROOT is the folder that becomes the package)
 
-A launcher is three lines and runs isolated (python3 -I): what a user has in the environment or in
+A launcher (tools/launcher.in) runs isolated (python3 -IS): what a user has in the environment or in
 the current folder cannot get into a program that has root's authority over devices. It also starts
 faster than setuptools' own, which looks the entry point up when it runs.
 """
@@ -32,14 +32,10 @@ DAEMONS = {"pedos-agent", "pedos-dom0"}
 PARSER_MAKERS = ("build_parser", "make_parser", "_parser")
 
 COMPLETIONS = Path("cli/completions/qvm-device.bash")
-LAUNCHER = """\
-#!/usr/bin/python3 -I
-import sys
-
-from {module} import {function}
-
-sys.exit({function}())
-"""
+LAUNCHER = PROJECT / "tools/launcher.in"
+SHEBANG = "#!/usr/bin/env -S --block-signal=INT /usr/bin/python3 -IS"
+#: Where Debian's Python packages are, which without site (-S) nothing else says.
+PYTHON_PATH = ["/usr/lib/python3/dist-packages"]
 
 
 def programs_of(package: str) -> dict[str, tuple[str, str]]:
@@ -86,7 +82,11 @@ def main() -> None:
         section, folder = (8, "usr/sbin") if name in DAEMONS else (1, "usr/bin")
         launcher = root / folder / name
         launcher.parent.mkdir(parents=True, exist_ok=True)
-        launcher.write_text(LAUNCHER.format(module=module, function=function))
+        launcher.write_text(
+            LAUNCHER.read_text().format(
+                shebang=SHEBANG, path=PYTHON_PATH, module=module, function=function
+            )
+        )
         launcher.chmod(0o755)
         page = root / f"usr/share/man/man{section}/{name}.{section}"
         page.parent.mkdir(parents=True, exist_ok=True)

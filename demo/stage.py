@@ -211,6 +211,8 @@ class Stage:
                 if not chunk:
                     raise Difference("pedos-local up", "a machine that stays up", said)
                 said += chunk
+        if "not everything is up" in said:
+            raise Difference("pedos-local up", "everything up", said)
         show(self.short("\n".join(line for line in said.splitlines() if " is domain " in line)))
 
     def down(self) -> None:

@@ -10,14 +10,16 @@ from typing import Any
 
 import attr
 from pedos_protocol import connection, messages
+from pedos_protocol.fields import is_optional
 
 PAGE = Path(__file__).parents[1] / "docs" / "protocol.md"
 BEGIN = "<!-- made by tools/protocol_tables.py: do not edit below -->\n"
 
 
 def keys(message_class: type[Any]) -> str:
-    """The keys of a message, as they stand on the wire."""
-    return ", ".join(f"`{a.name}`" for a in attr.fields(message_class)) or "none"
+    """The keys of a message, as they stand on the wire; with `?` if they may be missing."""
+    fields = attr.fields(message_class)
+    return ", ".join(f"`{a.name}{'?' * is_optional(a)}`" for a in fields) or "none"
 
 
 def summary(message_class: type[Any]) -> str:

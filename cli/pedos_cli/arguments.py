@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 
+from pedos_protocol import VERSION
 from pedos_protocol.names import is_vm_name, parse_device_name, parse_vm_name
 
+from pedos_cli import output
 from pedos_cli.output import show
 
 TYPE_CHECKING = False
@@ -15,6 +17,13 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from pedos_protocol.names import DeviceName
+
+# argparse looks for a translation of each of its own words, in which ours then would not be; the
+# search, and the module `locale` for it, take longer than the parsing.
+setattr(argparse, "_", str)  # noqa: B010 - it is not in the stubs
+
+TELLING = ("--help", "--version", "--list-device-classes")
+"""Options that only tell something: what else the command line says or lacks does not matter."""
 
 LEVELS = 3
 """Places where the global options may stand: before the class, before the action, after it."""
@@ -69,6 +78,11 @@ class Parser(argparse.ArgumentParser):
         )
         self._intermixed = False
         self.add_argument("-h", "--help", action="help", help="show this help message and exit")
+        if level == 0:
+            self.add_argument(
+                "--version", action="version", version=f"{prog} {VERSION}",
+                help="show the version and exit",
+            )  # fmt: skip
         # Each place counts for itself: argparse lets an inner parser overwrite the outer's count.
         for short, long, what in (("-v", "--verbose", "increase"), ("-q", "--quiet", "decrease")):
             self.add_argument(
@@ -78,6 +92,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"{self.prog} --help")
+
+    def _print_message(self, message: str, _file: object = None) -> None:
+        # argparse's own takes no notice of an output that takes nothing. All that it prints here
+        # is what was asked for: what is wrong raises.
+        output.put_text(message)
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

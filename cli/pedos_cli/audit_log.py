@@ -2,7 +2,7 @@
 
 The service appends to NAME; when that is full it becomes NAME.1, the one before NAME.2, and so on.
 Everything here holds one block and one line in memory, however long the log is. A line that is no
-record (torn by a crash, or written by somebody else) is counted and passed over: a log that could
+record (torn by a crash, or written by another program) is counted and passed over: a log that could
 be silenced by one bad line would be no log.
 """
 
@@ -136,7 +136,7 @@ class Follower:
 
     def _read_on(self) -> Iterator[Record]:
         if os.fstat(self._descriptor).st_size < self._position:
-            # Emptied in place, by somebody else's way of rotating.
+            # Emptied in place, by another program that rotates it.
             self._position, self._rest = 0, b""
         while block := os.pread(self._descriptor, BLOCK_SIZE, self._position):
             self._position += len(block)
@@ -169,7 +169,7 @@ class Follower:
     def _oldest_newer(self, names: list[str]) -> int | None:
         """The first file that was written after ours, which is gone.
 
-        Somebody tidied up, or it was rotated away while this process was stopped.
+        It was deleted, or rotated away while this process was stopped.
         """
         written = os.fstat(self._descriptor).st_mtime_ns
         for name in names:

@@ -1,6 +1,6 @@
 """What records of the audit log say, for people: a row of a list, or sentences.
 
-A record is whatever stands in the file: every field may be missing or of another type than the
+A record is what the file has: every field may be missing or of another type than the
 service writes, so nothing here relies on one. What is shown is made harmless by `output`.
 """
 
@@ -77,13 +77,15 @@ def has_id(record: Record, request: str) -> bool:
 def row(record: Record) -> tuple[str, str, str, str, str, str]:
     """Return the cells of one line; see HEADER."""
     result, rest = _result(record)
-    what = " ".join(filter(None, (_subject(record), rest, _why(record), _others(record))))
-    who = record.get("caller") or record.get("source") or record.get("vm")
+    who = _text(record.get("caller") or record.get("source") or record.get("vm"))
+    subject = _subject(record)
+    subject = "" if subject == who else subject  # it stands beside it
+    what = " ".join(filter(None, (subject, rest, _why(record), _others(record))))
     return (
         local_time(record),
         _text(record.get("request")),
         _text(record.get("event")),
-        _text(who),
+        who,
         result,
         what,
     )
@@ -93,9 +95,16 @@ def sentences(record: Record) -> list[str]:
     """Return what happened, in words: one or more sentences."""
     event = record.get("event")
     known = _SENTENCES.get(event) if isinstance(event, str) else None
-    said = known(record) if known is not None else [f"{_text(event)}: {_subject(record)}".strip()]
+    said = known(record) if known is not None else [_plain(record)]
     others = _others(record)
     return [*said, f"({others})"] if others and event != "summed_up" else said
+
+
+def _plain(record: Record) -> str:
+    """An event that has no sentences of its own."""
+    result, rest = _result(record)
+    parts = (_subject(record), result if result != "-" else "", rest, _why(record))
+    return f"{_text(record.get('event'))}: {' '.join(filter(None, parts))}"
 
 
 def _text(value: object) -> str:
@@ -116,13 +125,13 @@ def _result(record: Record) -> tuple[str, str]:
 
 
 def _subject(record: Record) -> str:
-    """What it is about: `attach block sys-usb:sda -> work`, or a service and its target."""
+    """What it is about: `attach block sys-usb:sda -> work`, a service and its target, or a VM."""
     words = [_text(record[name]) for name in ("verb", "device_class", "device") if record.get(name)]
     if not words and record.get("service"):
         words = [f"{_text(record['service'])}{show(record.get('argument') or '', FIELD_MAX)}"]
     target = record.get("vm") or record.get("target")
-    if words and target:
-        words += ["->", _text(target)]
+    if target:
+        words += ["->", _text(target)] if words else [_text(target)]
     options = record.get("options")
     if isinstance(options, dict) and options:
         words.append(f"({show(options_text(options), FIELD_MAX)})")
@@ -222,10 +231,20 @@ def _ended(record: Record) -> list[str]:
     return [f"The attachment{_of(record)} ended{_took(record)}: {_text(record.get('reason'))}."]
 
 
-def _left_over(record: Record) -> list[str]:
+def _undone(record: Record) -> list[str]:
     return [
-        f"The attachment{_of(record)} should end ({_text(record.get('reason'))}), but the "
-        "toolstack does not take it away; it is tried again every minute."
+        f"What was begun{_of(record)} was undone{_took(record)}: {_text(record.get('reason'))}."
+    ]
+
+
+def _left_over(record: Record) -> list[str]:
+    holder = record.get("holder", "toolstack")
+    lacks = "the toolstack does not take it away"
+    if holder != "toolstack":
+        lacks = f"the agent of {_text(holder)} does not say that it has ended its part"
+    return [
+        f"The attachment{_of(record)} should end ({_text(record.get('reason'))}), but {lacks}; it "
+        "is tried again every minute."
     ]
 
 
@@ -248,9 +267,7 @@ def _disconnected(record: Record) -> list[str]:
 
 def _of(record: Record) -> str:
     subject = _subject(record)
-    if subject:
-        return f" of {subject}"
-    return f" of {_text(record['vm'])}" if record.get("vm") else ""
+    return f" of {subject}" if subject else ""
 
 
 def _took(record: Record) -> str:
@@ -267,6 +284,7 @@ _SENTENCES = {
     "start": _done,
     "shutdown": _done,
     "ended": _ended,
+    "undone": _undone,
     "left_over": _left_over,
     "summed_up": _summed_up,
     "disconnected": _disconnected,

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 from _socket import AF_UNIX, SO_SNDTIMEO, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
+from stat import S_ISSOCK
 from struct import pack
 from time import monotonic
 
 from pedos_protocol.connection import VERSIONS, Connection
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.events import (
-    DEADLINE_MS_MAX,
+    REFUSED,
     Answer,
     Closed,
     ErrorAnswer,
@@ -23,10 +24,12 @@ from pedos_protocol.events import (
     NeedData,
     Notice,
     Request,
+    refusal,
 )
 
 TYPE_CHECKING = False  # as typing's own, whose import would double the command line's start
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Any
 
@@ -41,6 +44,12 @@ SUN_PATH_MAX = 107
 #: Seconds that the service may take beyond a call's time-out to answer that the time is up.
 GRACE = 1.0
 
+#: Seconds after which a command says what it waits for: before, a person has not noticed yet.
+LONG = 1.0
+
+#: The notice with which the service says what an operation waits for.
+STEP = "operation.step"
+
 #: Seconds in which the service takes a new connection; one that is alive takes it at once.
 CONNECT_PATIENCE = 5
 
@@ -49,7 +58,7 @@ RECEIVE_SIZE = 65540
 
 
 class Unreachable(Exception):  # noqa: N818 - the name of a state of affairs, as KeyboardInterrupt
-    """Nobody answers at `path`; `why` is half a sentence. `lost`: somebody was there."""
+    """No service answers at `path`; `why` is half a sentence. `lost`: one was connected."""
 
     def __init__(self, path: str, why: str, *, lost: bool = False) -> None:
         super().__init__(f"{path}: {why}")
@@ -63,6 +72,7 @@ class Client:
 
     def __init__(self, sock: socket, path: str, program: str) -> None:
         self.path = path
+        self.closed = False
         self._socket = sock
         self._connection = Connection()
         self._last_id = 0
@@ -70,25 +80,46 @@ class Client:
         # Not sent yet: hello and the first request go out together.
         self._out = self._connection.send(Hello(VERSIONS, program))
 
-    def call(self, method: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
+    def call(
+        self,
+        method: str,
+        params: dict[str, Any],
+        timeout: float,
+        waiting: Callable[[dict[str, Any] | None, bool], None] | None = None,
+    ) -> dict[str, Any]:
         """Calls `method` and returns its result.
 
-        `timeout` is in seconds, at most 600. CallError if the answer is an error, or `timeout` if
+        `timeout` is in seconds, at most 1200. `waiting` is called at once with each step that the
+        service says it waits for, and, when there is no answer after LONG seconds, with the last
+        one, or None if it has said nothing; and each time with whether it takes so long.
+
+        CallError if the answer is an error, or `timeout` if
         there is none in time; Unreachable if the service goes away first; RemoteProtocolError if
         it speaks something else; LocalProtocolError if `params` cannot be sent.
         """
         self._last_id += 1
         call_id = self._last_id
-        deadline_ms = max(1, min(DEADLINE_MS_MAX, int(timeout * 1000)))
-        request = Request(call_id, method, params, deadline_ms)
+        request = Request(call_id, method, params, max(1, int(timeout * 1000)))
         self._out += self._connection.send(request)
-        deadline = monotonic() + timeout + GRACE
-        late = CallError("timeout", f"{method} was not answered within {timeout:g} s")
+        now = monotonic()
+        deadline = now + timeout + GRACE
+        silent_until = deadline if waiting is None else min(deadline, now + LONG)
+        step: dict[str, Any] | None = None
+        if not self._send(deadline):
+            self.close()
+            raise _late(method, timeout)
         while True:
-            event = self._next_event(deadline)
+            event = self._next_event(silent_until)
             if event is None:
-                raise late
-            if isinstance(event, Notice):
+                if silent_until == deadline or waiting is None:
+                    raise _late(method, timeout)
+                silent_until = deadline
+                waiting(step, True)
+            elif isinstance(event, Notice) and event.method == STEP:
+                step = event.params
+                if waiting is not None:
+                    waiting(step, silent_until == deadline)
+            elif isinstance(event, Notice):
                 self._notices.append(event)
             elif isinstance(event, Answer) and event.id == call_id:
                 return event.result
@@ -109,18 +140,32 @@ class Client:
                 self._notices.append(event)
         return self._notices.pop(0)
 
+    def _send(self, deadline: float | None) -> bool:
+        """Sends what is to be sent; False if the deadline passes first. Part of a frame may be on
+        its way then, so nothing else can be said on this connection."""
+        try:
+            self._wait_until(deadline)
+            self._socket.sendall(self._out)
+            self._out = b""
+        except TimeoutError:
+            return False
+        except OSError:
+            # The service hung up. What it said before, it may have said why, is read first.
+            self._out = b""
+        return True
+
     def _next_event(self, deadline: float | None) -> Event | None:
         """The next event; None if the deadline passes first."""
+        if self._out and not self._send(deadline):
+            self.close()
+            return None
         try:
-            if self._out:
-                self._wait_until(deadline)
-                self._socket.sendall(self._out)
-                self._out = b""
             while True:
                 event = self._connection.next_event()
                 if isinstance(event, Closed):
-                    why = "the service has closed the connection"
-                    raise Unreachable(self.path, why, lost=True)
+                    raise self._gone("the service has closed the connection")
+                if isinstance(event, Notice) and event.method == REFUSED:
+                    raise refusal(event.params)
                 if isinstance(event, Request):
                     raise RemoteProtocolError("the service made a request of a command")
                 if not isinstance(event, NeedData):
@@ -130,8 +175,11 @@ class Client:
         except TimeoutError:
             return None
         except OSError as error:
-            why = f"the connection broke ({error.strerror})"
-            raise Unreachable(self.path, why, lost=True) from error
+            raise self._gone(f"the connection broke ({error.strerror})") from error
+
+    def _gone(self, why: str) -> Unreachable:
+        # It says hello before it reads: without that, it did nothing of what was asked for.
+        return Unreachable(self.path, why, lost=self._connection.their_hello is not None)
 
     def _wait_until(self, deadline: float | None) -> None:
         if deadline is not None:
@@ -142,6 +190,7 @@ class Client:
 
     def close(self) -> None:
         """Hangs up; what the service still does for this client, it may give up."""
+        self.closed = True
         self._socket.close()
 
     def __enter__(self) -> Client:
@@ -154,6 +203,12 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _late(method: str, timeout: float) -> CallError:
+    from pedos_protocol.words import unanswered  # noqa: PLC0415  (only who waited needs it)
+
+    return CallError("timeout", unanswered(method, timeout))
 
 
 def _connect(sock: socket, path: str) -> None:
@@ -169,11 +224,19 @@ def _connect(sock: socket, path: str) -> None:
         os.close(descriptor)
 
 
+def _is_socket(path: str) -> bool:
+    try:
+        return S_ISSOCK(os.stat(path).st_mode)
+    except OSError:  # it has gone since: it was one, as far as is known
+        return True
+
+
 def open_socket(path: str | None = None) -> tuple[socket, str]:
     """A socket connected to the service at `path`, or where PEDOS_SOCKET says, or at the usual
     place; and that place.
 
-    Unreachable if nobody is there. For who speaks the protocol by itself; `connect` is for calls.
+    Unreachable if there is none. For programs that speak the protocol themselves; `connect` is for
+    calls.
     """
     if path is None:
         path = os.environ.get("PEDOS_SOCKET") or DEFAULT_SOCKET
@@ -187,7 +250,7 @@ def open_socket(path: str | None = None) -> tuple[socket, str]:
         if isinstance(error, FileNotFoundError):
             why = "there is no such socket"
         elif isinstance(error, ConnectionRefusedError):
-            why = "nobody listens there"
+            why = "nobody listens there" if _is_socket(path) else "it is no socket"
         elif isinstance(error, BlockingIOError):
             why = f"the service took no new connection within {CONNECT_PATIENCE} s"
         elif isinstance(error, OSError):

@@ -20,10 +20,10 @@ from pedos_protocol.names import (
     natural_key,
 )
 
-from pedos_cli import client
+from pedos_cli import client, place
 from pedos_cli.devices import list_devices
 from pedos_cli.policy_explain import VERBS as DEVICE_VERBS
-from pedos_cli.policy_files import ANY, DEFAULT_FOLDERS, NAME_CHARACTERS, NEW
+from pedos_cli.policy_files import ANY, NAME_CHARACTERS, NEW
 from pedos_cli.policy_files import names as policy_names
 from pedos_cli.run import DONE, take, take_maps
 
@@ -98,7 +98,7 @@ def complete(parser: argparse.ArgumentParser) -> int:
     separator = os.environ.get("_ARGCOMPLETE_IFS", os.environ.get("IFS", DEFAULT_SEPARATOR))
     try:  # noqa: SIM105  (contextlib takes 4 ms to import, a third of an empty Python)
         os.write(ANSWER_FD, separator.join(each[kept:] for each in found).encode())
-    except OSError:  # no descriptor 8: only the variable was set, and there is nobody to answer
+    except OSError:  # no descriptor 8: the variable alone was set, and no shell reads the answer
         pass
     return DONE
 
@@ -110,7 +110,7 @@ def candidates(parser: argparse.ArgumentParser, words: Iterable[str], prefix: st
         return sorted(name for name in position.options if name.startswith("--"))
     expected = position.expected()
     if isinstance(expected, argparse._SubParsersAction):
-        # Without the aliases: they save typing only when nobody has to ask for them.
+        # Without the aliases: they save typing only for those who know them already.
         return [each.dest for each in expected._choices_actions]
     if expected is not None and expected.choices is not None:
         return list(expected.choices)
@@ -136,7 +136,7 @@ def _vms(_: Position) -> list[str]:
 
 
 def _devices(position: Position) -> list[str]:
-    devices, _policy = list_devices(_ask, str(position.device_class))
+    devices, _missing, _answer = list_devices(_ask, str(position.device_class))
     if position.action == "detach":
         devices = [each for each in devices if position.vm in _users(each)]
     # Only proper names: a candidate becomes part of a command line.
@@ -158,7 +158,11 @@ def _services(_: Position) -> list[str]:
 
 def _policy_files(_: Position) -> list[str]:
     found: dict[str, None] = {}
-    for folder in (os.environ.get("PEDOS_POLICY_PATH") or DEFAULT_FOLDERS).split(":"):
+    try:
+        folders = place.policy_path().split(":")
+    except CallError:  # nobody knows where they are
+        return []
+    for folder in folders:
         try:
             # Only proper names, here too.
             proper = (name for name in policy_names(folder) if set(name) <= NAME_CHARACTERS)

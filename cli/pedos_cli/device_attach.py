@@ -56,17 +56,24 @@ def run(session: Session) -> int:
         "persistent": args.persistent,
     }
     try:
-        answer = session.call("device.attach", params, ATTACH_S)
+        answer = session.operate(
+            "device.attach",
+            params,
+            ATTACH_S,
+            f"the attach of {args.device} to {vm}",
+            f"{args.command} list {vm}",
+        )
     except CallError as error:
         status = session.fail(error, f"{args.command} explain {vm} {args.device}")
-        if error.code == "denied":  # perhaps by a rule that somebody has just tried to change
+        if error.code == "denied":  # perhaps by a rule that was just edited, with an error
             session.warn_of_policy()
         return status
     session.say(f"{args.device} {_outcome(answer, vm, args.persistent)}")
     _warn_of_other_options(session, answer, vm, asked)
     if session.verbosity > 0 and answer.get("request"):
         session.say(f"request: {answer['request']}")
-    session.warn_of_policy()
+    if answer.get("policy_ok") is False:
+        session.warn_of_policy()
     return DONE
 
 

@@ -48,10 +48,16 @@ def run(session: Session) -> int:
         "force": args.force,
     }
     try:
-        answer = session.call("device.detach", params, DETACH_S)
+        answer = session.operate(
+            "device.detach",
+            params,
+            DETACH_S,
+            f"the detach of {args.device or f'all {args.device_class} devices'} from {vm}",
+            f"{args.command} list {vm}",
+        )
     except CallError as error:
         status = session.fail(error, _explain(args.command, vm, args.device))
-        if error.code == "denied":  # perhaps by a rule that somebody has just tried to change
+        if error.code == "denied":  # perhaps by a rule that was just edited, with an error
             session.warn_of_policy()
         return status
     status = DONE
@@ -63,7 +69,8 @@ def run(session: Session) -> int:
         session.say(f"no {args.device_class} device is attached or assigned to {vm}")
     if session.verbosity > 0 and answer.get("request"):
         session.say(f"request: {answer['request']}")
-    session.warn_of_policy()
+    if answer.get("policy_ok") is False:
+        session.warn_of_policy()
     return status
 
 

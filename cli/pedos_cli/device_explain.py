@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pedos_cli import output
 from pedos_cli.arguments import target_and_device, vm_name
-from pedos_cli.run import DONE, rule_text, take, take_maps
+from pedos_cli.run import DONE, left_out, rule_text, take, take_maps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from pedos_cli.arguments import Parser
     from pedos_cli.run import Session
@@ -31,7 +31,7 @@ def add_arguments(parser: Parser) -> None:
         "--as", dest="source", metavar="VM", default="dom0",
         help="explain what VM's own users are told, and not dom0's (default: dom0)",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print JSON, with the whole trace")
+    parser.add_argument("--json", action="store_true", help="print JSON, with the trace")
     parser.set_defaults(verb=run)
 
 
@@ -57,9 +57,11 @@ def run(session: Session) -> int:
     else:
         who = "" if source == "dom0" else f" (asked by {source})"
         output.put(f"{take(answer, 'verdict', str)}: {args.asked} {args.device} -> {vm}{who}")
-        output.put(f"  rule: {rule_text(answer)}")
+        is_default = take(answer, "default", bool)  # that no rule matched says it all
+        needs_none = not is_default and answer.get("rule") is None
+        output.put(f"  rule: {'none is needed' if needs_none else rule_text(answer)}")
         reason = str(answer.get("reason") or "")
-        if reason and answer.get("rule") and not reason.endswith(f"says {answer['verdict']}"):
+        if reason and not is_default and not reason.endswith(f"says {answer['verdict']}"):
             output.put(f"  why:  {output.show(reason)}")  # more than what the rule says itself
         parameters = take(answer, "parameters", dict)
         if parameters:
@@ -67,8 +69,16 @@ def run(session: Session) -> int:
         if session.verbosity > 0:
             for step in take_maps(answer, "trace"):
                 output.put(f"  looked at: {_step(step)}")
+            for line in left_out_lines(answer):
+                output.put(f"  {line}")
     session.warn_of_policy()
     return DONE
+
+
+def left_out_lines(answer: Mapping[str, object]) -> Iterator[str]:
+    """Yield that rules were looked at which the answer could not hold, if there are such."""
+    if count := left_out(answer, "trace"):
+        yield f"looked at: {count} more, for which the answer has no room"
 
 
 def _step(step: Mapping[str, object]) -> str:

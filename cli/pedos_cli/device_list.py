@@ -7,11 +7,11 @@ from pedos_protocol.names import natural_key
 from pedos_cli import output
 from pedos_cli.arguments import UsageError, vm_names
 from pedos_cli.devices import device_name, list_devices
-from pedos_cli.run import DONE, take, take_maps
+from pedos_cli.run import DONE, left_out, take, take_maps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from pedos_cli.arguments import Parser
     from pedos_cli.run import Session
@@ -20,6 +20,10 @@ TIMEOUT_S = 10.0
 """Seconds for a list: the service answers from memory and never asks a VM."""
 
 HEADER = ("BACKEND:DEVID", "DESCRIPTION", "USED BY")
+DETAILED_HEADER = ("BACKEND:DEVID", "DESCRIPTION", "DETAILS", "USED BY")
+NOTHING = "-"
+"""What stands in a cell that would be empty: the one behind it could be taken for it."""
+
 SIZE_STEP = 1024
 
 
@@ -46,52 +50,99 @@ def run(session: Session) -> int:
         raise UsageError("--exclude requires --all")
     if args.vms and args.all:
         raise UsageError("--all already means every VM: give either --all or VM names")
-    devices, policy = list_devices(
+    devices, missing, answer = list_devices(
         lambda method, params: session.call(method, params, TIMEOUT_S),
         args.device_class,
         vm_names(args.vms) or None,
         vm_names(args.exclude),
     )
     if args.json:
-        output.put_json({"devices": devices, "policy": policy})
+        listed = {"devices": devices, "policy": answer.get("policy")}
+        if missing:
+            listed |= {"missing": missing, "missing_vms": answer.get("missing_vms")}
+        output.put_json(listed)
     elif devices:
-        output.table((_row(each, session.verbosity > 0) for each in devices), HEADER)
-    else:
+        if session.verbosity > 0:
+            output.table(map(_detailed_row, devices), DETAILED_HEADER)
+        else:
+            output.table(map(_row, devices), HEADER)
+    elif not missing:
         session.note(f"there are no {args.device_class} devices here")
-    if policy is not None:
+    for line in _missing_lines(missing, answer.get("missing_vms")):
+        session.note(line)
+    if (policy := answer.get("policy")) is not None:
         session.warn_of_policy(policy)
     return DONE
 
 
-def _row(device: Mapping[str, object], details: bool) -> tuple[str, str, str]:
-    description = str(device.get("description") or "")
+def _missing_lines(missing: list[dict[str, object]], vms: object) -> Iterator[str]:
+    """Return what the list leaves out, and why: one line for each VM that it says so of."""
+    for each in missing:
+        backend, count = output.show(take(each, "backend", str)), each.get("count")
+        device_class = output.show(take(each, "device_class", str))
+        reason = output.show(take(each, "reason", str))
+        if count is None:
+            yield f"{backend} may have {device_class} devices that are not listed: {reason}"
+        else:
+            yield f"{backend} has {count} {device_class} devices that are not listed: {reason}"
+    if isinstance(vms, int) and vms > len(missing):
+        yield f"{vms - len(missing)} more VMs have devices that are not listed"
+
+
+def _row(device: Mapping[str, object]) -> tuple[str, str, str]:
+    return device_name(device), _description(device), ", ".join(used_by(device))
+
+
+def _detailed_row(device: Mapping[str, object]) -> tuple[str, str, str, str]:
+    # In a column of their own: within the description a device could tell others of itself.
+    name, description, users = _row(device)
+    return name, description, _details(device) or NOTHING, users
+
+
+def _description(device: Mapping[str, object]) -> str:
+    """What the device says of itself; a word of ours in its place stands in parentheses."""
     if not device.get("present", True):
-        description = "(not present)"
-    elif details and (more := _details(device)):
-        description = f"{description} [{more}]".lstrip()
-    return device_name(device), description, ", ".join(used_by(device))
+        return "(not present)"
+    text = str(device.get("description") or "")
+    return f"\\x28{text[1:]}" if text.startswith("(") else text or NOTHING
 
 
 def used_by(device: Mapping[str, object]) -> list[str]:
     """Return who has the device, one text each: attached first, `*` marking who is assigned it."""
     attached = {take(each, "vm", str): each for each in take_maps(device, "attachments")}
     assigned = {take(each, "vm", str): each for each in take_maps(device, "assignments")}
+    use = None if attached else device.get("busy")
     users = [
         _user(f"*{vm}" if vm in assigned else vm, "attached", attached[vm])
         for vm in sorted(attached, key=natural_key)
     ]
     users += [
-        _user(f"*{vm}", "assigned", assigned[vm])
+        _user(f"*{vm}", _assigned(device, vm), assigned[vm])
         for vm in sorted(assigned.keys() - attached.keys(), key=natural_key)
     ]
-    if not attached and device.get("busy"):
-        users.append(f"{device.get('backend')} (in use: {device['busy']})")
+    if more := left_out(device, "assignments"):
+        users.append(f"{more} more (assigned, not listed)")
+    for mark, text in (("cannot look at it now", device.get("stale")), ("in use", use)):
+        if text:
+            users.append(f"{device.get('backend')} ({mark}: {_enclosed(str(text))})")
+            break
     return users
+
+
+def _assigned(device: Mapping[str, object], vm: str) -> str:
+    orphans = device.get("orphans")
+    is_orphan = isinstance(orphans, list) and vm in orphans
+    return "assigned to a VM that was removed" if is_orphan else "assigned"
 
 
 def _user(name: str, how: str, use: Mapping[str, object]) -> str:
     options = options_text(take(use, "options", dict))
     return f"{name} ({how}: {options})" if options else f"{name} ({how})"
+
+
+def _enclosed(text: str) -> str:
+    """A VM's text as it stands in parentheses of ours, which it cannot leave."""
+    return text.replace("(", "\\x28").replace(")", "\\x29")
 
 
 def options_text(options: Mapping[str, object]) -> str:

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 def list_devices(
     call: Call, device_class: str, vms: Sequence[str] | None = None, exclude: Sequence[str] = ()
-) -> tuple[list[dict[str, object]], object]:
-    """Return the devices in natural order, and the state of the policy (None in a VM).
+) -> tuple[list[dict[str, object]], list[dict[str, object]], dict[str, object]]:
+    """Return the devices in natural order, what is missing among them, and the last answer.
 
-    An answer holds some hundred devices and says whether there are more behind its last one.
+    An answer holds some hundred devices and says whether there are more behind its last one. What
+    is missing is devices that a VM has and does not report.
     """
     wanted = {"device_class": device_class, "vms": vms, "exclude": list(exclude)}
     devices: list[dict[str, object]] = []
@@ -30,7 +31,9 @@ def list_devices(
         if answer.get("more") is not True or not page:
             break
         after = device_name(page[-1])
-    return sorted(devices, key=lambda each: natural_key(device_name(each))), answer.get("policy")
+    devices.sort(key=lambda each: natural_key(device_name(each)))
+    missing = take_maps(answer, "missing") if "missing" in answer else []
+    return devices, missing, answer
 
 
 def device_name(device: Mapping[str, object]) -> str:

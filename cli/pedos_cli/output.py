@@ -1,12 +1,16 @@
-"""The only place that writes to the terminal: whatever is shown is made harmless here.
+"""The only place that writes to the terminal: all that is shown is made harmless here.
 
 Names, descriptions and error texts can come from a VM, and command lines from a script that read
-them somewhere. Printable ASCII is all that ever leaves this module: no control characters, no
-escape sequences, nothing that turns the direction of text.
+them somewhere. Printable ASCII, and the letters of other scripts where the output has them, is all
+that ever leaves this module: no control characters, no escape sequences, no mark that turns the
+direction of text or cannot be seen. And what comes from outside has no two
+blanks in a row, since two blanks part the columns of a table: a device's description that brings
+its own would fill the columns behind it.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -18,49 +22,112 @@ if TYPE_CHECKING:
 TEXT_MAX = 512
 """Characters of one text from outside that are shown: more would push the answer off the screen."""
 
+BLANK = "\\x20"
+"""How a blank is shown that could be taken for the space between two columns."""
+
+LEFT_TO_RIGHT = "\u200e"
+"""A mark of ours, which takes no column and turns the direction of text back."""
+
 LINE_MAX = 16384
 """Characters of one line: a device with every attachment that a list may carry still fits."""
 
 
 def show(text: object, limit: int = TEXT_MAX) -> str:
-    """Return `text` as printable ASCII, at most `limit` characters; the rest is escaped or cut.
+    """Return `text` from outside as printable ASCII and letters, at most `limit` characters; the
+    rest is escaped or cut, and a blank that is not alone between two words is escaped as well.
 
-    Showing twice changes nothing, so a caller need not know whether somebody did it before.
+    Showing twice changes nothing, so it does not matter whether it was done before.
     """
-    shown = str(text)
-    cut = len(shown) > limit
-    if cut:
-        shown = shown[:limit]
+    return escaped(_with_blanks_shown(str(text)[: limit + 1]), limit)
+
+
+def _with_blanks_shown(text: str) -> str:
+    text = text.replace("  ", f" {BLANK}")
+    if text[:1] == " ":
+        text = BLANK + text[1:]
+    return text[:-1] + BLANK if text[-1:] == " " else text
+
+
+def escaped(line: str, limit: int = LINE_MAX, encoding: str = "utf-8") -> str:
+    """Return a line of ours, whose blanks are meant, as printable ASCII and the letters that
+    `encoding` has, at most `limit` characters; what in it is from outside has been shown before."""
+    shown = line[: limit + 1]
     if not (shown.isascii() and shown.isprintable()):
-        shown = "".join(
-            char
-            if " " <= char <= "~"
-            else char.encode("unicode_escape").decode("ascii")  # \x1b, \u202e, \udc80
-            for char in shown
-        )
-        cut = cut or len(shown) > limit
-    return shown[: max(0, limit - 3)] + "..." if cut else shown
+        from pedos_protocol.names import escaped_text  # noqa: PLC0415  (few texts need it)
+
+        shown = _encodable(escaped_text(shown), encoding)
+    return shown if len(shown) <= limit else shown[: max(0, limit - 3)] + "..."
+
+
+def _encodable(text: str, encoding: str) -> str:
+    shown = text.encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        in_order(shown).encode(encoding)
+    except UnicodeEncodeError:  # its letters could not be kept in their place
+        return text.encode("ascii", "backslashreplace").decode("ascii")
+    return shown
 
 
 def put(line: str) -> None:
     """Write one line to standard output."""
-    _write(sys.stdout, show(line, LINE_MAX) + "\n")
+    put_text(_as_it_can_be(line, sys.stdout) + "\n")
+
+
+def put_text(text: str) -> None:
+    """Write text of ours to standard output as it is."""
+    _write(sys.stdout, text)
+
+
+def put_bytes(data: bytes) -> None:
+    """Write a file's content to standard output, for another program."""
+    _taker(sys.stdout).buffer.write(data)
 
 
 def complain(line: str) -> None:
     """Write one line to standard error; a standard error that is gone must not hide the status."""
     try:
-        _write(sys.stderr, show(line, LINE_MAX) + "\n")
+        _write(sys.stderr, _as_it_can_be(line, sys.stderr) + "\n")
     except OSError:
         return
 
 
+def _as_it_can_be(line: str, stream: TextIO | None) -> str:
+    return in_order(escaped(line, LINE_MAX, encoding_of(stream)))
+
+
+def encoding_of(stream: TextIO | None) -> str:
+    """Return the encoding of an output."""
+    return "ascii" if stream is None else stream.encoding or "ascii"
+
+
+def in_order(text: str) -> str:
+    """Keep what stands behind letters that are written from right to left behind them: a number
+    in the next column would otherwise be drawn before them; and what stands before them, too, if
+    they are the first letters of a line."""
+    if text.isascii():
+        return text
+    from unicodedata import bidirectional  # noqa: PLC0415
+
+    parts: list[str] = []
+    was_right_to_left = False
+    has_begun = False  # with a letter, which tells a terminal the direction of the line
+    for char in text:
+        kind = bidirectional(char)
+        is_right_to_left = kind in ("R", "AL", "NSM")
+        if (was_right_to_left and not is_right_to_left) or (kind in ("R", "AL") and not has_begun):
+            parts.append(LEFT_TO_RIGHT)
+        has_begun = has_begun or kind in ("L", "R", "AL")
+        parts.append(char)
+        was_right_to_left = kind in ("R", "AL") or (was_right_to_left and is_right_to_left)
+    return "".join(parts)
+
+
 def put_json(value: object) -> None:
     """Write `value` as JSON for programs and people: indented, and ASCII only."""
-    import json  # noqa: PLC0415  (only who asks for it pays for it)
+    import json  # noqa: PLC0415  (imported only where it is needed)
 
     text = json.dumps(value, indent=2, ensure_ascii=True)
-    _write(sys.stdout, text.replace("\x7f", "\\u007f") + "\n")
+    put_text(text.replace("\x7f", "\\u007f") + "\n")
 
 
 def table(rows: Iterable[Sequence[str]], header: Sequence[str]) -> None:
@@ -68,10 +135,31 @@ def table(rows: Iterable[Sequence[str]], header: Sequence[str]) -> None:
     lines = [tuple(show(cell, LINE_MAX) for cell in row) for row in rows]
     if on_terminal():
         lines.insert(0, tuple(header))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(map(columns, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        cells = (
+            cell + " " * (width - columns(cell)) for cell, width in zip(line, widths, strict=True)
+        )
         put("  ".join(cells).rstrip())
+
+
+def columns(cell: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    if cell.isascii():
+        return len(cell)
+    from unicodedata import category, east_asian_width  # noqa: PLC0415  (few texts need it)
+
+    return sum(
+        0 if category(char)[0] == "M" else 2 if east_asian_width(char) in "WF" else 1
+        for char in cell
+    )
+
+
+def columns_before(text: str, column: int) -> int:
+    """Return how many columns of standard output stand before the character at `column`, from 1, of
+    a text that is shown: a caret goes under it. A tab is one column wide where places are told."""
+    before = text[: column - 1].replace("\t", " ")
+    return columns(escaped(before, encoding=encoding_of(sys.stdout)))
 
 
 def on_terminal() -> bool:
@@ -86,7 +174,7 @@ def finish() -> None:
 
 
 def abandon() -> None:
-    """Send what is still buffered nowhere: nobody reads it any more, and exit must stay quiet."""
+    """Discard what is still buffered: it has no reader any more, and exit must stay quiet."""
     null = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 1)
@@ -95,6 +183,11 @@ def abandon() -> None:
 
 
 def _write(stream: TextIO | None, text: str) -> None:
+    _taker(stream).write(text)
+
+
+def _taker(stream: TextIO | None) -> TextIO:
     # Python makes the stream None when the program was started with it closed.
-    if stream is not None:
-        stream.write(text)
+    if stream is None:
+        raise OSError(errno.EBADF, "standard output is closed")
+    return stream

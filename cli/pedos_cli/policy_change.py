@@ -41,6 +41,14 @@ def _reads(files: Sequence[str], name: str) -> bool:
     return any(os.path.normpath(each) == os.path.normpath(name) for each in files)
 
 
+def _tell_doubts(session: Session, where: Sequence[str], name: str) -> None:
+    """Say what `check` says of the rules in the file that was written."""
+    for findings in policy_engine.lint(policy_engine.read(where).rules):
+        for each in findings:
+            if os.path.normpath(each.file) == os.path.normpath(name):
+                session.note(f"warning: {each}")
+
+
 def apply(
     session: Session, where: Sequence[str], name: str, data: bytes | None, expected: str
 ) -> dict[str, object]:
@@ -65,6 +73,8 @@ def apply(
         session.note("warning: the policy still has these errors, so nothing of it takes effect")
     if data is not None and not left and not is_read:
         session.note(f"warning: no file includes {name}: nothing in it was checked, or has effect")
+    if data is not None and not left:
+        _tell_doubts(session, where, name)
     counts = policy_files.find(where, name)
     if data is not None and counts is not None and counts != os.path.join(folder, name):
         session.note(f"warning: {counts} has the same name and counts instead")

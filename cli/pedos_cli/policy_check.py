@@ -7,12 +7,16 @@ from pedos_cli.run import DONE, FAILED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pedos_dom0.policy.model import PolicyError
+
     from pedos_cli.arguments import Parser
     from pedos_cli.run import Session
 
 DESCRIPTION = (
     "Check all policy files as the service would read them, and show every error with file, line "
-    "and column. Needs no running service. The exit status is 1 if there is an error."
+    "and column. Needs no running service. The exit status is 1 if there is an error. A user= that "
+    "no Linux user can have is one here, although the service takes such a file; a rule that can "
+    "never match, or is never reached, is told as a warning."
 )
 EXAMPLES = (
     ("qvm-policy check", "is anything wrong"),
@@ -34,24 +38,37 @@ def run(session: Session) -> int:
     """Print the errors; returns 1 if there are any."""
     args = session.args
     loaded = policy_engine.read(policy_files.folders(args), policy_engine.replaced(args))
+    # Of a file with errors the good rules alone are known: what they hide is not.
+    wrong, doubtful = ((), ()) if loaded.errors else policy_engine.lint(loaded.rules)
+    errors = (*loaded.errors, *wrong)
     if args.json:
         output.put_json(
             {
-                "ok": not loaded.errors,
+                "ok": not errors,
                 "rules": len(loaded.rules),
                 "files": list(loaded.files),
-                "errors": policy_engine.errors_json(loaded.errors),
+                "errors": policy_engine.errors_json(errors),
+                "warnings": policy_engine.errors_json(doubtful),
             }
         )
-    elif loaded.errors:
-        for line in policy_engine.error_lines(loaded.errors):
-            output.put(line)
-        count = len(loaded.errors)
-        output.put("1 error" if count == 1 else f"{count} errors")
-    else:
-        session.say(f"{_count(len(loaded.rules), 'rule')} of {_count(len(loaded.files), 'file')}, "
-                    "no errors")  # fmt: skip
-    return FAILED if loaded.errors else DONE
+        return FAILED if errors else DONE
+    for line in policy_engine.error_lines([*errors, *map(_as_warning, doubtful)]):
+        output.put(line)
+    counted = _count(len(errors), "error")
+    if doubtful:
+        counted += f", {_count(len(doubtful), 'warning')}"
+    if errors:
+        output.put(counted)
+        return FAILED
+    session.say(f"{_count(len(loaded.rules), 'rule')} of {_count(len(loaded.files), 'file')}, "
+                f"no errors{counted.removeprefix('0 errors')}")  # fmt: skip
+    return DONE
+
+
+def _as_warning(error: PolicyError) -> PolicyError:
+    return type(error)(
+        error.file, error.line, error.column, f"warning: {error.message}", error.help, error.text
+    )
 
 
 def _count(number: int, what: str) -> str:

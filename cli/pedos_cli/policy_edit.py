@@ -31,14 +31,14 @@ EDITOR_VARIABLES = ("VISUAL", "EDITOR")
 DIFF_CONTEXT = 3
 """Lines around each change, as diff -u has them."""
 
-AGAIN, WRITE, KEEP, DISCARD = "e", "y", "k", "d"
+AGAIN, WRITE, NO, KEEP, DISCARD = "e", "y", "n", "k", "d"
 
 DESCRIPTION = (
     "Edit a policy file of the administrator's folder, a new one too, in $VISUAL, $EDITOR "
     "(either may have arguments) or vi. "
     "Afterwards the whole policy is checked as it would be: with an error you may edit again, keep "
     "the draft or discard it, and the file stays as it was. Without one, the changes are shown and "
-    "are written when you say so, unless somebody else has changed the file meanwhile."
+    "are written when you say so, unless the file was changed meanwhile."
 )
 EXAMPLES = (
     ("qvm-policy edit 30-user.policy", "edit it, or make it"),
@@ -84,7 +84,7 @@ def expected(before: bytes | None) -> str:
 
 
 class Draft:
-    """The file that the editor gets, in a folder of its own that nobody else can look into."""
+    """The file that the editor gets, in a folder that other users cannot open."""
 
     def __init__(self, name: str, data: bytes) -> None:
         import tempfile  # noqa: PLC0415
@@ -155,8 +155,9 @@ class _Edit:
                 self._draft.close(keep=False)
                 self._finish("discarded", {"name": self._name, "changed": False})
                 return FAILED
-            if choice == KEEP:
+            if choice in (KEEP, NO):
                 self._draft.close(keep=True)
+                self._session.note(f"nothing is written: {self._name} is as it was")
                 _tell_draft(self._session, self._draft, expected(self._before))
                 self._finish(None, {"name": self._name, "changed": False, **self._kept()})
                 return FAILED
@@ -177,8 +178,8 @@ class _Edit:
         if self._session.args.yes:
             return WRITE
         return ask(
-            "write this? [y]es, [e]dit again, [k]eep the draft and leave, [d]iscard: ",
-            (WRITE, AGAIN, KEEP, DISCARD),
+            "write this? [y]es, [n]o, [e]dit again, [k]eep the draft and leave, [d]iscard: ",
+            (WRITE, NO, AGAIN, KEEP, DISCARD),
         )
 
     def _show_errors(self, broken: policy_engine.BrokenPolicyError) -> None:
@@ -190,7 +191,10 @@ class _Edit:
             output.complain(f"  none is in {self._name}: {hint}")
 
     def _ask_about_errors(self) -> str:
-        return ask("[e]dit again, [k]eep the draft and leave, [d]iscard: ", (AGAIN, KEEP, DISCARD))
+        # A no to what was not asked is one to writing, as it is where that is the question.
+        return ask(
+            "[e]dit again, [k]eep the draft and leave, [d]iscard: ", (AGAIN, NO, KEEP, DISCARD)
+        )
 
     def _write(self, data: bytes) -> int:
         result = policy_change.apply(
@@ -205,7 +209,8 @@ class _Edit:
 
     def _finish(self, said: str | None, result: dict[str, object]) -> None:
         if self._session.args.json:
-            output.put_json(result)
+            said = said or "the draft is kept"
+            self._session.did(f"{self._name}: {said}", lambda: output.put_json(result))
         elif said:
             self._session.say(f"{self._name}: {said}")
 
@@ -278,7 +283,7 @@ def _run_editor(argv: list[str], path: str) -> None:
 
 
 def ask(question: str, keys: tuple[str, ...]) -> str:
-    """Return the first letter of the answer; `k` when nobody is there to give one."""
+    """Return the first letter of the answer; `k` when standard input has ended."""
     _forget_typed()
     while True:
         if sys.stderr is not None:
@@ -288,9 +293,11 @@ def ask(question: str, keys: tuple[str, ...]) -> str:
         if not line:
             output.complain("")
             return KEEP
-        letter = line.strip().lower()[:1]
-        if letter in keys:
-            return letter
+        word = line.strip().lower()
+        if word[:1] in keys:
+            return word[:1]
+        if word:
+            output.complain(f"'{show(word, 64)}' is no answer: it is one of {', '.join(keys)}")
 
 
 def _forget_typed() -> None:

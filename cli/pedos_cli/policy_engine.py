@@ -10,7 +10,7 @@ import os
 
 from pedos_protocol.errors import CallError
 
-from pedos_cli import policy_files
+from pedos_cli import output, policy_files
 from pedos_cli.arguments import UsageError
 from pedos_cli.output import show
 from pedos_cli.run import inside_vm, take_maps
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pedos_dom0.policy.decision import Decision
-    from pedos_dom0.policy.model import PolicyError
+    from pedos_dom0.policy.model import PolicyError, Rule
     from pedos_dom0.policy.reading import Loaded
     from pedos_dom0.policy.system import System
 
@@ -95,6 +95,17 @@ def read(where: Sequence[str], instead: Mapping[str, bytes | None] | None = None
     return read_policy([Path(folder) for folder in where], replaced=instead)
 
 
+def lint(
+    rules: Sequence[Rule],
+) -> tuple[tuple[PolicyError, ...], tuple[PolicyError, ...]]:
+    """Return what `check` refuses although the service takes it, and what it warns of."""
+    try:
+        from pedos_dom0.policy import lint as linting  # noqa: PLC0415
+    except ImportError as error:
+        raise _missing(error) from error
+    return tuple(linting.errors(rules)), tuple(linting.warnings(rules))
+
+
 def read_good(
     args: argparse.Namespace,
     where: Sequence[str],
@@ -155,7 +166,7 @@ def error_lines(errors: Sequence[PolicyError]) -> Iterator[str]:
     """Yield the lines that show `errors` to people: place, line, caret, help."""
     for error in errors[:ERRORS_SHOWN]:
         # A tab is one column wide in an error, and the caret has to stand under its column.
-        rendered = error.render().replace("\t", " ")
+        rendered = error.render(output.columns_before).replace("\t", " ")
         if not error.line:  # it is about the file or folder itself
             rendered = rendered.replace(":0:0: ", ": ", 1)
         yield from rendered.splitlines()
@@ -253,16 +264,16 @@ def system_of(domains: Mapping[str, object]) -> System:
         raise CallError("failed", str(error)) from error
 
 
-def meaning(text: str) -> list[object] | None:
+def meaning(text: str, service: tuple[str, str] | None = None) -> list[object] | None:
     """Return what a policy file says, line by line, apart from how it is laid out.
 
-    None if it has an error.
+    None if it has an error. `service`: it is a file of an !include-service that says these two.
     """
     try:
         from pedos_dom0.policy.parser import Directive, parse  # noqa: PLC0415
     except ImportError as error:
         raise _missing(error) from error
-    parsed = parse("", text)
+    parsed = parse("", text, service=service)
     if parsed.errors:
         return None
     return [

@@ -6,7 +6,7 @@ import sys
 
 from pedos_protocol.errors import CallError
 
-from pedos_cli import policy_engine, policy_files
+from pedos_cli import output, policy_engine, policy_files
 from pedos_cli.output import show
 from pedos_cli.policy_replace import say_if_typed
 from pedos_cli.run import DONE, FAILED
@@ -93,9 +93,8 @@ def answer_lines(source: BinaryIO, decide: Decide) -> int:
             answer = {"error": str(error)}
         # ASCII only: no control character leaves json, and DEL is the one that ASCII has besides.
         text = json.dumps(answer, ensure_ascii=True).replace("\x7f", "\\u007f")
-        if sys.stdout is not None:
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()  # whoever writes one request and waits gets the answer
+        output.put_text(text + "\n")
+        output.finish()  # a caller that writes one request and waits gets its answer
     return status
 
 

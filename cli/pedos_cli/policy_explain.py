@@ -7,9 +7,10 @@ from pedos_protocol.names import is_vm_name, parse_device_class
 
 from pedos_cli import output, policy_engine, policy_files
 from pedos_cli.arguments import UsageError, device_name
+from pedos_cli.device_explain import left_out_lines
 from pedos_cli.devices import list_devices
 from pedos_cli.output import show
-from pedos_cli.run import DONE, inside_vm, rule_text, take, take_maps, vm_here
+from pedos_cli.run import DONE, inside_vm, left_out, rule_text, take, take_maps, vm_here
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ DESCRIPTION = (
     "Show what the policy says to a request that is written as in a rule, which rule decides, and "
     "with -v why each rule before did not match. The running service is asked, so it is the policy "
     "in force that answers, and of a device the part IDENTITY may be left out; with --policy-dir, "
-    "--with, --without or --system the files are read instead, and no service is needed. "
+    "--with, --without or --system the files are read instead, and no service is needed. The "
+    "service's answer has room for some hundred rules and counts the rest; of files all are shown. "
     "With --mine a user in a VM learns that VM's own verdict, and nothing else."
 )
 EXAMPLES = (
@@ -73,7 +75,7 @@ def add_arguments(parser: Parser) -> None:
     )
     policy_engine.add_trial_options(parser)
     policy_engine.add_system_option(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON, with the whole trace")
+    parser.add_argument("--json", action="store_true", help="print JSON, with the trace")
 
 
 def run(session: Session) -> int:
@@ -106,6 +108,8 @@ def run(session: Session) -> int:
     if session.verbosity > 0:
         for step in take_maps(answer, "trace"):
             output.put(f"  looked at: {rule_text(step)}  ({show(step.get('why'))})")
+        for line in left_out_lines(answer):
+            output.put(f"  {line}")
     for note in _notes(session, asked, names):
         session.note(note)
     if names is None:
@@ -127,12 +131,13 @@ def _notes(
         vms = _vms_of_service(session) if known is None else known
         if is_device and known is None and backend in vms:
             device_class = service.rpartition(".")[2]
-            devices, _ = list_devices(
+            devices, missing, _ = list_devices(
                 lambda method, params: session.call(method, params, TIMEOUT_S), device_class,
                 [backend],
             )  # fmt: skip
             if not any(device["device"] == port for device in devices):
-                yield f"note: {show(backend)} has no {device_class} device {show(port)} now"
+                verb = "reports, of all that it has," if missing else "has"
+                yield f"note: {show(backend)} {verb} no {device_class} device {show(port)} now"
     except (CallError, ProtocolError):
         return  # these are notes: the answer stands without them
     if is_device and backend not in vms:
@@ -169,7 +174,8 @@ def decision_lines(answer: Mapping[str, object]) -> Iterator[str]:
         names = (
             f"{show(name)} (the default)" if name == default else show(name) for name in candidates
         )
-        yield "to choose from: " + ", ".join(names)
+        more = left_out(answer, "candidates")
+        yield "to choose from: " + ", ".join([*names, *([f"{more} more"] if more else ())])
     given = [f"user={show(answer['user'])}"] if answer.get("user") else []
     given += [
         f"{name}={value}"

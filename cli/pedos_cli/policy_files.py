@@ -6,20 +6,21 @@ here knows the language: a check of the whole policy is handed in, and runs unde
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
 
 from pedos_protocol.errors import CallError
 
+from pedos_cli import place
 from pedos_cli.arguments import UsageError
 from pedos_cli.output import show
-from pedos_cli.run import inside_vm, vm_here
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from pedos_cli.arguments import Parser
 
@@ -27,11 +28,11 @@ SUFFIX = ".policy"
 FILE_MAX = 4 * 1024 * 1024
 """Bytes of a file that are read: as many as the service takes of one."""
 
-DEFAULT_FOLDERS = "/run/pedos/policy.d:/etc/pedos/policy.d"
 FOLDERS_MAX = 16
 """Policy folders of one command; the system has two."""
 
-LOCK_NAME = ".qvm-policy.lock"
+LOCK = ".lock"
+"""Of a policy folder: hidden, so that no loader looks into it."""
 LOCK_PATIENCE_S = 5.0
 """Seconds to wait for another writer, who holds the lock for as long as one check takes."""
 LOCK_PAUSE_S = 0.05
@@ -43,6 +44,7 @@ NEW, ANY = "new", "any"
 HASH = "sha256:"
 NAME_CHARACTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyz_.-")
 INCLUDED_CHARACTERS = NAME_CHARACTERS | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ+")
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -54,24 +56,20 @@ def add_folder_option(parser: Parser) -> None:
     """Add `--policy-dir`."""
     parser.add_argument(
         "--policy-dir", metavar="DIR", action="append", dest="folders",
-        help="a policy folder, instead of those that PEDOS_POLICY_PATH names; given several "
-        "times, the first has precedence and the last is the one that is written to",
+        help="a policy folder, instead of those that PEDOS_POLICY_PATH names, or of the system "
+        "of PEDOS_SOCKET; given several times, the first has precedence and the last is the one "
+        "that is written to",
     )  # fmt: skip
 
 
 def folders(args: argparse.Namespace) -> list[str]:
     """Return the policy folders, the first of which has precedence; UsageError if too many.
 
-    CallError in a VM, which has none, unless one is named.
+    CallError where no folder is named and none is known, as in a VM.
     """
     given: list[str] = list(args.folders or ())
     if not given:
-        path = os.environ.get("PEDOS_POLICY_PATH")
-        if not path and inside_vm():
-            message = f"only dom0 has the policy, and here is {show(vm_here())}"
-            raise CallError("failed", message, {"hint": "qvm-policy explain --mine --help"})
-        path = path or DEFAULT_FOLDERS
-        given = [part for part in path.split(":") if part]
+        given = [part for part in place.policy_path().split(":") if part]
     if len(given) > FOLDERS_MAX:
         raise UsageError(f"{len(given)} policy folders are given, and {FOLDERS_MAX} is the most")
     return given
@@ -101,7 +99,7 @@ def file_name(text: str) -> str:
 
 def digest(data: bytes) -> str:
     """Return `sha256:` and the hash of `data`: what `replace` and `remove` take."""
-    import hashlib  # noqa: PLC0415  (only who writes or asks for it pays for it)
+    import hashlib  # noqa: PLC0415  (imported only where it is needed)
 
     return HASH + hashlib.sha256(data).hexdigest()
 
@@ -228,8 +226,8 @@ def change(
 
     `expected` is what has to be there: a hash, `new` for nothing, or `any`. `check` raises when the
     policy as it would be is not to be written. All of it happens under the folder's lock, and in
-    one rename: whatever stops this, the file is the old or the new one. Raises CallError `busy` if
-    what is there is not what was expected, and `failed` if it cannot be written.
+    one rename: if this is interrupted, the file is the old or the new one. Raises CallError `busy`
+    if what is there is not what was expected, and `failed` if it cannot be written.
     """
     # Where a symbolic link leads is what is written: the link is the administrator's choice.
     path = os.path.realpath(os.path.join(folder, name))
@@ -263,14 +261,22 @@ def change(
 
 
 def _lock(folder: str) -> int:
-    """Return the descriptor that holds the lock; it goes with the descriptor, also after a kill."""
+    """Return the descriptor that holds the lock; it goes with the descriptor, also after a kill.
+
+    The lock is on a folder in it that is closed to others: to lock takes no more than the right to
+    read, and all may read the policy. Only users who may write there can delete that folder.
+    """
     import fcntl  # noqa: PLC0415
 
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    path = os.path.join(folder, LOCK)
     try:
-        fd = os.open(os.path.join(folder, LOCK_NAME), flags, 0o600)
+        fd = _open_lock(folder)
     except OSError as error:
         raise _failed(folder, "cannot be written to", error) from error
+    if os.fstat(fd).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        os.close(fd)
+        message = f"{path} is open to other users, who could lock it"
+        raise CallError("failed", message, {"hint": f"chmod 700 {path}"})
     until = time.monotonic() + LOCK_PATIENCE_S
     while True:
         try:
@@ -291,6 +297,26 @@ def _lock(folder: str) -> int:
             return fd
 
 
+def _open_lock(folder: str) -> int:
+    above = os.open(folder, _FOLDER)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(LOCK, 0o700, dir_fd=above)
+        fd = os.open(LOCK, _FOLDER | os.O_NOFOLLOW, dir_fd=above)
+        _leave_to_owner(fd, above)
+        return fd
+    finally:
+        os.close(above)
+
+
+def _leave_to_owner(fd: int, folder: int) -> None:
+    """What root makes in a folder of another user is that user's, who has to be able to go on."""
+    if os.geteuid() == 0 == os.fstat(fd).st_uid:
+        owner = os.fstat(folder)
+        if owner.st_uid != 0:
+            os.fchown(fd, owner.st_uid, owner.st_gid)
+
+
 def _compare(path: str, name: str, expected: str) -> None:
     current = read(path)
     if expected == ANY:
@@ -308,19 +334,32 @@ def _compare(path: str, name: str, expected: str) -> None:
 
 
 def _write(path: str, name: str, data: bytes, expected: str) -> None:
-    folder = os.path.dirname(path)
+    # All is done in the folder that this descriptor stands for. By its path it may be another one
+    # meanwhile: what root makes in its own folder would be left to the owner of the other.
+    folder = os.open(os.path.dirname(path), _FOLDER)
+    try:
+        _write_into(folder, path, name, data, expected)
+        os.fsync(folder)
+        step("folder synced")
+    finally:
+        os.close(folder)
+
+
+def _write_into(folder: int, path: str, name: str, data: bytes, expected: str) -> None:
+    base = os.path.basename(path)
     # Hidden, so that no loader takes it for a policy. Only who holds the lock makes one, so any
     # that is there already is what a killed predecessor left.
-    prefix = f".{os.path.basename(path)}.new-"
-    for left in _starting_with(folder, prefix):
-        os.unlink(os.path.join(folder, left))
-    temporary = os.path.join(folder, f"{prefix}{os.getpid()}")
+    prefix = f".{base}.new-"
+    for left in os.listdir(folder):
+        if left.startswith(prefix):
+            os.unlink(left, dir_fd=folder)
+    temporary = f"{prefix}{os.getpid()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        before = os.stat(path)
+        before = os.stat(base, dir_fd=folder)
     except FileNotFoundError:
         before = None
-    fd = os.open(temporary, flags, 0o600 if before else NEW_MODE)
+    fd = os.open(temporary, flags, 0o600 if before else NEW_MODE, dir_fd=folder)
     try:
         try:
             step("made")
@@ -329,6 +368,8 @@ def _write(path: str, name: str, data: bytes, expected: str) -> None:
             if before is not None:
                 _keep_owner(fd, before, name)
                 os.fchmod(fd, stat.S_IMODE(before.st_mode))
+            else:
+                _leave_to_owner(fd, folder)
             os.fsync(fd)
             step("synced")
         finally:
@@ -337,25 +378,21 @@ def _write(path: str, name: str, data: bytes, expected: str) -> None:
         step("compared")
         if expected == NEW:
             try:
-                os.link(temporary, path)  # refuses a name that somebody took just now
+                # Refuses a name that was taken just now.
+                os.link(temporary, base, src_dir_fd=folder, dst_dir_fd=folder)
             except FileExistsError:
                 message = f"{name} was made meanwhile by somebody else: nothing was changed"
                 raise CallError("busy", message, {"hint": f"qvm-policy get {name}"}) from None
-            os.unlink(temporary)
+            os.unlink(temporary, dir_fd=folder)
         else:
-            os.rename(temporary, path)
+            os.rename(temporary, base, src_dir_fd=folder, dst_dir_fd=folder)
         step("renamed")
     except BaseException:
         try:  # noqa: SIM105  (contextlib is slow to import)
-            os.unlink(temporary)
+            os.unlink(temporary, dir_fd=folder)
         except OSError:
             pass
         raise
-    _sync_folder(folder)
-
-
-def _starting_with(folder: str, prefix: str) -> Iterator[str]:
-    return (each for each in os.listdir(folder) if each.startswith(prefix))
 
 
 def _write_all(fd: int, data: bytes) -> None:
@@ -379,7 +416,7 @@ def _keep_owner(fd: int, before: os.stat_result, name: str) -> None:
 
 
 def _sync_folder(folder: str) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(folder, _FOLDER)
     try:
         os.fsync(fd)
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from pedos_protocol.errors import CallError
 
@@ -13,12 +12,18 @@ from pedos_cli.run import DONE, FAILED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pedos_cli.arguments import Parser
     from pedos_cli.run import Session
 
 COLUMNS = 5
+SERVICE_COLUMNS = 3
+"""Of a rule's line in a file of `!include-service`, which has said the first two."""
+
+ANY_SERVICE = (("*", "*"), ("device.*.*", "*"))
+"""What an `!include-service` may have said of a file that none includes yet."""
+
 GAP = "  "
 BLANKS = " \t"
 
@@ -29,11 +34,13 @@ DESCRIPTION = (
     "Align the columns of policy files. Rules that stand together, that is without a blank line "
     "between them, are aligned with each other. Comments, blank lines and the order of all lines "
     "stay as they are, and so does the meaning: the result is read again and compared before it is "
-    "written. Without NAME, all files of the administrator's folder are done."
+    "written. Without NAME, all files of the administrator's folder are done. A file that another "
+    "includes is named by its path in the folder; one of !include-service has three columns."
 )
 EXAMPLES = (
     ("qvm-policy fmt", "every file of the administrator's folder"),
     ("qvm-policy fmt 30-user.policy", "one of them"),
+    ("qvm-policy fmt include/common", "a file that others include"),
     ("qvm-policy fmt --check", "only tell which would be changed; the exit status is then 1"),
     ("qvm-policy fmt -", "as a filter"),
 )
@@ -61,7 +68,9 @@ def run(session: Session) -> int:
         names = list(dict.fromkeys(map(policy_files.file_name, args.names)))
     else:
         names = [name for name in policy_files.names(folder) if _is_proper(name)]
+    services = _services(where) if args.names else {}
     results: list[dict[str, object]] = []
+    aligned_names: list[str] = []
     status = DONE
     for name in names:
         data = policy_files.read(os.path.join(folder, name))
@@ -69,7 +78,7 @@ def run(session: Session) -> int:
             missing = CallError("not_found", f"there is no {name} in {folder}")
             status = session.fail(missing)
             continue
-        aligned = aligned_bytes(name, data)
+        aligned = aligned_bytes(name, data, services.get(os.path.normpath(name)))
         changed = aligned != data
         results.append({"name": name, "changed": changed})
         if changed and args.check:
@@ -83,9 +92,13 @@ def run(session: Session) -> int:
             except policy_engine.BrokenPolicyError as broken:
                 return refused(session, name, broken)
             results[-1] = result
+            aligned_names.append(name)
             if not args.json:
                 policy_live.put_result(session, f"{name} aligned", result)
-    if args.json:
+    if args.json and aligned_names:
+        said = f"{', '.join(aligned_names)} aligned"
+        session.did(said, lambda: output.put_json({"files": results}))
+    elif args.json:
         output.put_json({"files": results})
     return status
 
@@ -101,33 +114,45 @@ def _filter(session: Session) -> int:
         return FAILED if aligned != data else DONE
     if session.args.json:
         output.put_json({"changed": aligned != data, "content": aligned.decode("utf-8")})
-    elif sys.stdout is not None:
-        sys.stdout.buffer.write(aligned)
+    else:
+        output.put_bytes(aligned)
     return DONE
 
 
-def aligned_bytes(name: str, data: bytes) -> bytes:
+def _services(where: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """The service and argument of each file that an !include-service includes."""
+    loaded = policy_engine.read(where)
+    return {os.path.normpath(name): each for name, each in loaded.services.items()}
+
+
+def aligned_bytes(name: str, data: bytes, service: tuple[str, str] | None = None) -> bytes:
     """Return the file with its columns aligned; raise CallError if its meaning would change.
 
-    That it would is a bug, or a file that is no text; either way it is left as it is.
+    That it would is a bug, or a file that is no text; either way it is left as it is. `service` is
+    what an !include-service says of it; of a file that none includes, its lines tell.
     """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         message = f"{name} is not UTF-8 text"
         raise CallError("failed", message, {"hint": "qvm-policy check"}) from None
-    result = align(text)
-    meaning = policy_engine.meaning(text)
+    kinds = (None, *ANY_SERVICE) if service is None else (service,)
+    kind, meaning = kinds[0], None
+    for kind in kinds:
+        meaning = policy_engine.meaning(text, kind)
+        if meaning is not None:
+            break
     if meaning is None:
         message = f"{name} has an error, and is left as it is"
         raise CallError("failed", message, {"hint": "qvm-policy check"})
-    if policy_engine.meaning(result) != meaning:
+    result = align(text, COLUMNS if kind is None else SERVICE_COLUMNS)
+    if policy_engine.meaning(result, kind) != meaning:
         raise CallError("failed", f"{name} cannot be aligned without a change of its meaning")
     return result.encode("utf-8")
 
 
-def align(text: str) -> str:
-    """Return `text` with the columns of its rules aligned; as many lines as before.
+def align(text: str, columns: int = COLUMNS) -> str:
+    """Return `text` with the `columns` of its rules aligned; as many lines as before.
 
     Doing it twice changes nothing more.
     """
@@ -139,26 +164,26 @@ def align(text: str) -> str:
     for line in lines:
         bare = line.rstrip(BLANKS + "\r")
         if bare == "" and block:
-            result += _aligned_block(block)
+            result += _aligned_block(block, columns)
             block = []
         if bare == "":
             result.append("")
         else:
             block.append(bare)
-    return "\n".join([*result, *_aligned_block(block)])
+    return "\n".join([*result, *_aligned_block(block, columns)])
 
 
-def _aligned_block(lines: list[str]) -> Iterator[str]:
+def _aligned_block(lines: list[str], columns: int) -> Iterator[str]:
     """Yield the lines of one block; only the rules among them say how wide the columns are."""
     rows = [_fields(line) for line in lines]
-    rules = [row for row in rows if row and len(row) >= COLUMNS and not row[0].startswith("!")]
-    widths = [max(len(row[at]) for row in rules) for at in range(COLUMNS)] if rules else []
+    rules = [row for row in rows if row and len(row) >= columns and not row[0].startswith("!")]
+    widths = [max(len(row[at]) for row in rules) for at in range(columns)] if rules else []
     if rules and max(len(_row(row, widths)) for row in rules) > RULE_MAX:
-        widths = [0] * COLUMNS
+        widths = [0] * columns
     for line, row in zip(lines, rows, strict=True):
         if row is None:
             yield line
-        elif len(row) < COLUMNS or row[0].startswith("!"):
+        elif len(row) < columns or row[0].startswith("!"):
             yield " ".join(row)
         else:
             yield _row(row, widths)
@@ -167,10 +192,8 @@ def _aligned_block(lines: list[str]) -> Iterator[str]:
 def _row(row: list[str], widths: list[int]) -> str:
     if not any(widths):
         return " ".join(row)
-    columns = [word.ljust(width) for word, width in zip(row, widths, strict=False)]
-    return GAP.join([*columns[: COLUMNS - 1], " ".join([columns[-1], *row[COLUMNS:]])]).rstrip(
-        BLANKS
-    )
+    cells = [word.ljust(width) for word, width in zip(row, widths, strict=False)]
+    return GAP.join([*cells[:-1], " ".join([cells[-1], *row[len(widths) :]])]).rstrip(BLANKS)
 
 
 def _fields(line: str) -> list[str] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from pedos_protocol.errors import CallError
 
@@ -53,7 +52,7 @@ def run(session: Session) -> int:
             raise UsageError("--sha256 is of one file: which one is not said")
         return _list(where, as_json=args.json)
     name = policy_files.file_name(args.name)
-    # The hash is for who wants to write, and only the last folder is written to.
+    # The hash is for a later write, and only the last folder is written to.
     path = os.path.join(where[-1], name) if args.sha256 else policy_files.find(where, name)
     data = None if path is None else policy_files.read(path)
     if path is None or data is None:
@@ -74,8 +73,8 @@ def run(session: Session) -> int:
     elif output.on_terminal():
         for line in data.decode("utf-8", "backslashreplace").split("\n"):
             output.put(line.replace("\t", "    "))
-    elif sys.stdout is not None:
-        sys.stdout.buffer.write(data)
+    else:
+        output.put_bytes(data)
     return DONE
 
 

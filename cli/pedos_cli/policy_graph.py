@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Edges = dict[tuple[str, str, str], list[str]]
 
 DECISIONS_MAX = 1_000_000
-"""Requests that are tried: some ten seconds. Nobody can look at a graph of more."""
+"""Requests that are tried: some ten seconds. A larger graph could not be read."""
 
 LABELS_MAX = 12
 """Lines on one edge; what is beyond is counted."""

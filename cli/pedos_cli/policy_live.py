@@ -66,7 +66,7 @@ def outcome(
     """Return whether the service took a change: `{"taken": True | False | None, "why": TEXT}`.
 
     `before` is its status before the change, None if there was no service. None as the answer
-    means that it is not known, or that there is nobody to take it.
+    means that it is not known, or that no service runs that could take it.
     """
     if before is None:
         return {"taken": None, "why": "no service is running: it is read when one starts"}
@@ -107,7 +107,7 @@ def tell(session: Session, result: Mapping[str, object]) -> None:
 def put_result(session: Session, said: str, result: dict[str, object]) -> None:
     """Print what a change came to, for people or as JSON; `result["service"]` is the outcome."""
     if session.args.json:
-        output.put_json(result)
+        session.did(said, lambda: output.put_json(result))
         return
     session.say(said)
     service = result.get("service")

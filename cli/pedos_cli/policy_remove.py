@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Remove a policy file of the administrator's folder. The policy is checked as a whole without "
-    "it first. What is removed has to be said, so that nobody's change is lost: the hash of the "
+    "it first. What is removed has to be said, so that no other change is lost: the hash of the "
     "file as you know it, or 'any'."
 )
 EXAMPLES = (
     ("qvm-policy remove 30-user.policy any", "whatever stands in it"),
     (
         'qvm-policy remove 30-user.policy "$(qvm-policy get 30-user.policy --sha256)"',
-        "only if nobody changes it meanwhile",
+        "only if it is not changed meanwhile",
     ),
 )
 

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 DESCRIPTION = (
     "Put a file in the place of a policy file, in one step: whatever happens, the old or the new "
     "one is there. The policy is checked as a whole first, and nothing is written if it would be "
-    "broken. What is replaced has to be said, so that nobody's change is lost: the hash of the "
+    "broken. What is replaced has to be said, so that no other change is lost: the hash of the "
     "file as you know it, 'new' for a file that must not be there yet, or 'any'."
 )
 EXAMPLES = (
     ("qvm-policy replace 30-user.policy new rules.txt", "a new file, from rules.txt"),
     (
         'qvm-policy replace 30-user.policy "$(qvm-policy get 30-user.policy --sha256)" rules.txt',
-        "only if nobody changes it meanwhile",
+        "only if it is not changed meanwhile",
     ),
     ("qvm-policy replace 30-user.policy any rules.txt", "whatever is there now"),
 )

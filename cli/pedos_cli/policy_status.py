@@ -1,10 +1,11 @@
-"""`qvm-policy status`: which policy is in force, since when, and what a newer one lacks."""
+"""`qvm-policy status`: which policy is in force, since when, and what a newer one lacks; and what
+else the service has to say of itself."""
 
 from __future__ import annotations
 
 from pedos_cli import output
-from pedos_cli.output import show
-from pedos_cli.run import DONE, take, take_maps
+from pedos_cli.output import TEXT_MAX, show
+from pedos_cli.run import DONE, left_out, take, take_maps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ TIMEOUT_S = 10.0
 
 DESCRIPTION = (
     "Show which policy is in force in the running service, since when, and the errors of a newer "
-    "one that was not taken. The exit status tells only whether the question was answered."
+    "one that was not taken; and whether the service can write down what it does. The exit status "
+    "tells only whether the question was answered."
 )
 EXAMPLES = (
     ("qvm-policy status", "for people"),
@@ -33,9 +35,12 @@ def add_arguments(parser: Parser) -> None:
 
 def run(session: Session) -> int:
     """Print what the service says about its policy."""
-    policy = take(session.call("service.status", {}, TIMEOUT_S), "policy", dict)
+    status = session.call("service.status", {}, TIMEOUT_S)
+    policy, troubles = take(status, "policy", dict), status.get("troubles")
+    if not isinstance(troubles, list):
+        troubles = []
     if session.args.json:
-        output.put_json(policy)
+        output.put_json({**policy, "troubles": troubles} if troubles else policy)
         return DONE
     loaded_at = policy.get("loaded_at")
     rules = take(policy, "rules", int)
@@ -48,13 +53,20 @@ def run(session: Session) -> int:
         output.put(f"policy: in force since {loaded_at}, {counted}")
     folders = policy.get("folders")
     if isinstance(folders, list) and folders:
-        output.put("  read from: " + " ".join(map(show, folders)))
+        more = left_out(policy, "folders")
+        output.put(
+            "  read from: " + " ".join(map(show, folders)) + (f" and {more} more" if more else "")
+        )
     errors = take_maps(policy, "errors")
     if errors:
         output.put("a newer policy was not taken, because of:")
     for error in errors:
         for line in _error_lines(error):
             output.put(f"  {line}")
+    if more := left_out(policy, "errors"):
+        output.put(f"  and {more} more")
+    for trouble in troubles:
+        output.put(f"trouble: {show(trouble)}")
     return DONE
 
 
@@ -64,9 +76,9 @@ def _error_lines(error: Mapping[str, object]) -> Iterator[str]:
     yield f"{where}: {show(error.get('message'))}"
     text, column = error.get("text"), error.get("column")
     if text and isinstance(column, int):
-        shown = show(str(text).replace("\t", " "))
-        yield f"    {shown}"
-        if 0 < column <= len(shown) + 1:
-            yield "    " + " " * (column - 1) + "^"
+        text = str(text).replace("\t", " ")[:TEXT_MAX]
+        yield f"    {text}"
+        if 0 < column <= len(text) + 1:
+            yield "    " + " " * output.columns_before(text, column) + "^"
     if error.get("help"):
         yield f"  help: {show(error['help'])}"

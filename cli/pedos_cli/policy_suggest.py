@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 
 from pedos_protocol.errors import CallError
+from pedos_protocol.kinds import open_part
 
-from pedos_cli import output, policy_engine, policy_files
+from pedos_cli import output, place, policy_engine, policy_files
 from pedos_cli.output import show
 from pedos_cli.run import DONE, inside_vm, vm_here
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     Asked = tuple[str, str, str, str]
 
-DEFAULT_AUDIT = "/var/lib/pedos/audit.jsonl"
 DEFAULT_FILE = "30-user.policy"
 
 DISTINCT_MAX = 1000
@@ -67,7 +67,7 @@ def add_arguments(parser: Parser) -> None:
     """Add what `suggest` takes."""
     parser.add_argument(
         "--audit", metavar="FILE",
-        help=f"the audit log (default: what PEDOS_AUDIT names, or {DEFAULT_AUDIT})",
+        help="the audit log (default: the one that qvm-audit reads)",
     )  # fmt: skip
     parser.add_argument(
         "--into", metavar="NAME", default=DEFAULT_FILE,
@@ -117,7 +117,7 @@ class Found:
         self.beyond = 0
 
     def add(self, asked: Asked, record: Mapping[str, object], *, by_person: bool = False) -> None:
-        """Take one more denial: by a rule, or of somebody who was asked."""
+        """Take one more denial: by a rule, or by the user who was asked."""
         if asked not in self.denied and len(self.denied) >= DISTINCT_MAX:
             self.beyond += 1
             return
@@ -179,12 +179,21 @@ def _asked(record: Mapping[str, object]) -> Asked | None:
     return service, argument, source, target
 
 
+def _sure(device_class: str, argument: str) -> str:
+    """Return the selector that is sure to match the device: without IDENTITY where that says
+    nothing, as it is empty or has not all its parts."""
+    place, _, rest = argument.partition(":")
+    port, _, identity = rest.partition(":")
+    unknown = open_part(device_class, identity)
+    says_nothing = not identity or (unknown is not None and unknown.fill is None)
+    return f"{place}:{port}" if port and says_nothing else argument
+
+
 def rule_for(asked: Asked, action: str) -> str:
     """Return the narrowest rule that matches the request."""
     service, argument, source, target = asked
     if service.startswith("device."):
-        # A device without an identity: the part has to be left out, as it cannot be empty.
-        argument = argument.removesuffix(":")
+        argument = _sure(service.rpartition(".")[2], argument)
     if action == "allow" and target in ("", "@default"):
         action = "allow target=VM"  # the one thing that a log cannot know
     return f"{service}  {argument}  {source}  {target or '@default'}  {action}"
@@ -314,7 +323,7 @@ def _denials(count: int) -> str:
 def _found(session: Session) -> tuple[Found, int]:
     from pedos_cli import audit_log  # noqa: PLC0415  (json comes with it)
 
-    path = session.args.audit or os.environ.get("PEDOS_AUDIT") or DEFAULT_AUDIT
+    path = session.args.audit or place.audit_file()
     unread = audit_log.Unread()
     try:
         found = read_log(audit_log.records(path, unread=unread), session.args.vm)

@@ -150,6 +150,8 @@ def _no_tests(session: Session, errors: Sequence[Mapping[str, object]]) -> int:
         return USAGE
     for error in errors[:ERRORS_MAX]:
         output.complain(f"{error['file']}:{error['line']}: {error['message']}")
+    if len(errors) > ERRORS_MAX:
+        output.complain(f"and {len(errors) - ERRORS_MAX} more errors")
     message = "these are no tests, so none was run"
     session.fail(CallError("usage", message, {"hint": "qvm-policy test --help"}))
     return USAGE

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
         @property
         def width(self) -> int: ...
+        @property
+        def encoding(self) -> str: ...
         def line(self, text: str) -> None: ...
         def prompt(self, text: str) -> None: ...
         def bell(self) -> None: ...
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 
 ARMING_S = 0.5
-"""Seconds: longer than the gap between two keys of somebody who types on without looking, or
+"""Seconds: longer than the gap between two keys of a user who types on without looking, or
 between two pieces of a paste, and shorter than it takes to read a question."""
 
 ARMING_AFTER_WITHDRAWAL_S = 2.0
@@ -107,7 +109,7 @@ class Desk:
         self._go_on(now)
 
     def withdraw_all(self, reason: str) -> None:
-        """Take away every question: there is nobody left to answer to."""
+        """Take away every question: the service that asked them has gone."""
         for question in list(self._questions):
             self._take_away(question, reason)
 
@@ -134,7 +136,7 @@ class Desk:
             self.leaving = ENDED_BY_INTERRUPT
 
     def resume(self, now: float) -> None:
-        """Show the question again: the screen was somebody else's meanwhile."""
+        """Show the question again: another program had the screen meanwhile."""
         self._is_shown = False
         self._go_on(now)
 
@@ -166,7 +168,7 @@ class Desk:
         if self._is_shown or not self._questions or self.leaving is not None:
             return
         question = self._questions[0]
-        for line in lines(question, self._screen.width):
+        for line in lines(question, self._screen.width, self._screen.encoding):
             self._screen.line(line)
         self._screen.bell()
         self._is_shown = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from pedos_protocol.connection import VERSIONS, Connection
 from pedos_protocol.events import NEED_DATA, Answer, Closed, ErrorAnswer, Hello, Request
 
@@ -24,15 +26,20 @@ class Link:
     """A connection over which both sides call. Unreachable or RemoteProtocolError end it."""
 
     def __init__(self, path: str | None = None) -> None:
-        """Connect and ask to be registered; the answer comes as an event. Unreachable: nobody is
-        there."""
+        """Connect and ask to be registered; the answer comes as an event. Unreachable if no service
+        listens."""
         self._socket, self.path = client.open_socket(path)
         self._connection = Connection()
         self._socket.settimeout(SEND_S)
         try:
             hello = self._connection.send(Hello(VERSIONS, "qvm-prompt"))
             request = Request(_REGISTER_ID, "prompter.register", {}, int(REGISTER_S * 1000))
-            self._write(hello + self._connection.send(request))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                # Should it hang up at once, what it said before is read.
+                self._socket.sendall(hello + self._connection.send(request))
+        except OSError as error:
+            self._socket.close()
+            raise self._broken(error) from error
         except BaseException:
             self._socket.close()
             raise
@@ -67,7 +74,7 @@ class Link:
         self._write(self._connection.send(ErrorAnswer(call_id, code, message, {})))
 
     def close(self) -> None:
-        """Hang up: the service asks somebody else what is still open."""
+        """Hang up: the service puts open questions to another prompter."""
         self._socket.close()
 
     def _write(self, data: bytes) -> None:

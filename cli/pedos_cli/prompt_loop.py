@@ -6,7 +6,7 @@ import select
 import time
 
 from pedos_protocol.errors import CallError, RemoteProtocolError
-from pedos_protocol.events import Answer, ErrorAnswer, Notice, Request
+from pedos_protocol.events import REFUSED, Answer, ErrorAnswer, Notice, Request, refusal
 
 from pedos_cli.client import Unreachable
 from pedos_cli.prompt_desk import Desk, Full
@@ -153,6 +153,11 @@ class Loop:
             self._ask(event, now)
         elif isinstance(event, Request):
             self._link.refuse(event.id, "unknown_method", "a prompter knows prompt.ask alone")
+        elif isinstance(event, Notice) and event.method == REFUSED:
+            error = refusal(event.params)
+            if self._was_registered:
+                raise Unreachable(self._link.path, error.message)  # there may be room again soon
+            raise error
         elif isinstance(event, Notice) and event.method == "prompt.cancel":
             request, reason = event.params.get("request"), event.params.get("reason")
             if isinstance(request, str):

@@ -12,7 +12,7 @@ from pedos_protocol.names import (
 )
 
 from pedos_cli.device_list import size_text
-from pedos_cli.output import show
+from pedos_cli.output import TEXT_MAX, escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -144,15 +144,16 @@ def _take(untrusted_params: Mapping[str, object], key: str, kind: type[T]) -> T:
     return value
 
 
-def lines(question: Question, width: int) -> list[str]:
-    """Return what the screen shows of a question, each line at most `width` columns (40 if less).
+def lines(question: Question, width: int, encoding: str) -> list[str]:
+    """Return what a screen of this encoding shows of a question, each line at most `width` columns
+    (40 if less).
 
     What a device says of itself stands behind its label on every line that it takes: nothing that
-    it can say begins a line of the screen and looks like a choice.
+    it can say begins a line of the screen and looks like a choice. (So its blanks may stay.)
     """
     width = max(width, WIDTH_MIN)
     said = ["-" * min(width - 1, RULE_MAX)]
-    said += _wrapped(f"{question.source} asks to {doing(question)}", "", "    ", width)
+    said += _wrapped(f"{question.source} asks to {doing(question)}", "", "    ", width, encoding)
     fields = [
         ("device", question.device),
         ("identity", question.identity or "(none)"),
@@ -165,12 +166,13 @@ def lines(question: Question, width: int) -> list[str]:
     for label, text in fields:
         if text:
             start = f"  {label}".ljust(LABEL_WIDTH)
-            said += _wrapped(text, start, " " * (LABEL_WIDTH - 2) + "| ", width)
+            said += _wrapped(text, start, " " * (LABEL_WIDTH - 2) + "| ", width, encoding)
     said.append(_heading(question))
     digits = len(str(len(question.candidates)))
     for number, vm in enumerate(question.candidates, 1):
         marked = "   <- default: Enter alone" if vm == question.default else ""
-        said += _wrapped(f"{vm}{marked}", f"  {number:{digits}}  ", " " * (digits + 4), width)
+        start = f"  {number:{digits}}  "
+        said += _wrapped(f"{vm}{marked}", start, " " * len(start), width, encoding)
     said.append(f"  {'n':>{digits}}  none: deny it")
     return said
 
@@ -202,11 +204,23 @@ def _access(question: Question) -> str:
     return "read and write" if writes else ""
 
 
-def _wrapped(text: str, start: str, further: str, width: int) -> list[str]:
-    """`text` in lines of less than `width` columns, as a terminal that wraps does it by itself."""
-    text = show(text)
-    first, rest = text[: width - 1 - len(start)], text[width - 1 - len(start) :]
-    said = [start + first]
-    room = width - 1 - len(further)
-    said += [further + rest[at : at + room] for at in range(0, len(rest), room)]
+def _wrapped(text: str, start: str, further: str, width: int, encoding: str) -> list[str]:
+    """`text` in lines of less than `width` columns, as a terminal that wraps does it by itself.
+
+    It is escaped before, as an escape takes more room than the letter.
+    """
+    said = [start]
+    left = width - 1 - len(start)
+    for char in escaped(text, TEXT_MAX, encoding):
+        left -= _columns_at_most(char)
+        if left < 0:
+            said.append(further)
+            left = width - 1 - len(further) - _columns_at_most(char)
+        said[-1] += char
     return said
+
+
+def _columns_at_most(char: str) -> int:
+    """How many columns a terminal may take for it: many letters are wide in some terminals only,
+    not every one puts an accent upon its letter, and a mark of direction may stand beside it."""
+    return 1 if char.isascii() else 2

@@ -2,7 +2,8 @@
 
 Keys are read one by one and echoed by this program, not by the kernel: what is typed before it
 counts must not stand on the screen as if it did, and Ctrl-C has to arrive in its place among the
-other keys. Only printable ASCII is written, and the control characters that this module adds.
+other keys. Only printable ASCII, the letters that the terminal has, and the control characters that
+this module adds are written.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import signal
 import termios
 
-from pedos_cli.output import LINE_MAX, show
+from pedos_cli.output import escaped, in_order
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ _IFLAG, _LFLAG, _CC = 0, 3, 6  # places in what tcgetattr returns
 class Terminal:
     """Takes over a terminal between `with` and its end, whatever happens between."""
 
-    def __init__(self, input_fd: int, output_fd: int) -> None:
+    def __init__(self, input_fd: int, output_fd: int, encoding: str) -> None:
         """OSError or termios.error later, if these are no terminal."""
+        self.encoding = encoding
         self._input = input_fd
         self._output = output_fd
         self._before: list[int | list[bytes | int]] | None = None
@@ -104,14 +106,15 @@ class Terminal:
     def line(self, text: str) -> None:
         """Write a line, made harmless; a prompt that stands there stays above it."""
         self._end_prompt()
-        self._write(show(text, LINE_MAX) + "\n")
+        self._write(in_order(escaped(text, encoding=self.encoding)) + "\n")
 
     def prompt(self, text: str) -> None:
         """Write the last line of the screen anew, made harmless and cut to the terminal's width.
 
-        With a carriage return and blanks, which every terminal knows.
+        With a carriage return and blanks, which every terminal knows; in ASCII, of which a
+        character is a column.
         """
-        text = show(text, max(1, self.width - 1))
+        text = escaped(text, max(1, self.width - 1), "ascii")
         blanks = " " * max(0, len(self._prompt) - len(text))
         self._write("\r" + text + blanks + "\b" * len(blanks))
         self._prompt = text
@@ -126,7 +129,7 @@ class Terminal:
             self._write("\n")
 
     def _write(self, text: str) -> None:
-        data = text.encode("ascii")
+        data = text.encode(self.encoding)
         while data:
             data = data[os.write(self._output, data) :]
 

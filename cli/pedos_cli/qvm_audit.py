@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from pedos_protocol.errors import CallError
 
-from pedos_cli import output
-from pedos_cli.arguments import Parser, UsageError, examples, vm_name
+from pedos_cli import output, place
+from pedos_cli.arguments import TELLING, Parser, UsageError, examples, vm_name
 from pedos_cli.output import show
-from pedos_cli.run import DONE, inside_vm, run, vm_here
+from pedos_cli.run import DONE, run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
 
 PROG = "qvm-audit"
 ACTIONS = ("list", "tail", "show")
-
-DEFAULT_FILE = "/var/lib/pedos/audit.jsonl"
-"""Where dom0's service writes, if PEDOS_AUDIT does not say otherwise."""
 
 REQUEST_LENGTH = 12
 """Characters of a request's id, as the service makes them."""
@@ -121,7 +117,8 @@ def _add_filters(parser: Parser) -> None:
 def _add_common(parser: Parser) -> None:
     parser.add_argument(
         "--file", metavar="FILE",
-        help=f"the log (default: $PEDOS_AUDIT, or {DEFAULT_FILE})",
+        help="the log (default: $PEDOS_AUDIT, or that of the system of $PEDOS_SOCKET, or "
+        f"{place.DEFAULT_AUDIT})",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON, with every field")
 
@@ -140,7 +137,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         )
     if at is not None:
         words.insert(0, words.pop(at))
-    elif not {"-h", "--help"} & set(words):
+    elif not {"-h", *TELLING} & set(words):
         words.insert(0, "list")
     return build_parser().parse_args(words)
 
@@ -222,7 +219,7 @@ def show_request(session: Session) -> int:
         raise CallError(
             "not_found",
             f"no record of the request {request} in {path}",
-            {"hint": f"{PROG} --vm VM  (what a VM repeats is counted, not written one by one)"},
+            {"hint": f"{PROG} --vm VM (what a VM repeats is counted, not written one by one)"},
         )
     if session.args.json:
         output.put_json({"request": request, "records": found})
@@ -261,7 +258,7 @@ class _Printer:
             self._put_rows(rows)
 
     def _put_json(self, record: Record) -> None:
-        import json  # noqa: PLC0415  (only who asks for it pays for it)
+        import json  # noqa: PLC0415  (imported only where it is needed)
 
         text = json.dumps(record, ensure_ascii=True).replace("\x7f", "\\u007f")
         if len(text) > output.LINE_MAX:  # ours fit; this one grew when it was escaped
@@ -304,7 +301,7 @@ def _chunks(rows: Iterator[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:
 
 
 def _path(args: argparse.Namespace) -> str:
-    path: str = args.file or os.environ.get("PEDOS_AUDIT") or DEFAULT_FILE
+    path: str = args.file or place.audit_file()
     return path
 
 
@@ -370,13 +367,10 @@ def _guarded(path: str, records: Iterator[Record]) -> Iterator[Record]:
 def _refuse(path: str, error: OSError) -> NoReturn:
     """Raise what is wrong with the log, in words."""
     if isinstance(error, FileNotFoundError):
-        if inside_vm() and path == DEFAULT_FILE:
-            message = f"only dom0 has the audit log, and here is {show(vm_here())}"
-            raise CallError("failed", message) from None
         raise CallError(
             "not_found",
             f"there is no audit log {path}",
-            {"hint": f"{PROG} --file FILE, in dom0  (in local mode: DIR/state/audit.jsonl)"},
+            {"hint": f"{PROG} --file FILE, in dom0 (in local mode: DIR/state/audit.jsonl)"},
         ) from None
     why = (error.strerror or type(error).__name__).lower()
     hint = {"hint": "as root, or as the user that the service runs as"}

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
+from itertools import takewhile
 
 from pedos_protocol.names import DEVICE_CLASSES
 
-from pedos_cli import device_attach, device_detach, device_explain, device_list
-from pedos_cli.arguments import Parser, UsageError, examples
+from pedos_cli import output
+from pedos_cli.arguments import TELLING, Parser, UsageError, examples
 from pedos_cli.output import show
-from pedos_cli.run import run
+from pedos_cli.run import DONE, run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Sequence
+    from types import ModuleType
+
+    from pedos_cli.run import Session
 
 ACTIONS = {
     "list": ("ls", "l"),
@@ -26,11 +30,16 @@ ACTIONS = {
 
 IMPLIED_ACTION = "list"
 
-MODULES = {
-    "list": (device_list, "list devices and who uses them"),
-    "attach": (device_attach, "attach a device to a VM"),
-    "detach": (device_detach, "detach one device, or all of the class, from a VM"),
-    "explain": (device_explain, "show what the policy says, and which rule says it"),
+FLAGS = ("--all", "--json", "-p", "--persistent", "--ro", "--force")
+"""Options of the actions that take no value: the action may stand behind them."""
+
+TELL_CLASSES = "--list-device-classes"
+
+SUMMARIES = {
+    "list": "list devices and who uses them",
+    "attach": "attach a device to a VM",
+    "detach": "detach one device, or all of the class, from a VM",
+    "explain": "show what the policy says, and which rule says it",
 }
 
 EXAMPLE_DEVICES = {
@@ -69,6 +78,10 @@ def build_parser(
             "device_class", metavar="DEVICE_CLASS", choices=DEVICE_CLASSES,
             help="one of: " + ", ".join(DEVICE_CLASSES),
         )  # fmt: skip
+        parser.add_argument(
+            TELL_CLASSES, action="store_true",
+            help="show the device classes, one a line or as --json, and exit",
+        )  # fmt: skip
     else:
         parser.set_defaults(device_class=device_class)
     parser.set_defaults(command=command)
@@ -76,7 +89,8 @@ def build_parser(
         title="actions", metavar="ACTION", dest="action", required=True, prog=inner
     )
     for action in (only,) if only else ACTIONS:
-        module, summary = MODULES[action]
+        module = _module(action)
+        summary = SUMMARIES[action]
         leaf = actions.add_parser(
             action,
             aliases=ACTIONS[action],
@@ -92,6 +106,9 @@ def build_parser(
 
 def parse(argv: Sequence[str], device_class: str | None = None) -> argparse.Namespace:
     """Return the checked arguments; raises UsageError, or SystemExit after showing help."""
+    told = next((word for word in argv if word in TELLING or _asks_for_help(word)), None)
+    if told == TELL_CLASSES and device_class is None:  # whatever else is said or not
+        return argparse.Namespace(verb=_tell_classes, json="--json" in argv)
     words, shown_class, action = complete_words(argv, device_class)
     return build_parser(device_class, shown_class, action).parse_args(words)
 
@@ -108,13 +125,17 @@ def complete_words(
     words = list(argv)
     found = device_class
     for place, word in enumerate(words):
-        if word == "--help" or (_is_global(word) and "h" in word):
+        if word in TELLING or _asks_for_help(word):
             return words, found, None
         if word.startswith("-") and (found is None or _is_global(word)):
             continue
         if found is None:
             found = _known_class(word)
-        elif word.startswith("-"):  # an option of the implied action
+        elif word.startswith("-"):
+            flags = list(takewhile(lambda each: each in FLAGS or _is_global(each), words[place:]))
+            rest = words[place + len(flags) :]
+            if rest and (action := _action(rest[0])) is not None:
+                return [*words[:place], action, *flags, *rest[1:]], found, action
             return [*words[:place], IMPLIED_ACTION, *words[place:]], found, IMPLIED_ACTION
         else:
             return words, found, _known_action(word, prog if device_class else f"{prog} {found}")
@@ -142,15 +163,51 @@ def _known_class(word: str) -> str:
     )
 
 
+def _asks_for_help(word: str) -> bool:
+    return _is_global(word) and "h" in word
+
+
+def _tell_classes(session: Session) -> int:
+    if session.args.json:
+        output.put_json({"device_classes": list(DEVICE_CLASSES)})
+    else:
+        for device_class in DEVICE_CLASSES:
+            output.put(device_class)
+    return DONE
+
+
+def _action(word: str) -> str | None:
+    names = ((action, (action, *aliases)) for action, aliases in ACTIONS.items())
+    return next((action for action, known in names if word in known), None)
+
+
 def _known_action(word: str, command: str) -> str:
-    for action, aliases in ACTIONS.items():
-        if word == action or word in aliases:
-            return action
+    if (action := _action(word)) is not None:
+        return action
     raise UsageError(
         f"'{show(word, 64)}' is no action: the actions are {', '.join(ACTIONS)}; "
         "to list the devices of a VM, name the action list",
         f"{command} list {show(word, 64)}",
     )
+
+
+def _module(action: str) -> ModuleType:
+    """The one that has the action; the others are not read, which saves time."""
+    if action == "list":
+        from pedos_cli import device_list  # noqa: PLC0415
+
+        return device_list
+    if action == "attach":
+        from pedos_cli import device_attach  # noqa: PLC0415
+
+        return device_attach
+    if action == "detach":
+        from pedos_cli import device_detach  # noqa: PLC0415
+
+        return device_detach
+    from pedos_cli import device_explain  # noqa: PLC0415
+
+    return device_explain
 
 
 def _sentence(summary: str) -> str:

@@ -18,7 +18,7 @@ from pedos_cli import (
     policy_suggest,
     policy_trial,
 )
-from pedos_cli.arguments import Parser, UsageError, examples
+from pedos_cli.arguments import TELLING, Parser, UsageError, examples
 from pedos_cli.output import show
 from pedos_cli.run import run
 
@@ -39,8 +39,8 @@ MODULES = {
     "eval": (policy_eval, "answer many requests: JSON lines in, JSON lines out"),
     "edit": (policy_edit, "edit a policy file, and write it only if the policy is good with it"),
     "get": (policy_get, "list the policy files, or print one"),
-    "replace": (policy_replace, "replace or make a policy file, unless somebody else changed it"),
-    "remove": (policy_remove, "remove a policy file, unless somebody else changed it"),
+    "replace": (policy_replace, "replace or make a policy file, unless it was changed meanwhile"),
+    "remove": (policy_remove, "remove a policy file, unless it was changed meanwhile"),
     "test": (policy_trial, "run the unit tests of a policy"),
     "fmt": (policy_fmt, "align the columns of policy files"),
     "graph": (policy_graph, "draw who may do what, for Graphviz"),
@@ -91,7 +91,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     word = next((word for word in argv if not word.startswith("-")), None)
     if word is not None and word in MODULES:
         return build_parser(word).parse_args(argv)
-    if {"-h", "--help"} & set(argv):
+    if {"-h", *TELLING} & set(argv):
         return build_parser().parse_args(argv)
     known = ", ".join(MODULES)
     if word is None:

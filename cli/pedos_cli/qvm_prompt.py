@@ -6,6 +6,7 @@ import os
 import sys
 
 from pedos_cli.arguments import Parser, UsageError, examples
+from pedos_cli.output import encoding_of
 from pedos_cli.run import run
 
 TYPE_CHECKING = False
@@ -48,7 +49,7 @@ def serve(session: Session) -> int:
     link = Link()
     try:
         # Signals outside: one that comes while the terminal is put back must not end the program.
-        with Signals() as signals, Terminal(0, 1) as terminal:
+        with Signals() as signals, Terminal(0, 1, encoding_of(sys.stdout)) as terminal:
             once, quiet = session.args.once, session.verbosity < 0
             loop = Loop(terminal, link, Link, signals=signals, once=once, quiet=quiet)
             try:
@@ -64,14 +65,14 @@ def _require_terminal() -> None:
         if not os.isatty(descriptor):
             raise UsageError(
                 f"{name} is not a terminal, and a person has to answer here",
-                f"{PROG}  (in a terminal, without a pipe or redirection)",
+                f"{PROG} (in a terminal, without a pipe or redirection)",
             )
     try:
         is_in_front = os.tcgetpgrp(0) == os.getpgrp()
     except OSError:
         return  # not the terminal of this session: there are no jobs to be in front of
     if not is_in_front:
-        raise UsageError("this runs in the background, where nobody can answer", PROG)
+        raise UsageError("this runs in the background, where no answer can be typed", PROG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,7 +23,8 @@ def build_parser() -> Parser:
     """Return the parser of `qvm-shutdown`."""
     parser = Parser(
         prog=PROG,
-        description="Shut VMs down. Returns when they are down.",
+        description="Shut VMs down. Returns when they are down. A VM that lends what another one "
+        "uses is not shut down.",
         epilog=examples(
             (f"{PROG} work", "ask work to shut down"),
             (f"{PROG} --force work", "without waiting for it to write back"),
@@ -31,7 +32,9 @@ def build_parser() -> Parser:
     )
     parser.add_argument("vms", metavar="VM", nargs="+", help="the VMs to shut down, in this order")
     parser.add_argument(
-        "--force", action="store_true", help="do not ask: end the VM, whatever it is doing"
+        "--force",
+        action="store_true",
+        help="do not ask: end the VM, even if it does not shut down or what it lends is in use",
     )
     parser.add_argument(
         "--wait", action="store_true", help="accepted for habit's sake: it always waits"
@@ -45,7 +48,13 @@ def shut_down(session: Session) -> int:
     status = DONE
     for vm in vm_names(session.args.vms):
         try:
-            session.call("vm.shutdown", {"vm": vm, "force": session.args.force}, SHUTDOWN_S)
+            session.operate(
+                "vm.shutdown",
+                {"vm": vm, "force": session.args.force},
+                SHUTDOWN_S,
+                f"the shutdown of {vm}",
+                f"qvm-ls {vm}",
+            )
         except CallError as error:
             failed = session.fail(error)
             status = status or failed

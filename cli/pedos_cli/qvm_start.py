@@ -37,7 +37,9 @@ def start(session: Session) -> int:
     status = DONE
     for vm in vm_names(session.args.vms):
         try:
-            answer = session.call("vm.start", {"vm": vm}, START_S)
+            answer = session.operate(
+                "vm.start", {"vm": vm}, START_S, f"the start of {vm}", f"qvm-ls {vm}"
+            )
         except CallError as error:
             failed = session.fail(error)
             status = status or failed

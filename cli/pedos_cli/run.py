@@ -33,7 +33,7 @@ USAGE = EXIT_STATUS["usage"]
 NOT_FOUND = EXIT_STATUS["not_found"]
 UNREACHABLE = EXIT_STATUS["unavailable"]
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
-PIPE_CLOSED = 141  # 128 + SIGPIPE: nobody reads the output any more
+PIPE_CLOSED = 141  # 128 + SIGPIPE: the output has no reader any more
 
 DEBUG = 2
 """Verbosity (-v -v) from which an internal error shows its traceback."""
@@ -54,25 +54,63 @@ XENFEAT_DOM0 = 1 << 11
 class Session:
     """One run of one program: its arguments, its connection, and how much it says."""
 
-    def __init__(self, prog: str, args: argparse.Namespace) -> None:
+    args: argparse.Namespace  # once they are parsed
+
+    def __init__(self, prog: str) -> None:
         self.prog = prog
+        self.verbosity = 0
+        self.done: list[str] = []
+        self.unwritten: OSError | None = None
+        self._client: client.Client | None = None
+
+    def take_arguments(self, args: argparse.Namespace) -> None:
+        """Take what the command line says."""
         self.args = args
         self.verbosity = verbosity(args)
-        self._client: client.Client | None = None
 
     def call(self, method: str, params: dict[str, object], timeout: float) -> dict[str, object]:
         """Ask the service and return its answer; `timeout` in seconds.
 
         Raises CallError for an error answer and client.Unreachable when there is no service.
         """
-        if self._client is None:
+        return self._connected().call(method, params, timeout)
+
+    def operate(
+        self, method: str, params: dict[str, object], timeout: float, what: str, look: str
+    ) -> dict[str, object]:
+        """As `call`, for what changes something and may take long: `what` is in progress, and
+        goes on when this is interrupted; `look` is the command that tells how it ended."""
+        from pedos_cli.waiting import Wait  # noqa: PLC0415  (only who changes something waits)
+
+        connected = self._connected()
+        with Wait(self.note, what, look) as wait:
+            return connected.call(method, params, timeout, wait.told)
+
+    def _connected(self) -> client.Client:
+        if self._client is None or self._client.closed:
             self._client = _client().connect()
-        return self._client.call(method, params, timeout)
+        return self._client
 
     def say(self, line: str) -> None:
-        """Tell that something was done; silent with -q."""
+        """Tell that something was done; silent with -q. That it cannot be told must neither stop
+        what is to be done next nor look like a failure of what was: `tell_unwritten`."""
         if self.verbosity >= 0:
-            put(line)
+            self.did(line, lambda: put(line))
+
+    def did(self, line: str, write: Callable[[], None]) -> None:
+        """Note that what `line` says was done, and `write` it in another form, such as JSON."""
+        self.done.append(line)
+        try:
+            write()
+        except OSError as error:
+            self.unwritten = error
+
+    def tell_unwritten(self, error: OSError) -> None:
+        """Say on standard error what was done and standard output did not take."""
+        why = error.strerror or type(error).__name__
+        complain(f"{self.prog}: standard output takes nothing ({why}), but this is done:")
+        for line in self.done:
+            complain(f"  {line.strip()}")
 
     def note(self, line: str) -> None:
         """Tell something beside the answer, on standard error; silent with -q."""
@@ -126,6 +164,12 @@ def take_maps(answer: Mapping[str, object], key: str) -> list[dict[str, object]]
     return values
 
 
+def left_out(answer: Mapping[str, object], name: str) -> int:
+    """Return how many of its list `name` the answer has no room for."""
+    count = answer.get(f"{name}_left_out")
+    return count if isinstance(count, int) else 0
+
+
 def inside_vm() -> bool:
     """Say whether this is known to run in a VM and not in dom0 (only texts depend on it)."""
     named = os.environ.get("PEDOS_VM")  # local mode
@@ -151,11 +195,11 @@ def error_lines(prog: str, error: CallError, see: str | None, *, verbose: bool) 
 
     `see` is the command that explains a denial; dom0 is told the rule, a VM only the request.
     """
-    if error.code == "unknown_method" and inside_vm():
-        return [f"{prog}: failed: only dom0 may ask for this, and here is {show(vm_here())}"]
     data = error.data
+    # A method is the protocol's word, and it is the message that says what is not served here.
+    word = "failed" if error.code == "unknown_method" else error.code.replace("_", " ")
     known_rule = error.code == "denied" and "rule" in data
-    lines = [f"{prog}: {error.code.replace('_', ' ')}: {show(error.message, MESSAGE_MAX)}"]
+    lines = [f"{prog}: {word}: {show(error.message, MESSAGE_MAX)}"]
     if known_rule:
         lines.append(f"  rule: {rule_text(data)}")
         if see:
@@ -182,10 +226,13 @@ def policy_warning(status: object) -> str | None:
     errors = [each for each in status.get("errors") or [] if isinstance(each, dict)]
     if errors:
         first = errors[0]
-        line = f":{show(first['line'])}" if first.get("line") else ""
-        where = f"policy file {show(first.get('file'))}{line} has an error"
-        if len(errors) > 1:
-            where += f" (and {len(errors) - 1} more)"
+        file = show(first.get("file"))  # of the policy, or of the facts about VMs; or a folder
+        if first.get("line"):
+            where = f"{file}:{show(first['line'])} has an error"
+        else:
+            where = f"{file}: {show(first.get('message'))}"
+        if more := len(errors) - 1 + left_out(status, "errors"):
+            where += f" (and {more} more)"
     else:
         where = "the policy could not be read"
     loaded_at = status.get("loaded_at")
@@ -234,22 +281,27 @@ def run(
     if parse is None:
         parse = build_parser().parse_args
     argv = sys.argv[1:] if argv is None else argv
+    session = Session(prog)
     status = FAILED
     try:
         try:
-            status = _run_verb(prog, parse, argv)
+            status = _run_verb(session, parse, argv)
         except SystemExit as leaving:  # argparse after --help
             status = leaving.code if isinstance(leaving.code, int) else DONE
+        if session.unwritten is not None:
+            raise session.unwritten
         output.finish()
-    except KeyboardInterrupt:
-        status = INTERRUPTED
-    except BrokenPipeError:
-        output.abandon()
-        status = PIPE_CLOSED
+    except KeyboardInterrupt as told:
+        status = getattr(told, "status", INTERRUPTED)
     except OSError as error:
         output.abandon()
-        status = FAILED  # what was done is done, but its report is lost
-        complain(f"{prog}: failed: {error.strerror or type(error).__name__}")
+        if session.done:
+            session.tell_unwritten(error)  # and the status stays that of what was done
+        elif isinstance(error, BrokenPipeError):
+            status = PIPE_CLOSED
+        else:
+            status = FAILED
+            complain(f"{prog}: failed: {error.strerror or type(error).__name__}")
     except Exception as error:
         if _asks_for_traceback(argv):
             import traceback  # noqa: PLC0415
@@ -262,21 +314,20 @@ def run(
 
 
 def _run_verb(
-    prog: str, parse: Callable[[Sequence[str]], argparse.Namespace], argv: Sequence[str]
+    session: Session, parse: Callable[[Sequence[str]], argparse.Namespace], argv: Sequence[str]
 ) -> int:
-    session: Session | None = None
+    prog = session.prog
     try:
-        args = parse(argv)
-        session = Session(prog, args)
-        verb: Callable[[Session], int] = args.verb
+        session.take_arguments(parse(argv))
+        verb: Callable[[Session], int] = session.args.verb
         return verb(session)
     except UsageError as error:
         complain(f"{prog}: usage: {show(error.message, MESSAGE_MAX)}")
-        known = getattr(session.args, "help_command", None) if session is not None else None
+        known = getattr(getattr(session, "args", None), "help_command", None)
         complain(f"  try:  {show(error.hint or known or f'{prog} --help')}")
         return USAGE
     except CallError as error:
-        return session.fail(error) if session is not None else FAILED
+        return session.fail(error)
     except SystemExit:  # after --help; said here so that what follows is not looked up for it
         raise
     except _client().Unreachable as error:
@@ -290,8 +341,7 @@ def _run_verb(
         complain(f"{prog}: failed: the service's answer cannot be understood: {show(error)}")
         return FAILED
     finally:
-        if session is not None:
-            session.close()
+        session.close()
 
 
 def _client() -> ModuleType:

@@ -6,6 +6,7 @@ their seconds (the constants stand in pedos_dom0; a test adds them up):
 
     an agent that is just coming back (AGENT_GRACE)           5
     a journal row of a service that was restarted (SETTLE)   30
+    a device that was plugged in just now (KNOWN)             5
     export.start, import.start                               10 + 15
     import.stop, export.stop (STOP), each to a VM that hangs 20 + 20
     dom0's user thinks, where the policy says ask (ASK)      60
@@ -22,17 +23,18 @@ disconnected after it, and takes no further time. Xen's steps are the longer one
 from __future__ import annotations
 
 ATTACH_S = 420.0
-"""5 + 30, and as much for another VM that the policy sends it to; 60 for the attachment and 60 for
-the assignment; then 10 + 70 + 15, and 20 + 80 + 20 to undo that."""
+"""5 + 30 + 5, and as much for another VM that the policy sends it to; 60 for the attachment and 60
+for the assignment; then 10 + 70 + 15, and 20 + 80 + 20 to undo that."""
 
 DETACH_S = 220.0
 """30, then 60, then 20 + 80 + 20."""
 
-START_S = 750.0
-"""5 + 30, then 60, then 90 + 15 + 120; a device that fails 10 + 70 + 15 and its undoing
-20 + 80 + 20, that of the others as much, and 80 to destroy the VM again. The rest is for devices
+START_S = 1165.0
+"""5 + 30 + 5, then 60, then 90 + 15 + 240; a device that fails 10 + 70 + 15 and its undoing
+20 + 80 + 20; then 20 + 125 to shut the VM down, 20 to ask who uses what it lends, 20 + 80 + 20 to
+take back what it has, 80 to destroy it, and 20 + 80 + 20 for what is left. The rest is for devices
 that attach."""
 
-SHUTDOWN_S = 380.0
-"""20 + 80 + 20 to detach, 125 to stop, and 20 + 80 + 20 for what a shutdown by force left to its
-end."""
+SHUTDOWN_S = 400.0
+"""20 to ask, 20 + 80 + 20 to detach, 125 to stop, and 20 + 80 + 20 for what a shutdown by force
+left to its end."""

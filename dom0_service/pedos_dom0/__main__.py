@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import gc
 import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import trio
-from pedos_vchan import logs
+from pedos_vchan import logs, running
 from pedos_vchan import xen as vchan
+from pedos_vchan.arguments import Parser
 
-from pedos_dom0 import __version__
+from pedos_dom0 import PROGRAM
 from pedos_dom0.drivers.base import HypervisorLost
 from pedos_dom0.drivers.local import LocalDriver
 from pedos_dom0.drivers.xen import XenDriver
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-# Options that only one driver has a use for: the other one's are refused, so that nobody believes
-# in something that has no effect.
+# Options that only one driver has a use for: with the other one they would have no effect, and are
+# refused.
 _LOCAL_ONLY = ("machine", "vchan")
 _XEN_ONLY = ("config_dir", "xl")
 # Where Debian's Xen has the configurations of VMs.
@@ -38,7 +37,7 @@ CONFIG_DIR = Path("/etc/xen")
 
 def make_parser() -> argparse.ArgumentParser:
     """The options; `check` says what goes together."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="pedos-dom0",
         description="Decides which VM gets which device: policy, leases, assignments, audit.",
     )
@@ -77,7 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     xen.add_argument("--xl", metavar="PROGRAM", help="the toolstack's command (xl)")
     parser.add_argument("-v", "--verbose", action="store_true", help="log everything")
-    parser.add_argument("--version", action="version", version=f"pedos-dom0 {__version__}")
+    parser.add_argument("--version", action="version", version=PROGRAM)
     return parser
 
 
@@ -130,11 +129,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Users, other VMs and timers wait for this loop, also while there is one channel.
     vchan.share_loop()
     # What was imported stays: without it, a full collection, which a new policy brings about, takes
-    # a few milliseconds instead of thirty, in which nobody is served.
+    # a few milliseconds instead of thirty, in which no request is served.
     gc.freeze()
     status = 0
     try:
-        trio.run(functools.partial(run, config, driver), strict_exception_groups=True)
+        running.run(run, config, driver)
     except* (StoreError, HypervisorLost) as group:
         status = _say(group)
     except* OSError as group:

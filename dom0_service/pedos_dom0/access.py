@@ -10,7 +10,7 @@ What the words of a rule mean for devices, where they are not about a VM being c
   sends them elsewhere is a no.
 - `ask` is about the VM that was named, or the one that the rule sends it to; there is a choice only
   where a VM named one that there is not, which stands for @default. What is `ask` on a `list` is
-  not shown: a listing waits for nobody.
+  not shown: a listing does not wait for an answer.
 - A device cannot be given to dom0, to the VM that has it, or to a disposable that does not exist
   yet: none of these is a candidate, and a rule that sends it there is an error to dom0's user.
 - `autostart=no` denies a VM that is halted, as everywhere; without it nothing is started either.
@@ -25,15 +25,17 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 from pedos_protocol.errors import CallError
 
+from pedos_dom0 import progress
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.errors import HiddenError, PublicError, QuotaError
+from pedos_dom0.orphans import is_orphan
 from pedos_dom0.policy.decide import Decider
 from pedos_dom0.policy.evaluate import Request, evaluate
 from pedos_dom0.policy.snapshot import Snapshot
 from pedos_dom0.prompts import Question
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     import trio
     from pedos_protocol.messages import Device
@@ -50,12 +52,18 @@ CHANGED_POLICY = "the policy has changed since dom0's user was asked"
 CHANGED_DEVICE = "it is another device now than the one that dom0's user was asked about"
 
 
+async def _no_wait() -> None:
+    pass
+
+
 @attrs.frozen
 class Caller:
-    """Who asks. `name` is a VM's name as its domain says, or dom0."""
+    """Who asks. `name` is a VM's name as its domain says, or dom0. `turn` is waited for before each
+    part of what takes long, so that one VM does not keep dom0 busy."""
 
     kind: Literal["local", "vm"]
     name: str
+    turn: Callable[[], Awaitable[None]] = attrs.field(default=_no_wait, eq=False, repr=False)
 
     @property
     def is_dom0(self) -> bool:
@@ -185,15 +193,22 @@ class Access:
         if decision.verdict == "ask":
             self._write(caller, verb, key, vm, request, decision, consents)
             raise MustAsk(verb, key, vm, decision)
-        why = None
-        if decision.verdict == "allow" and decision.target is None:
-            why = "the rule sends it nowhere"
-        elif decision.verdict == "allow" and verb != "attach" and decision.target != vm:
-            why = f"the rule sends it to {decision.target}, but {verb} is about {vm}"
+        why = refusal(verb, vm, decision)
         self._write(caller, verb, key, vm, request, decision, consents, refused=why)
         if decision.verdict != "allow" or why is not None or decision.target is None:
             raise self.denied(key, vm, decision, why)
         return Grant(vm=_named(decision.target), read_only=decision.read_only)
+
+    def needs_no_rule(self, key: DeviceKey, vm: str) -> bool:
+        """What is only assigned dom0's user may remove without a rule: it takes nothing from any
+        VM. A rule can forbid it, but not of a VM that was removed: of that one no rule speaks."""
+        state = self._state
+        if any(lease.vm == vm for lease in state.leases.of_device(key)):
+            return False
+        assigned = (each for each in state.store.assignments(vm) if each.key == key)
+        if any(is_orphan(state, each) for each in assigned):
+            return True
+        return self.decide(DOM0_NAME, "detach", key, vm).rule is None
 
     def _after_consent(
         self, verb: Verb, key: DeviceKey, vm: str, decision: Decision, consent: Consent
@@ -262,6 +277,7 @@ class Access:
             candidates=candidates,
             default=default if default in candidates else None,
         )
+        progress.at("answer", needed.vm, key)
         outcome = await state.asking.ask(question, asker_gone, of_vm=not caller.is_dom0)
         if outcome.target is None:
             raise self.denied(key, needed.vm, decision, outcome.reason)
@@ -351,6 +367,17 @@ class Access:
         return HiddenError(f"{key} -> {vm}", {"device": str(key), "vm": vm}, truth)
 
 
+def refusal(verb: Verb, vm: str, decision: Decision) -> str | None:
+    """Why it is a no although the rule allows it; None if it is not."""
+    if decision.verdict != "allow":
+        return None
+    if decision.target is None:
+        return "the rule sends it nowhere"
+    if verb != "attach" and decision.target != vm:
+        return f"the rule sends it to {decision.target}, but {verb} is about {vm}"
+    return None
+
+
 def _named(target: str) -> str:
     """A resolved target as VMs are named here."""
     return DOM0_NAME if target == "@adminvm" else target
@@ -360,7 +387,8 @@ def _is_same(now: Device | None, then: Device | None) -> bool:
     """Whether it is the device that was there then, as far as its source tells it."""
     if now is None or then is None:
         return now is then
-    return (now.identity, now.description, now.size, now.parent) == (
+    return (now.instance, now.identity, now.description, now.size, now.parent) == (
+        then.instance,
         then.identity,
         then.description,
         then.size,

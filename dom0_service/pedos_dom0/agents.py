@@ -16,14 +16,14 @@ from pedos_protocol.errors import CallError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from pedos_protocol.messages import AgentReport
+    from pedos_dom0.report_pages import Report
 
 # An agent that was just started, or that lost the service when it was restarted, is back within a
 # second; the machine it runs on may be busy. Waiting longer would only hide that it is broken.
 AGENT_GRACE = 5.0
 
 # Attachments of one connection that are remembered when they are over, to tell a report that is
-# late from one that is made up. Reports come through their pace within 13 s; nobody attaches and
+# late from one that is made up. Reports come through their pace within 13 s; no user attaches and
 # detaches eighty times a second.
 REMEMBERED_MAX = 1024
 
@@ -42,14 +42,14 @@ class AgentPeer(Protocol):
 class AgentLink:
     """One control connection to the agent of one domain, from its hello to its end.
 
-    A new connection of the same domain is a new link: whoever holds a link to an agent that went
-    away keeps getting `unavailable`, and never talks to its successor by mistake.
+    A new connection of the same domain is a new link: a task that holds the link of an agent that
+    has gone keeps getting `unavailable`, and never talks to its successor by mistake.
     """
 
     def __init__(self, name: str, domid: int, peer: AgentPeer, drop: Callable[[str], None]) -> None:
         self.name = name
         self.domid = domid
-        self.report: AgentReport | None = None
+        self.report: Report | None = None
         self.lost = False
         self._peer = peer
         self._drop = drop
@@ -60,7 +60,7 @@ class AgentLink:
 
     @property
     def connected(self) -> bool:
-        """False as soon as the connection has ended, even if nobody was told yet."""
+        """False as soon as the connection has ended, even before that is announced."""
         return not self.lost and self._peer.is_open
 
     async def call(self, method: str, params: dict[str, Any], *, timeout: float) -> dict[str, Any]:

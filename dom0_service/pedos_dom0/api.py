@@ -11,31 +11,37 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import trio
+from pedos_protocol import VERSION
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.messages import (
     Empty,
     StatusResult,
     VmInfo,
     VmListed,
+    VmsUsed,
     parse_params,
     to_wire,
 )
 from pedos_protocol.names import shown
+from pedos_protocol.words import request_to
+from pedos_vchan.throttle import Throttle
 
-from pedos_dom0 import __version__
+from pedos_dom0 import progress
 from pedos_dom0.access import Access, as_told
 from pedos_dom0.attach import Attach
 from pedos_dom0.audit import new_request_id
 from pedos_dom0.detach import Asking, Detach
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.errors import failure
-from pedos_dom0.explaining import Explaining, fitting
+from pedos_dom0.explaining import Explaining
+from pedos_dom0.fitting import fitting_status
 from pedos_dom0.interrupted import Interrupted
 from pedos_dom0.listing import Listing
 from pedos_dom0.operations import Operations
 from pedos_dom0.registry import DeviceKey
 from pedos_dom0.store import StoreError
-from pedos_dom0.vmstart import VmLife
+from pedos_dom0.vmstart import VmStart
+from pedos_dom0.vmstop import VmStop
 from pedos_dom0.watch import Watch
 
 if TYPE_CHECKING:
@@ -63,7 +69,7 @@ class Call:
     peer: Peer
     # Ends with the connection; only local clients have one.
     background: trio.Nursery | None
-    # Set when nobody waits for the answer of an operation any more.
+    # Set when the caller does not wait for the answer of an operation any more.
     gone: trio.Event = attrs.field(factory=trio.Event)
 
 
@@ -98,8 +104,10 @@ class Api:
         self._watch = Watch(state.registry, self._listing)
         self._attach = Attach(state, self._access, transaction, reconciler)
         self._detach = Detach(state, self._access, takedown, reconciler)
-        self._vm_life = VmLife(state, self._access, transaction, takedown, reconciler)
-        self.interrupted = Interrupted(state, reconciler, self._vm_life)
+        self._vm_stop = VmStop(state, takedown)
+        self._vm_start = VmStart(state, self._access, transaction, reconciler, self._vm_stop)
+        self.interrupted = Interrupted(state, reconciler, self._vm_stop)
+        self._throttle = Throttle()
         self._started = trio.current_time()
 
     async def dispatch(
@@ -110,23 +118,48 @@ class Api:
         untrusted_params: dict[str, Any],
         background: trio.Nursery | None = None,
     ) -> dict[str, Any]:
-        """Serves one request; the answer is ready for the wire. Raises CallError alone."""
+        """Serves one request; the answer is ready for the wire. Raises CallError alone.
+
+        No answer, good or bad, goes out before what the audit log says of it is written.
+        """
         request = new_request_id()
+        try:
+            return await self._serve(caller, peer, request, method, untrusted_params, background)
+        finally:
+            await self._state.audit.written(request)
+
+    async def _serve(
+        self,
+        caller: Caller,
+        peer: Peer,
+        request: str,
+        method: str,
+        untrusted_params: dict[str, Any],
+        background: trio.Nursery | None,
+    ) -> dict[str, Any]:
         try:
             entry = TABLE.get(method)
             if entry is None or caller.kind not in entry.callers:
-                raise CallError("unknown_method", f"nobody serves {shown(method)} here")
+                logger.debug("%s asks for %s, which is not served", caller.name, shown(method))
+                raise CallError(
+                    "unknown_method",
+                    "dom0's service does not know this request: it is of another version than the "
+                    "program that makes it",
+                )
             try:
                 params = parse_params(method, untrusted_params)
             except RemoteProtocolError as error:
-                raise CallError("usage", str(error)) from error
+                what = str(error).removeprefix(f"parameters of {method}: ")
+                raise CallError("usage", f"{request_to(method)} is malformed: {what}") from error
             call = Call(caller, request, params, peer, background)
 
             async def work() -> Any:
                 return await entry.handler(self, call)
 
             if entry.operation:
-                result = await self._operations.run(caller.kind, caller.name, work, call.gone)
+                # A VM is not to learn what its request waits for.
+                with progress.told(request, peer, background if caller.is_dom0 else None):
+                    result = await self._operations.run(caller.kind, caller.name, work, call.gone)
             else:
                 result = await work()
             return to_wire(result)
@@ -134,7 +167,8 @@ class Api:
             logger.debug("%s of %s (%s): %s", method, caller.name, request, error)
             raise as_told(caller, error, request) from error
         except StoreError as error:
-            logger.error("%s of %s (%s): %s", method, caller.name, request, error)
+            if (more := self._throttle.more(f"store {caller.name}")) is not None:
+                logger.error("%s of %s (%s): %s%s", method, caller.name, request, error, more)
             raise as_told(caller, failure("failed", str(error)), request) from error
 
     # Devices
@@ -142,17 +176,19 @@ class Api:
     async def device_list(self, call: Call) -> object:
         params = call.params
         if not call.caller.is_dom0:
-            return self._listing.for_vm(
+            return await self._listing.for_vm(
                 call.caller, params.device_class, params.vms, params.exclude, params.after
             )
         # After a restart of the service the agents are back in a moment; a listing without them
         # would say that there are no devices.
         await self._state.agents.wait_expected()
-        return self._listing.for_dom0(params.device_class, params.vms, params.exclude, params.after)
+        return await self._listing.for_dom0(
+            params.device_class, params.vms, params.exclude, params.after
+        )
 
     async def device_attach(self, call: Call) -> object:
         params = call.params
-        return await self._attach(
+        result = await self._attach(
             call.caller,
             call.request,
             _key(params),
@@ -161,6 +197,7 @@ class Api:
             params.persistent,
             call.gone,
         )
+        return attrs.evolve(result, policy_ok=self._policy_ok(call))
 
     async def device_detach(self, call: Call) -> DetachResult:
         params = call.params
@@ -170,8 +207,14 @@ class Api:
             raise failure("usage", "only dom0's user can take a device away by force")
         asking = Asking(call.caller, call.request, call.gone, params.force)
         if params.device is None:
-            return await self._detach.all(asking, params.device_class, params.vm)
-        return await self._detach.one(asking, _key(params), params.vm)
+            result = await self._detach.all(asking, params.device_class, params.vm)
+        else:
+            result = await self._detach.one(asking, _key(params), params.vm)
+        return attrs.evolve(result, policy_ok=self._policy_ok(call))
+
+    def _policy_ok(self, call: Call) -> bool | None:
+        """For dom0's user, who is warned when the policy in force is not what its files say."""
+        return self._state.policy_status().ok if call.caller.is_dom0 else None
 
     async def device_explain(self, call: Call) -> object:
         params = call.params
@@ -197,18 +240,22 @@ class Api:
 
     async def vm_start(self, call: Call) -> object:
         await self.interrupted.wait(call.params.vm)
-        return await self._vm_life.start(call.params.vm, call.request, call.gone)
+        return await self._vm_start(call.params.vm, call.request, call.gone)
 
     async def vm_shutdown(self, call: Call) -> object:
-        await self._vm_life.shutdown(call.params.vm, call.params.force, call.request)
+        await self._vm_stop.shutdown(call.params.vm, call.params.force, call.request)
         return Empty()
+
+    async def vm_used(self, _call: Call) -> object:
+        return VmsUsed(await self._vm_stop.used())
 
     async def service_status(self, call: Call) -> object:
         return StatusResult(
-            version=__version__,
+            version=VERSION,
             uptime_s=round(trio.current_time() - self._started, 3),
-            policy=fitting(self._state.policy_status()),
+            policy=fitting_status(self._state.policy_status()),
             agents=tuple(sorted(link.name for link in self._state.agents)),
+            troubles=self._state.troubles(),
         )
 
     # Policy
@@ -227,7 +274,7 @@ class Api:
 
     async def prompter_register(self, call: Call) -> object:
         if call.background is None:
-            raise failure("unavailable", "this connection cannot ask anybody")
+            raise failure("unavailable", "this connection cannot put questions to a user")
         self._state.asking.register(call.peer, call.background)
         return Empty()
 
@@ -249,6 +296,7 @@ TABLE: dict[str, Entry] = {
     "vm.list": Entry(Api.vm_list, _LOCAL),
     "vm.start": Entry(Api.vm_start, _LOCAL, operation=True),
     "vm.shutdown": Entry(Api.vm_shutdown, _LOCAL, operation=True),
+    "vm.used": Entry(Api.vm_used, _LOCAL),
     "service.status": Entry(Api.service_status, _LOCAL),
     "policy.explain": Entry(Api.policy_explain, _LOCAL),
     "policy.mine": Entry(Api.policy_mine, _VMS),

@@ -1,7 +1,7 @@
 """Puts questions to dom0's user through the prompters that are connected, and waits for an answer.
 
 A question ends in one way only: an answer that counts, the deadline, no prompter (any more), or
-that whoever asked for it has gone. Whichever it is, the prompter is told when its answer does not
+the end of the command that asked. In each case the prompter is told when its answer does not
 matter any more, and the audit log has both the question and its end. A VM's question that was not
 granted is not put again at once.
 """
@@ -75,7 +75,7 @@ class Asking:
     async def ask(self, question: Question, asker_gone: trio.Event, *, of_vm: bool) -> Outcome:
         """Asks, and returns what came of it within ASK_TIMEOUT seconds; never raises.
 
-        `asker_gone` is set when nobody waits for it any more; `of_vm`: a VM wants to know.
+        `asker_gone` is set when the caller does not wait any more; `of_vm`: the caller is a VM.
         """
         began = trio.current_time()
         outcome = Outcome(None, "the service ended")

@@ -17,21 +17,23 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 import trio
 from pedos_protocol.errors import CallError
-from pedos_protocol.fields import ATTACHMENTS_MAX
 from pedos_protocol.messages import AttachResult
 
-from pedos_dom0 import errors
+from pedos_dom0 import errors, progress
 from pedos_dom0.access import Consents, MustAsk
 from pedos_dom0.agents import AGENT_GRACE
-from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.assignable import conflict
+from pedos_dom0.drivers.base import DOM0_NAME, DriverError
+from pedos_dom0.fresh import unknown, wait_until_known
 from pedos_dom0.leases import ATTACHED, Taken
+from pedos_dom0.operations import store_failures
 from pedos_dom0.options import Options, parse_options
 from pedos_dom0.registry import lasting_identity
-from pedos_dom0.store import Assignment, StoreError
+from pedos_dom0.store import StoreError
 from pedos_dom0.transaction import is_read_only
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from pedos_protocol.messages import Device
 
@@ -93,7 +95,8 @@ class Attach:
         )
         outcome, reason, landed = "failed", None, vm
         try:
-            result, landed = await self._attach(asked)
+            with store_failures():
+                result, landed = await self._attach(asked)
             outcome = result.outcome
             return result
         except CallError as error:
@@ -128,12 +131,14 @@ class Attach:
         vm = grant.vm
         held = self._held(asked.key, vm)
         if held is not None and held.state == ATTACHED:
-            newly = self._assign(asked, vm, device)
+            newly = await self._assign(asked, vm, device, held)
             return self._result(asked, vm, "assigned" if newly else "already", held.options), vm
 
         domain = self._state.known_domain(vm)
+        if asked.persistent:
+            self._check_assignable(asked, vm, ())  # before anything is attached
         if domain.domid is None and asked.persistent:
-            self._assign(asked, vm, device)
+            await self._assign(asked, vm, device)
             return self._result(asked, vm, "assigned", asked.options.canonical()), vm
         if domain.domid is None:
             raise self._tell(asked, vm, errors.target_halted(vm))
@@ -144,10 +149,14 @@ class Attach:
         lease = self._reserve(asked, vm, device, domain.domid, asked.options.granted(read_only))
         lease = await self._transaction.establish(lease, asked.request)
         try:
-            self._assign(asked, vm, device)
-        except (CallError, StoreError):
+            await self._assign(asked, vm, device, lease)
+        except (CallError, StoreError) as failed:
             # Asked for was both, so it is both or nothing.
-            await self._transaction.undo(lease, "it could not be assigned", asked.request)
+            try:
+                await self._transaction.undo(lease, "it could not be assigned", asked.request)
+            except CallError as refused:
+                message = f"it could not be assigned ({failed}); and {refused.message}"
+                raise self._tell(asked, vm, errors.failure("busy", message)) from failed
             raise
         return self._result(asked, vm, "attached", lease.options), vm
 
@@ -181,16 +190,22 @@ class Attach:
             await self._wait(asked, grant.vm, settled)
 
     async def _wait(self, asked: AttachRequest, target: str, settled: set[str]) -> None:
-        """Waits until what is known of both VMs is what is so: after a restart that takes a bit."""
+        """Waits until what is known of both VMs is what is so, and what the device is: after a
+        restart, and after it was plugged in, that takes a bit."""
         settled.add(target)
-        source = asked.key.backend
+        caller, source = asked.caller.name, asked.key.backend
+        is_denied = False
         if asked.caller.is_dom0:
             await self._wait_for_agents(source, target)
-        elif (
-            self._access.decide(asked.caller.name, "attach", asked.key, asked.vm).verdict == "deny"
-        ):
-            return  # a VM is not to learn from the time that a denial takes
-        await self._reconciler.wait_settled(source, target)
+        else:
+            decision = self._access.decide(caller, "attach", asked.key, asked.vm)
+            is_denied = decision.verdict == "deny"
+        # A VM is not to learn of others from the time that a denial takes.
+        if not is_denied:
+            await self._reconciler.wait_settled(source, target)
+        # To other VMs what is not known yet is not there, see `_look_up_for_vm`.
+        if asked.caller.is_dom0 or source == caller:
+            await wait_until_known(self._state, [asked.key])
 
     def _check_target(self, asked: AttachRequest, vm: str) -> None:
         """Whether a rule sends it to a VM that can have it."""
@@ -215,12 +230,13 @@ class Attach:
         with trio.move_on_after(AGENT_GRACE):
             for name in names:
                 if runs(name) and state.agents.get(name) is None:
+                    progress.at("connect", name)
                     await state.agents.wait_for(
                         name, timeout=AGENT_GRACE, worthwhile=partial(runs, name)
                     )
 
     def _look_up(self, asked: AttachRequest, vm: str) -> Device:
-        """The device, if all that was named is there."""
+        """The device, if all that was named is there and known."""
         state, key = self._state, asked.key
         state.known_domain(vm)
         source = state.known_domain(key.backend)
@@ -230,23 +246,29 @@ class Attach:
                 raise errors.backend_halted(key.backend)
             if state.agents.get(key.backend) is None:
                 raise errors.agent_missing(key.backend, "not_found")
-            raise errors.no_device(key)
+            missing = state.registry.missing(key.backend, key.device_class)
+            raise errors.no_device(key, missing)
         if (lack := state.unsupported.get(key.device_class)) is not None:
             raise errors.unsupported(lack)
+        if unknown(state, key) is not None:
+            raise errors.not_known(key, device)
         return device
 
     def _look_up_for_vm(self, asked: AttachRequest, vm: str) -> Device:
         """As `_look_up`, for a VM that policy allows to ask.
 
         Policy may allow names with a wildcard; that does not entitle the VM to learn which of them
-        exist and run. What it owns itself is no secret to it.
+        exist and run. What it owns itself is no secret to it. A device of which is not known what
+        it is may be one that a rule denies it by its identity: until that is known, it is to the VM
+        as if it were not there, in the answer and in the time that takes.
         """
         try:
             return self._look_up(asked, vm)
         except CallError as error:
             its_own = asked.key.backend == asked.caller.name
             is_the_vm = self._state.domain(vm) is None
-            if error.code == "not_found" and (is_the_vm or not its_own):
+            is_unknown = unknown(self._state, asked.key) is not None
+            if (error.code == "not_found" or is_unknown) and (is_the_vm or not its_own):
                 raise self._access.hidden(asked.key, asked.vm, error) from error
             raise
 
@@ -287,27 +309,63 @@ class Attach:
                 if other.frontend == frontend and other.key != key:
                     raise self._tell(asked, vm, errors.frontend_taken(vm, frontend, other))
         try:
-            lease = self._transaction.reserve(key, vm, vm_domid, options=options, frontend=frontend)
+            lease = self._transaction.reserve(
+                key, device, vm, vm_domid, options=options, frontend=frontend
+            )
         except Taken as taken:
             raise errors.taken(key, taken.holder) from taken
-        if device.busy is not None:
+        if (error := errors.not_to_be_had(key, device)) is not None:
             self._transaction.release(lease)
-            raise errors.in_use_at_source(key, device.busy)
+            raise error
         return lease
 
-    def _assign(self, asked: AttachRequest, vm: str, device: Device) -> bool:
-        """Writes the assignment, if one was asked for; False if it stood there already."""
+    async def _assign(
+        self, asked: AttachRequest, vm: str, device: Device, lease: Lease | None = None
+    ) -> bool:
+        """Writes the assignment, if one was asked for; False if it stood there already.
+
+        With `lease`, only while that stands: a detach meanwhile also means the assignment. Without
+        one, the VM does not run, and must not be starting with what was assigned before.
+        """
         if not asked.persistent:
             return False
-        store, options = self._state.store, asked.options.canonical()
-        wanted = Assignment(vm, asked.key, options, lasting_identity(device))
-        known = wanted in store.assignments(vm)
-        if not known:
-            if len(store.assignments(vm)) >= ATTACHMENTS_MAX:
-                raise errors.QuotaError(vm, f"{vm} has {ATTACHMENTS_MAX} assignments")
-            store.assign(vm, asked.key, options, wanted.identity)
-            self._state.registry.touch(asked.key)
-        return not known
+        state, key = self._state, asked.key
+
+        def check() -> None:
+            held = None if lease is None else state.leases.get(lease.attachment)
+            if lease is not None and (held is None or held.state != ATTACHED):
+                raise errors.failure("failed", f"{key} was detached from {vm} meanwhile")
+            is_noted = any(row.vm == vm for row in state.store.starts())
+            if lease is None and is_noted and vm in state.facts.starting:
+                raise self._tell(asked, vm, errors.being_started(vm))
+            self._check_assignable(asked, vm, own)
+
+        own = await self._own_frontends(asked, vm)
+        options, identity = asked.options.canonical(), lasting_identity(device.identity)
+        domain = state.domain(vm)
+        uuid = None if domain is None else domain.uuid
+        newly = await state.store.assign(vm, key, options, identity, uuid=uuid, check=check)
+        if newly:
+            state.registry.touch(key)
+        return newly
+
+    def _check_assignable(self, asked: AttachRequest, vm: str, own: Collection[str]) -> None:
+        """CallError if the VM could never start with it."""
+        state, frontend = self._state, asked.options.frontend
+        assigned = state.store.assignments(vm)
+        error = conflict(vm, asked.key, frontend, assigned, state.registry, own)
+        if error is not None:
+            raise self._tell(asked, vm, error)
+
+    async def _own_frontends(self, asked: AttachRequest, vm: str) -> Collection[str]:
+        """The names of the VM's own disks, as far as it matters and the hypervisor knows them."""
+        if asked.options.frontend is None or self._state.plane is None:
+            return ()
+        try:
+            return await self._state.plane.own_frontends(vm)
+        except DriverError as error:
+            what = f"which disks {vm} has of its own could not be looked at: {error}"
+            raise self._tell(asked, vm, errors.failure(error.code, what)) from error
 
     def _result(
         self, asked: AttachRequest, vm: str, outcome: Outcome, options: Mapping[str, str]

@@ -1,6 +1,6 @@
 """Changes of the policy, and of the facts that it speaks of, as lines of the audit log.
 
-Whoever looks at a decision later has to see by which rules it was made: so a policy that is taken
+A later reader of a decision has to see by which rules it was made: so a policy that is taken
 is written down, and one that is refused with what was wrong, and what is in force instead.
 """
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from pedos_dom0.audit import Audit
+    from pedos_dom0.audit import AuditWriter
     from pedos_dom0.facts import Facts, Read
     from pedos_dom0.policy.loader import Loaded
 
@@ -27,7 +27,7 @@ DENY_ALL = "nothing; everything is denied"
 class AuditedPolicy(PolicyLoader):
     """A policy loader that writes down what it takes and what it refuses, at a bounded pace."""
 
-    def __init__(self, directories: Sequence[str | Path], audit: Audit) -> None:
+    def __init__(self, directories: Sequence[str | Path], audit: AuditWriter) -> None:
         super().__init__(directories)
         self._audit = audit
         self._pace = reload_pace()
@@ -60,7 +60,7 @@ class AuditedPolicy(PolicyLoader):
         return taken
 
 
-def facts_audited(facts: Facts, audit: Audit) -> Callable[[Read, bool], None]:
+def facts_audited(facts: Facts, audit: AuditWriter) -> Callable[[Read, bool], None]:
     """What `facts` calls after each reading that changed something."""
 
     def write(read: Read, taken: bool) -> None:

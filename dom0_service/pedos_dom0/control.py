@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import attrs
 import trio
-from pedos_protocol.errors import RemoteProtocolError
-from pedos_protocol.messages import parse_params
+from pedos_protocol.errors import CallError, RemoteProtocolError
+from pedos_protocol.fields import PREFERRED_MAX
+from pedos_protocol.messages import DeviceRef, ReportPrefer, parse_params, parse_result, to_wire
 from pedos_protocol.names import frontend_of, harmless_text
 from pedos_vchan.peer import Peer
 
@@ -23,11 +24,13 @@ from pedos_dom0.access import Caller
 from pedos_dom0.agents import AgentLink
 from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo, HypervisorLost
 from pedos_dom0.pace import Pace
+from pedos_dom0.report_pages import ReportPages
+from pedos_dom0.ways import GONE, LET_GO
 
 if TYPE_CHECKING:
-    from pedos_protocol.messages import AgentReport, Device
-
+    from pedos_dom0.device_set import DeviceKey, DeviceSet
     from pedos_dom0.reconcile import Reconciler
+    from pedos_dom0.report_pages import Report
     from pedos_dom0.state import State
     from pedos_dom0.takedown import TakeDown
 
@@ -52,11 +55,14 @@ PENALTY_FIRST = 1.0
 PENALTY_MAX = 30.0
 # Seconds without fault after which an earlier one is forgotten.
 GOOD_BEHAVIOUR = 60.0
-# Reports and users' requests of one VM: (at once, per second after that). A stick with many
-# partitions is a few reports, a script in a VM some tens of requests; at these rates a hostile VM
-# costs dom0 a few percent of a processor.
+# Pages of reports and users' requests of one VM: (at once, per second after that). The report of a
+# VM with as many devices as it may have is 32 pages, a stick with many partitions a few reports, a
+# script in a VM some tens of requests; at these rates a hostile VM costs dom0 a few percent of a
+# processor.
 REPORT_PACE = (32, 10.0)
 REQUEST_PACE = (64, 20.0)
+# Devices that one line of the log names.
+NAMED_MAX = 8
 
 
 class Dispatcher(Protocol):
@@ -92,9 +98,16 @@ class _Session:
 
     link: AgentLink
     nursery: trio.Nursery
+    pages: ReportPages
     reported: trio.Event = attrs.field(factory=trio.Event)
+    # Set with the next whole report, and replaced then.
+    next_report: trio.Event = attrs.field(factory=trio.Event)
     # The report that was last compared with the journal.
-    reconciled: AgentReport | None = None
+    reconciled: Report | None = None
+    # What the agent was last asked to report before others.
+    preferred: tuple[DeviceKey, ...] = ()  # what the agent has answered that it reports first
+    preferring: bool = False
+    told_of_rest: bool = False  # that not all of it can be preferred
     stopping_unknown: bool = False
     why: str | None = None
     broke: bool = False
@@ -229,7 +242,7 @@ class Control:
         except (FileNotFoundError, ConnectionRefusedError) as error:
             return _End(f"its agent does not listen: {error}", broke=False, connected=False)
         except Exception as error:
-            # The rendezvous is the VM's word too, and whatever it makes of it ends here. It cannot
+            # The rendezvous is the VM's word too, and a failure that it causes ends here. It cannot
             # help a time-out, nor what dom0 itself lacks: descriptors, memory.
             logger.debug("connecting to %s", name, exc_info=True)
             broke = isinstance(error, ConnectionError) or not isinstance(error, OSError)
@@ -248,9 +261,9 @@ class Control:
 
     async def _session(self, stream: trio.abc.Stream, name: str, task: _Task) -> tuple[str, bool]:
         session: _Session
-        caller = Caller(kind="vm", name=name)
         reports = Pace(burst=REPORT_PACE[0], per_second=REPORT_PACE[1])
         requests = Pace(burst=REQUEST_PACE[0], per_second=REQUEST_PACE[1])
+        caller = Caller(kind="vm", name=name, turn=requests.turn)
 
         async def report(_peer: Peer, untrusted_params: dict[str, Any]) -> None:
             await reports.turn()
@@ -262,7 +275,7 @@ class Control:
         async def forward(
             peer: Peer, method: str, untrusted_params: dict[str, Any]
         ) -> dict[str, Any]:
-            await requests.turn()
+            await caller.turn()
             return await self._dispatcher.dispatch(caller, peer, method, untrusted_params)
 
         def drop(reason: str) -> None:
@@ -272,13 +285,14 @@ class Control:
         peer = Peer(
             stream,
             program=PROGRAM,
-            handlers={"agent.report": report, "attachment.ended": ended},
+            handlers={"agent.report": report},
+            notices={"attachment.ended": ended},
             default_handler=forward,
             name=name,
         )
         link = task.link = AgentLink(name, task.domid, peer, drop)
         async with trio.open_nursery() as nursery:
-            session = _Session(link, nursery)
+            session = _Session(link, nursery, ReportPages(name))
             opened = _Opened()
             # What lasts as long as the connection is this task: a task more is 2 KiB for each VM.
             nursery.start_soon(self._greet, session, opened.event)
@@ -316,6 +330,7 @@ class Control:
         except RemoteProtocolError as error:
             session.end(str(error), broke=True)
             return
+        await self._prefer(session)
         if not link.lost:
             self._state.agents.add(link)
             logger.info("the agent of %s (domain %d) is connected", link.name, link.domid)
@@ -323,15 +338,19 @@ class Control:
 
     def _take_report(self, session: _Session, untrusted_params: dict[str, Any]) -> None:
         link = session.link
+        if link.lost:
+            return
         try:
-            report = parse_params("agent.report", untrusted_params)
+            page = parse_params("agent.report", untrusted_params)
+            report = session.pages.take(page, self._state.registry.devices_of(link.name))
         except RemoteProtocolError as error:
             link.disconnect(str(error))
             return
-        # Requests are served concurrently, so an older report may come out later.
-        if link.lost or (link.report is not None and report.revision <= link.report.revision):
+        if report is None:
             return
         link.report = report
+        session.next_report.set()
+        session.next_report = trio.Event()
         if not session.reported.is_set():
             session.reported.set()
         elif self._state.agents.get(link.name) is link:
@@ -344,8 +363,10 @@ class Control:
         if session.reconciled is not link.report and (count := self._reconciler.invented(link)):
             link.disconnect(f"it reports attachments ({count}) that it was never given")
             return
-        changes = self._state.registry.replace(link.name, self._own_devices(link))
-        self._takedown.devices_gone(changes.removed)
+        self._state.registry.replace(link.name, self._own_devices(link), link.report.missing)
+        if self._preference(session) != session.preferred:
+            session.nursery.start_soon(self._prefer, session)
+        self._takedown.reported(link, self._reconciler.is_settling)
         if session.stopping_unknown or session.reconciled is link.report:
             return
         session.reconciled = link.report
@@ -353,17 +374,70 @@ class Control:
             session.stopping_unknown = True
             session.nursery.start_soon(self._stop_unknown, session)
 
-    def _own_devices(self, link: AgentLink) -> list[Device]:
+    def _own_devices(self, link: AgentLink) -> DeviceSet:
         """What it reports, less the disks that it has borrowed. An agent that was started again
         while Xen carries some cannot tell them from its VM's own."""
         assert link.report is not None
         if self._state.plane is None:
-            return list(link.report.devices)
+            return link.report.devices
         leases = self._state.leases.of_vm(link.name)
         borrowed = {lease.frontend for lease in leases if lease.frontend is not None}
-        return [
-            device for device in link.report.devices if frontend_of(device.device) not in borrowed
-        ]
+        ids = [key.device for _, key in link.report.devices.in_order("block")] if borrowed else []
+        return link.report.devices.without(
+            "block", {device for device in ids if frontend_of(device) in borrowed}
+        )
+
+    def _preference(self, session: _Session) -> tuple[DeviceKey, ...]:
+        """What an agent that cannot report all is to report first: what is lent, which is never
+        more than ATTACHMENTS_MAX and so never cut off; then what is assigned."""
+        link = session.link
+        if link.report is None or not link.report.missing:
+            return session.preferred
+        lent = (lease.key for lease in self._state.leases.from_backend(link.name))
+        assigned = (
+            assignment.key
+            for assignment in self._state.store.assignments()
+            if assignment.key.backend == link.name
+        )
+        return tuple(dict.fromkeys((*lent, *assigned)))
+
+    async def _prefer(self, session: _Session) -> None:
+        """Asks the agent for that, and returns when it has reported so."""
+        link, wanted = session.link, self._preference(session)
+        if wanted == session.preferred or session.preferring:
+            return
+        session.preferring = True
+        refs = tuple(DeviceRef(key.device_class, key.device) for key in wanted[:PREFERRED_MAX])
+        if (rest := wanted[PREFERRED_MAX:]) and not session.told_of_rest:
+            session.told_of_rest = True
+            logger.warning(
+                "%s has more devices than it reports, and these %d, which are assigned, are not "
+                "among the %d that it is asked to report first: %s%s",
+                link.name,
+                len(rest),
+                PREFERRED_MAX,
+                ", ".join(map(str, rest[:NAMED_MAX])),
+                " and others" if len(rest) > NAMED_MAX else "",
+            )
+        try:
+            answer = await link.call(
+                "report.prefer", to_wire(ReportPrefer(refs)), timeout=REPORT_TIMEOUT
+            )
+            revision = parse_result("report.prefer", answer).revision
+        except CallError as error:
+            logger.info("%s does not report first what it is asked for: %s", link.name, error)
+            if error.code == "unknown_method":
+                session.preferred = wanted  # it never will; any other is asked at its next report
+            return
+        except RemoteProtocolError as error:
+            link.disconnect(str(error))
+            return
+        finally:
+            session.preferring = False
+        session.preferred = wanted
+        with trio.move_on_after(REPORT_TIMEOUT):
+            while link.report is not None and link.report.revision < revision:
+                await session.next_report.wait()
 
     async def _stop_unknown(self, session: _Session) -> None:
         try:
@@ -392,10 +466,13 @@ class Control:
             link.disconnect(f"it says that an {ended.side} ended which it does not have")
             return
         reason = harmless_text(ended.reason)
-        self._takedown.end_soon(ended.attachment, f"{link.name} says: {reason}")
+        way = LET_GO if ended.side == "import" else GONE
+        self._takedown.end_soon(ended.attachment, f"{link.name} says: {reason}", way)
+        if ended.side == "export":
+            self._takedown.source_has_ended(ended.attachment)
 
     def _lost(self, link: AgentLink, reason: str) -> None:
-        """The connection is over: nobody may use the link, and what it carried ends."""
+        """The connection is over: the link is not used any more, and what it carried ends."""
         known = self._state.agents.get(link.name) is link
         self._state.agents.remove(link)
         if known:

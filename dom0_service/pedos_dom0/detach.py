@@ -1,8 +1,8 @@
 """device.detach: takes a device away from a VM, now and for its next start.
 
 A device that is gone can still be detached: what counts is the lease and the assignment, not
-whether the device is reported. The take-down itself cannot fail (see takedown.py), so what a detach
-can be refused for is policy, an attach that is still in progress, and nothing to detach.
+whether the device is reported. A detach is refused by policy, while an attach is still in progress,
+when there is nothing to detach, and by the VM that uses the device (see takedown.py).
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from pedos_protocol.names import natural_key, printable_text
 
 from pedos_dom0 import errors
 from pedos_dom0.access import Consents, MustAsk, as_told
-from pedos_dom0.leases import PENDING
+from pedos_dom0.operations import store_failures
+from pedos_dom0.orphans import assigned_to
 from pedos_dom0.store import StoreError
+from pedos_dom0.ways import DETACHED, FORCED
 
 if TYPE_CHECKING:
     from pedos_dom0.access import Access, Caller
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from pedos_dom0.reconcile import Reconciler
     from pedos_dom0.registry import DeviceKey
     from pedos_dom0.state import State
+    from pedos_dom0.store import Assignment
     from pedos_dom0.takedown import TakeDown
 
 
@@ -84,7 +87,7 @@ class Detach:
         if caller.is_dom0 or caller.name == vm:  # as above, for a VM that asks about another one
             await self._reconciler.wait_settled(vm)
         keys = {lease.key for lease in self._state.leases.of_vm(vm)}
-        keys |= {assignment.key for assignment in self._state.store.assignments(vm)}
+        keys |= {assignment.key for assignment in self._assigned(caller, vm)}
         done: dict[DeviceKey, DetachItem] = {}
 
         async def detach(key: DeviceKey) -> None:
@@ -108,8 +111,6 @@ class Detach:
             return await self._detach(asking, key, vm)
         except CallError as failed:
             error = failed
-        except StoreError as failed:
-            error = errors.failure("failed", str(failed))
         if error.code == "denied" and not caller.is_dom0 and caller.name != vm:
             return None
         return DetachItem(
@@ -130,7 +131,8 @@ class Detach:
         began = trio.current_time()
         outcome, reason, is_done = "failed", None, False
         try:
-            item = await self._detach_allowed(asking, key, vm)
+            with store_failures():
+                item = await self._detach_allowed(asking, key, vm)
             is_done = True
             done = [("detached", item.detached), ("unassigned", item.unassigned)]
             outcome = " and ".join(word for word, was in done if was)
@@ -155,30 +157,26 @@ class Detach:
 
     async def _detach_allowed(self, asking: Asking, key: DeviceKey, vm: str) -> DetachItem:
         caller, request = asking.caller, asking.request
-        try:
-            self._access.require(caller, "detach", key, vm, request)
-        except MustAsk as needed:
-            self._check_there(caller, key, vm)
-            consents = Consents()
-            await self._access.ask(caller, needed, request, consents, asking.gone)
-            self._access.require(caller, "detach", key, vm, request, consents)
+        if not (caller.is_dom0 and self._access.needs_no_rule(key, vm)):
+            await self._allow(asking, key, vm)
         lease = self._lease(key, vm)
-        if lease is not None and lease.state == PENDING:
+        if lease is not None and self._takedown.is_in_the_making(lease):
             raise errors.taken(key, lease)
         detached = lease is not None and await self._takedown.end(
             lease.attachment,
             f"{caller.name} detached it{' by force' if asking.force else ''}",
+            way=FORCED if asking.force else DETACHED,
             request=request,
-            may_refuse=not asking.force,
         )
-        if lease is not None and self._state.leases.get(lease.attachment) is not None:
-            raise errors.failure(
-                "failed",
-                f"{key} is still attached to {vm}, as the toolstack does not take it away; "
-                "that is tried again every minute",
-                hint="look at `journalctl -u pedos-dom0`",
-            )
-        unassigned = self._state.store.unassign(vm, key)
+        if lease is not None and (held := self._takedown.why_held(lease.attachment)) is not None:
+            raise held
+        assigned = any(each.key == key for each in self._assigned(caller, vm))
+        try:
+            unassigned = assigned and await self._state.store.unassign(vm, key)
+        except StoreError as error:
+            if not detached:
+                raise
+            raise errors.still_assigned(key, vm, str(error)) from error
         if unassigned:
             self._state.registry.touch(key)
         if not detached and not unassigned:
@@ -187,10 +185,21 @@ class Detach:
             backend=key.backend, device=key.device, detached=detached, unassigned=unassigned
         )
 
+    async def _allow(self, asking: Asking, key: DeviceKey, vm: str) -> None:
+        """CallError unless the policy, or dom0's user, allows it."""
+        caller, request = asking.caller, asking.request
+        try:
+            self._access.require(caller, "detach", key, vm, request)
+        except MustAsk as needed:
+            self._check_there(caller, key, vm)
+            consents = Consents()
+            await self._access.ask(caller, needed, request, consents, asking.gone)
+            self._access.require(caller, "detach", key, vm, request, consents)
+
     def _check_there(self, caller: Caller, key: DeviceKey, vm: str) -> None:
-        """Nobody is asked about what there is not. Raises CallError."""
+        """Not to be asked about what is not there. Raises CallError."""
         if self._lease(key, vm) is None and not any(
-            assignment.key == key for assignment in self._state.store.assignments(vm)
+            assignment.key == key for assignment in self._assigned(caller, vm)
         ):
             raise self._nothing_there(caller, key, vm)
 
@@ -198,6 +207,10 @@ class Detach:
         if caller.is_dom0 or caller.name == vm:
             return errors.neither(key, vm)
         return self._access.hidden(key, vm, errors.neither(key, vm))
+
+    def _assigned(self, caller: Caller, vm: str) -> list[Assignment]:
+        """What is assigned to the VM, as far as the caller has to do with it."""
+        return self._state.store.assignments(vm) if caller.is_dom0 else assigned_to(self._state, vm)
 
     def _lease(self, key: DeviceKey, vm: str) -> Lease | None:
         return next((lease for lease in self._state.leases.of_device(key) if lease.vm == vm), None)

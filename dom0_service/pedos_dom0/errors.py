@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 from pedos_protocol.errors import CallError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pedos_protocol.messages import Device, Missing
+
     from pedos_dom0.leases import Lease
     from pedos_dom0.registry import DeviceKey
 
@@ -95,12 +99,18 @@ def agent_missing(name: str, code: str) -> CallError:
     )
 
 
-def no_device(key: DeviceKey) -> CallError:
-    return failure(
-        "not_found",
-        f"{key.backend} has no {key.device_class} device named '{key.device}'",
-        hint=f"qvm-device {key.device_class} list {key.backend}",
-    )
+def no_device(key: DeviceKey, missing: Missing | None) -> CallError:
+    """`missing` are the devices of that class which the VM has and does not report."""
+    hint = f"qvm-device {key.device_class} list {key.backend}"
+    if missing is None:
+        message = f"{key.backend} has no {key.device_class} device named '{key.device}'"
+        return failure("not_found", message, hint=hint)
+    if missing.count is None:
+        why = f"it does not know all that it has: {missing.reason}"
+    else:
+        why = f"it has {missing.count} more than it reports: {missing.reason}"
+    message = f"{key.backend} reports no {key.device_class} device named '{key.device}', but {why}"
+    return failure("not_found", message, hint=hint)
 
 
 def unsupported(reason: str) -> CallError:
@@ -109,6 +119,14 @@ def unsupported(reason: str) -> CallError:
 
 def target_halted(vm: str) -> CallError:
     return failure("failed", f"{vm} is halted", hint=f"qvm-start {vm}, or attach with --persistent")
+
+
+def being_started(vm: str) -> CallError:
+    return failure(
+        "failed",
+        f"{vm} is being started, with what was assigned to it before",
+        hint="try again when it runs",
+    )
 
 
 def target_is_dom0() -> CallError:
@@ -139,8 +157,43 @@ def taken(key: DeviceKey, holder: Lease) -> CallError:
     return failure("busy", text, hint=hint if holder.state == "attached" else "try again")
 
 
-def in_use_at_source(key: DeviceKey, reason: str) -> CallError:
-    return failure("busy", f"{key} is in use in {key.backend}: {reason}")
+def held_by_toolstack(lease: Lease) -> CallError:
+    """It was to end, and the toolstack does not take it away."""
+    return failure(
+        "failed",
+        f"{lease.key} is still attached to {lease.vm}, as the toolstack does not take it away; "
+        "that is tried again every minute",
+        hint="look at `journalctl -u pedos-dom0`",
+    )
+
+
+def held_by_source(lease: Lease) -> CallError:
+    """It was to end, the target has let go, and the source does not say that it has."""
+    backend = lease.key.backend
+    return failure(
+        "failed",
+        f"{lease.vm} has let go of {lease.key}, but the agent of {backend} does not say that it "
+        "has ended its part; it is asked again every minute",
+        hint=f"look after {backend}; qvm-shutdown --force {backend} ends all that it lends",
+    )
+
+
+def not_to_be_had(key: DeviceKey, device: Device) -> CallError | None:
+    """Why its source cannot lend it now, as far as it says; None if it can."""
+    if device.stale is not None:
+        return not_known(key, device)
+    if device.busy is not None:
+        return failure("busy", f"{key} is in use in {key.backend}: {device.busy}")
+    return None
+
+
+def not_known(key: DeviceKey, device: Device) -> CallError:
+    """It was waited for, and its source still cannot tell what it is."""
+    return failure(
+        "busy",
+        f"{key.backend} cannot tell what {key} is: {device.stale}",
+        hint=f"try again; if it stays so, see whether udev and the agent work in {key.backend}",
+    )
 
 
 def frontend_taken(vm: str, frontend: str, holder: Lease) -> CallError:
@@ -156,6 +209,33 @@ def neither(key: DeviceKey, vm: str) -> CallError:
         "not_found",
         f"{key} is neither attached nor assigned to {vm}",
         hint=f"qvm-device {key.device_class} list {vm}",
+    )
+
+
+def still_assigned(key: DeviceKey, vm: str, why: str) -> CallError:
+    """Half of what a detach does was done."""
+    return failure(
+        "failed",
+        f"{key} is detached from {vm}, but still assigned to it: {why}",
+        hint=f"qvm-device {key.device_class} detach {vm} {key} once that is mended",
+    )
+
+
+def not_shut_down(
+    vm: str, refusals: Sequence[tuple[Lease, CallError]], freed: Iterable[Lease]
+) -> CallError:
+    """VMs use what it lends, or has."""
+    used = "; ".join(f"{lease.key}: {refused.message}" for lease, refused in refusals)
+    has = " or ".join(sorted({"has" if lease.vm == vm else "lends" for lease, _ in refusals}))
+    text = f"{vm} was not shut down, as what it {has} is in use: {used}"
+    done = ", ".join(f"{lease.key} from {lease.vm}" for lease in freed)
+    if done:
+        text += f"; detached by now: {done}"
+    hints = sorted({str(refused.data.get("hint")) for _, refused in refusals})
+    return failure(
+        "busy",
+        text,
+        hint="; ".join([*hints, f"qvm-shutdown --force {vm} takes it all the same"]),
     )
 
 

@@ -6,44 +6,44 @@ find out by asking for the device itself.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
-import attrs
-from pedos_protocol.codec import FRAME_MAX, ITEMS_MAX, encode
-from pedos_protocol.fields import TEXT_MAX
+from pedos_protocol.codec import FRAME_MAX
 from pedos_protocol.messages import (
     ExplainResult,
-    PolicyErrorInfo,
     PolicyExplained,
     PolicyVerdict,
     SystemVm,
     SystemVms,
     TraceStep,
-    to_wire,
 )
-from pedos_protocol.names import is_device_id, is_vm_name, natural_key, printable_text
+from pedos_protocol.names import is_device_id, is_vm_name, natural_key
 
+from pedos_dom0.access import refusal
+from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.fitting import ENVELOPE_MAX, LIST_MAX, bounded_text, fitting, fitting_texts
+from pedos_dom0.orphans import assigned_to
 from pedos_dom0.policy.evaluate import Request
 from pedos_dom0.policy.tokens import device_service
 from pedos_dom0.registry import DeviceKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from pedos_protocol.messages import PolicyStatus, Verdict
+    from pedos_protocol.messages import Verdict
 
     from pedos_dom0.access import Access, Verb
     from pedos_dom0.policy.evaluate import Decision
     from pedos_dom0.policy.system import VmFacts
     from pedos_dom0.state import State
 
-T = TypeVar("T", bound=attrs.AttrsInstance)
-
-# Bytes of an answer that are not what is counted: its envelope.
-ENVELOPE_MAX = 1024
-# Bytes of one list in an answer with other parts beside it. An answer is one frame, and who has
-# more rules than that before the one that matched is better served by reading the files.
-LIST_MAX = 24 * 1024
+_WITHOUT_RULE = ExplainResult(
+    verdict="allow",
+    rule=None,
+    text=None,
+    default=False,
+    parameters={},
+    trace=(),
+    reason="it is only assigned, and dom0's user may remove an assignment without a rule",
+)
 
 
 class Explaining:
@@ -54,19 +54,27 @@ class Explaining:
         self._access = access
 
     def device(self, source: str, verb: Verb, key: DeviceKey, vm: str) -> ExplainResult:
-        """What policy says of one device. Raises CallError(not_found) for an unknown VM."""
-        for name in (vm, key.backend, source):
-            self._state.known_domain(name)
+        """What would be said to it. Raises CallError(not_found) for an unknown VM."""
+        self._state.known_domain(source)
+        is_assigned = any(each.key == key for each in self._state.store.assignments(vm))
+        if verb == "detach" and is_assigned:  # perhaps to or from a VM that was removed since
+            if source == DOM0_NAME and self._access.needs_no_rule(key, vm):
+                return _WITHOUT_RULE
+        else:
+            for name in (vm, key.backend):
+                self._state.known_domain(name)
         decision = self._access.decide(source, verb, key, vm, trace=True)
-        rule = decision.rule
+        refused = refusal(verb, vm, decision)
+        rule, trace = decision.rule, _trace(decision)
         return ExplainResult(
-            verdict=cast("Verdict", decision.verdict),
-            rule=None if rule is None else _text(rule.where),
-            text=None if rule is None else _text(rule.text),
+            verdict=cast("Verdict", decision.verdict if refused is None else "deny"),
+            rule=None if rule is None else bounded_text(rule.where),
+            text=None if rule is None else bounded_text(rule.text),
             default=rule is None,
             parameters=dict(decision.parameters),
-            trace=_trace(decision),
-            reason=_text(decision.reason),
+            trace=trace,
+            reason=bounded_text(refused or decision.reason),
+            trace_left_out=len(decision.trace) - len(trace),
         )
 
     def request(self, service: str, argument: str, source: str, target: str) -> PolicyExplained:
@@ -74,21 +82,24 @@ class Explaining:
         argument = self._completed(service, argument)
         decision = self._access.judge(Request(service, argument, source, target), trace=True)
         rule = decision.rule
+        candidates, trace = fitting_texts(decision.candidates, LIST_MAX), _trace(decision)
         return PolicyExplained(
-            argument=_text(argument),
+            argument=bounded_text(argument),
             verdict=cast("Verdict", decision.verdict),
-            rule=None if rule is None else _text(rule.where),
-            text=None if rule is None else _text(rule.text),
+            rule=None if rule is None else bounded_text(rule.where),
+            text=None if rule is None else bounded_text(rule.text),
             default=rule is None,
             target=_optional(decision.target),
             user=_optional(decision.user),
             autostart=decision.autostart,
             notify=decision.notify,
             read_only=decision.read_only,
-            candidates=tuple(map(_text, decision.candidates[: ITEMS_MAX // 2])),
+            candidates=candidates,
             default_target=_optional(decision.default_target),
-            reason=_text(decision.reason),
-            trace=_trace(decision),
+            reason=bounded_text(decision.reason),
+            trace=trace,
+            candidates_left_out=len(decision.candidates) - len(candidates),
+            trace_left_out=len(decision.trace) - len(trace),
         )
 
     def _completed(self, service: str, argument: str) -> str:
@@ -121,7 +132,7 @@ class Explaining:
             return key.backend != vm and state.registry.get(key) is not None
         if any(lease.vm == vm for lease in state.leases.of_device(key)):
             return True
-        if any(assignment.key == key for assignment in state.store.assignments(vm)):
+        if any(assignment.key == key for assignment in assigned_to(state, vm)):
             return True
         return verb == "list" and key.backend == vm and state.registry.get(key) is not None
 
@@ -135,31 +146,8 @@ class Explaining:
             for name in names
             if passed is None or natural_key(name) > passed
         ]
-        fit = _fitting(vms, FRAME_MAX - ENVELOPE_MAX)
+        fit = fitting(vms, FRAME_MAX - ENVELOPE_MAX)
         return SystemVms(vms=fit, more=len(fit) < len(vms))
-
-
-def fitting(status: PolicyStatus, limit: int = FRAME_MAX - ENVELOPE_MAX) -> PolicyStatus:
-    """The status with as many of its folders and errors as fit into so many bytes."""
-    folders: list[str] = []
-    size = 0
-    for folder in map(_text, status.folders):
-        size += len(folder.encode())
-        if size > limit // 4:
-            break
-        folders.append(folder)
-    errors = (
-        PolicyErrorInfo(
-            file=_text(error.file),
-            line=error.line,
-            column=error.column,
-            message=_text(error.message),
-            help=_text(error.help),
-            text=_text(error.text),
-        )
-        for error in status.errors
-    )
-    return attrs.evolve(status, errors=_fitting(errors, limit // 2), folders=tuple(folders))
 
 
 def _described(vm: VmFacts) -> SystemVm:
@@ -177,27 +165,15 @@ def _described(vm: VmFacts) -> SystemVm:
 
 def _trace(decision: Decision) -> tuple[TraceStep, ...]:
     steps = (
-        TraceStep(rule=_text(step.rule.where), text=_text(step.rule.text), why=_text(step.why))
-        for step in decision.trace[:ITEMS_MAX]
+        TraceStep(
+            rule=bounded_text(step.rule.where),
+            text=bounded_text(step.rule.text),
+            why=bounded_text(step.why),
+        )
+        for step in decision.trace
     )
-    return _fitting(steps, LIST_MAX)
-
-
-def _fitting(items: Iterable[T], limit: int) -> tuple[T, ...]:
-    """The first of the items that fit into so many bytes; at least one."""
-    kept: list[T] = []
-    size = 0
-    for item in items:
-        size += len(encode([to_wire(item)]))
-        if (size > limit and kept) or len(kept) >= ITEMS_MAX:
-            break
-        kept.append(item)
-    return tuple(kept)
-
-
-def _text(text: str) -> str:
-    return printable_text(text, TEXT_MAX)
+    return fitting(steps, LIST_MAX)
 
 
 def _optional(text: str | None) -> str | None:
-    return None if text is None else _text(text)
+    return None if text is None else bounded_text(text)

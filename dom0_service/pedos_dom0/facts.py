@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,13 @@ import trio
 from pedos_protocol.messages import PolicyErrorInfo
 from pedos_protocol.names import printable_text, shown
 
+from pedos_dom0.disk import in_thread
 from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo
 from pedos_dom0.facts_file import FILE_MAX, FactsError, Said, parse
 from pedos_dom0.pace import Pace
 from pedos_dom0.policy.following import follow
 from pedos_dom0.policy.system import ADMIN_TYPE, RUNNING, System, VmFacts
-from pedos_dom0.policy.whole_file import read_whole, why
+from pedos_dom0.policy.whole_file import read_whole, real_path, why
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -100,7 +102,7 @@ def _pass(folder: Path) -> Read:
             if name.endswith(SUFFIX) and not name.startswith(".")
         )
     except OSError as error:
-        # Also if there is none: nobody can tell a folder that never was from one that got lost.
+        # Also if there is none: a folder that never was looks the same as one that got lost.
         message = f"the folder of VMs' facts cannot be read: {why(error)}"
         right = "make one, which may be empty" if isinstance(error, FileNotFoundError) else ""
         return Read({}, (FactsError(_named(folder), 0, 0, message, right),), 0, (folder,))
@@ -117,9 +119,12 @@ def _pass(folder: Path) -> Read:
             right = "its name has only 0-9 a-z _ . -"
             errors.append(FactsError(file, 0, 0, f"{shown(name)} is not read", right))
             continue
-        # A link's target may be written to in a folder of its own.
-        watched[Path(os.path.realpath(folder / name)).parent] = None
-        data = read_whole(folder / name, FILE_MAX)
+        try:
+            # A link's target may be written to in a folder of its own.
+            watched[real_path(folder / name).parent] = None
+            data = read_whole(folder / name, FILE_MAX)
+        except OSError as error:
+            data = f"cannot be looked at: {why(error)}"
         if isinstance(data, str):
             errors.append(FactsError(file, 0, 0, data))
             continue
@@ -137,7 +142,10 @@ def _pass(folder: Path) -> Read:
             else:
                 said[vm] = (file, what)
     facts = {} if errors else {vm: what.facts for vm, (_, what) in said.items()}
-    return Read(facts, tuple(errors[:ERRORS_MAX]), len(names), tuple(watched))
+    if len(errors) > ERRORS_MAX:
+        more = f"{len(errors) - ERRORS_MAX} errors more"
+        errors[ERRORS_MAX:] = [FactsError(_named(folder), 0, 0, more)]
+    return Read(facts, tuple(errors), len(names), tuple(watched))
 
 
 def _named(folder: Path) -> str:
@@ -155,7 +163,7 @@ class Facts:
         self._watched: tuple[Path, ...] = () if folder is None else (folder,)
         self._since = ""
         self._pace = reload_pace()
-        # VMs that somebody is starting: what they get, they get when they run.
+        # VMs that are being started: what they get, they get when they run.
         self.starting: set[str] = set()
         self._errors: tuple[FactsError, ...] = ()
         # Of what the System was made that was last asked for.
@@ -221,7 +229,7 @@ class Facts:
 
     async def _reload_in_thread(self, folder: Path) -> None:
         await self._pace.turn()
-        self._take(await trio.to_thread.run_sync(read_facts, folder))
+        self._take(await in_thread(partial(read_facts, folder)))
 
     def _take(self, read: Read) -> bool:
         """The only place where the facts in force change."""

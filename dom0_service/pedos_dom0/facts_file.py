@@ -93,6 +93,7 @@ def parse(file: str, data: bytes) -> tuple[dict[str, Said], list[FactsError]]:
     lines = toml_lines.Lines(text)
     said: dict[str, Said] = {}
     errors: list[FactsError] = []
+    found = 0
     for where, untrusted in _tables(document):
         try:
             facts = _vm(where, untrusted)
@@ -100,11 +101,14 @@ def parse(file: str, data: bytes) -> tuple[dict[str, Said], list[FactsError]]:
                 raise _Mistake(where, f"{facts.name} is described twice", "put it into one table")
             said[facts.name] = Said(facts, lines.of(where) or 0)
         except _Mistake as mistake:
-            if len(errors) < ERRORS_MAX:
+            found += 1
+            if found <= ERRORS_MAX:
                 line = lines.of(mistake.where) or 0
                 message = f"{toml_lines.shown_key(mistake.where)}: {mistake.message}"
                 text = _shown(lines.text(line))
                 errors.append(FactsError(file, line, 0, message, mistake.right, text))
+    if found > ERRORS_MAX:
+        errors.append(FactsError(file, 0, 0, f"{found - ERRORS_MAX} errors more"))
     return said, errors
 
 

@@ -3,8 +3,8 @@
 A VM runs with all that is assigned to it, or not at all. A service that is killed after it started
 the VM and before the last device is attached would break that, so a start stands in the store while
 it is in progress (see vmstart.py). The next service finds it there: if everything is attached after
-all, the start is over; otherwise the VM is stopped. It is not finished instead, as whoever asked
-for it has gone and the world may have changed since; it is simply to be started again.
+all, the start is over; otherwise the VM is stopped. It is not finished instead, as the one that
+asked for it has gone and the world may have changed since; it is simply to be started again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pedos_dom0.reconcile import Reconciler
     from pedos_dom0.state import State
     from pedos_dom0.store import StartRow
-    from pedos_dom0.vmstart import VmLife
+    from pedos_dom0.vmstop import VmStop
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +34,14 @@ TRANSIENT_TIMEOUT = 30.0
 class Interrupted:
     """Settles the starts that stand in the store when the service begins."""
 
-    def __init__(self, state: State, reconciler: Reconciler, life: VmLife) -> None:
+    def __init__(self, state: State, reconciler: Reconciler, stops: VmStop) -> None:
         self._state = state
         self._reconciler = reconciler
-        self._life = life
+        self._stops = stops
         self._open: dict[str, trio.Event] = {}
 
     def load(self) -> list[StartRow]:
-        """What there is to settle. Call it before anybody is served."""
+        """What is to be settled. Call it before any request is served."""
         rows = self._state.store.starts()
         self._open = {row.vm: trio.Event() for row in rows}
         return rows
@@ -74,7 +74,7 @@ class Interrupted:
         state, vm = self._state, row.vm
         domid = await self._domid(vm)
         if domid is None or row.domid not in (None, domid):
-            state.store.start_delete(vm)  # it never ran, or that life of it is over
+            await state.store.start_delete(vm)  # it never ran, or that life of it is over
             return True
         await self._reconciler.wait_settled(vm)
         missing = self._missing(vm)
@@ -82,17 +82,21 @@ class Interrupted:
         # Where the row stays, it is tried again, and if need be by the next service.
         # The toolstack may have been killed before it was done: then the VM's own disks are perhaps
         # not there.
-        half_made = row.domid is None and self._life.waits(vm)
+        half_made = row.domid is None and self._stops.waits(vm)
         if not missing and not half_made:
             if await self._let_go(vm, domid):
-                state.store.start_delete(vm)
+                await state.store.start_delete(vm)
                 outcome = "started"
                 logger.info("%s has all its devices: its start was interrupted at its end", vm)
             else:
                 done = False
                 outcome = "failed: it was interrupted, and the VM could not be let go"
-        elif await self._life.stop(vm, f"the start of {vm} was interrupted"):
-            state.store.start_delete(vm)
+        elif await self._stops.stop_interrupted(
+            vm,
+            f"the start of {vm} was interrupted",
+            has_run=row.may_run or not self._stops.waits(vm),
+        ):
+            await state.store.start_delete(vm)
             outcome = "failed: it was interrupted, and the VM was stopped"
             logger.warning("start of %s was interrupted; it was stopped", vm)
         else:
@@ -106,7 +110,7 @@ class Interrupted:
         return done
 
     async def _let_go(self, vm: str, domid: int) -> bool:
-        """A VM that was made, and perhaps waits for this; False if nobody knows whether it does."""
+        """A VM that was made, and perhaps waits for this; False if that is not known."""
         if self._state.plane is None:
             return True
         try:
@@ -127,6 +131,8 @@ class Interrupted:
         return None if domain is None or domain.state == "Halted" else domain.domid
 
     def _missing(self, vm: str) -> list[str]:
-        """The assigned devices that the VM has not got."""
-        has = {lease.key for lease in self._state.leases.of_vm(vm) if lease.state == ATTACHED}
+        """The assigned devices that the VM has not got, as far as is known: one whose agent does
+        not say what it has keeps what it may use, and has not come up for that."""
+        leases = [] if self._stops.waits(vm) else self._state.leases.of_vm(vm)
+        has = {lease.key for lease in leases if lease.state == ATTACHED}
         return [str(a.key) for a in self._state.store.assignments(vm) if a.key not in has]

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
 from attrs import field, frozen
+from pedos_protocol.messages import Device
 
-from .registry import DeviceKey
+from .registry import DeviceKey, lasting_identity
 
 # What the journal knows of an attachment: being made, made, being undone.
 PENDING, ATTACHED, DETACHING = STATES = ("pending", "attached", "detaching")
@@ -22,7 +23,9 @@ class Lease:
     """One attachment, made or in the making: `key` is lent to the VM `vm`.
 
     `port` is the data channel's; the domids are those that were running at the grant, so that a
-    VM that was started anew is not taken for the one that held the lease.
+    VM that was started anew is not taken for the one that held the lease. `identity` and `instance`
+    are those of the device that was decided about; the grant is for that one and no other (see
+    `broken_by`). None: a version of the service that did not note them made it.
     """
 
     attachment: str
@@ -34,9 +37,41 @@ class Lease:
     backend_domid: int
     vm_domid: int
     state: str = field(validator=attrs.validators.in_(STATES))
+    identity: str | None = None
+    instance: str | None = None
+
+    def in_audit(self) -> dict[str, str]:
+        """The fields by which every line of the audit log names an attachment."""
+        return {
+            "attachment": self.attachment,
+            "device_class": self.key.device_class,
+            "device": str(self.key),
+            "vm": self.vm,
+        }
 
 
-class Taken(Exception):  # noqa: N818 - what happened is not an error of anybody's
+def broken_by(lease: Lease, device: Device | None) -> str | None:
+    """Why the grant does not hold for what the source reports under that id; None if it does.
+
+    The VM that has the disk may format it: then it has another file system's UUID and is the same.
+    """
+    if device is None:
+        return "the device was unplugged"
+    # What a source cannot tell now it tells later; also which one it is, if it does not say.
+    is_unclear = device.stale is not None
+    if lease.instance not in (None, device.instance) and (device.instance or not is_unclear):
+        return "the device was replaced by another one"
+    if is_unclear:
+        return None
+    if lease.identity is None or lease.identity == device.identity:
+        return None
+    is_known_to_be_it = bool(device.instance) and lease.state != PENDING
+    if is_known_to_be_it and lasting_identity(device.identity) == lasting_identity(lease.identity):
+        return None
+    return "the device is another one than was allowed: its identity has changed"
+
+
+class Taken(Exception):  # noqa: N818 - says what happened
     """The device, or one that shares its data, is leased already: to `holder.vm`."""
 
     def __init__(self, holder: Lease) -> None:

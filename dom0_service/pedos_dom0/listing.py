@@ -6,29 +6,36 @@ not hold it up.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
+from heapq import merge
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import attrs
-from pedos_protocol.codec import FRAME_MAX, ITEMS_MAX, encode
-from pedos_protocol.fields import ATTACHMENTS_MAX
+import trio
+from pedos_protocol.codec import FRAME_MAX, encode
+from pedos_protocol.fields import PAGE_DEVICES_MAX
 from pedos_protocol.messages import (
+    MISSING_MAX,
     AssignedTo,
     AttachedTo,
     Device,
     DeviceListed,
     Listed,
+    MissingIn,
     to_wire,
 )
 from pedos_protocol.names import natural_key
 
+from pedos_dom0.device_set import DeviceKey, DeviceSet
 from pedos_dom0.drivers.base import DOM0_NAME
-from pedos_dom0.explaining import fitting
+from pedos_dom0.fitting import fitting, fitting_status, with_errors
 from pedos_dom0.leases import PENDING
-from pedos_dom0.registry import DeviceKey
+from pedos_dom0.orphans import assigned_to, is_orphan
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 
     from pedos_protocol.messages import PolicyStatus
 
@@ -41,8 +48,16 @@ if TYPE_CHECKING:
 # service.status has them all.
 POLICY_ERRORS_MAX = 8
 POLICY_BYTES_MAX = 10 * 1024
-# Bytes of an answer that are not devices: its envelope, and the policy's status.
-ENVELOPE_MAX = 12 * 1024
+# Bytes of an answer that are not devices: its envelope, the policy's status, and which VMs have
+# more devices (32 lines of 250 bytes).
+ENVELOPE_MAX = 20 * 1024
+# Bytes of the assignments of one device: those to 300 VMs with the longest names, each of which is
+# named twice if it was removed. So a device always fits onto a page.
+ASSIGNED_MAX = 16 * 1024
+# Why nothing is listed of a VM that may have devices all the same.
+NO_AGENT = "it runs, but its agent is not connected"
+# Devices that are looked at in one step: some milliseconds.
+STEP = 64
 
 
 class Listing:
@@ -84,43 +99,24 @@ class Listing:
             for lease in leases
             if lease.state != PENDING
         ]
-        assigned = [AssignedTo(vm=a.vm, options=dict(a.options)) for a in assignments]
+        assignments = sorted(assignments, key=lambda each: each.vm)
+        told = fitting(
+            (AssignedTo(each.vm, dict(each.options)) for each in assignments), ASSIGNED_MAX
+        )
         return Listed(
             **{field.name: getattr(device, field.name) for field in attrs.fields(Device)},
             backend=key.backend,
-            attachments=tuple(sorted(attached, key=lambda to: to.vm)[:ATTACHMENTS_MAX]),
-            assignments=tuple(sorted(assigned, key=lambda to: to.vm)[:ATTACHMENTS_MAX]),
+            # All of them: a VM lends no more than ATTACHMENTS_MAX altogether.
+            attachments=tuple(sorted(attached, key=lambda to: to.vm)),
+            assignments=told,
+            orphans=tuple(
+                each.vm for each in assignments[: len(told)] if is_orphan(self._state, each)
+            ),
+            assignments_left_out=len(assignments) - len(told),
             present=present,
         )
 
-    def everything(self, device_class: str) -> list[Listed]:
-        """All devices of a class, and gone ones that are still attached or assigned, in order."""
-        state = self._state
-        keys = [key for key, _ in state.registry.items(device_class)]
-        return self._of_class(device_class, keys, state.leases, state.store.assignments())
-
-    def _of_class(
-        self,
-        device_class: str,
-        keys: Iterable[DeviceKey],
-        leases: Iterable[Lease],
-        assignments: Iterable[Assignment],
-    ) -> list[Listed]:
-        """These devices and those that the leases and assignments are of, in order, with these
-        users and no others."""
-        lent, assigned = defaultdict(list), defaultdict(list)
-        for lease in leases:
-            if lease.state != PENDING:
-                lent[lease.key].append(lease)
-        for assignment in assignments:
-            assigned[assignment.key].append(assignment)
-        return [
-            self.listed(key, assigned.get(key, ()), lent.get(key, ()))
-            for key in sorted({*keys, *lent, *assigned}, key=lambda key: natural_key(str(key)))
-            if key.device_class == device_class
-        ]
-
-    def for_dom0(
+    async def for_dom0(
         self,
         device_class: str,
         vms: Collection[str] | None,
@@ -134,28 +130,43 @@ class Listing:
         CallError(not_found) for a name that no VM has.
         """
         for name in (*(vms or ()), *exclude):
-            self._state.known_domain(name)
-        devices = self._not_hidden(self.everything(device_class))
-        if vms is not None:
-            devices = [device for device in devices if _users(device) & set(vms)]
-        if exclude:
-            devices = [device for device in devices if _users(device) - set(exclude)]
+            if not self._state.store.assignments(name):  # which a VM that was removed may have
+                self._state.known_domain(name)
+        uses = _Uses(device_class, self._state.leases, self._state.store.assignments())
+
+        def is_wanted(key: DeviceKey) -> bool:
+            users = uses.of(key)
+            return (vms is None or not users.isdisjoint(vms)) and not users <= set(exclude)
+
         status = self._state.policy_status()
-        # What the lines say is for who looks at the status itself.
-        errors = [attrs.evolve(error, text="") for error in status.errors[:POLICY_ERRORS_MAX]]
-        status = fitting(attrs.evolve(status, errors=tuple(errors)), POLICY_BYTES_MAX)
-        return _page(devices, after, status)
+        # All of them, and the lines themselves, are in the service's status.
+        status = with_errors(status, status.errors, POLICY_ERRORS_MAX)
+        errors = tuple(attrs.evolve(error, text="") for error in status.errors)
+        status = fitting_status(attrs.evolve(status, errors=errors), POLICY_BYTES_MAX)
+        registry = self._state.registry
+        page = _Page()
+        for backend in sorted({*registry.backends(), *uses.backends()}, key=natural_key):
+            is_whole = (vms is None or backend in vms) and backend not in exclude
+            devices = registry.devices_of(backend) if is_whole else DeviceSet(backend)
+            keys = filter(is_wanted, uses.merged(devices, after))
 
-    def _not_hidden(self, devices: list[Listed]) -> list[Listed]:
-        """Those of which no rule, as opposed to the lack of one, denies dom0's user the sight."""
-        decisions = self._access.decide_all(DOM0_NAME, "list", map(_key, devices), DOM0_NAME)
-        return [
-            device
-            for device, decision in zip(devices, decisions, strict=True)
-            if decision.verdict == "allow" or decision.rule is None
+            def allowed(keys: list[DeviceKey]) -> list[bool]:
+                # Those of which no rule, as opposed to the lack of one, denies the sight.
+                decisions = self._access.decide_all(DOM0_NAME, "list", keys, DOM0_NAME)
+                return [each.verdict == "allow" or each.rule is None for each in decisions]
+
+            if not await self._fill(page, keys, uses, allowed):
+                return page.listed(status)
+        names = {DOM0_NAME, *self._state.driver.domains(), *registry.backends()}
+        missing = [
+            found
+            for backend in sorted(names, key=natural_key)
+            if (vms is None or backend in vms) and backend not in exclude
+            if (found := self._missing(backend, device_class)) is not None
         ]
+        return page.listed(status, missing)
 
-    def for_vm(
+    async def for_vm(
         self,
         caller: Caller,
         device_class: str,
@@ -173,47 +184,137 @@ class Listing:
         if me in exclude or (vms is not None and me not in vms):
             return DeviceListed(devices=())
         state = self._state
-        devices = self._of_class(
-            device_class,
-            state.registry.of_backend(me, device_class),
-            state.leases.of_vm(me),
-            state.store.assignments(me),
+        uses = _Uses(device_class, state.leases.of_vm(me), assigned_to(state, me))
+        page = _Page()
+        for backend in sorted({me, *uses.backends()}, key=natural_key):
+            devices = state.registry.devices_of(me) if backend == me else DeviceSet(backend)
+
+            def allowed(keys: list[DeviceKey]) -> list[bool]:
+                decisions = self._access.decide_all(me, "list", keys, me)
+                return [each.verdict == "allow" and each.target == me for each in decisions]
+
+            keys = uses.merged(devices, after)
+            if not await self._fill(page, keys, uses, allowed, caller.turn):
+                return page.listed(None)
+        missing = self._missing(me, device_class)
+        return page.listed(None, [] if missing is None else [missing])
+
+    def _missing(self, backend: str, device_class: str) -> MissingIn | None:
+        """Why the devices of a class that a VM has may not all be listed; None if they are."""
+        found = self._state.registry.missing(backend, device_class)
+        if found is not None:
+            return MissingIn(device_class, found.count, found.reason, backend)
+        domain = self._state.domain(backend)
+        if domain is None or domain.state == "Halted" or self._state.agents.get(backend):
+            return None
+        return MissingIn(device_class, None, NO_AGENT, backend)
+
+    async def _fill(
+        self,
+        page: _Page,
+        keys: Iterable[DeviceKey],
+        uses: _Uses,
+        allowed: Callable[[list[DeviceKey]], list[bool]],
+        turn: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+    ) -> bool:
+        """Puts those that are allowed onto the page; False when it is full. Others run meanwhile,
+        and there is a `turn` to wait for before each step but the first: a VM may have thousands
+        of devices."""
+        left = iter(keys)
+        while some := list(islice(left, STEP)):
+            if page.is_begun:
+                await turn()
+            page.is_begun = True
+            for key, is_allowed in zip(some, allowed(some), strict=True):
+                if not is_allowed:
+                    continue
+                device = self.listed(key, uses.assigned.get(key, ()), uses.lent.get(key, ()))
+                # One that has gone meanwhile, and is not used, is none any more.
+                if (device.present or len(uses.of(key)) > 1) and not page.take(device):
+                    return False
+        return True
+
+
+class _Uses:
+    """Who has the devices of a class, and is to have them."""
+
+    def __init__(
+        self, device_class: str, leases: Iterable[Lease], assignments: Iterable[Assignment]
+    ) -> None:
+        self._device_class = device_class
+        self.lent: defaultdict[DeviceKey, list[Lease]] = defaultdict(list)
+        self.assigned: defaultdict[DeviceKey, list[Assignment]] = defaultdict(list)
+        for lease in leases:
+            if lease.state != PENDING and lease.key.device_class == device_class:
+                self.lent[lease.key].append(lease)
+        for assignment in assignments:
+            if assignment.key.device_class == device_class:
+                self.assigned[assignment.key].append(assignment)
+        self._by_backend: defaultdict[str, set[DeviceKey]] = defaultdict(set)
+        for key in (*self.lent, *self.assigned):
+            self._by_backend[key.backend].add(key)
+
+    def backends(self) -> list[str]:
+        """The VMs that the devices are of."""
+        return [*self._by_backend]
+
+    def of(self, key: DeviceKey) -> set[str]:
+        """The VM that has the device and those that it is lent to, or is to be."""
+        return {
+            key.backend,
+            *(lease.vm for lease in self.lent.get(key, ())),
+            *(assignment.vm for assignment in self.assigned.get(key, ())),
+        }
+
+    def merged(self, devices: DeviceSet, after: str | None) -> Iterator[DeviceKey]:
+        """The devices of a VM and those of it that are used, there or not, in natural order: those
+        behind `after`."""
+        backend = devices.backend
+        of_class = devices.in_order(self._device_class)
+        used = self._by_backend.get(backend, set())
+        places = sorted((natural_key(key.device), key) for key in used)
+        start = 0
+        if after is not None:
+            last_backend, _, last = after.partition(":")
+            if natural_key(backend) < natural_key(last_backend):
+                return
+            if backend == last_backend:
+                place = (natural_key(last), DeviceKey(self._device_class, backend, last))
+                start = bisect_right(of_class, place)
+                places = places[bisect_right(places, place) :]
+        before = None
+        for _, key in merge(islice(of_class, start, None), places):
+            if key != before:  # one that is used is in both
+                yield key
+            before = key
+
+
+class _Page:
+    """As many devices as one frame holds. The order is by name and not by place, so devices that
+    come and go between two pages make none of the others be missed or listed twice."""
+
+    def __init__(self) -> None:
+        self.is_begun = False
+        self._devices: list[Listed] = []
+        self._size = 0
+
+    def take(self, device: Listed) -> bool:
+        """Adds one; False when there is no room."""
+        self._size += len(encode([to_wire(device)]))
+        is_full = self._size > FRAME_MAX - ENVELOPE_MAX or len(self._devices) == PAGE_DEVICES_MAX
+        if is_full and self._devices:
+            return False
+        self._devices.append(device)
+        return True
+
+    def listed(
+        self, status: PolicyStatus | None, missing: Sequence[MissingIn] | None = None
+    ) -> DeviceListed:
+        """The answer; `missing` is None on all but the last one."""
+        return DeviceListed(
+            devices=tuple(self._devices),
+            more=missing is None,
+            policy=status,
+            missing=tuple(missing or ())[:MISSING_MAX],
+            missing_vms=len(missing or ()),
         )
-        decisions = self._access.decide_all(me, "list", map(_key, devices), me)
-        allowed = [
-            device
-            for device, decision in zip(devices, decisions, strict=True)
-            if decision.verdict == "allow" and decision.target == me
-        ]
-        return _page(allowed, after, None)
-
-
-def _key(device: Listed) -> DeviceKey:
-    return DeviceKey(device.device_class, device.backend, device.device)
-
-
-def _users(device: Listed) -> set[str]:
-    """The VM that has the device and those that it is lent to."""
-    return {
-        device.backend,
-        *(to.vm for to in device.attachments),
-        *(to.vm for to in device.assignments),
-    }
-
-
-def _page(devices: list[Listed], after: str | None, status: PolicyStatus | None) -> DeviceListed:
-    """As many of the devices behind `after` as one frame holds; they come in natural order.
-
-    The order is by name and not by place, so devices that come and go between two pages make none
-    of the others be missed or listed twice.
-    """
-    if after is not None:
-        passed = natural_key(after)
-        devices = [device for device in devices if natural_key(str(_key(device))) > passed]
-    size, count = 0, 0
-    for device in devices[:ITEMS_MAX]:
-        size += len(encode([to_wire(device)]))
-        if size > FRAME_MAX - ENVELOPE_MAX and count:
-            break
-        count += 1
-    return DeviceListed(devices=tuple(devices[:count]), more=count < len(devices), policy=status)

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import trio
 from pedos_protocol.errors import RemoteProtocolError
 from pedos_vchan.peer import Peer
-from pedos_vchan.unix import listen_unix, peer_uid
+from pedos_vchan.refusal import refuse
+from pedos_vchan.throttle import throttle
+from pedos_vchan.unix import UnixListener, listen_unix, peer_uid
 
 from pedos_dom0 import PROGRAM
 from pedos_dom0.access import DOM0_USER
@@ -23,6 +25,8 @@ from pedos_dom0.errors import failure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from pedos_protocol.errors import CallError
 
     from pedos_dom0.api import Api
 
@@ -32,28 +36,15 @@ logger = logging.getLogger(__name__)
 SOCKET_MODE = 0o600
 # A widget and a script that runs many commands at once. Each client costs a descriptor and a task.
 CLIENTS_MAX = 128
-# Clients beyond that which are told so before they are hung up on. More of them are only hung up
-# on: whoever opens connections without end must not cost more than this.
-REFUSED_MAX = 16
-# Seconds that a client has to say what it wanted, so that it can be told why not.
-REFUSED_TIMEOUT = 2.0
 # Seconds until accept is tried again when the process is out of descriptors.
 ACCEPT_RETRY = 0.1
 
 
 @contextlib.asynccontextmanager
-async def listening(path: str) -> AsyncIterator[trio.SocketListener]:
+async def listening(path: str) -> AsyncIterator[UnixListener]:
     """The listening socket; at the end its file is removed, if it still is this one."""
-    listener = await listen_unix(path, SOCKET_MODE)
-    made = os.lstat(path)
-    try:
+    with contextlib.closing(await listen_unix(path, SOCKET_MODE)) as listener:
         yield listener
-    finally:
-        listener.socket.close()
-        with contextlib.suppress(OSError):
-            found = os.lstat(path)
-            if (found.st_dev, found.st_ino) == (made.st_dev, made.st_ino):
-                os.unlink(path)
 
 
 class LocalSocket:
@@ -62,9 +53,8 @@ class LocalSocket:
     def __init__(self, api: Api) -> None:
         self._api = api
         self._clients = 0
-        self._refused = 0
 
-    async def serve(self, listener: trio.SocketListener) -> None:
+    async def serve(self, listener: UnixListener) -> None:
         """Accepts until cancelled. One client's end, however bad, is not another's."""
         async with trio.open_nursery() as nursery:
             while True:
@@ -72,43 +62,29 @@ class LocalSocket:
                     stream = await listener.accept()
                 except OSError as error:
                     # Out of descriptors: those who are connected go on, and free some.
-                    logger.error("a client could not be accepted: %s", error)
+                    if (more := throttle.more("a client could not be accepted")) is not None:
+                        logger.error("a client could not be accepted: %s%s", error, more)
                     await trio.sleep(ACCEPT_RETRY)
                     continue
                 nursery.start_soon(self._client, stream)
 
     async def _client(self, stream: trio.SocketStream) -> None:
         if (uid := peer_uid(stream)) not in (0, os.getuid()):
-            logger.warning("a process of uid %d is refused: not root and not this user", uid)
-            await trio.aclose_forcefully(stream)
+            if (more := throttle.more("a stranger is refused")) is not None:
+                why = "not root and not this user"
+                logger.warning("a process of uid %d is refused: %s%s", uid, why, more)
+            await refuse(stream, PROGRAM, _not_yours())
             return
         if self._clients >= CLIENTS_MAX:
-            await self._refuse(stream)
+            if (more := throttle.more("a client is refused")) is not None:
+                logger.warning("a client is refused: %d are connected%s", self._clients, more)
+            await refuse(stream, PROGRAM, _full())
             return
         self._clients += 1
         try:
             await self.serve_client(stream)
         finally:
             self._clients -= 1
-
-    async def _refuse(self, stream: trio.SocketStream) -> None:
-        """Tells one client too many that it is, if it is not one of very many."""
-        if self._refused >= REFUSED_MAX:
-            await trio.aclose_forcefully(stream)
-            return
-        logger.warning("a client is refused: %d are connected", self._clients)
-        self._refused += 1
-        try:
-            with trio.move_on_after(REFUSED_TIMEOUT):
-                peer = Peer(
-                    stream, program=PROGRAM, handlers={}, default_handler=_full, name="a client"
-                )
-                await peer.run()
-        except (RemoteProtocolError, trio.BrokenResourceError):
-            pass  # it has gone, or is none of ours
-        finally:
-            self._refused -= 1
-            await trio.aclose_forcefully(stream)
 
     async def serve_client(self, stream: trio.abc.Stream) -> None:
         """Serves one client until its connection ends."""
@@ -135,8 +111,12 @@ class LocalSocket:
             logger.error("a client's connection failed", exc_info=group)
 
 
-async def _full(_peer: Peer, _method: str, _params: dict[str, Any]) -> dict[str, Any]:
-    raise failure(
+def _not_yours() -> CallError:
+    return failure("denied", "dom0's service serves root and its own user alone")
+
+
+def _full() -> CallError:
+    return failure(
         "quota",
         f"{CLIENTS_MAX} programs are connected to dom0's service, which is all that it takes",
         hint="end some of them: ss -xp shows which they are",

@@ -16,7 +16,7 @@ import attrs
 import trio
 
 if TYPE_CHECKING:
-    from pedos_dom0.audit import Audit
+    from pedos_dom0.audit import AuditWriter
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Noise:
     One of these for all VMs; it keeps one entry a VM.
     """
 
-    def __init__(self, audit: Audit) -> None:
+    def __init__(self, audit: AuditWriter) -> None:
         self._audit = audit
         self._heard: dict[str, _Heard] = {}
 

@@ -1,4 +1,4 @@
-"""Work that goes on when whoever asked for it has gone.
+"""Work that goes on when its caller has gone.
 
 An attach that is half done when the command line is interrupted must end as attached or as undone.
 So operations run in the service's nursery, not in the client's; the client only waits for the end.
@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import trio
 from pedos_protocol.errors import CallError
+from pedos_vchan.throttle import Throttle
 
 from pedos_dom0.errors import QuotaError, failure
 from pedos_dom0.store import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +32,22 @@ T = TypeVar("T")
 OPERATIONS_MAX = {"vm": 8, "local": 64}
 
 
+@contextmanager
+def store_failures() -> Iterator[None]:
+    """A write that the store refuses fails the operation as anything else does: with a sentence,
+    for the audit log too."""
+    try:
+        yield
+    except StoreError as error:
+        raise failure("failed", str(error)) from error
+
+
 class _Outcome(Generic[T]):
     """How an operation ended, for a waiter that may have stopped waiting."""
 
     def __init__(self) -> None:
         self.done = trio.Event()
+        self.ended = False  # otherwise it was cancelled, as the service ends
         self.result: T | None = None
         self.error: CallError | None = None
 
@@ -45,13 +58,14 @@ class Operations:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._running: Counter[tuple[str, str]] = Counter()
+        self._throttle = Throttle()
 
     async def run(
         self, kind: str, name: str, work: Callable[[], Awaitable[T]], caller_gone: trio.Event
     ) -> T:
         """Runs `work` to its end even if the caller of this is cancelled, and gives its result.
 
-        `caller_gone` is set then, for work that makes sense only for who waits for it.
+        `caller_gone` is set then, for work that makes sense only while its caller waits.
         Raises what it raises, as CallError; CallError(quota) if the caller has too many running.
         """
         caller = (kind, name)
@@ -67,8 +81,10 @@ class Operations:
         try:
             await outcome.done.wait()
         except trio.Cancelled:
-            caller_gone.set()
-            raise
+            if not outcome.ended:
+                caller_gone.set()
+                raise
+            # else it has just ended, and what it has done is its caller's to hear
         if outcome.error is not None:
             raise outcome.error
         return outcome.result  # type: ignore[return-value]  # None only if T is
@@ -77,18 +93,22 @@ class Operations:
         self, caller: tuple[str, str], work: Callable[[], Awaitable[T]], outcome: _Outcome[T]
     ) -> None:
         try:
-            outcome.result = await work()
+            with store_failures():
+                outcome.result = await work()
         except CallError as error:
+            is_store = isinstance(error.__cause__, StoreError)
+            if is_store and (more := self._throttle.more(f"store {caller[1]}")) is not None:
+                logger.error("an operation of %s failed: %s%s", caller[1], error.message, more)
             outcome.error = error
-        except StoreError as error:
-            logger.error("an operation of %s failed: %s", caller[1], error)
-            outcome.error = failure("failed", str(error))
         except Exception:
             # A mistake in this program must not take down the service with all its leases.
-            logger.exception("an operation of %s failed in an unforeseen way", caller[1])
+            if (more := self._throttle.more(f"operation {caller[1]}")) is not None:
+                said = "an operation of %s failed in an unforeseen way%s"
+                logger.exception(said, caller[1], more)
             outcome.error = failure("failed", "an internal error; the service's log has it")
         finally:
             self._running[caller] -= 1
             if not self._running[caller]:
                 del self._running[caller]
             outcome.done.set()
+        outcome.ended = True

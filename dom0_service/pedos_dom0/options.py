@@ -55,7 +55,7 @@ class Options:
         return wire
 
     def granted(self, read_only: bool) -> dict[str, str]:
-        """What an attachment is made with that is read-only or not, whoever wanted it so."""
+        """What an attachment is made with that is read-only or not, by option or by rule."""
         made = {"read-only": "yes" if read_only else "no"}
         if self.cdrom:
             made["devtype"] = CDROM
@@ -90,6 +90,11 @@ def parse_options(device_class: str, raw: Mapping[str, str]) -> Options:
     if cdrom and read_only is False:
         raise failure("usage", f"a {CDROM} is read-only: leave out read-only=no or devtype={CDROM}")
     return Options(read_only=True if cdrom else read_only, frontend=frontend, cdrom=cdrom)
+
+
+def frontend_of_options(options: Mapping[str, str]) -> str | None:
+    """The name that an assignment asks for; None if it leaves that open."""
+    return options.get("frontend-dev")
 
 
 def effective_options(options: Mapping[str, str], frontend: str | None) -> dict[str, str]:

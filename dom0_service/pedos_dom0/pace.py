@@ -1,6 +1,6 @@
 """How fast one VM may make dom0 work.
 
-The budget of a connection counts frames; what a frame costs differs. A report of 128 devices takes
+The budget of a connection counts frames; what a frame costs differs. A page of 128 devices takes
 milliseconds to check, a listing as much to make. So these wait their turn: an honest agent, which
 waits for its answers, never notices, and a VM that does not wait has 128 requests in flight at
 once, which is a breach of the protocol and ends its connection.

@@ -24,13 +24,13 @@ ASK_TIMEOUT = 60.0
 # Questions of one VM that stand at once: what a person can have asked for in a minute. More of them
 # would only bury those of others.
 OPEN_PER_SOURCE = 4
-# And of all: a screen full of them is answered by nobody.
+# And of all: a user does not answer a screen full of them.
 OPEN_MAX = 32
 # Programs that may ask: a widget and some terminals.
 PROMPTERS_MAX = 16
 # Seconds for which a VM's question that was not granted is not put again but is a no: one that asks
 # over and over would wear dom0's user down. The short one is after a question that was withdrawn:
-# whoever tries again is not kept for long, and questions do not flicker.
+# a user who tries again does not wait for long, and questions do not flicker.
 COOL_DOWN = 30.0
 COOL_DOWN_WITHDRAWN = 5.0
 # Things for which one VM has to wait. When there are so many it has to wait for everything, as one
@@ -109,7 +109,7 @@ class NotNow(Exception):  # noqa: N818 - a state of affairs
 
 
 def judge(question: Question, untrusted_answer: object) -> Outcome:
-    """What an answer is worth. Total: whatever it is, it is a yes to one candidate or a no."""
+    """What an answer is worth. Total: any answer is a yes to one candidate or a no."""
     try:
         answer = parse_result("prompt.ask", untrusted_answer)
     except RemoteProtocolError as error:

@@ -3,32 +3,40 @@
 Two things get out of step: the service was restarted, and the journal has attachments that may or
 may not live; or an agent connects (again) and has exports and imports of an earlier life. The rule
 for both is that dom0 believes its own journal: what the journal calls attached and both ends
-confirm stays as it is, and everything else is ended. An agent cannot talk an attachment into being.
+confirm stays as it is, and everything else is ended, as far as the target may not refuse that and
+keep what it uses (ways.py). An agent cannot talk an attachment into being.
 
-While a journal row waits for its two agents it is a lease like any other, so that nobody else is
-given the device; whoever asks for it waits with it (`wait_settled`).
+While a journal row waits for its two agents it is a lease like any other, so that no other VM is
+given the device; a request for it waits with it (`wait_settled`).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 from pedos_protocol.errors import CallError, RemoteProtocolError
+from pedos_protocol.words import request_to
 
-from pedos_dom0.leases import ATTACHED, Taken
-from pedos_dom0.takedown import STOP_TIMEOUT
+from pedos_dom0 import progress
+from pedos_dom0.leases import DETACHING, PENDING, Taken, broken_by
+from pedos_dom0.stops import STOP_TIMEOUT
 from pedos_dom0.transaction import SHARED_CLASSES
+from pedos_dom0.ways import AGENT_LOST, CONTRADICTED, FINISHED, GONE, LET_GO, UNDONE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pedos_protocol.messages import ExportState, ImportState
 
     from pedos_dom0.agents import AgentLink
     from pedos_dom0.leases import Lease
     from pedos_dom0.state import State
     from pedos_dom0.takedown import TakeDown
+    from pedos_dom0.ways import Way
 
 logger = logging.getLogger(__name__)
 
@@ -48,17 +56,17 @@ class Reconciler:
         self._takedown = takedown
         self._settling: dict[str, trio.Event] = {}
 
-    def load_journal(self) -> list[Lease]:
+    async def load_journal(self) -> list[Lease]:
         """Turns every journal row into a lease. Call it before any agent is connected."""
         state, rows = self._state, []
         for lease in state.store.journal():
             try:
-                # Disks and partitions are unknown until the source has reported. Whoever wants one
-                # of them then is compared with this lease by the newcomer's own family.
+                # Disks and partitions are unknown until the source has reported. A request for one
+                # of them is compared with this lease by the newcomer's own family.
                 state.leases.grant(lease, {lease.key}, lease.key.device_class in SHARED_CLASSES)
             except (Taken, ValueError) as error:
                 logger.error("journal row %s is dropped: %s", lease.attachment, error)
-                state.store.journal_delete(lease.attachment)
+                await state.store.journal_delete(lease.attachment)
                 continue
             self._settling[lease.attachment] = trio.Event()
             rows.append(lease)
@@ -68,78 +76,116 @@ class Reconciler:
         """Keeps a journal row that lives, and ends any other."""
         began = trio.current_time()
         try:
-            reason = await self._verdict(lease)
+            reason = await self._verdict(lease, SETTLE_TIMEOUT)
+            if reason is not None and self._may_live(lease, reason[1]):
+                logger.warning("%s may be used in %s: %s", lease.key, lease.vm, reason[0])
+                self._over(lease)  # no request waits for that, and reports are heeded meanwhile
+                reason = await self._verdict(lease, math.inf)
             if reason is None:
                 self._keep(lease)
             elif self._state.leases.get(lease.attachment) is not None:
-                await self._takedown.end(lease.attachment, f"after a restart: {reason}")
+                why, way = reason
+                await self._takedown.end_or_keep(lease.attachment, f"after a restart: {why}", way)
         except Exception:
             logger.exception("journal row %s could not be settled", lease.attachment)
         finally:
-            self._settling.pop(lease.attachment).set()
+            self._over(lease)
             logger.debug(
                 "journal row %s settled after %.3f s",
                 lease.attachment,
                 trio.current_time() - began,
             )
 
+    def _over(self, lease: Lease) -> None:
+        if (done := self._settling.pop(lease.attachment, None)) is not None:
+            done.set()
+
+    def is_settling(self, attachment: str) -> bool:
+        """Whether it is a journal row that still waits for its agents."""
+        return attachment in self._settling
+
     async def wait_settled(self, *names: str) -> None:
         """Waits until no journal row that involves one of these VMs is open any more."""
         for attachment, done in list(self._settling.items()):
             lease = self._state.leases.get(attachment)
             if lease is not None and (lease.vm in names or lease.key.backend in names):
+                progress.at("connect", lease.key.backend, lease.key)
                 await done.wait()
 
-    async def _verdict(self, lease: Lease) -> str | None:
-        """None if the attachment lives, or why it does not. Waits for both agents either way: an
-        attachment that is to be ended is ended better in the right order, target first."""
+    def _may_live(self, lease: Lease, way: Way) -> bool:
+        """Whether an agent that does not come back may have it still: in local mode one that has
+        ended is started again by the machine, or its VM is halted. So this one hangs."""
+        is_missing = any(
+            self._state.agents.at(name, domid) is None
+            for name, domid in (
+                (lease.key.backend, lease.backend_domid),
+                (lease.vm, lease.vm_domid),
+            )
+        )
+        is_local = self._state.plane is None
+        return is_local and is_missing and way is AGENT_LOST and lease.state != PENDING
+
+    async def _verdict(self, lease: Lease, timeout: float) -> tuple[str, Way] | None:
+        """None if the attachment lives, or why it does not, and the way to end it. Waits for both
+        agents in any case: an attachment is ended better in the right order, target first."""
         state = self._state
         sides = ((lease.key.backend, lease.backend_domid), (lease.vm, lease.vm_domid))
-        links: list[AgentLink | None] = []
-        with trio.move_on_after(SETTLE_TIMEOUT):
+        with trio.move_on_after(timeout):
             for name, domid in sides:
-                links.append(
-                    await state.agents.wait_for(
-                        name,
-                        timeout=SETTLE_TIMEOUT,
-                        worthwhile=partial(state.runs, name, domid),
-                    )
-                )
-        for (name, domid), link in zip(sides, (*links, None, None), strict=False):
+                runs = partial(state.runs, name, domid)
+                await state.agents.wait_for(name, timeout=timeout, worthwhile=runs)
+        for name, domid in sides:
             if not state.runs(name, domid):
-                return f"{name} does not run any more"
-            if link is None:
-                return f"the agent of {name} did not come back"
-        source, target = links
+                return f"{name} does not run any more", LET_GO if name == lease.vm else GONE
+        # One that was there may have gone while the other was waited for.
+        source, target = (state.agents.at(name, domid) for name, domid in sides)
+        if source is None:
+            return f"the agent of {lease.key.backend} did not come back", AGENT_LOST
+        broken = broken_by(lease, state.registry.get(lease.key))
+        if target is None:
+            if broken is not None:
+                return broken, GONE
+            return f"the agent of {lease.vm} did not come back", AGENT_LOST
+        has_export = _has(source.report.exports if source.report else (), lease)
+        has_import = _has(target.report.imports if target.report else (), lease)
         wrong = (
-            (lease.state != ATTACHED, f"it was only {lease.state}"),
-            (state.leases.get(lease.attachment) is None, "it has ended meanwhile"),
-            (state.registry.get(lease.key) is None, "the device was unplugged"),
-            (not _is_exported(source, lease), f"{lease.key.backend} does not export it any more"),
+            (state.leases.get(lease.attachment) is None, "it has ended meanwhile", GONE),
+            (broken is not None, broken or "", GONE),
+            (lease.state == PENDING, "it was only pending", UNDONE),
+            (
+                lease.state == DETACHING,
+                "it was only detaching",
+                # In local mode the target's word counts, also that it has let go.
+                FINISHED if has_import or state.plane is not None else LET_GO,
+            ),
+            (
+                not _is_exported(source, lease),
+                f"{lease.key.backend} does not export it any more",
+                CONTRADICTED if has_export else AGENT_LOST,
+            ),
             (
                 state.plane is not None and not state.plane.is_plugged(lease),
                 "the hypervisor has detached it",
+                LET_GO,
             ),
-            (not _is_imported(target, lease), f"{lease.vm} has not got it any more"),
+            (
+                not _is_imported(target, lease),
+                f"{lease.vm} has not got it any more",
+                CONTRADICTED if has_import else AGENT_LOST,
+            ),
         )
-        return next((reason for is_wrong, reason in wrong if is_wrong), None)
+        return next(((reason, way) for is_wrong, reason, way in wrong if is_wrong), None)
 
     def _keep(self, lease: Lease) -> None:
         state = self._state
         state.registry.touch(lease.key)
-        state.audit.write(
-            "kept",
-            attachment=lease.attachment,
-            device_class=lease.key.device_class,
-            device=str(lease.key),
-            vm=lease.vm,
-        )
+        state.audit.write("kept", **lease.in_audit())
         logger.info("%s is still attached to %s", lease.key, lease.vm)
 
     async def stop_unknown(self, link: AgentLink) -> None:
         """Tells an agent to stop the exports and imports that no lease stands for.
 
-        For an agent that has just connected this is done before its devices are shown to anybody,
+        For an agent that has just connected this is done before its devices are shown,
         so that a device which is still exported from an earlier life cannot be given out a second
         time. All at once, imports before exports: however many there are, it takes no longer than
         two stops. Raises RemoteProtocolError if the agent will not let go.
@@ -174,7 +220,7 @@ class Reconciler:
         return link.report is not None and any(self._unknown(link))
 
     def invented(self, link: AgentLink) -> int:
-        """How many attachments the agent reports of which nobody ever spoke on its connection.
+        """How many attachments the agent reports that were never spoken of on its connection.
 
         A report may be late, and have in it what was ended meanwhile. After the first report an
         agent has no way to come by any other attachment than those that dom0 gave it.
@@ -212,7 +258,12 @@ class Reconciler:
         try:
             await link.call(method, params, timeout=STOP_TIMEOUT)
         except CallError as error:
-            refusals.append(f"it did not confirm {method} of a leftover: {error.message}")
+            refusals.append(f"it did not confirm {request_to(method)}, a leftover: {error.message}")
+
+
+def _has(reported: Iterable[ExportState | ImportState], lease: Lease) -> bool:
+    """Whether an agent reports it at all, be it otherwise than the journal has it."""
+    return any(each.attachment == lease.attachment for each in reported)
 
 
 def _is_exported(link: AgentLink | None, lease: Lease) -> bool:
@@ -227,6 +278,7 @@ def _is_exported(link: AgentLink | None, lease: Lease) -> bool:
             export.peer,
             export.port,
             "yes" if export.read_only else "no",
+            export.instance,
         )
         == (
             lease.attachment,
@@ -235,6 +287,7 @@ def _is_exported(link: AgentLink | None, lease: Lease) -> bool:
             lease.vm_domid,
             lease.port,
             lease.options.get("read-only"),
+            export.instance if lease.instance is None else lease.instance,
         )
         for export in link.report.exports
     )
@@ -262,7 +315,7 @@ def _is_imported(link: AgentLink | None, lease: Lease) -> bool:
             lease.key.device,
             lease.backend_domid,
             lease.port,
-            lease.frontend,
+            imported.frontend if lease.frontend is None else lease.frontend,
         )
         for imported in link.report.imports
     )

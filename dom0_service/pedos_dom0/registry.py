@@ -1,9 +1,9 @@
 """What devices there are: the union of what the live agents report, with a revision.
 
 Agents' reports are the only source and replace each other whole; nothing here calls out to a VM.
-Every change of a device is one event with a number of its own. Who reads a snapshot and then the
-events has everything, and who falls behind is told so with one gap event instead of being waited
-for: it takes a new snapshot.
+Every change of a device is one event with a number of its own. A client that reads a snapshot and
+then the events has everything, and one that falls behind is told so with one gap event instead of
+being waited for: it takes a new snapshot.
 """
 
 from __future__ import annotations
@@ -14,37 +14,28 @@ from types import TracebackType
 
 import trio
 from attrs import frozen
-from pedos_protocol.messages import Device
+from pedos_protocol.messages import Device, Missing
 
-# Events that a subscriber may be behind. A VM has at most 128 devices, so that one agent's arrival
-# or death (all added or removed at once) is not yet a gap.
+from .device_set import DeviceKey as DeviceKey  # noqa: PLC0414 - it is named by this module's users
+from .device_set import DeviceSet
+
+# Events that a subscriber may be behind. What changes more than this at once (the arrival or death
+# of an agent that has many devices) is a gap at once.
 SUBSCRIPTION_MAX = 256
 
 ADDED, REMOVED, CHANGED, GAP = "added", "removed", "changed", "gap"
 
 
-@frozen(order=True)
-class DeviceKey:
-    """Which device: unique in the system."""
-
-    device_class: str
-    backend: str
-    device: str
-
-    def __str__(self) -> str:
-        return f"{self.backend}:{self.device}"
-
-
-def lasting_identity(device: Device) -> str:
-    """What tells a device from another one that has its id tomorrow; "" if nothing does. A file
-    system's UUID, which stands behind two colons where there is nothing else, is another one after
-    formatting."""
-    return "" if device.identity.startswith("::") else device.identity
+def lasting_identity(identity: str | None) -> str:
+    """What of an identity tells a device from another one that has its id tomorrow; "" if nothing
+    does. A file system's UUID, which stands behind two colons where there is nothing else, is
+    another one after formatting."""
+    return "" if identity is None or identity.startswith("::") else identity
 
 
 @frozen
 class Changes:
-    """What one report changed, each in order of the keys."""
+    """What one report changed, each in order of the keys, unless there are very many."""
 
     added: tuple[DeviceKey, ...] = ()
     removed: tuple[DeviceKey, ...] = ()
@@ -107,15 +98,17 @@ class Subscription:
         if self._events and self._events[0][1] == GAP:
             return  # nothing is lost that the gap does not announce already
         if len(self._events) >= SUBSCRIPTION_MAX:
-            self._events.clear()
-            event = (event[0], GAP, None)
+            self._fall_behind(event[0])
+            return
         self._events.append(event)
         self._wake.set()
         self._wake = trio.Event()
 
-
-def _whole(part: DeviceKey, parent: str) -> DeviceKey:
-    return DeviceKey(part.device_class, part.backend, parent)
+    def _fall_behind(self, revision: int) -> None:
+        self._events.clear()
+        self._events.append((revision, GAP, None))
+        self._wake.set()
+        self._wake = trio.Event()
 
 
 class Registry:
@@ -123,28 +116,31 @@ class Registry:
 
     def __init__(self) -> None:
         self.revision = 0
-        self._backends: dict[str, dict[DeviceKey, Device]] = {}
+        self._backends: dict[str, DeviceSet] = {}
+        self._missing: dict[str, tuple[Missing, ...]] = {}
         self._since: dict[DeviceKey, int] = {}
         self._subscriptions: set[Subscription] = set()
 
-    def replace(self, backend: str, devices: Sequence[Device]) -> Changes:
-        """Takes an agent's whole report in place of its last one.
-
-        Of two devices with the same class and id the first counts: an agent that reports such has
-        only itself to blame, and one key must not mean two things.
-        """
-        old = self._backends.get(backend, {})
-        new: dict[DeviceKey, Device] = {}
-        for device in devices:
-            new.setdefault(DeviceKey(device.device_class, backend, device.device), device)
-        if new:
-            self._backends[backend] = new
-        else:
-            self._backends.pop(backend, None)
+    def replace(
+        self,
+        backend: str,
+        devices: DeviceSet | Sequence[Device],
+        missing: tuple[Missing, ...] = (),
+    ) -> Changes:
+        """Takes an agent's whole report in place of its last one: its devices, and which ones it
+        has beside them."""
+        before = self.devices_of(backend)
+        if not isinstance(devices, DeviceSet):
+            devices = DeviceSet.of(backend, devices, before)
+        self._backends[backend], self._missing[backend] = devices, missing
+        if not devices and not missing:
+            del self._backends[backend], self._missing[backend]
+        old, new = before.by_name, devices.by_name
         changes = Changes(
-            added=tuple(sorted(new.keys() - old.keys())),
-            removed=tuple(sorted(old.keys() - new.keys())),
-            changed=tuple(sorted(k for k in new.keys() & old.keys() if new[k] != old[k])),
+            added=_in_order([new[name][0] for name in new.keys() - old.keys()]),
+            removed=_in_order([old[name][0] for name in old.keys() - new.keys()]),
+            # What is equal is the same object.
+            changed=_in_order([new[n][0] for n, e in old.items() if new.get(n, e)[1] is not e[1]]),
         )
         for key in changes.removed:
             self._since.pop(key, None)
@@ -165,7 +161,7 @@ class Registry:
         self._announce(CHANGED, (key,))
 
     def get(self, key: DeviceKey) -> Device | None:
-        return self._backends.get(key.backend, {}).get(key)
+        return self.devices_of(key.backend).get(key.device_class, key.device)
 
     def since(self, key: DeviceKey) -> int | None:
         """A number that is another one after the device was away; None if it is not there."""
@@ -176,41 +172,38 @@ class Registry:
         found = [
             (key, device)
             for devices in self._backends.values()
-            for key, device in devices.items()
+            for key, device in devices.by_name.values()
             if device_class in (None, key.device_class)
         ]
         return sorted(found, key=lambda item: item[0])
 
-    def of_backend(self, backend: str, device_class: str) -> list[DeviceKey]:
-        """The devices of a class that one VM has; costs what that VM has, not what others have."""
-        return [key for key in self._backends.get(backend, {}) if key.device_class == device_class]
+    def backends(self) -> list[str]:
+        """The VMs that have devices, or say that they have some."""
+        return [*self._backends]
+
+    def devices_of(self, backend: str) -> DeviceSet:
+        """What one VM has; this stays as it is when the VM has others."""
+        return self._backends.get(backend) or DeviceSet(backend)
+
+    def missing(self, backend: str, device_class: str) -> Missing | None:
+        """The devices of a class that the VM has and does not report; None if it reports all."""
+        found = (each for each in self._missing.get(backend, ()))
+        return next((each for each in found if each.device_class == device_class), None)
 
     def family(self, key: DeviceKey) -> set[DeviceKey]:
-        """The devices that hold the same data: `key`, what it is a part of, and its parts.
+        """The devices that hold the same data: `key`, what it is a part of, its parts, and those
+        that share data with it or one of its parts.
 
-        Two partitions of one disk are not of one family. Parents are what the backend's agent
-        says, so that they may lead in a circle or nowhere.
+        Two partitions of one disk are not of one family. Parents and shares are what the backend's
+        agent says, so that they may lead in a circle or nowhere, and one alone may say it.
         """
-        devices = self._backends.get(key.backend, {})
-        parts: dict[DeviceKey, list[DeviceKey]] = {}
-        for other, device in devices.items():
-            if device.parent is not None:
-                parts.setdefault(_whole(other, device.parent), []).append(other)
+        names = self.devices_of(key.backend).family((key.device_class, key.device))
+        return {DeviceKey(device_class, key.backend, device) for device_class, device in names}
 
-        below, rest = {key}, [key]
-        while rest:
-            for part in parts.get(rest.pop(), ()):
-                if part not in below:
-                    below.add(part)
-                    rest.append(part)
-        above, at = {key}, devices.get(key)
-        while at is not None and at.parent is not None:
-            whole = _whole(key, at.parent)
-            if whole in above:
-                break
-            above.add(whole)
-            at = devices.get(whole)
-        return below | above
+    def relatives(self, key: DeviceKey) -> set[DeviceKey]:
+        """Its family and those devices of whose families it is: what cannot be lent beside it."""
+        names = self.devices_of(key.backend).relatives((key.device_class, key.device))
+        return {DeviceKey(device_class, key.backend, device) for device_class, device in names}
 
     def subscribe(self) -> Subscription:
         """Events from now on: read `items()` in the same moment, before anything is awaited."""
@@ -225,7 +218,17 @@ class Registry:
         return iter([key for key, _ in self.items()])
 
     def _announce(self, kind: str, keys: tuple[DeviceKey, ...]) -> None:
+        if len(keys) > SUBSCRIPTION_MAX:
+            self.revision += len(keys)
+            for subscription in self._subscriptions:
+                subscription._fall_behind(self.revision)
+            return
         for key in keys:
             self.revision += 1
             for subscription in self._subscriptions:
                 subscription._put((self.revision, kind, key))
+
+
+def _in_order(keys: Sequence[DeviceKey]) -> tuple[DeviceKey, ...]:
+    """In the order of their events; of more than have events it does not matter."""
+    return tuple(keys) if len(keys) > SUBSCRIPTION_MAX else tuple(sorted(keys))

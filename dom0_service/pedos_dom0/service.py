@@ -1,9 +1,9 @@
 """dom0's service as a whole: what is opened in which order, and how it ends.
 
-Order of the start: the socket is bound first, which also finds out whether another service runs;
-then the store and the journal are read, before any agent can be asked for anything; then policy and
-the hypervisor; then the control connections; and only then the first client is served. At the end
-nothing is detached: a restart of the service keeps live attachments.
+Order of the start: the state folder is held first, which also finds out whether another service
+runs, and the socket is bound; then the store and the journal are read, before any agent can be
+asked for anything; then policy and the hypervisor; then the control connections; and only then the
+first client is served. At the end nothing is detached: a restart keeps live attachments.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 from pedos_vchan import notify
+from pedos_vchan.folder_lock import hold_folder, make_private
 
 from pedos_dom0.api import Api
 from pedos_dom0.audit import Audit
+from pedos_dom0.audit_queue import AuditQueue
 from pedos_dom0.audited import AuditedPolicy, facts_audited
 from pedos_dom0.control import Control
 from pedos_dom0.errors import LOCAL_MODE_LACKS
@@ -28,15 +30,16 @@ from pedos_dom0.facts import Facts
 from pedos_dom0.leases import LeaseTable
 from pedos_dom0.local_socket import LocalSocket, listening
 from pedos_dom0.operations import Operations
+from pedos_dom0.orphans import Orphans
 from pedos_dom0.reconcile import Reconciler
 from pedos_dom0.registry import Registry
 from pedos_dom0.state import State
-from pedos_dom0.store import Store
+from pedos_dom0.store import open_store
 from pedos_dom0.takedown import TakeDown
 from pedos_dom0.transaction import Transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from pedos_dom0.drivers.base import DataPlane, Driver
 
@@ -74,13 +77,15 @@ async def run(
 
     Raises OSError (the socket, the folders), StoreError and HypervisorLost; in exception groups.
     """
-    config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Who can open the database can also keep it locked.
+    make_private(config.state)
     sys.setswitchinterval(SWITCH_INTERVAL)
-    async with listening(str(config.socket)) as listener:
-        with (
-            contextlib.closing(Store(config.state / "dom0.sqlite")) as store,
-            contextlib.closing(Audit(config.state / "audit.jsonl")) as audit,
-        ):
+    async with (
+        _held(config.state),
+        listening(str(config.socket)) as listener,
+        open_store(config.state / "dom0.sqlite") as store,
+    ):
+        with contextlib.closing(AuditQueue(Audit(config.state / "audit.jsonl"))) as audit:
             policy = AuditedPolicy(config.policy, audit)
             facts = Facts(driver, config.vms)
             facts.on_read = facts_audited(facts, audit)
@@ -98,6 +103,7 @@ async def run(
             try:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(end_at_signal, nursery.cancel_scope)
+                    await nursery.start(audit.run)
                     await nursery.start(policy.run)
                     await nursery.start(facts.run)
                     await nursery.start(driver.run)
@@ -111,16 +117,24 @@ async def run(
                 audit.write("service", what="ended")
 
 
+@contextlib.asynccontextmanager
+async def _held(state: Path) -> AsyncIterator[None]:
+    """Keeps a second service from these files, even if the files are deleted."""
+    with hold_folder(state):
+        yield
+
+
 async def start_parts(state: State, nursery: trio.Nursery) -> Api:
     """Starts everything that works on `state` in `nursery`: all of the service but its edges."""
     takedown = TakeDown(state, nursery)
     transaction = Transaction(state, takedown)
     reconciler = Reconciler(state, takedown)
     api = Api(state, transaction, takedown, reconciler, Operations(nursery))
-    rows = reconciler.load_journal()
+    rows = await reconciler.load_journal()
     if state.plane is not None:
         state.plane.adopt(rows)
     starts = api.interrupted.load()
+    await nursery.start(Orphans(state).run)
     await nursery.start(Control(state, takedown, reconciler, api).run)
     for lease in rows:
         nursery.start_soon(reconciler.settle, lease)
@@ -145,5 +159,5 @@ def _say_ready() -> None:
     try:
         notify.ready()
     except OSError as error:
-        logger.warning("whoever started the service cannot be told that it is ready: %s", error)
+        logger.warning("the service manager cannot be told that it is ready: %s", error)
     logger.info("ready")

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def export_params(lease: Lease) -> dict[str, Any]:
     """The parameters of `export.start` (protocol: ExportStart)."""
-    return {**_common(lease), "peer": lease.vm_domid}
+    return {**_common(lease), "peer": lease.vm_domid, "instance": lease.instance or ""}
 
 
 def import_params(lease: Lease) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import attrs
@@ -13,15 +15,16 @@ from pedos_dom0.asking import Asking
 from pedos_dom0.drivers.base import DOM0_DOMID, DOM0_NAME, DomainInfo
 from pedos_dom0.errors import no_vm
 from pedos_dom0.facts import Facts
+from pedos_dom0.fitting import with_errors
 from pedos_dom0.noise import Noise
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
     from typing import Protocol
 
     from pedos_protocol.messages import PolicyStatus
 
-    from pedos_dom0.audit import Audit
+    from pedos_dom0.audit_queue import AuditQueue
     from pedos_dom0.drivers.base import DataPlane, Driver
     from pedos_dom0.leases import LeaseTable
     from pedos_dom0.policy.snapshot import Snapshot
@@ -39,13 +42,14 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class State:
-    """One service's state. The leases and the journal in `store` change together, nowhere else."""
+    """One service's state. A lease in `leases` and its row in `store` are made by Transaction alone
+    and ended by TakeDown alone."""
 
     driver: Driver
     registry: Registry
     leases: LeaseTable
     store: Store
-    audit: Audit
+    audit: AuditQueue
     policy: PolicySource
     # What rules can say of VMs; by default what the driver knows of them.
     facts: Facts = attrs.field()
@@ -57,7 +61,7 @@ class State:
     # Puts questions to dom0's user.
     asking: Asking = attrs.field(init=False)
     # VMs that are on their way down: they get no device any more.
-    closing: set[str] = attrs.field(factory=set)
+    closing: Counter[str] = attrs.field(factory=Counter)
     # Set where the hypervisor carries block devices itself.
     plane: DataPlane | None = None
     # Test-only stops in attach and detach; tests put their own here.
@@ -75,13 +79,28 @@ class State:
         """How policy stands, and with it the facts that its rules speak of."""
         status = self.policy.status()
         if not self.facts.known:
-            # Without them the rules are not used, whatever they are.
+            # Without them no rules are used.
             status = attrs.evolve(status, ok=False, loaded_at="", rules=0)
         wrong = self.facts.errors_for_status()
         if not wrong:
             return status
-        errors = (*status.errors, *wrong)[:ERRORS_MAX]
-        return attrs.evolve(status, ok=False, errors=errors)
+        errors = (*status.errors, *wrong)
+        return with_errors(attrs.evolve(status, ok=False), errors, ERRORS_MAX)
+
+    def troubles(self) -> tuple[str, ...]:
+        """What keeps the service from writing down what it has to, if anything does."""
+        return tuple(filter(None, (self.store.trouble, self.audit.trouble)))
+
+    @contextmanager
+    def going_down(self, vm: str) -> Iterator[None]:
+        """While a VM is ended. There may be several reasons for that at a time."""
+        self.closing[vm] += 1
+        try:
+            yield
+        finally:
+            self.closing[vm] -= 1
+            if not self.closing[vm]:
+                del self.closing[vm]
 
     def domain(self, name: str) -> DomainInfo | None:
         """The VM of this name, dom0 included, or None if there is none."""
@@ -100,3 +119,12 @@ class State:
         """Whether this very domain runs still, as opposed to a later life of the VM."""
         domain = self.domain(name)
         return domain is not None and domain.domid == domid and domain.state != "Halted"
+
+    def may_run(self, name: str, domid: int) -> bool:
+        """As `runs`, but not while it is only made, and waits to be let go (DataPlane.resume)."""
+        if not self.runs(name, domid):
+            return False
+        if self.plane is None or self.agents.at(name, domid) is not None:
+            return True
+        starts = self.store.starts()
+        return all(row.may_run or (row.vm, row.domid) != (name, domid) for row in starts)

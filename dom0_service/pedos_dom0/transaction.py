@@ -3,10 +3,11 @@
 Where the hypervisor carries block devices (State.plane), it attaches them between the two.
 
 `reserve` is the only place where a device is given to a VM. It has no checkpoint, so of two that
-want the same device one gets it and the other gets Taken. `establish` does the steps; whatever goes
-wrong in one of them, what was begun is undone in reverse and the lease is freed before the error is
-raised. The journal row is written before the first step, so that a service that is killed between
-any two steps finds the row again and undoes what it was doing (see reconcile.py).
+want the same device one gets it and the other gets Taken. `establish` does the steps; when one
+of them fails, what was begun is undone in reverse and the lease is freed before the error is
+raised. The lease stands in memory from the first moment; its journal row is awaited before the
+first step, so that a service that is killed between any two steps finds the row again and undoes
+what it was doing (see reconcile.py).
 """
 
 from __future__ import annotations
@@ -16,19 +17,23 @@ import secrets
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import trio
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.fields import ATTACHMENTS_MAX
 from pedos_protocol.messages import parse_result
 from pedos_protocol.names import harmless_text
+from pedos_protocol.words import request_to
 
+from pedos_dom0 import progress
 from pedos_dom0.drivers.base import DriverError
 from pedos_dom0.errors import QuotaError, agent_missing, failure, shutting_down
-from pedos_dom0.leases import ATTACHED, PENDING, Lease
+from pedos_dom0.leases import ATTACHED, PENDING, Lease, broken_by
 from pedos_dom0.options import effective_options
 from pedos_dom0.start_params import export_params, import_params
 from pedos_dom0.store import StoreError
 from pedos_dom0.takedown import UNPLUG, Attempt
+from pedos_dom0.ways import GONE, LET_GO, UNDONE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     from pedos_dom0.registry import DeviceKey
     from pedos_dom0.state import State
     from pedos_dom0.takedown import TakeDown
+    from pedos_dom0.ways import Way
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +80,7 @@ class Transaction:
     def reserve(
         self,
         key: DeviceKey,
+        device: Device,
         vm: str,
         vm_domid: int,
         *,
@@ -81,6 +88,8 @@ class Transaction:
         frontend: str | None,
     ) -> Lease:
         """Leases the device to the VM, in memory. Follow it with `establish` or `release`.
+
+        `device` is what was decided about: from now on, another one under its id breaks the lease.
 
         Raises Taken; CallError if the source has gone or the VM is being shut down.
         """
@@ -105,6 +114,8 @@ class Transaction:
             backend_domid=source.domid,
             vm_domid=vm_domid,
             state=PENDING,
+            identity=device.identity,
+            instance=device.instance,
         )
         state.leases.grant(lease, state.registry.family(key), key.device_class in SHARED_CLASSES)
         self._takedown.attempts[lease.attachment] = Attempt()
@@ -119,41 +130,47 @@ class Transaction:
         """A reservation's VM has started: the same lease for the domain that it has now."""
         return self._state.leases.update(lease.attachment, vm_domid=vm_domid)
 
-    async def undo(self, lease: Lease, reason: str, request: str) -> None:
+    def give_up(self, lease: Lease) -> None:
+        """No step will be taken of it any more: an end of it need not wait for one."""
+        if (attempt := self._takedown.attempts.pop(lease.attachment, None)) is not None:
+            attempt.done.set()
+
+    async def undo(self, lease: Lease, reason: str, request: str | None, way: Way = UNDONE) -> None:
         """Takes back an attachment that was prepared or established, because what comes after it
-        failed."""
-        try:
-            await self._takedown.end(lease.attachment, reason, request=request)
-        finally:
-            if (attempt := self._takedown.attempts.pop(lease.attachment, None)) is not None:
-                attempt.done.set()
+        failed. CallError(busy) if the VM uses it already: then it has it."""
+        self.give_up(lease)
+        await self._takedown.end(lease.attachment, reason, way=way, request=request)
 
     async def prepare(self, lease: Lease, request: str) -> Lease:
         """Takes the steps that need no agent of the target: for a VM that does not run yet.
 
         Only where the hypervisor carries the device (State.plane). Follow it with `establish`.
-        Raises CallError, and then nothing is left of the attempt.
+        Raises CallError, as `establish` does.
         """
         attempt = self._takedown.attempts[lease.attachment]
-        return await self._take(lease, request, partial(self._first_steps, lease, attempt))
+        steps = partial(self._first_steps, lease, attempt)
+        return await self._take(lease, request, steps, LET_GO)
 
     async def establish(self, lease: Lease, request: str) -> Lease:
         """Takes the steps; returns the lease as it is when the device is in the target.
 
-        Raises CallError, and then nothing is left of the attempt.
+        Raises CallError, and then nothing is left of the attempt; or, if that is "busy" as the VM
+        uses it already, it is attached.
         """
         attempt = self._takedown.attempts[lease.attachment]
-        lease = await self._take(lease, request, partial(self._steps, lease, attempt))
-        self._takedown.attempts.pop(lease.attachment).done.set()
+        lease = await self._take(lease, request, partial(self._steps, lease, attempt), UNDONE)
+        self.give_up(lease)
         return lease
 
     async def _take(
-        self, lease: Lease, request: str, steps: Callable[[], Awaitable[Lease]]
+        self, lease: Lease, request: str, steps: Callable[[], Awaitable[Lease]], way: Way
     ) -> Lease:
+        """Takes steps, or undoes them that `way`."""
         attempt = self._takedown.attempts[lease.attachment]
         error: CallError
         try:
             if attempt.broken is None:
+                attempt.way = way
                 attempt.scope = trio.CancelScope()
                 with attempt.scope:
                     lease = await steps()
@@ -169,17 +186,26 @@ class Transaction:
             error = failure("failed", "an internal error; the service's log has it")
         except BaseException:
             # The service ends, and the journal has it.
-            self._takedown.attempts.pop(lease.attachment).done.set()
+            self.give_up(lease)
             raise
+        # From here on it is the take-down's, and what comes up now is for that one to hear.
+        self.give_up(lease)
         try:
             await self._takedown.end(
                 lease.attachment,
                 f"the attach failed: {error.message}",
+                way=attempt.way,
                 request=request,
                 sides=attempt.begun,
             )
-        finally:
-            self._takedown.attempts.pop(lease.attachment).done.set()
+        except CallError as refused:
+            if (kept := self._state.leases.get(lease.attachment)) is not None:
+                self._takedown.remind_soon(kept)
+            hint = f"qvm-device {lease.key.device_class} detach {lease.vm} {lease.key}"
+            message = f"{error.message}; and {refused.message}"
+            raise failure("busy", message, hint=hint) from refused
+        if (held := self._takedown.why_held(lease.attachment)) is not None:
+            error = failure(error.code, f"{error.message}; and {held.message}")
         raise error
 
     async def _first_steps(self, lease: Lease, attempt: Attempt) -> Lease:
@@ -191,17 +217,27 @@ class Transaction:
         if plane is not None:
             # In the journal before it is attached, so that it can be found and taken away.
             lease = state.leases.update(lease.attachment, frontend=self._frontend(lease, plane))
-        state.store.journal_put(lease)
+        await self._takedown.delete_overdue()
+        await state.store.journal_put(lease)
         await state.reach("attach.leased")
         attempt.begun = frozenset({"export.stop"})
-        await _ask(source, "export.start", export_params(lease), EXPORT_TIMEOUT)
+        progress.at("lend", key.backend, key)
+        untrusted_result = await _ask(source, "export.start", export_params(lease), EXPORT_TIMEOUT)
+        number = _parsed(source, "export.start", untrusted_result).number
         await state.reach("attach.exported")
         if plane is not None:
             attempt.begun |= {UNPLUG}
+            progress.at("plug", lease.vm, key)
             try:
                 await plane.plug(lease)
+                # The toolstack opens it by its name, and the agent holds that which was decided
+                # about: it is to be the same.
+                is_it = number is None or plane.number(lease) == number
             except DriverError as error:
                 raise failure(error.code, str(error), hint=error.hint) from error
+            if not is_it:
+                attempt.way = GONE
+                raise _broken(lease, f"{key.backend} serves another disk under that name")
             attempt.prepared = True
             await state.reach("attach.plugged")
         return lease
@@ -227,31 +263,30 @@ class Transaction:
         if not attempt.prepared:
             lease = await self._first_steps(lease, attempt)
         attempt.begun |= {"import.stop"}
+        progress.at("take", lease.vm, key)
         untrusted_result = await _ask(
             target,
             "import.start",
             import_params(lease),
             IMPORT_TIMEOUT,
         )
-        try:
-            frontend: str | None = parse_result("import.start", untrusted_result).frontend
-        except RemoteProtocolError as error:
-            target.disconnect(f"its answer to import.start makes no sense: {error}")
-            raise failure("failed", f"{lease.vm} gave an answer that makes no sense") from error
+        frontend: str | None = _parsed(target, "import.start", untrusted_result).frontend
         if state.plane is not None:
-            frontend = lease.frontend  # which the hypervisor knows, whatever the VM says
+            frontend = lease.frontend  # which the hypervisor knows, and the VM cannot change
         await state.reach("attach.imported")
-        if attempt.broken is None and state.registry.get(key) is None:
-            attempt.broken = "the device was unplugged"
+        if attempt.broken is None:
+            broken = broken_by(lease, state.registry.get(key))
+            if broken is not None:
+                attempt.broken, attempt.way = broken, GONE
         if attempt.broken is not None:
             raise _broken(lease, attempt.broken)
+        options = effective_options(lease.options, frontend)
+        made = attrs.evolve(lease, state=ATTACHED, frontend=frontend, options=options)
+        # It may be broken off while the disk works; `_take` looks again.
+        await state.store.journal_put(made)
         lease = state.leases.update(
-            lease.attachment,
-            state=ATTACHED,
-            frontend=frontend,
-            options=effective_options(lease.options, frontend),
+            lease.attachment, state=ATTACHED, frontend=frontend, options=options
         )
-        state.store.journal_put(lease)
         await state.reach("attach.committed")
         state.registry.touch(key)
         return lease
@@ -270,12 +305,21 @@ class Transaction:
 
 
 def is_read_only(device: Device, by_rule: bool, asked: bool | None) -> bool:
-    """Whether an attachment is read-only: if anyone says so, the device, the rule or the user."""
+    """Whether an attachment is read-only: if one of the three says so: device, rule, user."""
     return device.read_only or by_rule or asked is True
 
 
 def _broken(lease: Lease, reason: str) -> CallError:
     return failure("failed", f"{lease.key} could not be attached to {lease.vm}: {reason}")
+
+
+def _parsed(link: AgentLink, method: str, untrusted_result: dict[str, Any]) -> Any:
+    """The result of a step; an agent whose answer makes no sense is disconnected."""
+    try:
+        return parse_result(method, untrusted_result)
+    except RemoteProtocolError as error:
+        link.disconnect(f"its answer to {request_to(method)} makes no sense: {error}")
+        raise failure("failed", f"{link.name} gave an answer that makes no sense") from error
 
 
 async def _ask(
@@ -287,7 +331,9 @@ async def _ask(
         return await link.call(method, params, timeout=timeout)
     except CallError as error:
         if error.code == "timeout":
-            raise failure("failed", f"{link.name} did not answer {method} in time") from error
+            raise failure(
+                "failed", f"{link.name} did not answer {request_to(method)} in time"
+            ) from error
         if error.code == "unavailable":
             raise failure("failed", f"the agent of {link.name} went away") from error
         said = harmless_text(error.message, _AGENT_TEXT_MAX)

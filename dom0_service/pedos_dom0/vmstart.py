@@ -1,10 +1,8 @@
-"""vm.start and vm.shutdown: a VM starts with all that is assigned to it, or not at all.
+"""vm.start: a VM starts with all that is assigned to it, or not at all.
 
-Before anything is started, every assigned device is there, allowed and leased, so that nobody can
-take it while the VM boots. A start in progress stands in the store, so that a service which is
-killed meanwhile leaves no VM without its devices (see interrupted.py). A shutdown goes the other
-way round: first the devices are detached, so that what the VM has not written yet is written, and
-then the VM is stopped.
+Before anything is started, every assigned device is there, allowed and leased (start_devices.py),
+so that no other VM can take it while this one boots. A start in progress stands in the store, so
+that a service which is killed meanwhile leaves no VM without its devices (see interrupted.py).
 """
 
 from __future__ import annotations
@@ -12,30 +10,26 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-import attrs
 import trio
 from pedos_protocol.errors import CallError
 from pedos_protocol.messages import VmStarted
 
-from pedos_dom0 import errors
-from pedos_dom0.access import DOM0_USER, Consents, MustAsk
-from pedos_dom0.agents import AGENT_GRACE
-from pedos_dom0.drivers.base import DOM0_NAME, DriverError
-from pedos_dom0.leases import Taken
-from pedos_dom0.options import parse_options
-from pedos_dom0.registry import lasting_identity
+from pedos_dom0 import errors, progress
+from pedos_dom0.drivers.base import DriverError
+from pedos_dom0.operations import store_failures
+from pedos_dom0.start_devices import StartDevices
 from pedos_dom0.store import StoreError
-from pedos_dom0.transaction import NO_DOMAIN, is_read_only
+from pedos_dom0.vmstop import write_vm
+from pedos_dom0.ways import LET_GO, UNDONE
 
 if TYPE_CHECKING:
-    from pedos_dom0.access import Access, Grant
+    from pedos_dom0.access import Access
     from pedos_dom0.leases import Lease
     from pedos_dom0.reconcile import Reconciler
-    from pedos_dom0.registry import DeviceKey
     from pedos_dom0.state import State
-    from pedos_dom0.store import Assignment
-    from pedos_dom0.takedown import TakeDown
     from pedos_dom0.transaction import Transaction
+    from pedos_dom0.vmstop import VmStop
+    from pedos_dom0.ways import Way
 
 logger = logging.getLogger(__name__)
 
@@ -43,77 +37,36 @@ logger = logging.getLogger(__name__)
 BOOT_TIMEOUT = 30.0
 
 
-class _Problem(Exception):  # noqa: N818 - collected, so that all are told at once
-    """Why an assigned device cannot be had, and the command that helps."""
-
-    def __init__(self, text: str, hint: str | None = None) -> None:
-        super().__init__(text)
-        self.hint = hint
-
-
-@attrs.define
-class _Asked:
-    """What dom0's user said before a start, by device: yes, or why it is a no."""
-
-    consents: dict[DeviceKey, Consents] = attrs.field(factory=dict)
-    refusals: dict[DeviceKey, CallError] = attrs.field(factory=dict)
-
-
-class VmLife:
-    """Serves vm.start and vm.shutdown; dom0's user alone may ask for them."""
+class VmStart:
+    """Serves vm.start; dom0's user alone may ask for it."""
 
     def __init__(
         self,
         state: State,
         access: Access,
         transaction: Transaction,
-        takedown: TakeDown,
         reconciler: Reconciler,
+        stops: VmStop,
     ) -> None:
         self._state = state
-        self._access = access
         self._transaction = transaction
-        self._takedown = takedown
-        self._reconciler = reconciler
+        self._devices = StartDevices(state, access, transaction, reconciler)
+        self._stops = stops
 
-    async def start(self, vm: str, request: str, asker_gone: trio.Event) -> VmStarted:
+    async def __call__(self, vm: str, request: str, asker_gone: trio.Event) -> VmStarted:
         """Starts a VM; returns when every assigned device is in it. Raises CallError."""
         began = trio.current_time()
         outcome = "failed"
         try:
-            result = await self._start(vm, request, asker_gone)
+            with store_failures():
+                result = await self._start(vm, request, asker_gone)
             outcome = "started"
             return result
         except CallError as error:
             outcome = f"{error.code}: {error.message}"
             raise
         finally:
-            self._write("start", vm, request, outcome, began)
-
-    async def shutdown(self, vm: str, force: bool, request: str) -> None:
-        """Detaches what the VM has and lends, then stops it. Raises CallError."""
-        began = trio.current_time()
-        outcome = "failed"
-        try:
-            await self._shutdown(vm, force, request)
-            outcome = "halted"
-        except CallError as error:
-            outcome = f"{error.code}: {error.message}"
-            raise
-        finally:
-            self._write("shutdown", vm, request, outcome, began)
-
-    def _write(self, event: str, vm: str, request: str, outcome: str, began: float) -> None:
-        self._state.audit.write(
-            event,
-            request=request,
-            caller=DOM0_NAME,
-            vm=vm,
-            outcome=outcome,
-            seconds=round(trio.current_time() - began, 3),
-        )
-
-    # Start
+            write_vm(self._state, "start", vm, request, outcome, began)
 
     async def _start(self, vm: str, request: str, asker_gone: trio.Event) -> VmStarted:
         domain = self._state.known_domain(vm)
@@ -124,163 +77,32 @@ class VmLife:
             raise errors.failure("failed", f"{vm} is being started or shut down already")
         starting.add(vm)
         try:
-            assignments = self._state.store.assignments(vm)
-            await self._wait_for_sources(assignments)
-            await self._reconciler.wait_settled(vm, *(a.key.backend for a in assignments))
-            asked = await self._ask_for(vm, assignments, request, asker_gone)
-            leases = self._reserve_all(vm, assignments, request, asked)
+            try:
+                leases = await self._devices.reserve(vm, request, asker_gone)
+            except CallError:
+                await self._forget_start(vm)
+                raise
             return await self._start_with(vm, leases, request)
         finally:
             starting.discard(vm)
-
-    async def _wait_for_sources(self, assignments: list[Assignment]) -> None:
-        """Sources that are running but whose agents were restarted a moment ago."""
-        with trio.move_on_after(AGENT_GRACE):
-            for name in sorted({a.key.backend for a in assignments}):
-                domain = self._state.domain(name)
-                if domain is not None and domain.domid is not None:
-                    await self._state.agents.wait_for(name, timeout=AGENT_GRACE)
-
-    async def _ask_for(
-        self, vm: str, assignments: list[Assignment], request: str, asker_gone: trio.Event
-    ) -> _Asked:
-        """Asks dom0's user about the assigned devices where the policy says so, all at once."""
-        asked = _Asked()
-
-        async def ask(key: DeviceKey) -> None:
-            consents = asked.consents[key] = Consents()
-            try:
-                await self._access.allow(
-                    DOM0_USER, "attach", key, vm, request, asker_gone, consents
-                )
-            except CallError as error:
-                asked.refusals[key] = error
-
-        async with trio.open_nursery() as nursery:
-            for assignment in assignments:
-                key = assignment.key
-                decision = self._access.decide(DOM0_NAME, "attach", key, vm)
-                if decision.verdict == "ask" and self._state.registry.get(key) is not None:
-                    nursery.start_soon(ask, key)
-        return asked
-
-    def _reserve_all(
-        self,
-        vm: str,
-        assignments: list[Assignment],
-        request: str,
-        asked: _Asked,
-    ) -> list[Lease]:
-        """A lease of every assigned device, or CallError that says what is wrong, and none."""
-        leases: list[Lease] = []
-        problems: list[_Problem] = []
-        for assignment in assignments:
-            try:
-                leases.append(self._reserve(vm, assignment, request, asked))
-            except _Problem as problem:
-                problems.append(problem)
-        if problems:
-            for lease in leases:
-                self._transaction.release(lease)
-            hint = next((problem.hint for problem in problems if problem.hint), None)
-            what = "; ".join(map(str, problems))
-            raise errors.failure("failed", f"{vm} was not started: {what}", hint=hint)
-        return leases
-
-    def _grant(self, vm: str, key: DeviceKey, its: str, request: str, asked: _Asked) -> Grant:
-        """What policy, and dom0's user, grant the VM that starts; or raises _Problem."""
-        explain = f"qvm-device {key.device_class} explain {vm} {key}"
-        try:
-            if (refusal := asked.refusals.get(key)) is not None:
-                raise refusal
-            grant = self._access.require(
-                DOM0_USER, "attach", key, vm, request, asked.consents.get(key)
-            )
-        except MustAsk as needed:  # since dom0's user was asked about the others
-            raise _Problem(
-                f"{its} must be asked about ({needed.decision.reason})", explain
-            ) from None
-        except CallError as error:
-            why = error.data.get("reason") or error.data.get("rule") or "no rule matched"
-            raise _Problem(f"{its} is denied by policy ({why})", explain) from error
-        if grant.vm != vm:
-            raise _Problem(f"{its} is sent to {grant.vm} by policy", explain)
-        return grant
-
-    def _reserve(
-        self,
-        vm: str,
-        assignment: Assignment,
-        request: str,
-        asked: _Asked,
-    ) -> Lease:
-        """A lease of one assigned device for a VM that has no domain yet; or raises _Problem."""
-        state, key = self._state, assignment.key
-        its = f"its assigned device {key}"
-        detach = f"qvm-device {key.device_class} detach {vm} {key}"
-        device = state.registry.get(key)
-        if device is None:
-            source = state.domain(key.backend)
-            if source is not None and source.domid is None:
-                raise _Problem(
-                    f"{its} is missing, because {key.backend} is halted",
-                    f"qvm-start {key.backend}, or {detach}",
-                )
-            raise _Problem(f"{its} is missing", f"plug it in, or {detach}")
-        if (lack := state.unsupported.get(key.device_class)) is not None:
-            raise _Problem(f"{its} cannot be attached ({lack})", detach)
-        found = lasting_identity(device)
-        if assignment.identity not in ("", found):
-            raise _Problem(
-                f"{its} is another one than was assigned ({found or 'without an identity'} instead "
-                f"of {assignment.identity})",
-                f"qvm-device {key.device_class} attach --persistent {vm} {key} to assign this one, "
-                f"or {detach}",
-            )
-        grant = self._grant(vm, key, its, request, asked)
-        try:
-            options = parse_options(key.device_class, assignment.options)
-            lease = self._transaction.reserve(
-                key,
-                vm,
-                NO_DOMAIN,
-                options=options.granted(is_read_only(device, grant.read_only, options.read_only)),
-                frontend=options.frontend,
-            )
-        except Taken as taken:
-            holder = taken.holder
-            raise _Problem(
-                f"{its} is attached to {holder.vm}",
-                f"qvm-device {holder.key.device_class} detach {holder.vm} {holder.key}",
-            ) from taken
-        except CallError as error:
-            raise _Problem(f"{its} cannot be had ({error.message})") from error
-        if device.busy is not None:
-            self._transaction.release(lease)
-            raise _Problem(f"{its} is in use in {key.backend} ({device.busy})")
-        return lease
 
     async def _start_with(self, vm: str, leases: list[Lease], request: str) -> VmStarted:
         """Starts the VM and attaches; takes everything back if anything fails."""
         state = self._state
         waiting = list(leases)
-        prepared: list[Lease] = []
+        begun: list[Lease] = []
         attached: list[Lease] = []
         domid: int | None = None
         try:
-            # A VM to which nothing is assigned needs nothing that could be missing; but one that
-            # waits to be let go must not wait for ever.
-            if leases or state.plane is not None:
-                state.store.start_put(vm, None)
             await state.reach("start.reserved")
+            progress.at("make", vm)
             domid = await state.driver.start(vm)
-            if leases or state.plane is not None:
-                state.store.start_put(vm, domid)
+            await state.store.start_put(vm, domid)
             await state.reach("start.started")
-            await self._bring_up(vm, domid, (waiting, prepared, attached), request)
+            await self._bring_up(vm, domid, (waiting, begun, attached), request)
             await state.reach("start.attached")
-            # Before anybody is told that it succeeded: a row that stayed would later stop the VM.
-            state.store.start_delete(vm)
+            # Before its success is told: a row that stayed would later stop the VM.
+            await state.store.start_delete(vm)
             return VmStarted(domid=domid, attached=tuple(str(lease.key) for lease in attached))
         except Exception as raised:
             error: CallError | DriverError
@@ -298,17 +120,13 @@ class VmLife:
             for lease in waiting:
                 self._transaction.release(lease)
             # A hypervisor that did not answer in time, or is lost, may have started it, or still do
-            # so; and after an error that nobody has foreseen, it is not known either.
+            # so; and after an error that was not foreseen, it is not known either.
             if domid is None and not may_run:
-                self._forget_start(vm)
+                await self._forget_start(vm)
                 code = error.code
                 raise errors.failure(code, f"{vm} was not started: {error}", hint=hint) from error
-            await self._undo_all([*prepared, *attached], f"the start of {vm} failed", request)
-            if await self._stop_again(vm):
-                self._forget_start(vm)
-                what = "was stopped again"
-            else:
-                what = "runs without its devices, as it could not be stopped again"
+            leases = [*begun, *attached]
+            what = await self._take_back(vm, leases, f"the start of {vm} failed", request)
             raise errors.failure("failed", f"{vm} {what}: {error}", hint=hint) from error
 
     async def _bring_up(
@@ -318,34 +136,60 @@ class VmLife:
         stages: tuple[list[Lease], list[Lease], list[Lease]],
         request: str,
     ) -> None:
-        """Moves leases from one stage to the next: those that wait, are prepared, are attached."""
-        state, (waiting, prepared, attached) = self._state, stages
+        """Moves leases from one stage to the next: they wait, are begun, are attached. One whose
+        step fails stays where it is, as its VM may have kept it."""
+        state, (waiting, begun, attached) = self._state, stages
         if state.plane is not None:
             # All that is assigned is in it before it runs its first instruction.
             while waiting:
-                lease = self._transaction.rebind(waiting.pop(0), domid)
-                prepared.append(await self._transaction.prepare(lease, request))
+                begun.append(self._transaction.rebind(waiting.pop(0), domid))
+                begun[-1] = await self._transaction.prepare(begun[-1], request)
             await state.reach("start.plugged")
+            # Before: a VM that may run is not destroyed as one that has not begun to.
+            await state.store.start_put(vm, domid, may_run=True)
             await state.plane.resume(vm, domid)
-        if (waiting or prepared) and not await self._booted(vm, domid):
+        if (waiting or begun) and not await self._booted(vm, domid):
             raise errors.failure("failed", "its agent did not connect in time")
         await state.reach("start.agent")
-        while prepared:
-            attached.append(await self._transaction.establish(prepared.pop(0), request))
-        while waiting:
-            lease = self._transaction.rebind(waiting.pop(0), domid)
-            attached.append(await self._transaction.establish(lease, request))
+        while begun or waiting:
+            if not begun:
+                begun.append(self._transaction.rebind(waiting.pop(0), domid))
+            attached.append(await self._transaction.establish(begun[0], request))
+            begun.pop(0)
 
-    async def _undo_all(self, attached: list[Lease], reason: str, request: str) -> None:
-        """Takes attachments back, all at once: those that hang are waited for together."""
-        async with trio.open_nursery() as nursery:
-            for lease in attached:
-                nursery.start_soon(self._transaction.undo, lease, reason, request)
+    async def _take_back(self, vm: str, leases: list[Lease], reason: str, request: str) -> str:
+        """Stops a VM whose start has failed, and then undoes its attachments; says what became of
+        it."""
+        for lease in leases:
+            self._transaction.give_up(lease)
+        kept: list[str] = []
 
-    def _forget_start(self, vm: str) -> None:
+        async def undo(lease: Lease, way: Way) -> None:
+            try:
+                await self._transaction.undo(lease, reason, request, way)
+            except CallError as refused:
+                kept.append(f"{lease.key}: {refused.message}")
+
+        with self._state.going_down(vm):
+            runs_on = await self._stops.stop(vm, reason, has_run=self._has_run(vm))
+            async with trio.open_nursery() as nursery:
+                for lease in leases:
+                    nursery.start_soon(undo, lease, UNDONE if runs_on else LET_GO)
+        if runs_on is None:
+            await self._forget_start(vm)
+            return "was stopped again"
+        what = f"with what it uses ({'; '.join(kept)})" if kept else "without its devices"
+        return f"runs {what}, as it could not be stopped again ({runs_on})"
+
+    def _has_run(self, vm: str) -> bool:
+        """Whether a VM whose start is in the store has been let go, or may have been."""
+        rows = self._state.store.starts()
+        return self._state.plane is None or any(row.vm == vm and row.may_run for row in rows)
+
+    async def _forget_start(self, vm: str) -> None:
         """The VM does not run, so a row that cannot be removed does no harm."""
         try:
-            self._state.store.start_delete(vm)
+            await self._state.store.start_delete(vm)
         except StoreError as error:
             logger.critical("the end of the start of %s is not in the store: %s", vm, error)
 
@@ -360,73 +204,7 @@ class VmLife:
             seen = seen or running
             return running or not seen
 
+        progress.at("boot", vm)
         timeout = BOOT_TIMEOUT if state.plane is None else state.plane.boot_timeout
         await state.agents.wait_for(vm, timeout=timeout, worthwhile=alive)
         return state.agents.at(vm, domid) is not None
-
-    async def _stop_again(self, vm: str, *, waits: bool = False) -> bool:
-        """Stops a VM whose start did not come to a good end; by force if it must be, or if it
-        waits to be let go and so would hear nothing."""
-        for force in (True,) if waits else (False, True):
-            try:
-                await self._state.driver.shutdown(vm, force)
-                return True
-            except DriverError as error:
-                logger.error("%s could not be stopped again: %s", vm, error)
-        return False
-
-    # Shutdown
-
-    async def _shutdown(self, vm: str, force: bool, request: str) -> None:
-        if vm == DOM0_NAME:
-            raise errors.failure("usage", "dom0 cannot be shut down from here")
-        domain = self._state.known_domain(vm)
-        if domain.state == "Halted":
-            raise errors.failure("failed", f"{vm} is not running", hint="qvm-ls")
-        self._state.closing.add(vm)
-        reason = f"{vm} is shut down"
-        try:
-            if not force:
-                await self._free_all(vm, reason, request)
-            try:
-                await self._state.driver.shutdown(vm, force)
-            except DriverError as error:
-                raise errors.failure(error.code, str(error), hint=error.hint) from error
-            # Those that a forced shutdown left to its agent's end are waited for.
-            await self._free_all(vm, reason, request)
-        finally:
-            self._state.closing.discard(vm)
-
-    async def stop(self, vm: str, reason: str) -> bool:
-        """Detaches everything from a VM whose start was interrupted, and stops it, by force if it
-        must be; False if it runs still."""
-        self._state.closing.add(vm)
-        try:
-            await self._free_all(vm, reason, None)
-            stopped = await self._stop_again(vm, waits=self.waits(vm))
-            await self._free_all(vm, reason, None)
-        finally:
-            self._state.closing.discard(vm)
-        return stopped
-
-    def waits(self, vm: str) -> bool:
-        """Whether it may wait to be let go; one whose agent has connected does not."""
-        domain = self._state.domain(vm)
-        if self._state.plane is None or domain is None or domain.domid is None:
-            return False
-        return self._state.agents.at(vm, domain.domid) is None
-
-    async def _free_all(self, vm: str, reason: str, request: str | None) -> None:
-        """Ends every attachment to and from the VM, all at once, and waits for that."""
-
-        async def free(lease: Lease) -> None:
-            attempt = self._takedown.attempts.get(lease.attachment)
-            if attempt is not None:
-                attempt.break_off(reason)
-                await attempt.done.wait()
-            await self._takedown.end(lease.attachment, reason, request=request)
-
-        state = self._state
-        async with trio.open_nursery() as nursery:
-            for lease in (*state.leases.of_vm(vm), *state.leases.from_backend(vm)):
-                nursery.start_soon(free, lease)

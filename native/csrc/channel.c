@@ -10,7 +10,7 @@
 #define LOOKS 64          /* between two looks at the clock, some 1 us */
 #define SKIP_DOUBLINGS 10 /* after that many failures, only every thousandth turn tries again */
 
-/* Channels of this process that somebody waits on. */
+/* Channels of this process that are waited on. */
 static unsigned watched;
 
 /* Others wait for its event loop, too. */
@@ -24,7 +24,7 @@ void pv_channel_share_loop(int is_shared)
 int pv_channel_watch(struct pv_channel *channel, int live_fd)
 {
     struct epoll_event events = {.events = EPOLLIN, .data.fd = channel->event_fd};
-    /* Only the hang-up counts: bytes on the rendezvous connection say nothing and wake nobody. */
+    /* Only the hang-up counts: bytes on the rendezvous connection say nothing and wake none. */
     struct epoll_event death = {.events = EPOLLRDHUP, .data.fd = live_fd};
     int fd = epoll_create1(EPOLL_CLOEXEC);
 
@@ -45,6 +45,11 @@ int pv_channel_watch(struct pv_channel *channel, int live_fd)
 int pv_channel_client_came(const struct pv_channel *channel)
 {
     return __atomic_load_n(channel->ring.peer_live, __ATOMIC_ACQUIRE) != PV_LIVE_ABSENT;
+}
+
+int pv_channel_failure(const struct pv_channel *channel)
+{
+    return channel->ring.broken;
 }
 
 int pv_channel_wait_fd(const struct pv_channel *channel)
@@ -218,7 +223,7 @@ int pv_channel_linger(struct pv_channel *channel, uint32_t spin_ns, pv_look look
     return 0;
 }
 
-/* A turn holds up an event loop: other channels' owners, and whoever it serves, wait for that. */
+/* A turn holds up an event loop: other channels' owners, and its other tasks, wait for that. */
 static uint32_t spin_of_turn(const struct pv_channel *channel)
 {
     int is_alone = !__atomic_load_n(&loop_is_shared, __ATOMIC_RELAXED) &&

@@ -28,7 +28,7 @@
  * In another domain the answer comes once its kernel has been interrupted and its Python has begun:
  * half a millisecond under emulation. Then both are awake, and it takes a tenth of that. A look that
  * ends before the first answer never gets there (docs/decisions/0005-hot-path.md has the figures).
- * What does not pay is soon hardly tried, so its length matters little to whoever spins. But the turn
+ * What does not pay is soon hardly tried, so its length matters little to the caller. But the turn
  * of a process with several channels holds up the others, and what dom0 serves waits for it however
  * few there are (pv_channel_share_loop()): a peer that answers just in time makes each look pay. So
  * there it is PV_SPIN_NS at most.
@@ -49,7 +49,7 @@
 struct pv_channel {
     struct pv_ring ring;
     int event_fd; /* readable when the peer has notified us */
-    int live_fd;  /* hangs up when the peer dies; -1: nobody can tell */
+    int live_fd;  /* hangs up when the peer dies; -1: that cannot be told */
     int wait_fd;  /* epoll over the two, for an event loop that waits on one fd */
     uint32_t idle_wakes;        /* wake-ups without news in idle_second; see PV_IDLE_WAKES */
     int64_t idle_second;        /* of CLOCK_MONOTONIC */
@@ -72,6 +72,9 @@ int pv_channel_watch(struct pv_channel *channel, int live_fd);
 
 /* A server's: whether its client has attached to the ring. */
 int pv_channel_client_came(const struct pv_channel *channel);
+
+/* 0, or the PV_ code with which everything fails for good (PV_BROKEN, PV_FLOODED). */
+int pv_channel_failure(const struct pv_channel *channel);
 
 /* The fd to wait on until pv_channel_collect() is worth calling. */
 int pv_channel_wait_fd(const struct pv_channel *channel);
@@ -107,14 +110,14 @@ int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t c
 /*
  * Whether waiting cannot miss the news after the last turn: the channel was armed and looked at
  * again. If not, there are more bytes or the end stands behind them, and perhaps no event comes any
- * more: somebody has to take another turn.
+ * more: another turn has to follow.
  */
 int pv_channel_is_armed(const struct pv_channel *channel);
 
-/* Whether others than channels' owners wait for this process's event loop; at first nobody does. */
+/* Whether others than channels' owners wait for this process's event loop; at first none does. */
 void pv_channel_share_loop(int is_shared);
 
-/* Whether what somebody waits for is in the ring. */
+/* Whether what is waited for is in the ring. */
 typedef int (*pv_look)(void *arg);
 
 /*
@@ -128,7 +131,7 @@ void pv_channel_patience(struct pv_channel *channel, int patience);
 
 /*
  * Takes the readability of news off wait_fd (a death still shows there), or puts it back. Meanwhile
- * somebody else waits on event_fd, and calls pv_channel_woken() when it became readable.
+ * another task waits on event_fd, and calls pv_channel_woken() when it became readable.
  */
 int pv_channel_mute(struct pv_channel *channel, int muted);
 int pv_channel_event_fd(const struct pv_channel *channel);

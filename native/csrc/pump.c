@@ -76,7 +76,7 @@ static void end_ring(struct loop *loop, int64_t code)
          : code == PV_FLOODED ? PV_PUMP_PEER_FLOODED
                               : PV_PUMP_PEER_BROKEN,
          0);
-    loop->reading = false; /* nobody would read it from the ring */
+    loop->reading = false; /* it would not be read from the ring */
 }
 
 /* fd_in to ring; true if something changed. */
@@ -309,7 +309,7 @@ void pv_pump_run(struct pv_pump *pump, struct pv_channel *channel, int fd_in, in
 
     /*
      * Non-blocking, because a write(2) to a pipe that poll calls writable still blocks when more is
-     * written than fits, and then nobody could cancel it.
+     * written than fits, and then it could not be cancelled.
      */
     if (in_flags < 0 || out_flags < 0 || fcntl(fd_in, F_SETFL, in_flags | O_NONBLOCK) < 0 ||
         fcntl(fd_out, F_SETFL, out_flags | O_NONBLOCK) < 0) {

@@ -176,7 +176,7 @@ static void answer(struct pv_ring *ring, uint8_t bit)
 {
     /*
      * Store of our index, full barrier, load of its request; the peer does it crosswise (request,
-     * full barrier, look at our index). At least one of the two sees the other, so nobody sleeps
+     * full barrier, look at our index). At least one of the two sees the other, so neither sleeps
      * on news. Release and acquire alone do not give this.
      */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
@@ -239,7 +239,7 @@ void pv_ring_close(struct pv_ring *ring)
     if (ring->closed)
         return;
     ring->closed = 1;
-    /* Release: whoever sees the flag sees the last index, and through it the last byte. */
+    /* Release: a reader that sees the flag sees the last index, and through it the last byte. */
     __atomic_store_n(ring->own_live, PV_LIVE_CLOSED, __ATOMIC_RELEASE);
     ring->notify(ring->notify_arg); /* whether it asked or not: this is its only wake-up */
 }

@@ -17,7 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define PV_PAGE_SIZE 4096u  /* one grant, whatever page size the machine has */
+#define PV_PAGE_SIZE 4096u  /* one grant, whose size does not depend on the machine's pages */
 #define PV_ORDER_MIN 10u    /* 1 KiB, inside the control page at offset 1024 */
 #define PV_ORDER_INPAGE 11u /* 2 KiB, inside the control page at offset 2048 */
 #define PV_ORDER_PAGES 12u  /* from here on a ring has pages of its own */

@@ -36,7 +36,7 @@ static int shm_clear(struct pv_channel *channel)
 {
     uint64_t count;
 
-    /* EAGAIN: somebody else took it; the caller looks at the ring anyway */
+    /* EAGAIN: another thread took it; the caller looks at the ring anyway */
     return read(channel->event_fd, &count, sizeof count) == sizeof count;
 }
 

@@ -24,23 +24,26 @@ static int xen_clear(struct pv_channel *channel)
     return port >= 0;
 }
 
-/* With 4.17 the library would do this when it closes. By then the nodes may be a successor's. */
-static void remove_rendezvous(struct xen_channel *own)
+/*
+ * Takes out of xenstore what is not needed any more. From 4.17 on the library would remove the
+ * rendezvous when it closes. By then the nodes may be a successor's.
+ */
+static void leave_store(struct xen_channel *own)
 {
-    void *store;
+    bool announces = own->path[0] != 0;
+    void *store = announces || xen_has_presence(own->domain, own->peer) ? xen.xs_open(0) : NULL;
 
-    if (!own->path[0])
-        return;
-    store = xen.xs_open(0);
     if (store) {
-        xen.xs_rm(store, NO_TRANSACTION, own->path);
+        if (announces)
+            xen.xs_rm(store, NO_TRANSACTION, own->path);
+        xen_hide_presence(store, own->domain, own->peer);
         xen.xs_close(store);
     }
-    own->path[0] = 0;
-    if (xen.has_path) {
+    if (announces && xen.has_path) {
         free(own->vchan->xs_path);
         own->vchan->xs_path = NULL;
     }
+    own->path[0] = 0;
 }
 
 static void xen_detach(struct pv_channel *channel)
@@ -48,7 +51,7 @@ static void xen_detach(struct pv_channel *channel)
     struct xen_channel *own = (struct xen_channel *)channel;
 
     xen_unguard(own);
-    remove_rendezvous(own);
+    leave_store(own);
     xen.libxenvchan_close(own->vchan);
     free(own);
 }
@@ -70,7 +73,7 @@ static int attach(struct libxenvchan *vchan, unsigned domain, unsigned peer, uns
     int fd = xen.xenevtchn_fd(vchan->event), error = 0;
     int flags = fcntl(fd, F_GETFL);
 
-    /* A wake-up that somebody else has taken must not block us. */
+    /* A wake-up that another thread has taken must not block us. */
     if (!own || flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
         error = own ? -errno : -ENOMEM;
     if (error) {
@@ -154,30 +157,43 @@ int pv_xen_serve(unsigned domain, unsigned peer, unsigned port, unsigned left_or
     errno = EIO;
     vchan = xen.libxenvchan_server_init(NULL, (int)peer, path, (size_t)1 << left_order,
                                         (size_t)1 << right_order);
-    if (!vchan) {
+    if (!vchan)
         error = errno && errno != ENOENT ? -errno : -EIO;
-        xen.xs_close(store);
-        return error;
-    }
-    error = xen_show_presence(store, domain, peer);
-    xen.xs_close(store);
+    else
+        error = xen_show_presence(store, domain, peer);
     if (!error)
         error = attach(vchan, domain, peer, (unsigned)vchan->read.order,
                        (unsigned)vchan->write.order, channel);
-    if (error)
-        xen.libxenvchan_close(vchan);
-    else
+    if (!error) {
         strcpy(((struct xen_channel *)*channel)->path, path);
+    } else {
+        if (vchan)
+            xen.libxenvchan_close(vchan);
+        xen.xs_rm(store, NO_TRANSACTION, path);
+        xen_hide_presence(store, domain, peer);
+    }
+    xen.xs_close(store);
     return error;
 }
 
 void pv_xen_admit(struct pv_channel *channel)
 {
-    remove_rendezvous((struct xen_channel *)channel);
+    struct xen_channel *own = (struct xen_channel *)channel;
+    void *store = own->peer != 0 ? xen.xs_open(0) : NULL; /* dom0 does not die */
+
+    /* Now, as it is there: the guard may come to look only when it has died. */
+    if (store) {
+        own->peer_seen = xen_see_presence(store, NO_TRANSACTION, own->domain, own->peer) == THERE;
+        xen.xs_close(store);
+    }
+    leave_store(own);
 }
 
-/* Whether the path announces a server, which may then know of us; 0, -ENOENT, or -errno. */
-static int look_up(const char *path, unsigned domain, unsigned peer)
+/*
+ * Whether the path announces a server, which may then know of us; 0, -ENOENT, or -errno. *is_shown:
+ * whether it is one of ours, which shows itself.
+ */
+static int look_up(const char *path, unsigned domain, unsigned peer, bool *is_shown)
 {
     char node[PATH_SIZE + sizeof "/event-channel"];
     void *store = xen.xs_open(0), *value;
@@ -187,10 +203,12 @@ static int look_up(const char *path, unsigned domain, unsigned peer)
         return errno == ENOENT ? -ENODEV : -errno;
     snprintf(node, sizeof node, "%s/event-channel", path);
     value = xen.xs_read(store, NO_TRANSACTION, node, NULL);
-    if (!value) /* EACCES: of a server for somebody else; nothing that we may know about */
+    if (!value) /* EACCES: of a server for another domain; nothing that we may know about */
         error = errno == EACCES ? -ENOENT : -errno;
     else
         error = xen_show_presence(store, domain, peer);
+    if (!error && peer != 0)
+        *is_shown = xen_see_presence(store, NO_TRANSACTION, domain, peer) == THERE;
     free(value);
     xen.xs_close(store);
     return error;
@@ -206,11 +224,23 @@ static bool is_used(const struct vchan_interface *page)
            __atomic_load_n(&page->right.cons, __ATOMIC_ACQUIRE) != 0;
 }
 
+/* After an attempt that looked for a server which has ended by now. */
+static void hide(unsigned domain, unsigned peer)
+{
+    void *store = xen_has_presence(domain, peer) ? xen.xs_open(0) : NULL;
+
+    if (store) {
+        xen_hide_presence(store, domain, peer);
+        xen.xs_close(store);
+    }
+}
+
 int pv_xen_join(unsigned domain, unsigned peer, unsigned port, struct pv_channel **channel)
 {
     struct libxenvchan *vchan;
     unsigned left_order, right_order;
     char path[PATH_SIZE];
+    bool is_shown = false;
     int error = pv_xen_load(NULL);
 
     if (!error)
@@ -218,23 +248,29 @@ int pv_xen_join(unsigned domain, unsigned peer, unsigned port, struct pv_channel
     if (!error && domain == peer)
         error = -EINVAL;
     if (!error)
-        error = look_up(path, domain, peer);
+        error = look_up(path, domain, peer, &is_shown);
     if (error)
         return error;
     errno = ECONNREFUSED;
     vchan = xen.libxenvchan_client_init(NULL, (int)peer, path);
-    if (!vchan)
-        return errno == EACCES || errno == ENODEV ? -errno : -ECONNREFUSED;
-    /* The library's own copies: it has read the page once, and has mapped what it read. */
-    left_order = (unsigned)vchan->write.order;
-    right_order = (unsigned)vchan->read.order;
-    if (!pv_orders_valid(left_order, right_order))
-        error = -EPROTO;
-    else if (is_used(vchan->page))
-        error = -ECONNREFUSED;
-    else
-        error = attach(vchan, domain, peer, left_order, right_order, channel);
+    if (!vchan) {
+        error = errno == EACCES || errno == ENODEV ? -errno : -ECONNREFUSED;
+    } else {
+        /* The library's own copies: it has read the page once, and has mapped what it read. */
+        left_order = (unsigned)vchan->write.order;
+        right_order = (unsigned)vchan->read.order;
+        if (!pv_orders_valid(left_order, right_order))
+            error = -EPROTO;
+        else if (is_used(vchan->page))
+            error = -ECONNREFUSED;
+        else
+            error = attach(vchan, domain, peer, left_order, right_order, channel);
+        if (error)
+            xen.libxenvchan_close(vchan);
+    }
     if (error)
-        xen.libxenvchan_close(vchan);
+        hide(domain, peer);
+    else
+        ((struct xen_channel *)*channel)->peer_seen = is_shown;
     return error;
 }

@@ -27,7 +27,7 @@ int pv_xen_serve(unsigned domain, unsigned peer, unsigned port, unsigned left_or
 void pv_xen_admit(struct pv_channel *channel);
 
 /*
- * The client's side. 0 or -errno: as above, -ENOENT when nobody serves that port for us,
+ * The client's side. 0 or -errno: as above, -ENOENT when that port is not served for us,
  * -ECONNREFUSED when what is announced cannot be joined (its server is gone, or was taken),
  * -EPROTO when the shared page has impossible ring sizes.
  */
@@ -46,6 +46,20 @@ int pv_xen_guard(struct pv_channel *channel, int fd);
  * guest one question to xenstore for each peer, some 0.1 ms.
  */
 #define PV_XEN_LIVENESS_MS 200
+
+/*
+ * A connection to xenstore that fails is opened again, after a pause that doubles up to this. So a
+ * death is still noticed soon after xenstore has come back, and an xenstored that is in trouble is
+ * not asked five times a second.
+ */
+#define PV_XEN_REOPEN_MS_MAX 5000
+
+/*
+ * Whether deaths are noticed: pv_xen_guard_blind() is 0, or the errno with which xenstore has failed
+ * since. pv_xen_guard_news() is an eventfd that counts the changes of it; -1 before the first guard.
+ */
+int pv_xen_guard_blind(void);
+int pv_xen_guard_news(void);
 
 /* A connection to xenstore, by libxenstore. Its strings end at the first NUL. */
 struct pv_store;

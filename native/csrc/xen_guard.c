@@ -3,53 +3,63 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
 
 /*
- * The guard: one thread for all channels. dom0 asks the hypervisor whether both ends of the event channel are there. Linux lets no other
- * domain ask (privcmd blocks the hypercall), so a guest looks for the peer's presence in xenstore (see
- * xen_presence.c). A peer that is not of ours has none; then its end shows in the page alone, as with
- * the library.
+ * The guard: one thread for all channels. dom0 asks the hypervisor whether both ends of the event
+ * channel are there. Linux lets no other domain ask (privcmd blocks the hypercall), so a guest looks
+ * for the peer's presence in xenstore (see xen_presence.c). A peer that is not of ours has none; then
+ * its end shows in the page alone, as with the library. Whether a peer has one is known before it is
+ * guarded, so that a death is noticed however late the first look comes. dom0 outlives all others.
  */
 static struct {
     pthread_mutex_t lock;
     struct xen_channel *first;
-    bool running;
-    void *calls;                  /* the handle of libxencall; opened once, kept. NULL: no use */
+    bool running;                 /* the thread, which sets it back before it ends */
+    int blind;                    /* see pv_xen_guard_blind() */
+    int news;                     /* and pv_xen_guard_news() */
+    void *calls;                  /* the handle of libxencall, once it could be opened */
     struct evtchn_status *status; /* memory that the hypervisor may write to */
-} guards = {.lock = PTHREAD_MUTEX_INITIALIZER};
+} guards = {.lock = PTHREAD_MUTEX_INITIALIZER, .news = -1};
 
-enum sight { THERE, GONE, UNKNOWN };
+/* The thread's connection to xenstore, which is opened when it is needed and may fail at any time. */
+struct link {
+    void *store;    /* NULL: none */
+    unsigned skip;  /* rounds until it is tried again */
+    unsigned pause; /* rounds between the last two tries; 0: it has answered since */
+};
+
+#define PAUSE_MAX (PV_XEN_REOPEN_MS_MAX / PV_XEN_LIVENESS_MS)
+
+/* With the lock held: opened once and kept, and tried again for as long as that fails. */
+static void open_calls(void)
+{
+    if (!guards.calls)
+        guards.calls = xen.xencall_open(NULL, 0);
+    if (guards.calls && !guards.status)
+        guards.status = xen.xencall_alloc_buffer(guards.calls, sizeof *guards.status);
+}
 
 /* With the lock held. */
 static enum sight ask_hypervisor(const struct xen_channel *own)
 {
-    struct evtchn_status *status = guards.status;
+    struct evtchn_status *status;
 
-    if (own->domain != 0 || !status)
+    if (own->peer == 0)
+        return THERE;
+    if (own->domain != 0)
+        return UNKNOWN;
+    open_calls();
+    status = guards.status;
+    if (!status)
         return UNKNOWN;
     *status = (struct evtchn_status){.domain = DOMAIN_SELF, .port = own->vchan->event_port};
     if (xen.xencall2(guards.calls, HYPERCALL_EVENT_CHANNEL, EVENT_CHANNEL_STATUS,
                      (uint64_t)(uintptr_t)status) < 0)
         return UNKNOWN;
     return status->status == STATUS_INTERDOMAIN && status->remote.domain == own->peer ? THERE : GONE;
-}
-
-/* Without the lock: this waits for xenstore. */
-static enum sight ask_store(void *store, unsigned domain, unsigned peer)
-{
-    char path[PATH_SIZE];
-    void *value;
-
-    snprintf(path, sizeof path, "/local/domain/%u/data/vchan/%u", peer, domain);
-    value = xen.xs_read(store, NO_TRANSACTION, path, NULL);
-    free(value);
-    if (value)
-        return THERE;
-    return errno == ENOENT || errno == EACCES ? GONE : UNKNOWN;
 }
 
 /*
@@ -85,63 +95,138 @@ static void apply(unsigned domain, unsigned peer, enum sight sight)
     }
 }
 
-/* With the lock held, which is released meanwhile. */
-static void look_round(void *store)
+/* With the lock held: has it said, once, that deaths are not noticed, or that they are again. */
+static void say_blind(int error)
+{
+    const uint64_t one = 1;
+    ssize_t ignored;
+
+    if ((guards.blind != 0) != (error != 0)) {
+        guards.blind = error;
+        ignored = write(guards.news, &one, sizeof one);
+        (void)ignored; /* EAGAIN: readable already */
+    }
+}
+
+/* Without the lock: the link has failed, and is tried again later. */
+static void lose(struct link *link, int error)
+{
+    if (link->store)
+        xen.xs_close(link->store);
+    link->store = NULL;
+    link->pause = link->pause ? 2 * link->pause : 1;
+    if (link->pause > PAUSE_MAX)
+        link->pause = PAUSE_MAX;
+    link->skip = link->pause;
+    pthread_mutex_lock(&guards.lock);
+    say_blind(error ? error : EIO);
+    pthread_mutex_unlock(&guards.lock);
+}
+
+/* Without the lock, once a round in which xenstore is to be asked: whether it can be. */
+static bool is_linked(struct link *link)
+{
+    if (link->store)
+        return true;
+    if (link->skip > 0) {
+        link->skip--;
+        return false;
+    }
+    link->store = xen.xs_open(0);
+    if (!link->store)
+        lose(link, errno);
+    return link->store != NULL;
+}
+
+/* Without the lock: asks xenstore of all that are unsure. */
+static void ask_store(struct link *link)
 {
     struct xen_channel *own;
+    bool answered = false;
+    int error = 0;
 
-    for (own = guards.first; own; own = own->next_guarded) {
+    pthread_mutex_lock(&guards.lock);
+    while ((own = first_unsure()) != NULL) {
+        unsigned domain = own->domain, peer = own->peer; /* own may be freed while we ask */
+        enum sight sight;
+
+        pthread_mutex_unlock(&guards.lock);
+        sight = xen_see_presence(link->store, NO_TRANSACTION, domain, peer);
+        if (sight == UNKNOWN)
+            error = errno ? errno : EIO;
+        else
+            answered = true;
+        pthread_mutex_lock(&guards.lock);
+        apply(domain, peer, sight);
+    }
+    if (answered) {
+        link->pause = 0;
+        say_blind(0);
+    }
+    pthread_mutex_unlock(&guards.lock);
+    if (error && !answered)
+        lose(link, error);
+}
+
+/* Without the lock. */
+static void look_round(struct link *link)
+{
+    bool is_unsure = false;
+
+    pthread_mutex_lock(&guards.lock);
+    for (struct xen_channel *own = guards.first; own; own = own->next_guarded) {
         enum sight sight = own->guard_fd < 0 ? THERE : ask_hypervisor(own);
 
         if (sight == GONE)
             let_go(own);
         own->unsure = sight == UNKNOWN;
+        is_unsure |= own->unsure;
     }
-    while (store && (own = first_unsure()) != NULL) {
-        unsigned domain = own->domain, peer = own->peer; /* own may be freed while we ask */
-        enum sight sight;
+    pthread_mutex_unlock(&guards.lock);
+    if (is_unsure && is_linked(link))
+        ask_store(link);
+}
 
-        pthread_mutex_unlock(&guards.lock);
-        sight = ask_store(store, domain, peer);
-        pthread_mutex_lock(&guards.lock);
-        apply(domain, peer, sight);
-    }
+/* Whether there is something to look at; if not, the thread ends, and the next guard starts one. */
+static bool goes_on(void)
+{
+    bool on;
+
+    pthread_mutex_lock(&guards.lock);
+    on = guards.running = guards.first != NULL;
+    pthread_mutex_unlock(&guards.lock);
+    return on;
 }
 
 static void *keep_looking(void *unused)
 {
     const struct timespec pause = {.tv_nsec = PV_XEN_LIVENESS_MS * 1000000L};
-    void *store = xen.xs_open(0);
+    struct link link = {0};
 
     (void)unused;
-    pthread_mutex_lock(&guards.lock);
-    while (guards.first) {
-        look_round(store);
-        pthread_mutex_unlock(&guards.lock);
+    while (goes_on()) {
+        look_round(&link);
         nanosleep(&pause, NULL);
-        pthread_mutex_lock(&guards.lock);
     }
-    guards.running = false;
-    pthread_mutex_unlock(&guards.lock);
-    if (store)
-        xen.xs_close(store);
+    if (link.store)
+        xen.xs_close(link.store);
     return NULL;
 }
 
 /* With the lock held; 0 or -errno. */
-static int start_looking(bool in_dom0)
+static int start_looking(void)
 {
     pthread_attr_t attributes;
     pthread_t thread;
     sigset_t all, before;
     int error;
 
-    if (in_dom0 && !guards.calls)
-        guards.calls = xen.xencall_open(NULL, 0);
-    if (guards.calls && !guards.status)
-        guards.status = xen.xencall_alloc_buffer(guards.calls, sizeof *guards.status);
     if (guards.running)
         return 0;
+    if (guards.news < 0)
+        guards.news = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (guards.news < 0)
+        return -errno;
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     /* Signals are for the program's own threads. */
@@ -164,7 +249,7 @@ int pv_xen_guard(struct pv_channel *channel, int fd)
     own->next_guarded = guards.first;
     own->guarded = true;
     guards.first = own;
-    error = start_looking(own->domain == 0);
+    error = start_looking();
     if (!error && ask_hypervisor(own) == GONE)
         let_go(own);
     pthread_mutex_unlock(&guards.lock);
@@ -185,4 +270,19 @@ void xen_unguard(struct xen_channel *own)
         close(own->guard_fd);
     own->guard_fd = -1;
     pthread_mutex_unlock(&guards.lock);
+}
+
+int pv_xen_guard_blind(void)
+{
+    int blind;
+
+    pthread_mutex_lock(&guards.lock);
+    blind = guards.blind;
+    pthread_mutex_unlock(&guards.lock);
+    return blind;
+}
+
+int pv_xen_guard_news(void)
+{
+    return guards.news;
 }

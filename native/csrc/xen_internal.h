@@ -1,5 +1,5 @@
 /*
- * What the files of the Xen attachment share, and nobody else needs. xen.h has what they are for.
+ * What only the files of the Xen attachment share. xen.h has what they are for.
  */
 #ifndef PEDOS_XEN_INTERNAL_H
 #define PEDOS_XEN_INTERNAL_H
@@ -28,7 +28,7 @@ struct libxenvchan {
     uint32_t event_port;
     int is_server : 1, server_persist : 1, blocking : 1;
     struct libxenvchan_ring read, write;
-    char *xs_path; /* from 4.17 on; earlier, nobody takes the rendezvous away */
+    char *xs_path; /* from 4.17 on; earlier, the library leaves the rendezvous there */
 };
 
 #define HYPERCALL_EVENT_CHANNEL 32 /* __HYPERVISOR_event_channel_op */
@@ -88,6 +88,8 @@ struct xs_permissions {
     X(STORE, bool, xs_set_permissions,                                                             \
       (void *handle, uint32_t transaction, const char *path, struct xs_permissions *, unsigned))   \
     X(STORE, bool, xs_rm, (void *handle, uint32_t transaction, const char *path))                  \
+    X(STORE, uint32_t, xs_transaction_start, (void *handle))                                       \
+    X(STORE, bool, xs_transaction_end, (void *handle, uint32_t transaction, bool abort))           \
     X(STORE, bool, xs_watch, (void *handle, const char *path, const char *token))                  \
     X(STORE, bool, xs_unwatch, (void *handle, const char *path, const char *token))                \
     X(STORE, char **, xs_check_watch, (void *handle))                                              \
@@ -113,7 +115,7 @@ struct xen_channel {
     struct pv_channel channel; /* first: a pointer to one is a pointer to the other */
     struct libxenvchan *vchan;
     unsigned domain, peer;
-    bool peer_seen; /* the peer's presence; only the guard's thread looks at it */
+    bool peer_seen; /* the peer's presence; once guarded, only the guard's thread looks at it */
     char path[PATH_SIZE]; /* of the rendezvous that is still to be taken away; "" if none */
     int guard_fd;         /* closed when the peer's domain is gone; -1: it was, or none */
     struct xen_channel *next_guarded;
@@ -129,6 +131,18 @@ void xen_unguard(struct xen_channel *own) __attribute__((visibility("hidden")));
  * the peer shows itself.
  */
 int xen_show_presence(void *store, unsigned domain, unsigned peer)
+    __attribute__((visibility("hidden")));
+
+/* Takes away what this domain has in xenstore for that peer, unless one of the two still needs it. */
+void xen_hide_presence(void *store, unsigned domain, unsigned peer)
+    __attribute__((visibility("hidden")));
+
+/* Whether hiding would be for nothing: these nodes go by themselves, or are never made. */
+bool xen_has_presence(unsigned domain, unsigned peer) __attribute__((visibility("hidden")));
+
+/* Whether the peer shows itself to this domain: xenstore's answer, or UNKNOWN and errno for none. */
+enum sight { THERE, GONE, UNKNOWN };
+enum sight xen_see_presence(void *store, uint32_t transaction, unsigned domain, unsigned peer)
     __attribute__((visibility("hidden")));
 
 #endif

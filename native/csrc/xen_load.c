@@ -10,15 +10,16 @@ enum library { VCHAN, EVTCHN, GNTTAB, CALL, STORE, LIBRARIES };
 
 /*
  * In the order in which they are tried. libxenvchan's name changes with every release of Xen, so it
- * cannot be linked with. xs_path in the structure: see there.
+ * cannot be linked with. One that is not in this list is not tried: xen_internal.h has its structure
+ * by heart, which has to be looked at for each. xs_path in that: see there.
  */
 static const struct candidate {
     enum library library;
     const char *name;
     bool has_path;
 } candidates[] = {
-    {VCHAN, "libxenvchan.so.4.17", true}, /* Debian 12 */
     {VCHAN, "libxenvchan.so.4.20", true}, /* Debian 13 */
+    {VCHAN, "libxenvchan.so.4.17", true}, /* Debian 12 */
     {VCHAN, "libxenvchan.so.4.21", true},
     {VCHAN, "libxenvchan.so.4.19", true},
     {VCHAN, "libxenvchan.so.4.18", true},
@@ -33,8 +34,8 @@ static const struct candidate {
 };
 
 static const char *const packages[LIBRARIES] = {
-    [VCHAN] = "libxenvchan is not there: install the Debian package libxenmisc4.17 (or the "
-              "libxenmisc of this host's Xen)",
+    [VCHAN] = "libxenvchan is not there: install the Debian package libxenmisc of this release "
+              "(apt-cache search --names-only ^libxenmisc)",
     [EVTCHN] = "libxenevtchn is not there: install the Debian package libxenevtchn1",
     [GNTTAB] = "libxengnttab is not there: install the Debian package libxengnttab1",
     [CALL] = "libxencall is not there: install the Debian package libxencall1",

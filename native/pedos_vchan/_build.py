@@ -14,6 +14,7 @@ struct pv_channel;
 int pv_orders_valid(unsigned left_order, unsigned right_order);
 int pv_channel_watch(struct pv_channel *channel, int live_fd);
 int pv_channel_client_came(const struct pv_channel *channel);
+int pv_channel_failure(const struct pv_channel *channel);
 int pv_channel_wait_fd(const struct pv_channel *channel);
 void pv_channel_collect(struct pv_channel *channel);
 int64_t pv_channel_send(struct pv_channel *channel, const uint8_t *bytes, size_t count);
@@ -40,6 +41,17 @@ int pv_xen_serve(unsigned domain, unsigned peer, unsigned port, unsigned left_or
 void pv_xen_admit(struct pv_channel *channel);
 int pv_xen_join(unsigned domain, unsigned peer, unsigned port, struct pv_channel **channel);
 int pv_xen_guard(struct pv_channel *channel, int fd);
+int pv_xen_guard_news(void);
+int pv_xen_guard_blind(void);
+
+#define PV_TICK_NS ...
+#define PV_TICK_NS_MAX ...
+struct pv_running { int64_t seen, lost; unsigned silent, limit; ...; };
+int pv_running_tick(struct pv_running *running, int64_t now, int is_alive);
+int pv_running_start(void);
+void pv_running_look(struct pv_running *running);
+void pv_running_limit(unsigned ticks, int words);
+void pv_running_alive(void);
 
 struct pv_store;
 int pv_store_open(struct pv_store **store);
@@ -75,14 +87,15 @@ PREAMBLE = """
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
 #include "channel.h"
 #include "pump.h"
+#include "running.h"
 #include "shm.h"
 #include "xen.h"
 """
 
 XEN = ("xen", "xen_guard", "xen_load", "xen_presence", "xen_store")
-PARTS = ("ring", "channel", "shm", "pump", *XEN)
+PARTS = ("ring", "channel", "shm", "pump", "running", *XEN)
 SOURCES = [f"native/csrc/{name}.c" for name in PARTS]
-HEADERS = [f"native/csrc/{name}.h" for name in ("ring", "channel", "shm", "pump", "xen")]
+HEADERS = [f"native/csrc/{name}.h" for name in ("ring", "channel", "shm", "pump", "running", "xen")]
 HEADERS.append("native/csrc/xen_internal.h")
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra"]
 

@@ -28,15 +28,16 @@ class Waiter:
         self.deadline = deadline
         self.is_settled = False
         self.timed_out = False
-        self.answer: Answer | ErrorAnswer | None = None  # None when settled: there will be none
+        self.answer: Answer | ErrorAnswer | None = None  # None when settled: none came in time
         self.in_place_of: VchanStream | None = None  # whose reader the caller stands in for
         self._task: trio.lowlevel.Task | None = None
 
     def settle(self, answer: Answer | ErrorAnswer | None) -> None:
-        """Ends the waiting; only the first time counts."""
+        """Ends the waiting. An answer counts until the caller has looked, even after a time-out:
+        what it tells of is done, and its caller must not take it for undone."""
+        self.answer = self.answer or answer
         if not self.is_settled:
             self.is_settled = True
-            self.answer = answer
             task, self._task = self._task, None
             if task is not None:
                 trio.lowlevel.reschedule(task)
@@ -49,9 +50,9 @@ class Waiter:
         self.settle(None)
 
     async def wait(self) -> None:
-        """Returns once settled. A checkpoint in any case."""
+        """Returns once settled; lets other tasks run in any case. Cancelled only if it is not."""
         if self.is_settled:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.cancel_shielded_checkpoint()
             return
 
         def abort(_: object) -> trio.lowlevel.Abort:

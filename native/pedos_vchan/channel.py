@@ -63,7 +63,7 @@ class Channel:
         return lib.pv_channel_wait_fd(self.native())
 
     def lend(self) -> _native.Channel:
-        """Gives the C side to a thread until `give_back`; nobody else may use it meanwhile."""
+        """Gives the C side to a thread until `give_back`; nothing else may use it meanwhile."""
         if self._pumping:
             raise trio.BusyResourceError("another task pumps this channel")
         native = self.native()

@@ -125,7 +125,7 @@ def start_child(
     )
     try:
         return Child(process, os.path.basename(program)[:NAME_MAX])
-    except BaseException:  # no descriptor left for its pidfd: nobody could wait for it or end it
+    except BaseException:  # no descriptor left for its pidfd: it could not be waited for or ended
         process.kill()
         process.wait()
         raise

@@ -16,7 +16,9 @@ import os
 import re
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 #: The mode bits of a placeholder.
 PLACEHOLDER_MODE = 0o200
@@ -36,19 +38,59 @@ def fuse_mounts(folder: str | os.PathLike[str], mountinfo: str = MOUNTINFO) -> l
     """FUSE mount points below `folder`, dead ones too, each as often as it is mounted; the one
     that was mounted last comes first. OSError when `mountinfo` cannot be read."""
     prefix = os.fsencode(os.path.realpath(folder)) + b"/"
-    points = []
+    points = [
+        os.fsdecode(mount.point)
+        for mount in mounted(mountinfo)
+        if mount.kind.startswith(b"fuse") and mount.point.startswith(prefix)
+    ]
+    return points[::-1]
+
+
+def remote_at(path: str, mountinfo: str | None = None) -> str | None:
+    """Which file system a path without links is on, if that may depend on others than a disk, as
+    those do that have no number of one (FUSE, NFS); never the one that this machine runs from."""
+    numbers = {mount.point: mount.number for mount in mounted(mountinfo or MOUNTINFO)}
+    root = at = b"/"
+    point = os.fsencode(path)
+    while at == root and point not in (b"", root):
+        at = point if point in numbers else root
+        point = os.path.dirname(point)
+    number = numbers.get(at, b"")
+    return number.decode() if number.startswith(b"0:") and number != numbers.get(root) else None
+
+
+class Mount(NamedTuple):
+    """One line of the table of a mount namespace."""
+
+    id: bytes
+    number: bytes  # MAJOR:MINOR, which all mounts of one file system have
+    root: bytes  # which of its folders is mounted
+    point: bytes
+    kind: bytes
+    peers: frozenset[bytes]  # the groups with which it is mounted and unmounted
+    options: bytes  # of the file system, as they stand in the table
+
+
+def mounted(mountinfo: str | os.PathLike[str]) -> Iterator[Mount]:
+    """The mounts of the namespace that the table is of. OSError when it cannot be read."""
     with open(mountinfo, "rb") as file:
         for line in file:
             # "ID PARENT MAJ:MIN ROOT POINT OPTIONS [TAGS...] - TYPE SOURCE SUPER"
-            fields = line.split(b" ")
+            fields = line.rstrip(b"\n").split(b" ")
             try:
-                point, kind = fields[4], fields[fields.index(b"-") + 1]
-            except (ValueError, IndexError):
+                end = fields.index(b"-")
+                kind, _, options, *_ = fields[end + 1 :]
+                number, root, point = fields[2:5]
+            except ValueError:
                 continue
-            point = _OCTAL.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), point)
-            if kind.startswith(b"fuse") and point.startswith(prefix):
-                points.append(os.fsdecode(point))
-    return points[::-1]
+            tags = (tag.partition(b":") for tag in fields[6:end])
+            peers = frozenset(group for _, _, group in tags if group)
+            yield Mount(fields[0], number, plain(root), plain(point), kind, peers, options)
+
+
+def plain(text: bytes) -> bytes:
+    """A name in the table without the three octal digits for what would end it."""
+    return _OCTAL.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), text)
 
 
 def fusermount(point: str | os.PathLike[str], *, lazy: bool) -> list[str]:
@@ -82,7 +124,7 @@ def make_placeholder(path: str | os.PathLike[str]) -> None:
     """Makes the empty file that a device is mounted over; FileExistsError if the name is taken."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PLACEHOLDER_MODE)
     try:
-        os.fchmod(fd, PLACEHOLDER_MODE)  # whatever the umask was
+        os.fchmod(fd, PLACEHOLDER_MODE)  # the umask may have taken some away
     finally:
         os.close(fd)
 
@@ -90,7 +132,7 @@ def make_placeholder(path: str | os.PathLike[str]) -> None:
 def remove_placeholder(path: str | os.PathLike[str]) -> None:
     """Removes it if it is there and a placeholder of this user's; anything else is left alone.
 
-    root may clear up after anybody.
+    root may remove those of all users.
     """
     with contextlib.suppress(FileNotFoundError):
         status = os.lstat(path)

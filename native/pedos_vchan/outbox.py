@@ -1,4 +1,4 @@
-"""What waits to be written to one peer, and who writes it.
+"""What waits to be written to one peer, and which task writes it.
 
 A channel is written to at the end of a pass of the event loop, or in the turn that also reads;
 only what does not fit makes a task, for as long as it does not. Other streams are written to by a
@@ -37,7 +37,7 @@ class Outbox:
         self._nursery = nursery
 
     def close(self) -> None:
-        """Nothing is written any more, and nobody waits for it."""
+        """Nothing is written any more, and all that wait for it are woken."""
         self._closed = True
         self._drained.unpark_all()
 

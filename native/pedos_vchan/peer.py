@@ -27,14 +27,17 @@ from pedos_protocol.events import (
     NeedData,
     Notice,
     Request,
+    know_methods,
 )
 from pedos_protocol.names import shown
+from pedos_protocol.words import request_to, unanswered
 
 from .calls import Gate, Waiter, effective_deadline, first_step, rest
 from .event_loop import event_loop
 from .outbox import Outbox
 from .quota import BYTES_PER_FRAME, FRAMES_PER_SECOND, Quota
 from .stream import VchanStream
+from .throttle import throttle
 
 #: Seconds within which the other side has to say hello: a VM that boots is slow, and one that
 #: never speaks must not hold a place for ever.
@@ -47,8 +50,9 @@ OUT_MAX = 1024 * 1024
 #: calls take, so that one VM which floods us does not make the others wait longer than that.
 TURN_SECONDS = 0.0001
 
-#: The notice {"id"} that nobody waits for the answer to that request any more, long before its
-#: deadline: what serves it is cancelled, if it may be. Who does not know it passes over it.
+#: The notice {"id"} that the caller of that request has given up: the handler is cancelled, if it
+#: may be. Said at the deadline, too, which a side that was paused meanwhile does not know to have
+#: passed. A program that does not know this notice ignores it.
 CANCELLED = "call.cancelled"
 
 #: Bytes asked for at once: a control channel's ring.
@@ -67,10 +71,11 @@ class Peer:
 
     `handlers` maps methods to what serves them: requests concurrently, each under the deadline
     that it carries (trio.current_effective_deadline()), and cancelled when its caller is; notices
-    in order and inline, so a handler of notices must not call this same peer. `default_handler`
-    gets requests that are in no table; without one they are answered `unknown_method`. A handler
-    answers with a map (None is an empty one) or raises CallError; any other exception is logged and
-    answered `failed`.
+    in order and inline, so a handler of notices must not call this same peer. With `notices` these
+    have a table of their own, so that what is meant to be answered is not done without an answer.
+    `default_handler` gets requests that are in no table; without one they are answered
+    `unknown_method`. A handler answers with a map (None is an empty one) or raises CallError; any
+    other exception is logged and answered `failed`.
 
     `name` is what the log calls the peer. `frames_per_second` is for benchmarks, which do
     nothing else.
@@ -82,6 +87,7 @@ class Peer:
         *,
         program: str,
         handlers: Mapping[str, Handler],
+        notices: Mapping[str, Handler] | None = None,
         default_handler: DefaultHandler | None = None,
         name: str = "",
         frames_per_second: float = FRAMES_PER_SECOND,
@@ -90,6 +96,9 @@ class Peer:
         self._stream = stream
         self._program = program
         self._handlers = handlers
+        self._notices = handlers if notices is None else notices
+        know_methods(handlers)
+        know_methods(self._notices)
         self._default_handler = default_handler
         self._connection = Connection()
         self._nursery: trio.Nursery | None = None
@@ -100,6 +109,7 @@ class Peer:
         self._turns = stream if isinstance(stream, VchanStream) else None
         self._turn_end = 0.0
         self._reader_waits = False  # the reader is in `wait`, so its place can be taken
+        self._behind = trio.lowlevel.ParkingLot()  # who waits until it has read what has come
         self._unread: Event | None = None  # what one who took its place has left for it
         self._is_piece = False  # what came last completed no frame
         self._last_caller = 0  # the id() of its task; that of an ended one may come back, no matter
@@ -147,7 +157,7 @@ class Peer:
                 except (RemoteProtocolError, trio.BrokenResourceError) as error:
                     self._fail(error)
                 except trio.ClosedResourceError:
-                    pass  # somebody on this side closed the stream: as good as close()
+                    pass  # the stream was closed on this side: as good as close()
                 finally:
                     # Now, not when all handlers are done: one that is undoing things under
                     # a shield may itself wait for an answer of this peer.
@@ -173,6 +183,7 @@ class Peer:
         for waiter in waiters.values():
             waiter.settle(None)
         self._slots.unpark_all()
+        self._behind.unpark_all()
 
     def fail(self, error: RemoteProtocolError) -> None:
         """Ends the connection because of what only a handler could see: `run` raises `error`.
@@ -202,12 +213,15 @@ class Peer:
                 return event
             if self._turns is None:
                 self._outbox.flush()
-                self._receive(bytes(await self._stream.receive_some(RECEIVE_SIZE)))
+                self._has_caught_up()
+                received = bytes(await self._stream.receive_some(RECEIVE_SIZE))
+                self._reader_waits = False
+                self._receive(received)
                 continue
             if self._is_piece and time.perf_counter() > self._turn_end:
                 await self._let_others_run()  # a frame may come byte by byte, as fast as we look
             while (data := self._outbox.turn(self._turns)) is None:
-                self._reader_waits = True
+                self._has_caught_up()
                 try:
                     await self._turns.wait()
                 finally:
@@ -217,6 +231,26 @@ class Peer:
                     break
             else:
                 self._receive(data)
+
+    def _has_caught_up(self) -> None:
+        self._reader_waits = True
+        if self._behind:
+            self._behind.unpark_all()
+
+    async def caught_up(self) -> None:
+        """Returns when all that has come is read; on a stream that is no channel, all that came
+        with the last bytes that were received.
+
+        For handlers, before what cannot be undone: if this program was paused, that the caller has
+        given up may stand right behind its request. The handler is cancelled then.
+        """
+        if self._reader_waits and self._turns is not None:
+            self._reader_waits = False
+            self._turns.wake()
+        if self._reader_waits or self._ended:
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._behind.park()
 
     def _receive(self, data: bytes) -> None:
         # A piece that completes nothing woke us for nothing: it costs as much as a frame, or a
@@ -235,7 +269,7 @@ class Peer:
 
     async def _read(self, nursery: trio.Nursery) -> None:
         """Reads, and serves what need not wait. With the first handler that has to, the task is
-        that handler's and another one reads: so whatever a handler opens stays in one task."""
+        that handler's and another one reads: so all that a handler opens stays in one task."""
         request: Request | None = None  # whose handler has this task
         try:
             with trio.CancelScope() as scope:  # without a deadline as long as it reads
@@ -275,7 +309,7 @@ class Peer:
             self._fail(error)
         elif not isinstance(error, trio.ClosedResourceError):
             raise error
-        # else somebody on this side closed the stream: as good as close()
+        # else the stream was closed on this side: as good as close()
 
     async def _let_others_run(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -294,9 +328,9 @@ class Peer:
             if type(untrusted_id) is int and untrusted_id in self._serving:
                 self._serving[untrusted_id].cancel()
             return
-        handler = self._handlers.get(notice.method)
+        handler = self._notices.get(notice.method)
         if handler is None:
-            log.debug("%s: notice %s is handled by nobody", self.name, notice.method)
+            log.debug("%s: notice %s has no handler", self.name, notice.method)
             return
         try:
             work = handler(self, notice.params)
@@ -305,8 +339,10 @@ class Peer:
             await rest(work, trap)
         except StopIteration:
             pass
-        except Exception:
-            log.exception("%s: handling of the notice %s failed", self.name, notice.method)
+        except CallError as error:  # a refusal, for which a notice has no answer
+            log.debug("%s: the notice %s was refused: %s", self.name, notice.method, error.message)
+        except Exception as error:
+            self._log_failure(f"handling of the notice {notice.method}", error)
 
     def _begin(self, request: Request) -> Begun | None:
         """Runs the handler as far as it comes; None if it is answered already."""
@@ -348,8 +384,8 @@ class Peer:
                 request.id, error.code, error.message[:ERROR_MESSAGE_MAX], error.data
             )
         else:
-            log.error("%s: %s failed", self.name, request.method, exc_info=error)
-            message = f"{request.method} failed unexpectedly"
+            self._log_failure(request.method, error)
+            message = f"{request_to(request.method)} failed unexpectedly"
             answer = ErrorAnswer(request.id, "failed", message, {})
         try:
             self._post(answer)
@@ -357,10 +393,19 @@ class Peer:
             log.error("%s: the answer to %s: %s", self.name, request.method, wrong)
             self._post(ErrorAnswer(request.id, "failed", "the answer could not be sent", {}))
 
+    def _log_failure(self, what: str, error: Exception) -> None:
+        """A mistake of ours, whose traceback tells most. The peer may cause it again and again."""
+        more = throttle.more(f"{self.name}: {what}")
+        if more is not None:
+            log.error("%s: %s failed%s", self.name, what, more, exc_info=error)
+
     # What goes out
 
     def _post(self, event: Event) -> None:
-        """Queues `event`; LocalProtocolError if it cannot be sent. A turn or a flush follows."""
+        """Queues `event`; LocalProtocolError if it cannot be sent. A turn or a flush follows. After
+        the end it is dropped, as it has no receiver any more."""
+        if self._ended:
+            return
         frame = self._connection.send(event)
         self._outbox.put(frame)
         if self._outbox.size > OUT_MAX:
@@ -373,28 +418,33 @@ class Peer:
         LocalProtocolError if it cannot be sent (too large, or before hello).
         """
         await trio.lowlevel.checkpoint()
-        if not self._ended:
-            self._post(Notice(method, params))
-            self._outbox.flush()
+        self._post(Notice(method, params))
+        self._outbox.flush()
 
     async def drained(self, below: int) -> None:
         """Returns when fewer than `below` bytes wait to be written, or the connection has ended.
 
-        For who sends notices as they come up and would rather wait than be too much for a peer
-        that reads slowly.
+        For senders of notices that would rather wait than be too much for a peer that reads slowly.
         """
         await self._outbox.drained(below)
 
     async def call(self, method: str, params: Params, *, timeout: float) -> Params:
         """Calls `method` and returns its result.
 
-        `timeout` is in seconds, at most 600; an earlier deadline of the caller's own counts, and
-        the other side is told, as it is when the caller is cancelled. CallError if it answers with
-        an error, `timeout` if it does not answer in time, `unavailable` if the connection ends
-        first. Waits while 128 others wait. LocalProtocolError if the request cannot be sent.
+        `timeout` is in seconds, at most 1200; an earlier deadline of the caller's own counts, and
+        the other side is told, also when it has passed or the caller is cancelled. CallError if it
+        answers with an error, `timeout` if it does not answer in time, `unavailable` if the
+        connection ends first. Waits while 128 others wait. LocalProtocolError if the request cannot
+        be sent.
+
+        An answer that has come is returned, also to a caller whose time is up or that is cancelled
+        in the same moment: a caller that gets no answer may undo what was done for it.
         """
         if not 0 < timeout <= DEADLINE_MS_MAX / 1000:
-            raise ValueError(f"a time-out of {timeout} s is not within 0 to 600 s")
+            raise ValueError(
+                f"a time-out of {timeout} s is not within 0 to {DEADLINE_MS_MAX / 1000:g} s"
+            )
+        await trio.lowlevel.checkpoint_if_cancelled()  # who is cancelled already asks for nothing
         now = trio.current_time()
         waiter = Waiter(now + timeout)
         if self._free_slots > 0 and not self._ended:
@@ -407,23 +457,28 @@ class Peer:
             try:
                 await self._until_settled(waiter)
             except trio.Cancelled:
-                self._say_cancelled(call_id)
-                raise
+                if waiter.answer is None:
+                    self._say_cancelled(call_id)
+                    raise
+                # else the caller hears of the cancellation at its next checkpoint
             finally:
                 self._waiters.pop(call_id, None)
                 self._sweeper.forget(waiter)
-        if waiter.timed_out:
-            raise CallError("timeout", f"{method} was not answered within {timeout:g} s")
+            if waiter.timed_out and waiter.answer is None:
+                self._say_cancelled(call_id)
         answer = waiter.answer
         if answer is None:
+            if waiter.timed_out:
+                raise CallError("timeout", unanswered(method, timeout))
             raise self._unavailable()
         if isinstance(answer, ErrorAnswer):
             raise CallError(answer.code, answer.message, answer.data)
         return answer.result
 
     def _say_cancelled(self, call_id: int) -> None:
-        """The other side knows the deadline, but not that its work is for nobody before."""
-        if not self._ended and self._connection.is_in_flight(call_id):
+        """The other side knows the deadline, but not that the caller has given up before; nor that
+        it has passed, if that side was paused."""
+        if self._connection.is_in_flight(call_id):
             with contextlib.suppress(LocalProtocolError):
                 self._post(Notice(CANCELLED, {"id": call_id}))
             self._outbox.flush()
@@ -445,7 +500,7 @@ class Peer:
 
     def _free_slot(self) -> None:
         if self._slots:
-            self._slots.unpark()  # handed over directly, so nobody overtakes who waits
+            self._slots.unpark()  # handed over directly, so no later call overtakes one that waits
         else:
             self._free_slots += 1
 
@@ -476,9 +531,6 @@ class Peer:
         same, self._last_caller = task == self._last_caller, task
         if turns is not None and same and len(self._waiters) == 1 and self._may_read():
             self._read_answers(turns)
-            if waiter.is_settled:
-                await trio.lowlevel.checkpoint()
-                return
             while self._may_read() and not waiter.is_settled:
                 try:
                     await waiter.wait_in_place(turns)
@@ -523,6 +575,7 @@ async def open_peer(
     *,
     program: str,
     handlers: Mapping[str, Handler],
+    notices: Mapping[str, Handler] | None = None,
     default_handler: DefaultHandler | None = None,
     name: str = "",
 ) -> AsyncIterator[Peer]:
@@ -532,7 +585,12 @@ async def open_peer(
     the connection had failed. Exceptions of the block come out as they are, not in a group.
     """
     peer = Peer(
-        stream, program=program, handlers=handlers, default_handler=default_handler, name=name
+        stream,
+        program=program,
+        handlers=handlers,
+        notices=notices,
+        default_handler=default_handler,
+        name=name,
     )
     failure: Exception | None = None
     block_error: Exception | None = None

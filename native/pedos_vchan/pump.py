@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 
 from ._native import ffi, lib
+from .threads import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from outcome import Outcome
-
     from .channel import Channel
 
 # One thread per pump. A VM exports at most 64 devices and imports at most 64, a pump for each;
@@ -59,7 +56,8 @@ async def pump(channel: Channel, fd_in: int, fd_out: int) -> PumpResult:
     the result says what happened.
 
     Cancellation wakes the C loop, so it takes effect at once and leaves no thread behind; the
-    channel is closed then, too. Raises ``OSError`` when there is no descriptor left to start with.
+    channel is closed then, too. So it is when the coroutine is closed. Raises ``OSError`` when
+    there is no descriptor left to start with.
     """
     native = channel.lend()
     try:
@@ -68,11 +66,11 @@ async def pump(channel: Channel, fd_in: int, fd_out: int) -> PumpResult:
         if error < 0:
             raise OSError(-error, os.strerror(-error))
         try:
-            async with _limiter:
-                await _in_thread(
-                    lambda: lib.pv_pump_run(run, native, fd_in, fd_out),
-                    wake=lambda: lib.pv_pump_cancel(run),
-                )
+            await in_thread(
+                lambda: lib.pv_pump_run(run, native, fd_in, fd_out),
+                limiter=_limiter,
+                wake=lambda: lib.pv_pump_cancel(run),
+            )
         finally:
             lib.pv_pump_done(run)
     finally:
@@ -82,23 +80,3 @@ async def pump(channel: Channel, fd_in: int, fd_out: int) -> PumpResult:
     if result.why is Why.CANCELLED:
         await trio.lowlevel.checkpoint_if_cancelled()
     return result
-
-
-async def _in_thread(call: Callable[[], None], *, wake: Callable[[], None]) -> None:
-    """Runs call in a thread; a cancellation wakes it, and its end is always waited for.
-
-    ``trio.to_thread.run_sync`` can only wait through a cancellation or abandon the thread; here the
-    C side must let go of the channel's memory before it is unmapped, and soon.
-    """
-    task = trio.lowlevel.current_task()
-    token = trio.lowlevel.current_trio_token()
-
-    def deliver(result: Outcome[None]) -> None:
-        token.run_sync_soon(trio.lowlevel.reschedule, task, result)
-
-    def abort(_: object) -> trio.lowlevel.Abort:
-        wake()
-        return trio.lowlevel.Abort.FAILED
-
-    trio.lowlevel.start_thread_soon(call, deliver)
-    await trio.lowlevel.wait_task_rescheduled(abort)

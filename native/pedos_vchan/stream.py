@@ -67,7 +67,8 @@ class VchanStream(trio.abc.Stream):
         # first task that waits does so for both, the other one is parked here.
         self._followers = ParkingLot()
         self._led = False
-        self._substituted = False
+        # By how many tasks: one is in `wait_instead`, others may have been woken and not have run.
+        self._substituted = 0
         self._sender_waits = False
         self._span = ffi.new("uint8_t **")
 
@@ -212,9 +213,12 @@ class VchanStream(trio.abc.Stream):
     async def wait_instead(self) -> None:
         """Returns when there may be news for another `turn`, which must follow, or after
         `wake_substitute`. A task that is in `wait` meanwhile learns of the peer's death alone; only
-        one that sends is told when there may be room."""
+        one that sends is told when there may be room.
+
+        The next substitute may come before one that was woken has run: so only the last one that
+        leaves undoes what the first one that came has done."""
         native = self._channel.native()
-        self._substituted = True
+        self._substituted += 1
         lib.pv_channel_mute(native, 1)
         try:
             await trio.lowlevel.wait_readable(lib.pv_channel_event_fd(native))
@@ -226,13 +230,13 @@ class VchanStream(trio.abc.Stream):
             if self._channel.closed:
                 raise
         finally:
-            self._substituted = False
-            if not self._channel.closed:
+            self._substituted -= 1
+            if not self._substituted and not self._channel.closed:
                 # What came and was not cleared shows there again.
                 lib.pv_channel_mute(self._channel.native(), 0)
 
     def wake_substitute(self) -> None:
-        """Ends a `wait_instead` now."""
+        """Ends a `wait_instead` now; it may end another one's as well, who then looks again."""
         if self._substituted and not self._channel.closed:
             trio.lowlevel.notify_closing(lib.pv_channel_event_fd(self._channel.native()))
 

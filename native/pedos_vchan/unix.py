@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import socket
 import stat
@@ -15,6 +16,8 @@ import struct
 from collections.abc import Iterator
 
 import trio
+
+logger = logging.getLogger(__name__)
 
 #: Bytes of path in a sockaddr_un, less the final NUL (unix(7)).
 SUN_PATH_MAX = 107
@@ -24,6 +27,9 @@ BACKLOG = 4096
 
 # struct ucred of unix(7): pid, uid, gid.
 _UCRED = struct.Struct("3i")
+
+#: Seconds after which a listener that had no client looks whether its socket still has its name.
+NAME_LOOK = 2.0
 
 #: Seconds between two attempts to connect to a socket whose backlog is full.
 BACKLOG_RETRY = 0.01
@@ -66,7 +72,7 @@ def _refuse_unless_stale(path: str) -> None:
         except (ConnectionRefusedError, FileNotFoundError):
             return
         except BlockingIOError:
-            pass  # its backlog is full: somebody listens
+            pass  # its backlog is full: it has a listener
     raise OSError(errno.EADDRINUSE, "another program already listens there", path)
 
 
@@ -97,20 +103,84 @@ def bind_unix(path: str | os.PathLike[str], mode: int, backlog: int = BACKLOG) -
         raise
 
 
-async def listen_unix(path: str | os.PathLike[str], mode: int) -> trio.SocketListener:
+class UnixListener(trio.abc.Listener[trio.SocketStream]):
+    """A listening socket that keeps its name: clients find it by that alone.
+
+    A name that was deleted, or given to another file, is taken again as soon as that is seen, and
+    said in the log. If a live program listens there by then, that is said, and tried again.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], mode: int) -> None:
+        """As `listen_unix`."""
+        self._path = os.fspath(path)
+        self._mode = mode
+        self._complaint = ""
+        self._bind()
+
+    def _bind(self) -> None:
+        bound = bind_unix(self._path, self._mode)
+        found = os.lstat(self._path)
+        self._file = (found.st_dev, found.st_ino)
+        self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(bound))
+
+    async def accept(self) -> trio.SocketStream:
+        while True:
+            with trio.move_on_after(NAME_LOOK):
+                return await self._listener.accept()
+            await self._keep_name()
+
+    async def aclose(self) -> None:
+        await self._listener.aclose()
+
+    def close(self) -> None:
+        """Stops listening, and removes the socket's file if it still is this one's."""
+        self._listener.socket.close()
+        if self._has_name():
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+
+    def _has_name(self) -> bool:
+        try:
+            found = os.lstat(self._path)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self._file
+
+    async def _keep_name(self) -> None:
+        if self._has_name():
+            return
+        nameless = self._listener
+        try:
+            self._bind()
+        except OSError as error:
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                logger.critical(
+                    "the socket %s was deleted or replaced, so that no client finds this program; "
+                    "a new one cannot be made: %s",
+                    self._path,
+                    error,
+                )
+            return
+        self._complaint = ""
+        logger.warning("the socket %s was deleted or replaced; there is a new one", self._path)
+        await nameless.aclose()
+
+
+async def listen_unix(path: str | os.PathLike[str], mode: int) -> UnixListener:
     """A listening socket at `path` with the permission bits `mode`.
 
     A stale socket is replaced in one step; OSError EADDRINUSE if a live program listens there,
-    FileExistsError if it is not a socket at all. Nobody connects before the mode is right.
+    FileExistsError if it is not a socket at all. No client connects before the mode is right.
     """
     await trio.lowlevel.checkpoint()
-    return trio.SocketListener(trio.socket.from_stdlib_socket(bind_unix(path, mode)))
+    return UnixListener(path, mode)
 
 
 async def connect_unix(path: str | os.PathLike[str]) -> trio.SocketStream:
     """A stream to the program that listens at `path`.
 
-    FileNotFoundError if there is no socket, ConnectionRefusedError if nobody listens.
+    FileNotFoundError if there is no socket, ConnectionRefusedError if it has no listener.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

@@ -7,9 +7,12 @@ when first needed: `missing` says what is not there.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
 import os
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import trio
@@ -18,6 +21,7 @@ from ._native import ffi, lib
 from .channel import Channel
 from .shm import CONTROL_ORDER, CONTROL_PORT, DATA_ORDER
 from .shm import _check as check_address
+from .threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +42,8 @@ __all__ = [
     "own_domain",
     "share_loop",
 ]
+
+log = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -72,7 +78,7 @@ def missing() -> str:
 
 def share_loop() -> None:
     """For a program whose event loop serves others than its channels' peers: from now on a turn
-    holds it up for 50 us at most, however few channels there are and whatever they answer."""
+    holds it up for 50 us at most, also if there are few channels."""
     lib.pv_channel_share_loop(1)
 
 
@@ -82,9 +88,25 @@ def _error(number: int) -> OSError:
     return OSError(number, missing() or _WHY.get(number, os.strerror(number)))
 
 
-async def _in_thread(call: Callable[_P, _T], *arguments: _P.args, **none: _P.kwargs) -> _T:
+async def _in_thread(call: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
     """Runs a call that waits for xenstore and the kernel, some 1 ms, beside the event loop."""
-    return await trio.to_thread.run_sync(call, *arguments)
+    limiter = trio.to_thread.current_default_thread_limiter()
+    return await in_thread(partial(call, *arguments, **named), limiter=limiter)
+
+
+async def _make(call: Callable[..., int], *arguments: int) -> _native.Channel:
+    """The channel that a call of xen.h makes, or an OSError."""
+    holder = ffi.new("struct pv_channel **")
+    try:
+        error = await _in_thread(call, *arguments, holder)
+    except GeneratorExit:  # closed meanwhile
+        if holder[0]:
+            lib.pv_channel_free(holder[0])
+        raise
+    if error < 0:
+        raise _error(-error)
+    made: _native.Channel = holder[0]
+    return made
 
 
 def _adopt(native: _native.Channel, domain: int, peer: int, port: int) -> Channel:
@@ -100,7 +122,37 @@ def _adopt(native: _native.Channel, domain: int, peer: int, port: int) -> Channe
     if error < 0:
         channel.close()
         raise _error(-error)
+    _follow_guard()
     return channel
+
+
+_guard_is_followed: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("pedos_vchan.xen", False)
+
+
+def _follow_guard() -> None:
+    """Has this event loop say what the guard's thread finds out about itself."""
+    if not _guard_is_followed.get():
+        _guard_is_followed.set(True)
+        trio.lowlevel.spawn_system_task(_tell_of_guard)
+
+
+async def _tell_of_guard() -> None:
+    news = lib.pv_xen_guard_news()
+    was_blind = False
+    while True:
+        await trio.lowlevel.wait_readable(news)
+        with contextlib.suppress(BlockingIOError):  # another event loop's task was first
+            os.eventfd_read(news)
+        blind = lib.pv_xen_guard_blind()
+        if blind and not was_blind:
+            log.error(
+                "it cannot be seen whether other domains live: xenstore does not answer (%s). "
+                "It is asked again and again; until it answers channels may outlive their domains",
+                os.strerror(blind),
+            )
+        elif was_blind and not blind:
+            log.info("it is seen again whether other domains live: xenstore answers")
+        was_blind = bool(blind)
 
 
 async def listen(
@@ -124,11 +176,8 @@ async def listen(
         order_left, order_right
     ):
         raise ValueError(f"ring orders {order_left} and {order_right} are not possible together")
-    holder = ffi.new("struct pv_channel **")
-    error = await _in_thread(lib.pv_xen_serve, domain, peer, port, order_left, order_right, holder)
-    if error < 0:
-        raise _error(-error)
-    return Listener(holder[0], domain, peer, port)
+    native = await _make(lib.pv_xen_serve, domain, peer, port, order_left, order_right)
+    return Listener(native, domain, peer, port)
 
 
 class Listener:
@@ -143,12 +192,21 @@ class Listener:
         """Waits for the client; the listener is closed, and its port free, when it came.
 
         ``trio.ClosedResourceError`` when the listener was or gets closed.
+        ``trio.BrokenResourceError`` when the client's domain woke us too often without coming: the
+        ring has failed, a client could not use it any more, and the listener is closed. Make
+        another one.
         """
         await trio.lowlevel.checkpoint()
         while self._native is not None and not lib.pv_channel_client_came(self._native):
             await trio.lowlevel.wait_readable(self._event_fd)
-            if self._native is not None:
-                lib.pv_channel_woken(self._native)
+            if self._native is None:
+                break
+            lib.pv_channel_woken(self._native)
+            if lib.pv_channel_failure(self._native):
+                self.close()
+                raise trio.BrokenResourceError(
+                    f"event flood: domain {self._address[1]} woke us too often without coming"
+                )
         native, self._native = self._native, None
         if native is None:
             raise trio.ClosedResourceError("this listener was already closed")
@@ -186,11 +244,8 @@ async def connect(domain: int, peer: int, port: int) -> Channel:
     ``ValueError`` and other ``OSError`` as for `listen`.
     """
     check_address(domain, peer, port)
-    holder = ffi.new("struct pv_channel **")
-    error = await _in_thread(lib.pv_xen_join, domain, peer, port, holder)
-    if error < 0:
-        raise _error(-error)
-    return _adopt(holder[0], domain, peer, port)
+    native = await _make(lib.pv_xen_join, domain, peer, port)
+    return _adopt(native, domain, peer, port)
 
 
 async def connect_when_there(domain: int, peer: int, port: int) -> Channel:
@@ -202,14 +257,17 @@ async def connect_when_there(domain: int, peer: int, port: int) -> Channel:
     with Store() as store:
         store.watch(f"/local/domain/{peer}/data/vchan/{domain}/{port}")
         while True:
-            await store.changed()  # the first one comes at once
             try:
                 return await connect(domain, peer, port)
             except FileNotFoundError:
                 await trio.sleep(PAUSE)
+                await store.changed()  # the first one comes at once
+                refused = PAUSE
             except ConnectionRefusedError:
                 # It costs more to find this out, and a server that is meant for us is soon free.
-                await trio.sleep(refused := min(2 * refused, REFUSED_PAUSE_MAX))
+                # Its node need not change for that, so none is waited for.
+                await trio.sleep(refused)
+                refused = min(2 * refused, REFUSED_PAUSE_MAX)
 
 
 def own_domain() -> int:

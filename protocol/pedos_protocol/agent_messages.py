@@ -11,19 +11,25 @@ import attr
 
 from .fields import (
     ATTACHMENTS_MAX,
-    DEVICES_MAX,
+    OPTIONAL,
+    PAGE_DEVICES_MAX,
+    PREFERRED_MAX,
+    SHARES_MAX,
     AtMost,
     AttachmentId,
     DeviceClass,
     DeviceId,
+    DiskNumber,
     Domid,
     Frontend,
     Identity,
+    Instance,
     Line,
     Natural,
     Port,
     VmName,
 )
+from .names import DEVICE_CLASSES
 from .schema import Empty, Schema, Spec
 
 # Between dom0 and an agent: exports and imports
@@ -31,7 +37,12 @@ from .schema import Empty, Schema, Spec
 
 @attr.frozen
 class ExportStart:
-    """Lend `device` to the domain `peer`: answered when the source listens on `port`."""
+    """Lend `device` to the domain `peer`: answered when the source listens on `port`.
+
+    `instance` is which one was decided about, as the agent had reported it: another one that has
+    the id by now is refused. `again`: it is lent to that domain already, and an agent that was
+    started anew is to hold it.
+    """
 
     attachment: AttachmentId
     device_class: DeviceClass
@@ -39,6 +50,15 @@ class ExportStart:
     port: Port
     peer: Domid
     read_only: bool
+    instance: Instance = attr.field(default="", kw_only=True, metadata=OPTIONAL)
+    again: bool = attr.field(default=False, kw_only=True, metadata=OPTIONAL)
+
+
+@attr.frozen
+class ExportStarted:
+    """The number of the block device that is held ready, where the hypervisor opens it by name."""
+
+    number: DiskNumber | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
 
 
 @attr.frozen
@@ -74,9 +94,23 @@ class ImportStarted:
 
 @attr.frozen
 class ImportStop:
-    """End an import, gracefully and then by force; on Xen `busy` if used. Not known is fine."""
+    """End an import, gracefully and then by force. Not known is fine.
+
+    `busy` if it is used, on Xen always and elsewhere if the VM `may_refuse`. `frontend` is its name
+    in the VM: an agent that was started anew looks whether it is used, too.
+    """
 
     attachment: AttachmentId
+    may_refuse: bool = attr.field(default=False, kw_only=True, metadata=OPTIONAL)
+    frontend: Frontend | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
+
+
+@attr.frozen
+class ImportCheck:
+    """Say `busy` if `import.stop` would be refused now, to a VM that may refuse. Ends nothing."""
+
+    attachment: AttachmentId
+    frontend: Frontend | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
 
 
 # What an agent reports
@@ -86,8 +120,14 @@ class ImportStop:
 class Device:
     """A device that a VM could lend.
 
+    `instance` says which one it is: another text when another thing has the id, be it one that
+    looks the same. It means something to this agent alone; "" tells nothing.
+
     `size` is in bytes. `parent` is the id of the disk of which this is a partition. `busy` says
-    why it cannot be lent now (mounted...), None that it can.
+    why it cannot be lent now (mounted...), None that it can. `stale` is why the last look could
+    not tell all this, which then is as of the look before, or was never known; None that it is
+    current. `shares` are
+    the ids of devices that have some of the same data, beside its disk and its partitions.
     """
 
     device_class: DeviceClass
@@ -98,11 +138,16 @@ class Device:
     parent: DeviceId | None
     read_only: bool
     busy: Line | None
+    instance: Instance = attr.field(default="", kw_only=True, metadata=OPTIONAL)
+    stale: Line | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
+    shares: Annotated[tuple[DeviceId, ...], AtMost(SHARES_MAX)] = attr.field(
+        default=(), kw_only=True, metadata=OPTIONAL
+    )
 
 
 @attr.frozen
 class ExportState:
-    """An export that an agent serves."""
+    """An export that an agent serves, of that `instance` of the device."""
 
     attachment: AttachmentId
     device_class: DeviceClass
@@ -110,6 +155,7 @@ class ExportState:
     peer: Domid
     port: Port
     read_only: bool
+    instance: Instance = attr.field(default="", kw_only=True, metadata=OPTIONAL)
 
 
 @attr.frozen
@@ -127,13 +173,59 @@ class ImportState:
 
 
 @attr.frozen
+class Missing:
+    """Devices of a class that a VM has and does not report.
+
+    `count` is None when it cannot tell how many, and whether there are any: it could not look.
+    """
+
+    device_class: DeviceClass
+    count: Natural | None
+    reason: Line
+
+
+@attr.frozen
 class AgentReport:
-    """All that an agent has. `revision` counts its reports, from the agent's start."""
+    """One page of all that an agent has. `revision` counts its reports, from the agent's start.
+
+    A report is whole when its `last` page has come; pages count from 0, come in order, and have the
+    same revision. Exports and imports are on the first one, what is missing on the last.
+    """
 
     revision: Natural
-    devices: Annotated[tuple[Device, ...], AtMost(DEVICES_MAX)]
+    devices: Annotated[tuple[Device, ...], AtMost(PAGE_DEVICES_MAX)]
     exports: Annotated[tuple[ExportState, ...], AtMost(ATTACHMENTS_MAX)]
     imports: Annotated[tuple[ImportState, ...], AtMost(ATTACHMENTS_MAX)]
+    page: Natural = attr.field(default=0, kw_only=True, metadata=OPTIONAL)
+    last: bool = attr.field(default=True, kw_only=True, metadata=OPTIONAL)
+    missing: Annotated[tuple[Missing, ...], AtMost(len(DEVICE_CLASSES))] = attr.field(
+        default=(), kw_only=True, metadata=OPTIONAL
+    )
+
+
+@attr.frozen
+class DeviceRef:
+    """A device of the VM that is spoken to."""
+
+    device_class: DeviceClass
+    device: DeviceId
+
+
+@attr.frozen
+class ReportPrefer:
+    """Report these devices before others when not all fit, whether they are there now or not.
+
+    They take the place of those that were named before. What is lent comes first in any case.
+    """
+
+    devices: Annotated[tuple[DeviceRef, ...], AtMost(PREFERRED_MAX)]
+
+
+@attr.frozen
+class ReportPreferred:
+    """The first report that heeds it has this `revision` or a later one."""
+
+    revision: Natural
 
 
 @attr.frozen
@@ -149,10 +241,12 @@ class AttachmentEnded:
 SCHEMA = Schema(
     {
         # dom0 to an agent
-        "export.start": Spec(ExportStart, Empty),
+        "export.start": Spec(ExportStart, ExportStarted),
         "export.stop": Spec(ExportStop, Empty),
         "import.start": Spec(ImportStart, ImportStarted),
         "import.stop": Spec(ImportStop, Empty),
+        "import.check": Spec(ImportCheck, Empty),
+        "report.prefer": Spec(ReportPrefer, ReportPreferred),
         # an agent to dom0
         "agent.report": Spec(AgentReport, Empty),
         "attachment.ended": Spec(AttachmentEnded, None),

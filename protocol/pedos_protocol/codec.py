@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: Bytes of the length in front of a payload.
 HEADER_SIZE = 4
 
-#: Bytes of payload. The whole report of a VM with 128 devices fits; a hundred hostile VMs can make
+#: Bytes of payload. A page of 128 devices fits; with frames alone a hundred hostile VMs can make
 #: dom0 hold no more than some 7 MiB.
 FRAME_MAX = 65536
 
@@ -38,7 +38,7 @@ ITEMS_MAX = 1024
 
 #: Lists and maps in one frame, the outermost array included. They are what costs a reader most:
 #: 60,000 empty ones in one frame held it up for 26 ms. The frame with the most of them that is
-#: honest (a page of devices, each assigned to 64 VMs) has some 5,000.
+#: honest (a page of devices that are assigned to hundreds of VMs each) has some 5,600.
 CONTAINERS_MAX = 6144
 
 INT_MIN = -(2**63)  # what MessagePack can hold

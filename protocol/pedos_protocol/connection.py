@@ -9,6 +9,8 @@ from __future__ import annotations
 from .codec import FRAME_MAX, HEADER_SIZE, decode, encode, frame_size
 from .errors import LocalProtocolError, RemoteProtocolError
 from .events import (
+    ERROR_MESSAGE_MAX,
+    ERROR_TEXT_MAX,
     NEED_DATA,
     PROGRAM_MAX,
     Answer,
@@ -20,7 +22,7 @@ from .events import (
     Notice,
     Request,
 )
-from .names import harmless_text, shown
+from .names import harmless_text, printable_value, shown
 
 TYPE_CHECKING = False  # as typing's own, whose import would double the command line's start
 if TYPE_CHECKING:
@@ -46,13 +48,16 @@ PENDING_MAX = 128
 #   OPEN    hello was said. A side need not have heard the other's hello to make its first call;
 #           then it has to make it in the lowest version that it offered. This saves a command
 #           line one turn. A second hello is refused: the version never changes.
-#   CLOSED  the side has ended: by Closed, which on the wire is the end of the stream. The other
-#           direction lives on, so that answers under way can still be given.
+#   CLOSED  the side has ended: by Closed, which on the wire is the end of the stream. Their end is
+#           ours as well: a vchan has no half-close, and on a socket a program that has said its
+#           last word cannot be told from one that was killed, for which nothing may go on. So no
+#           answer is given any more, and what they asked for is cancelled, as by call.cancelled.
 #   ERROR   the side broke the protocol, here or in its bytes. There is no way out. Only their side
 #           gets here: a wrong event of ours is refused before a byte of it is written.
 #
 # What depends on more than a state and the type of an event is not in the table but beside it:
-# an answer needs a request in flight, a request an id that is free and room below PENDING_MAX.
+# an answer needs a request in flight, a request an id that is free and room below PENDING_MAX, and
+# their Closed moves our side, too.
 #
 # The documentation's diagram (`diagram`) and the tests of what is refused are made from this
 # dict, so it is the only place to change.
@@ -263,6 +268,8 @@ class Connection:
                 )
             self.version = min(high, VERSIONS[1])
             self.their_hello = event
+        elif isinstance(event, Closed):
+            self.our_state = CLOSED
         self.their_state = target
 
 
@@ -298,13 +305,17 @@ def _parse_request(untrusted_id: Any, untrusted_method: Any, untrusted_params: A
 
 
 def _parse_error(untrusted_id: Any, untrusted_error: dict[str, Any]) -> ErrorAnswer:
+    """Its words go to logs, terminals and other errors. They are made fit for that here, once and
+    for all: one printable line each, also those in the data."""
     if untrusted_error.keys() != {"code", "message", "data"}:
         raise RemoteProtocolError("an error does not consist of code, message and data")
+    untrusted_message = untrusted_error["message"]
+    is_bounded = isinstance(untrusted_message, str) and len(untrusted_message) <= ERROR_MESSAGE_MAX
     return ErrorAnswer(
         untrusted_id,
         untrusted_error["code"],
-        untrusted_error["message"],
-        untrusted_error["data"],
+        printable_value(untrusted_message, ERROR_MESSAGE_MAX) if is_bounded else untrusted_message,
+        printable_value(untrusted_error["data"], ERROR_TEXT_MAX),
     )
 
 

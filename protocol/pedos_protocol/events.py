@@ -8,25 +8,28 @@ the lines, and its import costs the command line as much as starting Python thre
 
 from __future__ import annotations
 
-from .errors import CODES, LocalProtocolError
+from .errors import CODES, CallError, LocalProtocolError, RemoteProtocolError
 from .names import shown
 
 TYPE_CHECKING = False  # as typing's own, whose import would double the command line's start
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from typing import Any, NoReturn
 
 ID_MAX = 2**32 - 1  # a call's id is a u32
 METHOD_MAX = 64  # characters; the longest of ours has 16
 PROGRAM_MAX = 64  # characters of a name and version, for logs
 VERSION_MAX = 65535  # far beyond what will ever be spoken, and small in a log
-DEADLINE_MS_MAX = 600_000  # ten minutes: nobody waits longer for a device
+DEADLINE_MS_MAX = 1_200_000  # twenty minutes: more than a VM's start with devices takes at worst
 ERROR_MESSAGE_MAX = 1024  # characters; one sentence with two device names and a rule in it
+ERROR_TEXT_MAX = 1024  # characters of one text in an error's data; a rule is the longest
 
-_METHOD_CHARACTERS = "abcdefghijklmnopqrstuvwxyz_"
+#: The notice {"code", "message", "data"}, after hello and before the end: nothing is served on this
+#: connection, and why. Its fields are those of an error answer.
+REFUSED = "connection.refused"
 
-#: Names that were found good and need not be looked at again. There are some twenty methods; a
-#: VM that makes up others fills the rest of the set, and then costs itself the look.
-METHODS_KNOWN_MAX = 256
+# Names that need no look: what this program serves, see `know_methods`. None that only a peer has
+# said, as all VMs would share the bound, and one could take the others' names out of it.
 _known_methods: set[str] = set()
 
 _set = object.__setattr__
@@ -48,7 +51,7 @@ class Event:
             return NotImplemented
         return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
 
-    # Maps within make most events unhashable; so none is hashable, whatever it holds.
+    # Maps within make most events unhashable; so none is hashable.
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
@@ -63,17 +66,23 @@ def is_method(text: str) -> bool:
     """Is `text` a method's name: words of a-z and `_` with dots between, no `_` in the first?"""
     if len(text) > METHOD_MAX:
         return False
-    words = text.split(".")
-    return "_" not in words[0] and all(
-        word and not word.strip(_METHOD_CHARACTERS) for word in words
+    if text.startswith(".") or text.endswith(".") or ".." in text:
+        return False
+    letters = text.replace(".", "").replace("_", "")
+    is_plain = letters.isascii() and letters.isalpha() and letters.islower()
+    return is_plain and "_" not in text.partition(".")[0]
+
+
+def know_methods(methods: Iterable[str]) -> None:
+    """Remembers names of this program's own, which are in its code: a look less for each frame."""
+    _known_methods.update(
+        method for method in methods if method not in _known_methods and is_method(method)
     )
 
 
 def _check_method(method: object) -> None:
     if type(method) is not str or not (method in _known_methods or is_method(method)):
         raise LocalProtocolError(f"{shown(method)} is not a method's name")
-    if len(_known_methods) < METHODS_KNOWN_MAX:
-        _known_methods.add(method)
 
 
 class Hello(Event):
@@ -102,7 +111,7 @@ class Hello(Event):
 
 
 class Request(Event):
-    """A call that wants an answer within `deadline_ms` milliseconds from now (1 to 600,000)."""
+    """A call that wants an answer within `deadline_ms` milliseconds from now (1 to 1,200,000)."""
 
     __slots__ = ("deadline_ms", "id", "method", "params")
 
@@ -201,6 +210,17 @@ class Notice(Event):
             raise LocalProtocolError("parameters are not a map")
         _set(self, "method", method)
         _set(self, "params", params)
+
+
+def refusal(params: Mapping[str, Any]) -> CallError:
+    """What the notice REFUSED says. RemoteProtocolError if it is not an error's code, message and
+    data."""
+    try:
+        said = [params.get(field) for field in ("code", "message", "data")]
+        error = ErrorAnswer(0, *said)  # type: ignore[arg-type]  # it looks at them
+    except LocalProtocolError as wrong:
+        raise RemoteProtocolError(f"the service refuses without a proper reason: {wrong}") from None
+    return CallError(error.code, error.message, error.data)
 
 
 class Closed(Event):

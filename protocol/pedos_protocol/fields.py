@@ -16,9 +16,14 @@ import attr
 from . import names
 from .errors import CODES
 
-DEVICES_MAX = 128  # of one VM; a large tree of USB hubs has some dozens
-ATTACHMENTS_MAX = 64  # of one VM, or VMs of one device; vchan's grants allow about 31 channels
-ERRORS_MAX = 64  # of policy files in a status; more than a screen of them helps nobody
+# A VM reports its devices in pages of one frame each.
+DEVICES_MAX = 4096  # of one VM: a folder of disk images; dom0 keeps some KiB for each
+PAGE_DEVICES_MAX = 128  # of one page: what dom0 reads in a millisecond
+REPORT_PAGES_MAX = 40  # 32 full ones, and some for texts of the longest kind
+PREFERRED_MAX = 256  # devices that dom0 asks a VM to report before others; the list fits a frame
+SHARES_MAX = 16  # of one device: others with the same data; loop devices of one file are a few
+ATTACHMENTS_MAX = 64  # of one VM, lent or borrowed; vchan's grants allow about 31 channels
+ERRORS_MAX = 64  # of policy files in a status; more than a screen of them is not read
 OPTIONS_MAX = 16  # of one attachment; block knows three
 OPTION_NAME_MAX = 32  # characters
 OPTION_VALUE_MAX = 256  # characters
@@ -94,6 +99,23 @@ def an_identity(untrusted: Any) -> str:
     return _text(untrusted)
 
 
+def an_instance(untrusted: Any) -> str:
+    """Which thing stands behind a device's id."""
+    if not names.is_instance(_text(untrusted)):
+        raise ValueError(f"{names.shown(untrusted)} is not an instance of a device")
+    return _text(untrusted)
+
+
+def a_number_of_a_disk(untrusted: Any) -> str:
+    """MAJOR:MINOR of a block device in hexadecimal digits, as Xen's hotplug scripts write it."""
+    parts = _text(untrusted).split(":")
+    if len(parts) != 2 or not all(0 < len(part) <= 8 for part in parts):
+        raise ValueError(f"{names.shown(untrusted)} is not MAJOR:MINOR")
+    if not set("".join(parts)) <= set("0123456789abcdef"):
+        raise ValueError(f"{names.shown(untrusted)} is not MAJOR:MINOR in hexadecimal digits")
+    return _text(untrusted)
+
+
 def an_error_code(untrusted: Any) -> str:
     """One of `errors.CODES`."""
     if _text(untrusted) not in CODES:
@@ -102,7 +124,7 @@ def an_error_code(untrusted: Any) -> str:
 
 
 def a_line(untrusted: Any) -> str:
-    """A line that somebody outside dom0 wrote: made harmless here, once and for all."""
+    """A line that was written outside dom0: made harmless here, once and for all."""
     return names.harmless_text(_text(untrusted))
 
 
@@ -157,7 +179,9 @@ DeviceName = Annotated[str, a_device_name]
 Domid = Annotated[int, a_domid]
 ErrorCode = Annotated[str, an_error_code]
 Frontend = Annotated[str, names.parse_frontend]
+DiskNumber = Annotated[str, a_number_of_a_disk]
 Identity = Annotated[str, an_identity]
+Instance = Annotated[str, an_instance]
 Line = Annotated[str, a_line]
 Natural = Annotated[int, a_natural]
 Options = Annotated[dict[str, str], some_options]
@@ -221,8 +245,20 @@ def _list_of(parse_item: Parse, at_most: int) -> Parse:
     return parse
 
 
+#: Marks an attribute that may be missing on the wire, and then has its default: another version of
+#: the program sends the message without it. All others are there, or the message is refused.
+OPTIONAL = {"may be missing": True}
+
+
+def is_optional(attribute: Any) -> bool:
+    """Whether that attribute of a message may be missing."""
+    return bool(attribute.metadata == OPTIONAL)
+
+
 #: The parse functions of a message's attributes, in their order.
 _PARSERS: dict[type[attr.AttrsInstance], dict[str, Parse]] = {}
+#: The names of those that must be there.
+_REQUIRED: dict[type[attr.AttrsInstance], frozenset[str]] = {}
 
 
 def prepare(message_class: type[attr.AttrsInstance]) -> dict[str, Parse]:
@@ -232,13 +268,16 @@ def prepare(message_class: type[attr.AttrsInstance]) -> dict[str, Parse]:
     """
     parsers = _PARSERS.get(message_class)
     if parsers is None:
-        parsers = {a.name: parser_of(a.type) for a in attr.fields(message_class)}
+        fields = attr.fields(message_class)
+        parsers = {a.name: parser_of(a.type) for a in fields}
+        _REQUIRED[message_class] = frozenset(a.name for a in fields if not is_optional(a))
         _PARSERS[message_class] = parsers
     return parsers
 
 
 def parse_message(message_class: type[attr.AttrsInstance], untrusted: object) -> attr.AttrsInstance:
-    """An instance of `message_class` out of a map with exactly its attributes as keys.
+    """An instance of `message_class` out of a map with exactly its attributes as keys, of which
+    only those that are `optional` may be missing.
 
     ValueError with the path to what is wrong.
     """
@@ -247,12 +286,15 @@ def parse_message(message_class: type[attr.AttrsInstance], untrusted: object) ->
     parsers = prepare(message_class)
     if untrusted.keys() != parsers.keys():
         for name in parsers:
-            if name not in untrusted:
+            if name not in untrusted and name in _REQUIRED[message_class]:
                 raise ValueError(f"{name} is missing")
-        untrusted_name = next(name for name in untrusted if name not in parsers)
-        raise ValueError(f"{names.shown(untrusted_name)} is not known")
+        for untrusted_name in untrusted:
+            if untrusted_name not in parsers:
+                raise ValueError(f"{names.shown(untrusted_name)} is not known")
     values = {}
     for name, parse in parsers.items():
+        if name not in untrusted:
+            continue
         try:
             values[name] = parse(untrusted[name])
         except ValueError as error:

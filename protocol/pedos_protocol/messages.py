@@ -23,18 +23,24 @@ from .agent_messages import (
     AgentReport,
     AttachmentEnded,
     Device,
+    DeviceRef,
     ExportStart,
+    ExportStarted,
     ExportState,
     ExportStop,
     ImportStart,
     ImportStarted,
     ImportState,
     ImportStop,
+    Missing,
+    ReportPrefer,
+    ReportPreferred,
 )
 from .codec import ITEMS_MAX
 from .errors import CallError
 from .fields import (
     ATTACHMENTS_MAX,
+    OPTIONAL,
     AtMost,
     DeviceClass,
     DeviceId,
@@ -97,6 +103,7 @@ __all__ = [
     "DeviceExplain",
     "DeviceList",
     "DeviceListed",
+    "DeviceRef",
     "DeviceWatch",
     "DomainChanged",
     "DomainInfo",
@@ -109,6 +116,7 @@ __all__ = [
     "ErrorInfo",
     "ExplainResult",
     "ExportStart",
+    "ExportStarted",
     "ExportState",
     "ExportStop",
     "ImportStart",
@@ -116,6 +124,9 @@ __all__ = [
     "ImportState",
     "ImportStop",
     "Listed",
+    "Missing",
+    "MissingIn",
+    "OperationStep",
     "PolicyErrorInfo",
     "PolicyExplain",
     "PolicyExplained",
@@ -127,9 +138,12 @@ __all__ = [
     "PromptAsk",
     "PromptCancel",
     "PrompterRegister",
+    "ReportPrefer",
+    "ReportPreferred",
     "ServiceStatus",
     "Spec",
     "StatusResult",
+    "Step",
     "SystemVm",
     "SystemVms",
     "TraceStep",
@@ -142,6 +156,8 @@ __all__ = [
     "VmStart",
     "VmStarted",
     "VmState",
+    "VmUsed",
+    "VmsUsed",
     "WatchStarted",
     "parse_params",
     "parse_result",
@@ -150,6 +166,8 @@ __all__ = [
 
 
 # Listing
+
+MISSING_MAX = 32  # VMs of which a listing says that they have more devices; it says how many such
 
 
 @attr.frozen
@@ -184,24 +202,46 @@ class AssignedTo:
 
 @attr.frozen
 class Listed(Device):
-    """A device as dom0 lists it. `present` is False if it is only assigned, and not there."""
+    """A device as dom0 lists it. `present` is False if it is only assigned, and not there.
+
+    `orphans` are the VMs among those of `assignments` that were removed: one that has such a name
+    by now does not start with the device. Of some hundred assignments, `assignments_left_out` do
+    not fit into an answer.
+    """
 
     backend: VmName
     attachments: Annotated[tuple[AttachedTo, ...], AtMost(ATTACHMENTS_MAX)]
-    assignments: Annotated[tuple[AssignedTo, ...], AtMost(ATTACHMENTS_MAX)]
+    assignments: Annotated[tuple[AssignedTo, ...], AtMost(ITEMS_MAX)]
     present: bool
+    orphans: Annotated[tuple[VmName, ...], AtMost(ITEMS_MAX)] = attr.field(
+        default=(), kw_only=True, metadata=OPTIONAL
+    )
+    assignments_left_out: Natural = attr.field(default=0, kw_only=True, metadata=OPTIONAL)
+
+
+@attr.frozen
+class MissingIn(Missing):
+    """Devices that a VM, `backend`, has and does not report, so that they cannot be listed."""
+
+    backend: VmName
 
 
 @attr.frozen
 class DeviceListed:
-    """The devices that the caller may see, in natural order; `policy` is None for a VM.
+    """The devices that the caller may see, by VM and in natural order; `policy` is None for a VM.
 
-    `more` says that there are further ones, to be had with `after`.
+    `more` says that there are further ones, to be had with `after`. `missing`, on the last of these
+    answers, says which VMs have devices that are not listed, or may have, as they run without an
+    agent; and why: those that fit into it, of `missing_vms` altogether.
     """
 
     devices: Annotated[tuple[Listed, ...], AtMost(ITEMS_MAX)]
     more: bool = False
     policy: PolicyStatus | None = None
+    missing: Annotated[tuple[MissingIn, ...], AtMost(MISSING_MAX)] = attr.field(
+        default=(), kw_only=True, metadata=OPTIONAL
+    )
+    missing_vms: Natural = attr.field(default=0, kw_only=True, metadata=OPTIONAL)
 
 
 # Attaching and detaching
@@ -224,13 +264,15 @@ class AttachResult:
     """`options` are the ones in effect; `assigned` means that the VM does not run.
 
     `vm` is the one that has the device now, which policy or dom0's user may have chosen; None, and
-    no options, for a VM that asked and is not to know.
+    no options, for a VM that asked and is not to know. `policy_ok` is that of `PolicyStatus`, for
+    dom0's user.
     """
 
     outcome: Literal["attached", "already", "assigned"]
     options: Options
     request: Text
     vm: VmName | None = None
+    policy_ok: bool | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
 
 
 @attr.frozen
@@ -273,10 +315,11 @@ class DetachItem:
 
 @attr.frozen
 class DetachResult:
-    """One item for each device that was attached or assigned."""
+    """One item for each device that was attached or assigned; `policy_ok` as in `AttachResult`."""
 
     results: Annotated[tuple[DetachItem, ...], AtMost(ITEMS_MAX)]
     request: Text
+    policy_ok: bool | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
 
 
 # Watching
@@ -354,6 +397,49 @@ class VmShutdown:
     force: bool = False
 
 
+@attr.frozen
+class VmUsed:
+    """What do VMs use of what they have borrowed?"""
+
+
+@attr.frozen
+class VmsUsed:
+    """One sentence for each device; of very many, those that are told first."""
+
+    used: Annotated[tuple[Text, ...], AtMost(ATTACHMENTS_MAX)]
+
+
+# Operations
+
+#: What an operation can wait for: an agent to connect, a source to say what a new device is, dom0's
+#: user to answer, a source to lend, the toolstack to attach, a target to take; a target to give
+#: back, the toolstack to detach, a source to end it; a VM to be made, to boot, to go down.
+Step = Literal[
+    "connect",
+    "look",
+    "answer",
+    "lend",
+    "plug",
+    "take",
+    "return",
+    "unplug",
+    "end",
+    "make",
+    "boot",
+    "stop",
+]
+
+
+@attr.frozen
+class OperationStep:
+    """The operation `request`, for which this command waits, waits itself for `vm` to do `step`."""
+
+    request: Text
+    step: Step
+    vm: VmName
+    device: Text = ""
+
+
 # The service
 
 
@@ -364,12 +450,14 @@ class ServiceStatus:
 
 @attr.frozen
 class StatusResult:
-    """`uptime_s` is in seconds; `agents` are the VMs whose agents are connected."""
+    """`uptime_s` is in seconds; `agents` are the VMs whose agents are connected; `troubles` say
+    what the service cannot write down, and why."""
 
     version: Text
     uptime_s: Seconds
     policy: PolicyStatus
     agents: Annotated[tuple[VmName, ...], AtMost(ITEMS_MAX)]
+    troubles: Annotated[tuple[Text, ...], AtMost(4)] = ()
 
 
 #: All methods there are.
@@ -386,6 +474,8 @@ SCHEMA = Schema(
         "vm.list": Spec(VmList, VmListed),
         "vm.start": Spec(VmStart, VmStarted),
         "vm.shutdown": Spec(VmShutdown, Empty),
+        "vm.used": Spec(VmUsed, VmsUsed),
+        "operation.step": Spec(OperationStep, None),
         "service.status": Spec(ServiceStatus, StatusResult),
         "policy.explain": Spec(PolicyExplain, PolicyExplained),
         "policy.mine": Spec(PolicyMine, PolicyVerdict),

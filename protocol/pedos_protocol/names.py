@@ -1,4 +1,4 @@
-"""Names: what they may look like, and how text that somebody else chose is made harmless.
+"""Names: what they may look like, and how text from outside is made harmless.
 
 Names are checked with sets of characters rather than with regular expressions: there is no
 back-tracking to think about, `$` cannot match before a newline, and nothing is compiled while a
@@ -7,16 +7,19 @@ command starts.
 
 from __future__ import annotations
 
+from unicodedata import category
+
 TYPE_CHECKING = False  # as typing's own, whose import would double the command line's start
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 #: The kinds of devices, in the order in which the documentation names them.
 DEVICE_CLASSES = ("block", "usb", "pci", "mic")
 
 VM_NAME_MAX = 31  # characters; the longest name that libvirt, Xen's tools and PedOS agree on
 DEVICE_ID_MAX = 64  # characters; /dev/disk/by-id names are longer, and are descriptions, not ids
-IDENTITY_MAX = 128  # characters; VENDOR:PRODUCT:SERIAL:INTERFACES of a USB device fits
+IDENTITY_MAX = 256  # characters; VENDOR:PRODUCT:SERIAL:KINDS with kinds.KINDS_MAX kinds fits
+INSTANCE_MAX = 40  # characters; an agent's own mark and a counter
 DESCRIPTION_MAX = 128  # characters; one line of a terminal or of a menu
 ATTACHMENT_ID_LENGTH = 16  # hexadecimal digits: 64 random bits, so an id is never met again
 SHOWN_MAX = 40  # characters of a refused text that an error message repeats
@@ -33,10 +36,28 @@ _IDENTITY_CHARACTERS = _LETTERS + _DIGITS + ":._-"
 #: as PedOS has always numbered lent disks from there.
 _FRONTENDS = tuple(f"xvd{letter}" for letter in "ijklmnopqrstuvwxyzefgh")
 
-#: What a description may be made of. `< > & " \` and the back-tick are missing because they mean
-#: something to HTML, Pango, shells and JSON; everything that is not ASCII because look-alikes and
-#: marks that turn the direction of writing make one device look like another.
+#: What a description may be made of, beside the letters, digits and accents of all scripts.
+#: `< > & " \` and the back-tick are missing because they mean something to HTML, Pango, shells and
+#: JSON; other signs, blanks and marks because they make one device look like another.
 _HARMLESS = frozenset(_LETTERS + _DIGITS + " .,:;()[]{}+-_/@#%=!?*'~^|$")
+
+#: First letters of Unicode's categories of letters and of marks on them; and that of digits.
+_LETTER, _MARK, _DIGIT = "L", "M", "Nd"
+
+#: Marks on one letter. Vietnamese, Thai and pointed Hebrew need two or three; hundreds of them
+#: climb over the lines above and below.
+MARKS_MAX = 4
+
+#: Letters, marks and one sign to Unicode, of which nothing is seen but a blank or the lack of one:
+#: fillers, joiners and selectors of variants (DerivedCoreProperties.txt,
+#: Default_Ignorable_Code_Point), and the pattern of Braille without a dot.
+_UNSEEN = (
+    *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F),
+    *(0x2800, 0x3164, 0xFFA0, 0x16FE4),
+    *range(0xFE00, 0xFE10),
+    *range(0xE0100, 0xE01F0),
+)
+_UNSEEN_CHARACTERS = frozenset(map(chr, _UNSEEN))
 
 
 class DeviceName:
@@ -64,7 +85,7 @@ class DeviceName:
 
 
 def _made_of(text: str, characters: str) -> bool:
-    # strip() takes whatever is in the set off both ends: nothing is left exactly when all was.
+    # strip() takes what is in the set off both ends: nothing is left exactly when all of it was.
     return not text.strip(characters)
 
 
@@ -92,15 +113,21 @@ def is_frontend(text: str) -> bool:
 def frontend_of(device: str) -> str | None:
     """The xvd disk that `device` is, or is a partition of: "xvdi" of xvdi and xvdi1; None if none.
 
-    Also xvda to xvdd, which nobody is lent.
+    Also xvda to xvdd, which are never given to lent devices.
     """
     name = device.rstrip(_DIGITS)
     return name if name[:3] == "xvd" and len(name) == 4 and name[3] in _LOWER else None
 
 
 def is_identity(text: str) -> bool:
-    """Is `text` a device's identity: up to 128 letters, digits, `:`, `.`, `_` or `-`?"""
+    """Is `text` a device's identity: up to 256 letters, digits, `:`, `.`, `_` or `-`?"""
     return len(text) <= IDENTITY_MAX and _made_of(text, _IDENTITY_CHARACTERS)
+
+
+def is_instance(text: str) -> bool:
+    """Is `text` a mark of which thing stands behind a device's id? "" is of one that is not told
+    apart."""
+    return len(text) <= INSTANCE_MAX and _made_of(text, _IDENTITY_CHARACTERS)
 
 
 def is_attachment_id(text: str) -> bool:
@@ -114,12 +141,12 @@ def frontend_names() -> tuple[str, ...]:
 
 
 def shown(untrusted: object) -> str:
-    """`untrusted` in quotes, escaped to ASCII and bounded, for an error message."""
+    """`untrusted` in quotes, escaped and bounded, for an error message."""
     if not isinstance(untrusted, str):
         return f"a value of type {type(untrusted).__name__}"
     if len(untrusted) <= SHOWN_MAX:
-        return ascii(untrusted)
-    return f"{untrusted[:SHOWN_MAX]!a}... ({len(untrusted)} characters)"
+        return escaped_text(repr(untrusted))
+    return f"{escaped_text(repr(untrusted[:SHOWN_MAX]))}... ({len(untrusted)} characters)"
 
 
 def _refuse(untrusted: object, what: str, right: str) -> NoReturn:
@@ -172,29 +199,89 @@ def parse_frontend(untrusted: object) -> str:
 
 
 def harmless_text(untrusted: str, limit: int = DESCRIPTION_MAX) -> str:
-    """`untrusted` with everything but harmless ASCII as `_`, and at most `limit` characters.
+    """`untrusted` with everything as `_` but harmless ASCII and the letters and digits of all
+    scripts; at most `limit` bytes of UTF-8, so that no script makes an answer longer than others.
 
     What is cut ends in `...`. Doing it twice changes nothing.
     """
-    text = "".join(
-        [character if character in _HARMLESS else "_" for character in untrusted[: limit + 1]]
-    )
-    return text if len(text) <= limit else text[: max(0, limit - 3)] + "..."[:limit]
+    text = untrusted[: limit + 1]
+    if text.isascii():
+        text = "".join([character if character in _HARMLESS else "_" for character in text])
+        return text if len(text) <= limit else text[: max(0, limit - 3)] + "..."[:limit]
+    text = harmless_letters(text)
+    raw = text.encode("utf-8")
+    if len(raw) <= limit:
+        return text
+    return raw[: max(0, limit - 3)].decode("utf-8", "ignore") + "..."[:limit]
+
+
+def harmless_letters(untrusted: str) -> str:
+    """As `harmless_text`, character for character and without a limit."""
+    kept: list[str] = []
+    marks = MARKS_MAX  # a mark needs a letter before it
+    for character in untrusted:
+        kind = category(character)
+        is_letter = kind[0] == _LETTER and character not in _UNSEEN_CHARACTERS
+        is_mark = kind[0] == _MARK and character not in _UNSEEN_CHARACTERS and marks < MARKS_MAX
+        is_kept = is_letter or is_mark or kind == _DIGIT or character in _HARMLESS
+        kept.append(character if is_kept else "_")
+        marks = marks + 1 if is_mark else 0 if is_letter else MARKS_MAX
+    return "".join(kept)
+
+
+def is_printable(text: str) -> bool:
+    """Is `text` of characters that are seen, and of blanks, in one line?"""
+    return text.isprintable() and (text.isascii() or _UNSEEN_CHARACTERS.isdisjoint(text))
 
 
 def printable_text(text: str, limit: int) -> str:
-    """`text` from a trusted program, of any language, for one line: no control or format
-    characters (they become `_`), and at most `limit` characters (cut with `...`)."""
-    if not text.isprintable():
-        text = "".join(
-            [character if character.isprintable() else "_" for character in text[: limit + 1]]
-        )
+    """`text` of any language for one line: no control or format characters and none that is not
+    seen (they become `_`), and at most `limit` characters (cut with `...`)."""
+    text = text[: limit + 1]
+    if not is_printable(text):
+        text = "".join([character if is_printable(character) else "_" for character in text])
     return text if len(text) <= limit else text[: max(0, limit - 3)] + "..."[:limit]
 
 
-def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
-    """A sort key under which numbers within a text count as numbers: sda2 before sda10."""
-    key: list[tuple[int, int, str]] = []
+def printable_value(value: Any, limit: int) -> Any:
+    """A value that the codec gave, with `printable_text` of every text in it, names of maps too."""
+    if isinstance(value, str):
+        return printable_text(value, limit)
+    if isinstance(value, list):
+        return [printable_value(each, limit) for each in value]
+    if isinstance(value, dict):
+        return {
+            printable_text(name, limit): printable_value(each, limit)
+            for name, each in value.items()
+        }
+    return value
+
+
+def escaped_text(text: str) -> str:
+    """`text` from any source in one line: all but printable ASCII and the letters, digits and
+    accents of all scripts is escaped, as in `\\n`, `\\x1b` or `\\u202e`.
+
+    For all that is shown to people; doing it twice changes nothing.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        [
+            each
+            if " " <= each <= "~" or (each == kept and not each.isascii())
+            else each.encode("unicode_escape").decode("ascii")
+            for each, kept in zip(text, harmless_letters(text), strict=True)
+        ]
+    )
+
+
+def natural_key(text: str) -> tuple[str, str]:
+    """A sort key under which numbers within a text count as numbers: sda2 before sda10.
+
+    The first part is the text with each number led by a character that is less than any in a text,
+    and by its length; the second keeps 01 and 1 apart, in the same order always.
+    """
+    key: list[str] = []
     at = 0
     while at < len(text):
         start = at
@@ -204,6 +291,5 @@ def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
         run = text[start:at]
         # int() refuses more than 4,300 digits; by length and text, any number of them sorts.
         digits = run.lstrip("0")
-        key.append((0, len(digits), digits) if is_number else (1, 0, run))
-    key.append((-1, 0, text))  # so that 01 and 1 differ, and always in the same order
-    return tuple(key)
+        key.append(f"\x01{chr(len(digits))}{digits}" if is_number else run)
+    return "".join(key), text

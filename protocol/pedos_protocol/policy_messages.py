@@ -12,6 +12,7 @@ import attr
 from .codec import ITEMS_MAX
 from .fields import (
     ERRORS_MAX,
+    OPTIONAL,
     TAGS_MAX,
     AtMost,
     DeviceClass,
@@ -47,7 +48,8 @@ class PolicyErrorInfo:
 @attr.frozen
 class PolicyStatus:
     """The policy that is in force (`rules` of `files` in `folders`, since `loaded_at`, ISO 8601),
-    and what is wrong with newer files, those with VMs' facts included, if not `ok`."""
+    and what is wrong with newer files, those with VMs' facts included, if not `ok`; less what an
+    answer cannot hold, which is counted."""
 
     ok: bool
     loaded_at: Text
@@ -55,6 +57,8 @@ class PolicyStatus:
     errors: Annotated[tuple[PolicyErrorInfo, ...], AtMost(ERRORS_MAX)]
     folders: Annotated[tuple[Text, ...], AtMost(ITEMS_MAX)] = ()
     files: Natural = 0
+    errors_left_out: Natural = attr.field(default=0, kw_only=True, metadata=OPTIONAL)
+    folders_left_out: Natural = attr.field(default=0, kw_only=True, metadata=OPTIONAL)
 
 
 # Explaining
@@ -83,10 +87,12 @@ class DeviceExplain:
 
 @attr.frozen
 class ExplainResult:
-    """`rule` is FILE:LINE and `text` the rule itself; both None if none matched (`default`).
+    """`rule` is FILE:LINE and `text` the rule itself; both None if none matched (`default`), or if
+    none is needed.
 
     `reason` is one sentence: what the rule says, and what stands against it if it is a no all the
-    same.
+    same. `trace` are the rules that were looked at before, the first of them first, less
+    `trace_left_out` that an answer cannot hold.
     """
 
     verdict: Verdict
@@ -96,6 +102,7 @@ class ExplainResult:
     parameters: Options
     trace: Annotated[tuple[TraceStep, ...], AtMost(ITEMS_MAX)]
     reason: Text = ""
+    trace_left_out: Natural = attr.field(default=0, kw_only=True, metadata=OPTIONAL)
 
 
 @attr.frozen
@@ -114,7 +121,8 @@ class PolicyExplain:
 @attr.frozen
 class PolicyExplained:
     """The decision. `rule` is FILE:LINE and `text` the rule itself, None if none matched
-    (`default`); `argument` is the one that was evaluated."""
+    (`default`); `argument` is the one that was evaluated. Of `candidates` and of `trace` is counted
+    what an answer cannot hold."""
 
     argument: Text
     verdict: Verdict
@@ -130,6 +138,8 @@ class PolicyExplained:
     default_target: Text | None
     reason: Text
     trace: Annotated[tuple[TraceStep, ...], AtMost(ITEMS_MAX)]
+    candidates_left_out: Natural = attr.field(default=0, kw_only=True, metadata=OPTIONAL)
+    trace_left_out: Natural = attr.field(default=0, kw_only=True, metadata=OPTIONAL)
 
 
 @attr.frozen

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import attr
 
 from .errors import RemoteProtocolError
+from .events import know_methods
 from .fields import parse_message, prepare
 from .names import shown
 
@@ -33,6 +34,7 @@ class Schema(dict[str, Spec]):
 
     def __init__(self, specs: Mapping[str, Spec]) -> None:
         super().__init__(specs)
+        know_methods(specs)
         for spec in specs.values():
             for message_class in spec:
                 if message_class is not None:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from pedos_agent import agent, mounts
@@ -21,7 +22,9 @@ from pedos_vchan import shm
 from pedos_vchan.peer import Peer
 from pedos_vchan.stream import VchanStream
 
-SECONDS = 20  # no step of a test takes this long; a hang becomes a failure that says where
+from tests.patience import PATIENCE
+
+SECONDS = PATIENCE
 SIZE = 1 << 20
 needs_fuse = pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="there is no /dev/fuse")
 
@@ -32,7 +35,9 @@ class FakeDom0:
     def __init__(self, settings: Settings, nursery: trio.Nursery) -> None:
         self.settings = settings
         self._nursery = nursery
-        self.report: Any = None
+        self.report: Any = None  # of all pages one
+        self.pages = 0
+        self._pages: list[Any] = []
         self.served: list[tuple[str, dict[str, Any]]] = []
         self.answers: dict[str, dict[str, Any] | CallError] = {}
         self._reported = trio.Event()
@@ -70,7 +75,18 @@ class FakeDom0:
                     await trio.sleep(0.005)  # dom0's own back-off, shorter
 
     async def _take_report(self, _peer: Peer, params: dict[str, Any]) -> None:
-        self.report = parse_params("agent.report", params)
+        page = parse_params("agent.report", params)
+        self._pages = [page] if page.page == 0 else [*self._pages, page]
+        assert [each.page for each in self._pages] == list(range(len(self._pages)))
+        assert {each.revision for each in self._pages} == {page.revision}
+        if not page.last:
+            return
+        self.pages = len(self._pages)
+        devices = tuple(device for each in self._pages for device in each.devices)
+        first = self._pages[0]
+        self.report = attrs.evolve(
+            page, devices=devices, exports=first.exports, imports=first.imports
+        )
         self._reported.set()
         self._reported = trio.Event()
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
-from pedos_agent import exporter
+from pedos_agent import control, exporter
+from pedos_agent.inventory import Inventory
 from pedos_protocol.errors import CallError
 from pedos_vchan import shm
 from pedos_vchan.children import start_child
+from pedos_vchan.peer import Peer
 from pedos_vchan.stream import VchanStream
+
+from tests.trio_versions import LEFT_ALONE
 
 from .conftest import ATTACHMENT, SECONDS, SIZE, Pair, needs_fuse, pid_of
 
@@ -35,12 +41,34 @@ def opened(path: Path, flags: int) -> Iterator[int]:
 async def read(path: Path) -> bytes:
     """Reads a file in a thread, bounded: a broken mount may hang."""
     with trio.fail_after(SECONDS):
-        return await trio.to_thread.run_sync(path.read_bytes, cancellable=True)
+        return await trio.to_thread.run_sync(path.read_bytes, **LEFT_ALONE)
 
 
 async def test_the_target_reads_the_sources_bytes(pair: Pair) -> None:
     file = await pair.attach()
     assert file.name == "xvdi"
+    assert await read(file) == pair.disk.read_bytes()
+
+
+async def test_a_dom0_that_is_slow_to_take_a_report_is_told_again_and_costs_no_attachment(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = await pair.attach()
+    monkeypatch.setattr(control, "REPORT_SECONDS", 0.01)
+    source, revisions = pair.source, []
+    enough, never = trio.Event(), trio.Event()
+
+    async def take(_peer: Peer, params: dict[str, Any]) -> None:
+        revisions.append(params["revision"])
+        if len(revisions) == 3:
+            enough.set()
+        await never.wait()
+
+    with trio.fail_after(SECONDS):
+        source.peer._handlers = {**source.peer._handlers, "agent.report": take}
+        pair.disk.with_name("another.img").write_bytes(bytes(SIZE))
+        await enough.wait()
+    assert source.peer.is_open
     assert await read(file) == pair.disk.read_bytes()
 
 
@@ -183,7 +211,6 @@ async def test_replacing_the_file_ends_the_attachment(pair: Pair, tmp_path: Path
 async def test_a_file_that_takes_the_disks_name_before_the_target_comes_is_not_served(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Behind a symlink: discovery does not watch the folder in which the exchange happens.
     disk, other = tmp_path / "real.img", tmp_path / "other.img"
     disk.write_bytes(b"\1" * SIZE)
     other.write_bytes(b"\2" * SIZE)
@@ -192,6 +219,8 @@ async def test_a_file_that_takes_the_disks_name_before_the_target_comes_is_not_s
 
     async def exchange(step: str) -> None:
         if step == "export.listening":
+            # Before discovery has noticed, which would end the export.
+            monkeypatch.setattr(Inventory, "_take", lambda *_: None)
             other.replace(disk)
 
     monkeypatch.setattr(exporter, "reach", exchange)
@@ -211,6 +240,72 @@ async def test_a_disk_that_is_in_use_is_detached_by_force(pair: Pair) -> None:
         with pytest.raises(OSError):
             await trio.to_thread.run_sync(os.pread, user, 10, SIZE // 2)
     assert pair.disk.read_bytes()[:12] == b"acknowledged"
+
+
+@needs_fuse
+async def test_a_disk_that_is_in_use_is_kept_by_a_target_that_may_refuse(pair: Pair) -> None:
+    file = await pair.attach()
+    with opened(file, os.O_RDWR) as user:
+        await trio.to_thread.run_sync(os.pwrite, user, b"first", 0)
+        name = Path("/proc/self/comm").read_text().strip()
+        words = rf"xvdi is in use: {re.escape(name)} \(pid {os.getpid()}\) has it open"
+        with pytest.raises(CallError, match=words) as refused:
+            await pair.target.call("import.stop", attachment=ATTACHMENT, may_refuse=True)
+        assert refused.value.code == "busy"
+        with pytest.raises(CallError, match=words):
+            await pair.target.call("import.check", attachment=ATTACHMENT)
+        await trio.to_thread.run_sync(os.pwrite, user, b"again", 0)
+    await pair.target.call("import.check", attachment=ATTACHMENT)
+    assert file.exists(), "a question has ended it"
+    await pair.target.call("import.stop", attachment=ATTACHMENT, may_refuse=True)
+    await pair.target.until(lambda report: not report.imports)
+    assert pair.target.report.imports == ()
+    assert pair.disk.read_bytes()[:5] == b"again"
+
+
+def instance(report: Any, device: str = "stick.img") -> str:
+    (found,) = (each for each in report.devices if each.device == device)
+    assert isinstance(found.instance, str)
+    return found.instance
+
+
+async def test_another_file_is_another_instance_and_is_not_lent_for_the_one_decided_about(
+    pair: Pair,
+) -> None:
+    """As its number is held, the new file cannot get it."""
+    before, inode = instance(pair.source.report), pair.disk.stat().st_ino
+    data = pair.disk.read_bytes()
+    pair.disk.unlink()
+    pair.disk.write_bytes(data)
+    assert pair.disk.stat().st_ino != inode
+    report = await pair.source.until(lambda report: before not in str(report))
+    with pytest.raises(CallError, match="another device by now than was decided about") as refused:
+        await pair.source.lend(ATTACHMENT, "stick.img", 3, instance=before)
+    assert refused.value.code == "not_found"
+    await pair.source.lend(ATTACHMENT, "stick.img", 3, instance=instance(report))
+    (export,) = (await pair.source.until(lambda report: report.exports)).exports
+    assert export.instance == instance(report)
+
+
+async def test_the_same_file_is_the_same_instance_however_often_it_is_looked_at(
+    pair: Pair,
+) -> None:
+    before = instance(pair.source.report)
+    os.truncate(pair.disk, 2 * SIZE)
+    pair.disk.with_name("other.img").write_bytes(b"another disk")
+    report = await pair.source.until(lambda report: len(report.devices) == 2)
+    assert instance(report) == before
+    assert instance(report, "other.img") != before
+
+
+async def test_a_file_that_takes_the_name_at_once_is_another_instance(pair: Pair) -> None:
+    before = instance(pair.source.report)
+    await pair.source.lend(ATTACHMENT, "stick.img", 3, instance=before)
+    (pair.disk.parent / ".new").write_bytes(pair.disk.read_bytes())
+    (pair.disk.parent / ".new").replace(pair.disk)
+    assert (await pair.source.ended()).reason == "the device was replaced by another one"
+    report = await pair.source.until(lambda report: not report.exports)
+    assert instance(report) != before
 
 
 async def reads_until_an_error(fd: int) -> None:
@@ -349,3 +444,16 @@ async def say_as_source(pair: Pair, text: bytes) -> None:
         async with VchanStream(await listener.accept()) as stream:
             await stream.send_all(text)
             await trio.sleep_forever()
+
+
+async def test_a_borrowed_disk_in_the_vms_own_devices_is_not_listed_and_can_be_given_back(
+    pair: Pair,
+) -> None:
+    file = await pair.attach()
+    devices = pair.target.settings.devices
+    (devices / "block/borrowed").symlink_to(file)
+    (devices / "usb/borrowed").symlink_to(file)
+    (devices / "block/own.img").write_bytes(b"x")
+    await pair.target.until(lambda report: len(report.devices) > 0)
+    assert [device.device for device in pair.target.report.devices] == ["own.img"]
+    await pair.target.call("import.stop", attachment=ATTACHMENT, may_refuse=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import glob
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -15,15 +13,18 @@ import pytest
 from pedos_agent import discovery_folder, discovery_sysfs
 from pedos_agent.found import Found, Inode, device_id_of
 from pedos_agent.inventory import Inventory
+from pedos_agent.report import pages
 from pedos_agent.revision import Revision
 from pedos_agent.settings import Settings
 from pedos_protocol.codec import FRAME_MAX, encode
 from pedos_protocol.errors import CallError
-from pedos_protocol.fields import DEVICES_MAX
+from pedos_protocol.fields import DEVICES_MAX, REPORT_PAGES_MAX
 from pedos_protocol.messages import Device, to_wire
 from pedos_protocol.names import is_device_id, is_identity
+from pedos_vchan import folder_watch
 
 from .conftest import ATTACHMENT, FakeDom0
+from .loops import looped
 
 Start = Callable[[Settings], Awaitable[FakeDom0]]
 
@@ -147,19 +148,34 @@ async def test_without_watches_it_looks_again_and_again(
     await dom0.until(lambda report: len(report.devices) == 1)
 
 
-def a_free_block_device() -> str:
-    """One that can be opened exclusively, which changes nothing on it."""
-    for path in sorted(glob.glob("/dev/loop[0-9]*"), reverse=True):
-        with contextlib.suppress(OSError):
-            os.close(os.open(path, os.O_RDONLY | os.O_EXCL))
-            return path
-    pytest.skip("there is no block device to be had here")
+async def test_links_that_become_too_many_to_follow_end_neither_the_agent_nor_what_it_lends(
+    settings: Settings, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_watch, "LINKED_MAX", 3)
+    monkeypatch.setattr(discovery_folder, "UNWATCHED_SECONDS", 0.01)
+    block = settings.devices / "block"
+    (block / "stick.img").write_bytes(b"x" * 512)
+    dom0 = await start(settings)
+    await dom0.lend(ATTACHMENT, "stick.img", 3)
+    for number in range(4):
+        (block / f"link{number}").symlink_to(f"missing{number}")
+    (block / "later.img").write_bytes(b"x" * 512)
+    await dom0.until(lambda report: len(report.devices) == 2)
+    (block / "latest.img").write_bytes(b"x" * 512)
+    await dom0.until(lambda report: len(report.devices) == 3)
+    assert [export.device for export in dom0.report.exports] == ["stick.img"]
 
 
 async def test_a_block_device_that_is_in_use_here_is_busy_and_not_lent(
-    settings: Settings, start: Start
+    settings: Settings, start: Start, tmp_path: Path
 ) -> None:
-    path = a_free_block_device()
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    with looped(image) as path:
+        await check_that_a_held_device_is_not_lent(settings, start, path)
+
+
+async def check_that_a_held_device_is_not_lent(settings: Settings, start: Start, path: str) -> None:
     (settings.devices / "block" / "disk").symlink_to(path)
     (found,) = discovery_folder.scan(settings.devices)
     assert found.device.busy is None
@@ -187,6 +203,22 @@ async def test_plugging_growing_and_unplugging_are_reported(
     path.write_bytes(b"x" * 200)
     await dom0.until(lambda report: [device.size for device in report.devices] == [200])
     path.unlink()
+    await dom0.until(lambda report: report.devices == ())
+
+
+async def test_a_symbolic_link_as_a_device_is_watched_where_it_leads(
+    settings: Settings, start: Start, tmp_path: Path
+) -> None:
+    target = tmp_path / "elsewhere/stick.img"
+    (settings.devices / "block" / "stick.img").symlink_to(target)
+    dom0 = await start(settings)
+    assert dom0.report.devices == ()
+    target.parent.mkdir()
+    target.write_bytes(b"x" * 100)
+    await dom0.until(lambda report: [device.size for device in report.devices] == [100])
+    target.write_bytes(b"x" * 200)
+    await dom0.until(lambda report: [device.size for device in report.devices] == [200])
+    target.unlink()
     await dom0.until(lambda report: report.devices == ())
 
 
@@ -226,7 +258,10 @@ def test_a_known_device_is_not_pushed_out_by_new_ones() -> None:
 def test_the_longest_texts_still_fit_into_one_report() -> None:
     devices = inventory()
     devices.replace("folder", [device(number, "x" * 128) for number in range(DEVICES_MAX)])
-    assert len(encode([to_wire(item) for item in devices.devices()])) < FRAME_MAX // 2 + 1024
+    report = list(pages(1, devices.devices(), [], [], devices.missing()))
+    assert sum(len(page.devices) for page in report) == DEVICES_MAX
+    assert len(report) <= REPORT_PAGES_MAX
+    assert all(len(encode([to_wire(page)])) < FRAME_MAX for page in report)
 
 
 def test_one_burst_of_changes_is_one_revision() -> None:

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import shutil
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 from pedos_agent import discovery_block
 from pedos_agent.block_use import connecting, mounted
-from pedos_agent.discovery_block import Carried, identity_of, udev_properties, watch
+from pedos_agent.discovery_block import Carried, watch
 from pedos_agent.found import HELD, Found
+from pedos_agent.identities import SERIAL_MAX, UUID_MAX, identity_of, part
+from pedos_agent.reading import TableTooLong, lines_of
 from pedos_agent.revision import Revision
+from pedos_agent.udev_text import as_words, decoded, udev_properties
 from pedos_protocol.messages import Device
+from pedos_protocol.names import is_identity
+
+from tests.patience import PATIENCE
 
 from .xen_tree import Tree
+
+PROPERTIES = (
+    *("ID_SERIAL", "ID_INSTANCE", "ID_NSID", "ID_WWN", "DM_UUID", "MD_UUID", "ID_FS_LABEL_ENC"),
+    *("ID_PART_ENTRY_UUID", "ID_FS_UUID", "ID_FS_UUID_ENC"),
+)
 
 
 @pytest.fixture
@@ -87,7 +101,7 @@ async def test_a_disk_that_comes_later_is_being_lent_to_this_vm(tree: Tree) -> N
 
     async def look(count: int) -> list[str]:
         news.bump()
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE):
             while len(looks) < count:
                 await trio.testing.wait_all_tasks_blocked(0.01)
         return looks[-1]
@@ -121,7 +135,7 @@ async def test_what_is_lent_by_hand_is_seen_without_an_event(
 
     async with trio.open_nursery() as nursery:
         await nursery.start(watch, deliver, Carried, Revision(), tree.roots)
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE):
             while len(busy) < 3:
                 await trio.testing.wait_all_tasks_blocked(0.01)
         assert busy == [None, None, "lent to domain 7 by the toolstack"]
@@ -181,11 +195,28 @@ def test_without_udev_a_disk_is_known_by_its_bus(tree: Tree) -> None:
     assert (device.description, device.identity) == ("ATA QEMU HARDDISK", "")
 
 
+def test_a_disk_of_which_udev_has_not_said_what_it_is_is_not_lent(tree: Tree) -> None:
+    number = tree.add("sda", ID_SERIAL="Denied_Stick")
+    database = tree.roots.udev / f"b{number}"
+    said = database.read_text()
+    database.unlink()
+
+    def stale() -> list[str | None]:
+        return [device.stale for device in scan(tree)]
+
+    assert stale() == ["udev has not looked at it yet"]
+    database.write_text(said)
+    assert stale() == [None]
+    shutil.rmtree(tree.roots.udev)  # where no udev runs, nothing is waited for
+    assert stale() == [None]
+
+
 def test_a_strangers_text_is_harmless(tree: Tree) -> None:
     tree.add("sda", ID_FS_LABEL="<b>\x1b[2J`id`", ID_SERIAL="a/b c\x07")
     (device,) = scan(tree)
     assert not set(device.description) & set("<>\x1b`")
-    assert device.identity == "a_b_c_::"
+    assert is_identity(device.identity)
+    assert device.identity.startswith("a_b_c_-")
 
 
 def test_a_mounted_partition_makes_its_disk_busy_and_no_other(tree: Tree) -> None:
@@ -210,6 +241,31 @@ def test_a_file_system_of_several_disks_is_known_by_its_source(tree: Tree) -> No
     tree.add("sda")
     tree.mount("0:45", "/data", source="/dev/sda")  # btrfs
     assert busy(tree) == {"sda": "mounted at /data"}
+
+
+def test_mounts_of_a_user_with_long_names_fail_no_look(tree: Tree) -> None:
+    tree.add("sda")
+    tree.mount(tree.add("sdb"), "/first")
+    with (tree.roots.proc / "self/mountinfo").open("a") as file:
+        name = "\\040" * 4095
+        for number in range(300):  # with FUSE he may have a thousand
+            file.write(f"36 35 0:{number} / /{name} rw - fuse.x {name} rw\n")
+    tree.mount(tree.add("sdc"), "/last")
+    assert (tree.roots.proc / "self/mountinfo").stat().st_size > 8 << 20
+    assert busy(tree) == {"sda": None, "sdb": "mounted at /first", "sdc": "mounted at /last"}
+
+
+def test_with_more_mounts_than_are_read_each_disk_may_be_mounted(tmp_path: Path) -> None:
+    (tmp_path / "mounts").write_text("36 35 8:1 / /a rw - ext4 x rw\n" * 9)
+    numbers = {"/dev/sda": "8:1", "/dev/sdb": "8:2"}
+    found = mounted(lines_of(str(tmp_path / "mounts"), limit=100), numbers)
+    assert found.keys() == {"8:1", "8:2"}
+    assert found["8:1"] == "mounted at /a"
+    assert found["8:2"].startswith("perhaps mounted")
+    with pytest.raises(TableTooLong):
+        list(lines_of(str(tmp_path / "mounts"), limit=269))
+    assert len(list(lines_of(str(tmp_path / "mounts"), limit=270))) == 9
+    assert list(lines_of(str(tmp_path / "none"))) == []
 
 
 def test_swap_space_is_busy(tree: Tree) -> None:
@@ -284,7 +340,7 @@ def test_what_is_held_in_some_other_way_is_busy(tree: Tree) -> None:
 
 @pytest.mark.parametrize("line", ["", "1 2", "36 35 8:1 / /mnt rw", "a b c d e f g - x"])
 def test_lines_that_are_no_mounts_are_passed_over(line: str) -> None:
-    assert mounted(line, {}) == {}
+    assert mounted([line], {"/dev/sda": "8:1"}) == {}
 
 
 def test_udevs_database_is_read() -> None:
@@ -313,6 +369,91 @@ def test_a_mount_point_does_not_hide_that_a_disk_is_mounted(tree: Tree, end: str
 
 def test_identities_are_bounded() -> None:
     said = {"ID_SERIAL": "s" * 500, "ID_PART_ENTRY_UUID": "p" * 500, "ID_FS_UUID": "f"}
-    assert identity_of(said) == f"{'s' * 48}:{'p' * 36}:"
+    serial, partition, system = identity_of(said).split(":")
+    assert serial.startswith("s" * 50)
+    assert partition.startswith("p" * 20)
+    assert (len(serial), len(partition), system) == (SERIAL_MAX, UUID_MAX, "")
     assert identity_of({"ID_WWN": "0x5000"}) == "0x5000::"
     assert identity_of({}) == ""
+
+
+# Two that differ where the first version cut, replaced or did not look: rules and assignments took
+# them for one.
+TWO = [
+    # One make of sticks, and two slots of a card reader.
+    ({"ID_SERIAL": f"{'x' * 60}E0D55EA574A8E42{last}-0:0"} for last in "AB"),
+    ({"ID_SERIAL": f"{'x' * 60}-0:{slot}"} for slot in "01"),
+    ({"ID_SERIAL": "Reader_1", "ID_INSTANCE": f"0:{slot}"} for slot in "01"),
+    ({"ID_SERIAL": "Disk_1", "ID_NSID": space} for space in "12"),
+    # Characters that an identity has not.
+    ({"ID_SERIAL": serial} for serial in ("a b", "a_b")),
+    ({"ID_SERIAL": serial} for serial in ("a b", "a+b")),
+    ({"ID_SERIAL": serial} for serial in ("\N{SNOWMAN}", "\N{UMBRELLA}")),
+    # Volumes with a copy of one file system, as a snapshot has.
+    ({"DM_UUID": f"LVM-{which}", "ID_FS_UUID": "f00d"} for which in "ab"),
+    ({"ID_FS_UUID": f"{'0' * 60}{which}"} for which in "ab"),
+    ({"ID_FS_UUID": "a_b", "ID_FS_UUID_ENC": uuid} for uuid in (r"a\x20b", "a_b")),
+    ({"ID_SERIAL": "1", "ID_PART_ENTRY_UUID": f"{'0' * 60}{which}"} for which in "ab"),
+]
+
+
+@pytest.mark.parametrize("said", TWO)
+def test_what_is_cut_is_replaced_by_a_digest_of_the_whole(said: Iterable[dict[str, str]]) -> None:
+    first, second = map(identity_of, said)
+    assert is_identity(first)
+    assert is_identity(second)
+    assert first != second
+
+
+@given(st.text(), st.text())
+def test_any_two_serial_numbers_are_two_identities(one: str, other: str) -> None:
+    assert is_identity(part(one))
+    assert (part(one) == part(other)) == (one == other)
+
+
+@given(st.dictionaries(st.sampled_from(PROPERTIES), st.text(st.characters(codec="utf-8"))))
+def test_any_properties_of_udev_give_a_device(said: dict[str, str]) -> None:
+    text = "".join(f"E:{name}={value}\n" for name, value in said.items())
+    known = udev_properties(text)
+    assert known.keys() >= said.keys() - {name for name in said if "\n" in said[name]}
+    assert is_identity(identity_of(known))
+    assert "\n" not in as_words(said.get("ID_FS_LABEL_ENC", ""))
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_any_text_is_decoded_as_udev_encodes_it(text: str) -> None:
+    encoded = "".join(
+        each
+        if each.isalnum() or each in "#+-.:=@_"
+        else "".join(f"\\x{byte:02x}" for byte in each.encode())
+        for each in text
+    )
+    assert decoded(encoded) == text
+
+
+@given(st.text())
+def test_no_text_breaks_the_decoder(text: str) -> None:
+    assert isinstance(decoded(text), str)
+
+
+def test_what_udev_encodes_is_decoded_before_it_is_made_harmless(tree: Tree) -> None:
+    tree.add(
+        "sda",
+        ID_VENDOR_ENC=r"General\x20",
+        ID_VENDOR="General_",
+        ID_MODEL_ENC=r"UDisk\x20\x20\x205_00\x20\x20",
+        ID_MODEL="UDisk",
+    )
+    tree.add(
+        "sda1",
+        parent="sda",
+        ID_PART_ENTRY_NAME=r"Basic\x20data\x20partition",
+        ID_FS_TYPE="vfat",
+        ID_FS_LABEL="MY_PHOTOS",
+        ID_FS_LABEL_ENC=r"MY\x20PHOTOS\x1b[2J\x0aE:ID_SERIAL=x",
+    )
+    disk, partition = scan(tree)
+    assert disk.description == "General UDisk 5_00"
+    assert partition.description.startswith("Basic data partition; vfat MY PHOTOS")
+    assert partition.description.isprintable()
+    assert partition.identity == ""

@@ -21,7 +21,9 @@ from pedos_protocol.errors import CallError
 from pedos_vchan.children import Child
 from pedos_vchan.unix import listen_unix
 
-from .conftest import ATTACHMENT, SECONDS, SIZE, FakeDom0, Pair, make_settings, needs_fuse, pid_of
+from tests.patience import PATIENCE
+
+from .conftest import ATTACHMENT, SIZE, FakeDom0, Pair, make_settings, needs_fuse, pid_of
 from .test_process import program
 
 pytestmark = needs_fuse
@@ -78,7 +80,7 @@ def kill_helper(name: str, step: str) -> None:
 async def test_a_helper_killed_at_any_step_leaves_nothing_and_attach_works_again(
     pair: Pair, step: str, helper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with trio.fail_after(2 * SECONDS):
+    with trio.fail_after(PATIENCE):
         async with fault_at(
             step, tmp_path, lambda: kill_helper(helper, step), monkeypatch
         ) as reached:
@@ -110,7 +112,7 @@ async def test_an_agent_killed_at_any_step_leaves_nothing_and_attach_works_again
     disk = source_settings.devices / "block" / "stick.img"
     disk.write_bytes(b"\1" * SIZE)
     victim: list[Child] = []
-    with trio.fail_after(2 * SECONDS):
+    with trio.fail_after(PATIENCE):
         async with fault_at(step, tmp_path, lambda: victim[0].kill(), monkeypatch) as reached:
             async with program(victim_settings) as child:
                 victim.append(child)

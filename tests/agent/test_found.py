@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 from pedos_agent import found
@@ -52,3 +54,12 @@ def test_what_cannot_be_opened_is_an_error_at_once(monkeypatch: pytest.MonkeyPat
     with pytest.raises(OSError, match="No such device"):
         is_held("/dev/sda")
     assert kernel.asked == 1
+
+
+def test_a_program_that_holds_a_pin_ends_at_once() -> None:
+    """And not only when a thread has begun, which none does while the interpreter ends."""
+    program = "from pedos_agent.found import Pin; pin = Pin('/etc/passwd')"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], timeout=60, capture_output=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")

@@ -10,12 +10,19 @@ from pathlib import Path
 
 import pytest
 import trio
-from pedos_agent import mounts
-from pedos_agent.attachments import _explain
+import trio.testing
+from pedos_agent import borrowed, mounts
+from pedos_agent.attachments import Attachments, Import, explain
+from pedos_agent.borrowed import Borrowed
+from pedos_agent.revision import Revision
+from pedos_agent.settings import Settings
 from pedos_agent.tool import LINES_MAX, Tool, run_tool
+from pedos_protocol.agent_messages import ImportStart
 from pedos_protocol.errors import CallError
 from pedos_vchan.children import describe_exit, start_child
 from pedos_vchan.mounts import make_placeholder, remove_placeholder
+
+from tests.patience import PATIENCE
 
 from .conftest import SECONDS, children
 
@@ -158,8 +165,86 @@ def test_only_a_placeholder_is_removed(tmp_path: Path) -> None:
 def test_every_error_of_a_group_is_logged_and_the_first_is_the_answer(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    answer = _explain(
+    answer = explain(
         ExceptionGroup("", [CallError("busy", "it is lent"), OSError(errno.EIO, "it broke")])
     )
     assert (answer.code, answer.message) == ("busy", "it is lent")
     assert "it broke" in caplog.text
+
+
+async def test_a_mount_that_is_gone_when_its_fusermount3_ends_late_has_detached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    mounted = True
+
+    async def slow(_argv: object, *, seconds: float) -> tuple[int, str]:
+        nonlocal mounted
+        mounted = False
+        await trio.sleep(seconds / 2)
+        return 0, ""
+
+    monkeypatch.setattr(mounts, "is_mounted", lambda _path: mounted)
+    monkeypatch.setattr(mounts, "run_tool", slow)
+    assert mounts.FUSERMOUNT_SECONDS / 2 > mounts.BUSY_SECONDS
+    assert await mounts.unmount(tmp_path / "xvdi")
+
+
+async def test_a_mount_that_stays_busy_is_refused_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def busy(_argv: object, *, seconds: float) -> tuple[int, str]:
+        return 1, "busy"
+
+    monkeypatch.setattr(mounts, "is_mounted", lambda _path: True)
+    monkeypatch.setattr(mounts, "run_tool", busy)
+    began = trio.current_time()
+    assert not await mounts.unmount(tmp_path / "xvdi")
+    assert trio.current_time() - began < 1
+
+
+async def test_what_is_just_ending_is_in_the_way_of_no_shutdown(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = ImportStart("a" * 16, "block", "sda", 2, 7, False, "sys-usb", None)
+    entry = Import(params, "xvdi", Borrowed(settings.dev, "xvdi"))
+    table = Attachments(settings, Revision())
+    table._imports[params.attachment] = entry
+    monkeypatch.setattr(borrowed, "users_of", lambda _path: "cat (pid 71)")
+    with pytest.raises(CallError, match=r"xvdi is in use: cat \(pid 71\)"):
+        await table.check_import(params.attachment)
+    entry.lifetime.end("the source's disk is gone")
+    await table.check_import(params.attachment)
+
+
+async def test_a_program_that_is_just_closing_a_disk_is_in_the_way_of_no_shutdown(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = ImportStart("a" * 16, "block", "sda", 2, 7, False, "sys-usb", None)
+    table = Attachments(settings, Revision())
+    disk = Borrowed(settings.dev, "xvdi")
+    table._imports[params.attachment] = Import(params, "xvdi", disk)
+    seen = ["", "cat (pid 71)", "cat (pid 71)"]
+    monkeypatch.setattr(borrowed, "users_of", lambda _path: seen.pop())
+    monkeypatch.setattr(mounts, "BUSY_SECONDS", PATIENCE)
+    await table.check_import(params.attachment)
+    assert seen == []
+
+
+async def test_a_detach_that_is_given_up_does_not_hide_an_end_that_comes_later(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = ImportStart("a" * 16, "block", "sda", 2, 7, False, "sys-usb", None)
+    disk = Borrowed(settings.dev, "xvdi")
+    entry = Import(params, "xvdi", disk)
+
+    async def for_ever(_path: Path) -> bool:
+        await trio.sleep_forever()
+        return True
+
+    monkeypatch.setattr(mounts, "unmount", for_ever)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        still_asked = trio.lowlevel.cancel_shielded_checkpoint
+        await Attachments(settings, Revision())._unmount(entry, disk, still_asked)
+    assert scope.cancelled_caught
+    assert not entry.lifetime.requested

@@ -12,6 +12,8 @@ import trio.testing
 from pedos_agent import uevents
 from pedos_agent.uevents import heard
 
+from tests.patience import PATIENCE
+
 # As the kernel sends it, and as udev does: with a header that is not text.
 UNPLUGGED = b"remove@/devices/x/block/sda\0ACTION=remove\0SUBSYSTEM=block\0SEQNUM=7\0"
 KNOWN = b"libudev\0\xfe\xed\xca\xfe\0\0\0\x28SUBSYSTEM=block\0DEVNAME=/dev/sda\0"
@@ -42,7 +44,7 @@ async def test_a_look_is_due_after_an_event_of_the_subsystem(
     sends, hears = kernel
     for other in (event, *OTHERS):
         sends.send(other)
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE):
         await heard(hears, ["net", "block"])
     with pytest.raises(BlockingIOError):
         hears.recv(1)  # a burst is one

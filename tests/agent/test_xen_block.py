@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from pedos_agent import xen_block
+from pedos_agent import closing, xen_block
 from pedos_agent.__main__ import _settings
 from pedos_agent.attachments import Attachments
 from pedos_agent.discovery_block import scan
@@ -23,10 +23,12 @@ from pedos_agent.settings import xen_settings
 from pedos_protocol.errors import CallError
 from pedos_protocol.messages import ExportStart, ImportStart
 
+from tests.patience import PATIENCE
+
 from .conftest import ATTACHMENT
 from .xen_tree import Tree
 
-SECONDS = 10
+SECONDS = PATIENCE
 
 
 class Agent:
@@ -41,9 +43,17 @@ class Agent:
         self.attachments.inventory = self.inventory
         self.ended: list[tuple[str, str, str]] = []
         self.attachments.ended = self._note
+        self._noted = trio.Event()
 
     async def _note(self, *ended: str) -> None:
         self.ended.append((ended[0], ended[1], ended[2]))
+        self._noted.set()
+
+    async def one_ended(self) -> list[tuple[str, str, str]]:
+        """All that have ended by themselves, as soon as one has and all is quiet."""
+        await self._noted.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        return self.ended
 
     def look(self) -> None:
         """Discovery looks again, as after an event of the kernel."""
@@ -61,6 +71,7 @@ class Agent:
 
     def open_files(self) -> list[str]:
         """The files below the tree that this process has open."""
+        closing.wait_until_closed()
         found = []
         for fd in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):
@@ -94,6 +105,20 @@ async def test_a_busy_disk_is_not_lent(agent: Agent) -> None:
     agent.look()
     with pytest.raises(CallError, match="sda is in use here: mounted at /mnt"):
         await agent.lend("sda")
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_only_what_is_lent_already_is_lent_while_it_cannot_be_looked_at(
+    agent: Agent, again: bool
+) -> None:
+    agent.tree.serve(7, agent.tree.add("sda"))  # by this agent, before it was started anew
+    agent.look()
+    agent.inventory.failed("block", "Too many open files")
+    params = ExportStart(ATTACHMENT, "block", "sda", 16, 7, False, again=again)
+    refusal = pytest.raises(CallError, match="cannot be looked at now: Too many open files")
+    with contextlib.nullcontext() if again else refusal:
+        await agent.attachments.start_export(params)
+    assert len(agent.attachments.exports()) == again
 
 
 async def test_what_somebody_has_just_lent_by_hand_is_not_lent(
@@ -132,8 +157,36 @@ async def test_a_lent_disk_that_is_unplugged_ends(agent: Agent) -> None:
     await agent.lend("sda")
     (agent.tree.roots.dev / "sda").unlink()
     agent.look()
-    await trio.testing.wait_all_tasks_blocked()
-    assert agent.ended == [(ATTACHMENT, "export", "the device was unplugged")]
+    assert await agent.one_ended() == [(ATTACHMENT, "export", "the device was unplugged")]
+
+
+async def test_a_medium_that_is_changed_under_the_same_name_ends_what_was_lent(
+    agent: Agent,
+) -> None:
+    """The kernel counts disks; name, number, size and identity may be those of the one before."""
+    agent.tree.add("sda", ID_SERIAL="reader")
+    agent.tree.field("sda", "diskseq", "7")
+    agent.look()
+    await agent.lend("sda")
+    agent.tree.field("sda", "diskseq", "8")
+    agent.look()
+    ended = await agent.one_ended()
+    assert ended == [(ATTACHMENT, "export", "the device was replaced by another one")]
+
+
+@pytest.mark.parametrize("field", ["diskseq", "start"])
+async def test_a_disk_that_is_changed_after_the_last_look_is_not_lent(
+    agent: Agent, field: str
+) -> None:
+    agent.tree.add("sda")
+    agent.tree.add("sda1", parent="sda")
+    agent.tree.field("sda", "diskseq", "7")
+    agent.tree.field("sda1", "start", "2048")
+    agent.look()
+    agent.tree.field("sda" if field == "diskseq" else "sda1", field, "9")
+    with pytest.raises(CallError, match="unplugged or replaced just now"):
+        await agent.lend("sda1")
+    assert agent.open_files() == []
 
 
 async def test_a_borrowed_disk_is_waited_for(agent: Agent) -> None:

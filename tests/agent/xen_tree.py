@@ -15,6 +15,7 @@ class Tree:
         self.roots = Roots(root / "sys", root / "proc", root / "udev", root / "dev")
         for folder in (
             "sys/class/block",
+            "sys/dev/block",
             "sys/bus/xen-backend/devices",
             "proc/self",
             "udev",
@@ -46,6 +47,7 @@ class Tree:
         for field, value in values.items():
             (folder / field).write_text(f"{value}\n")
         (self.roots.sys / "class/block" / name).symlink_to(folder)
+        (self.roots.sys / "dev/block" / number).symlink_to(folder)
         (self.roots.dev / name).write_bytes(b"a disk")
         lines = [f"E:{key}={value}\n" for key, value in udev.items()]
         (self.roots.udev / f"b{number}").write_text("S:disk/by-id/x\nI:12\n" + "".join(lines))

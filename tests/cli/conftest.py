@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from pedos_protocol.connection import Connection
 from pedos_protocol.errors import CallError
-from pedos_protocol.events import NEED_DATA, Answer, Closed, ErrorAnswer, Hello, Request
+from pedos_protocol.events import NEED_DATA, Answer, Closed, ErrorAnswer, Hello, Notice, Request
+from pedos_vchan.unix import short_path
 
 Reply = dict[str, Any] | CallError | Callable[[dict[str, Any]], dict[str, Any] | CallError]
 
@@ -27,8 +28,10 @@ class FakeService:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.garbage: bytes | None = None
         self.leaves = False  # when it is asked something
+        self.before_answer: Callable[[Callable[[str, dict[str, Any]], None]], None] | None = None
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.bind(str(path))
+        with short_path(path) as short:
+            self._socket.bind(short)
         self._socket.listen(8)
         self._thread = threading.Thread(target=self._accept)
         self._thread.start()
@@ -72,6 +75,12 @@ class FakeService:
                 if self.garbage is not None:
                     stream.sendall(self.garbage)
                     return
+                if self.before_answer is not None:
+                    self.before_answer(
+                        lambda method, params: stream.sendall(
+                            connection.send(Notice(method, params))
+                        )
+                    )
                 stream.sendall(connection.send(self._answer(event)))
 
     def _answer(self, request: Request) -> Answer | ErrorAnswer:

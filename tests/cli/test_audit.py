@@ -12,7 +12,7 @@ from time import tzset
 from typing import Any
 
 import pytest
-from pedos_cli import output, qvm_audit
+from pedos_cli import output, place, qvm_audit
 from pedos_cli.audit_text import row, sentences
 from pedos_cli.qvm_audit import TAIL_MAX, main
 
@@ -149,6 +149,35 @@ def test_filters_add_up_and_the_action_may_stand_anywhere(log: Path, capsys: Cap
 def test_tail_shows_the_last_ones_that_are_wanted(log: Path, capsys: Captured, number: str) -> None:
     found = [json.loads(line) for line in shown(capsys, "tail", "--json", "-n", number)]
     assert found == (RECORDS[-int(number) :] if number != "0" else [])
+
+
+EVERY_EVENT = [
+    at(0, "start", request=A, caller="dom0", vm="vault", outcome="started", seconds=1.0),
+    at(0, "shutdown", request=A, caller="dom0", vm="vault", outcome="failed: it hangs", seconds=1),
+    at(0, "orphaned", vm="vault", devices=["sys-usb:sda"]),
+    at(0, "disconnected", vm="vault", domid=3, reason="it closed the connection", broke=False),
+    at(0, "leftovers", vm="vault", exports=1, imports=0),
+    at(0, "kept", attachment="0f11d95fbc753499", **DEVICE, vm="vault", reason="in use"),
+    at(0, "undone", **DEVICE, vm="vault", reason="it is gone"),
+    at(0, "left_over", **DEVICE, vm="vault", reason="it is gone"),
+]
+
+
+def test_who_holds_what_is_left_over_is_named() -> None:
+    record = at(0, "left_over", **DEVICE, vm="vault", holder="sys-usb", reason="it is gone")
+    (said,) = [line for line in sentences(record) if "should end" in line]
+    assert "the agent of sys-usb does not say that it has ended its part" in said
+
+
+@pytest.mark.parametrize("record", EVERY_EVENT, ids=lambda record: record["event"])
+def test_every_event_names_the_vm_that_it_is_about(record: dict[str, Any]) -> None:
+    *_, who, result, what = row(record)
+    assert "vault" in [who, *what.split()]
+    said = " ".join(sentences(record))
+    assert "vault" in said
+    for field in ("reason", "outcome"):
+        assert str(record.get(field, "")).rpartition(": ")[2] in f"{result} {what}"
+        assert str(record.get(field, "")) in said
 
 
 # One request
@@ -307,7 +336,7 @@ FIELDS = [
     "first_request", "\x1b[2J", "domid",
 ]  # fmt: skip
 EVENTS = [
-    "decision", "asked", "answered", "attach", "detach", "start", "ended", "summed_up",
+    "decision", "asked", "answered", "attach", "detach", "start", "ended", "undone", "summed_up",
     "disconnected", "leftovers", "service", "\x1b[2J",
 ]  # fmt: skip
 
@@ -419,7 +448,7 @@ def test_that_no_rule_matched_is_said_once() -> None:
 def test_a_vm_has_no_audit_log(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     monkeypatch.delenv("PEDOS_AUDIT", raising=False)
     monkeypatch.setenv("PEDOS_VM", "work")
-    monkeypatch.setattr(qvm_audit, "DEFAULT_FILE", "/nowhere/audit.jsonl")
+    monkeypatch.setattr(place, "DEFAULT_AUDIT", "/nowhere/audit.jsonl")
     assert main([]) == 1
     assert "only dom0 has the audit log, and here is work" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -71,10 +72,42 @@ def test_list_shows_three_columns_in_natural_order_and_no_header_in_a_pipe(
     )  # fmt: skip
     assert main(["block"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "dom0:sr0",
+        "dom0:sr0       -",
         "sys-usb:sda2   a longer description  work (attached: frontend-dev=xvdi, read-only=no)",
         "sys-usb:sda10  tenth",
     ]
+
+
+def test_list_says_how_many_devices_are_missing_and_why(
+    service: FakeService, listed: Listed, capsys: Captured
+) -> None:
+    missing = [
+        {"backend": "sys-usb", "device_class": "block", "count": 5, "reason": "too many"},
+        {"backend": "work", "device_class": "block", "count": None, "reason": "no files left"},
+    ]
+    devices = [listed("sys-usb:sda")]
+    answer = {"devices": devices, "policy": None, "missing": missing, "missing_vms": 3}
+    service.replies["device.list"] = answer
+    assert main(["block"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "sys-usb:sda  a disk\n"
+    assert printed.err.splitlines() == [
+        "qvm-device: sys-usb has 5 block devices that are not listed: too many",
+        "qvm-device: work may have block devices that are not listed: no files left",
+        "qvm-device: 1 more VMs have devices that are not listed",
+    ]
+    assert main(["block", "list", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["missing"] == missing
+    assert json.loads(printed.out)["missing_vms"] == 3
+
+
+def test_list_marks_what_its_source_cannot_look_at(
+    service: FakeService, listed: Listed, capsys: Captured
+) -> None:
+    answer_list(service, listed("sys-usb:sda", stale="Too many open files"))
+    assert main_block([]) == 0
+    assert "cannot look at it now: Too many open files" in capsys.readouterr().out
 
 
 def test_list_has_a_header_on_a_terminal(
@@ -94,6 +127,14 @@ def test_list_has_a_header_on_a_terminal(
     [
         ({}, ""),
         ({"assignments": [{"vm": "work", "options": {}}]}, "*work (assigned)"),
+        (
+            {"assignments": [{"vm": "work", "options": {}}], "orphans": ["work"]},
+            "*work (assigned to a VM that was removed)",
+        ),
+        (
+            {"assignments": [{"vm": "work", "options": {}}], "assignments_left_out": 6},
+            "*work (assigned), 6 more (assigned, not listed)",
+        ),
         (
             {"assignments": [{"vm": "work", "options": {"read-only": "yes"}}]},
             "*work (assigned: read-only=yes)",
@@ -140,7 +181,53 @@ def test_verbose_list_adds_size_and_identity(
     )
     assert main_block(["-v"]) == 0
     assert capsys.readouterr().out == (
-        "sys-usb:sda1  a disk [64.0 MiB, read-only, part of sda, identity 0781:5567:12]\n"
+        "sys-usb:sda1  a disk  64.0 MiB, read-only, part of sda, identity 0781:5567:12\n"
+    )
+
+
+SPOOFS = [
+    "disk          work (attached: frontend-dev=xvdi, read-only=yes)",
+    "  work (attached)",
+    "disk  ",
+    "(not present)",
+    "(in use: mounted)  *work (assigned)",
+    "",
+]
+
+
+@pytest.mark.parametrize("spoof", SPOOFS)
+@pytest.mark.parametrize("verbose", [[], ["-v"]])
+def test_device_text_cannot_imitate_the_columns_of_list(
+    service: FakeService, listed: Listed, capsys: Captured, spoof: str, verbose: list[str]
+) -> None:
+    answer_list(service, listed("sys-usb:sda", description=spoof, size=None))
+    assert main([*verbose, "block"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    name, description, *details = re.split("  +", line)
+    assert (name, details) == ("sys-usb:sda", ["-"] if verbose else [])
+    assert description != "(not present)"
+    assert description.replace("\\x20", " ").replace("\\x28", "(") == (spoof or "-")
+
+
+@pytest.mark.parametrize(("mark", "word"), [("busy", "in use"), ("stale", "cannot look at it now")])
+def test_what_a_vm_says_of_a_use_stays_within_its_parentheses(
+    service: FakeService, listed: Listed, capsys: Captured, mark: str, word: str
+) -> None:
+    answer_list(service, listed("sys-usb:sda", **{mark: "mounted),  work (attached"}))
+    assert main(["block"]) == 0
+    assert capsys.readouterr().out == (
+        f"sys-usb:sda  a disk  sys-usb ({word}: mounted\\x29, \\x20work \\x28attached)\n"
+    )
+
+
+@pytest.mark.parametrize("action", ["attach", "detach", "explain"])
+def test_a_devices_text_in_an_error_cannot_imitate_columns_either(
+    service: FakeService, capsys: Captured, action: str
+) -> None:
+    service.replies[f"device.{action}"] = CallError("busy", "in use: a    try:  it", {"hint": " b"})
+    assert main(["block", action, "work", "sys-usb:sda"]) == 6
+    assert capsys.readouterr().err == (
+        "qvm-device: busy: in use: a \\x20 \\x20try: \\x20it\n  try:  \\x20b\n"
     )
 
 
@@ -204,11 +291,25 @@ def test_a_policy_with_errors_is_warned_of(service: FakeService, capsys: Capture
     answer_list(service, policy=BROKEN)
     assert main(["block"]) == 0
     assert (
-        "qvm-device: warning: policy file 30-user.policy:12 has an error (and 1 more), the policy "
+        "qvm-device: warning: 30-user.policy:12 has an error (and 1 more), the policy "
         "of 2025-01-02T03:04:05+00:00 stays in force (qvm-policy status)\n"
     ) in capsys.readouterr().err
+    answer_list(service, policy={**BROKEN, "errors_left_out": 298})
+    assert main(["block"]) == 0
+    assert "30-user.policy:12 has an error (and 299 more), the" in capsys.readouterr().err
     assert main(["block", "-q"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_folder_that_cannot_be_read_is_not_called_a_file(
+    service: FakeService, capsys: Captured
+) -> None:
+    error = {"file": "/etc/p/vms.d", "line": 0, "column": 0, "message": "it cannot be read"}
+    answer_list(service, policy={**BROKEN, "errors": [error]})
+    assert main(["block"]) == 0
+    assert (
+        "qvm-device: warning: /etc/p/vms.d: it cannot be read, the policy of "
+    ) in capsys.readouterr().err
 
 
 def test_a_first_start_with_a_broken_policy_is_warned_of(
@@ -364,11 +465,24 @@ def test_a_broken_policy_is_warned_of_whatever_is_done(
     service: FakeService, capsys: Captured, verb: str
 ) -> None:
     attach(service, "attached")
-    service.replies["device.detach"] = {"results": [], "request": "0123ab"}
+    service.replies["device.attach"] |= {"policy_ok": False}
+    service.replies["device.detach"] = {"results": [], "request": "0123ab", "policy_ok": False}
     service.replies["device.explain"] = EXPLANATION
     service.replies["service.status"] = {"policy": BROKEN}
     assert main(["block", verb, "work", "sys-usb:sda"]) == 0
-    assert capsys.readouterr().err.startswith("qvm-device: warning: policy file 30-user.policy:12")
+    assert capsys.readouterr().err.startswith("qvm-device: warning: 30-user.policy:12")
+
+
+def test_a_policy_that_is_in_order_costs_no_further_question(
+    service: FakeService, capsys: Captured
+) -> None:
+    attach(service, "attached")
+    service.replies["device.attach"] |= {"policy_ok": True}
+    service.replies["device.detach"] = {"results": [], "request": "0123ab", "policy_ok": True}
+    for verb in ("attach", "detach"):
+        assert main(["block", verb, "work", "sys-usb:sda"]) == 0
+    assert [method for method, _ in service.calls] == ["device.attach", "device.detach"]
+    assert "warning" not in capsys.readouterr().err
 
 
 # detach
@@ -474,6 +588,26 @@ def test_explain_shows_verdict_rule_and_with_v_the_trace(
     assert main(["usb", "explain", "work", "sys-usb:1-2", "-v"]) == 0
     assert capsys.readouterr().out == brief + (
         "  looked at: 10-a.policy:1   device.attach.block * * * allow  (other class)\n"
+    )
+
+
+def test_explain_says_how_many_rules_the_answer_has_no_room_for(
+    service: FakeService, capsys: Captured
+) -> None:
+    service.replies["device.explain"] = {**EXPLANATION, "trace_left_out": 2791}
+    assert main(["usb", "explain", "work", "sys-usb:1-2", "-v"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "  looked at: 2791 more, for which the answer has no room"
+
+
+def test_explain_says_of_what_needs_no_rule_why(service: FakeService, capsys: Captured) -> None:
+    without = {"rule": None, "text": None, "default": False, "parameters": {}, "trace": []}
+    service.replies["device.explain"] = {
+        **without, "verdict": "allow", "reason": "it is only assigned"
+    }  # fmt: skip
+    assert main(["usb", "explain", "work", "sys-usb:1-2", "--verb", "detach"]) == 0
+    assert capsys.readouterr().out == (
+        "allow: detach sys-usb:1-2 -> work\n  rule: none is needed\n  why:  it is only assigned\n"
     )
 
 

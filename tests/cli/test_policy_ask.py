@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pedos_cli import policy_eval, qvm_policy
+from pedos_cli.policy_engine import error_lines
 from pedos_cli.policy_graph import quoted, witness
-from pedos_cli.policy_trial import parse
+from pedos_cli.policy_trial import ERRORS_MAX, parse
 from pedos_cli.qvm_policy import main
+from pedos_dom0.policy.model import PolicyError
 from pedos_protocol.errors import CallError
 
 if TYPE_CHECKING:
@@ -145,6 +147,19 @@ def test_explain_of_files_needs_no_service(folder: Path, system: str, capsys: Ca
     ]
     assert main(["explain", "--system", system, "app.Open", "+x", "work", "vault"]) == 0
     assert "with: user=root notify=yes" in capsys.readouterr().out
+
+
+def test_explain_says_how_much_the_answer_has_no_room_for(
+    service: FakeService, capsys: Captured
+) -> None:
+    service.replies["policy.explain"] = {
+        **DECISION, "verdict": "ask", "candidates": ["vault"], "candidates_left_out": 9,
+        "trace_left_out": 2791,
+    }  # fmt: skip
+    assert main(["explain", "-v", "device.attach.usb", "+sys-usb:1-2", "work"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  to choose from: vault, 9 more" in lines
+    assert lines[-1] == "  looked at: 2791 more, for which the answer has no room"
 
 
 def test_explain_shows_what_there_is_to_choose_from(
@@ -385,6 +400,17 @@ def test_a_file_that_is_no_test_file_is_refused_with_its_line(
     assert said in error
 
 
+def test_of_more_errors_in_a_file_of_tests_than_are_shown_the_rest_is_counted(
+    folder: Path, capsys: Captured
+) -> None:
+    path = folder.parent / "my.tests"
+    path.write_text("app.Open x work vault deny\n" * (ERRORS_MAX + 7))
+    assert main(["test", str(path)]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len([line for line in told if "my.tests:" in line]) == ERRORS_MAX
+    assert "and 7 more errors" in told
+
+
 def test_the_tests_in_the_documentation_are_tests() -> None:
     text = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
     (block,) = (part for part in text.split("\n\n- ") if "    !vm work " in part)
@@ -486,6 +512,22 @@ def test_a_witness_is_matched_by_the_argument_it_stands_for() -> None:
 # status, and the program itself
 
 
+def test_the_caret_of_check_and_status_stands_under_its_column_behind_wide_letters(
+    service: FakeService, capsys: Captured
+) -> None:
+    text = "* * \u6f22\u5b57 \x1b alow"
+    column = text.index("alow") + 1
+    # Two letters take two columns each, and what cannot be shown takes four.
+    caret = " " * (column - 1 + 2 + 3) + "^"
+    error = {"file": NAME, "line": 1, "column": column, "message": "no", "text": text}
+    policy = {"ok": False, "loaded_at": "", "rules": 0, "errors": [error]}
+    service.replies["service.status"] = {"policy": policy}
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"      {caret}"
+    *_, last = error_lines([PolicyError(NAME, 1, column, "no", text=text)])
+    assert last == f"    {caret}"
+
+
 def test_status_shows_folders_text_caret_and_help(service: FakeService, capsys: Captured) -> None:
     error = {
         "file": NAME, "line": 2, "column": 3, "message": "no action alow", "help": "use allow",
@@ -506,6 +548,22 @@ def test_status_shows_folders_text_caret_and_help(service: FakeService, capsys: 
         "      a alow",
         "        ^",
         "    help: use allow",
+    ]
+
+
+def test_status_says_how_much_the_answer_has_no_room_for(
+    service: FakeService, capsys: Captured
+) -> None:
+    error = {"file": NAME, "line": 2, "column": 0, "message": "no action alow"}
+    policy = {"ok": False, "loaded_at": "", "rules": 0, "folders": ["/etc/p"], "errors": [error]}
+    policy |= {"folders_left_out": 3, "errors_left_out": 36}
+    service.replies["service.status"] = {"policy": policy}
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "  read from: /etc/p and 3 more",
+        "a newer policy was not taken, because of:",
+        "  30-user.policy:2: no action alow",
+        "  and 36 more",
     ]
 
 
@@ -539,3 +597,38 @@ def test_the_files_are_read_without_trio(folder: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], timeout=20, check=False)
     assert done.returncode == 0
+
+
+# What check says beyond the language
+
+
+def test_check_refuses_a_user_that_no_linux_user_can_have(folder: Path, capsys: Captured) -> None:
+    (folder / NAME).write_text("app.Open * work vault allow user=a:b\n")
+    assert main(["check"]) == 1
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == f"{NAME}:1:1: no Linux user can be called 'a:b': it has ':'"
+    assert last == "1 error"
+    assert main(["check", "--json"]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["ok"], len(answer["errors"]), answer["warnings"]) == (False, 1, [])
+
+
+def test_check_warns_of_rules_that_can_never_match(folder: Path, capsys: Captured) -> None:
+    (folder / NAME).write_text("app.Open * * vault deny\napp.Open * work vault allow\n")
+    assert main(["check"]) == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{NAME}:2:1: warning: this rule is never reached: {NAME}:1 matches")
+    assert last == "2 rules of 1 file, no errors, 1 warning"
+    assert main(["check", "--json"]) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert (warning["line"], warning["message"].startswith("this rule is never")) == (2, True)
+
+
+def test_a_write_tells_the_same_of_the_file_that_is_written(
+    folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    (tmp_path / "new").write_text("app.Open * * vault allow user=-x\n* * work vault deny\n")
+    assert main(["replace", "10-new.policy", "new", str(tmp_path / "new")]) == 0
+    said = capsys.readouterr().err
+    assert "warning: 10-new.policy:1:1: no Linux user can be called '-x'" in said
+    assert f"warning: {NAME}" not in said

@@ -164,7 +164,7 @@ def test_a_broken_draft_is_kept_when_nobody_answers(edit: Edits, argv: tuple[str
     assert edit.path.read_text() == OLD
 
 
-@pytest.mark.parametrize(("answer", "left"), [("k\n", [NEW]), ("d\n", []), ("?\nno\nd\n", [])])
+@pytest.mark.parametrize(("answer", "left"), [("k\n", [NEW]), ("d\n", []), ("?\nmaybe\nd\n", [])])
 def test_a_good_draft_can_be_kept_or_discarded(edit: Edits, answer: str, left: list[str]) -> None:
     done = edit(NEW, answers=answer)
     assert done.returncode == 1
@@ -357,3 +357,24 @@ def test_a_bad_name_of_another_file_is_not_to_be_edited(edit: Edits) -> None:
     assert "qvm-policy edit" not in done.stderr
     assert "help: rename it" in done.stderr
     assert ":0:0" not in done.stderr
+
+
+BAD = "# bad\napp.Open  *  work  vault  alow\n"
+
+
+@pytest.mark.parametrize("answer", ["n\n", "no\n", "N\n", "k\n", ""])
+@pytest.mark.parametrize("draft", [NEW, BAD], ids=["to write it", "to mend it"])
+def test_a_no_writes_nothing_keeps_the_draft_and_says_so(
+    edit: Edits, answer: str, draft: str
+) -> None:
+    done = edit(draft, answers=answer)
+    assert done.returncode == 1
+    assert edit.path.read_text() == OLD
+    assert f"qvm-policy: nothing is written: {NAME} is as it was\n" in done.stderr
+    assert kept_draft(done).read_text() == draft
+
+
+def test_another_answer_is_told_which_there_are(edit: Edits) -> None:
+    done = edit(NEW, answers="what?\ny\n")
+    assert done.returncode == 0
+    assert "'what?' is no answer: it is one of y, n, e, k, d\n" in done.stderr

@@ -17,6 +17,7 @@ import pytest
 from pedos_cli import policy_files, policy_live
 from pedos_cli.policy_files import digest
 from pedos_cli.qvm_policy import main
+from pedos_vchan.folder_lock import hold_folder, make_private
 
 if TYPE_CHECKING:
     from conftest import FakeService
@@ -48,7 +49,7 @@ def fresh(tmp_path: Path) -> str:
 
 
 def others(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {NAME, policy_files.LOCK_NAME}
+    return {path.name for path in folder.iterdir()} - {NAME, policy_files.LOCK}
 
 
 def test_replace_with_the_right_hash_writes(folder: Path, fresh: str, capsys: Captured) -> None:
@@ -180,6 +181,43 @@ def test_mode_and_owner_stay(folder: Path, fresh: str) -> None:
     assert stat.S_IMODE(after.st_mode) == 0o640
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="is about root")
+@pytest.mark.parametrize("left", [False, True], ids=["first", "after one of before"])
+def test_what_root_makes_in_a_users_folder_is_that_users(
+    folder: Path, fresh: str, left: bool
+) -> None:
+    if left:
+        (folder / policy_files.LOCK).mkdir(0o700)
+    os.chown(folder, 12345, 54321)
+    assert main(["-q", "replace", "50-new.policy", "new", fresh]) == 0
+    made = [folder / policy_files.LOCK, folder / "50-new.policy"]
+    assert {(each.stat().st_uid, each.stat().st_gid) for each in made} == {(12345, 54321)}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="is about root")
+@pytest.mark.parametrize("expected", ["new", "any"])
+@pytest.mark.parametrize("at", ["made", "written", "synced"])
+def test_what_root_makes_in_its_own_folder_is_not_left_to_the_owner_of_another(
+    folder: Path, fresh: str, monkeypatch: pytest.MonkeyPatch, at: str, expected: str
+) -> None:
+    users, roots = folder.with_name("users"), folder.with_name("roots")
+    users.mkdir()
+    os.chown(users, 12345, 54321)
+    if expected == "new":
+        (folder / NAME).unlink()
+
+    def step(name: str) -> None:
+        if name == at:  # another folder gets its name
+            folder.rename(roots)
+            users.rename(folder)
+
+    monkeypatch.setattr(policy_files, "step", step)
+    assert main(["-q", "replace", NAME, expected, fresh]) == 0
+    assert {path.stat().st_uid for path in roots.iterdir()} == {0}
+    assert (roots / NAME).read_bytes() == NEW
+    assert list(folder.iterdir()) == []
+
+
 def test_a_symbolic_link_stays_one(folder: Path, fresh: str, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     real = tmp_path / "elsewhere" / "rules"
@@ -211,11 +249,31 @@ def test_two_writers_do_not_write_at_once(
     folder: Path, fresh: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(policy_files, "LOCK_PATIENCE_S", 0.0)
-    with open(folder / policy_files.LOCK_NAME, "w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    make_private(folder / policy_files.LOCK)
+    with hold_folder(folder / policy_files.LOCK):
+        for path in folder.iterdir():  # whatever becomes of the files, the lock stays
+            if path.is_file() and path.name != NAME:
+                path.unlink()
         assert main(["replace", NAME, "any", fresh]) == 6
     assert "another qvm-policy is writing" in capsys.readouterr().err
     assert main(["-q", "replace", NAME, "any", fresh]) == 0
+
+
+def test_who_may_only_read_the_policy_cannot_keep_others_from_writing(
+    folder: Path, fresh: str, capsys: Captured
+) -> None:
+    folder.chmod(0o755)
+    stranger = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(stranger, fcntl.LOCK_SH)
+        assert main(["-q", "replace", NAME, "any", fresh]) == 0
+    finally:
+        os.close(stranger)
+    lock = folder / policy_files.LOCK
+    assert stat.S_IMODE(lock.stat().st_mode) == 0o700
+    lock.chmod(0o755)
+    assert main(["replace", NAME, "any", fresh]) == 1
+    assert f"chmod 700 {lock}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("expected", ["new", digest(OLD)])
@@ -348,7 +406,7 @@ def test_it_warns_when_the_service_did_not(
     error = {"file": "50-b.policy", "line": 3, "column": 1, "message": "no action x"}
     serve(service, {}, {"ok": False, "errors": [error]})
     assert main(["replace", NAME, "any", fresh]) == 0
-    assert "did not take it: policy file 50-b.policy:3 has an error" in capsys.readouterr().err
+    assert "did not take it: 50-b.policy:3 has an error" in capsys.readouterr().err
 
 
 def test_it_says_when_the_service_reads_other_folders(

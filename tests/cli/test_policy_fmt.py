@@ -176,3 +176,68 @@ def test_fmt_is_a_filter(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(BEFORE.encode())))
     assert main(["fmt", "-"]) == 0
     assert capfdbinary.readouterr().out == AFTER.encode()
+
+
+# Files that others include
+
+
+SERVICE_FILE = "# of one service\n*   work allow user=root   notify=yes\n@tag:office  vault deny\n"
+SERVICE_ALIGNED = (
+    "# of one service\n*            work   allow user=root notify=yes\n@tag:office  vault  deny\n"
+)
+
+
+@pytest.fixture
+def including(folder: Path) -> Path:
+    (folder / "include").mkdir(exist_ok=True)
+    (folder / NAME).write_text(
+        "!include include/common\n!include-service app.Open * include/open\n"
+        "!include-service device.attach.block * include/disks\n"
+    )
+    (folder / "include/common").write_text("app.Open * work   vault deny\n")
+    (folder / "include/open").write_text(SERVICE_FILE)
+    (folder / "include/disks").write_text(
+        "work   work allow read-only=yes\n!include include/more\n"
+    )
+    (folder / "include/more").write_text("vault   work deny\n")
+    return folder / "include"
+
+
+@pytest.mark.parametrize(
+    ("name", "aligned"),
+    [
+        ("common", "app.Open  *  work  vault  deny\n"),
+        ("open", SERVICE_ALIGNED),
+        ("disks", "work  work  allow read-only=yes\n!include include/more\n"),
+        ("more", "vault  work  deny\n"),
+    ],
+)
+def test_an_included_file_is_aligned_by_its_own_columns(
+    including: Path, capsys: Captured, name: str, aligned: str
+) -> None:
+    assert main(["fmt", "--check", f"include/{name}"]) == 1
+    assert main(["fmt", f"include/{name}"]) == 0
+    assert (including / name).read_text() == aligned
+    assert main(["fmt", "--check", f"include/{name}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "aligned"),
+    [
+        (SERVICE_FILE, SERVICE_ALIGNED),
+        ("work   work allow read-only=yes\n", "work  work  allow read-only=yes\n"),
+        ("app.Open * work   vault deny\n", "app.Open  *  work  vault  deny\n"),
+    ],
+)
+def test_of_a_file_that_none_includes_yet_its_lines_tell(
+    including: Path, text: str, aligned: str
+) -> None:
+    (including / "new").write_text(text)
+    assert main(["fmt", "include/new"]) == 0
+    assert (including / "new").read_text() == aligned
+
+
+def test_an_included_file_with_an_error_is_left(including: Path, capsys: Captured) -> None:
+    (including / "open").write_text("app.Open * work vault deny\n")
+    assert main(["fmt", "include/open"]) == 1
+    assert "include/open has an error, and is left as it is" in capsys.readouterr().err

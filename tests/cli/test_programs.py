@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pedos_cli import output, qvm_ls, qvm_policy, qvm_shutdown, qvm_start
+from pedos_cli import output, qvm_device, qvm_ls, qvm_policy, qvm_shutdown, qvm_start
+from pedos_protocol import VERSION
 from pedos_protocol.errors import CallError
+from pedos_protocol.names import DEVICE_CLASSES
 
 if TYPE_CHECKING:
     from conftest import FakeService
@@ -62,14 +67,12 @@ def test_ls_speaks_json(service: FakeService, capsys: Captured) -> None:
     assert json.loads(capsys.readouterr().out) == {"vms": [VMS["vms"][2]]}
 
 
-def test_in_a_vm_ls_says_that_it_is_for_dom0(
-    service: FakeService, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+def test_what_is_not_served_is_said_in_the_words_of_the_one_who_was_asked(
+    service: FakeService, capsys: Captured
 ) -> None:
-    monkeypatch.setenv("PEDOS_VM", "work")
+    service.replies["vm.list"] = CallError("unknown_method", "it is served in dom0 alone")
     assert qvm_ls.main([]) == 1
-    assert capsys.readouterr().err == (
-        "qvm-ls: failed: only dom0 may ask for this, and here is work\n"
-    )
+    assert capsys.readouterr().err == "qvm-ls: failed: it is served in dom0 alone\n"
 
 
 def test_start_tells_what_was_attached(service: FakeService, capsys: Captured) -> None:
@@ -141,3 +144,36 @@ def test_policy_status_tells_file_line_column_and_why(
     )
     assert qvm_policy.main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == policy
+
+
+SCRIPTS = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
+    "scripts"
+]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_program_tells_its_version(name: str, capsys: Captured) -> None:
+    module, function = SCRIPTS[name].split(":")
+    main = getattr(importlib.import_module(module), function)
+    try:
+        status = main(["--version"])
+    except SystemExit as leaving:
+        status = leaving.code
+    assert (status, capsys.readouterr().out) == (0, f"{name} {VERSION}\n")
+
+
+@pytest.mark.parametrize("words", [[], ["block"], ["-v"]])
+def test_qvm_device_lists_the_device_classes(words: list[str], capsys: Captured) -> None:
+    assert qvm_device.main([*words, "--list-device-classes"]) == 0
+    assert capsys.readouterr().out.split("\n") == [*DEVICE_CLASSES, ""]
+
+
+def test_the_device_classes_are_json_for_those_who_ask_for_that(capsys: Captured) -> None:
+    assert qvm_device.main(["--json", "--list-device-classes"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"device_classes": list(DEVICE_CLASSES)}
+
+
+@pytest.mark.parametrize("words", [["block", "--version"], ["--version", "floppy"]])
+def test_the_version_is_told_whatever_else_is_asked_for(words: list[str], capsys: Captured) -> None:
+    assert qvm_device.main(words) == 0
+    assert capsys.readouterr().out == f"qvm-device {VERSION}\n"

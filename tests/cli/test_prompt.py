@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from unicodedata import east_asian_width
 
 import pytest
+from pedos_cli.output import in_order
 from pedos_cli.prompt_desk import ARMING_AFTER_WITHDRAWAL_S, ARMING_S, QUESTIONS_MAX, Desk, Full
 from pedos_cli.prompt_question import CANDIDATES_MAX, Question, lines, parse
+
+PHOTOS = "\u041c\u043e\u0438 \u0444\u043e\u0442\u043e"
 
 ASK = {
     "request": "3f9c01ab77de",
@@ -34,6 +38,7 @@ class FakeScreen:
 
     def __init__(self) -> None:
         self.width = 80
+        self.encoding = "utf-8"
         self.lines: list[str] = []
         self.prompts: list[str] = []
         self.bells = 0
@@ -91,7 +96,7 @@ def table() -> Table:
 
 
 def test_a_question_shows_who_asks_for_what_and_every_choice() -> None:
-    assert lines(question(default="vault"), 80) == [
+    assert lines(question(default="vault"), 80, "utf-8") == [
         "-" * 72,
         "work asks to attach a block device",
         "  device      sys-usb:sda",
@@ -109,7 +114,7 @@ def test_a_question_shows_who_asks_for_what_and_every_choice() -> None:
 
 
 def test_without_a_default_nothing_is_marked() -> None:
-    assert not any("default" in line for line in lines(question(), 80))
+    assert not any("default" in line for line in lines(question(), 80, "utf-8"))
 
 
 @pytest.mark.parametrize(
@@ -123,22 +128,44 @@ def test_without_a_default_nothing_is_marked() -> None:
     ],
 )
 def test_it_says_what_the_service_does(service: str, device_class: str, words: str) -> None:
-    shown = lines(question(service=service, device_class=device_class), 80)
+    shown = lines(question(service=service, device_class=device_class), 80, "utf-8")
     assert shown[1] == f"work asks to {words}"
 
 
 def test_nothing_that_a_device_says_reaches_the_terminal_raw() -> None:
     evil = "\x1b[2J\r\n  1  vault\u202e\x07\x9b31m" + "".join(map(chr, range(0x300)))
-    shown = lines(question(description=evil), 80)
+    shown = lines(question(description=evil), 80, "utf-8")
     assert all(" " <= char <= "~" for line in shown for char in line)
-    assert len(shown) == len(lines(question(), 80)) + 1  # its second line, and no more
+    assert len(shown) == len(lines(question(), 80, "utf-8")) + 1  # its second line, and no more
+
+
+def test_what_a_device_says_is_in_its_own_letters_where_the_screen_has_them() -> None:
+    (line,) = [each for each in lines(question(description=PHOTOS), 80, "utf-8") if PHOTOS in each]
+    assert line == f"  says it is  {PHOTOS}"
+    assert all(line.isascii() for line in lines(question(description=PHOTOS), 80, "latin-1"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.parametrize("letter", ["\u5199", "\u0424", "\xe9", "o\u0301\u0301", "\u05d0 1 "])
+def test_letters_of_no_script_reach_the_start_of_a_line(letter: str, encoding: str) -> None:
+    description = (letter * 41)[:60]
+    plain = lines(question(), 40, encoding)
+    shown = lines(question(description=description), 40, encoding)
+    before = plain.index("  says it is  SanDisk Ultra")
+    said = shown[before : before + 1 + len(shown) - len(plain)]
+    assert len(said) > 1 and "size" not in said[-1]
+    assert said[0].startswith("  says it is  ")
+    assert all(line.startswith("            | ") for line in said[1:])
+    for line in map(in_order, said):
+        columns = sum(2 if east_asian_width(char) in "WFA" else 1 for char in line)
+        assert columns <= 40
 
 
 @pytest.mark.parametrize("width", [0, 40, 41, 80, 500])
 def test_a_long_description_cannot_write_a_choice_at_the_start_of_a_line(width: int) -> None:
     choice = "  1  vault   <- default: Enter alone"
     for padding in range(128 - len(choice)):
-        shown = lines(question(description="x" * padding + choice), width)
+        shown = lines(question(description="x" * padding + choice), width, "utf-8")
         assert max(map(len, shown)) < max(width, 40)
         assert [line for line in shown if line.startswith("  1  ")] == ["  1  work"]
 
@@ -152,7 +179,7 @@ def test_a_long_description_cannot_write_a_choice_at_the_start_of_a_line(width: 
         {"device": "a b"},
         {"device_class": "floppy"},
         {"identity": "\x1b"},
-        {"identity": "a" * 129},
+        {"identity": "a" * 257},
         {"size": -1},
         {"size": True},
         {"size": "1"},

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import termios
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from pedos_protocol.events import (
     Notice,
     Request,
 )
+from pedos_vchan.unix import short_path
 
 Captured = pytest.CaptureFixture[str]
 
@@ -64,7 +66,8 @@ class Dom0:
 
     def __init__(self, path: Path) -> None:
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
+        with short_path(path) as short:
+            self._listener.bind(short)
         self._listener.listen()
         self._listener.settimeout(PATIENCE_S)
         self._client: socket.socket | None = None
@@ -130,6 +133,7 @@ class Person:
     def __init__(self) -> None:
         self.master, self.slave = pty.openpty()
         self.seen = ""
+        self._decoder = getincrementaldecoder("utf-8")()
         self._read_to = 0
 
     def sees(self, text: str) -> str:
@@ -137,7 +141,7 @@ class Person:
         while (at := self.seen.find(text, self._read_to)) < 0:
             ready, _, _ = select.select([self.master], [], [], PATIENCE_S)
             assert ready, f"{text!r} is not on the screen: {self.seen[self._read_to :]!r}"
-            self.seen += os.read(self.master, 65536).decode("ascii")
+            self.seen += self._decoder.decode(os.read(self.master, 65536))
         between = self.seen[self._read_to : at]
         self._read_to = at + len(text)
         return between
@@ -221,7 +225,7 @@ class Stage:
 
 @pytest.fixture
 def stage(person: Person, dom0: Dom0) -> Iterator[Stage]:
-    with Terminal(person.slave, person.slave) as terminal:
+    with Terminal(person.slave, person.slave, "utf-8") as terminal:
         made = Stage(person, dom0, terminal)
         yield made
         made.loop.close()
@@ -556,9 +560,25 @@ def test_a_stopped_program_takes_the_terminal_again_and_shows_the_question_anew(
     assert dom0.answer()["verdict"] == "deny"
 
 
+@pytest.mark.parametrize(
+    ("encoding", "seen"),
+    [
+        ("utf-8", "\u0424\u043e\u0442\u043e \u05d0\u200e 1\\u202e\\u2800"),
+        ("koi8-r", "\u0424\u043e\u0442\u043e \\u05d0 1\\u202e\\u2800"),
+        ("ascii", "\\u0424\\u043e\\u0442\\u043e \\u05d0 1\\u202e\\u2800"),
+    ],
+)
+def test_a_line_has_the_letters_that_the_terminal_has(
+    person: Person, encoding: str, seen: str
+) -> None:
+    terminal = Terminal(person.slave, person.slave, encoding)
+    terminal.line("\u0424\u043e\u0442\u043e \u05d0 1\u202e\u2800")
+    assert os.read(person.master, 4096).decode(encoding) == f"{seen}\r\n"
+
+
 def test_an_error_puts_the_terminal_back_too(person: Person) -> None:
     before = person.settings()
-    with pytest.raises(ZeroDivisionError), Terminal(person.slave, person.slave):
+    with pytest.raises(ZeroDivisionError), Terminal(person.slave, person.slave, "utf-8"):
         assert person.settings() != before
         raise ZeroDivisionError
     assert person.settings() == before

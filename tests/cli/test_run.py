@@ -5,18 +5,22 @@ from __future__ import annotations
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 import pytest
 from pedos_cli import client, device_list, output
 from pedos_cli import run as run_module
 from pedos_cli.qvm_device import main
 from pedos_protocol.codec import FRAME_MAX
+from pedos_protocol.connection import Connection
 from pedos_protocol.errors import CODES, EXIT_STATUS, CallError, LocalProtocolError
+from pedos_protocol.events import Closed, NeedData, Request
 
 if TYPE_CHECKING:
     from conftest import FakeService
@@ -36,7 +40,8 @@ def test_every_error_code_has_its_word_and_its_status(
     service.replies["device.list"] = CallError(code, "it is so", {"hint": "qvm-ls", "request": "r"})
     assert main(["block"]) == EXIT_STATUS[code]
     lines = capsys.readouterr().err.splitlines()
-    assert lines[:2] == [f"qvm-device: {code.replace('_', ' ')}: it is so", "  try:  qvm-ls"]
+    word = {"unknown_method": "failed"}.get(code, code.replace("_", " "))
+    assert lines[:2] == [f"qvm-device: {word}: it is so", "  try:  qvm-ls"]
     assert lines[2:] == (["  request: r"] if code == "denied" else [])
 
 
@@ -268,11 +273,66 @@ def test_closed_outputs_do_not_matter(service: FakeService) -> None:
 def test_showing_is_harmless_bounded_and_the_same_the_second_time() -> None:
     every = "".join(map(chr, range(0x3000))) + "\udc80\U0001f600\\"
     shown = output.show(every, len(every) * 12)
-    assert all(" " <= char <= "~" for char in shown)
+    letters = {char for char in shown if not " " <= char <= "~"}
+    assert all(char.isalnum() or category(char)[0] == "M" for char in letters)
+    assert not letters & set("\u115f\u1160\u034f\u200b\u200e\u202e\u2800\u3000\xa0\xad")
     assert output.show(shown, len(shown)) == shown
     assert output.show("a" * 600) == "a" * 509 + "..."
     assert len(output.show("\x00" * 512)) == 512
     assert output.show("sys-usb:sda \\ 'x'") == "sys-usb:sda \\ 'x'"
+
+
+LETTERS = "\u041c\u043e\u0438 \u0444\u043e\u0442\u043e \u5199\u771f n\u0303"
+
+
+def written(line: str, encoding: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    output.put(line)
+    output.finish()
+    return raw.getvalue().decode(encoding).rstrip("\n")
+
+
+def test_letters_of_all_scripts_are_shown_where_the_output_can_show_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert output.show(LETTERS) == LETTERS
+    assert written(LETTERS, "utf-8", monkeypatch) == LETTERS
+    in_ascii = written(LETTERS, "ascii", monkeypatch)
+    assert in_ascii.isascii()
+    assert in_ascii.encode().decode("unicode_escape") == LETTERS
+    in_latin = written("\xe9\u041c", "latin-1", monkeypatch)
+    assert in_latin == "\xe9\\u041c"
+    assert written("\u0628 1", "utf-8", monkeypatch) == "\u200e\u0628\u200e 1"
+    assert written("\u0628 1", "iso-8859-6", monkeypatch) == "\\u0628 1"  # without such a mark
+
+
+@pytest.mark.parametrize(
+    "char",
+    ["\x1b", "\x9b", "\u202e", "\u200f", "\u200b", "\u2800", "\u3164", "\xa0", "\u3000", "\xad"],
+)
+def test_controls_bidi_marks_and_confusing_blanks_are_not(
+    char: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"\u041c{char}x"
+    escape = char.encode("unicode_escape").decode()
+    assert output.show(text) == f"\u041c{escape}x"
+    assert written(text, "utf-8", monkeypatch) == f"\u041c{escape}x"  # also if it was not shown
+
+
+def test_columns_stay_in_line_and_in_order_whatever_the_script(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="utf-8"))
+    rows = [("a:1", "\u5199\u771f", "5"), ("a:2", "n\u0303o", "6"), ("a:3", "\u05d0\u05d1", "7")]
+    output.table(rows, ())
+    output.finish()
+    assert raw.getvalue().decode().splitlines() == [
+        "a:1  \u5199\u771f  5",
+        "a:2  n\u0303o    6",
+        "a:3  \u05d0\u05d1\u200e    7",  # what follows is not drawn before them
+    ]
 
 
 def test_a_standard_error_that_is_gone_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,3 +342,33 @@ def test_a_standard_error_that_is_gone_hides_nothing(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(sys, "stderr", Gone())
     assert main(["floppy"]) == 2
+
+
+def test_after_a_request_that_was_sent_in_part_nothing_more_is_said_on_its_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `qvm-start a b` would: the service would read the next request as the rest of this one."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen(2)
+        listener.settimeout(10)
+        monkeypatch.setenv("PEDOS_SOCKET", str(tmp_path / "socket"))
+        monkeypatch.setattr(client, "GRACE", 0.0)
+        session = run_module.Session("qvm-start")
+        used: list[client.Client | None] = []
+        while len(set(used)) < 2 and len(used) < 100:  # until the first takes no more
+            with pytest.raises(CallError):
+                session.call("vm.start", {"vm": "x" * (FRAME_MAX // 2)}, 0.01)
+            used.append(session._client)
+        session.close()
+        first, _ = listener.accept()
+        second, _ = listener.accept()
+        with first, second:
+            first.settimeout(10)
+            parser, requests = Connection(), 0
+            while data := first.recv(1 << 20):
+                parser.receive_data(data)
+                while not isinstance(event := parser.next_event(), NeedData | Closed):
+                    requests += isinstance(event, Request)
+        # All but the one that was sent in part, and nothing behind it.
+        assert requests == len(used) - 2

@@ -10,11 +10,12 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 import trio.testing
 from pedos_dom0.audit import Audit
+from pedos_dom0.audit_queue import AuditQueue
 from pedos_dom0.drivers.base import DomainInfo, DriverError
 from pedos_dom0.errors import LOCAL_MODE_LACKS
 from pedos_dom0.facts import Facts
@@ -26,11 +27,16 @@ from pedos_dom0.registry import Registry
 from pedos_dom0.service import start_parts
 from pedos_dom0.state import State
 from pedos_dom0.store import Store
+from pedos_dom0.store_file import StoreFile
 from pedos_protocol.errors import CallError
+from pedos_protocol.fields import PAGE_DEVICES_MAX
 from pedos_protocol.messages import SCHEMA, PolicyStatus, to_wire
 from pedos_vchan.peer import Peer
 
+from tests.trio_versions import background
+
 Params = dict[str, Any]
+T = TypeVar("T")
 
 ALLOW_DOM0 = "device.*.*  *  @adminvm  @anyvm  allow\n"
 
@@ -48,6 +54,7 @@ class FakeDriver:
         self.starts_late = False
         self.refuse_shutdown: DriverError | None = None
         self.last_domid = 0
+        self.complete = True
 
     def add(self, name: str, *, running: bool = True) -> FakeAgent:
         agent = self.agents[name] = FakeAgent(name)
@@ -62,6 +69,9 @@ class FakeDriver:
     def domains(self) -> dict[str, DomainInfo]:
         return self.infos
 
+    def knows_all(self) -> bool:
+        return self.complete
+
     def events(self) -> trio.MemoryReceiveChannel[DomainInfo]:
         send, receive = trio.open_memory_channel[DomainInfo](100)
         self.subscribers.append(send)
@@ -72,10 +82,14 @@ class FakeDriver:
         await trio.sleep_forever()
 
     def change(self, name: str, domid: int | None, state: Any) -> None:
-        self.infos[name] = DomainInfo(name, domid, state)
+        before = self.infos.get(name)
+        self.infos[name] = DomainInfo(name, domid, state, before and before.uuid)
+        self.tell(self.infos[name])
+
+    def tell(self, info: DomainInfo) -> None:
         for subscriber in self.subscribers:
             with contextlib.suppress(trio.BrokenResourceError):
-                subscriber.send_nowait(self.infos[name])
+                subscriber.send_nowait(info)
 
     async def start(self, name: str) -> int:
         await trio.lowlevel.checkpoint()
@@ -127,6 +141,10 @@ class FakeAgent:
         self.on: dict[str, Callable[[Params], Awaitable[Params | None]]] = {}
         self.peer: Peer | None = None
         self.revision = 0
+        # What it has and does not report, as in its reports.
+        self.missing: list[Params] = []
+        # The devices that dom0 asks it to report before others.
+        self.preferred: list[str] = []
         self.connections = 0
         self._stopped: set[str] = set()  # imports, some of which may be about to start
         # Instead of speaking the protocol: what is done with a raw stream.
@@ -150,6 +168,8 @@ class FakeAgent:
                 "export.stop": self._export_stop,
                 "import.start": self._import_start,
                 "import.stop": self._import_stop,
+                "import.check": self._import_check,
+                "report.prefer": self._report_prefer,
             },
             name=self.name,
         )
@@ -158,12 +178,11 @@ class FakeAgent:
             async with trio.open_nursery() as nursery:
 
                 async def run(*, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-                    with contextlib.suppress(trio.BrokenResourceError):
-                        await peer.run(task_status=task_status)
+                    await serve_until_broken(peer, task_status)
                     nursery.cancel_scope.cancel()
 
                 await nursery.start(run)
-                if self.greets:
+                if self.greets and self.peer is peer:  # the connection may have ended already
                     with contextlib.suppress(CallError):  # the service may end meanwhile
                         await self.report()
 
@@ -176,10 +195,10 @@ class FakeAgent:
         return None
 
     async def _export_start(self, _peer: Peer, params: Params) -> Params:
-        await self._do("export.start", params)
-        keys = ("attachment", "device_class", "device", "peer", "port", "read_only")
+        answer = await self._do("export.start", params)
+        keys = ("attachment", "device_class", "device", "peer", "port", "read_only", "instance")
         self.exports[params["attachment"]] = {key: params[key] for key in keys}
-        return {}
+        return answer or {}
 
     async def _export_stop(self, _peer: Peer, params: Params) -> Params:
         await self._do("export.stop", params)
@@ -201,21 +220,35 @@ class FakeAgent:
         self.imports.pop(params["attachment"], None)
         return {}
 
+    async def _import_check(self, _peer: Peer, params: Params) -> Params:
+        await self._do("import.check", params)
+        return {}
+
+    async def _report_prefer(self, _peer: Peer, params: Params) -> Params:
+        await self._do("report.prefer", params)
+        self.preferred = [each["device"] for each in params["devices"]]
+        return {"revision": self.revision}
+
     # What it tells
 
     async def report(self) -> None:
         assert self.peer is not None
         self.revision += 1
-        await self.peer.call(
-            "agent.report",
-            {
+        devices = list(self.devices.values())
+        size = PAGE_DEVICES_MAX
+        pages = [devices[at : at + size] for at in range(0, len(devices), size)] or [[]]
+        for number, page in enumerate(pages):
+            last = number == len(pages) - 1
+            params = {
                 "revision": self.revision,
-                "devices": list(self.devices.values()),
-                "exports": list(self.exports.values()),
-                "imports": list(self.imports.values()),
-            },
-            timeout=5,
-        )
+                "devices": page,
+                "exports": [] if number else list(self.exports.values()),
+                "imports": [] if number else list(self.imports.values()),
+                "page": number,
+                "last": last,
+                "missing": self.missing if last else [],
+            }
+            await self.peer.call("agent.report", params, timeout=5)
 
     async def ended(self, attachment: str, side: str) -> None:
         assert self.peer is not None
@@ -256,7 +289,9 @@ class FakeAgent:
 
 
 class FakePolicy:
-    """Rules from a text, without files."""
+    """Rules from a text, without files. With `ok` False those have an error by now."""
+
+    ok = True
 
     def __init__(self, text: str) -> None:
         self.set(text)
@@ -268,7 +303,8 @@ class FakePolicy:
 
     def status(self) -> PolicyStatus:
         rules = len(self.snapshot)
-        return PolicyStatus(ok=True, loaded_at="2024-01-01T00:00:00", rules=rules, errors=())
+        since = "2024-01-01T00:00:00"
+        return PolicyStatus(ok=self.ok, loaded_at=since, rules=rules, errors=())
 
 
 class World:
@@ -280,6 +316,8 @@ class World:
         self.driver = FakeDriver()
         self.policy = FakePolicy(policy)
         self.reach: Callable[[str], Awaitable[None]] = _pass
+        # How the store's file is written; a test can put a slow disk here.
+        self.disk: Callable[[Callable[[], Any]], Awaitable[Any]] = at_once
         # The folder of VMs' facts; None is a service that was given none.
         self.facts_folder: Path | None = None
         self.state: State
@@ -320,11 +358,14 @@ class World:
         self.reach = _pass
         await self.start()
 
+    def _store(self) -> Store:
+        return Store(StoreFile(self.folder / "dom0.sqlite"), lambda work: self.disk(work))
+
     async def _run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         self.driver.subscribers.clear()
         with (
-            contextlib.closing(Store(self.folder / "dom0.sqlite")) as store,
-            contextlib.closing(Audit(self.folder / "audit.jsonl")) as audit,
+            contextlib.closing(self._store()) as store,
+            contextlib.closing(AuditQueue(Audit(self.folder / "audit.jsonl"))) as audit,
         ):
             facts = Facts(self.driver, self.facts_folder)
             facts.reload()
@@ -372,6 +413,14 @@ class World:
             assert (agent.exports, agent.imports) == ({}, {}), agent.name
 
 
+async def serve_until_broken(peer: Peer, task_status: Any) -> None:
+    """Serves a connection that may break at any time, also before it is open."""
+    with contextlib.suppress(trio.BrokenResourceError):
+        await peer.run(task_status=task_status)
+    if peer.their_hello is None:
+        task_status.started()  # `run` has not said it
+
+
 class Client:
     """dom0's command line, on a connection of its own for every call."""
 
@@ -386,7 +435,7 @@ class Client:
     async def connected(self, **handlers: Any) -> AsyncIterator[Peer]:
         ours, theirs = self.streams()
         self._world.service_nursery.start_soon(LocalSocket(self._world.api).serve_client, theirs)
-        async with trio.open_nursery() as nursery:
+        async with background() as nursery:
             peer = Peer(
                 ours,
                 program="fake-client",
@@ -394,12 +443,13 @@ class Client:
             )
 
             async def run(*, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-                with contextlib.suppress(trio.BrokenResourceError):
-                    await peer.run(task_status=task_status)
+                await serve_until_broken(peer, task_status)
 
             await nursery.start(run)
-            yield peer
-            peer.close()
+            try:
+                yield peer
+            finally:
+                peer.close()
 
     @contextlib.asynccontextmanager
     async def prompter(self, answer: Any = None) -> AsyncIterator[FakePrompter]:
@@ -471,6 +521,12 @@ def named(vm: str, device: str, device_class: str = "block") -> Params:
 def filled_in(method: str, params: Params) -> Params:
     """The parameters with their defaults, as a client writes them."""
     return to_wire(SCHEMA[method].params(**params))
+
+
+async def at_once(work: Callable[[], T]) -> T:
+    """In the place of a thread, which `wait_all_tasks_blocked` would not wait for."""
+    await trio.lowlevel.checkpoint()
+    return work()
 
 
 async def hang(_params: Params) -> None:

@@ -157,7 +157,7 @@ async def test_wrong_parameters_of_a_vm_s_user_are_usage_and_the_vm_stays(
 ) -> None:
     peer = world.driver.agents["work"].peer
     assert peer is not None
-    with fails("usage", "device.list"):
+    with fails("usage", "the request to list devices is malformed: vms is missing"):
         await peer.call("device.list", {"device_class": "tpm"}, timeout=5)
     assert world.audit("disconnected") == []
 
@@ -237,12 +237,18 @@ async def test_explain_shows_the_rule_and_those_before_it(
     assert (answer["verdict"], answer["default"], answer["rule"]) == ("deny", True, None)
 
 
-async def test_a_long_trace_is_cut_to_one_answer(world: World, autojump_clock: Clock) -> None:
-    world.policy.set("device.attach.block  +sys-usb:x  @adminvm  vault  allow\n" * 5000)
+async def test_an_explanation_has_the_rule_that_decided_and_counts_what_it_leaves_out_before_it(
+    world: World, autojump_clock: Clock
+) -> None:
+    other = "device.attach.block  +sys-usb:x  @adminvm  vault  allow\n"
+    world.policy.set(other * 3000 + "device.attach.block  *  @adminvm  work  allow\n")
     answer = await world.client.call(
         "device.explain", verb="attach", **named("work", "sys-usb:free1")
     )
+    assert answer["rule"] == "30-test.policy:3001"
+    assert answer["text"] == "device.attach.block * @adminvm work allow"
     assert len(answer["trace"]) > 100
+    assert len(answer["trace"]) + answer["trace_left_out"] == 3000
 
 
 async def test_a_watcher_sees_devices_come_change_and_go(
@@ -320,7 +326,7 @@ async def test_vm_list_has_dom0_and_who_has_an_agent(world: World, autojump_cloc
 async def test_a_full_disk_is_an_error_and_not_the_end(
     world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_arguments: Any) -> None:
+    def full(*_arguments: Any, **_named: Any) -> None:
         raise StoreError(Path("dom0.sqlite"), "database or disk is full", "make room")
 
     with monkeypatch.context() as patch:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from pedos_dom0.registry import DeviceKey
-from pedos_dom0.takedown import STOP_TIMEOUT
+from pedos_dom0.stops import STOP_TIMEOUT
 from pedos_protocol.errors import CallError
 from pedos_protocol.fields import ATTACHMENTS_MAX
 from trio.abc import Clock
@@ -21,16 +19,8 @@ DETACH_STEPS = ("detach.started", "detach.unimported", "detach.unexported", "det
 
 
 @pytest.fixture
-async def world(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[World]:
-    world = World(tmp_path, nursery)
-    world.vm("sys-usb", "stick")
-    world.vm("work")
-    world.vm("vault")
-    world.vm("halted", running=False)
-    world.dom0_agent()
-    await world.start()
-    yield world
-    await world.kill()
+def world(world_with_a_stick: World) -> World:
+    return world_with_a_stick
 
 
 async def test_an_attach_exports_imports_and_says_how(world: World, autojump_clock: Clock) -> None:
@@ -243,6 +233,21 @@ async def test_an_agent_that_fails_a_step_leaves_nothing(
     assert (await world.client.attach("work", "sys-usb:stick"))["outcome"] == "attached"
 
 
+async def test_what_was_never_attached_is_not_called_detached(
+    world: World, autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pedos_dom0")
+    world.driver.agents["work"].on["import.start"] = hang
+    with fails("failed", "work did not answer"):
+        await world.client.attach("work", "sys-usb:stick")
+    world.driver.agents["work"].on.clear()
+    assert world.audit("ended") == []
+    (undone,) = world.audit("undone")
+    assert undone["reason"].startswith("the attach failed: work did not answer")
+    assert not [each for each in caplog.messages if "is detached" in each]
+    assert any("sys-usb:stick was not attached to work" in each for each in caplog.messages)
+
+
 @pytest.mark.parametrize("step", DETACH_STEPS)
 async def test_a_detach_goes_through_whatever_fails_inside(
     world: World, autojump_clock: Clock, step: str
@@ -258,18 +263,18 @@ async def test_a_detach_goes_through_whatever_fails_inside(
     world.assert_nothing_left()
 
 
-async def test_a_target_that_hangs_in_stop_is_cut_off_and_the_source_is_stopped(
+async def test_by_force_a_target_that_hangs_in_stop_is_cut_off_and_the_source_is_stopped(
     world: World, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:stick")
     world.driver.agents["work"].on["import.stop"] = hang
     began = trio.current_time()
-    await world.client.detach("work", "sys-usb:stick")
+    await world.client.call("device.detach", **named("work", "sys-usb:stick"), force=True)
     assert trio.current_time() - began <= STOP_TIMEOUT + 1
     assert world.driver.agents["sys-usb"].exports == {}
     assert list(world.state.leases) == []
     (gone,) = world.audit("disconnected")
-    assert gone["vm"] == "work" and "import.stop" in gone["reason"]
+    assert gone["vm"] == "work" and "give a lent device back" in gone["reason"]
     # It comes back with its leftover, which it now lets go of before anything else.
     world.driver.agents["work"].on.clear()
     await trio.sleep(5)
@@ -455,6 +460,7 @@ async def test_what_was_waited_for_is_decided_on_as_it_then_is(
         await trio.testing.wait_all_tasks_blocked()
         assert not outcome
         world.policy.set("device.attach.block * @adminvm vault allow read-only=yes\n")
+        world.driver.change("work", None, "Halted")
     assert outcome[0]["options"]["read-only"] == "yes"
 
 
@@ -482,7 +488,7 @@ async def test_many_devices_of_a_vm_that_hangs_are_detached_in_the_time_of_one(
         await world.client.attach("work", f"sys-usb:disk{number}")
     source.on["export.stop"] = world.driver.agents["work"].on["import.stop"] = hang
     began = trio.current_time()
-    answer = await world.client.call("device.detach", device_class="block", vm="work")
+    answer = await world.client.call("device.detach", device_class="block", vm="work", force=True)
     assert trio.current_time() - began <= 2 * STOP_TIMEOUT
     assert [item["device"] for item in answer["results"]] == [f"disk{n}" for n in range(4)]
     assert all(item["detached"] for item in answer["results"])
@@ -499,7 +505,7 @@ async def test_the_errors_of_many_devices_fit_into_one_answer(
     for number in range(count):
         name = f"{'n' * 60}{number}"
         world.driver.agents["sys-usb"].plug(name, **text)
-        world.state.store.assign("halted", DeviceKey("block", "sys-usb", name), {})
+        await world.state.store.assign("halted", DeviceKey("block", "sys-usb", name), {})
     await world.driver.agents["sys-usb"].report()
     answer = await world.client.call("device.detach", device_class="block", vm="halted")
     assert len(answer["results"]) == count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -94,12 +94,17 @@ def test_fields_are_bounded_and_the_line_too(audit: Audit, path: Path) -> None:
     assert all(len(line) <= LINE_MAX for line in path.read_bytes().split(b"\n"))
 
 
-def test_lists_and_depth_are_bounded(audit: Audit, path: Path) -> None:
+def test_lists_and_depth_are_bounded_and_what_is_cut_off_is_counted(
+    audit: Audit, path: Path
+) -> None:
     deep: list[Any] = []
     deep.append(deep)
-    audit.write("event", wide=list(range(1000)), deep=deep)
+    wide = {str(number): number for number in range(1000)}
+    audit.write("event", wide=list(range(1000)), map=wide, deep=deep)
     (line,) = lines(path)
-    assert line["wide"] == list(range(ITEMS_MAX))
+    more = f"{1000 - ITEMS_MAX} more"
+    assert line["wide"] == [*range(ITEMS_MAX), f"... {more}"]
+    assert line["map"] == {**dict(list(wide.items())[:ITEMS_MAX]), "...": more}
     assert str(line["deep"]).startswith("[[[[")
 
 
@@ -138,7 +143,7 @@ def test_a_field_cannot_pass_itself_off_as_the_time(audit: Audit, path: Path) ->
 @given(st.recursive(st.none() | st.text() | st.integers() | st.binary(), st.lists))
 @settings(derandomize=True, max_examples=100, deadline=None)
 def test_whatever_is_written_one_line_of_json_is_read(value: object) -> None:
-    line = audit_module._line("event", {"value": value})
+    line = audit_module._line(audit_module.make_record("event", {"value": value}))
     assert line.count(b"\n") == 1
     assert line.endswith(b"\n")
     assert json.loads(line)["event"] == "event"
@@ -210,6 +215,86 @@ def test_a_missing_folder_is_an_error_at_the_start(tmp_path: Path) -> None:
         Audit(tmp_path / "missing" / "audit.jsonl")
 
 
+# What others do to the file
+
+
+def deleted(path: Path) -> None:
+    path.unlink()
+
+
+def moved_away(path: Path) -> None:
+    path.rename(path.with_name("audit.jsonl-20260101"))
+
+
+def moved_and_made_anew(path: Path) -> None:
+    """As logrotate does it with `create`."""
+    moved_away(path)
+    path.touch(0o600)
+
+
+def replaced(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(b'{"event": "of another"}\n{"event": "to')
+    other.rename(path)
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "what", "level"),
+    [
+        (deleted, "deleted", "CRITICAL"),
+        (moved_away, "moved away", "WARNING"),
+        (moved_and_made_anew, "moved away", "WARNING"),
+        (replaced, "deleted", "CRITICAL"),
+        (truncated, "truncated", "CRITICAL"),
+    ],
+)
+def test_no_line_goes_into_a_file_that_has_lost_its_name(
+    audit: Audit,
+    path: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Path], None],
+    what: str,
+    level: str,
+) -> None:
+    audit.write("before")
+    damage(path)
+    audit.write("after")
+    audit.write("and on")
+    written = [line for line in path.read_bytes().split(b"\n") if b"time" in line]
+    notice, *rest = map(json.loads, written)
+    assert (notice["event"], notice["what"]) == ("service", f"log begun anew: it was {what}")
+    assert [line["event"] for line in rest] == ["after", "and on"]
+    (record,) = caplog.records
+    assert record.levelname == level
+    assert f"{path} was {what} by another program" in record.getMessage()
+    assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 or damage is replaced
+    assert audit.trouble is None
+
+
+def test_a_line_for_which_there_is_no_folder_any_more_is_lost_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    audit = Audit(folder / "audit.jsonl")
+    audit.write("before")
+    folder.rename(tmp_path / "elsewhere")
+    audit.write("one")
+    audit.write("two")
+    trouble = f"the audit log {folder / 'audit.jsonl'} cannot be written: No such file or directory"
+    assert audit.trouble == trouble
+    assert [record.levelname for record in caplog.records] == ["CRITICAL"]
+    folder.mkdir()
+    audit.write("three")
+    audit.close()
+    assert audit.trouble is None
+    assert [line.get("lost_before") for line in lines(folder / "audit.jsonl")] == [None, 2]
+
+
 # Rotation
 
 
@@ -220,7 +305,11 @@ def numbers(path: Path) -> list[int]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file takes ten lines of these tests."""
-    monkeypatch.setattr(audit_module, "FILE_MAX", 10 * len(audit_module._line("e", {"number": 10})))
+    monkeypatch.setattr(
+        audit_module,
+        "FILE_MAX",
+        10 * len(audit_module._line(audit_module.make_record("e", {"number": 10}))),
+    )
 
 
 def files(path: Path) -> list[Path]:

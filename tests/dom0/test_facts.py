@@ -21,6 +21,7 @@ from pedos_protocol.fields import TAGS_MAX
 from trio.abc import Clock
 
 from tests.dom0.fakes import FakeDriver
+from tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -104,7 +105,8 @@ def test_a_mistake_is_shown_with_its_line_and_key(text: str, line: int, words: s
 def test_all_mistakes_of_a_file_are_found_up_to_a_bound() -> None:
     many = "".join(f"[vm{number}]\ntype = 5\n" for number in range(ERRORS_MAX + 5))
     _, errors = parse("x.toml", many.encode())
-    assert [error.line for error in errors] == [2 * n + 2 for n in range(ERRORS_MAX)]
+    assert [error.line for error in errors] == [*(2 * n + 2 for n in range(ERRORS_MAX)), 0]
+    assert errors[-1].message == "5 errors more"
 
 
 @pytest.mark.parametrize(
@@ -220,6 +222,18 @@ def test_files_that_are_not_meant_are_left_alone_and_misnamed_ones_are_errors(
     assert any("40-link.toml: cannot be read: No such file" in each for each in said)
 
 
+def test_more_mistakes_of_all_files_than_the_bound_are_counted(
+    driver: FakeDriver, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pedos_dom0.facts.ERRORS_MAX", 3)
+    for number in range(5):
+        (folder / f"{number}.toml").write_text("[[[")
+    facts = Facts(driver, folder)
+    assert not facts.reload()
+    assert len(facts.errors) == 4
+    assert str(facts.errors[-1]) == "vms.d: 2 errors more"
+
+
 def test_one_vm_in_two_files_is_a_mistake(driver: FakeDriver, folder: Path) -> None:
     (folder / "10-x.toml").write_text("[work]\n")
     (folder / "20-y.toml").write_text("\n[vm.work]\n")
@@ -283,7 +297,7 @@ async def test_a_file_that_is_saved_takes_effect_also_behind_a_link(
     facts.on_read = read
     await trio.testing.wait_all_tasks_blocked(0.1)  # it watches
     (folder.with_name(place) / "10-x.toml").write_text('[work]\ntags = ["office"]\n')
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE):
         while facts.system.domains["work"].tags != {"office"}:
             await taken.wait()
             taken = trio.Event()

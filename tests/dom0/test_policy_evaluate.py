@@ -11,12 +11,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pedos_dom0.policy import evaluate as evaluate_module
 from pedos_dom0.policy.evaluate import ARGUMENT_MAX, Decision, Request
-from pedos_dom0.policy.model import Glob
 from pedos_dom0.policy.parser import parse_file
+from pedos_dom0.policy.selectors import Glob
 from pedos_dom0.policy.snapshot import Snapshot
 from pedos_dom0.policy.system import System, VmFacts
 from pedos_dom0.policy.tokens import DEVICE_VERBS, service_tokens
-from pedos_protocol.names import DEVICE_CLASSES
+from pedos_protocol.names import DEVICE_CLASSES, IDENTITY_MAX
 
 SYSTEM = System({name: VmFacts(name) for name in ("work", "vault", "sys-usb")})
 STICK = Request("device.attach.block", "+sys-usb:sda:046d:c52b", "dom0", "work")
@@ -112,7 +112,7 @@ NOT_REQUESTS: list[tuple[str, Any]] = [
     ("argument", "+sys-usb:sda:*"),
     ("argument", "+sys-usb:sda:\x1b[31m"),
     ("argument", "+sys-usb::"),
-    ("argument", "+sys-usb:sda:" + "x" * 200),
+    ("argument", "+sys-usb:sda:" + "x" * (IDENTITY_MAX + 1)),
     ("argument", "+sys-usb:sda:" + "x" * 10_000_000),
 ]
 
@@ -146,7 +146,7 @@ def test_a_text_with_a_comparison_of_its_own_is_no_request() -> None:
 
 
 def test_the_longest_names_that_there_are_fit_into_a_request() -> None:
-    argument = f"+{'v' * 31}:{'d' * 64}:{'i' * 128}"
+    argument = f"+{'v' * 31}:{'d' * 64}:{'i' * IDENTITY_MAX}"
     assert len(argument) <= ARGUMENT_MAX
     decision = evaluate(attrs.evolve(STICK, argument=argument), policy("* * * * allow"))
     assert decision.verdict == "allow"

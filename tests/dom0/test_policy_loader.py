@@ -16,6 +16,8 @@ from pedos_dom0.policy.evaluate import Request, evaluate
 from pedos_dom0.policy.loader import PolicyLoader, read_policy
 from pedos_dom0.policy.system import System, VmFacts
 
+from tests.patience import PATIENCE
+
 ALLOW = "device.attach.block * dom0 work allow\n"
 DENY = "device.attach.block * dom0 work deny\n"
 SYSTEM = System({"work": VmFacts("work")})
@@ -111,7 +113,6 @@ def test_a_policy_file_that_nobody_would_read_is_an_error(folder: Path, name: st
     (problem,) = problems(loader)
     assert problem.endswith(":0:0: a policy file's name has only 0-9 a-z _ . -")
     assert problem.isprintable()
-    assert problem.isascii()
 
 
 def test_a_broken_edit_leaves_the_last_good_policy_in_force(folder: Path) -> None:
@@ -310,7 +311,7 @@ def test_a_status_stays_small_and_says_how_many_errors_it_left_off(folder: Path)
     loader.reload()
     assert len(loader.errors) == 100
     assert len(problems(loader)) == loader_module.ERRORS_MAX
-    assert problems(loader)[-1] == ":0:0: 37 errors more"
+    assert loader.status().errors_left_out == 36
 
 
 def test_each_error_is_logged_once_with_place_reason_and_what_stays(
@@ -347,7 +348,7 @@ def test_each_error_is_logged_once_with_place_reason_and_what_stays(
 
 async def until(reads: trio.MemoryReceiveChannel[bool]) -> bool:
     """What the next reading of the files came to."""
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE):
         return await reads.receive()
 
 

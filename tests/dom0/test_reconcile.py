@@ -9,10 +9,10 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from pedos_dom0.takedown import STOP_TIMEOUT
+from pedos_dom0.stops import STOP_TIMEOUT
 from trio.abc import Clock
 
-from tests.dom0.fakes import World, fails, hang
+from tests.dom0.fakes import World, fails, hang, named
 
 ATTACH_STEPS = ("attach.leased", "attach.exported", "attach.imported", "attach.committed")
 DETACH_STEPS = ("detach.started", "detach.unimported", "detach.unexported", "detach.freed")
@@ -131,18 +131,63 @@ async def test_an_export_that_is_not_the_journal_s_is_ended(
     world.assert_nothing_left()
 
 
-async def test_an_agent_that_never_comes_back_loses_its_attachments(
+@pytest.mark.parametrize("name", ["work", "sys-usb"])
+async def test_an_agent_that_hangs_loses_nothing_by_a_restart_until_its_vm_has_ended(
+    world: World, autojump_clock: Clock, name: str
+) -> None:
+    await world.client.attach("work", "sys-usb:stick")
+    await world.kill()
+    agent = world.driver.agents[name]
+    agent.listens = False
+    await world.start()
+    began = trio.current_time()
+    if name == "work":
+        with fails("busy", "attached to work"):
+            await world.client.attach("vault", "sys-usb:stick")
+        with fails("busy", "whose agent does not say whether it is used"):
+            await world.client.detach("work", "sys-usb:stick")
+        assert trio.current_time() - began <= 31
+    await trio.sleep(60)
+    agent.listens = True
+    await trio.sleep(10)
+    assert [each.state for each in world.state.leases] == ["attached"]
+    assert world.audit("ended") == []
+    await world.kill()
+    agent.listens = False
+    await world.start()
+    await trio.sleep(60)
+    world.driver.change(name, None, "Halted")
+    await trio.sleep(1)
+    assert list(world.state.leases) == []
+
+
+async def test_a_hanging_agent_gives_back_by_force_what_it_had_before_a_restart(
     world: World, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:stick")
     await world.kill()
     world.driver.agents["work"].listens = False
-    world.driver.agents["work"].imports.clear()
     await world.start()
-    began = trio.current_time()
+    await world.client.call("device.detach", **named("work", "sys-usb:stick"), force=True)
     assert (await world.client.attach("vault", "sys-usb:stick"))["outcome"] == "attached"
-    assert trio.current_time() - began <= 31
-    assert world.audit("ended")[0]["reason"].endswith("the agent of work did not come back")
+    world.driver.agents["work"].listens = True
+    await trio.sleep(10)
+    assert world.driver.agents["work"].imports == {}
+
+
+@pytest.mark.parametrize("after", [1, 60])
+async def test_what_is_unplugged_ends_although_its_target_hangs_since_before_a_restart(
+    world: World, autojump_clock: Clock, after: float
+) -> None:
+    await world.client.attach("work", "sys-usb:stick")
+    await world.kill()
+    world.driver.agents["work"].listens = False
+    await world.start()
+    await trio.sleep(after)
+    await world.driver.agents["sys-usb"].unplug("stick")
+    await trio.sleep(60 if after < 30 else 1)
+    assert list(world.state.leases) == []
+    assert world.driver.agents["sys-usb"].exports == {}
 
 
 async def test_other_vms_do_not_wait_for_one_that_does_not_come_back(
@@ -213,7 +258,7 @@ async def test_every_row_of_the_journal_can_be_loaded(world: World, autojump_clo
     (lease,) = world.state.leases
     store = world.state.store
     for digit, state in enumerate(("pending", "attached", "detaching")):
-        store.journal_put(attrs.evolve(lease, attachment=f"{digit:016x}", state=state))
+        await store.journal_put(attrs.evolve(lease, attachment=f"{digit:016x}", state=state))
     await world.restart()
     await trio.testing.wait_all_tasks_blocked()
     world.assert_nothing_left()

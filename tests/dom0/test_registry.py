@@ -23,6 +23,8 @@ from pedos_dom0.registry import (
 )
 from pedos_protocol.messages import Device
 
+from tests.patience import PATIENCE
+
 
 def device(name: str, parent: str | None = None, **fields: Any) -> Device:
     known: dict[str, Any] = {
@@ -41,7 +43,7 @@ def key(name: str, backend: str = "sys-usb", device_class: str = "block") -> Dev
 
 
 async def take(subscription: Subscription, count: int) -> list[Event]:
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         return [await subscription.__anext__() for _ in range(count)]
 
 
@@ -111,6 +113,28 @@ def test_parents_that_lead_in_a_circle_or_nowhere_do_no_harm() -> None:
     assert registry.family(key("c")) == {key("c")}
     registry.replace("sys-usb", [device("a", "gone")])
     assert registry.family(key("a")) == {key("a"), key("gone")}
+
+
+def test_what_shares_data_is_one_family() -> None:
+    """Two loop devices of one file, one of which is made of by a partition of a third."""
+    registry = Registry()
+    registry.replace(
+        "sys-usb",
+        [
+            device("loop0", shares=("loop1",)),
+            device("loop1"),
+            device("loop2", shares=("sda1", "elsewhere")),
+            device("sda"),
+            device("sda1", parent="sda"),
+            device("sda2", parent="sda"),
+        ],
+    )
+    assert registry.family(key("loop0")) == registry.family(key("loop1"))
+    assert registry.family(key("loop0")) == {key("loop0"), key("loop1")}
+    assert registry.family(key("loop2")) == {key("loop2"), key("sda1"), key("elsewhere")}
+    assert registry.family(key("sda1")) == {key("sda1"), key("sda"), key("loop2")}
+    assert key("loop2") in registry.family(key("sda"))
+    assert registry.family(key("sda2")) == {key("sda2"), key("sda")}
 
 
 @given(st.dictionaries(st.sampled_from("abcdef"), st.sampled_from([*"abcdef", None])))

@@ -22,9 +22,9 @@ from pedos_vchan.peer import Peer, open_peer
 from pedos_vchan.unix import connect_unix, short_path
 
 from tests.dom0.fakes import ALLOW_DOM0, FakeAgent, FakeDriver
+from tests.patience import PATIENCE
 
 # Seconds, many times what anything takes, also of a clock that jumps while files are read.
-PATIENCE = 60
 
 
 @pytest.fixture
@@ -52,6 +52,7 @@ class Served:
     def __init__(self, state: State, peer: Peer) -> None:
         self._peer = peer
         self._news = trio.Event()
+        self._audit = state.audit
         write = state.audit.write
 
         def write_and_tell(event: str, **fields: object) -> None:
@@ -65,7 +66,10 @@ class Served:
         return await self._peer.call(method, params, timeout=PATIENCE)
 
     async def status(self) -> dict[str, Any]:
-        return (await self.call("service.status"))["policy"]  # type: ignore[no-any-return]
+        """How policy stands; what the audit log has of it is in the file then."""
+        status: dict[str, Any] = (await self.call("service.status"))["policy"]
+        await self._audit.written()
+        return status
 
     async def verdict(self, source: str = "dom0", target: str = "work") -> str:
         question = {"service": "device.attach.block", "argument": "+sys-usb:x", "source": source}
@@ -146,7 +150,10 @@ async def test_a_first_start_with_broken_facts_denies_everything_and_says_so(
         (error,) = now["errors"]
         assert (error["file"], error["line"], error["text"]) == ("vms.d/10-x.toml", 2, "tags = 5")
         assert await service.verdict() == "deny"
-        facts.write_text('[work]\ntags = ["office"]\n[vault]\ninternal = true\n')
+        # In one step: a file that is still open for writing may be read, and refused, once more.
+        corrected = config.vms.with_name("corrected")
+        corrected.write_text('[work]\ntags = ["office"]\n[vault]\ninternal = true\n')
+        corrected.replace(facts)
         await service.until(ok=True)
         assert await service.verdict() == "allow"
         vms = await service.call("policy.system", after=None)
@@ -331,9 +338,13 @@ async def test_a_policy_with_very_many_errors_is_still_told_of_in_one_answer(
     lines = "".join(f"device.attach.block * {long} {long} allow\n" for _ in range(300))
     (config.policy[0] / "40-test.policy").write_text(lines)
     async with served(config) as service:
-        errors = (await service.status())["errors"]
+        status = await service.status()
+        errors = status["errors"]
         assert 10 < len(errors) < 100
+        assert len(errors) + status["errors_left_out"] == 300
         assert all(len(error["text"]) <= TEXT_MAX for error in errors)
         params = {"device_class": "block", "vms": None, "exclude": [], "after": None}
         listed = await service.call("device.list", **params)
-        assert 0 < len(listed["policy"]["errors"]) <= POLICY_ERRORS_MAX
+        errors = listed["policy"]["errors"]
+        assert 0 < len(errors) <= POLICY_ERRORS_MAX
+        assert len(errors) + listed["policy"]["errors_left_out"] == 300

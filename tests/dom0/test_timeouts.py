@@ -6,17 +6,22 @@ from typing import NamedTuple
 
 import pytest
 from pedos_agent import xen_block as agents_xen_block
+from pedos_agent.reserve import RESERVE_SECONDS
 from pedos_cli import timeouts
 from pedos_dom0.agents import AGENT_GRACE
 from pedos_dom0.drivers import local, xen, xen_block
+from pedos_dom0.fresh import KNOWN_TIMEOUT
+from pedos_dom0.local.bringup import VM_START_TIMEOUT
 from pedos_dom0.prompts import ASK_TIMEOUT
 from pedos_dom0.reconcile import SETTLE_TIMEOUT
-from pedos_dom0.takedown import STOP_TIMEOUT
+from pedos_dom0.stops import STOP_TIMEOUT
 from pedos_dom0.transaction import EXPORT_TIMEOUT, IMPORT_TIMEOUT
 from pedos_dom0.vmstart import BOOT_TIMEOUT
+from pedos_protocol.events import DEADLINE_MS_MAX
+from pedos_vchan.in_time import ANSWER_SECONDS
 
 ASK = ASK_TIMEOUT
-FIND = AGENT_GRACE + SETTLE_TIMEOUT
+FIND = AGENT_GRACE + SETTLE_TIMEOUT + KNOWN_TIMEOUT
 
 
 class Steps(NamedTuple):
@@ -62,16 +67,37 @@ def test_a_detach_of_vms_that_hang_is_waited_for(steps: Steps) -> None:
     assert SETTLE_TIMEOUT + ASK + steps.detach < timeouts.DETACH_S
 
 
+def start_that_fails_at_its_end(steps: Steps) -> float:
+    begin = FIND + ASK + steps.start + steps.attach
+    # Who uses what it lends is asked before it is shut down and before it is destroyed.
+    stop = 2 * STOP_TIMEOUT + steps.detach + steps.shutdown
+    undo = stop + steps.detach + steps.destroy + steps.detach
+    return begin + undo
+
+
 @on_both
 def test_a_start_that_fails_at_its_end_is_waited_for(steps: Steps) -> None:
-    begin = FIND + ASK + steps.start + steps.attach
-    undo = 2 * steps.detach + steps.destroy
-    assert begin + undo < timeouts.START_S
+    assert start_that_fails_at_its_end(steps) < timeouts.START_S
+
+
+def test_a_system_that_comes_up_waits_for_a_start_that_fails_at_its_end() -> None:
+    assert start_that_fails_at_its_end(PROCESSES) < VM_START_TIMEOUT
 
 
 @on_both
 def test_a_shutdown_of_vms_that_hang_is_waited_for(steps: Steps) -> None:
-    assert steps.detach + steps.shutdown + steps.detach < timeouts.SHUTDOWN_S
+    assert STOP_TIMEOUT + steps.detach + steps.shutdown + steps.detach < timeouts.SHUTDOWN_S
+
+
+def test_a_request_may_carry_as_long_as_a_command_waits() -> None:
+    waits = {name: seconds for name, seconds in vars(timeouts).items() if name.endswith("_S")}
+    assert waits
+    too_long = {name for name, seconds in waits.items() if seconds * 1000 > DEADLINE_MS_MAX}
+    assert not too_long
+
+
+def test_an_agent_of_local_mode_answers_before_dom0_gives_it_up() -> None:
+    assert ANSWER_SECONDS + RESERVE_SECONDS < EXPORT_TIMEOUT
 
 
 def test_an_agent_on_xen_answers_before_dom0_gives_it_up() -> None:

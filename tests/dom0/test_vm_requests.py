@@ -95,10 +95,21 @@ async def test_a_redirect_gives_the_device_to_another_vm_of_which_the_asker_lear
         "options": {},
         "request": "",
         "vm": None,
+        "policy_ok": None,
     }
     assert [lease.key.device for lease in world.state.leases.of_vm("vault")] == ["sent"]
     assert world.audit("decision")[-1]["target"] == "vault"
     assert world.audit("attach")[-1]["vm"] == "vault"
+
+
+async def test_dom0_alone_is_told_whether_the_policy_is_in_order(
+    world: World, autojump_clock: Clock
+) -> None:
+    told = await ask(world, "work", "device.attach", "sys-usb:free1")
+    assert told["policy_ok"] is None
+    world.policy.ok = False
+    told = await world.client.call("device.detach", **named("work", "sys-usb:free1"))
+    assert told["policy_ok"] is False
 
 
 async def test_a_redirect_does_not_tell_which_names_are_in_use_where_it_goes(
@@ -341,10 +352,31 @@ async def test_what_is_no_word_of_a_rule_is_no_question(
             await explain(world, argument)
 
 
-async def test_a_long_explanation_is_cut_to_one_answer(world: World, autojump_clock: Clock) -> None:
-    world.policy.set("device.attach.block +sys-usb:x work vault allow\n" * 3000)
+async def test_an_explanation_of_a_request_has_the_rule_that_decided_and_counts_those_left_out(
+    world: World, autojump_clock: Clock
+) -> None:
+    other = "device.attach.block +sys-usb:x work vault allow\n"
+    world.policy.set(other * 3000 + "device.attach.block * work work allow\n")
     answer = await explain(world, "+sys-usb:free1")
-    assert 50 < len(answer.trace) < 3000
+    assert answer.rule == "30-test.policy:3001"
+    assert len(answer.trace) > 50
+    assert len(answer.trace) + answer.trace_left_out == 3000
+
+
+async def test_an_explanation_counts_the_candidates_that_it_leaves_out(
+    world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.policy.set("device.attach.block * work @anyvm ask\n")
+    monkeypatch.setattr("pedos_dom0.explaining.LIST_MAX", 30)
+    for number in range(9):
+        world.vm(f"vm{number}", running=False)
+    answer = await explain(world, "+sys-usb:maybe", target="@default")
+    assert answer.verdict == "ask" and answer.candidates_left_out > 5
+    everyone = len(answer.candidates) + answer.candidates_left_out
+    monkeypatch.undo()
+    answer = await explain(world, "+sys-usb:maybe", target="@default")
+    assert (len(answer.candidates), answer.candidates_left_out) == (everyone, 0)
+    assert everyone > 10
 
 
 async def test_the_facts_of_all_vms_come_in_pages(world: World, autojump_clock: Clock) -> None:

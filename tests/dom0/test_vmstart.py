@@ -11,6 +11,7 @@ import trio
 from pedos_dom0.drivers.base import DriverError
 from pedos_dom0.store import Store, StoreError
 from pedos_protocol.errors import CallError
+from pedos_protocol.words import unanswered
 from trio.abc import Clock
 
 from tests.dom0.fakes import ALLOW_DOM0, World, fails, hang
@@ -369,9 +370,11 @@ async def test_a_vm_that_cannot_be_stopped_is_tried_again_by_the_next_service(
 async def test_a_hypervisor_that_starts_the_vm_without_saying_so_in_time_stops_it_again(
     world: World, autojump_clock: Clock
 ) -> None:
-    world.driver.refuse_start = DriverError("domain.start was not answered", code="timeout")
+    world.driver.refuse_start = DriverError(unanswered("domain.start", 9), code="timeout")
     world.driver.starts_late = True
-    with fails("failed", "work was stopped again: domain.start was not answered"):
+    with fails(
+        "failed", "work was stopped again: the request to start a VM was not answered within 9 s"
+    ):
         await world.client.call("vm.start", vm="work")
     assert_not_running(world)
     world.assert_nothing_left()
@@ -413,7 +416,7 @@ async def test_a_vm_that_could_not_be_stopped_again_is_not_called_stopped(
 async def test_a_start_that_cannot_be_written_down_is_none(
     world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_arguments: Any) -> None:
+    def full(*_arguments: Any, **_named: Any) -> None:
         raise StoreError(Path("dom0.sqlite"), "database or disk is full", "make room")
 
     with monkeypatch.context() as patch:

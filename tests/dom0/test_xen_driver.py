@@ -19,8 +19,9 @@ from pedos_vchan.unix import connect_unix
 
 from tests.dom0.fakes import ALLOW_DOM0
 from tests.dom0.xen_host import Host
+from tests.patience import PATIENCE
 
-SECONDS = 20
+SECONDS = PATIENCE
 
 
 @pytest.fixture

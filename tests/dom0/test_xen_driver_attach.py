@@ -3,78 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from pedos_dom0.drivers.base import DriverError
-from pedos_dom0.leases import Lease
-from pedos_dom0.state import State
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
-from tests.dom0 import fakes
 from tests.dom0.fakes import World, fails, hang, named
+from tests.dom0.planes import FakePlane, mounted
 
 STEPS = ("attach.leased", "attach.exported", "attach.plugged", "attach.imported")
-
-
-class FakePlane:
-    """Devices are plugged because this says so."""
-
-    boot_timeout = 60.0
-
-    def __init__(self) -> None:
-        self.plugged: dict[str, Lease] = {}
-        self.did: list[str] = []
-        self.adopted: list[Lease] = []
-        self.refuse_plug: DriverError | None = None
-        # What a target says to a polite unplug, and its answer to a forced one.
-        self.refuse_unplug: DriverError | None = None
-        self.refuse_force: DriverError | None = None
-        self.refuse_resume: DriverError | None = None
-
-    def adopt(self, leases: Iterable[Lease]) -> None:
-        self.adopted.extend(leases)
-
-    def free_frontend(self, domid: int, asked: str | None, taken: Collection[str]) -> str:
-        free = next(name for name in ("xvdi", "xvdj", "xvdk") if name not in taken)
-        return asked or free
-
-    async def plug(self, lease: Lease) -> None:
-        await trio.lowlevel.checkpoint()
-        self.did.append(f"plug {lease.frontend}")
-        if self.refuse_plug is not None:
-            raise self.refuse_plug
-        self.plugged[lease.attachment] = lease
-
-    async def unplug(self, lease: Lease, *, force: bool) -> None:
-        await trio.lowlevel.checkpoint()
-        self.did.append(f"unplug {lease.frontend}{' by force' if force else ''}")
-        if self.refuse_unplug is not None and not force:
-            raise self.refuse_unplug
-        if self.refuse_force is not None:
-            raise self.refuse_force
-        self.plugged.pop(lease.attachment, None)
-
-    def is_plugged(self, lease: Lease) -> bool:
-        return lease.attachment in self.plugged
-
-    async def resume(self, name: str, domid: int) -> None:
-        await trio.lowlevel.checkpoint()
-        self.did.append(f"resume {name}")
-        if self.refuse_resume is not None:
-            raise self.refuse_resume
-
-
-@pytest.fixture
-def plane(monkeypatch: pytest.MonkeyPatch) -> FakePlane:
-    plane = FakePlane()
-    monkeypatch.setattr(fakes, "State", functools.partial(State, plane=plane))
-    return plane
 
 
 @pytest.fixture
@@ -102,11 +44,6 @@ def orders(world: World, plane: FakePlane, *names: str) -> None:
 
 async def fails_somehow(_params: Any) -> None:
     raise CallError("failed", "no idea")
-
-
-async def mounted(_params: Any) -> None:
-    """What an agent says to import.stop while its VM uses the device."""
-    raise CallError("busy", "xvdi is mounted at /mnt")
 
 
 async def test_the_device_is_plugged_between_the_two_agents(
@@ -258,6 +195,69 @@ async def test_unplugging_is_not_forgotten_while_a_detach_is_refused(
     await trio.sleep(5)
     assert plane.did[-1] == "unplug xvdi by force"
     assert list(world.state.leases) == []
+
+
+async def says_its_number(_params: Any) -> Any:
+    return {"number": "8:a"}
+
+
+OTHER_DISK = "sys-usb serves another disk under that name"
+
+
+@pytest.mark.parametrize(
+    ("serves", "words"),
+    [
+        ("8:b", OTHER_DISK),
+        (None, OTHER_DISK),  # nothing says that it is the same one
+        (DriverError("xenstore fails"), "xenstore fails"),
+    ],
+)
+async def test_a_source_that_serves_another_disk_under_that_name_lends_none(
+    world: World, plane: FakePlane, autojump_clock: Clock, serves: Any, words: str
+) -> None:
+    world.driver.agents["sys-usb"].on["export.start"] = says_its_number
+    plane.serves = serves
+    with fails("failed", words):
+        await world.client.attach("work", "sys-usb:sda")
+    assert "import.start" not in world.driver.agents["work"].calls, "the target is told nothing"
+    assert plane.did[0] == "plug xvdi"
+    assert plane.did[-1].startswith("unplug xvdi")
+    assert plane.plugged == {}
+    world.assert_nothing_left()
+
+
+async def test_another_disk_under_that_name_is_taken_from_a_target_that_uses_it(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    world.driver.agents["sys-usb"].on["export.start"] = says_its_number
+    world.driver.agents["work"].on["import.stop"] = mounted
+    plane.serves = "8:b"
+    plane.refuse_unplug = DriverError("it is in use", code="busy")
+    with fails("failed", OTHER_DISK):
+        await world.client.attach("work", "sys-usb:sda")
+    assert plane.did[-1] == "unplug xvdi by force"
+    world.assert_nothing_left()
+
+
+async def test_a_vm_does_not_start_with_another_disk_under_that_name(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    world.driver.agents["sys-usb"].on["export.start"] = says_its_number
+    await world.client.attach("vault", "sys-usb:sda", persistent=True)
+    plane.serves = "8:b"
+    with fails("failed", OTHER_DISK):
+        await world.client.call("vm.start", vm="vault")
+    assert "resume vault" not in plane.did
+    world.assert_nothing_left()
+
+
+async def test_a_source_that_serves_the_disk_that_its_agent_holds_lends_it(
+    world: World, plane: FakePlane, autojump_clock: Clock
+) -> None:
+    world.driver.agents["sys-usb"].on["export.start"] = says_its_number
+    plane.serves = "8:a"
+    answer = await world.client.attach("work", "sys-usb:sda")
+    assert answer["outcome"] == "attached"
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -211,10 +211,22 @@ async def test_what_a_domain_keeps_that_nobody_clears_away_is_taken_by_force(
     host.create(5, "work")
     async with running(host) as driver:
         await driver.plug(LEASE)
-        await ends_uncleared(host, driver)  # a guest may say of itself that it is suspended
+        await ends_uncleared(host, driver)
         await driver.unplug(LEASE, force=False)
         assert not driver.is_plugged(LEASE)
         assert host.calls("block-detach") == [["block-detach", "--force", "5", "xvdi"]]
+
+
+async def test_a_domain_that_is_suspended_keeps_what_it_has(host: Host) -> None:
+    host.create(5, "work")
+    async with running(host) as driver:
+        await driver.plug(LEASE)
+        host.flag(5, "---ss-")
+        host.fire("@releaseDomain")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert driver.domains()["work"].domid == 5
+        assert driver.is_plugged(LEASE)
+        assert host.calls("block-detach") == []
 
 
 async def ends_uncleared(host: Host, driver: XenDriver) -> None:

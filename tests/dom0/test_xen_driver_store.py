@@ -44,8 +44,8 @@ def test_what_is_no_number_is_no_domain(text: str) -> None:
 
 
 def test_changes_name_each_vm_once() -> None:
-    before = picture([SeenDomain(1, "work"), SeenDomain(2, "stray")], (), ["vault"], ())
-    after = picture([SeenDomain(3, "work")], (), ["vault", "new"], ["vault"])
+    before = picture([SeenDomain(1, "work"), SeenDomain(2, "stray")], (), {"vault": None}, ())
+    after = picture([SeenDomain(3, "work")], (), {"vault": None, "new": None}, ["vault"])
     assert changes(before, after) == [
         DomainInfo("stray", None, "Halted"),
         DomainInfo("new", None, "Halted"),

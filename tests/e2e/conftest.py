@@ -3,17 +3,22 @@ after every test anyway."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pedos_dom0.local.layout import Layout, sweep
 
 from .faults import FaultController
-from .system import LocalSystem
+from .system import LocalSystem, wait_until
+
+FAILED = pytest.StashKey[bool]()
 
 # A shell that runs the tests in the background has them ignore it, and all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -32,15 +37,72 @@ def faults() -> Iterator[FaultController]:
         controller.close()
 
 
-@pytest.fixture(scope="module")
-def system(faults: FaultController) -> Iterator[LocalSystem]:
-    with tempfile.TemporaryDirectory(prefix="pedos-e2e-") as folder:
-        local = LocalSystem(Path(folder) / "system")
-        local.init()
-        local.up({"PEDOS_FAULTPOINTS": str(faults.path)})
-        try:
-            yield local
-        finally:
+class KeptSystem:
+    """The module's system, and a fresh one after it was lost or a test has failed: what that test
+    has left behind must not be another one's fault."""
+
+    def __init__(self, faults: FaultController) -> None:
+        self._faults = faults
+        self._folders = contextlib.ExitStack()
+        self._local: LocalSystem | None = None
+
+    def get(self) -> LocalSystem:
+        if self._local is None:
+            folder = self._folders.enter_context(
+                tempfile.TemporaryDirectory(prefix="pedos-e2e-", ignore_cleanup_errors=True)
+            )
+            self._faults.disarm()
+            self._local = LocalSystem(Path(folder) / "system")
+            self._local.init()
+            try:
+                self._local.up({"PEDOS_FAULTPOINTS": str(self._faults.path)})
+            except BaseException:
+                self.drop()
+                raise
+        return self._local
+
+    def drop(self) -> None:
+        """It may be in any state: nothing is expected of its end, but that nothing stays."""
+        local, self._local = self._local, None
+        if local is not None:
+            local.kill()
+            wait_until(lambda: local.processes() == [], "the killed system's programs are gone")
+            sweep(Layout.of(local.folder))
+
+    def end(self) -> None:
+        """The end that a user makes, if it is still well."""
+        with self._folders:
+            local, self._local = self._local, None
+            if local is None:
+                return
             status = local.down()
-        assert status == 0, local.log()
-        assert local.processes() == [], "something outlived the machine"
+            assert status == 0, local.log()
+            assert local.processes() == [], "something outlived the machine"
+
+
+@pytest.fixture(scope="module")
+def kept_system(faults: FaultController) -> Iterator[KeptSystem]:
+    kept = KeptSystem(faults)
+    yield kept
+    kept.end()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+        kept = getattr(item, "funcargs", {}).get("kept_system")
+        if report.when == "teardown" and isinstance(kept, KeptSystem):
+            kept.drop()
+    return report
+
+
+@pytest.fixture
+def system(request: pytest.FixtureRequest, kept_system: KeptSystem) -> Iterator[LocalSystem]:
+    local = kept_system.get()
+    yield local
+    lost = local.lost()
+    if lost is not None or request.node.stash.get(FAILED, False):
+        kept_system.drop()
+    assert lost is None, lost

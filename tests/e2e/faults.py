@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from pedos_vchan.unix import short_path
+
 Action = Callable[[], None]
 
 
@@ -24,7 +26,8 @@ class FaultController:
         self._armed: tuple[str, Action] | None = None
         self._lock = threading.Lock()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(path))
+        with short_path(path) as short:
+            self._listener.bind(short)
         self._listener.listen(64)
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()

@@ -14,19 +14,45 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pedos_dom0.local.supervise import GIVEN_UP
+from pedos_vchan.unix import short_path
+
+from tests.patience import PATIENCE
+
 BIN = Path(sys.executable).parent
-# A bound for every wait here: many times what anything takes on a slow, busy machine.
-PATIENCE_S = 30
+PATIENCE_S = PATIENCE
 # How often a condition outside our reach (another process's state) is looked at again.
 LOOK_AGAIN_S = 0.01
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    """Returns as soon as `condition` holds; fails with `what` if it does not in PATIENCE_S."""
+# A fast machine kills and starts a program again some ten times a second.
+RESTARTS = 1000
+
+
+def wait_until(
+    condition: Callable[[], object], what: str, lost: Callable[[], str | None] = lambda: None
+) -> None:
+    """Returns as soon as `condition` holds; fails with `what` if it does not in PATIENCE_S, or at
+    once if it cannot any more: `lost` says why."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
+        why = lost()
+        assert why is None, f"never: {what}\n{why}"
         assert time.monotonic() < deadline, f"still not so after {PATIENCE_S} s: {what}"
         select.select([], [], [], LOOK_AGAIN_S)
+
+
+def wait_ready(ready: socket.socket, child: subprocess.Popen[bytes]) -> None:
+    """Returns when the child says on `ready` that it is; AssertionError at once when it ends, and
+    when it has not in PATIENCE_S."""
+    ended = os.pidfd_open(child.pid)
+    try:
+        readable, _, _ = select.select([ready, ended], [], [], PATIENCE_S)
+    finally:
+        os.close(ended)
+    assert readable, f"{child.args!r} is not ready after {PATIENCE_S} s"
+    assert ready in readable, f"{child.args!r} ended with {child.wait()}"
+    assert ready.recv(100).startswith(b"READY=1")
 
 
 class LocalSystem:
@@ -36,17 +62,19 @@ class LocalSystem:
         self.folder = folder
         self._up: subprocess.Popen[bytes] | None = None
 
-    def init(self) -> None:
+    def init(self, restarts: int = RESTARTS) -> None:
         subprocess.run(
             [BIN / "pedos-local", "init", self.folder], check=True, stdout=subprocess.DEVNULL
         )
+        with (self.folder / "pedos.toml").open("a") as config:
+            config.write(f"\n[machine]\nrestarts = {restarts}\n")
 
     def up(self, env: dict[str, str] | None = None) -> None:
         """Starts the machine and returns when every VM has reported."""
         ready_path = self.folder / "ready.sock"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
-            ready.bind(str(ready_path))
-            ready.settimeout(PATIENCE_S)
+            with short_path(ready_path) as short:
+                ready.bind(short)
             with (self.folder / "up.log").open("ab") as log:
                 self._up = subprocess.Popen(
                     [BIN / "pedos-local", "up", self.folder],
@@ -54,18 +82,45 @@ class LocalSystem:
                     stdout=log,
                     stderr=log,
                 )
-            assert ready.recv(100).startswith(b"READY=1"), self.log()
+            try:
+                wait_ready(ready, self._up)
+            except AssertionError as error:
+                raise AssertionError(f"{error}\n{self.log()}") from None
         ready_path.unlink()
+
+    @property
+    def is_up(self) -> bool:
+        """Its machine was started, and nobody has waited for its end."""
+        return self._up is not None
+
+    def lost(self) -> str | None:
+        """Why nothing can be expected of it any more: its machine has ended, or has given up a
+        program. None while it is well."""
+        if self._up is None or self._up.poll() is not None:
+            status = self._up.returncode if self._up else None
+            return f"the system is down (status {status})\n{self.log()}"
+        said = (self.folder / "up.log").read_text(errors="replace")
+        return f"a program was given up\n{self.log()}" if GIVEN_UP in said else None
+
+    def wait_until(self, condition: Callable[[], object], what: str) -> None:
+        """See wait_until: a lost system keeps no test waiting."""
+        wait_until(condition, what, self.lost)
 
     def down(self) -> int:
         """Ends the machine as Ctrl-C does; its exit status."""
         assert self._up is not None
         self._up.send_signal(signal.SIGINT)
+        return self.wait()
+
+    def wait(self) -> int:
+        """The exit status of the machine, which ends by itself."""
+        assert self._up is not None
         status = self._up.wait(PATIENCE_S)
         self._up = None
         return status
 
     def kill(self) -> None:
+        """All of it, at once: no program outlives its machine."""
         assert self._up is not None
         self._up.kill()
         self._up.wait(PATIENCE_S)
@@ -125,13 +180,22 @@ class LocalSystem:
             return set()
         return {vm["name"] for vm in json.loads(done.stdout)["vms"] if vm["agent"]}
 
+    def device_file(self, vm: str, name: str) -> Path:
+        """The file that is, or will be, that block device."""
+        return self.folder / "vms" / vm / "devices" / "block" / name
+
+    def plugged(self, vm: str, name: str, size: int) -> Path:
+        """As `plug`, with any content; a device that is there already is left as it is."""
+        path = self.device_file(vm, name)
+        return path if path.exists() else self.plug(vm, name, os.urandom(size))
+
     def plug(self, vm: str, name: str, content: bytes) -> Path:
         """Puts a device into a VM, whole at once as a real one is, and waits until it is listed."""
-        path = self.folder / "vms" / vm / "devices" / "block" / name
+        path = self.device_file(vm, name)
         partial = path.with_name(f".{name}")
         partial.write_bytes(content)
         partial.rename(path)
-        wait_until(lambda: f"{vm}:{name}" in self.devices(), f"{vm}:{name} is listed")
+        self.wait_until(lambda: f"{vm}:{name}" in self.devices(), f"{vm}:{name} is listed")
         return path
 
     def frontends(self, vm: str) -> list[str]:
@@ -154,15 +218,19 @@ class LocalSystem:
 
     def helpers(self) -> list[int]:
         """The nbdkit and nbdfuse processes of this system."""
-        return self.processes("nbdkit") + self.processes("nbdfuse")
+        return self.victim("nbdkit") + self.victim("nbdfuse")
 
     def victim(self, name: str) -> list[int]:
         """The pids behind a part of the system: `dom0`, `agent:VM`, `nbdkit` or `nbdfuse`."""
         if name == "dom0":
-            return self.processes("--dom0-agent")
-        if name.startswith("agent:"):
-            return self.processes("--vm", name.removeprefix("agent:"))
-        return self.processes(name)
+            found = self.processes("--dom0-agent")
+        elif name.startswith("agent:"):
+            found = self.processes("--vm", name.removeprefix("agent:"))
+        else:
+            found = self.processes(name)
+        # What it is about to start has its command line until it becomes another program.
+        table = process_table()
+        return [pid for pid in found if pid in table and table[pid][0] not in found]
 
 
 def process_table() -> dict[int, tuple[int, list[str]]]:

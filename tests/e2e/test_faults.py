@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import signal
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import pytest
 
 from .conftest import needs_fuse
 from .faults import FaultController
-from .system import LocalSystem, wait_until
+from .system import LocalSystem
 
 pytestmark = needs_fuse
 
@@ -53,10 +52,9 @@ def cases(steps: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
     return [(step, victim) for step, tools in steps.items() for victim in (*PROGRAMS, *tools)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def disk(system: LocalSystem) -> Iterator[Path]:
-    content = b"".join(hashlib.sha256(b"%d" % number).digest() for number in range(SIZE // 32))
-    yield system.plug("sys-usb", "disk.img", content)
+@pytest.fixture(autouse=True)
+def disk(system: LocalSystem) -> Path:
+    return system.plugged("sys-usb", "disk.img", SIZE)
 
 
 def settled(system: LocalSystem) -> bool:
@@ -74,12 +72,18 @@ def settled(system: LocalSystem) -> bool:
 
 
 def settle(system: LocalSystem) -> None:
-    wait_until(lambda: settled(system), f"the system is consistent again\n{system.log()}")
+    system.wait_until(lambda: settled(system), f"the system is consistent again\n{system.log()}")
 
 
 def kill(system: LocalSystem, victim: str) -> int:
-    """Kills every process of `victim`; how many there were."""
-    pids = system.victim(victim)
+    """Kills every process of `victim`; how many there were.
+
+    A process has no command line for a moment while it becomes another program, as helpers do once
+    they are spawned: so it is looked for until it is there.
+    """
+    pids: list[int] = []
+    with contextlib.suppress(AssertionError):
+        system.wait_until(lambda: pids.extend(system.victim(victim)) or pids, f"{victim} is there")
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -113,7 +117,7 @@ def attach_again(system: LocalSystem, disk: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def clean(system: LocalSystem, faults: FaultController) -> Iterator[None]:
+def clean(system: LocalSystem, faults: FaultController, disk: Path) -> Iterator[None]:
     settle(system)
     yield
     faults.disarm()
@@ -165,7 +169,7 @@ def test_a_kill_while_attached_ends_the_attachment(
     token = f"attached {victim}".encode()
     write_acknowledged(system, token)
     assert kill(system, victim) == 1
-    wait_until(lambda: system.attached_to(DEVICE) == [], "the attachment has ended")
+    system.wait_until(lambda: system.attached_to(DEVICE) == [], "the attachment has ended")
     settle(system)
     assert token in disk.read_bytes()
     attach_again(system, disk)
@@ -178,7 +182,7 @@ def test_a_restart_of_the_service_keeps_attachments_and_assignments(
     before = system.helpers()
     with (system.folder / "vms" / "work" / "dev" / system.frontends("work")[0]).open("rb") as held:
         assert kill(system, "dom0") == 1
-        wait_until(lambda: system.agents() == VMS, "every agent is connected again")
+        system.wait_until(lambda: system.agents() == VMS, "every agent is connected again")
         settle(system)
         assert system.attached_to(DEVICE) == ["work"]
         assert system.helpers() == before, "the data channel was not left alone"

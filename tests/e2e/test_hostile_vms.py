@@ -21,11 +21,11 @@ import trio
 from pedos_vchan import shm
 from pedos_vchan.peer import Peer
 from pedos_vchan.stream import VchanStream
-from pedos_vchan.unix import listen_unix
+from pedos_vchan.unix import listen_unix, short_path
 
 from .conftest import needs_fuse
 from .hostile import BREACHES, polite_with_ugly_names
-from .system import BIN, PATIENCE_S
+from .system import BIN, PATIENCE_S, wait_ready
 
 pytestmark = needs_fuse
 
@@ -60,8 +60,8 @@ class Bench:
         """Starts a program and returns when it says that it is ready."""
         path = self.folder / f"ready{len(self._children)}"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
-            ready.bind(str(path))
-            ready.settimeout(PATIENCE_S)
+            with short_path(path) as short:
+                ready.bind(short)
             with (self.folder / "log").open("ab") as log:
                 child = subprocess.Popen(
                     [BIN / argv[0], *argv[1:]],
@@ -70,7 +70,7 @@ class Bench:
                     stderr=log,
                 )
             self._children.append(child)
-            assert ready.recv(100).startswith(b"READY=1")
+            wait_ready(ready, child)
         return child
 
     def start_agent(self, name: str) -> None:

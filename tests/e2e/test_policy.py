@@ -15,7 +15,7 @@ import pytest
 
 from .conftest import needs_fuse
 from .prompter import Prompter
-from .system import BIN, PATIENCE_S, LocalSystem, wait_until
+from .system import BIN, PATIENCE_S, LocalSystem
 
 pytestmark = needs_fuse
 
@@ -23,9 +23,9 @@ DEVICE = "sys-usb:stick.img"
 DENIED = 3
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def disk(system: LocalSystem) -> Path:
-    return system.plug("sys-usb", "stick.img", os.urandom(1 << 16))
+    return system.plugged("sys-usb", "stick.img", 1 << 16)
 
 
 @pytest.fixture(autouse=True)
@@ -50,13 +50,13 @@ def file(system: LocalSystem, name: str, text: str) -> Iterator[None]:
 
     before = taken()
     path.write_text(text)
-    wait_until(lambda: taken() > before, f"{name} is in force")
+    system.wait_until(lambda: taken() > before, f"{name} is in force")
     try:
         yield
     finally:
         before = taken()
         path.unlink()
-        wait_until(lambda: taken() > before, f"{name} is no longer in force")
+        system.wait_until(lambda: taken() > before, f"{name} is no longer in force")
 
 
 def audit(system: LocalSystem, request: str) -> list[dict[str, Any]]:
@@ -137,12 +137,12 @@ def test_rules_follow_the_tags_that_vms_d_gives(system: LocalSystem) -> None:
             assert system.run(*attach, vm="work").returncode == DENIED
             broken = system.folder / "vms.d" / "20-broken.toml"
             broken.write_text("[vm.vault]\ntags = 5\n")
-            wait_until(lambda: not policy_of(system)["ok"], "the mistake is shown")
+            system.wait_until(lambda: not policy_of(system)["ok"], "the mistake is shown")
             (error,) = policy_of(system)["errors"]
             assert (error["file"], error["line"]) == ("vms.d/20-broken.toml", 2)
             assert system.run(*attach, vm="work").returncode == DENIED
             broken.unlink()
-            wait_until(lambda: policy_of(system)["ok"], "the mistake is gone")
+            system.wait_until(lambda: policy_of(system)["ok"], "the mistake is gone")
         system.ok(*attach, vm="work")
 
 
@@ -177,7 +177,7 @@ def test_a_stick_that_is_swapped_while_dom0_s_user_thinks_is_not_attached(
 
     def swap(_question: dict[str, Any]) -> dict[str, Any]:
         disk.unlink()
-        wait_until(lambda: DEVICE not in system.devices(), "the stick is out")
+        system.wait_until(lambda: DEVICE not in system.devices(), "the stick is out")
         system.plug("sys-usb", "stick.img", bytes(len(content)))
         return {"verdict": "allow", "target": "work"}
 
@@ -188,7 +188,7 @@ def test_a_stick_that_is_swapped_while_dom0_s_user_thinks_is_not_attached(
     assert "another device now" in refused.stderr
     assert system.frontends("work") == []
     disk.unlink()
-    wait_until(lambda: DEVICE not in system.devices(), "the other stick is out")
+    system.wait_until(lambda: DEVICE not in system.devices(), "the other stick is out")
     system.plug("sys-usb", "stick.img", content)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import needs_fuse
-from .system import PATIENCE_S, LocalSystem, wait_until
+from .system import PATIENCE_S, LocalSystem
 
 pytestmark = needs_fuse
 
@@ -21,9 +21,9 @@ DEVICE = "sys-usb:stick.img"
 DONE, FAILED, USAGE, DENIED, NOT_FOUND, UNREACHABLE, BUSY = range(7)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def disk(system: LocalSystem) -> Path:
-    return system.plug("sys-usb", "stick.img", os.urandom(1 << 16))
+    return system.plugged("sys-usb", "stick.img", 1 << 16)
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_attaching_twice_says_so_and_succeeds_and_elsewhere_is_busy(system: Loca
     policy = system.folder / "policy.d" / "10-test.policy"
     policy.write_text("device.attach.block * @adminvm vault allow\n")
     try:
-        wait_until(
+        system.wait_until(
             lambda: system.run("qvm-block", "attach", "vault", DEVICE).returncode != DENIED,
             "the new policy is in force",
         )
@@ -77,7 +77,7 @@ def test_attaching_twice_says_so_and_succeeds_and_elsewhere_is_busy(system: Loca
         policy.unlink()
     assert refused.returncode == BUSY
     assert "work" in refused.stderr
-    wait_until(
+    system.wait_until(
         lambda: system.run("qvm-block", "attach", "vault", DEVICE).returncode == DENIED,
         "the old policy is in force again",
     )
@@ -145,7 +145,7 @@ def test_a_device_of_a_halted_vm_is_not_there(system: LocalSystem) -> None:
     assert done.returncode == NOT_FOUND
     assert "halted" in done.stderr
     assert "qvm-start sys-usb" in done.stderr
-    wait_until(lambda: DEVICE in system.devices(), "the device is back")
+    system.wait_until(lambda: DEVICE in system.devices(), "the device is back")
 
 
 def test_an_assigned_device_is_attached_at_start_and_its_absence_fails_the_start(
@@ -156,12 +156,12 @@ def test_an_assigned_device_is_attached_at_start_and_its_absence_fails_the_start
     assert "*work (assigned)" in system.ok("qvm-block")
     away = disk.with_name(".unplugged")
     disk.rename(away)
-    wait_until(lambda: system.devices()[DEVICE]["present"] is False, "it is unplugged")
+    system.wait_until(lambda: system.devices()[DEVICE]["present"] is False, "it is unplugged")
     failed = system.run("qvm-start", "work")
     assert failed.returncode == FAILED
     assert DEVICE in failed.stderr
     away.rename(disk)
-    wait_until(lambda: system.devices()[DEVICE]["present"] is True, "it is plugged in again")
+    system.wait_until(lambda: system.devices()[DEVICE]["present"] is True, "it is plugged in again")
     system.ok("qvm-start", "work")
     assert system.frontends("work") == ["xvdi"]
     system.ok("qvm-block", "detach", "work", DEVICE)
@@ -172,8 +172,8 @@ def test_an_unplugged_device_is_gone_from_the_target(system: LocalSystem, disk: 
     system.ok("qvm-block", "attach", "work", DEVICE)
     content = disk.read_bytes()
     disk.unlink()
-    wait_until(lambda: system.frontends("work") == [], "it is gone from the target")
-    wait_until(lambda: DEVICE not in system.devices(), "it is no longer listed")
+    system.wait_until(lambda: system.frontends("work") == [], "it is gone from the target")
+    system.wait_until(lambda: DEVICE not in system.devices(), "it is no longer listed")
     system.plug("sys-usb", "stick.img", content)
 
 
@@ -198,11 +198,11 @@ def test_classes_that_nothing_can_attach_here_list_and_refuse_with_the_reason(
 ) -> None:
     usb = system.folder / "vms" / "sys-usb" / "devices" / "usb"
     (usb / "1-2").write_text("046d:c52b Receiver\n")
-    wait_until(lambda: "sys-usb:1-2" in system.devices("usb"), "the USB device is listed")
+    system.wait_until(lambda: "sys-usb:1-2" in system.devices("usb"), "the USB device is listed")
     policy = system.folder / "policy.d" / "10-test.policy"
     policy.write_text("device.attach.usb * @adminvm work allow\n")
     try:
-        wait_until(
+        system.wait_until(
             lambda: system.run("qvm-usb", "attach", "work", "sys-usb:1-2").returncode != DENIED,
             "the new policy is in force",
         )
@@ -222,7 +222,7 @@ def test_a_broken_policy_leaves_the_old_one_in_force_and_is_shown(system: LocalS
         return json.loads(system.ok("qvm-policy", "status", "--json"))["errors"]  # type: ignore[no-any-return]
 
     try:
-        wait_until(errors, "the error is shown")
+        system.wait_until(errors, "the error is shown")
         (error,) = errors()
         assert (error["file"], error["line"]) == ("10-broken.policy", 2)
         assert "perhaps" in str(error["message"])
@@ -230,7 +230,7 @@ def test_a_broken_policy_leaves_the_old_one_in_force_and_is_shown(system: LocalS
         assert system.run("qvm-block", "attach", "vault", DEVICE).returncode == DENIED
     finally:
         broken.unlink()
-    wait_until(lambda: not errors(), "the error is gone")
+    system.wait_until(lambda: not errors(), "the error is gone")
     assert "10-broken.policy:2" in system.log()
 
 
@@ -252,7 +252,7 @@ def test_hostile_names_are_bounded_shown_harmless_and_can_be_attached(system: Lo
         with open(os.path.join(block, name), "wb") as device:
             device.write(bytes(4096))
     try:
-        wait_until(
+        system.wait_until(
             lambda: len(system.devices()) == 1 + len(HOSTILE_NAMES), "every device is listed"
         )
         shown = system.ok("qvm-block")
@@ -264,7 +264,7 @@ def test_hostile_names_are_bounded_shown_harmless_and_can_be_attached(system: Lo
     finally:
         for name in HOSTILE_NAMES:
             os.unlink(os.path.join(block, name))
-    wait_until(lambda: set(system.devices()) == {DEVICE}, "all are unplugged")
+    system.wait_until(lambda: set(system.devices()) == {DEVICE}, "all are unplugged")
 
 
 @pytest.mark.parametrize(
@@ -300,5 +300,5 @@ def test_detach_of_all_goes_on_past_nothing_and_reports_each(system: LocalSystem
     assert "sys-usb:second.img" in report
     assert system.frontends("work") == []
     second.unlink()
-    wait_until(lambda: "sys-usb:second.img" not in system.devices(), "it is unplugged")
+    system.wait_until(lambda: "sys-usb:second.img" not in system.devices(), "it is unplugged")
     system.ok("qvm-block", "detach", "work")

@@ -22,6 +22,11 @@ from pedos_vchan import shm
 from pedos_vchan.peer import Peer
 from pedos_vchan.quota import FRAMES_BURST
 from pedos_vchan.stream import VchanStream
+from pedos_vchan.unix import short_path
+from trio.abc import Clock
+
+from tests.patience import PATIENCE
+from tests.yardstick import slowness
 
 from . import build
 
@@ -32,7 +37,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.alone
 
 SERVER, CLIENT, PORT = 7, 3, 5
-STEP_MAX = 0.005  # s that one step of one task may hold the loop
+STEP_MAX = 0.005  # s that one step of one task may hold the loop; more on a slow processor
 NOTICED_MAX = 1.0  # s until an end must show
 MIB = 1 << 20
 
@@ -85,12 +90,13 @@ async def attacked(
     """A stream whose peer is the hostile process."""
     listener = await shm.listen(directory, SERVER, CLIENT, PORT)
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(str(directory / f"{SERVER}-{CLIENT}-{PORT}.sock"))
+        with short_path(directory / f"{SERVER}-{CLIENT}-{PORT}.sock") as short:
+            connection.connect(short)
         fd = connection.fileno()
         command = [program, str(fd), job, str(number)]
         process = subprocess.Popen(command, pass_fds=[fd])  # noqa: ASYNC220 (it blocks for a moment)
     try:
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE):
             stream = VchanStream(await listener.accept())
             yield stream
             await stream.aclose()
@@ -116,7 +122,7 @@ async def test_sending_to_a_peer_that_always_makes_room_lets_others_run(
         with contextlib.suppress(trio.BrokenResourceError):  # its events may become a flood
             await stream.send_all(data)
         await longest_step.end()
-    assert longest_step.seconds < STEP_MAX
+    assert longest_step.seconds < STEP_MAX * slowness()
 
 
 async def test_room_that_never_ends_does_not_hold_the_loop(
@@ -154,7 +160,7 @@ async def test_room_that_never_ends_does_not_hold_the_loop(
     await longest_step.end()
     await client.aclose()
     await ends[0].aclose()
-    assert longest_step.seconds < STEP_MAX
+    assert longest_step.seconds < STEP_MAX * slowness()
 
 
 async def test_receiving_without_end_lets_others_run_and_keeps_no_memory(
@@ -170,7 +176,7 @@ async def test_receiving_without_end_lets_others_run_and_keeps_no_memory(
             await receive_all(stream, 8 * MIB)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    assert longest_step.seconds < STEP_MAX
+    assert longest_step.seconds < STEP_MAX * slowness()
     assert peak < MIB
 
 
@@ -190,8 +196,8 @@ async def test_an_event_flood_breaks_the_stream_before_it_costs_much(
         await longest_step.end()
     # On one processor the flood may be too slow to be one, and then it costs as little.
     assert "flood" in error or scope.cancelled_caught
-    assert spent < 0.5
-    assert longest_step.seconds < STEP_MAX
+    assert spent < 0.5 * slowness()
+    assert longest_step.seconds < STEP_MAX * slowness()
 
 
 @pytest.mark.parametrize("number", range(6))
@@ -219,7 +225,7 @@ async def test_a_scribbled_page_ends_both_directions_within_a_second(
                 nursery.start_soon(receive)
         await longest_step.end()
     assert sorted(ends) == ["receive", "send"]
-    assert longest_step.seconds < STEP_MAX
+    assert longest_step.seconds < STEP_MAX * slowness()
 
 
 @pytest.mark.parametrize(
@@ -236,7 +242,7 @@ async def test_a_ring_full_of_short_frames_does_not_hold_the_loop(
 
     attacker = Connection()
     hello = attacker.send(Hello(VERSIONS, "hostile"))
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             peer = Peer(ours, program="test", handlers={"x.y": count})
             await theirs.send_all(hello)
@@ -256,7 +262,7 @@ async def test_a_ring_full_of_short_frames_does_not_hold_the_loop(
             await longest_step.end()
             peer.close()
     assert len(counted) >= PENDING_MAX
-    assert longest_step.seconds < STEP_MAX
+    assert longest_step.seconds < STEP_MAX * slowness()
 
 
 @pytest.mark.parametrize(
@@ -279,7 +285,7 @@ async def test_a_frame_of_very_many_values_does_not_hold_the_loop(
             await peer.run(task_status=task_status)
         ended.set()
 
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             peer = Peer(ours, program="test", handlers={})
             await theirs.send_all(hello)
@@ -289,10 +295,11 @@ async def test_a_frame_of_very_many_values_does_not_hold_the_loop(
             await theirs.send_all(len(payload).to_bytes(4, "little") + payload)
             await ended.wait()
             await longest_step.end()
-    assert longest_step.seconds < STEP_MAX
+    assert longest_step.seconds < STEP_MAX * slowness()
 
 
-async def test_a_frame_that_comes_byte_by_byte_is_a_flood() -> None:
+async def test_a_frame_that_comes_byte_by_byte_is_a_flood(mock_clock: Clock) -> None:
+    """In no time: what a slow machine drips is slow enough to be none."""
     ours, theirs = trio.testing.memory_stream_pair()
     attacker = Connection()
     frame = attacker.send(Hello(VERSIONS, "hostile"))
@@ -308,13 +315,12 @@ async def test_a_frame_that_comes_byte_by_byte_is_a_flood() -> None:
             await trio.testing.wait_all_tasks_blocked()
             sent += 1
 
-    with trio.fail_after(10):
-        async with trio.open_nursery() as nursery:
-            peer = Peer(ours, program="test", handlers={})
-            await theirs.send_all(frame)
-            await nursery.start(_expect_flood, peer)
-            with contextlib.suppress(trio.BrokenResourceError):
-                await drip()
+    async with trio.open_nursery() as nursery:
+        peer = Peer(ours, program="test", handlers={})
+        await theirs.send_all(frame)
+        await nursery.start(_expect_flood, peer)
+        with contextlib.suppress(trio.BrokenResourceError):
+            await drip()
     assert FRAMES_BURST - 100 < sent < len(long)
 
 

@@ -26,7 +26,7 @@ READ_ONCE = "        in->peer = prod;\n"
 
 compiler = build.clang()
 pytestmark = pytest.mark.skipif(
-    compiler is None, reason="needs clang with libFuzzer (clang, libclang-rt-14-dev)"
+    compiler is None, reason="needs clang with libFuzzer (clang, libclang-rt-dev)"
 )
 
 

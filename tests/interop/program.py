@@ -19,7 +19,7 @@ def missing() -> str:
     asked = ["gcc", "-print-file-name=libxenvchan.so"]
     found = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     if not Path(found).is_absolute():  # gcc repeats the name that it does not find
-        return "no libxenvchan.so to link with (Debian: libxen-dev, libxenmisc4.17)"
+        return "no libxenvchan.so to link with (Debian: libxen-dev)"
     header = ["gcc", "-E", "-include", "libxenvchan.h", "-x", "c", "/dev/null"]
     if subprocess.run(header, capture_output=True, check=False).returncode:
         return "no libxenvchan.h (Debian: libxen-dev)"

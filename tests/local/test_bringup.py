@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import textwrap
@@ -20,11 +22,17 @@ from pedos_dom0.local.bringup import (
     LockHeld,
     bring_up,
     read_lock,
+    service,
 )
 from pedos_dom0.local.config import Config, VmConfig
 from pedos_dom0.local.layout import LOG_KEEP, Layout, sweep
 from pedos_dom0.local.machine import Machine
+from pedos_protocol.errors import CallError
 from pedos_vchan.mounts import fuse_mounts, make_placeholder
+from pedos_vchan.refusal import refuse
+from pedos_vchan.unix import listen_unix, short_path
+
+from tests.failing_calls import Failing
 
 from .conftest import PATIENCE, FakePrograms
 
@@ -32,16 +40,42 @@ CONFIG = Config(vms=(VmConfig("sys-usb"), VmConfig("work", verbose=True)))
 
 
 def test_the_lock_has_one_holder_and_names_it(layout: Layout) -> None:
-    with Lock.hold(layout.lock) as lock:
-        with pytest.raises(LockHeld) as caught, Lock.hold(layout.lock):
+    with Lock.hold(layout) as lock:
+        with pytest.raises(LockHeld) as caught, Lock.hold(layout):
             pass
         assert (caught.value.pid, caught.value.ready) == (os.getpid(), False)
         lock.set_ready(True)
         assert read_lock(layout.lock) == (os.getpid(), True)
         lock.set_ready(False)
         assert read_lock(layout.lock) == (os.getpid(), False)
-    with Lock.hold(layout.lock):
+    with Lock.hold(layout):
         pass
+
+
+@pytest.mark.parametrize("what", ["lock", "users", "all of run/"])
+def test_the_lock_stays_whatever_is_deleted(layout: Layout, what: str) -> None:
+    with Lock.hold(layout) as lock:
+        lock.set_ready(True)
+        for path in layout.run.iterdir() if what == "all of run/" else [layout.run / what]:
+            if not path.is_dir():
+                path.unlink(missing_ok=True)
+        with pytest.raises(LockHeld) as caught, Lock.hold(layout):
+            pass
+        assert caught.value.pid == os.getpid()
+        # It cannot be known whether that one is ready, so no one joins it.
+        assert caught.value.ready == (what == "users")
+
+
+def test_who_may_only_read_the_folder_cannot_keep_a_machine_from_it(layout: Layout) -> None:
+    layout.root.chmod(0o755)
+    layout.vms.chmod(0o755)
+    stranger = os.open(layout.root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(stranger, fcntl.LOCK_EX)
+        with Lock.hold(layout):
+            assert stat.S_IMODE(layout.vms.stat().st_mode) == 0o700
+    finally:
+        os.close(stranger)
 
 
 def test_the_lock_of_a_killed_holder_is_free_and_its_ready_does_not_count(
@@ -50,18 +84,18 @@ def test_the_lock_of_a_killed_holder_is_free_and_its_ready_does_not_count(
     program = textwrap.dedent(
         """
         import os, signal, sys
-        from pathlib import Path
         from pedos_dom0.local.bringup import Lock
-        with Lock.hold(Path(sys.argv[1])) as lock:
+        from pedos_dom0.local.layout import Layout
+        with Lock.hold(Layout.of(sys.argv[1])) as lock:
             lock.set_ready(True)
             os.kill(os.getpid(), signal.SIGKILL)
         """
     )
-    ended = subprocess.run([sys.executable, "-c", program, str(layout.lock)], check=False)
+    ended = subprocess.run([sys.executable, "-c", program, str(layout.root)], check=False)
     assert ended.returncode == -signal.SIGKILL
     assert "ready" in layout.lock.read_text()
     assert read_lock(layout.lock) == (None, False)
-    with Lock.hold(layout.lock):
+    with Lock.hold(layout):
         pass
 
 
@@ -70,8 +104,8 @@ def test_sweeping_takes_stale_sockets_and_placeholders_and_nothing_of_the_users(
 ) -> None:
     stale = [layout.machine_socket, layout.vchan / "1-0-1.sock", layout.run / "vms" / "work.sock"]
     for path in stale:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.bind(str(path))
+        with socket.socket(socket.AF_UNIX) as sock, short_path(path) as short:
+            sock.bind(short)
     placeholder = layout.dev("work") / "xvdi"
     make_placeholder(placeholder)
     kept = [layout.dev("work") / "notes", layout.devices("work") / "block" / "empty.img"]
@@ -81,6 +115,22 @@ def test_sweeping_takes_stale_sockets_and_placeholders_and_nothing_of_the_users(
     assert len(found) == len(stale)
     assert not any(path.exists() for path in (*stale, placeholder))
     assert all(path.exists() for path in kept)
+
+
+@pytest.mark.parametrize("call", ["listdir", "lstat"])
+def test_what_cannot_be_swept_is_said_and_hinders_nothing_else(
+    layout: Layout, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    paths = [layout.dev(name) / "xvdi" for name in ("sys-usb", "work")]
+    for path in paths:
+        make_placeholder(path)
+    of = layout.dev("sys-usb") if call == "listdir" else paths[0]
+    with Failing(None, errno.EMFILE, always=str(of)) as failing:
+        assert sweep(layout) == []
+    assert failing.failed == f"{call}({of})"
+    assert [path.exists() for path in paths] == [True, False]
+    what = "look into" if call == "listdir" else "clear away"
+    assert f"cannot {what} {of}" in caplog.text and "Too many open files" in caplog.text
 
 
 def test_only_fuse_mounts_inside_of_the_folder_are_ours(tmp_path: Path) -> None:
@@ -131,7 +181,7 @@ async def test_a_dom0_that_does_not_start_is_reported_with_its_last_words(
     layout: Layout, programs: FakePrograms
 ) -> None:
     programs.bodies["dom0"] = "sys.exit('dom0: the database is broken')"
-    with Lock.hold(layout.lock) as lock, pytest.raises(CannotComeUp) as caught:
+    with Lock.hold(layout) as lock, pytest.raises(CannotComeUp) as caught:
         async with bring_up(layout, CONFIG, programs, lock):
             raise AssertionError("it came up")
     assert str(caught.value) == (
@@ -144,7 +194,7 @@ async def test_coming_up_can_be_cancelled_and_leaves_nothing(
 ) -> None:
     programs.bodies["dom0"] = "while True: signal.pause()"  # never ready
     machines = []
-    with Lock.hold(layout.lock) as lock, trio.CancelScope() as scope:
+    with Lock.hold(layout) as lock, trio.CancelScope() as scope:
 
         async def cancel_when_started() -> None:
             await machines[0].dom0_agent.ready.wait()
@@ -165,6 +215,24 @@ async def test_coming_up_can_be_cancelled_and_leaves_nothing(
     assert machines[0].dom0_agent.ended.is_set()
 
 
+@pytest.mark.parametrize("text", [None, "", "x\n", "-1\n", "0\n", "32753\n", "1_0\n", "100000\n"])
+async def test_a_machine_that_cannot_know_the_next_domain_number_does_not_come_up(
+    layout: Layout, programs: FakePrograms, text: str | None
+) -> None:
+    if text is None:
+        layout.next_domid.mkdir()
+        why = "Is a directory"
+    else:
+        layout.next_domid.write_text(text)
+        why = "this is no domain number: write one into it that no VM has had lately, as 1000"
+    machines: list[Machine] = []
+    with Lock.hold(layout) as lock, pytest.raises(CannotComeUp) as caught:
+        async with bring_up(layout, CONFIG, programs, lock, machines.append):
+            raise AssertionError("it came up")
+    assert machines[0].dom0.starts == 0
+    assert str(caught.value) == f"{layout.next_domid}: {why}"
+
+
 class LockOnAFullDisk(Lock):
     """Can be held, but "not ready" cannot be written into it at the end."""
 
@@ -182,3 +250,16 @@ async def test_a_full_disk_does_not_keep_it_from_going_down(
             raise AssertionError("it came up")
     assert machines[0].dom0.ended.is_set()
     assert machines[0].dom0_agent.ended.is_set()
+
+
+async def test_a_service_that_refuses_to_serve_is_heard_why(layout: Layout) -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        await refuse(stream, "dom0", CallError("quota", "it takes no more"))
+
+    listener = await listen_unix(layout.dom0_socket, 0o600)
+    async with listener, trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        with pytest.raises(CannotComeUp, match="dom0's service says: it takes no more"):
+            async with service(layout) as dom0:
+                await dom0.call("vm.list", {}, timeout=PATIENCE)
+        nursery.cancel_scope.cancel()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pedos_dom0.local import bringup, verbs
 from pedos_dom0.local.cli import main, parse
+from pedos_dom0.local.layout import Layout
 
 
 @pytest.mark.parametrize(
@@ -94,11 +95,24 @@ def test_missing_tools_are_named_with_their_debian_packages(
 def test_an_up_that_is_there_is_named_by_its_pid(
     lab: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with bringup.Lock.hold(Path(lab, "run", "lock")):
+    with bringup.Lock.hold(Layout.of(lab)):
         assert main(["up", lab]) == 1
     said = capfd.readouterr().err
     assert f"pid {os.getpid()}" in said
     assert "is up already" in said
+
+
+def test_a_second_up_takes_nothing_from_the_first_when_the_lock_was_deleted(
+    lab: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verbs, "OTHER_NOTICE", 0.01)
+    with bringup.Lock.hold(Layout.of(lab)) as lock:
+        lock.set_ready(True)
+        Path(lab, "run", "lock").unlink()
+        assert main(["up", lab]) == 1
+        assert f"is up already (pedos-local, pid {os.getpid()})" in capfd.readouterr().err
+        assert main(["run", lab, "--", "true"]) == 5
+        assert "its run/lock was deleted: no other command can use it" in capfd.readouterr().err
 
 
 def test_an_up_that_never_gets_ready_is_waited_for_with_a_word_and_not_for_ever(
@@ -107,7 +121,7 @@ def test_an_up_that_never_gets_ready_is_waited_for_with_a_word_and_not_for_ever(
     assert verbs.OTHER_NOTICE < verbs.OTHER_TIMEOUT <= 60
     monkeypatch.setattr(verbs, "OTHER_NOTICE", 0.01)
     monkeypatch.setattr(verbs, "OTHER_TIMEOUT", 0.1)
-    with bringup.Lock.hold(Path(lab, "run", "lock")):
+    with bringup.Lock.hold(Layout.of(lab)):
         assert main(["run", lab, "--", "true"]) == 5
     waits, gives_up, log = capfd.readouterr().err.splitlines()
     assert waits == (

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pedos_dom0.local import config, templates
 from pedos_dom0.local.config import CONFIG_MAX, VMS_MAX, ConfigError, VmConfig
+from pedos_dom0.local.supervise import RESTARTS
 
 PATH = Path("lab/pedos.toml")
 
@@ -23,6 +24,11 @@ def test_vms_keep_the_order_of_the_file_and_their_keys() -> None:
     read = config.parse(text, PATH)
     assert read.vms == (VmConfig("zebra", autostart=False), VmConfig("ant", verbose=True))
     assert read.dom0_verbose
+    assert read.restarts == RESTARTS
+
+
+def test_the_brake_can_be_set() -> None:
+    assert config.parse("[machine]\nrestarts = 100\n[vm.work]\n", PATH).restarts == 100
 
 
 @pytest.mark.parametrize(
@@ -36,7 +42,15 @@ def test_vms_keep_the_order_of_the_file_and_their_keys() -> None:
         ("[dom0]\n", None, "vm: no VM is defined"),
         ("[vm]\n", "1", "vm: no VM is defined"),
         ("vm = 3\n", "1", "must be a table of VMs, not a number"),
-        ("[vms.work]\n", "1", 'only "dom0" and "vm" are known here'),
+        ("[vms.work]\n", "1", 'only "machine", "dom0" and "vm" are known here'),
+        (
+            "[machine]\nrestart = 1\n[vm.a]\n",
+            "2",
+            "machine.restart: unknown key; known here: restarts",
+        ),
+        ("[machine]\nrestarts = true\n[vm.a]\n", "2", "from 0 to 1000, not the value true"),
+        ("[machine]\nrestarts = -1\n[vm.a]\n", "2", "from 0 to 1000, not -1"),
+        ("[machine]\nrestarts = 1001\n[vm.a]\n", "2", "from 0 to 1000, not 1001"),
         ("colour = 'red'\n[vm.work]\n", "1", "colour: unknown key"),
         ("[vm.work]\n\nautostrat = true\n", "3", "vm.work.autostrat: unknown key; known here: au"),
         ("[vm.a]\n[vm.work]\nautostart = 'no'\n", "3", "must be true or false (without quotes)"),

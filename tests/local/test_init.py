@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from pedos_dom0.local import config, templates
 from pedos_dom0.local.cli import main
 from pedos_dom0.local.init import InitError, init
 from pedos_dom0.policy.parser import parse_file
+from pedos_protocol.names import escaped_text
 
 
 def test_it_makes_the_folder_with_its_parents_and_everything_in_it(tmp_path: Path) -> None:
@@ -76,3 +79,32 @@ def test_the_policy_of_init_has_no_mistakes() -> None:
     rules, errors = parse_file("50-local.policy", templates.POLICY)
     assert not errors
     assert rules
+
+
+@pytest.mark.parametrize("verb", ["init", "up", "run"])
+def test_an_empty_name_is_no_folder(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "", *(["true"] if verb == "run" else [])])
+    assert ended.value.code == 2
+    assert "DIR is empty" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "it's a lab", "l\x1b[31mab", "l\udcff\n\\'ab", "\u202ex"]
+)
+def test_what_init_says_to_try_can_be_tried_in_a_shell_whatever_the_folder_is_called(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab = str(tmp_path / name)
+    assert main(["init", lab]) == 0
+    first, plug, look, *_ = capsys.readouterr().out.splitlines()
+    assert all(escaped_text(line) == line for line in (first, plug, look))
+    command = plug.partition("cp IMAGE ")[2]
+    shown = subprocess.run(["bash", "-c", f"printf %s {command}"], capture_output=True, check=True)
+    assert shown.stdout == os.fsencode(f"{lab}/vms/sys-usb/devices/block/")
+    assert main(["init", lab]) == 1
+    assert "\x1b" not in capsys.readouterr().err

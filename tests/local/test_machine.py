@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -22,10 +23,11 @@ from pedos_dom0.local import machine as machine_module
 from pedos_dom0.local.layout import Layout
 from pedos_dom0.local.machine import Machine
 from pedos_protocol.errors import CallError
+from pedos_vchan.mounts import MOUNTINFO
 from pedos_vchan.peer import Peer, open_peer
 from pedos_vchan.unix import connect_unix
 
-from .conftest import CRASHING, PATIENCE, FakePrograms, gone
+from .conftest import CRASHING, OBEDIENT, PATIENCE, FakePrograms, gone
 
 VMS = [("sys-usb", True), ("work", False)]
 
@@ -92,6 +94,36 @@ async def test_a_domain_starts_and_ends_and_every_client_hears_of_it(
             ]
 
 
+async def test_a_start_is_done_when_the_vms_own_programs_can_ask(
+    layout: Layout, programs: FakePrograms, tmp_path: Path
+) -> None:
+    served = tmp_path / "served"
+    programs.bodies["work"] = f"open({str(served)!r}, 'x').close()\n{OBEDIENT}"
+    async with machine_up(layout, programs) as machine:
+        await machine.start(machine.domains["work"])
+        assert served.exists()
+
+
+async def test_a_start_whose_agent_refuses_to_start_fails_with_the_reason(
+    layout: Layout, programs: FakePrograms
+) -> None:
+    programs.bodies["work"] = "sys.exit(3)"
+    async with machine_up(layout, programs) as machine:
+        domain = machine.domains["work"]
+        with pytest.raises(CallError, match="work does not start: it exited with status 3"):
+            await machine.start(domain)
+        assert domain.domid is None
+
+
+async def test_a_start_does_not_wait_for_an_agent_for_ever(
+    layout: Layout, programs: FakePrograms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_module, "SERVED_TIMEOUT", 0.01)
+    programs.bodies["work"] = "while True: signal.pause()"
+    async with machine_up(layout, programs) as machine:
+        assert await machine.start(machine.domains["work"]) is not None
+
+
 async def test_a_domain_number_is_never_used_again(layout: Layout, programs: FakePrograms) -> None:
     numbers = []
     for _ in range(2):  # two lives of the machine
@@ -100,6 +132,50 @@ async def test_a_domain_number_is_never_used_again(layout: Layout, programs: Fak
                 numbers.append((await client.call("domain.start", name="work"))["domid"])
                 await client.call("domain.shutdown", name="work", force=True)
     assert len(set(numbers)) == 4
+
+
+@pytest.mark.parametrize(("text", "number"), [("12\n", 12), ("12   \n", 12), ("32752\n", 1)])
+async def test_the_next_domain_number_is_that_of_the_file(
+    layout: Layout, programs: FakePrograms, text: str, number: int
+) -> None:
+    """32752 is the first that no domain may have: they begin anew."""
+    layout.next_domid.write_text(text)
+    async with machine_up(layout, programs) as machine:
+        assert await machine.start(machine.domains["work"]) == number
+    assert layout.next_domid.read_text() == f"{number + 1:<5}\n"
+
+
+async def test_a_domain_number_that_cannot_be_kept_is_not_used(
+    layout: Layout, programs: FakePrograms
+) -> None:
+    async with machine_up(layout, programs) as machine:
+        layout.next_domid.mkdir()
+        with pytest.raises(CallError, match=r"cannot make .*/next-domid: Is a directory"):
+            await machine.start(machine.domains["work"])
+        assert machine.domains["work"].state == "Halted"
+        layout.next_domid.rmdir()
+        assert await machine.start(machine.domains["work"]) == 1
+
+
+async def test_a_machine_goes_on_when_it_cannot_look_for_what_a_dead_agent_has_mounted(
+    layout: Layout,
+    programs: FakePrograms,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fails(_dev: Path) -> list[str]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), MOUNTINFO)
+
+    async with machine_up(layout, programs) as machine:
+        await machine.start(machine.domains["work"])
+        supervisor = machine.domains["work"].supervisor
+        assert supervisor is not None
+        supervisor.ready = trio.Event()
+        with monkeypatch.context() as patch:
+            patch.setattr(machine_module, "clear_dev", fails)
+            supervisor.kill()
+            await supervisor.ready.wait()
+        assert f"{MOUNTINFO}: Too many open files" in caplog.messages
 
 
 async def test_an_agent_that_is_killed_starts_again_as_the_same_domain(

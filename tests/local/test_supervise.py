@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import trio
-from pedos_dom0.local.supervise import DEATHS_MAX, Supervisor
+from pedos_dom0.local.supervise import RESTARTS, Supervisor
 
 from .conftest import CRASHING, OBEDIENT, PATIENCE, STUBBORN, gone, script
 
@@ -50,11 +52,20 @@ async def test_a_program_that_keeps_dying_is_given_up(tmp_path: Path) -> None:
     supervisor = Supervisor(script("x", CRASHING, tmp_path))
     with trio.fail_after(PATIENCE):
         await supervisor.run()
-    assert supervisor.starts == DEATHS_MAX + 1
+    assert supervisor.starts == RESTARTS + 1
     assert supervisor.gave_up is not None
     assert "ended 6 times" in supervisor.gave_up
     assert "exited with status 3" in supervisor.gave_up
     assert "x.log" in supervisor.gave_up
+
+
+async def test_a_program_that_is_killed_on_purpose_is_not_given_up_by_a_brake_that_says_so(
+    tmp_path: Path,
+) -> None:
+    supervisor = Supervisor(script("x", CRASHING, tmp_path), restarts=2 * RESTARTS)
+    with trio.fail_after(PATIENCE):
+        await supervisor.run()
+    assert supervisor.starts == 2 * RESTARTS + 1
 
 
 async def test_a_program_that_refuses_to_start_is_not_tried_again(tmp_path: Path) -> None:
@@ -72,7 +83,7 @@ async def test_deaths_far_apart_do_not_add_up(
     autojump_clock.autojump_threshold = float("inf")
     supervisor = Supervisor(script("x", OBEDIENT, tmp_path))
     await nursery.start(supervisor.run)
-    for number in range(1, DEATHS_MAX + 4):
+    for number in range(1, RESTARTS + 4):
         await supervisor.ready.wait()
         assert supervisor.starts == number
         supervisor.ready = trio.Event()
@@ -100,6 +111,23 @@ async def test_a_program_that_is_not_there_is_given_up_with_the_reason(tmp_path:
     await supervisor.run()
     assert supervisor.gave_up is not None
     assert "/nonexistent/agent" in supervisor.gave_up
+
+
+async def test_what_helps_is_kept_apart_from_what_is_wrong(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    program = script("x", OBEDIENT, tmp_path)
+    supervisor = Supervisor(program)
+    supervisor._start = lambda _: fail()  # type: ignore[method-assign, assignment, return-value]
+    await supervisor.run()
+    assert supervisor.gave_up == "x cannot be started: Too many open files"
+    assert supervisor.hint == "ulimit -n 1024"
+    assert [record.getMessage() for record in caplog.records] == [
+        "x cannot be started: Too many open files; try: ulimit -n 1024"
+    ]
 
 
 async def test_cancelling_kills_the_program(tmp_path: Path) -> None:

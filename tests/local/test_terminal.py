@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 from pedos_dom0.local.cli import main
 from pedos_dom0.local.layout import LOG_KEEP, Layout
-from pedos_dom0.local.terminal import QUEUE_MAX, Terminal
+from pedos_dom0.local.terminal import Terminal
+from pedos_vchan.line_writer import QUEUE_MAX
+from pedos_vchan.unix import short_path
 
 from .conftest import PATIENCE, needs_fuse
 
@@ -119,7 +121,8 @@ def test_up_works_and_ends_while_nobody_reads_what_it_says(
     lab: Layout, tmp_path: Path, full_pipe: tuple[int, int]
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
-        ready.bind(str(tmp_path / "ready"))
+        with short_path(tmp_path / "ready") as short:
+            ready.bind(short)
         ready.settimeout(PATIENCE)
         with up(lab, full_pipe[1], str(tmp_path / "ready")) as process:
             try:

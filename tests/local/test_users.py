@@ -32,6 +32,16 @@ def test_nobody_is_alone_while_there_are_users_and_nobody_joins_who_is_alone(
         assert next_one.join()
 
 
+def test_a_user_counts_whose_list_was_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "users"
+    with Users(path) as one:
+        assert one.join()
+        path.unlink()
+        with Users(path) as owner:
+            assert not owner.alone()
+            assert owner.count() == 1
+
+
 def test_the_last_user_leaves_an_empty_list(tmp_path: Path) -> None:
     path = tmp_path / "users"
     with Users(path) as one:

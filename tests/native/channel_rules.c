@@ -109,6 +109,7 @@ static void a_flood_of_events_breaks(void)
     for (unsigned i = 0; i < 4 * PV_IDLE_WAKES && pv_ring_ready(ring) != PV_FLOODED; i++)
         wake_up(false);
     HOLDS(pv_ring_ready(ring) == PV_FLOODED && pv_ring_room(ring) == PV_FLOODED);
+    HOLDS(pv_channel_failure(&channel) == PV_FLOODED);
     HOLDS(page->srv_live == PV_LIVE_CLOSED && notified == 1);
     unwatch();
 }

@@ -6,7 +6,8 @@ A mutant is one change to one file. It is built aside, and the tests that are na
 against it; a mutant that they all pass has survived, and the program fails. The notify protocol's
 own steps (arm, look again, full fences) are in tests/interleave/mutants.py and run here as well.
 `UNTOUCHED` lists what cannot be missed, with the reason; every atomic access and every condition of
-ring.c stands in one of the three tables, and that is checked, too. xen*.c has no mutants.
+ring.c stands in one of the three tables, and that is checked, too. Of xen*.c only the guard has
+mutants.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tests.interleave import search
 from tests.interleave.mutants import MUTANTS as STEPS
 
 from .mutants_channel import MUTANTS as OF_THE_CHANNEL
+from .mutants_guard import MUTANTS as OF_THE_GUARD
 from .mutants_table import MUTANTS, UNTOUCHED, Mutant
 
 HERE = Path(__file__).parent
@@ -94,6 +96,15 @@ def orders(csrc: Path, folder: Path, _: str) -> bool:
     return _passes([program])
 
 
+def guard(csrc: Path, folder: Path, _: str) -> bool:
+    """guard_rules.c, which has xen_guard.c within it."""
+    program = folder / "guard_rules"
+    others = [csrc / f"{name}.c" for name in ("xen_presence", "ring", "channel")]
+    sources = [HERE / "guard_rules.c", *others]
+    compile_c(*FLAGS, *CHECKED, f"-I{csrc}", *sources, "-pthread", "-o", program)
+    return _passes([program])
+
+
 def explore(csrc: Path, _: Path, job: str) -> bool:
     """The explorer of interleavings."""
     return _passes([search.build(csrc), *job.split()])
@@ -155,7 +166,8 @@ class Bench:
             if self._extension is None:
                 self._extension = Extension(self._folder)
             return self._extension.pytest(csrc, folder, rest)
-        return {"rules": rules, "orders": orders, "explore": explore}[kind](csrc, folder, rest)
+        kinds = {"rules": rules, "guard": guard, "orders": orders, "explore": explore}
+        return kinds[kind](csrc, folder, rest)
 
     def _place(self, name: str) -> tuple[Path, Path]:
         folder = self._folder / name
@@ -195,7 +207,7 @@ def every() -> list[Mutant]:
         Mutant(f"{step.name} ", step.file, step.old, step.new, "row 7", f"explore {step.job}")
         for step in STEPS
     ]
-    return MUTANTS + OF_THE_CHANNEL + steps
+    return MUTANTS + OF_THE_CHANNEL + OF_THE_GUARD + steps
 
 
 def unaccounted() -> list[str]:

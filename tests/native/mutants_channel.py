@@ -8,6 +8,14 @@ _CHANNEL = "rules channel"
 
 MUTANTS = [
     Mutant(
+        "a failure is not told",
+        "channel.c",
+        "    return channel->ring.broken;\n",
+        "    return 0 * channel->ring.broken;\n",
+        "a listener goes on with a ring that a flood has failed",
+        _CHANNEL,
+    ),
+    Mutant(
         "sends more than there is room for",
         "channel.c",
         "(size_t)room < count ? (uint32_t)room : (uint32_t)count;",

@@ -1,4 +1,4 @@
-"""The changes that mutants.py tries (those of channel.c are in mutants_channel.py). Data only."""
+"""The changes that mutants.py tries, but those of channel.c and of the guard. Data only."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ class Mutant(NamedTuple):
     """One change to one file of native/csrc, and the test that must fail for it.
 
     why names what the original is there for ("row N": of the list of vchan's known defects, see
-    test_rows.py). test is "rules" (of the ring), "rules channel", "orders", "explore JOB" or
-    "pytest NAME..." (test_NAME.py).
+    test_rows.py). test is "rules" (of the ring), "rules channel", "guard", "orders",
+    "explore JOB" or "pytest NAME..." (test_NAME.py).
     """
 
     name: str

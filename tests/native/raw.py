@@ -16,6 +16,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Self
 
+from pedos_vchan.unix import short_path
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -82,7 +84,8 @@ class RawServer:
 
     def __init__(self, directory: Path, server: int, client: int, port: int) -> None:
         self._listening = socket.socket(socket.AF_UNIX)
-        self._listening.bind(str(directory / f"{server}-{client}-{port}.sock"))
+        with short_path(directory / f"{server}-{client}-{port}.sock") as short:
+            self._listening.bind(short)
         self._listening.listen()
         self.offer = OFFER.pack(MAGIC, server, client, port)
 
@@ -106,7 +109,8 @@ class RawClient:
 
     def __init__(self, directory: Path, server: int, client: int, port: int) -> None:
         self._connection = socket.socket(socket.AF_UNIX)
-        self._connection.connect(str(directory / f"{server}-{client}-{port}.sock"))
+        with short_path(directory / f"{server}-{client}-{port}.sock") as short:
+            self._connection.connect(short)
         offer, control, _, _ = self._connection.recvmsg(OFFER.size, socket.CMSG_SPACE(12))
         assert OFFER.unpack(offer) == (MAGIC, server, client, port)
         fds = array.array("i")

@@ -16,6 +16,8 @@ from pedos_vchan import shm
 from pedos_vchan.pump import Why, pump
 from pedos_vchan.stream import VchanStream
 
+from tests.patience import PATIENCE
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -34,7 +36,7 @@ async def mortal_peer(
 ) -> AsyncIterator[tuple[Channel, subprocess.Popen[bytes]]]:
     """The server's end of a channel to a process, which has sent all that it was told to."""
     listener = await shm.listen(directory, 7, 3, 5)
-    with trio.fail_after(20), start(directory, *arguments) as process:
+    with trio.fail_after(PATIENCE), start(directory, *arguments) as process:
         try:
             channel = await listener.accept()
             assert process.stdout

@@ -15,6 +15,8 @@ from pedos_vchan import shm
 from pedos_vchan.pump import Why, pump
 from pedos_vchan.stream import VchanStream
 
+from tests.patience import PATIENCE
+
 from . import raw
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ async def served(
     async def accept() -> None:
         streams.append(VchanStream(await listener.accept()))
 
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(accept)
             client = await trio.to_thread.run_sync(raw.RawClient, directory, SERVER, CLIENT, PORT)
@@ -135,7 +137,7 @@ async def test_a_pump_stops_at_a_bad_index(tmp_path: Path) -> None:
     async def serve() -> None:
         results.append(await pump(await listener.accept(), reading, writing))
 
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve)
             client = await trio.to_thread.run_sync(raw.RawClient, tmp_path, SERVER, CLIENT, PORT)
@@ -194,7 +196,7 @@ async def offered(
     async def serve() -> None:
         answers.append(await trio.to_thread.run_sync(server.serve, fds, offer))
 
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve)
             try:

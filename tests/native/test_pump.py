@@ -7,14 +7,19 @@ import os
 import random
 import select
 import socket
+import time
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 import trio.testing
+from pedos_vchan._native import lib
 from pedos_vchan.pump import PumpResult, Why, pump
 
+from tests.patience import PATIENCE
+
+from .closing import close_in_its_thread
 from .test_stream import receive_exactly
 
 if TYPE_CHECKING:
@@ -66,6 +71,37 @@ def wires() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield program, pumped
 
 
+async def test_a_pump_whose_coroutine_is_closed_ends_before_its_ring_is_unmapped(
+    pairs: Pairs, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = await pairs.channels()
+    order = []
+
+    class Noted:
+        """The C functions of pump.py and channel.py; the thread is slower than its caller."""
+
+        def __getattr__(self, name: str) -> Any:
+            function = getattr(lib, name)
+
+            def call(*arguments: Any) -> Any:
+                result = function(*arguments)
+                if name == "pv_pump_run":
+                    time.sleep(0.05)
+                order.append(name)
+                return result
+
+            return call
+
+    monkeypatch.setattr("pedos_vchan.pump.lib", Noted())
+    monkeypatch.setattr("pedos_vchan.channel.lib", Noted())
+    await close_in_its_thread(pump(one, files.silent(), files.open("/dev/null")))
+    assert one.closed
+    assert order[-3:] == ["pv_pump_run", "pv_pump_done", "pv_channel_free"]
+    two.close()
+    result = await pump((await pairs.channels())[0], files.open("/dev/null"), files.silent())
+    assert result.why is Why.INPUT_ENDED  # another one has its place, and the loop goes on
+
+
 async def test_both_ways_at_once_every_byte_arrives(pairs: Pairs) -> None:
     """socket - pump - ring - pump - socket, with different data each way."""
     one, two = await pairs.channels(18, 14)
@@ -84,7 +120,7 @@ async def test_both_ways_at_once_every_byte_arrives(pairs: Pairs) -> None:
             got += await stream.receive_some()
         assert got == expected
 
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE):
         streams = [trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in (left, right)]
         async with trio.open_nursery() as pumps:
             pumps.start_soon(run, "left", one, left_end)
@@ -109,7 +145,7 @@ async def test_a_file_goes_through_to_the_end(pairs: Pairs, files: Files, tmp_pa
     source, copy = tmp_path / "source", tmp_path / "copy"
     source.write_bytes(content)
     writing = files.open(copy, os.O_RDWR | os.O_CREAT)
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pump, one, files.silent(), writing)
             result = await pump(two, files.open(source), files.open(os.devnull))
@@ -130,7 +166,7 @@ async def test_what_the_peer_sent_before_it_closed_is_written(
         while part := program.recv(1000):
             got.extend(part)
 
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.to_thread.run_sync, read_slowly)
             result = await pump(one._channel, pumped.fileno(), pumped.fileno())
@@ -173,7 +209,7 @@ async def test_an_output_that_goes_away_ends_the_pump_after_the_last_words(pairs
     async def run() -> None:
         results.append(await pump(one._channel, source, into))
 
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run)
             await trio.testing.wait_all_tasks_blocked()
@@ -191,7 +227,7 @@ async def test_an_input_without_end_does_not_outlive_the_output(pairs: Pairs, fi
     output, into = os.pipe2(os.O_CLOEXEC)
     os.close(output)
     got = 0
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pump, one._channel, files.open("/dev/zero"), files.own(into))
             while part := await two.receive_some():
@@ -219,7 +255,7 @@ async def test_cancelling_stops_an_idle_pump_and_closes_the_channel(
 ) -> None:
     _, pumped = wires
     one, two = await pairs.streams()
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pump, one._channel, pumped.fileno(), pumped.fileno())
             await trio.testing.wait_all_tasks_blocked()
@@ -240,7 +276,7 @@ async def test_cancelling_stops_a_pump_whose_output_is_stuck(
         with suppress(trio.BrokenResourceError):
             await two.send_all(bytes(4 * MIB))
 
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pump, one._channel, pumped.fileno(), pumped.fileno())
             nursery.start_soon(send)
@@ -252,7 +288,7 @@ async def test_cancelling_stops_a_pump_whose_output_is_stuck(
 
 async def test_cancelling_stops_a_busy_pump(pairs: Pairs, files: Files) -> None:
     one, two = await pairs.channels()
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             for channel in (one, two):
                 zero, null = files.open("/dev/zero"), files.open(os.devnull)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import trio
 from pedos_vchan.pump import PumpResult, Why, pump
 
+from tests.patience import PATIENCE
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -48,7 +50,7 @@ async def test_when_the_input_ends_the_peer_knows_at_once_and_its_bytes_are_stil
         results.append(await pump(one._channel, fd_in, fd_out))
 
     ended = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-    with pipe() as (out, into), trio.fail_after(10):
+    with pipe() as (out, into), trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pumping, ended, into)
             assert await two.receive_some() == b""
@@ -61,7 +63,7 @@ async def test_when_the_input_ends_the_peer_knows_at_once_and_its_bytes_are_stil
 async def test_a_pump_that_waits_for_a_full_pipe_can_be_cancelled(pairs: Pairs) -> None:
     one, two = await pairs.streams(18, 18)
     await two.send_all(bytes(MUCH))
-    with pipe() as (_, into), pipe() as (silent, _), trio.fail_after(10):
+    with pipe() as (_, into), pipe() as (silent, _), trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pump, one._channel, silent, into)
             while select.select([], [into], [], 0)[1]:

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 
 from . import mutants
+from .mutants_guard import MUTANTS as OF_THE_GUARD
 from .mutants_table import MUTANTS, Mutant
 
+PROGRAMS = ["ring_rules", "channel_rules", "guard_rules", "ring_orders"]
 FAST = [m for m in MUTANTS if m.test == "orders"] + [
     m for m in MUTANTS if m.test == "rules" and m.why in ("row 4", "row 5")
 ]
+FAST += [m for m in OF_THE_GUARD if "again" in m.why]
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +26,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> mutants.Bench:
     return mutants.Bench(tmp_path_factory.mktemp("mutants"))
 
 
-@pytest.mark.parametrize("which", ["rules", "rules channel"])
-def test_the_ring_and_the_channel_keep_their_rules(bench: mutants.Bench, which: str) -> None:
+@pytest.mark.parametrize("which", ["rules", "rules channel", "guard"])
+def test_ring_channel_and_guard_keep_their_rules(bench: mutants.Bench, which: str) -> None:
     assert bench.passes_unchanged(which)
 
 
@@ -32,7 +35,7 @@ def test_every_acquire_and_release_is_strong_enough(bench: mutants.Bench) -> Non
     assert bench.passes_unchanged("orders")
 
 
-@pytest.mark.parametrize("name", ["ring_rules.c", "channel_rules.c", "ring_orders.c"])
+@pytest.mark.parametrize("name", [f"{which}.c" for which in PROGRAMS])
 def test_the_programs_compile_without_a_warning(name: str, tmp_path: Path) -> None:
     flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror"]
     source = Path(__file__).with_name(name)

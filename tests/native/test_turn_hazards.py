@@ -18,6 +18,8 @@ from pedos_vchan.calls import GOING_ON_AT_ONCE
 from pedos_vchan.event_loop import FLUSHES_AT_ONCE, Flusher
 from pedos_vchan.peer import OUT_MAX, Peer
 
+from tests.patience import PATIENCE
+
 from .conftest import Pairs
 
 if TYPE_CHECKING:
@@ -111,7 +113,7 @@ async def test_room_for_a_sender_is_news_for_it_whoever_else_waits(pairs: Pairs)
         nursery.start_soon(one.wait_instead)
         await trio.testing.wait_all_tasks_blocked()
         got = 0
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             while got < 9000:
                 got += len(await other.receive_some())
 
@@ -140,7 +142,7 @@ async def test_an_end_right_behind_the_answer_is_found_though_its_caller_took_th
         await trio.testing.wait_all_tasks_blocked()
         other.send_some(puppet.frame(Answer(request.id, {})))
         lib.pv_channel_close(other._channel.native())
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await ended.wait()
 
 

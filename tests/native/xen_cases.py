@@ -8,6 +8,7 @@ The stand-in keeps both domains in one process; which one a call is made for is 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import time
@@ -23,14 +24,13 @@ from pedos_vchan import xen
 from pedos_vchan.stream import VchanStream
 
 from . import xen_libraries
+from .closing import close_in_its_thread
 
 SERVER, CLIENT, PORT = 7, 3, 1
 # A domain's death must be seen within a second; the rest is for a machine that is busy.
 LIMIT = 5
 GUARD_SECONDS = 0.5  # the guard's thread looks every 0.2
 SPIN_DOMAIN = 0.002  # seconds; PV_SPIN_DOMAIN_NS in channel.h
-
-PRESENCES_KEPT = 16  # xen_presence.c
 
 standin = xen_libraries.load(Path(sys.argv[2]))
 
@@ -43,6 +43,7 @@ async def in_domain(call: Any, *arguments: Any) -> Any:
     return call(*arguments)
 
 
+in_thread = xen._in_thread
 xen._in_thread = in_domain
 
 
@@ -89,6 +90,26 @@ async def shortest_look() -> float:
             looks.append(time.perf_counter() - start)
             client.close()
     return min(looks)
+
+
+class Heard(logging.Handler):
+    """What xen.py has said, to be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.lines: list[str] = []
+        self._more = trio.Event()
+        logging.getLogger("pedos_vchan.xen").addHandler(self)
+        logging.getLogger("pedos_vchan.xen").setLevel(logging.INFO)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+        self._more.set()
+        self._more = trio.Event()
+
+    async def until(self, words: str) -> None:
+        while not any(words in line for line in self.lines):
+            await self._more.wait()
 
 
 async def two_way_stream() -> None:
@@ -161,6 +182,104 @@ async def a_guest_learns_of_its_peers_end_from_xenstore() -> None:
 async def dom0_learns_of_its_peers_end_from_the_hypervisor() -> None:
     await notices(SERVER, SERVER, 0)
     await notices(SERVER, 0, SERVER)
+
+
+async def a_guest_learns_of_an_end_though_xenstore_failed_meanwhile() -> None:
+    """It cannot be opened at first, or has broken since; the peer dies, and then it is back."""
+    for breaks_later in (False, True):
+        heard = Heard()
+        if not breaks_later:
+            standin.standin_store_fails(errno.ECONNREFUSED)
+        served, joined = await streams()
+        if breaks_later:
+            await trio.sleep(GUARD_SECONDS)  # long enough for the guard to have opened it
+            standin.standin_store_fails(errno.ECONNREFUSED)
+        await heard.until("cannot be seen whether other domains live")
+        standin.standin_kill(SERVER)
+        standin.standin_store_fails(0)
+        with pytest.raises(trio.BrokenResourceError, match="gone without closing"):
+            await joined.receive_some()
+        await heard.until("seen again")
+        assert len(heard.lines) == 2
+        joined.close()
+        served.close()
+
+
+async def a_listener_that_is_woken_without_end_says_so_and_the_next_one_serves() -> None:
+    listener = await xen.listen(SERVER, CLIENT, PORT)
+    ended = trio.Event()
+    wakes = 0
+
+    async def accept() -> None:
+        with pytest.raises(trio.BrokenResourceError, match=f"event flood: domain {CLIENT}"):
+            await listener.accept()
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(accept)
+        while not ended.is_set():
+            os.eventfd_write(listener._event_fd, 1)
+            wakes += 1
+            await trio.lowlevel.checkpoint()
+    assert wakes < 100_000  # it was a thousand within one second of a clock
+    with pytest.raises(trio.ClosedResourceError):
+        await listener.accept()
+    with pytest.raises(FileNotFoundError):  # nobody meets a ring that has failed
+        await xen.connect(CLIENT, SERVER, PORT)
+    server, client = await streams()
+    await client.send_all(b"here")
+    assert await server.receive_some() == b"here"
+    server.close()
+    client.close()
+
+
+async def a_refused_client_tries_again_though_no_node_changes() -> None:
+    refusals = 3
+    connected = xen.connect
+
+    async def connect(*address: int) -> xen.Channel:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise ConnectionRefusedError
+        return await connected(*address)
+
+    listener = await xen.listen(SERVER, CLIENT, PORT)
+    standin.standin_enter(CLIENT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(xen, "connect", connect)
+        client = await xen.connect_when_there(CLIENT, SERVER, PORT)
+    assert refusals == 0
+    (await listener.accept()).close()
+    client.close()
+
+
+async def a_listener_whose_accept_is_closed_frees_its_ring_after_the_thread() -> None:
+    """The thread takes the announcement away; until then the ring is its own."""
+    listener = await xen.listen(SERVER, CLIENT, PORT)
+    client = await xen.connect(CLIENT, SERVER, PORT)
+    order = []
+    native = xen.lib
+
+    class Noted:
+        def __getattr__(self, name: str) -> Any:
+            function = getattr(native, name)
+
+            def call(*arguments: Any) -> Any:
+                if name == "pv_xen_admit":
+                    time.sleep(0.05)  # for the thread to be slower than its caller
+                result = function(*arguments)
+                order.append(name)
+                return result
+
+            return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(xen, "lib", Noted())
+        patch.setattr(xen, "_in_thread", in_thread)
+        await close_in_its_thread(listener.accept())
+    assert order[-2:] == ["pv_xen_admit", "pv_channel_free"]
+    client.close()
 
 
 async def a_pump_notices_it_too() -> None:
@@ -243,19 +362,56 @@ async def impossible_numbers() -> None:
         await xen.connect(CLIENT, 0x7FF0, PORT)
 
 
-async def what_dead_domains_were_shown_is_taken_away() -> None:
-    alive = await channels(client=CLIENT)
-    for client in range(CLIENT + 10, CLIENT + 10 + 2 * PRESENCES_KEPT):
-        for channel in await channels(client=client):
-            channel.close()
-        standin.standin_kill(client)
-    standin.standin_enter(SERVER)
+def nodes_of(domain: int) -> list[str]:
+    """What a domain has in xenstore for its peers: their numbers."""
+    standin.standin_enter(domain)
     with xen.Store() as store:
-        shown = store.list(f"/local/domain/{SERVER}/data/vchan")
-    assert str(CLIENT) in shown
-    assert len(shown) <= PRESENCES_KEPT + 2
-    for channel in alive:
+        return store.list(f"/local/domain/{domain}/data/vchan")
+
+
+async def thirty_domains_that_come_and_go_leave_xenstore_as_it_was() -> None:
+    """In a domain that stays, whoever served, and whether the channel or the peer ended first."""
+    for stays in (0, SERVER):
+        alive = await channels(server=CLIENT, client=stays)
+        before = nodes_of(stays)
+        assert before == ([str(CLIENT)] if stays else []), (
+            "dom0 outlives all, and shows itself to none"
+        )
+        for number, guest in enumerate(range(CLIENT + 10, CLIENT + 40)):
+            server, client = (guest, stays) if number % 2 else (stays, guest)
+            ends = await channels(server=server, client=client)
+            if number % 3:
+                standin.standin_kill(guest)
+            for channel in ends:
+                channel.close()
+            standin.standin_kill(guest)
+        # A guest is not told of the end of one whose channel was closed before: it looks next time.
+        for channel in await channels(server=CLIENT, client=stays):
+            channel.close()
+        assert nodes_of(stays) == before
+        for channel in alive:
+            channel.close()
+        standin.standin_kill(CLIENT)
+
+
+async def what_a_peer_that_lives_is_shown_stays() -> None:
+    """Other processes of this domain may have channels with it."""
+    for channel in await channels():
         channel.close()
+    assert nodes_of(SERVER) == [str(CLIENT)]
+    assert nodes_of(CLIENT) == [str(SERVER)]
+
+
+async def a_server_that_is_announced_just_then_is_not_removed() -> None:
+    """By a look that found nothing there: dom0 serves on, and one more process of it begins to."""
+    path = f"/local/domain/0/data/vchan/{CLIENT}/{PORT + 1}"
+    listener = await xen.listen(0, CLIENT, PORT)
+    standin.standin_write_meanwhile(path.encode())
+    listener.close()
+    assert nodes_of(0) == [str(CLIENT)]
+    with xen.Store() as store:
+        assert store.list(f"/local/domain/0/data/vchan/{CLIENT}") == [str(PORT + 1)]
+        store.remove(path)
 
 
 async def the_store() -> None:
@@ -299,13 +455,19 @@ CASES = {
         a_port_is_free_once_its_client_came,
         a_guest_learns_of_its_peers_end_from_xenstore,
         dom0_learns_of_its_peers_end_from_the_hypervisor,
+        a_guest_learns_of_an_end_though_xenstore_failed_meanwhile,
+        a_listener_that_is_woken_without_end_says_so_and_the_next_one_serves,
+        a_refused_client_tries_again_though_no_node_changes,
+        a_listener_whose_accept_is_closed_frees_its_ring_after_the_thread,
         a_pump_notices_it_too,
         grants_that_are_used_up_are_an_error_and_no_crash,
         a_channel_for_which_no_descriptor_is_left_leaves_nothing,
         the_service_looks_for_an_answer_no_longer_than_others_can_wait,
         a_listener_that_is_closed_leaves_nothing,
         impossible_numbers,
-        what_dead_domains_were_shown_is_taken_away,
+        thirty_domains_that_come_and_go_leave_xenstore_as_it_was,
+        what_a_peer_that_lives_is_shown_stays,
+        a_server_that_is_announced_just_then_is_not_removed,
         the_store,
     )
 }

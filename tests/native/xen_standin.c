@@ -5,6 +5,8 @@
 #define xs_open standin_xs_open
 #define xs_close standin_xs_close
 #define xs_write standin_xs_write
+#define xs_transaction_start standin_xs_transaction_start
+#define xs_transaction_end standin_xs_transaction_end
 #define xs_rm standin_xs_rm
 #define xs_read standin_xs_read
 #define standin_in_use standin_all_in_use
@@ -13,6 +15,8 @@
 #undef xs_open
 #undef xs_close
 #undef xs_write
+#undef xs_transaction_start
+#undef xs_transaction_end
 #undef xs_rm
 #undef xs_read
 
@@ -85,9 +89,34 @@ static void fire(const char *path)
     pthread_mutex_unlock(&lock);
 }
 
+/*
+ * What befalls xenstore for a thread that nobody assigned to a domain, the guard's: it cannot be
+ * opened, with this errno, and a connection that was open then has broken for good.
+ */
+static int refusal;
+static const struct xs_handle *of_guard, *broken;
+
+void standin_store_fails(int error)
+{
+    pthread_mutex_lock(&lock);
+    refusal = error;
+    if (error)
+        broken = of_guard;
+    pthread_mutex_unlock(&lock);
+}
+
 struct xs_handle *xs_open(unsigned long flags)
 {
-    return standin_xs_open(flags);
+    struct xs_handle *handle = NULL;
+
+    if (standin_domain)
+        return standin_xs_open(flags);
+    pthread_mutex_lock(&lock);
+    if (!refusal)
+        of_guard = handle = standin_xs_open(flags);
+    errno = refusal;
+    pthread_mutex_unlock(&lock);
+    return handle;
 }
 
 void xs_close(struct xs_handle *handle)
@@ -98,6 +127,8 @@ void xs_close(struct xs_handle *handle)
             close(watches[i].fd);
             watches[i].handle = NULL;
         }
+    if (handle == of_guard)
+        of_guard = broken = NULL;
     pthread_mutex_unlock(&lock);
     standin_xs_close(handle);
 }
@@ -111,29 +142,96 @@ void *xs_read(struct xs_handle *handle, xs_transaction_t transaction, const char
         char *value;
 
         pthread_mutex_lock(&lock);
-        node = find_node(path);
+        node = find_node(path); /* ENOENT if there is none */
         value = node ? strdup(node->value) : NULL;
+        if (handle == broken) {
+            free(value);
+            value = NULL;
+            errno = EIO;
+        }
         pthread_mutex_unlock(&lock);
         return value;
     }
     return standin_xs_read(handle, transaction, path, length);
 }
 
+/* As in the real one, what is above a node is made with it. Only what a domain may write, here. */
+static bool make_parents(struct xs_handle *handle, const char *path)
+{
+    char parent[NODE_TEXT];
+    bool done = true;
+    int depth = 0;
+
+    for (size_t i = 1; path[i] && i < sizeof parent; i++) {
+        bool is_there;
+
+        if (path[i] != '/' || ++depth < 4) /* /local/domain/N/data is there already */
+            continue;
+        memcpy(parent, path, i);
+        parent[i] = 0;
+        pthread_mutex_lock(&lock);
+        is_there = find_node(parent) != NULL;
+        pthread_mutex_unlock(&lock);
+        done = done && (is_there || standin_xs_write(handle, 0, parent, "", 0));
+    }
+    return done;
+}
+
 bool xs_write(struct xs_handle *handle, xs_transaction_t transaction, const char *path,
               const void *data, unsigned length)
 {
-    bool done = standin_xs_write(handle, transaction, path, data, length);
+    bool done = make_parents(handle, path) &&
+                standin_xs_write(handle, transaction, path, data, length);
 
     fire(path);
     return done;
 }
 
+bool xs_rm(struct xs_handle *handle, xs_transaction_t transaction, const char *path);
+
+/* What others did meanwhile is done here once, at the end of a transaction. */
+static char meanwhile[NODE_TEXT];
+
+void standin_write_meanwhile(const char *path)
+{
+    strcpy(meanwhile, path);
+}
+
+static char to_remove[NODE_TEXT]; /* by the one transaction that is open */
+
+xs_transaction_t xs_transaction_start(struct xs_handle *handle)
+{
+    (void)handle;
+    to_remove[0] = 0;
+    return 1;
+}
+
+bool xs_transaction_end(struct xs_handle *handle, xs_transaction_t transaction, bool abort)
+{
+    char path[NODE_TEXT];
+
+    (void)transaction;
+    strcpy(path, meanwhile);
+    meanwhile[0] = 0;
+    if (path[0]) {
+        xs_write(handle, 0, path, "1", 1);
+        errno = EAGAIN;
+        return abort;
+    }
+    if (!abort && to_remove[0])
+        xs_rm(handle, 0, to_remove);
+    return true;
+}
+
 bool xs_rm(struct xs_handle *handle, xs_transaction_t transaction, const char *path)
 {
-    bool done = standin_xs_rm(handle, transaction, path);
-
+    if (transaction) {
+        strcpy(to_remove, path);
+        return true;
+    }
+    standin_xs_rm(handle, transaction, path);
     fire(path);
-    return done;
+    return true;
 }
 
 char **xs_directory(struct xs_handle *handle, xs_transaction_t transaction, const char *path,

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pedos_dom0
+import pedos_protocol
 import pytest
 from pedos_dom0.local.bringup import TOOLS
 
@@ -79,8 +79,8 @@ def test_control_has_the_source_and_the_three_packages() -> None:
 def test_one_version_everywhere() -> None:
     first = (DEBIAN / "changelog").read_text().split("\n", 1)[0]
     version = pyproject()["project"]["version"]  # type: ignore[index]
-    assert re.fullmatch(rf"pedos-devices \({re.escape(version)}\) bookworm; urgency=\w+", first)
-    assert pedos_dom0.__version__ == version
+    assert re.fullmatch(rf"pedos-devices \({re.escape(version)}\) trixie; urgency=\w+", first)
+    assert version == pedos_protocol.VERSION
 
 
 @pytest.mark.parametrize("package", BINARY_PACKAGES)

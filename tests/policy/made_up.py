@@ -13,11 +13,18 @@ TYPES = ("AppVM", "TemplateVM", "DispVM", "AdminVM")
 SERVICES = ("s.A", "s.B", "device.attach.block", "device.attach.usb", "device.list.usb")
 SERVICE_WORDS = (*SERVICES, "*", "device.*.*", "device.attach.*", "device.*.usb", "device.*.block")
 PORTS = ("sda", "sdb", "sda1", "1-2", "1-2.3")
-IDENTITIES = ("", "046d:c52b:x:u030101", "1050:0407:77:u030101", "0781:5581:x:u080650")
+IDENTITIES = (
+    *("", "046d:c52b:x:u030101", "1050:0407:77:u030101", "0781:5581:x:u080650"),
+    # Of which not all is known.
+    *("0781:5581:x:u-unknown", "0781:5581:x:u080650u-unknown", "1050:0407:77:", "046d:c52b"),
+)
 GLOBS = (
     ("sys-usb", "work", "*", "sys-*", "*usb*"),
     ("*", "sda", "sd*", "1-2", "1-*", "*1"),
-    ("*", "1050:*", "*:u03*", "046d:c52b*", "*:x:*", "0781:5581:x:u080650"),
+    (
+        *("*", "1050:*", "*:u03*", "046d:c52b*", "*:x:*", "0781:5581:x:u080650", "*u-unknown"),
+        *("only=u08*", "0781:*:only=u080650,u03*", "*:only=u*,u-unknown"),
+    ),
 )
 PARAMETERS = {
     "allow": ("target=work", "target=@dispvm", "user=root", "autostart=no", "notify=yes"),
@@ -65,6 +72,8 @@ def line(rnd: random.Random) -> str:
     argument = "*"
     if service.startswith("device.") and rnd.random() < 0.7:
         parts = [rnd.choice(globs) for globs in GLOBS[: rnd.randint(1, 3)]]
+        if service.endswith(".block") and "only=" in parts[-1]:
+            parts.pop()
         argument = "+" + ":".join(parts)
     elif not service.startswith(("device.", "*")) and rnd.random() < 0.4:
         argument = rnd.choice(("+", "+x", "+y"))

@@ -22,17 +22,70 @@ def service_covers(word: str, service: str) -> bool:
     return all(part in ("*", asked) for part, asked in pairs)
 
 
-def argument_covers(rule: Rule, argument: str) -> bool:
+def argument_covers(rule: Rule, service: str, argument: str, *, sure: bool = True) -> bool:
     if rule.argument == "*":
         return True
     if not rule.service.startswith("device."):
         return rule.argument == argument
     parts = argument[1:].split(":", 2)
     globs = rule.argument[1:].split(":", 2)
-    return all(
-        re.fullmatch(fnmatch.translate(glob), part)
-        for glob, part in zip(globs, parts, strict=False)
+    *places, identity = [*globs, *("*",) * (3 - len(globs))]
+    device_class = service.rpartition(".")[2]
+    return all(map(glob_covers, places, parts)) and (
+        identity_covers(identity, parts[2], sure=sure)
+        if device_class in ("usb", "pci")
+        else "only=" not in identity and glob_covers(identity, parts[2])
     )
+
+
+def glob_covers(glob: str, text: str) -> bool:
+    return re.fullmatch(fnmatch.translate(glob), text) is not None
+
+
+def identity_covers(rule: str, identity: str, *, sure: bool) -> bool:
+    """Does what a rule says of a device's identity hold for certain, or may it hold?"""
+    given = re.fullmatch(r"(?P<head>[^:]*:[^:]*:[^:]*):(?P<kinds>([up][0-9a-f]{6})*)(.*)", identity)
+    head, known = (given["head"], given["kinds"]) if given else ("", "")
+    whole = bool(known) and f"{head}:{known}" == identity
+    before, only, wanted = rule.partition("only=")
+    if only:
+        heads = before.removesuffix(":") or "*"
+        kinds = [known[at : at + 7] for at in range(0, len(known), 7)]
+        good = all(any(glob_covers(one, kind) for one in wanted.split(",")) for kind in kinds)
+        good = good and (glob_covers(heads, head) if given else could_cover(heads, "", None))
+        return good and (whole or not sure or (given is not None and "-unknown" in wanted))
+    if whole:
+        return glob_covers(rule, identity)
+    start, fill = (f"{head}:{known}", "up0123456789abcdef") if given else ("", None)
+    if sure:
+        return (
+            rule == identity
+            or ("-unknown" in rule and glob_covers(rule, identity))
+            or (rule.endswith("*") and glob_covers(rule, start))
+        )
+    return glob_covers(rule, identity) or could_cover(rule, start, fill)
+
+
+def could_cover(glob: str, start: str, fill: str | None) -> bool:
+    """Is there a text that begins with `start`, goes on with characters of `fill`, and matches?"""
+
+    def closed(places: set[int]) -> set[int]:
+        for at in range(len(glob)):
+            if at in places and glob[at] == "*":
+                places.add(at + 1)
+        return places
+
+    def after(places: set[int], character: str) -> set[int]:
+        found = {at for at in places if at < len(glob) and glob[at] == "*"}
+        return closed(found | {at + 1 for at in places if glob[at : at + 1] == character})
+
+    places = closed({0})
+    for character in start:
+        places = after(places, character)
+    for _ in glob:
+        for character in glob if fill is None else fill:
+            places |= after(places, character)
+    return len(glob) in places
 
 
 def vm_covers(word: str, vm: str, default_dispvm: str | None, system: System) -> bool:
@@ -81,14 +134,19 @@ def deciding(request: Request, rules: tuple[Rule, ...], system: System) -> Rule 
         return None
     facts = system.get(request.source)
     dispvm = None if facts is None else facts.default_dispvm
+    possible = []
     for rule in rules:
         if (
             service_covers(rule.service, request.service)
-            and argument_covers(rule, request.argument)
+            and argument_covers(rule, request.service, request.argument, sure=False)
             and vm_covers(rule.source, request.source, dispvm, system)
             and vm_covers(rule.target, target, dispvm, system)
         ):
-            return rule
+            if rule.action == "deny":
+                return rule  # nothing is stricter
+            possible.append(rule)
+            if argument_covers(rule, request.service, request.argument):
+                return next((each for each in possible if each.action == "ask"), rule)
     return None
 
 
@@ -119,7 +177,7 @@ def offered(request: Request, rules: tuple[Rule, ...], system: System) -> tuple[
     for rule in reversed(rules):
         if (
             service_covers(rule.service, request.service)
-            and argument_covers(rule, request.argument)
+            and argument_covers(rule, request.service, request.argument)
             and vm_covers(rule.source, request.source, dispvm, system)
         ):
             named = reach(rule.outcome.target or rule.target, system)

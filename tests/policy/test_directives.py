@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pedos_dom0.policy import files, reading
+from pedos_dom0.policy import compat, files, reading
 from pedos_dom0.policy.evaluate import Request, evaluate
 from pedos_dom0.policy.reading import Loaded, read_policy
 from pedos_dom0.policy.system import System, VmFacts
@@ -152,6 +152,19 @@ def test_no_folder_of_release_4_is_no_rules(folder: Path, tmp_path: Path) -> Non
     put(folder, a="!compat-4.0\n")
     loaded = read_policy([folder], legacy=tmp_path / "old")
     assert (messages(loaded), loaded.rules) == ([], ())
+
+
+def test_more_files_of_release_4_than_are_read_are_an_error(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(folder, a="!compat-4.0\n")
+    old = tmp_path / "old"
+    old.mkdir()
+    for service in ("s.A", "s.B", "s.C"):
+        (old / service).write_text("* * deny\n")
+    monkeypatch.setattr(compat, "FILES_MAX", 2)
+    loaded = read_policy([folder], legacy=old)
+    assert messages(loaded) == [f"{old}:0:0: more than 2 policy files in one folder"]
 
 
 def test_an_error_in_a_file_of_release_4_has_its_place(folder: Path, tmp_path: Path) -> None:

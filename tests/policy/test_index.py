@@ -8,9 +8,10 @@ import pytest
 from pedos_dom0.policy.breath import nothing
 from pedos_dom0.policy.decide import DECISIONS_KEPT, Decider
 from pedos_dom0.policy.evaluate import Request, evaluate
-from pedos_dom0.policy.model import DeviceParts, Rule
+from pedos_dom0.policy.model import Rule
 from pedos_dom0.policy.parser import parse_file
 from pedos_dom0.policy.rows import column, rows_of
+from pedos_dom0.policy.selectors import DeviceParts
 from pedos_dom0.policy.snapshot import Snapshot
 from pedos_dom0.policy.system import System, VmFacts
 

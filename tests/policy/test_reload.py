@@ -11,11 +11,13 @@ import trio
 from pedos_dom0.policy import following
 from pedos_dom0.policy.loader import PolicyLoader, read_policy
 
+from tests.patience import PATIENCE
+
 RULES = 10_000
-# Of processor time that the thread takes at most before it lets the event loop in. What the gate
-# allows is 5 ms of delay; the measurement of that is the benchmark's, as it depends on what else
-# the machine does.
-BREATH_MS = 5.0
+# Of the processor time that a reading takes, what the thread takes at most before it lets the event
+# loop in. A share, as processors differ: the 5 ms of delay that the gate allows on a machine that
+# reads so many rules in a quarter of a second. The measurement of the delay is the benchmark's.
+BREATH_SHARE = 1 / 50
 
 
 def large() -> str:
@@ -48,18 +50,19 @@ def test_no_step_of_reading_ten_thousand_rules_takes_long(folder: Path) -> None:
     gc.collect()
     gc.freeze()  # as the service does when it starts; the tests hold far more than it does
     try:
-        longest = []
+        shares = []
         for _ in range(3):  # whatever else happens to the processor, it does not happen each time
             steps.clear()
             last = time.thread_time()
             loaded = read_policy([folder], breathe=breathe)
             steps.append(time.thread_time() - last)
-            longest.append(max(steps))
+            shares.append(max(steps) / sum(steps))
             assert len(loaded.rules) == RULES
             assert len(steps) > 300
+            del loaded  # what is replaced goes in breaths, too, but that is not this reading's
     finally:
         gc.unfreeze()
-    assert min(longest) * 1000 < BREATH_MS
+    assert min(shares) < BREATH_SHARE
 
 
 async def test_what_was_replaced_is_let_go_of_in_the_thread(
@@ -70,7 +73,7 @@ async def test_what_was_replaced_is_let_go_of_in_the_thread(
     loader = PolicyLoader([folder])
     await nursery.start(loader.run)
     seen = [loader.snapshot]
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE):
         for number in range(3):
             (folder / "a.policy").write_text(f"s.A{number} * * * allow\n")
             while loader.snapshot is seen[-1]:
@@ -91,7 +94,7 @@ async def test_what_is_included_from_elsewhere_is_followed(
     await nursery.start(loader.run)
 
     async def until(rules: list[str]) -> None:
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE):
             while [rule.text for rule in loader.snapshot.rules] != rules:
                 await trio.lowlevel.checkpoint()
 

@@ -57,15 +57,19 @@ requests = st.builds(
 notices = st.builds(events.Notice, method=methods, params=maps)
 
 
+def printable(value: Any) -> Any:
+    return names.printable_value(value, events.ERROR_TEXT_MAX)
+
+
 def answers(call_id: int) -> st.SearchStrategy[events.Event]:
-    """Answers of both kinds to this request."""
+    """Answers of both kinds to this request; the bad ones as they are heard."""
     good = st.builds(events.Answer, id=st.just(call_id), result=maps)
     bad = st.builds(
         events.ErrorAnswer,
         id=st.just(call_id),
         code=st.sampled_from(sorted(CODES)),
-        message=texts,
-        data=maps,
+        message=texts.map(printable),
+        data=maps.map(printable),
     )
     return good | bad
 
@@ -86,6 +90,8 @@ _BY_PARSE: dict[Any, st.SearchStrategy[Any]] = {
     fields.a_duration: st.floats(0, 1e9),
     fields.an_attachment_id: st.from_regex(r"[0-9a-f]{16}", fullmatch=True),
     fields.an_identity: st.from_regex(r"[A-Za-z0-9:._-]{0,128}", fullmatch=True),
+    fields.an_instance: st.from_regex(r"[A-Za-z0-9:._-]{0,40}", fullmatch=True),
+    fields.a_number_of_a_disk: st.from_regex(r"[0-9a-f]{1,8}:[0-9a-f]{1,8}", fullmatch=True),
     fields.an_error_code: st.sampled_from(sorted(CODES)),
     fields.a_line: st.text("abcXYZ 0123 .,()[]#%", max_size=names.DESCRIPTION_MAX),
     fields.a_text: st.text("abc äöü <>&\"'", max_size=30),

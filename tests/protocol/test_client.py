@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import trio
 from pedos_cli.client import Client, Unreachable, connect, open_socket
+from pedos_cli.prompt_link import Link
 from pedos_protocol import codec
 from pedos_protocol.errors import CallError, LocalProtocolError, RemoteProtocolError
+from pedos_protocol.events import REFUSED, Notice
 from pedos_vchan.peer import Peer
 from pedos_vchan.unix import listen_unix, short_path
 
-PATIENCE = 10  # seconds after which a test that waits is a test that fails
+from tests.patience import PATIENCE
 
 
 async def echo(_peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +160,7 @@ async def test_a_service_that_goes_away_is_unreachable(tmp_path: Path) -> None:
     [
         ("missing", "there is no such socket"),
         ("x" * 150 + "/missing", "there is no such socket"),
-        ("file", "nobody listens there"),
+        ("file", "it is no socket"),
         ("file/below", "not a directory"),
         ("x" * 200, "path too long"),
     ],
@@ -201,7 +203,7 @@ hello = codec.encode([2, "hello", {"versions": [1, 1], "program": "fake"}])
             RemoteProtocolError,
             "request of a command",
         ),
-        (hello, CallError, "vm.list was not answered within 0.01 s"),
+        (hello, CallError, "the request to list the VMs was not answered within 0.01 s"),
     ],
 )
 def test_a_service_that_speaks_something_else(
@@ -223,6 +225,55 @@ def test_a_service_that_dies_in_the_middle_of_an_answer(tmp_path: Path) -> None:
             call(client)
 
 
+full = codec.encode([2, "connection.refused", {"code": "quota", "message": "full", "data": {}}])
+
+
+@pytest.mark.parametrize("asks_before", [False, True])
+def test_a_refused_client_hears_why_whatever_becomes_of_its_request(
+    asks_before: bool, tmp_path: Path
+) -> None:
+    with fake_service(tmp_path / "sock", hello + full) as (client, connection):
+        if asks_before:
+            client._socket.send(b"\x00")  # unread at the end: a reset; else the pipe is broken
+        connection.close()
+        with pytest.raises(CallError, match="full") as caught:
+            call(client)
+        assert caught.value.code == "quota"
+
+
+@pytest.mark.parametrize(("says", "lost"), [(b"", False), (hello, True)])
+def test_what_was_asked_for_may_be_done_only_if_the_service_had_said_hello(
+    says: bytes, lost: bool, tmp_path: Path
+) -> None:
+    with fake_service(tmp_path / "sock", says) as (client, connection):
+        connection.close()
+        with pytest.raises(Unreachable, match="connection") as caught:
+            call(client)
+        assert caught.value.lost == lost
+
+
+@pytest.mark.parametrize("params", [{}, {"code": "?", "message": "", "data": {}}, {"code": 1}])
+def test_a_refusal_without_a_proper_reason_is_none(params: object, tmp_path: Path) -> None:
+    says = hello + codec.encode([2, "connection.refused", params])
+    wrong = pytest.raises(RemoteProtocolError, match="without a proper reason")
+    with fake_service(tmp_path / "sock", says) as (client, _), wrong:
+        call(client)
+
+
+def test_a_prompter_that_is_refused_hears_why(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        with short_path(path) as short:
+            server.bind(short)
+        server.listen()
+        link = Link(str(path))
+        with contextlib.closing(link):
+            with server.accept()[0] as connection:
+                connection.sendall(hello + full)  # and the end, with what it asked for unread
+            events = link.receive()
+    assert isinstance(events[-1], Notice) and events[-1].method == REFUSED
+
+
 def test_a_service_that_takes_no_connection_is_unreachable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,11 +281,25 @@ def test_a_service_that_takes_no_connection_is_unreachable(
     monkeypatch.setattr("pedos_cli.client.pack", lambda form, _s, _us: struct.pack(form, 0, 1000))
     path = tmp_path / "sock"
     with socket.socket(socket.AF_UNIX) as deaf, socket.socket(socket.AF_UNIX) as first:
-        deaf.bind(str(path))
+        with short_path(path) as short:
+            deaf.bind(short)
         deaf.listen(0)
-        first.connect(str(path))
+        with short_path(path) as short:
+            first.connect(short)
         with pytest.raises(Unreachable, match="took no new connection"):
             connect(str(path))
+
+
+def test_what_is_no_socket_is_said_to_be_none(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for path in ("/dev/null", str(tmp_path), str(tmp_path / "file"), str(tmp_path / "link")):
+        with pytest.raises(Unreachable, match="it is no socket"):
+            connect(path)
+    with socket.socket(socket.AF_UNIX) as deaf, short_path(tmp_path / "sock") as short:
+        deaf.bind(short)
+        with pytest.raises(Unreachable, match="nobody listens there"):
+            connect(str(tmp_path / "sock"))
 
 
 def test_who_speaks_the_protocol_by_itself_gets_a_socket_and_its_place(
@@ -244,7 +309,8 @@ def test_who_speaks_the_protocol_by_itself_gets_a_socket_and_its_place(
     with pytest.raises(Unreachable, match="there is no such socket"):
         open_socket()
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / "dom0.sock"))
+        with short_path(tmp_path / "dom0.sock") as short:
+            listener.bind(short)
         listener.listen()
         opened, path = open_socket()
         accepted, _ = listener.accept()

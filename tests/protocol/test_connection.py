@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pedos_protocol import codec, connection
+from pedos_protocol import codec, connection, events, messages
 from pedos_protocol.codec import FRAME_MAX, HEADER_SIZE
 from pedos_protocol.connection import (
     CLOSED,
@@ -19,6 +19,7 @@ from pedos_protocol.connection import (
 )
 from pedos_protocol.errors import LocalProtocolError, RemoteProtocolError
 from pedos_protocol.events import (
+    ERROR_TEXT_MAX,
     NEED_DATA,
     Answer,
     Closed,
@@ -29,6 +30,7 @@ from pedos_protocol.events import (
     Notice,
     Request,
 )
+from pedos_protocol.names import is_printable
 
 from . import strategies
 
@@ -161,6 +163,17 @@ def test_nothing_comes_after_the_end_of_the_stream() -> None:
     assert end.next_event() == Closed()
 
 
+def test_their_end_is_ours_too_and_no_answer_is_given_any_more() -> None:
+    end = in_state(OPEN)  # it knows of their request 1
+    end.receive_data(b"")
+    assert end.next_event() == Closed()
+    assert end.our_state == end.their_state == CLOSED
+    for event_type in (Request, Answer, ErrorAnswer, Notice):
+        with pytest.raises(LocalProtocolError, match="cannot be sent in state CLOSED"):
+            end.send(EXAMPLES[event_type])
+    assert end.send(Closed()) == b""
+
+
 def test_an_error_is_for_good() -> None:
     end = heard_in_state(ERROR)
     end.receive_data(frame_of(EXAMPLES[Notice]))
@@ -176,6 +189,36 @@ def test_the_diagram_shows_the_whole_table() -> None:
             lines = [line for line in drawn.splitlines() if f"{state} --> {target}:" in line]
             assert len(lines) == 1
             assert event_type.__name__ in lines[0]
+
+
+# Methods' names
+
+
+def test_names_that_a_peer_makes_up_are_not_remembered_and_cost_no_other_peer_anything() -> None:
+    """All connections of a process share what is known, so it is this program's own names alone."""
+    events.know_methods(["device.attach", "No Method"])
+    known = set(events._known_methods)
+    assert "device.attach" in known
+    assert "No Method" not in known
+    ends = Pair().greet()
+    for number in range(2000):
+        name = "made.up." + "".join(chr(97 + int(digit)) for digit in str(number))
+        ends.say(Notice(name, {}))
+    assert events._known_methods == known
+
+
+def test_the_names_that_a_program_serves_need_no_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {"device.attach", "export.start", "prompt.cancel"} <= set(messages.SCHEMA)
+    monkeypatch.setattr(events, "is_method", lambda _: False)
+    for method in messages.SCHEMA:
+        Notice(method, {})
+
+
+@given(name=st.text(alphabet="ab._Aé1 ", max_size=8))
+def test_a_methods_name_is_words_of_letters_with_dots_between(name: str) -> None:
+    words = name.split(".")
+    letters = all(word and set(word) <= set("ab_") for word in words)
+    assert events.is_method(name) == (letters and "_" not in words[0])
 
 
 # Events
@@ -215,7 +258,7 @@ def test_every_event_is_heard_as_it_was_said(data: st.DataObject) -> None:
         (Request, (2**32, "vm.list", {}, 1)),
         (Request, (True, "vm.list", {}, 1)),
         (Request, (1, "vm.list", {}, 0)),
-        (Request, (1, "vm.list", {}, 600_001)),
+        (Request, (1, "vm.list", {}, 1_200_001)),
         (Request, (1, "vm.list", {}, 1.0)),
         (Request, (1, "vm.list", {}, None)),
         (Request, (1, "vm.list", [], 1)),
@@ -518,3 +561,41 @@ def test_the_largest_frame_passes() -> None:
     ends.say(Notice("a", {"x": b"x" * (FRAME_MAX - empty)}))
     with pytest.raises(LocalProtocolError, match="65537 bytes"):
         ends.ends[0].send(Notice("a", {"x": b"x" * (FRAME_MAX - empty + 1)}))
+
+
+@given(strategies.texts, strategies.maps)
+def test_the_words_of_an_error_are_one_printable_line_each(
+    message: str, data: dict[str, Any]
+) -> None:
+    ends = Pair().greet()
+    ends.say(Request(1, "x.y", {}, 1000))
+    there, here = ends.ends
+    there_data = here.send(ErrorAnswer(1, "failed", message, data))
+    there.receive_data(there_data)
+    event = there.next_event()
+    assert isinstance(event, ErrorAnswer)
+    assert is_printable(event.message) and len(event.message) == len(message)
+
+    def look(value: Any) -> None:
+        assert not isinstance(value, str) or is_printable(value)
+        if isinstance(value, dict):
+            value = [*value, *value.values()]
+        for each in value if isinstance(value, list) else ():
+            look(each)
+
+    look(event.data)
+
+
+def test_no_error_of_a_peer_forges_a_line_or_moves_a_cursor() -> None:
+    ends = Pair().greet()
+    ends.say(Request(1, "x.y", {}, 1000))
+    there, here = ends.ends
+    evil = "\x1b]0;pwned\x07 no\npedos-dom0: critical: \u202eevil"
+    there.receive_data(here.send(ErrorAnswer(1, "failed", evil, {evil: [{"hint": evil * 30}]})))
+    event = there.next_event()
+    assert isinstance(event, ErrorAnswer)
+    harmless = "_]0;pwned_ no_pedos-dom0: critical: _evil"
+    assert event.message == harmless
+    ((name, ((inner,))),) = event.data.items()
+    assert name == harmless
+    assert inner["hint"] == (harmless * 30)[: ERROR_TEXT_MAX - 3] + "..."

@@ -55,6 +55,10 @@ def test_every_message_with_a_part_changed_is_refused_or_still_a_message(
         wire[name] = data.draw(strategies.values)
     elif wire.pop(name, wire) is wire:
         return  # there was no such key, so nothing has changed
+    optional = {a.name: a.default for a in attr.fields(message_class) if fields.is_optional(a)}
+    if change == "drop" and name in optional:
+        assert getattr(parse(method, wire), name) == optional[name]
+        return
     if change == "drop" or name == "unknown":
         with pytest.raises(RemoteProtocolError, match=name):
             parse(method, wire)
@@ -103,6 +107,8 @@ def with_device(**changes: Any) -> dict[str, Any]:
         (with_device(device="../etc"), r"devices: \[0\] device: '../etc' is not a device id"),
         (with_device(device_class="tpm"), "'tpm' is not a device class"),
         (with_device(identity="a b"), "'a b' is not a device's identity"),
+        (with_device(instance="a b"), "'a b' is not an instance"),
+        (with_device(instance="x" * 41), "is not an instance"),
         (with_device(description=5), "description: text is expected, not a value of type int"),
         (with_device(size=-1), "size: an integer"),
         (with_device(size=1.5), "size: an integer"),
@@ -190,6 +196,7 @@ def test_an_error_can_be_part_of_a_result() -> None:
             }
         ],
         "request": "0123456789ab",
+        "policy_ok": None,
     }
     assert parse_result("device.detach", to_wire(result)) == result
 
@@ -205,3 +212,11 @@ def test_a_report_with_all_that_is_allowed_fits_into_a_frame() -> None:
     }
     report = parse_params("agent.report", {**REPORT, "devices": [device] * 128})
     assert len(codec.encode([0, 1, "agent.report", to_wire(report)])) <= codec.FRAME_MAX
+
+
+def test_what_is_optional_may_be_missing_and_nothing_else() -> None:
+    report = parse_params("agent.report", REPORT)
+    assert report.devices[0].stale is None
+    with pytest.raises(RemoteProtocolError, match="busy is missing"):
+        without = {name: value for name, value in DEVICE.items() if name != "busy"}
+        parse_params("agent.report", REPORT | {"devices": [without]})

@@ -53,6 +53,8 @@ def test_a_device_is_named_by_its_source_and_id() -> None:
         ("sys-usb:a:b", "'a:b' is not a device id"),
         ("a" * 50 + ":x", r"\.\.\. \(50 characters\) is not a VM name"),
         ("a\x1b[31m:x", r"'a\\x1b\[31m' is not a VM name"),
+        ("\u043c\u043e\u0439:x", "'\u043c\u043e\u0439' is not a VM name"),
+        ("\u043c\u202e'\U0001f600:x", r"\"\u043c\\u202e'\\U0001f600\" is not a VM name"),
     ],
 )
 def test_a_wrong_device_name_is_shown_harmlessly_with_what_would_be_right(
@@ -101,7 +103,50 @@ def test_harmless_text_keeps_what_people_write_and_nothing_that_programs_read() 
     assert names.harmless_text("SanDisk Ultra (32 GB), #2: 100%!") == (
         "SanDisk Ultra (32 GB), #2: 100%!"
     )
-    assert names.harmless_text('<b>&"\\`\x1b[31m\n\u202eä\u0000') == "_b______[31m____"
+    assert names.harmless_text('<b>&"\\`\x1b[31m\n\u202eä\u0000') == "_b______[31m__ä_"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Müllers Sticks", "Фото 2024", "写真とデータ", "ข้อมูล", "गोपनीय", "تصاوير ٣", "Việt Nam"],
+)
+def test_letters_of_all_scripts_survive(text: str) -> None:
+    assert names.harmless_text(text) == names.printable_text(text, 128) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("\u202e", "\u2066", "\u200f", "\u061c"),  # turn the direction of writing
+        *("\u00a0", "\u2003", "\u3000", "\u200b", "\u2028", "\ufeff"),  # blanks, and none
+        *(
+            "\u3164",
+            "\u115f",
+            "\uffa0",
+            "\u034f",
+            "\ufe0f",
+            "\u17b4",
+            "\u2800",
+        ),  # "letters" that are blank
+        *("\n", "\r", "\t", "\x1b", "\x07", "\x7f", "\x9b", "\ud800", "\ue000", "\U000e0041"),
+    ],
+)
+def test_what_is_not_seen_or_moves_other_text_does_not_survive(text: str) -> None:
+    assert names.harmless_text(f"a{text}b") == names.printable_text(f"a{text}b", 128) == "a_b"
+    assert names.harmless_text(f"ä{text}b") == "ä_b"
+    assert not names.is_printable(text)
+    escaped = names.escaped_text(f"a{text}b")
+    assert escaped.isascii() and escaped.isprintable() and escaped.startswith("a\\")
+
+
+def test_a_letter_has_few_marks() -> None:
+    assert names.harmless_text("\u0301x" + "a" + 9 * "\u0301") == "_xa" + 4 * "\u0301" + 5 * "_"
+
+
+def test_no_script_makes_a_text_longer_than_another() -> None:
+    text = names.harmless_text("写" * 100, 128)
+    assert text == "写" * 41 + "..."
+    assert len(text.encode()) <= 128
 
 
 @given(st.text(max_size=300), st.integers(0, 200))
@@ -109,10 +154,14 @@ def test_harmless_text_is_bounded_and_stays_as_it_is(text: str, limit: int) -> N
     harmless = names.harmless_text(text, limit)
     assert len(harmless) <= limit
     assert not set(harmless) & set('<>&"\\`\n\x1b')
-    assert harmless.isascii()
+    assert len(harmless.encode()) <= limit
+    assert names.is_printable(harmless)
+    assert not any(each.isspace() and each != " " for each in harmless)
     assert names.harmless_text(harmless, limit) == harmless
-    assert names.printable_text(text, limit).isprintable()
+    assert names.is_printable(names.printable_text(text, limit))
     assert len(names.printable_text(text, limit)) <= limit
+    assert names.is_printable(names.escaped_text(text))
+    assert names.escaped_text(names.escaped_text(text)) == names.escaped_text(text)
 
 
 def test_ten_kilobytes_of_text_become_one_line() -> None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
-from pedos_vchan import faultpoints, notify
+from pedos_vchan import faultpoints, folder_watch, notify
 from pedos_vchan.folder_watch import FolderWatch
-from pedos_vchan.unix import listen_unix
+from pedos_vchan.unix import listen_unix, short_path
 
-PATIENCE = 10  # seconds after which a test that waits is a test that fails
-
+from tests.patience import PATIENCE
 
 # Fault points
 
@@ -94,6 +94,39 @@ def test_the_service_manager_is_told_once(
         assert not notify.ready()
 
 
+@contextlib.contextmanager
+def full_manager(folder: Path) -> Iterator[tuple[socket.socket, str, int]]:
+    """A service manager that does not read, its address, and how many datagrams wait for it."""
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as other,
+    ):
+        manager.setblocking(False)
+        waiting = 0
+        with short_path(folder / "notify") as short, contextlib.suppress(BlockingIOError):
+            manager.bind(short)
+            while True:
+                other.sendto(b"STATUS=of another service", short)
+                waiting += 1
+        yield manager, str(folder / "notify"), waiting
+
+
+async def test_a_service_manager_that_does_not_read_holds_nothing_up_and_is_told_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    with full_manager(tmp_path) as (manager, address, waiting):
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        assert notify.ready()
+        await trio.sleep(60)  # of a clock that jumps
+        for _ in range(waiting):
+            assert manager.recv(100).startswith(b"STATUS")
+        await trio.sleep(notify.READY_RETRY)
+        assert manager.recv(100) == b"READY=1"
+        await trio.sleep(60)
+        with pytest.raises(BlockingIOError):  # once
+            manager.recv(100)
+
+
 def test_a_service_manager_that_is_gone_is_no_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +197,92 @@ async def test_writing_to_an_open_file_is_no_change_until_it_is_closed(tmp_path:
     with FolderWatch([folder]) as watch:
         os.write(disk, b"x" * 4096)
         await see(watch, lambda: os.close(disk))
+
+
+async def quiet(watch: FolderWatch, change: Callable[[], object]) -> None:
+    """Makes a change, of which the watch says nothing."""
+    change()
+    assert not watch._drain()
+
+
+async def test_a_symbolic_link_is_watched_where_it_leads(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "vm/block", tmp_path / "else/where"
+    folder.mkdir(parents=True)
+    disk = elsewhere / "disk.img"
+    (folder / "disk").symlink_to("../../else/where/disk.img")
+    with FolderWatch([folder]) as watch:
+        await watch.follow_links()
+        # It is made, with the folders that lead there.
+        await see(watch, (tmp_path / "else").mkdir)
+        await see(watch, elsewhere.mkdir)
+        await see(watch, lambda: disk.write_text("x"))
+        await see(watch, lambda: disk.write_text("more"))
+        await see(watch, lambda: disk.chmod(0o400))
+        # What else is there does not count.
+        await quiet(watch, (elsewhere / "other.img").touch)
+        await quiet(watch, (elsewhere / "other.img").unlink)
+        await see(watch, lambda: disk.rename(elsewhere / "stick.img"))
+        await quiet(watch, (elsewhere / "stick.img").unlink)
+        (elsewhere / "new").write_text("y")
+        await see(watch, lambda: (elsewhere / "new").rename(disk))
+        await see(watch, lambda: shutil.rmtree(tmp_path / "else"))
+        await see(watch, lambda: elsewhere.mkdir(parents=True))
+        await see(watch, disk.touch)
+        # A link that is gone is followed no more.
+        await see(watch, (folder / "disk").unlink)
+        await quiet(watch, disk.unlink)
+
+
+async def test_a_link_on_the_way_of_a_link_is_watched_too(tmp_path: Path) -> None:
+    folder = tmp_path / "vm/block"
+    for path in (folder, tmp_path / "one", tmp_path / "two"):
+        path.mkdir(parents=True)
+        (path / "disk.img").touch()
+    (tmp_path / "now").symlink_to("one")
+    (tmp_path / "chain").symlink_to(tmp_path / "now/./../now/disk.img")
+    (folder / "disk").symlink_to(tmp_path / "chain")
+    (folder / "circle").symlink_to("circle")
+    with FolderWatch([folder]) as watch:
+        await watch.follow_links()
+        await see(watch, lambda: (tmp_path / "one/disk.img").chmod(0o400))
+        (tmp_path / "later").symlink_to("two")
+        await see(watch, lambda: (tmp_path / "later").rename(tmp_path / "now"))
+        await quiet(watch, lambda: (tmp_path / "one/disk.img").unlink())
+        await see(watch, lambda: (tmp_path / "two/disk.img").chmod(0o400))
+
+
+async def test_more_links_than_can_be_followed_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_watch, "LINKED_MAX", 3)
+    for number in range(4):
+        (tmp_path / str(number)).symlink_to("/dev/null")
+    with FolderWatch([tmp_path]) as watch, pytest.raises(OSError, match="more than 3 links"):
+        await watch.follow_links()
+
+
+async def test_a_folder_that_is_made_while_a_wait_is_cancelled_is_watched_by_the_next_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "block"
+    with FolderWatch([folder]) as watch:
+        await watch.follow_links()
+        scope, drain = trio.CancelScope(), watch._drain
+
+        def drain_and_cancel() -> bool:
+            seen = drain()
+            if seen:
+                scope.cancel()
+            return seen
+
+        folder.mkdir()
+        with monkeypatch.context() as patched, scope:
+            patched.setattr(watch, "_drain", drain_and_cancel)
+            await watch.changed()
+        assert scope.cancelled_caught
+        with trio.fail_after(PATIENCE):
+            await watch.changed()
+        await see(watch, lambda: (folder / "disk.img").write_text("x"))
 
 
 async def test_a_watch_that_is_closed_lets_go_of_who_waits(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from pedos_vchan import unix
 from pedos_vchan.unix import SUN_PATH_MAX, connect_unix, listen_unix, short_path
 
 
@@ -43,6 +44,63 @@ async def test_the_socket_of_a_server_that_lives_is_not_replaced(path: Path) -> 
             await listen_unix(path, 0o600)
         async with await connect_unix(path), await listener.accept():
             pass
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved away", "replaced by a file", "stale"])
+async def test_a_server_keeps_the_name_of_its_socket(
+    path: Path, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(unix, "NAME_LOOK", 0.01)
+    async with await listen_unix(path, 0o600) as listener, trio.open_nursery() as nursery:
+        served = []
+
+        async def serve() -> None:
+            for _ in range(2):
+                served.append(await listener.accept())
+
+        nursery.start_soon(serve)
+        async with await connect_unix(path):
+            if how == "deleted":
+                path.unlink()
+            elif how == "stale":
+                path.rename(path.with_name("old"))
+                with socket.socket(socket.AF_UNIX) as other, short_path(path) as short:
+                    other.bind(short)
+            else:
+                path.rename(path.with_name("old"))
+            if how == "replaced by a file":
+                path.write_text("precious")
+                while not caplog.records:
+                    await trio.lowlevel.checkpoint()
+                assert path.read_text() == "precious"
+                assert "a new one cannot be made: " in caplog.messages[0]
+                path.unlink()
+            while not caplog.messages or not caplog.messages[-1].endswith("there is a new one"):
+                await trio.lowlevel.checkpoint()
+            async with await connect_unix(path):
+                pass
+        nursery.cancel_scope.deadline = trio.current_time() + 10
+    assert len(served) == 2
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert len(caplog.messages) == 1 + (how == "replaced by a file")
+    for stream in served:
+        await stream.aclose()
+
+
+async def test_a_server_does_not_take_its_name_from_another_one_that_lives(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(unix, "NAME_LOOK", 0.01)
+    async with await listen_unix(path, 0o600) as first, trio.open_nursery() as nursery:
+        path.unlink()
+        async with await listen_unix(path, 0o600) as second:
+            nursery.start_soon(first.accept)
+            while not caplog.records:
+                await trio.lowlevel.checkpoint()
+            assert "another program already listens there" in caplog.messages[0]
+            async with await connect_unix(path), await second.accept():
+                pass
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_file_that_is_no_socket_is_not_replaced(path: Path) -> None:

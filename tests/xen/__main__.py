@@ -21,11 +21,6 @@ LEAVE = b"\x1d"  # Ctrl-]
 SHELL_LIMIT = 12 * 3600.0  # seconds; a forgotten one ends some day
 
 
-def debs() -> list[Path]:
-    """The project's packages, if `make deb` has built them."""
-    return sorted((image.ROOT / "build" / "deb").glob("*.deb"))
-
-
 def talk(bench: Bench) -> None:
     """Joins this terminal to the bench's console until Ctrl-]."""
     console = socket.socket(socket.AF_UNIX)
@@ -58,7 +53,7 @@ def main(arguments: list[str]) -> int:
     what, *rest = arguments
     try:
         start = time.monotonic()
-        built = image.build(debs())
+        built = image.build()
         print(f"bench: the image is ready after {time.monotonic() - start:.0f} s", flush=True)
         if what == "image":
             return 0

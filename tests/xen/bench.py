@@ -31,10 +31,13 @@ if TYPE_CHECKING:
 
     from .image import Image
 
-BOOT_LIMIT = 240.0  # seconds until dom0's toolstack is up; 25 to 40 are usual
+BOOT_LIMIT = 600.0  # seconds until dom0's toolstack is up; 25 to 40 are usual
 START_LIMIT = 180.0  # of one guest, until it answers; 20 to 30 are usual
 RUN_LIMIT = 120.0  # of one command, unless the caller knows better
 BENCH_LIMIT = 1800.0  # of one QEMU, unless the caller knows better
+#: All limits are for a machine on which dom0 answers within this. One that is slower, or has other
+#: work, gets as many times more.
+USUAL_BOOT = 15.0
 REPEAT = 2.0  # a request is sent again when there was no answer for so long
 # A running command may take long and its answer may be lost, so now and then it is asked for again.
 REPEAT_RUNNING = 20.0
@@ -96,6 +99,7 @@ class Bench:
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._timer: threading.Timer | None = None
+        self._slowness = 1.0
 
     # ---- the machine ----
 
@@ -147,9 +151,7 @@ class Bench:
             self._qemu = subprocess.Popen(
                 self._command(link), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        self._timer = threading.Timer(self._limit, self._kill)
-        self._timer.daemon = True
-        self._timer.start()
+        self._end_after(self._limit)
         self._link = socket.socket(socket.AF_UNIX)
         while True:
             try:
@@ -169,6 +171,8 @@ class Bench:
         self.power_on()
         self.run("dom0", "true", limit=BOOT_LIMIT)
         self._note("dom0 answers")
+        self._slowness = max(1.0, self.times["dom0 answers"] / USUAL_BOOT)
+        self._end_after(self._limit * self._slowness)
         wait = (
             "until systemctl is-active -q xen && xenstore-read -s / && xl list; do sleep 0.5; done"
         )
@@ -211,6 +215,13 @@ class Bench:
         with self._lock, (self.folder / "commands.log").open("a") as log:
             log.write(f"{time.monotonic() - self._started:7.1f} {what}\n")
 
+    def _end_after(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(seconds, self._kill)
+        self._timer.daemon = True
+        self._timer.start()
+
     def _kill(self) -> None:
         if self._qemu is not None and self._qemu.poll() is None:
             self._qemu.kill()
@@ -238,6 +249,7 @@ class Bench:
         self, where: str, argv: list[str], *, given: str = "", limit: float = RUN_LIMIT
     ) -> Result:
         """The same for a program and its arguments."""
+        limit *= self._slowness
         number = f"{os.getpid()}-{next(self._numbers)}"
         request = _Request(
             {"id": number, "to": where, "argv": argv, "input": given, "limit": limit}

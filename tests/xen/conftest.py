@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from . import image
-from .__main__ import debs
 from .bench import Bench, show_times
 from .driving import (
     DISK,
@@ -45,7 +44,7 @@ collect_ignore_glob = [] if os.environ.get("PEDOS_XEN") else ["test_*.py"]
 @pytest.fixture(scope="session")
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """Xen with dom0, a driver domain and a work VM. Its logs stay when a test has failed."""
-    with Bench(image.build(debs())) as booted:
+    with Bench(image.build()) as booted:
         booted.boot(*GUESTS)
         print(f"\nbench: {show_times(booted)}")
         yield booted

@@ -60,11 +60,12 @@ def holders(bench: Bench, name: str) -> list[str]:
 
 
 def plug(bench: Bench) -> None:
-    """Puts the stick into the driver domain; returns when dom0 lists it."""
+    """Puts the stick into the driver domain; returns when dom0 lists it, and it can be lent: udev
+    has said what it is."""
     bench.run(
         "sys-usb", f"modprobe scsi_debug dev_size_mb=32 num_parts=2 add_host=0; echo 1 > {HOSTS}"
     ).check()
-    wait_for(bench, f"listed {STICK}", f"listed {STICK}2")
+    wait_for(bench, f"idle {STICK}", f"idle {STICK}2")
 
 
 def unplug(bench: Bench) -> None:
@@ -73,13 +74,13 @@ def unplug(bench: Bench) -> None:
 
 
 def insert_disk(bench: Bench) -> None:
-    """Returns when dom0 lists DISK."""
+    """Returns when dom0 lists DISK, and it can be lent."""
     image = "/run/disk.img"
     bench.run(
         "sys-usb",
         f"modprobe loop; truncate -s 8M {image} && losetup /dev/{DISK.partition(':')[2]} {image}",
     ).check()
-    wait_for(bench, f"listed {DISK}")
+    wait_for(bench, f"idle {DISK}")
 
 
 def remove_disk(bench: Bench) -> None:

@@ -1,7 +1,7 @@
 """Builds what the bench boots: Xen, a kernel, an initramfs, and one root image for all domains.
 
 Every domain's root is the same read-only ext4 image, as VMs share a template, with a layer of
-memory over it. The packages are fetched once; the tarball is kept in build/xen-cache until
+memory over it. The packages are fetched once; the tarball is kept in build/xen-cache/SUITE until
 packages.txt changes. Root and these Debian packages are needed: see NEEDED.
 """
 
@@ -14,21 +14,29 @@ import lzma
 import os
 import shutil
 import struct
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .lighter import drop_in, lighten
 from .programs import NotPossibleError, run
+from .suite import (
+    CACHE,
+    HERE,
+    ROOT,
+    build_packages,
+    build_system,
+    check_suite,
+    compile_program,
+    digest,
+    fetched,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-CACHE = ROOT / "build" / "xen-cache"
 INSIDE = HERE / "inside"
-SUITE = "bookworm"
 
 #: Each tool, and the Debian package that brings it.
 NEEDED = {
@@ -71,16 +79,20 @@ LEFT_OUT = (
 KERNEL = "quiet mitigations=off clocksource=tsc tsc=reliable"
 
 
+#: A test pauses a VM for longer than this. (The usual 30 s would make it half a minute longer.)
+HANG_SECONDS = 10
+HANG = f"PEDOS_HANG_SECONDS={HANG_SECONDS}"
+
+
 class Guest(NamedTuple):
     """A guest of the bench."""
 
     memory: int  # MiB
-    words: str = ""  # more of its kernel's command line
     lines: tuple[str, ...] = ()  # more of its xl configuration
 
 
 GUESTS: Mapping[str, Guest] = {
-    "sys-usb": Guest(400, "bench.driver-domain", ("driver_domain=1",)),
+    "sys-usb": Guest(400, ("driver_domain=1",)),
     "work": Guest(320),
     "personal": Guest(320),
     "vault": Guest(320),
@@ -110,38 +122,9 @@ def packages() -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _digest(parts: Iterable[bytes]) -> str:
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(hashlib.sha256(part).digest())
-    return total.hexdigest()[:16]
-
-
 def tarball() -> Path:
     """The root file system as Debian's packages make it; fetched when it is not there."""
-    wanted = CACHE / f"root-{_digest([' '.join(packages()).encode()])}.tar"
-    if wanted.exists():
-        return wanted
-    for old in CACHE.glob("root-*.tar"):
-        old.unlink()
-    print("bench: fetching Debian packages (kept for the next time)", flush=True)
-    half = wanted.with_suffix(".half")
-    run(
-        "mmdebstrap",
-        "--variant=minbase",
-        "--mode=root",
-        "--format=tar",
-        "--dpkgopt=path-exclude=/usr/share/man/*",
-        "--dpkgopt=path-exclude=/usr/share/locale/*",
-        "--dpkgopt=path-exclude=/usr/share/doc/*",
-        f"--include={','.join(packages())}",
-        SUITE,
-        half,
-        # The initramfs of the kernel's package is made here by hand: a twentieth in size and time.
-        env={**os.environ, "INITRD": "No"},
-    )
-    half.rename(wanted)
-    return wanted
+    return fetched("root", ".tar", packages())
 
 
 def _configuration(name: str, guest: Guest) -> str:
@@ -156,7 +139,7 @@ def _configuration(name: str, guest: Guest) -> str:
             'tsc_mode="native"',
             'disk=["format=raw,vdev=xvda,access=ro,script=bench-block,target=/dev/nvme1n1"]',
             f'extra="console=hvc0 {KERNEL} root=/dev/xvda systemd.show_status=0 '
-            f'systemd.hostname={name} {guest.words}"',
+            f'systemd.hostname={name}"',
             'on_crash="destroy"',
             *guest.lines,
             "",
@@ -165,26 +148,16 @@ def _configuration(name: str, guest: Guest) -> str:
 
 
 def _install_ours(root: Path, debs: Iterable[Path]) -> None:
-    """The project's packages, or without any the checkout's modules."""
-    debs = sorted(debs)
-    if debs:
-        place = root / "var/tmp/debs"
-        place.mkdir()
-        for deb in debs:
-            shutil.copy(deb, place)
-        run("chroot", root, "sh", "-c", "dpkg -i /var/tmp/debs/*.deb")
-        return
-    place = root / "usr/lib/python3/dist-packages"
-    for package in ("protocol/pedos_protocol", "native/pedos_vchan"):
-        shutil.copytree(
-            ROOT / package,
-            place / Path(package).name,
-            ignore=shutil.ignore_patterns("__pycache__", "_build.py", "_native.c"),
-        )
+    """The project's packages."""
+    place = root / "var/tmp/debs"
+    place.mkdir()
+    for deb in debs:
+        shutil.copy(deb, place)
+    run("chroot", root, "sh", "-c", "dpkg -i /var/tmp/debs/*.deb")
 
 
-def _install_inside(root: Path, *, debs: bool) -> None:
-    """What belongs to the bench itself; the project's packages have a unit for `xl devd`."""
+def _install_inside(root: Path, builder: Path) -> None:
+    """What belongs to the bench itself."""
     for name in ("bench-link", "on"):
         shutil.copy(INSIDE / name, root / "usr/local/sbin" / name)
     # Xen's own hotplug script takes half of `xl create`. By this name it is not the service's.
@@ -193,8 +166,6 @@ def _install_inside(root: Path, *, debs: bool) -> None:
         "bench-link.service": "sysinit.target.wants",
         "bench-warm.socket": "sockets.target.wants",
     }
-    if not debs:
-        units["bench-devd.service"] = "multi-user.target.wants"
     for name in (*units, "bench-warm.service"):
         shutil.copy(INSIDE / name, root / "etc/systemd/system" / name)
     programs = root / "usr/local/bin"
@@ -206,17 +177,16 @@ def _install_inside(root: Path, *, debs: bool) -> None:
     for name in WARM:
         (programs / f"bench-{name}").symlink_to("bench-warm")
     (root / library / "commands").mkdir()
-    for name in WARM_COMMANDS if debs else ():
+    for name in WARM_COMMANDS:
         (root / library / "commands" / name).symlink_to("/usr/local/bin/bench-warm")
     # Compiling a program at each start takes longer than starting it.
     (root / library / "__main__.py").write_text(
         "import importlib, sys\nimportlib.import_module(sys.argv.pop(1)).main()\n"
     )
     run("chroot", root, "python3", "-m", "compileall", "-q", f"/{library}")
-    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror"]
     vchan = ("-lxenvchan", "-lxenevtchn")
     for name, libraries in (("pingpong", vchan), ("liar", vchan), ("warm", ()), ("clock", ())):
-        run("gcc", *flags, INSIDE / f"{name}.c", *libraries, "-o", programs / f"bench-{name}")
+        compile_program(builder, name, libraries, programs / f"bench-{name}")
     for name, guest in GUESTS.items():
         (root / "etc/xen" / f"{name}.cfg").write_text(_configuration(name, guest))
     (root / "etc/machine-id").write_text(hashlib.md5(b"bench").hexdigest() + "\n")
@@ -234,20 +204,41 @@ def _install_inside(root: Path, *, debs: bool) -> None:
     )
     # Python starts a tenth as fast under emulation, and three domains may do so at once.
     for unit in ("pedos-agent", "pedos-dom0", "pedos-dom0-agent"):
-        drop_in(root, unit, "[Service]\nTimeoutStartSec=180s\nWatchdogSec=180s\n")
+        drop_in(root, unit, f"[Service]\nTimeoutStartSec=180s\nEnvironment={HANG}\n")
     for unit, wants in units.items():
         folder = root / "etc/systemd/system" / wants
         folder.mkdir(exist_ok=True)
         (folder / unit).symlink_to(f"../{unit}")
 
 
-def _unpacked(compressed: bytes) -> bytes:
+def _zstd(compressed: bytes) -> bytes:
+    return subprocess.run(["zstd", "-dqc"], input=compressed, stdout=-1, check=True).stdout
+
+
+#: How kernels and modules are compressed, by their first bytes. Debian 12: xz and not at all;
+#: Debian 13: zstd and xz.
+UNPACK: Mapping[bytes, Callable[[bytes], bytes]] = {
+    b"\xfd7zXZ\0": lzma.decompress,
+    b"\x28\xb5\x2f\xfd": _zstd,
+    b"\x7fELF": bytes,
+}
+
+
+def _unpacked(data: bytes) -> bytes:
+    """An ELF file that may be compressed."""
+    for magic, unpack in UNPACK.items():
+        if data.startswith(magic):
+            return unpack(data)
+    raise NotPossibleError(f"compressed in a way that the bench does not know: {data[:6].hex()}")
+
+
+def _kernel(image: bytes) -> bytes:
     """The ELF file within a bzImage (Documentation/arch/x86/boot.rst of Linux). Unpacking it anew
     for each domain takes seconds under emulation."""
-    setup_sectors = compressed[0x1F1] or 4
-    offset, length = struct.unpack_from("<II", compressed, 0x248)
+    setup_sectors = image[0x1F1] or 4
+    offset, length = struct.unpack_from("<II", image, 0x248)
     start = (setup_sectors + 1) * 512 + offset
-    return lzma.decompress(compressed[start : start + length - 4])  # its length stands after it
+    return _unpacked(image[start : start + length - 4])  # its length stands after it
 
 
 def _initramfs(root: Path, kernel: str, target: Path) -> None:
@@ -266,36 +257,39 @@ def _initramfs(root: Path, kernel: str, target: Path) -> None:
                 if line.startswith("insmod ") and line.split()[1] not in order:
                     order.append(line.split()[1])
         for path in order:
-            shutil.copy(root / path.lstrip("/"), tree / "modules")
-        (tree / "modules/order").write_text("".join(f"{Path(path).name}\n" for path in order))
+            module = tree / "modules" / f"{Path(path).name.partition('.')[0]}.ko"
+            module.write_bytes(_unpacked((root / path.lstrip("/")).read_bytes()))
+            with (tree / "modules/order").open("a") as file:
+                file.write(f"{module.name}\n")
         shutil.copy(INSIDE / "init-ramdisk", tree / "init")
         (tree / "init").chmod(0o755)
         script = 'find . | cpio -o -H newc --quiet | zstd -q -9 -f -o "$1"'
         run("sh", "-c", script, "sh", target.absolute(), cwd=tree)
 
 
-def build(debs: Iterable[Path] = ()) -> Image:
-    """The image with these packages of ours installed; only what has changed is made anew."""
+def build() -> Image:
+    """The image with the project's packages; only what has changed is made anew."""
+    check_suite()
     _check_tools()
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:  # several benches may be booted at the same time
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _build(sorted(debs))
+        return _build()
 
 
-def _build(debs: list[Path]) -> Image:
+def _build() -> Image:
     out = CACHE / "boot"
     image = Image(out / "xen", out / "vmlinux", out / "initrd", out / "root.img")
-    base = tarball()
-    ours = debs or [
-        path
-        for folder in ("protocol/pedos_protocol", "native/pedos_vchan")
-        for path in sorted((ROOT / folder).glob("*"))
-        if path.is_file()
+    base, builder = tarball(), build_system()
+    debs = build_packages(builder)
+    makers = [
+        HERE / "image.py",
+        HERE / "lighter.py",
+        HERE / "suite.py",
+        ROOT / "vm_agent/xen/block",
     ]
-    makers = [Path(__file__), HERE / "lighter.py", ROOT / "vm_agent/xen/block"]
     inside = [*sorted(INSIDE.iterdir()), *makers]
-    wanted = _digest([base.name.encode(), *(path.read_bytes() for path in (*inside, *ours))])
+    wanted = digest([base.name.encode(), *(path.read_bytes() for path in (*inside, *debs))])
     stamp = out / "stamp"
     if stamp.exists() and stamp.read_text() == wanted:
         return image
@@ -311,12 +305,12 @@ def _build(debs: list[Path]) -> Image:
             shutil.rmtree(root / "lib/modules" / kernel / "kernel" / folder, ignore_errors=True)
         run("chroot", root, "depmod", kernel)
         _install_ours(root, debs)
-        _install_inside(root, debs=bool(debs))
+        _install_inside(root, builder)
         lighten(root)
         # QEMU's multiboot loader wants the plain ELF file.
         compressed = next((root / "boot").glob("xen-*.gz"))
         image.xen.write_bytes(gzip.decompress(compressed.read_bytes()))
-        image.kernel.write_bytes(_unpacked((root / "boot" / f"vmlinuz-{kernel}").read_bytes()))
+        image.kernel.write_bytes(_kernel((root / "boot" / f"vmlinuz-{kernel}").read_bytes()))
         _initramfs(root, kernel, image.initramfs)
         shutil.copy(image.initramfs, root / "boot/initrd-bench")
         shutil.copy(image.kernel, root / "boot/vmlinux")

@@ -101,7 +101,7 @@ def test_dom0_lends_a_disk_of_its_own(bench: Bench) -> None:
     """Its toolstack runs the script itself, in the sandbox of the service."""
     make = "modprobe loop; truncate -s 8M /run/own.img && losetup /dev/loop0 /run/own.img"
     bench.run("dom0", make).check()
-    wait_for(bench, "listed dom0:loop0")
+    wait_for(bench, "idle dom0:loop0")
     bench.run("dom0", "qvm-block attach -o frontend-dev=xvdp work dom0:loop0").check()
     bench.run("work", "echo from work | dd of=/dev/xvdp conv=fsync 2>/dev/null").check()
     bench.run("dom0", "qvm-block detach work dom0:loop0").check()
@@ -160,13 +160,17 @@ def test_a_stick_that_is_pulled_out_is_gone_everywhere(bench: Bench, stick: str)
     bench.run("dom0", f"qvm-block attach work {stick}1").check()
 
 
+#: The first line of an init in the kernel's log, of whatever version.
+INIT_STARTS = r"systemd\[1\]: systemd [0-9]"
+
+
 def test_assigned_devices_are_there_before_a_vm_runs_or_it_does_not_start(
     bench: Bench, started: Callable[[], str]
 ) -> None:
     """Two VMs have the same device assigned, and only one of them can be started."""
     started()
     assert holders(bench, DISK) == ["personal"]
-    seen = bench.run("personal", "dmesg | grep -n -e 'blkfront: xvdi' -e 'systemd 252'").check()
+    seen = bench.run("personal", f"dmesg | grep -n -e 'blkfront: xvdi' -e '{INIT_STARTS}'").check()
     assert seen.index("xvdi") < seen.index("systemd"), "it came after the VM had booted"
 
     refuse(bench.run("dom0", "qvm-start vault"), 1, f"{DISK} is attached to personal")
@@ -175,6 +179,25 @@ def test_assigned_devices_are_there_before_a_vm_runs_or_it_does_not_start(
     refuse(bench.run("dom0", "qvm-start vault"), 1, f"{DISK} is missing", "plug it in")
     assert "vault" not in bench.run("dom0", "xl list").check()
     bench.run("dom0", f"qvm-block detach vault {DISK}").check()
+
+
+def test_what_is_mounted_outlives_agents_and_a_polite_shutdown_of_its_source(
+    bench: Bench, stick: str
+) -> None:
+    bench.run("dom0", f"qvm-block attach work {stick}2").check()
+    mount = "mkfs.ext4 -q /dev/xvdi && mkdir -p /run/m && mount /dev/xvdi /run/m"
+    bench.run("work", f"{mount} && cp /etc/hostname /run/m && sync").check()
+    refuse(bench.run("dom0", "qvm-shutdown sys-usb", limit=START_LIMIT), BUSY, "work")
+    restarts = "systemctl show -p NRestarts --value pedos-agent"
+    for where in ("work", "sys-usb"):
+        before = bench.run(where, restarts).check().strip()
+        bench.run(where, "systemctl kill --kill-whom=main -s KILL pedos-agent").check()
+        wait_until(bench, where, f"[ $({restarts}) != {before} ]")
+        wait_for(bench, "agent work", "agent sys-usb")
+        assert holders(bench, f"{stick}2") == ["work"]
+        bench.run("work", "cd /run/m && cp hostname again && sync && cmp hostname again").check()
+    bench.run("work", "umount /run/m").check()
+    bench.run("dom0", f"qvm-block detach work {stick}2").check()
 
 
 REFUSE = r"""printf '#!/bin/sh

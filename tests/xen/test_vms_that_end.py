@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 from .channels import ended
 from .driving import (
+    BUSY,
+    START_LIMIT,
     STICK,
     domid,
     holders,
+    refuse,
     run_personal,
     traces,
     wait_for,
@@ -34,6 +37,25 @@ def test_a_reboot_ends_what_a_vm_had_and_it_can_have_it_again(
     bench.run("dom0", f"qvm-block attach work {STICK}1").check()
     bench.run("dom0", f"qvm-block detach work {STICK}1").check()
     bench.run("dom0", f"qvm-block attach personal {STICK}1").check()
+
+
+def test_a_shutdown_asks_the_guest_first_and_takes_from_nobody_what_is_in_use(
+    bench: Bench, stick: str
+) -> None:
+    """What was written just before, and not yet to the disk, is kept."""
+    run_personal(bench)
+    bench.run("sys-usb", "mkfs.ext4 -q /dev/sda2").check()
+    bench.run("dom0", f"qvm-block attach personal {stick}2").check()
+    bench.run(
+        "personal", "mkdir -p /run/m && mount /dev/xvdi /run/m && hostname > /run/m/late"
+    ).check()
+    refuse(bench.run("dom0", "qvm-shutdown sys-usb"), BUSY, "sys-usb was not shut down", "mounted")
+    assert holders(bench, f"{stick}2") == ["personal"]
+    bench.run("dom0", "qvm-shutdown personal", limit=START_LIMIT).check()
+    assert holders(bench, f"{stick}2") == []
+    read = "mkdir -p /run/m && mount -o ro /dev/sda2 /run/m && cat /run/m/late; umount /run/m"
+    assert bench.run("sys-usb", read).check() == "personal\n"
+    wait_for(bench, f"idle {stick}2")
 
 
 # The program that has the channels is the newest fork of warm.py. It is dead when nothing is left
@@ -80,6 +102,16 @@ def test_a_target_that_is_destroyed_gives_back_the_device_and_its_peers_know(
     left = f"xenstore-ls -f /local/domain/{domid(bench, 'sys-usb')}/backend | grep '/vbd/{number}/'"
     wait_until(bench, "dom0", f"! {left}")
     bench.run("dom0", f"qvm-block attach work {stick}1").check()
+
+
+def test_vms_that_come_and_go_leave_nothing_of_ours_in_dom0s_part_of_xenstore(bench: Bench) -> None:
+    """Several have by now, and dom0 has had channels with all, as client and as server."""
+    run_personal(bench)
+    number = domid(bench, "personal")
+    bench.run("dom0", "xl destroy personal").check()
+    wait_until(bench, "dom0", f"! xenstore-exists /local/domain/{number}")
+    left = "/local/domain/0/data/vchan"
+    wait_until(bench, "dom0", f'! xenstore-exists {left} || [ -z "$(xenstore-list {left})" ]')
 
 
 def test_a_source_that_is_destroyed_is_not_listed_nor_attached(bench: Bench, stick: str) -> None:

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import trio
+from pedos_protocol import VERSION
 from pedos_protocol.names import is_vm_name
-from pedos_vchan import logs, xen
+from pedos_vchan import logs, running, xen
+from pedos_vchan.arguments import Parser
 
 from .agent import run_until_signal
 from .settings import Settings, xen_settings
@@ -20,7 +21,7 @@ _LOCAL_ONLY = ("vchan", "devices", "dev")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="pedos-agent",
         description="Finds, lends and borrows the devices of one VM, as dom0 tells it.",
     )
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     local.add_argument("--devices", type=Path, metavar="DIR", help="a file here is a device")
     local.add_argument("--dev", type=Path, metavar="DIR", help="where borrowed devices appear")
     parser.add_argument("-v", "--verbose", action="store_true", help="log more")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     return parser
 
 
@@ -120,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logs.set_up("pedos-agent", verbose=verbose)
     status = 0
     try:
-        trio.run(run_until_signal, settings, strict_exception_groups=True)
+        running.run(run_until_signal, settings)
     except* OSError as group:
         status = 1
         _log_each(group)

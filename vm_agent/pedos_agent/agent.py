@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import resource
 import signal
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import trio
 from pedos_vchan import notify
+from pedos_vchan.folder_lock import hold_folder, make_private
 
-from . import discovery_block, discovery_folder, discovery_sysfs
+from . import closing, discovery_block, discovery_folder, discovery_sysfs
 from .attachments import Attachments
 from .control import Control
 from .inventory import Inventory
 from .local_socket import FORWARD_SECONDS, LocalSocket
 from .mounts import clean_leftovers
+from .report import TOO_MANY
+from .restored import end_when_restored
 from .revision import Revision
 from .settings import Settings
 
 log = logging.getLogger(__name__)
+
+# What attachments and connections need.
+RESERVED: Final = 512
+# In local mode each listed file is held by a descriptor, and held anew while discovery looks.
+PER_NAME: Final = 2
+# Where the system gives fewer, fewer files are looked at. On Xen nothing is held, and systemd's
+# 1024 are ample; more do no harm.
+DESCRIPTORS: Final = PER_NAME * discovery_folder.NAMES_MAX + RESERVED
+# With fewer than this no file could be listed.
+DESCRIPTORS_LEAST: Final = PER_NAME + RESERVED
 
 
 async def run(
@@ -29,15 +45,26 @@ async def run(
     """Be the agent of one VM until cancelled; then everything attached is taken down first.
 
     started() when dom0 and local clients can connect. OSError when a socket or folder of
-    `settings` cannot be used.
+    `settings` cannot be used, or another agent has it, or too few files may be open.
     """
+    # The VM's users get at the socket, and so at its folder, and no further.
+    own = settings.socket.parent / "agent" if settings.xen else settings.dev
+    make_private(own)
+    # Before anything is cleared away, which may be what another agent holds.
+    with hold_folder(own):
+        await _run(settings, task_status)
+
+
+async def _run(settings: Settings, task_status: trio.TaskStatus[None]) -> None:
+    names_max = names_with(allow_descriptors(DESCRIPTORS))
+    closing.get_ready()
     if not settings.xen:
-        settings.dev.mkdir(parents=True, exist_ok=True)
         await clean_leftovers(settings.dev)
     revision = Revision()
     attachments = Attachments(settings, revision)
     inventory = Inventory(revision, attachments.check_sources)
     attachments.inventory = inventory
+    inventory.priority.lent = attachments.lent
     control = Control(settings, attachments=attachments, inventory=inventory, revision=revision)
     attachments.ended = control.notify_ended
 
@@ -49,16 +76,28 @@ async def run(
             await nursery.start(attachments.run)
             if settings.xen:
                 deliver = partial(inventory.replace, "block")
-                watch = partial(discovery_block.watch, roots=attachments.roots)
+                failed = partial(inventory.failed, "block")
+                watch = partial(discovery_block.watch, roots=attachments.roots, failed=failed)
                 await nursery.start(watch, deliver, attachments.carried, attachments.news)
             else:
-                deliver = partial(inventory.replace, "folder")
-                await nursery.start(discovery_folder.watch, settings.devices, deliver)
+                deliver = partial(inventory.replace, "folder", why=_why_not_more(names_max))
+                failed = partial(inventory.failed, "folder")
+                let_go = partial(inventory.let_go_of_removed, "folder")
+                watch = partial(
+                    discovery_folder.watch, at_most=names_max, failed=failed, let_go=let_go
+                )
+                await nursery.start(
+                    watch, settings.devices, deliver, inventory.priority, attachments.carried
+                )
             if settings.xen or settings.control_socket is not None:
                 # In local mode only dom0 holds the machine's own controllers.
-                await nursery.start(discovery_sysfs.watch, partial(inventory.replace, "sysfs"))
+                deliver = partial(inventory.replace, "sysfs")
+                failed = partial(inventory.failed, "sysfs")
+                await nursery.start(partial(discovery_sysfs.watch, failed=failed), deliver)
             await nursery.start(control.run)
             await nursery.start(LocalSocket(settings.socket, forward).run)
+            if settings.xen and settings.control_socket is None:  # dom0 is not restored
+                nursery.start_soon(end_when_restored, settings.domid)
             log.info("the agent of %s (domain %d) is ready", settings.vm, settings.domid)
             task_status.started()
             await trio.sleep_forever()
@@ -67,6 +106,35 @@ async def run(
             with trio.CancelScope(shield=True):
                 await attachments.close()
             nursery.cancel_scope.cancel()
+
+
+def names_with(descriptors: int) -> int:
+    """How many names an agent can look at that may have so many files open. OSError if none."""
+    if descriptors < DESCRIPTORS_LEAST:
+        raise OSError(
+            errno.EMFILE,
+            f"it may have only {descriptors} files open, and needs {DESCRIPTORS_LEAST} at least: "
+            "raise the limit (LimitNOFILE= of its unit, or ulimit -n) and start it again",
+        )
+    return (descriptors - RESERVED) // PER_NAME
+
+
+def _why_not_more(names: int) -> str:
+    if names == discovery_folder.NAMES_MAX:
+        return TOO_MANY
+    return f"its agent may have so few files open that it looks at {names} names"
+
+
+def allow_descriptors(number: int) -> int:
+    """Raise this process's own limit to that many, as far as the system lets it; what it is then,
+    and at most `number`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return wanted
+    return number if soft == resource.RLIM_INFINITY else min(soft, number)
 
 
 async def run_until_signal(settings: Settings) -> None:
@@ -78,7 +146,7 @@ async def run_until_signal(settings: Settings) -> None:
             try:
                 notify.ready()
             except OSError as error:
-                # Whoever started us will wait in vain; a dom0 that connects must not.
+                # The service manager will wait in vain; a dom0 that connects must not.
                 log.warning("the service manager cannot be told that this is ready: %s", error)
 
 

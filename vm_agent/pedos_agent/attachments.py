@@ -14,14 +14,16 @@ from pedos_protocol.errors import CallError
 from pedos_protocol.fields import ATTACHMENTS_MAX
 from pedos_protocol.names import frontend_names, harmless_text
 
-from . import xen_block
+from . import mounts, xen_block
 from .block_use import Roots
+from .borrowed import Borrowed, folder_is_gone
 from .discovery_block import Carried
 from .exporter import export_block
 from .found import Found
 from .importer import import_block
 from .inventory import Inventory
 from .lifetime import Lifetime
+from .reading import is_gone
 from .revision import Revision
 from .settings import Settings
 
@@ -48,6 +50,7 @@ class Export:
             peer=params.peer,
             port=params.port,
             read_only=params.read_only,
+            instance=self.found.device.instance,
         )
 
 
@@ -57,6 +60,7 @@ class Import:
 
     params: ImportStart
     frontend: str
+    disk: Borrowed | None = None  # in local mode
     lifetime: Lifetime = attrs.field(factory=Lifetime)
 
     def state(self) -> ImportState:
@@ -115,6 +119,10 @@ class Attachments:
         """All imports, likewise."""
         return [entry.state() for entry in self._imports.values()]
 
+    def lent(self) -> set[tuple[str, str]]:
+        """Class and id of all devices that are exported."""
+        return {entry.found.key for entry in self._exports.values()}
+
     def carried(self) -> Carried:
         """Which block devices are lent and borrowed, for discovery."""
         return Carried(
@@ -122,18 +130,31 @@ class Attachments:
             {entry.frontend for entry in self._imports.values()},
         )
 
-    async def start_export(self, params: ExportStart) -> None:
-        """Lend a device; returns when the target can connect. CallError when it cannot be."""
+    async def start_export(self, params: ExportStart) -> str | None:
+        """Lend a device; returns when the target can connect. CallError when it cannot be.
+
+        The result is the number of a block device, MAJOR:MINOR as blkback has it.
+        """
         self._check_room(params.attachment, params.device_class, self._exports)
         found = self.inventory and self.inventory.get(params.device_class, params.device)
         if not found:
             raise CallError("not_found", f"no {params.device_class} device {params.device} here")
-        if found.device.busy is not None:
+        instance = found.device.instance  # "": it cannot tell; see below
+        if instance and params.instance not in ("", instance):
+            raise CallError(
+                "not_found", f"{params.device} is another device by now than was decided about"
+            )
+        # What is lent already was known when it was, and is the same one.
+        if found.device.stale is not None and not params.again:
+            why = f"{params.device} cannot be looked at now: {found.device.stale}"
+            raise CallError("busy", why)
+        if found.device.busy is not None and not params.again:
             raise CallError("busy", f"{params.device} is in use here: {found.device.busy}")
         for other in self._exports.values():
-            # By inode too: two names of one file are one disk, and two writers would ruin it.
-            if other.found.key == found.key or other.found.inode == found.inode:
-                raise CallError("busy", f"{params.device} is already exported")
+            # Two names of the same data are one disk, and two writers would ruin it.
+            if other.found.shares_data(found):
+                which = "" if other.found.key == found.key else f", as {other.params.device}"
+                raise CallError("busy", f"{params.device} is already exported{which}")
         entry = Export(params, found)
         self._exports[params.attachment] = entry
         if self._settings.xen:
@@ -144,6 +165,7 @@ class Attachments:
             body = partial(export_block, entry.lifetime, params, found, self._settings)
         self._start("export", params.attachment, entry.lifetime, body)
         await entry.lifetime.started()
+        return found.inode.disk_number if found.inode is not None else None
 
     async def start_import(self, params: ImportStart) -> str:
         """Borrow a device; returns the frontend's name when its file is there, or CallError."""
@@ -155,8 +177,15 @@ class Attachments:
                 xen_block.import_block, entry.lifetime, entry.frontend, self.roots, self.news
             )
         else:
-            entry = Import(params, self._free_frontend(params.frontend))
-            body = partial(import_block, entry.lifetime, params, entry.frontend, settings)
+            try:
+                frontend = self._free_frontend(params.frontend)
+                disk = Borrowed(settings.dev, frontend)
+            except OSError as error:
+                if is_gone(error):
+                    raise folder_is_gone(settings.dev) from error
+                raise
+            entry = Import(params, frontend, disk)
+            body = partial(import_block, entry.lifetime, params, disk, settings)
         self._imports[params.attachment] = entry
         self._start("import", params.attachment, entry.lifetime, body)
         await entry.lifetime.started()
@@ -168,26 +197,72 @@ class Attachments:
             entry.lifetime.end("dom0 asked for it", requested=True)
             await entry.lifetime.gone()
 
-    async def stop_import(self, attachment: str) -> None:
-        """End an import; returns when nothing of it is left. An unknown one is already gone.
+    async def stop_import(
+        self,
+        attachment: str,
+        frontend: str | None = None,
+        *,
+        may_refuse: bool = False,
+        still_asked: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+    ) -> None:
+        """End an import; returns when nothing of it is left. An unknown one is already gone; on Xen
+        it may be one of a predecessor's, and `frontend` says where. `still_asked` is cancelled if
+        this is not wanted any more; it is awaited last before something changes.
 
-        On Xen, where only the toolstack can take the disk away, CallError(busy) if it is used.
+        CallError(busy) if it is used: on Xen, where only the toolstack can take the disk away, and
+        elsewhere if this VM may refuse.
         """
-        if self._settings.xen and (entry := self._imports.get(attachment)):
-            reason = await xen_block.why_in_use(entry.frontend, self.roots)
-            if reason is not None:
-                raise CallError("busy", reason)
+        entry = self._imports.get(attachment)
+        if self._settings.xen:
+            await self.check_import(attachment, frontend)
+        elif entry is not None and may_refuse and entry.disk and entry.lifetime.reason is None:
+            await self._unmount(entry, entry.disk, still_asked)
         if entry := self._imports.get(attachment):
             entry.lifetime.end("dom0 asked for it", requested=True)
             await entry.lifetime.gone()
 
+    async def check_import(self, attachment: str, frontend: str | None = None) -> None:
+        """CallError(busy) if `stop_import` would refuse because it is used, as far as is seen; with
+        the same parameters. What is just ending is refused to none."""
+        entry = self._imports.get(attachment)
+        if self._settings.xen:
+            name = frontend if entry is None else entry.frontend
+            reason = name and await xen_block.why_in_use(name, self.roots)
+        elif entry is not None and entry.disk and entry.lifetime.reason is None:
+            # One that is just closing it is as little in the way of this as of `_unmount`.
+            end = trio.current_time() + mounts.BUSY_SECONDS
+            while reason := await entry.disk.why_in_use():
+                if trio.current_time() >= end:
+                    break
+                await trio.sleep(mounts.BUSY_RETRY_SECONDS)
+        else:
+            reason = None
+        if reason:
+            raise CallError("busy", reason)
+
+    async def _unmount(
+        self, entry: Import, disk: Borrowed, still_asked: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Takes the mount away if it is not used: from then on it cannot be. CallError(busy)."""
+        entry.lifetime.requested = True  # the end of nbdfuse, which this brings about
+        let_go = False
+        try:
+            await disk.let_go(still_asked)
+            let_go = True
+        finally:
+            if not let_go:  # or who asks has given up: dom0 is told of what ends by itself
+                entry.lifetime.requested = False
+
     def check_sources(self) -> None:
-        """End the exports whose device is gone or is another one by now."""
+        """End the exports whose device is gone or is another one by now.
+
+        One that could not be looked at is neither.
+        """
         for entry in self._exports.values():
             found = self.inventory and self.inventory.get(*entry.found.key)
             if not found:
                 entry.lifetime.end("the device was unplugged")
-            elif found.inode != entry.found.inode:
+            elif found.device.instance != entry.found.device.instance:
                 entry.lifetime.end("the device was replaced by another one")
 
     async def close(self) -> None:
@@ -234,7 +309,10 @@ class Attachments:
 
     def _name_exists(self, name: str) -> bool:
         # By the folder's list alone: to look at a dead mount gives an error, at a stuck one hangs.
-        return name in os.listdir(self._settings.dev)
+        dev = self._settings.dev
+        if name in os.listdir(dev) and not mounts.is_mounted(dev / name):
+            mounts.clear_placeholder(dev / name)  # one that could not be removed when it was used
+        return name in os.listdir(dev)
 
     def _changed(self) -> None:
         """What is carried is another: dom0 is told, and discovery must know."""
@@ -266,7 +344,7 @@ class Attachments:
             with lifetime.scope:
                 await body()
         except Exception as error:
-            failure = _explain(error)
+            failure = explain(error)
             lifetime.end(failure.message)
         finally:
             table: dict[str, Export] | dict[str, Import]
@@ -279,13 +357,13 @@ class Attachments:
             await self.ended(attachment, side, harmless_text(lifetime.reason or "unknown"))
 
 
-def _explain(error: Exception) -> CallError:
-    """Make an error answer of what went wrong; what nobody foresaw goes to the log in full."""
+def explain(error: Exception) -> CallError:
+    """Make an error answer of what went wrong; an unforeseen one goes to the log in full."""
     if isinstance(error, ExceptionGroup):
         first, *others = error.exceptions
         for other in others:
-            log.warning("an attachment failed in another way too: %s", _explain(other).message)
-        return _explain(first)
+            log.warning("an attachment failed in another way too: %s", explain(other).message)
+        return explain(first)
     if isinstance(error, CallError):
         return error
     if isinstance(error, OSError):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import trio
-from pedos_protocol.agent_messages import AgentReport, parse_params
+from pedos_protocol.agent_messages import ExportStarted, parse_params
 from pedos_protocol.errors import CallError, LocalProtocolError, RemoteProtocolError
 from pedos_protocol.schema import to_wire
 from pedos_vchan import shm, xen
@@ -23,14 +23,16 @@ from pedos_vchan.peer import Handler, Peer
 from pedos_vchan.stream import VchanStream
 from pedos_vchan.unix import listen_unix, peer_uid
 
-from .attachments import Attachments
+from .attachments import Attachments, explain
 from .inventory import Inventory
+from .report import pages
 from .revision import Revision
 from .settings import PROGRAM, Settings
 
 log = logging.getLogger(__name__)
 
-REPORT_SECONDS: Final = 10.0  # dom0 answers in milliseconds; a hung one is better left
+#: dom0 answers in milliseconds. After this it is told again, by a report that is newer.
+REPORT_SECONDS: Final = 10.0
 # After a client that failed before it was one, and until a full disk or table of descriptors has
 # room again: the wait of dom0's own attempts is of this order.
 RETRY_SECONDS: Final = 0.1
@@ -55,10 +57,12 @@ class Control:
         self._revision = revision
         self._peer: Peer | None = None  # set while dom0 is connected and knows our first report
         self._handlers: Mapping[str, Handler] = {
-            "export.start": self._export_start,
-            "export.stop": self._export_stop,
-            "import.start": self._import_start,
-            "import.stop": self._import_stop,
+            "export.start": _in_words(_if_still_asked(self._export_start)),
+            "export.stop": _in_words(_if_still_asked(self._export_stop)),
+            "import.start": _in_words(_if_still_asked(self._import_start)),
+            "import.stop": _in_words(_if_still_asked(self._import_stop)),
+            "import.check": _in_words(self._import_check),
+            "report.prefer": self._report_prefer,
         }
 
     async def call(self, method: str, params: dict[str, Any], *, timeout: float) -> dict[str, Any]:
@@ -92,7 +96,7 @@ class Control:
             try:
                 with listener or await self._listen() as listening:
                     channel = await listening.accept()
-            except OSError as error:
+            except (OSError, trio.BrokenResourceError) as error:
                 await retries.wait(error)
             else:
                 retries.over()
@@ -124,7 +128,7 @@ class Control:
 
     async def _converse(self, stream: trio.abc.Stream) -> None:
         """Serve one connection to its end, which may be of any kind."""
-        peer = Peer(stream, program=PROGRAM, handlers=self._handlers, name="dom0")
+        peer = Peer(stream, program=PROGRAM, handlers=self._handlers, notices={}, name="dom0")
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(_run_then_cancel, peer, nursery.cancel_scope)
@@ -144,17 +148,24 @@ class Control:
         seen = -1
         while True:
             seen = await self._revision.after(seen)
-            report = AgentReport(
-                revision=seen,
-                devices=tuple(self._inventory.devices()),
-                exports=tuple(self._attachments.exports()),
-                imports=tuple(self._attachments.imports()),
+            report = pages(
+                seen,
+                self._inventory.devices(),
+                self._attachments.exports(),
+                self._attachments.imports(),
+                self._inventory.missing(),
             )
             try:
-                await peer.call("agent.report", to_wire(report), timeout=REPORT_SECONDS)
+                for page in report:
+                    await peer.call("agent.report", to_wire(page), timeout=REPORT_SECONDS)
             except CallError as error:
                 if error.code == "unavailable":
                     return  # disconnected meanwhile: the next connection starts with a report
+                if error.code == "timeout":
+                    # Slow, or this VM was paused. A hang-up would end all attachments of this VM.
+                    log.warning("dom0 is told again: %s", error.message)
+                    seen = -1
+                    continue
                 # Connected but uninformed is the one state that nothing would repair: let dom0
                 # connect anew.
                 log.warning("dom0 did not take the report: %s", error.message)
@@ -168,8 +179,8 @@ class Control:
     # Requests of dom0. The results are maps with the keys that agent_messages.SCHEMA says.
 
     async def _export_start(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
-        await self._attachments.start_export(parse_params("export.start", params))
-        return {}
+        number = await self._attachments.start_export(parse_params("export.start", params))
+        return to_wire(ExportStarted(number=number))
 
     async def _export_stop(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
         await self._attachments.stop_export(parse_params("export.stop", params).attachment)
@@ -179,9 +190,48 @@ class Control:
         parsed = parse_params("import.start", params)
         return {"frontend": await self._attachments.start_import(parsed)}
 
-    async def _import_stop(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
-        await self._attachments.stop_import(parse_params("import.stop", params).attachment)
+    async def _import_stop(self, peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        parsed = parse_params("import.stop", params)
+        await self._attachments.stop_import(
+            parsed.attachment,
+            parsed.frontend,
+            may_refuse=parsed.may_refuse,
+            still_asked=peer.caught_up,
+        )
         return {}
+
+    async def _import_check(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        parsed = parse_params("import.check", params)
+        await self._attachments.check_import(parsed.attachment, parsed.frontend)
+        return {}
+
+    async def _report_prefer(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        wanted = parse_params("report.prefer", params).devices
+        keys = [(each.device_class, each.device) for each in wanted]
+        return {"revision": await self._inventory.prefer(keys)}
+
+
+def _in_words(handler: Handler) -> Handler:
+    """`handler`, whose OSError (a folder that is gone, no descriptors) is an answer and no bug."""
+
+    async def served(peer: Peer, params: dict[str, Any]) -> dict[str, Any] | None:
+        try:
+            return await handler(peer, params)
+        except OSError as error:
+            raise explain(error) from error
+
+    return served
+
+
+def _if_still_asked(handler: Handler) -> Handler:
+    """`handler`, which changes something: not begun for a caller that has given up while this
+    program was paused, as what dom0 did and said then would be wrong."""
+
+    async def served(peer: Peer, params: dict[str, Any]) -> dict[str, Any] | None:
+        await peer.caught_up()
+        return await handler(peer, params)
+
+    return served
 
 
 class _Retries:
@@ -191,7 +241,7 @@ class _Retries:
         self._what = what
         self._said = ""
 
-    async def wait(self, error: OSError) -> None:
+    async def wait(self, error: Exception) -> None:
         """Note a failed attempt, and wait until the next one is due."""
         if str(error) != self._said:
             self._said = str(error)

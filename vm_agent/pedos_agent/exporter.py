@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import trio
@@ -19,10 +19,15 @@ from pedos_protocol.agent_messages import ExportStart
 from pedos_protocol.errors import CallError
 from pedos_vchan import shm
 from pedos_vchan.faultpoints import reach
+from pedos_vchan.in_time import in_time
+from pedos_vchan.links import walk
 from pedos_vchan.pump import pump
+from pedos_vchan.threads import to_thread
 
-from .found import HELD, Found, Inode, is_held
+from .found import Found, Inode, Pin
 from .lifetime import Lifetime
+from .reading import is_gone
+from .reserve import reserved
 from .settings import Settings
 from .tool import Tool
 
@@ -36,25 +41,37 @@ GREETING_SECONDS: Final = 10.0
 EXIT_SECONDS: Final = 5.0
 
 
-@contextmanager
-def opened_source(found: Found) -> Iterator[int]:
-    """Hold the file that discovery saw, as an O_PATH fd: opening it so has no effect on a device.
+@asynccontextmanager
+async def opened_source(found: Found) -> AsyncIterator[int]:
+    """Hold the file that discovery saw, as an O_PATH fd; see Pin.
 
-    CallError `not_found` when the name leads nowhere or elsewhere by now.
+    CallError `not_found` when the name leads nowhere or elsewhere by now, OSError when that cannot
+    be told.
     """
-    if found.path is None or found.inode is None:
+    path, inode = found.path, found.inode
+    if path is None or inode is None:
         raise CallError("failed", f"{found.device.device} can be listed but not lent")
     gone = CallError("not_found", f"{found.device.device} was unplugged or replaced just now")
+
+    def look() -> tuple[Pin, Inode, Inode]:
+        walk(path)
+        pin = found.pin or Pin(path)
+        return pin, Inode.of(os.stat(path)), Inode.of(pin.status())
+
     try:
-        fd = os.open(found.path, os.O_PATH | os.O_CLOEXEC)
+        pin, named, held = await to_thread(partial(in_time, path, look, kind="attach"))
     except OSError as error:
-        raise gone from error
+        if is_gone(error):
+            raise gone from error
+        raise
+    if not named == held == inode:
+        raise gone
     try:
-        if Inode.of(os.fstat(fd)) != found.inode:
-            raise gone
-        yield fd
-    finally:
-        os.close(fd)
+        yield pin.fd  # which stands as long as this has a reference to it
+    except OSError as error:
+        if error.filename == pin.path:  # our own name of it, which tells a person nothing
+            error.filename = found.device.device
+        raise
 
 
 async def export_block(
@@ -62,43 +79,37 @@ async def export_block(
 ) -> None:
     """Lend `found` to the peer domain until something ends `lifetime`; leaves nothing behind."""
     read_only = params.read_only or found.device.read_only
-    with opened_source(found) as source:
-        await _refuse_held(source, params.device)
-        await reach("export.opened")
-        ours, theirs = socket.socketpair()
-        with ours:
-            with theirs:
-                kit = Tool(
-                    _nbdkit(source, read_only),
-                    pass_fds=[source],
-                    stdin=theirs.fileno(),
-                    stdout=theirs.fileno(),
-                )
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(kit.relay_log)
-                try:
-                    await _greeted(kit, ours)
-                    await _serve(lifetime, params, settings, kit, ours)
-                finally:
-                    # Its end of input: nbdkit finishes what it was told and exits by itself. If
-                    # this task was cancelled, `finish` kills it at once.
-                    ours.close()
-                    await kit.finish(EXIT_SECONDS)
-                nursery.cancel_scope.cancel()
+    async with opened_source(found) as source:
+        path = f"/proc/self/fd/{source}"
+        async with reserved(found, path, read_only) as locked:
+            await reach("export.opened")
+            ours, theirs = socket.socketpair()
+            with ours:
+                with theirs:
+                    kit = Tool(
+                        _nbdkit(source, read_only),
+                        pass_fds=[source, *locked],
+                        stdin=theirs.fileno(),
+                        stdout=theirs.fileno(),
+                    )
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(kit.relay_log)
+                    try:
+                        await _greeted(kit, ours)
+                        await _serve(lifetime, params, settings, kit, ours)
+                    finally:
+                        # Its end of input: nbdkit finishes what it was told and exits by itself. If
+                        # this task was cancelled, `finish` kills it at once.
+                        ours.close()
+                        await kit.finish(EXIT_SECONDS)
+                    nursery.cancel_scope.cancel()
     if lifetime.reason is not None:
         await reach("export.stopped")
 
 
-async def _refuse_held(source: int, device: str) -> None:
-    """CallError `busy` if it is a block device that was mounted since discovery looked at it."""
-    path = f"/proc/self/fd/{source}"
-    if stat.S_ISBLK(os.stat(path).st_mode) and await trio.to_thread.run_sync(is_held, path):
-        raise CallError("busy", f"{device} is {HELD}")
-
-
 def _nbdkit(source: int, read_only: bool) -> list[str]:
-    # Given a path, nbdkit 1.32 resolves it to a name and opens that when the client comes, whatever
-    # file has the name by then. An entry of a folder it opens as it is, and one of /proc/self/fd
+    # Given a path, nbdkit 1.32 resolves it to a name and opens that when the client comes, and it
+    # may be another file by then. An entry of a folder it opens as it is, and one of /proc/self/fd
     # leads to the very file that `source` holds. "strict" keeps the client to this one entry; the
     # empty name is what a client asks for that has none in mind.
     name = f"exportname={source}"

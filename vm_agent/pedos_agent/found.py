@@ -11,15 +11,47 @@ from typing import Final
 
 import attrs
 from pedos_protocol.agent_messages import Device
-from pedos_protocol.names import DEVICE_ID_MAX, is_device_id
+from pedos_protocol.names import DEVICE_ID_MAX, harmless_text, is_device_id
 
-DIGEST: Final = 6  # hex digits that keep two names apart whose bad characters became the same
+from .areas import Areas, overlap
+from .closing import close_later
+from .reading import read_field
+
+DIGEST: Final = 12  # hex digits that keep two names apart whose bad characters became the same
 HELD: Final = "mounted or otherwise in use in this VM"
-# Somebody who only looks (as discovery does, or udev) holds a device for a moment; a mount holds it
-# on. That moment may last while a busy machine has no time for who looks.
+# A program that only looks (as discovery does, or udev) holds a device for a moment, a mount for
+# long. That moment may last while a busy machine does not run the program.
 HELD_TRIES: Final = 6
 HELD_RETRY_SECONDS: Final = 0.02
 _BAD: Final = re.compile(r"[^A-Za-z0-9._-]")
+
+
+class Pin:
+    """Holds what a name led to, as long as anything refers to this object.
+
+    As an O_PATH descriptor, which has no effect on a device and needs no right to read it. A file
+    that is held keeps its inode number when it is removed, so that no other file gets that one:
+    while a pin stands, an equal `Inode` is the same file. What was decided about is opened through
+    the pin, and not by its name, which may lead elsewhere by then.
+    """
+
+    def __init__(self, path: str) -> None:
+        """OSError when the name leads nowhere, or there is no descriptor left."""
+        self.fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        # Mostly in the event loop, and perhaps the last that holds a removed file.
+        if hasattr(self, "fd"):
+            close_later(self.fd)
+
+    def status(self) -> os.stat_result:
+        """Of what is held."""
+        return os.fstat(self.fd)
+
+    @property
+    def path(self) -> str:
+        """A name that leads to what is held and nowhere else, in this process and its children."""
+        return f"/proc/self/fd/{self.fd}"
 
 
 @attrs.frozen
@@ -35,19 +67,96 @@ class Inode:
         """Take it from a stat result."""
         return cls(status.st_dev, status.st_ino, status.st_rdev)
 
+    @property
+    def disk_number(self) -> str | None:
+        """MAJOR:MINOR in hexadecimal digits, as Xen has it; None for what is no device node."""
+        if not self.special:
+            return None
+        return f"{os.major(self.special):x}:{os.minor(self.special):x}"
+
 
 @attrs.frozen
 class Found:
-    """One device of this VM. `path` and `inode` are None for what can only be listed."""
+    """One device of this VM. `path` and `inode` are None for what can only be listed.
+
+    `pin` holds the file, in local mode, where anything can be done to files at any time. `marks` is
+    what else tells it from another thing with its id and inode: the kernel's number of the disk in
+    the drive, how often something was plugged into this port. `boot`, the kernel's id of this boot,
+    stands where they do so to an agent that is started anew, too. `areas` is where it has its data.
+    `unseen` is why this look could not tell what it is; all but its key then says nothing.
+    """
 
     device: Device
     path: str | None = None
     inode: Inode | None = None
+    marks: tuple[str, ...] = ()
+    pin: Pin | None = attrs.field(default=None, eq=False)
+    unseen: str | None = None
+    areas: Areas = ()
+    boot: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
         """Class and id, unique in this VM."""
         return self.device.device_class, self.device.device
+
+    def is_same_thing(self, other: Found) -> bool:
+        """Whether both are looks at one thing, and not at another one that has its id by now."""
+        known = (self.unseen is None, other.unseen is None)
+        return known[0] == known[1] and (self.inode, self.marks) == (other.inode, other.marks)
+
+    def let_go(self) -> Found:
+        """It without what it holds, and so the same thing as none that is found later."""
+        return attrs.evolve(self, path=None, inode=None, pin=None, marks=("removed",))
+
+    def lasting_instance(self) -> str | None:
+        """Which one it is, to all agents of this boot; None if only one that looked on can tell."""
+        if not self.boot:
+            return None
+        told_by = repr((self.boot, self.key, self.inode, self.marks))
+        return hashlib.sha256(told_by.encode()).hexdigest()[:32]
+
+    def shares_data(self, other: Found) -> bool:
+        """Whether what is written to one may be read from the other."""
+        if self.key == other.key or (self.inode is not None and self.inode == other.inode):
+            return True
+        return overlap(self.areas, other.areas)
+
+
+def with_held_sharers(found: list[Found]) -> list[Found]:
+    """What shares its data with a device that is held is in use, too."""
+    held = {item.device.device for item in found if item.device.busy == HELD}
+
+    def told(item: Found) -> Found:
+        if item.device.busy is not None or not (others := held.intersection(item.device.shares)):
+            return item
+        busy = harmless_text(f"its data is that of {min(others)}, which is {HELD}")
+        return attrs.evolve(item, device=attrs.evolve(item.device, busy=busy))
+
+    return [told(item) for item in found] if held else found
+
+
+def unseen(device_class: str, device_id: str, why: str) -> Found:
+    """A device that is there and cannot be looked at. What was known of it before stays, see
+    Inventory; of one that was not known this is shown, and it cannot be lent."""
+    why = harmless_text(why)
+    device = Device(
+        device_class=device_class,
+        device=device_id,
+        identity="",
+        description="",
+        size=None,
+        parent=None,
+        read_only=True,
+        busy=harmless_text(f"cannot be looked at: {why}"),
+        stale=why,
+    )
+    return Found(device, unseen=why)
+
+
+def unseen_class(device_class: str, why: str) -> Found:
+    """Stands for all devices of a class, none of which could be looked at; it has no id."""
+    return unseen(device_class, "", why)
 
 
 def device_id_of(name: str) -> str:
@@ -64,8 +173,20 @@ def device_id_of(name: str) -> str:
     return f"{cleaned[: DEVICE_ID_MAX - DIGEST - 1]}-{digest}"
 
 
+def disk_marks(folder: str) -> tuple[str, ...]:
+    """What tells the disk or partition at this folder of sysfs from another one that has its name
+    and number later: the kernel's count of disks, which a medium that is changed also counts up
+    (Documentation/ABI/stable/sysfs-block, diskseq, from Linux 5.15), and where on it a partition
+    is. OSError when it cannot be read."""
+    if not read_field(f"{folder}/partition"):
+        return (read_field(f"{folder}/diskseq"),)
+    # The folder may be a link; what is above it is above that to which it leads.
+    where = (f"{folder}/../diskseq", f"{folder}/start", f"{folder}/size")
+    return tuple(map(read_field, where))
+
+
 def open_exclusively(path: str) -> int | None:
-    """Open a block device, to read, so that nobody can mount it; None if it is in use in this VM.
+    """Open a block device, to read, so that it cannot be mounted; None if it is in use in this VM.
 
     open(2): O_EXCL without O_CREAT fails on a block device that is mounted, or part of a volume or
     a RAID. A partition in use makes its disk one too. OSError when the device cannot be opened;

@@ -10,7 +10,6 @@ import logging
 import os
 import socket
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Final
 
 import trio
@@ -19,10 +18,11 @@ from pedos_protocol.errors import CallError
 from pedos_vchan import shm
 from pedos_vchan.channel import Channel
 from pedos_vchan.faultpoints import reach
-from pedos_vchan.mounts import make_placeholder, remove_placeholder
+from pedos_vchan.mounts import make_placeholder
 from pedos_vchan.pump import pump
 
 from . import mounts
+from .borrowed import Borrowed, folder_is_gone
 from .lifetime import Lifetime
 from .settings import Settings
 from .tool import Tool
@@ -42,24 +42,25 @@ DRAIN_SECONDS: Final = 5.0
 
 
 async def import_block(
-    lifetime: Lifetime, params: ImportStart, frontend: str, settings: Settings
+    lifetime: Lifetime, params: ImportStart, disk: Borrowed, settings: Settings
 ) -> None:
-    """Show the peer's disk as DEV/`frontend` until something ends `lifetime`; leaves nothing."""
-    path = settings.dev / frontend
+    """Show the peer's disk as a file until something ends `lifetime`; leaves nothing."""
     channel = await _connected(params, settings)
     try:
         await reach("import.connected")
         try:
-            make_placeholder(path)
+            make_placeholder(disk.path)
         except FileExistsError:
-            raise CallError("busy", f"{frontend} is taken by another file in this VM") from None
+            raise CallError("busy", f"{disk.name} is taken by another file in this VM") from None
+        except FileNotFoundError as error:
+            raise folder_is_gone(settings.dev) from error
         try:
-            await _show(lifetime, channel, path, read_only=params.read_only)
+            await _show(lifetime, channel, disk, read_only=params.read_only)
         finally:
-            # Only now nobody can mount any more, so this look at the mounts is the last needed.
+            # Only now no program can mount any more, so this look at the mounts is the last needed.
             with trio.CancelScope(shield=True):
-                await mounts.unmount_by_force(path)
-            remove_placeholder(path)
+                await mounts.unmount_by_force(disk.path)
+            mounts.clear_placeholder(disk.path)
     finally:
         channel.close()
     if lifetime.reason is not None:
@@ -80,15 +81,15 @@ async def _connected(params: ImportStart, settings: Settings) -> Channel:
     )
 
 
-async def _show(lifetime: Lifetime, channel: Channel, path: Path, *, read_only: bool) -> None:
+async def _show(lifetime: Lifetime, channel: Channel, disk: Borrowed, *, read_only: bool) -> None:
     with ExitStack() as held:
         ours, theirs = (held.enter_context(end) for end in socket.socketpair())
         mounted, tell_mounted = os.pipe2(os.O_CLOEXEC)
         held.callback(os.close, mounted)
         argv = ["nbdfuse", *(["-r"] if read_only else []), "-P", f"/dev/fd/{tell_mounted}"]
-        argv += [str(path), "--fd", str(theirs.fileno())]
+        argv += [str(disk.path), "--fd", str(theirs.fileno())]
         try:
-            fuse = Tool(argv, pass_fds=[theirs.fileno(), tell_mounted])
+            disk.fuse = fuse = Tool(argv, pass_fds=[theirs.fileno(), tell_mounted])
         finally:
             os.close(tell_mounted)
             theirs.close()
@@ -100,10 +101,10 @@ async def _show(lifetime: Lifetime, channel: Channel, path: Path, *, read_only: 
                 await reach("import.spawned")
                 await _until_mounted(mounted, fuse)
                 await reach("import.ready")
-                lifetime.ready({"frontend": path.name})
+                lifetime.ready({"frontend": disk.name})
                 nursery.start_soon(fuse.end_with, lifetime)
                 await lifetime.ending()
-                await _take_down(path, fuse, drained)
+                await _take_down(disk, fuse, drained)
                 nursery.cancel_scope.cancel()
         finally:
             await fuse.finish(0)
@@ -129,12 +130,12 @@ async def _carry(
     await lifetime.end_after_pump(result.why)
 
 
-async def _take_down(path: Path, fuse: Tool, drained: trio.Event) -> None:
+async def _take_down(disk: Borrowed, fuse: Tool, drained: trio.Event) -> None:
     # With the channel or nbdfuse gone there is nothing left that grace could save.
     alive = fuse.child.returncode is None and not drained.is_set()
-    graceful = alive and await mounts.unmount(path)
+    graceful = alive and await mounts.unmount(disk.path)
     if not graceful:
-        await mounts.unmount_by_force(path)
+        await mounts.unmount_by_force(disk.path)
     await reach("import.unmounted")
     await fuse.finish(EXIT_SECONDS if graceful else 0)
     with trio.move_on_after(DRAIN_SECONDS if graceful else 0):

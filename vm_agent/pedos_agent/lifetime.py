@@ -1,6 +1,6 @@
 """The life of one attachment on this side: starting, ready, ending, and why it ended.
 
-Whatever may end an attachment (a request, the death of a child, the end of the channel, the device
+All that may end an attachment (a request, the death of a child, the end of the channel, the device
 unplugged) calls `end` with a reason, and the first reason counts. Before `ready` that cancels what
 is going on; afterwards it wakes the attachment's own task, which then takes itself down in order.
 """
@@ -43,7 +43,7 @@ class Lifetime:
         if self.reason is not None:
             return
         self.reason = reason
-        self.requested = requested
+        self.requested = self.requested or requested
         self._ending.set()
         if self.result is None:
             self.scope.cancel()

@@ -1,4 +1,4 @@
-"""A counter that tasks can wait on: many changes while nobody looks are one wake-up."""
+"""A counter that tasks can wait on: many changes between two waits are one wake-up."""
 
 from __future__ import annotations
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import attrs
+from pedos_protocol import VERSION
 
-PROGRAM = "pedos-agent 0.1"
+PROGRAM = f"pedos-agent {VERSION}"
 
 
 @attrs.frozen

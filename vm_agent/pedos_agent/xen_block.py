@@ -8,22 +8,30 @@ device meanwhile, and the target only waits for it to appear.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import trio
 from pedos_protocol.agent_messages import ExportStart
 from pedos_protocol.errors import CallError
 from pedos_protocol.names import harmless_text
+from pedos_vchan.again import Again
 from pedos_vchan.faultpoints import reach
+from pedos_vchan.threads import to_thread
 
-from .block_use import Roots, read_field
+from .block_use import Roots, untold
+from .closing import close_and_wait
 from .discovery_block import reasons_for
 from .exporter import opened_source
-from .found import HELD, Found, open_exclusively
+from .found import HELD, Found, disk_marks, open_exclusively
 from .lifetime import Lifetime
+from .reading import is_gone, is_there, read_field, words
 from .revision import Revision
+
+log = logging.getLogger(__name__)
 
 # The backend is up when dom0 asks; the two kernels then need milliseconds, and udev a little more.
 # Below the 15 s that dom0 waits for us.
@@ -32,9 +40,9 @@ APPEAR_SECONDS: Final = 12.0
 # longer than this has other troubles, and the disk is there all the same.
 UDEV_LOOKS: Final = 50
 UDEV_LOOK_SECONDS: Final = 0.1  # between two looks at udev's queue
-# Who reads or writes a disk that is to be taken away may be about to finish, as udev is.
+# A program that uses a disk that is to be taken away may be about to finish, as udev is.
 QUIET_LOOKS: Final = 60
-LOOK_SECONDS: Final = 0.05  # between two looks at who reads or writes
+LOOK_SECONDS: Final = 0.05  # between two looks at reads and writes
 # A backend that was taken down is gone from sysfs in less; what is there after this is lent.
 BACKEND_GONE_SECONDS: Final = 2.0
 _ON_THEIR_WAY: Final = 8  # which of the fields of a disk's `stat`
@@ -46,30 +54,35 @@ async def export_block(
 ) -> None:
     """Keep `found` for the peer domain until something ends `lifetime`.
 
-    It is held open exclusively, for reading: so long nobody can mount it here, and the backend,
-    which opens it another way, is not in the way of that. Nor is it in the way of a backend that
-    an administrator has set up, so that is looked for.
+    It is held open exclusively, for reading, so that it cannot be mounted here meanwhile. That does
+    not keep the backend from it, which opens it another way; nor a backend that an administrator
+    has set up, so that is looked for.
     """
-    with opened_source(found) as source:
-        kept = await trio.to_thread.run_sync(open_exclusively, f"/proc/self/fd/{source}")
+    async with opened_source(found) as source:
+        kept = await to_thread(open_exclusively, f"/proc/self/fd/{source}")
         if kept is None:
             raise CallError("busy", f"{params.device} is {HELD}")
         try:
-            await _refuse_used(params.device, roots, news)
+            # Not before it is held: from now on no other disk can come to have its name.
+            if disk_marks(f"{roots.sys}/class/block/{params.device}") != found.marks:
+                raise CallError("not_found", f"{params.device} was unplugged or replaced just now")
+            await _refuse_used(params, roots, news)
             await reach("export.opened")
             lifetime.ready({})
             await lifetime.ending()
         finally:
-            os.close(kept)
+            await close_and_wait(partial(os.close, kept))  # may flush the disk
     await reach("export.stopped")
 
 
-async def _refuse_used(device: str, roots: Roots, news: Revision) -> None:
-    """CallError(busy) if something uses the device that nobody has told of yet."""
+async def _refuse_used(params: ExportStart, roots: Roots, news: Revision) -> None:
+    """CallError(busy) if something uses the device that was not reported yet."""
+    device = params.device
+    own = {(device, params.peer)} if params.again else ()
     with trio.move_on_after(BACKEND_GONE_SECONDS):
         while True:
             seen = news.number
-            reason = await trio.to_thread.run_sync(reasons_for, device, roots)
+            reason = await to_thread(reasons_for, device, roots, own)
             if reason is None:
                 return
             await news.after(seen)
@@ -111,74 +124,99 @@ async def _end_when_gone(lifetime: Lifetime, frontend: str, roots: Roots, news: 
 
 
 async def _until(done: Callable[[], bool], news: Revision) -> None:
-    seen = news.number
-    while not done():
-        seen = await news.after(seen)
+    """Wait until `done`. One that cannot tell (OSError) is not, and is asked again in a while."""
+    again = Again()
+    while True:
+        seen = news.number
+        try:
+            if done():
+                return
+            wait = again.over()
+        except OSError as error:
+            log.warning("a disk cannot be looked at: %s", words(error))
+            wait = again.after_failure()
+        with trio.move_on_after(wait):
+            await news.after(seen)
 
 
 def _is_there(frontend: str, roots: Roots) -> bool:
-    return (roots.dev / frontend).exists()
+    return is_there(roots.dev / frontend)
 
 
 def _udev_is_done(frontend: str, roots: Roots) -> bool:
     """Whether udev has looked at a disk and has nothing else before it; where none runs, it has."""
     number = read_field(f"{roots.sys}/class/block/{frontend}/dev")
-    known = (roots.udev / f"b{number}").exists() or not roots.udev.is_dir()
+    known = is_there(roots.udev / f"b{number}") or not is_there(roots.udev)
     return known and not _udev_is_busy(roots)
 
 
 def _udev_is_busy(roots: Roots) -> bool:
     """As `udevadm settle` sees it."""
-    return (roots.udev.parent / "queue").exists()
+    return is_there(roots.udev.parent / "queue")
 
 
 async def why_in_use(frontend: str, roots: Roots) -> str | None:
     """Why this VM cannot let go of a borrowed disk now; None if it can.
 
     Linux 6.1 waits for ever for a read or write that is on its way when the disk is taken away, and
-    gives the VM no other device then. So this waits a moment for who is about to finish. (A program
-    that begins afterwards is as bad, or one that reads and writes so seldom that two looks see none
-    of it. Nothing keeps one from it but its user, who has been asked.)
+    gives the VM no other device then; 6.12 ends it with an error, and what was written is lost. So
+    this waits a moment for those about to finish. (A program that begins afterwards is as bad, or
+    one that reads and writes so seldom that two looks see none of it. Nothing keeps one from it but
+    its user, who has been asked.)
     """
-    reason = await trio.to_thread.run_sync(reasons_for, frontend, roots)
+    try:
+        return await _why_in_use(frontend, roots)
+    except OSError as error:
+        return untold(frontend, error)
+
+
+async def _why_in_use(frontend: str, roots: Roots) -> str | None:
+    # What takes longest is between the first two looks, which are apart anyway.
+    before, began = await _look(frontend, roots), trio.current_time()
+    reason = await to_thread(reasons_for, frontend, roots)
     if reason is not None:
         return harmless_text(f"{frontend} is in use: {reason}")
-    before = ""
-    for look in range(QUIET_LOOKS):
-        if look:
-            await trio.sleep(LOOK_SECONDS)
+    for left in reversed(range(1, QUIET_LOOKS)):
         if not _is_there(frontend, roots):
             return None
+        await trio.sleep(max(0.0, began + LOOK_SECONDS - trio.current_time()))
+        began = trio.current_time()
         # Others may keep udev busy all the time; then what this disk itself says counts alone.
-        heeds_udev = look < QUIET_LOOKS - 2
-        if heeds_udev and _udev_is_busy(roots):
-            continue
-        now = await trio.to_thread.run_sync(_counts_when_idle, frontend, roots)
+        now = await _look(frontend, roots, heeds_udev=left > 2)
         if now is None:
             return f"{frontend} is in use: {HELD}"
-        if heeds_udev and _udev_is_busy(roots):
-            continue  # it was told something meanwhile
         if now and now == before:
             return None
         before = now
     return f"{frontend} is in use: a program reads, writes or has locked it"
 
 
+async def _look(frontend: str, roots: Roots, *, heeds_udev: bool = True) -> str | None:
+    """As `_counts_when_idle`; also "" when udev may look at the disk meanwhile."""
+    if heeds_udev and _udev_is_busy(roots):
+        return ""
+    counts = await to_thread(_counts_when_idle, frontend, roots)
+    # It may have been told of something meanwhile.
+    return "" if counts and heeds_udev and _udev_is_busy(roots) else counts
+
+
 def _counts_when_idle(frontend: str, roots: Roots) -> str | None:
     """The counts of all reads and writes of a disk so far, to be compared with those of a moment
-    later; "" while one is on its way (Linux, Documentation/block/stat.rst) or somebody has the disk
-    locked, as udev does to look (systemd.io, "Locking Block Device Access"); None if it is held.
+    later; "" while one is on its way (Linux, Documentation/block/stat.rst) or a program has locked
+    the disk, as udev does to look (systemd.io, "Locking Block Device Access"); None if it is held.
     """
     try:
         file = open_exclusively(str(roots.dev / frontend))
-    except OSError:
-        return _GONE
+    except OSError as error:
+        if is_gone(error):
+            return _GONE
+        raise
     if file is None:
         return None
     try:
         # Given back at once: udev drops or puts off what it finds locked.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return ""
     finally:
         os.close(file)

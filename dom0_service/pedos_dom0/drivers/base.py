@@ -43,11 +43,15 @@ class HypervisorLost(Exception):  # noqa: N818 - a state of the world, not a mis
 
 @attrs.frozen
 class DomainInfo:
-    """One VM as the hypervisor sees it. `domid` is None while it is halted."""
+    """One VM as the hypervisor sees it. `domid` is None while it is halted.
+
+    `uuid` tells it from one that has its name later; None where that is not known.
+    """
 
     name: str
     domid: int | None
     state: DomainState
+    uuid: str | None = None
 
 
 class Driver(Protocol):
@@ -55,6 +59,11 @@ class Driver(Protocol):
 
     def domains(self) -> Mapping[str, DomainInfo]:
         """The VMs as last heard, in the hypervisor's order. Kept live by `run`; never blocks."""
+        ...
+
+    def knows_all(self) -> bool:
+        """Whether a VM that is not among `domains()` is not there: False while some place in which
+        VMs are configured cannot be read."""
         ...
 
     def events(self) -> trio.MemoryReceiveChannel[DomainInfo]:
@@ -114,6 +123,16 @@ class DataPlane(Protocol):
     async def unplug(self, lease: Lease, *, force: bool) -> None:
         """Takes it away; fine if it is gone. DriverError(busy) if the target does not let go,
         which only happens without `force`. Nothing else than this lease's device is touched."""
+        ...
+
+    async def own_frontends(self, name: str) -> Collection[str]:
+        """The names of the VM's own disks, as far as its configuration tells; DriverError if that
+        cannot be looked at."""
+        ...
+
+    def number(self, lease: Lease) -> str | None:
+        """Which block device the source has opened for it: MAJOR:MINOR in hexadecimal digits, as
+        the source says; None if it says nothing. Never blocks; DriverError."""
         ...
 
     def is_plugged(self, lease: Lease) -> bool:

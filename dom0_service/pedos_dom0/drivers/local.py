@@ -60,6 +60,9 @@ class LocalDriver:
     def domains(self) -> Mapping[str, DomainInfo]:
         return self._domains
 
+    def knows_all(self) -> bool:
+        return True  # the machine has its list in memory
+
     def events(self) -> trio.MemoryReceiveChannel[DomainInfo]:
         return self._subscribers.add()
 
@@ -74,7 +77,8 @@ class LocalDriver:
         peer = Peer(
             stream,
             program="pedos-dom0",
-            handlers={"domain.changed": self._domain_changed},
+            handlers={},
+            notices={"domain.changed": self._domain_changed},
             name="machine",
         )
         try:

@@ -2,7 +2,7 @@
 
 Nothing is polled. xenstore says when a domain is introduced or released, and when its name changes;
 inotify says when a configuration comes or goes; then the whole picture is looked at again, and what
-is different is told. So VMs that somebody starts or kills with plain `xl` are seen like our own.
+is different is told. So VMs that are started or killed with plain `xl` are seen like our own.
 
 `start` leaves the VM paused, with nothing run in it yet: see DataPlane.resume.
 """
@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 from pedos_vchan import xen as vchan
-from pedos_vchan.folder_watch import FolderWatch
 from pedos_vchan.stream import VchanStream
 from pedos_vchan.unix import connect_unix
 
+from pedos_dom0.disk import in_thread
 from pedos_dom0.drivers.base import (
     DOM0_DOMID,
     DOM0_NAME,
@@ -29,7 +30,7 @@ from pedos_dom0.drivers.base import (
 )
 from pedos_dom0.drivers.subscribers import Subscribers
 from pedos_dom0.drivers.xen_block import XenBlock
-from pedos_dom0.drivers.xen_config import check_config, configured
+from pedos_dom0.drivers.xen_config import Configs, check_config, own_frontends
 from pedos_dom0.drivers.xen_store import (
     DOMAINS,
     INTRODUCED,
@@ -40,6 +41,7 @@ from pedos_dom0.drivers.xen_store import (
 )
 from pedos_dom0.drivers.xen_strays import USERDATA
 from pedos_dom0.drivers.xl import Xl, parse_list
+from pedos_dom0.policy.following import follow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -62,8 +64,9 @@ QUICK_SECONDS = 15.0
 # Until a list of the domains that failed is asked for again: for as long, what has ended counts as
 # running, and a shutdown waits for it. One xl in this time is no burden, however busy dom0 is.
 LIST_AGAIN_SECONDS = 5.0
-# A VM that boots on a slow disk, or under emulation, has its agent up in this time.
-BOOT_SECONDS = 120.0
+# A VM that boots on a slow disk, or under emulation, has its agent up in this time: 140 s were seen
+# while the host did much else. Who waits for one that never comes up is told so, and can stop it.
+BOOT_SECONDS = 240.0
 
 
 class WatchedStore(Protocol):
@@ -101,13 +104,12 @@ class XenDriver:
         open_store: Callable[[], WatchedStore] = vchan.Store,
         userdata: Path = USERDATA,
     ) -> None:
-        self._config_dirs = tuple(config_dirs)
+        self._configs = Configs(config_dirs)
         self._dom0_agent = dom0_agent
         self._xl = Xl(xl)
         self._open_store: Callable[[], WatchedStore] = open_store
         self._store: WatchedStore | None = None
         self._domains: dict[str, DomainInfo] = {}
-        self._configured: dict[str, Path] = {}
         self._seen: set[int] = set()  # the domains of the last picture; their names are watched
         # Those that `start` has made and `resume` has not let go.
         self._held_back: set[int] = set()
@@ -134,6 +136,9 @@ class XenDriver:
     def domains(self) -> Mapping[str, DomainInfo]:
         return self._domains
 
+    def knows_all(self) -> bool:
+        return self._configs.is_complete
+
     def events(self) -> trio.MemoryReceiveChannel[DomainInfo]:
         return self._subscribers.add()
 
@@ -155,7 +160,7 @@ class XenDriver:
                         for path in (INTRODUCED, RELEASED):
                             self._store.watch(path)
                         await self._find_over()
-                        self._configured = configured(self._config_dirs)
+                        await in_thread(self._configs.read)
                         self._look()
                         nursery.start_soon(self._follow_configs)
                         nursery.start_soon(self._follow_over)
@@ -188,22 +193,18 @@ class XenDriver:
             self._look()
 
     async def _follow_configs(self) -> None:
-        # Without it, VMs that run are known all the same, and those that were configured until now.
-        unknown = "the folders of VMs' configurations cannot be watched: %s"
-        try:
-            watch = FolderWatch(self._config_dirs)
-        except OSError as error:
-            logger.error(unknown, error)
-            return
-        with watch:
-            while True:
-                self._configured = configured(self._config_dirs)
-                self._look()
-                try:
-                    await watch.changed()
-                except OSError as error:
-                    logger.error(unknown, error)
-                    return
+        await follow(
+            watched=lambda: self._configs.folders,
+            read=self._read_configs,
+            is_flawed=lambda: not self._configs.is_complete,
+            complain=partial(
+                logger.error, "the folders of VMs' configurations cannot be watched: %s"
+            ),
+        )
+
+    async def _read_configs(self) -> None:
+        await in_thread(self._configs.read)
+        self._look()
 
     async def _find_over(self) -> None:
         """Asks the hypervisor which domains have ended but are not cleared away: xenstore only
@@ -229,7 +230,7 @@ class XenDriver:
         seen = seen_domains(store)
         self._watch_names(set(seen))
         before = self._domains
-        after = picture(seen.values(), self._over, self._configured, self._in_transit)
+        after = picture(seen.values(), self._over, self._configs.uuids, self._in_transit)
         self._domains = after
         for info in changes(before, after):
             logger.debug("%s is %s (domain %s)", info.name, info.state, info.domid)
@@ -239,7 +240,7 @@ class XenDriver:
         self._turn = trio.Event()
 
     def _greet(self, info: DomainInfo) -> None:
-        """A domain may have devices that nobody has granted it."""
+        """A domain may have devices that it was not granted."""
         if info.domid is None or self._nursery is None:
             return
         self._block.strays.domain_came(info.name, info.domid)
@@ -270,24 +271,29 @@ class XenDriver:
         domain = self._domains.get(name)
         if domain is not None and domain.domid is not None:
             return domain.domid
-        path = self._configured.get(name)
+        path = self._configs.paths.get(name)
         if path is None:
-            where = " and ".join(str(folder / f"{name}.cfg") for folder in self._config_dirs)
+            where = " and ".join(str(folder / f"{name}.cfg") for folder in self._configs.folders)
             raise DriverError(f"there is no {where}", hint="write one, see xl.cfg(5)")
-        check_config(name, path)
+        uuid = await in_thread(partial(check_config, name, path))
+        if uuid != self._configs.uuids.get(name):
+            # What it is to get was decided about as that of another one.
+            raise DriverError(
+                f"{path} gives another uuid than when the folder was last read",
+                hint=f"qvm-start {name} in a moment, when it was read again",
+            )
         async with self._creating, self._transit(name):
             before = self._living(name)
             try:
                 await self._xl.run(
                     *("create", "-p", str(path)), seconds=CREATE_SECONDS, what="xl did not make it"
                 )
-            except BaseException as error:
-                # A create that says no has taken back what it had made.
-                refused = isinstance(error, DriverError) and error.code != "timeout"
+            except DriverError as error:
+                # A create that says no has taken back what it had made. One that the service's end
+                # breaks off is left to the next service, which finds the start in its store.
+                refused = error.code != "timeout"
                 code = "failed" if refused or await self._take_back(name, before) else "timeout"
-                if isinstance(error, DriverError):
-                    raise DriverError(str(error), code=code, hint=error.hint) from error
-                raise
+                raise DriverError(str(error), code=code, hint=error.hint) from error
             domid = self._living(name) - before
             if not domid:
                 raise DriverError(f"xl made no VM named {name} of {path}")
@@ -372,7 +378,7 @@ class XenDriver:
     async def connect_control(self, name: str, domid: int) -> trio.abc.Stream:
         if domid == DOM0_DOMID or name == DOM0_NAME:
             return await connect_unix(self._dom0_agent)
-        # Waits for the agent by a watch; whoever called says for how long.
+        # Waits for the agent by a watch; the caller bounds the wait.
         channel = await vchan.connect_when_there(DOM0_DOMID, domid, vchan.CONTROL_PORT)
         self._block.strays.complete(domid)  # something runs in it
         return VchanStream(channel)
@@ -390,6 +396,17 @@ class XenDriver:
 
     async def unplug(self, lease: Lease, *, force: bool) -> None:
         await self._block.unplug(lease, force=force)
+
+    async def own_frontends(self, name: str) -> Collection[str]:
+        path = self._configs.paths.get(name)
+        if path is not None:
+            return await in_thread(partial(own_frontends, path))
+        if not self._configs.is_complete:
+            raise DriverError("not all folders of configurations can be read")
+        return frozenset()
+
+    def number(self, lease: Lease) -> str | None:
+        return self._block.number(lease)
 
     def is_plugged(self, lease: Lease) -> bool:
         return self._block.is_plugged(lease)

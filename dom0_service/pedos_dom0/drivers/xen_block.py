@@ -48,7 +48,7 @@ CONNECTED, FAILED = "connected", "error"
 
 
 class Store(Reader, Protocol):
-    """A connection to xenstore of which nobody else waits for the events."""
+    """A connection to xenstore whose events only its own task waits for."""
 
     def watch(self, path: str) -> None: ...
 
@@ -119,6 +119,14 @@ class XenBlock:
         if asked is not None:
             raise DriverError(f"{asked} is already used in it", code="busy")
         raise DriverError("all its names for block devices are used", code="busy")
+
+    def number(self, lease: Lease) -> str | None:
+        """See DataPlane. The script writes it, and the backend opens by it."""
+        vbd = self._ours(lease)
+        try:
+            return None if vbd is None else self._store().read(f"{vbd.backend}/physical-device")
+        except OSError as error:
+            raise silent(error) from error
 
     def is_plugged(self, lease: Lease) -> bool:
         """See DataPlane."""
@@ -200,7 +208,7 @@ class XenBlock:
         try:
             await self._take_away(lease, place, force=force)
         finally:
-            with contextlib.suppress(DriverError):  # whoever asks next will hear of it
+            with contextlib.suppress(DriverError):  # the next call meets the same error
                 if self._ours(lease) is None:
                     self._given.discard(place)
 
@@ -208,14 +216,14 @@ class XenBlock:
         what = f"{lease.key} could not be detached from {lease.vm}"
         if self._has_ended(lease.vm_domid):
             # The toolstack takes down what it had, and until then that is attached. It does not for
-            # one that has crashed and is kept, or says of itself that it is suspended.
+            # one that has crashed and is kept.
             if not await self._goes(place):
                 await self._detach_by_force(place, what)
             return
         if self._ours(lease) is None:
             return
         if force and self._is_held_back(lease.vm_domid):
-            await self._detach_by_force(place, what)  # nobody is there who could let go
+            await self._detach_by_force(place, what)  # no agent is there that could let go
             return
         words = ["block-detach", str(place[0]), place[1]]
         failed: DriverError | None = None
@@ -239,7 +247,7 @@ class XenBlock:
 
     def _let_go(self, place: Place) -> bool:
         """Whether the target says that it has closed the device, and so it is the source that
-        hangs. That word can only harm whoever gives it."""
+        hangs. A false answer harms only the VM that gives it."""
         path = f"{DOMAINS}/{place[0]}/device/vbd/{vbd_number(place[1])}/state"
         try:
             return self._store().read(path) == CLOSED

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pedos_protocol.names import harmless_text, is_vm_name
 
 from pedos_dom0.drivers.base import DOM0_NAME, DriverError
+from pedos_dom0.policy.whole_file import read_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,47 +21,137 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".cfg"
-# Bytes of a configuration; one with some hundred disks is a tenth of it.
+# Bytes of a configuration; one with some hundred disks is a tenth of it. A longer one is refused.
 CONFIG_MAX = 256 * 1024
 
 # xl.cfg(5): NAME = "VALUE", with either kind of quote; of several the last one counts.
 _NAME = re.compile(r"""^[ \t]*name[ \t]*=[ \t]*(["'])(.*?)\1""", re.MULTILINE)
+_UUID = re.compile(r"""^[ \t]*uuid[ \t]*=[ \t]*(["'])(.*?)\1""", re.MULTILINE)
+# A comment, or a text, in which # begins none.
+_COMMENT = re.compile(r"""("[^"\n]*"|'[^'\n]*')|#[^\n]*""")
+
+# disk = ["...", "..."], and in it the names of devices in the VM, with `vdev=` or by their place; a
+# path in front of one is that of its source (xl-disk-configuration(5)).
+_DISKS = re.compile(r"^[ \t]*disk[ \t]*\+?=[ \t]*\[(.*?)\]", re.MULTILINE | re.DOTALL)
+_XVD = re.compile(r"(?<![\w/])xvd[a-z](?![\w/])")
+
+# It was just removed, or is a link that leads nowhere.
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+Config = tuple[Path, str | None]  # with the UUID that it gives its VM
 
 
-def configured(folders: Iterable[Path]) -> dict[str, Path]:
-    """Name -> configuration, of all VMs in the folders; the folder named first wins.
+class Configs:
+    """The VMs that are configured in the folders, as these were last read.
 
-    Files whose name no VM can have (examples, `xl.conf`) are not VMs. A folder that is not there
-    has none.
+    An error is not an empty folder: what a folder had stays until it can be read again. One that is
+    not there has none.
     """
-    found: dict[str, Path] = {}
-    for folder in folders:
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self.folders = tuple(folders)
+        self._read: dict[Path, dict[str, Config]] = {}
+        self._unread: dict[Path, str] = dict.fromkeys(self.folders, "")  # and why
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether what is there now is known, of all folders."""
+        return not self._unread
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """Name -> configuration, of all VMs."""
+        return {name: path for name, (path, _) in self._found().items()}
+
+    @property
+    def uuids(self) -> dict[str, str | None]:
+        """Name -> UUID, of all VMs; None where the configuration gives none, or was never read."""
+        return {name: uuid for name, (_, uuid) in self._found().items()}
+
+    def _found(self) -> dict[str, Config]:
+        """The folder named first wins."""
+        found: dict[str, Config] = {}
+        for folder in reversed(self.folders):
+            found.update(self._read.get(folder, {}))
+        return found
+
+    def read(self) -> None:
+        """Looks at the folders, which waits for the disk."""
+        unread: dict[Path, str] = {}
+        for folder in self.folders:
+            try:
+                self._read[folder] = _configured(folder, self._read.get(folder, {}), unread)
+            except OSError as error:
+                unread[folder] = str(error)
+            if folder in unread and self._unread.get(folder) != unread[folder]:
+                logger.warning(
+                    "not all of %s can be read: %s; the VMs that were there when it could be are "
+                    "taken to be there still",
+                    folder,
+                    unread[folder],
+                )
+        self._unread = unread
+
+
+def _configured(
+    folder: Path, before: dict[str, Config], unread: dict[Path, str]
+) -> dict[str, Config]:
+    """What a folder has. Of a file that cannot be looked at it is what it was `before`.
+
+    Files whose name no VM can have (examples, `xl.conf`) are not VMs.
+    """
+    found: dict[str, Config] = {}
+    try:
+        files = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return {}
+    for file in files:
+        name = file.removesuffix(SUFFIX)
+        if not file.endswith(SUFFIX) or not is_vm_name(name) or name == DOM0_NAME:
+            continue
+        path, config = folder / file, before.get(name)
         try:
-            names = sorted(os.listdir(folder))
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            logger.warning("cannot list %s: %s", folder, error.strerror)
-            continue
-        for file in names:
-            name = file.removesuffix(SUFFIX)
-            if file.endswith(SUFFIX) and is_vm_name(name) and name != DOM0_NAME:
-                path = folder / file
-                if path.is_file():
-                    found.setdefault(name, path)
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                continue
+            config = config or (path, None)  # it is there, whatever it says
+            config = path, _uuid(_text(path))
+        except (OSError, DriverError) as error:
+            if isinstance(error, OSError) and error.errno in _NOT_THERE:
+                continue
+            unread[folder] = str(error)
+        if config is not None:
+            found[name] = config
     return found
 
 
-def check_config(name: str, path: Path) -> None:
-    """DriverError unless the file can be read and is that of the VM `name`."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(CONFIG_MAX).decode("utf-8", "replace")
-    except OSError as error:
-        raise DriverError(f"{path} cannot be read: {error.strerror}") from error
+def _text(path: Path) -> str:
+    """A configuration without its comments; DriverError unless the whole of it can be read."""
+    content = read_whole(path, CONFIG_MAX)
+    if isinstance(content, str):
+        raise DriverError(f"{path} {content}")
+    if len(content) > CONFIG_MAX:
+        raise DriverError(f"{path} has more than {CONFIG_MAX // 1024} KiB")
+    return _COMMENT.sub(lambda match: match[1] or "", content.decode("utf-8", "replace"))
+
+
+def _uuid(text: str) -> str | None:
+    named = [match[2] for match in _UUID.finditer(text)]
+    return named[-1].lower() if named else None
+
+
+def own_frontends(path: Path) -> frozenset[str]:
+    """The names xvdX of the disks in a configuration; DriverError if it cannot be read."""
+    return frozenset(name for disks in _DISKS.findall(_text(path)) for name in _XVD.findall(disks))
+
+
+def check_config(name: str, path: Path) -> str | None:
+    """The UUID that the file gives its VM; DriverError unless it can be read and is that of the VM
+    `name`."""
+    text = _text(path)
     named = [match[2] for match in _NAME.finditer(text)]
     if named and named[-1] != name:
         raise DriverError(
             f"{path} calls its VM '{harmless_text(named[-1], 40)}', so it is not that of {name}",
             hint="give the file and the VM the same name",
         )
+    return _uuid(text)

@@ -104,30 +104,33 @@ def as_domid(text: str) -> int | None:
 def picture(
     seen: Iterable[SeenDomain],
     over: Collection[int],
-    configured: Iterable[str],
+    configured: Mapping[str, str | None],
     in_transit: Collection[str],
 ) -> dict[str, DomainInfo]:
     """All VMs as they are now: those that run, and those that are configured and do not.
 
+    `configured` has the UUIDs that the configurations give.
     `over` are domains that have ended and are not cleared away yet. `in_transit` are VMs that are
     being started: halted for the time being, but not to be started by another one.
     Of two domains with one name (a VM that reboots) the newer counts.
     """
     running = {
-        domain.name: DomainInfo(domain.name, domain.domid, "Running")
+        domain.name: DomainInfo(domain.name, domain.domid, "Running", configured.get(domain.name))
         for domain in sorted(seen, key=lambda domain: domain.domid)
         if domain.domid not in over
     }
     names = sorted({*running, *configured, *in_transit})
     return {
         name: running.get(name)
-        or DomainInfo(name, None, "Transient" if name in in_transit else "Halted")
+        or DomainInfo(
+            name, None, "Transient" if name in in_transit else "Halted", configured.get(name)
+        )
         for name in names
     }
 
 
 def changes(before: Mapping[str, DomainInfo], after: Mapping[str, DomainInfo]) -> list[DomainInfo]:
-    """What is to be told of two pictures; a VM that nobody knows any more is halted."""
+    """What is to be told of two pictures; a VM that is not known any more is halted."""
     gone = [DomainInfo(name, None, "Halted") for name in before if name not in after]
     return gone + [info for name, info in after.items() if before.get(name) != info]
 

@@ -1,4 +1,4 @@
-"""Devices that a domain has and nobody has granted it, and how they are taken away.
+"""Devices that a domain has without a grant, and how they are taken away.
 
 Xen's toolstack remembers what a domain had, and gives it to the next one of a VM that reboots, or
 to the same one after a soft reset; and what a service that was killed left half done may stay
@@ -173,7 +173,7 @@ class Strays:
                 del self._settling[domid]
 
     async def _until_made(self, settling: _Settling) -> None:
-        """Whatever is taken away earlier makes the toolstack give up the whole domain."""
+        """A device that is taken away earlier makes the toolstack give up the whole domain."""
 
         async def look(scope: trio.CancelScope) -> None:
             try:

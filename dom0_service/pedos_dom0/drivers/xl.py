@@ -6,6 +6,7 @@ before it goes anywhere. xl's own words are always passed on: only they say what
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -41,8 +42,11 @@ _LEVEL = re.compile(r"^(?:lib)?xl: (debug|detail|verbose|progress|info|notice|wa
 _STATE = re.compile(r"[a-z-]{6}")
 
 # Letters of the column "State" of a domain that will never run again: it has shut down, crashed or
-# is dying, and waits for somebody to clear it away (xl(1), list).
+# is dying, and waits to be cleared away (xl(1), list).
 OVER = frozenset("scd")
+# The letter behind that of a shutdown says why. A domain that is suspended goes on one day (xl
+# resume, or xl save --checkpoint), with all that it has mounted: it is paused, and not over.
+_SUSPENDED = re.compile(r"...ss-")
 
 
 @attrs.frozen
@@ -51,12 +55,12 @@ class ListedDomain:
 
     name: str
     domid: int
-    flags: str  # of "rbpscd", those that hold
+    state: str  # six letters, of which `-` is one that does not hold
 
     @property
     def over(self) -> bool:
         """Whether it has ended and only its remains are listed."""
-        return not OVER.isdisjoint(self.flags)
+        return not OVER.isdisjoint(self.state) and not _SUSPENDED.fullmatch(self.state)
 
 
 class Xl:
@@ -70,7 +74,7 @@ class Xl:
 
         `what` is the sentence that an error begins with, such as "work was not started".
         Raises DriverError: `timeout` when it did not end within `seconds` (then it was killed, and
-        nobody knows what it has done), `unavailable` when there is no xl, `failed` when it said no.
+        what it has done is unknown), `unavailable` when there is no xl, `failed` when it said no.
         """
         argv = [self._program, *arguments]
         out_reader, out_writer = os.pipe2(os.O_CLOEXEC)
@@ -123,13 +127,20 @@ class Xl:
 
 async def _gather(stream: trio.lowlevel.FdStream, into: bytearray, silent: trio.Event) -> None:
     async with stream:
-        while chunk := await stream.receive_some(65536):
-            into += chunk[: OUTPUT_MAX - len(into)]
+        try:
+            while chunk := await stream.receive_some(65536):
+                into += chunk[: OUTPUT_MAX - len(into)]
+        finally:
+            # What xl has written is there when it has ended, also if there was no time to read it:
+            # a part of a list would pass for all of it.
+            with contextlib.suppress(BlockingIOError):
+                while len(into) < OUTPUT_MAX and (chunk := os.read(stream.fileno(), 65536)):
+                    into += chunk[: OUTPUT_MAX - len(into)]
     silent.set()
 
 
 async def _finish(child: Child) -> None:
-    """Ends it if it has not ended, so that it is never left running behind anybody's back."""
+    """Ends it if it has not ended, so that it is never left running unnoticed."""
     if child.returncode is not None:
         return
     with trio.CancelScope(shield=True):
@@ -141,7 +152,7 @@ async def _finish(child: Child) -> None:
 
 
 def quoted(words: str) -> str:
-    """The end of a sentence that passes on what somebody says, if anything."""
+    """The end of a sentence that quotes what a program says, if it says anything."""
     return f"; it says: {words}" if words else ""
 
 
@@ -159,12 +170,14 @@ def xl_words(untrusted_said: str) -> str:
 
 def parse_list(printed: str) -> list[ListedDomain]:
     """The lines of `xl list`: Name, ID, Mem, VCPUs, State, Time(s). Those that are none, or whose
-    name no VM of ours can have, are left out."""
+    name no VM of ours can have, are left out. DriverError if what is printed may not be all."""
+    if len(printed) >= OUTPUT_MAX:
+        raise DriverError(f"xl list printed {OUTPUT_MAX} bytes or more, which are not read")
     found = []
     for line in printed.splitlines():
         words = line.split()
         if len(words) == 6 and is_vm_name(words[0]) and words[1].isdecimal():
             if not _STATE.fullmatch(words[4]):
                 continue
-            found.append(ListedDomain(words[0], int(words[1]), words[4].replace("-", "")))
+            found.append(ListedDomain(words[0], int(words[1]), words[4]))
     return found

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import functools
 import logging
 import os
 import shutil
+import stat
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import trio
 from pedos_protocol.errors import CallError, ProtocolError
+from pedos_protocol.events import REFUSED, refusal
+from pedos_protocol.names import escaped_text
+from pedos_vchan.folder_lock import FolderHeld, hold_folder, make_private
 from pedos_vchan.peer import Peer, open_peer
 from pedos_vchan.unix import connect_unix
 
@@ -23,14 +27,17 @@ from pedos_dom0.local.config import Config
 from pedos_dom0.local.layout import Layout, sweep
 from pedos_dom0.local.machine import Machine, Programs
 from pedos_dom0.local.supervise import Program, Supervisor
+from pedos_dom0.local.words import in_words, too_few_descriptors, with_hint
 
 logger = logging.getLogger(__name__)
 
 # dom0's service starts within half a second on an idle machine; a busy one may take far longer.
 READY_TIMEOUT = 30.0
-# dom0's service waits 60 s for dom0's user, where the policy says ask, and 30 s for the VM's agent,
-# and then takes back what it had attached.
-VM_START_TIMEOUT = 150.0
+# Longer than dom0's service takes at worst (a test adds it up): 5 + 30 until agents are there, 5
+# until a new device is known, 60 for dom0's user, where the policy says ask, 10 + 30 for the VM,
+# 10 + 15 for a device that fails, 20 to ask what of the VM is used, 20 + 20 to take that back, 20
+# to end the VM, 20 + 20 for its others, 20 + 20 to kill it, and 20 + 20 for what is left.
+VM_START_TIMEOUT = 400.0
 CALL_TIMEOUT = 10.0
 # How often (seconds) to look for what gives no event: another process's "ready" in the lock file,
 # or the end of its use of this machine.
@@ -46,6 +53,23 @@ TOOLS = {
     "setpriv": "util-linux",
 }
 FUSE_DEVICE = Path("/dev/fuse")
+# What each failure to open it means, and what to do.
+_FUSE = {
+    errno.ENOENT: (
+        "does not exist",
+        "modprobe fuse   (in a container: give it the device {device})",
+    ),
+    errno.ENODEV: ("has no driver in this kernel", "modprobe fuse"),
+    errno.ENXIO: ("has no driver in this kernel", "modprobe fuse"),
+    errno.EACCES: (
+        "is not this user's to open",
+        "as root: chmod 666 {device}   (as udev has it everywhere)",
+    ),
+    errno.EPERM: (
+        "is there, but may not be opened here, as in a container that was not given it",
+        "give the container the device, as in: docker run --device {device} --cap-add SYS_ADMIN",
+    ),
+}
 TAIL_LINES = 5
 
 
@@ -69,40 +93,62 @@ def check_tools() -> None:
     if missing:
         packages = " ".join(sorted({TOOLS[tool] for tool in missing}))
         lines.append(f"not installed: {', '.join(missing)}\n  try:  apt-get install {packages}")
-    if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
-        what = "cannot be opened" if FUSE_DEVICE.exists() else "does not exist"
-        lines.append(
-            f"{FUSE_DEVICE} {what}, and without FUSE no VM can have a block file\n"
-            "  try:  modprobe fuse   (in a container: give it the device /dev/fuse)"
-        )
+    if (problem := _fuse_problem()) is not None:
+        lines.append(problem)
     if lines:
         raise CannotComeUp("\n".join(lines))
 
 
+def _fuse_problem() -> str | None:
+    """Why this user can have no file of FUSE, and what to do; None if that works.
+
+    It is opened, since a container may have the device and its mode and yet not be let near it.
+    """
+    try:
+        os.close(os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        what, hint = _FUSE.get(
+            error.errno or 0, (f"cannot be opened: {error.strerror}", f"ls -l {FUSE_DEVICE}")
+        )
+    else:
+        mounter = shutil.which("fusermount3")
+        if os.geteuid() == 0 or mounter is None or os.stat(mounter).st_mode & stat.S_ISUID:
+            return None
+        what, hint = (
+            f"can be opened, but {mounter} is not setuid root and so cannot mount for this user",
+            f"as root: chmod u+s {mounter}   (as the Debian package fuse3 has it)",
+        )
+    return (
+        f"{FUSE_DEVICE} {what}; without FUSE no VM can have a block file\n"
+        f"  try:  {hint.format(device=FUSE_DEVICE)}"
+    )
+
+
 class Lock:
-    """run/lock: held (flock) by the one machine process of a DIR; says its pid, then "ready"."""
+    """DIR, held by the one machine process that it has; run/lock says its pid, then "ready"."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
     @classmethod
     @contextmanager
-    def hold(cls, path: Path) -> Iterator[Lock]:
+    def hold(cls, layout: Layout) -> Iterator[Lock]:
         """LockHeld when another process has it. The kernel frees it when its holder dies."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Python's files close on exec, so no child keeps the lock of a machine that died.
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
+        layout.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with ExitStack() as stack:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise LockHeld(*read_lock(path)) from None
+                # What it protects: there are the mounts that a second machine would clear away.
+                make_private(layout.vms)
+                stack.enter_context(hold_folder(layout.vms))
+            except FolderHeld as held:
+                pid, ready = read_lock(layout.lock)
+                raise LockHeld(pid or held.pid, ready) from None
+            fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, fd)
             lock = cls(fd)
             lock.set_ready(False)
             yield lock
             os.ftruncate(fd, 0)
-        finally:
-            os.close(fd)
 
     def set_ready(self, ready: bool) -> None:
         """Whether everything is up, for those who wait to use this machine."""
@@ -111,13 +157,13 @@ class Lock:
 
 
 def read_lock(path: Path) -> tuple[int | None, bool]:
-    """(pid of the holder, is it ready); (None, False) while it writes, or nobody has it."""
+    """(pid of the holder, is it ready); (None, False) while it writes, or if there is none."""
     try:
         pid, ready, *_ = path.read_text(encoding="ascii", errors="replace").split("\n")
         os.kill(int(pid), 0)  # what a killed holder wrote does not count
         return int(pid), ready == "ready"
     except PermissionError:
-        return int(pid), ready == "ready"  # alive, and somebody else's
+        return int(pid), ready == "ready"  # alive, and another user's
     except (OSError, ValueError):
         return None, False
 
@@ -204,19 +250,22 @@ async def bring_up(
 ) -> AsyncIterator[Up]:
     """Starts everything, yields when all VMs reported, and takes everything down at the end.
 
-    `on_machine` is told of the machine early, for who may have to hurry it up while it goes down.
+    `on_machine` is told of the machine early, for a caller that may have to end it by force.
     CannotComeUp when dom0's service does not; a VM that fails is only a problem in the answer.
     Going down is not interrupted by cancellation; it is bounded by each program's grace time.
     """
+    if (problem := too_few_descriptors(len(config.names))) is not None:
+        raise CannotComeUp(problem)
     try:
         layout.make_folders(config.names)
         for line in sweep(layout):
             logger.info("%s", line)
-        machine = Machine(layout, [(vm.name, vm.autostart) for vm in config.vms], programs)
+        vms = [(vm.name, vm.autostart) for vm in config.vms]
+        machine = Machine(layout, vms, programs, restarts=config.restarts)
         on_machine(machine)
         listener = await machine.listen()
     except OSError as error:
-        raise CannotComeUp(f"{error.filename or layout.run}: {error.strerror}") from error
+        raise CannotComeUp(in_words(error, str(layout.run))) from error
     # Raised only outside of the nursery, which would wrap it into an exception group.
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
@@ -239,7 +288,7 @@ async def bring_up(
                 with suppress(OSError):
                     lock.set_ready(False)
                 await machine.stop()
-                for line in sweep(layout):  # sockets of agents, which nobody else takes away
+                for line in sweep(layout):  # sockets of agents, which are removed only here
                     logger.debug("%s", line)
     if failure is not None:
         raise failure
@@ -248,18 +297,11 @@ async def bring_up(
 async def _wait_for_dom0(dom0: Supervisor) -> str | None:
     """None when it is ready, or why it will not be."""
     with trio.move_on_after(READY_TIMEOUT):
-        async with trio.open_nursery() as nursery:
-
-            async def finish(event: trio.Event) -> None:
-                await event.wait()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(finish, dom0.ready)
-            nursery.start_soon(finish, dom0.ended)
+        await dom0.ready_or_ended()
     if dom0.ready.is_set():
         return None
     why = dom0.gave_up or f"dom0's service was not ready within {READY_TIMEOUT:.0f} s"
-    return why + tail(dom0.program.log, dom0.log_start)
+    return with_hint(why, dom0.hint) + tail(dom0.program.log, dom0.log_start)
 
 
 def tail(log: Path, start: int) -> str:
@@ -268,24 +310,48 @@ def tail(log: Path, start: int) -> str:
         text = log.read_bytes()[start:].decode("utf-8", "replace")
     except OSError:
         return ""
-    lines = text.splitlines()[-TAIL_LINES:]
-    return "".join(f"\n  {log.name}: {line}" for line in lines)
+    lines = text.removesuffix("\n").split("\n")[-TAIL_LINES:] if text else []
+    return "".join(f"\n  {log.name}: {escaped_text(line)}" for line in lines)
 
 
 async def _autostart(layout: Layout, config: Config) -> list[str]:
     names = [vm.name for vm in config.vms if vm.autostart]
     async with service(layout) as dom0:
         problems = []
+        failed = set[str]()
         for name in names:
             problem = await start_vm(dom0, name)
             if problem is not None:
-                logger.error("%s", problem)
+                _log_lines(problem)
                 problems.append(problem)
+                failed.add(name)
         # The devices of dom0 itself are there when its own agent has reported.
         if not await _look_until(functools.partial(_dom0_reported, dom0)):
             problems.append("dom0's own agent did not report, so dom0's devices are missing")
             logger.error("%s", problems[-1])
+        for problem in await _since_then(dom0, [name for name in names if name not in failed]):
+            _log_lines(problem)
+            problems.append(problem)
         return problems
+
+
+async def _since_then(dom0: Peer, names: list[str]) -> list[str]:
+    """What has become of what came up, and whether anything is allowed there."""
+    listing = await dom0.call("vm.list", {}, timeout=CALL_TIMEOUT)
+    agents = {vm["name"] for vm in listing["vms"] if vm["agent"]}
+    problems = [
+        f"{name} came up, but its agent has ended again" for name in names if name not in agents
+    ]
+    policy = (await dom0.call("service.status", {}, timeout=CALL_TIMEOUT))["policy"]
+    if not policy["ok"]:
+        what = "the policy has an error, and denies everything"
+        problems.append(with_hint(what, "qvm-policy status"))
+    return problems
+
+
+def _log_lines(text: str) -> None:
+    for line in text.split("\n"):  # a record is one line
+        logger.error("%s", line)
 
 
 async def start_vm(dom0: Peer, name: str) -> str | None:
@@ -294,8 +360,7 @@ async def start_vm(dom0: Peer, name: str) -> str | None:
         await dom0.call("vm.start", {"vm": name}, timeout=VM_START_TIMEOUT)
         reported = await _look_until(functools.partial(agent_of, dom0, name))
     except CallError as error:
-        hint = error.data.get("hint")
-        return f"{name} does not start: {error.message}" + (f"\n  try:  {hint}" if hint else "")
+        return with_hint(f"{name} does not start: {error.message}", error.data.get("hint"))
     if not reported:
         return f"{name} started, but its agent did not report within {REPORT_TIMEOUT:.0f} s"
     return None
@@ -327,16 +392,26 @@ async def agent_of(dom0: Peer, name: str) -> bool:
 @asynccontextmanager
 async def service(layout: Layout) -> AsyncIterator[Peer]:
     """A connection to dom0's service, as `qvm-*` in dom0 have it. CannotComeUp without one."""
+    refusals: list[CallError] = []
+
+    async def hear(_peer: Peer, params: dict[str, Any]) -> None:
+        refusals.append(refusal(params))
+
     try:
         stream = await connect_unix(layout.dom0_socket)
         async with open_peer(
-            stream, program="pedos-local", handlers={}, name="dom0's service"
+            stream,
+            program="pedos-local",
+            handlers={},
+            notices={REFUSED: hear},
+            name="dom0's service",
         ) as peer:
             yield peer
-    except (OSError, trio.BrokenResourceError, ProtocolError) as error:
+    except (OSError, trio.BrokenResourceError, ProtocolError, CallError) as error:
+        for said in (*refusals, error):
+            if isinstance(said, CallError):
+                raise CannotComeUp(f"dom0's service says: {said.message}") from error
         raise CannotComeUp(f"dom0's service does not answer: {error}") from error
-    except CallError as error:
-        raise CannotComeUp(f"dom0's service says: {error.message}") from error
 
 
 def client_environment(layout: Layout, vm: str) -> dict[str, str]:

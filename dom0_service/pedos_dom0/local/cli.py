@@ -1,7 +1,7 @@
 """`pedos-local`: tries out the whole system on one Linux machine, with processes as VMs.
 
     pedos-local init DIR                      makes a folder with three VMs and a policy
-    pedos-local up DIR                        runs it until Ctrl-C
+    pedos-local up DIR                        runs it until Ctrl-C (two, if a VM uses what it has)
     pedos-local run DIR [--vm VM] [--] COMMAND...   runs COMMAND in it, as seen from dom0 or VM
     pedos-local shell DIR VM                  an interactive shell, as seen from VM
 
@@ -11,14 +11,20 @@ Exit status: 0 done, 1 failed, 2 usage, 5 it cannot come up; `run` and `shell` g
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
+
+from pedos_protocol import VERSION
+from pedos_vchan.arguments import Parser
 
 PROGRAM = "pedos-local"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be what it can encode
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = parse(arguments)
     # trio takes half of the start-up time, which --help and usage errors need not wait for.
     from pedos_dom0.local import verbs  # noqa: PLC0415
@@ -35,6 +41,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The options, with `command` (a list) for `run`. Exits with 2 on a usage error."""
     head, command = split_command(arguments)
     options = make_parser().parse_args(head)
+    if not options.dir:
+        make_parser().error(f"{options.verb}: DIR is empty; the folder here is called .")
     options.command = command
     if options.verb == "run" and not command:
         make_parser().error(
@@ -73,7 +81,7 @@ def split_command(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         allow_abbrev=False,
         description="Tries out PedOS devices on one Linux machine, with processes as VMs. "
@@ -81,6 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="A first look:  pedos-local init lab;  cp stick.img lab/vms/sys-usb/devices/block/;"
         "  pedos-local run lab -- qvm-device block list",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def add(name: str, summary: str, usage: str | None = None) -> argparse.ArgumentParser:

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 import trio
 from pedos_vchan.children import Child, start_child
 
+from pedos_dom0.local.words import for_shell
+
 logger = logging.getLogger(__name__)
 
 # What a shell answers for a command that is not there, or that cannot be executed.
@@ -38,7 +40,9 @@ def find(command: str, env: Mapping[str, str]) -> None:
         raise CannotRun(f"{command}: no such file", NOT_FOUND)
     if os.path.isdir(command):
         raise CannotRun(f"{command}: is a folder", NOT_EXECUTABLE)
-    raise CannotRun(f"{command}: is not executable; try: chmod +x {command}", NOT_EXECUTABLE)
+    raise CannotRun(
+        f"{command}: is not executable; try: chmod +x {for_shell(command)}", NOT_EXECUTABLE
+    )
 
 
 async def run_command(

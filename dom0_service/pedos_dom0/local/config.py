@@ -1,5 +1,8 @@
 """pedos.toml: which VMs there are. A mistake is an error with file, line, key and what is right.
 
+[machine]
+restarts = 5           # of one program within ten seconds; it is given up when it dies once more
+
 [dom0]
 verbose = false        # more in log/dom0.log
 
@@ -11,6 +14,7 @@ verbose = false        # more in log/work.log
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +22,15 @@ from typing import Any
 from pedos_protocol.names import parse_vm_name
 
 from pedos_dom0 import toml_lines
+from pedos_dom0.local.supervise import RESTARTS
 from pedos_dom0.toml_lines import kind_of
 
 # More than this is a mistake of a generator: each VM is a process of about 30 MiB here.
 VMS_MAX = 64
 # A file of a page or two; bounded because it is read whole.
 CONFIG_MAX = 256 * 1024
+# So many deaths in ten seconds are those of a program that cannot even start.
+RESTARTS_MAX = 1000
 
 _EXAMPLE = "a VM is a table of its own, for example:  [vm.work]"
 
@@ -45,6 +52,7 @@ class Config:
 
     vms: tuple[VmConfig, ...]
     dom0_verbose: bool = False
+    restarts: int = RESTARTS
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -52,7 +60,7 @@ class Config:
 
 
 def load(path: Path) -> Config:
-    """ConfigError for whatever is wrong with the file, its absence excepted (FileNotFoundError)."""
+    """ConfigError for all that may be wrong with the file but its absence (FileNotFoundError)."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -93,10 +101,11 @@ class _Reader:
 
     def read(self, document: dict[str, Any]) -> Config:
         for key in document:
-            if key not in ("dom0", "vm"):
-                right = f'only "dom0" and "vm" are known here; {_EXAMPLE}'
+            if key not in ("machine", "dom0", "vm"):
+                right = f'only "machine", "dom0" and "vm" are known here; {_EXAMPLE}'
                 raise self._error((key,), f"unknown key; {right}")
-        dom0 = self._table(document.get("dom0", {}), ("dom0",), ("verbose",))
+        machine = self._table(document.get("machine", {}), ("machine",), {"restarts": _restarts})
+        dom0 = self._table(document.get("dom0", {}), ("dom0",), {"verbose": _flag})
         vms = document.get("vm")
         if vms is None:
             raise ConfigError(f"{self._path}: vm: no VM is defined; {_EXAMPLE}")
@@ -109,6 +118,7 @@ class _Reader:
         return Config(
             vms=tuple(self._vm(name, table) for name, table in vms.items()),
             dom0_verbose=dom0.get("verbose", False),
+            restarts=machine.get("restarts", RESTARTS),
         )
 
     def _vm(self, name: str, untrusted_table: object) -> VmConfig:
@@ -119,26 +129,41 @@ class _Reader:
             raise self._error(where, str(error)) from error
         if name.lower() == "dom0":
             raise self._error(where, "dom0 is always there; its own table is [dom0]")
-        table = self._table(untrusted_table, where, ("autostart", "verbose"))
+        table = self._table(untrusted_table, where, {"autostart": _flag, "verbose": _flag})
         return VmConfig(name, **table)
 
     def _table(
-        self, value: object, where: tuple[str, ...], known: tuple[str, ...]
-    ) -> dict[str, bool]:
-        """A table of known keys that are all true or false."""
+        self,
+        value: object,
+        where: tuple[str, ...],
+        known: Mapping[str, Callable[[object], str | None]],
+    ) -> dict[str, Any]:
+        """A table of known keys whose values are right; `known` says what is wrong with one."""
         if not isinstance(value, dict):
             header = ".".join(where)
             raise self._error(where, f"must be a table, not {kind_of(value)}; write [{header}]")
         for key, item in value.items():
             if key not in known:
                 raise self._error((*where, key), f"unknown key; known here: {', '.join(known)}")
-            if not isinstance(item, bool):
-                raise self._error(
-                    (*where, key), f"must be true or false (without quotes), not {kind_of(item)}"
-                )
+            wrong = known[key](item)
+            if wrong is not None:
+                raise self._error((*where, key), wrong)
         return value
 
     def _error(self, where: tuple[str, ...], message: str) -> ConfigError:
         line = self._lines.of(where)
         place = f"{self._path}:{line}" if line else str(self._path)
         return ConfigError(f"{place}: {toml_lines.shown_key(where)}: {message}")
+
+
+def _flag(value: object) -> str | None:
+    if isinstance(value, bool):
+        return None
+    return f"must be true or false (without quotes), not {kind_of(value)}"
+
+
+def _restarts(value: object) -> str | None:
+    right = f"must be a whole number from 0 to {RESTARTS_MAX}"
+    if not isinstance(value, int) or isinstance(value, bool):
+        return f"{right}, not {kind_of(value)}"
+    return None if 0 <= value <= RESTARTS_MAX else f"{right}, not {value}"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import trio
+from pedos_protocol.names import escaped_text
 
 # How often (seconds) to look: FolderWatch leaves writes out, and one stat costs nothing.
 LOOK_INTERVAL = 0.1
@@ -40,7 +41,7 @@ class Follower:
     def look(self) -> bool:
         """Shows the next chunk of what is new, if any; is there perhaps more?"""
         size = self._size()
-        if size < self._offset:  # somebody emptied it
+        if size < self._offset:  # it was emptied
             self._offset, self._rest = 0, b""
         if size == self._offset:
             return False
@@ -56,7 +57,9 @@ class Follower:
             lines.append(self._rest)
             self._rest = b""
         for line in lines:
-            self._show(_LEVEL.sub("", line.decode("utf-8", "replace")) + "\n")
+            # Written by the program itself, but it may quote a VM.
+            text = line.decode("utf-8", "replace")
+            self._show(escaped_text(_LEVEL.sub("", text)) + "\n")
         return bool(data)
 
     def _size(self) -> int:

@@ -8,8 +8,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from pedos_protocol.names import escaped_text
+
 from pedos_dom0.local import config, templates
 from pedos_dom0.local.layout import Layout
+from pedos_dom0.local.words import for_shell, in_words
 
 POLICY_NAME = "50-local.policy"
 FACTS_NAME = "50-local.toml"
@@ -26,19 +29,19 @@ def init(directory: str) -> Layout:
     what makes a folder a DIR.
     """
     layout = Layout.of(directory)
+    root = escaped_text(str(layout.root))
     try:
         if layout.config.exists() or layout.config.is_symlink():
             raise InitError(
-                f"{layout.root} already holds a pedos.toml, which is left as it is\n"
-                f"  next:  pedos-local up {directory}    (or init another folder)"
+                f"{root} already holds a pedos.toml, which is left as it is\n"
+                f"  next:  pedos-local up {for_shell(directory)}    (or init another folder)"
             )
         if layout.root.exists():
             _fill(layout)
         else:
             _make(layout)
     except OSError as error:
-        what = f": {error.filename}" if error.filename else ""
-        raise InitError(f"cannot make {layout.root}: {error.strerror}{what}") from error
+        raise InitError(f"cannot make {root}: {in_words(error)}") from error
     return layout
 
 

@@ -11,7 +11,6 @@ run/                     sockets and channels of the running machine; nothing in
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import stat
@@ -90,8 +89,12 @@ class Layout:
     def vchan(self) -> Path:
         return self.run / "vchan"
 
+    @property
+    def vms(self) -> Path:
+        return self.root / "vms"
+
     def vm(self, name: str) -> Path:
-        return self.root / "vms" / name
+        return self.vms / name
 
     def devices(self, name: str) -> Path:
         return self.vm(name) / "devices"
@@ -110,9 +113,9 @@ class Layout:
 
     def make_folders(self, vms: tuple[str, ...]) -> None:
         """Makes what is missing; OSError. `vms` without dom0, which always has its folders."""
-        for folder in (self.policy, self.facts, self.state, self.root / "log"):
+        for folder in (self.policy, self.facts, self.root / "log"):
             folder.mkdir(parents=True, exist_ok=True)
-        for folder in (self.run, self.vchan, self.run / "vms"):
+        for folder in (self.state, self.run, self.vchan, self.run / "vms"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.users.touch(mode=0o600)
         for name in ("dom0", *vms):
@@ -144,15 +147,15 @@ def sweep(layout: Layout) -> list[str]:
             if stat.S_ISSOCK(entry.lstat().st_mode):
                 entry.unlink(missing_ok=True)
                 found.append(f"removed the stale socket {entry.relative_to(layout.root)}")
-    vms = layout.root / "vms"
-    if vms.is_dir():
-        for vm in sorted(vms.iterdir()):
+    if layout.vms.is_dir():
+        for vm in sorted(layout.vms.iterdir()):
             found += clear_dev(vm / "dev")
     return found
 
 
 def clear_dev(dev: Path) -> list[str]:
-    """Unmounts every FUSE mount under a VM's dev/ and removes the files it was mounted on."""
+    """Unmounts every FUSE mount under a VM's dev/ and removes the files it was mounted on; what
+    cannot be done is in the log. OSError when it cannot be known what is mounted."""
     done = []
     for point in fuse_mounts(dev):
         try:
@@ -161,8 +164,16 @@ def clear_dev(dev: Path) -> list[str]:
         except OSError as error:
             logger.error("cannot unmount %s: %s", point, error.strerror)
             continue
-    with contextlib.suppress(OSError):
-        for entry in dev.iterdir():
-            with contextlib.suppress(OSError):
-                remove_placeholder(entry)
+    try:
+        entries = os.listdir(dev)
+    except (FileNotFoundError, NotADirectoryError):
+        return done
+    except OSError as error:
+        logger.error("cannot look into %s for what a program has left: %s", dev, error.strerror)
+        return done
+    for entry in entries:
+        try:
+            remove_placeholder(dev / entry)
+        except OSError as error:
+            logger.error("cannot clear away %s: %s", dev / entry, error.strerror)
     return done

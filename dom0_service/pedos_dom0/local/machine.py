@@ -8,7 +8,10 @@ when it dies. Not a security boundary: all "VMs" run as the same user on the sam
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
+import re
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -22,14 +25,16 @@ from pedos_protocol.messages import (
     to_wire,
 )
 from pedos_vchan.peer import Peer
-from pedos_vchan.unix import listen_unix
+from pedos_vchan.unix import UnixListener, listen_unix
 
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.local.layout import clear_dev
-from pedos_dom0.local.supervise import Supervisor
+from pedos_dom0.local.supervise import RESTARTS, Supervisor
+from pedos_dom0.local.words import hint_for, what_is_wrong
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from pedos_dom0.drivers.base import DomainState
     from pedos_dom0.local.layout import Layout
@@ -41,6 +46,9 @@ logger = logging.getLogger(__name__)
 DOMIDS_END = 0x7FF0
 # dom0's service, and a person with a tool; more is a client that leaks connections.
 CLIENTS_MAX = 16
+# Seconds for which a start waits until a program in the VM can ask for something. It takes half a
+# second; an agent that takes longer is not waited for, as dom0's service gives a start 10 s.
+SERVED_TIMEOUT = 5.0
 
 
 class Programs(Protocol):
@@ -75,28 +83,42 @@ class Domain:
 class Machine:
     """Start it with `nursery.start(machine.run, listener)`; end it with `machine.stop()`."""
 
-    def __init__(self, layout: Layout, vms: Sequence[tuple[str, bool]], programs: Programs) -> None:
-        """`vms`: (name, autostart) in the order of the configuration."""
+    def __init__(
+        self,
+        layout: Layout,
+        vms: Sequence[tuple[str, bool]],
+        programs: Programs,
+        *,
+        restarts: int = RESTARTS,
+    ) -> None:
+        """`vms`: (name, autostart) in the order of the configuration. `restarts`: of each program,
+        see Supervisor."""
         self._layout = layout
         self._programs = programs
         self.domains = {name: Domain(name, autostart) for name, autostart in vms}
-        self.dom0 = Supervisor(programs.dom0())
+        self._restarts = restarts
+        self.dom0 = Supervisor(programs.dom0(), restarts=restarts)
         self.dom0_agent = Supervisor(
-            programs.dom0_agent(), after_death=lambda: self._sweep_vm(DOM0_NAME)
+            programs.dom0_agent(),
+            restarts=restarts,
+            after_death=lambda: self._sweep_vm(DOM0_NAME),
         )
         self._clients: set[Peer] = set()
         self._started: list[Domain] = []  # in the order of their starts, for going down in reverse
+        self._next_domid = 1  # as far as `listen` finds no other in the file
         self._stopping = False
         self._stopped = trio.Event()
         self._nursery: trio.Nursery | None = None
 
-    async def listen(self) -> trio.SocketListener:
-        """Opens machine.sock, for `run`; OSError when it cannot."""
+    async def listen(self) -> UnixListener:
+        """Opens machine.sock, for `run`, and looks which domain number is the next; OSError when it
+        cannot."""
+        self._next_domid = _read_domid(self._layout.next_domid)
         return await listen_unix(self._layout.machine_socket, 0o600)
 
     async def run(
         self,
-        listener: trio.SocketListener,
+        listener: UnixListener,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -135,21 +157,26 @@ class Machine:
     # One VM
 
     async def start(self, domain: Domain) -> int:
-        """Starts the VM's agent under a new domain number; a running VM keeps its own."""
+        """Starts the VM's agent under a new domain number, and returns when it serves; a running
+        VM keeps its own."""
         async with domain.changing:
             if domain.domid is not None:
                 return domain.domid
             if self._stopping or self._nursery is None:
                 raise CallError("unavailable", "the machine is going down", {})
-            domid = self._new_domid()
             try:
+                domid = self._new_domid()
                 self._layout.make_vm_folders(domain.name)
             except OSError as error:
+                hint = hint_for(error)
                 raise CallError(
-                    "failed", f"cannot make {error.filename}: {error.strerror}", {}
+                    "failed",
+                    f"cannot make {what_is_wrong(error, str(self._layout.next_domid))}",
+                    {"hint": hint} if hint else {},
                 ) from error
             domain.supervisor = Supervisor(
                 self._programs.agent(domain.name, domid),
+                restarts=self._restarts,
                 after_death=lambda: self._sweep_vm(domain.name),
             )
             domain.domid, domain.down = domid, trio.Event()
@@ -158,9 +185,16 @@ class Machine:
             # A client that goes away half way must not leave half a VM; this takes milliseconds.
             with trio.CancelScope(shield=True):
                 await self._nursery.start(self._live, domain, supervisor)
-            if domain.down.is_set():
-                raise CallError("failed", supervisor.gave_up or "its agent ended at once", {})
-            return domid
+            down = domain.down
+        # Without the lock: a shutdown need not wait for this.
+        with trio.move_on_after(SERVED_TIMEOUT):
+            await supervisor.ready_or_ended()
+        if supervisor.ended.is_set():
+            await down.wait()
+            data = {"hint": supervisor.hint} if supervisor.hint else {}
+            why = "it was shut down" if supervisor.is_stopping else "its agent ended at once"
+            raise CallError("failed", supervisor.gave_up or why, data)
+        return domid
 
     async def _live(
         self,
@@ -217,22 +251,22 @@ class Machine:
                 await client.notify("domain.changed", notice)
 
     def _new_domid(self) -> int:
-        """Numbers are kept in a file, so that not even a later machine reuses them soon."""
-        path = self._layout.next_domid
-        try:
-            domid = int(path.read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            domid = 1
+        """Numbers are kept in a file, so that not even a later machine reuses them soon. OSError,
+        and no number is used, when it cannot be written."""
+        domid = self._next_domid
         taken = {domain.domid for domain in self.domains.values()}
         while not 0 < domid < DOMIDS_END or domid in taken:
             domid = domid + 1 if 0 < domid < DOMIDS_END else 1
-        with contextlib.suppress(OSError):  # a full disk costs only the memory of the number
-            path.write_text(f"{domid + 1}\n", encoding="ascii")
+        _write_domid(self._layout.next_domid, domid + 1)
+        self._next_domid = domid + 1
         return domid
 
     def _sweep_vm(self, name: str) -> None:
-        for line in clear_dev(self._layout.dev(name)):
-            logger.info("%s", line)
+        try:
+            for line in clear_dev(self._layout.dev(name)):
+                logger.info("%s", line)
+        except OSError as error:
+            logger.error("%s", what_is_wrong(error))
 
     # machine.sock
 
@@ -249,6 +283,7 @@ class Machine:
                 "domain.start": self._handle_start,
                 "domain.shutdown": self._handle_shutdown,
             },
+            notices={},
             name="machine client",
         )
         self._clients.add(peer)
@@ -277,6 +312,27 @@ class Machine:
         if domain is None:
             raise CallError("not_found", f"no VM named {name!a}", {"hint": "qvm-ls"})
         return domain
+
+
+def _read_domid(path: Path) -> int:
+    """The next domain number; 1 in a folder that has had no machine. OSError."""
+    try:
+        text = path.read_text(encoding="ascii", errors="replace")
+    except FileNotFoundError:
+        return 1
+    if not re.fullmatch(r"[0-9]{1,5}\s*", text) or not 0 < int(text) <= DOMIDS_END:
+        what = "this is no domain number: write one into it that no VM has had lately, as 1000"
+        raise OSError(errno.EINVAL, what, str(path))
+    return int(text)
+
+
+def _write_domid(path: Path, domid: int) -> None:
+    """In place and of one width: that takes no room on a full disk, and is never half of it."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        os.pwrite(fd, b"%-5d\n" % domid, 0)
+    finally:
+        os.close(fd)
 
 
 def _parse(method: str, params: dict[str, Any]) -> Any:

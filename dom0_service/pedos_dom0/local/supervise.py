@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING
 
 import trio
 from pedos_vchan.children import Child, describe_exit, start_child
+from pedos_vchan.waiting import first_of
+
+from pedos_dom0.local.words import hint_for, what_is_wrong
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,10 +29,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# More deaths than this within the window (seconds) and the program is given up: systemd's default
-# allows 5 starts in 10 s. A fault test kills one program once per step, which stays well below.
-DEATHS_MAX = 5
-DEATHS_WINDOW = 10.0
+# A program that dies more often than this within the window (seconds) is given up: systemd's
+# default is 5 starts in 10 s. pedos.toml says another number where programs are killed on purpose.
+RESTARTS = 5
+RESTARTS_WINDOW = 10.0
+# Stands in what is said of a program that was given up, for those who watch the machine's log.
+GIVEN_UP = "it is not started again"
 # How long (seconds) a program may take to put its things away after SIGTERM, then SIGKILL.
 STOP_GRACE = 5.0
 # A readiness datagram is "READY=1"; anything longer is cut, which sd_notify(3) allows.
@@ -38,8 +43,8 @@ NOTIFY_MAX = 4096
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What to run. What it says goes to `log` without passing through this process: whatever
-    becomes of the machine's own terminal, no program can ever block in a write to its log."""
+    """What to run. What it says goes to `log` without passing through this process: even
+    if the machine's own terminal hangs, no program can ever block in a write to its log."""
 
     name: str
     argv: Sequence[str]
@@ -54,19 +59,24 @@ class Supervisor:
         self,
         program: Program,
         *,
+        restarts: int = RESTARTS,
         after_death: Callable[[], object] | None = None,
         stop_grace: float = STOP_GRACE,
     ) -> None:
-        """`after_death` sweeps up after each end of the program, before it starts again."""
+        """`restarts` within RESTARTS_WINDOW are the most before the program is given up.
+
+        `after_death` sweeps up after each end of the program, before it starts again."""
         self.program = program
         self.ready = trio.Event()  # it said READY=1 at least once
         self.ended = trio.Event()  # it will not run again
         self.gave_up: str | None = None  # why, when it kept dying
+        self.hint: str | None = None  # what to try then
         self.starts = 0
         try:
             self.log_start = program.log.stat().st_size  # where its words of this time begin
         except OSError:
             self.log_start = 0
+        self._restarts = restarts
         self._after_death = after_death
         self._stop_grace = stop_grace
         self._stopping = False
@@ -92,8 +102,10 @@ class Supervisor:
                         task_status = trio.TASK_STATUS_IGNORED
                         code = await self._watch(child, notify)
                 except OSError as error:
-                    self.gave_up = f"{name} cannot be started: {error}"
-                    logger.error("%s", self.gave_up)
+                    self.gave_up = f"{name} cannot be started: {what_is_wrong(error)}"
+                    self.hint = hint_for(error)
+                    tried = f"; try: {self.hint}" if self.hint else ""
+                    logger.error("%s%s", self.gave_up, tried)
                     return
                 if self._stopping:
                     logger.debug("%s (pid %d) %s", name, child.pid, describe_exit(code))
@@ -105,12 +117,12 @@ class Supervisor:
                     return
                 now = trio.current_time()
                 deaths.append(now)
-                while deaths[0] < now - DEATHS_WINDOW:
+                while deaths[0] < now - RESTARTS_WINDOW:
                     deaths.popleft()
-                if len(deaths) > DEATHS_MAX:
+                if len(deaths) > self._restarts:
                     self.gave_up = (
-                        f"{name} ended {len(deaths)} times within {DEATHS_WINDOW:.0f} s "
-                        f"(at last it {describe_exit(code)}), so it is not started again; "
+                        f"{name} ended {len(deaths)} times within {RESTARTS_WINDOW:.0f} s "
+                        f"(at last it {describe_exit(code)}), so {GIVEN_UP}; "
                         f"its own words are in {self.program.log}"
                     )
                     logger.error("%s", self.gave_up)
@@ -163,6 +175,10 @@ class Supervisor:
             self._child = None
             if self._after_death is not None:
                 self._after_death()
+
+    async def ready_or_ended(self) -> None:
+        """Returns when it was ready once, or will not run again."""
+        await first_of(self.ready.wait, self.ended.wait)
 
     async def _await_ready(self, notify: trio.socket.SocketType) -> None:
         while True:

@@ -3,6 +3,10 @@
 CONFIG = """\
 # The machine of this folder: which VMs there are. pedos-local reads it at every start.
 #
+# A program that is killed or crashes is started again, but not for ever:
+# [machine]
+# restarts = 5                # within ten seconds; it is given up when it dies once more
+
 # dom0 is always there. It decides who gets which device, and its own folder vms/dom0/ is one
 # where devices can be plugged in as well.
 [dom0]

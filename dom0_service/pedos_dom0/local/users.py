@@ -1,8 +1,8 @@
 """run/users: the commands that joined a machine which another `pedos-local run` had brought up.
 
-Each holds a shared flock while it uses the machine, which the kernel takes away even from one that
-is killed. Whoever brought the machine up takes it down only under the exclusive lock: the last one
-out. The file lists their pids, for messages alone.
+Each holds a shared flock on the folder run/ while it uses the machine, which the kernel takes away
+even from one that is killed. The process that brought the machine up takes it down only under the
+exclusive lock: the last one out. The file lists their pids, for messages alone; it may be deleted.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ class Users:
     def __init__(self, path: Path) -> None:
         # Python's files close on exec, so COMMAND and its children do not hold the lock.
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            self._folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        except BaseException:
+            os.close(self._fd)
+            raise
 
     def __enter__(self) -> Users:
         return self
@@ -34,10 +39,11 @@ class Users:
         with contextlib.suppress(OSError):
             if self.alone():
                 os.ftruncate(self._fd, 0)
+        os.close(self._folder)
         os.close(self._fd)
 
     def join(self) -> bool:
-        """One user more; False while somebody is `alone`."""
+        """One user more; False while another process is `alone`."""
         if not self._flock(fcntl.LOCK_SH):
             return False
         with contextlib.suppress(OSError):  # a full disk costs only the right number in a message
@@ -45,18 +51,18 @@ class Users:
         return True
 
     def alone(self) -> bool:
-        """True when nobody uses the machine; nobody can join then until this is closed."""
+        """True when no other process uses the machine; none can join then until this is closed."""
         return self._flock(fcntl.LOCK_EX)
 
     def count(self) -> int:
-        """How many others use it. Only a guess, once it is known that somebody does: at least 1."""
+        """How many others use it. Only a guess, once it is known that one does: at least 1."""
         words = os.pread(self._fd, 64 * 1024, 0).split()
         pids = {int(word) for word in words if word.isdigit()} - {os.getpid()}
         return max(1, sum(map(_lives, pids)))
 
     def _flock(self, kind: int) -> bool:
         try:
-            fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
+            fcntl.flock(self._folder, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True

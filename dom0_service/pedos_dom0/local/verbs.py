@@ -7,13 +7,16 @@ import contextlib
 import functools
 import logging
 import os
-import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import trio
+from pedos_protocol.names import escaped_text
 from pedos_vchan import notify
+from pedos_vchan.line_writer import LineWriter, append_to
+from pedos_vchan.logs import LineFormatter, LineHandler
+from pedos_vchan.waiting import first_of
 
 from pedos_dom0.local import bringup, config
 from pedos_dom0.local import init as making
@@ -23,7 +26,9 @@ from pedos_dom0.local.follow import Follower
 from pedos_dom0.local.layout import Layout
 from pedos_dom0.local.machine import Machine
 from pedos_dom0.local.terminal import PROGRAM, Terminal
+from pedos_dom0.local.unused import until_unused
 from pedos_dom0.local.users import Users
+from pedos_dom0.local.words import for_shell, in_words, system_errors
 
 DONE, FAILED, USAGE, CANNOT_COME_UP = 0, 1, 2, 5
 
@@ -54,12 +59,12 @@ def verb_init(options: argparse.Namespace) -> int:
     except making.InitError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return FAILED
-    where = shlex.quote(options.dir)
-    print(f"made {layout.root}: dom0 and the VMs sys-usb, work and vault")
-    print(f"  plug in a disk:  cp IMAGE {where}/vms/sys-usb/devices/block/")
+    where = for_shell(options.dir)
+    print(f"made {escaped_text(str(layout.root))}: dom0 and the VMs sys-usb, work and vault")
+    print(f"  plug in a disk:  cp IMAGE {for_shell(f'{options.dir}/vms/sys-usb/devices/block/')}")
     print(f"  look:            {PROGRAM} run {where} -- qvm-device block list")
-    print(f"  who may what:    {where}/policy.d/{making.POLICY_NAME}")
-    print(f"  tags and types:  {where}/vms.d/{making.FACTS_NAME}")
+    print(f"  who may what:    {for_shell(f'{options.dir}/policy.d/{making.POLICY_NAME}')}")
+    print(f"  tags and types:  {for_shell(f'{options.dir}/vms.d/{making.FACTS_NAME}')}")
     return DONE
 
 
@@ -197,7 +202,13 @@ def _main(options: argparse.Namespace, verb: Callable[[Session], Awaitable[int]]
         terminal.say(str(error))
         return CANNOT_COME_UP
     except OSError as error:  # a folder that cannot be written, a full disk
-        terminal.say(f"{error.filename or options.dir}: {error.strerror or error}")
+        terminal.say(in_words(error, options.dir))
+        return CANNOT_COME_UP
+    except BaseExceptionGroup as group:
+        if (errors := system_errors(group)) is None:
+            raise
+        for each in errors:
+            terminal.say(in_words(each, options.dir))
         return CANNOT_COME_UP
     finally:
         terminal.close()
@@ -206,7 +217,7 @@ def _main(options: argparse.Namespace, verb: Callable[[Session], Awaitable[int]]
 def _open(options: argparse.Namespace, terminal: Terminal) -> Session:
     """Reads the configuration and sees that what is needed is there; Stop or CannotComeUp."""
     layout = Layout.of(options.dir)
-    where = shlex.quote(options.dir)
+    where = for_shell(options.dir)
     try:
         settings = config.load(layout.config)
     except (FileNotFoundError, NotADirectoryError):
@@ -240,24 +251,23 @@ async def _with_signals(session: Session, verb: Callable[[Session], Awaitable[in
     return result
 
 
-class _LogFile(logging.FileHandler):
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """A full disk costs the line. Python's own way would write to stderr, and may block."""
+def _missed(count: int) -> str:
+    return f"{count} lines are lost: the disk did not take them in time"
 
 
 def _log_to(session: Session, *, level: int, own_machine: bool) -> None:
     """The machine's own log: a file, and from `level` on the terminal as well."""
     verbose = session.options.verbose
     to_terminal = logging.StreamHandler(session.terminal)
-    to_terminal.setFormatter(logging.Formatter(f"{PROGRAM}: %(message)s"))
+    to_terminal.setFormatter(LineFormatter(f"{PROGRAM}: %(message)s"))
     to_terminal.setLevel(logging.DEBUG if verbose else level)
     handlers: list[logging.Handler] = [to_terminal]
     if own_machine:
         path = session.layout.log("machine")
         path.parent.mkdir(parents=True, exist_ok=True)
         session.layout.rotate_logs()
-        to_file = _LogFile(path, encoding="utf-8")
-        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        to_file = LineHandler(LineWriter(append_to(path), _missed))
+        to_file.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
         handlers.append(to_file)
     root = logging.getLogger()
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -267,7 +277,7 @@ def _log_to(session: Session, *, level: int, own_machine: bool) -> None:
 async def _up(session: Session) -> int:
     layout = session.layout
     try:
-        with Lock.hold(layout.lock) as lock:
+        with Lock.hold(layout) as lock:
             _log_to(session, level=logging.INFO, own_machine=True)
             session.watch_terminal()
             logger.info("bringing up %s", layout.root)
@@ -277,19 +287,21 @@ async def _up(session: Session) -> int:
                 async with session.up(lock) as up:
                     for line in _how_to_use(session, up):
                         logger.info("%s", line)
-                    with contextlib.suppress(OSError):  # nobody waits for it any more
+                    with contextlib.suppress(OSError):  # its reader has gone
                         notify.ready()
-                    number = await session.signals.receive()
-                    logger.info("%s: going down", signal.Signals(number).name)
+                    why = await _end_of_up(session, up.machine)
+                    if not up.machine.dom0.ended.is_set():
+                        await _until_unused(session)
+                    logger.info("%s: going down", why)
             except Stop as stop:
                 logger.info("%s", stop)  # Ctrl-C is how `up` ends, early or late
             while dom0_log.look():
                 pass
             logger.info("all is down")
-            if session.first_signal == signal.SIGPIPE:
+            if session.first_signal in (None, signal.SIGPIPE):
                 return FAILED
     except LockHeld as other:
-        where = shlex.quote(session.options.dir)
+        where = for_shell(session.options.dir)
         raise Stop(
             f"{layout.root} is up already ({PROGRAM}, {_holder(other)})\n"
             f"  use it:  {PROGRAM} run {where} -- qvm-device block list",
@@ -298,13 +310,29 @@ async def _up(session: Session) -> int:
     return DONE
 
 
+async def _end_of_up(session: Session, machine: Machine) -> str:
+    """Why everything goes down: a signal, or dom0's service was given up. Without it nothing can be
+    asked for any more, and only another `up` starts it again."""
+    why = []
+
+    async def signal_comes() -> None:
+        why.append(signal.Signals(await session.signals.receive()).name)
+
+    async def service_is_given_up() -> None:
+        await machine.dom0.ended.wait()
+        why.append("dom0's service does not run any more")
+
+    await first_of(signal_comes, service_is_given_up)
+    return why[0]
+
+
 def _holder(other: LockHeld) -> str:
     return f"pid {other.pid}" if other.pid else "which is just starting"
 
 
 def _how_to_use(session: Session, up: bringup.Up) -> list[str]:
     layout = session.layout
-    where = shlex.quote(session.options.dir)
+    where = for_shell(session.options.dir)
     lines = [f"dom0's service is up: {layout.dom0_socket}"]
     for domain in up.machine.domains.values():
         if domain.domid is None:
@@ -316,8 +344,17 @@ def _how_to_use(session: Session, up: bringup.Up) -> list[str]:
         f"logs: {layout.root}/log    policy: {layout.policy}",
         "in another terminal:",
         f"  {PROGRAM} run {where} -- qvm-device block list",
-        f"  export PEDOS_SOCKET={shlex.quote(str(layout.dom0_socket))}   and then qvm-* at will",
-        "everything is up; Ctrl-C ends it",
+        f"  export PEDOS_SOCKET={for_shell(str(layout.dom0_socket))}   and then qvm-* at will",
+        *_how_much_is_up(up),
+    ]
+
+
+def _how_much_is_up(up: bringup.Up) -> list[str]:
+    if not up.problems:
+        return ["everything is up; Ctrl-C ends it"]
+    return [
+        "not everything is up; Ctrl-C ends what is:",
+        *(f"  {line}" for problem in up.problems for line in problem.split("\n")),
     ]
 
 
@@ -328,13 +365,14 @@ async def _run(session: Session, argv: list[str], *, deathsig: str = "TERM") -> 
     waiting = _Waiting(session)
     while True:
         try:
-            with Lock.hold(layout.lock) as lock:
+            with Lock.hold(layout) as lock:
                 _log_to(session, level=logging.WARNING, own_machine=True)
                 async with session.up(lock):
                     try:
                         return await _run_in(session, argv, env, deathsig)
                     finally:
                         await _last_out(session, lock)
+                        await _until_unused(session)
         except LockHeld as other:
             if other.ready:
                 with Users(layout.users) as users:
@@ -360,6 +398,12 @@ class _Waiting:
         """CannotComeUp when it has been too long; says after a while that it waits."""
         waited = trio.current_time() - self._start
         layout = self._session.layout
+        if waited > OTHER_NOTICE and not layout.lock.exists():
+            raise CannotComeUp(
+                f"{PROGRAM} ({_holder(other)}) has {layout.root}, but its run/lock was deleted: "
+                "no other command can use it\n"
+                "  next:  end that one, and bring it up again"
+            ) from other
         if waited > OTHER_TIMEOUT:
             raise CannotComeUp(
                 f"{PROGRAM} ({_holder(other)}) has {layout.root}, "
@@ -381,15 +425,13 @@ async def _next_signal(session: Session, timeout: float) -> int | None:
 
 
 async def _last_out(session: Session, lock: Lock) -> None:
-    """Returns when nobody else uses the machine, and nobody can join it any more.
+    """Returns when no other process uses the machine, and none can join it any more.
 
     Or when a signal says that it must go down all the same.
     """
     with Users(session.layout.users) as users:
+        await _settle(session)
         if not users.alone():
-            # The Ctrl-C that ended COMMAND was not meant for this.
-            while await _next_signal(session, SIGNAL_SETTLE) is not None:
-                pass
             others = f"{users.count()} other command(s) that use this machine"
             if session.told_to_end:
                 session.terminal.say(f"going down in spite of {others}")
@@ -400,6 +442,16 @@ async def _last_out(session: Session, lock: Lock) -> None:
                     return
         with contextlib.suppress(OSError):  # a full disk leaves it empty: not ready
             lock.set_ready(False)
+
+
+async def _settle(session: Session) -> None:
+    """The Ctrl-C that ended COMMAND was not meant for what comes after it."""
+    while await _next_signal(session, SIGNAL_SETTLE) is not None:
+        pass
+
+
+async def _until_unused(session: Session) -> None:
+    await until_unused(session.layout, session.signals.receive, hurried=session.told_to_end)
 
 
 async def _run_in(session: Session, argv: list[str], env: Mapping[str, str], deathsig: str) -> int:

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from pedos_protocol.kinds import LETTERS
+
 from .breath import Breathe, slowly
-from .model import SELECTOR_PARTS
 from .rows import Rows, column, rows_of
+from .selectors import SELECTOR_PARTS, DeviceParts, selector, without_only
 
 # Rows that are looked at one by one, rather than taking the request's argument into its parts.
 LOOK_MAX = 3
@@ -31,9 +33,18 @@ ANY = "*"
 class Arguments:
     """The keys of the rows of a table."""
 
-    __slots__ = ("_by_gram", "_by_part", "_free", "_with_gram")
+    __slots__ = (
+        *("_by_gram", "_by_part", "_by_place", "_free", "_globbed", "_may_be_kinds", "_place"),
+        *("_with_gram", "any_identity"),
+    )
 
     def __init__(self, arguments: Sequence[str], breathe: Breathe) -> None:
+        self._by_place = column(map(_place, arguments), breathe)
+        self._globbed = [place for place in self._by_place if "*" in place]
+        self._place: tuple[str, int] = ("", 0)  # the last that was looked for
+        identities = column(("="[: _has_identity(each)] for each in arguments), breathe)
+        self.any_identity = rows_of(identities, ("",))
+        arguments = [without_only(argument) for argument in slowly(arguments, breathe)]
         frequency: Counter[str] = Counter()
         for argument in slowly(arguments, breathe):
             frequency.update(_parts(argument))
@@ -42,13 +53,15 @@ class Arguments:
         self._by_gram = {key: keys.pop(key) for key in list(keys) if key[0] == _GRAM}
         self._by_part: dict[str, Rows] = keys
         self._with_gram = rows_of(self._by_gram, self._by_gram)
+        self._may_be_kinds = 0
+        for some in (self._by_part, self._by_gram):
+            loose = (key for key in slowly(some, breathe) if _may_be_kinds(key))
+            self._may_be_kinds |= rows_of(some, loose)
         self._free = rows_of(keys, (ANY,))
 
     def narrowed(self, rows: int, argument: str) -> int:
         """Some of `rows`: the first that matches, and few of those that do not."""
-        free = rows & self._free
-        if free:
-            rows &= free ^ (free - 1)  # up to the first for any argument, which is the last resort
+        rows = self.up_to_any(rows)
         if rows.bit_count() <= LOOK_MAX:
             return rows
         found = rows & rows_of(self._by_part, (ANY, _NONE, *_parts(argument)))
@@ -57,8 +70,57 @@ class Arguments:
             rows &= rows_of(self._by_gram, self._by_gram.keys() & _grams(argument))
         return found | rows
 
+    def narrowed_open(self, rows: int, device: DeviceParts) -> int:
+        """Likewise those that may match a device of which not all is known."""
+        rows, unknown = self.up_to_any(rows), device.open
+        if unknown is None or rows.bit_count() <= LOOK_MAX:
+            return rows
+        parts, grams = [ANY, _NONE], set()
+        for identity in (unknown.identity, unknown.known):
+            argument = f"+{device.backend}:{device.port}:{identity}"
+            parts += _parts(argument)
+            grams |= _grams(argument)
+        found = rows_of(self._by_part, parts) | self._may_be_kinds
+        return rows & (found | rows_of(self._by_gram, self._by_gram.keys() & grams))
+
+    def of_place(self, device: DeviceParts) -> int:
+        """The rows whose BACKEND and PORT match."""
+        place = f"+{device.backend}:{device.port}"
+        if place != self._place[0]:
+            globbed = (each for each in self._globbed if selector(each).matches(device))
+            self._place = place, rows_of(self._by_place, (place, *globbed))
+        return self._place[1]
+
+    def up_to_any(self, rows: int) -> int:
+        """Those of `rows` up to the first for any argument, which is the last resort."""
+        free = rows & self._free
+        return rows & (free ^ (free - 1)) if free else rows
+
+
+def _place(argument: str) -> str:
+    """The BACKEND and PORT of a selector, in one form for all that match the same."""
+    backend, _, rest = argument.partition(":")
+    port = rest.partition(":")[0]
+    return f"{'+*' if backend == ANY else backend}:{port or ANY}"
+
+
+def _has_identity(argument: str) -> bool:
+    """Does a selector ask for more of an identity than that there is one?"""
+    return len(argument.split(":", 2)) > 2 and bool(argument.split(":", 2)[2].strip("*"))
+
 
 _PART, _GRAM, _NONE = "=", "~", "-"
+
+
+def _may_be_kinds(key: str) -> bool:
+    """May the text of a key be, or end in, kinds that a request does not name?"""
+    tail = key[1:] if key[0] == _PART else key[1:].rpartition(":")[2]
+    if not tail or tail.strip(_KIND_CHARACTERS):
+        return False
+    return key[0] == _GRAM or tail[0] in LETTERS.values()
+
+
+_KIND_CHARACTERS = "up0123456789abcdef"
 
 
 def _parts(argument: str) -> list[str]:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def nothing() -> None:
-    """For where nobody has to be let in between."""
+    """For callers that no other task has to interrupt."""
 
 
 def slowly(items: Iterable[T], breathe: Breathe) -> Iterator[T]:

@@ -35,6 +35,9 @@ def read(
     if failed:
         where = shown_path(directory)
         errors.append(PolicyError(where, 0, 0, f"the folder cannot be read: {failed}"))
+    if len(names) > FILES_MAX:
+        many = f"more than {FILES_MAX} policy files in one folder"
+        errors.append(PolicyError(shown_path(directory), 0, 0, many))
     found = []
     for name in sorted(names, key=_order)[:FILES_MAX]:
         service, plus, argument = name.partition("+")

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from attrs import define, field, frozen
 
-from .model import NO_PARAMETERS, DeviceParts, Rule
+from .model import NO_PARAMETERS, Rule
+from .selectors import DeviceParts
 
 DEFAULT_DENY = "no rule matched (default deny)"
 
@@ -15,7 +16,7 @@ DEFAULT_DENY = "no rule matched (default deny)"
 class Request:
     """What is asked. A device's `argument` is `+BACKEND:PORT:IDENTITY` from dom0's registry.
 
-    A target "" means @default. The fields are whatever the caller has: `evaluate` checks them.
+    A target "" means @default. The fields are as the caller has them: `evaluate` checks them.
     """
 
     service: str
@@ -33,7 +34,7 @@ class TraceStep:
 
 
 # Not frozen, which would double the cost of making one: a decision is made for every request.
-# Whoever gets one shares it with the cache, and changes nothing in it.
+# Callers share it with the cache, and change nothing in it.
 @define
 class Decision:
     """The answer. `verdict` is allow, ask or deny; `rule` None means that none matched.

@@ -1,6 +1,6 @@
 """May this be done? One pure function from a request, a policy and the facts to a decision.
 
-`evaluate` is total: whatever stands in a request, it answers, and what it cannot read is denied.
+`evaluate` is total: it answers every request, and what it cannot read is denied.
 It looks at nothing but its arguments, so the same call explains, tests and decides.
 """
 
@@ -10,7 +10,8 @@ from pedos_protocol.names import is_device_id, is_identity, is_vm_name
 
 from . import candidates
 from .decision import DEFAULT_DENY, Decision, Question, Request, TraceStep
-from .model import SELECTOR_PARTS, DeviceParts, Outcome, Rule, selector
+from .model import Outcome, Rule
+from .selectors import NO, SELECTOR_PARTS, SURE, DeviceParts, device_parts, selector
 from .snapshot import Snapshot
 from .system import ADMIN_VM, System
 from .tokens import (
@@ -28,9 +29,9 @@ from .tokens import (
 
 __all__ = ["DEFAULT_DENY", "Decision", "Request", "TraceStep", "evaluate"]
 
-# Above what the longest valid BACKEND:PORT:IDENTITY needs (31 + 64 + 128 + 3); only there so that
+# Above what the longest valid BACKEND:PORT:IDENTITY needs (31 + 64 + 256 + 3); only there so that
 # nothing is split or searched in a text of megabytes.
-ARGUMENT_MAX = 256
+ARGUMENT_MAX = 384
 # `@dispvm:` and a VM's name, or `uuid:` and 36 characters.
 TARGET_MAX = 64
 
@@ -42,25 +43,86 @@ class _RefusedError(Exception):
 def evaluate(request: Request, snapshot: Snapshot, system: System, trace: bool = False) -> Decision:
     """The first rule in file order that matches decides; no such rule is a deny.
 
-    With `trace`, the rules of this service that stand before it are listed, each with the first
-    column that did not match.
+    Of a device that is not fully known, the strictest decides of those rules of which one would be
+    the first. With `trace`, the rules of this service that stand before it are listed, each with
+    the first column that did not match.
     """
     try:
         question = _question(request, system)
     except _RefusedError as error:
         return Decision("deny", None, str(error), notify=True)
     steps: tuple[TraceStep, ...] = ()
+    device = question.device
+    is_open = device is not None and device.open is not None
     if trace:
-        rule, steps = _scan(question, snapshot)
+        rules, steps = _scan(question, snapshot)
+    elif device is not None and is_open:
+        rules = snapshot.possible(question, device)
     else:
         rule = snapshot.find(question)
-    if rule is None:
-        decision = Decision("deny", None, notify=True)
+        rules = [] if rule is None else [rule]
+    if device is not None and is_open:
+        decision = _decide_open(question, device, rules, snapshot, system)
+    elif rules:
+        decision = _decide(question, rules[0], snapshot, system)
     else:
-        decision = _decide(question, rule, snapshot, system)
+        decision = Decision("deny", None, notify=True)
     if trace:
-        decision.trace = steps
+        decision.trace = tuple(step for step in steps if step.rule is not decision.rule)
     return decision
+
+
+def _decide_open(
+    question: Question,
+    device: DeviceParts,
+    possible: list[Rule],
+    snapshot: Snapshot,
+    system: System,
+) -> Decision:
+    """What is not known must not get a device more than it would get if it were known.
+
+    `possible` are the rules that may be the first that matches (Snapshot.possible). If none denies
+    and the last is not sure to match, it may be that none does, which is a deny too.
+    """
+    if not possible:
+        return Decision("deny", None, notify=True)
+    last = possible[-1]
+    if last.action == "deny":
+        decision = _decide(question, last, snapshot, system)
+        if last.takes_open(device) != SURE:
+            decision.reason += f", and may match: {_NOT_KNOWN}"
+        return decision
+    if last.takes_open(device) != SURE:
+        return Decision("deny", None, f"no rule is sure to match, as {_NOT_KNOWN}", notify=True)
+    rule = next((each for each in possible if each.action == "ask"), last)
+    if (other := _incomparable(question, rule, possible, system)) is not None:
+        when = "before it" if rule is last else "as well, with another outcome"
+        return _denied(rule, f"{other.where} may match {when}: {_NOT_KNOWN}")
+    decision = _decide(question, rule, snapshot, system)
+    if rule is not last:
+        decision.reason += f", and may match: {_NOT_KNOWN}"
+    for each in possible:
+        if each.outcome.read_only and not decision.read_only:
+            decision.read_only = True
+            decision.reason += f"; read-only, as {each.where} may match"
+        decision.notify |= each.outcome.notify
+    return decision
+
+
+def _incomparable(
+    question: Question, rule: Rule, possible: list[Rule], system: System
+) -> Rule | None:
+    """One of `possible` than which `rule`, the strictest by its action, is not stricter."""
+    for each in possible:
+        if each.outcome.gives != rule.outcome.gives:
+            return each
+    allow = next((each for each in possible if each.action == "allow"), rule)
+    if allow is not rule and _allow(question, allow, allow.outcome, system).verdict == "deny":
+        return allow  # a question has targets to choose from, where an allow has none
+    return None
+
+
+_NOT_KNOWN = "not all kinds of interfaces of the device are known"
 
 
 def _decide(question: Question, rule: Rule, snapshot: Snapshot, system: System) -> Decision:
@@ -150,18 +212,35 @@ def resolved(word: str, default_dispvm: str | None, system: System) -> str | Non
     return None if facts is None else facts.name
 
 
-def _scan(question: Question, snapshot: Snapshot) -> tuple[Rule | None, tuple[TraceStep, ...]]:
-    """The first match, by reading the rules in file order as an administrator would."""
+def _scan(question: Question, snapshot: Snapshot) -> tuple[list[Rule], tuple[TraceStep, ...]]:
+    """The first match, by reading the rules in file order as an administrator would; before it
+    those that may match what is not fully known."""
     steps: list[TraceStep] = []
+    possible: list[Rule] = []
     services = service_tokens(question.service)
     for rule in snapshot.rules:
         if rule.service not in services:
             continue
         why = why_not(rule, question)
         if not why:
-            return rule, tuple(steps)
+            return [*possible, rule], tuple(steps)
         steps.append(TraceStep(rule, why))
-    return None, tuple(steps)
+        if _may_match(rule, question):
+            possible.append(rule)
+            if rule.action == "deny":
+                break
+    return possible, tuple(steps)
+
+
+def _may_match(rule: Rule, question: Question) -> bool:
+    device = question.device
+    return (
+        device is not None
+        and device.open is not None
+        and rule.source in question.source_words
+        and rule.target in question.target_words
+        and rule.takes_open(device) != NO
+    )
 
 
 def why_not(rule: Rule, question: Question) -> str:
@@ -191,7 +270,8 @@ def _question(untrusted: object, system: System) -> Question:
         raise _malformed("source is not a VM name")
     if type(argument) is not str or len(argument) > ARGUMENT_MAX or argument[:1] != "+":
         raise _malformed("argument does not begin with '+', or is too long")
-    device = _device(argument) if device_service(service) is not None else None
+    parts = device_service(service)
+    device = None if parts is None else _device(parts[1], argument)
     target = _target(untrusted.target, system)
     facts = system.get(source)
     default_dispvm = None if facts is None else facts.default_dispvm
@@ -235,7 +315,7 @@ def _target(untrusted: object, system: System) -> str:
 _AS_IT_IS = (DEFAULT, ADMIN, DISPVM)
 
 
-def _device(argument: str) -> DeviceParts:
+def _device(device_class: str, argument: str) -> DeviceParts:
     parts = argument[1:].split(":", 2)
     if len(parts) != len(SELECTOR_PARTS):
         raise _malformed("argument is not +BACKEND:PORT:IDENTITY")
@@ -246,4 +326,4 @@ def _device(argument: str) -> DeviceParts:
         raise _malformed("PORT is not a device id")
     if not is_identity(identity):
         raise _malformed("IDENTITY has characters that no identity has, or too many")
-    return backend, port, identity
+    return device_parts(device_class, backend, port, identity)

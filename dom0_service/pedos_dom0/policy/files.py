@@ -16,14 +16,14 @@ from pedos_protocol.names import printable_text, shown
 
 from .model import PolicyError
 from .parser import FILE_MAX
-from .whole_file import read_whole, why
+from .whole_file import is_there, read_whole, real_path, why
 
 SUFFIX = ".policy"
 _FILE_NAME = re.compile(r"[0-9a-z_.-]+\.policy")
 
 # Policies have a handful of files; the bounds keep a folder that was filled by mistake, or files
 # that include each other over and over, from being read for minutes, with the old policy in force
-# and nobody the wiser.
+# and no word of it.
 FILES_MAX = 1000
 BYTES_MAX = 4 * FILE_MAX
 # Characters of a folder's path in an error.
@@ -45,6 +45,8 @@ class Files:
         self.directories = list(directories)
         self._replaced = dict(replaced or {})
         self._seen: list[tuple[_Look, object]] = []
+        self._real: dict[Path, Path] = {}
+        self._unsure: dict[Path, str] = {}  # where these lead to could not be told, and why
         #: The folders in which a change may change the policy.
         self.watched: dict[Path, None] = dict.fromkeys(self.directories)
 
@@ -88,7 +90,7 @@ class Files:
 
     def _names(self, directory: Path, needed: bool) -> tuple[list[str], list[PolicyError], bool]:
         """Hidden files and other suffixes are what editors and packaging leave about: not looked
-        at. A `.policy` whose name nobody would read is an error, lest a rule be missing without a
+        at. A `.policy` whose name would not be read is an error, lest a rule be missing without a
         word."""
         names: list[str] = []
         errors: list[PolicyError] = []
@@ -128,19 +130,30 @@ class Files:
             self._watch(path)
             if folder == self.directories[-1] and relative in self._replaced:
                 return path if self._replaced[relative] is not None else None
-            there = os.path.lexists(path)
-            self._seen.append((lambda path=path: os.path.lexists(path), there))  # type: ignore[misc]
+            there = is_there(path)
+            self._seen.append((lambda path=path: is_there(path), there))  # type: ignore[misc]
             if there:
                 return path
         return None
 
     def _watch(self, path: Path) -> None:
         self.watched[path.parent] = None
-        real = os.path.dirname(os.path.realpath(path))
-        self.watched[Path(real)] = None
+        try:
+            real = self._real[path] = real_path(path)
+        except OSError as error:
+            self._unsure[path] = why(error)
+        else:
+            self.watched[real.parent] = None
+
+    def real(self, path: Path) -> str:
+        """The path, which `find` gave, without symbolic links."""
+        return str(self._real.get(path, path))
 
     def read(self, path: Path, relative: str) -> bytes | str:
         """The content, or why there is none."""
+        if path in self._unsure:
+            # Where it leads to is not watched, so what is there now must not be in force for good.
+            return f"cannot be looked at: {self._unsure[path]}"
         if path == self.directories[-1] / relative:
             data = self._replaced.get(relative)
             if data is not None:

@@ -14,11 +14,14 @@ import logging
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import trio
 from pedos_protocol import messages
 from pedos_protocol.fields import ERRORS_MAX
+
+from pedos_dom0.disk import in_thread
 
 from .files import shown_path
 from .following import follow
@@ -74,7 +77,7 @@ class PolicyLoader:
         self._digest = b""
         self._files = 0
         self._watched: tuple[Path, ...] = tuple(self._directories)
-        # Those that were replaced. Whoever decides by one lets go of it at the next request; then
+        # Those that were replaced. A decider lets go of its own at the next request; then
         # it goes here, in the thread of the next reading, rather than there at the loop's cost.
         self._old: list[Snapshot] = []
         self._errors: tuple[PolicyError, ...] = (
@@ -101,8 +104,9 @@ class PolicyLoader:
                 messages.PolicyErrorInfo(
                     error.file, error.line, error.column, error.message, error.help, error.text
                 )
-                for error in _first(self._errors)
+                for error in self._errors[:ERRORS_MAX]
             ),
+            errors_left_out=max(0, len(self._errors) - ERRORS_MAX),
             folders=tuple(shown_path(directory) for directory in self._directories),
             files=self._files,
         )
@@ -126,7 +130,7 @@ class PolicyLoader:
         )
 
     async def _reload_in_thread(self) -> None:
-        self._take(await trio.to_thread.run_sync(_read_in_thread, self._directories, self._old))
+        self._take(await in_thread(partial(_read_in_thread, self._directories, self._old)))
 
     def _take(self, loaded: Loaded) -> bool:
         """The only place where the policy in force changes."""
@@ -156,7 +160,7 @@ class PolicyLoader:
 
 
 def _first(errors: Sequence[PolicyError]) -> Sequence[PolicyError]:
-    """As many as an answer or a log takes, the last saying how many were left off."""
+    """As many as a log takes, the last saying how many were left off."""
     if len(errors) <= ERRORS_MAX:
         return errors
     more = PolicyError("", 0, 0, f"{len(errors) - ERRORS_MAX + 1} errors more")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from attrs import field, frozen
 
+from .selectors import NO, SURE, DeviceParts, match_open, selector
+
 NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
+
+
+def _characters_before(_text: str, column: int) -> int:
+    return column - 1
 
 
 @frozen(order=True)
@@ -30,80 +35,17 @@ class PolicyError:
     def __str__(self) -> str:
         return f"{self.file}:{self.line}:{self.column}: {self.message}"
 
-    def render(self) -> str:
-        """The error for a terminal: where and what, the line with a caret under it, the help."""
+    def render(self, columns_before: Callable[[str, int], int] = _characters_before) -> str:
+        """The error for a terminal: where and what, the line with a caret under it, the help.
+
+        `columns_before` says how far to the right the character at a column of a text stands."""
         lines = [str(self)]
         if self.text and self.column:
-            lines += [f"    {self.text}", f"    {' ' * (self.column - 1)}^"]
+            before = columns_before(self.text, self.column)
+            lines += [f"    {self.text}", f"    {' ' * before}^"]
         if self.help:
             lines.append(f"    help: {self.help}")
         return "\n".join(lines)
-
-
-@frozen
-class Glob:
-    """A text in which each `*` stands for any run of characters, none included.
-
-    Matching is by searching for the pieces from left to right, never by a regular expression: a VM
-    chooses the texts, and backtracking over several `*` would let it choose the time too.
-    """
-
-    text: str
-    _pieces: tuple[str, ...] = field(init=False, eq=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "_pieces", tuple(self.text.split("*")))
-
-    def matches(self, text: str) -> bool:
-        if len(self._pieces) == 1:
-            return text == self.text
-        first, *middle, last = self._pieces
-        if not text.startswith(first):
-            return False
-        position, end = len(first), len(text) - len(last)
-        for piece in middle:
-            found = text.find(piece, position, end)
-            if found < 0:
-                return False
-            position = found + len(piece)
-        return position <= end and text.endswith(last)
-
-
-SELECTOR_PARTS = ("BACKEND", "PORT", "IDENTITY")
-DeviceParts = tuple[str, str, str]
-
-# Of 10,000 rules few are ever compared with a device: the index finds the others out before. So
-# their globs are taken apart when they are needed, and the garbage collector, which holds up the
-# event loop, has that many objects less to look at.
-SELECTORS_KEPT = 4096
-
-
-@frozen
-class Selector:
-    """The argument column of a device rule: up to three globs, a missing one meaning any."""
-
-    # Those that can fail, and the part that each is for: most of a policy's globs are a lone `*`.
-    checks: tuple[tuple[int, Glob], ...]
-
-    def matches(self, device: DeviceParts) -> bool:
-        for at, glob in self.checks:  # noqa: SIM110 - all() costs a third more, per rule
-            if not glob.matches(device[at]):
-                return False
-        return True
-
-    def why_not(self, device: DeviceParts) -> str:
-        """Which part did not match; "" when all did."""
-        for at, glob in self.checks:
-            if not glob.matches(device[at]):
-                return f"{SELECTOR_PARTS[at]} {device[at]!r} does not match {glob.text!r}"
-        return ""
-
-
-@lru_cache(maxsize=SELECTORS_KEPT)
-def selector(argument: str) -> Selector:
-    """From `+BACKEND:PORT:IDENTITY`. IDENTITY holds colons itself, so two splits at most."""
-    globs = (Glob(part) for part in argument[1:].split(":", 2))
-    return Selector(tuple((at, glob) for at, glob in enumerate(globs) if glob.text != "*"))
 
 
 @frozen
@@ -122,6 +64,19 @@ class Outcome:
     notify: bool = False
     default_target: str | None = None
     read_only: bool = False
+
+    @property
+    def gives(self) -> tuple[str | None, str | None, bool]:
+        """What two rules have to agree in for one of them to be the stricter: where a call goes, as
+        whom, and whether that VM is started for it."""
+        return self.target, self.user, self.autostart
+
+    @property
+    def text(self) -> str:
+        """The same for outcomes that decide the same."""
+        return " ".join(
+            map(str, (self.action, *self.gives, self.notify, self.default_target, self.read_only))
+        )
 
 
 @frozen
@@ -154,9 +109,16 @@ class Rule:
         return self.outcome.parameters
 
     def takes(self, argument: str, device: DeviceParts | None) -> bool:
-        """Does the argument column match? `device` is the argument's parts, for a device."""
+        """Does the argument column match? `device` is the argument's parts, for a device of which
+        all is known."""
         if self.argument == "*":
             return True
         if self.selects:
             return device is not None and selector(self.argument).matches(device)
         return self.argument == argument
+
+    def takes_open(self, device: DeviceParts) -> int:
+        """NO, POSSIBLE or SURE: the same for a device of which not all is known."""
+        if self.argument == "*":
+            return SURE
+        return match_open(self.argument, device) if self.selects else NO

@@ -16,7 +16,7 @@ from .tokens import service_problem
 
 __all__ = ["Directive", "Parsed", "PolicyError", "parse", "parse_file"]
 
-# Several times the largest policy that anybody is known to have; keeps a wrong file (a disk image
+# Several times the largest policy that is known; keeps a wrong file (a disk image
 # named 50-x.policy) from being read and parsed for minutes.
 FILE_MAX = 4 * 1024 * 1024
 # Per file. Five times the 10,000 that the performance gates speak of.

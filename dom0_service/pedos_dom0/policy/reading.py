@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from attrs import frozen
+from attrs import field, frozen
 
 from . import compat
 from .breath import Breathe, nothing
@@ -16,10 +15,10 @@ from .model import PolicyError, Rule
 from .parser import RULES_MAX, Directive, parse
 from .snapshot import Snapshot
 
-# The reference's bound, and more than anybody can follow.
+# The reference's bound, and more than a reader can follow.
 DEPTH_MAX = 16
-# A pass over the files that finds them changed at its end is made again, this often: whoever
-# changes them so often causes a wake-up afterwards anyhow.
+# A pass over the files that finds them changed at its end is made again, this often: files
+# that change more often cause a wake-up afterwards anyhow.
 PASSES_MAX = 3
 
 
@@ -29,6 +28,8 @@ class Loaded:
 
     `files` are the names of the files that were read, each once, in reading order; `watched` the
     folders in which a change may change the policy; `digest` is the same for the same content.
+    `services` are those of the files whose lines have no columns for service and argument, since
+    an `!include-service` has said them.
     """
 
     rules: tuple[Rule, ...]
@@ -37,6 +38,7 @@ class Loaded:
     snapshot: Snapshot
     watched: tuple[Path, ...] = ()
     digest: bytes = b""
+    services: Mapping[str, tuple[str, str]] = field(factory=dict)
 
 
 def read_policy(
@@ -97,6 +99,7 @@ class _Pass:
         self.errors: list[PolicyError] = []
         self._rules: list[Rule] = []
         self._names: dict[str, None] = {}
+        self._services: dict[str, tuple[str, str]] = {}
         self._reads = 0
         self._size = 0
         self._hash = hashlib.sha256()
@@ -107,7 +110,8 @@ class _Pass:
         rules = tuple(self._rules)
         snapshot = Snapshot.DENY_ALL if errors else Snapshot(rules, self._breathe)
         watched = tuple(self.files.watched)
-        return Loaded(rules, errors, tuple(self._names), snapshot, watched, self._hash.digest())
+        names, digest = tuple(self._names), self._hash.digest()
+        return Loaded(rules, errors, names, snapshot, watched, digest, self._services)
 
     def read_all(self) -> None:
         if not self.files.directories:
@@ -125,13 +129,15 @@ class _Pass:
                     self._names[name] = None
                     self.errors.append(PolicyError(name, 0, 0, content))
                 else:
-                    self._take(_Place(name, os.path.realpath(path)), content)
+                    self._take(_Place(name, self.files.real(path)), content)
         except _EnoughError:
             pass
 
     def _take(self, place: _Place, content: bytes) -> None:
         """The rules of a file that was read, those of what it includes in their places."""
         self._names[place.name] = None
+        if place.service is not None:
+            self._services[place.name] = place.service
         self._reads += 1
         self._size += len(content)
         self._hash.update(f"{place.name}\0{place.service}\0{len(content)}\0".encode())
@@ -188,7 +194,7 @@ class _Pass:
             self._wrong(place, directive, f"there is no file {relative}", _LOOKED)
             return
         here = _Place(place.name, place.real, directive.line, place.service, place.via)
-        inner = _Place(relative, os.path.realpath(path), 0, service, here)
+        inner = _Place(relative, self.files.real(path), 0, service, here)
         chain = " -> ".join(
             f"{step.name}:{step.line}" if step.line else step.name for step in inner.chain()
         )

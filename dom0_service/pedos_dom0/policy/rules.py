@@ -11,6 +11,7 @@ from pedos_protocol.names import shown
 
 from .lines import Fields, Problem
 from .model import NO_PARAMETERS, Outcome, Rule
+from .selectors import selector_problem
 from .tokens import (
     DEFAULT,
     DEVICE_SERVICE_PREFIX,
@@ -47,12 +48,6 @@ PARAMETERS = {
 }
 
 _ARGUMENT = re.compile(r"\+[A-Za-z0-9._+-]*")
-_SELECTOR = (
-    re.compile(r"[A-Za-z0-9_*-]+"),
-    re.compile(r"[A-Za-z0-9._*-]+"),
-    re.compile(r"[A-Za-z0-9:._*-]+"),
-)
-_SELECTOR_SHAPE = "+BACKEND:PORT:IDENTITY"
 
 
 @frozen
@@ -137,23 +132,10 @@ def argument_problem(service: str, argument: str) -> _Why | None:
     if service == "*":
         return "only the argument '*' goes with the service '*'", ""
     if _is_device(service):
-        return _selector_problem(argument)
+        return selector_problem(service.rpartition(".")[2], argument)
     if not _ARGUMENT.fullmatch(argument):
         message = f"argument {shown(argument)} has a character that no argument has"
         return message, "only A-Z a-z 0-9 . _ - + are allowed"
-    return None
-
-
-def _selector_problem(argument: str) -> _Why | None:
-    if argument == "+":
-        return "'+' selects no device", "write '*' for every device"
-    for what, allowed, part in zip(
-        _SELECTOR_SHAPE[1:].split(":"), _SELECTOR, argument[1:].split(":", 2), strict=False
-    ):
-        if not part:
-            return f"{what} of {_SELECTOR_SHAPE} is empty", "write '*' for any"
-        if not allowed.fullmatch(part):
-            return f"{what} {shown(part)} has a character that no {what} has", "'*' stands for any"
     return None
 
 

@@ -13,7 +13,7 @@ stand for what it asks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, KeysView, Sequence
+from collections.abc import Iterable, Iterator, KeysView, Sequence
 from typing import ClassVar
 
 from attrs import field, frozen
@@ -23,6 +23,7 @@ from .breath import Breathe, nothing
 from .decision import Question
 from .model import Rule
 from .rows import Column, column, places, rows_of
+from .selectors import NO, SURE, DeviceParts
 from .tokens import service_tokens
 
 # Callers or targets whose sets of rows are kept: as many as a machine has VMs, and more. When there
@@ -39,7 +40,7 @@ class Table:
     if they have one, else of their target.
     """
 
-    __slots__ = ("arguments", "offers", "positions", "sources", "targets")
+    __slots__ = ("arguments", "denies", "offers", "outcomes", "positions", "sources", "targets")
 
     def __init__(self, rules: Sequence[Rule], positions: list[int], breathe: Breathe) -> None:
         """Of the rules of a policy those at `positions`."""
@@ -52,8 +53,12 @@ class Table:
             offered = (rule.outcome.target or rule.target for rule in some)
             self.offers = column(offered, breathe)
         self.arguments: Arguments | None = None
+        self.outcomes: Column = {}
+        self.denies = 0
         if any(rule.argument != ANY for rule in some):
             self.arguments = Arguments([rule.argument for rule in some], breathe)
+            self.outcomes = column((rule.outcome.text for rule in some), breathe)
+            self.denies = rows_of(column((rule.action for rule in some), breathe), ("deny",))
 
     def first(self, rows: int, rules: tuple[Rule, ...], question: Question, best: int) -> int:
         """The position of the first of `rows` whose argument matches, if that is before `best`."""
@@ -69,6 +74,39 @@ class Table:
             rows ^= lowest
         return best
 
+    def possible(self, rows: int, rules: tuple[Rule, ...], device: DeviceParts) -> list[int]:
+        """The positions of those of `rows` that may match, up to the first that decides it all: it
+        is sure to match, or denies, than which nothing is stricter. Of rows that decide the same
+        the first is enough."""
+        if self.arguments is not None:
+            if device.open is not None and device.open.fill is None:
+                return self._of_place(rows & self.arguments.of_place(device), self.arguments)
+            rows = self.arguments.narrowed_open(rows, device)
+        found = []
+        while rows:
+            lowest = rows & -rows
+            position = self.positions[lowest.bit_length() - 1]
+            match = rules[position].takes_open(device)
+            if match != NO:
+                found.append(position)
+                if match == SURE or rules[position].action == "deny":
+                    break
+            rows ^= lowest
+        return found
+
+    def _of_place(self, rows: int, arguments: Arguments) -> list[int]:
+        """`possible` of a device of which nothing but its place is known; `rows` are for that. Any
+        VM can ask for one that there is not, so it costs what different outcomes there are, and
+        not what rules."""
+        ends = rows & (arguments.any_identity | self.denies)
+        if ends:
+            rows &= ends ^ (ends - 1)  # up to the first of them
+        firsts = {rows.bit_length()} if ends else set()
+        for outcome in self.outcomes:
+            some = rows & rows_of(self.outcomes, (outcome,))
+            firsts.add((some & -some).bit_length())
+        return [self.positions[row - 1] for row in sorted(firsts) if row]
+
 
 def _tuple(rules: Iterable[Rule]) -> tuple[Rule, ...]:
     return tuple(rules)
@@ -78,8 +116,8 @@ def _tuple(rules: Iterable[Rule]) -> tuple[Rule, ...]:
 class Snapshot:
     """All rules of a policy in their order, indexed. A new policy is a new snapshot.
 
-    `breathe` is called now and then while the index is made, for whoever makes a large one beside
-    an event loop.
+    `breathe` is called now and then while the index is made, for a caller that makes a large one
+    beside an event loop.
     """
 
     DENY_ALL: ClassVar[Snapshot]
@@ -99,13 +137,35 @@ class Snapshot:
 
     def find(self, question: Question) -> Rule | None:
         """The first rule in file order that matches."""
-        rules, tables = self.rules, self._tables
+        rules = self.rules
         best = limit = len(rules)
+        for table, rows in self._tables_for(question):
+            if table.positions[0] < best:
+                best = table.first(rows, rules, question, best)
+        return rules[best] if best < limit else None
+
+    def possible(self, question: Question, device: DeviceParts) -> list[Rule]:
+        """For a device of which not all is known, the rules of which one is the first that matches:
+        those that may, in file order, up to the first that is sure to, or that denies."""
+        rules = self.rules
+        found: list[int] = []
+        for table, rows in self._tables_for(question):
+            found += table.possible(rows, rules, device)
+        possible = []
+        for position in sorted(found):
+            possible.append(rules[position])
+            if rules[position].action == "deny" or rules[position].takes_open(device) == SURE:
+                break
+        return possible
+
+    def _tables_for(self, question: Question) -> Iterator[tuple[Table, int]]:
+        """The tables for the service, with the rows whose source and target match."""
+        tables = self._tables
         sources = _kept(self._by_source, question.source_words)
         targets = _kept(self._by_target, question.target_words)
         for service in service_tokens(question.service):
             table = tables.get(service)
-            if table is None or table.positions[0] >= best:
+            if table is None:
                 continue
             rows = sources.get(service)
             if rows is None:
@@ -115,10 +175,8 @@ class Snapshot:
             some = targets.get(service)
             if some is None:
                 some = targets[service] = rows_of(table.targets, question.target_words)
-            rows &= some
-            if rows:
-                best = table.first(rows, rules, question, best)
-        return rules[best] if best < limit else None
+            if rows & some:
+                yield table, rows & some
 
     def offers(self, question: Question, known: KeysView[str]) -> list[tuple[int, str]]:
         """(position, word) of each rule that decides over the targets which the word stands for.
@@ -136,14 +194,26 @@ class Snapshot:
             for word in table.offers.keys() & known:
                 before = found.get(word, limit)
                 some = rows & rows_of(table.offers, (word,))
-                first = table.first(some, self.rules, question, before)
+                first = self._first_offer(table, some, question, before)
                 if first < before:
                     found[word] = first
         return sorted((position, word) for word, position in found.items())
 
+    def _first_offer(self, table: Table, rows: int, question: Question, best: int) -> int:
+        """Of what is not fully known a rule takes away as soon as it may match, and gives only when
+        it is sure to."""
+        device = question.device
+        if device is None or device.open is None:
+            return table.first(rows, self.rules, question, best)
+        for position in table.possible(rows, self.rules, device):
+            rule = self.rules[position]
+            if rule.action == "deny" or rule.takes_open(device) == SURE:
+                return min(position, best)
+        return best
+
 
 def _kept(by_words: _Kept, words: frozenset[str]) -> dict[str, int]:
-    """The sets of rows for those words, by service word; filled by whoever needs one more."""
+    """The sets of rows for those words, by service word; filled when one more is needed."""
     found = by_words.get(words)
     if found is None:
         if len(by_words) >= KEPT_MAX:

@@ -3,7 +3,7 @@
 Matching is done with sets of words, not with predicates: the words of the VM work are `work`, `*`,
 `@anyvm`, `@type:AppVM`, `@tag:...` and `uuid:...`, and a rule matches when the word in its column
 is among them. So a request is turned into words once, each rule costs a look-up, and a snapshot
-can be indexed by all of service, source and target, whatever kinds of words its rules use.
+can be indexed by all of service, source and target, for all kinds of words that its rules use.
 """
 
 from __future__ import annotations

@@ -35,12 +35,12 @@ CONDITIONS: dict[str, Callable[[Device | None], bool]] = {
     "missing": lambda device: device is not None and not device["present"],  # and assigned
     "free": lambda device: device is not None and not device["attachments"],
     "in-use": lambda device: device is not None and bool(device["busy"]),
-    "idle": lambda device: device is not None and not device["busy"],
+    "idle": lambda device: device is not None and not device["busy"] and not device["stale"],
 }
 
 
 def devices(client: Client) -> dict[str, Device]:
-    found, _ = list_devices(
+    found, *_ = list_devices(
         lambda method, params: client.call(method, params, CALL_SECONDS), "block", None, []
     )
     return {f"{each['backend']}:{each['device']}": dict(each) for each in found}

@@ -1,0 +1,152 @@
+"""The devices of one VM: by key, and in natural order by class.
+
+A VM may have thousands, so a set is made in steps, none of which holds up the event loop, and is
+compared with its predecessor by what is the same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from attrs import frozen
+from pedos_protocol.messages import Device
+from pedos_protocol.names import natural_key
+
+
+@frozen(order=True)
+class DeviceKey:
+    """Which device: unique in the system."""
+
+    device_class: str
+    backend: str
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.backend}:{self.device}"
+
+
+#: Class and id: unique in a VM. As plain tuples, whose comparing and hashing is quick.
+Name = tuple[str, str]
+#: Where a device stands in the list of its class.
+Place = tuple[tuple[str, str], DeviceKey]
+
+
+class DeviceSet:
+    """Devices of `backend`. Made with `add` and `finish`, and then not changed any more."""
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        self._devices: dict[Name, tuple[DeviceKey, Device]] = {}
+        self._in_order: dict[str, list[Place]] = {}
+        # By a parent its parts, and by what is shared those that say that they share it. Some of
+        # these may be in the set that this one was made from and not in this one.
+        self._parts: dict[Name, list[Name]] = {}
+        self._sharers: dict[Name, list[Name]] = {}
+
+    @classmethod
+    def of(
+        cls, backend: str, devices: Iterable[Device], like: DeviceSet | None = None
+    ) -> DeviceSet:
+        """One that is made in one step."""
+        made = cls(backend)
+        made.add(devices, like)
+        made.finish()
+        return made
+
+    def __len__(self) -> int:
+        return len(self._devices)
+
+    @property
+    def by_name(self) -> Mapping[Name, tuple[DeviceKey, Device]]:
+        return self._devices
+
+    def get(self, device_class: str, device: str) -> Device | None:
+        found = self._devices.get((device_class, device))
+        return None if found is None else found[1]
+
+    def add(self, devices: Iterable[Device], like: DeviceSet | None = None) -> None:
+        """Adds some; what is equal in `like` becomes the same object.
+
+        Of two devices with the same class and id the first counts: an agent that reports such has
+        only itself to blame, and one key must not mean two things.
+        """
+        before = {} if like is None else like._devices
+        for device in devices:
+            name = (device.device_class, device.device)
+            if name in self._devices:
+                continue
+            known = before.get(name)
+            if known is None:
+                key = DeviceKey(device.device_class, self.backend, device.device)
+                known = (key, device)
+            elif known[1] != device:
+                known = (known[0], device)
+            self._devices[name] = known
+            places = self._in_order.setdefault(device.device_class, [])
+            places.append((natural_key(device.device), known[0]))
+            # Parents and shares are of the device's own class.
+            if device.parent is not None:
+                self._parts.setdefault((name[0], device.parent), []).append(name)
+            for share in device.shares:
+                self._sharers.setdefault((name[0], share), []).append(name)
+
+    def finish(self) -> None:
+        """All are there. An agent adds them in order, more or less, so that this is quick."""
+        for places in self._in_order.values():
+            places.sort()
+
+    def in_order(self, device_class: str) -> Sequence[Place]:
+        """The places of a class's devices, in natural order."""
+        return self._in_order.get(device_class, ())
+
+    def without(self, device_class: str, ids: Collection[str]) -> DeviceSet:
+        """The same set less these devices."""
+        names = {(device_class, device) for device in ids}
+        if names.isdisjoint(self._devices):
+            return self
+        other = DeviceSet(self.backend)
+        other._devices = {name: each for name, each in self._devices.items() if name not in names}
+        other._in_order = {
+            name: [place for place in places if (name, place[1].device) not in names]
+            for name, places in self._in_order.items()
+        }
+        other._parts, other._sharers = self._parts, self._sharers
+        return other
+
+    def family(self, name: Name) -> set[Name]:
+        """See Registry.family; it takes as many steps as it has members and they have shares."""
+        below = self._below(name)
+        return below | self._above({name}) | self._sharing(below)
+
+    def relatives(self, name: Name) -> set[Name]:
+        """Its family and those of whose families it is."""
+        return self.family(name) | self._above(self._sharing({name}))
+
+    def _below(self, name: Name) -> set[Name]:
+        found, rest = {name}, [name]
+        while rest:
+            for part in self._parts.get(rest.pop(), ()):
+                if part in self._devices and part not in found:
+                    found.add(part)
+                    rest.append(part)
+        return found
+
+    def _above(self, names: set[Name]) -> set[Name]:
+        found: set[Name] = set()
+        for name in names:
+            at: Name | None = name
+            while at is not None and at not in found:
+                found.add(at)
+                device = self.get(*at)
+                parent = None if device is None else device.parent
+                at = None if parent is None else (at[0], parent)
+        return found
+
+    def _sharing(self, names: set[Name]) -> set[Name]:
+        found: set[Name] = set()
+        for name in names:
+            device = self.get(*name)
+            if device is not None:
+                found.update((name[0], share) for share in device.shares)
+            found.update(each for each in self._sharers.get(name, ()) if each in self._devices)
+        return found

@@ -1,0 +1,38 @@
+"""The way to a disk: work that waits for one is done in a thread, while the event loop goes on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import trio
+from pedos_vchan.threads import NoThreadError, to_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from typing import Protocol
+
+    T = TypeVar("T")
+
+    class InThread(Protocol):
+        """Runs a function that waits for the disk, to its end even if the caller is cancelled."""
+
+        def __call__(self, work: Callable[[], T]) -> Awaitable[T]: ...
+
+
+# Until it is tried again to have a thread; it costs next to nothing.
+NO_THREAD_SECONDS: Final = 0.2
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Runs `work` in a thread and gives its result.
+
+    A caller that is cancelled before it has begun has not done it. One that is cancelled later gets
+    the result all the same, and is cancelled at its next checkpoint. The thread is this caller's
+    own: those that are shared may all be waiting for another disk. It waits for one while there is
+    none; a caller has its own bound, or nothing to do without this.
+    """
+    while True:
+        try:
+            return await to_thread(work, limiter=trio.CapacityLimiter(1))
+        except NoThreadError:
+            await trio.sleep(NO_THREAD_SECONDS)

@@ -1,0 +1,140 @@
+#include "running.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+static struct {
+    pthread_mutex_t lock;
+    struct pv_running counted; /* with the lock held */
+    bool is_started;
+    int words;    /* the descriptor for the last words, or -1; with the lock held */
+    int is_alive; /* since the last tick; atomic */
+} own = {.lock = PTHREAD_MUTEX_INITIALIZER, .words = -1};
+
+int pv_running_tick(struct pv_running *running, int64_t now, int is_alive)
+{
+    int64_t slept = now - running->seen;
+
+    if (slept > PV_TICK_NS_MAX)
+        running->lost += slept - PV_TICK_NS_MAX;
+    running->seen = now;
+    running->silent = is_alive ? 0 : running->silent + 1;
+    return running->limit && running->silent >= running->limit;
+}
+
+static int64_t monotonic(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+/* The end of an end that hangs itself, in the handler of SIGABRT. */
+static void *end_anyway(void *unused)
+{
+    const struct timespec patience = {.tv_sec = PV_LAST_WORDS_S};
+
+    (void)unused;
+    nanosleep(&patience, NULL);
+    _exit(128 + SIGABRT);
+}
+
+/* Starts a thread that no signal interrupts. Signals are for the program's own threads; but abort's
+ * is this one's, and glibc 2.41 does not run its handler, which says where the program hangs, in a
+ * thread that blocks it. */
+static int start_thread(void *(*run)(void *))
+{
+    pthread_attr_t attributes;
+    pthread_t thread;
+    sigset_t all, before;
+    int error;
+
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    sigfillset(&all);
+    sigdelset(&all, SIGABRT);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    error = pthread_create(&thread, &attributes, run, NULL);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    return error;
+}
+
+/* Says why if `words` takes it at once, and ends the process in any case. */
+static void end_hanging(int words)
+{
+    static const char last_words[] =
+        "the event loop hangs: this process ends itself, to be started again\n";
+    struct pollfd taker = {.fd = words, .events = POLLOUT};
+
+    if (start_thread(end_anyway))
+        signal(SIGABRT, SIG_DFL); /* its handler writes too, and might block for ever */
+    else if (words >= 0 && poll(&taker, 1, 0) == 1 && taker.revents == POLLOUT) {
+        ssize_t ignored = write(words, last_words, sizeof last_words - 1);
+
+        (void)ignored;
+    }
+    abort();
+}
+
+static void *count(void *unused)
+{
+    const struct timespec tick = {.tv_nsec = PV_TICK_NS};
+
+    (void)unused;
+    for (;;) {
+        int is_too_many, words;
+
+        nanosleep(&tick, NULL); /* relative: after a pause it is over at once */
+        pthread_mutex_lock(&own.lock);
+        is_too_many = pv_running_tick(&own.counted, monotonic(),
+                                      __atomic_exchange_n(&own.is_alive, 0, __ATOMIC_RELAXED));
+        words = own.words;
+        pthread_mutex_unlock(&own.lock);
+        if (is_too_many)
+            end_hanging(words);
+    }
+    return NULL;
+}
+
+int pv_running_start(void)
+{
+    int error = 0;
+
+    pthread_mutex_lock(&own.lock);
+    if (!own.is_started) {
+        own.counted.seen = monotonic();
+        error = start_thread(count);
+        own.is_started = !error;
+    }
+    pthread_mutex_unlock(&own.lock);
+    return -error;
+}
+
+void pv_running_look(struct pv_running *running)
+{
+    pthread_mutex_lock(&own.lock);
+    *running = own.counted;
+    pthread_mutex_unlock(&own.lock);
+}
+
+void pv_running_limit(unsigned ticks, int words)
+{
+    pthread_mutex_lock(&own.lock);
+    own.words = words;
+    own.counted.limit = ticks;
+    own.counted.silent = 0;
+    pthread_mutex_unlock(&own.lock);
+}
+
+void pv_running_alive(void)
+{
+    __atomic_store_n(&own.is_alive, 1, __ATOMIC_RELAXED);
+}

@@ -1,0 +1,126 @@
+"""trio in a program whose machine may be paused: deadlines count the time in which it ran.
+
+A VM is paused, its host sleeps, the process is stopped: then the machine's clock jumps, and by that
+clock all deadlines pass at once, also those whose answers are there to be read. By this one a pause
+of any length takes half a second.
+
+A loop that hangs is ended by the same count (csrc/running.h): systemd's WatchdogSec= cannot tell a
+pause from a hang, and kills a healthy agent, which ends all that its VM lends and borrows.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import math
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple
+
+import trio
+
+from ._native import ffi, lib
+from .line_writer import stderr
+
+if TYPE_CHECKING:
+    from ._native import Running
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+TICK: Final = lib.PV_TICK_NS / 1e9  # seconds
+TICK_MAX: Final = lib.PV_TICK_NS_MAX / 1e9
+
+#: Seconds of its own time after which an event loop that has not turned is given up. Nothing that
+#: the loop does by itself takes one; a machine that swaps may hold it up for ten.
+HANG_SECONDS: Final = 30.0
+#: Overrides it, for a machine that is slower still; 0 is for a debugger.
+HANG_VARIABLE: Final = "PEDOS_HANG_SECONDS"
+#: Two ticks, as in one a healthy program may not have had its turn; and a day, as more is meant
+#: as never.
+HANG_SECONDS_MIN: Final = 2 * TICK
+HANG_SECONDS_MAX: Final = 86_400.0
+#: Signs of life in that time: one that is late costs a healthy program nothing.
+SIGNS: Final = 3
+
+
+class RunningClock(trio.abc.Clock):
+    """Seconds in which this process ran. `look` and `monotonic` are for tests."""
+
+    def __init__(
+        self,
+        look: Callable[[], tuple[float, float]] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._look_again = look or _look
+        self._monotonic = monotonic
+        self._lost = 0.0
+        self._sure_until = 0.0  # until then no pause can have been missed
+
+    def start_clock(self) -> None:
+        """OSError when there is no thread to be had."""
+        if error := lib.pv_running_start():
+            raise OSError(-error, os.strerror(-error))
+
+    def current_time(self) -> float:
+        now = self._monotonic()
+        if now > self._sure_until:
+            seen, self._lost = self._look_again()
+            self._sure_until = seen + TICK_MAX
+            # The thread may still have to wake up after a pause. Until then this one stands.
+            now = min(now, self._sure_until)
+        return now - self._lost
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        return deadline - self.current_time()
+
+
+def _look() -> tuple[float, float]:
+    """When the thread last looked, and what was lost until then, in seconds."""
+    counted: Running = ffi.new("struct pv_running *")
+    lib.pv_running_look(counted)
+    return counted.seen / 1e9, counted.lost / 1e9
+
+
+def run(main: Callable[[*Ts], Awaitable[T]], *arguments: *Ts) -> T:
+    """`trio.run` for a program that lends or borrows: with this clock, and ended if it hangs."""
+    return trio.run(_watched, main, arguments, clock=RunningClock(), strict_exception_groups=True)
+
+
+async def _watched(main: Callable[..., Awaitable[T]], arguments: tuple[Any, ...]) -> T:
+    if seconds := _hang_seconds():
+        words = stderr()
+        if words is not None:
+            # What hangs, and where, is said at its end.
+            faulthandler.enable(words)
+        lib.pv_running_limit(round(seconds / TICK), -1 if words is None else words)
+        # A system task: it goes on while everything else is taken down.
+        trio.lowlevel.spawn_system_task(_stay_alive, seconds / SIGNS)
+    try:
+        return await main(*arguments)
+    finally:
+        lib.pv_running_limit(0, -1)
+
+
+def _hang_seconds() -> float:
+    said = os.environ.get(HANG_VARIABLE, "")
+    try:
+        seconds = float(said or HANG_SECONDS)
+    except ValueError:
+        seconds = math.nan
+    if seconds == 0 or HANG_SECONDS_MIN <= seconds <= HANG_SECONDS_MAX:
+        return seconds
+    log.warning(
+        "%s is %.40r, which is neither 0 nor a number of seconds from %g to %g: %g it is",
+        *(HANG_VARIABLE, said, HANG_SECONDS_MIN, HANG_SECONDS_MAX, HANG_SECONDS),
+    )
+    return HANG_SECONDS
+
+
+async def _stay_alive(seconds: float) -> None:
+    while True:
+        lib.pv_running_alive()
+        await trio.sleep(seconds)

@@ -1,0 +1,46 @@
+"""What each method asks for, in the words of those who read errors: a method's name is the wire's.
+
+A module of its own, as a command needs it only when something went wrong.
+"""
+
+from __future__ import annotations
+
+#: Method -> what follows "to" in a sentence about the request.
+DOING = {
+    "agent.report": "take this VM's report",
+    "device.attach": "attach a device",
+    "device.detach": "detach a device",
+    "device.explain": "explain the policy for a device",
+    "device.list": "list devices",
+    "device.watch": "tell of changes of devices",
+    "domain.list": "list the VMs",
+    "domain.shutdown": "shut a VM down",
+    "domain.start": "start a VM",
+    "export.start": "lend a device",
+    "export.stop": "end the lending of a device",
+    "import.start": "take a lent device",
+    "import.stop": "give a lent device back",
+    "import.check": "tell whether a lent device is used",
+    "report.prefer": "report some devices before others",
+    "policy.explain": "explain the policy",
+    "policy.mine": "tell what this VM may do",
+    "policy.system": "tell what the policy knows of VMs",
+    "prompt.ask": "ask dom0's user",
+    "prompter.register": "put questions to this program",
+    "service.status": "tell how the service is",
+    "vm.list": "list the VMs",
+    "vm.shutdown": "shut a VM down",
+    "vm.start": "start a VM",
+    "vm.used": "tell what VMs use",
+}
+
+
+def request_to(method: str) -> str:
+    """`the request to attach a device`; of a method that is not known, `the request`."""
+    doing = DOING.get(method)
+    return f"the request to {doing}" if doing else "the request"
+
+
+def unanswered(method: str, timeout: float) -> str:
+    """Half a sentence: there was no answer within `timeout` seconds."""
+    return f"{request_to(method)} was not answered within {timeout:g} s"

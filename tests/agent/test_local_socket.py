@@ -1,0 +1,93 @@
+"""What any user of a VM can do at its agent's socket, and what the agent makes of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio.testing
+from pedos_agent.local_socket import METHODS, LocalSocket
+from pedos_protocol.connection import Connection
+from pedos_protocol.errors import CallError
+from pedos_protocol.events import Answer, Hello, NeedData, Notice, Request
+from pedos_vchan.peer import open_peer
+from pedos_vchan.throttle import LINES, Throttle
+from pedos_vchan.unix import connect_unix
+
+from tests.patience import PATIENCE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Dom0:
+    """What is passed on."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def ask(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(method)
+        if params:
+            return params
+        raise CallError("usage", "it lacks its parameters")
+
+
+async def test_notices_in_the_shape_of_requests_are_neither_passed_on_nor_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dom0, path = Dom0(), tmp_path / "sock"
+    async with trio.open_nursery() as nursery:
+        await nursery.start(LocalSocket(path, dom0.ask).run)
+        stream, connection = await connect_unix(path), Connection()
+        said = connection.send(Hello((1, 1), "x"))
+        for method in METHODS:
+            said += connection.send(Notice(method, {})) * 100
+        request = Request(1, "device.list", {"device_class": "block"}, 10_000)
+        await stream.send_all(said + connection.send(request))
+        heard: list[Any] = []
+        while not any(isinstance(event, Answer) for event in heard):
+            connection.receive_data(await stream.receive_some())
+            while not isinstance(event := connection.next_event(), NeedData):
+                heard.append(event)
+        await stream.aclose()
+        nursery.cancel_scope.cancel()
+    assert dom0.asked == ["device.list"]
+    assert not caplog.records
+
+
+async def test_clients_that_fail_are_a_few_lines_however_many_they_are(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pedos_agent.local_socket.throttle", Throttle())
+    caplog.set_level("INFO")
+    path = tmp_path / "sock"
+    async with trio.open_nursery() as nursery:
+        await nursery.start(LocalSocket(path, Dom0().ask).run)
+        for _ in range(3 * LINES):
+            async with await connect_unix(path) as stream:
+                await stream.send_all(b"nonsense")
+                with pytest.raises(trio.BrokenResourceError):  # it hangs up after its hello
+                    while await stream.receive_some():
+                        pass
+                    raise trio.BrokenResourceError
+        nursery.cancel_scope.cancel()
+    assert len(caplog.records) == LINES
+
+
+async def test_what_dom0_alone_serves_is_said_so_in_words_for_people(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    async with trio.open_nursery() as nursery:
+        await nursery.start(LocalSocket(path, Dom0().ask).run)
+        async with open_peer(await connect_unix(path), program="x", handlers={}) as peer:
+            with pytest.raises(CallError) as refused:
+                await peer.call("vm.list", {}, timeout=PATIENCE)
+        nursery.cancel_scope.cancel()
+    assert (refused.value.code, refused.value.message) == (
+        "unknown_method",
+        "dom0 alone serves the request to list the VMs, and this is a VM",
+    )

@@ -1,0 +1,88 @@
+"""The tools know rules about kinds of interfaces, and devices of which not all is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pedos_cli.qvm_policy import main
+from pedos_protocol.names import IDENTITY_MAX
+
+Captured = pytest.CaptureFixture[str]
+
+POLICY = """\
+device.attach.usb +sys-usb:*:only=u08* dom0 work allow
+device.attach.usb +*:*:*:*:*:*u03* dom0 work ask
+device.attach.usb  *  dom0  work  deny
+"""
+UNKNOWN = "+sys-usb:1-2:1234:5678:S:u080650u-unknown"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, no_service: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    made = tmp_path / "policy.d"
+    made.mkdir()
+    (made / "30-user.policy").write_text(POLICY)
+    vms = {"domains": {name: {} for name in ("work", "sys-usb")}}
+    (tmp_path / "vms.json").write_text(json.dumps(vms))
+    monkeypatch.setenv("PEDOS_POLICY_PATH", str(made))
+    return made
+
+
+def system(folder: Path) -> tuple[str, str]:
+    return "--system", str(folder.parent / "vms.json")
+
+
+def test_check_and_fmt_take_only_these_kinds(folder: Path, capsys: Captured) -> None:
+    assert main(["check"]) == 0
+    assert main(["fmt"]) == 0
+    assert (folder / "30-user.policy").read_text().splitlines() == [
+        "device.attach.usb  +sys-usb:*:only=u08*  dom0  work  allow",
+        "device.attach.usb  +*:*:*:*:*:*u03*      dom0  work  ask",
+        "device.attach.usb  *                     dom0  work  deny",
+    ]
+    (folder / "30-user.policy").write_text(POLICY.replace("u08*", "08"))
+    capsys.readouterr()
+    assert main(["check"]) == 1
+    out = capsys.readouterr().out
+    assert "'08' is not a kind of interface" in out
+    assert "only=u08*,u03*" in out
+
+
+def test_explain_says_what_is_not_known(folder: Path, capsys: Captured) -> None:
+    command = ["explain", "-v", *system(folder), "device.attach.usb", UNKNOWN, "dom0", "work"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("deny: ")
+    assert "30-user.policy:3" in out
+    assert "is not fully known, so it may or may not match 'only=u08*'" in out
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [UNKNOWN, "+sys-usb:1-2:1234:5678", "+sys-usb:1-2:", f"+sys-usb:1-2:{'a' * IDENTITY_MAX}"],
+)
+def test_a_rule_for_what_is_not_known_can_be_suggested(
+    folder: Path, capsys: Captured, argument: str
+) -> None:
+    log = folder.parent / "audit.jsonl"
+    record = {
+        "time": "2026-01-02T03:04:05.678Z",
+        "event": "decision",
+        "request": "0123456789ab",
+        "service": "device.attach.usb",
+        "argument": argument,
+        "source": "dom0",
+        "target": "work",
+        "device_class": "usb",
+        "vm": "work",
+        "verdict": "deny",
+    }
+    log.write_text(json.dumps(record) + "\n")
+    assert main(["suggest", "--json", "--audit", str(log), *system(folder)]) == 0
+    (suggestion,) = json.loads(capsys.readouterr().out)["suggestions"]
+    # Half an identity says nothing that a rule could be sure of.
+    selector = UNKNOWN if argument == UNKNOWN else "+sys-usb:1-2"
+    rule = f"device.attach.usb {selector} dom0 work allow"
+    assert (suggestion["rule"], suggestion["works"]) == (rule, True)

@@ -1,0 +1,49 @@
+"""Worlds that several files of tests use."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+from pedos_dom0.state import State
+
+from tests.dom0 import fakes
+from tests.dom0.fakes import World
+from tests.dom0.planes import FakePlane
+
+
+@pytest.fixture
+def plane(monkeypatch: pytest.MonkeyPatch) -> FakePlane:
+    """The hypervisor carries the device, in every world of this test."""
+    plane = FakePlane()
+    monkeypatch.setattr(fakes, "State", functools.partial(State, plane=plane))
+    return plane
+
+
+@pytest.fixture
+async def world_with_a_stick(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[World]:
+    """sys-usb has one device to lend; work and vault run, and one VM is halted."""
+    world = World(tmp_path, nursery)
+    world.vm("sys-usb", "stick")
+    world.vm("work")
+    world.vm("vault")
+    world.vm("halted", running=False)
+    world.dom0_agent()
+    await world.start()
+    yield world
+    await world.kill()
+
+
+@pytest.fixture
+async def local(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[World]:
+    """Local mode: the agents carry the data."""
+    world = World(tmp_path, nursery)
+    world.vm("sys-usb", "sda", "sdb")
+    world.vm("work")
+    world.dom0_agent()
+    await world.start()
+    yield world
+    await world.kill()

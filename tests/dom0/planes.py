@@ -1,0 +1,80 @@
+"""A hypervisor that carries devices, for tests of dom0's service."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import trio
+from pedos_dom0.drivers.base import DriverError
+from pedos_dom0.leases import Lease
+from pedos_protocol.errors import CallError
+
+
+class FakePlane:
+    """Devices are plugged because this says so."""
+
+    boot_timeout = 60.0
+
+    def __init__(self) -> None:
+        self.plugged: dict[str, Lease] = {}
+        self.did: list[str] = []
+        self.adopted: list[Lease] = []
+        self.refuse_plug: DriverError | None = None
+        # What a target says to a polite unplug, and its answer to a forced one.
+        self.refuse_unplug: DriverError | None = None
+        self.refuse_force: DriverError | None = None
+        self.refuse_resume: DriverError | None = None
+        # The number of the disk that the source's backend has open; an error if xenstore fails.
+        self.serves: str | None | DriverError = None
+        # By VM, the names of its own disks, or why they are not known.
+        self.own: dict[str, frozenset[str] | DriverError] = {}
+
+    def adopt(self, leases: Iterable[Lease]) -> None:
+        self.adopted.extend(leases)
+
+    def free_frontend(self, domid: int, asked: str | None, taken: Collection[str]) -> str:
+        free = next(name for name in ("xvdi", "xvdj", "xvdk") if name not in taken)
+        return asked or free
+
+    async def plug(self, lease: Lease) -> None:
+        await trio.lowlevel.checkpoint()
+        self.did.append(f"plug {lease.frontend}")
+        if self.refuse_plug is not None:
+            raise self.refuse_plug
+        self.plugged[lease.attachment] = lease
+
+    async def unplug(self, lease: Lease, *, force: bool) -> None:
+        await trio.lowlevel.checkpoint()
+        self.did.append(f"unplug {lease.frontend}{' by force' if force else ''}")
+        if self.refuse_unplug is not None and not force:
+            raise self.refuse_unplug
+        if self.refuse_force is not None:
+            raise self.refuse_force
+        self.plugged.pop(lease.attachment, None)
+
+    def number(self, lease: Lease) -> str | None:
+        if isinstance(self.serves, DriverError):
+            raise self.serves
+        return self.serves
+
+    async def own_frontends(self, name: str) -> Collection[str]:
+        await trio.lowlevel.checkpoint()
+        own = self.own.get(name, frozenset())
+        if isinstance(own, DriverError):
+            raise own
+        return own
+
+    def is_plugged(self, lease: Lease) -> bool:
+        return lease.attachment in self.plugged
+
+    async def resume(self, name: str, domid: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self.did.append(f"resume {name}")
+        if self.refuse_resume is not None:
+            raise self.refuse_resume
+
+
+async def mounted(_params: Any) -> None:
+    """What an agent says to import.stop while its VM uses the device."""
+    raise CallError("busy", "xvdi is mounted at /mnt")

@@ -1,0 +1,192 @@
+"""The audit log in the service: in order, before the answer, and at the cost of no one else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import trio
+import trio.testing
+from pedos_dom0 import audit_queue
+from pedos_dom0.audit import Audit
+from pedos_dom0.audit_queue import AuditQueue
+from trio.abc import Clock
+
+from tests.dom0.fakes import ALLOW_DOM0, World, at_once, fails, named
+
+T = TypeVar("T")
+
+
+class Disk:
+    """Writes when the test lets it. Like a thread, it is not abandoned by who waits."""
+
+    def __init__(self) -> None:
+        self.held = trio.Event()
+        self.go = trio.Event()
+
+    async def __call__(self, work: Callable[[], T]) -> T:
+        self.held.set()
+        with trio.CancelScope(shield=True):
+            await self.go.wait()
+        return work()
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "log.jsonl"
+
+
+@pytest.fixture
+def audit(path: Path, disk: Disk) -> Iterator[AuditQueue]:
+    audit = AuditQueue(Audit(path), disk)
+    yield audit
+    audit.close()
+
+
+def events(path: Path) -> list[Any]:
+    return [json.loads(line)["event"] for line in path.read_text().splitlines()]
+
+
+async def test_lines_are_written_in_the_order_in_which_they_came(
+    audit: AuditQueue, path: Path, disk: Disk, nursery: trio.Nursery
+) -> None:
+    audit.write("0")  # before it runs: at once
+    assert events(path) == ["0"]
+    await nursery.start(audit.run)
+    audit.write("1", request="a")
+    await disk.held.wait()
+    for number in range(2, 100):
+        audit.write(str(number), request="b")
+    assert events(path) == ["0"]
+    disk.go.set()
+    await audit.written("b")
+    assert events(path) == [str(number) for number in range(100)]
+
+
+async def test_who_has_nothing_to_wait_for_does_not(
+    audit: AuditQueue, disk: Disk, nursery: trio.Nursery, autojump_clock: Clock
+) -> None:
+    await nursery.start(audit.run)
+    audit.write("one", request="a")
+    audit.write("of no request")
+    await disk.held.wait()
+    with trio.testing.assert_no_checkpoints():
+        await audit.written("b")
+    with trio.move_on_after(60) as scope:
+        await audit.written("a")
+    assert scope.cancelled_caught
+    disk.go.set()
+    await audit.written("a")
+
+
+async def test_fields_are_written_as_they_were_when_it_happened(
+    audit: AuditQueue, path: Path, disk: Disk, nursery: trio.Nursery
+) -> None:
+    await nursery.start(audit.run)
+    options = {"read-only": "yes"}
+    audit.write("attach", request="a", options=options)
+    options["read-only"] = "no"
+    disk.go.set()
+    await audit.written("a")
+    assert json.loads(path.read_text())["options"] == {"read-only": "yes"}
+
+
+async def test_the_end_of_the_service_costs_no_line(
+    audit: AuditQueue, path: Path, disk: Disk
+) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(audit.run)
+        audit.write("1")
+        await disk.held.wait()
+        audit.write("2")
+        nursery.cancel_scope.cancel()
+        disk.go.set()
+    audit.write("3")
+    assert events(path) == ["1", "2", "3"]
+
+
+async def test_a_disk_that_hangs_does_not_fill_the_memory_and_what_is_lost_is_counted(
+    audit: AuditQueue,
+    path: Path,
+    disk: Disk,
+    nursery: trio.Nursery,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(audit_queue, "WAITING_MAX", 3)
+    await nursery.start(audit.run)
+    for number in range(5):
+        audit.write(str(number), request=str(number))
+    await disk.held.wait()
+    assert audit.trouble == "the audit log's disk does not keep up: 2 lines are lost"
+    disk.go.set()
+    await audit.written("2")
+    await audit.written("4")  # was not taken
+    audit.write("5", request="5")
+    await audit.written("5")
+    assert events(path) == ["0", "1", "2", "5"]
+    assert json.loads(path.read_text().splitlines()[-1])["lost_before"] == 2
+    assert audit.trouble is None
+    assert len(caplog.records) == 1
+
+
+@pytest.fixture
+async def world(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[World]:
+    world = World(tmp_path, nursery, policy=ALLOW_DOM0)
+    world.vm("sys-usb", "stick")
+    world.vm("work")
+    world.dom0_agent()
+    await world.start()
+    yield world
+    await world.kill()
+
+
+async def test_no_answer_goes_out_before_its_lines_are_written_and_no_other_waits_for_them(
+    world: World, disk: Disk, autojump_clock: Clock
+) -> None:
+    audit = world.state.audit
+    audit._in_thread = disk
+    await world.service_nursery.start(audit.run)
+    answered = []
+
+    async def attach() -> None:
+        await world.client.attach("work", "sys-usb:stick")
+        answered.append("attach")
+
+    async def denied() -> None:
+        with fails("denied"):
+            await world.driver.agents["work"].ask("device.detach", **named("work", "sys-usb:stick"))
+        answered.append("denied")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(attach)
+        await disk.held.wait()
+        nursery.start_soon(denied)
+        began = trio.current_time()
+        await trio.testing.wait_all_tasks_blocked()
+        await world.client.call("vm.list")
+        assert len(await world.client.list()) == 1
+        assert trio.current_time() == began
+        assert answered == []
+        disk.go.set()
+    assert sorted(answered) == ["attach", "denied"]
+    audit._in_thread = at_once
+    assert [line["outcome"] for line in world.audit("attach")] == ["attached"]
+    assert [line["verdict"] for line in world.audit("decision")] == ["allow", "deny"]
+
+
+async def test_status_says_what_cannot_be_written(world: World, autojump_clock: Clock) -> None:
+    assert (await world.client.call("service.status"))["troubles"] == []
+    (world.folder / "dom0.sqlite").unlink()
+    with fails("failed", "was deleted or replaced while the service had it open"):
+        await world.client.attach("work", "sys-usb:stick")
+    (trouble,) = (await world.client.call("service.status"))["troubles"]
+    assert "dom0.sqlite: it was deleted or replaced" in trouble

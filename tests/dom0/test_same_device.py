@@ -1,0 +1,230 @@
+"""A grant is for the device that was decided about, at commit and ever after, and for no other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from pedos_dom0.leases import broken_by
+from trio.abc import Clock
+
+from tests.dom0.fakes import World, fails, yes
+
+POLICY = """
+device.attach.block  +sys-usb:*:EVIL*  *          *        deny
+device.attach.block  +sys-usb:asked:*  @adminvm   *        ask
+device.*.*           *                 @adminvm   @anyvm   allow
+"""
+GOOD, EVIL = {"identity": "GOOD::"}, {"identity": "EVIL::"}
+FIRST, SECOND = {"instance": "life-1"}, {"instance": "life-2"}
+# What another device under the id of the granted one may look like.
+OTHERS = [(GOOD, EVIL), (GOOD | FIRST, GOOD | SECOND), (GOOD | FIRST, EVIL | FIRST)]
+others = pytest.mark.parametrize(("first", "second"), OTHERS)
+
+
+@pytest.fixture
+async def world(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[World]:
+    world = World(tmp_path, nursery, POLICY)
+    world.vm("sys-usb")
+    world.vm("work")
+    world.vm("vault", running=False)
+    world.dom0_agent()
+    await world.start()
+    yield world
+    await world.kill()
+
+
+async def swap(world: World, device: str = "stick", **fields: Any) -> None:
+    """Another device under the same id, and a source that says so."""
+    agent = world.driver.agents["sys-usb"]
+    agent.plug(device, **fields)
+    await agent.report()
+
+
+@others
+async def test_a_device_that_is_swapped_while_the_source_is_asked_is_not_attached(
+    world: World, autojump_clock: Clock, first: dict[str, str], second: dict[str, str]
+) -> None:
+    await swap(world, **first)
+
+    async def answer_late(_params: Any) -> None:
+        await swap(world, **second)
+
+    world.driver.agents["sys-usb"].on["export.start"] = answer_late
+    with fails("failed", "could not be attached to work"):
+        await world.client.attach("work", "sys-usb:stick")
+    assert "import.start" not in world.driver.agents["work"].calls, "it never gets there"
+    world.assert_nothing_left()
+
+
+@others
+@pytest.mark.parametrize("step", ["attach.exported", "attach.imported", "attach.committed"])
+async def test_a_device_that_is_swapped_at_any_step_does_not_stay(
+    world: World,
+    autojump_clock: Clock,
+    first: dict[str, str],
+    second: dict[str, str],
+    step: str,
+) -> None:
+    await swap(world, **first)
+
+    async def reach(name: str) -> None:
+        if name == step:
+            await swap(world, **second)
+
+    world.reach = reach
+    with fails("failed", "could not be attached to work"):
+        await world.client.attach("work", "sys-usb:stick")
+    world.assert_nothing_left()
+
+
+@others
+async def test_a_changed_identity_of_what_is_lent_ends_the_attachment(
+    world: World, autojump_clock: Clock, first: dict[str, str], second: dict[str, str]
+) -> None:
+    await swap(world, **first)
+    await world.client.attach("work", "sys-usb:stick")
+    await swap(world, **first)
+    assert len(world.state.leases) == 1, "another report of the same is no change"
+    await swap(world, **second)
+    await trio.testing.wait_all_tasks_blocked()
+    world.assert_nothing_left()
+
+
+@others
+async def test_the_journal_keeps_which_device_was_granted_over_a_restart_of_the_service(
+    world: World, autojump_clock: Clock, first: dict[str, str], second: dict[str, str]
+) -> None:
+    await swap(world, **first)
+    await world.client.attach("work", "sys-usb:stick")
+    await world.restart()
+    await trio.sleep(1)
+    assert len(world.state.leases) == 1
+    await world.kill()
+    world.driver.agents["sys-usb"].plug("stick", **second)
+    await world.start()
+    await trio.sleep(60)
+    world.assert_nothing_left()
+    (ended,) = world.audit("ended")
+    assert "another" in ended["reason"]
+
+
+@others
+async def test_an_agent_that_comes_back_with_another_device_does_not_keep_the_attachment(
+    world: World, autojump_clock: Clock, first: dict[str, str], second: dict[str, str]
+) -> None:
+    await swap(world, **first)
+    await world.client.attach("work", "sys-usb:stick")
+    agent = world.driver.agents["sys-usb"]
+    assert agent.peer is not None
+    agent.plug("stick", **second)
+    agent.peer.close()
+    await trio.sleep(60)
+    world.assert_nothing_left()
+
+
+async def test_an_export_of_another_device_is_not_the_journals(
+    world: World, autojump_clock: Clock
+) -> None:
+    await swap(world, **GOOD, **FIRST)
+    await world.client.attach("work", "sys-usb:stick")
+    await world.kill()
+    (export,) = world.driver.agents["sys-usb"].exports.values()
+    export.update(SECOND)
+    await world.start()
+    await trio.sleep(60)
+    world.assert_nothing_left()
+
+
+@others
+async def test_a_start_does_not_bring_up_a_device_that_was_swapped_meanwhile(
+    world: World, autojump_clock: Clock, first: dict[str, str], second: dict[str, str]
+) -> None:
+    await swap(world, **first)
+    await world.client.attach("vault", "sys-usb:stick", persistent=True)
+
+    async def reach(name: str) -> None:
+        if name == "start.started":
+            await swap(world, **second)
+
+    world.reach = reach
+    with fails("failed", "vault was stopped again"):
+        await world.client.call("vm.start", vm="vault")
+    world.assert_nothing_left()
+
+
+async def test_a_yes_is_for_the_device_that_was_asked_about_and_not_for_its_look_alike(
+    world: World, autojump_clock: Clock
+) -> None:
+    """A file that was removed and made anew while dom0's user thought: all but one thing is as it
+    was, and the source says which."""
+    await swap(world, "asked", **GOOD, **FIRST)
+
+    async def think(_params: Any) -> Any:
+        await swap(world, "asked", **GOOD, **SECOND)
+        return yes("work")
+
+    async with world.client.prompter(think):
+        with fails("denied", "it is another device now than the one"):
+            await world.client.attach("work", "sys-usb:asked")
+    world.assert_nothing_left()
+
+
+async def test_the_source_is_told_which_one_was_decided_about(
+    world: World, autojump_clock: Clock
+) -> None:
+    told = []
+
+    async def note(params: dict[str, Any]) -> None:
+        told.append(params["instance"])
+
+    world.driver.agents["sys-usb"].on["export.start"] = note
+    await swap(world, **GOOD, **FIRST)
+    await world.client.attach("work", "sys-usb:stick")
+    assert told == ["life-1"]
+
+
+async def test_who_formats_a_borrowed_disk_keeps_it(world: World, autojump_clock: Clock) -> None:
+    """The same disk has another file system's UUID then."""
+    await swap(world, identity="::4ef6-5884", **FIRST)
+    await world.client.attach("work", "sys-usb:stick")
+    await swap(world, identity="::0000-0001", **FIRST)
+    await trio.testing.wait_all_tasks_blocked()
+    (lease,) = world.state.leases
+    device = world.state.registry.get(lease.key)
+    assert device is not None and broken_by(lease, device) is None
+    # Where the source cannot tell instances apart, it may be another disk.
+    await swap(world, identity="::0000-0002")
+    await trio.testing.wait_all_tasks_blocked()
+    world.assert_nothing_left()
+
+
+async def test_no_grant_ends_because_its_source_cannot_tell_just_now_what_the_device_is(
+    world: World, autojump_clock: Clock
+) -> None:
+    await swap(world, **GOOD, **FIRST)
+    await world.client.attach("work", "sys-usb:stick")
+    for unclear in ({"identity": ""} | FIRST, {"identity": "", "instance": ""}):
+        await swap(world, **unclear, stale="I/O error")
+        await trio.testing.wait_all_tasks_blocked()
+        (lease,) = world.state.leases
+        device = world.state.registry.get(lease.key)
+        assert device is not None and broken_by(lease, device) is None
+    await swap(world, **GOOD, **FIRST)
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(list(world.state.leases)) == 1
+
+
+@pytest.mark.parametrize("then", [GOOD | SECOND | {"stale": "I/O error"}, EVIL | FIRST])
+async def test_a_grant_ends_as_soon_as_its_source_says_that_it_is_another_device(
+    world: World, autojump_clock: Clock, then: dict[str, str]
+) -> None:
+    await swap(world, **GOOD, **FIRST)
+    await world.client.attach("work", "sys-usb:stick")
+    await swap(world, identity="", stale="I/O error", **FIRST)
+    await swap(world, **then)
+    await trio.testing.wait_all_tasks_blocked()
+    world.assert_nothing_left()
