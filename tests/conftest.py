@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import signal
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from hypothesis import HealthCheck, settings
 # How fast the machine is just now says nothing about the code.
 settings.register_profile("timeless", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("timeless")
+
+
+# A shell starts what is in its background with SIGINT ignored, and programs hand that on; Ctrl-C is
+# among what is tested. (A handler, unlike that, ends at the next execve.)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run_strictly(*arguments: Any, **options: Any) -> Any:

@@ -23,6 +23,7 @@ from pedos_dom0.local.bringup import (
     bring_up,
     read_lock,
     service,
+    tail,
 )
 from pedos_dom0.local.config import Config, VmConfig
 from pedos_dom0.local.layout import LOG_KEEP, Layout, sweep
@@ -263,3 +264,8 @@ async def test_a_service_that_refuses_to_serve_is_heard_why(layout: Layout) -> N
             async with service(layout) as dom0:
                 await dom0.call("vm.list", {}, timeout=PATIENCE)
         nursery.cancel_scope.cancel()
+
+
+def test_a_log_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    assert tail(tmp_path / "none.log", 0) == ""
+    assert tail(tmp_path, 0) == f"\n  ({tmp_path}: Is a directory)"

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pedos_dom0.local.follow import CHUNK, Follower
 
+from tests.failing_calls import each_call_failing
+
 
 def follow(path: Path) -> tuple[Follower, list[str]]:
     shown: list[str] = []
@@ -54,3 +56,16 @@ def test_a_line_without_an_end_is_not_held_back_for_ever(tmp_path: Path) -> None
     append(log, "x" * (2 * CHUNK))
     look(follower)
     assert shown == ["x" * (2 * CHUNK) + "\n"]
+
+
+def test_a_log_that_cannot_be_looked_at_is_not_shown_again(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    follower, shown = follow(log)
+    append(log, "one\n")
+    look(follower)
+    for failing in each_call_failing(lambda: look(follower)):
+        with failing:
+            look(follower)
+    append(log, "two\n")
+    look(follower)
+    assert shown == ["one\n", "two\n"]

@@ -27,7 +27,7 @@ from pedos_dom0.local.config import Config
 from pedos_dom0.local.layout import Layout, sweep
 from pedos_dom0.local.machine import Machine, Programs
 from pedos_dom0.local.supervise import Program, Supervisor
-from pedos_dom0.local.words import in_words, too_few_descriptors, with_hint
+from pedos_dom0.local.words import in_words, too_few_descriptors, what_is_wrong, with_hint
 
 logger = logging.getLogger(__name__)
 
@@ -308,8 +308,10 @@ def tail(log: Path, start: int) -> str:
     """The last lines of a log from byte `start` on, indented, to be appended to a message."""
     try:
         text = log.read_bytes()[start:].decode("utf-8", "replace")
-    except OSError:
+    except FileNotFoundError:
         return ""
+    except OSError as error:
+        return f"\n  ({what_is_wrong(error)})"
     lines = text.removesuffix("\n").split("\n")[-TAIL_LINES:] if text else []
     return "".join(f"\n  {log.name}: {escaped_text(line)}" for line in lines)
 

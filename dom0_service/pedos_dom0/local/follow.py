@@ -29,6 +29,7 @@ class Follower:
         self._path = path
         self._show = show
         self._rest = b""
+        self._offset = 0
         self._offset = self._size()
 
     async def run(self) -> None:
@@ -65,5 +66,7 @@ class Follower:
     def _size(self) -> int:
         try:
             return self._path.stat().st_size
-        except OSError:
+        except FileNotFoundError:
             return 0
+        except OSError:
+            return self._offset  # it cannot be told: not emptied, and nothing new for now
