@@ -65,7 +65,7 @@ async def test_a_dom0_that_is_slow_to_take_a_report_is_told_again_and_costs_no_a
         await never.wait()
 
     with trio.fail_after(SECONDS):
-        source.peer._handlers = {**source.peer._handlers, "agent.report": take}
+        source.peer._server.handlers = {**source.peer._server.handlers, "agent.report": take}
         pair.disk.with_name("another.img").write_bytes(bytes(SIZE))
         await enough.wait()
     assert source.peer.is_open

@@ -17,7 +17,7 @@ from pedos_agent import borrowed, mounts
 from pedos_agent.mounts import is_mounted
 from pedos_protocol.errors import CallError
 from pedos_protocol.events import Notice, Request
-from pedos_vchan.peer import CANCELLED
+from pedos_vchan.session import CANCELLED
 
 from .conftest import ATTACHMENT, FakeDom0, Pair, needs_fuse
 
@@ -27,8 +27,8 @@ ID = 1 << 31  # no call of dom0's has it
 def say(dom0: FakeDom0, *events: Request | Notice) -> None:
     """At once, before anything is read."""
     for event in events:
-        dom0.peer._post(event)
-    dom0.peer._outbox._write_now()
+        dom0.peer._session.post(event)
+    dom0.peer._session.outbox._write_now()
 
 
 async def answered(dom0: FakeDom0) -> None:

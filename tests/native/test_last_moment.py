@@ -11,7 +11,8 @@ import trio.testing
 from pedos_protocol.connection import PENDING_MAX
 from pedos_protocol.errors import CallError
 from pedos_protocol.events import Answer, ErrorAnswer, NeedData, Notice, Request
-from pedos_vchan.peer import CANCELLED, Peer
+from pedos_vchan.peer import Peer
+from pedos_vchan.session import CANCELLED
 from pedos_vchan.stream import TURN_SIZE
 
 from .test_turn_hazards import Puppet
@@ -24,10 +25,10 @@ ENDS = ("cancel", "deadline", "close")
 
 def read(peer: Peer, data: bytes) -> None:
     """What the reader does with bytes that came, before any other task runs."""
-    peer._receive(data)
+    peer._inbox.receive(data)
     while not isinstance(event := peer._connection.next_event(), NeedData):
         assert isinstance(event, Answer | ErrorAnswer)
-        peer._take_answer(event)
+        peer._caller.take_answer(event)
 
 
 @pytest.mark.parametrize("in_place", [False, True], ids=["waits", "stands in for the reader"])
@@ -68,7 +69,7 @@ async def test_an_answer_that_has_come_is_its_callers_whatever_else_happens_then
         await trio.testing.wait_all_tasks_blocked()
         assert (one._substituted == 1) is in_place
         answer = puppet.frame(Answer(request.id, {"is": "done"}))
-        (waiter,) = client._waiters.values()
+        (waiter,) = client._caller._waiters.values()
         steps = {
             "answer": lambda: read(client, answer),
             "cancel": scope.cancel,
@@ -79,7 +80,7 @@ async def test_an_answer_that_has_come_is_its_callers_whatever_else_happens_then
             steps[step]()
         await trio.testing.wait_all_tasks_blocked()
         assert got == [{"is": "done"}]
-        assert client._free_slots == PENDING_MAX
+        assert client._caller._free_slots == PENDING_MAX
         if "close" not in order:
             assert other.turn(b"") == (0, None)  # and nothing was taken back
         client.close()
@@ -101,7 +102,7 @@ async def test_a_caller_that_is_cancelled_before_the_answer_has_it_taken_back(
         assert await puppet.hear() == Notice(CANCELLED, {"id": request.id})
         await other.send_all(puppet.frame(Answer(request.id, {})))  # too late, and frees its place
         await trio.testing.wait_all_tasks_blocked()
-        assert client._free_slots == PENDING_MAX
+        assert client._caller._free_slots == PENDING_MAX
         client.close()
 
 
@@ -181,7 +182,7 @@ async def test_without_an_answer_the_first_end_is_told(pairs: Pairs) -> None:
         await puppet.meet()
         nursery.start_soon(call)
         await puppet.hear_request()
-        (waiter,) = client._waiters.values()
+        (waiter,) = client._caller._waiters.values()
         waiter.expire()
         client.close()
     assert told == ["timeout"]

@@ -12,7 +12,8 @@ import trio
 import trio.testing
 from pedos_protocol.connection import PENDING_MAX
 from pedos_protocol.errors import CallError
-from pedos_vchan.peer import OUT_MAX, Peer
+from pedos_vchan.peer import Peer
+from pedos_vchan.session import OUT_MAX
 from pedos_vchan.stream import TURN_SIZE, VchanStream
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ async def test_a_handler_keeps_its_task_and_its_deadline_from_its_first_step_on(
             await trio.lowlevel.checkpoint()
             return {"s": trio.current_effective_deadline() - trio.current_time()}
 
-        client._handlers = {**HANDLERS, "test.remaining": remaining}
+        client._server.handlers = {**HANDLERS, "test.remaining": remaining}
         for waits in (False, True):
             result = await client.call("test.curious", {"waits": waits}, timeout=20)
             assert 15 < result["s"] <= 20.01

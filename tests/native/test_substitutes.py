@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from pedos_protocol.errors import CallError
 from pedos_protocol.events import Answer
-from pedos_vchan import peer as peer_module
+from pedos_vchan import inbox
 from pedos_vchan._native import ffi, lib
 from pedos_vchan.peer import Peer
 
@@ -141,7 +141,7 @@ async def test_a_caller_that_stands_in_for_the_reader_twice_ends_in_time(
 ) -> None:
     """A stands in for the reader. The reader is woken all the same, as it is for a sender when the
     other side reads a little, and takes the answers of both. B calls again before A has run."""
-    monkeypatch.setattr(peer_module, "TURN_SECONDS", 60)  # the reader takes both in one go
+    monkeypatch.setattr(inbox, "TURN_SECONDS", 60)  # the reader takes both in one go
     one, other = await pairs.streams()
     puppet = Puppet(other)
     client = Peer(one, program="client 1", handlers={})
@@ -200,7 +200,7 @@ async def test_a_caller_that_stands_in_for_the_reader_twice_ends_in_time(
             if ends_by == "close":
                 client.close()
             else:
-                (waiter,) = client._waiters.values()
+                (waiter,) = client._caller._waiters.values()
                 waiter.expire()  # as the sweeper does when its time has come
             while len(said) < 2:
                 await trio.lowlevel.checkpoint()
@@ -212,6 +212,6 @@ async def test_a_caller_that_stands_in_for_the_reader_twice_ends_in_time(
 def _task_in_wait(stream: VchanStream, peer: Peer) -> trio.lowlevel.Task:
     """The reader's task: the only one that waits for news of `stream`."""
     assert stream._led
-    assert peer._reader_waits
-    assert peer._nursery is not None
-    return peer._nursery.parent_task
+    assert peer._inbox.reader_waits
+    assert peer._session._nursery is not None
+    return peer._session._nursery.parent_task

@@ -14,9 +14,10 @@ from pedos_protocol.connection import PENDING_MAX, VERSIONS, Connection
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.events import Answer, Event, Hello, NeedData, Notice, Request
 from pedos_vchan._native import lib
-from pedos_vchan.calls import GOING_ON_AT_ONCE
 from pedos_vchan.event_loop import FLUSHES_AT_ONCE, Flusher
-from pedos_vchan.peer import OUT_MAX, Peer
+from pedos_vchan.first_step import GOING_ON_AT_ONCE
+from pedos_vchan.peer import Peer
+from pedos_vchan.session import OUT_MAX
 
 from tests.patience import PATIENCE
 
@@ -229,10 +230,11 @@ async def test_what_waits_for_a_peer_that_does_not_read_is_bounded(pairs: Pairs)
         nursery.start_soon(run)
         await puppet.meet()
         await trio.testing.wait_all_tasks_blocked()
-        while not server._ended:
+        while not server._session.ended:
             await server.notify("test.any", {"x": bytes(9000)})
-            most = max(most, server._outbox.size)
-            assert server._outbox._waiting_size == sum(map(len, server._outbox._waiting))
+            outbox = server._session.outbox
+            most = max(most, outbox.size)
+            assert outbox._waiting_size == sum(map(len, outbox._waiting))
     assert OUT_MAX - 10_000 < most <= OUT_MAX
 
 
@@ -266,7 +268,7 @@ async def test_a_call_may_be_cancelled_at_each_of_its_steps(pairs: Pairs) -> Non
                 finished += 1
             trio.lowlevel.remove_instrument(cancel)
             assert await server.call("test.echo", {"n": steps}, timeout=5) == {"n": steps}
-        assert not client._waiters
+        assert not client._caller._waiters
         client.close()
     assert 0 < finished < 29
 

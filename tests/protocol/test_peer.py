@@ -15,9 +15,10 @@ from pedos_protocol import codec
 from pedos_protocol.connection import PENDING_MAX, Connection
 from pedos_protocol.errors import CallError, LocalProtocolError, RemoteProtocolError
 from pedos_protocol.events import Answer, ErrorAnswer, Event, Hello, NeedData, Notice, Request
-from pedos_vchan import peer as peer_module
 from pedos_vchan import quota
 from pedos_vchan.peer import Peer, open_peer
+from pedos_vchan.reading import HELLO_TIMEOUT
+from pedos_vchan.session import CANCELLED
 from pedos_vchan.unix import connect_unix, listen_unix
 
 from tests.patience import PATIENCE
@@ -328,8 +329,8 @@ async def test_a_word_of_cancelling_that_makes_no_sense_does_nothing(
             nursery.start_soon(call)
             await trio.testing.wait_all_tasks_blocked()
             for untrusted_id in (0, 2, -1, 1.0, True, None, [1], {"id": 1}, "1", 2**64 - 1):
-                await client.notify(peer_module.CANCELLED, {"id": untrusted_id})
-            await client.notify(peer_module.CANCELLED, {})
+                await client.notify(CANCELLED, {"id": untrusted_id})
+            await client.notify(CANCELLED, {})
 
 
 async def test_what_a_handlers_nursery_raises_at_the_deadline_fails_that_request_alone(
@@ -381,7 +382,7 @@ async def test_the_other_side_is_told_that_its_callers_time_is_up(
         await expect_timeout(peer, 20)
         request = await raw.hear()
         assert isinstance(request, Request)
-        assert await raw.hear() == Notice(peer_module.CANCELLED, {"id": request.id})
+        assert await raw.hear() == Notice(CANCELLED, {"id": request.id})
 
 
 async def test_a_handler_that_catches_up_is_not_begun_for_a_caller_that_has_given_up() -> None:
@@ -398,7 +399,7 @@ async def test_a_handler_that_catches_up_is_not_begun_for_a_caller_that_has_give
             raw.connection.send(Request(number, "test.change", {"n": number}, 1000))
             for number in range(3)
         ]
-        taken_back = raw.connection.send(Notice(peer_module.CANCELLED, {"id": 1}))
+        taken_back = raw.connection.send(Notice(CANCELLED, {"id": 1}))
         await raw.stream.send_all(b"".join([*frames, taken_back]))
         answers = [await raw.hear() for _ in frames]
         assert sorted(done) == [0, 2]
@@ -423,7 +424,7 @@ async def test_an_answer_that_comes_too_late_is_passed_over_and_frees_its_place(
             requests.append(event)
         told = [await raw.hear() for _ in range(PENDING_MAX)]
         for request in requests:
-            assert Notice(peer_module.CANCELLED, {"id": request.id}) in told
+            assert Notice(CANCELLED, {"id": request.id}) in told
         await expect_timeout(peer, 5)  # no place is free
         await raw.say(Answer(requests[3].id, {"late": True}))
 
@@ -538,7 +539,7 @@ async def test_no_hello(autojump_clock: trio.testing.MockClock) -> None:
     start = trio.current_time()
     async with against_raw(RemoteProtocolError, "no hello came within 5 s"):
         pass
-    assert trio.current_time() - start == pytest.approx(peer_module.HELLO_TIMEOUT)
+    assert trio.current_time() - start == pytest.approx(HELLO_TIMEOUT)
 
 
 async def test_a_hello_byte_by_byte_that_takes_too_long(

@@ -13,7 +13,7 @@ from .test_peer import HANDLERS, Params, Peer, against_raw
 
 @pytest.fixture(autouse=True)
 def new_throttle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pedos_vchan.peer.throttle", Throttle())
+    monkeypatch.setattr("pedos_vchan.serving.throttle", Throttle())
 
 
 async def test_a_request_in_the_shape_of_a_notice_is_neither_done_nor_logged(

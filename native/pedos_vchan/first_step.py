@@ -1,4 +1,4 @@
-"""What a `Peer` needs to wait and to serve cheaply: waiters and first steps."""
+"""Handlers that run without a task of their own until they first have to wait."""
 
 from __future__ import annotations
 
@@ -11,65 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 if TYPE_CHECKING:
-    from pedos_protocol.events import Answer, ErrorAnswer
-
     from .event_loop import Flusher
-    from .stream import VchanStream
 
 T = TypeVar("T")
-
-
-class Waiter:
-    """A call of ours that waits for its answer until `deadline` (of trio's clock)."""
-
-    __slots__ = ("_task", "answer", "deadline", "in_place_of", "is_settled", "timed_out")
-
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-        self.is_settled = False
-        self.timed_out = False
-        self.answer: Answer | ErrorAnswer | None = None  # None when settled: none came in time
-        self.in_place_of: VchanStream | None = None  # whose reader the caller stands in for
-        self._task: trio.lowlevel.Task | None = None
-
-    def settle(self, answer: Answer | ErrorAnswer | None) -> None:
-        """Ends the waiting. An answer counts until the caller has looked, even after a time-out:
-        what it tells of is done, and its caller must not take it for undone."""
-        self.answer = self.answer or answer
-        if not self.is_settled:
-            self.is_settled = True
-            task, self._task = self._task, None
-            if task is not None:
-                trio.lowlevel.reschedule(task)
-            elif self.in_place_of is not None:
-                self.in_place_of.wake_substitute()
-
-    def expire(self) -> None:
-        """Ends the waiting because the deadline has come."""
-        self.timed_out = True
-        self.settle(None)
-
-    async def wait(self) -> None:
-        """Returns once settled; lets other tasks run in any case. Cancelled only if it is not."""
-        if self.is_settled:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            return
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._task = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        # As trio.Event does, without making an event and a queue for each call.
-        self._task = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(abort)
-
-    async def wait_in_place(self, stream: VchanStream) -> None:
-        """Waits for news of `stream` instead of its reader, or to be settled."""
-        self.in_place_of = stream
-        try:
-            await stream.wait_instead()
-        finally:
-            self.in_place_of = None
 
 
 class _FirstStep(threading.local):

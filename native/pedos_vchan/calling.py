@@ -1,0 +1,175 @@
+"""Requests of ours to one peer, and who waits for their answers."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import TYPE_CHECKING, Any
+
+import trio
+from pedos_protocol.connection import PENDING_MAX
+from pedos_protocol.errors import CallError, LocalProtocolError
+from pedos_protocol.events import (
+    DEADLINE_MS_MAX,
+    Answer,
+    ErrorAnswer,
+    Notice,
+    Request,
+)
+from pedos_protocol.words import unanswered
+
+from .first_step import effective_deadline
+from .session import CANCELLED
+from .waiter import Waiter
+
+if TYPE_CHECKING:
+    from .inbox import Inbox
+    from .session import Session
+
+Params = dict[str, Any]
+
+
+class Caller:
+    """Calls the peer at the other end of `session`; `inbox` is where its answers come in."""
+
+    def __init__(self, session: Session, inbox: Inbox) -> None:
+        self._session = session
+        self._inbox = inbox
+        self._turns = session.turns
+        self._outbox = session.outbox
+        self._connection = session.connection
+        self._sweeper = session.loop.sweeper
+        self._last_caller = 0  # the id() of its task; that of an ended one may come back, no matter
+        self._last_id = 0
+        self._free_slots = PENDING_MAX
+        self._slots = trio.lowlevel.ParkingLot()  # who waits for one to become free
+        self._waiters: dict[int, Waiter] = {}
+        session.at_end(self._free)
+
+    async def call(self, method: str, params: Params, *, timeout: float) -> Params:
+        """Calls `method` and returns its result.
+
+        `timeout` is in seconds, at most 1200; an earlier deadline of the caller's own counts, and
+        the other side is told, also when it has passed or the caller is cancelled. CallError if it
+        answers with an error, `timeout` if it does not answer in time, `unavailable` if the
+        connection ends first. Waits while 128 others wait. LocalProtocolError if the request cannot
+        be sent.
+
+        An answer that has come is returned, also to a caller whose time is up or that is cancelled
+        in the same moment: a caller that gets no answer may undo what was done for it.
+        """
+        if not 0 < timeout <= DEADLINE_MS_MAX / 1000:
+            raise ValueError(
+                f"a time-out of {timeout} s is not within 0 to {DEADLINE_MS_MAX / 1000:g} s"
+            )
+        await trio.lowlevel.checkpoint_if_cancelled()  # who is cancelled already asks for nothing
+        now = trio.current_time()
+        waiter = Waiter(now + timeout)
+        if self._free_slots > 0 and not self._session.ended:
+            self._free_slots -= 1
+        else:
+            await self._take_slot(waiter)
+            now = trio.current_time()
+        if not waiter.timed_out:
+            call_id = self._start(method, params, waiter, now)
+            try:
+                await self._until_settled(waiter)
+            except trio.Cancelled:
+                if waiter.answer is None:
+                    self._say_cancelled(call_id)
+                    raise
+                # else the caller hears of the cancellation at its next checkpoint
+            finally:
+                self._waiters.pop(call_id, None)
+                self._sweeper.forget(waiter)
+            if waiter.timed_out and waiter.answer is None:
+                self._say_cancelled(call_id)
+        answer = waiter.answer
+        if answer is None:
+            if waiter.timed_out:
+                raise CallError("timeout", unanswered(method, timeout))
+            raise self._unavailable()
+        if isinstance(answer, ErrorAnswer):
+            raise CallError(answer.code, answer.message, answer.data)
+        return answer.result
+
+    def take_answer(self, answer: Answer | ErrorAnswer) -> None:
+        """Gives it to its caller."""
+        self._free_slot()
+        waiter = self._waiters.pop(answer.id, None)
+        if waiter is not None:  # otherwise its caller has given up
+            waiter.settle(answer)
+
+    def _free(self) -> None:
+        """The connection has ended: no answer comes any more."""
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters.values():
+            waiter.settle(None)
+        self._slots.unpark_all()
+
+    def _say_cancelled(self, call_id: int) -> None:
+        """The other side knows the deadline, but not that the caller has given up before; nor that
+        it has passed, if that side was paused."""
+        if self._connection.is_in_flight(call_id):
+            with contextlib.suppress(LocalProtocolError):
+                self._session.post(Notice(CANCELLED, {"id": call_id}))
+            self._outbox.flush()
+
+    def _unavailable(self) -> CallError:
+        whom = f" to {self._session.name}" if self._session.name else ""
+        return CallError("unavailable", f"the connection{whom} has ended")
+
+    async def _take_slot(self, waiter: Waiter) -> None:
+        """Waits for one of the places for requests in flight, or the waiter times out. A place is
+        given back by the answer, even if that comes too late for its caller: the other side counts
+        the request until then."""
+        if not self._session.ended:
+            with trio.CancelScope(deadline=waiter.deadline) as scope:
+                await self._slots.park()
+            waiter.timed_out = scope.cancelled_caught
+        if self._session.ended:
+            raise self._unavailable()
+
+    def _free_slot(self) -> None:
+        if self._slots:
+            self._slots.unpark()  # handed over directly, so no later call overtakes one that waits
+        else:
+            self._free_slots += 1
+
+    def _start(self, method: str, params: Params, waiter: Waiter, now: float) -> int:
+        remaining = min(waiter.deadline, effective_deadline()) - now
+        deadline_ms = max(1, min(DEADLINE_MS_MAX, math.ceil(max(remaining, 0) * 1000)))
+        call_id = self._last_id
+        while True:  # an id may still be in use only after 2^32 others, or never
+            call_id = (call_id + 1) & 0xFFFFFFFF
+            if not self._connection.is_in_flight(call_id):
+                break
+        try:
+            self._session.post(Request(call_id, method, params, deadline_ms))
+        except BaseException:
+            self._free_slot()
+            raise
+        self._last_id = call_id
+        self._waiters[call_id] = waiter
+        self._sweeper.watch(waiter)
+        return call_id
+
+    async def _until_settled(self, waiter: Waiter) -> None:
+        """Waits for the answer. A caller that is alone reads itself: nothing is handed from task to
+        task then. Several leave the reading to the reader, and their writing to the writer, which
+        writes what they all said at once."""
+        turns, inbox = self._turns, self._inbox
+        task = id(trio.lowlevel.current_task())
+        same, self._last_caller = task == self._last_caller, task
+        if turns is not None and same and len(self._waiters) == 1 and inbox.may_stand_in():
+            inbox.read_answers(turns, self.take_answer)
+            while inbox.may_stand_in() and not waiter.is_settled:
+                try:
+                    await waiter.wait_in_place(turns)
+                except trio.ClosedResourceError:
+                    break  # the reader finds it, too, and settles all that wait
+                if inbox.may_stand_in():
+                    inbox.read_answers(turns, self.take_answer)
+        else:
+            self._outbox.flush()
+        await waiter.wait()

@@ -1,0 +1,140 @@
+"""What comes in from one peer, and which task reads it.
+
+A channel is read in turns, which also write: by the reader's task, or by a caller that stands in
+for it and so finds its own answer. Other streams are read by the reader alone.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import trio
+from pedos_protocol.errors import RemoteProtocolError
+from pedos_protocol.events import Answer, ErrorAnswer, Event, NeedData
+
+from .quota import BYTES_PER_FRAME
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .quota import Quota
+    from .session import Session
+    from .stream import VchanStream
+
+#: Seconds that a peer is served in one go before other tasks get their turn: about what two short
+#: calls take, so that one VM which floods us does not make the others wait longer than that.
+TURN_SECONDS = 0.0001
+
+#: Bytes asked for at once: a control channel's ring.
+RECEIVE_SIZE = 65536
+
+
+class Inbox:
+    """Events of one connection, in the order in which they come; `quota` is what may come."""
+
+    def __init__(self, session: Session, quota: Quota) -> None:
+        self._session = session
+        self._quota = quota
+        self._turns = session.turns
+        self._outbox = session.outbox
+        self._connection = session.connection
+        self.turn_end = 0.0  # of time.perf_counter(): then others get their turn
+        self.reader_waits = False  # the reader is in `wait`, so its place can be taken
+        self._behind = trio.lowlevel.ParkingLot()  # who waits until it has read what has come
+        self._unread: Event | None = None  # what one who took its place has left for it
+        self._is_piece = False  # what came last completed no frame
+        session.at_end(self._free)
+
+    async def next_event(self) -> Event:
+        """The next event, for the reader. RemoteProtocolError, and what the stream raises."""
+        while True:
+            event = self._unread or self._connection.next_event()
+            self._unread = None
+            if not isinstance(event, NeedData):
+                self._is_piece = False
+                return event
+            if self._turns is None:
+                self._outbox.flush()
+                self._has_caught_up()
+                received = bytes(await self._session.stream.receive_some(RECEIVE_SIZE))
+                self.reader_waits = False
+                self.receive(received)
+                continue
+            if self._is_piece and time.perf_counter() > self.turn_end:
+                await self.let_others_run()  # a frame may come byte by byte, as fast as we look
+            while (data := self._outbox.turn(self._turns)) is None:
+                self._has_caught_up()
+                try:
+                    await self._turns.wait()
+                finally:
+                    self.reader_waits = False
+                    self.turn_end = time.perf_counter() + TURN_SECONDS
+                if self._unread is not None:
+                    break
+            else:
+                self.receive(data)
+
+    def receive(self, data: bytes) -> None:
+        """Takes bytes that came, at their price. RemoteProtocolError."""
+        # A piece that completes nothing woke us for nothing: it costs as much as a frame, or a
+        # frame that comes byte by byte would be 65,536 wake-ups for the price of 256 frames.
+        self._quota.spend(len(data) / BYTES_PER_FRAME + self._is_piece)
+        self._is_piece = True
+        self._connection.receive_data(data)
+
+    async def let_others_run(self) -> None:
+        """Begins another `turn_end`, after all tasks that can run now have run."""
+        await trio.lowlevel.checkpoint()
+        self.turn_end = time.perf_counter() + TURN_SECONDS
+
+    async def caught_up(self) -> None:
+        """Returns when all that has come is read; on a stream that is no channel, all that came
+        with the last bytes that were received."""
+        if self.reader_waits and self._turns is not None:
+            self.reader_waits = False
+            self._turns.wake()
+        if self.reader_waits or self._session.ended:
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._behind.park()
+
+    def _has_caught_up(self) -> None:
+        self.reader_waits = True
+        if self._behind:
+            self._behind.unpark_all()
+
+    def _free(self) -> None:
+        self._behind.unpark_all()
+
+    # In the reader's place
+
+    def may_stand_in(self) -> bool:
+        """Whether a caller may wait and read on the channel instead of the reader now."""
+        return self.reader_waits and not self._session.ended
+
+    def read_answers(
+        self, turns: VchanStream, take: Callable[[Answer | ErrorAnswer], None]
+    ) -> None:
+        """A turn in the reader's place: `take` gets the answers. All else is left for the reader
+        itself."""
+        try:
+            data = self._outbox.turn(turns)
+            if data is None:
+                return
+            if data:
+                is_armed = turns.is_armed()
+                self.receive(data)
+                while isinstance(event := self._connection.next_event(), (Answer, ErrorAnswer)):
+                    self._is_piece = False
+                    take(event)
+                if not isinstance(event, NeedData):
+                    self._unread = event
+                elif is_armed:
+                    return
+        except RemoteProtocolError as error:
+            self._session.fail(error)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # as is an end: the reader finds it, too
+        self.reader_waits = False
+        turns.wake()

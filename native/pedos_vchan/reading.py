@@ -1,0 +1,92 @@
+"""The tasks that read from one peer: each event goes to where it is served."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import trio
+from pedos_protocol.errors import CallError, RemoteProtocolError
+from pedos_protocol.events import Answer, Closed, ErrorAnswer, Notice, Request
+
+if TYPE_CHECKING:
+    from .calling import Caller
+    from .inbox import Inbox
+    from .quota import Quota
+    from .serving import Server
+    from .session import Session
+
+P = TypeVar("P")
+
+#: Seconds within which the other side has to say hello: a VM that boots is slow, and one that
+#: never speaks must not hold a place for ever.
+HELLO_TIMEOUT = 5
+
+
+class Reader(Generic[P]):
+    """Takes events out of `inbox`: answers are the caller's, all else costs `quota` and is the
+    server's."""
+
+    def __init__(
+        self, session: Session, inbox: Inbox, quota: Quota, caller: Caller, server: Server[P]
+    ) -> None:
+        self._session = session
+        self._inbox = inbox
+        self._quota = quota
+        self._caller = caller
+        self._server = server
+
+    async def greet(self) -> None:
+        """Reads the other side's hello. RemoteProtocolError, trio.BrokenResourceError."""
+        with trio.move_on_after(HELLO_TIMEOUT) as scope:
+            event = await self._inbox.next_event()
+        if scope.cancelled_caught:
+            raise RemoteProtocolError(f"no hello came within {HELLO_TIMEOUT} s")
+        if isinstance(event, Closed):
+            raise trio.BrokenResourceError("the other side ended before its hello")
+
+    async def read(self, peer: P, nursery: trio.Nursery) -> None:
+        """Reads, and serves what need not wait. With the first handler that has to, the task is
+        that handler's and another one, in `nursery`, reads: so all that a handler opens stays in
+        one task. `peer` is what handlers are given."""
+        inbox, server = self._inbox, self._server
+        request: Request | None = None  # whose handler has this task
+        try:
+            with trio.CancelScope() as scope:  # without a deadline as long as it reads
+                while not isinstance(event := await inbox.next_event(), Closed):
+                    if time.perf_counter() > inbox.turn_end:
+                        await inbox.let_others_run()
+                    if isinstance(event, Request):
+                        self._quota.spend(1)
+                        begun = server.begin(peer, event)
+                        if begun is not None:
+                            request = event
+                            scope.deadline = trio.current_time() + request.deadline_ms / 1000
+                            nursery.start_soon(self.read, peer, nursery)
+                            server.answer(request, await server.finish(request, scope, begun))
+                            break
+                    elif isinstance(event, (Answer, ErrorAnswer)):
+                        self._caller.take_answer(event)
+                    elif isinstance(event, Notice):
+                        self._quota.spend(1)
+                        await server.take_notice(peer, event)
+            if scope.cancelled_caught and request is not None:
+                late = trio.current_time() >= scope.deadline
+                why = f"not done within {request.deadline_ms / 1000:g} s" if late else "cancelled"
+                raise CallError("timeout", f"{request.method} was {why}")
+        except Exception as error:
+            if request is not None:
+                server.answer_error(request, error)
+            else:
+                self._stop(error)
+        if request is None:
+            self._session.close()
+        else:
+            self._session.outbox.flush()
+
+    def _stop(self, error: Exception) -> None:
+        if isinstance(error, (RemoteProtocolError, trio.BrokenResourceError)):
+            self._session.fail(error)
+        elif not isinstance(error, trio.ClosedResourceError):
+            raise error
+        # else the stream was closed on this side: as good as close()

@@ -1,0 +1,139 @@
+"""Requests and notices of one peer, and the handlers that serve them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pedos_protocol.errors import CallError, LocalProtocolError
+from pedos_protocol.events import (
+    ERROR_MESSAGE_MAX,
+    Answer,
+    ErrorAnswer,
+    Notice,
+    Request,
+    know_methods,
+)
+from pedos_protocol.names import shown
+from pedos_protocol.words import request_to
+
+from .first_step import Gate, first_step, rest
+from .session import CANCELLED
+from .throttle import throttle
+
+if TYPE_CHECKING:
+    import trio
+
+    from .session import Session
+
+P = TypeVar("P")  # the peer, which a handler is given with what it asks for
+Params = dict[str, Any]
+Work = Coroutine[Any, Any, Params | None]
+Begun = tuple[Work, object]  # a handler after its first step
+
+log = logging.getLogger(__name__)
+
+
+class Server(Generic[P]):
+    """Serves the peer at the other end of `session`; see `Peer` for the tables."""
+
+    def __init__(
+        self,
+        session: Session,
+        handlers: Mapping[str, Callable[[P, Params], Work]],
+        notices: Mapping[str, Callable[[P, Params], Work]] | None,
+        default_handler: Callable[[P, str, Params], Work] | None,
+    ) -> None:
+        self._session = session
+        self.handlers = handlers
+        self._notices = handlers if notices is None else notices
+        know_methods(handlers)
+        know_methods(self._notices)
+        self._default_handler = default_handler
+        self._serving: dict[int, trio.CancelScope] = {}  # their requests whose handlers wait
+        self._gate = Gate(session.loop.flusher)
+
+    def begin(self, peer: P, request: Request) -> Begun | None:
+        """Runs the handler as far as it comes; None if it is answered already."""
+        try:
+            handler = self.handlers.get(request.method)
+            if handler is not None:
+                work = handler(peer, request.params)
+            elif self._default_handler is not None:
+                work = self._default_handler(peer, request.method, request.params)
+            else:
+                raise CallError("unknown_method", f"nobody serves {shown(request.method)} here")
+            return work, first_step(work, request.deadline_ms / 1000)
+        except StopIteration as done:
+            self.answer(request, done.value)
+        except Exception as error:
+            self.answer_error(request, error)
+        return None
+
+    async def finish(
+        self, request: Request, scope: trio.CancelScope, begun: Begun
+    ) -> Params | None:
+        """The rest of what was begun; until then the caller may have `scope` cancelled."""
+        self._serving[request.id] = scope
+        try:
+            return await rest(*begun, self._gate)
+        finally:
+            del self._serving[request.id]
+
+    def answer(self, request: Request, result: Params | None) -> None:
+        """Queues the answer; `failed` is the answer if `result` cannot be sent."""
+        try:
+            self._session.post(Answer(request.id, {} if result is None else result))
+        except LocalProtocolError as error:
+            self._answer_unsendable(request, error)
+
+    def answer_error(self, request: Request, error: Exception) -> None:
+        """Queues the answer that it went wrong, and logs what is no CallError."""
+        if isinstance(error, CallError):
+            answer = ErrorAnswer(
+                request.id, error.code, error.message[:ERROR_MESSAGE_MAX], error.data
+            )
+        else:
+            self._log_failure(request.method, error)
+            message = f"{request_to(request.method)} failed unexpectedly"
+            answer = ErrorAnswer(request.id, "failed", message, {})
+        try:
+            self._session.post(answer)
+        except LocalProtocolError as wrong:  # its data cannot be said
+            self._answer_unsendable(request, wrong)
+
+    def _answer_unsendable(self, request: Request, error: LocalProtocolError) -> None:
+        log.error("%s: the answer to %s: %s", self._session.name, request.method, error)
+        self._session.post(ErrorAnswer(request.id, "failed", "the answer could not be sent", {}))
+
+    async def take_notice(self, peer: P, notice: Notice) -> None:
+        """Runs its handler to the end, and does not raise what that raises."""
+        if notice.method == CANCELLED:
+            untrusted_id = notice.params.get("id")
+            # It may have been answered meanwhile; what is no id at all was never served either.
+            if type(untrusted_id) is int and untrusted_id in self._serving:
+                self._serving[untrusted_id].cancel()
+            return
+        name = self._session.name
+        handler = self._notices.get(notice.method)
+        if handler is None:
+            log.debug("%s: notice %s has no handler", name, notice.method)
+            return
+        try:
+            work = handler(peer, notice.params)
+            trap = first_step(work)
+            self._session.outbox.flush()
+            await rest(work, trap)
+        except StopIteration:
+            pass
+        except CallError as error:  # a refusal, for which a notice has no answer
+            log.debug("%s: the notice %s was refused: %s", name, notice.method, error.message)
+        except Exception as error:
+            self._log_failure(f"handling of the notice {notice.method}", error)
+
+    def _log_failure(self, what: str, error: Exception) -> None:
+        """A mistake of ours, whose traceback tells most. The peer may cause it again and again."""
+        more = throttle.more(f"{self._session.name}: {what}")
+        if more is not None:
+            log.error("%s: %s failed%s", self._session.name, what, more, exc_info=error)

@@ -1,0 +1,91 @@
+"""What calling, serving and reading share of one connection: its state machine, what waits to be
+written, and how it ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+from pedos_protocol.connection import Connection
+from pedos_protocol.errors import RemoteProtocolError
+
+from .event_loop import event_loop
+from .outbox import Outbox
+from .stream import VchanStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pedos_protocol.events import Event
+
+#: Bytes that wait for a peer that does not read. Sixteen of the largest frames.
+OUT_MAX = 1024 * 1024
+
+#: The notice {"id"} that the caller of that request has given up: the handler is cancelled, if it
+#: may be. Said at the deadline, too, which a side that was paused meanwhile does not know to have
+#: passed. A program that does not know this notice ignores it.
+CANCELLED = "call.cancelled"
+
+
+class Session:
+    """One connection over `stream`; `name` is what the log calls the other side."""
+
+    def __init__(self, stream: trio.abc.Stream, name: str) -> None:
+        self.stream = stream
+        self.name = name
+        # The same stream, if turns can be taken on it; other streams are read and written by tasks.
+        self.turns = stream if isinstance(stream, VchanStream) else None
+        self.connection = Connection()
+        self.loop = event_loop()
+        self.outbox = Outbox(stream, self.loop.flusher)
+        self.opened = trio.Event()  # set when both hellos are said, or never will be
+        self.ended = False
+        self.failure: Exception | None = None
+        self._nursery: trio.Nursery | None = None
+        self._at_end: list[Callable[[], None]] = []
+
+    def at_end(self, free: Callable[[], None]) -> None:
+        """`free` is called once, at the end, to free those that wait for what will not come."""
+        self._at_end.append(free)
+
+    def open(self, nursery: trio.Nursery) -> None:
+        """`nursery` has the connection's tasks: it is cancelled when the connection ends."""
+        self._nursery = nursery
+        self.outbox.open(nursery)
+        if self.ended or self.failure is not None:
+            nursery.cancel_scope.cancel()
+
+    def post(self, event: Event) -> None:
+        """Queues `event`; LocalProtocolError if it cannot be sent. A turn or a flush follows. After
+        the end it is dropped, as it has no receiver any more."""
+        if self.ended:
+            return
+        frame = self.connection.send(event)
+        self.outbox.put(frame)
+        if self.outbox.size > OUT_MAX:
+            self.outbox.clear()
+            self.fail(RemoteProtocolError(f"it does not read: over {OUT_MAX} bytes wait for it"))
+
+    def fail(self, error: Exception) -> None:
+        """Ends the connection because of `error`; the first error counts."""
+        if self.failure is None and not self.ended:
+            self.failure = error
+        self._cancel()
+
+    def end(self) -> None:
+        """Frees all that wait: nothing will come any more. The tasks go on."""
+        self.ended = True
+        self.opened.set()
+        self.outbox.close()
+        at_end, self._at_end = self._at_end, []
+        for free in at_end:
+            free()
+
+    def close(self) -> None:
+        """Ends the connection from this side. What waits to be written may be lost."""
+        self.end()
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
