@@ -17,9 +17,10 @@ settings.register_profile("timeless", deadline=None, suppress_health_check=[Heal
 settings.load_profile("timeless")
 
 
-# A shell starts what is in its background with SIGINT ignored, and programs hand that on; Ctrl-C is
-# among what is tested. (A handler, unlike that, ends at the next execve.)
+# Shells ignore SIGINT for what they start in the background, nohup ignores SIGHUP; programs hand
+# that on, and what these signals do is among what is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def run_strictly(*arguments: Any, **options: Any) -> Any:
