@@ -6,6 +6,7 @@ import argparse
 import os
 
 from pedos_protocol import VERSION
+from pedos_protocol.device_classes import FALSE
 from pedos_protocol.names import is_vm_name, parse_device_name, parse_vm_name
 
 from pedos_cli import output
@@ -191,7 +192,7 @@ def options(texts: Sequence[str], read_only: bool = False) -> dict[str, str]:
             raise UsageError(f"option '{name}' is given twice")
         parsed[name] = value
     if read_only:
-        if parsed.get("read-only", "yes") in ("no", "false", "off", "0"):
+        if parsed.get("read-only", "yes") in FALSE:
             raise UsageError(f"--ro contradicts -o read-only={parsed['read-only']}")
         parsed.setdefault("read-only", "yes")
     if len(parsed) > OPTIONS_MAX:

@@ -11,18 +11,12 @@ from __future__ import annotations
 import argparse
 import os
 
+from pedos_protocol.device_classes import class_named, services
 from pedos_protocol.errors import CallError, ProtocolError
-from pedos_protocol.names import (
-    DEVICE_CLASSES,
-    frontend_names,
-    is_device_id,
-    is_vm_name,
-    natural_key,
-)
+from pedos_protocol.names import is_device_id, is_vm_name, natural_key
 
 from pedos_cli import client, place
 from pedos_cli.devices import list_devices
-from pedos_cli.policy_explain import VERBS as DEVICE_VERBS
 from pedos_cli.policy_files import ANY, NAME_CHARACTERS, NEW
 from pedos_cli.policy_files import names as policy_names
 from pedos_cli.run import DONE, take, take_maps
@@ -147,13 +141,18 @@ def _devices(position: Position) -> list[str]:
     ]
 
 
-def _options(_: Position) -> list[str]:
-    frontends = [f"frontend-dev={name}" for name in frontend_names()]
-    return ["read-only=yes", "read-only=no", "devtype=cdrom", *frontends]
+def _options(position: Position) -> list[str]:
+    known = class_named(position.device_class)
+    return [
+        f"{option.name}={value}"
+        for option in (known.options if known else ())
+        for value in option.values
+        if value != option.default
+    ]
 
 
 def _services(_: Position) -> list[str]:
-    return [f"device.{verb}.{each}" for verb in DEVICE_VERBS for each in DEVICE_CLASSES]
+    return list(services())
 
 
 def _policy_files(_: Position) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pedos_protocol.device_classes import CLASSES, class_named
 from pedos_protocol.errors import CallError
 
 from pedos_cli.arguments import options, target_and_device
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from pedos_cli.arguments import Parser
     from pedos_cli.run import Session
 
-TRUE = ("yes", "true", "on", "1")
-"""What the service takes for yes; anything else that it takes is no."""
-
 
 def add_arguments(parser: Parser) -> None:
     """Add what `attach` takes."""
@@ -33,13 +31,17 @@ def add_arguments(parser: Parser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "-o", "--option", metavar="NAME=VALUE", dest="options", action="append", default=[],
-        help="an option of the class, such as read-only=yes, frontend-dev=xvdj or devtype=cdrom; "
-        "repeatable",
+        help=f"an option of the class, such as {_example_options()}; repeatable",
     )  # fmt: skip
     parser.add_argument(
         "--ro", dest="read_only", action="store_true", help="the same as -o read-only=yes"
     )
     parser.set_defaults(verb=run)
+
+
+def _example_options() -> str:
+    *others, last = [each.shown_example for known in CLASSES for each in known.options]
+    return f"{', '.join(others)} or {last}"
 
 
 def run(session: Session) -> int:
@@ -82,11 +84,15 @@ def _warn_of_other_options(
 ) -> None:
     """Say so when the device is not attached as was asked for."""
     told = take(answer, "options", dict)
-    real = {"devtype": "disk", **told}  # which is not always said
+    known = class_named(session.args.device_class)
+    options = {each.name: each for each in known.options} if known else {}
+    defaults = {name: each.default for name, each in options.items() if each.default is not None}
+    real = {**defaults, **told}  # a default is not always said
     other = {
         name: real[name]
         for name, value in asked.items()
-        if name in real and real[name] != _canonical(name, value)
+        if name in real
+        and real[name] != (options[name].canonical(value) if name in options else value)
     }
     device = session.args.device
     if not told or not other:
@@ -101,12 +107,6 @@ def _warn_of_other_options(
             f"warning: {device} stays attached with {options_text(other)}, which is not what was "
             f"asked for; to change it: {session.args.command} detach {vm} {device}"
         )
-
-
-def _canonical(name: str, value: str) -> str:
-    if name == "read-only":
-        return "yes" if value.lower() in TRUE else "no"
-    return value
 
 
 def _outcome(answer: Mapping[str, object], asked_for: str, persistent: bool) -> str:

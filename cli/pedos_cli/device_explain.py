@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pedos_protocol.device_classes import VERBS
+
 from pedos_cli import output
 from pedos_cli.arguments import target_and_device, vm_name
 from pedos_cli.run import DONE, left_out, rule_text, take, take_maps
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 10.0
 """Seconds for an explanation: the policy is in the service's memory."""
-
-VERBS = ("list", "attach", "detach", "assign")
 
 
 def add_arguments(parser: Parser) -> None:

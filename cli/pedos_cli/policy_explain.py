@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pedos_protocol.device_classes import VERBS
 from pedos_protocol.errors import CallError, ProtocolError
 from pedos_protocol.names import is_vm_name, parse_device_class
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 TIMEOUT_S = 10.0
 """Seconds for an explanation: the policy is in the service's memory."""
 
-VERBS = ("list", "attach", "detach", "assign")
 DEFAULT_TARGET = "@default"
 FIELDS = ("service", "argument", "source", "target")
 SERVICE_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")

@@ -7,12 +7,12 @@ names, so an edge holds for what is not named elsewhere.
 
 from __future__ import annotations
 
+from pedos_protocol.device_classes import DEVICE_CLASSES, VERBS, services
 from pedos_protocol.errors import CallError
-from pedos_protocol.names import DEVICE_CLASSES, natural_key
+from pedos_protocol.names import natural_key
 
 from pedos_cli import output, policy_engine, policy_files
 from pedos_cli.output import show
-from pedos_cli.policy_explain import VERBS
 from pedos_cli.run import DONE
 
 TYPE_CHECKING = False
@@ -171,7 +171,7 @@ def _services(word: str) -> tuple[str, ...]:
         return (word,)
     verbs = VERBS if parts[1] == "*" else (parts[1],)
     classes = DEVICE_CLASSES if parts[2] == "*" else (parts[2],)
-    return tuple(f"device.{verb}.{device_class}" for verb in verbs for device_class in classes)
+    return services(verbs, classes)
 
 
 def witness(service: str, argument: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pedos_protocol.device_classes import class_named
 from pedos_protocol.names import (
     harmless_text,
     is_identity,
@@ -38,10 +39,10 @@ LABEL_WIDTH = 14
 
 # What the verb of a device service asks for, and what a VM is chosen for.
 _VERBS = {
-    "attach": ("attach {} device", "which VM gets it?"),
-    "detach": ("detach {} device", "which VM loses it?"),
-    "assign": ("have {} device attached at every start", "which VM gets it?"),
-    "list": ("see {} device", "for which VM?"),
+    "attach": ("attach {}", "which VM gets it?"),
+    "detach": ("detach {}", "which VM loses it?"),
+    "assign": ("have {} attached at every start", "which VM gets it?"),
+    "list": ("see {}", "for which VM?"),
 }
 
 
@@ -179,12 +180,12 @@ def lines(question: Question, width: int, encoding: str) -> list[str]:
 
 def doing(question: Question) -> str:
     """Return what is asked for, without who and what exactly: `attach a block device`."""
-    kind = question.device_class
-    article = "an" if kind[0] in "aeio" else "a"  # not u: a USB device
-    name = kind.upper() if kind in ("usb", "pci") else {"mic": "microphone"}.get(kind, kind)
+    described = class_named(question.device_class)
+    name = described.one if described else f"{question.device_class} device"
+    article = "an" if name[0] in "aeio" else "a"  # not u: a USB device
     known = _VERBS.get(_verb(question))
     what = f"{article} {name}"
-    return known[0].format(what) if known else f"use {question.service} on {what} device"
+    return known[0].format(what) if known else f"use {question.service} on {what}"
 
 
 def _verb(question: Question) -> str:
@@ -200,8 +201,9 @@ def _heading(question: Question) -> str:
 def _access(question: Question) -> str:
     if question.read_only:
         return "read-only"
-    writes = question.device_class == "block" and _verb(question) in ("attach", "assign")
-    return "read and write" if writes else ""
+    described = class_named(question.device_class)
+    is_given = _verb(question) in ("attach", "assign")
+    return "read and write" if described and described.written and is_given else ""
 
 
 def _wrapped(text: str, start: str, further: str, width: int, encoding: str) -> list[str]:

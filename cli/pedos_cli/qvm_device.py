@@ -1,4 +1,4 @@
-"""`qvm-device`, and `qvm-block`, `qvm-usb`, `qvm-pci`, `qvm-mic` where the class is implied."""
+"""`qvm-device`, and a program for each class (`qvm-block`) where that is implied."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from itertools import takewhile
 
-from pedos_protocol.names import DEVICE_CLASSES
+from pedos_protocol.device_classes import CLASSES, DEVICE_CLASSES, class_named
 
 from pedos_cli import output
 from pedos_cli.arguments import TELLING, Parser, UsageError, examples
@@ -17,6 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
+
+    from pedos_protocol.device_classes import DeviceClass
 
     from pedos_cli.run import Session
 
@@ -42,13 +44,6 @@ SUMMARIES = {
     "explain": "show what the policy says, and which rule says it",
 }
 
-EXAMPLE_DEVICES = {
-    "block": "sys-usb:stick.img",
-    "usb": "sys-usb:1-2",
-    "pci": "dom0:00_1b.0",
-    "mic": "dom0:mic",
-}
-
 
 def build_parser(
     device_class: str | None = None, shown_class: str | None = None, only: str | None = None
@@ -60,10 +55,11 @@ def build_parser(
     """
     prog = f"qvm-{device_class}" if device_class else "qvm-device"
     known = device_class or shown_class
-    command = prog if device_class else f"{prog} {known or 'block'}"
+    example = class_named(known) or CLASSES[0]
+    command = prog if device_class else f"{prog} {example.name}"
     inner = prog if device_class else f"{prog} {known or 'DEVICE_CLASS'}"
-    device = EXAMPLE_DEVICES[known or "block"]
-    what = f"{known} devices" if known else "devices (block, usb, pci, mic)"
+    device = example.example_device
+    what = f"{known} devices" if known else f"devices ({', '.join(DEVICE_CLASSES)})"
     parser = Parser(
         prog=prog,
         description=f"List, attach and detach {what}. Without an action, list is implied.",
@@ -96,7 +92,7 @@ def build_parser(
             aliases=ACTIONS[action],
             help=summary,
             description=_sentence(summary),
-            epilog=_examples(action, command, device),
+            epilog=_examples(action, command, example),
             level=2,
         )
         module.add_arguments(leaf)
@@ -143,7 +139,7 @@ def complete_words(
         raise UsageError(
             "no device class is given: it is the first argument, one of "
             + ", ".join(DEVICE_CLASSES),
-            f"{prog} block list",
+            f"{prog} {DEVICE_CLASSES[0]} list",
         )
     return [*words, IMPLIED_ACTION], found, IMPLIED_ACTION
 
@@ -159,7 +155,7 @@ def _known_class(word: str) -> str:
         return word
     raise UsageError(
         f"'{show(word, 64)}' is no device class: the classes are {', '.join(DEVICE_CLASSES)}",
-        "qvm-device block list",
+        f"qvm-device {DEVICE_CLASSES[0]} list",
     )
 
 
@@ -214,8 +210,9 @@ def _sentence(summary: str) -> str:
     return f"{summary[0].upper()}{summary[1:]}."
 
 
-def _examples(action: str, command: str, device: str) -> str:
-    option = " -o read-only=yes" if "block" in command else ""
+def _examples(action: str, command: str, example: DeviceClass) -> str:
+    device = example.example_device
+    option = f" -o {example.options[0].shown_example}" if example.options else ""
     lines = {
         "list": (
             (f"{command} list", "every device of the class"),

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import attr
 
+from .device_classes import DEVICE_CLASSES
 from .fields import (
     ATTACHMENTS_MAX,
     OPTIONAL,
@@ -29,7 +30,6 @@ from .fields import (
     Port,
     VmName,
 )
-from .names import DEVICE_CLASSES
 from .schema import Empty, Schema, Spec
 
 # Between dom0 and an agent: exports and imports

@@ -9,12 +9,14 @@ are there. So does the reader take it who finds no kinds at all: nothing is no a
 
 from __future__ import annotations
 
+from .device_classes import CLASSES
+
 TYPE_CHECKING = False  # as in names.py
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 #: What a kind begins with. The other classes have no kinds.
-LETTERS = {"usb": "u", "pci": "p"}
+LETTERS = {each.name: each.kind_letter for each in CLASSES if each.kind_letter}
 #: After the letter: there are more, or there may be.
 UNKNOWN = "-unknown"
 #: In one identity. A USB device may have 32 interfaces, each with alternates; those with more than
@@ -69,7 +71,7 @@ def kinds_in(identity: str) -> tuple[str, tuple[str, ...]]:
 def open_part(device_class: str, identity: str) -> Open | None:
     """What is known of an identity that is not fully known; None for one that is.
 
-    Only `usb` and `pci` have kinds, so the others' identities are what they are.
+    Where a class has no kinds, an identity is what it is.
     """
     letter = LETTERS.get(device_class)
     if letter is None:

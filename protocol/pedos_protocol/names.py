@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from unicodedata import category
 
+from . import device_classes
+from .device_classes import FRONTENDS
+
 TYPE_CHECKING = False  # as typing's own, whose import would double the command line's start
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-#: The kinds of devices, in the order in which the documentation names them.
-DEVICE_CLASSES = ("block", "usb", "pci", "mic")
+DEVICE_CLASSES = device_classes.DEVICE_CLASSES
 
 VM_NAME_MAX = 31  # characters; the longest name that libvirt, Xen's tools and PedOS agree on
 DEVICE_ID_MAX = 64  # characters; /dev/disk/by-id names are longer, and are descriptions, not ids
@@ -31,10 +33,6 @@ _LETTERS = _UPPER + _LOWER
 _VM_NAME_CHARACTERS = _LETTERS + _DIGITS + "_-"
 _DEVICE_ID_CHARACTERS = _LETTERS + _DIGITS + "._-"
 _IDENTITY_CHARACTERS = _LETTERS + _DIGITS + ":._-"
-
-#: xvda to xvdd are the VM's own disks (root, private, volatile, kernel modules). xvdi comes first,
-#: as PedOS has always numbered lent disks from there.
-_FRONTENDS = tuple(f"xvd{letter}" for letter in "ijklmnopqrstuvwxyzefgh")
 
 #: What a description may be made of, beside the letters, digits and accents of all scripts.
 #: `< > & " \` and the back-tick are missing because they mean something to HTML, Pango, shells and
@@ -107,7 +105,7 @@ def is_device_id(text: str) -> bool:
 
 def is_frontend(text: str) -> bool:
     """Is `text` the name of a block device in a VM that may be lent one: xvde to xvdz?"""
-    return text in _FRONTENDS
+    return text in FRONTENDS
 
 
 def frontend_of(device: str) -> str | None:
@@ -137,7 +135,7 @@ def is_attachment_id(text: str) -> bool:
 
 def frontend_names() -> tuple[str, ...]:
     """The block device names that may be given out, in the order in which they are."""
-    return _FRONTENDS
+    return FRONTENDS
 
 
 def shown(untrusted: object) -> str:

@@ -1,0 +1,176 @@
+"""The classes of devices, as plain data: what a person and a program need to know of each.
+
+One entry a class. Help, completion, questions and the reading of options are made from it; nothing
+else spells out what a class is called or takes. What is done with its devices is not here: dom0 and
+the agent have a part for each class.
+
+A dom0 that is newer or older than its client may have other classes. It tells its own in the same
+form (`device.classes`).
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # as typing's own, whose import would double the command line's start
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+CLASS_NAME_MAX = 16  # characters; it is part of a service's name and of a program's (qvm-block)
+
+#: The verbs of a device's services: `device.attach.block` is one. A list of them decides what is
+#: seen, the others what is done.
+VERBS = ("list", "attach", "detach", "assign")
+
+TRUE = ("yes", "true", "on", "1")
+FALSE = ("no", "false", "off", "0")
+YES_OR_NO = ("yes", "no")
+
+#: The names that a lent block device may have in its VM. xvda to xvdd are the VM's own disks (root,
+#: private, volatile, kernel modules). xvdi comes first, as PedOS has always numbered lent disks
+#: from there.
+FRONTENDS = tuple(f"xvd{letter}" for letter in "ijklmnopqrstuvwxyzefgh")
+
+_LOWER = "abcdefghijklmnopqrstuvwxyz"
+
+
+class Option:
+    """An option of an attach, `-o NAME=VALUE`.
+
+    `values` are those that it may have, as they are kept and shown. `default` is the one that is in
+    effect when nothing is said of it, where that is the same for all devices. `example` is a value
+    to show in help.
+    """
+
+    __slots__ = ("default", "example", "name", "values")
+
+    def __init__(
+        self, name: str, values: tuple[str, ...], *, example: str, default: str | None = None
+    ) -> None:
+        self.name = name
+        self.values = values
+        self.example = example
+        self.default = default
+
+    @property
+    def shown_example(self) -> str:
+        """`read-only=yes`"""
+        return f"{self.name}={self.example}"
+
+    def canonical(self, value: str) -> str:
+        """`value` as it is kept and shown: `yes` and `no` have other words, in any case."""
+        if self.values == YES_OR_NO:
+            return "yes" if value.lower() in TRUE else "no"
+        return value
+
+
+class DeviceClass:
+    """A class of devices.
+
+    `one` and `many` are a person's words for its devices: "USB device", "USB devices". `example` is
+    the id of one, as in SOURCE:ID, and `source` a VM that may well have it.
+    `shared`: several VMs may have one at once. `live`: one can be given to a VM that runs.
+    `written`: a VM that has one may change what is on it, unless it has it read-only.
+    `kind_letter` is what its kinds of interfaces begin with (see `kinds`); "" if it has none.
+    """
+
+    __slots__ = (
+        "example", "kind_letter", "live", "many", "name", "one", "options", "shared", "source",
+        "written",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        one: str,
+        many: str,
+        source: str,
+        example: str,
+        shared: bool = False,
+        live: bool = True,
+        written: bool = False,
+        options: tuple[Option, ...] = (),
+        kind_letter: str = "",
+    ) -> None:
+        self.name = name
+        self.one = one
+        self.many = many
+        self.source = source
+        self.example = example
+        self.shared = shared
+        self.live = live
+        self.written = written
+        self.options = options
+        self.kind_letter = kind_letter
+
+    @property
+    def example_device(self) -> str:
+        """SOURCE:ID of a device that may well exist."""
+        return f"{self.source}:{self.example}"
+
+    def option(self, name: str) -> Option | None:
+        """The option of that name; None if the class has no such."""
+        return next((each for each in self.options if each.name == name), None)
+
+
+#: The classes that this version has, in the order in which the documentation names them.
+CLASSES = (
+    DeviceClass(
+        "block",
+        one="block device",
+        many="block devices",
+        source="sys-usb",
+        example="stick.img",
+        written=True,
+        options=(
+            Option("read-only", YES_OR_NO, example="yes"),
+            Option("frontend-dev", FRONTENDS, example="xvdj"),
+            Option("devtype", ("disk", "cdrom"), example="cdrom", default="disk"),
+        ),
+    ),
+    DeviceClass(
+        "usb",
+        one="USB device",
+        many="USB devices",
+        source="sys-usb",
+        example="1-2",
+        kind_letter="u",
+    ),
+    DeviceClass(
+        "pci",
+        one="PCI device",
+        many="PCI devices",
+        source="dom0",
+        example="00_1b.0",
+        live=False,
+        kind_letter="p",
+    ),
+    DeviceClass(
+        "mic",
+        one="microphone device",
+        many="microphones",
+        source="dom0",
+        example="mic",
+        shared=True,
+    ),
+)
+
+#: Their names.
+DEVICE_CLASSES = tuple(each.name for each in CLASSES)
+
+
+def class_named(name: str | None, classes: Iterable[DeviceClass] = CLASSES) -> DeviceClass | None:
+    """The class of that name among `classes`; None if there is no such."""
+    return next((each for each in classes if each.name == name), None)
+
+
+def is_class_name(text: str) -> bool:
+    """Could `text` be a class of another version: 1 to 16 lower-case letters?"""
+    return 0 < len(text) <= CLASS_NAME_MAX and not text.strip(_LOWER)
+
+
+def services(
+    verbs: Iterable[str] = VERBS, names: Iterable[str] = DEVICE_CLASSES
+) -> tuple[str, ...]:
+    """The services of these verbs for these classes: `device.attach.block`."""
+    names = tuple(names)
+    return tuple(f"device.{verb}.{name}" for verb in verbs for name in names)
