@@ -16,10 +16,10 @@ from pedos_protocol.errors import CallError, ProtocolError
 from pedos_protocol.names import is_device_id, is_vm_name, natural_key
 
 from pedos_cli import client, place
+from pedos_cli.answers import DONE, take, take_maps
 from pedos_cli.devices import list_devices
 from pedos_cli.policy_files import ANY, NAME_CHARACTERS, NEW
 from pedos_cli.policy_files import names as policy_names
-from pedos_cli.run import DONE, take, take_maps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

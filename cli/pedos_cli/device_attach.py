@@ -5,10 +5,10 @@ from __future__ import annotations
 from pedos_protocol.device_classes import CLASSES, class_named
 from pedos_protocol.errors import CallError
 
+from pedos_cli.answers import DONE, take
 from pedos_cli.arguments import options, target_and_device
 from pedos_cli.device_list import options_text
 from pedos_cli.output import show
-from pedos_cli.run import DONE, take
 from pedos_cli.timeouts import ATTACH_S
 
 TYPE_CHECKING = False

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pedos_protocol.errors import CallError
 
+from pedos_cli.answers import DONE, take, take_maps
 from pedos_cli.arguments import target_and_device, vm_name
-from pedos_cli.run import DONE, take, take_maps
 from pedos_cli.timeouts import DETACH_S
 
 TYPE_CHECKING = False

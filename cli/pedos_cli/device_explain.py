@@ -5,8 +5,8 @@ from __future__ import annotations
 from pedos_protocol.device_classes import VERBS
 
 from pedos_cli import output
+from pedos_cli.answers import DONE, left_out, rule_text, take, take_maps
 from pedos_cli.arguments import target_and_device, vm_name
-from pedos_cli.run import DONE, left_out, rule_text, take, take_maps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pedos_protocol.names import natural_key
 
 from pedos_cli import output
+from pedos_cli.answers import DONE, left_out, take, take_maps
 from pedos_cli.arguments import UsageError, vm_names
 from pedos_cli.devices import device_name, list_devices
-from pedos_cli.run import DONE, left_out, take, take_maps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pedos_protocol.names import natural_key
 
-from pedos_cli.run import take, take_maps
+from pedos_cli.answers import take, take_maps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

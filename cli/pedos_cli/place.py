@@ -1,5 +1,6 @@
-"""Where dom0's files stand: what the environment says, or else those of the system that
-PEDOS_SOCKET names.
+"""Where a program runs, in dom0 or in a VM, and where dom0's files stand.
+
+These are what the environment says, or else those of the system that PEDOS_SOCKET names.
 
 A user who sets PEDOS_SOCKET alone, as `pedos-local up` says, means that system in everything, and
 must not be shown the log, or change the policy, of another one. Where nothing says where that one
@@ -13,7 +14,12 @@ import os
 from pedos_protocol.errors import CallError
 
 from pedos_cli.output import show
-from pedos_cli.run import inside_vm, vm_here
+
+HYPERVISOR = "/sys/hypervisor"
+"""What Linux says of what it runs on (Documentation/ABI/stable/sysfs-hypervisor-xen)."""
+
+XENFEAT_DOM0 = 1 << 11
+"""Of its features: this domain is dom0 (xen/features.h)."""
 
 SOCKET = "dom0.sock"
 MARK = "pedos.toml"
@@ -24,6 +30,26 @@ POLICY = "policy.d"
 DEFAULT_AUDIT = "/var/lib/pedos/audit.jsonl"
 """On a Xen host: in the state folder of dom0's unit (which a test compares)."""
 DEFAULT_POLICY = "/run/pedos/policy.d:/etc/pedos/policy.d"
+
+
+def inside_vm() -> bool:
+    """Say whether this is known to run in a VM and not in dom0 (only texts depend on it)."""
+    named = os.environ.get("PEDOS_VM")  # local mode
+    return named != "dom0" if named else _is_guest_of_xen()
+
+
+def vm_here() -> str:
+    """Return the name of the VM that this runs in, as far as it is known here: on Xen a VM is told
+    no name, and usually its host has it."""
+    return os.environ.get("PEDOS_VM") or (os.uname().nodename if inside_vm() else "dom0")
+
+
+def _is_guest_of_xen() -> bool:
+    try:
+        with open(f"{HYPERVISOR}/properties/features", encoding="ascii") as file:
+            return not int(file.read(), 16) & XENFEAT_DOM0
+    except (OSError, ValueError):
+        return False
 
 
 def audit_file() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pedos_cli import output, policy_engine, policy_files
-from pedos_cli.run import DONE, FAILED
+from pedos_cli.answers import DONE, FAILED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ import os
 from pedos_protocol.errors import CallError
 
 from pedos_cli import output, policy_files
+from pedos_cli.answers import take_maps
 from pedos_cli.arguments import UsageError
 from pedos_cli.output import show
-from pedos_cli.run import inside_vm, take_maps
+from pedos_cli.place import inside_vm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

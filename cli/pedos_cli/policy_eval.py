@@ -7,9 +7,9 @@ import sys
 from pedos_protocol.errors import CallError
 
 from pedos_cli import output, policy_engine, policy_files
+from pedos_cli.answers import DONE, FAILED
 from pedos_cli.output import show
 from pedos_cli.policy_replace import say_if_typed
-from pedos_cli.run import DONE, FAILED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

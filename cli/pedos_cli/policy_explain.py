@@ -7,11 +7,12 @@ from pedos_protocol.errors import CallError, ProtocolError
 from pedos_protocol.names import is_vm_name, parse_device_class
 
 from pedos_cli import output, policy_engine, policy_files
+from pedos_cli.answers import DONE, left_out, rule_text, take, take_maps
 from pedos_cli.arguments import UsageError, device_name
 from pedos_cli.device_explain import left_out_lines
 from pedos_cli.devices import list_devices
 from pedos_cli.output import show
-from pedos_cli.run import DONE, inside_vm, left_out, rule_text, take, take_maps, vm_here
+from pedos_cli.place import inside_vm, vm_here
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

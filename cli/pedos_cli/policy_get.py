@@ -7,8 +7,8 @@ import os
 from pedos_protocol.errors import CallError
 
 from pedos_cli import output, policy_files
+from pedos_cli.answers import DONE
 from pedos_cli.arguments import UsageError
-from pedos_cli.run import DONE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

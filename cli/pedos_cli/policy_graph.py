@@ -12,8 +12,8 @@ from pedos_protocol.errors import CallError
 from pedos_protocol.names import natural_key
 
 from pedos_cli import output, policy_engine, policy_files
+from pedos_cli.answers import DONE
 from pedos_cli.output import show
-from pedos_cli.run import DONE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ import time
 from pedos_protocol.errors import CallError, ProtocolError
 
 from pedos_cli import output
+from pedos_cli.answers import policy_warning, take_maps
 from pedos_cli.output import show
-from pedos_cli.run import inside_vm, policy_warning, take_maps
+from pedos_cli.place import inside_vm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

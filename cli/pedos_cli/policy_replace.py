@@ -7,8 +7,8 @@ import sys
 from pedos_protocol.errors import CallError
 
 from pedos_cli import output, policy_change, policy_engine, policy_files, policy_live
+from pedos_cli.answers import DONE, FAILED
 from pedos_cli.output import show
-from pedos_cli.run import DONE, FAILED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ else the service has to say of itself."""
 from __future__ import annotations
 
 from pedos_cli import output
+from pedos_cli.answers import DONE, left_out, take, take_maps
 from pedos_cli.output import TEXT_MAX, show
-from pedos_cli.run import DONE, left_out, take, take_maps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

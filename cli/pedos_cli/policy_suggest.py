@@ -12,8 +12,9 @@ from pedos_protocol.errors import CallError
 from pedos_protocol.kinds import open_part
 
 from pedos_cli import output, place, policy_engine, policy_files
+from pedos_cli.answers import DONE
 from pedos_cli.output import show
-from pedos_cli.run import DONE, inside_vm, vm_here
+from pedos_cli.place import inside_vm, vm_here
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from pedos_protocol.errors import CallError
 from pedos_protocol.names import parse_vm_name
 
 from pedos_cli import output, policy_engine, policy_files
+from pedos_cli.answers import DONE, FAILED, USAGE, rule_text
 from pedos_cli.output import show
 from pedos_cli.policy_replace import content
-from pedos_cli.run import DONE, FAILED, USAGE, rule_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

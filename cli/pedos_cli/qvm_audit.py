@@ -7,9 +7,10 @@ import sys
 from pedos_protocol.errors import CallError
 
 from pedos_cli import output, place
+from pedos_cli.answers import DONE
 from pedos_cli.arguments import TELLING, Parser, UsageError, examples, vm_name
 from pedos_cli.output import show
-from pedos_cli.run import DONE, run
+from pedos_cli.run import run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from itertools import takewhile
 from pedos_protocol.device_classes import CLASSES, DEVICE_CLASSES, class_named
 
 from pedos_cli import output
+from pedos_cli.answers import DONE
 from pedos_cli.arguments import TELLING, Parser, UsageError, examples
 from pedos_cli.output import show
-from pedos_cli.run import DONE, run
+from pedos_cli.run import run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

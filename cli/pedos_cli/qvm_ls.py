@@ -8,8 +8,9 @@ from pedos_protocol.errors import CallError
 from pedos_protocol.names import natural_key
 
 from pedos_cli import output
+from pedos_cli.answers import DONE, take, take_maps
 from pedos_cli.arguments import Parser, examples, vm_names
-from pedos_cli.run import DONE, run, take, take_maps
+from pedos_cli.run import run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

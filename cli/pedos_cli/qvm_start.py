@@ -6,8 +6,9 @@ import sys
 
 from pedos_protocol.errors import CallError
 
+from pedos_cli.answers import DONE, take
 from pedos_cli.arguments import Parser, examples, vm_names
-from pedos_cli.run import DONE, run, take
+from pedos_cli.run import run
 from pedos_cli.timeouts import START_S
 
 TYPE_CHECKING = False

@@ -12,43 +12,36 @@ import sys
 from pedos_protocol.errors import EXIT_STATUS, CallError, LocalProtocolError, ProtocolError
 
 from pedos_cli import output
+from pedos_cli.answers import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    MESSAGE_MAX,
+    PIPE_CLOSED,
+    UNREACHABLE,
+    USAGE,
+    error_lines,
+    policy_warning,
+    unreachable_lines,
+)
 from pedos_cli.arguments import UsageError, verbosity
 from pedos_cli.output import complain, put, show
+from pedos_cli.place import inside_vm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from types import ModuleType
-    from typing import TypeVar
 
     from pedos_cli import client
     from pedos_cli.arguments import Parser
-
-    T = TypeVar("T")
-
-DONE = 0
-FAILED = 1
-USAGE = EXIT_STATUS["usage"]
-NOT_FOUND = EXIT_STATUS["not_found"]
-UNREACHABLE = EXIT_STATUS["unavailable"]
-INTERRUPTED = 130  # 128 + SIGINT, as shells say it
-PIPE_CLOSED = 141  # 128 + SIGPIPE: the output has no reader any more
 
 DEBUG = 2
 """Verbosity (-v -v) from which an internal error shows its traceback."""
 
 STATUS_TIMEOUT_S = 5.0
 """Seconds for the question whether the policy is whole: it must not hold up what was asked for."""
-
-MESSAGE_MAX = 1000
-"""Characters of a service's sentence that are shown."""
-
-HYPERVISOR = "/sys/hypervisor"
-"""What Linux says of what it runs on (Documentation/ABI/stable/sysfs-hypervisor-xen)."""
-
-XENFEAT_DOM0 = 1 << 11
-"""Of its features: this domain is dom0 (xen/features.h)."""
 
 
 class Session:
@@ -146,121 +139,6 @@ class Session:
         if self._client is not None:
             self._client.close()
             self._client = None
-
-
-def take(answer: Mapping[str, object], key: str, kind: type[T]) -> T:
-    """Return `answer[key]` if it is a `kind`; raise ProtocolError if the service sent nonsense."""
-    value = answer.get(key)
-    if not isinstance(value, kind):
-        raise ProtocolError(f"the service's answer has no proper '{key}'")
-    return value
-
-
-def take_maps(answer: Mapping[str, object], key: str) -> list[dict[str, object]]:
-    """Return `answer[key]` if it is a list of maps; raise ProtocolError if not."""
-    values = take(answer, key, list)
-    if not all(isinstance(value, dict) for value in values):
-        raise ProtocolError(f"the service's answer has no proper '{key}'")
-    return values
-
-
-def left_out(answer: Mapping[str, object], name: str) -> int:
-    """Return how many of its list `name` the answer has no room for."""
-    count = answer.get(f"{name}_left_out")
-    return count if isinstance(count, int) else 0
-
-
-def inside_vm() -> bool:
-    """Say whether this is known to run in a VM and not in dom0 (only texts depend on it)."""
-    named = os.environ.get("PEDOS_VM")  # local mode
-    return named != "dom0" if named else _is_guest_of_xen()
-
-
-def vm_here() -> str:
-    """Return the name of the VM that this runs in, as far as it is known here: on Xen a VM is told
-    no name, and usually its host has it."""
-    return os.environ.get("PEDOS_VM") or (os.uname().nodename if inside_vm() else "dom0")
-
-
-def _is_guest_of_xen() -> bool:
-    try:
-        with open(f"{HYPERVISOR}/properties/features", encoding="ascii") as file:
-            return not int(file.read(), 16) & XENFEAT_DOM0
-    except (OSError, ValueError):
-        return False
-
-
-def error_lines(prog: str, error: CallError, see: str | None, *, verbose: bool) -> list[str]:
-    """Return the lines that tell an error answer: what, why, and what to do next.
-
-    `see` is the command that explains a denial; dom0 is told the rule, a VM only the request.
-    """
-    data = error.data
-    # A method is the protocol's word, and it is the message that says what is not served here.
-    word = "failed" if error.code == "unknown_method" else error.code.replace("_", " ")
-    known_rule = error.code == "denied" and "rule" in data
-    lines = [f"{prog}: {word}: {show(error.message, MESSAGE_MAX)}"]
-    if known_rule:
-        lines.append(f"  rule: {rule_text(data)}")
-        if see:
-            lines.append(f"  see:  {see}")
-    if data.get("hint"):
-        lines.append(f"  try:  {show(data['hint'])}")
-    if data.get("request") and (verbose or (error.code == "denied" and not known_rule)):
-        lines.append(f"  request: {show(data['request'])}")
-    return lines
-
-
-def rule_text(data: Mapping[str, object]) -> str:
-    """Return where a rule stands and what it says, or that none matched."""
-    rule, text = data.get("rule"), data.get("text")
-    if not rule:
-        return "none matched (default deny)"
-    return f"{show(rule)}   {show(text)}" if text else show(rule)
-
-
-def policy_warning(status: object) -> str | None:
-    """Return what to warn of when a policy file has an error, else None."""
-    if not isinstance(status, dict) or status.get("ok", True):
-        return None
-    errors = [each for each in status.get("errors") or [] if isinstance(each, dict)]
-    if errors:
-        first = errors[0]
-        file = show(first.get("file"))  # of the policy, or of the facts about VMs; or a folder
-        if first.get("line"):
-            where = f"{file}:{show(first['line'])} has an error"
-        else:
-            where = f"{file}: {show(first.get('message'))}"
-        if more := len(errors) - 1 + left_out(status, "errors"):
-            where += f" (and {more} more)"
-    else:
-        where = "the policy could not be read"
-    loaded_at = status.get("loaded_at")
-    stays = (
-        f"the policy of {show(loaded_at)} stays in force"
-        if loaded_at
-        else "no policy is in force, so everything is denied"
-    )
-    return f"{where}, {stays} (qvm-policy status)"
-
-
-def unreachable_lines(prog: str, error: client.Unreachable) -> list[str]:
-    """Return the lines that tell that no service answers, and how to start it."""
-    unit = "pedos-agent" if inside_vm() else "pedos-dom0"
-    if error.lost:
-        return [
-            f"{prog}: unavailable: {show(error.why)} before it answered: what was asked for may be "
-            "done, or not",
-            f"  try:  look whether it is, and at systemctl status {unit}",
-        ]
-    if isinstance(error.__cause__, PermissionError):
-        hint = "as root, or as the user that the service runs as"
-    else:
-        hint = f"systemctl start {unit}  (or, in local mode: pedos-local up DIR)"
-    return [
-        f"{prog}: unavailable: no service answers at {show(error.path)}: {show(error.why)}",
-        f"  try:  {hint}",
-    ]
 
 
 def run(

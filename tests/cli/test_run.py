@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
 import pytest
-from pedos_cli import client, device_list, output
+from pedos_cli import client, device_list, output, place
 from pedos_cli import run as run_module
 from pedos_cli.qvm_device import main
 from pedos_protocol.codec import FRAME_MAX
@@ -106,7 +106,7 @@ def test_a_guest_of_xen_is_known_by_what_its_kernel_says(
     (tmp_path / "properties").mkdir()
     if features is not None:
         (tmp_path / "properties/features").write_text(f"{features}\n")
-    monkeypatch.setattr(run_module, "HYPERVISOR", str(tmp_path))
+    monkeypatch.setattr(place, "HYPERVISOR", str(tmp_path))
     assert main(["block"]) == 5
     unit = "pedos-agent" if vm else "pedos-dom0"
     assert f"  try:  systemctl start {unit}" in capsys.readouterr().err
