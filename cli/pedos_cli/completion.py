@@ -17,6 +17,7 @@ from pedos_protocol.names import is_device_id, is_vm_name, natural_key
 
 from pedos_cli import client, place
 from pedos_cli.answers import DONE, take, take_maps
+from pedos_cli.classes import classes_there_are
 from pedos_cli.devices import list_devices
 from pedos_cli.policy_files import ANY, NAME_CHARACTERS, NEW
 from pedos_cli.policy_files import names as policy_names
@@ -64,7 +65,7 @@ class Position:
         elif self._pending is not None:
             if self._pending.nargs is None:  # one value; a `+` goes on until the next option
                 self._pending = None
-        elif expected is not None and expected.choices is not None and word not in expected.choices:
+        elif expected is not None and not _fits(expected, word):
             self._positionals = []  # nothing fits after a word that does not
         elif isinstance(expected, argparse._SubParsersAction):
             self._enter(expected.choices[word])
@@ -106,9 +107,9 @@ def candidates(parser: argparse.ArgumentParser, words: Iterable[str], prefix: st
     if isinstance(expected, argparse._SubParsersAction):
         # Without the aliases: they save typing only for those who know them already.
         return [each.dest for each in expected._choices_actions]
-    if expected is not None and expected.choices is not None:
-        return list(expected.choices)
     source = SOURCES.get(expected.metavar) if expected is not None else None
+    if source is None and expected is not None and expected.choices is not None:
+        return list(expected.choices)
     try:
         return source(position) if source is not None else []
     except (CallError, ProtocolError, OSError, client.Unreachable):
@@ -121,6 +122,17 @@ def _ask(method: str, params: dict[str, object]) -> dict[str, object]:
         return service.call(method, params, TIMEOUT_S)
     finally:
         service.close()
+
+
+def _fits(expected: argparse.Action, word: str) -> bool:
+    """Say whether the word may stand there; a class may be one that the service alone knows."""
+    if expected.choices is None or word in expected.choices:
+        return True
+    return expected.dest == "device_class" and class_named(word, classes_there_are()) is not None
+
+
+def _classes(_: Position) -> list[str]:
+    return [each.name for each in classes_there_are()]
 
 
 def _vms(_: Position) -> list[str]:
@@ -142,7 +154,8 @@ def _devices(position: Position) -> list[str]:
 
 
 def _options(position: Position) -> list[str]:
-    known = class_named(position.device_class)
+    named = position.device_class
+    known = class_named(named) or class_named(named, classes_there_are())
     return [
         f"{option.name}={value}"
         for option in (known.options if known else ())
@@ -152,7 +165,7 @@ def _options(position: Position) -> list[str]:
 
 
 def _services(_: Position) -> list[str]:
-    return list(services())
+    return list(services(names=[each.name for each in classes_there_are()]))
 
 
 def _policy_files(_: Position) -> list[str]:
@@ -185,6 +198,7 @@ def _users(device: Mapping[str, object]) -> set[str]:
 
 
 SOURCES: dict[object, Callable[[Position], list[str]]] = {
+    "DEVICE_CLASS": _classes,
     "VM": _vms,
     "SOURCE:ID": _devices,
     "NAME=VALUE": _options,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pedos_protocol.device_classes import CLASSES, class_named
+from pedos_protocol.device_classes import CLASSES
 from pedos_protocol.errors import CallError
 
 from pedos_cli.answers import DONE, take
@@ -84,8 +84,7 @@ def _warn_of_other_options(
 ) -> None:
     """Say so when the device is not attached as was asked for."""
     told = take(answer, "options", dict)
-    known = class_named(session.args.device_class)
-    options = {each.name: each for each in known.options} if known else {}
+    options = {each.name: each for each in session.args.described.options}
     defaults = {name: each.default for name, each in options.items() if each.default is not None}
     real = {**defaults, **told}  # a default is not always said
     other = {

@@ -11,6 +11,7 @@ from pedos_protocol.device_classes import CLASSES, DEVICE_CLASSES, class_named
 from pedos_cli import output
 from pedos_cli.answers import DONE
 from pedos_cli.arguments import TELLING, Parser, UsageError, examples
+from pedos_cli.classes import classes_there_are
 from pedos_cli.output import show
 from pedos_cli.run import run
 
@@ -47,7 +48,9 @@ SUMMARIES = {
 
 
 def build_parser(
-    device_class: str | None = None, shown_class: str | None = None, only: str | None = None
+    device_class: str | None = None,
+    shown_class: DeviceClass | None = None,
+    only: str | None = None,
 ) -> Parser:
     """Return the parser of `qvm-device`, or of `qvm-CLASS` when `device_class` is given.
 
@@ -55,8 +58,8 @@ def build_parser(
     is the action that it names: the parsers of the others are then not made, which saves time.
     """
     prog = f"qvm-{device_class}" if device_class else "qvm-device"
-    known = device_class or shown_class
-    example = class_named(known) or CLASSES[0]
+    known = device_class or (shown_class.name if shown_class else None)
+    example = shown_class or class_named(device_class) or CLASSES[0]
     command = prog if device_class else f"{prog} {example.name}"
     inner = prog if device_class else f"{prog} {known or 'DEVICE_CLASS'}"
     device = example.example_device
@@ -72,7 +75,8 @@ def build_parser(
     )
     if device_class is None:
         parser.add_argument(
-            "device_class", metavar="DEVICE_CLASS", choices=DEVICE_CLASSES,
+            "device_class", metavar="DEVICE_CLASS",
+            choices=tuple(dict.fromkeys((*DEVICE_CLASSES, example.name))),
             help="one of: " + ", ".join(DEVICE_CLASSES),
         )  # fmt: skip
         parser.add_argument(
@@ -81,7 +85,7 @@ def build_parser(
         )  # fmt: skip
     else:
         parser.set_defaults(device_class=device_class)
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=command, described=example)
     actions = parser.add_subparsers(
         title="actions", metavar="ACTION", dest="action", required=True, prog=inner
     )
@@ -112,7 +116,7 @@ def parse(argv: Sequence[str], device_class: str | None = None) -> argparse.Name
 
 def complete_words(
     argv: Sequence[str], device_class: str | None
-) -> tuple[list[str], str | None, str | None]:
+) -> tuple[list[str], DeviceClass | None, str | None]:
     """Return the words with the implied action put in, the class and the action that they name.
 
     Raises UsageError for an unknown class or action. The options that may stand before the action
@@ -120,7 +124,7 @@ def complete_words(
     """
     prog = f"qvm-{device_class}" if device_class else "qvm-device"
     words = list(argv)
-    found = device_class
+    found = class_named(device_class)
     for place, word in enumerate(words):
         if word in TELLING or _asks_for_help(word):
             return words, found, None
@@ -135,7 +139,8 @@ def complete_words(
                 return [*words[:place], action, *flags, *rest[1:]], found, action
             return [*words[:place], IMPLIED_ACTION, *words[place:]], found, IMPLIED_ACTION
         else:
-            return words, found, _known_action(word, prog if device_class else f"{prog} {found}")
+            command = prog if device_class else f"{prog} {found.name}"
+            return words, found, _known_action(word, command)
     if found is None:
         raise UsageError(
             "no device class is given: it is the first argument, one of "
@@ -151,11 +156,15 @@ def _is_global(word: str) -> bool:
     )
 
 
-def _known_class(word: str) -> str:
-    if word in DEVICE_CLASSES:
-        return word
+def _known_class(word: str) -> DeviceClass:
+    if (known := class_named(word)) is not None:
+        return known
+    classes = classes_there_are()
+    if (known := class_named(word, classes)) is not None:
+        return known
+    names = ", ".join(each.name for each in classes)
     raise UsageError(
-        f"'{show(word, 64)}' is no device class: the classes are {', '.join(DEVICE_CLASSES)}",
+        f"'{show(word, 64)}' is no device class: the classes are {names}",
         f"qvm-device {DEVICE_CLASSES[0]} list",
     )
 
@@ -165,11 +174,12 @@ def _asks_for_help(word: str) -> bool:
 
 
 def _tell_classes(session: Session) -> int:
+    names = [each.name for each in classes_there_are()]
     if session.args.json:
-        output.put_json({"device_classes": list(DEVICE_CLASSES)})
+        output.put_json({"device_classes": names})
     else:
-        for device_class in DEVICE_CLASSES:
-            output.put(device_class)
+        for name in names:
+            output.put(name)
     return DONE
 
 

@@ -1,6 +1,9 @@
 """The messages between dom0 and a VM's agent: exports, imports, and what the agent has.
 
 They are in `messages` too. An agent imports no others, which would take a fifth of its start.
+
+The two sides may be of different versions, and so a class of devices may be known to one of them
+alone: here it is a name. Who takes a message leaves out what is of a class that it does not know.
 """
 
 # Annotations are read when these classes are prepared, so they are not postponed here.
@@ -9,7 +12,7 @@ from typing import Annotated, Literal
 
 import attr
 
-from .device_classes import DEVICE_CLASSES
+from .device_classes import CLASSES_MAX
 from .fields import (
     ATTACHMENTS_MAX,
     OPTIONAL,
@@ -18,7 +21,7 @@ from .fields import (
     SHARES_MAX,
     AtMost,
     AttachmentId,
-    DeviceClass,
+    ClassName,
     DeviceId,
     DiskNumber,
     Domid,
@@ -45,7 +48,7 @@ class ExportStart:
     """
 
     attachment: AttachmentId
-    device_class: DeviceClass
+    device_class: ClassName
     device: DeviceId
     port: Port
     peer: Domid
@@ -76,7 +79,7 @@ class ImportStart:
     """
 
     attachment: AttachmentId
-    device_class: DeviceClass
+    device_class: ClassName
     backend: VmName
     device: DeviceId
     port: Port
@@ -130,7 +133,7 @@ class Device:
     the ids of devices that have some of the same data, beside its disk and its partitions.
     """
 
-    device_class: DeviceClass
+    device_class: ClassName
     device: DeviceId
     identity: Identity
     description: Line
@@ -150,7 +153,7 @@ class ExportState:
     """An export that an agent serves, of that `instance` of the device."""
 
     attachment: AttachmentId
-    device_class: DeviceClass
+    device_class: ClassName
     device: DeviceId
     peer: Domid
     port: Port
@@ -163,7 +166,7 @@ class ImportState:
     """An import that an agent holds."""
 
     attachment: AttachmentId
-    device_class: DeviceClass
+    device_class: ClassName
     backend: VmName
     device: DeviceId
     peer: Domid
@@ -179,7 +182,7 @@ class Missing:
     `count` is None when it cannot tell how many, and whether there are any: it could not look.
     """
 
-    device_class: DeviceClass
+    device_class: ClassName
     count: Natural | None
     reason: Line
 
@@ -198,7 +201,7 @@ class AgentReport:
     imports: Annotated[tuple[ImportState, ...], AtMost(ATTACHMENTS_MAX)]
     page: Natural = attr.field(default=0, kw_only=True, metadata=OPTIONAL)
     last: bool = attr.field(default=True, kw_only=True, metadata=OPTIONAL)
-    missing: Annotated[tuple[Missing, ...], AtMost(len(DEVICE_CLASSES))] = attr.field(
+    missing: Annotated[tuple[Missing, ...], AtMost(CLASSES_MAX)] = attr.field(
         default=(), kw_only=True, metadata=OPTIONAL
     )
 
@@ -207,7 +210,7 @@ class AgentReport:
 class DeviceRef:
     """A device of the VM that is spoken to."""
 
-    device_class: DeviceClass
+    device_class: ClassName
     device: DeviceId
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 CLASS_NAME_MAX = 16  # characters; it is part of a service's name and of a program's (qvm-block)
+CLASSES_MAX = 16  # of one dom0: four times those that there are
+VALUES_MAX = 32  # of one option; the names of frontends are 22
 
 #: The verbs of a device's services: `device.attach.block` is one. A list of them decides what is
 #: seen, the others what is done.

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union
 
 import attr
 
-from . import names
+from . import device_classes, names
 from .errors import CODES
 
 # A VM reports its devices in pages of one frame each.
@@ -83,6 +83,13 @@ def an_attachment_id(untrusted: Any) -> str:
     """16 hexadecimal digits."""
     if not names.is_attachment_id(_text(untrusted)):
         raise ValueError(f"{names.shown(untrusted)} is not 16 hexadecimal digits")
+    return _text(untrusted)
+
+
+def a_class_name(untrusted: Any) -> str:
+    """What could be a class of devices of another version of the program."""
+    if not device_classes.is_class_name(_text(untrusted)):
+        raise ValueError(f"{names.shown(untrusted)} is not a device class: some letters are")
     return _text(untrusted)
 
 
@@ -173,6 +180,7 @@ class AtMost:
 
 
 AttachmentId = Annotated[str, an_attachment_id]
+ClassName = Annotated[str, a_class_name]
 DeviceClass = Annotated[str, names.parse_device_class]
 DeviceId = Annotated[str, names.parse_device_id]
 DeviceName = Annotated[str, a_device_name]

@@ -37,11 +37,14 @@ from .agent_messages import (
     ReportPreferred,
 )
 from .codec import ITEMS_MAX
+from .device_classes import CLASSES_MAX, VALUES_MAX
 from .errors import CallError
 from .fields import (
     ATTACHMENTS_MAX,
     OPTIONAL,
+    OPTIONS_MAX,
     AtMost,
+    ClassName,
     DeviceClass,
     DeviceId,
     DeviceName,
@@ -94,10 +97,13 @@ __all__ = [
     "AttachResult",
     "AttachedTo",
     "AttachmentEnded",
+    "ClassInfo",
     "DetachItem",
     "DetachResult",
     "Device",
     "DeviceAttach",
+    "DeviceClasses",
+    "DeviceClassesListed",
     "DeviceDetach",
     "DeviceEvent",
     "DeviceExplain",
@@ -127,6 +133,7 @@ __all__ = [
     "Missing",
     "MissingIn",
     "OperationStep",
+    "OptionInfo",
     "PolicyErrorInfo",
     "PolicyExplain",
     "PolicyExplained",
@@ -163,6 +170,48 @@ __all__ = [
     "parse_result",
     "to_wire",
 ]
+
+
+# Classes
+
+
+@attr.frozen
+class DeviceClasses:
+    """Which classes of devices are there?"""
+
+
+@attr.frozen
+class OptionInfo:
+    """An option of an attach; see `device_classes.Option`."""
+
+    name: Text
+    values: Annotated[tuple[Text, ...], AtMost(VALUES_MAX)]
+    example: Text
+    default: Text | None
+
+
+@attr.frozen
+class ClassInfo:
+    """A class as this dom0 has it; see `device_classes.DeviceClass`. `lacking` is a sentence about
+    why none of its devices can be attached in this system; None if they can."""
+
+    name: ClassName
+    one: Text
+    many: Text
+    source: VmName
+    example: DeviceId
+    shared: bool
+    live: bool
+    written: bool
+    options: Annotated[tuple[OptionInfo, ...], AtMost(OPTIONS_MAX)]
+    lacking: Text | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
+
+
+@attr.frozen
+class DeviceClassesListed:
+    """The classes that can be listed, in the order in which people are told of them."""
+
+    classes: Annotated[tuple[ClassInfo, ...], AtMost(CLASSES_MAX)]
 
 
 # Listing
@@ -464,7 +513,8 @@ class StatusResult:
 SCHEMA = Schema(
     {
         **agent_messages.SCHEMA,
-        # a client to dom0; the first three also by way of an agent, policy.mine only so
+        # a client to dom0; the first four also by way of an agent, policy.mine only so
+        "device.classes": Spec(DeviceClasses, DeviceClassesListed),
         "device.list": Spec(DeviceList, DeviceListed),
         "device.attach": Spec(DeviceAttach, AttachResult),
         "device.detach": Spec(DeviceDetach, DetachResult),

@@ -9,6 +9,7 @@ from __future__ import annotations
 DOING = {
     "agent.report": "take this VM's report",
     "device.attach": "attach a device",
+    "device.classes": "tell which classes of devices there are",
     "device.detach": "detach a device",
     "device.explain": "explain the policy for a device",
     "device.list": "list devices",

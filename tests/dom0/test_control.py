@@ -63,7 +63,7 @@ HOSTILE = {
     + request({**REPORT, "devices": [device(device="../../etc/passwd")]}),
     "too many devices": HELLO
     + request({**REPORT, "devices": [device(device=f"d{n}") for n in range(129)]}),
-    "a device of no class": HELLO + request({**REPORT, "devices": [device(device_class="tpm")]}),
+    "a device of no class": HELLO + request({**REPORT, "devices": [device(device_class="TPM")]}),
     "a flood": HELLO + encode([2, "attachment.none", {}]) * 20000,
 }
 

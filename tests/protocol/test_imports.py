@@ -13,7 +13,15 @@ import pytest
 
 PACKAGE = Path(pedos_protocol.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
-ON_THE_COMMANDS_PATH = ["names", "codec", "events", "connection", "errors", "__init__"]
+ON_THE_COMMANDS_PATH = [
+    "device_classes",
+    "names",
+    "codec",
+    "events",
+    "connection",
+    "errors",
+    "__init__",
+]
 IMPORTERS = ("__import__", "import_module")
 SLOW = {"attr", "attrs", "typing", "dataclasses", "enum", "re", "socket", "logging", "json"}
 

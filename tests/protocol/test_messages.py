@@ -105,7 +105,7 @@ def with_device(**changes: Any) -> dict[str, Any]:
         ({**REPORT, "devices": [DEVICE] * 129}, "devices: 129 entries, and 128 is the most"),
         ({**REPORT, "devices": [DEVICE, 5]}, r"devices: \[1\] a map is expected"),
         (with_device(device="../etc"), r"devices: \[0\] device: '../etc' is not a device id"),
-        (with_device(device_class="tpm"), "'tpm' is not a device class"),
+        (with_device(device_class="TPM"), "'TPM' is not a device class"),
         (with_device(identity="a b"), "'a b' is not a device's identity"),
         (with_device(instance="a b"), "'a b' is not an instance"),
         (with_device(instance="x" * 41), "is not an instance"),

@@ -24,7 +24,7 @@ from .settings import PROGRAM
 
 log = logging.getLogger(__name__)
 
-METHODS: Final = ("device.list", "device.attach", "device.detach", "policy.mine")
+METHODS: Final = ("device.classes", "device.list", "device.attach", "device.detach", "policy.mine")
 SOCKET_MODE: Final = 0o666
 CLIENTS_MAX: Final = 64  # a person's scripts run a few; each costs tens of KiB
 # In flight to dom0 at once: a quarter of what the control channel may have, so that the agent's own

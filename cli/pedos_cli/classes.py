@@ -1,0 +1,72 @@
+"""Which device classes there are: those that the service has, or else the ones built in.
+
+A command that names a class that is built in does not ask: its help and its parser are made without
+a service. A service that is older than the question, or none, leaves the ones built in.
+"""
+
+from __future__ import annotations
+
+from pedos_protocol.device_classes import (
+    CLASSES,
+    CLASSES_MAX,
+    DeviceClass,
+    Option,
+    is_class_name,
+)
+from pedos_protocol.errors import CallError, ProtocolError
+from pedos_protocol.names import is_device_id, is_vm_name
+
+from pedos_cli.answers import take, take_maps
+from pedos_cli.output import show
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+TIMEOUT_S = 0.5
+"""Seconds that the service may take: it answers from memory, and a Tab waits for it."""
+
+
+def classes_there_are() -> tuple[DeviceClass, ...]:
+    """Return the classes that the service has."""
+    from pedos_cli import client  # noqa: PLC0415  (help does without)
+
+    try:
+        service = client.connect()
+        try:
+            answer = service.call("device.classes", {}, TIMEOUT_S)
+        finally:
+            service.close()
+        told = take_maps(answer, "classes")[:CLASSES_MAX]
+        return tuple(_class(each) for each in told) or CLASSES
+    except (CallError, ProtocolError, OSError, client.Unreachable):
+        return CLASSES
+
+
+def _class(told: Mapping[str, object]) -> DeviceClass:
+    """Return a class as the service tells it; ProtocolError if it is nonsense."""
+    name, source, example = (take(told, key, str) for key in ("name", "source", "example"))
+    if not (is_class_name(name) and is_vm_name(source) and is_device_id(example)):
+        raise ProtocolError("the service tells of a device class that has no proper name")
+    return DeviceClass(
+        name,
+        one=show(take(told, "one", str)),
+        many=show(take(told, "many", str)),
+        source=source,
+        example=example,
+        shared=take(told, "shared", bool),
+        live=take(told, "live", bool),
+        written=take(told, "written", bool),
+        options=tuple(_option(each) for each in take_maps(told, "options")),
+    )
+
+
+def _option(told: Mapping[str, object]) -> Option:
+    values = take(told, "values", list)
+    default = told.get("default")
+    return Option(
+        show(take(told, "name", str)),
+        tuple(show(value) for value in values if isinstance(value, str)),
+        example=show(take(told, "example", str)),
+        default=default if isinstance(default, str) else None,
+    )
