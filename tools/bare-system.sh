@@ -64,6 +64,8 @@ bare_enter() {
     # shellcheck disable=SC2046  # one word a variable: none of these has blanks
     unshare --mount --pid --fork --kill-child --propagation private sh -euc '
         root=$1 devices=$2; shift 2
+        # The copies of mounts that are here would hold what a VM of local mode is to give back.
+        umount --all --lazy --types fuse || true
         if [ "$devices" ]; then
             mount --rbind /dev "$root/dev"
             mount --rbind /sys "$root/sys"
