@@ -12,6 +12,8 @@ it cost the sender.
 
 from __future__ import annotations
 
+from struct import Struct
+
 import msgpack  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 from .errors import LocalProtocolError, RemoteProtocolError
@@ -45,11 +47,17 @@ INT_MIN = -(2**63)  # what MessagePack can hold
 INT_MAX = 2**64 - 1
 
 _INFINITY = float("inf")
-_PLAIN = frozenset((str, bytes, bool, type(None)))
-_PLAIN_DECODED = _PLAIN | {int}  # MessagePack has none of more than 64 bits
+_size_at = Struct("<I").unpack_from
 
-# Every byte but those that a list or a map begins with; text and numbers may hold these as well.
-_NO_CONTAINER = bytes({*range(256)} - {*range(0x80, 0xA0), *range(0xDC, 0xE0)})
+#: Types of values that need no look: msgpack refuses an integer of more than 64 bits by itself.
+_PLAIN = frozenset((str, int, bytes, bool, type(None)))
+
+# A payload's bytes are told apart by what may begin with them; text and numbers may hold all of
+# these as well. Most frames hold so few of the first two kinds that their values need no look.
+_CONTAINER = {*range(0x80, 0xA0), *range(0xDC, 0xE0)}  # a list or a map
+_DOUBTFUL = {0xC4, 0xC5, 0xC6, 0xCA, 0xCB}  # bytes, which cannot be a key; a float
+_HARMLESS = bytes({*range(256)} - _CONTAINER - _DOUBTFUL)
+_MARKS = bytes(ord("c") if byte in _CONTAINER else 0xFF for byte in range(256))
 
 # One for all: it is as cheap to use as it is dear to make. An error leaves it empty again.
 _pack = msgpack.Packer(use_bin_type=True).pack
@@ -66,12 +74,9 @@ _UNPACK_ERRORS = (
 )
 
 
-def _may_have_too_many(payload: bytes | bytearray) -> bool:
-    """Whether it could hold more than CONTAINERS_MAX lists and maps: a look without reading it."""
-    return (
-        len(payload) > CONTAINERS_MAX
-        and len(payload.translate(None, _NO_CONTAINER)) > CONTAINERS_MAX
-    )
+def _marks(payload: bytes | bytearray) -> bytes | bytearray:
+    """One `c` for each byte that may begin a list or a map, one 0xFF for each doubtful one."""
+    return payload.translate(_MARKS, _HARMLESS)
 
 
 def _containers(value: Any) -> int:
@@ -83,12 +88,10 @@ def _containers(value: Any) -> int:
     return 1 + sum(map(_containers, value))
 
 
-def _wrong_with(value: Any, depth: int, plain: frozenset[type]) -> str | None:
+def _wrong_with(value: Any, depth: int) -> str | None:
     """What is wrong with a list or map that `depth` others enclose; None if nothing is.
 
-    Values of the types `plain` need no look.
-
-    One loop, not a function for each value: this is a third of what a short frame costs.
+    One loop, not a function for each value: every frame that is said goes through it.
     """
     if depth == DEPTH_MAX:
         return f"it is more than {DEPTH_MAX} lists and maps deep"
@@ -101,21 +104,19 @@ def _wrong_with(value: Any, depth: int, plain: frozenset[type]) -> str | None:
         value = value.values()
     for item in value:
         kind = type(item)
-        if kind in plain:
+        if kind in _PLAIN:
             continue
         wrong = (
-            _wrong_with(item, depth + 1, plain)
+            _wrong_with(item, depth + 1)
             if kind is dict or kind is list
-            else _wrong_number(item, kind)
+            else _wrong_with_one(item, kind)
         )
         if wrong is not None:
             return wrong
     return None
 
 
-def _wrong_number(value: Any, kind: type) -> str | None:
-    if kind is int:
-        return None if INT_MIN <= value <= INT_MAX else "an integer has more than 64 bits"
+def _wrong_with_one(value: Any, kind: type) -> str | None:
     if kind is float:
         return None if -_INFINITY < value < _INFINITY else "a number is not finite"
     return f"a value is a {kind.__name__}, which is not sent"
@@ -129,13 +130,17 @@ def encode(message: list[Any]) -> bytes:
     """
     if type(message) is not list:
         raise LocalProtocolError(f"a message is a list, not a {type(message).__name__}")
-    wrong = _wrong_with(message, 0, _PLAIN)
+    wrong = _wrong_with(message, 0)
     if wrong is not None:
         raise LocalProtocolError(f"this message cannot be sent: {wrong}")
     try:
         payload: bytes = _pack(message)
     except UnicodeEncodeError:
         raise LocalProtocolError("this message cannot be sent: a text is not Unicode") from None
+    except OverflowError:
+        raise LocalProtocolError(
+            "this message cannot be sent: an integer has more than 64 bits"
+        ) from None
     except ValueError as error:  # a buffer over the library's own limit
         raise LocalProtocolError(f"this message cannot be sent: {error}") from None
     size = len(payload)
@@ -143,19 +148,23 @@ def encode(message: list[Any]) -> bytes:
         raise LocalProtocolError(
             f"this message cannot be sent: it has {size} bytes, and {FRAME_MAX} is the most"
         )
-    if _may_have_too_many(payload) and _containers(message) > CONTAINERS_MAX:
+    if (
+        size > CONTAINERS_MAX
+        and len(_marks(payload)) > CONTAINERS_MAX
+        and _containers(message) > CONTAINERS_MAX
+    ):
         raise LocalProtocolError(
             f"this message cannot be sent: it has more than {CONTAINERS_MAX} lists and maps"
         )
     return size.to_bytes(HEADER_SIZE, "little") + payload
 
 
-def frame_size(header: bytes | bytearray | memoryview) -> int:
-    """Bytes of the whole frame that the 4 bytes of `header` announce, header included.
+def frame_size(buffer: bytes | bytearray, at: int = 0) -> int:
+    """Bytes of the whole frame that the 4 bytes `at` this place announce, they included.
 
     RemoteProtocolError if no frame may have that size; so nothing is ever allocated for it.
     """
-    size = int.from_bytes(header, "little")
+    size: int = _size_at(buffer, at)[0]
     if size > FRAME_MAX:
         raise RemoteProtocolError(
             f"a frame of {size} bytes is announced, and {FRAME_MAX} is the most"
@@ -201,7 +210,27 @@ def _refuse_extension(code: int, _data: bytes) -> Any:
     raise ValueError(f"extension type {code} is not spoken here")
 
 
-def decode(payload: bytes | bytearray | memoryview) -> list[Any]:
+def _unpacker(list_hook: Any, map_hook: Any) -> Any:
+    return msgpack.Unpacker(
+        raw=False,
+        strict_map_key=True,
+        list_hook=list_hook,
+        object_pairs_hook=map_hook,
+        ext_hook=_refuse_extension,
+        read_size=FRAME_MAX,
+        max_buffer_size=FRAME_MAX,
+        max_array_len=ITEMS_MAX,
+        max_map_len=ITEMS_MAX,
+        max_ext_len=0,
+    )
+
+
+# Empty ones, at most one for each thread that has read at the same time as others: half of what a
+# short frame costs is to make one. One that met an error is not used again.
+_idle_unpackers: list[Any] = []
+
+
+def decode(payload: bytes | bytearray) -> list[Any]:
     """The message in `payload` (a frame without its length); RemoteProtocolError if there is none.
 
     Its values are of the types that `encode` takes, and otherwise still untrusted.
@@ -210,30 +239,32 @@ def decode(payload: bytes | bytearray | memoryview) -> list[Any]:
         raise RemoteProtocolError(
             f"a payload has {len(payload)} bytes, and {FRAME_MAX} is the most"
         )
-    list_hook, map_hook = None, _map_without_repeats
-    if len(payload) > CONTAINERS_MAX and _may_have_too_many(bytes(payload)):
+    marks = _marks(payload)
+    if len(marks) > CONTAINERS_MAX:
         counter = _Counter()
-        list_hook, map_hook = counter.list, counter.map
+        unpacker = _unpacker(counter.list, counter.map)
+    else:
+        try:
+            unpacker = _idle_unpackers.pop()
+        except IndexError:
+            unpacker = _unpacker(None, _map_without_repeats)
     try:
-        untrusted = msgpack.unpackb(
-            payload,
-            raw=False,
-            strict_map_key=True,
-            list_hook=list_hook,
-            object_pairs_hook=map_hook,
-            ext_hook=_refuse_extension,
-            max_array_len=ITEMS_MAX,
-            max_map_len=ITEMS_MAX,
-            max_ext_len=0,
-        )
+        unpacker.feed(payload)
+        untrusted = unpacker.unpack()
+        if unpacker.read_bytes(1):
+            raise msgpack.ExtraData(untrusted, b"")
     except _UNPACK_ERRORS as error:
         # The library's words may hold the sender's bytes: only the kind of error is passed on.
         raise RemoteProtocolError(
             f"a frame is not readable MessagePack ({type(error).__name__})"
         ) from None
+    if len(marks) <= CONTAINERS_MAX:
+        _idle_unpackers.append(unpacker)
     if type(untrusted) is not list:
         raise RemoteProtocolError(f"a frame holds a {type(untrusted).__name__}, not an array")
-    wrong = _wrong_with(untrusted, 0, _PLAIN_DECODED)
-    if wrong is not None:
-        raise RemoteProtocolError(f"a frame cannot be accepted: {wrong}")
+    # So few lists and maps cannot be too deep, and without doubtful bytes no value needs a look.
+    if len(marks) > DEPTH_MAX or not marks.isascii():
+        wrong = _wrong_with(untrusted, 0)
+        if wrong is not None:
+            raise RemoteProtocolError(f"a frame cannot be accepted: {wrong}")
     return untrusted

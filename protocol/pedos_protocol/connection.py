@@ -1,13 +1,13 @@
 """One end of a connection, as a state machine without any I/O.
 
-Bytes go in by `receive_data`, events come out of `next_event`; events go in by `send`, bytes
-come out of it. Both ends are the same: either may call the other.
+Bytes go into `receive_data`, and the events that they say come out of it; events go into `send`,
+and the bytes that say them come out. Both ends are the same: either may call the other.
 """
 
 from __future__ import annotations
 
 from .codec import FRAME_MAX, HEADER_SIZE, decode, encode, frame_size
-from .errors import LocalProtocolError, RemoteProtocolError
+from .errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from .events import (
     ERROR_MESSAGE_MAX,
     ERROR_TEXT_MAX,
@@ -26,6 +26,7 @@ from .names import harmless_text, printable_value, shown
 
 TYPE_CHECKING = False  # as typing's own, whose import would double the command line's start
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 #: The versions of the protocol that this module speaks: lowest, highest.
@@ -55,9 +56,9 @@ PENDING_MAX = 128
 #   ERROR   the side broke the protocol, here or in its bytes. There is no way out. Only their side
 #           gets here: a wrong event of ours is refused before a byte of it is written.
 #
-# What depends on more than a state and the type of an event is not in the table but beside it:
-# an answer needs a request in flight, a request an id that is free and room below PENDING_MAX, and
-# their Closed moves our side, too.
+# What depends on more than a state and the type of an event is not in the table but beside it, in
+# `_Side.say`, which is for both sides the same: an answer needs a request in flight, a request an
+# id that is free and room below PENDING_MAX. And their Closed moves our side, too.
 #
 # The documentation's diagram (`diagram`) and the tests of what is refused are made from this
 # dict, so it is the only place to change.
@@ -105,40 +106,122 @@ def diagram() -> str:
     return "\n".join(lines) + "\n"
 
 
+class _Side:
+    """What one side has said so far, and so what it may say next."""
+
+    __slots__ = ("in_flight", "state")
+
+    error: type[ProtocolError]
+    second_request: str
+    too_many: str
+    no_request: str
+
+    def __init__(self) -> None:
+        self.state = START
+        self.in_flight: set[int] = set()  # ids of its requests that have no answer yet
+
+    def say(self, event: Event, other: _Side) -> None:
+        """Moves on by `event`, which may be an answer to the `other` side. Raises `error` if this
+        side may not say it now; then nothing has changed."""
+        target = TRANSITIONS[self.state].get(type(event))
+        if target is None:
+            raise self.error(self.out_of_turn(type(event)))
+        if isinstance(event, Request):
+            if event.id in self.in_flight:
+                raise self.error(self.second_request.format(event.id))
+            if len(self.in_flight) >= PENDING_MAX:
+                raise self.error(self.too_many)
+            self.in_flight.add(event.id)
+        elif isinstance(event, (Answer, ErrorAnswer)):
+            if event.id not in other.in_flight:
+                raise self.error(self.no_request.format(event.id))
+            other.in_flight.remove(event.id)
+        self.state = target
+
+    def out_of_turn(self, event_type: type[Event]) -> str:
+        """The sentence that no such event may be said in this state."""
+        raise NotImplementedError
+
+
+class _Ours(_Side):
+    __slots__ = ()
+
+    error = LocalProtocolError
+    second_request = "a request with the id {} is in flight already"
+    too_many = f"{PENDING_MAX} requests are in flight already"
+    no_request = "no request with the id {} waits for an answer"
+
+    def out_of_turn(self, event_type: type[Event]) -> str:
+        return f"{event_type.__name__} cannot be sent in state {self.state}"
+
+
+class _Theirs(_Side):
+    __slots__ = ()
+
+    error = RemoteProtocolError
+    second_request = "a second request came with the id {}"
+    too_many = f"more than {PENDING_MAX} requests are in flight"
+    no_request = "an answer came to no request: id {}"
+
+    def out_of_turn(self, event_type: type[Event]) -> str:
+        if event_type is Hello:
+            return "hello came a second time"
+        return f"{event_type.__name__} came in state {self.state}"
+
+
 class Connection:
     """One end of a connection.
 
-    `our_state` and `their_state` are keys of `TRANSITIONS`. `their_hello` is None until it came;
-    `version` is the highest that both sides speak, None until then.
+    `their_hello` is None until it came; `version` is the highest that both sides speak, None until
+    then.
     """
 
+    __slots__ = (
+        "_buffer",
+        "_eof",
+        "_failure",
+        "_ours",
+        "_taken",
+        "_theirs",
+        "their_hello",
+        "version",
+    )
+
     def __init__(self) -> None:
-        self.our_state = START
-        self.their_state = START
         self.their_hello: Hello | None = None
         self.version: int | None = None
+        self._ours = _Ours()
+        self._theirs = _Theirs()
         # What came and was not taken out yet starts at _taken. It is the caller's bytes as long as
         # they hold whole frames, and a buffer that grows once a frame comes in pieces.
         self._buffer: bytes | bytearray = b""
         self._taken = 0
         self._eof = False
-        self._ours_in_flight: set[int] = set()
-        self._theirs_in_flight: set[int] = set()
         self._failure = ""
+
+    @property
+    def our_state(self) -> str:
+        """A key of `TRANSITIONS`: what this side may say."""
+        return self._ours.state
+
+    @property
+    def their_state(self) -> str:
+        """A key of `TRANSITIONS`: what the other side may say."""
+        return self._theirs.state
 
     @property
     def ours_in_flight(self) -> int:
         """How many of our requests have no answer yet."""
-        return len(self._ours_in_flight)
+        return len(self._ours.in_flight)
 
     @property
     def theirs_in_flight(self) -> int:
         """How many of their requests have no answer yet."""
-        return len(self._theirs_in_flight)
+        return len(self._theirs.in_flight)
 
     def is_in_flight(self, call_id: int) -> bool:
         """Does a request of ours with this id wait for its answer?"""
-        return call_id in self._ours_in_flight
+        return call_id in self._ours.in_flight
 
     def send(self, event: Event) -> bytes:
         """The bytes that say `event` (none for Closed: that is the end of the stream).
@@ -146,42 +229,20 @@ class Connection:
         LocalProtocolError if it may not be said now or cannot be said at all. Then nothing has
         changed, and the connection is as good as before.
         """
-        target = TRANSITIONS[self.our_state].get(type(event))
-        if target is None:
-            raise LocalProtocolError(
-                f"{type(event).__name__} cannot be sent in state {self.our_state}"
-            )
-        frame = b""
-        if isinstance(event, Request):
-            if event.id in self._ours_in_flight:
-                raise LocalProtocolError(f"a request with the id {event.id} is in flight already")
-            if len(self._ours_in_flight) >= PENDING_MAX:
-                raise LocalProtocolError(f"{PENDING_MAX} requests are in flight already")
-            params = {**event.params, "deadline_ms": event.deadline_ms}
-            frame = encode([_REQUEST, event.id, event.method, params])
-            self._ours_in_flight.add(event.id)
-        elif isinstance(event, (Answer, ErrorAnswer)):
-            if event.id not in self._theirs_in_flight:
-                raise LocalProtocolError(f"no request with the id {event.id} waits for an answer")
-            if isinstance(event, Answer):
-                frame = encode([_RESPONSE, event.id, None, event.result])
-            else:
-                error = {"code": event.code, "message": event.message, "data": event.data}
-                frame = encode([_RESPONSE, event.id, error, None])
-            self._theirs_in_flight.remove(event.id)
-        elif isinstance(event, Notice):
-            frame = encode([_NOTICE, event.method, event.params])
-        elif isinstance(event, Hello):
-            hello = {"versions": list(event.versions), "program": event.program}
-            frame = encode([_NOTICE, "hello", hello])
-        self.our_state = target
+        frame = _frame(event)
+        self._ours.say(event, self._theirs)
         return frame
 
-    def receive_data(self, data: bytes | bytearray | memoryview) -> None:
-        """Takes bytes that came; none at all (b"") says that the stream has ended.
+    def receive_data(self, data: bytes | bytearray | memoryview) -> Iterator[Event]:
+        """Takes bytes that came; none at all (b"") says that the stream has ended. Returns the
+        events that have come whole by now.
 
-        Events have to be taken out, until NEED_DATA, before more goes in: so never more than one
-        frame and one `data` is held. LocalProtocolError if they were not, or after the end.
+        Each is read when it is asked for: so an event counts as heard only then, and between two
+        others may be sent. After the end of the stream the last one is Closed. RemoteProtocolError
+        comes in place of an event if what came breaks the protocol, and from then on always.
+
+        Events have to be taken out before more goes in: so never more than one frame and one `data`
+        is held. LocalProtocolError, from this call, if they were not, or after the end.
         """
         if self._eof:
             raise LocalProtocolError("data came after the end of the stream")
@@ -199,33 +260,36 @@ class Connection:
             del self._buffer[: self._taken]
             self._taken = 0
             self._buffer += data
+        return self._events()
 
     def next_event(self) -> Event | NeedData:
-        """The next event that has come whole, or NEED_DATA.
+        """The next of the events that `receive_data` returns, or NEED_DATA; for who takes one at a
+        time. After the end of the stream it is Closed, however often one asks."""
+        return next(self._events(), NEED_DATA)
 
-        After the end of the stream it is Closed, however often one asks. RemoteProtocolError if
-        what came breaks the protocol, and from then on always.
-        """
-        if self.their_state == ERROR:
+    def _events(self) -> Iterator[Event]:
+        theirs = self._theirs
+        if theirs.state == ERROR:
             raise RemoteProtocolError(self._failure)
         try:
-            untrusted_payload = self._next_payload()
-            if untrusted_payload is None:
-                if not self._eof:
-                    return NEED_DATA
-                event: Event = Closed()
-            else:
-                untrusted_message = decode(untrusted_payload)
-                event = _parse(untrusted_message, is_first=self.their_state == START)
-            self._accept(event)
+            while (untrusted_payload := self._next_payload()) is not None:
+                event = _parse(decode(untrusted_payload))
+                theirs.say(event, self._ours)
+                if isinstance(event, Hello):
+                    self._take_hello(event)
+                yield event
+            if self._eof:
+                event = Closed()
+                theirs.say(event, self._ours)
+                self._ours.state = CLOSED
+                yield event
         except (RemoteProtocolError, LocalProtocolError) as error:
             # Local: an event that refused to be made.
-            self.their_state = ERROR
+            theirs.state = ERROR
             self._failure = str(error)
             self._buffer = b""
             self._taken = 0
             raise RemoteProtocolError(self._failure) from None
-        return event
 
     def _next_payload(self) -> bytes | bytearray | None:
         """What the next frame holds; None if none is whole."""
@@ -233,7 +297,7 @@ class Connection:
         start = self._taken
         left = len(buffer) - start
         if left >= HEADER_SIZE:
-            end = start + frame_size(buffer[start : start + HEADER_SIZE])
+            end = start + frame_size(buffer, start)
             if end <= len(buffer):
                 self._taken = end
                 return buffer[start + HEADER_SIZE : end]
@@ -244,47 +308,40 @@ class Connection:
             raise RemoteProtocolError("the stream ended within a frame")
         return None
 
-    def _accept(self, event: Event) -> None:
-        """Moves their state; RemoteProtocolError if `event` may not come now."""
-        target = TRANSITIONS[self.their_state].get(type(event))
-        if target is None:
-            raise RemoteProtocolError(f"{type(event).__name__} came in state {self.their_state}")
-        if isinstance(event, Request):
-            if event.id in self._theirs_in_flight:
-                raise RemoteProtocolError(f"a second request came with the id {event.id}")
-            if len(self._theirs_in_flight) >= PENDING_MAX:
-                raise RemoteProtocolError(f"more than {PENDING_MAX} requests are in flight")
-            self._theirs_in_flight.add(event.id)
-        elif isinstance(event, (Answer, ErrorAnswer)):
-            if event.id not in self._ours_in_flight:
-                raise RemoteProtocolError(f"an answer came to no request: id {event.id}")
-            self._ours_in_flight.remove(event.id)
-        elif isinstance(event, Hello):
-            low, high = event.versions
-            if low > VERSIONS[1] or high < VERSIONS[0]:
-                raise RemoteProtocolError(
-                    f"versions {low} to {high} are offered, and {VERSIONS[0]} to {VERSIONS[1]} "
-                    "are spoken here"
-                )
-            self.version = min(high, VERSIONS[1])
-            self.their_hello = event
-        elif isinstance(event, Closed):
-            self.our_state = CLOSED
-        self.their_state = target
+    def _take_hello(self, hello: Hello) -> None:
+        low, high = hello.versions
+        if low > VERSIONS[1] or high < VERSIONS[0]:
+            raise RemoteProtocolError(
+                f"versions {low} to {high} are offered, and {VERSIONS[0]} to {VERSIONS[1]} "
+                "are spoken here"
+            )
+        self.version = min(high, VERSIONS[1])
+        self.their_hello = hello
 
 
-def _parse(untrusted_message: list[Any], *, is_first: bool) -> Event:
+def _frame(event: Event) -> bytes:
+    """The bytes that say `event`; LocalProtocolError if they cannot."""
+    if isinstance(event, Answer):
+        return encode([_RESPONSE, event.id, None, event.result])
+    if isinstance(event, Request):
+        params = {**event.params, "deadline_ms": event.deadline_ms}
+        return encode([_REQUEST, event.id, event.method, params])
+    if isinstance(event, Notice):
+        return encode([_NOTICE, event.method, event.params])
+    if isinstance(event, ErrorAnswer):
+        error = {"code": event.code, "message": event.message, "data": event.data}
+        return encode([_RESPONSE, event.id, error, None])
+    if isinstance(event, Hello):
+        hello = {"versions": list(event.versions), "program": event.program}
+        return encode([_NOTICE, "hello", hello])
+    return b""
+
+
+def _parse(untrusted_message: list[Any]) -> Event:
     """The event that a decoded frame says; one of the two protocol errors if it says none."""
     untrusted_kind = untrusted_message[0] if untrusted_message else None
     # By == alone, False would be 0, True 1 and 2.0 a notice.
     if type(untrusted_kind) is int:
-        if untrusted_kind == _NOTICE and len(untrusted_message) == 3:
-            _, untrusted_method, untrusted_params = untrusted_message
-            if untrusted_method != "hello":
-                return Notice(untrusted_method, untrusted_params)
-            if not is_first:
-                raise RemoteProtocolError("hello came a second time")
-            return _parse_hello(untrusted_params)
         if len(untrusted_message) == 4:
             _, untrusted_id, untrusted_second, untrusted_third = untrusted_message
             if untrusted_kind == _REQUEST:
@@ -294,6 +351,11 @@ def _parse(untrusted_message: list[Any], *, is_first: bool) -> Event:
             is_error = untrusted_third is None and type(untrusted_second) is dict
             if untrusted_kind == _RESPONSE and is_error:
                 return _parse_error(untrusted_id, untrusted_second)
+        elif untrusted_kind == _NOTICE and len(untrusted_message) == 3:
+            _, untrusted_method, untrusted_params = untrusted_message
+            if untrusted_method == "hello":
+                return _parse_hello(untrusted_params)
+            return Notice(untrusted_method, untrusted_params)
     raise RemoteProtocolError("a frame is neither a request, nor a response, nor a notice")
 
 

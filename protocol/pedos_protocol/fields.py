@@ -81,9 +81,10 @@ def a_duration(untrusted: Any) -> float:
 
 def an_attachment_id(untrusted: Any) -> str:
     """16 hexadecimal digits."""
-    if not names.is_attachment_id(_text(untrusted)):
-        raise ValueError(f"{names.shown(untrusted)} is not 16 hexadecimal digits")
-    return _text(untrusted)
+    text = _text(untrusted)
+    if not names.is_attachment_id(text):
+        raise ValueError(f"{names.shown(text)} is not 16 hexadecimal digits")
+    return text
 
 
 def a_class_name(untrusted: Any) -> str:
@@ -95,39 +96,44 @@ def a_class_name(untrusted: Any) -> str:
 
 def a_device_name(untrusted: Any) -> str:
     """SOURCE:ID, the name that a device has for users."""
-    names.parse_device_name(_text(untrusted))
-    return _text(untrusted)
+    text = _text(untrusted)
+    names.parse_device_name(text)
+    return text
 
 
 def an_identity(untrusted: Any) -> str:
     """A device's identity."""
-    if not names.is_identity(_text(untrusted)):
-        raise ValueError(f"{names.shown(untrusted)} is not a device's identity")
-    return _text(untrusted)
+    text = _text(untrusted)
+    if not names.is_identity(text):
+        raise ValueError(f"{names.shown(text)} is not a device's identity")
+    return text
 
 
 def an_instance(untrusted: Any) -> str:
     """Which thing stands behind a device's id."""
-    if not names.is_instance(_text(untrusted)):
-        raise ValueError(f"{names.shown(untrusted)} is not an instance of a device")
-    return _text(untrusted)
+    text = _text(untrusted)
+    if not names.is_instance(text):
+        raise ValueError(f"{names.shown(text)} is not an instance of a device")
+    return text
 
 
 def a_number_of_a_disk(untrusted: Any) -> str:
     """MAJOR:MINOR of a block device in hexadecimal digits, as Xen's hotplug scripts write it."""
-    parts = _text(untrusted).split(":")
+    text = _text(untrusted)
+    parts = text.split(":")
     if len(parts) != 2 or not all(0 < len(part) <= 8 for part in parts):
-        raise ValueError(f"{names.shown(untrusted)} is not MAJOR:MINOR")
+        raise ValueError(f"{names.shown(text)} is not MAJOR:MINOR")
     if not set("".join(parts)) <= set("0123456789abcdef"):
-        raise ValueError(f"{names.shown(untrusted)} is not MAJOR:MINOR in hexadecimal digits")
-    return _text(untrusted)
+        raise ValueError(f"{names.shown(text)} is not MAJOR:MINOR in hexadecimal digits")
+    return text
 
 
 def an_error_code(untrusted: Any) -> str:
     """One of `errors.CODES`."""
-    if _text(untrusted) not in CODES:
-        raise ValueError(f"{names.shown(untrusted)} is not an error code")
-    return _text(untrusted)
+    text = _text(untrusted)
+    if text not in CODES:
+        raise ValueError(f"{names.shown(text)} is not an error code")
+    return text
 
 
 def a_line(untrusted: Any) -> str:

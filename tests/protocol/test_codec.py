@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
+import threading
 import tracemalloc
 from typing import Any
 
@@ -160,6 +163,79 @@ def test_a_list_that_holds_itself_cannot_be_sent() -> None:
     message.append(message)
     with pytest.raises(LocalProtocolError, match="deep"):
         codec.encode(message)
+
+
+@given(st.lists(strategies.values, max_size=4), st.binary(max_size=40), st.integers(0, 255))
+def test_a_frame_that_is_refused_leaves_nothing_to_the_next_one(
+    message: list[Any], more: bytes, changed: int
+) -> None:
+    good = [0, 7, "vm.list", {"deadline_ms": 1}]
+    payload = msgpack.packb(message)
+    for untrusted in (payload + more, payload[:-1], bytes([changed]) + payload[1:], more):
+        with contextlib.suppress(RemoteProtocolError):
+            codec.decode(untrusted)
+        assert codec.decode(msgpack.packb(good)) == good
+
+
+#: Values that MessagePack can say, of those that are not spoken here too.
+loose = st.recursive(
+    strategies.values | st.floats() | st.builds(msgpack.ExtType, st.integers(0, 127), st.binary()),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(strategies.texts | st.binary() | st.integers(0, 9), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(st.lists(loose, max_size=4))
+def test_no_shortcut_lets_through_what_a_look_at_every_value_would_refuse(
+    message: list[Any],
+) -> None:
+    """Short frames are accepted by their bytes alone, where these cannot hold what is refused."""
+    payload = msgpack.packb(message)
+    if len(payload) > FRAME_MAX:
+        return
+    try:
+        accepted = codec.decode(payload)
+    except RemoteProtocolError:
+        with pytest.raises(LocalProtocolError):
+            codec.encode(message)
+    else:
+        assert accepted == message
+        codec.encode(accepted)
+
+
+@pytest.mark.parametrize("depth", range(1, DEPTH_MAX + 2))
+def test_the_depth_counts_in_frames_with_few_and_with_many_lists(depth: int) -> None:
+    for beside in ([], [[]] * DEPTH_MAX):
+        payload = msgpack.packb([nested(depth - 1), *beside] if depth > 1 else beside)
+        if depth <= DEPTH_MAX:
+            codec.decode(payload)
+        else:
+            with pytest.raises(RemoteProtocolError, match="deep"):
+                codec.decode(payload)
+
+
+def test_threads_read_without_disturbing_each_other() -> None:
+    message = [0, 7, "vm.list", {"text": "x" * 1000, "maps": [{"a": 1}] * 500}]
+    payload = codec.encode(message)[HEADER_SIZE:]
+    start = threading.Barrier(4)
+    same: list[bool] = []
+
+    def read() -> None:
+        start.wait()
+        same.extend(codec.decode(payload) == message for _ in range(20))
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert same == [True] * 80
 
 
 def test_too_large_a_frame_is_refused_by_its_length_alone() -> None:

@@ -313,10 +313,9 @@ def test_events_are_values() -> None:
         assert event != object()
         for other_type, other in EXAMPLES.items():
             assert (event == other) == (event_type is other_type)
-        with pytest.raises(AttributeError, match="immutable"):
-            event.id = 5  # type: ignore[attr-defined]
-        with pytest.raises(AttributeError, match="immutable"):
-            del event.id  # type: ignore[attr-defined]
+        assert not hasattr(event, "__dict__")
+        with pytest.raises(AttributeError):
+            event.sender = 5  # type: ignore[attr-defined]
         with pytest.raises(TypeError):
             hash(event)
     assert repr(Answer(5, {"a": 1})) == "Answer(id=5, result={'a': 1})"
@@ -395,12 +394,97 @@ def test_only_so_many_requests_are_in_flight_each_way() -> None:
         ends.ends[1].next_event()
 
 
+@given(st.lists(st.tuples(st.integers(0, 1), st.booleans(), st.integers(0, 3)), max_size=40))
+def test_both_directions_obey_the_same_rules(said: list[tuple[int, bool, int]]) -> None:
+    """What an end may not say of requests and answers, the other end does not hear either."""
+    ends = Pair().greet()
+    for sender, is_request, call_id in said:
+        event = Request(call_id, "vm.list", {}, 1) if is_request else Answer(call_id, {})
+        before = [(end.ours_in_flight, end.theirs_in_flight) for end in ends.ends]
+        try:
+            ends.say(event, sender=sender)
+        except LocalProtocolError:
+            assert [(end.ours_in_flight, end.theirs_in_flight) for end in ends.ends] == before
+            ends.ends[1 - sender].receive_data(frame_of_any(event))
+            with pytest.raises(RemoteProtocolError, match=f"id {call_id}"):
+                ends.ends[1 - sender].next_event()
+            return
+
+
+def frame_of_any(event: Request | Answer) -> bytes:
+    """The bytes that say `event`, made by an end that may say it."""
+    speaker = Pair().greet()
+    if isinstance(event, Answer):
+        speaker.say(Request(event.id, "vm.list", {}, 1), sender=1)
+    return speaker.ends[0].send(event)
+
+
 def test_an_answer_that_cannot_be_sent_leaves_its_request_unanswered() -> None:
     ends = Pair().greet()
     ends.say(EXAMPLES[Request])
     with pytest.raises(LocalProtocolError, match="bytes"):
         ends.ends[1].send(Answer(1, {"x": b"x" * FRAME_MAX}))
     ends.say(ErrorAnswer(1, "failed", "the answer is too large", {}), sender=1)
+
+
+# Batches
+
+BATCH = [
+    HELLO,
+    Request(1, "vm.list", {}, 1000),
+    Notice("device.event", {"a": 1}),
+    Request(2, "vm.list", {}, 1000),
+]
+
+
+def bytes_of(said: list[Event]) -> bytes:
+    speaker = Connection()
+    return b"".join([speaker.send(event) for event in said])
+
+
+def test_bytes_of_many_frames_are_their_events() -> None:
+    end = Connection()
+    assert list(end.receive_data(bytes_of(BATCH))) == BATCH
+    assert end.next_event() is NEED_DATA
+    assert list(end.receive_data(b"")) == [Closed()]
+    assert end.next_event() == Closed()
+
+
+@given(cuts=st.lists(st.integers(0, len(bytes_of(BATCH))), max_size=6).map(sorted))
+def test_the_events_of_a_batch_are_the_same_however_it_is_cut(cuts: list[int]) -> None:
+    end, data = Connection(), bytes_of(BATCH)
+    heard: list[Event] = []
+    for start, stop in zip([0, *cuts], [*cuts, len(data)], strict=True):
+        if start < stop:
+            heard += end.receive_data(data[start:stop])
+    assert heard == BATCH
+
+
+def test_a_request_of_a_batch_can_be_answered_before_the_next_event_is_heard() -> None:
+    end = Connection()
+    end.send(HELLO)
+    for event in end.receive_data(bytes_of(BATCH)):
+        assert end.theirs_in_flight == isinstance(event, Request)
+        if isinstance(event, Request):
+            end.send(Answer(event.id, {}))
+
+
+def test_the_rest_of_a_batch_can_be_taken_later_and_by_another() -> None:
+    end = Connection()
+    assert next(end.receive_data(bytes_of(BATCH))) == BATCH[0]
+    assert end.next_event() == BATCH[1]
+    assert list(end.receive_data(bytes_of(BATCH)[:5])) == BATCH[2:]
+
+
+def test_what_came_before_a_broken_frame_is_heard_and_nothing_after_it() -> None:
+    end = Connection()
+    events = end.receive_data(bytes_of(BATCH[:2]) + codec.encode([7]) + frame_of(BATCH[2]))
+    assert [next(events), next(events)] == BATCH[:2]
+    with pytest.raises(RemoteProtocolError, match="neither"):
+        next(events)
+    assert end.their_state == ERROR
+    with pytest.raises(RemoteProtocolError, match="neither"):
+        list(end.receive_data(b"x"))
 
 
 # Bytes
