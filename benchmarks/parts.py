@@ -8,7 +8,6 @@ gate: it says where to look when one is missed.
 
 from __future__ import annotations
 
-import os
 import resource
 import time
 from collections.abc import Callable
@@ -16,11 +15,11 @@ from collections.abc import Callable
 import trio
 from pedos_protocol.codec import decode, encode
 from pedos_protocol.connection import VERSIONS, Connection
-from pedos_protocol.events import Answer, Hello, NeedData, Request
+from pedos_protocol.events import Answer, Hello, Request, know_methods
 from pedos_vchan import shm
 from pedos_vchan.stream import VchanStream
 
-from .processes import pinned
+from .processes import pinned, processor_seconds
 from .throughput import IN_FLIGHT
 from .two_processes import PAYLOAD, connected, drive, rendezvous_folder, served
 
@@ -62,10 +61,10 @@ def codec() -> tuple[float, float]:
 
 def connection() -> tuple[float, float]:
     """One call through both state machines, the codec included: the client's part, the server's."""
+    know_methods(["echo"])  # as the server of T1 does
     client, server = Connection(), Connection()
     for one, other in ((client, server), (server, client)):
-        other.receive_data(one.send(Hello(VERSIONS, "x")))
-        other.next_event()
+        list(other.receive_data(one.send(Hello(VERSIONS, "x"))))
     times = [float("inf")] * 2
     for _ in range(ROUNDS * BATCHES):
         start = time.thread_time()
@@ -73,14 +72,14 @@ def connection() -> tuple[float, float]:
             [client.send(Request(i, "echo", {"data": PAYLOAD}, 10_000)) for i in range(IN_FLIGHT)]
         )
         asked = time.thread_time()
-        server.receive_data(out)
-        answers = []
-        while isinstance(event := server.next_event(), Request):
-            answers.append(server.send(Answer(event.id, event.params)))
+        answers = [
+            server.send(Answer(event.id, event.params))
+            for event in server.receive_data(out)
+            if isinstance(event, Request)
+        ]
         back = b"".join(answers)
         served_at = time.thread_time()
-        client.receive_data(back)
-        while not isinstance(client.next_event(), NeedData):
+        for _ in client.receive_data(back):
             pass
         end = time.thread_time()
         times[0] = min(times[0], asked - start + end - served_at)
@@ -151,13 +150,6 @@ def hand_over() -> float:
     return trio.run(main)
 
 
-def _ticks(pid: int) -> float:
-    """Seconds of processor time of a process so far."""
-    with open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def whole() -> tuple[float, float, float]:
     """T1's run: the client's processor time, the server's, and switches of process, per call."""
     best = (float("inf"),) * 3
@@ -167,13 +159,14 @@ def whole() -> tuple[float, float, float]:
             async def run(folder: object = folder, pid: int = pid) -> tuple[float, float, float]:
                 async with connected(folder) as peer:  # type: ignore[arg-type]
                     await drive(peer, IN_FLIGHT, CALLS // 4)
-                    theirs, mine = _ticks(pid), resource.getrusage(resource.RUSAGE_SELF)
+                    theirs, mine = processor_seconds(pid), resource.getrusage(resource.RUSAGE_SELF)
                     await drive(peer, IN_FLIGHT, CALLS)
                     now = resource.getrusage(resource.RUSAGE_SELF)
                     calls = CALLS * 1.1 / 1e6  # with drive's own warming up
                     own = now.ru_utime + now.ru_stime - mine.ru_utime - mine.ru_stime
                     switches = now.ru_nvcsw - mine.ru_nvcsw
-                    return own / calls, (_ticks(pid) - theirs) / calls, switches / calls / 1e6
+                    served_for = processor_seconds(pid) - theirs
+                    return own / calls, served_for / calls, switches / calls / 1e6
 
             best = min(best, trio.run(run))
     return best

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from pedos_vchan.peer import Peer
 from pedos_vchan.stream import VchanStream
 from pedos_vchan.unix import connect_unix, listen_unix
 
-from .processes import die_with_parent
+from .processes import die_with_parent, processor_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,8 +125,10 @@ async def connected(folder: Path, *, over_socket: bool = False) -> AsyncIterator
         nursery.cancel_scope.cancel()
 
 
-async def drive(peer: Peer, in_flight: int, calls: int) -> float:
-    """Seconds per call, `in_flight` of them at a time, after a tenth as many to warm up."""
+async def drive(
+    peer: Peer, in_flight: int, calls: int, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds of `clock` per call, `in_flight` at a time, after a tenth as many to warm up."""
 
     async def caller(count: int) -> None:
         for _ in range(count):
@@ -134,11 +137,24 @@ async def drive(peer: Peer, in_flight: int, calls: int) -> float:
     each = max(1, calls // in_flight)
     start = 0.0
     for count in (max(1, each // 10), each):
-        start = trio.current_time()
+        start = clock()
         async with trio.open_nursery() as nursery:
             for _ in range(in_flight):
                 nursery.start_soon(caller, count)
-    return (trio.current_time() - start) / (each * in_flight)
+    return (clock() - start) / (each * in_flight)
+
+
+def processor_seconds_per_call(in_flight: int, calls: int) -> float:
+    """Processor time of a call through the whole stack, both ends together."""
+
+    async def client(folder: Path, server: int) -> float:
+        async with connected(folder) as peer:
+            return await drive(
+                peer, in_flight, calls, lambda: time.process_time() + processor_seconds(server)
+            )
+
+    with served() as (folder, server):
+        return trio.run(client, folder, server, strict_exception_groups=True)
 
 
 def seconds_per_call(in_flight: int, calls: int, *, over_socket: bool = False) -> float:
