@@ -16,10 +16,10 @@ from pedos_vchan.arguments import Parser
 from pedos_dom0 import PROGRAM
 from pedos_dom0.drivers.base import HypervisorLost
 from pedos_dom0.drivers.local import LocalDriver
-from pedos_dom0.drivers.xen import XenDriver
+from pedos_dom0.drivers.xen.driver import XenDriver
 from pedos_dom0.errors import LOCAL_MODE_LACKS, XEN_LACKS
 from pedos_dom0.service import Config, run
-from pedos_dom0.store import StoreError
+from pedos_dom0.tables.store import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,17 +6,20 @@ is added by the dispatcher, which is also where an answer to a VM loses everythi
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pedos_protocol.errors import CallError
 
+from pedos_dom0.tables.store import StoreError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from pedos_protocol.messages import Device, Missing
 
-    from pedos_dom0.leases import Lease
-    from pedos_dom0.registry import DeviceKey
+    from pedos_dom0.tables.leases import Lease
+    from pedos_dom0.tables.registry import DeviceKey
 
 # Why a class cannot be attached under a driver that has no way to carry it. A class that is not
 # named here is one that the driver's agents can carry.
@@ -76,6 +79,16 @@ def hidden_truth(error: CallError) -> str | None:
 def failure(code: str, message: str, *, hint: str | None = None) -> CallError:
     """An error answer; `hint` is the next command to try, without a prompt before it."""
     return CallError(code, message, {} if hint is None else {"hint": hint})
+
+
+@contextmanager
+def store_failures() -> Iterator[None]:
+    """A write that the store refuses fails the operation as anything else does: with a sentence,
+    for the audit log too."""
+    try:
+        yield
+    except StoreError as error:
+        raise failure("failed", str(error)) from error
 
 
 def no_vm(name: str) -> CallError:

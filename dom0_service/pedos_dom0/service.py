@@ -20,23 +20,23 @@ import trio
 from pedos_vchan import notify
 from pedos_vchan.folder_lock import hold_folder, make_private
 
-from pedos_dom0.api import Api
-from pedos_dom0.audit import Audit
-from pedos_dom0.audit_queue import AuditQueue
-from pedos_dom0.audited import AuditedPolicy, facts_audited
-from pedos_dom0.control import Control
+from pedos_dom0.access.audited import AuditedPolicy, facts_audited
+from pedos_dom0.attachments.orphans import Orphans
+from pedos_dom0.attachments.reconcile import Reconciler
+from pedos_dom0.attachments.teardown import Teardown
+from pedos_dom0.attachments.transaction import Transaction
+from pedos_dom0.audit.log import Audit
+from pedos_dom0.audit.queue import AuditQueue
+from pedos_dom0.connections.agent_sessions import AgentSessions
+from pedos_dom0.connections.local_socket import LocalSocket, listening
 from pedos_dom0.errors import LOCAL_MODE_LACKS
-from pedos_dom0.facts import Facts
-from pedos_dom0.leases import LeaseTable
-from pedos_dom0.local_socket import LocalSocket, listening
-from pedos_dom0.operations import Operations
-from pedos_dom0.orphans import Orphans
-from pedos_dom0.reconcile import Reconciler
-from pedos_dom0.registry import Registry
+from pedos_dom0.requests.api import Api
+from pedos_dom0.requests.operations import Operations
 from pedos_dom0.state import State
-from pedos_dom0.store import open_store
-from pedos_dom0.takedown import TakeDown
-from pedos_dom0.transaction import Transaction
+from pedos_dom0.tables.leases import LeaseTable
+from pedos_dom0.tables.registry import Registry
+from pedos_dom0.tables.store import open_store
+from pedos_dom0.vms.facts import Facts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -113,7 +113,7 @@ async def run(
                     _say_ready()
                     task_status.started(state)
             finally:
-                state.noise.flush_all()
+                state.audit_throttle.flush_all()
                 audit.write("service", what="ended")
 
 
@@ -126,16 +126,16 @@ async def _held(state: Path) -> AsyncIterator[None]:
 
 async def start_parts(state: State, nursery: trio.Nursery) -> Api:
     """Starts everything that works on `state` in `nursery`: all of the service but its edges."""
-    takedown = TakeDown(state, nursery)
-    transaction = Transaction(state, takedown)
-    reconciler = Reconciler(state, takedown)
-    api = Api(state, transaction, takedown, reconciler, Operations(nursery))
+    teardown = Teardown(state, nursery)
+    transaction = Transaction(state, teardown)
+    reconciler = Reconciler(state, teardown)
+    api = Api(state, transaction, teardown, reconciler, Operations(nursery))
     rows = await reconciler.load_journal()
     if state.plane is not None:
         state.plane.adopt(rows)
     starts = api.interrupted.load()
     await nursery.start(Orphans(state).run)
-    await nursery.start(Control(state, takedown, reconciler, api).run)
+    await nursery.start(AgentSessions(state, teardown, reconciler, api).run)
     for lease in rows:
         nursery.start_soon(reconciler.settle, lease)
     for start in starts:

@@ -7,16 +7,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import attrs
-from pedos_protocol.fields import ERRORS_MAX
 from pedos_vchan import faultpoints
 
-from pedos_dom0.agents import AgentTable
-from pedos_dom0.asking import Asking
+from pedos_dom0.audit.throttle import AuditThrottle
 from pedos_dom0.drivers.base import DOM0_DOMID, DOM0_NAME, DomainInfo
 from pedos_dom0.errors import no_vm
-from pedos_dom0.facts import Facts
-from pedos_dom0.fitting import with_errors
-from pedos_dom0.noise import Noise
+from pedos_dom0.tables.agents import AgentTable
+from pedos_dom0.vms.facts import Facts
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -24,12 +21,12 @@ if TYPE_CHECKING:
 
     from pedos_protocol.messages import PolicyStatus
 
-    from pedos_dom0.audit_queue import AuditQueue
+    from pedos_dom0.audit.queue import AuditQueue
     from pedos_dom0.drivers.base import DataPlane, Driver
-    from pedos_dom0.leases import LeaseTable
     from pedos_dom0.policy.snapshot import Snapshot
-    from pedos_dom0.registry import Registry
-    from pedos_dom0.store import Store
+    from pedos_dom0.tables.leases import LeaseTable
+    from pedos_dom0.tables.registry import Registry
+    from pedos_dom0.tables.store import Assignment, Store
 
     class PolicySource(Protocol):
         """What the service asks of the policy loader."""
@@ -43,7 +40,7 @@ if TYPE_CHECKING:
 @attrs.define(eq=False)
 class State:
     """One service's state. A lease in `leases` and its row in `store` are made by Transaction alone
-    and ended by TakeDown alone."""
+    and ended by Teardown alone."""
 
     driver: Driver
     registry: Registry
@@ -57,9 +54,7 @@ class State:
     unsupported: Mapping[str, str] = attrs.field(factory=dict)
     agents: AgentTable = attrs.field(factory=AgentTable)
     # The way to `audit` for what VMs can cause at will.
-    noise: Noise = attrs.field(init=False)
-    # Puts questions to dom0's user.
-    asking: Asking = attrs.field(init=False)
+    audit_throttle: AuditThrottle = attrs.field(init=False)
     # VMs that are on their way down: they get no device any more.
     closing: Counter[str] = attrs.field(factory=Counter)
     # Set where the hypervisor carries block devices itself.
@@ -68,24 +63,11 @@ class State:
     reach: Callable[[str], Awaitable[None]] = faultpoints.reach
 
     def __attrs_post_init__(self) -> None:
-        self.noise = Noise(self.audit)
-        self.asking = Asking(self.noise)
+        self.audit_throttle = AuditThrottle(self.audit)
 
     @facts.default
     def _facts_of_the_driver(self) -> Facts:
         return Facts(self.driver)
-
-    def policy_status(self) -> PolicyStatus:
-        """How policy stands, and with it the facts that its rules speak of."""
-        status = self.policy.status()
-        if not self.facts.known:
-            # Without them no rules are used.
-            status = attrs.evolve(status, ok=False, loaded_at="", rules=0)
-        wrong = self.facts.errors_for_status()
-        if not wrong:
-            return status
-        errors = (*status.errors, *wrong)
-        return with_errors(attrs.evolve(status, ok=False), errors, ERRORS_MAX)
 
     def troubles(self) -> tuple[str, ...]:
         """What keeps the service from writing down what it has to, if anything does."""
@@ -114,6 +96,21 @@ class State:
         if domain is None:
             raise no_vm(name)
         return domain
+
+    def is_gone(self, name: str) -> bool:
+        """Whether a VM is known not to be there."""
+        return self.domain(name) is None and self.driver.knows_all()
+
+    def is_orphan(self, assignment: Assignment) -> bool:
+        """Whether it was made for a VM that is not there, or not for the one that has the name."""
+        domain = self.domain(assignment.vm)
+        uuids = {assignment.uuid, domain and domain.uuid} - {None}
+        # Of two UUIDs one is another VM's, also when that could not be marked, or is about to be.
+        return assignment.orphaned or self.is_gone(assignment.vm) or len(uuids) == 2
+
+    def assigned_to(self, vm: str) -> list[Assignment]:
+        """What is assigned to the VM that has the name now: all that a VM may know of and undo."""
+        return [each for each in self.store.assignments(vm) if not self.is_orphan(each)]
 
     def runs(self, name: str, domid: int) -> bool:
         """Whether this very domain runs still, as opposed to a later life of the VM."""

@@ -20,7 +20,7 @@ from pedos_agent.priority import Priority
 from pedos_agent.revision import Revision
 from pedos_agent.settings import Settings
 from pedos_agent.uevents import UNHEARD_SECONDS, keep_hearing
-from pedos_dom0 import disk
+from pedos_dom0.tasks import disk
 from pedos_vchan import threads
 from trio.abc import Clock
 

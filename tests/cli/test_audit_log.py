@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pedos_cli import audit_log
 from pedos_cli.audit_log import BLOCK_SIZE, LINE_MAX, Follower, Unread, last_records, records
-from pedos_dom0 import audit
-from pedos_dom0.audit import Audit
+from pedos_dom0.audit import log as audit
+from pedos_dom0.audit.log import Audit
 
 
 def line(number: int, **fields: object) -> bytes:

@@ -45,4 +45,4 @@ def denied(world: World, reason: str) -> Any:
     assert reason in answered(world)["reason"]
     assert answered(world)["request"] == world.audit("decision")[-1]["request"]
     world.assert_nothing_left()
-    assert world.state.asking.prompts.standing() == 0
+    assert world.api.prompters.prompts.standing() == 0

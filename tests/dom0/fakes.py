@@ -14,20 +14,20 @@ from typing import Any, TypeVar
 
 import trio
 import trio.testing
-from pedos_dom0.audit import Audit
-from pedos_dom0.audit_queue import AuditQueue
+from pedos_dom0.audit.log import Audit
+from pedos_dom0.audit.queue import AuditQueue
+from pedos_dom0.connections.local_socket import LocalSocket
 from pedos_dom0.drivers.base import DomainInfo, DriverError
 from pedos_dom0.errors import LOCAL_MODE_LACKS
-from pedos_dom0.facts import Facts
-from pedos_dom0.leases import LeaseTable
-from pedos_dom0.local_socket import LocalSocket
 from pedos_dom0.policy.parser import parse_file
 from pedos_dom0.policy.snapshot import Snapshot
-from pedos_dom0.registry import Registry
 from pedos_dom0.service import start_parts
 from pedos_dom0.state import State
-from pedos_dom0.store import Store
-from pedos_dom0.store_file import StoreFile
+from pedos_dom0.tables.leases import LeaseTable
+from pedos_dom0.tables.registry import Registry
+from pedos_dom0.tables.store import Store
+from pedos_dom0.tables.store_file import StoreFile
+from pedos_dom0.vms.facts import Facts
 from pedos_protocol.errors import CallError
 from pedos_protocol.fields import PAGE_DEVICES_MAX
 from pedos_protocol.messages import SCHEMA, PolicyStatus, to_wire

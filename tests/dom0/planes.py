@@ -7,7 +7,7 @@ from typing import Any
 
 import trio
 from pedos_dom0.drivers.base import DriverError
-from pedos_dom0.leases import Lease
+from pedos_dom0.tables.leases import Lease
 from pedos_protocol.errors import CallError
 
 

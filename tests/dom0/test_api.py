@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import trio
-from pedos_dom0.api import TABLE
-from pedos_dom0.leases import LeaseTable
-from pedos_dom0.listing import Listing
-from pedos_dom0.registry import DeviceKey
-from pedos_dom0.store import Store, StoreError
+from pedos_dom0.requests.api import TABLE
+from pedos_dom0.requests.listing import Listing
+from pedos_dom0.tables.leases import LeaseTable
+from pedos_dom0.tables.registry import DeviceKey
+from pedos_dom0.tables.store import Store, StoreError
 from pedos_protocol.errors import CallError
 from pedos_protocol.messages import SCHEMA, parse_result
 from trio.abc import Clock
@@ -303,7 +303,7 @@ async def test_a_list_that_is_longer_than_an_answer_comes_in_pages(
 async def test_watchers_are_bounded_and_a_closed_one_makes_room(
     world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pedos_dom0.watch.WATCHERS_MAX", 1)
+    monkeypatch.setattr("pedos_dom0.requests.watch.WATCHERS_MAX", 1)
     async with world.client.connected() as peer:
         await peer.call("device.watch", {}, timeout=5)
         with fails("quota"):
@@ -379,7 +379,7 @@ async def test_a_listing_walks_the_leases_once(
 async def test_a_vm_is_told_of_its_own_quota_only(
     world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pedos_dom0.transaction.ATTACHMENTS_MAX", 1)
+    monkeypatch.setattr("pedos_dom0.attachments.transaction.ATTACHMENTS_MAX", 1)
     await world.client.attach("vault", "sys-usb:secret")
     error = await refusal(world, "work", "device.attach", **named("work", "sys-usb:free1"))
     assert error.code == "failed" and "sys-usb" not in error.message

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import trio
-from pedos_dom0 import prompts
-from pedos_dom0.prompts import ASK_TIMEOUT
+from pedos_dom0.access import questions
+from pedos_dom0.access.questions import ASK_TIMEOUT
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
@@ -103,7 +103,7 @@ async def test_the_rule_s_read_only_holds_for_what_was_asked(
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (NO, prompts.SAID_NO),
+        (NO, questions.SAID_NO),
         (yes("sys-usb"), "names sys-usb, which was not to be chosen"),
         (yes("nobody"), "names nobody"),
         ({"verdict": "allow", "target": None}, "names no VM"),
@@ -131,7 +131,7 @@ async def test_a_prompter_that_fails_is_a_no(world: World, autojump_clock: Clock
 async def test_without_a_prompter_it_is_a_no_that_says_so(
     world: World, autojump_clock: Clock
 ) -> None:
-    with denied(world, prompts.NO_PROMPTER):
+    with denied(world, questions.NO_PROMPTER):
         await world.client.attach("work", "sys-usb:keys")
     with pytest.raises(CallError, match="no prompter is running"):
         await world.client.attach("work", "sys-usb:keys")
@@ -141,12 +141,12 @@ async def test_without_a_prompter_it_is_a_no_that_says_so(
 async def test_nobody_answers_in_time(world: World, autojump_clock: Clock) -> None:
     async with world.client.prompter() as prompter:
         began = trio.current_time()
-        with denied(world, prompts.LATE):
+        with denied(world, questions.LATE):
             await world.client.attach("work", "sys-usb:keys")
         assert trio.current_time() - began == pytest.approx(ASK_TIMEOUT)
         await trio.testing.wait_all_tasks_blocked()
         (cancelled,) = prompter.cancelled
-        assert cancelled == {"request": prompter.asked[0]["request"], "reason": prompts.LATE}
+        assert cancelled == {"request": prompter.asked[0]["request"], "reason": questions.LATE}
 
 
 async def test_an_answer_that_comes_too_late_changes_nothing(
@@ -157,7 +157,7 @@ async def test_an_answer_that_comes_too_late_changes_nothing(
         return yes("work")
 
     async with world.client.prompter(late):
-        with denied(world, prompts.LATE):
+        with denied(world, questions.LATE):
             await world.client.attach("work", "sys-usb:keys")
         await trio.sleep(10)
         world.assert_nothing_left()
@@ -205,16 +205,16 @@ async def test_when_the_last_one_goes_away_it_is_a_no(world: World, autojump_clo
         return yes("work")
 
     async with world.client.prompter(die) as prompter:
-        with denied(world, prompts.PROMPTER_GONE):
+        with denied(world, questions.PROMPTER_GONE):
             await world.client.attach("work", "sys-usb:keys")
     await trio.testing.wait_all_tasks_blocked()
-    assert len(world.state.asking.prompts) == 0
+    assert len(world.api.prompters.prompts) == 0
 
 
 async def test_prompters_are_bounded(
     world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prompts, "PROMPTERS_MAX", 1)
+    monkeypatch.setattr(questions, "PROMPTERS_MAX", 1)
     async with world.client.prompter():
         with fails("quota", "prompters"):
             await world.client.call("prompter.register")
@@ -322,8 +322,8 @@ async def test_whoever_asked_goes_away_and_takes_the_question_with_them(
                 scope.cancel()
         await trio.testing.wait_all_tasks_blocked()
         (cancelled,) = prompter.cancelled
-        assert cancelled["reason"] == prompts.ASKER_GONE == answered(world)["reason"]
-        assert world.state.asking.prompts.standing() == 0
+        assert cancelled["reason"] == questions.ASKER_GONE == answered(world)["reason"]
+        assert world.api.prompters.prompts.standing() == 0
     world.assert_nothing_left()
 
 
@@ -340,7 +340,7 @@ async def test_a_vm_that_dies_takes_its_question_with_it(
             await prompter.was_asked.wait()
             world.driver.die("work")
         await trio.testing.wait_all_tasks_blocked()
-        assert prompter.cancelled[0]["reason"] == prompts.ASKER_GONE
+        assert prompter.cancelled[0]["reason"] == questions.ASKER_GONE
 
 
 async def test_the_end_of_the_service_is_the_end_of_the_question(
@@ -379,7 +379,7 @@ async def test_a_no_to_the_assignment_is_a_no_to_both(world: World, autojump_clo
         return yes("work") if params["service"] == "device.attach.block" else NO
 
     async with world.client.prompter(only_once):
-        with denied(world, prompts.SAID_NO):
+        with denied(world, questions.SAID_NO):
             await world.client.attach("work", "sys-usb:keys", persistent=True)
     assert world.state.store.assignments("work") == []
 
@@ -400,7 +400,7 @@ async def test_a_start_asks_for_what_is_assigned_and_does_not_start_without_a_ye
         with fails("failed", "names vault, which was not to be chosen"):
             await world.client.call("vm.start", vm="halted")
         prompter.answer = NO
-        with fails("failed", "sys-usb:keys is denied by policy", prompts.SAID_NO):
+        with fails("failed", "sys-usb:keys is denied by policy", questions.SAID_NO):
             await world.client.call("vm.start", vm="halted")
     with fails("failed", "no prompter is running"):
         await world.client.call("vm.start", vm="halted")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from pedos_dom0 import prompts
-from pedos_dom0.prompts import OPEN_PER_SOURCE
+from pedos_dom0.access import questions
+from pedos_dom0.access.questions import OPEN_PER_SOURCE
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
@@ -98,13 +98,13 @@ async def test_a_user_in_a_vm_who_gives_up_takes_the_question_back(
             nursery.cancel_scope.cancel()
         await trio.testing.wait_all_tasks_blocked()
         (cancelled,) = prompter.cancelled
-        assert cancelled["reason"] == prompts.ASKER_GONE == answered(world)["reason"]
-        assert world.state.asking.prompts.standing() == 0
+        assert cancelled["reason"] == questions.ASKER_GONE == answered(world)["reason"]
+        assert world.api.prompters.prompts.standing() == 0
         # It may be asked again, but questions do not flicker.
         prompter.answer = yes("work")
         with denied(world, "work was not granted it a moment ago"):
             await agent.ask("device.attach", **named("work", "sys-usb:stick"))
-        await trio.sleep(prompts.COOL_DOWN_WITHDRAWN)
+        await trio.sleep(questions.COOL_DOWN_WITHDRAWN)
         await agent.ask("device.attach", **named("work", "sys-usb:stick"))
 
 
@@ -123,7 +123,7 @@ async def test_a_vm_cannot_wear_dom0_s_user_down(
         assert len(prompter.asked) == 1
         prompter.answer = yes("work")
         await agent.ask("device.attach", **named("work", "sys-usb:keys"))
-        await trio.sleep(prompts.COOL_DOWN)
+        await trio.sleep(questions.COOL_DOWN)
         await agent.ask("device.attach", **named("work", "sys-usb:stick"))
         assert [question["device"] for question in prompter.asked] == ["stick", "keys", "stick"]
 
@@ -131,6 +131,6 @@ async def test_a_vm_cannot_wear_dom0_s_user_down(
 async def test_dom0_s_own_user_may_ask_again_at_once(world: World, autojump_clock: Clock) -> None:
     async with world.client.prompter(NO) as prompter:
         for _ in range(3):
-            with denied(world, prompts.SAID_NO):
+            with denied(world, questions.SAID_NO):
                 await world.client.attach("work", "sys-usb:keys")
         assert len(prompter.asked) == 3

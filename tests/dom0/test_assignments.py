@@ -10,11 +10,11 @@ import attrs
 import pytest
 import trio
 import trio.testing
+from pedos_dom0.attachments.orphans import GONE_SECONDS
 from pedos_dom0.drivers.base import DomainInfo, DriverError
-from pedos_dom0.drivers.xen_config import own_frontends
-from pedos_dom0.orphans import GONE_SECONDS
-from pedos_dom0.registry import DeviceKey
-from pedos_dom0.store import Assignment, StoreError
+from pedos_dom0.drivers.xen.config import own_frontends
+from pedos_dom0.tables.registry import DeviceKey
+from pedos_dom0.tables.store import Assignment, StoreError
 from pedos_protocol.errors import CallError
 from pedos_protocol.names import frontend_names
 from trio.abc import Clock
@@ -188,7 +188,7 @@ async def test_a_device_that_is_assigned_to_very_many_vms_is_listed_with_all_of_
 async def test_what_does_not_fit_into_an_answer_of_a_device_s_assignments_is_counted(
     world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pedos_dom0.listing.ASSIGNED_MAX", 1024)
+    monkeypatch.setattr("pedos_dom0.requests.listing.ASSIGNED_MAX", 1024)
     key = DeviceKey("block", "sys-usb", "a")
     for number in range(70):
         await world.state.store.assign(f"vm{number:02}", key, {})

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pedos_dom0 import audit as audit_module
-from pedos_dom0.audit import (
+from pedos_dom0.audit import log as audit_module
+from pedos_dom0.audit.log import (
     FILES_KEPT,
     ITEMS_MAX,
     LINE_MAX,
@@ -22,7 +22,7 @@ from pedos_dom0.audit import (
     Audit,
     new_request_id,
 )
-from pedos_dom0.registry import DeviceKey
+from pedos_dom0.tables.registry import DeviceKey
 
 
 @pytest.fixture

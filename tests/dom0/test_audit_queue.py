@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import pytest
 import trio
 import trio.testing
-from pedos_dom0 import audit_queue
-from pedos_dom0.audit import Audit
-from pedos_dom0.audit_queue import AuditQueue
+from pedos_dom0.audit import queue as audit_queue
+from pedos_dom0.audit.log import Audit
+from pedos_dom0.audit.queue import AuditQueue
 from trio.abc import Clock
 
 from tests.dom0.fakes import ALLOW_DOM0, World, at_once, fails, named

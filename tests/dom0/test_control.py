@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import trio
-from pedos_dom0.control import Control
+from pedos_dom0.audit.throttle import THROTTLE_AFTER
+from pedos_dom0.connections.agent_sessions import AgentSessions
 from pedos_dom0.drivers.base import HypervisorLost
-from pedos_dom0.noise import NOISE_WHOLE
 from pedos_protocol.codec import encode
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
@@ -364,7 +364,7 @@ async def test_a_vm_that_hangs_up_all_the_time_does_not_fill_the_audit_log(
     await trio.sleep(600)
     assert world.driver.agents["work"].connections > 1000
     lines = world.audit("disconnected") + world.audit("summed_up")
-    assert len(lines) < NOISE_WHOLE + 15
+    assert len(lines) < THROTTLE_AFTER + 15
     summed = sum(line["events"]["disconnected"] for line in world.audit("summed_up"))
     whole = len(world.audit("disconnected"))
     assert summed + whole > world.driver.agents["work"].connections - 200
@@ -410,7 +410,7 @@ async def test_the_service_ends_when_it_no_longer_hears_of_its_vms(
     world: World, autojump_clock: Clock
 ) -> None:
     await world.start()
-    control = Control(world.state, None, None, None)  # type: ignore[arg-type]
+    control = AgentSessions(world.state, None, None, None)  # type: ignore[arg-type]
     world.driver.infos.clear()
 
     async def run() -> None:

@@ -15,10 +15,10 @@ from unittest import mock
 
 import pytest
 import trio
-from pedos_dom0.facts import Read, read_facts
 from pedos_dom0.policy import files, following
 from pedos_dom0.policy.loader import PolicyLoader
 from pedos_dom0.policy.reading import Loaded, read_policy
+from pedos_dom0.vms.facts import Read, read_facts
 from trio.abc import Clock
 
 from tests.failing_calls import each_call_failing

@@ -9,10 +9,10 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pedos_dom0.assignable import conflict
-from pedos_dom0.device_set import DeviceSet
-from pedos_dom0.registry import DeviceKey, Registry
-from pedos_dom0.store import Assignment
+from pedos_dom0.requests.assignable import conflict
+from pedos_dom0.tables.device_set import DeviceSet
+from pedos_dom0.tables.registry import DeviceKey, Registry
+from pedos_dom0.tables.store import Assignment
 from pedos_protocol.fields import ATTACHMENTS_MAX, DEVICES_MAX, SHARES_MAX
 from pedos_protocol.messages import Device
 from pedos_protocol.names import frontend_names

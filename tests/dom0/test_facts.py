@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from pedos_dom0.audit import Audit
-from pedos_dom0.audited import AuditedPolicy
+from pedos_dom0.access.audited import AuditedPolicy
+from pedos_dom0.audit.log import Audit
 from pedos_dom0.drivers.base import DomainInfo
-from pedos_dom0.facts import RELOAD_PACE, Facts
-from pedos_dom0.facts_file import ERRORS_MAX, FILE_MAX, parse
-from pedos_dom0.toml_lines import Lines
+from pedos_dom0.vms.facts import RELOAD_RATE, Facts
+from pedos_dom0.vms.facts_file import ERRORS_MAX, FILE_MAX, parse
+from pedos_dom0.vms.toml_lines import Lines
 from pedos_protocol.fields import TAGS_MAX
 from trio.abc import Clock
 
@@ -225,7 +225,7 @@ def test_files_that_are_not_meant_are_left_alone_and_misnamed_ones_are_errors(
 def test_more_mistakes_of_all_files_than_the_bound_are_counted(
     driver: FakeDriver, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pedos_dom0.facts.ERRORS_MAX", 3)
+    monkeypatch.setattr("pedos_dom0.vms.facts.ERRORS_MAX", 3)
     for number in range(5):
         (folder / f"{number}.toml").write_text("[[[")
     facts = Facts(driver, folder)
@@ -253,7 +253,7 @@ async def test_files_that_change_without_end_are_read_at_a_pace(
             "rules": AuditedPolicy([folder], audit)._reload_in_thread,
             "facts": partial(Facts(driver, folder)._reload_in_thread, folder),
         }[what]
-        at_once, per_second = RELOAD_PACE
+        at_once, per_second = RELOAD_RATE
         for _ in range(at_once):
             await reads()
         assert trio.current_time() == pytest.approx(0, abs=0.1)

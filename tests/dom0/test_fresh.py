@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from pedos_dom0.fresh import KNOWN_TIMEOUT
-from pedos_dom0.registry import SUBSCRIPTION_MAX
+from pedos_dom0.attachments.fresh import KNOWN_TIMEOUT
+from pedos_dom0.tables.registry import SUBSCRIPTION_MAX
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trio
-from pedos_dom0.store import Store, StoreError
+from pedos_dom0.tables.store import Store, StoreError
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 

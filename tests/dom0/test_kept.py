@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import trio
+from pedos_dom0.attachments.teardown import Teardown
+from pedos_dom0.attachments.ways import AGENT_LOST, GONE, WAYS, Way
 from pedos_dom0.drivers.base import DriverError
 from pedos_dom0.state import State
-from pedos_dom0.takedown import TakeDown
-from pedos_dom0.ways import AGENT_LOST, GONE, WAYS, Way
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
@@ -55,8 +55,8 @@ async def either(
     await world.kill()
 
 
-def take_down(world: World) -> TakeDown:
-    return world.api._detach._takedown
+def teardown(world: World) -> Teardown:
+    return world.api._detach._teardown
 
 
 async def used(params: dict[str, Any]) -> None:
@@ -89,7 +89,7 @@ async def test_an_undone_start_asks_the_guest_before_it_takes_a_disk_in_every_wa
     async def reach(step: str) -> None:
         if step == "start.agent":
             (lease,) = carried.state.leases
-            take_down(carried).end_soon(lease.attachment, "something is wrong", way)
+            teardown(carried).end_soon(lease.attachment, "something is wrong", way)
 
     carried.reach = reach
     with fails("failed", "vault was stopped again", "something is wrong"):
@@ -272,7 +272,7 @@ async def test_of_two_reasons_to_break_off_an_attach_the_one_that_may_not_be_ref
         if step == "attach.plugged":
             (lease,) = carried.state.leases
             for way in (first, then):
-                take_down(carried).end_soon(lease.attachment, "something is wrong", way)
+                teardown(carried).end_soon(lease.attachment, "something is wrong", way)
 
     carried.reach = reach
     with fails("failed", "something is wrong"):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from pedos_dom0.leases import ATTACHED, PENDING, Lease, LeaseTable, Taken
-from pedos_dom0.registry import DeviceKey
+from pedos_dom0.tables.leases import ATTACHED, PENDING, Lease, LeaseTable, Taken
+from pedos_dom0.tables.registry import DeviceKey
 
 DISK, PART1, PART2 = (DeviceKey("block", "sys-usb", name) for name in ("sda", "sda1", "sda2"))
 MIC = DeviceKey("mic", "dom0", "mic")

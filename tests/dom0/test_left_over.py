@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import trio
+from pedos_dom0.attachments.stops import STOP_TIMEOUT
 from pedos_dom0.drivers.base import AGAIN_SECONDS
-from pedos_dom0.stops import STOP_TIMEOUT
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 from pedos_cli import client
-from pedos_dom0 import local_socket
-from pedos_dom0.local_socket import LocalSocket, listening
+from pedos_dom0.connections import local_socket
+from pedos_dom0.connections.local_socket import LocalSocket, listening
 from pedos_vchan.peer import open_peer
 from pedos_vchan.throttle import LINES, Throttle
 from pedos_vchan.unix import connect_unix

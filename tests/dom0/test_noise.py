@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from pedos_dom0.noise import NOISE_INTERVAL, NOISE_WHOLE
+from pedos_dom0.audit.throttle import THROTTLE_AFTER, THROTTLE_INTERVAL
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
@@ -44,16 +44,16 @@ async def test_refusals_of_a_vm_are_written_whole_and_then_summed_up(
 
     await refused(100)
     whole = world.audit("decision") + world.audit("attach")
-    assert len(whole) == NOISE_WHOLE
+    assert len(whole) == THROTTLE_AFTER
     assert world.audit("summed_up") == []
     # Other VMs, and dom0's user, are written as ever.
     await refusal(world, "vault", "device.attach", **named("vault", "sys-usb:secret"))
     await world.client.attach("vault", "sys-usb:secret")
-    assert len(world.audit("decision") + world.audit("attach")) == NOISE_WHOLE + 4
-    await trio.sleep(NOISE_INTERVAL)
+    assert len(world.audit("decision") + world.audit("attach")) == THROTTLE_AFTER + 4
+    await trio.sleep(THROTTLE_INTERVAL)
     last = await refused(1)
     (summed,) = world.audit("summed_up")
-    assert (summed["vm"], sum(summed["events"].values())) == ("work", 200 - NOISE_WHOLE)
+    assert (summed["vm"], sum(summed["events"].values())) == ("work", 200 - THROTTLE_AFTER)
     # What succeeds is written, after the sum of what did not.
     await world.driver.agents["work"].ask("device.attach", **named("work", "sys-usb:free1"))
     assert world.audit("attach")[-1]["outcome"] == "attached"
@@ -65,22 +65,22 @@ async def test_after_an_interval_of_quiet_a_vm_is_heard_whole_again(
     world: World, autojump_clock: Clock
 ) -> None:
     for _ in range(3):
-        for _ in range(NOISE_WHOLE // 2):
+        for _ in range(THROTTLE_AFTER // 2):
             await refusal(world, "work", "device.attach", **named("work", "sys-usb:secret"))
-        await trio.sleep(NOISE_INTERVAL)
+        await trio.sleep(THROTTLE_INTERVAL)
     assert world.audit("summed_up") == []
-    assert len(world.audit("decision") + world.audit("attach")) == 3 * NOISE_WHOLE
+    assert len(world.audit("decision") + world.audit("attach")) == 3 * THROTTLE_AFTER
 
 
 async def test_what_was_counted_is_written_when_the_service_ends(
     world: World, autojump_clock: Clock
 ) -> None:
-    for _ in range(NOISE_WHOLE):
+    for _ in range(THROTTLE_AFTER):
         await refusal(world, "work", "device.attach", **named("work", "sys-usb:secret"))
-    world.state.noise.flush_all()
-    world.state.noise.flush_all()
+    world.state.audit_throttle.flush_all()
+    world.state.audit_throttle.flush_all()
     (summed,) = world.audit("summed_up")
-    assert sum(summed["events"].values()) == NOISE_WHOLE
+    assert sum(summed["events"].values()) == THROTTLE_AFTER
 
 
 async def test_what_a_vm_names_at_random_makes_no_more_lines_than_one_name(
@@ -91,7 +91,9 @@ async def test_what_a_vm_names_at_random_makes_no_more_lines_than_one_name(
             world, "work", "device.attach", **named(f"vm{number}", f"vm{number}:x{number}")
         )
         await refusal(world, "work", "device.detach", **named("vault", f"sys-usb:x{number}"))
-    world.state.noise.flush_all()
+    world.state.audit_throttle.flush_all()
     lines = (world.folder / "audit.jsonl").read_text().splitlines()
-    assert len(lines) == NOISE_WHOLE + 1
-    assert len([message for message in caplog.messages if "denied" in message]) <= NOISE_WHOLE + 1
+    assert len(lines) == THROTTLE_AFTER + 1
+    assert (
+        len([message for message in caplog.messages if "denied" in message]) <= THROTTLE_AFTER + 1
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 import trio.testing
-from pedos_dom0.operations import Operations
+from pedos_dom0.requests.operations import Operations
 
 
 async def test_a_result_that_has_come_is_its_callers_though_it_is_cancelled_just_then() -> None:

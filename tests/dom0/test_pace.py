@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import trio
-from pedos_dom0.pace import Pace
+from pedos_dom0.tasks.rate_limit import RateLimit
 from trio.abc import Clock
 
 
 async def test_the_first_come_at_once_and_the_rest_at_the_rate(autojump_clock: Clock) -> None:
-    pace = Pace(burst=3, per_second=2)
+    pace = RateLimit(burst=3, per_second=2)
     times = []
     for _ in range(6):
         await pace.turn()
@@ -18,7 +18,7 @@ async def test_the_first_come_at_once_and_the_rest_at_the_rate(autojump_clock: C
 
 
 async def test_turns_that_nobody_takes_hold_up_nobody(autojump_clock: Clock) -> None:
-    pace = Pace(burst=1, per_second=1)
+    pace = RateLimit(burst=1, per_second=1)
     await pace.turn()
     for _ in range(100):
         with trio.move_on_after(0) as scope:

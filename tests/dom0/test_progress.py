@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from pedos_dom0 import progress
+from pedos_dom0.tasks import progress
 from pedos_protocol.errors import CallError
 
 from tests.dom0.fakes import World, hang

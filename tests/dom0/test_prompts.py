@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pedos_dom0.prompts import (
+from pedos_dom0.access.questions import (
     ASKER_GONE,
     COOL_DOWN,
     COOL_DOWN_WITHDRAWN,
@@ -24,7 +24,7 @@ from pedos_dom0.prompts import (
     judge,
     time_given,
 )
-from pedos_dom0.registry import DeviceKey
+from pedos_dom0.tables.registry import DeviceKey
 from pedos_protocol.messages import parse_params
 
 QUESTION = Question(

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pedos_dom0.registry import (
+from pedos_dom0.tables.registry import (
     ADDED,
     CHANGED,
     GAP,

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from pedos_dom0.listing import POLICY_ERRORS_MAX
 from pedos_dom0.policy.whole_file import BEING_WRITTEN
+from pedos_dom0.requests.listing import POLICY_ERRORS_MAX
 from pedos_dom0.service import Config, run
 from pedos_dom0.state import State
 from pedos_protocol.fields import TEXT_MAX

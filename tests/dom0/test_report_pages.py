@@ -11,9 +11,9 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from pedos_dom0.device_set import DeviceKey, DeviceSet
-from pedos_dom0.registry import GAP, Registry
-from pedos_dom0.report_pages import Report, ReportPages
+from pedos_dom0.tables.device_set import DeviceKey, DeviceSet
+from pedos_dom0.tables.registry import GAP, Registry
+from pedos_dom0.tables.report_pages import Report, ReportPages
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.fields import (
     ATTACHMENTS_MAX,
@@ -190,7 +190,7 @@ async def test_the_list_says_of_a_vm_that_runs_without_its_agent_that_it_may_hav
 async def test_more_vms_than_an_answer_names_are_counted(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pedos_dom0.listing.MISSING_MAX", 1)
+    monkeypatch.setattr("pedos_dom0.requests.listing.MISSING_MAX", 1)
     for name in ("sys-usb", "work"):
         world.driver.agents[name].missing = [TOO_MANY]
     await world.start()
@@ -245,9 +245,9 @@ async def test_what_is_lent_is_always_preferred_and_of_what_is_assigned_the_log_
 ) -> None:
     # As few may be lent as may be preferred, so that the bounds meet.
     assert ATTACHMENTS_MAX <= PREFERRED_MAX
-    monkeypatch.setattr("pedos_dom0.transaction.ATTACHMENTS_MAX", 3)
-    monkeypatch.setattr("pedos_dom0.control.PREFERRED_MAX", 3)
-    monkeypatch.setattr("pedos_dom0.control.NAMED_MAX", 2)
+    monkeypatch.setattr("pedos_dom0.attachments.transaction.ATTACHMENTS_MAX", 3)
+    monkeypatch.setattr("pedos_dom0.connections.agent_sessions.PREFERRED_MAX", 3)
+    monkeypatch.setattr("pedos_dom0.connections.agent_sessions.NAMED_MAX", 2)
     for vm in "abcd":
         world.vm(vm)
     await world.start()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from pedos_dom0.leases import broken_by
+from pedos_dom0.tables.leases import broken_by
 from trio.abc import Clock
 
 from tests.dom0.fakes import World, fails, yes

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 import pytest
 import trio
 import trio.testing
-from pedos_dom0.audit import Audit
-from pedos_dom0.disk import in_thread
+from pedos_dom0.audit.log import Audit
 from pedos_dom0.policy import loader
 from pedos_dom0.service import Config, run
-from pedos_dom0.store_file import StoreFile
+from pedos_dom0.tables.store_file import StoreFile
+from pedos_dom0.tasks.disk import in_thread
 from pedos_protocol.errors import CallError
 from pedos_vchan.peer import Peer, open_peer
 from pedos_vchan.unix import connect_unix

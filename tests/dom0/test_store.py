@@ -20,12 +20,12 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from pedos_dom0 import store_file
-from pedos_dom0.disk import in_thread
-from pedos_dom0.leases import ATTACHED, DETACHING, PENDING, STATES, Lease
-from pedos_dom0.registry import DeviceKey
-from pedos_dom0.store import Assignment, StartRow, Store, StoreError, open_store
-from pedos_dom0.store_file import SCHEMA_VERSION, StoreFile
+from pedos_dom0.tables import store_file
+from pedos_dom0.tables.leases import ATTACHED, DETACHING, PENDING, STATES, Lease
+from pedos_dom0.tables.registry import DeviceKey
+from pedos_dom0.tables.store import Assignment, StartRow, Store, StoreError, open_store
+from pedos_dom0.tables.store_file import SCHEMA_VERSION, StoreFile
+from pedos_dom0.tasks.disk import in_thread
 
 T = TypeVar("T")
 
@@ -133,8 +133,8 @@ async def test_a_state_that_does_not_exist_never_gets_into_the_file(store: Store
 # Commits one assignment, is in the middle of other writes, says so, and waits to be killed.
 VICTIM = """
 import sys
-from pedos_dom0.registry import DeviceKey
-from pedos_dom0.store_file import Assignment, StoreFile
+from pedos_dom0.tables.registry import DeviceKey
+from pedos_dom0.tables.store_file import Assignment, StoreFile
 
 file = StoreFile(sys.argv[1])
 file.assign(Assignment("work", DeviceKey("block", "sys-usb", "sda"), {"read-only": "yes"}))

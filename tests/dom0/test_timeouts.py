@@ -8,15 +8,17 @@ import pytest
 from pedos_agent import xen_block as agents_xen_block
 from pedos_agent.reserve import RESERVE_SECONDS
 from pedos_cli import timeouts
-from pedos_dom0.agents import AGENT_GRACE
-from pedos_dom0.drivers import local, xen, xen_block
-from pedos_dom0.fresh import KNOWN_TIMEOUT
+from pedos_dom0.access.questions import ASK_TIMEOUT
+from pedos_dom0.attachments.fresh import KNOWN_TIMEOUT
+from pedos_dom0.attachments.reconcile import SETTLE_TIMEOUT
+from pedos_dom0.attachments.stops import STOP_TIMEOUT
+from pedos_dom0.attachments.transaction import EXPORT_TIMEOUT, IMPORT_TIMEOUT
+from pedos_dom0.drivers import local
+from pedos_dom0.drivers.xen import block as xen_block
+from pedos_dom0.drivers.xen import driver as xen
 from pedos_dom0.local.bringup import VM_START_TIMEOUT
-from pedos_dom0.prompts import ASK_TIMEOUT
-from pedos_dom0.reconcile import SETTLE_TIMEOUT
-from pedos_dom0.stops import STOP_TIMEOUT
-from pedos_dom0.transaction import EXPORT_TIMEOUT, IMPORT_TIMEOUT
-from pedos_dom0.vmstart import BOOT_TIMEOUT
+from pedos_dom0.requests.vm_start import BOOT_TIMEOUT
+from pedos_dom0.tables.agents import AGENT_GRACE
 from pedos_protocol.events import DEADLINE_MS_MAX
 from pedos_vchan.in_time import ANSWER_SECONDS
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from pedos_dom0.noise import NOISE_INTERVAL, NOISE_WHOLE
+from pedos_dom0.audit.throttle import THROTTLE_AFTER, THROTTLE_INTERVAL
 from pedos_protocol.errors import CallError
 from pedos_protocol.messages import parse_result
 from trio.abc import Clock
@@ -367,7 +367,7 @@ async def test_an_explanation_counts_the_candidates_that_it_leaves_out(
     world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.policy.set("device.attach.block * work @anyvm ask\n")
-    monkeypatch.setattr("pedos_dom0.explaining.LIST_MAX", 30)
+    monkeypatch.setattr("pedos_dom0.requests.explaining.LIST_MAX", 30)
     for number in range(9):
         world.vm(f"vm{number}", running=False)
     answer = await explain(world, "+sys-usb:maybe", target="@default")
@@ -414,10 +414,10 @@ async def test_denials_of_a_vm_are_logged_and_then_summed_up(
     assert len(said) == 3
     assert "may not attach sys-usb:free3 for work: 30-test.policy:2 says deny" in said[0]
     await denied(200)
-    await trio.sleep(NOISE_INTERVAL)
+    await trio.sleep(THROTTLE_INTERVAL)
     await denied(1)
     said = [message for message in caplog.messages if "denied" in message]
-    assert len(said) < NOISE_WHOLE + 2
+    assert len(said) < THROTTLE_AFTER + 2
     assert "work was denied" in said[-1] and "times more" in said[-1]
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import trio
-from pedos_dom0 import vmstop
+from pedos_dom0.attachments import vm_stop
+from pedos_dom0.attachments.ways import WAYS
 from pedos_dom0.drivers.base import DriverError
-from pedos_dom0.store import Store, StoreError
-from pedos_dom0.ways import WAYS
+from pedos_dom0.tables.store import Store, StoreError
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
@@ -197,7 +197,7 @@ async def test_of_what_more_vms_use_than_an_answer_holds_the_number_is_told(
     await local.client.attach("work", "sys-usb:sda")
     await local.client.attach("work", "sys-usb:sdb")
     local.driver.agents["work"].on["import.check"] = mounted
-    monkeypatch.setattr(vmstop, "ATTACHMENTS_MAX", 1)
+    monkeypatch.setattr(vm_stop, "ATTACHMENTS_MAX", 1)
     assert (await local.client.call("vm.used"))["used"] == ["and 2 more that are in use"]
 
 

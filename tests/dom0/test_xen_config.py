@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from pedos_dom0.drivers.base import DomainInfo, DriverError
-from pedos_dom0.drivers.xen_config import CONFIG_MAX, Configs, own_frontends
+from pedos_dom0.drivers.xen.config import CONFIG_MAX, Configs, own_frontends
 from pedos_dom0.policy import following
 
 from tests.dom0.test_xen_driver import host, running, until

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from pedos_dom0.drivers import xen
 from pedos_dom0.drivers.base import DomainInfo, DriverError, HypervisorLost
-from pedos_dom0.drivers.xen import XenDriver
-from pedos_dom0.leases import Lease
+from pedos_dom0.drivers.xen import driver as xen
+from pedos_dom0.drivers.xen.driver import XenDriver
 from pedos_dom0.service import Config, run
+from pedos_dom0.tables.leases import Lease
 from pedos_protocol.errors import CallError
 from pedos_vchan.peer import open_peer
 from pedos_vchan.unix import connect_unix

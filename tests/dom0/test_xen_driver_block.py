@@ -9,13 +9,13 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from pedos_dom0.drivers import xen_block
 from pedos_dom0.drivers.base import DriverError
-from pedos_dom0.drivers.xen import XenDriver
-from pedos_dom0.drivers.xen_block import attach_arguments
-from pedos_dom0.drivers.xen_store import SCRIPT
-from pedos_dom0.leases import Lease
-from pedos_dom0.registry import DeviceKey
+from pedos_dom0.drivers.xen import block as xen_block
+from pedos_dom0.drivers.xen.block import attach_arguments
+from pedos_dom0.drivers.xen.driver import XenDriver
+from pedos_dom0.drivers.xen.xenstore import SCRIPT
+from pedos_dom0.tables.leases import Lease
+from pedos_dom0.tables.registry import DeviceKey
 
 from tests.dom0.test_xen_driver import host, running, until
 from tests.dom0.xen_host import Host

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from pedos_dom0.drivers.base import DomainInfo
-from pedos_dom0.drivers.xen_store import (
+from pedos_dom0.drivers.xen.xenstore import (
     SeenDomain,
     Vbd,
     as_domid,

@@ -6,10 +6,10 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from pedos_dom0.drivers import xen_strays
 from pedos_dom0.drivers.base import DomainInfo, DriverError
-from pedos_dom0.drivers.xen import XenDriver, vchan
-from pedos_dom0.drivers.xen_store import SCRIPT
+from pedos_dom0.drivers.xen import reclaim
+from pedos_dom0.drivers.xen.driver import XenDriver, vchan
+from pedos_dom0.drivers.xen.xenstore import SCRIPT
 
 from tests.dom0.test_xen_driver import host, running, until
 from tests.dom0.test_xen_driver_block import BACKEND, LEASE, NODE, ends_uncleared
@@ -27,7 +27,7 @@ FORCED = ["block-detach", "--force", "6", "xvdi"]
 
 async def settled(driver: XenDriver) -> None:
     """Nothing is on its way to a domain any more, nor being taken away."""
-    while driver._block.strays._settling:
+    while driver._block.reclaimer._settling:
         await trio.testing.wait_all_tasks_blocked()
 
 
@@ -83,7 +83,7 @@ async def test_where_the_toolstack_leaves_no_trace_the_agent_says_that_it_is_mad
         return object()
 
     monkeypatch.setattr(vchan, "connect_when_there", connect)
-    monkeypatch.setattr("pedos_dom0.drivers.xen.VchanStream", lambda channel: channel)
+    monkeypatch.setattr("pedos_dom0.drivers.xen.driver.VchanStream", lambda channel: channel)
     host.create(5, "work")
     async with running(host) as driver:
         await driver.plug(LEASE)
@@ -233,7 +233,7 @@ async def test_a_domain_that_comes_back_with_its_number_keeps_nothing(
     """A soft reset: it was made long ago, and is given what it had after it came back."""
     host.create(5, "work")
     async with running(host) as driver:
-        driver._block.strays.complete(5)  # its agent had connected
+        driver._block.reclaimer.complete(5)  # its agent had connected
         await driver.plug(LEASE)
         await ends_uncleared(host, driver)
         host.clear(5)
@@ -246,7 +246,7 @@ async def test_a_domain_that_comes_back_with_its_number_keeps_nothing(
         if late:
             await driver.unplug(LEASE, force=True)
         host.lend(NODE, BACKEND, SCRIPT)
-        driver._block.strays.complete(5)  # and connects again
+        driver._block.reclaimer.complete(5)  # and connects again
         await settled(driver)
         assert host.calls("block-detach") == [["block-detach", "--force", "5", "xvdi"]]
 
@@ -254,7 +254,7 @@ async def test_a_domain_that_comes_back_with_its_number_keeps_nothing(
 async def test_it_is_tried_again_until_it_is_gone_and_refused_to_others_meanwhile(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(xen_strays, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(reclaim, "AGAIN_SECONDS", 0.0)
     host.create(9, "personal")
     async with running(host) as driver:
         tried = []
@@ -264,7 +264,7 @@ async def test_it_is_tried_again_until_it_is_gone_and_refused_to_others_meanwhil
                 return ""
             tried.append(list(arguments))
             with pytest.raises(DriverError, match="domain 6 has sda1 of domain 2 without a lease"):
-                driver._block.strays.refuse(ANOTHERS)
+                driver._block.reclaimer.refuse(ANOTHERS)
             if len(tried) == 3:
                 host.clear(6)
                 return ""
@@ -276,13 +276,13 @@ async def test_it_is_tried_again_until_it_is_gone_and_refused_to_others_meanwhil
         await until(driver, "work", DomainInfo("work", 6, "Running"))
         await settled(driver)
         assert tried == [FORCED] * 3
-        driver._block.strays.refuse(ANOTHERS)
+        driver._block.reclaimer.refuse(ANOTHERS)
 
 
 async def test_what_was_taken_from_a_vm_long_ago_is_forgotten(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(xen_strays, "REMEMBERED_SECONDS", 0.0)
+    monkeypatch.setattr(reclaim, "REMEMBERED_SECONDS", 0.0)
     host.create(5, "work")
     host.create(9, "personal")
     async with running(host) as driver:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 from pedos_dom0.drivers.base import DriverError
-from pedos_dom0.drivers.xl import (
+from pedos_dom0.drivers.xen.xl import (
     OUTPUT_MAX,
     WORDS_MAX,
     Xl,

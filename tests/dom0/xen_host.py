@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pedos_dom0.drivers.xen import XenDriver
+from pedos_dom0.drivers.xen.driver import XenDriver
 from pedos_vchan.folder_watch import FolderWatch
 
 PROGRAM = """#!{python} -SI

@@ -8,11 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from pedos_dom0.facts_file import parse as parse_facts
 from pedos_dom0.local import config, templates
 from pedos_dom0.local.cli import main
 from pedos_dom0.local.init import InitError, init
 from pedos_dom0.policy.parser import parse_file
+from pedos_dom0.vms.facts_file import parse as parse_facts
 from pedos_protocol.names import escaped_text
 
 

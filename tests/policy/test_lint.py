@@ -6,12 +6,12 @@ import random
 
 import pytest
 from attrs import evolve
-from pedos_dom0 import facts_file
 from pedos_dom0.policy import lint
 from pedos_dom0.policy.evaluate import evaluate
 from pedos_dom0.policy.model import Rule
 from pedos_dom0.policy.parser import parse_file
 from pedos_dom0.policy.snapshot import Snapshot
+from pedos_dom0.vms import facts_file
 
 from . import made_up
 

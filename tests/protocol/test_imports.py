@@ -6,6 +6,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pedos_protocol
@@ -105,6 +106,92 @@ def test_the_commands_client_brings_nothing_slow() -> None:
 
     client = Path(str(pedos_cli.__file__)).parent / "client.py"
     assert not imports_of(client) & (SLOW | {"trio", "msgpack"})
+
+
+# ARCHITECTURE.md, "dom0's service": each of these imports from its own and from those before it,
+# and nothing else, also where an import is for the type checker alone.
+LAYERS = (
+    "__init__",
+    "tasks",
+    "policy",
+    "audit",
+    "tables",
+    "errors",
+    "options",
+    "drivers",
+    "vms",
+    "state",
+    "access",
+    "attachments",
+    "requests",
+    "connections",
+    "service",
+    "__main__",
+)
+# The machine of local mode stands beside the service: it may import what is there, and nothing
+# there imports it.
+BESIDE = "local"
+
+
+def modules_of(package: str) -> dict[str, Path]:
+    """By dotted name; a package's own is that of its `__init__`."""
+    folder = Path(str(importlib.import_module(package).__file__)).parent
+    modules = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = (package, *path.relative_to(folder).with_suffix("").parts)
+        modules[".".join(parts).removesuffix(".__init__")] = path
+    return modules
+
+
+ALL_MODULES = {name: path for package in MAY_IMPORT for name, path in modules_of(package).items()}
+
+
+def modules_imported_by(module: str) -> set[str]:
+    """Which of our modules a module names in its imports, at whatever depth and for whatever end.
+    The packages that one lies in are imported with it and not named."""
+    path = ALL_MODULES[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            source = ".".join(filter(None, (above, node.module)))
+            for name in (f"{source}.{alias.name}" for alias in node.names):
+                found.add(name if name in ALL_MODULES else source)
+    return (found & ALL_MODULES.keys()) - {module}
+
+
+def layer_of(module: str) -> str:
+    """The part of dom0's service that a module is in."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def test_every_part_of_dom0s_service_has_its_layer() -> None:
+    parts = {layer_of(module) for module in modules_of("pedos_dom0")}
+    assert parts == {*LAYERS, BESIDE}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_of_dom0s_service_imports_downward_only(layer: str) -> None:
+    below = LAYERS[: LAYERS.index(layer) + 1]
+    upward = {
+        f"{module} -> {imported}"
+        for module in modules_of("pedos_dom0")
+        if layer_of(module) == layer
+        for imported in modules_imported_by(module)
+        if imported.startswith("pedos_dom0") and layer_of(imported) not in below
+    }
+    assert upward == set()
+
+
+def test_no_modules_import_each_other() -> None:
+    graph = {module: modules_imported_by(module) for module in ALL_MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as circle:
+        pytest.fail(" imports ".join(reversed(circle.args[1])))
 
 
 def loaded_by(module: str) -> set[str]:

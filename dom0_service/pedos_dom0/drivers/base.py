@@ -15,7 +15,7 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from pedos_dom0.leases import Lease
+    from pedos_dom0.tables.leases import Lease
 
 DomainState = Literal["Running", "Halted", "Transient"]
 

@@ -21,9 +21,9 @@ from typing import Any
 
 from pedos_protocol.names import parse_vm_name
 
-from pedos_dom0 import toml_lines
 from pedos_dom0.local.supervise import RESTARTS
-from pedos_dom0.toml_lines import kind_of
+from pedos_dom0.vms import toml_lines
+from pedos_dom0.vms.toml_lines import kind_of
 
 # More than this is a mistake of a generator: each VM is a process of about 30 MiB here.
 VMS_MAX = 64

@@ -15,8 +15,8 @@ import trio
 from pedos_protocol.errors import CallError, ProtocolError
 from pedos_protocol.messages import VmsUsed, parse_result
 
+from pedos_dom0.attachments.stops import STOP_TIMEOUT
 from pedos_dom0.local.bringup import CannotComeUp, service
-from pedos_dom0.stops import STOP_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

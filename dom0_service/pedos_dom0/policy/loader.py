@@ -21,7 +21,7 @@ import trio
 from pedos_protocol import messages
 from pedos_protocol.fields import ERRORS_MAX
 
-from pedos_dom0.disk import in_thread
+from pedos_dom0.tasks.disk import in_thread
 
 from .files import shown_path
 from .following import follow

@@ -1,0 +1,68 @@
+"""Who asks, and how much of an error each may be told.
+
+A caller is dom0's user (through the local socket) or a VM (through its control channel, which is
+what says which VM it is). What a caller is told when it is refused differs: dom0's user learns the
+rule, a VM only that it was denied.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+from pedos_protocol.errors import CallError
+
+from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.errors import PublicError, QuotaError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+async def _no_wait() -> None:
+    pass
+
+
+@attrs.frozen
+class Caller:
+    """Who asks. `name` is a VM's name as its domain says, or dom0. `turn` is waited for before each
+    part of what takes long, so that one VM does not keep dom0 busy."""
+
+    kind: Literal["local", "vm"]
+    name: str
+    turn: Callable[[], Awaitable[None]] = attrs.field(default=_no_wait, eq=False, repr=False)
+
+    @property
+    def is_dom0(self) -> bool:
+        return self.kind == "local"
+
+
+DOM0_USER = Caller(kind="local", name=DOM0_NAME)
+
+
+# What a VM is told instead of a sentence that could name other VMs.
+_FOR_VMS = {
+    "busy": "the device is in use",
+    "failed": "it could not be done; dom0's audit log has the reason under this request",
+    "timeout": "it took too long",
+    "unavailable": "the service cannot do it now",
+}
+
+
+def as_told(caller: Caller, error: CallError, request: str) -> CallError:
+    """`error` as this caller may see it: whole for dom0's user, nearly nothing for a VM.
+
+    The one place where answers to VMs are emptied. `usage` and `not_found` keep their sentence:
+    they are raised only about what the VM said, did or owns itself. So does the VM's own quota;
+    that of another VM is a failure like any other, as it tells how much that one has or lends.
+    """
+    if caller.is_dom0:
+        return CallError(error.code, error.message, {**error.data, "request": request})
+    code, message = error.code, error.message
+    if code == "quota" and not (isinstance(error, QuotaError) and error.owner == caller.name):
+        code = "failed"
+    if code == "denied":
+        message = f"{error.data.get('device')} -> {error.data.get('vm')}"
+    elif not isinstance(error, PublicError):
+        message = _FOR_VMS.get(code, message)
+    return CallError(code, message, {"request": request})

@@ -1,0 +1,210 @@
+"""Questions to dom0's user: who can put them, how many there may be, and what an answer is worth.
+
+No I/O and no clock here; `asking` does that. An answer is a program's word, so only one that is in
+every part what was asked for is a yes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import attrs
+from pedos_protocol.errors import RemoteProtocolError
+from pedos_protocol.messages import PromptAsk, parse_result, to_wire
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from pedos_dom0.tables.registry import DeviceKey
+
+# Seconds that dom0's user has to read the question and to look at the device that is meant.
+ASK_TIMEOUT = 60.0
+# Questions of one VM that stand at once: what a person can have asked for in a minute. More of them
+# would only bury those of others.
+OPEN_PER_SOURCE = 4
+# And of all: a user does not answer a screen full of them.
+OPEN_MAX = 32
+# Programs that may ask: a widget and some terminals.
+PROMPTERS_MAX = 16
+# Seconds for which a VM's question that was not granted is not put again but is a no: one that asks
+# over and over would wear dom0's user down. The short one is after a question that was withdrawn:
+# a user who tries again does not wait for long, and questions do not flicker.
+COOL_DOWN = 30.0
+COOL_DOWN_WITHDRAWN = 5.0
+# Things for which one VM has to wait. When there are so many it has to wait for everything, as one
+# with many devices before it could otherwise still ask without end.
+COOLING_MAX = 16
+
+NO_PROMPTER = "nobody could be asked: no prompter is running"
+LATE = f"nobody answered within {ASK_TIMEOUT:g} s"
+ASKER_GONE = "whoever asked for it has gone"
+PROMPTER_GONE = "the prompter went away, and there is no other"
+SAID_NO = "dom0's user said no"
+
+P = TypeVar("P")
+
+
+@attrs.frozen
+class Question:
+    """May `source` do `service` with the device, and which of `candidates` is to have it?"""
+
+    request: str
+    source: str
+    service: str
+    key: DeviceKey
+    identity: str
+    description: str
+    size: int | None
+    read_only: bool
+    candidates: tuple[str, ...]
+    default: str | None
+
+    def params(self, seconds: float) -> dict[str, Any]:
+        """As it is sent to a prompter that has so many seconds."""
+        return to_wire(
+            PromptAsk(
+                request=self.request,
+                source=self.source,
+                service=self.service,
+                device_class=self.key.device_class,
+                backend=self.key.backend,
+                device=self.key.device,
+                identity=self.identity,
+                description=self.description,
+                size=self.size,
+                read_only=self.read_only,
+                candidates=self.candidates,
+                default=self.default,
+                timeout_s=time_given(seconds),
+            )
+        )
+
+    @property
+    def thing(self) -> tuple[str, DeviceKey]:
+        """What is asked for. Which VM is named for it does not make it another question."""
+        return (self.service, self.key)
+
+
+def time_given(seconds: float) -> int:
+    """The whole seconds that a prompter is told; dom0's own clock decides."""
+    return max(0, math.ceil(seconds))
+
+
+@attrs.frozen
+class Outcome:
+    """What came of a question: `target` is the VM that was chosen, None means no."""
+
+    target: str | None
+    reason: str
+
+    @property
+    def verdict(self) -> str:
+        return "deny" if self.target is None else "allow"
+
+
+class NotNow(Exception):  # noqa: N818 - a state of affairs
+    """The question cannot be put: there are too many, or it was just put; `str()` says which."""
+
+
+def judge(question: Question, untrusted_answer: object) -> Outcome:
+    """What an answer is worth. Total: any answer is a yes to one candidate or a no."""
+    try:
+        answer = parse_result("prompt.ask", untrusted_answer)
+    except RemoteProtocolError as error:
+        return Outcome(None, f"the prompter's answer makes no sense: {error}")
+    if answer.verdict != "allow":
+        return Outcome(None, SAID_NO)
+    if answer.target not in question.candidates:
+        named = "no VM" if answer.target is None else answer.target
+        return Outcome(None, f"the prompter's answer names {named}, which was not to be chosen")
+    return Outcome(answer.target, f"dom0's user chose {answer.target}")
+
+
+class Prompts(Generic[P]):
+    """The prompters in the order in which they registered, and how many questions stand."""
+
+    def __init__(self) -> None:
+        self._prompters: list[P] = []
+        self._open: Counter[str] = Counter()
+
+    def register(self, prompter: P) -> bool:
+        """It is the one that is asked from now on; False if there are too many."""
+        if prompter in self._prompters:
+            self._prompters.remove(prompter)
+        elif len(self._prompters) >= PROMPTERS_MAX:
+            return False
+        self._prompters.append(prompter)
+        return True
+
+    def unregister(self, prompter: P) -> None:
+        """It has gone. Fine if it never was here."""
+        if prompter in self._prompters:
+            self._prompters.remove(prompter)
+
+    def last(self, tried: Collection[P] = ()) -> P | None:
+        """Whom to ask: the one that registered last, of those that were not tried."""
+        return next((p for p in reversed(self._prompters) if p not in tried), None)
+
+    def __len__(self) -> int:
+        return len(self._prompters)
+
+    def __iter__(self) -> Iterator[P]:
+        return iter(self._prompters)
+
+    def open(self, source: str) -> None:
+        """One more question of `source` stands; NotNow if it must not be put."""
+        if self._open[source] >= OPEN_PER_SOURCE:
+            raise NotNow(f"{source} has {OPEN_PER_SOURCE} questions open already")
+        if self._open.total() >= OPEN_MAX:
+            raise NotNow(f"{OPEN_MAX} questions are open already")
+        self._open[source] += 1
+
+    def close(self, source: str) -> None:
+        """One of its questions has an outcome."""
+        self._open[source] -= 1
+        if self._open[source] <= 0:
+            del self._open[source]
+
+    def standing(self, source: str | None = None) -> int:
+        """How many questions stand, of one VM or of all."""
+        return self._open.total() if source is None else self._open.get(source, 0)
+
+
+class CoolDowns:
+    """What VMs ask for, or asked for in vain a moment ago: they cannot ask for it again now.
+
+    Times are in seconds of any one clock.
+    """
+
+    def __init__(self) -> None:
+        self._until: dict[str, dict[object, float]] = {}
+
+    def hold(self, source: str, thing: object, now: float) -> None:
+        """A question of `source` about `thing` is to be put; NotNow if it is too soon for that."""
+        kept = {it: until for it, until in self._until.pop(source, {}).items() if until > now}
+        if kept:
+            self._until[source] = kept
+        if kept.get(thing) == math.inf:
+            raise NotNow(f"{source} is asking for the same already")
+        if thing in kept:
+            left = math.ceil(kept[thing] - now)
+            raise NotNow(f"{source} was not granted it a moment ago, and has to wait {left} s")
+        if len(kept) >= COOLING_MAX:
+            raise NotNow(f"{source} was not granted {COOLING_MAX} things a moment ago")
+        self._until[source] = {**kept, thing: math.inf}
+
+    def release(self, source: str, thing: object, outcome: Outcome | None, now: float) -> None:
+        """What came of it; None if nothing did.
+
+        Only what was the user's doing, or the VM's, is a reason to wait: not that there was no
+        prompter.
+        """
+        why = None if outcome is None else outcome.reason
+        if why in (SAID_NO, LATE):
+            self._until[source][thing] = now + COOL_DOWN
+        elif why == ASKER_GONE:
+            self._until[source][thing] = now + COOL_DOWN_WITHDRAWN
+        else:
+            del self._until[source][thing]

@@ -1,0 +1,1 @@
+"""How attachments are made, ended, and found again after a restart."""

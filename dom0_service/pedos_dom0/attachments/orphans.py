@@ -1,0 +1,94 @@
+"""Assignments of VMs that are not there any more.
+
+A new VM may get the name of one that was removed. So an assignment is marked when its VM is gone,
+or has another UUID than the one that it was made for; from then on it is shown as one of a removed
+VM, and a VM of that name does not start with it until dom0's user has said whether it is to have
+the device: `attach --persistent` anew, or `detach`.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from pedos_dom0.tables.store import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from pedos_dom0.state import State
+    from pedos_dom0.tables.registry import DeviceKey
+
+logger = logging.getLogger(__name__)
+
+# An editor that writes a VM's configuration anew may take the file away for a moment, and when the
+# service starts the folder may be about to be mounted.
+GONE_SECONDS = 10.0
+
+
+class Orphans:
+    """Marks assignments when their VMs have been gone for GONE_SECONDS, or others have come."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._missing: dict[str, trio.CancelScope] = {}
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        state = self._state
+        async with trio.open_nursery() as nursery:
+            with state.driver.events() as events:
+                # Those that went, or became others, while no service ran.
+                assigned = {each.vm for each in state.store.assignments()}
+                for vm in assigned | state.driver.domains().keys():
+                    self._look(vm, nursery)
+                task_status.started()
+                async for domain in events:
+                    self._look(domain.name, nursery)
+            nursery.cancel_scope.cancel()  # the hypervisor is lost, and knows of no VM
+
+    def _look(self, vm: str, nursery: trio.Nursery) -> None:
+        domain = self._state.domain(vm)
+        if domain is None:
+            if vm not in self._missing:
+                scope = self._missing[vm] = trio.CancelScope()
+                nursery.start_soon(self._mark_later, vm, scope)
+            return
+        if vm in self._missing:
+            self._missing.pop(vm).cancel()
+        if domain.uuid is not None:
+            # What cannot be written now is tried at the VM's next change, and by the next service.
+            write = partial(self._state.store.tell_apart, vm, domain.uuid)
+            nursery.start_soon(self._mark, vm, write)
+
+    async def _mark_later(self, vm: str, scope: trio.CancelScope) -> None:
+        with scope:
+            store, gone = self._state.store, partial(self._state.is_gone, vm)
+            is_left = True
+            while is_left:  # what cannot be looked at, or written, now may be in a while
+                await trio.sleep(GONE_SECONDS)
+                if gone():
+                    await self._mark(vm, partial(store.orphan, vm, gone))
+                unmarked = any(not each.orphaned for each in store.assignments(vm))
+                is_left = unmarked and not store.is_broken  # which stays
+        if self._missing.get(vm) is scope:
+            del self._missing[vm]
+
+    async def _mark(self, vm: str, write: Callable[[], Awaitable[list[DeviceKey]]]) -> None:
+        state = self._state
+        try:
+            keys = await write()
+        except StoreError as error:
+            logger.critical(
+                "it cannot be noted whether what is assigned to %s is its own still: %s", vm, error
+            )
+            return
+        if keys:
+            logger.warning(
+                "the VM named %s was removed, and %d devices are assigned to it", vm, len(keys)
+            )
+            state.audit.write("orphaned", vm=vm, devices=[str(key) for key in keys])
+        for key in keys:
+            state.registry.touch(key)

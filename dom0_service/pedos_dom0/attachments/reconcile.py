@@ -1,0 +1,321 @@
+"""Making dom0's books and the world agree again.
+
+Two things get out of step: the service was restarted, and the journal has attachments that may or
+may not live; or an agent connects (again) and has exports and imports of an earlier life. The rule
+for both is that dom0 believes its own journal: what the journal calls attached and both ends
+confirm stays as it is, and everything else is ended, as far as the target may not refuse that and
+keep what it uses (ways.py). An agent cannot talk an attachment into being.
+
+While a journal row waits for its two agents it is a lease like any other, so that no other VM is
+given the device; a request for it waits with it (`wait_settled`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import trio
+from pedos_protocol.errors import CallError, RemoteProtocolError
+from pedos_protocol.words import request_to
+
+from pedos_dom0.attachments.stops import STOP_TIMEOUT
+from pedos_dom0.attachments.transaction import SHARED_CLASSES
+from pedos_dom0.attachments.ways import AGENT_LOST, CONTRADICTED, FINISHED, GONE, LET_GO, UNDONE
+from pedos_dom0.tables.leases import DETACHING, PENDING, Taken, broken_by
+from pedos_dom0.tasks import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pedos_protocol.messages import ExportState, ImportState
+
+    from pedos_dom0.attachments.teardown import Teardown
+    from pedos_dom0.attachments.ways import Way
+    from pedos_dom0.state import State
+    from pedos_dom0.tables.agents import AgentLink
+    from pedos_dom0.tables.leases import Lease
+
+logger = logging.getLogger(__name__)
+
+# How long a restarted service waits for the agents of a journal row. Agents that live reconnect
+# within a second; one that was killed too is started again by its own supervisor.
+SETTLE_TIMEOUT = 30.0
+
+# Leftovers that one audit line names; it has the number of all.
+LEFTOVERS_NAMED = 8
+
+
+class Reconciler:
+    """Settles journal rows after a start, and the leftovers of agents when they connect."""
+
+    def __init__(self, state: State, teardown: Teardown) -> None:
+        self._state = state
+        self._teardown = teardown
+        self._settling: dict[str, trio.Event] = {}
+
+    async def load_journal(self) -> list[Lease]:
+        """Turns every journal row into a lease. Call it before any agent is connected."""
+        state, rows = self._state, []
+        for lease in state.store.journal():
+            try:
+                # Disks and partitions are unknown until the source has reported. A request for one
+                # of them is compared with this lease by the newcomer's own family.
+                state.leases.grant(lease, {lease.key}, lease.key.device_class in SHARED_CLASSES)
+            except (Taken, ValueError) as error:
+                logger.error("journal row %s is dropped: %s", lease.attachment, error)
+                await state.store.journal_delete(lease.attachment)
+                continue
+            self._settling[lease.attachment] = trio.Event()
+            rows.append(lease)
+        return rows
+
+    async def settle(self, lease: Lease) -> None:
+        """Keeps a journal row that lives, and ends any other."""
+        began = trio.current_time()
+        try:
+            reason = await self._verdict(lease, SETTLE_TIMEOUT)
+            if reason is not None and self._may_live(lease, reason[1]):
+                logger.warning("%s may be used in %s: %s", lease.key, lease.vm, reason[0])
+                self._over(lease)  # no request waits for that, and reports are heeded meanwhile
+                reason = await self._verdict(lease, math.inf)
+            if reason is None:
+                self._keep(lease)
+            elif self._state.leases.get(lease.attachment) is not None:
+                why, way = reason
+                await self._teardown.end_or_keep(lease.attachment, f"after a restart: {why}", way)
+        except Exception:
+            logger.exception("journal row %s could not be settled", lease.attachment)
+        finally:
+            self._over(lease)
+            logger.debug(
+                "journal row %s settled after %.3f s",
+                lease.attachment,
+                trio.current_time() - began,
+            )
+
+    def _over(self, lease: Lease) -> None:
+        if (done := self._settling.pop(lease.attachment, None)) is not None:
+            done.set()
+
+    def is_settling(self, attachment: str) -> bool:
+        """Whether it is a journal row that still waits for its agents."""
+        return attachment in self._settling
+
+    async def wait_settled(self, *names: str) -> None:
+        """Waits until no journal row that involves one of these VMs is open any more."""
+        for attachment, done in list(self._settling.items()):
+            lease = self._state.leases.get(attachment)
+            if lease is not None and (lease.vm in names or lease.key.backend in names):
+                progress.at("connect", lease.key.backend, lease.key)
+                await done.wait()
+
+    def _may_live(self, lease: Lease, way: Way) -> bool:
+        """Whether an agent that does not come back may have it still: in local mode one that has
+        ended is started again by the machine, or its VM is halted. So this one hangs."""
+        is_missing = any(
+            self._state.agents.at(name, domid) is None
+            for name, domid in (
+                (lease.key.backend, lease.backend_domid),
+                (lease.vm, lease.vm_domid),
+            )
+        )
+        is_local = self._state.plane is None
+        return is_local and is_missing and way is AGENT_LOST and lease.state != PENDING
+
+    async def _verdict(self, lease: Lease, timeout: float) -> tuple[str, Way] | None:
+        """None if the attachment lives, or why it does not, and the way to end it. Waits for both
+        agents in any case: an attachment is ended better in the right order, target first."""
+        state = self._state
+        sides = ((lease.key.backend, lease.backend_domid), (lease.vm, lease.vm_domid))
+        with trio.move_on_after(timeout):
+            for name, domid in sides:
+                runs = partial(state.runs, name, domid)
+                await state.agents.wait_for(name, timeout=timeout, worthwhile=runs)
+        for name, domid in sides:
+            if not state.runs(name, domid):
+                return f"{name} does not run any more", LET_GO if name == lease.vm else GONE
+        # One that was there may have gone while the other was waited for.
+        source, target = (state.agents.at(name, domid) for name, domid in sides)
+        if source is None:
+            return f"the agent of {lease.key.backend} did not come back", AGENT_LOST
+        broken = broken_by(lease, state.registry.get(lease.key))
+        if target is None:
+            if broken is not None:
+                return broken, GONE
+            return f"the agent of {lease.vm} did not come back", AGENT_LOST
+        has_export = _has(source.report.exports if source.report else (), lease)
+        has_import = _has(target.report.imports if target.report else (), lease)
+        wrong = (
+            (state.leases.get(lease.attachment) is None, "it has ended meanwhile", GONE),
+            (broken is not None, broken or "", GONE),
+            (lease.state == PENDING, "it was only pending", UNDONE),
+            (
+                lease.state == DETACHING,
+                "it was only detaching",
+                # In local mode the target's word counts, also that it has let go.
+                FINISHED if has_import or state.plane is not None else LET_GO,
+            ),
+            (
+                not _is_exported(source, lease),
+                f"{lease.key.backend} does not export it any more",
+                CONTRADICTED if has_export else AGENT_LOST,
+            ),
+            (
+                state.plane is not None and not state.plane.is_plugged(lease),
+                "the hypervisor has detached it",
+                LET_GO,
+            ),
+            (
+                not _is_imported(target, lease),
+                f"{lease.vm} has not got it any more",
+                CONTRADICTED if has_import else AGENT_LOST,
+            ),
+        )
+        return next(((reason, way) for is_wrong, reason, way in wrong if is_wrong), None)
+
+    def _keep(self, lease: Lease) -> None:
+        state = self._state
+        state.registry.touch(lease.key)
+        state.audit.write("kept", **lease.in_audit())
+        logger.info("%s is still attached to %s", lease.key, lease.vm)
+
+    async def stop_unknown(self, link: AgentLink) -> None:
+        """Tells an agent to stop the exports and imports that no lease stands for.
+
+        For an agent that has just connected this is done before its devices are shown,
+        so that a device which is still exported from an earlier life cannot be given out a second
+        time. All at once, imports before exports: however many there are, it takes no longer than
+        two stops. Raises RemoteProtocolError if the agent will not let go.
+        """
+        imports, exports = self._unknown(link)
+        for method, attachments in (("import.stop", imports), ("export.stop", exports)):
+            refusals: list[str] = []
+            async with trio.open_nursery() as nursery:
+                for attachment in attachments:
+                    nursery.start_soon(self._stop, link, method, attachment, refusals)
+            if refusals:
+                raise RemoteProtocolError(refusals[0])
+        if imports or exports:
+            self._state.audit_throttle.write(
+                "leftovers",
+                of=link.name,
+                throttled=True,
+                vm=link.name,
+                imports=len(imports),
+                exports=len(exports),
+                attachments=[*imports, *exports][:LEFTOVERS_NAMED],
+            )
+            logger.info(
+                "%s let go of %d imports and %d exports of an earlier life",
+                link.name,
+                len(imports),
+                len(exports),
+            )
+
+    def has_unknown(self, link: AgentLink) -> bool:
+        """Whether `stop_unknown` would have something to do."""
+        return link.report is not None and any(self._unknown(link))
+
+    def invented(self, link: AgentLink) -> int:
+        """How many attachments the agent reports that were never spoken of on its connection.
+
+        A report may be late, and have in it what was ended meanwhile. After the first report an
+        agent has no way to come by any other attachment than those that dom0 gave it.
+        """
+        return sum(
+            not link.was_told_of(attachment)
+            for attachments in self._unknown(link)
+            for attachment in attachments
+        )
+
+    def _unknown(self, link: AgentLink) -> tuple[list[str], list[str]]:
+        """The imports and the exports of an agent's last report that no lease stands for."""
+        report = link.report
+        assert report is not None
+        return (
+            [each.attachment for each in report.imports if not self._knows_import(link, each)],
+            [each.attachment for each in report.exports if not self._knows_export(link, each)],
+        )
+
+    def _knows_export(self, link: AgentLink, exported: ExportState) -> bool:
+        lease = self._state.leases.get(exported.attachment)
+        return lease is not None and (lease.key.backend, lease.backend_domid) == (
+            link.name,
+            link.domid,
+        )
+
+    def _knows_import(self, link: AgentLink, imported: ImportState) -> bool:
+        lease = self._state.leases.get(imported.attachment)
+        return lease is not None and (lease.vm, lease.vm_domid) == (link.name, link.domid)
+
+    async def _stop(
+        self, link: AgentLink, method: str, attachment: str, refusals: list[str]
+    ) -> None:
+        params: dict[str, Any] = {"attachment": attachment}
+        try:
+            await link.call(method, params, timeout=STOP_TIMEOUT)
+        except CallError as error:
+            refusals.append(f"it did not confirm {request_to(method)}, a leftover: {error.message}")
+
+
+def _has(reported: Iterable[ExportState | ImportState], lease: Lease) -> bool:
+    """Whether an agent reports it at all, be it otherwise than the journal has it."""
+    return any(each.attachment == lease.attachment for each in reported)
+
+
+def _is_exported(link: AgentLink | None, lease: Lease) -> bool:
+    """Whether the source reports exactly the export that the journal has."""
+    if link is None or link.report is None:
+        return False
+    return any(
+        (
+            export.attachment,
+            export.device_class,
+            export.device,
+            export.peer,
+            export.port,
+            "yes" if export.read_only else "no",
+            export.instance,
+        )
+        == (
+            lease.attachment,
+            lease.key.device_class,
+            lease.key.device,
+            lease.vm_domid,
+            lease.port,
+            lease.options.get("read-only"),
+            export.instance if lease.instance is None else lease.instance,
+        )
+        for export in link.report.exports
+    )
+
+
+def _is_imported(link: AgentLink | None, lease: Lease) -> bool:
+    """Whether the target reports exactly the import that the journal has, under its very name: by
+    that name it will be taken away."""
+    if link is None or link.report is None:
+        return False
+    return any(
+        (
+            imported.attachment,
+            imported.device_class,
+            imported.backend,
+            imported.device,
+            imported.peer,
+            imported.port,
+            imported.frontend,
+        )
+        == (
+            lease.attachment,
+            lease.key.device_class,
+            lease.key.backend,
+            lease.key.device,
+            lease.backend_domid,
+            lease.port,
+            imported.frontend if lease.frontend is None else lease.frontend,
+        )
+        for imported in link.report.imports
+    )

@@ -1,0 +1,135 @@
+"""What the two agents of an attachment are asked when it ends, and what their answers mean.
+
+An agent that confirms is believed about its own side only. One that does not is disconnected, which
+cuts its side off; but not a target that may keep what it uses, and says so or says nothing, nor one
+of which other attachments would end with its connection. What such a target does not let go of is
+dead when the source has ended its side; what such a source does not end nobody else gets.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pedos_protocol.errors import CallError
+from pedos_protocol.names import harmless_text
+from pedos_protocol.words import request_to
+
+from pedos_dom0.errors import failure
+from pedos_dom0.tables.leases import PENDING
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from pedos_dom0.state import State
+    from pedos_dom0.tables.agents import AgentLink
+    from pedos_dom0.tables.leases import Lease
+
+# An agent that unmounts gracefully, then by force, and then waits for its tools to end and for the
+# channel to drain is done within 18 s at worst; one that has not answered after this hangs.
+STOP_TIMEOUT = 20.0
+
+NOT_CONNECTED = "it is not connected"
+
+
+async def check_target(state: State, lease: Lease) -> None:
+    """CallError(busy) if the target would refuse to let go now. Nothing changes; who does not
+    answer is asked again, and counts, when it is to let go."""
+    link = state.agents.at(lease.vm, lease.vm_domid)
+    said = NOT_CONNECTED
+    if link is not None:
+        params = {"attachment": lease.attachment, "frontend": lease.frontend}
+        try:
+            await link.call("import.check", params, timeout=STOP_TIMEOUT)
+            return
+        except CallError as error:
+            said = harmless_text(error.message)
+            if error.code == "busy":
+                raise _in_use(lease, said) from error
+    if _may_use(state, lease, link):
+        raise _silent(lease, said)
+
+
+async def stop_target(state: State, lease: Lease, *, may_refuse: bool) -> None:
+    """Has the target let go, or makes sure that it is cut off; CallError(busy) if it may refuse
+    and uses the device, or does not say that it does not."""
+    is_carried = state.plane is not None
+    link = state.agents.at(lease.vm, lease.vm_domid)
+    said = NOT_CONNECTED
+    if link is not None:
+        params = {
+            "attachment": lease.attachment,
+            "may_refuse": may_refuse,
+            "frontend": lease.frontend,
+        }
+        try:
+            await link.call("import.stop", params, timeout=STOP_TIMEOUT)
+            return
+        except CallError as error:
+            said = harmless_text(error.message)
+            uses = error.code == "busy"
+        if uses and may_refuse:
+            raise _in_use(lease, said)
+        if uses and is_carried:
+            return  # the hypervisor takes it away all the same
+    if may_refuse and _may_use(state, lease, link):
+        raise _silent(lease, said)
+    if link is not None and link.connected and not _has_more(state, link.name, {lease.attachment}):
+        # That the connection ended is as good as an answer. What the agent answers is not: it
+        # may say anything, also "unavailable".
+        link.disconnect(f"it did not confirm {request_to('import.stop')}: {said}")
+
+
+async def stop_source(state: State, lease: Lease, let_go: Container[str]) -> bool:
+    """Ends the export, or makes sure that the source is cut off. False if it may still export it,
+    as with its connection other attachments would end than those of which the target has let go."""
+    link = state.agents.at(lease.key.backend, lease.backend_domid)
+    if link is None:
+        return True
+    try:
+        params = {"attachment": lease.attachment}
+        await link.call("export.stop", params, timeout=STOP_TIMEOUT)
+    except CallError as error:
+        if not link.connected:
+            return True
+        # What the hypervisor carries does not need the agent.
+        if state.plane is None and _has_more(state, link.name, let_go):
+            return False
+        link.disconnect(f"it did not confirm {request_to('export.stop')}: {error.message}")
+    return True
+
+
+def _may_use(state: State, lease: Lease, link: AgentLink | None) -> bool:
+    """Whether a target that does not say so may use it (ways.py)."""
+    if not state.runs(lease.vm, lease.vm_domid):
+        return False
+    if state.plane is not None:
+        return True
+    has_ended = link is not None and not link.connected  # with it what it had
+    return lease.state != PENDING and not has_ended
+
+
+def _has_more(state: State, vm: str, besides: Container[str]) -> bool:
+    """Whether a VM has or lends anything else, which would end with its agent's connection."""
+    leases = state.leases
+    return any(
+        other.attachment not in besides and other.state != PENDING
+        for other in (*leases.of_vm(vm), *leases.from_backend(vm))
+    )
+
+
+def _in_use(lease: Lease, said: str) -> CallError:
+    return failure(
+        "busy",
+        f"it stays attached to {lease.vm}: {said}",
+        hint=f"unmount it in {lease.vm} and try again",
+    )
+
+
+def _silent(lease: Lease, said: str) -> CallError:
+    """A paused VM, or one whose agent hangs or has ended, may have it mounted."""
+    return failure(
+        "busy",
+        f"it stays attached to {lease.vm}, whose agent does not say whether it is used "
+        f"there ({said})",
+        hint=f"look after {lease.vm} and try again; detach --force takes it all the same",
+    )

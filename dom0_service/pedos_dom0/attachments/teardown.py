@@ -1,0 +1,432 @@
+"""Ending attachments: the one way by which a lease ends, for any reason.
+
+A user's detach, an attach that failed half way, a device that was unplugged, a child process that
+died, an agent or a VM that is gone, and leftovers of an earlier life of the service all come here.
+
+There is no lock. The lease itself is what excludes others: it is granted and freed in one step
+without a checkpoint, and while it stands no other VM can be given the device. So the question is
+only when it may be freed: when the target was stopped (after which it writes no more) and then the
+source, or when the one that does not confirm was cut off. The export is ended at the source, so
+that the data channel of a target that hangs is dead; what that still reports when it comes back is
+stopped (see reconcile.py). The steps are bounded, and the last one always happens, with two
+exceptions:
+
+- A target that may refuse (ways.py) and uses the device, or does not say, keeps it. It is attached
+  then, whatever it was before, and can be detached like any other attachment. Should a reason come
+  up meanwhile that the target may not refuse, the attachment ends for that reason.
+- Where the hypervisor carries the device and does not take it away even by force, or a source in
+  local mode cannot be cut off without harm to others, the lease stays; that is tried again until it
+  works (left_over.py).
+
+The end of the service cuts a teardown short, and then the journal says what is left to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import trio
+from pedos_protocol.errors import CallError
+from pedos_protocol.names import harmless_text
+from pedos_vchan.throttle import Throttle
+
+from pedos_dom0.attachments.left_over import TOOLSTACK, LeftOvers
+from pedos_dom0.attachments.start_params import export_params, import_params
+from pedos_dom0.attachments.stops import STOP_TIMEOUT, stop_source, stop_target
+from pedos_dom0.attachments.ways import AGENT_LOST, GONE, LET_GO, UNDONE
+from pedos_dom0.drivers.base import DriverError
+from pedos_dom0.errors import failure
+from pedos_dom0.options import effective_options
+from pedos_dom0.tables.leases import ATTACHED, DETACHING, PENDING, broken_by
+from pedos_dom0.tables.store import StoreError
+from pedos_dom0.tasks import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pedos_dom0.attachments.ways import Way
+    from pedos_dom0.drivers.base import DataPlane
+    from pedos_dom0.state import State
+    from pedos_dom0.tables.agents import AgentLink
+    from pedos_dom0.tables.leases import Lease
+
+logger = logging.getLogger(__name__)
+
+# The stops in their order: the target first, because what it has not written yet goes through the
+# source.
+BOTH_SIDES = frozenset({"import.stop", "export.stop"})
+# Between the two, where the hypervisor carries the device (State.plane). When all is to be undone,
+# so is this.
+UNPLUG = "unplug"
+
+
+class Attempt:
+    """An attach in progress, so that it can be told that it has become pointless."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.done = trio.Event()
+        self.broken: str | None = None
+        self.way = UNDONE  # how it is undone, if it must be
+        # The stops that would undo the steps that were begun.
+        self.begun: frozenset[str] = frozenset()
+        # Whether everything is done that can be done before the target runs.
+        self.prepared = False
+
+    def break_off(self, reason: str, way: Way) -> None:
+        if self.broken is None or way.outranks(self.way):
+            self.broken, self.way = reason, way
+        self.scope.cancel()
+
+
+class Teardown:
+    """Ends attachments. Background work runs in `nursery`, which is the service's own."""
+
+    def __init__(self, state: State, nursery: trio.Nursery) -> None:
+        self._state = state
+        self._nursery = nursery
+        self._ending: dict[str, trio.Event] = {}
+        # Attachment -> why it must end, even if the target refuses the end that is going on.
+        self._insisted: dict[str, tuple[str, Way]] = {}
+        self._left_overs = LeftOvers(state, nursery, self._end_left_over)
+        # Of which the target's part is over, so that the source's is all that is left.
+        self._let_go: set[str] = set()
+        # What a VM causes as often as it attaches and detaches.
+        self._throttle = Throttle()
+        # Attachment -> what waits for an agent of it that is not there, or for the domain's end.
+        self._awaited: dict[str, trio.CancelScope] = {}
+        # Attachment -> the attach that works on it, until that has been done or is to be undone.
+        self.attempts: dict[str, Attempt] = {}
+
+    async def end(
+        self,
+        attachment: str,
+        reason: str,
+        *,
+        way: Way,
+        request: str | None = None,
+        sides: frozenset[str] = BOTH_SIDES | {UNPLUG},
+    ) -> bool:
+        """Ends an attachment and returns when its lease is free; False if there was none, or if
+        somebody holds it (`why_held`): then the lease stands, and it is tried again.
+
+        If it is being ended already, waits for that. `sides` are the stops that are needed; a side
+        that never was asked to start need not be asked to stop. Only the target of what was plugged
+        is always asked, as a VM that runs may use it as soon as it is there. CallError(busy) if the
+        target may refuse and does: then it is attached.
+        """
+        while (other := self._ending.get(attachment)) is not None:
+            await other.wait()
+            if self._state.leases.get(attachment) is None:
+                return True
+        lease = self._state.leases.get(attachment)
+        if lease is None:
+            return False
+        done = self._ending[attachment] = trio.Event()
+        began = trio.current_time()
+        try:
+            self._state.leases.update(lease.attachment, state=DETACHING)
+            self._state.registry.touch(lease.key)
+            if (holder := await self._tear_down(lease, way, sides)) is not None:
+                self._left_overs.note(lease, holder, reason, way, request)
+                return False
+            self._write_end(lease, reason, request, trio.current_time() - began)
+            self._left_overs.forget(attachment)
+            await self._reach("detach.freed")
+        finally:
+            del self._ending[attachment]
+            done.set()
+            insisted = self._insisted.pop(attachment, None)
+            if insisted is not None and self._state.leases.get(attachment) is not None:
+                self.end_soon(attachment, *insisted)
+        return True
+
+    def why_held(self, attachment: str) -> CallError | None:
+        """Why what was to end is not free, if it was to end and is not."""
+        left_over = self._left_overs.get(attachment)
+        return None if left_over is None else left_over.error
+
+    async def _tear_down(self, lease: Lease, way: Way, sides: frozenset[str]) -> str | None:
+        """Target, hypervisor, source, lease; or who holds it still."""
+        if self._state.plane is not None or lease.attachment not in self._let_go:
+            await self._end_target(lease, way, sides)
+            self._let_go.add(lease.attachment)
+        if self._state.plane is not None and UNPLUG in sides and self._is_left_over(lease):
+            return TOOLSTACK
+        if "export.stop" in sides:
+            progress.at("end", lease.key.backend, lease.key)
+            if not await stop_source(self._state, lease, self._let_go):
+                return lease.key.backend
+        await self._reach("detach.unexported")
+        await self.free(lease)
+        return None
+
+    async def _end_target(self, lease: Lease, way: Way, sides: frozenset[str]) -> None:
+        """The target's part, and the hypervisor's; CallError(busy) if the target keeps it."""
+        plane = self._state.plane
+        is_carried, unplugs = plane is not None, plane is not None and UNPLUG in sides
+        if not self._state.may_run(lease.vm, lease.vm_domid):
+            way = LET_GO  # it has not begun to run, or has ended: it uses nothing
+        may_refuse = way.may_refuse == "yes" or (is_carried and way.may_refuse != "no")
+        # Where the hypervisor carries it, not before the target has let go: what the next
+        # service finds so it finishes.
+        notes_at_once = not (may_refuse and is_carried)
+        if notes_at_once:
+            await self._journal_detaching(lease)
+        await self._reach("detach.started")
+        try:
+            if "import.stop" in sides or unplugs:
+                progress.at("return", lease.vm, lease.key)
+                await stop_target(self._state, lease, may_refuse=may_refuse)
+            if not notes_at_once:
+                await self._journal_detaching(lease)
+            await self._reach("detach.unimported")
+            if plane is not None and unplugs:
+                progress.at("unplug", lease.vm, lease.key)
+                await self._unplug(plane, lease, by_force=way.by_force)
+        except CallError:
+            await self._keep(lease)
+            raise
+
+    def _write_end(self, lease: Lease, reason: str, request: str | None, seconds: float) -> None:
+        left_over = self._left_overs.get(lease.attachment)
+        was_attached = lease.state != PENDING if left_over is None else left_over.was_attached
+        if request is None and left_over is not None:
+            request = left_over.request
+        self._state.audit.write(
+            "ended" if was_attached else "undone",
+            request=request,
+            **lease.in_audit(),
+            reason=reason,
+            seconds=round(seconds, 3),
+        )
+        # A VM may attach and detach as often as it likes. The audit log has each time.
+        if (more := self._throttle.more(f"ended {lease.vm}")) is not None:
+            what = "is detached from" if was_attached else "was not attached to"
+            logger.info("%s %s %s: %s%s", lease.key, what, lease.vm, reason, more)
+
+    def end_soon(self, attachment: str, reason: str, way: Way) -> None:
+        """Like `end`, without waiting. An attach that is in progress is told to undo itself; what
+        is left over is tried again in its time, also if something else comes up meanwhile."""
+        if attachment not in self._ending and (left_over := self._left_overs.get(attachment)):
+            left_over.insist(reason, way)
+        elif attachment in self._ending:
+            # Should the target refuse what is going on.
+            insisted = self._insisted.get(attachment)
+            if insisted is None or way.outranks(insisted[1]):
+                self._insisted[attachment] = (reason, way)
+        elif (attempt := self.attempts.get(attachment)) is not None:
+            attempt.break_off(reason, way)
+        else:
+            self._nursery.start_soon(self.end_or_keep, attachment, reason, way)
+
+    async def end_or_keep(self, attachment: str, reason: str, way: Way) -> None:
+        """As `end`, without a caller who could be told that the target keeps it: dom0's log is."""
+        try:
+            await self.end(attachment, reason, way=way)
+        except CallError as refused:
+            if (lease := self._state.leases.get(attachment)) is not None:
+                await self._kept(lease, reason, refused)
+        except Exception:
+            # A mistake in this program; the lease stays, which is the safe side.
+            logger.exception("attachment %s could not be ended", attachment)
+
+    async def _kept(self, lease: Lease, reason: str, refused: CallError) -> None:
+        # A VM can bring this about as often as it likes.
+        self._state.audit_throttle.write(
+            "kept",
+            of=lease.vm,
+            throttled=True,
+            say=f"{lease.key}: {reason}: {refused.message}",
+            **lease.in_audit(),
+            reason=f"{reason}: {refused.message}",
+        )
+        if self._stands(lease):
+            await self._remind(lease)
+
+    def remind_soon(self, lease: Lease) -> None:
+        """The target keeps it: agents that were started anew are to know of it again."""
+        if self._stands(lease):
+            self._nursery.start_soon(self._remind, lease)
+
+    async def _remind(self, lease: Lease) -> None:
+        await self._again(lease.vm, lease.vm_domid, "import.start", import_params(lease))
+        if self._stands(lease):
+            export = {**export_params(lease), "again": True}
+            await self._again(lease.key.backend, lease.backend_domid, "export.start", export)
+
+    def _stands(self, lease: Lease) -> bool:
+        is_there = self._state.leases.get(lease.attachment) is not None
+        return is_there and lease.attachment not in self._ending
+
+    def _await_agents(self, lease: Lease, reason: str) -> None:
+        """Where the hypervisor carries it, it works on without an agent. When both are back, the
+        target is asked whether it uses it; when a domain has ended, there is nothing to ask."""
+        if lease.attachment not in self._awaited:
+            scope = self._awaited[lease.attachment] = trio.CancelScope()
+            self._nursery.start_soon(self._end_when_back, lease, reason, scope)
+
+    async def _end_when_back(self, lease: Lease, reason: str, scope: trio.CancelScope) -> None:
+        state = self._state
+        sides = (
+            (lease.vm, lease.vm_domid, LET_GO),
+            (lease.key.backend, lease.backend_domid, GONE),
+        )
+
+        def both_run() -> bool:
+            return all(state.runs(name, domid) for name, domid, _ in sides)
+
+        with scope:  # which `free` cancels
+            for name, _, _ in sides:
+                await state.agents.wait_for(name, timeout=math.inf, worthwhile=both_run)
+        if self._awaited.pop(lease.attachment, None) is not None:
+            ended = (way for name, domid, way in sides if not state.runs(name, domid))
+            self.end_soon(lease.attachment, reason, next(ended, AGENT_LOST))
+
+    def is_in_the_making(self, lease: Lease) -> bool:
+        """Whether an attach works on it that is not done yet."""
+        return lease.state == PENDING and lease.attachment in self.attempts
+
+    def agent_gone(self, link: AgentLink, reason: str) -> None:
+        """The control connection to an agent ended: so does all that it has a part in. Where the
+        hypervisor carries it, that waits for the agent, or for the end of its domain: a VM that is
+        going down ends its agent first, and puts away what it has mounted then."""
+        self._state.registry.remove_backend(link.name)
+        for lease in list(self._state.leases):
+            is_source = (lease.key.backend, lease.backend_domid) == (link.name, link.domid)
+            is_target = (lease.vm, lease.vm_domid) == (link.name, link.domid)
+            if not is_source and not is_target:
+                continue
+            why = f"{link.name} is gone: {reason}"
+            waits = self._state.plane is not None and self._state.runs(link.name, link.domid)
+            if not waits:
+                self.end_soon(lease.attachment, why, LET_GO if is_target else GONE)
+                if is_source:
+                    self.source_has_ended(lease.attachment)
+            elif lease.attachment in self.attempts:  # which is not finished without it
+                self.end_soon(lease.attachment, why, AGENT_LOST)
+            else:
+                self._await_agents(lease, why)
+
+    def reported(self, link: AgentLink, is_settling: Callable[[str], bool]) -> None:
+        """A source's report is in the registry: what it lends and is not there any more, or is
+        another device than was granted, ends. An attachment that the last service made is left to
+        `Reconciler.settle`, until that ends it."""
+        for lease in self._state.leases.from_backend(link.name):
+            reason = broken_by(lease, self._state.registry.get(lease.key))
+            if (
+                reason is not None
+                and lease.backend_domid == link.domid
+                and (lease.attachment in self._ending or not is_settling(lease.attachment))
+            ):
+                self.end_soon(lease.attachment, reason, GONE)
+
+    def source_has_ended(self, attachment: str) -> None:
+        """Its source's part is over: what waits for that is tried at once."""
+        self._left_overs.wake(attachment)
+
+    async def free(self, lease: Lease) -> None:
+        """Gives the device back: journal row, lease, and word to those that watch."""
+        with self._journal_trouble(lease):
+            await self._state.store.journal_delete(lease.attachment)
+        self._state.leases.free(lease.attachment)
+        self._let_go.discard(lease.attachment)
+        if (awaited := self._awaited.pop(lease.attachment, None)) is not None:
+            awaited.cancel()
+        self._state.registry.touch(lease.key)
+
+    async def delete_overdue(self) -> None:
+        """Deletes rows without a lease: what has ended while the disk was full. Done before a row
+        is put, as the next service could take the old one of a device for the new. StoreError."""
+        for row in self._state.store.journal():
+            if self._state.leases.get(row.attachment) is None:
+                await self._state.store.journal_delete(row.attachment)
+
+    async def _journal_detaching(self, lease: Lease) -> None:
+        with self._journal_trouble(lease):
+            await self._state.store.journal_state(lease.attachment, DETACHING)
+
+    async def _keep(self, lease: Lease) -> None:
+        """The target did not let go. So it has it: attached, also if it was on its way there, or
+        the last service was ending it."""
+        self._let_go.discard(lease.attachment)
+        self._left_overs.forget(lease.attachment)
+        frontend = self._frontend(lease)
+        options = effective_options(lease.options, frontend)
+        kept = self._state.leases.update(
+            lease.attachment, state=ATTACHED, frontend=frontend, options=options
+        )
+        with self._journal_trouble(lease):
+            await self._state.store.journal_put(kept)
+        self._state.registry.touch(kept.key)
+        if self._state.plane is None:
+            return  # an agent that is not there is waited for since the service's start, if at all
+        for name, domid in ((lease.vm, lease.vm_domid), (lease.key.backend, lease.backend_domid)):
+            if self._state.agents.at(name, domid) is None:
+                self._await_agents(kept, f"the agent of {name} was not there")
+
+    def _frontend(self, lease: Lease) -> str | None:
+        """Its name in the target. In local mode that gives it, and an attach that did not hear of
+        it has to take it from a report."""
+        link = self._state.agents.at(lease.vm, lease.vm_domid)
+        if lease.frontend is not None or link is None or link.report is None:
+            return lease.frontend
+        names = {each.attachment: each.frontend for each in link.report.imports}
+        return names.get(lease.attachment)
+
+    async def _unplug(self, plane: DataPlane, lease: Lease, *, by_force: bool) -> None:
+        """Has the hypervisor take the device away; CallError if it does not, and need not."""
+        try:
+            await plane.unplug(lease, force=by_force)
+        except DriverError as error:
+            if not by_force:
+                # The target has said that it let go, and yet has it: it is to know of it again.
+                await self._again(lease.vm, lease.vm_domid, "import.start", import_params(lease))
+                raise failure(error.code, str(error), hint=error.hint) from error
+            logger.critical("%s", error)
+
+    def _is_left_over(self, lease: Lease) -> bool:
+        """Whether the hypervisor still has what it was told to take away."""
+        if self._state.plane is None:
+            return False
+        try:
+            return self._state.plane.is_plugged(lease)
+        except DriverError as error:
+            logger.critical("whether %s is still in %s: %s", lease.key, lease.vm, error)
+            return True  # the safe side
+
+    async def _end_left_over(self, attachment: str, reason: str, way: Way) -> None:
+        if attachment not in self._ending:
+            await self.end_or_keep(attachment, reason, way)
+
+    async def _again(self, name: str, domid: int, method: str, params: dict[str, Any]) -> None:
+        """Tells an agent anew of what stands; fine if it knows of it, or is not there."""
+        link = self._state.agents.at(name, domid)
+        if link is None:
+            return
+        try:
+            await link.call(method, params, timeout=STOP_TIMEOUT)
+        except CallError as error:
+            level = logging.DEBUG if error.code == "busy" else logging.WARNING
+            logger.log(level, "%s, told %s again: %s", name, method, harmless_text(error.message))
+
+    @contextmanager
+    def _journal_trouble(self, lease: Lease) -> Iterator[None]:
+        """A disk that is full must not keep a device attached. What then stands in the journal too
+        long goes before the next attachment is noted, or the next start of the service
+        finds it to be gone."""
+        try:
+            yield
+        except StoreError as error:
+            if (more := self._throttle.more(f"journal {lease.vm}")) is not None:
+                text = "what became of %s -> %s is not in the journal: %s%s"
+                logger.critical(text, lease.key, lease.vm, error, more)
+
+    async def _reach(self, step: str) -> None:
+        try:
+            await self._state.reach(step)
+        except Exception:
+            logger.exception("fault point %s", step)

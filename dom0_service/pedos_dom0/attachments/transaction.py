@@ -1,0 +1,341 @@
+"""The attach itself: lease and journal, export at the source, import at the target, commit.
+
+Where the hypervisor carries block devices (State.plane), it attaches them between the two.
+
+`reserve` is the only place where a device is given to a VM. It has no checkpoint, so of two that
+want the same device one gets it and the other gets Taken. `establish` does the steps; when one
+of them fails, what was begun is undone in reverse and the lease is freed before the error is
+raised. The lease stands in memory from the first moment; its journal row is awaited before the
+first step, so that a service that is killed between any two steps finds the row again and undoes
+what it was doing (see reconcile.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+from pedos_protocol.errors import CallError, RemoteProtocolError
+from pedos_protocol.fields import ATTACHMENTS_MAX
+from pedos_protocol.messages import parse_result
+from pedos_protocol.names import harmless_text
+from pedos_protocol.words import request_to
+
+from pedos_dom0.attachments.start_params import export_params, import_params
+from pedos_dom0.attachments.teardown import UNPLUG, Attempt
+from pedos_dom0.attachments.ways import GONE, LET_GO, UNDONE
+from pedos_dom0.drivers.base import DriverError
+from pedos_dom0.errors import QuotaError, agent_missing, failure, shutting_down
+from pedos_dom0.options import effective_options
+from pedos_dom0.tables.leases import ATTACHED, PENDING, Lease, broken_by
+from pedos_dom0.tables.store import StoreError
+from pedos_dom0.tasks import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from pedos_protocol.messages import Device
+
+    from pedos_dom0.attachments.teardown import Teardown
+    from pedos_dom0.attachments.ways import Way
+    from pedos_dom0.drivers.base import DataPlane
+    from pedos_dom0.state import State
+    from pedos_dom0.tables.agents import AgentLink
+    from pedos_dom0.tables.registry import DeviceKey
+
+logger = logging.getLogger(__name__)
+
+# Opening a device and starting its server takes milliseconds; a source that needs longer than this
+# for it hangs.
+EXPORT_TIMEOUT = 10.0
+# The target also connects, starts a file system process and waits for its first answer.
+IMPORT_TIMEOUT = 15.0
+
+# Ports below this are for channels with a fixed meaning, such as the control channel's.
+DATA_PORT_FIRST = 16
+DATA_PORT_LAST = 65535
+
+# Only a microphone may be in several VMs at once: sound can be copied, blocks cannot be shared.
+SHARED_CLASSES = frozenset({"mic"})
+
+# While a VM is starting it has no domain yet; its leases are reservations.
+NO_DOMAIN = -1
+
+# What an agent says about a failure is shown to dom0's user, cut to a sentence.
+_AGENT_TEXT_MAX = 200
+
+
+class Transaction:
+    """Makes attachments. Ends none but those that it could not finish."""
+
+    def __init__(self, state: State, teardown: Teardown) -> None:
+        self._state = state
+        self._teardown = teardown
+        self._last_port = DATA_PORT_FIRST - 1
+
+    def reserve(
+        self,
+        key: DeviceKey,
+        device: Device,
+        vm: str,
+        vm_domid: int,
+        *,
+        options: Mapping[str, str],
+        frontend: str | None,
+    ) -> Lease:
+        """Leases the device to the VM, in memory. Follow it with `establish` or `release`.
+
+        `device` is what was decided about: from now on, another one under its id breaks the lease.
+
+        Raises Taken; CallError if the source has gone or the VM is being shut down.
+        """
+        state = self._state
+        source = state.agents.get(key.backend)
+        if source is None:
+            raise agent_missing(key.backend, "not_found")
+        for name in (vm, key.backend):
+            if name in state.closing:
+                raise shutting_down(name)
+        if len(state.leases.of_vm(vm)) >= ATTACHMENTS_MAX:
+            raise QuotaError(vm, f"{vm} has {ATTACHMENTS_MAX} devices already")
+        if len(state.leases.from_backend(key.backend)) >= ATTACHMENTS_MAX:
+            raise QuotaError(key.backend, f"{key.backend} lends {ATTACHMENTS_MAX} devices already")
+        lease = Lease(
+            attachment=secrets.token_hex(8),
+            key=key,
+            vm=vm,
+            options=options,
+            frontend=frontend,
+            port=self._free_port(),
+            backend_domid=source.domid,
+            vm_domid=vm_domid,
+            state=PENDING,
+            identity=device.identity,
+            instance=device.instance,
+        )
+        state.leases.grant(lease, state.registry.family(key), key.device_class in SHARED_CLASSES)
+        self._teardown.attempts[lease.attachment] = Attempt()
+        return lease
+
+    def release(self, lease: Lease) -> None:
+        """Gives back a reservation that no step was taken for."""
+        self._state.leases.free(lease.attachment)
+        self._teardown.attempts.pop(lease.attachment).done.set()
+
+    def rebind(self, lease: Lease, vm_domid: int) -> Lease:
+        """A reservation's VM has started: the same lease for the domain that it has now."""
+        return self._state.leases.update(lease.attachment, vm_domid=vm_domid)
+
+    def give_up(self, lease: Lease) -> None:
+        """No step will be taken of it any more: an end of it need not wait for one."""
+        if (attempt := self._teardown.attempts.pop(lease.attachment, None)) is not None:
+            attempt.done.set()
+
+    async def undo(self, lease: Lease, reason: str, request: str | None, way: Way = UNDONE) -> None:
+        """Takes back an attachment that was prepared or established, because what comes after it
+        failed. CallError(busy) if the VM uses it already: then it has it."""
+        self.give_up(lease)
+        await self._teardown.end(lease.attachment, reason, way=way, request=request)
+
+    async def prepare(self, lease: Lease, request: str) -> Lease:
+        """Takes the steps that need no agent of the target: for a VM that does not run yet.
+
+        Only where the hypervisor carries the device (State.plane). Follow it with `establish`.
+        Raises CallError, as `establish` does.
+        """
+        attempt = self._teardown.attempts[lease.attachment]
+        steps = partial(self._first_steps, lease, attempt)
+        return await self._take(lease, request, steps, LET_GO)
+
+    async def establish(self, lease: Lease, request: str) -> Lease:
+        """Takes the steps; returns the lease as it is when the device is in the target.
+
+        Raises CallError, and then nothing is left of the attempt; or, if that is "busy" as the VM
+        uses it already, it is attached.
+        """
+        attempt = self._teardown.attempts[lease.attachment]
+        lease = await self._take(lease, request, partial(self._steps, lease, attempt), UNDONE)
+        self.give_up(lease)
+        return lease
+
+    async def _take(
+        self, lease: Lease, request: str, steps: Callable[[], Awaitable[Lease]], way: Way
+    ) -> Lease:
+        """Takes steps, or undoes them that `way`."""
+        attempt = self._teardown.attempts[lease.attachment]
+        error: CallError
+        try:
+            if attempt.broken is None:
+                attempt.way = way
+                attempt.scope = trio.CancelScope()
+                with attempt.scope:
+                    lease = await steps()
+            if attempt.broken is None:
+                return lease
+            error = _broken(lease, attempt.broken)
+        except CallError as failed:
+            error = failed
+        except StoreError as failed:
+            error = failure("failed", str(failed))
+        except Exception:
+            logger.exception("attach of %s to %s", lease.key, lease.vm)
+            error = failure("failed", "an internal error; the service's log has it")
+        except BaseException:
+            # The service ends, and the journal has it.
+            self.give_up(lease)
+            raise
+        # From here on it is the teardown's, and what comes up now is for that one to hear.
+        self.give_up(lease)
+        try:
+            await self._teardown.end(
+                lease.attachment,
+                f"the attach failed: {error.message}",
+                way=attempt.way,
+                request=request,
+                sides=attempt.begun,
+            )
+        except CallError as refused:
+            if (kept := self._state.leases.get(lease.attachment)) is not None:
+                self._teardown.remind_soon(kept)
+            hint = f"qvm-device {lease.key.device_class} detach {lease.vm} {lease.key}"
+            message = f"{error.message}; and {refused.message}"
+            raise failure("busy", message, hint=hint) from refused
+        if (held := self._teardown.why_held(lease.attachment)) is not None:
+            error = failure(error.code, f"{error.message}; and {held.message}")
+        raise error
+
+    async def _first_steps(self, lease: Lease, attempt: Attempt) -> Lease:
+        """The journal and the source; and the hypervisor, where it carries the device."""
+        state, key, plane = self._state, lease.key, self._state.plane
+        source = state.agents.at(key.backend, lease.backend_domid)
+        if source is None:
+            raise agent_missing(key.backend, "failed")
+        if plane is not None:
+            # In the journal before it is attached, so that it can be found and taken away.
+            lease = state.leases.update(lease.attachment, frontend=self._frontend(lease, plane))
+        await self._teardown.delete_overdue()
+        await state.store.journal_put(lease)
+        await state.reach("attach.leased")
+        attempt.begun = frozenset({"export.stop"})
+        progress.at("lend", key.backend, key)
+        untrusted_result = await _ask(source, "export.start", export_params(lease), EXPORT_TIMEOUT)
+        number = _parsed(source, "export.start", untrusted_result).number
+        await state.reach("attach.exported")
+        if plane is not None:
+            attempt.begun |= {UNPLUG}
+            progress.at("plug", lease.vm, key)
+            try:
+                await plane.plug(lease)
+                # The toolstack opens it by its name, and the agent holds that which was decided
+                # about: it is to be the same.
+                is_it = number is None or plane.number(lease) == number
+            except DriverError as error:
+                raise failure(error.code, str(error), hint=error.hint) from error
+            if not is_it:
+                attempt.way = GONE
+                raise _broken(lease, f"{key.backend} serves another disk under that name")
+            attempt.prepared = True
+            await state.reach("attach.plugged")
+        return lease
+
+    def _frontend(self, lease: Lease, plane: DataPlane) -> str:
+        leases = self._state.leases.of_vm(lease.vm)
+        taken = {other.frontend for other in leases if other.attachment != lease.attachment}
+        try:
+            return plane.free_frontend(
+                lease.vm_domid, lease.frontend, {name for name in taken if name is not None}
+            )
+        except DriverError as error:
+            raise failure(error.code, f"{lease.vm}: {error}", hint=error.hint) from error
+
+    async def _steps(self, lease: Lease, attempt: Attempt) -> Lease:
+        state, key = self._state, lease.key
+        target = state.agents.at(lease.vm, lease.vm_domid)
+        if target is None:
+            # Before the source is asked, unless that was done while the VM did not run yet.
+            if state.agents.at(key.backend, lease.backend_domid) is None:
+                raise agent_missing(key.backend, "failed")
+            raise agent_missing(lease.vm, "failed")
+        if not attempt.prepared:
+            lease = await self._first_steps(lease, attempt)
+        attempt.begun |= {"import.stop"}
+        progress.at("take", lease.vm, key)
+        untrusted_result = await _ask(
+            target,
+            "import.start",
+            import_params(lease),
+            IMPORT_TIMEOUT,
+        )
+        frontend: str | None = _parsed(target, "import.start", untrusted_result).frontend
+        if state.plane is not None:
+            frontend = lease.frontend  # which the hypervisor knows, and the VM cannot change
+        await state.reach("attach.imported")
+        if attempt.broken is None:
+            broken = broken_by(lease, state.registry.get(key))
+            if broken is not None:
+                attempt.broken, attempt.way = broken, GONE
+        if attempt.broken is not None:
+            raise _broken(lease, attempt.broken)
+        options = effective_options(lease.options, frontend)
+        made = attrs.evolve(lease, state=ATTACHED, frontend=frontend, options=options)
+        # It may be broken off while the disk works; `_take` looks again.
+        await state.store.journal_put(made)
+        lease = state.leases.update(
+            lease.attachment, state=ATTACHED, frontend=frontend, options=options
+        )
+        await state.reach("attach.committed")
+        state.registry.touch(key)
+        return lease
+
+    def _free_port(self) -> int:
+        """The next port that no attachment uses. Ports are not reused at once, so that an end of
+        a channel that lingers is not met by a newcomer."""
+        used = {lease.port for lease in self._state.leases}
+        for _ in range(DATA_PORT_LAST - DATA_PORT_FIRST + 1):
+            self._last_port += 1
+            if self._last_port > DATA_PORT_LAST:
+                self._last_port = DATA_PORT_FIRST
+            if self._last_port not in used:
+                return self._last_port
+        raise failure("quota", "all data ports are in use")
+
+
+def is_read_only(device: Device, by_rule: bool, asked: bool | None) -> bool:
+    """Whether an attachment is read-only: if one of the three says so: device, rule, user."""
+    return device.read_only or by_rule or asked is True
+
+
+def _broken(lease: Lease, reason: str) -> CallError:
+    return failure("failed", f"{lease.key} could not be attached to {lease.vm}: {reason}")
+
+
+def _parsed(link: AgentLink, method: str, untrusted_result: dict[str, Any]) -> Any:
+    """The result of a step; an agent whose answer makes no sense is disconnected."""
+    try:
+        return parse_result(method, untrusted_result)
+    except RemoteProtocolError as error:
+        link.disconnect(f"its answer to {request_to(method)} makes no sense: {error}")
+        raise failure("failed", f"{link.name} gave an answer that makes no sense") from error
+
+
+async def _ask(
+    link: AgentLink, method: str, params: dict[str, Any], timeout: float
+) -> dict[str, Any]:
+    """One step at one agent; its failure in words that name the VM. The words of an agent are a
+    VM's: harmless, short and marked as its own."""
+    try:
+        return await link.call(method, params, timeout=timeout)
+    except CallError as error:
+        if error.code == "timeout":
+            raise failure(
+                "failed", f"{link.name} did not answer {request_to(method)} in time"
+            ) from error
+        if error.code == "unavailable":
+            raise failure("failed", f"the agent of {link.name} went away") from error
+        said = harmless_text(error.message, _AGENT_TEXT_MAX)
+        code = "busy" if error.code == "busy" else "failed"
+        raise failure(code, f"{link.name} could not do it: {said}") from error

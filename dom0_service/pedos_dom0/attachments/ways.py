@@ -1,0 +1,57 @@
+"""Why attachments end, and whether the VM that has the device may keep it: the one table.
+
+The rule is that of `qvm-device detach`: what a VM uses is not taken from it, unless dom0's user
+says `--force`, or nothing is left that could be saved. Each way by which an attachment ends is a
+row here, and Teardown obeys it, so that no way can do what detach may not.
+
+A VM keeps also what it does not say that it does not use: its agent may hang while the disk is
+mounted. Where the hypervisor carries the device (State.plane), it works on without agents, so that
+one which is not there says nothing either. In local mode the data goes through the agents, so that
+with an agent that ends its attachments are dead; and what a hanging agent has not confirmed to have
+is undone when its attach fails, as no program was told of it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from attrs import frozen
+
+
+@frozen
+class Way:
+    """`may_refuse`: whether the target may keep what it uses. `by_force`: the hypervisor takes away
+    by force what the target has let go, or must let go."""
+
+    may_refuse: Literal["yes", "where the hypervisor carries it", "no"]
+    by_force: bool
+
+    def outranks(self, other: Way) -> bool:
+        """Whether this one is to be obeyed, of two ways to end one attachment: once the target may
+        not refuse, it never may again."""
+        return self.may_refuse == "no" and other.may_refuse != "no"
+
+
+#: dom0's user, or a VM, detaches it.
+DETACHED: Final = Way(may_refuse="yes", by_force=False)
+#: Its source is shut down; in local mode also the target, whose users' files stay open. (On Xen a
+#: target is asked to shut down with its disks, which are free when it has ended.)
+SHUT_DOWN: Final = Way(may_refuse="yes", by_force=False)
+#: A later step of the attach, or of the start of the VM, has failed: it is undone.
+UNDONE: Final = Way(may_refuse="yes", by_force=False)
+#: One of the two agents has ended, was started anew, or does not come back.
+AGENT_LOST: Final = Way(may_refuse="where the hypervisor carries it", by_force=True)
+#: dom0's user has said `--force`.
+FORCED: Final = Way(may_refuse="no", by_force=True)
+#: The device was unplugged, is another one than was granted, or its source has ended: there is
+#: nothing that the target could still write to, or nothing that it was granted.
+GONE: Final = Way(may_refuse="no", by_force=True)
+#: The target has ended, has not begun to run, or says itself that it has the device no longer.
+LET_GO: Final = Way(may_refuse="no", by_force=True)
+#: An agent reports something else than dom0's journal has.
+CONTRADICTED: Final = Way(may_refuse="no", by_force=True)
+#: The last service was in the middle of it when it ended, and the target may have let go.
+FINISHED: Final = Way(may_refuse="yes", by_force=True)
+
+#: By name, for the documentation's table and the tests.
+WAYS: Final = {name: way for name, way in list(globals().items()) if isinstance(way, Way)}

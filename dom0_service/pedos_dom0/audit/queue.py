@@ -1,0 +1,116 @@
+"""The audit log as the service writes it: in order, in a thread, and before the answer goes out.
+
+A disk may take its time. A line waits for it here, and so does the answer to the request that it is
+about (`written`); the event loop, and all other requests, do not.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from pedos_dom0.audit.log import Record, make_record
+from pedos_dom0.tasks.disk import in_thread
+
+if TYPE_CHECKING:
+    from pedos_dom0.audit.log import Audit
+    from pedos_dom0.tasks.disk import InThread
+
+logger = logging.getLogger(__name__)
+
+# Lines that wait for the disk. Requests wait with theirs, and there are some two hundred at most;
+# what VMs cause beside that is throttled (throttle.py). More means that the disk hangs, and then
+# lines must not fill the memory: they are lost, which is said and counted.
+WAITING_MAX = 2048
+
+
+class AuditQueue:
+    """Writes to `log`. Before `run` is started and after it has ended, a line is written at once:
+    then no one is served who would wait."""
+
+    def __init__(self, log: Audit, in_thread: InThread = in_thread) -> None:
+        self._log = log
+        self._in_thread = in_thread
+        self._runs = False
+        self._waiting: deque[Record] = deque()
+        # Lines that were ever taken, and how many of these are written.
+        self._taken = 0
+        self._written = 0
+        # Request -> the number of its last line, while that is not written.
+        self._last: dict[object, int] = {}
+        self._news = trio.Event()  # there is something to write
+        self._progress = trio.Event()  # something was written
+        self._lost = 0
+
+    @property
+    def trouble(self) -> str | None:
+        """Why lines are being lost, if they are."""
+        if self._lost:
+            return f"the audit log's disk does not keep up: {self._lost} lines are lost"
+        return self._log.trouble
+
+    def write(self, event: str, **fields: object) -> None:
+        """One line: time (UTC), event and `fields` as they are now, bounded and escaped."""
+        record = make_record(event, fields)
+        if not self._runs:
+            self._log.append(record)
+            return
+        if len(self._waiting) >= WAITING_MAX:
+            self._lost += 1
+            if self._lost == 1:
+                logger.critical("audit: %s; more are being lost", self.trouble)
+            return
+        if self._lost:
+            record["lost_before"], self._lost = self._lost, 0
+        self._taken += 1
+        self._waiting.append(record)
+        if (request := fields.get("request")) is not None:
+            self._last[request] = self._taken
+        self._news.set()
+
+    async def written(self, request: str | None = None) -> None:
+        """Returns when all lines about this request are written, or all that came before this call.
+        No checkpoint if they are."""
+        number = self._taken if request is None else self._last.get(request, 0)
+        while self._written < number:
+            await self._progress.wait()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Writes what is taken, until cancelled; then the rest."""
+        self._runs = True
+        task_status.started()
+        try:
+            while True:
+                await self._news.wait()
+                self._news = trio.Event()
+                batch = list(self._waiting)
+                await self._in_thread(partial(self._append, batch))
+                for _ in batch:
+                    self._waiting.popleft()
+                self._note(len(batch))
+        finally:
+            self._runs = False
+            self._append(list(self._waiting))
+            self._note(len(self._waiting))
+            self._waiting.clear()
+
+    def close(self) -> None:
+        """Safe to call twice; not while `run` runs."""
+        self._log.close()
+
+    def _append(self, records: list[Record]) -> None:
+        for record in records:
+            self._log.append(record)
+
+    def _note(self, count: int) -> None:
+        """`count` lines more are written: tells who waits for them."""
+        self._written += count
+        self._last = {
+            request: number for request, number in self._last.items() if number > self._written
+        }
+        self._progress.set()
+        self._progress = trio.Event()

@@ -1,0 +1,117 @@
+"""Lines that a VM can cause as often as it likes, in audit and log: the first whole, then a count.
+
+A VM that asks for what it may not have, or hangs up and comes back, some ten times a second would
+otherwise push everything else out of the log (see the rotation in log.py). What it does beyond
+THROTTLE_AFTER lines is suppressed and summed up: one line an interval, for as long as it goes on.
+The sum is written before the next line about that VM which is not throttled, and when the service
+ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+if TYPE_CHECKING:
+    from pedos_dom0.audit.log import AuditWriter
+
+logger = logging.getLogger(__name__)
+
+# Lines of one VM that are written whole before the rest is counted: a user in the VM who tries a
+# dozen devices is seen in full (a refused attach is two lines).
+THROTTLE_AFTER = 32
+# Seconds between two sums of one VM, and of quiet after which its lines are whole again: 1,440
+# lines a day is what the worst VM can do to the log.
+THROTTLE_INTERVAL = 60.0
+
+
+@attrs.define
+class _Heard:
+    """What one VM did since `began`."""
+
+    began: float
+    whole: int = 0
+    unlogged: int = 0
+    suppressed: Counter[str] = attrs.field(factory=Counter)
+    first: object = None
+    last: object = None
+
+
+class AuditThrottle:
+    """Writes VMs' lines into the audit log, and what is to be said of them into the service's.
+
+    One of these for all VMs; it keeps one entry a VM.
+    """
+
+    def __init__(self, audit: AuditWriter) -> None:
+        self._audit = audit
+        self._heard: dict[str, _Heard] = {}
+
+    def write(
+        self, event: str, *, of: str, throttled: bool, say: str | None = None, **fields: object
+    ) -> None:
+        """One line that the VM `of` caused. If it is `throttled` it may be counted instead.
+
+        The sum says how many there were of each event, and the first and last request's id. `say`
+        is a sentence for the service's log, which is counted with the line.
+        """
+        if not throttled:
+            self.flush(of)
+            self._audit.write(event, **fields)
+            if say is not None:
+                logger.warning("%s", say)
+            return
+        now = trio.current_time()
+        heard = self._heard.get(of)
+        if heard is None:
+            heard = self._heard[of] = _Heard(now)
+        if now - heard.began >= THROTTLE_INTERVAL:
+            # After an interval with a sum in it the VM is still on notice.
+            heard.whole = THROTTLE_AFTER if heard.suppressed else 0
+            self.flush(of)
+            heard.began = now
+        if heard.whole < THROTTLE_AFTER:
+            heard.whole += 1
+            self._audit.write(event, **fields)
+            if say is not None:
+                logger.warning("%s", say)
+            return
+        request = fields.get("request")
+        heard.unlogged += say is not None
+        if not heard.suppressed:
+            heard.first = request
+        heard.last = request
+        heard.suppressed[event] += 1
+
+    def flush(self, vm: str) -> None:
+        """Writes the sum of what was counted of a VM, if there is any."""
+        heard = self._heard.get(vm)
+        if heard is None or not heard.suppressed:
+            return
+        suppressed, heard.suppressed = heard.suppressed, Counter()
+        unlogged, heard.unlogged = heard.unlogged, 0
+        if unlogged:
+            logger.warning(
+                "%s was denied %d times more; the audit log has the first (%s) and the last (%s)",
+                vm,
+                unlogged,
+                heard.first,
+                heard.last,
+            )
+        self._audit.write(
+            "summed_up",
+            vm=vm,
+            events=dict(suppressed),
+            first_request=heard.first,
+            last_request=heard.last,
+            seconds=round(trio.current_time() - heard.began, 3),
+        )
+
+    def flush_all(self) -> None:
+        """The service ends: nothing that was counted is lost."""
+        for vm in list(self._heard):
+            self.flush(vm)

@@ -1,0 +1,1 @@
+"""Xen, with xl as its toolstack."""

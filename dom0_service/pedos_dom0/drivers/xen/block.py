@@ -1,0 +1,283 @@
+"""Block devices on Xen: `xl block-attach` from the source's blkback to the target's blkfront.
+
+xl runs in dom0, and its hotplug script in the source. What is attached stands in xenstore, where
+the toolstack notes it for itself (/libxl): that, and not what either domain says, is what counts
+after a restart of the service, and before anything is taken away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+from pedos_protocol.names import frontend_names, harmless_text, is_device_id
+
+from pedos_dom0.drivers.base import DOM0_DOMID, DriverError
+from pedos_dom0.drivers.xen.reclaim import Place, Reclaimer
+from pedos_dom0.drivers.xen.xenstore import (
+    DOMAINS,
+    SCRIPT,
+    Reader,
+    Vbd,
+    libxl_vbd,
+    silent,
+    vbd_number,
+    vbd_of,
+)
+from pedos_dom0.drivers.xen.xl import WORDS_MAX, quoted
+from pedos_dom0.options import CDROM
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+    from pathlib import Path
+
+    from pedos_dom0.drivers.xen.xl import Xl
+    from pedos_dom0.tables.leases import Lease
+
+# xl itself waits 40 s for a hotplug script, and 10 s for the two ends to let go; a script that
+# hangs is killed by then, and xl says which.
+ATTACH_SECONDS = 60.0
+DETACH_SECONDS = 30.0
+# After xl has answered: the state of the backend stands in xenstore at once, or it never will.
+SETTLE_SECONDS = 10.0
+# XenbusStateClosed of xen/io/xenbus.h: this end has nothing to do with the device any more.
+CLOSED = "6"
+# What Xen's hotplug scripts write as `hotplug-status` at their ends.
+CONNECTED, FAILED = "connected", "error"
+
+
+class Store(Reader, Protocol):
+    """A connection to xenstore whose events only its own task waits for."""
+
+    def watch(self, path: str) -> None: ...
+
+    async def changed(self) -> set[str]: ...
+
+    def close(self) -> None: ...
+
+
+def source_path(lease: Lease) -> str:
+    """The device's node in the source: its id is the kernel's name for it."""
+    device = lease.key.device
+    if not is_device_id(device):  # which is what makes it safe between commas
+        raise DriverError(f"'{device}' cannot be the name of a block device")
+    return f"/dev/{device}"
+
+
+def attach_arguments(lease: Lease, frontend: str) -> list[str]:
+    """The words of `xl block-attach`; see xl-disk-configuration(5). `target=` must be the last."""
+    read_only = lease.options.get("read-only") == "yes"
+    disk = ["format=raw", f"vdev={frontend}", f"access={'ro' if read_only else 'rw'}"]
+    disk.append(f"script={SCRIPT}")
+    if lease.options.get("devtype") == CDROM:
+        disk.append(f"devtype={CDROM}")
+    if lease.backend_domid != DOM0_DOMID:
+        disk.append(f"backend={lease.backend_domid}")
+    return ["block-attach", str(lease.vm_domid), ",".join([*disk, f"target={source_path(lease)}"])]
+
+
+class XenBlock:
+    """Attaches and detaches by `xl`, and asks xenstore what is attached."""
+
+    def __init__(
+        self,
+        xl: Xl,
+        store: Callable[[], Reader],
+        open_store: Callable[[], Store],
+        has_ended: Callable[[int], bool],
+        is_held_back: Callable[[int], bool],
+        userdata: Path,
+    ) -> None:
+        """`store` is the connection that stands, `open_store` makes one to wait with; `has_ended`
+        says of a domain that it will not run any more, if it is there at all, and `is_held_back`
+        that it has not run yet; `userdata` is the folder of libxl."""
+        self._xl = xl
+        self._store = store
+        self._open_store = open_store
+        self._has_ended = has_ended
+        self._is_held_back = is_held_back
+        # What dom0 has given.
+        self._given: set[Place] = set()
+        self.reclaimer = Reclaimer(
+            store=store,
+            take=self._take,
+            is_given=self._given.__contains__,
+            userdata=userdata,
+        )
+
+    def adopt(self, leases: Iterable[Lease]) -> None:
+        """See DataPlane."""
+        self._given.update(place for lease in leases if (place := _place(lease)) is not None)
+        self.reclaimer.adopted()
+
+    def free_frontend(self, domid: int, asked: str | None, taken: Collection[str]) -> str:
+        """See DataPlane."""
+        for name in (asked,) if asked is not None else frontend_names():
+            if name not in taken and self._vbd(domid, name) is None:
+                return name
+        if asked is not None:
+            raise DriverError(f"{asked} is already used in it", code="busy")
+        raise DriverError("all its names for block devices are used", code="busy")
+
+    def number(self, lease: Lease) -> str | None:
+        """See DataPlane. The script writes it, and the backend opens by it."""
+        vbd = self._ours(lease)
+        try:
+            return None if vbd is None else self._store().read(f"{vbd.backend}/physical-device")
+        except OSError as error:
+            raise silent(error) from error
+
+    def is_plugged(self, lease: Lease) -> bool:
+        """See DataPlane."""
+        return self._ours(lease) is not None
+
+    def _ours(self, lease: Lease) -> Vbd | None:
+        """Not one that an administrator has put in its place, be it of the same device."""
+        if lease.frontend is None:
+            return None
+        vbd = self._vbd(lease.vm_domid, lease.frontend)
+        expected = (lease.backend_domid, source_path(lease), SCRIPT)
+        if vbd is None or (vbd.backend_domid, vbd.params, vbd.script) != expected:
+            return None
+        return vbd
+
+    def _vbd(self, domid: int, frontend: str) -> Vbd | None:
+        try:
+            return vbd_of(self._store(), domid, frontend)
+        except OSError as error:
+            raise silent(error) from error
+
+    async def plug(self, lease: Lease) -> None:
+        """See DataPlane."""
+        frontend = lease.frontend
+        if frontend is None:
+            raise DriverError(f"{lease.key} has no name in {lease.vm}")
+        what = f"{lease.key} could not be attached to {lease.vm}"
+        self.reclaimer.refuse(lease)
+        self._given.add((lease.vm_domid, frontend))
+        await self._xl.run(*attach_arguments(lease, frontend), seconds=ATTACH_SECONDS, what=what)
+        vbd = self._ours(lease)
+        if vbd is None:
+            raise DriverError(f"{what}: xl has attached something else as {frontend}")
+        await self._check_served(vbd, lease, what)
+
+    async def _check_served(self, vbd: Vbd, lease: Lease, what: str) -> None:
+        """DriverError unless the source's hotplug script comes to a good end within a moment: xl
+        does not wait for that of another domain."""
+        path = f"{vbd.backend}/hotplug-status"
+        await self._until(
+            path, lambda store: store.read(path) in (CONNECTED, FAILED), SETTLE_SECONDS
+        )
+        try:
+            if self._store().read(path) == CONNECTED:
+                return
+            untrusted_words = self._store().read(f"{vbd.backend}/hotplug-error") or ""
+        except OSError as error:
+            raise silent(error) from error
+        raise DriverError(
+            f"{what}: {lease.key.backend} does not serve it"
+            f"{quoted(harmless_text(untrusted_words, WORDS_MAX))}",
+            hint=f"look at `journalctl -u pedos-devd` in {lease.key.backend}, "
+            "and whether its kernel has loaded xen-blkback",
+        )
+
+    async def _until(self, path: str, done: Callable[[Reader], bool], seconds: float) -> bool:
+        try:
+            if done(self._store()):
+                return True
+            store = self._open_store()
+            try:
+                store.watch(path)
+                with trio.move_on_after(seconds):
+                    while not done(store):
+                        await store.changed()
+                return done(store)
+            finally:
+                store.close()
+        except OSError as error:
+            raise silent(error) from error
+
+    async def unplug(self, lease: Lease, *, force: bool) -> None:
+        """See DataPlane."""
+        place = _place(lease)
+        if place is None:
+            return
+        if place in self._given:
+            self.reclaimer.remember(lease)
+        try:
+            await self._take_away(lease, place, force=force)
+        finally:
+            with contextlib.suppress(DriverError):  # the next call meets the same error
+                if self._ours(lease) is None:
+                    self._given.discard(place)
+
+    async def _take_away(self, lease: Lease, place: Place, *, force: bool) -> None:
+        what = f"{lease.key} could not be detached from {lease.vm}"
+        if self._has_ended(lease.vm_domid):
+            # The toolstack takes down what it had, and until then that is attached. It does not for
+            # one that has crashed and is kept.
+            if not await self._goes(place):
+                await self._detach_by_force(place, what)
+            return
+        if self._ours(lease) is None:
+            return
+        if force and self._is_held_back(lease.vm_domid):
+            await self._detach_by_force(place, what)  # no agent is there that could let go
+            return
+        words = ["block-detach", str(place[0]), place[1]]
+        failed: DriverError | None = None
+        try:
+            await self._xl.run(*words, seconds=DETACH_SECONDS, what=what)
+        except DriverError as error:
+            failed = error
+        if self._ours(lease) is None:
+            return  # also if xl was not content: the domain may have ended meanwhile
+        if failed is None:
+            if await self._goes(place):
+                return
+            failed = DriverError(f"{what}: it is still there")
+        if not force and not self._let_go(place):
+            raise DriverError(
+                str(failed) if failed.code != "failed" else _refused(lease, failed),
+                code="busy",
+                hint=f"unmount it in {lease.vm} and try again",
+            ) from failed
+        await self._detach_by_force(place, what)
+
+    def _let_go(self, place: Place) -> bool:
+        """Whether the target says that it has closed the device, and so it is the source that
+        hangs. A false answer harms only the VM that gives it."""
+        path = f"{DOMAINS}/{place[0]}/device/vbd/{vbd_number(place[1])}/state"
+        try:
+            return self._store().read(path) == CLOSED
+        except OSError as error:
+            raise silent(error) from error
+
+    async def _take(self, place: Place) -> None:
+        """Takes away what is not given."""
+        domid, frontend = place
+        await self._detach_by_force(place, f"{frontend} could not be detached from domain {domid}")
+
+    async def _goes(self, place: Place) -> bool:
+        """Whether the toolstack is done with what was there, waiting for that a moment."""
+
+        def gone(store: Reader) -> bool:
+            vbd = vbd_of(store, *place)
+            return vbd is None or not vbd.is_ours
+
+        return await self._until(libxl_vbd(*place), gone, SETTLE_SECONDS)
+
+    async def _detach_by_force(self, place: Place, what: str) -> None:
+        words = ("block-detach", "--force", str(place[0]), place[1])
+        await self._xl.run(*words, seconds=DETACH_SECONDS, what=what)
+        if not await self._goes(place):
+            raise DriverError(f"{what}: it is still there")
+
+
+def _place(lease: Lease) -> Place | None:
+    return None if lease.frontend is None else (lease.vm_domid, lease.frontend)
+
+
+def _refused(lease: Lease, failed: DriverError) -> str:
+    return f"{lease.vm} does not let go of {lease.key}, which stays attached ({failed})"

@@ -1,0 +1,309 @@
+"""The methods that clients and VMs may call: one table, and one function that looks into it.
+
+What is not in the table for this kind of caller is refused as if it did not exist. Here a request
+gets its id, its parameters are parsed, and its answer is cut down to what the caller may know.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+import trio
+from pedos_protocol import VERSION
+from pedos_protocol.errors import CallError, RemoteProtocolError
+from pedos_protocol.messages import (
+    Empty,
+    StatusResult,
+    VmInfo,
+    VmListed,
+    VmsUsed,
+    parse_params,
+    to_wire,
+)
+from pedos_protocol.names import shown
+from pedos_protocol.words import request_to
+from pedos_vchan.throttle import Throttle
+
+from pedos_dom0.access.authorizer import Authorizer
+from pedos_dom0.access.callers import as_told
+from pedos_dom0.access.prompters import Prompters
+from pedos_dom0.attachments.interrupted import Interrupted
+from pedos_dom0.attachments.vm_stop import VmStop
+from pedos_dom0.audit.log import new_request_id
+from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.errors import failure
+from pedos_dom0.requests.attach import Attach
+from pedos_dom0.requests.detach import Asking, Detach
+from pedos_dom0.requests.explaining import Explaining
+from pedos_dom0.requests.listing import Listing
+from pedos_dom0.requests.operations import Operations
+from pedos_dom0.requests.policy_status import fitting_status, policy_status
+from pedos_dom0.requests.vm_start import VmStart
+from pedos_dom0.requests.watch import Watch
+from pedos_dom0.tables.registry import DeviceKey
+from pedos_dom0.tables.store import StoreError
+from pedos_dom0.tasks import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from pedos_protocol.messages import DetachResult
+    from pedos_vchan.peer import Peer
+
+    from pedos_dom0.access.callers import Caller
+    from pedos_dom0.attachments.reconcile import Reconciler
+    from pedos_dom0.attachments.teardown import Teardown
+    from pedos_dom0.attachments.transaction import Transaction
+    from pedos_dom0.state import State
+
+logger = logging.getLogger(__name__)
+
+
+@attrs.frozen
+class Call:
+    """One request: who asks what, over which connection, under which id."""
+
+    caller: Caller
+    request: str
+    params: Any
+    peer: Peer
+    # Ends with the connection; only local clients have one.
+    background: trio.Nursery | None
+    # Set when the caller does not wait for the answer of an operation any more.
+    gone: trio.Event = attrs.field(factory=trio.Event)
+
+
+@attrs.frozen
+class Entry:
+    """A method: what serves it, and for whom.
+
+    An operation changes something: it runs to its end even if its caller goes away meanwhile.
+    """
+
+    handler: Callable[[Api, Call], Awaitable[Any]]
+    callers: frozenset[Literal["local", "vm"]]
+    operation: bool = False
+
+
+class Api:
+    """Serves requests. One of these serves all connections."""
+
+    def __init__(
+        self,
+        state: State,
+        transaction: Transaction,
+        teardown: Teardown,
+        reconciler: Reconciler,
+        operations: Operations,
+    ) -> None:
+        self._state = state
+        self._operations = operations
+        # Puts questions to dom0's user.
+        self.prompters = Prompters(state.audit_throttle)
+        self._authorizer = Authorizer(state, self.prompters)
+        self._explaining = Explaining(state, self._authorizer)
+        self._listing = Listing(state, self._authorizer)
+        self._watch = Watch(state.registry, self._listing)
+        self._attach = Attach(state, self._authorizer, transaction, reconciler)
+        self._detach = Detach(state, self._authorizer, teardown, reconciler)
+        self._vm_stop = VmStop(state, teardown)
+        self._vm_start = VmStart(state, self._authorizer, transaction, reconciler, self._vm_stop)
+        self.interrupted = Interrupted(state, reconciler, self._vm_stop)
+        self._throttle = Throttle()
+        self._started = trio.current_time()
+
+    async def dispatch(
+        self,
+        caller: Caller,
+        peer: Peer,
+        method: str,
+        untrusted_params: dict[str, Any],
+        background: trio.Nursery | None = None,
+    ) -> dict[str, Any]:
+        """Serves one request; the answer is ready for the wire. Raises CallError alone.
+
+        No answer, good or bad, goes out before what the audit log says of it is written.
+        """
+        request = new_request_id()
+        try:
+            return await self._serve(caller, peer, request, method, untrusted_params, background)
+        finally:
+            await self._state.audit.written(request)
+
+    async def _serve(
+        self,
+        caller: Caller,
+        peer: Peer,
+        request: str,
+        method: str,
+        untrusted_params: dict[str, Any],
+        background: trio.Nursery | None,
+    ) -> dict[str, Any]:
+        try:
+            entry = TABLE.get(method)
+            if entry is None or caller.kind not in entry.callers:
+                logger.debug("%s asks for %s, which is not served", caller.name, shown(method))
+                raise CallError(
+                    "unknown_method",
+                    "dom0's service does not know this request: it is of another version than the "
+                    "program that makes it",
+                )
+            try:
+                params = parse_params(method, untrusted_params)
+            except RemoteProtocolError as error:
+                what = str(error).removeprefix(f"parameters of {method}: ")
+                raise CallError("usage", f"{request_to(method)} is malformed: {what}") from error
+            call = Call(caller, request, params, peer, background)
+
+            async def work() -> Any:
+                return await entry.handler(self, call)
+
+            if entry.operation:
+                # A VM is not to learn what its request waits for.
+                with progress.told(request, peer, background if caller.is_dom0 else None):
+                    result = await self._operations.run(caller.kind, caller.name, work, call.gone)
+            else:
+                result = await work()
+            return to_wire(result)
+        except CallError as error:
+            logger.debug("%s of %s (%s): %s", method, caller.name, request, error)
+            raise as_told(caller, error, request) from error
+        except StoreError as error:
+            if (more := self._throttle.more(f"store {caller.name}")) is not None:
+                logger.error("%s of %s (%s): %s%s", method, caller.name, request, error, more)
+            raise as_told(caller, failure("failed", str(error)), request) from error
+
+    # Devices
+
+    async def device_list(self, call: Call) -> object:
+        params = call.params
+        if not call.caller.is_dom0:
+            return await self._listing.for_vm(
+                call.caller, params.device_class, params.vms, params.exclude, params.after
+            )
+        # After a restart of the service the agents are back in a moment; a listing without them
+        # would say that there are no devices.
+        await self._state.agents.wait_expected()
+        return await self._listing.for_dom0(
+            params.device_class, params.vms, params.exclude, params.after
+        )
+
+    async def device_attach(self, call: Call) -> object:
+        params = call.params
+        result = await self._attach(
+            call.caller,
+            call.request,
+            _key(params),
+            params.vm,
+            params.options,
+            params.persistent,
+            call.gone,
+        )
+        return attrs.evolve(result, policy_ok=self._policy_ok(call))
+
+    async def device_detach(self, call: Call) -> DetachResult:
+        params = call.params
+        if (params.backend is None) != (params.device is None):
+            raise failure("usage", "a device is named by its VM and its id, both or neither")
+        if params.force and not call.caller.is_dom0:
+            raise failure("usage", "only dom0's user can take a device away by force")
+        asking = Asking(call.caller, call.request, call.gone, params.force)
+        if params.device is None:
+            result = await self._detach.all(asking, params.device_class, params.vm)
+        else:
+            result = await self._detach.one(asking, _key(params), params.vm)
+        return attrs.evolve(result, policy_ok=self._policy_ok(call))
+
+    def _policy_ok(self, call: Call) -> bool | None:
+        """For dom0's user, who is warned when the policy in force is not what its files say."""
+        return policy_status(self._state).ok if call.caller.is_dom0 else None
+
+    async def device_explain(self, call: Call) -> object:
+        params = call.params
+        return self._explaining.device(params.source, params.verb, _key(params), params.vm)
+
+    async def device_watch(self, call: Call) -> object:
+        if call.background is None:
+            raise failure("unavailable", "this connection cannot watch")
+        return await self._watch.start(call.peer, call.background)
+
+    # VMs and the service
+
+    async def vm_list(self, call: Call) -> object:
+        state = self._state
+        await state.agents.wait_expected()
+        vms = []
+        for name in (DOM0_NAME, *state.driver.domains()):
+            domain = state.domain(name)
+            if domain is not None:
+                agent = state.agents.get(name) is not None
+                vms.append(VmInfo(name=name, state=domain.state, domid=domain.domid, agent=agent))
+        return VmListed(vms=tuple(vms))
+
+    async def vm_start(self, call: Call) -> object:
+        await self.interrupted.wait(call.params.vm)
+        return await self._vm_start(call.params.vm, call.request, call.gone)
+
+    async def vm_shutdown(self, call: Call) -> object:
+        await self._vm_stop.shutdown(call.params.vm, call.params.force, call.request)
+        return Empty()
+
+    async def vm_used(self, _call: Call) -> object:
+        return VmsUsed(await self._vm_stop.used())
+
+    async def service_status(self, call: Call) -> object:
+        return StatusResult(
+            version=VERSION,
+            uptime_s=round(trio.current_time() - self._started, 3),
+            policy=fitting_status(policy_status(self._state)),
+            agents=tuple(sorted(link.name for link in self._state.agents)),
+            troubles=self._state.troubles(),
+        )
+
+    # Policy
+
+    async def policy_explain(self, call: Call) -> object:
+        params = call.params
+        return self._explaining.request(
+            params.service, params.argument, params.source, params.target
+        )
+
+    async def policy_mine(self, call: Call) -> object:
+        return self._explaining.mine(call.caller.name, call.params.verb, _key(call.params))
+
+    async def policy_system(self, call: Call) -> object:
+        return self._explaining.system(call.params.after)
+
+    async def prompter_register(self, call: Call) -> object:
+        if call.background is None:
+            raise failure("unavailable", "this connection cannot put questions to a user")
+        self.prompters.register(call.peer, call.background)
+        return Empty()
+
+
+def _key(params: Any) -> DeviceKey:
+    return DeviceKey(params.device_class, params.backend, params.device)
+
+
+_LOCAL: frozenset[Literal["local", "vm"]] = frozenset({"local"})
+_VMS: frozenset[Literal["local", "vm"]] = frozenset({"vm"})
+_EVERYBODY: frozenset[Literal["local", "vm"]] = frozenset({"local", "vm"})
+
+TABLE: dict[str, Entry] = {
+    "device.list": Entry(Api.device_list, _EVERYBODY),
+    "device.attach": Entry(Api.device_attach, _EVERYBODY, operation=True),
+    "device.detach": Entry(Api.device_detach, _EVERYBODY, operation=True),
+    "device.explain": Entry(Api.device_explain, _LOCAL),
+    "device.watch": Entry(Api.device_watch, _LOCAL),
+    "vm.list": Entry(Api.vm_list, _LOCAL),
+    "vm.start": Entry(Api.vm_start, _LOCAL, operation=True),
+    "vm.shutdown": Entry(Api.vm_shutdown, _LOCAL, operation=True),
+    "vm.used": Entry(Api.vm_used, _LOCAL),
+    "service.status": Entry(Api.service_status, _LOCAL),
+    "policy.explain": Entry(Api.policy_explain, _LOCAL),
+    "policy.mine": Entry(Api.policy_mine, _VMS),
+    "policy.system": Entry(Api.policy_system, _LOCAL),
+    "prompter.register": Entry(Api.prompter_register, _LOCAL),
+}

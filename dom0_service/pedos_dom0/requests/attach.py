@@ -1,0 +1,377 @@
+"""device.attach: what is asked for is looked up, decided, and then done by a transaction.
+
+Which VM gets the device is for policy to say: a rule may send it to another one than was named, and
+where the rule says `ask`, dom0's user chooses. While dom0's user thinks, nothing is held: once they
+have spoken, all is looked up and decided anew, and what is not as it was then is a no.
+
+The order of the checks is the order of what may be said. dom0's user gets the most helpful error
+first. A VM gets the policy's verdict first, and behind it nothing that tells a device or a VM that
+does not exist from one that it may not see.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+import trio
+from pedos_protocol.errors import CallError
+from pedos_protocol.messages import AttachResult
+
+from pedos_dom0 import errors
+from pedos_dom0.access.authorizer import Consents, MustAsk
+from pedos_dom0.attachments.fresh import unknown, wait_until_known
+from pedos_dom0.attachments.transaction import is_read_only
+from pedos_dom0.drivers.base import DOM0_NAME, DriverError
+from pedos_dom0.options import Options, parse_options
+from pedos_dom0.requests.assignable import conflict
+from pedos_dom0.tables.agents import AGENT_GRACE
+from pedos_dom0.tables.leases import ATTACHED, Taken
+from pedos_dom0.tables.registry import lasting_identity
+from pedos_dom0.tables.store import StoreError
+from pedos_dom0.tasks import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from pedos_protocol.messages import Device
+
+    from pedos_dom0.access.authorizer import Authorizer, Grant
+    from pedos_dom0.access.callers import Caller
+    from pedos_dom0.attachments.reconcile import Reconciler
+    from pedos_dom0.attachments.transaction import Transaction
+    from pedos_dom0.state import State
+    from pedos_dom0.tables.leases import Lease
+    from pedos_dom0.tables.registry import DeviceKey
+
+Outcome = Literal["attached", "already", "assigned"]
+
+
+@attrs.frozen
+class AttachRequest:
+    """Who asks for which device in which VM. `request` is the id that answers and audit share."""
+
+    caller: Caller
+    request: str
+    key: DeviceKey
+    vm: str
+    options: Options
+    persistent: bool
+    asker_gone: trio.Event
+    consents: Consents = attrs.field(factory=Consents)
+
+
+class Attach:
+    """Serves device.attach."""
+
+    def __init__(
+        self, state: State, authorizer: Authorizer, transaction: Transaction, reconciler: Reconciler
+    ) -> None:
+        self._state = state
+        self._authorizer = authorizer
+        self._transaction = transaction
+        self._reconciler = reconciler
+
+    async def __call__(
+        self,
+        caller: Caller,
+        request: str,
+        key: DeviceKey,
+        vm: str,
+        raw_options: Mapping[str, str],
+        persistent: bool,
+        asker_gone: trio.Event,
+    ) -> AttachResult:
+        """Returns when the device is in the VM, or assigned to it. Raises CallError."""
+        began = trio.current_time()
+        asked = AttachRequest(
+            caller=caller,
+            request=request,
+            key=key,
+            vm=vm,
+            options=parse_options(key.device_class, raw_options),
+            persistent=persistent,
+            asker_gone=asker_gone,
+        )
+        outcome, reason, landed = "failed", None, vm
+        try:
+            with errors.store_failures():
+                result, landed = await self._attach(asked)
+            outcome = result.outcome
+            return result
+        except CallError as error:
+            outcome, reason = f"{error.code}: {error.message}", errors.hidden_truth(error)
+            raise
+        finally:
+            self._state.audit_throttle.write(
+                "attach",
+                of=caller.name,
+                throttled=outcome not in ("attached", "assigned") and not caller.is_dom0,
+                request=request,
+                caller=caller.name,
+                device_class=key.device_class,
+                device=str(key),
+                vm=landed,
+                options=asked.options.canonical(),
+                persistent=persistent,
+                outcome=outcome,
+                reason=reason,
+                seconds=round(trio.current_time() - began, 3),
+            )
+
+    async def _attach(self, asked: AttachRequest) -> tuple[AttachResult, str]:
+        """What is answered, and the VM that has it then."""
+        if asked.vm == DOM0_NAME:
+            raise errors.target_is_dom0()
+        if asked.vm == asked.key.backend:
+            raise errors.target_is_backend(asked.vm)
+        device, grant = await self._granted(asked)
+        # From there to the lease nothing is awaited: what was looked up and decided is still so
+        # when the device is given out.
+        vm = grant.vm
+        held = self._held(asked.key, vm)
+        if held is not None and held.state == ATTACHED:
+            newly = await self._assign(asked, vm, device, held)
+            return self._result(asked, vm, "assigned" if newly else "already", held.options), vm
+
+        domain = self._state.known_domain(vm)
+        if asked.persistent:
+            self._check_assignable(asked, vm, ())  # before anything is attached
+        if domain.domid is None and asked.persistent:
+            await self._assign(asked, vm, device)
+            return self._result(asked, vm, "assigned", asked.options.canonical()), vm
+        if domain.domid is None:
+            raise self._tell(asked, vm, errors.target_halted(vm))
+        if self._state.agents.at(vm, domain.domid) is None:
+            raise self._tell(asked, vm, errors.agent_missing(vm, "failed"))
+
+        read_only = is_read_only(device, grant.read_only, asked.options.read_only)
+        lease = self._reserve(asked, vm, device, domain.domid, asked.options.granted(read_only))
+        lease = await self._transaction.establish(lease, asked.request)
+        try:
+            await self._assign(asked, vm, device, lease)
+        except (CallError, StoreError) as failed:
+            # Asked for was both, so it is both or nothing.
+            try:
+                await self._transaction.undo(lease, "it could not be assigned", asked.request)
+            except CallError as refused:
+                message = f"it could not be assigned ({failed}); and {refused.message}"
+                raise self._tell(asked, vm, errors.failure("busy", message)) from failed
+            raise
+        return self._result(asked, vm, "attached", lease.options), vm
+
+    async def _granted(self, asked: AttachRequest) -> tuple[Device, Grant]:
+        """The device and who gets it, as of the moment of the return. Raises CallError.
+
+        Each turn looks everything up and decides it anew. A turn that has to wait for a VM, or for
+        dom0's user, is followed by another; there are at most a few, as each VM and each verb is
+        waited for once.
+        """
+        settled: set[str] = set()
+        await self._wait(asked, asked.vm, settled)
+        while True:
+            try:
+                if asked.caller.is_dom0:
+                    device = self._look_up(asked, asked.vm)
+                    grant = self._decide(asked)
+                else:
+                    grant = self._decide(asked)
+                    device = self._look_up_for_vm(asked, grant.vm)
+            except MustAsk as needed:
+                if not asked.caller.is_dom0:
+                    self._look_up_for_vm(asked, asked.caller.name)
+                await self._authorizer.ask(
+                    asked.caller, needed, asked.request, asked.consents, asked.asker_gone
+                )
+                continue
+            self._check_target(asked, grant.vm)
+            if grant.vm in settled or grant.vm == asked.vm:
+                return device, grant
+            await self._wait(asked, grant.vm, settled)
+
+    async def _wait(self, asked: AttachRequest, target: str, settled: set[str]) -> None:
+        """Waits until what is known of both VMs is what is so, and what the device is: after a
+        restart, and after it was plugged in, that takes a bit."""
+        settled.add(target)
+        caller, source = asked.caller.name, asked.key.backend
+        is_denied = False
+        if asked.caller.is_dom0:
+            await self._wait_for_agents(source, target)
+        else:
+            decision = self._authorizer.decide(caller, "attach", asked.key, asked.vm)
+            is_denied = decision.verdict == "deny"
+        # A VM is not to learn of others from the time that a denial takes.
+        if not is_denied:
+            await self._reconciler.wait_settled(source, target)
+        # To other VMs what is not known yet is not there, see `_look_up_for_vm`.
+        if asked.caller.is_dom0 or source == caller:
+            await wait_until_known(self._state, [asked.key])
+
+    def _check_target(self, asked: AttachRequest, vm: str) -> None:
+        """Whether a rule sends it to a VM that can have it."""
+        error = None
+        if vm == DOM0_NAME:
+            error = errors.target_is_dom0()
+        elif vm == asked.key.backend:
+            error = errors.target_is_backend(vm)
+        elif self._state.domain(vm) is None:
+            error = errors.no_such_target(vm)
+        if error is not None:
+            raise self._tell(asked, vm, error)
+
+    async def _wait_for_agents(self, *names: str) -> None:
+        """An agent that was restarted a moment ago is worth waiting for, if its VM runs."""
+        state = self._state
+
+        def runs(name: str) -> bool:
+            domain = state.domain(name)
+            return domain is not None and domain.domid is not None
+
+        with trio.move_on_after(AGENT_GRACE):
+            for name in names:
+                if runs(name) and state.agents.get(name) is None:
+                    progress.at("connect", name)
+                    await state.agents.wait_for(
+                        name, timeout=AGENT_GRACE, worthwhile=partial(runs, name)
+                    )
+
+    def _look_up(self, asked: AttachRequest, vm: str) -> Device:
+        """The device, if all that was named is there and known."""
+        state, key = self._state, asked.key
+        state.known_domain(vm)
+        source = state.known_domain(key.backend)
+        device = state.registry.get(key)
+        if device is None:
+            if source.domid is None:
+                raise errors.backend_halted(key.backend)
+            if state.agents.get(key.backend) is None:
+                raise errors.agent_missing(key.backend, "not_found")
+            missing = state.registry.missing(key.backend, key.device_class)
+            raise errors.no_device(key, missing)
+        if (lack := state.unsupported.get(key.device_class)) is not None:
+            raise errors.unsupported(lack)
+        if unknown(state, key) is not None:
+            raise errors.not_known(key, device)
+        return device
+
+    def _look_up_for_vm(self, asked: AttachRequest, vm: str) -> Device:
+        """As `_look_up`, for a VM that policy allows to ask.
+
+        Policy may allow names with a wildcard; that does not entitle the VM to learn which of them
+        exist and run. What it owns itself is no secret to it. A device of which is not known what
+        it is may be one that a rule denies it by its identity: until that is known, it is to the VM
+        as if it were not there, in the answer and in the time that takes.
+        """
+        try:
+            return self._look_up(asked, vm)
+        except CallError as error:
+            its_own = asked.key.backend == asked.caller.name
+            is_the_vm = self._state.domain(vm) is None
+            is_unknown = unknown(self._state, asked.key) is not None
+            if (error.code == "not_found" or is_unknown) and (is_the_vm or not its_own):
+                raise self._authorizer.hidden(asked.key, asked.vm, error) from error
+            raise
+
+    def _tell(self, asked: AttachRequest, vm: str, error: CallError) -> CallError:
+        """`error`, unless it would tell a VM about the state of another one."""
+        if asked.caller.is_dom0 or asked.vm == vm == asked.caller.name:
+            return error
+        return self._authorizer.hidden(asked.key, asked.vm, error)
+
+    def _decide(self, asked: AttachRequest) -> Grant:
+        """What the rules allow. An assignment has to be attachable too: otherwise it would only
+        keep the VM from starting; and it is one to the VM that gets the device now."""
+        grant = self._authorizer.require(
+            asked.caller, "attach", asked.key, asked.vm, asked.request, asked.consents
+        )
+        if asked.persistent:
+            self._authorizer.require(
+                asked.caller, "assign", asked.key, grant.vm, asked.request, asked.consents
+            )
+        return grant
+
+    def _held(self, key: DeviceKey, vm: str) -> Lease | None:
+        """The target's own lease of this device, if it has one."""
+        leases = self._state.leases.of_device(key)
+        return next((lease for lease in leases if lease.vm == vm), None)
+
+    def _reserve(
+        self,
+        asked: AttachRequest,
+        vm: str,
+        device: Device,
+        vm_domid: int,
+        options: Mapping[str, str],
+    ) -> Lease:
+        key, frontend = asked.key, asked.options.frontend
+        if frontend is not None:
+            for other in self._state.leases.of_vm(vm):
+                if other.frontend == frontend and other.key != key:
+                    raise self._tell(asked, vm, errors.frontend_taken(vm, frontend, other))
+        try:
+            lease = self._transaction.reserve(
+                key, device, vm, vm_domid, options=options, frontend=frontend
+            )
+        except Taken as taken:
+            raise errors.taken(key, taken.holder) from taken
+        if (error := errors.not_to_be_had(key, device)) is not None:
+            self._transaction.release(lease)
+            raise error
+        return lease
+
+    async def _assign(
+        self, asked: AttachRequest, vm: str, device: Device, lease: Lease | None = None
+    ) -> bool:
+        """Writes the assignment, if one was asked for; False if it stood there already.
+
+        With `lease`, only while that stands: a detach meanwhile also means the assignment. Without
+        one, the VM does not run, and must not be starting with what was assigned before.
+        """
+        if not asked.persistent:
+            return False
+        state, key = self._state, asked.key
+
+        def check() -> None:
+            held = None if lease is None else state.leases.get(lease.attachment)
+            if lease is not None and (held is None or held.state != ATTACHED):
+                raise errors.failure("failed", f"{key} was detached from {vm} meanwhile")
+            is_noted = any(row.vm == vm for row in state.store.starts())
+            if lease is None and is_noted and vm in state.facts.starting:
+                raise self._tell(asked, vm, errors.being_started(vm))
+            self._check_assignable(asked, vm, own)
+
+        own = await self._own_frontends(asked, vm)
+        options, identity = asked.options.canonical(), lasting_identity(device.identity)
+        domain = state.domain(vm)
+        uuid = None if domain is None else domain.uuid
+        newly = await state.store.assign(vm, key, options, identity, uuid=uuid, check=check)
+        if newly:
+            state.registry.touch(key)
+        return newly
+
+    def _check_assignable(self, asked: AttachRequest, vm: str, own: Collection[str]) -> None:
+        """CallError if the VM could never start with it."""
+        state, frontend = self._state, asked.options.frontend
+        assigned = state.store.assignments(vm)
+        error = conflict(vm, asked.key, frontend, assigned, state.registry, own)
+        if error is not None:
+            raise self._tell(asked, vm, error)
+
+    async def _own_frontends(self, asked: AttachRequest, vm: str) -> Collection[str]:
+        """The names of the VM's own disks, as far as it matters and the hypervisor knows them."""
+        if asked.options.frontend is None or self._state.plane is None:
+            return ()
+        try:
+            return await self._state.plane.own_frontends(vm)
+        except DriverError as error:
+            what = f"which disks {vm} has of its own could not be looked at: {error}"
+            raise self._tell(asked, vm, errors.failure(error.code, what)) from error
+
+    def _result(
+        self, asked: AttachRequest, vm: str, outcome: Outcome, options: Mapping[str, str]
+    ) -> AttachResult:
+        if not asked.caller.is_dom0 and vm not in (asked.vm, asked.caller.name):
+            # It was sent on to a VM of which the one that asked knows nothing.
+            return AttachResult(outcome="attached", options={}, request=asked.request, vm=None)
+        return AttachResult(outcome=outcome, options=dict(options), request=asked.request, vm=vm)

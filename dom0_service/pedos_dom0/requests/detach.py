@@ -1,0 +1,236 @@
+"""device.detach: takes a device away from a VM, now and for its next start.
+
+A device that is gone can still be detached: what counts is the lease and the assignment, not
+whether the device is reported. A detach is refused by policy, while an attach is still in progress,
+when there is nothing to detach, and by the VM that uses the device (see attachments/teardown.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+from pedos_protocol.codec import FRAME_MAX, encode
+from pedos_protocol.errors import CallError
+from pedos_protocol.messages import DetachItem, DetachResult, ErrorInfo, to_wire
+from pedos_protocol.names import natural_key, printable_text
+
+from pedos_dom0 import errors
+from pedos_dom0.access.authorizer import Consents, MustAsk
+from pedos_dom0.access.callers import as_told
+from pedos_dom0.attachments.ways import DETACHED, FORCED
+from pedos_dom0.tables.store import StoreError
+
+if TYPE_CHECKING:
+    from pedos_dom0.access.authorizer import Authorizer
+    from pedos_dom0.access.callers import Caller
+    from pedos_dom0.attachments.reconcile import Reconciler
+    from pedos_dom0.attachments.teardown import Teardown
+    from pedos_dom0.state import State
+    from pedos_dom0.tables.leases import Lease
+    from pedos_dom0.tables.registry import DeviceKey
+    from pedos_dom0.tables.store import Assignment
+
+
+# Bytes of an answer's envelope around its items.
+ENVELOPE_MAX = 256
+# When many devices could not be detached, the answer that says why of each must still be one frame.
+# It then says less of each: the beginning of the sentence, and of the data only the rule's place
+# (its end, which has the line) and the request. 64 attached and 64 assigned devices, with the
+# longest names, are 128 items of 480 bytes.
+BRIEF_MESSAGE_MAX = 128
+BRIEF_RULE_MAX = 64
+
+
+@attrs.frozen
+class Asking:
+    """Who asks, and how."""
+
+    caller: Caller
+    request: str
+    gone: trio.Event  # set when the caller does not wait for the answer any more
+    force: bool  # also what the VM uses
+
+
+class Detach:
+    """Serves device.detach."""
+
+    def __init__(
+        self, state: State, authorizer: Authorizer, teardown: Teardown, reconciler: Reconciler
+    ) -> None:
+        self._state = state
+        self._authorizer = authorizer
+        self._teardown = teardown
+        self._reconciler = reconciler
+
+    async def one(self, asking: Asking, key: DeviceKey, vm: str) -> DetachResult:
+        """Detaches one device, and returns when it is done. Raises CallError."""
+        caller = asking.caller
+        if caller.is_dom0:
+            self._check_vm(vm)
+        # A VM is not to learn from the time that a denial takes.
+        if (
+            caller.is_dom0
+            or self._authorizer.decide(caller.name, "detach", key, vm).verdict != "deny"
+        ):
+            await self._reconciler.wait_settled(key.backend, vm)
+        return DetachResult(results=(await self._detach(asking, key, vm),), request=asking.request)
+
+    async def all(self, asking: Asking, device_class: str, vm: str) -> DetachResult:
+        """Detaches everything of a class, all at once: VMs that hang are waited for together.
+        A failure stands in its item, and the rest goes on.
+
+        A VM that asks about another one learns of what it may detach there and of nothing else; if
+        that is nothing, it gets what it would get for a VM that does not exist.
+        """
+        caller = asking.caller
+        if caller.is_dom0:
+            self._check_vm(vm)
+        if caller.is_dom0 or caller.name == vm:  # as above, for a VM that asks about another one
+            await self._reconciler.wait_settled(vm)
+        keys = {lease.key for lease in self._state.leases.of_vm(vm)}
+        keys |= {assignment.key for assignment in self._assigned(caller, vm)}
+        done: dict[DeviceKey, DetachItem] = {}
+
+        async def detach(key: DeviceKey) -> None:
+            item = await self._item(asking, key, vm)
+            if item is not None:
+                done[key] = item
+
+        async with trio.open_nursery() as nursery:
+            for key in keys:
+                if key.device_class == device_class:
+                    nursery.start_soon(detach, key)
+        items = [done[key] for key in sorted(done, key=lambda key: natural_key(str(key)))]
+        if not items and not caller.is_dom0 and caller.name != vm:
+            raise CallError("denied", "", {"device": f"{device_class} devices", "vm": vm})
+        return DetachResult(results=_fitting(items), request=asking.request)
+
+    async def _item(self, asking: Asking, key: DeviceKey, vm: str) -> DetachItem | None:
+        """What became of one of many; None if the caller may not learn that there is one."""
+        caller = asking.caller
+        try:
+            return await self._detach(asking, key, vm)
+        except CallError as failed:
+            error = failed
+        if error.code == "denied" and not caller.is_dom0 and caller.name != vm:
+            return None
+        return DetachItem(
+            backend=key.backend,
+            device=key.device,
+            detached=False,
+            unassigned=False,
+            error=ErrorInfo.of(as_told(caller, error, asking.request)),
+        )
+
+    def _check_vm(self, vm: str) -> None:
+        """A VM that was removed may still have assignments, which must be possible to remove."""
+        if self._state.domain(vm) is None and not self._state.store.assignments(vm):
+            raise errors.no_vm(vm)
+
+    async def _detach(self, asking: Asking, key: DeviceKey, vm: str) -> DetachItem:
+        caller = asking.caller
+        began = trio.current_time()
+        outcome, reason, is_done = "failed", None, False
+        try:
+            with errors.store_failures():
+                item = await self._detach_allowed(asking, key, vm)
+            is_done = True
+            done = [("detached", item.detached), ("unassigned", item.unassigned)]
+            outcome = " and ".join(word for word, was in done if was)
+            return item
+        except CallError as error:
+            outcome, reason = f"{error.code}: {error.message}", errors.hidden_truth(error)
+            raise
+        finally:
+            self._state.audit_throttle.write(
+                "detach",
+                of=caller.name,
+                throttled=not is_done and not caller.is_dom0,
+                request=asking.request,
+                caller=caller.name,
+                device_class=key.device_class,
+                device=str(key),
+                vm=vm,
+                outcome=outcome,
+                reason=reason,
+                seconds=round(trio.current_time() - began, 3),
+            )
+
+    async def _detach_allowed(self, asking: Asking, key: DeviceKey, vm: str) -> DetachItem:
+        caller, request = asking.caller, asking.request
+        if not (caller.is_dom0 and self._authorizer.needs_no_rule(key, vm)):
+            await self._allow(asking, key, vm)
+        lease = self._lease(key, vm)
+        if lease is not None and self._teardown.is_in_the_making(lease):
+            raise errors.taken(key, lease)
+        detached = lease is not None and await self._teardown.end(
+            lease.attachment,
+            f"{caller.name} detached it{' by force' if asking.force else ''}",
+            way=FORCED if asking.force else DETACHED,
+            request=request,
+        )
+        if lease is not None and (held := self._teardown.why_held(lease.attachment)) is not None:
+            raise held
+        assigned = any(each.key == key for each in self._assigned(caller, vm))
+        try:
+            unassigned = assigned and await self._state.store.unassign(vm, key)
+        except StoreError as error:
+            if not detached:
+                raise
+            raise errors.still_assigned(key, vm, str(error)) from error
+        if unassigned:
+            self._state.registry.touch(key)
+        if not detached and not unassigned:
+            raise self._nothing_there(caller, key, vm)
+        return DetachItem(
+            backend=key.backend, device=key.device, detached=detached, unassigned=unassigned
+        )
+
+    async def _allow(self, asking: Asking, key: DeviceKey, vm: str) -> None:
+        """CallError unless the policy, or dom0's user, allows it."""
+        caller, request = asking.caller, asking.request
+        try:
+            self._authorizer.require(caller, "detach", key, vm, request)
+        except MustAsk as needed:
+            self._check_there(caller, key, vm)
+            consents = Consents()
+            await self._authorizer.ask(caller, needed, request, consents, asking.gone)
+            self._authorizer.require(caller, "detach", key, vm, request, consents)
+
+    def _check_there(self, caller: Caller, key: DeviceKey, vm: str) -> None:
+        """Not to be asked about what is not there. Raises CallError."""
+        if self._lease(key, vm) is None and not any(
+            assignment.key == key for assignment in self._assigned(caller, vm)
+        ):
+            raise self._nothing_there(caller, key, vm)
+
+    def _nothing_there(self, caller: Caller, key: DeviceKey, vm: str) -> CallError:
+        if caller.is_dom0 or caller.name == vm:
+            return errors.neither(key, vm)
+        return self._authorizer.hidden(key, vm, errors.neither(key, vm))
+
+    def _assigned(self, caller: Caller, vm: str) -> list[Assignment]:
+        """What is assigned to the VM, as far as the caller has to do with it."""
+        return self._state.store.assignments(vm) if caller.is_dom0 else self._state.assigned_to(vm)
+
+    def _lease(self, key: DeviceKey, vm: str) -> Lease | None:
+        return next((lease for lease in self._state.leases.of_device(key) if lease.vm == vm), None)
+
+
+def _fitting(items: list[DetachItem]) -> tuple[DetachItem, ...]:
+    """The items as one frame holds them; if it does not, their errors in brief."""
+    if sum(len(encode([to_wire(item)])) for item in items) <= FRAME_MAX - ENVELOPE_MAX:
+        return tuple(items)
+    return tuple(
+        item if item.error is None else attrs.evolve(item, error=_brief(item.error))
+        for item in items
+    )
+
+
+def _brief(error: ErrorInfo) -> ErrorInfo:
+    data = {name: error.data[name] for name in ("request", "rule") if name in error.data}
+    if isinstance(rule := data.get("rule"), str):
+        data["rule"] = rule[-BRIEF_RULE_MAX:]
+    return ErrorInfo(error.code, printable_text(error.message, BRIEF_MESSAGE_MAX), data)

@@ -1,0 +1,178 @@
+"""What policy would say, and of which VMs it knows: answers that change nothing.
+
+dom0's user is told everything. A VM learns of its own verdicts, and of nothing that it could not
+find out by asking for the device itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from pedos_protocol.codec import FRAME_MAX
+from pedos_protocol.messages import (
+    ExplainResult,
+    PolicyExplained,
+    PolicyVerdict,
+    SystemVm,
+    SystemVms,
+    TraceStep,
+)
+from pedos_protocol.names import is_device_id, is_vm_name, natural_key
+
+from pedos_dom0.access.authorizer import refusal
+from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.policy.evaluate import Request
+from pedos_dom0.policy.tokens import device_service
+from pedos_dom0.requests.fitting import ENVELOPE_MAX, LIST_MAX, bounded_text, fitting, fitting_texts
+from pedos_dom0.tables.registry import DeviceKey
+
+if TYPE_CHECKING:
+    from pedos_protocol.messages import Verdict
+
+    from pedos_dom0.access.authorizer import Authorizer, Verb
+    from pedos_dom0.policy.evaluate import Decision
+    from pedos_dom0.policy.system import VmFacts
+    from pedos_dom0.state import State
+
+_WITHOUT_RULE = ExplainResult(
+    verdict="allow",
+    rule=None,
+    text=None,
+    default=False,
+    parameters={},
+    trace=(),
+    reason="it is only assigned, and dom0's user may remove an assignment without a rule",
+)
+
+
+class Explaining:
+    """Serves device.explain and policy.*."""
+
+    def __init__(self, state: State, authorizer: Authorizer) -> None:
+        self._state = state
+        self._authorizer = authorizer
+
+    def device(self, source: str, verb: Verb, key: DeviceKey, vm: str) -> ExplainResult:
+        """What would be said to it. Raises CallError(not_found) for an unknown VM."""
+        self._state.known_domain(source)
+        is_assigned = any(each.key == key for each in self._state.store.assignments(vm))
+        if verb == "detach" and is_assigned:  # perhaps to or from a VM that was removed since
+            if source == DOM0_NAME and self._authorizer.needs_no_rule(key, vm):
+                return _WITHOUT_RULE
+        else:
+            for name in (vm, key.backend):
+                self._state.known_domain(name)
+        decision = self._authorizer.decide(source, verb, key, vm, trace=True)
+        refused = refusal(verb, vm, decision)
+        rule, trace = decision.rule, _trace(decision)
+        return ExplainResult(
+            verdict=cast("Verdict", decision.verdict if refused is None else "deny"),
+            rule=None if rule is None else bounded_text(rule.where),
+            text=None if rule is None else bounded_text(rule.text),
+            default=rule is None,
+            parameters=dict(decision.parameters),
+            trace=trace,
+            reason=bounded_text(refused or decision.reason),
+            trace_left_out=len(decision.trace) - len(trace),
+        )
+
+    def request(self, service: str, argument: str, source: str, target: str) -> PolicyExplained:
+        """What policy says of any request, whether what it names is there or not."""
+        argument = self._completed(service, argument)
+        decision = self._authorizer.judge(Request(service, argument, source, target), trace=True)
+        rule = decision.rule
+        candidates, trace = fitting_texts(decision.candidates, LIST_MAX), _trace(decision)
+        return PolicyExplained(
+            argument=bounded_text(argument),
+            verdict=cast("Verdict", decision.verdict),
+            rule=None if rule is None else bounded_text(rule.where),
+            text=None if rule is None else bounded_text(rule.text),
+            default=rule is None,
+            target=_optional(decision.target),
+            user=_optional(decision.user),
+            autostart=decision.autostart,
+            notify=decision.notify,
+            read_only=decision.read_only,
+            candidates=candidates,
+            default_target=_optional(decision.default_target),
+            reason=bounded_text(decision.reason),
+            trace=trace,
+            candidates_left_out=len(decision.candidates) - len(candidates),
+            trace_left_out=len(decision.trace) - len(trace),
+        )
+
+    def _completed(self, service: str, argument: str) -> str:
+        """`argument` with the IDENTITY that dom0 knows, if it has none of its own."""
+        kind = device_service(service)
+        parts = argument.removeprefix("+").split(":")
+        if kind is None or not argument.startswith("+") or len(parts) != 2:
+            return argument
+        backend, port = parts
+        if not is_vm_name(backend) or not is_device_id(port):
+            return argument
+        device = self._state.registry.get(DeviceKey(kind[1], backend, port))
+        return f"+{backend}:{port}:{'' if device is None else device.identity}"
+
+    def mine(self, vm: str, verb: Verb, key: DeviceKey) -> PolicyVerdict:
+        """What a VM may do for itself. What it may not see is to it what does not exist: a no."""
+        verdict = "deny"
+        if self._may_know(vm, verb, key):
+            decision = self._authorizer.decide(vm, verb, key, vm)
+            elsewhere = verb != "attach" and decision.target != vm
+            if decision.verdict == "ask" or (decision.verdict == "allow" and not elsewhere):
+                verdict = decision.verdict
+        return PolicyVerdict(verdict=cast("Verdict", verdict))
+
+    def _may_know(self, vm: str, verb: Verb, key: DeviceKey) -> bool:
+        """Could the VM find out by asking for it that the device is there?"""
+        state = self._state
+        if verb in ("attach", "assign"):
+            # It could: what is not there is denied, and so is what policy denies.
+            return key.backend != vm and state.registry.get(key) is not None
+        if any(lease.vm == vm for lease in state.leases.of_device(key)):
+            return True
+        if any(assignment.key == key for assignment in state.assigned_to(vm)):
+            return True
+        return verb == "list" and key.backend == vm and state.registry.get(key) is not None
+
+    def system(self, after: str | None) -> SystemVms:
+        """The facts of the VMs behind `after`, as many as one frame holds."""
+        passed = None if after is None else natural_key(after)
+        domains = self._state.facts.system.domains
+        names = sorted((name for name in domains if is_vm_name(name)), key=natural_key)
+        vms = [
+            _described(domains[name])
+            for name in names
+            if passed is None or natural_key(name) > passed
+        ]
+        fit = fitting(vms, FRAME_MAX - ENVELOPE_MAX)
+        return SystemVms(vms=fit, more=len(fit) < len(vms))
+
+
+def _described(vm: VmFacts) -> SystemVm:
+    return SystemVm(
+        name=vm.name,
+        type=vm.type,
+        tags=tuple(sorted(vm.tags)),
+        uuid=vm.uuid,
+        default_dispvm=vm.default_dispvm,
+        template_for_dispvms=vm.template_for_dispvms,
+        power_state=vm.power_state,
+        internal=vm.internal,
+    )
+
+
+def _trace(decision: Decision) -> tuple[TraceStep, ...]:
+    steps = (
+        TraceStep(
+            rule=bounded_text(step.rule.where),
+            text=bounded_text(step.rule.text),
+            why=bounded_text(step.why),
+        )
+        for step in decision.trace
+    )
+    return fitting(steps, LIST_MAX)
+
+
+def _optional(text: str | None) -> str | None:
+    return None if text is None else bounded_text(text)

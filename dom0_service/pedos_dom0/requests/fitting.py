@@ -1,0 +1,50 @@
+"""What of a list fits into an answer, which is one frame; the answer counts what is left out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import attrs
+from pedos_protocol.codec import ITEMS_MAX, encode
+from pedos_protocol.fields import TEXT_MAX
+from pedos_protocol.messages import to_wire
+from pedos_protocol.names import printable_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+T = TypeVar("T", bound=attrs.AttrsInstance)
+
+# Bytes of an answer that are not what is counted: its envelope.
+ENVELOPE_MAX = 1024
+# Bytes of one list in an answer with other parts beside it: of two lists, and all texts.
+LIST_MAX = 24 * 1024
+
+
+def fitting(items: Iterable[T], limit: int) -> tuple[T, ...]:
+    """The first of the items that fit into so many bytes; at least one."""
+    kept: list[T] = []
+    size = 0
+    for item in items:
+        size += len(encode([to_wire(item)]))
+        if (size > limit and kept) or len(kept) >= ITEMS_MAX:
+            break
+        kept.append(item)
+    return tuple(kept)
+
+
+def fitting_texts(texts: Iterable[str], limit: int) -> tuple[str, ...]:
+    """The first of the texts that fit into so many bytes, each as an answer has it."""
+    kept: list[str] = []
+    size = 0
+    for text in map(bounded_text, texts):
+        size += len(encode([text]))
+        if size > limit or len(kept) >= ITEMS_MAX:
+            break
+        kept.append(text)
+    return tuple(kept)
+
+
+def bounded_text(text: str) -> str:
+    """A text as an answer has it."""
+    return printable_text(text, TEXT_MAX)

@@ -1,0 +1,321 @@
+"""device.list: what there is, who uses it, and what of that the caller may see.
+
+Everything comes from dom0's own tables: a listing never calls out to a VM, so a VM that hangs does
+not hold it up.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from heapq import merge
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+from pedos_protocol.codec import FRAME_MAX, encode
+from pedos_protocol.fields import PAGE_DEVICES_MAX
+from pedos_protocol.messages import (
+    MISSING_MAX,
+    AssignedTo,
+    AttachedTo,
+    Device,
+    DeviceListed,
+    Listed,
+    MissingIn,
+    to_wire,
+)
+from pedos_protocol.names import natural_key
+
+from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.requests.fitting import fitting
+from pedos_dom0.requests.policy_status import fitting_status, policy_status, with_errors
+from pedos_dom0.tables.device_set import DeviceKey, DeviceSet
+from pedos_dom0.tables.leases import PENDING
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+
+    from pedos_protocol.messages import PolicyStatus
+
+    from pedos_dom0.access.authorizer import Authorizer
+    from pedos_dom0.access.callers import Caller
+    from pedos_dom0.state import State
+    from pedos_dom0.tables.leases import Lease
+    from pedos_dom0.tables.store import Assignment
+
+# Errors of the policy that a listing carries along. It is there to say that something is wrong;
+# service.status has them all.
+POLICY_ERRORS_MAX = 8
+POLICY_BYTES_MAX = 10 * 1024
+# Bytes of an answer that are not devices: its envelope, the policy's status, and which VMs have
+# more devices (32 lines of 250 bytes).
+ENVELOPE_MAX = 20 * 1024
+# Bytes of the assignments of one device: those to 300 VMs with the longest names, each of which is
+# named twice if it was removed. So a device always fits onto a page.
+ASSIGNED_MAX = 16 * 1024
+# Why nothing is listed of a VM that may have devices all the same.
+NO_AGENT = "it runs, but its agent is not connected"
+# Devices that are looked at in one step: some milliseconds.
+STEP = 64
+
+
+class Listing:
+    """Makes listings of the present state."""
+
+    def __init__(self, state: State, authorizer: Authorizer) -> None:
+        self._state = state
+        self._authorizer = authorizer
+
+    def listed(
+        self,
+        key: DeviceKey,
+        assignments: Iterable[Assignment] | None = None,
+        leases: Iterable[Lease] | None = None,
+    ) -> Listed:
+        """One device with its users; `present` is False if its source does not report it.
+
+        Who lists many devices has looked up who uses them, and names it for each.
+        """
+        device = self._state.registry.get(key)
+        present = device is not None
+        if device is None:
+            device = Device(
+                device_class=key.device_class,
+                device=key.device,
+                identity="",
+                description="(not present)",
+                size=None,
+                parent=None,
+                read_only=False,
+                busy=None,
+            )
+        if assignments is None:
+            assignments = self._state.store.assignments_of(key)
+        if leases is None:
+            leases = self._state.leases.of_device(key)
+        attached = [
+            AttachedTo(vm=lease.vm, options=dict(lease.options))
+            for lease in leases
+            if lease.state != PENDING
+        ]
+        assignments = sorted(assignments, key=lambda each: each.vm)
+        told = fitting(
+            (AssignedTo(each.vm, dict(each.options)) for each in assignments), ASSIGNED_MAX
+        )
+        return Listed(
+            **{field.name: getattr(device, field.name) for field in attrs.fields(Device)},
+            backend=key.backend,
+            # All of them: a VM lends no more than ATTACHMENTS_MAX altogether.
+            attachments=tuple(sorted(attached, key=lambda to: to.vm)),
+            assignments=told,
+            orphans=tuple(
+                each.vm for each in assignments[: len(told)] if self._state.is_orphan(each)
+            ),
+            assignments_left_out=len(assignments) - len(told),
+            present=present,
+        )
+
+    async def for_dom0(
+        self,
+        device_class: str,
+        vms: Collection[str] | None,
+        exclude: Collection[str],
+        after: str | None = None,
+    ) -> DeviceListed:
+        """The devices of and in the named VMs. Excluding VMs is naming all the others.
+
+        dom0's user sees everything but what a rule denies by name: with no rule at all, or a policy
+        that cannot be read, an administrator still has to see what there is. Raises
+        CallError(not_found) for a name that no VM has.
+        """
+        for name in (*(vms or ()), *exclude):
+            if not self._state.store.assignments(name):  # which a VM that was removed may have
+                self._state.known_domain(name)
+        uses = _Uses(device_class, self._state.leases, self._state.store.assignments())
+
+        def is_wanted(key: DeviceKey) -> bool:
+            users = uses.of(key)
+            return (vms is None or not users.isdisjoint(vms)) and not users <= set(exclude)
+
+        status = policy_status(self._state)
+        # All of them, and the lines themselves, are in the service's status.
+        status = with_errors(status, status.errors, POLICY_ERRORS_MAX)
+        errors = tuple(attrs.evolve(error, text="") for error in status.errors)
+        status = fitting_status(attrs.evolve(status, errors=errors), POLICY_BYTES_MAX)
+        registry = self._state.registry
+        page = _Page()
+        for backend in sorted({*registry.backends(), *uses.backends()}, key=natural_key):
+            is_whole = (vms is None or backend in vms) and backend not in exclude
+            devices = registry.devices_of(backend) if is_whole else DeviceSet(backend)
+            keys = filter(is_wanted, uses.merged(devices, after))
+
+            def allowed(keys: list[DeviceKey]) -> list[bool]:
+                # Those of which no rule, as opposed to the lack of one, denies the sight.
+                decisions = self._authorizer.decide_all(DOM0_NAME, "list", keys, DOM0_NAME)
+                return [each.verdict == "allow" or each.rule is None for each in decisions]
+
+            if not await self._fill(page, keys, uses, allowed):
+                return page.listed(status)
+        names = {DOM0_NAME, *self._state.driver.domains(), *registry.backends()}
+        missing = [
+            found
+            for backend in sorted(names, key=natural_key)
+            if (vms is None or backend in vms) and backend not in exclude
+            if (found := self._missing(backend, device_class)) is not None
+        ]
+        return page.listed(status, missing)
+
+    async def for_vm(
+        self,
+        caller: Caller,
+        device_class: str,
+        vms: Collection[str] | None,
+        exclude: Collection[str],
+        after: str | None = None,
+    ) -> DeviceListed:
+        """What a VM may see: its own devices and those it has, as far as policy lets it.
+
+        Other users of them are left out, so that VMs do not learn of each other; a name of another
+        VM selects nothing, whether there is such a VM or not. Nothing else is even looked at: what
+        a VM asks for must not cost what all other VMs have.
+        """
+        me = caller.name
+        if me in exclude or (vms is not None and me not in vms):
+            return DeviceListed(devices=())
+        state = self._state
+        uses = _Uses(device_class, state.leases.of_vm(me), state.assigned_to(me))
+        page = _Page()
+        for backend in sorted({me, *uses.backends()}, key=natural_key):
+            devices = state.registry.devices_of(me) if backend == me else DeviceSet(backend)
+
+            def allowed(keys: list[DeviceKey]) -> list[bool]:
+                decisions = self._authorizer.decide_all(me, "list", keys, me)
+                return [each.verdict == "allow" and each.target == me for each in decisions]
+
+            keys = uses.merged(devices, after)
+            if not await self._fill(page, keys, uses, allowed, caller.turn):
+                return page.listed(None)
+        missing = self._missing(me, device_class)
+        return page.listed(None, [] if missing is None else [missing])
+
+    def _missing(self, backend: str, device_class: str) -> MissingIn | None:
+        """Why the devices of a class that a VM has may not all be listed; None if they are."""
+        found = self._state.registry.missing(backend, device_class)
+        if found is not None:
+            return MissingIn(device_class, found.count, found.reason, backend)
+        domain = self._state.domain(backend)
+        if domain is None or domain.state == "Halted" or self._state.agents.get(backend):
+            return None
+        return MissingIn(device_class, None, NO_AGENT, backend)
+
+    async def _fill(
+        self,
+        page: _Page,
+        keys: Iterable[DeviceKey],
+        uses: _Uses,
+        allowed: Callable[[list[DeviceKey]], list[bool]],
+        turn: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+    ) -> bool:
+        """Puts those that are allowed onto the page; False when it is full. Others run meanwhile,
+        and there is a `turn` to wait for before each step but the first: a VM may have thousands
+        of devices."""
+        left = iter(keys)
+        while some := list(islice(left, STEP)):
+            if page.is_begun:
+                await turn()
+            page.is_begun = True
+            for key, is_allowed in zip(some, allowed(some), strict=True):
+                if not is_allowed:
+                    continue
+                device = self.listed(key, uses.assigned.get(key, ()), uses.lent.get(key, ()))
+                # One that has gone meanwhile, and is not used, is none any more.
+                if (device.present or len(uses.of(key)) > 1) and not page.take(device):
+                    return False
+        return True
+
+
+class _Uses:
+    """Who has the devices of a class, and is to have them."""
+
+    def __init__(
+        self, device_class: str, leases: Iterable[Lease], assignments: Iterable[Assignment]
+    ) -> None:
+        self._device_class = device_class
+        self.lent: defaultdict[DeviceKey, list[Lease]] = defaultdict(list)
+        self.assigned: defaultdict[DeviceKey, list[Assignment]] = defaultdict(list)
+        for lease in leases:
+            if lease.state != PENDING and lease.key.device_class == device_class:
+                self.lent[lease.key].append(lease)
+        for assignment in assignments:
+            if assignment.key.device_class == device_class:
+                self.assigned[assignment.key].append(assignment)
+        self._by_backend: defaultdict[str, set[DeviceKey]] = defaultdict(set)
+        for key in (*self.lent, *self.assigned):
+            self._by_backend[key.backend].add(key)
+
+    def backends(self) -> list[str]:
+        """The VMs that the devices are of."""
+        return [*self._by_backend]
+
+    def of(self, key: DeviceKey) -> set[str]:
+        """The VM that has the device and those that it is lent to, or is to be."""
+        return {
+            key.backend,
+            *(lease.vm for lease in self.lent.get(key, ())),
+            *(assignment.vm for assignment in self.assigned.get(key, ())),
+        }
+
+    def merged(self, devices: DeviceSet, after: str | None) -> Iterator[DeviceKey]:
+        """The devices of a VM and those of it that are used, there or not, in natural order: those
+        behind `after`."""
+        backend = devices.backend
+        of_class = devices.in_order(self._device_class)
+        used = self._by_backend.get(backend, set())
+        places = sorted((natural_key(key.device), key) for key in used)
+        start = 0
+        if after is not None:
+            last_backend, _, last = after.partition(":")
+            if natural_key(backend) < natural_key(last_backend):
+                return
+            if backend == last_backend:
+                place = (natural_key(last), DeviceKey(self._device_class, backend, last))
+                start = bisect_right(of_class, place)
+                places = places[bisect_right(places, place) :]
+        before = None
+        for _, key in merge(islice(of_class, start, None), places):
+            if key != before:  # one that is used is in both
+                yield key
+            before = key
+
+
+class _Page:
+    """As many devices as one frame holds. The order is by name and not by place, so devices that
+    come and go between two pages make none of the others be missed or listed twice."""
+
+    def __init__(self) -> None:
+        self.is_begun = False
+        self._devices: list[Listed] = []
+        self._size = 0
+
+    def take(self, device: Listed) -> bool:
+        """Adds one; False when there is no room."""
+        self._size += len(encode([to_wire(device)]))
+        is_full = self._size > FRAME_MAX - ENVELOPE_MAX or len(self._devices) == PAGE_DEVICES_MAX
+        if is_full and self._devices:
+            return False
+        self._devices.append(device)
+        return True
+
+    def listed(
+        self, status: PolicyStatus | None, missing: Sequence[MissingIn] | None = None
+    ) -> DeviceListed:
+        """The answer; `missing` is None on all but the last one."""
+        return DeviceListed(
+            devices=tuple(self._devices),
+            more=missing is None,
+            policy=status,
+            missing=tuple(missing or ())[:MISSING_MAX],
+            missing_vms=len(missing or ()),
+        )

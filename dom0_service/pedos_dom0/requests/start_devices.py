@@ -1,0 +1,253 @@
+"""What a VM starts with: all that is assigned to it, asked about, allowed and leased, or nothing.
+
+What is assigned may change while dom0's user thinks. So it is read again until nothing new is left
+to be asked about, and is leased in the same step. Once the start stands in the store too, nothing
+more is assigned to the VM before it runs (attach.py), and what is leased cannot be detached.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+from pedos_protocol.errors import CallError
+
+from pedos_dom0 import errors
+from pedos_dom0.access.authorizer import Consents, MustAsk
+from pedos_dom0.access.callers import DOM0_USER
+from pedos_dom0.attachments.fresh import unknown, wait_until_known
+from pedos_dom0.attachments.transaction import NO_DOMAIN, is_read_only
+from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.options import parse_options
+from pedos_dom0.tables.agents import AGENT_GRACE
+from pedos_dom0.tables.leases import Taken
+from pedos_dom0.tables.registry import lasting_identity
+from pedos_dom0.tables.store import StoreError
+from pedos_dom0.tasks import progress
+
+if TYPE_CHECKING:
+    from pedos_dom0.access.authorizer import Authorizer, Grant
+    from pedos_dom0.attachments.reconcile import Reconciler
+    from pedos_dom0.attachments.transaction import Transaction
+    from pedos_dom0.state import State
+    from pedos_dom0.tables.leases import Lease
+    from pedos_dom0.tables.registry import DeviceKey
+    from pedos_dom0.tables.store import Assignment
+
+
+class _Problem(Exception):  # noqa: N818 - collected, so that all are told at once
+    """Why an assigned device cannot be had, and the command that helps."""
+
+    def __init__(self, text: str, hint: str | None = None) -> None:
+        super().__init__(text)
+        self.hint = hint
+
+
+@attrs.define
+class _Asked:
+    """What dom0's user said before a start, by device: yes, or why it is a no."""
+
+    consents: dict[DeviceKey, Consents] = attrs.field(factory=dict)
+    refusals: dict[DeviceKey, CallError] = attrs.field(factory=dict)
+
+
+class StartDevices:
+    """Reserves what is assigned to a VM that is to start."""
+
+    def __init__(
+        self, state: State, authorizer: Authorizer, transaction: Transaction, reconciler: Reconciler
+    ) -> None:
+        self._state = state
+        self._authorizer = authorizer
+        self._transaction = transaction
+        self._reconciler = reconciler
+
+    async def reserve(self, vm: str, request: str, asker_gone: trio.Event) -> list[Lease]:
+        """Leases all that is assigned to the VM, and puts its start into the store. CallError says
+        what is wrong; then nothing is leased."""
+        asked = _Asked()
+        known: set[DeviceKey] = set()
+        await self._reconciler.wait_settled(vm)
+        while True:
+            # From here to the leases nothing is awaited, unless there is something new.
+            assignments = self._state.store.assignments(vm)
+            new = [each for each in assignments if each.key not in known]
+            if not new:
+                leases = self._reserve_all(vm, assignments, request, asked)
+                if await self._note(vm, assignments, leases):
+                    return leases
+                continue
+            known |= {each.key for each in new}
+            await self._wait_for_sources(new)
+            await self._reconciler.wait_settled(*(each.key.backend for each in new))
+            await wait_until_known(self._state, [each.key for each in new])
+            await self._ask_for(vm, new, request, asker_gone, asked)
+
+    async def _note(self, vm: str, assignments: list[Assignment], leases: list[Lease]) -> bool:
+        """Puts the start into the store. By then every write that was asked for before is done;
+        False, and nothing is leased, if it has changed what is assigned."""
+        is_noted = False
+        try:
+            await self._state.store.start_put(vm, None)
+            is_noted = self._state.store.assignments(vm) == assignments
+        except StoreError as error:
+            raise errors.failure("failed", f"{vm} was not started: {error}") from error
+        finally:
+            if not is_noted:
+                for lease in leases:
+                    self._transaction.release(lease)
+        return is_noted
+
+    async def _wait_for_sources(self, assignments: list[Assignment]) -> None:
+        """Sources that are running but whose agents were restarted a moment ago."""
+        with trio.move_on_after(AGENT_GRACE):
+            for name in sorted({a.key.backend for a in assignments}):
+                domain = self._state.domain(name)
+                if domain is not None and domain.domid is not None:
+                    progress.at("connect", name)
+                    await self._state.agents.wait_for(name, timeout=AGENT_GRACE)
+
+    async def _ask_for(
+        self,
+        vm: str,
+        assignments: list[Assignment],
+        request: str,
+        asker_gone: trio.Event,
+        asked: _Asked,
+    ) -> None:
+        """Asks dom0's user about the assigned devices where the policy says so, all at once."""
+
+        async def ask(key: DeviceKey) -> None:
+            consents = asked.consents[key] = Consents()
+            try:
+                await self._authorizer.allow(
+                    DOM0_USER, "attach", key, vm, request, asker_gone, consents
+                )
+            except CallError as error:
+                asked.refusals[key] = error
+
+        async with trio.open_nursery() as nursery:
+            for assignment in assignments:
+                key = assignment.key
+                if self._state.registry.get(key) is None or unknown(self._state, key) is not None:
+                    continue  # `_reserve` says so
+                if self._authorizer.decide(DOM0_NAME, "attach", key, vm).verdict == "ask":
+                    nursery.start_soon(ask, key)
+
+    def _reserve_all(
+        self,
+        vm: str,
+        assignments: list[Assignment],
+        request: str,
+        asked: _Asked,
+    ) -> list[Lease]:
+        """A lease of every assigned device, or CallError that says what is wrong, and none."""
+        leases: list[Lease] = []
+        problems: list[_Problem] = []
+        for assignment in assignments:
+            try:
+                leases.append(self._reserve(vm, assignment, request, asked))
+            except _Problem as problem:
+                problems.append(problem)
+        # An assignment that asks for a name gets it before it is given to one that does not.
+        leases.sort(key=lambda lease: lease.frontend is None)
+        if problems:
+            for lease in leases:
+                self._transaction.release(lease)
+            hint = next((problem.hint for problem in problems if problem.hint), None)
+            what = "; ".join(map(str, problems))
+            raise errors.failure("failed", f"{vm} was not started: {what}", hint=hint)
+        return leases
+
+    def _grant(self, vm: str, key: DeviceKey, its: str, request: str, asked: _Asked) -> Grant:
+        """What policy, and dom0's user, grant the VM that starts; or raises _Problem."""
+        explain = f"qvm-device {key.device_class} explain {vm} {key}"
+        try:
+            if (refusal := asked.refusals.get(key)) is not None:
+                raise refusal
+            grant = self._authorizer.require(
+                DOM0_USER, "attach", key, vm, request, asked.consents.get(key)
+            )
+        except MustAsk as needed:  # since dom0's user was asked about the others
+            raise _Problem(
+                f"{its} must be asked about ({needed.decision.reason})", explain
+            ) from None
+        except CallError as error:
+            why = error.data.get("reason") or error.data.get("rule") or "no rule matched"
+            raise _Problem(f"{its} is denied by policy ({why})", explain) from error
+        if grant.vm != vm:
+            raise _Problem(f"{its} is sent to {grant.vm} by policy", explain)
+        return grant
+
+    def _reserve(
+        self,
+        vm: str,
+        assignment: Assignment,
+        request: str,
+        asked: _Asked,
+    ) -> Lease:
+        """A lease of one assigned device for a VM that has no domain yet; or raises _Problem."""
+        state, key = self._state, assignment.key
+        its = f"its assigned device {key}"
+        detach = f"qvm-device {key.device_class} detach {vm} {key}"
+        device = state.registry.get(key)
+        if device is None:
+            source = state.domain(key.backend)
+            if source is not None and source.domid is None:
+                raise _Problem(
+                    f"{its} is missing, because {key.backend} is halted",
+                    f"qvm-start {key.backend}, or {detach}",
+                )
+            if (missing := state.registry.missing(key.backend, key.device_class)) is not None:
+                raise _Problem(
+                    f"{its} is missing, and {key.backend} does not report all devices that it has "
+                    f"({missing.reason})",
+                    detach,
+                )
+            raise _Problem(f"{its} is missing", f"plug it in, or {detach}")
+        if (lack := state.unsupported.get(key.device_class)) is not None:
+            raise _Problem(f"{its} cannot be attached ({lack})", detach)
+        if state.is_orphan(assignment):
+            raise _Problem(
+                f"{its} was assigned to a VM of that name that was removed since",
+                f"qvm-device {key.device_class} attach --persistent {vm} {key} if this one is to "
+                f"have it, or {detach}",
+            )
+        if unknown(state, key) is not None:
+            raise _Problem(f"{its} cannot be had ({errors.not_known(key, device).message})")
+        found = lasting_identity(device.identity)
+        if assignment.identity not in ("", found):
+            raise _Problem(
+                f"{its} is another one than was assigned ({found or 'without an identity'} instead "
+                f"of {assignment.identity})",
+                f"qvm-device {key.device_class} attach --persistent {vm} {key} to assign this one, "
+                f"or {detach}",
+            )
+        grant = self._grant(vm, key, its, request, asked)
+        try:
+            options = parse_options(key.device_class, assignment.options)
+            lease = self._transaction.reserve(
+                key,
+                device,
+                vm,
+                NO_DOMAIN,
+                options=options.granted(is_read_only(device, grant.read_only, options.read_only)),
+                frontend=options.frontend,
+            )
+        except Taken as taken:
+            holder = taken.holder
+            if holder.vm == vm and holder.key != key:
+                raise _Problem(
+                    f"{its} shares its blocks with {holder.key}, which is assigned, too", detach
+                ) from taken
+            raise _Problem(
+                f"{its} is attached to {holder.vm}",
+                f"qvm-device {holder.key.device_class} detach {holder.vm} {holder.key}",
+            ) from taken
+        except CallError as error:
+            raise _Problem(f"{its} cannot be had ({error.message})") from error
+        if (why := errors.not_to_be_had(key, device)) is not None:
+            self._transaction.release(lease)
+            raise _Problem(f"{its} cannot be had ({why.message})")
+        return lease

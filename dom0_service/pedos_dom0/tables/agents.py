@@ -1,0 +1,166 @@
+"""The agents that are connected now, and waiting for one that should be.
+
+An agent counts as connected when its first report was reconciled with the journal: from then on its
+devices are in the registry and it can be asked to export and import.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+from pedos_protocol.errors import CallError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from pedos_dom0.tables.report_pages import Report
+
+# An agent that was just started, or that lost the service when it was restarted, is back within a
+# second; the machine it runs on may be busy. Waiting longer would only hide that it is broken.
+AGENT_GRACE = 5.0
+
+# Attachments of one connection that are remembered when they are over, to tell a report that is
+# late from one that is made up. Reports come through their rate limit within 13 s; no user attaches
+# and detaches eighty times a second.
+REMEMBERED_MAX = 1024
+
+
+class AgentPeer(Protocol):
+    """The part of a Peer that a link needs."""
+
+    @property
+    def is_open(self) -> bool: ...
+
+    async def call(
+        self, method: str, params: dict[str, Any], *, timeout: float
+    ) -> dict[str, Any]: ...
+
+
+class AgentLink:
+    """One control connection to the agent of one domain, from its hello to its end.
+
+    A new connection of the same domain is a new link: a task that holds the link of an agent that
+    has gone keeps getting `unavailable`, and never talks to its successor by mistake.
+    """
+
+    def __init__(self, name: str, domid: int, peer: AgentPeer, drop: Callable[[str], None]) -> None:
+        self.name = name
+        self.domid = domid
+        self.report: Report | None = None
+        self.lost = False
+        self._peer = peer
+        self._drop = drop
+        self._told: OrderedDict[str, None] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"<AgentLink {self.name} domain {self.domid}{' lost' if self.lost else ''}>"
+
+    @property
+    def connected(self) -> bool:
+        """False as soon as the connection has ended, even before that is announced."""
+        return not self.lost and self._peer.is_open
+
+    async def call(self, method: str, params: dict[str, Any], *, timeout: float) -> dict[str, Any]:
+        """Asks the agent; `timeout` in seconds. Raises CallError, also when it is gone."""
+        if self.lost:
+            raise CallError("unavailable", f"the agent of {self.name} is not connected", {})
+        if "attachment" in params:
+            self.remember(params["attachment"])
+        return await self._peer.call(method, params, timeout=timeout)
+
+    def remember(self, attachment: str) -> None:
+        """The agent has a reason to speak of this attachment, even after it has ended."""
+        self._told[attachment] = None
+        self._told.move_to_end(attachment)
+        if len(self._told) > REMEMBERED_MAX:
+            self._told.popitem(last=False)
+
+    def was_told_of(self, attachment: str) -> bool:
+        """Whether dom0 spoke of this attachment on this connection, or the first report did."""
+        return attachment in self._told
+
+    def disconnect(self, reason: str) -> None:
+        """Ends the connection because the agent misbehaved. The reason goes to the audit log."""
+        if not self.lost:
+            self._drop(reason)
+
+
+class AgentTable:
+    """Name -> link of every connected agent."""
+
+    def __init__(self) -> None:
+        self._links: dict[str, AgentLink] = {}
+        self._expected: dict[str, float] = {}
+        self._changed = trio.Event()
+
+    def __iter__(self) -> Iterator[AgentLink]:
+        return iter(self._links.values())
+
+    def get(self, name: str) -> AgentLink | None:
+        return self._links.get(name)
+
+    def at(self, name: str, domid: int) -> AgentLink | None:
+        """The link to this very domain, not to a later life of the VM."""
+        link = self._links.get(name)
+        return link if link is not None and link.domid == domid else None
+
+    def expect(self, name: str) -> None:
+        """A domain began to run: its agent should connect soon."""
+        self._expected[name] = trio.current_time() + AGENT_GRACE
+
+    def unexpect(self, name: str) -> None:
+        """The domain ended, or its agent is known to be broken."""
+        self._expected.pop(name, None)
+        self._wake()
+
+    def add(self, link: AgentLink) -> None:
+        self._links[link.name] = link
+        self._expected.pop(link.name, None)
+        self._wake()
+
+    def remove(self, link: AgentLink) -> None:
+        """Forgets a link; fine if it never was added or its successor is there already."""
+        link.lost = True
+        if self._links.get(link.name) is link:
+            del self._links[link.name]
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_for(
+        self, name: str, *, timeout: float, worthwhile: Callable[[], bool] = lambda: True
+    ) -> AgentLink | None:
+        """The VM's agent, or None if it is not there after `timeout` seconds.
+
+        Gives up at once when `worthwhile` says that there is nothing to wait for any more.
+        """
+        with trio.move_on_after(timeout):
+            while worthwhile():
+                if (link := self._links.get(name)) is not None:
+                    return link
+                await self._changed.wait()
+        return None
+
+    async def wait_expected(self, names: Iterable[str] | None = None) -> None:
+        """Waits until those of the named agents that have just been started are there, or late.
+
+        Without names: all of them. Returns at once in a system that has been up for a while, and
+        after AGENT_GRACE at the latest.
+        """
+        wanted = None if names is None else set(names)
+        while True:
+            now = trio.current_time()
+            deadlines = [
+                deadline
+                for name, deadline in self._expected.items()
+                if deadline > now and (wanted is None or name in wanted)
+            ]
+            if not deadlines:
+                return
+            with trio.move_on_at(max(deadlines, default=math.inf)):
+                await self._changed.wait()

@@ -1,0 +1,164 @@
+"""Who holds which device. `grant` alone gives a lease, `free` alone ends one.
+
+A device is leased to at most one VM (a microphone excepted), and so is everything that holds the
+same data: while a partition is out, its disk is not to be had, and the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import attrs
+from attrs import field, frozen
+from pedos_protocol.messages import Device
+
+from pedos_dom0.tables.registry import DeviceKey, lasting_identity
+
+# What the journal knows of an attachment: being made, made, being undone.
+PENDING, ATTACHED, DETACHING = STATES = ("pending", "attached", "detaching")
+
+
+@frozen
+class Lease:
+    """One attachment, made or in the making: `key` is lent to the VM `vm`.
+
+    `port` is the data channel's; the domids are those that were running at the grant, so that a
+    VM that was started anew is not taken for the one that held the lease. `identity` and `instance`
+    are those of the device that was decided about; the grant is for that one and no other (see
+    `broken_by`). None: a version of the service that did not note them made it.
+    """
+
+    attachment: str
+    key: DeviceKey
+    vm: str
+    options: Mapping[str, str]
+    frontend: str | None
+    port: int
+    backend_domid: int
+    vm_domid: int
+    state: str = field(validator=attrs.validators.in_(STATES))
+    identity: str | None = None
+    instance: str | None = None
+
+    def in_audit(self) -> dict[str, str]:
+        """The fields by which every line of the audit log names an attachment."""
+        return {
+            "attachment": self.attachment,
+            "device_class": self.key.device_class,
+            "device": str(self.key),
+            "vm": self.vm,
+        }
+
+
+def broken_by(lease: Lease, device: Device | None) -> str | None:
+    """Why the grant does not hold for what the source reports under that id; None if it does.
+
+    The VM that has the disk may format it: then it has another file system's UUID and is the same.
+    """
+    if device is None:
+        return "the device was unplugged"
+    # What a source cannot tell now it tells later; also which one it is, if it does not say.
+    is_unclear = device.stale is not None
+    if lease.instance not in (None, device.instance) and (device.instance or not is_unclear):
+        return "the device was replaced by another one"
+    if is_unclear:
+        return None
+    if lease.identity is None or lease.identity == device.identity:
+        return None
+    is_known_to_be_it = bool(device.instance) and lease.state != PENDING
+    if is_known_to_be_it and lasting_identity(device.identity) == lasting_identity(lease.identity):
+        return None
+    return "the device is another one than was allowed: its identity has changed"
+
+
+class Taken(Exception):  # noqa: N818 - says what happened
+    """The device, or one that shares its data, is leased already: to `holder.vm`."""
+
+    def __init__(self, holder: Lease) -> None:
+        super().__init__(f"{holder.key} is attached to {holder.vm}")
+        self.holder = holder
+
+
+@frozen
+class _Held:
+    lease: Lease
+    family: frozenset[DeviceKey]
+    shared: bool
+
+
+class LeaseTable:
+    """All leases of the running system: some dozens, so that every question is one walk."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, _Held] = {}
+
+    def grant(self, lease: Lease, family: Iterable[DeviceKey], shared: bool) -> None:
+        """Gives `lease`, or raises Taken and changes nothing.
+
+        `family` is Registry.family(lease.key) as of now. It is kept: should an agent tell another
+        story of disks and partitions later, what is out stays protected as it was. `shared` (mic)
+        lets other VMs hold the same device if they share it too. ValueError: the attachment's id
+        is in use.
+        """
+        if lease.attachment in self._held:
+            raise ValueError(f"attachment {lease.attachment} exists already")
+        whole = frozenset((lease.key, *family))
+        for other in self._conflicts(lease.key, whole):
+            if not (shared and other.shared and other.lease.vm != lease.vm):
+                raise Taken(other.lease)
+        self._held[lease.attachment] = _Held(lease, whole, shared)
+
+    def free(self, attachment: str) -> Lease | None:
+        """Ends a lease and returns it; None when there is none of that id (any more)."""
+        held = self._held.pop(attachment, None)
+        return held.lease if held is not None else None
+
+    def update(
+        self,
+        attachment: str,
+        *,
+        state: str | None = None,
+        frontend: str | None = None,
+        options: Mapping[str, str] | None = None,
+        vm_domid: int | None = None,
+    ) -> Lease:
+        """Notes how far an attachment is; who holds what does not change. KeyError: no such."""
+        held = self._held[attachment]
+        lease = held.lease
+        lease = attrs.evolve(
+            lease,
+            state=lease.state if state is None else state,
+            frontend=lease.frontend if frontend is None else frontend,
+            options=lease.options if options is None else options,
+            vm_domid=lease.vm_domid if vm_domid is None else vm_domid,
+        )
+        self._held[attachment] = attrs.evolve(held, lease=lease)
+        return lease
+
+    def get(self, attachment: str) -> Lease | None:
+        held = self._held.get(attachment)
+        return held.lease if held is not None else None
+
+    def of_device(self, key: DeviceKey) -> list[Lease]:
+        """The leases of this very device, not of its disk or partitions."""
+        return [lease for lease in self if lease.key == key]
+
+    def of_vm(self, vm: str) -> list[Lease]:
+        """The leases that `vm` holds, as the target."""
+        return [lease for lease in self if lease.vm == vm]
+
+    def from_backend(self, vm: str) -> list[Lease]:
+        """The leases of what `vm` exposes, as the source."""
+        return [lease for lease in self if lease.key.backend == vm]
+
+    def __iter__(self) -> Iterator[Lease]:
+        return iter([held.lease for held in self._held.values()])
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def _conflicts(self, key: DeviceKey, family: frozenset[DeviceKey]) -> Iterator[_Held]:
+        """Leases of something in `family`, and leases whose own family has `key`."""
+        for held in self._held.values():
+            if held.lease.key in family or key in held.family:
+                yield held

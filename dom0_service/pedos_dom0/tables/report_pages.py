@@ -1,0 +1,77 @@
+"""An agent's report, put together from its pages. Pure.
+
+The pages are a VM's word: how many they are and how many devices they name is bounded, they come in
+order, and until the last one has come nothing of them counts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+from pedos_protocol.errors import RemoteProtocolError
+from pedos_protocol.fields import DEVICES_MAX, REPORT_PAGES_MAX
+
+from pedos_dom0.tables.device_set import DeviceSet
+
+if TYPE_CHECKING:
+    from pedos_protocol.messages import AgentReport, ExportState, ImportState, Missing
+
+
+@attrs.frozen(eq=False)
+class Report:
+    """A whole report; see AgentReport."""
+
+    revision: int
+    devices: DeviceSet
+    exports: tuple[ExportState, ...]
+    imports: tuple[ImportState, ...]
+    missing: tuple[Missing, ...]
+
+
+class ReportPages:
+    """Takes the pages of one connection. At any time one report is in the making, and it takes no
+    more memory than the whole one before it may."""
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+        self._last = -1  # the revision of the last report that was whole
+        self._first: AgentReport | None = None  # of the report that is in the making
+        self._page = 0
+        self._devices = DeviceSet(backend)
+
+    def take(self, page: AgentReport, like: DeviceSet | None = None) -> Report | None:
+        """The report that is whole with this page, or None. What it says again is the same object
+        as in `like`. RemoteProtocolError for a page that has no place in a report."""
+        if page.revision <= self._last:
+            return None  # requests are served concurrently, so an older report may come out later
+        if page.page == 0:
+            # The agent has begun anew, and what it did not end does not count.
+            self._first, self._page, self._devices = page, 0, DeviceSet(self._backend)
+        elif self._first is None or (page.revision, page.page) != (
+            self._first.revision,
+            self._page + 1,
+        ):
+            raise RemoteProtocolError(
+                f"page {page.page} of report {page.revision} comes where {self._expected()} is"
+            )
+        elif page.page >= REPORT_PAGES_MAX:
+            raise RemoteProtocolError(f"a report has more than {REPORT_PAGES_MAX} pages")
+        elif page.exports or page.imports:
+            raise RemoteProtocolError("exports and imports are on a page that is not the first")
+        self._page = page.page
+        self._devices.add(page.devices, like)
+        if len(self._devices) > DEVICES_MAX:
+            raise RemoteProtocolError(f"a report has more than {DEVICES_MAX} devices")
+        if not page.last:
+            return None
+        assert self._first is not None
+        first, self._first, self._last = self._first, None, page.revision
+        devices, self._devices = self._devices, DeviceSet(self._backend)
+        devices.finish()
+        return Report(page.revision, devices, first.exports, first.imports, page.missing)
+
+    def _expected(self) -> str:
+        if self._first is None:
+            return "the first page of one"
+        return f"page {self._page + 1} of report {self._first.revision}"

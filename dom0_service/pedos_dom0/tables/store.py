@@ -1,0 +1,230 @@
+"""What dom0 remembers across restarts: assignments, and the journals of attachments and starts.
+
+The service is the only writer of its file (store_file.py), so memory has all that the file has, and
+what is read is read from memory: a read never waits for a disk. A write is awaited; it is done in a
+thread, while the event loop serves everyone else, and in the order in which writes were asked for.
+When it returns it is on the disk, and only then memory shows it.
+
+A write either happens and returns, or raises. One that raises has not happened as far as this
+service goes. It may stand in the file all the same, but only if the store has broken with it
+(`trouble`): then nothing is written any more, and the next service takes the file as it is.
+
+A caller that is cancelled while it waits for its turn has written nothing; one that is cancelled
+while the disk works gets the result all the same, and is cancelled at its next checkpoint, like a
+caller whose disk is fast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import attrs
+import trio
+
+from pedos_dom0.tables.store_file import Assignment, StartRow, StoreError, StoreFile
+from pedos_dom0.tasks.disk import in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+    from pathlib import Path
+
+    from pedos_dom0.tables.leases import Lease
+    from pedos_dom0.tables.registry import DeviceKey
+    from pedos_dom0.tasks.disk import InThread
+
+
+__all__ = ["Assignment", "StartRow", "Store", "StoreError", "open_store"]
+
+
+@contextlib.asynccontextmanager
+async def open_store(path: Path) -> AsyncIterator[Store]:
+    """The store in that file, which is made if there is none. StoreError: it cannot be used."""
+    with contextlib.closing(await in_thread(partial(StoreFile, path))) as file:
+        yield Store(file)
+
+
+class Store:
+    """All methods that are coroutines raise StoreError when the file does not do its part."""
+
+    def __init__(self, file: StoreFile, in_thread: InThread = in_thread) -> None:
+        """Takes over `file`. StoreError: its contents are damaged."""
+        self._file = file
+        self._in_thread = in_thread
+        # Held by the write in progress until memory shows it; waited for in the order of coming.
+        self._turn = trio.Lock()
+        self._of_vm: dict[str, dict[DeviceKey, Assignment]] = {}
+        self._of_device: dict[DeviceKey, dict[str, Assignment]] = {}
+        for assignment in file.assignments():
+            self._show(assignment)
+        self._journal = {lease.attachment: lease for lease in file.journal()}
+        self._starts = {row.vm: row for row in file.starts()}
+
+    def close(self) -> None:
+        """Safe to call twice; no write may be in progress."""
+        self._file.close()
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether nothing is written any more."""
+        return self._file.is_broken
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing is written any more, or why the last write failed; None if neither is so."""
+        return self._file.trouble
+
+    # Assignments
+
+    async def assign(
+        self,
+        vm: str,
+        key: DeviceKey,
+        options: Mapping[str, str],
+        identity: str = "",
+        *,
+        uuid: str | None = None,
+        check: Callable[[], object] | None = None,
+    ) -> bool:
+        """Adds an assignment, or gives an existing one new options and the identity of today, and
+        makes it one to the VM that has the name today; False if it stands there just so.
+
+        `check` raises if it must not be made. It is called when every earlier write is in memory
+        and no other one can come between; what it has seen is so when the assignment is written.
+        """
+        assignment = Assignment(vm, key, dict(options), identity, uuid=uuid)
+        async with self._turn:
+            if self._of_vm.get(vm, {}).get(key) == assignment:
+                return False
+            if check is not None:
+                check()
+            await self._in_thread(partial(self._file.assign, assignment))
+            self._show(assignment)
+            return True
+
+    async def unassign(self, vm: str, key: DeviceKey) -> bool:
+        """Takes an assignment away; False when there was none."""
+        async with self._turn:
+            if key not in self._of_vm.get(vm, {}):
+                return False
+            await self._in_thread(partial(self._file.unassign, vm, key))
+            _remove(self._of_vm, vm, key)
+            _remove(self._of_device, key, vm)
+            return True
+
+    async def orphan(self, vm: str, is_gone: Callable[[], bool]) -> list[DeviceKey]:
+        """Notes of all its assignments that a VM is gone; the devices of those that it was not
+        noted of before.
+
+        `is_gone` is asked when the write's turn has come, as assign's `check` is: a VM that is back
+        by then keeps what it has.
+        """
+        async with self._turn:
+            marked = [each for each in self.assignments(vm) if not each.orphaned]
+            if not marked or not is_gone():
+                return []
+            await self._in_thread(partial(self._file.orphan, vm))
+            for assignment in marked:
+                self._show(attrs.evolve(assignment, orphaned=True))
+            return [assignment.key for assignment in marked]
+
+    async def tell_apart(self, vm: str, uuid: str) -> list[DeviceKey]:
+        """Notes the UUID of the VM that has the name now: an assignment to one that had another is
+        marked, as `orphan` does, and one to a VM whose UUID was not known is to this one. The
+        devices of those that were marked."""
+        async with self._turn:
+            theirs = [each for each in self.assignments(vm) if not each.orphaned]
+            if all(each.uuid == uuid for each in theirs):
+                return []
+            await self._in_thread(partial(self._file.tell_apart, vm, uuid))
+            marked = [each.key for each in theirs if each.uuid not in (None, uuid)]
+            for each in theirs:
+                its = uuid if each.uuid is None else each.uuid
+                self._show(attrs.evolve(each, uuid=its, orphaned=each.key in marked))
+            return marked
+
+    def assignments(self, vm: str | None = None) -> list[Assignment]:
+        """All assignments (of a VM), in the order of VM and device."""
+        if vm is not None:
+            return sorted(self._of_vm.get(vm, {}).values(), key=_order)
+        return sorted((each for of in self._of_vm.values() for each in of.values()), key=_order)
+
+    def assignments_of(self, key: DeviceKey) -> list[Assignment]:
+        """The assignments of one device, in the order of VMs."""
+        return sorted(self._of_device.get(key, {}).values(), key=_order)
+
+    def _show(self, assignment: Assignment) -> None:
+        self._of_vm.setdefault(assignment.vm, {})[assignment.key] = assignment
+        self._of_device.setdefault(assignment.key, {})[assignment.vm] = assignment
+
+    # Journal
+
+    async def journal_put(self, lease: Lease) -> None:
+        """Notes an attachment before its first step, or all that has changed of it since."""
+        async with self._turn:
+            await self._in_thread(partial(self._file.journal_put, lease))
+            self._journal[lease.attachment] = lease
+
+    async def journal_state(self, attachment: str, state: str) -> bool:
+        """Notes how far an attachment is; False when the journal has none of that id."""
+        async with self._turn:
+            lease = self._journal.get(attachment)
+            if lease is None:
+                return False
+            lease = attrs.evolve(lease, state=state)
+            await self._in_thread(partial(self._file.journal_put, lease))
+            self._journal[attachment] = lease
+            return True
+
+    async def journal_delete(self, attachment: str) -> bool:
+        """The attachment is over; False when the journal has none of that id."""
+        async with self._turn:
+            if attachment not in self._journal:
+                return False
+            await self._in_thread(partial(self._file.journal_delete, attachment))
+            del self._journal[attachment]
+            return True
+
+    def journal(self) -> list[Lease]:
+        """Everything that is attached, or on its way, in the order of ids."""
+        return sorted(self._journal.values(), key=lambda lease: lease.attachment)
+
+    # Starts of VMs
+
+    async def start_put(self, vm: str, domid: int | None, *, may_run: bool = False) -> None:
+        """The VM is being started: before the hypervisor is asked, when it has answered, and before
+        the VM is let go (`may_run`)."""
+        row = StartRow(vm, domid, may_run)
+        async with self._turn:
+            await self._in_thread(partial(self._file.start_put, row))
+            self._starts[vm] = row
+
+    async def start_delete(self, vm: str) -> bool:
+        """The start is over, well or not; False when there was none."""
+        async with self._turn:
+            if vm not in self._starts:
+                return False
+            await self._in_thread(partial(self._file.start_delete, vm))
+            del self._starts[vm]
+            return True
+
+    def starts(self) -> list[StartRow]:
+        """The starts that are in progress, in the order of VMs."""
+        return sorted(self._starts.values(), key=lambda row: row.vm)
+
+
+def _order(assignment: Assignment) -> tuple[str, str, str, str]:
+    key = assignment.key
+    return assignment.vm, key.device_class, key.backend, key.device
+
+
+K = TypeVar("K")
+L = TypeVar("L")
+
+
+def _remove(index: dict[K, dict[L, Assignment]], outer: K, inner: L) -> None:
+    """Takes one out, and with the last one its table: names of what has gone do not pile up."""
+    del index[outer][inner]
+    if not index[outer]:
+        del index[outer]

@@ -1,0 +1,1 @@
+"""How work is run: in a thread, at a rate, and saying what it waits for."""

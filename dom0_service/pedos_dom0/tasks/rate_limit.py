@@ -1,0 +1,38 @@
+"""How fast one VM may make dom0 work.
+
+The budget of a connection counts frames; what a frame costs differs. A page of 128 devices takes
+milliseconds to check, a listing as much to make. So these wait their turn: an honest agent, which
+waits for its answers, never notices, and a VM that does not wait has 128 requests in flight at
+once, which is a breach of the protocol and ends its connection.
+"""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+
+class RateLimit:
+    """Lets `burst` turns through at once, and after that `per_second` of them each second."""
+
+    def __init__(self, *, burst: int, per_second: float) -> None:
+        self._interval = 1 / per_second
+        self._credit = (burst - 1) / per_second
+        self._last = -math.inf
+
+    async def turn(self) -> None:
+        """Returns when it is the caller's turn; turns come in the order in which they are asked.
+
+        No checkpoint if that is now: a handler that need not wait costs its peer no task.
+        """
+        now = trio.current_time()
+        self._last = max(self._last + self._interval, now - self._credit)
+        if self._last > now:
+            try:
+                await trio.sleep_until(self._last)
+            except trio.Cancelled:
+                # A turn that is not taken is the next one's: otherwise one who asks and gives up
+                # without end would make all others behind the same limit wait for minutes.
+                self._last -= self._interval
+                raise

@@ -1,0 +1,1 @@
+"""What is known of the VMs beside what the hypervisor says."""
