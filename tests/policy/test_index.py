@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 import pytest
-from pedos_dom0.policy.breath import nothing
 from pedos_dom0.policy.decide import DECISIONS_KEPT, Decider
 from pedos_dom0.policy.evaluate import Request, evaluate
 from pedos_dom0.policy.model import Rule
@@ -14,6 +13,7 @@ from pedos_dom0.policy.rows import column, rows_of
 from pedos_dom0.policy.selectors import DeviceParts
 from pedos_dom0.policy.snapshot import Snapshot
 from pedos_dom0.policy.system import System, VmFacts
+from pedos_dom0.policy.yielding import never
 
 from . import made_up, plain
 
@@ -120,7 +120,7 @@ def test_rows_are_the_same_however_they_are_kept() -> None:
         texts = ["x"] * 9001
         for row in places:
             texts[row] = "y"
-        kept = column(texts, nothing)
+        kept = column(texts, never)
         assert rows_of(kept, ("y", "z")) == sum(1 << row for row in places)
         assert rows_of(kept, kept) == (1 << len(texts)) - 1
 

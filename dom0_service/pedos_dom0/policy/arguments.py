@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from pedos_protocol.kinds import LETTERS
 
-from .breath import Breathe, slowly
 from .rows import Rows, column, rows_of
 from .selectors import SELECTOR_PARTS, DeviceParts, selector, without_only
+from .yielding import YieldNow, yielding
 
 # Rows that are looked at one by one, rather than taking the request's argument into its parts.
 LOOK_MAX = 3
@@ -38,24 +38,24 @@ class Arguments:
         *("_with_gram", "any_identity"),
     )
 
-    def __init__(self, arguments: Sequence[str], breathe: Breathe) -> None:
-        self._by_place = column(map(_place, arguments), breathe)
+    def __init__(self, arguments: Sequence[str], yield_now: YieldNow) -> None:
+        self._by_place = column(map(_place, arguments), yield_now)
         self._globbed = [place for place in self._by_place if "*" in place]
         self._place: tuple[str, int] = ("", 0)  # the last that was looked for
-        identities = column(("="[: _has_identity(each)] for each in arguments), breathe)
+        identities = column(("="[: _has_identity(each)] for each in arguments), yield_now)
         self.any_identity = rows_of(identities, ("",))
-        arguments = [without_only(argument) for argument in slowly(arguments, breathe)]
+        arguments = [without_only(argument) for argument in yielding(arguments, yield_now)]
         frequency: Counter[str] = Counter()
-        for argument in slowly(arguments, breathe):
+        for argument in yielding(arguments, yield_now):
             frequency.update(_parts(argument))
             frequency.update(_grams(argument))
-        keys = column((_key(argument, frequency) for argument in arguments), breathe)
+        keys = column((_key(argument, frequency) for argument in arguments), yield_now)
         self._by_gram = {key: keys.pop(key) for key in list(keys) if key[0] == _GRAM}
         self._by_part: dict[str, Rows] = keys
         self._with_gram = rows_of(self._by_gram, self._by_gram)
         self._may_be_kinds = 0
         for some in (self._by_part, self._by_gram):
-            loose = (key for key in slowly(some, breathe) if _may_be_kinds(key))
+            loose = (key for key in yielding(some, yield_now) if _may_be_kinds(key))
             self._may_be_kinds |= rows_of(some, loose)
         self._free = rows_of(keys, (ANY,))
 

@@ -33,7 +33,7 @@ class Problem:
 def lines_of(data: bytes | str) -> Iterator[str | UnicodeDecodeError]:
     """The lines, one after the other: UTF-8 is checked line by line, so that each is placed.
 
-    Not split at once, since that would take a long breath for a file of megabytes.
+    Not split at once, since that would be one long step for a file of megabytes.
     """
     end_of_line = "\n" if isinstance(data, str) else b"\n"
     start = 0

@@ -41,7 +41,7 @@ REST = 0.0002
 _LET_GO = 64
 
 
-class _Breath:
+class _YieldToLoop:
     """Stands back when it is called and there was WORK since the last time."""
 
     def __init__(self) -> None:
@@ -55,13 +55,13 @@ class _Breath:
 
 def _read_in_thread(directories: Sequence[Path], old: list[Snapshot]) -> Loaded:
     """The policy, after the snapshots in `old` have been taken apart."""
-    breathe = _Breath()
+    yield_now = _YieldToLoop()
     while old:
         rules = list(old.pop().rules)
         while rules:
             del rules[-_LET_GO:]
-            breathe()
-    return read_policy(directories, breathe=breathe)
+            yield_now()
+    return read_policy(directories, yield_now=yield_now)
 
 
 class PolicyLoader:

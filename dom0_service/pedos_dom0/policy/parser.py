@@ -8,11 +8,11 @@ from __future__ import annotations
 from attrs import field, frozen
 from pedos_protocol.names import shown
 
-from .breath import Breathe, nothing, slowly
 from .lines import Fields, Problem, fields_of, lines_of, shown_line
 from .model import PolicyError, Rule
 from .rules import COLUMNS, Reader, argument_problem
 from .tokens import service_problem
+from .yielding import YieldNow, never, yielding
 
 __all__ = ["Directive", "Parsed", "PolicyError", "parse", "parse_file"]
 
@@ -85,10 +85,10 @@ def parse(
     content: str | bytes,
     *,
     service: tuple[str, str] | None = None,
-    breathe: Breathe = nothing,
+    yield_now: YieldNow = never,
 ) -> Parsed:
     """Everything in a file. With `service`, its lines are SOURCE TARGET ACTION [NAME=VALUE ...]
-    of that service and argument. `breathe` is called now and then, as for Snapshot."""
+    of that service and argument. `yield_now` is called now and then, as for Snapshot."""
     parsed = Parsed()
     if len(content) > FILE_MAX:
         unit = "characters" if isinstance(content, str) else "bytes"
@@ -97,7 +97,7 @@ def parse(
         return parsed
     reader = Reader(name)
     rules = 0
-    for number, line in enumerate(slowly(lines_of(content), breathe), start=1):
+    for number, line in enumerate(yielding(lines_of(content), yield_now), start=1):
         fields = fields_of(line)
         if not fields:
             continue

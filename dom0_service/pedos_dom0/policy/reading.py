@@ -9,11 +9,11 @@ from pathlib import Path
 from attrs import field, frozen
 
 from . import compat
-from .breath import Breathe, nothing
 from .files import BYTES_MAX, FILES_MAX, Files, shown_path
 from .model import PolicyError, Rule
 from .parser import RULES_MAX, Directive, parse
 from .snapshot import Snapshot
+from .yielding import YieldNow, never
 
 # The reference's bound, and more than a reader can follow.
 DEPTH_MAX = 16
@@ -46,18 +46,18 @@ def read_policy(
     *,
     replaced: Mapping[str, bytes | None] | None = None,
     legacy: Path = compat.DIRECTORY,
-    breathe: Breathe = nothing,
+    yield_now: YieldNow = never,
 ) -> Loaded:
     """All rules of all files, in one pass during which nothing changed.
 
     Files are read in C-locale order of their names, whichever folder they are in; of two with the
     same name, the one in the earlier folder counts. `replaced` puts content in the place of files
     of the last folder (None: in the place of none), to see what would be before it is written.
-    `breathe` is called now and then. Raises nothing: what goes wrong is an error.
+    `yield_now` is called now and then. Raises nothing: what goes wrong is an error.
     """
     directories = [Path(directory) for directory in directories]
     for _ in range(PASSES_MAX):
-        a_pass = _Pass(Files(directories, replaced), legacy, breathe)
+        a_pass = _Pass(Files(directories, replaced), legacy, yield_now)
         a_pass.read_all()
         if a_pass.files.unchanged():
             return a_pass.loaded()
@@ -92,10 +92,10 @@ class _Place:
 class _Pass:
     """One reading of everything."""
 
-    def __init__(self, files: Files, legacy: Path, breathe: Breathe) -> None:
+    def __init__(self, files: Files, legacy: Path, yield_now: YieldNow) -> None:
         self.files = files
         self._legacy = legacy
-        self._breathe = breathe
+        self._yield_now = yield_now
         self.errors: list[PolicyError] = []
         self._rules: list[Rule] = []
         self._names: dict[str, None] = {}
@@ -108,7 +108,7 @@ class _Pass:
         # The same file may be included twice.
         errors = tuple(dict.fromkeys(self.errors))
         rules = tuple(self._rules)
-        snapshot = Snapshot.DENY_ALL if errors else Snapshot(rules, self._breathe)
+        snapshot = Snapshot.DENY_ALL if errors else Snapshot(rules, self._yield_now)
         watched = tuple(self.files.watched)
         names, digest = tuple(self._names), self._hash.digest()
         return Loaded(rules, errors, names, snapshot, watched, digest, self._services)
@@ -146,7 +146,7 @@ class _Pass:
             self._enough(place, f"more than {FILES_MAX} files are read, counting each inclusion")
         if self._size > BYTES_MAX:
             self._enough(place, f"more than {BYTES_MAX} bytes of policy")
-        parsed = parse(place.name, content, service=place.service, breathe=self._breathe)
+        parsed = parse(place.name, content, service=place.service, yield_now=self._yield_now)
         own = parsed.errors
         told = 0
         for item in parsed.items:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from .breath import Breathe, slowly
+from .yielding import YieldNow, yielding
 
 # Rows that a text keeps as a tuple: adding so many to a set takes a few microseconds.
 FEW = 16
@@ -23,28 +23,28 @@ Rows = int | tuple[int, ...]
 Column = Mapping[str, Rows]
 
 
-def places(texts: Iterable[str], breathe: Breathe) -> Iterator[tuple[str, list[int]]]:
+def places(texts: Iterable[str], yield_now: YieldNow) -> Iterator[tuple[str, list[int]]]:
     """Each text with the rows that have it; `texts` are those of the rows from 0 on."""
     first: dict[str, int] = {}
     more: dict[str, list[int]] = {}
-    for row, text in enumerate(slowly(texts, breathe)):
+    for row, text in enumerate(yielding(texts, yield_now)):
         if first.setdefault(text, row) != row:
             more.setdefault(text, []).append(row)
-    for text, row in slowly(first.items(), breathe):
-        # The lists are let go of one by one: all at once would be a long breath.
+    for text, row in yielding(first.items(), yield_now):
+        # The lists are let go of one by one: all at once would be a long step.
         yield text, [row, *more.pop(text, ())]
 
 
-def column(texts: Iterable[str], breathe: Breathe) -> dict[str, Rows]:
+def column(texts: Iterable[str], yield_now: YieldNow) -> dict[str, Rows]:
     """As `places`, to be kept."""
-    return {text: _rows(rows, breathe) for text, rows in places(texts, breathe)}
+    return {text: _rows(rows, yield_now) for text, rows in places(texts, yield_now)}
 
 
-def _rows(rows: list[int], breathe: Breathe) -> Rows:
+def _rows(rows: list[int], yield_now: YieldNow) -> Rows:
     if len(rows) <= FEW and rows[-1] >= SHORT:
         return tuple(rows)
     bits = bytearray(rows[-1] // 8 + 1)
-    for row in slowly(rows, breathe) if len(rows) > FEW else rows:
+    for row in yielding(rows, yield_now) if len(rows) > FEW else rows:
         bits[row // 8] |= 1 << row % 8
     return int.from_bytes(bits, "little")
 

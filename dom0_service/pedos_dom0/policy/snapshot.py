@@ -19,12 +19,12 @@ from typing import ClassVar
 from attrs import field, frozen
 
 from .arguments import ANY, Arguments
-from .breath import Breathe, nothing
 from .decision import Question
 from .model import Rule
 from .rows import Column, column, places, rows_of
 from .selectors import NO, SURE, DeviceParts
 from .tokens import service_tokens
+from .yielding import YieldNow, never
 
 # Callers or targets whose sets of rows are kept: as many as a machine has VMs, and more. When there
 # are more, all are forgotten.
@@ -42,23 +42,23 @@ class Table:
 
     __slots__ = ("arguments", "denies", "offers", "outcomes", "positions", "sources", "targets")
 
-    def __init__(self, rules: Sequence[Rule], positions: list[int], breathe: Breathe) -> None:
+    def __init__(self, rules: Sequence[Rule], positions: list[int], yield_now: YieldNow) -> None:
         """Of the rules of a policy those at `positions`."""
         self.positions = tuple(positions)
         some = [rules[position] for position in positions]
-        self.sources: Column = column((rule.source for rule in some), breathe)
-        self.targets: Column = column((rule.target for rule in some), breathe)
+        self.sources: Column = column((rule.source for rule in some), yield_now)
+        self.targets: Column = column((rule.target for rule in some), yield_now)
         self.offers = self.targets
         if any(rule.outcome.target for rule in some):
             offered = (rule.outcome.target or rule.target for rule in some)
-            self.offers = column(offered, breathe)
+            self.offers = column(offered, yield_now)
         self.arguments: Arguments | None = None
         self.outcomes: Column = {}
         self.denies = 0
         if any(rule.argument != ANY for rule in some):
-            self.arguments = Arguments([rule.argument for rule in some], breathe)
-            self.outcomes = column((rule.outcome.text for rule in some), breathe)
-            self.denies = rows_of(column((rule.action for rule in some), breathe), ("deny",))
+            self.arguments = Arguments([rule.argument for rule in some], yield_now)
+            self.outcomes = column((rule.outcome.text for rule in some), yield_now)
+            self.denies = rows_of(column((rule.action for rule in some), yield_now), ("deny",))
 
     def first(self, rows: int, rules: tuple[Rule, ...], question: Question, best: int) -> int:
         """The position of the first of `rows` whose argument matches, if that is before `best`."""
@@ -116,21 +116,21 @@ def _tuple(rules: Iterable[Rule]) -> tuple[Rule, ...]:
 class Snapshot:
     """All rules of a policy in their order, indexed. A new policy is a new snapshot.
 
-    `breathe` is called now and then while the index is made, for a caller that makes a large one
+    `yield_now` is called now and then while the index is made, for a caller that makes a large one
     beside an event loop.
     """
 
     DENY_ALL: ClassVar[Snapshot]
 
     rules: tuple[Rule, ...] = field(converter=_tuple)
-    _breathe: Breathe = field(default=nothing, repr=False)
+    _yield_now: YieldNow = field(default=never, repr=False)
     _tables: dict[str, Table] = field(init=False, repr=False)
     _by_source: _Kept = field(init=False, repr=False, factory=dict)
     _by_target: _Kept = field(init=False, repr=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "_tables", _tables(self.rules, self._breathe))
-        object.__setattr__(self, "_breathe", nothing)
+        object.__setattr__(self, "_tables", _tables(self.rules, self._yield_now))
+        object.__setattr__(self, "_yield_now", never)
 
     def __len__(self) -> int:
         return len(self.rules)
@@ -222,9 +222,9 @@ def _kept(by_words: _Kept, words: frozenset[str]) -> dict[str, int]:
     return found
 
 
-def _tables(rules: tuple[Rule, ...], breathe: Breathe) -> dict[str, Table]:
-    services = places((rule.service for rule in rules), breathe)
-    return {service: Table(rules, positions, breathe) for service, positions in services}
+def _tables(rules: tuple[Rule, ...], yield_now: YieldNow) -> dict[str, Table]:
+    services = places((rule.service for rule in rules), yield_now)
+    return {service: Table(rules, positions, yield_now) for service, positions in services}
 
 
 Snapshot.DENY_ALL = Snapshot(())
