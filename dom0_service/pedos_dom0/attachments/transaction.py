@@ -29,20 +29,21 @@ from pedos_dom0.attachments.start_params import export_params, import_params
 from pedos_dom0.attachments.teardown import UNPLUG, Attempt
 from pedos_dom0.attachments.ways import GONE, LET_GO, UNDONE
 from pedos_dom0.drivers.base import DriverError
-from pedos_dom0.errors import QuotaError, agent_missing, failure, shutting_down
+from pedos_dom0.errors import QuotaError, agent_missing, failure, not_to_be_had, shutting_down
 from pedos_dom0.options import effective_options
 from pedos_dom0.tables.leases import ATTACHED, PENDING, Lease, broken_by
 from pedos_dom0.tables.store import StoreError
 from pedos_dom0.tasks import progress
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
 
     from pedos_protocol.messages import Device
 
     from pedos_dom0.attachments.teardown import Teardown
     from pedos_dom0.attachments.ways import Way
     from pedos_dom0.drivers.base import DataPlane
+    from pedos_dom0.options import Options
     from pedos_dom0.state import State
     from pedos_dom0.tables.agents import AgentLink
     from pedos_dom0.tables.registry import DeviceKey
@@ -83,15 +84,17 @@ class Transaction:
         device: Device,
         vm: str,
         vm_domid: int,
+        options: Options,
         *,
-        options: Mapping[str, str],
-        frontend: str | None,
+        read_only_by_rule: bool,
     ) -> Lease:
         """Leases the device to the VM, in memory. Follow it with `establish` or `release`.
 
         `device` is what was decided about: from now on, another one under its id breaks the lease.
+        It is read-only if one of the three says so: the device, a rule, or `options`.
 
-        Raises Taken; CallError if the source has gone or the VM is being shut down.
+        Raises Taken; CallError if the source has gone or cannot lend it now, if one of the two VMs
+        is being shut down, or if one has or lends as much as it may. Then nothing is leased.
         """
         state = self._state
         source = state.agents.get(key.backend)
@@ -108,8 +111,10 @@ class Transaction:
             attachment=secrets.token_hex(8),
             key=key,
             vm=vm,
-            options=options,
-            frontend=frontend,
+            options=options.granted(
+                device.read_only or read_only_by_rule or options.read_only is True
+            ),
+            frontend=options.frontend,
             port=self._free_port(),
             backend_domid=source.domid,
             vm_domid=vm_domid,
@@ -118,6 +123,10 @@ class Transaction:
             instance=device.instance,
         )
         state.leases.grant(lease, state.registry.family(key), key.device_class in SHARED_CLASSES)
+        # What another VM has is in use in its source, too: that it is taken says more.
+        if (error := not_to_be_had(key, device)) is not None:
+            state.leases.free(lease.attachment)
+            raise error
         self._teardown.attempts[lease.attachment] = Attempt()
         return lease
 
@@ -302,11 +311,6 @@ class Transaction:
             if self._last_port not in used:
                 return self._last_port
         raise failure("quota", "all data ports are in use")
-
-
-def is_read_only(device: Device, by_rule: bool, asked: bool | None) -> bool:
-    """Whether an attachment is read-only: if one of the three says so: device, rule, user."""
-    return device.read_only or by_rule or asked is True
 
 
 def _broken(lease: Lease, reason: str) -> CallError:

@@ -22,7 +22,6 @@ from pedos_protocol.messages import AttachResult
 from pedos_dom0 import errors
 from pedos_dom0.access.authorizer import Consents, MustAsk
 from pedos_dom0.attachments.fresh import unknown, wait_until_known
-from pedos_dom0.attachments.transaction import is_read_only
 from pedos_dom0.drivers.base import DOM0_NAME, DriverError
 from pedos_dom0.options import Options, parse_options
 from pedos_dom0.requests.assignable import conflict
@@ -146,8 +145,7 @@ class Attach:
         if self._state.agents.at(vm, domain.domid) is None:
             raise self._tell(asked, vm, errors.agent_missing(vm, "failed"))
 
-        read_only = is_read_only(device, grant.read_only, asked.options.read_only)
-        lease = self._reserve(asked, vm, device, domain.domid, asked.options.granted(read_only))
+        lease = self._reserve(asked, grant, device, domain.domid)
         lease = await self._transaction.establish(lease, asked.request)
         try:
             await self._assign(asked, vm, device, lease)
@@ -296,29 +294,18 @@ class Attach:
         leases = self._state.leases.of_device(key)
         return next((lease for lease in leases if lease.vm == vm), None)
 
-    def _reserve(
-        self,
-        asked: AttachRequest,
-        vm: str,
-        device: Device,
-        vm_domid: int,
-        options: Mapping[str, str],
-    ) -> Lease:
-        key, frontend = asked.key, asked.options.frontend
+    def _reserve(self, asked: AttachRequest, grant: Grant, device: Device, vm_domid: int) -> Lease:
+        key, vm, frontend = asked.key, grant.vm, asked.options.frontend
         if frontend is not None:
             for other in self._state.leases.of_vm(vm):
                 if other.frontend == frontend and other.key != key:
                     raise self._tell(asked, vm, errors.frontend_taken(vm, frontend, other))
         try:
-            lease = self._transaction.reserve(
-                key, device, vm, vm_domid, options=options, frontend=frontend
+            return self._transaction.reserve(
+                key, device, vm, vm_domid, asked.options, read_only_by_rule=grant.read_only
             )
         except Taken as taken:
             raise errors.taken(key, taken.holder) from taken
-        if (error := errors.not_to_be_had(key, device)) is not None:
-            self._transaction.release(lease)
-            raise error
-        return lease
 
     async def _assign(
         self, asked: AttachRequest, vm: str, device: Device, lease: Lease | None = None

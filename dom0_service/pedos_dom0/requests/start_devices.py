@@ -17,7 +17,7 @@ from pedos_dom0 import errors
 from pedos_dom0.access.authorizer import Consents, MustAsk
 from pedos_dom0.access.callers import DOM0_USER
 from pedos_dom0.attachments.fresh import unknown, wait_until_known
-from pedos_dom0.attachments.transaction import NO_DOMAIN, is_read_only
+from pedos_dom0.attachments.transaction import NO_DOMAIN
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.options import parse_options
 from pedos_dom0.tables.agents import AGENT_GRACE
@@ -227,13 +227,8 @@ class StartDevices:
         grant = self._grant(vm, key, its, request, asked)
         try:
             options = parse_options(key.device_class, assignment.options)
-            lease = self._transaction.reserve(
-                key,
-                device,
-                vm,
-                NO_DOMAIN,
-                options=options.granted(is_read_only(device, grant.read_only, options.read_only)),
-                frontend=options.frontend,
+            return self._transaction.reserve(
+                key, device, vm, NO_DOMAIN, options, read_only_by_rule=grant.read_only
             )
         except Taken as taken:
             holder = taken.holder
@@ -247,7 +242,3 @@ class StartDevices:
             ) from taken
         except CallError as error:
             raise _Problem(f"{its} cannot be had ({error.message})") from error
-        if (why := errors.not_to_be_had(key, device)) is not None:
-            self._transaction.release(lease)
-            raise _Problem(f"{its} cannot be had ({why.message})")
-        return lease
