@@ -24,6 +24,7 @@ from pedos_protocol.words import request_to
 from pedos_dom0.attachments.stops import STOP_TIMEOUT
 from pedos_dom0.attachments.transaction import SHARED_CLASSES
 from pedos_dom0.attachments.ways import AGENT_LOST, CONTRADICTED, FINISHED, GONE, LET_GO, UNDONE
+from pedos_dom0.attachments.wire import is_exported, is_imported
 from pedos_dom0.tables.leases import DETACHING, PENDING, Taken, broken_by
 from pedos_dom0.tasks import progress
 
@@ -146,8 +147,9 @@ class Reconciler:
             if broken is not None:
                 return broken, GONE
             return f"the agent of {lease.vm} did not come back", AGENT_LOST
-        has_export = _has(source.report.exports if source.report else (), lease)
-        has_import = _has(target.report.imports if target.report else (), lease)
+        exports = source.report.exports if source.report else ()
+        imports = target.report.imports if target.report else ()
+        has_export, has_import = _has(exports, lease), _has(imports, lease)
         wrong = (
             (state.leases.get(lease.attachment) is None, "it has ended meanwhile", GONE),
             (broken is not None, broken or "", GONE),
@@ -159,7 +161,7 @@ class Reconciler:
                 FINISHED if has_import or state.plane is not None else LET_GO,
             ),
             (
-                not _is_exported(source, lease),
+                not is_exported(exports, lease),
                 f"{lease.key.backend} does not export it any more",
                 CONTRADICTED if has_export else AGENT_LOST,
             ),
@@ -169,7 +171,7 @@ class Reconciler:
                 LET_GO,
             ),
             (
-                not _is_imported(target, lease),
+                not is_imported(imports, lease),
                 f"{lease.vm} has not got it any more",
                 CONTRADICTED if has_import else AGENT_LOST,
             ),
@@ -264,58 +266,3 @@ class Reconciler:
 def _has(reported: Iterable[ExportState | ImportState], lease: Lease) -> bool:
     """Whether an agent reports it at all, be it otherwise than the journal has it."""
     return any(each.attachment == lease.attachment for each in reported)
-
-
-def _is_exported(link: AgentLink | None, lease: Lease) -> bool:
-    """Whether the source reports exactly the export that the journal has."""
-    if link is None or link.report is None:
-        return False
-    return any(
-        (
-            export.attachment,
-            export.device_class,
-            export.device,
-            export.peer,
-            export.port,
-            "yes" if export.read_only else "no",
-            export.instance,
-        )
-        == (
-            lease.attachment,
-            lease.key.device_class,
-            lease.key.device,
-            lease.vm_domid,
-            lease.port,
-            lease.options.get("read-only"),
-            export.instance if lease.instance is None else lease.instance,
-        )
-        for export in link.report.exports
-    )
-
-
-def _is_imported(link: AgentLink | None, lease: Lease) -> bool:
-    """Whether the target reports exactly the import that the journal has, under its very name: by
-    that name it will be taken away."""
-    if link is None or link.report is None:
-        return False
-    return any(
-        (
-            imported.attachment,
-            imported.device_class,
-            imported.backend,
-            imported.device,
-            imported.peer,
-            imported.port,
-            imported.frontend,
-        )
-        == (
-            lease.attachment,
-            lease.key.device_class,
-            lease.key.backend,
-            lease.key.device,
-            lease.backend_domid,
-            lease.port,
-            imported.frontend if lease.frontend is None else lease.frontend,
-        )
-        for imported in link.report.imports
-    )

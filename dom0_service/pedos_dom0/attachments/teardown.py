@@ -34,9 +34,9 @@ from pedos_protocol.names import harmless_text
 from pedos_vchan.throttle import Throttle
 
 from pedos_dom0.attachments.left_over import TOOLSTACK, LeftOvers
-from pedos_dom0.attachments.start_params import export_params, import_params
 from pedos_dom0.attachments.stops import STOP_TIMEOUT, stop_source, stop_target
 from pedos_dom0.attachments.ways import AGENT_LOST, GONE, LET_GO, UNDONE
+from pedos_dom0.attachments.wire import export_params, import_params
 from pedos_dom0.drivers.base import DriverError
 from pedos_dom0.errors import failure
 from pedos_dom0.options import effective_options

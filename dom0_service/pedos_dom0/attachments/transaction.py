@@ -25,9 +25,9 @@ from pedos_protocol.messages import parse_result
 from pedos_protocol.names import harmless_text
 from pedos_protocol.words import request_to
 
-from pedos_dom0.attachments.start_params import export_params, import_params
 from pedos_dom0.attachments.teardown import UNPLUG, Attempt
 from pedos_dom0.attachments.ways import GONE, LET_GO, UNDONE
+from pedos_dom0.attachments.wire import export_params, import_params
 from pedos_dom0.drivers.base import DriverError
 from pedos_dom0.errors import QuotaError, agent_missing, failure, not_to_be_had, shutting_down
 from pedos_dom0.options import effective_options

@@ -1,0 +1,60 @@
+"""An attachment as its two agents are told of it, and as they report it: the same fields."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pedos_protocol.messages import ExportState, ImportState
+
+    from pedos_dom0.tables.leases import Lease
+
+
+def export_params(lease: Lease) -> dict[str, Any]:
+    """The parameters of `export.start` (protocol: ExportStart)."""
+    return {**_common(lease), "peer": lease.vm_domid, "instance": lease.instance or ""}
+
+
+def import_params(lease: Lease) -> dict[str, Any]:
+    """The parameters of `import.start` (protocol: ImportStart)."""
+    return {
+        **_common(lease),
+        "peer": lease.backend_domid,
+        "backend": lease.key.backend,
+        "frontend": lease.frontend,
+    }
+
+
+def is_exported(reported: Iterable[ExportState], lease: Lease) -> bool:
+    """Whether the source reports exactly the export that the journal has."""
+    expected = export_params(lease)
+    if lease.instance is None:
+        del expected["instance"]
+    return any(_has(export, expected) for export in reported)
+
+
+def is_imported(reported: Iterable[ImportState], lease: Lease) -> bool:
+    """Whether the target reports exactly the import that the journal has, under its very name: by
+    that name it will be taken away."""
+    expected = import_params(lease)
+    # Whether it can be written to is the source's to enforce.
+    del expected["read_only"]
+    if lease.frontend is None:
+        del expected["frontend"]
+    return any(_has(imported, expected) for imported in reported)
+
+
+def _common(lease: Lease) -> dict[str, Any]:
+    return {
+        "attachment": lease.attachment,
+        "device_class": lease.key.device_class,
+        "device": lease.key.device,
+        "port": lease.port,
+        "read_only": lease.options.get("read-only") == "yes",
+    }
+
+
+def _has(state: object, expected: Mapping[str, object]) -> bool:
+    return all(getattr(state, name) == value for name, value in expected.items())
