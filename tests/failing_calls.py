@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 from unittest import mock
 
-from pedos_agent import reading
+from pedos_agent.system import reading
 from pedos_vchan.in_time import THREAD_NAME
 
 #: Through these, files are looked at.

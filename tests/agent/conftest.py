@@ -14,7 +14,8 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from pedos_agent import agent, mounts
+from pedos_agent import agent
+from pedos_agent.device_classes.block import mounts
 from pedos_agent.settings import Settings
 from pedos_protocol.errors import CallError
 from pedos_protocol.messages import parse_params

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import trio
-from pedos_agent import control, exporter
-from pedos_agent.inventory import Inventory
+from pedos_agent.connections import control
+from pedos_agent.device_classes.block import exporter
+from pedos_agent.inventory.inventory import Inventory
 from pedos_protocol.errors import CallError
 from pedos_vchan import shm
 from pedos_vchan.children import start_child
@@ -354,7 +355,7 @@ async def test_an_export_that_nobody_connected_to_can_be_stopped(pair: Pair) -> 
 async def test_an_import_from_nobody_fails_and_leaves_nothing(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pedos_agent.importer.CONNECT_SECONDS", 0.05)
+    monkeypatch.setattr("pedos_agent.device_classes.block.importer.CONNECT_SECONDS", 0.05)
     with pytest.raises(CallError, match="no channel to sys-usb"):
         await pair.target.borrow(ATTACHMENT, "stick.img", 2)
     await pair.target.until(lambda report: not report.imports)
@@ -363,7 +364,7 @@ async def test_an_import_from_nobody_fails_and_leaves_nothing(
 async def test_an_export_without_a_client_ends_by_itself(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pedos_agent.exporter.CLIENT_SECONDS", 0.05)
+    monkeypatch.setattr("pedos_agent.device_classes.block.exporter.CLIENT_SECONDS", 0.05)
     await pair.source.lend(ATTACHMENT, "stick.img", 3)
     assert "did not connect" in (await pair.source.ended()).reason
 
@@ -396,7 +397,8 @@ async def test_a_disk_that_nbdkit_cannot_open_fails_with_its_words(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "pedos_agent.exporter._nbdkit", lambda *_: ["nbdkit", "-s", "-f", "no-such-plugin"]
+        "pedos_agent.device_classes.block.exporter._nbdkit",
+        lambda *_: ["nbdkit", "-s", "-f", "no-such-plugin"],
     )
     with pytest.raises(CallError, match="no-such-plugin"):
         await pair.source.lend(ATTACHMENT, "stick.img", 3)
@@ -429,7 +431,7 @@ async def test_a_source_that_sends_garbage_fails_the_import_with_nbdfuses_words(
 async def test_a_source_that_says_nothing_fails_the_import_in_time(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pedos_agent.importer.READY_SECONDS", 0.05)
+    monkeypatch.setattr("pedos_agent.device_classes.block.importer.READY_SECONDS", 0.05)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(say_as_source, pair, b"")
         with pytest.raises(CallError, match="did not get ready in time"):

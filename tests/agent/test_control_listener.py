@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import trio
 import trio.testing
-from pedos_agent.control import Control
+from pedos_agent.connections.control import Control
 
 if TYPE_CHECKING:
     import pytest

@@ -18,22 +18,19 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from pedos_agent import (
-    closing,
-    discovery_block,
-    discovery_folder,
-    discovery_sysfs,
-    local_socket,
-    looking,
-    reading,
-    uevents,
-)
-from pedos_agent.discovery_block import Carried
-from pedos_agent.found import Found, unseen, unseen_class
-from pedos_agent.inventory import Inventory
-from pedos_agent.overlays import layer_file
-from pedos_agent.revision import Revision
+from pedos_agent.connections import local_socket
+from pedos_agent.device_classes import in_folder as discovery_folder
+from pedos_agent.device_classes import on_machine as discovery_sysfs
+from pedos_agent.device_classes import pinned
+from pedos_agent.device_classes.base import Carried
+from pedos_agent.device_classes.block import discovery_block
+from pedos_agent.device_classes.block.overlays import layer_file
+from pedos_agent.inventory import looking
+from pedos_agent.inventory.found import Found, unseen, unseen_class
+from pedos_agent.inventory.inventory import Inventory
 from pedos_agent.settings import Settings
+from pedos_agent.system import closing, reading, uevents
+from pedos_agent.system.revision import Revision
 from pedos_protocol.agent_messages import Device, Missing
 from pedos_protocol.errors import CallError
 from pedos_vchan import again
@@ -356,7 +353,7 @@ def test_which_one_it_is_that_was_never_looked_at_is_not_told() -> None:
 
 def test_a_device_that_was_never_looked_at_is_listed_as_in_use(settings: Settings) -> None:
     (settings.devices / "block/stick.img").write_bytes(b"x")
-    with mock.patch.object(discovery_folder, "Pin", side_effect=PermissionError(13, "No")):
+    with mock.patch.object(pinned, "Pin", side_effect=PermissionError(13, "No")):
         (item,) = discovery_folder.scan(settings.devices)
     devices = Inventory(Revision(), lambda: None)
     devices.replace("folder", [item])
@@ -447,7 +444,7 @@ async def test_on_xen_nothing_ends_because_a_disk_cannot_be_looked_at(
         return real(path, **more)  # type: ignore[arg-type, call-overload]
 
     monkeypatch.setattr(os, "stat", stat)
-    agent.attachments.news.bump()
+    agent.attachments.host.news.bump()
     await trio.testing.wait_all_tasks_blocked()
     assert len(agent.attachments.imports()) == 1
     with pytest.raises(CallError, match="whether xvdi is in use cannot be told: Too many"):

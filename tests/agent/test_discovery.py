@@ -10,12 +10,14 @@ from pathlib import Path
 
 import attrs
 import pytest
-from pedos_agent import discovery_folder, discovery_sysfs
-from pedos_agent.found import Found, Inode, device_id_of
-from pedos_agent.inventory import Inventory
-from pedos_agent.report import pages
-from pedos_agent.revision import Revision
+from pedos_agent.device_classes import in_folder as discovery_folder
+from pedos_agent.device_classes import on_machine as discovery_sysfs
+from pedos_agent.device_classes.block import folder_disks
+from pedos_agent.inventory.found import Found, Inode, device_id_of
+from pedos_agent.inventory.inventory import Inventory
+from pedos_agent.inventory.report import pages
 from pedos_agent.settings import Settings
+from pedos_agent.system.revision import Revision
 from pedos_protocol.codec import FRAME_MAX, encode
 from pedos_protocol.errors import CallError
 from pedos_protocol.fields import DEVICES_MAX, REPORT_PAGES_MAX
@@ -127,7 +129,7 @@ def test_a_partition_names_its_disk_so_that_both_are_never_lent(tmp_path: Path) 
     disk, partition = (
         attrs.evolve(device(minor), inode=Inode(1, 2, os.makedev(8, minor))) for minor in (0, 1)
     )
-    found = discovery_folder._with_parents([disk, partition], str(tmp_path / "sys"))
+    found = folder_disks.with_parents([disk, partition], str(tmp_path / "sys"))
     assert [item.device.parent for item in found] == [None, "disk0"]
 
 

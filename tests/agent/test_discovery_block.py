@@ -11,14 +11,17 @@ import trio
 import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
-from pedos_agent import discovery_block
-from pedos_agent.block_use import connecting, mounted
-from pedos_agent.discovery_block import Carried, watch
-from pedos_agent.found import HELD, Found
-from pedos_agent.identities import SERIAL_MAX, UUID_MAX, identity_of, part
-from pedos_agent.reading import TableTooLong, lines_of
-from pedos_agent.revision import Revision
-from pedos_agent.udev_text import as_words, decoded, udev_properties
+from pedos_agent.device_classes.base import Carried
+from pedos_agent.device_classes.block import discovery_block
+from pedos_agent.device_classes.block.block_use import connecting, mounted
+from pedos_agent.device_classes.block.discovery_block import watch
+from pedos_agent.device_classes.block.disk import HELD
+from pedos_agent.device_classes.block.identity import identity_of
+from pedos_agent.inventory.found import Found
+from pedos_agent.inventory.identities import SERIAL_MAX, UUID_MAX, part
+from pedos_agent.system.reading import TableTooLong, lines_of
+from pedos_agent.system.revision import Revision
+from pedos_agent.system.udev_text import as_words, decoded, udev_properties
 from pedos_protocol.messages import Device
 from pedos_protocol.names import is_identity
 

@@ -9,11 +9,13 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 import trio.testing
-from pedos_agent import discovery_folder, disk_events, uevents
-from pedos_agent.found import Found
-from pedos_agent.priority import Priority
-from pedos_agent.revision import Revision
+from pedos_agent.device_classes import in_folder as discovery_folder
+from pedos_agent.device_classes.block import disk_events
+from pedos_agent.inventory.found import Found
+from pedos_agent.inventory.priority import Priority
 from pedos_agent.settings import Settings
+from pedos_agent.system import uevents
+from pedos_agent.system.revision import Revision
 
 from tests.patience import PATIENCE
 

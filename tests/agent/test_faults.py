@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from pedos_agent import mounts
+from pedos_agent.device_classes.block import mounts
 from pedos_agent.settings import Settings
 from pedos_protocol.errors import CallError
 from pedos_vchan.children import Child

@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from pedos_agent import found
-from pedos_agent.found import is_held, open_exclusively
+from pedos_agent.device_classes.block import disk
+from pedos_agent.device_classes.block.disk import is_held, open_exclusively
 
 BUSY = OSError(errno.EBUSY, "Device or resource busy")
 
@@ -21,8 +21,8 @@ class Kernel:
         self._answers = answers
         self.asked = 0
         self._open = os.open
-        monkeypatch.setattr(found.os, "open", self.open)
-        monkeypatch.setattr(found, "HELD_RETRY_SECONDS", 0)
+        monkeypatch.setattr(disk.os, "open", self.open)
+        monkeypatch.setattr(disk, "HELD_RETRY_SECONDS", 0)
 
     def open(self, path: str, flags: int) -> int:
         assert flags & os.O_EXCL
@@ -45,7 +45,7 @@ def test_who_only_looks_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_stays_in_use_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel(monkeypatch, BUSY)
     assert open_exclusively("/dev/sda") is None
-    assert kernel.asked == found.HELD_TRIES
+    assert kernel.asked == disk.HELD_TRIES
     assert is_held("/dev/sda")
 
 
@@ -58,7 +58,7 @@ def test_what_cannot_be_opened_is_an_error_at_once(monkeypatch: pytest.MonkeyPat
 
 def test_a_program_that_holds_a_pin_ends_at_once() -> None:
     """And not only when a thread has begun, which none does while the interpreter ends."""
-    program = "from pedos_agent.found import Pin; pin = Pin('/etc/passwd')"
+    program = "from pedos_agent.inventory.found import Pin; pin = Pin('/etc/passwd')"
     ended = subprocess.run(
         [sys.executable, "-c", program], timeout=60, capture_output=True, check=False
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pedos_agent import hardware_names
-from pedos_agent.discovery_sysfs import scan
-from pedos_agent.hardware_names import HardwareNames, names_in
+from pedos_agent.device_classes.on_machine import scan
+from pedos_agent.system import hardware_names
+from pedos_agent.system.hardware_names import HardwareNames, names_in
 
 from tests.failing_calls import each_call_failing
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from pedos_agent.local_socket import METHODS, LocalSocket
+from pedos_agent.connections.local_socket import METHODS, LocalSocket
 from pedos_protocol.connection import Connection
 from pedos_protocol.errors import CallError
 from pedos_protocol.events import Answer, Hello, NeedData, Notice, Request
@@ -63,7 +63,7 @@ async def test_clients_that_fail_are_a_few_lines_however_many_they_are(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pedos_agent.local_socket.throttle", Throttle())
+    monkeypatch.setattr("pedos_agent.connections.local_socket.throttle", Throttle())
     caplog.set_level("INFO")
     path = tmp_path / "sock"
     async with trio.open_nursery() as nursery:

@@ -10,15 +10,18 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from pedos_agent import discovery_block, discovery_folder, reserve
-from pedos_agent.discovery_block import Carried
-from pedos_agent.reading import is_starved
+from pedos_agent.device_classes import described, pinned
+from pedos_agent.device_classes import in_folder as discovery_folder
+from pedos_agent.device_classes.base import Carried
+from pedos_agent.device_classes.block import discovery_block, folder_disks, reserve
 from pedos_agent.settings import Settings
+from pedos_agent.system.reading import is_starved
 from pedos_protocol.errors import CallError
 from pedos_vchan import again, folder_watch, in_time, mounts
 from pedos_vchan.folder_watch import FolderWatch
@@ -91,7 +94,7 @@ def test_a_link_to_a_file_system_that_never_answers_hangs_no_look(
     block = settings.devices / "block"
     (block / "stick.img").write_bytes(b"x")
     (block / "far.img").symlink_to("/srv/far.img")
-    hang(discovery_folder, "Pin", "far.img")
+    hang(pinned, "Pin", "far.img")
     found = {item.key[1]: item.unseen for item in discovery_folder.scan(settings.devices)}
     assert found == {"stick.img": None, "far.img": "it does not answer"}
 
@@ -107,20 +110,21 @@ def test_what_is_mounted_in_the_folder_and_never_answers_hangs_no_look(
         "fuse_mounts",
         lambda folder: [str(block / "far.img")] if Path(folder) == block else [],
     )
-    hang(discovery_folder, "Pin", "far.img")
+    hang(pinned, "Pin", "far.img")
     found = {item.key[1]: item.unseen for item in discovery_folder.scan(settings.devices)}
     assert found == {"stick.img": None, "far.img": "it does not answer"}
 
 
 @pytest.mark.parametrize(
-    ("device_class", "name"), [("block", "may_write"), ("usb", "_description")]
+    ("device_class", "module", "name"),
+    [("block", folder_disks, "may_write"), ("usb", described, "_description")],
 )
 def test_a_file_system_that_answers_from_its_cache_alone_hangs_no_look(
-    settings: Settings, tmp_path: Path, hang: Hang, device_class: str, name: str
+    settings: Settings, tmp_path: Path, hang: Hang, device_class: str, module: ModuleType, name: str
 ) -> None:
     (tmp_path / "far").write_bytes(b"x")
     (settings.devices / device_class / "far").symlink_to(tmp_path / "far")
-    hanging = hang(discovery_folder, name, "")
+    hanging = hang(module, name, "")
     (found,) = discovery_folder.scan(settings.devices)
     assert (found.key, found.unseen) == ((device_class, "far"), "it does not answer")
     assert hanging == [in_time.THREAD_NAME]

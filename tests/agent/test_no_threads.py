@@ -14,12 +14,16 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from pedos_agent import closing, discovery_block, discovery_folder, discovery_sysfs, disk_events
-from pedos_agent.found import Found
-from pedos_agent.priority import Priority
-from pedos_agent.revision import Revision
+from pedos_agent.device_classes import in_folder as discovery_folder
+from pedos_agent.device_classes import on_machine as discovery_sysfs
+from pedos_agent.device_classes.base import Carried
+from pedos_agent.device_classes.block import discovery_block, disk_events
+from pedos_agent.inventory.found import Found
+from pedos_agent.inventory.priority import Priority
 from pedos_agent.settings import Settings
-from pedos_agent.uevents import UNHEARD_SECONDS, keep_hearing
+from pedos_agent.system import closing
+from pedos_agent.system.revision import Revision
+from pedos_agent.system.uevents import UNHEARD_SECONDS, keep_hearing
 from pedos_dom0.tasks import disk
 from pedos_vchan import threads
 from trio.abc import Clock
@@ -173,9 +177,7 @@ def of_folders(settings: Settings, _root: Path) -> Any:
 
 def of_disks(_settings: Settings, root: Path) -> Any:
     roots = Tree(root).roots
-    return partial(
-        discovery_block.watch, lambda _: None, discovery_block.Carried, Revision(), roots
-    )
+    return partial(discovery_block.watch, lambda _: None, Carried, Revision(), roots)
 
 
 def of_hardware(_settings: Settings, _root: Path) -> Any:

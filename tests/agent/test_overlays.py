@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pedos_agent import discovery_folder
-from pedos_agent.closing import wait_until_closed
-from pedos_agent.reserve import reserve
+from pedos_agent.device_classes import in_folder as discovery_folder
+from pedos_agent.device_classes.block.reserve import reserve
 from pedos_agent.settings import Settings
+from pedos_agent.system.closing import wait_until_closed
 from pedos_protocol.errors import CallError
 
 from .test_used_elsewhere import bound

@@ -17,8 +17,9 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from pedos_agent import agent, mounts
+from pedos_agent import agent
 from pedos_agent.__main__ import main
+from pedos_agent.device_classes.block import mounts
 from pedos_agent.settings import Settings
 from pedos_cli import client
 from pedos_protocol.errors import CallError
@@ -193,7 +194,7 @@ async def test_a_second_agent_of_one_vm_takes_nothing_from_the_first(
     async def cleaned(_dev: Path) -> None:
         raise AssertionError("what the first agent has mounted would be gone")
 
-    monkeypatch.setattr(agent, "clean_leftovers", cleaned)
+    monkeypatch.setattr(mounts, "clean_leftovers", cleaned)
     for path in (settings.socket, *settings.vchan.iterdir()):
         path.unlink()
         with pytest.raises(FolderHeld, match=f"process {os.getpid()} has this folder"):
@@ -335,7 +336,7 @@ async def test_a_client_that_sends_garbage_is_dropped_and_others_are_served(
 async def test_more_clients_than_the_agent_serves_are_turned_away(
     settings: Settings, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pedos_agent.local_socket.CLIENTS_MAX", 1)
+    monkeypatch.setattr("pedos_agent.connections.local_socket.CLIENTS_MAX", 1)
     await start(settings)
     first = await connect_unix(settings.socket)
     async with open_peer(first, program="client", handlers={}):

@@ -9,14 +9,16 @@ from unittest import mock
 import attrs
 import pytest
 import trio
-from pedos_agent import agent, discovery_folder, report
-from pedos_agent.discovery_folder import NAMES_MAX, chosen
-from pedos_agent.found import Found, device_id_of
-from pedos_agent.inventory import Inventory
-from pedos_agent.priority import Priority
-from pedos_agent.report import TOO_MANY, pages
-from pedos_agent.revision import Revision
+from pedos_agent import agent
+from pedos_agent.device_classes import in_folder as discovery_folder
+from pedos_agent.device_classes.in_folder import NAMES_MAX, chosen
+from pedos_agent.inventory import report
+from pedos_agent.inventory.found import Found, device_id_of
+from pedos_agent.inventory.inventory import Inventory
+from pedos_agent.inventory.priority import Priority
+from pedos_agent.inventory.report import TOO_MANY, pages
 from pedos_agent.settings import Settings
+from pedos_agent.system.revision import Revision
 from pedos_protocol.agent_messages import Device, Missing
 from pedos_protocol.fields import PAGE_DEVICES_MAX
 

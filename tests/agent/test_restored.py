@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import trio
-from pedos_agent.restored import end_when_restored
+from pedos_agent.connections.restored import end_when_restored
 from pedos_vchan import xen
 from pedos_vchan.again import AGAIN_FIRST, AGAIN_MAX
 from trio.abc import Clock

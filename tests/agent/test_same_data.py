@@ -15,14 +15,15 @@ from unittest import mock
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pedos_agent import device_mapper, discovery_block, discovery_folder, folder_data
-from pedos_agent.areas import Area, Disks, overlap, sharing
-from pedos_agent.block_use import Roots
-from pedos_agent.device_mapper import Target, parsed
-from pedos_agent.discovery_block import Carried
-from pedos_agent.loop_status import LoopStatus, as_stat_has_it, status_of
-from pedos_agent.reserve import reserve
+from pedos_agent.device_classes import in_folder as discovery_folder
+from pedos_agent.device_classes.base import Carried
+from pedos_agent.device_classes.block import device_mapper, discovery_block, folder_data
+from pedos_agent.device_classes.block.areas import Area, Disks, overlap, sharing
+from pedos_agent.device_classes.block.device_mapper import Target, parsed
+from pedos_agent.device_classes.block.loop_status import LoopStatus, as_stat_has_it, status_of
+from pedos_agent.device_classes.block.reserve import reserve
 from pedos_agent.settings import Settings
+from pedos_agent.system.roots import Roots
 from pedos_protocol.errors import CallError
 from pedos_protocol.fields import SHARES_MAX
 from pedos_protocol.messages import Device
@@ -406,7 +407,7 @@ def folder(settings: Settings, **names: Path | str) -> Path:
 
 
 def devices(settings: Settings, carried: Carried = Carried()) -> dict[str, Device]:  # noqa: B008
-    found = discovery_folder.scan(settings.devices, carried=carried)
+    found = discovery_folder.scan(settings.devices, carried=lambda _class: carried)
     return {item.device.device: item.device for item in found}
 
 

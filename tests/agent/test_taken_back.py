@@ -13,8 +13,8 @@ from unittest import mock
 import pytest
 import trio
 import trio.testing
-from pedos_agent import borrowed, mounts
-from pedos_agent.mounts import is_mounted
+from pedos_agent.device_classes.block import borrowed, mounts
+from pedos_agent.device_classes.block.mounts import is_mounted
 from pedos_protocol.errors import CallError
 from pedos_protocol.events import Notice, Request
 from pedos_vchan.session import CANCELLED

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from pedos_agent import borrowed, mounts
-from pedos_agent.attachments import Attachments, Import, explain
-from pedos_agent.borrowed import Borrowed
-from pedos_agent.revision import Revision
+from pedos_agent.attachments.table import Attachments, Import, explain
+from pedos_agent.device_classes.block import borrowed, mounts
+from pedos_agent.device_classes.block.borrowed import Borrowed
+from pedos_agent.device_classes.block.carriers import BorrowedFile
+from pedos_agent.device_classes.tool import LINES_MAX, Tool, run_tool
 from pedos_agent.settings import Settings
-from pedos_agent.tool import LINES_MAX, Tool, run_tool
+from pedos_agent.system.revision import Revision
 from pedos_protocol.agent_messages import ImportStart
 from pedos_protocol.errors import CallError
 from pedos_vchan.children import describe_exit, start_child
@@ -206,7 +207,7 @@ async def test_what_is_just_ending_is_in_the_way_of_no_shutdown(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = ImportStart("a" * 16, "block", "sda", 2, 7, False, "sys-usb", None)
-    entry = Import(params, "xvdi", Borrowed(settings.dev, "xvdi"))
+    entry = Import(params, BorrowedFile(params, Borrowed(settings.dev, "xvdi"), settings))
     table = Attachments(settings, Revision())
     table._imports[params.attachment] = entry
     monkeypatch.setattr(borrowed, "users_of", lambda _path: "cat (pid 71)")
@@ -222,7 +223,7 @@ async def test_a_program_that_is_just_closing_a_disk_is_in_the_way_of_no_shutdow
     params = ImportStart("a" * 16, "block", "sda", 2, 7, False, "sys-usb", None)
     table = Attachments(settings, Revision())
     disk = Borrowed(settings.dev, "xvdi")
-    table._imports[params.attachment] = Import(params, "xvdi", disk)
+    table._imports[params.attachment] = Import(params, BorrowedFile(params, disk, settings))
     seen = ["", "cat (pid 71)", "cat (pid 71)"]
     monkeypatch.setattr(borrowed, "users_of", lambda _path: seen.pop())
     monkeypatch.setattr(mounts, "BUSY_SECONDS", PATIENCE)
@@ -235,7 +236,7 @@ async def test_a_detach_that_is_given_up_does_not_hide_an_end_that_comes_later(
 ) -> None:
     params = ImportStart("a" * 16, "block", "sda", 2, 7, False, "sys-usb", None)
     disk = Borrowed(settings.dev, "xvdi")
-    entry = Import(params, "xvdi", disk)
+    entry = Import(params, BorrowedFile(params, disk, settings))
 
     async def for_ever(_path: Path) -> bool:
         await trio.sleep_forever()
@@ -245,6 +246,6 @@ async def test_a_detach_that_is_given_up_does_not_hide_an_end_that_comes_later(
     with trio.CancelScope() as scope:
         scope.cancel()
         still_asked = trio.lowlevel.cancel_shielded_checkpoint
-        await Attachments(settings, Revision())._unmount(entry, disk, still_asked)
+        await entry.borrowing.give_back(entry.lifetime, may_refuse=True, still_asked=still_asked)
     assert scope.cancelled_caught
     assert not entry.lifetime.requested

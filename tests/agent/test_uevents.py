@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 import trio
 import trio.testing
-from pedos_agent import uevents
-from pedos_agent.uevents import heard
+from pedos_agent.system import uevents
+from pedos_agent.system.uevents import heard
 
 from tests.patience import PATIENCE
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pedos_agent import discovery_sysfs
-from pedos_agent.usb_kinds import kinds_of
+from pedos_agent.device_classes import on_machine as discovery_sysfs
+from pedos_agent.device_classes.usb.usb_kinds import kinds_of
 from pedos_protocol.kinds import KINDS_MAX, open_part
 from pedos_protocol.names import is_identity
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 import trio
-from pedos_agent import borrowed, frontend_use, mounts
-from pedos_agent.block_use import Roots
-from pedos_agent.frontend_use import elsewhere, users_of
-from pedos_agent.mounts import is_mounted
+from pedos_agent.device_classes.block import borrowed, frontend_use, mounts
+from pedos_agent.device_classes.block.frontend_use import elsewhere, users_of
+from pedos_agent.device_classes.block.mounts import is_mounted
+from pedos_agent.system.roots import Roots
 from pedos_protocol.errors import CallError
 from pedos_vchan.mounts import Mount
 

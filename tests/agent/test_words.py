@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from pedos_agent import importer
-from pedos_agent.attachments import Attachments, explain
-from pedos_agent.control import _in_words
-from pedos_agent.exporter import opened_source
-from pedos_agent.found import Found, Inode
-from pedos_agent.revision import Revision
+from pedos_agent.attachments.table import Attachments, explain
+from pedos_agent.connections.control import _in_words
+from pedos_agent.device_classes.block import importer
+from pedos_agent.device_classes.block.exporter import opened_source
+from pedos_agent.inventory.found import Found, Inode
+from pedos_agent.system.revision import Revision
 from pedos_protocol.agent_messages import ImportStart
 from pedos_protocol.errors import CallError
 from pedos_protocol.messages import Device

@@ -12,14 +12,15 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from pedos_agent import closing, xen_block
 from pedos_agent.__main__ import _settings
-from pedos_agent.attachments import Attachments
-from pedos_agent.discovery_block import scan
-from pedos_agent.inventory import Inventory
-from pedos_agent.lifetime import Lifetime
-from pedos_agent.revision import Revision
+from pedos_agent.attachments.table import Attachments
+from pedos_agent.device_classes.block import xen_block
+from pedos_agent.device_classes.block.discovery_block import scan
+from pedos_agent.device_classes.lifetime import Lifetime
+from pedos_agent.inventory.inventory import Inventory
 from pedos_agent.settings import xen_settings
+from pedos_agent.system import closing
+from pedos_agent.system.revision import Revision
 from pedos_protocol.errors import CallError
 from pedos_protocol.messages import ExportStart, ImportStart
 
@@ -38,7 +39,7 @@ class Agent:
         self.tree = Tree(root)
         settings = xen_settings("work", 5, root / "sock", None)
         self.attachments = Attachments(attrs.evolve(settings, dev=self.tree.roots.dev), Revision())
-        self.attachments.roots = self.tree.roots
+        self.attachments.host.roots = self.tree.roots
         self.inventory = Inventory(Revision(), self.attachments.check_sources)
         self.attachments.inventory = self.inventory
         self.ended: list[tuple[str, str, str]] = []
@@ -57,9 +58,9 @@ class Agent:
 
     def look(self) -> None:
         """Discovery looks again, as after an event of the kernel."""
-        found = scan(self.attachments.carried(), self.tree.roots, lambda _path: False)
+        found = scan(self.attachments.carried("block"), self.tree.roots, lambda _path: False)
         self.inventory.replace("block", found)
-        self.attachments.news.bump()
+        self.attachments.host.news.bump()
 
     async def lend(self, device: str) -> None:
         await self.attachments.start_export(ExportStart(ATTACHMENT, "block", device, 16, 7, False))
@@ -141,7 +142,7 @@ async def test_a_backend_that_is_just_being_taken_down_is_waited_for(agent: Agen
     assert found is not None
     lifetime = Lifetime()
     params = ExportStart(ATTACHMENT, "block", "sda", 16, 7, False)
-    news = agent.attachments.news
+    news = agent.attachments.host.news
     async with trio.open_nursery() as nursery:
         nursery.start_soon(xen_block.export_block, lifetime, params, found, agent.tree.roots, news)
         await trio.testing.wait_all_tasks_blocked()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from pedos_agent.block_use import Roots
+from pedos_agent.system.roots import Roots
 
 
 class Tree:

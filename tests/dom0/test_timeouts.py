@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
-from pedos_agent import xen_block as agents_xen_block
-from pedos_agent.reserve import RESERVE_SECONDS
+from pedos_agent.device_classes.block import xen_block as agents_xen_block
+from pedos_agent.device_classes.block.reserve import RESERVE_SECONDS
 from pedos_cli import timeouts
 from pedos_dom0.access.questions import ASK_TIMEOUT
 from pedos_dom0.attachments.fresh import KNOWN_TIMEOUT

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pedos_agent.identities import identity_of, part
+from pedos_agent.device_classes.block.identity import identity_of
+from pedos_agent.inventory.identities import part
 from pedos_dom0.policy.evaluate import Request, evaluate
 from pedos_dom0.policy.parser import parse_file
 from pedos_dom0.policy.snapshot import Snapshot

@@ -13,8 +13,8 @@ from pedos_protocol.names import is_vm_name
 from pedos_vchan import logs, running, xen
 from pedos_vchan.arguments import Parser
 
-from .agent import run_until_signal
-from .settings import Settings, xen_settings
+from pedos_agent.agent import run_until_signal
+from pedos_agent.settings import Settings, xen_settings
 
 # Options that only local mode has a use for.
 _LOCAL_ONLY = ("vchan", "devices", "dev")

@@ -6,7 +6,7 @@ import errno
 import logging
 import resource
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -15,32 +15,40 @@ import trio
 from pedos_vchan import notify
 from pedos_vchan.folder_lock import hold_folder, make_private
 
-from . import closing, discovery_block, discovery_folder, discovery_sysfs
-from .attachments import Attachments
-from .control import Control
-from .inventory import Inventory
-from .local_socket import FORWARD_SECONDS, LocalSocket
-from .mounts import clean_leftovers
-from .report import TOO_MANY
-from .restored import end_when_restored
-from .revision import Revision
-from .settings import Settings
+from pedos_agent.attachments.table import Attachments
+from pedos_agent.connections.control import Control
+from pedos_agent.connections.local_socket import FORWARD_SECONDS, LocalSocket
+from pedos_agent.connections.restored import end_when_restored
+from pedos_agent.device_classes import in_folder, on_machine
+from pedos_agent.device_classes.base import DeviceClass
+from pedos_agent.device_classes.registered import CLASSES
+from pedos_agent.inventory.inventory import Inventory
+from pedos_agent.inventory.report import TOO_MANY
+from pedos_agent.settings import Settings
+from pedos_agent.system import closing
+from pedos_agent.system.revision import Revision
 
 log = logging.getLogger(__name__)
 
+# The discoveries for all classes, as they are called in the log.
+FOLDER: Final = "folder"
+MACHINE: Final = "sysfs"
 # What attachments and connections need.
 RESERVED: Final = 512
 # In local mode each listed file is held by a descriptor, and held anew while discovery looks.
 PER_NAME: Final = 2
 # Where the system gives fewer, fewer files are looked at. On Xen nothing is held, and systemd's
 # 1024 are ample; more do no harm.
-DESCRIPTORS: Final = PER_NAME * discovery_folder.NAMES_MAX + RESERVED
+DESCRIPTORS: Final = PER_NAME * in_folder.NAMES_MAX + RESERVED
 # With fewer than this no file could be listed.
 DESCRIPTORS_LEAST: Final = PER_NAME + RESERVED
 
 
 async def run(
-    settings: Settings, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    settings: Settings,
+    classes: Sequence[DeviceClass] = CLASSES,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Be the agent of one VM until cancelled; then everything attached is taken down first.
 
@@ -52,17 +60,22 @@ async def run(
     make_private(own)
     # Before anything is cleared away, which may be what another agent holds.
     with hold_folder(own):
-        await _run(settings, task_status)
+        await _run(settings, classes, task_status)
 
 
-async def _run(settings: Settings, task_status: trio.TaskStatus[None]) -> None:
+async def _run(
+    settings: Settings, classes: Sequence[DeviceClass], task_status: trio.TaskStatus[None]
+) -> None:
     names_max = names_with(allow_descriptors(DESCRIPTORS))
     closing.get_ready()
-    if not settings.xen:
-        await clean_leftovers(settings.dev)
     revision = Revision()
-    attachments = Attachments(settings, revision)
-    inventory = Inventory(revision, attachments.check_sources)
+    attachments = Attachments(settings, revision, classes)
+    await attachments.clean_leftovers()
+    names = [each.name for each in classes]
+    of_machines = [each.name for each in on_machine.of_machines(classes)]
+    inventory = Inventory(
+        revision, attachments.check_sources, names, {FOLDER: names, MACHINE: of_machines}
+    )
     attachments.inventory = inventory
     inventory.priority.lent = attachments.lent
     control = Control(settings, attachments=attachments, inventory=inventory, revision=revision)
@@ -74,26 +87,7 @@ async def _run(settings: Settings, task_status: trio.TaskStatus[None]) -> None:
     async with trio.open_nursery() as nursery:
         try:
             await nursery.start(attachments.run)
-            if settings.xen:
-                deliver = partial(inventory.replace, "block")
-                failed = partial(inventory.failed, "block")
-                watch = partial(discovery_block.watch, roots=attachments.roots, failed=failed)
-                await nursery.start(watch, deliver, attachments.carried, attachments.news)
-            else:
-                deliver = partial(inventory.replace, "folder", why=_why_not_more(names_max))
-                failed = partial(inventory.failed, "folder")
-                let_go = partial(inventory.let_go_of_removed, "folder")
-                watch = partial(
-                    discovery_folder.watch, at_most=names_max, failed=failed, let_go=let_go
-                )
-                await nursery.start(
-                    watch, settings.devices, deliver, inventory.priority, attachments.carried
-                )
-            if settings.xen or settings.control_socket is not None:
-                # In local mode only dom0 holds the machine's own controllers.
-                deliver = partial(inventory.replace, "sysfs")
-                failed = partial(inventory.failed, "sysfs")
-                await nursery.start(partial(discovery_sysfs.watch, failed=failed), deliver)
+            await _discover(nursery, settings, classes, attachments, inventory, names_max)
             await nursery.start(control.run)
             await nursery.start(LocalSocket(settings.socket, forward).run)
             if settings.xen and settings.control_socket is None:  # dom0 is not restored
@@ -108,6 +102,41 @@ async def _run(settings: Settings, task_status: trio.TaskStatus[None]) -> None:
             nursery.cancel_scope.cancel()
 
 
+async def _discover(
+    nursery: trio.Nursery,
+    settings: Settings,
+    classes: Sequence[DeviceClass],
+    attachments: Attachments,
+    inventory: Inventory,
+    names_max: int,
+) -> None:
+    """Start all that looks for devices; returns when each has looked once."""
+    for each in classes:
+        if (watch := each.watch(attachments.host)) is not None:
+            await nursery.start(
+                partial(watch, failed=partial(inventory.failed, each.name)),
+                partial(inventory.replace, each.name),
+                partial(attachments.carried, each.name),
+            )
+    if not settings.xen:
+        in_folders = partial(
+            in_folder.watch,
+            at_most=names_max,
+            classes=classes,
+            failed=partial(inventory.failed, FOLDER),
+            let_go=partial(inventory.let_go_of_removed, FOLDER),
+        )
+        deliver = partial(inventory.replace, FOLDER, why=_why_not_more(names_max))
+        await nursery.start(
+            in_folders, settings.devices, deliver, inventory.priority, attachments.carried
+        )
+    if settings.xen or settings.control_socket is not None:
+        # In local mode only dom0 holds the machine's own controllers.
+        failed = partial(inventory.failed, MACHINE)
+        deliver = partial(inventory.replace, MACHINE)
+        await nursery.start(partial(on_machine.watch, failed=failed), deliver, classes)
+
+
 def names_with(descriptors: int) -> int:
     """How many names an agent can look at that may have so many files open. OSError if none."""
     if descriptors < DESCRIPTORS_LEAST:
@@ -120,7 +149,7 @@ def names_with(descriptors: int) -> int:
 
 
 def _why_not_more(names: int) -> str:
-    if names == discovery_folder.NAMES_MAX:
+    if names == in_folder.NAMES_MAX:
         return TOO_MANY
     return f"its agent may have so few files open that it looks at {names} names"
 

@@ -1,0 +1,1 @@
+"""What this VM lends and borrows now."""

@@ -1,0 +1,317 @@
+"""The table of what this VM lends and borrows now, and the task that each entry lives in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+
+import attrs
+import trio
+from pedos_protocol.agent_messages import ExportStart, ExportState, ImportStart, ImportState
+from pedos_protocol.errors import CallError
+from pedos_protocol.fields import ATTACHMENTS_MAX
+from pedos_protocol.names import harmless_text
+
+from pedos_agent.device_classes.base import Borrowing, Carried, Carrier, DeviceClass, Host
+from pedos_agent.device_classes.lifetime import Lifetime
+from pedos_agent.device_classes.registered import CLASSES
+from pedos_agent.inventory.found import Found
+from pedos_agent.inventory.inventory import Inventory
+from pedos_agent.settings import Settings
+from pedos_agent.system.revision import Revision
+
+log = logging.getLogger(__name__)
+
+Ended = Callable[[str, str, str], Awaitable[None]]  # attachment, side, reason
+
+
+@attrs.define(eq=False)
+class Export:
+    """An entry of the table: a device of this VM that another domain uses."""
+
+    params: ExportStart
+    found: Found
+    lifetime: Lifetime = attrs.field(factory=Lifetime)
+
+    def state(self) -> ExportState:
+        """Say it as dom0 is told."""
+        params = self.params
+        return ExportState(
+            attachment=params.attachment,
+            device_class=params.device_class,
+            device=params.device,
+            peer=params.peer,
+            port=params.port,
+            read_only=params.read_only,
+            instance=self.found.device.instance,
+        )
+
+
+@attrs.define(eq=False)
+class Import:
+    """An entry of the table: a device of another domain that this VM uses."""
+
+    params: ImportStart
+    borrowing: Borrowing
+    lifetime: Lifetime = attrs.field(factory=Lifetime)
+
+    def state(self) -> ImportState:
+        """Say it as dom0 is told."""
+        params = self.params
+        return ImportState(
+            attachment=params.attachment,
+            device_class=params.device_class,
+            backend=params.backend,
+            device=params.device,
+            peer=params.peer,
+            port=params.port,
+            read_only=params.read_only,
+            frontend=self.borrowing.name,
+        )
+
+
+class Attachments:
+    """Starts, stops and watches exports and imports. An entry stands while anything of it does.
+
+    They live in this table's own tasks, not in those of the request that started them: dom0's
+    service may come and go while data flows.
+    """
+
+    def __init__(
+        self, settings: Settings, revision: Revision, classes: Sequence[DeviceClass] = CLASSES
+    ) -> None:
+        """`inventory` and `ended` are set by the agent before it serves anyone."""
+        self.inventory: Inventory | None = None
+        self.ended: Ended | None = None
+        self.host = Host(settings)
+        carriers = {each.name: each.carrier(self.host) for each in classes}
+        self._carriers = {name: each for name, each in carriers.items() if each is not None}
+        self._revision = revision
+        self._nursery: trio.Nursery | None = None
+        self._exports: dict[str, Export] = {}
+        self._imports: dict[str, Import] = {}
+        self._closing = False
+        self._scope = trio.CancelScope(shield=True)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Be the parent of all attachments' tasks until `close`, which must be called.
+
+        Shielded: when the agent ends, they are taken down in order and not all at once.
+        """
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                task_status.started()
+                await trio.sleep_forever()
+
+    def exports(self) -> list[ExportState]:
+        """All exports, also those that are just starting or ending: something of them is there."""
+        return [entry.state() for entry in self._exports.values()]
+
+    def imports(self) -> list[ImportState]:
+        """All imports, likewise."""
+        return [entry.state() for entry in self._imports.values()]
+
+    def lent(self) -> set[tuple[str, str]]:
+        """Class and id of all devices that are exported."""
+        return {entry.found.key for entry in self._exports.values()}
+
+    def carried(self, device_class: str) -> Carried:
+        """Which devices of a class are lent and borrowed, for discovery."""
+        exports = (e for e in self._exports.values() if e.params.device_class == device_class)
+        return Carried(
+            {(entry.params.device, entry.params.peer) for entry in exports},
+            self._names(device_class),
+        )
+
+    def _names(self, device_class: str) -> set[str]:
+        """What the borrowed devices of a class are called here."""
+        imports = (e for e in self._imports.values() if e.params.device_class == device_class)
+        return {entry.borrowing.name for entry in imports}
+
+    async def clean_leftovers(self) -> None:
+        """Remove what a killed predecessor left; called once, before anything starts."""
+        for carrier in self._carriers.values():
+            await carrier.clean_leftovers()
+
+    async def start_export(self, params: ExportStart) -> str | None:
+        """Lend a device; returns when the target can connect. CallError when it cannot be.
+
+        The result is the number of a block device, MAJOR:MINOR as blkback has it.
+        """
+        carrier = self._carrier(params.attachment, params.device_class, self._exports)
+        found = self.inventory and self.inventory.get(params.device_class, params.device)
+        if not found:
+            raise CallError("not_found", f"no {params.device_class} device {params.device} here")
+        instance = found.device.instance  # "": it cannot tell; see below
+        if instance and params.instance not in ("", instance):
+            raise CallError(
+                "not_found", f"{params.device} is another device by now than was decided about"
+            )
+        # What is lent already was known when it was, and is the same one.
+        if found.device.stale is not None and not params.again:
+            why = f"{params.device} cannot be looked at now: {found.device.stale}"
+            raise CallError("busy", why)
+        if found.device.busy is not None and not params.again:
+            raise CallError("busy", f"{params.device} is in use here: {found.device.busy}")
+        for other in self._exports.values():
+            # Two names of the same data are one device, and two writers would ruin it.
+            if other.found.shares_data(found):
+                which = "" if other.found.key == found.key else f", as {other.params.device}"
+                raise CallError("busy", f"{params.device} is already exported{which}")
+        entry = Export(params, found)
+        self._exports[params.attachment] = entry
+        body = partial(carrier.lend, entry.lifetime, params, found)
+        self._start("export", params.attachment, entry.lifetime, body)
+        await entry.lifetime.started()
+        return carrier.number(found)
+
+    async def start_import(self, params: ImportStart) -> str:
+        """Borrow a device; returns its name here when it can be used, or CallError."""
+        carrier = self._carrier(params.attachment, params.device_class, self._imports)
+        entry = Import(params, carrier.borrow(params, self._names(params.device_class)))
+        self._imports[params.attachment] = entry
+        body = partial(entry.borrowing.run, entry.lifetime)
+        self._start("import", params.attachment, entry.lifetime, body)
+        await entry.lifetime.started()
+        return entry.borrowing.name
+
+    async def stop_export(self, attachment: str) -> None:
+        """End an export; returns when nothing of it is left. An unknown one is already gone."""
+        if entry := self._exports.get(attachment):
+            entry.lifetime.end("dom0 asked for it", requested=True)
+            await entry.lifetime.gone()
+
+    async def stop_import(
+        self,
+        attachment: str,
+        frontend: str | None = None,
+        *,
+        may_refuse: bool = False,
+        still_asked: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+    ) -> None:
+        """End an import; returns when nothing of it is left. An unknown one is already gone, or it
+        is one of a predecessor's that outlives an agent, and `frontend` says what it is called.
+        `still_asked` is cancelled if this is not wanted any more; it is awaited last before
+        something changes.
+
+        CallError(busy) if it is used: where it cannot be taken away then, and elsewhere if this VM
+        may refuse.
+        """
+        borrowing, lifetime = self._borrowed(attachment, frontend)
+        if borrowing is not None:
+            await borrowing.give_back(lifetime, may_refuse=may_refuse, still_asked=still_asked)
+        if entry := self._imports.get(attachment):
+            entry.lifetime.end("dom0 asked for it", requested=True)
+            await entry.lifetime.gone()
+
+    async def check_import(self, attachment: str, frontend: str | None = None) -> None:
+        """CallError(busy) if `stop_import` would refuse because it is used, as far as is seen; with
+        the same parameters. What is just ending is refused to none."""
+        borrowing, lifetime = self._borrowed(attachment, frontend)
+        if borrowing is not None and (reason := await borrowing.why_busy(lifetime)):
+            raise CallError("busy", reason)
+
+    def _borrowed(self, attachment: str, name: str | None) -> tuple[Borrowing | None, Lifetime]:
+        """What an attachment has in this VM, and its life; a predecessor's has begun none here."""
+        if entry := self._imports.get(attachment):
+            return entry.borrowing, entry.lifetime
+        left = (each.of_predecessor(name) for each in self._carriers.values() if name is not None)
+        return next((each for each in left if each is not None), None), Lifetime()
+
+    def check_sources(self) -> None:
+        """End the exports whose device is gone or is another one by now.
+
+        One that could not be looked at is neither.
+        """
+        for entry in self._exports.values():
+            found = self.inventory and self.inventory.get(*entry.found.key)
+            if not found:
+                entry.lifetime.end("the device was unplugged")
+            elif found.device.instance != entry.found.device.instance:
+                entry.lifetime.end("the device was replaced by another one")
+
+    async def close(self) -> None:
+        """End all of them, orderly, and refuse new ones."""
+        self._closing = True
+        # Imports first: what this VM wrote goes through while the channels still stand.
+        for table in (self._imports, self._exports):
+            lifetimes = [entry.lifetime for entry in table.values()]
+            for lifetime in lifetimes:
+                lifetime.end("the VM's agent ends", requested=True)
+            for lifetime in lifetimes:
+                await lifetime.gone()
+        self._scope.cancel()
+
+    def _carrier(self, attachment: str, device_class: str, table: Mapping[str, object]) -> Carrier:
+        """What carries a device of this class, if there is room for one more attachment."""
+        if self._closing:
+            raise CallError("unavailable", "this VM's agent is shutting down")
+        carrier = self._carriers.get(device_class)
+        if carrier is None:  # also of a class that only dom0 knows
+            where = "on Xen" if self.host.settings.xen else "in local mode"
+            raise CallError("failed", f"{device_class} devices cannot be lent {where}")
+        if attachment in table:
+            raise CallError("busy", f"attachment {attachment} exists already")
+        if len(table) >= ATTACHMENTS_MAX:
+            raise CallError("quota", f"this VM has {ATTACHMENTS_MAX} attachments, the most it may")
+        return carrier
+
+    def _changed(self) -> None:
+        """What is carried is another: dom0 is told, and discovery must know."""
+        self._revision.bump()
+        self.host.news.bump()
+
+    def _start(
+        self,
+        side: str,
+        attachment: str,
+        lifetime: Lifetime,
+        body: Callable[[], Awaitable[None]],
+    ) -> None:
+        assert self._nursery is not None
+        self._changed()
+        self._nursery.start_soon(self._live, side, attachment, lifetime, body)
+
+    async def _live(
+        self,
+        side: str,
+        attachment: str,
+        lifetime: Lifetime,
+        body: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Run one attachment from its start until nothing of it is left."""
+        log.info("%s %s starts", side, attachment)
+        failure: CallError | None = None
+        try:
+            with lifetime.scope:
+                await body()
+        except Exception as error:
+            failure = explain(error)
+            lifetime.end(failure.message)
+        finally:
+            table: dict[str, Export] | dict[str, Import]
+            table = self._exports if side == "export" else self._imports
+            del table[attachment]
+            self._changed()
+            lifetime.finish(failure)
+        log.info("%s %s ended: %s", side, attachment, lifetime.reason)
+        if lifetime.result is not None and not lifetime.requested and self.ended is not None:
+            await self.ended(attachment, side, harmless_text(lifetime.reason or "unknown"))
+
+
+def explain(error: Exception) -> CallError:
+    """Make an error answer of what went wrong; an unforeseen one goes to the log in full."""
+    if isinstance(error, ExceptionGroup):
+        first, *others = error.exceptions
+        for other in others:
+            log.warning("an attachment failed in another way too: %s", explain(other).message)
+        return explain(first)
+    if isinstance(error, CallError):
+        return error
+    if isinstance(error, OSError):
+        what = f": {harmless_text(str(error.filename))}" if error.filename else ""
+        return CallError("failed", f"{error.strerror or error}{what}")
+    log.error("an attachment failed unexpectedly", exc_info=error)
+    return CallError("failed", f"unexpected {type(error).__name__}; the agent's log has more")

@@ -1,0 +1,262 @@
+"""The control channel: this agent serves dom0, and reports to it.
+
+The agent is the server, on (own domain, peer 0, CONTROL_PORT). One client at a time, one client
+after another: when dom0's service restarts, it finds the agent listening again at once, and what is
+attached goes on meanwhile. dom0's own agent listens on a Unix socket instead, because dom0 cannot
+have a channel to itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from pedos_protocol.agent_messages import ExportStarted, parse_params
+from pedos_protocol.errors import CallError, LocalProtocolError, RemoteProtocolError
+from pedos_protocol.schema import to_wire
+from pedos_vchan import shm, xen
+from pedos_vchan.peer import Handler, Peer
+from pedos_vchan.stream import VchanStream
+from pedos_vchan.unix import listen_unix, peer_uid
+
+from pedos_agent.attachments.table import Attachments, explain
+from pedos_agent.inventory.inventory import Inventory
+from pedos_agent.inventory.report import pages
+from pedos_agent.settings import PROGRAM, Settings
+from pedos_agent.system.revision import Revision
+
+log = logging.getLogger(__name__)
+
+#: dom0 answers in milliseconds. After this it is told again, by a report that is newer.
+REPORT_SECONDS: Final = 10.0
+# After a client that failed before it was one, and until a full disk or table of descriptors has
+# room again: the wait of dom0's own attempts is of this order.
+RETRY_SECONDS: Final = 0.1
+CONTROL_SOCKET_MODE: Final = 0o600
+
+
+class Control:
+    """Serves dom0's requests and keeps dom0's picture of this VM up to date."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        attachments: Attachments,
+        inventory: Inventory,
+        revision: Revision,
+    ) -> None:
+        """Nothing listens before `run`."""
+        self._settings = settings
+        self._attachments = attachments
+        self._inventory = inventory
+        self._revision = revision
+        self._peer: Peer | None = None  # set while dom0 is connected and knows our first report
+        self._handlers: Mapping[str, Handler] = {
+            "export.start": _in_words(_if_still_asked(self._export_start)),
+            "export.stop": _in_words(_if_still_asked(self._export_stop)),
+            "import.start": _in_words(_if_still_asked(self._import_start)),
+            "import.stop": _in_words(_if_still_asked(self._import_stop)),
+            "import.check": _in_words(self._import_check),
+            "report.prefer": self._report_prefer,
+        }
+
+    async def call(self, method: str, params: dict[str, Any], *, timeout: float) -> dict[str, Any]:
+        """Ask dom0; CallError with dom0's refusal, or `unavailable` when it is not connected."""
+        if self._peer is None or not self._peer.is_open:
+            raise CallError("unavailable", "dom0's service is not reachable from this VM")
+        return await self._peer.call(method, params, timeout=timeout)
+
+    async def notify_ended(self, attachment: str, side: str, reason: str) -> None:
+        """Tell dom0 that an attachment ended by itself; unconnected, the next report says it."""
+        if self._peer is not None:
+            params = {"attachment": attachment, "side": side, "reason": reason}
+            await self._peer.notify("attachment.ended", params)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve dom0, connection after connection; started() when the first can come.
+
+        OSError when it cannot listen for the first one. From then on there may be attachments, for
+        which a lack of room or descriptors must not be the end: it tries again until it can.
+        """
+        if self._settings.control_socket is not None:
+            await self._run_on_socket(self._settings.control_socket, task_status)
+        else:
+            await self._run_on_vchan(task_status)
+
+    async def _run_on_vchan(self, task_status: trio.TaskStatus[None]) -> None:
+        listener: shm.Listener | xen.Listener | None = await self._listen()
+        task_status.started()
+        retries = _Retries("the control channel")
+        while True:
+            try:
+                with listener or await self._listen() as listening:
+                    channel = await listening.accept()
+            except (OSError, trio.BrokenResourceError) as error:
+                await retries.wait(error)
+            else:
+                retries.over()
+                await self._converse(VchanStream(channel))
+            listener = None
+
+    async def _listen(self) -> shm.Listener | xen.Listener:
+        if self._settings.xen:
+            return await xen.listen(self._settings.domid, 0, xen.CONTROL_PORT)
+        return await shm.listen(self._settings.vchan, self._settings.domid, 0, shm.CONTROL_PORT)
+
+    async def _run_on_socket(self, path: Path, task_status: trio.TaskStatus[None]) -> None:
+        async with await listen_unix(path, CONTROL_SOCKET_MODE) as listener:
+            task_status.started()
+            retries = _Retries("the control socket")
+            while True:
+                try:
+                    stream = await listener.accept()
+                except OSError as error:
+                    await retries.wait(error)
+                    continue
+                retries.over()
+                uid = peer_uid(stream)
+                if uid in (0, os.geteuid()):
+                    await self._converse(stream)
+                else:
+                    log.warning("refused a client of the control socket: its user id is %d", uid)
+                    await trio.aclose_forcefully(stream)
+
+    async def _converse(self, stream: trio.abc.Stream) -> None:
+        """Serve one connection to its end, which may be of any kind."""
+        peer = Peer(stream, program=PROGRAM, handlers=self._handlers, notices={}, name="dom0")
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(_run_then_cancel, peer, nursery.cancel_scope)
+                log.info("dom0's service is connected")
+                await self._report_changes(peer)
+        except* (RemoteProtocolError, trio.BrokenResourceError) as group:
+            log.warning("the connection to dom0's service failed: %s", group.exceptions[0])
+        except* Exception:
+            # A restart of the agent would end all attachments, so it goes on.
+            log.exception("the connection to dom0's service failed unexpectedly")
+        finally:
+            self._peer = None
+        log.info("dom0's service is disconnected")
+
+    async def _report_changes(self, peer: Peer) -> None:
+        """Report the whole state, first at once, then whenever it is another."""
+        seen = -1
+        while True:
+            seen = await self._revision.after(seen)
+            report = pages(
+                seen,
+                self._inventory.devices(),
+                self._attachments.exports(),
+                self._attachments.imports(),
+                self._inventory.missing(),
+            )
+            try:
+                for page in report:
+                    await peer.call("agent.report", to_wire(page), timeout=REPORT_SECONDS)
+            except CallError as error:
+                if error.code == "unavailable":
+                    return  # disconnected meanwhile: the next connection starts with a report
+                if error.code == "timeout":
+                    # Slow, or this VM was paused. A hang-up would end all attachments of this VM.
+                    log.warning("dom0 is told again: %s", error.message)
+                    seen = -1
+                    continue
+                # Connected but uninformed is the one state that nothing would repair: let dom0
+                # connect anew.
+                log.warning("dom0 did not take the report: %s", error.message)
+                peer.close()
+                return
+            except LocalProtocolError:
+                log.exception("the report cannot be sent")
+                continue
+            self._peer = peer
+
+    # Requests of dom0. The results are maps with the keys that agent_messages.SCHEMA says.
+
+    async def _export_start(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        number = await self._attachments.start_export(parse_params("export.start", params))
+        return to_wire(ExportStarted(number=number))
+
+    async def _export_stop(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        await self._attachments.stop_export(parse_params("export.stop", params).attachment)
+        return {}
+
+    async def _import_start(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        parsed = parse_params("import.start", params)
+        return {"frontend": await self._attachments.start_import(parsed)}
+
+    async def _import_stop(self, peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        parsed = parse_params("import.stop", params)
+        await self._attachments.stop_import(
+            parsed.attachment,
+            parsed.frontend,
+            may_refuse=parsed.may_refuse,
+            still_asked=peer.caught_up,
+        )
+        return {}
+
+    async def _import_check(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        parsed = parse_params("import.check", params)
+        await self._attachments.check_import(parsed.attachment, parsed.frontend)
+        return {}
+
+    async def _report_prefer(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        wanted = parse_params("report.prefer", params).devices
+        keys = [(each.device_class, each.device) for each in wanted]
+        return {"revision": await self._inventory.prefer(keys)}
+
+
+def _in_words(handler: Handler) -> Handler:
+    """`handler`, whose OSError (a folder that is gone, no descriptors) is an answer and no bug."""
+
+    async def served(peer: Peer, params: dict[str, Any]) -> dict[str, Any] | None:
+        try:
+            return await handler(peer, params)
+        except OSError as error:
+            raise explain(error) from error
+
+    return served
+
+
+def _if_still_asked(handler: Handler) -> Handler:
+    """`handler`, which changes something: not begun for a caller that has given up while this
+    program was paused, as what dom0 did and said then would be wrong."""
+
+    async def served(peer: Peer, params: dict[str, Any]) -> dict[str, Any] | None:
+        await peer.caught_up()
+        return await handler(peer, params)
+
+    return served
+
+
+class _Retries:
+    """Waits between attempts, and says once what is the matter, not ten times a second."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._said = ""
+
+    async def wait(self, error: Exception) -> None:
+        """Note a failed attempt, and wait until the next one is due."""
+        if str(error) != self._said:
+            self._said = str(error)
+            log.warning("%s: %s; trying again", self._what, error)
+        await trio.sleep(RETRY_SECONDS)
+
+    def over(self) -> None:
+        """Note that it works again."""
+        if self._said:
+            log.info("%s: it works again", self._what)
+        self._said = ""
+
+
+async def _run_then_cancel(
+    peer: Peer, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]
+) -> None:
+    await peer.run(task_status=task_status)
+    scope.cancel()

@@ -1,0 +1,127 @@
+"""The socket of this VM's own command line: what it may ask is passed on to dom0.
+
+Any user of the VM may connect; the VM is one party to dom0, which decides under policy. The agent
+only keeps its own clients from using up the control channel.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from pedos_protocol.errors import CallError, RemoteProtocolError
+from pedos_protocol.events import DEADLINE_MS_MAX
+from pedos_protocol.words import request_to
+from pedos_vchan.peer import Handler, Peer
+from pedos_vchan.refusal import refuse
+from pedos_vchan.throttle import throttle
+from pedos_vchan.unix import listen_unix
+
+from pedos_agent.settings import PROGRAM
+
+log = logging.getLogger(__name__)
+
+METHODS: Final = ("device.classes", "device.list", "device.attach", "device.detach", "policy.mine")
+SOCKET_MODE: Final = 0o666
+CLIENTS_MAX: Final = 64  # a person's scripts run a few; each costs tens of KiB
+# In flight to dom0 at once: a quarter of what the control channel may have, so that the agent's own
+# reports always find a place.
+FORWARDS_MAX: Final = 32
+# Requests a second in the long run, and at once: far below dom0's limit, which ends the channel.
+RATE: Final = 500
+BURST: Final = 500
+# Until the next attempt to accept a client, when there was no descriptor for one.
+ACCEPT_RETRY_SECONDS: Final = 0.1
+# dom0 ends a request at the client's deadline, which is passed on; this is only the longest one.
+FORWARD_SECONDS: Final = DEADLINE_MS_MAX / 1000
+
+Forward = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+class LocalSocket:
+    """Serves the VM's own clients by forwarding the methods of METHODS unchanged."""
+
+    def __init__(self, path: Path, forward: Forward) -> None:
+        """`forward` asks dom0 and raises CallError with its refusal."""
+        self._path = path
+        self._forward = forward
+        self._clients = 0
+        self._places = trio.Semaphore(FORWARDS_MAX)
+        self._next = 0.0  # when the next request may go, if the burst is used up
+        self._handlers: dict[str, Handler] = {method: self._handler(method) for method in METHODS}
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; started() when clients can connect."""
+        async with (
+            await listen_unix(self._path, SOCKET_MODE) as listener,
+            trio.open_nursery() as nursery,
+        ):
+            task_status.started()
+            while True:
+                try:
+                    stream = await listener.accept()
+                except OSError as error:
+                    # Out of descriptors: clients that are connected go on, and free some.
+                    if (more := throttle.more("a client could not be accepted")) is not None:
+                        log.error("a client could not be accepted: %s%s", error, more)
+                    await trio.sleep(ACCEPT_RETRY_SECONDS)
+                else:
+                    nursery.start_soon(self._serve_to_end, stream)
+
+    async def _serve_to_end(self, stream: trio.SocketStream) -> None:
+        try:
+            await self._serve(stream)
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        if self._clients >= CLIENTS_MAX:
+            if (more := throttle.more("refused a client")) is not None:
+                log.warning("refused a client: %d are connected%s", self._clients, more)
+            await refuse(stream, PROGRAM, _full())
+            return
+        self._clients += 1
+        try:
+            peer = Peer(
+                stream,
+                program=PROGRAM,
+                handlers=self._handlers,
+                notices={},
+                default_handler=_not_here,
+                name="client",
+            )
+            await peer.run()
+        except (RemoteProtocolError, trio.BrokenResourceError) as error:
+            if (more := throttle.more("a client failed")) is not None:
+                log.info("a client failed: %s%s", error, more)
+        except Exception:
+            if (more := throttle.more("serving a client failed")) is not None:
+                log.exception("serving a client failed%s", more)
+        finally:
+            self._clients -= 1
+
+    def _handler(self, method: str) -> Handler:
+        async def handle(_peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+            async with self._places:
+                await self._pace()
+                return await self._forward(method, params)
+
+        return handle
+
+    async def _pace(self) -> None:
+        self._next = max(self._next, trio.current_time()) + 1 / RATE
+        await trio.sleep_until(self._next - BURST / RATE)
+
+
+async def _not_here(_peer: Peer, method: str, _params: dict[str, Any]) -> dict[str, Any]:
+    message = f"dom0 alone serves {request_to(method)}, and this is a VM"
+    raise CallError("unknown_method", message)
+
+
+def _full() -> CallError:
+    message = f"{CLIENTS_MAX} programs of this VM are connected to its agent, which takes no more"
+    hint = "end some of them: ss -xp shows which they are"
+    return CallError("quota", message, {"hint": hint})

@@ -1,0 +1,55 @@
+"""What happens to the agent of a VM that is restored from a file or comes from another host.
+
+`xl save` and `xl restore` end a domain and make another one, with another number, in which this
+process goes on. Its channels were the old domain's: what they share is shared with no one now, and
+dom0 waits for an agent under the new number. No channel says so, as its peer lives. So the agent
+ends, and is started anew. A VM that is only paused, or saved and then resumed, keeps its number.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+
+import trio
+from pedos_vchan import xen
+from pedos_vchan.again import AGAIN_MAX, Again
+
+from pedos_agent.system.reading import words
+
+log = logging.getLogger(__name__)
+
+
+async def end_when_restored(domid: int) -> None:
+    """Raises OSError (ESTALE) when the domain in which this runs is not `domid` any more."""
+    again = Again()
+    while True:
+        began = trio.current_time()
+        try:
+            now = await _another_number(domid)
+        except OSError as error:
+            if trio.current_time() - began > AGAIN_MAX:  # it worked before
+                again.over()
+            wait = again.after_failure()
+            log.warning("whether this VM is restored is asked again later: %s", words(error))
+            await trio.sleep(wait)
+        else:
+            raise OSError(
+                errno.ESTALE,
+                f"this VM was restored, as domain {now}, and was domain {domid} before: "
+                "its agent begins anew",
+            )
+
+
+async def _another_number(domid: int) -> str:
+    """Returns when this domain's number is another one, with that.
+
+    The kernel sets all watches again in the new domain, and a watch fires when it is set.
+    """
+    with xen.Store() as store:
+        store.watch("domid")
+        while True:
+            await store.changed()
+            now = store.read("domid")
+            if now is not None and now != str(domid):
+                return now

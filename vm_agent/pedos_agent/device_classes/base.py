@@ -1,0 +1,168 @@
+"""The seam between the agent and its classes of devices: what a class is asked, and what it gets.
+
+`DeviceClass` is a class of which devices can be listed, as its file in a folder describes them, and
+no more. A class overrides what it can do beyond that; nothing else of the agent knows how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection
+from pathlib import Path
+from typing import Any, Protocol
+
+import attrs
+import trio
+from pedos_protocol.agent_messages import ExportStart, ImportStart
+
+from pedos_agent.device_classes.described import described_device
+from pedos_agent.device_classes.lifetime import Lifetime
+from pedos_agent.device_classes.pinned import Pinner
+from pedos_agent.inventory.found import Found
+from pedos_agent.settings import Settings
+from pedos_agent.system.hardware_names import HardwareNames
+from pedos_agent.system.revision import Revision
+from pedos_agent.system.roots import ROOTS, Roots
+
+Deliver = Callable[[list[Found]], None]
+Failed = Callable[[str], None]
+
+
+@attrs.define(eq=False)
+class Host:
+    """The agent that a class is part of. `news` is bumped when something may be another than at
+    discovery's last look: what is lent or borrowed, or an event that discovery has heard."""
+
+    settings: Settings
+    roots: Roots = ROOTS
+    news: Revision = attrs.field(factory=Revision)
+
+
+@attrs.frozen
+class Carried:
+    """What the agent itself does with the devices of a class."""
+
+    lent: Collection[tuple[str, int]] = ()  # device id and domain
+    borrowed: Collection[str] = ()  # names in this VM
+
+
+def nothing_carried(_device_class: str) -> Carried:
+    """For an agent that neither lends nor borrows."""
+    return Carried()
+
+
+class Borrowing(Protocol):
+    """A device of another domain in this VM."""
+
+    @property
+    def name(self) -> str:
+        """What it is called here, as dom0 is told."""
+        ...
+
+    async def run(self, lifetime: Lifetime) -> None:
+        """Have it here until something ends `lifetime`, which is told when it is ready; leave
+        nothing behind. CallError, OSError."""
+        ...
+
+    async def why_busy(self, lifetime: Lifetime) -> str | None:
+        """Why `give_back` would refuse now, as far as is seen; None if it would not."""
+        ...
+
+    async def give_back(
+        self,
+        lifetime: Lifetime,
+        *,
+        may_refuse: bool,
+        still_asked: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Have it let go by what uses it here, so that its end ruins nothing. `still_asked` is
+        awaited right before something changes, and cancelled if this is not wanted any more.
+        CallError(busy)."""
+        ...
+
+
+class Carrier(Protocol):
+    """How the devices of a class get out of this VM and into it, under its hypervisor."""
+
+    async def lend(self, lifetime: Lifetime, params: ExportStart, found: Found) -> None:
+        """Lend `found` until something ends `lifetime`, which is told when it is ready; leave
+        nothing behind. CallError, OSError."""
+        ...
+
+    def number(self, found: Found) -> str | None:
+        """The number of the block device that stands for it here; see ExportStarted."""
+        ...
+
+    def borrow(self, params: ImportStart, taken: Collection[str]) -> Borrowing:
+        """Take one, under a name that is not among `taken`. CallError, OSError."""
+        ...
+
+    def of_predecessor(self, name: str) -> Borrowing | None:
+        """What a predecessor of this agent has borrowed as `name`, if it outlives an agent."""
+        ...
+
+    async def clean_leftovers(self) -> None:
+        """Remove what a killed predecessor left, if that is of no use without it."""
+        ...
+
+
+class Uses(Protocol):
+    """What others do with the devices in a folder, as far as that is no event of the folder."""
+
+    async def follow(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Hear of news for ever."""
+        ...
+
+    def begin(self) -> None:
+        """A look begins: what is news after this it may not have seen."""
+        ...
+
+    def matter_to(self, found: list[Found]) -> None:
+        """This is what a look has found."""
+        ...
+
+    def waits(self) -> list[Callable[[], Awaitable[object]]]:
+        """Each is over when there is news of one kind that matters."""
+        ...
+
+
+class DeviceClass:
+    """A class whose devices can be listed."""
+
+    name: str
+    #: The kernel's name for events of its devices, where a machine's own are looked at.
+    subsystem: str | None = None
+
+    # Discovery
+
+    def watch(self, host: Host) -> Callable[..., Awaitable[Any]] | None:
+        """A discovery of its own: `watch(deliver, carried, failed=, task_status=)`. None where
+        those for all classes find its devices."""
+        return None
+
+    def on_machine(self, sys_root: Path, proc_root: Path, names: HardwareNames) -> list[Found]:
+        """The machine's own devices, if `subsystem` is set. A device that cannot be looked at is
+        `unseen`; OSError when that is all of them."""
+        return []
+
+    def in_folder(self, path: str, device_id: str, pin: Pinner) -> Found | None:
+        """In local mode, the device that a file of its folder is; None if it is none. OSError."""
+        return described_device(path, self.name, device_id, pin)
+
+    def complete(self, found: list[Found], carried: Carried, roots: Roots) -> list[Found]:
+        """In local mode, its devices with what can only be told of all of them. OSError when that
+        cannot be told of any."""
+        return found
+
+    def is_borrowed(self, path: Path) -> bool:
+        """In local mode, whether that is a device that a VM has borrowed; asks the kernel alone."""
+        return False
+
+    def uses(self) -> Uses | None:
+        """In local mode, what else is news; None if nothing is."""
+        return None
+
+    # Lending and borrowing
+
+    def carrier(self, host: Host) -> Carrier | None:
+        """What lends and borrows its devices; None if they can only be listed."""
+        return None

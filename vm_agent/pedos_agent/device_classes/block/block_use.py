@@ -1,0 +1,199 @@
+"""What this VM itself does with its block devices: mounts, swap, holders, and disks lent by hand.
+
+Read from /proc and sysfs, whose roots are parameters so that tests bring their own tree. Names of
+mount points and volumes are users' text: harmless text before it is shown. OSError when something
+cannot be read: a use that is not seen would be none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from pedos_protocol.names import harmless_text
+
+from pedos_agent.system.reading import (
+    TableTooLong,
+    is_starved,
+    names_in,
+    read_field,
+    read_note,
+    words,
+)
+
+SWAP: Final = "used as swap space"
+REASON_MAX: Final = 80  # of a mount point; a reason is a clause of a sentence
+
+_OCTAL: Final = re.compile(r"\\([0-7]{3})")
+_NUMBER: Final = re.compile(r"[0-9]+:[0-9]+")
+# /sys/bus/xen-backend/devices/vbd-DOMID-NUMBER
+_BACKEND: Final = re.compile(r"vbd-([0-9]+)-[0-9]+")
+
+
+def mounted(mountinfo: Iterable[str], numbers: Mapping[str, str]) -> dict[str, str]:
+    """Device number -> why it is in use, from the lines of /proc/self/mountinfo (proc(5)).
+
+    `numbers` are the numbers of device nodes by their paths: file systems that span devices (btrfs)
+    have a number of their own, and only the source tells. Of a table that is too long, each of them
+    may be mounted.
+    """
+    found: dict[str, str] = {}
+    try:
+        for number, reason in _mounts(mountinfo, numbers):
+            found.setdefault(number, reason)
+    except TableTooLong:
+        for number in numbers.values():
+            found.setdefault(
+                number, "perhaps mounted: this VM has too many mounts to read them all"
+            )
+    return found
+
+
+def _mounts(mountinfo: Iterable[str], numbers: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    known = set(numbers.values())
+    for line in mountinfo:
+        # ID PARENT MAJ:MIN ROOT POINT OPTIONS [TAGS...] - TYPE SOURCE SUPER
+        fields = line.split(" ")
+        try:
+            number, point = fields[2], fields[4]
+            source = fields[fields.index("-", 5) + 2]
+        except (ValueError, IndexError):
+            continue
+        for each in (number, numbers.get(_plain(source))):
+            if each in known:
+                yield each, f"mounted at {harmless_text(_plain(point), REASON_MAX)}"
+
+
+def swapped(swaps: str, numbers: Mapping[str, str]) -> dict[str, str]:
+    """Device number -> why it is in use, from /proc/swaps."""
+    found = {}
+    for path, _ in _swaps(swaps):
+        number = numbers.get(path)
+        if number is not None:
+            found[number] = SWAP
+    return found
+
+
+def swap_files(swaps: str) -> list[str]:
+    """The paths of files with swap space, from /proc/swaps; they may be another root's."""
+    return [path for path, kind in _swaps(swaps) if kind == "file"]
+
+
+def _swaps(swaps: str) -> Iterator[tuple[str, str]]:
+    for line in swaps.split("\n")[1:]:
+        path, kind, *_ = [*re.split("[ \t]+", line), ""]
+        yield _plain(path), kind
+
+
+def backing_file(sys_root: Path, name: str) -> str:
+    """The path of what a loop device is made of, which is users' text; "" for what is none."""
+    where = f"{sys_root}/class/block/{name}/loop/backing_file"
+    return read_field(where) if name.startswith("loop") else ""
+
+
+def looped(sys_root: Path, names: Iterable[str], numbers: Mapping[str, str]) -> dict[str, str]:
+    """Device number -> why it is in use, from the loop devices among `names`: they neither are
+    holders of a disk that they are made of nor have it open exclusively. One that cannot be looked
+    at may be made of any."""
+    found: dict[str, str] = {}
+    unknown: dict[str, str] = {}
+    for name in names:
+        try:
+            # A node that was made anew since is said to be deleted.
+            path = backing_file(sys_root, name).removesuffix(" (deleted)")
+        except OSError as error:
+            if is_starved(error):
+                raise
+            reason = f"perhaps used by {name}, which cannot be looked at: {words(error)}"
+            unknown = dict.fromkeys(numbers.values(), reason)
+        else:
+            number = numbers.get(path)
+            if number is not None:
+                found[number] = f"used by {name}"
+    return unknown | found
+
+
+def volume(sys_root: Path, name: str) -> str:
+    """The name of a volume of the device mapper; "" for what is none."""
+    return read_field(f"{sys_root}/class/block/{name}/dm/name") if name.startswith("dm-") else ""
+
+
+def held(sys_root: Path, name: str) -> str | None:
+    """Why a device is in use if a volume, a RAID or an encrypted disk is made of it."""
+    holders = names_in(f"{sys_root}/class/block/{name}/holders")
+    if not holders:
+        return None
+    shown = []
+    for holder in holders:
+        # Only to name it.
+        mapped = read_note(f"{sys_root}/class/block/{holder}/dm/name")
+        shown.append(f"{holder} ({mapped})" if mapped else holder)
+    return harmless_text(f"part of {', '.join(shown)}", REASON_MAX)
+
+
+def made_of(sys_root: Path, name: str) -> set[str]:
+    """The volumes, RAIDs and encrypted disks that are made of a device, and of one another."""
+    found: set[str] = set()
+    below = [name]
+    while below:
+        holders = names_in(f"{sys_root}/class/block/{below.pop()}/holders")
+        below += [holder for holder in holders if holder not in found]
+        found.update(holders)
+    return found
+
+
+def lent(sys_root: Path, dev_numbers: Mapping[str, str]) -> dict[str, set[int]]:
+    """Device number -> the domains to which this VM's blkback serves it, by any toolstack. One of
+    which that cannot be told may be served any of them."""
+    found: dict[str, set[int]] = {}
+    known = set(dev_numbers.values())
+    for domid, device in _backends(sys_root):
+        if device is None:
+            for number in known:
+                found.setdefault(number, set()).add(domid)
+            continue
+        major, _, minor = device.partition(":")
+        try:
+            number = f"{int(major, 16)}:{int(minor, 16)}"
+        except ValueError:
+            continue  # not yet connected to a device
+        if number in known:
+            found.setdefault(number, set()).add(domid)
+    return found
+
+
+def connecting(sys_root: Path) -> bool:
+    """Whether a backend of this VM's blkback does not know its device yet. The hotplug script tells
+    it, which is no event of the kernel's."""
+    return any(device in (None, "", "0:0") for _, device in _backends(sys_root))
+
+
+def _backends(sys_root: Path) -> Iterator[tuple[int, str | None]]:
+    """Of each backend of blkback the domain that it serves, and its device: MAJOR:MINOR in
+    hexadecimal digits, None if it cannot be told."""
+    folder = f"{sys_root}/bus/xen-backend/devices"
+    for name in names_in(folder):
+        if match := _BACKEND.fullmatch(name):
+            try:
+                yield int(match[1]), read_field(f"{folder}/{name}/physical_device")
+            except OSError as error:
+                if is_starved(error):
+                    raise
+                yield int(match[1]), None
+
+
+def untold(name: str, error: OSError) -> str:
+    """Why a disk that is to be let go counts as used."""
+    return harmless_text(f"whether {name} is in use cannot be told: {words(error)}")
+
+
+def is_number(text: str) -> bool:
+    """Is `text` MAJOR:MINOR?"""
+    return _NUMBER.fullmatch(text) is not None
+
+
+def _plain(text: str) -> str:
+    """The kernel writes space, tab, newline and backslash in a path as three octal digits."""
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)

@@ -1,0 +1,92 @@
+"""A disk as discovery finds it, and how it is held so that nothing else in this VM uses it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from typing import Final
+
+import attrs
+from pedos_protocol.names import harmless_text
+
+from pedos_agent.device_classes.block.areas import Areas, overlap
+from pedos_agent.inventory.found import Found, Inode
+from pedos_agent.system.reading import read_field
+
+HELD: Final = "mounted or otherwise in use in this VM"
+# A program that only looks (as discovery does, or udev) holds a device for a moment, a mount for
+# long. That moment may last while a busy machine does not run the program.
+HELD_TRIES: Final = 6
+HELD_RETRY_SECONDS: Final = 0.02
+
+
+@attrs.frozen
+class Disk(Found):
+    """`areas` is where it has its data."""
+
+    areas: Areas = ()
+
+    def shares_data(self, other: Found) -> bool:
+        """Whether what is written to one may be read from the other."""
+        if super().shares_data(other):
+            return True
+        return isinstance(other, Disk) and overlap(self.areas, other.areas)
+
+
+def disk_number(inode: Inode) -> str | None:
+    """MAJOR:MINOR in hexadecimal digits, as Xen has it; None for what is no device node."""
+    if not inode.special:
+        return None
+    return f"{os.major(inode.special):x}:{os.minor(inode.special):x}"
+
+
+def with_held_sharers(found: list[Found]) -> list[Found]:
+    """What shares its data with a device that is held is in use, too."""
+    held = {item.device.device for item in found if item.device.busy == HELD}
+
+    def told(item: Found) -> Found:
+        if item.device.busy is not None or not (others := held.intersection(item.device.shares)):
+            return item
+        busy = harmless_text(f"its data is that of {min(others)}, which is {HELD}")
+        return attrs.evolve(item, device=attrs.evolve(item.device, busy=busy))
+
+    return [told(item) for item in found] if held else found
+
+
+def disk_marks(folder: str) -> tuple[str, ...]:
+    """What tells the disk or partition at this folder of sysfs from another one that has its name
+    and number later: the kernel's count of disks, which a medium that is changed also counts up
+    (Documentation/ABI/stable/sysfs-block, diskseq, from Linux 5.15), and where on it a partition
+    is. OSError when it cannot be read."""
+    if not read_field(f"{folder}/partition"):
+        return (read_field(f"{folder}/diskseq"),)
+    # The folder may be a link; what is above it is above that to which it leads.
+    where = (f"{folder}/../diskseq", f"{folder}/start", f"{folder}/size")
+    return tuple(map(read_field, where))
+
+
+def open_exclusively(path: str) -> int | None:
+    """Open a block device, to read, so that it cannot be mounted; None if it is in use in this VM.
+
+    open(2): O_EXCL without O_CREAT fails on a block device that is mounted, or part of a volume or
+    a RAID. A partition in use makes its disk one too. OSError when the device cannot be opened;
+    blocks as long as its driver does.
+    """
+    for attempt in range(HELD_TRIES):
+        if attempt:
+            time.sleep(HELD_RETRY_SECONDS)
+        try:
+            return os.open(path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+    return None
+
+
+def is_held(path: str) -> bool:
+    """Say whether a block device is in use in this VM, as above."""
+    held = open_exclusively(path)
+    if held is not None:
+        os.close(held)
+    return held is None

@@ -1,0 +1,170 @@
+"""The source's side of a lent disk: the file, nbdkit in front of it, and the channel to the target.
+
+nbdkit serves one client on a socket that is its stdin and stdout; the pump moves bytes between that
+socket and the ring. What the peer VM sends reaches nbdkit alone: nothing here reads it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+import trio
+from pedos_protocol.agent_messages import ExportStart
+from pedos_protocol.errors import CallError
+from pedos_vchan import shm
+from pedos_vchan.faultpoints import reach
+from pedos_vchan.in_time import in_time
+from pedos_vchan.links import walk
+from pedos_vchan.pump import pump
+from pedos_vchan.threads import to_thread
+
+from pedos_agent.device_classes.block.disk import Disk
+from pedos_agent.device_classes.block.reserve import reserved
+from pedos_agent.device_classes.lifetime import Lifetime
+from pedos_agent.device_classes.tool import Tool
+from pedos_agent.inventory.found import Found, Inode, Pin
+from pedos_agent.settings import Settings
+from pedos_agent.system.reading import is_gone
+
+log = logging.getLogger(__name__)
+
+# dom0 tells the target to connect as soon as we listen; this is for a target that died meanwhile.
+CLIENT_SECONDS: Final = 30.0
+# nbdkit greets within milliseconds of its start; a loaded machine may take longer to load it.
+GREETING_SECONDS: Final = 10.0
+# What nbdkit has accepted it finishes before it exits; a slow disk may take seconds to flush.
+EXIT_SECONDS: Final = 5.0
+
+
+@asynccontextmanager
+async def opened_source(found: Found) -> AsyncIterator[int]:
+    """Hold the file that discovery saw, as an O_PATH fd; see Pin.
+
+    CallError `not_found` when the name leads nowhere or elsewhere by now, OSError when that cannot
+    be told.
+    """
+    path, inode = found.path, found.inode
+    if path is None or inode is None:
+        raise CallError("failed", f"{found.device.device} can be listed but not lent")
+    gone = CallError("not_found", f"{found.device.device} was unplugged or replaced just now")
+
+    def look() -> tuple[Pin, Inode, Inode]:
+        walk(path)
+        pin = found.pin or Pin(path)
+        return pin, Inode.of(os.stat(path)), Inode.of(pin.status())
+
+    try:
+        pin, named, held = await to_thread(partial(in_time, path, look, kind="attach"))
+    except OSError as error:
+        if is_gone(error):
+            raise gone from error
+        raise
+    if not named == held == inode:
+        raise gone
+    try:
+        yield pin.fd  # which stands as long as this has a reference to it
+    except OSError as error:
+        if error.filename == pin.path:  # our own name of it, which tells a person nothing
+            error.filename = found.device.device
+        raise
+
+
+async def export_block(
+    lifetime: Lifetime, params: ExportStart, found: Found, settings: Settings
+) -> None:
+    """Lend `found` to the peer domain until something ends `lifetime`; leaves nothing behind."""
+    read_only = params.read_only or found.device.read_only
+    async with opened_source(found) as source:
+        assert isinstance(found, Disk)  # as it has a source
+        path = f"/proc/self/fd/{source}"
+        async with reserved(found, path, read_only) as locked:
+            await reach("export.opened")
+            ours, theirs = socket.socketpair()
+            with ours:
+                with theirs:
+                    kit = Tool(
+                        _nbdkit(source, read_only),
+                        pass_fds=[source, *locked],
+                        stdin=theirs.fileno(),
+                        stdout=theirs.fileno(),
+                    )
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(kit.relay_log)
+                    try:
+                        await _greeted(kit, ours)
+                        await _serve(lifetime, params, settings, kit, ours)
+                    finally:
+                        # Its end of input: nbdkit finishes what it was told and exits by itself. If
+                        # this task was cancelled, `finish` kills it at once.
+                        ours.close()
+                        await kit.finish(EXIT_SECONDS)
+                    nursery.cancel_scope.cancel()
+    if lifetime.reason is not None:
+        await reach("export.stopped")
+
+
+def _nbdkit(source: int, read_only: bool) -> list[str]:
+    # Given a path, nbdkit 1.32 resolves it to a name and opens that when the client comes, and it
+    # may be another file by then. An entry of a folder it opens as it is, and one of /proc/self/fd
+    # leads to the very file that `source` holds. "strict" keeps the client to this one entry; the
+    # empty name is what a client asks for that has none in mind.
+    name = f"exportname={source}"
+    only = [name, "exportname=", "exportname-strict=true", f"default-export={source}"]
+    options = ["-s", "-f", *(["-r"] if read_only else []), "--filter=exportname"]
+    return ["nbdkit", *options, "file", "dir=/proc/self/fd", *only]
+
+
+async def _serve(
+    lifetime: Lifetime, params: ExportStart, settings: Settings, kit: Tool, ours: socket.socket
+) -> None:
+    listener = await shm.listen(
+        settings.vchan,
+        settings.domid,
+        params.peer,
+        params.port,
+        order_left=shm.DATA_ORDER,
+        order_right=shm.DATA_ORDER,
+    )
+    try:
+        await reach("export.listening")
+        lifetime.ready({})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kit.end_with, lifetime)
+            nursery.start_soon(_carry, lifetime, listener, ours)
+            await lifetime.ending()
+            nursery.cancel_scope.cancel()
+    finally:
+        listener.close()
+
+
+async def _greeted(kit: Tool, ours: socket.socket) -> None:
+    """Wait until nbdkit has something to say to its client; CallError when it ends instead."""
+    with trio.move_on_after(GREETING_SECONDS):
+        await trio.lowlevel.wait_readable(ours)
+        if ours.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+            return
+        await kit.ended()
+    raise CallError("failed", f"the disk cannot be served: {kit.how_it_ended()}")
+
+
+async def _carry(lifetime: Lifetime, listener: shm.Listener, ours: socket.socket) -> None:
+    """Take the one client and move its bytes until either side ends."""
+    channel = None
+    with trio.move_on_after(CLIENT_SECONDS):
+        channel = await listener.accept()
+    if channel is None:
+        lifetime.end(f"the target did not connect within {CLIENT_SECONDS:g} s")
+        return
+    try:
+        await reach("export.connected")
+        result = await pump(channel, ours.fileno(), ours.fileno())
+        log.info("sent %d and received %d bytes", result.bytes_to_ring, result.bytes_to_fd)
+        await lifetime.end_after_pump(result.why)
+    finally:
+        channel.close()

@@ -1,0 +1,148 @@
+"""Local mode's disks: a file in the folder that is not empty, or a block device, or a link to one.
+
+What is used elsewhere on this machine, and what has the same data, is told in `folder_data`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import attrs
+import trio
+from pedos_protocol.agent_messages import Device
+from pedos_protocol.names import frontend_names, harmless_text
+
+from pedos_agent.device_classes.block import disk_events
+from pedos_agent.device_classes.block.disk import Disk, disk_marks
+from pedos_agent.device_classes.block.drives import has_disc
+from pedos_agent.device_classes.block.mounts import is_mounted
+from pedos_agent.device_classes.pinned import Pinner, shown_name
+from pedos_agent.inventory.found import Found, Inode, Pin
+from pedos_agent.inventory.looking import seen
+from pedos_agent.system.reading import is_there, may_write, read_field
+from pedos_agent.system.revision import Revision
+from pedos_agent.system.roots import ROOTS
+from pedos_agent.system.uevents import KERNEL
+
+BLKROGET: Final = 0x125E  # linux/fs.h: is the block device read-only?
+SYS_BLOCK: Final = "/sys/dev/block"
+_FRONTENDS: Final = frozenset(frontend_names())
+
+
+def is_borrowed(path: Path) -> bool:
+    """Whether that is a disk that a VM has borrowed."""
+    return path.name in _FRONTENDS and is_mounted(path)
+
+
+def disk_at(path: str, device_class: str, device_id: str, pin: Pinner) -> Found | None:
+    """The disk to which a name leads; None if it is none. OSError."""
+    pinned = pin(path, _is_writable)
+    if pinned is None:
+        return None
+    held, status, writable = pinned
+    if stat.S_ISREG(status.st_mode):
+        size = status.st_size
+    elif stat.S_ISBLK(status.st_mode):
+        if not has_disc(held.path):
+            return None
+        size, read_only = _measure(held.path)
+        writable = writable and not read_only
+    else:
+        return None
+    if not size:
+        return None  # a drive without a disk, or a file that is just being made
+    device = Device(
+        device_class=device_class,
+        device=device_id,
+        identity="",
+        description=harmless_text(shown_name(path)),
+        size=size,
+        parent=None,
+        read_only=not writable,
+        busy=None,
+    )
+    inode = Inode.of(status)
+    return Disk(device, path, inode, _disk_marks(inode.special), held)
+
+
+def _is_writable(pin: Pin, status: os.stat_result) -> bool:
+    return bool(status.st_mode & 0o222) and may_write(pin.path)
+
+
+def _disk_marks(number: int) -> tuple[str, ...]:
+    """Those of a block device; a file has none."""
+    where = f"{SYS_BLOCK}/{os.major(number)}:{os.minor(number)}"
+    return disk_marks(where) if number else ()
+
+
+def _measure(path: str) -> tuple[int, bool]:
+    """Size in bytes of a block device, and whether its driver refuses writes."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        size = os.lseek(fd, 0, os.SEEK_END)
+        (read_only,) = struct.unpack("i", fcntl.ioctl(fd, BLKROGET, struct.pack("i", 0)))
+        return size, bool(read_only)
+    finally:
+        os.close(fd)
+
+
+def with_parents(found: list[Found], sys_block: str = SYS_BLOCK) -> list[Found]:
+    """Name the disk that a partition belongs to: dom0 never lends both at once."""
+    by_number = {item.inode.special: item for item in found if item.inode and item.inode.special}
+    looks = (seen(*item.key, partial(_with_parent, item, by_number, sys_block)) for item in found)
+    return [item for item in looks if item is not None]
+
+
+def _with_parent(item: Found, by_number: dict[int, Found], sys_block: str) -> Found:
+    if item.inode is None or not item.inode.special:
+        return item
+    number = item.inode.special
+    node = f"{sys_block}/{os.major(number)}:{os.minor(number)}"
+    # The node is a link, and its parent is that of the folder to which it leads.
+    whole = read_field(f"{node}/../dev") if is_there(f"{node}/partition") else ""
+    major, _, minor = whole.partition(":")
+    if not major.isdecimal() or not minor.isdecimal():
+        return item  # not a partition
+    parent = by_number.get(os.makedev(int(major), int(minor)))
+    if parent is None:
+        return item
+    return attrs.evolve(item, device=attrs.evolve(item.device, parent=parent.device.device))
+
+
+class DiskUses:
+    """What others do with disks, which is no event of the folders: only waited for by whom it
+    concerns. A file is used by loop devices and as swap space, a disk is mounted, too."""
+
+    def __init__(self) -> None:
+        self._news = {what: Revision() for what in ("loops", "mounts", "swaps")}
+        self._seen: dict[str, int] = {}
+        self._matter: set[str] = set()
+
+    async def follow(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Hear of news for ever."""
+        loops, mounts, swaps = self._news.values()
+        await disk_events.follow(ROOTS, KERNEL, loops, mounts, swaps, task_status=task_status)
+
+    def begin(self) -> None:
+        """A look begins: what is news after this it may not have seen."""
+        self._seen = {what: news.number for what, news in self._news.items()}
+
+    def matter_to(self, found: list[Found]) -> None:
+        """This is what a look has found."""
+        inodes = [item.inode for item in found if item.inode is not None]
+        self._matter = {"loops", "swaps"} if inodes else set()
+        if any(inode.special for inode in inodes):
+            self._matter.add("mounts")
+
+    def waits(self) -> list[Callable[[], Awaitable[object]]]:
+        """Each is over when there is news of one kind that matters."""
+        return [partial(self._news[what].after, self._seen[what]) for what in self._matter]

@@ -1,0 +1,1 @@
+"""Microphones, which can be listed."""

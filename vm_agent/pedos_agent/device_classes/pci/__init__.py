@@ -1,0 +1,1 @@
+"""PCI devices, which can be listed."""

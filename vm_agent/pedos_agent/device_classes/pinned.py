@@ -1,0 +1,53 @@
+"""What a name in a folder of devices leads to, held, as far as that is safe to look at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TypeVar
+
+import attrs
+from pedos_vchan.in_time import in_time
+from pedos_vchan.links import walk
+
+from pedos_agent.inventory.found import Pin
+from pedos_agent.system.reading import link_target
+
+T = TypeVar("T")
+
+
+@attrs.frozen
+class Pinner:
+    """Holds files of one folder. `mounted` are the names in it that are file systems themselves;
+    `is_borrowed` says of a path whether a device is there that this VM has borrowed."""
+
+    mounted: Collection[str]
+    is_borrowed: Callable[[Path], bool]
+
+    def __call__(
+        self, path: str, ask: Callable[[Pin, os.stat_result], T]
+    ) -> tuple[Pin, os.stat_result, T] | None:
+        """What the name leads to, and what there is to `ask` of its file system; None if that is a
+        device which a VM has borrowed: to hold it would keep it from being given back, and to look
+        at it may wait for its source for ever. OSError if it leads to a file system that does not
+        answer."""
+
+        def look() -> tuple[Pin, os.stat_result, T] | None:
+            if may_hang:
+                walk(path)
+            pin = Pin(path)
+            # The kernel's word on where it is, without asking the file system.
+            if self.is_borrowed(Path(os.readlink(pin.path))):
+                return None
+            status = pin.status()
+            return pin, status, ask(pin, status)
+
+        # All else is in the folder's own file system, which has just answered.
+        may_hang = os.path.basename(path) in self.mounted or link_target(path) is not None
+        return in_time(path, look) if may_hang else look()
+
+
+def shown_name(path: str) -> str:
+    """Give the file name as text: bytes that are no UTF-8 become U+FFFD, so harmless ones."""
+    return os.fsencode(os.path.basename(path)).decode("utf-8", "replace")

@@ -1,0 +1,23 @@
+"""Reading sysfs, as the classes do that find a machine's own devices in it."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from pedos_protocol.names import natural_key
+
+from pedos_agent.system.reading import names_in, read_field
+
+_HEX: Final = re.compile(r"[0-9a-f]{1,8}")
+
+
+def hex_field(folder: str, name: str) -> str:
+    """A number as hexadecimal digits in lower case; "" if there is none. OSError."""
+    text = read_field(f"{folder}/{name}").lower().removeprefix("0x")
+    return text if _HEX.fullmatch(text) else ""
+
+
+def names_of(folder: str) -> list[str]:
+    """The names in a folder, in natural order. OSError when it cannot be read."""
+    return sorted(names_in(folder), key=natural_key)

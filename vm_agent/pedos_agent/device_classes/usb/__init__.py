@@ -1,0 +1,1 @@
+"""USB devices, which can be listed."""

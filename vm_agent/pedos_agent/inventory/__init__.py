@@ -1,0 +1,1 @@
+"""All devices of this VM as one list, and how it is told to dom0."""

@@ -1,0 +1,143 @@
+"""What discovery found: a device as dom0 is told of it, and what exporting it needs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from typing import Final
+
+import attrs
+from pedos_protocol.agent_messages import Device
+from pedos_protocol.names import DEVICE_ID_MAX, harmless_text, is_device_id
+
+from pedos_agent.system.closing import close_later
+
+DIGEST: Final = 12  # hex digits that keep two names apart whose bad characters became the same
+_BAD: Final = re.compile(r"[^A-Za-z0-9._-]")
+
+
+class Pin:
+    """Holds what a name led to, as long as anything refers to this object.
+
+    As an O_PATH descriptor, which has no effect on a device and needs no right to read it. A file
+    that is held keeps its inode number when it is removed, so that no other file gets that one:
+    while a pin stands, an equal `Inode` is the same file. What was decided about is opened through
+    the pin, and not by its name, which may lead elsewhere by then.
+    """
+
+    def __init__(self, path: str) -> None:
+        """OSError when the name leads nowhere, or there is no descriptor left."""
+        self.fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        # Mostly in the event loop, and perhaps the last that holds a removed file.
+        if hasattr(self, "fd"):
+            close_later(self.fd)
+
+    def status(self) -> os.stat_result:
+        """Of what is held."""
+        return os.fstat(self.fd)
+
+    @property
+    def path(self) -> str:
+        """A name that leads to what is held and nowhere else, in this process and its children."""
+        return f"/proc/self/fd/{self.fd}"
+
+
+@attrs.frozen
+class Inode:
+    """Which file a name led to; a name that leads elsewhere later is another device."""
+
+    device: int
+    number: int
+    special: int  # st_rdev: which block device a device node stands for
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Inode:
+        """Take it from a stat result."""
+        return cls(status.st_dev, status.st_ino, status.st_rdev)
+
+
+@attrs.frozen
+class Found:
+    """One device of this VM; a class may have more to say of its own. `path` and `inode` are None
+    for what can only be listed.
+
+    `pin` holds the file, in local mode, where anything can be done to files at any time. `marks` is
+    what else tells it from another thing with its id and inode: the kernel's number of the disk in
+    the drive, how often something was plugged into this port. `boot`, the kernel's id of this boot,
+    stands where they do so to an agent that is started anew, too. `unseen` is why this look could
+    not tell what it is; all but its key then says nothing.
+    """
+
+    device: Device
+    path: str | None = None
+    inode: Inode | None = None
+    marks: tuple[str, ...] = ()
+    pin: Pin | None = attrs.field(default=None, eq=False)
+    unseen: str | None = None
+    boot: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Class and id, unique in this VM."""
+        return self.device.device_class, self.device.device
+
+    def is_same_thing(self, other: Found) -> bool:
+        """Whether both are looks at one thing, and not at another one that has its id by now."""
+        known = (self.unseen is None, other.unseen is None)
+        return known[0] == known[1] and (self.inode, self.marks) == (other.inode, other.marks)
+
+    def let_go(self) -> Found:
+        """It without what it holds, and so the same thing as none that is found later."""
+        return attrs.evolve(self, path=None, inode=None, pin=None, marks=("removed",))
+
+    def lasting_instance(self) -> str | None:
+        """Which one it is, to all agents of this boot; None if only one that looked on can tell."""
+        if not self.boot:
+            return None
+        told_by = repr((self.boot, self.key, self.inode, self.marks))
+        return hashlib.sha256(told_by.encode()).hexdigest()[:32]
+
+    def shares_data(self, other: Found) -> bool:
+        """Whether both are one device by two names, so that only one of them can be lent. A class
+        whose devices may have a part in common says so itself."""
+        return self.key == other.key or (self.inode is not None and self.inode == other.inode)
+
+
+def unseen(device_class: str, device_id: str, why: str) -> Found:
+    """A device that is there and cannot be looked at. What was known of it before stays, see
+    Inventory; of one that was not known this is shown, and it cannot be lent."""
+    why = harmless_text(why)
+    device = Device(
+        device_class=device_class,
+        device=device_id,
+        identity="",
+        description="",
+        size=None,
+        parent=None,
+        read_only=True,
+        busy=harmless_text(f"cannot be looked at: {why}"),
+        stale=why,
+    )
+    return Found(device, unseen=why)
+
+
+def unseen_class(device_class: str, why: str) -> Found:
+    """Stands for all devices of a class, none of which could be looked at; it has no id."""
+    return unseen(device_class, "", why)
+
+
+def device_id_of(name: str) -> str:
+    """Make a device id of a file name: the name itself if it is one, else a cleaned, unique one.
+
+    The same name always gives the same id, so that an assignment finds its device again.
+    """
+    if is_device_id(name):
+        return name
+    cleaned = _BAD.sub("_", name)
+    if not cleaned[:1].isalnum():
+        cleaned = "x" + cleaned  # an id starts with a letter or digit
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:DIGEST]
+    return f"{cleaned[: DEVICE_ID_MAX - DIGEST - 1]}-{digest}"

@@ -1,0 +1,22 @@
+"""Where the kernel's and udev's trees are: parameters, so that tests bring their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+
+@attrs.frozen
+class Roots:
+    """Where the kernel's and udev's trees are."""
+
+    sys: Path = Path("/sys")
+    proc: Path = Path("/proc")
+    udev: Path = Path("/run/udev/data")
+    dev: Path = Path("/dev")
+
+
+#: Those of this machine.
+ROOTS: Final = Roots()
