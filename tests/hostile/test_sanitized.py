@@ -111,7 +111,7 @@ def test_events_without_news_end_the_channel(programs: Programs, side: str) -> N
     # On one processor the flood may be too slow to be one, and then nothing needs to be done.
     assert run.end in {FLOODED, TIME}
     assert run.wakes <= 2 * IDLE_WAKES + 2  # a window of a second each, and two that were asked for
-    assert run.milliseconds <= NOTICED_MAX
+    assert run.end == TIME or run.milliseconds <= NOTICED_MAX
 
 
 @all_sides

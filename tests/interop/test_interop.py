@@ -15,7 +15,7 @@ from . import program
 
 # A wait this long (ms) fails. Nothing takes a hundredth of it, but a machine can be busy.
 PATIENCE = 5000
-LIMIT = 60  # seconds for one job
+LIMIT = 300  # seconds until a run is given up; one takes ten on a machine with much else to do
 ORDERS = range(10, 21)
 
 reason = program.missing()
