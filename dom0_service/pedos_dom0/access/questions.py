@@ -1,7 +1,7 @@
 """Questions to dom0's user: who can put them, how many there may be, and what an answer is worth.
 
-No I/O and no clock here; `asking` does that. An answer is a program's word, so only one that is in
-every part what was asked for is a yes.
+No I/O and no clock here; `prompters` does that. An answer is a program's word, so only one that is
+in every part what was asked for is a yes.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ class Reclaimer:
         self.complete(domid)
         self._settling.pop(domid, None)
         self._known.discard(domid)
-        self._unleased = [stray for stray in self._unleased if stray.place[0] != domid]
+        self._unleased = [unleased for unleased in self._unleased if unleased.place[0] != domid]
 
     def refuse(self, lease: Lease) -> None:
         """DriverError(busy) if another domain may have what this lease would give."""
@@ -147,11 +147,11 @@ class Reclaimer:
                         code="busy",
                         hint=f"try again when {other.vm} has booted",
                     )
-        for stray in self._unleased:
-            domid, frontend = stray.place
-            if is_in_the_way(domid, stray.backend_domid, stray.device):
+        for unleased in self._unleased:
+            domid, frontend = unleased.place
+            if is_in_the_way(domid, unleased.backend_domid, unleased.device):
                 raise DriverError(
-                    f"domain {domid} has {stray} without a lease, and does not let go",
+                    f"domain {domid} has {unleased} without a lease, and does not let go",
                     code="busy",
                     hint=f"xl block-detach --force {domid} {frontend}",
                 )
@@ -200,12 +200,12 @@ class Reclaimer:
         """Returns when the domain has nothing of ours that dom0 did not give it."""
         while True:
             try:
-                for stray in self._find(settling.domid):
+                for unleased in self._find(settling.domid):
                     logger.warning(
-                        "%s has %s without a lease, which is taken away", settling.name, stray
+                        "%s has %s without a lease, which is taken away", settling.name, unleased
                     )
-                    await self._take(stray.place)
-                    self._unleased = [other for other in self._unleased if other != stray]
+                    await self._take(unleased.place)
+                    self._unleased = [other for other in self._unleased if other != unleased]
             except DriverError as error:
                 logger.critical("%s: %s", settling.name, error)
             else:
@@ -222,7 +222,9 @@ class Reclaimer:
             for name, vbd in every.items()
             if vbd.is_ours and not self._is_given((domid, name))
         ]
-        self._unleased = [stray for stray in self._unleased if stray.place[0] != domid] + found
+        self._unleased = [
+            unleased for unleased in self._unleased if unleased.place[0] != domid
+        ] + found
         return found
 
 
