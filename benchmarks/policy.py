@@ -21,8 +21,8 @@ from pedos_dom0.policy.evaluate import Request, evaluate
 from pedos_dom0.policy.parser import parse_file
 from pedos_dom0.policy.snapshot import Snapshot
 from pedos_dom0.policy.system import System, VmFacts
+from pedos_host.unix import connect_unix
 from pedos_vchan.peer import Peer, open_peer
-from pedos_vchan.unix import connect_unix
 
 from . import scale
 from .row import ROUNDS, Row, median_of_rounds, medians_in_turn

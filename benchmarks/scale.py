@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from pedos_host.unix import connect_unix
 from pedos_protocol.messages import SCHEMA, to_wire
 from pedos_vchan.peer import open_peer
-from pedos_vchan.unix import connect_unix
 
 from .effort import EFFORT
 from .processes import ROOT, guarded, status_kib

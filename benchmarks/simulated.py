@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import trio
+from pedos_host.unix import listen_unix
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_vchan import shm
 from pedos_vchan.peer import Peer
 from pedos_vchan.stream import VchanStream
-from pedos_vchan.unix import listen_unix
 
 Params = dict[str, Any]
 DEVICE = "disk"

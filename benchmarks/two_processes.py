@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
+from pedos_host.unix import connect_unix, listen_unix
 from pedos_vchan import shm
 from pedos_vchan.peer import Peer
 from pedos_vchan.stream import VchanStream
-from pedos_vchan.unix import connect_unix, listen_unix
 
 from .processes import die_with_parent, processor_seconds
 

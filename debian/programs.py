@@ -21,6 +21,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 #: Which Debian package has which Python package.
 DEBIAN_PACKAGES = {
     "pedos_protocol": "pedos-common",
+    "pedos_host": "pedos-common",
     "pedos_vchan": "pedos-common",
     "pedos_cli": "pedos-common",
     "pedos_agent": "pedos-agent",

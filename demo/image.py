@@ -12,7 +12,7 @@ from stage import PATH, Difference
 
 PROJECT = Path(__file__).resolve().parent.parent
 # What goes onto the disk: what a user would read, and enough of it to make the disk a real one.
-CONTENTS = ["README.md", "ARCHITECTURE.md", "LICENSE", "docs", "demo", "protocol", "native",
+CONTENTS = ["README.md", "ARCHITECTURE.md", "LICENSE", "docs", "demo", "protocol", "host", "native",
             "dom0_service", "vm_agent", "cli"]  # fmt: skip
 LEAVE_OUT = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info", "build", "_native.c")
 # Large enough for the files above many times over; the image is sparse on the host.

@@ -20,7 +20,7 @@ from typing import Any
 from unittest import mock
 
 from pedos_agent.system import reading
-from pedos_vchan.in_time import THREAD_NAME
+from pedos_host.in_time import THREAD_NAME
 
 #: Through these, files are looked at.
 CALLS: tuple[tuple[Any, str], ...] = (

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pedos_vchan import logs, running
+from pedos_host import logs
+from pedos_host.arguments import Parser
+from pedos_vchan import running
 from pedos_vchan import xen as vchan
-from pedos_vchan.arguments import Parser
 
 from pedos_dom0 import PROGRAM
 from pedos_dom0.drivers.base import HypervisorLost

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 import trio
-from pedos_vchan import notify
-from pedos_vchan.folder_lock import hold_folder, make_private
+from pedos_host import notify
+from pedos_host.folder_lock import hold_folder, make_private
 
 from pedos_dom0.access.audited import AuditedPolicy, facts_audited
 from pedos_dom0.attachments.orphans import Orphans

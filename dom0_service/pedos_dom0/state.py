@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import attrs
-from pedos_vchan import faultpoints
+from pedos_host import faultpoints
 
 from pedos_dom0.audit.throttle import AuditThrottle
 from pedos_dom0.drivers.base import DOM0_DOMID, DOM0_NAME, DomainInfo

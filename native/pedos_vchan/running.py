@@ -19,9 +19,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple
 
 import trio
+from pedos_host.line_writer import stderr
 
 from ._native import ffi, lib
-from .line_writer import stderr
 
 if TYPE_CHECKING:
     from ._native import Running

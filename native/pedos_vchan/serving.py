@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from pedos_host.throttle import throttle
 from pedos_protocol.errors import CallError, LocalProtocolError
 from pedos_protocol.events import (
     ERROR_MESSAGE_MAX,
@@ -20,7 +21,6 @@ from pedos_protocol.words import request_to
 
 from .first_step import Gate, first_step, rest
 from .session import CANCELLED
-from .throttle import throttle
 
 if TYPE_CHECKING:
     import trio

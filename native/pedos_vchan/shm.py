@@ -16,11 +16,11 @@ import struct
 from typing import TYPE_CHECKING
 
 import trio
+from pedos_host.unix import bind_unix, short_path
 from pedos_protocol.fields import DOMID_MAX, PORT_MAX
 
 from ._native import ffi, lib
 from .channel import Channel
-from .unix import bind_unix, short_path
 
 if TYPE_CHECKING:
     from pathlib import Path

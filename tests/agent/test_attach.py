@@ -17,9 +17,9 @@ import trio
 from pedos_agent.connections import control
 from pedos_agent.device_classes.block import exporter
 from pedos_agent.inventory.inventory import Inventory
+from pedos_host.children import start_child
 from pedos_protocol.errors import CallError
 from pedos_vchan import shm
-from pedos_vchan.children import start_child
 from pedos_vchan.peer import Peer
 from pedos_vchan.stream import VchanStream
 

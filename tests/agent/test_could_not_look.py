@@ -31,10 +31,10 @@ from pedos_agent.inventory.inventory import Inventory
 from pedos_agent.settings import Settings
 from pedos_agent.system import closing, reading, uevents
 from pedos_agent.system.revision import Revision
+from pedos_host import again
+from pedos_host.folder_watch import FolderWatch
 from pedos_protocol.agent_messages import Device, Missing
 from pedos_protocol.errors import CallError
-from pedos_vchan import again
-from pedos_vchan.folder_watch import FolderWatch
 
 from tests.failing_calls import BROKEN, Failing, each_call_failing
 from tests.failing_calls import STARVED as STARVED_CODES

@@ -18,12 +18,12 @@ from pedos_agent.inventory.inventory import Inventory
 from pedos_agent.inventory.report import pages
 from pedos_agent.settings import Settings
 from pedos_agent.system.revision import Revision
+from pedos_host import folder_watch
 from pedos_protocol.codec import FRAME_MAX, encode
 from pedos_protocol.errors import CallError
 from pedos_protocol.fields import DEVICES_MAX, REPORT_PAGES_MAX
 from pedos_protocol.messages import Device, to_wire
 from pedos_protocol.names import is_device_id, is_identity
-from pedos_vchan import folder_watch
 
 from .conftest import ATTACHMENT, FakeDom0
 from .loops import looped

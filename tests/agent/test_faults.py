@@ -1,6 +1,6 @@
 """kill -9 of nbdkit, nbdfuse and either agent at every named step of attach and detach.
 
-The steps are those that the agent itself announces (pedos_vchan.faultpoints): the test stops it
+The steps are those that the agent itself announces (pedos_host.faultpoints): the test stops it
 there, kills, lets go, and then everything must be gone and the same attach must work again.
 """
 
@@ -17,9 +17,9 @@ import pytest
 import trio
 from pedos_agent.device_classes.block import mounts
 from pedos_agent.settings import Settings
+from pedos_host.children import Child
+from pedos_host.unix import listen_unix
 from pedos_protocol.errors import CallError
-from pedos_vchan.children import Child
-from pedos_vchan.unix import listen_unix
 
 from tests.patience import PATIENCE
 

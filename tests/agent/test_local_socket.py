@@ -8,12 +8,12 @@ import pytest
 import trio
 import trio.testing
 from pedos_agent.connections.local_socket import METHODS, LocalSocket
+from pedos_host.throttle import LINES, Throttle
+from pedos_host.unix import connect_unix
 from pedos_protocol.connection import Connection
 from pedos_protocol.errors import CallError
 from pedos_protocol.events import Answer, Hello, NeedData, Notice, Request
 from pedos_vchan.peer import open_peer
-from pedos_vchan.throttle import LINES, Throttle
-from pedos_vchan.unix import connect_unix
 
 from tests.patience import PATIENCE
 

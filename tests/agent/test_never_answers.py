@@ -22,9 +22,9 @@ from pedos_agent.device_classes.base import Carried
 from pedos_agent.device_classes.block import discovery_block, folder_disks, reserve
 from pedos_agent.settings import Settings
 from pedos_agent.system.reading import is_starved
+from pedos_host import again, folder_watch, in_time, mounts
+from pedos_host.folder_watch import FolderWatch
 from pedos_protocol.errors import CallError
-from pedos_vchan import again, folder_watch, in_time, mounts
-from pedos_vchan.folder_watch import FolderWatch
 
 from tests.patience import PATIENCE
 

@@ -25,7 +25,8 @@ from pedos_agent.system import closing
 from pedos_agent.system.revision import Revision
 from pedos_agent.system.uevents import UNHEARD_SECONDS, keep_hearing
 from pedos_dom0.tasks import disk
-from pedos_vchan import threads
+from pedos_host import threads
+from pedos_vchan.threads import in_thread
 from trio.abc import Clock
 
 from .xen_tree import Tree
@@ -59,7 +60,7 @@ async def test_that_there_is_no_thread_is_told_from_an_error_of_the_work(
         await threads.to_thread(int)
     monkeypatch.setattr(trio.lowlevel, "start_thread_soon", refuse)
     with pytest.raises(threads.NoThreadError, match="no thread can be started"):
-        await threads.in_thread(int, limiter=trio.CapacityLimiter(1))
+        await in_thread(int, limiter=trio.CapacityLimiter(1))
     lacking.clear()
     with pytest.raises(RuntimeError, match="a mistake"):
         await threads.to_thread(_raise, RuntimeError("a mistake"))

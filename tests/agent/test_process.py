@@ -22,13 +22,13 @@ from pedos_agent.__main__ import main
 from pedos_agent.device_classes.block import mounts
 from pedos_agent.settings import Settings
 from pedos_cli import client
+from pedos_host.children import Child, start_child
+from pedos_host.folder_lock import FolderHeld
+from pedos_host.unix import connect_unix
 from pedos_protocol.errors import CallError
 from pedos_vchan import shm
-from pedos_vchan.children import Child, start_child
-from pedos_vchan.folder_lock import FolderHeld
 from pedos_vchan.peer import open_peer
 from pedos_vchan.stream import VchanStream
-from pedos_vchan.unix import connect_unix
 
 from tests.patience import PATIENCE
 

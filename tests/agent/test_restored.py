@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 import trio
 from pedos_agent.connections.restored import end_when_restored
+from pedos_host.again import AGAIN_FIRST, AGAIN_MAX
 from pedos_vchan import xen
-from pedos_vchan.again import AGAIN_FIRST, AGAIN_MAX
 from trio.abc import Clock
 
 

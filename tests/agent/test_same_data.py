@@ -24,10 +24,10 @@ from pedos_agent.device_classes.block.loop_status import LoopStatus, as_stat_has
 from pedos_agent.device_classes.block.reserve import reserve
 from pedos_agent.settings import Settings
 from pedos_agent.system.roots import Roots
+from pedos_host.threads import NoThreadError
 from pedos_protocol.errors import CallError
 from pedos_protocol.fields import SHARES_MAX
 from pedos_protocol.messages import Device
-from pedos_vchan.threads import NoThreadError
 
 from .conftest import ATTACHMENT, FakeDom0, make_settings, needs_fuse
 from .loops import looped

@@ -18,10 +18,10 @@ from pedos_agent.device_classes.block.carriers import BorrowedFile
 from pedos_agent.device_classes.tool import LINES_MAX, Tool, run_tool
 from pedos_agent.settings import Settings
 from pedos_agent.system.revision import Revision
+from pedos_host.children import describe_exit, start_child
+from pedos_host.mounts import make_placeholder, remove_placeholder
 from pedos_protocol.agent_messages import ImportStart
 from pedos_protocol.errors import CallError
-from pedos_vchan.children import describe_exit, start_child
-from pedos_vchan.mounts import make_placeholder, remove_placeholder
 
 from tests.patience import PATIENCE
 
@@ -56,7 +56,7 @@ async def test_a_waiter_that_gives_up_leaves_the_child_to_the_others() -> None:
 
 async def test_a_child_dies_with_its_parent() -> None:
     parent = (
-        "import os, sys; from pedos_vchan.children import start_child\n"
+        "import os, sys; from pedos_host.children import start_child\n"
         "print(start_child(['sleep', '1000']).pid, flush=True); sys.stdin.read(1)\n"
         "os.kill(os.getpid(), 9)"
     )

@@ -20,8 +20,8 @@ from pedos_agent.device_classes.block import borrowed, frontend_use, mounts
 from pedos_agent.device_classes.block.frontend_use import elsewhere, users_of
 from pedos_agent.device_classes.block.mounts import is_mounted
 from pedos_agent.system.roots import Roots
+from pedos_host.mounts import Mount
 from pedos_protocol.errors import CallError
-from pedos_vchan.mounts import Mount
 
 from tests.failing_calls import STARVED, Failing, each_call_failing
 

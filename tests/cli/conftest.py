@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pedos_host.unix import short_path
 from pedos_protocol.connection import Connection
 from pedos_protocol.errors import CallError
 from pedos_protocol.events import NEED_DATA, Answer, Closed, ErrorAnswer, Hello, Notice, Request
-from pedos_vchan.unix import short_path
 
 Reply = dict[str, Any] | CallError | Callable[[dict[str, Any]], dict[str, Any] | CallError]
 

@@ -17,7 +17,7 @@ import pytest
 from pedos_cli import policy_files, policy_live
 from pedos_cli.policy_files import digest
 from pedos_cli.qvm_policy import main
-from pedos_vchan.folder_lock import hold_folder, make_private
+from pedos_host.folder_lock import hold_folder, make_private
 
 if TYPE_CHECKING:
     from conftest import FakeService

@@ -26,6 +26,7 @@ from pedos_cli.prompt_desk import ARMING_AFTER_WITHDRAWAL_S, ARMING_S
 from pedos_cli.prompt_link import REGISTER_S, Link
 from pedos_cli.prompt_loop import RETRY_FIRST_S, RETRY_MAX_S, Loop
 from pedos_cli.prompt_terminal import Terminal
+from pedos_host.unix import short_path
 from pedos_protocol.connection import Connection
 from pedos_protocol.errors import CallError
 from pedos_protocol.events import (
@@ -38,7 +39,6 @@ from pedos_protocol.events import (
     Notice,
     Request,
 )
-from pedos_vchan.unix import short_path
 
 Captured = pytest.CaptureFixture[str]
 

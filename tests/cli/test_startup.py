@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HEAVY = {
     "trio", "attr", "typing", "dataclasses", "subprocess", "json", "shutil", "asyncio", "cffi",
     "socket", "selectors", "logging", "traceback", "inspect", "argcomplete", "pathlib",
-    "pedos_protocol.messages", "pedos_vchan",
+    "pedos_protocol.messages", "pedos_host", "pedos_vchan",
 }  # fmt: skip
 
 # Without site: what a virtual environment's .pth files import is not ours.

@@ -12,9 +12,9 @@ import trio
 from pedos_cli import client
 from pedos_dom0.connections import local_socket
 from pedos_dom0.connections.local_socket import LocalSocket, listening
+from pedos_host.throttle import LINES, Throttle
+from pedos_host.unix import connect_unix
 from pedos_vchan.peer import open_peer
-from pedos_vchan.throttle import LINES, Throttle
-from pedos_vchan.unix import connect_unix
 
 from tests.dom0.fakes import World, fails
 

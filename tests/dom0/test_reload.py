@@ -17,9 +17,9 @@ from pedos_dom0.policy.whole_file import BEING_WRITTEN
 from pedos_dom0.requests.listing import POLICY_ERRORS_MAX
 from pedos_dom0.service import Config, run
 from pedos_dom0.state import State
+from pedos_host.unix import connect_unix, short_path
 from pedos_protocol.fields import TEXT_MAX
 from pedos_vchan.peer import Peer, open_peer
-from pedos_vchan.unix import connect_unix, short_path
 
 from tests.dom0.fakes import ALLOW_DOM0, FakeAgent, FakeDriver
 from tests.patience import PATIENCE

@@ -14,10 +14,10 @@ import pytest
 import trio
 from pedos_dom0.__main__ import main
 from pedos_dom0.service import Config, run
-from pedos_vchan import logs
-from pedos_vchan.folder_lock import FolderHeld
+from pedos_host import logs
+from pedos_host.folder_lock import FolderHeld
+from pedos_host.unix import connect_unix, short_path
 from pedos_vchan.peer import open_peer
-from pedos_vchan.unix import connect_unix, short_path
 
 from tests.dom0.fakes import ALLOW_DOM0, FakeDriver
 from tests.patience import PATIENCE

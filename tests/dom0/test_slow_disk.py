@@ -18,9 +18,9 @@ from pedos_dom0.policy import loader
 from pedos_dom0.service import Config, run
 from pedos_dom0.tables.store_file import StoreFile
 from pedos_dom0.tasks.disk import in_thread
+from pedos_host.unix import connect_unix
 from pedos_protocol.errors import CallError
 from pedos_vchan.peer import Peer, open_peer
-from pedos_vchan.unix import connect_unix
 from trio.abc import Clock
 
 from tests.dom0.fakes import ALLOW_DOM0, FakeDriver, World, at_once, fails, filled_in, named

@@ -19,8 +19,8 @@ from pedos_dom0.drivers.xen import driver as xen
 from pedos_dom0.local.bringup import VM_START_TIMEOUT
 from pedos_dom0.requests.vm_start import BOOT_TIMEOUT
 from pedos_dom0.tables.agents import AGENT_GRACE
+from pedos_host.in_time import ANSWER_SECONDS
 from pedos_protocol.events import DEADLINE_MS_MAX
-from pedos_vchan.in_time import ANSWER_SECONDS
 
 ASK = ASK_TIMEOUT
 FIND = AGENT_GRACE + SETTLE_TIMEOUT + KNOWN_TIMEOUT

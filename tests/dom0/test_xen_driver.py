@@ -13,9 +13,9 @@ from pedos_dom0.drivers.xen import driver as xen
 from pedos_dom0.drivers.xen.driver import XenDriver
 from pedos_dom0.service import Config, run
 from pedos_dom0.tables.leases import Lease
+from pedos_host.unix import connect_unix
 from pedos_protocol.errors import CallError
 from pedos_vchan.peer import open_peer
-from pedos_vchan.unix import connect_unix
 
 from tests.dom0.fakes import ALLOW_DOM0
 from tests.dom0.xen_host import Host

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pedos_dom0.drivers.xen.driver import XenDriver
-from pedos_vchan.folder_watch import FolderWatch
+from pedos_host.folder_watch import FolderWatch
 
 PROGRAM = """#!{python} -SI
 import json, os, pathlib, re, shutil, sys, time

@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Any
 
 import trio
+from pedos_host.unix import connect_unix
 from pedos_vchan.peer import Peer, open_peer
-from pedos_vchan.unix import connect_unix
 
 from .system import PATIENCE_S
 

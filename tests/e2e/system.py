@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pedos_dom0.local.supervise import GIVEN_UP
-from pedos_vchan.unix import short_path
+from pedos_host.unix import short_path
 
 from tests.patience import PATIENCE
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+from pedos_host.unix import listen_unix, short_path
 from pedos_vchan import shm
 from pedos_vchan.peer import Peer
 from pedos_vchan.stream import VchanStream
-from pedos_vchan.unix import listen_unix, short_path
 
 from .conftest import needs_fuse
 from .hostile import BREACHES, polite_with_ugly_names

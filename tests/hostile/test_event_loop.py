@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
+from pedos_host.unix import short_path
 from pedos_protocol.connection import PENDING_MAX, VERSIONS, Connection
 from pedos_protocol.errors import RemoteProtocolError
 from pedos_protocol.events import Hello, Notice, Request
@@ -22,7 +23,6 @@ from pedos_vchan import shm
 from pedos_vchan.peer import Peer
 from pedos_vchan.quota import FRAMES_BURST
 from pedos_vchan.stream import VchanStream
-from pedos_vchan.unix import short_path
 from trio.abc import Clock
 
 from tests.patience import PATIENCE

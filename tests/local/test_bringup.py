@@ -28,10 +28,10 @@ from pedos_dom0.local.bringup import (
 from pedos_dom0.local.config import Config, VmConfig
 from pedos_dom0.local.layout import LOG_KEEP, Layout, sweep
 from pedos_dom0.local.machine import Machine
+from pedos_host.mounts import fuse_mounts, make_placeholder
+from pedos_host.unix import listen_unix, short_path
 from pedos_protocol.errors import CallError
-from pedos_vchan.mounts import fuse_mounts, make_placeholder
 from pedos_vchan.refusal import refuse
-from pedos_vchan.unix import listen_unix, short_path
 
 from tests.failing_calls import Failing
 

@@ -22,10 +22,10 @@ from pedos_dom0.drivers.local import LocalDriver
 from pedos_dom0.local import machine as machine_module
 from pedos_dom0.local.layout import Layout
 from pedos_dom0.local.machine import Machine
+from pedos_host.mounts import MOUNTINFO
+from pedos_host.unix import connect_unix
 from pedos_protocol.errors import CallError
-from pedos_vchan.mounts import MOUNTINFO
 from pedos_vchan.peer import Peer, open_peer
-from pedos_vchan.unix import connect_unix
 
 from .conftest import CRASHING, OBEDIENT, PATIENCE, FakePrograms, gone
 

@@ -16,8 +16,8 @@ import pytest
 from pedos_dom0.local.cli import main
 from pedos_dom0.local.layout import LOG_KEEP, Layout
 from pedos_dom0.local.terminal import Terminal
-from pedos_vchan.line_writer import QUEUE_MAX
-from pedos_vchan.unix import short_path
+from pedos_host.line_writer import QUEUE_MAX
+from pedos_host.unix import short_path
 
 from .conftest import PATIENCE, needs_fuse
 

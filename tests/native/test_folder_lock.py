@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pedos_vchan.folder_lock import FolderHeld, hold_folder, make_private
+from pedos_host.folder_lock import FolderHeld, hold_folder, make_private
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o750, 0o704, 0o710])

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pedos_host import line_writer, logs
+from pedos_host.line_writer import QUEUE_MAX, LineWriter
+from pedos_host.logs import MESSAGE_MAX, TRACEBACK_MAX, LineFormatter
 from pedos_protocol.names import is_printable
-from pedos_vchan import line_writer, logs
-from pedos_vchan.line_writer import QUEUE_MAX, LineWriter
-from pedos_vchan.logs import MESSAGE_MAX, TRACEBACK_MAX, LineFormatter
 
 from tests.patience import PATIENCE
 
@@ -90,7 +90,7 @@ def test_messages_and_tracebacks_are_bounded() -> None:
 def test_the_log_of_a_program_is_whole_at_its_end() -> None:
     program = """
         import logging, sys
-        from pedos_vchan import logs
+        from pedos_host import logs
         logs.set_up("x", verbose=False)
         for number in range(1000):
             logging.getLogger("y").info("%d", number)
@@ -108,7 +108,7 @@ def test_the_log_of_a_program_is_whole_at_its_end() -> None:
 
 
 def test_a_program_without_stderr_logs_nothing_and_goes_on() -> None:
-    program = "import logging; from pedos_vchan import logs; logs.set_up('x', verbose=False); "
+    program = "import logging; from pedos_host import logs; logs.set_up('x', verbose=False); "
     program += "logging.error('x'); print('done')"
     command = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, program]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=PATIENCE)

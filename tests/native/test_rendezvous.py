@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
+from pedos_host.unix import short_path
 from pedos_vchan import shm
-from pedos_vchan.unix import short_path
 
 from tests.patience import PATIENCE
 

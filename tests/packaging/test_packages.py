@@ -130,7 +130,7 @@ def test_local_modes_programs_come_with_dom0() -> None:
     assert set(TOOLS.values()) - ESSENTIAL <= brought
 
 
-@pytest.mark.parametrize("name", ["pedos_agent", "pedos_vchan", "pedos_protocol"])
+@pytest.mark.parametrize("name", ["pedos_agent", "pedos_vchan", "pedos_host", "pedos_protocol"])
 def test_an_agent_that_outlives_its_files_has_imported_all_it_needs(name: str) -> None:
     # An upgrade leaves it running. What it imported later would be of another version.
     for path in FOLDERS[name].rglob("*.py"):

@@ -13,11 +13,11 @@ import pytest
 import trio
 from pedos_cli.client import Client, Unreachable, connect, open_socket
 from pedos_cli.prompt_link import Link
+from pedos_host.unix import listen_unix, short_path
 from pedos_protocol import codec
 from pedos_protocol.errors import CallError, LocalProtocolError, RemoteProtocolError
 from pedos_protocol.events import REFUSED, Notice
 from pedos_vchan.peer import Peer
-from pedos_vchan.unix import listen_unix, short_path
 
 from tests.patience import PATIENCE
 

@@ -63,9 +63,10 @@ def test_the_protocol_does_no_input_or_output(module: str) -> None:
 # ARCHITECTURE.md, "Components": what each may import beside the standard library and itself.
 MAY_IMPORT = {
     "pedos_protocol": {"msgpack", "attr"},
-    "pedos_vchan": {"pedos_protocol", "trio", "cffi"},
-    "pedos_dom0": {"pedos_protocol", "pedos_vchan", "trio", "attrs"},
-    "pedos_agent": {"pedos_protocol", "pedos_vchan", "trio", "attrs"},
+    "pedos_host": {"pedos_protocol", "trio"},
+    "pedos_vchan": {"pedos_protocol", "pedos_host", "trio", "cffi"},
+    "pedos_dom0": {"pedos_protocol", "pedos_host", "pedos_vchan", "trio", "attrs"},
+    "pedos_agent": {"pedos_protocol", "pedos_host", "pedos_vchan", "trio", "attrs"},
     "pedos_cli": {"pedos_protocol"},
 }
 # The policy's tools use the engine itself, where it is installed: in dom0, and when they are asked.
@@ -204,7 +205,7 @@ def loaded_by(module: str) -> set[str]:
 
 def test_importing_all_of_the_protocol_loads_neither_trio_nor_cffi() -> None:
     loaded = loaded_by("pedos_protocol.messages, pedos_protocol.connection")
-    assert not loaded & {"trio", "cffi", "_cffi_backend", "pedos_vchan"}
+    assert not loaded & {"trio", "cffi", "_cffi_backend", "pedos_host", "pedos_vchan"}
 
 
 def test_an_agent_loads_no_messages_but_its_own() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from pedos_host.unix import connect_unix, listen_unix
 from pedos_protocol import codec
 from pedos_protocol.connection import PENDING_MAX, Connection
 from pedos_protocol.errors import CallError, LocalProtocolError, RemoteProtocolError
@@ -19,7 +20,6 @@ from pedos_vchan import quota
 from pedos_vchan.peer import Peer, open_peer
 from pedos_vchan.reading import HELLO_TIMEOUT
 from pedos_vchan.session import CANCELLED
-from pedos_vchan.unix import connect_unix, listen_unix
 
 from tests.patience import PATIENCE
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 import trio.testing
+from pedos_host.throttle import KEYS_MAX, LINES, MINUTE, Throttle
 from pedos_protocol.events import Answer, ErrorAnswer, Notice, Request
-from pedos_vchan.throttle import KEYS_MAX, LINES, MINUTE, Throttle
 
 from .test_peer import HANDLERS, Params, Peer, against_raw
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from pedos_vchan import faultpoints, folder_watch, notify
-from pedos_vchan.folder_watch import FolderWatch
-from pedos_vchan.unix import listen_unix, short_path
+from pedos_host import faultpoints, folder_watch, notify
+from pedos_host.folder_watch import FolderWatch
+from pedos_host.unix import listen_unix, short_path
 
 from tests.patience import PATIENCE
 

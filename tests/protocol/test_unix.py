@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from pedos_vchan import unix
-from pedos_vchan.unix import SUN_PATH_MAX, connect_unix, listen_unix, short_path
+from pedos_host import unix
+from pedos_host.unix import SUN_PATH_MAX, connect_unix, listen_unix, short_path
 
 
 @pytest.fixture(params=["short", "long"])

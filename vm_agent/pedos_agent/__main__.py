@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pedos_host import logs
+from pedos_host.arguments import Parser
 from pedos_protocol import VERSION
 from pedos_protocol.names import is_vm_name
-from pedos_vchan import logs, running, xen
-from pedos_vchan.arguments import Parser
+from pedos_vchan import running, xen
 
 from pedos_agent.agent import run_until_signal
 from pedos_agent.settings import Settings, xen_settings

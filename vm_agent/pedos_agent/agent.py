@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any, Final
 
 import trio
-from pedos_vchan import notify
-from pedos_vchan.folder_lock import hold_folder, make_private
+from pedos_host import notify
+from pedos_host.folder_lock import hold_folder, make_private
 
 from pedos_agent.attachments.table import Attachments
 from pedos_agent.connections.control import Control

@@ -29,9 +29,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import trio
+from pedos_host.throttle import Throttle
 from pedos_protocol.errors import CallError
 from pedos_protocol.names import harmless_text
-from pedos_vchan.throttle import Throttle
 
 from pedos_dom0.attachments.left_over import TOOLSTACK, LeftOvers
 from pedos_dom0.attachments.stops import STOP_TIMEOUT, stop_source, stop_target

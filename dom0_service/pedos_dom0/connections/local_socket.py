@@ -13,11 +13,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import trio
+from pedos_host.throttle import throttle
+from pedos_host.unix import UnixListener, listen_unix, peer_uid
 from pedos_protocol.errors import RemoteProtocolError
 from pedos_vchan.peer import Peer
 from pedos_vchan.refusal import refuse
-from pedos_vchan.throttle import throttle
-from pedos_vchan.unix import UnixListener, listen_unix, peer_uid
 
 from pedos_dom0 import PROGRAM
 from pedos_dom0.access.callers import DOM0_USER

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
+from pedos_host.unix import connect_unix
 from pedos_protocol.errors import CallError, ProtocolError
 from pedos_protocol.messages import DomainShutdown, DomainStart, parse_params, parse_result, to_wire
 from pedos_vchan import shm
 from pedos_vchan.peer import Peer
 from pedos_vchan.stream import VchanStream
-from pedos_vchan.unix import connect_unix
 
 from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo, DriverError, HypervisorLost
 from pedos_dom0.drivers.subscribers import EVENTS_MAX, Subscribers

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from pedos_host.folder_lock import FolderHeld, hold_folder, make_private
+from pedos_host.unix import connect_unix
 from pedos_protocol.errors import CallError, ProtocolError
 from pedos_protocol.events import REFUSED, refusal
 from pedos_protocol.names import escaped_text
-from pedos_vchan.folder_lock import FolderHeld, hold_folder, make_private
 from pedos_vchan.peer import Peer, open_peer
-from pedos_vchan.unix import connect_unix
 
 from pedos_dom0.local.config import Config
 from pedos_dom0.local.layout import Layout, sweep

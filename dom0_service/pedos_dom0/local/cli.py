@@ -15,8 +15,8 @@ import io
 import sys
 from collections.abc import Sequence
 
+from pedos_host.arguments import Parser
 from pedos_protocol import VERSION
-from pedos_vchan.arguments import Parser
 
 PROGRAM = "pedos-local"
 

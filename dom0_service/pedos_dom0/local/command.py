@@ -9,7 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 import trio
-from pedos_vchan.children import Child, start_child
+from pedos_host.children import Child, start_child
 
 from pedos_dom0.local.words import for_shell
 

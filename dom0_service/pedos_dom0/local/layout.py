@@ -17,8 +17,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from pedos_host.mounts import fuse_mounts, remove_placeholder, unmount_now
 from pedos_protocol.names import DEVICE_CLASSES
-from pedos_vchan.mounts import fuse_mounts, remove_placeholder, unmount_now
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ import re
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
+from pedos_host.unix import UnixListener, listen_unix
 from pedos_protocol.errors import CallError, ProtocolError, RemoteProtocolError
 from pedos_protocol.messages import (
     DomainChanged,
@@ -25,7 +26,6 @@ from pedos_protocol.messages import (
     to_wire,
 )
 from pedos_vchan.peer import Peer
-from pedos_vchan.unix import UnixListener, listen_unix
 
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.local.layout import clear_dev

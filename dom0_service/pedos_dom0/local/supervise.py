@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
-from pedos_vchan.children import Child, describe_exit, start_child
-from pedos_vchan.waiting import first_of
+from pedos_host.children import Child, describe_exit, start_child
+from pedos_host.waiting import first_of
 
 from pedos_dom0.local.words import hint_for, what_is_wrong
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from pedos_host.line_writer import LineWriter, stderr
 from pedos_protocol.names import escaped_text
-from pedos_vchan.line_writer import LineWriter, stderr
 
 PROGRAM = "pedos-local"
 

@@ -12,11 +12,11 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import trio
+from pedos_host import notify
+from pedos_host.line_writer import LineWriter, append_to
+from pedos_host.logs import LineFormatter, LineHandler
+from pedos_host.waiting import first_of
 from pedos_protocol.names import escaped_text
-from pedos_vchan import notify
-from pedos_vchan.line_writer import LineWriter, append_to
-from pedos_vchan.logs import LineFormatter, LineHandler
-from pedos_vchan.waiting import first_of
 
 from pedos_dom0.local import bringup, config
 from pedos_dom0.local import init as making

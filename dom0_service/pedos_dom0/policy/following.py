@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import trio
-from pedos_vchan.folder_watch import FolderWatch
+from pedos_host.folder_watch import FolderWatch
 
 from .whole_file import why
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import trio
+from pedos_host.throttle import Throttle
 from pedos_protocol import VERSION
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.messages import (
@@ -24,7 +25,6 @@ from pedos_protocol.messages import (
 )
 from pedos_protocol.names import shown
 from pedos_protocol.words import request_to
-from pedos_vchan.throttle import Throttle
 
 from pedos_dom0.access.authorizer import Authorizer
 from pedos_dom0.access.callers import as_told

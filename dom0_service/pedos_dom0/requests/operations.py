@@ -12,8 +12,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import trio
+from pedos_host.throttle import Throttle
 from pedos_protocol.errors import CallError
-from pedos_vchan.throttle import Throttle
 
 from pedos_dom0.errors import QuotaError, failure, store_failures
 from pedos_dom0.tables.store import StoreError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
-from pedos_vchan.threads import NoThreadError, to_thread
+from pedos_host.threads import NoThreadError, to_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import trio
+from pedos_host.unix import listen_unix, peer_uid
 from pedos_protocol.agent_messages import ExportStarted, parse_params
 from pedos_protocol.errors import CallError, LocalProtocolError, RemoteProtocolError
 from pedos_protocol.schema import to_wire
 from pedos_vchan import shm, xen
 from pedos_vchan.peer import Handler, Peer
 from pedos_vchan.stream import VchanStream
-from pedos_vchan.unix import listen_unix, peer_uid
 
 from pedos_agent.attachments.table import Attachments, explain
 from pedos_agent.inventory.inventory import Inventory

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import trio
+from pedos_host.throttle import throttle
+from pedos_host.unix import listen_unix
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.events import DEADLINE_MS_MAX
 from pedos_protocol.words import request_to
 from pedos_vchan.peer import Handler, Peer
 from pedos_vchan.refusal import refuse
-from pedos_vchan.throttle import throttle
-from pedos_vchan.unix import listen_unix
 
 from pedos_agent.settings import PROGRAM
 

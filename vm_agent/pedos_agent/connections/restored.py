@@ -12,8 +12,8 @@ import errno
 import logging
 
 import trio
+from pedos_host.again import AGAIN_MAX, Again
 from pedos_vchan import xen
-from pedos_vchan.again import AGAIN_MAX, Again
 
 from pedos_agent.system.reading import words
 

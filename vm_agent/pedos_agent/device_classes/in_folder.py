@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Final
 
 import trio
+from pedos_host.folder_watch import FolderWatch
+from pedos_host.mounts import fuse_mounts
+from pedos_host.waiting import first_of
 from pedos_protocol.fields import DEVICES_MAX
 from pedos_protocol.names import natural_key
-from pedos_vchan.folder_watch import FolderWatch
-from pedos_vchan.mounts import fuse_mounts
-from pedos_vchan.waiting import first_of
 
 from pedos_agent.device_classes.base import Carried, DeviceClass, nothing_carried
 from pedos_agent.device_classes.pinned import Pinner

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import attrs
-from pedos_vchan.in_time import in_time
-from pedos_vchan.links import walk
+from pedos_host.in_time import in_time
+from pedos_host.links import walk
 
 from pedos_agent.inventory.found import Pin
 from pedos_agent.system.reading import link_target

@@ -11,8 +11,8 @@ from contextlib import ExitStack, suppress
 from typing import Final
 
 import trio
+from pedos_host.children import File, describe_exit, start_child
 from pedos_protocol.names import harmless_text
-from pedos_vchan.children import File, describe_exit, start_child
 
 from pedos_agent.device_classes.lifetime import Lifetime
 

@@ -6,8 +6,8 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
-from pedos_vchan.again import Again
-from pedos_vchan.threads import to_thread
+from pedos_host.again import Again
+from pedos_host.threads import to_thread
 
 from pedos_agent.inventory.found import Found, unseen
 from pedos_agent.system.reading import is_gone, is_starved, words

@@ -13,7 +13,7 @@ from functools import cache, partial
 from queue import SimpleQueue
 
 import trio
-from pedos_vchan.threads import NoThreadError, to_thread
+from pedos_host.threads import NoThreadError, to_thread
 
 _Queue = SimpleQueue[Callable[[], None]]
 

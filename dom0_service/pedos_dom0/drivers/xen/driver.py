@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import trio
+from pedos_host.unix import connect_unix
 from pedos_vchan import xen as vchan
 from pedos_vchan.stream import VchanStream
-from pedos_vchan.unix import connect_unix
 
 from pedos_dom0.drivers.base import (
     DOM0_DOMID,

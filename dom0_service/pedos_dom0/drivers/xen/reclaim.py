@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 import trio
-from pedos_vchan.folder_watch import FolderWatch
+from pedos_host.folder_watch import FolderWatch
 
 from pedos_dom0.drivers.base import AGAIN_SECONDS, DriverError
 from pedos_dom0.drivers.xen.xenstore import silent, vbds_of

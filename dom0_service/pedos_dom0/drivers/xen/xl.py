@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 import attrs
 import trio
+from pedos_host.children import describe_exit, start_child
 from pedos_protocol.names import harmless_text, is_vm_name
-from pedos_vchan.children import describe_exit, start_child
 
 from pedos_dom0.drivers.base import DriverError
 
 if TYPE_CHECKING:
-    from pedos_vchan.children import Child
+    from pedos_host.children import Child
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Final
 
 import attrs
-from pedos_vchan.in_time import in_time
+from pedos_host.in_time import in_time
 
 from pedos_agent.device_classes.block.block_use import is_number
 from pedos_agent.device_classes.block.device_mapper import Target, Volume, lvm_volume, table

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 import trio
+from pedos_host.threads import to_thread
 from pedos_protocol.errors import CallError
 from pedos_protocol.names import harmless_text
-from pedos_vchan.threads import to_thread
 
 from pedos_agent.device_classes.block import mounts
 from pedos_agent.device_classes.block.block_use import untold

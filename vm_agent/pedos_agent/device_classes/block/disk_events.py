@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import trio
-from pedos_vchan.waiting import first_of
+from pedos_host.waiting import first_of
 
 from pedos_agent.system.revision import Revision
 from pedos_agent.system.roots import Roots

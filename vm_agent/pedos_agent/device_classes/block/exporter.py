@@ -15,14 +15,14 @@ from functools import partial
 from typing import Final
 
 import trio
+from pedos_host.faultpoints import reach
+from pedos_host.in_time import in_time
+from pedos_host.links import walk
+from pedos_host.threads import to_thread
 from pedos_protocol.agent_messages import ExportStart
 from pedos_protocol.errors import CallError
 from pedos_vchan import shm
-from pedos_vchan.faultpoints import reach
-from pedos_vchan.in_time import in_time
-from pedos_vchan.links import walk
 from pedos_vchan.pump import pump
-from pedos_vchan.threads import to_thread
 
 from pedos_agent.device_classes.block.disk import Disk
 from pedos_agent.device_classes.block.reserve import reserved

@@ -14,9 +14,9 @@ from functools import partial
 from typing import Final
 
 import attrs
+from pedos_host.in_time import in_time
 from pedos_protocol.fields import SHARES_MAX
 from pedos_protocol.names import harmless_text, natural_key
-from pedos_vchan.in_time import in_time
 
 from pedos_agent.device_classes.block.areas import (
     Area,

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from pedos_host.mounts import mounted
 from pedos_protocol.names import harmless_text
-from pedos_vchan.mounts import mounted
 
 from pedos_agent.device_classes.block.block_use import REASON_MAX, backing_file
 from pedos_agent.system.reading import is_gone, link_target, names_in, read_note

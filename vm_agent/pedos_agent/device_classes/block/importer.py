@@ -13,12 +13,12 @@ from contextlib import ExitStack
 from typing import Final
 
 import trio
+from pedos_host.faultpoints import reach
+from pedos_host.mounts import make_placeholder
 from pedos_protocol.agent_messages import ImportStart
 from pedos_protocol.errors import CallError
 from pedos_vchan import shm
 from pedos_vchan.channel import Channel
-from pedos_vchan.faultpoints import reach
-from pedos_vchan.mounts import make_placeholder
 from pedos_vchan.pump import pump
 
 from pedos_agent.device_classes.block import mounts

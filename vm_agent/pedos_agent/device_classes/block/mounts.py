@@ -1,6 +1,6 @@
 """Imported devices as files in DEV: which are mounted, how they are unmounted, and leftovers.
 
-An imported device is a FUSE mount over a placeholder, see `pedos_vchan.mounts`.
+An imported device is a FUSE mount over a placeholder, see `pedos_host.mounts`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Final
 
 import trio
+from pedos_host.again import Again
+from pedos_host.mounts import MOUNTINFO, fuse_mounts, fusermount, remove_placeholder
 from pedos_protocol.names import frontend_names
-from pedos_vchan.again import Again
-from pedos_vchan.mounts import MOUNTINFO, fuse_mounts, fusermount, remove_placeholder
 
 from pedos_agent.device_classes.tool import run_tool
 from pedos_agent.system.reading import words

@@ -11,8 +11,8 @@ import os
 import re
 from typing import Final
 
-from pedos_vchan.in_time import going_to
-from pedos_vchan.mounts import MOUNTINFO, Mount, mounted, plain
+from pedos_host.in_time import going_to
+from pedos_host.mounts import MOUNTINFO, Mount, mounted, plain
 
 from pedos_agent.system.reading import is_gone
 

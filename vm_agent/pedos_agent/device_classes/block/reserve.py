@@ -20,10 +20,10 @@ import struct
 from collections.abc import AsyncIterator
 from typing import Final
 
+from pedos_host.in_time import going_to, in_time
+from pedos_host.threads import to_thread
 from pedos_protocol.errors import CallError
 from pedos_protocol.names import harmless_text
-from pedos_vchan.in_time import going_to, in_time
-from pedos_vchan.threads import to_thread
 
 from pedos_agent.device_classes.block.areas import Area, file_area
 from pedos_agent.device_classes.block.block_use import SWAP

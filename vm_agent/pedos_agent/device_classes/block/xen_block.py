@@ -15,12 +15,12 @@ from functools import partial
 from typing import Final
 
 import trio
+from pedos_host.again import Again
+from pedos_host.faultpoints import reach
+from pedos_host.threads import to_thread
 from pedos_protocol.agent_messages import ExportStart
 from pedos_protocol.errors import CallError
 from pedos_protocol.names import harmless_text
-from pedos_vchan.again import Again
-from pedos_vchan.faultpoints import reach
-from pedos_vchan.threads import to_thread
 
 from pedos_agent.device_classes.block.block_use import untold
 from pedos_agent.device_classes.block.discovery_block import reasons_for

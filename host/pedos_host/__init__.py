@@ -1,0 +1,1 @@
+"""What a program needs of the machine that it runs on: files, sockets, processes, threads, log."""
