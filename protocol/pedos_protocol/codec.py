@@ -177,11 +177,19 @@ def frame_size(buffer: bytes | bytearray, at: int = 0) -> int:
 def _map_without_repeats(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     # msgpack's C code passes a list, its pure Python code an iterator. A frame may hold thousands
     # of maps: a copy of each list is a fifth of what reading them costs.
-    untrusted_pairs = pairs if type(pairs) is list else list(pairs)
+    untrusted_pairs = pairs if type(pairs) is list else _with_strict_keys(pairs)
     untrusted_map = dict(untrusted_pairs)
     if len(untrusted_map) != len(untrusted_pairs):
         raise ValueError("a map has a key twice")
     return untrusted_map
+
+
+def _with_strict_keys(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    # The pure Python code does not look at keys where there is a hook for maps.
+    untrusted_pairs = list(pairs)
+    if not all(type(untrusted_key) is str for untrusted_key, _ in untrusted_pairs):
+        raise ValueError("a key of a map is not text")
+    return untrusted_pairs
 
 
 class _Counter:
@@ -249,9 +257,10 @@ def decode(payload: bytes | bytearray) -> list[Any]:
         except IndexError:
             unpacker = _unpacker(None, _map_without_repeats)
     try:
+        end = unpacker.tell() + len(payload)
         unpacker.feed(payload)
         untrusted = unpacker.unpack()
-        if unpacker.read_bytes(1):
+        if unpacker.tell() != end:
             raise msgpack.ExtraData(untrusted, b"")
     except _UNPACK_ERRORS as error:
         # The library's words may hold the sender's bytes: only the kind of error is passed on.

@@ -8,6 +8,7 @@ import tracemalloc
 from typing import Any
 
 import msgpack
+import msgpack.fallback
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,7 +99,13 @@ def test_a_message_with_one_byte_changed_is_a_message_or_a_remote_error(
         ("dc 04 01" + "c0" * (ITEMS_MAX + 1), "one entry too many"),
     ],
 )
-def test_what_is_refused(payload: str, what: str) -> None:
+@pytest.mark.parametrize("library", [msgpack, msgpack.fallback])
+def test_what_is_refused(
+    payload: str, what: str, library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By msgpack's C code, and by its Python code, which is used where that was not built."""
+    monkeypatch.setattr(codec, "_idle_unpackers", [])
+    monkeypatch.setattr(msgpack, "Unpacker", library.Unpacker)
     with pytest.raises(RemoteProtocolError):
         codec.decode(bytes.fromhex(payload))
 
