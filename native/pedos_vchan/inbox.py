@@ -6,17 +6,18 @@ for it and so finds its own answer. Other streams are read by the reader alone.
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import TYPE_CHECKING
 
 import trio
 from pedos_protocol.errors import RemoteProtocolError
-from pedos_protocol.events import Answer, ErrorAnswer, Event, NeedData
+from pedos_protocol.events import Answer, ErrorAnswer, Event
 
 from .quota import BYTES_PER_FRAME
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from .quota import Quota
     from .session import Session
@@ -28,6 +29,10 @@ TURN_SECONDS = 0.0001
 
 #: Bytes asked for at once: a control channel's ring.
 RECEIVE_SIZE = 65536
+
+
+# What an idle inbox holds instead of a batch that was read to its end.
+_NOTHING: Iterator[Event] = iter(())
 
 
 class Inbox:
@@ -42,38 +47,41 @@ class Inbox:
         self.turn_end = 0.0  # of time.perf_counter(): then others get their turn
         self.reader_waits = False  # the reader is in `wait`, so its place can be taken
         self._behind = trio.lowlevel.ParkingLot()  # who waits until it has read what has come
-        self._unread: Event | None = None  # what one who took its place has left for it
+        #: What has come and was not taken yet. Each event is read when it is asked for, by whoever
+        #: reads then; RemoteProtocolError.
+        self.events: Iterator[Event] = _NOTHING
         self._is_piece = False  # what came last completed no frame
         session.at_end(self._free)
 
     async def next_event(self) -> Event:
-        """The next event, for the reader. RemoteProtocolError, and what the stream raises."""
-        while True:
-            event = self._unread or self._connection.next_event()
-            self._unread = None
-            if not isinstance(event, NeedData):
-                self._is_piece = False
-                return event
-            if self._turns is None:
-                self._outbox.flush()
-                self._has_caught_up()
-                received = bytes(await self._session.stream.receive_some(RECEIVE_SIZE))
-                self.reader_waits = False
-                self.receive(received)
-                continue
-            if self._is_piece and time.perf_counter() > self.turn_end:
-                await self.let_others_run()  # a frame may come byte by byte, as fast as we look
-            while (data := self._outbox.turn(self._turns)) is None:
-                self._has_caught_up()
-                try:
-                    await self._turns.wait()
-                finally:
-                    self.reader_waits = False
-                    self.turn_end = time.perf_counter() + TURN_SECONDS
-                if self._unread is not None:
-                    break
-            else:
-                self.receive(data)
+        """The next event, for the reader, which has taken all `events`. RemoteProtocolError, and
+        what the stream raises."""
+        while (event := next(self.events, None)) is None:
+            await self._read_more()
+        self._is_piece = False
+        return event
+
+    async def _read_more(self) -> None:
+        """Receives what has come; if there is nothing, waits until there may be something."""
+        if self._turns is None:
+            self._outbox.flush()
+            self._has_caught_up()
+            received = bytes(await self._session.stream.receive_some(RECEIVE_SIZE))
+            self.reader_waits = False
+            self.receive(received)
+            return
+        if self._is_piece and time.perf_counter() > self.turn_end:
+            await self.let_others_run()  # a frame may come byte by byte, as fast as we look
+        data = self._outbox.turn(self._turns)
+        if data is not None:
+            self.receive(data)
+            return
+        self._has_caught_up()
+        try:
+            await self._turns.wait()
+        finally:
+            self.reader_waits = False
+            self.turn_end = time.perf_counter() + TURN_SECONDS
 
     def receive(self, data: bytes) -> None:
         """Takes bytes that came, at their price. RemoteProtocolError."""
@@ -81,7 +89,7 @@ class Inbox:
         # frame that comes byte by byte would be 65,536 wake-ups for the price of 256 frames.
         self._quota.spend(len(data) / BYTES_PER_FRAME + self._is_piece)
         self._is_piece = True
-        self._connection.receive_data(data)
+        self.events = self._connection.receive_data(data)
 
     async def let_others_run(self) -> None:
         """Begins another `turn_end`, after all tasks that can run now have run."""
@@ -100,6 +108,7 @@ class Inbox:
             await self._behind.park()
 
     def _has_caught_up(self) -> None:
+        self.events = _NOTHING
         self.reader_waits = True
         if self._behind:
             self._behind.unpark_all()
@@ -125,13 +134,15 @@ class Inbox:
             if data:
                 is_armed = turns.is_armed()
                 self.receive(data)
-                while isinstance(event := self._connection.next_event(), (Answer, ErrorAnswer)):
+                for event in self.events:
                     self._is_piece = False
+                    if not isinstance(event, (Answer, ErrorAnswer)):
+                        self.events = itertools.chain((event,), self.events)
+                        break
                     take(event)
-                if not isinstance(event, NeedData):
-                    self._unread = event
-                elif is_armed:
-                    return
+                else:
+                    if is_armed:
+                        return
         except RemoteProtocolError as error:
             self._session.fail(error)
         except (trio.BrokenResourceError, trio.ClosedResourceError):

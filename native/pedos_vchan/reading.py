@@ -53,10 +53,14 @@ class Reader(Generic[P]):
         request: Request | None = None  # whose handler has this task
         try:
             with trio.CancelScope() as scope:  # without a deadline as long as it reads
-                while not isinstance(event := await inbox.next_event(), Closed):
+                while not isinstance(
+                    event := next(inbox.events, None) or await inbox.next_event(), Closed
+                ):
                     if time.perf_counter() > inbox.turn_end:
                         await inbox.let_others_run()
-                    if isinstance(event, Request):
+                    if isinstance(event, (Answer, ErrorAnswer)):
+                        self._caller.take_answer(event)
+                    elif isinstance(event, Request):
                         self._quota.spend(1)
                         begun = server.begin(peer, event)
                         if begun is not None:
@@ -65,8 +69,6 @@ class Reader(Generic[P]):
                             nursery.start_soon(self.read, peer, nursery)
                             server.answer(request, await server.finish(request, scope, begun))
                             break
-                    elif isinstance(event, (Answer, ErrorAnswer)):
-                        self._caller.take_answer(event)
                     elif isinstance(event, Notice):
                         self._quota.spend(1)
                         await server.take_notice(peer, event)
