@@ -108,10 +108,10 @@ def ring() -> float:
 
         def to_and_fro() -> None:
             for _ in range(BATCHES):
-                one.send_some(batch)
-                other.turn(b"")
-                other.send_some(batch)
-                one.turn(b"")
+                one.conversation.send_some(batch)
+                other.conversation.turn(b"")
+                other.conversation.send_some(batch)
+                one.conversation.turn(b"")
 
         return _least(to_and_fro, IN_FLIGHT * BATCHES)
 

@@ -35,7 +35,7 @@ class Caller:
     def __init__(self, session: Session, inbox: Inbox) -> None:
         self._session = session
         self._inbox = inbox
-        self._turns = session.turns
+        self._conversation = session.conversation
         self._outbox = session.outbox
         self._connection = session.connection
         self._sweeper = session.loop.sweeper
@@ -158,18 +158,19 @@ class Caller:
         """Waits for the answer. A caller that is alone reads itself: nothing is handed from task to
         task then. Several leave the reading to the reader, and their writing to the writer, which
         writes what they all said at once."""
-        turns, inbox = self._turns, self._inbox
+        conversation, inbox = self._conversation, self._inbox
         task = id(trio.lowlevel.current_task())
         same, self._last_caller = task == self._last_caller, task
-        if turns is not None and same and len(self._waiters) == 1 and inbox.may_stand_in():
-            inbox.read_answers(turns, self.take_answer)
+        is_alone = same and len(self._waiters) == 1
+        if conversation is not None and is_alone and inbox.may_stand_in():
+            inbox.read_answers(conversation, self.take_answer)
             while inbox.may_stand_in() and not waiter.is_settled:
                 try:
-                    await waiter.wait_in_place(turns)
+                    await waiter.wait_in_place(conversation)
                 except trio.ClosedResourceError:
                     break  # the reader finds it, too, and settles all that wait
                 if inbox.may_stand_in():
-                    inbox.read_answers(turns, self.take_answer)
+                    inbox.read_answers(conversation, self.take_answer)
         else:
             self._outbox.flush()
         await waiter.wait()

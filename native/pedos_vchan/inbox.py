@@ -19,9 +19,9 @@ from .quota import BYTES_PER_FRAME
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from .conversation import Conversation
     from .quota import Quota
     from .session import Session
-    from .stream import VchanStream
 
 #: Seconds that a peer is served in one go before other tasks get their turn: about what two short
 #: calls take, so that one VM which floods us does not make the others wait longer than that.
@@ -41,7 +41,7 @@ class Inbox:
     def __init__(self, session: Session, quota: Quota) -> None:
         self._session = session
         self._quota = quota
-        self._turns = session.turns
+        self._conversation = session.conversation
         self._outbox = session.outbox
         self._connection = session.connection
         self.turn_end = 0.0  # of time.perf_counter(): then others get their turn
@@ -63,7 +63,7 @@ class Inbox:
 
     async def _read_more(self) -> None:
         """Receives what has come; if there is nothing, waits until there may be something."""
-        if self._turns is None:
+        if self._conversation is None:
             self._outbox.flush()
             self._has_caught_up()
             received = bytes(await self._session.stream.receive_some(RECEIVE_SIZE))
@@ -72,13 +72,13 @@ class Inbox:
             return
         if self._is_piece and time.perf_counter() > self.turn_end:
             await self.let_others_run()  # a frame may come byte by byte, as fast as we look
-        data = self._outbox.turn(self._turns)
+        data = self._outbox.turn(self._conversation)
         if data is not None:
             self.receive(data)
             return
         self._has_caught_up()
         try:
-            await self._turns.wait()
+            await self._conversation.wait()
         finally:
             self.reader_waits = False
             self.turn_end = time.perf_counter() + TURN_SECONDS
@@ -99,9 +99,9 @@ class Inbox:
     async def caught_up(self) -> None:
         """Returns when all that has come is read; on a stream that is no channel, all that came
         with the last bytes that were received."""
-        if self.reader_waits and self._turns is not None:
+        if self.reader_waits and self._conversation is not None:
             self.reader_waits = False
-            self._turns.wake()
+            self._conversation.wake()
         if self.reader_waits or self._session.ended:
             await trio.lowlevel.checkpoint()
         else:
@@ -123,16 +123,16 @@ class Inbox:
         return self.reader_waits and not self._session.ended
 
     def read_answers(
-        self, turns: VchanStream, take: Callable[[Answer | ErrorAnswer], None]
+        self, conversation: Conversation, take: Callable[[Answer | ErrorAnswer], None]
     ) -> None:
         """A turn in the reader's place: `take` gets the answers. All else is left for the reader
         itself."""
         try:
-            data = self._outbox.turn(turns)
+            data = self._outbox.turn(conversation)
             if data is None:
                 return
             if data:
-                is_armed = turns.is_armed()
+                is_armed = conversation.is_armed()
                 self.receive(data)
                 for event in self.events:
                     self._is_piece = False
@@ -148,4 +148,4 @@ class Inbox:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # as is an end: the reader finds it, too
         self.reader_waits = False
-        turns.wake()
+        conversation.wake()

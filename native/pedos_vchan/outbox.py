@@ -7,18 +7,24 @@ task each time.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import trio
 
-from .event_loop import Flusher
-from .stream import VchanStream
+if TYPE_CHECKING:
+    from .conversation import Conversation
+    from .event_loop import Flusher
 
 
 class Outbox:
-    """Frames for `stream`, in the order in which they were put in."""
+    """Frames for `stream`, in the order in which they were put in; `conversation` is its own, if it
+    is a channel's."""
 
-    def __init__(self, stream: trio.abc.Stream, flusher: Flusher) -> None:
+    def __init__(
+        self, stream: trio.abc.Stream, conversation: Conversation | None, flusher: Flusher
+    ) -> None:
         self._stream = stream
-        self._turns = stream if isinstance(stream, VchanStream) else None
+        self._conversation = conversation
         self._flusher = flusher
         self._nursery: trio.Nursery | None = None
         self._closed = False
@@ -55,12 +61,12 @@ class Outbox:
         if self._waiting and not self._sending:
             self._flusher.soon(self._write_now)
 
-    def turn(self, channel: VchanStream) -> bytes | None:
-        """Writes what fits and takes what has come, as `VchanStream.turn` does."""
+    def turn(self, conversation: Conversation) -> bytes | None:
+        """Writes what fits and takes what has come, as `Conversation.turn` does."""
         if not self._waiting or self._sending:
-            return channel.turn(b"")[1]
+            return conversation.turn(b"")[1]
         out = self._take()
-        written, data = channel.turn(out)
+        written, data = conversation.turn(out)
         if written < len(out):
             self.put(out[written:])
             self.flush()
@@ -86,9 +92,9 @@ class Outbox:
         if not self._waiting or self._sending or self._closed or self._nursery is None:
             return
         out = self._take()
-        if self._turns is not None:
+        if self._conversation is not None:
             try:
-                out = out[self._turns.send_some(out) :]
+                out = out[self._conversation.send_some(out) :]
             except trio.ClosedResourceError:
                 return  # the reader finds it, too
         if out:

@@ -33,11 +33,11 @@ class Session:
     def __init__(self, stream: trio.abc.Stream, name: str) -> None:
         self.stream = stream
         self.name = name
-        # The same stream, if turns can be taken on it; other streams are read and written by tasks.
-        self.turns = stream if isinstance(stream, VchanStream) else None
+        # Other streams than a channel's are read and written by tasks.
+        self.conversation = stream.conversation if isinstance(stream, VchanStream) else None
         self.connection = Connection()
         self.loop = event_loop()
-        self.outbox = Outbox(stream, self.loop.flusher)
+        self.outbox = Outbox(stream, self.conversation, self.loop.flusher)
         self.opened = trio.Event()  # set when both hellos are said, or never will be
         self.ended = False
         self.failure: Exception | None = None

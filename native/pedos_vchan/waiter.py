@@ -9,7 +9,7 @@ import trio
 if TYPE_CHECKING:
     from pedos_protocol.events import Answer, ErrorAnswer
 
-    from .stream import VchanStream
+    from .conversation import Conversation
 
 
 class Waiter:
@@ -22,7 +22,7 @@ class Waiter:
         self.is_settled = False
         self.timed_out = False
         self.answer: Answer | ErrorAnswer | None = None  # None when settled: none came in time
-        self.in_place_of: VchanStream | None = None  # whose reader the caller stands in for
+        self.in_place_of: Conversation | None = None  # whose reader the caller stands in for
         self._task: trio.lowlevel.Task | None = None
 
     def settle(self, answer: Answer | ErrorAnswer | None) -> None:
@@ -56,10 +56,10 @@ class Waiter:
         self._task = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(abort)
 
-    async def wait_in_place(self, stream: VchanStream) -> None:
-        """Waits for news of `stream` instead of its reader, or to be settled."""
-        self.in_place_of = stream
+    async def wait_in_place(self, conversation: Conversation) -> None:
+        """Waits for news in `conversation` instead of its reader, or to be settled."""
+        self.in_place_of = conversation
         try:
-            await stream.wait_instead()
+            await conversation.wait_instead()
         finally:
             self.in_place_of = None

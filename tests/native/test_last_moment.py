@@ -11,9 +11,9 @@ import trio.testing
 from pedos_protocol.connection import PENDING_MAX
 from pedos_protocol.errors import CallError
 from pedos_protocol.events import Answer, ErrorAnswer, NeedData, Notice, Request
+from pedos_vchan.conversation import TURN_SIZE
 from pedos_vchan.peer import Peer
 from pedos_vchan.session import CANCELLED
-from pedos_vchan.stream import TURN_SIZE
 
 from .test_turn_hazards import Puppet
 
@@ -67,7 +67,7 @@ async def test_an_answer_that_has_come_is_its_callers_whatever_else_happens_then
             await other.send_all(puppet.frame(Answer(request.id, {})))
             request = await puppet.hear_request()
         await trio.testing.wait_all_tasks_blocked()
-        assert (one._substituted == 1) is in_place
+        assert (one.conversation._substitute is not None) is in_place
         answer = puppet.frame(Answer(request.id, {"is": "done"}))
         (waiter,) = client._caller._waiters.values()
         steps = {
@@ -82,7 +82,7 @@ async def test_an_answer_that_has_come_is_its_callers_whatever_else_happens_then
         assert got == [{"is": "done"}]
         assert client._caller._free_slots == PENDING_MAX
         if "close" not in order:
-            assert other.turn(b"") == (0, None)  # and nothing was taken back
+            assert other.conversation.turn(b"") == (0, None)  # and nothing was taken back
         client.close()
 
 
@@ -134,9 +134,9 @@ async def test_what_has_come_is_read_before_a_handler_that_catches_up_goes_on(
             await other.send_all(request)
             await trio.testing.wait_all_tasks_blocked()
             going.set()  # and before the handler runs:
-            assert other.send_some(taken_back) == len(taken_back)
+            assert other.conversation.send_some(taken_back) == len(taken_back)
         else:
-            assert other.send_some(request + taken_back) == len(request + taken_back)
+            assert other.conversation.send_some(request + taken_back) == len(request + taken_back)
         answer = await puppet.hear()
         assert isinstance(answer, ErrorAnswer) and answer.code == "timeout"
         assert done == []
@@ -158,7 +158,7 @@ async def test_a_caller_that_is_cancelled_already_asks_for_nothing(pairs: Pairs)
             await call_any(client)
         assert scope.cancelled_caught
         await trio.testing.wait_all_tasks_blocked()
-        assert other.turn(b"") == (0, None)
+        assert other.conversation.turn(b"") == (0, None)
         client.close()
 
 

@@ -12,9 +12,10 @@ import trio
 import trio.testing
 from pedos_protocol.connection import PENDING_MAX
 from pedos_protocol.errors import CallError
+from pedos_vchan.conversation import TURN_SIZE
 from pedos_vchan.peer import Peer
 from pedos_vchan.session import OUT_MAX
-from pedos_vchan.stream import TURN_SIZE, VchanStream
+from pedos_vchan.stream import VchanStream
 
 if TYPE_CHECKING:
     from .conftest import Pairs
@@ -226,4 +227,4 @@ async def _run_until_broken(peer: Peer) -> None:
 
 
 def _stop_reading(stream: VchanStream) -> None:
-    stream.turn = lambda _out: (0, None)  # type: ignore[method-assign]
+    stream.conversation.turn = lambda _out: (0, None)  # type: ignore[method-assign]

@@ -55,20 +55,21 @@ async def test_a_substitute_is_woken_though_the_one_before_it_left_later(
     scope = trio.CancelScope()
 
     async def first() -> None:
-        await one.wait_instead()
+        await one.conversation.wait_instead()
         left.append("first")
 
     async def second() -> None:
-        one.wake_substitute()  # the first one, which has not run yet when its place is taken
+        # The first one, which has not run yet when its place is taken.
+        one.conversation.wake_substitute()
         with scope:
             try:
-                await one.wait_instead()
+                await one.conversation.wait_instead()
             except trio.ClosedResourceError:
                 assert by == "close"
         left.append("second")
 
-    await one.wait()  # the client has come
-    assert one.turn(b"") == (0, None)
+    await one.conversation.wait()  # the client has come
+    assert one.conversation.turn(b"") == (0, None)
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(first)
@@ -76,8 +77,8 @@ async def test_a_substitute_is_woken_though_the_one_before_it_left_later(
             nursery.start_soon(second)
             await settled(lambda: left == ["first"])
             wake = {
-                "word": one.wake_substitute,
-                "news": lambda: other.send_some(b"x"),
+                "word": one.conversation.wake_substitute,
+                "news": lambda: other.conversation.send_some(b"x"),
                 "close": one.close,
                 "cancel": scope.cancel,
             }
@@ -90,27 +91,28 @@ async def test_the_reader_is_left_alone_until_the_last_substitute_has_gone(pairs
     read = []
 
     async def reader() -> None:
-        await one.wait()
-        read.append(one.turn(b"")[1])
+        await one.conversation.wait()
+        read.append(one.conversation.turn(b"")[1])
 
     async def second() -> None:
-        one.wake_substitute()
-        await one.wait_instead()  # and goes without a look, as one does that is cancelled
+        one.conversation.wake_substitute()
+        # And goes without a look, as one does that is cancelled.
+        await one.conversation.wait_instead()
 
-    await one.wait()  # the client has come
-    assert one.turn(b"") == (0, None)
+    await one.conversation.wait()  # the client has come
+    assert one.conversation.turn(b"") == (0, None)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reader)
         await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(one.wait_instead)
+        nursery.start_soon(one.conversation.wait_instead)
         await trio.testing.wait_all_tasks_blocked()
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as substitutes:
                 substitutes.start_soon(second)
                 await trio.testing.wait_all_tasks_blocked()
-                assert one._substituted == 1
+                assert one.conversation._substitute is not None
                 scope.cancel()
-                other.send_some(b"news")
+                other.conversation.send_some(b"news")
         with trio.fail_after(PATIENCE):
             while not read:
                 await trio.lowlevel.checkpoint()
@@ -121,14 +123,14 @@ async def test_a_second_substitute_beside_one_that_waits_is_refused_and_harms_no
     pairs: Pairs,
 ) -> None:
     one, _ = await pairs.streams()
-    await one.wait()  # the client has come
-    assert one.turn(b"") == (0, None)
+    await one.conversation.wait()  # the client has come
+    assert one.conversation.turn(b"") == (0, None)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(one.wait_instead)
+        nursery.start_soon(one.conversation.wait_instead)
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(trio.BusyResourceError):
-            await one.wait_instead()
-        one.wake_substitute()
+            await one.conversation.wait_instead()
+        one.conversation.wake_substitute()
         with trio.fail_after(PATIENCE):
             while nursery.child_tasks:
                 await trio.lowlevel.checkpoint()
@@ -153,7 +155,8 @@ async def test_a_caller_that_stands_in_for_the_reader_twice_ends_in_time(
     async def b() -> None:
         await b_goes_on.wait()
         await client.call("test.b", {}, timeout=60)
-        assert one._substituted == 1, "A has run before; the test does not show what it says"
+        why = "A has run before; the test does not show what it says"
+        assert one.conversation._substitute is not None, why
         with pytest.raises(CallError) as caught:
             await client.call("test.b", {}, timeout=60)
         said.append(f"b: {caught.value.code}")
@@ -179,7 +182,7 @@ async def test_a_caller_that_stands_in_for_the_reader_twice_ends_in_time(
             a_goes_on.set()
             requests = [await puppet.hear_request()]
             await trio.testing.wait_all_tasks_blocked()
-            assert one._substituted == 1
+            assert one.conversation._substitute is not None
             b_goes_on.set()
             requests.append(await puppet.hear_request())
             await trio.testing.wait_all_tasks_blocked()
@@ -190,13 +193,13 @@ async def test_a_caller_that_stands_in_for_the_reader_twice_ends_in_time(
                 # no event comes: the part of a turn before that is what one for no bytes does.
                 no_sent, nowhere = ffi.new("int64_t *"), ffi.new("char[1]")
                 lib.pv_channel_turn(one._channel.native(), b"", 0, no_sent, nowhere, 0)
-                other.send_some(answers)
+                other.conversation.send_some(answers)
 
             trio.lowlevel.add_instrument(Before(readers[0], answer))
-            one.wake()
+            one.conversation.wake()
             while "a: answered" not in said:
                 await trio.lowlevel.checkpoint()
-            assert one._substituted == 1, "B does not stand in"
+            assert one.conversation._substitute is not None, "B does not stand in"
             if ends_by == "close":
                 client.close()
             else:
@@ -211,7 +214,7 @@ async def test_a_caller_that_stands_in_for_the_reader_twice_ends_in_time(
 
 def _task_in_wait(stream: VchanStream, peer: Peer) -> trio.lowlevel.Task:
     """The reader's task: the only one that waits for news of `stream`."""
-    assert stream._led
+    assert stream.conversation._led
     assert peer._inbox.reader_waits
     assert peer._session._nursery is not None
     return peer._session._nursery.parent_task

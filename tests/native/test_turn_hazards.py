@@ -85,33 +85,34 @@ async def test_a_stream_that_is_closed_under_one_who_was_woken_is_not_touched(
         tasks.append(trio.lowlevel.current_task())
         try:
             if stands_in:
-                await one.wait_instead()  # it looks itself, at what must not be freed memory
+                # It looks itself, at what must not be freed memory.
+                await one.conversation.wait_instead()
             else:
-                await one.wait()
-                one.turn(b"")
+                await one.conversation.wait()
+                one.conversation.turn(b"")
         except trio.ClosedResourceError:
             ended.append("closed")
 
-    await one.wait()  # the client has come
-    one.turn(b"")
+    await one.conversation.wait()  # the client has come
+    one.conversation.turn(b"")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait)
         await trio.testing.wait_all_tasks_blocked()
         trio.lowlevel.add_instrument(Before(tasks[0], one.close))
-        other.send_some(b"news")
+        other.conversation.send_some(b"news")
     assert ended == ["closed"]
 
 
 async def test_room_for_a_sender_is_news_for_it_whoever_else_waits(pairs: Pairs) -> None:
     one, other = await pairs.streams(12, 12)
-    await one.wait()  # the client has come
+    await one.conversation.wait()  # the client has come
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.send_all, bytes(9000))  # leads: it is the first that waits
         await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(one.wait)  # the reader follows
+        nursery.start_soon(one.conversation.wait)  # the reader follows
         await trio.testing.wait_all_tasks_blocked()
-        assert one.turn(b"") == (0, None)
-        nursery.start_soon(one.wait_instead)
+        assert one.conversation.turn(b"") == (0, None)
+        nursery.start_soon(one.conversation.wait_instead)
         await trio.testing.wait_all_tasks_blocked()
         got = 0
         with trio.fail_after(PATIENCE):
@@ -141,7 +142,7 @@ async def test_an_end_right_behind_the_answer_is_found_though_its_caller_took_th
         await other.send_all(puppet.frame(Answer(request.id, {})))
         request = await puppet.hear_request()  # whose caller reads itself
         await trio.testing.wait_all_tasks_blocked()
-        other.send_some(puppet.frame(Answer(request.id, {})))
+        other.conversation.send_some(puppet.frame(Answer(request.id, {})))
         lib.pv_channel_close(other._channel.native())
         with trio.fail_after(PATIENCE):
             await ended.wait()
@@ -175,8 +176,8 @@ async def test_a_frame_that_comes_byte_by_byte_leaves_other_tasks_their_turn(
         await puppet.meet()
         await trio.testing.wait_all_tasks_blocked()
         frame = puppet.frame(Notice("x.y", {"x": bytes(60_000)}))
-        monkeypatch.setattr(one, "turn", drip)
-        other.send_some(b"\0")  # wakes it
+        monkeypatch.setattr(one.conversation, "turn", drip)
+        other.conversation.send_some(b"\0")  # wakes it
         while server.is_open:
             before = turns
             await trio.lowlevel.checkpoint()

@@ -45,7 +45,7 @@ async def opened(role: str, peer: int, port: int, order: int = xen.CONTROL_ORDER
 
 async def converse(stream: VchanStream, out: bytes) -> bytes:
     """Says something and returns the answer, as `Peer` does: a turn both writes and reads."""
-    written, data = stream.turn(out)
+    written, data = stream.conversation.turn(out)
     if written < len(out):
         raise RuntimeError("a message does not fit into an empty ring")
     got = b""
@@ -57,9 +57,9 @@ async def converse(stream: VchanStream, out: bytes) -> bytes:
         if len(got) >= MESSAGE:
             break
         if data is None:
-            await stream.wait()
+            await stream.conversation.wait()
             waited = True
-        _, data = stream.turn(b"")
+        _, data = stream.conversation.turn(b"")
     if not waited:
         await trio.lowlevel.checkpoint()
     return got
