@@ -16,7 +16,7 @@ from .row import Row, medians_in_turn
 TRIPS = 50_000
 TRIPS_ACROSS = 5_000  # waking the other core costs ten times as much
 INTEROP = ROOT / "tests" / "interop"
-RING = [CSRC / "ring.c", CSRC / "channel.c", CSRC / "shm.c"]
+RING = [CSRC / f"{name}.c" for name in ("ring", "halt_poll", "channel", "shm")]
 
 
 def ring_seconds(program: Path, kind: str, core: int, other: int, trips: int) -> float:
@@ -25,7 +25,7 @@ def ring_seconds(program: Path, kind: str, core: int, other: int, trips: int) ->
 
 
 def _one_core() -> list[Row]:
-    xen = [INTEROP / "standin.c", INTEROP / "attach.c", *RING[:2], f"-I{INTEROP}"]
+    xen = [INTEROP / "standin.c", INTEROP / "attach.c", *RING[:-1], f"-I{INTEROP}"]
     with (
         compiled("unix_pingpong.c") as unix,
         compiled("ring_pingpong.c", more=RING) as ring,

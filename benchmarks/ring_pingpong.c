@@ -170,7 +170,7 @@ int main(int argc, char **argv)
         if (pv_channel_watch(end.channel, -1) < 0)
             die("pv_channel_watch");
         end.ring = &end.channel->ring;
-        pv_channel_patience(end.channel, is_patient ? PV_SPIN : PV_SLEEP);
+        end.channel->poll.mode = is_patient ? PV_POLL_SPIN : PV_POLL_OFF;
     } else {
         end.event_fd = child ? to_server : to_client;
         end.notify_fd = child ? to_client : to_server;

@@ -1,14 +1,10 @@
 #include "channel.h"
 
 #include <errno.h>
-#include <sched.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <time.h>
 #include <unistd.h>
-
-#define LOOKS 64          /* between two looks at the clock, some 1 us */
-#define SKIP_DOUBLINGS 10 /* after that many failures, only every thousandth turn tries again */
 
 /* Channels of this process that are waited on. */
 static unsigned watched;
@@ -150,98 +146,17 @@ void pv_channel_consume(struct pv_channel *channel, uint32_t count)
     pv_ring_consume(&channel->ring, count);
 }
 
-static int64_t now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
-}
-
-static void relax(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
 /* What a turn waits for. */
 static int is_there(void *channel)
 {
     return pv_ring_ready(&((struct pv_channel *)channel)->ring) != PV_WOULD_BLOCK;
 }
 
-/*
- * Whether something came while others had this processor. If they kept it long, this is not for a
- * good while tried again: one such yield costs as much as a hundred save that pay.
- */
-static int came_by_yielding(struct pv_channel *channel, pv_look look, void *arg)
+/* Nobody but this channel's owner waits for the event loop that a turn holds up. */
+static int is_alone(void)
 {
-    int64_t end = now_ns() + PV_YIELD_NS;
-
-    sched_yield();
-    if (now_ns() >= end) {
-        channel->failures = SKIP_DOUBLINGS;
-        return 0;
-    }
-    return look(arg);
-}
-
-static int came_by_spinning(uint32_t spin_ns, pv_look look, void *arg)
-{
-    int64_t end = now_ns() + spin_ns;
-
-    do {
-        for (int i = 0; i < LOOKS; i++) {
-            if (look(arg))
-                return 1;
-            relax();
-        }
-    } while (now_ns() < end);
-    return 0;
-}
-
-int pv_channel_linger(struct pv_channel *channel, uint32_t spin_ns, pv_look look, void *arg)
-{
-    if (look(arg))
-        return 1;
-    if (channel->patience == PV_SLEEP)
-        return 0;
-    if (channel->skip > 0) {
-        channel->skip--;
-        return 0;
-    }
-    if (channel->patience == PV_YIELD ? came_by_yielding(channel, look, arg)
-                                      : came_by_spinning(spin_ns, look, arg)) {
-        channel->failures = 0;
-        return 1;
-    }
-    channel->failures += channel->failures < SKIP_DOUBLINGS;
-    channel->skip = 1u << channel->failures;
-    return 0;
-}
-
-/* A turn holds up an event loop: other channels' owners, and its other tasks, wait for that. */
-static uint32_t spin_of_turn(const struct pv_channel *channel)
-{
-    int is_alone = !__atomic_load_n(&loop_is_shared, __ATOMIC_RELAXED) &&
-                   __atomic_load_n(&watched, __ATOMIC_RELAXED) <= 1;
-    int64_t learnt = PV_SPIN_TIMES * channel->answer_ns;
-
-    if (!is_alone || channel->spin_ns < PV_SPIN_NS)
-        return channel->spin_ns < PV_SPIN_NS ? channel->spin_ns : PV_SPIN_NS;
-    if (learnt <= channel->spin_ns || channel->answer_ns > PV_SPIN_SLOW_NS)
-        return channel->spin_ns;
-    return learnt < PV_SPIN_SLOW_NS ? (uint32_t)learnt : PV_SPIN_SLOW_NS;
-}
-
-static void note_answer(struct pv_channel *channel)
-{
-    if (channel->asked_ns > 0)
-        channel->answer_ns = now_ns() - channel->asked_ns;
-    channel->asked_ns = 0;
+    return !__atomic_load_n(&loop_is_shared, __ATOMIC_RELAXED) &&
+           __atomic_load_n(&watched, __ATOMIC_RELAXED) <= 1;
 }
 
 int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t count,
@@ -253,9 +168,9 @@ int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t c
     __atomic_fetch_and(channel->ring.asking, (uint8_t)~PV_NOTIFY_WRITE, __ATOMIC_RELAXED);
     *sent = count > 0 ? pv_channel_send(channel, out, count) : 0;
     if (*sent > 0) {
-        if (channel->spin_ns > PV_SPIN_NS)
-            channel->asked_ns = now_ns();
-        pv_channel_linger(channel, spin_of_turn(channel), is_there, channel);
+        pv_halt_poll_asked(&channel->poll);
+        pv_halt_poll(&channel->poll, pv_halt_poll_budget(&channel->poll, is_alone()), is_there,
+                     channel);
     }
     channel->armed = 0;
     while (got < max) {
@@ -266,7 +181,7 @@ int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t c
             channel->armed = part == PV_WOULD_BLOCK;
             return got > 0 ? (int64_t)got : part;
         }
-        note_answer(channel);
+        pv_halt_poll_answered(&channel->poll);
         memcpy(in + got, span, (size_t)part);
         pv_channel_consume(channel, (uint32_t)part);
         got += (size_t)part;
@@ -277,11 +192,6 @@ int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t c
 int pv_channel_is_armed(const struct pv_channel *channel)
 {
     return channel->armed;
-}
-
-void pv_channel_patience(struct pv_channel *channel, int patience)
-{
-    channel->patience = (uint8_t)patience;
 }
 
 int pv_channel_mute(struct pv_channel *channel, int muted)

@@ -6,6 +6,7 @@
 #ifndef PEDOS_CHANNEL_H
 #define PEDOS_CHANNEL_H
 
+#include "halt_poll.h"
 #include "ring.h"
 
 /*
@@ -16,36 +17,6 @@
  */
 #define PV_IDLE_WAKES 1000u
 
-/* What a turn that has written and finds nothing to read, or a pump that waits for the ring, does: */
-#define PV_SLEEP 0 /* nothing, so it goes to sleep */
-#define PV_YIELD 1 /* lets others run once: on one processor, the peer is among them */
-#define PV_SPIN 2  /* looks again for spin_ns: with more, the peer may run at the same time */
-
-/* To wake a sleeper on another processor costs 40 to 90 us; a longer look could cost more. */
-#define PV_SPIN_NS 50000
-
-/*
- * In another domain the answer comes once its kernel has been interrupted and its Python has begun:
- * half a millisecond under emulation. Then both are awake, and it takes a tenth of that. A look that
- * ends before the first answer never gets there (docs/decisions/0005-hot-path.md has the figures).
- * What does not pay is soon hardly tried, so its length matters little to the caller. But the turn
- * of a process with several channels holds up the others, and what dom0 serves waits for it however
- * few there are (pv_channel_share_loop()): a peer that answers just in time makes each look pay. So
- * there it is PV_SPIN_NS at most.
- */
-#define PV_SPIN_DOMAIN_NS 2000000
-
-/*
- * On a machine that is slow for a while an answer takes longer than that, if only for the waking up
- * at both ends. So a turn looks so many times as long as the last answer took, for the next one may
- * well take longer. One that took more than PV_SPIN_SLOW_NS has another cause, and counts for nothing.
- */
-#define PV_SPIN_TIMES 8
-#define PV_SPIN_SLOW_NS 16000000
-
-/* A yield took too long: others than the peer had the processor. An answer takes some 30 us. */
-#define PV_YIELD_NS 1000000
-
 struct pv_channel {
     struct pv_ring ring;
     int event_fd; /* readable when the peer has notified us */
@@ -54,12 +25,7 @@ struct pv_channel {
     uint32_t idle_wakes;        /* wake-ups without news in idle_second; see PV_IDLE_WAKES */
     int64_t idle_second;        /* of CLOCK_MONOTONIC */
     uint32_t seen_in, seen_out; /* the peer's indices at the last wake-up */
-    uint32_t skip;              /* turns without patience, after it did not pay */
-    uint8_t failures;           /* times that it did not pay, in a row */
-    uint32_t spin_ns;           /* for PV_SPIN */
-    int64_t asked_ns;           /* when a turn wrote what nothing has answered yet; 0: nothing */
-    int64_t answer_ns;          /* what the last answer to a turn took; between domains alone */
-    uint8_t patience;           /* PV_SLEEP, PV_YIELD or PV_SPIN, as its maker thinks best */
+    struct pv_halt_poll poll;   /* of a turn that wrote and finds nothing, or a pump that waits */
     uint8_t apart;              /* the peer runs on other processors than all of our system */
     uint8_t armed;              /* the last turn ended so; see pv_channel_is_armed() */
     uint8_t muted;              /* see pv_channel_mute() */
@@ -116,18 +82,6 @@ int pv_channel_is_armed(const struct pv_channel *channel);
 
 /* Whether others than channels' owners wait for this process's event loop; at first none does. */
 void pv_channel_share_loop(int is_shared);
-
-/* Whether what is waited for is in the ring. */
-typedef int (*pv_look)(void *arg);
-
-/*
- * Gives the peer a moment, to spin for spin_ns at most: 1 as soon as there is what look waits for.
- * Each failure doubles the calls that do not even try, up to a thousand.
- */
-int pv_channel_linger(struct pv_channel *channel, uint32_t spin_ns, pv_look look, void *arg);
-
-/* Another patience than a channel is made with. */
-void pv_channel_patience(struct pv_channel *channel, int patience);
 
 /*
  * Takes the readability of news off wait_fd (a death still shows there), or puts it back. Meanwhile

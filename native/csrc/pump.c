@@ -203,11 +203,11 @@ static bool arm_and_look_again(struct loop *loop)
     /*
      * Not while both ends spin in one system: they would keep a processor each, and everybody
      * else's event loop comes to its timers four times as late. Another domain's processors are not
-     * ours, and to wake it is dear: there patience doubles the speed. On a single processor to yield
+     * ours, and to wake it is dear: there polling doubles the speed. On a single processor to yield
      * is a tenth faster than to sleep.
      */
-    if ((loop->channel->apart || loop->channel->patience != PV_SPIN) &&
-        pv_channel_linger(loop->channel, loop->channel->spin_ns, is_paid, loop))
+    if ((loop->channel->apart || loop->channel->poll.mode != PV_POLL_SPIN) &&
+        pv_halt_poll(&loop->channel->poll, loop->channel->poll.budget_ns, is_paid, loop))
         return true;
     pv_ring_arm(&loop->channel->ring, bits);
     return is_paid(loop);
@@ -305,7 +305,7 @@ void pv_pump_run(struct pv_pump *pump, struct pv_channel *channel, int fd_in, in
     };
     int in_flags = fcntl(fd_in, F_GETFL), out_flags = fcntl(fd_out, F_GETFL);
 
-    channel->skip = channel->failures = 0; /* what did not pay for somebody else may pay here */
+    pv_halt_poll_forgive(&channel->poll);
 
     /*
      * Non-blocking, because a write(2) to a pipe that poll calls writable still blocks when more is

@@ -51,12 +51,12 @@ static void shm_detach(struct pv_channel *channel)
 }
 
 /* On the only processor that we may use, nothing can be seen coming. Nobody expects to be moved. */
-static uint8_t patience_here(void)
+static uint8_t poll_mode_here(void)
 {
     cpu_set_t allowed;
+    int is_one = sched_getaffinity(0, sizeof allowed, &allowed) == 0 && CPU_COUNT(&allowed) == 1;
 
-    return sched_getaffinity(0, sizeof allowed, &allowed) == 0 && CPU_COUNT(&allowed) == 1 ? PV_YIELD
-                                                                                          : PV_SPIN;
+    return is_one ? PV_POLL_YIELD : PV_POLL_SPIN;
 }
 
 /* Maps and attaches; orders are valid and fit length. Owns the two event descriptors from here. */
@@ -75,8 +75,8 @@ static int attach(size_t length, unsigned left_order, unsigned right_order, void
     shm->channel.event_fd = event_fd;
     shm->channel.live_fd = -1;
     shm->channel.wait_fd = -1;
-    shm->channel.patience = patience_here();
-    shm->channel.spin_ns = PV_SPIN_NS;
+    shm->channel.poll.mode = poll_mode_here();
+    shm->channel.poll.budget_ns = PV_POLL_NS;
     shm->channel.clear = shm_clear;
     shm->channel.detach = shm_detach;
     pv_ring_attach(&shm->channel.ring, base, left_order, right_order, rings, rings + left_bytes,

@@ -88,8 +88,8 @@ static int attach(struct libxenvchan *vchan, unsigned domain, unsigned peer, uns
     own->channel.live_fd = -1;
     own->channel.wait_fd = -1;
     own->channel.apart = 1;
-    own->channel.patience = PV_SPIN;
-    own->channel.spin_ns = PV_SPIN_DOMAIN_NS;
+    own->channel.poll.mode = PV_POLL_SPIN;
+    own->channel.poll.budget_ns = PV_POLL_DOMAIN_NS;
     own->channel.clear = xen_clear;
     own->channel.detach = xen_detach;
     vchan->server_persist = 0;

@@ -93,10 +93,10 @@ PREAMBLE = """
 """
 
 XEN = ("xen", "xen_guard", "xen_load", "xen_presence", "xen_store")
-PARTS = ("ring", "channel", "shm", "pump", "running", *XEN)
+PARTS = ("ring", "halt_poll", "channel", "shm", "pump", "running", *XEN)
 SOURCES = [f"native/csrc/{name}.c" for name in PARTS]
 HEADERS = [f"native/csrc/{name}.h" for name in ("ring", "channel", "shm", "pump", "running", "xen")]
-HEADERS.append("native/csrc/xen_internal.h")
+HEADERS += ["native/csrc/halt_poll.h", "native/csrc/xen_internal.h"]
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra"]
 
 ffibuilder = FFI()

@@ -36,7 +36,7 @@ def peer(directory: Path) -> Path:
 def victim(directory: Path, sanitizer: str) -> Path:
     """Our side under one of SANITIZERS."""
     program = directory / f"victim-{sanitizer}"
-    sources = [CSRC / f"{name}.c" for name in ("ring", "channel", "shm", "pump")]
+    sources = [CSRC / f"{name}.c" for name in ("ring", "halt_poll", "channel", "shm", "pump")]
     command: list[str | Path] = ["gcc", *FLAGS, INCLUDE, *SANITIZERS[sanitizer]]
     command += [HERE / "victim.c", *sources, "-pthread", "-o", program]
     subprocess.run(command, check=True)
@@ -57,11 +57,12 @@ def clang() -> str | None:
 def fuzzer(directory: Path, compiler: str) -> Path:
     """libFuzzer's program for the shared page; sources that stand in directory come first."""
     program = directory / "fuzz_page"
-    channel = directory / "channel.c"
     command: list[str | Path] = [compiler, *FLAGS, "-Wno-gnu-variable-sized-type-not-at-end"]
     command += ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
     command += [f"-I{directory}", INCLUDE, HERE / "fuzz_page.c"]
-    command += [channel if channel.exists() else CSRC / "channel.c", "-o", program]
+    for name in ("halt_poll.c", "channel.c"):
+        command.append(directory / name if (directory / name).exists() else CSRC / name)
+    command += ["-o", program]
     subprocess.run(command, check=True)
     return program
 

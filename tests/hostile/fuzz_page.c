@@ -166,7 +166,7 @@ static void turn(uint8_t what)
     size_t size = take(2) % sizeof bytes, most = 1 + take(2) % sizeof in;
     int64_t sent, got;
 
-    pv_channel_patience(&channel, what & 16 ? PV_YIELD : PV_SLEEP);
+    channel.poll.mode = what & 16 ? PV_POLL_YIELD : PV_POLL_OFF;
     got = pv_channel_turn(&channel, bytes, size, &sent, in, most);
     CHECK(size ? sent && sent <= (int64_t)size : !sent);
     last_out += sent > 0 ? (uint32_t)sent : 0;

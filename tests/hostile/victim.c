@@ -242,7 +242,7 @@ static int64_t act(struct run *run)
 static int64_t stream(struct run *run, int64_t until)
 {
     if (takes_turns) {
-        pv_channel_patience(run->channel, PV_SPIN);
+        run->channel->poll.mode = PV_POLL_SPIN;
         if (pv_channel_mute(run->channel, 1) < 0)
             die("mute", errno);
     }

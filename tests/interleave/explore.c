@@ -1,6 +1,7 @@
 /*
- * Every interleaving of the two ends of a channel, over the code itself: ring.c, channel.c and
- * pump.c are compiled in here, with their atomics and their system calls mapped onto a model.
+ * Every interleaving of the two ends of a channel, over the code itself: ring.c, halt_poll.c,
+ * channel.c and pump.c are compiled in here, with their atomics and their system calls mapped onto a
+ * model.
  *
  *   explore JOB SIZE COUNT PIECE MOST
  *
@@ -9,8 +10,8 @@
  *   leave  as one, but the reader closes after half of them
  *   pump   as one, between two pumps
  *   pumps  as pump, and as many bytes back
- *   turn   as one, by turns with patience (pv_channel_turn)
- *   turns  as both, by turns with patience
+ *   turn   as one, by turns that poll (pv_channel_turn)
+ *   turns  as both, by turns that poll
  *   mixed  as both, but only the server takes turns
  *
  * SIZE is that of each ring, 2 to 16 bytes; indices start just below their overflow. Exits with 0
@@ -64,6 +65,7 @@ static int model_clock(struct timespec *time);
 #define clock_gettime(clock, time) model_clock(time)
 #define sched_yield() (void)0 /* at the next access the other thread may run, however far it likes */
 #include "ring.c"
+#include "halt_poll.c"
 #include "channel.c"
 #undef clock_gettime
 #undef sched_yield
@@ -464,7 +466,7 @@ static void live(int which)
     if (!strncmp(job, "pump", 4)) {
         run(&thread->loop);
         pv_channel_close(&thread->channel);
-    } else if (thread->channel.patience != PV_SLEEP) {
+    } else if (thread->channel.poll.mode != PV_POLL_OFF) {
         talk_in_turns();
     } else {
         talk();
@@ -646,7 +648,7 @@ static void set_up(uint32_t size, uint32_t count)
             ring->asked = &world.page.cli_notify;
         }
         if (!strncmp(job, "turn", 4) || (!strcmp(job, "mixed") && !i))
-            pv_channel_patience(&thread->channel, PV_YIELD);
+            thread->channel.poll.mode = PV_POLL_YIELD;
         ring->in.size = ring->out.size = size;
         ring->in.own = ring->in.peer = ring->out.own = ring->out.peer = start;
         thread->loop = (struct loop){

@@ -10,7 +10,7 @@ from typing import Any
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "native" / "csrc"
 SOURCES = [HERE / f"{name}.c" for name in ("interop", "attach", "standin")]
-OURS = ("ring", "channel")
+OURS = ("ring", "halt_poll", "channel")
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]
 
 

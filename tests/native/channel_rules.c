@@ -190,7 +190,7 @@ static void a_turn_tells_how_much_it_could_not_write(void)
     HOLDS(turn(bytes, 1, 10) == PV_WOULD_BLOCK && sent == PV_CLOSED);
 }
 
-/* ---- patience: the clock and the processor are ours ---- */
+/* ---- halt polling: the clock and the processor are ours ---- */
 
 static int64_t now, yield_takes, answer_at = INT64_MAX; /* ns */
 static unsigned yields;
@@ -233,27 +233,27 @@ static bool answered(int64_t later)
     return got == 1;
 }
 
-static void patient(int patience)
+static void polling(int mode)
 {
     server();
-    channel.spin_ns = PV_SPIN_NS;
-    channel.skip = channel.failures = 0;
+    channel.poll.budget_ns = PV_POLL_NS;
+    channel.poll.skip = channel.poll.failures = 0;
     yields = 0;
     yield_takes = 20000;
-    pv_channel_patience(&channel, patience);
+    channel.poll.mode = mode;
 }
 
-static void without_patience_nobody_waits(void)
+static void without_polling_nobody_waits(void)
 {
     int64_t before = now;
 
-    patient(PV_SLEEP);
+    polling(PV_POLL_OFF);
     HOLDS(!answered(1000) && yields == 0 && now == before);
 }
 
 static void one_yield_is_enough_for_an_answer_on_one_processor(void)
 {
-    patient(PV_YIELD);
+    polling(PV_POLL_YIELD);
     HOLDS(answered(15000) && yields == 1);
     HOLDS(!answered(50000) && yields == 2);
 }
@@ -262,18 +262,18 @@ static void a_spin_ends_with_the_answer_or_after_its_time(void)
 {
     int64_t before;
 
-    patient(PV_SPIN);
-    HOLDS(answered(PV_SPIN_NS / 2) && yields == 0);
+    polling(PV_POLL_SPIN);
+    HOLDS(answered(PV_POLL_NS / 2) && yields == 0);
     before = now;
-    HOLDS(!answered(2 * PV_SPIN_NS));
-    HOLDS(now - before >= PV_SPIN_NS && now - before < 2 * PV_SPIN_NS);
+    HOLDS(!answered(2 * PV_POLL_NS));
+    HOLDS(now - before >= PV_POLL_NS && now - before < 2 * PV_POLL_NS);
 }
 
 static int64_t spun(void)
 {
     int64_t before = now;
 
-    channel.skip = 0;
+    channel.poll.skip = 0;
     HOLDS(!answered(INT64_MAX - now));
     return now - before;
 }
@@ -283,18 +283,18 @@ static void a_turn_spins_no_longer_than_others_can_wait(void)
     struct pv_channel other = {.ring = channel.ring, .event_fd = eventfd(0, 0), .detach = keep};
 
     watched_server(-1);
-    pv_channel_patience(&channel, PV_SPIN);
-    channel.spin_ns = PV_SPIN_DOMAIN_NS;
-    HOLDS(spun() >= PV_SPIN_DOMAIN_NS);
+    channel.poll.mode = PV_POLL_SPIN;
+    channel.poll.budget_ns = PV_POLL_DOMAIN_NS;
+    HOLDS(spun() >= PV_POLL_DOMAIN_NS);
     HOLDS(pv_channel_watch(&other, -1) == 0);
-    HOLDS(spun() < 2 * PV_SPIN_NS);
+    HOLDS(spun() < 2 * PV_POLL_NS);
     pv_channel_free(&other);
-    HOLDS(spun() >= PV_SPIN_DOMAIN_NS);
-    channel.answer_ns = PV_SPIN_DOMAIN_NS;
+    HOLDS(spun() >= PV_POLL_DOMAIN_NS);
+    channel.poll.answer_ns = PV_POLL_DOMAIN_NS;
     pv_channel_share_loop(1);
-    HOLDS(spun() < 2 * PV_SPIN_NS);
+    HOLDS(spun() < 2 * PV_POLL_NS);
     pv_channel_share_loop(0);
-    HOLDS(spun() >= PV_SPIN_SLOW_NS);
+    HOLDS(spun() >= PV_POLL_MAX_NS);
     unwatch();
 }
 
@@ -303,7 +303,7 @@ static int64_t spun_after(int64_t later)
 {
     int64_t got, end = now + later;
 
-    channel.skip = 0;
+    channel.poll.skip = 0;
     if (!answered(later)) {
         answer_at = end;
         pass(end - now);
@@ -316,27 +316,27 @@ static int64_t spun_after(int64_t later)
 static void a_turn_spins_longer_where_answers_have_taken_longer(void)
 {
     watched_server(-1);
-    pv_channel_patience(&channel, PV_SPIN);
-    channel.spin_ns = PV_SPIN_DOMAIN_NS;
-    HOLDS(spun_after(PV_SPIN_DOMAIN_NS / 16) < 2 * PV_SPIN_DOMAIN_NS);
-    HOLDS(spun_after(PV_SPIN_DOMAIN_NS / 2) >= 4 * PV_SPIN_DOMAIN_NS);
-    HOLDS(spun_after(PV_SPIN_DOMAIN_NS / 2) < 8 * PV_SPIN_DOMAIN_NS);
-    HOLDS(spun_after(PV_SPIN_SLOW_NS) >= PV_SPIN_SLOW_NS);
-    HOLDS(spun_after(PV_SPIN_SLOW_NS) < 2 * PV_SPIN_SLOW_NS);
-    HOLDS(spun_after(PV_SPIN_SLOW_NS + PV_SPIN_DOMAIN_NS) < 2 * PV_SPIN_DOMAIN_NS);
-    channel.skip = 0;
-    HOLDS(answered(PV_SPIN_DOMAIN_NS / 16));
-    pass(3 * PV_SPIN_DOMAIN_NS);
+    channel.poll.mode = PV_POLL_SPIN;
+    channel.poll.budget_ns = PV_POLL_DOMAIN_NS;
+    HOLDS(spun_after(PV_POLL_DOMAIN_NS / 16) < 2 * PV_POLL_DOMAIN_NS);
+    HOLDS(spun_after(PV_POLL_DOMAIN_NS / 2) >= 4 * PV_POLL_DOMAIN_NS);
+    HOLDS(spun_after(PV_POLL_DOMAIN_NS / 2) < 8 * PV_POLL_DOMAIN_NS);
+    HOLDS(spun_after(PV_POLL_MAX_NS) >= PV_POLL_MAX_NS);
+    HOLDS(spun_after(PV_POLL_MAX_NS) < 2 * PV_POLL_MAX_NS);
+    HOLDS(spun_after(PV_POLL_MAX_NS + PV_POLL_DOMAIN_NS) < 2 * PV_POLL_DOMAIN_NS);
+    channel.poll.skip = 0;
+    HOLDS(answered(PV_POLL_DOMAIN_NS / 16));
+    pass(3 * PV_POLL_DOMAIN_NS);
     page->left.prod += 1; /* what nobody has asked for */
-    HOLDS(turn("", 0, 10) == 1 && spun() < 2 * PV_SPIN_DOMAIN_NS);
-    channel.spin_ns = PV_SPIN_NS; /* another one, whose peer is in this system */
-    channel.asked_ns = channel.answer_ns = 0;
-    HOLDS(spun_after(3 * PV_SPIN_NS) < 2 * PV_SPIN_NS);
+    HOLDS(turn("", 0, 10) == 1 && spun() < 2 * PV_POLL_DOMAIN_NS);
+    channel.poll.budget_ns = PV_POLL_NS; /* another one, whose peer is in this system */
+    channel.poll.asked_ns = channel.poll.answer_ns = 0;
+    HOLDS(spun_after(3 * PV_POLL_NS) < 2 * PV_POLL_NS);
     unwatch();
 }
 
-/* How many turns it takes until the next one is patient again. */
-static unsigned until_patient(int64_t later)
+/* How many turns it takes until the next one polls again. */
+static unsigned turns_until_polled(int64_t later)
 {
     unsigned turns = 0, before = yields;
 
@@ -351,48 +351,48 @@ static void what_does_not_pay_is_tried_ever_less_and_at_once_again_when_it_pays(
 {
     unsigned longest = 0;
 
-    patient(PV_YIELD);
-    HOLDS(until_patient(50000) == 1);
-    HOLDS(until_patient(50000) == 3); /* two turns without */
-    HOLDS(until_patient(50000) == 5);
+    polling(PV_POLL_YIELD);
+    HOLDS(turns_until_polled(50000) == 1);
+    HOLDS(turns_until_polled(50000) == 3); /* two turns without */
+    HOLDS(turns_until_polled(50000) == 5);
     for (int i = 0; i < 12; i++)
-        longest = until_patient(50000);
+        longest = turns_until_polled(50000);
     HOLDS(longest == 1025);
-    HOLDS(until_patient(15000) == 1025); /* that one paid */
-    HOLDS(until_patient(15000) == 1);
-    HOLDS(until_patient(50000) == 1);
-    HOLDS(until_patient(50000) == 3);
+    HOLDS(turns_until_polled(15000) == 1025); /* that one paid */
+    HOLDS(turns_until_polled(15000) == 1);
+    HOLDS(turns_until_polled(50000) == 1);
+    HOLDS(turns_until_polled(50000) == 3);
 }
 
 static void after_a_yield_that_others_took_it_is_long_not_tried_though_the_answer_came(void)
 {
-    patient(PV_YIELD);
-    yield_takes = 2 * PV_YIELD_NS;
-    HOLDS(until_patient(1000) == 1);
+    polling(PV_POLL_YIELD);
+    yield_takes = 2 * PV_POLL_YIELD_NS;
+    HOLDS(turns_until_polled(1000) == 1);
     yield_takes = 20000;
-    HOLDS(until_patient(15000) == 1025);
-    HOLDS(until_patient(15000) == 1); /* one that pays, and all is as before */
+    HOLDS(turns_until_polled(15000) == 1025);
+    HOLDS(turns_until_polled(15000) == 1); /* one that pays, and all is as before */
 }
 
 static void who_said_nothing_expects_nothing(void)
 {
-    patient(PV_YIELD);
+    polling(PV_POLL_YIELD);
     HOLDS(turn(NULL, 0, 10) == PV_WOULD_BLOCK && yields == 0);
     page->right.prod = ring->out.own = SIZE; /* a peer that does not read */
     HOLDS(turn("x", 1, 10) == PV_WOULD_BLOCK && sent == PV_WOULD_BLOCK && yields == 0);
     page->left.prod = 1;
     HOLDS(turn("x", 1, 10) == 1 && yields == 0);
-    patient(PV_YIELD);
+    polling(PV_POLL_YIELD);
     page->left.prod = 1; /* it is there already */
     HOLDS(turn("x", 1, 10) == 1 && yields == 0);
 }
 
-static void a_patient_turn_sees_an_end(void)
+static void a_polling_turn_sees_an_end(void)
 {
-    patient(PV_SPIN);
+    polling(PV_POLL_SPIN);
     page->cli_live = PV_LIVE_CLOSED;
     HOLDS(turn("x", 1, 10) == PV_CLOSED);
-    patient(PV_SPIN);
+    polling(PV_POLL_SPIN);
     page->left.prod = 2 * SIZE;
     HOLDS(turn("x", 1, 10) == PV_BROKEN && !pv_channel_is_armed(&channel));
 }
@@ -447,7 +447,7 @@ static const struct rule rules[] = {
     RULE(a_turn_that_takes_all_it_may_leaves_the_rest_and_does_not_arm),
     RULE(an_end_behind_the_bytes_of_a_turn_needs_another_turn),
     RULE(a_turn_tells_how_much_it_could_not_write),
-    RULE(without_patience_nobody_waits),
+    RULE(without_polling_nobody_waits),
     RULE(one_yield_is_enough_for_an_answer_on_one_processor),
     RULE(a_spin_ends_with_the_answer_or_after_its_time),
     RULE(a_turn_spins_no_longer_than_others_can_wait),
@@ -455,7 +455,7 @@ static const struct rule rules[] = {
     RULE(what_does_not_pay_is_tried_ever_less_and_at_once_again_when_it_pays),
     RULE(after_a_yield_that_others_took_it_is_long_not_tried_though_the_answer_came),
     RULE(who_said_nothing_expects_nothing),
-    RULE(a_patient_turn_sees_an_end),
+    RULE(a_polling_turn_sees_an_end),
     RULE(a_muted_channel_tells_of_a_death_alone),
     RULE(a_flood_is_one_whoever_waits_for_the_events),
 };

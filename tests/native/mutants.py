@@ -38,6 +38,7 @@ PACKAGE = ROOT / "native" / "pedos_vchan"
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-w"]
 CHECKED = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"]
 PARTS = sorted(path.stem for path in CSRC.glob("*.c"))
+OF_A_CHANNEL = ("ring", "halt_poll", "channel")
 
 # A mutant may well hang; what it is tried with takes two seconds when all is well.
 LIMIT = 30  # seconds
@@ -72,7 +73,7 @@ def rules(csrc: Path, folder: Path, which: str) -> bool:
     """ring_rules.c or channel_rules.c: rule by rule, against a page that is written by hand."""
     name = f"{which or 'ring'}_rules"
     program = folder / name
-    sources = [HERE / f"{name}.c", csrc / "ring.c", csrc / "channel.c"]
+    sources = [HERE / f"{name}.c", *(csrc / f"{part}.c" for part in OF_A_CHANNEL)]
     compile_c(*CHECKED, *(_compiled(source, csrc, folder) for source in sources), "-o", program)
     return _passes([program])
 
@@ -99,7 +100,7 @@ def orders(csrc: Path, folder: Path, _: str) -> bool:
 def guard(csrc: Path, folder: Path, _: str) -> bool:
     """guard_rules.c, which has xen_guard.c within it."""
     program = folder / "guard_rules"
-    others = [csrc / f"{name}.c" for name in ("xen_presence", "ring", "channel")]
+    others = [csrc / f"{name}.c" for name in ("xen_presence", *OF_A_CHANNEL)]
     sources = [HERE / "guard_rules.c", *others]
     compile_c(*FLAGS, *CHECKED, f"-I{csrc}", *sources, "-pthread", "-o", program)
     return _passes([program])

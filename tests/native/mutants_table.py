@@ -1,4 +1,4 @@
-"""The changes that mutants.py tries, but those of channel.c and of the guard. Data only."""
+"""The changes that mutants.py tries, but those of a channel and of the guard. Data only."""
 
 from __future__ import annotations
 

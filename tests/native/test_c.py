@@ -16,7 +16,7 @@ FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror"]
 def soak(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The two-thread program, with every access to memory checked."""
     program = tmp_path_factory.mktemp("soak") / "ring_soak"
-    sources = [CSRC / f"{name}.c" for name in ("ring", "channel", "shm")]
+    sources = [CSRC / f"{name}.c" for name in ("ring", "halt_poll", "channel", "shm")]
     check = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"]
     command = ["gcc", *FLAGS, *check, f"-I{CSRC}", SOAK, *sources, "-pthread", "-o", program]
     subprocess.run(command, check=True)

@@ -86,7 +86,8 @@ def test_without_the_libraries_it_says_which_package_is_missing(tmp_path: Path) 
         """
     )
     others = [part for part in xen_libraries.PARTS if part != "xen_load"]
-    ours = [xen_libraries.CSRC / f"{name}.c" for name in ("ring", "channel", *others)]
+    parts = ("ring", "halt_poll", "channel", *others)
+    ours = [xen_libraries.CSRC / f"{name}.c" for name in parts]
     built = tmp_path / "without"
     flags = [*xen_libraries.FLAGS, f"-I{xen_libraries.CSRC}", "-pthread"]
     subprocess.run(["gcc", *flags, source, *ours, "-o", built], check=True)

@@ -30,7 +30,7 @@ SERVER, CLIENT, PORT = 7, 3, 1
 # A domain's death must be seen within a second; the rest is for a machine that is busy.
 LIMIT = 5
 GUARD_SECONDS = 0.5  # the guard's thread looks every 0.2
-SPIN_DOMAIN = 0.002  # seconds; PV_SPIN_DOMAIN_NS in channel.h
+SPIN_DOMAIN = 0.002  # seconds; PV_POLL_DOMAIN_NS in channel.h
 
 standin = xen_libraries.load(Path(sys.argv[2]))
 

@@ -63,7 +63,7 @@ def build_interop(folder: Path) -> Path:
     changed = folder / "interop.c"
     changed.write_text(source.replace(there, f"{there}/1"))
     program = folder / "interop"
-    ours = [CSRC / f"{name}.c" for name in ("ring", "channel", *PARTS)]
+    ours = [CSRC / f"{name}.c" for name in ("ring", "halt_poll", "channel", *PARTS)]
     libraries = [folder / name for name in STANDS_FOR]
     # The stand-in's names have no versions: enough for the loader, not for the linker.
     command = ["gcc", *FLAGS, f"-I{CSRC}", f"-I{INTEROP}", changed, HERE / "xen_attach.c", *ours]
