@@ -1,4 +1,4 @@
-"""What mypy needs to know of the compiled module; _build.py has the declarations in C."""
+"""The compiled module: what Python uses of csrc. _build.py compiles what stands here, by name."""
 
 from typing import Any, NewType, Protocol
 
