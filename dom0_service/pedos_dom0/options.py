@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import attrs
+from pedos_protocol.device_classes import FALSE, TRUE
 from pedos_protocol.names import SHOWN_MAX, harmless_text, is_frontend
 
 from pedos_dom0.errors import failure
@@ -16,16 +17,7 @@ from pedos_dom0.errors import failure
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_TRUTH = {
-    "yes": True,
-    "true": True,
-    "on": True,
-    "1": True,
-    "no": False,
-    "false": False,
-    "off": False,
-    "0": False,
-}
+_TRUTH = {**dict.fromkeys(TRUE, True), **dict.fromkeys(FALSE, False)}
 
 # What Xen tells the target that the device is, unless it is a disk.
 CDROM = "cdrom"

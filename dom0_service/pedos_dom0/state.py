@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 from pedos_host import faultpoints
+from pedos_protocol.device_classes import CLASSES
 
 from pedos_dom0.audit.throttle import AuditThrottle
 from pedos_dom0.drivers.base import DOM0_DOMID, DOM0_NAME, DomainInfo
@@ -16,9 +17,10 @@ from pedos_dom0.tables.agents import AgentTable
 from pedos_dom0.vms.facts import Facts
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
     from typing import Protocol
 
+    from pedos_protocol.device_classes import DeviceClass
     from pedos_protocol.messages import PolicyStatus
 
     from pedos_dom0.audit.queue import AuditQueue
@@ -50,6 +52,8 @@ class State:
     policy: PolicySource
     # What rules can say of VMs; by default what the driver knows of them.
     facts: Facts = attrs.field()
+    # The classes of devices that this dom0 knows; what is of another is left out.
+    classes: Sequence[DeviceClass] = CLASSES
     # Class -> why this driver's agents cannot carry it.
     unsupported: Mapping[str, str] = attrs.field(factory=dict)
     agents: AgentTable = attrs.field(factory=AgentTable)

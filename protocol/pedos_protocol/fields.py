@@ -187,7 +187,6 @@ class AtMost:
 
 AttachmentId = Annotated[str, an_attachment_id]
 ClassName = Annotated[str, a_class_name]
-DeviceClass = Annotated[str, names.parse_device_class]
 DeviceId = Annotated[str, names.parse_device_id]
 DeviceName = Annotated[str, a_device_name]
 Domid = Annotated[int, a_domid]

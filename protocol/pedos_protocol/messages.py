@@ -45,7 +45,6 @@ from .fields import (
     OPTIONS_MAX,
     AtMost,
     ClassName,
-    DeviceClass,
     DeviceId,
     DeviceName,
     Domid,
@@ -227,7 +226,7 @@ class DeviceList:
     before, for the next.
     """
 
-    device_class: DeviceClass
+    device_class: ClassName
     vms: Annotated[tuple[VmName, ...], AtMost(ITEMS_MAX)] | None = None
     exclude: Annotated[tuple[VmName, ...], AtMost(ITEMS_MAX)] = ()
     after: DeviceName | None = None
@@ -300,7 +299,7 @@ class DeviceListed:
 class DeviceAttach:
     """Attach a device to `vm`, and assign it too if `persistent`."""
 
-    device_class: DeviceClass
+    device_class: ClassName
     vm: VmName
     backend: VmName
     device: DeviceId
@@ -330,7 +329,7 @@ class DeviceDetach:
 
     `force` takes it from a VM that uses it, too; for dom0's user alone."""
 
-    device_class: DeviceClass
+    device_class: ClassName
     vm: VmName
     backend: VmName | None = None
     device: DeviceId | None = None

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from unicodedata import category
 
-from . import device_classes
-from .device_classes import FRONTENDS
+from .device_classes import DEVICE_CLASSES, FRONTENDS
 
 TYPE_CHECKING = False  # as typing's own, whose import would double the command line's start
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-DEVICE_CLASSES = device_classes.DEVICE_CLASSES
 
 VM_NAME_MAX = 31  # characters; the longest name that libvirt, Xen's tools and PedOS agree on
 DEVICE_ID_MAX = 64  # characters; /dev/disk/by-id names are longer, and are descriptions, not ids

@@ -15,7 +15,7 @@ from .fields import (
     OPTIONAL,
     TAGS_MAX,
     AtMost,
-    DeviceClass,
+    ClassName,
     DeviceId,
     Identity,
     Line,
@@ -78,7 +78,7 @@ class DeviceExplain:
     """What would policy say if `source` (a VM, or dom0's user) asked?"""
 
     verb: Verb
-    device_class: DeviceClass
+    device_class: ClassName
     vm: VmName
     backend: VmName
     device: DeviceId
@@ -147,7 +147,7 @@ class PolicyMine:
     """May the VM that asks do this, for itself? It learns the verdict and nothing else."""
 
     verb: Verb
-    device_class: DeviceClass
+    device_class: ClassName
     backend: VmName
     device: DeviceId
 
@@ -210,7 +210,7 @@ class PromptAsk:
     request: Text
     source: VmName
     service: Text
-    device_class: DeviceClass
+    device_class: ClassName
     backend: VmName
     device: DeviceId
     identity: Identity

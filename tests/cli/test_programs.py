@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pedos_cli import output, qvm_device, qvm_ls, qvm_policy, qvm_shutdown, qvm_start
 from pedos_protocol import VERSION
+from pedos_protocol.device_classes import DEVICE_CLASSES
 from pedos_protocol.errors import CallError
-from pedos_protocol.names import DEVICE_CLASSES
 
 if TYPE_CHECKING:
     from conftest import FakeService

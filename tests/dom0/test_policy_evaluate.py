@@ -16,7 +16,8 @@ from pedos_dom0.policy.selectors import Glob
 from pedos_dom0.policy.snapshot import Snapshot
 from pedos_dom0.policy.system import System, VmFacts
 from pedos_dom0.policy.tokens import DEVICE_VERBS, service_tokens
-from pedos_protocol.names import DEVICE_CLASSES, IDENTITY_MAX
+from pedos_protocol.device_classes import DEVICE_CLASSES
+from pedos_protocol.names import IDENTITY_MAX
 
 SYSTEM = System({name: VmFacts(name) for name in ("work", "vault", "sys-usb")})
 STICK = Request("device.attach.block", "+sys-usb:sda:046d:c52b", "dom0", "work")

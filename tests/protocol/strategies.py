@@ -83,7 +83,6 @@ _BY_PARSE: dict[Any, st.SearchStrategy[Any]] = {
     names.parse_device_id: _DEVICE_IDS,
     fields.a_device_name: st.tuples(_VM_NAMES, _DEVICE_IDS).map(":".join),
     fields.a_class_name: st.from_regex(r"[a-z]{1,16}", fullmatch=True),
-    names.parse_device_class: st.sampled_from(names.DEVICE_CLASSES),
     names.parse_frontend: st.sampled_from(names.frontend_names()),
     fields.a_domid: st.integers(0, fields.DOMID_MAX),
     fields.a_port: st.integers(1, fields.PORT_MAX),

@@ -16,7 +16,7 @@ What the words of a rule mean for devices, where they are not about a VM being c
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import attrs
 from pedos_protocol.errors import CallError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import trio
-    from pedos_protocol.messages import Device
+    from pedos_protocol.messages import Device, Verb
 
     from pedos_dom0.access.callers import Caller
     from pedos_dom0.access.prompters import Prompters
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from pedos_dom0.tables.registry import DeviceKey
 
 logger = logging.getLogger(__name__)
-
-Verb = Literal["list", "attach", "detach", "assign"]
-
 CHANGED_POLICY = "the policy has changed since dom0's user was asked"
 CHANGED_DEVICE = "it is another device now than the one that dom0's user was asked about"
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
+from pedos_protocol.device_classes import CLASSES
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.fields import ATTACHMENTS_MAX
 from pedos_protocol.messages import parse_result
@@ -61,7 +62,7 @@ DATA_PORT_FIRST = 16
 DATA_PORT_LAST = 65535
 
 # Only a microphone may be in several VMs at once: sound can be copied, blocks cannot be shared.
-SHARED_CLASSES = frozenset({"mic"})
+SHARED_CLASSES = frozenset(each.name for each in CLASSES if each.shared)
 
 # While a VM is starting it has no domain yet; its leases are reservations.
 NO_DOMAIN = -1

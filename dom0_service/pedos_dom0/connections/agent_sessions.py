@@ -24,10 +24,12 @@ from pedos_dom0.access.callers import Caller
 from pedos_dom0.attachments.ways import GONE, LET_GO
 from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo, HypervisorLost
 from pedos_dom0.tables.agents import AgentLink
-from pedos_dom0.tables.report_pages import ReportPages
+from pedos_dom0.tables.report_pages import ReportPages, of_classes
 from pedos_dom0.tasks.rate_limit import RateLimit
 
 if TYPE_CHECKING:
+    from pedos_protocol.messages import AgentReport
+
     from pedos_dom0.attachments.reconcile import Reconciler
     from pedos_dom0.attachments.teardown import Teardown
     from pedos_dom0.state import State
@@ -108,6 +110,7 @@ class _Session:
     preferred: tuple[DeviceKey, ...] = ()  # what the agent has answered that it reports first
     preferring: bool = False
     told_of_rest: bool = False  # that not all of it can be preferred
+    told_of_classes: bool = False  # that the agent has some which dom0 does not know
     stopping_unknown: bool = False
     why: str | None = None
     broke: bool = False
@@ -341,7 +344,7 @@ class AgentSessions:
         if link.lost:
             return
         try:
-            page = parse_params("agent.report", untrusted_params)
+            page = self._of_known_classes(session, parse_params("agent.report", untrusted_params))
             report = session.pages.take(page, self._state.registry.devices_of(link.name))
         except RemoteProtocolError as error:
             link.disconnect(str(error))
@@ -355,6 +358,18 @@ class AgentSessions:
             session.reported.set()
         elif self._state.agents.get(link.name) is link:
             self._show(session)
+
+    def _of_known_classes(self, session: _Session, page: AgentReport) -> AgentReport:
+        """The page without what is of a class that dom0 does not know: the agent may be newer."""
+        page, unknown = of_classes(page, {each.name for each in self._state.classes})
+        if unknown and not session.told_of_classes:
+            session.told_of_classes = True
+            logger.info(
+                "%s reports devices of classes that dom0 does not know, and they are left out: %s",
+                session.link.name,
+                ", ".join(sorted(unknown)[:NAMED_MAX]),
+            )
+        return page
 
     def _show(self, session: _Session) -> None:
         """Makes the agent's last report known to everybody."""

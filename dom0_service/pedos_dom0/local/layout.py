@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pedos_host.mounts import fuse_mounts, remove_placeholder, unmount_now
-from pedos_protocol.names import DEVICE_CLASSES
+from pedos_protocol.device_classes import DEVICE_CLASSES
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from pedos_protocol.names import DEVICE_CLASSES, shown
+from pedos_protocol.device_classes import DEVICE_CLASSES
+from pedos_protocol.device_classes import VERBS as DEVICE_VERBS
+from pedos_protocol.names import shown
 
 from .system import ADMIN_VM, System
 
@@ -26,7 +28,6 @@ TYPE = "@type:"
 TAG = "@tag:"
 UUID = "uuid:"
 
-DEVICE_VERBS = ("list", "attach", "detach", "assign")
 DEVICE_SERVICE_PREFIX = "device."
 
 # A service name is a file name in the reference system, so it cannot be longer than one.

@@ -35,6 +35,7 @@ from pedos_dom0.audit.log import new_request_id
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.errors import failure
 from pedos_dom0.requests.attach import Attach
+from pedos_dom0.requests.classes import classes_told, why_unknown
 from pedos_dom0.requests.detach import Asking, Detach
 from pedos_dom0.requests.explaining import Explaining
 from pedos_dom0.requests.listing import Listing
@@ -155,6 +156,8 @@ class Api:
             except RemoteProtocolError as error:
                 what = str(error).removeprefix(f"parameters of {method}: ")
                 raise CallError("usage", f"{request_to(method)} is malformed: {what}") from error
+            if (unknown := why_unknown(self._state.classes, params)) is not None:
+                raise CallError("usage", f"{request_to(method)} is malformed: {unknown}")
             call = Call(caller, request, params, peer, background)
 
             async def work() -> Any:
@@ -176,6 +179,9 @@ class Api:
             raise as_told(caller, failure("failed", str(error)), request) from error
 
     # Devices
+
+    async def device_classes(self, _call: Call) -> object:
+        return classes_told(self._state.classes, self._state.unsupported)
 
     async def device_list(self, call: Call) -> object:
         params = call.params
@@ -292,6 +298,7 @@ _VMS: frozenset[Literal["local", "vm"]] = frozenset({"vm"})
 _EVERYBODY: frozenset[Literal["local", "vm"]] = frozenset({"local", "vm"})
 
 TABLE: dict[str, Entry] = {
+    "device.classes": Entry(Api.device_classes, _EVERYBODY),
     "device.list": Entry(Api.device_list, _EVERYBODY),
     "device.attach": Entry(Api.device_attach, _EVERYBODY, operation=True),
     "device.detach": Entry(Api.device_detach, _EVERYBODY, operation=True),

@@ -27,9 +27,9 @@ from pedos_dom0.requests.fitting import ENVELOPE_MAX, LIST_MAX, bounded_text, fi
 from pedos_dom0.tables.registry import DeviceKey
 
 if TYPE_CHECKING:
-    from pedos_protocol.messages import Verdict
+    from pedos_protocol.messages import Verb, Verdict
 
-    from pedos_dom0.access.authorizer import Authorizer, Verb
+    from pedos_dom0.access.authorizer import Authorizer
     from pedos_dom0.policy.evaluate import Decision
     from pedos_dom0.policy.system import VmFacts
     from pedos_dom0.state import State

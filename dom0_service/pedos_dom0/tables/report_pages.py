@@ -15,6 +15,8 @@ from pedos_protocol.fields import DEVICES_MAX, REPORT_PAGES_MAX
 from pedos_dom0.tables.device_set import DeviceSet
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from pedos_protocol.messages import AgentReport, ExportState, ImportState, Missing
 
 
@@ -27,6 +29,18 @@ class Report:
     exports: tuple[ExportState, ...]
     imports: tuple[ImportState, ...]
     missing: tuple[Missing, ...]
+
+
+def of_classes(page: AgentReport, classes: Collection[str]) -> tuple[AgentReport, set[str]]:
+    """The page less what is of other classes than these, and those others. Attachments stay: what
+    of them dom0 does not know it ends, whatever they are of."""
+    named = {each.device_class for each in page.devices}
+    others = named.union(each.device_class for each in page.missing).difference(classes)
+    if not others:
+        return page, others
+    devices = tuple(each for each in page.devices if each.device_class not in others)
+    missing = tuple(each for each in page.missing if each.device_class not in others)
+    return attrs.evolve(page, devices=devices, missing=missing), others
 
 
 class ReportPages:

@@ -15,7 +15,8 @@ import attrs
 from pedos_host.in_time import in_time
 from pedos_host.threads import to_thread
 from pedos_protocol.agent_messages import Device, Missing
-from pedos_protocol.names import DEVICE_CLASSES, harmless_text, natural_key
+from pedos_protocol.device_classes import DEVICE_CLASSES
+from pedos_protocol.names import harmless_text, natural_key
 
 from pedos_agent.inventory.found import Found, Pin
 from pedos_agent.inventory.priority import Priority

@@ -1,0 +1,50 @@
+"""Which device classes there are: what is told of them, and what a request may name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pedos_protocol.device_classes import class_named
+from pedos_protocol.messages import ClassInfo, DeviceClassesListed, OptionInfo
+from pedos_protocol.names import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pedos_protocol.device_classes import DeviceClass, Option
+
+
+def classes_told(
+    classes: Iterable[DeviceClass], unsupported: Mapping[str, str]
+) -> DeviceClassesListed:
+    """All classes; `unsupported` is why those that it names cannot be attached here."""
+    return DeviceClassesListed(
+        tuple(
+            ClassInfo(
+                name=each.name,
+                one=each.one,
+                many=each.many,
+                source=each.source,
+                example=each.example,
+                shared=each.shared,
+                live=each.live,
+                written=each.written,
+                options=tuple(map(_option_told, each.options)),
+                lacking=unsupported.get(each.name),
+            )
+            for each in classes
+        )
+    )
+
+
+def _option_told(option: Option) -> OptionInfo:
+    return OptionInfo(option.name, option.values, option.example, option.default)
+
+
+def why_unknown(classes: Iterable[DeviceClass], params: object) -> str | None:
+    """What is wrong with a request that names a class which is none of these."""
+    named = getattr(params, "device_class", None)
+    if named is None or class_named(named, classes) is not None:
+        return None
+    known = ", ".join(each.name for each in classes)
+    return f"device_class: {shown(named)} is not a device class: one of {known} is meant"
