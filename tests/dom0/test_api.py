@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+from pedos_dom0.access.callers import LOCAL
 from pedos_dom0.requests.api import TABLE
 from pedos_dom0.requests.listing import Listing
 from pedos_dom0.tables.leases import LeaseTable
@@ -190,7 +191,7 @@ async def test_every_method_is_of_the_schema_and_answers_with_its_result(
             "device": "free1",
         },
     }
-    if "local" in TABLE[method].callers:
+    if LOCAL in TABLE[method].callers:
         answer = await world.client.call(method, **params.get(method, {}))
     else:
         answer = await world.driver.agents["work"].ask(method, **params[method])

@@ -252,7 +252,7 @@ class Authorizer:
             default=default if default in candidates else None,
         )
         progress.at("answer", needed.vm, key)
-        outcome = await self._prompters.ask(question, asker_gone, of_vm=not caller.is_dom0)
+        outcome = await self._prompters.ask(question, asker_gone, caller.kind)
         if outcome.target is None:
             raise self.denied(key, needed.vm, decision, outcome.reason)
         consents.of[verb] = attrs.evolve(consent, vm=outcome.target)
@@ -290,12 +290,13 @@ class Authorizer:
             return
         consents.written.add(written)
         say = None
-        if verdict == "deny" and not caller.is_dom0 and (decision.notify or refused is not None):
+        notify = decision.notify or refused is not None
+        if verdict == "deny" and notify and not caller.kind.sees_rules:
             say = f"denied: {caller.name} may not {verb} {key} for {vm}: {reason} ({request})"
         self._state.audit_throttle.write(
             "decision",
             of=caller.name,
-            throttled=not caller.is_dom0,
+            throttled=caller.kind.throttled,
             say=say,
             request=request,
             caller=caller.name,

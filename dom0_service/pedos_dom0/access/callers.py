@@ -7,7 +7,7 @@ rule, a VM only that it was denied.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import attrs
 from pedos_protocol.errors import CallError
@@ -23,21 +23,46 @@ async def _no_wait() -> None:
     pass
 
 
+@attrs.frozen(eq=False)
+class CallerKind:
+    """What callers of one kind may know and do beyond what rules allow them."""
+
+    name: str
+    # Is told why: the rule, the whole error, and whether the policy in force is what its files say.
+    # Why any other caller was denied is in the service's log.
+    sees_rules: bool
+    # Knows all VMs and devices, and what its request waits for. Any other caller learns of those
+    # that are its own or that policy lets it have, also from the time that an answer takes.
+    sees_all: bool
+    # Can take a device away from a VM that uses it.
+    may_force: bool
+    # Can remove an assignment of which no rule speaks, see Authorizer.needs_no_rule.
+    may_unassign: bool
+    # What it causes without success is counted in the audit log rather than written, and a question
+    # that was not granted is not put again at once.
+    throttled: bool
+
+
+LOCAL = CallerKind(
+    "local", sees_rules=True, sees_all=True, may_force=True, may_unassign=True, throttled=False
+)
+VM = CallerKind(
+    "vm", sees_rules=False, sees_all=False, may_force=False, may_unassign=False, throttled=True
+)
+
+
 @attrs.frozen
 class Caller:
-    """Who asks. `name` is a VM's name as its domain says, or dom0. `turn` is waited for before each
-    part of what takes long, so that one VM does not keep dom0 busy."""
+    """Who asks. `name` is what policy and the audit log call it: a VM's name as its domain says, or
+    dom0. `turn` is waited for before each part of what takes long, so that one VM does not keep
+    dom0 busy."""
 
-    kind: Literal["local", "vm"]
+    kind: CallerKind
     name: str
     turn: Callable[[], Awaitable[None]] = attrs.field(default=_no_wait, eq=False, repr=False)
 
-    @property
-    def is_dom0(self) -> bool:
-        return self.kind == "local"
 
-
-DOM0_USER = Caller(kind="local", name=DOM0_NAME)
+DOM0_USER = Caller(kind=LOCAL, name=DOM0_NAME)
 
 
 # What a VM is told instead of a sentence that could name other VMs.
@@ -56,7 +81,7 @@ def as_told(caller: Caller, error: CallError, request: str) -> CallError:
     they are raised only about what the VM said, did or owns itself. So does the VM's own quota;
     that of another VM is a failure like any other, as it tells how much that one has or lends.
     """
-    if caller.is_dom0:
+    if caller.kind.sees_rules:
         return CallError(error.code, error.message, {**error.data, "request": request})
     code, message = error.code, error.message
     if code == "quota" and not (isinstance(error, QuotaError) and error.owner == caller.name):

@@ -30,6 +30,7 @@ from pedos_dom0.access.questions import (
 from pedos_dom0.errors import failure
 
 if TYPE_CHECKING:
+    from pedos_dom0.access.callers import CallerKind
     from pedos_dom0.audit.throttle import AuditThrottle
 
 logger = logging.getLogger(__name__)
@@ -80,23 +81,24 @@ class Prompters:
             self._prompts.unregister(prompter)
             logger.info("a prompter has gone: %d are left", len(self._prompts))
 
-    async def ask(self, question: Question, asker_gone: trio.Event, *, of_vm: bool) -> Outcome:
+    async def ask(self, question: Question, asker_gone: trio.Event, kind: CallerKind) -> Outcome:
         """Asks, and returns what came of it within ASK_TIMEOUT seconds; never raises.
 
-        `asker_gone` is set when the caller does not wait any more; `of_vm`: the caller is a VM.
+        `asker_gone` is set when the caller, who is of that `kind`, does not wait any more.
         """
         began = trio.current_time()
         outcome = Outcome(None, "the service ended")
         try:
-            outcome = await self._ask_once(question, asker_gone, of_vm)
+            outcome = await self._ask_once(question, asker_gone, kind)
         except NotNow as error:
             outcome = Outcome(None, str(error))
         finally:
+            is_denied = outcome.target is None
             self._throttle.write(
                 "answered",
                 of=question.source,
-                throttled=of_vm and outcome.target is None,
-                say=_said(question, outcome) if of_vm and outcome.target is None else None,
+                throttled=is_denied and kind.throttled,
+                say=_said(question, outcome) if is_denied and not kind.sees_rules else None,
                 request=question.request,
                 caller=question.source,
                 service=question.service,
@@ -109,25 +111,27 @@ class Prompters:
         await trio.lowlevel.checkpoint()
         return outcome
 
-    async def _ask_once(self, question: Question, asker_gone: trio.Event, of_vm: bool) -> Outcome:
+    async def _ask_once(
+        self, question: Question, asker_gone: trio.Event, kind: CallerKind
+    ) -> Outcome:
         """Asks, unless there is too much to ask already: then NotNow."""
         source, thing = question.source, question.thing
         outcome: Outcome | None = None
-        if of_vm:
+        if kind.throttled:
             self._cool_downs.hold(source, thing, trio.current_time())
         try:
             self._prompts.open(source)
             try:
-                outcome = await self._ask_while_wanted(question, asker_gone, of_vm)
+                outcome = await self._ask_while_wanted(question, asker_gone, kind)
             finally:
                 self._prompts.close(source)
         finally:
-            if of_vm:
+            if kind.throttled:
                 self._cool_downs.release(source, thing, outcome, trio.current_time())
         return outcome
 
     async def _ask_while_wanted(
-        self, question: Question, asker_gone: trio.Event, of_vm: bool
+        self, question: Question, asker_gone: trio.Event, kind: CallerKind
     ) -> Outcome:
         outcome = Outcome(None, questions.ASKER_GONE)
         async with trio.open_nursery() as nursery:
@@ -137,11 +141,11 @@ class Prompters:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(until_gone)
-            outcome = await self._ask_each(question, of_vm)
+            outcome = await self._ask_each(question, kind)
             nursery.cancel_scope.cancel()
         return outcome
 
-    async def _ask_each(self, question: Question, of_vm: bool) -> Outcome:
+    async def _ask_each(self, question: Question, kind: CallerKind) -> Outcome:
         """Asks the last prompter; if it goes away, the one before, with the time that is left."""
         deadline = trio.current_time() + questions.ASK_TIMEOUT
         tried: list[Prompter] = []
@@ -153,7 +157,7 @@ class Prompters:
             self._throttle.write(
                 "asked",
                 of=question.source,
-                throttled=of_vm,
+                throttled=kind.throttled,
                 request=question.request,
                 caller=question.source,
                 service=question.service,

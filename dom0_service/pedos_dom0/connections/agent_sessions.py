@@ -20,7 +20,7 @@ from pedos_protocol.names import frontend_of, harmless_text
 from pedos_vchan.peer import Peer
 
 from pedos_dom0 import PROGRAM
-from pedos_dom0.access.callers import Caller
+from pedos_dom0.access.callers import VM, Caller
 from pedos_dom0.attachments.ways import GONE, LET_GO
 from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo, HypervisorLost
 from pedos_dom0.tables.agents import AgentLink
@@ -266,7 +266,7 @@ class AgentSessions:
         session: _Session
         reports = RateLimit(burst=REPORT_RATE[0], per_second=REPORT_RATE[1])
         requests = RateLimit(burst=REQUEST_RATE[0], per_second=REQUEST_RATE[1])
-        caller = Caller(kind="vm", name=name, turn=requests.turn)
+        caller = Caller(kind=VM, name=name, turn=requests.turn)
 
         async def report(_peer: Peer, untrusted_params: dict[str, Any]) -> None:
             await reports.turn()

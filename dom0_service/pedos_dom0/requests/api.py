@@ -7,7 +7,7 @@ gets its id, its parameters are parsed, and its answer is cut down to what the c
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
@@ -27,7 +27,7 @@ from pedos_protocol.names import shown
 from pedos_protocol.words import request_to
 
 from pedos_dom0.access.authorizer import Authorizer
-from pedos_dom0.access.callers import as_told
+from pedos_dom0.access.callers import LOCAL, VM, as_told
 from pedos_dom0.access.prompters import Prompters
 from pedos_dom0.attachments.interrupted import Interrupted
 from pedos_dom0.attachments.vm_stop import VmStop
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from pedos_protocol.messages import DetachResult
     from pedos_vchan.peer import Peer
 
-    from pedos_dom0.access.callers import Caller
+    from pedos_dom0.access.callers import Caller, CallerKind
     from pedos_dom0.attachments.reconcile import Reconciler
     from pedos_dom0.attachments.teardown import Teardown
     from pedos_dom0.attachments.transaction import Transaction
@@ -84,7 +84,7 @@ class Entry:
     """
 
     handler: Callable[[Api, Call], Awaitable[Any]]
-    callers: frozenset[Literal["local", "vm"]]
+    callers: frozenset[CallerKind]
     operation: bool = False
 
 
@@ -165,8 +165,10 @@ class Api:
 
             if entry.operation:
                 # A VM is not to learn what its request waits for.
-                with progress.told(request, peer, background if caller.is_dom0 else None):
-                    result = await self._operations.run(caller.kind, caller.name, work, call.gone)
+                with progress.told(request, peer, background if caller.kind.sees_all else None):
+                    result = await self._operations.run(
+                        caller.kind.name, caller.name, work, call.gone
+                    )
             else:
                 result = await work()
             return to_wire(result)
@@ -185,7 +187,7 @@ class Api:
 
     async def device_list(self, call: Call) -> object:
         params = call.params
-        if not call.caller.is_dom0:
+        if not call.caller.kind.sees_all:
             return await self._listing.for_vm(
                 call.caller, params.device_class, params.vms, params.exclude, params.after
             )
@@ -213,7 +215,7 @@ class Api:
         params = call.params
         if (params.backend is None) != (params.device is None):
             raise failure("usage", "a device is named by its VM and its id, both or neither")
-        if params.force and not call.caller.is_dom0:
+        if params.force and not call.caller.kind.may_force:
             raise failure("usage", "only dom0's user can take a device away by force")
         asking = Asking(call.caller, call.request, call.gone, params.force)
         if params.device is None:
@@ -224,7 +226,7 @@ class Api:
 
     def _policy_ok(self, call: Call) -> bool | None:
         """For dom0's user, who is warned when the policy in force is not what its files say."""
-        return policy_status(self._state).ok if call.caller.is_dom0 else None
+        return policy_status(self._state).ok if call.caller.kind.sees_rules else None
 
     async def device_explain(self, call: Call) -> object:
         params = call.params
@@ -293,9 +295,9 @@ def _key(params: Any) -> DeviceKey:
     return DeviceKey(params.device_class, params.backend, params.device)
 
 
-_LOCAL: frozenset[Literal["local", "vm"]] = frozenset({"local"})
-_VMS: frozenset[Literal["local", "vm"]] = frozenset({"vm"})
-_EVERYBODY: frozenset[Literal["local", "vm"]] = frozenset({"local", "vm"})
+_LOCAL = frozenset({LOCAL})
+_VMS = frozenset({VM})
+_EVERYBODY = _LOCAL | _VMS
 
 TABLE: dict[str, Entry] = {
     "device.classes": Entry(Api.device_classes, _EVERYBODY),

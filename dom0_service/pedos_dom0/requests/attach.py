@@ -106,7 +106,7 @@ class Attach:
             self._state.audit_throttle.write(
                 "attach",
                 of=caller.name,
-                throttled=outcome not in ("attached", "assigned") and not caller.is_dom0,
+                throttled=outcome not in ("attached", "assigned") and caller.kind.throttled,
                 request=request,
                 caller=caller.name,
                 device_class=key.device_class,
@@ -170,14 +170,14 @@ class Attach:
         await self._wait(asked, asked.vm, settled)
         while True:
             try:
-                if asked.caller.is_dom0:
+                if asked.caller.kind.sees_all:
                     device = self._look_up(asked, asked.vm)
                     grant = self._decide(asked)
                 else:
                     grant = self._decide(asked)
                     device = self._look_up_for_vm(asked, grant.vm)
             except MustAsk as needed:
-                if not asked.caller.is_dom0:
+                if not asked.caller.kind.sees_all:
                     self._look_up_for_vm(asked, asked.caller.name)
                 await self._authorizer.ask(
                     asked.caller, needed, asked.request, asked.consents, asked.asker_gone
@@ -194,7 +194,7 @@ class Attach:
         settled.add(target)
         caller, source = asked.caller.name, asked.key.backend
         is_denied = False
-        if asked.caller.is_dom0:
+        if asked.caller.kind.sees_all:
             await self._wait_for_agents(source, target)
         else:
             decision = self._authorizer.decide(caller, "attach", asked.key, asked.vm)
@@ -203,7 +203,7 @@ class Attach:
         if not is_denied:
             await self._reconciler.wait_settled(source, target)
         # To other VMs what is not known yet is not there, see `_look_up_for_vm`.
-        if asked.caller.is_dom0 or source == caller:
+        if asked.caller.kind.sees_all or source == caller:
             await wait_until_known(self._state, [asked.key])
 
     def _check_target(self, asked: AttachRequest, vm: str) -> None:
@@ -273,7 +273,7 @@ class Attach:
 
     def _tell(self, asked: AttachRequest, vm: str, error: CallError) -> CallError:
         """`error`, unless it would tell a VM about the state of another one."""
-        if asked.caller.is_dom0 or asked.vm == vm == asked.caller.name:
+        if asked.caller.kind.sees_all or asked.vm == vm == asked.caller.name:
             return error
         return self._authorizer.hidden(asked.key, asked.vm, error)
 
@@ -358,7 +358,7 @@ class Attach:
     def _result(
         self, asked: AttachRequest, vm: str, outcome: Outcome, options: Mapping[str, str]
     ) -> AttachResult:
-        if not asked.caller.is_dom0 and vm not in (asked.vm, asked.caller.name):
+        if not asked.caller.kind.sees_all and vm not in (asked.vm, asked.caller.name):
             # It was sent on to a VM of which the one that asked knows nothing.
             return AttachResult(outcome="attached", options={}, request=asked.request, vm=None)
         return AttachResult(outcome=outcome, options=dict(options), request=asked.request, vm=vm)

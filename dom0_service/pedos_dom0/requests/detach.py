@@ -67,11 +67,11 @@ class Detach:
     async def one(self, asking: Asking, key: DeviceKey, vm: str) -> DetachResult:
         """Detaches one device, and returns when it is done. Raises CallError."""
         caller = asking.caller
-        if caller.is_dom0:
+        if caller.kind.sees_all:
             self._check_vm(vm)
         # A VM is not to learn from the time that a denial takes.
         if (
-            caller.is_dom0
+            caller.kind.sees_all
             or self._authorizer.decide(caller.name, "detach", key, vm).verdict != "deny"
         ):
             await self._reconciler.wait_settled(key.backend, vm)
@@ -85,9 +85,9 @@ class Detach:
         that is nothing, it gets what it would get for a VM that does not exist.
         """
         caller = asking.caller
-        if caller.is_dom0:
+        if caller.kind.sees_all:
             self._check_vm(vm)
-        if caller.is_dom0 or caller.name == vm:  # as above, for a VM that asks about another one
+        if caller.kind.sees_all or caller.name == vm:  # as above, of a VM that asks about another
             await self._reconciler.wait_settled(vm)
         keys = {lease.key for lease in self._state.leases.of_vm(vm)}
         keys |= {assignment.key for assignment in self._assigned(caller, vm)}
@@ -103,7 +103,7 @@ class Detach:
                 if key.device_class == device_class:
                     nursery.start_soon(detach, key)
         items = [done[key] for key in sorted(done, key=lambda key: natural_key(str(key)))]
-        if not items and not caller.is_dom0 and caller.name != vm:
+        if not items and not caller.kind.sees_all and caller.name != vm:
             raise CallError("denied", "", {"device": f"{device_class} devices", "vm": vm})
         return DetachResult(results=_fitting(items), request=asking.request)
 
@@ -114,7 +114,7 @@ class Detach:
             return await self._detach(asking, key, vm)
         except CallError as failed:
             error = failed
-        if error.code == "denied" and not caller.is_dom0 and caller.name != vm:
+        if error.code == "denied" and not caller.kind.sees_all and caller.name != vm:
             return None
         return DetachItem(
             backend=key.backend,
@@ -147,7 +147,7 @@ class Detach:
             self._state.audit_throttle.write(
                 "detach",
                 of=caller.name,
-                throttled=not is_done and not caller.is_dom0,
+                throttled=not is_done and caller.kind.throttled,
                 request=asking.request,
                 caller=caller.name,
                 device_class=key.device_class,
@@ -160,7 +160,7 @@ class Detach:
 
     async def _detach_allowed(self, asking: Asking, key: DeviceKey, vm: str) -> DetachItem:
         caller, request = asking.caller, asking.request
-        if not (caller.is_dom0 and self._authorizer.needs_no_rule(key, vm)):
+        if not (caller.kind.may_unassign and self._authorizer.needs_no_rule(key, vm)):
             await self._allow(asking, key, vm)
         lease = self._lease(key, vm)
         if lease is not None and self._teardown.is_in_the_making(lease):
@@ -207,13 +207,14 @@ class Detach:
             raise self._nothing_there(caller, key, vm)
 
     def _nothing_there(self, caller: Caller, key: DeviceKey, vm: str) -> CallError:
-        if caller.is_dom0 or caller.name == vm:
+        if caller.kind.sees_all or caller.name == vm:
             return errors.neither(key, vm)
         return self._authorizer.hidden(key, vm, errors.neither(key, vm))
 
     def _assigned(self, caller: Caller, vm: str) -> list[Assignment]:
         """What is assigned to the VM, as far as the caller has to do with it."""
-        return self._state.store.assignments(vm) if caller.is_dom0 else self._state.assigned_to(vm)
+        state = self._state
+        return state.store.assignments(vm) if caller.kind.sees_all else state.assigned_to(vm)
 
     def _lease(self, key: DeviceKey, vm: str) -> Lease | None:
         return next((lease for lease in self._state.leases.of_device(key) if lease.vm == vm), None)
