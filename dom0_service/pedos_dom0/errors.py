@@ -63,11 +63,20 @@ class QuotaError(CallError):
         self.owner = owner
 
 
-class HiddenError(CallError):
+class DeniedError(CallError):
+    """Policy, or dom0's user, does not allow it. `about` is what was asked for, in the words of who
+    asked: all that a VM is told."""
+
+    def __init__(self, about: str, message: str, data: dict[str, object]) -> None:
+        super().__init__("denied", message, data)
+        self.about = about
+
+
+class HiddenError(DeniedError):
     """A denial that hides `truth` from a VM; dom0's audit log has both."""
 
-    def __init__(self, message: str, data: dict[str, object], truth: CallError) -> None:
-        super().__init__("denied", message, data)
+    def __init__(self, about: str, data: dict[str, object], truth: CallError) -> None:
+        super().__init__(about, about, data)
         self.truth = truth
 
 

@@ -24,17 +24,15 @@ from pedos_dom0.access.questions import (
     judge,
     time_given,
 )
+from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.tables.registry import DeviceKey
 from pedos_protocol.messages import parse_params
 
 QUESTION = Question(
     request="0123456789ab",
     source="work",
-    service="device.attach.block",
-    key=DeviceKey("block", "sys-usb", "sda"),
-    identity="0781:5581",
-    description="a stick",
-    size=4096,
+    subject=DeviceSubject("attach", DeviceKey("block", "sys-usb", "sda")),
+    shown={"identity": "0781:5581", "description": "a stick", "size": 4096},
     read_only=False,
     candidates=("vault", "work"),
     default="work",

@@ -13,7 +13,7 @@ import attrs
 from pedos_protocol.errors import CallError
 
 from pedos_dom0.drivers.base import DOM0_NAME
-from pedos_dom0.errors import PublicError, QuotaError
+from pedos_dom0.errors import DeniedError, PublicError, QuotaError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -68,6 +68,7 @@ DOM0_USER = Caller(kind=LOCAL, name=DOM0_NAME)
 # What a VM is told instead of a sentence that could name other VMs.
 _FOR_VMS = {
     "busy": "the device is in use",
+    "denied": "it is not allowed",
     "failed": "it could not be done; dom0's audit log has the reason under this request",
     "timeout": "it took too long",
     "unavailable": "the service cannot do it now",
@@ -86,8 +87,8 @@ def as_told(caller: Caller, error: CallError, request: str) -> CallError:
     code, message = error.code, error.message
     if code == "quota" and not (isinstance(error, QuotaError) and error.owner == caller.name):
         code = "failed"
-    if code == "denied":
-        message = f"{error.data.get('device')} -> {error.data.get('vm')}"
+    if isinstance(error, DeniedError):
+        message = error.about
     elif not isinstance(error, PublicError):
         message = _FOR_VMS.get(code, message)
     return CallError(code, message, {"request": request})

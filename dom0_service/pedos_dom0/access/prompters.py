@@ -101,8 +101,7 @@ class Prompters:
                 say=_said(question, outcome) if is_denied and not kind.sees_rules else None,
                 request=question.request,
                 caller=question.source,
-                service=question.service,
-                device=str(question.key),
+                **question.names,
                 verdict=outcome.verdict,
                 target=outcome.target,
                 reason=outcome.reason,
@@ -115,8 +114,10 @@ class Prompters:
         self, question: Question, asker_gone: trio.Event, kind: CallerKind
     ) -> Outcome:
         """Asks, unless there is too much to ask already: then NotNow."""
-        source, thing = question.source, question.thing
+        # Which VM is named for a thing does not make it another one.
+        source, thing = question.source, question.subject
         outcome: Outcome | None = None
+        question.check()
         if kind.throttled:
             self._cool_downs.hold(source, thing, trio.current_time())
         try:
@@ -160,11 +161,8 @@ class Prompters:
                 throttled=kind.throttled,
                 request=question.request,
                 caller=question.source,
-                service=question.service,
-                device=str(question.key),
-                identity=question.identity,
-                description=question.description,
-                size=question.size,
+                **question.names,
+                **question.shown,
                 read_only=question.read_only,
                 candidates=list(question.candidates),
                 default=question.default,
@@ -208,6 +206,6 @@ class Prompters:
 def _said(question: Question, outcome: Outcome) -> str:
     """A no to a VM, for the service's log."""
     return (
-        f"denied: {question.source} asked for {question.service} of {question.key}: "
+        f"denied: {question.source} asked for {question.subject.wish}: "
         f"{outcome.reason} ({question.request})"
     )

@@ -15,9 +15,9 @@ from pedos_protocol.errors import RemoteProtocolError
 from pedos_protocol.messages import PromptAsk, parse_result, to_wire
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
-    from pedos_dom0.tables.registry import DeviceKey
+    from pedos_dom0.access.subjects import Subject
 
 # Seconds that dom0's user has to read the question and to look at the device that is meant.
 ASK_TIMEOUT = 60.0
@@ -48,32 +48,30 @@ P = TypeVar("P")
 
 @attrs.frozen
 class Question:
-    """May `source` do `service` with the device, and which of `candidates` is to have it?"""
+    """May `source` have the subject, and from or in which of `candidates`?
+
+    `shown` is what the subject is like, as it was when the question was made.
+    """
 
     request: str
     source: str
-    service: str
-    key: DeviceKey
-    identity: str
-    description: str
-    size: int | None
+    subject: Subject
+    shown: Mapping[str, Any]
     read_only: bool
     candidates: tuple[str, ...]
     default: str | None
 
     def params(self, seconds: float) -> dict[str, Any]:
         """As it is sent to a prompter that has so many seconds."""
+        prompt = self.subject.prompt
+        assert prompt is not None, "see `check`"
         return to_wire(
             PromptAsk(
                 request=self.request,
                 source=self.source,
-                service=self.service,
-                device_class=self.key.device_class,
-                backend=self.key.backend,
-                device=self.key.device,
-                identity=self.identity,
-                description=self.description,
-                size=self.size,
+                service=self.subject.service,
+                **prompt,
+                **self.shown,
                 read_only=self.read_only,
                 candidates=self.candidates,
                 default=self.default,
@@ -81,10 +79,15 @@ class Question:
             )
         )
 
+    def check(self) -> None:
+        """NotNow if it cannot be sent at all."""
+        if self.subject.prompt is None:
+            raise NotNow(f"prompters cannot be asked about {self.subject}")
+
     @property
-    def thing(self) -> tuple[str, DeviceKey]:
-        """What is asked for. Which VM is named for it does not make it another question."""
-        return (self.service, self.key)
+    def names(self) -> dict[str, str]:
+        """What names its subject in the audit log."""
+        return {"service": self.subject.service, **self.subject.names}
 
 
 def time_given(seconds: float) -> int:

@@ -21,6 +21,7 @@ from pedos_protocol.messages import AttachResult
 
 from pedos_dom0 import errors
 from pedos_dom0.access.authorizer import Consents, MustAsk
+from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.attachments.fresh import unknown, wait_until_known
 from pedos_dom0.drivers.base import DOM0_NAME, DriverError
 from pedos_dom0.options import Options, parse_options
@@ -59,6 +60,10 @@ class AttachRequest:
     persistent: bool
     asker_gone: trio.Event
     consents: Consents = attrs.field(factory=Consents)
+
+    @property
+    def subject(self) -> DeviceSubject:
+        return DeviceSubject("attach", self.key)
 
 
 class Attach:
@@ -197,7 +202,7 @@ class Attach:
         if asked.caller.kind.sees_all:
             await self._wait_for_agents(source, target)
         else:
-            decision = self._authorizer.decide(caller, "attach", asked.key, asked.vm)
+            decision = self._authorizer.decide(caller, asked.subject, asked.vm)
             is_denied = decision.verdict == "deny"
         # A VM is not to learn of others from the time that a denial takes.
         if not is_denied:
@@ -268,25 +273,24 @@ class Attach:
             is_the_vm = self._state.domain(vm) is None
             is_unknown = unknown(self._state, asked.key) is not None
             if (error.code == "not_found" or is_unknown) and (is_the_vm or not its_own):
-                raise self._authorizer.hidden(asked.key, asked.vm, error) from error
+                raise self._authorizer.hidden(asked.subject, asked.vm, error) from error
             raise
 
     def _tell(self, asked: AttachRequest, vm: str, error: CallError) -> CallError:
         """`error`, unless it would tell a VM about the state of another one."""
         if asked.caller.kind.sees_all or asked.vm == vm == asked.caller.name:
             return error
-        return self._authorizer.hidden(asked.key, asked.vm, error)
+        return self._authorizer.hidden(asked.subject, asked.vm, error)
 
     def _decide(self, asked: AttachRequest) -> Grant:
         """What the rules allow. An assignment has to be attachable too: otherwise it would only
         keep the VM from starting; and it is one to the VM that gets the device now."""
         grant = self._authorizer.require(
-            asked.caller, "attach", asked.key, asked.vm, asked.request, asked.consents
+            asked.caller, asked.subject, asked.vm, asked.request, asked.consents
         )
         if asked.persistent:
-            self._authorizer.require(
-                asked.caller, "assign", asked.key, grant.vm, asked.request, asked.consents
-            )
+            assign = DeviceSubject("assign", asked.key)
+            self._authorizer.require(asked.caller, assign, grant.vm, asked.request, asked.consents)
         return grant
 
     def _held(self, key: DeviceKey, vm: str) -> Lease | None:

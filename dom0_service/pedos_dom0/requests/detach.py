@@ -19,6 +19,7 @@ from pedos_protocol.names import natural_key, printable_text
 from pedos_dom0 import errors
 from pedos_dom0.access.authorizer import Consents, MustAsk
 from pedos_dom0.access.callers import as_told
+from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.attachments.ways import DETACHED, FORCED
 from pedos_dom0.tables.store import StoreError
 
@@ -72,7 +73,8 @@ class Detach:
         # A VM is not to learn from the time that a denial takes.
         if (
             caller.kind.sees_all
-            or self._authorizer.decide(caller.name, "detach", key, vm).verdict != "deny"
+            or self._authorizer.decide(caller.name, DeviceSubject("detach", key), vm).verdict
+            != "deny"
         ):
             await self._reconciler.wait_settled(key.backend, vm)
         return DetachResult(results=(await self._detach(asking, key, vm),), request=asking.request)
@@ -104,7 +106,8 @@ class Detach:
                     nursery.start_soon(detach, key)
         items = [done[key] for key in sorted(done, key=lambda key: natural_key(str(key)))]
         if not items and not caller.kind.sees_all and caller.name != vm:
-            raise CallError("denied", "", {"device": f"{device_class} devices", "vm": vm})
+            about = f"{device_class} devices"
+            raise errors.DeniedError(f"{about} -> {vm}", "", {"device": about, "vm": vm})
         return DetachResult(results=_fitting(items), request=asking.request)
 
     async def _item(self, asking: Asking, key: DeviceKey, vm: str) -> DetachItem | None:
@@ -191,13 +194,14 @@ class Detach:
     async def _allow(self, asking: Asking, key: DeviceKey, vm: str) -> None:
         """CallError unless the policy, or dom0's user, allows it."""
         caller, request = asking.caller, asking.request
+        subject = DeviceSubject("detach", key)
         try:
-            self._authorizer.require(caller, "detach", key, vm, request)
+            self._authorizer.require(caller, subject, vm, request)
         except MustAsk as needed:
             self._check_there(caller, key, vm)
             consents = Consents()
             await self._authorizer.ask(caller, needed, request, consents, asking.gone)
-            self._authorizer.require(caller, "detach", key, vm, request, consents)
+            self._authorizer.require(caller, subject, vm, request, consents)
 
     def _check_there(self, caller: Caller, key: DeviceKey, vm: str) -> None:
         """Not to be asked about what is not there. Raises CallError."""
@@ -209,7 +213,7 @@ class Detach:
     def _nothing_there(self, caller: Caller, key: DeviceKey, vm: str) -> CallError:
         if caller.kind.sees_all or caller.name == vm:
             return errors.neither(key, vm)
-        return self._authorizer.hidden(key, vm, errors.neither(key, vm))
+        return self._authorizer.hidden(DeviceSubject("detach", key), vm, errors.neither(key, vm))
 
     def _assigned(self, caller: Caller, vm: str) -> list[Assignment]:
         """What is assigned to the VM, as far as the caller has to do with it."""

@@ -20,6 +20,7 @@ from pedos_protocol.messages import (
 from pedos_protocol.names import is_device_id, is_vm_name, natural_key
 
 from pedos_dom0.access.authorizer import refusal
+from pedos_dom0.access.subjects import DeviceSubject, device_argument
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.policy.evaluate import Request
 from pedos_dom0.policy.tokens import device_service
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pedos_protocol.messages import Verb, Verdict
 
     from pedos_dom0.access.authorizer import Authorizer
+    from pedos_dom0.access.subjects import Subject
     from pedos_dom0.policy.evaluate import Decision
     from pedos_dom0.policy.system import VmFacts
     from pedos_dom0.state import State
@@ -62,8 +64,12 @@ class Explaining:
         else:
             for name in (vm, key.backend):
                 self._state.known_domain(name)
-        decision = self._authorizer.decide(source, verb, key, vm, trace=True)
-        refused = refusal(verb, vm, decision)
+        return self.subject(source, DeviceSubject(verb, key), vm)
+
+    def subject(self, source: str, subject: Subject, vm: str) -> ExplainResult:
+        """What would be said to it, whether what it names is there or not."""
+        decision = self._authorizer.decide(source, subject, vm, trace=True)
+        refused = refusal(subject, vm, decision)
         rule, trace = decision.rule, _trace(decision)
         return ExplainResult(
             verdict=cast("Verdict", decision.verdict if refused is None else "deny"),
@@ -110,15 +116,14 @@ class Explaining:
         backend, port = parts
         if not is_vm_name(backend) or not is_device_id(port):
             return argument
-        device = self._state.registry.get(DeviceKey(kind[1], backend, port))
-        return f"+{backend}:{port}:{'' if device is None else device.identity}"
+        return device_argument(DeviceKey(kind[1], backend, port), self._state.registry)
 
     def mine(self, vm: str, verb: Verb, key: DeviceKey) -> PolicyVerdict:
         """What a VM may do for itself. What it may not see is to it what does not exist: a no."""
-        verdict = "deny"
+        verdict, subject = "deny", DeviceSubject(verb, key)
         if self._may_know(vm, verb, key):
-            decision = self._authorizer.decide(vm, verb, key, vm)
-            elsewhere = verb != "attach" and decision.target != vm
+            decision = self._authorizer.decide(vm, subject, vm)
+            elsewhere = not subject.may_be_sent_on and decision.target != vm
             if decision.verdict == "ask" or (decision.verdict == "allow" and not elsewhere):
                 verdict = decision.verdict
         return PolicyVerdict(verdict=cast("Verdict", verdict))

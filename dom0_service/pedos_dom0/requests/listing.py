@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
+from functools import partial
 from heapq import merge
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from pedos_protocol.messages import (
 )
 from pedos_protocol.names import natural_key
 
+from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.requests.fitting import fitting
 from pedos_dom0.requests.policy_status import fitting_status, policy_status, with_errors
@@ -59,6 +61,8 @@ ASSIGNED_MAX = 16 * 1024
 NO_AGENT = "it runs, but its agent is not connected"
 # Devices that are looked at in one step: some milliseconds.
 STEP = 64
+
+_listed = partial(DeviceSubject, "list")
 
 
 class Listing:
@@ -153,7 +157,7 @@ class Listing:
 
             def allowed(keys: list[DeviceKey]) -> list[bool]:
                 # Those of which no rule, as opposed to the lack of one, denies the sight.
-                decisions = self._authorizer.decide_all(DOM0_NAME, "list", keys, DOM0_NAME)
+                decisions = self._authorizer.decide_all(DOM0_NAME, map(_listed, keys), DOM0_NAME)
                 return [each.verdict == "allow" or each.rule is None for each in decisions]
 
             if not await self._fill(page, keys, uses, allowed):
@@ -191,7 +195,7 @@ class Listing:
             devices = state.registry.devices_of(me) if backend == me else DeviceSet(backend)
 
             def allowed(keys: list[DeviceKey]) -> list[bool]:
-                decisions = self._authorizer.decide_all(me, "list", keys, me)
+                decisions = self._authorizer.decide_all(me, map(_listed, keys), me)
                 return [each.verdict == "allow" and each.target == me for each in decisions]
 
             keys = uses.merged(devices, after)

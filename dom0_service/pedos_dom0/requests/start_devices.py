@@ -16,6 +16,7 @@ from pedos_protocol.errors import CallError
 from pedos_dom0 import errors
 from pedos_dom0.access.authorizer import Consents, MustAsk
 from pedos_dom0.access.callers import DOM0_USER
+from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.attachments.fresh import unknown, wait_until_known
 from pedos_dom0.attachments.transaction import NO_DOMAIN
 from pedos_dom0.drivers.base import DOM0_NAME
@@ -119,11 +120,10 @@ class StartDevices:
         """Asks dom0's user about the assigned devices where the policy says so, all at once."""
 
         async def ask(key: DeviceKey) -> None:
-            consents = asked.consents[key] = Consents()
+            consents, subject = Consents(), DeviceSubject("attach", key)
+            asked.consents[key] = consents
             try:
-                await self._authorizer.allow(
-                    DOM0_USER, "attach", key, vm, request, asker_gone, consents
-                )
+                await self._authorizer.allow(DOM0_USER, subject, vm, request, asker_gone, consents)
             except CallError as error:
                 asked.refusals[key] = error
 
@@ -132,7 +132,8 @@ class StartDevices:
                 key = assignment.key
                 if self._state.registry.get(key) is None or unknown(self._state, key) is not None:
                     continue  # `_reserve` says so
-                if self._authorizer.decide(DOM0_NAME, "attach", key, vm).verdict == "ask":
+                subject = DeviceSubject("attach", key)
+                if self._authorizer.decide(DOM0_NAME, subject, vm).verdict == "ask":
                     nursery.start_soon(ask, key)
 
     def _reserve_all(
@@ -166,9 +167,8 @@ class StartDevices:
         try:
             if (refusal := asked.refusals.get(key)) is not None:
                 raise refusal
-            grant = self._authorizer.require(
-                DOM0_USER, "attach", key, vm, request, asked.consents.get(key)
-            )
+            subject, consents = DeviceSubject("attach", key), asked.consents.get(key)
+            grant = self._authorizer.require(DOM0_USER, subject, vm, request, consents)
         except MustAsk as needed:  # since dom0's user was asked about the others
             raise _Problem(
                 f"{its} must be asked about ({needed.decision.reason})", explain

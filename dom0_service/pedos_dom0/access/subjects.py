@@ -1,0 +1,183 @@
+"""What a request is about: policy is asked about it, a person is shown it, the audit log names it.
+
+It is a device with what is to be done with it, or a service with its argument. Both have the same
+methods, so that authorizer, prompters and audit do not know which it is. Subjects are values: what
+a device is like is looked up in the registry when it matters.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+import attrs
+
+from pedos_dom0.drivers.base import DOM0_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable, Mapping
+
+    from pedos_protocol.messages import Verb
+
+    from pedos_dom0.tables.registry import DeviceKey, Registry
+
+
+# Not frozen, which would triple the cost of making one: a listing makes one for each device. It is
+# not changed all the same.
+@attrs.define(unsafe_hash=True)
+class DeviceSubject:
+    """`verb` is to be done with a device; `str()` is SOURCE:ID."""
+
+    verb: Verb
+    key: DeviceKey
+
+    def __str__(self) -> str:
+        return str(self.key)
+
+    @property
+    def service(self) -> str:
+        """As policy and prompters know it."""
+        return f"device.{self.verb}.{self.key.device_class}"
+
+    def asked(self, registry: Registry) -> tuple[str, str]:
+        """Service and argument, as policy is asked."""
+        return self.service, device_argument(self.key, registry)
+
+    @property
+    def may_be_sent_on(self) -> bool:
+        """Whether a rule can send it to another VM than was named."""
+        return self.verb == "attach"
+
+    def choices(
+        self, vm: str, candidates: Iterable[str], domains: Container[str]
+    ) -> tuple[str, ...]:
+        """Which of a decision's candidates dom0's user may choose, where `vm` was named: those that
+        can have the device."""
+        if not self.may_be_sent_on:
+            return (vm,) if vm in map(as_named, candidates) else ()
+        return tuple(name for name in candidates if name in domains and name != self.key.backend)
+
+    def seen(self, registry: Registry) -> object:
+        """What dom0's user agrees to: unequal later is not the same, as far as the device's source
+        tells that."""
+        device, since = registry.get(self.key), registry.since(self.key)
+        if device is None:
+            return (since,)
+        told = (device.instance, device.identity, device.description, device.size, device.parent)
+        return (since, *told)
+
+    def shown(self, registry: Registry) -> Mapping[str, object]:
+        """What a person is shown beside `names`: fields of a question, and of its line."""
+        device = registry.get(self.key)
+        if device is None:
+            return {"identity": "", "description": "", "size": None}
+        return {
+            "identity": device.identity,
+            "description": device.description,
+            "size": device.size,
+        }
+
+    def described(self, registry: Registry) -> str:
+        """`str()` with what tells a person which one it is."""
+        device = registry.get(self.key)
+        if device is None or not (device.identity or device.description):
+            return str(self)
+        quoted = f'"{device.description}"' if device.description else None
+        return f"{self} ({' '.join(filter(None, (device.identity, quoted)))})"
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """What names it in a line of a question, and in the data of an error."""
+        return {"device": str(self)}
+
+    @property
+    def decided(self) -> Mapping[str, str]:
+        """What names it in the line of a decision, beside service and argument."""
+        return {"device_class": self.key.device_class, "verb": self.verb, **self.names}
+
+    @property
+    def prompt(self) -> Mapping[str, Any] | None:
+        """What names it in a question on the wire; None if that has no words for it."""
+        key = self.key
+        return {"device_class": key.device_class, "backend": key.backend, "device": key.device}
+
+    @property
+    def wish(self) -> str:
+        """What is asked for, in a sentence about a question."""
+        return f"{self.service} of {self}"
+
+    def act(self, vm: str) -> str:
+        """What would be done, in a sentence that denies it."""
+        return f"{self.verb} {self} for {vm}"
+
+
+@attrs.frozen
+class ServiceSubject:
+    """A service is called with an argument, `+` and what follows; `str()` is both.
+
+    The methods are those of a device's subject.
+    """
+
+    service: str
+    argument: str = "+"
+
+    # A rule can send a call to another VM than was named.
+    may_be_sent_on: ClassVar[bool] = True
+    verb: ClassVar[str] = "call"
+    # Prompters are asked about devices alone.
+    prompt: ClassVar[None] = None
+
+    def __str__(self) -> str:
+        return f"{self.service}{self.argument}"
+
+    def asked(self, registry: Registry) -> tuple[str, str]:
+        return self.service, self.argument
+
+    def choices(
+        self,
+        vm: str,
+        candidates: Iterable[str],
+        domains: Container[str],
+    ) -> tuple[str, ...]:
+        return tuple(map(as_named, candidates))
+
+    def seen(self, registry: Registry) -> object:
+        return ()
+
+    def shown(self, registry: Registry) -> Mapping[str, object]:
+        return {}
+
+    def described(self, registry: Registry) -> str:
+        return str(self)
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        return {"service": self.service, "argument": self.argument}
+
+    @property
+    def decided(self) -> Mapping[str, str]:
+        return {}
+
+    @property
+    def wish(self) -> str:
+        return str(self)
+
+    def act(self, vm: str) -> str:
+        return f"call {self} in {vm}"
+
+
+Subject: TypeAlias = DeviceSubject | ServiceSubject
+
+
+def device_argument(key: DeviceKey, registry: Registry) -> str:
+    """A device as policy knows it.
+
+    Its identity is what its source VM reported, never what a request says; it is empty for a device
+    that is gone, which can still be detached.
+    """
+    device = registry.get(key)
+    return f"+{key.backend}:{key.device}:{'' if device is None else device.identity}"
+
+
+def as_named(target: str) -> str:
+    """A resolved target as VMs are named here."""
+    return DOM0_NAME if target == "@adminvm" else target
