@@ -57,10 +57,6 @@ EXPORT_TIMEOUT = 10.0
 # The target also connects, starts a file system process and waits for its first answer.
 IMPORT_TIMEOUT = 15.0
 
-# Ports below this are for channels with a fixed meaning, such as the control channel's.
-DATA_PORT_FIRST = 16
-DATA_PORT_LAST = 65535
-
 # Only a microphone may be in several VMs at once: sound can be copied, blocks cannot be shared.
 SHARED_CLASSES = frozenset(each.name for each in CLASSES if each.shared)
 
@@ -77,7 +73,6 @@ class Transaction:
     def __init__(self, state: State, teardown: Teardown) -> None:
         self._state = state
         self._teardown = teardown
-        self._last_port = DATA_PORT_FIRST - 1
 
     def reserve(
         self,
@@ -116,7 +111,7 @@ class Transaction:
                 device.read_only or read_only_by_rule or options.read_only is True
             ),
             frontend=options.frontend,
-            port=self._free_port(),
+            port=state.leases.ports.next(),
             backend_domid=source.domid,
             vm_domid=vm_domid,
             state=PENDING,
@@ -300,18 +295,6 @@ class Transaction:
         await state.reach("attach.committed")
         state.registry.touch(key)
         return lease
-
-    def _free_port(self) -> int:
-        """The next port that no attachment uses. Ports are not reused at once, so that an end of
-        a channel that lingers is not met by a newcomer."""
-        used = {lease.port for lease in self._state.leases}
-        for _ in range(DATA_PORT_LAST - DATA_PORT_FIRST + 1):
-            self._last_port += 1
-            if self._last_port > DATA_PORT_LAST:
-                self._last_port = DATA_PORT_FIRST
-            if self._last_port not in used:
-                return self._last_port
-        raise failure("quota", "all data ports are in use")
 
 
 def _broken(lease: Lease, reason: str) -> CallError:

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 def export_params(lease: Lease) -> dict[str, Any]:
     """The parameters of `export.start` (protocol: ExportStart)."""
-    return {**_common(lease), "peer": lease.vm_domid, "instance": lease.instance or ""}
+    return {**_common(lease), "peer": lease.channel.peer, "instance": lease.instance or ""}
 
 
 def import_params(lease: Lease) -> dict[str, Any]:
     """The parameters of `import.start` (protocol: ImportStart)."""
     return {
         **_common(lease),
-        "peer": lease.backend_domid,
+        "peer": lease.channel.listener,
         "backend": lease.key.backend,
         "frontend": lease.frontend,
     }

@@ -12,6 +12,7 @@ import attrs
 from attrs import field, frozen
 from pedos_protocol.messages import Device
 
+from pedos_dom0.tables.ports import Channel, Ports
 from pedos_dom0.tables.registry import DeviceKey, lasting_identity
 
 # What the journal knows of an attachment: being made, made, being undone.
@@ -39,6 +40,11 @@ class Lease:
     state: str = field(validator=attrs.validators.in_(STATES))
     identity: str | None = None
     instance: str | None = None
+
+    @property
+    def channel(self) -> Channel:
+        """The source listens for the target."""
+        return Channel(port=self.port, listener=self.backend_domid, peer=self.vm_domid)
 
     def in_audit(self) -> dict[str, str]:
         """The fields by which every line of the audit log names an attachment."""
@@ -87,9 +93,11 @@ class _Held:
 
 
 class LeaseTable:
-    """All leases of the running system: some dozens, so that every question is one walk."""
+    """All leases of the running system: some dozens, so that every question is one walk. Each has
+    its channel open in `ports` for as long as it lasts."""
 
     def __init__(self) -> None:
+        self.ports = Ports()
         self._held: dict[str, _Held] = {}
 
     def grant(self, lease: Lease, family: Iterable[DeviceKey], shared: bool) -> None:
@@ -107,10 +115,12 @@ class LeaseTable:
             if not (shared and other.shared and other.lease.vm != lease.vm):
                 raise Taken(other.lease)
         self._held[lease.attachment] = _Held(lease, whole, shared)
+        self.ports.open(lease.attachment, lease.channel)
 
     def free(self, attachment: str) -> Lease | None:
         """Ends a lease and returns it; None when there is none of that id (any more)."""
         held = self._held.pop(attachment, None)
+        self.ports.close(attachment)
         return held.lease if held is not None else None
 
     def update(
@@ -133,6 +143,7 @@ class LeaseTable:
             vm_domid=lease.vm_domid if vm_domid is None else vm_domid,
         )
         self._held[attachment] = attrs.evolve(held, lease=lease)
+        self.ports.open(attachment, lease.channel)
         return lease
 
     def get(self, attachment: str) -> Lease | None:

@@ -1,0 +1,52 @@
+"""The data channels: which domain listens for which, and on which port.
+
+dom0 gives out the numbers, tells the one domain to listen for the other, and that one to connect;
+the data is theirs. Whoever has a channel (a lease has one) opens it here and closes it.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+from pedos_protocol.errors import CallError
+
+# Ports below this are for channels with a fixed meaning, such as the control channel's.
+PORT_FIRST = 16
+PORT_LAST = 65535
+
+
+@frozen
+class Channel:
+    """The domain `listener` listens on `port` for the domain `peer` and no other."""
+
+    port: int
+    listener: int
+    peer: int
+
+
+class Ports:
+    """The open channels, by the id of what each belongs to."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, Channel] = {}
+        self._last = PORT_FIRST - 1
+
+    def next(self) -> int:
+        """A port that no open channel has; CallError(quota) if there is none. Ports are not given
+        out again at once, so that an end of a channel that lingers is not met by a newcomer."""
+        used = {channel.port for channel in self._channels.values()}
+        for _ in range(PORT_LAST - PORT_FIRST + 1):
+            self._last = PORT_FIRST if self._last >= PORT_LAST else self._last + 1
+            if self._last not in used:
+                return self._last
+        raise CallError("quota", "all data ports are in use")
+
+    def open(self, owner: str, channel: Channel) -> None:
+        """`owner` has this channel from now on, in place of one that it had."""
+        self._channels[owner] = channel
+
+    def close(self, owner: str) -> None:
+        """Its port can be given out again. Fine if it has none."""
+        self._channels.pop(owner, None)
+
+    def of(self, owner: str) -> Channel | None:
+        return self._channels.get(owner)
