@@ -43,7 +43,7 @@ class AuditQueue:
         # Request -> the number of its last line, while that is not written.
         self._last: dict[object, int] = {}
         self._news = trio.Event()  # there is something to write
-        self._progress = trio.Event()  # something was written
+        self._waiters = trio.lowlevel.ParkingLot()  # for something to be written
         self._lost = 0
 
     @property
@@ -77,7 +77,7 @@ class AuditQueue:
         No checkpoint if they are."""
         number = self._taken if request is None else self._last.get(request, 0)
         while self._written < number:
-            await self._progress.wait()
+            await self._waiters.park()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Writes what is taken, until cancelled; then the rest."""
@@ -112,5 +112,4 @@ class AuditQueue:
         self._last = {
             request: number for request, number in self._last.items() if number > self._written
         }
-        self._progress.set()
-        self._progress = trio.Event()
+        self._waiters.unpark_all()

@@ -102,8 +102,8 @@ class _Session:
     nursery: trio.Nursery
     pages: ReportPages
     reported: trio.Event = attrs.field(factory=trio.Event)
-    # Set with the next whole report, and replaced then.
-    next_report: trio.Event = attrs.field(factory=trio.Event)
+    # Where the next whole report is waited for.
+    next_report: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
     # The report that was last compared with the journal.
     reconciled: Report | None = None
     # What the agent was last asked to report before others.
@@ -352,8 +352,7 @@ class AgentSessions:
         if report is None:
             return
         link.report = report
-        session.next_report.set()
-        session.next_report = trio.Event()
+        session.next_report.unpark_all()
         if not session.reported.is_set():
             session.reported.set()
         elif self._state.agents.get(link.name) is link:
@@ -452,7 +451,7 @@ class AgentSessions:
         session.preferred = wanted
         with trio.move_on_after(REPORT_TIMEOUT):
             while link.report is not None and link.report.revision < revision:
-                await session.next_report.wait()
+                await session.next_report.park()
 
     async def _stop_unknown(self, session: _Session) -> None:
         try:

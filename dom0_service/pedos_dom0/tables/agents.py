@@ -94,7 +94,7 @@ class AgentTable:
     def __init__(self) -> None:
         self._links: dict[str, AgentLink] = {}
         self._expected: dict[str, float] = {}
-        self._changed = trio.Event()
+        self._waiting = trio.lowlevel.ParkingLot()
 
     def __iter__(self) -> Iterator[AgentLink]:
         return iter(self._links.values())
@@ -129,8 +129,7 @@ class AgentTable:
         self._wake()
 
     def _wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        self._waiting.unpark_all()
 
     async def wait_for(
         self, name: str, *, timeout: float, worthwhile: Callable[[], bool] = lambda: True
@@ -143,7 +142,7 @@ class AgentTable:
             while worthwhile():
                 if (link := self._links.get(name)) is not None:
                     return link
-                await self._changed.wait()
+                await self._waiting.park()
         return None
 
     async def wait_expected(self, names: Iterable[str] | None = None) -> None:
@@ -163,4 +162,4 @@ class AgentTable:
             if not deadlines:
                 return
             with trio.move_on_at(max(deadlines, default=math.inf)):
-                await self._changed.wait()
+                await self._waiting.park()

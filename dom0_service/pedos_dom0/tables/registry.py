@@ -60,7 +60,7 @@ class Subscription:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._events: deque[Event] = deque()
-        self._wake = trio.Event()
+        self._waiting = trio.lowlevel.ParkingLot()
         self._closed = False
 
     def __aiter__(self) -> Subscription:
@@ -68,7 +68,7 @@ class Subscription:
 
     async def __anext__(self) -> Event:
         while not self._events and not self._closed:
-            await self._wake.wait()
+            await self._waiting.park()
         await trio.lowlevel.checkpoint()
         if not self._events:
             raise StopAsyncIteration
@@ -83,7 +83,7 @@ class Subscription:
         self._closed = True
         self._events.clear()
         self._registry._subscriptions.discard(self)
-        self._wake.set()
+        self._waiting.unpark_all()
 
     def __enter__(self) -> Subscription:
         return self
@@ -103,14 +103,12 @@ class Subscription:
             self._fall_behind(event[0])
             return
         self._events.append(event)
-        self._wake.set()
-        self._wake = trio.Event()
+        self._waiting.unpark_all()
 
     def _fall_behind(self, revision: int) -> None:
         self._events.clear()
         self._events.append((revision, GAP, None))
-        self._wake.set()
-        self._wake = trio.Event()
+        self._waiting.unpark_all()
 
 
 class Registry:
