@@ -17,6 +17,8 @@ from pedos_protocol.fields import ATTACHMENTS_MAX, TEXT_MAX
 from pedos_protocol.names import printable_text
 
 from pedos_dom0 import errors
+from pedos_dom0.access.callers import DOM0_USER
+from pedos_dom0.access.recorded import recorded
 from pedos_dom0.attachments.stops import check_target
 from pedos_dom0.attachments.ways import GONE, LET_GO, SHUT_DOWN, UNDONE
 from pedos_dom0.drivers.base import DOM0_NAME, DriverError
@@ -41,17 +43,9 @@ class VmStop:
 
     async def shutdown(self, vm: str, force: bool, request: str) -> None:
         """Ends a VM, and with it all attachments from and to it. CallError: it runs on."""
-        began = trio.current_time()
-        outcome = "failed"
-        try:
-            with errors.store_failures():
-                await self._shutdown(vm, force, request)
-            outcome = "halted"
-        except CallError as error:
-            outcome = f"{error.code}: {error.message}"
-            raise
-        finally:
-            write_vm(self._state, "shutdown", vm, request, outcome, began)
+        with recorded(self._state, "shutdown", DOM0_USER, request, vm=vm) as ending:
+            await self._shutdown(vm, force, request)
+            ending.outcome, ending.changed = "halted", True
 
     async def _shutdown(self, vm: str, force: bool, request: str) -> None:
         if vm == DOM0_NAME:
@@ -180,15 +174,3 @@ class VmStop:
             logger.error("%s could not be stopped again: %s", vm, error.message)
             return error.message
         return None
-
-
-def write_vm(state: State, event: str, vm: str, request: str, outcome: str, began: float) -> None:
-    """The audit log's line about what dom0's user had done with a VM."""
-    state.audit.write(
-        event,
-        request=request,
-        caller=DOM0_NAME,
-        vm=vm,
-        outcome=outcome,
-        seconds=round(trio.current_time() - began, 3),
-    )

@@ -21,6 +21,7 @@ from pedos_protocol.messages import AttachResult
 
 from pedos_dom0 import errors
 from pedos_dom0.access.authorizer import Consents, MustAsk
+from pedos_dom0.access.recorded import recorded
 from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.attachments.fresh import unknown, wait_until_known
 from pedos_dom0.drivers.base import DOM0_NAME, DriverError
@@ -88,7 +89,6 @@ class Attach:
         asker_gone: trio.Event,
     ) -> AttachResult:
         """Returns when the device is in the VM, or assigned to it. Raises CallError."""
-        began = trio.current_time()
         asked = AttachRequest(
             caller=caller,
             request=request,
@@ -98,31 +98,21 @@ class Attach:
             persistent=persistent,
             asker_gone=asker_gone,
         )
-        outcome, reason, landed = "failed", None, vm
-        try:
-            with errors.store_failures():
-                result, landed = await self._attach(asked)
-            outcome = result.outcome
-            return result
-        except CallError as error:
-            outcome, reason = f"{error.code}: {error.message}", errors.hidden_truth(error)
-            raise
-        finally:
-            self._state.audit_throttle.write(
-                "attach",
-                of=caller.name,
-                throttled=outcome not in ("attached", "assigned") and caller.kind.throttled,
-                request=request,
-                caller=caller.name,
-                device_class=key.device_class,
-                device=str(key),
-                vm=landed,
-                options=asked.options.canonical(),
-                persistent=persistent,
-                outcome=outcome,
-                reason=reason,
-                seconds=round(trio.current_time() - began, 3),
-            )
+        with recorded(
+            self._state,
+            "attach",
+            caller,
+            request,
+            device_class=key.device_class,
+            device=str(key),
+            vm=vm,
+            options=asked.options.canonical(),
+            persistent=persistent,
+        ) as ending:
+            result, ending.fields["vm"] = await self._attach(asked)
+            ending.outcome = result.outcome
+            ending.changed = result.outcome != "already"
+        return result
 
     async def _attach(self, asked: AttachRequest) -> tuple[AttachResult, str]:
         """What is answered, and the VM that has it then."""

@@ -19,6 +19,7 @@ from pedos_protocol.names import natural_key, printable_text
 from pedos_dom0 import errors
 from pedos_dom0.access.authorizer import Consents, MustAsk
 from pedos_dom0.access.callers import as_told
+from pedos_dom0.access.recorded import recorded
 from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.attachments.ways import DETACHED, FORCED
 from pedos_dom0.tables.store import StoreError
@@ -134,32 +135,13 @@ class Detach:
 
     async def _detach(self, asking: Asking, key: DeviceKey, vm: str) -> DetachItem:
         caller = asking.caller
-        began = trio.current_time()
-        outcome, reason, is_done = "failed", None, False
-        try:
-            with errors.store_failures():
-                item = await self._detach_allowed(asking, key, vm)
-            is_done = True
+        names = {"device_class": key.device_class, "device": str(key), "vm": vm}
+        with recorded(self._state, "detach", caller, asking.request, **names) as ending:
+            item = await self._detach_allowed(asking, key, vm)
             done = [("detached", item.detached), ("unassigned", item.unassigned)]
-            outcome = " and ".join(word for word, was in done if was)
-            return item
-        except CallError as error:
-            outcome, reason = f"{error.code}: {error.message}", errors.hidden_truth(error)
-            raise
-        finally:
-            self._state.audit_throttle.write(
-                "detach",
-                of=caller.name,
-                throttled=not is_done and caller.kind.throttled,
-                request=asking.request,
-                caller=caller.name,
-                device_class=key.device_class,
-                device=str(key),
-                vm=vm,
-                outcome=outcome,
-                reason=reason,
-                seconds=round(trio.current_time() - began, 3),
-            )
+            ending.outcome = " and ".join(word for word, was in done if was)
+            ending.changed = True
+        return item
 
     async def _detach_allowed(self, asking: Asking, key: DeviceKey, vm: str) -> DetachItem:
         caller, request = asking.caller, asking.request

@@ -16,7 +16,8 @@ from pedos_protocol.errors import CallError
 from pedos_protocol.messages import VmStarted
 
 from pedos_dom0 import errors
-from pedos_dom0.attachments.vm_stop import write_vm
+from pedos_dom0.access.callers import DOM0_USER
+from pedos_dom0.access.recorded import recorded
 from pedos_dom0.attachments.ways import LET_GO, UNDONE
 from pedos_dom0.drivers.base import DriverError
 from pedos_dom0.requests.start_devices import StartDevices
@@ -56,18 +57,10 @@ class VmStart:
 
     async def __call__(self, vm: str, request: str, asker_gone: trio.Event) -> VmStarted:
         """Starts a VM; returns when every assigned device is in it. Raises CallError."""
-        began = trio.current_time()
-        outcome = "failed"
-        try:
-            with errors.store_failures():
-                result = await self._start(vm, request, asker_gone)
-            outcome = "started"
-            return result
-        except CallError as error:
-            outcome = f"{error.code}: {error.message}"
-            raise
-        finally:
-            write_vm(self._state, "start", vm, request, outcome, began)
+        with recorded(self._state, "start", DOM0_USER, request, vm=vm) as ending:
+            result = await self._start(vm, request, asker_gone)
+            ending.outcome, ending.changed = "started", True
+        return result
 
     async def _start(self, vm: str, request: str, asker_gone: trio.Event) -> VmStarted:
         domain = self._state.known_domain(vm)
