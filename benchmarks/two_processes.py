@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import trio
 from pedos_host.unix import connect_unix, listen_unix
+from pedos_protocol.events import know_methods
 from pedos_vchan import shm
 from pedos_vchan.peer import Peer
 from pedos_vchan.stream import VchanStream
@@ -27,6 +28,9 @@ PAYLOAD = "x" * 40  # with its framing about 64 bytes on the wire, as the C peer
 
 # The quota counts and is taken from, but its rate is out of reach: nothing else is measured here.
 NO_LIMIT = 1e9
+
+
+know_methods(["echo"])  # as programs know the methods of their schema
 
 
 async def _echo(_peer: Peer, params: dict[str, object]) -> dict[str, object]:

@@ -62,16 +62,18 @@ class Caller:
             raise ValueError(
                 f"a time-out of {timeout} s is not within 0 to {DEADLINE_MS_MAX / 1000:g} s"
             )
-        await trio.lowlevel.checkpoint_if_cancelled()  # who is cancelled already asks for nothing
+        deadline = effective_deadline()
+        if deadline == -math.inf:
+            await trio.lowlevel.checkpoint()  # who is cancelled already asks for nothing
         now = trio.current_time()
         waiter = Waiter(now + timeout)
         if self._free_slots > 0 and not self._session.ended:
             self._free_slots -= 1
         else:
             await self._take_slot(waiter)
-            now = trio.current_time()
+            deadline, now = effective_deadline(), trio.current_time()
         if not waiter.timed_out:
-            call_id = self._start(method, params, waiter, now)
+            call_id = self._start(method, params, waiter, min(waiter.deadline, deadline) - now)
             try:
                 await self._until_settled(waiter)
             except trio.Cancelled:
@@ -136,8 +138,7 @@ class Caller:
         else:
             self._free_slots += 1
 
-    def _start(self, method: str, params: Params, waiter: Waiter, now: float) -> int:
-        remaining = min(waiter.deadline, effective_deadline()) - now
+    def _start(self, method: str, params: Params, waiter: Waiter, remaining: float) -> int:
         deadline_ms = max(1, min(DEADLINE_MS_MAX, math.ceil(max(remaining, 0) * 1000)))
         call_id = self._last_id
         while True:  # an id may still be in use only after 2^32 others, or never

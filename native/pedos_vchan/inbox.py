@@ -54,15 +54,17 @@ class Inbox:
         session.at_end(self._free)
 
     async def next_event(self) -> Event:
-        """The next event, for the reader, which has taken all `events`. RemoteProtocolError, and
-        what the stream raises."""
+        """The next event. RemoteProtocolError, and what the stream raises."""
         while (event := next(self.events, None)) is None:
-            await self._read_more()
-        self._is_piece = False
+            await self.read_more()
         return event
 
-    async def _read_more(self) -> None:
-        """Receives what has come; if there is nothing, waits until there may be something."""
+    async def read_more(self) -> None:
+        """For the reader, once it has taken all `events`: receives what has come. If nothing has,
+        waits until something may have; `events` may be what another one has left then.
+
+        RemoteProtocolError, and what the stream raises.
+        """
         if self._conversation is None:
             self._outbox.flush()
             self._has_caught_up()
@@ -88,8 +90,10 @@ class Inbox:
         # A piece that completes nothing woke us for nothing: it costs as much as a frame, or a
         # frame that comes byte by byte would be 65,536 wake-ups for the price of 256 frames.
         self._quota.spend(len(data) / BYTES_PER_FRAME + self._is_piece)
-        self._is_piece = True
-        self.events = self._connection.receive_data(data)
+        events = self._connection.receive_data(data)
+        first = next(events, None)
+        self._is_piece = first is None
+        self.events = events if first is None else itertools.chain((first,), events)
 
     async def let_others_run(self) -> None:
         """Begins another `turn_end`, after all tasks that can run now have run."""
@@ -135,7 +139,6 @@ class Inbox:
                 is_armed = conversation.is_armed()
                 self.receive(data)
                 for event in self.events:
-                    self._is_piece = False
                     if not isinstance(event, (Answer, ErrorAnswer)):
                         self.events = itertools.chain((event,), self.events)
                         break

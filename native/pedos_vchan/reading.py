@@ -53,9 +53,10 @@ class Reader(Generic[P]):
         request: Request | None = None  # whose handler has this task
         try:
             with trio.CancelScope() as scope:  # without a deadline as long as it reads
-                while not isinstance(
-                    event := next(inbox.events, None) or await inbox.next_event(), Closed
-                ):
+                while not isinstance(event := next(inbox.events, None), Closed):
+                    if event is None:  # so what came last is not kept for as long as this waits
+                        await inbox.read_more()
+                        continue
                     if time.perf_counter() > inbox.turn_end:
                         await inbox.let_others_run()
                     if isinstance(event, (Answer, ErrorAnswer)):
@@ -73,22 +74,24 @@ class Reader(Generic[P]):
                         self._quota.spend(1)
                         await server.take_notice(peer, event)
             if scope.cancelled_caught and request is not None:
-                late = trio.current_time() >= scope.deadline
-                why = f"not done within {request.deadline_ms / 1000:g} s" if late else "cancelled"
-                raise CallError("timeout", f"{request.method} was {why}")
+                raise _given_up(request, is_late=trio.current_time() >= scope.deadline)
         except Exception as error:
-            if request is not None:
-                server.answer_error(request, error)
-            else:
-                self._stop(error)
+            self._fail(request, error)
         if request is None:
             self._session.close()
         else:
             self._session.outbox.flush()
 
-    def _stop(self, error: Exception) -> None:
-        if isinstance(error, (RemoteProtocolError, trio.BrokenResourceError)):
+    def _fail(self, request: Request | None, error: Exception) -> None:
+        if request is not None:
+            self._server.answer_error(request, error)
+        elif isinstance(error, (RemoteProtocolError, trio.BrokenResourceError)):
             self._session.fail(error)
         elif not isinstance(error, trio.ClosedResourceError):
             raise error
         # else the stream was closed on this side: as good as close()
+
+
+def _given_up(request: Request, *, is_late: bool) -> CallError:
+    why = f"not done within {request.deadline_ms / 1000:g} s" if is_late else "cancelled"
+    return CallError("timeout", f"{request.method} was {why}")

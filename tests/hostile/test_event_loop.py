@@ -244,6 +244,40 @@ async def test_a_ring_full_of_short_frames_does_not_hold_the_loop(
 
 
 @pytest.mark.parametrize(
+    "event",
+    [Notice("x.y", {"text": "once"}), Request(1, "x.y", {"text": "once"}, 1000)],
+    ids=["notice", "request"],
+)
+async def test_nothing_of_a_frame_is_kept_while_its_peer_says_no_more(
+    event: Notice | Request,
+) -> None:
+    """A frame of 64 KiB is far more when it is read, and there is a peer for each VM."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    served = []
+
+    async def serve(_: Peer, params: dict[str, object]) -> None:
+        served.append(len(params))
+
+    attacker = Connection()
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            peer = Peer(ours, program="test", handlers={"x.y": serve})
+            await theirs.send_all(attacker.send(Hello(VERSIONS, "hostile")))
+            await nursery.start(peer.run)
+            await theirs.send_all(attacker.send(event))
+            await trio.testing.wait_all_tasks_blocked()
+            gc.collect()
+            kept = [
+                held
+                for held in gc.get_objects()
+                if type(held) is type(event) and held == event and held is not event
+            ]
+            peer.close()
+    assert served == [1]
+    assert kept == []
+
+
+@pytest.mark.parametrize(
     "payload",
     [
         pytest.param(b"\xdc\x00\x3c" + (b"\xdc\x03\xe8" + b"\x90" * 1000) * 60, id="lists"),

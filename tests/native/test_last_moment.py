@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from pedos_protocol.connection import PENDING_MAX
 from pedos_protocol.errors import CallError
-from pedos_protocol.events import Answer, ErrorAnswer, NeedData, Notice, Request
+from pedos_protocol.events import Answer, ErrorAnswer, Notice, Request
 from pedos_vchan.conversation import TURN_SIZE
 from pedos_vchan.peer import Peer
 from pedos_vchan.session import CANCELLED
@@ -26,7 +26,7 @@ ENDS = ("cancel", "deadline", "close")
 def read(peer: Peer, data: bytes) -> None:
     """What the reader does with bytes that came, before any other task runs."""
     peer._inbox.receive(data)
-    while not isinstance(event := peer._connection.next_event(), NeedData):
+    for event in peer._inbox.events:
         assert isinstance(event, Answer | ErrorAnswer)
         peer._caller.take_answer(event)
 
