@@ -49,7 +49,7 @@ async def _accept_socket(folder: str, ready: Callable[[], None]) -> trio.abc.Str
     return await listener.accept()
 
 
-async def _serve(folder: str, over_socket: bool, ready: Callable[[], None]) -> None:
+async def serve(folder: str, over_socket: bool, ready: Callable[[], None]) -> None:
     stream = await (_accept_socket if over_socket else _accept_channel)(folder, ready)
     await Peer(
         stream, program="bench-server", handlers={"echo": _echo}, frames_per_second=NO_LIMIT
@@ -107,9 +107,7 @@ class Child:
 def fork_server(folder: Path, *, over_socket: bool = False) -> int:
     """A process that answers `echo` over a channel in `folder`; returns its pid once it listens."""
     return fork(
-        lambda ready: trio.run(
-            _serve, str(folder), over_socket, ready, strict_exception_groups=True
-        )
+        lambda ready: trio.run(serve, str(folder), over_socket, ready, strict_exception_groups=True)
     )
 
 
