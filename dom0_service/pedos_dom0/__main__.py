@@ -18,7 +18,6 @@ from pedos_dom0 import PROGRAM
 from pedos_dom0.drivers.base import HypervisorLost
 from pedos_dom0.drivers.local import LocalDriver
 from pedos_dom0.drivers.xen.driver import XenDriver
-from pedos_dom0.errors import LOCAL_MODE_LACKS, XEN_LACKS
 from pedos_dom0.service import Config, run
 from pedos_dom0.tables.store import StoreError
 
@@ -105,12 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     check(parser, arguments)
     logs.set_up("pedos-dom0", verbose=arguments.verbose)
     driver: LocalDriver | XenDriver
-    plane: XenDriver | None = None
     if arguments.driver == "xen":
         if problem := vchan.missing():
             logger.critical("%s", problem)
             return 1
-        driver = plane = XenDriver(
+        driver = XenDriver(
             config_dirs=[path.absolute() for path in arguments.config_dir or [CONFIG_DIR]],
             dom0_agent=arguments.dom0_agent,
             xl=arguments.xl or "xl",
@@ -124,8 +122,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         state=arguments.state,
         policy=tuple(arguments.policy),
         vms=arguments.vms_dir.absolute(),
-        unsupported=LOCAL_MODE_LACKS if plane is None else XEN_LACKS,
-        plane=plane,
     )
     # Users, other VMs and timers wait for this loop, also while there is one channel.
     vchan.share_loop()

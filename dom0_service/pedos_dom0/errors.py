@@ -21,35 +21,6 @@ if TYPE_CHECKING:
     from pedos_dom0.tables.leases import Lease
     from pedos_dom0.tables.registry import DeviceKey
 
-# Why a class cannot be attached under a driver that has no way to carry it. A class that is not
-# named here is one that the driver's agents can carry.
-LOCAL_MODE_LACKS = {
-    "usb": (
-        "usb: needs the kernel's usbip-host in the source and vhci-hcd in the target, "
-        "which the processes of local mode do not have"
-    ),
-    "mic": (
-        "mic: needs an audio server in both VMs, and this version carries no sound yet; "
-        "local mode lists microphones only"
-    ),
-    "pci": (
-        "pci: needs a hypervisor that assigns PCI devices to halted VMs, "
-        "which local mode does not have"
-    ),
-}
-
-XEN_LACKS = {
-    "usb": (
-        "usb: this version lists USB devices on Xen and does not carry them; a VM can be given "
-        "their controller, see xl-pci-configuration(5)"
-    ),
-    "mic": "mic: this version lists microphones on Xen and does not carry sound",
-    "pci": (
-        "pci: this version lists PCI devices on Xen; they are assigned in the VM's configuration, "
-        "see xl-pci-configuration(5)"
-    ),
-}
-
 
 class PublicError(CallError):
     """An error whose sentence a VM may read: it says nothing of what other VMs are or have."""

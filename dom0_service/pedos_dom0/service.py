@@ -29,7 +29,6 @@ from pedos_dom0.audit.log import Audit
 from pedos_dom0.audit.queue import AuditQueue
 from pedos_dom0.connections.agent_sessions import AgentSessions
 from pedos_dom0.connections.local_socket import LocalSocket, listening
-from pedos_dom0.errors import LOCAL_MODE_LACKS
 from pedos_dom0.requests.api import Api
 from pedos_dom0.requests.operations import Operations
 from pedos_dom0.state import State
@@ -39,9 +38,9 @@ from pedos_dom0.tables.store import open_store
 from pedos_dom0.vms.facts import Facts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
-    from pedos_dom0.drivers.base import DataPlane, Driver
+    from pedos_dom0.drivers.base import Driver
 
 logger = logging.getLogger(__name__)
 
@@ -52,19 +51,13 @@ SWITCH_INTERVAL = 0.0005
 
 @attrs.frozen
 class Config:
-    """Where everything is; `vms` is the folder of VMs' facts.
-
-    `unsupported` says which classes the driver cannot carry, and why. `plane` is the driver's own
-    way to carry block devices, if it has one.
-    """
+    """Where everything is; `vms` is the folder of VMs' facts."""
 
     socket: Path
     state: Path
     policy: Sequence[Path]
     # None: nothing is known of the VMs but what the hypervisor says.
     vms: Path | None = None
-    unsupported: Mapping[str, str] = attrs.field(factory=lambda: LOCAL_MODE_LACKS)
-    plane: DataPlane | None = None
 
 
 async def run(
@@ -97,8 +90,6 @@ async def run(
                 audit=audit,
                 policy=policy,
                 facts=facts,
-                unsupported=config.unsupported,
-                plane=config.plane,
             )
             try:
                 async with trio.open_nursery() as nursery:
@@ -131,8 +122,8 @@ async def start_parts(state: State, nursery: trio.Nursery) -> Api:
     reconciler = Reconciler(state, teardown)
     api = Api(state, transaction, teardown, reconciler, Operations(nursery))
     rows = await reconciler.load_journal()
-    if state.plane is not None:
-        state.plane.adopt(rows)
+    for device_class, carrier in state.driver.carriers.items():
+        carrier.adopt([lease for lease in rows if lease.key.device_class == device_class])
     starts = api.interrupted.load()
     await nursery.start(Orphans(state).run)
     await nursery.start(AgentSessions(state, teardown, reconciler, api).run)

@@ -12,21 +12,23 @@ from pedos_protocol.device_classes import CLASSES
 
 from pedos_dom0.audit.throttle import AuditThrottle
 from pedos_dom0.drivers.base import DOM0_DOMID, DOM0_NAME, DomainInfo
+from pedos_dom0.drivers.carrier import lacking
 from pedos_dom0.errors import no_vm
 from pedos_dom0.tables.agents import AgentTable
 from pedos_dom0.vms.facts import Facts
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from typing import Protocol
 
     from pedos_protocol.device_classes import DeviceClass
     from pedos_protocol.messages import PolicyStatus
 
     from pedos_dom0.audit.queue import AuditQueue
-    from pedos_dom0.drivers.base import DataPlane, Driver
+    from pedos_dom0.drivers.base import Driver
+    from pedos_dom0.drivers.carrier import Carrier
     from pedos_dom0.policy.snapshot import Snapshot
-    from pedos_dom0.tables.leases import LeaseTable
+    from pedos_dom0.tables.leases import Lease, LeaseTable
     from pedos_dom0.tables.registry import Registry
     from pedos_dom0.tables.store import Assignment, Store
 
@@ -54,15 +56,11 @@ class State:
     facts: Facts = attrs.field()
     # The classes of devices that this dom0 knows; what is of another is left out.
     classes: Sequence[DeviceClass] = CLASSES
-    # Class -> why this driver's agents cannot carry it.
-    unsupported: Mapping[str, str] = attrs.field(factory=dict)
     agents: AgentTable = attrs.field(factory=AgentTable)
     # The way to `audit` for what VMs can cause at will.
     audit_throttle: AuditThrottle = attrs.field(init=False)
     # VMs that are on their way down: they get no device any more.
     closing: Counter[str] = attrs.field(factory=Counter)
-    # Set where the hypervisor carries block devices itself.
-    plane: DataPlane | None = None
     # Test-only stops in attach and detach; tests put their own here.
     reach: Callable[[str], Awaitable[None]] = faultpoints.reach
 
@@ -72,6 +70,15 @@ class State:
     @facts.default
     def _facts_of_the_driver(self) -> Facts:
         return Facts(self.driver)
+
+    def carrier(self, device_class: str) -> Carrier:
+        """What carries the devices of a class; one that says so where nothing does."""
+        known = self.driver.carriers.get(device_class)
+        return known or lacking(device_class, "this version knows no way to carry them")
+
+    def is_by_hypervisor(self, lease: Lease) -> bool:
+        """Whether the hypervisor carries it (see Carrier)."""
+        return self.carrier(lease.key.device_class).by_hypervisor
 
     def troubles(self) -> tuple[str, ...]:
         """What keeps the service from writing down what it has to, if anything does."""
@@ -122,10 +129,10 @@ class State:
         return domain is not None and domain.domid == domid and domain.state != "Halted"
 
     def may_run(self, name: str, domid: int) -> bool:
-        """As `runs`, but not while it is only made, and waits to be let go (DataPlane.resume)."""
+        """As `runs`, but not while it is only made, and waits to be let go (Driver.resume)."""
         if not self.runs(name, domid):
             return False
-        if self.plane is None or self.agents.at(name, domid) is not None:
+        if not self.driver.starts_paused or self.agents.at(name, domid) is not None:
             return True
         starts = self.store.starts()
         return all(row.may_run or (row.vm, row.domid) != (name, domid) for row in starts)

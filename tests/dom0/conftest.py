@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import trio
-from pedos_dom0.state import State
 
-from tests.dom0 import fakes
 from tests.dom0.fakes import World
-from tests.dom0.planes import FakePlane
+from tests.dom0.planes import FakePlane, let_carry
 
 
 @pytest.fixture
 def plane(monkeypatch: pytest.MonkeyPatch) -> FakePlane:
     """The hypervisor carries the device, in every world of this test."""
     plane = FakePlane()
-    monkeypatch.setattr(fakes, "State", functools.partial(State, plane=plane))
+    let_carry(plane, monkeypatch)
     return plane
 
 

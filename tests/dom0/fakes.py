@@ -18,7 +18,7 @@ from pedos_dom0.audit.log import Audit
 from pedos_dom0.audit.queue import AuditQueue
 from pedos_dom0.connections.local_socket import LocalSocket
 from pedos_dom0.drivers.base import DomainInfo, DriverError
-from pedos_dom0.errors import LOCAL_MODE_LACKS
+from pedos_dom0.drivers.local import BOOT_TIMEOUT, CARRIERS
 from pedos_dom0.policy.parser import parse_file
 from pedos_dom0.policy.snapshot import Snapshot
 from pedos_dom0.service import start_parts
@@ -43,6 +43,10 @@ ALLOW_DOM0 = "device.*.*  *  @adminvm  @anyvm  allow\n"
 
 class FakeDriver:
     """Domains that exist because a test says so, each with a FakeAgent (or none)."""
+
+    carriers = CARRIERS
+    starts_paused = False
+    boot_timeout = BOOT_TIMEOUT
 
     def __init__(self) -> None:
         self.infos: dict[str, DomainInfo] = {}
@@ -100,6 +104,9 @@ class FakeDriver:
         domid = self._next_domid()
         self.change(name, domid, "Running")
         return domid
+
+    async def resume(self, name: str, domid: int) -> None:
+        await trio.lowlevel.checkpoint()
 
     async def shutdown(self, name: str, force: bool) -> None:
         await trio.lowlevel.checkpoint()
@@ -377,7 +384,6 @@ class World:
                 audit=audit,
                 policy=self.policy,
                 facts=facts,
-                unsupported=LOCAL_MODE_LACKS,
                 reach=lambda step: self.reach(step),
             )
             async with trio.open_nursery() as nursery:

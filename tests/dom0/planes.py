@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any
 
+import pytest
 import trio
 from pedos_dom0.drivers.base import DriverError
 from pedos_dom0.tables.leases import Lease
 from pedos_protocol.errors import CallError
 
+from tests.dom0.fakes import FakeDriver
+
 
 class FakePlane:
-    """Devices are plugged because this says so."""
+    """The carrier of block devices, which are plugged because this says so; and what its driver
+    has beside it."""
 
+    lack = None
+    by_hypervisor = True
+    before_boot = True
+    starts_paused = True
     boot_timeout = 60.0
 
     def __init__(self) -> None:
@@ -33,7 +41,7 @@ class FakePlane:
     def adopt(self, leases: Iterable[Lease]) -> None:
         self.adopted.extend(leases)
 
-    def free_frontend(self, domid: int, asked: str | None, taken: Collection[str]) -> str:
+    def name_in_target(self, domid: int, asked: str | None, taken: Collection[str]) -> str:
         free = next(name for name in ("xvdi", "xvdj", "xvdk") if name not in taken)
         return asked or free
 
@@ -58,9 +66,9 @@ class FakePlane:
             raise self.serves
         return self.serves
 
-    async def own_frontends(self, name: str) -> Collection[str]:
+    async def own_names(self, vm: str) -> Collection[str]:
         await trio.lowlevel.checkpoint()
-        own = self.own.get(name, frozenset())
+        own = self.own.get(vm, frozenset())
         if isinstance(own, DriverError):
             raise own
         return own
@@ -73,6 +81,13 @@ class FakePlane:
         self.did.append(f"resume {name}")
         if self.refuse_resume is not None:
             raise self.refuse_resume
+
+
+def let_carry(plane: FakePlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every world of this test, the driver carries block devices so."""
+    monkeypatch.setattr(FakeDriver, "carriers", {**FakeDriver.carriers, "block": plane})
+    for name in ("starts_paused", "boot_timeout", "resume"):
+        monkeypatch.setattr(FakeDriver, name, getattr(plane, name))
 
 
 async def mounted(_params: Any) -> None:

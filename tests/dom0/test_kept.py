@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,11 @@ import trio
 from pedos_dom0.attachments.teardown import Teardown
 from pedos_dom0.attachments.ways import AGENT_LOST, GONE, WAYS, Way
 from pedos_dom0.drivers.base import DriverError
-from pedos_dom0.state import State
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
-from tests.dom0 import fakes
 from tests.dom0.fakes import World, fails, hang, named
-from tests.dom0.planes import FakePlane, mounted
+from tests.dom0.planes import FakePlane, let_carry, mounted
 from tests.dom0.test_ways import note_shutdowns, states
 from tests.dom0.test_xen_driver_attach import assign
 
@@ -45,7 +42,7 @@ async def either(
 ) -> AsyncIterator[World]:
     """Both: the hypervisor carries the device, or the agents do."""
     if request.param == "carried":
-        monkeypatch.setattr(fakes, "State", functools.partial(State, plane=FakePlane()))
+        let_carry(FakePlane(), monkeypatch)
     world = World(tmp_path, nursery)
     world.vm("sys-usb", "sda", "sdb")
     world.vm("work")

@@ -17,7 +17,6 @@ from pedos_dom0.drivers import local
 from pedos_dom0.drivers.xen import block as xen_block
 from pedos_dom0.drivers.xen import driver as xen
 from pedos_dom0.local.bringup import VM_START_TIMEOUT
-from pedos_dom0.requests.vm_start import BOOT_TIMEOUT
 from pedos_dom0.tables.agents import AGENT_GRACE
 from pedos_host.in_time import ANSWER_SECONDS
 from pedos_protocol.events import DEADLINE_MS_MAX
@@ -44,7 +43,7 @@ CLEARED = xen.CLEAR_SECONDS + xen.DESTROY_SECONDS + xen.CLEAR_SECONDS
 PROCESSES = Steps(
     AGENTS_ATTACH,
     AGENTS_DETACH,
-    local.START_TIMEOUT + BOOT_TIMEOUT,
+    local.START_TIMEOUT + local.BOOT_TIMEOUT,
     local.SHUTDOWN_TIMEOUT,
     2 * local.SHUTDOWN_TIMEOUT,
 )

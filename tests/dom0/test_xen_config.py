@@ -178,10 +178,10 @@ async def test_own_disks_are_not_known_while_a_folder_cannot_be_read(
 ) -> None:
     """The VM's configuration may be in it."""
     async with running(host) as driver:
-        assert await driver.own_frontends("work") == frozenset()
+        assert await driver.carriers["block"].own_names("work") == frozenset()
         monkeypatch.setattr(driver._configs, "_unread", {host.root: "why"})
         with pytest.raises(DriverError, match="not all folders of configurations can be read"):
-            await driver.own_frontends("work")
+            await driver.carriers["block"].own_names("work")
 
 
 async def test_a_vm_that_has_become_another_one_since_it_was_looked_at_is_not_started(

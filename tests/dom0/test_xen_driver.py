@@ -36,7 +36,7 @@ async def running(host: Host, *leases: Lease) -> AsyncIterator[XenDriver]:
     with trio.fail_after(SECONDS):
         async with trio.open_nursery() as nursery:
             await nursery.start(driver.run)
-            driver.adopt(leases)
+            driver.carriers["block"].adopt(leases)
             yield driver
             nursery.cancel_scope.cancel()
 
@@ -250,7 +250,6 @@ async def test_a_start_that_the_end_of_the_service_breaks_off_is_the_next_ones_t
             socket=tmp_path / "dom0.sock",
             state=tmp_path / "state",
             policy=[tmp_path],
-            plane=driver,
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(run, config, driver)

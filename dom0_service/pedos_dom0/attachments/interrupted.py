@@ -112,10 +112,10 @@ class Interrupted:
 
     async def _let_go(self, vm: str, domid: int) -> bool:
         """A VM that was made, and perhaps waits for this; False if that is not known."""
-        if self._state.plane is None:
+        if not self._state.driver.starts_paused:
             return True
         try:
-            await self._state.plane.resume(vm, domid)
+            await self._state.driver.resume(vm, domid)
         except DriverError as error:
             if error.code != "failed":
                 logger.critical("%s", error)

@@ -123,8 +123,8 @@ class Reconciler:
                 (lease.vm, lease.vm_domid),
             )
         )
-        is_local = self._state.plane is None
-        return is_local and is_missing and way is AGENT_LOST and lease.state != PENDING
+        by_agents = not self._state.is_by_hypervisor(lease)
+        return by_agents and is_missing and way is AGENT_LOST and lease.state != PENDING
 
     async def _verdict(self, lease: Lease, timeout: float) -> tuple[str, Way] | None:
         """None if the attachment lives, or why it does not, and the way to end it. Waits for both
@@ -150,6 +150,8 @@ class Reconciler:
         exports = source.report.exports if source.report else ()
         imports = target.report.imports if target.report else ()
         has_export, has_import = _has(exports, lease), _has(imports, lease)
+        carrier = state.carrier(lease.key.device_class)
+        by_hypervisor = carrier.by_hypervisor
         wrong = (
             (state.leases.get(lease.attachment) is None, "it has ended meanwhile", GONE),
             (broken is not None, broken or "", GONE),
@@ -158,7 +160,7 @@ class Reconciler:
                 lease.state == DETACHING,
                 "it was only detaching",
                 # In local mode the target's word counts, also that it has let go.
-                FINISHED if has_import or state.plane is not None else LET_GO,
+                FINISHED if has_import or by_hypervisor else LET_GO,
             ),
             (
                 not is_exported(exports, lease),
@@ -166,7 +168,7 @@ class Reconciler:
                 CONTRADICTED if has_export else AGENT_LOST,
             ),
             (
-                state.plane is not None and not state.plane.is_plugged(lease),
+                by_hypervisor and not carrier.is_plugged(lease),
                 "the hypervisor has detached it",
                 LET_GO,
             ),

@@ -52,7 +52,7 @@ async def check_target(state: State, lease: Lease) -> None:
 async def stop_target(state: State, lease: Lease, *, may_refuse: bool) -> None:
     """Has the target let go, or makes sure that it is cut off; CallError(busy) if it may refuse
     and uses the device, or does not say that it does not."""
-    is_carried = state.plane is not None
+    is_carried = state.is_by_hypervisor(lease)
     link = state.agents.at(lease.vm, lease.vm_domid)
     said = NOT_CONNECTED
     if link is not None:
@@ -92,7 +92,7 @@ async def stop_source(state: State, lease: Lease, let_go: Container[str]) -> boo
         if not link.connected:
             return True
         # What the hypervisor carries does not need the agent.
-        if state.plane is None and _has_more(state, link.name, let_go):
+        if not state.is_by_hypervisor(lease) and _has_more(state, link.name, let_go):
             return False
         link.disconnect(f"it did not confirm {request_to('export.stop')}: {error.message}")
     return True
@@ -102,7 +102,7 @@ def _may_use(state: State, lease: Lease, link: AgentLink | None) -> bool:
     """Whether a target that does not say so may use it (ways.py)."""
     if not state.runs(lease.vm, lease.vm_domid):
         return False
-    if state.plane is not None:
+    if state.is_by_hypervisor(lease):
         return True
     has_ended = link is not None and not link.connected  # with it what it had
     return lease.state != PENDING and not has_ended

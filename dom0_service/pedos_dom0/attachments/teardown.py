@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pedos_dom0.attachments.ways import Way
-    from pedos_dom0.drivers.base import DataPlane
     from pedos_dom0.state import State
     from pedos_dom0.tables.agents import AgentLink
     from pedos_dom0.tables.leases import Lease
@@ -58,8 +57,8 @@ logger = logging.getLogger(__name__)
 # The stops in their order: the target first, because what it has not written yet goes through the
 # source.
 BOTH_SIDES = frozenset({"import.stop", "export.stop"})
-# Between the two, where the hypervisor carries the device (State.plane). When all is to be undone,
-# so is this.
+# Between the two, where the hypervisor carries the device (Carrier.by_hypervisor). When all is to
+# be undone, so is this.
 UNPLUG = "unplug"
 
 
@@ -151,10 +150,11 @@ class Teardown:
 
     async def _tear_down(self, lease: Lease, way: Way, sides: frozenset[str]) -> str | None:
         """Target, hypervisor, source, lease; or who holds it still."""
-        if self._state.plane is not None or lease.attachment not in self._let_go:
+        by_hypervisor = self._state.is_by_hypervisor(lease)
+        if by_hypervisor or lease.attachment not in self._let_go:
             await self._end_target(lease, way, sides)
             self._let_go.add(lease.attachment)
-        if self._state.plane is not None and UNPLUG in sides and self._is_left_over(lease):
+        if by_hypervisor and UNPLUG in sides and self._is_left_over(lease):
             return TOOLSTACK
         if "export.stop" in sides:
             progress.at("end", lease.key.backend, lease.key)
@@ -166,11 +166,11 @@ class Teardown:
 
     async def _end_target(self, lease: Lease, way: Way, sides: frozenset[str]) -> None:
         """The target's part, and the hypervisor's; CallError(busy) if the target keeps it."""
-        plane = self._state.plane
-        is_carried, unplugs = plane is not None, plane is not None and UNPLUG in sides
+        is_carried = self._state.is_by_hypervisor(lease)
+        unplugs = is_carried and UNPLUG in sides
         if not self._state.may_run(lease.vm, lease.vm_domid):
             way = LET_GO  # it has not begun to run, or has ended: it uses nothing
-        may_refuse = way.may_refuse == "yes" or (is_carried and way.may_refuse != "no")
+        may_refuse = way.lets_refuse(by_hypervisor=is_carried)
         # Where the hypervisor carries it, not before the target has let go: what the next
         # service finds so it finishes.
         notes_at_once = not (may_refuse and is_carried)
@@ -184,9 +184,9 @@ class Teardown:
             if not notes_at_once:
                 await self._journal_detaching(lease)
             await self._reach("detach.unimported")
-            if plane is not None and unplugs:
+            if unplugs:
                 progress.at("unplug", lease.vm, lease.key)
-                await self._unplug(plane, lease, by_force=way.by_force)
+                await self._unplug(lease, by_force=way.by_force)
         except CallError:
             await self._keep(lease)
             raise
@@ -301,7 +301,7 @@ class Teardown:
             if not is_source and not is_target:
                 continue
             why = f"{link.name} is gone: {reason}"
-            waits = self._state.plane is not None and self._state.runs(link.name, link.domid)
+            waits = self._state.is_by_hypervisor(lease) and self._state.runs(link.name, link.domid)
             if not waits:
                 self.end_soon(lease.attachment, why, LET_GO if is_target else GONE)
                 if is_source:
@@ -362,7 +362,7 @@ class Teardown:
         with self._journal_trouble(lease):
             await self._state.store.journal_put(kept)
         self._state.registry.touch(kept.key)
-        if self._state.plane is None:
+        if not self._state.is_by_hypervisor(lease):
             return  # an agent that is not there is waited for since the service's start, if at all
         for name, domid in ((lease.vm, lease.vm_domid), (lease.key.backend, lease.backend_domid)):
             if self._state.agents.at(name, domid) is None:
@@ -377,10 +377,10 @@ class Teardown:
         names = {each.attachment: each.frontend for each in link.report.imports}
         return names.get(lease.attachment)
 
-    async def _unplug(self, plane: DataPlane, lease: Lease, *, by_force: bool) -> None:
+    async def _unplug(self, lease: Lease, *, by_force: bool) -> None:
         """Has the hypervisor take the device away; CallError if it does not, and need not."""
         try:
-            await plane.unplug(lease, force=by_force)
+            await self._state.carrier(lease.key.device_class).unplug(lease, force=by_force)
         except DriverError as error:
             if not by_force:
                 # The target has said that it let go, and yet has it: it is to know of it again.
@@ -390,10 +390,8 @@ class Teardown:
 
     def _is_left_over(self, lease: Lease) -> bool:
         """Whether the hypervisor still has what it was told to take away."""
-        if self._state.plane is None:
-            return False
         try:
-            return self._state.plane.is_plugged(lease)
+            return self._state.carrier(lease.key.device_class).is_plugged(lease)
         except DriverError as error:
             logger.critical("whether %s is still in %s: %s", lease.key, lease.vm, error)
             return True  # the safe side

@@ -1,6 +1,6 @@
 """The attach itself: lease and journal, export at the source, import at the target, commit.
 
-Where the hypervisor carries block devices (State.plane), it attaches them between the two.
+Where the hypervisor carries the device (Carrier.by_hypervisor), it attaches them between the two.
 
 `reserve` is the only place where a device is given to a VM. It has no checkpoint, so of two that
 want the same device one gets it and the other gets Taken. `establish` does the steps; when one
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from pedos_dom0.attachments.teardown import Teardown
     from pedos_dom0.attachments.ways import Way
-    from pedos_dom0.drivers.base import DataPlane
+    from pedos_dom0.drivers.carrier import Carrier
     from pedos_dom0.options import Options
     from pedos_dom0.state import State
     from pedos_dom0.tables.agents import AgentLink
@@ -149,7 +149,7 @@ class Transaction:
     async def prepare(self, lease: Lease, request: str) -> Lease:
         """Takes the steps that need no agent of the target: for a VM that does not run yet.
 
-        Only where the hypervisor carries the device (State.plane). Follow it with `establish`.
+        Only where that works (Carrier.before_boot). Follow it with `establish`.
         Raises CallError, as `establish` does.
         """
         attempt = self._teardown.attempts[lease.attachment]
@@ -215,13 +215,13 @@ class Transaction:
 
     async def _first_steps(self, lease: Lease, attempt: Attempt) -> Lease:
         """The journal and the source; and the hypervisor, where it carries the device."""
-        state, key, plane = self._state, lease.key, self._state.plane
+        state, key = self._state, lease.key
+        carrier = state.carrier(key.device_class)
         source = state.agents.at(key.backend, lease.backend_domid)
         if source is None:
             raise agent_missing(key.backend, "failed")
-        if plane is not None:
-            # In the journal before it is attached, so that it can be found and taken away.
-            lease = state.leases.update(lease.attachment, frontend=self._frontend(lease, plane))
+        # In the journal before it is attached, so that it can be found and taken away.
+        lease = state.leases.update(lease.attachment, frontend=self._name(lease, carrier))
         await self._teardown.delete_overdue()
         await state.store.journal_put(lease)
         await state.reach("attach.leased")
@@ -230,14 +230,14 @@ class Transaction:
         untrusted_result = await _ask(source, "export.start", export_params(lease), EXPORT_TIMEOUT)
         number = _parsed(source, "export.start", untrusted_result).number
         await state.reach("attach.exported")
-        if plane is not None:
+        if carrier.by_hypervisor:
             attempt.begun |= {UNPLUG}
             progress.at("plug", lease.vm, key)
             try:
-                await plane.plug(lease)
+                await carrier.plug(lease)
                 # The toolstack opens it by its name, and the agent holds that which was decided
                 # about: it is to be the same.
-                is_it = number is None or plane.number(lease) == number
+                is_it = number is None or carrier.number(lease) == number
             except DriverError as error:
                 raise failure(error.code, str(error), hint=error.hint) from error
             if not is_it:
@@ -247,11 +247,11 @@ class Transaction:
             await state.reach("attach.plugged")
         return lease
 
-    def _frontend(self, lease: Lease, plane: DataPlane) -> str:
+    def _name(self, lease: Lease, carrier: Carrier) -> str | None:
         leases = self._state.leases.of_vm(lease.vm)
         taken = {other.frontend for other in leases if other.attachment != lease.attachment}
         try:
-            return plane.free_frontend(
+            return carrier.name_in_target(
                 lease.vm_domid, lease.frontend, {name for name in taken if name is not None}
             )
         except DriverError as error:
@@ -276,7 +276,7 @@ class Transaction:
             IMPORT_TIMEOUT,
         )
         frontend: str | None = _parsed(target, "import.start", untrusted_result).frontend
-        if state.plane is not None:
+        if state.is_by_hypervisor(lease):
             frontend = lease.frontend  # which the hypervisor knows, and the VM cannot change
         await state.reach("attach.imported")
         if attempt.broken is None:

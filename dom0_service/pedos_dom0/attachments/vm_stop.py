@@ -76,8 +76,7 @@ class VmStop:
         """Asks a VM to shut down, when no VM uses what goes with it any more; CallError."""
         leases = self._state.leases
         before = leases.from_backend(vm)
-        if self._state.plane is None:
-            before += leases.of_vm(vm)
+        before += [each for each in leases.of_vm(vm) if not self._state.is_by_hypervisor(each)]
         # All are asked before one of them is taken: what is refused leaves everything as it was.
         refusals = await self._refused(before)
         if not refusals:
@@ -106,7 +105,7 @@ class VmStop:
     def waits(self, vm: str) -> bool:
         """Whether it may wait to be let go; one whose agent has connected does not."""
         domain = self._state.domain(vm)
-        if self._state.plane is None or domain is None or domain.domid is None:
+        if not self._state.driver.starts_paused or domain is None or domain.domid is None:
             return False
         return self._state.agents.at(vm, domain.domid) is None
 

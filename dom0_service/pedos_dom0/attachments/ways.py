@@ -5,10 +5,10 @@ says `--force`, or nothing is left that could be saved. Each way by which an att
 row here, and Teardown obeys it, so that no way can do what detach may not.
 
 A VM keeps also what it does not say that it does not use: its agent may hang while the disk is
-mounted. Where the hypervisor carries the device (State.plane), it works on without agents, so that
-one which is not there says nothing either. In local mode the data goes through the agents, so that
-with an agent that ends its attachments are dead; and what a hanging agent has not confirmed to have
-is undone when its attach fails, as no program was told of it.
+mounted. Where the hypervisor carries the device (Carrier.by_hypervisor), it works on without
+agents, so that one which is not there says nothing either. Where the agents carry the data, as in
+local mode, the attachments of an agent that ends are dead; and what a hanging agent has not
+confirmed to have is undone when its attach fails, as no program was told of it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ class Way:
 
     may_refuse: Literal["yes", "where the hypervisor carries it", "no"]
     by_force: bool
+
+    def lets_refuse(self, *, by_hypervisor: bool) -> bool:
+        """Whether the target may refuse where the hypervisor carries the device, or does not."""
+        return self.may_refuse == "yes" or (by_hypervisor and self.may_refuse != "no")
 
     def outranks(self, other: Way) -> bool:
         """Whether this one is to be obeyed, of two ways to end one attachment: once the target may

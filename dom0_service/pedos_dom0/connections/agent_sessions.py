@@ -392,7 +392,7 @@ class AgentSessions:
         """What it reports, less the disks that it has borrowed. An agent that was started again
         while Xen carries some cannot tell them from its VM's own."""
         assert link.report is not None
-        if self._state.plane is None:
+        if not self._state.carrier("block").by_hypervisor:
             return link.report.devices
         leases = self._state.leases.of_vm(link.name)
         borrowed = {lease.frontend for lease in leases if lease.frontend is not None}

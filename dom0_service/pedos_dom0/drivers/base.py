@@ -13,9 +13,9 @@ import attrs
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Mapping
 
-    from pedos_dom0.tables.leases import Lease
+    from pedos_dom0.drivers.carrier import Carrier
 
 DomainState = Literal["Running", "Halted", "Transient"]
 
@@ -55,7 +55,22 @@ class DomainInfo:
 
 
 class Driver(Protocol):
-    """The methods of every driver. All names are names of VMs that `domains()` has."""
+    """What every driver has. All names are names of VMs that `domains()` has."""
+
+    @property
+    def carriers(self) -> Mapping[str, Carrier]:
+        """By class of devices, what carries them, or what is lacking for it."""
+        ...
+
+    @property
+    def starts_paused(self) -> bool:
+        """Whether a VM that was started waits for `resume`, with nothing run in it yet."""
+        ...
+
+    @property
+    def boot_timeout(self) -> float:
+        """Seconds from the moment when a VM may run to its agent's first report."""
+        ...
 
     def domains(self) -> Mapping[str, DomainInfo]:
         """The VMs as last heard, in the hypervisor's order. Kept live by `run`; never blocks."""
@@ -80,8 +95,12 @@ class Driver(Protocol):
     async def start(self, name: str) -> int:
         """Starts a VM and returns its domain number; DriverError. A running VM keeps its own.
 
-        With a data plane the VM is made and waits for `DataPlane.resume`.
+        Where a start is paused, the VM is made and waits for `resume`.
         """
+        ...
+
+    async def resume(self, name: str, domid: int) -> None:
+        """Lets a VM go that `start` has made; DriverError."""
         ...
 
     async def shutdown(self, name: str, force: bool) -> None:
@@ -90,55 +109,4 @@ class Driver(Protocol):
 
     async def connect_control(self, name: str, domid: int) -> trio.abc.Stream:
         """A new control stream to the agent of this domain; OSError while it does not listen."""
-        ...
-
-
-class DataPlane(Protocol):
-    """How block devices get from domain to domain where the hypervisor carries them itself.
-
-    Without one (local mode) the agents carry the data between them. With one, `export.start` and
-    `import.start` only make an agent hold the device ready, or wait for it, and `plug` between the
-    two is what attaches it; `unplug` between `import.stop` and `export.stop` takes it away.
-    """
-
-    # Seconds from the start of a VM to its agent's first report.
-    boot_timeout: float
-
-    def adopt(self, leases: Iterable[Lease]) -> None:
-        """These attachments stand in the journal, and there are no others: what else of ours a
-        domain has is taken away from now on. Called once, before anything is plugged."""
-        ...
-
-    def free_frontend(self, domid: int, asked: str | None, taken: Collection[str]) -> str:
-        """A name for a device in that domain: the one that is asked for, or the first that is
-        free. `taken` are those that have been promised. DriverError(busy)."""
-        ...
-
-    async def plug(self, lease: Lease) -> None:
-        """Attaches `lease.key` to the domain as `lease.frontend`; DriverError. Returns when the
-        source serves it; the target need not run yet. What is left of one that failed, or was
-        broken off, `unplug` takes away."""
-        ...
-
-    async def unplug(self, lease: Lease, *, force: bool) -> None:
-        """Takes it away; fine if it is gone. DriverError(busy) if the target does not let go,
-        which only happens without `force`. Nothing else than this lease's device is touched."""
-        ...
-
-    async def own_frontends(self, name: str) -> Collection[str]:
-        """The names of the VM's own disks, as far as its configuration tells; DriverError if that
-        cannot be looked at."""
-        ...
-
-    def number(self, lease: Lease) -> str | None:
-        """Which block device the source has opened for it: MAJOR:MINOR in hexadecimal digits, as
-        the source says; None if it says nothing. Never blocks; DriverError."""
-        ...
-
-    def is_plugged(self, lease: Lease) -> bool:
-        """Whether the hypervisor has this very attachment. Never blocks."""
-        ...
-
-    async def resume(self, name: str, domid: int) -> None:
-        """Lets a VM go that `Driver.start` has made; DriverError."""
         ...

@@ -20,12 +20,15 @@ from pedos_vchan.peer import Peer
 from pedos_vchan.stream import VchanStream
 
 from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo, DriverError, HypervisorLost
+from pedos_dom0.drivers.carrier import CarriedByAgents, lacking
 from pedos_dom0.drivers.subscribers import EVENTS_MAX, Subscribers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pedos_protocol.messages import DomainChanged, DomainListed, DomainStarted
+
+    from pedos_dom0.drivers.carrier import Carrier
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,26 @@ logger = logging.getLogger(__name__)
 LIST_TIMEOUT = 5.0
 START_TIMEOUT = 10.0
 SHUTDOWN_TIMEOUT = 20.0
+# From the start of a domain to its agent's first report.
+BOOT_TIMEOUT = 30.0
+
+CARRIERS: Mapping[str, Carrier] = {
+    "block": CarriedByAgents(),
+    "usb": lacking(
+        "usb",
+        "needs the kernel's usbip-host in the source and vhci-hcd in the target, "
+        "which the processes of local mode do not have",
+    ),
+    "mic": lacking(
+        "mic",
+        "needs an audio server in both VMs, and this version carries no sound yet; "
+        "local mode lists microphones only",
+    ),
+    "pci": lacking(
+        "pci",
+        "needs a hypervisor that assigns PCI devices to halted VMs, which local mode does not have",
+    ),
+}
 
 
 class LocalDriver:
@@ -42,6 +65,10 @@ class LocalDriver:
     `machine` is the path of machine.sock, `vchan` the folder where channels meet, `dom0_agent`
     the socket of dom0's own agent (a domain cannot have a vchan to itself).
     """
+
+    carriers = CARRIERS
+    starts_paused = False
+    boot_timeout = BOOT_TIMEOUT
 
     def __init__(self, *, machine: str | Path, vchan: str | Path, dom0_agent: str | Path) -> None:
         self._machine_path = Path(machine)
@@ -142,6 +169,9 @@ class LocalDriver:
         except ProtocolError as error:
             raise DriverError(f"the machine gave no domain number for {name}: {error}") from error
         return started.domid
+
+    async def resume(self, name: str, domid: int) -> None:
+        await trio.lowlevel.checkpoint()  # it runs since it was started
 
     async def shutdown(self, name: str, force: bool) -> None:
         params = to_wire(DomainShutdown(name, force))

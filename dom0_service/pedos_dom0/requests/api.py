@@ -183,7 +183,7 @@ class Api:
     # Devices
 
     async def device_classes(self, _call: Call) -> object:
-        return classes_told(self._state.classes, self._state.unsupported)
+        return classes_told(self._state.classes, self._state.carrier)
 
     async def device_list(self, call: Call) -> object:
         params = call.params

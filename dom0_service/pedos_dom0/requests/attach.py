@@ -242,7 +242,7 @@ class Attach:
                 raise errors.agent_missing(key.backend, "not_found")
             missing = state.registry.missing(key.backend, key.device_class)
             raise errors.no_device(key, missing)
-        if (lack := state.unsupported.get(key.device_class)) is not None:
+        if (lack := state.carrier(key.device_class).lack) is not None:
             raise errors.unsupported(lack)
         if unknown(state, key) is not None:
             raise errors.not_known(key, device)
@@ -341,10 +341,10 @@ class Attach:
 
     async def _own_frontends(self, asked: AttachRequest, vm: str) -> Collection[str]:
         """The names of the VM's own disks, as far as it matters and the hypervisor knows them."""
-        if asked.options.frontend is None or self._state.plane is None:
+        if asked.options.frontend is None:
             return ()
         try:
-            return await self._state.plane.own_frontends(vm)
+            return await self._state.carrier(asked.key.device_class).own_names(vm)
         except DriverError as error:
             what = f"which disks {vm} has of its own could not be looked at: {error}"
             raise self._tell(asked, vm, errors.failure(error.code, what)) from error

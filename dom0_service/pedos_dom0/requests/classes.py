@@ -9,15 +9,17 @@ from pedos_protocol.messages import ClassInfo, DeviceClassesListed, OptionInfo
 from pedos_protocol.names import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from pedos_protocol.device_classes import DeviceClass, Option
 
+    from pedos_dom0.drivers.carrier import Carrier
+
 
 def classes_told(
-    classes: Iterable[DeviceClass], unsupported: Mapping[str, str]
+    classes: Iterable[DeviceClass], carrier: Callable[[str], Carrier]
 ) -> DeviceClassesListed:
-    """All classes; `unsupported` is why those that it names cannot be attached here."""
+    """All classes, and what is lacking to attach their devices here."""
     return DeviceClassesListed(
         tuple(
             ClassInfo(
@@ -30,7 +32,7 @@ def classes_told(
                 live=each.live,
                 written=each.written,
                 options=tuple(map(_option_told, each.options)),
-                lacking=unsupported.get(each.name),
+                lacking=carrier(each.name).lack,
             )
             for each in classes
         )

@@ -206,7 +206,7 @@ class StartDevices:
                     detach,
                 )
             raise _Problem(f"{its} is missing", f"plug it in, or {detach}")
-        if (lack := state.unsupported.get(key.device_class)) is not None:
+        if (lack := state.carrier(key.device_class).lack) is not None:
             raise _Problem(f"{its} cannot be attached ({lack})", detach)
         if state.is_orphan(assignment):
             raise _Problem(

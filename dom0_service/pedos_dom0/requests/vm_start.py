@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# From the start of a domain to its agent's first report: a VM boots in that time.
-BOOT_TIMEOUT = 30.0
-
 
 class VmStart:
     """Serves vm.start; dom0's user alone may ask for it."""
@@ -133,15 +130,17 @@ class VmStart:
         """Moves leases from one stage to the next: they wait, are begun, are attached. One whose
         step fails stays where it is, as its VM may have kept it."""
         state, (waiting, begun, attached) = self._state, stages
-        if state.plane is not None:
-            # All that is assigned is in it before it runs its first instruction.
-            while waiting:
-                begun.append(self._transaction.rebind(waiting.pop(0), domid))
+        if state.driver.starts_paused:
+            # What can be is in it before it runs its first instruction.
+            early = [each for each in waiting if state.carrier(each.key.device_class).before_boot]
+            for lease in early:
+                waiting.remove(lease)
+                begun.append(self._transaction.rebind(lease, domid))
                 begun[-1] = await self._transaction.prepare(begun[-1], request)
             await state.reach("start.plugged")
             # Before: a VM that may run is not destroyed as one that has not begun to.
             await state.store.start_put(vm, domid, may_run=True)
-            await state.plane.resume(vm, domid)
+            await state.driver.resume(vm, domid)
         if (waiting or begun) and not await self._booted(vm, domid):
             raise errors.failure("failed", "its agent did not connect in time")
         await state.reach("start.agent")
@@ -178,7 +177,9 @@ class VmStart:
     def _has_run(self, vm: str) -> bool:
         """Whether a VM whose start is in the store has been let go, or may have been."""
         rows = self._state.store.starts()
-        return self._state.plane is None or any(row.vm == vm and row.may_run for row in rows)
+        return not self._state.driver.starts_paused or any(
+            row.vm == vm and row.may_run for row in rows
+        )
 
     async def _forget_start(self, vm: str) -> None:
         """The VM does not run, so a row that cannot be removed does no harm."""
@@ -199,6 +200,5 @@ class VmStart:
             return running or not seen
 
         progress.at("boot", vm)
-        timeout = BOOT_TIMEOUT if state.plane is None else state.plane.boot_timeout
-        await state.agents.wait_for(vm, timeout=timeout, worthwhile=alive)
+        await state.agents.wait_for(vm, timeout=state.driver.boot_timeout, worthwhile=alive)
         return state.agents.at(vm, domid) is not None

@@ -29,7 +29,7 @@ from pedos_dom0.drivers.xen.xl import WORDS_MAX, quoted
 from pedos_dom0.options import CDROM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Awaitable, Callable, Collection, Iterable
     from pathlib import Path
 
     from pedos_dom0.drivers.xen.xl import Xl
@@ -78,7 +78,12 @@ def attach_arguments(lease: Lease, frontend: str) -> list[str]:
 
 
 class XenBlock:
-    """Attaches and detaches by `xl`, and asks xenstore what is attached."""
+    """The carrier of block devices: attaches and detaches by `xl`, and asks xenstore what is
+    attached."""
+
+    lack = None
+    by_hypervisor = True
+    before_boot = True
 
     def __init__(
         self,
@@ -87,16 +92,18 @@ class XenBlock:
         open_store: Callable[[], Store],
         has_ended: Callable[[int], bool],
         is_held_back: Callable[[int], bool],
+        own_names: Callable[[str], Awaitable[Collection[str]]],
         userdata: Path,
     ) -> None:
         """`store` is the connection that stands, `open_store` makes one to wait with; `has_ended`
         says of a domain that it will not run any more, if it is there at all, and `is_held_back`
-        that it has not run yet; `userdata` is the folder of libxl."""
+        that it has not run yet; `own_names` are Carrier's; `userdata` is the folder of libxl."""
         self._xl = xl
         self._store = store
         self._open_store = open_store
         self._has_ended = has_ended
         self._is_held_back = is_held_back
+        self._own_names = own_names
         # What dom0 has given.
         self._given: set[Place] = set()
         self.reclaimer = Reclaimer(
@@ -107,12 +114,16 @@ class XenBlock:
         )
 
     def adopt(self, leases: Iterable[Lease]) -> None:
-        """See DataPlane."""
+        """See Carrier."""
         self._given.update(place for lease in leases if (place := _place(lease)) is not None)
         self.reclaimer.adopted()
 
-    def free_frontend(self, domid: int, asked: str | None, taken: Collection[str]) -> str:
-        """See DataPlane."""
+    async def own_names(self, vm: str) -> Collection[str]:
+        """See Carrier."""
+        return await self._own_names(vm)
+
+    def name_in_target(self, domid: int, asked: str | None, taken: Collection[str]) -> str:
+        """See Carrier."""
         for name in (asked,) if asked is not None else frontend_names():
             if name not in taken and self._vbd(domid, name) is None:
                 return name
@@ -121,7 +132,7 @@ class XenBlock:
         raise DriverError("all its names for block devices are used", code="busy")
 
     def number(self, lease: Lease) -> str | None:
-        """See DataPlane. The script writes it, and the backend opens by it."""
+        """See Carrier. The script writes it, and the backend opens by it."""
         vbd = self._ours(lease)
         try:
             return None if vbd is None else self._store().read(f"{vbd.backend}/physical-device")
@@ -129,7 +140,7 @@ class XenBlock:
             raise silent(error) from error
 
     def is_plugged(self, lease: Lease) -> bool:
-        """See DataPlane."""
+        """See Carrier."""
         return self._ours(lease) is not None
 
     def _ours(self, lease: Lease) -> Vbd | None:
@@ -149,7 +160,7 @@ class XenBlock:
             raise silent(error) from error
 
     async def plug(self, lease: Lease) -> None:
-        """See DataPlane."""
+        """See Carrier."""
         frontend = lease.frontend
         if frontend is None:
             raise DriverError(f"{lease.key} has no name in {lease.vm}")
@@ -199,7 +210,7 @@ class XenBlock:
             raise silent(error) from error
 
     async def unplug(self, lease: Lease, *, force: bool) -> None:
-        """See DataPlane."""
+        """See Carrier."""
         place = _place(lease)
         if place is None:
             return

@@ -4,7 +4,7 @@ Nothing is polled. xenstore says when a domain is introduced or released, and wh
 inotify says when a configuration comes or goes; then the whole picture is looked at again, and what
 is different is told. So VMs that are started or killed with plain `xl` are seen like our own.
 
-`start` leaves the VM paused, with nothing run in it yet: see DataPlane.resume.
+`start` leaves the VM paused, with nothing run in it yet: see Driver.resume.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pedos_dom0.drivers.base import (
     DriverError,
     HypervisorLost,
 )
+from pedos_dom0.drivers.carrier import lacking
 from pedos_dom0.drivers.subscribers import Subscribers
 from pedos_dom0.drivers.xen.block import XenBlock
 from pedos_dom0.drivers.xen.config import Configs, check_config, own_frontends
@@ -44,10 +45,10 @@ from pedos_dom0.policy.following import follow
 from pedos_dom0.tasks.disk import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from pedos_dom0.drivers.carrier import Carrier
     from pedos_dom0.drivers.xen.block import Store
-    from pedos_dom0.tables.leases import Lease
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,20 @@ LIST_AGAIN_SECONDS = 5.0
 # while the host did much else. Who waits for one that never comes up is told so, and can stop it.
 BOOT_SECONDS = 240.0
 
+LACKING = {
+    "usb": lacking(
+        "usb",
+        "this version lists USB devices on Xen and does not carry them; a VM can be given "
+        "their controller, see xl-pci-configuration(5)",
+    ),
+    "mic": lacking("mic", "this version lists microphones on Xen and does not carry sound"),
+    "pci": lacking(
+        "pci",
+        "this version lists PCI devices on Xen; they are assigned in the VM's configuration, "
+        "see xl-pci-configuration(5)",
+    ),
+}
+
 
 class WatchedStore(Protocol):
     """What the driver needs of `pedos_vchan.xen.Store`."""
@@ -86,13 +101,14 @@ class WatchedStore(Protocol):
 
 
 class XenDriver:
-    """Driver and DataPlane for a Xen host; see both for the promises.
+    """Driver for a Xen host; see `Driver` for the promises.
 
     `config_dirs` hold NAME.cfg for every VM that may be started, `dom0_agent` is the socket of
     dom0's own agent. `xl` is the program, `open_store` makes a connection to xenstore, `userdata`
     is the folder of libxl.
     """
 
+    starts_paused = True
     boot_timeout = BOOT_SECONDS
 
     def __init__(
@@ -128,8 +144,10 @@ class XenDriver:
             open_store=self._new_store,
             has_ended=self._has_ended,
             is_held_back=lambda domid: domid in self._held_back,
+            own_names=self._own_frontends,
             userdata=userdata,
         )
+        self.carriers: Mapping[str, Carrier] = {"block": self._block, **LACKING}
 
     # Driver
 
@@ -383,33 +401,13 @@ class XenDriver:
         self._block.reclaimer.complete(domid)  # something runs in it
         return VchanStream(channel)
 
-    # DataPlane
-
-    def adopt(self, leases: Iterable[Lease]) -> None:
-        self._block.adopt(leases)
-
-    def free_frontend(self, domid: int, asked: str | None, taken: Collection[str]) -> str:
-        return self._block.free_frontend(domid, asked, taken)
-
-    async def plug(self, lease: Lease) -> None:
-        await self._block.plug(lease)
-
-    async def unplug(self, lease: Lease, *, force: bool) -> None:
-        await self._block.unplug(lease, force=force)
-
-    async def own_frontends(self, name: str) -> Collection[str]:
+    async def _own_frontends(self, name: str) -> Collection[str]:
         path = self._configs.paths.get(name)
         if path is not None:
             return await in_thread(partial(own_frontends, path))
         if not self._configs.is_complete:
             raise DriverError("not all folders of configurations can be read")
         return frozenset()
-
-    def number(self, lease: Lease) -> str | None:
-        return self._block.number(lease)
-
-    def is_plugged(self, lease: Lease) -> bool:
-        return self._block.is_plugged(lease)
 
 
 class _Transit:
