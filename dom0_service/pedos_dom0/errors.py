@@ -190,10 +190,11 @@ def not_known(key: DeviceKey, device: Device) -> CallError:
 
 
 def frontend_taken(vm: str, frontend: str, holder: Lease) -> CallError:
+    detach = f"qvm-device {holder.key.device_class} detach {vm} {holder.key}"
     return failure(
         "busy",
         f"{frontend} in {vm} is taken by {holder.key}",
-        hint=f"leave frontend-dev out, or qvm-device block detach {vm} {holder.key}",
+        hint=f"leave frontend-dev out, or {detach}",
     )
 
 

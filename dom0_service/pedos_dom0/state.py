@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 from pedos_host import faultpoints
-from pedos_protocol.device_classes import CLASSES
 
 from pedos_dom0.audit.throttle import AuditThrottle
+from pedos_dom0.device_classes.registered import described_classes
 from pedos_dom0.drivers.base import DOM0_DOMID, DOM0_NAME, DomainInfo
 from pedos_dom0.drivers.carrier import lacking
 from pedos_dom0.errors import no_vm
@@ -55,7 +55,7 @@ class State:
     # What rules can say of VMs; by default what the driver knows of them.
     facts: Facts = attrs.field()
     # The classes of devices that this dom0 knows; what is of another is left out.
-    classes: Sequence[DeviceClass] = CLASSES
+    classes: Sequence[DeviceClass] = attrs.field(factory=described_classes)
     agents: AgentTable = attrs.field(factory=AgentTable)
     # The way to `audit` for what VMs can cause at will.
     audit_throttle: AuditThrottle = attrs.field(init=False)

@@ -90,9 +90,9 @@ class ImportStart:
 
 @attr.frozen
 class ImportStarted:
-    """The name that the device has in the target."""
+    """The name that the device has in the target; None where its class has no such names."""
 
-    frontend: Frontend
+    frontend: Frontend | None = attr.field(default=None, metadata=OPTIONAL)
 
 
 @attr.frozen
@@ -126,11 +126,12 @@ class Device:
     `instance` says which one it is: another text when another thing has the id, be it one that
     looks the same. It means something to this agent alone; "" tells nothing.
 
-    `size` is in bytes. `parent` is the id of the disk of which this is a partition. `busy` says
-    why it cannot be lent now (mounted...), None that it can. `stale` is why the last look could
-    not tell all this, which then is as of the look before, or was never known; None that it is
-    current. `shares` are
-    the ids of devices that have some of the same data, beside its disk and its partitions.
+    `size` is in bytes. `parent` is the id of the device of which this is a part: a partition's
+    disk. It is of the class `parent_class`, as a disk's may be its USB stick; None is its own.
+    `busy` says why it cannot be lent now (mounted...), None that it can. `stale` is why the last
+    look could not tell all this, which then is as of the look before, or was never known; None
+    that it is current. `shares` are the ids of devices that have some of the same data, beside its
+    disk and its partitions.
     """
 
     device_class: ClassName
@@ -143,6 +144,7 @@ class Device:
     busy: Line | None
     instance: Instance = attr.field(default="", kw_only=True, metadata=OPTIONAL)
     stale: Line | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
+    parent_class: ClassName | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
     shares: Annotated[tuple[DeviceId, ...], AtMost(SHARES_MAX)] = attr.field(
         default=(), kw_only=True, metadata=OPTIONAL
     )
@@ -172,7 +174,7 @@ class ImportState:
     peer: Domid
     port: Port
     read_only: bool
-    frontend: Frontend
+    frontend: Frontend | None = attr.field(default=None, metadata=OPTIONAL)
 
 
 @attr.frozen

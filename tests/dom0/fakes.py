@@ -218,6 +218,8 @@ class FakeAgent:
         if params["attachment"] in self._stopped:
             raise CallError("failed", "it was stopped meanwhile")
         frontend = params["frontend"] or f"xvd{'ijklmn'[len(self.imports)]}"
+        if answer is not None and answer.get("frontend", "") is None:
+            frontend = None
         self.imports[params["attachment"]] = {**params, "frontend": frontend}
         return answer or {"frontend": frontend}
 

@@ -22,9 +22,9 @@ from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.words import request_to
 
 from pedos_dom0.attachments.stops import STOP_TIMEOUT
-from pedos_dom0.attachments.transaction import SHARED_CLASSES
 from pedos_dom0.attachments.ways import AGENT_LOST, CONTRADICTED, FINISHED, GONE, LET_GO, UNDONE
 from pedos_dom0.attachments.wire import is_exported, is_imported
+from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.tables.leases import DETACHING, PENDING, Taken, broken_by
 from pedos_dom0.tasks import progress
 
@@ -64,7 +64,8 @@ class Reconciler:
             try:
                 # Disks and partitions are unknown until the source has reported. A request for one
                 # of them is compared with this lease by the newcomer's own family.
-                state.leases.grant(lease, {lease.key}, lease.key.device_class in SHARED_CLASSES)
+                shared = class_of(lease.key.device_class).shared
+                state.leases.grant(lease, {lease.key}, shared)
             except (Taken, ValueError) as error:
                 logger.error("journal row %s is dropped: %s", lease.attachment, error)
                 await state.store.journal_delete(lease.attachment)

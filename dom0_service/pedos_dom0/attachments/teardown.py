@@ -37,9 +37,9 @@ from pedos_dom0.attachments.left_over import TOOLSTACK, LeftOvers
 from pedos_dom0.attachments.stops import STOP_TIMEOUT, stop_source, stop_target
 from pedos_dom0.attachments.ways import AGENT_LOST, GONE, LET_GO, UNDONE
 from pedos_dom0.attachments.wire import export_params, import_params
+from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DriverError
 from pedos_dom0.errors import failure
-from pedos_dom0.options import effective_options
 from pedos_dom0.tables.leases import ATTACHED, DETACHING, PENDING, broken_by
 from pedos_dom0.tables.store import StoreError
 from pedos_dom0.tasks import progress
@@ -355,7 +355,7 @@ class Teardown:
         self._let_go.discard(lease.attachment)
         self._left_overs.forget(lease.attachment)
         frontend = self._frontend(lease)
-        options = effective_options(lease.options, frontend)
+        options = class_of(lease.key.device_class).in_effect(lease.options, frontend)
         kept = self._state.leases.update(
             lease.attachment, state=ATTACHED, frontend=frontend, options=options
         )

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
-from pedos_protocol.device_classes import CLASSES
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.fields import ATTACHMENTS_MAX
 from pedos_protocol.messages import parse_result
@@ -29,9 +28,9 @@ from pedos_protocol.words import request_to
 from pedos_dom0.attachments.teardown import UNPLUG, Attempt
 from pedos_dom0.attachments.ways import GONE, LET_GO, UNDONE
 from pedos_dom0.attachments.wire import export_params, import_params
+from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DriverError
 from pedos_dom0.errors import QuotaError, agent_missing, failure, not_to_be_had, shutting_down
-from pedos_dom0.options import effective_options
 from pedos_dom0.tables.leases import ATTACHED, PENDING, Lease, broken_by
 from pedos_dom0.tables.store import StoreError
 from pedos_dom0.tasks import progress
@@ -43,8 +42,8 @@ if TYPE_CHECKING:
 
     from pedos_dom0.attachments.teardown import Teardown
     from pedos_dom0.attachments.ways import Way
+    from pedos_dom0.device_classes.base import Options
     from pedos_dom0.drivers.carrier import Carrier
-    from pedos_dom0.options import Options
     from pedos_dom0.state import State
     from pedos_dom0.tables.agents import AgentLink
     from pedos_dom0.tables.registry import DeviceKey
@@ -56,9 +55,6 @@ logger = logging.getLogger(__name__)
 EXPORT_TIMEOUT = 10.0
 # The target also connects, starts a file system process and waits for its first answer.
 IMPORT_TIMEOUT = 15.0
-
-# Only a microphone may be in several VMs at once: sound can be copied, blocks cannot be shared.
-SHARED_CLASSES = frozenset(each.name for each in CLASSES if each.shared)
 
 # While a VM is starting it has no domain yet; its leases are reservations.
 NO_DOMAIN = -1
@@ -103,12 +99,14 @@ class Transaction:
             raise QuotaError(vm, f"{vm} has {ATTACHMENTS_MAX} devices already")
         if len(state.leases.from_backend(key.backend)) >= ATTACHMENTS_MAX:
             raise QuotaError(key.backend, f"{key.backend} lends {ATTACHMENTS_MAX} devices already")
+        device_class = class_of(key.device_class)
         lease = Lease(
             attachment=secrets.token_hex(8),
             key=key,
             vm=vm,
-            options=options.granted(
-                device.read_only or read_only_by_rule or options.read_only is True
+            options=device_class.granted(
+                options,
+                read_only=device.read_only or read_only_by_rule or options.read_only is True,
             ),
             frontend=options.frontend,
             port=state.leases.ports.next(),
@@ -118,7 +116,7 @@ class Transaction:
             identity=device.identity,
             instance=device.instance,
         )
-        state.leases.grant(lease, state.registry.family(key), key.device_class in SHARED_CLASSES)
+        state.leases.grant(lease, state.registry.family(key), device_class.shared)
         # What another VM has is in use in its source, too: that it is taken says more.
         if (error := not_to_be_had(key, device)) is not None:
             state.leases.free(lease.attachment)
@@ -276,6 +274,8 @@ class Transaction:
             IMPORT_TIMEOUT,
         )
         frontend: str | None = _parsed(target, "import.start", untrusted_result).frontend
+        if frontend is None and class_of(key.device_class).names:
+            raise _breach(target, "import.start", "the name is missing")
         if state.is_by_hypervisor(lease):
             frontend = lease.frontend  # which the hypervisor knows, and the VM cannot change
         await state.reach("attach.imported")
@@ -285,7 +285,7 @@ class Transaction:
                 attempt.broken, attempt.way = broken, GONE
         if attempt.broken is not None:
             raise _broken(lease, attempt.broken)
-        options = effective_options(lease.options, frontend)
+        options = class_of(key.device_class).in_effect(lease.options, frontend)
         made = attrs.evolve(lease, state=ATTACHED, frontend=frontend, options=options)
         # It may be broken off while the disk works; `_take` looks again.
         await state.store.journal_put(made)
@@ -306,8 +306,12 @@ def _parsed(link: AgentLink, method: str, untrusted_result: dict[str, Any]) -> A
     try:
         return parse_result(method, untrusted_result)
     except RemoteProtocolError as error:
-        link.disconnect(f"its answer to {request_to(method)} makes no sense: {error}")
-        raise failure("failed", f"{link.name} gave an answer that makes no sense") from error
+        raise _breach(link, method, str(error)) from error
+
+
+def _breach(link: AgentLink, method: str, why: str) -> CallError:
+    link.disconnect(f"its answer to {request_to(method)} makes no sense: {why}")
+    return failure("failed", f"{link.name} gave an answer that makes no sense")
 
 
 async def _ask(

@@ -16,12 +16,13 @@ import trio
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.fields import PREFERRED_MAX
 from pedos_protocol.messages import DeviceRef, ReportPrefer, parse_params, parse_result, to_wire
-from pedos_protocol.names import frontend_of, harmless_text
+from pedos_protocol.names import harmless_text
 from pedos_vchan.peer import Peer
 
 from pedos_dom0 import PROGRAM
 from pedos_dom0.access.callers import VM, Caller
 from pedos_dom0.attachments.ways import GONE, LET_GO
+from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo, HypervisorLost
 from pedos_dom0.tables.agents import AgentLink
 from pedos_dom0.tables.report_pages import ReportPages, of_classes
@@ -389,17 +390,19 @@ class AgentSessions:
             session.nursery.start_soon(self._stop_unknown, session)
 
     def _own_devices(self, link: AgentLink) -> DeviceSet:
-        """What it reports, less the disks that it has borrowed. An agent that was started again
-        while Xen carries some cannot tell them from its VM's own."""
+        """What it reports, less what it has borrowed. An agent that was started again while the
+        hypervisor carries some cannot tell that from its VM's own."""
         assert link.report is not None
-        if not self._state.carrier("block").by_hypervisor:
-            return link.report.devices
-        leases = self._state.leases.of_vm(link.name)
-        borrowed = {lease.frontend for lease in leases if lease.frontend is not None}
-        ids = [key.device for _, key in link.report.devices.in_order("block")] if borrowed else []
-        return link.report.devices.without(
-            "block", {device for device in ids if frontend_of(device) in borrowed}
-        )
+        devices = link.report.devices
+        names: dict[str, set[str]] = {}
+        for lease in self._state.leases.of_vm(link.name):
+            if lease.frontend is not None and self._state.is_by_hypervisor(lease):
+                names.setdefault(lease.key.device_class, set()).add(lease.frontend)
+        for device_class, borrowed in names.items():
+            ids = [key.device for _, key in devices.in_order(device_class)]
+            not_own = class_of(device_class).borrowed(ids, borrowed)
+            devices = devices.without(device_class, not_own)
+        return devices
 
     def _preference(self, session: _Session) -> tuple[DeviceKey, ...]:
         """What an agent that cannot report all is to report first: what is lent, which is never

@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pedos_protocol.fields import ATTACHMENTS_MAX
-from pedos_protocol.names import frontend_names
 
+from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.errors import QuotaError, failure
-from pedos_dom0.options import frontend_of_options
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -43,7 +42,8 @@ def conflict(
             "busy", f"{frontend} is a disk of {vm}'s own", hint="name another, or leave it out"
         )
     for other in others:
-        if frontend is not None and frontend_of_options(other.options) == frontend:
+        asked = class_of(other.key.device_class).asked_name(other.options)
+        if frontend is not None and asked == frontend:
             return failure(
                 "busy",
                 f"{frontend} in {vm} is the name with which {other.key} is assigned to it",
@@ -58,12 +58,13 @@ def conflict(
                 hint=_removal(other),
             )
     of_class = [each for each in others if each.key.device_class == key.device_class]
-    # A disk has a name in the VM, and there are not more of them.
-    for some, most, what in (
-        (others, ATTACHMENTS_MAX, "devices"),
-        (of_class, len(frontend_names()), "disks, one for each name,"),
-    ):
-        if len(some) >= most and (some is others or key.device_class == "block"):
+    bounds = [(others, ATTACHMENTS_MAX, "devices")]
+    device_class = class_of(key.device_class)
+    if device_class.names:
+        what = f"{device_class.named}, one for each name,"
+        bounds.append((of_class, len(device_class.names), what))
+    for some, most, what in bounds:
+        if len(some) >= most:
             return QuotaError(
                 vm,
                 f"{vm} has {len(some)} {what} assigned to it, and that is the most",

@@ -24,12 +24,11 @@ from pedos_dom0.access.authorizer import Consents, MustAsk
 from pedos_dom0.access.recorded import recorded
 from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.attachments.fresh import unknown, wait_until_known
+from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME, DriverError
-from pedos_dom0.options import Options, parse_options
 from pedos_dom0.requests.assignable import conflict
 from pedos_dom0.tables.agents import AGENT_GRACE
 from pedos_dom0.tables.leases import ATTACHED, Taken
-from pedos_dom0.tables.registry import lasting_identity
 from pedos_dom0.tables.store import StoreError
 from pedos_dom0.tasks import progress
 
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from pedos_dom0.access.callers import Caller
     from pedos_dom0.attachments.reconcile import Reconciler
     from pedos_dom0.attachments.transaction import Transaction
+    from pedos_dom0.device_classes.base import Options
     from pedos_dom0.state import State
     from pedos_dom0.tables.leases import Lease
     from pedos_dom0.tables.registry import DeviceKey
@@ -94,7 +94,7 @@ class Attach:
             request=request,
             key=key,
             vm=vm,
-            options=parse_options(key.device_class, raw_options),
+            options=class_of(key.device_class).parse_options(raw_options),
             persistent=persistent,
             asker_gone=asker_gone,
         )
@@ -323,7 +323,8 @@ class Attach:
             self._check_assignable(asked, vm, own)
 
         own = await self._own_frontends(asked, vm)
-        options, identity = asked.options.canonical(), lasting_identity(device.identity)
+        options = asked.options.canonical()
+        identity = class_of(key.device_class).lasting_identity(device.identity)
         domain = state.domain(vm)
         uuid = None if domain is None else domain.uuid
         newly = await state.store.assign(vm, key, options, identity, uuid=uuid, check=check)

@@ -19,11 +19,10 @@ from pedos_dom0.access.callers import DOM0_USER
 from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.attachments.fresh import unknown, wait_until_known
 from pedos_dom0.attachments.transaction import NO_DOMAIN
+from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME
-from pedos_dom0.options import parse_options
 from pedos_dom0.tables.agents import AGENT_GRACE
 from pedos_dom0.tables.leases import Taken
-from pedos_dom0.tables.registry import lasting_identity
 from pedos_dom0.tables.store import StoreError
 from pedos_dom0.tasks import progress
 
@@ -216,7 +215,7 @@ class StartDevices:
             )
         if unknown(state, key) is not None:
             raise _Problem(f"{its} cannot be had ({errors.not_known(key, device).message})")
-        found = lasting_identity(device.identity)
+        found = class_of(key.device_class).lasting_identity(device.identity)
         if assignment.identity not in ("", found):
             raise _Problem(
                 f"{its} is another one than was assigned ({found or 'without an identity'} instead "
@@ -226,7 +225,7 @@ class StartDevices:
             )
         grant = self._grant(vm, key, its, request, asked)
         try:
-            options = parse_options(key.device_class, assignment.options)
+            options = class_of(key.device_class).parse_options(assignment.options)
             return self._transaction.reserve(
                 key, device, vm, NO_DOMAIN, options, read_only_by_rule=grant.read_only
             )

@@ -12,6 +12,8 @@ from attrs import frozen
 from pedos_protocol.messages import Device
 from pedos_protocol.names import natural_key
 
+from pedos_dom0.device_classes.registered import class_of
+
 
 @frozen(order=True)
 class DeviceKey:
@@ -84,9 +86,9 @@ class DeviceSet:
             self._devices[name] = known
             places = self._in_order.setdefault(device.device_class, [])
             places.append((natural_key(device.device), known[0]))
-            # Parents and shares are of the device's own class.
-            if device.parent is not None:
-                self._parts.setdefault((name[0], device.parent), []).append(name)
+            if device.parent is not None and (parent := _parent(device)) is not None:
+                self._parts.setdefault(parent, []).append(name)
+            # Shares are of the device's own class.
             for share in device.shares:
                 self._sharers.setdefault((name[0], share), []).append(name)
 
@@ -138,8 +140,7 @@ class DeviceSet:
             while at is not None and at not in found:
                 found.add(at)
                 device = self.get(*at)
-                parent = None if device is None else device.parent
-                at = None if parent is None else (at[0], parent)
+                at = None if device is None else _parent(device)
         return found
 
     def _sharing(self, names: set[Name]) -> set[Name]:
@@ -150,3 +151,7 @@ class DeviceSet:
                 found.update((name[0], share) for share in device.shares)
             found.update(each for each in self._sharers.get(name, ()) if each in self._devices)
         return found
+
+
+def _parent(device: Device) -> Name | None:
+    return class_of(device.device_class).parent(device)

@@ -12,8 +12,9 @@ import attrs
 from attrs import field, frozen
 from pedos_protocol.messages import Device
 
+from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.tables.ports import Channel, Ports
-from pedos_dom0.tables.registry import DeviceKey, lasting_identity
+from pedos_dom0.tables.registry import DeviceKey
 
 # What the journal knows of an attachment: being made, made, being undone.
 PENDING, ATTACHED, DETACHING = STATES = ("pending", "attached", "detaching")
@@ -72,7 +73,8 @@ def broken_by(lease: Lease, device: Device | None) -> str | None:
     if lease.identity is None or lease.identity == device.identity:
         return None
     is_known_to_be_it = bool(device.instance) and lease.state != PENDING
-    if is_known_to_be_it and lasting_identity(device.identity) == lasting_identity(lease.identity):
+    lasting = class_of(lease.key.device_class).lasting_identity
+    if is_known_to_be_it and lasting(device.identity) == lasting(lease.identity):
         return None
     return "the device is another one than was allowed: its identity has changed"
 

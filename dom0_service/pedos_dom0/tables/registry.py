@@ -28,13 +28,6 @@ SUBSCRIPTION_MAX = 256
 ADDED, REMOVED, CHANGED, GAP = "added", "removed", "changed", "gap"
 
 
-def lasting_identity(identity: str | None) -> str:
-    """What of an identity tells a device from another one that has its id tomorrow; "" if nothing
-    does. A file system's UUID, which stands behind two colons where there is nothing else, is
-    another one after formatting."""
-    return "" if identity is None or identity.startswith("::") else identity
-
-
 @frozen
 class Changes:
     """What one report changed, each in order of the keys, unless there are very many."""

@@ -117,7 +117,7 @@ _NEXT = (
 @frozen
 class Assignment:
     """`key` is to be attached to `vm` whenever that starts, if it still is the device with that
-    identity (registry.lasting_identity; "" is any), and the VM was not gone since (`orphaned`).
+    identity (DeviceClass.lasting_identity; "" is any), and the VM was not gone since (`orphaned`).
 
     `uuid` is that of the VM that it was made for; None as long as that was not known."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 from pedos_protocol.names import frontend_names, harmless_text, is_device_id
 
+from pedos_dom0.device_classes.block import CDROM
 from pedos_dom0.drivers.base import DOM0_DOMID, DriverError
 from pedos_dom0.drivers.xen.reclaim import Place, Reclaimer
 from pedos_dom0.drivers.xen.xenstore import (
@@ -26,7 +27,6 @@ from pedos_dom0.drivers.xen.xenstore import (
     vbd_of,
 )
 from pedos_dom0.drivers.xen.xl import WORDS_MAX, quoted
-from pedos_dom0.options import CDROM
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable

@@ -1,0 +1,156 @@
+"""The seam between dom0's service and its classes of devices: what differs from class to class.
+
+`DeviceClass` is a class of which all follows from its description (`pedos_protocol`). One that has
+something of its own overrides that; nothing else of the service knows how. How its devices get from
+domain to domain is not here: that is a driver's carrier.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+from pedos_protocol.device_classes import FALSE, TRUE, YES_OR_NO
+from pedos_protocol.errors import CallError
+from pedos_protocol.names import SHOWN_MAX, harmless_text
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from pedos_protocol.device_classes import DeviceClass as Description
+    from pedos_protocol.device_classes import Option
+    from pedos_protocol.messages import Device
+
+READ_ONLY = "read-only"
+# More values than this are names in a row, of which the first and the last are shown.
+_SHOWN_VALUES = 4
+
+
+@attrs.frozen
+class Options:
+    """The options of an attach, checked. None: left open.
+
+    `asked` is what was asked for, as it is kept with an assignment and shown in listings.
+    `frontend` is the name that the device is to have in its target.
+    """
+
+    asked: Mapping[str, str] = attrs.field(factory=dict)
+    read_only: bool | None = None
+    frontend: str | None = None
+
+    def canonical(self) -> dict[str, str]:
+        """A copy of `asked`."""
+        return dict(self.asked)
+
+
+class DeviceClass:
+    """A class of devices, as dom0's service sees it."""
+
+    #: The option that names a device in its target; "" where devices have no names there.
+    name_option = ""
+    #: What devices are called of which each has a name of its own in the target.
+    named = "devices"
+
+    def __init__(self, description: Description) -> None:
+        self.description = description
+
+    @property
+    def name(self) -> str:
+        return self.description.name
+
+    @property
+    def shared(self) -> bool:
+        """Whether several VMs may have one device at once."""
+        return self.description.shared
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that devices may have in a target; none where they have no names."""
+        option = self.description.option(self.name_option)
+        return () if option is None else option.values
+
+    # Options
+
+    def parse_options(self, raw: Mapping[str, str]) -> Options:
+        """Checks the options of an attach; raises CallError(usage) that names the known ones."""
+        found: dict[str, str] = {}
+        for name, value in raw.items():
+            option = self._option(name)
+            if option.values == YES_OR_NO:
+                is_known = value.lower() in (*TRUE, *FALSE)
+            else:
+                is_known = value in option.values
+            if not is_known:
+                right = _values(option, " or ", "a name from {} to {}")
+                raise usage(f"option {name} cannot be '{_show(value)}': it is {right}")
+            found[name] = option.canonical(value)
+        in_order = sorted(self.description.options, key=lambda each: each.name != self.name_option)
+        asked = {
+            each.name: found[each.name]
+            for each in in_order
+            if each.name in found and found[each.name] != each.default
+        }
+        read_only = None if READ_ONLY not in found else found[READ_ONLY] == "yes"
+        return Options(asked, read_only, self.asked_name(found))
+
+    def _option(self, name: str) -> Option:
+        option = self.description.option(name)
+        if option is not None:
+            return option
+        if not self.description.options:
+            raise usage(f"{self.name} devices take no options, so not '{_show(name)}'")
+        known = ", ".join(
+            f"{each.name}={_values(each, '|', '{}..{}')}" for each in self.description.options
+        )
+        raise usage(f"unknown option '{_show(name)}'; known for {self.name}: {known}")
+
+    def granted(self, options: Options, *, read_only: bool) -> dict[str, str]:
+        """What an attachment is made with that is read-only or not, by option or by rule."""
+        made = {}
+        if read_only or self.description.option(READ_ONLY) is not None:
+            made[READ_ONLY] = "yes" if read_only else "no"
+        apart = (READ_ONLY, self.name_option)
+        return made | {name: value for name, value in options.asked.items() if name not in apart}
+
+    def asked_name(self, options: Mapping[str, str]) -> str | None:
+        """The name in the target that canonical options ask for; None if they leave it open."""
+        return options.get(self.name_option)
+
+    def in_effect(self, options: Mapping[str, str], name: str | None) -> dict[str, str]:
+        """The options of an attachment as it is: those that it was made with, and its name."""
+        return {**options, **({self.name_option: name} if name and self.name_option else {})}
+
+    # What a VM reports
+
+    def borrowed(self, ids: Iterable[str], names: Collection[str]) -> set[str]:
+        """Which of the devices that a VM reports are not its own: those that it has borrowed under
+        these names, where its agent cannot tell."""
+        return set()
+
+    def lasting_identity(self, identity: str | None) -> str:
+        """What of an identity tells a device from another one that has its id tomorrow; "" if
+        nothing does. An assignment is for the device that has it."""
+        return identity or ""
+
+    def parent(self, device: Device) -> tuple[str, str] | None:
+        """Class and id of the device that this one is a part of, in the same VM; None if it is
+        whole. They exclude each other, as a disk and its partitions do."""
+        if device.parent is None:
+            return None
+        return (device.parent_class or self.name, device.parent)
+
+
+def usage(message: str) -> CallError:
+    """What was asked for cannot be meant."""
+    return CallError("usage", message)
+
+
+def _values(option: Option, between: str, row: str) -> str:
+    values = option.values
+    if len(values) <= _SHOWN_VALUES:
+        return between.join(values)
+    return row.format(min(values), max(values))
+
+
+def _show(text: str) -> str:
+    return harmless_text(text, SHOWN_MAX)
