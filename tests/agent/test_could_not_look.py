@@ -35,6 +35,7 @@ from pedos_host import again
 from pedos_host.folder_watch import FolderWatch
 from pedos_protocol.agent_messages import Device, Missing
 from pedos_protocol.errors import CallError
+from pedos_vchan.clients import ACCEPT_RETRY
 
 from tests.failing_calls import BROKEN, Failing, each_call_failing
 from tests.failing_calls import STARVED as STARVED_CODES
@@ -543,7 +544,7 @@ async def test_a_client_that_cannot_be_accepted_is_no_end_of_the_agent(
         await nursery.start(socket.run)
         await trio.sleep(1)
     stream = await trio.open_unix_socket(str(tmp_path / "sock"))
-    await trio.sleep(local_socket.ACCEPT_RETRY_SECONDS * 2)
+    await trio.sleep(ACCEPT_RETRY * 2)
     assert await stream.receive_some(1)  # its hello
     await stream.aclose()
     assert "a client could not be accepted: [Errno 24]" in caplog.text

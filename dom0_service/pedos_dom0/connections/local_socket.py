@@ -16,8 +16,8 @@ import trio
 from pedos_host.throttle import throttle
 from pedos_host.unix import UnixListener, listen_unix, peer_uid
 from pedos_protocol.errors import RemoteProtocolError
+from pedos_vchan.clients import serve_clients
 from pedos_vchan.peer import Peer
-from pedos_vchan.refusal import refuse
 
 from pedos_dom0 import PROGRAM
 from pedos_dom0.access.callers import DOM0_USER
@@ -36,8 +36,6 @@ logger = logging.getLogger(__name__)
 SOCKET_MODE = 0o600
 # A widget and a script that runs many commands at once. Each client costs a descriptor and a task.
 CLIENTS_MAX = 128
-# Seconds until accept is tried again when the process is out of descriptors.
-ACCEPT_RETRY = 0.1
 
 
 @contextlib.asynccontextmanager
@@ -52,39 +50,10 @@ class LocalSocket:
 
     def __init__(self, api: Api) -> None:
         self._api = api
-        self._clients = 0
 
     async def serve(self, listener: UnixListener) -> None:
-        """Accepts until cancelled. One client's end, however bad, is not another's."""
-        async with trio.open_nursery() as nursery:
-            while True:
-                try:
-                    stream = await listener.accept()
-                except OSError as error:
-                    # Out of descriptors: those who are connected go on, and free some.
-                    if (more := throttle.more("a client could not be accepted")) is not None:
-                        logger.error("a client could not be accepted: %s%s", error, more)
-                    await trio.sleep(ACCEPT_RETRY)
-                    continue
-                nursery.start_soon(self._client, stream)
-
-    async def _client(self, stream: trio.SocketStream) -> None:
-        if (uid := peer_uid(stream)) not in (0, os.getuid()):
-            if (more := throttle.more("a stranger is refused")) is not None:
-                why = "not root and not this user"
-                logger.warning("a process of uid %d is refused: %s%s", uid, why, more)
-            await refuse(stream, PROGRAM, _not_yours())
-            return
-        if self._clients >= CLIENTS_MAX:
-            if (more := throttle.more("a client is refused")) is not None:
-                logger.warning("a client is refused: %d are connected%s", self._clients, more)
-            await refuse(stream, PROGRAM, _full())
-            return
-        self._clients += 1
-        try:
-            await self.serve_client(stream)
-        finally:
-            self._clients -= 1
+        """Accepts until cancelled."""
+        await serve_clients(listener, PROGRAM, _refusal, self.serve_client)
 
     async def serve_client(self, stream: trio.abc.Stream) -> None:
         """Serves one client until its connection ends."""
@@ -109,6 +78,20 @@ class LocalSocket:
             logger.debug("a client went away")
         except* Exception as group:
             logger.error("a client's connection failed", exc_info=group)
+
+
+def _refusal(stream: trio.SocketStream, served: int) -> CallError | None:
+    """Why a client is not served, if it is not."""
+    if (uid := peer_uid(stream)) not in (0, os.getuid()):
+        if (more := throttle.more("a stranger is refused")) is not None:
+            why = "not root and not this user"
+            logger.warning("a process of uid %d is refused: %s%s", uid, why, more)
+        return _not_yours()
+    if served >= CLIENTS_MAX:
+        if (more := throttle.more("a client is refused")) is not None:
+            logger.warning("a client is refused: %d are connected%s", served, more)
+        return _full()
+    return None
 
 
 def _not_yours() -> CallError:

@@ -17,8 +17,8 @@ from pedos_host.unix import listen_unix
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.events import DEADLINE_MS_MAX
 from pedos_protocol.words import request_to
+from pedos_vchan.clients import serve_clients
 from pedos_vchan.peer import Handler, Peer
-from pedos_vchan.refusal import refuse
 
 from pedos_agent.settings import PROGRAM
 
@@ -33,8 +33,6 @@ FORWARDS_MAX: Final = 32
 # Requests a second in the long run, and at once: far below dom0's limit, which ends the channel.
 RATE: Final = 500
 BURST: Final = 500
-# Until the next attempt to accept a client, when there was no descriptor for one.
-ACCEPT_RETRY_SECONDS: Final = 0.1
 # dom0 ends a request at the client's deadline, which is passed on; this is only the longest one.
 FORWARD_SECONDS: Final = DEADLINE_MS_MAX / 1000
 
@@ -48,42 +46,17 @@ class LocalSocket:
         """`forward` asks dom0 and raises CallError with its refusal."""
         self._path = path
         self._forward = forward
-        self._clients = 0
         self._places = trio.Semaphore(FORWARDS_MAX)
         self._next = 0.0  # when the next request may go, if the burst is used up
         self._handlers: dict[str, Handler] = {method: self._handler(method) for method in METHODS}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; started() when clients can connect."""
-        async with (
-            await listen_unix(self._path, SOCKET_MODE) as listener,
-            trio.open_nursery() as nursery,
-        ):
+        async with await listen_unix(self._path, SOCKET_MODE) as listener:
             task_status.started()
-            while True:
-                try:
-                    stream = await listener.accept()
-                except OSError as error:
-                    # Out of descriptors: clients that are connected go on, and free some.
-                    if (more := throttle.more("a client could not be accepted")) is not None:
-                        log.error("a client could not be accepted: %s%s", error, more)
-                    await trio.sleep(ACCEPT_RETRY_SECONDS)
-                else:
-                    nursery.start_soon(self._serve_to_end, stream)
-
-    async def _serve_to_end(self, stream: trio.SocketStream) -> None:
-        try:
-            await self._serve(stream)
-        finally:
-            await trio.aclose_forcefully(stream)
+            await serve_clients(listener, PROGRAM, _refusal, self._serve)
 
     async def _serve(self, stream: trio.SocketStream) -> None:
-        if self._clients >= CLIENTS_MAX:
-            if (more := throttle.more("refused a client")) is not None:
-                log.warning("refused a client: %d are connected%s", self._clients, more)
-            await refuse(stream, PROGRAM, _full())
-            return
-        self._clients += 1
         try:
             peer = Peer(
                 stream,
@@ -101,7 +74,7 @@ class LocalSocket:
             if (more := throttle.more("serving a client failed")) is not None:
                 log.exception("serving a client failed%s", more)
         finally:
-            self._clients -= 1
+            await trio.aclose_forcefully(stream)
 
     def _handler(self, method: str) -> Handler:
         async def handle(_peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
@@ -119,6 +92,15 @@ class LocalSocket:
 async def _not_here(_peer: Peer, method: str, _params: dict[str, Any]) -> dict[str, Any]:
     message = f"dom0 alone serves {request_to(method)}, and this is a VM"
     raise CallError("unknown_method", message)
+
+
+def _refusal(_stream: trio.SocketStream, served: int) -> CallError | None:
+    """Why a client is not served, if it is not."""
+    if served < CLIENTS_MAX:
+        return None
+    if (more := throttle.more("refused a client")) is not None:
+        log.warning("refused a client: %d are connected%s", served, more)
+    return _full()
 
 
 def _full() -> CallError:

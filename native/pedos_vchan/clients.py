@@ -1,0 +1,56 @@
+"""The clients of a local socket: accepted for as long as it listens, served or refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+from pedos_host.throttle import throttle
+from pedos_host.unix import UnixListener
+from pedos_protocol.errors import CallError
+
+from pedos_vchan.refusal import refuse
+
+logger = logging.getLogger(__name__)
+
+#: Seconds until accept is tried again when the process is out of descriptors.
+ACCEPT_RETRY = 0.1
+
+
+async def serve_clients(
+    listener: UnixListener,
+    program: str,
+    refusal: Callable[[trio.SocketStream, int], CallError | None],
+    serve: Callable[[trio.SocketStream], Awaitable[None]],
+) -> None:
+    """Accepts until cancelled. One client's end, however bad, is not another's: `serve` must not
+    raise, and closes the stream.
+
+    `refusal` says why a client is not served, knowing how many are served now; `program` is who
+    says so.
+    """
+    served = 0
+
+    async def client(stream: trio.SocketStream) -> None:
+        nonlocal served
+        if (why := refusal(stream, served)) is not None:
+            await refuse(stream, program, why)
+            return
+        served += 1
+        try:
+            await serve(stream)
+        finally:
+            served -= 1
+
+    async with trio.open_nursery() as nursery:
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                # Out of descriptors: those who are connected go on, and free some.
+                if (more := throttle.more("a client could not be accepted")) is not None:
+                    logger.error("a client could not be accepted: %s%s", error, more)
+                await trio.sleep(ACCEPT_RETRY)
+            else:
+                nursery.start_soon(client, stream)
