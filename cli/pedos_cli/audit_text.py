@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from pedos_protocol.reasons import says_more
+
 from pedos_cli.device_list import options_text
 from pedos_cli.output import show
 
@@ -20,9 +22,6 @@ if TYPE_CHECKING:
 HEADER = ("TIME", "REQUEST", "EVENT", "WHO", "RESULT", "WHAT")
 FIELD_MAX = 256
 """Characters of one field in a row or sentence; `--json` has the whole."""
-
-NO_RULE = "no rule matched (default deny)"
-"""The reason of a decision that no rule made, as the service writes it."""
 
 _VM_FIELDS = ("vm", "caller", "source", "target")
 # Fields that have a column of their own, or belong to the words of every event.
@@ -151,7 +150,7 @@ def _why(record: Record) -> str:
 def _reason(record: Record) -> str:
     """The reason, unless it says no more than the rule and the verdict, which stand beside it."""
     reason = record.get("reason")
-    if not reason or reason in (NO_RULE, f"{record.get('rule')} says {record.get('verdict')}"):
+    if not reason or not says_more(reason, record.get("rule"), record.get("verdict")):
         return ""
     return _text(reason)
 

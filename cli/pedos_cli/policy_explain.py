@@ -5,6 +5,7 @@ from __future__ import annotations
 from pedos_protocol.device_classes import VERBS
 from pedos_protocol.errors import CallError, ProtocolError
 from pedos_protocol.names import is_vm_name, parse_device_class
+from pedos_protocol.reasons import says_more
 
 from pedos_cli import output, policy_engine, policy_files
 from pedos_cli.answers import DONE, left_out, rule_text, take, take_maps
@@ -29,8 +30,6 @@ DEFAULT_TARGET = "@default"
 FIELDS = ("service", "argument", "source", "target")
 SERVICE_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 VM_CHARACTERS = SERVICE_CHARACTERS | frozenset("@:")
-NO_RULE = "no rule matched (default deny)"
-"""The reason that says no more than that there is no rule, which stands beside it."""
 
 DESCRIPTION = (
     "Show what the policy says to a request that is written as in a rule, which rule decides, and "
@@ -164,7 +163,7 @@ def decision_lines(answer: Mapping[str, object]) -> Iterator[str]:
     if answer.get("verdict") == "deny":
         # A rule that allows may still end in a deny, such as for a target that does not run.
         reason = answer.get("reason")
-        if reason not in (f"{answer.get('rule')} says deny", NO_RULE):
+        if says_more(reason, answer.get("rule"), "deny"):
             yield f"why:  {show(reason)}"
         return
     if answer.get("target"):

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from attrs import define, field, frozen
+from pedos_protocol.reasons import DEFAULT_DENY
 
 from .model import NO_PARAMETERS, Rule
 from .selectors import DeviceParts
-
-DEFAULT_DENY = "no rule matched (default deny)"
 
 
 @frozen

@@ -7,9 +7,10 @@ It looks at nothing but its arguments, so the same call explains, tests and deci
 from __future__ import annotations
 
 from pedos_protocol.names import is_device_id, is_identity, is_vm_name
+from pedos_protocol.reasons import DEFAULT_DENY, said
 
 from . import candidates
-from .decision import DEFAULT_DENY, Decision, Question, Request, TraceStep
+from .decision import Decision, Question, Request, TraceStep
 from .model import Outcome, Rule
 from .selectors import NO, SELECTOR_PARTS, SURE, DeviceParts, device_parts, selector
 from .snapshot import Snapshot
@@ -134,7 +135,7 @@ def _decide(question: Question, rule: Rule, snapshot: Snapshot, system: System) 
     return Decision(
         "deny",
         rule,
-        f"{rule.where} says deny",
+        said(rule.where, "deny"),
         notify=outcome.notify,
         parameters=outcome.parameters,
     )
@@ -161,7 +162,7 @@ def _allow(question: Question, rule: Rule, outcome: Outcome, system: System) -> 
     return Decision(
         "allow",
         rule,
-        f"{rule.where} says allow",
+        said(rule.where, "allow"),
         target,
         outcome.user,
         outcome.autostart,
@@ -185,7 +186,7 @@ def _ask(
     return Decision(
         "ask",
         rule,
-        f"{rule.where} says ask",
+        said(rule.where, "ask"),
         None,
         outcome.user,
         outcome.autostart,
