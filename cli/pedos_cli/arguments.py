@@ -6,7 +6,7 @@ import argparse
 import os
 
 from pedos_protocol import VERSION
-from pedos_protocol.device_classes import FALSE
+from pedos_protocol.device_classes import FALSE, OPTION_NAME_MAX, OPTION_VALUE_MAX, OPTIONS_MAX
 from pedos_protocol.names import is_vm_name, parse_device_name, parse_vm_name
 
 from pedos_cli import output
@@ -31,15 +31,6 @@ LEVELS = 3
 
 VMS_MAX = 256
 """VM names of one command: more than a machine runs; a request with all of them fits a frame."""
-
-OPTIONS_MAX = 16
-"""Options of one attach, as many as a request may carry; block knows three."""
-
-OPTION_NAME_MAX = 32
-"""Characters of an option's name; the longest that is known has twelve."""
-
-OPTION_VALUE_MAX = 128
-"""Characters of an option's value: the same bound that descriptions have."""
 
 HELP_WIDTH_MAX = 100
 """Columns that help text uses at most: longer lines are hard to read."""
@@ -192,7 +183,7 @@ def options(texts: Sequence[str], read_only: bool = False) -> dict[str, str]:
             raise UsageError(f"option '{name}' is given twice")
         parsed[name] = value
     if read_only:
-        if parsed.get("read-only", "yes") in FALSE:
+        if parsed.get("read-only", "yes").lower() in FALSE:
             raise UsageError(f"--ro contradicts -o read-only={parsed['read-only']}")
         parsed.setdefault("read-only", "yes")
     if len(parsed) > OPTIONS_MAX:

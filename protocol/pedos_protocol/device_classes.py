@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 CLASS_NAME_MAX = 16  # characters; it is part of a service's name and of a program's (qvm-block)
 CLASSES_MAX = 16  # of one dom0: four times those that there are
+OPTIONS_MAX = 16  # of one attachment; block knows three
+OPTION_NAME_MAX = 32  # characters; the longest that is known has twelve
+OPTION_VALUE_MAX = 256  # characters
 VALUES_MAX = 32  # of one option; the names of frontends are 22
 
 #: The verbs of a device's services: `device.attach.block` is one. A list of them decides what is

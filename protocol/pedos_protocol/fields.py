@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union
 import attr
 
 from . import device_classes, names
+from .device_classes import OPTION_NAME_MAX, OPTION_VALUE_MAX, OPTIONS_MAX
 from .errors import CODES
 
 # A VM reports its devices in pages of one frame each.
@@ -24,9 +25,6 @@ PREFERRED_MAX = 256  # devices that dom0 asks a VM to report before others; the 
 SHARES_MAX = 16  # of one device: others with the same data; loop devices of one file are a few
 ATTACHMENTS_MAX = 64  # of one VM, lent or borrowed; vchan's grants allow about 31 channels
 ERRORS_MAX = 64  # of policy files in a status; more than a screen of them is not read
-OPTIONS_MAX = 16  # of one attachment; block knows three
-OPTION_NAME_MAX = 32  # characters
-OPTION_VALUE_MAX = 256  # characters
 TEXT_MAX = 512  # characters of a text from dom0: a rule, a path, a sentence
 WORD_MAX = 512  # characters of one column of a rule: longer than any that a policy may have
 TAGS_MAX = 64  # of one VM; more than this is a program that tags without end

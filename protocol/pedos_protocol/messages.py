@@ -37,12 +37,11 @@ from .agent_messages import (
     ReportPreferred,
 )
 from .codec import ITEMS_MAX
-from .device_classes import CLASSES_MAX, VALUES_MAX
+from .device_classes import CLASSES_MAX, OPTIONS_MAX, VALUES_MAX
 from .errors import CallError
 from .fields import (
     ATTACHMENTS_MAX,
     OPTIONAL,
-    OPTIONS_MAX,
     AtMost,
     ClassName,
     DeviceId,

@@ -60,6 +60,7 @@ WRONG = {
     "block attach work sys-usb:sda -o Read=yes": "'Read' is not an option's name",
     "block attach work sys-usb:sda -o a=1 -o b=2 --option a=3": "option 'a' is given twice",
     "block attach work sys-usb:sda --ro -o read-only=no": "--ro contradicts -o read-only=no",
+    "block attach work sys-usb:sda --ro -o read-only=No": "--ro contradicts -o read-only=No",
     "block attach work sys-usb:sda --pers": "unrecognized arguments: --pers",
     "block attach work sys-usb:sda " + " ".join(f"-o x{i}=y" for i in range(17)): "17 options",
     "block list " + " ".join(f"vm{i}" for i in range(300)): "300 VMs are named",

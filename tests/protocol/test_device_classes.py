@@ -6,8 +6,15 @@ import typing
 
 import pytest
 from pedos_protocol import device_classes, kinds, names
-from pedos_protocol.device_classes import CLASSES, DeviceClass, class_named, services
-from pedos_protocol.fields import OPTION_NAME_MAX, OPTION_VALUE_MAX, OPTIONS_MAX
+from pedos_protocol.device_classes import (
+    CLASSES,
+    OPTION_NAME_MAX,
+    OPTION_VALUE_MAX,
+    OPTIONS_MAX,
+    DeviceClass,
+    class_named,
+    services,
+)
 from pedos_protocol.messages import Verb
 
 
