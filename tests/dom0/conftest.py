@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.dom0.fake_carrier import FakeCarrier, let_carry
 from tests.dom0.fakes import World
-from tests.dom0.planes import FakePlane, let_carry
 
 
 @pytest.fixture
-def plane(monkeypatch: pytest.MonkeyPatch) -> FakePlane:
+def carrier(monkeypatch: pytest.MonkeyPatch) -> FakeCarrier:
     """The hypervisor carries the device, in every world of this test."""
-    plane = FakePlane()
-    let_carry(plane, monkeypatch)
-    return plane
+    carrier = FakeCarrier()
+    let_carry(carrier, monkeypatch)
+    return carrier
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from pedos_protocol.errors import CallError
 from pedos_protocol.names import frontend_names
 from trio.abc import Clock
 
+from tests.dom0.fake_carrier import FakeCarrier
 from tests.dom0.fakes import World, fails
-from tests.dom0.planes import FakePlane
 
 # As it is shipped: nothing is said of VMs that there are not.
 POLICY = "device.*.*  *  @adminvm  @anyvm  allow\n"
@@ -128,9 +128,9 @@ async def test_who_names_a_frontend_gets_it_whatever_the_others_would_take(
 
 
 async def test_the_name_of_a_vms_own_disk_is_not_assigned(
-    plane: FakePlane, world: World, autojump_clock: Clock
+    carrier: FakeCarrier, world: World, autojump_clock: Clock
 ) -> None:
-    plane.own = {"work": frozenset({"xvde"})}
+    carrier.own = {"work": frozenset({"xvde"})}
     with fails("busy", "xvde is a disk of work's own", "name another, or leave it out"):
         await assign(world, "a", frontend_dev="xvde")
     assert world.state.store.assignments() == []
@@ -139,9 +139,9 @@ async def test_the_name_of_a_vms_own_disk_is_not_assigned(
 
 
 async def test_an_assignment_is_refused_while_the_vms_own_disks_cannot_be_read(
-    plane: FakePlane, world: World, autojump_clock: Clock
+    carrier: FakeCarrier, world: World, autojump_clock: Clock
 ) -> None:
-    plane.own = dict.fromkeys(("work", "vault"), DriverError("work.cfg cannot be read: too bad"))
+    carrier.own = dict.fromkeys(("work", "vault"), DriverError("work.cfg cannot be read: too bad"))
     for vm in ("work", "vault"):
         with fails(
             "failed",

@@ -16,8 +16,8 @@ from pedos_dom0.policy import tokens
 from pedos_protocol import device_classes as described
 from trio.abc import Clock
 
+from tests.dom0.fake_carrier import FakeCarrier
 from tests.dom0.fakes import FakeDriver, Params, World, fails, named
-from tests.dom0.planes import FakePlane
 
 FAKE = described.DeviceClass(
     "fake",
@@ -107,10 +107,10 @@ async def test_it_is_explained_and_told(world: World, autojump_clock: Clock) -> 
 async def test_where_the_hypervisor_carries_disks_it_is_not_plugged_as_one(
     world: World, monkeypatch: pytest.MonkeyPatch, autojump_clock: Clock
 ) -> None:
-    plane = FakePlane()
-    monkeypatch.setattr(world.driver, "carriers", {**world.driver.carriers, "block": plane})
+    carrier = FakeCarrier()
+    monkeypatch.setattr(world.driver, "carriers", {**world.driver.carriers, "block": carrier})
     await world.client.call("device.attach", **of_fake("work"))
-    assert plane.did == []
+    assert carrier.did == []
     (lease,) = world.state.leases
     assert lease.frontend is None
     await world.client.call("device.detach", **of_fake("work"))

@@ -14,14 +14,16 @@ from pedos_dom0.drivers.base import DriverError
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
+from tests.dom0.fake_carrier import FakeCarrier, let_carry, mounted
 from tests.dom0.fakes import World, fails, hang, named
-from tests.dom0.planes import FakePlane, let_carry, mounted
 from tests.dom0.test_ways import note_shutdowns, states
 from tests.dom0.test_xen_driver_attach import assign
 
 
 @pytest.fixture
-async def carried(tmp_path: Path, nursery: trio.Nursery, plane: FakePlane) -> AsyncIterator[World]:
+async def carried(
+    tmp_path: Path, nursery: trio.Nursery, carrier: FakeCarrier
+) -> AsyncIterator[World]:
     """Where the hypervisor carries the device."""
     world = World(tmp_path, nursery)
     world.vm("sys-usb", "sda", "sdb")
@@ -42,7 +44,7 @@ async def either(
 ) -> AsyncIterator[World]:
     """Both: the hypervisor carries the device, or the agents do."""
     if request.param == "carried":
-        let_carry(FakePlane(), monkeypatch)
+        let_carry(FakeCarrier(), monkeypatch)
     world = World(tmp_path, nursery)
     world.vm("sys-usb", "sda", "sdb")
     world.vm("work")
@@ -76,11 +78,11 @@ async def attach_in_vain(world: World) -> None:
 
 @pytest.mark.parametrize("name", WAYS)
 async def test_an_undone_start_asks_the_guest_before_it_takes_a_disk_in_every_way_that_has_to_ask(
-    carried: World, plane: FakePlane, autojump_clock: Clock, name: str
+    carried: World, carrier: FakeCarrier, autojump_clock: Clock, name: str
 ) -> None:
     way = WAYS[name]
     await assign(carried)
-    note_shutdowns(carried, plane)
+    note_shutdowns(carried, carrier)
     carried.driver.agents["vault"].on["import.stop"] = mounted
 
     async def reach(step: str) -> None:
@@ -94,16 +96,16 @@ async def test_an_undone_start_asks_the_guest_before_it_takes_a_disk_in_every_wa
     last = ["shutdown vault", "unplug xvdi by force"]
     if way.may_refuse == "no":
         last.reverse()
-    assert plane.did == ["plug xvdi", "resume vault", *last]
+    assert carrier.did == ["plug xvdi", "resume vault", *last]
     carried.assert_nothing_left()
 
 
 @pytest.mark.parametrize("whose", ["sys-usb", "vault"])
 async def test_an_agent_that_ends_while_a_vm_starts_does_not_cost_the_guest_what_it_mounted(
-    carried: World, plane: FakePlane, autojump_clock: Clock, whose: str
+    carried: World, carrier: FakeCarrier, autojump_clock: Clock, whose: str
 ) -> None:
     await assign(carried)
-    note_shutdowns(carried, plane)
+    note_shutdowns(carried, carrier)
     carried.driver.agents["vault"].on["import.stop"] = mounted
 
     async def reach(step: str) -> None:
@@ -116,7 +118,7 @@ async def test_an_agent_that_ends_while_a_vm_starts_does_not_cost_the_guest_what
     carried.driver.refuse_shutdown = DriverError("it hangs")
     with fails("failed", "vault runs with what it uses (sys-usb:sda: it stays attached to vault"):
         await carried.client.call("vm.start", vm="vault")
-    assert plane.did == ["plug xvdi", "resume vault", "shutdown vault"]
+    assert carrier.did == ["plug xvdi", "resume vault", "shutdown vault"]
     assert states(carried) == ["attached"]
     carried.driver.refuse_shutdown = None
     await carried.client.call("vm.shutdown", vm="vault")
@@ -124,10 +126,10 @@ async def test_an_agent_that_ends_while_a_vm_starts_does_not_cost_the_guest_what
 
 
 async def test_a_vm_that_has_not_begun_to_run_is_not_asked_what_it_uses(
-    carried: World, plane: FakePlane, autojump_clock: Clock
+    carried: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await assign(carried)
-    note_shutdowns(carried, plane)
+    note_shutdowns(carried, carrier)
 
     async def reach(step: str) -> None:
         if step == "attach.plugged":
@@ -138,7 +140,7 @@ async def test_a_vm_that_has_not_begun_to_run_is_not_asked_what_it_uses(
     carried.reach = reach
     with fails("failed", "vault was stopped again"):
         await carried.client.call("vm.start", vm="vault")
-    assert plane.did == ["plug xvdi", "unplug xvdi by force", "shutdown vault by force"]
+    assert carrier.did == ["plug xvdi", "unplug xvdi by force", "shutdown vault by force"]
     carried.assert_nothing_left()
 
 
@@ -219,7 +221,7 @@ async def test_a_source_that_ends_while_an_undo_is_refused_ends_the_attachment(
 
 
 async def test_another_device_that_comes_while_an_undo_is_refused_ends_the_attachment(
-    carried: World, plane: FakePlane, autojump_clock: Clock
+    carried: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     work, usb = carried.driver.agents["work"], carried.driver.agents["sys-usb"]
 
@@ -233,12 +235,12 @@ async def test_another_device_that_comes_while_an_undo_is_refused_ends_the_attac
     with fails("busy", "xvdi did not appear", "it stays attached"):
         await carried.client.attach("work", "sys-usb:sda")
     await trio.sleep(60)
-    assert plane.did == ["plug xvdi", "unplug xvdi by force"]
+    assert carrier.did == ["plug xvdi", "unplug xvdi by force"]
     assert list(carried.state.leases) == []
 
 
 async def test_an_unplug_while_a_row_that_is_being_settled_is_refused_ends_the_attachment(
-    carried: World, plane: FakePlane, autojump_clock: Clock
+    carried: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     work, usb = carried.driver.agents["work"], carried.driver.agents["sys-usb"]
     killed = carried.kill_at("attach.imported")
@@ -254,13 +256,13 @@ async def test_an_unplug_while_a_row_that_is_being_settled_is_refused_ends_the_a
     work.on["import.stop"] = stop
     await carried.restart()
     await trio.sleep(100)
-    assert plane.did == ["plug xvdi", "unplug xvdi by force"]
+    assert carrier.did == ["plug xvdi", "unplug xvdi by force"]
     assert list(carried.state.leases) == []
 
 
 @pytest.mark.parametrize(("first", "then"), [(AGENT_LOST, GONE), (GONE, AGENT_LOST)])
 async def test_of_two_reasons_to_break_off_an_attach_the_one_that_may_not_be_refused_counts(
-    carried: World, plane: FakePlane, autojump_clock: Clock, first: Way, then: Way
+    carried: World, carrier: FakeCarrier, autojump_clock: Clock, first: Way, then: Way
 ) -> None:
     work = carried.driver.agents["work"]
     work.on.update({"import.start": hang, "import.stop": mounted})
@@ -274,12 +276,12 @@ async def test_of_two_reasons_to_break_off_an_attach_the_one_that_may_not_be_ref
     carried.reach = reach
     with fails("failed", "something is wrong"):
         await carried.client.attach("work", "sys-usb:sda")
-    assert plane.did == ["plug xvdi", "unplug xvdi by force"]
+    assert carrier.did == ["plug xvdi", "unplug xvdi by force"]
     assert list(carried.state.leases) == []
 
 
 async def test_a_source_whose_agent_ended_during_a_refused_undo_is_told_of_what_stays(
-    carried: World, plane: FakePlane, autojump_clock: Clock
+    carried: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     work, usb = carried.driver.agents["work"], carried.driver.agents["sys-usb"]
 
@@ -292,7 +294,7 @@ async def test_a_source_whose_agent_ended_during_a_refused_undo_is_told_of_what_
         await carried.client.attach("work", "sys-usb:sda")
     del work.on["import.start"]
     await trio.sleep(60)
-    assert plane.did == ["plug xvdi"]
+    assert carrier.did == ["plug xvdi"]
     assert states(carried) == ["attached"]
     assert len(usb.exports) == len(work.imports) == 1
     carried.driver.die("sys-usb")
@@ -304,7 +306,7 @@ async def test_a_source_whose_agent_ended_during_a_refused_undo_is_told_of_what_
 
 
 async def test_a_target_that_reconnects_a_hundred_times_adds_no_task_and_few_lines(
-    carried: World, plane: FakePlane, autojump_clock: Clock
+    carried: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await carried.client.attach("work", "sys-usb:sda")
     work, usb = carried.driver.agents["work"], carried.driver.agents["sys-usb"]
@@ -345,7 +347,7 @@ async def test_what_waits_for_an_agent_ends_with_the_attachment(
 
 @pytest.mark.parametrize("vm", ["work", "sys-usb"])
 async def test_a_domain_that_ends_while_both_agents_are_away_ends_the_attachment(
-    carried: World, plane: FakePlane, autojump_clock: Clock, vm: str
+    carried: World, carrier: FakeCarrier, autojump_clock: Clock, vm: str
 ) -> None:
     await carried.client.attach("work", "sys-usb:sda")
     carried.driver.agents["work"].on["import.stop"] = mounted
@@ -353,15 +355,15 @@ async def test_a_domain_that_ends_while_both_agents_are_away_ends_the_attachment
         agent.listens = False
         agent.kill()
         await trio.sleep(1)
-    assert plane.did == ["plug xvdi"]
+    assert carrier.did == ["plug xvdi"]
     carried.driver.change(vm, None, "Halted")
     await trio.sleep(1)
-    assert plane.did == ["plug xvdi", "unplug xvdi by force"]
+    assert carrier.did == ["plug xvdi", "unplug xvdi by force"]
     assert list(carried.state.leases) == []
 
 
 async def test_an_attach_to_a_vm_that_is_being_stopped_after_a_failed_start_is_refused(
-    carried: World, plane: FakePlane, autojump_clock: Clock
+    carried: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await assign(carried)
     carried.driver.agents["vault"].on["import.start"] = refuse

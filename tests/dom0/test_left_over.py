@@ -11,8 +11,8 @@ from pedos_dom0.drivers.base import AGAIN_SECONDS
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
+from tests.dom0.fake_carrier import mounted
 from tests.dom0.fakes import World, fails, hang
-from tests.dom0.planes import mounted
 
 HELD = ("failed", "work has let go of sys-usb:stick", "sys-usb does not say that it has ended")
 

@@ -15,13 +15,15 @@ from pedos_dom0.tables.store import Store, StoreError
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
+from tests.dom0.fake_carrier import FakeCarrier, mounted
 from tests.dom0.fakes import World, fails, hang, named
-from tests.dom0.planes import FakePlane, mounted
 from tests.dom0.test_xen_driver_attach import assign
 
 
 @pytest.fixture
-async def world(tmp_path: Path, nursery: trio.Nursery, plane: FakePlane) -> AsyncIterator[World]:
+async def world(
+    tmp_path: Path, nursery: trio.Nursery, carrier: FakeCarrier
+) -> AsyncIterator[World]:
     """Where the hypervisor carries the device."""
     world = World(tmp_path, nursery)
     world.vm("sys-usb", "sda", "sdb")
@@ -33,11 +35,11 @@ async def world(tmp_path: Path, nursery: trio.Nursery, plane: FakePlane) -> Asyn
     await world.kill()
 
 
-def note_shutdowns(world: World, plane: FakePlane) -> None:
+def note_shutdowns(world: World, carrier: FakeCarrier) -> None:
     real = world.driver.shutdown
 
     async def shutdown(name: str, force: bool) -> None:
-        plane.did.append(f"shutdown {name}{' by force' if force else ''}")
+        carrier.did.append(f"shutdown {name}{' by force' if force else ''}")
         await real(name, force)
 
     world.driver.shutdown = shutdown  # type: ignore[method-assign]
@@ -51,29 +53,29 @@ def states(world: World) -> list[str]:
 
 
 async def test_a_guest_is_asked_first_and_its_disks_are_freed_with_its_end(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
     world.driver.agents["work"].on["import.stop"] = mounted
-    note_shutdowns(world, plane)
+    note_shutdowns(world, carrier)
     await world.client.call("vm.shutdown", vm="work")
-    assert plane.did == ["plug xvdi", "shutdown work", "unplug xvdi by force"]
+    assert carrier.did == ["plug xvdi", "shutdown work", "unplug xvdi by force"]
     world.assert_nothing_left()
 
 
 async def test_a_guest_that_does_not_shut_down_keeps_its_disks(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
     world.driver.refuse_shutdown = DriverError("work still runs 60 s after it was told to")
     with fails("failed", "work still runs"):
         await world.client.call("vm.shutdown", vm="work")
-    assert plane.did == ["plug xvdi"]
+    assert carrier.did == ["plug xvdi"]
     assert states(world) == ["attached"]
 
 
 async def test_a_source_that_lends_what_is_in_use_is_not_shut_down_and_says_who_uses_what(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
     world.driver.agents["work"].on["import.stop"] = mounted
@@ -84,16 +86,16 @@ async def test_a_source_that_lends_what_is_in_use_is_not_shut_down_and_says_who_
         "unmount it in work and try again; qvm-shutdown --force sys-usb",
     ):
         await world.client.call("vm.shutdown", vm="sys-usb")
-    assert plane.did == ["plug xvdi"]
+    assert carrier.did == ["plug xvdi"]
     assert states(world) == ["attached"]
     assert world.driver.shutdowns == []
     await world.client.call("vm.shutdown", vm="sys-usb", force=True)
-    assert plane.plugged == {}
+    assert carrier.plugged == {}
     assert list(world.state.leases) == []
 
 
 async def test_a_refused_shutdown_says_for_each_vm_what_can_be_done_there(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
     world.driver.agents["work"].on["import.check"] = hang
@@ -102,10 +104,10 @@ async def test_a_refused_shutdown_says_for_each_vm_what_can_be_done_there(
 
 
 async def test_a_shutdown_that_is_refused_takes_nothing_that_is_idle_either(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await refused_for_one_of_two(world)
-    assert plane.did == ["plug xvdi", "plug xvdj"]
+    assert carrier.did == ["plug xvdi", "plug xvdj"]
 
 
 async def test_in_local_mode_too_a_refused_shutdown_takes_nothing_that_is_idle(
@@ -130,21 +132,21 @@ async def refused_for_one_of_two(world: World) -> None:
 
 
 async def test_a_vm_that_does_not_say_whether_it_uses_what_it_borrows_keeps_its_source_running(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
     world.driver.agents["work"].on["import.check"] = hang
     with fails("busy", "whose agent does not say whether it is used"):
         await world.client.call("vm.shutdown", vm="sys-usb")
-    assert plane.did == ["plug xvdi"]
+    assert carrier.did == ["plug xvdi"]
 
 
 async def test_a_source_that_lends_what_is_not_used_is_shut_down(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
     await world.client.call("vm.shutdown", vm="sys-usb")
-    assert plane.did == ["plug xvdi", "unplug xvdi"]
+    assert carrier.did == ["plug xvdi", "unplug xvdi"]
     world.assert_nothing_left()
 
 
@@ -259,14 +261,14 @@ async def test_the_end_of_one_disk_of_a_hanging_target_takes_no_other_from_it(
 
 
 async def test_an_attach_that_fails_does_not_take_what_the_guest_mounted_at_once(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     agent = world.driver.agents["work"]
     agent.on["import.start"] = hang
     agent.on["import.stop"] = mounted
     with fails("busy", "work did not answer", "it stays attached to work", "detach"):
         await world.client.attach("work", "sys-usb:sda")
-    assert plane.did == ["plug xvdi"]
+    assert carrier.did == ["plug xvdi"]
     assert states(world) == ["attached"]
     assert [row.state for row in world.state.store.journal()] == ["attached"]
     agent.on.clear()
@@ -275,7 +277,7 @@ async def test_an_attach_that_fails_does_not_take_what_the_guest_mounted_at_once
 
 
 async def test_an_attach_that_cannot_be_assigned_does_not_take_what_is_used_already(
-    world: World, plane: FakePlane, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+    world: World, carrier: FakeCarrier, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def full(*_arguments: Any, **_more: Any) -> bool:
         raise StoreError(Path("dom0.sqlite"), "the disk is full", "make room")
@@ -284,24 +286,24 @@ async def test_an_attach_that_cannot_be_assigned_does_not_take_what_is_used_alre
     world.driver.agents["work"].on["import.stop"] = mounted
     with fails("busy", "it could not be assigned", "the disk is full", "it stays attached to work"):
         await world.client.attach("work", "sys-usb:sda", persistent=True)
-    assert plane.did == ["plug xvdi"]
+    assert carrier.did == ["plug xvdi"]
     assert states(world) == ["attached"]
 
 
 async def test_a_start_that_fails_stops_the_vm_before_its_disks_are_taken(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await assign(world)
     world.driver.agents["vault"].listens = False
-    note_shutdowns(world, plane)
+    note_shutdowns(world, carrier)
     with fails("failed", "vault was stopped again: its agent did not connect"):
         await world.client.call("vm.start", vm="vault")
-    assert plane.did == ["plug xvdi", "resume vault", "shutdown vault", "unplug xvdi by force"]
+    assert carrier.did == ["plug xvdi", "resume vault", "shutdown vault", "unplug xvdi by force"]
     world.assert_nothing_left()
 
 
 async def test_a_start_that_fails_does_not_destroy_a_vm_that_uses_what_it_got(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.attach("vault", "sys-usb:sda", persistent=True)
     await world.client.attach("vault", "sys-usb:sdb", persistent=True)
@@ -334,7 +336,7 @@ async def lends_while_it_starts(world: World) -> None:
 
 
 async def test_a_start_that_fails_does_not_destroy_a_vm_that_lends_what_is_in_use(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await lends_while_it_starts(world)
 
@@ -352,7 +354,7 @@ async def test_a_start_that_fails_does_not_destroy_a_vm_that_lends_what_is_in_us
 
 
 async def test_an_interrupted_start_does_not_destroy_a_vm_that_lends_what_is_in_use(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await lends_while_it_starts(world)
     world.nursery.start_soon(_start_in_vain, world)
@@ -366,7 +368,7 @@ async def test_an_interrupted_start_does_not_destroy_a_vm_that_lends_what_is_in_
 
 
 async def test_an_interrupted_start_does_not_destroy_a_vm_that_may_have_mounted_its_disks(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     """It was let go, and its agent is not there to say whether."""
     await assign(world)
@@ -374,17 +376,17 @@ async def test_an_interrupted_start_does_not_destroy_a_vm_that_may_have_mounted_
     killed = world.kill_at("start.agent")
     world.nursery.start_soon(_start_in_vain, world)
     await trio.sleep(20)
-    assert plane.did[-1] == "resume vault"
+    assert carrier.did[-1] == "resume vault"
     await world.kill()
     assert not killed.is_set()
     world.driver.refuse_shutdown = DriverError("it hangs")
     await world.start()
     await trio.sleep(100)
     assert {force for _, force in world.driver.shutdowns} == {False}
-    assert len(plane.plugged) == 1
+    assert len(carrier.plugged) == 1
     world.driver.refuse_shutdown = None
     await trio.sleep(100)
-    assert plane.plugged == {}
+    assert carrier.plugged == {}
     world.assert_nothing_left()
 
 
@@ -398,13 +400,13 @@ async def _start_in_vain(world: World) -> None:
 
 @pytest.mark.parametrize("vm", ["work", "sys-usb"])
 async def test_an_agent_that_is_started_anew_does_not_cost_a_vm_what_it_uses(
-    world: World, plane: FakePlane, autojump_clock: Clock, vm: str
+    world: World, carrier: FakeCarrier, autojump_clock: Clock, vm: str
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
     world.driver.agents["work"].on["import.stop"] = mounted
     world.driver.agents[vm].kill()
     await trio.sleep(10)
-    assert plane.did == ["plug xvdi"]
+    assert carrier.did == ["plug xvdi"]
     assert states(world) == ["attached"]
     (kept,) = world.audit("kept")
     assert "xvdi is mounted" in kept["reason"]
@@ -421,34 +423,34 @@ async def test_an_agent_that_is_started_anew_does_not_cost_a_vm_what_it_uses(
 
 @pytest.mark.parametrize("vm", ["work", "sys-usb"])
 async def test_an_agent_that_is_started_anew_takes_along_what_is_not_used(
-    world: World, plane: FakePlane, autojump_clock: Clock, vm: str
+    world: World, carrier: FakeCarrier, autojump_clock: Clock, vm: str
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
     world.driver.agents[vm].kill()
     await trio.sleep(10)
-    assert plane.plugged == {}
+    assert carrier.plugged == {}
     world.assert_nothing_left()
 
 
 @pytest.mark.parametrize("vm", ["work", "sys-usb"])
 async def test_a_vm_that_goes_down_by_itself_puts_away_what_it_has_before_it_is_taken(
-    world: World, plane: FakePlane, autojump_clock: Clock, vm: str
+    world: World, carrier: FakeCarrier, autojump_clock: Clock, vm: str
 ) -> None:
     """A reboot from within: its agent ends first, and the domain some time later."""
     await world.client.attach("work", "sys-usb:sda")
     world.driver.agents[vm].listens = False
     world.driver.agents[vm].kill()
     await trio.sleep(30)
-    assert plane.did == ["plug xvdi"]
+    assert carrier.did == ["plug xvdi"]
     assert states(world) == ["attached"]
     world.driver.change(vm, None, "Halted")
     await trio.sleep(1)
-    assert plane.did == ["plug xvdi", "unplug xvdi by force"]
+    assert carrier.did == ["plug xvdi", "unplug xvdi by force"]
     world.assert_nothing_left()
 
 
 async def test_what_a_vm_may_use_whose_agent_is_not_there_is_not_detached(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
     world.driver.agents["work"].listens = False
@@ -456,12 +458,12 @@ async def test_what_a_vm_may_use_whose_agent_is_not_there_is_not_detached(
     await trio.sleep(1)
     with fails("busy", "whose agent does not say whether it is used", "it is not connected"):
         await world.client.detach("work", "sys-usb:sda")
-    assert plane.did == ["plug xvdi"]
+    assert carrier.did == ["plug xvdi"]
 
 
 @pytest.mark.parametrize("vm", ["work", "sys-usb"])
 async def test_after_a_restart_an_agent_that_does_not_come_back_costs_a_vm_nothing(
-    world: World, plane: FakePlane, autojump_clock: Clock, vm: str
+    world: World, carrier: FakeCarrier, autojump_clock: Clock, vm: str
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
     world.driver.agents["work"].on["import.stop"] = mounted
@@ -469,16 +471,16 @@ async def test_after_a_restart_an_agent_that_does_not_come_back_costs_a_vm_nothi
     agent.listens = False
     await world.restart()
     await trio.sleep(100)
-    assert plane.did == ["plug xvdi"]
+    assert carrier.did == ["plug xvdi"]
     assert states(world) == ["attached"]
     agent.listens = True
     await trio.sleep(10)
     assert states(world) == ["attached"]
-    assert plane.did == ["plug xvdi"]
+    assert carrier.did == ["plug xvdi"]
 
 
 async def test_after_a_restart_a_source_s_agent_that_goes_again_unplugs_nothing(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
     source, target = world.driver.agents["sys-usb"], world.driver.agents["work"]
@@ -490,7 +492,7 @@ async def test_after_a_restart_a_source_s_agent_that_goes_again_unplugs_nothing(
     source.kill()
     target.listens = True  # only now both were there
     await trio.sleep(100)
-    assert plane.did == ["plug xvdi"]
+    assert carrier.did == ["plug xvdi"]
     assert states(world) == ["attached"]
 
 

@@ -13,14 +13,16 @@ from pedos_dom0.drivers.base import DriverError
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
+from tests.dom0.fake_carrier import FakeCarrier, mounted
 from tests.dom0.fakes import World, fails, hang, named
-from tests.dom0.planes import FakePlane, mounted
 
 STEPS = ("attach.leased", "attach.exported", "attach.plugged", "attach.imported")
 
 
 @pytest.fixture
-async def world(tmp_path: Path, nursery: trio.Nursery, plane: FakePlane) -> AsyncIterator[World]:
+async def world(
+    tmp_path: Path, nursery: trio.Nursery, carrier: FakeCarrier
+) -> AsyncIterator[World]:
     world = World(tmp_path, nursery)
     world.vm("sys-usb", "sda", "sdb")
     world.vm("work")
@@ -31,13 +33,13 @@ async def world(tmp_path: Path, nursery: trio.Nursery, plane: FakePlane) -> Asyn
     await world.kill()
 
 
-def orders(world: World, plane: FakePlane, *names: str) -> None:
-    """Lets agents note in the plane's list what they are told."""
+def orders(world: World, carrier: FakeCarrier, *names: str) -> None:
+    """Lets agents note in the carrier's list what they are told."""
     for name in names:
         for method in ("export.start", "export.stop", "import.start", "import.stop"):
 
             async def note(_params: Any, what: str = f"{name} {method}") -> None:
-                plane.did.append(what)
+                carrier.did.append(what)
 
             world.driver.agents[name].on[method] = note
 
@@ -47,13 +49,13 @@ async def fails_somehow(_params: Any) -> None:
 
 
 async def test_the_device_is_plugged_between_the_two_agents(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
-    orders(world, plane, "sys-usb", "work")
+    orders(world, carrier, "sys-usb", "work")
     answer = await world.client.attach("work", "sys-usb:sda")
     assert answer["options"]["frontend-dev"] == "xvdi"
     await world.client.detach("work", "sys-usb:sda")
-    assert plane.did == [
+    assert carrier.did == [
         "sys-usb export.start",
         "plug xvdi",
         "work import.start",
@@ -64,23 +66,25 @@ async def test_the_device_is_plugged_between_the_two_agents(
     world.assert_nothing_left()
 
 
-async def test_a_name_is_given_once(world: World, plane: FakePlane, autojump_clock: Clock) -> None:
+async def test_a_name_is_given_once(
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
+) -> None:
     await world.client.attach("work", "sys-usb:sda")
     answer = await world.client.attach("work", "sys-usb:sdb")
     assert answer["options"]["frontend-dev"] == "xvdj"
 
 
 async def test_a_toolstack_that_fails_leaves_nothing(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
-    plane.refuse_plug = DriverError("no: xl says so", hint="look at it")
+    carrier.refuse_plug = DriverError("no: xl says so", hint="look at it")
     with fails("failed", "no: xl says so", "look at it"):
         await world.client.attach("work", "sys-usb:sda")
     world.assert_nothing_left()
 
 
 async def test_a_target_that_never_sees_it_loses_it(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     async def refuse(_params: Any) -> None:
         raise CallError("failed", "xvdi did not appear")
@@ -88,12 +92,12 @@ async def test_a_target_that_never_sees_it_loses_it(
     world.driver.agents["work"].on["import.start"] = refuse
     with fails("failed", "xvdi did not appear"):
         await world.client.attach("work", "sys-usb:sda")
-    assert plane.plugged == {}
+    assert carrier.plugged == {}
     world.assert_nothing_left()
 
 
 async def test_a_device_in_use_is_not_detached(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
     world.driver.agents["work"].on["import.stop"] = mounted
@@ -102,7 +106,7 @@ async def test_a_device_in_use_is_not_detached(
     (lease,) = world.state.leases
     assert lease.state == "attached"
     assert [row.state for row in world.state.store.journal()] == ["attached"]
-    assert plane.did == ["plug xvdi"]
+    assert carrier.did == ["plug xvdi"]
     del world.driver.agents["work"].on["import.stop"]
     await world.client.detach("work", "sys-usb:sda")
     world.assert_nothing_left()
@@ -110,7 +114,7 @@ async def test_a_device_in_use_is_not_detached(
 
 @pytest.mark.parametrize("answer", [hang, fails_somehow])
 async def test_a_target_that_does_not_say_whether_it_uses_it_keeps_it(
-    world: World, plane: FakePlane, autojump_clock: Clock, answer: Any
+    world: World, carrier: FakeCarrier, autojump_clock: Clock, answer: Any
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
     agent = world.driver.agents["work"]
@@ -118,15 +122,15 @@ async def test_a_target_that_does_not_say_whether_it_uses_it_keeps_it(
     with fails("busy", "stays attached to work, whose agent does not say", "detach --force"):
         await world.client.detach("work", "sys-usb:sda")
     assert [lease.state for lease in world.state.leases] == ["attached"]
-    assert plane.did == ["plug xvdi"]
+    assert carrier.did == ["plug xvdi"]
     assert agent.connections == 1
     await world.client.call("device.detach", **named("work", "sys-usb:sda"), force=True)
-    assert plane.did == ["plug xvdi", "unplug xvdi by force"]
+    assert carrier.did == ["plug xvdi", "unplug xvdi by force"]
     assert len(world.state.leases) == 0
 
 
 async def test_a_service_that_dies_before_the_target_has_let_go_leaves_it_attached(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
     agent = world.driver.agents["work"]
@@ -140,7 +144,7 @@ async def test_a_service_that_dies_before_the_target_has_let_go_leaves_it_attach
     await world.start()
     await trio.sleep(60)
     assert [lease.state for lease in world.state.leases] == ["attached"]
-    assert plane.did == ["plug xvdi"]
+    assert carrier.did == ["plug xvdi"]
 
 
 async def detach_in_vain(world: World) -> None:
@@ -149,33 +153,33 @@ async def detach_in_vain(world: World) -> None:
 
 
 async def test_a_kernel_that_refuses_is_reported_and_all_stays(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
-    plane.refuse_unplug = DriverError("work does not let go", code="busy")
+    carrier.refuse_unplug = DriverError("work does not let go", code="busy")
     with fails("busy", "work does not let go"):
         await world.client.detach("work", "sys-usb:sda")
     (lease,) = world.state.leases
     assert lease.state == "attached"
     assert len(world.driver.agents["work"].imports) == 1  # the target knows of it again
-    plane.refuse_unplug = None
+    carrier.refuse_unplug = None
     await world.client.detach("work", "sys-usb:sda")
     world.assert_nothing_left()
 
 
 async def test_an_unplugged_device_is_taken_away_by_force(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
     world.driver.agents["work"].on["import.stop"] = mounted
     await world.driver.agents["sys-usb"].unplug("sda")
     await trio.testing.wait_all_tasks_blocked()
-    assert plane.did[-1] == "unplug xvdi by force"
+    assert carrier.did[-1] == "unplug xvdi by force"
     assert list(world.state.leases) == []
 
 
 async def test_unplugging_is_not_forgotten_while_a_detach_is_refused(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     async def slow_and_mounted(params: Any) -> None:
         await trio.sleep(1)
@@ -193,7 +197,7 @@ async def test_unplugging_is_not_forgotten_while_a_detach_is_refused(
         await trio.sleep(0.5)
         await world.driver.agents["sys-usb"].unplug("sda")
     await trio.sleep(5)
-    assert plane.did[-1] == "unplug xvdi by force"
+    assert carrier.did[-1] == "unplug xvdi by force"
     assert list(world.state.leases) == []
 
 
@@ -213,56 +217,56 @@ OTHER_DISK = "sys-usb serves another disk under that name"
     ],
 )
 async def test_a_source_that_serves_another_disk_under_that_name_lends_none(
-    world: World, plane: FakePlane, autojump_clock: Clock, serves: Any, words: str
+    world: World, carrier: FakeCarrier, autojump_clock: Clock, serves: Any, words: str
 ) -> None:
     world.driver.agents["sys-usb"].on["export.start"] = says_its_number
-    plane.serves = serves
+    carrier.serves = serves
     with fails("failed", words):
         await world.client.attach("work", "sys-usb:sda")
     assert "import.start" not in world.driver.agents["work"].calls, "the target is told nothing"
-    assert plane.did[0] == "plug xvdi"
-    assert plane.did[-1].startswith("unplug xvdi")
-    assert plane.plugged == {}
+    assert carrier.did[0] == "plug xvdi"
+    assert carrier.did[-1].startswith("unplug xvdi")
+    assert carrier.plugged == {}
     world.assert_nothing_left()
 
 
 async def test_another_disk_under_that_name_is_taken_from_a_target_that_uses_it(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     world.driver.agents["sys-usb"].on["export.start"] = says_its_number
     world.driver.agents["work"].on["import.stop"] = mounted
-    plane.serves = "8:b"
-    plane.refuse_unplug = DriverError("it is in use", code="busy")
+    carrier.serves = "8:b"
+    carrier.refuse_unplug = DriverError("it is in use", code="busy")
     with fails("failed", OTHER_DISK):
         await world.client.attach("work", "sys-usb:sda")
-    assert plane.did[-1] == "unplug xvdi by force"
+    assert carrier.did[-1] == "unplug xvdi by force"
     world.assert_nothing_left()
 
 
 async def test_a_vm_does_not_start_with_another_disk_under_that_name(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     world.driver.agents["sys-usb"].on["export.start"] = says_its_number
     await world.client.attach("vault", "sys-usb:sda", persistent=True)
-    plane.serves = "8:b"
+    carrier.serves = "8:b"
     with fails("failed", OTHER_DISK):
         await world.client.call("vm.start", vm="vault")
-    assert "resume vault" not in plane.did
+    assert "resume vault" not in carrier.did
     world.assert_nothing_left()
 
 
 async def test_a_source_that_serves_the_disk_that_its_agent_holds_lends_it(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     world.driver.agents["sys-usb"].on["export.start"] = says_its_number
-    plane.serves = "8:a"
+    carrier.serves = "8:a"
     answer = await world.client.attach("work", "sys-usb:sda")
     assert answer["outcome"] == "attached"
 
 
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_service_that_is_killed_leaves_what_the_next_one_undoes(
-    world: World, plane: FakePlane, autojump_clock: Clock, step: str
+    world: World, carrier: FakeCarrier, autojump_clock: Clock, step: str
 ) -> None:
     killed = world.kill_at(step)
     async with trio.open_nursery() as nursery:
@@ -275,42 +279,42 @@ async def test_a_service_that_is_killed_leaves_what_the_next_one_undoes(
         await killed.wait()
     await world.restart()
     await trio.sleep(60)
-    assert plane.plugged == {}
+    assert carrier.plugged == {}
     world.assert_nothing_left()
 
 
 async def test_after_a_restart_what_xenstore_has_is_kept_and_all_else_ended(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
     await world.client.attach("work", "sys-usb:sdb")
-    (gone,) = (a for a, lease in plane.plugged.items() if lease.key.device == "sdb")
+    (gone,) = (a for a, lease in carrier.plugged.items() if lease.key.device == "sdb")
     await world.kill()
-    del plane.plugged[gone]  # somebody ran `xl block-detach`
+    del carrier.plugged[gone]  # somebody ran `xl block-detach`
     await world.start()
-    assert {str(lease.key) for lease in plane.adopted} == {"sys-usb:sda", "sys-usb:sdb"}
+    assert {str(lease.key) for lease in carrier.adopted} == {"sys-usb:sda", "sys-usb:sdb"}
     await trio.sleep(60)
     assert [str(lease.key) for lease in world.state.leases] == ["sys-usb:sda"]
-    assert len(plane.plugged) == 1
+    assert len(carrier.plugged) == 1
 
 
 async def test_a_vm_that_gives_its_disk_another_name_does_not_keep_it(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
     (imported,) = world.driver.agents["work"].imports.values()
     imported["frontend"] = "xvdk"
     await world.restart()
     await trio.sleep(60)
-    assert plane.did[-1] == "unplug xvdi by force"
-    assert not plane.plugged
+    assert carrier.did[-1] == "unplug xvdi by force"
+    assert not carrier.plugged
     assert len(world.state.leases) == 0
 
 
 async def test_a_borrowed_disk_is_not_offered_by_an_agent_that_knows_nothing_of_it(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
-    plane.refuse_force = DriverError("xl hangs")
+    carrier.refuse_force = DriverError("xl hangs")
     agent = world.driver.agents["work"]
     await world.client.attach("work", "sys-usb:sda")
     agent.plug("xvdi", parent=None)
@@ -329,13 +333,13 @@ async def assign(world: World) -> None:
 
 
 async def test_a_vm_gets_its_devices_before_it_is_let_go(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await assign(world)
-    orders(world, plane, "sys-usb", "vault")
+    orders(world, carrier, "sys-usb", "vault")
     answer = await world.client.call("vm.start", vm="vault")
     assert answer["attached"] == ["sys-usb:sda"]
-    assert plane.did == [
+    assert carrier.did == [
         "sys-usb export.start",
         "plug xvdi",
         "resume vault",
@@ -348,7 +352,7 @@ async def test_a_vm_gets_its_devices_before_it_is_let_go(
 
 @pytest.mark.parametrize("what", ["plug", "resume", "import"])
 async def test_a_start_that_fails_leaves_nothing_half_made(
-    world: World, plane: FakePlane, autojump_clock: Clock, what: str
+    world: World, carrier: FakeCarrier, autojump_clock: Clock, what: str
 ) -> None:
     async def refuse(_params: Any) -> None:
         raise CallError("failed", "it does not work")
@@ -357,10 +361,10 @@ async def test_a_start_that_fails_leaves_nothing_half_made(
     if what == "import":
         world.driver.agents["vault"].on["import.start"] = refuse
     else:
-        setattr(plane, f"refuse_{what}", DriverError("it does not work"))
+        setattr(carrier, f"refuse_{what}", DriverError("it does not work"))
     with fails("failed", "vault was stopped again", "it does not work"):
         await world.client.call("vm.start", vm="vault")
-    assert plane.plugged == {}
+    assert carrier.plugged == {}
     assert world.driver.infos["vault"].domid is None
     assert world.state.store.starts() == []
     world.assert_nothing_left()
@@ -380,7 +384,7 @@ async def is_killed_while_it_starts_vault(world: World, step: str) -> None:
 
 
 async def test_an_interrupted_start_leaves_no_vm_that_waits_for_ever(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await assign(world)
     world.driver.agents["vault"].listens = False
@@ -389,16 +393,16 @@ async def test_an_interrupted_start_leaves_no_vm_that_waits_for_ever(
     await trio.sleep(100)
     assert world.driver.shutdowns == [("vault", True)], "it would not hear a polite one"
     assert world.driver.infos["vault"].domid is None
-    assert plane.plugged == {}
+    assert carrier.plugged == {}
     world.assert_nothing_left()
 
 
 async def test_a_vm_that_runs_already_is_asked_to_shut_down(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await assign(world)
     await is_killed_while_it_starts_vault(world, "start.agent")
-    del plane.plugged[next(iter(plane.plugged))]  # it was pulled out meanwhile
+    del carrier.plugged[next(iter(carrier.plugged))]  # it was pulled out meanwhile
     await world.restart()
     await trio.sleep(100)
     assert world.driver.shutdowns == [("vault", False)]
@@ -406,7 +410,7 @@ async def test_a_vm_that_runs_already_is_asked_to_shut_down(
 
 
 async def test_dom0s_user_can_take_away_what_a_vm_does_not_let_go(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
     world.driver.agents["work"].on["import.stop"] = mounted
@@ -417,38 +421,38 @@ async def test_dom0s_user_can_take_away_what_a_vm_does_not_let_go(
         await world.client.call("device.detach", **of)
     answer = await world.client.call("device.detach", **of, force=True)
     assert answer["results"][0]["detached"]
-    assert plane.plugged == {}
+    assert carrier.plugged == {}
     assert list(world.state.leases) == []
     (ended,) = world.audit("ended")
     assert ended["reason"] == "dom0 detached it by force"
 
 
 async def test_what_the_toolstack_does_not_take_away_is_given_to_nobody_and_tried_again(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
-    plane.refuse_force = DriverError("xl did not answer within 30 s", code="timeout")
-    orders(world, plane, "sys-usb")
-    plane.did.clear()
+    carrier.refuse_force = DriverError("xl did not answer within 30 s", code="timeout")
+    orders(world, carrier, "sys-usb")
+    carrier.did.clear()
     await world.driver.agents["sys-usb"].unplug("sda")
     await trio.sleep(100)
-    assert plane.did == ["unplug xvdi by force", "unplug xvdi by force"]
+    assert carrier.did == ["unplug xvdi by force", "unplug xvdi by force"]
     (lease,) = world.state.leases
     assert lease.state == "detaching"
     assert [row.attachment for row in world.state.store.journal()] == [lease.attachment]
-    plane.refuse_force = None
+    carrier.refuse_force = None
     await trio.sleep(60)
-    assert plane.did[2:] == ["unplug xvdi by force", "sys-usb export.stop"]
-    assert plane.plugged == {}
+    assert carrier.did[2:] == ["unplug xvdi by force", "sys-usb export.stop"]
+    assert carrier.plugged == {}
     assert len(world.audit("left_over")) == 1, "the log is for events, not for tries"
     world.assert_nothing_left()
 
 
 async def test_what_is_left_over_when_the_service_is_killed_is_not_lost(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
-    plane.refuse_force = DriverError("xl did not answer within 30 s", code="timeout")
+    carrier.refuse_force = DriverError("xl did not answer within 30 s", code="timeout")
     await world.driver.agents["sys-usb"].unplug("sda")
     await trio.sleep(10)
     await world.kill()
@@ -459,77 +463,77 @@ async def test_what_is_left_over_when_the_service_is_killed_is_not_lost(
         await world.client.attach("work", "sys-usb:sda")
     (lease,) = world.state.leases
     assert lease.state == "detaching"
-    plane.refuse_force = None
+    carrier.refuse_force = None
     await trio.sleep(60)
-    assert plane.plugged == {}
+    assert carrier.plugged == {}
     world.assert_nothing_left()
     await world.client.attach("work", "sys-usb:sda")
 
 
 @pytest.mark.parametrize("step", ["start.reserved", "start.started"])
 async def test_an_interrupted_start_of_a_vm_without_devices_is_finished(
-    world: World, plane: FakePlane, autojump_clock: Clock, step: str
+    world: World, carrier: FakeCarrier, autojump_clock: Clock, step: str
 ) -> None:
     await is_killed_while_it_starts_vault(world, step)
     await world.restart()
     await trio.sleep(100)
     is_made = world.driver.infos["vault"].domid is not None
-    assert plane.did == (["resume vault"] if is_made else [])
+    assert carrier.did == (["resume vault"] if is_made else [])
     assert is_made == (step == "start.started")
     world.assert_nothing_left()
 
 
 async def test_a_domain_that_may_be_half_made_is_not_let_go(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     world.driver.agents["vault"].listens = False
     await is_killed_while_it_starts_vault(world, "start.reserved")
     await world.driver.start("vault")  # the toolstack has come so far
     await world.restart()
     await trio.sleep(100)
-    assert plane.did == []
+    assert carrier.did == []
     assert world.driver.shutdowns == [("vault", True)]
     world.assert_nothing_left()
 
 
 async def test_an_interrupted_start_is_tried_again_when_the_toolstack_hangs(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await is_killed_while_it_starts_vault(world, "start.started")
-    plane.refuse_resume = DriverError("xl hangs", code="timeout")
+    carrier.refuse_resume = DriverError("xl hangs", code="timeout")
     await world.restart()
     await trio.sleep(100)
     assert world.driver.infos["vault"].domid is not None
     assert [row.vm for row in world.state.store.starts()] == ["vault"]
-    assert plane.did == ["resume vault"] * 2
+    assert carrier.did == ["resume vault"] * 2
     (told,) = (record for record in world.audit("start") if record["request"] is None)
     assert told["outcome"].startswith("failed: it was interrupted"), "once, and not at each try"
-    plane.refuse_resume = DriverError("it is not paused")
+    carrier.refuse_resume = DriverError("it is not paused")
     await trio.sleep(60)
-    assert plane.did == ["resume vault"] * 3
+    assert carrier.did == ["resume vault"] * 3
     assert world.audit("start")[-1]["outcome"] == "started"
     world.assert_nothing_left()
 
 
 async def test_an_interrupted_start_that_is_tried_again_leaves_a_new_life_of_the_vm_alone(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await is_killed_while_it_starts_vault(world, "start.started")
-    plane.refuse_resume = DriverError("xl hangs", code="timeout")
+    carrier.refuse_resume = DriverError("xl hangs", code="timeout")
     await world.restart()
     await trio.sleep(10)
     world.driver.die("vault")
-    plane.refuse_resume = None
+    carrier.refuse_resume = None
     await world.client.call("vm.start", vm="vault")
-    did = list(plane.did)
+    did = list(carrier.did)
     await trio.sleep(200)
-    assert plane.did == did
+    assert carrier.did == did
     assert world.driver.infos["vault"].domid is not None
     world.assert_nothing_left()
 
 
 async def test_a_vm_without_devices_is_let_go_too(
-    world: World, plane: FakePlane, autojump_clock: Clock
+    world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.call("vm.start", vm="vault")
-    assert plane.did == ["resume vault"]
+    assert carrier.did == ["resume vault"]

@@ -14,7 +14,7 @@ from pedos_protocol.errors import CallError
 from tests.dom0.fakes import FakeDriver
 
 
-class FakePlane:
+class FakeCarrier:
     """The carrier of block devices, which are plugged because this says so; and what its driver
     has beside it."""
 
@@ -83,11 +83,11 @@ class FakePlane:
             raise self.refuse_resume
 
 
-def let_carry(plane: FakePlane, monkeypatch: pytest.MonkeyPatch) -> None:
+def let_carry(carrier: FakeCarrier, monkeypatch: pytest.MonkeyPatch) -> None:
     """In every world of this test, the driver carries block devices so."""
-    monkeypatch.setattr(FakeDriver, "carriers", {**FakeDriver.carriers, "block": plane})
+    monkeypatch.setattr(FakeDriver, "carriers", {**FakeDriver.carriers, "block": carrier})
     for name in ("starts_paused", "boot_timeout", "resume"):
-        monkeypatch.setattr(FakeDriver, name, getattr(plane, name))
+        monkeypatch.setattr(FakeDriver, name, getattr(carrier, name))
 
 
 async def mounted(_params: Any) -> None:
