@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import attr
 
+from .codec import ITEMS_MAX, encode
 from .errors import RemoteProtocolError
 from .events import know_methods
 from .fields import parse_message, prepare
@@ -73,6 +74,25 @@ class Schema(dict[str, Spec]):
 def to_wire(value: attr.AttrsInstance) -> dict[str, Any]:
     """The map that says `value`, a message."""
     return {name: _wire_value(getattr(value, name)) for name in attr.fields_dict(type(value))}
+
+
+def wire_size(value: attr.AttrsInstance | str) -> int:
+    """Bytes that `value`, a message or a text, adds to a frame at most."""
+    return len(encode([_wire_value(value)]))
+
+
+class Room:
+    """What is left of a frame, or of a part of it, for one list: bytes and entries."""
+
+    def __init__(self, size: int, entries: int = ITEMS_MAX) -> None:
+        self._size = size
+        self._entries = entries
+
+    def takes(self, value: attr.AttrsInstance | str) -> bool:
+        """Whether one more fits; it is counted in any case, as after it nothing fits any more."""
+        self._size -= wire_size(value)
+        self._entries -= 1
+        return self._size >= 0 and self._entries >= 0
 
 
 def _wire_value(value: Any) -> Any:

@@ -21,6 +21,7 @@ from pedos_agent.settings import Settings
 from pedos_agent.system.revision import Revision
 from pedos_protocol.agent_messages import Device, Missing
 from pedos_protocol.fields import PAGE_DEVICES_MAX
+from pedos_protocol.schema import wire_size
 
 from .conftest import ATTACHMENT, FakeDom0, needs_fuse
 
@@ -111,7 +112,7 @@ def test_no_device_takes_more_than_a_page_allows_for() -> None:
         *("block", name, "i" * 128, text, 2**63 - 1, name, False, text),
         **{"stale": text, "instance": "i" * 64, "shares": shares},
     )
-    assert report.size_of(longest) <= report.DEVICE_BYTES_MAX
+    assert wire_size(longest) <= report.DEVICE_BYTES_MAX
 
 
 def test_of_too_many_names_those_that_count_are_looked_at(settings: Settings) -> None:

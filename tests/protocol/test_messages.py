@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pedos_protocol import codec, fields, messages
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.messages import parse_params, parse_result, to_wire
+from pedos_protocol.schema import Room, wire_size
 
 from . import strategies
 
@@ -220,3 +221,15 @@ def test_what_is_optional_may_be_missing_and_nothing_else() -> None:
     with pytest.raises(RemoteProtocolError, match="busy is missing"):
         without = {name: value for name, value in DEVICE.items() if name != "busy"}
         parse_params("agent.report", REPORT | {"devices": [without]})
+
+
+def test_room_is_what_is_left_of_a_frame_in_bytes_and_in_entries() -> None:
+    text = "x" * 100
+    assert wire_size(text) >= 100
+    room = Room(3 * wire_size(text))
+    assert [room.takes(text) for _ in range(5)] == [True, True, True, False, False]
+    room = Room(codec.FRAME_MAX, entries=2)
+    assert [room.takes(messages.VmStart("work")) for _ in range(3)] == [True, True, False]
+    full = Room(codec.FRAME_MAX)
+    many = list(iter(lambda: text if full.takes(text) else None, None))
+    assert len(codec.encode([many])) <= codec.FRAME_MAX

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import attrs
 import trio
-from pedos_protocol.codec import FRAME_MAX, encode
+from pedos_protocol.codec import FRAME_MAX
 from pedos_protocol.errors import CallError
-from pedos_protocol.messages import DetachItem, DetachResult, ErrorInfo, to_wire
+from pedos_protocol.messages import DetachItem, DetachResult, ErrorInfo
 from pedos_protocol.names import natural_key, printable_text
+from pedos_protocol.schema import Room
 
 from pedos_dom0 import errors
 from pedos_dom0.access.authorizer import Consents, MustAsk
@@ -208,7 +209,8 @@ class Detach:
 
 def _fitting(items: list[DetachItem]) -> tuple[DetachItem, ...]:
     """The items as one frame holds them; if it does not, their errors in brief."""
-    if sum(len(encode([to_wire(item)])) for item in items) <= FRAME_MAX - ENVELOPE_MAX:
+    room = Room(FRAME_MAX - ENVELOPE_MAX)
+    if all(room.takes(item) for item in items):
         return tuple(items)
     return tuple(
         item if item.error is None else attrs.evolve(item, error=_brief(item.error))

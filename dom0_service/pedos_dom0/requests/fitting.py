@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 import attrs
-from pedos_protocol.codec import ITEMS_MAX, encode
 from pedos_protocol.fields import TEXT_MAX
-from pedos_protocol.messages import to_wire
 from pedos_protocol.names import printable_text
+from pedos_protocol.schema import Room
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,10 +23,9 @@ LIST_MAX = 24 * 1024
 def fitting(items: Iterable[T], limit: int) -> tuple[T, ...]:
     """The first of the items that fit into so many bytes; at least one."""
     kept: list[T] = []
-    size = 0
+    room = Room(limit)
     for item in items:
-        size += len(encode([to_wire(item)]))
-        if (size > limit and kept) or len(kept) >= ITEMS_MAX:
+        if not room.takes(item) and kept:
             break
         kept.append(item)
     return tuple(kept)
@@ -36,10 +34,9 @@ def fitting(items: Iterable[T], limit: int) -> tuple[T, ...]:
 def fitting_texts(texts: Iterable[str], limit: int) -> tuple[str, ...]:
     """The first of the texts that fit into so many bytes, each as an answer has it."""
     kept: list[str] = []
-    size = 0
+    room = Room(limit)
     for text in map(bounded_text, texts):
-        size += len(encode([text]))
-        if size > limit or len(kept) >= ITEMS_MAX:
+        if not room.takes(text):
             break
         kept.append(text)
     return tuple(kept)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 import trio
-from pedos_protocol.codec import FRAME_MAX, encode
+from pedos_protocol.codec import FRAME_MAX
 from pedos_protocol.fields import PAGE_DEVICES_MAX
 from pedos_protocol.messages import (
     MISSING_MAX,
@@ -25,9 +25,9 @@ from pedos_protocol.messages import (
     DeviceListed,
     Listed,
     MissingIn,
-    to_wire,
 )
 from pedos_protocol.names import natural_key
+from pedos_protocol.schema import Room
 
 from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.drivers.base import DOM0_NAME
@@ -301,13 +301,11 @@ class _Page:
     def __init__(self) -> None:
         self.is_begun = False
         self._devices: list[Listed] = []
-        self._size = 0
+        self._room = Room(FRAME_MAX - ENVELOPE_MAX, PAGE_DEVICES_MAX)
 
     def take(self, device: Listed) -> bool:
         """Adds one; False when there is no room."""
-        self._size += len(encode([to_wire(device)]))
-        is_full = self._size > FRAME_MAX - ENVELOPE_MAX or len(self._devices) == PAGE_DEVICES_MAX
-        if is_full and self._devices:
+        if not self._room.takes(device) and self._devices:
             return False
         self._devices.append(device)
         return True

@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from pedos_protocol import codec
 from pedos_protocol.agent_messages import AgentReport, Device, ExportState, ImportState, Missing
 from pedos_protocol.fields import DEVICES_MAX, PAGE_DEVICES_MAX, REPORT_PAGES_MAX
-from pedos_protocol.schema import to_wire
+from pedos_protocol.schema import wire_size
 
 from pedos_agent.inventory.found import Found
 
@@ -29,18 +28,13 @@ WEIGHT_MAX: Final = (REPORT_PAGES_MAX - 2) * (PAGE_BYTES - DEVICE_BYTES_MAX)
 TOO_MANY: Final = f"a VM reports at most {DEVICES_MAX} devices, in {WEIGHT_MAX >> 10} KiB"
 
 
-def size_of(device: Device) -> int:
-    """Bytes of a device in a report."""
-    return len(codec.encode([to_wire(device)]))
-
-
 def those_that_fit(found: Mapping[Key, Found], ranks: Mapping[Key, int]) -> set[Key]:
     """The devices that one report carries: those of the lowest rank first, those without one last
     and in their order."""
     kept: set[Key] = set()
     weight = 0
     for key in sorted(found, key=lambda key: ranks.get(key, math.inf)):
-        weight += max(_SHARE, size_of(found[key].device))
+        weight += max(_SHARE, wire_size(found[key].device))
         if len(kept) == DEVICES_MAX or weight > WEIGHT_MAX:
             break
         kept.add(key)
@@ -72,7 +66,7 @@ def _taken(devices: Iterable[Device]) -> Iterator[tuple[list[Device], bool]]:
     page: list[Device] = []
     left = FIRST_PAGE_BYTES
     for device in devices:
-        size = size_of(device)
+        size = wire_size(device)
         if page and (size > left or len(page) == PAGE_DEVICES_MAX):
             yield page, False
             page, left = [], PAGE_BYTES
