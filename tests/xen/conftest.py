@@ -25,6 +25,7 @@ from .driving import (
     run_personal,
     wait_for,
 )
+from .figures import tell, told
 
 GUESTS = ("sys-usb", "work")
 
@@ -41,12 +42,17 @@ LINES_KEPT, LINES_SHOWN = 1000, 20
 collect_ignore_glob = [] if os.environ.get("PEDOS_XEN") else ["test_*.py"]
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for figure in told():
+        terminalreporter.write_line(f"bench: {figure}")
+
+
 @pytest.fixture(scope="session")
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """Xen with dom0, a driver domain and a work VM. Its logs stay when a test has failed."""
     with Bench(image.build()) as booted:
         booted.boot(*GUESTS)
-        print(f"\nbench: {show_times(booted)}")
+        tell(show_times(booted))
         yield booted
     if request.session.testsfailed:
         print(f"\nbench: its logs are in {booted.folder}")

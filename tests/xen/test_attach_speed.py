@@ -13,6 +13,7 @@ import pytest
 
 from .conftest import give_stick
 from .driving import STICK, domid, wait_for, wait_until
+from .figures import tell
 
 if TYPE_CHECKING:
     from .bench import Bench
@@ -80,11 +81,11 @@ def speeds(bench: Bench) -> dict[str, float]:
     give_stick(bench)
     while len(rounds) < ROUNDS_MAX:
         rounds.append(one_round(bench, f"{STICK}2"))
-        print({name: round(took, 2) for name, took in rounds[-1].items()})
+        tell(f"X1, seconds: { ({name: round(took, 2) for name, took in rounds[-1].items()}) }")
         found = compared(rounds)
         if len(rounds) >= ROUNDS and meets_gates(found):
             break
-    print(f"X1 after {len(rounds)} rounds: {found}")
+    tell(f"X1 after {len(rounds)} rounds, ours as a part of xl's: {found}")
     return found
 
 
