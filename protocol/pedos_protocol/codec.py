@@ -257,11 +257,15 @@ def decode(payload: bytes | bytearray) -> list[Any]:
         except IndexError:
             unpacker = _unpacker(None, _map_without_repeats)
     try:
+        # msgpack's C code never gives back what it has built of a payload that breaks off: up to
+        # 8 MB for a few thousand bytes. The first pass builds nothing, and finds what is not whole.
         end = unpacker.tell() + len(payload)
         unpacker.feed(payload)
-        untrusted = unpacker.unpack()
+        unpacker.skip()
         if unpacker.tell() != end:
-            raise msgpack.ExtraData(untrusted, b"")
+            raise msgpack.ExtraData(None, b"")
+        unpacker.feed(payload)
+        untrusted = unpacker.unpack()
     except _UNPACK_ERRORS as error:
         # The library's words may hold the sender's bytes: only the kind of error is passed on.
         raise RemoteProtocolError(

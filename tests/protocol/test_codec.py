@@ -271,3 +271,27 @@ def test_an_error_does_not_repeat_the_senders_bytes() -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         codec.decode(b"\x91\xa4evil\xff")
     assert "evil" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        pytest.param(b"\xdc\x04\x00" * 1000, id="nested"),
+        pytest.param(b"\xdc\x04\x00" + b"\xa3abc" * 1000, id="broken off"),
+        pytest.param(b"\xdc\x04\x00" + b"\xa3abc" * 1024 + b"\x01", id="followed by more"),
+    ],
+)
+def test_a_payload_that_is_not_whole_leaves_nothing_in_memory(payload: bytes) -> None:
+    def refused() -> None:
+        with pytest.raises(RemoteProtocolError):
+            codec.decode(payload)
+
+    refused()
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            refused()
+        left, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert left < 64 * 1024
