@@ -44,3 +44,18 @@ async def local(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[World]:
     await world.start()
     yield world
     await world.kill()
+
+
+@pytest.fixture
+async def carried(
+    tmp_path: Path, nursery: trio.Nursery, carrier: FakeCarrier
+) -> AsyncIterator[World]:
+    """The hypervisor carries the devices: sys-usb has two to lend, work runs, vault does not."""
+    world = World(tmp_path, nursery)
+    world.vm("sys-usb", "sda", "sdb")
+    world.vm("work")
+    world.vm("vault", running=False)
+    world.dom0_agent()
+    await world.start()
+    yield world
+    await world.kill()

@@ -20,21 +20,6 @@ from tests.dom0.test_ways import note_shutdowns, states
 from tests.dom0.test_xen_driver_attach import assign
 
 
-@pytest.fixture
-async def carried(
-    tmp_path: Path, nursery: trio.Nursery, carrier: FakeCarrier
-) -> AsyncIterator[World]:
-    """Where the hypervisor carries the device."""
-    world = World(tmp_path, nursery)
-    world.vm("sys-usb", "sda", "sdb")
-    world.vm("work")
-    world.vm("vault", running=False)
-    world.dom0_agent()
-    await world.start()
-    yield world
-    await world.kill()
-
-
 @pytest.fixture(params=["carried", "local"])
 async def either(
     request: pytest.FixtureRequest,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,17 +18,8 @@ STEPS = ("attach.leased", "attach.exported", "attach.plugged", "attach.imported"
 
 
 @pytest.fixture
-async def world(
-    tmp_path: Path, nursery: trio.Nursery, carrier: FakeCarrier
-) -> AsyncIterator[World]:
-    world = World(tmp_path, nursery)
-    world.vm("sys-usb", "sda", "sdb")
-    world.vm("work")
-    world.vm("vault", running=False)
-    world.dom0_agent()
-    await world.start()
-    yield world
-    await world.kill()
+def world(carried: World) -> World:
+    return carried
 
 
 def orders(world: World, carrier: FakeCarrier, *names: str) -> None:
