@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import trio
 from pedos_host.unix import bind_unix, short_path
-from pedos_protocol.fields import DOMID_MAX, PORT_MAX
 
 from ._native import ffi, lib
+from .addresses import CONTROL_ORDER, CONTROL_PORT, DATA_ORDER, check_address, check_orders
 from .channel import Channel
 
 if TYPE_CHECKING:
@@ -37,10 +37,6 @@ __all__ = [
     "listen",
 ]
 
-CONTROL_PORT = 1  # where every agent listens for dom0
-CONTROL_ORDER = 16  # 64 KiB: one largest frame of the control protocol fits
-DATA_ORDER = 18  # 256 KiB: from here on bulk speed hardly grows, and two rings still fit a cache
-
 # Both sides answer at once or not at all; this only bounds a peer that hangs.
 HANDSHAKE_TIMEOUT = 5.0  # seconds
 # A server serves one client; the others only wait to be told so.
@@ -50,17 +46,6 @@ _MAGIC = b"PVCHAN\x00\x01"  # the last byte is the version of this handshake
 _OFFER = struct.Struct("<8sIII")  # magic, server, client, port
 _ACCEPTED = b"\x01"
 _DESCRIPTORS = 3  # memfd, the eventfd that the client waits on, the one that it notifies
-
-
-def _check(domain: int, peer: int, port: int) -> None:
-    for number in (domain, peer):
-        if not 0 <= number <= DOMID_MAX:
-            raise ValueError(f"domain {number} is not between 0 and {DOMID_MAX}")
-    if domain == peer:
-        # On Xen this crashes the kernel; here it would work and hide the mistake.
-        raise ValueError(f"domain {domain} cannot open a channel to itself")
-    if not 0 <= port <= PORT_MAX:
-        raise ValueError(f"port {port} is not between 0 and {PORT_MAX}")
 
 
 async def listen(
@@ -78,14 +63,8 @@ async def listen(
     socket that a dead server left behind is replaced; a living one is ``OSError`` (EADDRINUSE).
     ``ValueError`` for numbers or orders that cannot be, or for a channel to oneself.
     """
-    _check(domain, peer, port)
-    if not (0 <= order_left <= 0xFF and 0 <= order_right <= 0xFF) or not lib.pv_orders_valid(
-        order_left, order_right
-    ):
-        raise ValueError(
-            f"ring orders {order_left} and {order_right} are not possible: each is 10 to 20, the "
-            "two in-page sizes 10 and 11 exist once each, and 10 does not go with 20"
-        )
+    check_address(domain, peer, port)
+    check_orders(order_left, order_right)
     await trio.lowlevel.checkpoint()
     name = f"{domain}-{peer}-{port}.sock"
     path = os.path.join(os.path.abspath(directory), name)
@@ -201,7 +180,7 @@ async def connect(directory: str | Path, domain: int, peer: int, port: int) -> C
     when what it sends is not a channel that can be trusted not to crash us, ``ValueError`` as for
     `listen`.
     """
-    _check(domain, peer, port)
+    check_address(domain, peer, port)
     await trio.lowlevel.checkpoint()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as plain:
         with short_path(os.path.join(directory, f"{peer}-{domain}-{port}.sock")) as short:

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import trio
 
 from ._native import ffi, lib
+from .addresses import CONTROL_ORDER, CONTROL_PORT, DATA_ORDER, check_address, check_orders
 from .channel import Channel
-from .shm import CONTROL_ORDER, CONTROL_PORT, DATA_ORDER
-from .shm import _check as check_address
 from .threads import in_thread
 
 if TYPE_CHECKING:
@@ -172,10 +171,7 @@ async def listen(
     without its devices, EACCES, ENOSPC when the domain's grants are used up.
     """
     check_address(domain, peer, port)
-    if not (0 <= order_left <= 0xFF and 0 <= order_right <= 0xFF) or not lib.pv_orders_valid(
-        order_left, order_right
-    ):
-        raise ValueError(f"ring orders {order_left} and {order_right} are not possible together")
+    check_orders(order_left, order_right)
     native = await _make(lib.pv_xen_serve, domain, peer, port, order_left, order_right)
     return Listener(native, domain, peer, port)
 

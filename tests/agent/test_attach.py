@@ -355,7 +355,7 @@ async def test_an_export_that_nobody_connected_to_can_be_stopped(pair: Pair) -> 
 async def test_an_import_from_nobody_fails_and_leaves_nothing(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pedos_agent.device_classes.block.importer.CONNECT_SECONDS", 0.05)
+    monkeypatch.setattr("pedos_agent.device_classes.data_channel.CONNECT_SECONDS", 0.05)
     with pytest.raises(CallError, match="no channel to sys-usb"):
         await pair.target.borrow(ATTACHMENT, "stick.img", 2)
     await pair.target.until(lambda report: not report.imports)
@@ -364,7 +364,7 @@ async def test_an_import_from_nobody_fails_and_leaves_nothing(
 async def test_an_export_without_a_client_ends_by_itself(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pedos_agent.device_classes.block.exporter.CLIENT_SECONDS", 0.05)
+    monkeypatch.setattr("pedos_agent.device_classes.data_channel.CLIENT_SECONDS", 0.05)
     await pair.source.lend(ATTACHMENT, "stick.img", 3)
     assert "did not connect" in (await pair.source.ended()).reason
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import trio
 import trio.testing
 from pedos_agent.connections.control import Control
+from pedos_vchan.transport import CONTROL_PORT
 
 if TYPE_CHECKING:
     import pytest
@@ -38,19 +39,20 @@ class Flooded:
 
 async def test_an_agent_listens_anew_when_a_flood_has_failed_its_ring(
     settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     served = trio.Event()
     nothing = cast("Any", None)
-    control = Control(settings, attachments=nothing, inventory=nothing, revision=nothing)
 
-    async def listen() -> Flooded:
-        await trio.lowlevel.checkpoint()
-        return Flooded(served)
+    class Transport:
+        async def listen(self, peer: int, port: int) -> Flooded:
+            await trio.lowlevel.checkpoint()
+            assert (peer, port) == (0, CONTROL_PORT)
+            return Flooded(served)
 
-    monkeypatch.setattr(control, "_listen", listen)
+    transport = cast("Any", Transport())
+    control = Control(settings, transport, attachments=nothing, inventory=nothing, revision=nothing)
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             await nursery.start(control.run)

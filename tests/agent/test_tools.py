@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 from pedos_agent.attachments.table import Attachments, Import, explain
+from pedos_agent.device_classes.base import Host
 from pedos_agent.device_classes.block import borrowed, mounts
 from pedos_agent.device_classes.block.borrowed import Borrowed
 from pedos_agent.device_classes.block.carriers import BorrowedFile
@@ -207,7 +208,7 @@ async def test_what_is_just_ending_is_in_the_way_of_no_shutdown(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = ImportStart("a" * 16, "block", "sda", 2, 7, False, "sys-usb", None)
-    entry = Import(params, BorrowedFile(params, Borrowed(settings.dev, "xvdi"), settings))
+    entry = Import(params, BorrowedFile(params, Borrowed(settings.dev, "xvdi"), Host(settings)))
     table = Attachments(settings, Revision())
     table._imports[params.attachment] = entry
     monkeypatch.setattr(borrowed, "users_of", lambda _path: "cat (pid 71)")
@@ -223,7 +224,7 @@ async def test_a_program_that_is_just_closing_a_disk_is_in_the_way_of_no_shutdow
     params = ImportStart("a" * 16, "block", "sda", 2, 7, False, "sys-usb", None)
     table = Attachments(settings, Revision())
     disk = Borrowed(settings.dev, "xvdi")
-    table._imports[params.attachment] = Import(params, BorrowedFile(params, disk, settings))
+    table._imports[params.attachment] = Import(params, BorrowedFile(params, disk, Host(settings)))
     seen = ["", "cat (pid 71)", "cat (pid 71)"]
     monkeypatch.setattr(borrowed, "users_of", lambda _path: seen.pop())
     monkeypatch.setattr(mounts, "BUSY_SECONDS", PATIENCE)
@@ -236,7 +237,7 @@ async def test_a_detach_that_is_given_up_does_not_hide_an_end_that_comes_later(
 ) -> None:
     params = ImportStart("a" * 16, "block", "sda", 2, 7, False, "sys-usb", None)
     disk = Borrowed(settings.dev, "xvdi")
-    entry = Import(params, BorrowedFile(params, disk, settings))
+    entry = Import(params, BorrowedFile(params, disk, Host(settings)))
 
     async def for_ever(_path: Path) -> bool:
         await trio.sleep_forever()

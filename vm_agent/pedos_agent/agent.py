@@ -78,7 +78,13 @@ async def _run(
     )
     attachments.inventory = inventory
     inventory.priority.lent = attachments.lent
-    control = Control(settings, attachments=attachments, inventory=inventory, revision=revision)
+    control = Control(
+        settings,
+        attachments.host.transport,
+        attachments=attachments,
+        inventory=inventory,
+        revision=revision,
+    )
     attachments.ended = control.notify_ended
 
     async def forward(method: str, params: dict[str, Any]) -> dict[str, Any]:

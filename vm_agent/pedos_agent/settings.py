@@ -6,6 +6,7 @@ from pathlib import Path
 
 import attrs
 from pedos_protocol import VERSION
+from pedos_vchan.transport import SharedMemory, Transport, Xen
 
 PROGRAM = f"pedos-agent {VERSION}"
 
@@ -25,6 +26,10 @@ class Settings:
     # toolstack carries the blocks. Then `vchan` and `devices` are not used, and nothing is made or
     # removed in `dev`, which is the real one.
     xen: bool = False
+
+    def transport(self) -> Transport:
+        """What makes the channels of this domain to others."""
+        return Xen(self.domid) if self.xen else SharedMemory(self.vchan, self.domid)
 
 
 def xen_settings(vm: str, domid: int, socket: Path, control_socket: Path | None) -> Settings:

@@ -19,9 +19,9 @@ from pedos_host.unix import listen_unix, peer_uid
 from pedos_protocol.agent_messages import ExportStarted, parse_params
 from pedos_protocol.errors import CallError, LocalProtocolError, RemoteProtocolError
 from pedos_protocol.schema import to_wire
-from pedos_vchan import shm, xen
 from pedos_vchan.peer import Handler, Peer
 from pedos_vchan.stream import VchanStream
+from pedos_vchan.transport import CONTROL_PORT, Listener, Transport
 
 from pedos_agent.attachments.table import Attachments, explain
 from pedos_agent.inventory.inventory import Inventory
@@ -45,13 +45,15 @@ class Control:
     def __init__(
         self,
         settings: Settings,
+        transport: Transport,
         *,
         attachments: Attachments,
         inventory: Inventory,
         revision: Revision,
     ) -> None:
         """Nothing listens before `run`."""
-        self._settings = settings
+        self._control_socket = settings.control_socket
+        self._transport = transport
         self._attachments = attachments
         self._inventory = inventory
         self._revision = revision
@@ -83,13 +85,13 @@ class Control:
         OSError when it cannot listen for the first one. From then on there may be attachments, for
         which a lack of room or descriptors must not be the end: it tries again until it can.
         """
-        if self._settings.control_socket is not None:
-            await self._run_on_socket(self._settings.control_socket, task_status)
+        if self._control_socket is not None:
+            await self._run_on_socket(self._control_socket, task_status)
         else:
             await self._run_on_vchan(task_status)
 
     async def _run_on_vchan(self, task_status: trio.TaskStatus[None]) -> None:
-        listener: shm.Listener | xen.Listener | None = await self._listen()
+        listener: Listener | None = await self._listen()
         task_status.started()
         retries = _Retries("the control channel")
         while True:
@@ -103,10 +105,8 @@ class Control:
                 await self._converse(VchanStream(channel))
             listener = None
 
-    async def _listen(self) -> shm.Listener | xen.Listener:
-        if self._settings.xen:
-            return await xen.listen(self._settings.domid, 0, xen.CONTROL_PORT)
-        return await shm.listen(self._settings.vchan, self._settings.domid, 0, shm.CONTROL_PORT)
+    async def _listen(self) -> Listener:
+        return await self._transport.listen(0, CONTROL_PORT)
 
     async def _run_on_socket(self, path: Path, task_status: trio.TaskStatus[None]) -> None:
         async with await listen_unix(path, CONTROL_SOCKET_MODE) as listener:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import attrs
 import trio
 from pedos_protocol.agent_messages import ExportStart, ImportStart
+from pedos_vchan.transport import Transport
 
 from pedos_agent.device_classes.described import described_device
 from pedos_agent.device_classes.lifetime import Lifetime
@@ -29,12 +30,21 @@ Failed = Callable[[str], None]
 
 @attrs.define(eq=False)
 class Host:
-    """The agent that a class is part of. `news` is bumped when something may be another than at
-    discovery's last look: what is lent or borrowed, or an event that discovery has heard."""
+    """The agent that a class is part of.
+
+    `transport` makes the channels for what the agents carry themselves. `news` is bumped when
+    something may be another than at discovery's last look: what is lent or borrowed, or an event
+    that discovery has heard.
+    """
 
     settings: Settings
+    transport: Transport = attrs.field(init=False)
     roots: Roots = ROOTS
     news: Revision = attrs.field(factory=Revision)
+
+    @transport.default
+    def _transport(self) -> Transport:
+        return self.settings.transport()
 
 
 @attrs.frozen

@@ -19,7 +19,6 @@ from pedos_agent.device_classes.block.exporter import export_block
 from pedos_agent.device_classes.block.importer import import_block
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.inventory.found import Found
-from pedos_agent.settings import Settings
 from pedos_agent.system.reading import is_gone
 
 
@@ -33,7 +32,7 @@ class BorrowedFile:
 
     params: ImportStart
     disk: Borrowed
-    settings: Settings
+    host: Host
 
     @property
     def name(self) -> str:
@@ -42,7 +41,7 @@ class BorrowedFile:
 
     async def run(self, lifetime: Lifetime) -> None:
         """See Borrowing."""
-        await import_block(lifetime, self.params, self.disk, self.settings)
+        await import_block(lifetime, self.params, self.disk, self.host)
 
     async def why_busy(self, lifetime: Lifetime) -> str | None:
         """See Borrowing. What is just ending is refused to none."""
@@ -112,7 +111,7 @@ class LocalDisks:
 
     async def lend(self, lifetime: Lifetime, params: ExportStart, found: Found) -> None:
         """See Carrier."""
-        await export_block(lifetime, params, found, self.host.settings)
+        await export_block(lifetime, params, found, self.host)
 
     def number(self, found: Found) -> str | None:
         """See Carrier."""
@@ -123,7 +122,7 @@ class LocalDisks:
         settings = self.host.settings
         try:
             name = self._free_frontend(params.frontend, taken)
-            return BorrowedFile(params, Borrowed(settings.dev, name), settings)
+            return BorrowedFile(params, Borrowed(settings.dev, name), self.host)
         except OSError as error:
             if is_gone(error):
                 raise folder_is_gone(settings.dev) from error

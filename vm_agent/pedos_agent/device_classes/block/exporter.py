@@ -21,21 +21,20 @@ from pedos_host.links import walk
 from pedos_host.threads import to_thread
 from pedos_protocol.agent_messages import ExportStart
 from pedos_protocol.errors import CallError
-from pedos_vchan import shm
 from pedos_vchan.pump import pump
+from pedos_vchan.transport import DATA_ORDERS, Listener, Transport
 
+from pedos_agent.device_classes.base import Host
 from pedos_agent.device_classes.block.disk import Disk
 from pedos_agent.device_classes.block.reserve import reserved
+from pedos_agent.device_classes.data_channel import from_target
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.tool import Tool
 from pedos_agent.inventory.found import Found, Inode, Pin
-from pedos_agent.settings import Settings
 from pedos_agent.system.reading import is_gone
 
 log = logging.getLogger(__name__)
 
-# dom0 tells the target to connect as soon as we listen; this is for a target that died meanwhile.
-CLIENT_SECONDS: Final = 30.0
 # nbdkit greets within milliseconds of its start; a loaded machine may take longer to load it.
 GREETING_SECONDS: Final = 10.0
 # What nbdkit has accepted it finishes before it exits; a slow disk may take seconds to flush.
@@ -75,9 +74,7 @@ async def opened_source(found: Found) -> AsyncIterator[int]:
         raise
 
 
-async def export_block(
-    lifetime: Lifetime, params: ExportStart, found: Found, settings: Settings
-) -> None:
+async def export_block(lifetime: Lifetime, params: ExportStart, found: Found, host: Host) -> None:
     """Lend `found` to the peer domain until something ends `lifetime`; leaves nothing behind."""
     read_only = params.read_only or found.device.read_only
     async with opened_source(found) as source:
@@ -98,7 +95,7 @@ async def export_block(
                     nursery.start_soon(kit.relay_log)
                     try:
                         await _greeted(kit, ours)
-                        await _serve(lifetime, params, settings, kit, ours)
+                        await _serve(lifetime, params, host.transport, kit, ours)
                     finally:
                         # Its end of input: nbdkit finishes what it was told and exits by itself. If
                         # this task was cancelled, `finish` kills it at once.
@@ -121,17 +118,9 @@ def _nbdkit(source: int, read_only: bool) -> list[str]:
 
 
 async def _serve(
-    lifetime: Lifetime, params: ExportStart, settings: Settings, kit: Tool, ours: socket.socket
+    lifetime: Lifetime, params: ExportStart, transport: Transport, kit: Tool, ours: socket.socket
 ) -> None:
-    listener = await shm.listen(
-        settings.vchan,
-        settings.domid,
-        params.peer,
-        params.port,
-        order_left=shm.DATA_ORDER,
-        order_right=shm.DATA_ORDER,
-    )
-    try:
+    with await transport.listen(params.peer, params.port, DATA_ORDERS) as listener:
         await reach("export.listening")
         lifetime.ready({})
         async with trio.open_nursery() as nursery:
@@ -139,8 +128,6 @@ async def _serve(
             nursery.start_soon(_carry, lifetime, listener, ours)
             await lifetime.ending()
             nursery.cancel_scope.cancel()
-    finally:
-        listener.close()
 
 
 async def _greeted(kit: Tool, ours: socket.socket) -> None:
@@ -153,13 +140,10 @@ async def _greeted(kit: Tool, ours: socket.socket) -> None:
     raise CallError("failed", f"the disk cannot be served: {kit.how_it_ended()}")
 
 
-async def _carry(lifetime: Lifetime, listener: shm.Listener, ours: socket.socket) -> None:
+async def _carry(lifetime: Lifetime, listener: Listener, ours: socket.socket) -> None:
     """Take the one client and move its bytes until either side ends."""
-    channel = None
-    with trio.move_on_after(CLIENT_SECONDS):
-        channel = await listener.accept()
+    channel = await from_target(listener, lifetime)
     if channel is None:
-        lifetime.end(f"the target did not connect within {CLIENT_SECONDS:g} s")
         return
     try:
         await reach("export.connected")

@@ -17,22 +17,18 @@ from pedos_host.faultpoints import reach
 from pedos_host.mounts import make_placeholder
 from pedos_protocol.agent_messages import ImportStart
 from pedos_protocol.errors import CallError
-from pedos_vchan import shm
 from pedos_vchan.channel import Channel
 from pedos_vchan.pump import pump
 
+from pedos_agent.device_classes.base import Host
 from pedos_agent.device_classes.block import mounts
 from pedos_agent.device_classes.block.borrowed import Borrowed, folder_is_gone
+from pedos_agent.device_classes.data_channel import to_source
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.tool import Tool
-from pedos_agent.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# The source already listens when dom0 tells us to connect. If it does not, it has just failed, or
-# its backlog is full for a moment.
-CONNECT_SECONDS: Final = 1.0
-RETRY_SECONDS: Final = 0.02
 # From nbdfuse's start to its mount, with the NBD handshake through the channel in between.
 READY_SECONDS: Final = 15.0
 # An unmounted nbdfuse says goodbye to nbdkit and exits; a stuck source must not hold us longer.
@@ -41,11 +37,9 @@ EXIT_SECONDS: Final = 5.0
 DRAIN_SECONDS: Final = 5.0
 
 
-async def import_block(
-    lifetime: Lifetime, params: ImportStart, disk: Borrowed, settings: Settings
-) -> None:
+async def import_block(lifetime: Lifetime, params: ImportStart, disk: Borrowed, host: Host) -> None:
     """Show the peer's disk as a file until something ends `lifetime`; leaves nothing."""
-    channel = await _connected(params, settings)
+    channel = await to_source(host.transport, params)
     try:
         await reach("import.connected")
         try:
@@ -53,7 +47,7 @@ async def import_block(
         except FileExistsError:
             raise CallError("busy", f"{disk.name} is taken by another file in this VM") from None
         except FileNotFoundError as error:
-            raise folder_is_gone(settings.dev) from error
+            raise folder_is_gone(host.settings.dev) from error
         try:
             await _show(lifetime, channel, disk, read_only=params.read_only)
         finally:
@@ -65,20 +59,6 @@ async def import_block(
         channel.close()
     if lifetime.reason is not None:
         await reach("import.stopped")
-
-
-async def _connected(params: ImportStart, settings: Settings) -> Channel:
-    problem: OSError | None = None
-    with trio.move_on_after(CONNECT_SECONDS):
-        while True:
-            try:
-                return await shm.connect(settings.vchan, settings.domid, params.peer, params.port)
-            except (FileNotFoundError, ConnectionRefusedError) as error:
-                problem = error
-            await trio.sleep(RETRY_SECONDS)
-    raise CallError(
-        "failed", f"no channel to {params.backend}: {problem.strerror if problem else 'no answer'}"
-    )
 
 
 async def _show(lifetime: Lifetime, channel: Channel, disk: Borrowed, *, read_only: bool) -> None:

@@ -1,0 +1,71 @@
+"""A disk that the agents carry over Xen's channels, in a process of its own (test_transport.py).
+
+    python -m tests.agent.over_xen LIBRARIES FOLDER     LIBRARIES: what xen_libraries.build made
+
+The stand-in for Xen keeps all domains in one process; which one a call is made for is set before
+it. Such an agent is no real one, as it is of local mode in all but its transport.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+from pedos_agent import agent
+from pedos_agent.settings import Settings
+from pedos_vchan import xen
+from pedos_vchan.stream import VchanStream
+from pedos_vchan.transport import CONTROL_PORT, Transport, Xen
+
+from tests.native import xen_libraries
+
+from .conftest import SECONDS, SIZE, FakeDom0, Pair, make_settings
+from .test_transport import is_lent_and_given_back
+
+standin = xen_libraries.load(Path(sys.argv[1]))
+
+
+async def in_domain(call: Any, *arguments: Any) -> Any:
+    """In the place of xen's thread: makes the call for the domain that it names first."""
+    await trio.lowlevel.checkpoint()
+    if isinstance(arguments[0], int):
+        standin.standin_enter(arguments[0])
+    return call(*arguments)
+
+
+xen._in_thread = in_domain
+
+
+@attrs.frozen
+class OverXen(Settings):
+    def transport(self) -> Transport:
+        return Xen(self.domid)
+
+
+class Dom0(FakeDom0):
+    async def _connect(self) -> VchanStream:
+        return VchanStream(await xen.connect(0, self.settings.domid, CONTROL_PORT))
+
+
+async def main(root: Path) -> None:
+    with trio.fail_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            connected = []
+            for vm, domid in (("sys-usb", 2), ("work", 3)):
+                local = make_settings(root, vm, domid)
+                settings = OverXen(**attrs.asdict(local, recurse=False))
+                (settings.devices / "block" / "stick.img").write_bytes(os.urandom(SIZE))
+                await nursery.start(agent.run, settings)
+                connected.append(Dom0(settings, nursery))
+                await connected[-1].connect()
+            await is_lent_and_given_back(Pair(*connected))
+            assert list((root / "vchan").iterdir()) == [], "nothing went over shared memory"
+            nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    trio.run(main, Path(sys.argv[2]), strict_exception_groups=True)

@@ -1,0 +1,47 @@
+"""The data channel of an attachment that the agents carry: the source listens, the target comes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+from pedos_protocol.agent_messages import ImportStart
+from pedos_protocol.errors import CallError
+from pedos_vchan.channel import Channel
+from pedos_vchan.transport import Listener, Transport
+
+from pedos_agent.device_classes.lifetime import Lifetime
+
+# dom0 tells the target to connect as soon as we listen; this is for a target that died meanwhile.
+CLIENT_SECONDS: Final = 30.0
+# The source already listens when dom0 tells us to connect. If it does not, it has just failed, or
+# its backlog is full for a moment.
+CONNECT_SECONDS: Final = 1.0
+RETRY_SECONDS: Final = 0.02
+
+
+async def from_target(listener: Listener, lifetime: Lifetime) -> Channel | None:
+    """The channel to the target; None if it did not come, which ends `lifetime`. OSError."""
+    try:
+        with trio.move_on_after(CLIENT_SECONDS):
+            return await listener.accept()
+    except trio.BrokenResourceError as error:  # the target's doing, and so no fault of this agent
+        lifetime.end(f"the target cannot connect: {error}")
+        return None
+    lifetime.end(f"the target did not connect within {CLIENT_SECONDS:g} s")
+    return None
+
+
+async def to_source(transport: Transport, params: ImportStart) -> Channel:
+    """The channel to the source; CallError if that does not listen, OSError."""
+    problem: OSError | None = None
+    with trio.move_on_after(CONNECT_SECONDS):
+        while True:
+            try:
+                return await transport.connect(params.peer, params.port)
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                problem = error
+            await trio.sleep(RETRY_SECONDS)
+    raise CallError(
+        "failed", f"no channel to {params.backend}: {problem.strerror if problem else 'no answer'}"
+    )
