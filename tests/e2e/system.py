@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -13,9 +12,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from pedos_cli import client
+from pedos_cli.devices import device_name, list_devices
 from pedos_dom0.local.supervise import GIVEN_UP
 from pedos_host.unix import short_path
+from pedos_protocol.errors import CallError
 
 from tests.patience import PATIENCE
 
@@ -27,6 +30,9 @@ LOOK_AGAIN_S = 0.01
 
 # A fast machine kills and starts a program again some ten times a second.
 RESTARTS = 1000
+
+
+ProcessTable = dict[int, tuple[int, list[str]]]
 
 
 def wait_until(
@@ -164,10 +170,18 @@ class LocalSystem:
         assert done.returncode == 0, f"{argv}: {done.returncode}\n{done.stderr}\n{self.log()}"
         return done.stdout
 
+    def client(self) -> client.Client:
+        """A connection to dom0's service, as `qvm-*` in dom0 have it: what is looked at again and
+        again need not start a program each time. Unreachable while there is no service."""
+        return client.connect(self.environment()["PEDOS_SOCKET"])
+
     def devices(self, device_class: str = "block") -> dict[str, dict[str, object]]:
         """What `list --json` says, by BACKEND:DEVICE."""
-        listed = json.loads(self.ok("qvm-device", device_class, "list", "--json"))["devices"]
-        return {f"{device['backend']}:{device['device']}": device for device in listed}
+        with self.client() as dom0:
+            listed, _, _ = list_devices(
+                lambda method, params: dom0.call(method, params, PATIENCE_S), device_class
+            )
+        return {device_name(device): device for device in listed}
 
     def attached_to(self, name: str) -> list[str]:
         device = self.devices().get(name, {"attachments": []})
@@ -175,10 +189,24 @@ class LocalSystem:
 
     def agents(self) -> set[str]:
         """The VMs whose agents are connected to dom0's service, which may be down for a moment."""
-        done = self.run("qvm-ls", "--json")
-        if done.returncode:
+        try:
+            with self.client() as dom0:
+                vms = dom0.call("vm.list", {}, PATIENCE_S)["vms"]
+        except (client.Unreachable, CallError):
             return set()
-        return {vm["name"] for vm in json.loads(done.stdout)["vms"] if vm["agent"]}
+        return {vm["name"] for vm in vms if vm["agent"]}
+
+    def policy_status(self) -> dict[str, Any]:
+        """What `qvm-policy status --json` says. Unreachable while there is no service."""
+        with self.client() as dom0:
+            status: dict[str, Any] = dom0.call("service.status", {}, PATIENCE_S)["policy"]
+        return status
+
+    def detach_all(self, *vms: str) -> None:
+        """Takes back what these VMs have borrowed."""
+        held = {each["vm"] for device in self.devices().values() for each in device["attachments"]}  # type: ignore[attr-defined]
+        for vm in held.intersection(vms):
+            self.run("qvm-device", "block", "detach", vm)
 
     def device_file(self, vm: str, name: str) -> Path:
         """The file that is, or will be, that block device."""
@@ -201,12 +229,13 @@ class LocalSystem:
     def frontends(self, vm: str) -> list[str]:
         return sorted(os.listdir(self.folder / "vms" / vm / "dev"))
 
-    def processes(self, *words: str) -> list[int]:
+    def processes(self, *words: str, table: ProcessTable | None = None) -> list[int]:
         """The pids of this system's processes whose command line holds all `words`."""
-        table = process_table()
+        table = table if table is not None else process_table()
+        folder = str(self.folder)
 
         def names_our_folder(pid: int) -> bool:
-            return any(str(self.folder) in word for word in table[pid][1])
+            return any(folder in word for word in table[pid][1])
 
         # nbdkit is given a descriptor and not a path: it is ours when its parent is.
         return [
@@ -218,22 +247,23 @@ class LocalSystem:
 
     def helpers(self) -> list[int]:
         """The nbdkit and nbdfuse processes of this system."""
-        return self.victim("nbdkit") + self.victim("nbdfuse")
-
-    def victim(self, name: str) -> list[int]:
-        """The pids behind a part of the system: `dom0`, `agent:VM`, `nbdkit` or `nbdfuse`."""
-        if name == "dom0":
-            found = self.processes("--dom0-agent")
-        elif name.startswith("agent:"):
-            found = self.processes("--vm", name.removeprefix("agent:"))
-        else:
-            found = self.processes(name)
-        # What it is about to start has its command line until it becomes another program.
         table = process_table()
-        return [pid for pid in found if pid in table and table[pid][0] not in found]
+        return self.victim("nbdkit", table) + self.victim("nbdfuse", table)
+
+    def victim(self, name: str, table: ProcessTable | None = None) -> list[int]:
+        """The pids behind a part of the system: `dom0`, `agent:VM`, `nbdkit` or `nbdfuse`."""
+        table = table if table is not None else process_table()
+        if name == "dom0":
+            found = self.processes("--dom0-agent", table=table)
+        elif name.startswith("agent:"):
+            found = self.processes("--vm", name.removeprefix("agent:"), table=table)
+        else:
+            found = self.processes(name, table=table)
+        # What it is about to start has its command line until it becomes another program.
+        return [pid for pid in found if table[pid][0] not in found]
 
 
-def process_table() -> dict[int, tuple[int, list[str]]]:
+def process_table() -> ProcessTable:
     """Every process of this machine: its parent and its command line."""
     table = {}
     for entry in os.listdir("/proc"):

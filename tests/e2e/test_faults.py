@@ -121,7 +121,7 @@ def clean(system: LocalSystem, faults: FaultController, disk: Path) -> Iterator[
     settle(system)
     yield
     faults.disarm()
-    system.run("qvm-device", "block", "detach", "work")
+    system.detach_all("work")
 
 
 def test_the_tables_name_every_step(system: LocalSystem, faults: FaultController) -> None:

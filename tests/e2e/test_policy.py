@@ -31,12 +31,7 @@ def disk(system: LocalSystem) -> Path:
 @pytest.fixture(autouse=True)
 def nothing_attached(system: LocalSystem) -> Iterator[None]:
     yield
-    for vm in ("work", "vault"):
-        system.run("qvm-device", "block", "detach", vm)
-
-
-def policy_of(system: LocalSystem) -> dict[str, Any]:
-    return json.loads(system.ok("qvm-policy", "status", "--json"))  # type: ignore[no-any-return]
+    system.detach_all("work", "vault")
 
 
 @contextmanager
@@ -137,12 +132,12 @@ def test_rules_follow_the_tags_that_vms_d_gives(system: LocalSystem) -> None:
             assert system.run(*attach, vm="work").returncode == DENIED
             broken = system.folder / "vms.d" / "20-broken.toml"
             broken.write_text("[vm.vault]\ntags = 5\n")
-            system.wait_until(lambda: not policy_of(system)["ok"], "the mistake is shown")
-            (error,) = policy_of(system)["errors"]
+            system.wait_until(lambda: not system.policy_status()["ok"], "the mistake is shown")
+            (error,) = system.policy_status()["errors"]
             assert (error["file"], error["line"]) == ("vms.d/20-broken.toml", 2)
             assert system.run(*attach, vm="work").returncode == DENIED
             broken.unlink()
-            system.wait_until(lambda: policy_of(system)["ok"], "the mistake is gone")
+            system.wait_until(lambda: system.policy_status()["ok"], "the mistake is gone")
         system.ok(*attach, vm="work")
 
 

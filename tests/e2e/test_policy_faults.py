@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pedos_cli.client import Unreachable
 
 from .conftest import needs_fuse
 from .prompter import Prompter
-from .system import LocalSystem
+from .system import PATIENCE_S, LocalSystem
 
 pytestmark = needs_fuse
 
@@ -41,7 +42,7 @@ def as_it_was(system: LocalSystem) -> Iterator[None]:
     for path, content in before.items():
         path.write_bytes(content)
     system.wait_until(lambda: status(system)["ok"], "the policy is as it was")
-    system.run("qvm-device", "block", "detach", "work")
+    system.detach_all("work")
 
 
 def files(folder: Path) -> list[Path]:
@@ -50,8 +51,10 @@ def files(folder: Path) -> list[Path]:
 
 
 def status(system: LocalSystem) -> dict[str, Any]:
-    done = system.run("qvm-policy", "status", "--json")
-    return json.loads(done.stdout) if done.returncode == 0 else {"ok": None, "errors": []}  # type: ignore[no-any-return]
+    try:
+        return system.policy_status()
+    except Unreachable:
+        return {"ok": None, "errors": []}
 
 
 def records(system: LocalSystem, event: str) -> list[dict[str, Any]]:
@@ -80,7 +83,7 @@ class Pending:
 
     def _answer(self, _question: dict[str, Any]) -> dict[str, Any]:
         self.asked.set()
-        assert self.release.wait(30)
+        assert self.release.wait(PATIENCE_S)
         return {"verdict": "allow", "target": "work"}
 
 
@@ -104,9 +107,9 @@ def test_a_user_in_a_vm_who_gives_up_takes_the_question_back(system: LocalSystem
     with user.prompter:
         try:
             asking = system.start(*ATTACH, vm="work")
-            assert user.asked.wait(30)
+            assert user.asked.wait(PATIENCE_S)
             asking.send_signal(signal.SIGINT)
-            asking.communicate(timeout=30)
+            asking.communicate(timeout=PATIENCE_S)
             system.wait_until(lambda: records(system, "answered"), "the question has an end")
             answered = records(system, "answered")[-1]
             assert (answered["verdict"], answered["seconds"] < 30) == ("deny", True)
@@ -126,9 +129,9 @@ def test_a_service_that_is_killed_while_it_asks_has_attached_nothing(
     with user.prompter:
         try:
             asking = system.start(*ATTACH, vm=vm)
-            assert user.asked.wait(30)
+            assert user.asked.wait(PATIENCE_S)
             kill_service(system)
-            _, said = asking.communicate(timeout=30)
+            _, said = asking.communicate(timeout=PATIENCE_S)
             assert asking.returncode not in (0, DENIED), said
         finally:
             user.release.set()  # this yes is for nobody

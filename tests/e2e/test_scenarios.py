@@ -29,8 +29,7 @@ def disk(system: LocalSystem) -> Path:
 @pytest.fixture(autouse=True)
 def nothing_attached(system: LocalSystem) -> Iterator[None]:
     yield
-    for vm in ("work", "vault"):
-        system.run("qvm-device", "block", "detach", vm)
+    system.detach_all("work", "vault")
 
 
 def test_a_device_is_listed_attached_read_written_and_detached(
@@ -48,6 +47,17 @@ def test_a_device_is_listed_attached_read_written_and_detached(
     system.ok("qvm-block", "dt", "work", DEVICE)
     assert system.frontends("work") == []
     assert "attached" not in system.ok("qvm-block", "ls")
+
+
+def test_programs_are_told_what_the_service_says(system: LocalSystem) -> None:
+    """So the other tests ask the service itself, which starts no program each time."""
+    system.ok("qvm-device", "block", "attach", "work", DEVICE)
+    listed = json.loads(system.ok("qvm-device", "block", "list", "--json"))["devices"]
+    assert listed == [system.devices()[DEVICE]]
+    assert listed[0]["attachments"][0]["vm"] == "work"
+    vms = json.loads(system.ok("qvm-ls", "--json"))["vms"]
+    assert {vm["name"] for vm in vms if vm["agent"]} == system.agents()
+    assert json.loads(system.ok("qvm-policy", "status", "--json")) == system.policy_status()
 
 
 def test_a_read_only_attachment_cannot_be_written(system: LocalSystem, disk: Path) -> None:
@@ -219,10 +229,11 @@ def test_a_broken_policy_leaves_the_old_one_in_force_and_is_shown(system: LocalS
     broken.write_text("# fine\ndevice.attach.block * @adminvm vault perhaps\n")
 
     def errors() -> list[dict[str, object]]:
-        return json.loads(system.ok("qvm-policy", "status", "--json"))["errors"]  # type: ignore[no-any-return]
+        return system.policy_status()["errors"]  # type: ignore[no-any-return]
 
     try:
         system.wait_until(errors, "the error is shown")
+        assert json.loads(system.ok("qvm-policy", "status", "--json"))["errors"] == errors()
         (error,) = errors()
         assert (error["file"], error["line"]) == ("10-broken.policy", 2)
         assert "perhaps" in str(error["message"])
