@@ -66,7 +66,7 @@ static enum sight ask_hypervisor(const struct xen_channel *own)
  * With the lock held. A channel belongs to another thread; what is touched here is its fd, whose
  * other end it watches, and what never changes after attaching.
  */
-static void let_go(struct xen_channel *own)
+static void release(struct xen_channel *own)
 {
     close(own->guard_fd);
     own->guard_fd = -1;
@@ -89,7 +89,7 @@ static void apply(unsigned domain, unsigned peer, enum sight sight)
             continue;
         own->unsure = false;
         if (sight == GONE && own->peer_seen)
-            let_go(own);
+            release(own);
         else
             own->peer_seen |= sight == THERE;
     }
@@ -178,7 +178,7 @@ static void look_round(struct link *link)
         enum sight sight = own->guard_fd < 0 ? THERE : ask_hypervisor(own);
 
         if (sight == GONE)
-            let_go(own);
+            release(own);
         own->unsure = sight == UNKNOWN;
         is_unsure |= own->unsure;
     }
@@ -251,7 +251,7 @@ int pv_xen_guard(struct pv_channel *channel, int fd)
     guards.first = own;
     error = start_looking();
     if (!error && ask_hypervisor(own) == GONE)
-        let_go(own);
+        release(own);
     pthread_mutex_unlock(&guards.lock);
     return error;
 }

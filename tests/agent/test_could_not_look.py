@@ -482,7 +482,7 @@ async def test_a_file_that_is_removed_while_looks_fail_does_not_keep_its_disk_sp
     before = {each.device: each.instance for each in devices.devices()}
     disk.unlink()
     devices.failed("folder", "No")
-    await devices.let_go_of_removed("folder")
+    await devices.release_removed("folder")
     closing.wait_until_closed()
     assert str(disk) + " (deleted)" not in open_files()
     assert {each.device for each in devices.devices()} == before.keys()

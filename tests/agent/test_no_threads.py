@@ -103,10 +103,10 @@ async def test_a_folder_is_looked_at_again_when_there_are_threads_again(
     def deliver(found: list[Found], _left_out: object) -> None:
         looks.append([item.key[1] for item in found])
 
-    async def let_go() -> None:
+    async def release_removed() -> None:
         await threads.to_thread(int)
 
-    watch = partial(discovery_folder.watch, failed=failures.append, let_go=let_go)
+    watch = partial(discovery_folder.watch, failed=failures.append, release_removed=release_removed)
     async with trio.open_nursery() as nursery:
         await nursery.start(watch, settings.devices, deliver, Priority())
         assert (looks, set(failures)) == ([], {"no thread can be started"})

@@ -53,8 +53,8 @@ def test_a_start_says_made_disks_agent(service: FakeService, screen: Screen) -> 
     def before(notify: Notify) -> None:
         notify("operation.step", step("make"))
         screen.wait_for("qvm-start: waiting for work to be made ...")
-        notify("operation.step", step("plug", "work", "sys-usb:sda"))
-        notify("operation.step", step("plug", "work", "sys-usb:sda"))
+        notify("operation.step", step("attach", "work", "sys-usb:sda"))
+        notify("operation.step", step("attach", "work", "sys-usb:sda"))
         screen.wait_for("qvm-start: waiting for the toolstack to attach sys-usb:sda to work ...")
         notify("operation.step", step("boot"))
         screen.wait_for("qvm-start: waiting for work to boot, and its agent to connect ...")
@@ -128,7 +128,7 @@ def test_nothing_is_said_in_a_script_or_with_q(
         ),
     ],
 )
-@pytest.mark.parametrize("last", [None, "plug", "answer"])
+@pytest.mark.parametrize("last", [None, "attach", "answer"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_says_what_goes_on_without_it(
     service: FakeService,

@@ -15,7 +15,7 @@ from tests.dom0.fakes import FakeDriver
 
 
 class FakeCarrier:
-    """The carrier of block devices, which are plugged because this says so; and what its driver
+    """The carrier of block devices, which are attached because this says so; and what its driver
     has beside it."""
 
     lack = None
@@ -25,12 +25,12 @@ class FakeCarrier:
     boot_timeout = 60.0
 
     def __init__(self) -> None:
-        self.plugged: dict[str, Lease] = {}
+        self.attached: dict[str, Lease] = {}
         self.did: list[str] = []
         self.adopted: list[Lease] = []
-        self.refuse_plug: DriverError | None = None
-        # What a target says to a polite unplug, and its answer to a forced one.
-        self.refuse_unplug: DriverError | None = None
+        self.refuse_attach: DriverError | None = None
+        # What a target says to a polite detach, and its answer to a forced one.
+        self.refuse_detach: DriverError | None = None
         self.refuse_force: DriverError | None = None
         self.refuse_resume: DriverError | None = None
         # The number of the disk that the source's backend has open; an error if xenstore fails.
@@ -45,21 +45,21 @@ class FakeCarrier:
         free = next(name for name in ("xvdi", "xvdj", "xvdk") if name not in taken)
         return asked or free
 
-    async def plug(self, lease: Lease) -> None:
+    async def attach(self, lease: Lease) -> None:
         await trio.lowlevel.checkpoint()
-        self.did.append(f"plug {lease.frontend}")
-        if self.refuse_plug is not None:
-            raise self.refuse_plug
-        self.plugged[lease.attachment] = lease
+        self.did.append(f"attach {lease.frontend}")
+        if self.refuse_attach is not None:
+            raise self.refuse_attach
+        self.attached[lease.attachment] = lease
 
-    async def unplug(self, lease: Lease, *, force: bool) -> None:
+    async def detach(self, lease: Lease, *, force: bool) -> None:
         await trio.lowlevel.checkpoint()
-        self.did.append(f"unplug {lease.frontend}{' by force' if force else ''}")
-        if self.refuse_unplug is not None and not force:
-            raise self.refuse_unplug
+        self.did.append(f"detach {lease.frontend}{' by force' if force else ''}")
+        if self.refuse_detach is not None and not force:
+            raise self.refuse_detach
         if self.refuse_force is not None:
             raise self.refuse_force
-        self.plugged.pop(lease.attachment, None)
+        self.attached.pop(lease.attachment, None)
 
     def number(self, lease: Lease) -> str | None:
         if isinstance(self.serves, DriverError):
@@ -73,8 +73,8 @@ class FakeCarrier:
             raise own
         return own
 
-    def is_plugged(self, lease: Lease) -> bool:
-        return lease.attachment in self.plugged
+    def is_attached(self, lease: Lease) -> bool:
+        return lease.attachment in self.attached
 
     async def resume(self, name: str, domid: int) -> None:
         await trio.lowlevel.checkpoint()

@@ -78,10 +78,10 @@ async def test_an_undone_start_asks_the_guest_before_it_takes_a_disk_in_every_wa
     carried.reach = reach
     with fails("failed", "vault was stopped again", "something is wrong"):
         await carried.client.call("vm.start", vm="vault")
-    last = ["shutdown vault", "unplug xvdi by force"]
+    last = ["shutdown vault", "detach xvdi by force"]
     if way.may_refuse == "no":
         last.reverse()
-    assert carrier.did == ["plug xvdi", "resume vault", *last]
+    assert carrier.did == ["attach xvdi", "resume vault", *last]
     carried.assert_nothing_left()
 
 
@@ -103,7 +103,7 @@ async def test_an_agent_that_ends_while_a_vm_starts_does_not_cost_the_guest_what
     carried.driver.refuse_shutdown = DriverError("it hangs")
     with fails("failed", "vault runs with what it uses (sys-usb:sda: it stays attached to vault"):
         await carried.client.call("vm.start", vm="vault")
-    assert carrier.did == ["plug xvdi", "resume vault", "shutdown vault"]
+    assert carrier.did == ["attach xvdi", "resume vault", "shutdown vault"]
     assert states(carried) == ["attached"]
     carried.driver.refuse_shutdown = None
     await carried.client.call("vm.shutdown", vm="vault")
@@ -117,7 +117,7 @@ async def test_a_vm_that_has_not_begun_to_run_is_not_asked_what_it_uses(
     note_shutdowns(carried, carrier)
 
     async def reach(step: str) -> None:
-        if step == "attach.plugged":
+        if step == "attach.carried":
             carried.driver.agents["sys-usb"].kill()
             await trio.sleep(1)
 
@@ -125,7 +125,7 @@ async def test_a_vm_that_has_not_begun_to_run_is_not_asked_what_it_uses(
     carried.reach = reach
     with fails("failed", "vault was stopped again"):
         await carried.client.call("vm.start", vm="vault")
-    assert carrier.did == ["plug xvdi", "unplug xvdi by force", "shutdown vault by force"]
+    assert carrier.did == ["attach xvdi", "detach xvdi by force", "shutdown vault by force"]
     carried.assert_nothing_left()
 
 
@@ -220,7 +220,7 @@ async def test_another_device_that_comes_while_an_undo_is_refused_ends_the_attac
     with fails("busy", "xvdi did not appear", "it stays attached"):
         await carried.client.attach("work", "sys-usb:sda")
     await trio.sleep(60)
-    assert carrier.did == ["plug xvdi", "unplug xvdi by force"]
+    assert carrier.did == ["attach xvdi", "detach xvdi by force"]
     assert list(carried.state.leases) == []
 
 
@@ -241,7 +241,7 @@ async def test_an_unplug_while_a_row_that_is_being_settled_is_refused_ends_the_a
     work.on["import.stop"] = stop
     await carried.restart()
     await trio.sleep(100)
-    assert carrier.did == ["plug xvdi", "unplug xvdi by force"]
+    assert carrier.did == ["attach xvdi", "detach xvdi by force"]
     assert list(carried.state.leases) == []
 
 
@@ -253,7 +253,7 @@ async def test_of_two_reasons_to_break_off_an_attach_the_one_that_may_not_be_ref
     work.on.update({"import.start": hang, "import.stop": mounted})
 
     async def reach(step: str) -> None:
-        if step == "attach.plugged":
+        if step == "attach.carried":
             (lease,) = carried.state.leases
             for way in (first, then):
                 teardown(carried).end_soon(lease.attachment, "something is wrong", way)
@@ -261,7 +261,7 @@ async def test_of_two_reasons_to_break_off_an_attach_the_one_that_may_not_be_ref
     carried.reach = reach
     with fails("failed", "something is wrong"):
         await carried.client.attach("work", "sys-usb:sda")
-    assert carrier.did == ["plug xvdi", "unplug xvdi by force"]
+    assert carrier.did == ["attach xvdi", "detach xvdi by force"]
     assert list(carried.state.leases) == []
 
 
@@ -279,7 +279,7 @@ async def test_a_source_whose_agent_ended_during_a_refused_undo_is_told_of_what_
         await carried.client.attach("work", "sys-usb:sda")
     del work.on["import.start"]
     await trio.sleep(60)
-    assert carrier.did == ["plug xvdi"]
+    assert carrier.did == ["attach xvdi"]
     assert states(carried) == ["attached"]
     assert len(usb.exports) == len(work.imports) == 1
     carried.driver.die("sys-usb")
@@ -340,10 +340,10 @@ async def test_a_domain_that_ends_while_both_agents_are_away_ends_the_attachment
         agent.listens = False
         agent.kill()
         await trio.sleep(1)
-    assert carrier.did == ["plug xvdi"]
+    assert carrier.did == ["attach xvdi"]
     carried.driver.change(vm, None, "Halted")
     await trio.sleep(1)
-    assert carrier.did == ["plug xvdi", "unplug xvdi by force"]
+    assert carrier.did == ["attach xvdi", "detach xvdi by force"]
     assert list(carried.state.leases) == []
 
 

@@ -64,13 +64,13 @@ async def test_a_slow_one_tells_each_step_once_and_at_once(
         progress.at("connect", "sys-usb")  # over before anything is told
         progress.at("make", "work")
         await trio.sleep(2)
-        progress.at("plug", "work", "sys-usb:sda")
+        progress.at("attach", "work", "sys-usb:sda")
         await trio.sleep(3)
     progress.at("boot", "work")  # of another operation, or none
     await trio.sleep(10)
     assert [(round(when - began, 3), *rest) for when, *rest in command.steps] == [
         (progress.TELL_AFTER, "make", "work", ""),
-        (2, "plug", "work", "sys-usb:sda"),
+        (2, "attach", "work", "sys-usb:sda"),
     ]
 
 

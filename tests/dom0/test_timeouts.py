@@ -103,7 +103,7 @@ def test_an_agent_of_local_mode_answers_before_dom0_gives_it_up() -> None:
 
 def test_an_agent_on_xen_answers_before_dom0_gives_it_up() -> None:
     lend = agents_xen_block.BACKEND_GONE_SECONDS
-    let_go = agents_xen_block.QUIET_LOOKS * agents_xen_block.LOOK_SECONDS
+    to_release = agents_xen_block.QUIET_LOOKS * agents_xen_block.LOOK_SECONDS
     assert 1 + lend < EXPORT_TIMEOUT
     assert 1 + agents_xen_block.APPEAR_SECONDS < IMPORT_TIMEOUT
-    assert 1 + let_go < STOP_TIMEOUT
+    assert 1 + to_release < STOP_TIMEOUT

@@ -48,7 +48,7 @@ async def test_a_guest_is_asked_first_and_its_disks_are_freed_with_its_end(
     world.driver.agents["work"].on["import.stop"] = mounted
     note_shutdowns(world, carrier)
     await world.client.call("vm.shutdown", vm="work")
-    assert carrier.did == ["plug xvdi", "shutdown work", "unplug xvdi by force"]
+    assert carrier.did == ["attach xvdi", "shutdown work", "detach xvdi by force"]
     world.assert_nothing_left()
 
 
@@ -59,7 +59,7 @@ async def test_a_guest_that_does_not_shut_down_keeps_its_disks(
     world.driver.refuse_shutdown = DriverError("work still runs 60 s after it was told to")
     with fails("failed", "work still runs"):
         await world.client.call("vm.shutdown", vm="work")
-    assert carrier.did == ["plug xvdi"]
+    assert carrier.did == ["attach xvdi"]
     assert states(world) == ["attached"]
 
 
@@ -75,11 +75,11 @@ async def test_a_source_that_lends_what_is_in_use_is_not_shut_down_and_says_who_
         "unmount it in work and try again; qvm-shutdown --force sys-usb",
     ):
         await world.client.call("vm.shutdown", vm="sys-usb")
-    assert carrier.did == ["plug xvdi"]
+    assert carrier.did == ["attach xvdi"]
     assert states(world) == ["attached"]
     assert world.driver.shutdowns == []
     await world.client.call("vm.shutdown", vm="sys-usb", force=True)
-    assert carrier.plugged == {}
+    assert carrier.attached == {}
     assert list(world.state.leases) == []
 
 
@@ -96,7 +96,7 @@ async def test_a_shutdown_that_is_refused_takes_nothing_that_is_idle_either(
     world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await refused_for_one_of_two(world)
-    assert carrier.did == ["plug xvdi", "plug xvdj"]
+    assert carrier.did == ["attach xvdi", "attach xvdj"]
 
 
 async def test_in_local_mode_too_a_refused_shutdown_takes_nothing_that_is_idle(
@@ -127,7 +127,7 @@ async def test_a_vm_that_does_not_say_whether_it_uses_what_it_borrows_keeps_its_
     world.driver.agents["work"].on["import.check"] = hang
     with fails("busy", "whose agent does not say whether it is used"):
         await world.client.call("vm.shutdown", vm="sys-usb")
-    assert carrier.did == ["plug xvdi"]
+    assert carrier.did == ["attach xvdi"]
 
 
 async def test_a_source_that_lends_what_is_not_used_is_shut_down(
@@ -135,7 +135,7 @@ async def test_a_source_that_lends_what_is_not_used_is_shut_down(
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
     await world.client.call("vm.shutdown", vm="sys-usb")
-    assert carrier.did == ["plug xvdi", "unplug xvdi"]
+    assert carrier.did == ["attach xvdi", "detach xvdi"]
     world.assert_nothing_left()
 
 
@@ -257,7 +257,7 @@ async def test_an_attach_that_fails_does_not_take_what_the_guest_mounted_at_once
     agent.on["import.stop"] = mounted
     with fails("busy", "work did not answer", "it stays attached to work", "detach"):
         await world.client.attach("work", "sys-usb:sda")
-    assert carrier.did == ["plug xvdi"]
+    assert carrier.did == ["attach xvdi"]
     assert states(world) == ["attached"]
     assert [row.state for row in world.state.store.journal()] == ["attached"]
     agent.on.clear()
@@ -275,7 +275,7 @@ async def test_an_attach_that_cannot_be_assigned_does_not_take_what_is_used_alre
     world.driver.agents["work"].on["import.stop"] = mounted
     with fails("busy", "it could not be assigned", "the disk is full", "it stays attached to work"):
         await world.client.attach("work", "sys-usb:sda", persistent=True)
-    assert carrier.did == ["plug xvdi"]
+    assert carrier.did == ["attach xvdi"]
     assert states(world) == ["attached"]
 
 
@@ -287,7 +287,7 @@ async def test_a_start_that_fails_stops_the_vm_before_its_disks_are_taken(
     note_shutdowns(world, carrier)
     with fails("failed", "vault was stopped again: its agent did not connect"):
         await world.client.call("vm.start", vm="vault")
-    assert carrier.did == ["plug xvdi", "resume vault", "shutdown vault", "unplug xvdi by force"]
+    assert carrier.did == ["attach xvdi", "resume vault", "shutdown vault", "detach xvdi by force"]
     world.assert_nothing_left()
 
 
@@ -372,10 +372,10 @@ async def test_an_interrupted_start_does_not_destroy_a_vm_that_may_have_mounted_
     await world.start()
     await trio.sleep(100)
     assert {force for _, force in world.driver.shutdowns} == {False}
-    assert len(carrier.plugged) == 1
+    assert len(carrier.attached) == 1
     world.driver.refuse_shutdown = None
     await trio.sleep(100)
-    assert carrier.plugged == {}
+    assert carrier.attached == {}
     world.assert_nothing_left()
 
 
@@ -395,7 +395,7 @@ async def test_an_agent_that_is_started_anew_does_not_cost_a_vm_what_it_uses(
     world.driver.agents["work"].on["import.stop"] = mounted
     world.driver.agents[vm].kill()
     await trio.sleep(10)
-    assert carrier.did == ["plug xvdi"]
+    assert carrier.did == ["attach xvdi"]
     assert states(world) == ["attached"]
     (kept,) = world.audit("kept")
     assert "xvdi is mounted" in kept["reason"]
@@ -417,7 +417,7 @@ async def test_an_agent_that_is_started_anew_takes_along_what_is_not_used(
     await world.client.attach("work", "sys-usb:sda")
     world.driver.agents[vm].kill()
     await trio.sleep(10)
-    assert carrier.plugged == {}
+    assert carrier.attached == {}
     world.assert_nothing_left()
 
 
@@ -430,11 +430,11 @@ async def test_a_vm_that_goes_down_by_itself_puts_away_what_it_has_before_it_is_
     world.driver.agents[vm].listens = False
     world.driver.agents[vm].kill()
     await trio.sleep(30)
-    assert carrier.did == ["plug xvdi"]
+    assert carrier.did == ["attach xvdi"]
     assert states(world) == ["attached"]
     world.driver.change(vm, None, "Halted")
     await trio.sleep(1)
-    assert carrier.did == ["plug xvdi", "unplug xvdi by force"]
+    assert carrier.did == ["attach xvdi", "detach xvdi by force"]
     world.assert_nothing_left()
 
 
@@ -447,7 +447,7 @@ async def test_what_a_vm_may_use_whose_agent_is_not_there_is_not_detached(
     await trio.sleep(1)
     with fails("busy", "whose agent does not say whether it is used", "it is not connected"):
         await world.client.detach("work", "sys-usb:sda")
-    assert carrier.did == ["plug xvdi"]
+    assert carrier.did == ["attach xvdi"]
 
 
 @pytest.mark.parametrize("vm", ["work", "sys-usb"])
@@ -460,12 +460,12 @@ async def test_after_a_restart_an_agent_that_does_not_come_back_costs_a_vm_nothi
     agent.listens = False
     await world.restart()
     await trio.sleep(100)
-    assert carrier.did == ["plug xvdi"]
+    assert carrier.did == ["attach xvdi"]
     assert states(world) == ["attached"]
     agent.listens = True
     await trio.sleep(10)
     assert states(world) == ["attached"]
-    assert carrier.did == ["plug xvdi"]
+    assert carrier.did == ["attach xvdi"]
 
 
 async def test_after_a_restart_a_source_s_agent_that_goes_again_unplugs_nothing(
@@ -481,7 +481,7 @@ async def test_after_a_restart_a_source_s_agent_that_goes_again_unplugs_nothing(
     source.kill()
     target.listens = True  # only now both were there
     await trio.sleep(100)
-    assert carrier.did == ["plug xvdi"]
+    assert carrier.did == ["attach xvdi"]
     assert states(world) == ["attached"]
 
 
@@ -490,7 +490,7 @@ async def test_after_a_restart_a_source_s_agent_that_goes_again_unplugs_nothing(
 
 def test_only_force_and_what_leaves_nothing_to_save_take_away_what_is_in_use() -> None:
     unrefusable = {name for name, way in WAYS.items() if way.may_refuse == "no"}
-    assert unrefusable == {"FORCED", "GONE", "LET_GO", "CONTRADICTED"}
+    assert unrefusable == {"FORCED", "GONE", "RELEASED", "CONTRADICTED"}
 
 
 def test_the_documentation_has_every_way() -> None:

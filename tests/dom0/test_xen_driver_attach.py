@@ -14,7 +14,7 @@ from trio.abc import Clock
 from tests.dom0.fake_carrier import FakeCarrier, mounted
 from tests.dom0.fakes import World, fails, hang, named
 
-STEPS = ("attach.leased", "attach.exported", "attach.plugged", "attach.imported")
+STEPS = ("attach.leased", "attach.exported", "attach.carried", "attach.imported")
 
 
 @pytest.fixture
@@ -46,10 +46,10 @@ async def test_the_device_is_plugged_between_the_two_agents(
     await world.client.detach("work", "sys-usb:sda")
     assert carrier.did == [
         "sys-usb export.start",
-        "plug xvdi",
+        "attach xvdi",
         "work import.start",
         "work import.stop",
-        "unplug xvdi",
+        "detach xvdi",
         "sys-usb export.stop",
     ]
     world.assert_nothing_left()
@@ -66,7 +66,7 @@ async def test_a_name_is_given_once(
 async def test_a_toolstack_that_fails_leaves_nothing(
     world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
-    carrier.refuse_plug = DriverError("no: xl says so", hint="look at it")
+    carrier.refuse_attach = DriverError("no: xl says so", hint="look at it")
     with fails("failed", "no: xl says so", "look at it"):
         await world.client.attach("work", "sys-usb:sda")
     world.assert_nothing_left()
@@ -81,7 +81,7 @@ async def test_a_target_that_never_sees_it_loses_it(
     world.driver.agents["work"].on["import.start"] = refuse
     with fails("failed", "xvdi did not appear"):
         await world.client.attach("work", "sys-usb:sda")
-    assert carrier.plugged == {}
+    assert carrier.attached == {}
     world.assert_nothing_left()
 
 
@@ -95,7 +95,7 @@ async def test_a_device_in_use_is_not_detached(
     (lease,) = world.state.leases
     assert lease.state == "attached"
     assert [row.state for row in world.state.store.journal()] == ["attached"]
-    assert carrier.did == ["plug xvdi"]
+    assert carrier.did == ["attach xvdi"]
     del world.driver.agents["work"].on["import.stop"]
     await world.client.detach("work", "sys-usb:sda")
     world.assert_nothing_left()
@@ -111,10 +111,10 @@ async def test_a_target_that_does_not_say_whether_it_uses_it_keeps_it(
     with fails("busy", "stays attached to work, whose agent does not say", "detach --force"):
         await world.client.detach("work", "sys-usb:sda")
     assert [lease.state for lease in world.state.leases] == ["attached"]
-    assert carrier.did == ["plug xvdi"]
+    assert carrier.did == ["attach xvdi"]
     assert agent.connections == 1
     await world.client.call("device.detach", **named("work", "sys-usb:sda"), force=True)
-    assert carrier.did == ["plug xvdi", "unplug xvdi by force"]
+    assert carrier.did == ["attach xvdi", "detach xvdi by force"]
     assert len(world.state.leases) == 0
 
 
@@ -133,7 +133,7 @@ async def test_a_service_that_dies_before_the_target_has_let_go_leaves_it_attach
     await world.start()
     await trio.sleep(60)
     assert [lease.state for lease in world.state.leases] == ["attached"]
-    assert carrier.did == ["plug xvdi"]
+    assert carrier.did == ["attach xvdi"]
 
 
 async def detach_in_vain(world: World) -> None:
@@ -145,13 +145,13 @@ async def test_a_kernel_that_refuses_is_reported_and_all_stays(
     world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
-    carrier.refuse_unplug = DriverError("work does not let go", code="busy")
+    carrier.refuse_detach = DriverError("work does not let go", code="busy")
     with fails("busy", "work does not let go"):
         await world.client.detach("work", "sys-usb:sda")
     (lease,) = world.state.leases
     assert lease.state == "attached"
     assert len(world.driver.agents["work"].imports) == 1  # the target knows of it again
-    carrier.refuse_unplug = None
+    carrier.refuse_detach = None
     await world.client.detach("work", "sys-usb:sda")
     world.assert_nothing_left()
 
@@ -163,7 +163,7 @@ async def test_an_unplugged_device_is_taken_away_by_force(
     world.driver.agents["work"].on["import.stop"] = mounted
     await world.driver.agents["sys-usb"].unplug("sda")
     await trio.testing.wait_all_tasks_blocked()
-    assert carrier.did[-1] == "unplug xvdi by force"
+    assert carrier.did[-1] == "detach xvdi by force"
     assert list(world.state.leases) == []
 
 
@@ -186,7 +186,7 @@ async def test_unplugging_is_not_forgotten_while_a_detach_is_refused(
         await trio.sleep(0.5)
         await world.driver.agents["sys-usb"].unplug("sda")
     await trio.sleep(5)
-    assert carrier.did[-1] == "unplug xvdi by force"
+    assert carrier.did[-1] == "detach xvdi by force"
     assert list(world.state.leases) == []
 
 
@@ -213,9 +213,9 @@ async def test_a_source_that_serves_another_disk_under_that_name_lends_none(
     with fails("failed", words):
         await world.client.attach("work", "sys-usb:sda")
     assert "import.start" not in world.driver.agents["work"].calls, "the target is told nothing"
-    assert carrier.did[0] == "plug xvdi"
-    assert carrier.did[-1].startswith("unplug xvdi")
-    assert carrier.plugged == {}
+    assert carrier.did[0] == "attach xvdi"
+    assert carrier.did[-1].startswith("detach xvdi")
+    assert carrier.attached == {}
     world.assert_nothing_left()
 
 
@@ -225,10 +225,10 @@ async def test_another_disk_under_that_name_is_taken_from_a_target_that_uses_it(
     world.driver.agents["sys-usb"].on["export.start"] = says_its_number
     world.driver.agents["work"].on["import.stop"] = mounted
     carrier.serves = "8:b"
-    carrier.refuse_unplug = DriverError("it is in use", code="busy")
+    carrier.refuse_detach = DriverError("it is in use", code="busy")
     with fails("failed", OTHER_DISK):
         await world.client.attach("work", "sys-usb:sda")
-    assert carrier.did[-1] == "unplug xvdi by force"
+    assert carrier.did[-1] == "detach xvdi by force"
     world.assert_nothing_left()
 
 
@@ -268,7 +268,7 @@ async def test_a_service_that_is_killed_leaves_what_the_next_one_undoes(
         await killed.wait()
     await world.restart()
     await trio.sleep(60)
-    assert carrier.plugged == {}
+    assert carrier.attached == {}
     world.assert_nothing_left()
 
 
@@ -277,14 +277,14 @@ async def test_after_a_restart_what_xenstore_has_is_kept_and_all_else_ended(
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
     await world.client.attach("work", "sys-usb:sdb")
-    (gone,) = (a for a, lease in carrier.plugged.items() if lease.key.device == "sdb")
+    (gone,) = (a for a, lease in carrier.attached.items() if lease.key.device == "sdb")
     await world.kill()
-    del carrier.plugged[gone]  # somebody ran `xl block-detach`
+    del carrier.attached[gone]  # somebody ran `xl block-detach`
     await world.start()
     assert {str(lease.key) for lease in carrier.adopted} == {"sys-usb:sda", "sys-usb:sdb"}
     await trio.sleep(60)
     assert [str(lease.key) for lease in world.state.leases] == ["sys-usb:sda"]
-    assert len(carrier.plugged) == 1
+    assert len(carrier.attached) == 1
 
 
 async def test_a_vm_that_gives_its_disk_another_name_does_not_keep_it(
@@ -295,8 +295,8 @@ async def test_a_vm_that_gives_its_disk_another_name_does_not_keep_it(
     imported["frontend"] = "xvdk"
     await world.restart()
     await trio.sleep(60)
-    assert carrier.did[-1] == "unplug xvdi by force"
-    assert not carrier.plugged
+    assert carrier.did[-1] == "detach xvdi by force"
+    assert not carrier.attached
     assert len(world.state.leases) == 0
 
 
@@ -330,7 +330,7 @@ async def test_a_vm_gets_its_devices_before_it_is_let_go(
     assert answer["attached"] == ["sys-usb:sda"]
     assert carrier.did == [
         "sys-usb export.start",
-        "plug xvdi",
+        "attach xvdi",
         "resume vault",
         "vault import.start",
     ]
@@ -339,7 +339,7 @@ async def test_a_vm_gets_its_devices_before_it_is_let_go(
     assert world.state.store.starts() == []
 
 
-@pytest.mark.parametrize("what", ["plug", "resume", "import"])
+@pytest.mark.parametrize("what", ["attach", "resume", "import"])
 async def test_a_start_that_fails_leaves_nothing_half_made(
     world: World, carrier: FakeCarrier, autojump_clock: Clock, what: str
 ) -> None:
@@ -353,7 +353,7 @@ async def test_a_start_that_fails_leaves_nothing_half_made(
         setattr(carrier, f"refuse_{what}", DriverError("it does not work"))
     with fails("failed", "vault was stopped again", "it does not work"):
         await world.client.call("vm.start", vm="vault")
-    assert carrier.plugged == {}
+    assert carrier.attached == {}
     assert world.driver.infos["vault"].domid is None
     assert world.state.store.starts() == []
     world.assert_nothing_left()
@@ -377,12 +377,12 @@ async def test_an_interrupted_start_leaves_no_vm_that_waits_for_ever(
 ) -> None:
     await assign(world)
     world.driver.agents["vault"].listens = False
-    await is_killed_while_it_starts_vault(world, "start.plugged")
+    await is_killed_while_it_starts_vault(world, "start.carried")
     await world.restart()
     await trio.sleep(100)
     assert world.driver.shutdowns == [("vault", True)], "it would not hear a polite one"
     assert world.driver.infos["vault"].domid is None
-    assert carrier.plugged == {}
+    assert carrier.attached == {}
     world.assert_nothing_left()
 
 
@@ -391,7 +391,7 @@ async def test_a_vm_that_runs_already_is_asked_to_shut_down(
 ) -> None:
     await assign(world)
     await is_killed_while_it_starts_vault(world, "start.agent")
-    del carrier.plugged[next(iter(carrier.plugged))]  # it was pulled out meanwhile
+    del carrier.attached[next(iter(carrier.attached))]  # it was pulled out meanwhile
     await world.restart()
     await trio.sleep(100)
     assert world.driver.shutdowns == [("vault", False)]
@@ -410,7 +410,7 @@ async def test_dom0s_user_can_take_away_what_a_vm_does_not_let_go(
         await world.client.call("device.detach", **of)
     answer = await world.client.call("device.detach", **of, force=True)
     assert answer["results"][0]["detached"]
-    assert carrier.plugged == {}
+    assert carrier.attached == {}
     assert list(world.state.leases) == []
     (ended,) = world.audit("ended")
     assert ended["reason"] == "dom0 detached it by force"
@@ -425,14 +425,14 @@ async def test_what_the_toolstack_does_not_take_away_is_given_to_nobody_and_trie
     carrier.did.clear()
     await world.driver.agents["sys-usb"].unplug("sda")
     await trio.sleep(100)
-    assert carrier.did == ["unplug xvdi by force", "unplug xvdi by force"]
+    assert carrier.did == ["detach xvdi by force", "detach xvdi by force"]
     (lease,) = world.state.leases
     assert lease.state == "detaching"
     assert [row.attachment for row in world.state.store.journal()] == [lease.attachment]
     carrier.refuse_force = None
     await trio.sleep(60)
-    assert carrier.did[2:] == ["unplug xvdi by force", "sys-usb export.stop"]
-    assert carrier.plugged == {}
+    assert carrier.did[2:] == ["detach xvdi by force", "sys-usb export.stop"]
+    assert carrier.attached == {}
     assert len(world.audit("left_over")) == 1, "the log is for events, not for tries"
     world.assert_nothing_left()
 
@@ -454,7 +454,7 @@ async def test_what_is_left_over_when_the_service_is_killed_is_not_lost(
     assert lease.state == "detaching"
     carrier.refuse_force = None
     await trio.sleep(60)
-    assert carrier.plugged == {}
+    assert carrier.attached == {}
     world.assert_nothing_left()
     await world.client.attach("work", "sys-usb:sda")
 

@@ -69,13 +69,13 @@ def test_a_name_that_is_no_device_never_reaches_xl() -> None:
 async def test_a_device_is_plugged_and_unplugged(host: Host) -> None:
     host.create(5, "work")
     async with running(host) as driver:
-        assert not driver.carriers["block"].is_plugged(LEASE)
-        await driver.carriers["block"].plug(LEASE)
-        assert driver.carriers["block"].is_plugged(LEASE)
-        await driver.carriers["block"].unplug(LEASE, force=False)
-        assert not driver.carriers["block"].is_plugged(LEASE)
+        assert not driver.carriers["block"].is_attached(LEASE)
+        await driver.carriers["block"].attach(LEASE)
+        assert driver.carriers["block"].is_attached(LEASE)
+        await driver.carriers["block"].detach(LEASE, force=False)
+        assert not driver.carriers["block"].is_attached(LEASE)
         assert [call[0] for call in host.calls()] == ["block-attach", "block-detach"]
-        await driver.carriers["block"].unplug(LEASE, force=False)
+        await driver.carriers["block"].detach(LEASE, force=False)
         assert len(host.calls()) == 2  # there was nothing left to take away
 
 
@@ -87,9 +87,9 @@ async def test_what_a_source_does_not_serve_is_an_error_and_taken_away(
     host.plan(block_attach={"status": ""})
     async with running(host) as driver:
         with pytest.raises(DriverError, match=r"sys-usb does not serve it$"):
-            await driver.carriers["block"].plug(LEASE)
-        await driver.carriers["block"].unplug(LEASE, force=True)
-        assert not driver.carriers["block"].is_plugged(LEASE)
+            await driver.carriers["block"].attach(LEASE)
+        await driver.carriers["block"].detach(LEASE, force=True)
+        assert not driver.carriers["block"].is_attached(LEASE)
 
 
 async def test_what_a_sources_script_says_against_it_is_passed_on_at_once(
@@ -100,7 +100,7 @@ async def test_what_a_sources_script_says_against_it_is_passed_on_at_once(
     host.plan(block_attach={"status": "error", "error": "/dev/sda1 \x1b[2Jhas gone" + "!" * 4096})
     async with running(host) as driver:
         with pytest.raises(DriverError, match=r"; it says: /dev/sda1 _.2Jhas gone!") as refused:
-            await driver.carriers["block"].plug(LEASE)
+            await driver.carriers["block"].attach(LEASE)
     assert len(str(refused.value)) < 500
 
 
@@ -108,9 +108,9 @@ async def test_a_vm_that_has_not_run_yet_is_not_asked_to_let_go(host: Host) -> N
     host.configure("work")
     async with running(host) as driver:
         lease = attrs.evolve(LEASE, vm_domid=await driver.start("work"))
-        await driver.carriers["block"].plug(lease)
-        await driver.carriers["block"].unplug(lease, force=True)
-        assert not driver.carriers["block"].is_plugged(lease)
+        await driver.carriers["block"].attach(lease)
+        await driver.carriers["block"].detach(lease, force=True)
+        assert not driver.carriers["block"].is_attached(lease)
         assert host.calls("block-detach") == [
             ["block-detach", "--force", str(lease.vm_domid), "xvdi"]
         ]
@@ -122,40 +122,40 @@ async def test_what_xl_leaves_when_it_fails_half_way_is_taken_away(host: Host) -
     host.plan(block_attach={"does": True, "exit": 1, "says": says})
     async with running(host) as driver:
         with pytest.raises(DriverError, match="it says: Domain 5:unable to add device"):
-            await driver.carriers["block"].plug(LEASE)
-        await driver.carriers["block"].unplug(LEASE, force=True)
-        assert not driver.carriers["block"].is_plugged(LEASE)
+            await driver.carriers["block"].attach(LEASE)
+        await driver.carriers["block"].detach(LEASE, force=True)
+        assert not driver.carriers["block"].is_attached(LEASE)
 
 
 async def test_a_refused_detach_is_told_and_the_device_stays(host: Host) -> None:
     host.create(5, "work")
     async with running(host) as driver:
-        await driver.carriers["block"].plug(LEASE)
+        await driver.carriers["block"].attach(LEASE)
         host.plan(block_detach={"exit": 1, "says": "libxl: error: a.c:1:b: timed out\n"})
         with pytest.raises(DriverError, match="work does not let go of sys-usb:sda1") as caught:
-            await driver.carriers["block"].unplug(LEASE, force=False)
+            await driver.carriers["block"].detach(LEASE, force=False)
         assert caught.value.code == "busy"
-        assert driver.carriers["block"].is_plugged(LEASE)
+        assert driver.carriers["block"].is_attached(LEASE)
 
 
 async def test_a_source_that_hangs_does_not_keep_what_the_target_let_go(host: Host) -> None:
     host.create(5, "work")
     async with running(host) as driver:
-        await driver.carriers["block"].plug(LEASE)
+        await driver.carriers["block"].attach(LEASE)
         host.plan(block_detach={"exit": 1})
         host.put("/local/domain/5/device/vbd/51840/state", "6")  # Closed
-        await driver.carriers["block"].unplug(LEASE, force=False)
-        assert not driver.carriers["block"].is_plugged(LEASE)
+        await driver.carriers["block"].detach(LEASE, force=False)
+        assert not driver.carriers["block"].is_attached(LEASE)
         assert host.calls("block-detach")[-1] == ["block-detach", "--force", "5", "xvdi"]
 
 
 async def test_force_takes_it_all_the_same(host: Host) -> None:
     host.create(5, "work")
     async with running(host) as driver:
-        await driver.carriers["block"].plug(LEASE)
+        await driver.carriers["block"].attach(LEASE)
         host.plan(block_detach={"exit": 1})
-        await driver.carriers["block"].unplug(LEASE, force=True)
-        assert not driver.carriers["block"].is_plugged(LEASE)
+        await driver.carriers["block"].detach(LEASE, force=True)
+        assert not driver.carriers["block"].is_attached(LEASE)
         assert host.calls("block-detach") == [
             ["block-detach", "5", "xvdi"],
             ["block-detach", "--force", "5", "xvdi"],
@@ -174,8 +174,8 @@ async def test_another_device_under_the_name_is_left_alone(
     host.lend(NODE, backend, script)
     host.create(5, "work")
     async with running(host) as driver:
-        assert not driver.carriers["block"].is_plugged(LEASE)
-        await driver.carriers["block"].unplug(LEASE, force=True)
+        assert not driver.carriers["block"].is_attached(LEASE)
+        await driver.carriers["block"].detach(LEASE, force=True)
         assert host.calls() == []
 
 
@@ -194,11 +194,11 @@ async def test_what_a_domain_has_that_ended_is_attached_until_the_toolstack_took
 ) -> None:
     host.create(5, "work")
     async with running(host) as driver, trio.open_nursery() as nursery:
-        await driver.carriers["block"].plug(LEASE)
+        await driver.carriers["block"].attach(LEASE)
         await ends_uncleared(host, driver)
-        nursery.start_soon(functools.partial(driver.carriers["block"].unplug, LEASE, force=True))
+        nursery.start_soon(functools.partial(driver.carriers["block"].detach, LEASE, force=True))
         await until_watched(host, NODE)
-        assert driver.carriers["block"].is_plugged(LEASE)
+        assert driver.carriers["block"].is_attached(LEASE)
         assert nursery.child_tasks
         host.clear(5)
     assert host.calls("block-detach") == []
@@ -210,22 +210,22 @@ async def test_what_a_domain_keeps_that_nobody_clears_away_is_taken_by_force(
     monkeypatch.setattr(xen_block, "SETTLE_SECONDS", 0.1)
     host.create(5, "work")
     async with running(host) as driver:
-        await driver.carriers["block"].plug(LEASE)
+        await driver.carriers["block"].attach(LEASE)
         await ends_uncleared(host, driver)
-        await driver.carriers["block"].unplug(LEASE, force=False)
-        assert not driver.carriers["block"].is_plugged(LEASE)
+        await driver.carriers["block"].detach(LEASE, force=False)
+        assert not driver.carriers["block"].is_attached(LEASE)
         assert host.calls("block-detach") == [["block-detach", "--force", "5", "xvdi"]]
 
 
 async def test_a_domain_that_is_suspended_keeps_what_it_has(host: Host) -> None:
     host.create(5, "work")
     async with running(host) as driver:
-        await driver.carriers["block"].plug(LEASE)
+        await driver.carriers["block"].attach(LEASE)
         host.flag(5, "---ss-")
         host.fire("@releaseDomain")
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert driver.domains()["work"].domid == 5
-        assert driver.carriers["block"].is_plugged(LEASE)
+        assert driver.carriers["block"].is_attached(LEASE)
         assert host.calls("block-detach") == []
 
 

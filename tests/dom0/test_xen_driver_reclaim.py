@@ -35,7 +35,7 @@ async def ends(host: Host, driver: XenDriver) -> None:
     """Domain 5 had a lease."""
     host.destroy(5)
     await until(driver, "work", None)
-    await driver.carriers["block"].unplug(LEASE, force=True)
+    await driver.carriers["block"].detach(LEASE, force=True)
 
 
 async def reboots(host: Host, driver: XenDriver) -> None:
@@ -51,9 +51,9 @@ async def test_a_vm_that_reboots_does_not_keep_what_it_had(host: Host, in_time: 
     # was taken from a domain that was about to end.
     host.create(5, "work")
     async with running(host) as driver:
-        await driver.carriers["block"].plug(LEASE)
+        await driver.carriers["block"].attach(LEASE)
         if in_time:
-            await driver.carriers["block"].unplug(LEASE, force=True)
+            await driver.carriers["block"].detach(LEASE, force=True)
         before = host.calls("block-detach")
         assert before == [["block-detach", "5", "xvdi"]] * in_time
         await reboots(host, driver)
@@ -61,14 +61,14 @@ async def test_a_vm_that_reboots_does_not_keep_what_it_had(host: Host, in_time: 
         host.made(6)
         await settled(driver)
         assert host.calls("block-detach") == [*before, FORCED]
-        assert not driver.carriers["block"].is_plugged(LEASE_6)
+        assert not driver.carriers["block"].is_attached(LEASE_6)
 
 
 async def test_a_domain_that_is_being_made_is_left_alone(host: Host) -> None:
     # The toolstack would give up the whole domain, and the VM would not come back.
     host.create(5, "work")
     async with running(host) as driver:
-        await driver.carriers["block"].plug(LEASE)
+        await driver.carriers["block"].attach(LEASE)
         await reboots(host, driver)
         host.lend(NODE_6, BACKEND_6, SCRIPT)
         host.fire(NODE_6)
@@ -86,7 +86,7 @@ async def test_where_the_toolstack_leaves_no_trace_the_agent_says_that_it_is_mad
     monkeypatch.setattr("pedos_dom0.drivers.xen.driver.VchanStream", lambda channel: channel)
     host.create(5, "work")
     async with running(host) as driver:
-        await driver.carriers["block"].plug(LEASE)
+        await driver.carriers["block"].attach(LEASE)
         await reboots(host, driver)
         host.lend(NODE_6, BACKEND_6, SCRIPT)
         await driver.connect_control("work", 6)
@@ -102,7 +102,7 @@ async def test_what_a_service_that_was_killed_has_left_is_taken_away(host: Host)
     async with running(host, LEASE) as driver:
         await settled(driver)
         assert host.calls("block-detach") == [FORCED]
-        assert driver.carriers["block"].is_plugged(LEASE), "it stands in the journal"
+        assert driver.carriers["block"].is_attached(LEASE), "it stands in the journal"
 
 
 async def test_what_an_administrator_attached_is_not_ours(host: Host) -> None:
@@ -121,29 +121,29 @@ async def test_nobody_else_gets_what_a_vm_may_come_back_with(
     host.create(9, "personal")
     asked = attrs.evolve(ANOTHERS, key=attrs.evolve(LEASE.key, device=device))
     async with running(host) as driver:
-        await driver.carriers["block"].plug(LEASE)
+        await driver.carriers["block"].attach(LEASE)
         await reboots(host, driver)
         if refused:
             with pytest.raises(DriverError, match="work had sys-usb:sda1 and is just") as caught:
-                await driver.carriers["block"].plug(asked)
+                await driver.carriers["block"].attach(asked)
             assert caught.value.code == "busy"
-            assert not driver.carriers["block"].is_plugged(asked)
+            assert not driver.carriers["block"].is_attached(asked)
             host.made(6)
             await settled(driver)
-        await driver.carriers["block"].plug(asked)
-        assert driver.carriers["block"].is_plugged(asked)
+        await driver.carriers["block"].attach(asked)
+        assert driver.carriers["block"].is_attached(asked)
 
 
 async def test_others_get_what_a_vm_had_that_dies_while_it_is_made(host: Host) -> None:
     host.create(5, "work")
     host.create(9, "personal")
     async with running(host) as driver:
-        await driver.carriers["block"].plug(LEASE)
+        await driver.carriers["block"].attach(LEASE)
         await reboots(host, driver)
         host.destroy(6)
         await until(driver, "work", None)
-        await driver.carriers["block"].plug(ANOTHERS)
-        assert driver.carriers["block"].is_plugged(ANOTHERS)
+        await driver.carriers["block"].attach(ANOTHERS)
+        assert driver.carriers["block"].is_attached(ANOTHERS)
 
 
 @pytest.mark.parametrize(
@@ -170,29 +170,29 @@ async def test_only_what_shares_data_with_it_waits_for_a_reboot(
         for one, device in ((LEASE, had), (ANOTHERS, wanted))
     )
     async with running(host) as driver:
-        await driver.carriers["block"].plug(lease)
+        await driver.carriers["block"].attach(lease)
         host.destroy(5)
         await until(driver, "work", None)
-        await driver.carriers["block"].unplug(lease, force=True)
+        await driver.carriers["block"].detach(lease, force=True)
         host.create(6, "work", made=False)
         await until(driver, "work", DomainInfo("work", 6, "Running"))
         if related:
             with pytest.raises(DriverError, match="just rebooting"):
-                await driver.carriers["block"].plug(other)
+                await driver.carriers["block"].attach(other)
         else:
-            await driver.carriers["block"].plug(other)
-            assert driver.carriers["block"].is_plugged(other)
+            await driver.carriers["block"].attach(other)
+            assert driver.carriers["block"].is_attached(other)
 
 
 async def test_what_was_refused_to_a_vm_is_nothing_that_it_had(host: Host) -> None:
     host.create(5, "work")
     host.create(9, "personal")
     async with running(host) as driver:
-        await driver.carriers["block"].plug(LEASE)
+        await driver.carriers["block"].attach(LEASE)
         await reboots(host, driver)
         with pytest.raises(DriverError, match="just rebooting"):
-            await driver.carriers["block"].plug(ANOTHERS)
-        await driver.carriers["block"].unplug(
+            await driver.carriers["block"].attach(ANOTHERS)
+        await driver.carriers["block"].detach(
             ANOTHERS, force=True
         )  # as whoever failed to attach does
         host.made(6)
@@ -200,31 +200,31 @@ async def test_what_was_refused_to_a_vm_is_nothing_that_it_had(host: Host) -> No
         host.destroy(9)
         host.create(10, "personal", made=False)
         await until(driver, "personal", DomainInfo("personal", 10, "Running"))
-        await driver.carriers["block"].plug(LEASE_6)
-        assert driver.carriers["block"].is_plugged(LEASE_6)
+        await driver.carriers["block"].attach(LEASE_6)
+        assert driver.carriers["block"].is_attached(LEASE_6)
 
 
 async def test_what_is_granted_after_a_reboot_stays(host: Host) -> None:
     host.create(5, "work")
     async with running(host) as driver:
-        await driver.carriers["block"].plug(LEASE)
+        await driver.carriers["block"].attach(LEASE)
         await reboots(host, driver)
-        await driver.carriers["block"].plug(LEASE_6)
+        await driver.carriers["block"].attach(LEASE_6)
         host.made(6)
         await settled(driver)
-        assert driver.carriers["block"].is_plugged(LEASE_6)
+        assert driver.carriers["block"].is_attached(LEASE_6)
         assert host.calls("block-detach") == []
 
 
 async def test_a_detach_that_was_refused_leaves_it_given(host: Host) -> None:
     host.create(5, "work")
     async with running(host) as driver:
-        await driver.carriers["block"].plug(LEASE)
+        await driver.carriers["block"].attach(LEASE)
         host.plan(block_detach={"exit": 1})
         with pytest.raises(DriverError):
-            await driver.carriers["block"].unplug(LEASE, force=False)
+            await driver.carriers["block"].detach(LEASE, force=False)
         assert (5, "xvdi") in driver._block._given
-        await driver.carriers["block"].unplug(LEASE, force=True)
+        await driver.carriers["block"].detach(LEASE, force=True)
         assert not driver._block._given
 
 
@@ -236,17 +236,17 @@ async def test_a_domain_that_comes_back_with_its_number_keeps_nothing(
     host.create(5, "work")
     async with running(host) as driver:
         driver._block.reclaimer.complete(5)  # its agent had connected
-        await driver.carriers["block"].plug(LEASE)
+        await driver.carriers["block"].attach(LEASE)
         await ends_uncleared(host, driver)
         host.clear(5)
         if not late:
-            await driver.carriers["block"].unplug(LEASE, force=True)
+            await driver.carriers["block"].detach(LEASE, force=True)
         host.flag(5, "r-----")
         host.fire("@introduceDomain")
         await until(driver, "work", DomainInfo("work", 5, "Running"))
         await trio.testing.wait_all_tasks_blocked()
         if late:
-            await driver.carriers["block"].unplug(LEASE, force=True)
+            await driver.carriers["block"].detach(LEASE, force=True)
         host.lend(NODE, BACKEND, SCRIPT)
         driver._block.reclaimer.complete(5)  # and connects again
         await settled(driver)
@@ -288,10 +288,10 @@ async def test_what_was_taken_from_a_vm_long_ago_is_forgotten(
     host.create(5, "work")
     host.create(9, "personal")
     async with running(host) as driver:
-        await driver.carriers["block"].plug(LEASE)
+        await driver.carriers["block"].attach(LEASE)
         await reboots(host, driver)
-        await driver.carriers["block"].plug(ANOTHERS)
-        assert driver.carriers["block"].is_plugged(ANOTHERS)
+        await driver.carriers["block"].attach(ANOTHERS)
+        assert driver.carriers["block"].is_attached(ANOTHERS)
 
 
 async def test_a_vm_that_is_started_by_us_has_nothing_left_over(host: Host) -> None:
@@ -299,11 +299,11 @@ async def test_a_vm_that_is_started_by_us_has_nothing_left_over(host: Host) -> N
     host.create(9, "personal")
     host.configure("work")
     async with running(host) as driver:
-        await driver.carriers["block"].plug(LEASE)
+        await driver.carriers["block"].attach(LEASE)
         host.destroy(5)
         await until(driver, "work", DomainInfo("work", None, "Halted"))
-        await driver.carriers["block"].unplug(LEASE, force=True)
+        await driver.carriers["block"].detach(LEASE, force=True)
         await driver.start("work")
         await settled(driver)
-        await driver.carriers["block"].plug(ANOTHERS)
+        await driver.carriers["block"].attach(ANOTHERS)
         assert host.calls("block-detach") == []

@@ -108,7 +108,7 @@ static void guest(void)
     guarded(&channels[0], GUEST, PEER);
 }
 
-static bool is_let_go(const struct xen_channel *own)
+static bool is_released(const struct xen_channel *own)
 {
     return own->guard_fd < 0;
 }
@@ -130,10 +130,10 @@ static void a_peer_that_is_gone_is_noticed(void)
 {
     guest();
     rounds(2);
-    HOLDS(!is_let_go(&channels[0]) && opens == 1 && asks == 2);
+    HOLDS(!is_released(&channels[0]) && opens == 1 && asks == 2);
     is_shown[PEER] = false;
     rounds(1);
-    HOLDS(is_let_go(&channels[0]) && news() == 0);
+    HOLDS(is_released(&channels[0]) && news() == 0);
 }
 
 static void a_stranger_that_never_showed_itself_is_left_alone(void)
@@ -141,7 +141,7 @@ static void a_stranger_that_never_showed_itself_is_left_alone(void)
     guest();
     is_shown[PEER] = false;
     rounds(3);
-    HOLDS(!is_let_go(&channels[0]));
+    HOLDS(!is_released(&channels[0]));
 }
 
 static void a_peer_that_was_seen_before_may_be_gone_at_the_first_look(void)
@@ -150,7 +150,7 @@ static void a_peer_that_was_seen_before_may_be_gone_at_the_first_look(void)
     channels[0].peer_seen = true; /* as xen.c noted when the channel was made */
     is_shown[PEER] = false;
     rounds(1);
-    HOLDS(is_let_go(&channels[0]));
+    HOLDS(is_released(&channels[0]));
 }
 
 static void a_store_that_cannot_be_opened_is_tried_again_in_longer_pauses(void)
@@ -170,12 +170,12 @@ static void a_store_that_cannot_be_opened_is_tried_again_in_longer_pauses(void)
     }
     opens = 0;
     rounds(10 * (PAUSE_MAX + 1));
-    HOLDS(opens == 10 && asks == 0 && !is_let_go(&channels[0]));
+    HOLDS(opens == 10 && asks == 0 && !is_released(&channels[0]));
     is_shown[PEER] = false;
     channels[0].peer_seen = true;
     open_error = 0;
     rounds(PAUSE_MAX + 1);
-    HOLDS(is_let_go(&channels[0]));
+    HOLDS(is_released(&channels[0]));
 }
 
 static void a_connection_that_breaks_is_opened_again(void)
@@ -184,11 +184,11 @@ static void a_connection_that_breaks_is_opened_again(void)
     rounds(1);
     read_error = EIO;
     rounds(1);
-    HOLDS(closes == 1 && opens == 1 && !is_let_go(&channels[0]));
+    HOLDS(closes == 1 && opens == 1 && !is_released(&channels[0]));
     is_shown[PEER] = false;
     read_error = 0;
     rounds(2);
-    HOLDS(opens == 2 && is_let_go(&channels[0]));
+    HOLDS(opens == 2 && is_released(&channels[0]));
 }
 
 static void an_answer_makes_the_pause_short_again(void)
@@ -229,7 +229,7 @@ static void one_question_without_an_answer_costs_the_others_nothing(void)
     HOLDS(opens == 1 && closes == 0 && news() == 0);
     is_shown[PEER] = false;
     rounds(1);
-    HOLDS(is_let_go(&channels[0]) && !is_let_go(&channels[1]));
+    HOLDS(is_released(&channels[0]) && !is_released(&channels[1]));
 }
 
 static void a_guest_does_not_ask_the_hypervisor(void)
@@ -237,7 +237,7 @@ static void a_guest_does_not_ask_the_hypervisor(void)
     guest();
     has_calls = true;
     rounds(2);
-    HOLDS(!is_let_go(&channels[0]) && asks == 2);
+    HOLDS(!is_released(&channels[0]) && asks == 2);
 }
 
 static void dom0_asks_the_hypervisor_as_soon_as_it_can(void)
@@ -246,10 +246,10 @@ static void dom0_asks_the_hypervisor_as_soon_as_it_can(void)
     guards.first = NULL;
     guarded(&channels[0], 0, PEER);
     rounds(1);
-    HOLDS(!is_let_go(&channels[0]) && asks == 1); /* the store stands in */
+    HOLDS(!is_released(&channels[0]) && asks == 1); /* the store stands in */
     has_calls = true;
     rounds(1);
-    HOLDS(is_let_go(&channels[0]) && asks == 1);
+    HOLDS(is_released(&channels[0]) && asks == 1);
 }
 
 int main(void)

@@ -28,9 +28,9 @@ async def test_a_fault_point_is_nothing_unless_it_is_asked_for(
     await faultpoints.reach("attach.leased")
 
 
-@pytest.mark.parametrize("let_go", ["byte", "hang up"])
+@pytest.mark.parametrize("ending", ["byte", "hang up"])
 async def test_a_process_stops_at_a_fault_point_until_it_is_let_go(
-    let_go: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PEDOS_FAULTPOINTS", str(tmp_path / "faults"))
     monkeypatch.setenv("PEDOS_FAULTNAME", "dom0")
@@ -50,7 +50,7 @@ async def test_a_process_stops_at_a_fault_point_until_it_is_let_go(
                     line += await stream.receive_some()
                 assert line == b"dom0 attach.leased\n"
                 assert not passed.is_set()
-                if let_go == "byte":
+                if ending == "byte":
                     await stream.send_all(b"x")
                     await passed.wait()
                 await stream.aclose()

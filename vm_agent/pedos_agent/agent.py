@@ -130,7 +130,7 @@ async def _discover(
             at_most=names_max,
             classes=classes,
             failed=partial(inventory.failed, FOLDER),
-            let_go=partial(inventory.let_go_of_removed, FOLDER),
+            release_removed=partial(inventory.release_removed, FOLDER),
         )
         deliver = partial(inventory.replace, FOLDER, why=_why_not_more(names_max))
         await nursery.start(

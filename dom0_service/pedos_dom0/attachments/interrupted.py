@@ -85,7 +85,7 @@ class Interrupted:
         # not there.
         half_made = row.domid is None and self._stops.waits(vm)
         if not missing and not half_made:
-            if await self._let_go(vm, domid):
+            if await self._released(vm, domid):
                 await state.store.start_delete(vm)
                 outcome = "started"
                 logger.info("%s has all its devices: its start was interrupted at its end", vm)
@@ -110,7 +110,7 @@ class Interrupted:
             )
         return done
 
-    async def _let_go(self, vm: str, domid: int) -> bool:
+    async def _released(self, vm: str, domid: int) -> bool:
         """A VM that was made, and perhaps waits for this; False if that is not known."""
         if not self._state.driver.starts_paused:
             return True

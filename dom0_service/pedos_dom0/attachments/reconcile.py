@@ -22,7 +22,7 @@ from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.words import request_to
 
 from pedos_dom0.attachments.stops import STOP_TIMEOUT
-from pedos_dom0.attachments.ways import AGENT_LOST, CONTRADICTED, FINISHED, GONE, LET_GO, UNDONE
+from pedos_dom0.attachments.ways import AGENT_LOST, CONTRADICTED, FINISHED, GONE, RELEASED, UNDONE
 from pedos_dom0.attachments.wire import is_exported, is_imported
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.tables.leases import DETACHING, PENDING, Taken, broken_by
@@ -138,7 +138,7 @@ class Reconciler:
                 await state.agents.wait_for(name, timeout=timeout, worthwhile=runs)
         for name, domid in sides:
             if not state.runs(name, domid):
-                return f"{name} does not run any more", LET_GO if name == lease.vm else GONE
+                return f"{name} does not run any more", RELEASED if name == lease.vm else GONE
         # One that was there may have gone while the other was waited for.
         source, target = (state.agents.at(name, domid) for name, domid in sides)
         if source is None:
@@ -161,7 +161,7 @@ class Reconciler:
                 lease.state == DETACHING,
                 "it was only detaching",
                 # In local mode the target's word counts, also that it has let go.
-                FINISHED if has_import or by_hypervisor else LET_GO,
+                FINISHED if has_import or by_hypervisor else RELEASED,
             ),
             (
                 not is_exported(exports, lease),
@@ -169,9 +169,9 @@ class Reconciler:
                 CONTRADICTED if has_export else AGENT_LOST,
             ),
             (
-                by_hypervisor and not carrier.is_plugged(lease),
+                by_hypervisor and not carrier.is_attached(lease),
                 "the hypervisor has detached it",
-                LET_GO,
+                RELEASED,
             ),
             (
                 not is_imported(imports, lease),

@@ -79,7 +79,7 @@ async def stop_target(state: State, lease: Lease, *, may_refuse: bool) -> None:
         link.disconnect(f"it did not confirm {request_to('import.stop')}: {said}")
 
 
-async def stop_source(state: State, lease: Lease, let_go: Container[str]) -> bool:
+async def stop_source(state: State, lease: Lease, released: Container[str]) -> bool:
     """Ends the export, or makes sure that the source is cut off. False if it may still export it,
     as with its connection other attachments would end than those of which the target has let go."""
     link = state.agents.at(lease.key.backend, lease.backend_domid)
@@ -92,7 +92,7 @@ async def stop_source(state: State, lease: Lease, let_go: Container[str]) -> boo
         if not link.connected:
             return True
         # What the hypervisor carries does not need the agent.
-        if not state.is_by_hypervisor(lease) and _has_more(state, link.name, let_go):
+        if not state.is_by_hypervisor(lease) and _has_more(state, link.name, released):
             return False
         link.disconnect(f"it did not confirm {request_to('export.stop')}: {error.message}")
     return True

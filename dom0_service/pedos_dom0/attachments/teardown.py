@@ -35,7 +35,7 @@ from pedos_protocol.names import harmless_text
 
 from pedos_dom0.attachments.left_over import TOOLSTACK, LeftOvers
 from pedos_dom0.attachments.stops import STOP_TIMEOUT, stop_source, stop_target
-from pedos_dom0.attachments.ways import AGENT_LOST, GONE, LET_GO, UNDONE
+from pedos_dom0.attachments.ways import AGENT_LOST, GONE, RELEASED, UNDONE
 from pedos_dom0.attachments.wire import export_params, import_params
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DriverError
@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 BOTH_SIDES = frozenset({"import.stop", "export.stop"})
 # Between the two, where the hypervisor carries the device (Carrier.by_hypervisor). When all is to
 # be undone, so is this.
-UNPLUG = "unplug"
+DETACH = "detach"
 
 
 class Attempt:
@@ -92,7 +92,7 @@ class Teardown:
         self._insisted: dict[str, tuple[str, Way]] = {}
         self._left_overs = LeftOvers(state, nursery, self._end_left_over)
         # Of which the target's part is over, so that the source's is all that is left.
-        self._let_go: set[str] = set()
+        self._released: set[str] = set()
         # What a VM causes as often as it attaches and detaches.
         self._throttle = Throttle()
         # Attachment -> what waits for an agent of it that is not there, or for the domain's end.
@@ -107,14 +107,14 @@ class Teardown:
         *,
         way: Way,
         request: str | None = None,
-        sides: frozenset[str] = BOTH_SIDES | {UNPLUG},
+        sides: frozenset[str] = BOTH_SIDES | {DETACH},
     ) -> bool:
         """Ends an attachment and returns when its lease is free; False if there was none, or if
         somebody holds it (`why_held`): then the lease stands, and it is tried again.
 
         If it is being ended already, waits for that. `sides` are the stops that are needed; a side
-        that never was asked to start need not be asked to stop. Only the target of what was plugged
-        is always asked, as a VM that runs may use it as soon as it is there. CallError(busy) if the
+        that never was asked to start need not be asked to stop. Only a target to which the carrier
+        attached it is always asked: a VM that runs may use it at once. CallError(busy) if the
         target may refuse and does: then it is attached.
         """
         while (other := self._ending.get(attachment)) is not None:
@@ -151,14 +151,14 @@ class Teardown:
     async def _tear_down(self, lease: Lease, way: Way, sides: frozenset[str]) -> str | None:
         """Target, hypervisor, source, lease; or who holds it still."""
         by_hypervisor = self._state.is_by_hypervisor(lease)
-        if by_hypervisor or lease.attachment not in self._let_go:
+        if by_hypervisor or lease.attachment not in self._released:
             await self._end_target(lease, way, sides)
-            self._let_go.add(lease.attachment)
-        if by_hypervisor and UNPLUG in sides and self._is_left_over(lease):
+            self._released.add(lease.attachment)
+        if by_hypervisor and DETACH in sides and self._is_left_over(lease):
             return TOOLSTACK
         if "export.stop" in sides:
             progress.at("end", lease.key.backend, lease.key)
-            if not await stop_source(self._state, lease, self._let_go):
+            if not await stop_source(self._state, lease, self._released):
                 return lease.key.backend
         await self._reach("detach.unexported")
         await self.free(lease)
@@ -167,9 +167,9 @@ class Teardown:
     async def _end_target(self, lease: Lease, way: Way, sides: frozenset[str]) -> None:
         """The target's part, and the hypervisor's; CallError(busy) if the target keeps it."""
         is_carried = self._state.is_by_hypervisor(lease)
-        unplugs = is_carried and UNPLUG in sides
+        detaches = is_carried and DETACH in sides
         if not self._state.may_run(lease.vm, lease.vm_domid):
-            way = LET_GO  # it has not begun to run, or has ended: it uses nothing
+            way = RELEASED  # it has not begun to run, or has ended: it uses nothing
         may_refuse = way.lets_refuse(by_hypervisor=is_carried)
         # Where the hypervisor carries it, not before the target has let go: what the next
         # service finds so it finishes.
@@ -178,15 +178,15 @@ class Teardown:
             await self._journal_detaching(lease)
         await self._reach("detach.started")
         try:
-            if "import.stop" in sides or unplugs:
+            if "import.stop" in sides or detaches:
                 progress.at("return", lease.vm, lease.key)
                 await stop_target(self._state, lease, may_refuse=may_refuse)
             if not notes_at_once:
                 await self._journal_detaching(lease)
             await self._reach("detach.unimported")
-            if unplugs:
-                progress.at("unplug", lease.vm, lease.key)
-                await self._unplug(lease, by_force=way.by_force)
+            if detaches:
+                progress.at("detach", lease.vm, lease.key)
+                await self._detach(lease, by_force=way.by_force)
         except CallError:
             await self._keep(lease)
             raise
@@ -272,7 +272,7 @@ class Teardown:
     async def _end_when_back(self, lease: Lease, reason: str, scope: trio.CancelScope) -> None:
         state = self._state
         sides = (
-            (lease.vm, lease.vm_domid, LET_GO),
+            (lease.vm, lease.vm_domid, RELEASED),
             (lease.key.backend, lease.backend_domid, GONE),
         )
 
@@ -303,7 +303,7 @@ class Teardown:
             why = f"{link.name} is gone: {reason}"
             waits = self._state.is_by_hypervisor(lease) and self._state.runs(link.name, link.domid)
             if not waits:
-                self.end_soon(lease.attachment, why, LET_GO if is_target else GONE)
+                self.end_soon(lease.attachment, why, RELEASED if is_target else GONE)
                 if is_source:
                     self.source_has_ended(lease.attachment)
             elif lease.attachment in self.attempts:  # which is not finished without it
@@ -333,7 +333,7 @@ class Teardown:
         with self._journal_trouble(lease):
             await self._state.store.journal_delete(lease.attachment)
         self._state.leases.free(lease.attachment)
-        self._let_go.discard(lease.attachment)
+        self._released.discard(lease.attachment)
         if (awaited := self._awaited.pop(lease.attachment, None)) is not None:
             awaited.cancel()
         self._state.registry.touch(lease.key)
@@ -352,7 +352,7 @@ class Teardown:
     async def _keep(self, lease: Lease) -> None:
         """The target did not let go. So it has it: attached, also if it was on its way there, or
         the last service was ending it."""
-        self._let_go.discard(lease.attachment)
+        self._released.discard(lease.attachment)
         self._left_overs.forget(lease.attachment)
         frontend = self._frontend(lease)
         options = class_of(lease.key.device_class).in_effect(lease.options, frontend)
@@ -377,10 +377,10 @@ class Teardown:
         names = {each.attachment: each.frontend for each in link.report.imports}
         return names.get(lease.attachment)
 
-    async def _unplug(self, lease: Lease, *, by_force: bool) -> None:
+    async def _detach(self, lease: Lease, *, by_force: bool) -> None:
         """Has the hypervisor take the device away; CallError if it does not, and need not."""
         try:
-            await self._state.carrier(lease.key.device_class).unplug(lease, force=by_force)
+            await self._state.carrier(lease.key.device_class).detach(lease, force=by_force)
         except DriverError as error:
             if not by_force:
                 # The target has said that it let go, and yet has it: it is to know of it again.
@@ -391,7 +391,7 @@ class Teardown:
     def _is_left_over(self, lease: Lease) -> bool:
         """Whether the hypervisor still has what it was told to take away."""
         try:
-            return self._state.carrier(lease.key.device_class).is_plugged(lease)
+            return self._state.carrier(lease.key.device_class).is_attached(lease)
         except DriverError as error:
             logger.critical("whether %s is still in %s: %s", lease.key, lease.vm, error)
             return True  # the safe side

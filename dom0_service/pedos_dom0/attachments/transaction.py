@@ -25,8 +25,8 @@ from pedos_protocol.messages import parse_result
 from pedos_protocol.names import harmless_text
 from pedos_protocol.words import request_to
 
-from pedos_dom0.attachments.teardown import UNPLUG, Attempt
-from pedos_dom0.attachments.ways import GONE, LET_GO, UNDONE
+from pedos_dom0.attachments.teardown import DETACH, Attempt
+from pedos_dom0.attachments.ways import GONE, RELEASED, UNDONE
 from pedos_dom0.attachments.wire import export_params, import_params
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DriverError
@@ -152,7 +152,7 @@ class Transaction:
         """
         attempt = self._teardown.attempts[lease.attachment]
         steps = partial(self._first_steps, lease, attempt)
-        return await self._take(lease, request, steps, LET_GO)
+        return await self._take(lease, request, steps, RELEASED)
 
     async def establish(self, lease: Lease, request: str) -> Lease:
         """Takes the steps; returns the lease as it is when the device is in the target.
@@ -229,10 +229,10 @@ class Transaction:
         number = _parsed(source, "export.start", untrusted_result).number
         await state.reach("attach.exported")
         if carrier.by_hypervisor:
-            attempt.begun |= {UNPLUG}
-            progress.at("plug", lease.vm, key)
+            attempt.begun |= {DETACH}
+            progress.at("attach", lease.vm, key)
             try:
-                await carrier.plug(lease)
+                await carrier.attach(lease)
                 # The toolstack opens it by its name, and the agent holds that which was decided
                 # about: it is to be the same.
                 is_it = number is None or carrier.number(lease) == number
@@ -242,7 +242,7 @@ class Transaction:
                 attempt.way = GONE
                 raise _broken(lease, f"{key.backend} serves another disk under that name")
             attempt.prepared = True
-            await state.reach("attach.plugged")
+            await state.reach("attach.carried")
         return lease
 
     def _name(self, lease: Lease, carrier: Carrier) -> str | None:

@@ -20,7 +20,7 @@ from pedos_dom0 import errors
 from pedos_dom0.access.callers import DOM0_USER
 from pedos_dom0.access.recorded import recorded
 from pedos_dom0.attachments.stops import check_target
-from pedos_dom0.attachments.ways import GONE, LET_GO, SHUT_DOWN, UNDONE
+from pedos_dom0.attachments.ways import GONE, RELEASED, SHUT_DOWN, UNDONE
 from pedos_dom0.drivers.base import DOM0_NAME, DriverError
 from pedos_dom0.tables.leases import ATTACHED
 from pedos_dom0.tasks import progress
@@ -149,7 +149,7 @@ class VmStop:
     async def _free_all(self, vm: str, reason: str, request: str | None) -> None:
         """Ends all that a VM which has ended had or lent."""
         leases = self._state.leases
-        await self._free(leases.of_vm(vm), reason, request, LET_GO)
+        await self._free(leases.of_vm(vm), reason, request, RELEASED)
         await self._free(leases.from_backend(vm), reason, request, GONE)
 
     async def stop(self, vm: str, reason: str, *, has_run: bool) -> str | None:

@@ -51,7 +51,7 @@ FORCED: Final = Way(may_refuse="no", by_force=True)
 #: nothing that the target could still write to, or nothing that it was granted.
 GONE: Final = Way(may_refuse="no", by_force=True)
 #: The target has ended, has not begun to run, or says itself that it has the device no longer.
-LET_GO: Final = Way(may_refuse="no", by_force=True)
+RELEASED: Final = Way(may_refuse="no", by_force=True)
 #: An agent reports something else than dom0's journal has.
 CONTRADICTED: Final = Way(may_refuse="no", by_force=True)
 #: The last service was in the middle of it when it ended, and the target may have let go.

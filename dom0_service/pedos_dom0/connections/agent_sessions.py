@@ -21,7 +21,7 @@ from pedos_vchan.peer import Peer
 
 from pedos_dom0 import PROGRAM
 from pedos_dom0.access.callers import VM, Caller
-from pedos_dom0.attachments.ways import GONE, LET_GO
+from pedos_dom0.attachments.ways import GONE, RELEASED
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo, HypervisorLost
 from pedos_dom0.tables.agents import AgentLink
@@ -483,7 +483,7 @@ class AgentSessions:
             link.disconnect(f"it says that an {ended.side} ended which it does not have")
             return
         reason = harmless_text(ended.reason)
-        way = LET_GO if ended.side == "import" else GONE
+        way = RELEASED if ended.side == "import" else GONE
         self._teardown.end_soon(ended.attachment, f"{link.name} says: {reason}", way)
         if ended.side == "export":
             self._teardown.source_has_ended(ended.attachment)

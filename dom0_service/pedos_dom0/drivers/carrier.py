@@ -4,8 +4,8 @@ A driver has a carrier for each class that it knows (`Driver.carriers`). Either 
 carries the devices itself, or the agents do (`CarriedByAgents`), or it says what is lacking.
 
 `export.start` and `import.start` are asked of the agents in any case. Where the hypervisor carries
-the device, they only make an agent hold it ready, or wait for it, and `plug` between the two is
-what attaches it; `unplug` between `import.stop` and `export.stop` takes it away.
+the device, they only make an agent hold it ready, or wait for it, and `attach` between the two is
+what attaches it; `detach` between `import.stop` and `export.stop` takes it away.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Carrier(Protocol):
 
     @property
     def before_boot(self) -> bool:
-        """Whether `plug` works before a VM that is made has begun to run."""
+        """Whether `attach` works before a VM that is made has begun to run."""
         ...
 
     def adopt(self, leases: Iterable[Lease]) -> None:
         """These attachments of the class stand in the journal, and there are no others: what else
-        of ours a domain has is taken away from now on. Called once, before anything is plugged."""
+        of ours a domain has is taken away from now on. Called once, before anything is attached."""
         ...
 
     def name_in_target(self, domid: int, asked: str | None, taken: Collection[str]) -> str | None:
@@ -55,18 +55,18 @@ class Carrier(Protocol):
         cannot be looked at."""
         ...
 
-    async def plug(self, lease: Lease) -> None:
+    async def attach(self, lease: Lease) -> None:
         """Attaches `lease.key` to the domain as `lease.frontend`; DriverError. Returns when the
         source serves it; the target need not run yet. What is left of one that failed, or was
-        broken off, `unplug` takes away."""
+        broken off, `detach` takes away."""
         ...
 
-    async def unplug(self, lease: Lease, *, force: bool) -> None:
+    async def detach(self, lease: Lease, *, force: bool) -> None:
         """Takes it away; fine if it is gone. DriverError(busy) if the target does not let go,
         which only happens without `force`. Nothing else than this lease's device is touched."""
         ...
 
-    def is_plugged(self, lease: Lease) -> bool:
+    def is_attached(self, lease: Lease) -> bool:
         """Whether the hypervisor has this very attachment. Never blocks; DriverError."""
         ...
 
@@ -95,13 +95,13 @@ class CarriedByAgents:
         await trio.lowlevel.checkpoint()
         return ()
 
-    async def plug(self, lease: Lease) -> None:
+    async def attach(self, lease: Lease) -> None:
         await trio.lowlevel.checkpoint()
 
-    async def unplug(self, lease: Lease, *, force: bool) -> None:
+    async def detach(self, lease: Lease, *, force: bool) -> None:
         await trio.lowlevel.checkpoint()
 
-    def is_plugged(self, lease: Lease) -> bool:
+    def is_attached(self, lease: Lease) -> bool:
         return False
 
     def number(self, lease: Lease) -> str | None:

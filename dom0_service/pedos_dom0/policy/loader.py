@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 # thread that wants to run Python would otherwise be let in after 5 ms, several times a request.
 WORK = 0.0004
 REST = 0.0002
-# Rules that are let go of at once when an old snapshot is taken apart.
-_LET_GO = 64
+# How many rules of a replaced snapshot are freed at a time: freeing all is a long step.
+_FREED_AT_ONCE = 64
 
 
 class _YieldToLoop:
@@ -59,7 +59,7 @@ def _read_in_thread(directories: Sequence[Path], old: list[Snapshot]) -> Loaded:
     while old:
         rules = list(old.pop().rules)
         while rules:
-            del rules[-_LET_GO:]
+            del rules[-_FREED_AT_ONCE:]
             yield_now()
     return read_policy(directories, yield_now=yield_now)
 

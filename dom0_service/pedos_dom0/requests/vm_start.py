@@ -18,7 +18,7 @@ from pedos_protocol.messages import VmStarted
 from pedos_dom0 import errors
 from pedos_dom0.access.callers import DOM0_USER
 from pedos_dom0.access.recorded import recorded
-from pedos_dom0.attachments.ways import LET_GO, UNDONE
+from pedos_dom0.attachments.ways import RELEASED, UNDONE
 from pedos_dom0.drivers.base import DriverError
 from pedos_dom0.requests.start_devices import StartDevices
 from pedos_dom0.tables.store import StoreError
@@ -137,7 +137,7 @@ class VmStart:
                 waiting.remove(lease)
                 begun.append(self._transaction.rebind(lease, domid))
                 begun[-1] = await self._transaction.prepare(begun[-1], request)
-            await state.reach("start.plugged")
+            await state.reach("start.carried")
             # Before: a VM that may run is not destroyed as one that has not begun to.
             await state.store.start_put(vm, domid, may_run=True)
             await state.driver.resume(vm, domid)
@@ -167,7 +167,7 @@ class VmStart:
             runs_on = await self._stops.stop(vm, reason, has_run=self._has_run(vm))
             async with trio.open_nursery() as nursery:
                 for lease in leases:
-                    nursery.start_soon(undo, lease, UNDONE if runs_on else LET_GO)
+                    nursery.start_soon(undo, lease, UNDONE if runs_on else RELEASED)
         if runs_on is None:
             await self._forget_start(vm)
             return "was stopped again"

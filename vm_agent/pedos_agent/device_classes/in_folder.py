@@ -117,7 +117,7 @@ async def watch(
     classes: Sequence[DeviceClass] = CLASSES,
     *,
     failed: Callable[[str], None] = lambda _why: None,
-    let_go: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+    release_removed: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Deliver what is there, now and after every change; started() after the first time.
@@ -125,7 +125,7 @@ async def watch(
     A change is one in the folders, and of what else uses the devices, as far as their class knows.
     No more than `at_most` names are looked at, by their `priority`; it is delivered how many are
     left out, by class. A look that failed is made again in a while; `failed` is told why, and
-    `let_go` is to let go of what was removed meanwhile. Where the system has no more watches to
+    `release_removed` releases what was removed meanwhile. Where the system has no more watches to
     give, it looks again every UNWATCHED_SECONDS instead.
     """
     folders = [str(devices / each.name) for each in classes]
@@ -158,7 +158,7 @@ async def watch(
         priority.heed(wishes)  # a look that failed, too: who wishes must not wait for a good one
         if again < math.inf:
             with contextlib.suppress(OSError):  # the next look that fails tries it again
-                await let_go()
+                await release_removed()
         return again
 
     async with trio.open_nursery() as nursery:

@@ -89,7 +89,7 @@ class Found:
         known = (self.unseen is None, other.unseen is None)
         return known[0] == known[1] and (self.inode, self.marks) == (other.inode, other.marks)
 
-    def let_go(self) -> Found:
+    def released(self) -> Found:
         """It without what it holds, and so the same thing as none that is found later."""
         return attrs.evolve(self, path=None, inode=None, pin=None, marks=("removed",))
 

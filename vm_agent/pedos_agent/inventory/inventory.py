@@ -114,7 +114,7 @@ class Inventory:
         self._blind[source] = dict.fromkeys(self._discoveries.get(source, (source,)), why)
         self._take(source, [_stale(item, why) for item in self._sources.get(source, ())])
 
-    async def let_go_of_removed(self, source: str) -> None:
+    async def release_removed(self, source: str) -> None:
         """Hold no file any longer that has no name, so that its file system gets its space back,
         although a discovery cannot tell that it is gone. What has its name next is another one."""
         found = self._sources.get(source, [])
@@ -123,7 +123,7 @@ class Inventory:
         if any(removed):
             pairs = zip(found, removed, strict=True)
             self._take(
-                source, [item.let_go() if is_removed else item for item, is_removed in pairs]
+                source, [item.released() if is_removed else item for item, is_removed in pairs]
             )
 
     def _note(self, source: str, why: str | None) -> None:

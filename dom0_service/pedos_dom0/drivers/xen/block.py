@@ -139,7 +139,7 @@ class XenBlock:
         except OSError as error:
             raise silent(error) from error
 
-    def is_plugged(self, lease: Lease) -> bool:
+    def is_attached(self, lease: Lease) -> bool:
         """See Carrier."""
         return self._ours(lease) is not None
 
@@ -159,7 +159,7 @@ class XenBlock:
         except OSError as error:
             raise silent(error) from error
 
-    async def plug(self, lease: Lease) -> None:
+    async def attach(self, lease: Lease) -> None:
         """See Carrier."""
         frontend = lease.frontend
         if frontend is None:
@@ -209,7 +209,7 @@ class XenBlock:
         except OSError as error:
             raise silent(error) from error
 
-    async def unplug(self, lease: Lease, *, force: bool) -> None:
+    async def detach(self, lease: Lease, *, force: bool) -> None:
         """See Carrier."""
         place = _place(lease)
         if place is None:
@@ -248,7 +248,7 @@ class XenBlock:
             if await self._goes(place):
                 return
             failed = DriverError(f"{what}: it is still there")
-        if not force and not self._let_go(place):
+        if not force and not self._has_released(place):
             raise DriverError(
                 str(failed) if failed.code != "failed" else _refused(lease, failed),
                 code="busy",
@@ -256,7 +256,7 @@ class XenBlock:
             ) from failed
         await self._detach_by_force(place, what)
 
-    def _let_go(self, place: Place) -> bool:
+    def _has_released(self, place: Place) -> bool:
         """Whether the target says that it has closed the device, and so it is the source that
         hangs. A false answer harms only the VM that gives it."""
         path = f"{DOMAINS}/{place[0]}/device/vbd/{vbd_number(place[1])}/state"

@@ -57,7 +57,7 @@ class Borrowed:
         return Path(os.readlink(self._folder.path), self.name)
 
     async def why_in_use(self) -> str | None:
-        """Why `let_go` would refuse, if that is seen, or that it cannot be told."""
+        """Why `release` would refuse, if that is seen, or that it cannot be told."""
         try:
             return await to_thread(self._why_in_use)
         except OSError as error:
@@ -73,7 +73,7 @@ class Borrowed:
             return f"{self.name} is in use: it was unmounted, but something has it open still"
         return None
 
-    async def let_go(self, still_asked: Callable[[], Awaitable[None]]) -> None:
+    async def release(self, still_asked: Callable[[], Awaitable[None]]) -> None:
         """Unmounts it if it is not used: from then on it cannot be. CallError(busy) if it is, or if
         that cannot be told. `still_asked` is awaited right before, and cancelled if it is not."""
         try:

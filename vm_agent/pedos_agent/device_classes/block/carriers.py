@@ -67,12 +67,12 @@ class BorrowedFile:
         if not may_refuse or lifetime.reason is not None:
             return
         lifetime.requested = True  # the end of nbdfuse, which this brings about
-        let_go = False
+        released = False
         try:
-            await self.disk.let_go(still_asked)
-            let_go = True
+            await self.disk.release(still_asked)
+            released = True
         finally:
-            if not let_go:  # or who asks has given up: dom0 is told of what ends by itself
+            if not released:  # or who asks has given up: dom0 is told of what ends by itself
                 lifetime.requested = False
 
 
