@@ -1,6 +1,6 @@
-"""What the service answered, as text and exit statuses: errors, rules, warnings of the policy.
+"""The service's answers as text and exit statuses: errors, rules, warnings of the policy.
 
-Below every verb and above nothing but `output` and `place`.
+Every verb uses this module, which itself uses only `output` and `place`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ MESSAGE_MAX = 1000
 
 
 def take(answer: Mapping[str, object], key: str, kind: type[T]) -> T:
-    """Return `answer[key]` if it is a `kind`; raise ProtocolError if the service sent nonsense."""
+    """Return `answer[key]` if it is a `kind`; raise ProtocolError if the service sent another
+    type."""
     value = answer.get(key)
     if not isinstance(value, kind):
         raise ProtocolError(f"the service's answer has no proper '{key}'")
@@ -49,18 +50,19 @@ def take_maps(answer: Mapping[str, object], key: str) -> list[dict[str, object]]
 
 
 def left_out(answer: Mapping[str, object], name: str) -> int:
-    """Return how many of its list `name` the answer has no room for."""
+    """Return how many items of its list `name` did not fit into the answer."""
     count = answer.get(f"{name}_left_out")
     return count if isinstance(count, int) else 0
 
 
 def error_lines(prog: str, error: CallError, see: str | None, *, verbose: bool) -> list[str]:
-    """Return the lines that tell an error answer: what, why, and what to do next.
+    """Return the lines that describe an error answer: what, why, and what to do next.
 
-    `see` is the command that explains a denial; dom0 is told the rule, a VM only the request.
+    `see` is the command that explains a denial; dom0's user sees the rule, a VM only the request
+    id.
     """
     data = error.data
-    # A method is the protocol's word, and it is the message that says what is not served here.
+    # A method is a word of the protocol; the message already says what is not served here.
     word = "failed" if error.code == "unknown_method" else error.code.replace("_", " ")
     known_rule = error.code == "denied" and "rule" in data
     lines = [f"{prog}: {word}: {show(error.message, MESSAGE_MAX)}"]
@@ -76,7 +78,7 @@ def error_lines(prog: str, error: CallError, see: str | None, *, verbose: bool) 
 
 
 def rule_text(data: Mapping[str, object]) -> str:
-    """Return where a rule stands and what it says, or that none matched."""
+    """Return the place and text of a rule, or say that no rule matched."""
     rule, text = data.get("rule"), data.get("text")
     if not rule:
         return "none matched (default deny)"
@@ -84,13 +86,13 @@ def rule_text(data: Mapping[str, object]) -> str:
 
 
 def policy_warning(status: object) -> str | None:
-    """Return what to warn of when a policy file has an error, else None."""
+    """Return the warning about a policy file with an error, else None."""
     if not isinstance(status, dict) or status.get("ok", True):
         return None
     errors = [each for each in status.get("errors") or [] if isinstance(each, dict)]
     if errors:
         first = errors[0]
-        file = show(first.get("file"))  # of the policy, or of the facts about VMs; or a folder
+        file = show(first.get("file"))  # the kind of file: policy, or facts about VMs; or a folder
         if first.get("line"):
             where = f"{file}:{show(first['line'])} has an error"
         else:
@@ -109,7 +111,7 @@ def policy_warning(status: object) -> str | None:
 
 
 def unreachable_lines(prog: str, error: client.Unreachable) -> list[str]:
-    """Return the lines that tell that no service answers, and how to start it."""
+    """Return the lines that say that no service answers, and how to start it."""
     unit = "pedos-agent" if inside_vm() else "pedos-dom0"
     if error.lost:
         return [

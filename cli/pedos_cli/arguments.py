@@ -1,4 +1,4 @@
-"""Parsers as all programs here use them, and the checks that need no service."""
+"""The parsers of all programs here, and the checks that need no service."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ if TYPE_CHECKING:
 
     from pedos_protocol.names import DeviceName
 
-# argparse looks for a translation of each of its own words, in which ours then would not be; the
-# search, and the module `locale` for it, take longer than the parsing.
+# argparse looks up a translation of each of its own words, which would not cover ours; the lookup,
+# and the module `locale` for it, take longer than the parsing.
 setattr(argparse, "_", str)  # noqa: B010 - it is not in the stubs
 
 TELLING = ("--help", "--version", "--list-device-classes")
-"""Options that only tell something: what else the command line says or lacks does not matter."""
+"""Options that only print something: the rest of the command line does not matter."""
 
 LEVELS = 3
 """Places where the global options may stand: before the class, before the action, after it."""
 
 VMS_MAX = 256
-"""VM names of one command: more than a machine runs; a request with all of them fits a frame."""
+"""VM names of one command: more VMs than a machine runs; a request with all of them fits a
+frame."""
 
 HELP_WIDTH_MAX = 100
 """Columns that help text uses at most: longer lines are hard to read."""
 
 
 class UsageError(Exception):
-    """The command line is wrong: a sentence, and optionally what to try instead."""
+    """The command line is wrong: a sentence, and optionally a command to try instead."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -46,18 +47,20 @@ class UsageError(Exception):
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help with its examples as written, and without importing shutil for the terminal's width."""
+    """Help that keeps the line ends of examples, and does not import shutil for the terminal's
+    width."""
 
     def __init__(self, prog: str, indent_increment: int = 2, max_help_position: int = 26) -> None:
         super().__init__(prog, indent_increment, max_help_position, width=_help_width())
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        # Examples have line ends of their own, and a description has none.
+        # Only examples contain line ends of their own; a description has none.
         return text if "\n" in text else _wrapped(text, width)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises UsageError, takes no abbreviations, and lets options stand anywhere."""
+    """A parser that raises UsageError, accepts no abbreviations, and lets options stand
+    anywhere."""
 
     def __init__(self, *, prog: str, description: str, epilog: str, level: int = 0) -> None:
         super().__init__(
@@ -75,7 +78,7 @@ class Parser(argparse.ArgumentParser):
                 "--version", action="version", version=f"{prog} {VERSION}",
                 help="show the version and exit",
             )  # fmt: skip
-        # Each place counts for itself: argparse lets an inner parser overwrite the outer's count.
+        # Each place counts separately: argparse lets an inner parser overwrite the outer's count.
         for short, long, what in (("-v", "--verbose", "increase"), ("-q", "--quiet", "decrease")):
             self.add_argument(
                 short, long, action="count", default=0, dest=f"{long[2:]}_{level}",
@@ -86,8 +89,8 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message, f"{self.prog} --help")
 
     def _print_message(self, message: str, _file: object = None) -> None:
-        # argparse's own takes no notice of an output that takes nothing. All that it prints here
-        # is what was asked for: what is wrong raises.
+        # argparse's own version ignores an output that cannot be written. Everything that it prints
+        # here is what the user asked for: errors are raised.
         output.put_text(message)
 
     def parse_known_args(  # type: ignore[override]
@@ -105,7 +108,7 @@ class Parser(argparse.ArgumentParser):
             parsed, unknown = self.parse_known_intermixed_args(args, namespace)
         finally:
             self._intermixed = False
-        if unknown:  # said here, so that the hint is this action's help and not the program's
+        if unknown:  # raised here, so that the hint is this action's help and not the program's
             self.error("unrecognized arguments: " + " ".join(unknown))
         return parsed, unknown
 
@@ -148,7 +151,7 @@ def device_name(text: str) -> DeviceName:
 
 
 def target_and_device(vm: str, device: str) -> tuple[str, DeviceName]:
-    """Return both checked; if they were given the wrong way round, say so."""
+    """Return both names checked; if they were given the wrong way round, say so."""
     if ":" in vm and is_vm_name(device):
         raise UsageError(
             f"the VM comes first, then the device: '{show(vm, 128)}' is not a VM's name",
@@ -159,7 +162,7 @@ def target_and_device(vm: str, device: str) -> tuple[str, DeviceName]:
 def options(texts: Sequence[str], read_only: bool = False) -> dict[str, str]:
     """Return the -o options as a map; raise UsageError for a malformed or repeated one.
 
-    Which names and values a class knows is the service's to say: it is the one that acts on them.
+    The service checks which names and values a class knows, because the service acts on them.
     """
     parsed: dict[str, str] = {}
     for text in texts:

@@ -1,9 +1,9 @@
-"""Reads the audit log that dom0's service writes: one JSON object a line, in up to five files.
+"""Reads the audit log that dom0's service writes: one JSON object per line, in up to five files.
 
-The service appends to NAME; when that is full it becomes NAME.1, the one before NAME.2, and so on.
-Everything here holds one block and one line in memory, however long the log is. A line that is no
-record (torn by a crash, or written by another program) is counted and passed over: a log that could
-be silenced by one bad line would be no log.
+The service appends to NAME; when that is full it becomes NAME.1, the previous one NAME.2, and so
+on. This module holds one block and one line in memory, however long the log is. It counts and skips
+a line that is no record (torn by a crash, or written by another program): one bad line must not
+silence the log.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ if TYPE_CHECKING:
     Record = dict[str, object]
 
 FILES_KEPT = 4
-"""Older files beside the one that is written: NAME.1 to NAME.4, as the service keeps them."""
+"""Older files beside the current one: NAME.1 to NAME.4, as the service keeps them."""
 
 LINE_MAX = 16 * 1024
-"""Bytes of one line with its end, as the service bounds them: a longer one is not the service's."""
+"""Bytes of one line with its end, as the service bounds them: a longer line is not the
+service's."""
 
 BLOCK_SIZE = 64 * 1024
 """Bytes read at once: several hundred lines."""
 
 OPEN_TRIES = 8
-"""How often the files are opened again because they were rotated meanwhile. Once is rare already:
-a rotation is 16 MiB after the last one."""
+"""How often the files are opened again because they were rotated in between. Even once is rare: a
+rotation comes 16 MiB after the last one."""
 
 _TIME_START = b'{"time": "'
 _TIME_LENGTH = len("2026-01-02T03:04:05.678Z")
@@ -50,9 +51,9 @@ def records(
 ) -> Iterator[Record]:
     """Yield every record, oldest first, over the rotated files (path.4 to path.1, then path).
 
-    `since` is a time as the log writes it (UTC, `2026-01-02T03:04:05.678Z`): what is older is left
-    out without being parsed. So is a line in which `containing`, letters and digits, does not
-    occur, unless it looks torn. Lines that are no records are added to `unread`. Raises
+    `since` is a time as the log writes it (UTC, `2026-01-02T03:04:05.678Z`): older lines are
+    skipped without being parsed. So is a line that does not contain `containing` (letters and
+    digits), unless it looks torn. Lines that are no records are added to `unread`. Raises
     FileNotFoundError if there is no file at all, OSError if one cannot be read.
     """
     count = Unread() if unread is None else unread
@@ -83,9 +84,9 @@ def last_records(
 ) -> tuple[list[Record], Follower | None]:
     """Return the last `number` records that are `wanted`, oldest first, read from the end.
 
-    `since` and `containing` are as for `records`: where few are wanted all files are read, which
-    goes three times as fast without parsing every line. With `follow`, also what goes on exactly
-    where they end. Raises what `records` raises.
+    `since` and `containing` are as for `records`: if few records are wanted, all files are read,
+    which is three times as fast without parsing every line. With `follow`, also return what
+    continues exactly where they end. Raises what `records` raises.
     """
     descriptors = _open_all(path)
     try:
@@ -107,7 +108,7 @@ def last_records(
 
 
 class Follower:
-    """What is appended to a log from a place on, across rotations."""
+    """Yields what is appended to a log from one position on, across rotations."""
 
     def __init__(self, path: str, unread: Unread, descriptor: int, position: int) -> None:
         """Take over `descriptor`, a file of the log that was read up to byte `position`."""
@@ -118,13 +119,14 @@ class Follower:
         self._rest = b""
 
     def new(self) -> Iterator[Record]:
-        """Yield what has come since the last time, without waiting. OSError: it cannot be read."""
+        """Yield what has arrived since the last time, without waiting. OSError: it cannot be
+        read."""
         while True:
             yield from self._read_on()
             following = self._next_file()
             if following is None:
                 return
-            # What was written between the last look and the rotation.
+            # These lines were written between the last look and the rotation.
             yield from self._read_on()
             self._go_to(following)
 
@@ -136,12 +138,12 @@ class Follower:
 
     def _read_on(self) -> Iterator[Record]:
         if os.fstat(self._descriptor).st_size < self._position:
-            # Emptied in place, by another program that rotates it.
+            # Another program that rotates the log emptied the file in place.
             self._position, self._rest = 0, b""
         while block := os.pread(self._descriptor, BLOCK_SIZE, self._position):
             self._position += len(block)
             *lines, self._rest = (self._rest + block).split(b"\n")
-            # One byte more than a line may have is enough to know that this is none.
+            # One byte more than a line may have is enough to know that this is no line.
             self._rest = self._rest[: LINE_MAX + 1]
             for line in lines:
                 record = _take(line, self._unread)
@@ -149,7 +151,7 @@ class Follower:
                     yield record
 
     def _next_file(self) -> int | None:
-        """The file after ours, opened; None as long as ours is the one that is written."""
+        """Return the file after ours, opened; None while ours is the current one."""
         for _ in range(OPEN_TRIES):
             here = _identity(self._descriptor)
             if _identity(self._path) == here:
@@ -163,11 +165,11 @@ class Follower:
                 return None
             if _identity(names[at]) == here:
                 return descriptor
-            os.close(descriptor)  # rotated meanwhile: it may not be the next one
+            os.close(descriptor)  # a rotation came in between: this may not be the next file
         return None
 
     def _oldest_newer(self, names: list[str]) -> int | None:
-        """The first file that was written after ours, which is gone.
+        """Return the first file that was written after ours, which is gone.
 
         It was deleted, or rotated away while this process was stopped.
         """
@@ -189,7 +191,8 @@ class Follower:
 
 
 def _take(line: bytes, unread: Unread) -> Record | None:
-    """The record on a line; an empty line is nothing, and any other that is no record counts."""
+    """Return the record of a line; an empty line is none, and any other line without one is
+    counted."""
     line = line.rstrip(b"\n")
     if not line:
         return None
@@ -219,12 +222,13 @@ def _finite(text: str) -> float:
     return number
 
 
-# What is read can always be written as JSON again.
+# Everything that is read can be written as JSON again.
 _decoder = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 
 
 def _lines(descriptor: int) -> Iterator[bytes]:
-    """Lines from the first on; one that is too long comes as its beginning, which is too long."""
+    """Yield lines from the first on; of an overlong line only the beginning, which is overlong
+    too."""
     with open(descriptor, "rb", buffering=BLOCK_SIZE, closefd=False) as file:
         while line := file.readline(LINE_MAX + 1):
             yield line
@@ -233,9 +237,9 @@ def _lines(descriptor: int) -> Iterator[bytes]:
 
 
 def _is_other(line: bytes, from_then: bytes, needle: bytes) -> bool:
-    """Say of a line, without parsing it, that it is older than `from_then` or has no `needle`.
+    """Say, without parsing it, whether a line is older than `from_then` or has no `needle`.
 
-    One that looks torn is never said to be: it is to be counted.
+    Say no for a line that looks torn: it has to be counted.
     """
     if line.startswith(_TIME_START):
         at = len(_TIME_START)
@@ -247,7 +251,8 @@ def _is_other(line: bytes, from_then: bytes, needle: bytes) -> bool:
 def _backwards(
     descriptors: list[int], end: int | None, unread: Unread, from_then: bytes, needle: bytes
 ) -> Iterator[Record]:
-    """Records, newest first, but those that `_is_other` says; the newest file up to byte `end`."""
+    """Yield records, newest first, except those that `_is_other` skips; the newest file up to
+    `end`."""
     for descriptor in reversed(descriptors):
         for line in _lines_backwards(descriptor, end):
             if _is_other(line, from_then, needle):
@@ -266,7 +271,7 @@ def _lines_backwards(descriptor: int, end: int | None) -> Iterator[bytes]:
         position -= size
         block = os.pread(descriptor, size, position)
         if len(block) < size:
-            rest = b""  # emptied under our hands: the two parts of a line do not belong together
+            rest = b""  # emptied meanwhile: the two parts of a line do not match
         rest, *lines = (block + rest).split(b"\n")
         rest = rest[-(LINE_MAX + 1) :]
         yield from reversed(lines)
@@ -274,7 +279,8 @@ def _lines_backwards(descriptor: int, end: int | None) -> Iterator[bytes]:
 
 
 def _end_of_lines(descriptor: int) -> int:
-    """Where the last whole line ends: the rest of one that is being written comes later."""
+    """Return the end of the last complete line: the rest of a line that is being written comes
+    later."""
     size = os.fstat(descriptor).st_size
     start = max(0, size - LINE_MAX)
     found = os.pread(descriptor, size - start, start).rfind(b"\n")
@@ -289,7 +295,7 @@ def _names(path: str) -> list[str]:
 
 
 def _open_all(path: str) -> list[int]:
-    """All files that there are, oldest first, as they stood beside each other at one moment."""
+    """Return all existing files, oldest first, as they were at one moment."""
     for _ in range(OPEN_TRIES):
         found: dict[str, int] = {}
         try:
@@ -297,7 +303,7 @@ def _open_all(path: str) -> list[int]:
                 descriptor = _open(name)
                 if descriptor is not None:
                     found[name] = descriptor
-            # A rotation meanwhile would leave out the file that moved.
+            # A rotation in between would leave out the file that moved.
             is_same = all(_identity(name) == _identity(fd) for name, fd in found.items())
         except BaseException:
             _close_all(list(found.values()))
@@ -313,7 +319,7 @@ def _open_all(path: str) -> list[int]:
 
 
 def _open(name: str) -> int | None:
-    """An open regular file, or None if there is no file of this name."""
+    """Return an open regular file, or None if no file has this name."""
     try:
         descriptor = os.open(name, _FLAGS)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""What records of the audit log say, for people: a row of a list, or sentences.
+"""Records of the audit log as text for people: a row of a list, or sentences.
 
-A record is what the file has: every field may be missing or of another type than the
-service writes, so nothing here relies on one. What is shown is made harmless by `output`.
+A record is whatever the file has: any field may be missing or of a type that the service does not
+write, so no function here relies on one. `output` makes the result harmless.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 HEADER = ("TIME", "REQUEST", "EVENT", "WHO", "RESULT", "WHAT")
 FIELD_MAX = 256
-"""Characters of one field in a row or sentence; `--json` has the whole."""
+"""Characters of one field in a row or sentence; `--json` has the whole field."""
 
 _VM_FIELDS = ("vm", "caller", "source", "target")
-# Fields that have a column of their own, or belong to the words of every event.
+# Fields that have a column of their own, or that the words of every event contain.
 _SHOWN = {
     "time", "event", "request", "caller", "verb", "device_class", "device", "vm", "verdict",
     "outcome", "rule", "reason", "seconds", "options", "service", "argument", "source", "target",
@@ -33,7 +33,7 @@ _TO_OR_FROM = {"detach": "from"}
 
 
 def local_time(record: Record) -> str:
-    """Return when it was, in this machine's time zone, in a form that `--since` takes."""
+    """Return the time, in this machine's time zone, in a form that `--since` accepts."""
     written = str(record.get("time"))
     try:
         moment = datetime.fromisoformat(written)
@@ -54,7 +54,7 @@ def is_about(record: Record, vm: str) -> bool:
 
 
 def is_denial(record: Record) -> bool:
-    """Say whether something was denied, or denials may be among what was only counted."""
+    """Say whether this is a denial, or a sum that may contain denials."""
     events = record.get("events")
     if record.get("event") == "summed_up" and isinstance(events, dict):
         return bool({"decision", "answered"} & events.keys())
@@ -65,7 +65,7 @@ def is_denial(record: Record) -> bool:
 
 
 def has_id(record: Record, request: str) -> bool:
-    """Say whether the record belongs to a request, or counts it as its first or last one."""
+    """Say whether the record belongs to a request, or is a sum with it as the first or last one."""
     return request in (
         record.get("request"),
         record.get("first_request"),
@@ -78,7 +78,7 @@ def row(record: Record) -> tuple[str, str, str, str, str, str]:
     result, rest = _result(record)
     who = _text(record.get("caller") or record.get("source") or record.get("vm"))
     subject = _subject(record)
-    subject = "" if subject == who else subject  # it stands beside it
+    subject = "" if subject == who else subject  # a column of its own has it
     what = " ".join(filter(None, (subject, rest, _why(record), _others(record))))
     return (
         local_time(record),
@@ -100,7 +100,7 @@ def sentences(record: Record) -> list[str]:
 
 
 def _plain(record: Record) -> str:
-    """An event that has no sentences of its own."""
+    """An event without sentences of its own."""
     result, rest = _result(record)
     parts = (_subject(record), result if result != "-" else "", rest, _why(record))
     return f"{_text(record.get('event'))}: {' '.join(filter(None, parts))}"
@@ -111,20 +111,20 @@ def _text(value: object) -> str:
 
 
 def _result(record: Record) -> tuple[str, str]:
-    """The word for how it ended, and what else was said of it."""
+    """Return the word for the outcome, and the further details."""
     if record.get("verdict") is not None:
         return _text(record["verdict"]), ""
     outcome = record.get("outcome")
     if isinstance(outcome, str):
         word, _, rest = outcome.partition(": ")
-        # A denial repeats what it is about, which stands beside it.
+        # A denial repeats its subject, which is shown beside it.
         return _text(word), "" if word == "denied" else show(rest, FIELD_MAX)
     what = record.get("what")
     return (_text(what), "") if record.get("event") == "service" else ("-", "")
 
 
 def _subject(record: Record) -> str:
-    """What it is about: `attach block sys-usb:sda -> work`, a service and its target, or a VM."""
+    """Return the subject: `attach block sys-usb:sda -> work`, a service and its target, or a VM."""
     words = [_text(record[name]) for name in ("verb", "device_class", "device") if record.get(name)]
     if not words and record.get("service"):
         words = [f"{_text(record['service'])}{show(record.get('argument') or '', FIELD_MAX)}"]
@@ -148,7 +148,8 @@ def _why(record: Record) -> str:
 
 
 def _reason(record: Record) -> str:
-    """The reason, unless it says no more than the rule and the verdict, which stand beside it."""
+    """Return the reason, unless it only repeats the rule and the verdict, which are shown beside
+    it."""
     reason = record.get("reason")
     if not reason or not says_more(reason, record.get("rule"), record.get("verdict")):
         return ""
@@ -156,7 +157,8 @@ def _reason(record: Record) -> str:
 
 
 def _others(record: Record) -> str:
-    """Fields that nothing else shows; those that say nothing (None, no, none of them) are left."""
+    """Return the fields that nothing else shows, without the empty ones (None, no, none of
+    them)."""
     hidden = _SHOWN | ({"what"} if record.get("event") == "service" else set())
     return ", ".join(
         f"{show(name, 64)}={_value(value)}"

@@ -1,7 +1,7 @@
-"""Which device classes there are: those that the service has, or else the ones built in.
+"""The device classes: those of the service, or else the built-in ones.
 
-A command that names a class that is built in does not ask: its help and its parser are made without
-a service. A service that is older than the question, or none, leaves the ones built in.
+A command that names a built-in class does not ask: it makes its help and its parser without a
+service. If the service is missing, or too old to know the question, the built-in classes apply.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def classes_there_are() -> tuple[DeviceClass, ...]:
 
 
 def _class(told: Mapping[str, object]) -> DeviceClass:
-    """Return a class as the service tells it; ProtocolError if it is nonsense."""
+    """Return a class as the service describes it; ProtocolError if the description is malformed."""
     name, source, example = (take(told, key, str) for key in ("name", "source", "example"))
     if not (is_class_name(name) and is_vm_name(source) and is_device_id(example)):
         raise ProtocolError("the service tells of a device class that has no proper name")

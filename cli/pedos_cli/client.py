@@ -1,8 +1,8 @@
-"""A blocking client of the local socket: what a command needs, and quick to import.
+"""A blocking client of the local socket, which has what a command needs and imports quickly.
 
-A command that lists devices should not take longer than its user notices, and importing costs
-more than all that it does. So there is no trio here, no `typing`, `enum` or `dataclasses`, and
-`_socket`, the C half of `socket`, instead of the whole: the other half brings enum and selectors.
+A command that lists devices should finish before its user notices a delay, and importing takes
+longer than all its work. So this module avoids trio, `typing`, `enum` and `dataclasses`, and uses
+`_socket`, the C half of `socket`: the other half imports enum and selectors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pedos_protocol.events import (
     refusal,
 )
 
-TYPE_CHECKING = False  # as typing's own, whose import would double the command line's start
+TYPE_CHECKING = False  # like typing's own, whose import would double the command line's start
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
@@ -35,30 +35,31 @@ if TYPE_CHECKING:
 
     from pedos_protocol.events import Event
 
-#: Where the service listens if PEDOS_SOCKET does not say otherwise.
+#: Where the service listens unless PEDOS_SOCKET says otherwise.
 DEFAULT_SOCKET = "/run/pedos/pedos.sock"
 
 #: Bytes of path in a sockaddr_un, less the final NUL (unix(7)).
 SUN_PATH_MAX = 107
 
-#: Seconds that the service may take beyond a call's time-out to answer that the time is up.
+#: Seconds beyond a call's time-out in which the service may answer that the time is up.
 GRACE = 1.0
 
-#: Seconds after which a command says what it waits for: before, a person has not noticed yet.
+#: Seconds after which a command says what it waits for: before that, a person notices no delay.
 LONG = 1.0
 
-#: The notice with which the service says what an operation waits for.
+#: The notice in which the service says what an operation waits for.
 STEP = "operation.step"
 
-#: Seconds in which the service takes a new connection; one that is alive takes it at once.
+#: Seconds in which the service accepts a new connection; a working service accepts it at once.
 CONNECT_PATIENCE = 5
 
-#: Bytes asked for at once: the largest frame.
+#: Bytes to receive at once: the largest frame.
 RECEIVE_SIZE = 65540
 
 
 class Unreachable(Exception):  # noqa: N818 - the name of a state of affairs, as KeyboardInterrupt
-    """No service answers at `path`; `why` is half a sentence. `lost`: one was connected."""
+    """No service answers at `path`; `why` is half a sentence. `lost`: a connection existed
+    before."""
 
     def __init__(self, path: str, why: str, *, lost: bool = False) -> None:
         super().__init__(f"{path}: {why}")
@@ -77,7 +78,7 @@ class Client:
         self._connection = Connection()
         self._last_id = 0
         self._notices: list[Notice] = []
-        # Not sent yet: hello and the first request go out together.
+        # Not sent yet: hello and the first request leave together.
         self._out = self._connection.send(Hello(VERSIONS, program))
 
     def call(
@@ -90,12 +91,12 @@ class Client:
         """Calls `method` and returns its result.
 
         `timeout` is in seconds, at most 1200. `waiting` is called at once with each step that the
-        service says it waits for, and, when there is no answer after LONG seconds, with the last
-        one, or None if it has said nothing; and each time with whether it takes so long.
+        service reports, and, if there is no answer after LONG seconds, with the last step, or None
+        if the service reported none; its second argument says whether the wait is long.
 
-        CallError if the answer is an error, or `timeout` if
-        there is none in time; Unreachable if the service goes away first; RemoteProtocolError if
-        it speaks something else; LocalProtocolError if `params` cannot be sent.
+        CallError if the answer is an error, or `timeout` if no answer arrives in time; Unreachable
+        if the service goes away first; RemoteProtocolError if the service breaks the protocol;
+        LocalProtocolError if `params` cannot be sent.
         """
         self._last_id += 1
         call_id = self._last_id
@@ -127,7 +128,7 @@ class Client:
                 raise CallError(event.code, event.message, event.data)
 
     def notice(self, timeout: float | None = None) -> Notice | None:
-        """The next notice that came or comes; None if there is none within `timeout` seconds.
+        """Returns the next notice; None if none arrives within `timeout` seconds.
 
         Raises what `call` raises.
         """
@@ -141,8 +142,8 @@ class Client:
         return self._notices.pop(0)
 
     def _send(self, deadline: float | None) -> bool:
-        """Sends what is to be sent; False if the deadline passes first. Part of a frame may be on
-        its way then, so nothing else can be said on this connection."""
+        """Sends what is pending; False if the deadline passes first. Part of a frame may have been
+        sent then, so this connection cannot be used for anything else."""
         try:
             self._wait_until(deadline)
             self._socket.sendall(self._out)
@@ -150,7 +151,7 @@ class Client:
         except TimeoutError:
             return False
         except OSError:
-            # The service hung up. What it said before, it may have said why, is read first.
+            # The service hung up. Reads first what it sent before, which may say why.
             self._out = b""
         return True
 
@@ -178,7 +179,7 @@ class Client:
             raise self._gone(f"the connection broke ({error.strerror})") from error
 
     def _gone(self, why: str) -> Unreachable:
-        # It says hello before it reads: without that, it did nothing of what was asked for.
+        # The service says hello before it reads: without a hello it did nothing of the request.
         return Unreachable(self.path, why, lost=self._connection.their_hello is not None)
 
     def _wait_until(self, deadline: float | None) -> None:
@@ -189,7 +190,7 @@ class Client:
             self._socket.settimeout(None)
 
     def close(self) -> None:
-        """Hangs up; what the service still does for this client, it may give up."""
+        """Hangs up; the service may then give up what it still does for this client."""
         self.closed = True
         self._socket.close()
 
@@ -215,7 +216,7 @@ def _connect(sock: socket, path: str) -> None:
     if len(os.fsencode(path)) <= SUN_PATH_MAX:
         sock.connect(path)
         return
-    # The parent folder has a short name for as long as it is open.
+    # The parent folder has a short name while it is open.
     folder, name = os.path.split(path)
     descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -227,7 +228,7 @@ def _connect(sock: socket, path: str) -> None:
 def _is_socket(path: str) -> bool:
     try:
         return S_ISSOCK(os.stat(path).st_mode)
-    except OSError:  # it has gone since: it was one, as far as is known
+    except OSError:  # it is gone now: as far as is known, it was a socket
         return True
 
 
@@ -254,7 +255,7 @@ def open_socket(path: str | None = None) -> tuple[socket, str]:
         elif isinstance(error, BlockingIOError):
             why = f"the service took no new connection within {CONNECT_PATIENCE} s"
         elif isinstance(error, OSError):
-            # Of a name that is too long even alone, socket says only its message.
+            # For a name that is too long even alone, socket has only its message.
             why = (error.strerror or str(error)).lower()
         else:
             raise

@@ -1,9 +1,9 @@
 """Completion for the shell, from the same parsers that read the command line.
 
 It speaks the protocol of argcomplete's shell function, so `register-python-argcomplete qvm-device`
-and our own `completions/qvm-device.bash` both work: the shell puts the line into the environment
-and reads candidates from file descriptor 8. argcomplete itself is not used, because importing it
-alone takes longer than everything that happens here.
+and this project's `completions/qvm-device.bash` both work: the shell puts the line into the
+environment and reads candidates from file descriptor 8. This module does not use argcomplete,
+because its import alone takes longer than the whole completion.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 TIMEOUT_S = 0.5
-"""Seconds that a Tab waits for the service: then the names are simply not offered."""
+"""Seconds that a Tab waits for the service; after that it offers no names."""
 
 ANSWER_FD = 8
 """The descriptor that argcomplete's shell function reads the candidates from."""
@@ -37,7 +37,7 @@ DEFAULT_WORD_BREAKS = "\"'@><=;|&(:"
 
 
 class Position:
-    """Where in the command line the cursor stands: in which parser, and what comes next there."""
+    """The cursor's place in the command line: its parser, and what comes next there."""
 
     def __init__(self, parser: argparse.ArgumentParser, words: Iterable[str]) -> None:
         self.device_class: str | None = parser.get_default("device_class")
@@ -79,7 +79,7 @@ class Position:
 
 
 def complete(parser: argparse.ArgumentParser) -> int:
-    """Answer the shell; never fails and never says anything else, as it would garble the prompt."""
+    """Answer the shell; never fail and print nothing else, as that would garble the prompt."""
     line = os.environb.get(b"COMP_LINE", b"").decode("utf-8", "replace")
     point = os.environ.get("COMP_POINT", "")
     if point.isdigit():
@@ -87,25 +87,25 @@ def complete(parser: argparse.ArgumentParser) -> int:
     words = line.split()
     prefix = words.pop() if words and not line[-1].isspace() else ""
     found = [each for each in candidates(parser, words[1:], prefix) if each.startswith(prefix)]
-    # The shell splits words at its word breaks and replaces only what follows the last of them.
+    # The shell splits words at its word breaks and replaces only the part behind the last of them.
     breaks = os.environ.get("_ARGCOMPLETE_COMP_WORDBREAKS", DEFAULT_WORD_BREAKS)
     kept = max((prefix.rfind(each) for each in breaks), default=-1) + 1
     separator = os.environ.get("_ARGCOMPLETE_IFS", os.environ.get("IFS", DEFAULT_SEPARATOR))
     try:  # noqa: SIM105  (contextlib takes 4 ms to import, a third of an empty Python)
         os.write(ANSWER_FD, separator.join(each[kept:] for each in found).encode())
-    except OSError:  # no descriptor 8: the variable alone was set, and no shell reads the answer
+    except OSError:  # no descriptor 8: only the variable was set, and no shell reads the answer
         pass
     return DONE
 
 
 def candidates(parser: argparse.ArgumentParser, words: Iterable[str], prefix: str) -> list[str]:
-    """Return what could stand at the cursor after `words`, the program's name not among them."""
+    """Return the candidates at the cursor after `words`, which exclude the program's name."""
     position = Position(parser, words)
     if prefix.startswith("-"):
         return sorted(name for name in position.options if name.startswith("--"))
     expected = position.expected()
     if isinstance(expected, argparse._SubParsersAction):
-        # Without the aliases: they save typing only for those who know them already.
+        # Without the aliases: they save typing only for users who know them already.
         return [each.dest for each in expected._choices_actions]
     source = SOURCES.get(expected.metavar) if expected is not None else None
     if source is None and expected is not None and expected.choices is not None:
@@ -125,7 +125,7 @@ def _ask(method: str, params: dict[str, object]) -> dict[str, object]:
 
 
 def _fits(expected: argparse.Action, word: str) -> bool:
-    """Say whether the word may stand there; a class may be one that the service alone knows."""
+    """Say whether the word may stand there; a class may be known only to the service."""
     if expected.choices is None or word in expected.choices:
         return True
     return expected.dest == "device_class" and class_named(word, classes_there_are()) is not None
@@ -145,7 +145,7 @@ def _devices(position: Position) -> list[str]:
     devices, _missing, _answer = list_devices(_ask, str(position.device_class))
     if position.action == "detach":
         devices = [each for each in devices if position.vm in _users(each)]
-    # Only proper names: a candidate becomes part of a command line.
+    # Only valid names: a candidate becomes part of a command line.
     return [
         f"{each['backend']}:{each['device']}"
         for each in devices
@@ -172,14 +172,14 @@ def _policy_files(_: Position) -> list[str]:
     found: dict[str, None] = {}
     try:
         folders = place.policy_path().split(":")
-    except CallError:  # nobody knows where they are
+    except CallError:  # their place is not known
         return []
     for folder in folders:
         try:
-            # Only proper names, here too.
+            # Only valid names, here too.
             proper = (name for name in policy_names(folder) if set(name) <= NAME_CHARACTERS)
             found.update(dict.fromkeys(proper))
-        except CallError:  # a folder that is not there has no files
+        except CallError:  # a missing folder has no files
             continue
     return sorted(found)
 
@@ -208,4 +208,4 @@ SOURCES: dict[object, Callable[[Position], list[str]]] = {
     "NAME": _policy_files,
     "REPLACES": _replaced,
 }
-"""Where the values of an argument come from, by what the help calls it."""
+"""Where the values of an argument come from, by the argument's name in the help."""

@@ -67,7 +67,7 @@ def run(session: Session) -> int:
         )
     except CallError as error:
         status = session.fail(error, f"{args.command} explain {vm} {args.device}")
-        if error.code == "denied":  # perhaps by a rule that was just edited, with an error
+        if error.code == "denied":  # perhaps by a rule that was just edited and has an error
             session.warn_of_policy()
         return status
     session.say(f"{args.device} {_outcome(answer, vm, args.persistent)}")
@@ -82,11 +82,11 @@ def run(session: Session) -> int:
 def _warn_of_other_options(
     session: Session, answer: Mapping[str, object], vm: str, asked: Mapping[str, str]
 ) -> None:
-    """Say so when the device is not attached as was asked for."""
+    """Say so when the device is attached with other options than requested."""
     told = take(answer, "options", dict)
     options = {each.name: each for each in session.args.described.options}
     defaults = {name: each.default for name, each in options.items() if each.default is not None}
-    real = {**defaults, **told}  # a default is not always said
+    real = {**defaults, **told}  # the answer may omit a default
     other = {
         name: real[name]
         for name, value in asked.items()
@@ -111,7 +111,7 @@ def _warn_of_other_options(
 def _outcome(answer: Mapping[str, object], asked_for: str, persistent: bool) -> str:
     outcome = take(answer, "outcome", str)
     landed = answer.get("vm", asked_for)
-    if landed is None:  # a VM is not told which one
+    if landed is None:  # a VM does not learn which one
         return "was given to another VM, as dom0's policy wants it"
     vm = show(landed)
     instead = (

@@ -1,4 +1,4 @@
-"""All devices of a class, however many answers of the service they take."""
+"""All devices of a class, over as many answers of the service as they need."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 def list_devices(
     call: Call, device_class: str, vms: Sequence[str] | None = None, exclude: Sequence[str] = ()
 ) -> tuple[list[dict[str, object]], list[dict[str, object]], dict[str, object]]:
-    """Return the devices in natural order, what is missing among them, and the last answer.
+    """Return the devices in natural order, the missing ones, and the last answer.
 
-    An answer holds some hundred devices and says whether there are more behind its last one. What
-    is missing is devices that a VM has and does not report.
+    An answer holds some hundred devices and says whether more follow its last one. Missing are
+    devices that a VM has and does not report.
     """
     wanted = {"device_class": device_class, "vms": vms, "exclude": list(exclude)}
     devices: list[dict[str, object]] = []

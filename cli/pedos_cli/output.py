@@ -1,11 +1,10 @@
-"""The only place that writes to the terminal: all that is shown is made harmless here.
+"""The only module that writes to the terminal; it makes everything that it shows harmless.
 
 Names, descriptions and error texts can come from a VM, and command lines from a script that read
-them somewhere. Printable ASCII, and the letters of other scripts where the output has them, is all
-that ever leaves this module: no control characters, no escape sequences, no mark that turns the
-direction of text or cannot be seen. And what comes from outside has no two
-blanks in a row, since two blanks part the columns of a table: a device's description that brings
-its own would fill the columns behind it.
+them elsewhere. Only printable ASCII, and letters of other scripts where the output has them, leave
+this module: no control characters, no escape sequences, no mark that changes the direction of text,
+nothing invisible. A text from outside never has two blanks in a row, because two blanks separate
+the columns of a table: a device's description could otherwise imitate the columns behind it.
 """
 
 from __future__ import annotations
@@ -14,29 +13,29 @@ import errno
 import os
 import sys
 
-TYPE_CHECKING = False  # `typing` is not imported at start-up: it costs as much as argparse
+TYPE_CHECKING = False  # importing `typing` at start-up takes as long as argparse
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import TextIO
 
 TEXT_MAX = 512
-"""Characters of one text from outside that are shown: more would push the answer off the screen."""
+"""Characters of one text from outside: more would push the answer off the screen."""
 
 BLANK = "\\x20"
-"""How a blank is shown that could be taken for the space between two columns."""
+"""How a blank is shown that could pass for the space between two columns."""
 
 LEFT_TO_RIGHT = "\u200e"
-"""A mark of ours, which takes no column and turns the direction of text back."""
+"""A mark that this program adds: it takes no column and restores the direction of text."""
 
 LINE_MAX = 16384
-"""Characters of one line: a device with every attachment that a list may carry still fits."""
+"""Characters of one line: a device with every attachment that a list may contain still fits."""
 
 
 def show(text: object, limit: int = TEXT_MAX) -> str:
     """Return `text` from outside as printable ASCII and letters, at most `limit` characters; the
-    rest is escaped or cut, and a blank that is not alone between two words is escaped as well.
+    rest is escaped or cut. A blank that does not stand alone between two words is escaped as well.
 
-    Showing twice changes nothing, so it does not matter whether it was done before.
+    The function is idempotent, so it may run twice on the same text.
     """
     return escaped(_with_blanks_shown(str(text)[: limit + 1]), limit)
 
@@ -49,8 +48,9 @@ def _with_blanks_shown(text: str) -> str:
 
 
 def escaped(line: str, limit: int = LINE_MAX, encoding: str = "utf-8") -> str:
-    """Return a line of ours, whose blanks are meant, as printable ASCII and the letters that
-    `encoding` has, at most `limit` characters; what in it is from outside has been shown before."""
+    """Return a line of this program, whose blanks stay, as printable ASCII and the letters that
+    `encoding` has, at most `limit` characters; `show` has already treated texts from outside in
+    it."""
     shown = line[: limit + 1]
     if not (shown.isascii() and shown.isprintable()):
         from pedos_protocol.names import escaped_text  # noqa: PLC0415  (few texts need it)
@@ -74,7 +74,7 @@ def put(line: str) -> None:
 
 
 def put_text(text: str) -> None:
-    """Write text of ours to standard output as it is."""
+    """Write this program's own text to standard output as it is."""
     _write(sys.stdout, text)
 
 
@@ -84,7 +84,7 @@ def put_bytes(data: bytes) -> None:
 
 
 def complain(line: str) -> None:
-    """Write one line to standard error; a standard error that is gone must not hide the status."""
+    """Write one line to standard error; a closed standard error must not change the exit status."""
     try:
         _write(sys.stderr, _as_it_can_be(line, sys.stderr) + "\n")
     except OSError:
@@ -101,9 +101,9 @@ def encoding_of(stream: TextIO | None) -> str:
 
 
 def in_order(text: str) -> str:
-    """Keep what stands behind letters that are written from right to left behind them: a number
-    in the next column would otherwise be drawn before them; and what stands before them, too, if
-    they are the first letters of a line."""
+    """Keep text that follows right-to-left letters behind them: a terminal would otherwise draw a
+    number in the next column before them. Do the same for text before them if they are the first
+    letters of a line."""
     if text.isascii():
         return text
     from unicodedata import bidirectional  # noqa: PLC0415
@@ -156,8 +156,8 @@ def columns(cell: str) -> int:
 
 
 def columns_before(text: str, column: int) -> int:
-    """Return how many columns of standard output stand before the character at `column`, from 1, of
-    a text that is shown: a caret goes under it. A tab is one column wide where places are told."""
+    """Return how many columns of standard output precede the character at `column`, from 1, of a
+    text that is shown: a caret goes under it. In positions a tab counts as one column."""
     before = text[: column - 1].replace("\t", " ")
     return columns(escaped(before, encoding=encoding_of(sys.stdout)))
 
@@ -174,7 +174,8 @@ def finish() -> None:
 
 
 def abandon() -> None:
-    """Discard what is still buffered: it has no reader any more, and exit must stay quiet."""
+    """Discard what is still buffered: the output has no reader any more, and the exit must be
+    quiet."""
     null = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 1)

@@ -1,10 +1,10 @@
-"""Where a program runs, in dom0 or in a VM, and where dom0's files stand.
+"""Whether a program runs in dom0 or in a VM, and where dom0's files are.
 
-These are what the environment says, or else those of the system that PEDOS_SOCKET names.
+The environment names the files; otherwise they are those of the system that PEDOS_SOCKET names.
 
-A user who sets PEDOS_SOCKET alone, as `pedos-local up` says, means that system in everything, and
-must not be shown the log, or change the policy, of another one. Where nothing says where that one
-has its files, that is said.
+A user who sets PEDOS_SOCKET alone, as `pedos-local up` suggests, means that system in every
+respect: commands must not show the log, or change the policy, of another one. If that system's
+files are not known, commands say so.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from pedos_protocol.errors import CallError
 from pedos_cli.output import show
 
 HYPERVISOR = "/sys/hypervisor"
-"""What Linux says of what it runs on (Documentation/ABI/stable/sysfs-hypervisor-xen)."""
+"""What Linux says about its hypervisor (Documentation/ABI/stable/sysfs-hypervisor-xen)."""
 
 XENFEAT_DOM0 = 1 << 11
-"""Of its features: this domain is dom0 (xen/features.h)."""
+"""The feature bit: this domain is dom0 (xen/features.h)."""
 
 SOCKET = "dom0.sock"
 MARK = "pedos.toml"
 AUDIT = "state/audit.jsonl"
 POLICY = "policy.d"
-"""In a folder of local mode (pedos_dom0.local.layout, which a test compares)."""
+"""In a folder of local mode (pedos_dom0.local.layout; a test compares both)."""
 
 DEFAULT_AUDIT = "/var/lib/pedos/audit.jsonl"
-"""On a Xen host: in the state folder of dom0's unit (which a test compares)."""
+"""On a Xen host: in the state folder of dom0's unit (a test compares both)."""
 DEFAULT_POLICY = "/run/pedos/policy.d:/etc/pedos/policy.d"
 
 
 def inside_vm() -> bool:
-    """Say whether this is known to run in a VM and not in dom0 (only texts depend on it)."""
+    """Say whether this certainly runs in a VM and not in dom0 (only texts depend on it)."""
     named = os.environ.get("PEDOS_VM")  # local mode
     return named != "dom0" if named else _is_guest_of_xen()
 
 
 def vm_here() -> str:
-    """Return the name of the VM that this runs in, as far as it is known here: on Xen a VM is told
-    no name, and usually its host has it."""
+    """Return the name of this VM, as far as it is known: on Xen a VM does not learn its name, which
+    is usually that of its host."""
     return os.environ.get("PEDOS_VM") or (os.uname().nodename if inside_vm() else "dom0")
 
 
@@ -70,7 +70,7 @@ def policy_path() -> str:
 
 
 def _of_system(what: str, name: str, default: str, *, unknown: str, in_vm: str = "") -> str:
-    """Return where the system that PEDOS_SOCKET names, or else this host's, has `name`."""
+    """Return the path of `name` in the system that PEDOS_SOCKET names, or else on this host."""
     from pedos_cli.client import DEFAULT_SOCKET  # noqa: PLC0415  (help does without)
 
     socket = os.path.realpath(os.environ.get("PEDOS_SOCKET") or DEFAULT_SOCKET)

@@ -1,4 +1,4 @@
-"""The one way in which a policy file is changed: the whole policy is checked as it would be."""
+"""The one way to change a policy file, which checks the whole policy as it would be."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 def check(
     where: Sequence[str], name: str, data: bytes | None
 ) -> tuple[tuple[PolicyError, ...], bool]:
-    """Check the policy as it would be with `data` in the place of the file `name`.
+    """Check the policy as it would be with `data` in place of the file `name`.
 
-    Raises BrokenPolicyError if it would be broken. A policy that is broken already can be mended
-    file by file: a change that takes errors away and adds none is let through, and the errors that
-    are left are returned; and whether the file was read at all: one that is named by a path is,
-    if another includes it.
+    Raises BrokenPolicyError if it would be broken. A broken policy can be repaired file by file: a
+    change that removes errors and adds none is accepted. Returns the remaining errors, and whether
+    the policy reads the file at all: one that is named by a path is read only if another includes
+    it.
     """
     loaded = policy_engine.read(where, {name: data})
     after, is_read = loaded.errors, _reads(loaded.files, name)
@@ -42,7 +42,7 @@ def _reads(files: Sequence[str], name: str) -> bool:
 
 
 def _tell_doubts(session: Session, where: Sequence[str], name: str) -> None:
-    """Say what `check` says of the rules in the file that was written."""
+    """Report what `check` says of the rules in the written file."""
     for findings in policy_engine.lint(policy_engine.read(where).rules):
         for each in findings:
             if os.path.normpath(each.file) == os.path.normpath(name):
@@ -52,9 +52,9 @@ def _tell_doubts(session: Session, where: Sequence[str], name: str) -> None:
 def apply(
     session: Session, where: Sequence[str], name: str, data: bytes | None, expected: str
 ) -> dict[str, object]:
-    """Write or remove the file `name`, and return what there is to tell of it.
+    """Write or remove the file `name`, and return what to report about it.
 
-    Raises BrokenPolicyError, and CallError as `policy_files.change` does; then nothing is changed.
+    Raises BrokenPolicyError, and CallError like `policy_files.change`; then nothing is changed.
     """
     left: tuple[PolicyError, ...] = ()
     is_read = True

@@ -1,4 +1,4 @@
-"""`qvm-policy check`: every error of every policy file, each with its place."""
+"""`qvm-policy check`: shows every error of every policy file, each with its place."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(session: Session) -> int:
     """Print the errors; returns 1 if there are any."""
     args = session.args
     loaded = policy_engine.read(policy_files.folders(args), policy_engine.replaced(args))
-    # Of a file with errors the good rules alone are known: what they hide is not.
+    # Of a file with errors only the good rules are known, but not what they would hide.
     wrong, doubtful = ((), ()) if loaded.errors else policy_engine.lint(loaded.rules)
     errors = (*loaded.errors, *wrong)
     if args.json:

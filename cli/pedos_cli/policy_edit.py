@@ -1,8 +1,9 @@
-"""`qvm-policy edit`: a policy file in an editor, written only when the whole policy is good.
+"""`qvm-policy edit`: opens a policy file in an editor, and writes it only if the whole policy is
+good.
 
-What is edited is a draft in a private folder. The policy file itself is touched once, at the end,
-by one rename; until then nothing that happens to the editor, to this program or to the machine
-changes it, and the draft is kept whenever there is work in it that was not written.
+The user edits a draft in a private folder. The command touches the policy file once, at the end, by
+one rename. Until then nothing that happens to the editor, to this program or to the machine changes
+the policy file, and the draft is kept whenever it has unwritten work.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(session: Session) -> int:
-    """Edit, check, show, ask, write; returns 1 when nothing was written though it was wanted."""
+    """Edit, check, show, ask, write; returns 1 if the user wanted a write that did not happen."""
     args = session.args
     name = policy_files.file_name(args.name)
     where = policy_files.folders(args)
@@ -79,7 +80,7 @@ def run(session: Session) -> int:
 
 
 def expected(before: bytes | None) -> str:
-    """Return what has to be there when the draft is written: what was there when it was begun."""
+    """Return what the file must contain when the draft is written: its content at the start."""
     return policy_files.NEW if before is None else policy_files.digest(before)
 
 
@@ -93,7 +94,8 @@ class Draft:
         self.name = name
         try:
             self.folder = tempfile.mkdtemp(prefix="qvm-policy-")
-            # Of a file that others include, such as include/common, the last part alone.
+            # Of a file that others include, such as include/common, the last part of the name
+            # alone.
             self.path = os.path.join(self.folder, os.path.basename(name))
             with open(self.path, "xb") as file:
                 file.write(data)
@@ -103,14 +105,14 @@ class Draft:
         self.kept = False
 
     def read(self) -> bytes:
-        """Return what stands in it now; CallError if it is gone or no text file any more."""
+        """Return the draft's content; CallError if it is gone or no text file any more."""
         data = policy_files.read(self.path)
         if data is None:
             raise CallError("failed", f"the editor took the draft {self.path} away")
         return data
 
     def close(self, *, keep: bool) -> None:
-        """Remove it, unless it is to be kept and has work in it. Safe to call twice."""
+        """Remove the draft, unless it has work in it and is to be kept. Safe to call twice."""
         if self.kept:
             return
         try:
@@ -149,7 +151,7 @@ class _Edit:
                 try:
                     return self._write(data)
                 except policy_engine.BrokenPolicyError as broken:
-                    self._show_errors(broken)  # another file was broken since the look
+                    self._show_errors(broken)  # another file was broken since the last check
                     choice = self._ask_about_errors()
             if choice == DISCARD:
                 self._draft.close(keep=False)
@@ -163,7 +165,7 @@ class _Edit:
                 return FAILED
 
     def _look(self, data: bytes) -> str:
-        """Check and show the draft, and return what is to become of it."""
+        """Check and show the draft, and return what to do with it."""
         try:
             left, _ = policy_change.check(self._where, self._name, data)
         except policy_engine.BrokenPolicyError as broken:
@@ -191,7 +193,7 @@ class _Edit:
             output.complain(f"  none is in {self._name}: {hint}")
 
     def _ask_about_errors(self) -> str:
-        # A no to what was not asked is one to writing, as it is where that is the question.
+        # A no to a question that was not asked means: do not write.
         return ask(
             "[e]dit again, [k]eep the draft and leave, [d]iscard: ", (AGAIN, NO, KEEP, DISCARD)
         )
@@ -216,7 +218,7 @@ class _Edit:
 
 
 def _tell_draft(session: Session, draft: Draft, replaces: str) -> None:
-    """Say where the draft is, and the command that writes it instead of `replaces`."""
+    """Print the draft's path, and the command that writes it instead of `replaces`."""
     if not draft.kept:
         return
     import shlex  # noqa: PLC0415
@@ -230,9 +232,9 @@ def _tell_draft(session: Session, draft: Draft, replaces: str) -> None:
 
 
 def editor() -> list[str]:
-    """Return the editor's program and arguments; raise UsageError if the variable makes no sense.
+    """Return the editor's program and arguments; raise UsageError if the variable is malformed.
 
-    They are split as a shell would, and no shell runs them.
+    The variable is split as a shell would, but no shell runs it.
     """
     import shlex  # noqa: PLC0415
 
@@ -248,9 +250,9 @@ def editor() -> list[str]:
 
 
 def _run_editor(argv: list[str], path: str) -> None:
-    """Run the editor until it ends; raise CallError if it did not end well.
+    """Run the editor until it ends; raise CallError if it failed.
 
-    Ctrl-C is the editor's: it belongs to the same terminal, and this program only waits.
+    Ctrl-C belongs to the editor, which has the same terminal; this program only waits.
     """
     import signal  # noqa: PLC0415
     import subprocess  # noqa: PLC0415
@@ -261,7 +263,7 @@ def _run_editor(argv: list[str], path: str) -> None:
         number: signal.signal(number, lambda _number, _frame: None)
         for number in (signal.SIGINT, signal.SIGQUIT)
     }
-    # What qvm-policy prints for programs is not to be mixed with what an editor draws.
+    # What qvm-policy prints for programs must not mix with what an editor draws.
     screen = None if output.on_terminal() else STANDARD_ERROR
     try:
         ended = subprocess.run([*argv, path], check=False, stdout=screen)
@@ -301,19 +303,19 @@ def ask(question: str, keys: tuple[str, ...]) -> str:
 
 
 def _forget_typed() -> None:
-    """What was typed before the question was there, such as into the editor, is no answer to it."""
+    """Input from before the question, such as keys for the editor, is no answer to it."""
     if sys.stdin is None or not sys.stdin.isatty():
         return
     import termios  # noqa: PLC0415
 
     try:  # noqa: SIM105  (contextlib is slow to import)
         termios.tcflush(sys.stdin, termios.TCIFLUSH)
-    except termios.error:  # the terminal went away, which reading from it will tell
+    except termios.error:  # the terminal went away, as reading from it will show
         pass
 
 
 def diff_lines(name: str, before: bytes | None, after: bytes) -> Iterator[str]:
-    """Yield what is changed, as `diff -u` shows it."""
+    """Yield the changes, as `diff -u` shows them."""
     import difflib  # noqa: PLC0415
 
     old = _lines(before or b"")

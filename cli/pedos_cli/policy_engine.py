@@ -1,7 +1,7 @@
 """The policy engine of dom0's service, as the command line uses it on files.
 
-This is the only module here that imports from pedos_dom0, and only when it is asked to: a VM has
-that package not, and needs it for nothing but what dom0 alone may do.
+This is the only module here that imports from pedos_dom0, and only on demand: a VM does not have
+that package, and needs it only for what dom0 alone may do.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ TIMEOUT_S = 10.0
 """Seconds for a page of the VMs' facts: the service answers from memory."""
 
 PAGES_MAX = 1000
-"""Pages of VMs' facts: far more than a machine has VMs, so that a service gone wrong ends."""
+"""Pages of VMs' facts: far more VMs than a machine has, so that a faulty service ends the loop."""
 
 SYSTEM_MAX = 16 * 1024 * 1024
-"""Bytes of a file of VMs' facts: some 300 bytes a VM, so tens of thousands of them."""
+"""Bytes of a file of VMs' facts: some 300 bytes per VM, so tens of thousands of VMs."""
 
 FIRST_MAX = 400
-"""Characters of the one error that is told in a sentence."""
+"""Characters of an error that is quoted in a sentence."""
 
 ERRORS_SHOWN = 50
-"""Errors that are written out for people; --json has all."""
+"""Errors that are shown to people; --json has all."""
 
 
 def add_system_option(parser: Parser) -> None:
@@ -55,7 +55,7 @@ def add_system_option(parser: Parser) -> None:
 
 
 def add_trial_options(parser: Parser) -> None:
-    """Add `--policy-dir`, `--with` and `--without`: which policy is looked at."""
+    """Add `--policy-dir`, `--with` and `--without`: which policy to look at."""
     policy_files.add_folder_option(parser)
     parser.add_argument(
         "--with", metavar="NAME=FILE", action="append", dest="with_",
@@ -68,7 +68,7 @@ def add_trial_options(parser: Parser) -> None:
 
 
 def replaced(args: argparse.Namespace) -> dict[str, bytes | None]:
-    """Return what `--with` and `--without` put in the place of files."""
+    """Return what `--with` and `--without` put in place of files."""
     found: dict[str, bytes | None] = {}
     for text in args.with_ or ():
         name, equals, path = text.partition("=")
@@ -99,7 +99,7 @@ def read(where: Sequence[str], instead: Mapping[str, bytes | None] | None = None
 def lint(
     rules: Sequence[Rule],
 ) -> tuple[tuple[PolicyError, ...], tuple[PolicyError, ...]]:
-    """Return what `check` refuses although the service takes it, and what it warns of."""
+    """Return what `check` refuses although the service accepts it, and what `check` warns of."""
     try:
         from pedos_dom0.policy import lint as linting  # noqa: PLC0415
     except ImportError as error:
@@ -114,7 +114,7 @@ def read_good(
 ) -> Loaded:
     """Return the policy like `read`; raise BrokenPolicyError if it has an error.
 
-    `args` are those that `where` and `instead` come from: `check` with the same is what to do next.
+    `where` and `instead` come from `args`: the error suggests `check` with the same arguments.
     """
     loaded = read(where, instead)
     if loaded.errors:
@@ -137,7 +137,7 @@ def _check_command(args: argparse.Namespace) -> str:
 
 
 def mend_hint(where: Sequence[str], error: PolicyError) -> str:
-    """Return what to do first about an error that no change of another file takes away."""
+    """Return what to do first about an error that no change of another file removes."""
     if error.file in where:
         return f"mkdir -p {error.file}, or whatever is wrong with that folder"
     path = policy_files.find(where, error.file)
@@ -151,7 +151,7 @@ def mend_hint(where: Sequence[str], error: PolicyError) -> str:
 
 
 class BrokenPolicyError(CallError):
-    """The policy has errors, so that nothing can be decided by it."""
+    """The policy has errors, so that it can decide nothing."""
 
     def __init__(self, errors: Sequence[PolicyError], hint: str = "qvm-policy check") -> None:
         count = "an error" if len(errors) == 1 else f"{len(errors)} errors"
@@ -166,9 +166,9 @@ class BrokenPolicyError(CallError):
 def error_lines(errors: Sequence[PolicyError]) -> Iterator[str]:
     """Yield the lines that show `errors` to people: place, line, caret, help."""
     for error in errors[:ERRORS_SHOWN]:
-        # A tab is one column wide in an error, and the caret has to stand under its column.
+        # In an error's position a tab counts as one column, and the caret has to match.
         rendered = error.render(output.columns_before).replace("\t", " ")
-        if not error.line:  # it is about the file or folder itself
+        if not error.line:  # the error concerns the file or folder itself
             rendered = rendered.replace(":0:0: ", ": ", 1)
         yield from rendered.splitlines()
     if len(errors) > ERRORS_SHOWN:
@@ -176,7 +176,7 @@ def error_lines(errors: Sequence[PolicyError]) -> Iterator[str]:
 
 
 def errors_json(errors: Sequence[PolicyError]) -> list[dict[str, object]]:
-    """Return `errors` as they stand in JSON."""
+    """Return `errors` in their JSON form."""
     return [
         {
             "file": error.file,
@@ -191,9 +191,9 @@ def errors_json(errors: Sequence[PolicyError]) -> list[dict[str, object]]:
 
 
 def system(session: Session) -> System:
-    """Return the facts of the VMs: from `--system`, or else from the service.
+    """Return the facts about VMs: from `--system`, or else from the service.
 
-    Raises CallError if the file is no good, client.Unreachable if there is no service.
+    Raises CallError if the file is invalid, client.Unreachable if there is no service.
     """
     try:
         from pedos_dom0.policy.system import System, SystemFactsError  # noqa: PLC0415
@@ -256,7 +256,7 @@ def decide(loaded: Loaded, facts: System, asked: Sequence[str], *, trace: bool) 
 
 
 def system_of(domains: Mapping[str, object]) -> System:
-    """Return the facts of VMs that are given as they stand in JSON; raise CallError if wrong."""
+    """Return facts about VMs from their JSON form; raise CallError if it is invalid."""
     from pedos_dom0.policy.system import System, SystemFactsError  # noqa: PLC0415
 
     try:
@@ -266,9 +266,9 @@ def system_of(domains: Mapping[str, object]) -> System:
 
 
 def meaning(text: str, service: tuple[str, str] | None = None) -> list[object] | None:
-    """Return what a policy file says, line by line, apart from how it is laid out.
+    """Return the meaning of a policy file, line by line, without its layout.
 
-    None if it has an error. `service`: it is a file of an !include-service that says these two.
+    None if it has an error. `service`: it is a file of an !include-service with these two words.
     """
     try:
         from pedos_dom0.policy.parser import Directive, parse  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""`qvm-policy eval`: many requests as JSON lines, and as many answers in their order."""
+"""`qvm-policy eval`: answers many requests, given as JSON lines, in their order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Decide = Callable[[Sequence[str]], dict[str, object]]
 
 LINE_MAX = 16 * 1024
-"""Bytes of one request: the longest valid one has some 700, so this bounds memory and no user."""
+"""Bytes of one request: the longest valid one has some 700, so this bounds memory only."""
 
 FIELDS = ("service", "arg", "source", "target")
 
@@ -57,7 +57,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(session: Session) -> int:
-    """Answer every line; returns 1 if there was one that is no request."""
+    """Answer every line; returns 1 if one of them was no request."""
     args = session.args
     loaded = policy_engine.read_good(args, policy_files.folders(args), policy_engine.replaced(args))
     facts = policy_engine.system(session)
@@ -91,10 +91,11 @@ def answer_lines(source: BinaryIO, decide: Decide) -> int:
         except _NoRequestError as error:
             status = FAILED
             answer = {"error": str(error)}
-        # ASCII only: no control character leaves json, and DEL is the one that ASCII has besides.
+        # ASCII only: json lets no control character through, and DEL is the only other one in
+        # ASCII.
         text = json.dumps(answer, ensure_ascii=True).replace("\x7f", "\\u007f")
         output.put_text(text + "\n")
-        output.finish()  # a caller that writes one request and waits gets its answer
+        output.finish()  # a caller that writes one request and waits must get its answer
     return status
 
 
@@ -103,7 +104,7 @@ class _NoRequestError(Exception):
 
 
 def _lines(source: BinaryIO) -> Iterator[bytes]:
-    """Yield each line without its end; of one that is too long only the beginning."""
+    """Yield each line without its end; of an overlong line only the beginning."""
     while line := source.readline(LINE_MAX + 1):
         if len(line) > LINE_MAX and not line.endswith(b"\n"):
             while (rest := source.readline(LINE_MAX)) and not rest.endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""`qvm-policy explain`: what the policy says to one request, which rule says it, and why."""
+"""`qvm-policy explain`: shows the policy's answer to one request, the deciding rule, and why."""
 
 from __future__ import annotations
 
@@ -120,9 +120,9 @@ def run(session: Session) -> int:
 def _notes(
     session: Session, asked: tuple[str, str, str, str], known: frozenset[str] | None
 ) -> Iterator[str]:
-    """Yield what of the request does not exist: a slip of the pen gets an answer all the same.
+    """Yield what the request names and does not exist: a typing error gets an answer all the same.
 
-    `known` are the VMs, None if the service has to be asked for them.
+    `known` are the VMs; None: ask the service for them.
     """
     service, argument, source, target = asked
     backend, port = [*argument[1:].split(":", 2), ""][:2]
@@ -139,7 +139,7 @@ def _notes(
                 verb = "reports, of all that it has," if missing else "has"
                 yield f"note: {show(backend)} {verb} no {device_class} device {show(port)} now"
     except (CallError, ProtocolError):
-        return  # these are notes: the answer stands without them
+        return  # these are notes: the answer is valid without them
     if is_device and backend not in vms:
         yield f"note: there is no VM {show(backend)}, so it lends nothing"
     if _is_unknown(source, vms):
@@ -191,7 +191,7 @@ def decision_lines(answer: Mapping[str, object]) -> Iterator[str]:
 
 
 def _asked(args: argparse.Namespace) -> tuple[str, str, str, str]:
-    """Return the request that the command line has, or raise UsageError."""
+    """Return the request of the command line, or raise UsageError."""
     if not args.service or not set(args.service) <= SERVICE_CHARACTERS:
         service, plus, rest = args.service.partition("+")
         raise UsageError(
@@ -246,7 +246,7 @@ def _mine(session: Session) -> int:
             "qvm-policy explain --mine device.attach.block +sys-usb:sda",
         )
     verb, device_class = _device_service(args.service)
-    # dom0 knows what the device is: an IDENTITY that is said is not looked at.
+    # dom0 knows the device's identity and ignores an IDENTITY in the request.
     name = device_name(":".join(args.argument.removeprefix("+").split(":")[:2]))
     params: dict[str, object] = {
         "verb": verb,

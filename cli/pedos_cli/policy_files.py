@@ -1,7 +1,9 @@
-"""The administrator's policy files: found, read, and written so that a crash leaves old or new.
+"""The administrator's policy files: finds, reads and writes them; a crash leaves the old or the
+new.
 
-Of the policy folders the last is the administrator's, and the only one that is written to. Nothing
-here knows the language: a check of the whole policy is handed in, and runs under the same lock.
+The last of the policy folders is the administrator's, and the only one that is written to. This
+module does not know the policy language: the caller passes in a check of the whole policy, which
+runs under the same lock.
 """
 
 from __future__ import annotations
@@ -26,19 +28,19 @@ if TYPE_CHECKING:
 
 SUFFIX = ".policy"
 FILE_MAX = 4 * 1024 * 1024
-"""Bytes of a file that are read: as many as the service takes of one."""
+"""Bytes of a file to read: as many as the service accepts."""
 
 FOLDERS_MAX = 16
 """Policy folders of one command; the system has two."""
 
 LOCK = ".lock"
-"""Of a policy folder: hidden, so that no loader looks into it."""
+"""In a policy folder: hidden, so that no loader looks into it."""
 LOCK_PATIENCE_S = 5.0
-"""Seconds to wait for another writer, who holds the lock for as long as one check takes."""
+"""Seconds to wait for another writer, which holds the lock for the time of one check."""
 LOCK_PAUSE_S = 0.05
 
 NEW_MODE = 0o644
-"""Of a file that was not there before, less the umask: policy is no secret within dom0."""
+"""The mode of a new file, less the umask: policy is no secret within dom0."""
 
 NEW, ANY = "new", "any"
 HASH = "sha256:"
@@ -49,7 +51,7 @@ _HEX = frozenset("0123456789abcdef")
 
 
 def step(name: str) -> None:
-    """Say which step of a change is reached. It does nothing: tests end the process here."""
+    """Mark a step of a change. This does nothing: tests end the process here."""
 
 
 def add_folder_option(parser: Parser) -> None:
@@ -65,7 +67,7 @@ def add_folder_option(parser: Parser) -> None:
 def folders(args: argparse.Namespace) -> list[str]:
     """Return the policy folders, the first of which has precedence; UsageError if too many.
 
-    CallError where no folder is named and none is known, as in a VM.
+    CallError if no folder is named and none is known, as in a VM.
     """
     given: list[str] = list(args.folders or ())
     if not given:
@@ -76,9 +78,10 @@ def folders(args: argparse.Namespace) -> list[str]:
 
 
 def file_name(text: str) -> str:
-    """Return `text` if a policy file may be called so; raise UsageError with the reason if not.
+    """Return `text` if it is valid as the name of a policy file; raise UsageError with the reason
+    if not.
 
-    A path such as `include/common` is that of a file which others include.
+    A path such as `include/common` names a file that others include.
     """
     parts = text.split("/")
     if len(parts) > 1:
@@ -105,7 +108,7 @@ def digest(data: bytes) -> str:
 
 
 def token(text: str) -> str:
-    """Return `text` if it says what is to be replaced; raise UsageError if not."""
+    """Return `text` if it names what to replace; raise UsageError if not."""
     if text in (NEW, ANY):
         return text
     if text.startswith(HASH) and len(text) == len(HASH) + 64 and set(text[len(HASH) :]) <= _HEX:
@@ -120,9 +123,9 @@ def token(text: str) -> str:
 
 
 def read_input(path: str) -> bytes | None:
-    """Return the content of a file that the user names; None if there is none.
+    """Return the content of a file that the user names; None if it does not exist.
 
-    It may be a pipe, such as one of a shell's `<(...)`, which is waited for. Raises as `read`.
+    It may be a pipe, such as a shell's `<(...)`; this waits for it. Raises like `read`.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
@@ -139,7 +142,8 @@ def read_input(path: str) -> bytes | None:
 
 
 def require_writable(folder: str) -> None:
-    """Raise CallError if no file could be written in `folder`: better before than after work."""
+    """Raise CallError if no file could be written in `folder`: better before the work than
+    after."""
     if not os.path.isdir(folder):
         message = f"there is no policy folder {folder}"
         raise CallError("failed", message, {"hint": _folder_hint(folder)})
@@ -199,7 +203,7 @@ def names(folder: str) -> list[str]:
 
 
 def find(where: Sequence[str], name: str) -> str | None:
-    """Return the path of the file called `name` that counts: that of the first folder with one.
+    """Return the path of the file `name` that counts: the one in the first folder that has it.
 
     Raises CallError if a folder may not be looked into.
     """
@@ -222,19 +226,19 @@ def change(
     expected: str,
     check: Callable[[], None],
 ) -> None:
-    """Put `data` in the place of the file `name` in `folder`; None takes the file away.
+    """Put `data` in place of the file `name` in `folder`; None removes the file.
 
-    `expected` is what has to be there: a hash, `new` for nothing, or `any`. `check` raises when the
-    policy as it would be is not to be written. All of it happens under the folder's lock, and in
-    one rename: if this is interrupted, the file is the old or the new one. Raises CallError `busy`
-    if what is there is not what was expected, and `failed` if it cannot be written.
+    `expected` is the required old content: a hash, `new` for no file, or `any`. `check` raises if
+    the resulting policy must not be written. All of this happens under the folder's lock, and in
+    one rename: an interruption leaves the old file or the new one. Raises CallError `busy` if the
+    old content is not `expected`, and `failed` if the file cannot be written.
     """
-    # Where a symbolic link leads is what is written: the link is the administrator's choice.
+    # Follow a symbolic link and write its target: the link is the administrator's choice.
     path = os.path.realpath(os.path.join(folder, name))
     lock = _lock(folder)
     try:
         step("locked")
-        if data is not None or expected != ANY:  # even what cannot be read can be removed
+        if data is not None or expected != ANY:  # even an unreadable file can be removed
             _compare(path, name, expected)
         check()
         step("checked")
@@ -261,10 +265,10 @@ def change(
 
 
 def _lock(folder: str) -> int:
-    """Return the descriptor that holds the lock; it goes with the descriptor, also after a kill.
+    """Return the descriptor that holds the lock, which ends with the descriptor, also after a kill.
 
-    The lock is on a folder in it that is closed to others: to lock takes no more than the right to
-    read, and all may read the policy. Only users who may write there can delete that folder.
+    The lock is on a subfolder that is closed to others: locking takes only the right to read, and
+    all users may read the policy. Only users who may write to the folder can delete the subfolder.
     """
     import fcntl  # noqa: PLC0415
 
@@ -310,7 +314,8 @@ def _open_lock(folder: str) -> int:
 
 
 def _leave_to_owner(fd: int, folder: int) -> None:
-    """What root makes in a folder of another user is that user's, who has to be able to go on."""
+    """A file that root makes in another user's folder must belong to that user, who has to be able
+    to go on."""
     if os.geteuid() == 0 == os.fstat(fd).st_uid:
         owner = os.fstat(folder)
         if owner.st_uid != 0:
@@ -334,8 +339,8 @@ def _compare(path: str, name: str, expected: str) -> None:
 
 
 def _write(path: str, name: str, data: bytes, expected: str) -> None:
-    # All is done in the folder that this descriptor stands for. By its path it may be another one
-    # meanwhile: what root makes in its own folder would be left to the owner of the other.
+    # All work happens in the folder behind this descriptor. Its path may lead to another folder
+    # meanwhile: root would then give a file in its own folder to the owner of the other.
     folder = os.open(os.path.dirname(path), _FOLDER)
     try:
         _write_into(folder, path, name, data, expected)
@@ -347,8 +352,8 @@ def _write(path: str, name: str, data: bytes, expected: str) -> None:
 
 def _write_into(folder: int, path: str, name: str, data: bytes, expected: str) -> None:
     base = os.path.basename(path)
-    # Hidden, so that no loader takes it for a policy. Only who holds the lock makes one, so any
-    # that is there already is what a killed predecessor left.
+    # Hidden, so that no loader reads it. Only the holder of the lock makes one, so an existing one
+    # is left from a killed predecessor.
     prefix = f".{base}.new-"
     for left in os.listdir(folder):
         if left.startswith(prefix):

@@ -1,4 +1,4 @@
-"""`qvm-policy fmt`: the columns of policy files aligned, and nothing else about them changed."""
+"""`qvm-policy fmt`: aligns the columns of policy files, and changes nothing else in them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 COLUMNS = 5
 SERVICE_COLUMNS = 3
-"""Of a rule's line in a file of `!include-service`, which has said the first two."""
+"""The columns of a rule's line in a file of `!include-service`, which has given the first two."""
 
 ANY_SERVICE = (("*", "*"), ("device.*.*", "*"))
-"""What an `!include-service` may have said of a file that none includes yet."""
+"""What an `!include-service` might say of a file that no file includes yet."""
 
 GAP = "  "
 BLANKS = " \t"
 
 RULE_MAX = 512
-"""Characters of a rule's line, as the language has it: alignment must not make a line longer."""
+"""Characters of a rule's line, as the language bounds them: alignment must not exceed it."""
 
 DESCRIPTION = (
     "Align the columns of policy files. Rules that stand together, that is without a blank line "
@@ -58,7 +58,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(session: Session) -> int:
-    """Align the files, or tell which are not aligned."""
+    """Align the files, or report which are not aligned."""
     args = session.args
     if args.names == ["-"]:
         return _filter(session)
@@ -128,8 +128,9 @@ def _services(where: Sequence[str]) -> dict[str, tuple[str, str]]:
 def aligned_bytes(name: str, data: bytes, service: tuple[str, str] | None = None) -> bytes:
     """Return the file with its columns aligned; raise CallError if its meaning would change.
 
-    That it would is a bug, or a file that is no text; either way it is left as it is. `service` is
-    what an !include-service says of it; of a file that none includes, its lines tell.
+    A change of meaning is a bug, or the file is no text; either way the file stays as it is.
+    `service` is the service that an !include-service names for it; if no file includes it, its
+    lines tell.
     """
     try:
         text = data.decode("utf-8")
@@ -154,11 +155,11 @@ def aligned_bytes(name: str, data: bytes, service: tuple[str, str] | None = None
 def align(text: str, columns: int = COLUMNS) -> str:
     """Return `text` with the `columns` of its rules aligned; as many lines as before.
 
-    Doing it twice changes nothing more.
+    The function is idempotent.
     """
     lines = text.split("\n")
     if lines[-1] != "":
-        lines.append("")  # so that the last line ends, as every other
+        lines.append("")  # so that the last line ends like every other
     result: list[str] = []
     block: list[str] = []
     for line in lines:
@@ -174,7 +175,7 @@ def align(text: str, columns: int = COLUMNS) -> str:
 
 
 def _aligned_block(lines: list[str], columns: int) -> Iterator[str]:
-    """Yield the lines of one block; only the rules among them say how wide the columns are."""
+    """Yield the lines of one block; only its rules determine how wide the columns are."""
     rows = [_fields(line) for line in lines]
     rules = [row for row in rows if row and len(row) >= columns and not row[0].startswith("!")]
     widths = [max(len(row[at]) for row in rules) for at in range(columns)] if rules else []
@@ -201,5 +202,5 @@ def _fields(line: str) -> list[str] | None:
     bare = line.strip(BLANKS)
     if bare.startswith("#"):
         return None
-    # Blanks and tabs alone separate words: str.split() would take other characters for one too.
+    # Only blanks and tabs separate words: str.split() would accept other characters too.
     return [word for word in bare.replace("\t", " ").split(" ") if word]

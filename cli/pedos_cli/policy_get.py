@@ -1,4 +1,4 @@
-"""`qvm-policy get`: which policy files there are, and what stands in one."""
+"""`qvm-policy get`: lists the policy files, or prints one."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _list(where: Sequence[str], *, as_json: bool) -> int:
 def listed(where: Sequence[str]) -> list[dict[str, object]]:
     """Return all files of all folders in reading order, and which of them count.
 
-    A folder that is not there has no files: /run/pedos/policy.d is made only when it is needed.
+    A missing folder has no files: /run/pedos/policy.d is made only when it is needed.
     """
     found: list[dict[str, object]] = []
     first: dict[str, str] = {}

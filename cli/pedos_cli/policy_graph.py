@@ -1,8 +1,8 @@
-"""`qvm-policy graph`: who may do what to whom, as a graph for Graphviz.
+"""`qvm-policy graph`: draws who may do what to whom, as a graph for Graphviz.
 
-Every edge is a decision: for each service and argument that a rule speaks of, one request of each
-VM to each other is put to the policy. A `*` in an argument is asked about as a text that no rule
-names, so an edge holds for what is not named elsewhere.
+Every edge is a decision: for each service and argument of a rule, the policy is asked about a
+request of each VM to each other. For a `*` in an argument the request has a text that no rule
+names, so an edge holds for everything that is not named elsewhere.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     Edges = dict[tuple[str, str, str], list[str]]
 
 DECISIONS_MAX = 1_000_000
-"""Requests that are tried: some ten seconds. A larger graph could not be read."""
+"""Requests to try: some ten seconds. A larger graph would be unreadable."""
 
 LABELS_MAX = 12
-"""Lines on one edge; what is beyond is counted."""
+"""Lines on one edge; further ones are counted."""
 
 LABEL_MAX = 128
-"""Characters of one of them."""
+"""Characters of such a line."""
 
 ANY_SERVICE = "any.other"
 """Stands for the services that no rule names."""
@@ -117,7 +117,7 @@ def _add(
     facts: System,
     requests: Sequence[tuple[str, tuple[str, str, str, str]]],
 ) -> None:
-    """Add what is decided of one service between two VMs; the first request is that for `*`."""
+    """Add the decisions about one service between two VMs; the first request is that for `*`."""
     general: tuple[str, tuple[str, ...]] | None = None
     for argument, request in requests:
         service, _, source, target = request
@@ -131,7 +131,7 @@ def _add(
         if general is None:
             general = (decision.verdict, ends)
         elif general == (decision.verdict, ends):
-            continue  # what is the same as for every argument is drawn once
+            continue  # a decision that is the same for every argument is drawn once
         label = f"{'*' if service == ANY_SERVICE else service} {argument}"
         for end in ends:
             labels = edges.setdefault((source, end, decision.verdict), [])
@@ -145,7 +145,7 @@ def _edge_json(key: tuple[str, str, str], labels: Sequence[str]) -> dict[str, ob
 
 
 def patterns(loaded: Loaded, only: Sequence[str] | None) -> dict[str, list[str]]:
-    """Return each service that the rules speak of, with the arguments that they have for it.
+    """Return each service that the rules name, with the arguments that they have for it.
 
     The first argument of each is `*`.
     """
@@ -197,7 +197,7 @@ def dot(names: Iterable[str], edges: Mapping[tuple[str, str, str], Sequence[str]
         some = [quoted(label)[1:-1] for label in labels[:LABELS_MAX]]
         if len(labels) > LABELS_MAX:
             some.append(f"and {len(labels) - LABELS_MAX} more")
-        # \l ends a line of a label and puts it to the left; it is the one escape that is meant.
+        # \l ends a line of a label and aligns it left; it is the only escape that is intended.
         label = "".join(f"{each}\\l" for each in some)
         style = STYLES.get(verdict, "style=dotted")
         yield f'  {quoted(source)} -> {quoted(target)} [{style}, label="{label}"];'
@@ -205,6 +205,6 @@ def dot(names: Iterable[str], edges: Mapping[tuple[str, str, str], Sequence[str]
 
 
 def quoted(text: str) -> str:
-    """Return `text` as a string of the language: no escape and no quote of it has a meaning."""
+    """Return `text` as a string of the language: no escape or quote in it has a meaning."""
     harmless = show(text, LABEL_MAX).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{harmless}"'

@@ -1,4 +1,4 @@
-"""What the running service makes of a change: asked before, and watched for afterwards."""
+"""The running service's view of a change: asked before, and watched afterwards."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ TIMEOUT_S = 5.0
 """Seconds for one question about the policy: the service answers from memory."""
 
 PATIENCE_S = 3.0
-"""Seconds from a write until the service must have read it: it waits for a burst of changes to
-end, and then reads all files."""
+"""Seconds from a write until the service must have read it: it waits for a burst of changes to end,
+and then reads all files."""
 
 PAUSE_S = 0.05
 """Seconds between two looks."""
 
 
 def status(session: Session) -> dict[str, object] | None:
-    """Return what the service says of its policy; None if there is no service that would."""
+    """Return the service's status of its policy; None if no service runs."""
     if inside_vm():
         return None
     from pedos_cli.client import Unreachable  # noqa: PLC0415
@@ -43,9 +43,9 @@ def status(session: Session) -> dict[str, object] | None:
 
 
 def wait_until_distinct(before: Mapping[str, object] | None) -> None:
-    """Wait until a policy that is read from now on has another time than the one in force.
+    """Wait until a policy that is read from now on has a later time than the one in force.
 
-    The service tells the time to the second: what it reads twice within one looks like once. That
+    The service's time has a resolution of one second: two reads within it look like one. That
     happens to scripts; a person is not that fast.
     """
     if before is None:
@@ -66,8 +66,8 @@ def outcome(
 ) -> dict[str, object]:
     """Return whether the service took a change: `{"taken": True | False | None, "why": TEXT}`.
 
-    `before` is its status before the change, None if there was no service. None as the answer
-    means that it is not known, or that no service runs that could take it.
+    `before` is its status before the change, None if no service ran. The answer None means that it
+    is not known, or that no service runs that could take it.
     """
     if before is None:
         return {"taken": None, "why": "no service is running: it is read when one starts"}
@@ -86,7 +86,7 @@ def outcome(
                 return {"taken": None, "why": why}
             break
         time.sleep(PAUSE_S)
-    # Of a policy that was refused the time stays. The facts in vms.d may have an error beside it.
+    # A refused policy leaves the time unchanged. The facts in vms.d may have an error as well.
     if now.get("ok") or now.get("loaded_at") != before.get("loaded_at"):
         why = f"in force since {now.get('loaded_at')}"
         rest = policy_warning(now)
@@ -95,7 +95,7 @@ def outcome(
 
 
 def tell(session: Session, result: Mapping[str, object]) -> None:
-    """Say `outcome`'s answer to people."""
+    """Describe `outcome` to people."""
     why = show(result["why"])
     if result["taken"] is True:
         session.say(f"  the running service took it: {why}")
@@ -106,7 +106,7 @@ def tell(session: Session, result: Mapping[str, object]) -> None:
 
 
 def put_result(session: Session, said: str, result: dict[str, object]) -> None:
-    """Print what a change came to, for people or as JSON; `result["service"]` is the outcome."""
+    """Print the result of a change, for people or as JSON; `result["service"]` is the outcome."""
     if session.args.json:
         session.did(said, lambda: output.put_json(result))
         return

@@ -1,4 +1,4 @@
-"""`qvm-policy remove`: a policy file taken away, if the rest is good without it."""
+"""`qvm-policy remove`: removes a policy file, if the rest is good without it."""
 
 from __future__ import annotations
 

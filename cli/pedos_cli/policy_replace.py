@@ -1,4 +1,4 @@
-"""`qvm-policy replace`: a policy file as a whole, from a program or from another machine."""
+"""`qvm-policy replace`: writes a policy file as a whole, from a program or another machine."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(session: Session) -> int:
     expected = policy_files.token(args.expected)
     data = content(args.file)
     if not data and args.file == "-":
-        # Of `qvm-policy get X | something | qvm-policy replace X any`, whose middle has failed.
+        # In `qvm-policy get X | something | qvm-policy replace X any`, the middle has failed.
         raise CallError(
             "failed",
             f"nothing came from standard input: {name} is left as it is",
@@ -61,7 +61,7 @@ def run(session: Session) -> int:
 
 
 def written(session: Session, name: str, data: bytes | None, expected: str) -> int:
-    """Write or (None) remove the file, tell of it, and return the exit status."""
+    """Write or (None) remove the file, report the result, and return the exit status."""
     where = policy_files.folders(session.args)
     try:
         result = policy_change.apply(session, where, name, data, expected)
@@ -73,7 +73,7 @@ def written(session: Session, name: str, data: bytes | None, expected: str) -> i
 
 
 def refused(session: Session, name: str, broken: policy_engine.BrokenPolicyError) -> int:
-    """Tell which errors kept a change from being made; returns the exit status."""
+    """Report the errors that prevented a change; returns the exit status."""
     if session.args.json:
         errors = policy_engine.errors_json(broken.errors)
         output.put_json({"name": name, "changed": False, "errors": errors})
@@ -92,9 +92,9 @@ def refused(session: Session, name: str, broken: policy_engine.BrokenPolicyError
 
 
 def content(path: str) -> bytes:
-    """Return what is in the file at `path`, or comes from standard input for `-`.
+    """Return the content of the file at `path`, or standard input for `-`.
 
-    Raises CallError if there is no such file, or more than a policy file may have.
+    Raises CallError if the file does not exist, or has more than a policy file may have.
     """
     if path != "-":
         data = policy_files.read_input(path)
@@ -112,6 +112,6 @@ def content(path: str) -> bytes:
 
 
 def say_if_typed() -> None:
-    """Tell a person who forgot FILE what is waited for."""
+    """Remind a person who forgot FILE what the command waits for."""
     if sys.stdin is not None and sys.stdin.isatty():
         output.complain("reading from the terminal: Ctrl-D at the start of a line ends the text")

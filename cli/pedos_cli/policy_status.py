@@ -1,5 +1,5 @@
-"""`qvm-policy status`: which policy is in force, since when, and what a newer one lacks; and what
-else the service has to say of itself."""
+"""`qvm-policy status`: shows the policy in force, since when, the errors of a newer one, and the
+service's own troubles."""
 
 from __future__ import annotations
 

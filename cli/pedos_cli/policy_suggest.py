@@ -1,7 +1,7 @@
-"""`qvm-policy suggest`: from what the audit log shows as denied, the rules that would allow it.
+"""`qvm-policy suggest`: turns denials in the audit log into rules that would allow them.
 
-Each rule is the narrowest that does: one service, one device, one who asks and one target. What a
-VM sent that was no proper request is never turned into a rule.
+Each rule is the narrowest one: one service, one device, one source and one target. A malformed
+request of a VM never becomes a rule.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 DEFAULT_FILE = "30-user.policy"
 
 DISTINCT_MAX = 1000
-"""Different requests that are kept: a VM may have asked for anything, over and over."""
+"""Different requests to keep: a VM may have asked for anything, over and over."""
 
 PENDING_MAX = 1000
-"""Questions to dom0's user whose answers are still looked for: 32 are open at a time."""
+"""Questions to dom0's user whose answers are still missing: at most 32 are open at a time."""
 
 REQUESTS_MAX = 8
-"""Request ids that stand beside a rule, the latest; the others are counted."""
+"""Request ids beside a rule, the latest ones; the others are counted."""
 
 MALFORMED = "malformed request"
-"""How dom0's reason for denying what is no proper request begins."""
+"""The beginning of dom0's reason for denying a malformed request."""
 
 _HEX = frozenset("0123456789abcdef")
 REQUEST_MAX = 32
@@ -87,8 +87,8 @@ def add_arguments(parser: Parser) -> None:
 
 
 class Denied:
-    """One kind of request that was denied: how often, when, and under which ids; and whether at
-    least once by the answer to a question."""
+    """One kind of denied request: how often, when, under which ids, and whether at least one denial
+    was the answer to a question."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -109,7 +109,7 @@ class Denied:
 
 
 class Found:
-    """What the log has: the requests that were denied, and what cannot be told of it."""
+    """What the log has: the denied requests, and what it does not tell of them."""
 
     def __init__(self) -> None:
         self.denied: dict[Asked, Denied] = {}
@@ -118,7 +118,7 @@ class Found:
         self.beyond = 0
 
     def add(self, asked: Asked, record: Mapping[str, object], *, by_person: bool = False) -> None:
-        """Take one more denial: by a rule, or by the user who was asked."""
+        """Take one more denial: by a rule, or by dom0's user."""
         if asked not in self.denied and len(self.denied) >= DISTINCT_MAX:
             self.beyond += 1
             return
@@ -128,7 +128,7 @@ class Found:
 
 
 def read_log(records: Iterable[Mapping[str, object]], vms: Sequence[str] | None) -> Found:
-    """Return what was denied to `vms` (None: to any), in the order in which it was first."""
+    """Return the denials to `vms` (None: to any), in the order of their first occurrence."""
     found = Found()
     pending: dict[str, Asked] = {}
     for record in records:
@@ -164,11 +164,11 @@ def _decisions(untrusted: object) -> int:
 
 
 def _asked(record: Mapping[str, object]) -> Asked | None:
-    """Return what was asked; None if it was no proper request, or the record does not tell."""
+    """Return the request; None if it was malformed, or the record does not tell it."""
     if str(record.get("reason")).startswith(MALFORMED):
         return None
     service, argument, source = (record.get(key) for key in ("service", "argument", "source"))
-    # A redirect may have changed the target: of a device, `vm` is what was asked for.
+    # A redirect may have changed the target: for a device, `vm` is the requested one.
     target = record.get("vm") if "device_class" in record else record.get("target")
     if not (
         isinstance(service, str)
@@ -181,8 +181,8 @@ def _asked(record: Mapping[str, object]) -> Asked | None:
 
 
 def _sure(device_class: str, argument: str) -> str:
-    """Return the selector that is sure to match the device: without IDENTITY where that says
-    nothing, as it is empty or has not all its parts."""
+    """Return the selector that surely matches the device: without IDENTITY if that is empty or
+    incomplete."""
     place, _, rest = argument.partition(":")
     port, _, identity = rest.partition(":")
     unknown = open_part(device_class, identity)
@@ -236,7 +236,7 @@ def run(session: Session) -> int:
             decision = policy_engine.decide(after, facts, asked, trace=False)
             works = decision.verdict == action
             if not works:
-                # A rule of the same file comes after it, so it is the new one that does not match.
+                # A rule of the same file follows it, so the new rule does not match.
                 if decision.rule is None or decision.rule.file == name:
                     skipped["impossible"] += denied.count
                     continue
@@ -268,7 +268,8 @@ def run(session: Session) -> int:
 
 
 def _is_there(asked: Asked, facts: System) -> bool:
-    """Say whether the VM that would lend the device exists; yes if it is about no device."""
+    """Say whether the VM that would lend the device exists; yes if the request is not about a
+    device."""
     service, argument = asked[:2]
     backend = argument.removeprefix("+").partition(":")[0]
     return not service.startswith("device.") or backend in facts.domains

@@ -33,7 +33,7 @@ YES_NO = {"yes": True, "no": False}
 TEXTS = {"target": "target", "user": "user", "default_target": "default_target"}
 TRUTHS = {"notify": "notify", "autostart": "autostart", "read-only": "read_only"}
 EXPECTATIONS = (*TEXTS, *TRUTHS, "rule", "candidates")
-"""What can be expected of a decision beside its verdict."""
+"""The expectations about a decision beside its verdict."""
 
 FACT_TEXTS = {
     "type": "type",
@@ -45,7 +45,7 @@ FACT_TRUTHS = {"template-for-dispvms": "template_for_dispvms", "internal": "inte
 FACTS = (*FACT_TEXTS, *FACT_TRUTHS, "tags")
 
 ERRORS_MAX = 100
-"""Errors of one file of tests that are shown: one that is none has an error in every line."""
+"""Errors of one file of tests that are shown: a file of another kind has an error in every line."""
 
 DESCRIPTION = (
     "Run a policy's unit tests. A line of a test file is a request and what is expected, in the "
@@ -76,7 +76,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 class Case:
-    """One line of a test file: what is asked, and what is expected."""
+    """One line of a test file: the request, and what is expected."""
 
     def __init__(
         self, line: int, asked: tuple[str, str, str, str], expected: Mapping[str, object]
@@ -86,7 +86,7 @@ class Case:
         self.expected = expected
 
     def unmet(self, decision: Mapping[str, object]) -> list[str]:
-        """Return what is not as expected, each as half a sentence; nothing if all is."""
+        """Return the unmet expectations, each as half a sentence; nothing if all are met."""
         return [
             f"{name} is {_said(got)}, expected {_said(wanted)}"
             for name, wanted in self.expected.items()
@@ -188,7 +188,8 @@ Errors = list[tuple[int, str]]
 
 
 def parse(data: bytes) -> tuple[list[Case], dict[str, object] | None, Errors]:
-    """Return the cases, the facts of the VMs that are made (None: no `!vm`), and all errors."""
+    """Return the cases, the facts of the VMs that the file makes (None: no `!vm`), and all
+    errors."""
     cases: list[Case] = []
     vms: dict[str, object] | None = None
     errors: Errors = []

@@ -1,9 +1,9 @@
-"""The questions that wait for a person, and what the person's typing does to them. No I/O.
+"""The questions that wait for a person, and what typing does to them. No I/O.
 
-One question is on the screen at a time, the others wait in order. The danger is an answer that
-was not meant for what is asked: typed ahead, pasted, or aimed at the question before. Therefore
-what is typed counts only once a question is *armed*: it has been on the screen, and the keyboard
-silent, for ARMING_S. Anything that comes earlier is thrown away and begins the silence anew.
+One question is on the screen at a time; the others wait in order. The danger is an answer that was
+meant for something else: typed ahead, pasted, or aimed at the previous question. Therefore input
+counts only once a question is *armed*: it has been on the screen, and the keyboard silent, for
+ARMING_S. Input that comes earlier is discarded and restarts the silence.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pedos_cli.prompt_question import Question
 
     class Screen(Protocol):
-        """Where questions are shown. What is written is made harmless there."""
+        """The screen that shows questions; it makes what is written harmless."""
 
         @property
         def width(self) -> int: ...
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
 
 
 ARMING_S = 0.5
-"""Seconds: longer than the gap between two keys of a user who types on without looking, or
-between two pieces of a paste, and shorter than it takes to read a question."""
+"""Seconds: longer than the gap between two keys of a user who types without looking, or between two
+pieces of a paste, and shorter than it takes to read a question."""
 
 ARMING_AFTER_WITHDRAWAL_S = 2.0
-"""Seconds, if the question before was taken away: its answer may be half typed, and the hand does
-not know yet that it would go to another one."""
+"""Seconds, if the previous question was withdrawn: its answer may be half typed, and the user does
+not know yet that it would go to another question."""
 
 QUESTIONS_MAX = 64
-"""Questions that wait at most; dom0 has 32 open at most, so this is for a dom0 that does not."""
+"""Questions that wait at most; dom0 has 32 open at most, so this guards against a faulty dom0."""
 
 LINE_MAX = 16
-"""Characters of an answer that are kept: all that mean something are shorter."""
+"""Characters of an answer that are kept: every valid answer is shorter."""
 
 INTERRUPT, END_OF_FILE, KILL_LINE = 0x03, 0x04, 0x15  # Ctrl-C, Ctrl-D, Ctrl-U
 BACKSPACES = (0x08, 0x7F)
@@ -70,8 +70,8 @@ class Desk:
         *,
         once: bool = False,
     ) -> None:
-        """For each question that ends here one of the two is called, once: `answer` with the VM,
-        or None for no, or `lapse` if it ended without an answer.
+        """For each question that ends, one of the two is called, once: `answer` with the VM, or
+        None for no, or `lapse` if it ended without an answer.
 
         `once`: leave after one question, however it ended.
         """
@@ -90,7 +90,7 @@ class Desk:
 
     @property
     def waiting(self) -> int:
-        """How many questions there are, the one on the screen included."""
+        """The number of questions, the one on the screen included."""
         return len(self._questions)
 
     # What comes from dom0
@@ -103,20 +103,20 @@ class Desk:
         self._go_on(now)
 
     def withdraw(self, request: str, reason: str, now: float) -> None:
-        """Take away the questions of a request; fine if there is none."""
+        """Withdraw the questions of a request; fine if there are none."""
         for question in [each for each in self._questions if each.request == request]:
             self._take_away(question, reason)
         self._go_on(now)
 
     def withdraw_all(self, reason: str) -> None:
-        """Take away every question: the service that asked them has gone."""
+        """Withdraw every question: the service that asked them has gone."""
         for question in list(self._questions):
             self._take_away(question, reason)
 
     # What comes from the person and the clock
 
     def typed(self, data: bytes, now: float) -> None:
-        """Take what was typed, in the order in which it was read."""
+        """Take the keys that were typed, in the order in which they were read."""
         if not self._questions:
             for byte in data:
                 if byte in (INTERRUPT, END_OF_FILE):
@@ -128,7 +128,7 @@ class Desk:
             self._type(data, now)
 
     def interrupt(self, now: float) -> None:
-        """Deny the question on the screen, or leave if there is none: a signal is not typed
+        """Deny the question on the screen, or leave if there is none: a signal cannot be typed
         ahead, so this needs no arming."""
         if self._questions:
             self._decide(None, now)
@@ -141,7 +141,7 @@ class Desk:
         self._go_on(now)
 
     def tick(self, now: float) -> None:
-        """Let time pass: deadlines, arming, the seconds that are shown."""
+        """Let time pass: deadlines, arming, the displayed seconds."""
         for question in [each for each in self._questions if each.deadline <= now]:
             self._take_away(question, "nobody answered in time, so it is denied")
         self._go_on(now)
@@ -151,7 +151,7 @@ class Desk:
         self._show_prompt(now)
 
     def wake_at(self, now: float) -> float | None:
-        """When `tick` has something to do next; None if nothing changes by itself."""
+        """When `tick` has something to do next; None if time alone changes nothing."""
         if not self._questions:
             return None
         times = [each.deadline for each in self._questions]
@@ -161,7 +161,7 @@ class Desk:
             times.append(self._silent_since + self._silence)
         return min(times)
 
-    # Within
+    # Internals
 
     def _go_on(self, now: float) -> None:
         """Show the first question if it is not on the screen."""
@@ -176,7 +176,7 @@ class Desk:
         self._show_prompt(now)
 
     def _disarm(self, now: float) -> None:
-        """What was typed so far, and what is under way, answers nothing."""
+        """Input up to now, and input that is still arriving, answers nothing."""
         self._is_armed = False
         self._line = ""
         self._silent_since = now
@@ -207,7 +207,7 @@ class Desk:
                 return
             if byte in ENTERS:
                 if data[at + 1 :]:
-                    # No hand is that fast. What the first line of a paste says is chance.
+                    # No person types that fast. The first line of a paste is chance.
                     self._again("several lines came at once, and none of them counts", now)
                 else:
                     self._enter(now)
@@ -217,7 +217,7 @@ class Desk:
             elif byte == KILL_LINE:
                 self._line = ""
             else:
-                # What is no letter still makes the line another one: an arrow key and Enter are
+                # A character that is no letter still changes the line: an arrow key and Enter are
                 # not Enter alone.
                 char = chr(byte) if 0x20 <= byte < 0x7F else "?"
                 self._line = (self._line + char)[:LINE_MAX]
@@ -273,7 +273,7 @@ class Desk:
 
     def _say(self, text: str) -> None:
         self._screen.line(text)
-        self._prompt = ""  # the line that it was on is gone
+        self._prompt = ""  # its line is gone
 
 
 def _choices(question: Question) -> str:

@@ -1,4 +1,4 @@
-"""The prompter's connection to dom0's service: it is called over it, as well as calling."""
+"""The prompter's connection to dom0's service, over which both sides call."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from pedos_protocol.events import Event
 
 REGISTER_S = 10.0
-"""Seconds in which the service answers a registration; it does from memory."""
+"""Seconds in which the service answers a registration, which it does from memory."""
 
 SEND_S = 5.0
-"""Seconds in which the service takes an answer: it reads all the time, or it hangs."""
+"""Seconds in which the service reads an answer: it reads all the time, or it hangs."""
 
-_REGISTER_ID = 1  # of the only call that is made here
+_REGISTER_ID = 1  # of the only call from this side
 
 
 class Link:
@@ -35,7 +35,7 @@ class Link:
             hello = self._connection.send(Hello(VERSIONS, "qvm-prompt"))
             request = Request(_REGISTER_ID, "prompter.register", {}, int(REGISTER_S * 1000))
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                # Should it hang up at once, what it said before is read.
+                # If the service hangs up at once, what it sent before is read.
                 self._socket.sendall(hello + self._connection.send(request))
         except OSError as error:
             self._socket.close()
@@ -49,7 +49,7 @@ class Link:
         return self._socket.fileno()
 
     def receive(self) -> list[Event]:
-        """What has come, after poll said that something has."""
+        """Return what has arrived, after poll reported input."""
         try:
             data = self._socket.recv(client.RECEIVE_SIZE)
         except OSError as error:
@@ -65,7 +65,7 @@ class Link:
             events.append(event)  # type: ignore[arg-type]
 
     def answer(self, call_id: int, target: str | None) -> None:
-        """Answer a question: the VM that was chosen, or None for no."""
+        """Answer a question: the chosen VM, or None for no."""
         verdict = "deny" if target is None else "allow"
         self._write(self._connection.send(Answer(call_id, {"verdict": verdict, "target": target})))
 
@@ -74,7 +74,7 @@ class Link:
         self._write(self._connection.send(ErrorAnswer(call_id, code, message, {})))
 
     def close(self) -> None:
-        """Hang up: the service puts open questions to another prompter."""
+        """Hang up: the service passes open questions to another prompter."""
         self._socket.close()
 
     def _write(self, data: bytes) -> None:

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 RETRY_FIRST_S = 0.25
 RETRY_MAX_S = 5.0
-"""Seconds between tries to reach a service that went away: a restart is over in one, and a machine
-without a service is asked a dozen times a minute."""
+"""Seconds between attempts to reach a service that went away: a restart takes about one, and a
+machine without a service is asked a dozen times a minute."""
 
 
 class Loop:
-    """Puts what comes from everywhere on one `Desk`, a turn at a time."""
+    """Passes input from all sources to one `Desk`, one turn at a time."""
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class Loop:
     def run(self) -> int:
         """Serve until the person ends it; return the exit status.
 
-        Raises CallError if the service does not let this be a prompter, and Unreachable or
-        RemoteProtocolError if the first connection came to nothing.
+        Raises CallError if the service refuses the registration, and Unreachable or
+        RemoteProtocolError if the first connection fails.
         """
         while self.desk.leaving is None:
             self.turn()
@@ -79,7 +79,7 @@ class Loop:
             self._link = None
 
     def turn(self, longest: float | None = None) -> None:
-        """Wait until something happens, at most `longest` seconds, and do what it asks for."""
+        """Wait until something happens, at most `longest` seconds, and act on it."""
         poll = select.poll()
         poll.register(self._terminal.fileno(), select.POLLIN)
         if self._link is not None:
@@ -97,10 +97,10 @@ class Loop:
             self._guarded(self._send_answers, now)
 
     def _take_all(self, found: dict[int, int], now: float) -> None:
-        """Take what has come, from the descriptors that poll found."""
+        """Take the input of the descriptors that poll found."""
         if self._signals is not None and self._signals.fileno() in found:
             self._take_signals(now)
-        # Keys before questions: what was typed when a question comes was not typed for it.
+        # Keys before questions: keys from before a question are not meant for it.
         if (state := found.get(self._terminal.fileno())) is not None:
             self.desk.typed(self._terminal.read(), now)
             if state & ~select.POLLIN and self.desk.leaving is None:
@@ -111,7 +111,7 @@ class Loop:
             self._guarded(self._receive, now)
 
     def _wait(self, longest: float | None) -> float | None:
-        """Seconds until something has to be done without anything happening."""
+        """Seconds until something has to be done without an event."""
         now = self._clock()
         times = [self.desk.wake_at(now)]
         if self._link is None:
@@ -147,7 +147,7 @@ class Loop:
             self._registered()
         elif isinstance(event, ErrorAnswer):
             if event.code == "unavailable" and self._was_registered:
-                raise Unreachable(self._link.path, event.message)  # it is just starting, or ending
+                raise Unreachable(self._link.path, event.message)  # it starts or ends
             raise CallError(event.code, event.message, event.data)
         elif isinstance(event, Request) and event.method == "prompt.ask":
             self._ask(event, now)
@@ -190,7 +190,7 @@ class Loop:
         self._answers.append(lambda link: link.answer(question.call_id, target))
 
     def _lapse(self, question: Question) -> None:
-        """Only an answer makes room for another question. This one is no person's no."""
+        """Only an answer makes room for another question. This one is not a person's no."""
         why = "nobody answered in time"
         self._answers.append(lambda link: link.refuse(question.call_id, "timeout", why))
 
@@ -201,7 +201,7 @@ class Loop:
                 send(self._link)
 
     def _guarded(self, act: Callable[[float], None], now: float) -> None:
-        """Do something with the connection, and give it up if that fails."""
+        """Do something with the connection, and drop the connection if that fails."""
         try:
             act(now)
         except (Unreachable, RemoteProtocolError) as error:
@@ -209,7 +209,7 @@ class Loop:
 
     def _lose(self, error: Unreachable | RemoteProtocolError, now: float) -> None:
         if not self._was_registered:
-            raise error  # the first connection: let the user mend what is wrong
+            raise error  # the first connection: let the user correct the fault
         why = error.why if isinstance(error, Unreachable) else str(error)
         was_there = self._is_registered
         self.close()

@@ -1,4 +1,4 @@
-"""A question that dom0 asks its user: read from the wire, and as lines for a terminal."""
+"""A question that dom0 asks its user: parsed from the wire, and as lines for a terminal."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ CANDIDATES_MAX = 256
 """VMs to choose from: as many as one list of the protocol holds."""
 
 NAME_MAX = 64
-"""Characters of a request's id and of a service's name that are shown."""
+"""Characters of a request's id and of a service's name to show."""
 
 WIDTH_MIN = 40
-"""Columns that are used even if the terminal claims to have less (or none at all)."""
+"""Columns to use even if the terminal claims to have fewer (or none at all)."""
 
 RULE_MAX = 72
 """Columns of the line above a question: enough to be seen on the widest terminal."""
 
 LABEL_WIDTH = 14
-"""Columns of what stands before a field: the longest label, and two to set it off."""
+"""Columns before a field: the longest label, and two blanks."""
 
-# What the verb of a device service asks for, and what a VM is chosen for.
+# The words for the verb of a device service, and for the choice of a VM.
 _VERBS = {
     "attach": ("attach {}", "which VM gets it?"),
     "detach": ("detach {}", "which VM loses it?"),
@@ -47,8 +47,8 @@ _VERBS = {
 
 
 class Question:
-    """May `source` have this, and which of `candidates` gets it? `deadline` is of the clock that
-    the reader uses, in seconds; `call_id` is what the answer has to carry."""
+    """May `source` have this, and which of `candidates` gets it? `deadline` is in seconds of the
+    reader's clock; the answer has to carry `call_id`."""
 
     __slots__ = (
         "call_id", "candidates", "deadline", "default", "description", "device", "device_class",
@@ -88,10 +88,10 @@ class Question:
 
 
 def parse(call_id: int, untrusted_params: Mapping[str, object], now: float) -> Question:
-    """Return the question that a prompt.ask carries; ValueError says what is wrong with it.
+    """Return the question that a prompt.ask carries; ValueError says why it is malformed.
 
-    dom0 checked all of this. It is checked again because what is asked here is put before a person
-    who can only judge by what the screen says.
+    dom0 checked all of this. It is checked again because a person can judge only by what the screen
+    says.
     """
     backend = parse_vm_name(untrusted_params.get("backend"))
     untrusted_identity = _take(untrusted_params, "identity", str)
@@ -146,11 +146,11 @@ def _take(untrusted_params: Mapping[str, object], key: str, kind: type[T]) -> T:
 
 
 def lines(question: Question, width: int, encoding: str) -> list[str]:
-    """Return what a screen of this encoding shows of a question, each line at most `width` columns
-    (40 if less).
+    """Return the lines that show a question on a screen of this encoding, each at most `width`
+    columns (40 if less).
 
-    What a device says of itself stands behind its label on every line that it takes: nothing that
-    it can say begins a line of the screen and looks like a choice. (So its blanks may stay.)
+    What a device says of itself stands behind its label on every line that it takes, so that no
+    text of a device begins a line of the screen and looks like a choice. (So its blanks may stay.)
     """
     width = max(width, WIDTH_MIN)
     said = ["-" * min(width - 1, RULE_MAX)]
@@ -179,7 +179,7 @@ def lines(question: Question, width: int, encoding: str) -> list[str]:
 
 
 def doing(question: Question) -> str:
-    """Return what is asked for, without who and what exactly: `attach a block device`."""
+    """Return the request, without who and which device: `attach a block device`."""
     described = class_named(question.device_class)
     name = described.one if described else f"{question.device_class} device"
     article = "an" if name[0] in "aeio" else "a"  # not u: a USB device
@@ -193,7 +193,7 @@ def _verb(question: Question) -> str:
 
 
 def _heading(question: Question) -> str:
-    """What stands above the choices."""
+    """Return the line above the choices."""
     known = _VERBS.get(_verb(question))
     return known[1] if known else "for which VM?"
 
@@ -207,9 +207,9 @@ def _access(question: Question) -> str:
 
 
 def _wrapped(text: str, start: str, further: str, width: int, encoding: str) -> list[str]:
-    """`text` in lines of less than `width` columns, as a terminal that wraps does it by itself.
+    """Return `text` in lines of less than `width` columns, so that the terminal does not wrap it.
 
-    It is escaped before, as an escape takes more room than the letter.
+    It is escaped before, because an escape takes more room than the letter.
     """
     said = [start]
     left = width - 1 - len(start)
@@ -223,6 +223,7 @@ def _wrapped(text: str, start: str, further: str, width: int, encoding: str) -> 
 
 
 def _columns_at_most(char: str) -> int:
-    """How many columns a terminal may take for it: many letters are wide in some terminals only,
-    not every one puts an accent upon its letter, and a mark of direction may stand beside it."""
+    """Return how many columns a terminal may take for it: many letters are wide in some terminals
+    only, not every terminal draws an accent over its letter, and a mark of direction may stand
+    beside it."""
     return 1 if char.isascii() else 2

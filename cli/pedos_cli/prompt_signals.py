@@ -1,4 +1,4 @@
-"""Signals as something to poll for: nothing of the program runs within a handler."""
+"""Signals as something to poll for, so that no code of the program runs within a handler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     Taken = Literal["interrupt", "resume"] | int
 
 READ_SIZE = 64
-"""Signals taken at once; more of the same say nothing new."""
+"""Signals taken at once; further ones add nothing."""
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _KNOWN = (signal.SIGINT, signal.SIGCONT, *_ENDING)
@@ -52,7 +52,7 @@ class Signals:
         return self._reader
 
     def take(self) -> list[Taken]:
-        """Return what came: to deny or end, to show the question anew, or an exit status."""
+        """Return what came: to deny or end, to show the question again, or an exit status."""
         try:
             numbers = os.read(self._reader, READ_SIZE)
         except BlockingIOError:
@@ -69,4 +69,4 @@ class Signals:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    """The byte in the pipe is all that is wanted."""
+    """Only the byte in the pipe matters."""

@@ -1,9 +1,9 @@
-"""The terminal that questions are put to: its settings, its input, and a prompt line.
+"""The terminal of the questions: its settings, its input, and a prompt line.
 
-Keys are read one by one and echoed by this program, not by the kernel: what is typed before it
-counts must not stand on the screen as if it did, and Ctrl-C has to arrive in its place among the
-other keys. Only printable ASCII, the letters that the terminal has, and the control characters that
-this module adds are written.
+This program, not the kernel, reads keys one by one and echoes them: keys from before a question
+counts must not appear on the screen, and Ctrl-C has to arrive in its place among the other keys.
+This module writes only printable ASCII, the letters that the terminal has, and control characters
+that it adds itself.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 READ_SIZE = 4096
-"""Bytes read at once: what the kernel's line discipline holds at most."""
+"""Bytes to read at once: the most that the kernel's line discipline holds."""
 
 WIDTH_UNKNOWN = 80
 """Columns of a terminal that does not tell."""
 
-_IFLAG, _LFLAG, _CC = 0, 3, 6  # places in what tcgetattr returns
+_IFLAG, _LFLAG, _CC = 0, 3, 6  # indices in what tcgetattr returns
 
 
 class Terminal:
@@ -52,23 +52,24 @@ class Terminal:
     ) -> None:
         if self._before is None:
             return
-        # From the background, a terminal that is changed stops who changes it.
+        # Changing the terminal from the background stops the process that does it.
         handler = signal.signal(signal.SIGTTOU, signal.SIG_IGN) if _is_main_thread() else None
         try:
             self._end_prompt()
-            # With what was typed and not read: it was meant for a question, not for a shell.
+            # Unread input is discarded: it was meant for a question, not for a shell.
             termios.tcsetattr(self._input, termios.TCSAFLUSH, self._before)
         except (OSError, termios.error):
-            pass  # it was hung up: there is nothing to put back
+            pass  # it was hung up: there is nothing to restore
         finally:
             self._before = None
             if handler is not None:
                 signal.signal(signal.SIGTTOU, handler)
 
     def take(self) -> None:
-        """Set the terminal as it is needed here, and throw away what was typed so far.
+        """Set the terminal as it is needed here, and discard earlier input.
 
-        Also after this process was stopped, as the shell puts its own settings back meanwhile.
+        Also needed after this process was stopped, because the shell restores its own settings
+        meanwhile.
         """
         settings = termios.tcgetattr(self._input)
         _clear(settings, _LFLAG, termios.ICANON | termios.ECHO | termios.ISIG | termios.IEXTEN)
@@ -83,7 +84,8 @@ class Terminal:
         return self._input
 
     def read(self) -> bytes:
-        """What was typed; nothing if nothing was, or if the terminal has gone."""
+        """Return the keys that were typed; nothing if there are none, or if the terminal has
+        gone."""
         try:
             return os.read(self._input, READ_SIZE)
         except OSError as error:
@@ -92,26 +94,26 @@ class Terminal:
             raise
 
     def flush_input(self) -> None:
-        """Throw away what was typed and not read yet."""
+        """Discard keys that were typed and not read yet."""
         termios.tcflush(self._input, termios.TCIFLUSH)
 
     @property
     def width(self) -> int:
-        """Columns, as the terminal tells now."""
+        """The terminal's columns now."""
         try:
             return os.get_terminal_size(self._output).columns or WIDTH_UNKNOWN
         except OSError:
             return WIDTH_UNKNOWN
 
     def line(self, text: str) -> None:
-        """Write a line, made harmless; a prompt that stands there stays above it."""
+        """Write a line, made harmless; the prompt stays below it."""
         self._end_prompt()
         self._write(in_order(escaped(text, encoding=self.encoding)) + "\n")
 
     def prompt(self, text: str) -> None:
-        """Write the last line of the screen anew, made harmless and cut to the terminal's width.
+        """Write the last line of the screen again, made harmless and cut to the terminal's width.
 
-        With a carriage return and blanks, which every terminal knows; in ASCII, of which a
+        It uses a carriage return and blanks, which every terminal knows, and ASCII, in which a
         character is a column.
         """
         text = escaped(text, max(1, self.width - 1), "ascii")

@@ -1,4 +1,4 @@
-"""`qvm-audit`: look at what was decided and done. It reads the log's files and needs no service."""
+"""`qvm-audit`: shows what was decided and done. It reads the log's files and needs no service."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ REQUEST_LENGTH = 12
 
 TAIL_LINES = 10
 TAIL_MAX = 10_000
-"""Records of one `tail`, which are held in memory; for more there is `list --since`."""
+"""Records of one `tail`, which it holds in memory; for more there is `list --since`."""
 
 ROWS_ALIGNED = 1000
-"""Rows whose columns are aligned with each other. A log is longer than memory should hold."""
+"""Rows whose columns are aligned with each other: a whole log would not fit into memory."""
 
 FOLLOW_S = 0.25
-"""Seconds between two looks at a log that is followed: at once, to the eye, and a stat(2) each."""
+"""Seconds between two looks at a followed log: immediate for the eye, and one stat(2) each."""
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -148,7 +148,7 @@ def _is_request(word: str) -> bool:
 
 
 def _first_word(words: Sequence[str]) -> int | None:
-    """Where the first word stands that is neither an option nor an option's value."""
+    """Return the position of the first word that is neither an option nor an option's value."""
     is_value = False
     for at, word in enumerate(words):
         if not is_value and not word.startswith("-"):
@@ -161,7 +161,7 @@ def _first_word(words: Sequence[str]) -> int | None:
 
 
 def list_records(session: Session) -> int:
-    """Print every record that the filters leave, oldest first."""
+    """Print every record that passes the filters, oldest first."""
     from pedos_cli import audit_log  # noqa: PLC0415  (help does without, and starts faster)
 
     wanted, since = _filter(session.args)
@@ -175,7 +175,7 @@ def list_records(session: Session) -> int:
 
 
 def show_last(session: Session) -> int:
-    """Print the last records, and with -f go on until interrupted."""
+    """Print the last records; with -f continue until interrupted."""
     from pedos_cli import audit_log  # noqa: PLC0415  (as above)
 
     wanted, since = _filter(session.args)
@@ -236,7 +236,7 @@ def show_request(session: Session) -> int:
 
 
 def wait() -> None:
-    """Let some time pass before the log is looked at again."""
+    """Wait before the next look at the log."""
     from time import sleep  # noqa: PLC0415  (only who follows needs it)
 
     sleep(FOLLOW_S)
@@ -262,7 +262,7 @@ class _Printer:
         import json  # noqa: PLC0415  (imported only where it is needed)
 
         text = json.dumps(record, ensure_ascii=True).replace("\x7f", "\\u007f")
-        if len(text) > output.LINE_MAX:  # ours fit; this one grew when it was escaped
+        if len(text) > output.LINE_MAX:  # our own cells fit; this one grew when it was escaped
             self._unread.lines += 1
         else:
             output.put(text)
@@ -307,7 +307,7 @@ def _path(args: argparse.Namespace) -> str:
 
 
 def _filter(args: argparse.Namespace) -> tuple[Callable[[Record], bool], str]:
-    """What a record must be to be shown, and since when, as the log writes times."""
+    """The filters for a record, and since when, as the log writes times."""
     from pedos_cli.audit_text import is_about, is_denial  # noqa: PLC0415  (as above)
 
     vm = None if args.vm is None else vm_name(args.vm)
@@ -358,7 +358,7 @@ def _number(text: str) -> int:
 
 
 def _guarded(path: str, records: Iterator[Record]) -> Iterator[Record]:
-    """The records; what is wrong with the log is said, and told from a full disk of the output."""
+    """Yield the records; report errors of the log as such, apart from a full disk of the output."""
     try:
         yield from records
     except OSError as error:
@@ -366,7 +366,7 @@ def _guarded(path: str, records: Iterator[Record]) -> Iterator[Record]:
 
 
 def _refuse(path: str, error: OSError) -> NoReturn:
-    """Raise what is wrong with the log, in words."""
+    """Raise the error of the log, in words."""
     if isinstance(error, FileNotFoundError):
         raise CallError(
             "not_found",
@@ -383,7 +383,7 @@ def _refuse(path: str, error: OSError) -> NoReturn:
 
 
 def _tell_unread(session: Session, unread: Unread) -> None:
-    """Say how many lines were passed over since it was last said."""
+    """Report how many lines were skipped since the last report."""
     if unread.lines:
         lines = "1 line is" if unread.lines == 1 else f"{unread.lines} lines are"
         session.note(f"warning: {lines} torn or not the service's, and passed over")

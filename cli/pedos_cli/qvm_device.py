@@ -1,4 +1,4 @@
-"""`qvm-device`, and a program for each class (`qvm-block`) where that is implied."""
+"""`qvm-device`, and a program for each class (`qvm-block`) that implies the class."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def build_parser(
     shown_class: DeviceClass | None = None,
     only: str | None = None,
 ) -> Parser:
-    """Return the parser of `qvm-device`, or of `qvm-CLASS` when `device_class` is given.
+    """Return the parser of `qvm-device`, or of `qvm-CLASS` if `device_class` is given.
 
-    `shown_class` is the class that the command line names: help and examples then use it. `only`
-    is the action that it names: the parsers of the others are then not made, which saves time.
+    `shown_class` is the class on the command line, for help and examples. `only` is the action on
+    the command line: to save time, the parsers of the others are not made.
     """
     prog = f"qvm-{device_class}" if device_class else "qvm-device"
     known = device_class or (shown_class.name if shown_class else None)
@@ -108,7 +108,7 @@ def build_parser(
 def parse(argv: Sequence[str], device_class: str | None = None) -> argparse.Namespace:
     """Return the checked arguments; raises UsageError, or SystemExit after showing help."""
     told = next((word for word in argv if word in TELLING or _asks_for_help(word)), None)
-    if told == TELL_CLASSES and device_class is None:  # whatever else is said or not
+    if told == TELL_CLASSES and device_class is None:  # whatever else the command line says
         return argparse.Namespace(verb=_tell_classes, json="--json" in argv)
     words, shown_class, action = complete_words(argv, device_class)
     return build_parser(device_class, shown_class, action).parse_args(words)
@@ -117,7 +117,8 @@ def parse(argv: Sequence[str], device_class: str | None = None) -> argparse.Name
 def complete_words(
     argv: Sequence[str], device_class: str | None
 ) -> tuple[list[str], DeviceClass | None, str | None]:
-    """Return the words with the implied action put in, the class and the action that they name.
+    """Return the words with the implied action inserted, and the class and the action that they
+    name.
 
     Raises UsageError for an unknown class or action. The options that may stand before the action
     take no value, so the first word without a hyphen is the class and the second is the action.
@@ -199,7 +200,7 @@ def _known_action(word: str, command: str) -> str:
 
 
 def _module(action: str) -> ModuleType:
-    """The one that has the action; the others are not read, which saves time."""
+    """Return the module of the action; to save time, the others are not imported."""
     if action == "list":
         from pedos_cli import device_list  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""`qvm-ls`: the VMs, whether they run, and whether their agent is connected."""
+"""`qvm-ls`: lists the VMs, whether they run, and whether their agent is connected."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def build_parser() -> Parser:
 
 
 def list_vms(session: Session) -> int:
-    """Print the VMs; a name that no VM has is an error after the others are shown."""
+    """Print the VMs; report a name that no VM has as an error after the others."""
     wanted = vm_names(session.args.vms)
     answer = session.call("vm.list", {}, TIMEOUT_S)
     vms = sorted(take_maps(answer, "vms"), key=lambda each: natural_key(take(each, "name", str)))

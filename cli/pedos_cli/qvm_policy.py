@@ -1,4 +1,4 @@
-"""`qvm-policy`: look at the policy, ask it, try a change, and make it so that nothing breaks."""
+"""`qvm-policy`: shows, queries, tests and changes the policy, without breaking it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ MODULES = {
 def build_parser(only: str | None = None) -> Parser:
     """Return the parser of `qvm-policy`.
 
-    `only` is the action that the command line names: the parsers of the others are then not made.
+    `only` is the action on the command line: the parsers of the others are not made.
     """
     parser = Parser(
         prog=PROG,

@@ -1,4 +1,4 @@
-"""`qvm-prompt`: asks dom0's user, in a terminal, what the policy says is to be asked."""
+"""`qvm-prompt`: asks dom0's user, in a terminal, about requests that a rule says to ask about."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def build_parser() -> Parser:
 def serve(session: Session) -> int:
     """Register with the service, and serve until the user ends it."""
     _require_terminal()
-    # Help does without these, and starts faster.
+    # Help does not need these, and starts faster without them.
     from pedos_cli.prompt_link import Link  # noqa: PLC0415
     from pedos_cli.prompt_loop import Loop  # noqa: PLC0415
     from pedos_cli.prompt_signals import Signals  # noqa: PLC0415
@@ -48,7 +48,7 @@ def serve(session: Session) -> int:
 
     link = Link()
     try:
-        # Signals outside: one that comes while the terminal is put back must not end the program.
+        # Signals outermost: a signal during the restoring of the terminal must not end the program.
         with Signals() as signals, Terminal(0, 1, encoding_of(sys.stdout)) as terminal:
             once, quiet = session.args.once, session.verbosity < 0
             loop = Loop(terminal, link, Link, signals=signals, once=once, quiet=quiet)
@@ -70,7 +70,7 @@ def _require_terminal() -> None:
     try:
         is_in_front = os.tcgetpgrp(0) == os.getpgrp()
     except OSError:
-        return  # not the terminal of this session: there are no jobs to be in front of
+        return  # not the terminal of this session: no job control applies
     if not is_in_front:
         raise UsageError("this runs in the background, where no answer can be typed", PROG)
 

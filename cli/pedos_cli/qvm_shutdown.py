@@ -1,4 +1,4 @@
-"""`qvm-shutdown`: shut VMs down and wait until they are."""
+"""`qvm-shutdown`: shuts VMs down and waits until they are."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def build_parser() -> Parser:
 
 
 def shut_down(session: Session) -> int:
-    """Shut each VM down; goes on past a failure and returns the status of the first."""
+    """Shut each VM down; continue after a failure and return the status of the first."""
     status = DONE
     for vm in vm_names(session.args.vms):
         try:

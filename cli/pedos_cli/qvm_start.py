@@ -1,4 +1,4 @@
-"""`qvm-start`: start VMs, with the devices that are assigned to them."""
+"""`qvm-start`: starts VMs, with the devices that are assigned to them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def build_parser() -> Parser:
 
 
 def start(session: Session) -> int:
-    """Start each VM; goes on past a failure and returns the status of the first."""
+    """Start each VM; continue after a failure and return the status of the first."""
     status = DONE
     for vm in vm_names(session.args.vms):
         try:

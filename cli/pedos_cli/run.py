@@ -1,7 +1,7 @@
-"""What every program here does around its one verb: parse, run, say what went wrong, exit.
+"""What every program here does around its one verb: parse, run, report errors, exit.
 
-A verb gets a `Session` and returns an exit status. It raises what goes wrong; only this module
-turns errors into text and statuses, so no program ends in a traceback or without an answer.
+A verb gets a `Session` and returns an exit status. It raises errors; only this module turns them
+into text and statuses, so no program ends in a traceback or without an answer.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ DEBUG = 2
 """Verbosity (-v -v) from which an internal error shows its traceback."""
 
 STATUS_TIMEOUT_S = 5.0
-"""Seconds for the question whether the policy is whole: it must not hold up what was asked for."""
+"""Seconds for the question whether the policy is whole, which must not delay the command."""
 
 
 class Session:
-    """One run of one program: its arguments, its connection, and how much it says."""
+    """One run of one program: its arguments, its connection, and how much it prints."""
 
     args: argparse.Namespace  # once they are parsed
 
@@ -71,8 +71,9 @@ class Session:
     def operate(
         self, method: str, params: dict[str, object], timeout: float, what: str, look: str
     ) -> dict[str, object]:
-        """As `call`, for what changes something and may take long: `what` is in progress, and
-        goes on when this is interrupted; `look` is the command that tells how it ended."""
+        """As `call`, for an operation that changes something and may take long: `what` is in
+        progress, and continues when this is interrupted; `look` is the command that shows how it
+        ended."""
         from pedos_cli.waiting import Wait  # noqa: PLC0415  (only who changes something waits)
 
         connected = self._connected()
@@ -85,13 +86,13 @@ class Session:
         return self._client
 
     def say(self, line: str) -> None:
-        """Tell that something was done; silent with -q. That it cannot be told must neither stop
-        what is to be done next nor look like a failure of what was: `tell_unwritten`."""
+        """Report that something was done; silent with -q. A failure to print must neither stop the
+        next step nor look like a failure of the work: `tell_unwritten`."""
         if self.verbosity >= 0:
             self.did(line, lambda: put(line))
 
     def did(self, line: str, write: Callable[[], None]) -> None:
-        """Note that what `line` says was done, and `write` it in another form, such as JSON."""
+        """Note that the action in `line` was done, and `write` it in another form, such as JSON."""
         self.done.append(line)
         try:
             write()
@@ -99,32 +100,33 @@ class Session:
             self.unwritten = error
 
     def tell_unwritten(self, error: OSError) -> None:
-        """Say on standard error what was done and standard output did not take."""
+        """Report on standard error what was done and could not be printed on standard output."""
         why = error.strerror or type(error).__name__
         complain(f"{self.prog}: standard output takes nothing ({why}), but this is done:")
         for line in self.done:
             complain(f"  {line.strip()}")
 
     def note(self, line: str) -> None:
-        """Tell something beside the answer, on standard error; silent with -q."""
+        """Print something beside the answer on standard error; silent with -q."""
         if self.verbosity >= 0:
             complain(f"{self.prog}: {line}")
 
     def fail(self, error: CallError, see: str | None = None) -> int:
-        """Print what a call failed with and return the exit status that belongs to it."""
+        """Print the error of a call and return its exit status."""
         for line in error_lines(self.prog, error, see, verbose=self.verbosity > 0):
             complain(line)
         return EXIT_STATUS.get(error.code, FAILED)
 
     def warn_of_policy(self, status: object = None) -> None:
-        """Warn when a policy file has an error, as the policy in force is then not what it says.
+        """Warn of a policy file with an error, because the policy in force then differs from the
+        files.
 
-        Without `status`, the service is asked; it tells that to dom0 alone, and a VM gets nothing.
+        Without `status`, ask the service; it answers only dom0, and a VM gets nothing.
         """
         if self.verbosity < 0 or inside_vm():
             return
         if status is None:
-            # What was asked for is done by now: nothing here may make a failure of it.
+            # The work is done by now: no error here may turn it into a failure.
             try:
                 answer = self.call("service.status", {}, STATUS_TIMEOUT_S)
             except (CallError, ProtocolError, _client().Unreachable):
@@ -150,7 +152,7 @@ def run(
     """Run one program and return its exit status.
 
     The arguments' `verb` is the function to run. `parse` is for programs that look at the words
-    before their parser does. This is the one guard that every program stands behind.
+    before their parser does. This is the one handler of errors for every program.
     """
     if "_ARGCOMPLETE" in os.environ:
         from pedos_cli.completion import complete  # noqa: PLC0415  (only a shell's Tab needs it)
@@ -174,7 +176,7 @@ def run(
     except OSError as error:
         output.abandon()
         if session.done:
-            session.tell_unwritten(error)  # and the status stays that of what was done
+            session.tell_unwritten(error)  # and the status stays that of the work
         elif isinstance(error, BrokenPipeError):
             status = PIPE_CLOSED
         else:
@@ -206,7 +208,7 @@ def _run_verb(
         return USAGE
     except CallError as error:
         return session.fail(error)
-    except SystemExit:  # after --help; said here so that what follows is not looked up for it
+    except SystemExit:  # after --help; handled here so that the cases below are not tried for it
         raise
     except _client().Unreachable as error:
         for line in unreachable_lines(prog, error):
@@ -223,14 +225,14 @@ def _run_verb(
 
 
 def _client() -> ModuleType:
-    # Imported by who talks to the service: help and usage errors do without, and start faster.
+    # Imported only by commands that call the service: help and usage errors start faster without.
     from pedos_cli import client  # noqa: PLC0415
 
     return client
 
 
 def _asks_for_traceback(argv: Sequence[str]) -> bool:
-    # By hand, because what went wrong may be the parsing itself.
+    # By hand, because the parsing itself may have failed.
     count = 0
     for word in argv:
         if word == "--verbose":

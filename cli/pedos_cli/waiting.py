@@ -1,10 +1,10 @@
-"""What a command says while it waits for an operation, and when it is told to wait no longer."""
+"""What a command prints while it waits for an operation, and when the wait is interrupted."""
 
 from __future__ import annotations
 
 import sys
 
-# `signal` itself would bring enum, which a command is quicker without.
+# `signal` itself would import enum, without which a command starts faster.
 from _signal import (  # type: ignore[import-not-found]
     SIG_DFL,
     SIGHUP,
@@ -34,11 +34,11 @@ STEPS = {
     "boot": "{vm} to boot, and its agent to connect",
     "stop": "{vm} to shut down",
 }
-"""What the service can say that an operation waits for (pedos_protocol.messages.Step)."""
+"""What an operation of the service can wait for (pedos_protocol.messages.Step)."""
 
 
 ENDING = (SIGTERM, SIGHUP)
-"""Signals that end a command, and say so as Ctrl-C does while it waits."""
+"""Signals that end a command, and print the same as Ctrl-C during a wait."""
 
 
 class Told(KeyboardInterrupt):
@@ -54,9 +54,10 @@ def _end(number: int, _frame: object) -> NoReturn:
 
 
 class Wait:
-    """The patience of a person with one request: what is waited for, and what goes on without.
+    """The wait for one request: what it waits for, and what continues without it.
 
-    Within it, a signal that ends the command says the same as Ctrl-C."""
+    Within it, a signal that ends the command prints the same as Ctrl-C.
+    """
 
     def __init__(self, note: Callable[[str], None], what: str, look: str) -> None:
         self._note = note
@@ -66,7 +67,7 @@ class Wait:
         self._step: Mapping[str, object] = {}
 
     def __enter__(self) -> Self:
-        # One that is ignored, by nohup say, stays so.
+        # An ignored signal, as under nohup, stays ignored.
         self._heeded = [number for number in ENDING if getsignal(number) is SIG_DFL]
         for number in self._heeded:
             signal(number, _end)
@@ -79,8 +80,8 @@ class Wait:
             self.interrupted()
 
     def told(self, step: Mapping[str, object] | None, is_long: bool) -> None:
-        """Note what the service waits for, as far as it says it, and say it on a terminal when it
-        takes long."""
+        """Note what the service waits for, if it says so, and print it on a terminal if the wait is
+        long."""
         self._step = step or {}
         if not is_long:
             return
@@ -90,8 +91,8 @@ class Wait:
             self._note(f"{line} ...")
 
     def interrupted(self) -> None:
-        """Say what goes on without the one who waited."""
-        if not self._step:  # it has come to none yet, or tells none, as in a VM
+        """Print what continues without this command."""
+        if not self._step:  # no step has begun, or the service tells none, as in a VM
             end = f"a question to dom0's user is taken back; else {self._what} goes on"
         elif self._step.get("step") == "answer":
             end = "the question to dom0's user is taken back"
@@ -101,7 +102,7 @@ class Wait:
 
 
 def _awaited(step: Mapping[str, object]) -> str:
-    """Return who has to do what before an operation goes on; nothing for a step of a service that
-    is newer than this."""
+    """Return who has to act before the operation continues; nothing for a step that a newer service
+    has."""
     words = STEPS.get(str(step.get("step")), "")
     return words.format(vm=show(step.get("vm")), device=show(step.get("device")))
