@@ -1,1 +1,1 @@
-"""Programs that measure; run them with `make bench`. Not tests: nothing here is timed in CI."""
+"""Programs that measure; run them with `make bench`. They are no tests: CI times nothing here."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from .effort import FULL, choose
 from .row import Row, as_table
 
-# The module in which a gate is measured, with `measure() -> list[Row]`; several share one.
+# The module that measures a gate, with `measure() -> list[Row]`; several gates share one.
 MODULES = {
     "U1": "start_up",
     "C1": "concurrent_calls",
@@ -37,7 +37,7 @@ MODULES = {
 
 
 def machine() -> dict[str, str]:
-    """What the figures were measured on; a figure without this means little."""
+    """The machine of the figures, without which they mean little."""
     model = "unknown processor"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -75,7 +75,7 @@ def main() -> int:
         print(f"measuring {', '.join(gates)} ...", file=sys.stderr)
         try:
             rows += module.measure()
-        except Exception:  # the others are still worth measuring; it counts as a failure below
+        except Exception:  # the others are still worth measuring; this counts as a failure below
             traceback.print_exc()
             failed += gates
     where = machine()

@@ -1,9 +1,9 @@
-"""B1 and B2: bulk from one process to another, on one core.
+"""B1 and B2: bulk transfer from one process to another, on one core.
 
-Ours goes through the pump, hosted in Python as in the agent. B1 is a file's bytes into another
-file, against splice(2) and against read and write over a pipe in C, with pipes as large as the
-ring. B2 is an endless source into a sink, against trio's SocketStream: with files at the ends,
-their copies would be most of what is measured. The files are in memory and stay there.
+Ours goes through the pump, hosted in Python as in the agent. B1 copies a file into another file,
+against splice(2) and against read and write over a pipe in C, with pipes as large as the ring. B2
+moves an endless source into a sink, against trio's SocketStream: with files at the ends, their
+copies would take most of the time. The files are in memory and stay there.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Receive = Callable[[shm.Channel], Awaitable[float]]
 
 @contextmanager
 def two_files() -> Iterator[tuple[int, int]]:
-    """Two files of SIZE bytes in memory, all of their pages there."""
+    """Two files of SIZE bytes in memory, with all their pages allocated."""
     source, target = (os.memfd_create(name) for name in ("source", "target"))
     try:
         piece = os.urandom(PIECE)
@@ -67,7 +67,7 @@ def _opened(file: int | str, flags: int) -> Iterator[int]:
 
 @contextmanager
 def _silent_pipe() -> Iterator[int]:
-    """A descriptor from which nothing ever comes."""
+    """A descriptor that never delivers anything."""
     readable, writable = os.pipe()
     try:
         yield readable
@@ -82,7 +82,7 @@ def _rewind(*fds: int) -> None:
 
 
 def c_seconds(program: Path, mode: str, source: int, target: int, core: int) -> float:
-    """How long `mode` of file_to_file.c takes."""
+    """The time that `mode` of file_to_file.c takes."""
     _rewind(source, target)
     words = [mode, source, target, core, core, 1 << shm.DATA_ORDER]
     return int(output_of([program, *map(str, words)], pass_fds=(source, target))) / 1e9
@@ -128,7 +128,7 @@ def _over_socket() -> tuple[float, float]:
         start = time.perf_counter()
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         await _send_zeros(stream)
-        await stream.send_eof()  # the process that forked this one has the socket open, too
+        await stream.send_eof()  # the parent has the socket open, too
         return (start,)
 
     with ours, theirs:
@@ -153,7 +153,7 @@ async def _receive_all(stream: trio.abc.ReceiveStream) -> int:
 
 
 async def _pump_in(channel: shm.Channel, source: int | str, seconds: float = math.inf) -> None:
-    """Pumps a file, from its descriptor or path, into the channel; to its end or for so long."""
+    """Pumps a file, from its descriptor or path, into the channel; to its end or for a time."""
     with (
         _opened(source, os.O_RDONLY) as fd_in,
         _opened(os.devnull, os.O_WRONLY) as fd_out,
@@ -169,7 +169,8 @@ async def _pump_out(channel: shm.Channel, target: int | str) -> int:
 
 
 def pump_seconds(source: int, target: int, order: int = shm.DATA_ORDER) -> float:
-    """How long a pump at each end of a channel with rings of 2^order bytes takes for the file."""
+    """The time that a pump at each end of a channel with rings of 2^order bytes takes for the
+    file."""
     _rewind(source, target)
     count, seconds = _over_channel(
         lambda channel: _pump_in(channel, source),

@@ -1,7 +1,7 @@
-"""C1: a thousand concurrent calls over one channel, none failed.
+"""C1: a thousand concurrent calls over one channel, none of which fails.
 
-The channel lets 128 calls be in flight; the caller keeps to that and the rest wait their turn, so
-a thousand tasks that call at once all get their own answer.
+The channel lets 128 calls be in flight; the caller respects that and the other calls wait, so each
+of a thousand tasks that call at once gets its own answer.
 """
 
 from __future__ import annotations

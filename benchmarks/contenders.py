@@ -1,4 +1,4 @@
-"""Those that the remote calls are measured against, each as `seconds(in_flight, calls)`."""
+"""The alternatives to which remote calls are compared, each as `seconds(in_flight, calls)`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _peer(module: str, in_flight: int, calls: int) -> float:
         raise RuntimeError(f"the peer {module} failed with status {error.returncode}") from error
 
 
-# A run of a peer is a few seconds at most; one that hangs must not hold up everything.
+# A run of a peer takes a few seconds at most; a hanging one must not stop everything.
 PEER_TIMEOUT = 120
 
 STACK: Contender = two_processes.seconds_per_call

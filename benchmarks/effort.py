@@ -1,7 +1,7 @@
-"""How much is done where a gate names a count: all of it, or enough for a quick run.
+"""How much to do where a gate names a count: all of it, or enough for a quick run.
 
-`python -m benchmarks --full` measures the counts that the gates name; without it a run stays
-within a few minutes. Rows say the count that was measured.
+`python -m benchmarks --full` measures the counts that the gates name; without it a run takes a few
+minutes. Rows give the measured count.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""fair: what a call of one VM costs while another VM floods the same service.
+"""fair: the cost of a call of one VM while another VM floods the same service.
 
-The service is one event loop with a channel to each of the two. The one whose calls are timed makes
-a call each millisecond, from the service's own processor: what it waits for is the service alone.
-The other one has a processor to itself and floods in one way after the other, at the rate that its
-quota allows; or without any bound, and comes again whenever it has been thrown out.
+The service is one event loop with a channel to each of the two. The measured VM makes a call each
+millisecond, from the service's own processor, so that it waits only for the service. The other VM
+has a processor to itself and floods in one way after the other, at the rate that its quota allows;
+or without any bound, reconnecting whenever it is disconnected.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from .two_processes import NO_LIMIT, PAYLOAD, Child, fork, rendezvous_folder
 
 SERVICE, CALLER, FLOODER = 0, 1, 2  # domains
 CALLS = 600
-PAUSE = 0.001  # s between two calls of the one whose calls are timed
+PAUSE = 0.001  # s between two calls of the measured VM
 WAIT = 0.002  # s that the handler of "wait" waits
-COME_AGAIN = 1.0  # s until one that was thrown out is let in again
-TICK = 0.01  # s between two batches of one that keeps to its quota
+COME_AGAIN = 1.0  # s until a disconnected VM may connect again
+TICK = 0.01  # s between two batches of a VM that keeps to its quota
 LARGE = 60_000  # bytes of a large frame
 RATE = 0.9  # of what the quota allows
 
-#: Wake-ups without news each second: just below what ends a channel.
+#: Wake-ups without data each second: just below what ends a channel.
 EVENTS_PER_SECOND = 900
 
 
@@ -105,11 +105,11 @@ How = Callable[["_Flood"], Awaitable[None]]
 
 
 class _Flood:
-    """The one that floods: says whatever it likes, and reads what it is answered."""
+    """The VM that floods: sends anything, and reads the answers."""
 
     def __init__(self, stream: VchanStream, others: set[int]) -> None:
         self.stream = stream
-        self.others = others  # eventfds that are not of this channel
+        self.others = others  # eventfds of no channel
         self.connection = Connection()
         self.slots = trio.Semaphore(PENDING_MAX)
         self._last_id = 0
@@ -174,7 +174,7 @@ async def _large_frames(flood: _Flood) -> None:
 
 
 async def _costly_frames(flood: _Flood) -> None:
-    """As many values in a frame as may be, which are what costs its reader most."""
+    """As many values in a frame as possible, which cost the reader most."""
     lists: list[Any] = [[[]] * 990 for _ in range(6)]
     frame = flood.connection.send(Notice("hear", {"data": lists, "text": "x" * (LARGE - 7000)}))
     per_second = RATE * FRAMES_PER_SECOND / (len(frame) / BYTES_PER_FRAME + 20)
@@ -222,7 +222,7 @@ async def _large_beyond(flood: _Flood) -> None:
 def _eventfds() -> set[int]:
     fds = set()
     for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the one of the folder is closed by now
+        with contextlib.suppress(OSError):  # the folder's one is closed by now
             if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[eventfd]":
                 fds.add(int(name))
     return fds
@@ -234,7 +234,7 @@ async def _flood(folder: str, how: How) -> None:
         try:
             channel = await shm.connect(folder, FLOODER, SERVICE, shm.CONTROL_PORT)
         except OSError:
-            await trio.sleep(0.01)  # it is not let in again yet
+            await trio.sleep(0.01)  # it may not connect yet
             continue
         flood = _Flood(VchanStream(channel), others)
         try:
@@ -260,7 +260,7 @@ FLOODS: dict[str, How] = {
     "calls without a quota": _calls_beyond,
 }
 
-#: Floods with nothing against them but that each peer has its turn.
+#: Floods that nothing limits except that each peer has its turn.
 UNLIMITED = ("notices without a quota", "calls without a quota")
 
 
@@ -309,8 +309,8 @@ def measure(rounds: int = ROUNDS) -> list[Row]:
             "fair",
             f"{what} of a call while a VM sends {name}",
             medians[name][column] / medians[""][column],
-            # The hundredth call may come right behind a frame of 64 KiB, whose reading is one
-            # step of some 2 ms; so the tail is there to be read, and the gate is the median.
+            # The hundredth call may come right behind a frame of 64 KiB, whose reading is one step
+            # of some 2 ms; so the tail is only shown, and the gate is the median.
             limit,
             "x",
             {"alone_us": medians[""][column] * 1e6, "flooded_us": medians[name][column] * 1e6},

@@ -1,8 +1,8 @@
 """Python instructions of a call with 32 in flight, by module: python -m benchmarks.instructions
 
-Both ends run in one event loop, and each instruction of the interpreter is counted. So the figure
-is the same on a machine that does other things, and tells what a change is worth. It knows nothing
-of what C code takes. Not a gate.
+Both ends run in one event loop, and every instruction of the interpreter is counted. So the figure
+is the same on a busy machine, and shows the worth of a change. It does not include C code. Not a
+gate.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _module(code: CodeType) -> str:
     path = Path(code.co_filename)
     if path.parent.name.startswith("pedos_"):
         return f"{path.parent.name}.{path.stem}"
-    # trio's classes have parts that attrs and outcome make.
+    # attrs and outcome make parts of trio's classes.
     return "others" if path.is_relative_to(Path(__file__).parent) else "trio"
 
 
@@ -73,7 +73,7 @@ async def _measure(folder: Path) -> Counter[str]:
 
 
 def main() -> None:
-    inbox.TURN_SECONDS = 60.0  # counting takes time, and a turn would end with each frame
+    inbox.TURN_SECONDS = 60.0  # counting takes time, which would end a turn with each frame
     with rendezvous_folder() as folder:
         by_module = trio.run(_measure, Path(folder), strict_exception_groups=True)
     calls = IN_FLIGHT * EACH

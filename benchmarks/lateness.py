@@ -1,4 +1,4 @@
-"""B3: how late an event loop comes to its timers while its pump moves bytes as fast as it can."""
+"""B3: how late an event loop's timers are while its pump moves bytes as fast as it can."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The service, counting what it keeps: python -m benchmarks.live_bytes SOCKET ARGUMENTS...
 
 It is pedos-dom0 with these arguments. At SIGUSR1 it sends a datagram to SOCKET: the bytes that are
-alive in it, without what the interpreter allocated before or only looks after.
+alive in it, without those of the interpreter's start and of its caches.
 """
 
 from __future__ import annotations

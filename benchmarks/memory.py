@@ -1,8 +1,8 @@
-"""M1: the resident memory of an agent that has nothing to do, in a real system of local mode; and
-what the service in dom0 keeps for each agent, as tracemalloc counts it.
+"""M1: the resident memory of an idle agent, in a real system of local mode; and what the service in
+dom0 keeps for each agent, as tracemalloc counts it.
 
-The service's resident memory is no measure of that: it moves in steps of an allocator's arenas, and
-has what connecting all agents at once needed for a moment. Rings are not in either figure.
+The service's resident memory does not measure that: it moves in steps of an allocator's arenas, and
+includes what connecting all agents at once needed for a moment. Neither figure includes rings.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def _agents() -> list[int]:
 def _inside() -> None:
     """Runs as the command of `pedos-local run`; prints the KiB of the largest agent."""
     subprocess.run([BIN / "qvm-device", "block", "list"], check=True, stdout=subprocess.DEVNULL)
-    time.sleep(1)  # whatever an agent does after its start is done
+    time.sleep(1)  # the agent's start is complete
     print(max(status_kib(pid, "VmRSS") for pid in _agents()))
 
 
 def _live_bytes(agents: int) -> int:
-    """Those of a service to which so many agents are connected, after it has listed all devices."""
+    """The bytes of a service with so many connected agents, after it has listed all devices."""
     with (
         tempfile.TemporaryDirectory(prefix="pedos-bench-") as folder,
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told,

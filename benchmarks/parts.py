@@ -1,9 +1,9 @@
 """Where the time of a call goes with 32 in flight: python -m benchmarks.parts
 
-Processor time of each part by itself, the least of many rounds, so that what else the machine does
-counts little: the codec, the state machine around it with its events, the ring, trio's hand-over
-from task to task. What the whole run of T1 takes beyond these is `Peer` and trio's loop. Not a
-gate: it says where to look when one is missed.
+The processor time of each part alone, the least of many rounds, so that other load counts little:
+the codec, the state machine around it with its events, the ring, trio's switch from task to task.
+The rest of a run of T1 is `Peer` and trio's loop. Not a gate: it shows where to look when one is
+missed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PARAMS = {"data": PAYLOAD, "deadline_ms": 10_000}
 
 
 def _least(job: Callable[[], object], per: int) -> float:
-    """Microseconds of processor time for one of the `per` things that job does."""
+    """Microseconds of processor time for one of the `per` operations of a job."""
     best = float("inf")
     for _ in range(ROUNDS):
         before = time.thread_time()
@@ -41,7 +41,7 @@ def _least(job: Callable[[], object], per: int) -> float:
 
 
 def codec() -> tuple[float, float]:
-    """To say and to read one frame each of a request and of an answer, for one call."""
+    """Writing and reading one frame each of a request and of an answer, for one call."""
     request, answer = [0, 7, "echo", PARAMS], [1, 7, None, {"data": PAYLOAD}]
     frames = [encode(request)[4:], encode(answer)[4:]]
     count = range(IN_FLIGHT * BATCHES)
@@ -117,7 +117,7 @@ def ring() -> float:
 
 
 def hand_over() -> float:
-    """To wake a task that waits, and to run it until it waits again."""
+    """Waking a task that waits, and running it until it waits again."""
 
     async def main() -> float:
         tasks: list[trio.lowlevel.Task] = []
@@ -151,7 +151,7 @@ def hand_over() -> float:
 
 
 def whole() -> tuple[float, float, float]:
-    """T1's run: the client's processor time, the server's, and switches of process, per call."""
+    """A run of T1: the client's processor time, the server's, and process switches, per call."""
     best = (float("inf"),) * 3
     for _ in range(5):
         with served() as (folder, pid):
@@ -162,7 +162,7 @@ def whole() -> tuple[float, float, float]:
                     theirs, mine = processor_seconds(pid), resource.getrusage(resource.RUSAGE_SELF)
                     await drive(peer, IN_FLIGHT, CALLS)
                     now = resource.getrusage(resource.RUSAGE_SELF)
-                    calls = CALLS * 1.1 / 1e6  # with drive's own warming up
+                    calls = CALLS * 1.1 / 1e6  # with drive's own warm-up
                     own = now.ru_utime + now.ru_stime - mine.ru_utime - mine.ru_stime
                     switches = now.ru_nvcsw - mine.ru_nvcsw
                     served_for = processor_seconds(pid) - theirs

@@ -1,6 +1,6 @@
-"""The two plots of the documentation, as SVG written by hand: a few lines and their labels.
+"""The two plots of the documentation, as hand-written SVG: a few lines and their labels.
 
-`latency.svg`: how long a call takes against the calls in flight, for our stack and its rivals.
+`latency.svg`: the time of a call against the calls in flight, for our stack and the alternatives.
 `ring-size.svg`: bulk speed through the pump against the size of the ring.
 """
 
@@ -22,7 +22,7 @@ ORDERS = range(12, 21)
 
 WIDTH, HEIGHT = 640, 360
 LEFT, RIGHT, TOP, BOTTOM = 70, 150, 40, 50
-# Told apart by people who see few colours, and on light and dark pages alike.
+# Colours that colour-blind readers can tell apart, on light and dark pages alike.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
 Points = Sequence[tuple[float, float]]
@@ -108,7 +108,7 @@ def _ring_speeds() -> list[tuple[float, float]]:
 
 
 def draw(folder: Path, machine: str) -> None:
-    """Measures for both plots and writes them into folder, which is made if need be."""
+    """Measures for both plots and writes them into folder, which is made if necessary."""
     folder.mkdir(parents=True, exist_ok=True)
     with pinned():
         latencies, speeds = _latencies(), _ring_speeds()

@@ -1,8 +1,9 @@
-"""P1: what a decision of the policy costs, and how long a call waits while the service reloads it.
+"""P1: the cost of a policy decision, and how long a call waits while the service reloads the
+policy.
 
-The policies are of all kinds of rules mixed, as an administrator's would be, in an order that
-leaves the matching one anywhere; requests are drawn from the same VMs and devices, so that some
-match early, some late and some nothing. Each uncached request is asked once only.
+The policies mix all kinds of rules, as an administrator's would, in an order that leaves the
+matching one anywhere; requests use the same VMs and devices, so that some match early, some late
+and some not at all. Each uncached request is asked only once.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ GROWTH = 1.5
 LATE_MS = 5.0
 AFTER = 0.1  # seconds
 PATIENCE = 60.0  # seconds, for one call
-PAUSE = 0.001  # seconds between two calls: whoever makes none is taken for a flood
+PAUSE = 0.001  # seconds between two calls: a faster caller is taken for a flood
 
 
 def system() -> System:
@@ -91,10 +92,10 @@ def _argument(rnd: random.Random) -> str:
 
 
 def policy(rules: int) -> str:
-    """So many rules, of calls and of devices, by all kinds of words."""
+    """So many rules, about calls and devices, with all kinds of words."""
     rnd = random.Random(SEED)
-    # As there are more rules, there are more VMs, tags and services that they speak of: nobody
-    # writes thousands of rules about the same few.
+    # With more rules, they name more VMs, tags and services: no administrator writes thousands of
+    # rules about the same few.
     many = max(VMS, rules // 2)
     lines = []
     for _ in range(rules):
@@ -112,7 +113,7 @@ def policy(rules: int) -> str:
 
 
 def dense(rules: int) -> str:
-    """So many rules for one service, that speak of the same few VMs, by all kinds of words."""
+    """So many rules for one service, about the same few VMs, with all kinds of words."""
     rnd = random.Random(SEED)
     lines = []
     for _ in range(rules):
@@ -148,7 +149,7 @@ def _snapshot(text: str) -> Snapshot:
 
 
 def _no_asks(snapshot: Snapshot, facts: System, asked: list[Request]) -> list[Request]:
-    """Without those whose candidates have to be gathered, which is measured by itself."""
+    """Without requests whose candidates have to be gathered, which are measured separately."""
     return [r for r in asked if evaluate(r, snapshot, facts).verdict != "ask"]
 
 
@@ -175,7 +176,7 @@ def _cached(decider: Decider, asked: list[Request]) -> float:
 
 
 async def _slowest(peer: Peer, seconds: float, rules: int = 0) -> float:
-    """Seconds of the slowest call in `seconds`, and until that many rules are in force."""
+    """Seconds of the slowest call within `seconds`, and until that many rules are in force."""
     slowest, end = 0.0, trio.current_time() + seconds
     while True:
         start = trio.current_time()
@@ -188,24 +189,24 @@ async def _slowest(peer: Peer, seconds: float, rules: int = 0) -> float:
 
 
 async def _reloaded(peer: Peer, file: Path, turn: int) -> tuple[float, float, float]:
-    """Seconds of the slowest call while a large policy is read, and while nothing is done for as
-    long; and the seconds until the change was in force."""
+    """Seconds of the slowest call while a large policy is read, and during an equal time without
+    work; and the seconds until the change was in force."""
     text = scale.POLICY + policy(MANY) + "\nturn.S * * * allow" * turn
     rules = MANY + turn + 1
     file.write_text(text)
     start = trio.current_time()
     busy = await _slowest(peer, 0, rules)
     seconds = trio.current_time() - start
-    busy = max(busy, await _slowest(peer, AFTER))  # what was replaced is let go of
+    busy = max(busy, await _slowest(peer, AFTER))  # the replaced policy is freed
     return busy, await _slowest(peer, seconds + AFTER), seconds
 
 
 async def _delays(folder: Path) -> tuple[float, ...]:
-    """The medians of what `_reloaded` gives, of a service whose folders are in `folder`."""
+    """The medians of the results of `_reloaded`, for a service whose folders are in `folder`."""
     file = folder / "policy" / "bench.policy"
     stream = await connect_unix(folder / "dom0.sock")
     async with open_peer(stream, program="bench", handlers={}) as peer:
-        await _reloaded(peer, file, 0)  # the service's first large policy; memory is taken for it
+        await _reloaded(peer, file, 0)  # the first large policy, for which it allocates memory
         turns = [await _reloaded(peer, file, turn + 1) for turn in range(ROUNDS)]
     return tuple(statistics.median(values) for values in zip(*turns, strict=True))
 
@@ -223,7 +224,7 @@ def _uncached(policies: Callable[[int], str], asked: list[Request]) -> dict[str,
 
 def measure() -> list[Row]:
     with scale.system(1) as (running, _):
-        gc.disable()  # the client's own collections are no delay of the service
+        gc.disable()  # the client's own garbage collection is no delay of the service
         try:
             busy, idle, seconds = trio.run(_delays, running.folder)
         finally:

@@ -1,4 +1,4 @@
-"""Where and how the measured processes run: pinned, gone when the benchmark is, and compiled."""
+"""Where and how the measured processes run: pinned, ended with the benchmark, and compiled."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def cores() -> tuple[int, int]:
-    """The two processors that benchmarks use; they are one and the same where there is only one."""
+    """The two processors that benchmarks use; the same one twice on a machine with one."""
     usable = sorted(os.sched_getaffinity(0))
     return usable[0], usable[1 % len(usable)]
 
 
 @contextlib.contextmanager
 def pinned() -> Iterator[int]:
-    """This process and all that it starts stay on one core; yields its number."""
+    """Keeps this process and all that it starts on one core; yields its number."""
     before, core = os.sched_getaffinity(0), cores()[0]
     os.sched_setaffinity(0, {core})
     try:
@@ -39,7 +39,7 @@ def pinned() -> Iterator[int]:
 
 
 def die_with_parent() -> None:
-    """For a forked child: killed when the benchmark is, however that ends."""
+    """For a forked child: it is killed when the benchmark ends, however that ends."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -49,7 +49,7 @@ def guarded(argv: Sequence[str | Path]) -> list[str]:
 
 
 def output_of(argv: Sequence[str | Path], **options: object) -> str:
-    """Standard output of a program that must succeed."""
+    """The standard output of a program that must succeed."""
     ended = subprocess.run(
         guarded(argv),
         check=True,
@@ -80,7 +80,7 @@ def python_of_peers() -> Path:
 
 
 def processor_seconds(pid: int) -> float:
-    """Processor time of a process so far, all its threads together."""
+    """The processor time of a process so far, of all its threads."""
     return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid(3) makes it on Linux
 
 

@@ -1,8 +1,8 @@
 """L4 and L5: the ring alone, in C, against a Unix socket and the real libxenvchan.
 
-L4 is on one core. libxenvchan is Debian's, on the stand-in Xen of the interop tests, and there it
-is compared with our ring in the same place: both pay the same for an event. L5 is across two cores,
-through the channel as the product has it.
+L4 is on one core. libxenvchan is Debian's, on the stand-in Xen of the interop tests; there it is
+compared with our ring on the same stand-in, so that an event costs both the same. L5 is across two
+cores, through the channel as the product has it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RING = [CSRC / f"{name}.c" for name in ("ring", "halt_poll", "channel", "shm")]
 
 
 def ring_seconds(program: Path, kind: str, core: int, other: int, trips: int) -> float:
-    """Seconds per round trip of 64 bytes over our ring, in C; `kind` as ring_pingpong.c has it."""
+    """Seconds per round trip of 64 bytes over our ring, in C; ring_pingpong.c defines `kind`."""
     return int(output_of([program, kind, str(core), str(other), str(trips)])) / 1e9
 
 
@@ -64,8 +64,8 @@ def _one_core() -> list[Row]:
 
 
 def _two_cores() -> list[Row]:
-    """Where patience pays, across two cores, and where it does not: on one, the peer cannot answer
-    while it is looked for."""
+    """Where patience pays, across two cores, and where it does not: on one core, the peer cannot
+    answer while this end polls."""
     here, there = cores()
     with compiled("unix_pingpong.c") as unix, compiled("ring_pingpong.c", more=RING) as ring:
         medians = medians_in_turn(

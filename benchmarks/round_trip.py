@@ -1,8 +1,8 @@
-"""L1, L2, L3: one call in flight through the whole stack, against what else could carry it.
+"""L1, L2, L3: one call in flight through the whole stack, against the alternatives.
 
 All on one core, in turn and five times; a figure is the ratio of the medians. L1 is against 64
-bytes to and fro over a Unix socket in C; L2 against the same calls over a trio socket stream; L3
-against gRPC over a Unix socket and D-Bus through a bus of its own.
+bytes back and forth over a Unix socket in C; L2 against the same calls over a trio socket stream;
+L3 against gRPC over a Unix socket and D-Bus through a bus of its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a benchmark hands back: one row of the table, its gate and its verdict."""
+"""The result of a benchmark: one row of the table, its gate and its verdict."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ ROUNDS = 5
 class Row:
     """One figure and its gate, both in `unit`.
 
-    `figure` must not be over `limit`, or with `at_least` not under it; without a limit it is there
-    to be read. `detail` holds the measured values behind it (the peer's too), for the JSON file.
+    `figure` must not be over `limit`, or with `at_least` not under it; without a limit it is for
+    information. `detail` holds the measured values behind it (the peer's too), for the JSON file.
     """
 
     gate: str
@@ -39,7 +39,8 @@ def median_of_rounds(measure: Callable[[], float]) -> float:
 
 
 def medians_in_turn(contenders: Mapping[str, Callable[[], float]]) -> dict[str, float]:
-    """The median of ROUNDS calls of each; they take turns, so that a slow spell hits them all."""
+    """The median of ROUNDS calls of each; they take turns, so that a slow spell affects them
+    all."""
     figures: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(ROUNDS):
         for name, measure in contenders.items():

@@ -1,7 +1,7 @@
 """Scale: a thousand agents on one service: memory, time to list, attach rate, reconnections.
 
-The service is the program pedos-dom0; the machine and the agents are simulated.py's. Everything is
-measured with ten agents and with a thousand, so that what grows shows.
+The service is the program pedos-dom0; simulated.py plays the machine and the agents. Everything is
+measured with ten agents and with a thousand, to show what grows.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from .simulated import DEVICE, name_of
 
 FEW = 10
 AGENT_PROCESSES = 4
-# Descriptors that the service has for one control channel: two events, the epoll over them and the
-# connection that tells of the agent's death; and one more while a channel is being made.
+# Descriptors of the service for one control channel: two events, the epoll over them and the
+# connection that reports the agent's death; and one more while the channel is being made.
 FDS_PER_AGENT = 5
 FDS_BESIDE = 200
 ATTACHES = 10  # of different devices, in one measurement
@@ -45,7 +45,8 @@ POLICY = "device.*.*  *  @adminvm  *  allow\n"
 
 
 def agents_possible() -> int:
-    """Raises this process's limit of descriptors; so many agents, at most EFFORT.agents, fit it."""
+    """Raises this process's limit of descriptors; returns how many agents, at most EFFORT.agents,
+    fit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard == resource.RLIM_INFINITY:
@@ -118,8 +119,8 @@ SERVICE = (str(Path(sys.executable).with_name("pedos-dom0")),)
 
 @contextlib.contextmanager
 def system(agents: int, program: Sequence[str] = SERVICE) -> Iterator[tuple[System, float]]:
-    """A service, `program`, with so many agents connected, and the seconds that this took from its
-    start."""
+    """A service, `program`, with so many agents connected, and the seconds from its start until
+    then."""
     with (
         tempfile.TemporaryDirectory(prefix="pedos-bench-") as name,
         contextlib.ExitStack() as stack,
@@ -165,7 +166,7 @@ def _filled(method: str, **params: object) -> dict[str, Any]:
 
 
 def list_seconds(running: System) -> float:
-    """How long dom0's user waits for the list of all devices, every page of it."""
+    """How long dom0's user waits for the list of all devices, with every page of it."""
 
     async def client() -> float:
         async with open_peer(
@@ -188,7 +189,7 @@ def list_seconds(running: System) -> float:
 
 
 def attach_seconds(running: System) -> float:
-    """Seconds for one attach with all that belongs to it but the data, the mean of ATTACHES."""
+    """Seconds for one attach with everything but the data, the mean of ATTACHES."""
 
     async def client() -> float:
         pairs = [
@@ -224,8 +225,8 @@ def _figures(running: System, up: float) -> dict[str, float]:
 
 
 def _drift(running: System) -> Row:
-    """Own memory over the second half of the reconnections: in the first, what is kept once comes
-    to be there, as each agent has to have come back several times."""
+    """Own memory over the second half of the reconnections: during the first half, allocations that
+    are made once per agent appear, since each agent has to reconnect several times."""
     half = EFFORT.reconnects // 2
     start = time.perf_counter()
     running.all_agents("reconnect", half)

@@ -1,8 +1,8 @@
 """Stand-ins for the scale benchmark: a machine with many domains, and agents for all of them.
 
-The service is the real one, the channels are real, and so is the protocol. An agent here has one
-disk and does at once what it is told; hundreds of them share a process. `_run_agents` is told what
-to do over standard input, a word and a number a line, and prints a line when it is done.
+The service, the channels and the protocol are real. An agent here has one disk and does at once
+what it is told; hundreds of them share a process. `_run_agents` takes commands over standard input,
+a word and a number per line, and prints a line when one is done.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def name_of(domid: int) -> str:
 
 
 class _Opened:
-    """A task status that only remembers: hello was said both ways."""
+    """A task status that only remembers that both sides said hello."""
 
     def __init__(self) -> None:
         self.event = trio.Event()
@@ -104,7 +104,7 @@ class Agent:
             self.reported.set()
 
     async def reconnect(self) -> None:
-        """Drops the connection and returns when the service has taken the next first report."""
+        """Drops the connection and returns when the service has accepted the next first report."""
         assert self._peer is not None
         self.reported = trio.Event()
         self._peer.close()
@@ -137,7 +137,7 @@ async def _commands() -> Any:
 
 
 async def _reconnect(agents: list[Agent], count: int) -> None:
-    """So many reconnections in all, each agent one after the other of its own."""
+    """So many reconnections in all; each agent does its own one after the other."""
     left = count
 
     async def turns(agent: Agent) -> None:
@@ -152,7 +152,7 @@ async def _reconnect(agents: list[Agent], count: int) -> None:
 
 
 async def _run_machine(folder: Path, domains: int) -> None:
-    """What `pedos-local` is to the service, and dom0's own agent."""
+    """The part of `pedos-local` that the service uses, and dom0's own agent."""
 
     async def domain_list(_peer: Peer, _params: Params) -> Params:
         return {

@@ -1,7 +1,7 @@
-"""L6 and M1: a great many calls, none slow, and neither process grows.
+"""L6 and M1: very many calls, none of them slow, and neither process grows.
 
-Calls come one at a time, a few and many at a time by turns: every change between them is a moment
-at which a wake-up could be missed, which would show as a stall.
+One call, a few and many calls are in flight by turns: every change between them is a moment at
+which a wake-up could be missed, which would show as a stall.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ async def _soak(folder: Path, server: int, calls: int) -> dict[str, float]:
         turns = max(2, calls // TURN)
         for turn in range(turns):
             slowest = max(slowest, await _pass(peer, TURN))
-            if turn == turns // 10:  # by then all that is kept once is there
+            if turn == turns // 10:  # by then everything that is kept once exists
                 before = {name: status_kib(pid, "VmRSS") for name, pid in processes.items()}
         for name, pid in processes.items():
             grown[f"{name}_grown_kib"] = float(status_kib(pid, "VmRSS") - before[name])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .row import Row, median_of_rounds
 
-RUNS = 20  # a single start is a few milliseconds: each round takes the quickest of these
+RUNS = 20  # a single start takes a few milliseconds: each round takes the quickest of these
 BIN = Path(sys.executable).parent
 
 

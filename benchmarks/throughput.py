@@ -1,7 +1,7 @@
 """T1: calls per second with 32 in flight, all on one core, against gRPC, D-Bus and bare asyncio.
 
-What a call costs of the processor is a row to be read: unlike time, it is much the same on a
-machine that does other things as well.
+The processor time of a call is a row for information: unlike elapsed time, it is much the same on a
+busy machine.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ SERVER_DOMAIN, CLIENT_DOMAIN = 1, 0
 
 PAYLOAD = "x" * 40  # with its framing about 64 bytes on the wire, as the C peer sends
 
-# The quota counts and is taken from, but its rate is out of reach: nothing else is measured here.
+# The quota is active, but its rate is out of reach: nothing else is measured here.
 NO_LIMIT = 1e9
 
 
@@ -79,10 +79,10 @@ def fork(run: Callable[[Callable[[], None]], None]) -> int:
 
 
 class Child:
-    """A forked process that runs `run(ready)` and hands back the numbers which that returns.
+    """A forked process that runs `run(ready)` and returns the resulting numbers.
 
-    It is there, and has called `ready`, when the constructor returns. Both ends of what uses trio's
-    threads run in one: a process that has once used them cannot fork children that do.
+    It has called `ready` when the constructor returns. Users of trio's threads run both ends in
+    such processes: a process that has used them once cannot fork children that do.
     """
 
     def __init__(self, run: Callable[[Callable[[], None]], Sequence[float]]) -> None:
@@ -96,7 +96,7 @@ class Child:
         os.close(writable)
 
     def result(self) -> list[float]:
-        """What it returned, when it has ended."""
+        """The result, when the process has ended."""
         with open(self._readable) as file:
             printed = file.read()
         if os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1]) != 0:
@@ -113,7 +113,7 @@ def fork_server(folder: Path, *, over_socket: bool = False) -> int:
 
 @asynccontextmanager
 async def connected(folder: Path, *, over_socket: bool = False) -> AsyncIterator[Peer]:
-    """A Peer that is past its hello with the forked server in `folder`."""
+    """A Peer that has exchanged hellos with the forked server in `folder`."""
     stream: trio.abc.Stream
     if over_socket:
         stream = await connect_unix(folder / "socket")

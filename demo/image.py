@@ -1,4 +1,4 @@
-"""The demo's disk: made of the project's own files, or a copy of an image of the user's."""
+"""The demo's disk: made of the project's own files, or a copy of the user's image."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from stage import PATH, Difference
 
 PROJECT = Path(__file__).resolve().parent.parent
-# What goes onto the disk: what a user would read, and enough of it to make the disk a real one.
+# Files to put onto the disk: what a user would read, and enough to make the disk a real one.
 CONTENTS = ["README.md", "ARCHITECTURE.md", "LICENSE", "docs", "demo", "protocol", "host", "native",
             "dom0_service", "vm_agent", "cli"]  # fmt: skip
 LEAVE_OUT = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info", "build", "_native.c")
-# Large enough for the files above many times over; the image is sparse on the host.
+# Much larger than the files above; the image is sparse on the host.
 SIZE = "64M"
 
 # Where an ext2, ext3 or ext4 file system has its superblock and the magic number in it (bytes).
@@ -43,7 +43,7 @@ def make(target: Path, staging: Path) -> None:
 
 
 def copy(image: Path, target: Path) -> None:
-    """A copy of the user's image, which itself is only read."""
+    """A copy of the user's image; the image itself is only read."""
     argv = ["cp", "--reflink=auto", "--sparse=auto", "--", str(image), str(target)]
     done = _run(argv)
     if done.returncode != 0:
@@ -52,7 +52,7 @@ def copy(image: Path, target: Path) -> None:
 
 
 def is_ext(image: Path) -> bool:
-    """Is it an ext2/3/4 file system, put away cleanly, so that debugfs can work in it?"""
+    """Is it a cleanly unmounted ext2/3/4 file system, so that debugfs can work in it?"""
     with image.open("rb") as file:
         file.seek(SUPERBLOCK)
         block = file.read(SUPERBLOCK)
@@ -64,10 +64,10 @@ def is_ext(image: Path) -> bool:
 
 
 def find_file(image: Path) -> str | None:
-    """The path in the file system of some file that is not empty; None when there is none.
+    """The path in the file system of some file that is not empty; None if there is none.
 
-    Looks through the folders breadth first. Names that debugfs could take for more than a name
-    are left alone.
+    Searches the folders breadth first, and skips names that debugfs could take for more than a
+    name.
     """
     folders = ["/"]
     while folders:

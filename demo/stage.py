@@ -1,6 +1,6 @@
-"""What the demo's steps stand on: a machine in local mode, commands that are shown, expectations.
+"""The basis of the demo's steps: a machine in local mode, displayed commands, expectations.
 
-Standard library only. Nothing of the project is imported: the demo uses the programs that a user
+Standard library only. It imports nothing of the project: the demo uses the programs that a user
 has, and sees what a user sees.
 """
 
@@ -21,21 +21,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
-# e2fsprogs stands in sbin, which is not on every user's path.
+# e2fsprogs is in sbin, which is not on every user's path.
 PATH = os.pathsep.join([str(BIN), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
-# Seconds. Everything here takes well under one; a busy machine may need more.
+# Seconds. Each step takes well under one; a busy machine may need more.
 UP_PATIENCE = 60.0
 COMMAND_PATIENCE = 60.0
 CHANGE_PATIENCE = 10.0
-# How often a folder or a list is looked at again while something is expected to change there.
+# Seconds between two looks at a folder or a list in which a change is expected.
 LOOK_AGAIN = 0.05
-# Bytes read at once for a checksum.
+# Bytes to read at once for a checksum.
 CHUNK = 1024 * 1024
 
 
 class Difference(Exception):  # noqa: N818 - this is how the demo says what it found
-    """Something is not as it should be."""
+    """A result is not as expected."""
 
     def __init__(self, what: str, expected: object, got: object) -> None:
         super().__init__(f"{what}\n  expected: {expected}\n  got:      {got}")
@@ -43,7 +43,7 @@ class Difference(Exception):  # noqa: N818 - this is how the demo says what it f
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command gave back; `text` is stdout and stderr as they came."""
+    """The result of a command; `text` is stdout and stderr in their order."""
 
     status: int
     text: str
@@ -55,7 +55,7 @@ def explain(text: str) -> None:
 
 
 def show(text: str) -> None:
-    """What came back, indented."""
+    """Prints a command's output, indented."""
     for line in text.rstrip("\n").splitlines():
         print(f"    {line}", flush=True)
 
@@ -84,7 +84,8 @@ def sha256(path: Path) -> str:
 
 
 class Stage:
-    """A folder of local mode (`lab`), brought up; and the paths of the demo's one disk."""
+    """A folder of local mode (`lab`) with a running machine, and the paths of the demo's one
+    disk."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -98,25 +99,26 @@ class Stage:
 
     @property
     def unplugged(self) -> Path:
-        """The disk while it is in the user's pocket: the same file, elsewhere."""
+        """The disk while it is unplugged: the same file, elsewhere."""
         return self.folder / "stick.img"
 
     def block_file(self, vm: str) -> Path:
-        """Where the attached disk appears in a VM."""
+        """The path of the attached disk in a VM."""
         return self.lab / "vms" / vm / "dev" / "xvdi"
 
     def short(self, argument: str) -> str:
-        """An argument as it is shown: without the temporary folder before it."""
+        """An argument for display: without the temporary folder before it."""
         return argument.replace(str(self.folder) + "/", "")
 
     # Commands
 
     def command(self, *argv: str | Path, status: int = 0) -> str:
-        """Shows and runs a command, as in dom0; its output. Difference unless it ends so."""
+        """Shows and runs a command, as in dom0, and returns its output. Difference if its status
+        differs."""
         words = [str(word) for word in argv]
         print("$ " + shlex.join(self.short(word) for word in words), flush=True)
         outcome = self.quietly(*words)
-        # debugfs greets with its version, which says nothing about the disk.
+        # debugfs prints its version first, which says nothing about the disk.
         shown = re.sub(r"^debugfs \d.*\n", "", outcome.text)
         show(self.short(shown))
         if outcome.status:
@@ -148,11 +150,11 @@ class Stage:
         return Outcome(done.returncode, done.stdout)
 
     def block(self, *words: str, status: int = 0) -> str:
-        """`qvm-device block WORDS...`, shown."""
+        """`qvm-device block WORDS...`, displayed."""
         return self.command("qvm-device", "block", *words, status=status)
 
     def until(self, what: str, look: Callable[[], bool]) -> None:
-        """Waits for what happens by itself after a plug or an unplug; Difference if it does not."""
+        """Waits for the consequence of a plug or an unplug; Difference if it does not come."""
         deadline = time.monotonic() + CHANGE_PATIENCE
         while not look():
             if time.monotonic() > deadline:
@@ -184,7 +186,8 @@ class Stage:
     # The machine
 
     def up(self) -> None:
-        """Brings the machine up with `pedos-local up`, and returns when it says that it is."""
+        """Starts the machine with `pedos-local up`, and returns when the machine says that it is
+        up."""
         argv = ["pedos-local", "up", "lab"]
         print(f"$ {shlex.join(argv)} &", flush=True)
         self._up = subprocess.Popen(
@@ -216,7 +219,7 @@ class Stage:
         show(self.short("\n".join(line for line in said.splitlines() if " is domain " in line)))
 
     def down(self) -> None:
-        """Ends the machine as Ctrl-C does, and looks that nothing of it is left."""
+        """Ends the machine as Ctrl-C does, and checks that nothing of it is left."""
         up, self._up = self._up, None
         assert up is not None
         print("$ kill -INT %1", flush=True)
@@ -240,13 +243,14 @@ class Stage:
                 try:
                     line = (entry / "cmdline").read_bytes()
                 except OSError:
-                    continue  # it has just ended, or is somebody else's
+                    continue  # it has just ended, or belongs to another user
                 if str(self.folder).encode() in line:
                     found.append(line.replace(b"\0", b" ").decode(errors="replace"))
         return found
 
     def clean_up(self) -> None:
-        """Ends the machine if it still runs, and removes the folder. For every way out."""
+        """Ends the machine if it still runs, and removes the folder. Called however the demo
+        ends."""
         if self._up is not None:
             self._up.send_signal(signal.SIGTERM)
             try:

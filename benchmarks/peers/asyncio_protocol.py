@@ -1,6 +1,6 @@
-"""The least that asyncio can do: protocols over a Unix socket, MessagePack, an id in every message.
+"""The minimum in asyncio: protocols over a Unix socket, MessagePack, an id in every message.
 
-No deadlines, no quotas, no checks. The server writes once for all that came in one piece.
+No deadlines, no quotas, no checks. The server writes once for everything that arrived in one piece.
 """
 
 from __future__ import annotations

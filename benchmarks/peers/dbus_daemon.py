@@ -1,4 +1,4 @@
-"""D-Bus: two dbus-fast connections to a private dbus-daemon, which passes every call on."""
+"""D-Bus: two dbus-fast connections to a private dbus-daemon, which forwards every call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the asyncio peers share: the load, and a server process that says when it is ready."""
+"""What the asyncio peers share: the load, and a server process that reports when it is ready."""
 
 from __future__ import annotations
 

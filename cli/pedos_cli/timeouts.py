@@ -1,29 +1,29 @@
 """How long a command waits for the service, in seconds.
 
-The service bounds every step itself, so a command only has to wait longer than all the steps of the
-worst case together; otherwise it would say "timeout" of what is still going on. The steps are, with
-their seconds (the constants stand in pedos_dom0; a test adds them up):
+The service bounds every step itself, so a command only has to wait longer than all steps of the
+worst case together; otherwise it would report a time-out of an operation that still runs. The steps
+with their seconds (pedos_dom0 has the constants; a test adds them up):
 
     an agent that is just coming back (AGENT_GRACE)           5
     a journal row of a service that was restarted (SETTLE)   30
-    a device that was plugged in just now (KNOWN)             5
+    a device that was just plugged in (KNOWN)                 5
     export.start, import.start                               10 + 15
     import.stop, export.stop (STOP), each to a VM that hangs 20 + 20
     dom0's user thinks, where the policy says ask (ASK)      60
     processes as VMs: start, stop, boot up to its report     10, 20, 30
     Xen: a disk is attached, or taken away by force          70, 80
-    Xen: a VM is made, let go, boots up to its report        90 + 15 + 120
+    Xen: a VM is made, unpaused, boots up to its report      90 + 15 + 240
     Xen: a VM shuts down, or is destroyed                    125, 80
 
-What can be done at once is done at once, so a number of devices costs no more than one does; only
-the devices of a VM that starts are attached one after the other. A VM that hangs in one of those is
+The service does independent steps at once, so several devices take no more time than one; only the
+devices of a VM that starts are attached one after the other. A VM that hangs in a step is
 disconnected after it, and takes no further time. Xen's steps are the longer ones, so they count.
 """
 
 from __future__ import annotations
 
 ATTACH_S = 420.0
-"""5 + 30 + 5, and as much for another VM that the policy sends it to; 60 for the attachment and 60
+"""5 + 30 + 5, and as much for another VM if the policy redirects it; 60 for the attachment and 60
 for the assignment; then 10 + 70 + 15, and 20 + 80 + 20 to undo that."""
 
 DETACH_S = 220.0

@@ -1,1 +1,1 @@
-"""What a program needs of the machine that it runs on: files, sockets, processes, threads, log."""
+"""The operating system around a program: files, sockets, processes, threads, log."""

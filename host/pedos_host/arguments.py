@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """Prints what it is asked for or says why it cannot, and no word of the line as it came."""
+    """Prints the help or an error, and never repeats words of the command line unescaped."""
 
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         if file is not None and file is sys.stderr:
             super()._print_message(message, file)
             return
         try:
-            if file is None:  # as Python has it when it was started with it closed
+            if file is None:  # Python's value if the program was started with it closed
                 raise OSError(errno.EBADF, "standard output is closed")
             file.write(message)
             sys.stdout.flush()
@@ -35,7 +35,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def _abandon_output() -> None:
-    """What is still buffered goes nowhere: Python would try again at its end, and exit with 120."""
+    """Discard what is still buffered: Python would try to write it again at exit, and exit with
+    120."""
     null = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 1)

@@ -1,12 +1,12 @@
 """Child processes that never outlive the process that started them.
 
 Each child starts through `setpriv --pdeathsig SIG`, so the kernel sends it SIG when its parent
-dies, however the parent dies. A parent that died before setpriv's prctl is not noticed so (on a
-loaded machine that is several milliseconds after Popen returned): therefore, between setpriv and
-the program, a line of shell looks once whether the parent is still the same.
+dies, however the parent dies. This misses a parent that died before setpriv's prctl (on a loaded
+machine several milliseconds after Popen returned). Therefore a line of shell between setpriv and
+the program checks once that the parent is still the same.
 
-Waiting goes through a pidfd, so it needs no SIGCHLD handler, no thread and no polling, and a signal
-can never reach another process that was given the same pid later.
+Waiting uses a pidfd, so it needs no SIGCHLD handler, no thread and no polling, and a signal can
+never reach another process that was given the same pid later.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ import trio
 
 File: TypeAlias = int | IO[Any] | None
 
-# $1 is the parent's pid, the rest the program and its arguments, which no shell ever parses.
+# $1 is the parent's pid, the rest the program and its arguments, which no shell parses.
 _IF_PARENT_LIVES: Final = 'test "$PPID" = "$1" || exit 125; shift; exec "$@"'
 
 NAME_MAX: Final = 32  # names go into log lines, so a long program path must not fill them
 
 
 class Child:
-    """A running or ended child process; `returncode` is None until `wait` saw its end."""
+    """A running or ended child process; `returncode` is None until `wait` has seen the end."""
 
     def __init__(self, process: subprocess.Popen[bytes], name: str) -> None:
-        """Take over `process`: an unreaped child of ours, so its pid is still its own."""
+        """Take over `process`: an unreaped child of this process, so its pid is still its own."""
         self._process = process
         self._pidfd = os.pidfd_open(process.pid)
         self._reaping = trio.Lock()
@@ -48,8 +48,10 @@ class Child:
         return f"<Child {self.name} {self.pid}: {state}>"
 
     async def wait(self) -> int:
-        """Wait for the end; the exit status, or minus the signal's number. Many tasks may wait."""
-        # trio allows one waiter per fd: the first waits for all, and a cancelled one hands over.
+        """Wait for the end; returns the exit status, or minus the signal's number. Many tasks may
+        wait."""
+        # trio allows one waiter per fd: the first one waits for all; if it is cancelled, another
+        # takes over.
         async with self._reaping:
             if self.returncode is None:
                 await trio.lowlevel.wait_readable(self._pidfd)
@@ -62,7 +64,7 @@ class Child:
         """Send a signal; does nothing once the child has ended."""
         if self._pidfd < 0:
             return
-        with contextlib.suppress(ProcessLookupError):  # ended, and `wait` was not told yet
+        with contextlib.suppress(ProcessLookupError):  # it has ended, but `wait` does not know yet
             signal.pidfd_send_signal(self._pidfd, number)
 
     def kill(self) -> None:
@@ -94,12 +96,12 @@ def start_child(
 ) -> Child:
     """Start `argv` (never a shell string) so that it gets SIG`deathsig` when this process dies.
 
-    stdin None is /dev/null: a supervised child has no terminal to read. stdout and stderr None
-    are inherited. `pass_fds` keep their numbers. Must be called in the main thread: the kernel
-    sends the signal at the death of the *thread* that started the child.
+    stdin None is /dev/null: a supervised child has no terminal to read. stdout and stderr None are
+    inherited. `pass_fds` keep their numbers. Call it in the main thread: the kernel sends the
+    signal at the death of the *thread* that started the child.
 
-    Raises FileNotFoundError when the program or setpriv is not there, OSError when fork fails or no
-    descriptor is left to watch it with; nothing runs then.
+    Raises FileNotFoundError if the program or setpriv is missing, OSError if fork fails or no
+    descriptor is left to watch the child with; nothing runs then.
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("children start from the main thread: PR_SET_PDEATHSIG is tied to it")
@@ -125,7 +127,7 @@ def start_child(
     )
     try:
         return Child(process, os.path.basename(program)[:NAME_MAX])
-    except BaseException:  # no descriptor left for its pidfd: it could not be waited for or ended
+    except BaseException:  # without a pidfd, the child could neither be waited for nor ended
         process.kill()
         process.wait()
         raise

@@ -1,8 +1,8 @@
 """Named places at which a test can stop this process, to kill it just there.
 
-Nothing happens unless the environment says so: PEDOS_FAULTPOINTS is the path of a Unix socket on
-which a test listens, PEDOS_FAULTNAME what the test calls this process. At a fault point the
-process sends one line `FAULTNAME POINT` and goes on when it gets a byte or the test hangs up.
+They have no effect unless the environment says so: PEDOS_FAULTPOINTS is the path of a Unix socket
+on which a test listens, PEDOS_FAULTNAME the test's name for this process. At a fault point the
+process sends one line `FAULTNAME POINT` and continues when it gets a byte or the test hangs up.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import trio
 
 from .unix import connect_unix
 
-#: Seconds after which a process goes on by itself: a test that has died must not hang others.
+#: Seconds after which a process continues by itself: a test that has died must not hang others.
 HOLD_MAX = 30
 
 
 async def reach(name: str) -> None:
-    """Says that the point `name` is reached, and waits until the test lets go."""
+    """Reports that the point `name` is reached, and waits until the test answers."""
     address = os.environ.get("PEDOS_FAULTPOINTS")
     if not address:
         return
@@ -29,4 +29,4 @@ async def reach(name: str) -> None:
                 await stream.send_all(f"{process} {name}\n".encode())
                 await stream.receive_some(1)
         except (OSError, trio.BrokenResourceError):
-            pass  # no test listens any more: the same as being let go
+            pass  # no test listens any more: continue

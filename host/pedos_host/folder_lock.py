@@ -1,10 +1,10 @@
-"""A folder that one process has to itself.
+"""Exclusive ownership of a folder by one process.
 
 The lock is on the folder and not on a file in it: a file can be deleted, and then the next process
-makes a new one, locks that, and works on what the first one holds.
+would make a new one, lock that, and work on what the first process holds.
 
-The folder is private (0700, and this user's): to lock takes no more than the right to read, so of
-any other folder another user could take the lock, and keep this process from its work.
+The folder is private (0700, and this user's): locking takes only the right to read, so another user
+could lock a folder with other permissions and keep this process from its work.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 class FolderHeld(OSError):  # noqa: N818 - says what happened
-    """Another process has the folder; `pid` is None if it cannot be found out."""
+    """Another process has the folder; `pid` is None if it cannot be determined."""
 
     def __init__(self, path: Path, pid: int | None) -> None:
         super().__init__(errno.EBUSY, "another process has it", str(path))
@@ -37,7 +37,7 @@ class FolderHeld(OSError):  # noqa: N818 - says what happened
 
 
 def make_private(path: Path) -> None:
-    """Makes the folder, or closes one that others could open until now; OSError."""
+    """Makes the folder, or closes it to other users; OSError."""
     path.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & _OTHERS:
@@ -46,10 +46,10 @@ def make_private(path: Path) -> None:
 
 @contextmanager
 def hold_folder(path: Path) -> Iterator[None]:
-    """Holds a private folder; FolderHeld or another OSError at once if that cannot be.
+    """Locks a private folder; raises FolderHeld or another OSError at once if that is impossible.
 
-    The kernel gives it back when this process ends, however that comes about. No child has it, as
-    Python's descriptors close on exec.
+    The kernel releases the lock when this process ends, however it ends. No child inherits it,
+    because Python's descriptors close on exec.
     """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -67,7 +67,8 @@ def hold_folder(path: Path) -> Iterator[None]:
 
 
 def holder(fd: int) -> int | None:
-    """Which process has a flock on the open file or folder, as /proc/locks (proc(5)) tells it."""
+    """Returns the process that has a flock on the open file or folder, from /proc/locks
+    (proc(5))."""
     inode = f":{os.fstat(fd).st_ino}"
     with suppress(OSError, ValueError):
         for line in Path(_LOCKS).read_text(encoding="ascii").splitlines():

@@ -1,7 +1,7 @@
 """Waits for changes in folders: inotify(7), through the C library's three functions.
 
-An event is only a wake-up, after which the waiting task looks at the folders: so a lost, doubled or
-overflowed event does no harm.
+An event is only a wake-up, after which the waiting task looks at the folders itself: so a lost,
+doubled or overflowed event does no harm.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ _IN_DELETE_SELF = 0x00000400
 _IN_MOVE_SELF = 0x00000800
 _IN_IGNORED = 0x00008000
 _IN_ONLYDIR = 0x01000000
-_IN_MASK_ADD = 0x20000000  # a folder may be both watched itself and the parent of another
+_IN_MASK_ADD = 0x20000000  # a folder may be both watched and the parent of another
 _IN_NONBLOCK = os.O_NONBLOCK
 _IN_CLOEXEC = os.O_CLOEXEC
 
-# IN_MODIFY is left out on purpose: a lent disk image is written to all the time. A file that was
-# written by another program is seen when it is closed.
+# IN_MODIFY is left out on purpose: a lent disk image is written to all the time. A file that
+# another program writes is noticed when that program closes it.
 _COMES_AND_GOES = (
     _IN_CREATE | _IN_DELETE | _IN_MOVED_FROM | _IN_MOVED_TO | _IN_DELETE_SELF | _IN_MOVE_SELF
 )
 _CONTENT = _COMES_AND_GOES | _IN_ATTRIB | _IN_CLOSE_WRITE
 
-#: Bytes read at once: some hundred events. What does not fit is read in the next turn.
+#: Bytes to read at once: some hundred events. The rest is read in the next turn.
 _DRAIN_SIZE = 65536
 _EVENT = struct.Struct("iIII")  # wd, mask, cookie, length of the name behind it
 
-#: Names that are watched elsewhere, on behalf of links in the folders: a user has some thousand
-#: watches, and they are for other programs too.
+#: Names that are watched elsewhere, because links in the folders lead there: a user has some
+#: thousand watches, and other programs need some too.
 LINKED_MAX = 512
 
 
 class FolderWatch:
-    """Watches folders and their parents, so that one that is missing, or removed and made again,
-    is noticed too.
+    """Watches folders and their parents, to notice also a folder that is missing, or removed and
+    made again.
 
         with FolderWatch([folder]) as watch:
             scan(folder)
@@ -72,12 +72,12 @@ class FolderWatch:
     def __init__(self, paths: Iterable[str | os.PathLike[str]]) -> None:
         self._paths = [Path(path) for path in paths]
         self._links = False
-        self._is_whole = True  # all links could be followed
+        self._is_whole = True  # when all links could be followed
         self._again = Again()
-        self._arm_at = math.inf  # when those that could not are followed again
-        self._seen = False  # an event after which not all that is there is watched yet
+        self._arm_at = math.inf  # when to try the other links again
+        self._seen = False  # an event after which some watches are still missing
         self._own: set[int] = set()  # watches whose every event counts
-        self._linked: dict[int, set[bytes]] = {}  # and those of which some names do
+        self._linked: dict[int, set[bytes]] = {}  # watches of which only some names count
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._fd = self._libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
         if self._fd < 0:
@@ -93,10 +93,10 @@ class FolderWatch:
         raise OSError(number, os.strerror(number), None if path is None else str(path))
 
     async def follow_links(self) -> None:
-        """From now on also what happens to the files to which symbolic links in the folders lead,
-        wherever they are, counts: to a link on the way, or to a folder that is not there yet.
+        """From now on, also watch the files that symbolic links in the folders lead to, wherever
+        they are, with the links on the way and folders that do not exist yet.
 
-        Look at the folders after this. OSError likewise, and when there are more than LINKED_MAX
+        Look at the folders after this. OSError likewise, and if there are more than LINKED_MAX
         names to watch.
         """
         self._links = True
@@ -109,10 +109,10 @@ class FolderWatch:
         self._arm_at = trio.current_time() + again
 
     def _arm(self) -> None:
-        """Watches all that is there. Watching the same folder again changes nothing."""
+        """Watches everything that exists. Watching the same folder again changes nothing."""
         own = []
         for path in self._paths:
-            # The parent first: a folder made between the two steps is then noticed by it.
+            # The parent first: it then notices a folder that is made between the two steps.
             own += [self._watch(path.parent, _COMES_AND_GOES), self._watch(path, _CONTENT)]
         self._own = {watch for watch in own if watch is not None}
         if self._links:
@@ -143,7 +143,7 @@ class FolderWatch:
         self._linked = dict(linked)
 
     def _steps(self, folder: str, target: str) -> list[tuple[str, str]]:
-        """As `steps`; none while what it leads to does not answer."""
+        """As `steps`; no steps while the link leads to a file system that does not answer."""
         try:
             return in_time(f"{folder}/{target}", lambda: list(steps(folder, target)))
         except TimeoutError:
@@ -157,17 +157,17 @@ class FolderWatch:
         )
         if watch >= 0:
             return watch
-        # One that is not there now is no error; the parent will tell when it is.
+        # A missing folder is no error; its parent will report it.
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             self._raise(path)
         return None
 
     async def changed(self) -> None:
-        """Returns when at least one thing has changed since the last call, or since the start; and
-        now and then while a link cannot be watched, as it leads to what does not answer.
+        """Returns when at least one thing has changed since the last call, or since the start; also
+        now and then while a link leads to something that does not answer and cannot be watched.
 
-        One that is cancelled, or fails, leaves what it has seen to the next: that watches what is
-        new before it returns.
+        A call that is cancelled, or fails, leaves what it has seen to the next call, which watches
+        what is new before it returns.
         """
         await trio.lowlevel.checkpoint()
         while not self._seen and not self._drain():
@@ -191,8 +191,8 @@ class FolderWatch:
             seen = seen or self._counts(events)
 
     def _counts(self, events: bytes) -> bool:
-        """Whether one of these events is about something that is watched, and not about a stranger
-        in a folder to which a link leads."""
+        """Whether one of these events concerns a watched name, and not another name in a folder
+        that a link leads to."""
         at = 0
         while at < len(events):
             watch, mask, _, length = _EVENT.unpack_from(events, at)
@@ -200,7 +200,7 @@ class FolderWatch:
             at += _EVENT.size + length
             some = self._linked.get(watch)
             if watch in self._own or some is None:
-                # The second: it has overflowed, or is of a watch that is no more.
+                # The second case: the queue has overflowed, or the event is of an ended watch.
                 if mask != _IN_IGNORED:
                     return True
             elif not name or name in some:
@@ -228,7 +228,7 @@ class FolderWatch:
 
 
 def _links_in(folder: Path) -> Iterator[str]:
-    """Where the links in a folder lead to, as it is written in them."""
+    """The targets of the links in a folder, as the links have them."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith(".") and entry.is_symlink():

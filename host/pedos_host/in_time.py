@@ -1,9 +1,10 @@
-"""Asks what may never answer: a file system whose server hangs, at a path that somebody else chose.
+"""Asks questions that may never be answered: about a path, chosen by others, whose file system may
+hang.
 
-With FUSE or over a network any look at a path may wait for ever, and nothing ends it. So it is made
-in a thread of its own, which is left behind when it takes too long. While such a thread hangs,
-neither the same thing is asked again nor anything of the same file system, however many names lead
-there: it costs a caller its time once, and the process one thread.
+With FUSE or over a network any look at a path may wait for ever, and nothing ends it. So a separate
+thread looks, which is left behind when it takes too long. While such a thread hangs, the same
+question is not asked again, nor any other about the same file system, however many names lead
+there: a hang costs a caller its time once, and the process one thread.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ T = TypeVar("T")
 Kind = Literal["look", "attach"]
 
 # A file system answers in milliseconds, one over a network in some hundred of them; a loop device
-# that another program is just giving up, when what was written to it is on the disk.
+# that another program is just closing answers when what was written to it is on the disk.
 ANSWER_SECONDS: Final = 3.0
-# Threads that are left behind by each kind of question. With more than this, what is asked counts
-# as not answered. What attaches has its own, which looks at whatever lies about do not use up.
+# Threads that may be left behind by each kind of question. Beyond this, a question counts as
+# unanswered. An attach has a kind of its own, which looks at other paths do not use up.
 HANGING_MAX: Final = 16
 #: Of the threads that ask.
 THREAD_NAME: Final = "asking"
@@ -44,12 +45,12 @@ def in_time(
     seconds: float | None = None,
     late: Callable[[T], object] = lambda _result: None,
 ) -> T:
-    """What `ask` returns or raises; TimeoutError when it does neither within `seconds`, and
+    """Returns or raises what `ask` does; TimeoutError if `ask` takes longer than `seconds`, and
     NoThreadError.
 
-    `what` says what is asked, and of whom, `path` of which file system; or `ask` says so itself, by
-    `going_to`. `late` gets a result that comes when nobody waits for it any more, to give back what
-    it holds. Blocks meanwhile, so not for the event loop.
+    `what` names the question and its subject, `path` the file system; or `ask` names it itself, by
+    `going_to`. `late` gets a result that arrives after the time-out, to free what it holds. This
+    blocks, so the event loop must not call it.
     """
     with _lock:
         is_hanging = any(each.what == what for each in _hanging)
@@ -66,9 +67,10 @@ def in_time(
 
 
 def going_to(path: str) -> None:
-    """Says that the file system at this path is asked next; links on the way are resolved.
+    """Announces that the next question is for the file system at this path; links on the way are
+    resolved.
 
-    TimeoutError if that is one that hangs. Where nothing is asked in time, this does nothing.
+    TimeoutError if that file system hangs. Outside of `ask` in a thread, this does nothing.
     """
     if (asked := getattr(_this_thread, "asked", None)) is not None:
         asked.go_to(path)
@@ -86,7 +88,7 @@ class Asked:
         late: Callable[[Any], object],
     ) -> None:
         self.what, self.kind = what, kind
-        self.file_system: str | None = None  # which hangs, if one does
+        self.file_system: str | None = None  # the one that hangs, if one does
         self.thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
         self.result: Any = None
         self.error: BaseException | None = None
@@ -123,14 +125,14 @@ class Asked:
             raise _no_answer()
 
     def wait(self, seconds: float) -> bool:
-        """Whether it is answered within that time."""
+        """Whether the answer arrives within that time."""
         return self._done.wait(seconds)
 
     def answer(self) -> Any:
-        """What it returned, or raised; to be taken once.
+        """Returns the result, or raises it; to be called once.
 
-        An error's traceback refers to this object and to all that was open where it was raised. If
-        this object kept it, they would stay open until garbage is collected.
+        An error's traceback refers to this object and to everything that was open where it was
+        raised. If this object kept the error, all that would stay open until garbage is collected.
         """
         error, self.error = self.error, None
         try:
@@ -141,7 +143,7 @@ class Asked:
             del error
 
     def leave(self) -> bool:
-        """Wait no longer; False if it has just answered."""
+        """Stop waiting; False if the answer has just arrived."""
         with _lock:
             if self._done.is_set():
                 return False
@@ -151,9 +153,9 @@ class Asked:
             return True
 
     def _note_file_system(self) -> None:
-        """Of which one it waits for an answer now."""
+        """The file system whose answer it waits for now."""
         self.file_system = None
-        with contextlib.suppress(OSError):  # then only the same thing is known to hang
+        with contextlib.suppress(OSError):  # then only the same question is known to hang
             self.file_system = None if self._path is None else remote_at(self._path)
 
 

@@ -1,9 +1,9 @@
-"""Lines for a descriptor that may take nothing for hours, or go away for good.
+"""Lines for a descriptor that may block for hours, or break for good.
 
-A terminal is not read behind a stopped `less`, after Ctrl-S, or over a stuck connection; a journal
-may hang, and a log file be on a slow disk. A write then blocks. So a thread writes, and all others
-only queue; what does not fit is counted. The descriptor is not made non-blocking, for it is shared
-with the shell, or with our children.
+No program reads a terminal behind a stopped `less`, after Ctrl-S, or over a stuck connection; a
+journal may hang, and a log file may be on a slow disk. A write then blocks. So one thread writes,
+and all others only queue lines; lines that do not fit are counted. The descriptor is not made
+non-blocking, because the shell and child processes share it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-# Bytes that wait for the descriptor. It is there for a burst; a person who comes back to a stopped
-# terminal reads the end of a log, not hours of it.
+# Bytes that wait for the descriptor: enough for a burst. A person who returns to a stopped terminal
+# reads the end of a log, not hours of it.
 QUEUE_MAX = 256 * 1024
-# How long (seconds) the end of the program waits for one that does not take its last lines.
+# Seconds that the end of the program waits for the last lines to be written.
 CLOSE_TIMEOUT = 1.0
 # A disk that is full now may not be so in a moment (seconds).
 FULL_PAUSE = 1.0
@@ -29,37 +29,37 @@ _PASSES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
 
 def stderr() -> int | None:
     """The descriptor of stderr, if this program was given one."""
-    # Started without one (2>&-), number 2 may be any file of ours by now.
+    # In a program that was started without one (2>&-), number 2 may be any of its files by now.
     return 2 if sys.__stderr__ is not None else None
 
 
 def append_to(path: Path) -> int:
-    """A descriptor for the end of that file, which is made if there is none; OSError."""
+    """A descriptor for appending to that file, which is made if necessary; OSError."""
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
 class LineWriter:
-    """Lines for a reader who may be slow or gone: no call waits for it or fails.
+    """Lines for a reader that may be slow or gone: no call waits for it or fails.
 
     `close` it as the last thing.
     """
 
     def __init__(self, fd: int | None, missed: Callable[[int], str]) -> None:
-        """`fd` is borrowed; without one everything is dropped. `missed` is what is said in the
-        place of so many lines."""
+        """`fd` is borrowed; without one, all lines are dropped. `missed` makes the line that
+        replaces so many dropped lines."""
         self._fd = fd
         self._missed = missed
         self._changed = threading.Condition()
         self._queue: deque[bytes] = deque()
         self._size = 0  # bytes in the queue
-        self._dropped = 0  # lines that belong behind the queue
+        self._dropped = 0  # lines that arrived while the queue was full
         self._closing = False
         self._lost: OSError | None = None
         self._gone: Callable[[OSError], object] | None = None
         self._thread: threading.Thread | None = None
 
     def when_gone(self, gone: Callable[[OSError], object]) -> None:
-        """`gone` is called once, in another thread, when the descriptor is found to be useless."""
+        """`gone` is called once, in another thread, when the descriptor turns out to be useless."""
         with self._changed:
             self._gone = gone
             lost = self._lost
@@ -78,7 +78,7 @@ class LineWriter:
                 self._queue.append(data)
                 self._size += len(data)
                 if self._thread is None:
-                    # A daemon, because nothing can end a write that blocks but our own end.
+                    # A daemon thread, because only the end of the process can end a blocked write.
                     self._thread = threading.Thread(target=self._work, name="lines", daemon=True)
                     self._thread.start()
                 self._changed.notify()
@@ -88,7 +88,7 @@ class LineWriter:
         """Nothing to do; `logging` calls it."""
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
-        """Waits until what is queued is taken, for at most `timeout` seconds."""
+        """Waits until the queue is written, for at most `timeout` seconds."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -113,7 +113,7 @@ class LineWriter:
                 return
 
     def _next(self) -> tuple[bytes, int] | None:
-        """What to write now, and how many lines it stands for; None at the end."""
+        """The next bytes to write, and how many lines they contain; None at the end."""
         with self._changed:
             while not self._queue:
                 if self._dropped:
@@ -127,8 +127,8 @@ class LineWriter:
             return data, data.count(b"\n")
 
     def _wait_for_room(self, lines: int) -> None:
-        """So many lines did not find any; nor will others at once. At the end there is no waiting:
-        what is left is tried once each."""
+        """These lines could not be written; others would fail too for the moment. At the end there
+        is no wait: each remaining line is tried once."""
         with self._changed:
             if not self._closing:
                 self._dropped += lines
@@ -140,7 +140,7 @@ class LineWriter:
         while rest:
             try:
                 rest = rest[os.write(self._fd, rest) :]
-            except BlockingIOError:  # another program that shares it made it non-blocking
+            except BlockingIOError:  # a program that shares it made it non-blocking
                 poll = select.poll()
                 poll.register(self._fd, select.POLLOUT)
                 poll.poll()

@@ -1,4 +1,4 @@
-"""Where links lead, step by step, with a word on each file system before it is asked."""
+"""Where links lead, step by step, with a question to each file system before it is asked."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _HOPS_MAX = 40
 
 
 def walk(path: str) -> None:
-    """Goes to where a path leads: TimeoutError if a file system on the way is one that hangs."""
+    """Follows a path to its target: TimeoutError if a file system on the way hangs."""
     for _ in steps(os.path.dirname(path), os.path.basename(path)):
         pass
 
 
 def steps(folder: str, target: str) -> Iterator[tuple[str, str]]:
-    """The folders and the names in them on which it depends where a link in `folder` leads: each
-    link on the way, and the file itself or the first name that is not there."""
+    """The folders, and the names in them, that determine where a link in `folder` leads: each link
+    on the way, and the file itself or the first missing name."""
     at = os.path.realpath(folder)
     rest = target.split("/")[::-1]
     if target.startswith("/"):
@@ -38,7 +38,7 @@ def steps(folder: str, target: str) -> Iterator[tuple[str, str]]:
         try:
             link = os.readlink(path)
         except OSError as error:
-            is_missing = error.errno != errno.EINVAL  # which is what is there and no link
+            is_missing = error.errno != errno.EINVAL  # which exists and is no link
             if is_missing or not any(part not in ("", ".") for part in rest):
                 yield at, name
             if is_missing:

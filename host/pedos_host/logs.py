@@ -3,9 +3,9 @@
 journald takes the level of a line from a `<N>` before it (sd-daemon(3)); other readers see the
 program's name and the level as words.
 
-What is logged may have been said by strangers. It is made harmless where it is parsed; here, as the
-last line of defence, all that is not printable is escaped, and a record is one line. Only a
-traceback has more, which are indented: no text can pass for the beginning of another record.
+Logged texts may come from a VM or another stranger. The parser makes them harmless; here, as the
+last line of defence, everything that is not printable is escaped, and a record is one line. Only a
+traceback has more lines, which are indented: no text can pass for the beginning of another record.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .line_writer import LineWriter, stderr
 if TYPE_CHECKING:
     from typing import Any
 
-# Characters of one message. Ours are a sentence or two, with a policy's error in it; what is longer
-# was not foreseen, and must not fill a disk or a screen.
+# Characters of one message. The programs' own are a sentence or two, with a policy's error in it;
+# anything longer was not foreseen, and must not fill a disk or a screen.
 MESSAGE_MAX = 8192
 # Lines of one traceback: the first and the last of so many are enough to find the place.
 TRACEBACK_MAX = 200
@@ -39,7 +39,7 @@ _PRIORITY = {
 
 
 class LineFormatter(logging.Formatter):
-    """One line a record, and indented ones for a traceback, with all words escaped."""
+    """One line per record, and indented ones for a traceback, with all words escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
@@ -48,7 +48,7 @@ class LineFormatter(logging.Formatter):
         record.message = escaped_text(message)
         if self.usesTime():
             record.asctime = self.formatTime(record, self.datefmt)
-        # Not kept in the record, as logging would: another handler may want it in another form.
+        # Not kept in the record, as logging would do: another handler may want another form.
         traceback = self.formatException(record.exc_info) if record.exc_info else ""
         return "\n".join([self.formatMessage(record), *self._continued(record, traceback)])
 
@@ -62,7 +62,7 @@ class LineFormatter(logging.Formatter):
         ]
 
     def _before(self, record: logging.LogRecord) -> str:
-        """What stands before the indentation."""
+        """The text before the indentation."""
         return ""
 
 
@@ -71,7 +71,7 @@ class _JournalFormatter(LineFormatter):
         return self._before(record) + record.message
 
     def _before(self, record: logging.LogRecord) -> str:
-        # It counts for its own line only.
+        # The level applies to its own line only.
         return f"<{_PRIORITY.get(record.levelno, 6)}>"
 
 
@@ -114,5 +114,5 @@ def _stream(program: str, formatter: logging.Formatter) -> Any:
         return formatter.format(logging.LogRecord(program, logging.ERROR, "", 0, text, (), None))
 
     if sys.stderr is not None and sys.stderr is not sys.__stderr__:
-        return sys.stderr  # not a descriptor of this process's own: a test's
+        return sys.stderr  # not a descriptor of this process: a test's
     return LineWriter(stderr(), missed)

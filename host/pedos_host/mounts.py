@@ -1,10 +1,11 @@
 """FUSE mounts over placeholder files: an imported device is one mounted over the other.
 
-The placeholder's mode marks it as ours: an empty file that is writable and not readable is nothing
-that a user keeps, and if a mount is gone it can never be mistaken for a disk. Shared by the agent,
-which makes them, and by local mode's machine, which clears up after an agent that was killed.
+The placeholder's mode marks it as this project's: no user keeps an empty file that is writable and
+not readable, and after an unmount it can never be mistaken for a disk. The agent makes them, and
+local mode's machine clears up after an agent that was killed.
 
-Nothing here touches what is mounted: a dead file system answers with an error, a stuck one never.
+No function here touches what is mounted: a dead file system answers with an error, a stuck one
+never.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ PLACEHOLDER_MODE = 0o200
 MOUNTINFO = "/proc/self/mountinfo"
 
 # umount2(2)
-_MNT_DETACH = 2  # gone from the tree at once, from the kernel when it is no longer used
+_MNT_DETACH = 2  # removed from the tree at once, from the kernel when it is no longer used
 _UMOUNT_NOFOLLOW = 8
 
 # The kernel writes space, tab, newline and backslash in a path as three octal digits.
@@ -35,8 +36,8 @@ _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 def fuse_mounts(folder: str | os.PathLike[str], mountinfo: str = MOUNTINFO) -> list[str]:
-    """FUSE mount points below `folder`, dead ones too, each as often as it is mounted; the one
-    that was mounted last comes first. OSError when `mountinfo` cannot be read."""
+    """FUSE mount points below `folder`, dead ones too, each as often as it is mounted; the last
+    mounted one comes first. OSError if `mountinfo` cannot be read."""
     prefix = os.fsencode(os.path.realpath(folder)) + b"/"
     points = [
         os.fsdecode(mount.point)
@@ -47,8 +48,9 @@ def fuse_mounts(folder: str | os.PathLike[str], mountinfo: str = MOUNTINFO) -> l
 
 
 def remote_at(path: str, mountinfo: str | None = None) -> str | None:
-    """Which file system a path without links is on, if that may depend on others than a disk, as
-    those do that have no number of one (FUSE, NFS); never the one that this machine runs from."""
+    """Which file system a path without links is on, if that may depend on something other than a
+    disk, as file systems without a disk's number do (FUSE, NFS); never the one that this machine
+    runs from."""
     numbers = {mount.point: mount.number for mount in mounted(mountinfo or MOUNTINFO)}
     root = at = b"/"
     point = os.fsencode(path)
@@ -63,16 +65,16 @@ class Mount(NamedTuple):
     """One line of the table of a mount namespace."""
 
     id: bytes
-    number: bytes  # MAJOR:MINOR, which all mounts of one file system have
-    root: bytes  # which of its folders is mounted
+    number: bytes  # MAJOR:MINOR, the same for all mounts of one file system
+    root: bytes  # the folder of the file system that is mounted
     point: bytes
     kind: bytes
-    peers: frozenset[bytes]  # the groups with which it is mounted and unmounted
-    options: bytes  # of the file system, as they stand in the table
+    peers: frozenset[bytes]  # the groups in which it is mounted and unmounted
+    options: bytes  # of the file system, in the table's notation
 
 
 def mounted(mountinfo: str | os.PathLike[str]) -> Iterator[Mount]:
-    """The mounts of the namespace that the table is of. OSError when it cannot be read."""
+    """The mounts of the namespace that the table describes. OSError if it cannot be read."""
     with open(mountinfo, "rb") as file:
         for line in file:
             # "ID PARENT MAJ:MIN ROOT POINT OPTIONS [TAGS...] - TYPE SOURCE SUPER"
@@ -89,21 +91,21 @@ def mounted(mountinfo: str | os.PathLike[str]) -> Iterator[Mount]:
 
 
 def plain(text: bytes) -> bytes:
-    """A name in the table without the three octal digits for what would end it."""
+    """A name in the table with its octal escapes resolved."""
     return _OCTAL.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), text)
 
 
 def fusermount(point: str | os.PathLike[str], *, lazy: bool) -> list[str]:
-    """The command that unmounts `point`; `lazy` takes it out of the tree though it is in use.
+    """The command that unmounts `point`; `lazy` removes it from the tree although it is in use.
 
-    Only fusermount3, which is set-uid, may unmount for users; it refuses what is another one's.
+    Only fusermount3, which is set-uid, may unmount for users; it refuses another user's mount.
     """
     return ["fusermount3", "-u", *(["-z"] if lazy else []), "--", os.fspath(point)]
 
 
 def unmount_now(point: str) -> None:
-    """Unmounts lazily and blocks meanwhile: for a dead file system, at the start and the end of a
-    life. OSError says why it is still there."""
+    """Unmounts lazily, and blocks: for a dead file system, at the start and end of a program.
+    OSError says why it is still mounted."""
     if os.geteuid() == 0:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.umount2(os.fsencode(point), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
@@ -124,13 +126,13 @@ def make_placeholder(path: str | os.PathLike[str]) -> None:
     """Makes the empty file that a device is mounted over; FileExistsError if the name is taken."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PLACEHOLDER_MODE)
     try:
-        os.fchmod(fd, PLACEHOLDER_MODE)  # the umask may have taken some away
+        os.fchmod(fd, PLACEHOLDER_MODE)  # the umask may have removed some bits
     finally:
         os.close(fd)
 
 
 def remove_placeholder(path: str | os.PathLike[str]) -> None:
-    """Removes it if it is there and a placeholder of this user's; anything else is left alone.
+    """Removes it if it exists and is a placeholder of this user; anything else stays.
 
     root may remove those of all users.
     """

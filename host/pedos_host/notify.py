@@ -10,18 +10,19 @@ import trio
 
 from .unix import short_path
 
-#: Seconds until it is said again to a manager whose queue is full.
+#: Seconds until the next attempt if the manager's queue is full.
 READY_RETRY = 0.1
 
 
 def ready() -> bool:
     """Sends READY=1 to the socket that NOTIFY_SOCKET names; False if it names none.
 
-    Call it from within trio: to a manager that does not read now it is said again until it is
-    taken, by a task, so that nothing else waits for the manager.
+    Call it from within trio: if the manager does not read now, a task repeats the message until it
+    is taken, so that nothing else waits for the manager.
 
-    The variable is taken out of the environment, so that children do not speak in our name.
-    OSError if the socket is gone: the service manager waits in vain then, which is worth a word.
+    The variable is removed from the environment, so that children do not speak in this program's
+    name. OSError if the socket is gone: the service manager then waits in vain, which the log
+    should mention.
     """
     address = os.environ.pop("NOTIFY_SOCKET", "")
     if not address:

@@ -1,4 +1,4 @@
-"""What waits is done in a thread. That there is none left is a lack like that of descriptors."""
+"""Blocking work runs in a thread. A lack of threads is treated like a lack of descriptors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class NoThreadError(OSError):
-    """The process, or its user, has as many threads as it may: nothing was begun."""
+    """The process, or its user, has as many threads as it may have: nothing was begun."""
 
     def __init__(self) -> None:
         super().__init__(errno.ENOMEM, "no thread can be started")
@@ -23,7 +23,7 @@ class NoThreadError(OSError):
 async def to_thread(
     work: Callable[..., T], *arguments: object, limiter: trio.CapacityLimiter | None = None
 ) -> T:
-    """As ``trio.to_thread.run_sync``, but NoThreadError where that has a RuntimeError."""
+    """As ``trio.to_thread.run_sync``, but raises NoThreadError where that raises RuntimeError."""
     is_begun = False
 
     def run() -> T:

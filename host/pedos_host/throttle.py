@@ -1,4 +1,4 @@
-"""How often the log says what others can cause at will: a few times a minute, and then a number."""
+"""Limits log lines that others can cause at will: a few a minute, and then a count."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import trio
 LINES = 10
 MINUTE = 60.0  # seconds
 
-#: Keys that are remembered. They name a VM or a kind of client and what it did, of which there are
-#: some hundreds; over the bound all are forgotten, which costs LINES more of each.
+#: Keys that are remembered. A key names a VM or a kind of client and what it did; there are some
+#: hundreds. Beyond the bound all are forgotten, which costs LINES more of each.
 KEYS_MAX = 1024
 
 
 class Throttle:
-    """Counts what is said about each key, so that one peer takes no other one's lines away."""
+    """Counts lines per key, so that one peer does not use up another one's lines."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, tuple[float, int]] = {}  # since when, and how often since
+        self._counts: dict[str, tuple[float, int]] = {}  # the minute's begin, and the count
 
     def more(self, key: str) -> str | None:
-        """What to put behind a line about `key`: "", or how many were left out before it. None:
-        leave it out, too. Needs trio's clock."""
+        """What to append to a line about `key`: "", or how many were left out before it. None:
+        leave the line out, too. Needs trio's clock."""
         now = trio.current_time()
         since, count = self._counts.get(key, (now, 0))
         left_out = max(0, count - LINES)
@@ -38,5 +38,5 @@ class Throttle:
         return f" ({left_out} more like it were left out)" if left_out else ""
 
 
-#: Of this process.
+#: The one of this process.
 throttle = Throttle()

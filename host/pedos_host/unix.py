@@ -1,7 +1,7 @@
 """Unix sockets at paths of any length.
 
-`sockaddr_un` holds 107 bytes of path, and a test's or a user's folder is soon deeper than that.
-The parent folder, opened O_PATH, has a short name for as long as it is open: /proc/self/fd/N.
+`sockaddr_un` holds 107 bytes of path, and the folder of a test or a user is easily deeper than
+that. The parent folder, opened O_PATH, has a short name while it is open: /proc/self/fd/N.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 #: Bytes of path in a sockaddr_un, less the final NUL (unix(7)).
 SUN_PATH_MAX = 107
 
-#: Connections that wait to be accepted. A kernel caps this at net.core.somaxconn (4096 as a rule).
+#: Connections that wait to be accepted. The kernel caps this at net.core.somaxconn (usually 4096).
 BACKLOG = 4096
 
 # struct ucred of unix(7): pid, uid, gid.
 _UCRED = struct.Struct("3i")
 
-#: Seconds after which a listener that had no client looks whether its socket still has its name.
+#: Seconds after which a listener without clients checks that its socket still has its name.
 NAME_LOOK = 2.0
 
 #: Seconds between two attempts to connect to a socket whose backlog is full.
@@ -57,7 +57,8 @@ def short_path(path: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def _refuse_unless_stale(path: str) -> None:
-    """OSError if something at `path` must not be replaced: no socket, or one that is served."""
+    """OSError if the file at `path` must not be replaced: it is no socket, or a program listens
+    there."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -77,7 +78,7 @@ def _refuse_unless_stale(path: str) -> None:
 
 
 def bind_unix(path: str | os.PathLike[str], mode: int, backlog: int = BACKLOG) -> socket.socket:
-    """What `listen_unix` does, without trio: the listening socket."""
+    """The part of `listen_unix` without trio: the listening socket."""
     whole = os.fspath(path)
     _refuse_unless_stale(whole)
     parent, name = os.path.split(whole)
@@ -86,8 +87,8 @@ def bind_unix(path: str | os.PathLike[str], mode: int, backlog: int = BACKLOG) -
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(new)
-        # Bound aside and moved into place once it listens: a client finds no server or a ready one,
-        # never one that refuses.
+        # Bound under another name and renamed once it listens: a client finds no server or a ready
+        # one, never one that refuses.
         with short_path(new) as short:
             listener.bind(short)
         try:
@@ -104,10 +105,10 @@ def bind_unix(path: str | os.PathLike[str], mode: int, backlog: int = BACKLOG) -
 
 
 class UnixListener(trio.abc.Listener[trio.SocketStream]):
-    """A listening socket that keeps its name: clients find it by that alone.
+    """A listening socket that keeps its name, by which alone clients find it.
 
-    A name that was deleted, or given to another file, is taken again as soon as that is seen, and
-    said in the log. If a live program listens there by then, that is said, and tried again.
+    If the name is deleted, or given to another file, the listener takes it again as soon as it
+    notices, and logs that. If a live program listens there by then, it logs that and tries again.
     """
 
     def __init__(self, path: str | os.PathLike[str], mode: int) -> None:
@@ -133,7 +134,7 @@ class UnixListener(trio.abc.Listener[trio.SocketStream]):
         await self._listener.aclose()
 
     def close(self) -> None:
-        """Stops listening, and removes the socket's file if it still is this one's."""
+        """Stops listening, and removes the socket's file if it still belongs to this listener."""
         self._listener.socket.close()
         if self._has_name():
             with contextlib.suppress(OSError):
@@ -171,7 +172,7 @@ async def listen_unix(path: str | os.PathLike[str], mode: int) -> UnixListener:
     """A listening socket at `path` with the permission bits `mode`.
 
     A stale socket is replaced in one step; OSError EADDRINUSE if a live program listens there,
-    FileExistsError if it is not a socket at all. No client connects before the mode is right.
+    FileExistsError if the file is no socket. No client connects before the mode is right.
     """
     await trio.lowlevel.checkpoint()
     return UnixListener(path, mode)
@@ -191,7 +192,7 @@ async def connect_unix(path: str | os.PathLike[str]) -> trio.SocketStream:
                 with short_path(path) as short:
                     sock.connect(short)
             except BlockingIOError:
-                # A full backlog; poll(2) cannot wait for it, as it can for TCP.
+                # The backlog is full; unlike for TCP, poll(2) cannot wait for room.
                 await trio.sleep(BACKLOG_RETRY)
             else:
                 return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
@@ -201,7 +202,7 @@ async def connect_unix(path: str | os.PathLike[str]) -> trio.SocketStream:
 
 
 def peer_uid(stream: trio.SocketStream) -> int:
-    """The user of the process at the other end, as the kernel noted it when that connected."""
+    """The user of the process at the other end, as the kernel noted it at the connection."""
     raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     uid: int = _UCRED.unpack(raw)[1]
     return uid

@@ -8,7 +8,7 @@ import trio
 
 
 async def first_of(*waits: Callable[[], Awaitable[object]]) -> None:
-    """Wait until one of them is over. An OSError of one comes as it is, and not in a group."""
+    """Wait until one of them has ended. An OSError of one is raised as it is, not in a group."""
     errors: list[OSError] = []
     async with trio.open_nursery() as nursery:
 
