@@ -9,7 +9,7 @@
 /* Channels of this process that are waited on. */
 static unsigned watched;
 
-/* Others wait for its event loop, too. */
+/* Whether other tasks wait for this process's event loop, too. */
 static int loop_is_shared;
 
 void pv_channel_share_loop(int is_shared)
@@ -20,7 +20,7 @@ void pv_channel_share_loop(int is_shared)
 int pv_channel_watch(struct pv_channel *channel, int live_fd)
 {
     struct epoll_event events = {.events = EPOLLIN, .data.fd = channel->event_fd};
-    /* Only the hang-up counts: bytes on the rendezvous connection say nothing and wake none. */
+    /* Only the hang-up counts: bytes on the rendezvous connection mean nothing and wake no one. */
     struct epoll_event death = {.events = EPOLLRDHUP, .data.fd = live_fd};
     int fd = epoll_create1(EPOLL_CLOEXEC);
 
@@ -83,7 +83,7 @@ void pv_channel_woken(struct pv_channel *channel)
 void pv_channel_died(struct pv_channel *channel)
 {
     pv_ring_peer_gone(&channel->ring);
-    /* A hang-up stays readable for ever; once is enough. */
+    /* A hang-up stays readable for ever; noting it once is enough. */
     epoll_ctl(channel->wait_fd, EPOLL_CTL_DEL, channel->live_fd, NULL);
 }
 
@@ -92,7 +92,8 @@ void pv_channel_collect(struct pv_channel *channel)
     struct epoll_event events[2];
     int count;
 
-    /* Almost always it is this, and a system call is saved. A death goes on showing on wait_fd. */
+    /* This is almost always the cause, and saves a system call. A death stays visible on wait_fd.
+     * */
     if (!channel->muted && channel->clear(channel)) {
         count_wake(channel);
         return;
@@ -152,7 +153,7 @@ static int is_there(void *channel)
     return pv_ring_ready(&((struct pv_channel *)channel)->ring) != PV_WOULD_BLOCK;
 }
 
-/* Nobody but this channel's owner waits for the event loop that a turn holds up. */
+/* Only this channel's owner waits for the event loop that a turn delays. */
 static int is_alone(void)
 {
     return !__atomic_load_n(&loop_is_shared, __ATOMIC_RELAXED) &&
@@ -164,7 +165,8 @@ int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t c
 {
     size_t got = 0;
 
-    /* Only a saving, so no barrier: at worst the peer wakes us although we are awake. */
+    /* This only saves work, so it needs no barrier: at worst the peer wakes us although we are
+     * awake. */
     __atomic_fetch_and(channel->ring.asking, (uint8_t)~PV_NOTIFY_WRITE, __ATOMIC_RELAXED);
     *sent = count > 0 ? pv_channel_send(channel, out, count) : 0;
     if (*sent > 0) {

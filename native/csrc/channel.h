@@ -11,22 +11,22 @@
 
 /*
  * Wake-ups without news that a peer may cause within a second of the clock. A correct peer wakes us
- * only when we asked and something changed, or when it closes; what is left are races, at most one
- * for each time that something did change, and those are made good. At 50 us for a task of an event
- * loop this many cost a twentieth of one processor.
+ * only when we asked and something changed, or when it closes. Races remain, at most one for each
+ * time that something did change, and those are forgiven. At 50 us for a task of an event loop,
+ * this many take a twentieth of one processor.
  */
 #define PV_IDLE_WAKES 1000u
 
 struct pv_channel {
     struct pv_ring ring;
     int event_fd; /* readable when the peer has notified us */
-    int live_fd;  /* hangs up when the peer dies; -1: that cannot be told */
+    int live_fd;  /* hangs up when the peer dies; -1: that cannot be noticed */
     int wait_fd;  /* epoll over the two, for an event loop that waits on one fd */
     uint32_t idle_wakes;        /* wake-ups without news in idle_second; see PV_IDLE_WAKES */
     int64_t idle_second;        /* of CLOCK_MONOTONIC */
     uint32_t seen_in, seen_out; /* the peer's indices at the last wake-up */
-    struct pv_halt_poll poll;   /* of a turn that wrote and finds nothing, or a pump that waits */
-    uint8_t apart;              /* the peer runs on other processors than all of our system */
+    struct pv_halt_poll poll;   /* of a turn that wrote and has no answer, or a waiting pump */
+    uint8_t apart;              /* the peer runs on other processors than our whole system */
     uint8_t armed;              /* the last turn ended so; see pv_channel_is_armed() */
     uint8_t muted;              /* see pv_channel_mute() */
     int (*clear)(struct pv_channel *);   /* takes back the readability of event_fd; 0: it had none */
@@ -51,13 +51,14 @@ int pv_channel_wait_fd(const struct pv_channel *channel);
  */
 void pv_channel_collect(struct pv_channel *channel);
 
-/* The same in two parts, for one who waited on event_fd or live_fd itself: which became readable. */
+/* The same in two parts, for a caller that waited on event_fd or live_fd itself: the readable one.
+ * */
 void pv_channel_woken(struct pv_channel *channel);
 void pv_channel_died(struct pv_channel *channel);
 
 /*
- * Stream operations. A count of bytes (> 0), or a PV_ code; at PV_WOULD_BLOCK the channel is armed
- * and was looked at again, so that waiting on wait_fd cannot miss the news.
+ * Stream operations. They return a count of bytes (> 0), or a PV_ code. At PV_WOULD_BLOCK the
+ * channel is armed and was looked at again, so that waiting on wait_fd cannot miss news.
  */
 int64_t pv_channel_send(struct pv_channel *channel, const uint8_t *bytes, size_t count);
 int64_t pv_channel_room(struct pv_channel *channel);
@@ -67,25 +68,26 @@ void pv_channel_consume(struct pv_channel *channel, uint32_t count);
 
 /*
  * Writes as much of out as fits (*sent: how much, or a PV_ code), then copies out at most max of
- * the bytes that are there or come meanwhile. Returns how many, or a PV_ code. Whoever waits already
- * is not woken for bytes that come during the turn: they are this caller's.
+ * the bytes that are there or arrive meanwhile. Returns how many, or a PV_ code. A task that
+ * already waits is not woken for bytes that arrive during the turn: they are this caller's.
  */
 int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t count,
                         int64_t *sent, char *in, size_t max);
 
 /*
- * Whether waiting cannot miss the news after the last turn: the channel was armed and looked at
- * again. If not, there are more bytes or the end stands behind them, and perhaps no event comes any
- * more: another turn has to follow.
+ * Whether waiting after the last turn cannot miss news: the channel was armed and looked at again.
+ * If not, there are more bytes, or the end follows them, and perhaps no event comes any more:
+ * another turn has to follow.
  */
 int pv_channel_is_armed(const struct pv_channel *channel);
 
-/* Whether others than channels' owners wait for this process's event loop; at first none does. */
+/* Whether tasks other than channels' owners wait for this process's event loop; at first none does.
+ * */
 void pv_channel_share_loop(int is_shared);
 
 /*
- * Takes the readability of news off wait_fd (a death still shows there), or puts it back. Meanwhile
- * another task waits on event_fd, and calls pv_channel_woken() when it became readable.
+ * Removes the readability of news from wait_fd (a death still shows there), or restores it.
+ * Meanwhile another task waits on event_fd, and calls pv_channel_woken() when it became readable.
  */
 int pv_channel_mute(struct pv_channel *channel, int muted);
 int pv_channel_event_fd(const struct pv_channel *channel);
@@ -93,7 +95,7 @@ int pv_channel_event_fd(const struct pv_channel *channel);
 /* Says goodbye to the peer but keeps the memory. Idempotent. */
 void pv_channel_close(struct pv_channel *channel);
 
-/* Closes, gives back everything. The channel is no more. */
+/* Closes the channel and frees everything. */
 void pv_channel_free(struct pv_channel *channel);
 
 #endif

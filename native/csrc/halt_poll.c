@@ -24,8 +24,8 @@ static void relax(void)
 }
 
 /*
- * Whether something came while others had this processor. If they kept it long, this is not for a
- * good while tried again: one such yield costs as much as a hundred save that pay.
+ * Whether something arrived while other programs had this processor. If they kept it long, do not
+ * try again for a good while: one such yield costs as much as a hundred successful ones save.
  */
 static int came_by_yielding(struct pv_halt_poll *poll, pv_look look, void *arg)
 {
@@ -78,7 +78,7 @@ int pv_halt_poll(struct pv_halt_poll *poll, uint32_t budget_ns, pv_look look, vo
     return 0;
 }
 
-/* The budget as answers have made it grow. */
+/* The budget, grown by the latest answers. */
 static uint32_t grown(const struct pv_halt_poll *poll)
 {
     int64_t learnt = PV_POLL_GROW * poll->answer_ns;

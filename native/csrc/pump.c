@@ -9,28 +9,29 @@
 
 /*
  * Bytes per read(2) or write(2). Small enough that the peer starts on the first part while the rest
- * still comes, and that both stay in a processor's cache; large enough that system calls do not
- * count.
+ * still arrives, and that both stay in a processor's cache; large enough that system calls do not
+ * matter.
  */
 #define CHUNK (128 * 1024)
 
 /*
- * What is still taken from fd_in once fd_out is gone. Its other end left its last words in a socket
+ * What is still read from fd_in once fd_out is gone. Its other end left its last words in a socket
  * buffer (208 KiB by default) or a pipe (64 KiB, 1 MiB at most for an ordinary user); a program
- * that goes on writing without an end must not keep the channel alive.
+ * that writes without end must not keep the channel alive.
  */
 #define LAST_WORDS (1024 * 1024)
 
-/* Less room than one part in this many counts as none, so that a full ring is not fed in crumbs. */
+/* Less room than one part in this many counts as none, so that a full ring is not filled in crumbs.
+ * */
 #define ROOM_FRACTION 8
 
 struct loop {
     struct pv_pump *pump;
     struct pv_channel *channel;
     int fd_in, fd_out;
-    bool reading;      /* fd_in still counts */
-    bool writing;      /* fd_out still counts */
-    bool out_blocked;  /* fd_out takes nothing at the moment */
+    bool reading;      /* fd_in is still in use */
+    bool writing;      /* fd_out is still in use */
+    bool out_blocked;  /* fd_out accepts nothing at the moment */
     bool in_dry;       /* fd_in has nothing at the moment */
     bool ring_full;    /* wait for the peer to read */
     bool ring_empty;   /* wait for the peer to write */
@@ -47,7 +48,7 @@ static void note(struct pv_pump *pump, int why, int error)
     }
 }
 
-/* No byte will come from fd_in any more. The peer may know at once; we still pass on what it sent. */
+/* No byte will come from fd_in any more. The peer may know at once; we still pass on its bytes. */
 static void end_reading(struct loop *loop)
 {
     int64_t ready;
@@ -76,7 +77,7 @@ static void end_ring(struct loop *loop, int64_t code)
          : code == PV_FLOODED ? PV_PUMP_PEER_FLOODED
                               : PV_PUMP_PEER_BROKEN,
          0);
-    loop->reading = false; /* it would not be read from the ring */
+    loop->reading = false; /* otherwise it would not be read from the ring */
 }
 
 /* fd_in to ring; true if something changed. */
@@ -98,7 +99,7 @@ static bool fill(struct loop *loop)
         return false;
     room = pv_ring_writable(ring, &span);
     if (room < 0)
-        return true; /* the next round says why */
+        return true; /* the next round finds out why */
     if (room > CHUNK)
         room = CHUNK;
     if ((uint64_t)room > loop->in_left)
@@ -170,7 +171,7 @@ static bool drain(struct loop *loop)
     return true;
 }
 
-/* What the ring owes us, as bits to arm. */
+/* What we wait for in the ring, as bits to arm. */
 static unsigned owed(const struct loop *loop)
 {
     return (loop->reading && loop->ring_full ? PV_NOTIFY_READ : 0) |
@@ -193,7 +194,7 @@ static int is_paid(void *arg)
     return (bits & PV_NOTIFY_WRITE) && pv_ring_ready(ring) != PV_WOULD_BLOCK;
 }
 
-/* Arms for it; true if it came in the meantime. */
+/* Arms for it; true if it arrived in the meantime. */
 static bool arm_and_look_again(struct loop *loop)
 {
     unsigned bits = owed(loop);
@@ -201,10 +202,10 @@ static bool arm_and_look_again(struct loop *loop)
     if (!bits)
         return false;
     /*
-     * Not while both ends spin in one system: they would keep a processor each, and everybody
-     * else's event loop comes to its timers four times as late. Another domain's processors are not
-     * ours, and to wake it is dear: there polling doubles the speed. On a single processor to yield
-     * is a tenth faster than to sleep.
+     * Not while both ends spin in one system: they would occupy a processor each, and every other
+     * event loop would be four times as late for its timers. Another domain's processors are not
+     * ours, and waking it is expensive: there polling doubles the speed. On a single processor
+     * yielding is a tenth faster than sleeping.
      */
     if ((loop->channel->apart || loop->channel->poll.mode != PV_POLL_SPIN) &&
         pv_halt_poll(&loop->channel->poll, loop->channel->poll.budget_ns, is_paid, loop))
@@ -223,7 +224,7 @@ static int wait_for_news(struct loop *loop)
         [DEATH] = {.fd = channel->ring.gone ? -1 : channel->live_fd, .events = POLLRDHUP},
         [CANCEL] = {.fd = loop->pump->cancel_fd, .events = POLLIN},
         [IN] = {.fd = loop->reading && !loop->ring_full ? loop->fd_in : -1, .events = POLLIN},
-        /* Without events poll still tells of an output whose other end is gone. */
+        /* Even without events, poll reports an output whose other end is gone. */
         [OUT] = {.fd = loop->writing ? loop->fd_out : -1,
                  .events = loop->out_blocked ? POLLOUT : 0},
     };
@@ -239,7 +240,7 @@ static int wait_for_news(struct loop *loop)
     if (fds[OUT].revents & POLLOUT)
         loop->out_blocked = false; /* errors show in write(2), which comes next */
     else if (fds[OUT].revents & (POLLERR | POLLHUP | POLLNVAL)) {
-        /* Not noted yet: a program that simply ended shows as end of file on fd_in as well. */
+        /* Not noted yet: a program that simply ended also shows as end of file on fd_in. */
         end_writing(loop);
         loop->in_dry = false;
     }
@@ -259,7 +260,7 @@ static void run(struct loop *loop)
             note(pump, PV_PUMP_CANCELLED, 0);
             return;
         }
-        /* To the device first: its answers make room for more. */
+        /* First the device: its answers make room for more. */
         if (loop->writing)
             changed |= drain(loop);
         if (loop->reading)

@@ -11,7 +11,7 @@
 enum pv_pump_why {
     PV_PUMP_INPUT_ENDED = 1, /* end of file on fd_in */
     PV_PUMP_INPUT_FAILED,    /* read error on fd_in; see error */
-    PV_PUMP_OUTPUT_FAILED,   /* fd_out takes no more (EPIPE and others); see error */
+    PV_PUMP_OUTPUT_FAILED,   /* fd_out accepts no more (EPIPE and others); see error */
     PV_PUMP_PEER_CLOSED,
     PV_PUMP_PEER_DIED,
     PV_PUMP_PEER_BROKEN,  /* impossible indices */
@@ -30,13 +30,13 @@ struct pv_pump {
 /* Prepares one run; 0 or -errno. */
 int pv_pump_init(struct pv_pump *pump);
 
-/* Makes pv_pump_run() return soon. The one function here for another thread. */
+/* Makes pv_pump_run() return soon. The only function here that another thread may call. */
 void pv_pump_cancel(struct pv_pump *pump);
 
 /*
  * Runs until either side ends: what was read from fd_in is in the ring, what was in the ring is
- * written to fd_out, and the channel is closed then. fd_in and fd_out may be the same. They are made
- * non-blocking while this runs and stay open. SIGPIPE must be ignored (Python does so).
+ * written to fd_out, and then the channel is closed. fd_in and fd_out may be the same. They are
+ * non-blocking while this runs, and stay open. SIGPIPE must be ignored (Python does so).
  */
 void pv_pump_run(struct pv_pump *pump, struct pv_channel *channel, int fd_in, int fd_out);
 

@@ -1,4 +1,4 @@
-/* See ring.h for what this is and what it does not trust. */
+/* ring.h describes this engine and what it does not trust. */
 #include "ring.h"
 
 #define SMALL_RING_OFFSET 1024u
@@ -14,7 +14,7 @@ int pv_orders_valid(unsigned left_order, unsigned right_order)
     if (left_order < PV_ORDER_MIN || left_order > PV_ORDER_MAX || right_order < PV_ORDER_MIN ||
         right_order > PV_ORDER_MAX)
         return 0;
-    /* There is one place of each size inside the page. */
+    /* Each size has one place inside the page. */
     if (left_order == right_order && left_order < PV_ORDER_PAGES)
         return 0;
     /* The list of grants must end before a ring that stands at offset 1024. */
@@ -111,7 +111,7 @@ int64_t pv_ring_ready(struct pv_ring *ring)
         /* Acquire: the bytes below prod must not be read before prod is. */
         uint32_t prod = __atomic_load_n(in->watched, __ATOMIC_ACQUIRE);
 
-        /* More than fits, or bytes taken back that had been announced. */
+        /* More than fits, or announced bytes withdrawn. */
         if (prod - in->own > in->size || prod - in->own < in->peer - in->own)
             return pv_ring_fail(ring, PV_BROKEN);
         in->peer = prod;
@@ -140,7 +140,7 @@ int64_t pv_ring_room(struct pv_ring *ring)
         return PV_DIED;
     /* Acquire: bytes written into the freed space must not overtake the peer's reading of it. */
     cons = __atomic_load_n(out->watched, __ATOMIC_ACQUIRE);
-    /* It read what was never written, or un-read what it had read. */
+    /* The peer read what was never written, or withdrew what it had read. */
     if (out->own - cons > out->own - out->peer)
         return pv_ring_fail(ring, PV_BROKEN);
     out->peer = cons;
@@ -171,16 +171,16 @@ int64_t pv_ring_writable(struct pv_ring *ring, uint8_t **span)
     return count < 0 ? count : span_of(&ring->out, count, span);
 }
 
-/* Wakes the peer if it asked for this. */
+/* Wakes the peer if it asked for that. */
 static void answer(struct pv_ring *ring, uint8_t bit)
 {
     /*
      * Store of our index, full barrier, load of its request; the peer does it crosswise (request,
      * full barrier, look at our index). At least one of the two sees the other, so neither sleeps
-     * on news. Release and acquire alone do not give this.
+     * on news. Release and acquire alone do not guarantee this.
      */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    /* A plain look first: the locked operation is only for when there is something to clear. */
+    /* A plain look first: the locked operation is needed only if there is something to clear. */
     if (!(__atomic_load_n(ring->asked, __ATOMIC_RELAXED) & bit))
         return;
     if (__atomic_fetch_and(ring->asked, (uint8_t)~bit, __ATOMIC_SEQ_CST) & bit)
@@ -196,8 +196,8 @@ void pv_ring_consume(struct pv_ring *ring, uint32_t n)
     __atomic_store_n(in->publish, in->own, __ATOMIC_RELEASE);
     /*
      * Hysteresis: a writer that waits for room is woken when half the ring is free, not for every
-     * few bytes. It is only put off: pv_ring_arm makes up for it before we sleep ourselves, or
-     * two that both wait for a little room would wait for ever.
+     * few bytes. This only delays the wake-up: pv_ring_arm makes up for it before we sleep
+     * ourselves; otherwise two ends that both wait for a little room would wait for ever.
      */
     if (in->peer - in->own <= in->size / 2) {
         ring->withheld = 0;

@@ -36,7 +36,7 @@ static int64_t monotonic(void)
     return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
-/* The end of an end that hangs itself, in the handler of SIGABRT. */
+/* Ends a process whose SIGABRT handler hangs as well. */
 static void *end_anyway(void *unused)
 {
     const struct timespec patience = {.tv_sec = PV_LAST_WORDS_S};
@@ -47,8 +47,8 @@ static void *end_anyway(void *unused)
 }
 
 /* Starts a thread that no signal interrupts. Signals are for the program's own threads; but abort's
- * is this one's, and glibc 2.41 does not run its handler, which says where the program hangs, in a
- * thread that blocks it. */
+ * is this thread's, and glibc 2.41 does not run its handler, which reports where the program hangs,
+ * in a thread that blocks it. */
 static int start_thread(void *(*run)(void *))
 {
     pthread_attr_t attributes;
@@ -67,7 +67,7 @@ static int start_thread(void *(*run)(void *))
     return error;
 }
 
-/* Says why if `words` takes it at once, and ends the process in any case. */
+/* Gives the reason if `words` accepts it at once, and ends the process in any case. */
 static void end_hanging(int words)
 {
     static const char last_words[] =
@@ -92,7 +92,7 @@ static void *count(void *unused)
     for (;;) {
         int is_too_many, words;
 
-        nanosleep(&tick, NULL); /* relative: after a pause it is over at once */
+        nanosleep(&tick, NULL); /* relative: after a pause it ends at once */
         pthread_mutex_lock(&own.lock);
         is_too_many = pv_running_tick(&own.counted, monotonic(),
                                       __atomic_exchange_n(&own.is_alive, 0, __ATOMIC_RELAXED));

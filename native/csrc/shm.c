@@ -11,7 +11,7 @@
 
 /*
  * Against shrinking, because touching a page that is gone kills the process (SIGBUS); against
- * growing and against further seals, so that what was checked stays what it is.
+ * growing and against further seals, so that a checked value stays valid.
  */
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
@@ -50,7 +50,8 @@ static void shm_detach(struct pv_channel *channel)
     free(shm);
 }
 
-/* On the only processor that we may use, nothing can be seen coming. Nobody expects to be moved. */
+/* On the only processor that we may use, polling cannot succeed. The affinity is not expected to
+ * change. */
 static uint8_t poll_mode_here(void)
 {
     cpu_set_t allowed;
@@ -147,7 +148,7 @@ int pv_shm_join(int memfd, int event_fd, int notify_fd, struct pv_channel **chan
 
     if (seals < 0 || (seals & SEALS) != SEALS)
         return -EPROTO;
-    /* The size can no longer change, so what is measured now holds for ever. */
+    /* The size can no longer change, so this measurement holds for ever. */
     if (fstat(memfd, &status) < 0)
         return -errno;
     if (status.st_size < (off_t)PV_PAGE_SIZE ||

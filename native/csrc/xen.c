@@ -10,7 +10,7 @@ static void xen_notify(void *arg)
 {
     const struct xen_channel *channel = arg;
 
-    /* An error means that the event channel is no more; the guard finds out why. */
+    /* An error means that the event channel is gone; the guard finds out why. */
     xen.xenevtchn_notify(channel->vchan->event, channel->vchan->event_port);
 }
 
@@ -25,7 +25,7 @@ static int xen_clear(struct pv_channel *channel)
 }
 
 /*
- * Takes out of xenstore what is not needed any more. From 4.17 on the library would remove the
+ * Removes from xenstore what is not needed any more. From 4.17 on the library would remove the
  * rendezvous when it closes. By then the nodes may be a successor's.
  */
 static void leave_store(struct xen_channel *own)
@@ -73,7 +73,7 @@ static int attach(struct libxenvchan *vchan, unsigned domain, unsigned peer, uns
     int fd = xen.xenevtchn_fd(vchan->event), error = 0;
     int flags = fcntl(fd, F_GETFL);
 
-    /* A wake-up that another thread has taken must not block us. */
+    /* A wake-up that another thread has consumed must not block us. */
     if (!own || flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
         error = own ? -errno : -ENOMEM;
     if (error) {
@@ -93,7 +93,7 @@ static int attach(struct libxenvchan *vchan, unsigned domain, unsigned peer, uns
     own->channel.clear = xen_clear;
     own->channel.detach = xen_detach;
     vchan->server_persist = 0;
-    vchan->blocking = 0; /* init leaves it as malloc() did; we use none of its calls that would ask */
+    vchan->blocking = 0; /* init leaves it as malloc() did; no call of ours reads it */
     pv_ring_attach(&own->channel.ring, vchan->page, left_order, right_order, left->buffer,
                    right->buffer, vchan->is_server != 0, xen_notify, own);
     *channel = &own->channel;
@@ -106,8 +106,8 @@ static uint32_t pages_of(unsigned order)
 }
 
 /*
- * Whether server_init would find what it needs. When it does not, it hands uninitialised pointers to
- * munmap() and free(), which may crash us: so everything is tried out before, and given back.
+ * Whether server_init would find what it needs. When it does not, it passes uninitialised pointers
+ * to munmap() and free(), which may crash us: so everything is tried before, and freed.
  */
 static int rehearse(unsigned peer, uint32_t pages)
 {
@@ -152,7 +152,7 @@ int pv_xen_serve(unsigned domain, unsigned peer, unsigned port, unsigned left_or
     store = xen.xs_open(0);
     if (!store)
         return -EIO;
-    /* References of a server that died name other pages by now. */
+    /* References of a dead server name other pages by now. */
     xen.xs_rm(store, NO_TRANSACTION, path);
     errno = EIO;
     vchan = xen.libxenvchan_server_init(NULL, (int)peer, path, (size_t)1 << left_order,
@@ -181,7 +181,7 @@ void pv_xen_admit(struct pv_channel *channel)
     struct xen_channel *own = (struct xen_channel *)channel;
     void *store = own->peer != 0 ? xen.xs_open(0) : NULL; /* dom0 does not die */
 
-    /* Now, as it is there: the guard may come to look only when it has died. */
+    /* Now, while it exists: the guard may look only after its death. */
     if (store) {
         own->peer_seen = xen_see_presence(store, NO_TRANSACTION, own->domain, own->peer) == THERE;
         xen.xs_close(store);
@@ -191,7 +191,7 @@ void pv_xen_admit(struct pv_channel *channel)
 
 /*
  * Whether the path announces a server, which may then know of us; 0, -ENOENT, or -errno. *is_shown:
- * whether it is one of ours, which shows itself.
+ * whether it is one of ours, which announces its presence.
  */
 static int look_up(const char *path, unsigned domain, unsigned peer, bool *is_shown)
 {
@@ -203,7 +203,7 @@ static int look_up(const char *path, unsigned domain, unsigned peer, bool *is_sh
         return errno == ENOENT ? -ENODEV : -errno;
     snprintf(node, sizeof node, "%s/event-channel", path);
     value = xen.xs_read(store, NO_TRANSACTION, node, NULL);
-    if (!value) /* EACCES: of a server for another domain; nothing that we may know about */
+    if (!value) /* EACCES: of a server for another domain, which is none of our business */
         error = errno == EACCES ? -ENOENT : -errno;
     else
         error = xen_show_presence(store, domain, peer);
@@ -215,8 +215,8 @@ static int look_up(const char *path, unsigned domain, unsigned peer, bool *is_sh
 }
 
 /*
- * Whether a client was there before us. When it goes before the server has taken the rendezvous
- * away, Xen lets the next one join, and a ring serves one client only.
+ * Whether a client was there before us. If it leaves before the server has removed the rendezvous,
+ * Xen lets the next one join, and a ring serves one client only.
  */
 static bool is_used(const struct vchan_interface *page)
 {
@@ -224,7 +224,7 @@ static bool is_used(const struct vchan_interface *page)
            __atomic_load_n(&page->right.cons, __ATOMIC_ACQUIRE) != 0;
 }
 
-/* After an attempt that looked for a server which has ended by now. */
+/* After an attempt to reach a server that has ended meanwhile. */
 static void hide(unsigned domain, unsigned peer)
 {
     void *store = xen_has_presence(domain, peer) ? xen.xs_open(0) : NULL;

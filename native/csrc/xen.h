@@ -2,9 +2,9 @@
  * Attaches a channel to another domain of a Xen host: libxenvchan sets it up (grants, an event
  * channel, the rendezvous in xenstore), and from there on our ring works on its memory.
  *
- * Nothing here links with Xen. The libraries are looked for when first needed, so that one build
- * serves machines with and without Xen; pv_xen_load() says what is missing. Every function may
- * block for as long as xenstore takes to answer; none may be called from two threads for one object.
+ * Nothing here links with Xen. The libraries are loaded on first use, so that one build serves
+ * machines with and without Xen; pv_xen_load() says what is missing. Every function may block while
+ * xenstore takes to answer; two threads must not call one for the same object.
  */
 #ifndef PEDOS_XEN_H
 #define PEDOS_XEN_H
@@ -17,46 +17,48 @@ int pv_xen_load(const char **problem);
 /*
  * The server's side: announces a channel for the one domain peer. 0 or -errno: -ENOSYS without the
  * libraries, -ENODEV without the kernel's drivers, -EACCES without the right to use them, -ENOSPC
- * when this domain's grants are used up, -EIO when xenstore refuses. What a dead server left behind
- * under this port is replaced. Orders: the library may make them larger (10 and 11 exist once each).
+ * when this domain's grants are used up, -EIO when xenstore refuses. It replaces what a dead server
+ * left under this port. Orders: the library may make them larger (10 and 11 exist once each).
  */
 int pv_xen_serve(unsigned domain, unsigned peer, unsigned port, unsigned left_order,
                  unsigned right_order, struct pv_channel **channel);
 
-/* The client came: takes the rendezvous away, so that the port is free for the next server. */
+/* The client has connected: removes the rendezvous, so that the port is free for the next server.
+ * */
 void pv_xen_admit(struct pv_channel *channel);
 
 /*
- * The client's side. 0 or -errno: as above, -ENOENT when that port is not served for us,
- * -ECONNREFUSED when what is announced cannot be joined (its server is gone, or was taken),
- * -EPROTO when the shared page has impossible ring sizes.
+ * The client's side. 0 or -errno: as above, -ENOENT when no server announces that port for us,
+ * -ECONNREFUSED when the announced server cannot be joined (it is gone, or taken), -EPROTO when the
+ * shared page has impossible ring sizes.
  */
 int pv_xen_join(unsigned domain, unsigned peer, unsigned port, struct pv_channel **channel);
 
 /*
- * Watches over the peer's domain from now on: within PV_XEN_LIVENESS_MS of its end (or of its end
- * of the event channel) fd is closed. fd is the channel's to close from here on, also on error.
- * Returns 0 or -errno.
+ * Watches the peer's domain from now on: within PV_XEN_LIVENESS_MS of its end (or of its end of the
+ * event channel) fd is closed. The channel has to close fd from here on, also on error. Returns 0
+ * or -errno.
  */
 int pv_xen_guard(struct pv_channel *channel, int fd);
 
 /*
- * A domain that is destroyed sends no event and runs no code; its memory stays mapped here. Its
- * death must be noticed within a second. A look is a hypercall for each channel in dom0, and in a
- * guest one question to xenstore for each peer, some 0.1 ms.
+ * A destroyed domain sends no event and runs no code; its memory stays mapped here. Its death must
+ * be noticed within a second. A look is a hypercall for each channel in dom0, and in a guest one
+ * question to xenstore for each peer, some 0.1 ms.
  */
 #define PV_XEN_LIVENESS_MS 200
 
 /*
- * A connection to xenstore that fails is opened again, after a pause that doubles up to this. So a
- * death is still noticed soon after xenstore has come back, and an xenstored that is in trouble is
- * not asked five times a second.
+ * A failed connection to xenstore is opened again, after a pause that doubles up to this. So a
+ * death is still noticed soon after xenstore is back, and a struggling xenstored is not asked five
+ * times a second.
  */
 #define PV_XEN_REOPEN_MS_MAX 5000
 
 /*
- * Whether deaths are noticed: pv_xen_guard_blind() is 0, or the errno with which xenstore has failed
- * since. pv_xen_guard_news() is an eventfd that counts the changes of it; -1 before the first guard.
+ * Whether deaths are noticed: pv_xen_guard_blind() is 0, or the errno with which xenstore has
+ * failed since. pv_xen_guard_news() is an eventfd that counts the changes of it; -1 before the
+ * first guard.
  */
 int pv_xen_guard_blind(void);
 int pv_xen_guard_news(void);
@@ -70,15 +72,16 @@ void pv_store_close(struct pv_store *store);
 /* Copies a node's value (at most max bytes) and returns its whole length; or -errno. */
 int64_t pv_store_read(struct pv_store *store, const char *path, char *into, size_t max);
 
-/* The names of a node's children, each followed by a NUL; otherwise the same. */
+/* The names of a node's children, each followed by a NUL; otherwise like the function above. */
 int64_t pv_store_list(struct pv_store *store, const char *path, char *into, size_t max);
 
 int pv_store_write(struct pv_store *store, const char *path, const char *value, size_t length);
 int pv_store_remove(struct pv_store *store, const char *path);
 
 /*
- * Events of a node and all below it; one comes at once. pv_store_event() takes the next one: the
- * path into `into`, NUL-terminated, and returns its length, or 0 when there is none now.
+ * Events of a node and everything below it; one arrives at once. pv_store_event() takes the next
+ * one: it puts the path into `into`, NUL-terminated, and returns its length, or 0 when there is
+ * none now.
  */
 int pv_store_watch(struct pv_store *store, const char *path);
 int pv_store_unwatch(struct pv_store *store, const char *path);

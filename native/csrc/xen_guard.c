@@ -9,31 +9,32 @@
 
 /*
  * The guard: one thread for all channels. dom0 asks the hypervisor whether both ends of the event
- * channel are there. Linux lets no other domain ask (privcmd blocks the hypercall), so a guest looks
- * for the peer's presence in xenstore (see xen_presence.c). A peer that is not of ours has none; then
- * its end shows in the page alone, as with the library. Whether a peer has one is known before it is
- * guarded, so that a death is noticed however late the first look comes. dom0 outlives all others.
+ * channel exist. Linux lets no other domain ask (privcmd blocks the hypercall), so a guest looks
+ * for the peer's presence in xenstore (see xen_presence.c). A peer with other software has none;
+ * then only the page shows its end, as with the library. Whether a peer has one is known before it
+ * is guarded, so that a death is noticed however late the first look comes. dom0 outlives all
+ * others.
  */
 static struct {
     pthread_mutex_t lock;
     struct xen_channel *first;
-    bool running;                 /* the thread, which sets it back before it ends */
+    bool running;                 /* the thread, which resets it before it ends */
     int blind;                    /* see pv_xen_guard_blind() */
     int news;                     /* and pv_xen_guard_news() */
-    void *calls;                  /* the handle of libxencall, once it could be opened */
+    void *calls;                  /* the handle of libxencall, once it was opened */
     struct evtchn_status *status; /* memory that the hypervisor may write to */
 } guards = {.lock = PTHREAD_MUTEX_INITIALIZER, .news = -1};
 
-/* The thread's connection to xenstore, which is opened when it is needed and may fail at any time. */
+/* The thread's connection to xenstore, which is opened on demand and may fail at any time. */
 struct link {
     void *store;    /* NULL: none */
-    unsigned skip;  /* rounds until it is tried again */
-    unsigned pause; /* rounds between the last two tries; 0: it has answered since */
+    unsigned skip;  /* rounds until the next attempt */
+    unsigned pause; /* rounds between the last two attempts; 0: it has answered since */
 };
 
 #define PAUSE_MAX (PV_XEN_REOPEN_MS_MAX / PV_XEN_LIVENESS_MS)
 
-/* With the lock held: opened once and kept, and tried again for as long as that fails. */
+/* With the lock held: opened once and kept; repeated for as long as it fails. */
 static void open_calls(void)
 {
     if (!guards.calls)
@@ -63,8 +64,8 @@ static enum sight ask_hypervisor(const struct xen_channel *own)
 }
 
 /*
- * With the lock held. A channel belongs to another thread; what is touched here is its fd, whose
- * other end it watches, and what never changes after attaching.
+ * With the lock held. A channel belongs to another thread; this touches only its fd, whose other
+ * end the channel watches, and fields that never change after attaching.
  */
 static void release(struct xen_channel *own)
 {
@@ -72,7 +73,8 @@ static void release(struct xen_channel *own)
     own->guard_fd = -1;
 }
 
-/* With the lock held: a channel that only xenstore can tell of, and whose peer was not asked yet. */
+/* With the lock held: a channel that only xenstore can answer for, and whose peer was not asked
+ * yet. */
 static struct xen_channel *first_unsure(void)
 {
     for (struct xen_channel *own = guards.first; own; own = own->next_guarded)
@@ -81,7 +83,7 @@ static struct xen_channel *first_unsure(void)
     return NULL;
 }
 
-/* With the lock held: what xenstore says of a peer goes for all channels with it. */
+/* With the lock held: xenstore's answer about a peer holds for all channels with it. */
 static void apply(unsigned domain, unsigned peer, enum sight sight)
 {
     for (struct xen_channel *own = guards.first; own; own = own->next_guarded) {
@@ -95,7 +97,7 @@ static void apply(unsigned domain, unsigned peer, enum sight sight)
     }
 }
 
-/* With the lock held: has it said, once, that deaths are not noticed, or that they are again. */
+/* With the lock held: reports, once, that deaths are not noticed, or that they are again. */
 static void say_blind(int error)
 {
     const uint64_t one = 1;
@@ -108,7 +110,7 @@ static void say_blind(int error)
     }
 }
 
-/* Without the lock: the link has failed, and is tried again later. */
+/* Without the lock: the connection has failed; the next attempt comes later. */
 static void lose(struct link *link, int error)
 {
     if (link->store)
@@ -123,7 +125,7 @@ static void lose(struct link *link, int error)
     pthread_mutex_unlock(&guards.lock);
 }
 
-/* Without the lock, once a round in which xenstore is to be asked: whether it can be. */
+/* Without the lock, once per round that needs xenstore: whether it can be asked. */
 static bool is_linked(struct link *link)
 {
     if (link->store)
@@ -138,7 +140,7 @@ static bool is_linked(struct link *link)
     return link->store != NULL;
 }
 
-/* Without the lock: asks xenstore of all that are unsure. */
+/* Without the lock: asks xenstore about all channels that are unsure. */
 static void ask_store(struct link *link)
 {
     struct xen_channel *own;
@@ -187,7 +189,7 @@ static void look_round(struct link *link)
         ask_store(link);
 }
 
-/* Whether there is something to look at; if not, the thread ends, and the next guard starts one. */
+/* Whether there is a channel to watch; if not, the thread ends, and the next guard starts one. */
 static bool goes_on(void)
 {
     bool on;

@@ -1,5 +1,5 @@
 /*
- * What only the files of the Xen attachment share. xen.h has what they are for.
+ * Shared by the files of the Xen attachment alone. xen.h describes their purpose.
  */
 #ifndef PEDOS_XEN_INTERNAL_H
 #define PEDOS_XEN_INTERNAL_H
@@ -11,9 +11,9 @@
 #include "xen.h"
 
 /*
- * What is used of Xen. Declared here and not included: the build must not need Xen's headers. These
- * interfaces are public: libxenvchan.h, xenevtchn.h, xengnttab.h, xenstore.h, xencall.h and
- * event_channel.h of Xen 4.17; the structure begins like this since 4.5.
+ * The parts of Xen that are used. Declared here and not included: the build must not need Xen's
+ * headers. These interfaces are public: libxenvchan.h, xenevtchn.h, xengnttab.h, xenstore.h,
+ * xencall.h and event_channel.h of Xen 4.17; the structure has begun like this since 4.5.
  */
 struct libxenvchan_ring {
     void *indices;
@@ -53,7 +53,7 @@ _Static_assert(sizeof(struct evtchn_status) == 24, "Xen's layout");
 #define MAY_READ 1u /* XS_PERM_READ */
 
 struct xs_permissions {
-    unsigned domain, bits; /* the first of several names the owner, and what the others may */
+    unsigned domain, bits; /* the first of several names the owner, and the rights of all others */
 };
 
 #define FUNCTIONS(X)                                                                               \
@@ -95,7 +95,7 @@ struct xs_permissions {
     X(STORE, char **, xs_check_watch, (void *handle))                                              \
     X(STORE, int, xs_fileno, (void *handle))
 
-/* The functions, by their own names; what they are is known after pv_xen_load(). */
+/* The functions, by their own names; pv_xen_load() fills them in. */
 struct xen_functions {
 #define MEMBER(library, result, name, parameters) result(*name) parameters;
     FUNCTIONS(MEMBER)
@@ -107,7 +107,7 @@ extern struct xen_functions xen __attribute__((visibility("hidden")));
 
 /*
  * libxenvchan builds "PATH/event-channel" in 64 bytes. The longest path that three numbers of ten
- * digits could make would not fit, but domains have five.
+ * digits could make would not fit, but domain numbers have five digits.
  */
 #define PATH_SIZE 50
 
@@ -116,31 +116,32 @@ struct xen_channel {
     struct libxenvchan *vchan;
     unsigned domain, peer;
     bool peer_seen; /* the peer's presence; once guarded, only the guard's thread looks at it */
-    char path[PATH_SIZE]; /* of the rendezvous that is still to be taken away; "" if none */
+    char path[PATH_SIZE]; /* path of the rendezvous that is still to be removed; "" if none */
     int guard_fd;         /* closed when the peer's domain is gone; -1: it was, or none */
     struct xen_channel *next_guarded;
-    bool guarded, unsure; /* unsure: the hypervisor did not say, and xenstore was not asked yet */
+    bool guarded, unsure; /* unsure: the hypervisor did not tell, and xenstore was not asked yet */
 };
 
 /* xen_guard.c: ends pv_xen_guard(), and closes what it was given. Safe without one. */
 void xen_unguard(struct xen_channel *own) __attribute__((visibility("hidden")));
 
 /*
- * xen_presence.c: lets the peer see that this domain is there. -errno if xenstore refuses. Another
- * process of ours may take it away as long as neither a rendezvous of ours for that peer stands nor
- * the peer shows itself.
+ * xen_presence.c: shows the peer that this domain exists. -errno if xenstore refuses. Another
+ * process of ours may remove the node while neither a rendezvous of ours for that peer stands nor
+ * the peer announces its presence.
  */
 int xen_show_presence(void *store, unsigned domain, unsigned peer)
     __attribute__((visibility("hidden")));
 
-/* Takes away what this domain has in xenstore for that peer, unless one of the two still needs it. */
+/* Removes what this domain has in xenstore for that peer, unless one of the two still needs it. */
 void xen_hide_presence(void *store, unsigned domain, unsigned peer)
     __attribute__((visibility("hidden")));
 
-/* Whether hiding would be for nothing: these nodes go by themselves, or are never made. */
+/* Whether hiding is unnecessary: these nodes disappear by themselves, or are never made. */
 bool xen_has_presence(unsigned domain, unsigned peer) __attribute__((visibility("hidden")));
 
-/* Whether the peer shows itself to this domain: xenstore's answer, or UNKNOWN and errno for none. */
+/* Whether the peer announces its presence to this domain: xenstore's answer, or UNKNOWN and errno.
+ * */
 enum sight { THERE, GONE, UNKNOWN };
 enum sight xen_see_presence(void *store, uint32_t transaction, unsigned domain, unsigned peer)
     __attribute__((visibility("hidden")));

@@ -10,8 +10,8 @@ enum library { VCHAN, EVTCHN, GNTTAB, CALL, STORE, LIBRARIES };
 
 /*
  * In the order in which they are tried. libxenvchan's name changes with every release of Xen, so it
- * cannot be linked with. One that is not in this list is not tried: xen_internal.h has its structure
- * by heart, which has to be looked at for each. xs_path in that: see there.
+ * cannot be linked with. A release that is not in this list is not tried: xen_internal.h repeats
+ * its structure, which has to be checked for each release. For xs_path in it, see there.
  */
 static const struct candidate {
     enum library library;

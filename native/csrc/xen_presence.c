@@ -6,16 +6,18 @@
 #include <string.h>
 
 /*
- * A domain shows a peer that it is there by a node that only the peer may read, beside it, and that
- * the toolstack removes with the domain. All channels with that peer share it, of all processes, so
- * none of them takes it away while the peer shows itself, too. When the peer's domain has ended, its
- * own node is gone, and the survivor removes this one: with the channel, or, when that was closed
- * before, with the next channel of all. So xenstore has nodes only for peers that live.
+ * A domain announces its presence to a peer by a node that only the peer may read, beside it, and
+ * that the toolstack removes with the domain. All channels with that peer share the node, across
+ * processes, so none of them removes it while the peer announces its presence, too. When the peer's
+ * domain has ended, its own node is gone, and the survivor removes this one: with the channel, or,
+ * if that was closed before, with the next channel of all. So xenstore has nodes only for peers
+ * that live.
  *
- * dom0 shows itself to no domain: it ends after all others, and its nodes would never be removed.
+ * dom0 announces itself to no domain: it ends after all others, and its nodes would never be
+ * removed.
  */
 
-/* Of one look and what follows from it, when another process changes the same nodes meanwhile. */
+/* Attempts at a look and its consequence, when another process changes the same nodes meanwhile. */
 #define TRIES 5
 
 static void presence_path(char path[PATH_SIZE], unsigned domain, unsigned peer)
@@ -41,7 +43,8 @@ enum sight xen_see_presence(void *store, uint32_t transaction, unsigned domain, 
     return errno == ENOENT || errno == EACCES ? GONE : UNKNOWN;
 }
 
-/* Nothing is announced there, and the peer does not show itself to us: it is not looked for then. */
+/* No server is announced there, and the peer does not announce its presence: do not look for it
+ * then. */
 static bool is_left_over(void *store, uint32_t transaction, unsigned domain, unsigned peer)
 {
     char path[PATH_SIZE];
@@ -56,11 +59,12 @@ static bool is_left_over(void *store, uint32_t transaction, unsigned domain, uns
     if (domain == 0)
         return true; /* what servers of ours announced below it */
     if (peer == 0)
-        return false; /* dom0 may look for it, and shows nothing; it goes with this domain */
+        return false; /* dom0 may look for it, announces nothing; it goes with us */
     return xen_see_presence(store, transaction, domain, peer) == GONE;
 }
 
-/* In a transaction: between the look and the removal another process may announce a server there. */
+/* In a transaction: between the look and the removal another process may announce a server there.
+ * */
 void xen_hide_presence(void *store, unsigned domain, unsigned peer)
 {
     char path[PATH_SIZE];
@@ -71,7 +75,7 @@ void xen_hide_presence(void *store, unsigned domain, unsigned peer)
         bool removes;
 
         if (transaction == NO_TRANSACTION)
-            return; /* it stays for the next channel to be removed */
+            return; /* it stays until the next channel to be removed */
         removes = is_left_over(store, transaction, domain, peer) &&
                   xen.xs_rm(store, transaction, path);
         if (xen.xs_transaction_end(store, transaction, !removes) || errno != EAGAIN)
