@@ -1,1 +1,1 @@
-"""The audit log: what is written, in which order, and how much of it."""
+"""The audit log: its lines, their order, and their number."""

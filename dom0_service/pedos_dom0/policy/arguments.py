@@ -1,9 +1,9 @@
-"""How rules are told apart by their argument, where many have the same source and target.
+"""Finds rules by their argument, where many have the same source and target.
 
-Every rule has one key, which any argument that it matches has to have too: a part between colons
-that is without `*`, or a run of characters (a gram); of those it could have, one that few rules
-have. So ten thousand rules for ten thousand devices cost about what ten do. Only rules whose globs
-leave no three characters in a row are looked at always, with those for any argument.
+Every rule has one key, which any argument that it matches must have too: a part between colons that
+has no `*`, or a run of characters (a gram); of the possible keys, one that few rules have. So ten
+thousand rules for ten thousand devices cost about what ten do. Only rules whose globs leave no
+three characters in a row are always tried, with those for any argument.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from .rows import Rows, column, rows_of
 from .selectors import SELECTOR_PARTS, DeviceParts, selector, without_only
 from .yielding import YieldNow, yielding
 
-# Rows that are looked at one by one, rather than taking the request's argument into its parts.
+# Rows that are tried one by one, without splitting the request's argument into parts.
 LOOK_MAX = 3
-# Likewise those whose key is a gram: an argument has dozens, and finding them takes far longer.
+# The same for rows whose key is a gram: an argument has dozens, and finding them takes far longer.
 GRAM_LOOK_MAX = 24
-# Rules that may share a part before a gram that fewer have is taken for a key.
+# Rules that may share a part before a rarer gram is used as the key.
 PART_MAX = 64
-# Characters of a gram: six are enough for a USB vendor with its colons, three for a port like
-# `sd*` with the colon before it.
+# Characters of a gram: six are enough for a USB vendor with its colons, three for a port like `sd*`
+# with the preceding colon.
 GRAMS = (6, 3)
 
 ANY = "*"
@@ -41,7 +41,7 @@ class Arguments:
     def __init__(self, arguments: Sequence[str], yield_now: YieldNow) -> None:
         self._by_place = column(map(_place, arguments), yield_now)
         self._globbed = [place for place in self._by_place if "*" in place]
-        self._place: tuple[str, int] = ("", 0)  # the last that was looked for
+        self._place: tuple[str, int] = ("", 0)  # the last result
         identities = column(("="[: _has_identity(each)] for each in arguments), yield_now)
         self.any_identity = rows_of(identities, ("",))
         arguments = [without_only(argument) for argument in yielding(arguments, yield_now)]
@@ -71,7 +71,7 @@ class Arguments:
         return found | rows
 
     def narrowed_open(self, rows: int, device: DeviceParts) -> int:
-        """Likewise those that may match a device of which not all is known."""
+        """The same for rows that may match a device that is not fully known."""
         rows, unknown = self.up_to_any(rows), device.open
         if unknown is None or rows.bit_count() <= LOOK_MAX:
             return rows
@@ -92,20 +92,20 @@ class Arguments:
         return self._place[1]
 
     def up_to_any(self, rows: int) -> int:
-        """Those of `rows` up to the first for any argument, which is the last resort."""
+        """Those of `rows` up to the first for any argument, which matches in any case."""
         free = rows & self._free
         return rows & (free ^ (free - 1)) if free else rows
 
 
 def _place(argument: str) -> str:
-    """The BACKEND and PORT of a selector, in one form for all that match the same."""
+    """The BACKEND and PORT of a selector, in one form for all selectors that match the same."""
     backend, _, rest = argument.partition(":")
     port = rest.partition(":")[0]
     return f"{'+*' if backend == ANY else backend}:{port or ANY}"
 
 
 def _has_identity(argument: str) -> bool:
-    """Does a selector ask for more of an identity than that there is one?"""
+    """Does a selector require more of an identity than its existence?"""
     return len(argument.split(":", 2)) > 2 and bool(argument.split(":", 2)[2].strip("*"))
 
 
@@ -113,7 +113,7 @@ _PART, _GRAM, _NONE = "=", "~", "-"
 
 
 def _may_be_kinds(key: str) -> bool:
-    """May the text of a key be, or end in, kinds that a request does not name?"""
+    """May the text of a key be in, or extend into, kinds that a request does not name?"""
     tail = key[1:] if key[0] == _PART else key[1:].rpartition(":")[2]
     if not tail or tail.strip(_KIND_CHARACTERS):
         return False
@@ -124,7 +124,7 @@ _KIND_CHARACTERS = "up0123456789abcdef"
 
 
 def _parts(argument: str) -> list[str]:
-    """The parts without `*`, and the first two of them as one."""
+    """The parts without `*`, and the first two joined."""
     parts = argument[1:].split(":")
     if len(parts) > 1:
         parts.append(f"{parts[0]}:{parts[1]}")
@@ -144,7 +144,7 @@ def _grams(argument: str) -> set[str]:
 
 
 def _key(argument: str, frequency: Counter[str]) -> str:
-    """One of its parts or grams, ANY for any argument, _NONE for globs that have neither."""
+    """One of its parts or grams, ANY for any argument, _NONE for globs without either."""
     if argument == ANY:
         return ANY
     parts = _parts(argument)

@@ -1,8 +1,8 @@
-"""What a user is given to choose from when a rule says `ask`.
+"""The targets that dom0's user can choose from when a rule says `ask`.
 
-Those targets are offered that the rules would allow or ask for: the rules are gone through from the
-last to the first, each adding what its target (or its redirect) stands for, or with `deny` taking
-that away, so that an earlier rule overrides a later one.
+They are those that the rules would allow or ask for. The engine goes through the rules from the
+last to the first; each adds what its target (or its redirect) stands for, or with `deny` removes
+that, so that an earlier rule overrides a later one.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from .tokens import ADMIN, ANY, ANY_VM, DEFAULT, DISPVM, DISPVM_OF, DISPVM_TAG, 
 
 
 def of(question: Question, rule: Rule, snapshot: Snapshot, system: System) -> tuple[str, ...]:
-    """The candidates for an `ask` that `rule` has decided, sorted; none is a deny."""
+    """The candidates for an `ask` that `rule` has decided, sorted; none means a deny."""
     outcome = rule.outcome
     if question.device is not None and question.target != DEFAULT:
-        # "May work have this stick?" leaves nothing to choose but yes and no; and a VM may well ask
-        # for something for itself, which a call to another VM's service cannot be.
+        # "May work have this stick?" leaves only yes or no; and a VM may well ask for something for
+        # itself, which a call to another VM's service cannot be.
         found = {question.target if outcome.target is None else outcome.target}
     elif outcome.target is not None:
         found = {outcome.target}
@@ -50,11 +50,11 @@ def _offered(question: Question, snapshot: Snapshot, system: System) -> set[str]
 
 
 def _reach(system: System) -> dict[str, set[str]]:
-    """What each word of the target column stands for, of the VMs that there are."""
+    """What each word of the target column stands for among the existing VMs."""
     if system.reach:
         return system.reach
     everything = {DISPVM}
-    # As in the reference, `@adminvm` adds and takes away that word alone: it does not undo what
+    # As in the reference, `@adminvm` adds and removes that word alone: it does not undo what
     # another rule gives by dom0's name, type, tag or UUID, nor do these undo what it gives.
     reach: dict[str, set[str]] = {DISPVM: {DISPVM}, ADMIN: {ADMIN}}
     for name, vm in system.domains.items():

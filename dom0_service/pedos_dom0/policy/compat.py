@@ -1,9 +1,9 @@
 """`!compat-4.0`: the files of the reference's release 4.0, one for each service.
 
 Such a file is named SERVICE or SERVICE+ARGUMENT; its lines are SOURCE TARGET ACTION[,NAME=VALUE...]
-with `$` for `@`. A file for an argument stood in the place of the one for its service, so it ends
-in a rule that denies the rest; after one for a service the policy goes on, or its other rules for
-that service would never be reached.
+with `$` for `@`. In that release, a file for an argument replaced the one for its service, so here
+it ends in a rule that denies the rest. After a file for a service the policy continues; otherwise
+its other rules for that service would never be reached.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .tokens import service_problem
 #: Where the reference system has them.
 DIRECTORY = Path("/etc/qubes-rpc/policy")
 
-# Both are as long as what they stand for, so that columns stay what they are.
+# Both are as long as what they stand for, so that columns stay the same.
 _OLD_INCLUDE, _INCLUDE = b"@include:", b"!include "
 _THE_REST = b"\n* * deny\n"
 
@@ -26,9 +26,9 @@ _THE_REST = b"\n* * deny\n"
 def read(
     directory: Path, files: Files
 ) -> tuple[list[tuple[str, str, str, bytes | None]], list[PolicyError]]:
-    """(service, argument, name, lines for that service) of each file; None for one unreadable.
+    """(service, argument, name, lines for that service) of each file; None for an unreadable one.
 
-    Those for an argument come before that for all of the service. No folder is no files.
+    Files for an argument precede the file for the whole service. A missing folder has no files.
     """
     names, failed = files.every_name(directory)
     errors: list[PolicyError] = []

@@ -7,18 +7,18 @@ from .evaluate import evaluate
 from .snapshot import Snapshot
 from .system import System
 
-# Several thousand VMs and devices that ask for the same thing again and again (a list is decided
-# device by device); about 500 bytes each.
+# Several thousand VMs and devices ask for the same thing again and again (a list is decided device
+# by device); an entry takes about 500 bytes.
 DECISIONS_KEPT = 8192
-# Characters of a request's fields together: what can be remembered at all is no longer than that.
+# Characters of a request's fields together: only shorter requests are remembered.
 _LENGTH_MAX = 1024
 
 
 class Decider:
     """`decide` is `evaluate`, remembered. For a new snapshot or new facts, make a new Decider.
 
-    When it is full it forgets everything and starts again: that costs a decision each at the worst,
-    and nothing needs to be written down when one is found.
+    When it is full it forgets everything and starts again: that costs one decision each at worst,
+    and a lookup has to write nothing.
     """
 
     __slots__ = ("_known", "snapshot", "system")
@@ -33,12 +33,12 @@ class Decider:
         key = (service, argument, source, target)
         try:
             found = self._known.get(key)
-        except TypeError:  # something that cannot be hashed, and so is no request
+        except TypeError:  # it cannot be hashed, and so is no request
             found = None
         if found is not None:
             return found
         decision = evaluate(Request(service, argument, source, target), self.snapshot, self.system)
-        # A text of another type may be equal to one that was asked for, so it is not remembered.
+        # A text of another type may equal a remembered one, so it is not remembered.
         if all(type(text) is str for text in key) and sum(map(len, key)) <= _LENGTH_MAX:
             if len(self._known) >= DECISIONS_KEPT:
                 self._known.clear()

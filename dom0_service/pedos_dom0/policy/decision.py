@@ -1,4 +1,4 @@
-"""What is asked, and the answer: the one object that explain, audit, tests and tools show."""
+"""The request and the answer: the one object that explain, audit, tests and tools show."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .selectors import DeviceParts
 
 @frozen
 class Request:
-    """What is asked. A device's `argument` is `+BACKEND:PORT:IDENTITY` from dom0's registry.
+    """A request. A device's `argument` is `+BACKEND:PORT:IDENTITY` from dom0's registry.
 
     A target "" means @default. The fields are as the caller has them: `evaluate` checks them.
     """
@@ -26,14 +26,14 @@ class Request:
 
 @frozen
 class TraceStep:
-    """A rule that was looked at, and why it did not match."""
+    """A rule that was tried, and why it did not match."""
 
     rule: Rule
     why: str
 
 
-# Not frozen, which would double the cost of making one: a decision is made for every request.
-# Callers share it with the cache, and change nothing in it.
+# Not frozen, which would double the cost of making one: every request makes a decision. Callers
+# share it with the cache, and must not change it.
 @define
 class Decision:
     """The answer. `verdict` is allow, ask or deny; `rule` None means that none matched.
@@ -94,7 +94,7 @@ class Question:
 
     service: str
     argument: str
-    device: DeviceParts | None  # None: not a device's service
+    device: DeviceParts | None  # None: the service is not a device's
     source: str
     target: str  # a VM's name, @default, @dispvm or @dispvm:TEMPLATE
     default_dispvm: str | None

@@ -1,7 +1,7 @@
-"""May this be done? One pure function from a request, a policy and the facts to a decision.
+"""The policy decision: one pure function from a request, a policy and the facts.
 
-`evaluate` is total: it answers every request, and what it cannot read is denied.
-It looks at nothing but its arguments, so the same call explains, tests and decides.
+`evaluate` is total: it answers every request, and denies what it cannot read. It uses only its
+arguments, so the same call explains, tests and decides.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from .tokens import (
 
 __all__ = ["DEFAULT_DENY", "Decision", "Request", "TraceStep", "evaluate"]
 
-# Above what the longest valid BACKEND:PORT:IDENTITY needs (31 + 64 + 256 + 3); only there so that
-# nothing is split or searched in a text of megabytes.
+# More than the longest valid BACKEND:PORT:IDENTITY needs (31 + 64 + 256 + 3); this only prevents
+# splitting or searching a text of megabytes.
 ARGUMENT_MAX = 384
 # `@dispvm:` and a VM's name, or `uuid:` and 36 characters.
 TARGET_MAX = 64
 
 
 class _RefusedError(Exception):
-    """The request is denied before any rule is looked at; the text says why."""
+    """The request is denied before any rule is tried; the text says why."""
 
 
 def evaluate(request: Request, snapshot: Snapshot, system: System, trace: bool = False) -> Decision:
-    """The first rule in file order that matches decides; no such rule is a deny.
+    """The first rule in file order that matches decides; if none matches, the request is denied.
 
-    Of a device that is not fully known, the strictest decides of those rules of which one would be
-    the first. With `trace`, the rules of this service that stand before it are listed, each with
-    the first column that did not match.
+    For a device that is not fully known, the strictest of the rules decides that may be the first
+    to match. With `trace`, the decision lists the rules of this service before it, each with the
+    first column that did not match.
     """
     try:
         question = _question(request, system)
@@ -80,10 +80,10 @@ def _decide_open(
     snapshot: Snapshot,
     system: System,
 ) -> Decision:
-    """What is not known must not get a device more than it would get if it were known.
+    """What is unknown must not get a device more than it would get if it were known.
 
     `possible` are the rules that may be the first that matches (Snapshot.possible). If none denies
-    and the last is not sure to match, it may be that none does, which is a deny too.
+    and the last is not sure to match, possibly none matches, which is a deny too.
     """
     if not possible:
         return Decision("deny", None, notify=True)
@@ -113,7 +113,7 @@ def _decide_open(
 def _incomparable(
     question: Question, rule: Rule, possible: list[Rule], system: System
 ) -> Rule | None:
-    """One of `possible` than which `rule`, the strictest by its action, is not stricter."""
+    """The strictest of `possible` by its action, if `rule` is stricter than it."""
     for each in possible:
         if each.outcome.gives != rule.outcome.gives:
             return each
@@ -142,7 +142,7 @@ def _decide(question: Question, rule: Rule, snapshot: Snapshot, system: System) 
 
 
 def _denied(rule: Rule, reason: str, notify: bool = True) -> Decision:
-    """What becomes of an allow or an ask that cannot be carried out."""
+    """The result of an allow or an ask that cannot be carried out."""
     return Decision("deny", rule, f"{rule.where} says {rule.action}, but {reason}", notify=notify)
 
 
@@ -199,7 +199,8 @@ def _ask(
 
 
 def resolved(word: str, default_dispvm: str | None, system: System) -> str | None:
-    """The VM's name, or @dispvm:TEMPLATE, that a target or a redirect means; None for none."""
+    """The VM's name, or @dispvm:TEMPLATE, that a target or a redirect means; None if there is
+    none."""
     if word == DISPVM:
         if default_dispvm is None:
             return None
@@ -214,8 +215,8 @@ def resolved(word: str, default_dispvm: str | None, system: System) -> str | Non
 
 
 def _scan(question: Question, snapshot: Snapshot) -> tuple[list[Rule], tuple[TraceStep, ...]]:
-    """The first match, by reading the rules in file order as an administrator would; before it
-    those that may match what is not fully known."""
+    """The first match, found by reading the rules in file order as an administrator would; and the
+    rules before it that may match what is not fully known."""
     steps: list[TraceStep] = []
     possible: list[Rule] = []
     services = service_tokens(question.service)
@@ -245,7 +246,7 @@ def _may_match(rule: Rule, question: Question) -> bool:
 
 
 def why_not(rule: Rule, question: Question) -> str:
-    """The first column of `rule` that does not match, as a sentence; "" when all do."""
+    """The first column of `rule` that does not match, as a sentence; "" if all match."""
     if not rule.selects and rule.argument not in ("*", question.argument):
         return f"argument {question.argument!r} is not {rule.argument!r}"
     if rule.source not in question.source_words:
@@ -258,7 +259,7 @@ def why_not(rule: Rule, question: Question) -> str:
 
 
 def _question(untrusted: object, system: System) -> Question:
-    """The request with every field checked; _RefusedError says what is wrong with it.
+    """The request with every field checked; _RefusedError says which is malformed.
 
     `type() is str`, not isinstance: a subclass could bring its own comparison or hash.
     """
@@ -293,7 +294,7 @@ def _malformed(what: str) -> _RefusedError:
 
 
 def _target(untrusted: object, system: System) -> str:
-    """A VM that exists, by its name, or one of @default, @adminvm, @dispvm, @dispvm:TEMPLATE."""
+    """An existing VM, by its name, or one of @default, @adminvm, @dispvm, @dispvm:TEMPLATE."""
     if type(untrusted) is not str or len(untrusted) > TARGET_MAX:
         raise _malformed("target is not a VM name")
     if untrusted in system.domains or untrusted in _AS_IT_IS:
@@ -310,7 +311,7 @@ def _target(untrusted: object, system: System) -> str:
         return DEFAULT if facts is None else facts.name
     if untrusted and not is_vm_name(untrusted):
         raise _malformed("target is not a VM name")
-    return DEFAULT  # none is named, or none that exists
+    return DEFAULT  # the request names none, or none that exists
 
 
 _AS_IT_IS = (DEFAULT, ADMIN, DISPVM)

@@ -1,6 +1,6 @@
-"""Reading the files and folders of a policy: bounded, never waiting, and noting what was seen.
+"""Reads the files and folders of a policy: bounded, without waiting, and noting what was seen.
 
-Nothing here raises for what is on disk: what goes wrong comes back as a sentence.
+No function here raises for what is on disk: it returns errors as sentences.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SUFFIX = ".policy"
 _FILE_NAME = re.compile(r"[0-9a-z_.-]+\.policy")
 
 # Policies have a handful of files; the bounds keep a folder that was filled by mistake, or files
-# that include each other over and over, from being read for minutes, with the old policy in force
-# and no word of it.
+# that include each other over and over, from being read for minutes, while the old policy is in
+# force without a word.
 FILES_MAX = 1000
 BYTES_MAX = 4 * FILE_MAX
 # Characters of a folder's path in an error.
@@ -33,10 +33,10 @@ _Look = Callable[[], object]
 
 
 class Files:
-    """The policy folders, the first having precedence, as one pass sees them.
+    """The policy folders, in order of precedence, as one pass sees them.
 
-    `replaced` puts content in the place of files of the last folder, by their path in it; None
-    takes one away.
+    `replaced` puts content in place of files of the last folder, by their path in it; None removes
+    one.
     """
 
     def __init__(
@@ -46,19 +46,19 @@ class Files:
         self._replaced = dict(replaced or {})
         self._seen: list[tuple[_Look, object]] = []
         self._real: dict[Path, Path] = {}
-        self._unsure: dict[Path, str] = {}  # where these lead to could not be told, and why
+        self._unsure: dict[Path, str] = {}  # whose target could not be determined, and why
         #: The folders in which a change may change the policy.
         self.watched: dict[Path, None] = dict.fromkeys(self.directories)
 
     def unchanged(self) -> bool:
-        """Is everything still as it was when this pass looked at it?"""
+        """Is everything as it was when this pass looked at it?"""
         return all(look() == found for look, found in self._seen)
 
     def policies_in(self, relative: str) -> tuple[dict[str, str], list[PolicyError], bool]:
         """The `*.policy` of a folder in all policy folders: their names, and their paths in those.
 
-        "" is the policy folders themselves. And what is wrong with them, and whether there is such
-        a folder at all.
+        "" is the policy folders themselves. Also returns their errors, and whether such a folder
+        exists at all.
         """
         paths: dict[str, str] = {}
         errors: list[PolicyError] = []
@@ -89,9 +89,9 @@ class Files:
         return sorted(kept)
 
     def _names(self, directory: Path, needed: bool) -> tuple[list[str], list[PolicyError], bool]:
-        """Hidden files and other suffixes are what editors and packaging leave about: not looked
-        at. A `.policy` whose name would not be read is an error, lest a rule be missing without a
-        word."""
+        """Editors and packaging leave hidden files and files with other suffixes: these are
+        ignored. A `.policy` file whose name would not be read is an error, so that no rule is
+        missed silently."""
         names: list[str] = []
         errors: list[PolicyError] = []
         listed = _listing(directory)
@@ -114,8 +114,8 @@ class Files:
         return names, errors, True
 
     def every_name(self, directory: Path) -> tuple[list[str], str]:
-        """The names in a folder outside of the policy folders that are not hidden, and why it
-        cannot be read; no folder is no names."""
+        """The names in a folder outside the policy folders that are not hidden, and why it cannot
+        be read; a missing folder has no names."""
         self.watched[directory] = None
         listed = _listing(directory, "")
         self._seen.append((lambda: _listing(directory, ""), listed))
@@ -124,7 +124,7 @@ class Files:
         return listed, ""
 
     def find(self, relative: str) -> Path | None:
-        """Where the file of that path is: in the first of the policy folders that has it."""
+        """The place of the file with that path: the first of the policy folders that has it."""
         for folder in self.directories:
             path = folder / relative
             self._watch(path)
@@ -150,9 +150,10 @@ class Files:
         return str(self._real.get(path, path))
 
     def read(self, path: Path, relative: str) -> bytes | str:
-        """The content, or why there is none."""
+        """The content, or the reason for having none."""
         if path in self._unsure:
-            # Where it leads to is not watched, so what is there now must not be in force for good.
+            # The link's target is not watched, so its present content must not be in force for
+            # good.
             return f"cannot be looked at: {self._unsure[path]}"
         if path == self.directories[-1] / relative:
             data = self._replaced.get(relative)
@@ -169,7 +170,7 @@ def _bad_name(name: str) -> PolicyError:
 
 @frozen
 class _Unlisted:
-    """Why a folder could not be listed; unlike an OSError, one equals another of its kind."""
+    """Why a folder could not be listed; unlike an OSError, it equals another of its kind."""
 
     number: int | None
     reason: str
@@ -188,7 +189,7 @@ def _listing(directory: Path, suffix: str = SUFFIX) -> list[str] | _Unlisted:
 
 
 def _signature(path: Path) -> tuple[int, ...] | int | None:
-    """Changes with every change of a file's content, and of what a link points to."""
+    """A digest that changes with every change of a file's content, and of a link's target."""
     try:
         found = os.stat(path)
     except OSError as error:
@@ -198,5 +199,5 @@ def _signature(path: Path) -> tuple[int, ...] | int | None:
 
 
 def shown_path(directory: Path) -> str:
-    """A folder's name may be of any bytes; what is sent and logged is text of one line."""
+    """A folder's name may contain any bytes; what is sent and logged is text of one line."""
     return printable_text(str(directory), PATH_SHOWN)

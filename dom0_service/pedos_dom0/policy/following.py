@@ -12,11 +12,11 @@ from pedos_host.folder_watch import FolderWatch
 
 from .whole_file import why
 
-# Seconds from a change to reading: an editor's write and rename, or a package's many files, come
-# as one burst, and there is no use in complaining of the half of it.
+# Seconds from a change to reading: an editor's write and rename, or a package's many files, come as
+# one burst, and reporting errors of half of it is useless.
 SETTLE = 0.05
-# Seconds after which files with errors are looked at again without a wake-up: what is wrong may
-# be mended where nothing is watched (behind a symbolic link, above a missing folder).
+# Seconds after which files with errors are read again without a wake-up: the cause may be corrected
+# where no watch sees it (behind a symbolic link, above a missing folder).
 AGAIN = 10.0
 
 
@@ -28,9 +28,9 @@ async def follow(
 ) -> NoReturn:
     """Calls `read` now and after every change in the folders `watched()`, until cancelled.
 
-    A reading may change both what is to be watched and whether it `is_flawed`, that is to be made
-    again without a change. `complain` is told, once each, why the folders cannot be watched; then
-    they are read now and then.
+    A reading may change both the folders to watch and whether it `is_flawed`, that is, to be
+    repeated without a change. `complain` is told, once each, why the folders cannot be watched;
+    then they are read at intervals.
     """
     complaint = ""
     while True:
@@ -38,10 +38,10 @@ async def follow(
         try:
             with FolderWatch(folders) as watch:
                 while True:
-                    # Once more at the start: something may have changed before the watch began.
+                    # Once more at the start: a file may have changed before the watch began.
                     await read()
                     if set(watched()) != set(folders):
-                        break  # what is linked to or included from elsewhere is to be watched too
+                        break  # watch link targets and included files elsewhere, too
                     with trio.move_on_after(AGAIN if is_flawed() else math.inf):
                         await watch.changed()
                         await trio.sleep(SETTLE)
@@ -50,6 +50,6 @@ async def follow(
             if why(error) != complaint:
                 complaint = why(error)
                 complain(complaint)
-        # What keeps it from being watched may keep it from being read: that is to be known now.
+        # The cause of a failed watch may prevent reading, too: find out now.
         await read()
         await trio.sleep(AGAIN)

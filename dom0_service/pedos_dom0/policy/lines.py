@@ -1,4 +1,4 @@
-"""From the bytes or the text of a policy file to lines with their fields, or to what is wrong."""
+"""From the bytes or the text of a policy file to lines with their fields, or to errors."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from attrs import frozen
 from pedos_protocol.names import printable_text
 
-# Characters of a rule. One is shown whole in answers, logs and error messages, and 512 is what a
-# message carries of a text. Comments may be as long as they like.
+# Characters of a rule. Answers, logs and error messages show a rule whole, and a message carries
+# 512 of a text. Comments may have any length.
 LINE_MAX = 512
 
 _FIELD = re.compile(r"[^ \t]+")
-# What may stand in a line that is not a comment: printable ASCII, blanks and tabs.
+# What a line may contain unless it is a comment: printable ASCII, blanks and tabs.
 _FOREIGN = re.compile(r"[^ -~\t]")
 
 _BYTE_ORDER_MARK = "\ufeff"
@@ -23,7 +23,7 @@ Fields = list[tuple[int, str]]  # column from 1, and the word that begins there
 
 @frozen
 class Problem:
-    """What is wrong in a line, before it is known which file that is of."""
+    """An error of a line, before it is known which file has it."""
 
     column: int
     message: str
@@ -31,7 +31,8 @@ class Problem:
 
 
 def lines_of(data: bytes | str) -> Iterator[str | UnicodeDecodeError]:
-    """The lines, one after the other: UTF-8 is checked line by line, so that each is placed.
+    """The lines, one after the other: UTF-8 is checked line by line, so that each error has its
+    place.
 
     Not split at once, since that would be one long step for a file of megabytes.
     """
@@ -75,9 +76,9 @@ def fields_of(line: str | UnicodeDecodeError) -> Fields | Problem:
 
 
 def shown_line(line: str | UnicodeDecodeError) -> str:
-    """The line for an error message: no more of it than a rule may have, nothing unprintable.
+    """The line for an error message: no longer than a rule, nothing unprintable.
 
-    Each character stays one, tabs becoming blanks, so that columns stay what they are.
+    Each character stays one, tabs becoming blanks, so that columns stay the same.
     """
     if isinstance(line, UnicodeDecodeError):
         line = bytes(line.object).decode("utf-8", "replace")

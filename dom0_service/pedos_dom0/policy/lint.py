@@ -1,8 +1,7 @@
-"""What is no error to the language, and yet surely a mistake: a user that cannot be, and rules that
-can never match.
+"""Mistakes that are no error to the language: impossible users, and rules that can never match.
 
-A policy with such rules is taken by the service, where they mean what they mean in the reference.
-Nothing here depends on which VMs there are, and nothing is said that is not sure.
+The service accepts a policy with such rules, which mean the same as in the reference. The checks
+here do not depend on which VMs exist, and report only what is certain.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from .tokens import ADMIN, ANY, ANY_VM, DEFAULT, DISPVM, DISPVM_OF, TYPE, UUID
 TYPES = ("AppVM", "TemplateVM", "StandaloneVM", "DispVM", "RemoteVM", ADMIN_TYPE)
 #: Characters of a user's name: ut_user of utmp(5), to which Debian's useradd and adduser keep.
 USER_MAX = 32
-#: Rules with globs that are compared with one later rule; beyond, some shadows are not seen.
+#: Rules with globs that are compared with one later rule; beyond this, some shadows are missed.
 GLOBS_MAX = 64
 
 _HEX = "0123456789abcdef"
 
 
 def user_problem(name: str) -> str | None:
-    """Why no Linux user can have this name: what passwd(5) cannot hold, or what every tool of
-    Debian that makes users refuses, even if it is told to allow bad names."""
+    """Why no Linux user can have this name: passwd(5) cannot hold it, or every tool of Debian that
+    makes users refuses it, even if it is told to allow bad names."""
     if len(name) > USER_MAX:
         return f"it has {len(name)} characters, and {USER_MAX} is the most"
     if name[0] in "-+~":
@@ -44,7 +43,7 @@ def user_problem(name: str) -> str | None:
 
 
 def errors(rules: Iterable[Rule]) -> Iterator[PolicyError]:
-    """The rules that name a user whom no system can have."""
+    """The rules with a user that no system can have."""
     for rule in rules:
         name = rule.outcome.user
         why = None if name is None else user_problem(name)
@@ -54,7 +53,7 @@ def errors(rules: Iterable[Rule]) -> Iterator[PolicyError]:
 
 
 def warnings(rules: Sequence[Rule]) -> Iterator[PolicyError]:
-    """The rules that can never decide anything, each with why."""
+    """The rules that can never decide anything, each with the reason."""
     before = _Before()
     for rule in rules:
         why = _unmatchable(rule)
@@ -72,7 +71,7 @@ def _at(rule: Rule, message: str, help_: str = "") -> PolicyError:
     return PolicyError(rule.file, rule.line, 1, message, help_, rule.text)
 
 
-# Words that stand for nothing
+# Words that match nothing
 
 
 def _unmatchable(rule: Rule) -> str | None:
@@ -100,7 +99,7 @@ def _word_of_nothing(word: str) -> str | None:
 
 
 def _selects_nothing(rule: Rule) -> str | None:
-    """Why there can be no such device. The parts of an identity are those of its class."""
+    """Why no such device can exist. The parts of an identity are those of its class."""
     parts = _parts(rule.argument)
     backend, port, identity = parts
     if "*" not in backend and not is_vm_name(backend):
@@ -129,7 +128,7 @@ def _parts(argument: str) -> tuple[str, str, str]:
     return backend, port, identity
 
 
-# Rules behind others
+# Rules that an earlier rule hides
 
 
 @frozen
@@ -139,14 +138,15 @@ class _Before:
     _by_words: dict[tuple[str, str, str], _Arguments] = field(factory=dict)
 
     def add(self, rule: Rule) -> None:
-        # What a rule sends elsewhere leaves its targets to others that `ask` may offer; and of a
-        # device whose kinds are not all known, no rule about kinds is sure to be the first.
+        # A redirecting rule leaves its targets to others that `ask` may offer; and for a device
+        # whose kinds are not all known, no rule about kinds is sure to be the first.
         if rule.outcome.target is None and _is_sure(rule):
             words = (rule.service, rule.source, rule.target)
             self._by_words.setdefault(words, _Arguments()).add(rule)
 
     def covering(self, rule: Rule) -> Rule | None:
-        """The first of them that matches all that `rule` matches; None if no single one does."""
+        """The first of them that matches everything that `rule` matches; None if no single one
+        does."""
         if rule.outcome.target is not None:
             return None
         found = []
@@ -185,7 +185,7 @@ class _Arguments:
 
 
 def _is_sure(rule: Rule) -> bool:
-    """Does it match all that it possibly matches (evaluate.py)?"""
+    """Does it match everything that it possibly matches (evaluate.py)?"""
     if not rule.selects or _parts(rule.argument)[2] == "*":
         return True
     return rule.service.rpartition(".")[2] not in (*LETTERS, ANY)
@@ -198,7 +198,8 @@ def _normal(rule: Rule) -> str:
 
 
 def _takes(glob: Glob, text: str) -> bool:
-    """Does it match all that the glob `text` matches? Sure for a `*` at the end of both."""
+    """Does it match everything that the glob `text` matches? Certain for a `*` at the end of
+    both."""
     if "*" not in text or glob.text == "*":
         return glob.matches(text)
     return glob.text == text

@@ -1,11 +1,11 @@
 """The snapshot of the policy folders that is in force, and how it follows the files.
 
-A policy is taken as a whole or not at all: one error in one file, and the snapshot before it stays
-in force. Before the first good one that is Snapshot.DENY_ALL.
+A policy is accepted as a whole or not at all: with one error in one file, the previous snapshot
+stays in force. Before the first good one that is Snapshot.DENY_ALL.
 
-A large policy is read, indexed and compared in a thread, and what it replaces is taken apart in
-one: each of them would hold up the event loop for longer than a request may wait. As only one
-thread runs Python at a time, that thread lets the loop in between every fraction of a millisecond.
+A thread reads, indexes and compares a large policy, and frees the one that it replaces: each of
+these steps would hold up the event loop for longer than a request may wait. Since only one thread
+runs Python at a time, that thread yields to the loop every fraction of a millisecond.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ __all__ = ["Loaded", "PolicyLoader", "read_policy"]
 
 log = logging.getLogger(__name__)
 
-# Seconds that the thread works before it lets others in, and for which it then stands back. A
-# thread that wants to run Python would otherwise be let in after 5 ms, several times a request.
+# Seconds that the thread works before it yields, and for which it then sleeps. Without this,
+# another thread that wants to run Python waits 5 ms, several times a request.
 WORK = 0.0004
 REST = 0.0002
 # How many rules of a replaced snapshot are freed at a time: freeing all is a long step.
@@ -42,7 +42,7 @@ _FREED_AT_ONCE = 64
 
 
 class _YieldToLoop:
-    """Stands back when it is called and there was WORK since the last time."""
+    """Sleeps when it is called and WORK has passed since the last time."""
 
     def __init__(self) -> None:
         self._until = time.perf_counter() + WORK
@@ -54,7 +54,7 @@ class _YieldToLoop:
 
 
 def _read_in_thread(directories: Sequence[Path], old: list[Snapshot]) -> Loaded:
-    """The policy, after the snapshots in `old` have been taken apart."""
+    """The policy, read after the snapshots in `old` have been freed."""
     yield_now = _YieldToLoop()
     while old:
         rules = list(old.pop().rules)
@@ -65,7 +65,7 @@ def _read_in_thread(directories: Sequence[Path], old: list[Snapshot]) -> Loaded:
 
 
 class PolicyLoader:
-    """Keeps the snapshot in force and says how it stands.
+    """Holds the snapshot in force and reports its status.
 
     A fresh loader denies all; `reload` or `run` reads the folders.
     """
@@ -77,8 +77,8 @@ class PolicyLoader:
         self._digest = b""
         self._files = 0
         self._watched: tuple[Path, ...] = tuple(self._directories)
-        # Those that were replaced. A decider lets go of its own at the next request; then
-        # it goes here, in the thread of the next reading, rather than there at the loop's cost.
+        # The replaced ones. A decider drops its own at the next request; the last reference is then
+        # here, and the thread of the next reading frees it instead of the loop.
         self._old: list[Snapshot] = []
         self._errors: tuple[PolicyError, ...] = (
             PolicyError("", 0, 0, "the policy has not been read yet"),
@@ -91,7 +91,7 @@ class PolicyLoader:
 
     @property
     def errors(self) -> tuple[PolicyError, ...]:
-        """Everything that is wrong with the files as they are now; none when they are in force."""
+        """All errors of the files as they are now; none if they are in force."""
         return self._errors
 
     def status(self) -> messages.PolicyStatus:
@@ -112,13 +112,13 @@ class PolicyLoader:
         )
 
     def reload(self) -> bool:
-        """Reads the folders now; True when what they say is in force."""
+        """Reads the folders now; True if their content is in force."""
         return self._take(read_policy(self._directories))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reads the folders, then again after every change, until cancelled.
 
-        Raises nothing of its own: a folder that cannot be watched is read again now and then.
+        Raises no errors of its own: a folder that cannot be watched is read at intervals.
         """
         self.reload()
         task_status.started()
@@ -133,7 +133,7 @@ class PolicyLoader:
         self._take(await in_thread(partial(_read_in_thread, self._directories, self._old)))
 
     def _take(self, loaded: Loaded) -> bool:
-        """The only place where the policy in force changes."""
+        """The only place that changes the policy in force."""
         before, self._errors = set(self._errors), loaded.errors
         self._watched = loaded.watched
         if loaded.errors:
@@ -150,7 +150,7 @@ class PolicyLoader:
         return True
 
     def _complain(self, news: list[PolicyError]) -> None:
-        """Says each new error once: a folder may change often while a file stays broken."""
+        """Logs each new error once: a folder may change often while a file stays broken."""
         if self._loaded_at:
             meanwhile = f"the policy of {self._loaded_at} stays in force"
         else:
@@ -160,7 +160,7 @@ class PolicyLoader:
 
 
 def _first(errors: Sequence[PolicyError]) -> Sequence[PolicyError]:
-    """As many as a log takes, the last saying how many were left off."""
+    """As many as fit into the log, the last saying how many were left out."""
     if len(errors) <= ERRORS_MAX:
         return errors
     more = PolicyError("", 0, 0, f"{len(errors) - ERRORS_MAX + 1} errors more")

@@ -18,11 +18,11 @@ def _characters_before(_text: str, column: int) -> int:
 
 @frozen(order=True)
 class PolicyError:
-    """One thing that is wrong with a policy.
+    """One error of a policy.
 
-    `line` and `column` count from 1, the column in characters; both are 0 when the error is about
-    the file or folder itself. `file` is a file's name, or a folder's path. `help` says what would
-    be right, `text` is the line as it stands in the file; both may be empty.
+    `line` and `column` count from 1, the column in characters; both are 0 when the error concerns
+    the file or folder itself. `file` is a file's name, or a folder's path. `help` is the
+    correction, `text` the line as the file has it; both may be empty.
     """
 
     file: str
@@ -36,9 +36,11 @@ class PolicyError:
         return f"{self.file}:{self.line}:{self.column}: {self.message}"
 
     def render(self, columns_before: Callable[[str, int], int] = _characters_before) -> str:
-        """The error for a terminal: where and what, the line with a caret under it, the help.
+        """The error for a terminal: place and message, the line with a caret under it, the help.
 
-        `columns_before` says how far to the right the character at a column of a text stands."""
+        `columns_before` tells how far to the right the character at a column of a text is
+        displayed.
+        """
         lines = [str(self)]
         if self.text and self.column:
             before = columns_before(self.text, self.column)
@@ -50,14 +52,14 @@ class PolicyError:
 
 @frozen
 class Outcome:
-    """What a rule decides: its action and parameters, with what is meant where one is left out.
+    """What a rule decides: its action and parameters, with defaults for the missing ones.
 
-    `target` is where a call is sent instead of to what it named. Rules of one file that decide the
-    same share one Outcome.
+    `target` is the VM that a call is redirected to. Rules of one file that decide the same share
+    one Outcome.
     """
 
     action: str  # allow, ask or deny
-    parameters: Mapping[str, str] = NO_PARAMETERS  # as they were written
+    parameters: Mapping[str, str] = NO_PARAMETERS  # as the file has them
     target: str | None = None
     user: str | None = None
     autostart: bool = True
@@ -67,13 +69,13 @@ class Outcome:
 
     @property
     def gives(self) -> tuple[str | None, str | None, bool]:
-        """What two rules have to agree in for one of them to be the stricter: where a call goes, as
-        whom, and whether that VM is started for it."""
+        """What two rules must have in common for one of them to be the stricter: the call's target
+        and user, and whether that VM is started for it."""
         return self.target, self.user, self.autostart
 
     @property
     def text(self) -> str:
-        """The same for outcomes that decide the same."""
+        """The same value for outcomes that decide the same."""
         return " ".join(
             map(str, (self.action, *self.gives, self.notify, self.default_target, self.read_only))
         )
@@ -83,7 +85,7 @@ class Outcome:
 class Rule:
     """One line of a policy. `text` is that line with single spaces between its columns.
 
-    `file` is the name of the file that it stands in, which may be one that another includes.
+    `file` is the name of the file that contains it, which may be an included one.
     """
 
     file: str
@@ -109,8 +111,8 @@ class Rule:
         return self.outcome.parameters
 
     def takes(self, argument: str, device: DeviceParts | None) -> bool:
-        """Does the argument column match? `device` is the argument's parts, for a device of which
-        all is known."""
+        """Does the argument column match? `device` is the argument's parts, for a device that is
+        fully known."""
         if self.argument == "*":
             return True
         if self.selects:
@@ -118,7 +120,7 @@ class Rule:
         return self.argument == argument
 
     def takes_open(self, device: DeviceParts) -> int:
-        """NO, POSSIBLE or SURE: the same for a device of which not all is known."""
+        """NO, POSSIBLE or SURE: the same for a device that is not fully known."""
         if self.argument == "*":
             return SURE
         return match_open(self.argument, device) if self.selects else NO

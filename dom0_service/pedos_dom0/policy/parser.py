@@ -1,6 +1,6 @@
-"""From the content of a policy file to its rules and directives, or to all that is wrong with it.
+"""From the content of a policy file to its rules and directives, or to all its errors.
 
-Reading goes on after an error, so that an administrator sees all of them at once.
+Parsing continues after an error, so that an administrator sees all of them at once.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from .yielding import YieldNow, never, yielding
 
 __all__ = ["Directive", "Parsed", "PolicyError", "parse", "parse_file"]
 
-# Several times the largest policy that is known; keeps a wrong file (a disk image
-# named 50-x.policy) from being read and parsed for minutes.
+# Several times the largest known policy; keeps a wrong file (a disk image named 50-x.policy) from
+# being read and parsed for minutes.
 FILE_MAX = 4 * 1024 * 1024
-# Per file. Five times the 10,000 that the performance gates speak of.
+# Per file. Five times the 10,000 that the performance gates require.
 RULES_MAX = 50_000
 # Per file: all errors of a file that people write, but not one for each line of a binary file.
 ERRORS_MAX = 500
 
-#: Each directive and what follows it.
+#: Each directive and its arguments.
 DIRECTIVES = {
     "!include": ("FILE",),
     "!include-dir": ("DIR",),
@@ -35,7 +35,7 @@ DIRECTIVES = {
 
 @frozen
 class Directive:
-    """A line that brings in other files: where it stands, and how it is written there."""
+    """A line that includes other files: its place, and its text."""
 
     name: str
     words: tuple[str, ...]
@@ -45,13 +45,13 @@ class Directive:
 
     @property
     def path(self) -> str:
-        """The file or folder, as it is written; "" for `!compat-4.0`."""
+        """The file or folder, as the line has it; "" for `!compat-4.0`."""
         return self.words[-1] if self.words else ""
 
 
 @frozen
 class Parsed:
-    """What one file says, in its order. With any error the rules are for tools, not for use."""
+    """The content of one file, in its order. With any error the rules are for tools only."""
 
     items: list[Rule | Directive] = field(factory=list)
     errors: list[PolicyError] = field(factory=list)
@@ -60,9 +60,9 @@ class Parsed:
 def parse_file(name: str, content: str | bytes) -> tuple[list[Rule], list[PolicyError]]:
     """The rules of one file, and its errors in the order of their places.
 
-    For a policy that consists of nothing else: a directive is an error, as there is no folder in
-    which to look. `name` is the file's name as rules and errors show it. With any error the rules
-    are those of the good lines only: they are for tools, never for deciding.
+    For a policy that consists of this file alone: a directive is an error, as there is no folder to
+    look in. `name` is the file's name in rules and errors. With any error the rules are those of
+    the good lines only: they are for tools, never for deciding.
     """
     parsed = parse(name, content)
     errors = list(parsed.errors)
@@ -87,8 +87,8 @@ def parse(
     service: tuple[str, str] | None = None,
     yield_now: YieldNow = never,
 ) -> Parsed:
-    """Everything in a file. With `service`, its lines are SOURCE TARGET ACTION [NAME=VALUE ...]
-    of that service and argument. `yield_now` is called now and then, as for Snapshot."""
+    """Everything in a file. With `service`, its lines are SOURCE TARGET ACTION [NAME=VALUE ...] of
+    that service and argument. `yield_now` is called at intervals, as for Snapshot."""
     parsed = Parsed()
     if len(content) > FILE_MAX:
         unit = "characters" if isinstance(content, str) else "bytes"
@@ -165,7 +165,7 @@ def _directive(
 
 
 def _service_words_problem(fields: Fields) -> Problem | None:
-    """What is wrong with SERVICE and ARGUMENT of an !include-service."""
+    """The errors of SERVICE and ARGUMENT of an !include-service."""
     (at, service), (argument_at, argument) = fields[1:3]
     why = service_problem(service)
     if why is None:

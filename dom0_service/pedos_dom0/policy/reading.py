@@ -17,19 +17,20 @@ from .yielding import YieldNow, never
 
 # The reference's bound, and more than a reader can follow.
 DEPTH_MAX = 16
-# A pass over the files that finds them changed at its end is made again, this often: files
-# that change more often cause a wake-up afterwards anyhow.
+# How often a pass is repeated that finds at its end that the files have changed: files that change
+# more often cause a wake-up afterwards anyhow.
 PASSES_MAX = 3
 
 
 @frozen
 class Loaded:
-    """What the folders say. With any error, `rules` are not for use, and `snapshot` denies all.
+    """The content of the folders. With any error, `rules` are not for use, and `snapshot` denies
+    all.
 
     `files` are the names of the files that were read, each once, in reading order; `watched` the
     folders in which a change may change the policy; `digest` is the same for the same content.
-    `services` are those of the files whose lines have no columns for service and argument, since
-    an `!include-service` has said them.
+    `services` are those of the files whose lines have no columns for service and argument, because
+    an `!include-service` names them.
     """
 
     rules: tuple[Rule, ...]
@@ -51,9 +52,9 @@ def read_policy(
     """All rules of all files, in one pass during which nothing changed.
 
     Files are read in C-locale order of their names, whichever folder they are in; of two with the
-    same name, the one in the earlier folder counts. `replaced` puts content in the place of files
-    of the last folder (None: in the place of none), to see what would be before it is written.
-    `yield_now` is called now and then. Raises nothing: what goes wrong is an error.
+    same name, the one in the earlier folder counts. `replaced` puts content in place of files of
+    the last folder (None: removes one), to see the result before it is written. `yield_now` is
+    called at intervals. Raises nothing: it returns errors.
     """
     directories = [Path(directory) for directory in directories]
     for _ in range(PASSES_MAX):
@@ -67,21 +68,21 @@ def read_policy(
 
 
 class _EnoughError(Exception):
-    """A bound was passed; the error that says so has been noted."""
+    """A bound was exceeded; the error that says so has been noted."""
 
 
 @frozen
 class _Place:
-    """A file that is being read: how it was reached, and who its rules are for."""
+    """A file that is being read: how it was reached, and the service of its rules."""
 
-    name: str  # as errors and rules show it
+    name: str  # its name in errors and rules
     real: str  # without symbolic links: two names of one file are one file
-    line: int = 0  # of the directive in it that is being followed
+    line: int = 0  # of the directive that is being followed
     service: tuple[str, str] | None = None
     via: _Place | None = None
 
     def chain(self) -> list[_Place]:
-        """From the file that was read first to this one."""
+        """The chain from the file that was read first to this one."""
         places, place = [self], self.via
         while place is not None:
             places.append(place)
@@ -123,7 +124,7 @@ class _Pass:
             for name, relative in paths.items():
                 path = self.files.find(relative)
                 if path is None:
-                    continue  # taken away since it was listed: the pass is made again
+                    continue  # removed since it was listed: the pass is repeated
                 content = self.files.read(path, relative)
                 if isinstance(content, str):
                     self._names[name] = None
@@ -134,7 +135,7 @@ class _Pass:
             pass
 
     def _take(self, place: _Place, content: bytes) -> None:
-        """The rules of a file that was read, those of what it includes in their places."""
+        """The rules of a file, with those of included files in their places."""
         self._names[place.name] = None
         if place.service is not None:
             self._services[place.name] = place.service
@@ -150,7 +151,8 @@ class _Pass:
         own = parsed.errors
         told = 0
         for item in parsed.items:
-            # Errors come out in the order of lines, those of an included file where it is included.
+            # Errors come in the order of lines, those of an included file at the place of its
+            # inclusion.
             while told < len(own) and own[told].line <= item.line:
                 self.errors.append(own[told])
                 told += 1

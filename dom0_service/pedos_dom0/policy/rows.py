@@ -1,11 +1,11 @@
-"""Sets of rows of a table, by the texts that stand in one of its columns.
+"""Sets of rows of a table, by the texts in one of its columns.
 
-A set of rows is a whole number whose bit N is set when row N is in it, so that two sets have in
-common what `&` gives. In a long table a text with few rows has them as a tuple, as ten thousand
-texts with one row each would otherwise take ten thousand numbers of up to ten thousand bits.
+A set of rows is an integer whose bit N is set when row N is in it, so that `&` gives the common
+rows of two sets. In a long table a text with few rows has them as a tuple; otherwise ten thousand
+texts with one row each would take ten thousand integers of up to ten thousand bits.
 
-Numbers, and dicts and tuples of nothing but numbers and texts, cost the garbage collector nothing,
-which would otherwise hold up the event loop.
+The garbage collector does not track integers, nor dicts and tuples of integers and texts alone;
+with other objects, it would hold up the event loop.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def places(texts: Iterable[str], yield_now: YieldNow) -> Iterator[tuple[str, lis
         if first.setdefault(text, row) != row:
             more.setdefault(text, []).append(row)
     for text, row in yielding(first.items(), yield_now):
-        # The lists are let go of one by one: all at once would be a long step.
+        # The lists are freed one by one: freeing all at once would be a long step.
         yield text, [row, *more.pop(text, ())]
 
 
 def column(texts: Iterable[str], yield_now: YieldNow) -> dict[str, Rows]:
-    """As `places`, to be kept."""
+    """As `places`, in the form to keep."""
     return {text: _rows(rows, yield_now) for text, rows in places(texts, yield_now)}
 
 

@@ -1,4 +1,4 @@
-"""From the fields of one line to a rule, or to everything that is wrong with it."""
+"""From the fields of one line to a rule, or to all its errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ _Why = tuple[str, str]  # message, help
 
 @frozen
 class _Parameter:
-    """Which rules may carry it, and what its value is: yes or no, a VM, or a user's name."""
+    """Which rules may carry a parameter, and the kind of its value: yes or no, a VM, or a user's
+    name."""
 
     kind: str
     actions: tuple[str, ...]
@@ -52,7 +53,7 @@ _ARGUMENT = re.compile(r"\+[A-Za-z0-9._+-]*")
 
 @frozen
 class Reader:
-    """Makes the rules of one file. Outcomes that say the same are made once."""
+    """Makes the rules of one file. Equal outcomes are made once."""
 
     file: str
     _outcomes: dict[tuple[str, ...], Outcome] = field(factory=dict, repr=False)

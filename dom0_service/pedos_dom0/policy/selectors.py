@@ -1,9 +1,9 @@
-"""The argument column of a device rule: which devices it selects, and how sure that is.
+"""The argument column of a device rule: which devices it selects, and how certain that is.
 
-Most identities are known in full, and then a selector matches or does not. Where a device's kinds
-are not all known (pedos_protocol.kinds), a selector matches *possibly* if some device that begins
-as this one would match, and *certainly* if every such device would. What rules do with that is in
-evaluate.py: what is not known must never get a device more than it would get if it were known.
+Most identities are fully known, and then a selector matches or does not. If a device's kinds are
+not all known (pedos_protocol.kinds), a selector matches *possibly* if some device that begins like
+this one would match, and *certainly* if every such device would. evaluate.py decides what rules do
+with that: what is unknown must never get a device more than it would get if it were known.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pedos_protocol.names import shown
 
 SELECTOR_PARTS = ("BACKEND", "PORT", "IDENTITY")
 SELECTOR_SHAPE = "+BACKEND:PORT:IDENTITY"
-#: Before the kinds that a device may have, and has no other than: the end of an IDENTITY.
+#: The prefix of a list of kinds, at the end of an IDENTITY: the device has no other kinds.
 ONLY = "only="
 _ONLY_SHAPE = "only=u08*,u0e*"
 
-# Of 10,000 rules few are ever compared with a device: the index finds the others out before. So
-# their globs are taken apart when they are needed, and the garbage collector, which holds up the
-# event loop, has that many objects less to look at.
+# Of 10,000 rules few are ever compared with a device, because the index excludes the others. So
+# their globs are parsed on demand, and the garbage collector, which holds up the event loop, has
+# fewer objects to look at.
 SELECTORS_KEPT = 4096
 
 _ALLOWED = (
@@ -32,7 +32,7 @@ _ALLOWED = (
     re.compile(r"[A-Za-z0-9._*-]+"),
     re.compile(r"[A-Za-z0-9:._*-]+"),
 )
-# `u080650`, `u08*`, `u*`; or the mark of what is not known.
+# `u080650`, `u08*`, `u*`; or the mark of unknown kinds.
 _KIND = re.compile(rf"[up](?:[0-9a-f]{{6}}|[0-9a-f]{{0,5}}\*|{UNKNOWN})")
 
 
@@ -40,10 +40,10 @@ Kinds = tuple[str, tuple[str, ...]]
 
 
 class DeviceParts(NamedTuple):
-    """The device that a request is about.
+    """The device of a request.
 
-    `kinds` is what kinds.kinds_in says of the identity, None for a device of a class that has none.
-    `open` is None when all that it is is known.
+    `kinds` is what kinds.kinds_in finds in the identity, None for a device of a class without
+    kinds. `open` is None if the device is fully known.
     """
 
     backend: str
@@ -55,10 +55,10 @@ class DeviceParts(NamedTuple):
 
 @frozen
 class Glob:
-    """A text in which each `*` stands for any run of characters, none included.
+    """A text in which each `*` stands for any run of characters, also an empty one.
 
-    Matching is by searching for the pieces from left to right, never by a regular expression: a VM
-    chooses the texts, and backtracking over several `*` would let it choose the time too.
+    Matching searches the pieces from left to right, never with a regular expression: a VM chooses
+    the texts, and backtracking over several `*` would let it choose the time too.
     """
 
     text: str
@@ -97,7 +97,7 @@ class Glob:
             return False
         position = len(first)
         for at, piece in enumerate(rest, start=1):
-            # As early as it can be: what then has to be in the unknown text is the least.
+            # As early as possible: this leaves the least to be found in the unknown text.
             found = known.find(piece, position) if at < len(rest) else -1
             if found < 0:
                 left = known[position:]
@@ -109,7 +109,7 @@ class Glob:
         return True
 
     def certainly(self, device: Open) -> bool:
-        """Does it match all that may follow `device.known`, or speak of the unknown itself?"""
+        """Does it match everything that may follow `device.known`, or name the unknown itself?"""
         if self.text == device.identity:
             return True
         if UNKNOWN in self.text and self.matches(device.identity):
@@ -119,7 +119,7 @@ class Glob:
 
 @frozen
 class Only:
-    """The end of an IDENTITY that covers *all* kinds of a device: each has to be one of these."""
+    """The end of an IDENTITY that covers *all* kinds of a device: each must be one of these."""
 
     text: str
     _head: Glob
@@ -148,14 +148,14 @@ class Selector:
     checks: tuple[tuple[int, Glob | Only], ...]
 
     def matches(self, device: DeviceParts) -> bool:
-        """Does it select a device of which all is known?"""
+        """Does it select a device that is fully known?"""
         for at, glob in self.checks:  # noqa: SIM110 - all() costs a third more, per rule
             if not glob.matches(device[at]):  # type: ignore[arg-type]
                 return False
         return True
 
     def why_not(self, device: DeviceParts) -> str:
-        """Which part did not match; "" when all did."""
+        """The part that did not match; "" if all did."""
         for at, glob in self.checks:
             if device.open is not None and at >= _IDENTITY:
                 match = _match_identity(glob, device.open)
@@ -177,7 +177,7 @@ NO, POSSIBLE, SURE = 0, 1, 2
 
 @lru_cache(maxsize=SELECTORS_KEPT)
 def selector(argument: str) -> Selector:
-    """From `+BACKEND:PORT:IDENTITY`. IDENTITY holds colons itself, so two splits at most."""
+    """From `+BACKEND:PORT:IDENTITY`. IDENTITY contains colons itself, so two splits at most."""
     parts = argument[1:].split(":", 2)
     checks: list[tuple[int, Glob | Only]] = [
         (at, Glob(part)) for at, part in enumerate(parts[:_IDENTITY]) if part != "*"
@@ -189,7 +189,7 @@ def selector(argument: str) -> Selector:
 
 
 def match_open(argument: str, device: DeviceParts) -> int:
-    """NO, POSSIBLE or SURE: does a selector match a device of which not all is known?"""
+    """NO, POSSIBLE or SURE: does a selector match a device that is not fully known?"""
     unknown = device.open
     assert unknown is not None
     place, _, rest = argument.partition(":")
@@ -218,8 +218,8 @@ def _identity_check(identity: str) -> Glob | Only:
 
 
 def only_of(identity: str) -> tuple[str, str | None]:
-    """What stands before `only=` in a rule's IDENTITY (`*` for nothing), and the kinds after it;
-    the whole and None where there is none."""
+    """The text before `only=` in a rule's IDENTITY (`*` for an empty one), and the kinds after it;
+    the whole and None if there is no `only=`."""
     head, found, kinds = identity.rpartition(ONLY)
     if not found or (head and not head.endswith(":")):
         return identity, None
@@ -227,7 +227,7 @@ def only_of(identity: str) -> tuple[str, str | None]:
 
 
 def without_only(argument: str) -> str:
-    """A selector that selects those devices and more, of globs alone: for the index."""
+    """A selector of globs alone that selects those devices and more: for the index."""
     head, found, _ = argument.rpartition(":" + ONLY)
     if not found:
         return argument
@@ -236,7 +236,7 @@ def without_only(argument: str) -> str:
 
 
 def device_parts(device_class: str, backend: str, port: str, identity: str) -> DeviceParts:
-    """The device of a request, whose parts have been checked."""
+    """The device of a request whose parts have been checked."""
     if device_class not in LETTERS:
         return DeviceParts(backend, port, identity)
     kinds, unknown = kinds_in(identity), open_part(device_class, identity)
@@ -244,7 +244,7 @@ def device_parts(device_class: str, backend: str, port: str, identity: str) -> D
 
 
 def selector_problem(device_class: str, argument: str) -> tuple[str, str] | None:
-    """Why `argument` is no selector for devices of that class (`*` for any), and what would be."""
+    """Why `argument` is no selector for devices of that class (`*` for any), and the correction."""
     if argument == "+":
         return "'+' selects no device", "write '*' for every device"
     for at, part in enumerate(argument[1:].split(":", 2)):

@@ -1,14 +1,14 @@
-"""The immutable snapshot of a policy, and the index through which its rules are found.
+"""The immutable snapshot of a policy, and the index that finds its rules.
 
-The rules of one service word are a table, and what is looked for in it are sets of rows, kept as
-the bits of whole numbers: those whose source stands for the caller, those whose target stands for
-what is called, and those whose argument may match (arguments.py). What is in all three is looked at
-in file order, which is a rule or two. The first two sets are the same for every request with that
-caller or that target, so they are made once and kept; a number of ten thousand bits is compared in
-a fraction of a microsecond.
+The rules of one service word are a table. A lookup intersects three sets of rows, kept as the bits
+of integers: rows whose source stands for the caller, rows whose target stands for the called VM,
+and rows whose argument may match (arguments.py). The engine tries the rows in all three in file
+order, which are a rule or two. The first two sets are the same for every request with that caller
+or that target, so they are made once and kept; comparing an integer of ten thousand bits takes a
+fraction of a microsecond.
 
-The index depends on the rules alone, not on which VMs there are: a request brings the words that
-stand for what it asks.
+The index depends on the rules alone, not on which VMs exist: a request brings the words that stand
+for its VMs.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from .selectors import NO, SURE, DeviceParts
 from .tokens import service_tokens
 from .yielding import YieldNow, never
 
-# Callers or targets whose sets of rows are kept: as many as a machine has VMs, and more. When there
-# are more, all are forgotten.
+# Callers or targets whose sets of rows are kept: more than a machine has VMs. Beyond this, all are
+# forgotten.
 KEPT_MAX = 1024
 
 _Kept = dict[frozenset[str], dict[str, int]]  # by the words of a VM and the word of the service
@@ -36,8 +36,8 @@ _Kept = dict[frozenset[str], dict[str, int]]  # by the words of a VM and the wor
 class Table:
     """The rules of one service word. A row is a rule's place among them, from 0 in file order.
 
-    `offers` has, for `ask`, the rows under the word of what they would give: that of their redirect
-    if they have one, else of their target.
+    `offers` has, for `ask`, the rows under the word of the target that they would give: that of
+    their redirect if they have one, else of their target.
     """
 
     __slots__ = ("arguments", "denies", "offers", "outcomes", "positions", "sources", "targets")
@@ -75,9 +75,9 @@ class Table:
         return best
 
     def possible(self, rows: int, rules: tuple[Rule, ...], device: DeviceParts) -> list[int]:
-        """The positions of those of `rows` that may match, up to the first that decides it all: it
-        is sure to match, or denies, than which nothing is stricter. Of rows that decide the same
-        the first is enough."""
+        """The positions of those of `rows` that may match, up to the first that settles it: it is
+        sure to match, or denies, which is the strictest action. Of rows that decide the same the
+        first is enough."""
         if self.arguments is not None:
             if device.open is not None and device.open.fill is None:
                 return self._of_place(rows & self.arguments.of_place(device), self.arguments)
@@ -95,9 +95,9 @@ class Table:
         return found
 
     def _of_place(self, rows: int, arguments: Arguments) -> list[int]:
-        """`possible` of a device of which nothing but its place is known; `rows` are for that. Any
-        VM can ask for one that there is not, so it costs what different outcomes there are, and
-        not what rules."""
+        """`possible` for a device of which only the place is known; `rows` are for that. Any VM can
+        ask for a device that does not exist, so the cost depends on the number of different
+        outcomes, not of rules."""
         ends = rows & (arguments.any_identity | self.denies)
         if ends:
             rows &= ends ^ (ends - 1)  # up to the first of them
@@ -116,7 +116,7 @@ def _tuple(rules: Iterable[Rule]) -> tuple[Rule, ...]:
 class Snapshot:
     """All rules of a policy in their order, indexed. A new policy is a new snapshot.
 
-    `yield_now` is called now and then while the index is made, for a caller that makes a large one
+    `yield_now` is called at intervals while the index is made, for a caller that makes a large one
     beside an event loop.
     """
 
@@ -145,7 +145,7 @@ class Snapshot:
         return rules[best] if best < limit else None
 
     def possible(self, question: Question, device: DeviceParts) -> list[Rule]:
-        """For a device of which not all is known, the rules of which one is the first that matches:
+        """For a device that is not fully known, the rules of which one is the first that matches:
         those that may, in file order, up to the first that is sure to, or that denies."""
         rules = self.rules
         found: list[int] = []
@@ -181,8 +181,7 @@ class Snapshot:
     def offers(self, question: Question, known: KeysView[str]) -> list[tuple[int, str]]:
         """(position, word) of each rule that decides over the targets which the word stands for.
 
-        The target that is asked for is left out of account; of the words only those in `known`.
-        In file order.
+        Ignores the target of the request; of the words only those in `known`. In file order.
         """
         limit = len(self.rules)
         found: dict[str, int] = {}
@@ -200,8 +199,8 @@ class Snapshot:
         return sorted((position, word) for word, position in found.items())
 
     def _first_offer(self, table: Table, rows: int, question: Question, best: int) -> int:
-        """Of what is not fully known a rule takes away as soon as it may match, and gives only when
-        it is sure to."""
+        """For a device that is not fully known, a rule removes targets if it may match, and adds
+        them only if it is sure to."""
         device = question.device
         if device is None or device.open is None:
             return table.first(rows, self.rules, question, best)
@@ -213,7 +212,7 @@ class Snapshot:
 
 
 def _kept(by_words: _Kept, words: frozenset[str]) -> dict[str, int]:
-    """The sets of rows for those words, by service word; filled when one more is needed."""
+    """The sets of rows for those words, by service word; filled on demand."""
     found = by_words.get(words)
     if found is None:
         if len(by_words) >= KEPT_MAX:

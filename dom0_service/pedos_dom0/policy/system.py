@@ -1,7 +1,7 @@
-"""What is known of the VMs when a request is judged: the facts, as an immutable value.
+"""The facts about VMs that a decision uses, as an immutable value.
 
-Rules speak of VMs by name, UUID, type, tag and disposable template; a `System` is what those words
-are looked up in. It is made from the hypervisor driver's list and `vms.d`, or from a JSON file.
+Rules name VMs by name, UUID, type, tag and disposable template; a `System` resolves those words. It
+is made from the hypervisor driver's list and `vms.d`, or from a JSON file.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pedos_protocol.names import shown
 
 ADMIN_VM = "dom0"
 ADMIN_TYPE = "AdminVM"
-#: The power state in which a VM can be given something without being started first.
+#: The power state in which a VM can be given a device without being started first.
 RUNNING = "Running"
 
-# A machine has a few hundred VMs at the most; the bounds keep a wrong file from filling the memory.
+# A machine has at most a few hundred VMs; the bounds keep a wrong file from filling the memory.
 DOMAINS_MAX = 10_000
 TAGS_MAX = 1_000  # of one VM
 TEXT_MAX = 256  # characters of a name, a tag, a type
 
 
 class SystemFactsError(ValueError):
-    """The facts cannot be read; the text is a sentence that says where and why."""
+    """The facts cannot be read; the text is a sentence with the place and the reason."""
 
 
 def _tags(tags: object) -> frozenset[str]:
@@ -33,10 +33,10 @@ def _tags(tags: object) -> frozenset[str]:
 
 @frozen
 class VmFacts:
-    """What is known of one VM. `power_state` is Running, or anything else for one that is not.
+    """The facts about one VM. `power_state` is Running, or anything else if it does not run.
 
     `default_dispvm` names the template of the disposables that this VM gets; `internal` VMs are
-    never offered to a user to choose from.
+    never offered to a user as a choice.
     """
 
     name: str
@@ -68,12 +68,12 @@ def _with_admin(domains: Mapping[str, VmFacts]) -> Mapping[str, VmFacts]:
 
 @frozen
 class System:
-    """The VMs that exist, by name; dom0 is always among them. Never changed after it is made."""
+    """The existing VMs, by name; dom0 is always among them. Immutable."""
 
     domains: Mapping[str, VmFacts] = field(factory=dict, converter=_with_admin)
     #: VMs by their UUID, where they have one.
     by_uuid: Mapping[str, VmFacts] = field(init=False, eq=False, repr=False)
-    #: The words that stand for a VM, filled by tokens.py as VMs are met; at most one entry a VM.
+    #: The words that stand for a VM, filled by tokens.py on demand; at most one entry per VM.
     words: dict[str, frozenset[str]] = field(init=False, eq=False, repr=False, factory=dict)
 
     #: What each word of the target column stands for, filled by candidates.py at the first `ask`.
@@ -84,11 +84,11 @@ class System:
         object.__setattr__(self, "by_uuid", MappingProxyType(by_uuid))
 
     def get(self, name: str) -> VmFacts | None:
-        """The facts of a VM; None when there is no such VM."""
+        """The facts about a VM; None if it does not exist."""
         return self.domains.get(name)
 
     def runs(self, target: str) -> bool:
-        """Is this there without being started? A disposable, or a VM that is not known, is not."""
+        """Does it run already? A disposable, or an unknown VM, does not."""
         facts = self.domains.get(target)
         return facts is not None and (facts.power_state == RUNNING or target == ADMIN_VM)
 
@@ -98,9 +98,9 @@ class System:
 
     @classmethod
     def from_json(cls, untrusted: object) -> System:
-        """From `{"domains": {NAME: {...}}}`, or that under `system_info`; other keys are ignored.
+        """From `{"domains": {NAME: {...}}}`, or that under `system_info`; ignores other keys.
 
-        A fact that is left out has VmFacts' value. Raises SystemFactsError.
+        A missing fact has VmFacts' default. Raises SystemFactsError.
         """
         if isinstance(untrusted, Mapping) and "system_info" in untrusted:
             untrusted = untrusted["system_info"]

@@ -1,9 +1,9 @@
-"""What the words of a rule stand for.
+"""The meaning of the words of a rule.
 
-Matching is done with sets of words, not with predicates: the words of the VM work are `work`, `*`,
-`@anyvm`, `@type:AppVM`, `@tag:...` and `uuid:...`, and a rule matches when the word in its column
-is among them. So a request is turned into words once, each rule costs a look-up, and a snapshot
-can be indexed by all of service, source and target, for all kinds of words that its rules use.
+Matching uses sets of words, not predicates: the words of the VM work are `work`, `*`, `@anyvm`,
+`@type:AppVM`, `@tag:...` and `uuid:...`, and a rule matches when the word in its column is among
+them. So a request is turned into words once, each rule costs a lookup, and a snapshot can be
+indexed by service, source and target, for all kinds of words in its rules.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ DEVICE_SERVICE_PREFIX = "device."
 SERVICE_MAX = 255
 _SERVICE = re.compile(r"[A-Za-z0-9._-]+")
 
-# Distinct services per running system are few; the bound only keeps a flood of made-up names from
+# A running system has few distinct services; the bound only keeps a flood of invented names from
 # growing the memory.
 TOKEN_CACHE = 1024
 
-# What may stand in a VM column that is not one of the words with `@`. Wider than a VM's name, as a
-# rule may well speak of VMs that are not there (yet, or any more).
+# What a VM column may contain beside the words with `@`. Wider than a VM's name, because a rule may
+# name VMs that do not exist (yet, or any more).
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # The part after `@tag:`, `@type:` and `uuid:`.
 _VALUE = re.compile(r"[!-?A-~]+")
@@ -61,7 +61,7 @@ _ALL_PREFIXES = _PREFIXES[TARGET]
 
 @lru_cache(maxsize=TOKEN_CACHE)
 def vm_word_problem(text: str, column: str) -> tuple[str, str] | None:
-    """Why `text` cannot stand there, and what could; None when it can.
+    """Why the column cannot contain `text`, and what it could; None if it can.
 
     `column` is SOURCE, TARGET or REDIRECT (the value of `target=` and `default_target=`).
     """
@@ -104,7 +104,7 @@ def _right(column: str) -> str:
     return f"a {column} is a VM's name or one of {' '.join(words)}"
 
 
-# --- the words of what is asked
+# --- the words of a request
 
 
 def vm_words(vm: str, system: System) -> frozenset[str]:
@@ -171,7 +171,7 @@ def service_tokens(service: str) -> tuple[str, ...]:
 
 
 def device_service(service: str) -> tuple[str, str] | None:
-    """(verb, class) of `device.VERB.CLASS`; None for anything else, and for what has a `*`."""
+    """(verb, class) of `device.VERB.CLASS`; None for anything else, and for a text with `*`."""
     parts = service.split(".")
     if len(parts) == 3 and parts[0] == "device":
         verb, device_class = parts[1:]
@@ -181,7 +181,7 @@ def device_service(service: str) -> tuple[str, str] | None:
 
 
 def is_service(text: str) -> bool:
-    """Is `text` a service that can be called? Those of devices have to be known ones."""
+    """Is `text` a service that can be called? A device service must be a known one."""
     if len(text) > SERVICE_MAX or not _SERVICE.fullmatch(text):
         return False
     return not text.startswith(DEVICE_SERVICE_PREFIX) or device_service(text) is not None
@@ -189,7 +189,7 @@ def is_service(text: str) -> bool:
 
 @lru_cache(maxsize=TOKEN_CACHE)
 def service_problem(text: str) -> tuple[str, str] | None:
-    """Why `text` cannot stand in the service column, and what could; None when it can."""
+    """Why the service column cannot contain `text`, and what it could; None if it can."""
     if text == ANY:
         return None
     if len(text) > SERVICE_MAX:

@@ -1,8 +1,9 @@
-"""Reads one configuration file, whole or not at all: bounded, never waiting, and never half of it.
+"""Reads one configuration file, whole or not at all: bounded, without waiting, and never half of
+it.
 
-A file that is written in place (`cat >`, many editors) is for a while one that says something else:
-the first rules without the rest, or half of a name that is a name too. As long as a program has it
-open for writing it is therefore not read, and there is a wake-up when it is closed.
+A file that is written in place (`cat >`, many editors) says something else for a while: the first
+rules without the rest, or half of a name that is a name too. The file is therefore not read while a
+program has it open for writing; its closing causes a wake-up.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ import stat
 from pathlib import Path
 
 BEING_WRITTEN = "is being written, and counts when it is closed"
-# Bytes read at once: a fraction of a millisecond, also when they are not in memory yet.
+# Bytes to read at once: a fraction of a millisecond, also when they are not in memory yet.
 _CHUNK = 64 * 1024
-# Errors that are an answer: the name leads nowhere. All others may be over in a moment.
+# Errors that are an answer: the name leads nowhere. All others may be temporary.
 _NOWHERE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG))
 # F_SETSIG of fcntl(2), which the standard library does not name.
 _F_SETSIG = 10
 
 
 def read_whole(path: Path, limit: int) -> bytes | str:
-    """The content, or why there is none, as a sentence about the file; raises nothing.
+    """The content, or the reason for having none, as a sentence about the file; raises nothing.
 
-    Of a file with more than `limit` bytes it is one byte more than that, for the parser to
-    refuse. Never waits: a FIFO is opened without its writer.
+    For a file with more than `limit` bytes the content is one byte longer than that, for the parser
+    to refuse. Never waits: a FIFO is opened without its writer.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
@@ -52,10 +53,10 @@ def read_whole(path: Path, limit: int) -> bytes | str:
 def _is_being_written(fd: int) -> bool:
     """Does any process have the file open for writing?
 
-    A read lease is granted only if none has. It is given back at once; a writer who comes in
-    between waits for that some microseconds, and causes a signal, which is one that is ignored
-    and not the SIGIO that would end the process. Where there are no leases (network file systems,
-    files of other users) nothing is known, and then what is there is read.
+    The kernel grants a read lease only if none has. The lease is returned at once; a writer that
+    opens the file in between waits some microseconds for that, and causes a signal, which is an
+    ignored one instead of SIGIO, which would end the process. Where leases do not exist (network
+    file systems, files of other users) the answer is not known, and the file is read as it is.
     """
     try:
         fcntl.fcntl(fd, _F_SETSIG, signal.SIGURG)
@@ -67,8 +68,8 @@ def _is_being_written(fd: int) -> bool:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is such a name, be it a link that leads nowhere. What cannot be told is: who
-    reads it then hears why."""
+    """Whether such a name exists, even as a link that leads nowhere. If that cannot be determined,
+    yes: reading it then gives the reason."""
     try:
         os.lstat(path)
     except OSError as error:
@@ -77,7 +78,8 @@ def is_there(path: Path) -> bool:
 
 
 def real_path(path: Path) -> Path:
-    """The path without symbolic links, as far as there is one. OSError when that cannot be told."""
+    """The path without symbolic links, as far as it exists. OSError if that cannot be
+    determined."""
     try:
         return Path(os.path.realpath(path, strict=True))
     except OSError as error:

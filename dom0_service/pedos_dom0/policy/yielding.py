@@ -1,6 +1,6 @@
-"""Cooperative yielding: what reads a large policy lets the event loop in every few items.
+"""Cooperative yielding: reading a large policy yields to the event loop every few items.
 
-Each function that may take long has a `yield_now` to call; what that does is loader.py's business.
+Each function that may take long calls its `yield_now`; loader.py decides what that does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def never() -> None:
-    """For callers that no other task has to interrupt."""
+    """For callers that block no other task."""
 
 
 def yielding(items: Iterable[T], yield_now: YieldNow) -> Iterator[T]:

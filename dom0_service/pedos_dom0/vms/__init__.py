@@ -1,1 +1,1 @@
-"""What is known of the VMs beside what the hypervisor says."""
+"""Facts about VMs beside those that the hypervisor tells."""

@@ -1,8 +1,8 @@
-"""What is known of the VMs: the hypervisor's list, and beside it the administrator's `vms.d`.
+"""Facts about VMs: the hypervisor's list combined with the administrator's `vms.d`.
 
-As with the policy, `vms.d` is taken as a whole or not at all: a mistake in one file, and what was
-known before stays. Before it was read well once nothing is known, and then everything is denied: a
-rule that denies a tag must not be passed over because the tags could not be read.
+Like the policy, `vms.d` is accepted as a whole or not at all: with a mistake in one file, the
+previous facts stay. Before the first good reading there are no facts, and everything is denied: a
+rule that denies a tag must not be skipped because the tags could not be read.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ logger = logging.getLogger(__name__)
 
 SUFFIX = ".toml"
 _FILE_NAME = re.compile(r"[0-9a-z_.-]+\.toml")
-# A handful of files is what there is; the bounds keep a folder that was filled by mistake from
-# being read for minutes.
+# A host has a handful of files; the bounds keep a folder that was filled by mistake from being read
+# for minutes.
 FILES_MAX = 256
 BYTES_MAX = 4 * FILE_MAX
-# A pass over the files that finds them changed at its end is made again, this often.
+# How often a pass is repeated that finds at its end that the files have changed.
 PASSES_MAX = 3
-# Readings of a folder that changes without end: (at once, per second after that). Each may be a
-# line in log and audit, and with a large policy costs a processor for half a second.
+# Readings of a folder that keeps changing: (at once, per second after that). Each may be a line in
+# log and audit, and with a large policy takes a processor half a second.
 RELOAD_RATE = (32, 1.0)
 # Errors that are kept.
 ERRORS_MAX = 64
@@ -59,17 +59,17 @@ def reload_rate() -> RateLimit:
 
 @attrs.frozen
 class Read:
-    """What one pass over the folder gave. With any error, `said` is not for use."""
+    """The result of one pass over the folder. With any error, `said` is not for use."""
 
     said: Mapping[str, VmFacts]
     errors: tuple[FactsError, ...]
     files: int
-    # The folders in which a change may change what the files say.
+    # The folders in which a change may change the content of the files.
     watched: tuple[Path, ...]
 
 
 def read_facts(folder: Path) -> Read:
-    """All that the folder's files say, in one pass during which nothing changed; never raises."""
+    """The content of the folder's files, in one pass during which nothing changed; never raises."""
     for _ in range(PASSES_MAX):
         before = _fingerprint(folder)
         read = _pass(folder)
@@ -102,7 +102,7 @@ def _pass(folder: Path) -> Read:
             if name.endswith(SUFFIX) and not name.startswith(".")
         )
     except OSError as error:
-        # Also if there is none: a folder that never was looks the same as one that got lost.
+        # Also if the folder is missing: one that never existed looks the same as one that got lost.
         message = f"the folder of VMs' facts cannot be read: {why(error)}"
         right = "make one, which may be empty" if isinstance(error, FileNotFoundError) else ""
         return Read({}, (FactsError(_named(folder), 0, 0, message, right),), 0, (folder,))
@@ -153,7 +153,7 @@ def _named(folder: Path) -> str:
 
 
 class Facts:
-    """Keeps the facts in force and says how they stand. `folder` None: only the driver's."""
+    """Holds the facts in force and reports their status. `folder` None: only the driver's."""
 
     def __init__(self, driver: Driver, folder: Path | None = None) -> None:
         self._driver = driver
@@ -163,10 +163,10 @@ class Facts:
         self._watched: tuple[Path, ...] = () if folder is None else (folder,)
         self._since = ""
         self._rate = reload_rate()
-        # VMs that are being started: what they get, they get when they run.
+        # VMs that are being started: they get their devices once they run.
         self.starting: set[str] = set()
         self._errors: tuple[FactsError, ...] = ()
-        # Of what the System was made that was last asked for.
+        # The inputs of the last System.
         self._made_of: object = None
         self._system = System({})
         self.on_read: Callable[[Read, bool], None] = lambda _read, _taken: None
@@ -178,17 +178,17 @@ class Facts:
 
     @property
     def errors(self) -> tuple[FactsError, ...]:
-        """What is wrong with the files as they are now."""
+        """The errors of the files as they are now."""
         return self._errors
 
     @property
     def since(self) -> str:
-        """When what is in force was read, ISO 8601; "" before that."""
+        """When the facts in force were read, ISO 8601; "" before the first time."""
         return self._since
 
     @property
     def system(self) -> System:
-        """The facts of all VMs as of now; the same object for as long as nothing changes."""
+        """The facts about all VMs now; the same object for as long as nothing changes."""
         made_of = (self._said, tuple(self._driver.domains().values()), frozenset(self.starting))
         if made_of != self._made_of:
             self._made_of = made_of
@@ -196,7 +196,7 @@ class Facts:
         return self._system
 
     def errors_for_status(self) -> tuple[PolicyErrorInfo, ...]:
-        """The errors as the policy's status has them."""
+        """The errors in the form of the policy's status."""
         return tuple(
             PolicyErrorInfo(
                 file=error.file,
@@ -210,7 +210,7 @@ class Facts:
         )
 
     def reload(self) -> bool:
-        """Reads the folder now; True when what it says is in force."""
+        """Reads the folder now; True if its content is in force."""
         return self._folder is None or self._take(read_facts(self._folder))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -232,7 +232,7 @@ class Facts:
         self._take(await in_thread(partial(read_facts, folder)))
 
     def _take(self, read: Read) -> bool:
-        """The only place where the facts in force change."""
+        """The only place that changes the facts in force."""
         self._watched = read.watched
         before, self._errors = self._errors, read.errors
         if read.errors:
@@ -260,7 +260,7 @@ class Facts:
 def _system(
     said: Mapping[str, VmFacts], domains: Sequence[DomainInfo], starting: frozenset[str]
 ) -> System:
-    """A VM is one that the hypervisor has; what is said of others waits until they are made."""
+    """VMs are those of the hypervisor; facts about others wait until these exist."""
     dom0 = said.get(DOM0_NAME, VmFacts(DOM0_NAME, type=ADMIN_TYPE))
     facts = {DOM0_NAME: attrs.evolve(dom0, power_state=RUNNING)}
     for domain in domains:

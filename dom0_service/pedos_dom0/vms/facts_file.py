@@ -28,14 +28,14 @@ from pedos_dom0.vms.toml_lines import kind_of
 
 # A file of some hundred VMs; bounded because it is read whole.
 FILE_MAX = 1024 * 1024
-# Errors of one file that are worth telling: after so many, it is another kind of file.
+# Errors of one file to report: after so many, it is another kind of file.
 ERRORS_MAX = 32
 TAG_MAX = 64  # characters
 TYPES = ("AppVM", "TemplateVM", "StandaloneVM", "DispVM", "RemoteVM")
 KEYS = ("type", "tags", "default-dispvm", "template-for-dispvms", "internal", "uuid")
-# What can be said of dom0: the rest is what makes it dom0.
+# The facts that may be set for dom0: the others are fixed.
 DOM0_KEYS = ("tags", "default-dispvm", "uuid")
-# The header that may stand before a VM's name, as in pedos.toml.
+# The table that may precede a VM's name, as in pedos.toml.
 PREFIX = "vm"
 _TAG_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-"
 # Characters of an offending line that an error shows.
@@ -60,7 +60,7 @@ class FactsError:
 
 @attrs.frozen
 class Said:
-    """What a file says of one VM, and at which line."""
+    """The facts of a file about one VM, and their line."""
 
     facts: VmFacts
     line: int
@@ -73,7 +73,7 @@ class _Mistake(Exception):  # noqa: N818 - collected
 
 
 def parse(file: str, data: bytes) -> tuple[dict[str, Said], list[FactsError]]:
-    """What the file says, by VM; with any error it is not to be used."""
+    """The content of the file, by VM; with any error it must not be used."""
     if len(data) > FILE_MAX:
         return {}, [FactsError(file, 0, 0, f"more than {FILE_MAX} bytes")]
     try:
@@ -88,7 +88,7 @@ def parse(file: str, data: bytes) -> tuple[dict[str, Said], list[FactsError]]:
         what = f"not valid TOML: {message}"
         shown_line = _shown(toml_lines.Lines(text).text(line))
         return {}, [FactsError(file, line, column or 0, what, text=shown_line)]
-    except RecursionError:  # a value of lists in lists; only a file made to do harm has one
+    except RecursionError:  # a value of deeply nested lists; only a malicious file has one
         return {}, [FactsError(file, 0, 0, "not valid TOML: it nests too deeply")]
     lines = toml_lines.Lines(text)
     said: dict[str, Said] = {}

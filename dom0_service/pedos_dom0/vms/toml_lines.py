@@ -1,4 +1,4 @@
-"""Where keys stand in a TOML file: tomllib does not say, and an error has to have a line."""
+"""The lines of keys in a TOML file: tomllib does not tell, and an error has to have a line."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _KEY = r"""(?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+)"""
 _HEADER = re.compile(rf"\s*\[\[?\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*\]")
 _ASSIGNMENT = re.compile(rf"\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*=")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
-# Parts of a key's path that are told apart: who asks for a line never names more.
+# Parts of a key's path that are distinguished: no caller names more.
 _DEPTH_MAX = 4
 _POSITION = re.compile(r"\s*\(at line (\d+), column (\d+)\)$")
 
 
 def syntax_error(error: tomllib.TOMLDecodeError, text: str) -> tuple[int, int | None, str]:
-    """(line, column, what is wrong) of a file that is not TOML; None for the column if unknown."""
+    """(line, column, message) of a file that is not TOML; None for the column if unknown."""
     message = str(error)
     found = _POSITION.search(message)
     if found:
@@ -32,7 +32,7 @@ def shown_key(where: tuple[str, ...]) -> str:
 
 
 def kind_of(value: object) -> str:
-    """What a value is, in an administrator's words."""
+    """The kind of a value, in an administrator's words."""
     if isinstance(value, bool):
         return f"the value {str(value).lower()}"
     names = {str: "a string", int: "a number", float: "a number", list: "a list", dict: "a table"}
@@ -40,10 +40,10 @@ def kind_of(value: object) -> str:
 
 
 class Lines:
-    """Where each key of one file stands: read once, as a file may hold a thousand VMs.
+    """The place of each key of one file: read once, because a file may contain a thousand VMs.
 
-    Looking at headers and assignments finds them in every file that is written one key a line;
-    strings over several lines could only mislead it about the number, never about the mistake.
+    Headers and assignments give the places in every file with one key per line; strings over
+    several lines can only make the line number wrong, never the mistake.
     """
 
     def __init__(self, text: str) -> None:
