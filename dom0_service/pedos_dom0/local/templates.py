@@ -1,39 +1,39 @@
-"""What `pedos-local init` writes. The comments are there to be read by a first-time user."""
+"""What `pedos-local init` writes. Its comments are for a first-time user."""
 
 CONFIG = """\
-# The machine of this folder: which VMs there are. pedos-local reads it at every start.
+# The VMs of this folder. pedos-local reads this file at every start.
 #
-# A program that is killed or crashes is started again, but not for ever:
+# pedos-local restarts a program that is killed or crashes, but not for ever:
 # [machine]
-# restarts = 5                # within ten seconds; it is given up when it dies once more
+# restarts = 5                # within ten seconds; at the next death it gives up
 
-# dom0 is always there. It decides who gets which device, and its own folder vms/dom0/ is one
-# where devices can be plugged in as well.
+# dom0 always exists. It decides which VM gets which device. Devices can be plugged into dom0, too,
+# in its folder vms/dom0/.
 [dom0]
 # verbose = true              # more in log/dom0.log and log/dom0-agent.log
 
-# Each VM is a table of its own: [vm.NAME], a letter first, then letters, digits, - and _.
+# Each VM is a table [vm.NAME]; NAME is a letter, then letters, digits, - and _.
 # VMs start in this order. A VM has
 #   vms/NAME/devices/block/   a file put here is a disk plugged into this VM
-#   vms/NAME/dev/             a disk that was attached to this VM appears here, as xvdi, xvdj, ...
-#   log/NAME.log              what its agent says
+#   vms/NAME/dev/             a disk that is attached to this VM appears here, as xvdi, xvdj, ...
+#   log/NAME.log              its agent's log
 
 # The VM that has the USB controllers: sticks and disks are plugged in here.
 [vm.sys-usb]
 autostart = true              # the default: started together with the machine
 
-# Where the user works; policy.d/50-local.policy lets it fetch disks of sys-usb by itself.
+# The user's work; policy.d/50-local.policy lets this VM fetch disks of sys-usb by itself.
 [vm.work]
 
-# For secrets: the policy lets nobody attach anything to it.
+# For secrets: the policy denies every attach to this VM.
 [vm.vault]
 # autostart = false           # then: qvm-start vault
 """
 
 FACTS = """\
-# What the rules of policy.d/ can speak of, beside the VMs' names. A change takes effect when the
-# file is saved; one with a mistake does not (log/dom0.log and `qvm-policy status` say which line).
-# Take the # away to try:
+# Facts about VMs that the rules of policy.d/ can use, beside the VMs' names. A saved change takes
+# effect at once, unless it has a mistake (log/dom0.log and `qvm-policy status` name the line).
+# Remove the # to try:
 
 #[vm.work]
 #tags = ["office"]              # for rules with @tag:office
@@ -45,9 +45,9 @@ FACTS = """\
 """
 
 POLICY = """\
-# Who may list, attach and detach which device. The first rule that matches decides; a request
-# that no rule matches is denied. A change takes effect when the file is saved; one with a mistake
-# does not (the old rules stay, and log/dom0.log says which line is wrong).
+# Who may list, attach and detach which device. The first rule that matches decides; a request that
+# no rule matches is denied. A saved change takes effect at once, unless it has a mistake (then the
+# old rules stay, and log/dom0.log names the line).
 #
 # SERVICE              ARGUMENT     SOURCE     TARGET   ACTION
 # device.VERB.CLASS    +VM:DEVICE   who asks   who gets the device
@@ -56,11 +56,11 @@ POLICY = """\
 # @adminvm is dom0, @anyvm is every VM but dom0, * is anything. A # starts a comment only at the
 # start of a line.
 
-# Nothing may be attached to vault, whoever asks. First, because the first match decides.
+# No device may be attached to vault, whoever asks. This stands first: the first match decides.
 device.attach.*        *            *          vault    deny
 device.assign.*        *            *          vault    deny
 
-# More to try (take the # away). They stand here because the first match decides.
+# More to try (remove the #). These stand here because the first match decides.
 # Disks of sys-usb whose file name starts with "photos" are read-only for work:
 #device.attach.block   +sys-usb:photos*    *      work   allow read-only=yes
 # Before work gets one that starts with "private", dom0's user is asked; run qvm-prompt in dom0:
@@ -72,7 +72,7 @@ device.attach.*        *            @adminvm   @anyvm   allow
 device.detach.*        *            @adminvm   @anyvm   allow
 device.assign.*        *            @adminvm   @anyvm   allow
 
-# A VM may list: it is told only of its own devices and of those that it was given.
+# A VM may list: it sees only its own devices and those that it has borrowed.
 device.list.*          *            @anyvm     @anyvm   allow
 
 # work may fetch the disks of sys-usb for itself and give them back.
