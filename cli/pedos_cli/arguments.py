@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # argparse looks up a translation of each of its own words, which would not cover ours; the lookup,
 # and the module `locale` for it, take longer than the parsing.
-setattr(argparse, "_", str)  # noqa: B010 - it is not in the stubs
+setattr(argparse, "_", lambda text: text)  # noqa: B010 - it is not in the stubs
 
 TELLING = ("--help", "--version", "--list-device-classes")
 """Options that only print something: the rest of the command line does not matter."""

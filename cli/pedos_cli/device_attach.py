@@ -27,7 +27,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "-p", "--persistent", action="store_true",
-        help="attach it at every start of VM too, which fails when the device is not there",
+        help="attach it at every start of VM too; the start fails if the device is missing",
     )  # fmt: skip
     parser.add_argument(
         "-o", "--option", metavar="NAME=VALUE", dest="options", action="append", default=[],

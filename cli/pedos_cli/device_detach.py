@@ -25,7 +25,7 @@ def add_arguments(parser: Parser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--force", action="store_true",
-        help="take it away also while VM uses it, in dom0 alone; what VM has not written is lost",
+        help="detach it even if VM uses it (only in dom0); what VM has not written is lost",
     )  # fmt: skip
     parser.set_defaults(verb=run)
 

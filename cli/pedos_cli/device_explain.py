@@ -25,11 +25,11 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("device", metavar="SOURCE:ID", help="the device")
     parser.add_argument(
         "--verb", dest="asked", choices=VERBS, default="attach",
-        help="what would be done with it (default: attach)",
+        help="the operation (default: attach)",
     )  # fmt: skip
     parser.add_argument(
         "--as", dest="source", metavar="VM", default="dom0",
-        help="explain what VM's own users are told, and not dom0's (default: dom0)",
+        help="explain a request of VM's users instead of dom0's (default: dom0)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON, with the trace")
     parser.set_defaults(verb=run)

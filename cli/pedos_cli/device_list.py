@@ -33,7 +33,7 @@ def add_arguments(parser: Parser) -> None:
         "vms", metavar="VM", nargs="*", help="list what is in or attached to these VMs only"
     )
     parser.add_argument(
-        "--all", action="store_true", help="every VM, as when no VM is named (the default)"
+        "--all", action="store_true", help="every VM; this is the default if no VM is named"
     )
     parser.add_argument(
         "--exclude", metavar="VM", nargs="+", action="extend", default=[],

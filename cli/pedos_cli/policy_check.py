@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Check all policy files as the service would read them, and show every error with file, line "
-    "and column. Needs no running service. The exit status is 1 if there is an error. A user= that "
-    "no Linux user can have is one here, although the service takes such a file; a rule that can "
-    "never match, or is never reached, is told as a warning."
+    "and column. Needs no running service. The exit status is 1 if there is an error. A user= "
+    "that no Linux user can have is an error here, although the service accepts it. A rule that "
+    "can never match, or is never reached, gives a warning."
 )
 EXAMPLES = (
     ("qvm-policy check", "is anything wrong"),
     (
         "qvm-policy check --with 30-user.policy=draft",
-        "would anything be wrong if the file draft were put there",
+        "would there be an error with the file draft in its place",
     ),
     ("qvm-policy check --policy-dir ./policy.d --json", "a folder of one's own, for programs"),
 )

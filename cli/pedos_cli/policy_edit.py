@@ -35,11 +35,11 @@ DIFF_CONTEXT = 3
 AGAIN, WRITE, NO, KEEP, DISCARD = "e", "y", "n", "k", "d"
 
 DESCRIPTION = (
-    "Edit a policy file of the administrator's folder, a new one too, in $VISUAL, $EDITOR "
-    "(either may have arguments) or vi. "
-    "Afterwards the whole policy is checked as it would be: with an error you may edit again, keep "
-    "the draft or discard it, and the file stays as it was. Without one, the changes are shown and "
-    "are written when you say so, unless the file was changed meanwhile."
+    "Edit a policy file of the administrator's folder, a new one too, in $VISUAL, $EDITOR (either "
+    "may have arguments) or vi. The command then checks the whole policy as it would be. With an "
+    "error, you may edit again, keep the draft or discard it, and the file stays as it was. "
+    "Otherwise the command shows the changes and, after your yes, writes them, unless the file "
+    "was changed meanwhile."
 )
 EXAMPLES = (
     ("qvm-policy edit 30-user.policy", "edit it, or make it"),
@@ -49,7 +49,7 @@ EXAMPLES = (
 
 def add_arguments(parser: Parser) -> None:
     """Add what `edit` takes."""
-    parser.add_argument("name", metavar="NAME", help="a policy file's name, as 30-user.policy")
+    parser.add_argument("name", metavar="NAME", help="a policy file's name, such as 30-user.policy")
     policy_files.add_folder_option(parser)
     parser.add_argument("-y", "--yes", action="store_true", help="write without being asked")
     parser.add_argument(

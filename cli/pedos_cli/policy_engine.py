@@ -49,8 +49,8 @@ def add_system_option(parser: Parser) -> None:
     """Add `--system`."""
     parser.add_argument(
         "--system", metavar="FILE",
-        help="a JSON file of the VMs and their types, tags and states, instead of those that the "
-        "service knows",
+        help="a JSON file of the VMs and their types, tags and states, instead of the service's "
+        "facts",
     )  # fmt: skip
 
 

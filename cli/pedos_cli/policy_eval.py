@@ -27,7 +27,7 @@ LINE_MAX = 16 * 1024
 FIELDS = ("service", "arg", "source", "target")
 
 DESCRIPTION = (
-    "Read requests, one JSON object a line, and write one line of JSON for each, in their order "
+    "Read requests, one JSON object per line, and write one line of JSON for each, in their order "
     "and as soon as each is decided. A request is "
     '{"service": "...", "arg": "+...", "source": "...", "target": "..."}; an empty or missing '
     'target is @default. A line that is no request is answered in its place with {"error": '
@@ -53,7 +53,7 @@ def add_arguments(parser: Parser) -> None:
     policy_engine.add_trial_options(parser)
     policy_engine.add_system_option(parser)
     parser.add_argument("--trace", action="store_true", help="say why each rule did not match")
-    parser.add_argument("--json", action="store_true", help="print JSON, as it does anyhow")
+    parser.add_argument("--json", action="store_true", help="print JSON, which is the default")
 
 
 def run(session: Session) -> int:

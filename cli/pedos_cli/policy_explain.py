@@ -32,12 +32,12 @@ SERVICE_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuv
 VM_CHARACTERS = SERVICE_CHARACTERS | frozenset("@:")
 
 DESCRIPTION = (
-    "Show what the policy says to a request that is written as in a rule, which rule decides, and "
-    "with -v why each rule before did not match. The running service is asked, so it is the policy "
-    "in force that answers, and of a device the part IDENTITY may be left out; with --policy-dir, "
+    "Show the policy's verdict on a request, which is written as in a rule; which rule decides, "
+    "and with -v why no earlier rule matched. The command asks the running service, so the answer "
+    "is that of the policy in force, and a device's IDENTITY may be left out; with --policy-dir, "
     "--with, --without or --system the files are read instead, and no service is needed. The "
-    "service's answer has room for some hundred rules and counts the rest; of files all are shown. "
-    "With --mine a user in a VM learns that VM's own verdict, and nothing else."
+    "service's answer has room for some hundred rules and counts the rest; of files all are "
+    "shown. With --mine a user in a VM learns that VM's own verdict, and nothing else."
 )
 EXAMPLES = (
     (
@@ -46,11 +46,11 @@ EXAMPLES = (
     ),
     (
         "qvm-policy explain -v device.attach.usb +sys-usb:1-2 dom0 vault",
-        "may dom0's user give this to vault, with every rule that was looked at",
+        "may dom0's user give this to vault, with every rule that was tried",
     ),
     (
         "qvm-policy explain --with 30-user.policy=draft app.Open + work vault",
-        "what would be the answer if the file draft were put there",
+        "the answer with the file draft in its place",
     ),
     (
         "qvm-policy explain --mine device.attach.block +sys-usb:sda",
@@ -61,14 +61,14 @@ EXAMPLES = (
 
 def add_arguments(parser: Parser) -> None:
     """Add what `explain` takes."""
-    parser.add_argument("service", metavar="SERVICE", help="as device.attach.block")
+    parser.add_argument("service", metavar="SERVICE", help="such as device.attach.block")
     parser.add_argument(
         "argument", metavar="ARGUMENT", help="+BACKEND:PORT[:IDENTITY], +TEXT, or + for none"
     )
-    parser.add_argument("source", metavar="SOURCE", nargs="?", help="who asks: a VM, or dom0")
+    parser.add_argument("source", metavar="SOURCE", nargs="?", help="the VM that asks, or dom0")
     parser.add_argument(
         "target", metavar="TARGET", nargs="?",
-        help=f"the VM that it is about (default: {DEFAULT_TARGET}, none in particular)",
+        help=f"the VM of the request (default: {DEFAULT_TARGET}, no particular one)",
     )  # fmt: skip
     parser.add_argument(
         "--mine", action="store_true", help="inside a VM: its own verdict on a device"

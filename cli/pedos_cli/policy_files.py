@@ -58,9 +58,9 @@ def add_folder_option(parser: Parser) -> None:
     """Add `--policy-dir`."""
     parser.add_argument(
         "--policy-dir", metavar="DIR", action="append", dest="folders",
-        help="a policy folder, instead of those that PEDOS_POLICY_PATH names, or of the system "
-        "of PEDOS_SOCKET; given several times, the first has precedence and the last is the one "
-        "that is written to",
+        help="a policy folder, instead of those that PEDOS_POLICY_PATH names, or those of "
+        "PEDOS_SOCKET's system; given several times, the first has precedence and commands write "
+        "to the last",
     )  # fmt: skip
 
 

@@ -31,11 +31,11 @@ RULE_MAX = 512
 """Characters of a rule's line, as the language bounds them: alignment must not exceed it."""
 
 DESCRIPTION = (
-    "Align the columns of policy files. Rules that stand together, that is without a blank line "
-    "between them, are aligned with each other. Comments, blank lines and the order of all lines "
-    "stay as they are, and so does the meaning: the result is read again and compared before it is "
-    "written. Without NAME, all files of the administrator's folder are done. A file that another "
-    "includes is named by its path in the folder; one of !include-service has three columns."
+    "Align the columns of policy files. Rules without a blank line between them are aligned with "
+    "each other. Comments, blank lines and the order of all lines stay as they are, and so does "
+    "the meaning: the command parses the result and compares it before it writes. Without NAME, "
+    "it aligns all files of the administrator's folder. Name an included file by its path in the "
+    "folder; a file of !include-service has three columns."
 )
 EXAMPLES = (
     ("qvm-policy fmt", "every file of the administrator's folder"),
@@ -53,7 +53,9 @@ def add_arguments(parser: Parser) -> None:
         help="a policy file's name; or - alone for standard input to standard output",
     )  # fmt: skip
     policy_files.add_folder_option(parser)
-    parser.add_argument("--check", action="store_true", help="change nothing; tell what would be")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; report which files would change"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 HEADER = ("NAME", "FOLDER", "STATE")
 
 DESCRIPTION = (
-    "Print one policy file, byte by byte; or, without a name, list the files in the order in which "
-    "they are read. Of two files with one name only that of the first folder counts; the list "
-    "says so of the other. Needs no running service."
+    "Print one policy file, byte by byte; or, without a name, list the files in the order in "
+    "which they are read. Of two files with one name only that of the first folder counts; the "
+    "list marks the other. Needs no running service."
 )
 EXAMPLES = (
     ("qvm-policy get", "the files in reading order"),
@@ -38,7 +38,7 @@ def add_arguments(parser: Parser) -> None:
     policy_files.add_folder_option(parser)
     parser.add_argument(
         "--sha256", action="store_true",
-        help="print the hash: that of the file that replace and remove would change",
+        help="print the hash of the file that replace and remove would change",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -44,10 +44,9 @@ ANY_TEXT = "any"
 STYLES = {"allow": "style=solid", "ask": "style=dashed"}
 
 DESCRIPTION = (
-    "Write a graph in the language of Graphviz: an arrow from who may ask to the VM that it is "
-    "about, solid for what is allowed and dashed for what is asked, with the services and "
-    "arguments that the rules speak of. Every arrow is what the policy really answers, so rules "
-    "that others hide draw none."
+    "Write a graph in the language of Graphviz: an arrow leads from a VM that may ask to the "
+    "target of the request, solid for allow and dashed for ask, with the services and arguments "
+    "of the rules. Every arrow is a decision of the policy, so rules that others hide draw none."
 )
 EXAMPLES = (
     ("qvm-policy graph", "all of it: dot -Tsvg makes a picture of what it prints"),

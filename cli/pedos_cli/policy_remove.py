@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from pedos_cli.run import Session
 
 DESCRIPTION = (
-    "Remove a policy file of the administrator's folder. The policy is checked as a whole without "
-    "it first. What is removed has to be said, so that no other change is lost: the hash of the "
-    "file as you know it, or 'any'."
+    "Remove a policy file of the administrator's folder. The command first checks the policy as a "
+    "whole without it. To lose no other change, REMOVES names the expected file: its hash as you "
+    "know it, or 'any'."
 )
 EXAMPLES = (
     ("qvm-policy remove 30-user.policy any", "whatever stands in it"),

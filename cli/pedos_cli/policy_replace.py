@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from pedos_cli.run import Session
 
 DESCRIPTION = (
-    "Put a file in the place of a policy file, in one step: whatever happens, the old or the new "
-    "one is there. The policy is checked as a whole first, and nothing is written if it would be "
-    "broken. What is replaced has to be said, so that no other change is lost: the hash of the "
-    "file as you know it, 'new' for a file that must not be there yet, or 'any'."
+    "Replace a policy file in one step: whatever happens, the old or the new file is there. The "
+    "command first checks the policy as a whole, and writes nothing if it would be broken. To lose "
+    "no other change, REPLACES names the expected old file: its hash as you know it, 'new' if the "
+    "file must not exist yet, or 'any'."
 )
 EXAMPLES = (
     ("qvm-policy replace 30-user.policy new rules.txt", "a new file, from rules.txt"),

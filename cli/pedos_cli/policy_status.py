@@ -19,8 +19,8 @@ TIMEOUT_S = 10.0
 
 DESCRIPTION = (
     "Show which policy is in force in the running service, since when, and the errors of a newer "
-    "one that was not taken; and whether the service can write down what it does. The exit status "
-    "tells only whether the question was answered."
+    "one that was rejected; and whether the service can write its records. The exit status tells "
+    "only whether the service answered."
 )
 EXAMPLES = (
     ("qvm-policy status", "for people"),

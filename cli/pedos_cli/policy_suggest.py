@@ -47,19 +47,18 @@ REQUEST_MAX = 32
 """Characters of a request's id; they have 12."""
 
 DESCRIPTION = (
-    "Read the audit log, and suggest for each kind of request that was denied the narrowest rule "
-    "that would allow it, with how often and under which request ids it was denied. What the "
-    "policy allows by now, and what no rule could allow, is left out. The lines are rules and "
-    "comments as a policy file has them; the first matching rule decides, so they belong before "
-    "the rules that deny. Read them before you use them: that something was asked for does not "
-    "mean that it should be allowed."
+    "Read the audit log, and suggest for each kind of denied request the narrowest rule that "
+    "would allow it, with how often and under which request ids it was denied. Requests that the "
+    "policy allows by now, or that no rule could allow, are left out. The lines are rules and "
+    "comments of a policy file; the first matching rule decides, so put them before the rules "
+    "that deny. Read them before you use them: a request is no reason to allow it."
 )
 EXAMPLES = (
     ("qvm-policy suggest", "rules for everything that was denied"),
     ("qvm-policy suggest --vm work --ask", "for what work asked for, with ask instead of allow"),
     (
         "qvm-policy suggest --into 05-suggested.policy",
-        "would they do it in that file; replace NAME new writes what this prints",
+        "would they work in that file; replace NAME new writes the output",
     ),
 )
 
@@ -72,13 +71,13 @@ def add_arguments(parser: Parser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--into", metavar="NAME", default=DEFAULT_FILE,
-        help="the policy file at whose beginning the rules would be put, to try whether they do "
-        f"what they should (default: {DEFAULT_FILE}); nothing is written",
+        help="try the rules at the beginning of this policy file, without writing it "
+        f"(default: {DEFAULT_FILE})",
     )  # fmt: skip
     parser.add_argument("--vm", metavar="VM", action="append", help="only what VM asked for")
     parser.add_argument(
         "--asked", action="store_true",
-        help="also for what the policy asks about: nobody was there to say yes, or it was a no",
+        help="also for requests that the policy asks about, and that were not granted",
     )  # fmt: skip
     parser.add_argument("--ask", action="store_true", help="suggest ask instead of allow")
     policy_engine.add_trial_options(parser)

@@ -48,10 +48,10 @@ ERRORS_MAX = 100
 """Errors of one file of tests that are shown: a file of another kind has an error in every line."""
 
 DESCRIPTION = (
-    "Run a policy's unit tests. A line of a test file is a request and what is expected, in the "
-    "columns of a rule: SERVICE ARGUMENT SOURCE TARGET allow|ask|deny, and after that, if they "
-    f"matter, any of {', '.join(each + '=' for each in EXPECTATIONS)}. rule= is FILE:LINE, FILE or "
-    "none; candidates= has commas. A line '!vm NAME' makes a VM, with any of "
+    "Run a policy's unit tests. A line of a test file is a request and the expected verdict, "
+    "in the columns of a rule: SERVICE ARGUMENT SOURCE TARGET allow|ask|deny, and after that "
+    f"optionally any of {', '.join(each + '=' for each in EXPECTATIONS)}. rule= is FILE:LINE, FILE "
+    "or none; candidates= has commas. A line '!vm NAME' makes a VM, with any of "
     f"{', '.join(each + '=' for each in FACTS)}; if there is one, only such VMs and dom0 exist, "
     "otherwise those of --system or of the service. A '#' at the start of a line is a comment. "
     "The exit status is 1 if a test fails and 2 if a file is no test file."
@@ -60,7 +60,7 @@ EXAMPLES = (
     ("qvm-policy test my.tests", "does the policy do what my.tests expects"),
     (
         "qvm-policy test --with 30-user.policy=draft my.tests",
-        "would it, if the file draft were put there",
+        "would it, with the file draft in its place",
     ),
 )
 

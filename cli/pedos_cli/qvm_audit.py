@@ -56,7 +56,7 @@ def build_parser() -> Parser:
         epilog=examples(
             (f"{PROG} --since 2h --denied", "what was denied in the last two hours"),
             (f"{PROG} tail -f", "the last records, and each new one"),
-            (f"{PROG} show 3f9c01ab77de", "all about the request that a VM's user tells you"),
+            (f"{PROG} show 3f9c01ab77de", "one request, by the id that a VM's user tells you"),
         ),
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", prog=PROG)
@@ -67,7 +67,7 @@ def build_parser() -> Parser:
         epilog=examples(
             (f"{PROG} list --since 2026-01-31", "since midnight of that day"),
             (f"{PROG} list --since 3d --vm work", "what work asked for, got or lent in three days"),
-            (f"{PROG} list --json", "for programs: one JSON object a line, as in the log"),
+            (f"{PROG} list --json", "for programs: one JSON object per line, as in the log"),
         ),
         level=2,
     )
@@ -89,18 +89,18 @@ def build_parser() -> Parser:
         "-n", "--lines", metavar="N", default=str(TAIL_LINES),
         help=f"how many records (default {TAIL_LINES})",
     )  # fmt: skip
-    tail.add_argument("-f", "--follow", action="store_true", help="go on as records are written")
+    tail.add_argument("-f", "--follow", action="store_true", help="continue as records are written")
     _add_filters(tail)
     _add_common(tail)
     tail.set_defaults(verb=show_last)
     one = actions.add_parser(
         "show",
-        help="all about one request, in words",
+        help="one request, in words",
         description="Show everything that belongs to one request, in order and in words.",
         epilog=examples((f"{PROG} show 3f9c01ab77de", "the request with this id")),
         level=2,
     )
-    one.add_argument("id", metavar="ID", help="the id that a denial tells")
+    one.add_argument("id", metavar="ID", help="the request id in a denial")
     _add_common(one)
     one.set_defaults(verb=show_request)
     return parser
@@ -109,7 +109,7 @@ def build_parser() -> Parser:
 def _add_filters(parser: Parser) -> None:
     parser.add_argument(
         "--since", metavar="TIME",
-        help="only what is not older: 10m, 2h, 3d ago; today, 14:00, 2026-01-31T14:00",
+        help="only records since: 10m, 2h, 3d ago; today, 14:00, 2026-01-31T14:00",
     )  # fmt: skip
     parser.add_argument("--denied", action="store_true", help="only what was denied")
     parser.add_argument("--vm", metavar="VM", help="only what this VM asked for, got, has or lends")

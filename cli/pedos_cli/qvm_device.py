@@ -43,7 +43,7 @@ SUMMARIES = {
     "list": "list devices and who uses them",
     "attach": "attach a device to a VM",
     "detach": "detach one device, or all of the class, from a VM",
-    "explain": "show what the policy says, and which rule says it",
+    "explain": "show the policy's verdict and the rule that decides",
 }
 
 
@@ -68,7 +68,7 @@ def build_parser(
         prog=prog,
         description=f"List, attach and detach {what}. Without an action, list is implied.",
         epilog=examples(
-            (command, "list what there is"),
+            (command, "list the devices"),
             (f"{command} attach work {device}", "attach a device to the VM work"),
             (f"{command} detach work", "detach everything of this class from work"),
         ),
@@ -81,7 +81,7 @@ def build_parser(
         )  # fmt: skip
         parser.add_argument(
             TELL_CLASSES, action="store_true",
-            help="show the device classes, one a line or as --json, and exit",
+            help="show the device classes, one per line or as --json, and exit",
         )  # fmt: skip
     else:
         parser.set_defaults(device_class=device_class)
@@ -228,13 +228,13 @@ def _examples(action: str, command: str, example: DeviceClass) -> str:
     lines = {
         "list": (
             (f"{command} list", "every device of the class"),
-            (f"{command} list work", "what is in work, and what is attached to it"),
-            (f"{command} list --all --exclude vault", "everything, vault's part left out"),
+            (f"{command} list work", "the devices in work, and those attached to it"),
+            (f"{command} list --all --exclude vault", "all devices except those of vault"),
             (f"{command} list --json", "the same for programs"),
         ),
         "attach": (
             (f"{command} attach work {device}{option}", "attach it until it is detached"),
-            (f"{command} attach --persistent work {device}", "at every start of work as well"),
+            (f"{command} attach --persistent work {device}", "also at every start of work"),
         ),
         "detach": (
             (f"{command} detach work {device}", "this one device"),
@@ -243,8 +243,8 @@ def _examples(action: str, command: str, example: DeviceClass) -> str:
         ),
         "explain": (
             (f"{command} explain work {device}", "may it be attached to work, and why"),
-            (f"{command} explain -v work {device} --verb detach", "with every rule looked at"),
-            (f"{command} explain work {device} --as work", "what a user in work would be told"),
+            (f"{command} explain -v work {device} --verb detach", "with every rule that was tried"),
+            (f"{command} explain work {device} --as work", "what a user in work would see"),
         ),
     }
     return examples(*lines[action])

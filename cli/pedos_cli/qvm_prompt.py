@@ -22,13 +22,13 @@ def build_parser() -> Parser:
     """Return the parser of `qvm-prompt`."""
     parser = Parser(
         prog=PROG,
-        description="Show the questions of rules that say 'ask', and take the answers. Each has a "
-        "number for every VM that may get the device; n denies, and so does Ctrl-C. Enter alone "
-        "means the default if the rule names one. A question that nobody answers in time is "
-        "denied. What is typed before a question stands on the screen, and its prompt shows the "
-        "choices, does not answer it. Ctrl-C while nothing is asked ends, and so does Ctrl-D.",
+        description="Show the questions of rules that say 'ask', and take the answers. Each VM "
+        "that may get the device has a number; n denies, and so does Ctrl-C. Enter alone takes the "
+        "default if the rule names one. A question without an answer in time is denied. Keys typed "
+        "before the prompt shows the choices do not answer a question. Ctrl-C without a question "
+        "ends the program, and so does Ctrl-D.",
         epilog=examples(
-            (PROG, "show each question as it comes"),
+            (PROG, "show each question as it arrives"),
             (f"{PROG} --once", "end after one question"),
         ),
     )

@@ -24,21 +24,21 @@ def build_parser() -> Parser:
     """Return the parser of `qvm-shutdown`."""
     parser = Parser(
         prog=PROG,
-        description="Shut VMs down. Returns when they are down. A VM that lends what another one "
-        "uses is not shut down.",
+        description="Shut VMs down, and return when they are down. A VM that lends a device which "
+        "another VM uses is not shut down.",
         epilog=examples(
             (f"{PROG} work", "ask work to shut down"),
-            (f"{PROG} --force work", "without waiting for it to write back"),
+            (f"{PROG} --force work", "end it without waiting for its file systems"),
         ),
     )
     parser.add_argument("vms", metavar="VM", nargs="+", help="the VMs to shut down, in this order")
     parser.add_argument(
         "--force",
         action="store_true",
-        help="do not ask: end the VM, even if it does not shut down or what it lends is in use",
+        help="end the VM by force, even if it does not shut down or lends a device in use",
     )
     parser.add_argument(
-        "--wait", action="store_true", help="accepted for habit's sake: it always waits"
+        "--wait", action="store_true", help="accepted for compatibility: qvm-shutdown always waits"
     )
     parser.set_defaults(verb=shut_down)
     return parser

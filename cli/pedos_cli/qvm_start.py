@@ -24,8 +24,8 @@ def build_parser() -> Parser:
     """Return the parser of `qvm-start`."""
     parser = Parser(
         prog=PROG,
-        description="Start VMs and attach what is assigned to them. A VM whose assigned devices "
-        "are not all there and free does not start.",
+        description="Start VMs and attach the devices that are assigned to them. A VM does not "
+        "start while one of its assigned devices is missing or taken.",
         epilog=examples((f"{PROG} work", "start work"), (f"{PROG} sys-usb work", "in this order")),
     )
     parser.add_argument("vms", metavar="VM", nargs="+", help="the VMs to start, in this order")

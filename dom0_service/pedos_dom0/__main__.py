@@ -45,36 +45,38 @@ def make_parser() -> argparse.ArgumentParser:
         "--driver",
         choices=("local", "xen"),
         required=True,
-        help="the hypervisor; local mode is for trying it out on one machine",
+        help="the hypervisor; local mode runs the whole system on one machine",
     )
-    parser.add_argument("--socket", type=Path, required=True, help="socket for qvm-device")
+    parser.add_argument("--socket", type=Path, required=True, help="the socket of qvm-*")
     parser.add_argument(
         "--dom0-agent", type=Path, required=True, help="control socket of dom0's own agent"
     )
-    parser.add_argument("--state", type=Path, required=True, help="folder of database and audit")
+    parser.add_argument(
+        "--state", type=Path, required=True, help="folder of the database and the audit log"
+    )
     parser.add_argument(
         "--policy",
         type=Path,
         action="append",
         required=True,
-        help="folder of *.policy files; of two files with one name the folder named first wins",
+        help="folder of *.policy files; may be given several times, the first has precedence",
     )
     parser.add_argument(
         "--vms-dir", type=Path, required=True, help="folder of *.toml files with facts about VMs"
     )
     local = parser.add_argument_group("--driver local")
     local.add_argument("--machine", type=Path, help="socket of the machine")
-    local.add_argument("--vchan", type=Path, help="folder where channels meet")
+    local.add_argument("--vchan", type=Path, help="folder of the channels' sockets")
     xen = parser.add_argument_group("--driver xen")
     xen.add_argument(
         "--config-dir",
         type=Path,
         action="append",
         metavar="DIR",
-        help=f"folder with NAME.cfg, as for xl, of every VM that can be started ({CONFIG_DIR}); "
-        "may be given several times, and the folder named first wins",
+        help=f"folder of the VMs' configurations NAME.cfg, as for xl (default: {CONFIG_DIR}); "
+        "may be given several times, the first has precedence",
     )
-    xen.add_argument("--xl", metavar="PROGRAM", help="the toolstack's command (xl)")
+    xen.add_argument("--xl", metavar="PROGRAM", help="the toolstack's command (default: xl)")
     parser.add_argument("-v", "--verbose", action="store_true", help="log everything")
     parser.add_argument("--version", action="version", version=PROGRAM)
     return parser

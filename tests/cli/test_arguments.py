@@ -270,6 +270,12 @@ def test_every_example_in_every_help_is_a_right_command_line() -> None:
     assert tried > 50
 
 
+def test_no_help_shows_the_name_of_an_empty_value() -> None:
+    for _, top in parsers():
+        for parser in leaves(top):
+            assert "None" not in parser.format_help()
+
+
 def test_a_description_is_wrapped_and_examples_are_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,30 +24,40 @@ _LOCAL_ONLY = ("vchan", "devices", "dev")
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="pedos-agent",
-        description="Finds, lends and borrows the devices of one VM, as dom0 tells it.",
+        description="Finds the devices of one VM, and lends and borrows devices as dom0 tells it.",
     )
     parser.add_argument(
         "--driver",
         choices=["local", "xen"],
         required=True,
-        help="kind of hypervisor; local mode is for trying it out on one machine",
+        help="the hypervisor; local mode runs the whole system on one machine",
     )
     parser.add_argument(
-        "--vm", metavar="NAME", help="name of this VM; on Xen it is the domain's unless given"
+        "--vm", metavar="NAME", help="name of this VM (on Xen default: the domain's name)"
     )
     parser.add_argument(
-        "--domid", type=int, metavar="N", help="its domain number; on Xen xenstore knows it"
+        "--domid",
+        type=int,
+        metavar="N",
+        help="its domain number (on Xen default: the one in xenstore)",
     )
     parser.add_argument(
-        "--socket", required=True, type=Path, metavar="PATH", help="for the VM's command line"
+        "--socket",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="the socket of the VM's command line",
     )
     parser.add_argument(
-        "--control-socket", type=Path, metavar="PATH", help="only for dom0's own agent"
+        "--control-socket",
+        type=Path,
+        metavar="PATH",
+        help="the control socket, only for dom0's own agent",
     )
     local = parser.add_argument_group("--driver local")
-    local.add_argument("--vchan", type=Path, metavar="DIR", help="channels")
-    local.add_argument("--devices", type=Path, metavar="DIR", help="a file here is a device")
-    local.add_argument("--dev", type=Path, metavar="DIR", help="where borrowed devices appear")
+    local.add_argument("--vchan", type=Path, metavar="DIR", help="folder of the channels' sockets")
+    local.add_argument("--devices", type=Path, metavar="DIR", help="folder whose files are devices")
+    local.add_argument("--dev", type=Path, metavar="DIR", help="folder of borrowed devices")
     parser.add_argument("-v", "--verbose", action="store_true", help="log more")
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     return parser

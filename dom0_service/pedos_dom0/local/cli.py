@@ -1,11 +1,11 @@
-"""`pedos-local`: tries out the whole system on one Linux machine, with processes as VMs.
+"""`pedos-local`: runs the whole system on one Linux machine, with processes as VMs.
 
     pedos-local init DIR                      makes a folder with three VMs and a policy
-    pedos-local up DIR                        runs it until Ctrl-C (two, if a VM uses what it has)
+    pedos-local up DIR                        runs it until Ctrl-C (two, if a VM uses a device)
     pedos-local run DIR [--vm VM] [--] COMMAND...   runs COMMAND in it, as seen from dom0 or VM
     pedos-local shell DIR VM                  an interactive shell, as seen from VM
 
-Exit status: 0 done, 1 failed, 2 usage, 5 it cannot come up; `run` and `shell` give COMMAND's own.
+Exit status: 0 done, 1 failed, 2 usage, 5 it cannot start; `run` and `shell` return COMMAND's own.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ PROGRAM = "pedos-local"
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be what it can encode
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it may be unable to encode a file's name
         sys.stdout.reconfigure(errors="backslashreplace")
     options = parse(arguments)
-    # trio takes half of the start-up time, which --help and usage errors need not wait for.
+    # Importing trio takes half of the start-up time; --help and usage errors do without.
     from pedos_dom0.local import verbs  # noqa: PLC0415
 
     try:
@@ -84,26 +84,34 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=PROGRAM,
         allow_abbrev=False,
-        description="Tries out PedOS devices on one Linux machine, with processes as VMs. "
-        "For development, tests and learning: these VMs are no security boundary.",
-        epilog="A first look:  pedos-local init lab;  cp stick.img lab/vms/sys-usb/devices/block/;"
+        description="Try out PedOS devices on one Linux machine, with processes as VMs. For\n"
+        "development, tests and learning: these VMs are no security boundary.",
+        epilog="a first look:\n"
+        "  pedos-local init lab\n"
+        "  cp stick.img lab/vms/sys-usb/devices/block/\n"
         "  pedos-local run lab -- qvm-device block list",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def add(name: str, summary: str, usage: str | None = None) -> argparse.ArgumentParser:
+    def add(
+        name: str,
+        summary: str,
+        usage: str | None = None,
+        folder: str = "the folder that `init` made",
+    ) -> argparse.ArgumentParser:
         verb = verbs.add_parser(
             name, help=summary, description=summary, allow_abbrev=False, usage=usage
         )
-        verb.add_argument("dir", metavar="DIR", help="the folder that `init` made")
+        verb.add_argument("dir", metavar="DIR", help=folder)
         return verb
 
-    add("init", "make DIR: pedos.toml, a policy, and a folder for each VM")
-    up = add("up", "bring everything up and keep it up until Ctrl-C")
+    add("init", "make DIR: pedos.toml, a policy, and a folder for each VM", folder="the new folder")
+    up = add("up", "start the whole system and keep it up until Ctrl-C")
     run = add(
         "run",
-        "bring everything up, run COMMAND, take everything down; uses a running `up` if there is",
+        "start the whole system, run COMMAND, stop the system; or use a running `up`",
         usage=f"{PROGRAM} run [-h] [-v] DIR [--vm VM] [--] COMMAND...",
     )
     run.add_argument(
