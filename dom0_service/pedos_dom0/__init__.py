@@ -2,5 +2,5 @@
 
 from pedos_protocol import VERSION
 
-# What the service calls itself in its hello.
+# The service's name in its hello.
 PROGRAM = f"pedos-dom0 {VERSION}"

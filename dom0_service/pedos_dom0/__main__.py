@@ -27,16 +27,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-# Options that only one driver has a use for: with the other one they would have no effect, and are
-# refused.
+# Options for one driver only: with the other one they would have no effect, and are refused.
 _LOCAL_ONLY = ("machine", "vchan")
 _XEN_ONLY = ("config_dir", "xl")
-# Where Debian's Xen has the configurations of VMs.
+# Where Debian's Xen keeps the configurations of VMs.
 CONFIG_DIR = Path("/etc/xen")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options; `check` says what goes together."""
+    """The options; `check` checks their combination."""
     parser = Parser(
         prog="pedos-dom0",
         description="Decides which VM gets which device: policy, leases, assignments, audit.",
@@ -83,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Ends the program with a sentence if the driver misses an option or has no use for one."""
+    """Ends the program with a sentence if an option is missing or useless for the driver."""
     is_local = arguments.driver == "local"
     missing = [name for name in _LOCAL_ONLY if is_local and getattr(arguments, name) is None]
     if missing:
@@ -125,10 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         policy=tuple(arguments.policy),
         vms=arguments.vms_dir.absolute(),
     )
-    # Users, other VMs and timers wait for this loop, also while there is one channel.
+    # Users, other VMs and timers wait for this loop, also while there is only one channel.
     vchan.share_loop()
-    # What was imported stays: without it, a full collection, which a new policy brings about, takes
-    # a few milliseconds instead of thirty, in which no request is served.
+    # Imported modules stay: without this, a full garbage collection, which a new policy causes,
+    # takes thirty milliseconds instead of a few, in which no request is served.
     gc.freeze()
     status = 0
     try:

@@ -1,7 +1,7 @@
-"""What the service says when it refuses: one function a sentence, so the texts stand together.
+"""The service's refusals: one function per sentence, so that the texts stand together.
 
-Every error carries what the user can do next as `hint`, where there is such a thing. The request id
-is added by the dispatcher, which is also where an answer to a VM loses everything but that id.
+Every error carries what the user can do next as `hint`, if there is anything. The dispatcher adds
+the request id, and removes everything but that id from an answer to a VM.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class PublicError(CallError):
-    """An error whose sentence a VM may read: it says nothing of what other VMs are or have."""
+    """An error whose sentence a VM may read: it tells nothing about other VMs."""
 
 
 class QuotaError(CallError):
@@ -35,8 +35,8 @@ class QuotaError(CallError):
 
 
 class DeniedError(CallError):
-    """Policy, or dom0's user, does not allow it. `about` is what was asked for, in the words of who
-    asked: all that a VM is told."""
+    """Policy, or dom0's user, does not allow it. `about` is the request, in the requester's words:
+    all that a VM learns."""
 
     def __init__(self, about: str, message: str, data: dict[str, object]) -> None:
         super().__init__("denied", message, data)
@@ -52,7 +52,7 @@ class HiddenError(DeniedError):
 
 
 def hidden_truth(error: CallError) -> str | None:
-    """What a VM was not told, for the audit log; None if it was told all."""
+    """What a VM was not told, for the audit log; None if it was told everything."""
     return error.truth.message if isinstance(error, HiddenError) else None
 
 
@@ -63,8 +63,8 @@ def failure(code: str, message: str, *, hint: str | None = None) -> CallError:
 
 @contextmanager
 def store_failures() -> Iterator[None]:
-    """A write that the store refuses fails the operation as anything else does: with a sentence,
-    for the audit log too."""
+    """A write that the store refuses fails the operation like any other error: with a sentence, for
+    the audit log too."""
     try:
         yield
     except StoreError as error:
@@ -93,7 +93,7 @@ def agent_missing(name: str, code: str) -> CallError:
 
 
 def no_device(key: DeviceKey, missing: Missing | None) -> CallError:
-    """`missing` are the devices of that class which the VM has and does not report."""
+    """`missing` is the number of devices of that class which the VM has and does not report."""
     hint = f"qvm-device {key.device_class} list {key.backend}"
     if missing is None:
         message = f"{key.backend} has no {key.device_class} device named '{key.device}'"
@@ -138,7 +138,7 @@ def target_is_backend(vm: str) -> CallError:
 
 
 def taken(key: DeviceKey, holder: Lease) -> CallError:
-    """The device, or the disk or a partition that it shares its blocks with, is leased."""
+    """The device, or one that shares data with it (its disk, a partition), is leased."""
     stage = {
         "pending": "is being attached to",
         "detaching": "is being detached from",
@@ -151,7 +151,7 @@ def taken(key: DeviceKey, holder: Lease) -> CallError:
 
 
 def held_by_toolstack(lease: Lease) -> CallError:
-    """It was to end, and the toolstack does not take it away."""
+    """It should have ended, and the toolstack does not take it away."""
     return failure(
         "failed",
         f"{lease.key} is still attached to {lease.vm}, as the toolstack does not take it away; "
@@ -161,7 +161,7 @@ def held_by_toolstack(lease: Lease) -> CallError:
 
 
 def held_by_source(lease: Lease) -> CallError:
-    """It was to end, the target has let go, and the source does not say that it has."""
+    """It should have ended, the target has released it, and the source does not confirm the end."""
     backend = lease.key.backend
     return failure(
         "failed",
@@ -172,7 +172,7 @@ def held_by_source(lease: Lease) -> CallError:
 
 
 def not_to_be_had(key: DeviceKey, device: Device) -> CallError | None:
-    """Why its source cannot lend it now, as far as it says; None if it can."""
+    """Why its source cannot lend it now, if the source says so; None if it can."""
     if device.stale is not None:
         return not_known(key, device)
     if device.busy is not None:
@@ -181,7 +181,7 @@ def not_to_be_had(key: DeviceKey, device: Device) -> CallError | None:
 
 
 def not_known(key: DeviceKey, device: Device) -> CallError:
-    """It was waited for, and its source still cannot tell what it is."""
+    """The service waited for it, and its source still cannot identify it."""
     return failure(
         "busy",
         f"{key.backend} cannot tell what {key} is: {device.stale}",
@@ -207,7 +207,7 @@ def neither(key: DeviceKey, vm: str) -> CallError:
 
 
 def still_assigned(key: DeviceKey, vm: str, why: str) -> CallError:
-    """Half of what a detach does was done."""
+    """A detach did only half of its work."""
     return failure(
         "failed",
         f"{key} is detached from {vm}, but still assigned to it: {why}",

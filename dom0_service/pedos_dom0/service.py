@@ -1,9 +1,9 @@
-"""dom0's service as a whole: what is opened in which order, and how it ends.
+"""dom0's service as a whole: the order in which it opens everything, and how it ends.
 
-Order of the start: the state folder is held first, which also finds out whether another service
-runs, and the socket is bound; then the store and the journal are read, before any agent can be
-asked for anything; then policy and the hypervisor; then the control connections; and only then the
-first client is served. At the end nothing is detached: a restart keeps live attachments.
+Order of the start: it locks the state folder, which also shows whether another service runs, and
+binds the socket; then it reads the store and the journal, before it can ask any agent for anything;
+then policy and the hypervisor; then the control connections; and only then it serves the first
+client. At the end it detaches nothing: a restart keeps live attachments.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Seconds after which a thread that reads files has to let the event loop in. With Python's own 5 ms
-# a request that comes while a thousand VMs' facts are read would wait that long at every step.
+# Seconds after which a thread that reads files must yield to the event loop. With Python's own 5
+# ms, a request that arrives while a thousand VMs' facts are read would wait that long at every
+# step.
 SWITCH_INTERVAL = 0.0005
 
 
@@ -56,7 +57,7 @@ class Config:
     socket: Path
     state: Path
     policy: Sequence[Path]
-    # None: nothing is known of the VMs but what the hypervisor says.
+    # None: only the hypervisor's facts about VMs are known.
     vms: Path | None = None
 
 
@@ -70,7 +71,7 @@ async def run(
 
     Raises OSError (the socket, the folders), StoreError and HypervisorLost; in exception groups.
     """
-    # Who can open the database can also keep it locked.
+    # A user who can open the database can also keep it locked.
     make_private(config.state)
     sys.setswitchinterval(SWITCH_INTERVAL)
     async with (
@@ -116,7 +117,7 @@ async def _held(state: Path) -> AsyncIterator[None]:
 
 
 async def start_parts(state: State, nursery: trio.Nursery) -> Api:
-    """Starts everything that works on `state` in `nursery`: all of the service but its edges."""
+    """Starts all tasks that work on `state` in `nursery`: the whole service but its connections."""
     teardown = Teardown(state, nursery)
     transaction = Transaction(state, teardown)
     reconciler = Reconciler(state, teardown)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pedos_dom0.tables.store import Assignment, Store
 
     class PolicySource(Protocol):
-        """What the service asks of the policy loader."""
+        """The part of the policy loader that the service uses."""
 
         @property
         def snapshot(self) -> Snapshot: ...
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class State:
-    """One service's state. A lease in `leases` and its row in `store` are made by Transaction alone
-    and ended by Teardown alone."""
+    """One service's state. Only Transaction makes a lease in `leases` and its row in `store`, and
+    only Teardown ends them."""
 
     driver: Driver
     registry: Registry
@@ -52,14 +52,14 @@ class State:
     store: Store
     audit: AuditQueue
     policy: PolicySource
-    # What rules can say of VMs; by default what the driver knows of them.
+    # The facts about VMs for rules; by default the driver's.
     facts: Facts = attrs.field()
-    # The classes of devices that this dom0 knows; what is of another is left out.
+    # The device classes that this dom0 knows; devices of others are left out.
     classes: Sequence[DeviceClass] = attrs.field(factory=described_classes)
     agents: AgentTable = attrs.field(factory=AgentTable)
-    # The way to `audit` for what VMs can cause at will.
+    # The way to `audit` for lines that VMs can cause at will.
     audit_throttle: AuditThrottle = attrs.field(init=False)
-    # VMs that are on their way down: they get no device any more.
+    # VMs that are shutting down: they get no device any more.
     closing: Counter[str] = attrs.field(factory=Counter)
     # Test-only stops in attach and detach; tests put their own here.
     reach: Callable[[str], Awaitable[None]] = faultpoints.reach
@@ -72,7 +72,7 @@ class State:
         return Facts(self.driver)
 
     def carrier(self, device_class: str) -> Carrier:
-        """What carries the devices of a class; one that says so where nothing does."""
+        """The carrier of the devices of a class; one that reports its lack if there is none."""
         known = self.driver.carriers.get(device_class)
         return known or lacking(device_class, "this version knows no way to carry them")
 
@@ -81,7 +81,7 @@ class State:
         return self.carrier(lease.key.device_class).by_hypervisor
 
     def troubles(self) -> tuple[str, ...]:
-        """What keeps the service from writing down what it has to, if anything does."""
+        """Why the service cannot write its records, if it cannot."""
         return tuple(filter(None, (self.store.trouble, self.audit.trouble)))
 
     @contextmanager
@@ -109,27 +109,29 @@ class State:
         return domain
 
     def is_gone(self, name: str) -> bool:
-        """Whether a VM is known not to be there."""
+        """Whether a VM is known not to exist."""
         return self.domain(name) is None and self.driver.knows_all()
 
     def is_orphan(self, assignment: Assignment) -> bool:
-        """Whether it was made for a VM that is not there, or not for the one that has the name."""
+        """Whether it was made for a VM that does not exist, or not for the one that has the
+        name."""
         domain = self.domain(assignment.vm)
         uuids = {assignment.uuid, domain and domain.uuid} - {None}
-        # Of two UUIDs one is another VM's, also when that could not be marked, or is about to be.
+        # If it has another UUID, it is another VM's, even if that could not be marked, or is about
+        # to be.
         return assignment.orphaned or self.is_gone(assignment.vm) or len(uuids) == 2
 
     def assigned_to(self, vm: str) -> list[Assignment]:
-        """What is assigned to the VM that has the name now: all that a VM may know of and undo."""
+        """What is assigned to the VM that has the name now: all that a VM may see and undo."""
         return [each for each in self.store.assignments(vm) if not self.is_orphan(each)]
 
     def runs(self, name: str, domid: int) -> bool:
-        """Whether this very domain runs still, as opposed to a later life of the VM."""
+        """Whether this very domain still runs, as opposed to a later run of the VM."""
         domain = self.domain(name)
         return domain is not None and domain.domid == domid and domain.state != "Halted"
 
     def may_run(self, name: str, domid: int) -> bool:
-        """As `runs`, but not while it is only made, and waits to be let go (Driver.resume)."""
+        """As `runs`, but not while it is only made, and waits for the unpause (Driver.resume)."""
         if not self.runs(name, domid):
             return False
         if not self.driver.starts_paused or self.agents.at(name, domid) is not None:

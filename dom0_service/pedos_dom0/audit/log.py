@@ -1,11 +1,11 @@
 """The audit log: one JSON line for every decision and every operation.
 
-Fields come from VMs too. JSON with ASCII alone leaves no control character, escape sequence or
-right-to-left mark for the terminal that the log is looked at with; lengths are bounded, so that one
-call cannot fill the disk, and so is the file: when it is full it becomes NAME.1, the one before
-NAME.2, and so on, so that many calls cannot fill the disk either.
+Fields come from VMs too. Pure ASCII JSON contains no control character, escape sequence or
+right-to-left mark for the terminal that shows the log. Lengths are bounded, so that one call cannot
+fill the disk, and so is the file: when it is full it becomes NAME.1, the previous one NAME.2, and
+so on, so that many calls cannot fill the disk either.
 
-What is written waits for the disk; the service does it in a thread (queue.py).
+Writing waits for the disk; the service does it in a thread (queue.py).
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from typing import Protocol
 
 log = logging.getLogger(__name__)
 
-# Characters of one text: the longest honest one is a rule of a policy, at most 1024.
+# Characters of one text: the longest legitimate one is a rule of a policy, at most 1024.
 TEXT_MAX = 1024
-# Entries of one list or map, and how deep they nest: the honest ones are options and devices.
+# Entries of one list or map, and how deep they nest: legitimate ones are options and devices.
 ITEMS_MAX = 32
 DEPTH_MAX = 4
-# Bytes of one line. Long lines lose their largest fields, never their time, event or request.
+# Bytes of one line. Longer lines lose their largest fields, never their time, event or request.
 LINE_MAX = 16 * 1024
-# Bytes of one file: some 50,000 lines, which is months of a desktop's use; and how many older ones
-# are kept beside it. Together they are 80 MiB at most.
+# Bytes of one file: some 50,000 lines, which is months of a desktop's use; and the number of older
+# files. Together they take 80 MiB at most.
 FILE_MAX = 16 * 1024 * 1024
 FILES_KEPT = 4
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
@@ -40,25 +40,25 @@ _CUT = "..."
 
 
 def new_request_id() -> str:
-    """12 hex digits, at random: a VM that is told one learns nothing about other requests."""
+    """12 random hex digits: a VM that learns one learns nothing about other requests."""
     return secrets.token_hex(6)
 
 
-# One line before it is JSON; bounded, and shared with nothing that may change.
+# One line before it is JSON; bounded, and sharing nothing that may change.
 Record = dict[str, object]
 
 
 class AuditWriter(Protocol):
-    """What parts of the service do with the log."""
+    """The interface that parts of the service use."""
 
     def write(self, event: str, **fields: object) -> None: ...
 
 
 class Audit:
-    """Appends to the log. Losing a line never stops the service; it is said, and counted.
+    """Appends to the log. A lost line never stops the service; it is logged, and counted.
 
     An administrator may move the file away (logrotate does): a new one is begun under its name, and
-    says so. One that was deleted or truncated takes its lines along: that is said loudly.
+    logged. If the file was deleted or truncated, lines are lost, which is logged as an error.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -79,7 +79,7 @@ class Audit:
         self.append(make_record(event, fields))
 
     def append(self, record: Record) -> None:
-        """As `write`, of a line that was made before."""
+        """As `write`, for a line that was made before."""
         if self._lost:
             before = record.get("lost_before")
             record["lost_before"] = self._lost + (before if isinstance(before, int) else 0)
@@ -111,8 +111,8 @@ class Audit:
             self._fd = -1
 
     def _keep_the_name(self) -> None:
-        """Looks whether the open file is still the one of that name, and whole; if not, goes on in
-        the one that is, or in a new one. Readers of the log have to learn of it, there and here."""
+        """Checks that the open file is still the one of that name, and complete; if not, continues
+        in the one that is, or in a new one. Both the new log and the service's log mention it."""
         ours = os.fstat(self._fd)
         try:
             named = os.stat(self._path)
@@ -142,23 +142,23 @@ class Audit:
         self._append(_line(make_record("service", {"what": f"log begun anew: it was {what}"})))
 
     def _append(self, data: bytes) -> None:
-        """One write, as O_APPEND keeps the lines of two processes apart only so."""
+        """One write, because only this keeps O_APPEND lines of two processes apart."""
         data = b"\n" + data if self._torn else data
         written = os.write(self._fd, data)
-        self._size += len(data)  # or less, should the rest fail: it only bounds the file
+        self._size += len(data)  # or less, if the rest fails: it only bounds the file
         self._seen += written
         while written < len(data):
-            self._torn = True  # should the rest fail, the next line begins on a new one
+            self._torn = True  # if the rest fails, the next line begins on a new one
             more = os.write(self._fd, data[written:])
             written += more
             self._seen += more
         self._torn = False
 
     def _rotate(self) -> None:
-        """Puts the full file aside and begins a new one.
+        """Renames the full file and begins a new one.
 
-        Each step is one rename, and the new file is there before the first: a crash between two of
-        them, or a disk without room, costs no line, and the next start finds or makes its file.
+        Each step is one rename, and the new file exists before the first: a crash between two of
+        them, or a full disk, loses no line, and the next start finds or makes its file.
         """
         fresh = self._aside("new")
         try:
@@ -190,7 +190,7 @@ class Audit:
 
 
 def make_record(event: str, fields: Mapping[str, object]) -> Record:
-    """A line of now."""
+    """A line with the present time."""
     stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     record: Record = {"time": stamp, "event": _bounded(event)}
     for name, value in fields.items():
@@ -215,7 +215,7 @@ def _more(items: Sequence[object]) -> str:
 
 
 def _bounded(value: object, depth: int = 0) -> object:
-    """`value` as something that JSON has, cut to the bounds. Total."""
+    """`value` as something that JSON can express, cut to the bounds. Total."""
     if isinstance(value, str):
         return value if len(value) <= TEXT_MAX else value[:TEXT_MAX] + _CUT
     if _is_json_scalar(value):

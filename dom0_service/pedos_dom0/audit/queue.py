@@ -1,7 +1,7 @@
-"""The audit log as the service writes it: in order, in a thread, and before the answer goes out.
+"""The service's way to the audit log: in order, in a thread, and before the answer is sent.
 
-A disk may take its time. A line waits for it here, and so does the answer to the request that it is
-about (`written`); the event loop, and all other requests, do not.
+A disk may be slow. A line waits for it here, and so does the answer to its request (`written`); the
+event loop, and all other requests, do not.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Lines that wait for the disk. Requests wait with theirs, and there are some two hundred at most;
-# what VMs cause beside that is throttled (throttle.py). More means that the disk hangs, and then
-# lines must not fill the memory: they are lost, which is said and counted.
+# what VMs cause beside that is throttled (throttle.py). More means that the disk hangs; then lines
+# must not fill the memory: they are lost, which is logged and counted.
 WAITING_MAX = 2048
 
 
 class AuditQueue:
     """Writes to `log`. Before `run` is started and after it has ended, a line is written at once:
-    then no one is served who would wait."""
+    no client is served then who would wait."""
 
     def __init__(self, log: Audit, in_thread: InThread = in_thread) -> None:
         self._log = log
         self._in_thread = in_thread
         self._runs = False
         self._waiting: deque[Record] = deque()
-        # Lines that were ever taken, and how many of these are written.
+        # The number of lines ever accepted, and how many of these are written.
         self._taken = 0
         self._written = 0
         # Request -> the number of its last line, while that is not written.
         self._last: dict[object, int] = {}
-        self._news = trio.Event()  # there is something to write
-        self._waiters = trio.lowlevel.ParkingLot()  # for something to be written
+        self._news = trio.Event()  # lines are waiting
+        self._waiters = trio.lowlevel.ParkingLot()  # lines were written
         self._lost = 0
 
     @property
@@ -54,7 +54,7 @@ class AuditQueue:
         return self._log.trouble
 
     def write(self, event: str, **fields: object) -> None:
-        """One line: time (UTC), event and `fields` as they are now, bounded and escaped."""
+        """Queues one line: time (UTC), event and `fields` as they are now, bounded and escaped."""
         record = make_record(event, fields)
         if not self._runs:
             self._log.append(record)
@@ -73,14 +73,14 @@ class AuditQueue:
         self._news.set()
 
     async def written(self, request: str | None = None) -> None:
-        """Returns when all lines about this request are written, or all that came before this call.
-        No checkpoint if they are."""
+        """Returns when all lines about this request are written, or all from before this call. No
+        checkpoint if they are written already."""
         number = self._taken if request is None else self._last.get(request, 0)
         while self._written < number:
             await self._waiters.park()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Writes what is taken, until cancelled; then the rest."""
+        """Writes the queued lines, until cancelled; then the rest."""
         self._runs = True
         task_status.started()
         try:
@@ -107,7 +107,7 @@ class AuditQueue:
             self._log.append(record)
 
     def _note(self, count: int) -> None:
-        """`count` lines more are written: tells who waits for them."""
+        """`count` more lines are written: wakes the requests that wait for them."""
         self._written += count
         self._last = {
             request: number for request, number in self._last.items() if number > self._written

@@ -1,10 +1,9 @@
 """Lines that a VM can cause as often as it likes, in audit and log: the first whole, then a count.
 
-A VM that asks for what it may not have, or hangs up and comes back, some ten times a second would
-otherwise push everything else out of the log (see the rotation in log.py). What it does beyond
-THROTTLE_AFTER lines is suppressed and summed up: one line an interval, for as long as it goes on.
-The sum is written before the next line about that VM which is not throttled, and when the service
-ends.
+A VM that repeats a denied request, or reconnects, some ten times a second would otherwise push
+everything else out of the log (see the rotation in log.py). Beyond THROTTLE_AFTER lines its lines
+are suppressed and summed up: one line per interval, for as long as it continues. The sum is written
+before the next line about that VM that is not throttled, and when the service ends.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Lines of one VM that are written whole before the rest is counted: a user in the VM who tries a
-# dozen devices is seen in full (a refused attach is two lines).
+# Lines of one VM that are written before the rest is counted: a user in the VM who tries a dozen
+# devices is recorded in full (a refused attach is two lines).
 THROTTLE_AFTER = 32
-# Seconds between two sums of one VM, and of quiet after which its lines are whole again: 1,440
-# lines a day is what the worst VM can do to the log.
+# Seconds between two sums of one VM, and of quiet after which its lines are written again: 1,440
+# lines a day is the most that a VM can cause.
 THROTTLE_INTERVAL = 60.0
 
 
@@ -42,9 +41,9 @@ class _Heard:
 
 
 class AuditThrottle:
-    """Writes VMs' lines into the audit log, and what is to be said of them into the service's.
+    """Writes VMs' lines into the audit log, and messages about them into the service's log.
 
-    One of these for all VMs; it keeps one entry a VM.
+    One of these serves all VMs; it keeps one entry per VM.
     """
 
     def __init__(self, audit: AuditWriter) -> None:
@@ -56,8 +55,8 @@ class AuditThrottle:
     ) -> None:
         """One line that the VM `of` caused. If it is `throttled` it may be counted instead.
 
-        The sum says how many there were of each event, and the first and last request's id. `say`
-        is a sentence for the service's log, which is counted with the line.
+        The sum has the number of lines of each event, and the first and last request's id. `say` is
+        a sentence for the service's log, which is counted with the line.
         """
         if not throttled:
             self.flush(of)
@@ -70,7 +69,7 @@ class AuditThrottle:
         if heard is None:
             heard = self._heard[of] = _Heard(now)
         if now - heard.began >= THROTTLE_INTERVAL:
-            # After an interval with a sum in it the VM is still on notice.
+            # After an interval with a sum, the VM stays throttled.
             heard.whole = THROTTLE_AFTER if heard.suppressed else 0
             self.flush(of)
             heard.began = now
@@ -88,7 +87,7 @@ class AuditThrottle:
         heard.suppressed[event] += 1
 
     def flush(self, vm: str) -> None:
-        """Writes the sum of what was counted of a VM, if there is any."""
+        """Writes the sum of a VM's counted lines, if there are any."""
         heard = self._heard.get(vm)
         if heard is None or not heard.suppressed:
             return
@@ -112,6 +111,6 @@ class AuditThrottle:
         )
 
     def flush_all(self) -> None:
-        """The service ends: nothing that was counted is lost."""
+        """The service ends: no count is lost."""
         for vm in list(self._heard):
             self.flush(vm)

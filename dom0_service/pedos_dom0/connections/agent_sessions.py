@@ -1,9 +1,9 @@
 """Control connections: one task for every running domain, for as long as it runs.
 
-Each connects to the domain's agent, says hello, takes the first report, reconciles it with the
-journal, and then serves the connection until it ends; and begins again. Who the VM is follows from
-the domain that was connected to. A VM that breaks the protocol is disconnected, written down, and
-kept waiting; none of that is noticed by any other VM.
+Each task connects to the domain's agent, says hello, takes the first report, reconciles it with the
+journal, and then serves the connection until it ends; and starts over. The domain of the connection
+tells which VM speaks. A VM that breaks the protocol is disconnected, recorded, and kept waiting; no
+other VM notices.
 """
 
 from __future__ import annotations
@@ -43,33 +43,31 @@ logger = logging.getLogger(__name__)
 # asked twice a second, which costs nothing.
 RETRY_FIRST = 0.02
 RETRY_MAX = 0.5
-# Seconds for which an agent that does not listen is not worth a line: a VM that has just been
-# started, or whose agent is started again, is on its way.
+# Seconds for which a missing agent is not logged: the VM, or its agent, has just been started.
 QUIET = 2.0
-# The rendezvous of a channel is a few messages between two processes; a VM that stalls in it is
+# The rendezvous of a channel takes a few messages between two processes; a VM that stalls in it is
 # treated like one that is not there.
 CONNECT_TIMEOUT = 5.0
-# After hello an agent has its state at hand. One that keeps it back makes its devices unusable and
-# its old exports unknown.
+# After hello an agent has its state at hand. An agent that withholds it makes its devices unusable
+# and its old exports unknown.
 REPORT_TIMEOUT = 5.0
 # A VM that breaks the protocol may try again after this many seconds, doubling up to the maximum:
 # it must not fill the log, nor keep dom0 busy parsing.
 PENALTY_FIRST = 1.0
 PENALTY_MAX = 30.0
-# Seconds without fault after which an earlier one is forgotten.
+# Seconds without a breach after which an earlier one is forgotten.
 GOOD_BEHAVIOUR = 60.0
-# Pages of reports and users' requests of one VM: (at once, per second after that). The report of a
-# VM with as many devices as it may have is 32 pages, a stick with many partitions a few reports, a
-# script in a VM some tens of requests; at these rates a hostile VM costs dom0 a few percent of a
-# processor.
+# Pages of reports and users' requests of one VM: (at once, per second after that). A report of the
+# largest size has 32 pages, a stick with many partitions causes a few reports, a script in a VM
+# some tens of requests; at these rates a hostile VM takes a few percent of a processor of dom0.
 REPORT_RATE = (32, 10.0)
 REQUEST_RATE = (64, 20.0)
-# Devices that one line of the log names.
+# Devices named in one line of the log.
 NAMED_MAX = 8
 
 
 class Dispatcher(Protocol):
-    """Serves what a VM's users ask, see requests/api.py."""
+    """Serves the requests of a VM's users, see requests/api.py."""
 
     async def dispatch(
         self, caller: Caller, peer: Peer, method: str, untrusted_params: dict[str, Any]
@@ -78,7 +76,7 @@ class Dispatcher(Protocol):
 
 @attrs.frozen
 class _End:
-    """How a connection, or the attempt to make one, ended. `broke`: it was the VM's fault."""
+    """How a connection, or the attempt to make one, ended. `broke`: the VM caused it."""
 
     why: str
     broke: bool
@@ -86,7 +84,7 @@ class _End:
 
 
 class _Opened:
-    """A task status that only remembers: hello was said both ways."""
+    """A task status that only remembers that both sides said hello."""
 
     def __init__(self) -> None:
         self.event = trio.Event()
@@ -103,12 +101,12 @@ class _Session:
     nursery: trio.Nursery
     pages: ReportPages
     reported: trio.Event = attrs.field(factory=trio.Event)
-    # Where the next whole report is waited for.
+    # Where a task waits for the next whole report.
     next_report: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
     # The report that was last compared with the journal.
     reconciled: Report | None = None
     # What the agent was last asked to report before others.
-    preferred: tuple[DeviceKey, ...] = ()  # what the agent has answered that it reports first
+    preferred: tuple[DeviceKey, ...] = ()  # what the agent has agreed to report first
     preferring: bool = False
     told_of_rest: bool = False  # that not all of it can be preferred
     told_of_classes: bool = False  # that the agent has some which dom0 does not know
@@ -145,8 +143,8 @@ class AgentSessions:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follows the driver's events; raises HypervisorLost when they end.
 
-        They end with the driver, which then says why itself, or when this subscriber was cut off:
-        a service that no longer hears of its VMs must not go on as if it did.
+        They end with the driver, which then gives the reason itself, or when this subscriber was
+        cut off: a service that no longer hears of its VMs must not continue as if it did.
         """
         events = self._state.driver.events()
         async with trio.open_nursery() as nursery:
@@ -166,7 +164,7 @@ class AgentSessions:
         )
 
     def _follow(self, domain: DomainInfo, nursery: trio.Nursery) -> None:
-        """Starts or ends the task of a domain, as its state wants it."""
+        """Starts or ends the task of a domain, according to its state."""
         domid = None if domain.state == "Halted" else domain.domid
         task = self._tasks.get(domain.name)
         if task is not None and task.domid != domid:
@@ -215,7 +213,8 @@ class AgentSessions:
                     not_there = None
                     missing_since = now
                 elif end.why != not_there and now - missing_since >= QUIET:
-                    # Once, and not with every try: this is what the hint of agent_missing is about.
+                    # Once, and not with every attempt: the hint of agent_missing refers to this
+                    # line.
                     logger.info("no connection to %s: %s", name, end.why)
                     not_there = end.why
                 if now - began >= 2 * RETRY_MAX:
@@ -224,8 +223,8 @@ class AgentSessions:
                 retry = min(2 * retry, RETRY_MAX)
 
     def _write_end(self, name: str, task: _Task, end: _End, *, wait_s: float | None = None) -> None:
-        """Every connection's end is in the audit log. A VM that broke the protocol is kept waiting
-        for it; any other end it may repeat at once, so that is counted when there are many."""
+        """The audit log has every connection's end. A VM that broke the protocol has to wait; it
+        may repeat any other end at once, so many of those are counted."""
         self._state.audit_throttle.write(
             "disconnected",
             of=name,
@@ -246,8 +245,8 @@ class AgentSessions:
         except (FileNotFoundError, ConnectionRefusedError) as error:
             return _End(f"its agent does not listen: {error}", broke=False, connected=False)
         except Exception as error:
-            # The rendezvous is the VM's word too, and a failure that it causes ends here. It cannot
-            # help a time-out, nor what dom0 itself lacks: descriptors, memory.
+            # The rendezvous is the VM's input too, and a failure that it causes ends here. It
+            # cannot cause a time-out, nor dom0's own shortages: descriptors, memory.
             logger.debug("connecting to %s", name, exc_info=True)
             broke = isinstance(error, ConnectionError) or not isinstance(error, OSError)
             return _End(f"no channel could be made: {error}", broke, connected=False)
@@ -298,10 +297,10 @@ class AgentSessions:
         async with trio.open_nursery() as nursery:
             session = _Session(link, nursery, ReportPages(name))
             opened = _Opened()
-            # What lasts as long as the connection is this task: a task more is 2 KiB for each VM.
+            # This task lasts as long as the connection: another task would take 2 KiB for each VM.
             nursery.start_soon(self._greet, session, opened.event)
             await self._run_peer(peer, session, opened)
-        # Not reached when the service ends: then attachments are to stay as they are.
+        # Not reached when the service ends: then attachments must stay as they are.
         self._lost(link, session.why or "the connection ended")
         task.link = None
         return session.why or "the connection ended", session.broke
@@ -316,7 +315,8 @@ class AgentSessions:
             session.end(f"the connection broke: {error}" if str(error) else "the connection broke")
 
     async def _greet(self, session: _Session, opened: trio.Event) -> None:
-        """Waits for the first report, makes the agent let go of leftovers, and shows it."""
+        """Waits for the first report, makes the agent release leftovers, and publishes the
+        report."""
         link = session.link
         await opened.wait()
         with trio.move_on_after(REPORT_TIMEOUT):
@@ -360,7 +360,7 @@ class AgentSessions:
             self._show(session)
 
     def _of_known_classes(self, session: _Session, page: AgentReport) -> AgentReport:
-        """The page without what is of a class that dom0 does not know: the agent may be newer."""
+        """The page without devices of a class that dom0 does not know: the agent may be newer."""
         page, unknown = of_classes(page, {each.name for each in self._state.classes})
         if unknown and not session.told_of_classes:
             session.told_of_classes = True
@@ -372,7 +372,7 @@ class AgentSessions:
         return page
 
     def _show(self, session: _Session) -> None:
-        """Makes the agent's last report known to everybody."""
+        """Publishes the agent's last report."""
         link = session.link
         assert link.report is not None
         if session.reconciled is not link.report and (count := self._reconciler.invented(link)):
@@ -390,8 +390,8 @@ class AgentSessions:
             session.nursery.start_soon(self._stop_unknown, session)
 
     def _own_devices(self, link: AgentLink) -> DeviceSet:
-        """What it reports, less what it has borrowed. An agent that was started again while the
-        hypervisor carries some cannot tell that from its VM's own."""
+        """The reported devices, less what the VM has borrowed. An agent that restarted while the
+        hypervisor carries some cannot tell those from its VM's own."""
         assert link.report is not None
         devices = link.report.devices
         names: dict[str, set[str]] = {}
@@ -405,8 +405,8 @@ class AgentSessions:
         return devices
 
     def _preference(self, session: _Session) -> tuple[DeviceKey, ...]:
-        """What an agent that cannot report all is to report first: what is lent, which is never
-        more than ATTACHMENTS_MAX and so never cut off; then what is assigned."""
+        """What an agent that cannot report everything must report first: what is lent, which is
+        never more than ATTACHMENTS_MAX and so never cut off; then what is assigned."""
         link = session.link
         if link.report is None or not link.report.missing:
             return session.preferred
@@ -419,7 +419,7 @@ class AgentSessions:
         return tuple(dict.fromkeys((*lent, *assigned)))
 
     async def _prefer(self, session: _Session) -> None:
-        """Asks the agent for that, and returns when it has reported so."""
+        """Asks the agent for that, and returns when it has reported accordingly."""
         link, wanted = session.link, self._preference(session)
         if wanted == session.preferred or session.preferring:
             return
@@ -444,7 +444,7 @@ class AgentSessions:
         except CallError as error:
             logger.info("%s does not report first what it is asked for: %s", link.name, error)
             if error.code == "unknown_method":
-                session.preferred = wanted  # it never will; any other is asked at its next report
+                session.preferred = wanted  # it never will; others are retried at its next report
             return
         except RemoteProtocolError as error:
             link.disconnect(str(error))
@@ -465,7 +465,7 @@ class AgentSessions:
             session.stopping_unknown = False
 
     def _take_ended(self, session: _Session, untrusted_params: dict[str, Any]) -> None:
-        """An attachment ended by itself at one side: the other side is stopped."""
+        """An attachment ended by itself at one side: stops the other side."""
         link = session.link
         try:
             ended = parse_params("attachment.ended", untrusted_params)
@@ -489,7 +489,7 @@ class AgentSessions:
             self._teardown.source_has_ended(ended.attachment)
 
     def _lost(self, link: AgentLink, reason: str) -> None:
-        """The connection is over: the link is not used any more, and what it carried ends."""
+        """The connection is over: the link is not used any more, and its attachments end."""
         known = self._state.agents.get(link.name) is link
         self._state.agents.remove(link)
         if known:

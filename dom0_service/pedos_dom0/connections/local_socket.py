@@ -1,8 +1,8 @@
-"""The socket of dom0's command line and widget: who connects is checked, then served.
+"""The socket of dom0's command line and widget: checks each client, then serves it.
 
-The file's mode keeps other users out already. SO_PEERCRED is looked at as well, because the mode is
-a folder's and an administrator's to get wrong, and what stands behind the socket is all of dom0's
-authority over devices.
+The file's mode already keeps other users out. SO_PEERCRED is checked as well, because an
+administrator can get the mode of a folder wrong, and the socket gives all of dom0's authority over
+devices.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CLIENTS_MAX = 128
 
 @contextlib.asynccontextmanager
 async def listening(path: str) -> AsyncIterator[UnixListener]:
-    """The listening socket; at the end its file is removed, if it still is this one."""
+    """The listening socket; at the end its file is removed, if it still belongs to this socket."""
     with contextlib.closing(await listen_unix(path, SOCKET_MODE)) as listener:
         yield listener
 
@@ -81,7 +81,7 @@ class LocalSocket:
 
 
 def _refusal(stream: trio.SocketStream, served: int) -> CallError | None:
-    """Why a client is not served, if it is not."""
+    """Why a client is not served; None if it is."""
     if (uid := peer_uid(stream)) not in (0, os.getuid()):
         if (more := throttle.more("a stranger is refused")) is not None:
             why = "not root and not this user"

@@ -1,1 +1,1 @@
-"""What dom0 needs to know of each class of devices: `base` is the seam, `registered` the table."""
+"""dom0's knowledge of each device class: `base` is the interface, `registered` the table."""

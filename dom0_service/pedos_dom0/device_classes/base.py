@@ -1,8 +1,8 @@
-"""The seam between dom0's service and its classes of devices: what differs from class to class.
+"""The interface between dom0's service and its device classes: what differs from class to class.
 
-`DeviceClass` is a class of which all follows from its description (`pedos_protocol`). One that has
-something of its own overrides that; nothing else of the service knows how. How its devices get from
-domain to domain is not here: that is a driver's carrier.
+`DeviceClass` derives everything from a class's description (`pedos_protocol`). A class with a rule
+of its own overrides that; no other part of the service knows how. How devices get from domain to
+domain is not here: that is a driver's carrier.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pedos_protocol.messages import Device
 
 READ_ONLY = "read-only"
-# More values than this are names in a row, of which the first and the last are shown.
+# More values than this are a series of names, of which the first and the last are shown.
 _SHOWN_VALUES = 4
 
 
@@ -30,8 +30,8 @@ _SHOWN_VALUES = 4
 class Options:
     """The options of an attach, checked. None: left open.
 
-    `asked` is what was asked for, as it is kept with an assignment and shown in listings.
-    `frontend` is the name that the device is to have in its target.
+    `asked` is the request's options, as an assignment stores them and lists show them. `frontend`
+    is the requested name of the device in its target.
     """
 
     asked: Mapping[str, str] = attrs.field(factory=dict)
@@ -44,11 +44,11 @@ class Options:
 
 
 class DeviceClass:
-    """A class of devices, as dom0's service sees it."""
+    """A device class, as dom0's service sees it."""
 
-    #: The option that names a device in its target; "" where devices have no names there.
+    #: The option that names a device in its target; "" if devices have no names there.
     name_option = ""
-    #: What devices are called of which each has a name of its own in the target.
+    #: The plural noun for devices that have a name each in the target.
     named = "devices"
 
     def __init__(self, description: Description) -> None:
@@ -65,7 +65,7 @@ class DeviceClass:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names that devices may have in a target; none where they have no names."""
+        """All names that devices may have in a target; none if they have no names."""
         option = self.description.option(self.name_option)
         return () if option is None else option.values
 
@@ -105,7 +105,7 @@ class DeviceClass:
         raise usage(f"unknown option '{_show(name)}'; known for {self.name}: {known}")
 
     def granted(self, options: Options, *, read_only: bool) -> dict[str, str]:
-        """What an attachment is made with that is read-only or not, by option or by rule."""
+        """Options for an attachment that is read-only or not, by option or by rule."""
         made = {}
         if read_only or self.description.option(READ_ONLY) is not None:
             made[READ_ONLY] = "yes" if read_only else "no"
@@ -117,31 +117,31 @@ class DeviceClass:
         return options.get(self.name_option)
 
     def in_effect(self, options: Mapping[str, str], name: str | None) -> dict[str, str]:
-        """The options of an attachment as it is: those that it was made with, and its name."""
+        """The options of an attachment as it is: the requested ones, and its name."""
         return {**options, **({self.name_option: name} if name and self.name_option else {})}
 
-    # What a VM reports
+    # A VM's report
 
     def borrowed(self, ids: Iterable[str], names: Collection[str]) -> set[str]:
-        """Which of the devices that a VM reports are not its own: those that it has borrowed under
-        these names, where its agent cannot tell."""
+        """The reported devices that are not the VM's own: those that it has borrowed under these
+        names, if its agent cannot tell."""
         return set()
 
     def lasting_identity(self, identity: str | None) -> str:
-        """What of an identity tells a device from another one that has its id tomorrow; "" if
-        nothing does. An assignment is for the device that has it."""
+        """The part of an identity that distinguishes a device from a later one with the same id; ""
+        if none does. An assignment is for the device that has it."""
         return identity or ""
 
     def parent(self, device: Device) -> tuple[str, str] | None:
         """Class and id of the device that this one is a part of, in the same VM; None if it is
-        whole. They exclude each other, as a disk and its partitions do."""
+        whole. The two exclude each other, like a disk and its partition."""
         if device.parent is None:
             return None
         return (device.parent_class or self.name, device.parent)
 
 
 def usage(message: str) -> CallError:
-    """What was asked for cannot be meant."""
+    """The request's options contradict each other."""
     return CallError("usage", message)
 
 

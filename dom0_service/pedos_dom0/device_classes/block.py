@@ -12,12 +12,12 @@ from pedos_dom0.device_classes.base import READ_ONLY, DeviceClass, Options, usag
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-# What Xen tells the target that the device is, unless it is a disk.
+# The kind of device that Xen announces to the target, unless it is a disk.
 DEVTYPE, CDROM = "devtype", "cdrom"
 
 
 class Block(DeviceClass):
-    """What is so of block devices alone."""
+    """The rules for block devices alone."""
 
     name_option = "frontend-dev"
     named = "disks"
@@ -36,6 +36,6 @@ class Block(DeviceClass):
         return {device for device in ids if frontend_of(device) in names} if names else set()
 
     def lasting_identity(self, identity: str | None) -> str:
-        """A file system's UUID, which stands behind two colons where there is nothing else, is
-        another one after formatting."""
+        """A file system's UUID, which stands behind two colons if there is nothing else, changes
+        when the disk is formatted."""
         return "" if identity is None or identity.startswith("::") else identity

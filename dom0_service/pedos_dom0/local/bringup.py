@@ -1,4 +1,4 @@
-"""Everything up, and everything down again: the lock, the machine, dom0's service, autostart."""
+"""Starting and stopping the whole system: the lock, the machine, dom0's service, autostart."""
 
 from __future__ import annotations
 
@@ -34,18 +34,19 @@ logger = logging.getLogger(__name__)
 # dom0's service starts within half a second on an idle machine; a busy one may take far longer.
 READY_TIMEOUT = 30.0
 # Longer than dom0's service takes at worst (a test adds it up): 5 + 30 until agents are there, 5
-# until a new device is known, 60 for dom0's user, where the policy says ask, 10 + 30 for the VM,
-# 10 + 15 for a device that fails, 20 to ask what of the VM is used, 20 + 20 to take that back, 20
-# to end the VM, 20 + 20 for its others, 20 + 20 to kill it, and 20 + 20 for what is left.
+# until a new device is identified, 60 for dom0's user, if the policy says ask, 10 + 30 for the VM,
+# 10 + 15 for a device that fails, 20 to ask which devices of the VM are in use, 20 + 20 to take
+# them back, 20 to end the VM, 20 + 20 for its others, 20 + 20 to kill it, and 20 + 20 for what is
+# left.
 VM_START_TIMEOUT = 400.0
 CALL_TIMEOUT = 10.0
-# How often (seconds) to look for what gives no event: another process's "ready" in the lock file,
+# Seconds between two looks for things without an event: another process's "ready" in the lock file,
 # or the end of its use of this machine.
 LOOK_AGAIN = 0.02
 # How long an agent that runs may take to report itself to dom0's service.
 REPORT_TIMEOUT = 15.0
 
-# What local mode needs beside Python, and the Debian package that brings it.
+# What local mode needs beside Python, and the Debian package that contains it.
 TOOLS = {
     "nbdkit": "nbdkit",
     "nbdfuse": "libnbd-bin",
@@ -53,7 +54,7 @@ TOOLS = {
     "setpriv": "util-linux",
 }
 FUSE_DEVICE = Path("/dev/fuse")
-# What each failure to open it means, and what to do.
+# The meaning of each failure to open it, and what to do.
 _FUSE = {
     errno.ENOENT: (
         "does not exist",
@@ -74,16 +75,17 @@ TAIL_LINES = 5
 
 
 class CannotComeUp(Exception):  # noqa: N818 - says what happened
-    """`str()` is for the user: what is missing or broken, and what to do. May be several lines."""
+    """`str()` is for the user: what is missing or broken, and what to do. It may have several
+    lines."""
 
 
 class LockHeld(Exception):  # noqa: N818
-    """Another pedos-local has this DIR up; `pid` may be None while it is just starting."""
+    """Another pedos-local is running this DIR; `pid` may be None while it is just starting."""
 
     def __init__(self, pid: int | None, ready: bool) -> None:
         super().__init__(pid, ready)
         self.pid = pid
-        self.ready = ready  # everything is up there
+        self.ready = ready  # the whole system is up there
 
 
 def check_tools() -> None:
@@ -100,9 +102,10 @@ def check_tools() -> None:
 
 
 def _fuse_problem() -> str | None:
-    """Why this user can have no file of FUSE, and what to do; None if that works.
+    """Why this user cannot open FUSE's device, and what to do; None if it works.
 
-    It is opened, since a container may have the device and its mode and yet not be let near it.
+    The function opens it, because a container may have the device and its mode and yet be denied
+    access.
     """
     try:
         os.close(os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
@@ -125,7 +128,7 @@ def _fuse_problem() -> str | None:
 
 
 class Lock:
-    """DIR, held by the one machine process that it has; run/lock says its pid, then "ready"."""
+    """DIR, held by its one machine process; run/lock contains the pid, then "ready"."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -137,7 +140,7 @@ class Lock:
         layout.run.mkdir(mode=0o700, parents=True, exist_ok=True)
         with ExitStack() as stack:
             try:
-                # What it protects: there are the mounts that a second machine would clear away.
+                # The lock protects this: a second machine would clear away the mounts here.
                 make_private(layout.vms)
                 stack.enter_context(hold_folder(layout.vms))
             except FolderHeld as held:
@@ -151,16 +154,16 @@ class Lock:
             os.ftruncate(fd, 0)
 
     def set_ready(self, ready: bool) -> None:
-        """Whether everything is up, for those who wait to use this machine."""
+        """Whether everything is up, for processes that wait to use this machine."""
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"{os.getpid()}\n{'ready' if ready else ''}\n".encode(), 0)
 
 
 def read_lock(path: Path) -> tuple[int | None, bool]:
-    """(pid of the holder, is it ready); (None, False) while it writes, or if there is none."""
+    """(pid of the holder, is it ready); (None, False) while it writes, or without a holder."""
     try:
         pid, ready, *_ = path.read_text(encoding="ascii", errors="replace").split("\n")
-        os.kill(int(pid), 0)  # what a killed holder wrote does not count
+        os.kill(int(pid), 0)  # the words of a killed holder do not count
         return int(pid), ready == "ready"
     except PermissionError:
         return int(pid), ready == "ready"  # alive, and another user's
@@ -193,7 +196,7 @@ class LocalPrograms:
 
     def dom0_agent(self) -> Program:
         extra = {"control-socket": self.layout.dom0_agent_socket}
-        # Its own client socket: in dom0, qvm-* speak to the service itself.
+        # Its own client socket: in dom0, qvm-* talk to the service itself.
         socket = self.layout.run / "vms" / "dom0.sock"
         return self._agent("dom0", 0, socket, extra, self.config.dom0_verbose, "dom0-agent")
 
@@ -234,7 +237,7 @@ def _command(module: str, options: dict[str, Any], verbose: bool) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Up:
-    """A machine that is up, as `bring_up` gives it."""
+    """A running machine, as `bring_up` yields it."""
 
     machine: Machine
     problems: tuple[str, ...]  # VMs that did not start, one text each
@@ -248,11 +251,11 @@ async def bring_up(
     lock: Lock,
     on_machine: Callable[[Machine], None] = lambda _machine: None,
 ) -> AsyncIterator[Up]:
-    """Starts everything, yields when all VMs reported, and takes everything down at the end.
+    """Starts everything, yields when all VMs reported, and stops everything at the end.
 
-    `on_machine` is told of the machine early, for a caller that may have to end it by force.
-    CannotComeUp when dom0's service does not; a VM that fails is only a problem in the answer.
-    Going down is not interrupted by cancellation; it is bounded by each program's grace time.
+    `on_machine` gets the machine early, for a caller that may have to end it by force. CannotComeUp
+    if dom0's service does not start; a VM that fails is only a problem in the answer. Cancellation
+    does not interrupt the stopping; each program's grace time bounds it.
     """
     if (problem := too_few_descriptors(len(config.names))) is not None:
         raise CannotComeUp(problem)
@@ -269,7 +272,7 @@ async def bring_up(
     # Raised only outside of the nursery, which would wrap it into an exception group.
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
-        # The machine must not be cut down by a cancellation: only it can take its VMs down.
+        # A cancellation must not end the machine: only the machine can stop its VMs.
         with trio.CancelScope(shield=True):
             await nursery.start(machine.run, listener)
         try:
@@ -284,7 +287,7 @@ async def bring_up(
             failure = error
         finally:
             with trio.CancelScope(shield=True):
-                # A full disk leaves the file empty, which says "not ready" as well.
+                # A full disk leaves the file empty, which means "not ready" as well.
                 with suppress(OSError):
                     lock.set_ready(False)
                 await machine.stop()
@@ -305,7 +308,7 @@ async def _wait_for_dom0(dom0: Supervisor) -> str | None:
 
 
 def tail(log: Path, start: int) -> str:
-    """The last lines of a log from byte `start` on, indented, to be appended to a message."""
+    """The last lines of a log from byte `start` on, indented, to append to a message."""
     try:
         text = log.read_bytes()[start:].decode("utf-8", "replace")
     except FileNotFoundError:
@@ -327,7 +330,7 @@ async def _autostart(layout: Layout, config: Config) -> list[str]:
                 _log_lines(problem)
                 problems.append(problem)
                 failed.add(name)
-        # The devices of dom0 itself are there when its own agent has reported.
+        # dom0's own devices are known once its own agent has reported.
         if not await _look_until(functools.partial(_dom0_reported, dom0)):
             problems.append("dom0's own agent did not report, so dom0's devices are missing")
             logger.error("%s", problems[-1])
@@ -338,7 +341,7 @@ async def _autostart(layout: Layout, config: Config) -> list[str]:
 
 
 async def _since_then(dom0: Peer, names: list[str]) -> list[str]:
-    """What has become of what came up, and whether anything is allowed there."""
+    """The state of the running system, and whether any device may be attached."""
     listing = await dom0.call("vm.list", {}, timeout=CALL_TIMEOUT)
     agents = {vm["name"] for vm in listing["vms"] if vm["agent"]}
     problems = [
@@ -369,7 +372,7 @@ async def start_vm(dom0: Peer, name: str) -> str | None:
 
 
 async def _look_until(look: Callable[[], Awaitable[bool]]) -> bool:
-    """Asks dom0's service again and again: what it answers to has no event for its clients."""
+    """Asks dom0's service repeatedly, about things for which it sends no event."""
     with trio.move_on_after(REPORT_TIMEOUT):
         while not await look():  # noqa: ASYNC110 - there is no event to wait for
             await trio.sleep(LOOK_AGAIN)
@@ -393,7 +396,8 @@ async def agent_of(dom0: Peer, name: str) -> bool:
 
 @asynccontextmanager
 async def service(layout: Layout) -> AsyncIterator[Peer]:
-    """A connection to dom0's service, as `qvm-*` in dom0 have it. CannotComeUp without one."""
+    """A connection to dom0's service, like that of `qvm-*` in dom0. CannotComeUp if there is
+    none."""
     refusals: list[CallError] = []
 
     async def hear(_peer: Peer, params: dict[str, Any]) -> None:

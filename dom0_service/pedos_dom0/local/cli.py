@@ -54,9 +54,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def split_command(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Splits `[-v] run [--vm VM] DIR [--vm VM] [--] COMMAND...` before COMMAND.
 
-    argparse.REMAINDER cannot do it: it would swallow a --vm that stands after DIR, and looks for
-    our own options among COMMAND's. So the first word after DIR that is not an option of ours
-    starts COMMAND, and nothing from there on is looked at; nor is anything after "--".
+    argparse.REMAINDER does not work here: it would swallow a --vm after DIR, and look for our own
+    options among COMMAND's. So the first word after DIR that is not an option of ours starts
+    COMMAND, and the rest is not parsed; nor is anything after "--".
     """
     verb = next((word for word in arguments if not word.startswith("-")), None)
     if verb != "run":

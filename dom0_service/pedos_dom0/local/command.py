@@ -1,4 +1,4 @@
-"""COMMAND of `pedos-local run`: found, started in the user's terminal, waited for."""
+"""COMMAND of `pedos-local run`: finds it, starts it in the user's terminal, waits for it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pedos_dom0.local.words import for_shell
 
 logger = logging.getLogger(__name__)
 
-# What a shell answers for a command that is not there, or that cannot be executed.
+# A shell's exit status for a command that does not exist, or that cannot be executed.
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
-# How long (seconds) COMMAND may go on after a SIGTERM that it was passed.
+# Seconds that COMMAND may continue after a SIGTERM that was passed on to it.
 TERM_GRACE = 5.0
 
 
@@ -52,7 +52,7 @@ async def run_command(
     *,
     deathsig: str = "TERM",
 ) -> int:
-    """Runs COMMAND with this process's terminal; its exit status, 128+N when signal N ended it.
+    """Runs COMMAND with this process's terminal; its exit status, 128+N if signal N ended it.
 
     `signals` are those that this process gets meanwhile. Ctrl-C and Ctrl-\\ reach COMMAND by
     themselves, since it stays in the terminal's foreground group; the others are passed on.

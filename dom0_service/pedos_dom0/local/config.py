@@ -36,7 +36,7 @@ _EXAMPLE = "a VM is a table of its own, for example:  [vm.work]"
 
 
 class ConfigError(Exception):
-    """pedos.toml cannot be used. `str()` is "FILE:LINE: KEY: what is wrong; what is right"."""
+    """pedos.toml cannot be used. `str()` is "FILE:LINE: KEY: error; correction"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Config:
 
 
 def load(path: Path) -> Config:
-    """ConfigError for all that may be wrong with the file but its absence (FileNotFoundError)."""
+    """ConfigError for every error of the file except its absence (FileNotFoundError)."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -93,7 +93,7 @@ def _toml_message(error: tomllib.TOMLDecodeError, text: str, path: Path) -> str:
 
 
 class _Reader:
-    """One file being read: it knows where keys stand, so that errors can say so."""
+    """One file being read: it knows the places of keys, for the errors."""
 
     def __init__(self, text: str, path: Path) -> None:
         self._lines = toml_lines.Lines(text)
@@ -138,7 +138,7 @@ class _Reader:
         where: tuple[str, ...],
         known: Mapping[str, Callable[[object], str | None]],
     ) -> dict[str, Any]:
-        """A table of known keys whose values are right; `known` says what is wrong with one."""
+        """A table of known keys with valid values; `known` tells what is wrong with one."""
         if not isinstance(value, dict):
             header = ".".join(where)
             raise self._error(where, f"must be a table, not {kind_of(value)}; write [{header}]")

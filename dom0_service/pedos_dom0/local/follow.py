@@ -1,6 +1,6 @@
-"""Shows a log file as it grows, as `tail -f` does.
+"""Shows a log file as it grows, like `tail -f`.
 
-The program writes into the file itself, so it depends neither on who watches nor on `pedos-local`.
+The program writes into the file itself, so it depends neither on a viewer nor on `pedos-local`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 import trio
 from pedos_protocol.names import escaped_text
 
-# How often (seconds) to look: FolderWatch leaves writes out, and one stat costs nothing.
+# Seconds between two looks: FolderWatch leaves writes out, and one stat costs nothing.
 LOOK_INTERVAL = 0.1
-# Bytes read at once; without a line end, no more than this is held back.
+# Bytes to read at once; text without a line end is held back up to this.
 CHUNK = 64 * 1024
 
 # journald's level prefixes mean nothing to a person at a terminal.
@@ -25,7 +25,7 @@ class Follower:
     """Passes on every whole line that is appended to `path` from now on."""
 
     def __init__(self, path: Path, show: Callable[[str], object]) -> None:
-        """`show` gets a line with its end, and must not block. The file may come later."""
+        """`show` gets a line with its end, and must not block. The file may be created later."""
         self._path = path
         self._show = show
         self._rest = b""
@@ -40,7 +40,7 @@ class Follower:
             await trio.sleep(LOOK_INTERVAL)
 
     def look(self) -> bool:
-        """Shows the next chunk of what is new, if any; is there perhaps more?"""
+        """Shows the next new chunk, if any; returns whether there may be more."""
         size = self._size()
         if size < self._offset:  # it was emptied
             self._offset, self._rest = 0, b""
@@ -58,7 +58,7 @@ class Follower:
             lines.append(self._rest)
             self._rest = b""
         for line in lines:
-            # Written by the program itself, but it may quote a VM.
+            # The program wrote it, but it may quote a VM.
             text = line.decode("utf-8", "replace")
             self._show(escaped_text(_LEVEL.sub("", text)) + "\n")
         return bool(data)
@@ -69,4 +69,4 @@ class Follower:
         except FileNotFoundError:
             return 0
         except OSError:
-            return self._offset  # it cannot be told: not emptied, and nothing new for now
+            return self._offset  # unknown: take it as not emptied, and without news for now

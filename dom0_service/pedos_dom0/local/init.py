@@ -1,4 +1,4 @@
-"""`pedos-local init DIR`: a folder with a configuration, a policy and everything in its place."""
+"""`pedos-local init DIR`: makes a folder with a configuration, a policy and all sub-folders."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class InitError(Exception):
 
 
 def init(directory: str) -> Layout:
-    """Makes DIR; InitError when it cannot, or when DIR is one already.
+    """Makes DIR; InitError if that fails, or if DIR is one already.
 
-    A new DIR appears in one rename. In a folder that exists, pedos.toml comes last: that file is
-    what makes a folder a DIR.
+    A new DIR appears in one rename. In an existing folder, pedos.toml comes last: that file is what
+    makes a folder a DIR.
     """
     layout = Layout.of(directory)
     root = escaped_text(str(layout.root))

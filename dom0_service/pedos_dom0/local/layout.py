@@ -1,11 +1,9 @@
-"""Where things stand inside a local folder (DIR), and how to sweep up after a life that was killed.
+"""The files of a local folder (DIR), and the clean-up after a killed machine.
 
-pedos.toml               the VMs; policy.d/*.policy  what they may do
-vms.d/*.toml             facts about the VMs that the policy speaks of
-vms/NAME/devices/CLASS/  a file put here is a device plugged into that VM
-vms/NAME/dev/            what that VM has imported, as block files
-state/                   assignments, audit log, the domain number counter
-log/NAME.log             what each program said
+pedos.toml               the VMs; policy.d/*.policy  what they may do vms.d/*.toml             facts
+about the VMs that the policy speaks of vms/NAME/devices/CLASS/  a file put here is a device plugged
+into that VM vms/NAME/dev/            what that VM has imported, as block files state/
+assignments, audit log, the domain number counter log/NAME.log             what each program said
 run/                     sockets and channels of the running machine; nothing in it is kept
 """
 
@@ -22,8 +20,8 @@ from pedos_protocol.device_classes import DEVICE_CLASSES
 
 logger = logging.getLogger(__name__)
 
-# A log that has grown past this (bytes) at a start becomes NAME.log.1, so that a machine which is
-# used for months does not fill the disk. 1 MiB is about ten thousand lines.
+# A log that exceeds this (bytes) at a start becomes NAME.log.1, so that a machine which is used for
+# months does not fill the disk. 1 MiB is about ten thousand lines.
 LOG_KEEP = 1024 * 1024
 
 
@@ -112,7 +110,7 @@ class Layout:
         return self.root / "log" / f"{name}.log"
 
     def make_folders(self, vms: tuple[str, ...]) -> None:
-        """Makes what is missing; OSError. `vms` without dom0, which always has its folders."""
+        """Makes missing folders; OSError. `vms` without dom0, which always has its folders."""
         for folder in (self.policy, self.facts, self.root / "log"):
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (self.state, self.run, self.vchan, self.run / "vms"):
@@ -128,7 +126,7 @@ class Layout:
         self.dev(name).mkdir(parents=True, exist_ok=True)
 
     def rotate_logs(self) -> None:
-        """Before anything writes to them; OSError. One old log is kept of each."""
+        """Before any program writes to them; OSError. One old log of each is kept."""
         for log in (self.root / "log").glob("*.log"):
             if log.stat().st_size > LOG_KEEP:
                 log.replace(log.with_name(log.name + ".1"))
@@ -137,7 +135,7 @@ class Layout:
 def sweep(layout: Layout) -> list[str]:
     """Removes what a killed machine left: its sockets, and mounts under every vms/*/dev.
 
-    Only for the holder of the lock. Returns what was found, one line each, for the log.
+    Only for the holder of the lock. Returns what it found, one line each, for the log.
     """
     found = []
     for folder in (layout.run, layout.vchan, layout.run / "vms"):
@@ -154,8 +152,8 @@ def sweep(layout: Layout) -> list[str]:
 
 
 def clear_dev(dev: Path) -> list[str]:
-    """Unmounts every FUSE mount under a VM's dev/ and removes the files it was mounted on; what
-    cannot be done is in the log. OSError when it cannot be known what is mounted."""
+    """Unmounts every FUSE mount under a VM's dev/ and removes the files it was mounted on; the log
+    names those that stay. OSError if the mounts cannot be listed."""
     done = []
     for point in fuse_mounts(dev):
         try:

@@ -1,8 +1,8 @@
 """The local "hypervisor": VMs are agent processes, dom0 is a service process and an agent.
 
 The machine starts and supervises them all and answers dom0's service on run/machine.sock. It knows
-nothing of devices, and does not outlive its own process: every program it started gets SIGKILL
-when it dies. Not a security boundary: all "VMs" run as the same user on the same kernel.
+nothing of devices. Every program that it started gets SIGKILL when the machine's own process dies.
+Not a security boundary: all "VMs" run as the same user on the same kernel.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ logger = logging.getLogger(__name__)
 
 # Xen's first reserved domain number (DOMID_FIRST_RESERVED): ours stay within the same range.
 DOMIDS_END = 0x7FF0
-# dom0's service, and a person with a tool; more is a client that leaks connections.
+# dom0's service, and a person with a tool; more means a client that leaks connections.
 CLIENTS_MAX = 16
-# Seconds for which a start waits until a program in the VM can ask for something. It takes half a
-# second; an agent that takes longer is not waited for, as dom0's service gives a start 10 s.
+# Seconds that a start waits until a program in the VM can send requests. That takes half a second;
+# a slower agent is not waited for, because dom0's service gives a start 10 s.
 SERVED_TIMEOUT = 5.0
 
 
 class Programs(Protocol):
-    """The command lines of everything that the machine runs; tests put tiny ones here."""
+    """The command lines of everything that the machine runs; tests put tiny programs here."""
 
     def dom0(self) -> Program: ...
     def dom0_agent(self) -> Program: ...
@@ -69,14 +69,14 @@ class Domain:
         self.domid: int | None = None
         self.supervisor: Supervisor | None = None
         self.changing = trio.Lock()  # a start and a shutdown of one VM wait for each other
-        self.down = trio.Event()  # of this life
+        self.down = trio.Event()  # of this run of the VM
 
     def changed(self) -> DomainChanged:
-        """Its state, as clients are told of it."""
+        """Its state in a notice to clients."""
         return DomainChanged(self.name, self.domid, self.state)
 
     def info(self) -> DomainInfo:
-        """Its state, as it is listed."""
+        """Its state in a list."""
         return DomainInfo(self.name, self.domid, self.state, self.autostart)
 
 
@@ -105,14 +105,14 @@ class Machine:
         )
         self._clients: set[Peer] = set()
         self._started: list[Domain] = []  # in the order of their starts, for going down in reverse
-        self._next_domid = 1  # as far as `listen` finds no other in the file
+        self._next_domid = 1  # unless `listen` finds another one in the file
         self._stopping = False
         self._stopped = trio.Event()
         self._nursery: trio.Nursery | None = None
 
     async def listen(self) -> UnixListener:
-        """Opens machine.sock, for `run`, and looks which domain number is the next; OSError when it
-        cannot."""
+        """Opens machine.sock, for `run`, and reads the next domain number; OSError if that
+        fails."""
         self._next_domid = _read_domid(self._layout.next_domid)
         return await listen_unix(self._layout.machine_socket, 0o600)
 
@@ -139,7 +139,7 @@ class Machine:
             self._layout.machine_socket.unlink()
 
     async def stop(self, *, force: bool = False) -> None:
-        """Takes the VMs down in reverse order of their starts, then dom0's agent and service."""
+        """Stops the VMs in reverse order of their starts, then dom0's agent and service."""
         self._stopping = True
         for domain in reversed(list(self._started)):
             await self.shutdown(domain, force=force)
@@ -157,8 +157,8 @@ class Machine:
     # One VM
 
     async def start(self, domain: Domain) -> int:
-        """Starts the VM's agent under a new domain number, and returns when it serves; a running
-        VM keeps its own."""
+        """Starts the VM's agent under a new domain number, and returns when it serves; a running VM
+        keeps its number."""
         async with domain.changing:
             if domain.domid is not None:
                 return domain.domid
@@ -182,7 +182,7 @@ class Machine:
             domain.domid, domain.down = domid, trio.Event()
             self._started.append(domain)
             supervisor = domain.supervisor
-            # A client that goes away half way must not leave half a VM; this takes milliseconds.
+            # A client that disconnects must not leave half a VM; this takes milliseconds.
             with trio.CancelScope(shield=True):
                 await self._nursery.start(self._live, domain, supervisor)
             down = domain.down
@@ -203,7 +203,7 @@ class Machine:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """One life of a VM, from start to halt."""
+        """One run of a VM, from start to halt."""
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(supervisor.run)
@@ -213,7 +213,7 @@ class Machine:
                     task_status.started()
                     task_status = trio.TASK_STATUS_IGNORED
         finally:
-            # Also when something here broke: `shutdown` waits for this life to be over.
+            # Also after an error here: `shutdown` waits for the end of this run.
             with trio.CancelScope(shield=True):
                 await self._forget(domain)
         if not supervisor.is_stopping:
@@ -245,14 +245,14 @@ class Machine:
     async def _change(self, domain: Domain, state: DomainState) -> None:
         domain.state = state
         notice = to_wire(domain.changed())
-        # This only queues: a client that reads nothing is disconnected by its own Peer, at a bound.
+        # This only queues: its own Peer disconnects a client that does not read, at a bound.
         for client in list(self._clients):
             with contextlib.suppress(ProtocolError):  # it has not said hello, and will list first
                 await client.notify("domain.changed", notice)
 
     def _new_domid(self) -> int:
-        """Numbers are kept in a file, so that not even a later machine reuses them soon. OSError,
-        and no number is used, when it cannot be written."""
+        """A file keeps the numbers, so that not even a later machine reuses them soon. OSError, and
+        no number is used, if it cannot be written."""
         domid = self._next_domid
         taken = {domain.domid for domain in self.domains.values()}
         while not 0 < domid < DOMIDS_END or domid in taken:
@@ -327,7 +327,8 @@ def _read_domid(path: Path) -> int:
 
 
 def _write_domid(path: Path, domid: int) -> None:
-    """In place and of one width: that takes no room on a full disk, and is never half of it."""
+    """In place and of fixed width: this needs no space on a full disk, and never leaves half a
+    number."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         os.pwrite(fd, b"%-5d\n" % domid, 0)

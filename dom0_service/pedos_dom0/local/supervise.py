@@ -1,9 +1,9 @@
-"""One program kept running: started, watched for READY=1, started again when it dies, stopped.
+"""Keeps one program running: starts it, waits for READY=1, restarts it when it dies, stops it.
 
-A program that dies unexpectedly starts again at once, as systemd would do with `Restart=always`;
-one that keeps dying is given up, and so is one that ends with an error
-before it was ever ready. Each program has a session of its own, so that Ctrl-C in the
-terminal reaches only the foreground command, and gets SIGKILL when the machine process dies.
+A program that dies unexpectedly starts again at once, as systemd would do with `Restart=always`.
+The supervisor gives up a program that keeps dying, and one that ends with an error before it was
+ever ready. Each program has a session of its own, so that Ctrl-C in the terminal reaches only the
+foreground command, and gets SIGKILL when the machine process dies.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # A program that dies more often than this within the window (seconds) is given up: systemd's
-# default is 5 starts in 10 s. pedos.toml says another number where programs are killed on purpose.
+# default is 5 starts in 10 s. pedos.toml sets another number where programs are killed on purpose.
 RESTARTS = 5
 RESTARTS_WINDOW = 10.0
-# Stands in what is said of a program that was given up, for those who watch the machine's log.
+# Part of the message about a program that was given up, for programs that watch the machine's log.
 GIVEN_UP = "it is not started again"
-# How long (seconds) a program may take to put its things away after SIGTERM, then SIGKILL.
+# Seconds for a program to clean up after SIGTERM, then SIGKILL.
 STOP_GRACE = 5.0
 # A readiness datagram is "READY=1"; anything longer is cut, which sd_notify(3) allows.
 NOTIFY_MAX = 4096
@@ -43,8 +43,8 @@ NOTIFY_MAX = 4096
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What to run. What it says goes to `log` without passing through this process: even
-    if the machine's own terminal hangs, no program can ever block in a write to its log."""
+    """The program to run. Its output goes to `log` without passing through this process: even if
+    the machine's own terminal hangs, no program can ever block in a write to its log."""
 
     name: str
     argv: Sequence[str]
@@ -63,17 +63,18 @@ class Supervisor:
         after_death: Callable[[], object] | None = None,
         stop_grace: float = STOP_GRACE,
     ) -> None:
-        """`restarts` within RESTARTS_WINDOW are the most before the program is given up.
+        """After more than `restarts` within RESTARTS_WINDOW the program is given up.
 
-        `after_death` sweeps up after each end of the program, before it starts again."""
+        `after_death` cleans up after each end of the program, before it starts again.
+        """
         self.program = program
         self.ready = trio.Event()  # it said READY=1 at least once
         self.ended = trio.Event()  # it will not run again
-        self.gave_up: str | None = None  # why, when it kept dying
+        self.gave_up: str | None = None  # why, if it kept dying
         self.hint: str | None = None  # what to try then
         self.starts = 0
         try:
-            self.log_start = program.log.stat().st_size  # where its words of this time begin
+            self.log_start = program.log.stat().st_size  # where its output of this run begins
         except OSError:
             self.log_start = 0
         self._restarts = restarts
@@ -87,7 +88,7 @@ class Supervisor:
         return self._child.pid if self._child is not None else None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Returns when the program has ended for good. Started once it was started once.
+        """Returns when the program has ended for good. Reports started after its first start.
 
         When cancelled, it kills the program and waits for its end.
         """
@@ -111,7 +112,7 @@ class Supervisor:
                     logger.debug("%s (pid %d) %s", name, child.pid, describe_exit(code))
                     return
                 if code > 0 and not self.ready.is_set() and self.starts == 1:
-                    # It refuses to start (a broken database, say), and would again.
+                    # It refuses to start (a broken database, for example), and would refuse again.
                     self.gave_up = f"{name} does not start: it {describe_exit(code)}"
                     logger.info("%s", self.gave_up)
                     return
@@ -138,7 +139,7 @@ class Supervisor:
         """Starts the program once: the child and its readiness socket."""
         program = self.program
         raw = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-        raw.bind("")  # the kernel picks a free abstract name, see unix(7); no path to outgrow
+        raw.bind("")  # the kernel picks a free abstract name, see unix(7)
         address = raw.getsockname()
         notify = trio.socket.from_stdlib_socket(raw)
         env = {
@@ -191,7 +192,7 @@ class Supervisor:
         return self._stopping
 
     def kill(self) -> None:
-        """Kills the program as a fault would: unless it is being stopped, it starts again."""
+        """Kills the program like a fault would: unless it is being stopped, it starts again."""
         if self._child is not None:
             self._child.kill()
 

@@ -1,8 +1,8 @@
-"""Before everything goes down: what VMs use of what they have borrowed is not taken in silence.
+"""Before everything stops: reports the borrowed devices that VMs use.
 
-It is the question that `qvm-shutdown` asks. A person who presses Ctrl-C is told the answer, and
-everything goes down when nothing is in use any more, or with the next Ctrl-C. A signal that does
-not come from a person is told it, too, and waits for nothing else.
+This is the question that `qvm-shutdown` asks. A person who presses Ctrl-C sees the answer, and
+everything stops when nothing is in use any more, or with the next Ctrl-C. A signal that does not
+come from a person gets the message, too, but no wait.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # For dom0's service, which itself waits this long for the agents.
 ASK_TIMEOUT: Final = STOP_TIMEOUT + 5.0
-# Who sends SIGTERM may send SIGKILL some seconds later, and much is to be done by then.
+# The sender of SIGTERM may send SIGKILL some seconds later, and much is to be done by then.
 HURRIED_TIMEOUT: Final = 2.0
 # Between two questions. A person unmounts, and looks at the terminal.
 AGAIN_SECONDS: Final = 1.0
@@ -36,8 +36,8 @@ AGAIN_SECONDS: Final = 1.0
 async def until_unused(
     layout: Layout, next_signal: Callable[[], Awaitable[object]], *, hurried: bool
 ) -> None:
-    """Returns when nothing is in use, or when a signal comes; also when that cannot be told for a
-    while, but what a person was told is waited for."""
+    """Returns when nothing is in use, or when a signal comes. If the answer fails for a while,
+    returns too, unless a person has been told of a use: then it waits for the end of that."""
     async with trio.open_nursery() as nursery:
 
         async def look() -> None:
@@ -59,12 +59,12 @@ async def _look(layout: Layout, patience: trio.CancelScope, *, hurried: bool) ->
         can_tell = True
         try:
             used = await _used(layout)
-            lack = ""  # another one is said again, also in the same words
+            lack = ""  # another failure is reported again, also in the same words
         except (CallError, CannotComeUp, ProtocolError) as error:
             if str(error) != lack:
                 lack = str(error)
                 logger.warning("what is in use cannot be told: %s", lack)
-            used, can_tell = said, False  # the service may be starting again
+            used, can_tell = said, False  # the service may be restarting
         if used and used != said:
             said = used
             for line in used:
@@ -78,7 +78,7 @@ async def _look(layout: Layout, patience: trio.CancelScope, *, hurried: bool) ->
         if hurried or (can_tell and not used):
             return
         if used:
-            patience.deadline = math.inf  # as was said
+            patience.deadline = math.inf  # as reported
         await trio.sleep(AGAIN_SECONDS)
 
 

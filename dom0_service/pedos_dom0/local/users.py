@@ -1,8 +1,8 @@
-"""run/users: the commands that joined a machine which another `pedos-local run` had brought up.
+"""run/users: the commands that joined a machine which another `pedos-local run` had started.
 
-Each holds a shared flock on the folder run/ while it uses the machine, which the kernel takes away
-even from one that is killed. The process that brought the machine up takes it down only under the
-exclusive lock: the last one out. The file lists their pids, for messages alone; it may be deleted.
+Each holds a shared flock on the folder run/ while it uses the machine; the kernel releases it even
+if the process is killed. The process that started the machine stops it only under the exclusive
+lock: the last user is gone then. The file lists their pids, for messages alone; it may be deleted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Users:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # The last one out empties the list; a join that fails meanwhile is tried again.
+        # The last user empties the list; a join that fails meanwhile is repeated.
         with contextlib.suppress(OSError):
             if self.alone():
                 os.ftruncate(self._fd, 0)
@@ -43,19 +43,20 @@ class Users:
         os.close(self._fd)
 
     def join(self) -> bool:
-        """One user more; False while another process is `alone`."""
+        """Adds one user; False while another process is `alone`."""
         if not self._flock(fcntl.LOCK_SH):
             return False
-        with contextlib.suppress(OSError):  # a full disk costs only the right number in a message
+        with contextlib.suppress(OSError):  # a full disk only makes the number in a message wrong
             os.write(self._fd, b"%d\n" % os.getpid())
         return True
 
     def alone(self) -> bool:
-        """True when no other process uses the machine; none can join then until this is closed."""
+        """True if no other process uses the machine; none can join then until this is closed."""
         return self._flock(fcntl.LOCK_EX)
 
     def count(self) -> int:
-        """How many others use it. Only a guess, once it is known that one does: at least 1."""
+        """The number of other users. Only an estimate, once it is known that there is one: at least
+        1."""
         words = os.pread(self._fd, 64 * 1024, 0).split()
         pids = {int(word) for word in words if word.isdigit()} - {os.getpid()}
         return max(1, sum(map(_lives, pids)))

@@ -1,4 +1,4 @@
-"""The verbs of `pedos-local` behind their options: init, up, run, shell."""
+"""The verbs of `pedos-local`: init, up, run, shell."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from pedos_dom0.local.words import for_shell, in_words, system_errors
 
 DONE, FAILED, USAGE, CANNOT_COME_UP = 0, 1, 2, 5
 
-# How long (seconds) `run` waits for an `up` that is still starting, or just going down: a coming up
-# takes a second or two, and a minute only when something is wrong with it.
+# Seconds that `run` waits for an `up` that is still starting, or just stopping: a start takes a
+# second or two, and a minute only if something is wrong.
 OTHER_TIMEOUT = 60.0
-# After this (seconds) it says that it waits.
+# Seconds after which it says that it waits.
 OTHER_NOTICE = 3.0
-# How long (seconds) killed programs may take to be swept up after, before this process just ends.
+# Seconds for cleaning up after killed programs, before this process just ends.
 FORCE_TIMEOUT = 2.0
-# A Ctrl-C that ended COMMAND comes to this process too, about then (seconds).
+# A Ctrl-C that ended COMMAND reaches this process too, within about this time (seconds).
 SIGNAL_SETTLE = 0.05
 
 logger = logging.getLogger("pedos_dom0.local")
@@ -89,7 +89,7 @@ VERBS: Mapping[str, Callable[[argparse.Namespace], int]] = {
 
 
 class Session:
-    """What a verb works with: the folder, its configuration, and the signals that come in."""
+    """The tools of a verb: the folder, its configuration, and the incoming signals."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class Session:
         self._forced = False
 
     async def watch(self, signals: AsyncIterator[int]) -> None:
-        """While coming up, a signal is the end of it; while going down, one more kills."""
+        """While starting, a signal ends the start; while stopping, one more kills."""
         async for number in signals:
             self._take(number)
 
@@ -142,16 +142,16 @@ class Session:
             self.background.start_soon(self._end_by_force, number)
 
     async def _end_by_force(self, number: int) -> None:
-        """Cancelled when the verb ends by itself. What still runs dies with this process."""
+        """Cancelled when the verb ends by itself. Programs that still run die with this process."""
         await trio.sleep(FORCE_TIMEOUT)
         logger.error("still not down %.0f s later; ended by force", FORCE_TIMEOUT)
         self.terminal.close()
         os._exit(128 + number)
 
     def watch_terminal(self) -> None:
-        """The terminal of `up` takes no more: for a program in the foreground, that is SIGPIPE.
+        """The terminal of `up` is gone: for a program in the foreground, that is SIGPIPE.
 
-        Python ignores the real one, which every socket that breaks would send as well.
+        Python ignores the real signal, which every broken socket would send as well.
         """
         token = trio.lowlevel.current_trio_token()
 
@@ -168,7 +168,7 @@ class Session:
 
     @contextlib.asynccontextmanager
     async def up(self, lock: Lock) -> AsyncIterator[bringup.Up]:
-        """Everything up within the block. Stop when a signal came while it was coming up."""
+        """The whole system is up within the block. Stop if a signal came during the start."""
         programs = bringup.LocalPrograms(self.layout, self.settings, verbose=self.options.verbose)
         came_up = False
         with trio.CancelScope() as scope:
@@ -215,7 +215,7 @@ def _main(options: argparse.Namespace, verb: Callable[[Session], Awaitable[int]]
 
 
 def _open(options: argparse.Namespace, terminal: Terminal) -> Session:
-    """Reads the configuration and sees that what is needed is there; Stop or CannotComeUp."""
+    """Reads the configuration and checks that everything needed is there; Stop or CannotComeUp."""
     layout = Layout.of(options.dir)
     where = for_shell(options.dir)
     try:
@@ -243,7 +243,7 @@ async def _with_signals(session: Session, verb: Callable[[Session], Awaitable[in
             nursery.start_soon(session.watch, signals)
             try:
                 result = await verb(session)
-            except Exception as error:  # must not meet the nursery, which would wrap it
+            except Exception as error:  # must not pass through the nursery, which would wrap it
                 result = error
             nursery.cancel_scope.cancel()
     if isinstance(result, Exception):
@@ -311,8 +311,8 @@ async def _up(session: Session) -> int:
 
 
 async def _end_of_up(session: Session, machine: Machine) -> str:
-    """Why everything goes down: a signal, or dom0's service was given up. Without it nothing can be
-    asked for any more, and only another `up` starts it again."""
+    """Why everything stops: a signal, or dom0's service was given up. Without the service no
+    request can be served, and only another `up` starts it again."""
     why = []
 
     async def signal_comes() -> None:
@@ -359,7 +359,7 @@ def _how_much_is_up(up: bringup.Up) -> list[str]:
 
 
 async def _run(session: Session, argv: list[str], *, deathsig: str = "TERM") -> int:
-    """Runs COMMAND in the machine that is up, or in one of its own."""
+    """Runs COMMAND in the running machine, or in one of its own."""
     layout = session.layout
     env = bringup.client_environment(layout, session.options.vm)
     waiting = _Waiting(session)
@@ -376,7 +376,7 @@ async def _run(session: Session, argv: list[str], *, deathsig: str = "TERM") -> 
         except LockHeld as other:
             if other.ready:
                 with Users(layout.users) as users:
-                    # It may have begun to go down since it was looked at, but cannot any more.
+                    # It may have begun to stop since the look, but cannot any more.
                     if users.join() and read_lock(layout.lock)[1]:
                         _log_to(session, level=logging.WARNING, own_machine=False)
                         return await _run_in(session, argv, env, deathsig)
@@ -395,7 +395,7 @@ class _Waiting:
         self._said = False
 
     def check(self, other: LockHeld) -> None:
-        """CannotComeUp when it has been too long; says after a while that it waits."""
+        """CannotComeUp after too long; says after a while that it waits."""
         waited = trio.current_time() - self._start
         layout = self._session.layout
         if waited > OTHER_NOTICE and not layout.lock.exists():
@@ -427,7 +427,7 @@ async def _next_signal(session: Session, timeout: float) -> int | None:
 async def _last_out(session: Session, lock: Lock) -> None:
     """Returns when no other process uses the machine, and none can join it any more.
 
-    Or when a signal says that it must go down all the same.
+    Or when a signal demands the stop all the same.
     """
     with Users(session.layout.users) as users:
         await _settle(session)
@@ -445,7 +445,7 @@ async def _last_out(session: Session, lock: Lock) -> None:
 
 
 async def _settle(session: Session) -> None:
-    """The Ctrl-C that ended COMMAND was not meant for what comes after it."""
+    """The Ctrl-C that ended COMMAND does not apply to what comes after it."""
     while await _next_signal(session, SIGNAL_SETTLE) is not None:
         pass
 

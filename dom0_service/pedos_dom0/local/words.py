@@ -1,4 +1,4 @@
-"""Local mode's own errors as sentences: what the system refused, of which file, and what helps."""
+"""Local mode's own errors as sentences: what the system refused, for which file, and what helps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # Descriptors that a program of local mode needs by itself, and for each VM (its channels, its log).
-# With three VMs it came up with 32; a disk that is attached takes some more.
+# With three VMs it started with 32; an attached disk takes some more.
 DESCRIPTORS = 64
 DESCRIPTORS_A_VM = 16
 
@@ -33,7 +33,7 @@ def in_words(error: OSError, where: str = "") -> str:
 
 
 def what_is_wrong(error: OSError, where: str = "") -> str:
-    """`FILE: what is wrong` in one line; `where` is said if the error names no file."""
+    """`FILE: error` in one line; `where` is used if the error names no file."""
     file = error.filename if isinstance(error.filename, str) else where
     return escaped_text((f"{file}: " if file else "") + (error.strerror or str(error)))
 
@@ -44,13 +44,13 @@ def hint_for(error: OSError) -> str | None:
 
 
 def with_hint(message: str, hint: str | None) -> str:
-    """A message and what to try, as lines for the terminal; where each has a field of its own, as
-    in an error answer, they are kept apart."""
+    """A message and what to try, as lines for the terminal; an error answer keeps them in separate
+    fields."""
     return f"{message}\n  try:  {hint}" if hint else message
 
 
 def for_shell(word: str) -> str:
-    """`word` as a shell takes it: if it cannot be shown, in the way of bash and zsh."""
+    """`word` quoted for a shell: if it has unprintable characters, in the way of bash and zsh."""
     if escaped_text(word) == word:
         return shlex.quote(word)
     safe = {*range(0x20, 0x7F)} - {ord("'"), ord("\\")}
@@ -73,8 +73,8 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def too_few_descriptors(vms: int) -> str | None:
-    """Raises this process's limit of descriptors to what as many VMs take; if that is not allowed,
-    returns why they cannot come up."""
+    """Raises this process's limit of descriptors to the needs of so many VMs; if that is not
+    allowed, returns why they cannot start."""
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = DESCRIPTORS + vms * DESCRIPTORS_A_VM
     if allowed == resource.RLIM_INFINITY or allowed >= needed:

@@ -1,1 +1,1 @@
-"""What dom0 knows, and asks nobody: devices, leases, assignments, the agents that are connected."""
+"""What dom0 knows without asking: devices, leases, assignments, connected agents."""

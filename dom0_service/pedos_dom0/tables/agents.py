@@ -1,4 +1,4 @@
-"""The agents that are connected now, and waiting for one that should be.
+"""The connected agents, and waiting for one that should be.
 
 An agent counts as connected when its first report was reconciled with the journal: from then on its
 devices are in the registry and it can be asked to export and import.
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from pedos_dom0.tables.report_pages import Report
 
 # An agent that was just started, or that lost the service when it was restarted, is back within a
-# second; the machine it runs on may be busy. Waiting longer would only hide that it is broken.
+# second; its machine may be busy. Waiting longer would only hide that it is broken.
 AGENT_GRACE = 5.0
 
-# Attachments of one connection that are remembered when they are over, to tell a report that is
-# late from one that is made up. Reports come through their rate limit within 13 s; no user attaches
-# and detaches eighty times a second.
+# Attachments of one connection that are remembered after their end, to tell a late report from an
+# invented one. Reports pass their rate limit within 13 s; no user attaches and detaches eighty
+# times a second.
 REMEMBERED_MAX = 1024
 
 
@@ -72,14 +72,14 @@ class AgentLink:
         return await self._peer.call(method, params, timeout=timeout)
 
     def remember(self, attachment: str) -> None:
-        """The agent has a reason to speak of this attachment, even after it has ended."""
+        """The agent has a reason to name this attachment, even after it has ended."""
         self._told[attachment] = None
         self._told.move_to_end(attachment)
         if len(self._told) > REMEMBERED_MAX:
             self._told.popitem(last=False)
 
     def was_told_of(self, attachment: str) -> bool:
-        """Whether dom0 spoke of this attachment on this connection, or the first report did."""
+        """Whether dom0, or the first report, named this attachment on this connection."""
         return attachment in self._told
 
     def disconnect(self, reason: str) -> None:
@@ -103,7 +103,7 @@ class AgentTable:
         return self._links.get(name)
 
     def at(self, name: str, domid: int) -> AgentLink | None:
-        """The link to this very domain, not to a later life of the VM."""
+        """The link to this very domain, not to a later run of the VM."""
         link = self._links.get(name)
         return link if link is not None and link.domid == domid else None
 
@@ -136,7 +136,7 @@ class AgentTable:
     ) -> AgentLink | None:
         """The VM's agent, or None if it is not there after `timeout` seconds.
 
-        Gives up at once when `worthwhile` says that there is nothing to wait for any more.
+        Gives up at once when `worthwhile` says that the wait is pointless.
         """
         with trio.move_on_after(timeout):
             while worthwhile():
@@ -146,7 +146,7 @@ class AgentTable:
         return None
 
     async def wait_expected(self, names: Iterable[str] | None = None) -> None:
-        """Waits until those of the named agents that have just been started are there, or late.
+        """Waits until those of the named agents that were just started are there, or late.
 
         Without names: all of them. Returns at once in a system that has been up for a while, and
         after AGENT_GRACE at the latest.

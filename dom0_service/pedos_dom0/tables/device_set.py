@@ -1,7 +1,7 @@
 """The devices of one VM: by key, and in natural order by class.
 
-A VM may have thousands, so a set is made in steps, none of which holds up the event loop, and is
-compared with its predecessor by what is the same object.
+A VM may have thousands, so a set is made in steps, none of which holds up the event loop. Equal
+devices are the same object as in the predecessor, so that comparing two sets is fast.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pedos_dom0.device_classes.registered import class_of
 
 @frozen(order=True)
 class DeviceKey:
-    """Which device: unique in the system."""
+    """Identifies a device: unique in the system."""
 
     device_class: str
     backend: str
@@ -27,21 +27,21 @@ class DeviceKey:
         return f"{self.backend}:{self.device}"
 
 
-#: Class and id: unique in a VM. As plain tuples, whose comparing and hashing is quick.
+#: Class and id: unique in a VM. Plain tuples, which compare and hash quickly.
 Name = tuple[str, str]
-#: Where a device stands in the list of its class.
+#: The place of a device in the list of its class.
 Place = tuple[tuple[str, str], DeviceKey]
 
 
 class DeviceSet:
-    """Devices of `backend`. Made with `add` and `finish`, and then not changed any more."""
+    """Devices of `backend`. Made with `add` and `finish`, and immutable after that."""
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
         self._devices: dict[Name, tuple[DeviceKey, Device]] = {}
         self._in_order: dict[str, list[Place]] = {}
-        # By a parent its parts, and by what is shared those that say that they share it. Some of
-        # these may be in the set that this one was made from and not in this one.
+        # The parts by their parent, and by each shared device those that share it. Some of these
+        # may be in the set that this one was made from and not in this one.
         self._parts: dict[Name, list[Name]] = {}
         self._sharers: dict[Name, list[Name]] = {}
 
@@ -49,7 +49,7 @@ class DeviceSet:
     def of(
         cls, backend: str, devices: Iterable[Device], like: DeviceSet | None = None
     ) -> DeviceSet:
-        """One that is made in one step."""
+        """A set that is made in one step."""
         made = cls(backend)
         made.add(devices, like)
         made.finish()
@@ -67,10 +67,10 @@ class DeviceSet:
         return None if found is None else found[1]
 
     def add(self, devices: Iterable[Device], like: DeviceSet | None = None) -> None:
-        """Adds some; what is equal in `like` becomes the same object.
+        """Adds some; a device that is equal to one in `like` becomes the same object.
 
-        Of two devices with the same class and id the first counts: an agent that reports such has
-        only itself to blame, and one key must not mean two things.
+        Of two devices with the same class and id the first counts: the agent that reports both is
+        at fault, and one key must not mean two things.
         """
         before = {} if like is None else like._devices
         for device in devices:
@@ -93,7 +93,7 @@ class DeviceSet:
                 self._sharers.setdefault((name[0], share), []).append(name)
 
     def finish(self) -> None:
-        """All are there. An agent adds them in order, more or less, so that this is quick."""
+        """All are added. An agent reports them roughly in order, so that this is fast."""
         for places in self._in_order.values():
             places.sort()
 
@@ -116,12 +116,12 @@ class DeviceSet:
         return other
 
     def family(self, name: Name) -> set[Name]:
-        """See Registry.family; it takes as many steps as it has members and they have shares."""
+        """See Registry.family; it takes as many steps as the family has members and shares."""
         below = self._below(name)
         return below | self._above({name}) | self._sharing(below)
 
     def relatives(self, name: Name) -> set[Name]:
-        """Its family and those of whose families it is."""
+        """Its family, and the devices whose families it is in."""
         return self.family(name) | self._above(self._sharing({name}))
 
     def _below(self, name: Name) -> set[Name]:

@@ -1,7 +1,7 @@
 """Who holds which device. `grant` alone gives a lease, `free` alone ends one.
 
 A device is leased to at most one VM (a microphone excepted), and so is everything that holds the
-same data: while a partition is out, its disk is not to be had, and the other way round.
+same data: while a partition is leased, its disk cannot be, and vice versa.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.tables.ports import Channel, Ports
 from pedos_dom0.tables.registry import DeviceKey
 
-# What the journal knows of an attachment: being made, made, being undone.
+# The journal's states of an attachment: being made, made, being undone.
 PENDING, ATTACHED, DETACHING = STATES = ("pending", "attached", "detaching")
 
 
 @frozen
 class Lease:
-    """One attachment, made or in the making: `key` is lent to the VM `vm`.
+    """One attachment, complete or in progress: `key` is lent to the VM `vm`.
 
     `port` is the data channel's; the domids are those that were running at the grant, so that a
-    VM that was started anew is not taken for the one that held the lease. `identity` and `instance`
-    are those of the device that was decided about; the grant is for that one and no other (see
-    `broken_by`). None: a version of the service that did not note them made it.
+    restarted VM is not taken for the one that held the lease. `identity` and `instance` are those
+    of the device of the decision; the grant is for that device only (see `broken_by`). None: a
+    version of the service that did not store them made it.
     """
 
     attachment: str
@@ -48,7 +48,7 @@ class Lease:
         return Channel(port=self.port, listener=self.backend_domid, peer=self.vm_domid)
 
     def in_audit(self) -> dict[str, str]:
-        """The fields by which every line of the audit log names an attachment."""
+        """The fields with which every line of the audit log names an attachment."""
         return {
             "attachment": self.attachment,
             "device_class": self.key.device_class,
@@ -58,13 +58,15 @@ class Lease:
 
 
 def broken_by(lease: Lease, device: Device | None) -> str | None:
-    """Why the grant does not hold for what the source reports under that id; None if it does.
+    """Why the grant does not hold for the device that the source reports under that id; None if it
+    does.
 
-    The VM that has the disk may format it: then it has another file system's UUID and is the same.
+    The VM that has the disk may format it: then the disk has another file system's UUID and is the
+    same.
     """
     if device is None:
         return "the device was unplugged"
-    # What a source cannot tell now it tells later; also which one it is, if it does not say.
+    # What a source cannot tell now, it tells later; also which device it is, if it does not say.
     is_unclear = device.stale is not None
     if lease.instance not in (None, device.instance) and (device.instance or not is_unclear):
         return "the device was replaced by another one"
@@ -95,7 +97,7 @@ class _Held:
 
 
 class LeaseTable:
-    """All leases of the running system: some dozens, so that every question is one walk. Each has
+    """All leases of the running system: some dozens, so that every question is one pass. Each has
     its channel open in `ports` for as long as it lasts."""
 
     def __init__(self) -> None:
@@ -105,10 +107,10 @@ class LeaseTable:
     def grant(self, lease: Lease, family: Iterable[DeviceKey], shared: bool) -> None:
         """Gives `lease`, or raises Taken and changes nothing.
 
-        `family` is Registry.family(lease.key) as of now. It is kept: should an agent tell another
-        story of disks and partitions later, what is out stays protected as it was. `shared` (mic)
-        lets other VMs hold the same device if they share it too. ValueError: the attachment's id
-        is in use.
+        `family` is Registry.family(lease.key) at this moment. It is stored: if an agent later
+        reports other relations between disks and partitions, leased devices stay protected as they
+        were. `shared` (mic) lets other VMs hold the same device if they share it too. ValueError:
+        the attachment's id is in use.
         """
         if lease.attachment in self._held:
             raise ValueError(f"attachment {lease.attachment} exists already")
@@ -120,7 +122,7 @@ class LeaseTable:
         self.ports.open(lease.attachment, lease.channel)
 
     def free(self, attachment: str) -> Lease | None:
-        """Ends a lease and returns it; None when there is none of that id (any more)."""
+        """Ends a lease and returns it; None if none has that id (any more)."""
         held = self._held.pop(attachment, None)
         self.ports.close(attachment)
         return held.lease if held is not None else None
@@ -134,7 +136,7 @@ class LeaseTable:
         options: Mapping[str, str] | None = None,
         vm_domid: int | None = None,
     ) -> Lease:
-        """Notes how far an attachment is; who holds what does not change. KeyError: no such."""
+        """Notes the state of an attachment; who holds what does not change. KeyError: no such."""
         held = self._held[attachment]
         lease = held.lease
         lease = attrs.evolve(
@@ -161,7 +163,7 @@ class LeaseTable:
         return [lease for lease in self if lease.vm == vm]
 
     def from_backend(self, vm: str) -> list[Lease]:
-        """The leases of what `vm` exposes, as the source."""
+        """The leases of devices of `vm`, as the source."""
         return [lease for lease in self if lease.key.backend == vm]
 
     def __iter__(self) -> Iterator[Lease]:

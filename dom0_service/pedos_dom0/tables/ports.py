@@ -1,7 +1,8 @@
 """The data channels: which domain listens for which, and on which port.
 
-dom0 gives out the numbers, tells the one domain to listen for the other, and that one to connect;
-the data is theirs. Whoever has a channel (a lease has one) opens it here and closes it.
+dom0 assigns the numbers, tells the one domain to listen for the other, and the other to connect;
+they exchange the data themselves. The owner of a channel (such as a lease) opens it here and closes
+it.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ class Channel:
 
 
 class Ports:
-    """The open channels, by the id of what each belongs to."""
+    """The open channels, by the id of each one's owner."""
 
     def __init__(self) -> None:
         self._channels: dict[str, Channel] = {}
         self._last = PORT_FIRST - 1
 
     def next(self) -> int:
-        """A port that no open channel has; CallError(quota) if there is none. Ports are not given
-        out again at once, so that an end of a channel that lingers is not met by a newcomer."""
+        """A port that no open channel has; CallError(quota) if there is none. Ports are not reused
+        at once, so that a lingering end of a channel does not meet a new one."""
         used = {channel.port for channel in self._channels.values()}
         for _ in range(PORT_LAST - PORT_FIRST + 1):
             self._last = PORT_FIRST if self._last >= PORT_LAST else self._last + 1
@@ -41,11 +42,11 @@ class Ports:
         raise CallError("quota", "all data ports are in use")
 
     def open(self, owner: str, channel: Channel) -> None:
-        """`owner` has this channel from now on, in place of one that it had."""
+        """`owner` has this channel from now on, in place of an earlier one."""
         self._channels[owner] = channel
 
     def close(self, owner: str) -> None:
-        """Its port can be given out again. Fine if it has none."""
+        """Its port can be assigned again. Fine if it has none."""
         self._channels.pop(owner, None)
 
     def of(self, owner: str) -> Channel | None:

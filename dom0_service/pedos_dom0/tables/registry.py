@@ -1,9 +1,9 @@
-"""What devices there are: the union of what the live agents report, with a revision.
+"""The existing devices: the union of the connected agents' reports, with a revision.
 
-Agents' reports are the only source and replace each other whole; nothing here calls out to a VM.
+Agents' reports are the only source and replace each other whole; the registry never calls a VM.
 Every change of a device is one event with a number of its own. A client that reads a snapshot and
-then the events has everything, and one that falls behind is told so with one gap event instead of
-being waited for: it takes a new snapshot.
+then the events has everything. A client that falls behind is not waited for: it gets one gap event
+and takes a new snapshot.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pedos_dom0.tables.device_set import (
 )
 from pedos_dom0.tables.device_set import DeviceSet
 
-# Events that a subscriber may be behind. What changes more than this at once (the arrival or death
-# of an agent that has many devices) is a gap at once.
+# Events that a subscriber may be behind. A larger change at once (the arrival or death of an agent
+# that has many devices) is a gap at once.
 SUBSCRIPTION_MAX = 256
 
 ADDED, REMOVED, CHANGED, GAP = "added", "removed", "changed", "gap"
@@ -30,7 +30,7 @@ ADDED, REMOVED, CHANGED, GAP = "added", "removed", "changed", "gap"
 
 @frozen
 class Changes:
-    """What one report changed, each in order of the keys, unless there are very many."""
+    """The changes of one report, each in order of the keys, unless there are very many."""
 
     added: tuple[DeviceKey, ...] = ()
     removed: tuple[DeviceKey, ...] = ()
@@ -120,8 +120,7 @@ class Registry:
         devices: DeviceSet | Sequence[Device],
         missing: tuple[Missing, ...] = (),
     ) -> Changes:
-        """Takes an agent's whole report in place of its last one: its devices, and which ones it
-        has beside them."""
+        """Replaces an agent's report: its devices, and which ones it has beside them."""
         before = self.devices_of(backend)
         if not isinstance(devices, DeviceSet):
             devices = DeviceSet.of(backend, devices, before)
@@ -139,25 +138,26 @@ class Registry:
             self._since.pop(key, None)
         for key in changes.added:
             self._since[key] = self.revision + 1
-        # Removed first: a subscriber that counts never sees a disk and its successor at once.
+        # Removed devices first: a subscriber that counts never sees a disk and its successor at
+        # once.
         self._announce(REMOVED, changes.removed)
         self._announce(ADDED, changes.added)
         self._announce(CHANGED, changes.changed)
         return changes
 
     def remove_backend(self, backend: str) -> Changes:
-        """Its agent is gone, and with it all its devices."""
+        """Its agent is gone, and so are all its devices."""
         return self.replace(backend, ())
 
     def touch(self, key: DeviceKey) -> None:
-        """Announces a change of what stands beside the device: who has it, or is to have it."""
+        """Announces a change beside the device: who has it, or is to have it."""
         self._announce(CHANGED, (key,))
 
     def get(self, key: DeviceKey) -> Device | None:
         return self.devices_of(key.backend).get(key.device_class, key.device)
 
     def since(self, key: DeviceKey) -> int | None:
-        """A number that is another one after the device was away; None if it is not there."""
+        """A number that changes when the device was absent; None if it is absent now."""
         return self._since.get(key)
 
     def items(self, device_class: str | None = None) -> list[tuple[DeviceKey, Device]]:
@@ -171,11 +171,11 @@ class Registry:
         return sorted(found, key=lambda item: item[0])
 
     def backends(self) -> list[str]:
-        """The VMs that have devices, or say that they have some."""
+        """The VMs that have devices, or report that they have more."""
         return [*self._backends]
 
     def devices_of(self, backend: str) -> DeviceSet:
-        """What one VM has; this stays as it is when the VM has others."""
+        """The devices of one VM, as an immutable set."""
         return self._backends.get(backend) or DeviceSet(backend)
 
     def missing(self, backend: str, device_class: str) -> Missing | None:
@@ -184,17 +184,19 @@ class Registry:
         return next((each for each in found if each.device_class == device_class), None)
 
     def family(self, key: DeviceKey) -> set[DeviceKey]:
-        """The devices that hold the same data: `key`, what it is a part of, its parts, and those
-        that share data with it or one of its parts.
+        """The devices that hold the same data: `key`, the device that it is a part of, its parts,
+        and those that share data with it or one of its parts.
 
-        Two partitions of one disk are not of one family. Parents and shares are what the backend's
-        agent says, so that they may lead in a circle or nowhere, and one alone may say it.
+        Two partitions of one disk are not of one family. Parents and shares come from the backend's
+        agent, so they may form a circle or lead nowhere, and only one of two devices may report
+        them.
         """
         names = self.devices_of(key.backend).family((key.device_class, key.device))
         return {DeviceKey(device_class, key.backend, device) for device_class, device in names}
 
     def relatives(self, key: DeviceKey) -> set[DeviceKey]:
-        """Its family and those devices of whose families it is: what cannot be lent beside it."""
+        """Its family, and the devices whose families it is in: none of them can be lent beside
+        it."""
         names = self.devices_of(key.backend).relatives((key.device_class, key.device))
         return {DeviceKey(device_class, key.backend, device) for device_class, device in names}
 
@@ -223,5 +225,5 @@ class Registry:
 
 
 def _in_order(keys: Sequence[DeviceKey]) -> tuple[DeviceKey, ...]:
-    """In the order of their events; of more than have events it does not matter."""
+    """In the order of their events; the order does not matter for more changes than have events."""
     return tuple(keys) if len(keys) > SUBSCRIPTION_MAX else tuple(sorted(keys))

@@ -1,7 +1,7 @@
-"""An agent's report, put together from its pages. Pure.
+"""An agent's report, assembled from its pages. Pure.
 
-The pages are a VM's word: how many they are and how many devices they name is bounded, they come in
-order, and until the last one has come nothing of them counts.
+The pages are untrusted: their number and the number of their devices are bounded, they come in
+order, and the report takes effect only with the last one.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Report:
 
 
 def of_classes(page: AgentReport, classes: Collection[str]) -> tuple[AgentReport, set[str]]:
-    """The page less what is of other classes than these, and those others. Attachments stay: what
-    of them dom0 does not know it ends, whatever they are of."""
+    """The page without devices of classes other than these, and those devices. Attachments stay:
+    dom0 ends those that it does not know, whatever their class."""
     named = {each.device_class for each in page.devices}
     others = named.union(each.device_class for each in page.missing).difference(classes)
     if not others:
@@ -44,23 +44,23 @@ def of_classes(page: AgentReport, classes: Collection[str]) -> tuple[AgentReport
 
 
 class ReportPages:
-    """Takes the pages of one connection. At any time one report is in the making, and it takes no
-    more memory than the whole one before it may."""
+    """Assembles the pages of one connection. At any time one report is in progress, and it takes no
+    more memory than the complete one before it may."""
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
-        self._last = -1  # the revision of the last report that was whole
-        self._first: AgentReport | None = None  # of the report that is in the making
+        self._last = -1  # the revision of the last complete report
+        self._first: AgentReport | None = None  # of the report that is in progress
         self._page = 0
         self._devices = DeviceSet(backend)
 
     def take(self, page: AgentReport, like: DeviceSet | None = None) -> Report | None:
-        """The report that is whole with this page, or None. What it says again is the same object
-        as in `like`. RemoteProtocolError for a page that has no place in a report."""
+        """The report that this page completes, or None. Devices that it repeats are the same
+        objects as in `like`. RemoteProtocolError for a page out of order."""
         if page.revision <= self._last:
-            return None  # requests are served concurrently, so an older report may come out later
+            return None  # requests are served concurrently, so an older report may arrive later
         if page.page == 0:
-            # The agent has begun anew, and what it did not end does not count.
+            # The agent has started over, and its unfinished report does not count.
             self._first, self._page, self._devices = page, 0, DeviceSet(self._backend)
         elif self._first is None or (page.revision, page.page) != (
             self._first.revision,

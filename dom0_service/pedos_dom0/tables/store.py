@@ -1,13 +1,13 @@
 """What dom0 remembers across restarts: assignments, and the journals of attachments and starts.
 
-The service is the only writer of its file (store_file.py), so memory has all that the file has, and
-what is read is read from memory: a read never waits for a disk. A write is awaited; it is done in a
-thread, while the event loop serves everyone else, and in the order in which writes were asked for.
-When it returns it is on the disk, and only then memory shows it.
+The service is the only writer of its file (store_file.py), so memory has everything that the file
+has, and reads are answered from memory: a read never waits for a disk. A write is awaited; a thread
+does it, while the event loop serves other requests, in the order of the requests. When it returns
+it is on the disk, and only then memory shows it.
 
 A write either happens and returns, or raises. One that raises has not happened as far as this
-service goes. It may stand in the file all the same, but only if the store has broken with it
-(`trouble`): then nothing is written any more, and the next service takes the file as it is.
+service is concerned. It may be in the file all the same, but only if the store has stopped using
+the file (`trouble`): then it makes no further writes, and the next service takes the file as it is.
 
 A caller that is cancelled while it waits for its turn has written nothing; one that is cancelled
 while the disk works gets the result all the same, and is cancelled at its next checkpoint, like a
@@ -40,19 +40,20 @@ __all__ = ["Assignment", "StartRow", "Store", "StoreError", "open_store"]
 
 @contextlib.asynccontextmanager
 async def open_store(path: Path) -> AsyncIterator[Store]:
-    """The store in that file, which is made if there is none. StoreError: it cannot be used."""
+    """Opens the store in that file, which is made if it does not exist. StoreError: it cannot be
+    used."""
     with contextlib.closing(await in_thread(partial(StoreFile, path))) as file:
         yield Store(file)
 
 
 class Store:
-    """All methods that are coroutines raise StoreError when the file does not do its part."""
+    """All methods that are coroutines raise StoreError when the file fails."""
 
     def __init__(self, file: StoreFile, in_thread: InThread = in_thread) -> None:
         """Takes over `file`. StoreError: its contents are damaged."""
         self._file = file
         self._in_thread = in_thread
-        # Held by the write in progress until memory shows it; waited for in the order of coming.
+        # Held by the write in progress until memory shows it; first come, first served.
         self._turn = trio.Lock()
         self._of_vm: dict[str, dict[DeviceKey, Assignment]] = {}
         self._of_device: dict[DeviceKey, dict[str, Assignment]] = {}
@@ -67,12 +68,12 @@ class Store:
 
     @property
     def is_broken(self) -> bool:
-        """Whether nothing is written any more."""
+        """Whether the store has stopped writing."""
         return self._file.is_broken
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing is written any more, or why the last write failed; None if neither is so."""
+        """Why the store has stopped writing, or why the last write failed; None if neither."""
         return self._file.trouble
 
     # Assignments
@@ -87,11 +88,12 @@ class Store:
         uuid: str | None = None,
         check: Callable[[], object] | None = None,
     ) -> bool:
-        """Adds an assignment, or gives an existing one new options and the identity of today, and
-        makes it one to the VM that has the name today; False if it stands there just so.
+        """Adds an assignment, or gives an existing one new options and the current identity, and
+        makes it one to the VM that has the name now; False if it exists just so.
 
         `check` raises if it must not be made. It is called when every earlier write is in memory
-        and no other one can come between; what it has seen is so when the assignment is written.
+        and no other one can come between; what it has seen still holds when the assignment is
+        written.
         """
         assignment = Assignment(vm, key, dict(options), identity, uuid=uuid)
         async with self._turn:
@@ -104,7 +106,7 @@ class Store:
             return True
 
     async def unassign(self, vm: str, key: DeviceKey) -> bool:
-        """Takes an assignment away; False when there was none."""
+        """Removes an assignment; False if there was none."""
         async with self._turn:
             if key not in self._of_vm.get(vm, {}):
                 return False
@@ -114,11 +116,11 @@ class Store:
             return True
 
     async def orphan(self, vm: str, is_gone: Callable[[], bool]) -> list[DeviceKey]:
-        """Notes of all its assignments that a VM is gone; the devices of those that it was not
-        noted of before.
+        """Marks all assignments of a VM as those of a removed one. Returns the devices of those
+        that were not marked before.
 
-        `is_gone` is asked when the write's turn has come, as assign's `check` is: a VM that is back
-        by then keeps what it has.
+        `is_gone` is called when it is the write's turn, like assign's `check`: a VM that is back by
+        then keeps its assignments.
         """
         async with self._turn:
             marked = [each for each in self.assignments(vm) if not each.orphaned]
@@ -130,9 +132,9 @@ class Store:
             return [assignment.key for assignment in marked]
 
     async def tell_apart(self, vm: str, uuid: str) -> list[DeviceKey]:
-        """Notes the UUID of the VM that has the name now: an assignment to one that had another is
-        marked, as `orphan` does, and one to a VM whose UUID was not known is to this one. The
-        devices of those that were marked."""
+        """Notes the UUID of the VM that has the name now: marks assignments to a VM with another
+        UUID, as `orphan` does, and gives this UUID to assignments to a VM whose UUID was not known.
+        Returns the devices of the marked ones."""
         async with self._turn:
             theirs = [each for each in self.assignments(vm) if not each.orphaned]
             if all(each.uuid == uuid for each in theirs):
@@ -161,13 +163,13 @@ class Store:
     # Journal
 
     async def journal_put(self, lease: Lease) -> None:
-        """Notes an attachment before its first step, or all that has changed of it since."""
+        """Notes an attachment before its first step, or its later changes."""
         async with self._turn:
             await self._in_thread(partial(self._file.journal_put, lease))
             self._journal[lease.attachment] = lease
 
     async def journal_state(self, attachment: str, state: str) -> bool:
-        """Notes how far an attachment is; False when the journal has none of that id."""
+        """Notes the state of an attachment; False if the journal has none with that id."""
         async with self._turn:
             lease = self._journal.get(attachment)
             if lease is None:
@@ -178,7 +180,7 @@ class Store:
             return True
 
     async def journal_delete(self, attachment: str) -> bool:
-        """The attachment is over; False when the journal has none of that id."""
+        """Ends an attachment; False if the journal has none with that id."""
         async with self._turn:
             if attachment not in self._journal:
                 return False
@@ -187,21 +189,21 @@ class Store:
             return True
 
     def journal(self) -> list[Lease]:
-        """Everything that is attached, or on its way, in the order of ids."""
+        """Every attachment, complete or in progress, in the order of ids."""
         return sorted(self._journal.values(), key=lambda lease: lease.attachment)
 
     # Starts of VMs
 
     async def start_put(self, vm: str, domid: int | None, *, may_run: bool = False) -> None:
         """The VM is being started: before the hypervisor is asked, when it has answered, and before
-        the VM is let go (`may_run`)."""
+        the VM is unpaused (`may_run`)."""
         row = StartRow(vm, domid, may_run)
         async with self._turn:
             await self._in_thread(partial(self._file.start_put, row))
             self._starts[vm] = row
 
     async def start_delete(self, vm: str) -> bool:
-        """The start is over, well or not; False when there was none."""
+        """The start is over, successful or not; False if there was none."""
         async with self._turn:
             if vm not in self._starts:
                 return False
@@ -224,7 +226,8 @@ L = TypeVar("L")
 
 
 def _remove(index: dict[K, dict[L, Assignment]], outer: K, inner: L) -> None:
-    """Takes one out, and with the last one its table: names of what has gone do not pile up."""
+    """Removes one, and with the last one its table, so that names of removed things do not pile
+    up."""
     del index[outer][inner]
     if not index[outer]:
         del index[outer]

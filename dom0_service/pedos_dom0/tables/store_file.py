@@ -2,11 +2,11 @@
 
 A call that returned is on the disk, and a call that was cut short by a crash or a power failure
 left nothing behind. No other process can read or write the file while it is open (exclusive
-locking): a lock that is never given back is one that is never waited for.
+locking): a lock that is never released is one that is never waited for.
 
-A rollback journal and no WAL: all that was acknowledged stands in the one file that has the name,
-so that no file beside it can be lost and take acknowledged rows along (docs/decisions). Before each
-write, and again before it is acknowledged, the file is compared with what this process left there.
+A rollback journal and no WAL: everything acknowledged is in the one file with the name, so that
+losing a file beside it loses no acknowledged row (docs/decisions). Before each write, and again
+before it is acknowledged, the file is compared with what this process left there.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from pedos_dom0.tables.registry import DeviceKey
 
 logger = logging.getLogger(__name__)
 
-# Counted up with every change of the tables; stands in the file as its user_version.
+# Incremented with every change of the tables; the file has it as its user_version.
 SCHEMA_VERSION = 5
-# Marks the file as ours ("PeDO"), so that another program's database is not written into.
+# Marks the file as ours ("PeDO"), so that the service does not write into another program's
+# database.
 APPLICATION_ID = 0x5065444F
-# Seconds to wait at the start for another process that has the file open: a tool that looks into it
-# for a moment, or a service that is just ending.
+# Seconds to wait at the start for another process that has the file open: a tool that reads it for
+# a moment, or a service that is just ending.
 LOCK_WAIT = 2.0
 
-# What leads from a version to the next one.
+# The statements that lead from a version to the next one.
 _STEPS = {
     1: """
 CREATE TABLE start (
@@ -59,7 +60,7 @@ ALTER TABLE assignment ADD COLUMN uuid TEXT;
 """,
 }
 
-# Version 1; a new file takes the steps from there as an old one does.
+# Version 1; a new file takes the same steps from there as an old one.
 _SCHEMA = f"""
 CREATE TABLE assignment (
     vm TEXT NOT NULL,
@@ -116,10 +117,12 @@ _NEXT = (
 
 @frozen
 class Assignment:
-    """`key` is to be attached to `vm` whenever that starts, if it still is the device with that
-    identity (DeviceClass.lasting_identity; "" is any), and the VM was not gone since (`orphaned`).
+    """`key` is to be attached to `vm` at each of its starts, if it still is the device with that
+    identity (DeviceClass.lasting_identity; "" is any), and the VM was not removed since
+    (`orphaned`).
 
-    `uuid` is that of the VM that it was made for; None as long as that was not known."""
+    `uuid` is that of the VM that it was made for; None while that is not known.
+    """
 
     vm: str
     key: DeviceKey
@@ -133,7 +136,8 @@ class Assignment:
 class StartRow:
     """A start of `vm` that is in progress; `domid` is None until the hypervisor gave one.
 
-    `may_run`: it was let go, or may have been, where a VM that is made waits for that."""
+    `may_run`: it was unpaused, or may have been, if a VM that is made waits for that.
+    """
 
     vm: str
     domid: int | None
@@ -141,7 +145,7 @@ class StartRow:
 
 
 class StoreFile:
-    """The open file. Every method raises StoreError when the file does not do its part."""
+    """The open file. Every method raises StoreError when the file fails."""
 
     def __init__(self, path: str | Path) -> None:
         """Opens the file, or makes it. Its folder must exist."""
@@ -150,7 +154,7 @@ class StoreFile:
         self._broken: StoreError | None = None
         self._failed: StoreError | None = None  # the last write, as on a full disk
         # For looking at the file. It stays open for as long as SQLite has the file: closing any
-        # descriptor of a file gives back all locks that the process has on it.
+        # descriptor of a file releases all locks that the process has on it.
         try:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -158,8 +162,8 @@ class StoreFile:
             raise StoreError(self._path, why, _LOOK) from error
         try:
             with self._errors():
-                # Transactions are begun by hand, so that what belongs to one is seen in the code.
-                # One thread after the other uses it, and no two at once (store.py).
+                # Transactions are begun by hand, so that the code shows what belongs to one. One
+                # thread after the other uses it, and no two at once (store.py).
                 self._db = sqlite3.connect(
                     self._path, timeout=LOCK_WAIT, isolation_level=None, check_same_thread=False
                 )
@@ -173,7 +177,7 @@ class StoreFile:
             raise
 
     def close(self) -> None:
-        """Safe to call twice. Not needed for safety: what was returned from is on the disk."""
+        """Safe to call twice. Not needed for safety: every call that returned is on the disk."""
         self._db.close()
         if self._fd >= 0:
             os.close(self._fd)
@@ -206,12 +210,12 @@ class StoreFile:
         )
 
     def orphan(self, vm: str) -> None:
-        """Marks all assignments of a VM that is gone."""
+        """Marks all assignments of a VM as those of a removed one."""
         self._run("UPDATE assignment SET orphaned = 1 WHERE vm = ?", (vm,))
 
     def tell_apart(self, vm: str, uuid: str) -> None:
-        """The VM has this UUID: marks what was assigned to one that had another; what was to one
-        whose UUID was not known is its."""
+        """The VM has this UUID: marks assignments to one that had another, and gives it those to
+        one whose UUID was not known."""
         self._run(
             "UPDATE assignment SET orphaned = uuid IS NOT NULL AND uuid <> ?,"
             " uuid = coalesce(uuid, ?) WHERE vm = ? AND NOT orphaned",
@@ -239,7 +243,7 @@ class StoreFile:
     # Journal
 
     def journal_put(self, lease: Lease) -> None:
-        """Notes an attachment before its first step, or all that has changed of it since."""
+        """Notes an attachment before its first step, or its later changes."""
         key = lease.key
         self._run(
             "INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -265,7 +269,7 @@ class StoreFile:
         self._run("DELETE FROM journal WHERE attachment = ?", (attachment,))
 
     def journal(self) -> list[Lease]:
-        """Everything that was attached, or on its way, when the file was last written."""
+        """Every attachment, complete or in progress, when the file was last written."""
         rows = self._rows(
             "SELECT attachment, device_class, backend, device, vm, options, frontend, port,"
             " backend_domid, vm_domid, state, identity, instance FROM journal"
@@ -317,7 +321,7 @@ class StoreFile:
         rows = self._rows("SELECT vm, domid, may_run FROM start")
         return [StartRow(vm, domid, bool(may_run)) for vm, domid, may_run in rows]
 
-    # What stands on the disk
+    # The state of the files on the disk
 
     @property
     def is_broken(self) -> bool:
@@ -333,8 +337,8 @@ class StoreFile:
     def _check(self) -> None:
         """Raises StoreError if the files are not as this process left them; from then on always.
 
-        What is promised to outlive the service must not go into a file that has no name, nor into
-        one that another program has changed meanwhile.
+        What must outlive the service must not go into a file that has no name, nor into one that
+        another program has changed meanwhile.
         """
         if self._broken is not None:
             raise self._broken
@@ -388,7 +392,7 @@ class StoreFile:
             # What an older version of the service left in a WAL is in the file after this.
             self._db.execute("PRAGMA journal_mode = PERSIST")
             self._db.execute("PRAGMA synchronous = FULL")
-            # Damage that is found now is a clear message; found later, it is an attach that fails.
+            # Damage that is found now is a clear message; found later, it is a failed attach.
             (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
             if verdict == "ok":
                 # A write takes the lock, and makes the journal's file; both stay from here on.
@@ -402,7 +406,8 @@ class StoreFile:
             self._note()
 
     def _check_owner(self) -> None:
-        """Makes the tables in an empty file; refuses a file that is not ours or too new."""
+        """Makes the tables in an empty file; refuses a file that is another program's or too
+        new."""
         application, version = self._pragma("application_id"), self._pragma("user_version")
         (tables,) = self._db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         if not tables:
@@ -417,8 +422,8 @@ class StoreFile:
             raise StoreError(self._path, why, "install the version of the service that wrote it")
 
     def _make(self, tables: str, version: int) -> None:
-        """Makes `tables` and takes the steps from `version` on. One transaction: a crash leaves
-        the file as it was, or whole and of this version."""
+        """Makes `tables` and takes the steps from `version` on. One transaction: a crash leaves the
+        file as it was, or complete and of this version."""
         steps = "".join(_STEPS[each] for each in range(version, SCHEMA_VERSION))
         mark = f"PRAGMA user_version = {SCHEMA_VERSION};"
         try:
@@ -443,14 +448,14 @@ class StoreFile:
         try:
             self._db.execute(statement, values)
         except sqlite3.DatabaseError as error:
-            # SQLite has taken it back, unless that failed as well.
+            # SQLite has rolled it back, unless that failed as well.
             self._or_break(self._unchanged, f"a write failed ({error}), and was not taken back")
             raise
         self._or_break(self._note, "what was just written could not be looked at")
 
     def _or_break(self, look: Callable[[], None], why: str) -> None:
-        """If the look fails, it is not known what stands in the file: no other program has done
-        that, and nothing can be built on it."""
+        """If the look fails, the content of the file is not known: no other program has caused
+        that, and nothing can be built on the file."""
         try:
             look()
         except (OSError, sqlite3.Error) as error:
@@ -461,7 +466,7 @@ class StoreFile:
             raise OSError("it is not as it was before")
 
     def _rows(self, statement: str) -> list[tuple[Any, ...]]:
-        # Any: STRICT tables have made sure of the types of their columns.
+        # Any: STRICT tables have ensured the types of their columns.
         with self._errors():
             return self._db.execute(statement).fetchall()
 
@@ -494,7 +499,7 @@ class StoreFile:
 
 
 def _file_id(path: Path) -> tuple[int, int] | None:
-    """Which file has this name now; None if none has."""
+    """The file that has this name now; None if none has."""
     try:
         found = os.stat(path)
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""How work is run: in a thread, at a rate, and saying what it waits for."""
+"""How work runs: in a thread, at a limited rate, and reporting what it waits for."""

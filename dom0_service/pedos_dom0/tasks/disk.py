@@ -1,4 +1,4 @@
-"""The way to a disk: work that waits for one is done in a thread, while the event loop goes on."""
+"""The way to a disk: work that waits for one runs in a thread, while the event loop continues."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
         def __call__(self, work: Callable[[], T]) -> Awaitable[T]: ...
 
 
-# Until it is tried again to have a thread; it costs next to nothing.
+# Seconds until the next attempt to start a thread; an attempt costs next to nothing.
 NO_THREAD_SECONDS: Final = 0.2
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """Runs `work` in a thread and gives its result.
+    """Runs `work` in a thread and returns its result.
 
-    A caller that is cancelled before it has begun has not done it. One that is cancelled later gets
-    the result all the same, and is cancelled at its next checkpoint. The thread is this caller's
-    own: those that are shared may all be waiting for another disk. It waits for one while there is
-    none; a caller has its own bound, or nothing to do without this.
+    A caller that is cancelled before the work has begun has not done it. One that is cancelled
+    later gets the result all the same, and is cancelled at its next checkpoint. The thread is this
+    caller's own: shared ones may all be waiting for another disk. If no thread can be started, this
+    waits for one; a caller has its own bound, or nothing to do without this.
     """
     while True:
         try:

@@ -1,8 +1,8 @@
-"""What an operation waits for, told to the command that waits for the operation.
+"""Reports what an operation waits for to the command that waits for the operation.
 
-The steps say it with `at`, wherever they are called from; which operation they belong to is known
-from the context of the task. Nothing is sent for an operation that is quick, and at most one notice
-a step: a step that is over before it was told is not told any more.
+Steps report with `at`, wherever they are called from; the context of the task tells which operation
+they belong to. A quick operation sends nothing, others at most one notice per step: a step that
+ends before its notice is sent is not reported any more.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from pedos_protocol.messages import Step
 
-# Seconds that an operation has before it tells anything. A command says after one second what it
-# waits for, and should know by then.
+# Seconds before an operation reports anything. A command says after one second what it waits for,
+# and should know by then.
 TELL_AFTER = 0.7
 # Bytes that may wait for a command that does not read: a few notices, each of which is up to date
 # when it is sent and old when it is read.
@@ -47,8 +47,8 @@ def at(step: Step, vm: str, device: object = "") -> None:
 
 @contextlib.contextmanager
 def told(request: str, listener: Listener, background: trio.Nursery | None) -> Iterator[None]:
-    """Within, what the operation of this task waits for is told to `listener`, by a task in
-    `background` that ends with this; to no client if that is None."""
+    """Within this, a task in `background`, which ends with it, reports to `listener` what the
+    operation of this task waits for; to no client if that is None."""
     progress = None if background is None else _Progress(request)
     if progress is not None and background is not None:
         background.start_soon(progress.tell, listener)

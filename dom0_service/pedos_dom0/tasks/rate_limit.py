@@ -1,9 +1,9 @@
-"""How fast one VM may make dom0 work.
+"""Limits how fast one VM may make dom0 work.
 
-The budget of a connection counts frames; what a frame costs differs. A page of 128 devices takes
-milliseconds to check, a listing as much to make. So these wait their turn: an honest agent, which
-waits for its answers, never notices, and a VM that does not wait has 128 requests in flight at
-once, which is a breach of the protocol and ends its connection.
+The budget of a connection counts frames, whose costs differ. A page of 128 devices takes
+milliseconds to check, and a listing as long to make. So these wait their turn: a correct agent,
+which waits for its answers, never notices, and a VM that does not wait has 128 requests in flight
+at once, which breaks the protocol and ends its connection.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class RateLimit:
         self._last = -math.inf
 
     async def turn(self) -> None:
-        """Returns when it is the caller's turn; turns come in the order in which they are asked.
+        """Returns when it is the caller's turn; turns come in the order of the calls.
 
         No checkpoint if that is now: a handler that need not wait costs its peer no task.
         """
@@ -32,7 +32,7 @@ class RateLimit:
             try:
                 await trio.sleep_until(self._last)
             except trio.Cancelled:
-                # A turn that is not taken is the next one's: otherwise one who asks and gives up
-                # without end would make all others behind the same limit wait for minutes.
+                # An abandoned turn goes to the next caller: otherwise a caller that asks and gives
+                # up without end would make all others behind the same limit wait for minutes.
                 self._last -= self._interval
                 raise
