@@ -38,9 +38,9 @@ def classes_there_are() -> tuple[DeviceClass, ...]:
         finally:
             service.close()
         told = take_maps(answer, "classes")[:CLASSES_MAX]
-        return tuple(_class(each) for each in told) or CLASSES
+        return tuple(_class(each) for each in told) or tuple(CLASSES)
     except (CallError, ProtocolError, OSError, client.Unreachable):
-        return CLASSES
+        return tuple(CLASSES)
 
 
 def _class(told: Mapping[str, object]) -> DeviceClass:

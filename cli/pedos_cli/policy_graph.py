@@ -7,7 +7,7 @@ names, so an edge holds for everything that is not named elsewhere.
 
 from __future__ import annotations
 
-from pedos_protocol.device_classes import DEVICE_CLASSES, VERBS, services
+from pedos_protocol.device_classes import VERBS, class_names, services
 from pedos_protocol.errors import CallError
 from pedos_protocol.names import natural_key
 
@@ -169,7 +169,7 @@ def _services(word: str) -> tuple[str, ...]:
     if len(parts) != 3 or parts[0] != "device":
         return (word,)
     verbs = VERBS if parts[1] == "*" else (parts[1],)
-    classes = DEVICE_CLASSES if parts[2] == "*" else (parts[2],)
+    classes = class_names() if parts[2] == "*" else (parts[2],)
     return services(verbs, classes)
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from itertools import takewhile
 
-from pedos_protocol.device_classes import CLASSES, DEVICE_CLASSES, class_named
+from pedos_protocol.device_classes import CLASSES, class_named, class_names
 
 from pedos_cli import output
 from pedos_cli.answers import DONE
@@ -63,7 +63,7 @@ def build_parser(
     command = prog if device_class else f"{prog} {example.name}"
     inner = prog if device_class else f"{prog} {known or 'DEVICE_CLASS'}"
     device = example.example_device
-    what = f"{known} devices" if known else f"devices ({', '.join(DEVICE_CLASSES)})"
+    what = f"{known} devices" if known else f"devices ({', '.join(class_names())})"
     parser = Parser(
         prog=prog,
         description=f"List, attach and detach {what}. Without an action, list is implied.",
@@ -76,8 +76,8 @@ def build_parser(
     if device_class is None:
         parser.add_argument(
             "device_class", metavar="DEVICE_CLASS",
-            choices=tuple(dict.fromkeys((*DEVICE_CLASSES, example.name))),
-            help="one of: " + ", ".join(DEVICE_CLASSES),
+            choices=tuple(dict.fromkeys((*class_names(), example.name))),
+            help="one of: " + ", ".join(class_names()),
         )  # fmt: skip
         parser.add_argument(
             TELL_CLASSES, action="store_true",
@@ -145,8 +145,8 @@ def complete_words(
     if found is None:
         raise UsageError(
             "no device class is given: it is the first argument, one of "
-            + ", ".join(DEVICE_CLASSES),
-            f"{prog} {DEVICE_CLASSES[0]} list",
+            + ", ".join(class_names()),
+            f"{prog} {class_names()[0]} list",
         )
     return [*words, IMPLIED_ACTION], found, IMPLIED_ACTION
 
@@ -166,7 +166,7 @@ def _known_class(word: str) -> DeviceClass:
     names = ", ".join(each.name for each in classes)
     raise UsageError(
         f"'{show(word, 64)}' is no device class: the classes are {names}",
-        f"qvm-device {DEVICE_CLASSES[0]} list",
+        f"qvm-device {class_names()[0]} list",
     )
 
 

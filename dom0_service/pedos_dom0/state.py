@@ -10,7 +10,6 @@ import attrs
 from pedos_host import faultpoints
 
 from pedos_dom0.audit.throttle import AuditThrottle
-from pedos_dom0.device_classes.registered import described_classes
 from pedos_dom0.drivers.base import DOM0_DOMID, DOM0_NAME, DomainInfo
 from pedos_dom0.drivers.carrier import lacking
 from pedos_dom0.errors import no_vm
@@ -18,10 +17,9 @@ from pedos_dom0.tables.agents import AgentTable
 from pedos_dom0.vms.facts import Facts
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator
     from typing import Protocol
 
-    from pedos_protocol.device_classes import DeviceClass
     from pedos_protocol.messages import PolicyStatus
 
     from pedos_dom0.audit.queue import AuditQueue
@@ -54,8 +52,6 @@ class State:
     policy: PolicySource
     # The facts about VMs for rules; by default the driver's.
     facts: Facts = attrs.field()
-    # The device classes that this dom0 knows; devices of others are left out.
-    classes: Sequence[DeviceClass] = attrs.field(factory=described_classes)
     agents: AgentTable = attrs.field(factory=AgentTable)
     # The way to `audit` for lines that VMs can cause at will.
     audit_throttle: AuditThrottle = attrs.field(init=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from unicodedata import category
 
-from .device_classes import DEVICE_CLASSES, FRONTENDS
+from .device_classes import FRONTENDS, class_named, class_names
 
 TYPE_CHECKING = False  # as typing's own, whose import would double the command line's start
 if TYPE_CHECKING:
@@ -181,10 +181,10 @@ def parse_device_name(untrusted: object) -> DeviceName:
 
 
 def parse_device_class(untrusted: object) -> str:
-    """One of `DEVICE_CLASSES`; ValueError says what is wrong."""
-    if isinstance(untrusted, str) and untrusted in DEVICE_CLASSES:
+    """The name of one of `device_classes.CLASSES`; ValueError says what is wrong."""
+    if isinstance(untrusted, str) and class_named(untrusted) is not None:
         return untrusted
-    _refuse(untrusted, "a device class", f"one of {', '.join(DEVICE_CLASSES)} is meant")
+    _refuse(untrusted, "a device class", f"one of {', '.join(class_names())} is meant")
 
 
 def parse_frontend(untrusted: object) -> str:

@@ -10,7 +10,7 @@ import pytest
 from pedos_cli import qvm_device, qvm_policy
 from pedos_cli.completion import candidates
 from pedos_cli.qvm_device import main
-from pedos_protocol.device_classes import CLASSES, DEVICE_CLASSES
+from pedos_protocol.device_classes import CLASSES, class_names
 from pedos_protocol.messages import ClassInfo, DeviceClassesListed, OptionInfo, to_wire
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def test_without_a_proper_answer_they_are_those_built_in(
 ) -> None:
     service.replies["device.classes"] = nonsense
     assert main(["--list-device-classes"]) == 0
-    assert capsys.readouterr().out.split() == list(DEVICE_CLASSES)
+    assert capsys.readouterr().out.split() == list(class_names())
 
 
 def test_an_older_service_or_none_leaves_those_built_in(

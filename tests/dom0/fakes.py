@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from pedos_dom0.audit.log import Audit
 from pedos_dom0.audit.queue import AuditQueue
 from pedos_dom0.connections.local_socket import LocalSocket
 from pedos_dom0.drivers.base import DomainInfo, DriverError
+from pedos_dom0.drivers.carrier import CarriedByAgents, Carrier
 from pedos_dom0.drivers.local import BOOT_TIMEOUT, CARRIERS
 from pedos_dom0.policy.parser import parse_file
 from pedos_dom0.policy.snapshot import Snapshot
@@ -33,18 +34,21 @@ from pedos_protocol.fields import PAGE_DEVICES_MAX
 from pedos_protocol.messages import SCHEMA, PolicyStatus, to_wire
 from pedos_vchan.peer import Peer
 
+from tests.fake_class import FAKE
 from tests.trio_versions import background
 
 Params = dict[str, Any]
 T = TypeVar("T")
 
+# Those of local mode, and that of the class which is registered in tests alone.
+WITH_FAKE: Mapping[str, Carrier] = {**CARRIERS, FAKE.name: CarriedByAgents()}
 ALLOW_DOM0 = "device.*.*  *  @adminvm  @anyvm  allow\n"
 
 
 class FakeDriver:
     """Domains that exist because a test says so, each with a FakeAgent (or none)."""
 
-    carriers = CARRIERS
+    carriers = WITH_FAKE
     starts_paused = False
     boot_timeout = BOOT_TIMEOUT
 

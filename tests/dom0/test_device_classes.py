@@ -9,7 +9,8 @@ from typing import Any
 
 import pedos_dom0
 import pytest
-from pedos_dom0.device_classes.registered import CLASSES, class_of
+from pedos_dom0.device_classes.base import DeviceClass
+from pedos_dom0.device_classes.registered import OWN, class_of
 from pedos_dom0.tables.device_set import DeviceKey
 from pedos_dom0.tables.leases import PENDING, Lease, LeaseTable, Taken
 from pedos_dom0.tables.registry import Registry
@@ -134,7 +135,10 @@ def test_formatting_makes_no_other_disk_and_says_nothing_of_other_classes() -> N
 
 
 def test_every_class_that_is_described_is_registered() -> None:
-    assert tuple(CLASSES) == described.DEVICE_CLASSES
+    for each in described.CLASSES:
+        assert class_of(each.name).description is each
+        assert type(class_of(each.name)) is OWN.get(each.name, DeviceClass)
+    assert set(OWN) <= set(described.class_names())
     assert class_of("newer").names == ()
 
 

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from pedos_dom0.device_classes import registered
-from pedos_dom0.device_classes.base import DeviceClass
-from pedos_dom0.drivers.carrier import CarriedByAgents
-from pedos_dom0.policy import tokens
-from pedos_protocol import device_classes as described
+from pedos_cli.prompt_question import doing, parse
+from pedos_dom0.policy.parser import parse_file
 from trio.abc import Clock
 
 from tests.dom0.fake_carrier import FakeCarrier
-from tests.dom0.fakes import FakeDriver, Params, World, fails, named
-
-FAKE = described.DeviceClass(
-    "fake",
-    one="fake device",
-    many="fake devices",
-    source="sys-usb",
-    example="toy",
-    options=(described.Option("colour", ("red", "blue"), example="red"),),
-)
+from tests.dom0.fakes import Params, World, fails, named
+from tests.fake_class import registered
 
 
 async def nameless(_params: Params) -> Params:
@@ -36,22 +26,17 @@ async def nameless(_params: Params) -> Params:
 
 
 @pytest.fixture
-async def world(
-    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[World]:
-    monkeypatch.setitem(registered.CLASSES, "fake", DeviceClass(FAKE))
-    monkeypatch.setattr(tokens, "DEVICE_CLASSES", (*described.DEVICE_CLASSES, "fake"))
-    carriers = {**FakeDriver.carriers, "fake": CarriedByAgents()}
-    monkeypatch.setattr(FakeDriver, "carriers", carriers)
-    world = World(tmp_path, nursery)
-    usb = world.vm("sys-usb", "sda")
-    usb.plug("toy", "fake")
-    for vm in ("work", "vault"):
-        world.vm(vm).on["import.start"] = nameless
-    world.dom0_agent()
-    await world.start()
-    yield world
-    await world.kill()
+async def world(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[World]:
+    with registered():
+        world = World(tmp_path, nursery)
+        usb = world.vm("sys-usb", "sda")
+        usb.plug("toy", "fake")
+        for vm in ("work", "vault"):
+            world.vm(vm).on["import.start"] = nameless
+        world.dom0_agent()
+        await world.start()
+        yield world
+        await world.kill()
 
 
 def of_fake(vm: str, **more: Any) -> Params:
@@ -120,3 +105,32 @@ async def test_where_the_hypervisor_carries_disks_it_is_not_plugged_as_one(
 async def test_a_disk_without_a_name_is_a_breach(world: World, autojump_clock: Clock) -> None:
     with fails("failed", "work gave an answer that makes no sense"):
         await world.client.attach("work", "sys-usb:sda")
+
+
+def test_policy_and_prompters_have_it_out_of_the_one_table() -> None:
+    rule = "device.attach.fake * work work allow"
+    question = {
+        "request": "0123456789abcdef",
+        "source": "work",
+        "service": "device.attach.fake",
+        "device_class": "fake",
+        "backend": "sys-usb",
+        "device": "toy",
+        "identity": "",
+        "description": "",
+        "size": None,
+        "read_only": False,
+        "candidates": ["work"],
+        "default": None,
+        "timeout_s": 60,
+    }
+    for known in (True, False, True):
+        with registered() if known else nullcontext():
+            rules, errors = parse_file("30-test.policy", rule)
+            if known:
+                assert (len(rules), errors) == (1, [])
+                assert doing(parse(1, question, 0.0)) == "attach a fake device"
+            else:
+                assert "no device class 'fake'" in str(errors[0])
+                with pytest.raises(ValueError, match="'fake' is not a device class"):
+                    parse(1, question, 0.0)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import attrs
 import trio
+from pedos_protocol.device_classes import class_names
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.fields import PREFERRED_MAX
 from pedos_protocol.messages import DeviceRef, ReportPrefer, parse_params, parse_result, to_wire
@@ -361,7 +362,7 @@ class AgentSessions:
 
     def _of_known_classes(self, session: _Session, page: AgentReport) -> AgentReport:
         """The page without devices of a class that dom0 does not know: the agent may be newer."""
-        page, unknown = of_classes(page, {each.name for each in self._state.classes})
+        page, unknown = of_classes(page, class_names())
         if unknown and not session.told_of_classes:
             session.told_of_classes = True
             logger.info(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pedos_host.mounts import fuse_mounts, remove_placeholder, unmount_now
-from pedos_protocol.device_classes import DEVICE_CLASSES
+from pedos_protocol.device_classes import class_names
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class Layout:
             self.make_vm_folders(name)
 
     def make_vm_folders(self, name: str) -> None:
-        for device_class in DEVICE_CLASSES:
+        for device_class in class_names():
             (self.devices(name) / device_class).mkdir(parents=True, exist_ok=True)
         # A dead FUSE mount in dev/ must not matter here, so nothing below dev/ is looked at.
         self.dev(name).mkdir(parents=True, exist_ok=True)

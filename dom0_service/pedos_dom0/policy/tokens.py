@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from pedos_protocol.device_classes import DEVICE_CLASSES
 from pedos_protocol.device_classes import VERBS as DEVICE_VERBS
+from pedos_protocol.device_classes import class_named, class_names
 from pedos_protocol.names import shown
 
 from .system import ADMIN_VM, System
@@ -163,10 +163,11 @@ def _dispvm_tags(template: str, system: System) -> set[str]:
 @lru_cache(maxsize=TOKEN_CACHE)
 def service_tokens(service: str) -> tuple[str, ...]:
     """Every word that stands for `service`, most particular first."""
-    parts = device_service(service)
-    if parts is None:
+    parts = service.split(".")
+    # Remembered, and so not asked of the table of classes, which may grow.
+    if len(parts) != 3 or parts[0] != "device":
         return (service, ANY)
-    verb, device_class = parts
+    _, verb, device_class = parts
     return (service, f"device.{verb}.*", f"device.*.{device_class}", "device.*.*", ANY)
 
 
@@ -175,7 +176,7 @@ def device_service(service: str) -> tuple[str, str] | None:
     parts = service.split(".")
     if len(parts) == 3 and parts[0] == "device":
         verb, device_class = parts[1:]
-        if verb in DEVICE_VERBS and device_class in DEVICE_CLASSES:
+        if verb in DEVICE_VERBS and class_named(device_class) is not None:
             return verb, device_class
     return None
 
@@ -187,15 +188,19 @@ def is_service(text: str) -> bool:
     return not text.startswith(DEVICE_SERVICE_PREFIX) or device_service(text) is not None
 
 
-@lru_cache(maxsize=TOKEN_CACHE)
 def service_problem(text: str) -> tuple[str, str] | None:
     """Why the service column cannot contain `text`, and what it could; None if it can."""
+    return _service_problem(text, class_names())
+
+
+@lru_cache(maxsize=TOKEN_CACHE)
+def _service_problem(text: str, classes: tuple[str, ...]) -> tuple[str, str] | None:
     if text == ANY:
         return None
     if len(text) > SERVICE_MAX:
         return f"service name of {len(text)} characters", f"at most {SERVICE_MAX} are allowed"
     if text.startswith(DEVICE_SERVICE_PREFIX):
-        return _device_service_problem(text)
+        return _device_service_problem(text, classes)
     if "*" in text:
         return (
             f"{shown(text)}: a service is '*' alone or a full name",
@@ -206,13 +211,13 @@ def service_problem(text: str) -> tuple[str, str] | None:
     return None
 
 
-def _device_service_problem(text: str) -> tuple[str, str] | None:
+def _device_service_problem(text: str, classes: tuple[str, ...]) -> tuple[str, str] | None:
     parts = text.split(".")
     if len(parts) != 3:
         return f"{shown(text)}: a device service has three parts", "write device.VERB.CLASS"
     for what, part, known in (
         ("verb", parts[1], DEVICE_VERBS),
-        ("class", parts[2], DEVICE_CLASSES),
+        ("class", parts[2], classes),
     ):
         if part != ANY and part not in known:
             return f"{shown(text)}: no device {what} {shown(part)}", f"use {', '.join(known)} or *"

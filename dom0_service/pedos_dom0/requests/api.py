@@ -156,7 +156,7 @@ class Api:
             except RemoteProtocolError as error:
                 what = str(error).removeprefix(f"parameters of {method}: ")
                 raise CallError("usage", f"{request_to(method)} is malformed: {what}") from error
-            if (unknown := why_unknown(self._state.classes, params)) is not None:
+            if (unknown := why_unknown(params)) is not None:
                 raise CallError("usage", f"{request_to(method)} is malformed: {unknown}")
             call = Call(caller, request, params, peer, background)
 
@@ -183,7 +183,7 @@ class Api:
     # Devices
 
     async def device_classes(self, _call: Call) -> object:
-        return classes_told(self._state.classes, self._state.carrier)
+        return classes_told(self._state.carrier)
 
     async def device_list(self, call: Call) -> object:
         params = call.params

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pedos_protocol.device_classes import class_named
+from pedos_protocol.device_classes import CLASSES, class_named, class_names
 from pedos_protocol.messages import ClassInfo, DeviceClassesListed, OptionInfo
 from pedos_protocol.names import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    from pedos_protocol.device_classes import DeviceClass, Option
+    from pedos_protocol.device_classes import Option
 
     from pedos_dom0.drivers.carrier import Carrier
 
 
-def classes_told(
-    classes: Iterable[DeviceClass], carrier: Callable[[str], Carrier]
-) -> DeviceClassesListed:
+def classes_told(carrier: Callable[[str], Carrier]) -> DeviceClassesListed:
     """All classes, and what is lacking to attach their devices here."""
     return DeviceClassesListed(
         tuple(
@@ -34,7 +32,7 @@ def classes_told(
                 options=tuple(map(_option_told, each.options)),
                 lacking=carrier(each.name).lack,
             )
-            for each in classes
+            for each in CLASSES
         )
     )
 
@@ -43,10 +41,10 @@ def _option_told(option: Option) -> OptionInfo:
     return OptionInfo(option.name, option.values, option.example, option.default)
 
 
-def why_unknown(classes: Iterable[DeviceClass], params: object) -> str | None:
-    """What is wrong with a request that names a class which is none of these."""
+def why_unknown(params: object) -> str | None:
+    """What is wrong with a request that names a class which is none of this dom0's."""
     named = getattr(params, "device_class", None)
-    if named is None or class_named(named, classes) is not None:
+    if named is None or class_named(named) is not None:
         return None
-    known = ", ".join(each.name for each in classes)
+    known = ", ".join(class_names())
     return f"device_class: {shown(named)} is not a device class: one of {known} is meant"

@@ -15,7 +15,7 @@ import attrs
 from pedos_host.in_time import in_time
 from pedos_host.threads import to_thread
 from pedos_protocol.agent_messages import Device, Missing
-from pedos_protocol.device_classes import DEVICE_CLASSES
+from pedos_protocol.device_classes import class_names
 from pedos_protocol.names import harmless_text, natural_key
 
 from pedos_agent.inventory.found import Found, Pin
@@ -36,15 +36,15 @@ class Inventory:
         self,
         revision: Revision,
         changed: Callable[[], None],
-        classes: Collection[str] = DEVICE_CLASSES,
+        classes: Collection[str] | None = None,
         discoveries: Mapping[str, Collection[str]] = MappingProxyType({}),
     ) -> None:
-        """Start empty. `changed` is called after each change, before any task runs. `classes` are
-        told of in their order. `discoveries` are those that look for several classes, and for
-        which; any other has the name of the class that it looks for."""
+        """Start empty. `changed` is called after each change, before any task runs. `classes`, all
+        if not given, are told of in their order. `discoveries` are those that look for several
+        classes, and for which; any other has the name of the class that it looks for."""
         self._revision = revision
         self._changed = changed
-        self._classes = classes
+        self._classes = class_names() if classes is None else classes
         self._discoveries = discoveries
         self._unknown: set[str] = set()  # of dom0's
         self.priority = Priority()
