@@ -25,10 +25,10 @@ from .fields import (
     DeviceId,
     DiskNumber,
     Domid,
-    Frontend,
     Identity,
     Instance,
     Line,
+    NameInTarget,
     Natural,
     Port,
     VmName,
@@ -75,7 +75,7 @@ class ExportStop:
 class ImportStart:
     """Take a device of the domain `peer`: answered when it can be used in the target.
 
-    `frontend` is the block device's name that is wished for; None leaves it to the agent.
+    `frontend` is the name in the target that is wished for; None leaves it to the agent.
     """
 
     attachment: AttachmentId
@@ -85,14 +85,14 @@ class ImportStart:
     port: Port
     peer: Domid
     read_only: bool
-    frontend: Frontend | None
+    frontend: NameInTarget | None = attr.field(default=None, metadata=OPTIONAL)
 
 
 @attr.frozen
 class ImportStarted:
     """The name that the device has in the target; None where its class has no such names."""
 
-    frontend: Frontend | None = attr.field(default=None, metadata=OPTIONAL)
+    frontend: NameInTarget | None = attr.field(default=None, metadata=OPTIONAL)
 
 
 @attr.frozen
@@ -105,7 +105,7 @@ class ImportStop:
 
     attachment: AttachmentId
     may_refuse: bool = attr.field(default=False, kw_only=True, metadata=OPTIONAL)
-    frontend: Frontend | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
+    frontend: NameInTarget | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
 
 
 @attr.frozen
@@ -113,7 +113,7 @@ class ImportCheck:
     """Say `busy` if `import.stop` would be refused now, to a VM that may refuse. Ends nothing."""
 
     attachment: AttachmentId
-    frontend: Frontend | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
+    frontend: NameInTarget | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
 
 
 # What an agent reports
@@ -174,7 +174,7 @@ class ImportState:
     peer: Domid
     port: Port
     read_only: bool
-    frontend: Frontend | None = attr.field(default=None, metadata=OPTIONAL)
+    frontend: NameInTarget | None = attr.field(default=None, metadata=OPTIONAL)
 
 
 @attr.frozen

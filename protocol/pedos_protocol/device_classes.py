@@ -75,11 +75,12 @@ class DeviceClass:
     `shared`: several VMs may have one at once. `live`: one can be given to a VM that runs.
     `written`: a VM that has one may change what is on it, unless it has it read-only.
     `kind_letter` is what its kinds of interfaces begin with (see `kinds`); "" if it has none.
+    `name_option` is the option that names a device in its VM; "" if they have no names there.
     """
 
     __slots__ = (
-        "example", "kind_letter", "live", "many", "name", "one", "options", "shared", "source",
-        "written",
+        "example", "kind_letter", "live", "many", "name", "name_option", "one", "options", "shared",
+        "source", "written",
     )  # fmt: skip
 
     def __init__(
@@ -95,6 +96,7 @@ class DeviceClass:
         written: bool = False,
         options: tuple[Option, ...] = (),
         kind_letter: str = "",
+        name_option: str = "",
     ) -> None:
         self.name = name
         self.one = one
@@ -106,11 +108,23 @@ class DeviceClass:
         self.written = written
         self.options = options
         self.kind_letter = kind_letter
+        self.name_option = name_option
 
     @property
     def example_device(self) -> str:
         """SOURCE:ID of a device that may well exist."""
         return f"{self.source}:{self.example}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that its devices may have in a VM that was lent them; none if they have no
+        names there."""
+        option = self.option(self.name_option)
+        return () if option is None else option.values
+
+    def may_be_called(self, name: str | None) -> bool:
+        """Whether a lent device can be called that in its VM; None is no name."""
+        return name in self.names if self.names else name is None
 
     def option(self, name: str) -> Option | None:
         """The option of that name; None if the class has no such."""
@@ -132,6 +146,7 @@ CLASSES = [
             Option("frontend-dev", FRONTENDS, example="xvdj"),
             Option("devtype", ("disk", "cdrom"), example="cdrom", default="disk"),
         ),
+        name_option="frontend-dev",
     ),
     DeviceClass(
         "usb",

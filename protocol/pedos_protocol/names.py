@@ -101,11 +101,6 @@ def is_device_id(text: str) -> bool:
     )
 
 
-def is_frontend(text: str) -> bool:
-    """Is `text` the name of a block device in a VM that may be lent one: xvde to xvdz?"""
-    return text in FRONTENDS
-
-
 def frontend_of(device: str) -> str | None:
     """The xvd disk that `device` is, or is a partition of: "xvdi" of xvdi and xvdi1; None if none.
 
@@ -187,11 +182,12 @@ def parse_device_class(untrusted: object) -> str:
     _refuse(untrusted, "a device class", f"one of {', '.join(class_names())} is meant")
 
 
-def parse_frontend(untrusted: object) -> str:
-    """The name of a lent block device in its VM; ValueError says what is wrong with it."""
-    if isinstance(untrusted, str) and is_frontend(untrusted):
+def parse_name_in_target(untrusted: object) -> str:
+    """The name of a lent device in its VM; ValueError says what is wrong with it. Which names there
+    are is for the device's class to say (`device_classes`)."""
+    if isinstance(untrusted, str) and is_device_id(untrusted):
         return untrusted
-    _refuse(untrusted, "a name for a lent block device", "xvde to xvdz are")
+    _refuse(untrusted, "a name for a lent device", "letters and digits are meant, as in xvdi")
 
 
 def harmless_text(untrusted: str, limit: int = DESCRIPTION_MAX) -> str:

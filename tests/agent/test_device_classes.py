@@ -105,6 +105,15 @@ async def test_a_class_is_one_row_of_the_table(settings: Settings, nursery: trio
     await dom0.until(lambda report: not report.imports)
 
 
+async def test_a_name_that_the_class_does_not_have_is_refused(
+    settings: Settings, start: Start
+) -> None:
+    dom0 = await start(settings)
+    with pytest.raises(CallError, match="no block device is called toy0"):
+        await dom0.borrow(ATTACHMENT, "stick.img", 3, frontend="toy0")
+    assert dom0.peer.is_open
+
+
 async def test_a_class_that_only_dom0_knows_is_left_out_with_one_line(
     settings: Settings, start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -29,6 +29,7 @@ from pedos_dom0.tables.registry import Registry
 from pedos_dom0.tables.store import Store
 from pedos_dom0.tables.store_file import StoreFile
 from pedos_dom0.vms.facts import Facts
+from pedos_protocol.device_classes import class_named
 from pedos_protocol.errors import CallError
 from pedos_protocol.fields import PAGE_DEVICES_MAX
 from pedos_protocol.messages import SCHEMA, PolicyStatus, to_wire
@@ -221,11 +222,12 @@ class FakeAgent:
         answer = await self._do("import.start", params)
         if params["attachment"] in self._stopped:
             raise CallError("failed", "it was stopped meanwhile")
-        frontend = params["frontend"] or f"xvd{'ijklmn'[len(self.imports)]}"
-        if answer is not None and answer.get("frontend", "") is None:
-            frontend = None
-        self.imports[params["attachment"]] = {**params, "frontend": frontend}
-        return answer or {"frontend": frontend}
+        described = class_named(params["device_class"])
+        names = described.names if described else ()
+        chosen = names[len(self.imports)] if names else None
+        answer = answer or {"frontend": params["frontend"] or chosen}
+        self.imports[params["attachment"]] = {**params, **answer}
+        return answer
 
     async def _import_stop(self, _peer: Peer, params: Params) -> Params:
         self._stopped.add(params["attachment"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,28 +11,35 @@ import pytest
 import trio
 import trio.testing
 from pedos_cli.prompt_question import doing, parse
+from pedos_dom0.drivers.carrier import CarriedByAgents
 from pedos_dom0.policy.parser import parse_file
+from pedos_protocol.device_classes import DeviceClass, Option
 from trio.abc import Clock
 
 from tests.dom0.fake_carrier import FakeCarrier
 from tests.dom0.fakes import Params, World, fails, named
 from tests.fake_class import registered
 
-
-async def nameless(_params: Params) -> Params:
-    """The target's answer: what was imported has no name there."""
-    await trio.lowlevel.checkpoint()
-    return {"frontend": None}
+NAMED = DeviceClass(
+    "named",
+    one="named device",
+    many="named devices",
+    source="sys-usb",
+    example="robot",
+    options=(Option("as", ("toy0", "toy1"), example="toy0"),),
+    name_option="as",
+)
 
 
 @pytest.fixture
 async def world(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[World]:
     with registered():
         world = World(tmp_path, nursery)
+        world.driver.carriers = {**world.driver.carriers, NAMED.name: CarriedByAgents()}
         usb = world.vm("sys-usb", "sda")
         usb.plug("toy", "fake")
         for vm in ("work", "vault"):
-            world.vm(vm).on["import.start"] = nameless
+            world.vm(vm)
         world.dom0_agent()
         await world.start()
         yield world
@@ -102,9 +109,65 @@ async def test_where_the_hypervisor_carries_disks_it_is_not_plugged_as_one(
     world.assert_nothing_left()
 
 
-async def test_a_disk_without_a_name_is_a_breach(world: World, autojump_clock: Clock) -> None:
-    with fails("failed", "work gave an answer that makes no sense"):
-        await world.client.attach("work", "sys-usb:sda")
+def calls_it(name: str | None) -> Callable[[Params], Awaitable[Params]]:
+    """The target's answer: that is what was imported is called there."""
+
+    async def answer(_params: Params) -> Params:
+        await trio.lowlevel.checkpoint()
+        return {"frontend": name}
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("device_class", "name", "wrong"),
+    [
+        ("block", None, "the name is missing"),
+        ("block", "toy0", "no block device is called 'toy0' there"),
+        ("block", "xvda", "no block device is called 'xvda' there"),
+        ("fake", "xvdi", "no fake device is called 'xvdi' there"),
+        ("named", None, "the name is missing"),
+        ("named", "xvdi", "no named device is called 'xvdi' there"),
+    ],
+)
+async def test_a_name_that_the_class_does_not_have_is_a_breach(
+    world: World, device_class: str, name: str | None, wrong: str, autojump_clock: Clock
+) -> None:
+    work, usb = world.driver.agents["work"], world.driver.agents["sys-usb"]
+    work.on["import.start"] = calls_it(name)
+    usb.plug("robot", "named")
+    device = {"block": "sda", "fake": "toy", "named": "robot"}[device_class]
+    with registered(NAMED):
+        await usb.report()
+        with fails("failed", "work gave an answer that makes no sense"):
+            await world.client.call(
+                "device.attach", **named("work", f"sys-usb:{device}", device_class)
+            )
+    (line,) = world.audit("disconnected")
+    assert line["reason"].endswith(f" makes no sense: {wrong}")
+
+
+async def test_a_name_of_its_class_is_listed_and_reported(
+    world: World, autojump_clock: Clock
+) -> None:
+    work, usb = world.driver.agents["work"], world.driver.agents["sys-usb"]
+    work.on["import.start"] = calls_it("toy1")
+    usb.plug("robot", "named")
+    with registered(NAMED):
+        await usb.report()
+        await world.client.call("device.attach", **named("work", "sys-usb:robot", "named"))
+        (lease,) = world.state.leases
+        assert lease.frontend == "toy1"
+        (imported,) = work.imports.values()
+        assert imported["frontend"] == "toy1"
+        await work.report()
+        assert world.audit("disconnected") == []
+        imported["frontend"] = "xvdi"
+        with fails("unavailable"):
+            await work.report()
+        await trio.testing.wait_all_tasks_blocked()
+    (line,) = world.audit("disconnected")
+    assert "no named device is called 'xvdi' there" in line["reason"]
 
 
 def test_policy_and_prompters_have_it_out_of_the_one_table() -> None:

@@ -83,7 +83,7 @@ _BY_PARSE: dict[Any, st.SearchStrategy[Any]] = {
     names.parse_device_id: _DEVICE_IDS,
     fields.a_device_name: st.tuples(_VM_NAMES, _DEVICE_IDS).map(":".join),
     fields.a_class_name: st.from_regex(r"[a-z]{1,16}", fullmatch=True),
-    names.parse_frontend: st.sampled_from(names.frontend_names()),
+    names.parse_name_in_target: _DEVICE_IDS,
     fields.a_domid: st.integers(0, fields.DOMID_MAX),
     fields.a_port: st.integers(1, fields.PORT_MAX),
     fields.a_natural: st.integers(0, fields.NATURAL_MAX),

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pedos_protocol import names
+from pedos_protocol.device_classes import CLASSES
 from pedos_protocol.names import DeviceName
 
 
@@ -75,8 +76,13 @@ def test_the_vms_own_disks_are_never_given_to_a_lent_device() -> None:
     assert names.frontend_names()[0] == "xvdi"
     assert sorted(names.frontend_names()) == [f"xvd{c}" for c in "efghijklmnopqrstuvwxyz"]
     for own in ("xvda", "xvdb", "xvdc", "xvdd", "xvd", "xvdaa", "xvdi1", "sda", "xvdI"):
-        with pytest.raises(ValueError, match="xvde to xvdz"):
-            names.parse_frontend(own)
+        assert not CLASSES[0].may_be_called(own)
+
+
+@pytest.mark.parametrize("bad", ["", "xvd i", "-x", "a/b", "x" * 65, None, 7])
+def test_a_name_in_a_target_is_harmless_whatever_its_class(bad: object) -> None:
+    with pytest.raises(ValueError, match="is not a name for a lent device"):
+        names.parse_name_in_target(bad)
 
 
 @pytest.mark.parametrize(

@@ -274,8 +274,8 @@ class Transaction:
             IMPORT_TIMEOUT,
         )
         frontend: str | None = _parsed(target, "import.start", untrusted_result).frontend
-        if frontend is None and class_of(key.device_class).names:
-            raise _breach(target, "import.start", "the name is missing")
+        if (wrong := class_of(key.device_class).wrong_name(frontend)) is not None:
+            raise _breach(target, "import.start", wrong)
         if state.is_by_hypervisor(lease):
             frontend = lease.frontend  # which the hypervisor knows, and the VM cannot change
         await state.reach("attach.imported")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import attrs
 from pedos_protocol.device_classes import FALSE, TRUE, YES_OR_NO
 from pedos_protocol.errors import CallError
-from pedos_protocol.names import SHOWN_MAX, harmless_text
+from pedos_protocol.names import SHOWN_MAX, harmless_text, shown
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -46,8 +46,6 @@ class Options:
 class DeviceClass:
     """A device class, as dom0's service sees it."""
 
-    #: The option that names a device in its target; "" if devices have no names there.
-    name_option = ""
     #: The plural noun for devices that have a name each in the target.
     named = "devices"
 
@@ -64,10 +62,22 @@ class DeviceClass:
         return self.description.shared
 
     @property
+    def name_option(self) -> str:
+        """The option that names a device in its target; "" if devices have no names there."""
+        return self.description.name_option
+
+    @property
     def names(self) -> tuple[str, ...]:
         """All names that devices may have in a target; none if they have no names."""
-        option = self.description.option(self.name_option)
-        return () if option is None else option.values
+        return self.description.names
+
+    def wrong_name(self, name: str | None) -> str | None:
+        """What is wrong with what a target's agent calls a device; None if nothing is."""
+        if self.description.may_be_called(name):
+            return None
+        if name is None:
+            return "the name is missing"
+        return f"no {self.description.one} is called {shown(name)} there"
 
     # Options
 

@@ -19,7 +19,6 @@ DEVTYPE, CDROM = "devtype", "cdrom"
 class Block(DeviceClass):
     """The rules for block devices alone."""
 
-    name_option = "frontend-dev"
     named = "disks"
 
     def parse_options(self, raw: Mapping[str, str]) -> Options:

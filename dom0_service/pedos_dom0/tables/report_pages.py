@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import attrs
+from pedos_protocol.device_classes import class_named
 from pedos_protocol.errors import RemoteProtocolError
 from pedos_protocol.fields import DEVICES_MAX, REPORT_PAGES_MAX
 
+from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.tables.device_set import DeviceSet
 
 if TYPE_CHECKING:
@@ -41,6 +43,15 @@ def of_classes(page: AgentReport, classes: Collection[str]) -> tuple[AgentReport
     devices = tuple(each for each in page.devices if each.device_class not in others)
     missing = tuple(each for each in page.missing if each.device_class not in others)
     return attrs.evolve(page, devices=devices, missing=missing), others
+
+
+def check_names(page: AgentReport) -> None:
+    """RemoteProtocolError if a device is borrowed under a name that none of its class can have."""
+    for each in page.imports:
+        if each.frontend is not None and class_named(each.device_class) is not None:
+            wrong = class_of(each.device_class).wrong_name(each.frontend)
+            if wrong is not None:
+                raise RemoteProtocolError(f"its report of imports makes no sense: {wrong}")
 
 
 class ReportPages:

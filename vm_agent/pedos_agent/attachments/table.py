@@ -9,6 +9,7 @@ from functools import partial
 import attrs
 import trio
 from pedos_protocol.agent_messages import ExportStart, ExportState, ImportStart, ImportState
+from pedos_protocol.device_classes import class_named
 from pedos_protocol.errors import CallError
 from pedos_protocol.fields import ATTACHMENTS_MAX
 from pedos_protocol.names import harmless_text
@@ -170,6 +171,7 @@ class Attachments:
     async def start_import(self, params: ImportStart) -> str:
         """Borrow a device; returns its name here when it can be used, or CallError."""
         carrier = self._carrier(params.attachment, params.device_class, self._imports)
+        _check_name(params)
         entry = Import(params, carrier.borrow(params, self._names(params.device_class)))
         self._imports[params.attachment] = entry
         body = partial(entry.borrowing.run, entry.lifetime)
@@ -299,6 +301,14 @@ class Attachments:
         log.info("%s %s ended: %s", side, attachment, lifetime.reason)
         if lifetime.result is not None and not lifetime.requested and self.ended is not None:
             await self.ended(attachment, side, harmless_text(lifetime.reason or "unknown"))
+
+
+def _check_name(params: ImportStart) -> None:
+    """CallError if dom0 wishes for a name that no device of the class has."""
+    described = class_named(params.device_class)
+    if params.frontend is None or described is None or described.may_be_called(params.frontend):
+        return
+    raise CallError("failed", f"no {described.one} is called {params.frontend}")
 
 
 def explain(error: Exception) -> CallError:

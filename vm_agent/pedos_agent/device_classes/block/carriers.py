@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Collection
 import attrs
 import trio
 from pedos_protocol.agent_messages import ExportStart, ImportStart
+from pedos_protocol.device_classes import FRONTENDS
 from pedos_protocol.errors import CallError
-from pedos_protocol.names import frontend_names, is_frontend
 
 from pedos_agent.device_classes.base import Borrowing, Host
 from pedos_agent.device_classes.block import mounts, xen_block
@@ -142,7 +142,7 @@ class LocalDisks:
             if asked in taken or self._name_exists(asked):
                 raise CallError("busy", f"{asked} is already used in {vm}")
             return asked
-        for name in frontend_names():
+        for name in FRONTENDS:
             if name not in taken and not self._name_exists(name):
                 return name
         raise CallError("busy", f"all block device names are used in {vm}")
@@ -180,7 +180,7 @@ class XenDisks:
 
     def of_predecessor(self, name: str) -> Borrowing | None:
         """See Carrier."""
-        return BorrowedDisk(name, self.host) if is_frontend(name) else None
+        return BorrowedDisk(name, self.host) if name in FRONTENDS else None
 
     async def clean_leftovers(self) -> None:
         """Nothing: a disk that Xen has attached works on without agents."""
