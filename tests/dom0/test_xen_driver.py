@@ -147,9 +147,8 @@ async def test_one_that_comes_back_while_the_hypervisor_is_asked_runs(
         monkeypatch.setattr(driver._xl, "run", run)
         host.fire("@releaseDomain")
         await asked.wait()
-        looked = driver._turn
         host.fire("@introduceDomain")  # a soft reset
-        await looked.wait()
+        await driver._waiting.park()
         with driver.events() as events:
             answer.set()
             assert await events.receive() == DomainInfo("work", None, "Halted")

@@ -11,16 +11,15 @@ class Revision:
     def __init__(self) -> None:
         """Start at 0, which no report carries: the first state is already a change."""
         self.number = 0
-        self._waiting = trio.Event()
+        self._waiting = trio.lowlevel.ParkingLot()
 
     def bump(self) -> None:
         """Note one change."""
         self.number += 1
-        self._waiting.set()
-        self._waiting = trio.Event()
+        self._waiting.unpark_all()
 
     async def after(self, seen: int) -> int:
         """Wait until the number differs from `seen`; return it."""
         while self.number == seen:
-            await self._waiting.wait()
+            await self._waiting.park()
         return self.number

@@ -136,7 +136,7 @@ class XenDriver:
         self._in_transit: set[str] = set()
         self._subscribers = Subscribers()
         self._creating = trio.Lock()  # xl has a lock of its own, and a deadline runs meanwhile
-        self._turn = trio.Event()
+        self._waiting = trio.lowlevel.ParkingLot()  # for another picture of the domains
         self._nursery: trio.Nursery | None = None
         self._block = XenBlock(
             xl=self._xl,
@@ -254,8 +254,7 @@ class XenDriver:
             logger.debug("%s is %s (domain %s)", info.name, info.state, info.domid)
             self._subscribers.tell(info)
             self._greet(info)
-        self._turn.set()
-        self._turn = trio.Event()
+        self._waiting.unpark_all()
 
     def _greet(self, info: DomainInfo) -> None:
         """A domain may have devices that it was not granted."""
@@ -390,7 +389,7 @@ class XenDriver:
         self._look()
         with trio.move_on_after(seconds):
             while not done():
-                await self._turn.wait()
+                await self._waiting.park()
         return done()
 
     async def connect_control(self, name: str, domid: int) -> trio.abc.Stream:
