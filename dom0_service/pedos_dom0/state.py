@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 from pedos_host import faultpoints
+from pedos_protocol.device_classes import class_named
 
 from pedos_dom0.audit.throttle import AuditThrottle
 from pedos_dom0.drivers.base import DOM0_DOMID, DOM0_NAME, DomainInfo
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pedos_dom0.drivers.carrier import Carrier
     from pedos_dom0.policy.snapshot import Snapshot
     from pedos_dom0.tables.leases import Lease, LeaseTable
-    from pedos_dom0.tables.registry import Registry
+    from pedos_dom0.tables.registry import DeviceKey, Registry
     from pedos_dom0.tables.store import Assignment, Store
 
     class PolicySource(Protocol):
@@ -71,6 +72,13 @@ class State:
         """The carrier of the devices of a class; one that reports its lack if there is none."""
         known = self.driver.carriers.get(device_class)
         return known or lacking(device_class, "this version knows no way to carry them")
+
+    def unknown_classes(self) -> dict[str, DeviceKey]:
+        """The classes that this dom0 does not know of which something is attached or assigned, as a
+        newer one was here before; with one such device of each."""
+        keys = [lease.key for lease in self.leases]
+        keys += [assignment.key for assignment in self.store.assignments()]
+        return {key.device_class: key for key in keys if class_named(key.device_class) is None}
 
     def is_by_hypervisor(self, lease: Lease) -> bool:
         """Whether the hypervisor carries it (see Carrier)."""

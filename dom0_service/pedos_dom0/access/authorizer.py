@@ -20,6 +20,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import attrs
+from pedos_protocol.device_classes import class_named
 
 from pedos_dom0.access.questions import Question
 from pedos_dom0.access.subjects import DeviceSubject, as_named
@@ -162,8 +163,11 @@ class Authorizer:
 
     def needs_no_rule(self, key: DeviceKey, vm: str) -> bool:
         """What is only assigned dom0's user may remove without a rule: it takes nothing from any
-        VM. A rule can forbid it, but not of a VM that was removed: of that one no rule speaks."""
+        VM. A rule can forbid it, but not of a VM that was removed: of that one no rule speaks. Nor
+        does one of a class that this dom0 does not know, also of what is attached."""
         state = self._state
+        if class_named(key.device_class) is None:
+            return True
         if any(lease.vm == vm for lease in state.leases.of_device(key)):
             return False
         assigned = (each for each in state.store.assignments(vm) if each.key == key)

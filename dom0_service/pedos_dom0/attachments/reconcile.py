@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
+from pedos_protocol.device_classes import CLASSES_MAX
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.words import request_to
 
@@ -72,6 +73,12 @@ class Reconciler:
                 continue
             self._settling[lease.attachment] = trio.Event()
             rows.append(lease)
+        if unknown := sorted(state.unknown_classes()):
+            logger.warning(
+                "devices are attached or assigned of classes that this dom0 does not know, as it "
+                "is older than the last one: %s. They stay so until they are detached",
+                ", ".join(unknown[:CLASSES_MAX]),
+            )
         return rows
 
     async def settle(self, lease: Lease) -> None:

@@ -15,7 +15,7 @@ OWN: dict[str, type[DeviceClass]] = {"block": Block}
 
 def class_of(name: str) -> DeviceClass:
     """The class of that name. A class that only another version has, which an old row of the store
-    may name, has no rules of its own."""
+    may name, has no rules of its own; several VMs may have the devices that it gave them."""
     description = described.class_named(name)
     return _unknown(name) if description is None else _class(description)
 
@@ -28,6 +28,11 @@ def _class(description: described.DeviceClass) -> DeviceClass:
 def _unknown(name: str) -> DeviceClass:
     return DeviceClass(
         described.DeviceClass(
-            name, one=f"{name} device", many=f"{name} devices", source="", example=""
+            name,
+            one=f"{name} device",
+            many=f"{name} devices",
+            source="",
+            example="",
+            shared=True,
         )
     )

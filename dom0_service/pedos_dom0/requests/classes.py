@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pedos_protocol.device_classes import CLASSES, class_named, class_names
+from pedos_protocol.device_classes import (
+    CLASSES,
+    CLASSES_MAX,
+    DeviceClass,
+    class_named,
+    class_names,
+)
 from pedos_protocol.messages import ClassInfo, DeviceClassesListed, OptionInfo
 from pedos_protocol.names import shown
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from pedos_dom0.device_classes.registered import class_of
 
+if TYPE_CHECKING:
     from pedos_protocol.device_classes import Option
 
-    from pedos_dom0.drivers.carrier import Carrier
+    from pedos_dom0.access.callers import Caller
+    from pedos_dom0.state import State
+    from pedos_dom0.tables.registry import DeviceKey
 
 
-def classes_told(carrier: Callable[[str], Carrier]) -> DeviceClassesListed:
-    """All classes, and what is lacking to attach their devices here."""
+def classes_told(state: State, caller: Caller) -> DeviceClassesListed:
+    """All classes, and what is lacking to attach their devices here. Dom0's user is told of those
+    of a newer dom0, too, of which something is left, to be able to name them."""
+    told = list(CLASSES)
+    if caller.kind.sees_all:
+        told += [_left(key) for key in state.unknown_classes().values()]
     return DeviceClassesListed(
         tuple(
             ClassInfo(
@@ -30,10 +42,22 @@ def classes_told(carrier: Callable[[str], Carrier]) -> DeviceClassesListed:
                 live=each.live,
                 written=each.written,
                 options=tuple(map(_option_told, each.options)),
-                lacking=carrier(each.name).lack,
+                lacking=state.carrier(each.name).lack,
             )
-            for each in CLASSES
+            for each in told[:CLASSES_MAX]
         )
+    )
+
+
+def _left(key: DeviceKey) -> DeviceClass:
+    unknown = class_of(key.device_class).description
+    return DeviceClass(
+        unknown.name,
+        one=unknown.one,
+        many=unknown.many,
+        source=key.backend,
+        example=key.device,
+        shared=unknown.shared,
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
 from attrs import field, frozen
+from pedos_protocol.device_classes import class_named
 from pedos_protocol.messages import Device
 
 from pedos_dom0.device_classes.registered import class_of
@@ -61,11 +62,13 @@ def broken_by(lease: Lease, device: Device | None) -> str | None:
     """Why the grant does not hold for the device that the source reports under that id; None if it
     does.
 
+    A report has no devices of a class that this dom0 does not know, and so says nothing of them.
     The VM that has the disk may format it: then the disk has another file system's UUID and is the
     same.
     """
     if device is None:
-        return "the device was unplugged"
+        is_known = class_named(lease.key.device_class) is not None
+        return "the device was unplugged" if is_known else None
     # What a source cannot tell now, it tells later; also which device it is, if it does not say.
     is_unclear = device.stale is not None
     if lease.instance not in (None, device.instance) and (device.instance or not is_unclear):

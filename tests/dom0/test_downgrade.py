@@ -1,0 +1,92 @@
+"""A dom0 that is older than the last one, and does not know a class of which something is left."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+from pedos_dom0.drivers.local import CARRIERS
+from pedos_protocol.messages import parse_result
+from trio.abc import Clock
+
+from tests.dom0.fakes import World, fails, named
+from tests.fake_class import registered
+
+
+@pytest.fixture
+async def older(
+    tmp_path: Path, nursery: trio.Nursery, autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> AsyncIterator[World]:
+    """work has the toy of sys-usb, and the robot is assigned to the halted vault; then the service
+    comes back without the class."""
+    world = World(tmp_path, nursery)
+    usb = world.vm("sys-usb", "sda")
+    for device in ("toy", "robot"):
+        usb.plug(device, "fake")
+    world.vm("work")
+    world.vm("vault", running=False)
+    world.dom0_agent()
+    with registered():
+        await world.start()
+        await world.client.call("device.attach", **named("work", "sys-usb:toy", "fake"))
+        robot = named("vault", "sys-usb:robot", "fake")
+        await world.client.call("device.attach", **robot, persistent=True)
+    world.driver.carriers = CARRIERS
+    await world.restart()
+    yield world
+    await world.kill()
+
+
+async def test_what_is_attached_stays_and_one_line_says_so(
+    older: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    for agent in ("sys-usb", "work"):
+        await older.driver.agents[agent].report()
+    (lease,) = older.state.leases
+    assert (lease.vm, str(lease.key)) == ("work", "sys-usb:toy")
+    assert list(older.driver.agents["work"].imports) == [lease.attachment]
+    assert [row.attachment for row in older.state.store.journal()] == [lease.attachment]
+    (said,) = [line for line in caplog.messages if "older than the last one" in line]
+    assert "does not know, as it is older than the last one: fake. They stay so" in said
+    await older.restart()
+    assert [each.attachment for each in older.state.leases] == [lease.attachment]
+
+
+async def test_dom0s_user_sees_it_and_takes_it_away(older: World) -> None:
+    answer = await older.client.call("device.classes")
+    told = {each.name: each for each in parse_result("device.classes", answer).classes}
+    assert told["fake"].lacking == "fake: this version knows no way to carry them"
+    listed = {each["device"]: each for each in await older.client.list("fake")}
+    assert [each["vm"] for each in listed["toy"]["attachments"]] == ["work"]
+    assert [each["vm"] for each in listed["robot"]["assignments"]] == ["vault"]
+
+    toy = await older.client.call("device.detach", **named("work", "sys-usb:toy", "fake"))
+    assert [each["detached"] for each in toy["results"]] == [True]
+    robot = await older.client.call("device.detach", device_class="fake", vm="vault")
+    assert [each["unassigned"] for each in robot["results"]] == [True]
+    older.assert_nothing_left()
+    assert older.state.store.assignments() == []
+    answer = await older.client.call("device.classes")
+    assert "fake" not in [each["name"] for each in answer["classes"]]
+
+
+async def test_nothing_new_is_attached_of_it_and_no_vm_may_name_it(older: World) -> None:
+    with fails("usage", "'fake' is not a device class"):
+        await older.client.call("device.attach", **named("work", "sys-usb:robot", "fake"))
+    work = older.driver.agents["work"]
+    assert "fake" not in [each["name"] for each in (await work.ask("device.classes"))["classes"]]
+    for method in ("device.list", "device.detach"):
+        name = {} if method == "device.list" else named("work", "sys-usb:toy", "fake")
+        with fails("usage", "'fake' is not a device class"):
+            await work.ask(method, **{"device_class": "fake", **name})
+    assert len(list(older.state.leases)) == 1
+
+
+async def test_it_ends_with_its_vm(older: World) -> None:
+    older.driver.change("work", None, "Halted")
+    await trio.testing.wait_all_tasks_blocked()
+    older.driver.agents["work"].kill()
+    await trio.testing.wait_all_tasks_blocked()
+    assert list(older.state.leases) == []
