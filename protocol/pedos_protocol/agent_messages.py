@@ -100,12 +100,15 @@ class ImportStop:
     """End an import, gracefully and then by force. Not known is fine.
 
     `busy` if it is used, on Xen always and elsewhere if the VM `may_refuse`. `frontend` is its name
-    in the VM: an agent that was started anew looks whether it is used, too.
+    in the VM: an agent that was started anew looks whether it is used, too. It is of the class
+    `device_class`; if that is not said, of the one that the attachment is of, or
+    `device_classes.UNNAMED`.
     """
 
     attachment: AttachmentId
     may_refuse: bool = attr.field(default=False, kw_only=True, metadata=OPTIONAL)
     frontend: NameInTarget | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
+    device_class: ClassName | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
 
 
 @attr.frozen
@@ -114,6 +117,7 @@ class ImportCheck:
 
     attachment: AttachmentId
     frontend: NameInTarget | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
+    device_class: ClassName | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
 
 
 # What an agent reports

@@ -34,6 +34,9 @@ YES_OR_NO = ("yes", "no")
 #: from there.
 FRONTENDS = tuple(f"xvd{letter}" for letter in "ijklmnopqrstuvwxyzefgh")
 
+#: The class that messages are about which name none: older programs lend and borrow disks alone.
+UNNAMED = "block"
+
 _LOWER = "abcdefghijklmnopqrstuvwxyz"
 
 

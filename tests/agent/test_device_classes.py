@@ -61,7 +61,7 @@ class Toys:
         return Toy("xvdz", self.in_use)
 
     def of_predecessor(self, name: str) -> Borrowing | None:
-        return None
+        return Toy(name, self.in_use)
 
     async def clean_leftovers(self) -> None:
         pass
@@ -103,6 +103,25 @@ async def test_a_class_is_one_row_of_the_table(settings: Settings, nursery: trio
     fake.in_use.clear()
     await dom0.call("import.stop", attachment=ATTACHMENT, may_refuse=True)
     await dom0.until(lambda report: not report.imports)
+
+
+async def test_what_a_predecessor_borrowed_is_looked_for_in_its_class_alone(
+    settings: Settings, nursery: trio.Nursery
+) -> None:
+    (settings.devices / "fake").mkdir()
+    fake = Fake()
+    fake.in_use.append("a child plays with it")
+    await nursery.start(agent.run, settings, [*CLASSES, fake])
+    dom0 = FakeDom0(settings, nursery)
+    await dom0.connect()
+    left = {"attachment": ATTACHMENT, "frontend": "toy0"}
+    for device_class in (None, "block", "usb", "printer"):
+        await dom0.call("import.check", **left, device_class=device_class)
+    await dom0.call("import.check", **left)  # as dom0 says it of a disk
+    with pytest.raises(CallError, match="a child plays with it"):
+        await dom0.call("import.check", **left, device_class="fake")
+    with pytest.raises(CallError, match="a child plays with it"):
+        await dom0.call("import.stop", **left, device_class="fake", may_refuse=True)
 
 
 async def test_a_name_that_the_class_does_not_have_is_refused(

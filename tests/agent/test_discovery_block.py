@@ -84,6 +84,14 @@ def test_a_stick_with_a_partition(tree: Tree) -> None:
     )
 
 
+def test_a_disk_is_a_part_of_its_usb_stick_and_a_partition_of_its_disk(tree: Tree) -> None:
+    tree.add("sda")
+    tree.add("sdb", below="pci0000:00/0000:00_14.0/usb2/2-1/2-1.3/2-1.3:1.0/host6/block")
+    tree.add("sdb1", parent="sdb", below="pci0000:00/usb2/2-1/2-1.3/2-1.3:1.0/host6/block")
+    parents = {each.device: (each.parent_class, each.parent) for each in scan(tree)}
+    assert parents == {"sda": (None, None), "sdb": ("usb", "2-1.3"), "sdb1": (None, "sdb")}
+
+
 def test_disks_come_in_the_order_that_people_count_in(tree: Tree) -> None:
     for name in ("sdb", "sda10", "sda2", "sda"):
         tree.add(name, parent="sda" if name in ("sda10", "sda2") else None)

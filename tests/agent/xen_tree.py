@@ -32,14 +32,16 @@ class Tree:
         name: str,
         *,
         parent: str | None = None,
+        below: str = "",
         sectors: int = 2048,
         read_only: bool = False,
         **udev: str,
     ) -> str:
-        """Plugs in a disk, or a partition of one; returns its number."""
+        """Plugs in a disk, or a partition of one; returns its number. `below` is the folder of what
+        it is plugged into."""
         self._minor += 1
         number = f"8:{self._minor}"
-        folder = self._devices / (parent or "") / name
+        folder = self._devices / below / (parent or "") / name
         (folder / "holders").mkdir(parents=True)
         values = {"dev": number, "size": str(sectors), "ro": str(int(read_only))}
         if parent is not None:

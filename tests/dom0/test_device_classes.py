@@ -9,14 +9,18 @@ from typing import Any
 
 import pedos_dom0
 import pytest
+import trio.testing
 from pedos_dom0.device_classes.base import DeviceClass
 from pedos_dom0.device_classes.registered import OWN, class_of
+from pedos_dom0.drivers.carrier import CarriedByAgents
 from pedos_dom0.tables.device_set import DeviceKey
 from pedos_dom0.tables.leases import PENDING, Lease, LeaseTable, Taken
 from pedos_dom0.tables.registry import Registry
 from pedos_protocol import device_classes as described
 from pedos_protocol.errors import CallError
+from trio.abc import Clock
 
+from tests.dom0.fakes import World, fails, named
 from tests.dom0.test_registry import device, key
 
 STICK = key("1-2", device_class="usb")
@@ -68,6 +72,38 @@ def test_two_vms_do_not_hold_one_piece_of_hardware(first: DeviceKey, then: Devic
     leases.grant(lease(first, "work", "a"), registry.family(first), shared=False)
     with pytest.raises(Taken):
         leases.grant(lease(then, "vault", "b"), {then}, shared=False)
+
+
+async def test_a_stick_and_its_disk_exclude_each_other_by_what_an_agent_reports(
+    world_with_a_stick: World, autojump_clock: Clock
+) -> None:
+    world = world_with_a_stick
+    world.driver.carriers = {**world.driver.carriers, "usb": CarriedByAgents()}
+    usb = world.driver.agents["sys-usb"]
+    usb.plug("1-2", "usb")
+    usb.plug("sdc", parent="1-2", parent_class="usb")
+    usb.plug("sdc1", parent="sdc")
+    await usb.report()
+    stick, part = named("work", "sys-usb:1-2", "usb"), named("vault", "sys-usb:sdc1")
+    for first, then in ((stick, part), (part, stick)):
+        await world.client.call("device.attach", **first)
+        with fails("busy", first["vm"]):
+            await world.client.call("device.attach", **then)
+        await world.client.call("device.detach", **first)
+    await world.client.call("device.attach", **part)
+    await world.client.call("device.attach", **named("work", "sys-usb:stick"))
+
+
+async def test_the_class_of_a_parent_that_there_is_not_is_a_breach(
+    local: World, autojump_clock: Clock
+) -> None:
+    usb = local.driver.agents["sys-usb"]
+    usb.plug("sdc", parent_class="usb")
+    with fails("unavailable"):
+        await usb.report()
+    await trio.testing.wait_all_tasks_blocked()
+    (line,) = local.audit("disconnected")
+    assert line["reason"] == "sdc has the class of a parent and no parent"
 
 
 def test_a_microphone_is_for_several_vms() -> None:

@@ -170,6 +170,25 @@ async def test_a_name_of_its_class_is_listed_and_reported(
     assert "no named device is called 'xvdi' there" in line["reason"]
 
 
+async def test_an_agent_is_told_the_class_of_what_it_is_to_give_back_unless_it_is_a_disk(
+    world: World, autojump_clock: Clock
+) -> None:
+    """An agent of before knows no such parameter, and has nothing but disks."""
+    told: dict[str, list[Params]] = {"import.check": [], "import.stop": []}
+    for method, heard in told.items():
+
+        async def hear(params: Params, heard: list[Params] = heard) -> None:
+            heard.append(params)
+
+        world.driver.agents["work"].on[method] = hear
+    for device, device_class in (("toy", "fake"), ("sda", "block")):
+        name = named("work", f"sys-usb:{device}", device_class)
+        await world.client.call("device.attach", **name)
+    await world.client.call("vm.shutdown", vm="sys-usb")
+    for heard in told.values():
+        assert sorted(params.get("device_class", "") for params in heard) == ["", "fake"]
+
+
 def test_policy_and_prompters_have_it_out_of_the_one_table() -> None:
     rule = "device.attach.fake * work work allow"
     question = {

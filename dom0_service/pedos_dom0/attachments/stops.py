@@ -14,6 +14,7 @@ from pedos_protocol.errors import CallError
 from pedos_protocol.names import harmless_text
 from pedos_protocol.words import request_to
 
+from pedos_dom0.attachments.wire import stop_params
 from pedos_dom0.errors import failure
 from pedos_dom0.tables.leases import PENDING
 
@@ -37,9 +38,8 @@ async def check_target(state: State, lease: Lease) -> None:
     link = state.agents.at(lease.vm, lease.vm_domid)
     said = NOT_CONNECTED
     if link is not None:
-        params = {"attachment": lease.attachment, "frontend": lease.frontend}
         try:
-            await link.call("import.check", params, timeout=STOP_TIMEOUT)
+            await link.call("import.check", stop_params(lease), timeout=STOP_TIMEOUT)
             return
         except CallError as error:
             said = harmless_text(error.message)
@@ -56,11 +56,7 @@ async def stop_target(state: State, lease: Lease, *, may_refuse: bool) -> None:
     link = state.agents.at(lease.vm, lease.vm_domid)
     said = NOT_CONNECTED
     if link is not None:
-        params = {
-            "attachment": lease.attachment,
-            "may_refuse": may_refuse,
-            "frontend": lease.frontend,
-        }
+        params = {**stop_params(lease), "may_refuse": may_refuse}
         try:
             await link.call("import.stop", params, timeout=STOP_TIMEOUT)
             return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pedos_protocol.device_classes import UNNAMED
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -25,6 +27,15 @@ def import_params(lease: Lease) -> dict[str, Any]:
         "backend": lease.key.backend,
         "frontend": lease.frontend,
     }
+
+
+def stop_params(lease: Lease) -> dict[str, Any]:
+    """What names the import in `import.stop` and `import.check`. An agent that does not know the
+    parameter for a class has no other devices than those of the one that is meant without it."""
+    params = {"attachment": lease.attachment, "frontend": lease.frontend}
+    if lease.key.device_class != UNNAMED:
+        params["device_class"] = lease.key.device_class
+    return params
 
 
 def is_exported(reported: Iterable[ExportState], lease: Lease) -> bool:

@@ -26,7 +26,7 @@ from pedos_dom0.attachments.ways import GONE, RELEASED
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo, HypervisorLost
 from pedos_dom0.tables.agents import AgentLink
-from pedos_dom0.tables.report_pages import ReportPages, check_names, of_classes
+from pedos_dom0.tables.report_pages import ReportPages, check_page, of_classes
 from pedos_dom0.tasks.rate_limit import RateLimit
 
 if TYPE_CHECKING:
@@ -347,7 +347,7 @@ class AgentSessions:
             return
         try:
             page = self._of_known_classes(session, parse_params("agent.report", untrusted_params))
-            check_names(page)
+            check_page(page)
             report = session.pages.take(page, self._state.registry.devices_of(link.name))
         except RemoteProtocolError as error:
             link.disconnect(str(error))

@@ -45,8 +45,12 @@ def of_classes(page: AgentReport, classes: Collection[str]) -> tuple[AgentReport
     return attrs.evolve(page, devices=devices, missing=missing), others
 
 
-def check_names(page: AgentReport) -> None:
-    """RemoteProtocolError if a device is borrowed under a name that none of its class can have."""
+def check_page(page: AgentReport) -> None:
+    """RemoteProtocolError if a device is borrowed under a name that none of its class can have, or
+    if there is a class of a parent and no parent."""
+    for device in page.devices:
+        if device.parent is None and device.parent_class is not None:
+            raise RemoteProtocolError(f"{device.device} has the class of a parent and no parent")
     for each in page.imports:
         if each.frontend is not None and class_named(each.device_class) is not None:
             wrong = class_of(each.device_class).wrong_name(each.frontend)

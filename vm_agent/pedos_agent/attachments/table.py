@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from typing import Any, TypeVar
 
 import attrs
 import trio
 from pedos_protocol.agent_messages import ExportStart, ExportState, ImportStart, ImportState
-from pedos_protocol.device_classes import class_named
+from pedos_protocol.device_classes import UNNAMED, class_named
 from pedos_protocol.errors import CallError
 from pedos_protocol.fields import ATTACHMENTS_MAX
 from pedos_protocol.names import harmless_text
@@ -24,6 +25,7 @@ from pedos_agent.system.revision import Revision
 
 log = logging.getLogger(__name__)
 
+State = TypeVar("State", ExportState, ImportState)
 Ended = Callable[[str, str, str], Awaitable[None]]  # attachment, side, reason
 
 
@@ -37,16 +39,7 @@ class Export:
 
     def state(self) -> ExportState:
         """Say it as dom0 is told."""
-        params = self.params
-        return ExportState(
-            attachment=params.attachment,
-            device_class=params.device_class,
-            device=params.device,
-            peer=params.peer,
-            port=params.port,
-            read_only=params.read_only,
-            instance=self.found.device.instance,
-        )
+        return _state(ExportState, self.params, instance=self.found.device.instance)
 
 
 @attrs.define(eq=False)
@@ -59,17 +52,13 @@ class Import:
 
     def state(self) -> ImportState:
         """Say it as dom0 is told."""
-        params = self.params
-        return ImportState(
-            attachment=params.attachment,
-            device_class=params.device_class,
-            backend=params.backend,
-            device=params.device,
-            peer=params.peer,
-            port=params.port,
-            read_only=params.read_only,
-            frontend=self.borrowing.name,
-        )
+        return _state(ImportState, self.params, frontend=self.borrowing.name)
+
+
+def _state(said: type[State], params: ExportStart | ImportStart, **own: Any) -> State:
+    """What dom0 is told of an attachment: its `own`, and all else as it was started."""
+    fields = attrs.fields_dict(said).keys() - own.keys()
+    return said(**{name: getattr(params, name) for name in fields}, **own)
 
 
 class Attachments:
@@ -189,38 +178,44 @@ class Attachments:
         self,
         attachment: str,
         frontend: str | None = None,
+        device_class: str | None = None,
         *,
         may_refuse: bool = False,
         still_asked: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     ) -> None:
         """End an import; returns when nothing of it is left. An unknown one is already gone, or it
-        is one of a predecessor's that outlives an agent, and `frontend` says what it is called.
-        `still_asked` is cancelled if this is not wanted any more; it is awaited last before
-        something changes.
+        is one of a predecessor's that outlives an agent: `frontend` says what it is called, and
+        `device_class`, or UNNAMED, of which class it is. `still_asked` is cancelled if this is not
+        wanted any more; it is awaited last before something changes.
 
         CallError(busy) if it is used: where it cannot be taken away then, and elsewhere if this VM
         may refuse.
         """
-        borrowing, lifetime = self._borrowed(attachment, frontend)
+        borrowing, lifetime = self._borrowed(attachment, frontend, device_class)
         if borrowing is not None:
             await borrowing.give_back(lifetime, may_refuse=may_refuse, still_asked=still_asked)
         if entry := self._imports.get(attachment):
             entry.lifetime.end("dom0 asked for it", requested=True)
             await entry.lifetime.gone()
 
-    async def check_import(self, attachment: str, frontend: str | None = None) -> None:
+    async def check_import(
+        self, attachment: str, frontend: str | None = None, device_class: str | None = None
+    ) -> None:
         """CallError(busy) if `stop_import` would refuse because it is used, as far as is seen; with
         the same parameters. What is just ending is refused to none."""
-        borrowing, lifetime = self._borrowed(attachment, frontend)
+        borrowing, lifetime = self._borrowed(attachment, frontend, device_class)
         if borrowing is not None and (reason := await borrowing.why_busy(lifetime)):
             raise CallError("busy", reason)
 
-    def _borrowed(self, attachment: str, name: str | None) -> tuple[Borrowing | None, Lifetime]:
+    def _borrowed(
+        self, attachment: str, name: str | None, device_class: str | None
+    ) -> tuple[Borrowing | None, Lifetime]:
         """What an attachment has in this VM, and its life; a predecessor's has begun none here."""
         if entry := self._imports.get(attachment):
             return entry.borrowing, entry.lifetime
-        left = (each.of_predecessor(name) for each in self._carriers.values() if name is not None)
-        return next((each for each in left if each is not None), None), Lifetime()
+        carrier = self._carriers.get(device_class or UNNAMED)
+        left = None if carrier is None or name is None else carrier.of_predecessor(name)
+        return left, Lifetime()
 
     def check_sources(self) -> None:
         """End the exports whose device is gone or is another one by now.

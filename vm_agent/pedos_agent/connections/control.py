@@ -195,6 +195,7 @@ class Control:
         await self._attachments.stop_import(
             parsed.attachment,
             parsed.frontend,
+            parsed.device_class,
             may_refuse=parsed.may_refuse,
             still_asked=peer.caught_up,
         )
@@ -202,7 +203,9 @@ class Control:
 
     async def _import_check(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
         parsed = parse_params("import.check", params)
-        await self._attachments.check_import(parsed.attachment, parsed.frontend)
+        await self._attachments.check_import(
+            parsed.attachment, parsed.frontend, parsed.device_class
+        )
         return {}
 
     async def _report_prefer(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:

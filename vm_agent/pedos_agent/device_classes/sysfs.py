@@ -1,4 +1,5 @@
-"""Reading sysfs, as the classes do that find a machine's own devices in it."""
+"""Reading sysfs, as the classes do that find a machine's own devices in it, and what it says of
+devices of one class being parts of another's."""
 
 from __future__ import annotations
 
@@ -10,6 +11,16 @@ from pedos_protocol.names import natural_key
 from pedos_agent.system.reading import names_in, read_field
 
 _HEX: Final = re.compile(r"[0-9a-f]{1,8}")
+
+
+#: What the kernel calls a USB device: its bus, and the ports on the way to it.
+USB_DEVICE: Final = re.compile(r"[0-9]+-[0-9]+(\.[0-9]+)*")
+
+
+def usb_device_of(path: str) -> str | None:
+    """The USB device in whose folder something lies, as it is called among USB devices too; None if
+    it is no part of one."""
+    return next((each for each in reversed(path.split("/")) if USB_DEVICE.fullmatch(each)), None)
 
 
 def hex_field(folder: str, name: str) -> str:

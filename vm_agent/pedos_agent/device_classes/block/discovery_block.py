@@ -42,6 +42,7 @@ from pedos_agent.device_classes.block.block_use import (
 from pedos_agent.device_classes.block.disk import HELD, Disk, disk_marks, is_held, with_held_sharers
 from pedos_agent.device_classes.block.drives import has_disc
 from pedos_agent.device_classes.block.identity import identity_of
+from pedos_agent.device_classes.sysfs import usb_device_of
 from pedos_agent.inventory.found import Found, Inode, unseen
 from pedos_agent.inventory.looking import Looking, Untold, seen
 from pedos_agent.system.reading import (
@@ -83,6 +84,7 @@ class _Raw:
     parent: str | None
     size: int
     read_only: bool
+    usb: str | None = None  # the USB device of which it is a part
 
 
 def scan(
@@ -240,18 +242,19 @@ def _raw_devices(
 
 
 def _raw_untold(where: str, name: str, names: Collection[str], untold: Untold) -> _Raw:
-    number = parent = None
+    number = parent = target = None
     with untold.at(name):
         number = read_field(f"{where}/dev")
     with untold.at(name):
-        parent = _folder_above(where)
-    return _Raw(name, number or "", parent if parent in names else None, 0, read_only=True)
+        target = link_target(where)
+        parent = target and _folder_above(target)
+    usb = usb_device_of(target or "")
+    return _Raw(name, number or "", parent if parent in names else None, 0, True, usb)
 
 
-def _folder_above(where: str) -> str | None:
-    """The name of what a device lies in: if it is a partition, of its disk. None if it is gone."""
-    target = link_target(where)
-    return None if target is None else os.path.basename(os.path.dirname(target))
+def _folder_above(target: str) -> str:
+    """The name of what a device lies in: if it is a partition, of its disk."""
+    return os.path.basename(os.path.dirname(target))
 
 
 def _raw_device(folder: str, name: str, names: Collection[str]) -> _Raw | None:
@@ -262,9 +265,10 @@ def _raw_device(folder: str, name: str, names: Collection[str]) -> _Raw | None:
     number = read_field(f"{where}/dev")
     if not is_number(number):
         return None
-    parent = _folder_above(where)
-    if parent is None:
+    target = link_target(where)
+    if target is None:
         return None  # unplugged
+    parent = _folder_above(target)
     # A disk may be below a disk too: the boot areas of a memory card.
     is_partition = parent in names and is_there(f"{where}/partition")
     return _Raw(
@@ -273,6 +277,7 @@ def _raw_device(folder: str, name: str, names: Collection[str]) -> _Raw | None:
         parent=parent if is_partition else None,
         size=int(size) * SECTOR,
         read_only=read_field(f"{where}/ro") == "1",
+        usb=usb_device_of(target),
     )
 
 
@@ -368,7 +373,8 @@ def _device(
         identity=identity_of(said),
         description=harmless_text(_description(each, said, roots.sys)),
         size=each.size,
-        parent=each.parent,
+        parent=each.parent or each.usb,
+        parent_class="usb" if each.parent is None and each.usb is not None else None,
         read_only=each.read_only,
         busy=None if busy is None else harmless_text(busy),
         shares=tuple(sorted(shares, key=natural_key)[:SHARES_MAX]),

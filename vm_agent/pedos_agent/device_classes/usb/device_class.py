@@ -5,7 +5,6 @@ a stranger's text. What does not give its name is called as Debian's hwdata has 
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from pedos_protocol.kinds import with_kinds
 
 from pedos_agent.device_classes.base import DeviceClass
 from pedos_agent.device_classes.described import listed
-from pedos_agent.device_classes.sysfs import hex_field, names_of
+from pedos_agent.device_classes.sysfs import USB_DEVICE, hex_field, names_of
 from pedos_agent.device_classes.usb.usb_kinds import DESCRIPTORS_BYTES, kinds_of
 from pedos_agent.inventory.found import Found
 from pedos_agent.inventory.identities import part
@@ -23,7 +22,6 @@ from pedos_agent.inventory.looking import seen
 from pedos_agent.system.hardware_names import HardwareNames
 from pedos_agent.system.reading import read_bytes, read_field, read_note
 
-_USB_DEVICE: Final = re.compile(r"[0-9]+-[0-9]+(\.[0-9]+)*")
 _USB_HUB: Final = "09"
 _INTERFACE: Final = ("bInterfaceClass", "bInterfaceSubClass", "bInterfaceProtocol")
 
@@ -45,7 +43,7 @@ def _scan_usb(sys_root: Path, hardware: HardwareNames) -> list[Found]:
     looks = (
         seen("usb", name, partial(_usb_device, root, name, names, hardware))
         for name in names
-        if _USB_DEVICE.fullmatch(name)
+        if USB_DEVICE.fullmatch(name)
     )
     return [item for item in looks if item is not None]
 
