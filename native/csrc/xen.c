@@ -1,4 +1,5 @@
-#include "xen_internal.h"
+#include "xen.h"
+#include "xen_guard.h"
 
 #include <errno.h>
 #include <fcntl.h>

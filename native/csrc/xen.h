@@ -2,17 +2,13 @@
  * Attaches a channel to another domain of a Xen host: libxenvchan sets it up (grants, an event
  * channel, the rendezvous in xenstore), and from there on our ring works on its memory.
  *
- * Nothing here links with Xen. The libraries are loaded on first use, so that one build serves
- * machines with and without Xen; pv_xen_load() says what is missing. Every function may block while
- * xenstore takes to answer; two threads must not call one for the same object.
+ * The libraries are loaded on first use; pv_xen_load() says what is missing. Every function may block
+ * while xenstore takes to answer; two threads must not call one for the same object.
  */
 #ifndef PEDOS_XEN_H
 #define PEDOS_XEN_H
 
 #include "channel.h"
-
-/* Loads the libraries; 0, or -ENOSYS and a sentence in *problem (if that is not NULL). */
-int pv_xen_load(const char **problem);
 
 /*
  * The server's side: announces a channel for the one domain peer. 0 or -errno: -ENOSYS without the

@@ -1,4 +1,4 @@
-#include "xen_internal.h"
+#include "xen_load.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -10,8 +10,8 @@ enum library { VCHAN, EVTCHN, GNTTAB, CALL, STORE, LIBRARIES };
 
 /*
  * In the order in which they are tried. libxenvchan's name changes with every release of Xen, so it
- * cannot be linked with. A release that is not in this list is not tried: xen_internal.h repeats
- * its structure, which has to be checked for each release. For xs_path in it, see there.
+ * cannot be linked with. A release that is not in this list is not tried: xen_load.h repeats its
+ * structure, which has to be checked for each release. For xs_path in it, see there.
  */
 static const struct candidate {
     enum library library;
@@ -65,7 +65,7 @@ static const char *load(void)
     xen.function = (result(*) parameters)dlsym(libraries[library], #function);                     \
     if (!xen.function)                                                                             \
         return "the Xen library that should have " #function " has not: it is too old or too new";
-    FUNCTIONS(RESOLVE)
+    XEN_FUNCTIONS(RESOLVE)
 #undef RESOLVE
     loaded = true; /* for good: these libraries start threads, and must not be unloaded */
     return NULL;

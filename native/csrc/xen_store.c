@@ -1,4 +1,5 @@
-#include "xen_internal.h"
+#include "xen.h"
+#include "xen_load.h"
 
 #include <errno.h>
 #include <stdlib.h>

@@ -20,8 +20,8 @@ struct pv_running { int64_t seen, lost; unsigned silent, limit; ...; };
 struct pv_pump { uint64_t to_ring, to_fd; int why, error; ...; };
 """
 
-# What Python uses stands in these. xen_internal.h is for the files of xen*.c among themselves.
-PUBLIC = ("channel", "pump", "running", "shm", "xen")
+# What Python uses stands in these; the other headers are for the C files among themselves.
+PUBLIC = ("channel", "pump", "running", "shm", "xen", "xen_load")
 
 # cffi's generated functions leave some parameters unused; our own files are compiled without this.
 PREAMBLE = "\n".join(

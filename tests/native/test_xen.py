@@ -71,6 +71,7 @@ def test_without_the_libraries_it_says_which_package_is_missing(tmp_path: Path) 
         #include <stdio.h>
         static void *no_library(const char *name, int flags) { (void)name, (void)flags; return 0; }
         #define dlopen no_library
+        #include "xen.h"
         #include "xen_load.c"
         int main(void)
         {

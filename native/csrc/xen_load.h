@@ -1,14 +1,16 @@
 /*
- * Shared by the files of the Xen attachment alone. xen.h describes their purpose.
+ * Xen's libraries, loaded on first use: nothing here links with Xen, so that one build serves machines
+ * with and without it.
  */
-#ifndef PEDOS_XEN_INTERNAL_H
-#define PEDOS_XEN_INTERNAL_H
+#ifndef PEDOS_XEN_LOAD_H
+#define PEDOS_XEN_LOAD_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include "xen.h"
+/* Loads the libraries; 0, or -ENOSYS and a sentence in *problem (if that is not NULL). */
+int pv_xen_load(const char **problem);
 
 /*
  * The parts of Xen that are used. Declared here and not included: the build must not need Xen's
@@ -56,7 +58,7 @@ struct xs_permissions {
     unsigned domain, bits; /* the first of several names the owner, and the rights of all others */
 };
 
-#define FUNCTIONS(X)                                                                               \
+#define XEN_FUNCTIONS(X)                                                                           \
     X(VCHAN, struct libxenvchan *, libxenvchan_server_init,                                        \
       (void *logger, int domain, const char *path, size_t left, size_t right))                     \
     X(VCHAN, struct libxenvchan *, libxenvchan_client_init,                                        \
@@ -98,52 +100,11 @@ struct xs_permissions {
 /* The functions, by their own names; pv_xen_load() fills them in. */
 struct xen_functions {
 #define MEMBER(library, result, name, parameters) result(*name) parameters;
-    FUNCTIONS(MEMBER)
+    XEN_FUNCTIONS(MEMBER)
 #undef MEMBER
     bool has_path; /* whether struct libxenvchan has xs_path */
 };
 
 extern struct xen_functions xen __attribute__((visibility("hidden")));
-
-/*
- * libxenvchan builds "PATH/event-channel" in 64 bytes. The longest path that three numbers of ten
- * digits could make would not fit, but domain numbers have five digits.
- */
-#define PATH_SIZE 50
-
-struct xen_channel {
-    struct pv_channel channel; /* first: a pointer to one is a pointer to the other */
-    struct libxenvchan *vchan;
-    unsigned domain, peer;
-    bool peer_seen; /* the peer's presence; once guarded, only the guard's thread looks at it */
-    char path[PATH_SIZE]; /* path of the rendezvous that is still to be removed; "" if none */
-    int guard_fd;         /* closed when the peer's domain is gone; -1: it was, or none */
-    struct xen_channel *next_guarded;
-    bool guarded, unsure; /* unsure: the hypervisor did not tell, and xenstore was not asked yet */
-};
-
-/* xen_guard.c: ends pv_xen_guard(), and closes what it was given. Safe without one. */
-void xen_unguard(struct xen_channel *own) __attribute__((visibility("hidden")));
-
-/*
- * xen_presence.c: shows the peer that this domain exists. -errno if xenstore refuses. Another
- * process of ours may remove the node while neither a rendezvous of ours for that peer stands nor
- * the peer announces its presence.
- */
-int xen_show_presence(void *store, unsigned domain, unsigned peer)
-    __attribute__((visibility("hidden")));
-
-/* Removes what this domain has in xenstore for that peer, unless one of the two still needs it. */
-void xen_hide_presence(void *store, unsigned domain, unsigned peer)
-    __attribute__((visibility("hidden")));
-
-/* Whether hiding is unnecessary: these nodes disappear by themselves, or are never made. */
-bool xen_has_presence(unsigned domain, unsigned peer) __attribute__((visibility("hidden")));
-
-/* Whether the peer announces its presence to this domain: xenstore's answer, or UNKNOWN and errno.
- * */
-enum sight { THERE, GONE, UNKNOWN };
-enum sight xen_see_presence(void *store, uint32_t transaction, unsigned domain, unsigned peer)
-    __attribute__((visibility("hidden")));
 
 #endif
