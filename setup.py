@@ -1,5 +1,13 @@
-"""Only what pyproject.toml cannot say yet: the C extension behind cffi."""
+"""Only what pyproject.toml cannot say yet: the two C extensions, of which cffi makes one."""
 
-from setuptools import setup
+from setuptools import Extension, setup
 
-setup(cffi_modules=["native/pedos_vchan/_build.py:ffibuilder"])
+WIRE = Extension(
+    "pedos_protocol._wire",
+    ["native/wire/wire.c"],
+    define_macros=[("Py_LIMITED_API", "0x030B0000")],  # one build for all versions, as cffi's
+    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
+    py_limited_api=True,
+)
+
+setup(cffi_modules=["native/pedos_vchan/_build.py:ffibuilder"], ext_modules=[WIRE])

@@ -6,7 +6,7 @@ and the bytes that say them come out. Both ends are the same: either may call th
 
 from __future__ import annotations
 
-from .codec import FRAME_MAX, HEADER_SIZE, decode, encode, frame_size
+from .codec import FRAME_MAX, HEADER_SIZE, encode, next_message
 from .errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from .events import (
     ERROR_MESSAGE_MAX,
@@ -272,12 +272,18 @@ class Connection:
         if theirs.state == ERROR:
             raise RemoteProtocolError(self._failure)
         try:
-            while (untrusted_payload := self._next_payload()) is not None:
-                event = _parse(decode(untrusted_payload))
+            while (untrusted := next_message(self._buffer, self._taken)) is not None:
+                untrusted_message, self._taken = untrusted
+                event = _parse(untrusted_message)
                 theirs.say(event, self._ours)
                 if isinstance(event, Hello):
                     self._take_hello(event)
                 yield event
+            if self._taken == len(self._buffer):
+                self._buffer = b""  # an idle connection keeps nothing
+                self._taken = 0
+            elif self._eof:
+                raise RemoteProtocolError("the stream ended within a frame")
             if self._eof:
                 event = Closed()
                 theirs.say(event, self._ours)
@@ -290,23 +296,6 @@ class Connection:
             self._buffer = b""
             self._taken = 0
             raise RemoteProtocolError(self._failure) from None
-
-    def _next_payload(self) -> bytes | bytearray | None:
-        """What the next frame holds; None if none is whole."""
-        buffer = self._buffer
-        start = self._taken
-        left = len(buffer) - start
-        if left >= HEADER_SIZE:
-            end = start + frame_size(buffer, start)
-            if end <= len(buffer):
-                self._taken = end
-                return buffer[start + HEADER_SIZE : end]
-        if left == 0:
-            self._buffer = b""  # an idle connection keeps nothing
-            self._taken = 0
-        elif self._eof:
-            raise RemoteProtocolError("the stream ended within a frame")
-        return None
 
     def _take_hello(self, hello: Hello) -> None:
         low, high = hello.versions

@@ -1,6 +1,6 @@
 """Builds the programs of this folder; as a program, runs them for as long as one likes.
 
-python tests/hostile/build.py [SECONDS]     fuzzes the shared page (600 s if not said)
+python tests/hostile/build.py [SECONDS]     fuzzes the shared page, then frames (600 s if not said)
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "native" / "csrc"
-CORPUS = ROOT / "build" / "fuzz-corpus"
+WIRE = ROOT / "native" / "wire"
+BUILD = ROOT / "build"
 INCLUDE = f"-I{CSRC}"
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror"]
 
@@ -24,6 +26,9 @@ SANITIZERS = {
     # release are); tests/interleave is about them.
     "thread": ["-fsanitize=thread", "-Wno-tsan"],
 }
+
+
+FUZZING = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
 
 
 def peer(directory: Path) -> Path:
@@ -58,8 +63,7 @@ def fuzzer(directory: Path, compiler: str) -> Path:
     """libFuzzer's program for the shared page; sources that stand in directory come first."""
     program = directory / "fuzz_page"
     command: list[str | Path] = [compiler, *FLAGS, "-Wno-gnu-variable-sized-type-not-at-end"]
-    command += ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
-    command += [f"-I{directory}", INCLUDE, HERE / "fuzz_page.c"]
+    command += [*FUZZING, f"-I{directory}", INCLUDE, HERE / "fuzz_page.c"]
     for name in ("halt_poll.c", "channel.c"):
         command.append(directory / name if (directory / name).exists() else CSRC / name)
     command += ["-o", program]
@@ -67,16 +71,33 @@ def fuzzer(directory: Path, compiler: str) -> Path:
     return program
 
 
+def wire_fuzzer(directory: Path, compiler: str) -> Path:
+    """libFuzzer's program for frames, with Python in it; a wire.c in directory comes first."""
+    program = directory / "fuzz_wire"
+    python = sysconfig.get_config_vars()
+    library = f"python{python['LDVERSION']}"
+    where = [f"-L{python['LIBDIR']}", f"-Wl,-rpath,{python['LIBDIR']}", f"-l{library}"]
+    includes = [f"-I{directory}", f"-I{WIRE}", "-isystem", python["INCLUDEPY"]]
+    sources = [HERE / "fuzz_wire.c", "-o", program]
+    command = [compiler, *FLAGS, *FUZZING, "-DPy_LIMITED_API=0x030B0000", *includes, *sources]
+    subprocess.run([*command, *where], check=True)
+    return program
+
+
 def main(seconds: str = "600") -> int:
-    """Fuzzes for so long, on all processors; finds stay in CORPUS, crashes beside it."""
+    """Fuzzes for so long, on all processors; finds stay in build/corpus-*, crashes beside it."""
     compiler = clang()
     if compiler is None:
         print("no clang with libFuzzer here: install clang and libclang-rt-dev")
         return 1
-    CORPUS.mkdir(parents=True, exist_ok=True)
-    program = fuzzer(CORPUS.parent, compiler)
-    limits = [f"-max_total_time={seconds}", f"-artifact_prefix={CORPUS.parent}/", "-max_len=512"]
-    return subprocess.run([program, CORPUS, *limits], check=False).returncode
+    for build, length in ((fuzzer, 512), (wire_fuzzer, 4096)):
+        corpus = BUILD / f"corpus-{build.__name__}"
+        corpus.mkdir(parents=True, exist_ok=True)
+        limits = [f"-max_total_time={seconds}", f"-artifact_prefix={BUILD}/", f"-max_len={length}"]
+        status = subprocess.run([build(BUILD, compiler), corpus, *limits], check=False).returncode
+        if status != 0:
+            return status
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Coverage-guided fuzzing of the shared page finds nothing, and would find a check that is missing.
+"""Coverage-guided fuzzing of the shared page and of frames finds nothing, and would find a check
+that is missing.
 
 A few seconds here; `python tests/hostile/build.py SECONDS` goes on for longer.
 """
@@ -68,3 +69,41 @@ def test_a_missing_check_is_found(tmp_path: Path, old: str, new: str) -> None:
     done = fuzz(build.fuzzer(tmp_path, compiler), RUNS_TO_FIND)
     assert done.returncode != 0
     assert "SUMMARY" in done.stderr
+
+
+@pytest.fixture
+def unleaked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python itself does not give back all that it has at its end."""
+    monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=0")
+
+
+@pytest.mark.usefixtures("unleaked")
+def test_no_payload_of_a_peer_breaks_a_promise(tmp_path: Path) -> None:
+    assert compiler is not None
+    done = fuzz(build.wire_fuzzer(tmp_path, compiler), RUNS)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.usefixtures("unleaked")
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param(
+            "if (size > (size_t)(reader->end - reader->at))",
+            "if (size > FRAME_MAX)",
+            id="bytes that never came",
+        ),
+        pytest.param(
+            "if (depth == DEPTH_MAX)\n        refuse",
+            "if (depth < 0)\n        refuse",
+            id="any depth",
+        ),
+        pytest.param("!is_text(*reader->at)", "is_text(*reader->at) > 1", id="keys of any kind"),
+    ],
+)
+def test_a_check_that_is_missing_in_frames_is_found(old: str, new: str, tmp_path: Path) -> None:
+    assert compiler is not None
+    source = (build.WIRE / "wire.c").read_text()
+    assert source.count(old) == 1, "the code has changed: this test must follow"
+    (tmp_path / "wire.c").write_text(source.replace(old, new))
+    assert fuzz(build.wire_fuzzer(tmp_path, compiler), RUNS_TO_FIND).returncode != 0

@@ -30,7 +30,6 @@ DEBIAN_NAMES = {
     "attrs": "python3-attr",
     "cffi": "python3-cffi-backend",
     "jeepney": "python3-jeepney",
-    "msgpack": "python3-msgpack",
     "pyudev": "python3-pyudev",
     "trio": "python3-trio",
 }

@@ -62,7 +62,7 @@ def test_the_protocol_does_no_input_or_output(module: str) -> None:
 
 # ARCHITECTURE.md, "Components": what each may import beside the standard library and itself.
 MAY_IMPORT = {
-    "pedos_protocol": {"msgpack", "attr"},
+    "pedos_protocol": {"attr"},
     "pedos_host": {"pedos_protocol", "trio"},
     "pedos_vchan": {"pedos_protocol", "pedos_host", "trio", "cffi"},
     "pedos_dom0": {"pedos_protocol", "pedos_host", "pedos_vchan", "trio", "attrs"},
