@@ -1,9 +1,11 @@
 """The files of a local folder (DIR), and the clean-up after a killed machine.
 
-pedos.toml               the VMs; policy.d/*.policy  what they may do vms.d/*.toml             facts
-about the VMs that the policy speaks of vms/NAME/devices/CLASS/  a file put here is a device plugged
-into that VM vms/NAME/dev/            what that VM has imported, as block files state/
-assignments, audit log, the domain number counter log/NAME.log             what each program said
+pedos.toml               the VMs; policy.d/*.policy  what they may do
+vms.d/*.toml             facts about the VMs that the policy uses
+vms/NAME/devices/CLASS/  a file put here is a device plugged into that VM
+vms/NAME/dev/            what that VM has imported, as block files
+state/                   assignments, audit log, the domain number counter
+log/NAME.log             what each program said
 run/                     sockets and channels of the running machine; nothing in it is kept
 """
 
