@@ -1,1 +1,1 @@
-"""Who asks, and what policy and dom0's user say to it."""
+"""Who asks, and how policy and dom0's user decide."""

@@ -1,7 +1,7 @@
-"""Changes of the policy, and of the facts that it speaks of, as lines of the audit log.
+"""Changes of the policy, and of the facts that it uses, as lines of the audit log.
 
-A later reader of a decision has to see by which rules it was made: so a policy that is taken
-is written down, and one that is refused with what was wrong, and what is in force instead.
+A later reader of a decision has to see by which rules it was made: so the log records an accepted
+policy, and a rejected one with its errors and what is in force instead.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from pedos_dom0.policy.loader import Loaded
     from pedos_dom0.vms.facts import Facts, Read
 
-# Errors that one line has; the status has more of them.
+# Errors in one line; the status has more of them.
 ERRORS_SHOWN = 8
 DENY_ALL = "nothing; everything is denied"
 
 
 class AuditedPolicy(PolicyLoader):
-    """A policy loader that writes down what it takes and what it refuses, at a bounded rate."""
+    """A policy loader that records what it accepts and rejects, at a bounded rate."""
 
     def __init__(self, directories: Sequence[str | Path], audit: AuditWriter) -> None:
         super().__init__(directories)
@@ -61,7 +61,7 @@ class AuditedPolicy(PolicyLoader):
 
 
 def facts_audited(facts: Facts, audit: AuditWriter) -> Callable[[Read, bool], None]:
-    """What `facts` calls after each reading that changed something."""
+    """`facts` calls this after each reading that changed something."""
 
     def write(read: Read, taken: bool) -> None:
         if taken:

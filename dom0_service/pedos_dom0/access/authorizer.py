@@ -52,7 +52,7 @@ CHANGED_DEVICE = "it is another device now than the one that dom0's user was ask
 
 @attrs.frozen
 class Grant:
-    """What is allowed: `vm` is the one that gets the device or serves the call, which a rule or
+    """The permission: `vm` is the one that gets the device or serves the call, which a rule or
     dom0's user chose."""
 
     vm: str
@@ -61,7 +61,7 @@ class Grant:
 
 @attrs.frozen
 class Consent:
-    """Dom0's user said yes to `vm`, about the subject as it was `seen` then."""
+    """dom0's user said yes to `vm`, about the subject as it was `seen` then."""
 
     vm: str
     seen: object
@@ -71,8 +71,8 @@ class Consent:
 class Consents:
     """What dom0's user said in the course of one request; each subject is asked about once.
 
-    `written` are the decisions on it that stand in the audit log: what is looked at again with the
-    same result is no other decision.
+    `written` are the decisions on it that the audit log has: repeating one with the same result is
+    no new decision.
     """
 
     of: dict[Subject, Consent] = attrs.field(factory=dict)
@@ -100,7 +100,7 @@ class Authorizer:
 
     @property
     def snapshot(self) -> Snapshot:
-        """The rules in force. Those that speak of tags must not be used without the tags."""
+        """The rules in force. Rules about tags must not be used without the tags."""
         return self._state.policy.snapshot if self._state.facts.known else Snapshot.DENY_ALL
 
     def _decider_of_now(self) -> Decider:
@@ -111,22 +111,22 @@ class Authorizer:
         return self._decider
 
     def request(self, source: str, subject: Subject, vm: str) -> Request:
-        """The request that policy judges."""
+        """The request that the policy decides."""
         return Request(*subject.asked(self._state.registry), source=source, target=vm)
 
     def decide(self, source: str, subject: Subject, vm: str, *, trace: bool = False) -> Decision:
-        """The decision alone: nothing is raised and nothing is written down."""
+        """The decision alone: raises and records nothing."""
         return self.judge(self.request(source, subject, vm), trace=trace)
 
     def judge(self, request: Request, *, trace: bool = False) -> Decision:
-        """What policy and facts as of now say of any request."""
+        """The policy's decision on any request, with the present policy and facts."""
         if trace:
             return evaluate(request, self.snapshot, self._state.facts.system, trace=True)
         decider = self._decider_of_now()
         return decider.decide(request.service, request.argument, request.source, request.target)
 
     def decide_all(self, source: str, subjects: Iterable[Subject], vm: str) -> list[Decision]:
-        """The decisions about many; what they have in common is looked up once."""
+        """The decisions about many subjects; their common part is looked up once."""
         decider, registry = self._decider_of_now(), self._state.registry
         return [decider.decide(*subject.asked(registry), source, vm) for subject in subjects]
 
@@ -138,10 +138,10 @@ class Authorizer:
         request: str,
         consents: Consents | None = None,
     ) -> Grant:
-        """What is allowed; audited either way. Raises CallError(denied), or MustAsk.
+        """The permission; audited either way. Raises CallError(denied), or MustAsk.
 
-        With `consents`, what dom0's user said before counts, if policy and subject are as they were
-        then.
+        With `consents`, an earlier answer of dom0's user counts, if policy and subject are still as
+        they were then.
         """
         consents = Consents() if consents is None else consents
         decision = self.decide(caller.name, subject, vm)
@@ -178,7 +178,7 @@ class Authorizer:
     def _after_consent(
         self, subject: Subject, vm: str, decision: Decision, consent: Consent
     ) -> tuple[Grant | None, str | None]:
-        """The grant, or None and why not: policy and subject are looked at again."""
+        """The permission, or None and the reason: policy and subject are checked again."""
         if subject.seen(self._state.registry) != consent.seen:
             return None, CHANGED_DEVICE
         if decision.verdict == "ask":
@@ -199,7 +199,7 @@ class Authorizer:
         asker_gone: trio.Event,
         consents: Consents | None = None,
     ) -> Grant:
-        """As `require`, but dom0's user is asked where the policy says so."""
+        """As `require`, but asks dom0's user if the policy says so."""
         consents = Consents() if consents is None else consents
         while True:
             try:
@@ -217,7 +217,7 @@ class Authorizer:
     ) -> None:
         """Asks dom0's user and notes a yes in `consents`; CallError(denied) if there is none.
 
-        What was looked up before it has to be looked up again: it may take a minute.
+        Everything that was looked up before has to be looked up again: this may take a minute.
         """
         registry, subject, decision = self._state.registry, needed.subject, needed.decision
         candidates = self._choices(subject, needed.vm, decision)
@@ -243,7 +243,7 @@ class Authorizer:
         consents.of[subject] = Consent(outcome.target, seen)
 
     def _choices(self, subject: Subject, vm: str, decision: Decision) -> tuple[str, ...]:
-        """Which VMs dom0's user may choose."""
+        """The VMs that dom0's user may choose."""
         return subject.choices(vm, decision.candidates, self._state.driver.domains())
 
     def _write(
@@ -257,7 +257,8 @@ class Authorizer:
         *,
         refused: str | None = None,
     ) -> None:
-        """The decision in the audit log. `refused`: why it is a no in spite of the rule."""
+        """Records the decision in the audit log. `refused`: why it is denied although the rule
+        allows it."""
         verdict = "deny" if refused is not None else decision.verdict
         asked = self.request(caller.name, subject, vm)
         rule = None if decision.rule is None else decision.rule.where
@@ -280,7 +281,7 @@ class Authorizer:
             service=asked.service,
             argument=asked.argument,
             source=asked.source,
-            # To which VM it goes by a rule's redirect; otherwise the one that was named.
+            # The VM that a rule redirects to; otherwise the named one.
             target=decision.target or vm,
             **subject.decided,
             vm=vm,
@@ -292,13 +293,14 @@ class Authorizer:
     def denied(
         self, subject: Subject, vm: str, decision: Decision | None = None, why: str | None = None
     ) -> CallError:
-        """The refusal as dom0's user sees it; the dispatcher takes everything out for a VM."""
+        """The refusal as dom0's user sees it; the dispatcher removes everything from it for a
+        VM."""
         data: dict[str, object] = {**subject.names, "vm": vm, "rule": None, "text": None}
         if decision is not None and decision.rule is not None:
             data["rule"] = decision.rule.where
             data["text"] = decision.rule.text
             if why is None and decision.verdict == "deny" and decision.rule.action != "deny":
-                why = decision.reason  # the rule alone does not say no
+                why = decision.reason  # the rule alone does not deny it
         message = f"{subject.described(self._state.registry)} -> {vm}"
         if why is not None:
             data["reason"] = why
@@ -308,7 +310,7 @@ class Authorizer:
         return DeniedError(_about(subject, vm), message, data)
 
     def hidden(self, subject: Subject, vm: str, truth: CallError) -> HiddenError:
-        """What a VM gets instead of the truth about what it may not see: the same as a denial."""
+        """A VM's answer about a device that it may not see: the same as a denial."""
         return HiddenError(_about(subject, vm), {**subject.names, "vm": vm}, truth)
 
 
@@ -317,7 +319,7 @@ def _about(subject: Subject, vm: str) -> str:
 
 
 def refusal(subject: Subject, vm: str, decision: Decision) -> str | None:
-    """Why it is a no although the rule allows it; None if it is not."""
+    """Why it is denied although the rule allows it; None if it is not."""
     if decision.verdict != "allow":
         return None
     if decision.target is None:

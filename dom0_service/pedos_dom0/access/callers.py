@@ -1,8 +1,7 @@
-"""Who asks, and how much of an error each may be told.
+"""Who asks, and how much of an error each may see.
 
-A caller is dom0's user (through the local socket) or a VM (through its control channel, which is
-what says which VM it is). What a caller is told when it is refused differs: dom0's user learns the
-rule, a VM only that it was denied.
+A caller is dom0's user (through the local socket) or a VM (through its control channel, which
+identifies the VM). A refusal tells dom0's user the rule, and a VM only that it was denied.
 """
 
 from __future__ import annotations
@@ -25,21 +24,21 @@ async def _no_wait() -> None:
 
 @attrs.frozen(eq=False)
 class CallerKind:
-    """What callers of one kind may know and do beyond what rules allow them."""
+    """What callers of one kind may know and do beyond what rules allow."""
 
     name: str
-    # Is told why: the rule, the whole error, and whether the policy in force is what its files say.
-    # Why any other caller was denied is in the service's log.
+    # Learns the reason: the rule, the whole error, and whether the policy in force matches its
+    # files. For any other caller, the service's log has the reason of a denial.
     sees_rules: bool
-    # Knows all VMs and devices, and what its request waits for. Any other caller learns of those
-    # that are its own or that policy lets it have, also from the time that an answer takes.
+    # Knows all VMs and devices, and what its request waits for. Any other caller learns only of
+    # those that are its own or that policy lets it have, also from the duration of an answer.
     sees_all: bool
     # Can take a device away from a VM that uses it.
     may_force: bool
-    # Can remove an assignment of which no rule speaks, see Authorizer.needs_no_rule.
+    # Can remove an assignment that no rule is about, see Authorizer.needs_no_rule.
     may_unassign: bool
-    # What it causes without success is counted in the audit log rather than written, and a question
-    # that was not granted is not put again at once.
+    # Its requests without success are counted in the audit log rather than written, and a question
+    # that was not granted is not asked again at once.
     throttled: bool
 
 
@@ -53,9 +52,9 @@ VM = CallerKind(
 
 @attrs.frozen
 class Caller:
-    """Who asks. `name` is what policy and the audit log call it: a VM's name as its domain says, or
-    dom0. `turn` is waited for before each part of what takes long, so that one VM does not keep
-    dom0 busy."""
+    """The sender of a request. `name` is its name in policy and audit log: a VM's name according to
+    its domain, or dom0. A request awaits `turn` before each part of long work, so that one VM does
+    not keep dom0 busy."""
 
     kind: CallerKind
     name: str
@@ -65,7 +64,7 @@ class Caller:
 DOM0_USER = Caller(kind=LOCAL, name=DOM0_NAME)
 
 
-# What a VM is told instead of a sentence that could name other VMs.
+# A VM gets this instead of a sentence that could name other VMs.
 _FOR_VMS = {
     "busy": "the device is in use",
     "denied": "it is not allowed",
@@ -78,9 +77,9 @@ _FOR_VMS = {
 def as_told(caller: Caller, error: CallError, request: str) -> CallError:
     """`error` as this caller may see it: whole for dom0's user, nearly nothing for a VM.
 
-    The one place where answers to VMs are emptied. `usage` and `not_found` keep their sentence:
-    they are raised only about what the VM said, did or owns itself. So does the VM's own quota;
-    that of another VM is a failure like any other, as it tells how much that one has or lends.
+    The one place that empties answers to VMs. `usage` and `not_found` keep their sentence: they
+    only concern what the VM said, did or owns itself. So does the VM's own quota; that of another
+    VM is a failure like any other, because it shows how much that VM has or lends.
     """
     if caller.kind.sees_rules:
         return CallError(error.code, error.message, {**error.data, "request": request})

@@ -1,9 +1,9 @@
-"""Puts questions to dom0's user through the prompters that are connected, and waits for an answer.
+"""Puts questions to dom0's user through the connected prompters, and waits for an answer.
 
-A question ends in one way only: an answer that counts, the deadline, no prompter (any more), or
-the end of the command that asked. In each case the prompter is told when its answer does not
-matter any more, and the audit log has both the question and its end. A VM's question that was not
-granted is not put again at once.
+A question ends in one way only: a valid answer, the deadline, no prompter (any more), or the end of
+the command that asked. In each case the prompter is told when its answer does not matter any more,
+and the audit log has both the question and its end. A VM's question that was not granted is not
+asked again at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Characters of what a prompter says of its failure.
+# Characters of a prompter's message about its failure.
 _SAID_MAX = 200
 
 
@@ -65,8 +65,8 @@ class Prompters:
         return self._prompts
 
     def register(self, prompter: Prompter, background: trio.Nursery) -> None:
-        """`prompter` is asked from now on, until its connection, whose nursery `background` is,
-        ends."""
+        """`prompter` is asked from now on, until the end of its connection, whose nursery is
+        `background`."""
         known = prompter in self._prompts
         if not self._prompts.register(prompter):
             raise failure("quota", f"{questions.PROMPTERS_MAX} prompters are connected already")
@@ -82,7 +82,7 @@ class Prompters:
             logger.info("a prompter has gone: %d are left", len(self._prompts))
 
     async def ask(self, question: Question, asker_gone: trio.Event, kind: CallerKind) -> Outcome:
-        """Asks, and returns what came of it within ASK_TIMEOUT seconds; never raises.
+        """Asks, and returns the outcome within ASK_TIMEOUT seconds; never raises.
 
         `asker_gone` is set when the caller, who is of that `kind`, does not wait any more.
         """
@@ -113,8 +113,8 @@ class Prompters:
     async def _ask_once(
         self, question: Question, asker_gone: trio.Event, kind: CallerKind
     ) -> Outcome:
-        """Asks, unless there is too much to ask already: then NotNow."""
-        # Which VM is named for a thing does not make it another one.
+        """Asks, unless too many questions are open already: then NotNow."""
+        # Naming another VM for a device does not make it another device.
         source, thing = question.source, question.subject
         outcome: Outcome | None = None
         question.check()
@@ -204,7 +204,7 @@ class Prompters:
 
 
 def _said(question: Question, outcome: Outcome) -> str:
-    """A no to a VM, for the service's log."""
+    """A denial of a VM's request, for the service's log."""
     return (
         f"denied: {question.source} asked for {question.subject.wish}: "
         f"{outcome.reason} ({question.request})"

@@ -1,7 +1,7 @@
-"""Questions to dom0's user: who can put them, how many there may be, and what an answer is worth.
+"""Questions to dom0's user: who can ask, how many may be open, and which answers count.
 
-No I/O and no clock here; `prompters` does that. An answer is a program's word, so only one that is
-in every part what was asked for is a yes.
+No I/O and no clock here; `prompters` has those. An answer comes from a program, so only one that
+matches the question in every part is a yes.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
     from pedos_dom0.access.subjects import Subject
 
-# Seconds that dom0's user has to read the question and to look at the device that is meant.
+# Seconds for dom0's user to read the question and to look at the device.
 ASK_TIMEOUT = 60.0
-# Questions of one VM that stand at once: what a person can have asked for in a minute. More of them
-# would only bury those of others.
+# Open questions of one VM: as many as a person can cause in a minute. More of them would only bury
+# those of others.
 OPEN_PER_SOURCE = 4
-# And of all: a user does not answer a screen full of them.
+# Open questions of all VMs: a user does not answer a screen full of them.
 OPEN_MAX = 32
 # Programs that may ask: a widget and some terminals.
 PROMPTERS_MAX = 16
-# Seconds for which a VM's question that was not granted is not put again but is a no: one that asks
-# over and over would wear dom0's user down. The short one is after a question that was withdrawn:
-# a user who tries again does not wait for long, and questions do not flicker.
+# Seconds for which a VM's question that was not granted is denied instead of asked again: a VM that
+# repeats it would wear dom0's user down. The short time is for a withdrawn question: a user who
+# tries again does not wait for long, and questions do not flicker.
 COOL_DOWN = 30.0
 COOL_DOWN_WITHDRAWN = 5.0
-# Things for which one VM has to wait. When there are so many it has to wait for everything, as one
-# with many devices before it could otherwise still ask without end.
+# Devices for which one VM has to wait. Beyond this it has to wait for everything; otherwise a VM
+# with many devices could still ask without end.
 COOLING_MAX = 16
 
 NO_PROMPTER = "nobody could be asked: no prompter is running"
@@ -50,7 +50,7 @@ P = TypeVar("P")
 class Question:
     """May `source` have the subject, and from or in which of `candidates`?
 
-    `shown` is what the subject is like, as it was when the question was made.
+    `shown` describes the subject, as it was when the question was made.
     """
 
     request: str
@@ -62,7 +62,7 @@ class Question:
     default: str | None
 
     def params(self, seconds: float) -> dict[str, Any]:
-        """As it is sent to a prompter that has so many seconds."""
+        """The message to a prompter that has so many seconds."""
         prompt = self.subject.prompt
         assert prompt is not None, "see `check`"
         return to_wire(
@@ -86,7 +86,7 @@ class Question:
 
     @property
     def names(self) -> dict[str, str]:
-        """What names its subject in the audit log."""
+        """The fields that name its subject in the audit log."""
         return {"service": self.subject.service, **self.subject.names}
 
 
@@ -97,7 +97,7 @@ def time_given(seconds: float) -> int:
 
 @attrs.frozen
 class Outcome:
-    """What came of a question: `target` is the VM that was chosen, None means no."""
+    """The outcome of a question: `target` is the chosen VM, None means no."""
 
     target: str | None
     reason: str
@@ -108,11 +108,11 @@ class Outcome:
 
 
 class NotNow(Exception):  # noqa: N818 - a state of affairs
-    """The question cannot be put: there are too many, or it was just put; `str()` says which."""
+    """The question cannot be asked: too many are open, or it was just asked; `str()` says which."""
 
 
 def judge(question: Question, untrusted_answer: object) -> Outcome:
-    """What an answer is worth. Total: any answer is a yes to one candidate or a no."""
+    """The meaning of an answer. Total: any answer is a yes to one candidate or a no."""
     try:
         answer = parse_result("prompt.ask", untrusted_answer)
     except RemoteProtocolError as error:
@@ -126,14 +126,14 @@ def judge(question: Question, untrusted_answer: object) -> Outcome:
 
 
 class Prompts(Generic[P]):
-    """The prompters in the order in which they registered, and how many questions stand."""
+    """The prompters in the order in which they registered, and the number of open questions."""
 
     def __init__(self) -> None:
         self._prompters: list[P] = []
         self._open: Counter[str] = Counter()
 
     def register(self, prompter: P) -> bool:
-        """It is the one that is asked from now on; False if there are too many."""
+        """The prompter is the one to ask from now on; False if there are too many."""
         if prompter in self._prompters:
             self._prompters.remove(prompter)
         elif len(self._prompters) >= PROMPTERS_MAX:
@@ -142,12 +142,12 @@ class Prompts(Generic[P]):
         return True
 
     def unregister(self, prompter: P) -> None:
-        """It has gone. Fine if it never was here."""
+        """The prompter has gone. Fine if it never was here."""
         if prompter in self._prompters:
             self._prompters.remove(prompter)
 
     def last(self, tried: Collection[P] = ()) -> P | None:
-        """Whom to ask: the one that registered last, of those that were not tried."""
+        """The prompter to ask: the one that registered last, of those that were not tried."""
         return next((p for p in reversed(self._prompters) if p not in tried), None)
 
     def __len__(self) -> int:
@@ -157,7 +157,7 @@ class Prompts(Generic[P]):
         return iter(self._prompters)
 
     def open(self, source: str) -> None:
-        """One more question of `source` stands; NotNow if it must not be put."""
+        """Opens a question of `source`; NotNow if it must not be asked."""
         if self._open[source] >= OPEN_PER_SOURCE:
             raise NotNow(f"{source} has {OPEN_PER_SOURCE} questions open already")
         if self._open.total() >= OPEN_MAX:
@@ -171,7 +171,7 @@ class Prompts(Generic[P]):
             del self._open[source]
 
     def standing(self, source: str | None = None) -> int:
-        """How many questions stand, of one VM or of all."""
+        """The number of open questions, of one VM or of all."""
         return self._open.total() if source is None else self._open.get(source, 0)
 
 
@@ -185,7 +185,8 @@ class CoolDowns:
         self._until: dict[str, dict[object, float]] = {}
 
     def hold(self, source: str, thing: object, now: float) -> None:
-        """A question of `source` about `thing` is to be put; NotNow if it is too soon for that."""
+        """A question of `source` about `thing` is to be asked; NotNow if it is too soon for
+        that."""
         kept = {it: until for it, until in self._until.pop(source, {}).items() if until > now}
         if kept:
             self._until[source] = kept
@@ -199,9 +200,9 @@ class CoolDowns:
         self._until[source] = {**kept, thing: math.inf}
 
     def release(self, source: str, thing: object, outcome: Outcome | None, now: float) -> None:
-        """What came of it; None if nothing did.
+        """Its outcome; None if it had none.
 
-        Only what was the user's doing, or the VM's, is a reason to wait: not that there was no
+        Only a decision of the user, or an act of the VM, is a reason to wait: not the lack of a
         prompter.
         """
         why = None if outcome is None else outcome.reason

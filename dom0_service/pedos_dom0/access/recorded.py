@@ -1,4 +1,4 @@
-"""The line of the audit log that every operation leaves: who asked, and how it ended."""
+"""The line in the audit log for every operation: who asked, and how it ended."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @attrs.define
 class Ending:
-    """What the line says. The operation notes it as it comes to know it; an error does by itself.
+    """The content of the line. The operation adds to it as it proceeds; an error does so by itself.
 
-    `changed`: something is other than it was. What changes nothing, a VM can cause at will.
+    `changed`: the operation changed something. A VM can cause operations without a change at will.
     """
 
     fields: dict[str, Any]
@@ -34,10 +34,10 @@ class Ending:
 def recorded(
     state: State, event: str, caller: Caller, request: str, **fields: Any
 ) -> Iterator[Ending]:
-    """Within is one operation, whose line is written however it ends. A write that the store
-    refuses is an error like any other.
+    """Records the operation within it with one line, however the operation ends. A write that the
+    store refuses is an error like any other.
 
-    Where a device is concerned, the line has the truth (`reason`) if the caller is told less.
+    For a device, the line has the truth (`reason`) if the caller is told less.
     """
     began = trio.current_time()
     ending = Ending(fields)

@@ -1,8 +1,8 @@
-"""What a request is about: policy is asked about it, a person is shown it, the audit log names it.
+"""The subject of a request: policy decides about it, a person sees it, the audit log names it.
 
-It is a device with what is to be done with it, or a service with its argument. Both have the same
-methods, so that authorizer, prompters and audit do not know which it is. Subjects are values: what
-a device is like is looked up in the registry when it matters.
+It is a device with an operation on it, or a service with its argument. Both have the same methods,
+so that authorizer, prompters and audit need not know which it is. Subjects are values: the
+properties of a device are looked up in the registry when they matter.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # not changed all the same.
 @attrs.define(unsafe_hash=True)
 class DeviceSubject:
-    """`verb` is to be done with a device; `str()` is SOURCE:ID."""
+    """`verb` is the operation on a device; `str()` is SOURCE:ID."""
 
     verb: Verb
     key: DeviceKey
@@ -35,30 +35,30 @@ class DeviceSubject:
 
     @property
     def service(self) -> str:
-        """As policy and prompters know it."""
+        """The device as policy and prompters know it."""
         return f"device.{self.verb}.{self.key.device_class}"
 
     def asked(self, registry: Registry) -> tuple[str, str]:
-        """Service and argument, as policy is asked."""
+        """Service and argument of the policy request."""
         return self.service, device_argument(self.key, registry)
 
     @property
     def may_be_sent_on(self) -> bool:
-        """Whether a rule can send it to another VM than was named."""
+        """Whether a rule can redirect it to another VM than the named one."""
         return self.verb == "attach"
 
     def choices(
         self, vm: str, candidates: Iterable[str], domains: Container[str]
     ) -> tuple[str, ...]:
-        """Which of a decision's candidates dom0's user may choose, where `vm` was named: those that
-        can have the device."""
+        """The candidates of a decision that dom0's user may choose, where `vm` was named: those
+        that can have the device."""
         if not self.may_be_sent_on:
             return (vm,) if vm in map(as_named, candidates) else ()
         return tuple(name for name in candidates if name in domains and name != self.key.backend)
 
     def seen(self, registry: Registry) -> object:
-        """What dom0's user agrees to: unequal later is not the same, as far as the device's source
-        tells that."""
+        """What dom0's user agrees to. If it differs later, the device is another one, as far as its
+        source can tell."""
         device, since = registry.get(self.key), registry.since(self.key)
         if device is None:
             return (since,)
@@ -66,7 +66,7 @@ class DeviceSubject:
         return (since, *told)
 
     def shown(self, registry: Registry) -> Mapping[str, object]:
-        """What a person is shown beside `names`: fields of a question, and of its line."""
+        """What a person sees beside `names`: fields of a question, and of its line."""
         device = registry.get(self.key)
         if device is None:
             return {"identity": "", "description": "", "size": None}
@@ -77,7 +77,7 @@ class DeviceSubject:
         }
 
     def described(self, registry: Registry) -> str:
-        """`str()` with what tells a person which one it is."""
+        """`str()` with the details by which a person recognises it."""
         device = registry.get(self.key)
         if device is None or not (device.identity or device.description):
             return str(self)
@@ -86,33 +86,33 @@ class DeviceSubject:
 
     @property
     def names(self) -> Mapping[str, str]:
-        """What names it in a line of a question, and in the data of an error."""
+        """The fields that name it in a line of a question, and in the data of an error."""
         return {"device": str(self)}
 
     @property
     def decided(self) -> Mapping[str, str]:
-        """What names it in the line of a decision, beside service and argument."""
+        """The fields that name it in the line of a decision, beside service and argument."""
         return {"device_class": self.key.device_class, "verb": self.verb, **self.names}
 
     @property
     def prompt(self) -> Mapping[str, Any] | None:
-        """What names it in a question on the wire; None if that has no words for it."""
+        """The fields that name it in a question on the wire; None if there are no such fields."""
         key = self.key
         return {"device_class": key.device_class, "backend": key.backend, "device": key.device}
 
     @property
     def wish(self) -> str:
-        """What is asked for, in a sentence about a question."""
+        """The request, in a sentence about a question."""
         return f"{self.service} of {self}"
 
     def act(self, vm: str) -> str:
-        """What would be done, in a sentence that denies it."""
+        """The operation, in a sentence that denies it."""
         return f"{self.verb} {self} for {vm}"
 
 
 @attrs.frozen
 class ServiceSubject:
-    """A service is called with an argument, `+` and what follows; `str()` is both.
+    """A service called with an argument, `+` and the rest; `str()` is both.
 
     The methods are those of a device's subject.
     """
@@ -120,7 +120,7 @@ class ServiceSubject:
     service: str
     argument: str = "+"
 
-    # A rule can send a call to another VM than was named.
+    # A rule can redirect a call to another VM than the named one.
     may_be_sent_on: ClassVar[bool] = True
     verb: ClassVar[str] = "call"
     # Prompters are asked about devices alone.
@@ -179,5 +179,5 @@ def device_argument(key: DeviceKey, registry: Registry) -> str:
 
 
 def as_named(target: str) -> str:
-    """A resolved target as VMs are named here."""
+    """A resolved target under the VM names of this package."""
     return DOM0_NAME if target == "@adminvm" else target

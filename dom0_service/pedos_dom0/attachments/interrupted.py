@@ -1,11 +1,10 @@
-"""VM starts that the service did not live to finish.
+"""VM starts that a killed service did not finish.
 
-A VM runs with all that is assigned to it, or not at all. A service that is killed after it started
-the VM and before the last device is attached would break that, so a start stands in the store while
-it is in progress (see requests/vm_start.py). The next service finds it there: if everything is
-attached after all, the start is over; otherwise the VM is stopped. It is not finished instead, as
-the one that asked for it has gone and the world may have changed since; it is simply to be started
-again.
+A VM runs with all devices that are assigned to it, or not at all. A service that is killed between
+starting the VM and attaching the last device would break that, so the store has a start while it is
+in progress (see requests/vm_start.py). The next service finds it there: if every device is attached
+after all, the start is over; otherwise it stops the VM. It does not finish the start, because the
+requester has gone and the situation may have changed since; the VM can simply be started again.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Seconds for a VM that is on its way up or down to arrive. Local mode's machine goes on with it
-# while the service is away, and needs 20 s at most (drivers/local.py). On Xen none is on its way
-# when the service begins: an xl that was making one has ended with the service that ran it.
+# Seconds for a VM that is starting or stopping to arrive. Local mode's machine continues that while
+# the service is away, and needs 20 s at most (drivers/local.py). On Xen no VM is starting when the
+# service begins: an xl that was making one has ended with the service that ran it.
 TRANSIENT_TIMEOUT = 30.0
 
 
 class Interrupted:
-    """Settles the starts that stand in the store when the service begins."""
+    """Settles the starts that the store has when the service begins."""
 
     def __init__(self, state: State, reconciler: Reconciler, stops: VmStop) -> None:
         self._state = state
@@ -42,7 +41,7 @@ class Interrupted:
         self._open: dict[str, trio.Event] = {}
 
     def load(self) -> list[StartRow]:
-        """What is to be settled. Call it before any request is served."""
+        """The starts to settle. Call it before any request is served."""
         rows = self._state.store.starts()
         self._open = {row.vm: trio.Event() for row in rows}
         return rows
@@ -53,18 +52,19 @@ class Interrupted:
             await done.wait()
 
     async def settle(self, row: StartRow) -> None:
-        """Ends one interrupted start, one way or the other."""
+        """Ends one interrupted start, in either way."""
         try:
             done = await self._settled(row, again=False)
         finally:
             self._open.pop(row.vm).set()
-        # One that never got a number looks like a new start of the VM: the next service's.
+        # A start that never got a number looks like a new start of the VM: the next service settles
+        # it.
         while not done and row.domid is not None:
             await trio.sleep(AGAIN_SECONDS)
             done = await self._settled(row, again=True)
 
     async def _settled(self, row: StartRow, *, again: bool) -> bool:
-        """False if it is to be tried again."""
+        """False if it has to be repeated."""
         try:
             return row not in self._state.store.starts() or await self._settle(row, again)
         except Exception:
@@ -75,14 +75,13 @@ class Interrupted:
         state, vm = self._state, row.vm
         domid = await self._domid(vm)
         if domid is None or row.domid not in (None, domid):
-            await state.store.start_delete(vm)  # it never ran, or that life of it is over
+            await state.store.start_delete(vm)  # it never ran, or that run of it is over
             return True
         await self._reconciler.wait_settled(vm)
         missing = self._missing(vm)
         done = True
-        # Where the row stays, it is tried again, and if need be by the next service.
-        # The toolstack may have been killed before it was done: then the VM's own disks are perhaps
-        # not there.
+        # If the row stays, this is repeated, if need be by the next service. The toolstack may have
+        # been killed before it was done: then the VM's own disks may be missing.
         half_made = row.domid is None and self._stops.waits(vm)
         if not missing and not half_made:
             if await self._released(vm, domid):
@@ -104,14 +103,15 @@ class Interrupted:
             done = False
             outcome = "failed: it was interrupted, and the VM could not be stopped"
             logger.critical("start of %s was interrupted, and it could not be stopped", vm)
-        if done or not again:  # the log is for events, not for tries
+        if done or not again:  # the log is for events, not for attempts
             state.audit.write(
                 "start", request=None, caller=DOM0_NAME, vm=vm, outcome=outcome, missing=missing
             )
         return done
 
     async def _released(self, vm: str, domid: int) -> bool:
-        """A VM that was made, and perhaps waits for this; False if that is not known."""
+        """Unpauses a VM that was made, and perhaps waits for this; False if the result is
+        unknown."""
         if not self._state.driver.starts_paused:
             return True
         try:
@@ -132,8 +132,8 @@ class Interrupted:
         return None if domain is None or domain.state == "Halted" else domain.domid
 
     def _missing(self, vm: str) -> list[str]:
-        """The assigned devices that the VM has not got, as far as is known: one whose agent does
-        not say what it has keeps what it may use, and has not come up for that."""
+        """The assigned devices that the VM does not have, as far as is known: a VM whose agent does
+        not report keeps what it may use, and has not started for these devices."""
         leases = [] if self._stops.waits(vm) else self._state.leases.of_vm(vm)
         has = {lease.key for lease in leases if lease.state == ATTACHED}
         return [str(a.key) for a in self._state.store.assignments(vm) if a.key not in has]

@@ -1,8 +1,8 @@
-"""What was to end and is not free, as somebody holds it still: it is tried again until it is.
+"""Attachments that should have ended but are not free: the service ends them again until it works.
 
-The toolstack may not take a device away, not even by force; or, in local mode, a source's agent
-that hangs does not say that it has ended its part, and is not cut off, as others would lose what
-it lends them. No VM gets the device meanwhile.
+The toolstack may fail to take a device away even by force; or, in local mode, a source's agent
+hangs and does not confirm the end, and is not disconnected because other VMs would lose what it
+lends them. No VM gets the device meanwhile.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Who holds it, if it is not the source, by its name.
+#: The holder's name, if it is not the source.
 TOOLSTACK = "toolstack"
 
 
 @define
 class LeftOver:
-    """`reason`, `way` and `request`: of the end that did not come about. `was_attached`: and not
-    only begun. `error`: what a caller is told."""
+    """`reason`, `way` and `request`: of the end that failed. `was_attached`: not only begun.
+    `error`: what a caller is told."""
 
     reason: str
     way: Way
@@ -68,8 +68,8 @@ class LeftOvers:
         return self._of.get(attachment)
 
     def note(self, lease: Lease, holder: str, reason: str, way: Way, request: str | None) -> None:
-        """An end did not come about. What is known of an earlier one stays, but for a way that
-        must be obeyed from now on."""
+        """An end failed. What is known of an earlier attempt stays, except a way that must be
+        obeyed from now on."""
         error = (held_by_toolstack if holder == TOOLSTACK else held_by_source)(lease)
         if (known := self._of.get(lease.attachment)) is not None:
             known.error = error
@@ -88,7 +88,7 @@ class LeftOvers:
         self._nursery.start_soon(self._try_again, lease.attachment, noted)
 
     def wake(self, attachment: str) -> None:
-        """Its holder may have let go: try now."""
+        """Its holder may have released it: try now."""
         if (left_over := self._of.get(attachment)) is not None:
             left_over.woken.set()
 

@@ -1,9 +1,9 @@
-"""Assignments of VMs that are not there any more.
+"""Assignments of removed VMs.
 
-A new VM may get the name of one that was removed. So an assignment is marked when its VM is gone,
-or has another UUID than the one that it was made for; from then on it is shown as one of a removed
-VM, and a VM of that name does not start with it until dom0's user has said whether it is to have
-the device: `attach --persistent` anew, or `detach`.
+A new VM may get the name of a removed one. So the service marks an assignment when its VM is gone,
+or has another UUID than the one that it was made for. From then on it is listed as one of a removed
+VM, and a VM of that name does not start with the device until dom0's user decides: `attach
+--persistent` again, or `detach`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# An editor that writes a VM's configuration anew may take the file away for a moment, and when the
+# An editor that rewrites a VM's configuration may remove the file for a moment, and when the
 # service starts the folder may be about to be mounted.
 GONE_SECONDS = 10.0
 
 
 class Orphans:
-    """Marks assignments when their VMs have been gone for GONE_SECONDS, or others have come."""
+    """Marks assignments when their VMs have been gone for GONE_SECONDS, or were replaced."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -40,7 +40,7 @@ class Orphans:
         state = self._state
         async with trio.open_nursery() as nursery:
             with state.driver.events() as events:
-                # Those that went, or became others, while no service ran.
+                # Those that disappeared, or were replaced, while no service ran.
                 assigned = {each.vm for each in state.store.assignments()}
                 for vm in assigned | state.driver.domains().keys():
                     self._look(vm, nursery)
@@ -59,7 +59,8 @@ class Orphans:
         if vm in self._missing:
             self._missing.pop(vm).cancel()
         if domain.uuid is not None:
-            # What cannot be written now is tried at the VM's next change, and by the next service.
+            # A mark that cannot be written now is repeated at the VM's next change, and by the next
+            # service.
             write = partial(self._state.store.tell_apart, vm, domain.uuid)
             nursery.start_soon(self._mark, vm, write)
 
@@ -67,7 +68,7 @@ class Orphans:
         with scope:
             store, gone = self._state.store, partial(self._state.is_gone, vm)
             is_left = True
-            while is_left:  # what cannot be looked at, or written, now may be in a while
+            while is_left:  # the look, or the write, may succeed later
                 await trio.sleep(GONE_SECONDS)
                 if gone():
                     await self._mark(vm, partial(store.orphan, vm, gone))

@@ -1,13 +1,13 @@
-"""Making dom0's books and the world agree again.
+"""Brings dom0's journal and the agents' reports into agreement.
 
-Two things get out of step: the service was restarted, and the journal has attachments that may or
-may not live; or an agent connects (again) and has exports and imports of an earlier life. The rule
-for both is that dom0 believes its own journal: what the journal calls attached and both ends
-confirm stays as it is, and everything else is ended, as far as the target may not refuse that and
-keep what it uses (ways.py). An agent cannot talk an attachment into being.
+They diverge in two cases: the service was restarted, and the journal has attachments that may or
+may not live; or an agent connects (again) and has exports and imports of an earlier run. The rule
+for both is that dom0 believes its own journal: an attachment that the journal has and both ends
+confirm stays as it is. Everything else ends, unless the target may refuse that and keeps what it
+uses (ways.py). No agent can create an attachment by reporting one.
 
-While a journal row waits for its two agents it is a lease like any other, so that no other VM is
-given the device; a request for it waits with it (`wait_settled`).
+While a journal row waits for its two agents it is a lease like any other, so that no other VM gets
+the device; a request for it waits with it (`wait_settled`).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How long a restarted service waits for the agents of a journal row. Agents that live reconnect
-# within a second; one that was killed too is started again by its own supervisor.
+# How long a restarted service waits for the agents of a journal row. Live agents reconnect within a
+# second; the supervisor of a killed one restarts it.
 SETTLE_TIMEOUT = 30.0
 
 # Leftovers that one audit line names; it has the number of all.
@@ -64,7 +64,7 @@ class Reconciler:
         for lease in state.store.journal():
             try:
                 # Disks and partitions are unknown until the source has reported. A request for one
-                # of them is compared with this lease by the newcomer's own family.
+                # of them compares its own family with this lease.
                 shared = class_of(lease.key.device_class).shared
                 state.leases.grant(lease, {lease.key}, shared)
             except (Taken, ValueError) as error:
@@ -82,13 +82,13 @@ class Reconciler:
         return rows
 
     async def settle(self, lease: Lease) -> None:
-        """Keeps a journal row that lives, and ends any other."""
+        """Keeps a journal row whose attachment lives, and ends any other."""
         began = trio.current_time()
         try:
             reason = await self._verdict(lease, SETTLE_TIMEOUT)
             if reason is not None and self._may_live(lease, reason[1]):
                 logger.warning("%s may be used in %s: %s", lease.key, lease.vm, reason[0])
-                self._over(lease)  # no request waits for that, and reports are heeded meanwhile
+                self._over(lease)  # no request waits for that, and reports are processed meanwhile
                 reason = await self._verdict(lease, math.inf)
             if reason is None:
                 self._keep(lease)
@@ -114,7 +114,7 @@ class Reconciler:
         return attachment in self._settling
 
     async def wait_settled(self, *names: str) -> None:
-        """Waits until no journal row that involves one of these VMs is open any more."""
+        """Waits until no journal row with one of these VMs is open any more."""
         for attachment, done in list(self._settling.items()):
             lease = self._state.leases.get(attachment)
             if lease is not None and (lease.vm in names or lease.key.backend in names):
@@ -122,8 +122,8 @@ class Reconciler:
                 await done.wait()
 
     def _may_live(self, lease: Lease, way: Way) -> bool:
-        """Whether an agent that does not come back may have it still: in local mode one that has
-        ended is started again by the machine, or its VM is halted. So this one hangs."""
+        """Whether an agent that does not come back may still have it: in local mode the machine
+        restarts an agent that has ended, or its VM is halted. So this agent hangs."""
         is_missing = any(
             self._state.agents.at(name, domid) is None
             for name, domid in (
@@ -136,7 +136,7 @@ class Reconciler:
 
     async def _verdict(self, lease: Lease, timeout: float) -> tuple[str, Way] | None:
         """None if the attachment lives, or why it does not, and the way to end it. Waits for both
-        agents in any case: an attachment is ended better in the right order, target first."""
+        agents in any case, because an attachment should end in the right order, target first."""
         state = self._state
         sides = ((lease.key.backend, lease.backend_domid), (lease.vm, lease.vm_domid))
         with trio.move_on_after(timeout):
@@ -167,7 +167,7 @@ class Reconciler:
             (
                 lease.state == DETACHING,
                 "it was only detaching",
-                # In local mode the target's word counts, also that it has let go.
+                # In local mode the target's report decides, also that it has released the device.
                 FINISHED if has_import or by_hypervisor else RELEASED,
             ),
             (
@@ -197,10 +197,10 @@ class Reconciler:
     async def stop_unknown(self, link: AgentLink) -> None:
         """Tells an agent to stop the exports and imports that no lease stands for.
 
-        For an agent that has just connected this is done before its devices are shown,
-        so that a device which is still exported from an earlier life cannot be given out a second
-        time. All at once, imports before exports: however many there are, it takes no longer than
-        two stops. Raises RemoteProtocolError if the agent will not let go.
+        For an agent that has just connected this happens before its devices are published, so that
+        a device which is still exported from an earlier run cannot be lent a second time. All at
+        once, imports before exports: however many there are, it takes no longer than two stops.
+        Raises RemoteProtocolError if the agent does not stop them.
         """
         imports, exports = self._unknown(link)
         for method, attachments in (("import.stop", imports), ("export.stop", exports)):
@@ -232,10 +232,10 @@ class Reconciler:
         return link.report is not None and any(self._unknown(link))
 
     def invented(self, link: AgentLink) -> int:
-        """How many attachments the agent reports that were never spoken of on its connection.
+        """The number of attachments in the agent's report that were never named on its connection.
 
-        A report may be late, and have in it what was ended meanwhile. After the first report an
-        agent has no way to come by any other attachment than those that dom0 gave it.
+        A report may be late, and contain what was ended meanwhile. After the first report an agent
+        can have no attachments other than those that dom0 gave it.
         """
         return sum(
             not link.was_told_of(attachment)
@@ -274,5 +274,5 @@ class Reconciler:
 
 
 def _has(reported: Iterable[ExportState | ImportState], lease: Lease) -> bool:
-    """Whether an agent reports it at all, be it otherwise than the journal has it."""
+    """Whether an agent reports it at all, even if differently from the journal."""
     return any(each.attachment == lease.attachment for each in reported)

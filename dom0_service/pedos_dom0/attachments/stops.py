@@ -1,9 +1,10 @@
-"""What the two agents of an attachment are asked when it ends, and what their answers mean.
+"""The requests to the two agents when an attachment ends, and the meaning of their answers.
 
-An agent that confirms is believed about its own side only. One that does not is disconnected, which
-cuts its side off; but not a target that may keep what it uses, and says so or says nothing, nor one
-of which other attachments would end with its connection. What such a target does not let go of is
-dead when the source has ended its side; what such a source does not end nobody else gets.
+An agent that confirms is believed about its own side only. An agent that does not confirm is
+disconnected, which cuts its side off. Exceptions are a target that may keep what it uses and says
+so or says nothing, and an agent with other attachments that would end with its connection. What
+such a target does not release is dead when the source has ended its side; while such a source does
+not end its side, no other VM gets the device.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
     from pedos_dom0.tables.agents import AgentLink
     from pedos_dom0.tables.leases import Lease
 
-# An agent that unmounts gracefully, then by force, and then waits for its tools to end and for the
-# channel to drain is done within 18 s at worst; one that has not answered after this hangs.
+# An agent unmounts gracefully, then by force, and then waits for its tools to end and for the
+# channel to drain, within 18 s at worst; one that has not answered after this hangs.
 STOP_TIMEOUT = 20.0
 
 NOT_CONNECTED = "it is not connected"
 
 
 async def check_target(state: State, lease: Lease) -> None:
-    """CallError(busy) if the target would refuse to let go now. Nothing changes; who does not
-    answer is asked again, and counts, when it is to let go."""
+    """CallError(busy) if the target would refuse to release it now. Nothing changes; a target that
+    does not answer is asked again when it has to release it, and only then counts."""
     link = state.agents.at(lease.vm, lease.vm_domid)
     said = NOT_CONNECTED
     if link is not None:
@@ -50,8 +51,8 @@ async def check_target(state: State, lease: Lease) -> None:
 
 
 async def stop_target(state: State, lease: Lease, *, may_refuse: bool) -> None:
-    """Has the target let go, or makes sure that it is cut off; CallError(busy) if it may refuse
-    and uses the device, or does not say that it does not."""
+    """Makes the target release it, or ensures that it is cut off; CallError(busy) if the target may
+    refuse and uses the device, or does not deny that."""
     is_carried = state.is_by_hypervisor(lease)
     link = state.agents.at(lease.vm, lease.vm_domid)
     said = NOT_CONNECTED
@@ -70,14 +71,15 @@ async def stop_target(state: State, lease: Lease, *, may_refuse: bool) -> None:
     if may_refuse and _may_use(state, lease, link):
         raise _silent(lease, said)
     if link is not None and link.connected and not _has_more(state, link.name, {lease.attachment}):
-        # That the connection ended is as good as an answer. What the agent answers is not: it
-        # may say anything, also "unavailable".
+        # The end of the connection is as good as a confirmation. An error answer is not: the agent
+        # may answer anything, also "unavailable".
         link.disconnect(f"it did not confirm {request_to('import.stop')}: {said}")
 
 
 async def stop_source(state: State, lease: Lease, released: Container[str]) -> bool:
-    """Ends the export, or makes sure that the source is cut off. False if it may still export it,
-    as with its connection other attachments would end than those of which the target has let go."""
+    """Ends the export, or ensures that the source is cut off. False if it may still export it,
+    because other attachments would end with its connection than those that their targets have
+    released."""
     link = state.agents.at(lease.key.backend, lease.backend_domid)
     if link is None:
         return True
@@ -95,12 +97,12 @@ async def stop_source(state: State, lease: Lease, released: Container[str]) -> b
 
 
 def _may_use(state: State, lease: Lease, link: AgentLink | None) -> bool:
-    """Whether a target that does not say so may use it (ways.py)."""
+    """Whether a target that does not answer may use it (ways.py)."""
     if not state.runs(lease.vm, lease.vm_domid):
         return False
     if state.is_by_hypervisor(lease):
         return True
-    has_ended = link is not None and not link.connected  # with it what it had
+    has_ended = link is not None and not link.connected  # its attachments ended with it
     return lease.state != PENDING and not has_ended
 
 

@@ -1,24 +1,23 @@
 """Ending attachments: the one way by which a lease ends, for any reason.
 
-A user's detach, an attach that failed half way, a device that was unplugged, a child process that
-died, an agent or a VM that is gone, and leftovers of an earlier life of the service all come here.
+A user's detach, an attach that failed half-way, a device that was unplugged, a child process that
+died, an agent or a VM that is gone, and leftovers of an earlier run of the service all come here.
 
-There is no lock. The lease itself is what excludes others: it is granted and freed in one step
-without a checkpoint, and while it stands no other VM can be given the device. So the question is
-only when it may be freed: when the target was stopped (after which it writes no more) and then the
-source, or when the one that does not confirm was cut off. The export is ended at the source, so
-that the data channel of a target that hangs is dead; what that still reports when it comes back is
-stopped (see reconcile.py). The steps are bounded, and the last one always happens, with two
-exceptions:
+There is no lock. The lease itself excludes others: it is granted and freed in one step without a
+checkpoint, and while it stands no other VM can get the device. So the question is only when it may
+be freed: when the target was stopped (after which it writes no more) and then the source, or when
+the side that does not confirm was cut off. The export ends at the source, so that the data channel
+of a hanging target is dead; reconcile.py stops what that target still reports when it comes back.
+The steps are bounded, and the last one always happens, with two exceptions:
 
-- A target that may refuse (ways.py) and uses the device, or does not say, keeps it. It is attached
-  then, whatever it was before, and can be detached like any other attachment. Should a reason come
-  up meanwhile that the target may not refuse, the attachment ends for that reason.
-- Where the hypervisor carries the device and does not take it away even by force, or a source in
-  local mode cannot be cut off without harm to others, the lease stays; that is tried again until it
-  works (left_over.py).
+- A target that may refuse (ways.py) and uses the device, or does not answer, keeps it. It is
+attached then, whatever it was before, and can be detached like any other attachment. If a reason
+comes up meanwhile that the target may not refuse, the attachment ends for that reason. - If the
+hypervisor carries the device and does not take it away even by force, or if a source in local mode
+cannot be cut off without harm to others, the lease stays; the end is repeated until it works
+(left_over.py).
 
-The end of the service cuts a teardown short, and then the journal says what is left to do.
+The end of the service cuts a teardown short; the journal then says what is left to do.
 """
 
 from __future__ import annotations
@@ -54,11 +53,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The stops in their order: the target first, because what it has not written yet goes through the
-# source.
+# The stops in their order: the target first, because its unwritten data goes through the source.
 BOTH_SIDES = frozenset({"import.stop", "export.stop"})
-# Between the two, where the hypervisor carries the device (Carrier.by_hypervisor). When all is to
-# be undone, so is this.
+# Between the two, where the hypervisor carries the device (Carrier.by_hypervisor). A full undo
+# includes it.
 DETACH = "detach"
 
 
@@ -72,7 +70,7 @@ class Attempt:
         self.way = UNDONE  # how it is undone, if it must be
         # The stops that would undo the steps that were begun.
         self.begun: frozenset[str] = frozenset()
-        # Whether everything is done that can be done before the target runs.
+        # Whether everything is done that is possible before the target runs.
         self.prepared = False
 
     def break_off(self, reason: str, way: Way) -> None:
@@ -88,16 +86,17 @@ class Teardown:
         self._state = state
         self._nursery = nursery
         self._ending: dict[str, trio.Event] = {}
-        # Attachment -> why it must end, even if the target refuses the end that is going on.
+        # Attachment -> why it must end, even if the target refuses the end in progress.
         self._insisted: dict[str, tuple[str, Way]] = {}
         self._left_overs = LeftOvers(state, nursery, self._end_left_over)
-        # Of which the target's part is over, so that the source's is all that is left.
+        # Attachments whose target has released them, so that only the source's part is left.
         self._released: set[str] = set()
-        # What a VM causes as often as it attaches and detaches.
+        # Lines that a VM causes as often as it attaches and detaches.
         self._throttle = Throttle()
-        # Attachment -> what waits for an agent of it that is not there, or for the domain's end.
+        # Attachment -> the wait for an absent agent of it, or for the domain's end.
         self._awaited: dict[str, trio.CancelScope] = {}
-        # Attachment -> the attach that works on it, until that has been done or is to be undone.
+        # Attachment -> the attach that works on it, until that has been completed or is to be
+        # undone.
         self.attempts: dict[str, Attempt] = {}
 
     async def end(
@@ -109,11 +108,11 @@ class Teardown:
         request: str | None = None,
         sides: frozenset[str] = BOTH_SIDES | {DETACH},
     ) -> bool:
-        """Ends an attachment and returns when its lease is free; False if there was none, or if
-        somebody holds it (`why_held`): then the lease stands, and it is tried again.
+        """Ends an attachment and returns when its lease is free; False if there was none, or if it
+        is left over (`why_held`): then the lease stands, and the end is repeated.
 
         If it is being ended already, waits for that. `sides` are the stops that are needed; a side
-        that never was asked to start need not be asked to stop. Only a target to which the carrier
+        that was never asked to start need not be asked to stop. Only a target to which the carrier
         attached it is always asked: a VM that runs may use it at once. CallError(busy) if the
         target may refuse and does: then it is attached.
         """
@@ -144,12 +143,12 @@ class Teardown:
         return True
 
     def why_held(self, attachment: str) -> CallError | None:
-        """Why what was to end is not free, if it was to end and is not."""
+        """Why an attachment that should have ended is not free; None if that is not so."""
         left_over = self._left_overs.get(attachment)
         return None if left_over is None else left_over.error
 
     async def _tear_down(self, lease: Lease, way: Way, sides: frozenset[str]) -> str | None:
-        """Target, hypervisor, source, lease; or who holds it still."""
+        """Target, hypervisor, source, lease; returns the name of the holder if it is left over."""
         by_hypervisor = self._state.is_by_hypervisor(lease)
         if by_hypervisor or lease.attachment not in self._released:
             await self._end_target(lease, way, sides)
@@ -171,8 +170,8 @@ class Teardown:
         if not self._state.may_run(lease.vm, lease.vm_domid):
             way = RELEASED  # it has not begun to run, or has ended: it uses nothing
         may_refuse = way.lets_refuse(by_hypervisor=is_carried)
-        # Where the hypervisor carries it, not before the target has let go: what the next
-        # service finds so it finishes.
+        # Where the hypervisor carries it, not before the target has released it: the next service
+        # completes what it finds so.
         notes_at_once = not (may_refuse and is_carried)
         if notes_at_once:
             await self._journal_detaching(lease)
@@ -209,12 +208,12 @@ class Teardown:
             logger.info("%s %s %s: %s%s", lease.key, what, lease.vm, reason, more)
 
     def end_soon(self, attachment: str, reason: str, way: Way) -> None:
-        """Like `end`, without waiting. An attach that is in progress is told to undo itself; what
-        is left over is tried again in its time, also if something else comes up meanwhile."""
+        """Like `end`, without waiting. An attach in progress is told to undo itself; what is left
+        over is repeated in its time, also if something else comes up meanwhile."""
         if attachment not in self._ending and (left_over := self._left_overs.get(attachment)):
             left_over.insist(reason, way)
         elif attachment in self._ending:
-            # Should the target refuse what is going on.
+            # If the target refuses the end in progress.
             insisted = self._insisted.get(attachment)
             if insisted is None or way.outranks(insisted[1]):
                 self._insisted[attachment] = (reason, way)
@@ -224,18 +223,18 @@ class Teardown:
             self._nursery.start_soon(self.end_or_keep, attachment, reason, way)
 
     async def end_or_keep(self, attachment: str, reason: str, way: Way) -> None:
-        """As `end`, without a caller who could be told that the target keeps it: dom0's log is."""
+        """As `end`, without a caller to tell that the target keeps it: dom0's log is told."""
         try:
             await self.end(attachment, reason, way=way)
         except CallError as refused:
             if (lease := self._state.leases.get(attachment)) is not None:
                 await self._kept(lease, reason, refused)
         except Exception:
-            # A mistake in this program; the lease stays, which is the safe side.
+            # A bug in this program; the lease stays, which is the safe side.
             logger.exception("attachment %s could not be ended", attachment)
 
     async def _kept(self, lease: Lease, reason: str, refused: CallError) -> None:
-        # A VM can bring this about as often as it likes.
+        # A VM can cause this as often as it likes.
         self._state.audit_throttle.write(
             "kept",
             of=lease.vm,
@@ -248,7 +247,7 @@ class Teardown:
             await self._remind(lease)
 
     def remind_soon(self, lease: Lease) -> None:
-        """The target keeps it: agents that were started anew are to know of it again."""
+        """The target keeps it: restarted agents have to know of it again."""
         if self._stands(lease):
             self._nursery.start_soon(self._remind, lease)
 
@@ -263,7 +262,7 @@ class Teardown:
         return is_there and lease.attachment not in self._ending
 
     def _await_agents(self, lease: Lease, reason: str) -> None:
-        """Where the hypervisor carries it, it works on without an agent. When both are back, the
+        """Where the hypervisor carries it, it works without an agent. When both are back, the
         target is asked whether it uses it; when a domain has ended, there is nothing to ask."""
         if lease.attachment not in self._awaited:
             scope = self._awaited[lease.attachment] = trio.CancelScope()
@@ -287,13 +286,13 @@ class Teardown:
             self.end_soon(lease.attachment, reason, next(ended, AGENT_LOST))
 
     def is_in_the_making(self, lease: Lease) -> bool:
-        """Whether an attach works on it that is not done yet."""
+        """Whether an unfinished attach works on it."""
         return lease.state == PENDING and lease.attachment in self.attempts
 
     def agent_gone(self, link: AgentLink, reason: str) -> None:
-        """The control connection to an agent ended: so does all that it has a part in. Where the
-        hypervisor carries it, that waits for the agent, or for the end of its domain: a VM that is
-        going down ends its agent first, and puts away what it has mounted then."""
+        """The control connection to an agent ended: so do all attachments that it has a part in.
+        Where the hypervisor carries one, that waits for the agent, or for the end of its domain: a
+        VM that shuts down ends its agent first, and unmounts its file systems then."""
         self._state.registry.remove_backend(link.name)
         for lease in list(self._state.leases):
             is_source = (lease.key.backend, lease.backend_domid) == (link.name, link.domid)
@@ -312,8 +311,8 @@ class Teardown:
                 self._await_agents(lease, why)
 
     def reported(self, link: AgentLink, is_settling: Callable[[str], bool]) -> None:
-        """A source's report is in the registry: what it lends and is not there any more, or is
-        another device than was granted, ends. An attachment that the last service made is left to
+        """A source's report is in the registry: attachments end whose device is missing, or is
+        another one than was granted. An attachment of the previous service is left to
         `Reconciler.settle`, until that ends it."""
         for lease in self._state.leases.from_backend(link.name):
             reason = broken_by(lease, self._state.registry.get(lease.key))
@@ -325,11 +324,11 @@ class Teardown:
                 self.end_soon(lease.attachment, reason, GONE)
 
     def source_has_ended(self, attachment: str) -> None:
-        """Its source's part is over: what waits for that is tried at once."""
+        """Its source's part is over: whatever waits for that is tried at once."""
         self._left_overs.wake(attachment)
 
     async def free(self, lease: Lease) -> None:
-        """Gives the device back: journal row, lease, and word to those that watch."""
+        """Frees the device: journal row, lease, and a notice to watchers."""
         with self._journal_trouble(lease):
             await self._state.store.journal_delete(lease.attachment)
         self._state.leases.free(lease.attachment)
@@ -339,8 +338,9 @@ class Teardown:
         self._state.registry.touch(lease.key)
 
     async def delete_overdue(self) -> None:
-        """Deletes rows without a lease: what has ended while the disk was full. Done before a row
-        is put, as the next service could take the old one of a device for the new. StoreError."""
+        """Deletes rows without a lease: attachments that ended while the disk was full. Done before
+        a row is added, because the next service could take the old one of a device for the new.
+        StoreError."""
         for row in self._state.store.journal():
             if self._state.leases.get(row.attachment) is None:
                 await self._state.store.journal_delete(row.attachment)
@@ -350,8 +350,8 @@ class Teardown:
             await self._state.store.journal_state(lease.attachment, DETACHING)
 
     async def _keep(self, lease: Lease) -> None:
-        """The target did not let go. So it has it: attached, also if it was on its way there, or
-        the last service was ending it."""
+        """The target did not release it. So it has it: attached, also if its attach was in
+        progress, or the previous service was ending it."""
         self._released.discard(lease.attachment)
         self._left_overs.forget(lease.attachment)
         frontend = self._frontend(lease)
@@ -363,14 +363,14 @@ class Teardown:
             await self._state.store.journal_put(kept)
         self._state.registry.touch(kept.key)
         if not self._state.is_by_hypervisor(lease):
-            return  # an agent that is not there is waited for since the service's start, if at all
+            return  # the wait for an absent agent began with the service, if at all
         for name, domid in ((lease.vm, lease.vm_domid), (lease.key.backend, lease.backend_domid)):
             if self._state.agents.at(name, domid) is None:
                 self._await_agents(kept, f"the agent of {name} was not there")
 
     def _frontend(self, lease: Lease) -> str | None:
-        """Its name in the target. In local mode that gives it, and an attach that did not hear of
-        it has to take it from a report."""
+        """Its name in the target. In local mode the target chooses it, and an attach that got no
+        answer has to take it from a report."""
         link = self._state.agents.at(lease.vm, lease.vm_domid)
         if lease.frontend is not None or link is None or link.report is None:
             return lease.frontend
@@ -383,7 +383,7 @@ class Teardown:
             await self._state.carrier(lease.key.device_class).detach(lease, force=by_force)
         except DriverError as error:
             if not by_force:
-                # The target has said that it let go, and yet has it: it is to know of it again.
+                # The target has confirmed the release, and yet has it: it has to know of it again.
                 await self._again(lease.vm, lease.vm_domid, "import.start", import_params(lease))
                 raise failure(error.code, str(error), hint=error.hint) from error
             logger.critical("%s", error)
@@ -401,7 +401,7 @@ class Teardown:
             await self.end_or_keep(attachment, reason, way)
 
     async def _again(self, name: str, domid: int, method: str, params: dict[str, Any]) -> None:
-        """Tells an agent anew of what stands; fine if it knows of it, or is not there."""
+        """Tells an agent again of an existing attachment; fine if it knows of it, or is absent."""
         link = self._state.agents.at(name, domid)
         if link is None:
             return
@@ -413,9 +413,9 @@ class Teardown:
 
     @contextmanager
     def _journal_trouble(self, lease: Lease) -> Iterator[None]:
-        """A disk that is full must not keep a device attached. What then stands in the journal too
-        long goes before the next attachment is noted, or the next start of the service
-        finds it to be gone."""
+        """A full disk must not keep a device attached. A row that then stays too long is deleted
+        before the next attachment is noted, or the next start of the service finds that its
+        attachment is gone."""
         try:
             yield
         except StoreError as error:

@@ -1,13 +1,13 @@
 """The attach itself: lease and journal, export at the source, import at the target, commit.
 
-Where the hypervisor carries the device (Carrier.by_hypervisor), it attaches them between the two.
+Where the hypervisor carries the device (Carrier.by_hypervisor), the carrier attaches it between the
+two.
 
-`reserve` is the only place where a device is given to a VM. It has no checkpoint, so of two that
-want the same device one gets it and the other gets Taken. `establish` does the steps; when one
-of them fails, what was begun is undone in reverse and the lease is freed before the error is
-raised. The lease stands in memory from the first moment; its journal row is awaited before the
-first step, so that a service that is killed between any two steps finds the row again and undoes
-what it was doing (see reconcile.py).
+Only `reserve` gives a device to a VM. It has no checkpoint, so of two requests for the same device
+one gets it and the other gets Taken. `establish` does the steps; if one of them fails, the earlier
+ones are undone in reverse and the lease is freed before the error is raised. The lease stands in
+memory from the first moment; its journal row is awaited before the first step, so that after a kill
+between any two steps the next service finds the row and undoes the attach (see reconcile.py).
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Opening a device and starting its server takes milliseconds; a source that needs longer than this
-# for it hangs.
+# Opening a device and starting its server takes milliseconds; a source that takes longer than this
+# hangs.
 EXPORT_TIMEOUT = 10.0
 # The target also connects, starts a file system process and waits for its first answer.
 IMPORT_TIMEOUT = 15.0
@@ -59,7 +59,7 @@ IMPORT_TIMEOUT = 15.0
 # While a VM is starting it has no domain yet; its leases are reservations.
 NO_DOMAIN = -1
 
-# What an agent says about a failure is shown to dom0's user, cut to a sentence.
+# dom0's user sees an agent's words about a failure, cut to a sentence.
 _AGENT_TEXT_MAX = 200
 
 
@@ -82,8 +82,8 @@ class Transaction:
     ) -> Lease:
         """Leases the device to the VM, in memory. Follow it with `establish` or `release`.
 
-        `device` is what was decided about: from now on, another one under its id breaks the lease.
-        It is read-only if one of the three says so: the device, a rule, or `options`.
+        `device` is the device of the decision: from now on, another one under its id breaks the
+        lease. It is read-only if one of the three says so: the device, a rule, or `options`.
 
         Raises Taken; CallError if the source has gone or cannot lend it now, if one of the two VMs
         is being shut down, or if one has or lends as much as it may. Then nothing is leased.
@@ -117,7 +117,7 @@ class Transaction:
             instance=device.instance,
         )
         state.leases.grant(lease, state.registry.family(key), device_class.shared)
-        # What another VM has is in use in its source, too: that it is taken says more.
+        # A device that another VM has is also in use in its source: "taken" says more.
         if (error := not_to_be_had(key, device)) is not None:
             state.leases.free(lease.attachment)
             raise error
@@ -125,22 +125,22 @@ class Transaction:
         return lease
 
     def release(self, lease: Lease) -> None:
-        """Gives back a reservation that no step was taken for."""
+        """Frees a reservation for which no step was taken."""
         self._state.leases.free(lease.attachment)
         self._teardown.attempts.pop(lease.attachment).done.set()
 
     def rebind(self, lease: Lease, vm_domid: int) -> Lease:
-        """A reservation's VM has started: the same lease for the domain that it has now."""
+        """A reservation's VM has started: the same lease for its present domain."""
         return self._state.leases.update(lease.attachment, vm_domid=vm_domid)
 
     def give_up(self, lease: Lease) -> None:
-        """No step will be taken of it any more: an end of it need not wait for one."""
+        """No further step will be taken: an end of it need not wait for one."""
         if (attempt := self._teardown.attempts.pop(lease.attachment, None)) is not None:
             attempt.done.set()
 
     async def undo(self, lease: Lease, reason: str, request: str | None, way: Way = UNDONE) -> None:
-        """Takes back an attachment that was prepared or established, because what comes after it
-        failed. CallError(busy) if the VM uses it already: then it has it."""
+        """Undoes an attachment that was prepared or established, because a later step failed.
+        CallError(busy) if the VM uses it already: then it has it."""
         self.give_up(lease)
         await self._teardown.end(lease.attachment, reason, way=way, request=request)
 
@@ -157,8 +157,8 @@ class Transaction:
     async def establish(self, lease: Lease, request: str) -> Lease:
         """Takes the steps; returns the lease as it is when the device is in the target.
 
-        Raises CallError, and then nothing is left of the attempt; or, if that is "busy" as the VM
-        uses it already, it is attached.
+        Raises CallError, and then nothing is left of the attempt; or, if that is "busy" because the
+        VM uses it already, it is attached.
         """
         attempt = self._teardown.attempts[lease.attachment]
         lease = await self._take(lease, request, partial(self._steps, lease, attempt), UNDONE)
@@ -168,7 +168,7 @@ class Transaction:
     async def _take(
         self, lease: Lease, request: str, steps: Callable[[], Awaitable[Lease]], way: Way
     ) -> Lease:
-        """Takes steps, or undoes them that `way`."""
+        """Takes steps, or undoes them in that `way`."""
         attempt = self._teardown.attempts[lease.attachment]
         error: CallError
         try:
@@ -191,7 +191,7 @@ class Transaction:
             # The service ends, and the journal has it.
             self.give_up(lease)
             raise
-        # From here on it is the teardown's, and what comes up now is for that one to hear.
+        # From here on the teardown has it, and reacts to whatever comes up.
         self.give_up(lease)
         try:
             await self._teardown.end(
@@ -233,8 +233,8 @@ class Transaction:
             progress.at("attach", lease.vm, key)
             try:
                 await carrier.attach(lease)
-                # The toolstack opens it by its name, and the agent holds that which was decided
-                # about: it is to be the same.
+                # The toolstack opens it by its name, and the agent holds the device of the
+                # decision: they must be the same.
                 is_it = number is None or carrier.number(lease) == number
             except DriverError as error:
                 raise failure(error.code, str(error), hint=error.hint) from error
@@ -259,7 +259,7 @@ class Transaction:
         state, key = self._state, lease.key
         target = state.agents.at(lease.vm, lease.vm_domid)
         if target is None:
-            # Before the source is asked, unless that was done while the VM did not run yet.
+            # Before the source is asked, unless that was done before the VM ran.
             if state.agents.at(key.backend, lease.backend_domid) is None:
                 raise agent_missing(key.backend, "failed")
             raise agent_missing(lease.vm, "failed")
@@ -287,7 +287,7 @@ class Transaction:
             raise _broken(lease, attempt.broken)
         options = class_of(key.device_class).in_effect(lease.options, frontend)
         made = attrs.evolve(lease, state=ATTACHED, frontend=frontend, options=options)
-        # It may be broken off while the disk works; `_take` looks again.
+        # It may be cancelled while the disk works; `_take` checks again.
         await state.store.journal_put(made)
         lease = state.leases.update(
             lease.attachment, state=ATTACHED, frontend=frontend, options=options
@@ -302,7 +302,7 @@ def _broken(lease: Lease, reason: str) -> CallError:
 
 
 def _parsed(link: AgentLink, method: str, untrusted_result: dict[str, Any]) -> Any:
-    """The result of a step; an agent whose answer makes no sense is disconnected."""
+    """The result of a step; an agent whose answer is malformed is disconnected."""
     try:
         return parse_result(method, untrusted_result)
     except RemoteProtocolError as error:

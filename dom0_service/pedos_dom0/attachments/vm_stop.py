@@ -1,9 +1,9 @@
-"""vm.shutdown, and the end of a VM whose start has failed: it takes from no VM what is in use.
+"""vm.shutdown, and the end of a VM whose start has failed: no VM loses what it uses.
 
-What the VM lends is detached first, and a VM that uses it may refuse (ways.py). What it has goes
-with its end, so that what it has not written yet is written: the guest is asked to shut down, and
-only then its disks are free. In local mode, where nothing puts away what a VM's users have opened,
-that is detached first too, and may be refused.
+What the VM lends is detached first, and a VM that uses it may refuse (ways.py). What the VM has
+borrowed ends with it, so that unwritten data is written: the guest is asked to shut down, and only
+then its disks are free. In local mode, where no guest closes the files of a VM's users, these are
+detached first too, and that may be refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class VmStop:
-    """Serves vm.shutdown, for dom0's user alone; and stops what could not be started."""
+    """Serves vm.shutdown, for dom0's user alone; and stops VMs whose start failed."""
 
     def __init__(self, state: State, teardown: Teardown) -> None:
         self._state = state
@@ -59,12 +59,12 @@ class VmStop:
                 await self._driver_shutdown(vm, force=True)
             else:
                 await self._end_vm(vm, reason, request)
-            # What it had or lent has ended with it; that is waited for.
+            # What it had or lent has ended with it; this waits for that.
             await self._free_all(vm, reason, request)
 
     async def used(self) -> tuple[str, ...]:
-        """What VMs use of what they have borrowed: what would refuse the shutdown of all of them.
-        As many of it as an answer holds, and how many more."""
+        """The borrowed devices that VMs use, and that would make a shutdown of all of them fail: as
+        many as fit into an answer, and how many more."""
         refusals = await self._refused(list(self._state.leases))
         said = sorted(f"{lease.key}: {refused.message}" for lease, refused in refusals)
         if len(said) > ATTACHMENTS_MAX:
@@ -73,11 +73,11 @@ class VmStop:
         return tuple(printable_text(each, TEXT_MAX) for each in said)
 
     async def _end_vm(self, vm: str, reason: str, request: str | None) -> None:
-        """Asks a VM to shut down, when no VM uses what goes with it any more; CallError."""
+        """Asks a VM to shut down, when no VM uses what ends with it any more; CallError."""
         leases = self._state.leases
         before = leases.from_backend(vm)
         before += [each for each in leases.of_vm(vm) if not self._state.is_by_hypervisor(each)]
-        # All are asked before one of them is taken: what is refused leaves everything as it was.
+        # All are asked before one of them is taken: a refusal leaves everything as it was.
         refusals = await self._refused(before)
         if not refusals:
             refusals = await self._free(before, reason, request, SHUT_DOWN)
@@ -94,8 +94,8 @@ class VmStop:
             raise errors.failure(error.code, str(error), hint=error.hint) from error
 
     async def stop_interrupted(self, vm: str, reason: str, *, has_run: bool) -> bool:
-        """Stops a VM whose start was interrupted, and undoes its attachments; False if it runs
-        still."""
+        """Stops a VM whose start was interrupted, and undoes its attachments; False if it still
+        runs."""
         with self._state.going_down(vm):
             stopped = await self.stop(vm, reason, has_run=has_run) is None
             if stopped:
@@ -103,14 +103,14 @@ class VmStop:
         return stopped
 
     def waits(self, vm: str) -> bool:
-        """Whether it may wait to be let go; one whose agent has connected does not."""
+        """Whether it may wait for the unpause; a VM whose agent has connected does not."""
         domain = self._state.domain(vm)
         if not self._state.driver.starts_paused or domain is None or domain.domid is None:
             return False
         return self._state.agents.at(vm, domain.domid) is None
 
     async def _refused(self, leases: list[Lease]) -> list[tuple[Lease, CallError]]:
-        """Which of these VMs would refuse to give up now, and why."""
+        """Which of these VMs would refuse a release now, and why."""
         refusals: list[tuple[Lease, CallError]] = []
 
         async def ask(lease: Lease) -> None:
@@ -128,7 +128,7 @@ class VmStop:
     async def _free(
         self, leases: list[Lease], reason: str, request: str | None, way: Way
     ) -> list[tuple[Lease, CallError]]:
-        """Ends attachments, all at once, and waits for that; which were refused, and why."""
+        """Ends attachments, all at once, and waits for that; returns the refused ones, and why."""
         refusals: list[tuple[Lease, CallError]] = []
 
         async def free(lease: Lease) -> None:
@@ -147,14 +147,14 @@ class VmStop:
         return refusals
 
     async def _free_all(self, vm: str, reason: str, request: str | None) -> None:
-        """Ends all that a VM which has ended had or lent."""
+        """Ends everything that a VM which has ended had or lent."""
         leases = self._state.leases
         await self._free(leases.of_vm(vm), reason, request, RELEASED)
         await self._free(leases.from_backend(vm), reason, request, GONE)
 
     async def stop(self, vm: str, reason: str, *, has_run: bool) -> str | None:
-        """Stops a VM whose start did not come to a good end; why it runs on, if it does. By force
-        only if it cannot be asked, as nothing has run in it, or if no VM uses what goes with it."""
+        """Stops a VM whose start failed; returns why it keeps running, if it does. By force only if
+        it cannot be asked, because it has not run yet, or if no VM uses what ends with it."""
         if has_run:
             try:
                 await self._end_vm(vm, reason, None)

@@ -1,14 +1,14 @@
 """Why attachments end, and whether the VM that has the device may keep it: the one table.
 
-The rule is that of `qvm-device detach`: what a VM uses is not taken from it, unless dom0's user
-says `--force`, or nothing is left that could be saved. Each way by which an attachment ends is a
-row here, and Teardown obeys it, so that no way can do what detach may not.
+The rule is that of `qvm-device detach`: no VM loses what it uses, unless dom0's user says
+`--force`, or nothing is left that could be saved. Each way in which an attachment ends is a row
+here, and Teardown obeys it, so that no way can do what detach may not.
 
-A VM keeps also what it does not say that it does not use: its agent may hang while the disk is
-mounted. Where the hypervisor carries the device (Carrier.by_hypervisor), it works on without
-agents, so that one which is not there says nothing either. Where the agents carry the data, as in
-local mode, the attachments of an agent that ends are dead; and what a hanging agent has not
-confirmed to have is undone when its attach fails, as no program was told of it.
+A VM that does not answer counts as using the device: its agent may hang while the disk is mounted.
+Where the hypervisor carries the device (Carrier.by_hypervisor), it works without agents, so that an
+absent agent does not answer either. Where the agents carry the data, as in local mode, the
+attachments of an agent that ends are dead; and what a hanging agent has not confirmed is undone
+when its attach fails, because no program was told of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from attrs import frozen
 @frozen
 class Way:
     """`may_refuse`: whether the target may keep what it uses. `by_force`: the hypervisor takes away
-    by force what the target has let go, or must let go."""
+    by force what the target has released, or must release."""
 
     may_refuse: Literal["yes", "where the hypervisor carries it", "no"]
     by_force: bool
@@ -31,8 +31,8 @@ class Way:
         return self.may_refuse == "yes" or (by_hypervisor and self.may_refuse != "no")
 
     def outranks(self, other: Way) -> bool:
-        """Whether this one is to be obeyed, of two ways to end one attachment: once the target may
-        not refuse, it never may again."""
+        """Which of two ways to end one attachment applies: once the target may not refuse, it never
+        may again."""
         return self.may_refuse == "no" and other.may_refuse != "no"
 
 
@@ -43,18 +43,18 @@ DETACHED: Final = Way(may_refuse="yes", by_force=False)
 SHUT_DOWN: Final = Way(may_refuse="yes", by_force=False)
 #: A later step of the attach, or of the start of the VM, has failed: it is undone.
 UNDONE: Final = Way(may_refuse="yes", by_force=False)
-#: One of the two agents has ended, was started anew, or does not come back.
+#: One of the two agents has ended, was restarted, or does not come back.
 AGENT_LOST: Final = Way(may_refuse="where the hypervisor carries it", by_force=True)
 #: dom0's user has said `--force`.
 FORCED: Final = Way(may_refuse="no", by_force=True)
-#: The device was unplugged, is another one than was granted, or its source has ended: there is
-#: nothing that the target could still write to, or nothing that it was granted.
+#: The device was unplugged or replaced, or its source has ended: the target has nothing left to
+#: write to, or nothing that it was granted.
 GONE: Final = Way(may_refuse="no", by_force=True)
-#: The target has ended, has not begun to run, or says itself that it has the device no longer.
+#: The target has ended, has not begun to run, or reports that it no longer has the device.
 RELEASED: Final = Way(may_refuse="no", by_force=True)
-#: An agent reports something else than dom0's journal has.
+#: An agent's report contradicts dom0's journal.
 CONTRADICTED: Final = Way(may_refuse="no", by_force=True)
-#: The last service was in the middle of it when it ended, and the target may have let go.
+#: The previous service was ending it when it stopped, and the target may have released it.
 FINISHED: Final = Way(may_refuse="yes", by_force=True)
 
 #: By name, for the documentation's table and the tests.

@@ -1,4 +1,4 @@
-"""An attachment as its two agents are told of it, and as they report it: the same fields."""
+"""An attachment in the requests to its two agents, and in their reports: the same fields."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def is_exported(reported: Iterable[ExportState], lease: Lease) -> bool:
 
 
 def is_imported(reported: Iterable[ImportState], lease: Lease) -> bool:
-    """Whether the target reports exactly the import that the journal has, under its very name: by
-    that name it will be taken away."""
+    """Whether the target reports exactly the import that the journal has, under its very name: that
+    name is used to take it away."""
     expected = import_params(lease)
-    # Whether it can be written to is the source's to enforce.
+    # Whether it can be written to is for the source to enforce.
     del expected["read_only"]
     if lease.frontend is None:
         del expected["frontend"]

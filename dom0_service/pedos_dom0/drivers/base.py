@@ -1,8 +1,8 @@
 """What dom0's service needs of a hypervisor.
 
 A driver knows the domains and their events, starts and shuts them down, and opens the control
-stream to a domain's agent. It decides nothing: policy, leases and assignments are dom0's.
-The identity of a VM is the domain that the driver connected to, never what the VM says.
+stream to a domain's agent. It decides nothing: policy, leases and assignments are dom0's. The
+identity of a VM is the domain that the driver connected to, never what the VM says.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ DomainState = Literal["Running", "Halted", "Transient"]
 DOM0_NAME = "dom0"
 DOM0_DOMID = 0
 
-# Until the hypervisor is asked again for what it could not do: it hangs, or dom0 is so busy that it
-# ran out of time.
+# Seconds until a failed request to the hypervisor is repeated: it hangs, or dom0 is too busy.
 AGAIN_SECONDS = 60.0
 
 
 class DriverError(Exception):
-    """The hypervisor refused or could not do it; `str()` is one sentence for the user."""
+    """The hypervisor refused or failed; `str()` is one sentence for the user."""
 
     def __init__(self, message: str, *, code: str = "failed", hint: str | None = None) -> None:
         super().__init__(message)
@@ -38,14 +37,14 @@ class DriverError(Exception):
 
 
 class HypervisorLost(Exception):  # noqa: N818 - a state of the world, not a mistake of a caller
-    """The connection to the hypervisor ended: without it the service cannot go on."""
+    """The connection to the hypervisor ended: the service cannot continue without it."""
 
 
 @attrs.frozen
 class DomainInfo:
     """One VM as the hypervisor sees it. `domid` is None while it is halted.
 
-    `uuid` tells it from one that has its name later; None where that is not known.
+    `uuid` distinguishes it from a later VM of its name; None if it is not known.
     """
 
     name: str
@@ -55,16 +54,16 @@ class DomainInfo:
 
 
 class Driver(Protocol):
-    """What every driver has. All names are names of VMs that `domains()` has."""
+    """The interface of every driver. All names are names of VMs in `domains()`."""
 
     @property
     def carriers(self) -> Mapping[str, Carrier]:
-        """By class of devices, what carries them, or what is lacking for it."""
+        """By device class, its carrier, which may report what is lacking."""
         ...
 
     @property
     def starts_paused(self) -> bool:
-        """Whether a VM that was started waits for `resume`, with nothing run in it yet."""
+        """Whether a VM that was started is paused until `resume`, so that it has not run yet."""
         ...
 
     @property
@@ -73,12 +72,12 @@ class Driver(Protocol):
         ...
 
     def domains(self) -> Mapping[str, DomainInfo]:
-        """The VMs as last heard, in the hypervisor's order. Kept live by `run`; never blocks."""
+        """The VMs as last reported, in the hypervisor's order. Kept live by `run`; never blocks."""
         ...
 
     def knows_all(self) -> bool:
-        """Whether a VM that is not among `domains()` is not there: False while some place in which
-        VMs are configured cannot be read."""
+        """Whether a VM that is missing in `domains()` does not exist: False while a folder of VMs'
+        configurations cannot be read."""
         ...
 
     def events(self) -> trio.MemoryReceiveChannel[DomainInfo]:
@@ -95,12 +94,12 @@ class Driver(Protocol):
     async def start(self, name: str) -> int:
         """Starts a VM and returns its domain number; DriverError. A running VM keeps its own.
 
-        Where a start is paused, the VM is made and waits for `resume`.
+        If starts are paused, the VM is made and waits for `resume`.
         """
         ...
 
     async def resume(self, name: str, domid: int) -> None:
-        """Lets a VM go that `start` has made; DriverError."""
+        """Unpauses a VM that `start` has made; DriverError."""
         ...
 
     async def shutdown(self, name: str, force: bool) -> None:

@@ -1,11 +1,11 @@
 """How the devices of one class get from domain to domain under one driver.
 
 A driver has a carrier for each class that it knows (`Driver.carriers`). Either the hypervisor
-carries the devices itself, or the agents do (`CarriedByAgents`), or it says what is lacking.
+carries the devices itself, or the agents do (`CarriedByAgents`), or it reports what is lacking.
 
-`export.start` and `import.start` are asked of the agents in any case. Where the hypervisor carries
-the device, they only make an agent hold it ready, or wait for it, and `attach` between the two is
-what attaches it; `detach` between `import.stop` and `export.stop` takes it away.
+The agents get `export.start` and `import.start` in any case. Where the hypervisor carries the
+device, these only make an agent hold it ready, or wait for it; the carrier's `attach` between the
+two attaches it, and `detach` between `import.stop` and `export.stop` detaches it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Carrier(Protocol):
 
     @property
     def by_hypervisor(self) -> bool:
-        """Whether the hypervisor carries them: an attachment then works on without agents, so that
-        one that does not answer, or is not there, has not let go (ways.py)."""
+        """Whether the hypervisor carries them: an attachment then works without agents, so that an
+        agent which does not answer, or is absent, has not released it (ways.py)."""
         ...
 
     @property
@@ -40,30 +40,30 @@ class Carrier(Protocol):
         ...
 
     def adopt(self, leases: Iterable[Lease]) -> None:
-        """These attachments of the class stand in the journal, and there are no others: what else
-        of ours a domain has is taken away from now on. Called once, before anything is attached."""
+        """These attachments of the class are in the journal, and there are no others: from now on,
+        every other device of ours in a domain is taken away. Called once, before any attach."""
         ...
 
     def name_in_target(self, domid: int, asked: str | None, taken: Collection[str]) -> str | None:
-        """A name for a device in that domain: the one that is asked for, or the first that is
-        free; None if the target's agent chooses one, or it has none. `taken` are those that have
-        been promised. DriverError(busy)."""
+        """A name for a device in that domain: the requested one, or the first free one; None if the
+        target's agent chooses one, or it has none. `taken` are names that are promised already.
+        DriverError(busy)."""
         ...
 
     async def own_names(self, vm: str) -> Collection[str]:
-        """The names of the VM's own devices, as far as its configuration tells; DriverError if that
-        cannot be looked at."""
+        """The names of the VM's own devices, as far as its configuration tells; DriverError if it
+        cannot be read."""
         ...
 
     async def attach(self, lease: Lease) -> None:
         """Attaches `lease.key` to the domain as `lease.frontend`; DriverError. Returns when the
-        source serves it; the target need not run yet. What is left of one that failed, or was
-        broken off, `detach` takes away."""
+        source serves it; the target need not run yet. `detach` removes what a failed or cancelled
+        attach leaves."""
         ...
 
     async def detach(self, lease: Lease, *, force: bool) -> None:
-        """Takes it away; fine if it is gone. DriverError(busy) if the target does not let go,
-        which only happens without `force`. Nothing else than this lease's device is touched."""
+        """Detaches it; fine if it is gone. DriverError(busy) if the target does not release it,
+        which only happens without `force`. Touches only this lease's device."""
         ...
 
     def is_attached(self, lease: Lease) -> bool:
@@ -71,13 +71,13 @@ class Carrier(Protocol):
         ...
 
     def number(self, lease: Lease) -> str | None:
-        """Which block device the source has opened for it: MAJOR:MINOR in hexadecimal digits, as
-        the source says; None if it says nothing. Never blocks; DriverError."""
+        """The block device that the source has opened for it: MAJOR:MINOR in hexadecimal digits, as
+        the source reports; None if it reports none. Never blocks; DriverError."""
         ...
 
 
 class CarriedByAgents:
-    """The hypervisor has no part in it: the agents carry the data between them."""
+    """The hypervisor has no part: the agents carry the data between them."""
 
     by_hypervisor = False
     before_boot = False
@@ -86,7 +86,7 @@ class CarriedByAgents:
         self.lack = lack
 
     def adopt(self, leases: Iterable[Lease]) -> None:
-        """The agents end what dom0 does not know of."""
+        """The agents end attachments that dom0 does not know."""
 
     def name_in_target(self, domid: int, asked: str | None, taken: Collection[str]) -> str | None:
         return asked

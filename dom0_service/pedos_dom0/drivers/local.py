@@ -1,8 +1,8 @@
-"""The local driver: VMs are processes, kept by `pedos-local`, reached over its machine.sock.
+"""The local driver: VMs are processes of `pedos-local`, reached over its machine.sock.
 
-The machine outlives the service (it is the machine that starts the service again when it dies),
-so a machine that is gone means that all of local mode is going down: `run` then raises
-HypervisorLost and the service ends, instead of trying again for ever.
+The machine outlives the service (and restarts it when it dies), so if the machine is gone, all of
+local mode is stopping: `run` then raises HypervisorLost and the service ends, instead of
+reconnecting for ever.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The machine answers from memory; only starting and stopping processes takes time. A stop waits
-# 5 s for the agent to put its mounts away before it is killed, and the machine then clears up.
+# The machine answers from memory; only starting and stopping processes takes time. A stop waits 5 s
+# for the agent to unmount before it is killed, and the machine then cleans up.
 LIST_TIMEOUT = 5.0
 START_TIMEOUT = 10.0
 SHUTDOWN_TIMEOUT = 20.0
@@ -60,9 +60,9 @@ CARRIERS: Mapping[str, Carrier] = {
 
 
 class LocalDriver:
-    """Driver for local mode; see `Driver` for the promises.
+    """Driver for local mode; see `Driver` for the interface.
 
-    `machine` is the path of machine.sock, `vchan` the folder where channels meet, `dom0_agent`
+    `machine` is the path of machine.sock, `vchan` the folder of the channels' sockets, `dom0_agent`
     the socket of dom0's own agent (a domain cannot have a vchan to itself).
     """
 
@@ -77,10 +77,10 @@ class LocalDriver:
         self._domains: dict[str, DomainInfo] = {}
         self._subscribers = Subscribers()
         self._peer: Peer | None = None
-        # Why `run` ends. Raised only outside of its nursery, which would wrap it into a group.
+        # Why `run` ends. Raised only outside its nursery, which would wrap it into a group.
         self._lost: str | None = None
         self._scope = trio.CancelScope()
-        # Events may come before the answer to the first domain.list; they are the newer news.
+        # Events may come before the answer to the first domain.list; they are newer.
         self._listed = False
         self._early: list[DomainInfo] = []
 
@@ -133,7 +133,7 @@ class LocalDriver:
         except (OSError, trio.BrokenResourceError, ProtocolError) as error:
             self._lose(f"the machine broke off: {error}")
         if peer.their_hello is None:
-            task_status.started()  # no hello came, so `run` has not said it
+            task_status.started()  # no hello came, so `run` has not reported it
 
     def _lose(self, why: str) -> None:
         """Ends `run` with HypervisorLost; the first reason counts."""

@@ -1,4 +1,4 @@
-"""Those who follow a driver's domains."""
+"""The subscribers of a driver's domain events."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import trio
 
 from pedos_dom0.drivers.base import DomainInfo
 
-# A subscriber that is this many events behind has hung: a domain makes three events a life. What
-# it then does not know no later event repairs, so all of the service starts anew.
+# A subscriber that is this many events behind has hung: a domain makes three events in its life. No
+# later event repairs what it misses, so the whole service restarts.
 EVENTS_MAX = 4096
 
 
 class Subscribers:
-    """Tells each of them every change, in order, and never waits for one."""
+    """Sends every change to each subscriber, in order, and never waits for one."""
 
     def __init__(self) -> None:
         self._channels: list[trio.MemorySendChannel[DomainInfo]] = []
@@ -32,7 +32,7 @@ class Subscribers:
             except trio.BrokenResourceError:
                 self._channels.remove(channel)
             except trio.WouldBlock:
-                # Its end is what its reader must hear.
+                # Its reader must notice the end.
                 channel.close()
                 self._channels.remove(channel)
                 kept_up = False

@@ -1,1 +1,1 @@
-"""What clients and VMs may ask of the service: one file a request."""
+"""The requests of clients and VMs: one file per request."""

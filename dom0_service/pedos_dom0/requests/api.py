@@ -1,7 +1,8 @@
-"""The methods that clients and VMs may call: one table, and one function that looks into it.
+"""The methods that clients and VMs may call: one table, and one function that uses it.
 
-What is not in the table for this kind of caller is refused as if it did not exist. Here a request
-gets its id, its parameters are parsed, and its answer is cut down to what the caller may know.
+A method that the table does not have for this kind of caller is refused as if it did not exist. A
+request gets its id here, its parameters are parsed, and its answer is cut down to what the caller
+may know.
 """
 
 from __future__ import annotations
@@ -72,13 +73,13 @@ class Call:
     peer: Peer
     # Ends with the connection; only local clients have one.
     background: trio.Nursery | None
-    # Set when the caller does not wait for the answer of an operation any more.
+    # Set when the caller stops waiting for the answer of an operation.
     gone: trio.Event = attrs.field(factory=trio.Event)
 
 
 @attrs.frozen
 class Entry:
-    """A method: what serves it, and for whom.
+    """A method: its handler, and who may call it.
 
     An operation changes something: it runs to its end even if its caller goes away meanwhile.
     `any_class`: dom0's user may name a class that this dom0 does not know, as a newer one was here
@@ -128,7 +129,7 @@ class Api:
     ) -> dict[str, Any]:
         """Serves one request; the answer is ready for the wire. Raises CallError alone.
 
-        No answer, good or bad, goes out before what the audit log says of it is written.
+        No answer, good or bad, is sent before its audit lines are written.
         """
         request = new_request_id()
         try:
@@ -168,7 +169,7 @@ class Api:
                 return await entry.handler(self, call)
 
             if entry.operation:
-                # A VM is not to learn what its request waits for.
+                # A VM must not learn what its request waits for.
                 with progress.told(request, peer, background if caller.kind.sees_all else None):
                     result = await self._operations.run(
                         caller.kind.name, caller.name, work, call.gone
@@ -196,7 +197,7 @@ class Api:
                 call.caller, params.device_class, params.vms, params.exclude, params.after
             )
         # After a restart of the service the agents are back in a moment; a listing without them
-        # would say that there are no devices.
+        # would have no devices.
         await self._state.agents.wait_expected()
         return await self._listing.for_dom0(
             params.device_class, params.vms, params.exclude, params.after
@@ -229,7 +230,7 @@ class Api:
         return attrs.evolve(result, policy_ok=self._policy_ok(call))
 
     def _policy_ok(self, call: Call) -> bool | None:
-        """For dom0's user, who is warned when the policy in force is not what its files say."""
+        """For dom0's user, who is warned when the policy in force differs from its files."""
         return policy_status(self._state).ok if call.caller.kind.sees_rules else None
 
     async def device_explain(self, call: Call) -> object:

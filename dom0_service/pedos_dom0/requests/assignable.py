@@ -1,8 +1,8 @@
-"""What can never start together is refused when it is assigned, and not when the VM starts.
+"""Refuses an assignment that could never start, when it is made and not when the VM starts.
 
-An assignment keeps its VM from starting until it can be had. So what cannot be had beside the
-others that the VM has is refused with an error that names the other one and the command that
-removes it.
+While an assigned device cannot be had, its VM does not start. So an assignment that cannot coexist
+with the VM's others is refused with an error that names the other one and the command that removes
+it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""device.attach: what is asked for is looked up, decided, and then done by a transaction.
+"""device.attach: looks up the request's device and VM, decides, and has a transaction attach it.
 
-Which VM gets the device is for policy to say: a rule may send it to another one than was named, and
-where the rule says `ask`, dom0's user chooses. While dom0's user thinks, nothing is held: once they
-have spoken, all is looked up and decided anew, and what is not as it was then is a no.
+The policy says which VM gets the device: a rule may redirect it to another VM than the named one,
+and with an `ask` rule dom0's user chooses. Nothing is reserved while dom0's user thinks: after the
+answer, everything is looked up and decided again, and the request is denied if something has
+changed.
 
-The order of the checks is the order of what may be said. dom0's user gets the most helpful error
-first. A VM gets the policy's verdict first, and behind it nothing that tells a device or a VM that
-does not exist from one that it may not see.
+The order of the checks is the order of what may be revealed. dom0's user gets the most helpful
+error first. A VM gets the policy's verdict first, and after it nothing that distinguishes a device
+or a VM that does not exist from one that it may not see.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ Outcome = Literal["attached", "already", "assigned"]
 
 @attrs.frozen
 class AttachRequest:
-    """Who asks for which device in which VM. `request` is the id that answers and audit share."""
+    """Who asks for which device in which VM. Answers and audit lines share the id `request`."""
 
     caller: Caller
     request: str
@@ -115,14 +116,14 @@ class Attach:
         return result
 
     async def _attach(self, asked: AttachRequest) -> tuple[AttachResult, str]:
-        """What is answered, and the VM that has it then."""
+        """The answer, and the VM that has the device then."""
         if asked.vm == DOM0_NAME:
             raise errors.target_is_dom0()
         if asked.vm == asked.key.backend:
             raise errors.target_is_backend(asked.vm)
         device, grant = await self._granted(asked)
-        # From there to the lease nothing is awaited: what was looked up and decided is still so
-        # when the device is given out.
+        # From there to the lease nothing is awaited: what was looked up and decided still holds
+        # when the device is leased.
         vm = grant.vm
         held = self._held(asked.key, vm)
         if held is not None and held.state == ATTACHED:
@@ -131,7 +132,7 @@ class Attach:
 
         domain = self._state.known_domain(vm)
         if asked.persistent:
-            self._check_assignable(asked, vm, ())  # before anything is attached
+            self._check_assignable(asked, vm, ())  # before any step of the attach
         if domain.domid is None and asked.persistent:
             await self._assign(asked, vm, device)
             return self._result(asked, vm, "assigned", asked.options.canonical()), vm
@@ -145,7 +146,7 @@ class Attach:
         try:
             await self._assign(asked, vm, device, lease)
         except (CallError, StoreError) as failed:
-            # Asked for was both, so it is both or nothing.
+            # The request was for both, so it gets both or nothing.
             try:
                 await self._transaction.undo(lease, "it could not be assigned", asked.request)
             except CallError as refused:
@@ -155,11 +156,11 @@ class Attach:
         return self._result(asked, vm, "attached", lease.options), vm
 
     async def _granted(self, asked: AttachRequest) -> tuple[Device, Grant]:
-        """The device and who gets it, as of the moment of the return. Raises CallError.
+        """The device and its recipient, as of the moment of the return. Raises CallError.
 
-        Each turn looks everything up and decides it anew. A turn that has to wait for a VM, or for
-        dom0's user, is followed by another; there are at most a few, as each VM and each verb is
-        waited for once.
+        Each turn looks everything up and decides it again. A turn that has to wait for a VM, or for
+        dom0's user, is followed by another; there are at most a few, because each VM and each verb
+        is waited for once.
         """
         settled: set[str] = set()
         await self._wait(asked, asked.vm, settled)
@@ -184,8 +185,8 @@ class Attach:
             await self._wait(asked, grant.vm, settled)
 
     async def _wait(self, asked: AttachRequest, target: str, settled: set[str]) -> None:
-        """Waits until what is known of both VMs is what is so, and what the device is: after a
-        restart, and after it was plugged in, that takes a bit."""
+        """Waits until the tables about both VMs are settled, and the device is identified: after a
+        restart, and after the device was plugged in, that takes a moment."""
         settled.add(target)
         caller, source = asked.caller.name, asked.key.backend
         is_denied = False
@@ -194,15 +195,15 @@ class Attach:
         else:
             decision = self._authorizer.decide(caller, asked.subject, asked.vm)
             is_denied = decision.verdict == "deny"
-        # A VM is not to learn of others from the time that a denial takes.
+        # A VM must not learn of others from the duration of a denial.
         if not is_denied:
             await self._reconciler.wait_settled(source, target)
-        # To other VMs what is not known yet is not there, see `_look_up_for_vm`.
+        # For other VMs an unidentified device does not exist, see `_look_up_for_vm`.
         if asked.caller.kind.sees_all or source == caller:
             await wait_until_known(self._state, [asked.key])
 
     def _check_target(self, asked: AttachRequest, vm: str) -> None:
-        """Whether a rule sends it to a VM that can have it."""
+        """Whether a rule redirects it to a VM that can have it."""
         error = None
         if vm == DOM0_NAME:
             error = errors.target_is_dom0()
@@ -214,7 +215,7 @@ class Attach:
             raise self._tell(asked, vm, error)
 
     async def _wait_for_agents(self, *names: str) -> None:
-        """An agent that was restarted a moment ago is worth waiting for, if its VM runs."""
+        """An agent that was just restarted is worth waiting for, if its VM runs."""
         state = self._state
 
         def runs(name: str) -> bool:
@@ -230,7 +231,7 @@ class Attach:
                     )
 
     def _look_up(self, asked: AttachRequest, vm: str) -> Device:
-        """The device, if all that was named is there and known."""
+        """The device, if everything that was named exists and is known."""
         state, key = self._state, asked.key
         state.known_domain(vm)
         source = state.known_domain(key.backend)
@@ -252,9 +253,9 @@ class Attach:
         """As `_look_up`, for a VM that policy allows to ask.
 
         Policy may allow names with a wildcard; that does not entitle the VM to learn which of them
-        exist and run. What it owns itself is no secret to it. A device of which is not known what
-        it is may be one that a rule denies it by its identity: until that is known, it is to the VM
-        as if it were not there, in the answer and in the time that takes.
+        exist and run. What it owns itself is no secret to it. An unidentified device may be one
+        that a rule denies it by its identity: until it is identified, it does not exist for the VM,
+        in the answer and in its duration.
         """
         try:
             return self._look_up(asked, vm)
@@ -273,8 +274,8 @@ class Attach:
         return self._authorizer.hidden(asked.subject, asked.vm, error)
 
     def _decide(self, asked: AttachRequest) -> Grant:
-        """What the rules allow. An assignment has to be attachable too: otherwise it would only
-        keep the VM from starting; and it is one to the VM that gets the device now."""
+        """The permission. An assignment has to be attachable too: otherwise it would only keep the
+        VM from starting; and it is one to the VM that gets the device now."""
         grant = self._authorizer.require(
             asked.caller, asked.subject, asked.vm, asked.request, asked.consents
         )
@@ -304,10 +305,10 @@ class Attach:
     async def _assign(
         self, asked: AttachRequest, vm: str, device: Device, lease: Lease | None = None
     ) -> bool:
-        """Writes the assignment, if one was asked for; False if it stood there already.
+        """Writes the assignment, if one was requested; False if it existed already.
 
-        With `lease`, only while that stands: a detach meanwhile also means the assignment. Without
-        one, the VM does not run, and must not be starting with what was assigned before.
+        With `lease`, only while that stands: a detach meanwhile also removes the assignment.
+        Without one, the VM does not run, and must not be starting with what was assigned before.
         """
         if not asked.persistent:
             return False
@@ -341,7 +342,7 @@ class Attach:
             raise self._tell(asked, vm, error)
 
     async def _own_frontends(self, asked: AttachRequest, vm: str) -> Collection[str]:
-        """The names of the VM's own disks, as far as it matters and the hypervisor knows them."""
+        """The names of the VM's own disks, where they matter and the hypervisor knows them."""
         if asked.options.frontend is None:
             return ()
         try:
@@ -354,6 +355,6 @@ class Attach:
         self, asked: AttachRequest, vm: str, outcome: Outcome, options: Mapping[str, str]
     ) -> AttachResult:
         if not asked.caller.kind.sees_all and vm not in (asked.vm, asked.caller.name):
-            # It was sent on to a VM of which the one that asked knows nothing.
+            # It was redirected to a VM that the requester knows nothing about.
             return AttachResult(outcome="attached", options={}, request=asked.request, vm=None)
         return AttachResult(outcome=outcome, options=dict(options), request=asked.request, vm=vm)

@@ -1,4 +1,4 @@
-"""Which device classes there are: what is told of them, and what a request may name."""
+"""The device classes: what clients are told of them, and which ones a request may name."""
 
 from __future__ import annotations
 

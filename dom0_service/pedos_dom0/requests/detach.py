@@ -1,8 +1,8 @@
 """device.detach: takes a device away from a VM, now and for its next start.
 
-A device that is gone can still be detached: what counts is the lease and the assignment, not
-whether the device is reported. A detach is refused by policy, while an attach is still in progress,
-when there is nothing to detach, and by the VM that uses the device (see attachments/teardown.py).
+A missing device can still be detached: the lease and the assignment count, not whether the device
+is reported. A detach is refused by policy, while an attach is in progress, if there is nothing to
+detach, and by the VM that uses the device (see attachments/teardown.py).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 # Bytes of an answer's envelope around its items.
 ENVELOPE_MAX = 256
-# When many devices could not be detached, the answer that says why of each must still be one frame.
-# It then says less of each: the beginning of the sentence, and of the data only the rule's place
-# (its end, which has the line) and the request. 64 attached and 64 assigned devices, with the
-# longest names, are 128 items of 480 bytes.
+# When many devices could not be detached, the answer with the reason for each must still fit into
+# one frame. It then has less about each: the beginning of the sentence, and of the data only the
+# rule's place (its end, which has the line) and the request. 64 attached and 64 assigned devices,
+# with the longest names, are 128 items of 480 bytes.
 BRIEF_MESSAGE_MAX = 128
 BRIEF_RULE_MAX = 64
 
@@ -52,7 +52,7 @@ class Asking:
 
     caller: Caller
     request: str
-    gone: trio.Event  # set when the caller does not wait for the answer any more
+    gone: trio.Event  # set when the caller stops waiting for the answer
     force: bool  # also what the VM uses
 
 
@@ -72,7 +72,7 @@ class Detach:
         caller = asking.caller
         if caller.kind.sees_all:
             self._check_vm(vm)
-        # A VM is not to learn from the time that a denial takes.
+        # A VM must not learn from the duration of a denial.
         if (
             caller.kind.sees_all
             or self._authorizer.decide(caller.name, DeviceSubject("detach", key), vm).verdict
@@ -82,16 +82,16 @@ class Detach:
         return DetachResult(results=(await self._detach(asking, key, vm),), request=asking.request)
 
     async def all(self, asking: Asking, device_class: str, vm: str) -> DetachResult:
-        """Detaches everything of a class, all at once: VMs that hang are waited for together.
-        A failure stands in its item, and the rest goes on.
+        """Detaches everything of a class, all at once: hanging VMs delay it together. A failure
+        stands in its item, and the rest continues.
 
-        A VM that asks about another one learns of what it may detach there and of nothing else; if
-        that is nothing, it gets what it would get for a VM that does not exist.
+        A VM that asks about another one learns what it may detach there and nothing else; if that
+        is nothing, it gets the answer for a VM that does not exist.
         """
         caller = asking.caller
         if caller.kind.sees_all:
             self._check_vm(vm)
-        if caller.kind.sees_all or caller.name == vm:  # as above, of a VM that asks about another
+        if caller.kind.sees_all or caller.name == vm:  # as above, for a VM that asks about another
             await self._reconciler.wait_settled(vm)
         keys = {lease.key for lease in self._state.leases.of_vm(vm)}
         keys |= {assignment.key for assignment in self._assigned(caller, vm)}
@@ -113,7 +113,7 @@ class Detach:
         return DetachResult(results=_fitting(items), request=asking.request)
 
     async def _item(self, asking: Asking, key: DeviceKey, vm: str) -> DetachItem | None:
-        """What became of one of many; None if the caller may not learn that there is one."""
+        """The result for one of many; None if the caller may not learn that it exists."""
         caller = asking.caller
         try:
             return await self._detach(asking, key, vm)
@@ -130,7 +130,7 @@ class Detach:
         )
 
     def _check_vm(self, vm: str) -> None:
-        """A VM that was removed may still have assignments, which must be possible to remove."""
+        """A removed VM may still have assignments, which must be possible to remove."""
         if self._state.domain(vm) is None and not self._state.store.assignments(vm):
             raise errors.no_vm(vm)
 
@@ -187,7 +187,7 @@ class Detach:
             self._authorizer.require(caller, subject, vm, request, consents)
 
     def _check_there(self, caller: Caller, key: DeviceKey, vm: str) -> None:
-        """Not to be asked about what is not there. Raises CallError."""
+        """Dom0's user must not be asked about what does not exist. Raises CallError."""
         if self._lease(key, vm) is None and not any(
             assignment.key == key for assignment in self._assigned(caller, vm)
         ):
@@ -199,7 +199,7 @@ class Detach:
         return self._authorizer.hidden(DeviceSubject("detach", key), vm, errors.neither(key, vm))
 
     def _assigned(self, caller: Caller, vm: str) -> list[Assignment]:
-        """What is assigned to the VM, as far as the caller has to do with it."""
+        """The assignments of the VM that concern the caller."""
         state = self._state
         return state.store.assignments(vm) if caller.kind.sees_all else state.assigned_to(vm)
 
@@ -208,7 +208,7 @@ class Detach:
 
 
 def _fitting(items: list[DetachItem]) -> tuple[DetachItem, ...]:
-    """The items as one frame holds them; if it does not, their errors in brief."""
+    """The items if they fit into one frame; otherwise with shortened errors."""
     room = Room(FRAME_MAX - ENVELOPE_MAX)
     if all(room.takes(item) for item in items):
         return tuple(items)

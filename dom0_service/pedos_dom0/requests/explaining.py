@@ -1,7 +1,7 @@
-"""What policy would say, and of which VMs it knows: answers that change nothing.
+"""What policy would say, and which VMs it knows: answers that change nothing.
 
-dom0's user is told everything. A VM learns of its own verdicts, and of nothing that it could not
-find out by asking for the device itself.
+dom0's user is told everything. A VM learns its own verdicts, and nothing that it could not find out
+by asking for the device itself.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Explaining:
         self._authorizer = authorizer
 
     def device(self, source: str, verb: Verb, key: DeviceKey, vm: str) -> ExplainResult:
-        """What would be said to it. Raises CallError(not_found) for an unknown VM."""
+        """The verdict on an attach or the like. Raises CallError(not_found) for an unknown VM."""
         self._state.known_domain(source)
         is_assigned = any(each.key == key for each in self._state.store.assignments(vm))
         if verb == "detach" and is_assigned:  # perhaps to or from a VM that was removed since
@@ -67,7 +67,7 @@ class Explaining:
         return self.subject(source, DeviceSubject(verb, key), vm)
 
     def subject(self, source: str, subject: Subject, vm: str) -> ExplainResult:
-        """What would be said to it, whether what it names is there or not."""
+        """The verdict, whether what the request names exists or not."""
         decision = self._authorizer.decide(source, subject, vm, trace=True)
         refused = refusal(subject, vm, decision)
         rule, trace = decision.rule, _trace(decision)
@@ -83,7 +83,7 @@ class Explaining:
         )
 
     def request(self, service: str, argument: str, source: str, target: str) -> PolicyExplained:
-        """What policy says of any request, whether what it names is there or not."""
+        """The policy's verdict on any request, whether what it names exists or not."""
         argument = self._completed(service, argument)
         decision = self._authorizer.judge(Request(service, argument, source, target), trace=True)
         rule = decision.rule
@@ -119,7 +119,8 @@ class Explaining:
         return device_argument(DeviceKey(kind[1], backend, port), self._state.registry)
 
     def mine(self, vm: str, verb: Verb, key: DeviceKey) -> PolicyVerdict:
-        """What a VM may do for itself. What it may not see is to it what does not exist: a no."""
+        """What a VM may do for itself. A device that it may not see is denied like one that does
+        not exist."""
         verdict, subject = "deny", DeviceSubject(verb, key)
         if self._may_know(vm, verb, key):
             decision = self._authorizer.decide(vm, subject, vm)
@@ -129,10 +130,10 @@ class Explaining:
         return PolicyVerdict(verdict=cast("Verdict", verdict))
 
     def _may_know(self, vm: str, verb: Verb, key: DeviceKey) -> bool:
-        """Could the VM find out by asking for it that the device is there?"""
+        """Could the VM find out by asking for it that the device exists?"""
         state = self._state
         if verb in ("attach", "assign"):
-            # It could: what is not there is denied, and so is what policy denies.
+            # It could: a missing device is denied, and so is what policy denies.
             return key.backend != vm and state.registry.get(key) is not None
         if any(lease.vm == vm for lease in state.leases.of_device(key)):
             return True
@@ -141,7 +142,7 @@ class Explaining:
         return verb == "list" and key.backend == vm and state.registry.get(key) is not None
 
     def system(self, after: str | None) -> SystemVms:
-        """The facts of the VMs behind `after`, as many as one frame holds."""
+        """The facts about the VMs after `after`, as many as one frame holds."""
         passed = None if after is None else natural_key(after)
         domains = self._state.facts.system.domains
         names = sorted((name for name in domains if is_vm_name(name)), key=natural_key)

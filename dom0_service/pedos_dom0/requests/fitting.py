@@ -1,4 +1,4 @@
-"""What of a list fits into an answer, which is one frame; the answer counts what is left out."""
+"""The part of a list that fits into an answer, which is one frame; the answer counts the rest."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=attrs.AttrsInstance)
 
-# Bytes of an answer that are not what is counted: its envelope.
+# Bytes of an answer beside the counted items: its envelope.
 ENVELOPE_MAX = 1024
-# Bytes of one list in an answer with other parts beside it: of two lists, and all texts.
+# Bytes of one list in an answer that has other parts: of two lists, and all texts.
 LIST_MAX = 24 * 1024
 
 

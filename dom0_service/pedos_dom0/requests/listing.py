@@ -1,7 +1,7 @@
-"""device.list: what there is, who uses it, and what of that the caller may see.
+"""device.list: the devices, who uses them, and how much of that the caller may see.
 
-Everything comes from dom0's own tables: a listing never calls out to a VM, so a VM that hangs does
-not hold it up.
+Everything comes from dom0's own tables: a listing never calls a VM, so a hanging VM does not delay
+it.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ if TYPE_CHECKING:
     from pedos_dom0.tables.leases import Lease
     from pedos_dom0.tables.store import Assignment
 
-# Errors of the policy that a listing carries along. It is there to say that something is wrong;
-# service.status has them all.
+# Errors of the policy in a listing. They only show that something is wrong; service.status has them
+# all.
 POLICY_ERRORS_MAX = 8
 POLICY_BYTES_MAX = 10 * 1024
-# Bytes of an answer that are not devices: its envelope, the policy's status, and which VMs have
-# more devices (32 lines of 250 bytes).
+# Bytes of an answer beside the devices: its envelope, the policy's status, and which VMs have more
+# devices (32 lines of 250 bytes).
 ENVELOPE_MAX = 20 * 1024
 # Bytes of the assignments of one device: those to 300 VMs with the longest names, each of which is
 # named twice if it was removed. So a device always fits onto a page.
 ASSIGNED_MAX = 16 * 1024
-# Why nothing is listed of a VM that may have devices all the same.
+# Why no device is listed of a VM that may have some.
 NO_AGENT = "it runs, but its agent is not connected"
-# Devices that are looked at in one step: some milliseconds.
+# Devices to look at in one step: some milliseconds.
 STEP = 64
 
 _listed = partial(DeviceSubject, "list")
@@ -80,7 +80,7 @@ class Listing:
     ) -> Listed:
         """One device with its users; `present` is False if its source does not report it.
 
-        Who lists many devices has looked up who uses them, and names it for each.
+        A caller that lists many devices has looked up their users, and passes them in.
         """
         device = self._state.registry.get(key)
         present = device is not None
@@ -128,10 +128,10 @@ class Listing:
         exclude: Collection[str],
         after: str | None = None,
     ) -> DeviceListed:
-        """The devices of and in the named VMs. Excluding VMs is naming all the others.
+        """The devices of and in the named VMs. Excluding VMs means naming all the others.
 
-        dom0's user sees everything but what a rule denies by name: with no rule at all, or a policy
-        that cannot be read, an administrator still has to see what there is. Raises
+        dom0's user sees everything but what a rule denies by name: without any rule, or with an
+        unreadable policy, an administrator still has to see which devices exist. Raises
         CallError(not_found) for a name that no VM has.
         """
         for name in (*(vms or ()), *exclude):
@@ -144,7 +144,7 @@ class Listing:
             return (vms is None or not users.isdisjoint(vms)) and not users <= set(exclude)
 
         status = policy_status(self._state)
-        # All of them, and the lines themselves, are in the service's status.
+        # The service's status has all of them, and the lines themselves.
         status = with_errors(status, status.errors, POLICY_ERRORS_MAX)
         errors = tuple(attrs.evolve(error, text="") for error in status.errors)
         status = fitting_status(attrs.evolve(status, errors=errors), POLICY_BYTES_MAX)
@@ -156,7 +156,7 @@ class Listing:
             keys = filter(is_wanted, uses.merged(devices, after))
 
             def allowed(keys: list[DeviceKey]) -> list[bool]:
-                # Those of which no rule, as opposed to the lack of one, denies the sight.
+                # Those whose sight no rule denies; the lack of a rule does not count.
                 decisions = self._authorizer.decide_all(DOM0_NAME, map(_listed, keys), DOM0_NAME)
                 return [each.verdict == "allow" or each.rule is None for each in decisions]
 
@@ -181,9 +181,9 @@ class Listing:
     ) -> DeviceListed:
         """What a VM may see: its own devices and those it has, as far as policy lets it.
 
-        Other users of them are left out, so that VMs do not learn of each other; a name of another
-        VM selects nothing, whether there is such a VM or not. Nothing else is even looked at: what
-        a VM asks for must not cost what all other VMs have.
+        Other users of them are left out, so that VMs do not learn of each other; the name of
+        another VM selects nothing, whether such a VM exists or not. Nothing else is even looked at:
+        a VM's request must not cost time for what all other VMs have.
         """
         me = caller.name
         if me in exclude or (vms is not None and me not in vms):
@@ -222,9 +222,8 @@ class Listing:
         allowed: Callable[[list[DeviceKey]], list[bool]],
         turn: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     ) -> bool:
-        """Puts those that are allowed onto the page; False when it is full. Others run meanwhile,
-        and there is a `turn` to wait for before each step but the first: a VM may have thousands
-        of devices."""
+        """Puts the allowed ones onto the page; False when it is full. It yields to others, and
+        awaits `turn` before each step but the first: a VM may have thousands of devices."""
         left = iter(keys)
         while some := list(islice(left, STEP)):
             if page.is_begun:
@@ -234,7 +233,7 @@ class Listing:
                 if not is_allowed:
                     continue
                 device = self.listed(key, uses.assigned.get(key, ()), uses.lent.get(key, ()))
-                # One that has gone meanwhile, and is not used, is none any more.
+                # A device that has disappeared, and is not used, is left out.
                 if (device.present or len(uses.of(key)) > 1) and not page.take(device):
                     return False
         return True
@@ -260,7 +259,7 @@ class _Uses:
             self._by_backend[key.backend].add(key)
 
     def backends(self) -> list[str]:
-        """The VMs that the devices are of."""
+        """The VMs that own the devices."""
         return [*self._by_backend]
 
     def of(self, key: DeviceKey) -> set[str]:
@@ -272,8 +271,8 @@ class _Uses:
         }
 
     def merged(self, devices: DeviceSet, after: str | None) -> Iterator[DeviceKey]:
-        """The devices of a VM and those of it that are used, there or not, in natural order: those
-        behind `after`."""
+        """The devices of a VM and those of it that are used, present or not, in natural order:
+        those after `after`."""
         backend = devices.backend
         of_class = devices.in_order(self._device_class)
         used = self._by_backend.get(backend, set())
@@ -295,8 +294,8 @@ class _Uses:
 
 
 class _Page:
-    """As many devices as one frame holds. The order is by name and not by place, so devices that
-    come and go between two pages make none of the others be missed or listed twice."""
+    """As many devices as one frame holds. The order is by name and not by position, so devices that
+    appear or disappear between two pages make no other device be missed or listed twice."""
 
     def __init__(self) -> None:
         self.is_begun = False

@@ -1,8 +1,8 @@
-"""Work that goes on when its caller has gone.
+"""Work that continues when its caller has gone.
 
 An attach that is half done when the command line is interrupted must end as attached or as undone.
 So operations run in the service's nursery, not in the client's; the client only waits for the end.
-Each is bounded by the deadlines of its own steps, so none needs a deadline of its own.
+The deadlines of its steps bound each operation, so none needs a deadline of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Outcome(Generic[T]):
 
     def __init__(self) -> None:
         self.done = trio.Event()
-        self.ended = False  # otherwise it was cancelled, as the service ends
+        self.ended = False  # otherwise it was cancelled, because the service ends
         self.result: T | None = None
         self.error: CallError | None = None
 
@@ -52,10 +52,10 @@ class Operations:
     async def run(
         self, kind: str, name: str, work: Callable[[], Awaitable[T]], caller_gone: trio.Event
     ) -> T:
-        """Runs `work` to its end even if the caller of this is cancelled, and gives its result.
+        """Runs `work` to its end even if the caller of this is cancelled, and returns its result.
 
-        `caller_gone` is set then, for work that makes sense only while its caller waits.
-        Raises what it raises, as CallError; CallError(quota) if the caller has too many running.
+        `caller_gone` is set then, for work that is useful only while its caller waits. Raises what
+        it raises, as CallError; CallError(quota) if the caller has too many running.
         """
         caller = (kind, name)
         if self._running[caller] >= OPERATIONS_MAX[kind]:
@@ -73,7 +73,7 @@ class Operations:
             if not outcome.ended:
                 caller_gone.set()
                 raise
-            # else it has just ended, and what it has done is its caller's to hear
+            # else it has just ended, and its caller has to hear the result
         if outcome.error is not None:
             raise outcome.error
         return outcome.result  # type: ignore[return-value]  # None only if T is
@@ -90,7 +90,7 @@ class Operations:
                 logger.error("an operation of %s failed: %s%s", caller[1], error.message, more)
             outcome.error = error
         except Exception:
-            # A mistake in this program must not take down the service with all its leases.
+            # A bug in this program must not take down the service with all its leases.
             if (more := self._throttle.more(f"operation {caller[1]}")) is not None:
                 said = "an operation of %s failed in an unforeseen way%s"
                 logger.exception(said, caller[1], more)

@@ -1,4 +1,4 @@
-"""How policy stands, as answers tell it: what is in force, and what is wrong with the files."""
+"""The policy's status in answers: what is in force, and the errors of the files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def policy_status(state: State) -> PolicyStatus:
-    """How policy stands, and with it the facts that its rules speak of."""
+    """The policy's status, with the facts that its rules use."""
     status = state.policy.status()
     if not state.facts.known:
         # Without them no rules are used.

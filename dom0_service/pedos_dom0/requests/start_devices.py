@@ -1,8 +1,8 @@
-"""What a VM starts with: all that is assigned to it, asked about, allowed and leased, or nothing.
+"""The devices of a VM's start: all assigned ones are asked about, allowed and leased, or none.
 
-What is assigned may change while dom0's user thinks. So it is read again until nothing new is left
-to be asked about, and is leased in the same step. Once the start stands in the store too, nothing
-more is assigned to the VM before it runs (attach.py), and what is leased cannot be detached.
+The assignments may change while dom0's user thinks. So they are read again until there is nothing
+new to ask about, and leased in the same step. Once the store has the start too, nothing more is
+assigned to the VM before it runs (attach.py), and a leased device cannot be detached.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Problem(Exception):  # noqa: N818 - collected, so that all are told at on
 
 @attrs.define
 class _Asked:
-    """What dom0's user said before a start, by device: yes, or why it is a no."""
+    """What dom0's user said before a start, by device: yes, or why it is denied."""
 
     consents: dict[DeviceKey, Consents] = attrs.field(factory=dict)
     refusals: dict[DeviceKey, CallError] = attrs.field(factory=dict)
@@ -64,8 +64,8 @@ class StartDevices:
         self._reconciler = reconciler
 
     async def reserve(self, vm: str, request: str, asker_gone: trio.Event) -> list[Lease]:
-        """Leases all that is assigned to the VM, and puts its start into the store. CallError says
-        what is wrong; then nothing is leased."""
+        """Leases every device that is assigned to the VM, and puts its start into the store.
+        CallError has the reason of a failure; then nothing is leased."""
         asked = _Asked()
         known: set[DeviceKey] = set()
         await self._reconciler.wait_settled(vm)
@@ -85,8 +85,8 @@ class StartDevices:
             await self._ask_for(vm, new, request, asker_gone, asked)
 
     async def _note(self, vm: str, assignments: list[Assignment], leases: list[Lease]) -> bool:
-        """Puts the start into the store. By then every write that was asked for before is done;
-        False, and nothing is leased, if it has changed what is assigned."""
+        """Puts the start into the store. By then every earlier write is done; False, and nothing is
+        leased, if one of them has changed the assignments."""
         is_noted = False
         try:
             await self._state.store.start_put(vm, None)
@@ -100,7 +100,7 @@ class StartDevices:
         return is_noted
 
     async def _wait_for_sources(self, assignments: list[Assignment]) -> None:
-        """Sources that are running but whose agents were restarted a moment ago."""
+        """Sources that are running but whose agents were just restarted."""
         with trio.move_on_after(AGENT_GRACE):
             for name in sorted({a.key.backend for a in assignments}):
                 domain = self._state.domain(name)
@@ -142,7 +142,7 @@ class StartDevices:
         request: str,
         asked: _Asked,
     ) -> list[Lease]:
-        """A lease of every assigned device, or CallError that says what is wrong, and none."""
+        """A lease of every assigned device, or CallError with the reason, and none."""
         leases: list[Lease] = []
         problems: list[_Problem] = []
         for assignment in assignments:
@@ -150,7 +150,7 @@ class StartDevices:
                 leases.append(self._reserve(vm, assignment, request, asked))
             except _Problem as problem:
                 problems.append(problem)
-        # An assignment that asks for a name gets it before it is given to one that does not.
+        # An assignment that asks for a name gets it before another one does.
         leases.sort(key=lambda lease: lease.frontend is None)
         if problems:
             for lease in leases:
@@ -161,7 +161,7 @@ class StartDevices:
         return leases
 
     def _grant(self, vm: str, key: DeviceKey, its: str, request: str, asked: _Asked) -> Grant:
-        """What policy, and dom0's user, grant the VM that starts; or raises _Problem."""
+        """The permission of policy, and dom0's user, for the VM that starts; or raises _Problem."""
         explain = f"qvm-device {key.device_class} explain {vm} {key}"
         try:
             if (refusal := asked.refusals.get(key)) is not None:

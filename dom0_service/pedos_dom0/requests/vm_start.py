@@ -1,9 +1,8 @@
-"""vm.start: a VM starts with all that is assigned to it, or not at all.
+"""vm.start: a VM starts with all devices that are assigned to it, or not at all.
 
-Before anything is started, every assigned device is there, allowed and leased (start_devices.py),
-so that no other VM can take it while this one boots. A start in progress stands in the store, so
-that a service which is killed meanwhile leaves no VM without its devices (see
-attachments/interrupted.py).
+Before the VM is started, every assigned device is present, allowed and leased (start_devices.py),
+so that no other VM can take it while this one boots. The store has a start in progress, so that a
+service which is killed meanwhile leaves no VM without its devices (see attachments/interrupted.py).
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ class VmStart:
             starting.discard(vm)
 
     async def _start_with(self, vm: str, leases: list[Lease], request: str) -> VmStarted:
-        """Starts the VM and attaches; takes everything back if anything fails."""
+        """Starts the VM and attaches; undoes everything if a step fails."""
         state = self._state
         waiting = list(leases)
         begun: list[Lease] = []
@@ -92,7 +91,7 @@ class VmStart:
             await state.reach("start.started")
             await self._bring_up(vm, domid, (waiting, begun, attached), request)
             await state.reach("start.attached")
-            # Before its success is told: a row that stayed would later stop the VM.
+            # Before success is reported: a row that stayed would later stop the VM.
             await state.store.start_delete(vm)
             return VmStarted(domid=domid, attached=tuple(str(lease.key) for lease in attached))
         except Exception as raised:
@@ -110,8 +109,8 @@ class VmStart:
             hint = error.hint if isinstance(error, DriverError) else error.data.get("hint")
             for lease in waiting:
                 self._transaction.release(lease)
-            # A hypervisor that did not answer in time, or is lost, may have started it, or still do
-            # so; and after an error that was not foreseen, it is not known either.
+            # A hypervisor that did not answer in time, or is lost, may have started it, or may
+            # still do so; and after an unexpected error, that is not known either.
             if domid is None and not may_run:
                 await self._forget_start(vm)
                 code = error.code
@@ -127,18 +126,18 @@ class VmStart:
         stages: tuple[list[Lease], list[Lease], list[Lease]],
         request: str,
     ) -> None:
-        """Moves leases from one stage to the next: they wait, are begun, are attached. One whose
-        step fails stays where it is, as its VM may have kept it."""
+        """Moves leases from one stage to the next: waiting, begun, attached. A lease whose step
+        fails stays where it is, because its VM may have kept it."""
         state, (waiting, begun, attached) = self._state, stages
         if state.driver.starts_paused:
-            # What can be is in it before it runs its first instruction.
+            # Everything possible is attached before its first instruction.
             early = [each for each in waiting if state.carrier(each.key.device_class).before_boot]
             for lease in early:
                 waiting.remove(lease)
                 begun.append(self._transaction.rebind(lease, domid))
                 begun[-1] = await self._transaction.prepare(begun[-1], request)
             await state.reach("start.carried")
-            # Before: a VM that may run is not destroyed as one that has not begun to.
+            # Before that: a VM that may run is not destroyed like one that has not begun to.
             await state.store.start_put(vm, domid, may_run=True)
             await state.driver.resume(vm, domid)
         if (waiting or begun) and not await self._booted(vm, domid):
@@ -151,8 +150,8 @@ class VmStart:
             begun.pop(0)
 
     async def _take_back(self, vm: str, leases: list[Lease], reason: str, request: str) -> str:
-        """Stops a VM whose start has failed, and then undoes its attachments; says what became of
-        it."""
+        """Stops a VM whose start has failed, and then undoes its attachments; reports the
+        result."""
         for lease in leases:
             self._transaction.give_up(lease)
         kept: list[str] = []
@@ -175,7 +174,7 @@ class VmStart:
         return f"runs {what}, as it could not be stopped again ({runs_on})"
 
     def _has_run(self, vm: str) -> bool:
-        """Whether a VM whose start is in the store has been let go, or may have been."""
+        """Whether a VM whose start is in the store has been unpaused, or may have been."""
         rows = self._state.store.starts()
         return not self._state.driver.starts_paused or any(
             row.vm == vm and row.may_run for row in rows
@@ -189,7 +188,7 @@ class VmStart:
             logger.critical("the end of the start of %s is not in the store: %s", vm, error)
 
     async def _booted(self, vm: str, domid: int) -> bool:
-        """Waits for the agent of the new domain; False if it ends or takes too long."""
+        """Waits for the agent of the new domain; False if the domain ends or takes too long."""
         state, seen = self._state, False
 
         def alive() -> bool:

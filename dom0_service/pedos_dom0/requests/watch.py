@@ -25,8 +25,8 @@ Kind = Literal["added", "removed", "changed", "gap"]
 # A tray widget for every user of a machine, and some scripts. Each costs one listing per change.
 WATCHERS_MAX = 32
 # Bytes of events that may wait for a watcher before the next is held back: a few of the largest. So
-# one that reads slowly gets a gap, when the registry has more for it than SUBSCRIPTION_MAX, and is
-# not thrown out for what the peer's own bound (OUT_MAX, sixteen of the largest frames) is.
+# a slow reader gets a gap, when the registry has more for it than SUBSCRIPTION_MAX, and is not
+# disconnected for exceeding the peer's own bound (OUT_MAX, sixteen of the largest frames).
 WAITING_MAX = 256 * 1024
 
 
@@ -42,7 +42,7 @@ class Watch:
         """Sends events to `peer` until its connection, whose nursery `background` is, ends."""
         if self._watchers >= WATCHERS_MAX:
             raise failure("quota", f"{WATCHERS_MAX} clients watch already")
-        # There is no checkpoint between the subscription and the answer, which therefore goes out
+        # There is no checkpoint between the subscription and the answer, which is therefore sent
         # before the first event.
         subscription = self._registry.subscribe()
         self._watchers += 1
@@ -53,7 +53,8 @@ class Watch:
         try:
             with subscription:
                 while True:
-                    # Before the next event is taken, so that it is as of when it can be sent.
+                    # Taken before the next event is sent, so that the event shows the state at that
+                    # time.
                     await peer.drained(WAITING_MAX)
                     revision, kind, key = await anext(subscription)
                     if key is None:

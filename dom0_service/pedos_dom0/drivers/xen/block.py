@@ -1,8 +1,8 @@
 """Block devices on Xen: `xl block-attach` from the source's blkback to the target's blkfront.
 
-xl runs in dom0, and its hotplug script in the source. What is attached stands in xenstore, where
-the toolstack notes it for itself (/libxl): that, and not what either domain says, is what counts
-after a restart of the service, and before anything is taken away.
+xl runs in dom0, and its hotplug script in the source. The toolstack records attached devices in
+xenstore, for itself (/libxl). That record, and not what either domain says, counts after a restart
+of the service, and before anything is taken away.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
     from pedos_dom0.drivers.xen.xl import Xl
     from pedos_dom0.tables.leases import Lease
 
-# xl itself waits 40 s for a hotplug script, and 10 s for the two ends to let go; a script that
-# hangs is killed by then, and xl says which.
+# xl itself waits 40 s for a hotplug script, and 10 s for the two ends to release the device; by
+# then it has killed a hanging script, and says which.
 ATTACH_SECONDS = 60.0
 DETACH_SECONDS = 30.0
-# After xl has answered: the state of the backend stands in xenstore at once, or it never will.
+# After xl has answered: the state of the backend is in xenstore at once, or it never will be.
 SETTLE_SECONDS = 10.0
-# XenbusStateClosed of xen/io/xenbus.h: this end has nothing to do with the device any more.
+# XenbusStateClosed of xen/io/xenbus.h: this end does not use the device any more.
 CLOSED = "6"
-# What Xen's hotplug scripts write as `hotplug-status` at their ends.
+# The final values of `hotplug-status` that Xen's scripts write.
 CONNECTED, FAILED = "connected", "error"
 
 
@@ -78,7 +78,7 @@ def attach_arguments(lease: Lease, frontend: str) -> list[str]:
 
 
 class XenBlock:
-    """The carrier of block devices: attaches and detaches by `xl`, and asks xenstore what is
+    """The carrier of block devices: attaches and detaches by `xl`, and reads from xenstore what is
     attached."""
 
     lack = None
@@ -95,8 +95,8 @@ class XenBlock:
         own_names: Callable[[str], Awaitable[Collection[str]]],
         userdata: Path,
     ) -> None:
-        """`store` is the connection that stands, `open_store` makes one to wait with; `has_ended`
-        says of a domain that it will not run any more, if it is there at all, and `is_held_back`
+        """`store` is the permanent connection, `open_store` makes one to wait with; `has_ended`
+        tells of a domain that it will not run any more, if it exists at all, and `is_held_back`
         that it has not run yet; `own_names` are Carrier's; `userdata` is the folder of libxl."""
         self._xl = xl
         self._store = store
@@ -104,7 +104,7 @@ class XenBlock:
         self._has_ended = has_ended
         self._is_held_back = is_held_back
         self._own_names = own_names
-        # What dom0 has given.
+        # The leases that dom0 has given.
         self._given: set[Place] = set()
         self.reclaimer = Reclaimer(
             store=store,
@@ -132,7 +132,7 @@ class XenBlock:
         raise DriverError("all its names for block devices are used", code="busy")
 
     def number(self, lease: Lease) -> str | None:
-        """See Carrier. The script writes it, and the backend opens by it."""
+        """See Carrier. The script writes the number, and the backend opens by it."""
         vbd = self._ours(lease)
         try:
             return None if vbd is None else self._store().read(f"{vbd.backend}/physical-device")
@@ -144,7 +144,7 @@ class XenBlock:
         return self._ours(lease) is not None
 
     def _ours(self, lease: Lease) -> Vbd | None:
-        """Not one that an administrator has put in its place, be it of the same device."""
+        """Not one that an administrator has attached in its place, even of the same device."""
         if lease.frontend is None:
             return None
         vbd = self._vbd(lease.vm_domid, lease.frontend)
@@ -174,8 +174,8 @@ class XenBlock:
         await self._check_served(vbd, lease, what)
 
     async def _check_served(self, vbd: Vbd, lease: Lease, what: str) -> None:
-        """DriverError unless the source's hotplug script comes to a good end within a moment: xl
-        does not wait for that of another domain."""
+        """DriverError unless the source's hotplug script succeeds within a moment: xl does not wait
+        for that of another domain."""
         path = f"{vbd.backend}/hotplug-status"
         await self._until(
             path, lambda store: store.read(path) in (CONNECTED, FAILED), SETTLE_SECONDS
@@ -226,15 +226,15 @@ class XenBlock:
     async def _take_away(self, lease: Lease, place: Place, *, force: bool) -> None:
         what = f"{lease.key} could not be detached from {lease.vm}"
         if self._has_ended(lease.vm_domid):
-            # The toolstack takes down what it had, and until then that is attached. It does not for
-            # one that has crashed and is kept.
+            # The toolstack detaches what the domain had; until then it is attached. It does not do
+            # so for a domain that crashed and is kept.
             if not await self._goes(place):
                 await self._detach_by_force(place, what)
             return
         if self._ours(lease) is None:
             return
         if force and self._is_held_back(lease.vm_domid):
-            await self._detach_by_force(place, what)  # no agent is there that could let go
+            await self._detach_by_force(place, what)  # no agent could release it
             return
         words = ["block-detach", str(place[0]), place[1]]
         failed: DriverError | None = None
@@ -243,7 +243,7 @@ class XenBlock:
         except DriverError as error:
             failed = error
         if self._ours(lease) is None:
-            return  # also if xl was not content: the domain may have ended meanwhile
+            return  # also if xl failed: the domain may have ended meanwhile
         if failed is None:
             if await self._goes(place):
                 return
@@ -257,7 +257,7 @@ class XenBlock:
         await self._detach_by_force(place, what)
 
     def _has_released(self, place: Place) -> bool:
-        """Whether the target says that it has closed the device, and so it is the source that
+        """Whether the target reports that it has closed the device, so that it is the source that
         hangs. A false answer harms only the VM that gives it."""
         path = f"{DOMAINS}/{place[0]}/device/vbd/{vbd_number(place[1])}/state"
         try:
@@ -266,12 +266,12 @@ class XenBlock:
             raise silent(error) from error
 
     async def _take(self, place: Place) -> None:
-        """Takes away what is not given."""
+        """Takes away a device without a lease."""
         domid, frontend = place
         await self._detach_by_force(place, f"{frontend} could not be detached from domain {domid}")
 
     async def _goes(self, place: Place) -> bool:
-        """Whether the toolstack is done with what was there, waiting for that a moment."""
+        """Whether the toolstack is done with that device, waiting a moment for it."""
 
         def gone(store: Reader) -> bool:
             vbd = vbd_of(store, *place)

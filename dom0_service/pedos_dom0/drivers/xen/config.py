@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".cfg"
-# Bytes of a configuration; one with some hundred disks is a tenth of it. A longer one is refused.
+# Bytes of a configuration; one with some hundred disks has a tenth of it. A longer one is refused.
 CONFIG_MAX = 256 * 1024
 
 # xl.cfg(5): NAME = "VALUE", with either kind of quote; of several the last one counts.
 _NAME = re.compile(r"""^[ \t]*name[ \t]*=[ \t]*(["'])(.*?)\1""", re.MULTILINE)
 _UUID = re.compile(r"""^[ \t]*uuid[ \t]*=[ \t]*(["'])(.*?)\1""", re.MULTILINE)
-# A comment, or a text, in which # begins none.
+# A comment, or a text, in which # does not begin one.
 _COMMENT = re.compile(r"""("[^"\n]*"|'[^'\n]*')|#[^\n]*""")
 
-# disk = ["...", "..."], and in it the names of devices in the VM, with `vdev=` or by their place; a
-# path in front of one is that of its source (xl-disk-configuration(5)).
+# disk = ["...", "..."], and in it the names of devices in the VM, with `vdev=` or by their
+# position; a path before one belongs to its source (xl-disk-configuration(5)).
 _DISKS = re.compile(r"^[ \t]*disk[ \t]*\+?=[ \t]*\[(.*?)\]", re.MULTILINE | re.DOTALL)
 _XVD = re.compile(r"(?<![\w/])xvd[a-z](?![\w/])")
 
@@ -42,10 +42,10 @@ Config = tuple[Path, str | None]  # with the UUID that it gives its VM
 
 
 class Configs:
-    """The VMs that are configured in the folders, as these were last read.
+    """The configured VMs of the folders, as last read.
 
-    An error is not an empty folder: what a folder had stays until it can be read again. One that is
-    not there has none.
+    An error does not make a folder empty: what a folder had stays until it can be read again. A
+    missing folder has none.
     """
 
     def __init__(self, folders: Iterable[Path]) -> None:
@@ -55,7 +55,7 @@ class Configs:
 
     @property
     def is_complete(self) -> bool:
-        """Whether what is there now is known, of all folders."""
+        """Whether the present content of all folders is known."""
         return not self._unread
 
     @property
@@ -96,7 +96,7 @@ class Configs:
 def _configured(
     folder: Path, before: dict[str, Config], unread: dict[Path, str]
 ) -> dict[str, Config]:
-    """What a folder has. Of a file that cannot be looked at it is what it was `before`.
+    """The configurations of a folder. A file that cannot be looked at keeps what it was `before`.
 
     Files whose name no VM can have (examples, `xl.conf`) are not VMs.
     """

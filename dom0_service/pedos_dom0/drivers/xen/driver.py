@@ -1,10 +1,10 @@
 """The driver for Xen: domains from xenstore's watches, `xl` as the toolstack, vchans to agents.
 
-Nothing is polled. xenstore says when a domain is introduced or released, and when its name changes;
-inotify says when a configuration comes or goes; then the whole picture is looked at again, and what
-is different is told. So VMs that are started or killed with plain `xl` are seen like our own.
+Nothing is polled. xenstore reports when a domain is introduced or released, and when its name
+changes; inotify reports when a configuration appears or disappears. Then the driver takes a
+complete new picture, and reports what differs. So it also sees VMs that plain `xl` starts or kills.
 
-`start` leaves the VM paused, with nothing run in it yet: see Driver.resume.
+`start` leaves the VM paused, before its first instruction: see Driver.resume.
 """
 
 from __future__ import annotations
@@ -55,18 +55,20 @@ logger = logging.getLogger(__name__)
 # Building a domain takes seconds (its memory is cleared, its disks' scripts run one after the
 # other); under emulation fifteen.
 CREATE_SECONDS = 90.0
-# From `xl shutdown` to the end of the domain: what its systemd gives services to stop.
+# From `xl shutdown` to the end of the domain: the time that its systemd gives services to stop.
 SHUTDOWN_SECONDS = 60.0
 DESTROY_SECONDS = 30.0
-# After a domain has ended, the xl that waits for that takes this long at most to clear it away.
+# After a domain has ended, the xl that waits for that takes at most this long to clear it away.
 CLEAR_SECONDS = 10.0
-# These only ask the hypervisor something.
+# These only query the hypervisor.
 QUICK_SECONDS = 15.0
-# Until a list of the domains that failed is asked for again: for as long, what has ended counts as
-# running, and a shutdown waits for it. One xl in this time is no burden, however busy dom0 is.
+# Seconds until a failed list of the domains is requested again: meanwhile, ended domains count as
+# running, and a shutdown waits for the list. One xl in this time is no burden, however busy dom0
+# is.
 LIST_AGAIN_SECONDS = 5.0
 # A VM that boots on a slow disk, or under emulation, has its agent up in this time: 140 s were seen
-# while the host did much else. Who waits for one that never comes up is told so, and can stop it.
+# while the host was busy. A user who waits for a VM that never comes up is told so, and can stop
+# it.
 BOOT_SECONDS = 240.0
 
 LACKING = {
@@ -85,7 +87,7 @@ LACKING = {
 
 
 class WatchedStore(Protocol):
-    """What the driver needs of `pedos_vchan.xen.Store`."""
+    """The part of `pedos_vchan.xen.Store` that the driver needs."""
 
     def read(self, path: str) -> str | None: ...
 
@@ -101,9 +103,9 @@ class WatchedStore(Protocol):
 
 
 class XenDriver:
-    """Driver for a Xen host; see `Driver` for the promises.
+    """Driver for a Xen host; see `Driver` for the interface.
 
-    `config_dirs` hold NAME.cfg for every VM that may be started, `dom0_agent` is the socket of
+    `config_dirs` contain NAME.cfg for every VM that may be started, `dom0_agent` is the socket of
     dom0's own agent. `xl` is the program, `open_store` makes a connection to xenstore, `userdata`
     is the folder of libxl.
     """
@@ -127,12 +129,12 @@ class XenDriver:
         self._store: WatchedStore | None = None
         self._domains: dict[str, DomainInfo] = {}
         self._seen: set[int] = set()  # the domains of the last picture; their names are watched
-        # Those that `start` has made and `resume` has not let go.
+        # Those that `start` has made and `resume` has not unpaused.
         self._held_back: set[int] = set()
         self._over: frozenset[int] = frozenset()
         self._over_due = trio.Event()  # it may have changed since the hypervisor was asked
         self._asking_over = False
-        self._over_unknown = False  # the last answer was none
+        self._over_unknown = False  # the last list failed
         self._in_transit: set[str] = set()
         self._subscribers = Subscribers()
         self._creating = trio.Lock()  # xl has a lock of its own, and a deadline runs meanwhile
@@ -226,7 +228,7 @@ class XenDriver:
 
     async def _find_over(self) -> None:
         """Asks the hypervisor which domains have ended but are not cleared away: xenstore only
-        says that one of them has. It takes long when dom0 is busy."""
+        tells that one of them has. It takes long when dom0 is busy."""
         self._asking_over = True
         try:
             listed = parse_list(
@@ -243,7 +245,7 @@ class XenDriver:
             self._asking_over = False
 
     def _look(self) -> None:
-        """Takes a new picture and tells what is different in it. Has no checkpoint."""
+        """Takes a new picture and reports the differences. Has no checkpoint."""
         store = self._connected()
         seen = seen_domains(store)
         self._watch_names(set(seen))
@@ -264,9 +266,9 @@ class XenDriver:
         self._nursery.start_soon(self._block.reclaimer.settle, info.domid)
 
     def _watch_names(self, domids: set[int]) -> None:
-        """A domain's name is the one node of it that is watched: dom0 alone can write it, and it
-        goes when the domain does. All else below a domain is the domain's to write, and to flood
-        us with."""
+        """Of all nodes of a domain, only its name is watched: only dom0 can write it, and it
+        disappears with the domain. The domain can write everything else below it, and could flood
+        us with events."""
         store = self._connected()
         for gone in self._seen - domids:
             store.unwatch(f"{DOMAINS}/{gone}/name")
@@ -294,7 +296,7 @@ class XenDriver:
             raise DriverError(f"there is no {where}", hint="write one, see xl.cfg(5)")
         uuid = await in_thread(partial(check_config, name, path))
         if uuid != self._configs.uuids.get(name):
-            # What it is to get was decided about as that of another one.
+            # Its devices were decided about for the other VM.
             raise DriverError(
                 f"{path} gives another uuid than when the folder was last read",
                 hint=f"qvm-start {name} in a moment, when it was read again",
@@ -306,8 +308,8 @@ class XenDriver:
                     *("create", "-p", str(path)), seconds=CREATE_SECONDS, what="xl did not make it"
                 )
             except DriverError as error:
-                # A create that says no has taken back what it had made. One that the service's end
-                # breaks off is left to the next service, which finds the start in its store.
+                # A failed create has taken back what it had made. One that the service's end
+                # interrupts is left to the next service, which finds the start in its store.
                 refused = error.code != "timeout"
                 code = "failed" if refused or await self._take_back(name, before) else "timeout"
                 raise DriverError(str(error), code=code, hint=error.hint) from error
@@ -320,7 +322,7 @@ class XenDriver:
         return max(domid)
 
     def _living(self, name: str) -> set[int]:
-        """The domains of this name that xenstore has now, whether they were told of or not."""
+        """The domains of this name that xenstore has now, whether they were reported or not."""
         seen = seen_domains(self._connected()).values()
         return {domain.domid for domain in seen if domain.name == name} - self._over
 
@@ -365,7 +367,7 @@ class XenDriver:
         domid = max(domids)
         what = f"{name} could not be shut down"
         if force or domid in self._held_back:
-            # One that was made and never let go would not hear that it is to shut down.
+            # A VM that was made and never unpaused would not notice a shutdown request.
             await self._xl.run("destroy", str(domid), seconds=DESTROY_SECONDS, what=what)
         else:
             await self._xl.run("shutdown", str(domid), seconds=QUICK_SECONDS, what=what)
@@ -385,7 +387,7 @@ class XenDriver:
         return domid not in self._seen or domid in self._over
 
     async def _until(self, done: Callable[[], bool], seconds: float) -> bool:
-        """Waits for that picture of the domains; False if it does not come in time."""
+        """Waits for such a picture of the domains; False if it does not come in time."""
         self._look()
         with trio.move_on_after(seconds):
             while not done():
@@ -397,7 +399,7 @@ class XenDriver:
             return await connect_unix(self._dom0_agent)
         # Waits for the agent by a watch; the caller bounds the wait.
         channel = await vchan.connect_when_there(DOM0_DOMID, domid, vchan.CONTROL_PORT)
-        self._block.reclaimer.complete(domid)  # something runs in it
+        self._block.reclaimer.complete(domid)  # it has run
         return VchanStream(channel)
 
     async def _own_frontends(self, name: str) -> Collection[str]:
@@ -410,7 +412,7 @@ class XenDriver:
 
 
 class _Transit:
-    """While it lasts, a VM that has no domain is on its way and not halted."""
+    """While it lasts, a VM without a domain is starting and not halted."""
 
     def __init__(self, driver: XenDriver, name: str) -> None:
         self._driver = driver

@@ -1,11 +1,11 @@
-"""Devices that a domain has without a grant, and how they are taken away.
+"""Devices that a domain has without a lease, and how they are taken away.
 
 Xen's toolstack remembers what a domain had, and gives it to the next one of a VM that reboots, or
-to the same one after a soft reset; and what a service that was killed left half done may stay
-attached. Our hotplug script tells our devices from all others, so it does not matter how one got
-there: once the toolstack has made a domain, what dom0 did not give it is taken away, by force, for
-the VM has nothing that it could ask for. As long as it may be given something, or has it, others do
-not get that: two VMs would write to it.
+to the same one after a soft reset; and what a killed service left half done may stay attached. Our
+hotplug script tells our devices from all others, so it does not matter how one got there. Once the
+toolstack has made a domain, every device of ours that dom0 did not give it is taken away by force:
+the VM has no claim to it. While the domain may get such a device, or has it, no other VM gets it:
+two VMs would write to it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ logger = logging.getLogger(__name__)
 
 # Here libxl keeps each domain's configuration, and writes it as the last step of making one.
 USERDATA = Path("/var/lib/xen")
-# xl waits 40 s for a disk's script; a domain that is not made after this has another toolstack.
+# xl waits 40 s for a disk's script; a domain that is not complete after this has another toolstack.
 MADE_SECONDS = 120.0
-# The toolstack takes down what a domain has when that ends, and a detach of ours may come too late
-# for it; from then it takes no longer than this to make the next one.
+# The toolstack detaches what a domain has when that ends, and a detach of ours may come too late;
+# from then it takes no longer than this to make the next domain.
 REMEMBERED_SECONDS = 120.0
 
 #: A domain, and the name of a block device in it.
@@ -43,7 +43,7 @@ Place = tuple[int, str]
 
 @attrs.frozen
 class _Unleased:
-    """Something of ours that dom0 did not give."""
+    """A device of ours that dom0 did not give."""
 
     place: Place
     backend_domid: int
@@ -54,24 +54,24 @@ class _Unleased:
 
 
 class _Settling:
-    """A domain that may be given something by the toolstack, or has been."""
+    """A domain that may get devices from the toolstack, or has got some."""
 
     def __init__(self, name: str, domid: int, had: list[Lease], *, again: bool) -> None:
         self.name = name
         self.domid = domid
         # It comes back with its number, after a soft reset: it was made long ago.
         self.again = again
-        # What its VM had, and it may therefore be given.
+        # What its VM had, and what it may therefore get.
         self.had = had
-        # Something runs in it, or it is gone.
+        # It has run, or it is gone.
         self.complete = trio.Event()
 
 
 class Reclaimer:
-    """Knows what must not be given to others for the time being, and clears it away.
+    """Knows which devices others must not get for the time being, and takes them away.
 
-    `take` detaches by force and returns when it is gone, DriverError if it is not; `is_given` says
-    whether dom0 gave what is at a place; `userdata` is the folder of libxl.
+    `take` detaches by force and returns when it is gone, DriverError if it is not; `is_given` tells
+    whether dom0 gave the device at a place; `userdata` is the folder of libxl.
     """
 
     def __init__(
@@ -94,11 +94,11 @@ class Reclaimer:
         self._unleased: list[_Unleased] = []
 
     def adopted(self) -> None:
-        """It is known what dom0 has given. Nothing is taken away before."""
+        """dom0's leases are known. Nothing is taken away before."""
         self._adopted.set()
 
     def remember(self, lease: Lease) -> None:
-        """Something that was given is being taken away, perhaps because the VM reboots."""
+        """A leased device is being taken away, perhaps because the VM reboots."""
         now = trio.current_time()
         # Of one name in the domain only the last use counts, and there are few names.
         self._remembered[lease.vm] = [
@@ -111,14 +111,14 @@ class Reclaimer:
                 settling.had.append(lease)  # that one is there already
 
     def domain_came(self, name: str, domid: int) -> None:
-        """A domain is new, or is there when the service begins; call `settle` for it."""
+        """A domain is new, or exists when the service begins; call `settle` for it."""
         since = trio.current_time() - REMEMBERED_SECONDS
         had = [lease for when, lease in self._remembered.pop(name, []) if when > since]
         self._settling[domid] = _Settling(name, domid, had, again=domid in self._known)
         self._known.add(domid)
 
     def complete(self, domid: int) -> None:
-        """Something runs in the domain, so the toolstack gives it nothing more by itself."""
+        """The domain has run, so the toolstack gives it nothing more by itself."""
         if (settling := self._settling.get(domid)) is not None:
             settling.complete.set()
 
@@ -157,7 +157,7 @@ class Reclaimer:
                 )
 
     async def settle(self, domid: int) -> None:
-        """Takes away what the domain has and should not have; returns when no more can come."""
+        """Takes away what the domain has without a lease; returns when no more can come."""
         if (settling := self._settling.get(domid)) is None:
             return
         try:
@@ -173,7 +173,7 @@ class Reclaimer:
                 del self._settling[domid]
 
     async def _until_made(self, settling: _Settling) -> None:
-        """A device that is taken away earlier makes the toolstack give up the whole domain."""
+        """If a device is taken away earlier, the toolstack gives up the whole domain."""
 
         async def look(scope: trio.CancelScope) -> None:
             try:
@@ -186,7 +186,7 @@ class Reclaimer:
                 scope.cancel()
 
         if self._is_made(settling.domid):
-            return  # as when the service begins, and many are there
+            return  # as when the service begins, with many domains
         with trio.move_on_after(MADE_SECONDS):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(look, nursery.cancel_scope)
@@ -197,7 +197,7 @@ class Reclaimer:
         return any(self._userdata.glob(f"userdata-d.{domid}.*.libxl-json"))
 
     async def _clear(self, settling: _Settling) -> None:
-        """Returns when the domain has nothing of ours that dom0 did not give it."""
+        """Returns when the domain has no device of ours that dom0 did not give it."""
         while True:
             try:
                 for unleased in self._find(settling.domid):
@@ -234,6 +234,6 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def _is_part(part: str, disk: str) -> bool:
-    """As sda1 is of sda, and nvme0n1p1 of nvme0n1; sdaa and nvme0n11 are others."""
+    """Like sda1 and sda, and nvme0n1p1 and nvme0n1; sdaa and nvme0n11 are others."""
     number = part.removeprefix(disk + "p" if disk[-1:].isdigit() else disk)
     return number != part and number.isdecimal()

@@ -1,7 +1,8 @@
-"""What xenstore says of domains and of their block devices. Pure: a store is asked, nothing kept.
+"""What xenstore says of domains and of their block devices. Pure: it reads from a store and keeps
+nothing.
 
-Only paths that dom0 alone may write are believed: /local/domain/N/name and /libxl. What a
-domain says of its own frontends and backends (their states) is the domain's word.
+It believes only paths that dom0 alone may write: /local/domain/N/name and /libxl. What a domain
+says of its own frontends and backends (their states) is untrusted.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DOMAINS = "/local/domain"
-# Fired by xenstore itself when a domain is introduced to it, and when one has shut down or is gone.
+# xenstore itself fires these when a domain is introduced to it, and when one has shut down or is
+# gone.
 INTRODUCED = "@introduceDomain"
 RELEASED = "@releaseDomain"
 
-# In the source; vm_agent/xen/block says why it is not the one that comes with Xen.
+# In the source; vm_agent/xen/block says why it is not Xen's own script.
 SCRIPT = "/usr/libexec/pedos/block"
 
 # A domain number is below DOMID_FIRST_RESERVED (xen/public/xen.h).
 _DOMID_MAX = 0x7FEF
 # xen-vbd-interface(7): the first sixteen disks xvdX are major 202, sixteen minors each. From xvdq
-# on there is another form, with 256 minors.
+# on another form applies, with 256 minors.
 _XVD_MAJOR = 202
 _XVD_MINORS = 16
 _XVD_FIRST = 16
@@ -71,7 +73,7 @@ class Vbd:
 
 
 def silent(error: OSError) -> DriverError:
-    """What to say when xenstore itself fails."""
+    """The message when xenstore itself fails."""
     return DriverError(f"xenstore does not answer: {error.strerror or error}", code="unavailable")
 
 
@@ -109,10 +111,10 @@ def picture(
 ) -> dict[str, DomainInfo]:
     """All VMs as they are now: those that run, and those that are configured and do not.
 
-    `configured` has the UUIDs that the configurations give.
-    `over` are domains that have ended and are not cleared away yet. `in_transit` are VMs that are
-    being started: halted for the time being, but not to be started by another one.
-    Of two domains with one name (a VM that reboots) the newer counts.
+    `configured` has the UUIDs of the configurations. `over` are domains that have ended and are not
+    cleared away yet. `in_transit` are VMs that are being started: halted for the time being, but
+    not to be started by another request. Of two domains with one name (a VM that reboots) the newer
+    counts.
     """
     running = {
         domain.name: DomainInfo(domain.name, domain.domid, "Running", configured.get(domain.name))
@@ -130,7 +132,7 @@ def picture(
 
 
 def changes(before: Mapping[str, DomainInfo], after: Mapping[str, DomainInfo]) -> list[DomainInfo]:
-    """What is to be told of two pictures; a VM that is not known any more is halted."""
+    """The differences of two pictures to report; a VM that is not known any more is halted."""
     gone = [DomainInfo(name, None, "Halted") for name in before if name not in after]
     return gone + [info for name, info in after.items() if before.get(name) != info]
 
@@ -147,7 +149,7 @@ def vbd_number(frontend: str) -> int:
 
 
 def libxl_vbd(domid: int, frontend: str) -> str:
-    """Where the toolstack notes that block device; only dom0 may write there."""
+    """Where the toolstack records that block device; only dom0 may write there."""
     return f"/libxl/{domid}/device/vbd/{vbd_number(frontend)}"
 
 

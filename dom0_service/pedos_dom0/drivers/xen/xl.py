@@ -1,7 +1,7 @@
 """Runs `xl`, Xen's toolstack: an argument list, a deadline, bounded output, its errors in words.
 
-What xl prints may repeat text of a VM's configuration or of a driver domain, so it is harmless text
-before it goes anywhere. xl's own words are always passed on: only they say what is the matter.
+xl's output may repeat text of a VM's configuration or of a driver domain, so it is made harmless
+before any use. xl's own words are always passed on: only they tell the cause.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Bytes that are kept of what xl prints; `xl list` of a thousand domains is 80 KiB. The rest is read
-# and dropped, so that xl never waits for us.
+# Bytes of xl's output that are kept; `xl list` of a thousand domains has 80 KiB. The rest is read
+# and dropped, so that xl never blocks.
 OUTPUT_MAX = 256 * 1024
 # Characters of its errors that an answer repeats: two or three of its lines.
 WORDS_MAX = 300
-# xl has ended, but a process that it leaves behind (it waits for a VM's end) may still hold the
-# pipes for a moment, until it writes to its log file.
+# xl has ended, but a process that it leaves behind (which waits for a VM's end) may hold the pipes
+# for a moment, until it writes to its log file.
 LAST_WORDS = 0.5
 # Between SIGTERM, at which xl takes back what it was making, and SIGKILL.
 TERM_SECONDS = 5.0
@@ -44,8 +44,8 @@ _STATE = re.compile(r"[a-z-]{6}")
 # Letters of the column "State" of a domain that will never run again: it has shut down, crashed or
 # is dying, and waits to be cleared away (xl(1), list).
 OVER = frozenset("scd")
-# The letter behind that of a shutdown says why. A domain that is suspended goes on one day (xl
-# resume, or xl save --checkpoint), with all that it has mounted: it is paused, and not over.
+# The letter after that of a shutdown tells why. A suspended domain continues one day (xl resume, or
+# xl save --checkpoint), with everything that it has mounted: it is paused, and has not ended.
 _SUSPENDED = re.compile(r"...ss-")
 
 
@@ -55,7 +55,7 @@ class ListedDomain:
 
     name: str
     domid: int
-    state: str  # six letters, of which `-` is one that does not hold
+    state: str  # six letters, of which `-` stands for one that does not apply
 
     @property
     def over(self) -> bool:
@@ -70,11 +70,11 @@ class Xl:
         self._program = program
 
     async def run(self, *arguments: str, seconds: float, what: str) -> str:
-        """Runs it and returns what it printed.
+        """Runs it and returns its output.
 
-        `what` is the sentence that an error begins with, such as "work was not started".
-        Raises DriverError: `timeout` when it did not end within `seconds` (then it was killed, and
-        what it has done is unknown), `unavailable` when there is no xl, `failed` when it said no.
+        `what` is the sentence that an error begins with, such as "work was not started". Raises
+        DriverError: `timeout` when it did not end within `seconds` (then it was killed, and what it
+        has done is unknown), `unavailable` when there is no xl, `failed` when it failed.
         """
         argv = [self._program, *arguments]
         out_reader, out_writer = os.pipe2(os.O_CLOEXEC)
@@ -131,7 +131,7 @@ async def _gather(stream: trio.lowlevel.FdStream, into: bytearray, silent: trio.
             while chunk := await stream.receive_some(65536):
                 into += chunk[: OUTPUT_MAX - len(into)]
         finally:
-            # What xl has written is there when it has ended, also if there was no time to read it:
+            # xl's complete output is there when xl has ended, also if there was no time to read it:
             # a part of a list would pass for all of it.
             with contextlib.suppress(BlockingIOError):
                 while len(into) < OUTPUT_MAX and (chunk := os.read(stream.fileno(), 65536)):
@@ -140,7 +140,7 @@ async def _gather(stream: trio.lowlevel.FdStream, into: bytearray, silent: trio.
 
 
 async def _finish(child: Child) -> None:
-    """Ends it if it has not ended, so that it is never left running unnoticed."""
+    """Ends it if it has not ended, so that it never keeps running unnoticed."""
     if child.returncode is not None:
         return
     with trio.CancelScope(shield=True):
@@ -152,15 +152,15 @@ async def _finish(child: Child) -> None:
 
 
 def quoted(words: str) -> str:
-    """The end of a sentence that quotes what a program says, if it says anything."""
+    """The end of a sentence that quotes a program's message, if there is one."""
     return f"; it says: {words}" if words else ""
 
 
 def xl_words(untrusted_said: str) -> str:
-    """What xl has to say for itself, in a line: its errors without the places in its source.
+    """xl's messages in one line: its errors without the places in its source.
 
-    The first ones name the cause, and those after them what it has led to; so what does not fit is
-    cut at the end. Chatter is left out unless there is nothing else.
+    The first ones name the cause, and later ones its consequences; so a long text is cut at the
+    end. Progress messages are left out unless there is nothing else.
     """
     lines = [line.strip() for line in untrusted_said.splitlines() if line.strip()]
     errors = [line for line in lines if not _LEVEL.match(line)]
@@ -169,8 +169,8 @@ def xl_words(untrusted_said: str) -> str:
 
 
 def parse_list(printed: str) -> list[ListedDomain]:
-    """The lines of `xl list`: Name, ID, Mem, VCPUs, State, Time(s). Those that are none, or whose
-    name no VM of ours can have, are left out. DriverError if what is printed may not be all."""
+    """The lines of `xl list`: Name, ID, Mem, VCPUs, State, Time(s). Other lines, and those whose
+    name no VM of ours can have, are left out. DriverError if the output may be incomplete."""
     if len(printed) >= OUTPUT_MAX:
         raise DriverError(f"xl list printed {OUTPUT_MAX} bytes or more, which are not read")
     found = []
