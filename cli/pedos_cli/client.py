@@ -251,7 +251,7 @@ def open_socket(path: str | None = None) -> tuple[socket, str]:
         if isinstance(error, FileNotFoundError):
             why = "there is no such socket"
         elif isinstance(error, ConnectionRefusedError):
-            why = "nobody listens there" if _is_socket(path) else "it is no socket"
+            why = "no program listens there" if _is_socket(path) else "it is no socket"
         elif isinstance(error, BlockingIOError):
             why = f"the service took no new connection within {CONNECT_PATIENCE} s"
         elif isinstance(error, OSError):

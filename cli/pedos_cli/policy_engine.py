@@ -146,8 +146,8 @@ def mend_hint(where: Sequence[str], error: PolicyError) -> str:
     except UsageError:
         name = ""
     if path is not None and name and path == os.path.join(where[-1], name):
-        return f"mend that first: qvm-policy edit {name}"
-    return f"mend {show(path or error.file, 256)} first"
+        return f"correct that first: qvm-policy edit {name}"
+    return f"correct {show(path or error.file, 256)} first"
 
 
 class BrokenPolicyError(CallError):

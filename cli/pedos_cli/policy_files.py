@@ -334,7 +334,7 @@ def _compare(path: str, name: str, expected: str) -> None:
     if current is None:
         raise CallError("busy", f"{name} was taken away meanwhile: nothing was changed")
     if digest(current) != expected:
-        message = f"{name} was changed meanwhile by somebody else: nothing was changed"
+        message = f"{name} was changed meanwhile by another program: nothing was changed"
         raise CallError("busy", message, {"hint": f"qvm-policy get {name}"})
 
 
@@ -386,7 +386,7 @@ def _write_into(folder: int, path: str, name: str, data: bytes, expected: str) -
                 # Refuses a name that was taken just now.
                 os.link(temporary, base, src_dir_fd=folder, dst_dir_fd=folder)
             except FileExistsError:
-                message = f"{name} was made meanwhile by somebody else: nothing was changed"
+                message = f"{name} was made meanwhile by another program: nothing was changed"
                 raise CallError("busy", message, {"hint": f"qvm-policy get {name}"}) from None
             os.unlink(temporary, dir_fd=folder)
         else:

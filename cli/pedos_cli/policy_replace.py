@@ -81,7 +81,7 @@ def refused(session: Session, name: str, broken: policy_engine.BrokenPolicyError
     for line in policy_engine.error_lines(broken.errors):
         output.complain(line)
     if any(error.file == name for error in broken.errors):
-        hint = f"mend {name} and do it again"
+        hint = f"correct {name} and try again"
     else:
         hint = policy_engine.mend_hint(policy_files.folders(session.args), broken.errors[0])
     return session.fail(

@@ -9,9 +9,9 @@ from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.events import REFUSED, Answer, ErrorAnswer, Notice, Request, refusal
 
 from pedos_cli.client import Unreachable
-from pedos_cli.prompt_desk import Desk, Full
 from pedos_cli.prompt_link import REGISTER_S
 from pedos_cli.prompt_question import parse
+from pedos_cli.prompt_queue import Full, QuestionQueue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ machine without a service is asked a dozen times a minute."""
 
 
 class Loop:
-    """Passes input from all sources to one `Desk`, one turn at a time."""
+    """Passes input from all sources to one `QuestionQueue`, one turn at a time."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Loop:
         quiet: bool = False,
     ) -> None:
         """`link` is connected and not registered yet; `connect` makes another one later."""
-        self.desk = Desk(terminal, self._answer, self._lapse, once=once)
+        self.questions = QuestionQueue(terminal, self._answer, self._lapse, once=once)
         self._terminal = terminal
         self._link: Link | None = link
         self._answers: list[Callable[[Link], None]] = []  # not sent yet
@@ -65,12 +65,14 @@ class Loop:
         Raises CallError if the service refuses the registration, and Unreachable or
         RemoteProtocolError if the first connection fails.
         """
-        while self.desk.leaving is None:
+        while self.questions.leaving is None:
             self.turn()
-        if self.desk.waiting:
-            left = "1 question is" if self.desk.waiting == 1 else f"{self.desk.waiting} are"
+        if self.questions.waiting:
+            left = (
+                "1 question is" if self.questions.waiting == 1 else f"{self.questions.waiting} are"
+            )
             self._say(f"{left} left to another prompter, or to a no if there is none")
-        return self.desk.leaving
+        return self.questions.leaving
 
     def close(self) -> None:
         """Hang up."""
@@ -90,9 +92,9 @@ class Loop:
         found = dict(poll.poll(None if wait is None else max(0, wait) * 1000))
         now = self._clock()
         self._take_all(found, now)
-        if self.desk.leaving is None:
+        if self.questions.leaving is None:
             self._mind_link(now)
-            self.desk.tick(now)
+            self.questions.tick(now)
         if self._answers:
             self._guarded(self._send_answers, now)
 
@@ -102,10 +104,10 @@ class Loop:
             self._take_signals(now)
         # Keys before questions: keys from before a question are not meant for it.
         if (state := found.get(self._terminal.fileno())) is not None:
-            self.desk.typed(self._terminal.read(), now)
-            if state & ~select.POLLIN and self.desk.leaving is None:
-                self.desk.leaving = 0  # the terminal was closed
-        if self.desk.leaving is not None:
+            self.questions.typed(self._terminal.read(), now)
+            if state & ~select.POLLIN and self.questions.leaving is None:
+                self.questions.leaving = 0  # the terminal was closed
+        if self.questions.leaving is not None:
             return
         if self._link is not None and self._link.fileno() in found:
             self._guarded(self._receive, now)
@@ -113,7 +115,7 @@ class Loop:
     def _wait(self, longest: float | None) -> float | None:
         """Seconds until something has to be done without an event."""
         now = self._clock()
-        times = [self.desk.wake_at(now)]
+        times = [self.questions.wake_at(now)]
         if self._link is None:
             times.append(self._retry_at)
         elif not self._is_registered:
@@ -127,12 +129,12 @@ class Loop:
         assert self._signals is not None
         for taken in self._signals.take():
             if taken == "interrupt":
-                self.desk.interrupt(now)
+                self.questions.interrupt(now)
             elif taken == "resume":
                 self._terminal.take()
-                self.desk.resume(now)
+                self.questions.resume(now)
             else:
-                self.desk.leaving = int(taken)
+                self.questions.leaving = int(taken)
 
     # The connection
 
@@ -161,7 +163,7 @@ class Loop:
         elif isinstance(event, Notice) and event.method == "prompt.cancel":
             request, reason = event.params.get("request"), event.params.get("reason")
             if isinstance(request, str):
-                self.desk.withdraw(request, reason if isinstance(reason, str) else "", now)
+                self.questions.withdraw(request, reason if isinstance(reason, str) else "", now)
 
     def _registered(self) -> None:
         again = self._was_registered
@@ -178,11 +180,11 @@ class Loop:
         try:
             question = parse(event.id, event.params, now)
         except ValueError as error:
-            self._link.refuse(event.id, "usage", f"the question makes no sense: {error}")
+            self._link.refuse(event.id, "usage", f"the question is malformed: {error}")
             return
         question.deadline = min(question.deadline, now + event.deadline_ms / 1000)
         try:
-            self.desk.ask(question, now)
+            self.questions.ask(question, now)
         except Full:
             self._link.refuse(event.id, "unavailable", "too many questions wait here")
 
@@ -191,7 +193,7 @@ class Loop:
 
     def _lapse(self, question: Question) -> None:
         """Only an answer makes room for another question. This one is not a person's no."""
-        why = "nobody answered in time"
+        why = "no answer came in time"
         self._answers.append(lambda link: link.refuse(question.call_id, "timeout", why))
 
     def _send_answers(self, now: float) -> None:
@@ -215,7 +217,7 @@ class Loop:
         self.close()
         self._is_registered = False
         if was_there:
-            self.desk.withdraw_all("the service has gone")
+            self.questions.withdraw_all("the service has gone")
             self._answers.clear()
             self._say(f"the service has gone: {why}; it is tried again until it is back")
         self._retry_at = now + self._retry_s

@@ -16,7 +16,7 @@ from pedos_cli import (
     policy_replace,
     policy_status,
     policy_suggest,
-    policy_trial,
+    policy_unit_tests,
 )
 from pedos_cli.arguments import TELLING, Parser, UsageError, examples
 from pedos_cli.output import show
@@ -41,7 +41,7 @@ MODULES = {
     "get": (policy_get, "list the policy files, or print one"),
     "replace": (policy_replace, "replace or make a policy file, unless it was changed meanwhile"),
     "remove": (policy_remove, "remove a policy file, unless it was changed meanwhile"),
-    "test": (policy_trial, "run the unit tests of a policy"),
+    "test": (policy_unit_tests, "run the unit tests of a policy"),
     "fmt": (policy_fmt, "align the columns of policy files"),
     "graph": (policy_graph, "draw who may do what, for Graphviz"),
     "suggest": (policy_suggest, "suggest rules that would allow what was denied"),

@@ -145,7 +145,7 @@ def taken(key: DeviceKey, holder: Lease) -> CallError:
     }.get(holder.state, "is attached to")
     text = f"{holder.key} {stage} {holder.vm}"
     if holder.key != key:
-        text = f"{key} shares its blocks with {holder.key}, which {stage} {holder.vm}"
+        text = f"{key} shares data with {holder.key}, which {stage} {holder.vm}"
     hint = f"qvm-device {holder.key.device_class} detach {holder.vm} {holder.key}"
     return failure("busy", text, hint=hint if holder.state == "attached" else "try again")
 
@@ -165,7 +165,7 @@ def held_by_source(lease: Lease) -> CallError:
     backend = lease.key.backend
     return failure(
         "failed",
-        f"{lease.vm} has let go of {lease.key}, but the agent of {backend} does not say that it "
+        f"{lease.vm} has released {lease.key}, but the agent of {backend} does not say that it "
         "has ended its part; it is asked again every minute",
         hint=f"look after {backend}; qvm-shutdown --force {backend} ends all that it lends",
     )
@@ -211,7 +211,7 @@ def still_assigned(key: DeviceKey, vm: str, why: str) -> CallError:
     return failure(
         "failed",
         f"{key} is detached from {vm}, but still assigned to it: {why}",
-        hint=f"qvm-device {key.device_class} detach {vm} {key} once that is mended",
+        hint=f"qvm-device {key.device_class} detach {vm} {key} once that is repaired",
     )
 
 

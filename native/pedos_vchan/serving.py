@@ -55,7 +55,7 @@ class Server(Generic[P]):
         self._gate = Gate(session.loop.flusher)
 
     def begin(self, peer: P, request: Request) -> Begun | None:
-        """Runs the handler as far as it comes; None if it is answered already."""
+        """Runs the handler until it waits; None if it is answered already."""
         try:
             handler = self.handlers.get(request.method)
             if handler is not None:
@@ -63,7 +63,7 @@ class Server(Generic[P]):
             elif self._default_handler is not None:
                 work = self._default_handler(peer, request.method, request.params)
             else:
-                raise CallError("unknown_method", f"nobody serves {shown(request.method)} here")
+                raise CallError("unknown_method", f"{shown(request.method)} is not served here")
             return work, first_step(work, request.deadline_ms / 1000)
         except StopIteration as done:
             self.answer(request, done.value)
@@ -74,7 +74,8 @@ class Server(Generic[P]):
     async def finish(
         self, request: Request, scope: trio.CancelScope, begun: Begun
     ) -> Params | None:
-        """The rest of what was begun; until then the caller may have `scope` cancelled."""
+        """The rest of a handler that has begun; until its end the caller may have `scope`
+        cancelled."""
         self._serving[request.id] = scope
         try:
             return await rest(*begun, self._gate)
@@ -89,7 +90,7 @@ class Server(Generic[P]):
             self._answer_unsendable(request, error)
 
     def answer_error(self, request: Request, error: Exception) -> None:
-        """Queues the answer that it went wrong, and logs what is no CallError."""
+        """Queues an error answer, and logs what is no CallError."""
         if isinstance(error, CallError):
             answer = ErrorAnswer(
                 request.id, error.code, error.message[:ERROR_MESSAGE_MAX], error.data
@@ -100,7 +101,7 @@ class Server(Generic[P]):
             answer = ErrorAnswer(request.id, "failed", message, {})
         try:
             self._session.post(answer)
-        except LocalProtocolError as wrong:  # its data cannot be said
+        except LocalProtocolError as wrong:  # its data cannot be sent
             self._answer_unsendable(request, wrong)
 
     def _answer_unsendable(self, request: Request, error: LocalProtocolError) -> None:
@@ -111,7 +112,7 @@ class Server(Generic[P]):
         """Runs its handler to the end, and does not raise what that raises."""
         if notice.method == CANCELLED:
             untrusted_id = notice.params.get("id")
-            # It may have been answered meanwhile; what is no id at all was never served either.
+            # It may have been answered meanwhile; an invalid id was never served either.
             if type(untrusted_id) is int and untrusted_id in self._serving:
                 self._serving[untrusted_id].cancel()
             return
@@ -133,7 +134,7 @@ class Server(Generic[P]):
             self._log_failure(f"handling of the notice {notice.method}", error)
 
     def _log_failure(self, what: str, error: Exception) -> None:
-        """A mistake of ours, whose traceback tells most. The peer may cause it again and again."""
+        """A bug of ours, whose traceback tells most. The peer may cause it again and again."""
         more = throttle.more(f"{self._session.name}: {what}")
         if more is not None:
             log.error("%s: %s failed%s", self._session.name, what, more, exc_info=error)

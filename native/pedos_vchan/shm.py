@@ -39,7 +39,7 @@ __all__ = [
 
 # Both sides answer at once or not at all; this only bounds a peer that hangs.
 HANDSHAKE_TIMEOUT = 5.0  # seconds
-# A server serves one client; the others only wait to be told so.
+# A server serves one client; the others only wait for the refusal.
 BACKLOG = 8
 
 _MAGIC = b"PVCHAN\x00\x01"  # the last byte is the version of this handshake
@@ -60,8 +60,8 @@ async def listen(
     """Makes domain's server for the one client domain peer; the socket exists when this returns.
 
     The orders are log2 of the bytes from client to server (left) and back (right), 10 to 20. A
-    socket that a dead server left behind is replaced; a living one is ``OSError`` (EADDRINUSE).
-    ``ValueError`` for numbers or orders that cannot be, or for a channel to oneself.
+    socket that a dead server left behind is replaced; a live one is ``OSError`` (EADDRINUSE).
+    ``ValueError`` for impossible numbers or orders, or for a channel to oneself.
     """
     check_address(domain, peer, port)
     check_orders(order_left, order_right)
@@ -125,7 +125,7 @@ class Listener:
                 return channel
 
     async def _serve(self, connection: trio.socket.SocketType) -> Channel | None:
-        """One handshake, with rings of its own; None if the client did not go through with it."""
+        """One handshake, with rings of its own; None if the client did not complete it."""
         domain, peer, port = self._address
         holder = ffi.new("struct pv_channel **")
         fds = ffi.new("int[3]")
@@ -175,10 +175,9 @@ class Listener:
 async def connect(directory: str | Path, domain: int, peer: int, port: int) -> Channel:
     """Opens domain's end of the channel whose server is the domain peer.
 
-    ``FileNotFoundError`` or ``ConnectionRefusedError`` when no server is there (any more),
-    ``TimeoutError`` when it does not answer within HANDSHAKE_TIMEOUT seconds, ``ConnectionError``
-    when what it sends is not a channel that can be trusted not to crash us, ``ValueError`` as for
-    `listen`.
+    ``FileNotFoundError`` or ``ConnectionRefusedError`` if no server is there (any more),
+    ``TimeoutError`` if it does not answer within HANDSHAKE_TIMEOUT seconds, ``ConnectionError`` if
+    what it sends is no channel that is safe to map, ``ValueError`` as for `listen`.
     """
     check_address(domain, peer, port)
     await trio.lowlevel.checkpoint()
@@ -203,7 +202,7 @@ async def connect(directory: str | Path, domain: int, peer: int, port: int) -> C
 
 
 def _gone() -> ConnectionRefusedError:
-    return ConnectionRefusedError(errno.ECONNREFUSED, "the server serves nobody else")
+    return ConnectionRefusedError(errno.ECONNREFUSED, "the server serves another client already")
 
 
 async def _join(connection: trio.socket.SocketType, expected: bytes) -> _native.Channel:

@@ -1,7 +1,7 @@
-"""The errors of the protocol, and the error answers that travel in it.
+"""The errors of the protocol, and the error answers that it carries.
 
-A protocol error is one of two and nothing else (the rule is h11's): this side did wrong, or
-the other side did. A `CallError` is neither: it is a well-formed answer that says no.
+A protocol error is one of two and nothing else (the rule is h11's): this side is at fault, or the
+other side is. A `CallError` is neither: it is a well-formed refusal.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-#: What an error answer may say, and what each word means. A code that is not here is a protocol
-#: error: a client maps each to an exit status, so an unknown one would have no meaning.
+#: The codes of an error answer, and their meanings. Another code is a protocol error: a client maps
+#: each to an exit status, so an unknown one would have no meaning.
 CODES = {
     "denied": "policy forbids it",
     "not_found": "no such VM, device, class or attachment, or its VM does not run",
     "busy": "the device is held by another attachment",
     "failed": "it was tried and did not work",
-    "usage": "the request makes no sense as it stands",
+    "usage": "the request is malformed",
     "unavailable": "the one who would have to do it cannot be reached",
     "unknown_method": "the method is not in the table of the one who was asked",
     "timeout": "the deadline passed before there was an answer",

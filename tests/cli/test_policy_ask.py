@@ -13,7 +13,7 @@ import pytest
 from pedos_cli import policy_eval, qvm_policy
 from pedos_cli.policy_engine import error_lines
 from pedos_cli.policy_graph import quoted, witness
-from pedos_cli.policy_trial import ERRORS_MAX, parse
+from pedos_cli.policy_unit_tests import ERRORS_MAX, parse
 from pedos_cli.qvm_policy import main
 from pedos_dom0.policy.model import PolicyError
 from pedos_protocol.errors import CallError

@@ -175,7 +175,7 @@ def test_a_good_draft_can_be_kept_or_discarded(edit: Edits, answer: str, left: l
 def test_somebody_elses_change_meanwhile_is_not_overwritten(edit: Edits) -> None:
     done = edit("meanwhile:" + NEW, argv=("--yes",))
     assert done.returncode == 6
-    assert "changed meanwhile by somebody else" in done.stderr
+    assert "changed meanwhile by another program" in done.stderr
     assert edit.path.read_text() == "# theirs\n"
     assert kept_draft(done).read_text() == NEW
 
@@ -348,7 +348,7 @@ def test_an_error_of_another_file_is_told_with_the_way_to_mend_it(edit: Edits) -
     (edit.folder / "40-other.policy").write_text(BROKEN)
     done = edit(NEW, answers="d\n")
     assert done.returncode == 1
-    assert f"none is in {NAME}: mend that first: qvm-policy edit 40-other.policy" in done.stderr
+    assert f"none is in {NAME}: correct that first: qvm-policy edit 40-other.policy" in done.stderr
 
 
 def test_a_bad_name_of_another_file_is_not_to_be_edited(edit: Edits) -> None:

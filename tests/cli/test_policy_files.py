@@ -70,7 +70,7 @@ def test_replace_reads_standard_input(folder: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("name", "expected", "said"),
     [
-        (NAME, digest(NEW), "changed meanwhile by somebody else"),
+        (NAME, digest(NEW), "changed meanwhile by another program"),
         (NAME, "new", "is there already"),
         ("31-new.policy", digest(OLD), "taken away meanwhile"),
     ],

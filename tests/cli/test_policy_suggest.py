@@ -210,7 +210,7 @@ def test_what_a_person_denied_is_suggested_on_request(log: Log, capsys: Captured
         "event": "answered",
         "request": "00000000000a",
         "verdict": "deny",
-        "reason": "nobody could be asked: no prompter is running",
+        "reason": "no prompter is running to ask dom0's user",
     }
     asked = denial("sdz", request="00000000000a", verdict="ask")
     granted = denial("sdz", request="00000000000b", verdict="ask")

@@ -7,8 +7,14 @@ from unicodedata import east_asian_width
 
 import pytest
 from pedos_cli.output import in_order
-from pedos_cli.prompt_desk import ARMING_AFTER_WITHDRAWAL_S, ARMING_S, QUESTIONS_MAX, Desk, Full
 from pedos_cli.prompt_question import CANDIDATES_MAX, Question, lines, parse
+from pedos_cli.prompt_queue import (
+    ARMING_AFTER_WITHDRAWAL_S,
+    ARMING_S,
+    QUESTIONS_MAX,
+    Full,
+    QuestionQueue,
+)
 
 PHOTOS = "\u041c\u043e\u0438 \u0444\u043e\u0442\u043e"
 
@@ -58,14 +64,14 @@ class FakeScreen:
 
 
 class Table:
-    """A desk with its screen, its answers and a clock that a test moves."""
+    """A queue of questions with its screen, its answers and a clock that a test moves."""
 
     def __init__(self, *, once: bool = False) -> None:
         self.screen = FakeScreen()
         self.answers: list[tuple[int, str | None]] = []
         self.lapsed: list[int] = []
         self.now = 0.0
-        self.desk = Desk(self.screen, self._answered, self._lapsed, once=once)
+        self.questions = QuestionQueue(self.screen, self._answered, self._lapsed, once=once)
 
     def _answered(self, question: Question, target: str | None) -> None:
         self.answers.append((question.call_id, target))
@@ -74,17 +80,17 @@ class Table:
         self.lapsed.append(question.call_id)
 
     def ask(self, call_id: int = 1, **fields: object) -> None:
-        self.desk.ask(question(call_id, self.now, **fields), self.now)
+        self.questions.ask(question(call_id, self.now, **fields), self.now)
 
     def arm(self) -> None:
         self.wait(ARMING_S)
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
-        self.desk.tick(self.now)
+        self.questions.tick(self.now)
 
     def type(self, text: str | bytes) -> None:
-        self.desk.typed(text.encode() if isinstance(text, str) else text, self.now)
+        self.questions.typed(text.encode() if isinstance(text, str) else text, self.now)
 
 
 @pytest.fixture
@@ -233,7 +239,7 @@ def test_control_c_denies(table: Table) -> None:
     table.arm()
     table.type("1\x03\r")
     assert table.answers == [(1, None)]
-    assert table.desk.leaving is None
+    assert table.questions.leaving is None
 
 
 def test_enter_alone_is_the_default_if_there_is_one(table: Table) -> None:
@@ -311,7 +317,7 @@ def test_what_is_typed_before_the_prompt_shows_the_choices_answers_nothing(table
         table.type(key)
     table.arm()
     assert table.answers == []
-    assert table.desk.leaving is None
+    assert table.questions.leaving is None
 
 
 def test_typing_on_keeps_a_question_from_being_armed(table: Table) -> None:
@@ -372,7 +378,7 @@ def test_a_question_after_a_withdrawn_one_takes_longer_to_be_armed(table: Table)
     table.ask(2, request="bb", default="vault")
     table.arm()
     table.type("1")
-    table.desk.withdraw("aa", "the asker has gone", table.now)
+    table.questions.withdraw("aa", "the asker has gone", table.now)
     table.wait(ARMING_AFTER_WITHDRAWAL_S - 0.1)
     table.type("\r")
     assert (table.answers, table.lapsed) == ([], [1])
@@ -387,13 +393,13 @@ def test_a_question_that_nobody_answers_is_denied_at_its_deadline(table: Table) 
     assert table.lapsed == []
     table.wait(0.1)
     assert (table.answers, table.lapsed) == ([], [1])
-    assert "withdrawn: nobody answered in time" in table.screen.lines[-1]
+    assert "withdrawn: no answer came in time" in table.screen.lines[-1]
 
 
 def test_the_seconds_that_are_left_are_counted_down(table: Table) -> None:
     table.ask(timeout_s=3)
     seen = []
-    while (at := table.desk.wake_at(table.now)) is not None:
+    while (at := table.questions.wake_at(table.now)) is not None:
         table.wait(at - table.now)
         seen.append(table.screen.prompts[-1].partition("]")[0])
     assert list(dict.fromkeys(seen)) == ["[3 s", "[2 s", "[1 s"]
@@ -403,7 +409,7 @@ def test_the_seconds_that_are_left_are_counted_down(table: Table) -> None:
 def test_a_withdrawn_question_tells_why_and_the_next_one_comes(table: Table) -> None:
     table.ask(1, request="aa")
     table.ask(2, request="bb", source="play")
-    table.desk.withdraw("aa", "whoever asked has gone", table.now)
+    table.questions.withdraw("aa", "whoever asked has gone", table.now)
     assert (table.answers, table.lapsed) == ([], [1])
     assert "aa: withdrawn: whoever asked has gone" in table.screen.lines
     assert "play asks to attach a block device" in table.screen.lines
@@ -413,7 +419,7 @@ def test_a_question_can_be_withdrawn_before_it_was_shown(table: Table) -> None:
     table.ask(1, request="aa")
     table.ask(2, request="bb", source="play")
     table.arm()
-    table.desk.withdraw("bb", "late", table.now)
+    table.questions.withdraw("bb", "late", table.now)
     assert table.lapsed == [2]
     assert table.screen.lines[-1].startswith("bb: play asked to attach a block device, and that")
     table.type("1\r")
@@ -423,7 +429,7 @@ def test_a_question_can_be_withdrawn_before_it_was_shown(table: Table) -> None:
 def test_the_withdrawal_of_what_is_not_asked_is_nothing(table: Table) -> None:
     table.ask(1)
     before = list(table.screen.lines)
-    table.desk.withdraw("other", "late", table.now)
+    table.questions.withdraw("other", "late", table.now)
     assert (table.answers, table.screen.lines) == ([], before)
 
 
@@ -451,7 +457,7 @@ def test_so_many_questions_and_no_more(table: Table) -> None:
 def test_withdrawing_all_answers_each_once_and_leaves_a_desk_that_works(table: Table) -> None:
     table.ask(1)
     table.ask(2)
-    table.desk.withdraw_all("the service has gone")
+    table.questions.withdraw_all("the service has gone")
     assert (table.answers, table.lapsed) == ([], [1, 2])
     table.ask(3)
     table.wait(ARMING_AFTER_WITHDRAWAL_S)
@@ -467,22 +473,22 @@ def test_control_c_and_control_d_end_when_nothing_is_asked(
     table: Table, key: str, status: int
 ) -> None:
     table.type(f"abc{key}")
-    assert table.desk.leaving == status
+    assert table.questions.leaving == status
 
 
 def test_control_d_ends_also_at_a_question_and_does_not_answer_it(table: Table) -> None:
     table.ask(default="work")
     table.arm()
     table.type("\x04")
-    assert (table.desk.leaving, table.answers) == (0, [])
+    assert (table.questions.leaving, table.answers) == (0, [])
 
 
 def test_an_interrupt_from_outside_denies_or_ends(table: Table) -> None:
     table.ask(default="work")
-    table.desk.interrupt(table.now)
-    assert (table.desk.leaving, table.answers) == (None, [(1, None)])
-    table.desk.interrupt(table.now)
-    assert table.desk.leaving == 130
+    table.questions.interrupt(table.now)
+    assert (table.questions.leaving, table.answers) == (None, [(1, None)])
+    table.questions.interrupt(table.now)
+    assert table.questions.leaving == 130
 
 
 @pytest.mark.parametrize("how", ["answered", "late", "withdrawn"])
@@ -496,8 +502,8 @@ def test_once_ends_after_one_question_however_it_ended(how: str) -> None:
     elif how == "late":
         table.wait(60)
     else:
-        table.desk.withdraw(ASK["request"], "gone", table.now)
-    assert table.desk.leaving == 0
+        table.questions.withdraw(ASK["request"], "gone", table.now)
+    assert table.questions.leaving == 0
     assert (table.answers, table.lapsed[:1]) == (
         ([(1, None)], []) if how == "answered" else ([], [1])
     )
@@ -507,7 +513,7 @@ def test_a_question_is_shown_again_after_a_stop_and_not_armed(table: Table) -> N
     table.ask(default="work")
     table.arm()
     table.type("2")
-    table.desk.resume(table.now)
+    table.questions.resume(table.now)
     table.type("\r")
     assert table.answers == []
     assert table.screen.lines.count("work asks to attach a block device") == 2

@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 from pedos_cli import qvm_prompt
 from pedos_cli.client import Unreachable
-from pedos_cli.prompt_desk import ARMING_AFTER_WITHDRAWAL_S, ARMING_S
 from pedos_cli.prompt_link import REGISTER_S, Link
 from pedos_cli.prompt_loop import RETRY_FIRST_S, RETRY_MAX_S, Loop
+from pedos_cli.prompt_queue import ARMING_AFTER_WITHDRAWAL_S, ARMING_S
 from pedos_cli.prompt_terminal import Terminal
 from pedos_host.unix import short_path
 from pedos_protocol.connection import Connection
@@ -198,7 +198,7 @@ class Stage:
     def _connect(self) -> Link:
         self.tries += 1
         if not self.reachable:
-            raise Unreachable("pedos.sock", "nobody listens there")
+            raise Unreachable("pedos.sock", "no program listens there")
         return Link()
 
     def registered(self) -> None:
@@ -290,9 +290,9 @@ def test_a_paste_answers_nothing(stage: Stage) -> None:
 def test_a_question_that_lapses_says_why_and_its_number_is_free_again(stage: Stage) -> None:
     stage.registered()
     stage.asked()
-    stage.dom0.cancel("whoever asked for it has gone")
+    stage.dom0.cancel("the command that asked has ended")
     stage.turn()
-    stage.person.sees("withdrawn: whoever asked for it has gone")
+    stage.person.sees("withdrawn: the command that asked has ended")
     assert stage.dom0.lapsed()
 
 
@@ -303,7 +303,7 @@ def test_the_earlier_deadline_counts(stage: Stage, fields: dict[str, int]) -> No
     stage.wait(4)
     stage.person.sees("[1 s]")
     stage.wait(1)
-    stage.person.sees("withdrawn: nobody answered in time, so it is denied")
+    stage.person.sees("withdrawn: no answer came in time, so it is denied")
     assert stage.dom0.lapsed()
 
 
@@ -428,7 +428,7 @@ def test_an_answer_that_cannot_be_sent_loses_the_connection_and_nothing_else(
     stage.dom0.hang_up()
     stage.turn()
     stage.person.sees("it is tried again until it is back")
-    assert stage.loop.desk.waiting == 0
+    assert stage.loop.questions.waiting == 0
 
 
 def test_no_answer_is_left_for_the_next_connection(

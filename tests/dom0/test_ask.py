@@ -107,8 +107,8 @@ async def test_the_rule_s_read_only_holds_for_what_was_asked(
         (yes("sys-usb"), "names sys-usb, which was not to be chosen"),
         (yes("nobody"), "names nobody"),
         ({"verdict": "allow", "target": None}, "names no VM"),
-        ({"verdict": "yes", "target": "work"}, "makes no sense"),
-        ({}, "makes no sense"),
+        ({"verdict": "yes", "target": "work"}, "is malformed"),
+        ({}, "is malformed"),
     ],
 )
 async def test_any_other_answer_is_a_no(

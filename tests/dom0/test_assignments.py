@@ -86,7 +86,7 @@ async def test_a_disk_and_its_partition_are_not_assigned_to_one_vm(
     await assign(world, one)
     with fails(
         "busy",
-        f"sys-usb:{other} shares its blocks with sys-usb:{one}, which is assigned to work",
+        f"sys-usb:{other} shares data with sys-usb:{one}, which is assigned to work",
         f"qvm-device block detach work sys-usb:{one}",
     ):
         await assign(world, other)

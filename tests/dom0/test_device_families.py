@@ -82,7 +82,7 @@ def test_an_assignment_does_not_cost_what_devices_a_vm_says_that_it_has() -> Non
     assert found == [None]
     assert taken < 3000
     near = [*others, Assignment("work", key("d99"), {})]
-    assert "shares its blocks with sys-usb:d99" in str(
+    assert "shares data with sys-usb:d99" in str(
         conflict("work", key("d100"), None, near, registry)
     )
 

@@ -14,7 +14,7 @@ from trio.abc import Clock
 from tests.dom0.fake_carrier import mounted
 from tests.dom0.fakes import World, fails, hang
 
-HELD = ("failed", "work has let go of sys-usb:stick", "sys-usb does not say that it has ended")
+HELD = ("failed", "work has released sys-usb:stick", "sys-usb does not say that it has ended")
 
 
 @pytest.fixture

@@ -145,8 +145,8 @@ async def test_a_kernel_that_refuses_is_reported_and_all_stays(
     world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
     await world.client.attach("work", "sys-usb:sda")
-    carrier.refuse_detach = DriverError("work does not let go", code="busy")
-    with fails("busy", "work does not let go"):
+    carrier.refuse_detach = DriverError("work does not release it", code="busy")
+    with fails("busy", "work does not release it"):
         await world.client.detach("work", "sys-usb:sda")
     (lease,) = world.state.leases
     assert lease.state == "attached"

@@ -132,7 +132,7 @@ async def test_a_refused_detach_is_told_and_the_device_stays(host: Host) -> None
     async with running(host) as driver:
         await driver.carriers["block"].attach(LEASE)
         host.plan(block_detach={"exit": 1, "says": "libxl: error: a.c:1:b: timed out\n"})
-        with pytest.raises(DriverError, match="work does not let go of sys-usb:sda1") as caught:
+        with pytest.raises(DriverError, match="work does not release sys-usb:sda1") as caught:
             await driver.carriers["block"].detach(LEASE, force=False)
         assert caught.value.code == "busy"
         assert driver.carriers["block"].is_attached(LEASE)

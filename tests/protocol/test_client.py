@@ -107,7 +107,7 @@ async def test_an_error_answer_is_raised(tmp_path: Path) -> None:
             with pytest.raises(CallError) as caught:
                 client.call("test.busy", {}, 5)
             assert (caught.value.code, caught.value.data) == ("busy", {"hint": "detach it"})
-            with pytest.raises(CallError, match="nobody serves"):
+            with pytest.raises(CallError, match="is not served here"):
                 client.call("test.unknown", {}, 5)
             with pytest.raises(LocalProtocolError):
                 client.call("test.echo", {"x": object()}, 5)
@@ -298,7 +298,7 @@ def test_what_is_no_socket_is_said_to_be_none(tmp_path: Path) -> None:
             connect(path)
     with socket.socket(socket.AF_UNIX) as deaf, short_path(tmp_path / "sock") as short:
         deaf.bind(short)
-        with pytest.raises(Unreachable, match="nobody listens there"):
+        with pytest.raises(Unreachable, match="no program listens there"):
             connect(str(tmp_path / "sock"))
 
 

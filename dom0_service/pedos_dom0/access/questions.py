@@ -37,9 +37,9 @@ COOL_DOWN_WITHDRAWN = 5.0
 # with many devices could still ask without end.
 COOLING_MAX = 16
 
-NO_PROMPTER = "nobody could be asked: no prompter is running"
-LATE = f"nobody answered within {ASK_TIMEOUT:g} s"
-ASKER_GONE = "whoever asked for it has gone"
+NO_PROMPTER = "no prompter is running to ask dom0's user"
+LATE = f"no answer came within {ASK_TIMEOUT:g} s"
+ASKER_GONE = "the command that asked has ended"
 PROMPTER_GONE = "the prompter went away, and there is no other"
 SAID_NO = "dom0's user said no"
 
@@ -116,7 +116,7 @@ def judge(question: Question, untrusted_answer: object) -> Outcome:
     try:
         answer = parse_result("prompt.ask", untrusted_answer)
     except RemoteProtocolError as error:
-        return Outcome(None, f"the prompter's answer makes no sense: {error}")
+        return Outcome(None, f"the prompter's answer is malformed: {error}")
     if answer.verdict != "allow":
         return Outcome(None, SAID_NO)
     if answer.target not in question.candidates:

@@ -90,7 +90,7 @@ class Interrupted:
                 logger.info("%s has all its devices: its start was interrupted at its end", vm)
             else:
                 done = False
-                outcome = "failed: it was interrupted, and the VM could not be let go"
+                outcome = "failed: it was interrupted, and the VM could not be unpaused"
         elif await self._stops.stop_interrupted(
             vm,
             f"the start of {vm} was interrupted",
@@ -120,7 +120,7 @@ class Interrupted:
             if error.code != "failed":
                 logger.critical("%s", error)
                 return False
-            logger.info("%s need not be let go: %s", vm, error)
+            logger.info("%s need not be unpaused: %s", vm, error)
         return True
 
     async def _domid(self, vm: str) -> int | None:

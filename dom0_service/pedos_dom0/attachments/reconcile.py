@@ -221,7 +221,7 @@ class Reconciler:
                 attachments=[*imports, *exports][:LEFTOVERS_NAMED],
             )
             logger.info(
-                "%s let go of %d imports and %d exports of an earlier life",
+                "%s released %d imports and %d exports of an earlier life",
                 link.name,
                 len(imports),
                 len(exports),

@@ -310,8 +310,8 @@ def _parsed(link: AgentLink, method: str, untrusted_result: dict[str, Any]) -> A
 
 
 def _breach(link: AgentLink, method: str, why: str) -> CallError:
-    link.disconnect(f"its answer to {request_to(method)} makes no sense: {why}")
-    return failure("failed", f"{link.name} gave an answer that makes no sense")
+    link.disconnect(f"its answer to {request_to(method)} is malformed: {why}")
+    return failure("failed", f"{link.name} gave a malformed answer")
 
 
 async def _ask(

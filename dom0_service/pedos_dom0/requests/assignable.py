@@ -54,7 +54,7 @@ def conflict(
         if other.key in relatives:
             return failure(
                 "busy",
-                f"{key} shares its blocks with {other.key}, which is assigned to {vm}",
+                f"{key} shares data with {other.key}, which is assigned to {vm}",
                 hint=_removal(other),
             )
     of_class = [each for each in others if each.key.device_class == key.device_class]

@@ -233,7 +233,7 @@ class StartDevices:
             holder = taken.holder
             if holder.vm == vm and holder.key != key:
                 raise _Problem(
-                    f"{its} shares its blocks with {holder.key}, which is assigned, too", detach
+                    f"{its} shares data with {holder.key}, which is assigned, too", detach
                 ) from taken
             raise _Problem(
                 f"{its} is attached to {holder.vm}",

@@ -291,4 +291,4 @@ def _place(lease: Lease) -> Place | None:
 
 
 def _refused(lease: Lease, failed: DriverError) -> str:
-    return f"{lease.vm} does not let go of {lease.key}, which stays attached ({failed})"
+    return f"{lease.vm} does not release {lease.key}, which stays attached ({failed})"

@@ -354,7 +354,7 @@ class XenDriver:
 
     async def resume(self, name: str, domid: int) -> None:
         await self._xl.run(
-            *("unpause", str(domid)), seconds=QUICK_SECONDS, what=f"{name} could not be let go"
+            *("unpause", str(domid)), seconds=QUICK_SECONDS, what=f"{name} could not be unpaused"
         )
         self._held_back.discard(domid)
 

@@ -151,7 +151,7 @@ class Reclaimer:
             domid, frontend = unleased.place
             if is_in_the_way(domid, unleased.backend_domid, unleased.device):
                 raise DriverError(
-                    f"domain {domid} has {unleased} without a lease, and does not let go",
+                    f"domain {domid} has {unleased} without a lease, and does not release it",
                     code="busy",
                     hint=f"xl block-detach --force {domid} {frontend}",
                 )

@@ -59,7 +59,7 @@ class Full(Exception):  # noqa: N818 - a state of affairs
     """Too many questions wait."""
 
 
-class Desk:
+class QuestionQueue:
     """Holds the questions. `leaving` is the exit status once the person wants to end."""
 
     def __init__(
@@ -143,7 +143,7 @@ class Desk:
     def tick(self, now: float) -> None:
         """Let time pass: deadlines, arming, the displayed seconds."""
         for question in [each for each in self._questions if each.deadline <= now]:
-            self._take_away(question, "nobody answered in time, so it is denied")
+            self._take_away(question, "no answer came in time, so it is denied")
         self._go_on(now)
         if self._questions and not self._is_armed and now >= self._silent_since + self._silence:
             self._screen.flush_input()
