@@ -1,9 +1,9 @@
-"""The messages between dom0 and a VM's agent: exports, imports, and what the agent has.
+"""The messages between dom0 and a VM's agent: exports, imports, and the agent's devices.
 
 They are in `messages` too. An agent imports no others, which would take a fifth of its start.
 
-The two sides may be of different versions, and so a class of devices may be known to one of them
-alone: here it is a name. Who takes a message leaves out what is of a class that it does not know.
+The two sides may be of different versions, so only one of them may know a device class: here it is
+a name. The receiver of a message drops devices of a class that it does not know.
 """
 
 # Annotations are read when these classes are prepared, so they are not postponed here.
@@ -42,9 +42,9 @@ from .schema import Empty, Schema, Spec
 class ExportStart:
     """Lend `device` to the domain `peer`: answered when the source listens on `port`.
 
-    `instance` is which one was decided about, as the agent had reported it: another one that has
-    the id by now is refused. `again`: it is lent to that domain already, and an agent that was
-    started anew is to hold it.
+    `instance` is the device of the decision, as the agent had reported it: another one that has the
+    id by now is refused. `again`: it is lent to that domain already, and a restarted agent has to
+    hold it.
     """
 
     attachment: AttachmentId
@@ -66,7 +66,7 @@ class ExportStarted:
 
 @attr.frozen
 class ExportStop:
-    """End an export. An attachment that is not known is fine: it has ended."""
+    """End an export. An unknown attachment is fine: it has ended."""
 
     attachment: AttachmentId
 
@@ -90,14 +90,14 @@ class ImportStart:
 
 @attr.frozen
 class ImportStarted:
-    """The name that the device has in the target; None where its class has no such names."""
+    """The name of the device in the target; None if its class has no such names."""
 
     frontend: NameInTarget | None = attr.field(default=None, metadata=OPTIONAL)
 
 
 @attr.frozen
 class ImportStop:
-    """End an import, gracefully and then by force. Not known is fine.
+    """End an import, gracefully and then by force. An unknown one is fine.
 
     `busy` if it is used, on Xen always and elsewhere if the VM `may_refuse`. `frontend` is its name
     in the VM: an agent that was started anew looks whether it is used, too. It is of the class
@@ -113,7 +113,7 @@ class ImportStop:
 
 @attr.frozen
 class ImportCheck:
-    """Say `busy` if `import.stop` would be refused now, to a VM that may refuse. Ends nothing."""
+    """Say `busy` if a VM that may refuse would refuse `import.stop` now. Ends nothing."""
 
     attachment: AttachmentId
     frontend: NameInTarget | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
@@ -127,15 +127,15 @@ class ImportCheck:
 class Device:
     """A device that a VM could lend.
 
-    `instance` says which one it is: another text when another thing has the id, be it one that
-    looks the same. It means something to this agent alone; "" tells nothing.
+    `instance` distinguishes it: another text when another device has the id, even one that looks
+    the same. Only this agent can interpret it; "" tells nothing.
 
     `size` is in bytes. `parent` is the id of the device of which this is a part: a partition's
-    disk. It is of the class `parent_class`, as a disk's may be its USB stick; None is its own.
-    `busy` says why it cannot be lent now (mounted...), None that it can. `stale` is why the last
-    look could not tell all this, which then is as of the look before, or was never known; None
-    that it is current. `shares` are the ids of devices that have some of the same data, beside its
-    disk and its partitions.
+    disk. It is of the class `parent_class`, because a disk's parent may be its USB stick; None is
+    its own class. `busy` says why it cannot be lent now (mounted...), None that it can. `stale` is
+    why the last look could not tell all this, which then is from the look before, or was never
+    known; None that it is current. `shares` are the ids of devices that have some of the same data,
+    beside its disk and its partitions.
     """
 
     device_class: ClassName
@@ -185,7 +185,8 @@ class ImportState:
 class Missing:
     """Devices of a class that a VM has and does not report.
 
-    `count` is None when it cannot tell how many, and whether there are any: it could not look.
+    `count` is None when the agent cannot tell how many, nor whether there are any: it could not
+    look.
     """
 
     device_class: ClassName
@@ -197,8 +198,8 @@ class Missing:
 class AgentReport:
     """One page of all that an agent has. `revision` counts its reports, from the agent's start.
 
-    A report is whole when its `last` page has come; pages count from 0, come in order, and have the
-    same revision. Exports and imports are on the first one, what is missing on the last.
+    A report is complete when its `last` page has come; pages count from 0, come in order, and have
+    the same revision. Exports and imports are on the first page, what is missing on the last.
     """
 
     revision: Natural
@@ -214,7 +215,7 @@ class AgentReport:
 
 @attr.frozen
 class DeviceRef:
-    """A device of the VM that is spoken to."""
+    """A device of the VM that gets the request."""
 
     device_class: ClassName
     device: DeviceId
@@ -222,9 +223,9 @@ class DeviceRef:
 
 @attr.frozen
 class ReportPrefer:
-    """Report these devices before others when not all fit, whether they are there now or not.
+    """Report these devices before others when not all fit, whether they exist now or not.
 
-    They take the place of those that were named before. What is lent comes first in any case.
+    They replace those that were named before. Lent devices come first in any case.
     """
 
     devices: Annotated[tuple[DeviceRef, ...], AtMost(PREFERRED_MAX)]
@@ -232,7 +233,7 @@ class ReportPrefer:
 
 @attr.frozen
 class ReportPreferred:
-    """The first report that heeds it has this `revision` or a later one."""
+    """The first report that follows it has this `revision` or a later one."""
 
     revision: Natural
 

@@ -1,11 +1,11 @@
-"""The classes of devices, as plain data: what a person and a program need to know of each.
+"""The device classes, as plain data: what a person and a program need to know of each.
 
-One entry a class. Help, completion, questions and the reading of options are made from it; nothing
-else spells out what a class is called or takes. What is done with its devices is not here: dom0 and
-the agent have a part for each class.
+One entry per class. Help, completion, questions and the parsing of options are made from it;
+nothing else repeats the name or the options of a class. How its devices are handled is not here:
+dom0 and the agent have a part for each class.
 
-A dom0 that is newer or older than its client may have other classes. It tells its own in the same
-form (`device.classes`).
+A dom0 that is newer or older than its client may have other classes. It describes its own in the
+same form (`device.classes`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 CLASS_NAME_MAX = 16  # characters; it is part of a service's name and of a program's (qvm-block)
-CLASSES_MAX = 16  # of one dom0: four times those that there are
+CLASSES_MAX = 16  # of one dom0: four times the present number
 OPTIONS_MAX = 16  # of one attachment; block knows three
-OPTION_NAME_MAX = 32  # characters; the longest that is known has twelve
+OPTION_NAME_MAX = 32  # characters; the longest known one has twelve
 OPTION_VALUE_MAX = 256  # characters
 VALUES_MAX = 32  # of one option; the names of frontends are 22
 
-#: The verbs of a device's services: `device.attach.block` is one. A list of them decides what is
-#: seen, the others what is done.
+#: The verbs of a device's services: `device.attach.block` is one. The rule for `list` decides what
+#: is visible, those for the others what is allowed.
 VERBS = ("list", "attach", "detach", "assign")
 
 TRUE = ("yes", "true", "on", "1")
@@ -43,9 +43,9 @@ _LOWER = "abcdefghijklmnopqrstuvwxyz"
 class Option:
     """An option of an attach, `-o NAME=VALUE`.
 
-    `values` are those that it may have, as they are kept and shown. `default` is the one that is in
-    effect when nothing is said of it, where that is the same for all devices. `example` is a value
-    to show in help.
+    `values` are the allowed ones, in their stored and displayed form. `default` is the value in
+    effect if the option is not given, if it is the same for all devices. `example` is a value to
+    show in help.
     """
 
     __slots__ = ("default", "example", "name", "values")
@@ -64,14 +64,15 @@ class Option:
         return f"{self.name}={self.example}"
 
     def canonical(self, value: str) -> str:
-        """`value` as it is kept and shown: `yes` and `no` have other words, in any case."""
+        """`value` in its stored and displayed form: `yes` and `no` have other words, in any
+        case."""
         if self.values == YES_OR_NO:
             return "yes" if value.lower() in TRUE else "no"
         return value
 
 
 class DeviceClass:
-    """A class of devices.
+    """A device class.
 
     `one` and `many` are a person's words for its devices: "USB device", "USB devices". `example` is
     the id of one, as in SOURCE:ID, and `source` a VM that may well have it.

@@ -1,7 +1,7 @@
-"""What the attributes of messages may hold: one type, with one parse function, for each kind.
+"""The types of the attributes of messages, with one parse function for each.
 
 A parse function takes an untrusted value and returns a typed one, or raises ValueError with a few
-words on what is wrong. `messages` names the types; nothing else reads what came over a connection.
+words on the error. `messages` names the types; nothing else reads values from a connection.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from .errors import CODES
 
 # A VM reports its devices in pages of one frame each.
 DEVICES_MAX = 4096  # of one VM: a folder of disk images; dom0 keeps some KiB for each
-PAGE_DEVICES_MAX = 128  # of one page: what dom0 reads in a millisecond
+PAGE_DEVICES_MAX = 128  # of one page: dom0 reads as many in a millisecond
 REPORT_PAGES_MAX = 40  # 32 full ones, and some for texts of the longest kind
 PREFERRED_MAX = 256  # devices that dom0 asks a VM to report before others; the list fits a frame
 SHARES_MAX = 16  # of one device: others with the same data; loop devices of one file are a few
 ATTACHMENTS_MAX = 64  # of one VM, lent or borrowed; vchan's grants allow about 31 channels
-ERRORS_MAX = 64  # of policy files in a status; more than a screen of them is not read
+ERRORS_MAX = 64  # of policy files in a status; no one reads more than a screen of them
 TEXT_MAX = 512  # characters of a text from dom0: a rule, a path, a sentence
 WORD_MAX = 512  # characters of one column of a rule: longer than any that a policy may have
 TAGS_MAX = 64  # of one VM; more than this is a program that tags without end
 DOMID_MAX = 0x7FEF  # xen/include/public/xen.h: DOMID_FIRST_RESERVED is 0x7FF0
-PORT_MAX = 2**31 - 1  # part of a path in xenstore on Xen, so only a bound on sense
+PORT_MAX = 2**31 - 1  # part of a path in xenstore on Xen; any sensible path is shorter
 NATURAL_MAX = 2**63 - 1  # what SQLite and off_t hold
 
 Parse = Callable[[Any], Any]
@@ -71,7 +71,7 @@ def a_domid(untrusted: Any) -> int:
 
 
 def a_duration(untrusted: Any) -> float:
-    """Seconds, from 0; the codec has seen to it that they are finite."""
+    """Seconds, from 0; the codec ensures that they are finite."""
     if type(untrusted) not in (int, float) or untrusted < 0:
         raise ValueError("a number of seconds is expected")
     return float(untrusted)
@@ -86,7 +86,7 @@ def an_attachment_id(untrusted: Any) -> str:
 
 
 def a_class_name(untrusted: Any) -> str:
-    """What could be a class of devices of another version of the program."""
+    """A name that could be a device class of another version."""
     if not device_classes.is_class_name(_text(untrusted)):
         raise ValueError(f"{names.shown(untrusted)} is not a device class: some letters are")
     return _text(untrusted)
@@ -108,7 +108,7 @@ def an_identity(untrusted: Any) -> str:
 
 
 def an_instance(untrusted: Any) -> str:
-    """Which thing stands behind a device's id."""
+    """The instance of a device's id."""
     text = _text(untrusted)
     if not names.is_instance(text):
         raise ValueError(f"{names.shown(text)} is not an instance of a device")
@@ -140,14 +140,14 @@ def a_line(untrusted: Any) -> str:
 
 
 def a_text(untrusted: Any) -> str:
-    """A line that dom0 wrote: of any script, but for one line and bounded."""
+    """A line that dom0 wrote: of any script, but one line and bounded."""
     return names.printable_text(_text(untrusted), TEXT_MAX)
 
 
 def a_word(untrusted: Any) -> str:
-    """A text without spaces, as it stands in a column of a rule; may be empty.
+    """A text without spaces, as in a column of a rule; may be empty.
 
-    It is refused and never altered: an answer about another request would be a wrong one.
+    It is refused and never altered: an answer about another request would be wrong.
     """
     text = _text(untrusted)
     if len(text) > WORD_MAX or not text.isprintable() or " " in text:
@@ -156,7 +156,7 @@ def a_word(untrusted: Any) -> str:
 
 
 def some_options(untrusted: Any) -> dict[str, str]:
-    """Options of an attachment. Which there are is for dom0 to say, as is how it says so."""
+    """Options of an attachment. dom0 decides which there are, and how to express them."""
     if type(untrusted) is not dict:
         raise ValueError("a map is expected")
     if len(untrusted) > OPTIONS_MAX:
@@ -170,14 +170,14 @@ def some_options(untrusted: Any) -> dict[str, str]:
 
 
 def a_map(untrusted: Any) -> dict[str, Any]:
-    """Any map that the codec lets through: the data of an error."""
+    """Any map that the codec accepts: the data of an error."""
     if type(untrusted) is not dict:
         raise ValueError("a map is expected")
     return dict(untrusted)
 
 
 class AtMost:
-    """How long a list may be."""
+    """The maximum length of a list."""
 
     def __init__(self, entries: int) -> None:
         self.entries = entries
@@ -257,7 +257,7 @@ def _list_of(parse_item: Parse, at_most: int) -> Parse:
 
 
 #: Marks an attribute that may be missing on the wire, and then has its default: another version of
-#: the program sends the message without it. All others are there, or the message is refused.
+#: the program sends the message without it. All others are required.
 OPTIONAL = {"may be missing": True}
 
 
@@ -275,7 +275,7 @@ _REQUIRED: dict[type[attr.AttrsInstance], frozenset[str]] = {}
 def prepare(message_class: type[attr.AttrsInstance]) -> dict[str, Parse]:
     """The parse functions of this class's attributes, by name; made once.
 
-    TypeError if an attribute has a type that nothing here reads.
+    TypeError if an attribute has a type without a parse function.
     """
     parsers = _PARSERS.get(message_class)
     if parsers is None:
@@ -287,10 +287,10 @@ def prepare(message_class: type[attr.AttrsInstance]) -> dict[str, Parse]:
 
 
 def parse_message(message_class: type[attr.AttrsInstance], untrusted: object) -> attr.AttrsInstance:
-    """An instance of `message_class` out of a map with exactly its attributes as keys, of which
-    only those that are `optional` may be missing.
+    """An instance of `message_class` from a map with exactly its attributes as keys, of which only
+    the `optional` ones may be missing.
 
-    ValueError with the path to what is wrong.
+    ValueError with the path to the error.
     """
     if type(untrusted) is not dict:
         raise ValueError("a map is expected")

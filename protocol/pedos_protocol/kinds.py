@@ -1,10 +1,10 @@
-"""Which kinds of interfaces a device has, and whether all of them are known.
+"""The kinds of interfaces of a device, and whether all of them are known.
 
 The identity of a USB device is `VENDOR:PRODUCT:SERIAL:KINDS` and that of a PCI device
 `VENDOR:DEVICE::KIND`. A kind is a letter (`u` or `p`) and class, subclass and protocol in six
-hexadecimal digits; KINDS are one after the other, each once: `u080650u030101`. Where they could
-not all be read, or are more than an identity holds, the mark `u-unknown` stands behind those that
-are there. So does the reader take it who finds no kinds at all: nothing is no answer.
+hexadecimal digits; KINDS are one after the other, each once: `u080650u030101`. If they could not
+all be read, or exceed the bound of an identity, the mark `u-unknown` follows the known ones. A
+reader treats an identity without kinds in the same way: no kinds are no information.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ TYPE_CHECKING = False  # as in names.py
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: What a kind begins with. The other classes have no kinds.
+#: The first letter of a kind. The other classes have no kinds.
 LETTERS = {each.name: each.kind_letter for each in CLASSES if each.kind_letter}
-#: After the letter: there are more, or there may be.
+#: After the letter: there are more kinds, or may be.
 UNKNOWN = "-unknown"
-#: In one identity. A USB device may have 32 interfaces, each with alternates; those with more than
-#: five different kinds are rare, and of more than this many the rest counts as unknown.
+#: In one identity. A USB device may have 32 interfaces, each with alternates; devices with more
+#: than five different kinds are rare, and kinds beyond this number count as unknown.
 KINDS_MAX = 20
 
 _DIGITS = 6
@@ -29,8 +29,8 @@ _HEAD_PARTS = 3  # VENDOR:PRODUCT:SERIAL
 
 
 class Open:
-    """An identity that is not fully known. It begins with `known`, and what follows is made of the
-    characters `fill`; where that is None nothing is known, and `known` is empty."""
+    """An identity that is not fully known. It begins with `known`, and the rest consists of the
+    characters `fill`; if that is None nothing is known, and `known` is empty."""
 
     __slots__ = ("fill", "identity", "known")
 
@@ -59,7 +59,7 @@ def with_kinds(head: str, device_class: str, kinds: Iterable[str | None]) -> str
 
 
 def kinds_in(identity: str) -> tuple[str, tuple[str, ...]]:
-    """What stands before the kinds, and the kinds up to the first that is none."""
+    """The part before the kinds, and the kinds up to the first invalid one."""
     head, rest = _split(identity)
     found = []
     while is_kind(kind := rest[: _DIGITS + 1]):
@@ -69,15 +69,15 @@ def kinds_in(identity: str) -> tuple[str, tuple[str, ...]]:
 
 
 def open_part(device_class: str, identity: str) -> Open | None:
-    """What is known of an identity that is not fully known; None for one that is.
+    """The known part of an identity that is not fully known; None if it is.
 
-    Where a class has no kinds, an identity is what it is.
+    If a class has no kinds, an identity is always fully known.
     """
     letter = LETTERS.get(device_class)
     if letter is None:
         return None
     if identity.count(":") < _HEAD_PARTS:
-        return Open(identity, "", None)  # no agent says the half of a head
+        return Open(identity, "", None)  # no agent reports half a head
     head, kinds = kinds_in(identity)
     known = f"{head}:{''.join(kinds)}"
     if kinds and known == identity:

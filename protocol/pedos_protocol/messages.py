@@ -1,15 +1,15 @@
 """All messages: one class for each, and one table that says which method carries which.
 
-Those between a client and dom0 stand here, those about policy in `policy_messages`, dom0's with an
-agent in `agent_messages`, and those of local mode's machine in `machine_messages`.
+This module has those between a client and dom0; `policy_messages` those about policy,
+`agent_messages` dom0's with an agent, and `machine_messages` those of local mode's machine.
 
-Classes are immutable and compare by value. Making one checks nothing: what a program says about
-its own state it may be trusted with, and the reader checks anyway. All that came over a
-connection goes through `parse_params` or `parse_result`, and through nothing else; what they
-return is typed, bounded, and text in it is harmless.
+Classes are immutable and compare by value. Making one checks nothing: a program may be trusted
+about its own state, and the reader checks anyway. Everything from a connection goes through
+`parse_params` or `parse_result`, and through nothing else; their results are typed, bounded, and
+contain only harmless text.
 
 On the wire a message is a map with exactly the attributes' names as keys. An attribute's type
-says how it is read: `fields` has a parse function behind each.
+determines how it is read: `fields` has a parse function for each.
 """
 
 # Annotations are read when this module is imported, so they are not postponed here.
@@ -87,7 +87,7 @@ from .policy_messages import (
 )
 from .schema import Empty, Schema, Spec, to_wire
 
-# All messages are to be had here, whichever module they stand in.
+# This module exports all messages, whichever module defines them.
 __all__ = [
     "SCHEMA",
     "AgentReport",
@@ -175,7 +175,7 @@ __all__ = [
 
 @attr.frozen
 class DeviceClasses:
-    """Which classes of devices are there?"""
+    """List the device classes."""
 
 
 @attr.frozen
@@ -207,22 +207,22 @@ class ClassInfo:
 
 @attr.frozen
 class DeviceClassesListed:
-    """The classes that can be listed, in the order in which people are told of them."""
+    """The classes that can be listed, in the order for people."""
 
     classes: Annotated[tuple[ClassInfo, ...], AtMost(CLASSES_MAX)]
 
 
 # Listing
 
-MISSING_MAX = 32  # VMs of which a listing says that they have more devices; it says how many such
+MISSING_MAX = 32  # VMs that a listing names as having more devices; the rest is counted
 
 
 @attr.frozen
 class DeviceList:
     """List devices of a class: of and in these `vms` (None: all), but not of or in `exclude`.
 
-    An answer is one frame and holds some hundred devices; `after` is the last one of the answer
-    before, for the next.
+    An answer is one frame and holds some hundred devices; `after` is the last one of the previous
+    answer, for the next.
     """
 
     device_class: ClassName
@@ -249,11 +249,11 @@ class AssignedTo:
 
 @attr.frozen
 class Listed(Device):
-    """A device as dom0 lists it. `present` is False if it is only assigned, and not there.
+    """A device as dom0 lists it. `present` is False if it is only assigned, and missing.
 
-    `orphans` are the VMs among those of `assignments` that were removed: one that has such a name
-    by now does not start with the device. Of some hundred assignments, `assignments_left_out` do
-    not fit into an answer.
+    `orphans` are the VMs among those of `assignments` that were removed: a VM that has such a name
+    by now does not start with the device. `assignments_left_out` counts the assignments that do not
+    fit into an answer.
     """
 
     backend: VmName
@@ -278,8 +278,8 @@ class DeviceListed:
     """The devices that the caller may see, by VM and in natural order; `policy` is None for a VM.
 
     `more` says that there are further ones, to be had with `after`. `missing`, on the last of these
-    answers, says which VMs have devices that are not listed, or may have, as they run without an
-    agent; and why: those that fit into it, of `missing_vms` altogether.
+    answers, says which VMs have devices that are not listed, or may have, because they run without
+    an agent; and why: those that fit into it, of `missing_vms` altogether.
     """
 
     devices: Annotated[tuple[Listed, ...], AtMost(ITEMS_MAX)]
@@ -311,7 +311,7 @@ class AttachResult:
     """`options` are the ones in effect; `assigned` means that the VM does not run.
 
     `vm` is the one that has the device now, which policy or dom0's user may have chosen; None, and
-    no options, for a VM that asked and is not to know. `policy_ok` is that of `PolicyStatus`, for
+    no options, for a VM that asked and must not know. `policy_ok` is that of `PolicyStatus`, for
     dom0's user.
     """
 
@@ -351,7 +351,7 @@ class ErrorInfo:
 
 @attr.frozen
 class DetachItem:
-    """What became of one device."""
+    """The result for one device."""
 
     backend: VmName
     device: DeviceId
@@ -379,9 +379,9 @@ class DeviceWatch:
 
 @attr.frozen
 class WatchStarted:
-    """Events of changes after `revision` follow; `device.list` gives what there is.
+    """Events of changes after `revision` follow; `device.list` gives the present devices.
 
-    An event carries all of a device, so one that a listing has in it already does no harm.
+    An event carries all of a device, so one that a listing already includes does no harm.
     """
 
     revision: Natural
@@ -423,7 +423,7 @@ class VmListed:
 
 @attr.frozen
 class VmStart:
-    """Start a VM and attach what is assigned to it."""
+    """Start a VM and attach the devices that are assigned to it."""
 
     vm: VmName
 
@@ -446,19 +446,19 @@ class VmShutdown:
 
 @attr.frozen
 class VmUsed:
-    """What do VMs use of what they have borrowed?"""
+    """List the borrowed devices that VMs use."""
 
 
 @attr.frozen
 class VmsUsed:
-    """One sentence for each device; of very many, those that are told first."""
+    """One sentence for each device; if there are very many, the first ones."""
 
     used: Annotated[tuple[Text, ...], AtMost(ATTACHMENTS_MAX)]
 
 
 # Operations
 
-#: What an operation can wait for: an agent to connect, a source to say what a new device is, dom0's
+#: What an operation can wait for: an agent to connect, a source to identify a new device, dom0's
 #: user to answer, a source to lend, the toolstack to attach, a target to take; a target to give
 #: back, the toolstack to detach, a source to end it; a VM to be made, to boot, to go down.
 Step = Literal[
@@ -479,7 +479,7 @@ Step = Literal[
 
 @attr.frozen
 class OperationStep:
-    """The operation `request`, for which this command waits, waits itself for `vm` to do `step`."""
+    """The operation `request`, for which this command waits, now waits for `vm` to do `step`."""
 
     request: Text
     step: Step
@@ -492,13 +492,13 @@ class OperationStep:
 
 @attr.frozen
 class ServiceStatus:
-    """How is dom0's service?"""
+    """Show the status of dom0's service."""
 
 
 @attr.frozen
 class StatusResult:
     """`uptime_s` is in seconds; `agents` are the VMs whose agents are connected; `troubles` say
-    what the service cannot write down, and why."""
+    what the service cannot write to disk, and why."""
 
     version: Text
     uptime_s: Seconds

@@ -1,7 +1,7 @@
-"""Names: what they may look like, and how text from outside is made harmless.
+"""Names: their valid forms, and how text from outside is made harmless.
 
 Names are checked with sets of characters rather than with regular expressions: there is no
-back-tracking to think about, `$` cannot match before a newline, and nothing is compiled while a
+backtracking to think about, `$` cannot match before a newline, and nothing is compiled while a
 command starts.
 """
 
@@ -21,7 +21,7 @@ DEVICE_ID_MAX = 64  # characters; /dev/disk/by-id names are longer, and are desc
 IDENTITY_MAX = 256  # characters; VENDOR:PRODUCT:SERIAL:KINDS with kinds.KINDS_MAX kinds fits
 INSTANCE_MAX = 40  # characters; an agent's own mark and a counter
 DESCRIPTION_MAX = 128  # characters; one line of a terminal or of a menu
-ATTACHMENT_ID_LENGTH = 16  # hexadecimal digits: 64 random bits, so an id is never met again
+ATTACHMENT_ID_LENGTH = 16  # hexadecimal digits: 64 random bits, so an id never occurs twice
 SHOWN_MAX = 40  # characters of a refused text that an error message repeats
 
 _UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -32,21 +32,21 @@ _VM_NAME_CHARACTERS = _LETTERS + _DIGITS + "_-"
 _DEVICE_ID_CHARACTERS = _LETTERS + _DIGITS + "._-"
 _IDENTITY_CHARACTERS = _LETTERS + _DIGITS + ":._-"
 
-#: What a description may be made of, beside the letters, digits and accents of all scripts.
-#: `< > & " \` and the back-tick are missing because they mean something to HTML, Pango, shells and
-#: JSON; other signs, blanks and marks because they make one device look like another.
+#: The characters of a description, beside the letters, digits and accents of all scripts. `< > & "
+#: \` and the back-tick are missing because they mean something to HTML, Pango, shells and JSON;
+#: other signs, blanks and marks because they make one device look like another.
 _HARMLESS = frozenset(_LETTERS + _DIGITS + " .,:;()[]{}+-_/@#%=!?*'~^|$")
 
 #: First letters of Unicode's categories of letters and of marks on them; and that of digits.
 _LETTER, _MARK, _DIGIT = "L", "M", "Nd"
 
 #: Marks on one letter. Vietnamese, Thai and pointed Hebrew need two or three; hundreds of them
-#: climb over the lines above and below.
+#: extend over the lines above and below.
 MARKS_MAX = 4
 
-#: Letters, marks and one sign to Unicode, of which nothing is seen but a blank or the lack of one:
-#: fillers, joiners and selectors of variants (DerivedCoreProperties.txt,
-#: Default_Ignorable_Code_Point), and the pattern of Braille without a dot.
+#: Letters, marks and one sign to Unicode that are invisible or look like a blank: fillers, joiners
+#: and selectors of variants (DerivedCoreProperties.txt, Default_Ignorable_Code_Point), and the
+#: pattern of Braille without a dot.
 _UNSEEN = (
     *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F),
     *(0x2800, 0x3164, 0xFFA0, 0x16FE4),
@@ -81,7 +81,8 @@ class DeviceName:
 
 
 def _made_of(text: str, characters: str) -> bool:
-    # strip() takes what is in the set off both ends: nothing is left exactly when all of it was.
+    # strip() removes characters of the set from both ends: nothing is left exactly if all were in
+    # it.
     return not text.strip(characters)
 
 
@@ -116,8 +117,7 @@ def is_identity(text: str) -> bool:
 
 
 def is_instance(text: str) -> bool:
-    """Is `text` a mark of which thing stands behind a device's id? "" is of one that is not told
-    apart."""
+    """Is `text` an instance of a device's id? "" is that of one without instances."""
     return len(text) <= INSTANCE_MAX and _made_of(text, _IDENTITY_CHARACTERS)
 
 
@@ -127,7 +127,7 @@ def is_attachment_id(text: str) -> bool:
 
 
 def frontend_names() -> tuple[str, ...]:
-    """The block device names that may be given out, in the order in which they are."""
+    """The block device names for lent devices, in the order in which they are used."""
     return FRONTENDS
 
 
@@ -145,7 +145,7 @@ def _refuse(untrusted: object, what: str, right: str) -> NoReturn:
 
 
 def parse_vm_name(untrusted: object) -> str:
-    """The name of a VM; ValueError says what is wrong with it."""
+    """The name of a VM; ValueError says why it is none."""
     if isinstance(untrusted, str) and is_vm_name(untrusted):
         return untrusted
     _refuse(
@@ -156,7 +156,7 @@ def parse_vm_name(untrusted: object) -> str:
 
 
 def parse_device_id(untrusted: object) -> str:
-    """The id of a device within its VM; ValueError says what is wrong with it."""
+    """The id of a device within its VM; ValueError says why it is none."""
     if isinstance(untrusted, str) and is_device_id(untrusted):
         return untrusted
     _refuse(
@@ -168,7 +168,7 @@ def parse_device_id(untrusted: object) -> str:
 
 
 def parse_device_name(untrusted: object) -> DeviceName:
-    """`SOURCE:ID` as a `DeviceName`; ValueError says what is wrong with it."""
+    """`SOURCE:ID` as a `DeviceName`; ValueError says why it is none."""
     if not isinstance(untrusted, str) or ":" not in untrusted:
         _refuse(untrusted, "a device", "SOURCE:ID is meant, as in sys-usb:sda1")
     untrusted_backend, _, untrusted_id = untrusted.partition(":")
@@ -194,7 +194,7 @@ def harmless_text(untrusted: str, limit: int = DESCRIPTION_MAX) -> str:
     """`untrusted` with everything as `_` but harmless ASCII and the letters and digits of all
     scripts; at most `limit` bytes of UTF-8, so that no script makes an answer longer than others.
 
-    What is cut ends in `...`. Doing it twice changes nothing.
+    A cut text ends in `...`. The function is idempotent.
     """
     text = untrusted[: limit + 1]
     if text.isascii():
@@ -222,13 +222,13 @@ def harmless_letters(untrusted: str) -> str:
 
 
 def is_printable(text: str) -> bool:
-    """Is `text` of characters that are seen, and of blanks, in one line?"""
+    """Is `text` one line of visible characters and blanks?"""
     return text.isprintable() and (text.isascii() or _UNSEEN_CHARACTERS.isdisjoint(text))
 
 
 def printable_text(text: str, limit: int) -> str:
-    """`text` of any language for one line: no control or format characters and none that is not
-    seen (they become `_`), and at most `limit` characters (cut with `...`)."""
+    """`text` of any language for one line: no control or format characters and no invisible ones
+    (they become `_`), and at most `limit` characters (cut with `...`)."""
     text = text[: limit + 1]
     if not is_printable(text):
         text = "".join([character if is_printable(character) else "_" for character in text])
@@ -236,7 +236,7 @@ def printable_text(text: str, limit: int) -> str:
 
 
 def printable_value(value: Any, limit: int) -> Any:
-    """A value that the codec gave, with `printable_text` of every text in it, names of maps too."""
+    """A value from the codec, with `printable_text` of every text in it, names of maps too."""
     if isinstance(value, str):
         return printable_text(value, limit)
     if isinstance(value, list):
@@ -250,10 +250,10 @@ def printable_value(value: Any, limit: int) -> Any:
 
 
 def escaped_text(text: str) -> str:
-    """`text` from any source in one line: all but printable ASCII and the letters, digits and
-    accents of all scripts is escaped, as in `\\n`, `\\x1b` or `\\u202e`.
+    """`text` from any source in one line: everything but printable ASCII and the letters, digits
+    and accents of all scripts is escaped, as in `\\n`, `\\x1b` or `\\u202e`.
 
-    For all that is shown to people; doing it twice changes nothing.
+    For all that is shown to people; the function is idempotent.
     """
     if text.isascii() and text.isprintable():
         return text

@@ -1,4 +1,4 @@
-"""The messages about policy: its state, its verdicts, the facts behind them, and questions.
+"""The messages about policy: its status, its verdicts, the facts behind them, and questions.
 
 `messages` says which method carries which, and reads them all.
 """
@@ -35,7 +35,7 @@ Verdict = Literal["allow", "ask", "deny"]
 @attr.frozen
 class PolicyErrorInfo:
     """An error in a policy file, or in one of VMs' facts; line and column count from 1, 0 being
-    unknown. `text` is the line itself, `help` what would be right; each may be empty."""
+    unknown. `text` is the line itself, `help` the correction; each may be empty."""
 
     file: Text
     line: Natural
@@ -47,9 +47,9 @@ class PolicyErrorInfo:
 
 @attr.frozen
 class PolicyStatus:
-    """The policy that is in force (`rules` of `files` in `folders`, since `loaded_at`, ISO 8601),
-    and what is wrong with newer files, those with VMs' facts included, if not `ok`; less what an
-    answer cannot hold, which is counted."""
+    """The policy in force (`rules` of `files` in `folders`, since `loaded_at`, ISO 8601), and, if
+    not `ok`, the errors of newer files, those with VMs' facts included; what an answer cannot hold
+    is counted."""
 
     ok: bool
     loaded_at: Text
@@ -66,7 +66,7 @@ class PolicyStatus:
 
 @attr.frozen
 class TraceStep:
-    """A rule that was looked at, and why it did or did not match."""
+    """A rule that was tried, and why it did or did not match."""
 
     rule: Text
     text: Text
@@ -75,7 +75,7 @@ class TraceStep:
 
 @attr.frozen
 class DeviceExplain:
-    """What would policy say if `source` (a VM, or dom0's user) asked?"""
+    """Show policy's verdict on a request of `source` (a VM, or dom0's user)."""
 
     verb: Verb
     device_class: ClassName
@@ -90,9 +90,9 @@ class ExplainResult:
     """`rule` is FILE:LINE and `text` the rule itself; both None if none matched (`default`), or if
     none is needed.
 
-    `reason` is one sentence: what the rule says, and what stands against it if it is a no all the
-    same. `trace` are the rules that were looked at before, the first of them first, less
-    `trace_left_out` that an answer cannot hold.
+    `reason` is one sentence: what the rule says, and why the request is denied if the rule allows
+    it. `trace` are the rules that were tried before, the first of them first, less `trace_left_out`
+    that an answer cannot hold.
     """
 
     verdict: Verdict
@@ -107,9 +107,9 @@ class ExplainResult:
 
 @attr.frozen
 class PolicyExplain:
-    """What would policy say of this request? An empty `target` means `@default`.
+    """Show policy's verdict on this request. An empty `target` means `@default`.
 
-    For a device service an IDENTITY that is left out of `argument` is filled in.
+    For a device service a missing IDENTITY in `argument` is filled in.
     """
 
     service: Word
@@ -121,8 +121,8 @@ class PolicyExplain:
 @attr.frozen
 class PolicyExplained:
     """The decision. `rule` is FILE:LINE and `text` the rule itself, None if none matched
-    (`default`); `argument` is the one that was evaluated. Of `candidates` and of `trace` is counted
-    what an answer cannot hold."""
+    (`default`); `argument` is the evaluated one. Entries of `candidates` and `trace` that do not
+    fit into an answer are counted."""
 
     argument: Text
     verdict: Verdict
@@ -144,7 +144,7 @@ class PolicyExplained:
 
 @attr.frozen
 class PolicyMine:
-    """May the VM that asks do this, for itself? It learns the verdict and nothing else."""
+    """Show a VM policy's verdict on its own request, and nothing else."""
 
     verb: Verb
     device_class: ClassName
@@ -164,8 +164,8 @@ class PolicyVerdict:
 
 @attr.frozen
 class PolicySystem:
-    """What does policy know of the VMs? An answer is one frame; `after` is the last VM of the
-    answer before, for the next."""
+    """List policy's facts about VMs, one frame an answer; `after` is the last VM of the previous
+    one."""
 
     after: VmName | None = None
 
@@ -197,12 +197,12 @@ class SystemVms:
 
 @attr.frozen
 class PrompterRegister:
-    """From now on, let this connection ask dom0's user: it is sent `prompt.ask`."""
+    """From now on, this connection asks dom0's user: it gets `prompt.ask`."""
 
 
 @attr.frozen
 class PromptAsk:
-    """dom0 asks a client: may `source` do this? Which of `candidates` is to have the device?
+    """dom0 asks a client: may `source` do this? Which of `candidates` gets the device?
 
     `default` is the one to mark, `timeout_s` the seconds after which the answer is no.
     """
@@ -224,7 +224,7 @@ class PromptAsk:
 
 @attr.frozen
 class PromptAnswer:
-    """What dom0's user said; `target` is one of the candidates if it is "allow"."""
+    """The answer of dom0's user; `target` is one of the candidates if it is "allow"."""
 
     verdict: Literal["allow", "deny"]
     target: VmName | None = None
@@ -232,7 +232,7 @@ class PromptAnswer:
 
 @attr.frozen
 class PromptCancel:
-    """The question of this request has lapsed: it is to be taken away, and not answered."""
+    """The question of this request is withdrawn, and needs no answer."""
 
     request: Text
     reason: Text

@@ -1,6 +1,6 @@
 """The reasons of decisions that say no more than which rule decided, and how.
 
-Where rule and verdict stand beside a reason, such a one is left out.
+Where rule and verdict are shown beside the reason, such a reason is left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which method carries which messages: a table, and the reading and writing of what stands in it.
+"""Which method carries which messages: a table, and the reading and writing of its messages.
 
-All that came over a connection goes through `Schema.parse_params` or `Schema.parse_result`, and
-through nothing else; what they return is typed, bounded, and text in it is harmless.
+Everything from a connection goes through `Schema.parse_params` or `Schema.parse_result`, and
+through nothing else; their results are typed, bounded, and contain only harmless text.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .names import shown
 
 @attr.frozen
 class Empty:
-    """No parameters, or a result that says no more than that it is done."""
+    """No parameters, or a result that only says that the request is done."""
 
 
 class Spec(NamedTuple):
-    """What a method carries; the result of a notice is None."""
+    """The messages of a method; the result of a notice is None."""
 
     params: type[Any]
     result: type[Any] | None
@@ -44,7 +44,7 @@ class Schema(dict[str, Spec]):
     def parse_params(self, method: str, untrusted_params: object) -> Any:
         """The parameters of `method`, as its class here.
 
-        RemoteProtocolError says what is wrong with them and where.
+        RemoteProtocolError has the error and its place.
         """
         try:
             return parse_message(self._spec(method).params, untrusted_params)
@@ -54,7 +54,7 @@ class Schema(dict[str, Spec]):
     def parse_result(self, method: str, untrusted_result: object) -> Any:
         """The result of `method`, as its class here.
 
-        RemoteProtocolError says what is wrong with it and where.
+        RemoteProtocolError has the error and its place.
         """
         result_class = self._spec(method).result
         if result_class is None:
@@ -82,14 +82,15 @@ def wire_size(value: attr.AttrsInstance | str) -> int:
 
 
 class Room:
-    """What is left of a frame, or of a part of it, for one list: bytes and entries."""
+    """The rest of a frame, or of a part of it, for one list: bytes and entries."""
 
     def __init__(self, size: int, entries: int = ITEMS_MAX) -> None:
         self._size = size
         self._entries = entries
 
     def takes(self, value: attr.AttrsInstance | str) -> bool:
-        """Whether one more fits; it is counted in any case, as after it nothing fits any more."""
+        """Whether one more fits; it is counted in any case, because nothing fits after it any
+        more."""
         self._size -= wire_size(value)
         self._entries -= 1
         return self._size >= 0 and self._entries >= 0

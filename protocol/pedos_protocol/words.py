@@ -1,6 +1,6 @@
-"""What each method asks for, in the words of those who read errors: a method's name is the wire's.
+"""The request of each method, in words for people: a method's name belongs to the wire.
 
-A module of its own, as a command needs it only when something went wrong.
+A module of its own, because a command needs it only after an error.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DOING = {
 
 
 def request_to(method: str) -> str:
-    """`the request to attach a device`; of a method that is not known, `the request`."""
+    """`the request to attach a device`; for an unknown method, `the request`."""
     doing = DOING.get(method)
     return f"the request to {doing}" if doing else "the request"
 
