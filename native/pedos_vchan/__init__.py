@@ -1,1 +1,1 @@
-"""How bytes move: the ring in C, and trio streams over it."""
+"""The transport: the ring in C, and trio streams over it."""

@@ -1,4 +1,4 @@
-"""What the ends of a channel are called and how large its rings are, under every hypervisor."""
+"""The addresses of a channel's ends and the sizes of its rings, under every hypervisor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DATA_ORDER = 18  # 256 KiB: from here on bulk speed hardly grows, and two rings 
 
 
 def check_address(domain: int, peer: int, port: int) -> None:
-    """ValueError for numbers that cannot be, or for a channel to oneself."""
+    """ValueError for impossible numbers, or for a channel to oneself."""
     for number in (domain, peer):
         if not 0 <= number <= DOMID_MAX:
             raise ValueError(f"domain {number} is not between 0 and {DOMID_MAX}")
@@ -24,7 +24,7 @@ def check_address(domain: int, peer: int, port: int) -> None:
 
 
 def check_orders(left: int, right: int) -> None:
-    """ValueError for sizes of rings that cannot be, or not together."""
+    """ValueError for impossible ring sizes, or ones that do not fit together."""
     if not (0 <= left <= 0xFF and 0 <= right <= 0xFF) or not lib.pv_orders_valid(left, right):
         raise ValueError(
             f"ring orders {left} and {right} are not possible: each is 10 to 20, the two in-page "

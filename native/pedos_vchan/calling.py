@@ -1,4 +1,4 @@
-"""Requests of ours to one peer, and who waits for their answers."""
+"""Our requests to one peer, and the tasks that wait for their answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Params = dict[str, Any]
 
 
 class Caller:
-    """Calls the peer at the other end of `session`; `inbox` is where its answers come in."""
+    """Calls the peer at the other end of `session`; its answers arrive in `inbox`."""
 
     def __init__(self, session: Session, inbox: Inbox) -> None:
         self._session = session
@@ -39,10 +39,10 @@ class Caller:
         self._outbox = session.outbox
         self._connection = session.connection
         self._sweeper = session.loop.sweeper
-        self._last_caller = 0  # the id() of its task; that of an ended one may come back, no matter
+        self._last_caller = 0  # the id() of its task; reuse of an id does no harm
         self._last_id = 0
         self._free_slots = PENDING_MAX
-        self._slots = trio.lowlevel.ParkingLot()  # who waits for one to become free
+        self._slots = trio.lowlevel.ParkingLot()  # tasks that wait for one to become free
         self._waiters: dict[int, Waiter] = {}
         session.at_end(self._free)
 
@@ -55,8 +55,8 @@ class Caller:
         connection ends first. Waits while 128 others wait. LocalProtocolError if the request cannot
         be sent.
 
-        An answer that has come is returned, also to a caller whose time is up or that is cancelled
-        in the same moment: a caller that gets no answer may undo what was done for it.
+        An answer that has arrived is returned, also to a caller whose time is up or that is
+        cancelled in the same moment: a caller that gets no answer may undo what was done for it.
         """
         if not 0 < timeout <= DEADLINE_MS_MAX / 1000:
             raise ValueError(
@@ -64,7 +64,7 @@ class Caller:
             )
         deadline = effective_deadline()
         if deadline == -math.inf:
-            await trio.lowlevel.checkpoint()  # who is cancelled already asks for nothing
+            await trio.lowlevel.checkpoint()  # a cancelled caller sends no request
         now = trio.current_time()
         waiter = Waiter(now + timeout)
         if self._free_slots > 0 and not self._session.ended:
@@ -80,7 +80,7 @@ class Caller:
                 if waiter.answer is None:
                     self._say_cancelled(call_id)
                     raise
-                # else the caller hears of the cancellation at its next checkpoint
+                # else the caller notices the cancellation at its next checkpoint
             finally:
                 self._waiters.pop(call_id, None)
                 self._sweeper.forget(waiter)
@@ -96,14 +96,14 @@ class Caller:
         return answer.result
 
     def take_answer(self, answer: Answer | ErrorAnswer) -> None:
-        """Gives it to its caller."""
+        """Gives the answer to its caller."""
         self._free_slot()
         waiter = self._waiters.pop(answer.id, None)
         if waiter is not None:  # otherwise its caller has given up
             waiter.settle(answer)
 
     def _free(self) -> None:
-        """The connection has ended: no answer comes any more."""
+        """The connection has ended: no answer arrives any more."""
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters.values():
             waiter.settle(None)
@@ -122,9 +122,9 @@ class Caller:
         return CallError("unavailable", f"the connection{whom} has ended")
 
     async def _take_slot(self, waiter: Waiter) -> None:
-        """Waits for one of the places for requests in flight, or the waiter times out. A place is
-        given back by the answer, even if that comes too late for its caller: the other side counts
-        the request until then."""
+        """Waits for one of the places for requests in flight, or the waiter times out. The answer
+        frees a place, even if it arrives too late for its caller: the other side counts the request
+        until then."""
         if not self._session.ended:
             with trio.CancelScope(deadline=waiter.deadline) as scope:
                 await self._slots.park()
@@ -141,7 +141,7 @@ class Caller:
     def _start(self, method: str, params: Params, waiter: Waiter, remaining: float) -> int:
         deadline_ms = max(1, min(DEADLINE_MS_MAX, math.ceil(max(remaining, 0) * 1000)))
         call_id = self._last_id
-        while True:  # an id may still be in use only after 2^32 others, or never
+        while True:  # an id may still be in use only after 2^32 others
             call_id = (call_id + 1) & 0xFFFFFFFF
             if not self._connection.is_in_flight(call_id):
                 break
@@ -156,9 +156,9 @@ class Caller:
         return call_id
 
     async def _until_settled(self, waiter: Waiter) -> None:
-        """Waits for the answer. A caller that is alone reads itself: nothing is handed from task to
-        task then. Several leave the reading to the reader, and their writing to the writer, which
-        writes what they all said at once."""
+        """Waits for the answer. A caller that is alone reads itself, so that nothing is handed from
+        task to task. Several callers leave the reading to the reader, and their writing to the
+        writer, which writes all their frames at once."""
         conversation, inbox = self._conversation, self._inbox
         task = id(trio.lowlevel.current_task())
         same, self._last_caller = task == self._last_caller, task

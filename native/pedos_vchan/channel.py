@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Channel:
     """One end of a vchan, however it was attached. `shm.connect` and `Listener.accept` make them.
 
-    Hand it to a `VchanStream` or to `pump`, which then close it. An end that is dropped unclosed is
+    Pass it to a `VchanStream` or to `pump`, which then close it. An end that is dropped unclosed is
     closed when Python collects it; the peer sees a clean close either way.
     """
 
@@ -30,7 +30,7 @@ class Channel:
         peer_domain: int,
         port: int,
     ) -> None:
-        """Takes over native, and live when it succeeds (its hang-up tells of the peer's death)."""
+        """Takes over native, and live if it succeeds (its hang-up reports the peer's death)."""
         self._native: _native.Channel | None = None
         self._pumping = False
         self.domain = domain
@@ -63,7 +63,7 @@ class Channel:
         return lib.pv_channel_wait_fd(self.native())
 
     def lend(self) -> _native.Channel:
-        """Gives the C side to a thread until `give_back`; nothing else may use it meanwhile."""
+        """Gives the C side to a thread until `give_back`; no other code may use it meanwhile."""
         if self._pumping:
             raise trio.BusyResourceError("another task pumps this channel")
         native = self.native()
@@ -75,7 +75,7 @@ class Channel:
         self._pumping = False
 
     def close(self) -> None:
-        """Says goodbye to the peer and gives everything back. Idempotent.
+        """Says goodbye to the peer and frees everything. Idempotent.
 
         Not while it is pumped: cancel the pump instead, which closes it.
         """

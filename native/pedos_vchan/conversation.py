@@ -1,6 +1,7 @@
 """One end of a channel between waits: turns, which do not wait, and the wait for the next one.
 
-For what is said depending on what was heard last. `VchanStream` makes a stream of bytes of it.
+For conversations in which a message depends on the previous one. `VchanStream` makes a stream of
+bytes of it.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import trio
 from ._native import ffi, lib
 from .channel import Channel
 
-# Bytes that one turn copies out. A batch of short frames fits, and it is small beside the rings.
+# Bytes that one turn copies out. A batch of short frames fits, and it is small compared with the
+# rings.
 TURN_SIZE = 4096
 
 
 class _Scratch(threading.local):
-    """Where a turn's bytes go first: one for all channels of a thread, as each is idle mostly."""
+    """Where a turn's bytes go first: one buffer for all channels of a thread, as each is idle
+    mostly."""
 
     def __init__(self) -> None:
         self.sent = ffi.new("int64_t *")
@@ -28,12 +31,12 @@ _scratch = _Scratch()
 
 
 class Conversation:
-    """What is said and heard on `channel`, which is taken over.
+    """The conversation on `channel`, which is taken over.
 
-    One descriptor tells of both directions, and trio lets one task wait on a descriptor. So events
+    One descriptor reports both directions, and trio lets one task wait on a descriptor. So events
     belong to one task at a time: to the leader of those in `wait`, or, while there is one, to the
-    substitute in `wait_instead`. Nothing is handed from task to task then: one that expects an
-    answer is woken by it, and the one that reads otherwise sleeps on.
+    substitute in `wait_instead`. Nothing is handed from task to task then: the task that expects an
+    answer is woken by it, and the task that normally reads sleeps on.
     """
 
     def __init__(self, channel: Channel) -> None:
@@ -41,17 +44,16 @@ class Conversation:
         self._led = False  # the first task in `wait` waits for all of them
         self._followers = trio.lowlevel.ParkingLot()  # the others
         self._sender_waits = False
-        # Whose the events are, if they are not the leader's; one that was woken and has not run yet
-        # may find that they are another substitute's by now.
+        # The owner of the events, if it is not the leader; a woken one that has not run yet may
+        # find that they are another substitute's by now.
         self._substitute: object | None = None
 
     def turn(self, out: bytes) -> tuple[int, bytes | None]:
-        """Writes what fits of `out` and takes what has come, without waiting.
+        """Writes what fits of `out` and takes what has arrived, without waiting.
 
-        Returns how many bytes were written, and at most TURN_SIZE that came; None if there were
+        Returns how many bytes were written, and at most TURN_SIZE that arrived; None if there were
         none, ``b""`` after the peer's clean close. `wait` misses nothing after None; after bytes it
-        does so if `is_armed`. Bytes for a peer that is gone are dropped: its end is found by
-        reading.
+        does so if `is_armed`. Bytes for a peer that is gone are dropped: reading finds its end.
         ``trio.BrokenResourceError`` as from `VchanStream.receive_some`.
         """
         size = len(out)
@@ -73,8 +75,8 @@ class Conversation:
         return lib.pv_channel_is_armed(self._channel.native()) != 0
 
     def send_some(self, out: bytes) -> int:
-        """Writes what fits of `out` without waiting: so many bytes. Those for a peer that is gone
-        are dropped: its end is found by reading."""
+        """Writes what fits of `out` without waiting; returns how many bytes. Those for a peer that
+        is gone are dropped: reading finds its end."""
         count: int = lib.pv_channel_send(self._channel.native(), out, len(out))
         if count < 0:
             return 0 if count == lib.PV_WOULD_BLOCK else len(out)
@@ -83,7 +85,7 @@ class Conversation:
     async def wait(self) -> None:
         """Returns when there may be news of either direction, or after `wake`: look again.
 
-        What found nothing to read, or no room, has armed; so what came since is not missed.
+        A read or a write that found nothing has armed; so later news is not missed.
         """
         if self._led:
             await self._followers.park()
@@ -103,7 +105,7 @@ class Conversation:
                 self._followers.unpark_all()
 
     async def wait_for_room(self) -> None:
-        """`wait`, of a sender: a substitute tells it when there may be room."""
+        """`wait`, for a sender: a substitute tells it when there may be room."""
         self._sender_waits = True
         try:
             await self.wait()
@@ -121,8 +123,8 @@ class Conversation:
         one that sends is told when there may be room. trio.BusyResourceError if another one is in
         here and was not woken.
 
-        The next substitute may come before one that was woken has run, and is the owner of the
-        events then: so only the owner gives them back to the leader.
+        The next substitute may come before a woken one has run, and owns the events then: so only
+        the owner gives them back to the leader.
         """
         native = self._channel.native()
         me = object()
@@ -144,11 +146,11 @@ class Conversation:
             if self._substitute is me:
                 self._substitute = None
                 if not self._channel.closed:
-                    # What came and was not cleared shows there again.
+                    # Uncleared news shows there again.
                     lib.pv_channel_mute(self._channel.native(), 0)
 
     def wake_substitute(self) -> None:
-        """Ends a `wait_instead` now; it may end another one's as well, who then looks again."""
+        """Ends a `wait_instead` now; it may end another one's as well, which then looks again."""
         if self._substitute is not None and not self._channel.closed:
             trio.lowlevel.notify_closing(lib.pv_channel_event_fd(self._channel.native()))
 
@@ -162,7 +164,7 @@ class Conversation:
 
 
 def broken(code: int) -> trio.BrokenResourceError:
-    """What a code of C says that is neither bytes, nor the clean end, nor that there are none."""
+    """The error for a code of C that is neither bytes, nor the clean end, nor "nothing there"."""
     if code == lib.PV_BROKEN:
         return trio.BrokenResourceError("the peer published impossible ring indices")
     if code == lib.PV_FLOODED:

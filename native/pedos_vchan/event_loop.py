@@ -1,6 +1,6 @@
 """What all peers of one event loop share: one alarm for their deadlines, one moment to write.
 
-A task for each would be some 4 KiB a peer, and dom0 has a peer for each VM.
+A task for each would take some 4 KiB per peer, and dom0 has a peer for each VM.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Sweeper:
     def watch(self, expiring: Expiring) -> None:
         """Lets it expire at its deadline, unless it is forgotten before.
 
-        Mostly the alarm is early enough already: one that was set for a call which has been
-        answered since is left where it is, and serves the next ones.
+        Mostly the alarm is early enough already: an alarm for a call that was answered since stays
+        where it is, and serves the next ones.
         """
         self._watched.add(expiring)
         if expiring.deadline < self._alarm_time:
@@ -57,20 +57,20 @@ class Sweeper:
             self._alarm = trio.CancelScope(deadline=self._alarm_time)
 
 
-#: Peers that are written to in one go: what is said to all of a thousand VMs must not hold the
-#: event loop for 5 ms, and the ring of one may take 50 us to fill.
+#: Peers that are written to at once: messages to all of a thousand VMs must not hold the event loop
+#: for 5 ms, and the ring of one may take 50 us to fill.
 FLUSHES_AT_ONCE = 64
 
 
 class Flusher:
-    """Calls back once all tasks that can run now have had their say."""
+    """Calls back once all tasks that can run now have run."""
 
     def __init__(self) -> None:
         self._due: dict[Callable[[], None], None] = {}  # in order, each once
         self._parked = trio.lowlevel.ParkingLot()
 
     def soon(self, flush: Callable[[], None]) -> None:
-        """`flush` is called once, however often it is asked for until then. It must not raise."""
+        """`flush` is called once, however often it is requested until then. It must not raise."""
         self._due[flush] = None
         if self._parked:
             self._parked.unpark()

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class _FirstStep(threading.local):
-    """Of what `first_step` runs now in the event loop of this thread."""
+    """The state of what `first_step` runs now in the event loop of this thread."""
 
     seconds = math.inf
 
@@ -35,9 +35,9 @@ def effective_deadline() -> float:
 def first_step(work: Coroutine[Any, Any, Any], seconds: float = math.inf) -> object:
     """Runs `work` in the current task until it lets other tasks run for the first time.
 
-    Returns what `rest` needs to go on, in the same task; until then nothing else may be awaited.
-    Raises StopIteration with the result if there is no rest: most handlers never wait, and so cost
-    neither a task nor a cancel scope. How many `seconds` it has is noted for `effective_deadline`.
+    Returns what `rest` needs to continue, in the same task; until then nothing else may be awaited.
+    Raises StopIteration with the result if there is no rest: most handlers never wait, and so need
+    neither a task nor a cancel scope. `effective_deadline` then knows its limit of `seconds`.
     """
     _first_step.seconds = seconds
     try:
@@ -46,13 +46,14 @@ def first_step(work: Coroutine[Any, Any, Any], seconds: float = math.inf) -> obj
         _first_step.seconds = math.inf
 
 
-#: Handlers of one peer that go on in one pass of the event loop. One and the same thing may wake
-#: all 128 that it can have; all other peers would wait for all of them.
+#: Handlers of one peer that continue in one pass of the event loop. One event may wake all 128 that
+#: it can have; all other peers would wait for all of them.
 GOING_ON_AT_ONCE = 2
 
 
 class Gate:
-    """Lets a few handlers of one peer go on in each pass of the event loop, first come first."""
+    """Lets a few handlers of one peer continue in each pass of the event loop, first come first
+    served."""
 
     def __init__(self, flusher: Flusher) -> None:
         self._flusher = flusher
@@ -69,7 +70,7 @@ class Gate:
         return True
 
     async def wait(self) -> None:
-        """Returns in a later pass. Even if cancelled: who waits knows of that already."""
+        """Returns in a later pass. Even if cancelled: the waiting task knows of that already."""
         with trio.CancelScope(shield=True):
             await self._parked.park()
 

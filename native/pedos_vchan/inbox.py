@@ -1,7 +1,7 @@
-"""What comes in from one peer, and which task reads it.
+"""What arrives from one peer, and which task reads it.
 
 A channel is read in turns, which also write: by the reader's task, or by a caller that stands in
-for it and so finds its own answer. Other streams are read by the reader alone.
+for it and so finds its own answer. Only the reader reads other streams.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from .quota import Quota
     from .session import Session
 
-#: Seconds that a peer is served in one go before other tasks get their turn: about what two short
-#: calls take, so that one VM which floods us does not make the others wait longer than that.
+#: Seconds that a peer is served at once before other tasks get their turn: the time of some two
+#: short calls, so that a VM that floods does not make the others wait longer than that.
 TURN_SECONDS = 0.0001
 
 #: Bytes asked for at once: a control channel's ring.
 RECEIVE_SIZE = 65536
 
 
-# What an idle inbox holds instead of a batch that was read to its end.
+# The content of an idle inbox, in place of a batch that was read to its end.
 _NOTHING: Iterator[Event] = iter(())
 
 
 class Inbox:
-    """Events of one connection, in the order in which they come; `quota` is what may come."""
+    """Events of one connection, in the order in which they arrive; `quota` bounds them."""
 
     def __init__(self, session: Session, quota: Quota) -> None:
         self._session = session
@@ -46,9 +46,9 @@ class Inbox:
         self._connection = session.connection
         self.turn_end = 0.0  # of time.perf_counter(): then others get their turn
         self.reader_waits = False  # the reader is in `wait`, so its place can be taken
-        self._behind = trio.lowlevel.ParkingLot()  # who waits until it has read what has come
-        #: What has come and was not taken yet. Each event is read when it is asked for, by whoever
-        #: reads then; RemoteProtocolError.
+        self._behind = trio.lowlevel.ParkingLot()  # wait until all is read
+        #: What has arrived and was not taken yet. Each event is decoded on demand, by the task that
+        #: takes it; RemoteProtocolError.
         self.events: Iterator[Event] = _NOTHING
         self._is_piece = False  # what came last completed no frame
         session.at_end(self._free)
@@ -60,8 +60,8 @@ class Inbox:
         return event
 
     async def read_more(self) -> None:
-        """For the reader, once it has taken all `events`: receives what has come. If nothing has,
-        waits until something may have; `events` may be what another one has left then.
+        """For the reader, once it has taken all `events`: receives what has arrived. If nothing
+        has, waits until something may have; `events` may then be what another task has left.
 
         RemoteProtocolError, and what the stream raises.
         """
@@ -73,7 +73,7 @@ class Inbox:
             self.receive(received)
             return
         if self._is_piece and time.perf_counter() > self.turn_end:
-            await self.let_others_run()  # a frame may come byte by byte, as fast as we look
+            await self.let_others_run()  # a frame may arrive byte by byte, as fast as we look
         data = self._outbox.turn(self._conversation)
         if data is not None:
             self.receive(data)
@@ -86,9 +86,10 @@ class Inbox:
             self.turn_end = time.perf_counter() + TURN_SECONDS
 
     def receive(self, data: bytes) -> None:
-        """Takes bytes that came, at their price. RemoteProtocolError."""
-        # A piece that completes nothing woke us for nothing: it costs as much as a frame, or a
-        # frame that comes byte by byte would be 65,536 wake-ups for the price of 256 frames.
+        """Takes bytes that arrived, and charges their price. RemoteProtocolError."""
+        # A piece that completes nothing is a useless wake-up: it costs as much as a frame;
+        # otherwise a frame that arrives byte by byte would be 65,536 wake-ups for the price of 256
+        # frames.
         self._quota.spend(len(data) / BYTES_PER_FRAME + self._is_piece)
         events = self._connection.receive_data(data)
         first = next(events, None)
@@ -101,8 +102,8 @@ class Inbox:
         self.turn_end = time.perf_counter() + TURN_SECONDS
 
     async def caught_up(self) -> None:
-        """Returns when all that has come is read; on a stream that is no channel, all that came
-        with the last bytes that were received."""
+        """Returns when everything that has arrived is read; on a stream that is no channel,
+        everything of the last bytes that were received."""
         if self.reader_waits and self._conversation is not None:
             self.reader_waits = False
             self._conversation.wake()
@@ -129,8 +130,8 @@ class Inbox:
     def read_answers(
         self, conversation: Conversation, take: Callable[[Answer | ErrorAnswer], None]
     ) -> None:
-        """A turn in the reader's place: `take` gets the answers. All else is left for the reader
-        itself."""
+        """A turn in the reader's place: `take` gets the answers. It leaves everything else to the
+        reader."""
         try:
             data = self._outbox.turn(conversation)
             if data is None:

@@ -1,8 +1,8 @@
 """What waits to be written to one peer, and which task writes it.
 
-A channel is written to at the end of a pass of the event loop, or in the turn that also reads;
-only what does not fit makes a task, for as long as it does not. Other streams are written to by a
-task each time.
+A channel is written to at the end of a pass of the event loop, or in the turn that also reads; only
+data that does not fit makes a task, for as long as it does not fit. Other streams are written to by
+a task each time.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Outbox:
         return self._waiting_size + self._sending
 
     def open(self, nursery: trio.Nursery) -> None:
-        """From now on it is written, by tasks in `nursery` where one has to wait."""
+        """From now on it is written, by tasks in `nursery` where writing has to wait."""
         self._nursery = nursery
 
     def close(self) -> None:
-        """Nothing is written any more, and all that wait for it are woken."""
+        """Nothing is written any more, and all tasks that wait for it are woken."""
         self._closed = True
         self._drained.unpark_all()
 
@@ -53,16 +53,16 @@ class Outbox:
         self._waiting_size += len(frame)
 
     def clear(self) -> None:
-        """Throws away what no task has yet."""
+        """Drops what no task has yet."""
         self._take()
 
     def flush(self) -> None:
-        """Has it written, once all tasks that can run now have had their say."""
+        """Has it written, once all tasks that can run now have run."""
         if self._waiting and not self._sending:
             self._flusher.soon(self._write_now)
 
     def turn(self, conversation: Conversation) -> bytes | None:
-        """Writes what fits and takes what has come, as `Conversation.turn` does."""
+        """Writes what fits and takes what has arrived, like `Conversation.turn`."""
         if not self._waiting or self._sending:
             return conversation.turn(b"")[1]
         out = self._take()

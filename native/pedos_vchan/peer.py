@@ -1,7 +1,7 @@
 """A trio shell around the protocol's state machine: calls, answers, notices and quotas.
 
-All that decides what is legal is in `pedos_protocol.connection`; here and in what a `Peer` is made
-of are only the stream, the tasks and the clock.
+`pedos_protocol.connection` decides what is legal; `Peer` and its parts contain only the stream, the
+tasks and the clock.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ DefaultHandler = Callable[["Peer", str, Params], Coroutine[Any, Any, Params | No
 class Peer:
     """The program at the other end of `stream`.
 
-    `handlers` maps methods to what serves them: requests concurrently, each under the deadline
-    that it carries (trio.current_effective_deadline()), and cancelled when its caller is; notices
-    in order and inline, so a handler of notices must not call this same peer. With `notices` these
-    have a table of their own, so that what is meant to be answered is not done without an answer.
-    `default_handler` gets requests that are in no table; without one they are answered
-    `unknown_method`. A handler answers with a map (None is an empty one) or raises CallError; any
-    other exception is logged and answered `failed`.
+    `handlers` maps methods to their handlers. Requests run concurrently, each under the deadline
+    that it carries (trio.current_effective_deadline()), and are cancelled with their caller;
+    notices run in order and inline, so a handler of notices must not call this same peer. With
+    `notices` these have a table of their own, so that a request sent as a notice is not carried out
+    without an answer. `default_handler` gets requests that no table has; without one they are
+    answered `unknown_method`. A handler answers with a map (None is an empty one) or raises
+    CallError; any other exception is logged and answered `failed`.
 
-    `name` is what the log calls the peer. `frames_per_second` is for benchmarks, which do
-    nothing else.
+    `name` is the peer's name in the log. `frames_per_second` is for benchmarks, which do nothing
+    else.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Peer:
 
     @property
     def their_hello(self) -> Hello | None:
-        """What the other side said first; None until then. Its `program` is for logs alone."""
+        """The other side's hello; None until then. Its `program` is for logs alone."""
         return self._connection.their_hello
 
     @property
@@ -95,14 +95,14 @@ class Peer:
                     task_status.started()
                     session.opened.set()
                     await self._reader.read(self, nursery)
-                    await trio.sleep_forever()  # it was a handler's at last, and others read
+                    await trio.sleep_forever()  # it became a handler's, and another task reads
                 except (RemoteProtocolError, trio.BrokenResourceError) as error:
                     session.fail(error)
                 except trio.ClosedResourceError:
                     pass  # the stream was closed on this side: as good as close()
                 finally:
-                    # Now, not when all handlers are done: one that is undoing things under
-                    # a shield may itself wait for an answer of this peer.
+                    # Now, not when all handlers are done: one that undoes things under a shield may
+                    # itself wait for an answer of this peer.
                     session.end()
                 nursery.cancel_scope.cancel()
         finally:
@@ -111,10 +111,11 @@ class Peer:
             raise session.failure
 
     def fail(self, error: RemoteProtocolError) -> None:
-        """Ends the connection because of what only a handler could see: `run` raises `error`.
+        """Ends the connection because of something that only a handler could see: `run` raises
+        `error`.
 
-        A handler does not raise it, as one that talks to other peers could not say whose fault
-        it means.
+        A handler does not raise it, because one that talks to other peers could not tell whose
+        fault it means.
         """
         self._session.fail(error)
 
@@ -134,16 +135,16 @@ class Peer:
     async def drained(self, below: int) -> None:
         """Returns when fewer than `below` bytes wait to be written, or the connection has ended.
 
-        For senders of notices that would rather wait than be too much for a peer that reads slowly.
+        For senders of notices that wait rather than overload a peer that reads slowly.
         """
         await self._session.outbox.drained(below)
 
     async def caught_up(self) -> None:
-        """Returns when all that has come is read; on a stream that is no channel, all that came
-        with the last bytes that were received.
+        """Returns when everything that has arrived is read; on a stream that is no channel,
+        everything of the last bytes that were received.
 
-        For handlers, before what cannot be undone: if this program was paused, that the caller has
-        given up may stand right behind its request. The handler is cancelled then.
+        For handlers, before a step that cannot be undone: if this program was paused, the caller's
+        cancellation may stand right behind its request. The handler is cancelled then.
         """
         await self._inbox.caught_up()
 
@@ -161,7 +162,7 @@ async def open_peer(
     """A `Peer` that is served for as long as the `async with` lasts, and closed then.
 
     Raises what `Peer.run` raises, if hello fails or at the end of a block that succeeded although
-    the connection had failed. Exceptions of the block come out as they are, not in a group.
+    the connection had failed. Exceptions of the block are raised as they are, not in a group.
     """
     peer = Peer(
         stream,

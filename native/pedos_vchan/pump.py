@@ -14,8 +14,8 @@ from .threads import in_thread
 if TYPE_CHECKING:
     from .channel import Channel
 
-# One thread per pump. A VM exports at most 64 devices and imports at most 64, a pump for each;
-# twice that, so that pumps which are still ending do not hold up new ones.
+# One thread per pump. A VM exports at most 64 devices and imports at most 64, with a pump for each;
+# twice that, so that pumps which are still ending do not delay new ones.
 PUMPS_MAX = 256
 
 _limiter = trio.CapacityLimiter(PUMPS_MAX)
@@ -50,14 +50,14 @@ class PumpResult(NamedTuple):
 async def pump(channel: Channel, fd_in: int, fd_out: int) -> PumpResult:
     """Pumps fd_in to the channel and the channel to fd_out until either side ends.
 
-    What was read from fd_in is in the ring by then, what the peer had sent is written to fd_out,
-    and the channel is closed. The descriptors may be the same one; they stay open and the caller's,
-    and are non-blocking meanwhile. Nothing here raises because of the peer or of the descriptors:
-    the result says what happened.
+    Then everything read from fd_in is in the ring, everything that the peer had sent is written to
+    fd_out, and the channel is closed. The descriptors may be the same one; they stay open and the
+    caller's, and are non-blocking meanwhile. Nothing is raised because of the peer or of the
+    descriptors: the result says what happened.
 
     Cancellation wakes the C loop, so it takes effect at once and leaves no thread behind; the
-    channel is closed then, too. So it is when the coroutine is closed. Raises ``OSError`` when
-    there is no descriptor left to start with.
+    channel is closed then, too, as it is when the coroutine is closed. Raises ``OSError`` if no
+    descriptor is left to start with.
     """
     native = channel.lend()
     try:

@@ -7,7 +7,7 @@ from pedos_protocol.errors import RemoteProtocolError
 
 #: Requests and notices a second that a peer may send in the long run, and how many at once before
 #: that. A person or a script makes some tens; at the full rate a hostile VM takes about a tenth of
-#: one processor. Answers do not count: there are never more of them than we asked for.
+#: one processor. Answers do not count: there are never more of them than requests of ours.
 FRAMES_PER_SECOND = 2000
 FRAMES_BURST = 8000
 
@@ -29,8 +29,8 @@ class Quota:
     def spend(self, frames: float) -> None:
         """Takes so much out; RemoteProtocolError if it is not there.
 
-        The bucket is refilled when it is empty: so the clock is read once in a burst, not once a
-        frame.
+        The bucket is refilled only when it is empty: so the clock is read once per burst, not once
+        per frame.
         """
         self._left -= frames
         if self._left < 0:

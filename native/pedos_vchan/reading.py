@@ -1,4 +1,4 @@
-"""The tasks that read from one peer: each event goes to where it is served."""
+"""The tasks that read from one peer, and pass each event on to where it is served."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 P = TypeVar("P")
 
-#: Seconds within which the other side has to say hello: a VM that boots is slow, and one that
-#: never speaks must not hold a place for ever.
+#: Seconds within which the other side has to say hello: a VM that boots is slow, and one that never
+#: speaks must not hold a place for ever.
 HELLO_TIMEOUT = 5
 
 
 class Reader(Generic[P]):
-    """Takes events out of `inbox`: answers are the caller's, all else costs `quota` and is the
-    server's."""
+    """Takes events out of `inbox`: answers go to the caller, everything else costs `quota` and goes
+    to the server."""
 
     def __init__(
         self, session: Session, inbox: Inbox, quota: Quota, caller: Caller, server: Server[P]
@@ -46,15 +46,15 @@ class Reader(Generic[P]):
             raise trio.BrokenResourceError("the other side ended before its hello")
 
     async def read(self, peer: P, nursery: trio.Nursery) -> None:
-        """Reads, and serves what need not wait. With the first handler that has to, the task is
-        that handler's and another one, in `nursery`, reads: so all that a handler opens stays in
-        one task. `peer` is what handlers are given."""
+        """Reads, and serves handlers that need not wait. When a handler has to wait, it keeps this
+        task, and another one, in `nursery`, reads: so everything that a handler opens stays in one
+        task. Handlers get `peer`."""
         inbox, server = self._inbox, self._server
         request: Request | None = None  # whose handler has this task
         try:
             with trio.CancelScope() as scope:  # without a deadline as long as it reads
                 while not isinstance(event := next(inbox.events, None), Closed):
-                    if event is None:  # so what came last is not kept for as long as this waits
+                    if event is None:  # so the last event is not kept for as long as this waits
                         await inbox.read_more()
                         continue
                     if time.perf_counter() > inbox.turn_end:

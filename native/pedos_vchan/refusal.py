@@ -1,8 +1,8 @@
 """Telling a client that it is not served, at no more cost than hanging up on it.
 
-An answer needs the client's request, and whoever waits for that needs a task, a deadline and a
-bound on how many wait. A notice needs nothing of the client. It is in the client's buffer before
-the connection ends, and a client reads what is there first, whatever becomes of what it sends.
+An answer would need the client's request, and waiting for that needs a task, a deadline and a bound
+on the number of waits. A notice needs nothing of the client. It is in the client's buffer before
+the connection ends, and a client first reads what is there, whatever becomes of what it sends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pedos_protocol.events import REFUSED, Hello, Notice
 
 
 async def refuse(stream: trio.SocketStream, program: str, why: CallError) -> None:
-    """Says hello and why this is all, and hangs up; nothing that the client says is read."""
+    """Says hello and the reason for the refusal, and hangs up; nothing that the client sends is
+    read."""
     connection = Connection()
     said = connection.send(Hello(VERSIONS, program))
     params = {"code": why.code, "message": why.message, "data": why.data}

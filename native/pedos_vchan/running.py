@@ -35,15 +35,15 @@ TICK: Final = lib.PV_TICK_NS / 1e9  # seconds
 TICK_MAX: Final = lib.PV_TICK_NS_MAX / 1e9
 
 #: Seconds of its own time after which an event loop that has not turned is given up. Nothing that
-#: the loop does by itself takes one; a machine that swaps may hold it up for ten.
+#: the loop does by itself takes one; a machine that swaps may delay it for ten.
 HANG_SECONDS: Final = 30.0
 #: Overrides it, for a machine that is slower still; 0 is for a debugger.
 HANG_VARIABLE: Final = "PEDOS_HANG_SECONDS"
-#: Two ticks, as in one a healthy program may not have had its turn; and a day, as more is meant
-#: as never.
+#: At least two ticks, because in one a healthy program may not have had its turn; at most a day,
+#: because more is meant as never.
 HANG_SECONDS_MIN: Final = 2 * TICK
 HANG_SECONDS_MAX: Final = 86_400.0
-#: Signs of life in that time: one that is late costs a healthy program nothing.
+#: Signs of life in that time: a single late one does not end a healthy program.
 SIGNS: Final = 3
 
 
@@ -70,7 +70,8 @@ class RunningClock(trio.abc.Clock):
         if now > self._sure_until:
             seen, self._lost = self._look_again()
             self._sure_until = seen + TICK_MAX
-            # The thread may still have to wake up after a pause. Until then this one stands.
+            # The thread may still have to wake up after a pause. Until then this clock stands
+            # still.
             now = min(now, self._sure_until)
         return now - self._lost
 
@@ -94,7 +95,7 @@ async def _watched(main: Callable[..., Awaitable[T]], arguments: tuple[Any, ...]
     if seconds := _hang_seconds():
         words = stderr()
         if words is not None:
-            # What hangs, and where, is said at its end.
+            # At its end it reports what hangs, and where.
             faulthandler.enable(words)
         lib.pv_running_limit(round(seconds / TICK), -1 if words is None else words)
         # A system task: it goes on while everything else is taken down.

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from pedos_protocol.events import Event
 
-#: Bytes that wait for a peer that does not read. Sixteen of the largest frames.
+#: Bytes that wait for a peer that does not read: sixteen of the largest frames.
 OUT_MAX = 1024 * 1024
 
 #: The notice {"id"} that the caller of that request has given up: the handler is cancelled, if it
-#: may be. Said at the deadline, too, which a side that was paused meanwhile does not know to have
-#: passed. A program that does not know this notice ignores it.
+#: may be. It is sent at the deadline, too, because a side that was paused does not know that the
+#: deadline has passed. A program that does not know this notice ignores it.
 CANCELLED = "call.cancelled"
 
 
@@ -45,7 +45,7 @@ class Session:
         self._at_end: list[Callable[[], None]] = []
 
     def at_end(self, free: Callable[[], None]) -> None:
-        """`free` is called once, at the end, to free those that wait for what will not come."""
+        """`free` is called once, at the end, to free tasks that wait for what will not come."""
         self._at_end.append(free)
 
     def open(self, nursery: trio.Nursery) -> None:
@@ -73,7 +73,7 @@ class Session:
         self._cancel()
 
     def end(self) -> None:
-        """Frees all that wait: nothing will come any more. The tasks go on."""
+        """Frees all waiting tasks: nothing will come any more. The tasks go on."""
         self.ended = True
         self.opened.set()
         self.outbox.close()

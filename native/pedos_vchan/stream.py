@@ -8,7 +8,7 @@ from ._native import ffi, lib
 from .channel import Channel
 from .conversation import Conversation, broken
 
-# As large as a control channel's ring: nothing that is ready is ever left for a second call there.
+# As large as a control channel's ring: one call always takes everything that is ready there.
 DEFAULT_RECEIVE_SIZE = 65536
 
 # Turns of send_all between two checkpoints. A peer that reads as fast as we write leaves room each
@@ -17,7 +17,7 @@ TURNS_MAX = 4
 
 
 class _Guard:
-    """Lets one task in at a time; a second one is a mistake that must not go unseen."""
+    """Lets one task in at a time; a second one is a bug that must show."""
 
     def __init__(self, message: str) -> None:
         self._message = message
@@ -47,7 +47,7 @@ class VchanStream(trio.abc.Stream):
         self._channel = channel
         self._send_guard = _Guard("another task is using this stream for send")
         self._receive_guard = _Guard("another task is using this stream for receive")
-        #: For those who talk instead of reading and writing: nothing of a stream between them.
+        #: For conversations instead of streams: it bypasses the stream.
         self.conversation = Conversation(channel)
         self._span = ffi.new("uint8_t **")
 

@@ -1,4 +1,4 @@
-"""Calls into C that wait, each in a thread, whose memory is not given back before they are over."""
+"""Calls into C that wait, each in a thread, whose memory is not freed before they are over."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ async def in_thread(
 ) -> T:
     """Runs a call into C in a thread, within `limiter`, and returns its result. NoThreadError.
 
-    What it works on, memory and descriptors, is given back by the caller when this ends. So it does
-    not end before the thread is done with them: neither by a cancellation, nor when the coroutine
-    is closed, which then waits without letting other tasks run. `wake` hastens the end: it is
-    called, perhaps more than once, for a call that is to end early.
+    The caller frees the memory and descriptors of the call when this ends. So it does not end
+    before the thread is done with them: neither by a cancellation, nor when the coroutine is
+    closed, which then waits without letting other tasks run. `wake` hastens the end: it is called,
+    perhaps more than once, for a call that is to end early.
 
-    (``trio.to_thread.run_sync`` has no `wake`, and knows nothing of coroutines that are closed.)
+    (``trio.to_thread.run_sync`` has no `wake`, and does not support closed coroutines.)
     """
     task = trio.lowlevel.current_task()
     token = trio.lowlevel.current_trio_token()

@@ -1,4 +1,4 @@
-"""Channels of one domain to others, whatever its hypervisor is: `listen` and `connect` by peer.
+"""Channels of one domain to others, under any hypervisor: `listen` and `connect` by peer.
 
 A program makes its transport once and need not know which it is. Both end and fail alike; only on
 Xen can a listener break, when its peer floods it with wake-ups.
@@ -33,7 +33,7 @@ DATA_ORDERS = (DATA_ORDER, DATA_ORDER)
 
 
 class Listener(Protocol):
-    """A server that waits for its one client, and is closed when that came."""
+    """A server that waits for its one client, and is closed when the client has connected."""
 
     async def accept(self) -> Channel:
         """The client's channel. OSError, ``trio.ClosedResourceError``; ``trio.BrokenResourceError``

@@ -22,12 +22,12 @@ class Waiter:
         self.is_settled = False
         self.timed_out = False
         self.answer: Answer | ErrorAnswer | None = None  # None when settled: none came in time
-        self.in_place_of: Conversation | None = None  # whose reader the caller stands in for
+        self.in_place_of: Conversation | None = None  # whose reader it stands in for
         self._task: trio.lowlevel.Task | None = None
 
     def settle(self, answer: Answer | ErrorAnswer | None) -> None:
-        """Ends the waiting. An answer counts until the caller has looked, even after a time-out:
-        what it tells of is done, and its caller must not take it for undone."""
+        """Ends the wait. An answer counts until the caller has looked, even after a time-out: its
+        operation is done, and its caller must not take it for undone."""
         self.answer = self.answer or answer
         if not self.is_settled:
             self.is_settled = True
@@ -43,7 +43,8 @@ class Waiter:
         self.settle(None)
 
     async def wait(self) -> None:
-        """Returns once settled; lets other tasks run in any case. Cancelled only if it is not."""
+        """Returns once settled; lets other tasks run in any case. Cancelled only if it is not
+        settled."""
         if self.is_settled:
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
