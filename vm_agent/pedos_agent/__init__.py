@@ -1,1 +1,1 @@
-"""The hands in each VM: finds devices, exports and imports them."""
+"""The agent of each VM: finds devices, exports and imports them."""

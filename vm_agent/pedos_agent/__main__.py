@@ -17,7 +17,7 @@ from pedos_vchan import running, xen
 from pedos_agent.agent import run_until_signal
 from pedos_agent.settings import Settings, xen_settings
 
-# Options that only local mode has a use for.
+# Options for local mode only.
 _LOCAL_ONLY = ("vchan", "devices", "dev")
 
 
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _checked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End the program with a sentence when the options do not go together."""
+    """End the program with a sentence if the options do not fit together."""
     given = [name for name in _LOCAL_ONLY if getattr(args, name) is not None]
     if args.driver == "local":
         needed = ("vm", "domid", *_LOCAL_ONLY)
@@ -90,7 +90,7 @@ def _settings(arguments: Sequence[str] | None) -> tuple[Settings, bool]:
     parser = _parser()
     args = parser.parse_args(arguments)
     _checked(parser, args)
-    # Absolute, but not resolved: a symlink is followed again each time that it is used.
+    # Absolute, but not resolved: a symlink is followed again at each use.
     control_socket = args.control_socket and args.control_socket.absolute()
     if args.driver == "xen":
         vm, domid = args.vm, args.domid
@@ -110,9 +110,9 @@ def _settings(arguments: Sequence[str] | None) -> tuple[Settings, bool]:
 
 
 def _own_domain(domid: int | None, vm: str | None) -> tuple[int, str]:
-    """What xenstore says of the domain that this runs in. OSError when there is no xenstore.
+    """What xenstore says of the domain that this runs in. OSError if there is no xenstore.
 
-    The name is only for messages: dom0 knows who is at the other end of a channel.
+    The name is only for messages: the channel tells dom0 which VM this is.
     """
     with xen.Store() as store:
         number = int(store.read("domid") or "0") if domid is None else domid
@@ -123,7 +123,7 @@ def _own_domain(domid: int | None, vm: str | None) -> tuple[int, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the agent; the exit status is 0 after a signal, 1 when it could not work."""
+    """Run the agent; the exit status is 0 after a signal, 1 if it could not work."""
     try:
         settings, verbose = _settings(arguments)
     except OSError as error:
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _log_each(group: BaseExceptionGroup[OSError]) -> None:
-    """Say in one line each what the system refused: a traceback would tell no more."""
+    """Log in one line each what the system refused: a traceback would tell no more."""
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
             _log_each(error)

@@ -1,4 +1,4 @@
-"""How the agent's parts are wired together, and its life from start to SIGTERM."""
+"""Connects the agent's parts, and runs them from start to SIGTERM."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from pedos_agent.system.revision import Revision
 
 log = logging.getLogger(__name__)
 
-# The discoveries for all classes, as they are called in the log.
+# The names of the discoveries for all classes, in the log.
 FOLDER: Final = "folder"
 MACHINE: Final = "sysfs"
-# What attachments and connections need.
+# The needs of attachments and connections.
 RESERVED: Final = 512
-# In local mode each listed file is held by a descriptor, and held anew while discovery looks.
+# In local mode a descriptor holds each listed file, and another one while discovery looks.
 PER_NAME: Final = 2
-# Where the system gives fewer, fewer files are looked at. On Xen nothing is held, and systemd's
-# 1024 are ample; more do no harm.
+# If the system gives fewer, fewer files are looked at. On Xen nothing is held, and systemd's 1024
+# are ample; more do no harm.
 DESCRIPTORS: Final = PER_NAME * in_folder.NAMES_MAX + RESERVED
 # With fewer than this no file could be listed.
 DESCRIPTORS_LEAST: Final = PER_NAME + RESERVED
@@ -50,15 +50,15 @@ async def run(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Be the agent of one VM until cancelled; then everything attached is taken down first.
+    """Be the agent of one VM until cancelled; then take down all attachments first.
 
-    started() when dom0 and local clients can connect. OSError when a socket or folder of
-    `settings` cannot be used, or another agent has it, or too few files may be open.
+    started() when dom0 and local clients can connect. OSError if a socket or folder of `settings`
+    cannot be used, or another agent has it, or too few files may be open.
     """
-    # The VM's users get at the socket, and so at its folder, and no further.
+    # The VM's users can reach the socket, and therefore its folder, and nothing else.
     own = settings.socket.parent / "agent" if settings.xen else settings.dev
     make_private(own)
-    # Before anything is cleared away, which may be what another agent holds.
+    # Before the clean-up, which could remove what another agent holds.
     with hold_folder(own):
         await _run(settings, classes, task_status)
 
@@ -116,7 +116,7 @@ async def _discover(
     inventory: Inventory,
     names_max: int,
 ) -> None:
-    """Start all that looks for devices; returns when each has looked once."""
+    """Start all discoveries; returns when each has looked once."""
     for each in classes:
         if (watch := each.watch(attachments.host)) is not None:
             await nursery.start(
@@ -144,7 +144,7 @@ async def _discover(
 
 
 def names_with(descriptors: int) -> int:
-    """How many names an agent can look at that may have so many files open. OSError if none."""
+    """How many names an agent with so many open files can look at. OSError if none."""
     if descriptors < DESCRIPTORS_LEAST:
         raise OSError(
             errno.EMFILE,
@@ -161,8 +161,8 @@ def _why_not_more(names: int) -> str:
 
 
 def allow_descriptors(number: int) -> int:
-    """Raise this process's own limit to that many, as far as the system lets it; what it is then,
-    and at most `number`."""
+    """Raise this process's own limit to that many, as far as the system allows; returns the
+    resulting limit, at most `number`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,4 +1,4 @@
-"""What an agent is told on its command line, as one immutable value."""
+"""The agent's command line as one immutable value."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Settings:
     devices: Path  # holds block/, usb/, pci/, mic/: a file there is a device of this VM
     dev: Path  # imported devices appear here
     control_socket: Path | None = None  # dom0's own agent: dom0 has no vchan to itself
-    # A domain of Xen: channels are libxenvchan's, the devices those that its kernel has, and the
+    # A domain of Xen: channels are libxenvchan's, the devices those of its kernel, and the
     # toolstack carries the blocks. Then `vchan` and `devices` are not used, and nothing is made or
     # removed in `dev`, which is the real one.
     xen: bool = False

@@ -1,1 +1,1 @@
-"""What this VM lends and borrows now."""
+"""The devices that this VM lends and borrows now."""

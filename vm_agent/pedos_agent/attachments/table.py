@@ -1,4 +1,4 @@
-"""The table of what this VM lends and borrows now, and the task that each entry lives in."""
+"""The table of devices that this VM lends and borrows now, and the task of each entry."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ def _state(said: type[State], params: ExportStart | ImportStart, **own: Any) -> 
 
 
 class Attachments:
-    """Starts, stops and watches exports and imports. An entry stands while anything of it does.
+    """Starts, stops and watches exports and imports. An entry stays while any part of it is left.
 
-    They live in this table's own tasks, not in those of the request that started them: dom0's
-    service may come and go while data flows.
+    They run in this table's own tasks, not in those of the request that started them: dom0's
+    service may disconnect and reconnect while data flows.
     """
 
     def __init__(
         self, settings: Settings, revision: Revision, classes: Sequence[DeviceClass] = CLASSES
     ) -> None:
-        """`inventory` and `ended` are set by the agent before it serves anyone."""
+        """The agent sets `inventory` and `ended` before it serves any client."""
         self.inventory: Inventory | None = None
         self.ended: Ended | None = None
         self.host = Host(settings)
@@ -87,7 +87,7 @@ class Attachments:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be the parent of all attachments' tasks until `close`, which must be called.
 
-        Shielded: when the agent ends, they are taken down in order and not all at once.
+        Shielded: when the agent ends, they end in order and not all at once.
         """
         with self._scope:
             async with trio.open_nursery() as nursery:
@@ -96,7 +96,7 @@ class Attachments:
                 await trio.sleep_forever()
 
     def exports(self) -> list[ExportState]:
-        """All exports, also those that are just starting or ending: something of them is there."""
+        """All exports, also those that are just starting or ending."""
         return [entry.state() for entry in self._exports.values()]
 
     def imports(self) -> list[ImportState]:
@@ -108,7 +108,7 @@ class Attachments:
         return {entry.found.key for entry in self._exports.values()}
 
     def carried(self, device_class: str) -> Carried:
-        """Which devices of a class are lent and borrowed, for discovery."""
+        """The devices of a class that are lent and borrowed, for discovery."""
         exports = (e for e in self._exports.values() if e.params.device_class == device_class)
         return Carried(
             {(entry.params.device, entry.params.peer) for entry in exports},
@@ -116,17 +116,17 @@ class Attachments:
         )
 
     def _names(self, device_class: str) -> set[str]:
-        """What the borrowed devices of a class are called here."""
+        """The names of the borrowed devices of a class in this VM."""
         imports = (e for e in self._imports.values() if e.params.device_class == device_class)
         return {entry.borrowing.name for entry in imports}
 
     async def clean_leftovers(self) -> None:
-        """Remove what a killed predecessor left; called once, before anything starts."""
+        """Remove what a killed predecessor left; called once, before any attachment starts."""
         for carrier in self._carriers.values():
             await carrier.clean_leftovers()
 
     async def start_export(self, params: ExportStart) -> str | None:
-        """Lend a device; returns when the target can connect. CallError when it cannot be.
+        """Lend a device; returns when the target can connect. CallError if it cannot be lent.
 
         The result is the number of a block device, MAJOR:MINOR as blkback has it.
         """
@@ -134,19 +134,19 @@ class Attachments:
         found = self.inventory and self.inventory.get(params.device_class, params.device)
         if not found:
             raise CallError("not_found", f"no {params.device_class} device {params.device} here")
-        instance = found.device.instance  # "": it cannot tell; see below
+        instance = found.device.instance  # "": unknown; see below
         if instance and params.instance not in ("", instance):
             raise CallError(
                 "not_found", f"{params.device} is another device by now than was decided about"
             )
-        # What is lent already was known when it was, and is the same one.
+        # What is lent already was identified then, and is the same device.
         if found.device.stale is not None and not params.again:
             why = f"{params.device} cannot be looked at now: {found.device.stale}"
             raise CallError("busy", why)
         if found.device.busy is not None and not params.again:
             raise CallError("busy", f"{params.device} is in use here: {found.device.busy}")
         for other in self._exports.values():
-            # Two names of the same data are one device, and two writers would ruin it.
+            # Two names of the same data are one device, and two writers would destroy it.
             if other.found.shares_data(found):
                 which = "" if other.found.key == found.key else f", as {other.params.device}"
                 raise CallError("busy", f"{params.device} is already exported{which}")
@@ -220,7 +220,7 @@ class Attachments:
     def check_sources(self) -> None:
         """End the exports whose device is gone or is another one by now.
 
-        One that could not be looked at is neither.
+        A device that could not be looked at is neither.
         """
         for entry in self._exports.values():
             found = self.inventory and self.inventory.get(*entry.found.key)
@@ -230,9 +230,9 @@ class Attachments:
                 entry.lifetime.end("the device was replaced by another one")
 
     async def close(self) -> None:
-        """End all of them, orderly, and refuse new ones."""
+        """End all of them in order, and refuse new ones."""
         self._closing = True
-        # Imports first: what this VM wrote goes through while the channels still stand.
+        # Imports first: what this VM wrote passes while the channels still exist.
         for table in (self._imports, self._exports):
             lifetimes = [entry.lifetime for entry in table.values()]
             for lifetime in lifetimes:
@@ -242,7 +242,7 @@ class Attachments:
         self._scope.cancel()
 
     def _carrier(self, attachment: str, device_class: str, table: Mapping[str, object]) -> Carrier:
-        """What carries a device of this class, if there is room for one more attachment."""
+        """The carrier for a device of this class, if there is room for one more attachment."""
         if self._closing:
             raise CallError("unavailable", "this VM's agent is shutting down")
         carrier = self._carriers.get(device_class)
@@ -256,7 +256,7 @@ class Attachments:
         return carrier
 
     def _changed(self) -> None:
-        """What is carried is another: dom0 is told, and discovery must know."""
+        """The set of attachments changed: dom0 is told, and discovery must know."""
         self._revision.bump()
         self.host.news.bump()
 
@@ -307,7 +307,7 @@ def _check_name(params: ImportStart) -> None:
 
 
 def explain(error: Exception) -> CallError:
-    """Make an error answer of what went wrong; an unforeseen one goes to the log in full."""
+    """Make an error answer of an error; the log has an unexpected one in full."""
     if isinstance(error, ExceptionGroup):
         first, *others = error.exceptions
         for other in others:

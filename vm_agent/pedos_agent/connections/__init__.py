@@ -1,1 +1,1 @@
-"""Who speaks to the agent: dom0, and the VM's own command line."""
+"""The agent's clients: dom0, and the VM's own command line."""

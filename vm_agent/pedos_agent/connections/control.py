@@ -1,9 +1,9 @@
 """The control channel: this agent serves dom0, and reports to it.
 
-The agent is the server, on (own domain, peer 0, CONTROL_PORT). One client at a time, one client
-after another: when dom0's service restarts, it finds the agent listening again at once, and what is
-attached goes on meanwhile. dom0's own agent listens on a Unix socket instead, because dom0 cannot
-have a channel to itself.
+The agent is the server, on (own domain, peer 0, CONTROL_PORT). It serves one client after another:
+when dom0's service restarts, it finds the agent listening again at once, and attachments continue
+meanwhile. dom0's own agent listens on a Unix socket instead, because dom0 cannot have a channel to
+itself.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from pedos_agent.system.revision import Revision
 
 log = logging.getLogger(__name__)
 
-#: dom0 answers in milliseconds. After this it is told again, by a report that is newer.
+#: dom0 answers in milliseconds. After this the agent sends a newer report.
 REPORT_SECONDS: Final = 10.0
-# After a client that failed before it was one, and until a full disk or table of descriptors has
-# room again: the wait of dom0's own attempts is of this order.
+# Seconds after a client that failed before its hello, and until a full disk or table of descriptors
+# has room again: the wait of dom0's own attempts is of this order.
 RETRY_SECONDS: Final = 0.1
 CONTROL_SOCKET_MODE: Final = 0o600
 
@@ -74,7 +74,8 @@ class Control:
         return await self._peer.call(method, params, timeout=timeout)
 
     async def notify_ended(self, attachment: str, side: str, reason: str) -> None:
-        """Tell dom0 that an attachment ended by itself; unconnected, the next report says it."""
+        """Tell dom0 that an attachment ended by itself; without a connection, the next report says
+        so."""
         if self._peer is not None:
             params = {"attachment": attachment, "side": side, "reason": reason}
             await self._peer.notify("attachment.ended", params)
@@ -82,8 +83,8 @@ class Control:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve dom0, connection after connection; started() when the first can come.
 
-        OSError when it cannot listen for the first one. From then on there may be attachments, for
-        which a lack of room or descriptors must not be the end: it tries again until it can.
+        OSError if it cannot listen for the first one. From then on there may be attachments, which
+        a lack of room or descriptors must not end: it tries again until it can.
         """
         if self._control_socket is not None:
             await self._run_on_socket(self._control_socket, task_status)
@@ -127,7 +128,7 @@ class Control:
                     await trio.aclose_forcefully(stream)
 
     async def _converse(self, stream: trio.abc.Stream) -> None:
-        """Serve one connection to its end, which may be of any kind."""
+        """Serve one connection until it ends in any way."""
         peer = Peer(stream, program=PROGRAM, handlers=self._handlers, notices={}, name="dom0")
         try:
             async with trio.open_nursery() as nursery:
@@ -137,14 +138,14 @@ class Control:
         except* (RemoteProtocolError, trio.BrokenResourceError) as group:
             log.warning("the connection to dom0's service failed: %s", group.exceptions[0])
         except* Exception:
-            # A restart of the agent would end all attachments, so it goes on.
+            # A restart of the agent would end all attachments, so it continues.
             log.exception("the connection to dom0's service failed unexpectedly")
         finally:
             self._peer = None
         log.info("dom0's service is disconnected")
 
     async def _report_changes(self, peer: Peer) -> None:
-        """Report the whole state, first at once, then whenever it is another."""
+        """Report the whole state, first at once, then after every change."""
         seen = -1
         while True:
             seen = await self._revision.after(seen)
@@ -162,12 +163,13 @@ class Control:
                 if error.code == "unavailable":
                     return  # disconnected meanwhile: the next connection starts with a report
                 if error.code == "timeout":
-                    # Slow, or this VM was paused. A hang-up would end all attachments of this VM.
+                    # dom0 is slow, or this VM was paused. Hanging up would end all attachments of
+                    # this VM.
                     log.warning("dom0 is told again: %s", error.message)
                     seen = -1
                     continue
-                # Connected but uninformed is the one state that nothing would repair: let dom0
-                # connect anew.
+                # A connection without a report is the one state that nothing would repair: let dom0
+                # reconnect.
                 log.warning("dom0 did not take the report: %s", error.message)
                 peer.close()
                 return
@@ -215,7 +217,7 @@ class Control:
 
 
 def _in_words(handler: Handler) -> Handler:
-    """`handler`, whose OSError (a folder that is gone, no descriptors) is an answer and no bug."""
+    """`handler`, with its OSError (a missing folder, no descriptors) as an answer and no bug."""
 
     async def served(peer: Peer, params: dict[str, Any]) -> dict[str, Any] | None:
         try:
@@ -227,8 +229,8 @@ def _in_words(handler: Handler) -> Handler:
 
 
 def _if_still_asked(handler: Handler) -> Handler:
-    """`handler`, which changes something: not begun for a caller that has given up while this
-    program was paused, as what dom0 did and said then would be wrong."""
+    """`handler`, which changes something: not started for a caller that gave up while this program
+    was paused, because dom0's state is another one since."""
 
     async def served(peer: Peer, params: dict[str, Any]) -> dict[str, Any] | None:
         await peer.caught_up()
@@ -238,7 +240,7 @@ def _if_still_asked(handler: Handler) -> Handler:
 
 
 class _Retries:
-    """Waits between attempts, and says once what is the matter, not ten times a second."""
+    """Waits between attempts, and logs the reason once, not ten times a second."""
 
     def __init__(self, what: str) -> None:
         self._what = what

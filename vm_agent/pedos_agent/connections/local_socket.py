@@ -1,6 +1,6 @@
-"""The socket of this VM's own command line: what it may ask is passed on to dom0.
+"""The socket of this VM's own command line: the agent forwards its requests to dom0.
 
-Any user of the VM may connect; the VM is one party to dom0, which decides under policy. The agent
+Any user of the VM may connect; for dom0, which decides under policy, the VM is one party. The agent
 only keeps its own clients from using up the control channel.
 """
 
@@ -30,10 +30,12 @@ CLIENTS_MAX: Final = 64  # a person's scripts run a few; each costs tens of KiB
 # In flight to dom0 at once: a quarter of what the control channel may have, so that the agent's own
 # reports always find a place.
 FORWARDS_MAX: Final = 32
-# Requests a second in the long run, and at once: far below dom0's limit, which ends the channel.
+# Requests a second in the long run, and at once: far below dom0's limit, beyond which it ends the
+# channel.
 RATE: Final = 500
 BURST: Final = 500
-# dom0 ends a request at the client's deadline, which is passed on; this is only the longest one.
+# dom0 ends a request at the client's deadline, which the agent forwards; this is only the longest
+# one.
 FORWARD_SECONDS: Final = DEADLINE_MS_MAX / 1000
 
 Forward = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -47,7 +49,7 @@ class LocalSocket:
         self._path = path
         self._forward = forward
         self._places = trio.Semaphore(FORWARDS_MAX)
-        self._next = 0.0  # when the next request may go, if the burst is used up
+        self._next = 0.0  # when the next request may be sent, if the burst is used up
         self._handlers: dict[str, Handler] = {method: self._handler(method) for method in METHODS}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -95,7 +97,7 @@ async def _not_here(_peer: Peer, method: str, _params: dict[str, Any]) -> dict[s
 
 
 def _refusal(_stream: trio.SocketStream, served: int) -> CallError | None:
-    """Why a client is not served, if it is not."""
+    """Why a client is not served; None if it is."""
     if served < CLIENTS_MAX:
         return None
     if (more := throttle.more("refused a client")) is not None:

@@ -1,9 +1,9 @@
-"""What happens to the agent of a VM that is restored from a file or comes from another host.
+"""The agent of a VM that is restored from a file or migrated from another host.
 
 `xl save` and `xl restore` end a domain and make another one, with another number, in which this
-process goes on. Its channels were the old domain's: what they share is shared with no one now, and
-dom0 waits for an agent under the new number. No channel says so, as its peer lives. So the agent
-ends, and is started anew. A VM that is only paused, or saved and then resumed, keeps its number.
+process continues. Its channels were the old domain's: no one shares their memory now, and dom0
+waits for an agent under the new number. No channel reports that, because its peer lives. So the
+agent ends, and is restarted. A VM that is only paused, or saved and then resumed, keeps its number.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 async def end_when_restored(domid: int) -> None:
-    """Raises OSError (ESTALE) when the domain in which this runs is not `domid` any more."""
+    """Raises OSError (ESTALE) if the domain in which this runs is not `domid` any more."""
     again = Again()
     while True:
         began = trio.current_time()
@@ -42,7 +42,7 @@ async def end_when_restored(domid: int) -> None:
 
 
 async def _another_number(domid: int) -> str:
-    """Returns when this domain's number is another one, with that.
+    """Returns the new number when this domain's number has changed.
 
     The kernel sets all watches again in the new domain, and a watch fires when it is set.
     """

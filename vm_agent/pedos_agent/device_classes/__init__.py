@@ -1,1 +1,1 @@
-"""What the agent does for each class of devices: a folder a class, and one table of them."""
+"""The agent's part for each device class: a folder per class, and one table of them."""

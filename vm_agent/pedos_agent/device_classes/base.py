@@ -1,7 +1,7 @@
-"""The seam between the agent and its classes of devices: what a class is asked, and what it gets.
+"""The interface between the agent and its device classes: what a class has to do, and what it gets.
 
-`DeviceClass` is a class of which devices can be listed, as its file in a folder describes them, and
-no more. A class overrides what it can do beyond that; nothing else of the agent knows how.
+`DeviceClass` is a class whose devices can only be listed, as described by a file in a folder. A
+class overrides what it can do beyond that; no other part of the agent knows how.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ Failed = Callable[[str], None]
 class Host:
     """The agent that a class is part of.
 
-    `transport` makes the channels for what the agents carry themselves. `news` is bumped when
-    something may be another than at discovery's last look: what is lent or borrowed, or an event
-    that discovery has heard.
+    `transport` makes the channels for data that the agents carry. `news` triggers a new look: it is
+    bumped when something may differ from discovery's last look, because devices are lent or
+    borrowed, or because discovery has heard of an event.
     """
 
     settings: Settings
@@ -65,16 +65,16 @@ class Borrowing(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called here, as dom0 is told."""
+        """Its name here, for dom0."""
         ...
 
     async def run(self, lifetime: Lifetime) -> None:
-        """Have it here until something ends `lifetime`, which is told when it is ready; leave
+        """Have it here until an event ends `lifetime`, which is told when it is ready; leave
         nothing behind. CallError, OSError."""
         ...
 
     async def why_busy(self, lifetime: Lifetime) -> str | None:
-        """Why `give_back` would refuse now, as far as is seen; None if it would not."""
+        """Why `give_back` would refuse now, as far as visible; None if it would not."""
         ...
 
     async def give_back(
@@ -84,7 +84,7 @@ class Borrowing(Protocol):
         may_refuse: bool,
         still_asked: Callable[[], Awaitable[None]],
     ) -> None:
-        """Have it let go by what uses it here, so that its end ruins nothing. `still_asked` is
+        """Make every user here release it, so that its end destroys nothing. `still_asked` is
         awaited right before something changes, and cancelled if this is not wanted any more.
         CallError(busy)."""
         ...
@@ -94,7 +94,7 @@ class Carrier(Protocol):
     """How the devices of a class get out of this VM and into it, under its hypervisor."""
 
     async def lend(self, lifetime: Lifetime, params: ExportStart, found: Found) -> None:
-        """Lend `found` until something ends `lifetime`, which is told when it is ready; leave
+        """Lend `found` until an event ends `lifetime`, which is told when it is ready; leave
         nothing behind. CallError, OSError."""
         ...
 
@@ -103,7 +103,7 @@ class Carrier(Protocol):
         ...
 
     def borrow(self, params: ImportStart, taken: Collection[str]) -> Borrowing:
-        """Take one, under a name that is not among `taken`. CallError, OSError."""
+        """Borrow a device, under a name that is not among `taken`. CallError, OSError."""
         ...
 
     def of_predecessor(self, name: str) -> Borrowing | None:
@@ -111,27 +111,27 @@ class Carrier(Protocol):
         ...
 
     async def clean_leftovers(self) -> None:
-        """Remove what a killed predecessor left, if that is of no use without it."""
+        """Remove what a killed predecessor left, if it is useless without the predecessor."""
         ...
 
 
 class Uses(Protocol):
-    """What others do with the devices in a folder, as far as that is no event of the folder."""
+    """Uses of the devices in a folder by others, as far as the folder has no events for them."""
 
     async def follow(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Hear of news for ever."""
+        """Listen for news for ever."""
         ...
 
     def begin(self) -> None:
-        """A look begins: what is news after this it may not have seen."""
+        """A look begins: it may miss news from after this."""
         ...
 
     def matter_to(self, found: list[Found]) -> None:
-        """This is what a look has found."""
+        """The result of a look."""
         ...
 
     def waits(self) -> list[Callable[[], Awaitable[object]]]:
-        """Each is over when there is news of one kind that matters."""
+        """Each ends when relevant news of one kind arrives."""
         ...
 
 
@@ -145,22 +145,22 @@ class DeviceClass:
     # Discovery
 
     def watch(self, host: Host) -> Callable[..., Awaitable[Any]] | None:
-        """A discovery of its own: `watch(deliver, carried, failed=, task_status=)`. None where
-        those for all classes find its devices."""
+        """A discovery of its own: `watch(deliver, carried, failed=, task_status=)`. None if those
+        for all classes find its devices."""
         return None
 
     def on_machine(self, sys_root: Path, proc_root: Path, names: HardwareNames) -> list[Found]:
         """The machine's own devices, if `subsystem` is set. A device that cannot be looked at is
-        `unseen`; OSError when that is all of them."""
+        `unseen`; OSError if that holds for all of them."""
         return []
 
     def in_folder(self, path: str, device_id: str, pin: Pinner) -> Found | None:
-        """In local mode, the device that a file of its folder is; None if it is none. OSError."""
+        """In local mode, the device of a file in its folder; None if it is none. OSError."""
         return described_device(path, self.name, device_id, pin)
 
     def complete(self, found: list[Found], carried: Carried, roots: Roots) -> list[Found]:
-        """In local mode, its devices with what can only be told of all of them. OSError when that
-        cannot be told of any."""
+        """In local mode, its devices with the properties that depend on all of them. OSError if
+        these cannot be determined for any."""
         return found
 
     def is_borrowed(self, path: Path) -> bool:
@@ -174,5 +174,5 @@ class DeviceClass:
     # Lending and borrowing
 
     def carrier(self, host: Host) -> Carrier | None:
-        """What lends and borrows its devices; None if they can only be listed."""
+        """The carrier that lends and borrows its devices; None if they can only be listed."""
         return None

@@ -1,4 +1,5 @@
-"""The data channel of an attachment that the agents carry: the source listens, the target comes."""
+"""The data channel of an attachment that the agents carry: the source listens, the target
+connects."""
 
 from __future__ import annotations
 
@@ -12,20 +13,22 @@ from pedos_vchan.transport import Listener, Transport
 
 from pedos_agent.device_classes.lifetime import Lifetime
 
-# dom0 tells the target to connect as soon as we listen; this is for a target that died meanwhile.
+# dom0 tells the target to connect as soon as the source listens; this is for a target that died
+# meanwhile.
 CLIENT_SECONDS: Final = 30.0
-# The source already listens when dom0 tells us to connect. If it does not, it has just failed, or
-# its backlog is full for a moment.
+# The source already listens when dom0 tells the target to connect. If it does not, it has just
+# failed, or its backlog is full for a moment.
 CONNECT_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 0.02
 
 
 async def from_target(listener: Listener, lifetime: Lifetime) -> Channel | None:
-    """The channel to the target; None if it did not come, which ends `lifetime`. OSError."""
+    """The channel to the target; None if the target did not connect, which ends `lifetime`.
+    OSError."""
     try:
         with trio.move_on_after(CLIENT_SECONDS):
             return await listener.accept()
-    except trio.BrokenResourceError as error:  # the target's doing, and so no fault of this agent
+    except trio.BrokenResourceError as error:  # the target's doing, and no fault of this agent
         lifetime.end(f"the target cannot connect: {error}")
         return None
     lifetime.end(f"the target did not connect within {CLIENT_SECONDS:g} s")
@@ -33,7 +36,7 @@ async def from_target(listener: Listener, lifetime: Lifetime) -> Channel | None:
 
 
 async def to_source(transport: Transport, params: ImportStart) -> Channel:
-    """The channel to the source; CallError if that does not listen, OSError."""
+    """The channel to the source; CallError if the source does not listen, OSError."""
     problem: OSError | None = None
     with trio.move_on_after(CONNECT_SECONDS):
         while True:

@@ -16,7 +16,7 @@ from pedos_protocol.names import harmless_text, is_identity
 from pedos_agent.device_classes.pinned import Pinner, shown_name
 from pedos_agent.inventory.found import Found, Pin
 
-DESCRIPTION_BYTES: Final = 4096  # of a description file that are read
+DESCRIPTION_BYTES: Final = 4096  # bytes of a description file to read
 
 
 def listed(
@@ -27,7 +27,7 @@ def listed(
     *marks: str,
     pin: Pin | None = None,
 ) -> Found:
-    """A device of which no more is known than what it is; its description may be a stranger's."""
+    """A device of which only its description is known, which may be a stranger's text."""
     device = Device(
         device_class=device_class,
         device=device_id,

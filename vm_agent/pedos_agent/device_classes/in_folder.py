@@ -1,8 +1,7 @@
 """Local mode's devices: a file in DEVICES/CLASS is a device plugged into this VM.
 
-What a file is, its class says; if it says nothing else, a regular file describes a device that can
-be listed. All else that lies there (folders, FIFOs, sockets, names that start with a dot) is no
-device.
+Its class decides what a file is; by default, a regular file describes a device that can be listed.
+Everything else there (folders, FIFOs, sockets, names that start with a dot) is no device.
 """
 
 from __future__ import annotations
@@ -40,9 +39,10 @@ CarriedOf = Callable[[str], Carried]
 
 # Between two scans: a file that is being copied in changes thousands of times a second.
 SETTLE_SECONDS: Final = 0.02
-# Between two looks at folders that cannot be watched: a person who plugs in a disk waits so long.
+# Seconds between two looks at folders that cannot be watched: a person who plugs in a disk waits
+# that long.
 UNWATCHED_SECONDS: Final = 2.0
-# More names than a VM may report devices are not looked at, so that a look stays short.
+# A look covers no more names than a VM may report devices, so that it stays short.
 NAMES_MAX: Final = DEVICES_MAX
 
 
@@ -56,7 +56,7 @@ def scan(
 ) -> list[Found]:
     """Look at all folders once, or at these `names` in them by class.
 
-    A file, or a folder, that cannot be looked at is `unseen`; OSError when this process lacks
+    A file, or a folder, that cannot be looked at is `unseen`; OSError if this process lacks
     something for all of them.
     """
     found: list[Found] = []
@@ -94,7 +94,7 @@ def chosen(
 
     def order(item: tuple[str, str, str]) -> tuple[bool, object]:
         _, name, device = item
-        # Names that are ids as they stand come first: a cleaned name must not take their place.
+        # Names that are valid ids come first: a cleaned name must not take their place.
         return device != name, natural_key(name)
 
     found.sort(key=order)
@@ -120,13 +120,13 @@ async def watch(
     release_removed: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Deliver what is there, now and after every change; started() after the first time.
+    """Deliver the present devices, now and after every change; started() after the first time.
 
-    A change is one in the folders, and of what else uses the devices, as far as their class knows.
-    No more than `at_most` names are looked at, by their `priority`; it is delivered how many are
-    left out, by class. A look that failed is made again in a while; `failed` is told why, and
-    `release_removed` releases what was removed meanwhile. Where the system has no more watches to
-    give, it looks again every UNWATCHED_SECONDS instead.
+    A change is one in the folders, and of other uses of the devices, as far as their class knows.
+    At most `at_most` names are looked at, by their `priority`; the number of the others is
+    delivered, by class. A failed look is repeated later; `failed` gets the reason, and
+    `release_removed` releases what was removed meanwhile. If the system has no more watches, it
+    looks again every UNWATCHED_SECONDS instead.
     """
     folders = [str(devices / each.name) for each in classes]
     left_out: Mapping[str, int] = {}
@@ -152,10 +152,10 @@ async def watch(
         wishes = priority.wishes.number
         for _, uses in all_uses:
             uses.begin()
-        # Taken here, as the look is made in a thread.
+        # Taken here, because the look runs in a thread.
         now = {each.name: carried(each.name) for each in classes}
         again = await looking.look(partial(scan_chosen, priority.ranks(), now))
-        priority.heed(wishes)  # a look that failed, too: who wishes must not wait for a good one
+        priority.heed(wishes)  # also after a failed look: a wish must not wait for a successful one
         if again < math.inf:
             with contextlib.suppress(OSError):  # the next look that fails tries it again
                 await release_removed()

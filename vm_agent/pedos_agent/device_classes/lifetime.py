@@ -1,8 +1,8 @@
-"""The life of one attachment on this side: starting, ready, ending, and why it ended.
+"""The lifetime of one attachment on this side: starting, ready, ending, and why it ended.
 
-All that may end an attachment (a request, the death of a child, the end of the channel, the device
-unplugged) calls `end` with a reason, and the first reason counts. Before `ready` that cancels what
-is going on; afterwards it wakes the attachment's own task, which then takes itself down in order.
+Everything that may end an attachment (a request, the death of a child, the end of the channel, the
+device unplugged) calls `end` with a reason, and the first reason counts. Before `ready` that
+cancels the start; afterwards it wakes the attachment's own task, which then ends it in order.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import trio
 from pedos_protocol.errors import CallError
 from pedos_vchan.pump import Why
 
-# The death of nbdkit or nbdfuse ends the pump before the child is reaped and its last words read.
+# The death of nbdkit or nbdfuse ends the pump before the child is reaped and its last words are
+# read.
 CHILD_FIRST_SECONDS: Final = 1.0
-# What only the other domain can have caused: no child of ours has anything to add.
+# Reasons that only the other domain can have caused: no child process has anything to add.
 _OF_THE_PEER: Final = (Why.PEER_CLOSED, Why.PEER_DIED, Why.PEER_BROKEN, Why.PEER_FLOODED)
 
 
 class Lifetime:
-    """Shared by the task that runs an attachment and by everyone who waits for it or ends it."""
+    """Shared by the task that runs an attachment and by all that wait for it or end it."""
 
     def __init__(self) -> None:
         """Start in the state "starting"."""
@@ -49,7 +50,8 @@ class Lifetime:
             self.scope.cancel()
 
     async def end_after_pump(self, why: Why) -> None:
-        """End it because the pump ended; a child that ended has a moment to say so itself."""
+        """End it because the pump ended; a child that ended has a moment to give the reason
+        itself."""
         if why not in _OF_THE_PEER:
             with trio.move_on_after(CHILD_FIRST_SECONDS):
                 await self._ending.wait()
@@ -66,7 +68,7 @@ class Lifetime:
         self._gone.set()
 
     async def started(self) -> dict[str, Any]:
-        """Wait until it is ready, and return its result; CallError when it failed instead."""
+        """Wait until it is ready, and return its result; CallError if it failed instead."""
         await self._settled.wait()
         if self.result is not None:
             return self.result

@@ -23,7 +23,7 @@ from pedos_agent.system.uevents import KERNEL, heard, keep_hearing, opened
 
 
 def of_machines(classes: Sequence[DeviceClass]) -> list[DeviceClass]:
-    """Those of which a machine has devices of its own to look at."""
+    """The classes of which a machine has devices of its own."""
     return [each for each in classes if each.subsystem is not None]
 
 
@@ -34,7 +34,7 @@ def scan(
     classes: Sequence[DeviceClass] = CLASSES,
 ) -> list[Found]:
     """Look at the machine once. A device, or a class, that cannot be looked at is `unseen`; OSError
-    when this process lacks something for all of them."""
+    if this process lacks something for all of them."""
     found, untold = [], Untold()
     try:
         for each in of_machines(classes):
@@ -52,9 +52,10 @@ async def watch(
     failed: Callable[[str], None] = lambda _why: None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Deliver what is there, now and after every kernel event; started() after the first time.
+    """Deliver the present devices, now and after every kernel event; started() after the first
+    time.
 
-    A look that failed is made again in a while; `failed` is told why.
+    A failed look is repeated later; `failed` gets the reason.
     """
     subsystems = [each.subsystem for each in classes if each.subsystem is not None]
     looking = Looking(deliver, failed)

@@ -1,4 +1,4 @@
-"""What a name in a folder of devices leads to, held, as far as that is safe to look at."""
+"""Holds what a name in a folder of devices leads to, as far as it is safe to look at."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 @attrs.frozen
 class Pinner:
     """Holds files of one folder. `mounted` are the names in it that are file systems themselves;
-    `is_borrowed` says of a path whether a device is there that this VM has borrowed."""
+    `is_borrowed` tells whether a path is a device that this VM has borrowed."""
 
     mounted: Collection[str]
     is_borrowed: Callable[[Path], bool]
@@ -28,8 +28,8 @@ class Pinner:
     def __call__(
         self, path: str, ask: Callable[[Pin, os.stat_result], T]
     ) -> tuple[Pin, os.stat_result, T] | None:
-        """What the name leads to, and what there is to `ask` of its file system; None if that is a
-        device which a VM has borrowed: to hold it would keep it from being given back, and to look
+        """The target of the name, and the question to `ask` of its file system; None if that is a
+        device which a VM has borrowed: holding it would keep it from being given back, and a look
         at it may wait for its source for ever. OSError if it leads to a file system that does not
         answer."""
 
@@ -37,13 +37,13 @@ class Pinner:
             if may_hang:
                 walk(path)
             pin = Pin(path)
-            # The kernel's word on where it is, without asking the file system.
+            # The kernel's answer to where it is, without asking the file system.
             if self.is_borrowed(Path(os.readlink(pin.path))):
                 return None
             status = pin.status()
             return pin, status, ask(pin, status)
 
-        # All else is in the folder's own file system, which has just answered.
+        # Everything else is in the folder's own file system, which has just answered.
         may_hang = os.path.basename(path) in self.mounted or link_target(path) is not None
         return in_time(path, look) if may_hang else look()
 

@@ -1,4 +1,4 @@
-"""The classes that this agent has: the one table. A class is a folder beside this, and a row."""
+"""The classes of this agent: the one table. A class is a folder beside this file, and a row."""
 
 from __future__ import annotations
 

@@ -30,5 +30,5 @@ def hex_field(folder: str, name: str) -> str:
 
 
 def names_of(folder: str) -> list[str]:
-    """The names in a folder, in natural order. OSError when it cannot be read."""
+    """The names in a folder, in natural order. OSError if it cannot be read."""
     return sorted(names_in(folder), key=natural_key)

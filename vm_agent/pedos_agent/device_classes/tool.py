@@ -1,4 +1,4 @@
-"""One nbdkit, nbdfuse or fusermount3: its log lines, its end, and how to be rid of it in time."""
+"""One nbdkit, nbdfuse or fusermount3: its log lines, its end, and how to end it in time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Tool:
         stdin: File = None,
         stdout: File = None,
     ) -> None:
-        """Start it; FileNotFoundError or OSError when that is impossible."""
+        """Start it; FileNotFoundError or OSError if that is impossible."""
         with ExitStack() as undo:
             reader, writer = os.pipe2(os.O_CLOEXEC)
             undo.callback(os.close, reader)
@@ -50,13 +50,13 @@ class Tool:
                 os.close(writer)
             undo.pop_all()
         self._stderr = trio.lowlevel.FdStream(reader)
-        self._silent = trio.Event()  # set when it has closed stderr and all of it is logged
+        self._silent = trio.Event()  # set when it has closed stderr and everything is logged
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._lines = 0
 
     @property
     def said(self) -> str:
-        """Its last lines of stderr joined, harmless to show; "" when it said nothing."""
+        """Its last lines of stderr joined, made harmless; "" if it printed nothing."""
         return harmless_text("; ".join(self._tail), 300)
 
     def how_it_ended(self) -> str:
@@ -67,7 +67,7 @@ class Tool:
         return f"{ending} ({self.said})" if self.said else ending
 
     async def relay_log(self) -> None:
-        """Log what it says until it closes stderr; what goes beyond the bounds is dropped."""
+        """Log its output until it closes stderr; output beyond the bounds is dropped."""
         pending = b""
         try:
             # A closed stream: the tool is gone, and `finish` did not wait for its grandchildren.
@@ -124,7 +124,7 @@ class Tool:
 
 
 async def run_tool(argv: Sequence[str], *, seconds: float) -> tuple[int, str]:
-    """Run a short program to its end; its status and what it said. Killed after `seconds`."""
+    """Run a short program to its end; its status and its output. Killed after `seconds`."""
     tool = Tool(argv)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(tool.relay_log)

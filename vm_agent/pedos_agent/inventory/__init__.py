@@ -1,1 +1,1 @@
-"""All devices of this VM as one list, and how it is told to dom0."""
+"""All devices of this VM as one list, and its report to dom0."""

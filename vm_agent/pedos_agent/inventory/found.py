@@ -1,4 +1,4 @@
-"""What discovery found: a device as dom0 is told of it, and what exporting it needs."""
+"""The result of discovery: a device as reported to dom0, and what exporting it needs."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pedos_protocol.names import DEVICE_ID_MAX, harmless_text, is_device_id
 
 from pedos_agent.system.closing import close_later
 
-DIGEST: Final = 12  # hex digits that keep two names apart whose bad characters became the same
+DIGEST: Final = 12  # hex digits that distinguish two names whose bad characters became the same
 _BAD: Final = re.compile(r"[^A-Za-z0-9._-]")
 
 
 class Pin:
     """Holds what a name led to, as long as anything refers to this object.
 
-    As an O_PATH descriptor, which has no effect on a device and needs no right to read it. A file
-    that is held keeps its inode number when it is removed, so that no other file gets that one:
-    while a pin stands, an equal `Inode` is the same file. What was decided about is opened through
-    the pin, and not by its name, which may lead elsewhere by then.
+    As an O_PATH descriptor, which has no effect on a device and needs no right to read it. A held
+    file keeps its inode number when it is removed, so that no other file gets that one: while a pin
+    exists, an equal `Inode` is the same file. The file of the decision is opened through the pin,
+    and not by its name, which may lead elsewhere by then.
     """
 
     def __init__(self, path: str) -> None:
-        """OSError when the name leads nowhere, or there is no descriptor left."""
+        """OSError if the name leads nowhere, or no descriptor is left."""
         self.fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
 
     def __del__(self) -> None:
@@ -41,7 +41,7 @@ class Pin:
 
     @property
     def path(self) -> str:
-        """A name that leads to what is held and nowhere else, in this process and its children."""
+        """A name that leads to the held file and nowhere else, in this process and its children."""
         return f"/proc/self/fd/{self.fd}"
 
 
@@ -61,14 +61,14 @@ class Inode:
 
 @attrs.frozen
 class Found:
-    """One device of this VM; a class may have more to say of its own. `path` and `inode` are None
-    for what can only be listed.
+    """One device of this VM; a class may add fields of its own. `path` and `inode` are None for
+    devices that can only be listed.
 
-    `pin` holds the file, in local mode, where anything can be done to files at any time. `marks` is
-    what else tells it from another thing with its id and inode: the kernel's number of the disk in
-    the drive, how often something was plugged into this port. `boot`, the kernel's id of this boot,
-    stands where they do so to an agent that is started anew, too. `unseen` is why this look could
-    not tell what it is; all but its key then says nothing.
+    `pin` holds the file, in local mode, where users can replace files at any time. `marks`
+    distinguishes it further from another device with its id and inode: the kernel's number of the
+    disk in the drive, how often a device was plugged into this port. `boot`, the kernel's id of
+    this boot, is set if the marks do so for a restarted agent, too. `unseen` is why this look could
+    not identify it; everything but its key is then meaningless.
     """
 
     device: Device
@@ -85,16 +85,18 @@ class Found:
         return self.device.device_class, self.device.device
 
     def is_same_thing(self, other: Found) -> bool:
-        """Whether both are looks at one thing, and not at another one that has its id by now."""
+        """Whether both are looks at the same device, and not at another one that has its id by
+        now."""
         known = (self.unseen is None, other.unseen is None)
         return known[0] == known[1] and (self.inode, self.marks) == (other.inode, other.marks)
 
     def released(self) -> Found:
-        """It without what it holds, and so the same thing as none that is found later."""
+        """The item without what it holds, and so the same as none that is found later."""
         return attrs.evolve(self, path=None, inode=None, pin=None, marks=("removed",))
 
     def lasting_instance(self) -> str | None:
-        """Which one it is, to all agents of this boot; None if only one that looked on can tell."""
+        """The instance, for all agents of this boot; None if only an agent that kept watching can
+        tell."""
         if not self.boot:
             return None
         told_by = repr((self.boot, self.key, self.inode, self.marks))
@@ -102,13 +104,13 @@ class Found:
 
     def shares_data(self, other: Found) -> bool:
         """Whether both are one device by two names, so that only one of them can be lent. A class
-        whose devices may have a part in common says so itself."""
+        whose devices may have a part in common overrides this."""
         return self.key == other.key or (self.inode is not None and self.inode == other.inode)
 
 
 def unseen(device_class: str, device_id: str, why: str) -> Found:
-    """A device that is there and cannot be looked at. What was known of it before stays, see
-    Inventory; of one that was not known this is shown, and it cannot be lent."""
+    """A device that exists and cannot be looked at. What was known of it before stays, see
+    Inventory; an unknown one is listed like this, and cannot be lent."""
     why = harmless_text(why)
     device = Device(
         device_class=device_class,
@@ -130,7 +132,7 @@ def unseen_class(device_class: str, why: str) -> Found:
 
 
 def device_id_of(name: str) -> str:
-    """Make a device id of a file name: the name itself if it is one, else a cleaned, unique one.
+    """Make a device id of a file name: the name itself if valid, else a cleaned, unique one.
 
     The same name always gives the same id, so that an assignment finds its device again.
     """

@@ -1,7 +1,7 @@
-"""What a device says it is, as rules and assignments know it: bounded, and never two as one.
+"""The identity of a device, for rules and assignments: bounded, and unique.
 
-Texts that devices carry (serial numbers, UUIDs) are of any length and any characters. An identity
-has few of either, so what had to be cut or replaced is told apart by a digest of the whole.
+Texts that devices carry (serial numbers, UUIDs) have any length and any characters. An identity has
+limits for both, so a digest of the whole distinguishes texts that were cut or changed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from typing import Final
 
 # Hexadecimal digits of a digest: by chance two texts never have the same 48 bits. A device that
-# wants to pass for another has no need of that: it can as well say the other's serial number.
+# wants to pass for another does not need that: it can simply claim the other's serial number.
 DIGEST: Final = 12
 # Characters of each part. An identity of three and two colons is within names.IDENTITY_MAX, and so
 # is one of a USB device with kinds.KINDS_MAX kinds.
@@ -22,7 +22,7 @@ _UNUSUAL: Final = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def part(text: str, limit: int = SERIAL_MAX) -> str:
-    """`text` as one part of an identity: itself if it can be, else its beginning and a digest."""
+    """`text` as one part of an identity: itself if possible, else its beginning and a digest."""
     cleaned = _UNUSUAL.sub("_", text)
     if cleaned == text and len(text) <= limit:
         return text

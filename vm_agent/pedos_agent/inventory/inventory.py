@@ -1,4 +1,4 @@
-"""All devices of this VM, merged from the discoveries, bounded to what one report may carry."""
+"""All devices of this VM, merged from the discoveries, bounded to what one report may contain."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from pedos_agent.system.revision import Revision
 
 log = logging.getLogger(__name__)
 
-# Devices that come or go at once of which each has its line in the log.
+# Devices that appear or disappear at once and have a line each in the log.
 LOGGED_MAX: Final = 32
 
 
 class Inventory:
-    """What this VM has now; every change bumps the revision and tells `changed`."""
+    """The devices of this VM now; every change bumps the revision and calls `changed`."""
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class Inventory:
         self._made_of: object = None
 
     def get(self, device_class: str, device: str) -> Found | None:
-        """Find one device, None when this VM has it not (or no more)."""
+        """Find one device, None if this VM does not have it (any more)."""
         return self._devices.get((device_class, device))
 
     def devices(self) -> list[Device]:
-        """All devices as dom0 is told of them."""
+        """All devices in their form for dom0."""
         return [found.device for found in self._devices.values()]
 
     def missing(self) -> tuple[Missing, ...]:
@@ -74,8 +74,8 @@ class Inventory:
         return self._missing
 
     async def prefer(self, keys: Collection[Key]) -> int:
-        """List these before others from now on; returns the first revision that heeds it. Those of
-        classes that this agent does not know, as dom0 may be newer, are left out."""
+        """List these before others from now on; returns the first revision that does so. Those of
+        classes that this agent does not know, because dom0 may be newer, are left out."""
         unknown = {device_class for device_class, _ in keys}.difference(self._classes)
         if news := ", ".join(sorted(unknown - self._unknown)):
             log.info("dom0 knows device classes that this agent does not: %s", news)
@@ -94,7 +94,7 @@ class Inventory:
     ) -> None:
         """Take a discovery's whole new result in place of its last one.
 
-        Of a device that it could not look at, or a class, what was known before stays, and is
+        For a device that it could not look at, or a class, what was known before stays, and is
         stale. `left_out` is how many more there are by class that it has not looked at, and `why`.
         """
         last = {item.key: item for item in self._sources.get(source, ())}
@@ -108,15 +108,16 @@ class Inventory:
         self._take(source, [*told, *kept])
 
     def failed(self, source: str, why: str) -> None:
-        """A discovery could not look: all that it found last stays, and is stale."""
+        """A discovery could not look: everything that it found last stays, and is stale."""
         why = harmless_text(why)
         self._note(source, why)
         self._blind[source] = dict.fromkeys(self._discoveries.get(source, (source,)), why)
         self._take(source, [_stale(item, why) for item in self._sources.get(source, ())])
 
     async def release_removed(self, source: str) -> None:
-        """Hold no file any longer that has no name, so that its file system gets its space back,
-        although a discovery cannot tell that it is gone. What has its name next is another one."""
+        """Stop holding files without a name, so that their file systems get their space back,
+        although a discovery cannot tell that they are gone. The next file with such a name is
+        another one."""
         found = self._sources.get(source, [])
         pins = [item.pin for item in found]
         removed = await to_thread(lambda: [_is_removed(pin) for pin in pins])
@@ -127,7 +128,7 @@ class Inventory:
             )
 
     def _note(self, source: str, why: str | None) -> None:
-        """Say once that looks fail, and that they do no more."""
+        """Log once that looks fail, and that they work again."""
         before = self._failures.get(source)
         if why is not None and why != before:
             log.warning(
@@ -144,7 +145,7 @@ class Inventory:
         self._merge()
 
     def _merge(self) -> None:
-        """Make one list of what all discoveries found, and say so if it is another one."""
+        """Make one list of the results of all discoveries, and report it if it has changed."""
         sources, names = [*self._sources.values()], dict(self._not_looked_at)
         made_of = (self.priority.wishes.number, sources, names, dict(self._blind))
         if made_of == self._made_of:
@@ -173,8 +174,8 @@ class Inventory:
         self._changed()
 
     def _missing_of(self, unfitting: Counter[str]) -> tuple[Missing, ...]:
-        """What is not listed, by class: what does not fit, what was not looked at, and what may be
-        there where nothing could be looked at."""
+        """The devices that are not listed, by class: those that do not fit, those that were not
+        looked at, and possible ones where nothing could be looked at."""
         missing = []
         for device_class in self._classes:
             count = unfitting[device_class]
@@ -197,29 +198,29 @@ class Inventory:
         told = self._told_apart(item, before)
         if item.device.stale is None or before is None or not before.is_same_thing(item):
             return told
-        # What it is cannot be told just now: it is what it was.
+        # It cannot be identified just now: it is what it was.
         known = before.device
         device = attrs.evolve(told.device, identity=known.identity, description=known.description)
         return attrs.evolve(told, device=device)
 
     def _told_apart(self, item: Found, before: Found | None) -> Found:
-        """The item as the instance that it is: that of the last look, or a new one.
+        """The item as its instance: that of the last look, or a new one.
 
-        What was found then is held on to (see Pin), so that what looks the same is the same.
+        The earlier find stays held (see Pin), so that what looks the same is the same.
         """
         if before is not None and before.is_same_thing(item):
             instance, pin = before.device.instance, before.pin
         else:
             self._instances += 1
             counted = f"{self._life}-{self._instances}"
-            # Which one it is that cannot be looked at is not known, either.
+            # Its instance is not known, either, if it cannot be looked at.
             new = counted if item.unseen is None else ""
             instance, pin = item.lasting_instance() or new, item.pin
         return attrs.evolve(item, pin=pin, device=attrs.evolve(item.device, instance=instance))
 
 
 def _is_removed(pin: Pin | None) -> bool:
-    """Of a file that cannot be looked at it is not known, and its space is not known to be back."""
+    """A file that cannot be looked at is not known, and its space may not be free."""
     with contextlib.suppress(OSError):
         if pin is not None:
             where = os.readlink(pin.path)

@@ -1,4 +1,4 @@
-"""Making a discovery's looks, and making those again that failed."""
+"""Runs a discovery's looks, and repeats those that failed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 
 class Looking:
-    """The looks of one discovery. `deliver` takes what one found, `failed` why there was none.
+    """The looks of one discovery. `deliver` takes the result of one, `failed` the reason for none.
 
-    A look that failed says nothing of what is there, so what was found before stays.
+    A failed look says nothing of what exists, so the previous result stays.
     """
 
     def __init__(
@@ -29,9 +29,9 @@ class Looking:
         self._again = Again()
 
     async def look(self, scan: Callable[[], list[Found]]) -> float:
-        """Look once; returns the seconds after which to look again although nothing happened.
+        """Look once; returns the seconds after which to look again even without an event.
 
-        In a thread: to learn a device node's size may take its driver seconds.
+        In a thread: a device node's driver may take seconds to tell its size.
         """
         try:
             found = await to_thread(scan)
@@ -39,7 +39,7 @@ class Looking:
             self._failed(words(error))
             return self._again.after_failure()
         except Exception as error:
-            # A mistake of this program must not end what is lent.
+            # A bug of this program must not end what is lent.
             log.exception("a look at the devices failed unexpectedly")
             self._failed(f"unexpected {type(error).__name__}")
             return self._again.after_failure()
@@ -52,13 +52,13 @@ class Looking:
 class Untold(dict[str, str]):
     """The devices, by their names, of which a look could not tell something, and why.
 
-    An error at one device says nothing of the others. Only what this process lacks is an error of
+    An error of one device says nothing of the others. Only a lack of this process is an error of
     the whole look.
     """
 
     @contextlib.contextmanager
     def at(self, name: str) -> Iterator[None]:
-        """Within, this device is looked at. What is gone meanwhile is not untold."""
+        """Within, this device is looked at. A device that disappears meanwhile is not untold."""
         try:
             yield
         except OSError as error:
@@ -69,7 +69,7 @@ class Untold(dict[str, str]):
 
 
 def seen(device_class: str, device: str, look: Callable[[], Found | None]) -> Found | None:
-    """What `look` finds at one device: None if it is gone, `unseen` if it cannot be told."""
+    """The result of `look` for one device: None if it is gone, `unseen` if it fails."""
     untold = Untold()
     with untold.at(device):
         return look()

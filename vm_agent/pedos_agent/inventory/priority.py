@@ -1,4 +1,4 @@
-"""Which devices come first where not all of a VM's can be looked at or reported."""
+"""Which devices come first if not all of a VM's can be looked at or reported."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pedos_agent.system.revision import Revision
 
 
 class Priority:
-    """What is lent comes first, then what dom0 wishes to know of, then what is listed already: so
+    """Lent devices come first, then those that dom0 prefers, then those that are listed already: so
     plugging in others pushes none of these out.
 
-    `lent` and `known` say what these are; the agent and its inventory set them.
+    `lent` and `known` return these; the agent and its inventory set them.
     """
 
     def __init__(self) -> None:
         self.lent: Callable[[], Collection[Key]] = lambda: ()
         self.known: Callable[[], Collection[Key]] = lambda: ()
         self._preferred: frozenset[Key] = frozenset()
-        self.wishes = Revision()  # changes of what dom0 wishes to know of
+        self.wishes = Revision()  # changes of dom0's preference
         self._heeded = Revision()  # the looks of a discovery that cannot look at all
         self._heeded_wishes: int | None = None
 
@@ -31,8 +31,8 @@ class Priority:
         return ranks
 
     async def prefer(self, keys: Collection[Key]) -> None:
-        """Take these as what dom0 wishes to know of; returns when a look that heeds them
-        is over, or has failed: those that follow heed them as well."""
+        """Take these as dom0's preference; returns when a look that follows it is over, or has
+        failed: later looks follow it as well."""
         if self._preferred != frozenset(keys):
             self._preferred = frozenset(keys)
             self.wishes.bump()

@@ -1,4 +1,4 @@
-"""A report to dom0 in pages, and which devices go into it when not all fit. Pure."""
+"""A report to dom0 in pages, and which devices it contains if not all fit. Pure."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pedos_agent.inventory.found import Found
 
 Key = tuple[str, str]
 
-# Bytes of devices on a page; the rest of its frame is for its envelope. On the first page 64
-# exports and 64 imports may stand, too.
+# Bytes of devices on a page; the rest of its frame is for its envelope. The first page may have 64
+# exports and 64 imports, too.
 PAGE_BYTES: Final = 54 * 1024
 FIRST_PAGE_BYTES: Final = 24 * 1024
 # No device takes more: five texts of 128 characters with four bytes each at most, and sixteen ids
@@ -29,8 +29,8 @@ TOO_MANY: Final = f"a VM reports at most {DEVICES_MAX} devices, in {WEIGHT_MAX >
 
 
 def those_that_fit(found: Mapping[Key, Found], ranks: Mapping[Key, int]) -> set[Key]:
-    """The devices that one report carries: those of the lowest rank first, those without one last
-    and in their order."""
+    """The devices of one report: those of the lowest rank first, those without one last and in
+    their order."""
     kept: set[Key] = set()
     weight = 0
     for key in sorted(found, key=lambda key: ranks.get(key, math.inf)):
@@ -48,7 +48,7 @@ def pages(
     imports: Sequence[ImportState],
     missing: Sequence[Missing],
 ) -> Iterator[AgentReport]:
-    """The report as it is sent."""
+    """The report in its form on the wire."""
     for number, (taken, last) in enumerate(_taken(devices)):
         yield AgentReport(
             revision=revision,

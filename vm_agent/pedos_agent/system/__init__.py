@@ -1,1 +1,1 @@
-"""What is read and heard of the kernel and udev, for all classes of devices."""
+"""Reads from, and events of, the kernel and udev, for all device classes."""

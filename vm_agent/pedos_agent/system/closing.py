@@ -1,5 +1,5 @@
-"""Closes descriptors in a thread: the last one of a removed file has its file system delete that,
-and the last one of a disk has its driver flush it, which may take longer than the event loop can
+"""Closes descriptors in a thread: closing the last one of a removed file deletes it on its file
+system, and closing the last one of a disk flushes it, which may take longer than the event loop can
 stand still."""
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _Queue = SimpleQueue[Callable[[], None]]
 def close_later(fd: int) -> None:
     """Have a descriptor closed, without waiting for it; in any thread, and in a finalizer too.
 
-    As the interpreter ends no thread begins any more, and to wait for one that does would be for
-    ever: the end of the process closes it.
+    While the interpreter ends no thread starts any more, and waiting for one would take for ever:
+    the end of the process closes it.
     """
     if not sys.is_finalizing():
         _thread().put(partial(os.close, fd))
 
 
 async def close_and_wait(close: Callable[[], None]) -> None:
-    """Have something closed, and wait for it also if cancelled; but not where there is no thread
-    for that, so that it has to wait for others."""
+    """Have something closed, and wait for it also if cancelled; but not if no thread is available,
+    so that it has to wait for others."""
     with trio.CancelScope(shield=True):
         try:
             await to_thread(close)
@@ -44,7 +44,7 @@ def get_ready() -> None:
 
 
 def wait_until_closed() -> None:
-    """Wait until all that `close_later` was given before is closed."""
+    """Wait until everything given to `close_later` before is closed."""
     done = threading.Event()
     _thread().put(done.set)
     done.wait()
@@ -52,7 +52,7 @@ def wait_until_closed() -> None:
 
 @cache
 def _thread() -> _Queue:
-    """What the thread takes its work from; it ends with the process."""
+    """The thread takes its work from this; it ends with the process."""
     queue: _Queue = SimpleQueue()  # whose `put` may interrupt another one, as a finalizer does
     thread = threading.Thread(target=_work, args=(queue,), name="closing", daemon=True)
     try:

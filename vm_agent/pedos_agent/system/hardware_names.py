@@ -1,9 +1,9 @@
-"""What makers and models are called, by the numbers of PCI and USB: from Debian's package hwdata.
+"""Names of makers and models, by the numbers of PCI and USB, from Debian's package hwdata.
 
-The two files have about a megabyte each. They are read when a look finds a device whose numbers are
-new, searched for them, and forgotten after it. So a VM without such devices never reads them, and
-the others once, in the thread of their first look. Without the files there are no names, and the
-numbers are shown.
+The two files have about a megabyte each. They are read when a look finds a device with new numbers,
+searched for them, and dropped after it. So a VM without such devices never reads them, and the
+others once, in the thread of their first look. Without the files there are no names, and lists show
+the numbers.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pedos_agent.system.reading import is_starved, read_bytes
 
 #: Where Debian's packages have them: hwdata, or pci.ids and usb.ids.
 FOLDERS: Final = ("/usr/share/hwdata", "/usr/share/misc")
-# Several times of what they have; a longer one is another file.
+# Several times their size; a longer file is another one.
 FILE_BYTES: Final = 8 << 20
-# Numbers that are remembered: more than a machine ever sees. Beyond it, all are looked up anew.
+# Numbers that are remembered: more than a machine ever sees. Beyond it, all are looked up again.
 KEPT_MAX: Final = 1024
 
 _NUMBER: Final = re.compile(r"[0-9a-f]{4}")
@@ -28,7 +28,7 @@ Names = tuple[str, str]
 
 
 class HardwareNames:
-    """Names of vendors and devices. `folders` are looked through in their order."""
+    """Names of vendors and devices. `folders` are searched in their order."""
 
     def __init__(self, folders: tuple[str, ...] = FOLDERS) -> None:
         self._folders = folders
@@ -36,9 +36,9 @@ class HardwareNames:
         self._texts: dict[str, bytes] = {}
 
     def of(self, bus: str, vendor: str, device: str) -> Names:
-        """The vendor's name and the device's, "" where one is not known. `bus` is pci or usb, the
-        numbers are four hexadecimal digits in lower case. OSError when this process lacks
-        something for it."""
+        """The vendor's name and the device's, "" if one is not known. `bus` is pci or usb, the
+        numbers are four hexadecimal digits in lower case. OSError if this process lacks something
+        for it."""
         key = (bus, vendor, device)
         found = self._known.get(key)
         if found is None:
@@ -49,7 +49,7 @@ class HardwareNames:
         return found
 
     def forget_files(self) -> None:
-        """Give back the memory that the files take; what was found is remembered."""
+        """Free the memory of the files; results are remembered."""
         self._texts.clear()
 
     def _text(self, bus: str) -> bytes:
@@ -72,7 +72,7 @@ class HardwareNames:
 
 
 def names_in(text: bytes, vendor: str, device: str) -> Names:
-    """What such a file says: lines `VVVV  Vendor`, and below each `<tab>DDDD  Device`."""
+    """The content of such a file: lines `VVVV  Vendor`, and below each `<tab>DDDD  Device`."""
     if not (_NUMBER.fullmatch(vendor) and _NUMBER.fullmatch(device)):
         return "", ""
     start = b"\n%s  " % vendor.encode()

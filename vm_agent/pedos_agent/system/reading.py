@@ -1,8 +1,8 @@
 """Reads small files and folders of the kernel and of udev: "gone" is an answer, an error is none.
 
-What is not there (any more) reads as empty. Everything else that goes wrong (no descriptor or
-memory left, a device or a file system that fails, no permission) says nothing of what is there, so
-it is raised: a caller that took it for empty would call a device unplugged that is lent.
+A missing file reads as empty. Every other error (no descriptor or memory left, a device or a file
+system that fails, no permission) says nothing of what exists, so it is raised: a caller that took
+it for empty would report a lent device as unplugged.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from typing import Final
 
 TABLE_BYTES: Final = 4 << 20
-# Of a table that is read line by line. A user may mount a thousand file systems with FUSE, and a
-# line may have two paths of 4096 characters, each of which is written as four.
+# Bytes of a table that is read line by line. A user may mount a thousand file systems with FUSE,
+# and a line may have two paths of 4096 characters, each of which is written as four.
 STREAM_BYTES: Final = 64 << 20
 FIELD_BYTES: Final = 4096  # a page: no attribute of sysfs has more
 _CHUNK: Final = 64 * 1024
@@ -27,15 +27,15 @@ _GONE: Final = frozenset(
         *(errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM),
     )
 )
-# This process or the machine lacks something for the moment; the file has nothing to do with it.
+# This process or the machine lacks something for the moment; the file is not the cause.
 _STARVED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
-# What access(2) says of a file that exists and is not for this process to write.
+# access(2)'s errors for an existing file that this process may not write.
 _MAY_NOT: Final = frozenset((errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY))
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def is_gone(error: OSError) -> bool:
-    """Whether `error` answers the question: what was looked for is not there."""
+    """Whether `error` answers the question: the file does not exist."""
     return error.errno in _GONE
 
 
@@ -45,20 +45,20 @@ def is_starved(error: OSError) -> bool:
 
 
 def words(error: OSError | MemoryError) -> str:
-    """What went wrong, for people."""
+    """The reason, for people."""
     if isinstance(error, MemoryError):
         return "out of memory"
     return error.strerror or type(error).__name__
 
 
 def read_field(path: str, limit: int = FIELD_BYTES) -> str:
-    """The text of a small file, "" when it is not there. OSError as below."""
+    """The text of a small file, "" if it does not exist. OSError as below."""
     return (read_bytes(path, limit) or b"").decode("utf-8", "replace").strip()
 
 
 def read_bytes(path: str, limit: int = FIELD_BYTES) -> bytes | None:
-    """What a small file holds, None when it is not there. OSError when it cannot be read, and when
-    it has more than `limit` bytes: what is cut could read as something else.
+    """The content of a small file, None if it does not exist. OSError if it cannot be read, or has
+    more than `limit` bytes: a cut content could mean something else.
 
     A look reads dozens of them, so not with a file object, which takes four calls more each.
     """
@@ -70,7 +70,7 @@ def read_bytes(path: str, limit: int = FIELD_BYTES) -> bytes | None:
         raise
     chunks, left = [], limit + 1
     try:
-        # The kernel gives a table a page at a time, an attribute of sysfs at once.
+        # The kernel delivers a table a page at a time, an attribute of sysfs at once.
         while left > 0 and (chunk := os.read(file, min(left, _CHUNK))):
             chunks.append(chunk)
             left -= len(chunk)
@@ -96,8 +96,8 @@ class TableTooLong(OSError):  # noqa: N818 - says what happened
 
 
 def lines_of(path: str, limit: int = STREAM_BYTES) -> Iterator[str]:
-    """The lines of a table of the kernel that users can make long, one at a time; none when it is
-    not there. OSError as above; TableTooLong after the lines within `limit` bytes."""
+    """The lines of a table of the kernel that users can make long, one at a time; none if it does
+    not exist. OSError as above; TableTooLong after the lines within `limit` bytes."""
     try:
         file = open(path, "rb")  # noqa: SIM115 - what is not there has no lines
     except OSError as error:
@@ -106,7 +106,7 @@ def lines_of(path: str, limit: int = STREAM_BYTES) -> Iterator[str]:
         raise
     with file:
         left = limit
-        # What a user wrote into it may have any end of a line in it but this one.
+        # A user's text in it may contain any line end but this one.
         while line := file.readline(left + 1):
             left -= len(line)
             if left < 0:
@@ -115,9 +115,9 @@ def lines_of(path: str, limit: int = STREAM_BYTES) -> Iterator[str]:
 
 
 def read_note(path: str) -> str:
-    """The text of a field that only describes a device to people, "" when it has none.
+    """The text of a field that only describes a device to people, "" if it has none.
 
-    Some drivers refuse to give it (EIO, EPERM), always: that is an answer here.
+    Some drivers always refuse to give it (EIO, EPERM): that is an answer here.
     """
     try:
         return read_field(path)
@@ -128,7 +128,7 @@ def read_note(path: str) -> str:
 
 
 def names_in(folder: str | os.PathLike[str]) -> list[str]:
-    """The names in a folder, sorted; none when it is not there. OSError when it cannot be read."""
+    """The names in a folder, sorted; none if it does not exist. OSError if it cannot be read."""
     try:
         return sorted(os.listdir(folder))
     except OSError as error:
@@ -138,7 +138,7 @@ def names_in(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def is_there(path: str | os.PathLike[str]) -> bool:
-    """Whether the name leads to something. OSError when that cannot be told."""
+    """Whether the name leads to something. OSError if unknown."""
     try:
         os.stat(path)
     except OSError as error:
@@ -149,7 +149,7 @@ def is_there(path: str | os.PathLike[str]) -> bool:
 
 
 def may_write(path: str) -> bool:
-    """Whether this process may write to a file. OSError when that cannot be told."""
+    """Whether this process may write to a file. OSError if unknown."""
     try:
         access(path, os.W_OK)
     except OSError as error:
@@ -160,14 +160,14 @@ def may_write(path: str) -> bool:
 
 
 def access(path: str, mode: int) -> None:
-    """access(2), with an OSError for whatever it says. (`os.access` makes a no of every error.)"""
+    """access(2), with an OSError for every error. (`os.access` makes a no of each.)"""
     if _libc.access(os.fsencode(path), mode) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path)
 
 
 def link_target(path: str | os.PathLike[str]) -> str | None:
-    """Where a symbolic link leads to; None when there is none. OSError when that cannot be told."""
+    """The target of a symbolic link; None if there is none. OSError if unknown."""
     try:
         return os.readlink(path)
     except OSError as error:

@@ -9,7 +9,7 @@ class Revision:
     """Counts the changes of the agent's state (its devices, exports and imports)."""
 
     def __init__(self) -> None:
-        """Start at 0, which no report carries: the first state is already a change."""
+        """Start at 0, which no report has: the first state is already a change."""
         self.number = 0
         self._waiting = trio.lowlevel.ParkingLot()
 

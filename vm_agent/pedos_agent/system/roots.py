@@ -1,4 +1,4 @@
-"""Where the kernel's and udev's trees are: parameters, so that tests bring their own."""
+"""The places of the kernel's and udev's trees: parameters, so that tests bring their own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import attrs
 
 @attrs.frozen
 class Roots:
-    """Where the kernel's and udev's trees are."""
+    """The places of the kernel's and udev's trees."""
 
     sys: Path = Path("/sys")
     proc: Path = Path("/proc")

@@ -1,4 +1,4 @@
-"""udev's database as text: its properties, and how it writes characters that it does not take."""
+"""udev's database as text: its properties, and its escapes for special characters."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _ESCAPED: Final = re.compile(rb"\\x([0-9a-fA-F]{2})")
 def udev_properties(text: str) -> dict[str, str]:
     """The properties in a file of udev's database: its lines `E:NAME=VALUE`.
 
-    Lines end in a newline and nothing else. A label may have other characters that some call an
-    end, and what stands behind them is not a property.
+    Lines end in a newline and nothing else. A label may have other characters that some programs
+    treat as line ends, and text behind them is no property.
     """
     found = {}
     for line in text.split("\n"):
@@ -31,5 +31,5 @@ def decoded(value: str) -> str:
 
 
 def as_words(value: str) -> str:
-    """As `decoded`, for people: maker and model are filled up with blanks."""
+    """As `decoded`, for people: maker and model are padded with blanks."""
     return " ".join(decoded(value).split())

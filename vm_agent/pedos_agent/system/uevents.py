@@ -1,7 +1,7 @@
-"""The kernel's device events (netlink, NETLINK_KOBJECT_UEVENT): only that there are some counts.
+"""The kernel's device events (netlink, NETLINK_KOBJECT_UEVENT); only their occurrence counts.
 
-Of what they say only the subsystem is looked at, and used for no more than whether a new look is
-due. So it does not matter who sent them.
+Of their content only the subsystem is read, and only to decide whether a new look is due. So the
+sender does not matter.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ KERNEL: Final = 1  # group: from the kernel, before udev has looked
 UDEV: Final = 2  # group: from udev, when its database has the device
 # A burst of events (a hub or a stick with many partitions plugged in) is one.
 SETTLE_SECONDS: Final = 0.05
-# Between two looks while none can be heard of: a person who plugs in a disk waits so long.
+# Seconds between two looks while no events can be received: a person who plugs in a disk waits that
+# long.
 UNHEARD_SECONDS: Final = 2.0
 _PROTOCOL: Final = 15  # NETLINK_KOBJECT_UEVENT, linux/netlink.h
 _BYTES: Final = 8192
-# What a sandbox or a kernel without them answers, and always will.
+# The errors of a sandbox or a kernel without them, which are permanent.
 _NONE_HERE: Final = frozenset(
     (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EPERM, errno.EACCES, errno.ECONNREFUSED)
 )
@@ -38,9 +39,9 @@ _UDEV_PREFIX: Final = b"libudev\0"  # of udev's messages (systemd, sd-device/dev
 
 
 def opened(groups: int, *, missing: str) -> socket.socket:
-    """A socket with the events of these groups; where a sandbox has none, one that stays silent.
+    """A socket with the events of these groups; in a sandbox without them, one that stays silent.
 
-    `missing` is what is then not noticed, for the log. OSError for a lack that may pass.
+    `missing` is what then goes unnoticed, for the log. OSError for a temporary lack.
     """
     try:
         events = socket.socket(
@@ -62,10 +63,10 @@ async def keep_hearing(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Have `sources` and `hear` of news for ever; started() when none is missed from then on.
+    """Have `sources` and `hear` of news for ever; started() when nothing is missed from then on.
 
-    While the sources cannot be had, as there is no descriptor left, anything may be news: each of
-    `news` is bumped now and then.
+    While the sources cannot be had, because no descriptor is left, anything may be news: each of
+    `news` is bumped at intervals.
     """
     is_unheard = False
     while True:
@@ -100,7 +101,7 @@ async def heard(
 ) -> None:
     """Wait until something has happened in one of these subsystems (`block`, `usb`).
 
-    Of those in `of_kernel` udev's word is not waited for: its database has nothing of them.
+    For those in `of_kernel` udev's event is not awaited: its database has nothing about them.
     """
     wanted = [f"SUBSYSTEM={name}\0".encode() for name in subsystems]
     wanted_of_kernel = wanted + [f"SUBSYSTEM={name}\0".encode() for name in of_kernel]
@@ -116,7 +117,7 @@ def _drain(
 ) -> bool:
     """Take all that are there; say whether one has a wanted field.
 
-    One that is cut off may have it, and so may those that were lost: an overflow (ENOBUFS).
+    A cut event may have it, and so may lost ones: an overflow (ENOBUFS).
     """
     found = False
     while True:

@@ -1,10 +1,10 @@
-"""Which bytes of what a disk holds, so that two names of the same data are known for what they are.
+"""Which bytes of what a disk holds, to recognise two names of the same data.
 
 Two loop devices of one file, two mappings of one piece of a disk, an image and a loop device that
-is made of it: each has its own name and number, and to write through one of them while another VM
-has the other ruins the data. So a device is followed down to what does hold it: a file, or a disk
-that is made of nothing else, and from which byte to which. Paths are not compared, but inodes and
-numbers: a file has many names, and a device's file may be seen from elsewhere or be removed.
+is made of it: each has its own name and number, and writing through one of them while another VM
+has the other destroys the data. So a device is followed down to what holds its data: a file, or a
+disk that is made of nothing else, from which byte to which. Inodes and numbers are compared, not
+paths: a file has many names, and its path may be visible elsewhere or be removed.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from pedos_agent.system.reading import is_gone, is_starved, link_target, names_i
 from pedos_agent.system.roots import Roots
 
 SECTOR: Final = 512  # of `size` and `start` in sysfs, for devices with other sectors too
-# A volume in more pieces than this is taken to be all over the disks that it is on.
+# A volume in more pieces than this counts as being all over its disks.
 PIECES_MAX: Final = 1024
-# Of devices made of devices: real stacks have five or so, and sysfs cannot have a circle.
+# Devices made of devices: real stacks have five or so, and sysfs cannot have a circle.
 DEPTH_MAX: Final = 16
 
 
 @attrs.frozen
 class Area:
-    """Bytes from `start` up to `end` of what `base` stands for. `path` leads there, "" if none does
-    for certain. `volumes`: somewhere between the two, as the first of these volumes of LVM, which
-    is made of the others. `unknown` is why it cannot be told what it is of."""
+    """Bytes from `start` up to `end` of what `base` stands for. `path` leads there, "" if no
+    certain path is known. `volumes`: somewhere between the two, as the first of these volumes of
+    LVM, which is made of the others. `unknown` is why its base cannot be determined."""
 
     base: str
     start: float = 0
@@ -74,17 +74,17 @@ def file_area(device: int, inode: int) -> Area:
 
 
 def path_base(path: str) -> str:
-    """Of a file of which no more than its path is known."""
+    """A file of which only the path is known."""
     return f"path:{path}"
 
 
 def why_unknown(areas: Areas) -> str | None:
-    """Why it cannot be told what a device is made of; None if it can."""
+    """Why the parts of a device cannot be determined; None if they can."""
     return next((area.unknown for area in areas if area.unknown), None)
 
 
 def _by_path(areas: Areas) -> Areas:
-    """The same bytes as of a file of which no more than its path is known."""
+    """The same bytes as of a file of which only the path is known."""
     return tuple(attrs.evolve(area, base=path_base(area.path)) for area in areas if area.path)
 
 
@@ -111,13 +111,13 @@ def sharing(devices: Mapping[str, Areas]) -> dict[str, set[str]]:
 
 @attrs.frozen
 class _Extent:
-    """What a device is made of. `is_exact`: in this order, each piece right after the other."""
+    """The parts of a device. `is_exact`: in this order, each piece right after the other."""
 
     areas: Areas
     is_exact: bool = True
 
     def part(self, start: float, length: float) -> _Extent:
-        """What so many bytes of it from `start` on are made of."""
+        """The parts of so many bytes of it from `start` on."""
         if not self.is_exact:
             return self  # some of it, and it is not known which
         found, at, end = [], 0.0, start + length
@@ -132,7 +132,7 @@ class _Extent:
 
 
 class Disks:
-    """The block devices of this machine as of one look. OSError when it cannot be told."""
+    """The block devices of this machine as of one look. OSError if it fails."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class Disks:
 
     def loops(self) -> dict[str, Areas | None]:
         """The loop devices that are made of something; None for one that may be made of anything,
-        as it cannot be looked at."""
+        because it cannot be looked at."""
         found: dict[str, Areas | None] = {}
         for name in filter(_is_loop, names_in(f"{self._roots.sys}/class/block")):
             try:
@@ -221,8 +221,8 @@ class Disks:
         return self._backed_by(name, path, depth).part(offset, limit)
 
     def _backed_by(self, name: str, path: str, depth: int) -> _Extent:
-        """What a loop device is made of as a whole: the kernel knows it by inode, and its path is
-        what it was called once, and where."""
+        """The part of a loop device as a whole: the kernel knows it by inode, and its path is only
+        its former name and place."""
         node = self._node(path.removesuffix(" (deleted)"))
         try:
             loop = f"{self._roots.dev}/{name}"
@@ -231,8 +231,8 @@ class Disks:
             if is_starved(error):
                 raise
             if node is None:
-                # What is not there, or not for this process, is told from others by its path. In
-                # all other cases its file system is not in order.
+                # A file that is missing, or not visible to this process, is distinguished by its
+                # path. In all other cases its file system is faulty.
                 is_answer = is_gone(error) or isinstance(error, PermissionError)
                 why = "" if is_answer else f"{path} cannot be looked at: {words(error)}"
                 return _Extent((Area(path_base(path), unknown=why),))
@@ -279,8 +279,8 @@ class Disks:
         return _Extent(tuple(pieces), is_exact) if pieces else None
 
     def _all_of_slaves(self, name: str, depth: int) -> _Extent | None:
-        """Where on them it is, is not known: so it may be anywhere, but a volume of LVM not where
-        another one is."""
+        """Its place on them is not known: so it may be anywhere, except that a volume of LVM is not
+        where another one is."""
         slaves = names_in(f"{self._roots.sys}/class/block/{name}/slaves")
         areas = [area for slave in slaves for area in self._extent(slave, depth + 1).areas]
         if volume := lvm_volume(self._field(name, "dm/uuid")):

@@ -1,8 +1,8 @@
-"""What this VM itself does with its block devices: mounts, swap, holders, and disks lent by hand.
+"""This VM's own uses of its block devices: mounts, swap, holders, and disks lent by hand.
 
 Read from /proc and sysfs, whose roots are parameters so that tests bring their own tree. Names of
-mount points and volumes are users' text: harmless text before it is shown. OSError when something
-cannot be read: a use that is not seen would be none.
+mount points and volumes are users' text, and are made harmless before they are shown. OSError if
+something cannot be read: otherwise an unseen use would count as none.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def mounted(mountinfo: Iterable[str], numbers: Mapping[str, str]) -> dict[str, s
     """Device number -> why it is in use, from the lines of /proc/self/mountinfo (proc(5)).
 
     `numbers` are the numbers of device nodes by their paths: file systems that span devices (btrfs)
-    have a number of their own, and only the source tells. Of a table that is too long, each of them
+    have a number of their own, and only the source tells. If the table is too long, each of them
     may be mounted.
     """
     found: dict[str, str] = {}
@@ -88,20 +88,20 @@ def _swaps(swaps: str) -> Iterator[tuple[str, str]]:
 
 
 def backing_file(sys_root: Path, name: str) -> str:
-    """The path of what a loop device is made of, which is users' text; "" for what is none."""
+    """The path of the file behind a loop device, which is users' text; "" for no loop device."""
     where = f"{sys_root}/class/block/{name}/loop/backing_file"
     return read_field(where) if name.startswith("loop") else ""
 
 
 def looped(sys_root: Path, names: Iterable[str], numbers: Mapping[str, str]) -> dict[str, str]:
-    """Device number -> why it is in use, from the loop devices among `names`: they neither are
-    holders of a disk that they are made of nor have it open exclusively. One that cannot be looked
-    at may be made of any."""
+    """Device number -> why it is in use, from the loop devices among `names`: these neither are
+    holders of the disk that they are made of nor have it open exclusively. One that cannot be
+    looked at may be made of any."""
     found: dict[str, str] = {}
     unknown: dict[str, str] = {}
     for name in names:
         try:
-            # A node that was made anew since is said to be deleted.
+            # A node that was made again since is shown as deleted.
             path = backing_file(sys_root, name).removesuffix(" (deleted)")
         except OSError as error:
             if is_starved(error):
@@ -116,7 +116,7 @@ def looped(sys_root: Path, names: Iterable[str], numbers: Mapping[str, str]) -> 
 
 
 def volume(sys_root: Path, name: str) -> str:
-    """The name of a volume of the device mapper; "" for what is none."""
+    """The name of a volume of the device mapper; "" for other devices."""
     return read_field(f"{sys_root}/class/block/{name}/dm/name") if name.startswith("dm-") else ""
 
 
@@ -145,8 +145,8 @@ def made_of(sys_root: Path, name: str) -> set[str]:
 
 
 def lent(sys_root: Path, dev_numbers: Mapping[str, str]) -> dict[str, set[int]]:
-    """Device number -> the domains to which this VM's blkback serves it, by any toolstack. One of
-    which that cannot be told may be served any of them."""
+    """Device number -> the domains to which this VM's blkback serves it, by any toolstack. A
+    backend whose device is unknown may serve any of them."""
     found: dict[str, set[int]] = {}
     known = set(dev_numbers.values())
     for domid, device in _backends(sys_root):
@@ -165,14 +165,14 @@ def lent(sys_root: Path, dev_numbers: Mapping[str, str]) -> dict[str, set[int]]:
 
 
 def connecting(sys_root: Path) -> bool:
-    """Whether a backend of this VM's blkback does not know its device yet. The hotplug script tells
-    it, which is no event of the kernel's."""
+    """Whether a backend of this VM's blkback does not know its device yet. The hotplug script sets
+    it, for which the kernel has no event."""
     return any(device in (None, "", "0:0") for _, device in _backends(sys_root))
 
 
 def _backends(sys_root: Path) -> Iterator[tuple[int, str | None]]:
     """Of each backend of blkback the domain that it serves, and its device: MAJOR:MINOR in
-    hexadecimal digits, None if it cannot be told."""
+    hexadecimal digits, None if unknown."""
     folder = f"{sys_root}/bus/xen-backend/devices"
     for name in names_in(folder):
         if match := _BACKEND.fullmatch(name):
@@ -185,7 +185,7 @@ def _backends(sys_root: Path) -> Iterator[tuple[int, str | None]]:
 
 
 def untold(name: str, error: OSError) -> str:
-    """Why a disk that is to be let go counts as used."""
+    """Why a disk that is to be released counts as used."""
     return harmless_text(f"whether {name} is in use cannot be told: {words(error)}")
 
 

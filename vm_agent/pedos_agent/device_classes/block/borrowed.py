@@ -1,9 +1,9 @@
-"""The file that a borrowed disk is in local mode: where it is, whether it is used, letting it go.
+"""The file of a borrowed disk in local mode: its place, its uses, its release.
 
-Whether it is used, the kernel alone can say, and it is asked twice. It refuses to unmount what is
-open; but only what is open by way of that mount. By another one (a bind mount, or the copy that
-every mount namespace has) the disk can be used still, and then nbdfuse goes on to serve it. So that
-is looked for first, and nbdfuse last.
+Only the kernel can tell whether it is used, and is asked twice. It refuses to unmount an open file,
+but only one that is open through that mount. Through another one (a bind mount, or the copy in
+every other mount namespace) the disk can still be used, and then nbdfuse continues to serve it. So
+the agent looks for such mounts first, and at nbdfuse last.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pedos_agent.device_classes.tool import Tool
 from pedos_agent.inventory.found import Pin
 from pedos_agent.system.reading import link_target, names_in
 
-# nbdfuse lets go of the kernel as soon as the last mount has gone; only then it says goodbye to the
-# source, which may be stuck.
+# nbdfuse disconnects from the kernel as soon as the last mount has gone; only then it says goodbye
+# to the source, which may be stuck.
 SERVES_SECONDS: Final = 2.0
 SERVES_RETRY_SECONDS: Final = 0.02
 
@@ -43,12 +43,12 @@ def folder_is_gone(dev: Path) -> CallError:
 
 
 class Borrowed:
-    """DEV/`name`, also when DEV has been renamed."""
+    """DEV/`name`, also if DEV has been renamed."""
 
     def __init__(self, dev: Path, name: str) -> None:
-        """OSError if there is no such folder, or no descriptor left to hold it."""
+        """OSError if the folder is missing, or no descriptor is left to hold it."""
         self.name = name
-        self.fuse: Tool | None = None  # what shows it, when it does
+        self.fuse: Tool | None = None  # the process that shows it, while it does
         self._folder = Pin(os.fspath(dev))
 
     @property
@@ -57,7 +57,7 @@ class Borrowed:
         return Path(os.readlink(self._folder.path), self.name)
 
     async def why_in_use(self) -> str | None:
-        """Why `release` would refuse, if that is seen, or that it cannot be told."""
+        """Why `release` would refuse, if a use is visible, or that it is unknown."""
         try:
             return await to_thread(self._why_in_use)
         except OSError as error:
@@ -74,8 +74,9 @@ class Borrowed:
         return None
 
     async def release(self, still_asked: Callable[[], Awaitable[None]]) -> None:
-        """Unmounts it if it is not used: from then on it cannot be. CallError(busy) if it is, or if
-        that cannot be told. `still_asked` is awaited right before, and cancelled if it is not."""
+        """Unmounts it if it is not used: from then on it cannot be. CallError(busy) if it is used,
+        or if that is unknown. `still_asked` is awaited right before, and cancelled if the stop is
+        not wanted."""
         try:
             where = await to_thread(elsewhere, self.path)
         except OSError as error:
@@ -92,10 +93,10 @@ class Borrowed:
         raise CallError("busy", await self.why_in_use() or another)
 
     def _is_served(self) -> bool:
-        """Whether nbdfuse has the kernel's end of it, which it has until nothing uses it."""
+        """Whether nbdfuse has the kernel's end of it, which it keeps until nothing uses it."""
         if self.fuse is None or self.fuse.child.returncode is not None:
             return False
         folder = f"/proc/{self.fuse.child.pid}/fd"
         with contextlib.suppress(OSError):
             return any(link_target(f"{folder}/{each}") == "/dev/fuse" for each in names_in(folder))
-        return True  # it cannot be told: the safe side
+        return True  # unknown: the safe side

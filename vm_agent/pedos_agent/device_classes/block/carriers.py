@@ -44,10 +44,10 @@ class BorrowedFile:
         await import_block(lifetime, self.params, self.disk, self.host)
 
     async def why_busy(self, lifetime: Lifetime) -> str | None:
-        """See Borrowing. What is just ending is refused to none."""
+        """See Borrowing. An import that is just ending is never refused."""
         if lifetime.reason is not None:
             return None
-        # One that is just closing it is as little in the way of this as of `give_back`.
+        # A program that is just closing it does not block this, as it does not block `give_back`.
         end = trio.current_time() + mounts.BUSY_SECONDS
         while reason := await self.disk.why_in_use():
             if trio.current_time() >= end:
@@ -62,8 +62,8 @@ class BorrowedFile:
         may_refuse: bool,
         still_asked: Callable[[], Awaitable[None]],
     ) -> None:
-        """Take the mount away if it is not used: from then on it cannot be. CallError(busy). A VM
-        that may not refuse has it taken down with all else."""
+        """Remove the mount if it is not used: from then on it cannot be. CallError(busy). A VM that
+        may not refuse has it taken down with everything else."""
         if not may_refuse or lifetime.reason is not None:
             return
         lifetime.requested = True  # the end of nbdfuse, which this brings about
@@ -72,7 +72,7 @@ class BorrowedFile:
             await self.disk.release(still_asked)
             released = True
         finally:
-            if not released:  # or who asks has given up: dom0 is told of what ends by itself
+            if not released:  # or the caller has given up: dom0 is told of an end by itself
                 lifetime.requested = False
 
 
@@ -129,7 +129,7 @@ class LocalDisks:
             raise
 
     def of_predecessor(self, name: str) -> Borrowing | None:
-        """None: what the agents carry ends with them."""
+        """None: imports that the agents carry end with them."""
         return None
 
     async def clean_leftovers(self) -> None:
@@ -148,7 +148,7 @@ class LocalDisks:
         raise CallError("busy", f"all block device names are used in {vm}")
 
     def _name_exists(self, name: str) -> bool:
-        # By the folder's list alone: to look at a dead mount gives an error, at a stuck one hangs.
+        # By the folder's list alone: looking at a dead mount gives an error, at a stuck one hangs.
         dev = self.host.settings.dev
         if name in os.listdir(dev) and not mounts.is_mounted(dev / name):
             mounts.clear_placeholder(dev / name)  # one that could not be removed when it was used

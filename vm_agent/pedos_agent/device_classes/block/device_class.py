@@ -1,4 +1,4 @@
-"""Disks, as the agent asks for them."""
+"""Disks, through the interface of the agent."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Block(DeviceClass):
     name = "block"
 
     def watch(self, host: Host) -> Callable[..., Awaitable[Any]] | None:
-        """On Xen; in local mode they lie in a folder."""
+        """On Xen; in local mode they are in a folder."""
         if not host.settings.xen:
             return None
 

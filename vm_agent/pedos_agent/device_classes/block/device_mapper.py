@@ -1,8 +1,9 @@
 """Which part of which disk a mapping of the device mapper is (linux/dm-ioctl.h).
 
-sysfs says which disks a volume is on, and not where on them: all volumes of a group are on the same
-disks and share nothing. The table says it. An agent without capabilities may not ask for it; the
-caller must then take the whole of those disks, and sysfs says at least which volume of LVM it is.
+sysfs tells which disks a volume is on, and not where on them: all volumes of a group are on the
+same disks and share nothing. The table tells the place. An agent without capabilities may not read
+it; the caller must then take the whole of those disks, and sysfs tells at least which volume of LVM
+it is.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ _AS_TABLE: Final = 1 << 4  # DM_STATUS_TABLE_FLAG
 _CUT: Final = 1 << 8  # DM_BUFFER_FULL_FLAG
 _NO_FLUSH: Final = 1 << 11  # to look must not write
 _SECURE_DATA: Final = 1 << 15  # the table of an encrypted disk may have its key in it
-# Of one table: a volume in thousands of pieces. What does not fit is taken to be anywhere.
+# Bytes of one table: a volume in thousands of pieces. Mappings with larger tables count as being
+# anywhere.
 _TABLE_BYTES: Final = 256 * 1024
 
-# Targets that are one piece of one device: which words of their parameters say where it is.
+# Targets that are one piece of one device: which words of their parameters give the place.
 _PLACED: Final = {"linear": (0, 1), "delay": (0, 1), "flakey": (0, 1), "crypt": (3, 4)}
-# What is behind these two is a thing of its own: which one, by these words.
+# The data behind these two is an object of its own: these words identify it.
 _OPAQUE: Final = {"thin": (0, 1), "snapshot": (1,)}
 # They hold nothing.
 _EMPTY: Final = frozenset(("zero", "error"))
@@ -46,8 +48,8 @@ _EMPTY: Final = frozenset(("zero", "error"))
 class Target:
     """A piece of a mapping: `length` sectors of `device` (MAJOR:MINOR) from `start` on.
 
-    Those of a stripe are mixed and not `in_order`. `opaque` is the name of what it is if it is no
-    piece of a device; with neither, it is some other kind of mapping, and has data or none.
+    Those of a stripe are interleaved and not `in_order`. `opaque` identifies an object that is no
+    piece of a device; with neither, it is some other kind of mapping, with or without data.
     """
 
     start: int = 0
@@ -60,7 +62,7 @@ class Target:
 
 @attrs.frozen
 class Volume:
-    """A volume of LVM; of one that has parts for data, metadata or copies, each part is one."""
+    """A volume of LVM; if it has parts for data, metadata or copies, each part is one."""
 
     group: str
     volume: str
@@ -71,13 +73,13 @@ _LVM: Final = re.compile(r"LVM-([0-9A-Za-z]{32})([0-9A-Za-z]{32})(?:-[a-z0-9]+)*
 
 
 def lvm_volume(uuid: str) -> Volume | None:
-    """Which volume of LVM has this UUID in the device mapper; None for other mappings."""
+    """The volume of LVM with this UUID in the device mapper; None for other mappings."""
     match = _LVM.fullmatch(uuid)
     return Volume(match[1], match[2]) if match else None
 
 
 def table(number: str, roots: Roots) -> list[Target] | None:
-    """The table of the mapping with this device number, None if it cannot be had. OSError when this
+    """The table of the mapping with this device number, None if it cannot be had. OSError if this
     process lacks something for it."""
     major, _, minor = number.partition(":")
     device = int(minor) & 0xFF | int(major) << 8 | (int(minor) & ~0xFF) << 12
@@ -91,7 +93,7 @@ def table(number: str, roots: Roots) -> list[Target] | None:
         finally:
             os.close(control)
     except OSError as error:
-        # There is none; it is not for us; no such mapping any more; another version; it fails.
+        # None exists; no permission; no such mapping any more; another version; it fails.
         if is_starved(error):
             raise
         return None
@@ -102,7 +104,7 @@ def table(number: str, roots: Roots) -> list[Target] | None:
 
 
 def parsed(answer: bytes | bytearray) -> list[Target] | None:
-    """The targets in the kernel's answer; None when it has not all of them."""
+    """The targets in the kernel's answer; None if it does not have all of them."""
     try:
         fields = _HEAD.unpack_from(answer)
     except struct.error:

@@ -1,10 +1,10 @@
 """The block devices of a Xen domain: disks and partitions from sysfs, described by udev's database.
 
-A device's id is the kernel's name (`sda1`), which is also its node in /dev: that is what dom0 has
-the toolstack open. Beside it stands an identity that survives replugging:
-`SERIAL:PARTITION-UUID:FILE-SYSTEM-UUID`, of which the last is only used where there is no other.
-The VM's own disks (xvda to xvdd) and those that it has borrowed are not offered. Of the other xvd
-disks only those that were there when the agent started are: a later one is being lent to this VM.
+A device's id is the kernel's name (`sda1`), which is also its node in /dev: dom0 has the toolstack
+open that. Beside it the device has an identity that survives replugging:
+`SERIAL:PARTITION-UUID:FILE-SYSTEM-UUID`, of which the last is only used if there is no other. The
+VM's own disks (xvda to xvdd) and those that it has borrowed are not offered. Of the other xvd disks
+only those are that existed when the agent started: a later one is being lent to this VM.
 """
 
 from __future__ import annotations
@@ -62,15 +62,16 @@ from pedos_agent.system.uevents import KERNEL, UDEV
 
 log = logging.getLogger(__name__)
 
-# What this VM runs from, memory, and what is never a disk.
+# This VM's system disks, memory, and devices that are never disks.
 _NOT_OFFERED: Final = re.compile(r"(xvd[a-d]|ram|zram|fd|mtdblock|nbd)[0-9p]*")
 _UDEV_BYTES: Final = 64 * 1024
-# A disk that was just plugged in: what it is, and whose rule it falls under, is not known yet.
+# A disk that was just plugged in: its identity, and therefore the rule that applies, is not known
+# yet.
 NOT_KNOWN: Final = "udev has not looked at it yet"
 
 _BACKENDS: Final = "xen-backend"  # of the kernel's blkback
-# A backend gets its device without an event; until it has it, it is looked again, so often. libxl
-# gives up after 40 s.
+# A backend gets its device without an event; until then the agent looks again at this interval.
+# libxl gives up after 40 s.
 CONNECT_SECONDS: Final = 1.0
 CONNECT_LOOKS: Final = 45
 
@@ -92,16 +93,16 @@ def scan(
     roots: Roots = ROOTS,
     is_held: Callable[[str], bool] = is_held,
 ) -> list[Found]:
-    """Look at all block devices once; what goes away meanwhile is not listed.
+    """Look at all block devices once; those that disappear meanwhile are not listed.
 
-    OSError when that cannot be told; one device alone that cannot be looked at is `unseen`.
+    OSError if that fails; a single device that cannot be looked at is `unseen`.
     """
 
     def is_offered(name: str) -> bool:
         is_ours = _NOT_OFFERED.fullmatch(name) or frontend_of(name) in carried.borrowed
         return is_device_id(name) and not is_ours
 
-    # Nothing else is read, and in most VMs there is nothing else: they only borrow.
+    # Nothing else is read, and most VMs have nothing else: they only borrow.
     raw, untold = _raw_devices(roots.sys, is_offered)
     if not raw:
         return []
@@ -125,8 +126,8 @@ def scan(
         device = _device(each, busy, roots, said, shares.get(name, ()))
         if database is None and is_there(roots.udev):
             device = attrs.evolve(device, stale=NOT_KNOWN)
-        # Without a number of the kernel's own for the disk, only an agent that has looked all the
-        # time can tell.
+        # Without the kernel's own number for the disk, only an agent that has watched all the time
+        # can tell.
         lasts = boot if marks[0] else ""
         return Disk(device, path, Inode.of(status), marks, boot=lasts, areas=areas[name])
 
@@ -148,10 +149,11 @@ async def watch(
     failed: Callable[[str], None] = lambda _why: None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Deliver what is there, now and whenever a device, a mount or swap space comes or goes.
+    """Deliver the present devices, now and whenever a device, a mount or swap space appears or
+    disappears.
 
-    Each time it bumps `news`. Who bumps it too makes it look: the agent, when `carried` is another.
-    A look that failed is made again in a while; `failed` is told why. OSError if it cannot begin.
+    Each time it bumps `news`. Others bump it too, to trigger a look: the agent, when `carried` has
+    changed. A failed look is repeated later; `failed` gets the reason. OSError if it cannot begin.
     """
     own = _frontends(roots)
     looks_left = CONNECT_LOOKS
@@ -190,10 +192,10 @@ def reasons_for(name: str, roots: Roots, exports: Collection[tuple[str, int]] = 
 
 
 def uses(roots: Roots) -> dict[str, str]:
-    """Number of a device -> why it is in use, of all devices of this machine."""
+    """Number of a device -> why it is in use, for all devices of this machine."""
     found, untold = {}, Untold()
     for name, reason in _all_reasons(roots).items():
-        with untold.at(name):  # it has no number then, and is none that anyone could name by it
+        with untold.at(name):  # it has no number then, so no request can name it
             found[read_field(f"{roots.sys}/class/block/{name}/dev")] = reason
     return found
 
@@ -207,8 +209,8 @@ def _all_reasons(roots: Roots, exports: Collection[tuple[str, int]] = ()) -> dic
 def _data(
     roots: Roots, raw: dict[str, _Raw], untold: Untold
 ) -> tuple[dict[str, Areas], dict[str, set[str]]]:
-    """Where each has its data, and which others have some of the same: not a disk and its
-    partitions, of which `parent` tells."""
+    """Where each has its data, and which others share some of it: without a disk and its
+    partitions, which `parent` tells."""
     disks = Disks(roots)
     areas: dict[str, Areas] = {}
     for name, each in raw.items():
@@ -227,8 +229,8 @@ def _data(
 def _raw_devices(
     sys_root: Path, is_wanted: Callable[[str], bool]
 ) -> tuple[dict[str, _Raw], Untold]:
-    """Those of them that have a size, which a drive without a disk has not, by their names; also
-    those that cannot be looked at, as far as they can."""
+    """Those that have a size, which a drive without a disk lacks, by their names; also those that
+    cannot be looked at, as far as possible."""
     folder = f"{sys_root}/class/block"
     names = names_in(folder)
     found, untold = {}, Untold()
@@ -289,7 +291,7 @@ def _reasons(
     untold: Untold,
 ) -> dict[str, str]:
     """Name -> why it is in use: itself, its disk as a whole, a partition of it, or its data by
-    another name. What is `untold` may be in use."""
+    another name. An `untold` device may be in use."""
     numbers = _node_numbers(roots, raw, untold)
     by_number = {
         **looped(roots.sys, raw, numbers),
@@ -320,8 +322,8 @@ def _reasons(
         elif each.parent in own:
             result.setdefault(name, f"{each.parent} is {own[each.parent]}")
     for name, sharers in shares.items():
-        # A disk of which a loop device or a volume is made says so itself: that is its user. Of two
-        # volumes on it neither uses the other.
+        # A disk that a loop device or a volume is made of reports that itself: that device is its
+        # user. Of two volumes on it neither uses the other.
         used = {
             other
             for other in sharers & own.keys()
@@ -357,8 +359,8 @@ def _is_family(name: str, ours: Collection[str], raw: dict[str, _Raw]) -> bool:
 
 
 def _has_medium(said: Mapping[str, str], path: str) -> bool:
-    """Whether there is a disc in it, if it is a drive for them: an empty one has a size that is
-    made up, of a gigabyte or two."""
+    """Whether a drive for discs has one in it: an empty drive has an invented size of a gigabyte or
+    two."""
     if not said:
         return has_disc(path)
     return "ID_CDROM" not in said or said.get("ID_CDROM_MEDIA") == "1"
@@ -382,7 +384,8 @@ def _device(
 
 
 def _description(each: _Raw, said: Mapping[str, str], sys_root: Path) -> str:
-    """What a person knows it by: maker and model, or the image; file system, label and UUID."""
+    """The text by which a person recognises it: maker and model, or the image; file system, label
+    and UUID."""
     if each.parent is not None:
         what = as_words(said.get("ID_PART_ENTRY_NAME", ""))
     else:
@@ -401,10 +404,11 @@ def _description(each: _Raw, said: Mapping[str, str], sys_root: Path) -> str:
 
 
 def _said(said: Mapping[str, str], name: str) -> str:
-    """A property of which udev has two: as it was read, and with `_` for blanks and much else."""
+    """A property of which udev has two: as it was read, and with `_` for blanks and many other
+    characters."""
     return as_words(said.get(f"{name}_ENC", "")) or said.get(name, "").replace("_", " ")
 
 
 def _text(field: str) -> str:
-    """Some buses have a number there, which says nothing to a person."""
+    """Some buses have a number there, which means nothing to a person."""
     return "" if field.startswith("0x") else field

@@ -15,7 +15,7 @@ from pedos_agent.inventory.found import Found, Inode
 from pedos_agent.system.reading import read_field
 
 HELD: Final = "mounted or otherwise in use in this VM"
-# A program that only looks (as discovery does, or udev) holds a device for a moment, a mount for
+# A program that only looks (as discovery and udev do) holds a device for a moment, a mount for
 # long. That moment may last while a busy machine does not run the program.
 HELD_TRIES: Final = 6
 HELD_RETRY_SECONDS: Final = 0.02
@@ -28,7 +28,7 @@ class Disk(Found):
     areas: Areas = ()
 
     def shares_data(self, other: Found) -> bool:
-        """Whether what is written to one may be read from the other."""
+        """Whether data written to one may be read from the other."""
         if super().shares_data(other):
             return True
         return isinstance(other, Disk) and overlap(self.areas, other.areas)
@@ -42,7 +42,7 @@ def disk_number(inode: Inode) -> str | None:
 
 
 def with_held_sharers(found: list[Found]) -> list[Found]:
-    """What shares its data with a device that is held is in use, too."""
+    """A device that shares data with a held one is in use, too."""
     held = {item.device.device for item in found if item.device.busy == HELD}
 
     def told(item: Found) -> Found:
@@ -55,22 +55,23 @@ def with_held_sharers(found: list[Found]) -> list[Found]:
 
 
 def disk_marks(folder: str) -> tuple[str, ...]:
-    """What tells the disk or partition at this folder of sysfs from another one that has its name
-    and number later: the kernel's count of disks, which a medium that is changed also counts up
+    """Distinguishes the disk or partition at this folder of sysfs from a later one with its name
+    and number: the kernel's count of disks, which also changes with the medium
     (Documentation/ABI/stable/sysfs-block, diskseq, from Linux 5.15), and where on it a partition
-    is. OSError when it cannot be read."""
+    is. OSError if it cannot be read."""
     if not read_field(f"{folder}/partition"):
         return (read_field(f"{folder}/diskseq"),)
-    # The folder may be a link; what is above it is above that to which it leads.
+    # The folder may be a link; its parent is that of the folder to which it leads.
     where = (f"{folder}/../diskseq", f"{folder}/start", f"{folder}/size")
     return tuple(map(read_field, where))
 
 
 def open_exclusively(path: str) -> int | None:
-    """Open a block device, to read, so that it cannot be mounted; None if it is in use in this VM.
+    """Open a block device, for reading, so that it cannot be mounted; None if it is in use in this
+    VM.
 
     open(2): O_EXCL without O_CREAT fails on a block device that is mounted, or part of a volume or
-    a RAID. A partition in use makes its disk one too. OSError when the device cannot be opened;
+    a RAID. A partition in use makes its disk busy too. OSError if the device cannot be opened;
     blocks as long as its driver does.
     """
     for attempt in range(HELD_TRIES):

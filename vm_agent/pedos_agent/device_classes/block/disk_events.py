@@ -1,4 +1,4 @@
-"""When disks may be others, or used by others, than at the last look: events of the kernel and of
+"""When disks, or their uses, may have changed since the last look: events of the kernel and of
 udev, and changes of the tables of mounts and of swap space."""
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def sources(roots: Roots, groups: int) -> Iterator[Sources]:
 
 @contextlib.contextmanager
 def _table(path: Path) -> Iterator[select.epoll]:
-    """Such a table is always readable, and has "exceptional" news when it changes (proc(5)); so it
-    is watched for that alone, by an epoll instance that can itself be waited for."""
+    """Such a table is always readable, and has an "exceptional" condition when it changes
+    (proc(5)); so only that is watched, by an epoll instance that can itself be waited for."""
     with contextlib.ExitStack() as stack:
         news = stack.enter_context(contextlib.closing(select.epoll()))
-        # A kernel may have none, and a plain file (in tests) is never news.
+        # A kernel may lack the table, and a plain file (in tests) never changes so.
         with contextlib.suppress(FileNotFoundError, PermissionError):
             file = stack.enter_context(open(path, "rb"))
             news.register(file, select.EPOLLPRI | select.EPOLLERR | select.EPOLLET)
@@ -55,7 +55,7 @@ async def follow(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Bump `uevents`, `mounts` and `swaps` at news of them, for ever; see `keep_hearing`."""
+    """Bump `uevents`, `mounts` and `swaps` at their news, for ever; see `keep_hearing`."""
 
     async def hear(opened_ones: Sources) -> None:
         events, of_mounts, of_swaps = opened_ones

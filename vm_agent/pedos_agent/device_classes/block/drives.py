@@ -14,8 +14,8 @@ _WITHOUT: Final = frozenset((1, 2, 3))
 
 
 def has_disc(path: str) -> bool:
-    """Whether a drive has a disc in it; True for what is no such drive. OSError when it cannot be
-    told; may take as long as the drive does."""
+    """Whether a drive has a disc in it; True for any other device. OSError if unknown; may take as
+    long as the drive does."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:

@@ -1,7 +1,7 @@
 """The source's side of a lent disk: the file, nbdkit in front of it, and the channel to the target.
 
 nbdkit serves one client on a socket that is its stdin and stdout; the pump moves bytes between that
-socket and the ring. What the peer VM sends reaches nbdkit alone: nothing here reads it.
+socket and the ring. Only nbdkit reads the bytes of the peer VM.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 # nbdkit greets within milliseconds of its start; a loaded machine may take longer to load it.
 GREETING_SECONDS: Final = 10.0
-# What nbdkit has accepted it finishes before it exits; a slow disk may take seconds to flush.
+# nbdkit finishes accepted requests before it exits; a slow disk may take seconds to flush.
 EXIT_SECONDS: Final = 5.0
 
 
@@ -45,8 +45,7 @@ EXIT_SECONDS: Final = 5.0
 async def opened_source(found: Found) -> AsyncIterator[int]:
     """Hold the file that discovery saw, as an O_PATH fd; see Pin.
 
-    CallError `not_found` when the name leads nowhere or elsewhere by now, OSError when that cannot
-    be told.
+    CallError `not_found` if the name leads nowhere or elsewhere by now, OSError if that is unknown.
     """
     path, inode = found.path, found.inode
     if path is None or inode is None:
@@ -67,15 +66,15 @@ async def opened_source(found: Found) -> AsyncIterator[int]:
     if not named == held == inode:
         raise gone
     try:
-        yield pin.fd  # which stands as long as this has a reference to it
+        yield pin.fd  # which stays as long as this has a reference to it
     except OSError as error:
-        if error.filename == pin.path:  # our own name of it, which tells a person nothing
+        if error.filename == pin.path:  # our own name of it, which means nothing to a person
             error.filename = found.device.device
         raise
 
 
 async def export_block(lifetime: Lifetime, params: ExportStart, found: Found, host: Host) -> None:
-    """Lend `found` to the peer domain until something ends `lifetime`; leaves nothing behind."""
+    """Lend `found` to the peer domain until an event ends `lifetime`; leaves nothing behind."""
     read_only = params.read_only or found.device.read_only
     async with opened_source(found) as source:
         assert isinstance(found, Disk)  # as it has a source
@@ -97,7 +96,7 @@ async def export_block(lifetime: Lifetime, params: ExportStart, found: Found, ho
                         await _greeted(kit, ours)
                         await _serve(lifetime, params, host.transport, kit, ours)
                     finally:
-                        # Its end of input: nbdkit finishes what it was told and exits by itself. If
+                        # Its end of input: nbdkit finishes its requests and exits by itself. If
                         # this task was cancelled, `finish` kills it at once.
                         ours.close()
                         await kit.finish(EXIT_SECONDS)
@@ -107,10 +106,10 @@ async def export_block(lifetime: Lifetime, params: ExportStart, found: Found, ho
 
 
 def _nbdkit(source: int, read_only: bool) -> list[str]:
-    # Given a path, nbdkit 1.32 resolves it to a name and opens that when the client comes, and it
-    # may be another file by then. An entry of a folder it opens as it is, and one of /proc/self/fd
-    # leads to the very file that `source` holds. "strict" keeps the client to this one entry; the
-    # empty name is what a client asks for that has none in mind.
+    # nbdkit 1.32 resolves a path to a name and opens that when the client connects; it may be
+    # another file by then. It opens an entry of a folder as it is, and one of /proc/self/fd leads
+    # to the very file that `source` holds. "strict" limits the client to this one entry; the empty
+    # name is the default that a client asks for.
     name = f"exportname={source}"
     only = [name, "exportname=", "exportname-strict=true", f"default-export={source}"]
     options = ["-s", "-f", *(["-r"] if read_only else []), "--filter=exportname"]
@@ -131,7 +130,7 @@ async def _serve(
 
 
 async def _greeted(kit: Tool, ours: socket.socket) -> None:
-    """Wait until nbdkit has something to say to its client; CallError when it ends instead."""
+    """Wait until nbdkit has data for its client; CallError if it ends instead."""
     with trio.move_on_after(GREETING_SECONDS):
         await trio.lowlevel.wait_readable(ours)
         if ours.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
@@ -141,7 +140,7 @@ async def _greeted(kit: Tool, ours: socket.socket) -> None:
 
 
 async def _carry(lifetime: Lifetime, listener: Listener, ours: socket.socket) -> None:
-    """Take the one client and move its bytes until either side ends."""
+    """Accept the one client and move its bytes until either side ends."""
     channel = await from_target(listener, lifetime)
     if channel is None:
         return

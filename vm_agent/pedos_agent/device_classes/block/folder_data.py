@@ -1,8 +1,8 @@
-"""What else on this machine has the data of the disks in a folder of local mode, or uses it.
+"""Other holders and users, on this machine, of the data of disks in a folder of local mode.
 
-A file there may be what a loop device is made of, which may lie in the folder too, be mounted, or
-belong to another user; a block device may be in use under another name. In the folder of another
-VM the same data may lie once more: that only shows when both are lent (reserve.py).
+A file there may be behind a loop device, which may be in the folder too, be mounted, or belong to
+another user; a block device may be in use under another name. The folder of another VM may contain
+the same data; that only shows when both are lent (reserve.py).
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def with_data(
     roots: Roots,
     is_held: Callable[[str], bool] = is_held,
 ) -> list[Found]:
-    """The disks among `found` with where their data is, which of them share some, and why they are
-    in use. `lent` are the ids of those that this agent lends.
+    """The disks among `found` with the place of their data, which of them share some, and why they
+    are in use. `lent` are the ids of those that this agent lends.
 
-    OSError when it cannot be told of any; a device that cannot be looked at is `unseen`.
+    OSError if that is unknown for all; a device that cannot be looked at is `unseen`.
     """
     if not any(isinstance(item, Disk) for item in found):
         return found
@@ -82,8 +82,8 @@ def _each_seen(found: list[Found], look: Callable[[Found], Found]) -> list[Found
 
 
 def why_used(item: Disk, roots: Roots) -> str | None:
-    """Why a disk that discovery has found is in use at this moment, None if it is not: much of that
-    is no event of its folder, so the last look may not know. OSError when it cannot be told."""
+    """Why a disk that discovery has found is in use at this moment, None if it is not: many uses
+    have no event in its folder, so the last look may have missed them. OSError if unknown."""
     disks = Disks(roots)
     now = attrs.evolve(item, areas=_areas(item, disks))
     return _Reasons([now], disks, roots).of(now)
@@ -121,8 +121,9 @@ class _Reasons:
                 self._loops[base].append((name, areas or ()))
 
     def _look_at_swap(self, roots: Roots) -> None:
-        """Files with swap space, as far as they are there for this process; those of the host of a
-        container are not. The kernel itself is asked when one is lent for writing (reserve.py)."""
+        """Files with swap space, as far as this process can see them; it cannot see those of a
+        container's host. The kernel itself is asked when a file is lent for writing
+        (reserve.py)."""
         for path in swap_files(read_table(f"{roots.proc}/swaps")):
             try:
                 status = in_time(path, partial(os.stat, path), path=path)
@@ -142,7 +143,7 @@ class _Reasons:
             return SWAP
         if number is not None:
             return self._by_number.get(number)
-        # As far as a file system says which file it is, and otherwise by its path.
+        # By the identity of the file if its file system tells it, and otherwise by its path.
         own = (*item.areas, *_by_path(item)) if self._loops else item.areas
         for area in own:
             for name, areas in self._loops.get(area.base, ()):
@@ -157,8 +158,8 @@ def _by_path(item: Found) -> Areas:
 
 
 def _with_shares(found: list[Found], lent: Collection[str]) -> list[Found]:
-    """With the ids of those that share data. Of those with the very same, all but one are busy, or
-    two VMs would write it: the one that is lent, or the first."""
+    """With the ids of those that share data. Of those with the very same data, all but one are
+    busy, because two VMs would write it: the exception is the lent one, or the first."""
     first: dict[object, Disk] = {}
     for item in sorted(found, key=lambda item: item.device.device not in lent):
         if isinstance(item, Disk) and item.inode is not None:

@@ -1,6 +1,6 @@
 """Local mode's disks: a file in the folder that is not empty, or a block device, or a link to one.
 
-What is used elsewhere on this machine, and what has the same data, is told in `folder_data`.
+`folder_data` determines other uses on this machine, and which disks have the same data.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _measure(path: str) -> tuple[int, bool]:
 
 
 def with_parents(found: list[Found], sys_block: str = SYS_BLOCK) -> list[Found]:
-    """Name the disk that a partition belongs to: dom0 never lends both at once."""
+    """Name the disk of a partition: dom0 never lends both at once."""
     by_number = {item.inode.special: item for item in found if item.inode and item.inode.special}
     looks = (seen(*item.key, partial(_with_parent, item, by_number, sys_block)) for item in found)
     return [item for item in looks if item is not None]
@@ -117,8 +117,8 @@ def _with_parent(item: Found, by_number: dict[int, Found], sys_block: str) -> Fo
 
 
 class DiskUses:
-    """What others do with disks, which is no event of the folders: only waited for by whom it
-    concerns. A file is used by loop devices and as swap space, a disk is mounted, too."""
+    """Uses of disks by others, for which the folders have no event; a wait only covers those that
+    matter. A file is used by loop devices and as swap space; a disk can be mounted, too."""
 
     def __init__(self) -> None:
         self._news = {what: Revision() for what in ("loops", "mounts", "swaps")}
@@ -128,21 +128,21 @@ class DiskUses:
     async def follow(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Hear of news for ever."""
+        """Listen for news for ever."""
         loops, mounts, swaps = self._news.values()
         await disk_events.follow(ROOTS, KERNEL, loops, mounts, swaps, task_status=task_status)
 
     def begin(self) -> None:
-        """A look begins: what is news after this it may not have seen."""
+        """A look begins: it may miss news from after this."""
         self._seen = {what: news.number for what, news in self._news.items()}
 
     def matter_to(self, found: list[Found]) -> None:
-        """This is what a look has found."""
+        """The result of a look."""
         inodes = [item.inode for item in found if item.inode is not None]
         self._matter = {"loops", "swaps"} if inodes else set()
         if any(inode.special for inode in inodes):
             self._matter.add("mounts")
 
     def waits(self) -> list[Callable[[], Awaitable[object]]]:
-        """Each is over when there is news of one kind that matters."""
+        """Each ends when relevant news of one kind arrives."""
         return [partial(self._news[what].after, self._seen[what]) for what in self._matter]

@@ -1,9 +1,9 @@
 """Who uses a borrowed disk in local mode, where it is a file.
 
-`users_of` finds a name for the sentence that refuses what the kernel does: to unmount an open file.
-Open files are found by /proc, and loop devices by sysfs. `elsewhere` finds the mounts by which it
-can be used though it is unmounted here. Links are read and never followed, as a look at the file
-itself may wait for a source that hangs.
+`users_of` finds names for the sentence when the kernel refuses to unmount an open file. It finds
+open files in /proc, and loop devices in sysfs. `elsewhere` finds the mounts through which the file
+can be used although it is unmounted here. Links are read and never followed, because a look at the
+file itself may wait for a source that hangs.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from pedos_agent.device_classes.block.block_use import REASON_MAX, backing_file
 from pedos_agent.system.reading import is_gone, link_target, names_in, read_note
 from pedos_agent.system.roots import ROOTS, Roots
 
-# Users that the sentence names; who has freed these asks again.
+# Users that the sentence names; after ending those, a user asks again.
 NAMED_MAX: Final = 3
-# What proc(5) says of a process that is another user's; and of one without mounts or memory, as it
-# has ended.
+# The errors of proc(5) for another user's process, and for one that has ended.
 _PASSED_OVER: Final = frozenset((errno.EACCES, errno.EPERM, errno.ESRCH, errno.EINVAL))
 
 
 def users_of(path: Path, roots: Roots = ROOTS) -> str:
-    """Who has the file open, such as "loop0, cp (pid 71)"; "" if none is seen: those of other users
-    are not. OSError if it cannot be told of any."""
+    """Who has the file open, such as "loop0, cp (pid 71)"; "" if no one visible: processes of other
+    users are not. OSError if it is unknown for all."""
     users: list[str] = []
     more = ""
     try:
@@ -43,7 +42,7 @@ def users_of(path: Path, roots: Roots = ROOTS) -> str:
     except OSError:
         if not users:
             raise
-        more = ", ..."  # those that were seen until then are named
+        more = ", ..."  # name those that were found until then
     return ", ".join(users) + more
 
 
@@ -63,9 +62,9 @@ def _has_open(folder: str, file: str) -> bool:
 
 
 def elsewhere(path: Path, roots: Roots = ROOTS) -> str:
-    """By which other mount the file that is mounted at `path` can be used; "" if none is seen. A
-    copy in another namespace that goes with this one is none. OSError if that cannot be told: this
-    process's mounts cannot be read, or it lacks what it takes to look at another's."""
+    """The other mount through which the file mounted at `path` can be used; "" if none is visible.
+    A copy in another namespace that disappears with this one does not count. OSError if unknown:
+    this process's mounts cannot be read, or it lacks something to look at another's."""
     here = list(mounted(roots.proc / "self/mountinfo"))
     point = os.fsencode(path)
     ours = next((mount for mount in reversed(here) if mount.point == point), None)
@@ -89,8 +88,8 @@ def elsewhere(path: Path, roots: Roots = ROOTS) -> str:
 
 @contextlib.contextmanager
 def _looking_at_a_process() -> Iterator[None]:
-    """Within, one that is another user's or has just ended is passed over, and nothing else: what
-    keeps this process from looking says nothing of what is there."""
+    """Within, a process that is another user's or has just ended is skipped, and nothing else: a
+    lack of this process says nothing of what exists."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Which disk it is, by what udev says of it."""
+"""The identity of a disk, from udev's properties."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pedos_agent.system.udev_text import decoded
 
 
 def identity_of(said: Mapping[str, str]) -> str:
-    """SERIAL:PARTITION-UUID:FILE-SYSTEM-UUID from udev's properties; "" if it has none of them.
+    """SERIAL:PARTITION-UUID:FILE-SYSTEM-UUID from udev's properties; "" if there are none.
 
-    The file system's is left out where there is another one: it changes when a disk is formatted,
+    The file system's UUID is left out if there is another one: it changes when a disk is formatted,
     and the disk is the same.
     """
     serial = _serial(said)
@@ -25,11 +25,12 @@ def identity_of(said: Mapping[str, str]) -> str:
 
 
 def _serial(said: Mapping[str, str]) -> str:
-    """The serial number, with what tells apart the disks behind it: the slots of a card reader have
-    one serial number, and so have the namespaces of an NVMe disk."""
+    """The serial number, with what distinguishes the disks behind it: the slots of a card reader
+    have one serial number, and so have the namespaces of an NVMe disk."""
     serial = said.get("ID_SERIAL")
     if not serial:
-        # Volumes and RAIDs have none; these are their own, which their copies do not have.
+        # Volumes and RAIDs have no serial number; these are their own, which their copies do not
+        # have.
         return said.get("ID_WWN") or said.get("DM_UUID") or said.get("MD_UUID") or ""
     for before, name in (("-", "ID_INSTANCE"), ("_", "ID_NSID")):
         # udev appends them to it itself, but for old versions.

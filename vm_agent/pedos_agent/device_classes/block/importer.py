@@ -1,7 +1,7 @@
 """The target's side of a lent disk: the channel to the source, nbdfuse behind it, the block file.
 
-The order of taking down matters: nbdfuse is unmounted while the pump still runs, so that what the
-VM wrote reaches the source; only a dead or stuck one is taken down by force.
+The order of the end matters: nbdfuse is unmounted while the pump still runs, so that what the VM
+wrote reaches the source; only a dead or stuck one is taken down by force.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ log = logging.getLogger(__name__)
 
 # From nbdfuse's start to its mount, with the NBD handshake through the channel in between.
 READY_SECONDS: Final = 15.0
-# An unmounted nbdfuse says goodbye to nbdkit and exits; a stuck source must not hold us longer.
+# An unmounted nbdfuse says goodbye to nbdkit and exits; a stuck source must not delay this longer.
 EXIT_SECONDS: Final = 5.0
 # After a clean end the pump only has to pass on what is left in the ring.
 DRAIN_SECONDS: Final = 5.0
 
 
 async def import_block(lifetime: Lifetime, params: ImportStart, disk: Borrowed, host: Host) -> None:
-    """Show the peer's disk as a file until something ends `lifetime`; leaves nothing."""
+    """Show the peer's disk as a file until an event ends `lifetime`; leaves nothing behind."""
     channel = await to_source(host.transport, params)
     try:
         await reach("import.connected")
@@ -51,7 +51,7 @@ async def import_block(lifetime: Lifetime, params: ImportStart, disk: Borrowed, 
         try:
             await _show(lifetime, channel, disk, read_only=params.read_only)
         finally:
-            # Only now no program can mount any more, so this look at the mounts is the last needed.
+            # Only now no program can mount any more, so this is the last look at the mounts.
             with trio.CancelScope(shield=True):
                 await mounts.unmount_by_force(disk.path)
             mounts.clear_placeholder(disk.path)
@@ -91,7 +91,8 @@ async def _show(lifetime: Lifetime, channel: Channel, disk: Borrowed, *, read_on
 
 
 async def _until_mounted(mounted: int, fuse: Tool) -> None:
-    """Wait until nbdfuse wrote its pid into the pipe, which it does once the file is there."""
+    """Wait until nbdfuse has written its pid into the pipe, which it does once the file is
+    there."""
     with trio.move_on_after(READY_SECONDS):
         await trio.lowlevel.wait_readable(mounted)
         if os.read(mounted, 1):
@@ -111,7 +112,7 @@ async def _carry(
 
 
 async def _take_down(disk: Borrowed, fuse: Tool, drained: trio.Event) -> None:
-    # With the channel or nbdfuse gone there is nothing left that grace could save.
+    # Without the channel or nbdfuse there is nothing left to save by waiting.
     alive = fuse.child.returncode is None and not drained.is_set()
     graceful = alive and await mounts.unmount(disk.path)
     if not graceful:

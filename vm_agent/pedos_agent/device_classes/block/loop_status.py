@@ -1,4 +1,4 @@
-"""What a loop device is made of, as the kernel knows it: by inode (linux/loop.h)."""
+"""The file behind a loop device, as the kernel knows it: by inode (linux/loop.h)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LOOP_GET_STATUS64: Final = 0x4C05
 # struct loop_info64: lo_device, lo_inode, lo_rdevice, and more that sysfs has too.
 _HEAD: Final = struct.Struct("QQQ")
 _BYTES: Final = 232
-# It is made of nothing; it is no loop device (a test's file); it is not ours to open.
+# It has no file; it is no loop device (a test's file); no permission to open it.
 _NO_ANSWER: Final = frozenset(
     (errno.ENXIO, errno.ENOTTY, errno.ENOENT, errno.ENODEV, errno.EACCES, errno.EPERM)
 )
@@ -30,8 +30,8 @@ class LoopStatus:
 
 
 def status_of(path: str) -> LoopStatus | None:
-    """Of the loop device with this node; None when the kernel does not say. OSError when it cannot
-    be looked at."""
+    """For the loop device with this node; None if the kernel does not tell. OSError if it cannot be
+    looked at."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:

@@ -20,12 +20,12 @@ from pedos_agent.system.reading import words
 
 log = logging.getLogger(__name__)
 
-# fusermount3 only talks to the kernel; slower than this means that something else is wrong.
+# fusermount3 only talks to the kernel; if it takes longer, something else is wrong.
 FUSERMOUNT_SECONDS: Final = 3.0
 # A program that is just closing the file makes it busy for a moment.
 BUSY_SECONDS: Final = 0.5
 BUSY_RETRY_SECONDS: Final = 0.05
-# Descriptors that were lacking for a moment are back in less. dom0 waits 20 s for a stop.
+# A temporary lack of descriptors is over sooner. dom0 waits 20 s for a stop.
 FORCE_SECONDS: Final = 5.0
 
 
@@ -43,10 +43,10 @@ def is_mounted(path: Path) -> bool:
 
 
 async def unmount(path: Path) -> bool:
-    """Unmount gracefully; False when it stays busy for BUSY_SECONDS.
+    """Unmount gracefully; False if it stays busy for BUSY_SECONDS.
 
-    A fusermount3 that runs by then has its own time: it may have unmounted already. So whether it
-    is mounted is looked at last.
+    A fusermount3 that is still running has its own time: it may have unmounted already. So the
+    check whether it is mounted comes last.
     """
     said = ""
     end = trio.current_time() + BUSY_SECONDS
@@ -69,9 +69,9 @@ async def unmount(path: Path) -> bool:
 
 
 async def unmount_by_force(path: Path) -> None:
-    """Take the mount out of the tree though it is busy or dead; its open files lose it later.
+    """Remove the mount from the tree although it is busy or dead; its open files lose it later.
 
-    When the system lacks what that takes, it is tried again for FORCE_SECONDS.
+    If the system lacks something for that, it is repeated for FORCE_SECONDS.
     """
     again, said = Again(), ""
     with trio.move_on_after(FORCE_SECONDS):
@@ -102,7 +102,7 @@ async def clean_leftovers(dev: Path) -> None:
 
 def clear_placeholder(path: Path) -> None:
     """Remove a placeholder over which nothing is mounted. One that cannot be removed, as in a
-    folder that was made read-only, keeps its name taken, and nothing else is the worse for it."""
+    read-only folder, only keeps its name taken."""
     try:
         remove_placeholder(path)
     except OSError as error:

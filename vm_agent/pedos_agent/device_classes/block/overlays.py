@@ -1,8 +1,8 @@
 """Which file of a layer holds the data of a file on an overlay.
 
-Both have an inode and locks of their own, so that the kernel takes them for two files. Where the
-layers are says the table of mounts. In a container they are where nothing here leads, and then no
-agent of its machine can reach them by another name.
+Both have an inode and locks of their own, so that the kernel takes them for two files. The table of
+mounts tells where the layers are. In a container their paths may lead nowhere, and then no agent of
+its machine can reach them by another name.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from pedos_host.mounts import MOUNTINFO, Mount, mounted, plain
 
 from pedos_agent.system.reading import is_gone
 
-# An option is what mount(8) was told, with a backslash before a comma or a colon in the name of a
-# layer.
+# An option as given to mount(8), with a backslash before a comma or a colon in the name of a layer.
 _BETWEEN_LAYERS: Final = re.compile(rb"(?<!\\):+")
 _ESCAPED: Final = re.compile(rb"\\(.)")
 _DELETED: Final = " (deleted)"
@@ -26,12 +25,12 @@ DEPTH_MAX: Final = 2
 
 
 class UntoldError(OSError):
-    """It cannot be told which file it is."""
+    """It is unknown which file it is."""
 
 
 def layer_file(descriptor: int, *, written: bool, mountinfo: str = MOUNTINFO) -> str | None:
-    """The path of the file below an open one; None if that is on no overlay, or none is reached
-    from here. `written`: it is open for writing, so that it is in the upper layer by now.
+    """The path of the file below an open one; None if that is on no overlay, or no such file can be
+    reached. `written`: it is open for writing, so that it is in the upper layer by now.
 
     UntoldError if it may be one that can be reached, OSError if it cannot be looked at.
     """
@@ -58,8 +57,8 @@ def layer_file(descriptor: int, *, written: bool, mountinfo: str = MOUNTINFO) ->
 
 
 def _is_reached(path: str) -> bool:
-    """Whether a name leads to something for this process. OSError when that cannot be told, which
-    is not to be taken for a no, as `os.path` does."""
+    """Whether a name leads to something for this process. OSError if unknown, which must not be
+    taken for a no, as `os.path` does."""
     try:
         os.lstat(path)
     except OSError as error:
@@ -70,7 +69,7 @@ def _is_reached(path: str) -> bool:
 
 
 def _mount_of(descriptor: int, mountinfo: str) -> Mount | None:
-    """The mount by which a file was opened; None if that is out of the tree by now."""
+    """The mount through which a file was opened; None if that has left the tree by now."""
     with open(f"/proc/self/fdinfo/{descriptor}", "rb") as file:
         words = file.read().split()
     wanted = words[words.index(b"mnt_id:") + 1]

@@ -1,10 +1,10 @@
 """Keeps what is lent in local mode from other VMs' agents, and from programs that ask.
 
-All VMs of local mode are on one machine. A file may lie in the folders of two of them, by a hard
-link or a symbolic one, and a loop device in one may be made of a file in the other. So a source
-locks what it lends, with locks that belong to an open file (fcntl_locking(2), F_OFD_SETLK): they
-work between processes, are on the bytes of the inode and not on its names, and last as long as any
-process has that open file. QEMU honours them, too.
+All VMs of local mode are on one machine. The folders of two of them may contain the same file, by a
+hard link or a symbolic one, and a loop device in one may be made of a file in the other. So a
+source locks what it lends, with locks that belong to an open file (fcntl_locking(2), F_OFD_SETLK):
+they work between processes, cover bytes of the inode and not names, and last as long as any process
+has that open file. QEMU honours them, too.
 
 Readers share the lock; a writer has it alone. A block device is also opened exclusively.
 """
@@ -49,11 +49,11 @@ def reserve(
     held: contextlib.ExitStack,
     roots: Roots = ROOTS,
 ) -> list[int]:
-    """Lock the disk that `source` leads to, until `held` is closed. Give the descriptors by which
-    it is: a process that has one keeps the lock.
+    """Lock the disk that `source` leads to, until `held` is closed. Returns the descriptors of the
+    lock: a process that has one keeps it.
 
-    CallError(busy) when another VM or program has it, or this machine has begun to use it; OSError
-    when it cannot be opened or locked. May block as long as a device's driver does.
+    CallError(busy) if another VM or program has it, or this machine has begun to use it; OSError if
+    it cannot be opened or locked. May block as long as a device's driver does.
     """
     name = found.device.device
     mode = os.O_RDONLY if read_only else os.O_RDWR
@@ -65,14 +65,14 @@ def reserve(
     locked = [_locked(source, mode, name, Area(""), held)]
     itself = _base(locked[0])
     for area in found.areas:
-        # Disks that it is made of are kept by the kernel: what is opened exclusively has them.
+        # The kernel protects the disks that it is made of: an exclusive open covers them.
         if area.base.startswith("file:") and area.base != itself:
             locked.append(_behind(area, mode, name, held))
         elif area.base.startswith("path:"):
             raise _unreachable(name, area)
     for descriptor in list(locked):
         locked += _below(descriptor, mode, name, held)
-    # Not before it is locked; and losetup(8) asks for no lock.
+    # Not before it is locked; losetup(8) asks for no lock.
     why = why_used(found, roots)
     if why is not None:
         raise CallError("busy", harmless_text(f"{name} is in use here: {why}"))
@@ -81,8 +81,8 @@ def reserve(
 
 @contextlib.asynccontextmanager
 async def reserved(found: Disk, source: str, read_only: bool) -> AsyncIterator[list[int]]:
-    """`reserve` for a while, without stopping the event loop at its begin or end: to close a disk
-    or a removed file may take as long as to open one. OSError when it does not answer at all."""
+    """`reserve` for a while, without stopping the event loop at its begin or end: closing a disk or
+    a removed file may take as long as opening one. OSError if it does not answer at all."""
 
     def work() -> tuple[list[int], contextlib.ExitStack]:
         with contextlib.ExitStack() as held:
@@ -107,7 +107,7 @@ async def reserved(found: Disk, source: str, read_only: bool) -> AsyncIterator[l
 
 
 def _behind(area: Area, mode: int, name: str, held: contextlib.ExitStack) -> int:
-    """Lock the part of a file that a loop device is made of."""
+    """Lock the part of a file behind a loop device."""
     try:
         going_to(area.path)
         descriptor = _locked(area.path, mode, name, area, held)
@@ -122,7 +122,7 @@ def _behind(area: Area, mode: int, name: str, held: contextlib.ExitStack) -> int
 
 def _is_swap(descriptor: int) -> bool:
     """Whether the kernel swaps to this file, also from another root than ours: then it lets no
-    program write, not even nothing, which is what this does."""
+    program write, not even an empty write, which this function tries."""
     try:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.write(descriptor, b"")
@@ -134,8 +134,9 @@ def _is_swap(descriptor: int) -> bool:
 
 
 def _below(descriptor: int, mode: int, name: str, held: contextlib.ExitStack) -> list[int]:
-    """Lock the files of layers that have the data of one on an overlay. What is only read and not
-    told is lent: others may write it, but not by way of us, as that has to be told."""
+    """Lock the files of layers that have the data of one on an overlay. A file that is only read is
+    lent even if its layer is unknown: others may write it, but not through us, because writing
+    requires to know it."""
     locked: list[int] = []
     for _ in range(DEPTH_MAX):
         try:

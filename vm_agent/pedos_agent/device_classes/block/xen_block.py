@@ -1,7 +1,8 @@
-"""Both sides of a disk that Xen itself carries: the agents hold it ready, and say when it is gone.
+"""Both sides of a disk that Xen itself carries: the agents hold it ready, and report when it is
+gone.
 
 dom0 has the toolstack attach the device between `export.start` and `import.start`, and detach it
-between `import.stop` and `export.stop`. So the source only makes sure that nothing else uses the
+between `import.stop` and `export.stop`. So the source only ensures that nothing else uses the
 device meanwhile, and the target only waits for it to appear.
 """
 
@@ -36,16 +37,17 @@ from pedos_agent.system.roots import Roots
 log = logging.getLogger(__name__)
 
 # The backend is up when dom0 asks; the two kernels then need milliseconds, and udev a little more.
-# Below the 15 s that dom0 waits for us.
+# Below the 15 s that dom0 waits for this agent.
 APPEAR_SECONDS: Final = 12.0
-# udev looks at a new disk for some 30 ms. Where all is emulated it takes a second; one that takes
-# longer than this has other troubles, and the disk is there all the same.
+# udev looks at a new disk for some 30 ms, under emulation for a second; longer delays have other
+# causes, and the disk is there all the same.
 UDEV_LOOKS: Final = 50
 UDEV_LOOK_SECONDS: Final = 0.1  # between two looks at udev's queue
-# A program that uses a disk that is to be taken away may be about to finish, as udev is.
+# A program that uses a disk which is to be taken away may be about to finish, as udev is.
 QUIET_LOOKS: Final = 60
 LOOK_SECONDS: Final = 0.05  # between two looks at reads and writes
-# A backend that was taken down is gone from sysfs in less; what is there after this is lent.
+# A backend that was taken down is gone from sysfs sooner; one that is left after this lends the
+# disk.
 BACKEND_GONE_SECONDS: Final = 2.0
 _ON_THEIR_WAY: Final = 8  # which of the fields of a disk's `stat`
 _GONE: Final = "gone"
@@ -54,18 +56,18 @@ _GONE: Final = "gone"
 async def export_block(
     lifetime: Lifetime, params: ExportStart, found: Found, roots: Roots, news: Revision
 ) -> None:
-    """Keep `found` for the peer domain until something ends `lifetime`.
+    """Keep `found` for the peer domain until an event ends `lifetime`.
 
     It is held open exclusively, for reading, so that it cannot be mounted here meanwhile. That does
-    not keep the backend from it, which opens it another way; nor a backend that an administrator
-    has set up, so that is looked for.
+    not block the backend, which opens it in another way; nor a backend that an administrator has
+    set up, so the agent looks for one.
     """
     async with opened_source(found) as source:
         kept = await to_thread(open_exclusively, f"/proc/self/fd/{source}")
         if kept is None:
             raise CallError("busy", f"{params.device} is {HELD}")
         try:
-            # Not before it is held: from now on no other disk can come to have its name.
+            # Not before it is held: from now on no other disk can get its name.
             if disk_marks(f"{roots.sys}/class/block/{params.device}") != found.marks:
                 raise CallError("not_found", f"{params.device} was unplugged or replaced just now")
             await _refuse_used(params, roots, news)
@@ -95,7 +97,7 @@ async def import_block(lifetime: Lifetime, frontend: str, roots: Roots, news: Re
     """Wait for the device that dom0 has attached as `frontend`, and then for its end.
 
     It is there when udev has looked at it and its partitions, and made the links by which a user
-    finds them. `news` is bumped after every event of the kernel that has to do with disks.
+    finds them. `news` is bumped after every event of the kernel about disks.
     """
     with trio.move_on_after(APPEAR_SECONDS) as waiting:
         await _until(lambda: _is_there(frontend, roots), news)
@@ -126,7 +128,7 @@ async def _end_when_gone(lifetime: Lifetime, frontend: str, roots: Roots, news: 
 
 
 async def _until(done: Callable[[], bool], news: Revision) -> None:
-    """Wait until `done`. One that cannot tell (OSError) is not, and is asked again in a while."""
+    """Wait until `done`. A `done` that fails (OSError) is repeated later."""
     again = Again()
     while True:
         seen = news.number
@@ -146,7 +148,7 @@ def _is_there(frontend: str, roots: Roots) -> bool:
 
 
 def _udev_is_done(frontend: str, roots: Roots) -> bool:
-    """Whether udev has looked at a disk and has nothing else before it; where none runs, it has."""
+    """Whether udev has looked at a disk and has nothing else before it; yes if no udev runs."""
     number = read_field(f"{roots.sys}/class/block/{frontend}/dev")
     known = is_there(roots.udev / f"b{number}") or not is_there(roots.udev)
     return known and not _udev_is_busy(roots)
@@ -158,13 +160,13 @@ def _udev_is_busy(roots: Roots) -> bool:
 
 
 async def why_in_use(frontend: str, roots: Roots) -> str | None:
-    """Why this VM cannot let go of a borrowed disk now; None if it can.
+    """Why this VM cannot release a borrowed disk now; None if it can.
 
-    Linux 6.1 waits for ever for a read or write that is on its way when the disk is taken away, and
-    gives the VM no other device then; 6.12 ends it with an error, and what was written is lost. So
-    this waits a moment for those about to finish. (A program that begins afterwards is as bad, or
-    one that reads and writes so seldom that two looks see none of it. Nothing keeps one from it but
-    its user, who has been asked.)
+    Linux 6.1 waits for ever for a read or write in progress when the disk is taken away, and gives
+    the VM no other device then; 6.12 ends it with an error, and the written data is lost. So this
+    waits a moment for those about to finish. (A program that begins afterwards does the same harm,
+    or one that reads and writes so seldom that two looks miss it. Only its user, who was asked, can
+    prevent that.)
     """
     try:
         return await _why_in_use(frontend, roots)
@@ -173,7 +175,7 @@ async def why_in_use(frontend: str, roots: Roots) -> str | None:
 
 
 async def _why_in_use(frontend: str, roots: Roots) -> str | None:
-    # What takes longest is between the first two looks, which are apart anyway.
+    # The step that takes longest is between the first two looks, which are apart anyway.
     before, began = await _look(frontend, roots), trio.current_time()
     reason = await to_thread(reasons_for, frontend, roots)
     if reason is not None:
@@ -183,7 +185,7 @@ async def _why_in_use(frontend: str, roots: Roots) -> str | None:
             return None
         await trio.sleep(max(0.0, began + LOOK_SECONDS - trio.current_time()))
         began = trio.current_time()
-        # Others may keep udev busy all the time; then what this disk itself says counts alone.
+        # Others may keep udev busy all the time; then only what this disk itself reports counts.
         now = await _look(frontend, roots, heeds_udev=left > 2)
         if now is None:
             return f"{frontend} is in use: {HELD}"
@@ -198,15 +200,15 @@ async def _look(frontend: str, roots: Roots, *, heeds_udev: bool = True) -> str 
     if heeds_udev and _udev_is_busy(roots):
         return ""
     counts = await to_thread(_counts_when_idle, frontend, roots)
-    # It may have been told of something meanwhile.
+    # It may have got an event meanwhile.
     return "" if counts and heeds_udev and _udev_is_busy(roots) else counts
 
 
 def _counts_when_idle(frontend: str, roots: Roots) -> str | None:
     """The counts of all reads and writes of a disk so far, to be compared with those of a moment
-    later; "" while one is on its way (Linux, Documentation/block/stat.rst) or a program has locked
-    the disk, as udev does to look (systemd.io, "Locking Block Device Access"); None if it is held.
-    """
+    later; "" while one is in progress (Linux, Documentation/block/stat.rst) or a program has locked
+    the disk, as udev does to look (systemd.io, "Locking Block Device Access"); None if it is
+    held."""
     try:
         file = open_exclusively(str(roots.dev / frontend))
     except OSError as error:
@@ -216,7 +218,7 @@ def _counts_when_idle(frontend: str, roots: Roots) -> str | None:
     if file is None:
         return None
     try:
-        # Given back at once: udev drops or puts off what it finds locked.
+        # Released at once: udev drops or delays what it finds locked.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return ""

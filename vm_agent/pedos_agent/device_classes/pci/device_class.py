@@ -1,4 +1,4 @@
-"""The machine's own PCI devices, called as Debian's hwdata has them."""
+"""The machine's own PCI devices, with the names in Debian's hwdata."""
 
 from __future__ import annotations
 

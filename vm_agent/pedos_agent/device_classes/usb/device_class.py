@@ -1,6 +1,5 @@
 """The machine's own USB devices. Serial numbers and product names come from the hardware: they are
-a stranger's text. What does not give its name is called as Debian's hwdata has it.
-"""
+a stranger's text. A device that does not give its name has the one in Debian's hwdata."""
 
 from __future__ import annotations
 
@@ -58,20 +57,20 @@ def _usb_device(
     if not vendor or not product:
         return None  # unplugged while it was being read
     serial = part(_serial(folder))
-    # What the device calls itself, where it does.
+    # The device's own name, if it has one.
     maker, model = hardware.of("usb", vendor, product)
     maker = read_note(f"{folder}/manufacturer") or maker
     model = read_note(f"{folder}/product") or model
     text = " ".join(filter(None, (maker, model)))
     kinds = _usb_kinds(root, name, names)
     identity = with_kinds(f"{vendor}:{product}:{serial}", "usb", kinds)
-    # The kernel counts up with each device that is plugged into the bus.
+    # The kernel increments it with each device that is plugged into the bus.
     number = read_field(f"{folder}/devnum")
     return listed("usb", name, identity, text or f"USB device {vendor}:{product}", number)
 
 
 def _serial(folder: str) -> str:
-    """As it is, blanks at its ends and all: two that differ in them are two."""
+    """As it is, with blanks at its ends: two that differ in them are two."""
     serial = read_bytes(f"{folder}/serial") or b""
     return serial.removesuffix(b"\n").decode("utf-8", "surrogateescape")
 
@@ -86,6 +85,6 @@ def _usb_kinds(root: str, name: str, names: Iterable[str]) -> list[str | None]:
         return [None]
     if descriptors is not None:
         return list(kinds_of(descriptors))
-    # As the kernel has it, of the configuration that is in use.
+    # As the kernel has it, for the configuration in use.
     folders = [f"{root}/{other}" for other in names if other.startswith(name + ":")]
     return ["u" + "".join(hex_field(each, field) for field in _INTERFACE) for each in folders]

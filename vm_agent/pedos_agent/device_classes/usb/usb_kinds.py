@@ -1,8 +1,8 @@
-"""Which kinds of interfaces a USB device has, from the descriptors that it gave the kernel.
+"""The kinds of interfaces of a USB device, from the descriptors that it gave the kernel.
 
-Read from sysfs's `descriptors` and not from the folders of its interfaces: those are of the one
-configuration that is in use, with the one alternate of each, and go when a driver takes the device
-to export it. A device chooses what stands there, so this parser is total.
+Read from sysfs's `descriptors` and not from the folders of its interfaces: those cover the one
+configuration in use, with one alternate each, and disappear when a driver takes the device to
+export it. A device chooses the content, so this parser is total.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Final
 _DEVICE, _CONFIGURATION, _INTERFACE = 1, 2, 4
 _DEVICE_BYTES, _CONFIGURATION_BYTES, _INTERFACE_BYTES = 18, 9, 9
 
-# Eight configurations are the most that Linux takes, and 64 KiB the most that each can have. Those
-# of a webcam with many formats are some thousand bytes.
+# Eight configurations are the most that Linux accepts, and 64 KiB the most that each can have.
+# Those of a webcam with many formats have some thousand bytes.
 DESCRIPTORS_BYTES: Final = 1 << 16
 
 
