@@ -100,9 +100,8 @@ class ImportStop:
     """End an import, gracefully and then by force. An unknown one is fine.
 
     `busy` if it is used, on Xen always and elsewhere if the VM `may_refuse`. `frontend` is its name
-    in the VM: an agent that was started anew looks whether it is used, too. It is of the class
-    `device_class`; if that is not said, of the one that the attachment is of, or
-    `device_classes.UNNAMED`.
+    in the VM: a restarted agent checks whether it is used, too. `device_class` is its class;
+    without it, that of the attachment, or `device_classes.UNNAMED`.
     """
 
     attachment: AttachmentId

@@ -135,8 +135,8 @@ class DeviceClass:
         return next((each for each in self.options if each.name == name), None)
 
 
-#: The classes that there are, in the order in which the documentation names them: the one table. It
-#: is a list, so that who has one more class adds it, and all that reads the table has it.
+#: The classes of this version, in the order of the documentation: the one table. It is a list, so
+#: that adding a class to it makes the class known to all that read the table.
 CLASSES = [
     DeviceClass(
         "block",

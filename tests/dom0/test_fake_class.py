@@ -139,12 +139,12 @@ async def test_a_name_that_the_class_does_not_have_is_a_breach(
     device = {"block": "sda", "fake": "toy", "named": "robot"}[device_class]
     with registered(NAMED):
         await usb.report()
-        with fails("failed", "work gave an answer that makes no sense"):
+        with fails("failed", "work gave a malformed answer"):
             await world.client.call(
                 "device.attach", **named("work", f"sys-usb:{device}", device_class)
             )
     (line,) = world.audit("disconnected")
-    assert line["reason"].endswith(f" makes no sense: {wrong}")
+    assert line["reason"].endswith(f" is malformed: {wrong}")
 
 
 async def test_a_name_of_its_class_is_listed_and_reported(

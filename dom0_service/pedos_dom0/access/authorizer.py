@@ -1,17 +1,16 @@
-"""Who may do what: the one place that asks the policy, and writes down what it said.
+"""Who may do what: the one place that asks the policy, and records its answers.
 
-It is asked about a subject (subjects.py), a device or a service. What the words of a rule mean for
-devices, where they are not about a VM being called:
-- `target=` sends an attached device to another VM than the one that was named. Assigning,
-  detaching and listing speak of the VM that was named and of no other, so for these a rule that
-  sends them elsewhere is a no.
-- `ask` is about the VM that was named, or the one that the rule sends it to; there is a choice only
-  where a VM named one that there is not, which stands for @default. What is `ask` on a `list` is
-  not shown: a listing does not wait for an answer.
+A request is about a subject (subjects.py), a device or a service. For devices, which no VM calls,
+the words of a rule mean:
+- `target=` gives an attached device to another VM than the named one. Requests to assign, detach
+  or list concern the named VM alone, so a rule that redirects one denies it.
+- `ask` is about the named VM, or the one that the rule redirects to; dom0's user has a choice only
+  where a VM named one that does not exist, which stands for @default. A listing leaves out what is
+  `ask` for `list`: it does not wait for an answer.
 - A device cannot be given to dom0, to the VM that has it, or to a disposable that does not exist
-  yet: none of these is a candidate, and a rule that sends it there is an error to dom0's user.
+  yet: none of these is a candidate, and a rule that redirects there is an error to dom0's user.
 - `autostart=no` denies a VM that is halted, as everywhere; without it nothing is started either.
-- `notify=no` keeps a denial out of the service's log; the audit log has it all the same.
+- `notify=no` keeps a denial out of the service's log, but not out of the audit log.
 """
 
 from __future__ import annotations
@@ -162,9 +161,9 @@ class Authorizer:
         return Grant(vm=as_named(decision.target), read_only=decision.read_only)
 
     def needs_no_rule(self, key: DeviceKey, vm: str) -> bool:
-        """What is only assigned dom0's user may remove without a rule: it takes nothing from any
-        VM. A rule can forbid it, but not of a VM that was removed: of that one no rule speaks. Nor
-        does one of a class that this dom0 does not know, also of what is attached."""
+        """dom0's user may remove a device that is only assigned without a rule, because that takes
+        nothing from any VM. A rule can forbid it, but not for a removed VM, nor for a class that
+        this dom0 does not know (then also for what is attached): no rule is about those."""
         state = self._state
         if class_named(key.device_class) is None:
             return True

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def classes_told(state: State, caller: Caller) -> DeviceClassesListed:
-    """All classes, and what is lacking to attach their devices here. Dom0's user is told of those
-    of a newer dom0, too, of which something is left, to be able to name them."""
+    """All classes, and what is lacking to attach their devices here. dom0's user also sees the
+    classes of a newer dom0 of which something is left, to be able to name them."""
     told = list(CLASSES)
     if caller.kind.sees_all:
         told += [_left(key) for key in state.unknown_classes().values()]
@@ -66,7 +66,7 @@ def _option_told(option: Option) -> OptionInfo:
 
 
 def why_unknown(params: object) -> str | None:
-    """What is wrong with a request that names a class which is none of this dom0's."""
+    """The error of a request that names a class which this dom0 does not know."""
     named = getattr(params, "device_class", None)
     if named is None or class_named(named) is not None:
         return None

@@ -55,7 +55,7 @@ def check_page(page: AgentReport) -> None:
         if each.frontend is not None and class_named(each.device_class) is not None:
             wrong = class_of(each.device_class).wrong_name(each.frontend)
             if wrong is not None:
-                raise RemoteProtocolError(f"its report of imports makes no sense: {wrong}")
+                raise RemoteProtocolError(f"its report of imports is malformed: {wrong}")
 
 
 class ReportPages:

@@ -56,7 +56,7 @@ class Import:
 
 
 def _state(said: type[State], params: ExportStart | ImportStart, **own: Any) -> State:
-    """What dom0 is told of an attachment: its `own`, and all else as it was started."""
+    """An attachment in its form for dom0: its `own` fields, and all others as it was started."""
     fields = attrs.fields_dict(said).keys() - own.keys()
     return said(**{name: getattr(params, name) for name in fields}, **own)
 
@@ -201,8 +201,8 @@ class Attachments:
     async def check_import(
         self, attachment: str, frontend: str | None = None, device_class: str | None = None
     ) -> None:
-        """CallError(busy) if `stop_import` would refuse because it is used, as far as is seen; with
-        the same parameters. What is just ending is refused to none."""
+        """CallError(busy) if `stop_import` would refuse because of a visible use; with the same
+        parameters. An import that is just ending is never refused."""
         borrowing, lifetime = self._borrowed(attachment, frontend, device_class)
         if borrowing is not None and (reason := await borrowing.why_busy(lifetime)):
             raise CallError("busy", reason)

@@ -39,8 +39,8 @@ class Inventory:
         classes: Collection[str] | None = None,
         discoveries: Mapping[str, Collection[str]] = MappingProxyType({}),
     ) -> None:
-        """Start empty. `changed` is called after each change, before any task runs. `classes`, all
-        if not given, are told of in their order. `discoveries` are those that look for several
+        """Start empty. `changed` is called after each change, before any task runs. `classes`, by
+        default all, are reported in their order. `discoveries` are those that look for several
         classes, and for which; any other has the name of the class that it looks for."""
         self._revision = revision
         self._changed = changed
