@@ -26,8 +26,8 @@ from pedos_agent.device_classes.base import Carried
 from pedos_agent.device_classes.block import discovery_block
 from pedos_agent.device_classes.block.overlays import layer_file
 from pedos_agent.inventory import looking
-from pedos_agent.inventory.found import Found, unseen, unseen_class
 from pedos_agent.inventory.inventory import Inventory
+from pedos_agent.inventory.local_device import LocalDevice, unseen, unseen_class
 from pedos_agent.settings import Settings
 from pedos_agent.system import closing, reading, uevents
 from pedos_agent.system.revision import Revision
@@ -49,7 +49,7 @@ from .xen_tree import Tree
 STARVED = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
-def a_block_tree(root: Path) -> Callable[[], list[Found]]:
+def a_block_tree(root: Path) -> Callable[[], list[LocalDevice]]:
     """A VM on Xen with all that makes a disk busy."""
     tree = Tree(root)
     tree.mount(tree.add("sda", ID_SERIAL="s"), "/mnt")
@@ -68,7 +68,7 @@ def a_block_tree(root: Path) -> Callable[[], list[Found]]:
     return partial(discovery_block.scan, Carried(), tree.roots)
 
 
-def a_folder(root: Path) -> Callable[[], list[Found]]:
+def a_folder(root: Path) -> Callable[[], list[LocalDevice]]:
     """A VM of local mode."""
     (root / "block").mkdir()
     (root / "usb").mkdir()
@@ -78,7 +78,7 @@ def a_folder(root: Path) -> Callable[[], list[Found]]:
     return partial(discovery_folder.scan, root)
 
 
-def a_machine(root: Path) -> Callable[[], list[Found]]:
+def a_machine(root: Path) -> Callable[[], list[LocalDevice]]:
     """dom0's own usb, pci and sound devices."""
     stick, port = "bus/usb/devices/1-2", "bus/pci/devices/0000:00:1f.0"
     files = {
@@ -93,18 +93,20 @@ def a_machine(root: Path) -> Callable[[], list[Found]]:
     return partial(discovery_sysfs.scan, root, root)
 
 
-def essence(item: Found) -> Found:
+def essence(item: LocalDevice) -> LocalDevice:
     """All but what only describes it to people: some drivers refuse to give that, always."""
     return attrs.evolve(item, device=attrs.evolve(item.device, description=""))
 
 
 looks = pytest.mark.parametrize("make", [a_block_tree, a_folder, a_machine])
-Make = Callable[[Path], Callable[[], list[Found]]]
+Make = Callable[[Path], Callable[[], list[LocalDevice]]]
 # What is about all devices of a VM: without it none can be told.
 OF_ALL = ("/class/block", "/self/mountinfo", "/swaps", "/boot_id", "/xen-backend/devices")
 
 
-def compared(failing: Failing, right: list[Found], seen: list[Found]) -> set[tuple[str, str]]:
+def compared(
+    failing: Failing, right: list[LocalDevice], seen: list[LocalDevice]
+) -> set[tuple[str, str]]:
     """The devices that could not be looked at; with a class, all of it. The others must be as they
     are, or in use: what is not known of one may be a use of another."""
     classes = {item.key[0] for item in seen if not item.key[1]}
@@ -286,7 +288,7 @@ def test_a_table_that_is_too_long_is_an_error_and_not_cut(tmp_path: Path) -> Non
         reading.read_field(str(tmp_path / "long"), 99)
 
 
-def a_disk(name: str = "sda") -> Found:
+def a_disk(name: str = "sda") -> LocalDevice:
     placeholder = unseen("block", name, "never")
     return attrs.evolve(
         placeholder, unseen=None, device=attrs.evolve(placeholder.device, busy=None, stale=None)
@@ -368,7 +370,7 @@ async def test_a_look_that_failed_is_made_again_ever_less_often(
     told: list[object] = []
     looks = looking.Looking(told.append, told.append)
 
-    def fail() -> list[Found]:
+    def fail() -> list[LocalDevice]:
         raise STARVED
 
     waits = [await looks.look(fail) for _ in range(10)]
@@ -445,7 +447,7 @@ async def test_on_xen_nothing_ends_because_a_disk_cannot_be_looked_at(
         return real(path, **more)  # type: ignore[arg-type, call-overload]
 
     monkeypatch.setattr(os, "stat", stat)
-    agent.attachments.host.news.bump()
+    agent.attachments.host.rescan.bump()
     await trio.testing.wait_all_tasks_blocked()
     assert len(agent.attachments.imports()) == 1
     with pytest.raises(CallError, match="whether xvdi is in use cannot be told: Too many"):

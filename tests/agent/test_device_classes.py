@@ -11,7 +11,7 @@ from pedos_agent import agent
 from pedos_agent.device_classes.base import Borrowing, Carrier, DeviceClass, Host
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.registered import CLASSES
-from pedos_agent.inventory.found import Found
+from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.settings import Settings
 from pedos_protocol.agent_messages import ExportStart, ImportStart
 from pedos_protocol.errors import CallError
@@ -50,11 +50,11 @@ class Toy:
 class Toys:
     in_use: list[str]
 
-    async def lend(self, lifetime: Lifetime, params: ExportStart, found: Found) -> None:
+    async def lend(self, lifetime: Lifetime, params: ExportStart, found: LocalDevice) -> None:
         lifetime.ready({})
         await lifetime.ending()
 
-    def number(self, found: Found) -> str | None:
+    def number(self, found: LocalDevice) -> str | None:
         return None
 
     def borrow(self, params: ImportStart, taken: Collection[str]) -> Borrowing:

@@ -13,8 +13,8 @@ import pytest
 from pedos_agent.device_classes import in_folder as discovery_folder
 from pedos_agent.device_classes import on_machine as discovery_sysfs
 from pedos_agent.device_classes.block import folder_disks
-from pedos_agent.inventory.found import Found, Inode, device_id_of
 from pedos_agent.inventory.inventory import Inventory
+from pedos_agent.inventory.local_device import Inode, LocalDevice, device_id_of
 from pedos_agent.inventory.report import pages
 from pedos_agent.settings import Settings
 from pedos_agent.system.revision import Revision
@@ -45,7 +45,7 @@ HOSTILE_NAMES = [
 ]
 
 
-def ids(found: list[Found]) -> list[str]:
+def ids(found: list[LocalDevice]) -> list[str]:
     return [item.device.device for item in found]
 
 
@@ -224,8 +224,8 @@ async def test_a_symbolic_link_as_a_device_is_watched_where_it_leads(
     await dom0.until(lambda report: report.devices == ())
 
 
-def device(number: int, text: str = "disk") -> Found:
-    return Found(
+def device(number: int, text: str = "disk") -> LocalDevice:
+    return LocalDevice(
         Device(
             device_class="block",
             device=f"disk{number}",

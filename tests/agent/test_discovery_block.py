@@ -15,10 +15,10 @@ from pedos_agent.device_classes.base import Carried
 from pedos_agent.device_classes.block import discovery_block
 from pedos_agent.device_classes.block.block_use import connecting, mounted
 from pedos_agent.device_classes.block.discovery_block import watch
-from pedos_agent.device_classes.block.disk import HELD
+from pedos_agent.device_classes.block.disk import IN_USE
 from pedos_agent.device_classes.block.identity import identity_of
-from pedos_agent.inventory.found import Found
 from pedos_agent.inventory.identities import SERIAL_MAX, UUID_MAX, part
+from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.system.reading import TableTooLong, lines_of
 from pedos_agent.system.revision import Revision
 from pedos_agent.system.udev_text import as_words, decoded, udev_properties
@@ -107,21 +107,21 @@ def test_the_vms_own_and_its_borrowed_disks_are_not_offered(tree: Tree) -> None:
 
 async def test_a_disk_that_comes_later_is_being_lent_to_this_vm(tree: Tree) -> None:
     tree.add("xvdj")
-    news, carried = Revision(), Carried()
+    rescan, carried = Revision(), Carried()
     looks: list[list[str]] = []
 
     async def look(count: int) -> list[str]:
-        news.bump()
+        rescan.bump()
         with trio.fail_after(PATIENCE):
             while len(looks) < count:
                 await trio.testing.wait_all_tasks_blocked(0.01)
         return looks[-1]
 
-    def deliver(found: list[Found]) -> None:
+    def deliver(found: list[LocalDevice]) -> None:
         looks.append([each.device.device for each in found])
 
     async with trio.open_nursery() as nursery:
-        await nursery.start(watch, deliver, lambda: carried, news, tree.roots)
+        await nursery.start(watch, deliver, lambda: carried, rescan, tree.roots)
         assert looks == [["xvdj"]]
         tree.add("xvdi")
         tree.add("sda")
@@ -139,7 +139,7 @@ async def test_what_is_lent_by_hand_is_seen_without_an_event(
     tree.serve(7, "0:0")  # the hotplug script tells it later
     busy: list[str | None] = []
 
-    def deliver(found: list[Found]) -> None:
+    def deliver(found: list[LocalDevice]) -> None:
         busy.append(found[0].device.busy)
         if len(busy) == 2:
             tree.serve(7, number)
@@ -346,7 +346,7 @@ def test_what_the_agent_itself_lends_is_not_busy(tree: Tree) -> None:
 def test_what_is_held_in_some_other_way_is_busy(tree: Tree) -> None:
     tree.add("sda")
     (device,) = scan(tree, held="sda")
-    assert device.busy == HELD
+    assert device.busy == IN_USE
 
 
 @pytest.mark.parametrize("line", ["", "1 2", "36 35 8:1 / /mnt rw", "a b c d e f g - x"])

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from pedos_agent.device_classes import in_folder as discovery_folder
 from pedos_agent.device_classes.block import disk_events
-from pedos_agent.inventory.found import Found
+from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.inventory.priority import Priority
 from pedos_agent.settings import Settings
 from pedos_agent.system import uevents
@@ -49,7 +49,7 @@ async def test_what_uses_disks_is_heard_of_by_those_that_have_some(
     looks: list[object] = []
     looked = Revision()
 
-    def deliver(found: list[Found], _left_out: object) -> None:
+    def deliver(found: list[LocalDevice], _left_out: object) -> None:
         looks.append([item.key for item in found])
         looked.bump()
 

@@ -18,7 +18,7 @@ from pedos_agent.device_classes import in_folder as discovery_folder
 from pedos_agent.device_classes import on_machine as discovery_sysfs
 from pedos_agent.device_classes.base import Carried
 from pedos_agent.device_classes.block import discovery_block, disk_events
-from pedos_agent.inventory.found import Found
+from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.inventory.priority import Priority
 from pedos_agent.settings import Settings
 from pedos_agent.system import closing
@@ -100,7 +100,7 @@ async def test_a_folder_is_looked_at_again_when_there_are_threads_again(
     looks: list[list[str]] = []
     failures: list[str] = []
 
-    def deliver(found: list[Found], _left_out: object) -> None:
+    def deliver(found: list[LocalDevice], _left_out: object) -> None:
         looks.append([item.key[1] for item in found])
 
     async def release_removed() -> None:
@@ -123,7 +123,7 @@ async def test_a_folder_is_looked_at_again_when_there_are_threads_again(
 
 
 async def test_while_no_event_is_heard_of_anything_may_be_news(autojump_clock: Clock) -> None:
-    news, lack, heard = Revision(), [STARVED, STARVED], trio.Event()
+    changes, lack, heard = Revision(), [STARVED, STARVED], trio.Event()
 
     @contextmanager
     def sources() -> Iterator[None]:
@@ -136,12 +136,12 @@ async def test_while_no_event_is_heard_of_anything_may_be_news(autojump_clock: C
         await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
-        await nursery.start(keep_hearing, sources, hear, [news])
-        assert news.number == 0
+        await nursery.start(keep_hearing, sources, hear, [changes])
+        assert changes.number == 0
         await trio.sleep(1.5 * UNHEARD_SECONDS)
-        assert (news.number, heard.is_set()) == (1, False)
+        assert (changes.number, heard.is_set()) == (1, False)
         await heard.wait()
-        assert news.number == 3, "and what happened just before it was heard of is looked at"
+        assert changes.number == 3, "and what happened just before it was heard of is looked at"
         nursery.cancel_scope.cancel()
 
 

@@ -13,8 +13,8 @@ from pedos_agent import agent
 from pedos_agent.device_classes import in_folder as discovery_folder
 from pedos_agent.device_classes.in_folder import NAMES_MAX, chosen
 from pedos_agent.inventory import report
-from pedos_agent.inventory.found import Found, device_id_of
 from pedos_agent.inventory.inventory import Inventory
+from pedos_agent.inventory.local_device import LocalDevice, device_id_of
 from pedos_agent.inventory.priority import Priority
 from pedos_agent.inventory.report import TOO_MANY, pages
 from pedos_agent.settings import Settings
@@ -28,9 +28,11 @@ from .conftest import ATTACHMENT, FakeDom0, needs_fuse
 Start = Callable[[Settings], Awaitable[FakeDom0]]
 
 
-def a_disk(name: str, **fields: Any) -> Found:
+def a_disk(name: str, **fields: Any) -> LocalDevice:
     plain: dict[str, Any] = {"identity": "", "description": name, "size": 1, "parent": None}
-    return Found(Device("block", name, **{**plain, "read_only": False, "busy": None, **fields}))
+    return LocalDevice(
+        Device("block", name, **{**plain, "read_only": False, "busy": None, **fields})
+    )
 
 
 def ids(devices: Inventory) -> list[str]:

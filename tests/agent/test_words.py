@@ -11,7 +11,7 @@ from pedos_agent.attachments.table import Attachments, explain
 from pedos_agent.connections.control import _in_words
 from pedos_agent.device_classes.block import importer
 from pedos_agent.device_classes.block.exporter import opened_source
-from pedos_agent.inventory.found import Found, Inode
+from pedos_agent.inventory.local_device import Inode, LocalDevice
 from pedos_agent.system.revision import Revision
 from pedos_protocol.agent_messages import ImportStart
 from pedos_protocol.errors import CallError
@@ -76,7 +76,7 @@ async def test_a_device_that_may_not_be_opened_is_named_as_the_user_knows_it(
     image = tmp_path / "stick.img"
     image.touch()
     device = Device("block", "stick.img", "", "a disk", 0, None, False, None)
-    found = Found(device, str(image), Inode.of(os.stat(image)))
+    found = LocalDevice(device, str(image), Inode.of(os.stat(image)))
     with pytest.raises(PermissionError) as caught:
         async with opened_source(found) as source:
             # As for a user whose the file is not; a test may be root, to whom all files are open.

@@ -60,7 +60,7 @@ class Agent:
         """Discovery looks again, as after an event of the kernel."""
         found = scan(self.attachments.carried("block"), self.tree.roots, lambda _path: False)
         self.inventory.replace("block", found)
-        self.attachments.host.news.bump()
+        self.attachments.host.rescan.bump()
 
     async def lend(self, device: str) -> None:
         await self.attachments.start_export(ExportStart(ATTACHMENT, "block", device, 16, 7, False))
@@ -142,9 +142,11 @@ async def test_a_backend_that_is_just_being_taken_down_is_waited_for(agent: Agen
     assert found is not None
     lifetime = Lifetime()
     params = ExportStart(ATTACHMENT, "block", "sda", 16, 7, False)
-    news = agent.attachments.host.news
+    rescan = agent.attachments.host.rescan
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(xen_block.export_block, lifetime, params, found, agent.tree.roots, news)
+        nursery.start_soon(
+            xen_block.export_block, lifetime, params, found, agent.tree.roots, rescan
+        )
         await trio.testing.wait_all_tasks_blocked()
         agent.tree.serve_no_more(9)
         agent.look()

@@ -18,8 +18,8 @@ from pedos_protocol.names import harmless_text
 from pedos_agent.device_classes.base import Borrowing, Carried, Carrier, DeviceClass, Host
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.registered import CLASSES
-from pedos_agent.inventory.found import Found
 from pedos_agent.inventory.inventory import Inventory
+from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.settings import Settings
 from pedos_agent.system.revision import Revision
 
@@ -34,7 +34,7 @@ class Export:
     """An entry of the table: a device of this VM that another domain uses."""
 
     params: ExportStart
-    found: Found
+    found: LocalDevice
     lifetime: Lifetime = attrs.field(factory=Lifetime)
 
     def state(self) -> ExportState:
@@ -258,7 +258,7 @@ class Attachments:
     def _changed(self) -> None:
         """The set of attachments changed: dom0 is told, and discovery must know."""
         self._revision.bump()
-        self.host.news.bump()
+        self.host.rescan.bump()
 
     def _start(
         self,

@@ -18,13 +18,13 @@ from pedos_vchan.transport import Transport
 from pedos_agent.device_classes.described import described_device
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.pinned import Pinner
-from pedos_agent.inventory.found import Found
+from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.settings import Settings
 from pedos_agent.system.hardware_names import HardwareNames
 from pedos_agent.system.revision import Revision
 from pedos_agent.system.roots import ROOTS, Roots
 
-Deliver = Callable[[list[Found]], None]
+Deliver = Callable[[list[LocalDevice]], None]
 Failed = Callable[[str], None]
 
 
@@ -32,15 +32,15 @@ Failed = Callable[[str], None]
 class Host:
     """The agent that a class is part of.
 
-    `transport` makes the channels for data that the agents carry. `news` triggers a new look: it is
-    bumped when something may differ from discovery's last look, because devices are lent or
+    `transport` makes the channels for data that the agents carry. `rescan` triggers a new look: it
+    is bumped when something may differ from discovery's last look, because devices are lent or
     borrowed, or because discovery has heard of an event.
     """
 
     settings: Settings
     transport: Transport = attrs.field(init=False)
     roots: Roots = ROOTS
-    news: Revision = attrs.field(factory=Revision)
+    rescan: Revision = attrs.field(factory=Revision)
 
     @transport.default
     def _transport(self) -> Transport:
@@ -93,12 +93,12 @@ class Borrowing(Protocol):
 class Carrier(Protocol):
     """How the devices of a class get out of this VM and into it, under its hypervisor."""
 
-    async def lend(self, lifetime: Lifetime, params: ExportStart, found: Found) -> None:
+    async def lend(self, lifetime: Lifetime, params: ExportStart, found: LocalDevice) -> None:
         """Lend `found` until an event ends `lifetime`, which is told when it is ready; leave
         nothing behind. CallError, OSError."""
         ...
 
-    def number(self, found: Found) -> str | None:
+    def number(self, found: LocalDevice) -> str | None:
         """The number of the block device that stands for it here; see ExportStarted."""
         ...
 
@@ -119,19 +119,19 @@ class Uses(Protocol):
     """Uses of the devices in a folder by others, as far as the folder has no events for them."""
 
     async def follow(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Listen for news for ever."""
+        """Listen for changes for ever."""
         ...
 
     def begin(self) -> None:
-        """A look begins: it may miss news from after this."""
+        """A look begins: it may miss changes from after this."""
         ...
 
-    def matter_to(self, found: list[Found]) -> None:
+    def matter_to(self, found: list[LocalDevice]) -> None:
         """The result of a look."""
         ...
 
     def waits(self) -> list[Callable[[], Awaitable[object]]]:
-        """Each ends when relevant news of one kind arrives."""
+        """Each ends at a relevant change of one kind."""
         ...
 
 
@@ -149,16 +149,20 @@ class DeviceClass:
         for all classes find its devices."""
         return None
 
-    def on_machine(self, sys_root: Path, proc_root: Path, names: HardwareNames) -> list[Found]:
+    def on_machine(
+        self, sys_root: Path, proc_root: Path, names: HardwareNames
+    ) -> list[LocalDevice]:
         """The machine's own devices, if `subsystem` is set. A device that cannot be looked at is
         `unseen`; OSError if that holds for all of them."""
         return []
 
-    def in_folder(self, path: str, device_id: str, pin: Pinner) -> Found | None:
+    def in_folder(self, path: str, device_id: str, pin: Pinner) -> LocalDevice | None:
         """In local mode, the device of a file in its folder; None if it is none. OSError."""
         return described_device(path, self.name, device_id, pin)
 
-    def complete(self, found: list[Found], carried: Carried, roots: Roots) -> list[Found]:
+    def complete(
+        self, found: list[LocalDevice], carried: Carried, roots: Roots
+    ) -> list[LocalDevice]:
         """In local mode, its devices with the properties that depend on all of them. OSError if
         these cannot be determined for any."""
         return found
@@ -168,7 +172,7 @@ class DeviceClass:
         return False
 
     def uses(self) -> Uses | None:
-        """In local mode, what else is news; None if nothing is."""
+        """In local mode, the other sources of changes; None if there are none."""
         return None
 
     # Lending and borrowing

@@ -14,7 +14,7 @@ from pedos_protocol.agent_messages import Device
 from pedos_protocol.names import harmless_text, is_identity
 
 from pedos_agent.device_classes.pinned import Pinner, shown_name
-from pedos_agent.inventory.found import Found, Pin
+from pedos_agent.inventory.local_device import LocalDevice, Pin
 
 DESCRIPTION_BYTES: Final = 4096  # bytes of a description file to read
 
@@ -26,7 +26,7 @@ def listed(
     description: str,
     *marks: str,
     pin: Pin | None = None,
-) -> Found:
+) -> LocalDevice:
     """A device of which only its description is known, which may be a stranger's text."""
     device = Device(
         device_class=device_class,
@@ -38,10 +38,12 @@ def listed(
         read_only=False,
         busy=None,
     )
-    return Found(device, marks=marks, pin=pin)
+    return LocalDevice(device, marks=marks, pin=pin)
 
 
-def described_device(path: str, device_class: str, device_id: str, pin: Pinner) -> Found | None:
+def described_device(
+    path: str, device_class: str, device_id: str, pin: Pinner
+) -> LocalDevice | None:
     """The device that the file at `path` describes; None if it is no regular file. OSError."""
     pinned = pin(path, _description)
     if pinned is None:

@@ -26,7 +26,7 @@ from pedos_protocol.names import natural_key
 from pedos_agent.device_classes.base import Carried, DeviceClass, nothing_carried
 from pedos_agent.device_classes.pinned import Pinner
 from pedos_agent.device_classes.registered import CLASSES
-from pedos_agent.inventory.found import Found, device_id_of, unseen_class
+from pedos_agent.inventory.local_device import LocalDevice, device_id_of, unseen_class
 from pedos_agent.inventory.looking import Looking, Untold, seen
 from pedos_agent.inventory.priority import Priority
 from pedos_agent.inventory.report import Key
@@ -53,13 +53,13 @@ def scan(
     *,
     names: Mapping[str, Sequence[str]] | None = None,
     classes: Sequence[DeviceClass] = CLASSES,
-) -> list[Found]:
+) -> list[LocalDevice]:
     """Look at all folders once, or at these `names` in them by class.
 
     A file, or a folder, that cannot be looked at is `unseen`; OSError if this process lacks
     something for all of them.
     """
-    found: list[Found] = []
+    found: list[LocalDevice] = []
     if names is None:
         names, _, found = chosen(devices, {}, NAMES_MAX, classes)
 
@@ -77,7 +77,7 @@ def chosen(
     ranks: Mapping[Key, int],
     at_most: int,
     classes: Sequence[DeviceClass] = CLASSES,
-) -> tuple[dict[str, list[str]], dict[str, int], list[Found]]:
+) -> tuple[dict[str, list[str]], dict[str, int], list[LocalDevice]]:
     """The names to look at by class, how many are left out of each class because of `at_most`, and
     the classes whose folder cannot be read, `unseen`.
 
@@ -110,7 +110,7 @@ def chosen(
 
 async def watch(
     devices: Path,
-    deliver: Callable[[list[Found], Mapping[str, int]], None],
+    deliver: Callable[[list[LocalDevice], Mapping[str, int]], None],
     priority: Priority,
     carried: CarriedOf = nothing_carried,
     at_most: int = NAMES_MAX,
@@ -134,13 +134,13 @@ async def watch(
     wishes = 0
     said = False
 
-    def scan_chosen(ranks: Mapping[Key, int], now: Mapping[str, Carried]) -> list[Found]:
+    def scan_chosen(ranks: Mapping[Key, int], now: Mapping[str, Carried]) -> list[LocalDevice]:
         nonlocal left_out
         names, left_out, unseen_classes = chosen(devices, ranks, at_most, classes)
         found = scan(devices, now.__getitem__, names=names, classes=classes)
         return [*unseen_classes, *found]
 
-    def take(found: list[Found]) -> None:
+    def take(found: list[LocalDevice]) -> None:
         for name, uses in all_uses:
             uses.matter_to([item for item in found if item.key[0] == name])
         deliver(found, left_out)
@@ -195,8 +195,8 @@ def _scan_folder(
     names: Collection[str],
     device_class: DeviceClass,
     is_borrowed: Callable[[Path], bool],
-) -> list[Found]:
-    found: dict[str, Found] = {}
+) -> list[LocalDevice]:
+    found: dict[str, LocalDevice] = {}
     folder = devices / device_class.name
     mounted = {os.path.basename(point) for point in fuse_mounts(folder)} if names else ()
     pin = Pinner(mounted, is_borrowed)

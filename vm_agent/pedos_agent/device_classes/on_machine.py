@@ -15,7 +15,7 @@ import trio
 
 from pedos_agent.device_classes.base import DeviceClass
 from pedos_agent.device_classes.registered import CLASSES
-from pedos_agent.inventory.found import Found, unseen_class
+from pedos_agent.inventory.local_device import LocalDevice, unseen_class
 from pedos_agent.inventory.looking import Looking, Untold
 from pedos_agent.system.hardware_names import HardwareNames
 from pedos_agent.system.revision import Revision
@@ -32,7 +32,7 @@ def scan(
     proc_root: Path = Path("/proc"),
     names: HardwareNames = HardwareNames(()),  # noqa: B008 - without folders it knows nothing
     classes: Sequence[DeviceClass] = CLASSES,
-) -> list[Found]:
+) -> list[LocalDevice]:
     """Look at the machine once. A device, or a class, that cannot be looked at is `unseen`; OSError
     if this process lacks something for all of them."""
     found, untold = [], Untold()
@@ -46,7 +46,7 @@ def scan(
 
 
 async def watch(
-    deliver: Callable[[list[Found]], None],
+    deliver: Callable[[list[LocalDevice]], None],
     classes: Sequence[DeviceClass] = CLASSES,
     *,
     failed: Callable[[str], None] = lambda _why: None,
@@ -60,7 +60,7 @@ async def watch(
     subsystems = [each.subsystem for each in classes if each.subsystem is not None]
     looking = Looking(deliver, failed)
     names = HardwareNames()
-    news = Revision()
+    rescan = Revision()
 
     def sources() -> contextlib.closing[socket.socket]:
         return contextlib.closing(opened(KERNEL, missing="usb and pci are listed once"))
@@ -68,14 +68,14 @@ async def watch(
     async def hear(events: socket.socket) -> None:
         while True:
             await heard(events, subsystems)
-            news.bump()
+            rescan.bump()
 
     async with trio.open_nursery() as nursery:
-        await nursery.start(keep_hearing, sources, hear, [news])
+        await nursery.start(keep_hearing, sources, hear, [rescan])
         while True:
-            seen = news.number
+            seen = rescan.number
             again = await looking.look(partial(scan, names=names, classes=classes))
             task_status.started()
             task_status = trio.TASK_STATUS_IGNORED
             with trio.move_on_after(again):
-                await news.after(seen)
+                await rescan.after(seen)

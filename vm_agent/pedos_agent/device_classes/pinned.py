@@ -11,7 +11,7 @@ import attrs
 from pedos_host.in_time import in_time
 from pedos_host.links import walk
 
-from pedos_agent.inventory.found import Pin
+from pedos_agent.inventory.local_device import Pin
 from pedos_agent.system.reading import link_target
 
 T = TypeVar("T")

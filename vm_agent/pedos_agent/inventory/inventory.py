@@ -18,7 +18,7 @@ from pedos_protocol.agent_messages import Device, Missing
 from pedos_protocol.device_classes import class_names
 from pedos_protocol.names import harmless_text, natural_key
 
-from pedos_agent.inventory.found import Found, Pin
+from pedos_agent.inventory.local_device import LocalDevice, Pin
 from pedos_agent.inventory.priority import Priority
 from pedos_agent.inventory.report import TOO_MANY, Key, those_that_fit
 from pedos_agent.system.revision import Revision
@@ -49,9 +49,9 @@ class Inventory:
         self._unknown: set[str] = set()  # of dom0's
         self.priority = Priority()
         self.priority.known = lambda: self._devices
-        self._sources: dict[str, list[Found]] = {}
+        self._sources: dict[str, list[LocalDevice]] = {}
         self._not_looked_at: dict[str, tuple[dict[str, int], str]] = {}
-        self._devices: dict[Key, Found] = {}
+        self._devices: dict[Key, LocalDevice] = {}
         self._missing: tuple[Missing, ...] = ()
         # Instances of this agent's life; one of an earlier life is none of this one.
         self._life = secrets.token_hex(8)
@@ -61,7 +61,7 @@ class Inventory:
         self._blind: dict[str, dict[str, str]] = {}
         self._made_of: object = None
 
-    def get(self, device_class: str, device: str) -> Found | None:
+    def get(self, device_class: str, device: str) -> LocalDevice | None:
         """Find one device, None if this VM does not have it (any more)."""
         return self._devices.get((device_class, device))
 
@@ -77,8 +77,8 @@ class Inventory:
         """List these before others from now on; returns the first revision that does so. Those of
         classes that this agent does not know, because dom0 may be newer, are left out."""
         unknown = {device_class for device_class, _ in keys}.difference(self._classes)
-        if news := ", ".join(sorted(unknown - self._unknown)):
-            log.info("dom0 knows device classes that this agent does not: %s", news)
+        if added := ", ".join(sorted(unknown - self._unknown)):
+            log.info("dom0 knows device classes that this agent does not: %s", added)
         self._unknown |= unknown
         await self.priority.prefer([key for key in keys if key[0] not in unknown])
         self._merge()
@@ -87,7 +87,7 @@ class Inventory:
     def replace(
         self,
         source: str,
-        found: list[Found],
+        found: list[LocalDevice],
         left_out: Mapping[str, int] | None = None,
         *,
         why: str = TOO_MANY,
@@ -100,7 +100,7 @@ class Inventory:
         last = {item.key: item for item in self._sources.get(source, ())}
         self._note(source, next((item.unseen for item in found if item.unseen), None))
         self._not_looked_at[source] = (dict(left_out or {}), why)
-        # What stands for a class has no id; see found.unseen_class.
+        # What stands for a class has no id; see local_device.unseen_class.
         blind = {item.device.device_class: item.unseen or "" for item in found if not item.key[1]}
         self._blind[source] = blind
         kept = [_stale(item, blind[item.key[0]]) for item in last.values() if item.key[0] in blind]
@@ -140,7 +140,7 @@ class Inventory:
         elif why is None and self._failures.pop(source, None) is not None:
             log.info("the devices (%s) can be looked at again", source)
 
-    def _take(self, source: str, found: list[Found]) -> None:
+    def _take(self, source: str, found: list[LocalDevice]) -> None:
         self._sources[source] = found
         self._merge()
 
@@ -191,7 +191,7 @@ class Inventory:
                 missing.append(Missing(device_class, None if blind else count, reason))
         return tuple(missing)
 
-    def _settled(self, item: Found, before: Found | None) -> Found:
+    def _settled(self, item: LocalDevice, before: LocalDevice | None) -> LocalDevice:
         """What to believe of it now."""
         if item.unseen is not None and before is not None and before.unseen is None:
             return _stale(before, item.unseen)
@@ -203,7 +203,7 @@ class Inventory:
         device = attrs.evolve(told.device, identity=known.identity, description=known.description)
         return attrs.evolve(told, device=device)
 
-    def _told_apart(self, item: Found, before: Found | None) -> Found:
+    def _told_apart(self, item: LocalDevice, before: LocalDevice | None) -> LocalDevice:
         """The item as its instance: that of the last look, or a new one.
 
         The earlier find stays held (see Pin), so that what looks the same is the same.
@@ -228,7 +228,7 @@ def _is_removed(pin: Pin | None) -> bool:
     return False
 
 
-def _stale(item: Found, why: str) -> Found:
+def _stale(item: LocalDevice, why: str) -> LocalDevice:
     return attrs.evolve(item, device=attrs.evolve(item.device, stale=harmless_text(why)))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pedos_host.again import Again
 from pedos_host.threads import to_thread
 
-from pedos_agent.inventory.found import Found, unseen
+from pedos_agent.inventory.local_device import LocalDevice, unseen
 from pedos_agent.system.reading import is_gone, is_starved, words
 
 log = logging.getLogger(__name__)
@@ -22,13 +22,13 @@ class Looking:
     """
 
     def __init__(
-        self, deliver: Callable[[list[Found]], None], failed: Callable[[str], None]
+        self, deliver: Callable[[list[LocalDevice]], None], failed: Callable[[str], None]
     ) -> None:
         self._deliver = deliver
         self._failed = failed
         self._again = Again()
 
-    async def look(self, scan: Callable[[], list[Found]]) -> float:
+    async def look(self, scan: Callable[[], list[LocalDevice]]) -> float:
         """Look once; returns the seconds after which to look again even without an event.
 
         In a thread: a device node's driver may take seconds to tell its size.
@@ -68,7 +68,9 @@ class Untold(dict[str, str]):
                 self.setdefault(name, words(error))
 
 
-def seen(device_class: str, device: str, look: Callable[[], Found | None]) -> Found | None:
+def seen(
+    device_class: str, device: str, look: Callable[[], LocalDevice | None]
+) -> LocalDevice | None:
     """The result of `look` for one device: None if it is gone, `unseen` if it fails."""
     untold = Untold()
     with untold.at(device):

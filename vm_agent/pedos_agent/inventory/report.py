@@ -10,7 +10,7 @@ from pedos_protocol.agent_messages import AgentReport, Device, ExportState, Impo
 from pedos_protocol.fields import DEVICES_MAX, PAGE_DEVICES_MAX, REPORT_PAGES_MAX
 from pedos_protocol.schema import wire_size
 
-from pedos_agent.inventory.found import Found
+from pedos_agent.inventory.local_device import LocalDevice
 
 Key = tuple[str, str]
 
@@ -28,7 +28,7 @@ WEIGHT_MAX: Final = (REPORT_PAGES_MAX - 2) * (PAGE_BYTES - DEVICE_BYTES_MAX)
 TOO_MANY: Final = f"a VM reports at most {DEVICES_MAX} devices, in {WEIGHT_MAX >> 10} KiB"
 
 
-def those_that_fit(found: Mapping[Key, Found], ranks: Mapping[Key, int]) -> set[Key]:
+def those_that_fit(found: Mapping[Key, LocalDevice], ranks: Mapping[Key, int]) -> set[Key]:
     """The devices of one report: those of the lowest rank first, those without one last and in
     their order."""
     kept: set[Key] = set()

@@ -59,14 +59,14 @@ def opened(groups: int, *, missing: str) -> socket.socket:
 async def keep_hearing(
     sources: Callable[[], AbstractContextManager[S]],
     hear: Callable[[S], Awaitable[None]],
-    news: Collection[Revision],
+    changes: Collection[Revision],
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Have `sources` and `hear` of news for ever; started() when nothing is missed from then on.
+    """Have `sources` and `hear` of changes for ever; started() when nothing is missed from then on.
 
-    While the sources cannot be had, because no descriptor is left, anything may be news: each of
-    `news` is bumped at intervals.
+    While the sources cannot be had, because no descriptor is left, anything may have changed: each
+    of `changes` is bumped at intervals.
     """
     is_unheard = False
     while True:
@@ -74,7 +74,7 @@ async def keep_hearing(
         try:
             with sources() as opened_ones:
                 if is_unheard:
-                    _bump(news)  # what has happened before
+                    _bump(changes)  # what has happened before
                 task_status.started()
                 task_status = trio.TASK_STATUS_IGNORED
                 await hear(opened_ones)
@@ -88,11 +88,11 @@ async def keep_hearing(
         task_status.started()
         task_status = trio.TASK_STATUS_IGNORED
         await trio.sleep(UNHEARD_SECONDS)
-        _bump(news)
+        _bump(changes)
 
 
-def _bump(news: Collection[Revision]) -> None:
-    for each in news:
+def _bump(changes: Collection[Revision]) -> None:
+    for each in changes:
         each.bump()
 
 

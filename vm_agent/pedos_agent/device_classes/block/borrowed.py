@@ -23,7 +23,7 @@ from pedos_agent.device_classes.block import mounts
 from pedos_agent.device_classes.block.block_use import untold
 from pedos_agent.device_classes.block.frontend_use import elsewhere, users_of
 from pedos_agent.device_classes.tool import Tool
-from pedos_agent.inventory.found import Pin
+from pedos_agent.inventory.local_device import Pin
 from pedos_agent.system.reading import link_target, names_in
 
 # nbdfuse disconnects from the kernel as soon as the last mount has gone; only then it says goodbye

@@ -18,11 +18,11 @@ from pedos_agent.device_classes.block.disk import disk_number
 from pedos_agent.device_classes.block.exporter import export_block
 from pedos_agent.device_classes.block.importer import import_block
 from pedos_agent.device_classes.lifetime import Lifetime
-from pedos_agent.inventory.found import Found
+from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.system.reading import is_gone
 
 
-def _number(found: Found) -> str | None:
+def _number(found: LocalDevice) -> str | None:
     return None if found.inode is None else disk_number(found.inode)
 
 
@@ -85,7 +85,7 @@ class BorrowedDisk:
 
     async def run(self, lifetime: Lifetime) -> None:
         """See Borrowing."""
-        await xen_block.import_block(lifetime, self.name, self.host.roots, self.host.news)
+        await xen_block.import_block(lifetime, self.name, self.host.roots, self.host.rescan)
 
     async def why_busy(self, lifetime: Lifetime) -> str | None:
         """See Borrowing; also of one that is just ending, as only the toolstack takes it away."""
@@ -109,11 +109,11 @@ class LocalDisks:
 
     host: Host
 
-    async def lend(self, lifetime: Lifetime, params: ExportStart, found: Found) -> None:
+    async def lend(self, lifetime: Lifetime, params: ExportStart, found: LocalDevice) -> None:
         """See Carrier."""
         await export_block(lifetime, params, found, self.host)
 
-    def number(self, found: Found) -> str | None:
+    def number(self, found: LocalDevice) -> str | None:
         """See Carrier."""
         return _number(found)
 
@@ -161,11 +161,11 @@ class XenDisks:
 
     host: Host
 
-    async def lend(self, lifetime: Lifetime, params: ExportStart, found: Found) -> None:
+    async def lend(self, lifetime: Lifetime, params: ExportStart, found: LocalDevice) -> None:
         """See Carrier."""
-        await xen_block.export_block(lifetime, params, found, self.host.roots, self.host.news)
+        await xen_block.export_block(lifetime, params, found, self.host.roots, self.host.rescan)
 
-    def number(self, found: Found) -> str | None:
+    def number(self, found: LocalDevice) -> str | None:
         """See Carrier."""
         return _number(found)
 

@@ -21,7 +21,7 @@ from pedos_agent.device_classes.block import discovery_block, folder_disks
 from pedos_agent.device_classes.block.carriers import LocalDisks, XenDisks
 from pedos_agent.device_classes.block.folder_data import with_data
 from pedos_agent.device_classes.pinned import Pinner
-from pedos_agent.inventory.found import Found
+from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.system.roots import Roots
 
 
@@ -43,16 +43,18 @@ class Block(DeviceClass):
             task_status: trio.TaskStatus[None],
         ) -> None:
             await discovery_block.watch(
-                deliver, carried, host.news, host.roots, failed=failed, task_status=task_status
+                deliver, carried, host.rescan, host.roots, failed=failed, task_status=task_status
             )
 
         return watch
 
-    def in_folder(self, path: str, device_id: str, pin: Pinner) -> Found | None:
+    def in_folder(self, path: str, device_id: str, pin: Pinner) -> LocalDevice | None:
         """See DeviceClass."""
         return folder_disks.disk_at(path, self.name, device_id, pin)
 
-    def complete(self, found: list[Found], carried: Carried, roots: Roots) -> list[Found]:
+    def complete(
+        self, found: list[LocalDevice], carried: Carried, roots: Roots
+    ) -> list[LocalDevice]:
         """See DeviceClass."""
         lent = {device for device, _ in carried.lent}
         return with_data(folder_disks.with_parents(found), lent, roots)

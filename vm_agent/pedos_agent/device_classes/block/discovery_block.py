@@ -39,11 +39,17 @@ from pedos_agent.device_classes.block.block_use import (
     swapped,
     volume,
 )
-from pedos_agent.device_classes.block.disk import HELD, Disk, disk_marks, is_held, with_held_sharers
+from pedos_agent.device_classes.block.disk import (
+    IN_USE,
+    Disk,
+    disk_marks,
+    is_held,
+    with_held_sharers,
+)
 from pedos_agent.device_classes.block.drives import has_disc
 from pedos_agent.device_classes.block.identity import identity_of
 from pedos_agent.device_classes.sysfs import usb_device_of
-from pedos_agent.inventory.found import Found, Inode, unseen
+from pedos_agent.inventory.local_device import Inode, LocalDevice, unseen
 from pedos_agent.inventory.looking import Looking, Untold, seen
 from pedos_agent.system.reading import (
     is_there,
@@ -92,7 +98,7 @@ def scan(
     carried: Carried = Carried(),  # noqa: B008 - it is immutable
     roots: Roots = ROOTS,
     is_held: Callable[[str], bool] = is_held,
-) -> list[Found]:
+) -> list[LocalDevice]:
     """Look at all block devices once; those that disappear meanwhile are not listed.
 
     OSError if that fails; a single device that cannot be looked at is `unseen`.
@@ -111,14 +117,14 @@ def scan(
     ours = {name for name, _ in carried.lent}
     boot = read_field(f"{roots.proc}/sys/kernel/random/boot_id")
 
-    def look(name: str) -> Found | None:
+    def look(name: str) -> LocalDevice | None:
         each, path = raw[name], f"{roots.dev}/{name}"
         status = os.stat(path)
         marks = disk_marks(f"{roots.sys}/class/block/{name}")
         busy = reasons.get(name)
         # The agent itself holds what it lends, and with it its disk.
         if busy is None and not _is_family(name, ours, raw) and is_held(path):
-            busy = HELD
+            busy = IN_USE
         database = read_bytes(f"{roots.udev}/b{each.number}", _UDEV_BYTES)
         said = udev_properties((database or b"").decode("utf-8", "replace"))
         if not _has_medium(said, path):
@@ -141,9 +147,9 @@ def scan(
 
 
 async def watch(
-    deliver: Callable[[list[Found]], None],
+    deliver: Callable[[list[LocalDevice]], None],
     carried: Callable[[], Carried],
-    news: Revision,
+    rescan: Revision,
     roots: Roots = ROOTS,
     *,
     failed: Callable[[str], None] = lambda _why: None,
@@ -152,15 +158,16 @@ async def watch(
     """Deliver the present devices, now and whenever a device, a mount or swap space appears or
     disappears.
 
-    Each time it bumps `news`. Others bump it too, to trigger a look: the agent, when `carried` has
-    changed. A failed look is repeated later; `failed` gets the reason. OSError if it cannot begin.
+    Each time it bumps `rescan`. Others bump it too, to trigger a look: the agent, when `carried`
+    has changed. A failed look is repeated later; `failed` gets the reason. OSError if it cannot
+    begin.
     """
     own = _frontends(roots)
     looks_left = CONNECT_LOOKS
     is_connecting = False
     looking = Looking(deliver, failed)
 
-    def look(now: Carried) -> list[Found]:
+    def look(now: Carried) -> list[LocalDevice]:
         nonlocal own, is_connecting
         there = _frontends(roots)
         own &= there
@@ -168,15 +175,17 @@ async def watch(
         return scan(attrs.evolve(now, borrowed={*now.borrowed, *(there - own)}), roots)
 
     async with trio.open_nursery() as nursery:
-        await nursery.start(disk_events.follow, roots, KERNEL | UDEV, news, news, news, [_BACKENDS])
+        await nursery.start(
+            disk_events.follow, roots, KERNEL | UDEV, rescan, rescan, rescan, [_BACKENDS]
+        )
         while True:
-            seen = news.number
+            seen = rescan.number
             again = await looking.look(partial(look, carried()))
             task_status.started()
             task_status = trio.TASK_STATUS_IGNORED
             connects = CONNECT_SECONDS if looks_left and is_connecting else math.inf
             with trio.move_on_after(min(again, connects)) as waited:
-                await news.after(seen)
+                await rescan.after(seen)
             looks_left = max(0, looks_left - 1) if waited.cancelled_caught else CONNECT_LOOKS
 
 

@@ -11,10 +11,10 @@ import attrs
 from pedos_protocol.names import harmless_text
 
 from pedos_agent.device_classes.block.areas import Areas, overlap
-from pedos_agent.inventory.found import Found, Inode
+from pedos_agent.inventory.local_device import Inode, LocalDevice
 from pedos_agent.system.reading import read_field
 
-HELD: Final = "mounted or otherwise in use in this VM"
+IN_USE: Final = "mounted or otherwise in use in this VM"
 # A program that only looks (as discovery and udev do) holds a device for a moment, a mount for
 # long. That moment may last while a busy machine does not run the program.
 HELD_TRIES: Final = 6
@@ -22,12 +22,12 @@ HELD_RETRY_SECONDS: Final = 0.02
 
 
 @attrs.frozen
-class Disk(Found):
+class Disk(LocalDevice):
     """`areas` is where it has its data."""
 
     areas: Areas = ()
 
-    def shares_data(self, other: Found) -> bool:
+    def shares_data(self, other: LocalDevice) -> bool:
         """Whether data written to one may be read from the other."""
         if super().shares_data(other):
             return True
@@ -41,14 +41,14 @@ def disk_number(inode: Inode) -> str | None:
     return f"{os.major(inode.special):x}:{os.minor(inode.special):x}"
 
 
-def with_held_sharers(found: list[Found]) -> list[Found]:
+def with_held_sharers(found: list[LocalDevice]) -> list[LocalDevice]:
     """A device that shares data with a held one is in use, too."""
-    held = {item.device.device for item in found if item.device.busy == HELD}
+    held = {item.device.device for item in found if item.device.busy == IN_USE}
 
-    def told(item: Found) -> Found:
+    def told(item: LocalDevice) -> LocalDevice:
         if item.device.busy is not None or not (others := held.intersection(item.device.shares)):
             return item
-        busy = harmless_text(f"its data is that of {min(others)}, which is {HELD}")
+        busy = harmless_text(f"its data is that of {min(others)}, which is {IN_USE}")
         return attrs.evolve(item, device=attrs.evolve(item.device, busy=busy))
 
     return [told(item) for item in found] if held else found

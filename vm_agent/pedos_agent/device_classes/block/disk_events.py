@@ -22,7 +22,8 @@ Sources = tuple[socket.socket, select.epoll, select.epoll]
 
 @contextlib.contextmanager
 def sources(roots: Roots, groups: int) -> Iterator[Sources]:
-    """The sources of news: events of these `groups`, and the tables of mounts and of swap space."""
+    """The sources of changes: events of these `groups`, and the tables of mounts and of swap
+    space."""
     missing = "plugging in is not noticed, nor that a disk is in use no more"
     with (
         _table(roots.proc / "self/mountinfo") as mounts,
@@ -37,12 +38,12 @@ def _table(path: Path) -> Iterator[select.epoll]:
     """Such a table is always readable, and has an "exceptional" condition when it changes
     (proc(5)); so only that is watched, by an epoll instance that can itself be waited for."""
     with contextlib.ExitStack() as stack:
-        news = stack.enter_context(contextlib.closing(select.epoll()))
+        table = stack.enter_context(contextlib.closing(select.epoll()))
         # A kernel may lack the table, and a plain file (in tests) never changes so.
         with contextlib.suppress(FileNotFoundError, PermissionError):
             file = stack.enter_context(open(path, "rb"))
-            news.register(file, select.EPOLLPRI | select.EPOLLERR | select.EPOLLET)
-        yield news
+            table.register(file, select.EPOLLPRI | select.EPOLLERR | select.EPOLLET)
+        yield table
 
 
 async def follow(
@@ -55,7 +56,7 @@ async def follow(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Bump `uevents`, `mounts` and `swaps` at their news, for ever; see `keep_hearing`."""
+    """Bump `uevents`, `mounts` and `swaps` at their changes, for ever; see `keep_hearing`."""
 
     async def hear(opened_ones: Sources) -> None:
         events, of_mounts, of_swaps = opened_ones
@@ -70,18 +71,18 @@ async def follow(
 
 
 async def _follow_uevents(
-    uevents: socket.socket, news: Revision, of_kernel: Collection[str]
+    uevents: socket.socket, changes: Revision, of_kernel: Collection[str]
 ) -> None:
-    """Bump `news` after each event of disks, and of the subsystems `of_kernel`."""
+    """Bump `changes` after each event of disks, and of the subsystems `of_kernel`."""
     while True:
         await heard(uevents, ["block"], of_kernel=of_kernel)
-        news.bump()
+        changes.bump()
 
 
-async def _follow_table(table: select.epoll, news: Revision) -> None:
-    """Bump `news` after each change of a table."""
+async def _follow_table(table: select.epoll, changes: Revision) -> None:
+    """Bump `changes` after each change of a table."""
     while True:
         await trio.lowlevel.wait_readable(table)
         await trio.sleep(SETTLE_SECONDS)
         table.poll(0)
-        news.bump()
+        changes.bump()

@@ -30,7 +30,7 @@ from pedos_agent.device_classes.block.reserve import reserved
 from pedos_agent.device_classes.data_channel import from_target
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.tool import Tool
-from pedos_agent.inventory.found import Found, Inode, Pin
+from pedos_agent.inventory.local_device import Inode, LocalDevice, Pin
 from pedos_agent.system.reading import is_gone
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ EXIT_SECONDS: Final = 5.0
 
 
 @asynccontextmanager
-async def opened_source(found: Found) -> AsyncIterator[int]:
+async def opened_source(found: LocalDevice) -> AsyncIterator[int]:
     """Hold the file that discovery saw, as an O_PATH fd; see Pin.
 
     CallError `not_found` if the name leads nowhere or elsewhere by now, OSError if that is unknown.
@@ -73,7 +73,9 @@ async def opened_source(found: Found) -> AsyncIterator[int]:
         raise
 
 
-async def export_block(lifetime: Lifetime, params: ExportStart, found: Found, host: Host) -> None:
+async def export_block(
+    lifetime: Lifetime, params: ExportStart, found: LocalDevice, host: Host
+) -> None:
     """Lend `found` to the peer domain until an event ends `lifetime`; leaves nothing behind."""
     read_only = params.read_only or found.device.read_only
     async with opened_source(found) as source:

@@ -29,8 +29,8 @@ from pedos_agent.device_classes.block.areas import (
 )
 from pedos_agent.device_classes.block.block_use import REASON_MAX, SWAP, swap_files
 from pedos_agent.device_classes.block.discovery_block import uses
-from pedos_agent.device_classes.block.disk import HELD, Disk, is_held, with_held_sharers
-from pedos_agent.inventory.found import Found
+from pedos_agent.device_classes.block.disk import IN_USE, Disk, is_held, with_held_sharers
+from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.inventory.looking import seen
 from pedos_agent.system.reading import is_gone, is_starved, read_table
 from pedos_agent.system.roots import Roots
@@ -39,11 +39,11 @@ _SAME: Final = "the same disk as"
 
 
 def with_data(
-    found: list[Found],
+    found: list[LocalDevice],
     lent: Collection[str],
     roots: Roots,
     is_held: Callable[[str], bool] = is_held,
-) -> list[Found]:
+) -> list[LocalDevice]:
     """The disks among `found` with the place of their data, which of them share some, and why they
     are in use. `lent` are the ids of those that this agent lends.
 
@@ -53,7 +53,7 @@ def with_data(
         return found
     disks = Disks(roots)
 
-    def placed_at(item: Found) -> Found:
+    def placed_at(item: LocalDevice) -> LocalDevice:
         if not isinstance(item, Disk):
             return item
         return attrs.evolve(item, areas=_areas(item, disks))
@@ -62,21 +62,23 @@ def with_data(
     reasons = _Reasons(placed, disks, roots)
     ours = [item.areas for item in placed if isinstance(item, Disk) and item.device.device in lent]
 
-    def looked_at(item: Found) -> Found:
+    def looked_at(item: LocalDevice) -> LocalDevice:
         if item.pin is None or not isinstance(item, Disk):
             return item
         busy = reasons.of(item)
         is_ours = any(overlap(item.areas, areas) for areas in ours)
         # The agent itself holds what it lends, and with it its disk.
         if busy is None and _number(item) and not is_ours and is_held(item.pin.path):
-            busy = HELD
+            busy = IN_USE
         busy = None if busy is None else harmless_text(busy)
         return attrs.evolve(item, device=attrs.evolve(item.device, busy=busy))
 
     return with_held_sharers(_with_shares(_each_seen(placed, looked_at), lent))
 
 
-def _each_seen(found: list[Found], look: Callable[[Found], Found]) -> list[Found]:
+def _each_seen(
+    found: list[LocalDevice], look: Callable[[LocalDevice], LocalDevice]
+) -> list[LocalDevice]:
     looks = (seen(*item.key, partial(look, item)) for item in found)
     return [item for item in looks if item is not None]
 
@@ -89,7 +91,7 @@ def why_used(item: Disk, roots: Roots) -> str | None:
     return _Reasons([now], disks, roots).of(now)
 
 
-def _number(item: Found) -> str | None:
+def _number(item: LocalDevice) -> str | None:
     """MAJOR:MINOR of a block device, as sysfs has it; None for a file."""
     if item.inode is None or not item.inode.special:
         return None
@@ -107,7 +109,7 @@ def _areas(item: Disk, disks: Disks) -> Areas:
 class _Reasons:
     """Why disks are in use on this machine, as of one look."""
 
-    def __init__(self, found: list[Found], disks: Disks, roots: Roots) -> None:
+    def __init__(self, found: list[LocalDevice], disks: Disks, roots: Roots) -> None:
         has_nodes = any(_number(item) is not None for item in found)
         self._by_number = uses(roots) if has_nodes else {}
         self._swaps: set[str] = set()
@@ -152,12 +154,12 @@ class _Reasons:
         return self._perhaps
 
 
-def _by_path(item: Found) -> Areas:
+def _by_path(item: LocalDevice) -> Areas:
     """A file by its path, as the kernel has it: that asks no file system."""
     return () if item.pin is None else (Area(path_base(os.readlink(item.pin.path))),)
 
 
-def _with_shares(found: list[Found], lent: Collection[str]) -> list[Found]:
+def _with_shares(found: list[LocalDevice], lent: Collection[str]) -> list[LocalDevice]:
     """With the ids of those that share data. Of those with the very same data, all but one are
     busy, because two VMs would write it: the exception is the lent one, or the first."""
     first: dict[object, Disk] = {}

@@ -24,7 +24,7 @@ from pedos_agent.device_classes.block.disk import Disk, disk_marks
 from pedos_agent.device_classes.block.drives import has_disc
 from pedos_agent.device_classes.block.mounts import is_mounted
 from pedos_agent.device_classes.pinned import Pinner, shown_name
-from pedos_agent.inventory.found import Found, Inode, Pin
+from pedos_agent.inventory.local_device import Inode, LocalDevice, Pin
 from pedos_agent.inventory.looking import seen
 from pedos_agent.system.reading import is_there, may_write, read_field
 from pedos_agent.system.revision import Revision
@@ -41,7 +41,7 @@ def is_borrowed(path: Path) -> bool:
     return path.name in _FRONTENDS and is_mounted(path)
 
 
-def disk_at(path: str, device_class: str, device_id: str, pin: Pinner) -> Found | None:
+def disk_at(path: str, device_class: str, device_id: str, pin: Pinner) -> LocalDevice | None:
     """The disk to which a name leads; None if it is none. OSError."""
     pinned = pin(path, _is_writable)
     if pinned is None:
@@ -93,14 +93,16 @@ def _measure(path: str) -> tuple[int, bool]:
         os.close(fd)
 
 
-def with_parents(found: list[Found], sys_block: str = SYS_BLOCK) -> list[Found]:
+def with_parents(found: list[LocalDevice], sys_block: str = SYS_BLOCK) -> list[LocalDevice]:
     """Name the disk of a partition: dom0 never lends both at once."""
     by_number = {item.inode.special: item for item in found if item.inode and item.inode.special}
     looks = (seen(*item.key, partial(_with_parent, item, by_number, sys_block)) for item in found)
     return [item for item in looks if item is not None]
 
 
-def _with_parent(item: Found, by_number: dict[int, Found], sys_block: str) -> Found:
+def _with_parent(
+    item: LocalDevice, by_number: dict[int, LocalDevice], sys_block: str
+) -> LocalDevice:
     if item.inode is None or not item.inode.special:
         return item
     number = item.inode.special
@@ -121,22 +123,22 @@ class DiskUses:
     matter. A file is used by loop devices and as swap space; a disk can be mounted, too."""
 
     def __init__(self) -> None:
-        self._news = {what: Revision() for what in ("loops", "mounts", "swaps")}
+        self._changes = {what: Revision() for what in ("loops", "mounts", "swaps")}
         self._seen: dict[str, int] = {}
         self._matter: set[str] = set()
 
     async def follow(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Listen for news for ever."""
-        loops, mounts, swaps = self._news.values()
+        """Listen for changes for ever."""
+        loops, mounts, swaps = self._changes.values()
         await disk_events.follow(ROOTS, KERNEL, loops, mounts, swaps, task_status=task_status)
 
     def begin(self) -> None:
-        """A look begins: it may miss news from after this."""
-        self._seen = {what: news.number for what, news in self._news.items()}
+        """A look begins: it may miss changes from after this."""
+        self._seen = {what: count.number for what, count in self._changes.items()}
 
-    def matter_to(self, found: list[Found]) -> None:
+    def matter_to(self, found: list[LocalDevice]) -> None:
         """The result of a look."""
         inodes = [item.inode for item in found if item.inode is not None]
         self._matter = {"loops", "swaps"} if inodes else set()
@@ -144,5 +146,5 @@ class DiskUses:
             self._matter.add("mounts")
 
     def waits(self) -> list[Callable[[], Awaitable[object]]]:
-        """Each ends when relevant news of one kind arrives."""
-        return [partial(self._news[what].after, self._seen[what]) for what in self._matter]
+        """Each ends at a relevant change of one kind."""
+        return [partial(self._changes[what].after, self._seen[what]) for what in self._matter]

@@ -27,7 +27,7 @@ from pedos_protocol.names import harmless_text
 
 from pedos_agent.device_classes.block.areas import Area, file_area
 from pedos_agent.device_classes.block.block_use import SWAP
-from pedos_agent.device_classes.block.disk import HELD, Disk, open_exclusively
+from pedos_agent.device_classes.block.disk import IN_USE, Disk, open_exclusively
 from pedos_agent.device_classes.block.folder_data import why_used
 from pedos_agent.device_classes.block.overlays import DEPTH_MAX, UntoldError, layer_file
 from pedos_agent.system.closing import close_and_wait
@@ -60,7 +60,7 @@ def reserve(
     if stat.S_ISBLK(os.stat(source).st_mode):
         exclusive = open_exclusively(source)
         if exclusive is None:
-            raise CallError("busy", f"{name} is {HELD}, or lent by another VM")
+            raise CallError("busy", f"{name} is {IN_USE}, or lent by another VM")
         held.callback(os.close, exclusive)
     locked = [_locked(source, mode, name, Area(""), held)]
     itself = _base(locked[0])

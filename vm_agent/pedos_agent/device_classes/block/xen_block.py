@@ -25,10 +25,10 @@ from pedos_protocol.names import harmless_text
 
 from pedos_agent.device_classes.block.block_use import untold
 from pedos_agent.device_classes.block.discovery_block import reasons_for
-from pedos_agent.device_classes.block.disk import HELD, disk_marks, open_exclusively
+from pedos_agent.device_classes.block.disk import IN_USE, disk_marks, open_exclusively
 from pedos_agent.device_classes.block.exporter import opened_source
 from pedos_agent.device_classes.lifetime import Lifetime
-from pedos_agent.inventory.found import Found
+from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.system.closing import close_and_wait
 from pedos_agent.system.reading import is_gone, is_there, read_field, words
 from pedos_agent.system.revision import Revision
@@ -54,7 +54,7 @@ _GONE: Final = "gone"
 
 
 async def export_block(
-    lifetime: Lifetime, params: ExportStart, found: Found, roots: Roots, news: Revision
+    lifetime: Lifetime, params: ExportStart, found: LocalDevice, roots: Roots, rescan: Revision
 ) -> None:
     """Keep `found` for the peer domain until an event ends `lifetime`.
 
@@ -65,12 +65,12 @@ async def export_block(
     async with opened_source(found) as source:
         kept = await to_thread(open_exclusively, f"/proc/self/fd/{source}")
         if kept is None:
-            raise CallError("busy", f"{params.device} is {HELD}")
+            raise CallError("busy", f"{params.device} is {IN_USE}")
         try:
             # Not before it is held: from now on no other disk can get its name.
             if disk_marks(f"{roots.sys}/class/block/{params.device}") != found.marks:
                 raise CallError("not_found", f"{params.device} was unplugged or replaced just now")
-            await _refuse_used(params, roots, news)
+            await _refuse_used(params, roots, rescan)
             await reach("export.opened")
             lifetime.ready({})
             await lifetime.ending()
@@ -79,28 +79,28 @@ async def export_block(
     await reach("export.stopped")
 
 
-async def _refuse_used(params: ExportStart, roots: Roots, news: Revision) -> None:
+async def _refuse_used(params: ExportStart, roots: Roots, rescan: Revision) -> None:
     """CallError(busy) if something uses the device that was not reported yet."""
     device = params.device
     own = {(device, params.peer)} if params.again else ()
     with trio.move_on_after(BACKEND_GONE_SECONDS):
         while True:
-            seen = news.number
+            seen = rescan.number
             reason = await to_thread(reasons_for, device, roots, own)
             if reason is None:
                 return
-            await news.after(seen)
+            await rescan.after(seen)
     raise CallError("busy", harmless_text(f"{device} is in use here: {reason}"))
 
 
-async def import_block(lifetime: Lifetime, frontend: str, roots: Roots, news: Revision) -> None:
+async def import_block(lifetime: Lifetime, frontend: str, roots: Roots, rescan: Revision) -> None:
     """Wait for the device that dom0 has attached as `frontend`, and then for its end.
 
     It is there when udev has looked at it and its partitions, and made the links by which a user
-    finds them. `news` is bumped after every event of the kernel about disks.
+    finds them. `rescan` is bumped after every event of the kernel about disks.
     """
     with trio.move_on_after(APPEAR_SECONDS) as waiting:
-        await _until(lambda: _is_there(frontend, roots), news)
+        await _until(lambda: _is_there(frontend, roots), rescan)
         for _ in range(UDEV_LOOKS):
             if _udev_is_done(frontend, roots) or not _is_there(frontend, roots):
                 break
@@ -116,22 +116,22 @@ async def import_block(lifetime: Lifetime, frontend: str, roots: Roots, news: Re
     await reach("import.ready")
     lifetime.ready({"frontend": frontend})
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_when_gone, lifetime, frontend, roots, news)
+        nursery.start_soon(_end_when_gone, lifetime, frontend, roots, rescan)
         await lifetime.ending()
         nursery.cancel_scope.cancel()
     await reach("import.stopped")
 
 
-async def _end_when_gone(lifetime: Lifetime, frontend: str, roots: Roots, news: Revision) -> None:
-    await _until(lambda: not _is_there(frontend, roots), news)
+async def _end_when_gone(lifetime: Lifetime, frontend: str, roots: Roots, rescan: Revision) -> None:
+    await _until(lambda: not _is_there(frontend, roots), rescan)
     lifetime.end(f"{frontend} has gone")
 
 
-async def _until(done: Callable[[], bool], news: Revision) -> None:
+async def _until(done: Callable[[], bool], rescan: Revision) -> None:
     """Wait until `done`. A `done` that fails (OSError) is repeated later."""
     again = Again()
     while True:
-        seen = news.number
+        seen = rescan.number
         try:
             if done():
                 return
@@ -140,7 +140,7 @@ async def _until(done: Callable[[], bool], news: Revision) -> None:
             log.warning("a disk cannot be looked at: %s", words(error))
             wait = again.after_failure()
         with trio.move_on_after(wait):
-            await news.after(seen)
+            await rescan.after(seen)
 
 
 def _is_there(frontend: str, roots: Roots) -> bool:
@@ -188,7 +188,7 @@ async def _why_in_use(frontend: str, roots: Roots) -> str | None:
         # Others may keep udev busy all the time; then only what this disk itself reports counts.
         now = await _look(frontend, roots, heeds_udev=left > 2)
         if now is None:
-            return f"{frontend} is in use: {HELD}"
+            return f"{frontend} is in use: {IN_USE}"
         if now and now == before:
             return None
         before = now

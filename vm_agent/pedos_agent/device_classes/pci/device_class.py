@@ -12,7 +12,7 @@ from pedos_protocol.kinds import with_kinds
 from pedos_agent.device_classes.base import DeviceClass
 from pedos_agent.device_classes.described import listed
 from pedos_agent.device_classes.sysfs import hex_field, names_of
-from pedos_agent.inventory.found import Found
+from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.inventory.looking import seen
 from pedos_agent.system.hardware_names import HardwareNames
 from pedos_agent.system.reading import read_note
@@ -63,12 +63,14 @@ class Pci(DeviceClass):
     name = "pci"
     subsystem = "pci"
 
-    def on_machine(self, sys_root: Path, proc_root: Path, names: HardwareNames) -> list[Found]:
+    def on_machine(
+        self, sys_root: Path, proc_root: Path, names: HardwareNames
+    ) -> list[LocalDevice]:
         """See DeviceClass."""
         return _scan_pci(sys_root, names)
 
 
-def _scan_pci(sys_root: Path, hardware: HardwareNames) -> list[Found]:
+def _scan_pci(sys_root: Path, hardware: HardwareNames) -> list[LocalDevice]:
     root = str(sys_root / "bus/pci/devices")
     found = []
     for name in names_of(root):
@@ -84,7 +86,7 @@ def _scan_pci(sys_root: Path, hardware: HardwareNames) -> list[Found]:
     return found
 
 
-def _pci_device(folder: str, device_id: str, hardware: HardwareNames) -> Found | None:
+def _pci_device(folder: str, device_id: str, hardware: HardwareNames) -> LocalDevice | None:
     vendor, device, kind = (hex_field(folder, field) for field in ("vendor", "device", "class"))
     if not vendor or not device:
         return None

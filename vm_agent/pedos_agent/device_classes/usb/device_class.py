@@ -15,8 +15,8 @@ from pedos_agent.device_classes.base import DeviceClass
 from pedos_agent.device_classes.described import listed
 from pedos_agent.device_classes.sysfs import USB_DEVICE, hex_field, names_of
 from pedos_agent.device_classes.usb.usb_kinds import DESCRIPTORS_BYTES, kinds_of
-from pedos_agent.inventory.found import Found
 from pedos_agent.inventory.identities import part
+from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.inventory.looking import seen
 from pedos_agent.system.hardware_names import HardwareNames
 from pedos_agent.system.reading import read_bytes, read_field, read_note
@@ -31,12 +31,14 @@ class Usb(DeviceClass):
     name = "usb"
     subsystem = "usb"
 
-    def on_machine(self, sys_root: Path, proc_root: Path, names: HardwareNames) -> list[Found]:
+    def on_machine(
+        self, sys_root: Path, proc_root: Path, names: HardwareNames
+    ) -> list[LocalDevice]:
         """See DeviceClass."""
         return _scan_usb(sys_root, names)
 
 
-def _scan_usb(sys_root: Path, hardware: HardwareNames) -> list[Found]:
+def _scan_usb(sys_root: Path, hardware: HardwareNames) -> list[LocalDevice]:
     root = str(sys_root / "bus/usb/devices")
     names = names_of(root)
     looks = (
@@ -49,7 +51,7 @@ def _scan_usb(sys_root: Path, hardware: HardwareNames) -> list[Found]:
 
 def _usb_device(
     root: str, name: str, names: Iterable[str], hardware: HardwareNames
-) -> Found | None:
+) -> LocalDevice | None:
     folder = f"{root}/{name}"
     if hex_field(folder, "bDeviceClass") == _USB_HUB:
         return None

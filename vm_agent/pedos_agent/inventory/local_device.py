@@ -60,7 +60,7 @@ class Inode:
 
 
 @attrs.frozen
-class Found:
+class LocalDevice:
     """One device of this VM; a class may add fields of its own. `path` and `inode` are None for
     devices that can only be listed.
 
@@ -84,13 +84,13 @@ class Found:
         """Class and id, unique in this VM."""
         return self.device.device_class, self.device.device
 
-    def is_same_thing(self, other: Found) -> bool:
+    def is_same_thing(self, other: LocalDevice) -> bool:
         """Whether both are looks at the same device, and not at another one that has its id by
         now."""
         known = (self.unseen is None, other.unseen is None)
         return known[0] == known[1] and (self.inode, self.marks) == (other.inode, other.marks)
 
-    def released(self) -> Found:
+    def released(self) -> LocalDevice:
         """The item without what it holds, and so the same as none that is found later."""
         return attrs.evolve(self, path=None, inode=None, pin=None, marks=("removed",))
 
@@ -102,13 +102,13 @@ class Found:
         told_by = repr((self.boot, self.key, self.inode, self.marks))
         return hashlib.sha256(told_by.encode()).hexdigest()[:32]
 
-    def shares_data(self, other: Found) -> bool:
+    def shares_data(self, other: LocalDevice) -> bool:
         """Whether both are one device by two names, so that only one of them can be lent. A class
         whose devices may have a part in common overrides this."""
         return self.key == other.key or (self.inode is not None and self.inode == other.inode)
 
 
-def unseen(device_class: str, device_id: str, why: str) -> Found:
+def unseen(device_class: str, device_id: str, why: str) -> LocalDevice:
     """A device that exists and cannot be looked at. What was known of it before stays, see
     Inventory; an unknown one is listed like this, and cannot be lent."""
     why = harmless_text(why)
@@ -123,10 +123,10 @@ def unseen(device_class: str, device_id: str, why: str) -> Found:
         busy=harmless_text(f"cannot be looked at: {why}"),
         stale=why,
     )
-    return Found(device, unseen=why)
+    return LocalDevice(device, unseen=why)
 
 
-def unseen_class(device_class: str, why: str) -> Found:
+def unseen_class(device_class: str, why: str) -> LocalDevice:
     """Stands for all devices of a class, none of which could be looked at; it has no id."""
     return unseen(device_class, "", why)
 
