@@ -1,4 +1,4 @@
-"""What all tests have in common."""
+"""Shared by all tests."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ import pytest
 import trio
 from hypothesis import HealthCheck, settings
 
-# How fast the machine is just now says nothing about the code.
+# The machine's present speed says nothing about the code.
 settings.register_profile("timeless", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("timeless")
 
 
-# Shells ignore SIGINT for what they start in the background, nohup ignores SIGHUP; programs hand
-# that on, and what these signals do is among what is tested.
+# Shells ignore SIGINT for programs that they start in the background, nohup ignores SIGHUP; child
+# processes inherit that, and the tests cover the effect of these signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def run_strictly(*arguments: Any, **options: Any) -> Any:
-    """trio.run as later versions have it: whatever passes through a nursery comes in a group."""
+    """trio.run like in later versions: every error that passes through a nursery comes in a
+    group."""
     return trio.run(*arguments, strict_exception_groups=True, **options)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With every trio, tests run as the programs do: otherwise a helper that raises through its
-    nursery would be right with Debian 12's trio alone."""
+    """With every trio, tests run like the programs: otherwise a helper that raises through its
+    nursery would work with Debian 12's trio alone."""
     for item in items:
         # One marker is pytest-trio's own; with one more the test itself says how it is run.
         if len(list(item.iter_markers("trio"))) == 1:

@@ -1,10 +1,10 @@
-"""Makes each system call of a look fail in its turn: with every error that is no answer.
+"""Makes each system call of a look fail in turn: with every error that is no answer.
 
     for failing in each_call_failing(scan):
         with failing:
             ...
 
-A test then shows that a reader gives what is there, or an error, and never less.
+A test then shows that a reader returns the truth, or an error, and never less.
 """
 
 from __future__ import annotations

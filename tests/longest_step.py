@@ -1,4 +1,4 @@
-"""What single steps of tasks take of the event loop's processor time."""
+"""How long single steps of tasks hold the event loop, in processor time."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class LongestStep(trio.abc.Instrument):
 
 
 def more_than_once(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """A test of the longest step that is tried again when a step took too long: what a neighbour on
-    this machine takes is counted as ours now and then, and what our code takes each time."""
+    """Repeats a test of the longest step when a step took too long: a neighbour's work on this
+    machine is counted as ours now and then, our own code's every time."""
 
     @functools.wraps(test)
     async def tried(*arguments: Any, longest_step: LongestStep, **more: Any) -> None:

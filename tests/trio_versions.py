@@ -1,4 +1,4 @@
-"""What helpers need of trio, right with every version of it."""
+"""Helpers that work with every version of trio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast this machine's processor is just now, for tests that bound processor time."""
+"""The present speed of this machine's processor, for tests that bound processor time."""
 
 from __future__ import annotations
 

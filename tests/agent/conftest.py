@@ -1,4 +1,4 @@
-"""Agents in this process, and a dom0 that does only what the test says."""
+"""Agents in this process, and a dom0 that does only what the test tells it to."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FakeDom0:
     def __init__(self, settings: Settings, nursery: trio.Nursery) -> None:
         self.settings = settings
         self._nursery = nursery
-        self.report: Any = None  # of all pages one
+        self.report: Any = None  # all pages as one
         self.pages = 0
         self._pages: list[Any] = []
         self.served: list[tuple[str, dict[str, Any]]] = []
@@ -73,7 +73,7 @@ class FakeDom0:
                         )
                     )
                 except (FileNotFoundError, ConnectionRefusedError):
-                    await trio.sleep(0.005)  # dom0's own back-off, shorter
+                    await trio.sleep(0.005)  # dom0's own pauses between attempts, shorter
 
     async def _take_report(self, _peer: Peer, params: dict[str, Any]) -> None:
         page = parse_params("agent.report", params)
@@ -102,7 +102,7 @@ class FakeDom0:
         return answer
 
     async def until(self, wanted: Callable[[Any], bool]) -> Any:
-        """Waits for a report of which `wanted` is true."""
+        """Waits for a report for which `wanted` is true."""
         with trio.fail_after(SECONDS):
             while self.report is None or not wanted(self.report):
                 await self._reported.wait()
@@ -181,7 +181,7 @@ def make_settings(root: Path, vm: str, domid: int) -> Settings:
 
 @pytest.fixture(autouse=True)
 def no_mount_is_left(tmp_path: Path) -> Iterator[None]:
-    """Takes away what a failed test left mounted, or nobody could remove its folder."""
+    """Unmounts what a failed test left mounted; otherwise its folder could not be removed."""
     yield
     for dev in tmp_path.rglob("dev"):
         for name in mounts.mounted_frontends(dev):
@@ -221,7 +221,7 @@ async def pair(
 
 
 def command_line(pid: str) -> str | None:
-    """That of a child of this process; None of any other process. OSError if it has gone."""
+    """The name of a child of this process; None for any other process. OSError if it has gone."""
     end = time.monotonic() + SECONDS
     while True:
         stat = Path("/proc", pid, "stat").read_text()
@@ -229,7 +229,7 @@ def command_line(pid: str) -> str | None:
         if int(parent) != os.getpid():
             return None
         line = Path("/proc", pid, "cmdline").read_text()
-        # One that is just becoming another program has no command line for a moment.
+        # A process that is just becoming another program has no command line for a moment.
         if line or state in "ZX" or time.monotonic() > end:
             return line.replace("\0", " ")
 
@@ -243,7 +243,7 @@ def children() -> dict[int, str]:
             if line is not None:
                 found[int(name)] = line
         except OSError:
-            continue  # ended while we looked
+            continue  # ended during the look
     return found
 
 

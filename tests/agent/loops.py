@@ -19,7 +19,7 @@ _STATUS = struct.Struct("5Q4I64s64s32s2Q")
 @contextlib.contextmanager
 def looped(file: Path, offset: int = 0, size: int = 0) -> Iterator[str]:
     """The path of a loop device that is made of a file, or of `size` bytes of it from `offset` on.
-    Skips the test where none is to be had."""
+    Skips the test if there is none."""
     with contextlib.ExitStack() as stack:
         try:
             backing = stack.enter_context(file.open("r+b"))

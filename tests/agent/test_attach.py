@@ -273,7 +273,7 @@ def instance(report: Any, device: str = "stick.img") -> str:
 async def test_another_file_is_another_instance_and_is_not_lent_for_the_one_decided_about(
     pair: Pair,
 ) -> None:
-    """As its number is held, the new file cannot get it."""
+    """The old inode is held, so the new file cannot get its number."""
     before, inode = instance(pair.source.report), pair.disk.stat().st_ino
     data = pair.disk.read_bytes()
     pair.disk.unlink()

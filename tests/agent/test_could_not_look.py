@@ -1,6 +1,6 @@
 """An error is not an empty value: what cannot be looked at stays as it was, and is looked at again.
 
-Each system call of each look fails in its turn; what comes out is then either right or an error.
+Each system call of each look fails in turn; the result is then either right or an error.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ STARVED = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def a_block_tree(root: Path) -> Callable[[], list[LocalDevice]]:
-    """A VM on Xen with all that makes a disk busy."""
+    """A VM on Xen with everything that makes a disk busy."""
     tree = Tree(root)
     tree.mount(tree.add("sda", ID_SERIAL="s"), "/mnt")
     tree.add("sda1", parent="sda")
@@ -94,13 +94,13 @@ def a_machine(root: Path) -> Callable[[], list[LocalDevice]]:
 
 
 def essence(item: LocalDevice) -> LocalDevice:
-    """All but what only describes it to people: some drivers refuse to give that, always."""
+    """Everything except descriptions for people, which some drivers always refuse to give."""
     return attrs.evolve(item, device=attrs.evolve(item.device, description=""))
 
 
 looks = pytest.mark.parametrize("make", [a_block_tree, a_folder, a_machine])
 Make = Callable[[Path], Callable[[], list[LocalDevice]]]
-# What is about all devices of a VM: without it none can be told.
+# Properties that concern all devices of a VM: without them no device is known.
 OF_ALL = ("/class/block", "/self/mountinfo", "/swaps", "/boot_id", "/xen-backend/devices")
 
 
@@ -402,7 +402,7 @@ async def test_a_source_without_descriptors_keeps_what_it_lends_and_looks_again(
         assert [export.device for export in report.exports] == ["stick.img"]
         with pytest.raises(CallError, match=r"cannot be looked at now: Too many open files"):
             await pair.source.lend("f" * 16, "stick.img", 4)
-    # Nothing happens in the folder any more: it is looked at by itself.
+    # Nothing happens in the folder any more: the agent looks again by itself.
     report = await pair.source.until(lambda report: len(report.devices) == 2)
     assert [device.stale for device in report.devices] == [None, None]
     assert [export.attachment for export in report.exports] == [ATTACHMENT]
@@ -424,7 +424,7 @@ async def test_an_agent_that_can_watch_no_more_looks_now_and_then(
 
 @needs_fuse
 async def test_a_replaced_file_is_not_taken_for_one_that_cannot_be_looked_at(pair: Pair) -> None:
-    """The other way round: the mercy is for errors alone."""
+    """The reverse: only errors are forgiven."""
     await pair.attach()
     pair.disk.unlink()
     ended = await pair.source.ended()
@@ -460,7 +460,7 @@ async def test_on_xen_nothing_ends_because_a_disk_cannot_be_looked_at(
         ended.set()
 
     agent.attachments.ended = note
-    (agent.tree.roots.dev / "xvdi").unlink()  # without an event: it is looked at by itself
+    (agent.tree.roots.dev / "xvdi").unlink()  # without an event: the agent looks again by itself
     with trio.fail_after(PATIENCE):
         await ended.wait()
     assert agent.ended == [(ATTACHMENT, "import", "xvdi has gone")]

@@ -1,4 +1,4 @@
-"""The seam of device classes: one that stands in no folder of the agent, and one that it lacks."""
+"""The interface of device classes: one that is in no folder of the agent, and one that it lacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counts as a device, and what its name and text become."""
+"""Which files count as a device, and how name and text are cleaned."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ async def check_that_a_held_device_is_not_lent(settings: Settings, start: Start,
     try:
         (found,) = discovery_folder.scan(settings.devices)
         assert found.device.busy == "mounted or otherwise in use in this VM"
-        # Mounting is no event of the folder: it is looked at once more when it is to be lent.
+        # Mounting causes no event in the folder: the agent looks again before it lends.
         with pytest.raises(CallError, match="otherwise in use") as refused:
             await dom0.lend(ATTACHMENT, "disk", 3)
         assert refused.value.code == "busy"

@@ -388,8 +388,7 @@ def test_identities_are_bounded() -> None:
     assert identity_of({}) == ""
 
 
-# Two that differ where the first version cut, replaced or did not look: rules and assignments took
-# them for one.
+# Characters that an identity cannot have.
 TWO = [
     # One make of sticks, and two slots of a card reader.
     ({"ID_SERIAL": f"{'x' * 60}E0D55EA574A8E42{last}-0:0"} for last in "AB"),

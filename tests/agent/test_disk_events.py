@@ -1,4 +1,4 @@
-"""What is done with disks elsewhere on the machine is noticed when it begins and when it ends."""
+"""Uses of disks elsewhere on the machine are noticed when they begin and when they end."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """kill -9 of nbdkit, nbdfuse and either agent at every named step of attach and detach.
 
-The steps are those that the agent itself announces (pedos_host.faultpoints): the test stops it
-there, kills, lets go, and then everything must be gone and the same attach must work again.
+The agent itself announces the steps (pedos_host.faultpoints): the test stops it there, kills, and
+lets it continue; then everything must be gone and the same attach must work again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STEPS = [
     "import.stopped",
     "export.stopped",
 ]
-# Where a helper certainly runs, so that these tests cannot pass by killing nothing.
+# Steps at which a helper certainly runs, so that no test passes by killing nothing.
 ALIVE_AT = {
     "nbdkit": ["export.listening", "export.connected", "import.spawned", "import.ready"],
     "nbdfuse": ["import.spawned", "import.ready"],
@@ -50,7 +50,7 @@ ALIVE_AT = {
 async def fault_at(
     step: str, folder: Path, kill: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[trio.Event]:
-    """Calls `kill` while an agent stands at `step` for the first time; the event says it did."""
+    """Calls `kill` when an agent reaches `step` for the first time; the event then is set."""
     path = folder / "faults.sock"
     reached = trio.Event()
 
@@ -88,7 +88,7 @@ async def test_a_helper_killed_at_any_step_leaves_nothing_and_attach_works_again
                 await pair.attach()
             await pair.detach()
             await reached.wait()
-            # As dom0 does after any failure: stop is idempotent and returns when all is gone.
+            # Like dom0 after any failure: stop is idempotent and returns when everything is gone.
             await pair.detach()
         await pair.source.until(lambda report: not report.exports)
         await pair.target.until(lambda report: not report.imports)
@@ -128,7 +128,7 @@ async def test_an_agent_killed_at_any_step_leaves_nothing_and_attach_works_again
                 await reached.wait()
                 await child.wait()
             monkeypatch.delenv("PEDOS_FAULTPOINTS")
-            # As dom0 does: the side that lives is told to stop.
+            # Like dom0: the side that lives is told to stop.
             if victim_settings is source_settings:
                 await pair.target.call("import.stop", attachment=ATTACHMENT)
             else:

@@ -1,4 +1,4 @@
-"""PCI and USB devices are called as hwdata has it, and by their numbers where it is not there."""
+"""PCI and USB devices have the names in hwdata, or show their numbers if it is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may import whom in the agent, read out of the imports: downward only, and without circles."""
+"""The agent's modules import downward only, and without circles: derived from the imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Holding a block device, as far as that needs no block device."""
+"""Holding a block device, as far as that needs no real block device."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_what_cannot_be_opened_is_an_error_at_once(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_program_that_holds_a_pin_ends_at_once() -> None:
-    """And not only when a thread has begun, which none does while the interpreter ends."""
+    """And not only once a thread has started, which no thread does while the interpreter ends."""
     program = "from pedos_agent.inventory.local_device import Pin; pin = Pin('/etc/passwd')"
     ended = subprocess.run(
         [sys.executable, "-c", program], timeout=60, capture_output=True, check=False

@@ -1,4 +1,4 @@
-"""What any user of a VM can do at its agent's socket, and what the agent makes of it."""
+"""What any user of a VM can do at its agent's socket, and how the agent handles it."""
 
 from __future__ import annotations
 

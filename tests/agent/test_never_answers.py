@@ -1,5 +1,4 @@
-"""What never answers, such as a file system whose server hangs, makes one device stale and holds up
-nothing else."""
+"""A file system that never answers makes one device stale and delays nothing else."""
 
 from __future__ import annotations
 
@@ -36,8 +35,8 @@ Hang = Callable[[object, str, str], list[str]]
 
 @pytest.fixture
 def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hang]:
-    """Makes a call hang where its argument ends so, until the test is over; gives the threads in
-    which it does. Who waits for one that hangs gives up at once, and for all others never."""
+    """Makes a call hang where its argument ends so, until the test is over; returns the hanging
+    threads. A wait for one that hangs is given up at once, and for all others never."""
     over = threading.Event()
     stuck: set[threading.Thread] = set()
 

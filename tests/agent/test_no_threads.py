@@ -1,5 +1,4 @@
-"""That no thread can be started, or no source of events be had, ends neither the agent nor what it
-lends."""
+"""A lack of threads, or of a source of events, ends neither the agent nor what it lends."""
 
 from __future__ import annotations
 
@@ -36,8 +35,8 @@ STARVED = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 @pytest.fixture
 def lacking(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """While this has something in it, no thread can be started; else what is done in one is done
-    at once, as a thread would let the clock jump."""
+    """While this is not empty, no thread can be started; otherwise work for a thread is done at
+    once, because a thread would let the clock jump."""
     why = ["can't start new thread"]
 
     async def run_sync(work: Callable[[], object], **_more: object) -> object:

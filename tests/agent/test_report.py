@@ -1,4 +1,4 @@
-"""A bound never takes away what is lent, assigned or known; what it leaves out is counted."""
+"""A bound never removes what is lent, assigned or known; what it leaves out is counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A VM that is restored is another domain, and its agent begins anew there."""
+"""A restored VM is another domain, and its agent starts over there."""
 
 from __future__ import annotations
 

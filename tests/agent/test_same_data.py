@@ -1,4 +1,4 @@
-"""What shares data is one family, however it is called, and is lent once, by whichever agent."""
+"""Devices that share data are one family, under any names, and lent once, by whichever agent."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ GROUP, OTHER_GROUP = "g" * 32, "h" * 32
 
 
 def volumes(tree: Tree, uuids: dict[str, str], slaves: dict[str, tuple[str, ...]]) -> None:
-    """Mappings as sysfs has them, of an agent that may not ask for their tables."""
+    """Mappings as sysfs has them, for an agent that may not ask for their tables."""
     for name, uuid in uuids.items():
         tree.add(name)
         tree.field(name, "dm/uuid", uuid)
@@ -443,7 +443,7 @@ def test_two_loop_devices_in_a_folder_share_only_what_overlaps(
             found = devices(settings)
             assert found["other"].busy is None
             assert "its data is that of one" in (found["whole"].busy or "")
-            # The agent's own hold is no use by this VM.
+            # The agent's own hold does not count as a use by this VM.
             ours = Carried({("one", 3)})
             assert devices(settings, ours)["one"].busy is None
         finally:

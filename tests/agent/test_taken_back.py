@@ -1,7 +1,7 @@
-"""A request of dom0 that is taken back before it is done changes nothing.
+"""A request of dom0 that is withdrawn before it is done changes nothing.
 
-While an agent is stopped or its VM paused, dom0 gives up and says what has become of a device. What
-it had asked for is still there to be read when the agent goes on, and so is that it has given up.
+While an agent is stopped or its VM paused, dom0 gives up and reports the state of the device. When
+the agent continues, the request is still there to be read, and so is its cancellation.
 """
 
 from __future__ import annotations

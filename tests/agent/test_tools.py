@@ -1,4 +1,4 @@
-"""Children that cannot outlive us, their words in the log, and what is read from mountinfo."""
+"""Children cannot outlive the agent, their output is in the log, and mountinfo is parsed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the agents carry themselves, over the channels of both hypervisors."""
+"""Devices that the agents carry, over the channels of both hypervisors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kinds of interfaces of USB devices: all of them, or it is said that there are more."""
+"""The kinds of interfaces of USB devices: all of them, or the mark that there are more."""
 
 from __future__ import annotations
 

@@ -50,8 +50,8 @@ def bound(file: Path, point: Path) -> Iterator[None]:
 
 @contextmanager
 def opened_by_another_mount(file: Path) -> Iterator[int]:
-    """By one that is in no table of mounts, as those of other users' namespaces are in none that is
-    seen. (A whole namespace would have a copy of the mounts of all tests that run just now.)"""
+    """By a mount that is in no visible table, as in other users' namespaces. (A whole namespace
+    would copy the mounts of all tests that run just now.)"""
     libc = ctypes.CDLL(None, use_errno=True)
     mount = libc.syscall(OPEN_TREE, AT_FDCWD, os.fsencode(file), OPEN_TREE_CLONE | os.O_CLOEXEC)
     if mount < 0:
@@ -88,7 +88,7 @@ IT_IS = "sh (pid 71) has it in another mount namespace"
 
 
 def write_processes(proc: Path, tables: dict[str, tuple[str, str]]) -> None:
-    """By pid the mount namespace that each is in, and the table of that."""
+    """By pid the mount namespace of each process, and the table of that namespace."""
     for pid, (namespace, table) in tables.items():
         (proc / pid / "ns").mkdir(parents=True)
         (proc / pid / "ns/mnt").symlink_to(f"mnt:[{namespace}]")

@@ -1,4 +1,4 @@
-"""What the system refuses an agent is a sentence for dom0's user, and no bug."""
+"""What the system refuses an agent becomes a sentence for dom0's user, and is no bug."""
 
 from __future__ import annotations
 
@@ -79,6 +79,7 @@ async def test_a_device_that_may_not_be_opened_is_named_as_the_user_knows_it(
     found = LocalDevice(device, str(image), Inode.of(os.stat(image)))
     with pytest.raises(PermissionError) as caught:
         async with opened_source(found) as source:
-            # As for a user whose the file is not; a test may be root, to whom all files are open.
+            # As for a user who does not own the file; a test may run as root, who may open every
+            # file.
             raise PermissionError(13, "Permission denied", f"/proc/self/fd/{source}")
     assert explain(caught.value).message == "Permission denied: stick.img"

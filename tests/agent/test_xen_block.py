@@ -1,4 +1,4 @@
-"""Lending and borrowing where Xen carries the disk: what the two agents do, and refuse."""
+"""Lending and borrowing where Xen carries the disk: what the two agents do and refuse."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Agent:
         self._noted.set()
 
     async def one_ended(self) -> list[tuple[str, str, str]]:
-        """All that have ended by themselves, as soon as one has and all is quiet."""
+        """All attachments that ended by themselves, as soon as one has and all is quiet."""
         await self._noted.wait()
         await trio.testing.wait_all_tasks_blocked()
         return self.ended

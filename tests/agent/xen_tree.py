@@ -70,7 +70,7 @@ class Tree:
             file.write(f"{path}\tpartition\t1024\t0\t-2\n")
 
     def serve(self, domid: int, number: str) -> None:
-        """blkback serves that device to a domain; 0:0 as long as it has not been told which."""
+        """blkback serves that device to a domain; 0:0 until it has been told which."""
         major, minor = map(int, number.split(":"))
         folder = self.roots.sys / f"bus/xen-backend/devices/vbd-{domid}-51840"
         folder.mkdir(exist_ok=True)

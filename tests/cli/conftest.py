@@ -1,4 +1,4 @@
-"""A service that is not there: a real Unix socket, real frames, and answers that a test sets."""
+"""A fake service: a real Unix socket, real frames, and answers that a test sets."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ GOOD_POLICY = {"ok": True, "loaded_at": "2025-01-02T03:04:05+00:00", "rules": 3,
 
 
 class FakeService:
-    """Answers each method with what `replies` says; remembers what it was asked in `calls`."""
+    """Answers each method with what `replies` says; records requests in `calls`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.replies: dict[str, Reply] = {"service.status": {"policy": GOOD_POLICY}}
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.garbage: bytes | None = None
-        self.leaves = False  # when it is asked something
+        self.leaves = False  # when it gets a request
         self.before_answer: Callable[[Callable[[str, dict[str, Any]], None]], None] | None = None
         self._socket = socket.socket(socket.AF_UNIX)
         with short_path(path) as short:

@@ -1,4 +1,4 @@
-"""What is wrong with a command line is found before any service is asked."""
+"""Errors of a command line are found before any service is asked."""
 
 from __future__ import annotations
 

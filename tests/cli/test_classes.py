@@ -1,4 +1,4 @@
-"""A class that the service has and this command line was not made with."""
+"""A class that the service has and that this command line does not have built in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Completion: what a Tab offers, and how it is told to the shell."""
+"""Completion: what a Tab offers, and how the shell is told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""check, explain, eval, test, get, graph and status: what is read and answered, nothing written."""
+"""check, explain, eval, test, get, graph and status: the read-only actions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""edit: the draft, the questions, and that nothing happens to the file until the last moment."""
+"""edit: the draft, the questions, and an untouched file until the last moment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OLD = "# old\napp.Open  *  work  vault  allow\n"
 NEW = "# new\napp.Open  *  work  vault  deny\n"
 BROKEN = "app.Open * work vault\n"
 
-# An editor: each run does the next of its instructions to the file that it is given last.
+# An editor: each run carries out its next instruction on the file that is its last argument.
 EDITOR = """
 import os, pathlib, signal, sys
 *options, path = sys.argv[1:]
@@ -54,7 +54,7 @@ elif first:
 
 
 class Edits:
-    """Runs `qvm-policy edit` with an editor that does what it is told."""
+    """Runs `qvm-policy edit` with an editor that follows its instructions."""
 
     def __init__(self, tmp_path: Path) -> None:
         self.folder = tmp_path / "policy.d"

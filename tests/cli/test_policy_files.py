@@ -1,4 +1,4 @@
-"""replace and remove: what is written is whole or not at all, and nobody's change is lost."""
+"""replace and remove: a write is complete or has no effect, and no other change is lost."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def test_two_writers_do_not_write_at_once(
     monkeypatch.setattr(policy_files, "LOCK_PATIENCE_S", 0.0)
     make_private(folder / policy_files.LOCK)
     with hold_folder(folder / policy_files.LOCK):
-        for path in folder.iterdir():  # whatever becomes of the files, the lock stays
+        for path in folder.iterdir():  # whatever happens to the files, the lock stays
             if path.is_file() and path.name != NAME:
                 path.unlink()
         assert main(["replace", NAME, "any", fresh]) == 6
@@ -349,8 +349,8 @@ def test_killed_at_any_step_the_file_is_the_old_or_the_new(
     killed(at, "replace", NAME, "any", fresh)
     late = STEPS.index(at) >= STEPS.index("renamed")
     assert (folder / NAME).read_bytes() == (NEW if late else OLD)
-    assert main(["-q", "check"]) == 0  # what was left behind is nothing to the loader
-    assert main(["-q", "replace", NAME, "any", fresh]) == 0  # nor to the next writer
+    assert main(["-q", "check"]) == 0  # the loader ignores what was left behind
+    assert main(["-q", "replace", NAME, "any", fresh]) == 0  # so does the next writer
     assert others(folder) == set()
 
 
@@ -367,7 +367,7 @@ def test_killed_while_it_removes_the_file_is_there_or_not(folder: Path, at: str)
     assert (folder / NAME).exists() == (at == "checked")
 
 
-# What the running service makes of it
+# The running service's view of it
 
 
 def serve(service: FakeService, *answers: dict[str, Any]) -> None:

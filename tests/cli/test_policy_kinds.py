@@ -1,4 +1,4 @@
-"""The tools know rules about kinds of interfaces, and devices of which not all is known."""
+"""The tools know rules about kinds of interfaces, and devices that are not fully known."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_rule_for_what_is_not_known_can_be_suggested(
     log.write_text(json.dumps(record) + "\n")
     assert main(["suggest", "--json", "--audit", str(log), *system(folder)]) == 0
     (suggestion,) = json.loads(capsys.readouterr().out)["suggestions"]
-    # Half an identity says nothing that a rule could be sure of.
+    # Half an identity gives no rule certainty.
     selector = UNKNOWN if argument == UNKNOWN else "+sys-usb:1-2"
     rule = f"device.attach.usb {selector} dom0 work allow"
     assert (suggestion["rule"], suggestion["works"]) == (rule, True)

@@ -1,4 +1,4 @@
-"""What `qvm-policy` says beside an answer: that something in the question does not exist."""
+"""Notes of `qvm-policy` beside an answer: a name in the question does not exist."""
 
 from __future__ import annotations
 

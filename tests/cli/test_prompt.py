@@ -40,7 +40,7 @@ def question(call_id: int = 1, now: float = 0.0, **fields: object) -> Question:
 
 
 class FakeScreen:
-    """Remembers what was written; `flushed` counts how often input was thrown away."""
+    """Records what was written; `flushed` counts how often input was discarded."""
 
     def __init__(self) -> None:
         self.width = 80
@@ -298,7 +298,7 @@ def test_a_line_can_be_corrected(table: Table) -> None:
     assert table.answers == [(1, "work")]
 
 
-# What was not meant for the question
+# Input that was not meant for the question
 
 
 def test_what_is_typed_while_nothing_is_asked_answers_nothing(table: Table) -> None:

@@ -1,7 +1,7 @@
 """qvm-prompt on a real pseudo-terminal, with a service that is a real socket and a script.
 
-Where it depends on when something happens, the loop runs in this process with a clock that the
-test moves, one turn at a time. The program as a whole is started as a process of its own.
+Where timing matters, the loop runs in this process with a clock that the test moves, one turn at a
+time. The program as a whole runs as a process of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from pedos_protocol.events import (
 
 Captured = pytest.CaptureFixture[str]
 
-PATIENCE_S = 20  # for a machine that does much else; nothing here waits for it to pass
+PATIENCE_S = 20  # for a busy machine; no test waits for it to pass
 
 ASK = {
     "request": "3f9c01ab77de",
@@ -62,7 +62,7 @@ ASK = {
 
 
 class Dom0:
-    """dom0's side: it takes connections, registers whom it is asked to, and asks."""
+    """dom0's side: it accepts connections, confirms registrations, and asks."""
 
     def __init__(self, path: Path) -> None:
         self._listener = socket.socket(socket.AF_UNIX)
@@ -113,7 +113,7 @@ class Dom0:
         return event.result
 
     def lapsed(self) -> bool:
-        """The next answer is that there is none."""
+        """The next answer is that no prompter may register."""
         event = self.next()
         return isinstance(event, ErrorAnswer) and event.code == "timeout"
 
@@ -128,7 +128,7 @@ class Dom0:
 
 
 class Person:
-    """Who sits at the other end of the pseudo-terminal."""
+    """The person at the other end of the pseudo-terminal."""
 
     def __init__(self) -> None:
         self.master, self.slave = pty.openpty()
@@ -137,7 +137,8 @@ class Person:
         self._read_to = 0
 
     def sees(self, text: str) -> str:
-        """Wait until `text` is on the screen after what was waited for before; return between."""
+        """Wait until `text` is on the screen after the text of the last wait; return the text
+        between."""
         while (at := self.seen.find(text, self._read_to)) < 0:
             ready, _, _ = select.select([self.master], [], [], PATIENCE_S)
             assert ready, f"{text!r} is not on the screen: {self.seen[self._read_to :]!r}"
@@ -590,7 +591,7 @@ def test_a_terminal_that_is_closed_ends_it(
     process = started()
     os.close(person.slave)
     os.close(person.master)
-    person.master, person.slave = os.pipe()  # for the one who tidies up
+    person.master, person.slave = os.pipe()  # for the clean-up of the fixture
     assert end_of(process) == (0, b"")
 
 

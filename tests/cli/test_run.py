@@ -219,8 +219,8 @@ def test_an_interrupt_is_quiet(
 
 @pytest.fixture
 def heeded_interrupt() -> Iterator[None]:
-    """Makes Ctrl-C work in programs that are started here: one that was itself started in the
-    background by a shell ignores it, and hands that down."""
+    """Makes Ctrl-C work in programs that are started here: a process that a shell started in the
+    background ignores it, and its children inherit that."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -347,7 +347,7 @@ def test_a_standard_error_that_is_gone_hides_nothing(monkeypatch: pytest.MonkeyP
 def test_after_a_request_that_was_sent_in_part_nothing_more_is_said_on_its_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `qvm-start a b` would: the service would read the next request as the rest of this one."""
+    """As in `qvm-start a b`: the service would read the next request as the rest of this one."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
         listener.listen(2)

@@ -1,4 +1,4 @@
-"""A command line has to start fast: what it must not import is written down here."""
+"""A command line has to start fast: this lists what it must not import."""
 
 from __future__ import annotations
 

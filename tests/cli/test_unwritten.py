@@ -77,7 +77,7 @@ def test_a_command_that_could_not_print_says_what_is_done(
     service.replies["device.detach"] = DETACHED
     service.replies["vm.start"] = {"domid": 3, "attached": []}
     service.replies["vm.shutdown"] = {}
-    # Whose word on a change of these files nobody waits for.
+    # A change of these files, on which no command waits for the service's word.
     status = service.replies["service.status"]
     service.replies["service.status"] = {"policy": {**status["policy"], "folders": ["/elsewhere"]}}
     argv, said = COMMANDS[name]

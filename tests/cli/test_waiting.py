@@ -1,5 +1,5 @@
-"""A command that waits longer than a second says on a terminal what it waits for, and Ctrl-C says
-what goes on without it."""
+"""A command that waits longer than a second prints on a terminal what it waits for, and Ctrl-C
+prints what continues without it."""
 
 from __future__ import annotations
 

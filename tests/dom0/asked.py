@@ -1,4 +1,4 @@
-"""What the tests of `ask` share: the rules, the VMs, and what a no has to leave behind."""
+"""Shared by the tests of `ask`: the rules, the VMs, and what a denial must leave behind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def answered(world: World) -> Params:
 
 @contextlib.contextmanager
 def denied(world: World, reason: str) -> Any:
-    """The block is denied, the audit log says why, and nothing is left over."""
+    """The block is denied, the audit log has the reason, and nothing is left over."""
     with fails("denied"):
         yield
     assert (answered(world)["verdict"], answered(world)["target"]) == ("deny", None)

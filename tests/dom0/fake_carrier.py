@@ -15,8 +15,8 @@ from tests.dom0.fakes import FakeDriver
 
 
 class FakeCarrier:
-    """The carrier of block devices, which are attached because this says so; and what its driver
-    has beside it."""
+    """The carrier of block devices, which are attached because a test says so; with the driver's
+    other properties."""
 
     lack = None
     by_hypervisor = True
@@ -29,7 +29,7 @@ class FakeCarrier:
         self.did: list[str] = []
         self.adopted: list[Lease] = []
         self.refuse_attach: DriverError | None = None
-        # What a target says to a polite detach, and its answer to a forced one.
+        # A target's reply to a detach without force, and to a forced one.
         self.refuse_detach: DriverError | None = None
         self.refuse_force: DriverError | None = None
         self.refuse_resume: DriverError | None = None
@@ -84,12 +84,12 @@ class FakeCarrier:
 
 
 def let_carry(carrier: FakeCarrier, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In every world of this test, the driver carries block devices so."""
+    """In every world of this test, the driver carries block devices like this."""
     monkeypatch.setattr(FakeDriver, "carriers", {**FakeDriver.carriers, "block": carrier})
     for name in ("starts_paused", "boot_timeout", "resume"):
         monkeypatch.setattr(FakeDriver, name, getattr(carrier, name))
 
 
 async def mounted(_params: Any) -> None:
-    """What an agent says to import.stop while its VM uses the device."""
+    """An agent's answer to import.stop while its VM uses the device."""
     raise CallError("busy", "xvdi is mounted at /mnt")

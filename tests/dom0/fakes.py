@@ -1,7 +1,7 @@
-"""A hypervisor, agents and clients for tests of dom0's service, with the real protocol between.
+"""A hypervisor, agents and clients for tests of dom0's service, with the real protocol in between.
 
-What a VM has (devices, exports, imports) lives in its FakeAgent and survives a restart of the
-service, as it does in the real world. Faults are made by `agent.on[METHOD] = handler`.
+What a VM has (devices, exports, imports) is in its FakeAgent and survives a restart of the service,
+as in a real system. `agent.on[METHOD] = handler` injects faults.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class FakeDriver:
 
 
 class FakeAgent:
-    """One VM's agent: it does as it is told, and tells what it has."""
+    """One VM's agent: it does what it is told, and reports what it has."""
 
     nursery: trio.Nursery
 
@@ -159,7 +159,7 @@ class FakeAgent:
         self.preferred: list[str] = []
         self.connections = 0
         self._stopped: set[str] = set()  # imports, some of which may be about to start
-        # Instead of speaking the protocol: what is done with a raw stream.
+        # Replaces the protocol: is given the raw stream.
         self.misbehave: Callable[[trio.abc.Stream], Awaitable[None]] | None = None
 
     def accept(self) -> trio.abc.Stream:
@@ -362,7 +362,7 @@ class World:
         await trio.testing.wait_all_tasks_blocked()
 
     async def kill(self) -> None:
-        """The service ends where it stands."""
+        """The service stops dead."""
         assert self._scope is not None
         self._scope.cancel()
         await self._ended.wait()
@@ -538,13 +538,13 @@ def filled_in(method: str, params: Params) -> Params:
 
 
 async def at_once(work: Callable[[], T]) -> T:
-    """In the place of a thread, which `wait_all_tasks_blocked` would not wait for."""
+    """Replaces a thread, for which `wait_all_tasks_blocked` would not wait."""
     await trio.lowlevel.checkpoint()
     return work()
 
 
 async def hang(_params: Params) -> None:
-    """What a VM does that has gone astray."""
+    """Misbehaviour of a VM."""
     await trio.sleep_forever()
 
 

@@ -414,7 +414,7 @@ async def test_a_watcher_that_reads_slowly_gets_a_gap_and_is_not_thrown_out(
 
     async def event(_peer: Any, params: dict[str, Any]) -> None:
         if stopped:
-            await go_on.wait()  # as notices are served inline, nothing more is read
+            await go_on.wait()  # notices are served inline, so nothing more is read
         kinds.append(params["kind"])
 
     world.client.streams = trio.testing.lockstep_stream_pair  # which holds nothing
@@ -431,7 +431,7 @@ async def test_a_watcher_that_reads_slowly_gets_a_gap_and_is_not_thrown_out(
         go_on.set()
         await trio.testing.wait_all_tasks_blocked()
         assert "gap" in kinds
-        # It has all of what came after the gap.
+        # It has everything that came after the gap.
         kinds.clear()
         agent.plug("last")
         await agent.report()

@@ -1,4 +1,4 @@
-"""`ask`: dom0's user decides, and whatever else happens meanwhile is a no."""
+"""`ask`: dom0's user decides, and anything else that happens meanwhile denies the request."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ async def test_dom0_s_user_chooses_where_a_vm_named_none_that_there_is(
         )
     assert prompter.asked[0]["candidates"] == ["halted", "vault"]
     assert prompter.asked[0]["default"] == "vault"
-    # Where it went is not for the VM to know.
+    # The VM must not know where the device went.
     assert (answer["outcome"], answer["options"], answer["vm"]) == ("attached", {}, None)
     assert [lease.key.device for lease in world.state.leases.of_vm("vault")] == ["keys"]
 

@@ -1,4 +1,4 @@
-"""Questions that VMs cause: what they get and learn, and how few of them dom0's user sees."""
+"""Questions that VMs cause: what the VMs get and learn, and how few of them dom0's user sees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can never start is refused when it is asked for; what is assigned to a VM that is gone."""
+"""An assignment that could never start is refused; and assignments to removed VMs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trio.abc import Clock
 from tests.dom0.fake_carrier import FakeCarrier
 from tests.dom0.fakes import World, fails
 
-# As it is shipped: nothing is said of VMs that there are not.
+# As shipped: it names no VMs that do not exist.
 POLICY = "device.*.*  *  @adminvm  @anyvm  allow\n"
 
 
@@ -114,7 +114,7 @@ async def test_more_disks_than_there_are_names_for_are_not_assigned(
 async def test_who_names_a_frontend_gets_it_whatever_the_others_would_take(
     world: World, autojump_clock: Clock
 ) -> None:
-    """As local mode's agents give the first free name to who names none."""
+    """Like local mode's agents, which give the first free name if none is requested."""
     order: list[Any] = []
 
     async def note(params: dict[str, Any]) -> None:
@@ -386,7 +386,7 @@ async def test_a_vm_that_goes_twice_has_as_long_to_come_back_each_time(
 async def test_a_vm_that_is_removed_and_made_again_at_once_is_told_apart_by_its_uuid(
     world: World, autojump_clock: Clock, given: str
 ) -> None:
-    """Within the time in which it is not taken for gone."""
+    """Within the time in which it does not count as removed."""
     world.vm("new", running=False)
     old = world.driver.infos["new"] = attrs.evolve(world.driver.infos["new"], uuid="0-1")
     world.driver.tell(old)
@@ -398,7 +398,7 @@ async def test_a_vm_that_is_removed_and_made_again_at_once_is_told_apart_by_its_
     world.driver.infos["new"] = attrs.evolve(old, uuid=uuid)
     world.driver.tell(world.driver.infos["new"])
     await trio.sleep(60)
-    # One without a UUID may be the old one, whose configuration was written anew.
+    # A VM without a UUID may be the old one, with a rewritten configuration.
     assert world.state.store.assignments("new")[0].orphaned == (given == "two")
     await assign(world, "a", "new")
     await trio.sleep(60)

@@ -275,7 +275,7 @@ async def test_by_force_a_target_that_hangs_in_stop_is_cut_off_and_the_source_is
     assert list(world.state.leases) == []
     (gone,) = world.audit("disconnected")
     assert gone["vm"] == "work" and "give a lent device back" in gone["reason"]
-    # It comes back with its leftover, which it now lets go of before anything else.
+    # It comes back with its leftover, which it now releases before anything else.
     world.driver.agents["work"].on.clear()
     await trio.sleep(5)
     world.assert_nothing_left()

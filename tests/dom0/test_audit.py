@@ -1,4 +1,4 @@
-"""The audit log: one line for each event, whatever stands in it."""
+"""The audit log: one line for each event, whatever the fields contain."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_a_missing_folder_is_an_error_at_the_start(tmp_path: Path) -> None:
         Audit(tmp_path / "missing" / "audit.jsonl")
 
 
-# What others do to the file
+# Other programs change the file
 
 
 def deleted(path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The audit log in the service: in order, before the answer, and at the cost of no one else."""
+"""The audit log in the service: in order, before the answer, and without delaying other
+requests."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ T = TypeVar("T")
 
 
 class Disk:
-    """Writes when the test lets it. Like a thread, it is not abandoned by who waits."""
+    """Writes when the test allows it. Like a thread, it is not abandoned by the waiting task."""
 
     def __init__(self) -> None:
         self.held = trio.Event()

@@ -1,4 +1,4 @@
-"""What a VM does over and over: written whole at first, and then counted."""
+"""What a VM does over and over: written at first, and then counted."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_refusals_of_a_vm_are_written_whole_and_then_summed_up(
     last = await refused(1)
     (summed,) = world.audit("summed_up")
     assert (summed["vm"], sum(summed["events"].values())) == ("work", 200 - THROTTLE_AFTER)
-    # What succeeds is written, after the sum of what did not.
+    # Successes are written, after the sum of the failures.
     await world.driver.agents["work"].ask("device.attach", **named("work", "sys-usb:free1"))
     assert world.audit("attach")[-1]["outcome"] == "attached"
     assert world.audit("summed_up")[-1]["events"] == {"decision": 2, "attach": 1}

@@ -1,4 +1,4 @@
-"""Which device classes there are: what is told of them, and what is left out of a newer agent."""
+"""The device classes: what clients are told, and what is dropped of a newer agent's."""
 
 from __future__ import annotations
 

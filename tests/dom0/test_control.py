@@ -1,4 +1,4 @@
-"""Control connections: what a VM may do to one, and that nobody else notices."""
+"""Control connections: what a VM may do to one, without any other VM noticing."""
 
 from __future__ import annotations
 
@@ -298,7 +298,7 @@ async def test_a_vm_cannot_have_more_than_eight_operations_running(
     assert codes.count("quota") == 4
 
 
-# How connections end, and what is written of it
+# How connections end, and what the audit log has
 
 
 async def test_an_agent_that_dies_half_way_is_written_down(

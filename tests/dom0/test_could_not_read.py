@@ -1,7 +1,7 @@
 """A policy or a fact that could not be read for a moment is an error, and is read again.
 
-Each system call of a reading fails in its turn: what comes out is what the files say, with all the
-folders in which a change counts, or an error, with which the last good one stays in force and the
+Each system call of a reading fails in turn: the result is the content of the files, with all the
+folders in which a change matters, or an error, with which the last good one stays in force and the
 files are read again.
 """
 

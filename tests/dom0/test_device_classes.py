@@ -1,4 +1,4 @@
-"""dom0's classes of devices: what is so of one alone, and families that go across them."""
+"""dom0's device classes: what differs between them, and families that go across them."""
 
 from __future__ import annotations
 

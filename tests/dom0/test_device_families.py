@@ -1,4 +1,4 @@
-"""What shares data with what, among thousands of devices of which a VM says what it likes."""
+"""Which devices share data, among thousands about which a VM may report anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Facts about VMs: what vms.d may say, what is wrong with it, and what stays in force then."""
+"""Facts about VMs: what vms.d may say, its errors, and what stays in force then."""
 
 from __future__ import annotations
 

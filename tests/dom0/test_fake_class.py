@@ -1,4 +1,4 @@
-"""A class of devices that stands in no file of the service: registered here, it works."""
+"""A device class that no file of the service mentions: registered here, it works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was plugged in just now is decided about when its source has said what it is."""
+"""A device that was just plugged in is decided about once its source has identified it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def plug(agent: FakeAgent, fields: Params, device: str = "stick") -> None:
 
 
 async def attached_while(world: World, source: FakeAgent, fields: Params) -> Params:
-    """The answer to an attach that is asked for at once; its source says later what it is."""
+    """The answer to an immediate attach; its source identifies the device later."""
     await plug(source, FRESH)
     answers = []
 

@@ -1,4 +1,4 @@
-"""While the store's disk is full: what fails says so, and no old row harms a new attachment."""
+"""While the store's disk is full: failures are reported, and no old row harms a new attachment."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def test_a_row_that_could_not_be_deleted_does_not_drop_the_next_attachment
     local.vm("vault")
     local.driver.change("vault", local.driver.infos["vault"].domid, "Running")
     await trio.sleep(1)
-    for _ in range(4):  # the order of rows hangs on ids that are made by chance
+    for _ in range(4):  # the order of rows depends on random ids
         await local.client.attach("work", "sys-usb:sda")
         with full("journal_delete", "journal_state"):
             await local.client.detach("work", "sys-usb:sda")

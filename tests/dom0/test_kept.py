@@ -1,4 +1,4 @@
-"""What a target does not let go it keeps: it is attached then, until another reason ends it."""
+"""A target keeps what it does not release: it is attached then, until another reason ends it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def teardown(world: World) -> Teardown:
 
 
 async def used(params: dict[str, Any]) -> None:
-    """As `mounted`, of a VM that lets go when it must."""
+    """As `mounted`, for a VM that releases it when it must."""
     if params["may_refuse"]:
         await mounted(params)
 
@@ -171,7 +171,7 @@ async def test_what_a_vm_keeps_of_an_interrupted_detach_is_attached_and_the_next
     imports = dict(work.imports)
     world.nursery.start_soon(detach)
     await killed.wait()
-    work.imports.update(imports)  # it had not let go after all
+    work.imports.update(imports)  # it had not released it after all
     work.on["import.stop"] = used
     for _ in range(2):
         await world.restart()
@@ -184,7 +184,7 @@ async def test_what_a_vm_keeps_of_an_interrupted_detach_is_attached_and_the_next
     world.assert_nothing_left()
 
 
-# What comes up while an end is being refused
+# Events during a refused end
 
 
 async def test_a_source_that_ends_while_an_undo_is_refused_ends_the_attachment(

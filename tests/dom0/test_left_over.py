@@ -1,4 +1,4 @@
-"""A source in local mode that does not say that it has ended its part of an attachment."""
+"""A source in local mode that does not confirm the end of its part of an attachment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def world(world_with_a_stick: World) -> World:
 
 @pytest.fixture
 async def lending(world: World) -> World:
-    """sys-usb lends vault another disk, which would go with the connection to its agent."""
+    """sys-usb lends vault another disk, which would end with the connection to its agent."""
     source = world.driver.agents["sys-usb"]
     source.plug("other")
     await source.report()

@@ -1,4 +1,4 @@
-"""The socket of dom0's command line: who gets in, and what one client can do to others."""
+"""The socket of dom0's command line: who may connect, and what one client can do to others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operations run to their end, and who waits for one hears of it."""
+"""Operations run to their end, and a waiting caller gets the result."""
 
 from __future__ import annotations
 

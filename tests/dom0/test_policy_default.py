@@ -1,4 +1,4 @@
-"""The policy that is shipped does what its comments say."""
+"""The default policy does what its comments say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loader: one error in one file, and the policy before it stays in force."""
+"""The loader: with one error in one file, the previous policy stays in force."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_what_is_no_readable_file_is_an_error_and_nothing_hangs(
 
 
 def test_an_unreadable_file_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through a refused open: the tests may run as root, whom no mode keeps out."""
+    """Through a refused open: the tests may run as root, for whom no mode is closed."""
     (folder / "30-user.policy").write_text(ALLOW)
     real = os.open
 
@@ -249,7 +249,7 @@ def test_no_folder_at_all_is_an_error() -> None:
 def test_a_file_that_changes_while_it_is_read_is_read_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The half of a file may be a policy too, and another one."""
+    """Half of the file may be a policy too, and another one."""
     (folder / "30-user.policy").write_text(ALLOW)
     real, passes = reading_module._Pass.read_all, []
 
@@ -347,7 +347,7 @@ def test_each_error_is_logged_once_with_place_reason_and_what_stays(
 
 
 async def until(reads: trio.MemoryReceiveChannel[bool]) -> bool:
-    """What the next reading of the files came to."""
+    """The result of the next reading of the files."""
     with trio.fail_after(PATIENCE):
         return await reads.receive()
 
@@ -356,7 +356,7 @@ async def until(reads: trio.MemoryReceiveChannel[bool]) -> bool:
 def reads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> trio.MemoryReceiveChannel[bool]:
-    """What each reading came to, as it happens."""
+    """The result of each reading, as it happens."""
     send, receive = trio.open_memory_channel[bool](100)
     real = PolicyLoader._take
 

@@ -1,4 +1,4 @@
-"""What an operation waits for is told to the command that waits, and to nobody else."""
+"""What an operation waits for is reported to the command that waits, and to no other client."""
 
 from __future__ import annotations
 

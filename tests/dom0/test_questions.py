@@ -1,4 +1,5 @@
-"""Questions without their transport: who is asked, how many may stand, and which answer counts."""
+"""Questions without their transport: who is asked, how many may be open, and which answer
+counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns: how many come at once, how fast the rest, and what giving up does to the others."""
+"""Turns: how many come at once, how fast the rest, and what giving up means for the others."""
 
 from __future__ import annotations
 

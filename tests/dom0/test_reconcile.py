@@ -88,7 +88,7 @@ async def test_who_asks_right_after_a_restart_waits_for_the_journal(
     await world.client.attach("work", "sys-usb:stick")
     await world.kill()
     await world.nursery.start(world._run)
-    # Nobody is connected yet.
+    # No agent is connected yet.
     assert (await world.client.attach("work", "sys-usb:stick"))["outcome"] == "already"
 
 
@@ -236,7 +236,7 @@ async def test_devices_are_shown_only_when_their_leftovers_are_gone(
     await world.start()
     assert world.state.agents.get("sys-usb") is None
     assert world.state.registry.items() == []
-    # It does not let go, so it is disconnected, and may try again.
+    # It does not release it, so it is disconnected, and may try again.
     await trio.sleep(STOP_TIMEOUT + 0.5)
     assert "leftover" in world.audit("disconnected")[0]["reason"]
     source.on.clear()

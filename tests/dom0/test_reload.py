@@ -1,4 +1,4 @@
-"""The policy's and the facts' files under a running service: broken, mended, and said so."""
+"""The policy's and the facts' files under a running service: broken, repaired, and reported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pedos_vchan.peer import Peer, open_peer
 from tests.dom0.fakes import ALLOW_DOM0, FakeAgent, FakeDriver
 from tests.patience import PATIENCE
 
-# Seconds, many times what anything takes, also of a clock that jumps while files are read.
+# Seconds, many times what any step takes, also of a clock that jumps while files are read.
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ class Served:
         return await self._peer.call(method, params, timeout=PATIENCE)
 
     async def status(self) -> dict[str, Any]:
-        """How policy stands; what the audit log has of it is in the file then."""
+        """The policy's status; by then the file has the audit log's lines about it."""
         status: dict[str, Any] = (await self.call("service.status"))["policy"]
         await self._audit.written()
         return status
@@ -76,7 +76,7 @@ class Served:
         return (await self.call("policy.explain", **question, target=target))["verdict"]  # type: ignore[no-any-return]
 
     async def until(self, *, ok: bool, words: str = "") -> dict[str, Any]:
-        """The status as soon as it is so, with these words in one of its errors."""
+        """The status as soon as it is reached, with these words in one of its errors."""
         with trio.fail_after(PATIENCE):
             while True:
                 news = self._news = trio.Event()

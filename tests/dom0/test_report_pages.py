@@ -1,4 +1,4 @@
-"""All devices of a VM are listed by pages; where a bound must be, it is said what is missing."""
+"""All devices of a VM are listed by pages; where there is a bound, the rest is reported."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ async def test_the_list_says_what_is_missing_and_why(world: World) -> None:
     assert answer["missing_vms"] == 2
     answer = await world.client.call("device.list", device_class="block", vms=["work"])
     assert [each["backend"] for each in answer["missing"]] == ["work"]
-    # A VM hears of its own alone.
+    # A VM learns of its own devices only.
     world.policy.text = "device.list.*  *  @anyvm  @anyvm  allow"
     answer = await world.driver.agents["work"].ask("device.list", device_class="block")
     assert [each["backend"] for each in answer["missing"]] == ["work"]

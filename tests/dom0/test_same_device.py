@@ -1,4 +1,4 @@
-"""A grant is for the device that was decided about, at commit and ever after, and for no other."""
+"""A grant is for the device of the decision, at commit and ever after, and for no other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ device.*.*           *                 @adminvm   @anyvm   allow
 """
 GOOD, EVIL = {"identity": "GOOD::"}, {"identity": "EVIL::"}
 FIRST, SECOND = {"instance": "life-1"}, {"instance": "life-2"}
-# What another device under the id of the granted one may look like.
+# How another device under the id of the granted one may differ.
 OTHERS = [(GOOD, EVIL), (GOOD | FIRST, GOOD | SECOND), (GOOD | FIRST, EVIL | FIRST)]
 others = pytest.mark.parametrize(("first", "second"), OTHERS)
 

@@ -1,4 +1,4 @@
-"""The whole service: start, ready, end by a signal, and what keeps it from starting."""
+"""The whole service: start, readiness, end by a signal, and obstacles to its start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk that takes its time: those whose writes it has wait for it, and no one else does."""
+"""A slow disk: only the requests whose writes it has wait for it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ WRITES = (1, 2, 3)
 
 
 class SlowDisk:
-    """Holds one write until the test lets go. Like a thread, it is not abandoned by who waits."""
+    """Holds one write until the test continues it. Like a thread, it is not abandoned by the
+    waiting task."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -98,9 +99,9 @@ async def test_a_slow_disk_delays_no_other_vm_s_call(
 
 
 class HeldThreads:
-    """Work on the disk is begun, by the service's own threads, and held until the test lets go.
+    """The service's own threads begin work on the disk, which is held until the test continues it.
 
-    Work that is done in the event loop instead holds that, and this says so.
+    Work in the event loop instead would hold the loop, and this reports that.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A VM starts with what is assigned when it starts, not with what was when it was asked for."""
+"""A VM starts with what is assigned at its start, not with what was assigned at the request."""
 
 from __future__ import annotations
 

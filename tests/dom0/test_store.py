@@ -1,5 +1,5 @@
-"""The store: what was returned from is there after kill -9, and half of anything is not; and no
-other process comes between, nor does its disk keep anyone else waiting."""
+"""The store: every completed write is there after kill -9, and no half of one; no other process
+interferes, and its disk keeps no other request waiting."""
 
 from __future__ import annotations
 
@@ -402,7 +402,7 @@ async def test_what_a_caller_puts_in_stays_data(store: Store) -> None:
     assert store.assignments("x'; DROP TABLE assignment; --")[0].options == {"'": '"'}
 
 
-# What is done to the file under the running service
+# Changes of the file under the running service
 
 JOURNAL = "dom0.sqlite-journal"
 
@@ -468,7 +468,7 @@ async def test_nothing_is_acknowledged_in_a_file_that_was_lost_or_changed(
         with pytest.raises(StoreError, match=f"{changed}; .* until the service is restarted"):
             await write()
     assert "until the service is restarted" in str(store.trouble)
-    # What was acknowledged is still so while the service runs, and nothing else is.
+    # What was acknowledged stays so while the service runs, and nothing else is acknowledged.
     assert store.assignments() == [Assignment("work", KEY, {})]
     assert store.journal() == [lease()]
     assert store.starts() == []
@@ -580,7 +580,7 @@ async def test_the_loss_of_another_file_takes_nothing_acknowledged_along(
 
 
 class Gate:
-    """A thread whose work is begun, and held until the test lets go."""
+    """A thread whose work has begun, and is held until the test continues it."""
 
     def __init__(self) -> None:
         self.begun = trio.Event()

@@ -1,4 +1,4 @@
-"""What a VM says in a refusal reaches dom0's log and dom0's user as words of one line."""
+"""A VM's words in a refusal reach dom0's log and dom0's user as one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A service is a subject like a device: to policy, questions, the audit log and explain."""
+"""A service is a subject like a device: for policy, questions, the audit log and explain."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ async def test_dom0_s_user_chooses_where_a_call_goes(world: World) -> None:
     ((question, kind),) = prompters.asked
     assert (question.subject, question.source, question.shown, kind) == (OPEN, "work", {}, VM)
     assert (question.candidates, question.default) == (("dom0", "vault"), "dom0")
-    # What was agreed to is agreed to for as long as the policy is what it was.
+    # An agreement holds for as long as the policy stays the same.
     assert asking.require(WORK, OPEN, "@default", "0123", consents).vm == "dom0"
     world.policy.set("test.Open * work vault ask\n")
     with pytest.raises(CallError, match=CHANGED_POLICY):

@@ -1,4 +1,4 @@
-"""A command waits longer than the service can take, so it never gives up what is still going on."""
+"""A command waits longer than the service can take, so it never gives up a running operation."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ async def mine(world: World, verb: str, device: str, vm: str = "work") -> str:
         ("attach", "nobody:free1", "deny"),
         ("attach", "work:own", "deny"),
         ("assign", "sys-usb:free1", "deny"),
-        # It has them not, so whether they are there is not for it to know.
+        # The devices are not its own, so it must not learn whether they exist.
         ("detach", "sys-usb:free1", "deny"),
         ("list", "sys-usb:free1", "deny"),
         ("list", "work:own", "allow"),
@@ -282,7 +282,7 @@ async def test_a_question_about_a_verdict_asks_nobody_and_dom0_has_other_means(
         )
 
 
-# Requests that are taken back
+# Withdrawn requests
 
 
 @pytest.mark.parametrize("step", ["export.start", "import.start"])

@@ -1,4 +1,4 @@
-"""A VM starts with all that is assigned to it, or says why not and does not run."""
+"""A VM starts with everything that is assigned to it, or not at all, with a reason."""
 
 from __future__ import annotations
 

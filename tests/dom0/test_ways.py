@@ -1,4 +1,4 @@
-"""Every way that ends an attachment obeys the rule that detach obeys: what a VM uses is kept."""
+"""Every way that ends an attachment obeys the rule of detach: a VM keeps what it uses."""
 
 from __future__ import annotations
 
@@ -359,7 +359,7 @@ async def test_an_interrupted_start_does_not_destroy_a_vm_that_lends_what_is_in_
 async def test_an_interrupted_start_does_not_destroy_a_vm_that_may_have_mounted_its_disks(
     world: World, carrier: FakeCarrier, autojump_clock: Clock
 ) -> None:
-    """It was let go, and its agent is not there to say whether."""
+    """It was unpaused, and its agent is not there to report a use."""
     await assign(world)
     world.driver.agents["vault"].listens = False
     killed = world.kill_at("start.agent")

@@ -1,4 +1,4 @@
-"""The folders of VMs' configurations: what could not be looked at is not taken for gone."""
+"""The folders of VMs' configurations: a failed look does not make a VM count as removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of pedos-dom0: what each driver needs, and what it has no use for."""
+"""The options of pedos-dom0: which ones each driver needs or refuses."""
 
 from __future__ import annotations
 

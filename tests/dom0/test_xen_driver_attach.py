@@ -23,7 +23,7 @@ def world(carried: World) -> World:
 
 
 def orders(world: World, carrier: FakeCarrier, *names: str) -> None:
-    """Lets agents note in the carrier's list what they are told."""
+    """Lets agents record in the carrier's list what they are told."""
     for name in names:
         for method in ("export.start", "export.stop", "import.start", "import.stop"):
 
@@ -279,7 +279,7 @@ async def test_after_a_restart_what_xenstore_has_is_kept_and_all_else_ended(
     await world.client.attach("work", "sys-usb:sdb")
     (gone,) = (a for a, lease in carrier.attached.items() if lease.key.device == "sdb")
     await world.kill()
-    del carrier.attached[gone]  # somebody ran `xl block-detach`
+    del carrier.attached[gone]  # an administrator ran `xl block-detach`
     await world.start()
     assert {str(lease.key) for lease in carrier.adopted} == {"sys-usb:sda", "sys-usb:sdb"}
     await trio.sleep(60)

@@ -170,7 +170,7 @@ async def test_force_takes_it_all_the_same(host: Host) -> None:
 async def test_another_device_under_the_name_is_left_alone(
     host: Host, backend: str, script: str
 ) -> None:
-    # An administrator has put his own there, after ours had gone.
+    # An administrator has attached another one, after ours had gone.
     host.lend(NODE, backend, script)
     host.create(5, "work")
     async with running(host) as driver:
@@ -230,7 +230,7 @@ async def test_a_domain_that_is_suspended_keeps_what_it_has(host: Host) -> None:
 
 
 async def ends_uncleared(host: Host, driver: XenDriver) -> None:
-    """Domain 5 has ended, and nobody has taken down what it had."""
+    """Domain 5 has ended, and no program has detached what it had."""
     host.flag(5, "---s--")
     host.fire("@releaseDomain")
     await until(driver, "work", None)

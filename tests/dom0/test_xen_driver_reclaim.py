@@ -1,4 +1,5 @@
-"""What a domain has of ours without a lease: after a reboot, a soft reset, or a killed service."""
+"""Devices of ours that a domain has without a lease: after a reboot, a soft reset, or a killed
+service."""
 
 from __future__ import annotations
 
@@ -192,9 +193,7 @@ async def test_what_was_refused_to_a_vm_is_nothing_that_it_had(host: Host) -> No
         await reboots(host, driver)
         with pytest.raises(DriverError, match="just rebooting"):
             await driver.carriers["block"].attach(ANOTHERS)
-        await driver.carriers["block"].detach(
-            ANOTHERS, force=True
-        )  # as whoever failed to attach does
+        await driver.carriers["block"].detach(ANOTHERS, force=True)  # like an attach that failed
         host.made(6)
         await settled(driver)
         host.destroy(9)

@@ -1,6 +1,6 @@
 """A Xen host of files: a xenstore that is a folder, and a program `xl` that works on it.
 
-The program is a real one, started as xl is. It notes its arguments in `calls`, does what a healthy
+The program is a real one, started like xl. It notes its arguments in `calls`, does what a healthy
 toolstack would do to the folder, and fails as the file `plan` says.
 """
 
@@ -207,7 +207,7 @@ class Host:
             file.write("".join(path + "\n" for path in paths))
 
     def create(self, domid: int, name: str, *, made: bool = True) -> None:
-        """Somebody runs plain `xl create`, which may not have come to its end yet."""
+        """An administrator runs plain `xl create`, which may not have ended yet."""
         if made:
             self.made(domid)
         self.put(f"/local/domain/{domid}/vm", f"/vm/uuid-{domid}")
@@ -219,7 +219,7 @@ class Host:
         (self.root / f"userdata/userdata-d.{domid}.uuid.libxl-json").touch()
 
     def destroy(self, domid: int) -> None:
-        """Somebody runs plain `xl destroy`."""
+        """An administrator runs plain `xl destroy`."""
         shutil.rmtree(self.root / f"store/local/domain/{domid}")
         self.fire("@releaseDomain", f"/local/domain/{domid}/name")
         self.clear(domid)

@@ -1,4 +1,4 @@
-"""One running system a module: bringing it up costs more than a test, and it must come back right
+"""One running system per module: starting it takes longer than a test, and it must recover right
 after every test anyway."""
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def faults() -> Iterator[FaultController]:
 
 
 class KeptSystem:
-    """The module's system, and a fresh one after it was lost or a test has failed: what that test
-    has left behind must not be another one's fault."""
+    """The module's system, and a fresh one after it was lost or a test has failed: leftovers of
+    that test must not fail another one."""
 
     def __init__(self, faults: FaultController) -> None:
         self._faults = faults

@@ -1,4 +1,5 @@
-"""Stops processes at their fault points, so that a test decides what dies at which step."""
+"""Stops processes at their fault points, so that a test decides which process dies at which
+step."""
 
 from __future__ import annotations
 
@@ -14,10 +15,11 @@ Action = Callable[[], None]
 
 
 class FaultController:
-    """The far end of PEDOS_FAULTPOINTS: lets every process go on at once, but for what is armed.
+    """The far end of PEDOS_FAULTPOINTS: lets every process continue at once, except at the armed
+    step.
 
-    A process that reaches a step says "WHO STEP" and waits until its connection is closed.  One
-    step at a time can be armed; its action runs once, before the process is let go.
+    A process that reaches a step sends "WHO STEP" and waits until its connection is closed.  One
+    step at a time can be armed; its action runs once, before the process continues.
     """
 
     def __init__(self, path: Path) -> None:

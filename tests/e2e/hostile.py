@@ -1,4 +1,4 @@
-"""VMs that mean harm: each of these gets the control channel that its agent should serve.
+"""Malicious VMs: each gets the control channel that its agent should serve.
 
 Every one is a real vchan server in the place where dom0's service looks for a VM's agent.
 """
@@ -45,7 +45,7 @@ async def says(stream: VchanStream, *frames: bytes) -> None:
 
 
 async def stays(stream: VchanStream) -> None:
-    """Reads until dom0's service has had enough."""
+    """Reads until dom0's service disconnects."""
     while await stream.receive_some(65536):
         pass
 

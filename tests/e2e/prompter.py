@@ -1,4 +1,4 @@
-"""A prompter for tests: a client of dom0's socket, in a thread, that answers as it was told."""
+"""A prompter for tests: a client of dom0's socket, in a thread, with prepared answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Params = dict[str, Any]
 class Prompter:
     """Registered with the service for as long as the block lasts. `asked` is every question.
 
-    `answer` gives the answer to a question; what it does meanwhile is done while dom0 waits.
+    `answer` returns the answer to a question; dom0 waits while it runs.
     """
 
     def __init__(self, socket: str, answer: Callable[[Params], Params]) -> None:

@@ -1,4 +1,4 @@
-"""A whole system in local mode, driven from outside as its user would."""
+"""A whole system in local mode, driven from outside like a user would."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def disk(system: LocalSystem) -> Path:
 
 
 def settled(system: LocalSystem) -> bool:
-    """Everybody is back, and what is said to be attached is what there is: nothing more or less."""
+    """All programs are back, and reported attachments match the real ones exactly."""
     if system.agents() != VMS:
         return False
     holders = system.attached_to(DEVICE)

@@ -1,7 +1,7 @@
-"""Hostile VMs of every kind at once, and two good ones beside them that notice nothing.
+"""Malicious VMs of every kind at once, and two correct ones beside them that notice nothing.
 
-The test plays the machine of local mode for the real dom0 service: the good VMs have real agents,
-and in the hostile ones a raw vchan server takes the agent's place.
+The test plays the machine of local mode for the real dom0 service: the correct VMs have real
+agents, and in the malicious ones a raw vchan server takes the agent's place.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A system that is lost fails its own test at once, and takes none of the others along."""
+"""A lost system fails its own test at once, and no other test."""
 
 from __future__ import annotations
 

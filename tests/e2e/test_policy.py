@@ -115,7 +115,7 @@ def test_a_rule_can_send_a_device_to_another_vm(system: LocalSystem, disk: Path)
         with pytest.raises(OSError), frontend.open("r+b", buffering=0) as target:
             target.write(b"no")
         system.ok("qvm-block", "detach", "vault", DEVICE)
-        # The VM that asks learns that it is done, and not where it went.
+        # The VM that asks learns that it is done, and not where the device went.
         said = system.ok("qvm-block", "attach", "work", DEVICE, vm="work")
         assert "another VM" in said and "vault" not in said
         assert system.attached_to(DEVICE) == ["vault"]

@@ -1,4 +1,4 @@
-"""What policy, facts and questions survive: `kill -9` of the service, and people who give up."""
+"""What policy, facts and questions survive: `kill -9` of the service, and users who give up."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_service_that_is_killed_while_it_asks_has_attached_nothing(
             _, said = asking.communicate(timeout=PATIENCE_S)
             assert asking.returncode not in (0, DENIED), said
         finally:
-            user.release.set()  # this yes is for nobody
+            user.release.set()  # this yes comes too late for any question
     assert system.attached_to(DEVICE) == []
     assert system.frontends("work") == [] and system.helpers() == []
     # Nothing of it is left over: the same can be asked again, and be granted.

@@ -1,4 +1,4 @@
-"""What a user does and gets, good and bad input alike, against real processes, rings and files."""
+"""User scenarios with good and bad input, against real processes, rings and files."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ NOFILE = resource.RLIMIT_NOFILE
 
 @pytest.fixture(autouse=True)
 def attached(system: LocalSystem) -> Iterator[Path]:
-    """The folder of a source whose disk work has."""
+    """The folder of a source whose disk work has borrowed."""
     disk = system.plugged("sys-usb", "stick.img", 1 << 16)
     system.ok("qvm-device", "block", "attach", "work", DEVICE)
     yield disk.parent

@@ -59,7 +59,7 @@ def longest_step() -> Iterator[LongestStep]:
 async def attacked(
     directory: Path, program: Path, job: str, number: int = 1
 ) -> AsyncIterator[VchanStream]:
-    """A stream whose peer is the hostile process."""
+    """A stream whose peer is the malicious process."""
     listener = await shm.listen(directory, SERVER, CLIENT, PORT)
     with socket.socket(socket.AF_UNIX) as connection:
         with short_path(directory / f"{SERVER}-{CLIENT}-{PORT}.sock") as short:

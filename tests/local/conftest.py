@@ -1,4 +1,4 @@
-"""Tiny programs in the place of dom0's service and the agents."""
+"""Tiny programs that replace dom0's service and the agents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bringing up: the lock, what a killed life left behind, and a dom0 that does not come."""
+"""Starting the system: the lock, leftovers of a killed run, and a dom0 that does not come up."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ async def test_a_full_disk_does_not_keep_it_from_going_down(
 ) -> None:
     machines: list[Machine] = []
     with trio.fail_after(PATIENCE), pytest.raises(CannotComeUp):
-        # The tiny dom0 gets ready, but serves nobody: that ends the coming up.
+        # The tiny dom0 gets ready, but serves no client: that ends the start.
         async with bring_up(layout, CONFIG, programs, LockOnAFullDisk(-1), machines.append):
             raise AssertionError("it came up")
     assert machines[0].dom0.ended.is_set()

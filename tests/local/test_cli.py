@@ -1,4 +1,4 @@
-"""Command lines of `pedos-local`, and what it says before anything is started."""
+"""Command lines of `pedos-local`, and its messages before any program is started."""
 
 from __future__ import annotations
 

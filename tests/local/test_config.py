@@ -1,4 +1,4 @@
-"""pedos.toml: what is read, and what each mistake gets."""
+"""pedos.toml: what is accepted, and the error for each mistake."""
 
 from __future__ import annotations
 

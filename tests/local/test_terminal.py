@@ -1,4 +1,4 @@
-"""The terminal that takes nothing, or goes away: `pedos-local up DIR 2>&1 | less`, or `| head`."""
+"""A terminal that blocks, or goes away: `pedos-local up DIR 2>&1 | less`, or `| head`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What VMs use is not taken in silence when everything goes down."""
+"""When everything stops, the borrowed devices in use are reported first."""
 
 from __future__ import annotations
 

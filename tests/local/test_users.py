@@ -1,4 +1,4 @@
-"""Commands that share one machine: the last one out takes it down."""
+"""Commands that share one machine: the last one stops it."""
 
 from __future__ import annotations
 

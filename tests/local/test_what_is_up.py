@@ -1,4 +1,4 @@
-""" "everything is up" only when it is."""
+"""`pedos-local up` says "everything is up" only when it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Closes a coroutine in the middle of what it does in a thread."""
+"""Closes a coroutine while its work runs in a thread."""
 
 from __future__ import annotations
 

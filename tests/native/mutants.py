@@ -1,13 +1,13 @@
-"""What each barrier, look and bound of the ring is there for: take it out, and a test must fail.
+"""The purpose of each barrier, look and bound of the ring: without it, a test must fail.
 
     python -m tests.native.mutants [WORD...]     all mutants, or those whose name has such a word
 
 A mutant is one change to one file. It is built aside, and the tests that are named with it run
 against it; a mutant that they all pass has survived, and the program fails. The notify protocol's
 own steps (arm, look again, full fences) are in tests/interleave/mutants.py and run here as well.
-`UNTOUCHED` lists what cannot be missed, with the reason; every atomic access and every condition of
-ring.c stands in one of the three tables, and that is checked, too. Of xen*.c only the guard has
-mutants.
+`UNTOUCHED` lists parts that can be removed without harm, with the reason; every atomic access and
+every condition of ring.c is in one of the three tables, and that is checked, too. Of xen*.c only
+the guard has mutants.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ CHECKED = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"]
 PARTS = sorted(path.stem for path in CSRC.glob("*.c"))
 OF_A_CHANNEL = ("ring", "halt_poll", "channel")
 
-# A mutant may well hang; what it is tried with takes two seconds when all is well.
+# A mutant may well hang; its tests take two seconds if all is well.
 LIMIT = 30  # seconds
 
 
 class DoesNotBuildError(Exception):
-    """A mutant that is no program shows nothing."""
+    """A mutant that does not compile proves nothing."""
 
 
 def compile_c(*arguments: str | Path) -> None:

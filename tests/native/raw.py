@@ -1,6 +1,6 @@
 """Peers made by hand from the documented layout: what a stranger could send, and a plain one.
 
-Nothing here uses the code under test, so it is a second opinion on the shared memory and on the
+They use none of the code under test, so they are a second opinion on the shared memory and on the
 rendezvous.
 """
 

@@ -1,4 +1,4 @@
-"""A peer that dies is noticed, and what it had sent is not lost."""
+"""The death of a peer is noticed, and what it had sent is not lost."""
 
 from __future__ import annotations
 

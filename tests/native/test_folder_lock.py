@@ -1,4 +1,4 @@
-"""A folder that one process has to itself."""
+"""Exclusive ownership of a folder by one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An answer that comes while its caller is being told that it need not wait any longer."""
+"""An answer that arrives while its caller is being told to stop waiting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log: a record is one line whatever stands in it, and no one waits for who reads it."""
+"""The log: a record is one line whatever it contains, and no program waits for its reader."""
 
 from __future__ import annotations
 

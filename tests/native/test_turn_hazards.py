@@ -1,4 +1,4 @@
-"""What could go wrong where callers read in the reader's place, and writers take turns."""
+"""Hazards of callers that read in the reader's place, and of writers that take turns."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Puppet:
 
 
 class Before(trio.abc.Instrument):
-    """Does something just before a task goes on, when nobody can tell it any more."""
+    """Does something just before a task continues, when nothing can stop that any more."""
 
     def __init__(self, task: trio.lowlevel.Task, what: Any) -> None:
         self._task = task

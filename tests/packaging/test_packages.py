@@ -1,4 +1,4 @@
-"""What debian/ says agrees with the code, without building anything."""
+"""debian/ agrees with the code, without building anything."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ DEBIAN_NAMES = {
 }
 # Imported where it is, and said to be missing where it is not: by the module that is named.
 OPTIONAL = {("policy_engine.py", "pedos_dom0")}
-# Debian's Essential packages among those that bring what we run: nobody depends on them.
+# Debian's Essential packages among those that contain what we run: no package declares a dependency
+# on them.
 ESSENTIAL = {"util-linux"}
 FOLDERS = {
     name: PROJECT / str(path)

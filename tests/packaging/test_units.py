@@ -1,4 +1,4 @@
-"""The unit files: what they start is there, and they say what the documentation promises."""
+"""The unit files: their programs exist, and they match the documentation."""
 
 from __future__ import annotations
 

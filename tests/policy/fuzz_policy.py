@@ -25,7 +25,7 @@ from pedos_dom0.policy.parser import Directive, parse
 from pedos_dom0.policy.snapshot import Snapshot
 from pedos_dom0.policy.system import System
 
-from . import like_theirs, made_up, naive, odd_folders, plain
+from . import naive, odd_folders, plain, random_cases, random_policies
 from .outcomes import outcome
 
 SECONDS = 60.0
@@ -39,7 +39,7 @@ VERDICTS = ("allow", "ask", "deny")
 
 def check_parser(rnd: random.Random) -> list[Rule]:
     """One text: nothing raises, and each line is a rule, a directive, nothing, or has an error."""
-    text = made_up.nearly_a_policy(rnd)
+    text = random_policies.nearly_a_policy(rnd)
     content: str | bytes = text
     if rnd.random() < 0.5:
         damaged = bytearray(text.encode("utf-8", "surrogatepass"))
@@ -63,9 +63,9 @@ def check_parser(rnd: random.Random) -> list[Rule]:
 
 def check_evaluator(rnd: random.Random, rules: list[Rule]) -> None:
     """Requests of any kind: a decision each, which is a deny where it is no request."""
-    system, snapshot = made_up.system(rnd), Snapshot(rules)
+    system, snapshot = random_policies.system(rnd), Snapshot(rules)
     for _ in range(REQUESTS):
-        request = made_up.nearly_a_request(rnd)
+        request = random_policies.nearly_a_request(rnd)
         for trace in (False, True):
             decision = evaluate(request, snapshot, system, trace)
             assert isinstance(decision, Decision)
@@ -90,18 +90,18 @@ def check_folders(rnd: random.Random) -> None:
     assert all(text.isprintable() for text in texts), texts
 
 
-THEIR_SYSTEM = System.from_json({"domains": like_theirs.VMS})
+THEIR_SYSTEM = System.from_json({"domains": random_cases.VMS})
 
 
 def check_case(case: dict[str, Any]) -> None:
     """The engine comes to what is read off the language's description."""
-    assert outcome(case, THEIR_SYSTEM) == naive.outcome(**case, vms=like_theirs.VMS), case
+    assert outcome(case, THEIR_SYSTEM) == naive.outcome(**case, vms=random_cases.VMS), case
 
 
 def once(seed: str) -> None:
     rnd = random.Random(seed)
     check_evaluator(rnd, check_parser(rnd))
-    check_case(like_theirs.case(rnd))
+    check_case(random_cases.case(rnd))
     if rnd.random() < FOLDERS_SHARE:
         check_folders(rnd)
 

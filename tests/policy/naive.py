@@ -1,7 +1,7 @@
-"""A second opinion on whole cases: from a policy's text and a request to what comes of it.
+"""A second opinion on whole cases: from a policy's text and a request to the outcome.
 
-Written from the description of the language alone, as simply as it can be: no index, no sets of
-words, no class of the engine. It knows calls, not devices. What it gives has the form of the
+Written from the description of the language alone, as simply as possible: no index, no sets of
+words, no class of the engine. It knows calls, not devices. Its result has the form of the
 reference's cases, with the line of every rule that decided.
 """
 

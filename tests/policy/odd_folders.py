@@ -1,4 +1,4 @@
-"""Policy folders by chance in which much is odd: names, links, devices, and what is included."""
+"""Random policy folders with many oddities: names, links, devices, and included files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pedos_dom0.policy.reading import Loaded, read_policy
 
-from . import made_up
+from . import random_policies
 
 NAMES = (
     *("a.policy", "10-x.policy", "Foo.policy", ".h.policy", "x", "a.policy~", "-.policy"),
@@ -36,11 +36,11 @@ def content(rnd: random.Random) -> bytes:
     for _ in range(rnd.randint(0, 6)):
         kind = rnd.random()
         if kind < 0.5:
-            lines.append(made_up.line(rnd))
+            lines.append(random_policies.line(rnd))
         elif kind < 0.8:
             lines.append(f"{rnd.choice(DIRECTIVES)} {rnd.choice(PATHS)}")
         elif kind < 0.9:
-            lines.append(made_up.nearly_a_policy(rnd))
+            lines.append(random_policies.nearly_a_policy(rnd))
         else:
             lines.append(rnd.choice((*NO_DIRECTIVES, "!compat-4.0")))
     text = "\n".join(lines)

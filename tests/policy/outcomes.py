@@ -1,4 +1,4 @@
-"""What the engine makes of a case, in the form of what the reference's cases expect."""
+"""The engine's result for a case, in the form of the reference's expectations."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The language read off its description: every rule in file order, no index, no sets of words.
+"""A plain reading of the language: every rule in file order, no index, no sets of words.
 
-It shares nothing with the engine but the parsed rules and facts, so that where both agree, either
-both are right or one mistake was made twice.
+It shares nothing with the engine but the parsed rules and facts, so where both agree, either both
+are right or one mistake was made twice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What directives bring in, what stands in its place before it is written, and what is watched."""
+"""What directives include, what replaces a file before it is written, and what is watched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What docs/policy.md says of rules is so."""
+"""The statements of docs/policy.md about rules are true."""
 
 from __future__ import annotations
 

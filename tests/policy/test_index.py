@@ -1,4 +1,4 @@
-"""The index, the trace, the cache and a plain scan in file order come to the same, by chance."""
+"""The index, the trace, the cache and a plain scan in file order agree, on random policies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pedos_dom0.policy.snapshot import Snapshot
 from pedos_dom0.policy.system import System, VmFacts
 from pedos_dom0.policy.yielding import never
 
-from . import made_up, plain
+from . import plain, random_policies
 
 POLICIES = 150
 REQUESTS = 40
@@ -31,11 +31,11 @@ def snapshot_of(text: str) -> Snapshot:
 def test_index_trace_cache_and_a_plain_scan_agree(seed: int) -> None:
     rnd = random.Random(seed)
     for _ in range(POLICIES):
-        text, system = made_up.policy(rnd, 40), made_up.system(rnd)
+        text, system = random_policies.policy(rnd, 40), random_policies.system(rnd)
         snapshot = snapshot_of(text)
         decider = Decider(snapshot, system)
         for _ in range(REQUESTS):
-            request = made_up.request(rnd)
+            request = random_policies.request(rnd)
             decision = evaluate(request, snapshot, system)
             about = (text, request)
             assert decision.rule is plain.deciding(request, snapshot.rules, system), about
@@ -50,10 +50,10 @@ def test_the_candidates_are_those_of_going_through_all_rules(seed: int) -> None:
     rnd = random.Random(seed)
     asks = 0
     for _ in range(POLICIES):
-        text, system = made_up.policy(rnd, 40), made_up.system(rnd)
+        text, system = random_policies.policy(rnd, 40), random_policies.system(rnd)
         snapshot = snapshot_of(text)
         for _ in range(REQUESTS):
-            request = made_up.request(rnd)
+            request = random_policies.request(rnd)
             decision = evaluate(request, snapshot, system)
             rule = decision.rule
             device = request.service.startswith("device.") and request.target in system.domains
@@ -70,7 +70,7 @@ def test_the_candidates_are_those_of_going_through_all_rules(seed: int) -> None:
 
 def large(rnd: random.Random) -> str:
     """So many rules that every way of keeping and narrowing rows is taken."""
-    lines = [made_up.line(rnd) for _ in range(900)]
+    lines = [random_policies.line(rnd) for _ in range(900)]
     for number in range(900):
         argument = rnd.choice(
             (
@@ -87,10 +87,10 @@ def large(rnd: random.Random) -> str:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_large_policy_decides_as_going_through_all_its_rules(seed: int) -> None:
     rnd = random.Random(seed)
-    snapshot, system = snapshot_of(large(rnd)), made_up.system(rnd)
+    snapshot, system = snapshot_of(large(rnd)), random_policies.system(rnd)
     assert len(snapshot) > 900
     for _ in range(60):
-        request = made_up.request(rnd)
+        request = random_policies.request(rnd)
         decision = evaluate(request, snapshot, system)
         assert decision.rule is plain.deciding(request, snapshot.rules, system), request
         rule = decision.rule

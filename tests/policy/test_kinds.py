@@ -1,4 +1,4 @@
-"""What is not known of a device makes a rule that denies or asks match more, and none allows."""
+"""What is unknown of a device makes a rule that denies or asks match more, and none allows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pedos_dom0.policy.system import System, VmFacts
 from pedos_protocol.kinds import KINDS_MAX, Open, open_part, with_kinds
 from pedos_protocol.names import is_identity
 
-from . import made_up
+from . import random_policies
 
 SYSTEM = System({name: VmFacts(name) for name in ("work", "vault", "sys-usb")})
 SHIPPED = Path(evaluate_module.__file__).parents[1] / "policy.d/90-default.policy"
@@ -180,5 +180,7 @@ def test_a_device_of_another_class_has_no_kinds() -> None:
 
 
 def test_the_made_up_policies_speak_of_the_unknown() -> None:
-    assert sum(open_part("usb", identity) is not None for identity in made_up.IDENTITIES) > 3
+    assert (
+        sum(open_part("usb", identity) is not None for identity in random_policies.IDENTITIES) > 3
+    )
     assert selector("+sys-usb:*:only=u08*").checks

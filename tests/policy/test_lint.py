@@ -13,7 +13,7 @@ from pedos_dom0.policy.parser import parse_file
 from pedos_dom0.policy.snapshot import Snapshot
 from pedos_dom0.vms import facts_file
 
-from . import made_up
+from . import random_policies
 
 
 def rules_of(text: str) -> list[Rule]:
@@ -152,14 +152,14 @@ def test_without_the_rules_that_are_told_every_request_is_decided_as_with_them()
     rnd = random.Random(17)
     told = 0
     for _ in range(300):
-        rules = rules_of(made_up.policy(rnd, 12))
+        rules = rules_of(random_policies.policy(rnd, 12))
         lines = {each.line for each in lint.warnings(rules) if "UUID" not in each.message}
         told += len(lines)
         whole = Snapshot(rules)
         rest = Snapshot([rule for rule in rules if rule.line not in lines])
-        system = made_up.system(rnd)
+        system = random_policies.system(rnd)
         for _ in range(60):
-            request = made_up.request(rnd)
+            request = random_policies.request(rnd)
             expected, found = (evaluate(request, each, system) for each in (whole, rest))
             assert found == expected, (request, [rule.text for rule in rules])
     assert told > 300

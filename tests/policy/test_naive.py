@@ -1,4 +1,4 @@
-"""A naive reading of the language, the engine, and the reference's cases come to the same."""
+"""A naive reading of the language, the engine, and the reference's cases agree."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from . import fuzz_policy, like_theirs, naive
+from . import fuzz_policy, naive, random_cases
 from .outcomes import expected
 from .test_conformance import cases
 
@@ -17,7 +17,7 @@ CASES = 6000
 def test_the_engine_and_the_naive_reading_agree_on_cases_by_chance(seed: int) -> None:
     rnd = random.Random(seed)
     for _ in range(CASES):
-        fuzz_policy.check_case(like_theirs.case(rnd))
+        fuzz_policy.check_case(random_cases.case(rnd))
 
 
 def test_the_naive_reading_agrees_with_every_case_of_the_reference() -> None:

@@ -1,4 +1,4 @@
-"""What is not known of a device never gets it more than it would get if it were known."""
+"""What is unknown of a device never gets it more than it would get if it were known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pedos_dom0.policy.selectors import DeviceParts, Glob
 from pedos_dom0.policy.snapshot import Snapshot
 from pedos_dom0.policy.system import System, VmFacts
 
-from . import made_up, plain
+from . import plain, random_policies
 
 SYSTEM = System({name: VmFacts(name) for name in ("work", "vault", "sys-usb")})
 STORAGE, KEYBOARD = "u080650", "u030101"
@@ -96,19 +96,19 @@ def test_whatever_the_unknown_is_it_gets_no_more_than_when_it_is_known(seed: int
     for _ in range(40):
         lines = [
             line + " read-only=yes" * (rnd.random() < 0.3 and " deny" not in line)
-            for line in made_up.policy(rnd, 40).split("\n")
+            for line in random_policies.policy(rnd, 40).split("\n")
             # A rule may speak of what is not known itself, and then is not about what it may be.
             if line.startswith("device.") and "unknown" not in line
         ]
         lines.append(f"device.attach.usb * * * {rnd.choice(('allow', 'ask', 'deny'))}")
         policy = "\n".join(lines)
-        snapshot, system = snapshot_of(policy), made_up.system(rnd)
+        snapshot, system = snapshot_of(policy), random_policies.system(rnd)
         for _ in range(20):
             identity = rnd.choice(
                 ("0781:5581:x:u-unknown", "0781:5581:x:u080650u-unknown", "1:2:S:", "046d:c52b", "")
             )
-            port, source = rnd.choice(made_up.PORTS), rnd.choice(made_up.NAMES)
-            target = rnd.choice((*made_up.NAMES, "@default"))
+            port, source = rnd.choice(random_policies.PORTS), rnd.choice(random_policies.NAMES)
+            target = rnd.choice((*random_policies.NAMES, "@default"))
 
             def request(
                 identity: str, port: str = port, source: str = source, target: str = target

@@ -1,4 +1,4 @@
-"""docs/protocol.md says what the code does."""
+"""docs/protocol.md matches the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules of who may import what, read out of the code itself."""
+"""The rules of who may import what, derived from the imports themselves."""
 
 from __future__ import annotations
 

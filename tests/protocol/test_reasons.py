@@ -1,4 +1,4 @@
-"""Which reasons say more than the rule and the verdict that stand beside them."""
+"""Which reasons say more than the rule and the verdict beside them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wire method names never stand in a sentence that a user reads."""
+"""No sentence for a user contains a method's name on the wire."""
 
 from __future__ import annotations
 

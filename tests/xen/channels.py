@@ -23,7 +23,7 @@ OPPOSITE = {"server": "client", "client": "server"}
 
 
 def facts(text: str) -> dict[str, Any]:
-    """All that the lines of JSON say."""
+    """All lines of JSON in the output."""
     merged: dict[str, Any] = {}
     for line in text.splitlines():
         merged |= json.loads(line)

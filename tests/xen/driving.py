@@ -1,4 +1,4 @@
-"""Driving the booted system as its users do: by commands in dom0 and in guests."""
+"""Drives the booted system like its users: by commands in dom0 and in guests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures that a run of the bench shows at its end, whether its tests pass or not."""
+"""Figures that a run of the bench prints at its end, whether its tests pass or not."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Makes booting the image lighter: what a domain of the bench has no use for is not started.
+"""Makes booting the image cheaper: what a domain of the bench does not need is not started.
 
-Everything costs fifty times what it does on hardware, and a run of the tests boots five domains.
+Everything takes fifty times as long as on hardware, and a run of the tests boots five domains.
 """
 
 from __future__ import annotations

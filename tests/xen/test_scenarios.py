@@ -1,4 +1,4 @@
-"""What users are promised, between dom0, a driver domain and guests of a real Xen."""
+"""The scenarios that users are promised, between dom0, a driver domain and guests of a real Xen."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """VMs that reboot or are destroyed while they lend or borrow, and peers that end with them.
 
-Last, for some do not come back.
+These run last, because some VMs do not come back.
 """
 
 from __future__ import annotations

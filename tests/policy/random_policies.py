@@ -1,4 +1,4 @@
-"""Policies, facts and requests by chance: good ones, and texts that are nearly policies."""
+"""Random policies, facts and requests: good ones, and texts that are nearly policies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SERVICE_WORDS = (*SERVICES, "*", "device.*.*", "device.attach.*", "device.*.usb"
 PORTS = ("sda", "sdb", "sda1", "1-2", "1-2.3")
 IDENTITIES = (
     *("", "046d:c52b:x:u030101", "1050:0407:77:u030101", "0781:5581:x:u080650"),
-    # Of which not all is known.
+    # Identities that are not fully known.
     *("0781:5581:x:u-unknown", "0781:5581:x:u080650u-unknown", "1050:0407:77:", "046d:c52b"),
 )
 GLOBS = (
@@ -31,7 +31,7 @@ PARAMETERS = {
     "ask": ("default_target=mail", "target=@adminvm", "autostart=no", "user=root", "notify=no"),
     "deny": ("notify=no", "notify=yes"),
 }
-# Pieces that a text which is no policy may be made of.
+# Pieces of texts that are no policies.
 DEBRIS = (
     *("@default", "@dispvm:@dispvm", "@tag:", "+", "+::", "=", "target=", "#", "!include x", "\0"),
     *("!include-service s.A * x", "!compat-4.0", "\x1b[31m", "\N{SNOWMAN}", "\t", "\r", "x" * 600),

@@ -1,7 +1,7 @@
-"""Cases by chance that are made as those of the reference are: the same VMs, words and proportions.
+"""Random cases in the manner of the reference's: the same VMs, words and proportions.
 
-Whatever those have at all is in here too, so that what is rare in them, or happens not to meet in
-one case, does so in tens of thousands of these.
+Everything that occurs in those occurs here too, so that rare features, and combinations that no
+single case has, occur in tens of thousands of these.
 """
 
 from __future__ import annotations
