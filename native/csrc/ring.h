@@ -2,10 +2,10 @@
  * The ring engine: two byte streams in shared memory, in libxenvchan's own layout, so that a peer
  * which uses the plain library understands it (public header xen/io/libxenvchan.h, Xen 4.17).
  *
- * This module knows nothing of where the memory comes from or how a peer is woken. Whoever attaches
- * a ring hands over mapped memory and a callback; shm.c does so for a memfd and eventfds.
+ * This module does not depend on where the memory comes from or how a peer is woken. The code that
+ * attaches a ring passes mapped memory and a callback; shm.c does so for a memfd and eventfds.
  *
- * Everything in the shared page can change at any moment, by a peer that means harm. Therefore:
+ * A malicious peer can change everything in the shared page at any moment. Therefore:
  *  - our own two indices live in private memory; the page holds copies that we publish, never read;
  *  - each index of the peer is read once per look, checked, and only the checked copy is used;
  *  - an impossible index fails the channel for good, and the peer is told by our live flag;
