@@ -2,7 +2,7 @@
 
 usage: demo/run [IMAGE]        IMAGE, a disk image of yours, is copied and never written
 
-Ends with "demo: ok", or with status 1 at the first thing that is not as it should be.
+Ends with "demo: ok", or with status 1 at the first unexpected result.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ def prepare(stage: Stage, users_image: Path | None) -> None:
         image.copy(users_image, stage.unplugged)
     show(f"{stage.unplugged.stat().st_size} bytes, sha256 {sha256(stage.unplugged)}")
 
-    explain("A machine of processes on this computer: dom0, and VMs by name in a pedos.toml.")
+    explain("Make a machine of processes on this computer: pedos.toml names dom0 and the VMs.")
     stage.command("pedos-local", "init", "lab")
-    explain("One more VM beside sys-usb, work and vault.")
+    explain("Add one more VM to sys-usb, work and vault.")
     print("$ echo '[vm.personal]' >> lab/pedos.toml", flush=True)
     with (stage.lab / "pedos.toml").open("a") as config:
         config.write("\n[vm.personal]\n")
-    explain("dom0's service and one agent for each VM, each a process of its own.")
+    explain("Start dom0's service and one agent for each VM, each a process of its own.")
     stage.up()
 
 
 def attach_and_read(stage: Stage) -> None:
-    explain("Plug the disk into sys-usb: in local mode, a file in the folder of its devices.")
+    explain("Plug the disk into sys-usb: in local mode, put a file into the folder of its devices.")
     stage.plug()
     expect_in("the list", DISK, stage.block("list"))
 
@@ -56,7 +56,7 @@ def attach_and_read(stage: Stage) -> None:
     seen = stage.command("pedos-local", "run", "lab", "--vm", "work", "--", "qvm-block", "list")
     expect_in("what work sees", DISK, seen)
 
-    explain("In work it is a block file. Byte for byte the disk in sys-usb?")
+    explain("In work it is a block file. Is it byte for byte the disk in sys-usb?")
     source, target = sha256(stage.plugged), sha256(stage.block_file("work"))
     for digest, path in ((source, stage.plugged), (target, stage.block_file("work"))):
         show(f"{digest}  {stage.short(str(path))}")
@@ -70,14 +70,14 @@ def attach_and_read(stage: Stage) -> None:
 
 def files(stage: Stage) -> None:
     if not image.is_ext(stage.plugged):
-        explain("This image is no clean ext2/3/4 file system: the steps with files are left out.")
+        explain("This image is no clean ext2/3/4 file system: the demo skips the steps with files.")
         return
     disk = stage.block_file("work")
     path = image.find_file(stage.plugged)
     if path is None:
-        explain("There is no file on this disk: reading one is left out.")
+        explain("There is no file on this disk: the demo skips reading one.")
     else:
-        explain("A file, read through the file system on the block file in work.")
+        explain("Read a file through the file system on the block file in work.")
         stage.command("debugfs", "-R", f'dump "{path}" seen-by-work', disk)
         reference = stage.quietly(
             "debugfs", "-R", f'dump "{path}" in-the-source', str(stage.plugged)
@@ -108,7 +108,7 @@ def refusals(stage: Stage) -> None:
     explain("The same attach again changes nothing and says so.")
     stage.block("attach", "work", DISK)
 
-    explain("The policy lets nobody attach anything to vault; the refusal names the rule.")
+    explain("The policy denies every attach to vault; the refusal names the rule.")
     said = stage.block("attach", "vault", DISK, status=3)
     expect_in("the refusal", "denied", said)
     expect_in("the rule", "50-local.policy:", said)
@@ -123,11 +123,11 @@ def detach(stage: Stage) -> None:
 
 
 def assignment(stage: Stage) -> None:
-    explain("Attach it for good: --persistent, so that it is there whenever work starts.")
+    explain("Assign it with --persistent, so that work gets it at each start.")
     stage.block("attach", "--persistent", "work", DISK)
     expect_in("the list", "*work (attached", stage.block("list"))
 
-    explain("Shut work down and take the disk out: work cannot start without it.")
+    explain("Shut work down and unplug the disk: work cannot start without it.")
     stage.command("qvm-shutdown", "work")
     expect_in("the list", "*work (assigned", stage.block("list"))
     stage.unplug()
@@ -141,12 +141,12 @@ def assignment(stage: Stage) -> None:
 
 
 def surprise(stage: Stage) -> None:
-    explain("Pull the disk while it is attached: it goes away in work as well.")
+    explain("Unplug the disk while it is attached: it disappears in work as well.")
     stage.unplug()
     stage.until("the block file in work goes away", lambda: not stage.block_file("work").exists())
     expect_not_in("the list", "attached", stage.block("list"))
 
-    explain("It is still assigned. Detach all that work has; then nothing is left.")
+    explain("It is still assigned. Detach everything that work has; then nothing is left.")
     stage.block("detach", "work")
     expect_not_in("the list", "stick.img", stage.block("list"))
     explain("End the machine: no process, no mount and no socket may be left.")
