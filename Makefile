@@ -32,9 +32,10 @@ demo: build
 	@demo/run $${IMAGE:+"$$IMAGE"}
 
 # One worker more than there are processors: a test waits for other programs a third of its time.
+# A file is one worker's, and long ones come first (tests/conftest.py).
 test:
 	@tools/setup test
-	@.venv/bin/python -m pytest -n $$(($$(nproc) + 1)) --dist loadfile $(ARGS)
+	@.venv/bin/python -m pytest -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint:
 	@tools/setup lint

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -28,7 +29,11 @@ SANITIZERS = {
 }
 
 
-FUZZING = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
+FUZZING = [
+    "-Wno-gnu-variable-sized-type-not-at-end",
+    "-fsanitize=fuzzer,address,undefined",
+    "-fno-sanitize-recover=all",
+]
 
 
 def peer(directory: Path) -> Path:
@@ -59,15 +64,22 @@ def clang() -> str | None:
     return found if Path(answer.strip()).is_absolute() else None
 
 
-def fuzzer(directory: Path, compiler: str) -> Path:
-    """libFuzzer's program for the shared page; sources that stand in directory come first."""
+def unchanged_parts(directory: Path, compiler: str) -> list[Path]:
+    """What of libFuzzer's program no mutant changes, compiled for many of them."""
+    parts = []
+    for name in ("halt_poll", "channel"):
+        parts.append(directory / f"{name}.o")
+        command = [compiler, *FLAGS, *FUZZING, INCLUDE, "-c", CSRC / f"{name}.c", "-o", parts[-1]]
+        subprocess.run(command, check=True)
+    return parts
+
+
+def fuzzer(directory: Path, compiler: str, parts: Sequence[Path] = ()) -> Path:
+    """libFuzzer's program for the shared page; a ring.c that stands in directory comes first."""
     program = directory / "fuzz_page"
-    command: list[str | Path] = [compiler, *FLAGS, "-Wno-gnu-variable-sized-type-not-at-end"]
-    command += [*FUZZING, f"-I{directory}", INCLUDE, HERE / "fuzz_page.c"]
-    for name in ("halt_poll.c", "channel.c"):
-        command.append(directory / name if (directory / name).exists() else CSRC / name)
-    command += ["-o", program]
-    subprocess.run(command, check=True)
+    parts = parts or unchanged_parts(directory, compiler)
+    command: list[str | Path] = [compiler, *FLAGS, *FUZZING, f"-I{directory}", INCLUDE]
+    subprocess.run([*command, HERE / "fuzz_page.c", *parts, "-o", program], check=True)
     return program
 
 

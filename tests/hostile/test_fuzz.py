@@ -38,9 +38,15 @@ def fuzz(program: Path, runs: int) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_no_script_of_a_peer_breaks_a_promise(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     assert compiler is not None
-    done = fuzz(build.fuzzer(tmp_path, compiler), RUNS)
+    return build.unchanged_parts(tmp_path_factory.mktemp("parts"), compiler)
+
+
+def test_no_script_of_a_peer_breaks_a_promise(tmp_path: Path, parts: list[Path]) -> None:
+    assert compiler is not None
+    done = fuzz(build.fuzzer(tmp_path, compiler, parts), RUNS)
     assert done.returncode == 0, done.stderr
 
 
@@ -61,12 +67,12 @@ def test_no_script_of_a_peer_breaks_a_promise(tmp_path: Path) -> None:
         pytest.param(KEPT, "        (void)code;\n", id="a failure that passes"),
     ],
 )
-def test_a_missing_check_is_found(tmp_path: Path, old: str, new: str) -> None:
+def test_a_missing_check_is_found(tmp_path: Path, parts: list[Path], old: str, new: str) -> None:
     assert compiler is not None
     source = (build.CSRC / "ring.c").read_text()
     assert source.count(old) == 1, "the code has changed: this test must follow"
     (tmp_path / "ring.c").write_text(source.replace(old, new))
-    done = fuzz(build.fuzzer(tmp_path, compiler), RUNS_TO_FIND)
+    done = fuzz(build.fuzzer(tmp_path, compiler, parts), RUNS_TO_FIND)
     assert done.returncode != 0
     assert "SUMMARY" in done.stderr
 

@@ -16,9 +16,8 @@ import pytest
 from . import build
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
-
-pytestmark = pytest.mark.alone
 
 CALL_MAX = 5000  # us of processor time
 NOTICED_MAX = 1000  # ms
@@ -66,7 +65,10 @@ def attack(
     return [Run(names[end], *rest) for end, *rest in lines]
 
 
-all_sides = pytest.mark.parametrize("side", ["stream", "turns", "pump"])
+def all_sides(test: Callable[..., None]) -> Callable[..., None]:
+    """Against each way to use a channel; alone, as the victim measures its time."""
+    test = pytest.mark.parametrize("side", ["stream", "turns", "pump"])(test)
+    return pytest.mark.alone(test)
 
 
 @all_sides
