@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pedos_host import logs
 from pedos_host.arguments import Parser
+from pedos_host.system_errors import what_is_wrong
 from pedos_vchan import running
 from pedos_vchan import xen as vchan
 
@@ -146,7 +147,7 @@ def _say(group: BaseExceptionGroup[BaseException]) -> int:
         if isinstance(error, BaseExceptionGroup):
             _say(error)
         else:
-            logger.critical("%s", error)
+            logger.critical("%s", what_is_wrong(error))
     return 1
 
 

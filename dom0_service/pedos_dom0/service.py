@@ -19,6 +19,7 @@ import attrs
 import trio
 from pedos_host import notify
 from pedos_host.folder_lock import hold_folder, make_private
+from pedos_host.system_errors import what_is_wrong
 
 from pedos_dom0.access.audited import AuditedPolicy, facts_audited
 from pedos_dom0.attachments.orphans import Orphans
@@ -151,5 +152,7 @@ def _say_ready() -> None:
     try:
         notify.ready()
     except OSError as error:
-        logger.warning("the service manager cannot be told that it is ready: %s", error)
+        logger.warning(
+            "the service manager cannot be told that it is ready: %s", what_is_wrong(error)
+        )
     logger.info("ready")

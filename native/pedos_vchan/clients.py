@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 import trio
+from pedos_host.system_errors import what_is_wrong
 from pedos_host.throttle import throttle
 from pedos_host.unix import UnixListener
 from pedos_protocol.errors import CallError
@@ -50,7 +51,7 @@ async def serve_clients(
             except OSError as error:
                 # Out of descriptors: those who are connected go on, and free some.
                 if (more := throttle.more("a client could not be accepted")) is not None:
-                    logger.error("a client could not be accepted: %s%s", error, more)
+                    logger.error("a client could not be accepted: %s%s", what_is_wrong(error), more)
                 await trio.sleep(ACCEPT_RETRY)
             else:
                 nursery.start_soon(client, stream)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -424,6 +426,23 @@ async def test_the_service_ends_when_it_no_longer_hears_of_its_vms(
     world.driver.subscribers[-1].close()
     with trio.fail_after(1):
         await ended.wait()
+
+
+async def test_what_dom0_lacks_for_a_channel_is_said_in_words(
+    world: World,
+    autojump_clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def starved(_name: str, _domid: int) -> trio.abc.Stream:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(world.driver, "connect_control", starved)
+    await world.start()
+    await trio.sleep(3)
+    (said,) = [text for text in caplog.messages if "no connection to work" in text]
+    assert said.startswith("no connection to work: no channel could be made: Too many open files")
 
 
 async def test_an_agent_that_listens_within_two_seconds_of_the_start_is_not_complained_about(

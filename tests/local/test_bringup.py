@@ -100,6 +100,25 @@ def test_the_lock_of_a_killed_holder_is_free_and_its_ready_does_not_count(
         pass
 
 
+@pytest.mark.parametrize("text", ["", "17", "x\nready\n", f"{10**30}\nready\n"])
+def test_a_lock_file_that_names_no_process_is_of_no_holder(layout: Layout, text: str) -> None:
+    layout.run.mkdir(parents=True, exist_ok=True)
+    layout.lock.write_text(text)
+    assert read_lock(layout.lock) == (None, False)
+
+
+def test_a_lock_file_that_cannot_be_read_is_an_error_and_not_a_machine_that_comes_up(
+    layout: Layout,
+) -> None:
+    with Lock.hold(layout):
+        layout.lock.unlink()
+        layout.lock.mkdir()
+        with pytest.raises(IsADirectoryError) as caught, Lock.hold(layout):
+            pass
+        assert caught.value.filename == str(layout.lock)
+        layout.lock.rmdir()
+
+
 def test_sweeping_takes_stale_sockets_and_placeholders_and_nothing_of_the_users(
     layout: Layout,
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from pedos_dom0.local.bringup import tail
 from pedos_dom0.local.supervise import RESTARTS, Supervisor
 
 from .conftest import CRASHING, OBEDIENT, PATIENCE, STUBBORN, gone, script
@@ -111,6 +112,25 @@ async def test_a_program_that_is_not_there_is_given_up_with_the_reason(tmp_path:
     await supervisor.run()
     assert supervisor.gave_up is not None
     assert "/nonexistent/agent" in supervisor.gave_up
+
+
+async def test_the_words_of_this_time_begin_where_those_of_the_last_end(tmp_path: Path) -> None:
+    program = script("x", CRASHING, tmp_path)
+    program.log.write_text("words of the last time\n")
+    supervisor = Supervisor(program, restarts=0)
+    assert supervisor.log_start is None
+    await supervisor.run()
+    assert supervisor.log_start == len("words of the last time\n")
+
+
+async def test_a_program_whose_log_cannot_be_opened_has_said_nothing(tmp_path: Path) -> None:
+    program = script("x", OBEDIENT, tmp_path)
+    program.log.mkdir()
+    supervisor = Supervisor(program)
+    await supervisor.run()
+    assert supervisor.gave_up == f"x cannot be started: {program.log}: Is a directory"
+    assert supervisor.log_start is None
+    assert tail(program.log, supervisor.log_start) == ""
 
 
 async def test_what_helps_is_kept_apart_from_what_is_wrong(

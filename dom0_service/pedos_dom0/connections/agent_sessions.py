@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import attrs
 import trio
+from pedos_host.system_errors import what_is_wrong
 from pedos_protocol.device_classes import class_names
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.fields import PREFERRED_MAX
@@ -244,13 +245,15 @@ class AgentSessions:
             with trio.move_on_after(CONNECT_TIMEOUT):
                 stream = await self._state.driver.connect_control(name, task.domid)
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            return _End(f"its agent does not listen: {error}", broke=False, connected=False)
+            return _End(
+                f"its agent does not listen: {what_is_wrong(error)}", broke=False, connected=False
+            )
         except Exception as error:
             # The rendezvous is the VM's input too, and a failure that it causes ends here. It
             # cannot cause a time-out, nor dom0's own shortages: descriptors, memory.
             logger.debug("connecting to %s", name, exc_info=True)
             broke = isinstance(error, ConnectionError) or not isinstance(error, OSError)
-            return _End(f"no channel could be made: {error}", broke, connected=False)
+            return _End(f"no channel could be made: {what_is_wrong(error)}", broke, connected=False)
         if stream is None:
             why = f"no channel was made within {CONNECT_TIMEOUT:g} s"
             return _End(why, broke=False, connected=False)

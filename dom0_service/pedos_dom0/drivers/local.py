@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
+from pedos_host.system_errors import what_is_wrong
 from pedos_host.unix import connect_unix
 from pedos_protocol.errors import CallError, ProtocolError
 from pedos_protocol.messages import DomainShutdown, DomainStart, parse_params, parse_result, to_wire
@@ -131,7 +132,7 @@ class LocalDriver:
             await peer.run(task_status=task_status)
             self._lose("the machine ended the connection: local mode is going down")
         except (OSError, trio.BrokenResourceError, ProtocolError) as error:
-            self._lose(f"the machine broke off: {error}")
+            self._lose(f"the machine broke off: {what_is_wrong(error)}")
         if peer.their_hello is None:
             task_status.started()  # no hello came, so `run` has not reported it
 

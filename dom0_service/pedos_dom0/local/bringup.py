@@ -17,6 +17,7 @@ from typing import Any
 
 import trio
 from pedos_host.folder_lock import FolderHeld, hold_folder, make_private
+from pedos_host.system_errors import what_is_wrong
 from pedos_host.unix import connect_unix
 from pedos_protocol.errors import CallError, ProtocolError
 from pedos_protocol.events import REFUSED, refusal
@@ -27,7 +28,7 @@ from pedos_dom0.local.config import Config
 from pedos_dom0.local.layout import Layout, sweep
 from pedos_dom0.local.machine import Machine, Programs
 from pedos_dom0.local.supervise import Program, Supervisor
-from pedos_dom0.local.words import in_words, too_few_descriptors, what_is_wrong, with_hint
+from pedos_dom0.local.words import in_words, too_few_descriptors, with_hint
 
 logger = logging.getLogger(__name__)
 
@@ -160,15 +161,20 @@ class Lock:
 
 
 def read_lock(path: Path) -> tuple[int | None, bool]:
-    """(pid of the holder, is it ready); (None, False) while it writes, or without a holder."""
+    """(pid of the holder, is it ready); (None, False) while it writes, or without a holder.
+    OSError if it cannot be read."""
     try:
-        pid, ready, *_ = path.read_text(encoding="ascii", errors="replace").split("\n")
-        os.kill(int(pid), 0)  # the words of a killed holder do not count
-        return int(pid), ready == "ready"
-    except PermissionError:
-        return int(pid), ready == "ready"  # alive, and another user's
-    except (OSError, ValueError):
+        text = path.read_text(encoding="ascii", errors="replace")
+    except FileNotFoundError:
         return None, False
+    try:
+        pid, ready, *_ = text.split("\n")
+        os.kill(int(pid), 0)  # the words of a killed holder do not count
+    except PermissionError:
+        pass  # alive, and another user's
+    except (ProcessLookupError, ValueError, OverflowError):
+        return None, False
+    return int(pid), ready == "ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,8 +313,11 @@ async def _wait_for_dom0(dom0: Supervisor) -> str | None:
     return with_hint(why, dom0.hint) + tail(dom0.program.log, dom0.log_start)
 
 
-def tail(log: Path, start: int) -> str:
-    """The last lines of a log from byte `start` on, indented, to append to a message."""
+def tail(log: Path, start: int | None) -> str:
+    """The last lines of a log from byte `start` on, indented, to append to a message; nothing of a
+    program that was never started (None)."""
+    if start is None:
+        return ""
     try:
         text = log.read_bytes()[start:].decode("utf-8", "replace")
     except FileNotFoundError:
@@ -417,7 +426,7 @@ async def service(layout: Layout) -> AsyncIterator[Peer]:
         for said in (*refusals, error):
             if isinstance(said, CallError):
                 raise CannotComeUp(f"dom0's service says: {said.message}") from error
-        raise CannotComeUp(f"dom0's service does not answer: {error}") from error
+        raise CannotComeUp(f"dom0's service does not answer: {what_is_wrong(error)}") from error
 
 
 def client_environment(layout: Layout, vm: str) -> dict[str, str]:

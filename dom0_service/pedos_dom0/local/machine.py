@@ -15,6 +15,7 @@ import re
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
+from pedos_host.system_errors import what_is_wrong
 from pedos_host.unix import UnixListener, listen_unix
 from pedos_protocol.errors import CallError, ProtocolError, RemoteProtocolError
 from pedos_protocol.messages import (
@@ -30,7 +31,7 @@ from pedos_vchan.peer import Peer
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.local.layout import clear_dev
 from pedos_dom0.local.supervise import RESTARTS, Supervisor
-from pedos_dom0.local.words import hint_for, what_is_wrong
+from pedos_dom0.local.words import hint_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

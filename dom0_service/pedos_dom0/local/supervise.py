@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 
 import trio
 from pedos_host.children import Child, describe_exit, start_child
+from pedos_host.system_errors import what_is_wrong
 from pedos_host.waiting import first_of
 
-from pedos_dom0.local.words import hint_for, what_is_wrong
+from pedos_dom0.local.words import hint_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -73,10 +74,7 @@ class Supervisor:
         self.gave_up: str | None = None  # why, if it kept dying
         self.hint: str | None = None  # what to try then
         self.starts = 0
-        try:
-            self.log_start = program.log.stat().st_size  # where its output of this run begins
-        except OSError:
-            self.log_start = 0
+        self.log_start: int | None = None  # where its output of this run begins, once it runs
         self._restarts = restarts
         self._after_death = after_death
         self._stop_grace = stop_grace
@@ -148,6 +146,8 @@ class Supervisor:
             "NOTIFY_SOCKET": "@" + os.fsdecode(address[1:]),
         }
         with open(program.log, "ab") as log:
+            if self.log_start is None:
+                self.log_start = log.tell()
             child = start_child(
                 program.argv,
                 stdout=log,

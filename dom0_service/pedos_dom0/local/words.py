@@ -8,6 +8,7 @@ import resource
 import shlex
 from typing import TYPE_CHECKING
 
+from pedos_host.system_errors import what_is_wrong
 from pedos_protocol.names import escaped_text
 
 if TYPE_CHECKING:
@@ -30,12 +31,6 @@ _HINTS = {
 def in_words(error: OSError, where: str = "") -> str:
     """The lines about an error: what is wrong, and what to try, if anything helps."""
     return with_hint(what_is_wrong(error, where), hint_for(error))
-
-
-def what_is_wrong(error: OSError, where: str = "") -> str:
-    """`FILE: error` in one line; `where` is used if the error names no file."""
-    file = error.filename if isinstance(error.filename, str) else where
-    return escaped_text((f"{file}: " if file else "") + (error.strerror or str(error)))
 
 
 def hint_for(error: OSError) -> str | None:
