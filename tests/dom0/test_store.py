@@ -20,7 +20,7 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from pedos_dom0.tables import store_file
+from pedos_dom0.tables import database_file, store_file
 from pedos_dom0.tables.leases import ATTACHED, DETACHING, PENDING, STATES, Lease
 from pedos_dom0.tables.registry import DeviceKey
 from pedos_dom0.tables.store import Assignment, StartRow, Store, StoreError, open_store
@@ -364,7 +364,7 @@ def test_a_missing_folder_says_where_to_look(tmp_path: Path) -> None:
 def test_a_file_that_another_process_has_open_says_so(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_file, "LOCK_WAIT", 0)
+    monkeypatch.setattr(database_file, "LOCK_WAIT", 0)
     StoreFile(path).close()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")

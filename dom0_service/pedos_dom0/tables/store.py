@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, TypeVar
 import attrs
 import trio
 
-from pedos_dom0.tables.store_file import Assignment, StartRow, StoreError, StoreFile
+from pedos_dom0.tables.database_file import StoreError
+from pedos_dom0.tables.store_file import Assignment, StartRow, StoreFile
 from pedos_dom0.tasks.disk import in_thread
 
 if TYPE_CHECKING:
