@@ -141,7 +141,7 @@ def test_one_more_ctrl_c_ends_a_machine_that_does_not_go_down(lab: Layout, tmp_p
         textwrap.dedent(
             """
             import sys, trio
-            from pedos_dom0.local import verbs
+            from pedos_dom0.local import session
             from pedos_dom0.local.cli import main
             from pedos_dom0.local.machine import Machine
 
@@ -149,7 +149,7 @@ def test_one_more_ctrl_c_ends_a_machine_that_does_not_go_down(lab: Layout, tmp_p
                 await trio.sleep_forever()
 
             Machine.stop = never
-            verbs.FORCE_TIMEOUT = 0.05
+            session.FORCE_TIMEOUT = 0.05
             main(["up", sys.argv[1]])
             """
         )

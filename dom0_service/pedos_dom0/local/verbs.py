@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import trio
 from pedos_host import notify
@@ -25,32 +25,23 @@ from pedos_dom0.local.command import CannotRun, run_command
 from pedos_dom0.local.follow import Follower
 from pedos_dom0.local.layout import Layout
 from pedos_dom0.local.machine import Machine
+from pedos_dom0.local.session import FAILED, Session, Stop, with_signals
 from pedos_dom0.local.terminal import PROGRAM, Terminal
 from pedos_dom0.local.unused import until_unused
 from pedos_dom0.local.users import Users
 from pedos_dom0.local.words import for_shell, in_words, system_errors
 
-DONE, FAILED, USAGE, CANNOT_COME_UP = 0, 1, 2, 5
+DONE, USAGE, CANNOT_COME_UP = 0, 2, 5
 
 # Seconds that `run` waits for an `up` that is still starting, or just stopping: a start takes a
 # second or two, and a minute only if something is wrong.
 OTHER_TIMEOUT = 60.0
 # Seconds after which it says that it waits.
 OTHER_NOTICE = 3.0
-# Seconds for cleaning up after killed programs, before this process just ends.
-FORCE_TIMEOUT = 2.0
 # A Ctrl-C that ended COMMAND reaches this process too, within about this time (seconds).
 SIGNAL_SETTLE = 0.05
 
 logger = logging.getLogger("pedos_dom0.local")
-
-
-class Stop(Exception):  # noqa: N818
-    """The verb ends here, with a message for the user and this exit status."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 def verb_init(options: argparse.Namespace) -> int:
@@ -88,113 +79,11 @@ VERBS: Mapping[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
-class Session:
-    """The tools of a verb: the folder, its configuration, and the incoming signals."""
-
-    def __init__(
-        self,
-        options: argparse.Namespace,
-        layout: Layout,
-        settings: config.Config,
-        terminal: Terminal,
-    ) -> None:
-        self.options = options
-        self.layout = layout
-        self.settings = settings
-        self.terminal = terminal
-        self.signals: trio.MemoryReceiveChannel[int]
-        self._send: trio.MemorySendChannel[int]
-        # A person presses Ctrl-C a few times; what does not fit is a repetition.
-        self._send, self.signals = trio.open_memory_channel[int](16)
-        self.background: trio.Nursery  # of tasks that end with the verb
-        self.coming_up: trio.CancelScope | None = None
-        self.machine: Machine | None = None
-        self.going_down = False
-        self.first_signal: int | None = None
-        self.told_to_end = False  # by more than a Ctrl-C, which may be meant for COMMAND alone
-        self._forced = False
-
-    async def watch(self, signals: AsyncIterator[int]) -> None:
-        """While starting, a signal ends the start; while stopping, one more kills."""
-        async for number in signals:
-            self._take(number)
-
-    def _take(self, number: int) -> None:
-        if self.first_signal is None:
-            self.first_signal = number
-        self.told_to_end = self.told_to_end or number != signal.SIGINT
-        if self.coming_up is not None:
-            scope, self.coming_up = self.coming_up, None
-            self.going_down = True
-            scope.cancel()
-        elif self.going_down:
-            self._force(number)
-        else:
-            with contextlib.suppress(trio.WouldBlock):
-                self._send.send_nowait(number)
-
-    def _force(self, number: int) -> None:
-        logger.error("%s: killing what is left", signal.Signals(number).name)
-        if self.machine is not None:
-            self.machine.kill_all()
-        if not self._forced:
-            self._forced = True
-            self.background.start_soon(self._end_by_force, number)
-
-    async def _end_by_force(self, number: int) -> None:
-        """Cancelled when the verb ends by itself. Programs that still run die with this process."""
-        await trio.sleep(FORCE_TIMEOUT)
-        logger.error("still not down %.0f s later; ended by force", FORCE_TIMEOUT)
-        self.terminal.close()
-        os._exit(128 + number)
-
-    def watch_terminal(self) -> None:
-        """The terminal of `up` is gone: for a program in the foreground, that is SIGPIPE.
-
-        Python ignores the real signal, which every broken socket would send as well.
-        """
-        token = trio.lowlevel.current_trio_token()
-
-        def gone(error: OSError) -> None:  # in the thread of the terminal
-            with contextlib.suppress(trio.RunFinishedError):
-                token.run_sync_soon(self._terminal_gone, error)
-
-        self.terminal.when_gone(gone)
-
-    def _terminal_gone(self, error: OSError) -> None:
-        logger.error("the terminal is gone: %s", error.strerror or error)
-        if not self.going_down:
-            self._take(signal.SIGPIPE)
-
-    @contextlib.asynccontextmanager
-    async def up(self, lock: Lock) -> AsyncIterator[bringup.Up]:
-        """The whole system is up within the block. Stop if a signal came during the start."""
-        programs = bringup.LocalPrograms(self.layout, self.settings, verbose=self.options.verbose)
-        came_up = False
-        with trio.CancelScope() as scope:
-            self.coming_up = scope
-            async with bringup.bring_up(
-                self.layout, self.settings, programs, lock, self._has_machine
-            ) as up:
-                self.coming_up = None
-                came_up = True
-                try:
-                    yield up
-                finally:
-                    self.going_down = True
-        if not came_up:
-            number = self.first_signal or signal.SIGINT
-            raise Stop(f"interrupted by {signal.Signals(number).name}", 128 + number)
-
-    def _has_machine(self, machine: Machine) -> None:
-        self.machine = machine
-
-
 def _main(options: argparse.Namespace, verb: Callable[[Session], Awaitable[int]]) -> int:
     terminal = Terminal()
     try:
         session = _open(options, terminal)
-        return trio.run(_with_signals, session, verb, strict_exception_groups=True)
+        return trio.run(with_signals, session, verb, strict_exception_groups=True)
     except (Stop, CannotRun) as error:
         terminal.say(str(error))
         return error.status
@@ -233,22 +122,6 @@ def _open(options: argparse.Namespace, terminal: Terminal) -> Session:
         raise Stop(f"no VM named {vm!a:.64} in {layout.config}; there are: {known}", USAGE)
     bringup.check_tools()
     return Session(options, layout, settings, terminal)
-
-
-async def _with_signals(session: Session, verb: Callable[[Session], Awaitable[int]]) -> int:
-    result: int | Exception = FAILED
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-        async with trio.open_nursery() as nursery:
-            session.background = nursery
-            nursery.start_soon(session.watch, signals)
-            try:
-                result = await verb(session)
-            except Exception as error:  # must not pass through the nursery, which would wrap it
-                result = error
-            nursery.cancel_scope.cancel()
-    if isinstance(result, Exception):
-        raise result
-    return result
 
 
 def _missed(count: int) -> str:
@@ -381,7 +254,7 @@ async def _run(session: Session, argv: list[str], *, deathsig: str = "TERM") -> 
                         _log_to(session, level=logging.WARNING, own_machine=False)
                         return await _run_in(session, argv, env, deathsig)
             waiting.check(other)
-        number = await _next_signal(session, bringup.LOOK_AGAIN)
+        number = await session.next_signal(bringup.LOOK_AGAIN)
         if number is not None:
             raise Stop(f"interrupted by {signal.Signals(number).name}", 128 + number)
 
@@ -417,13 +290,6 @@ class _Waiting:
             )
 
 
-async def _next_signal(session: Session, timeout: float) -> int | None:
-    """The next signal that comes within `timeout` seconds."""
-    with trio.move_on_after(timeout):
-        return await session.signals.receive()
-    return None
-
-
 async def _last_out(session: Session, lock: Lock) -> None:
     """Returns when no other process uses the machine, and none can join it any more.
 
@@ -438,7 +304,7 @@ async def _last_out(session: Session, lock: Lock) -> None:
                 return
             session.terminal.say(f"waiting for {others}")
             while not users.alone():
-                if await _next_signal(session, bringup.LOOK_AGAIN) is not None:
+                if await session.next_signal(bringup.LOOK_AGAIN) is not None:
                     return
         with contextlib.suppress(OSError):  # a full disk leaves it empty: not ready
             lock.set_ready(False)
@@ -446,7 +312,7 @@ async def _last_out(session: Session, lock: Lock) -> None:
 
 async def _settle(session: Session) -> None:
     """The Ctrl-C that ended COMMAND does not apply to what comes after it."""
-    while await _next_signal(session, SIGNAL_SETTLE) is not None:
+    while await session.next_signal(SIGNAL_SETTLE) is not None:
         pass
 
 
