@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from pedos_dom0.local.layout import Layout, sweep
 
 from .faults import FaultController
 from .system import LocalSystem, wait_until
+
+Prepare = Callable[[LocalSystem], dict[str, str]]
 
 FAILED = pytest.StashKey[bool]()
 
@@ -41,8 +43,9 @@ class KeptSystem:
     """The module's system, and a fresh one after it was lost or a test has failed: leftovers of
     that test must not fail another one."""
 
-    def __init__(self, faults: FaultController) -> None:
+    def __init__(self, faults: FaultController, prepare: Prepare) -> None:
         self._faults = faults
+        self._prepare = prepare
         self._folders = contextlib.ExitStack()
         self._local: LocalSystem | None = None
 
@@ -54,8 +57,9 @@ class KeptSystem:
             self._faults.disarm()
             self._local = LocalSystem(Path(folder) / "system")
             self._local.init()
+            more = self._prepare(self._local)
             try:
-                self._local.up({"PEDOS_FAULTPOINTS": str(self._faults.path)})
+                self._local.up({"PEDOS_FAULTPOINTS": str(self._faults.path), **more})
             except BaseException:
                 self.drop()
                 raise
@@ -81,8 +85,15 @@ class KeptSystem:
 
 
 @pytest.fixture(scope="module")
-def kept_system(faults: FaultController) -> Iterator[KeptSystem]:
-    kept = KeptSystem(faults)
+def prepare() -> Prepare:
+    """What is done with each system before it is brought up, and the environment that it gets. A
+    module that has something to prepare has such a fixture of its own."""
+    return lambda _system: {}
+
+
+@pytest.fixture(scope="module")
+def kept_system(faults: FaultController, prepare: Prepare) -> Iterator[KeptSystem]:
+    kept = KeptSystem(faults, prepare)
     yield kept
     kept.end()
 

@@ -41,7 +41,8 @@ SHUTDOWN_TIMEOUT = 20.0
 # From the start of a domain to its agent's first report.
 BOOT_TIMEOUT = 30.0
 
-CARRIERS: Mapping[str, Carrier] = {
+#: By class of devices; who has one more class adds what carries it.
+CARRIERS: dict[str, Carrier] = {
     "block": CarriedByAgents(),
     "usb": lacking(
         "usb",

@@ -118,7 +118,7 @@ class Attachments:
     def _names(self, device_class: str) -> set[str]:
         """The names of the borrowed devices of a class in this VM."""
         imports = (e for e in self._imports.values() if e.params.device_class == device_class)
-        return {entry.borrowing.name for entry in imports}
+        return {name for entry in imports if (name := entry.borrowing.name) is not None}
 
     async def clean_leftovers(self) -> None:
         """Remove what a killed predecessor left; called once, before any attachment starts."""
@@ -157,8 +157,8 @@ class Attachments:
         await entry.lifetime.started()
         return carrier.number(found)
 
-    async def start_import(self, params: ImportStart) -> str:
-        """Borrow a device; returns its name here when it can be used, or CallError."""
+    async def start_import(self, params: ImportStart) -> str | None:
+        """Borrow a device; returns its name here, if it has one, when it can be used; CallError."""
         carrier = self._carrier(params.attachment, params.device_class, self._imports)
         _check_name(params)
         entry = Import(params, carrier.borrow(params, self._names(params.device_class)))

@@ -64,8 +64,8 @@ class Borrowing(Protocol):
     """A device of another domain in this VM."""
 
     @property
-    def name(self) -> str:
-        """Its name here, for dom0."""
+    def name(self) -> str | None:
+        """Its name here, for dom0; None if its class has no names."""
         ...
 
     async def run(self, lifetime: Lifetime) -> None:

@@ -1,6 +1,7 @@
 """A class of devices that stands in tests alone.
 
-`registered` puts it into the one table of classes, which all of this process reads.
+`registered` puts it into the one table of classes, which all of this process reads. Programs that
+are started with `site` on their path have it from their start on: see `site/sitecustomize.py`.
 """
 
 from __future__ import annotations

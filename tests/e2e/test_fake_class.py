@@ -1,0 +1,203 @@
+"""A class of devices that stands in tests alone, in real programs: kill -9 of any of them at any
+step of its attach and detach, and the system is right again."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pedos_cli import client
+from pedos_protocol.errors import CallError, ProtocolError
+from pedos_protocol.messages import SCHEMA, to_wire
+
+from tests.patience import PATIENCE
+
+from .conftest import Prepare
+from .faults import FaultController
+from .system import LocalSystem
+
+Act = Callable[[LocalSystem], None]
+
+ROOT = Path(__file__).parents[2]
+SITE = ROOT / "tests" / "fake_class" / "site"
+
+TOY = "sys-usb:toy"
+NAMED = {"device_class": "fake", "vm": "work", "backend": "sys-usb", "device": "toy"}
+WORDS = "A toy"
+VMS = {"dom0", "sys-usb", "work", "vault"}
+PROGRAMS = ("dom0", "agent:sys-usb", "agent:work")
+# test_the_tables_name_every_step keeps these true.
+ATTACH_STEPS = (
+    "attach.leased",
+    "export.listening",
+    "attach.exported",
+    "import.connected",
+    "export.connected",
+    "import.ready",
+    "attach.imported",
+    "attach.committed",
+)
+DETACH_STEPS = (
+    "detach.started",
+    "import.stopped",
+    "detach.unimported",
+    "export.stopped",
+    "detach.unexported",
+    "detach.freed",
+)
+
+
+@pytest.fixture(scope="module")
+def prepare() -> Prepare:
+    def prepare(system: LocalSystem) -> dict[str, str]:
+        for vm in VMS:
+            (system.folder / "vms" / vm / "devices" / "fake").mkdir(parents=True)
+        (system.folder / "vms" / "sys-usb" / "devices" / "fake" / "toy").write_text(WORDS)
+        return {"PYTHONPATH": f"{SITE}{os.pathsep}{ROOT}"}
+
+    return prepare
+
+
+def ends_of_the_channel(system: LocalSystem) -> list[bool]:
+    """Whether source and target have the toy in use."""
+    return [
+        is_locked(system.folder / "vms" / vm / "dev" / name)
+        for vm, name in (("sys-usb", "fake-toy.lent"), ("work", "fake-toy"))
+    ]
+
+
+def is_locked(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def ask(system: LocalSystem, method: str, **params: Any) -> dict[str, Any]:
+    """What a command asks, without a process of its own: forty cases are to be quick."""
+    service = client.connect(system.environment()["PEDOS_SOCKET"])
+    try:
+        return service.call(method, to_wire(SCHEMA[method].params(**params)), PATIENCE)
+    finally:
+        service.close()
+
+
+def holders(system: LocalSystem) -> list[str] | None:
+    """Who has the toy, when all agents are there; None if they are not, or the toy is not."""
+    vms = ask(system, "vm.list")["vms"]
+    if {vm["name"] for vm in vms if vm["agent"]} != VMS:
+        return None
+    listed = ask(system, "device.list", device_class="fake")["devices"]
+    return next(
+        ([held["vm"] for held in each["attachments"]] for each in listed if each["present"]), None
+    )
+
+
+def settle(system: LocalSystem) -> list[str]:
+    """Everybody is back, and what is said to be attached is what there is: who has the toy."""
+    found: list[str] | None = None
+
+    def is_settled() -> bool:
+        nonlocal found
+        with contextlib.suppress(client.Unreachable, CallError):  # dom0's service is not back yet
+            found = holders(system)
+            return found is not None and ends_of_the_channel(system) == [found == ["work"]] * 2
+        return False
+
+    system.wait_until(is_settled, f"the system is consistent again\n{system.log()}")
+    assert found is not None
+    return found
+
+
+def attach(system: LocalSystem) -> None:
+    ask(system, "device.attach", **NAMED)
+
+
+def detach(system: LocalSystem) -> None:
+    ask(system, "device.detach", **NAMED)
+
+
+def attach_again(system: LocalSystem) -> None:
+    """The same attach succeeds, or has succeeded, and a detach leaves nothing."""
+    attach(system)
+    assert ends_of_the_channel(system) == [True, True]
+    assert (system.folder / "vms" / "work" / "dev" / "fake-toy").read_text() == WORDS
+    detach(system)
+    assert ends_of_the_channel(system) == [False, False]
+
+
+def kill(system: LocalSystem, victim: str) -> int:
+    """Kills them, and waits for their end; how many there were."""
+    pids = system.victim(victim)
+    for pid in pids:
+        ended = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(ended, signal.SIGKILL)
+            select.select([ended], [], [], PATIENCE)
+        finally:
+            os.close(ended)
+    return len(pids)
+
+
+def kill_while(
+    system: LocalSystem, faults: FaultController, step: str, victim: str, act: Act
+) -> None:
+    killed: list[int] = []
+    faults.arm(step, lambda: killed.append(kill(system, victim)))
+    with contextlib.suppress(ProtocolError, client.Unreachable, CallError):
+        act(system)
+    settle(system)
+    assert killed == [1]
+    attach_again(system)
+
+
+@pytest.fixture(autouse=True)
+def clean(system: LocalSystem, faults: FaultController) -> None:
+    faults.disarm()
+    settle(system)
+
+
+def test_the_commands_name_it_and_the_tables_name_every_step(
+    system: LocalSystem, faults: FaultController
+) -> None:
+    faults.forget()
+    system.ok("qvm-device", "fake", "attach", "work", TOY)
+    assert ends_of_the_channel(system) == [True, True]
+    assert {line.split()[1] for line in faults.seen} == set(ATTACH_STEPS)
+    faults.forget()
+    system.ok("qvm-device", "fake", "detach", "work", TOY)
+    assert ends_of_the_channel(system) == [False, False]
+    assert {line.split()[1] for line in faults.seen} == set(DETACH_STEPS)
+
+
+@pytest.mark.parametrize("victim", PROGRAMS)
+@pytest.mark.parametrize("step", ATTACH_STEPS)
+def test_a_kill_while_attaching(
+    system: LocalSystem, faults: FaultController, step: str, victim: str
+) -> None:
+    kill_while(system, faults, step, victim, attach)
+
+
+@pytest.mark.parametrize("victim", PROGRAMS)
+@pytest.mark.parametrize("step", DETACH_STEPS)
+def test_a_kill_while_detaching(
+    system: LocalSystem, faults: FaultController, step: str, victim: str
+) -> None:
+    attach(system)
+    kill_while(system, faults, step, victim, detach)
+
+
+def test_a_restart_of_the_service_keeps_it(system: LocalSystem) -> None:
+    attach(system)
+    assert kill(system, "dom0") == 1
+    assert settle(system) == ["work"]
+    attach_again(system)
