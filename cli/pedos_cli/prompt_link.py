@@ -19,7 +19,11 @@ REGISTER_S = 10.0
 SEND_S = 5.0
 """Seconds in which the service reads an answer: it reads all the time, or it hangs."""
 
-_REGISTER_ID = 1  # of the only call from this side
+_REGISTER_ID = 1  # of the first call from this side
+
+
+def _register(call_id: int, params: dict[str, object]) -> Request:
+    return Request(call_id, "prompter.register", params, int(REGISTER_S * 1000))
 
 
 class Link:
@@ -30,10 +34,11 @@ class Link:
         listens."""
         self._socket, self.path = client.open_socket(path)
         self._connection = Connection()
+        self.is_older = False  # the service does not know how this registers
         self._socket.settimeout(SEND_S)
         try:
             hello = self._connection.send(Hello(VERSIONS, "qvm-prompt"))
-            request = Request(_REGISTER_ID, "prompter.register", {}, int(REGISTER_S * 1000))
+            request = _register(_REGISTER_ID, {"calls": True})
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 # If the service hangs up at once, what it sent before is read.
                 self._socket.sendall(hello + self._connection.send(request))
@@ -43,6 +48,11 @@ class Link:
         except BaseException:
             self._socket.close()
             raise
+
+    def register_as_before(self) -> None:
+        """Ask again, of a service that is older and knows no questions about calls."""
+        self.is_older = True
+        self._write(self._connection.send(_register(_REGISTER_ID + 1, {})))
 
     def fileno(self) -> int:
         """The descriptor to poll for input."""

@@ -10,7 +10,7 @@ from pedos_protocol.events import REFUSED, Answer, ErrorAnswer, Notice, Request,
 
 from pedos_cli.client import Unreachable
 from pedos_cli.prompt_link import REGISTER_S
-from pedos_cli.prompt_question import parse
+from pedos_cli.prompt_question import METHODS, parse
 from pedos_cli.prompt_queue import Full, QuestionQueue
 
 TYPE_CHECKING = False
@@ -147,14 +147,18 @@ class Loop:
         assert self._link is not None
         if isinstance(event, Answer):
             self._registered()
+        elif isinstance(event, ErrorAnswer) and event.code == "usage" and not self._link.is_older:
+            self._link.register_as_before()
         elif isinstance(event, ErrorAnswer):
             if event.code == "unavailable" and self._was_registered:
                 raise Unreachable(self._link.path, event.message)  # it starts or ends
             raise CallError(event.code, event.message, event.data)
-        elif isinstance(event, Request) and event.method == "prompt.ask":
+        elif isinstance(event, Request) and event.method in METHODS:
             self._ask(event, now)
         elif isinstance(event, Request):
-            self._link.refuse(event.id, "unknown_method", "a prompter knows prompt.ask alone")
+            self._link.refuse(
+                event.id, "unknown_method", f"a prompter knows {' and '.join(METHODS)}"
+            )
         elif isinstance(event, Notice) and event.method == REFUSED:
             error = refusal(event.params)
             if self._was_registered:
@@ -178,7 +182,7 @@ class Loop:
     def _ask(self, event: Request, now: float) -> None:
         assert self._link is not None
         try:
-            question = parse(event.id, event.params, now)
+            question = parse(event.id, event.params, now, event.method)
         except ValueError as error:
             self._link.refuse(event.id, "usage", f"the question is malformed: {error}")
             return

@@ -18,15 +18,25 @@ from pedos_cli.output import TEXT_MAX, escaped
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import TypeVar
+    from typing import TypeAlias, TypeVar
 
     T = TypeVar("T")
+    Said: TypeAlias = tuple[str, str, tuple[tuple[str, str], ...]]
 
 CANDIDATES_MAX = 256
 """VMs to choose from: as many as one list of the protocol holds."""
 
+ASK, CALL = METHODS = ("prompt.ask", "prompt.call")
+"""What dom0 asks a prompter: about a device, and about a call of a service."""
+
+ARGUMENT_MAX = 512
+"""Characters of a call's argument, which is shown whole: as many as a column of a rule may have."""
+
+SERVICE_MAX = 255
+"""Characters of the name of a service that is called: all that policy knows."""
+
 NAME_MAX = 64
-"""Characters of a request's id and of a service's name to show."""
+"""Characters of a request's id and of a device's service to show."""
 
 WIDTH_MIN = 40
 """Columns to use even if the terminal claims to have fewer (or none at all)."""
@@ -48,11 +58,15 @@ _VERBS = {
 
 class Question:
     """May `source` have this, and which of `candidates` gets it? `deadline` is in seconds of the
-    reader's clock; the answer has to carry `call_id`."""
+    reader's clock; the answer has to carry `call_id`.
+
+    `doing` is the request, without who and which device: `attach a block device`. `choosing` is the
+    heading of the choices. `fields` are labels with what a person has to know.
+    """
 
     __slots__ = (
-        "call_id", "candidates", "deadline", "default", "description", "device", "device_class",
-        "identity", "read_only", "request", "service", "size", "source",
+        "call_id", "candidates", "choosing", "deadline", "default", "doing", "fields", "request",
+        "service", "source",
     )  # fmt: skip
 
     def __init__(
@@ -63,36 +77,67 @@ class Question:
         request: str,
         source: str,
         service: str,
-        device: str,
-        device_class: str,
-        identity: str,
-        description: str,
-        size: int | None,
-        read_only: bool,
         candidates: tuple[str, ...],
         default: str | None,
+        doing: str,
+        choosing: str,
+        fields: tuple[tuple[str, str], ...],
     ) -> None:
         self.call_id = call_id
         self.deadline = deadline
         self.request = request
         self.source = source
         self.service = service
-        self.device = device
-        self.device_class = device_class
-        self.identity = identity
-        self.description = description
-        self.size = size
-        self.read_only = read_only
         self.candidates = candidates
         self.default = default
+        self.doing = doing
+        self.choosing = choosing
+        self.fields = fields
 
 
-def parse(call_id: int, untrusted_params: Mapping[str, object], now: float) -> Question:
-    """Return the question that a prompt.ask carries; ValueError says why it is malformed.
+def parse(
+    call_id: int, untrusted_params: Mapping[str, object], now: float, method: str = ASK
+) -> Question:
+    """Return the question that a request of METHODS carries; ValueError says why it is malformed.
 
     dom0 checked all of this. It is checked again because a person can judge only by what the screen
     says.
     """
+    untrusted_service = _take(untrusted_params, "service", str)
+    if method == CALL and len(untrusted_service) > SERVICE_MAX:
+        raise ValueError("the service's name is too long")  # cut, it would look like another one
+    service = harmless_text(untrusted_service, SERVICE_MAX if method == CALL else NAME_MAX)
+    said = _device(service, untrusted_params) if method == ASK else _call(service, untrusted_params)
+    doing, choosing, fields = said
+    candidates, default = _parse_candidates(untrusted_params)
+    return Question(
+        call_id=call_id,
+        deadline=now + max(0, _take(untrusted_params, "timeout_s", int)),
+        request=harmless_text(_take(untrusted_params, "request", str), NAME_MAX),
+        source=parse_vm_name(untrusted_params.get("source")),
+        service=service,
+        candidates=candidates,
+        default=default,
+        doing=doing,
+        choosing=choosing,
+        fields=fields,
+    )
+
+
+def _call(service: str, untrusted_params: Mapping[str, object]) -> Said:
+    """What is said of a call of a service."""
+    untrusted_argument = _take(untrusted_params, "argument", str)
+    if len(untrusted_argument) > ARGUMENT_MAX or not untrusted_argument.isprintable():
+        raise ValueError("the argument is too long, or cannot be shown")
+    if untrusted_argument[:1] != "+" or " " in untrusted_argument:
+        raise ValueError("the argument does not begin with '+', or has a blank in it")
+    # As it is: the screen escapes it, so that no two look the same.
+    fields = (("argument", untrusted_argument[1:] or "(none)"),)
+    return f"call {service}", "in which VM?", fields
+
+
+def _device(service: str, untrusted_params: Mapping[str, object]) -> Said:
+    """What is said of a device."""
     backend = parse_vm_name(untrusted_params.get("backend"))
     untrusted_identity = _take(untrusted_params, "identity", str)
     if not is_identity(untrusted_identity):
@@ -100,22 +145,36 @@ def parse(call_id: int, untrusted_params: Mapping[str, object], now: float) -> Q
     untrusted_size = untrusted_params.get("size")
     if untrusted_size is not None and (type(untrusted_size) is not int or untrusted_size < 0):
         raise ValueError("the size is not a number of bytes")
-    candidates, default = _parse_candidates(untrusted_params)
-    return Question(
-        call_id=call_id,
-        deadline=now + max(0, _take(untrusted_params, "timeout_s", int)),
-        request=harmless_text(_take(untrusted_params, "request", str), NAME_MAX),
-        source=parse_vm_name(untrusted_params.get("source")),
-        service=harmless_text(_take(untrusted_params, "service", str), NAME_MAX),
-        device=f"{backend}:{parse_device_id(untrusted_params.get('device'))}",
-        device_class=parse_device_class(untrusted_params.get("device_class")),
-        identity=untrusted_identity,
-        description=harmless_text(_take(untrusted_params, "description", str)),
-        size=untrusted_size,
-        read_only=_take(untrusted_params, "read_only", bool),
-        candidates=candidates,
-        default=default,
+    name = parse_device_class(untrusted_params.get("device_class"))
+    description = harmless_text(_take(untrusted_params, "description", str))
+    verb = "".join(service.split(".")[1:2])
+    access = _access(name, verb, read_only=_take(untrusted_params, "read_only", bool))
+    known = _VERBS.get(verb)
+    fields = (
+        ("device", f"{backend}:{parse_device_id(untrusted_params.get('device'))}"),
+        ("identity", untrusted_identity or "(none)"),
+        ("says it is", description or "(nothing)"),
+        ("size", "" if untrusted_size is None else size_text(untrusted_size)),
+        ("access", access),
     )
+    what = _one_of(name)
+    doing = known[0].format(what) if known else f"use {service} on {what}"
+    return doing, known[1] if known else "for which VM?", fields
+
+
+def _one_of(name: str) -> str:
+    """`a block device`"""
+    described = class_named(name)
+    one = described.one if described else f"{name} device"
+    return f"{'an' if one[0] in 'aeio' else 'a'} {one}"  # not u: a USB device
+
+
+def _access(name: str, verb: str, *, read_only: bool) -> str:
+    if read_only:
+        return "read-only"
+    described = class_named(name)
+    is_given = verb in ("attach", "assign")
+    return "read and write" if described and described.written and is_given else ""
 
 
 def _parse_candidates(
@@ -154,21 +213,13 @@ def lines(question: Question, width: int, encoding: str) -> list[str]:
     """
     width = max(width, WIDTH_MIN)
     said = ["-" * min(width - 1, RULE_MAX)]
-    said += _wrapped(f"{question.source} asks to {doing(question)}", "", "    ", width, encoding)
-    fields = [
-        ("device", question.device),
-        ("identity", question.identity or "(none)"),
-        ("says it is", question.description or "(nothing)"),
-        ("size", "" if question.size is None else size_text(question.size)),
-        ("access", _access(question)),
-        ("service", question.service),
-        ("request", question.request),
-    ]
+    said += _wrapped(f"{question.source} asks to {question.doing}", "", "    ", width, encoding)
+    fields = (*question.fields, ("service", question.service), ("request", question.request))
     for label, text in fields:
         if text:
             start = f"  {label}".ljust(LABEL_WIDTH)
             said += _wrapped(text, start, " " * (LABEL_WIDTH - 2) + "| ", width, encoding)
-    said.append(_heading(question))
+    said.append(question.choosing)
     digits = len(str(len(question.candidates)))
     for number, vm in enumerate(question.candidates, 1):
         marked = "   <- default: Enter alone" if vm == question.default else ""
@@ -176,34 +227,6 @@ def lines(question: Question, width: int, encoding: str) -> list[str]:
         said += _wrapped(f"{vm}{marked}", start, " " * len(start), width, encoding)
     said.append(f"  {'n':>{digits}}  none: deny it")
     return said
-
-
-def doing(question: Question) -> str:
-    """Return the request, without who and which device: `attach a block device`."""
-    described = class_named(question.device_class)
-    name = described.one if described else f"{question.device_class} device"
-    article = "an" if name[0] in "aeio" else "a"  # not u: a USB device
-    known = _VERBS.get(_verb(question))
-    what = f"{article} {name}"
-    return known[0].format(what) if known else f"use {question.service} on {what}"
-
-
-def _verb(question: Question) -> str:
-    return "".join(question.service.split(".")[1:2])
-
-
-def _heading(question: Question) -> str:
-    """Return the line above the choices."""
-    known = _VERBS.get(_verb(question))
-    return known[1] if known else "for which VM?"
-
-
-def _access(question: Question) -> str:
-    if question.read_only:
-        return "read-only"
-    described = class_named(question.device_class)
-    is_given = _verb(question) in ("attach", "assign")
-    return "read and write" if described and described.written and is_given else ""
 
 
 def _wrapped(text: str, start: str, further: str, width: int, encoding: str) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from math import ceil
 
-from pedos_cli.prompt_question import doing, lines
+from pedos_cli.prompt_question import lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ class QuestionQueue:
             silence = ARMING_AFTER_WITHDRAWAL_S
         else:
             self._say(
-                f"{question.request}: {question.source} asked to {doing(question)}, and that was "
+                f"{question.request}: {question.source} asked to {question.doing}, and that was "
                 f"withdrawn before it was shown: {reason}"
             )
             silence = self._silence

@@ -77,6 +77,7 @@ from .policy_messages import (
     PolicyVerdict,
     PromptAnswer,
     PromptAsk,
+    PromptCall,
     PromptCancel,
     PrompterRegister,
     SystemVm,
@@ -141,6 +142,7 @@ __all__ = [
     "PolicyVerdict",
     "PromptAnswer",
     "PromptAsk",
+    "PromptCall",
     "PromptCancel",
     "PrompterRegister",
     "ReportPrefer",
@@ -531,6 +533,7 @@ SCHEMA = Schema(
         "prompter.register": Spec(PrompterRegister, Empty),
         # dom0 to a client that registered as a prompter
         "prompt.ask": Spec(PromptAsk, PromptAnswer),
+        "prompt.call": Spec(PromptCall, PromptAnswer),
         "prompt.cancel": Spec(PromptCancel, None),
         # dom0 to the machine of local mode
         "domain.list": Spec(DomainList, DomainListed),

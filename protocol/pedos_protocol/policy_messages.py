@@ -197,7 +197,12 @@ class SystemVms:
 
 @attr.frozen
 class PrompterRegister:
-    """From now on, this connection asks dom0's user: it gets `prompt.ask`."""
+    """From now on, this connection asks dom0's user: it gets `prompt.ask`.
+
+    With `calls` it also gets `prompt.call`.
+    """
+
+    calls: bool = attr.field(default=False, kw_only=True, metadata=OPTIONAL)
 
 
 @attr.frozen
@@ -217,6 +222,23 @@ class PromptAsk:
     description: Line
     size: Natural | None
     read_only: bool
+    candidates: Annotated[tuple[VmName, ...], AtMost(ITEMS_MAX)]
+    default: VmName | None
+    timeout_s: Natural
+
+
+@attr.frozen
+class PromptCall:
+    """dom0 asks a client: may `source` call this `service`? In which of `candidates`?
+
+    `argument` begins with `+`; `default` and `timeout_s` are those of `PromptAsk`. Only a client
+    that registered for `calls` gets this.
+    """
+
+    request: Text
+    source: VmName
+    service: Word
+    argument: Word
     candidates: Annotated[tuple[VmName, ...], AtMost(ITEMS_MAX)]
     default: VmName | None
     timeout_s: Natural

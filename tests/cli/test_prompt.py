@@ -214,6 +214,49 @@ def test_a_question_without_one_of_its_parts_is_refused(missing: str) -> None:
         parse(1, {name: value for name, value in ASK.items() if name != missing}, 0.0)
 
 
+CALL = {
+    "request": "3f9c01ab77de",
+    "source": "work",
+    "service": "test.Open",
+    "argument": "+page",
+    "candidates": ["vault"],
+    "default": "vault",
+    "timeout_s": 60,
+}
+
+
+def test_a_call_is_shown_with_its_service_and_argument_and_without_markup() -> None:
+    argument = "+<b>\N{RIGHT-TO-LEFT MARK}&`1"
+    with pytest.raises(ValueError, match="cannot be shown"):
+        parse(1, {**CALL, "argument": argument}, 0.0, "prompt.call")
+    shown = lines(parse(1, {**CALL, "argument": "+<b>&`1"}, 0.0, "prompt.call"), 80, "utf-8")
+    assert shown[1:4] == [
+        "work asks to call test.Open",
+        "  argument    <b>&`1",
+        "  service     test.Open",
+    ]
+    shown = lines(parse(1, {**CALL, "argument": "+"}, 0.0, "prompt.call"), 80, "utf-8")
+    assert shown[2] == "  argument    (none)"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"argument": "page"},
+        {"argument": "+a b"},
+        {"argument": "+a\n1"},
+        {"argument": "+" + "a" * 512},
+        {"argument": None},
+        {"service": "a" * 256},
+        {"source": "-"},
+        {"candidates": []},
+    ],
+)
+def test_a_question_about_a_call_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse(1, {**CALL, **wrong}, 0.0, "prompt.call")
+
+
 # Answers
 
 

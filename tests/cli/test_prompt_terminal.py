@@ -81,7 +81,7 @@ class Dom0:
         assert isinstance(self.next(), Hello)
         request = self.next()
         assert isinstance(request, Request)
-        assert (request.method, request.params) == ("prompter.register", {})
+        assert (request.method, request.params) == ("prompter.register", {"calls": True})
         self.send(Hello((1, 1), "fake 0.1"))
         self.send(refusal or Answer(request.id, {}))
 
@@ -89,6 +89,19 @@ class Dom0:
         self._last_id += 1
         self.send(Request(self._last_id, "prompt.ask", {**ASK, **fields}, deadline_ms))
         return self._last_id
+
+    def call(self) -> None:
+        self._last_id += 1
+        params = {
+            "request": ASK["request"],
+            "source": "work",
+            "service": "test.Open",
+            "argument": "+page",
+            "candidates": ["vault"],
+            "default": None,
+            "timeout_s": 60,
+        }
+        self.send(Request(self._last_id, "prompt.call", params, 60_000))
 
     def cancel(self, reason: str, request: object = ASK["request"]) -> None:
         self.send(Notice("prompt.cancel", {"request": request, "reason": reason}))
@@ -241,6 +254,29 @@ def test_a_question_is_asked_and_answered(stage: Stage) -> None:
     stage.types("\r")
     stage.person.sees("3f9c01ab77de: yes, work")
     assert stage.dom0.answer() == {"verdict": "allow", "target": "work"}
+
+
+def test_a_question_about_a_call_is_answered_too(stage: Stage) -> None:
+    stage.registered()
+    stage.dom0.call()
+    stage.turn()
+    stage.person.sees("work asks to call test.Open")
+    stage.person.sees("n  none: deny it")
+    stage.wait(ARMING_S)
+    stage.types("1\r")
+    assert stage.dom0.answer() == {"verdict": "allow", "target": "vault"}
+
+
+def test_an_older_dom0_is_asked_to_register_as_before(stage: Stage) -> None:
+    stage.dom0.accept(ErrorAnswer(1, "usage", "malformed: 'calls' is not known", {}))
+    stage.turn()
+    request = stage.dom0.next()
+    assert isinstance(request, Request)
+    assert (request.method, request.params) == ("prompter.register", {})
+    stage.dom0.send(Answer(request.id, {}))
+    stage.turn()
+    stage.person.sees("questions of dom0 are shown here")
+    stage.asked()
 
 
 def test_what_was_typed_before_the_question_came_does_not_answer_it(stage: Stage) -> None:

@@ -466,10 +466,12 @@ class Client:
                 peer.close()
 
     @contextlib.asynccontextmanager
-    async def prompter(self, answer: Any = None) -> AsyncIterator[FakePrompter]:
-        """A prompter that registered; its connection ends with the block."""
-        fake = FakePrompter(answer)
-        handlers = {"prompt_ask": fake.ask, "prompt_cancel": fake.cancel}
+    async def prompter(
+        self, answer: Any = None, *, calls: bool = False
+    ) -> AsyncIterator[FakePrompter]:
+        """A prompter that registered, for `calls` too; its connection ends with the block."""
+        fake = FakePrompter(answer, calls=calls)
+        handlers = {"prompt_ask": fake.ask, "prompt_cancel": fake.cancel, "prompt_call": fake.ask}
         async with self.connected(**handlers) as peer:
             fake.peer = peer
             await fake.register()
@@ -495,15 +497,16 @@ class FakePrompter:
 
     peer: Peer
 
-    def __init__(self, answer: Any) -> None:
+    def __init__(self, answer: Any, *, calls: bool = False) -> None:
         self.answer = answer
+        self._registration = {"calls": True} if calls else {}
         self.asked: list[Params] = []
         self.cancelled: list[Params] = []
         # Set by each question; a test that waits for one more makes a new one.
         self.was_asked = trio.Event()
 
     async def register(self) -> None:
-        await self.peer.call("prompter.register", {}, timeout=5)
+        await self.peer.call("prompter.register", self._registration, timeout=5)
 
     async def ask(self, _peer: Peer, params: Params) -> Params:
         self.asked.append(params)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from pedos_cli.prompt_question import doing, parse
+from pedos_cli.prompt_question import parse
 from pedos_dom0.drivers.carrier import CarriedByAgents
 from pedos_dom0.policy.parser import parse_file
 from pedos_protocol.device_classes import DeviceClass, Option
@@ -211,7 +211,7 @@ def test_policy_and_prompters_have_it_out_of_the_one_table() -> None:
             rules, errors = parse_file("30-test.policy", rule)
             if known:
                 assert (len(rules), errors) == (1, [])
-                assert doing(parse(1, question, 0.0)) == "attach a fake device"
+                assert parse(1, question, 0.0).doing == "attach a fake device"
             else:
                 assert "no device class 'fake'" in str(errors[0])
                 with pytest.raises(ValueError, match="'fake' is not a device class"):

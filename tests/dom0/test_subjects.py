@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from pedos_cli.prompt_question import lines, parse
 from pedos_dom0.access.authorizer import CHANGED_POLICY, Authorizer, Consents, Grant, MustAsk
 from pedos_dom0.access.callers import DOM0_USER, LOCAL, VM, Caller, CallerKind, as_told
 from pedos_dom0.access.questions import Outcome, Question, judge
@@ -14,6 +15,7 @@ from pedos_dom0.access.subjects import DeviceSubject, ServiceSubject
 from pedos_dom0.requests.explaining import Explaining
 from pedos_dom0.tables.registry import DeviceKey
 from pedos_protocol.errors import CallError
+from pedos_protocol.messages import PromptCall, parse_params
 
 from tests.dom0.fakes import Params, World, yes
 
@@ -156,6 +158,43 @@ async def test_what_prompters_cannot_be_asked_about_is_a_no(world: World) -> Non
     (line,) = world.audit("answered")
     assert (line["service"], line["argument"], line["verdict"]) == ("test.Open", "+page", "deny")
     assert world.audit("asked") == []
+
+
+async def test_dom0_s_user_is_asked_about_a_call_with_its_own_words(world: World) -> None:
+    asking = authorizer(world)
+    async with (
+        world.client.prompter(yes("vault"), calls=True) as newer,
+        world.client.prompter(yes("vault")) as older,
+    ):
+        grant = await asking.allow(WORK, OPEN, "vault", "0123", trio.Event())
+        assert grant.vm == "vault"
+        assert older.asked == [], "it registered last, and cannot be asked about calls"
+        (asked,) = newer.asked
+        assert parse_params("prompt.call", asked) == PromptCall(
+            request="0123",
+            source="work",
+            service="test.Open",
+            argument="+page",
+            candidates=("dom0", "vault"),
+            default=None,
+            timeout_s=60,
+        )
+        shown = lines(parse(1, asked, 0.0, "prompt.call"), 80, "utf-8")
+        assert shown[1:] == [
+            "work asks to call test.Open",
+            "  argument    page",
+            "  service     test.Open",
+            "  request     0123",
+            "in which VM?",
+            "  1  dom0",
+            "  2  vault",
+            "  n  none: deny it",
+        ]
+    await world.state.audit.written()
+    (line,) = world.audit("asked")
+    assert (line["service"], line["argument"]) == ("test.Open", "+page")
+    (line,) = world.audit("answered")
+    assert (line["verdict"], line["target"]) == ("allow", "vault")
 
 
 @pytest.mark.parametrize(

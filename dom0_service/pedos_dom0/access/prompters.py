@@ -64,11 +64,13 @@ class Prompters:
     def prompts(self) -> Prompts[Prompter]:
         return self._prompts
 
-    def register(self, prompter: Prompter, background: trio.Nursery) -> None:
-        """`prompter` is asked from now on, until the end of its connection, whose nursery is
-        `background`."""
+    def register(
+        self, prompter: Prompter, background: trio.Nursery, *, calls: bool = False
+    ) -> None:
+        """`prompter` is asked from now on, with `calls` also about calls of services, until the end
+        of its connection, whose nursery is `background`."""
         known = prompter in self._prompts
-        if not self._prompts.register(prompter):
+        if not self._prompts.register(prompter, calls=calls):
             raise failure("quota", f"{questions.PROMPTERS_MAX} prompters are connected already")
         if not known:
             logger.info("a prompter has registered: questions go to it")
@@ -117,7 +119,6 @@ class Prompters:
         # Naming another VM for a device does not make it another device.
         source, thing = question.source, question.subject
         outcome: Outcome | None = None
-        question.check()
         if kind.throttled:
             self._cool_downs.hold(source, thing, trio.current_time())
         try:
@@ -150,7 +151,7 @@ class Prompters:
         """Asks the last prompter; if it goes away, the one before, with the time that is left."""
         deadline = trio.current_time() + questions.ASK_TIMEOUT
         tried: list[Prompter] = []
-        while (prompter := self._prompts.last(tried)) is not None:
+        while (prompter := self._prompts.last(tried, question.method)) is not None:
             left = deadline - trio.current_time()
             if left <= 0:
                 return Outcome(None, questions.LATE)
@@ -171,14 +172,22 @@ class Prompters:
             outcome = await self._ask_one(prompter, question, left)
             if outcome is not None:
                 return outcome
-        return Outcome(None, questions.PROMPTER_GONE if tried else questions.NO_PROMPTER)
+        if tried:
+            return Outcome(None, questions.PROMPTER_GONE)
+        if len(self._prompts):
+            return Outcome(
+                None,
+                f"the prompters that are running cannot be asked about {question.subject}: they "
+                "are of an older version",
+            )
+        return Outcome(None, questions.NO_PROMPTER)
 
     async def _ask_one(self, prompter: Prompter, question: Question, left: float) -> Outcome | None:
         """The outcome, or None if this prompter has gone."""
         lapsed: str | None = questions.ASKER_GONE  # if this is cancelled
         try:
             untrusted_answer = await prompter.call(
-                "prompt.ask", question.params(left), timeout=left
+                question.method, question.params(left), timeout=left
             )
             lapsed = None
             return judge(question, untrusted_answer)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
 from pedos_protocol.errors import RemoteProtocolError
-from pedos_protocol.messages import PromptAsk, parse_result, to_wire
+from pedos_protocol.messages import SCHEMA, parse_result, to_wire
+
+from pedos_dom0.access.subjects import DeviceSubject, ServiceSubject
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -63,26 +65,23 @@ class Question:
 
     def params(self, seconds: float) -> dict[str, Any]:
         """The message to a prompter that has so many seconds."""
-        prompt = self.subject.prompt
-        assert prompt is not None, "see `check`"
+        said = self.subject.prompt(self.shown, read_only=self.read_only)
         return to_wire(
-            PromptAsk(
+            SCHEMA[self.method].params(
                 request=self.request,
                 source=self.source,
                 service=self.subject.service,
-                **prompt,
-                **self.shown,
-                read_only=self.read_only,
+                **said,
                 candidates=self.candidates,
                 default=self.default,
                 timeout_s=time_given(seconds),
             )
         )
 
-    def check(self) -> None:
-        """NotNow if it cannot be sent at all."""
-        if self.subject.prompt is None:
-            raise NotNow(f"prompters cannot be asked about {self.subject}")
+    @property
+    def method(self) -> str:
+        """The request with which a prompter is asked it."""
+        return self.subject.question
 
     @property
     def names(self) -> dict[str, str]:
@@ -114,7 +113,7 @@ class NotNow(Exception):  # noqa: N818 - a state of affairs
 def judge(question: Question, untrusted_answer: object) -> Outcome:
     """The meaning of an answer. Total: any answer is a yes to one candidate or a no."""
     try:
-        answer = parse_result("prompt.ask", untrusted_answer)
+        answer = parse_result(question.method, untrusted_answer)
     except RemoteProtocolError as error:
         return Outcome(None, f"the prompter's answer is malformed: {error}")
     if answer.verdict != "allow":
@@ -129,26 +128,27 @@ class Prompts(Generic[P]):
     """The prompters in the order in which they registered, and the number of open questions."""
 
     def __init__(self) -> None:
-        self._prompters: list[P] = []
+        # With the requests by which each can be asked.
+        self._prompters: dict[P, frozenset[str]] = {}
         self._open: Counter[str] = Counter()
 
-    def register(self, prompter: P) -> bool:
-        """The prompter is the one to ask from now on; False if there are too many."""
-        if prompter in self._prompters:
-            self._prompters.remove(prompter)
-        elif len(self._prompters) >= PROMPTERS_MAX:
+    def register(self, prompter: P, *, calls: bool = False) -> bool:
+        """Makes it the one to ask, with `calls` also about calls of services; False if there are
+        too many prompters."""
+        if self._prompters.pop(prompter, None) is None and len(self) >= PROMPTERS_MAX:
             return False
-        self._prompters.append(prompter)
+        methods = DeviceSubject.question, *([ServiceSubject.question] if calls else [])
+        self._prompters[prompter] = frozenset(methods)
         return True
 
     def unregister(self, prompter: P) -> None:
         """The prompter has gone. Fine if it never was here."""
-        if prompter in self._prompters:
-            self._prompters.remove(prompter)
+        self._prompters.pop(prompter, None)
 
-    def last(self, tried: Collection[P] = ()) -> P | None:
-        """The prompter to ask: the one that registered last, of those that were not tried."""
-        return next((p for p in reversed(self._prompters) if p not in tried), None)
+    def last(self, tried: Collection[P] = (), method: str = DeviceSubject.question) -> P | None:
+        """The prompter to ask by that request: the last registered one that was not tried."""
+        able = (p for p, methods in reversed(self._prompters.items()) if method in methods)
+        return next((p for p in able if p not in tried), None)
 
     def __len__(self) -> int:
         return len(self._prompters)

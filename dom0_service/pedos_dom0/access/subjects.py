@@ -29,6 +29,8 @@ class DeviceSubject:
 
     verb: Verb
     key: DeviceKey
+    #: The request with which a prompter is asked about it.
+    question: ClassVar[str] = "prompt.ask"
 
     def __str__(self) -> str:
         return str(self.key)
@@ -94,11 +96,11 @@ class DeviceSubject:
         """The fields that name it in the line of a decision, beside service and argument."""
         return {"device_class": self.key.device_class, "verb": self.verb, **self.names}
 
-    @property
-    def prompt(self) -> Mapping[str, Any] | None:
-        """The fields that name it in a question on the wire; None if there are no such fields."""
+    def prompt(self, shown: Mapping[str, Any], *, read_only: bool) -> Mapping[str, Any]:
+        """Its fields in a question on the wire, beside its service."""
         key = self.key
-        return {"device_class": key.device_class, "backend": key.backend, "device": key.device}
+        names = {"device_class": key.device_class, "backend": key.backend, "device": key.device}
+        return {**names, **shown, "read_only": read_only}
 
     @property
     def wish(self) -> str:
@@ -123,8 +125,7 @@ class ServiceSubject:
     # A rule can redirect a call to another VM than the named one.
     may_be_sent_on: ClassVar[bool] = True
     verb: ClassVar[str] = "call"
-    # Prompters are asked about devices alone.
-    prompt: ClassVar[None] = None
+    question: ClassVar[str] = "prompt.call"
 
     def __str__(self) -> str:
         return f"{self.service}{self.argument}"
@@ -148,6 +149,9 @@ class ServiceSubject:
 
     def described(self, registry: Registry) -> str:
         return str(self)
+
+    def prompt(self, shown: Mapping[str, Any], *, read_only: bool) -> Mapping[str, Any]:
+        return {"argument": self.argument}
 
     @property
     def names(self) -> Mapping[str, str]:

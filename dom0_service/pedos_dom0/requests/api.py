@@ -292,7 +292,7 @@ class Api:
     async def prompter_register(self, call: Call) -> object:
         if call.background is None:
             raise failure("unavailable", "this connection cannot put questions to a user")
-        self.prompters.register(call.peer, call.background)
+        self.prompters.register(call.peer, call.background, calls=call.params.calls)
         return Empty()
 
 
