@@ -81,6 +81,7 @@ class XenBlock:
     """The carrier of block devices: attaches and detaches by `xl`, and reads from xenstore what is
     attached."""
 
+    device_class = "block"
     lack = None
     by_hypervisor = True
     before_boot = True

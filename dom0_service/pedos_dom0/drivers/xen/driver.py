@@ -149,7 +149,7 @@ class XenDriver:
             own_names=self._own_frontends,
             userdata=userdata,
         )
-        self.carriers: Mapping[str, Carrier] = {"block": self._block, **LACKING}
+        self.carriers: Mapping[str, Carrier] = {self._block.device_class: self._block, **LACKING}
 
     # Driver
 
