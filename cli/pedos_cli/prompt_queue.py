@@ -208,7 +208,7 @@ class QuestionQueue:
             if byte in ENTERS:
                 if data[at + 1 :]:
                     # No person types that fast. The first line of a paste is chance.
-                    self._again("several lines came at once, and none of them counts", now)
+                    self._ask_again("several lines came at once, and none of them counts", now)
                 else:
                     self._enter(now)
                 return
@@ -230,15 +230,15 @@ class QuestionQueue:
         if self._line == "" and question.default is not None:
             self._decide(question.default, now)
         elif self._line == "":
-            self._again(f"nothing is preselected: {_choices(question)}", now)
+            self._ask_again(f"nothing is preselected: {_choices(question)}", now)
         elif text in NO:
             self._decide(None, now)
         elif text in numbers:
             self._decide(numbers[text], now)
         else:
-            self._again(f"'{self._line}' is not a choice: {_choices(question)}", now)
+            self._ask_again(f"'{self._line}' is not a choice: {_choices(question)}", now)
 
-    def _again(self, why: str, now: float) -> None:
+    def _ask_again(self, why: str, now: float) -> None:
         self._say(why)
         self._disarm(now)
         self._show_prompt(now)

@@ -37,12 +37,12 @@ STEPS = {
 """What an operation of the service can wait for (pedos_protocol.messages.Step)."""
 
 
-ENDING = (SIGTERM, SIGHUP)
+ENDING_SIGNALS = (SIGTERM, SIGHUP)
 """Signals that end a command, and print the same as Ctrl-C during a wait."""
 
 
-class Told(KeyboardInterrupt):
-    """A signal of ENDING came."""
+class EndingSignal(KeyboardInterrupt):
+    """One of ENDING_SIGNALS arrived."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Told(KeyboardInterrupt):
 
 
 def _end(number: int, _frame: object) -> NoReturn:
-    raise Told(number)
+    raise EndingSignal(number)
 
 
 class Wait:
@@ -68,7 +68,7 @@ class Wait:
 
     def __enter__(self) -> Self:
         # An ignored signal, as under nohup, stays ignored.
-        self._heeded = [number for number in ENDING if getsignal(number) is SIG_DFL]
+        self._heeded = [number for number in ENDING_SIGNALS if getsignal(number) is SIG_DFL]
         for number in self._heeded:
             signal(number, _end)
         return self

@@ -20,7 +20,7 @@ from types import TracebackType
 
 import trio
 
-from .again import Again
+from .backoff import Backoff
 from .in_time import in_time
 from .links import steps
 from .threads import to_thread
@@ -73,7 +73,7 @@ class FolderWatch:
         self._paths = [Path(path) for path in paths]
         self._links = False
         self._is_whole = True  # when all links could be followed
-        self._again = Again()
+        self._backoff = Backoff()
         self._arm_at = math.inf  # when to try the other links again
         self._seen = False  # an event after which some watches are still missing
         self._own: set[int] = set()  # watches whose every event counts
@@ -105,7 +105,7 @@ class FolderWatch:
     async def _arm_in_thread(self) -> None:
         """A link may lead to a file system that does not answer."""
         await to_thread(self._arm)
-        again = self._again.over() if self._is_whole else self._again.after_failure()
+        again = self._backoff.over() if self._is_whole else self._backoff.after_failure()
         self._arm_at = trio.current_time() + again
 
     def _arm(self) -> None:

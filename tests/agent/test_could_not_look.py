@@ -31,7 +31,7 @@ from pedos_agent.inventory.local_device import LocalDevice, unseen, unseen_class
 from pedos_agent.settings import Settings
 from pedos_agent.system import closing, reading, uevents
 from pedos_agent.system.revision import Revision
-from pedos_host import again
+from pedos_host import backoff
 from pedos_host.folder_watch import FolderWatch
 from pedos_protocol.agent_messages import Device, Missing
 from pedos_protocol.errors import CallError
@@ -374,11 +374,11 @@ async def test_a_look_that_failed_is_made_again_ever_less_often(
         raise STARVED
 
     waits = [await looks.look(fail) for _ in range(10)]
-    assert waits[:3] == [again.AGAIN_FIRST * factor for factor in (1, 2, 4)]
-    assert waits[-1] == again.AGAIN_MAX
+    assert waits[:3] == [backoff.BACKOFF_FIRST * factor for factor in (1, 2, 4)]
+    assert waits[-1] == backoff.BACKOFF_MAX
     assert told == ["Too many open files"] * 10
     assert await looks.look(lambda: []) == float("inf")
-    assert await looks.look(fail) == again.AGAIN_FIRST
+    assert await looks.look(fail) == backoff.BACKOFF_FIRST
 
 
 async def test_a_mistake_in_a_look_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:

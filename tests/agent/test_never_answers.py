@@ -21,7 +21,7 @@ from pedos_agent.device_classes.base import Carried
 from pedos_agent.device_classes.block import discovery_block, folder_disks, reserve
 from pedos_agent.settings import Settings
 from pedos_agent.system.reading import is_starved
-from pedos_host import again, folder_watch, in_time, mounts
+from pedos_host import backoff, folder_watch, in_time, mounts
 from pedos_host.folder_watch import FolderWatch
 from pedos_protocol.errors import CallError
 
@@ -295,7 +295,7 @@ async def test_a_link_that_did_not_answer_is_watched_when_it_does(
         return real(what, *arguments, **more)
 
     monkeypatch.setattr(folder_watch, "in_time", ask)
-    monkeypatch.setattr(again, "AGAIN_FIRST", 0)
+    monkeypatch.setattr(backoff, "BACKOFF_FIRST", 0)
     with FolderWatch([block]) as watch, trio.fail_after(PATIENCE):
         await watch.follow_links()
         while failures:

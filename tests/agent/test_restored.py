@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import trio
 from pedos_agent.connections.restored import end_when_restored
-from pedos_host.again import AGAIN_FIRST, AGAIN_MAX
+from pedos_host.backoff import BACKOFF_FIRST, BACKOFF_MAX
 from pedos_vchan import xen
 from trio.abc import Clock
 
@@ -77,12 +77,12 @@ async def test_an_old_failure_makes_no_later_one_wait_longer(
     async def changed() -> set[str]:
         asked.append(trio.current_time())
         if len(asked) == 10:
-            await trio.sleep(10 * AGAIN_MAX)
+            await trio.sleep(10 * BACKOFF_MAX)
         raise fails
 
     monkeypatch.setattr(store, "changed", changed)
-    with trio.move_on_after(20 * AGAIN_MAX):
+    with trio.move_on_after(20 * BACKOFF_MAX):
         await end_when_restored(3)
     gaps = [later - earlier for earlier, later in pairwise(asked)]
-    assert gaps[8] == pytest.approx(AGAIN_MAX)
-    assert gaps[9] - 10 * AGAIN_MAX == pytest.approx(AGAIN_FIRST)
+    assert gaps[8] == pytest.approx(BACKOFF_MAX)
+    assert gaps[9] - 10 * BACKOFF_MAX == pytest.approx(BACKOFF_FIRST)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 from pedos_dom0.attachments.stops import STOP_TIMEOUT
-from pedos_dom0.drivers.base import AGAIN_SECONDS
+from pedos_dom0.drivers.base import RETRY_SECONDS
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
@@ -58,12 +58,12 @@ async def test_a_source_that_does_not_confirm_one_end_ends_nothing_else_that_it_
     source.on["export.stop"] = misbehave
     with fails(*HELD):
         await lending.client.detach("work", "sys-usb:stick")
-    await trio.sleep(3 * AGAIN_SECONDS)
+    await trio.sleep(3 * RETRY_SECONDS)
     assert lending.audit("disconnected") == []
     with fails("busy", "work"):  # the source may lend it still
         await lending.client.attach("vault", "sys-usb:stick")
     source.on.clear()
-    await trio.sleep(AGAIN_SECONDS + STOP_TIMEOUT)
+    await trio.sleep(RETRY_SECONDS + STOP_TIMEOUT)
     assert held(lending) == ["sys-usb:other"]
     assert len(source.exports) == 1
     (said,) = lending.audit("left_over")
@@ -94,10 +94,10 @@ async def test_a_target_that_has_let_go_is_not_asked_again_and_gets_nothing_back
     await left_over(lending)
     source, work = lending.driver.agents["sys-usb"], lending.driver.agents["work"]
     work.on["import.stop"] = mounted if target == "uses it" else hang
-    await trio.sleep(3 * AGAIN_SECONDS)
+    await trio.sleep(3 * RETRY_SECONDS)
     assert work.imports == {}
     source.on.clear()
-    await trio.sleep(AGAIN_SECONDS + STOP_TIMEOUT)
+    await trio.sleep(RETRY_SECONDS + STOP_TIMEOUT)
     assert held(lending) == ["sys-usb:other"]
     assert work.imports == {}
     (ended,) = [line for line in lending.audit("ended") if line["vm"] == "work"]
@@ -112,9 +112,9 @@ async def test_an_attach_that_failed_and_is_held_by_its_source_never_comes_about
     work.on["import.stop"] = mounted
     with fails("failed", "sys-usb did not answer", "it is asked again every minute"):
         await lending.client.attach("work", "sys-usb:stick")
-    await trio.sleep(2 * AGAIN_SECONDS)
+    await trio.sleep(2 * RETRY_SECONDS)
     source.on.clear()
-    await trio.sleep(AGAIN_SECONDS + STOP_TIMEOUT)
+    await trio.sleep(RETRY_SECONDS + STOP_TIMEOUT)
     assert held(lending) == ["sys-usb:other"]
     assert work.imports == {}
     assert [line["vm"] for line in lending.audit("undone")] == ["work"]
@@ -129,10 +129,10 @@ async def test_a_restart_of_the_service_gives_a_target_nothing_back_either(
     work.on["import.stop"] = hang
     await lending.kill()
     await lending.start()
-    await trio.sleep(2 * AGAIN_SECONDS)
+    await trio.sleep(2 * RETRY_SECONDS)
     assert work.imports == {}
     lending.driver.agents["sys-usb"].on.clear()
-    await trio.sleep(2 * AGAIN_SECONDS)
+    await trio.sleep(2 * RETRY_SECONDS)
     assert held(lending) == ["sys-usb:other"]
     assert work.imports == {}
 

@@ -102,7 +102,7 @@ async def test_a_domain_that_has_crashed_and_lies_about_is_halted(host: Host) ->
 async def test_the_hypervisor_is_asked_what_has_ended_until_it_answers(
     host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(xen, "LIST_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(xen, "LIST_RETRY_SECONDS", 0.0)
     host.configure("work")
     host.create(3, "work")
     host.flag(3, "----c-")

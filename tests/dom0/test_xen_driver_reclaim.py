@@ -255,7 +255,7 @@ async def test_a_domain_that_comes_back_with_its_number_keeps_nothing(
 async def test_it_is_tried_again_until_it_is_gone_and_refused_to_others_meanwhile(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reclaim, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(reclaim, "RETRY_SECONDS", 0.0)
     host.create(9, "personal")
     async with running(host) as driver:
         tried = []

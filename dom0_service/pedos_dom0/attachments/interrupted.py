@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from pedos_dom0.drivers.base import AGAIN_SECONDS, DOM0_NAME, DriverError
+from pedos_dom0.drivers.base import DOM0_NAME, RETRY_SECONDS, DriverError
 from pedos_dom0.tables.leases import ATTACHED
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Interrupted:
         # A start that never got a number looks like a new start of the VM: the next service settles
         # it.
         while not done and row.domid is not None:
-            await trio.sleep(AGAIN_SECONDS)
+            await trio.sleep(RETRY_SECONDS)
             done = await self._settled(row, again=True)
 
     async def _settled(self, row: StartRow, *, again: bool) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import define, field
 
-from pedos_dom0.drivers.base import AGAIN_SECONDS
+from pedos_dom0.drivers.base import RETRY_SECONDS
 from pedos_dom0.errors import held_by_source, held_by_toolstack
 from pedos_dom0.tables.leases import PENDING
 
@@ -99,7 +99,7 @@ class LeftOvers:
 
     async def _try_again(self, attachment: str, left_over: LeftOver) -> None:
         while True:
-            with trio.move_on_after(AGAIN_SECONDS):
+            with trio.move_on_after(RETRY_SECONDS):
                 await left_over.woken.wait()
             left_over.woken = trio.Event()
             if self._of.get(attachment) is not left_over:

@@ -252,10 +252,10 @@ class Teardown:
             self._nursery.start_soon(self._remind, lease)
 
     async def _remind(self, lease: Lease) -> None:
-        await self._again(lease.vm, lease.vm_domid, "import.start", import_params(lease))
+        await self._start_again(lease.vm, lease.vm_domid, "import.start", import_params(lease))
         if self._stands(lease):
             export = {**export_params(lease), "again": True}
-            await self._again(lease.key.backend, lease.backend_domid, "export.start", export)
+            await self._start_again(lease.key.backend, lease.backend_domid, "export.start", export)
 
     def _stands(self, lease: Lease) -> bool:
         is_there = self._state.leases.get(lease.attachment) is not None
@@ -384,7 +384,9 @@ class Teardown:
         except DriverError as error:
             if not by_force:
                 # The target has confirmed the release, and yet has it: it has to know of it again.
-                await self._again(lease.vm, lease.vm_domid, "import.start", import_params(lease))
+                await self._start_again(
+                    lease.vm, lease.vm_domid, "import.start", import_params(lease)
+                )
                 raise failure(error.code, str(error), hint=error.hint) from error
             logger.critical("%s", error)
 
@@ -400,7 +402,9 @@ class Teardown:
         if attachment not in self._ending:
             await self.end_or_keep(attachment, reason, way)
 
-    async def _again(self, name: str, domid: int, method: str, params: dict[str, Any]) -> None:
+    async def _start_again(
+        self, name: str, domid: int, method: str, params: dict[str, Any]
+    ) -> None:
         """Tells an agent again of an existing attachment; fine if it knows of it, or is absent."""
         link = self._state.agents.at(name, domid)
         if link is None:

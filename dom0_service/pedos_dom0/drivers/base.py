@@ -24,7 +24,7 @@ DOM0_NAME = "dom0"
 DOM0_DOMID = 0
 
 # Seconds until a failed request to the hypervisor is repeated: it hangs, or dom0 is too busy.
-AGAIN_SECONDS = 60.0
+RETRY_SECONDS = 60.0
 
 
 class DriverError(Exception):

@@ -30,7 +30,7 @@ ASK_TIMEOUT: Final = STOP_TIMEOUT + 5.0
 # The sender of SIGTERM may send SIGKILL some seconds later, and much is to be done by then.
 HURRIED_TIMEOUT: Final = 2.0
 # Between two questions. A person unmounts, and looks at the terminal.
-AGAIN_SECONDS: Final = 1.0
+RETRY_SECONDS: Final = 1.0
 
 
 async def until_unused(
@@ -79,7 +79,7 @@ async def _look(layout: Layout, patience: trio.CancelScope, *, hurried: bool) ->
             return
         if used:
             patience.deadline = math.inf  # as reported
-        await trio.sleep(AGAIN_SECONDS)
+        await trio.sleep(RETRY_SECONDS)
 
 
 async def _used(layout: Layout) -> Sequence[str]:

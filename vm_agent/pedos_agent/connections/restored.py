@@ -12,7 +12,7 @@ import errno
 import logging
 
 import trio
-from pedos_host.again import AGAIN_MAX, Again
+from pedos_host.backoff import BACKOFF_MAX, Backoff
 from pedos_vchan import xen
 
 from pedos_agent.system.reading import words
@@ -22,15 +22,15 @@ log = logging.getLogger(__name__)
 
 async def end_when_restored(domid: int) -> None:
     """Raises OSError (ESTALE) if the domain in which this runs is not `domid` any more."""
-    again = Again()
+    backoff = Backoff()
     while True:
         began = trio.current_time()
         try:
             now = await _another_number(domid)
         except OSError as error:
-            if trio.current_time() - began > AGAIN_MAX:  # it worked before
-                again.over()
-            wait = again.after_failure()
+            if trio.current_time() - began > BACKOFF_MAX:  # it worked before
+                backoff.over()
+            wait = backoff.after_failure()
             log.warning("whether this VM is restored is asked again later: %s", words(error))
             await trio.sleep(wait)
         else:

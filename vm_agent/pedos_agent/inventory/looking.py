@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
-from pedos_host.again import Again
+from pedos_host.backoff import Backoff
 from pedos_host.threads import to_thread
 
 from pedos_agent.inventory.local_device import LocalDevice, unseen
@@ -26,7 +26,7 @@ class Looking:
     ) -> None:
         self._deliver = deliver
         self._failed = failed
-        self._again = Again()
+        self._backoff = Backoff()
 
     async def look(self, scan: Callable[[], list[LocalDevice]]) -> float:
         """Look once; returns the seconds after which to look again even without an event.
@@ -37,16 +37,16 @@ class Looking:
             found = await to_thread(scan)
         except (OSError, MemoryError) as error:
             self._failed(words(error))
-            return self._again.after_failure()
+            return self._backoff.after_failure()
         except Exception as error:
             # A bug of this program must not end what is lent.
             log.exception("a look at the devices failed unexpectedly")
             self._failed(f"unexpected {type(error).__name__}")
-            return self._again.after_failure()
+            return self._backoff.after_failure()
         self._deliver(found)
         if any(item.unseen is not None for item in found):
-            return self._again.after_failure()
-        return self._again.over()
+            return self._backoff.after_failure()
+        return self._backoff.over()
 
 
 class Untold(dict[str, str]):

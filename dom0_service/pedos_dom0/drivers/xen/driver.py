@@ -65,7 +65,7 @@ QUICK_SECONDS = 15.0
 # Seconds until a failed list of the domains is requested again: meanwhile, ended domains count as
 # running, and a shutdown waits for the list. One xl in this time is no burden, however busy dom0
 # is.
-LIST_AGAIN_SECONDS = 5.0
+LIST_RETRY_SECONDS = 5.0
 # A VM that boots on a slow disk, or under emulation, has its agent up in this time: 140 s were seen
 # while the host was busy. A user who waits for a VM that never comes up is told so, and can stop
 # it.
@@ -206,7 +206,7 @@ class XenDriver:
 
     async def _follow_over(self) -> None:
         while True:
-            with trio.move_on_after(LIST_AGAIN_SECONDS if self._over_unknown else math.inf):
+            with trio.move_on_after(LIST_RETRY_SECONDS if self._over_unknown else math.inf):
                 await self._over_due.wait()
             self._over_due = trio.Event()
             await self._find_over()

@@ -18,7 +18,7 @@ import attrs
 import trio
 from pedos_host.folder_watch import FolderWatch
 
-from pedos_dom0.drivers.base import AGAIN_SECONDS, DriverError
+from pedos_dom0.drivers.base import RETRY_SECONDS, DriverError
 from pedos_dom0.drivers.xen.xenstore import silent, vbds_of
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class Reclaimer:
                 logger.critical("%s: %s", settling.name, error)
             else:
                 return
-            await trio.sleep(AGAIN_SECONDS)
+            await trio.sleep(RETRY_SECONDS)
 
     def _find(self, domid: int) -> list[_Unleased]:
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import trio
-from pedos_host.again import Again
+from pedos_host.backoff import Backoff
 from pedos_host.mounts import MOUNTINFO, fuse_mounts, fusermount, remove_placeholder
 from pedos_protocol.names import frontend_names
 
@@ -73,7 +73,7 @@ async def unmount_by_force(path: Path) -> None:
 
     If the system lacks something for that, it is repeated for FORCE_SECONDS.
     """
-    again, said = Again(), ""
+    backoff, said = Backoff(), ""
     with trio.move_on_after(FORCE_SECONDS):
         # A loop, because a predecessor that was killed may have left one mount over another.
         while True:
@@ -84,7 +84,7 @@ async def unmount_by_force(path: Path) -> None:
                 status, said = await run_tool(command, seconds=FUSERMOUNT_SECONDS)
             except OSError as error:
                 said = words(error)
-                await trio.sleep(again.after_failure())
+                await trio.sleep(backoff.after_failure())
             else:
                 if status != 0:
                     break

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final
 
 import trio
-from pedos_host.again import Again
+from pedos_host.backoff import Backoff
 from pedos_host.faultpoints import reach
 from pedos_host.threads import to_thread
 from pedos_protocol.agent_messages import ExportStart
@@ -129,16 +129,16 @@ async def _end_when_gone(lifetime: Lifetime, frontend: str, roots: Roots, rescan
 
 async def _until(done: Callable[[], bool], rescan: Revision) -> None:
     """Wait until `done`. A `done` that fails (OSError) is repeated later."""
-    again = Again()
+    backoff = Backoff()
     while True:
         seen = rescan.number
         try:
             if done():
                 return
-            wait = again.over()
+            wait = backoff.over()
         except OSError as error:
             log.warning("a disk cannot be looked at: %s", words(error))
-            wait = again.after_failure()
+            wait = backoff.after_failure()
         with trio.move_on_after(wait):
             await rescan.after(seen)
 
