@@ -71,7 +71,7 @@ class Loop:
             left = (
                 "1 question is" if self.questions.waiting == 1 else f"{self.questions.waiting} are"
             )
-            self._say(f"{left} left to another prompter, or to a no if there is none")
+            self._say(f"{left} left to another prompter, or denied if there is none")
         return self.questions.leaving
 
     def close(self) -> None:
