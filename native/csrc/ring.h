@@ -30,7 +30,7 @@
 #define PV_LIVE_OPEN 1u
 #define PV_LIVE_ABSENT 2u /* cli_live only: the client has not come yet */
 
-/* What the functions below return instead of a count. */
+/* The functions below return these instead of a count. */
 #define PV_WOULD_BLOCK (-1) /* nothing to read, or no room; armed if the function says so */
 #define PV_CLOSED (-2)      /* the peer closed, and everything that it sent has been read */
 #define PV_DIED (-3)        /* the peer is gone without closing, and everything has been read */
@@ -71,7 +71,7 @@ struct pv_ring {
     uint8_t *asked;  /* notify bits that the peer set for us */
     uint8_t withheld; /* something was read, and a writer that waits was not told yet */
     uint8_t closed;  /* we closed: nothing is written any more */
-    uint8_t final;   /* the peer closed or died, and in.peer is the last that counts */
+    uint8_t final;   /* the peer closed or died, and in.peer is final */
     uint8_t gone;    /* the peer is known to be dead (pv_ring_peer_gone) */
     uint8_t clean;   /* valid with final: it closed before it went */
     int8_t broken;   /* 0, or the code with which everything fails for good */
@@ -115,7 +115,7 @@ void pv_ring_produce(struct pv_ring *ring, uint32_t n);
 /* Asks for a wake-up (PV_NOTIFY_*). The caller must look again before it sleeps. */
 void pv_ring_arm(struct pv_ring *ring, unsigned bits);
 
-/* The peer is dead: what it published is drained, then PV_DIED (or PV_CLOSED, if it had closed). */
+/* The peer is dead: its published bytes are read, then PV_DIED (or PV_CLOSED, if it had closed). */
 void pv_ring_peer_gone(struct pv_ring *ring);
 
 /* Fails the channel for good with code (PV_BROKEN, PV_FLOODED), closes it, returns code. */

@@ -1,11 +1,11 @@
 /*
- * Frames and the MessagePack in them, for Python: what a peer may say is decided here, and what it
- * says becomes objects of Python in the same pass. See codec.py for the format.
+ * Frames and the MessagePack in them, for Python: this code decides what a peer may send, and
+ * builds Python objects from it in the same pass. codec.py describes the format.
  *
- * Nothing that is read is believed before it is compared with what is there: a size with the bytes
- * that are left, a number of entries with the bytes that they need at least and with ITEMS_MAX, all
- * before memory is asked for. What was built of a frame that is refused is given back at once.
- * Both directions have the same bounds, so what encode() accepts, decode() accepts.
+ * No value is believed before it is compared with the data: a size with the remaining bytes, a
+ * number of entries with the bytes that they need at least and with ITEMS_MAX, all before memory is
+ * allocated. What was built of a refused frame is freed at once. Both directions have the same
+ * bounds, so what encode() accepts, decode() accepts.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -30,22 +30,23 @@
 #define DEPTH_MAX 8
 
 /*
- * Entries of one list or one map. Room for them is made before the first one is read, so without
- * this cap 64 KiB of headers could cost 512 KiB for a moment at each depth.
+ * Entries of one list or one map. Room for them is allocated before the first one is read, so
+ * without this cap 64 KiB of headers could cost 512 KiB for a moment at each depth.
  */
 #define ITEMS_MAX 1024
 
 /*
- * Lists and maps in one frame, the outermost array included. They are what costs a reader most.
- * The frame with the most of them that is honest (a page of devices that are assigned to hundreds
- * of VMs each) has some 5,600.
+ * Lists and maps in one frame, the outermost array included. They cost a reader most. The
+ * legitimate frame with the most of them (a page of devices that are assigned to hundreds of VMs
+ * each) has some 5,600.
  */
 #define CONTAINERS_MAX 6144
 
-/* pedos_protocol.errors: ours if we would say it, theirs if they have said it. */
+/* pedos_protocol.errors: ours for a value that we would send, theirs for one that they have sent.
+ * */
 static PyObject *local_error, *remote_error;
 
-/* What is wrong with a value on its way in as on its way out. */
+/* The error of a value, in either direction. */
 static const char TOO_DEEP[] = "it is more than 8 lists and maps deep";
 static const char TOO_LONG[] = "a list or map has more than 1024 entries";
 static const char TOO_MANY[] = "it has more than 6144 lists and maps";
@@ -53,7 +54,7 @@ static const char KEY_NO_TEXT[] = "a key of a map is not text";
 static const char NOT_FINITE[] = "a number is not finite";
 _Static_assert(DEPTH_MAX == 8 && ITEMS_MAX == 1024 && CONTAINERS_MAX == 6144, "as said above");
 
-/* --- what came --- */
+/* --- reading --- */
 
 struct reader {
     const uint8_t *at, *end;
@@ -72,7 +73,7 @@ static PyObject *unreadable(const char *why)
     return NULL;
 }
 
-/* The next `size` bytes, which are then behind us; NULL with an error if there are fewer. */
+/* The next `size` bytes, which are then consumed; NULL with an error if there are fewer. */
 static const uint8_t *take(struct reader *reader, size_t size)
 {
     const uint8_t *taken = reader->at;
@@ -109,7 +110,7 @@ static PyObject *read_text(struct reader *reader, size_t size)
         return NULL;
     text = PyUnicode_DecodeUTF8((const char *)bytes, (Py_ssize_t)size, NULL);
     if (text == NULL && PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) {
-        PyErr_Clear(); /* its words hold the sender's bytes */
+        PyErr_Clear(); /* its words contain the sender's bytes */
         return unreadable("a text is not UTF-8");
     }
     return text;
@@ -210,7 +211,7 @@ static PyObject *read_map(struct reader *reader, uint64_t count, int depth)
     return map;
 }
 
-/* The value behind one of the bytes from 0xc0 to 0xdf. */
+/* The value after one of the bytes from 0xc0 to 0xdf. */
 static PyObject *read_long(struct reader *reader, uint8_t first, int depth)
 {
     uint64_t number;
@@ -370,10 +371,10 @@ static PyObject *next_message(PyObject *Py_UNUSED(module), PyObject *const *argu
     return found;
 }
 
-/* --- what is said --- */
+/* --- writing --- */
 
 struct writer {
-    size_t size; /* of the payload, also of what did not fit any more */
+    size_t size; /* of the payload, also of parts that did not fit */
     unsigned containers;
     uint8_t frame[HEADER_SIZE + FRAME_MAX];
 };
@@ -409,7 +410,7 @@ static void put_number(struct writer *writer, uint8_t first, uint64_t number, si
     put(writer, bytes, size + 1);
 }
 
-/* As `first`, `first + 1` and so on, in the fewest bytes: 1, 2, 4 or 8. */
+/* Like `first`, `first + 1` and so on, in the fewest bytes: 1, 2, 4 or 8. */
 static void put_shortest(struct writer *writer, uint8_t first, uint64_t number)
 {
     unsigned power = number <= UINT8_MAX ? 0 : number <= UINT16_MAX ? 1 : number <= UINT32_MAX ? 2 : 3;
@@ -545,7 +546,7 @@ static int write_map(struct writer *writer, PyObject *map, int depth)
     return 0;
 }
 
-/* Raises that there is no way to say this type: `format` has a place for its name. */
+/* Raises the error that this type cannot be sent: `format` has a place for its name. */
 static int wrong_type(const char *format, PyObject *value)
 {
     PyObject *name = PyType_GetName(Py_TYPE(value));
@@ -557,7 +558,7 @@ static int wrong_type(const char *format, PyObject *value)
     return -1;
 }
 
-/* Exact types alone: what is written is what is read. No code of Python runs in here. */
+/* Exact types alone: what is written is what is read. No Python code runs in here. */
 static int write_value(struct writer *writer, PyObject *value, int depth)
 {
     if (PyUnicode_CheckExact(value))
@@ -585,7 +586,7 @@ static int write_value(struct writer *writer, PyObject *value, int depth)
 
 static PyObject *encode(PyObject *Py_UNUSED(module), PyObject *message)
 {
-    struct writer writer; /* its frame is not set to zero: only what is written is sent */
+    struct writer writer; /* its frame is not zeroed: only what is written is sent */
 
     writer.size = writer.containers = 0;
     if (!PyList_CheckExact(message)) {
