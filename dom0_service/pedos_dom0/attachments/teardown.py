@@ -11,11 +11,11 @@ of a hanging target is dead; reconcile.py stops what that target still reports w
 The steps are bounded, and the last one always happens, with two exceptions:
 
 - A target that may refuse (ways.py) and uses the device, or does not answer, keeps it. It is
-attached then, whatever it was before, and can be detached like any other attachment. If a reason
-comes up meanwhile that the target may not refuse, the attachment ends for that reason. - If the
-hypervisor carries the device and does not take it away even by force, or if a source in local mode
-cannot be cut off without harm to others, the lease stays; the end is repeated until it works
-(left_over.py).
+  attached then, whatever it was before, and can be detached like any other attachment. If a reason
+  comes up meanwhile that the target may not refuse, the attachment ends for that reason.
+- If the hypervisor carries the device and does not take it away even by force, or if a source in
+  local mode cannot be cut off without harm to others, the lease stays; the end is repeated until it
+  works (left_over.py).
 
 The end of the service cuts a teardown short; the journal then says what is left to do.
 """
