@@ -1,5 +1,4 @@
-"""P1: the cost of a policy decision, and how long a call waits while the service reloads the
-policy.
+"""P1: the cost of a policy decision, and the delay of a call during a reload of the policy.
 
 The policies mix all kinds of rules, as an administrator's would, in an order that leaves the
 matching one anywhere; requests use the same VMs and devices, so that some match early, some late

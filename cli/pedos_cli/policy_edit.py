@@ -1,5 +1,4 @@
-"""`qvm-policy edit`: opens a policy file in an editor, and writes it only if the whole policy is
-good.
+"""`qvm-policy edit`: edits a policy file, and writes it only if the whole policy is good.
 
 The user edits a draft in a private folder. The command touches the policy file once, at the end, by
 one rename. Until then nothing that happens to the editor, to this program or to the machine changes

@@ -1,5 +1,4 @@
-"""The administrator's policy files: finds, reads and writes them; a crash leaves the old or the
-new.
+"""Finds, reads and writes policy files; a crash leaves the old file or the new one.
 
 The last of the policy folders is the administrator's, and the only one that is written to. This
 module does not know the policy language: the caller passes in a check of the whole policy, which

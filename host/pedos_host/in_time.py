@@ -1,5 +1,4 @@
-"""Asks questions that may never be answered: about a path, chosen by others, whose file system may
-hang.
+"""Asks about paths, chosen by others, whose file system may never answer.
 
 With FUSE or over a network any look at a path may wait for ever, and nothing ends it. So a separate
 thread looks, which is left behind when it takes too long. While such a thread hangs, the same

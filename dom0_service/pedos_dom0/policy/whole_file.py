@@ -1,5 +1,4 @@
-"""Reads one configuration file, whole or not at all: bounded, without waiting, and never half of
-it.
+"""Reads one configuration file, whole or not at all: bounded and without waiting.
 
 A file that is written in place (`cat >`, many editors) says something else for a while: the first
 rules without the rest, or half of a name that is a name too. The file is therefore not read while a

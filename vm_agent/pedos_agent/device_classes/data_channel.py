@@ -1,5 +1,4 @@
-"""The data channel of an attachment that the agents carry: the source listens, the target
-connects."""
+"""The data channel of a device that the agents carry: the source listens, the target connects."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What xenstore says of domains and of their block devices. Pure: it reads from a store and keeps
-nothing.
+"""What xenstore says of domains and of their block devices. It reads a store and keeps nothing.
 
 It believes only paths that dom0 alone may write: /local/domain/N/name and /libxl. What a domain
 says of its own frontends and backends (their states) is untrusted.

@@ -1,5 +1,4 @@
-"""Both sides of a disk that Xen itself carries: the agents hold it ready, and report when it is
-gone.
+"""Both sides of a disk that Xen itself carries: the agents hold it ready, and report its end.
 
 dom0 has the toolstack attach the device between `export.start` and `import.start`, and detach it
 between `import.stop` and `export.stop`. So the source only ensures that nothing else uses the
