@@ -1,6 +1,6 @@
 """Builds the C extension `pedos_vchan._native` (cffi in API mode, CPython's stable ABI).
 
-Nothing is declared here that is declared elsewhere: _native.pyi says which functions and constants
+It declares nothing that is declared elsewhere: _native.pyi names the functions and constants that
 Python uses, and the headers of csrc have each function's prototype.
 """
 
@@ -20,7 +20,7 @@ struct pv_running { int64_t seen, lost; unsigned silent, limit; ...; };
 struct pv_pump { uint64_t to_ring, to_fd; int why, error; ...; };
 """
 
-# What Python uses stands in these; the other headers are for the C files among themselves.
+# These declare what Python uses; the other headers are for the C files among themselves.
 PUBLIC = ("channel", "pump", "running", "shm", "xen", "xen_load")
 
 # cffi's generated functions leave some parameters unused; our own files are compiled without this.
@@ -40,7 +40,7 @@ FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra"]
 
 
 def declarations() -> str:
-    """What cffi has to know of csrc."""
+    """The declarations of csrc for cffi."""
     used = (HERE / "_native.pyi").read_text()
     headers = "".join((CSRC / f"{name}.h").read_text() for name in ("ring", *PUBLIC))
     constants = [f"#define {name} ..." for name in re.findall(r"^    (PV_\w+): int$", used, re.M)]

@@ -15,7 +15,7 @@ from pedos_vchan.refusal import refuse
 
 logger = logging.getLogger(__name__)
 
-#: Seconds until accept is tried again when the process is out of descriptors.
+#: Seconds until the next accept when the process is out of descriptors.
 ACCEPT_RETRY = 0.1
 
 
@@ -25,11 +25,11 @@ async def serve_clients(
     refusal: Callable[[trio.SocketStream, int], CallError | None],
     serve: Callable[[trio.SocketStream], Awaitable[None]],
 ) -> None:
-    """Accepts until cancelled. One client's end, however bad, is not another's: `serve` must not
-    raise, and closes the stream.
+    """Accepts until cancelled. The end of one client, however bad, does not affect others: `serve`
+    must not raise, and closes the stream.
 
-    `refusal` says why a client is not served, knowing how many are served now; `program` is who
-    says so.
+    `refusal` returns why a client is not served, given how many are served now; `program` is the
+    name in the refusal.
     """
     served = 0
 
@@ -49,7 +49,7 @@ async def serve_clients(
             try:
                 stream = await listener.accept()
             except OSError as error:
-                # Out of descriptors: those who are connected go on, and free some.
+                # Out of descriptors: connected clients continue, and free some.
                 if (more := throttle.more("a client could not be accepted")) is not None:
                     logger.error("a client could not be accepted: %s%s", what_is_wrong(error), more)
                 await trio.sleep(ACCEPT_RETRY)

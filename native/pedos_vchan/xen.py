@@ -1,8 +1,8 @@
 """Vchan between domains of a Xen host: a listener and a connector by (domain, port), and xenstore.
 
 The same as `shm` for real domains. The server announces itself in xenstore, under a path that only
-its own domain may write, so a client knows which domain it talks to. Xen's libraries are looked for
-when first needed: `missing` says what is not there.
+its own domain may write, so a client knows which domain it talks to. Xen's libraries are loaded on
+first use: `missing` says what is not there.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# Of one message of xenstore (xen/io/xs_wire.h). A list of children may take several.
+# Bytes of one message of xenstore (xen/io/xs_wire.h). A list of children may take several.
 _VALUE_SIZE = 4096
 _PATH_SIZE = 3072
-# Between two tries to join a server. For each there is work for xenstored as well.
+# Seconds between two attempts to join a server. Each causes work for xenstored as well.
 PAUSE = 0.05  # seconds
 REFUSED_PAUSE_MAX = 1.0
 
@@ -68,7 +68,7 @@ _WHY = {
 
 
 def missing() -> str:
-    """What stands in the way of using Xen here, and what to install; empty if nothing does."""
+    """Why Xen cannot be used here, and what to install; empty if it can."""
     problem = ffi.new("char **")
     if lib.pv_xen_load(problem) < 0:
         return ffi.string(problem[0]).decode()
@@ -76,8 +76,8 @@ def missing() -> str:
 
 
 def share_loop() -> None:
-    """For a program whose event loop serves others than its channels' peers: from now on a turn
-    holds it up for 50 us at most, also if there are few channels."""
+    """For a program whose event loop serves more than its channels' peers: from now on a turn
+    delays it by 50 us at most, also if there are few channels."""
     lib.pv_channel_share_loop(1)
 
 
@@ -129,7 +129,7 @@ _guard_is_followed: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("pedos_vch
 
 
 def _follow_guard() -> None:
-    """Has this event loop say what the guard's thread finds out about itself."""
+    """Has this event loop log what the guard's thread reports about itself."""
     if not _guard_is_followed.get():
         _guard_is_followed.set(True)
         trio.lowlevel.spawn_system_task(_tell_of_guard)
@@ -166,9 +166,9 @@ async def listen(
 
     The orders are log2 of the bytes from client to server (left) and back (right), 10 to 20; the
     library may make small ones larger. What an earlier server announced under this port is
-    replaced. ``ValueError`` for numbers or orders that cannot be, or for a channel to oneself;
-    ``OSError`` with a sentence that says what to do: ENOSYS without Xen's libraries, ENODEV
-    without its devices, EACCES, ENOSPC when the domain's grants are used up.
+    replaced. ``ValueError`` for impossible numbers or orders, or for a channel to oneself;
+    ``OSError`` with a sentence that says what to do: ENOSYS without Xen's libraries, ENODEV without
+    its devices, EACCES, ENOSPC when the domain's grants are used up.
     """
     check_address(domain, peer, port)
     check_orders(order_left, order_right)
@@ -185,11 +185,11 @@ class Listener:
         self._address = (domain, peer, port)
 
     async def accept(self) -> Channel:
-        """Waits for the client; the listener is closed, and its port free, when it came.
+        """Waits for the client; then the listener is closed, and its port free.
 
         ``trio.ClosedResourceError`` when the listener was or gets closed.
-        ``trio.BrokenResourceError`` when the client's domain woke us too often without coming: the
-        ring has failed, a client could not use it any more, and the listener is closed. Make
+        ``trio.BrokenResourceError`` when the client's domain woke us too often without connecting:
+        the ring has failed, a client could not use it any more, and the listener is closed. Make
         another one.
         """
         await trio.lowlevel.checkpoint()
@@ -214,7 +214,7 @@ class Listener:
         return _adopt(native, *self._address)
 
     def close(self) -> None:
-        """Stops listening and takes the announcement away. Idempotent."""
+        """Stops listening and removes the announcement. Idempotent."""
         native, self._native = self._native, None
         if native is not None:
             trio.lowlevel.notify_closing(self._event_fd)
@@ -235,9 +235,9 @@ class Listener:
 async def connect(domain: int, peer: int, port: int) -> Channel:
     """Opens this domain's end of the channel whose server is the domain peer.
 
-    ``FileNotFoundError`` when no server is announced, ``ConnectionRefusedError`` when the one that
-    is announced is gone or has its client, ``ConnectionError`` when what it shares is no ring;
-    ``ValueError`` and other ``OSError`` as for `listen`.
+    ``FileNotFoundError`` if no server is announced, ``ConnectionRefusedError`` if the announced one
+    is gone or has its client, ``ConnectionError`` if what it shares is no ring; ``ValueError`` and
+    other ``OSError`` as for `listen`.
     """
     check_address(domain, peer, port)
     native = await _make(lib.pv_xen_join, domain, peer, port)
@@ -245,9 +245,9 @@ async def connect(domain: int, peer: int, port: int) -> Channel:
 
 
 async def connect_when_there(domain: int, peer: int, port: int) -> Channel:
-    """The same, but waits for as long as no server is announced there that can be joined.
+    """The same, but waits while no server that can be joined is announced there.
 
-    The peer may write there as often as it likes; it is looked at twenty times a second at most.
+    The peer may write there as often as it likes; this looks at most twenty times a second.
     """
     refused = PAUSE
     with Store() as store:
@@ -260,8 +260,8 @@ async def connect_when_there(domain: int, peer: int, port: int) -> Channel:
                 await store.changed()  # the first one comes at once
                 refused = PAUSE
             except ConnectionRefusedError:
-                # It costs more to find this out, and a server that is meant for us is soon free.
-                # Its node need not change for that, so none is waited for.
+                # Finding out more would cost more, and a server for us is soon free. Its node need
+                # not change for that, so this does not wait for a change.
                 await trio.sleep(refused)
                 refused = min(2 * refused, REFUSED_PAUSE_MAX)
 
@@ -275,9 +275,9 @@ def own_domain() -> int:
 class Store:
     """A connection to xenstore. Paths that do not begin with a slash are of the own domain.
 
-    A call waits for xenstore's answer, some 0.1 ms, and so holds up the event loop for as long; do
-    not make hundreds at a time. Another domain may have written what is read: it is untrusted.
-    ``OSError`` when xenstore refuses or is not there.
+    A call waits for xenstore's answer, some 0.1 ms, and delays the event loop for as long; do not
+    make hundreds at a time. Another domain may have written what is read: it is untrusted.
+    ``OSError`` if xenstore refuses or is not there.
     """
 
     def __init__(self) -> None:
@@ -324,7 +324,7 @@ class Store:
         self._check(lib.pv_store_write(self._handle(), os.fsencode(path), data, len(data)), path)
 
     def remove(self, path: str) -> None:
-        """Removes a node and all below it; one that is not there is no error."""
+        """Removes a node and everything below it; a missing one is no error."""
         error = lib.pv_store_remove(self._handle(), os.fsencode(path))
         if error != -errno.ENOENT:
             self._check(error, path)
@@ -341,7 +341,8 @@ class Store:
         self._check(lib.pv_store_unwatch(self._handle(), os.fsencode(path)), path)
 
     async def changed(self) -> set[str]:
-        """Waits until something that is watched has changed, or was first watched; says which."""
+        """Waits until something that is watched has changed, or was first watched; returns
+        which."""
         await trio.lowlevel.checkpoint()
         while True:
             paths = self._events()

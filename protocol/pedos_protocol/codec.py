@@ -3,13 +3,12 @@
     u32 little-endian: bytes of payload (1 to FRAME_MAX)
     payload:           one MessagePack array, nothing after it
 
-Both directions check the same: a value that `encode` accepts, `decode` accepts, and the other
-way round. MessagePack libraries take a good deal more than that by default; what they take and
-this one refuses (repeated keys, keys that are not text, extension types, infinities, depth,
-trailing bytes) is what two readers could read differently, or what costs the reader more than
-it cost the sender.
+Both directions check the same: `decode` accepts exactly what `encode` accepts. MessagePack
+libraries accept a good deal more by default. This codec refuses the rest (repeated keys, keys that
+are not text, extension types, infinities, depth, trailing bytes), because two readers could read it
+differently, or because it costs the reader more than it cost the sender.
 
-All of it is C, native/wire/wire.c: the checks and the reading are one pass there.
+native/wire/wire.c, in C, checks and reads in one pass.
 """
 
 from __future__ import annotations

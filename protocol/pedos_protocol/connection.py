@@ -1,7 +1,7 @@
 """One end of a connection, as a state machine without any I/O.
 
-Bytes go into `receive_data`, and the events that they say come out of it; events go into `send`,
-and the bytes that say them come out. Both ends are the same: either may call the other.
+Bytes go into `receive_data`, which returns their events; events go into `send`, which returns their
+bytes. Both ends are the same: either may call the other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .events import (
 )
 from .names import harmless_text, printable_value, shown
 
-TYPE_CHECKING = False  # as typing's own, whose import would double the command line's start
+TYPE_CHECKING = False  # like typing's own, whose import would double the command line's start
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
@@ -32,36 +32,36 @@ if TYPE_CHECKING:
 #: The versions of the protocol that this module speaks: lowest, highest.
 VERSIONS = (1, 1)
 
-#: Requests without an answer, each way. Enough that no honest program waits for it, few enough
+#: Requests without an answer, each way. Enough that no correct program waits for it, few enough
 #: that what a VM can make dom0 remember stays small.
 PENDING_MAX = 128
 
 # The theory
 # ----------
 # A connection is two one-way conversations over one stream: ours to them, and theirs to us. Each
-# goes through the states below by itself, and an event moves only the one of the side that sent
-# it. Neither side is the server: a VM asks dom0 to attach a device, and dom0 asks the VM to export
-# it, over the same connection and by the same rules, so one table serves both directions.
+# goes through the states below by itself, and an event moves only the conversation of the side
+# that sent it. Neither side is the server: a VM asks dom0 to attach a device, and dom0 asks the VM
+# to export it, over the same connection and by the same rules, so one table serves both directions.
 #
-#   START   nothing was said. Hello is the only frame there is: a side that does not begin with it
-#           is not speaking this protocol, or tries to be heard before its version is known.
-#           To end without a word is allowed (a probe of whether anyone listens).
-#   OPEN    hello was said. A side need not have heard the other's hello to make its first call;
-#           then it has to make it in the lowest version that it offered. This saves a command
-#           line one turn. A second hello is refused: the version never changes.
-#   CLOSED  the side has ended: by Closed, which on the wire is the end of the stream. Their end is
-#           ours as well: a vchan has no half-close, and on a socket a program that has said its
-#           last word cannot be told from one that was killed, for which nothing may go on. So no
-#           answer is given any more, and what they asked for is cancelled, as by call.cancelled.
-#   ERROR   the side broke the protocol, here or in its bytes. There is no way out. Only their side
+#   START   The side has sent nothing. Only Hello is allowed: a side that does not begin with it
+#           speaks another protocol, or sends before its version is known. A side may end without
+#           a word (a probe of whether a program listens).
+#   OPEN    The side has sent hello. It need not have received the other's hello before its first
+#           call; it then has to make that call in the lowest version that it offered. This saves
+#           a command line one turn. A second hello is refused: the version never changes.
+#   CLOSED  The side has ended, by Closed, which on the wire is the end of the stream. Their end is
+#           ours as well: a vchan has no half-close, and a socket does not distinguish a program
+#           that has finished sending from one that was killed, for which no work may continue. So
+#           their requests get no answer any more, and are cancelled, as by call.cancelled.
+#   ERROR   The side broke the protocol, here or in its bytes. No event leads out. Only their side
 #           gets here: a wrong event of ours is refused before a byte of it is written.
 #
-# What depends on more than a state and the type of an event is not in the table but beside it, in
-# `_Side.say`, which is for both sides the same: an answer needs a request in flight, a request an
-# id that is free and room below PENDING_MAX. And their Closed moves our side, too.
+# Rules that need more than a state and the type of an event are beside the table, in `_Side.say`,
+# for both sides alike: an answer needs a request in flight; a request needs a free id and room
+# below PENDING_MAX. And their Closed moves our side, too.
 #
-# The documentation's diagram (`diagram`) and the tests of what is refused are made from this
-# dict, so it is the only place to change.
+# The documentation's diagram (`diagram`) and the tests of refused events are made from this dict,
+# so it is the only place to change.
 
 START = "START"
 OPEN = "OPEN"
@@ -107,7 +107,7 @@ def diagram() -> str:
 
 
 class _Side:
-    """What one side has said so far, and so what it may say next."""
+    """What one side has sent so far, and so what it may send next."""
 
     __slots__ = ("in_flight", "state")
 
@@ -122,7 +122,7 @@ class _Side:
 
     def say(self, event: Event, other: _Side) -> None:
         """Moves on by `event`, which may be an answer to the `other` side. Raises `error` if this
-        side may not say it now; then nothing has changed."""
+        side may not send it now; then nothing has changed."""
         target = TRANSITIONS[self.state].get(type(event))
         if target is None:
             raise self.error(self.out_of_turn(type(event)))
@@ -139,7 +139,7 @@ class _Side:
         self.state = target
 
     def out_of_turn(self, event_type: type[Event]) -> str:
-        """The sentence that no such event may be said in this state."""
+        """The sentence that such an event is not allowed in this state."""
         raise NotImplementedError
 
 
@@ -172,8 +172,8 @@ class _Theirs(_Side):
 class Connection:
     """One end of a connection.
 
-    `their_hello` is None until it came; `version` is the highest that both sides speak, None until
-    then.
+    `their_hello` is None until it has arrived; `version` is the highest that both sides speak, None
+    until then.
     """
 
     __slots__ = (
@@ -192,8 +192,9 @@ class Connection:
         self.version: int | None = None
         self._ours = _Ours()
         self._theirs = _Theirs()
-        # What came and was not taken out yet starts at _taken. It is the caller's bytes as long as
-        # they hold whole frames, and a buffer that grows once a frame comes in pieces.
+        # Bytes that have arrived and were not taken yet start at _taken. They are the caller's own
+        # object as long as it holds whole frames, and a buffer that grows once a frame arrives in
+        # pieces.
         self._buffer: bytes | bytearray = b""
         self._taken = 0
         self._eof = False
@@ -201,22 +202,22 @@ class Connection:
 
     @property
     def our_state(self) -> str:
-        """A key of `TRANSITIONS`: what this side may say."""
+        """A key of `TRANSITIONS`: what this side may send."""
         return self._ours.state
 
     @property
     def their_state(self) -> str:
-        """A key of `TRANSITIONS`: what the other side may say."""
+        """A key of `TRANSITIONS`: what the other side may send."""
         return self._theirs.state
 
     @property
     def ours_in_flight(self) -> int:
-        """How many of our requests have no answer yet."""
+        """The number of our requests without an answer."""
         return len(self._ours.in_flight)
 
     @property
     def theirs_in_flight(self) -> int:
-        """How many of their requests have no answer yet."""
+        """The number of their requests without an answer."""
         return len(self._theirs.in_flight)
 
     def is_in_flight(self, call_id: int) -> bool:
@@ -224,25 +225,25 @@ class Connection:
         return call_id in self._ours.in_flight
 
     def send(self, event: Event) -> bytes:
-        """The bytes that say `event` (none for Closed: that is the end of the stream).
+        """The bytes of `event` (none for Closed: that is the end of the stream).
 
-        LocalProtocolError if it may not be said now or cannot be said at all. Then nothing has
-        changed, and the connection is as good as before.
+        LocalProtocolError if it may not be sent now, or not at all. Then nothing has changed, and
+        the connection is still usable.
         """
         frame = _frame(event)
         self._ours.say(event, self._theirs)
         return frame
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> Iterator[Event]:
-        """Takes bytes that came; none at all (b"") says that the stream has ended. Returns the
-        events that have come whole by now.
+        """Takes bytes that arrived; b"" means that the stream has ended. Returns the events that
+        are complete by now.
 
-        Each is read when it is asked for: so an event counts as heard only then, and between two
-        others may be sent. After the end of the stream the last one is Closed. RemoteProtocolError
-        comes in place of an event if what came breaks the protocol, and from then on always.
+        Each event is decoded when it is taken: it counts as received only then, and others may be
+        sent in between. After the end of the stream the last one is Closed. RemoteProtocolError
+        comes in place of an event if the bytes break the protocol, and from then on always.
 
-        Events have to be taken out before more goes in: so never more than one frame and one `data`
-        is held. LocalProtocolError, from this call, if they were not, or after the end.
+        All events have to be taken before more bytes go in: so at most one frame and one `data` are
+        held. LocalProtocolError, from this call, if they were not, or after the end.
         """
         if self._eof:
             raise LocalProtocolError("data came after the end of the stream")
@@ -263,8 +264,8 @@ class Connection:
         return self._events()
 
     def next_event(self) -> Event | NeedData:
-        """The next of the events that `receive_data` returns, or NEED_DATA; for who takes one at a
-        time. After the end of the stream it is Closed, however often one asks."""
+        """The next of the events that `receive_data` returns, or NEED_DATA; for callers that take
+        one at a time. After the end of the stream it is Closed at every call."""
         return next(self._events(), NEED_DATA)
 
     def _events(self) -> Iterator[Event]:
@@ -290,7 +291,7 @@ class Connection:
                 self._ours.state = CLOSED
                 yield event
         except (RemoteProtocolError, LocalProtocolError) as error:
-            # Local: an event that refused to be made.
+            # Local: an event that cannot be made.
             theirs.state = ERROR
             self._failure = str(error)
             self._buffer = b""
@@ -309,7 +310,7 @@ class Connection:
 
 
 def _frame(event: Event) -> bytes:
-    """The bytes that say `event`; LocalProtocolError if they cannot."""
+    """The bytes of `event`; LocalProtocolError if it cannot be sent."""
     if isinstance(event, Answer):
         return encode([_RESPONSE, event.id, None, event.result])
     if isinstance(event, Request):
@@ -327,9 +328,9 @@ def _frame(event: Event) -> bytes:
 
 
 def _parse(untrusted_message: list[Any]) -> Event:
-    """The event that a decoded frame says; one of the two protocol errors if it says none."""
+    """The event of a decoded frame; one of the two protocol errors if it has none."""
     untrusted_kind = untrusted_message[0] if untrusted_message else None
-    # By == alone, False would be 0, True 1 and 2.0 a notice.
+    # Compared with == alone, False would be 0, True 1 and 2.0 a notice.
     if type(untrusted_kind) is int:
         if len(untrusted_message) == 4:
             _, untrusted_id, untrusted_second, untrusted_third = untrusted_message
@@ -356,8 +357,8 @@ def _parse_request(untrusted_id: Any, untrusted_method: Any, untrusted_params: A
 
 
 def _parse_error(untrusted_id: Any, untrusted_error: dict[str, Any]) -> ErrorAnswer:
-    """Its words go to logs, terminals and other errors. They are made fit for that here, once and
-    for all: one printable line each, also those in the data."""
+    """Its texts go to logs, terminals and other errors. They are made harmless here, once and for
+    all: one printable line each, also those in the data."""
     if untrusted_error.keys() != {"code", "message", "data"}:
         raise RemoteProtocolError("an error does not consist of code, message and data")
     untrusted_message = untrusted_error["message"]
@@ -371,8 +372,8 @@ def _parse_error(untrusted_id: Any, untrusted_error: dict[str, Any]) -> ErrorAns
 
 
 def _parse_hello(untrusted_hello: Any) -> Hello:
-    """Keys that are not known are passed over: this is the one frame that is read before the
-    version is known, so later versions may say more in it."""
+    """Unknown keys are ignored: only this frame is read before the version is known, so later
+    versions may add keys to it."""
     if type(untrusted_hello) is not dict:
         raise RemoteProtocolError("hello does not hold a map")
     untrusted_versions = untrusted_hello.get("versions")

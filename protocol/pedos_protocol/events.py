@@ -1,10 +1,10 @@
-"""Events: what goes in and comes out of a `Connection`.
+"""Events: the input and output of a `Connection`.
 
-Plain values: each checks itself when it is made, once, and is not changed afterwards. So an event
-can be sent: a wrong one raises LocalProtocolError (from bytes, the connection turns that into a
-RemoteProtocolError, as what came was then wrong). attrs would write these classes in a tenth of
-the lines, and its import costs the command line as much as starting Python three times. Nothing
-guards the attributes: a guard costs a tenth of a call.
+Plain values: each checks itself once, when it is made, and is not changed afterwards. So every
+event can be sent: making an invalid one raises LocalProtocolError (for received bytes, the
+connection turns that into a RemoteProtocolError). attrs would write these classes in a tenth of the
+lines, but its import takes the command line as long as starting Python three times. Nothing guards
+the attributes: a guard would cost a tenth of a call.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from .errors import CODES, CallError, LocalProtocolError, RemoteProtocolError
 from .names import shown
 
-TYPE_CHECKING = False  # as typing's own, whose import would double the command line's start
+TYPE_CHECKING = False  # like typing's own, whose import would double the command line's start
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 ID_MAX = 2**32 - 1  # a call's id is a u32
 METHOD_MAX = 64  # characters; the longest of ours has 16
 PROGRAM_MAX = 64  # characters of a name and version, for logs
-VERSION_MAX = 65535  # far beyond what will ever be spoken, and small in a log
+VERSION_MAX = 65535  # far beyond any version that will exist, and small in a log
 DEADLINE_MS_MAX = 1_200_000  # twenty minutes: more than a VM's start with devices takes at worst
 ERROR_MESSAGE_MAX = 1024  # characters; one sentence with two device names and a rule in it
 ERROR_TEXT_MAX = 1024  # characters of one text in an error's data; a rule is the longest
 
-#: The notice {"code", "message", "data"}, after hello and before the end: nothing is served on this
-#: connection, and why. Its fields are those of an error answer.
+#: The notice {"code", "message", "data"}, after hello and before the end: this side serves nothing
+#: on this connection, and why. Its fields are those of an error answer.
 REFUSED = "connection.refused"
 
-# Names that need no look: what this program serves, see `know_methods`. None that only a peer has
-# said, as all VMs would share the bound, and one could take the others' names out of it.
+# Names that need no check: those that this program serves, see `know_methods`. None that a peer
+# alone has sent, because all VMs would share the bound, and one could push the others' names out.
 _known_methods: set[str] = set()
 
 
@@ -56,7 +56,7 @@ _WRONG_ID = "the id of a call is not an integer from 0 to 2^32-1"
 
 
 def is_method(text: str) -> bool:
-    """Is `text` a method's name: words of a-z and `_` with dots between, no `_` in the first?"""
+    """Is `text` a method's name: words of a-z and `_` separated by dots, no `_` in the first?"""
     if len(text) > METHOD_MAX:
         return False
     if text.startswith(".") or text.endswith(".") or ".." in text:
@@ -67,7 +67,7 @@ def is_method(text: str) -> bool:
 
 
 def know_methods(methods: Iterable[str]) -> None:
-    """Remembers names of this program's own, which are in its code: a look less for each frame."""
+    """Remembers this program's own names: that saves a check for each frame."""
     _known_methods.update(
         method for method in methods if method not in _known_methods and is_method(method)
     )
@@ -79,9 +79,9 @@ def _check_unknown_method(method: object) -> None:
 
 
 class Hello(Event):
-    """The first frame of each side: the versions it speaks (lowest, highest), and who it is.
+    """The first frame of each side: the versions that it speaks (lowest, highest), and its program.
 
-    `program` is for logs alone: a VM may claim to be anything.
+    `program` is for logs alone: a VM may claim anything.
     """
 
     __slots__ = ("program", "versions")
@@ -101,7 +101,7 @@ class Hello(Event):
 
 
 class Request(Event):
-    """A call that wants an answer within `deadline_ms` milliseconds from now (1 to 1,200,000)."""
+    """A call that expects an answer within `deadline_ms` milliseconds from now (1 to 1,200,000)."""
 
     __slots__ = ("deadline_ms", "id", "method", "params")
 
@@ -173,7 +173,7 @@ class ErrorAnswer(Event):
 
 
 class Notice(Event):
-    """Something the other side should know, and does not answer."""
+    """A message to the other side that needs no answer."""
 
     __slots__ = ("method", "params")
 
@@ -189,8 +189,8 @@ class Notice(Event):
 
 
 def refusal(params: Mapping[str, Any]) -> CallError:
-    """What the notice REFUSED says. RemoteProtocolError if it is not an error's code, message and
-    data."""
+    """The error in the notice REFUSED. RemoteProtocolError if it is not an error's code, message
+    and data."""
     try:
         said = [params.get(field) for field in ("code", "message", "data")]
         error = ErrorAnswer(0, *said)  # type: ignore[arg-type]  # it looks at them
@@ -200,7 +200,7 @@ def refusal(params: Mapping[str, Any]) -> CallError:
 
 
 class Closed(Event):
-    """One side will send nothing more."""
+    """The side will send nothing more."""
 
     __slots__ = ()
 
