@@ -1,9 +1,8 @@
 """Where the time of a call goes with 32 in flight: python -m benchmarks.parts
 
 The processor time of each part alone, the least of many rounds, so that other load counts little:
-the codec, the state machine around it with its events, the ring, trio's switch from task to task.
-The rest of a run of T1 is `Peer` and trio's loop. Not a gate: it shows where to look when one is
-missed.
+the state machines with their events and frames, the ring, trio's switch from task to task. The rest
+of a run of T1 is `Peer` and trio's loop. Not a gate: it shows where to look when one is missed.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import time
 from collections.abc import Callable
 
 import trio
-from pedos_protocol.codec import decode, encode
 from pedos_protocol.connection import VERSIONS, Connection
 from pedos_protocol.events import Answer, Hello, Request, know_methods
 from pedos_vchan import shm
@@ -27,8 +25,6 @@ ROUNDS = 40
 BATCHES = 20  # of IN_FLIGHT calls, in a round
 CALLS = 16_000
 
-PARAMS = {"data": PAYLOAD, "deadline_ms": 10_000}
-
 
 def _least(job: Callable[[], object], per: int) -> float:
     """Microseconds of processor time for one of the `per` operations of a job."""
@@ -40,27 +36,8 @@ def _least(job: Callable[[], object], per: int) -> float:
     return best / per * 1e6
 
 
-def codec() -> tuple[float, float]:
-    """Writing and reading one frame each of a request and of an answer, for one call."""
-    request, answer = [0, 7, "echo", PARAMS], [1, 7, None, {"data": PAYLOAD}]
-    frames = [encode(request)[4:], encode(answer)[4:]]
-    count = range(IN_FLIGHT * BATCHES)
-
-    def say() -> None:
-        for _ in count:
-            encode(request)
-            encode(answer)
-
-    def read() -> None:
-        for _ in count:
-            decode(frames[0])
-            decode(frames[1])
-
-    return _least(say, len(count)), _least(read, len(count))
-
-
 def connection() -> tuple[float, float]:
-    """One call through both state machines, the codec included: the client's part, the server's."""
+    """One call through both state machines, frames included: the client's part, the server's."""
     know_methods(["echo"])  # as the server of T1 does
     client, server = Connection(), Connection()
     for one, other in ((client, server), (server, client)):
@@ -174,14 +151,13 @@ def whole() -> tuple[float, float, float]:
 
 def main() -> None:
     with pinned():
-        say, read = codec()
         client, server = connection()
         wire = ring()
         switch = hand_over()
         mine, theirs, switches = whole()
     rows = [
-        ("codec: 2 frames said, 2 read", say + read),
-        ("state machines and events, without the codec", client + server - say - read),
+        ("client: state machine, events and frames", client),
+        ("server: state machine, events and frames", server),
         ("ring and its C calls, both ends, in batches", wire),
         ("client: trio's hand-over to the caller", switch),
         ("client: Peer and trio's loop", mine - client - wire / 2 - switch),

@@ -19,6 +19,7 @@ from pedos_protocol.events import (
 from pedos_protocol.words import unanswered
 
 from .first_step import effective_deadline
+from .parking import Parking
 from .session import CANCELLED
 from .waiter import Waiter
 
@@ -28,9 +29,25 @@ if TYPE_CHECKING:
 
 Params = dict[str, Any]
 
+TIMEOUT_MAX = DEADLINE_MS_MAX / 1000  # seconds
+
 
 class Caller:
     """Calls the peer at the other end of `session`; its answers arrive in `inbox`."""
+
+    __slots__ = (
+        "_connection",
+        "_conversation",
+        "_free_slots",
+        "_inbox",
+        "_last_caller",
+        "_last_id",
+        "_outbox",
+        "_session",
+        "_slots",
+        "_sweeper",
+        "_waiters",
+    )
 
     def __init__(self, session: Session, inbox: Inbox) -> None:
         self._session = session
@@ -42,7 +59,7 @@ class Caller:
         self._last_caller = 0  # the id() of its task; reuse of an id does no harm
         self._last_id = 0
         self._free_slots = PENDING_MAX
-        self._slots = trio.lowlevel.ParkingLot()  # tasks that wait for one to become free
+        self._slots = Parking()  # tasks that wait for one to become free
         self._waiters: dict[int, Waiter] = {}
         session.at_end(self._free)
 
@@ -58,10 +75,8 @@ class Caller:
         An answer that has arrived is returned, also to a caller whose time is up or that is
         cancelled in the same moment: a caller that gets no answer may undo what was done for it.
         """
-        if not 0 < timeout <= DEADLINE_MS_MAX / 1000:
-            raise ValueError(
-                f"a time-out of {timeout} s is not within 0 to {DEADLINE_MS_MAX / 1000:g} s"
-            )
+        if not 0 < timeout <= TIMEOUT_MAX:
+            raise ValueError(f"a time-out of {timeout} s is not within 0 to {TIMEOUT_MAX:g} s")
         deadline = effective_deadline()
         if deadline == -math.inf:
             await trio.lowlevel.checkpoint()  # a cancelled caller sends no request
@@ -73,9 +88,12 @@ class Caller:
             await self._take_slot(waiter)
             deadline, now = effective_deadline(), trio.current_time()
         if not waiter.timed_out:
-            call_id = self._start(method, params, waiter, min(waiter.deadline, deadline) - now)
+            end = deadline if deadline < waiter.deadline else waiter.deadline
+            call_id = self._start(method, params, waiter, end - now)
             try:
-                await self._until_settled(waiter)
+                if len(self._waiters) == 1:
+                    await self._read_alone(waiter)
+                await waiter.wait()
             except trio.Cancelled:
                 if waiter.answer is None:
                     self._say_cancelled(call_id)
@@ -88,9 +106,8 @@ class Caller:
                 self._say_cancelled(call_id)
         answer = waiter.answer
         if answer is None:
-            if waiter.timed_out:
-                raise CallError("timeout", unanswered(method, timeout))
-            raise self._unavailable()
+            timed_out = CallError("timeout", unanswered(method, timeout))
+            raise timed_out if waiter.timed_out else self._unavailable()
         if isinstance(answer, ErrorAnswer):
             raise CallError(answer.code, answer.message, answer.data)
         return answer.result
@@ -133,18 +150,19 @@ class Caller:
             raise self._unavailable()
 
     def _free_slot(self) -> None:
-        if self._slots:
-            self._slots.unpark()  # handed over directly, so no later call overtakes one that waits
-        else:
+        # While one is free nobody waits for one: that is slower to ask.
+        if self._free_slots > 0 or not self._slots:
             self._free_slots += 1
+        else:
+            self._slots.unpark()  # handed over directly, so no later call overtakes one that waits
 
     def _start(self, method: str, params: Params, waiter: Waiter, remaining: float) -> int:
-        deadline_ms = max(1, min(DEADLINE_MS_MAX, math.ceil(max(remaining, 0) * 1000)))
-        call_id = self._last_id
-        while True:  # an id may still be in use only after 2^32 others
+        # Not more than TIMEOUT_MAX, except for rounding.
+        deadline_ms = math.ceil(remaining * 1000) if remaining > 0 else 1
+        deadline_ms = deadline_ms if deadline_ms < DEADLINE_MS_MAX else DEADLINE_MS_MAX
+        call_id = (self._last_id + 1) & 0xFFFFFFFF
+        while self._connection.is_in_flight(call_id):  # only after 2^32 others
             call_id = (call_id + 1) & 0xFFFFFFFF
-            if not self._connection.is_in_flight(call_id):
-                break
         try:
             self._session.post(Request(call_id, method, params, deadline_ms))
         except BaseException:
@@ -153,17 +171,20 @@ class Caller:
         self._last_id = call_id
         self._waiters[call_id] = waiter
         self._sweeper.watch(waiter)
+        if len(self._waiters) > 1:
+            # Several leave the reading to the reader, and their writing to the flusher, which
+            # writes what they all said at once.
+            self._last_caller = id(trio.lowlevel.current_task())
+            self._outbox.flush()
         return call_id
 
-    async def _until_settled(self, waiter: Waiter) -> None:
-        """Waits for the answer. A caller that is alone reads itself, so that nothing is handed from
-        task to task. Several callers leave the reading to the reader, and their writing to the
-        writer, which writes all their frames at once."""
+    async def _read_alone(self, waiter: Waiter) -> None:
+        """A task that was alone the last time, too, reads its answer itself: nothing is handed from
+        task to task then."""
         conversation, inbox = self._conversation, self._inbox
         task = id(trio.lowlevel.current_task())
         same, self._last_caller = task == self._last_caller, task
-        is_alone = same and len(self._waiters) == 1
-        if conversation is not None and is_alone and inbox.may_stand_in():
+        if conversation is not None and same and inbox.may_stand_in():
             inbox.read_answers(conversation, self.take_answer)
             while inbox.may_stand_in() and not waiter.is_settled:
                 try:
@@ -174,4 +195,3 @@ class Caller:
                     inbox.read_answers(conversation, self.take_answer)
         else:
             self._outbox.flush()
-        await waiter.wait()

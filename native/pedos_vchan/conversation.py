@@ -12,6 +12,7 @@ import trio
 
 from ._native import ffi, lib
 from .channel import Channel
+from .parking import Parking
 
 # Bytes that one turn copies out. A batch of short frames fits, and it is small compared with the
 # rings.
@@ -42,7 +43,7 @@ class Conversation:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._led = False  # the first task in `wait` waits for all of them
-        self._followers = trio.lowlevel.ParkingLot()  # the others
+        self._followers = Parking()  # the others
         self._sender_waits = False
         # The owner of the events, if it is not the leader; a woken one that has not run yet may
         # find that they are another substitute's by now.

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
+from .parking import Parking
+
 if TYPE_CHECKING:
     from .event_loop import Flusher
 
@@ -55,10 +57,16 @@ class Gate:
     """Lets a few handlers of one peer continue in each pass of the event loop, first come first
     served."""
 
+    __slots__ = (
+        "_flusher",
+        "_left",
+        "_parked",
+    )
+
     def __init__(self, flusher: Flusher) -> None:
         self._flusher = flusher
         self._left = GOING_ON_AT_ONCE
-        self._parked = trio.lowlevel.ParkingLot()
+        self._parked = Parking()
 
     def may_pass(self) -> bool:
         """Whether there is room in this pass, which is then taken; otherwise `wait`."""
@@ -75,8 +83,8 @@ class Gate:
             await self._parked.park()
 
     def _next_pass(self) -> None:
-        going = self._parked.unpark(count=GOING_ON_AT_ONCE)
-        self._left = GOING_ON_AT_ONCE - len(going)
+        going = self._parked.unpark(GOING_ON_AT_ONCE)
+        self._left = GOING_ON_AT_ONCE - going
         if going:
             self._flusher.soon(self._next_pass)
 

@@ -14,6 +14,7 @@ import trio
 from pedos_protocol.errors import RemoteProtocolError
 from pedos_protocol.events import Answer, ErrorAnswer, Event
 
+from .parking import Parking
 from .quota import BYTES_PER_FRAME
 
 if TYPE_CHECKING:
@@ -38,6 +39,19 @@ _NOTHING: Iterator[Event] = iter(())
 class Inbox:
     """Events of one connection, in the order in which they arrive; `quota` bounds them."""
 
+    __slots__ = (
+        "_behind",
+        "_connection",
+        "_conversation",
+        "_is_piece",
+        "_outbox",
+        "_quota",
+        "_session",
+        "events",
+        "reader_waits",
+        "turn_end",
+    )
+
     def __init__(self, session: Session, quota: Quota) -> None:
         self._session = session
         self._quota = quota
@@ -46,7 +60,7 @@ class Inbox:
         self._connection = session.connection
         self.turn_end = 0.0  # of time.perf_counter(): then others get their turn
         self.reader_waits = False  # the reader is in `wait`, so its place can be taken
-        self._behind = trio.lowlevel.ParkingLot()  # wait until all is read
+        self._behind = Parking()  # wait until all is read
         #: What has arrived and was not taken yet. Each event is decoded on demand, by the task that
         #: takes it; RemoteProtocolError.
         self.events: Iterator[Event] = _NOTHING

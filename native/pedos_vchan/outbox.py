@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from .parking import Parking
+
 if TYPE_CHECKING:
     from .conversation import Conversation
     from .event_loop import Flusher
@@ -19,6 +21,19 @@ if TYPE_CHECKING:
 class Outbox:
     """Frames for `stream`, in the order in which they were put in; `conversation` is its own, if it
     is a channel's."""
+
+    __slots__ = (
+        "_closed",
+        "_conversation",
+        "_drained",
+        "_flusher",
+        "_is_due",
+        "_nursery",
+        "_sending",
+        "_stream",
+        "_waiting",
+        "_waiting_size",
+    )
 
     def __init__(
         self, stream: trio.abc.Stream, conversation: Conversation | None, flusher: Flusher
@@ -30,8 +45,9 @@ class Outbox:
         self._closed = False
         self._waiting: list[bytes] = []
         self._waiting_size = 0
+        self._is_due = False  # the flusher has it already
         self._sending = 0  # bytes that a task has and that are not written yet
-        self._drained = trio.lowlevel.ParkingLot()
+        self._drained = Parking()
 
     @property
     def size(self) -> int:
@@ -47,10 +63,11 @@ class Outbox:
         self._closed = True
         self._drained.unpark_all()
 
-    def put(self, frame: bytes) -> None:
-        """Takes `frame`. `flush` or `turn` follows."""
+    def put(self, frame: bytes) -> int:
+        """Takes `frame`; returns `size`. `flush` or `turn` follows."""
         self._waiting.append(frame)
-        self._waiting_size += len(frame)
+        self._waiting_size = size = self._waiting_size + len(frame)
+        return size + self._sending
 
     def clear(self) -> None:
         """Drops what no task has yet."""
@@ -58,7 +75,8 @@ class Outbox:
 
     def flush(self) -> None:
         """Has it written, once all tasks that can run now have run."""
-        if self._waiting and not self._sending:
+        if not self._is_due and self._waiting and not self._sending:
+            self._is_due = True
             self._flusher.soon(self._write_now)
 
     def turn(self, conversation: Conversation) -> bytes | None:
@@ -89,6 +107,7 @@ class Outbox:
 
     def _write_now(self) -> None:
         """Writes what can be written without waiting, and leaves the rest to a task."""
+        self._is_due = False
         if not self._waiting or self._sending or self._closed or self._nursery is None:
             return
         out = self._take()

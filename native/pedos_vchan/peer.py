@@ -42,6 +42,18 @@ class Peer:
     else.
     """
 
+    __slots__ = (
+        "_caller",
+        "_connection",
+        "_inbox",
+        "_program",
+        "_reader",
+        "_server",
+        "_session",
+        "call",
+        "name",
+    )
+
     def __init__(
         self,
         stream: trio.abc.Stream,
@@ -93,7 +105,7 @@ class Peer:
                     session.post(Hello(VERSIONS, self._program))
                     await self._reader.greet()
                     task_status.started()
-                    session.opened.set()
+                    session.opening.unpark_all()
                     await self._reader.read(self, nursery)
                     await trio.sleep_forever()  # it became a handler's, and another task reads
                 except (RemoteProtocolError, trio.BrokenResourceError) as error:
@@ -184,7 +196,8 @@ async def open_peer(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
-        await peer._session.opened.wait()
+        if peer.their_hello is None and not peer._session.ended:
+            await peer._session.opening.park()
         if peer.their_hello is not None:
             try:
                 yield peer

@@ -22,10 +22,20 @@ P = TypeVar("P")
 #: speaks must not hold a place for ever.
 HELLO_TIMEOUT = 5
 
+ANSWERS = (Answer, ErrorAnswer)
+
 
 class Reader(Generic[P]):
     """Takes events out of `inbox`: answers go to the caller, everything else costs `quota` and goes
     to the server."""
+
+    __slots__ = (
+        "_caller",
+        "_inbox",
+        "_quota",
+        "_server",
+        "_session",
+    )
 
     def __init__(
         self, session: Session, inbox: Inbox, quota: Quota, caller: Caller, server: Server[P]
@@ -53,34 +63,39 @@ class Reader(Generic[P]):
         request: Request | None = None  # whose handler has this task
         try:
             with trio.CancelScope() as scope:  # without a deadline as long as it reads
-                while not isinstance(event := next(inbox.events, None), Closed):
-                    if event is None:  # so the last event is not kept for as long as this waits
-                        await inbox.read_more()
-                        continue
-                    if time.perf_counter() > inbox.turn_end:
-                        await inbox.let_others_run()
-                    if isinstance(event, (Answer, ErrorAnswer)):
-                        self._caller.take_answer(event)
-                    elif isinstance(event, Request):
-                        self._quota.spend(1)
-                        begun = server.begin(peer, event)
-                        if begun is not None:
-                            request = event
-                            scope.deadline = trio.current_time() + request.deadline_ms / 1000
-                            nursery.start_soon(self.read, peer, nursery)
-                            server.answer(request, await server.finish(request, scope, begun))
+                reads = True
+                while reads:
+                    for event in inbox.events:
+                        if time.perf_counter() > inbox.turn_end:
+                            await inbox.let_others_run()
+                        if isinstance(event, ANSWERS):
+                            self._caller.take_answer(event)
+                        elif isinstance(event, Request):
+                            self._quota.spend(1)
+                            begun = server.begin(peer, event)
+                            if begun is not None:
+                                request = event
+                                seconds = request.deadline_ms / 1000
+                                scope.deadline = trio.current_time() + seconds
+                                nursery.start_soon(self.read, peer, nursery)
+                                server.answer(request, await server.finish(request, scope, begun))
+                                reads = False
+                                break
+                        elif isinstance(event, Notice):
+                            self._quota.spend(1)
+                            await server.take_notice(peer, event)
+                        else:  # Closed
+                            reads = False
                             break
-                    elif isinstance(event, Notice):
-                        self._quota.spend(1)
-                        await server.take_notice(peer, event)
+                    else:
+                        event = None  # what came last is not kept for as long as this waits
+                        await inbox.read_more()
             if scope.cancelled_caught and request is not None:
                 raise _given_up(request, is_late=trio.current_time() >= scope.deadline)
         except Exception as error:
             self._fail(request, error)
-        if request is None:
-            self._session.close()
-        else:
-            self._session.outbox.flush()
+        end = self._session.close if request is None else self._session.outbox.flush
+        end()
 
     def _fail(self, request: Request | None, error: Exception) -> None:
         if request is not None:

@@ -38,6 +38,15 @@ log = logging.getLogger(__name__)
 class Server(Generic[P]):
     """Serves the peer at the other end of `session`; see `Peer` for the tables."""
 
+    __slots__ = (
+        "_default_handler",
+        "_gate",
+        "_notices",
+        "_serving",
+        "_session",
+        "handlers",
+    )
+
     def __init__(
         self,
         session: Session,

@@ -11,6 +11,7 @@ from pedos_protocol.errors import RemoteProtocolError
 
 from .event_loop import event_loop
 from .outbox import Outbox
+from .parking import Parking
 from .stream import VchanStream
 
 if TYPE_CHECKING:
@@ -30,6 +31,20 @@ CANCELLED = "call.cancelled"
 class Session:
     """One connection over `stream`; `name` is what the log calls the other side."""
 
+    __slots__ = (
+        "_at_end",
+        "_nursery",
+        "connection",
+        "conversation",
+        "ended",
+        "failure",
+        "loop",
+        "name",
+        "opening",
+        "outbox",
+        "stream",
+    )
+
     def __init__(self, stream: trio.abc.Stream, name: str) -> None:
         self.stream = stream
         self.name = name
@@ -38,7 +53,7 @@ class Session:
         self.connection = Connection()
         self.loop = event_loop()
         self.outbox = Outbox(stream, self.conversation, self.loop.flusher)
-        self.opened = trio.Event()  # set when both hellos are said, or never will be
+        self.opening = Parking()  # who waits until both hellos are said, or never will be
         self.ended = False
         self.failure: Exception | None = None
         self._nursery: trio.Nursery | None = None
@@ -60,9 +75,7 @@ class Session:
         the end it is dropped, as it has no receiver any more."""
         if self.ended:
             return
-        frame = self.connection.send(event)
-        self.outbox.put(frame)
-        if self.outbox.size > OUT_MAX:
+        if self.outbox.put(self.connection.send(event)) > OUT_MAX:
             self.outbox.clear()
             self.fail(RemoteProtocolError(f"it does not read: over {OUT_MAX} bytes wait for it"))
 
@@ -75,7 +88,7 @@ class Session:
     def end(self) -> None:
         """Frees all waiting tasks: nothing will come any more. The tasks go on."""
         self.ended = True
-        self.opened.set()
+        self.opening.unpark_all()
         self.outbox.close()
         at_end, self._at_end = self._at_end, []
         for free in at_end:

@@ -48,14 +48,13 @@ class Waiter:
         if self.is_settled:
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._task = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
         # As trio.Event does, without making an event and a queue for each call.
         self._task = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(abort)
+        await trio.lowlevel.wait_task_rescheduled(self._abort)
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED
 
     async def wait_in_place(self, conversation: Conversation) -> None:
         """Waits for news in `conversation` instead of its reader, or to be settled."""

@@ -1,4 +1,7 @@
+from collections.abc import Callable
 from typing import Any
+
+from .events import Event
 
 #: Bytes of the length in front of a payload.
 HEADER_SIZE: int
@@ -10,6 +13,16 @@ DEPTH_MAX: int
 ITEMS_MAX: int
 #: Lists and maps in one frame, the outermost array included.
 CONTAINERS_MAX: int
+#: The longest deadline of a request.
+DEADLINE_MS_MAX: int
+#: Requests without an answer, each way.
+PENDING_MAX: int
+
+# The rules by which `say` refuses.
+OUT_OF_TURN: int
+ID_IN_USE: int
+TOO_MANY_PENDING: int
+NO_REQUEST: int
 
 def encode(message: list[Any], /) -> bytes:
     """The whole frame, length included, that says `message`.
@@ -24,11 +37,39 @@ def decode(payload: bytes | bytearray | memoryview, /) -> list[Any]:
     Its values are of the types that `encode` takes, and otherwise still untrusted.
     """
 
-def next_message(
-    buffer: bytes | bytearray | memoryview, at: int, /
-) -> tuple[list[Any], int] | None:
-    """The message of the frame that begins `at` this place, as `decode` returns it, and where the
-    frame ends; None if it is not whole.
+def introduce(
+    request: type[Event],
+    answer: type[Event],
+    error_answer: type[Event],
+    notice: type[Event],
+    known_methods: set[str],
+    check_unknown_method: Callable[[object], None],
+    /,
+) -> None:
+    """Tells of the classes of events. Methods in `known_methods` need no look; the function has it
+    at all others, and raises if one is no method's name."""
 
-    RemoteProtocolError also for a size that no frame may have, before any of it has come.
+def next_event(buffer: bytes | bytearray | memoryview, at: int, /) -> tuple[Any, int] | None:
+    """The event that the frame says which begins `at` this place, and where the frame ends; None
+    if it is not whole. A frame that is no request, answer or notice is its message, a list.
+
+    RemoteProtocolError also for a size that no frame may have, before any of it has come;
+    LocalProtocolError for an event that may not be made.
     """
+
+def frame_of(event: Event, /) -> bytes | None:
+    """The frame that says a request, an answer or a notice; None for others. LocalProtocolError as
+    from `encode`."""
+
+def say(table: dict[str, dict[type[Event], str]], side: Any, other: Any, event: Event, /) -> None:
+    """Moves `side` on by `event`, which may be an answer to the `other`: its `state`, a key of the
+    table, and the ids `in_flight` of its own requests, or of the other's. If it may not say that
+    now, nothing changes, and `side.refuse(rule, event)` raises."""
+
+# These raise LocalProtocolError if an event may not have such values.
+def check_id(call_id: object, /) -> None: ...
+def check_request(
+    call_id: object, method: object, params: object, deadline_ms: object, /
+) -> None: ...
+def check_answer(call_id: object, result: object, /) -> None: ...
+def check_notice(method: object, params: object, /) -> None: ...

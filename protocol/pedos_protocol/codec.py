@@ -21,7 +21,6 @@ from ._wire import (
     ITEMS_MAX,
     decode,
     encode,
-    next_message,
 )
 
 __all__ = [
@@ -34,7 +33,6 @@ __all__ = [
     "ITEMS_MAX",
     "decode",
     "encode",
-    "next_message",
 ]
 
 INT_MIN = -(2**63)  # what MessagePack can hold

@@ -6,7 +6,17 @@ bytes. Both ends are the same: either may call the other.
 
 from __future__ import annotations
 
-from .codec import FRAME_MAX, HEADER_SIZE, encode, next_message
+from . import _wire
+from ._wire import (
+    ID_IN_USE,
+    NO_REQUEST,
+    OUT_OF_TURN,
+    TOO_MANY_PENDING,
+    frame_of,
+    next_event,
+    say,
+)
+from .codec import FRAME_MAX, HEADER_SIZE, encode
 from .errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from .events import (
     ERROR_MESSAGE_MAX,
@@ -27,14 +37,13 @@ from .names import harmless_text, printable_value, shown
 TYPE_CHECKING = False  # like typing's own, whose import would double the command line's start
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
+    from typing import Any, ClassVar, NoReturn
 
 #: The versions of the protocol that this module speaks: lowest, highest.
 VERSIONS = (1, 1)
 
-#: Requests without an answer, each way. Enough that no correct program waits for it, few enough
-#: that what a VM can make dom0 remember stays small.
-PENDING_MAX = 128
+#: Requests without an answer, each way.
+PENDING_MAX = _wire.PENDING_MAX
 
 # The theory
 # ----------
@@ -56,9 +65,9 @@ PENDING_MAX = 128
 #   ERROR   The side broke the protocol, here or in its bytes. No event leads out. Only their side
 #           gets here: a wrong event of ours is refused before a byte of it is written.
 #
-# Rules that need more than a state and the type of an event are beside the table, in `_Side.say`,
-# for both sides alike: an answer needs a request in flight; a request needs a free id and room
-# below PENDING_MAX. And their Closed moves our side, too.
+# Rules that need more than a state and the type of an event are beside the table, in `say`
+# (native/wire/events.c), for both sides alike: an answer needs a request in flight; a request needs
+# a free id and room below PENDING_MAX. And their Closed moves our side, too.
 #
 # The documentation's diagram (`diagram`) and the tests of refused events are made from this dict,
 # so it is the only place to change.
@@ -112,31 +121,17 @@ class _Side:
     __slots__ = ("in_flight", "state")
 
     error: type[ProtocolError]
-    second_request: str
-    too_many: str
-    no_request: str
+    words: ClassVar[dict[int, str]]  # by the rule that is broken
 
     def __init__(self) -> None:
         self.state = START
         self.in_flight: set[int] = set()  # ids of its requests that have no answer yet
 
-    def say(self, event: Event, other: _Side) -> None:
-        """Moves on by `event`, which may be an answer to the `other` side. Raises `error` if this
-        side may not send it now; then nothing has changed."""
-        target = TRANSITIONS[self.state].get(type(event))
-        if target is None:
+    def refuse(self, rule: int, event: Any) -> NoReturn:
+        """Raises `error`: this side may not say `event` now."""
+        if rule == OUT_OF_TURN:
             raise self.error(self.out_of_turn(type(event)))
-        if isinstance(event, Request):
-            if event.id in self.in_flight:
-                raise self.error(self.second_request.format(event.id))
-            if len(self.in_flight) >= PENDING_MAX:
-                raise self.error(self.too_many)
-            self.in_flight.add(event.id)
-        elif isinstance(event, (Answer, ErrorAnswer)):
-            if event.id not in other.in_flight:
-                raise self.error(self.no_request.format(event.id))
-            other.in_flight.remove(event.id)
-        self.state = target
+        raise self.error(self.words[rule].format(event.id))
 
     def out_of_turn(self, event_type: type[Event]) -> str:
         """The sentence that such an event is not allowed in this state."""
@@ -147,9 +142,11 @@ class _Ours(_Side):
     __slots__ = ()
 
     error = LocalProtocolError
-    second_request = "a request with the id {} is in flight already"
-    too_many = f"{PENDING_MAX} requests are in flight already"
-    no_request = "no request with the id {} waits for an answer"
+    words: ClassVar = {
+        ID_IN_USE: "a request with the id {} is in flight already",
+        TOO_MANY_PENDING: f"{PENDING_MAX} requests are in flight already",
+        NO_REQUEST: "no request with the id {} waits for an answer",
+    }
 
     def out_of_turn(self, event_type: type[Event]) -> str:
         return f"{event_type.__name__} cannot be sent in state {self.state}"
@@ -159,9 +156,11 @@ class _Theirs(_Side):
     __slots__ = ()
 
     error = RemoteProtocolError
-    second_request = "a second request came with the id {}"
-    too_many = f"more than {PENDING_MAX} requests are in flight"
-    no_request = "an answer came to no request: id {}"
+    words: ClassVar = {
+        ID_IN_USE: "a second request came with the id {}",
+        TOO_MANY_PENDING: f"more than {PENDING_MAX} requests are in flight",
+        NO_REQUEST: "an answer came to no request: id {}",
+    }
 
     def out_of_turn(self, event_type: type[Event]) -> str:
         if event_type is Hello:
@@ -230,8 +229,10 @@ class Connection:
         LocalProtocolError if it may not be sent now, or not at all. Then nothing has changed, and
         the connection is still usable.
         """
-        frame = _frame(event)
-        self._ours.say(event, self._theirs)
+        frame = frame_of(event)
+        if frame is None:
+            frame = _frame(event)
+        say(TRANSITIONS, self._ours, self._theirs, event)
         return frame
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> Iterator[Event]:
@@ -273,11 +274,12 @@ class Connection:
         if theirs.state == ERROR:
             raise RemoteProtocolError(self._failure)
         try:
-            while (untrusted := next_message(self._buffer, self._taken)) is not None:
-                untrusted_message, self._taken = untrusted
-                event = _parse(untrusted_message)
-                theirs.say(event, self._ours)
-                if isinstance(event, Hello):
+            while (heard := next_event(self._buffer, self._taken)) is not None:
+                event, self._taken = heard
+                if type(event) is list:
+                    event = _parse(event)
+                say(TRANSITIONS, theirs, self._ours, event)
+                if type(event) is Hello:
                     self._take_hello(event)
                 yield event
             if self._taken == len(self._buffer):
@@ -287,7 +289,7 @@ class Connection:
                 raise RemoteProtocolError("the stream ended within a frame")
             if self._eof:
                 event = Closed()
-                theirs.say(event, self._ours)
+                say(TRANSITIONS, theirs, self._ours, event)
                 self._ours.state = CLOSED
                 yield event
         except (RemoteProtocolError, LocalProtocolError) as error:
@@ -310,14 +312,7 @@ class Connection:
 
 
 def _frame(event: Event) -> bytes:
-    """The bytes of `event`; LocalProtocolError if it cannot be sent."""
-    if isinstance(event, Answer):
-        return encode([_RESPONSE, event.id, None, event.result])
-    if isinstance(event, Request):
-        params = {**event.params, "deadline_ms": event.deadline_ms}
-        return encode([_REQUEST, event.id, event.method, params])
-    if isinstance(event, Notice):
-        return encode([_NOTICE, event.method, event.params])
+    """The bytes of an `event` that `frame_of` does not know."""
     if isinstance(event, ErrorAnswer):
         error = {"code": event.code, "message": event.message, "data": event.data}
         return encode([_RESPONSE, event.id, error, None])
@@ -328,32 +323,21 @@ def _frame(event: Event) -> bytes:
 
 
 def _parse(untrusted_message: list[Any]) -> Event:
-    """The event of a decoded frame; one of the two protocol errors if it has none."""
+    """The event of a message that `next_event` has left; one of the two protocol errors if it has
+    none."""
     untrusted_kind = untrusted_message[0] if untrusted_message else None
     # Compared with == alone, False would be 0, True 1 and 2.0 a notice.
     if type(untrusted_kind) is int:
         if len(untrusted_message) == 4:
             _, untrusted_id, untrusted_second, untrusted_third = untrusted_message
             if untrusted_kind == _REQUEST:
-                return _parse_request(untrusted_id, untrusted_second, untrusted_third)
-            if untrusted_kind == _RESPONSE and untrusted_second is None:
-                return Answer(untrusted_id, untrusted_third)
+                raise RemoteProtocolError("a request's parameters are not a map")
             is_error = untrusted_third is None and type(untrusted_second) is dict
             if untrusted_kind == _RESPONSE and is_error:
                 return _parse_error(untrusted_id, untrusted_second)
         elif untrusted_kind == _NOTICE and len(untrusted_message) == 3:
-            _, untrusted_method, untrusted_params = untrusted_message
-            if untrusted_method == "hello":
-                return _parse_hello(untrusted_params)
-            return Notice(untrusted_method, untrusted_params)
+            return _parse_hello(untrusted_message[2])
     raise RemoteProtocolError("a frame is neither a request, nor a response, nor a notice")
-
-
-def _parse_request(untrusted_id: Any, untrusted_method: Any, untrusted_params: Any) -> Request:
-    if type(untrusted_params) is not dict:
-        raise RemoteProtocolError("a request's parameters are not a map")
-    untrusted_deadline = untrusted_params.pop("deadline_ms", None)
-    return Request(untrusted_id, untrusted_method, untrusted_params, untrusted_deadline)
 
 
 def _parse_error(untrusted_id: Any, untrusted_error: dict[str, Any]) -> ErrorAnswer:

@@ -1,14 +1,25 @@
 """Events: the input and output of a `Connection`.
 
-Plain values: each checks itself once, when it is made, and is not changed afterwards. So every
-event can be sent: making an invalid one raises LocalProtocolError (for received bytes, the
-connection turns that into a RemoteProtocolError). attrs would write these classes in a tenth of the
-lines, but its import takes the command line as long as starting Python three times. Nothing guards
-the attributes: a guard would cost a tenth of a call.
+Plain values: each is checked once, when it is made, and is not changed afterwards. So every event
+can be sent: making an invalid one raises LocalProtocolError (for received bytes, the connection
+turns that into a RemoteProtocolError). Requests, answers and notices, of which there are many, are
+checked in C (native/wire/events.c), which also makes events of bytes and bytes of events.
+
+attrs would write these classes in a tenth of the lines, but its import takes the command line as
+long as starting Python three times. Nothing guards the attributes: a guard would cost a tenth of a
+call.
 """
 
 from __future__ import annotations
 
+from . import _wire
+from ._wire import (
+    check_answer,
+    check_id,
+    check_notice,
+    check_request,
+    introduce,
+)
 from .errors import CODES, CallError, LocalProtocolError, RemoteProtocolError
 from .names import shown
 
@@ -17,11 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
+DEADLINE_MS_MAX = _wire.DEADLINE_MS_MAX  # twenty minutes
 ID_MAX = 2**32 - 1  # a call's id is a u32
 METHOD_MAX = 64  # characters; the longest of ours has 16
 PROGRAM_MAX = 64  # characters of a name and version, for logs
 VERSION_MAX = 65535  # far beyond any version that will exist, and small in a log
-DEADLINE_MS_MAX = 1_200_000  # twenty minutes: more than a VM's start with devices takes at worst
 ERROR_MESSAGE_MAX = 1024  # characters; one sentence with two device names and a rule in it
 ERROR_TEXT_MAX = 1024  # characters of one text in an error's data; a rule is the longest
 
@@ -50,9 +61,6 @@ class Event:
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__)
         return f"{type(self).__name__}({fields})"
-
-
-_WRONG_ID = "the id of a call is not an integer from 0 to 2^32-1"
 
 
 def is_method(text: str) -> bool:
@@ -112,18 +120,7 @@ class Request(Event):
         params: dict[str, Any],
         deadline_ms: int,
     ) -> None:
-        if type(id) is not int or not 0 <= id <= ID_MAX:
-            raise LocalProtocolError(_WRONG_ID)
-        if type(method) is not str or method not in _known_methods:
-            _check_unknown_method(method)
-        if type(params) is not dict:
-            raise LocalProtocolError("parameters are not a map")
-        if "deadline_ms" in params:
-            raise LocalProtocolError("the parameter deadline_ms is the protocol's own")
-        if type(deadline_ms) is not int or not 1 <= deadline_ms <= DEADLINE_MS_MAX:
-            raise LocalProtocolError(
-                f"a request has no deadline from 1 to {DEADLINE_MS_MAX} milliseconds"
-            )
+        check_request(id, method, params, deadline_ms)
         self.id = id
         self.method = method
         self.params = params
@@ -136,10 +133,7 @@ class Answer(Event):
     __slots__ = ("id", "result")
 
     def __init__(self, id: int, result: dict[str, Any]) -> None:  # noqa: A002 - as above
-        if type(id) is not int or not 0 <= id <= ID_MAX:
-            raise LocalProtocolError(_WRONG_ID)
-        if type(result) is not dict:
-            raise LocalProtocolError("a result is not a map")
+        check_answer(id, result)
         self.id = id
         self.result = result
 
@@ -156,8 +150,7 @@ class ErrorAnswer(Event):
         message: str,
         data: dict[str, Any],
     ) -> None:
-        if type(id) is not int or not 0 <= id <= ID_MAX:
-            raise LocalProtocolError(_WRONG_ID)
+        check_id(id)
         if type(code) is not str or code not in CODES:
             raise LocalProtocolError(f"{shown(code)} is not an error code")
         if type(message) is not str or len(message) > ERROR_MESSAGE_MAX:
@@ -178,14 +171,12 @@ class Notice(Event):
     __slots__ = ("method", "params")
 
     def __init__(self, method: str, params: dict[str, Any]) -> None:
-        if type(method) is not str or method not in _known_methods:
-            _check_unknown_method(method)
-        if method == "hello":
-            raise LocalProtocolError("a notice cannot be called hello: that is the first frame")
-        if type(params) is not dict:
-            raise LocalProtocolError("parameters are not a map")
+        check_notice(method, params)
         self.method = method
         self.params = params
+
+
+introduce(Request, Answer, ErrorAnswer, Notice, _known_methods, _check_unknown_method)
 
 
 def refusal(params: Mapping[str, Any]) -> CallError:

@@ -84,15 +84,18 @@ def fuzzer(directory: Path, compiler: str, parts: Sequence[Path] = ()) -> Path:
 
 
 def wire_fuzzer(directory: Path, compiler: str) -> Path:
-    """libFuzzer's program for frames, with Python in it; a wire.c in directory comes first."""
+    """libFuzzer's program for frames, with Python; sources in directory come first."""
     program = directory / "fuzz_wire"
     python = sysconfig.get_config_vars()
     library = f"python{python['LDVERSION']}"
     where = [f"-L{python['LIBDIR']}", f"-Wl,-rpath,{python['LIBDIR']}", f"-l{library}"]
+    defines = ["-DPy_LIMITED_API=0x030B0000", f'-DPROTOCOL="{ROOT / "protocol"}"']
     includes = [f"-I{directory}", f"-I{WIRE}", "-isystem", python["INCLUDEPY"]]
-    sources = [HERE / "fuzz_wire.c", "-o", program]
-    command = [compiler, *FLAGS, *FUZZING, "-DPy_LIMITED_API=0x030B0000", *includes, *sources]
-    subprocess.run([*command, *where], check=True)
+    command: list[str | Path] = [compiler, *FLAGS, *FUZZING, *defines, *includes]
+    command.append(HERE / "fuzz_wire.c")
+    for name in ("events.c", "read.c", "write.c"):
+        command.append(directory / name if (directory / name).exists() else WIRE / name)
+    subprocess.run([*command, "-o", program, *where], check=True)
     return program
 
 

@@ -11,7 +11,7 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pedos_protocol import codec
+from pedos_protocol import _wire, codec
 from pedos_protocol.codec import CONTAINERS_MAX, DEPTH_MAX, FRAME_MAX, HEADER_SIZE, ITEMS_MAX
 from pedos_protocol.errors import LocalProtocolError, RemoteProtocolError
 
@@ -29,7 +29,7 @@ def nested(depth: int) -> list[Any]:
 def test_what_is_encoded_is_decoded_the_same(message: list[Any]) -> None:
     frame = codec.encode(message)
     assert frame[HEADER_SIZE:] == msgpack.packb(message)
-    assert codec.next_message(frame, 0) == (message, len(frame))
+    assert frame[:HEADER_SIZE] == (len(frame) - HEADER_SIZE).to_bytes(HEADER_SIZE, "little")
     assert codec.decode(frame[HEADER_SIZE:]) == message
 
 
@@ -240,12 +240,12 @@ def test_threads_read_without_disturbing_each_other() -> None:
 
 
 def test_too_large_a_frame_is_refused_by_its_length_alone() -> None:
-    assert codec.next_message(FRAME_MAX.to_bytes(4, "little"), 0) is None
+    assert _wire.next_event(FRAME_MAX.to_bytes(4, "little"), 0) is None
     for size in (FRAME_MAX + 1, 2**32 - 1):
         with pytest.raises(RemoteProtocolError, match="is announced"):
-            codec.next_message(size.to_bytes(4, "little"), 0)
+            _wire.next_event(size.to_bytes(4, "little"), 0)
     with pytest.raises(RemoteProtocolError, match="empty"):
-        codec.next_message(bytes(4), 0)
+        _wire.next_event(bytes(4), 0)
     with pytest.raises(RemoteProtocolError, match="is the most"):
         codec.decode(bytes(FRAME_MAX + 1))
 

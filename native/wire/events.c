@@ -1,0 +1,412 @@
+/*
+ * The events of which there are many: requests, answers and notices, said and heard without a step
+ * of Python between bytes and event. What an event may be is checked here alone; its class in
+ * events.py asks for that when Python makes one. All other frames are lists for connection.py.
+ */
+#include "wire.h"
+
+#define ID_MAX 0xffffffffll /* a call's id is a u32 */
+
+enum { REQUEST, RESPONSE, NOTICE }; /* first item of a frame, as in MessagePack-RPC */
+
+/* Of events.py: see wire_introduce(). */
+static PyObject *request_class, *answer_class, *error_answer_class, *notice_class;
+static PyObject *known_methods, *check_unknown_method;
+
+/* Names of attributes and keys. */
+static PyObject *id_name, *method_name, *params_name, *deadline_name, *result_name, *hello_name;
+static PyObject *state_name, *in_flight_name, *refuse_name;
+
+static int wrong(const char *what)
+{
+    PyErr_SetString(wire_local_error, what);
+    return -1;
+}
+
+/* The number that an integer is, or -1; True is none. */
+static long long natural(PyObject *value)
+{
+    int overflow;
+    long long number;
+
+    if (!PyLong_CheckExact(value))
+        return -1;
+    number = PyLong_AsLongLongAndOverflow(value, &overflow);
+    return overflow ? -1 : number;
+}
+
+/* The checks return 0, or -1 with an error. */
+static int check_id(PyObject *id)
+{
+    long long number = natural(id);
+
+    return number >= 0 && number <= ID_MAX
+               ? 0
+               : wrong("the id of a call is not an integer from 0 to 2^32-1");
+}
+
+static int check_method(PyObject *method)
+{
+    PyObject *checked;
+    int is_known = PyUnicode_CheckExact(method) ? PySet_Contains(known_methods, method) : 0;
+
+    if (is_known != 0)
+        return is_known < 0 ? -1 : 0;
+    checked = PyObject_CallFunctionObjArgs(check_unknown_method, method, NULL);
+    Py_XDECREF(checked);
+    return checked == NULL ? -1 : 0;
+}
+
+static int check_request(PyObject *id, PyObject *method, PyObject *params, PyObject *deadline_ms)
+{
+    long long milliseconds = natural(deadline_ms);
+    int is_in;
+
+    if (check_id(id) < 0 || check_method(method) < 0)
+        return -1;
+    if (!PyDict_CheckExact(params))
+        return wrong("parameters are not a map");
+    is_in = PyDict_Contains(params, deadline_name);
+    if (is_in != 0)
+        return is_in < 0 ? -1 : wrong("the parameter deadline_ms is the protocol's own");
+    if (milliseconds < 1 || milliseconds > DEADLINE_MS_MAX) {
+        PyErr_Format(wire_local_error, "a request has no deadline from 1 to %d milliseconds",
+                     DEADLINE_MS_MAX);
+        return -1;
+    }
+    return 0;
+}
+
+static int check_answer(PyObject *id, PyObject *result)
+{
+    if (check_id(id) < 0)
+        return -1;
+    return PyDict_CheckExact(result) ? 0 : wrong("a result is not a map");
+}
+
+static int check_notice(PyObject *method, PyObject *params)
+{
+    if (check_method(method) < 0)
+        return -1;
+    if (PyUnicode_Compare(method, hello_name) == 0)
+        return wrong("a notice cannot be called hello: that is the first frame");
+    return PyDict_CheckExact(params) ? 0 : wrong("parameters are not a map");
+}
+
+/* Whether as many arguments came as are expected, and events.py before them. */
+static int has(Py_ssize_t count, Py_ssize_t expected)
+{
+    if (count == expected && check_unknown_method != NULL)
+        return 1;
+    PyErr_Format(PyExc_TypeError, "%zd values and introduced classes are expected", expected);
+    return 0;
+}
+
+static PyObject *outcome(int result)
+{
+    if (result < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* --- heard --- */
+
+/* An event of this class with so many attributes; their values were checked. */
+static PyObject *make(PyObject *class, int count, PyObject *const *names, PyObject *const *values)
+{
+    PyObject *event = PyType_GenericAlloc((PyTypeObject *)class, 0);
+
+    for (int i = 0; event != NULL && i < count; i++)
+        if (PyObject_SetAttr(event, names[i], values[i]) < 0)
+            Py_CLEAR(event);
+    return event;
+}
+
+static PyObject *hear_request(PyObject *id, PyObject *method, PyObject *params)
+{
+    PyObject *names[] = {id_name, method_name, params_name, deadline_name};
+    PyObject *deadline_ms = PyDict_GetItemWithError(params, deadline_name);
+    PyObject *values[] = {id, method, params, deadline_ms}, *event = NULL;
+
+    if (deadline_ms == NULL) {
+        if (!PyErr_Occurred())
+            check_request(id, method, params, Py_None); /* which says what is wrong */
+        return NULL;
+    }
+    Py_INCREF(deadline_ms);
+    if (PyDict_DelItem(params, deadline_name) == 0 &&
+        check_request(id, method, params, deadline_ms) == 0)
+        event = make(request_class, 4, names, values);
+    Py_DECREF(deadline_ms);
+    return event;
+}
+
+static PyObject *hear_answer(PyObject *id, PyObject *result)
+{
+    PyObject *names[] = {id_name, result_name}, *values[] = {id, result};
+
+    return check_answer(id, result) < 0 ? NULL : make(answer_class, 2, names, values);
+}
+
+static PyObject *hear_notice(PyObject *method, PyObject *params)
+{
+    PyObject *names[] = {method_name, params_name}, *values[] = {method, params};
+
+    return check_notice(method, params) < 0 ? NULL : make(notice_class, 2, names, values);
+}
+
+/* The event that a message says, or the message itself if it is none of the three. */
+static PyObject *hear(PyObject *message)
+{
+    Py_ssize_t count = PyList_Size(message);
+    PyObject *items[4] = {NULL};
+    long long kind;
+
+    if (count == 3 || count == 4) {
+        for (Py_ssize_t i = 0; i < count; i++)
+            items[i] = PyList_GetItem(message, i);
+        kind = natural(items[0]);
+        if (kind == REQUEST && count == 4 && PyDict_CheckExact(items[3]))
+            return hear_request(items[1], items[2], items[3]);
+        if (kind == RESPONSE && count == 4 && items[2] == Py_None)
+            return hear_answer(items[1], items[3]);
+        if (kind == NOTICE && count == 3 && !(PyUnicode_CheckExact(items[1]) &&
+                                              PyUnicode_Compare(items[1], hello_name) == 0))
+            return hear_notice(items[1], items[2]);
+    }
+    Py_INCREF(message);
+    return message;
+}
+
+PyObject *wire_next_event(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    PyObject *message, *event;
+    Py_buffer buffer;
+    Py_ssize_t at;
+
+    if (!has(count, 2))
+        return NULL;
+    at = PyLong_AsSsize_t(arguments[1]);
+    if ((at == -1 && PyErr_Occurred()) || PyObject_GetBuffer(arguments[0], &buffer, PyBUF_SIMPLE) < 0)
+        return NULL;
+    message = wire_read_frame(buffer.buf, buffer.len, &at);
+    PyBuffer_Release(&buffer);
+    if (message == NULL) {
+        if (PyErr_Occurred())
+            return NULL;
+        Py_RETURN_NONE;
+    }
+    event = hear(message);
+    Py_DECREF(message);
+    return event == NULL ? NULL : Py_BuildValue("Nn", event, at);
+}
+
+/* --- said --- */
+
+static int write_number(struct wire_writer *writer, long number)
+{
+    PyObject *value = PyLong_FromLong(number);
+    int result = value == NULL ? -1 : wire_write_value(writer, value, 1);
+
+    Py_XDECREF(value);
+    return result;
+}
+
+static int write_attribute(struct wire_writer *writer, PyObject *event, PyObject *name, int depth)
+{
+    PyObject *value = PyObject_GetAttr(event, name);
+    int result = value == NULL ? -1 : wire_write_value(writer, value, depth);
+
+    Py_XDECREF(value);
+    return result;
+}
+
+/* The parameters of a request, and its deadline as one more. */
+static int write_params(struct wire_writer *writer, PyObject *event)
+{
+    PyObject *params = PyObject_GetAttr(event, params_name);
+    int result = -1;
+
+    if (params != NULL && !PyDict_CheckExact(params))
+        wrong("parameters are not a map");
+    else if (params != NULL && wire_write_map_header(writer, PyDict_Size(params) + 1, 1) == 0 &&
+             wire_write_entries(writer, params, 2) == 0 &&
+             wire_write_text(writer, deadline_name) == 0)
+        result = write_attribute(writer, event, deadline_name, 2);
+    Py_XDECREF(params);
+    return result;
+}
+
+static int write_request(struct wire_writer *writer, PyObject *event)
+{
+    if (wire_write_list_header(writer, 4, 0) < 0 || write_number(writer, REQUEST) < 0 ||
+        write_attribute(writer, event, id_name, 1) < 0 ||
+        write_attribute(writer, event, method_name, 1) < 0)
+        return -1;
+    return write_params(writer, event);
+}
+
+static int write_answer(struct wire_writer *writer, PyObject *event)
+{
+    if (wire_write_list_header(writer, 4, 0) < 0 || write_number(writer, RESPONSE) < 0 ||
+        write_attribute(writer, event, id_name, 1) < 0 ||
+        wire_write_value(writer, Py_None, 1) < 0)
+        return -1;
+    return write_attribute(writer, event, result_name, 1);
+}
+
+static int write_notice(struct wire_writer *writer, PyObject *event)
+{
+    if (wire_write_list_header(writer, 3, 0) < 0 || write_number(writer, NOTICE) < 0 ||
+        write_attribute(writer, event, method_name, 1) < 0)
+        return -1;
+    return write_attribute(writer, event, params_name, 1);
+}
+
+PyObject *wire_frame_of(PyObject *Py_UNUSED(module), PyObject *event)
+{
+    PyObject *class = (PyObject *)Py_TYPE(event);
+    struct wire_writer writer;
+    int result;
+
+    wire_begin(&writer);
+    if (class == request_class)
+        result = write_request(&writer, event);
+    else if (class == answer_class)
+        result = write_answer(&writer, event);
+    else if (class == notice_class)
+        result = write_notice(&writer, event);
+    else
+        Py_RETURN_NONE;
+    return result < 0 ? NULL : wire_finish(&writer);
+}
+
+/* --- in turn --- */
+
+/*
+ * Whether the rules for ids let one side say `event`: 0 or the rule that forbids it, -1 with an
+ * error. `own` has the ids of this side's requests in flight, `others` those that it may answer.
+ */
+static int take_id(PyObject *event, PyObject *own, PyObject *others)
+{
+    PyObject *class = (PyObject *)Py_TYPE(event), *id;
+    int is_request = class == request_class, forbidden = 0, found;
+
+    if (!is_request && class != answer_class && class != error_answer_class)
+        return 0;
+    id = PyObject_GetAttr(event, id_name);
+    if (id == NULL)
+        return -1;
+    found = is_request ? PySet_Contains(own, id) : PySet_Discard(others, id);
+    if (found < 0)
+        forbidden = -1;
+    else if (is_request && found)
+        forbidden = ID_IN_USE;
+    else if (is_request && PySet_Size(own) >= PENDING_MAX)
+        forbidden = TOO_MANY_PENDING;
+    else if (is_request)
+        forbidden = PySet_Add(own, id);
+    else if (!found)
+        forbidden = NO_REQUEST;
+    Py_DECREF(id);
+    return forbidden;
+}
+
+/* As take_id(), with the table first: `state` and what follows from it, a borrowed reference. */
+static int take_turn(PyObject *table, PyObject *state, PyObject *event, PyObject **target,
+                     PyObject *own, PyObject *others)
+{
+    PyObject *row = PyDict_GetItemWithError(table, state);
+
+    *target = row == NULL ? NULL : PyDict_GetItemWithError(row, (PyObject *)Py_TYPE(event));
+    if (*target == NULL)
+        return PyErr_Occurred() ? -1 : OUT_OF_TURN;
+    return take_id(event, own, others);
+}
+
+/* Raises what this side has to say to that. */
+static void refuse(PyObject *side, int rule, PyObject *event)
+{
+    PyObject *number = PyLong_FromLong(rule), *refused = NULL;
+
+    if (number != NULL)
+        refused = PyObject_CallMethodObjArgs(side, refuse_name, number, event, NULL);
+    if (refused != NULL)
+        PyErr_SetString(PyExc_SystemError, "what may not be said was not refused");
+    Py_XDECREF(refused);
+    Py_XDECREF(number);
+}
+
+PyObject *wire_say(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    PyObject *side, *other, *event, *state, *own = NULL, *others = NULL, *target;
+    int rule = -1;
+
+    if (!has(count, 4))
+        return NULL;
+    side = arguments[1];
+    other = arguments[2];
+    event = arguments[3];
+    state = PyObject_GetAttr(side, state_name);
+    if (state != NULL && (own = PyObject_GetAttr(side, in_flight_name)) != NULL &&
+        (others = PyObject_GetAttr(other, in_flight_name)) != NULL)
+        rule = take_turn(arguments[0], state, event, &target, own, others);
+    if (rule == 0 && target != state)
+        rule = PyObject_SetAttr(side, state_name, target);
+    Py_XDECREF(state);
+    Py_XDECREF(own);
+    Py_XDECREF(others);
+    if (rule > 0)
+        refuse(side, rule, event);
+    return outcome(rule == 0 ? 0 : -1);
+}
+
+/* --- for Python --- */
+
+PyObject *wire_check_id(PyObject *Py_UNUSED(module), PyObject *id)
+{
+    return outcome(check_id(id));
+}
+
+PyObject *wire_check_request(PyObject *Py_UNUSED(module), PyObject *const *values, Py_ssize_t count)
+{
+    return has(count, 4) ? outcome(check_request(values[0], values[1], values[2], values[3])) : NULL;
+}
+
+PyObject *wire_check_answer(PyObject *Py_UNUSED(module), PyObject *const *values, Py_ssize_t count)
+{
+    return has(count, 2) ? outcome(check_answer(values[0], values[1])) : NULL;
+}
+
+PyObject *wire_check_notice(PyObject *Py_UNUSED(module), PyObject *const *values, Py_ssize_t count)
+{
+    return has(count, 2) ? outcome(check_notice(values[0], values[1])) : NULL;
+}
+
+PyObject *wire_introduce(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    if (!PyArg_ParseTuple(arguments, "OOOOOO", &request_class, &answer_class, &error_answer_class,
+                          &notice_class, &known_methods, &check_unknown_method))
+        return NULL;
+    Py_INCREF(request_class);
+    Py_INCREF(answer_class);
+    Py_INCREF(error_answer_class);
+    Py_INCREF(notice_class);
+    Py_INCREF(known_methods);
+    Py_INCREF(check_unknown_method);
+    Py_RETURN_NONE;
+}
+
+int wire_events_ready(void)
+{
+    id_name = PyUnicode_InternFromString("id");
+    method_name = PyUnicode_InternFromString("method");
+    params_name = PyUnicode_InternFromString("params");
+    deadline_name = PyUnicode_InternFromString("deadline_ms");
+    result_name = PyUnicode_InternFromString("result");
+    hello_name = PyUnicode_InternFromString("hello");
+    state_name = PyUnicode_InternFromString("state");
+    in_flight_name = PyUnicode_InternFromString("in_flight");
+    refuse_name = PyUnicode_InternFromString("refuse");
+    return !PyErr_Occurred();
+}

@@ -1,0 +1,86 @@
+/* The module pedos_protocol._wire. */
+#include "wire.h"
+
+PyObject *wire_local_error, *wire_remote_error;
+
+static PyObject *encode(PyObject *Py_UNUSED(module), PyObject *message)
+{
+    struct wire_writer writer;
+
+    if (!PyList_CheckExact(message)) {
+        wire_wrong_type("a message is a list, not a %U", message);
+        return NULL;
+    }
+    wire_begin(&writer);
+    return wire_write_value(&writer, message, 0) < 0 ? NULL : wire_finish(&writer);
+}
+
+static PyObject *decode(PyObject *Py_UNUSED(module), PyObject *payload)
+{
+    PyObject *message = NULL;
+    Py_buffer buffer;
+
+    if (PyObject_GetBuffer(payload, &buffer, PyBUF_SIMPLE) < 0)
+        return NULL;
+    if (buffer.len > FRAME_MAX)
+        PyErr_Format(wire_remote_error, "a payload has %zd bytes, and %d is the most", buffer.len,
+                     FRAME_MAX);
+    else
+        message = wire_read_payload(buffer.buf, (size_t)buffer.len);
+    PyBuffer_Release(&buffer);
+    return message;
+}
+
+#define FAST(function) (PyCFunction)(void (*)(void))(function), METH_FASTCALL, NULL
+
+static PyMethodDef functions[] = {
+    {"encode", encode, METH_O, NULL},
+    {"decode", decode, METH_O, NULL},
+    {"introduce", wire_introduce, METH_VARARGS, NULL},
+    {"next_event", FAST(wire_next_event)},
+    {"frame_of", wire_frame_of, METH_O, NULL},
+    {"say", FAST(wire_say)},
+    {"check_id", wire_check_id, METH_O, NULL},
+    {"check_request", FAST(wire_check_request)},
+    {"check_answer", FAST(wire_check_answer)},
+    {"check_notice", FAST(wire_check_notice)},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "pedos_protocol._wire", NULL, -1, functions, NULL, NULL, NULL, NULL};
+
+static int fill(PyObject *module)
+{
+    PyObject *errors = PyImport_ImportModule("pedos_protocol.errors");
+
+    if (errors == NULL)
+        return -1;
+    wire_local_error = PyObject_GetAttrString(errors, "LocalProtocolError");
+    wire_remote_error = PyObject_GetAttrString(errors, "RemoteProtocolError");
+    Py_DECREF(errors);
+    if (wire_local_error == NULL || wire_remote_error == NULL || !wire_events_ready())
+        return -1;
+    if (PyModule_AddIntMacro(module, HEADER_SIZE) < 0 ||
+        PyModule_AddIntMacro(module, FRAME_MAX) < 0 ||
+        PyModule_AddIntMacro(module, DEPTH_MAX) < 0 ||
+        PyModule_AddIntMacro(module, ITEMS_MAX) < 0 ||
+        PyModule_AddIntMacro(module, CONTAINERS_MAX) < 0 ||
+        PyModule_AddIntMacro(module, DEADLINE_MS_MAX) < 0 ||
+        PyModule_AddIntMacro(module, PENDING_MAX) < 0 ||
+        PyModule_AddIntMacro(module, OUT_OF_TURN) < 0 ||
+        PyModule_AddIntMacro(module, ID_IN_USE) < 0 ||
+        PyModule_AddIntMacro(module, TOO_MANY_PENDING) < 0 ||
+        PyModule_AddIntMacro(module, NO_REQUEST) < 0)
+        return -1;
+    return 0;
+}
+
+PyMODINIT_FUNC PyInit__wire(void)
+{
+    PyObject *module = PyModule_Create(&definition);
+
+    if (module != NULL && fill(module) < 0)
+        Py_CLEAR(module);
+    return module;
+}

@@ -1,0 +1,110 @@
+/*
+ * Frames, the MessagePack in them, and their events, for Python: this code decides what a peer may
+ * send, and builds Python objects from it in the same pass. codec.py describes the format, events.py
+ * the events.
+ *
+ * Both directions have the same bounds, so what can be sent can be read.
+ */
+#ifndef PEDOS_WIRE_H
+#define PEDOS_WIRE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stdint.h>
+
+/* Bytes of the length in front of a payload. */
+#define HEADER_SIZE 4
+
+/*
+ * Bytes of payload. A page of 128 devices fits; with frames alone a hundred hostile VMs can make
+ * dom0 hold no more than some 7 MiB.
+ */
+#define FRAME_MAX 65536
+
+/*
+ * Lists and maps within each other, the outermost array included. The deepest message
+ * (answer, result, devices, device, attachments, attachment, options) has 7.
+ */
+#define DEPTH_MAX 8
+
+/*
+ * Entries of one list or one map. Room for them is allocated before the first one is read, so
+ * without this cap 64 KiB of headers could cost 512 KiB for a moment at each depth.
+ */
+#define ITEMS_MAX 1024
+
+/*
+ * Lists and maps in one frame, the outermost array included. They cost a reader most. The
+ * legitimate frame with the most of them (a page of devices that are assigned to hundreds of VMs
+ * each) has some 5,600.
+ */
+#define CONTAINERS_MAX 6144
+
+/* Milliseconds, twenty minutes: more than a VM's start with devices takes at worst. */
+#define DEADLINE_MS_MAX 1200000
+
+/*
+ * Requests without an answer, each way. Enough that no correct program waits for it, few enough that
+ * what a VM can make dom0 remember stays small.
+ */
+#define PENDING_MAX 128
+
+/* Why an event may not be said: see wire_say(). */
+enum { OUT_OF_TURN = 1, ID_IN_USE, TOO_MANY_PENDING, NO_REQUEST };
+
+/* The error of a value, in either direction. */
+#define WIRE_TOO_DEEP "it is more than 8 lists and maps deep"
+#define WIRE_TOO_LONG "a list or map has more than 1024 entries"
+#define WIRE_TOO_MANY "it has more than 6144 lists and maps"
+#define WIRE_KEY_NO_TEXT "a key of a map is not text"
+#define WIRE_NOT_FINITE "a number is not finite"
+_Static_assert(DEPTH_MAX == 8 && ITEMS_MAX == 1024 && CONTAINERS_MAX == 6144, "as said above");
+
+/* pedos_protocol.errors: ours for a value that we would send, theirs for one
+ * that they have sent. */
+extern PyObject *wire_local_error, *wire_remote_error;
+
+/* read.c. The list that a payload is; NULL with an error. */
+PyObject *wire_read_payload(const uint8_t *bytes, size_t size);
+
+/*
+ * The list in the frame that begins at *at, which is then behind it. NULL without an error if the
+ * frame is not whole, NULL with one if it cannot be read or no frame may have its size.
+ */
+PyObject *wire_read_frame(const uint8_t *bytes, Py_ssize_t size, Py_ssize_t *at);
+
+/* write.c. A frame in the making; its bytes are not set to zero, as only what is written is sent. */
+struct wire_writer {
+    size_t size; /* of the payload, also of what did not fit any more */
+    unsigned containers;
+    uint8_t frame[HEADER_SIZE + FRAME_MAX];
+};
+
+void wire_begin(struct wire_writer *writer);
+
+/* These return 0, or -1 with an error. `depth` lists and maps enclose the value. */
+int wire_write_value(struct wire_writer *writer, PyObject *value, int depth);
+int wire_write_text(struct wire_writer *writer, PyObject *text);
+int wire_write_list_header(struct wire_writer *writer, Py_ssize_t count, int depth);
+int wire_write_map_header(struct wire_writer *writer, Py_ssize_t count, int depth);
+int wire_write_entries(struct wire_writer *writer, PyObject *map, int depth);
+
+/* The whole frame; NULL with an error if it is too large. */
+PyObject *wire_finish(struct wire_writer *writer);
+
+/* Raises that there is no way to say this type: `format` has a place for its name. Returns -1. */
+int wire_wrong_type(const char *format, PyObject *value);
+
+/* events.c: functions of the module. */
+PyObject *wire_introduce(PyObject *module, PyObject *arguments);
+PyObject *wire_next_event(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *wire_frame_of(PyObject *module, PyObject *event);
+PyObject *wire_say(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *wire_check_id(PyObject *module, PyObject *id);
+PyObject *wire_check_request(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *wire_check_answer(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *wire_check_notice(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+int wire_events_ready(void);
+
+#endif
