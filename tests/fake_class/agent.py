@@ -13,7 +13,7 @@ import trio
 from pedos_agent.device_classes.base import Borrowing, Carrier, DeviceClass, Host
 from pedos_agent.device_classes.data_channel import from_target, to_source
 from pedos_agent.device_classes.lifetime import Lifetime
-from pedos_agent.inventory.found import Found
+from pedos_agent.inventory.local_device import LocalDevice
 from pedos_host.faultpoints import reach
 from pedos_protocol.agent_messages import ExportStart, ImportStart
 from pedos_vchan.stream import VchanStream
@@ -64,7 +64,7 @@ class BorrowedToy:
 class Toys:
     host: Host
 
-    async def lend(self, lifetime: Lifetime, params: ExportStart, found: Found) -> None:
+    async def lend(self, lifetime: Lifetime, params: ExportStart, found: LocalDevice) -> None:
         mark = self.host.settings.dev / f"{FAKE.name}-{params.device}.lent"
         with _locked(mark), await self.host.transport.listen(params.peer, params.port) as listener:
             await reach("export.listening")
@@ -75,7 +75,7 @@ class Toys:
                 nursery.cancel_scope.cancel()
         await reach("export.stopped")
 
-    def number(self, found: Found) -> str | None:
+    def number(self, found: LocalDevice) -> str | None:
         return None
 
     def borrow(self, params: ImportStart, taken: Collection[str]) -> Borrowing:
