@@ -131,7 +131,7 @@ def test_many_rules_for_one_pair_of_vms_are_not_looked_at_one_by_one(
     """Counted, not timed: the rules whose argument is compared at all."""
     lines = [
         line
-        for n in range(2000)
+        for n in range(4000)
         for line in (
             f"device.attach.usb +sys-usb:{n}-1 @adminvm work deny",
             f"device.attach.usb +*:*:{n:04x}:* @adminvm work deny",
