@@ -209,7 +209,7 @@ class FakeAgent:
     async def _export_start(self, _peer: Peer, params: Params) -> Params:
         answer = await self._do("export.start", params)
         keys = ("attachment", "device_class", "device", "peer", "port", "read_only", "instance")
-        self.exports[params["attachment"]] = {key: params[key] for key in keys}
+        self.exports[params["attachment"]] = {key: params[key] for key in keys if key in params}
         return answer or {}
 
     async def _export_stop(self, _peer: Peer, params: Params) -> Params:

@@ -357,6 +357,7 @@ class AgentSessions:
             return
         if report is None:
             return
+        link.is_of_first_release = "page" not in untrusted_params  # a later one always says it
         link.report = report
         session.next_report.unpark_all()
         if not session.reported.is_set():

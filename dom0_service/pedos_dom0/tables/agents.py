@@ -28,6 +28,14 @@ AGENT_GRACE = 5.0
 REMEMBERED_MAX = 1024
 
 
+# Parameters that the first release did not have: its agents refuse a request with any that they do
+# not know. Without these they act as that release did: in local mode they end an import by force.
+ADDED_SINCE = {
+    "export.start": frozenset({"instance", "again"}),
+    "import.stop": frozenset({"may_refuse", "frontend", "device_class"}),
+}
+
+
 class AgentPeer(Protocol):
     """The part of a Peer that a link needs."""
 
@@ -51,6 +59,7 @@ class AgentLink:
         self.domid = domid
         self.report: Report | None = None
         self.lost = False
+        self.is_of_first_release = False  # known from its first report on
         self._peer = peer
         self._drop = drop
         self._told: OrderedDict[str, None] = OrderedDict()
@@ -69,6 +78,9 @@ class AgentLink:
             raise CallError("unavailable", f"the agent of {self.name} is not connected", {})
         if "attachment" in params:
             self.remember(params["attachment"])
+        if self.is_of_first_release:
+            added = ADDED_SINCE.get(method, frozenset())
+            params = {name: value for name, value in params.items() if name not in added}
         return await self._peer.call(method, params, timeout=timeout)
 
     def remember(self, attachment: str) -> None:
