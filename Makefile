@@ -1,8 +1,8 @@
 # make demo | test | lint | bench: each makes its own set-up (Debian packages, .venv, C build) first.
 .PHONY: help demo test lint bench fuzz interleave mutants soak build man deb clean
-.PHONY: test-deb test-suite test-xen xen-shell
+.PHONY: test-deb test-releases test-suite test-xen xen-shell
 
-# The release of Debian in which the last four do what they do: the first target, or bookworm.
+# The release of Debian in which the last five do what they do: the first target, or bookworm.
 SUITE ?= trixie
 
 help:
@@ -21,8 +21,9 @@ help:
 	@echo "make man     the manual pages, into build/man"
 	@echo "make deb     the Debian packages for this system, into build/deb"
 	@echo "make test-deb    builds, installs, tries and purges them in bare systems (root, 2 minutes)"
+	@echo "make test-releases  this release and the one before it together (root, 5 minutes)"
 	@echo "make test-suite  make demo and make test in a bare system (root, 6 minutes)"
-	@echo "             Both, test-xen and xen-shell, do it with Debian 13; SUITE=bookworm with Debian 12"
+	@echo "             All three, test-xen and xen-shell, do it with Debian 13; SUITE=bookworm with Debian 12"
 	@echo "make clean   remove what these made"
 
 build:
@@ -84,6 +85,9 @@ deb:
 
 test-deb:
 	@tests/packaging/bare-system $(SUITE)
+
+test-releases:
+	@tests/packaging/two-releases $(SUITE)
 
 test-suite:
 	@tests/packaging/whole-suite $(SUITE)
