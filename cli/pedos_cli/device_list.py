@@ -157,8 +157,10 @@ def _details(device: Mapping[str, object]) -> str:
         words.append(size_text(size))
     if device.get("read_only"):
         words.append("read-only")
-    if device.get("parent"):
-        words.append(f"part of {device['parent']}")
+    if parent := device.get("parent"):
+        its_class = device.get("parent_class")
+        is_same = its_class in (None, device.get("device_class"))
+        words.append(f"part of {parent}" if is_same else f"part of {its_class} {parent}")
     if device.get("identity"):
         words.append(f"identity {device['identity']}")
     return ", ".join(words)

@@ -131,8 +131,8 @@ def _call(service: str, untrusted_params: Mapping[str, object]) -> Said:
         raise ValueError("the argument is too long, or cannot be shown")
     if untrusted_argument[:1] != "+" or " " in untrusted_argument:
         raise ValueError("the argument does not begin with '+', or has a blank in it")
-    # As it is: the screen escapes it, so that no two look the same.
-    fields = (("argument", untrusted_argument[1:] or "(none)"),)
+    # As policy writes it, with the '+', and escaped by the screen, so that no two look the same.
+    fields = (("argument", untrusted_argument),)
     return f"call {service}", "in which VM?", fields
 
 

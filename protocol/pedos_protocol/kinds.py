@@ -15,8 +15,6 @@ TYPE_CHECKING = False  # as in names.py
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: The first letter of a kind. The other classes have no kinds.
-LETTERS = {each.name: each.kind_letter for each in CLASSES if each.kind_letter}
 #: After the letter: there are more kinds, or may be.
 UNKNOWN = "-unknown"
 #: In one identity. A USB device may have 32 interfaces, each with alternates; devices with more
@@ -40,9 +38,18 @@ class Open:
         self.fill = fill
 
 
+def letters() -> dict[str, str]:
+    """The first letter of a kind, by class. The other classes have no kinds."""
+    return {each.name: each.kind_letter for each in CLASSES if each.kind_letter}
+
+
 def is_kind(text: str) -> bool:
-    """Is `text` a letter of LETTERS and six hexadecimal digits in lower case?"""
-    return len(text) == _DIGITS + 1 and text[0] in LETTERS.values() and not text[1:].strip(_HEX)
+    """Is `text` a class's letter and six hexadecimal digits in lower case?"""
+    return (
+        len(text) == _DIGITS + 1
+        and any(text[0] == each.kind_letter for each in CLASSES)
+        and not text[1:].strip(_HEX)
+    )
 
 
 def with_kinds(head: str, device_class: str, kinds: Iterable[str | None]) -> str:
@@ -54,7 +61,7 @@ def with_kinds(head: str, device_class: str, kinds: Iterable[str | None]) -> str
     good = [kind for kind in distinct if kind is not None and is_kind(kind)]
     text = f"{head}:{''.join(good[:KINDS_MAX])}"
     if not good or len(good) < len(distinct) or len(good) > KINDS_MAX:
-        text += LETTERS[device_class] + UNKNOWN
+        text += letters()[device_class] + UNKNOWN
     return text
 
 
@@ -73,7 +80,7 @@ def open_part(device_class: str, identity: str) -> Open | None:
 
     If a class has no kinds, an identity is always fully known.
     """
-    letter = LETTERS.get(device_class)
+    letter = letters().get(device_class)
     if letter is None:
         return None
     if identity.count(":") < _HEAD_PARTS:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pedos_cli import output
-from pedos_cli.device_list import size_text
+from pedos_cli.device_list import _details, size_text
 from pedos_cli.qvm_device import main, main_block, main_mic
 from pedos_protocol.errors import CallError
 
@@ -624,3 +624,14 @@ def test_explain_speaks_json(service: FakeService, capsys: Captured) -> None:
     assert main(["usb", "explain", "work", "sys-usb:1-2", "--json", "--verb", "detach"]) == 0
     assert json.loads(capsys.readouterr().out) == EXPLANATION
     assert service.asked("device.explain")["verb"] == "detach"
+
+
+@pytest.mark.parametrize(
+    ("parent_class", "text"),
+    [(None, "part of 1-2"), ("block", "part of 1-2"), ("usb", "part of usb 1-2")],
+)
+def test_details_name_the_class_of_a_parent_if_it_is_another(
+    parent_class: str | None, text: str
+) -> None:
+    device = {"device_class": "block", "parent": "1-2", "parent_class": parent_class}
+    assert _details(device) == text

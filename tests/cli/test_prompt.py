@@ -232,11 +232,18 @@ def test_a_call_is_shown_with_its_service_and_argument_and_without_markup() -> N
     shown = lines(parse(1, {**CALL, "argument": "+<b>&`1"}, 0.0, "prompt.call"), 80, "utf-8")
     assert shown[1:4] == [
         "work asks to call test.Open",
-        "  argument    <b>&`1",
+        "  argument    +<b>&`1",
         "  service     test.Open",
     ]
-    shown = lines(parse(1, {**CALL, "argument": "+"}, 0.0, "prompt.call"), 80, "utf-8")
-    assert shown[2] == "  argument    (none)"
+
+
+def test_no_two_arguments_of_a_call_look_the_same() -> None:
+    arguments = ("+", "+(none)", "++", "+-")
+    shown = {
+        lines(parse(1, {**CALL, "argument": argument}, 0.0, "prompt.call"), 80, "utf-8")[2]
+        for argument in arguments
+    }
+    assert len(shown) == len(arguments)
 
 
 @pytest.mark.parametrize(

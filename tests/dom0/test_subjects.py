@@ -13,9 +13,9 @@ from pedos_dom0.access.callers import DOM0_USER, LOCAL, VM, Caller, CallerKind, 
 from pedos_dom0.access.questions import Outcome, Question, judge
 from pedos_dom0.access.subjects import DeviceSubject, ServiceSubject
 from pedos_dom0.requests.explaining import Explaining
-from pedos_dom0.tables.registry import DeviceKey
+from pedos_dom0.tables.registry import DeviceKey, Registry
 from pedos_protocol.errors import CallError
-from pedos_protocol.messages import PromptCall, parse_params
+from pedos_protocol.messages import Device, PromptCall, parse_params
 
 from tests.dom0.fakes import Params, World, yes
 
@@ -151,7 +151,7 @@ async def test_an_answer_that_was_not_to_be_chosen_is_a_no(
 
 async def test_what_prompters_cannot_be_asked_about_is_a_no(world: World) -> None:
     async with world.client.prompter(yes("vault")) as prompter:
-        with pytest.raises(CallError, match=r"cannot be asked about test\.Open\+page"):
+        with pytest.raises(CallError, match=r"takes questions about test\.Open\+page"):
             await authorizer(world).allow(WORK, OPEN, "vault", "0123", trio.Event())
     assert prompter.asked == []
     await world.state.audit.written()
@@ -182,7 +182,7 @@ async def test_dom0_s_user_is_asked_about_a_call_with_its_own_words(world: World
         shown = lines(parse(1, asked, 0.0, "prompt.call"), 80, "utf-8")
         assert shown[1:] == [
             "work asks to call test.Open",
-            "  argument    page",
+            "  argument    +page",
             "  service     test.Open",
             "  request     0123",
             "in which VM?",
@@ -223,3 +223,23 @@ def test_a_vm_has_none_of_the_properties_that_dom0_s_user_has() -> None:
     assert (LOCAL.sees_rules, LOCAL.sees_all, LOCAL.may_force, LOCAL.may_unassign) == (True,) * 4
     assert (VM.sees_rules, VM.sees_all, VM.may_force, VM.may_unassign) == (False,) * 4
     assert (LOCAL.throttled, VM.throttled) == (False, True)
+
+
+def test_consent_does_not_hold_once_a_device_is_part_of_another_class() -> None:
+    def seen(parent_class: str | None) -> object:
+        registry = Registry()
+        disk = Device(
+            device="sda",
+            device_class="block",
+            identity="",
+            description="a disk",
+            size=512,
+            read_only=False,
+            busy=None,
+            parent="1-2",
+            parent_class=parent_class,
+        )
+        registry.replace("sys-usb", [disk])
+        return DeviceSubject("attach", DeviceKey("block", "sys-usb", "sda")).seen(registry)
+
+    assert seen("usb") != seen(None)

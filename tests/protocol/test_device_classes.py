@@ -42,7 +42,7 @@ def test_each_verb_of_each_class_is_a_service() -> None:
 
 def test_classes_have_names_of_their_own_and_letters_too() -> None:
     assert len({each.name for each in CLASSES}) == len(CLASSES) <= device_classes.CLASSES_MAX
-    assert len(set(kinds.LETTERS.values())) == len(kinds.LETTERS)
+    assert len(set(kinds.letters().values())) == len(kinds.letters())
 
 
 def test_what_is_not_described_is_none() -> None:

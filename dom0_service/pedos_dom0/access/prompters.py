@@ -172,14 +172,12 @@ class Prompters:
             outcome = await self._ask_one(prompter, question, left)
             if outcome is not None:
                 return outcome
+        if any(prompter not in tried for prompter in self._prompts):
+            return Outcome(
+                None, f"no prompter that is running takes questions about {question.subject}"
+            )
         if tried:
             return Outcome(None, questions.PROMPTER_GONE)
-        if len(self._prompts):
-            return Outcome(
-                None,
-                f"the prompters that are running cannot be asked about {question.subject}: they "
-                "are of an older version",
-            )
         return Outcome(None, questions.NO_PROMPTER)
 
     async def _ask_one(self, prompter: Prompter, question: Question, left: float) -> Outcome | None:

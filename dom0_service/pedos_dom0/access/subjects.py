@@ -64,7 +64,8 @@ class DeviceSubject:
         device, since = registry.get(self.key), registry.since(self.key)
         if device is None:
             return (since,)
-        told = (device.instance, device.identity, device.description, device.size, device.parent)
+        parent = (device.parent_class, device.parent)
+        told = (device.instance, device.identity, device.description, device.size, *parent)
         return (since, *told)
 
     def shown(self, registry: Registry) -> Mapping[str, object]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import field, frozen
-from pedos_protocol.kinds import LETTERS
+from pedos_protocol.kinds import letters
 from pedos_protocol.names import is_device_id, is_identity, is_vm_name, shown
 
 from .model import PolicyError, Rule
@@ -188,7 +188,7 @@ def _is_sure(rule: Rule) -> bool:
     """Does it match everything that it possibly matches (evaluate.py)?"""
     if not rule.selects or _parts(rule.argument)[2] == "*":
         return True
-    return rule.service.rpartition(".")[2] not in (*LETTERS, ANY)
+    return rule.service.rpartition(".")[2] not in (*letters(), ANY)
 
 
 def _normal(rule: Rule) -> str:
