@@ -1,5 +1,5 @@
-/* The peers of the bulk rows: a file's bytes to another file, from one process to another.  Prints
-   nanoseconds from the first byte to the end of the receiving process.
+/* What the bulk rows compare with: it moves a file's bytes to another file, from one process to
+   another.  Prints nanoseconds from the first byte to the end of the receiving process.
    usage: file_to_file splice|pipe FD_IN FD_OUT CORE CORE PIPE_BYTES
    splice: through a pipe without a copy to user space; pipe: read(2) and write(2). */
 #include <fcntl.h>

@@ -1,5 +1,5 @@
-/* The peer of the round-trip rows: 64 bytes to and fro over a Unix stream socket, in C, between two
-   processes.  Prints nanoseconds per round trip.
+/* What the round-trip rows compare with: 64 bytes to and fro over a Unix stream socket, in C,
+   between two processes.  Prints nanoseconds per round trip.
    usage: unix_pingpong CORE CORE TRIPS */
 #include <sched.h>
 #include <stdio.h>

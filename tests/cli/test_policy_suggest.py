@@ -122,7 +122,7 @@ def test_what_no_rule_can_allow_is_left_out(log: Log, capsys: Captured) -> None:
 def test_a_no_to_a_question_is_made_an_allow_only_when_asked_for(
     log: Log, capsys: Captured
 ) -> None:
-    log.write(denial("sdz", reason="nobody is there to be asked"))
+    log.write(denial("sdz", reason="no prompter is running to ask dom0's user"))
     assert log.suggest() == 0
     out, err = capsys.readouterr()
     assert out == ""

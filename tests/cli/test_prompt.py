@@ -459,9 +459,9 @@ def test_the_seconds_that_are_left_are_counted_down(table: Table) -> None:
 def test_a_withdrawn_question_tells_why_and_the_next_one_comes(table: Table) -> None:
     table.ask(1, request="aa")
     table.ask(2, request="bb", source="play")
-    table.questions.withdraw("aa", "whoever asked has gone", table.now)
+    table.questions.withdraw("aa", "the command that asked has ended", table.now)
     assert (table.answers, table.lapsed) == ([], [1])
-    assert "aa: withdrawn: whoever asked has gone" in table.screen.lines
+    assert "aa: withdrawn: the command that asked has ended" in table.screen.lines
     assert "play asks to attach a block device" in table.screen.lines
 
 

@@ -1,7 +1,7 @@
 /*
- * Two threads at the two ends of one ring, over one mapping, without a system call: what orders the
- * bytes are the indices alone. For ThreadSanitizer, which compares addresses and so cannot see a
- * race between two mappings of one memfd. Exits with 0 when every byte came, in order.
+ * Two threads use the two ends of one ring over one mapping, and make no system call: only the
+ * indices order the bytes. ThreadSanitizer runs this, because it compares addresses and so cannot
+ * see a race between two mappings of one memfd. Exits with 0 when every byte came, in order.
  */
 #include <pthread.h>
 #include <sched.h>
@@ -13,9 +13,9 @@
 
 static struct pv_ring server, client;
 
-static void nobody(void *arg)
+static void no_event(void *arg)
 {
-    (void)arg; /* both ends look all the time */
+    (void)arg; /* both ends poll the indices */
 }
 
 static void *writes(void *arg)
@@ -52,8 +52,8 @@ int main(void)
     if (!page)
         return 2;
     pv_page_init(page, PV_ORDER_MIN, PV_ORDER_INPAGE);
-    pv_ring_attach(&server, page, PV_ORDER_MIN, PV_ORDER_INPAGE, NULL, NULL, 1, nobody, NULL);
-    pv_ring_attach(&client, page, PV_ORDER_MIN, PV_ORDER_INPAGE, NULL, NULL, 0, nobody, NULL);
+    pv_ring_attach(&server, page, PV_ORDER_MIN, PV_ORDER_INPAGE, NULL, NULL, 1, no_event, NULL);
+    pv_ring_attach(&client, page, PV_ORDER_MIN, PV_ORDER_INPAGE, NULL, NULL, 0, no_event, NULL);
     if (pthread_create(&thread, NULL, writes, NULL) != 0)
         return 2;
     do {

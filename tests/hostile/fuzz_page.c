@@ -78,7 +78,7 @@ static void peer_acts(void)
     case 6: /* any byte, orders and grants too */
         ((uint8_t *)page)[take(2) % PV_PAGE_SIZE] = (uint8_t)take(1);
         break;
-    case 7: /* honestly: all read, or some written */
+    case 7: /* what an honest peer does: it reads all, or writes some */
         if (what & 8)
             page->left.cons = page->left.prod, page->right.cons = page->right.prod;
         else
@@ -99,7 +99,7 @@ static void notify(void *arg)
     peer_races();
 }
 
-/* A turn that is patient leaves the processor to the peer, and to nobody else here. */
+/* A patient turn yields the processor; here only the peer can take it. */
 int sched_yield(void)
 {
     peer_races();
@@ -126,7 +126,7 @@ static void check_ring(void)
     CHECK(broken || ring->out.own - ring->out.peer <= ring->out.own - out_peer);
     in_peer = ring->in.peer;
     out_peer = ring->out.peer;
-    CHECK(ring->in.own == last_in && ring->out.own == last_out); /* moved by us alone */
+    CHECK(ring->in.own == last_in && ring->out.own == last_out); /* only our own calls move them */
     if (broken)
         CHECK(ring->broken == broken && ring->closed);
 }
@@ -141,7 +141,7 @@ static int64_t checked(int64_t result, int64_t most)
     return result;
 }
 
-/* Memory that we were told is ours: every byte of it can be touched, and is inside the ring. */
+/* A span that the ring returned: every byte of it can be touched, and is inside the ring. */
 static void touch(const struct pv_direction *half, uint8_t *span, int64_t count, int writes)
 {
     volatile uint8_t sum = 0;

@@ -1,20 +1,20 @@
 /*
- * A peer that means harm: peer FD JOB NUMBER. FD is its end of the rendezvous connection; it is the
- * client. It is written from the documented layout and shares no code with the ring.
+ * A hostile peer: peer FD JOB NUMBER. FD is its end of the rendezvous connection; it is the
+ * client. This program follows the documented layout and shares no code with the ring.
  *
  *   scribble  random values on every byte of the shared memory, with events in between
- *   indices   impossible indices, each soon after a while of honest ones
- *   liar      possible indices and rubbish, for ever, as fast as it can
+ *   indices   impossible indices, each after a few honest ones
+ *   liar      possible indices and random data, as fast as it can, without an end
  *   flicker   the live flag takes every value, and 0 between them, again and again
- *   flood     events without news
+ *   flood     events that no change of the page goes with
  *   drip      one byte with every event
- *   remap     shrinks, grows, seals, punches and unmaps the memory; exits with 3 if it got its way
- *             in what a seal forbids; echoes then
+ *   remap     shrinks, grows, seals, punches and unmaps the memory; exits with 3 if it
+ *             could do what a seal forbids; otherwise it echoes
  *   brim      as liar, and fills the event counters to the brim each time
  *   die, stop echoes honestly, and kills or stops itself at its step NUMBER; an echo that ends
  *             before that step exits with 0
  *
- * NUMBER seeds the random jobs. They run until the connection hangs up or somebody kills them.
+ * NUMBER seeds the random jobs. They run until the connection hangs up or a signal kills them.
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -1,17 +1,17 @@
 /*
  * Our side of a channel, against the hostile peer: victim PEER JOB NUMBER SIDE MILLISECONDS.
- * Starts PEER (peer.c) as a process of its own, meets it as shm.py does, and sends and receives as
- * much as it can until the channel ends or the time is over: SIDE is stream (by pv_channel_send and
- * _peek), turns (by pv_channel_turn, spinning, on a muted channel) or pump. Meant to be built with
- * sanitizers.
+ * This program starts PEER (peer.c) as another process, sets up a channel to it as shm.py does, and
+ * sends and receives as much as it can until the channel ends or the time is over. SIDE is stream
+ * (by pv_channel_send and _peek), turns (by pv_channel_turn, spinning, on a muted channel) or pump.
+ * The tests build it with sanitizers.
  *
- * For the jobs die and stop it does so again and again, once for every step at which the peer can
- * die, NUMBER being where to begin; what comes back must be the beginning of what was sent, and the
- * end must be noticed within LIMIT.
+ * For the jobs die and stop it does so once for every step at which the peer can die, from step
+ * NUMBER on. The bytes that come back must be the beginning of those that were sent, and this side
+ * must notice the end within LIMIT.
  *
  * Prints one line a run, for a test to judge: "end CODE ms M wakes W received R cpu_us C", with a
  * PV_ code or "time" as CODE (for a pump its enum pv_pump_why), and the most processor time that
- * one call took. Exits with 1 when something is wrong that needs no judgement.
+ * one call took. Exits with 1 when a check in here fails.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -76,10 +76,10 @@ static int64_t measured(struct run *run, int64_t before, int64_t result)
     return result;
 }
 
-/* Around one call of the code under test. */
+/* Measures one call of the code under test. */
 #define TIMED(run, call) measured(run, clock_us(CLOCK_THREAD_CPUTIME_ID), (call))
 
-/* Not by fork, which the sanitizers make much of: it would be most of what this program takes. */
+/* Not by fork: under the sanitizers it would take most of this program's time. */
 static pid_t start_peer(int connection, char *number)
 {
     char fd[12];
@@ -105,7 +105,7 @@ static pid_t start_peer(int connection, char *number)
     return pid;
 }
 
-/* Reads what signalfd says, which may be old news, and finds out what it means. */
+/* Empties the signalfd, whose report may be outdated, and asks for the child's state. */
 static void watch_child(struct run *run)
 {
     struct signalfd_siginfo ignored;
@@ -148,7 +148,7 @@ static bool meet(struct run *run, long number)
     memcpy(CMSG_DATA(header), fds, sizeof fds);
     sendmsg(ends[0], &message, MSG_NOSIGNAL);
     close(fds[0]);
-    for (;;) { /* a peer that stops here is what the rendezvous has its time-out for */
+    for (;;) { /* against a peer that stops here the rendezvous has its time-out */
         struct pollfd both[2] = {{.fd = ends[0], .events = POLLIN},
                                  {.fd = children, .events = POLLIN}};
 
@@ -182,7 +182,7 @@ static void check(struct run *run, const uint8_t *bytes, int64_t count)
     run->received += (uint32_t)count;
 }
 
-/* One look at each direction; a PV_ code, or whether bytes moved. */
+/* Looks at each direction once; returns a PV_ code, or whether bytes moved. */
 static int64_t move(struct run *run)
 {
     uint8_t piece[PIECE], *span;
@@ -211,7 +211,7 @@ static int64_t move(struct run *run)
     return in > 0 || out > 0;
 }
 
-/* The same by one call. */
+/* The same by one call of pv_channel_turn. */
 static int64_t turn(struct run *run)
 {
     uint8_t out[PIECE];
@@ -248,7 +248,7 @@ static int64_t stream(struct run *run, int64_t until)
     }
     for (;;) {
         int64_t result = act(run), left = (until - clock_us(CLOCK_MONOTONIC)) / 1000;
-        /* The event shows at its own descriptor, which only the muted look at by itself. */
+        /* On a muted channel the event shows only at its own descriptor. */
         struct pollfd fds[3] = {{.fd = pv_channel_wait_fd(run->channel), .events = POLLIN},
                                 {.fd = children, .events = POLLIN},
                                 {.fd = pv_channel_event_fd(run->channel), .events = POLLIN}};
@@ -271,7 +271,7 @@ static int64_t stream(struct run *run, int64_t until)
             run->wakes++;
             TIMED(run, (pv_channel_collect(run->channel), 0));
         } else if (run->stopped) {
-            return TIME_OVER; /* it is quiet: nobody moves any more */
+            return TIME_OVER; /* it is quiet: neither end moves bytes any more */
         }
     }
 }
@@ -355,7 +355,7 @@ static int64_t pump(struct run *run, int64_t until)
     return pumping.pump.why;
 }
 
-/* One meeting; false once the peer came to the end of an honest echo. */
+/* Runs one peer; false once the peer came to the end of an honest echo. */
 static bool meet_once(long number, bool pumps, int64_t milliseconds)
 {
     struct run run = {.honest = !strcmp(job, "die") || !strcmp(job, "stop") ||
@@ -397,7 +397,7 @@ static bool meet_once(long number, bool pumps, int64_t milliseconds)
         if (run.honest && WIFEXITED(status))
             return false;
     } else if (run.honest && run.received == ECHOED) {
-        return false; /* it died after its echo was complete: nearly, but once more tells */
+        return false; /* it died after its echo was complete; no step is left to try */
     }
     return true;
 }

@@ -23,8 +23,8 @@
  * newest value but leaves its result in the buffer, so a later load may overtake it: weaker than
  * x86, as weak as C11 lets it be, so a fence that only other processors need is missed as well. A
  * notification is a store behind all others. Loads are not reordered among themselves: those that
- * matter are acquire loads, and ThreadSanitizer watches over these. Nobody wakes without a reason.
- * So when no step is left and a thread is not done, it sleeps on news: a lost wake-up.
+ * matter are acquire loads, and ThreadSanitizer watches over these. No thread wakes without an
+ * event. So when no step is left and a thread is not done, it waits for an event that was lost.
  *
  * The search is depth first over states, which are compared by a 64-bit hash of all that counts:
  * shared memory, buffers, private rings, and what each thread has seen since it last stood at a
@@ -63,7 +63,7 @@ static int model_clock(struct timespec *time);
 #define __atomic_fetch_and(at, bits, order) model_and(at, bits)
 #define __atomic_thread_fence(order) model_fence()
 #define clock_gettime(clock, time) model_clock(time)
-#define sched_yield() (void)0 /* at the next access the other thread may run, however far it likes */
+#define sched_yield() (void)0 /* at the next access the other thread may run any number of steps */
 #include "ring.c"
 #include "halt_poll.c"
 #include "channel.c"
@@ -203,8 +203,8 @@ static void mix(uint64_t value)
 }
 
 /*
- * A place where local variables hold nothing that is not also in struct thread. From here on what
- * the thread does follows from what is there now and from what it sees.
+ * A place where local variables hold nothing that is not also in struct thread. From here on the
+ * thread's steps follow from the present state and from the values that it loads.
  */
 static void crossroads(uint64_t label)
 {
@@ -332,7 +332,7 @@ static ssize_t model_read(int fd, void *bytes, size_t count)
     return size;
 }
 
-/* Takes something only every other time. */
+/* Takes bytes only at every other call. */
 static ssize_t model_write(int fd, const void *bytes, size_t count)
 {
     if (fd != SINK)

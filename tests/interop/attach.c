@@ -20,7 +20,7 @@ struct xen_channel {
     struct vchan_interface *page;
     void *left, *right; /* NULL when they are inside the page */
     uint32_t left_pages, right_pages;
-    char path[NODE_TEXT]; /* the server's, to be taken away again */
+    char path[NODE_TEXT]; /* the server's, which removes it again */
 };
 
 static void xen_notify(void *arg)

@@ -50,7 +50,7 @@ struct plan {
     bool we_serve, we_close;               /* who does so */
     bool abrupt;                           /* the closer does not wait for the other's bytes */
     bool crossed;                          /* one thing at a time; use is BLOCKING */
-    bool awake;                            /* nobody sleeps; use is STREAM */
+    bool awake;                            /* neither end sleeps; use is STREAM */
     unsigned left, right;                  /* orders that are asked for */
     uint32_t to_them, to_us;               /* bytes */
     uint32_t our_piece, their_piece, seed; /* pieces: most bytes of one call */
@@ -390,7 +390,7 @@ static void their_sequence(struct libxenvchan *chan, uint8_t *buffer)
         if (plan.use == BLOCKING)
             most = 1 + next(&seed) % size;
         else if (!plan.we_close && left < size)
-            most = left; /* nobody closes before we have these; more would never come */
+            most = left; /* no end closes before we have these; more would never come */
         if (!their_read(chan, buffer, most, &received, &moved)) {
             if (received != plan.to_them)
                 die("bytes to them are lost", (int64_t)plan.to_them - received);

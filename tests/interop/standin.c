@@ -4,7 +4,7 @@
  *
  *  - a grant is a page of a memfd, and each side has a mapping of its own;
  *  - an unmap notification clears its byte and sends its event;
- *  - an event that is sent before somebody waits stays pending; binding makes one pending at once;
+ *  - an event that is sent before a thread waits stays pending; binding makes one pending at once;
  *  - an event to a closed port vanishes; what belongs to a handle goes with it;
  *  - grants and nodes are for the one domain that they were given to.
  *

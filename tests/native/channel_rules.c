@@ -1,4 +1,4 @@
-/* The rules of channel.c. The clock and the processor are the test's own. */
+/* The rules of channel.c. The test supplies the clock and sched_yield(). */
 #include "rules.h"
 
 #include <poll.h>
@@ -75,7 +75,7 @@ static void keep(struct pv_channel *which)
 
 static void unwatch(void)
 {
-    channel.live_fd = -1; /* the test's own */
+    channel.live_fd = -1; /* the test closes the live socket itself */
     channel.detach = keep;
     pv_channel_free(&channel);
 }
@@ -94,7 +94,7 @@ static void a_hang_up_is_a_death_and_wakes_once(void)
 
     HOLDS(socketpair(AF_UNIX, SOCK_STREAM, 0, live) == 0);
     watched_server(live[0]);
-    HOLDS(write(live[1], "x", 1) == 1 && !readable(channel.wait_fd)); /* words are no news */
+    HOLDS(write(live[1], "x", 1) == 1 && !readable(channel.wait_fd)); /* bytes are not an end */
     close(live[1]);
     HOLDS(readable(channel.wait_fd));
     pv_channel_collect(&channel);
@@ -122,7 +122,7 @@ static void events_with_news_are_no_flood(void)
         HOLDS(pv_ring_ready(ring) == 1);
         pv_ring_consume(ring, 1);
         if (i % 2)
-            wake_up(false); /* a race of the past; made good by what comes next */
+            wake_up(false); /* an event after its bytes were read; the next with bytes excuses it */
     }
     HOLDS(pv_ring_ready(ring) == PV_WOULD_BLOCK);
     unwatch();
@@ -190,7 +190,7 @@ static void a_turn_tells_how_much_it_could_not_write(void)
     HOLDS(turn(bytes, 1, 10) == PV_WOULD_BLOCK && sent == PV_CLOSED);
 }
 
-/* ---- halt polling: the clock and the processor are ours ---- */
+/* ---- halt polling: the test supplies the clock and sched_yield() ---- */
 
 static int64_t now, yield_takes, answer_at = INT64_MAX; /* ns */
 static unsigned yields;
@@ -220,7 +220,7 @@ int sched_yield(void)
     return 0;
 }
 
-/* A turn with a word to say, whose answer comes so much later. */
+/* A turn that writes one byte, which the peer answers this much later. */
 static bool answered(int64_t later)
 {
     int64_t got;
@@ -298,7 +298,7 @@ static void a_turn_spins_no_longer_than_others_can_wait(void)
     unwatch();
 }
 
-/* An answer comes so much later, after the turn if that ends before; returns what the next turn spins. */
+/* The answer comes this much later, even after the turn; returns how long the next turn spins. */
 static int64_t spun_after(int64_t later)
 {
     int64_t got, end = now + later;
@@ -327,9 +327,9 @@ static void a_turn_spins_longer_where_answers_have_taken_longer(void)
     channel.poll.skip = 0;
     HOLDS(answered(PV_POLL_DOMAIN_NS / 16));
     pass(3 * PV_POLL_DOMAIN_NS);
-    page->left.prod += 1; /* what nobody has asked for */
+    page->left.prod += 1; /* a byte that answers no question */
     HOLDS(turn("", 0, 10) == 1 && spun() < 2 * PV_POLL_DOMAIN_NS);
-    channel.poll.budget_ns = PV_POLL_NS; /* another one, whose peer is in this system */
+    channel.poll.budget_ns = PV_POLL_NS; /* a channel whose peer is in this system */
     channel.poll.asked_ns = channel.poll.answer_ns = 0;
     HOLDS(spun_after(3 * PV_POLL_NS) < 2 * PV_POLL_NS);
     unwatch();
@@ -353,12 +353,12 @@ static void what_does_not_pay_is_tried_ever_less_and_at_once_again_when_it_pays(
 
     polling(PV_POLL_YIELD);
     HOLDS(turns_until_polled(50000) == 1);
-    HOLDS(turns_until_polled(50000) == 3); /* two turns without */
+    HOLDS(turns_until_polled(50000) == 3); /* two turns did not poll */
     HOLDS(turns_until_polled(50000) == 5);
     for (int i = 0; i < 12; i++)
         longest = turns_until_polled(50000);
     HOLDS(longest == 1025);
-    HOLDS(turns_until_polled(15000) == 1025); /* that one paid */
+    HOLDS(turns_until_polled(15000) == 1025); /* the polling turn got an answer */
     HOLDS(turns_until_polled(15000) == 1);
     HOLDS(turns_until_polled(50000) == 1);
     HOLDS(turns_until_polled(50000) == 3);
@@ -371,7 +371,7 @@ static void after_a_yield_that_others_took_it_is_long_not_tried_though_the_answe
     HOLDS(turns_until_polled(1000) == 1);
     yield_takes = 20000;
     HOLDS(turns_until_polled(15000) == 1025);
-    HOLDS(turns_until_polled(15000) == 1); /* one that pays, and all is as before */
+    HOLDS(turns_until_polled(15000) == 1); /* after one success it polls each turn again */
 }
 
 static void who_said_nothing_expects_nothing(void)
@@ -397,7 +397,7 @@ static void a_polling_turn_sees_an_end(void)
     HOLDS(turn("x", 1, 10) == PV_BROKEN && !pv_channel_is_armed(&channel));
 }
 
-/* ---- somebody else waits for the events ---- */
+/* ---- another thread waits for the events ---- */
 
 static void a_muted_channel_tells_of_a_death_alone(void)
 {

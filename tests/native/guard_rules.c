@@ -1,6 +1,6 @@
 /*
- * The rules of xen_guard.c, round by round: xenstore and the hypervisor are the test's own, and no
- * thread runs.
+ * The rules of xen_guard.c, round by round. The test supplies xenstore and the hypervisor, and calls
+ * each round itself instead of starting the guard's thread.
  */
 #include "xen_guard.c"
 
@@ -20,7 +20,7 @@ static unsigned asks;   /* questions */
 static unsigned closes; /* of a connection that was open */
 static int open_error;  /* 0: it can be opened */
 static int read_error;  /* 0: it answers */
-static unsigned broken_peer; /* about whom alone it does not answer */
+static unsigned broken_peer; /* the only peer that it does not answer about */
 static bool is_shown[8];
 static bool has_calls;
 
@@ -83,7 +83,7 @@ static void guarded(struct xen_channel *own, unsigned domain, unsigned peer)
     is_shown[peer] = true;
 }
 
-/* One channel of a guest, all is well, and the guard has not looked yet. */
+/* One channel of a live guest, which the guard has not looked at yet. */
 static void guest(void)
 {
     xen.xs_open = open_store;
@@ -246,7 +246,7 @@ static void dom0_asks_the_hypervisor_as_soon_as_it_can(void)
     guards.first = NULL;
     guarded(&channels[0], 0, PEER);
     rounds(1);
-    HOLDS(!is_released(&channels[0]) && asks == 1); /* the store stands in */
+    HOLDS(!is_released(&channels[0]) && asks == 1); /* xenstore answers instead */
     has_calls = true;
     rounds(1);
     HOLDS(is_released(&channels[0]) && asks == 1);

@@ -1,7 +1,7 @@
 /*
- * Whether each acquire and release in ring.c is strong enough by itself, on any processor that
- * C11 allows: the code is compiled in here with its atomics mapped onto a model in which memory has
- * a history. Exits with 0, or says which way leads to bytes that are not there yet.
+ * Checks that each acquire and release in ring.c is strong enough by itself, on any processor that
+ * C11 allows. This file compiles the ring's code with its atomics mapped onto a model in which memory
+ * has a history. Exits with 0, or prints the choices after which a thread reads stale bytes.
  *
  * The model. Every place keeps all values that were ever stored. A thread has a view: for each place
  * the oldest value that it may still see. A load may return any value from there on, and moves the
@@ -163,7 +163,7 @@ static void begin(uint32_t produced, uint32_t consumed)
     rings[1].in.own = rings[0].out.peer = consumed;
 }
 
-/* Runs the second thread in every way there is. */
+/* Runs the second thread with every combination of its loads' values. */
 static void in_every_way(void (*first)(void), void (*second)(void))
 {
     unsigned digit;
@@ -270,7 +270,7 @@ static void client_looks_for_room_twice(void)
 
 /* ---- one look is one load ---- */
 
-/* What was checked must be what is used: a second load could bring what was never checked. */
+/* The ring must use the value that it checked: a second load could return an unchecked one. */
 static void no_place_is_loaded_twice_in_one_look(void)
 {
     client_writes();

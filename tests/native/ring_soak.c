@@ -1,5 +1,5 @@
 /*
- * Two threads at the two ends of a channel, without Python: ring_soak JOB ROUNDS ORDER ORDER.
+ * Two threads use the two ends of a channel, without Python: ring_soak JOB ROUNDS ORDER ORDER.
  * Every byte must arrive, in order, and then the end. A wait that only its time-out ends is a missed
  * wake-up. Exits with 0, or says what went wrong.
  *

@@ -90,8 +90,8 @@ static void fire(const char *path)
 }
 
 /*
- * What befalls xenstore for a thread that nobody assigned to a domain, the guard's: it cannot be
- * opened, with this errno, and a connection that was open then has broken for good.
+ * How xenstore fails for a thread that no test assigned to a domain, which is the guard's: opening
+ * it fails with this errno, and a connection that was open by then stays broken.
  */
 static int refusal;
 static const struct xs_handle *of_guard, *broken;
@@ -136,7 +136,7 @@ void xs_close(struct xs_handle *handle)
 void *xs_read(struct xs_handle *handle, xs_transaction_t transaction, const char *path,
               unsigned *length)
 {
-    /* A thread that nobody assigned to a domain (the guard's) may read everything, as dom0 may. */
+    /* A thread without a domain (the guard's) may read everything, as dom0 may. */
     if (!handle->domain && strcmp(path, "domid") != 0) {
         const struct node *node;
         char *value;

@@ -1,6 +1,6 @@
 /*
- * What time it is in this domain, and what the processor's time stamp counter says then: the domains'
- * clocks go by that counter, each at its own idea of its speed, and are seconds apart after a while.
+ * Prints the time in this domain together with the processor's time stamp counter. The domains'
+ * clocks follow that counter, but each assumes another speed of it, so they drift seconds apart.
  *
  *   bench-clock     prints {"epoch": SECONDS, "ticks": COUNT}
  */

@@ -1,6 +1,6 @@
 /*
- * A peer that lies: it joins a server as the library does, and then publishes more bytes than fit
- * into the ring. Ends when the server has had enough of it.
+ * A hostile peer: it joins a server as the library does, and then claims more bytes than fit into
+ * the ring. It ends when the server closes the channel.
  *
  *   bench-liar DOMAIN XENSTORE_PATH
  */

@@ -1,7 +1,7 @@
 /*
- * A peer that knows nothing of us: plain C over the system's libxenvchan. The client sends messages
- * of 64 bytes and gets each back; then it sends BYTES one way. Each side prints what it measured as
- * one line of JSON: the client the round trip, the server the bulk speed. peer.py speaks the same.
+ * A peer without any code of this project: plain C over the system's libxenvchan. The client sends
+ * messages of 64 bytes and gets each back; then it sends BYTES one way. Each side prints what it
+ * measured as one line of JSON: the client the round trip, the server the bulk speed. peer.py speaks the same.
  *
  *   bench-pingpong server|client DOMAIN XENSTORE_PATH TRIPS BYTES [ORDER]
  */

@@ -1,7 +1,8 @@
-/* Has a program of the bench run by bench-warm.service, which has it loaded: bench-peer, bench-look, ...
+/* Lets bench-warm.service run a program of the bench, which it has loaded: bench-peer, bench-look...
  *
- * The name it is called by and its arguments go there in one message, with its standard input, output
- * and error; a byte that comes back is the exit status. To end this ends the program.
+ * One message carries the name that this program was called by, its arguments, and its standard
+ * input, output and error. The service answers with one byte, the exit status. When this program
+ * ends, the service ends the one that it runs.
  */
 #include <errno.h>
 #include <libgen.h>
