@@ -1,4 +1,4 @@
-"""What the system refused, in words: `[Errno 24]` helps nobody who reads a log."""
+"""What the system refused, in words: `[Errno 24]` means nothing to the reader of a log."""
 
 from __future__ import annotations
 

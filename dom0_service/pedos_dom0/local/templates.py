@@ -56,7 +56,7 @@ POLICY = """\
 # @adminvm is dom0, @anyvm is every VM but dom0, * is anything. A # starts a comment only at the
 # start of a line.
 
-# No device may be attached to vault, whoever asks. This stands first: the first match decides.
+# No request may attach a device to vault. This rule stands first: the first match decides.
 device.attach.*        *            *          vault    deny
 device.assign.*        *            *          vault    deny
 
