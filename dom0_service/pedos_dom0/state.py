@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 from pedos_host import faultpoints
-from pedos_protocol.device_classes import class_named
 
 from pedos_dom0.audit.throttle import AuditThrottle
+from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_DOMID, DOM0_NAME, DomainInfo
 from pedos_dom0.drivers.carrier import lacking
 from pedos_dom0.errors import no_vm
@@ -78,7 +78,7 @@ class State:
         newer one was here before; with one such device of each."""
         keys = [lease.key for lease in self.leases]
         keys += [assignment.key for assignment in self.store.assignments()]
-        return {key.device_class: key for key in keys if class_named(key.device_class) is None}
+        return {key.device_class: key for key in keys if not class_of(key.device_class).is_known}
 
     def is_by_hypervisor(self, lease: Lease) -> bool:
         """Whether the hypervisor carries it (see Carrier)."""

@@ -84,6 +84,46 @@ async def test_nothing_new_is_attached_of_it_and_no_vm_may_name_it(older: World)
     assert len(list(older.state.leases)) == 1
 
 
+async def test_a_class_of_which_nothing_is_left_cannot_be_named(older: World) -> None:
+    toy = named("work", "sys-usb:toy", "blokc")
+    for method, params in (
+        ("device.list", {"device_class": "blokc"}),
+        ("device.detach", {"device_class": "blokc", "vm": "work"}),
+        ("device.explain", {**toy, "source": "dom0", "verb": "detach"}),
+    ):
+        with fails("usage", "'blokc' is not a device class: one of block, usb, pci, mic is meant"):
+            await older.client.call(method, **params)
+
+
+@pytest.mark.parametrize("service", ["device.detach.*", "device.*.*", "*"])
+async def test_a_rule_that_denies_it_holds_and_is_audited(older: World, service: str) -> None:
+    older.policy.set(f"{service}  *  @adminvm  @anyvm  deny\n")
+    toy = named("work", "sys-usb:toy", "fake")
+    with fails("denied", "sys-usb:toy -> work"):
+        await older.client.call("device.detach", **toy)
+    decision = older.audit("decision")[-1]
+    assert (decision["service"], decision["verdict"]) == ("device.detach.fake", "deny")
+    assert len(list(older.state.leases)) == 1
+    told = await older.client.call("device.explain", **toy, source="dom0", verb="detach")
+    assert told["verdict"] == "deny"
+
+
+async def test_a_rule_hides_it_from_lists(older: World) -> None:
+    older.policy.set("device.list.*  *  @adminvm  @adminvm  deny\n")
+    assert await older.client.list("fake") == []
+
+
+async def test_explain_says_that_no_rule_is_needed_and_what_lacks(older: World) -> None:
+    older.policy.set("")
+    for vm, device in (("work", "toy"), ("vault", "robot")):
+        names = named(vm, f"sys-usb:{device}", "fake")
+        told = await older.client.call("device.explain", **names, source="dom0", verb="detach")
+        assert (told["verdict"], told["rule"]) == ("allow", None)
+        assert "this dom0 does not know its class" in told["reason"]
+        with fails("failed", "fake: this version knows no way to carry them"):
+            await older.client.call("device.explain", **names, source="dom0", verb="attach")
+
+
 async def test_it_ends_with_its_vm(older: World) -> None:
     older.driver.change("work", None, "Halted")
     await trio.testing.wait_all_tasks_blocked()

@@ -84,7 +84,9 @@ def test_a_snapshot_cannot_be_changed() -> None:
 NOT_REQUESTS: list[tuple[str, Any]] = [
     ("service", None),
     ("service", 7),
-    ("service", "device.attach.floppy"),
+    ("service", "device.steal.block"),
+    ("service", "device.attach.Floppy"),
+    ("service", "device.attach.seventeenletterss"),
     ("service", "device.*.block"),
     ("service", "*"),
     ("service", "pedos/Filecopy"),
@@ -129,6 +131,19 @@ def test_what_is_no_request_is_denied_even_where_everything_is_allowed(
         assert decision.verdict == "deny"
         assert decision.reason.startswith("malformed request: ")
         assert len(decision.reason) < 100
+
+
+@pytest.mark.parametrize("service", ["device.attach.*", "device.*.*", "*"])
+def test_rules_for_all_classes_are_about_those_of_another_version_too(service: str) -> None:
+    request = attrs.evolve(STICK, service="device.attach.floppy")
+    decision = evaluate(request, policy(f"device.*.block * * * allow\n{service} * * * deny"))
+    assert decision.rule is not None
+    assert (decision.verdict, decision.rule.line) == ("deny", 2)
+
+
+def test_no_rule_can_name_a_class_of_another_version() -> None:
+    _, errors = parse_file("30-user.policy", "device.attach.floppy * * * deny")
+    assert ["no device class 'floppy'" in error.message for error in errors] == [True]
 
 
 def test_a_text_with_a_comparison_of_its_own_is_no_request() -> None:

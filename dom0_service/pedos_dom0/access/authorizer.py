@@ -19,10 +19,10 @@ import logging
 from typing import TYPE_CHECKING
 
 import attrs
-from pedos_protocol.device_classes import class_named
 
 from pedos_dom0.access.questions import Question
 from pedos_dom0.access.subjects import DeviceSubject, as_named
+from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.errors import DeniedError, HiddenError
 from pedos_dom0.policy.decide import Decider
@@ -162,12 +162,13 @@ class Authorizer:
 
     def needs_no_rule(self, key: DeviceKey, vm: str) -> bool:
         """dom0's user may remove a device that is only assigned without a rule, because that takes
-        nothing from any VM. A rule can forbid it, but not for a removed VM, nor for a class that
-        this dom0 does not know (then also for what is attached): no rule is about those."""
+        nothing from any VM; and one that is attached if this dom0 does not know its class, because
+        no rule can name the class to allow it. A rule can forbid it, but not for a removed VM: no
+        rule is about that."""
         state = self._state
-        if class_named(key.device_class) is None:
-            return True
-        if any(lease.vm == vm for lease in state.leases.of_device(key)):
+        if class_of(key.device_class).is_known and any(
+            lease.vm == vm for lease in state.leases.of_device(key)
+        ):
             return False
         assigned = (each for each in state.store.assignments(vm) if each.key == key)
         if any(state.is_orphan(each) for each in assigned):

@@ -46,6 +46,9 @@ class Options:
 class DeviceClass:
     """A device class, as dom0's service sees it."""
 
+    #: Whether this dom0 has the class. Another version may have left attachments and assignments of
+    #: one that it has not.
+    is_known = True
     #: The plural noun for devices that have a name each in the target.
     named = "devices"
 

@@ -13,26 +13,37 @@ from pedos_dom0.device_classes.block import Block
 OWN: dict[str, type[DeviceClass]] = {"block": Block}
 
 
+class UnknownClass(DeviceClass):
+    """A class that only another version has, which an old row of the store or a report may name.
+
+    It has no rules of its own: several VMs may have the devices that the other version gave them,
+    under any name.
+    """
+
+    is_known = False
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            described.DeviceClass(
+                name,
+                one=f"{name} device",
+                many=f"{name} devices",
+                source="",
+                example="",
+                shared=True,
+            )
+        )
+
+    def wrong_name(self, name: str | None) -> str | None:
+        return None
+
+
 def class_of(name: str) -> DeviceClass:
-    """The class of that name. A class that only another version has, which an old row of the store
-    may name, has no rules of its own; several VMs may have the devices that it gave them."""
+    """The class of that name, an `UnknownClass` if this dom0 has none."""
     description = described.class_named(name)
-    return _unknown(name) if description is None else _class(description)
+    return UnknownClass(name) if description is None else _class(description)
 
 
 @cache
 def _class(description: described.DeviceClass) -> DeviceClass:
     return OWN.get(description.name, DeviceClass)(description)
-
-
-def _unknown(name: str) -> DeviceClass:
-    return DeviceClass(
-        described.DeviceClass(
-            name,
-            one=f"{name} device",
-            many=f"{name} devices",
-            source="",
-            example="",
-            shared=True,
-        )
-    )

@@ -267,7 +267,7 @@ def _question(untrusted: object, system: System) -> Question:
         raise _malformed("not a request")
     service, argument, source = untrusted.service, untrusted.argument, untrusted.source
     if type(service) is not str or not is_service(service):
-        raise _malformed("service is not the name of a service, or not a known device.VERB.CLASS")
+        raise _malformed("service is not the name of a service, or not device.VERB.CLASS")
     if type(source) is not str or not is_vm_name(source):
         raise _malformed("source is not a VM name")
     if type(argument) is not str or len(argument) > ARGUMENT_MAX or argument[:1] != "+":

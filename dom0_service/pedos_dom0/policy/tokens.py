@@ -12,7 +12,7 @@ import re
 from functools import lru_cache
 
 from pedos_protocol.device_classes import VERBS as DEVICE_VERBS
-from pedos_protocol.device_classes import class_named, class_names
+from pedos_protocol.device_classes import class_names, is_class_name
 from pedos_protocol.names import shown
 
 from .system import ADMIN_VM, System
@@ -172,17 +172,21 @@ def service_tokens(service: str) -> tuple[str, ...]:
 
 
 def device_service(service: str) -> tuple[str, str] | None:
-    """(verb, class) of `device.VERB.CLASS`; None for anything else, and for a text with `*`."""
+    """(verb, class) of `device.VERB.CLASS`; None for anything else, and for a text with `*`.
+
+    The class may be one that only another version has: rules for all classes are about its devices
+    too, and deny them. No rule can name it.
+    """
     parts = service.split(".")
     if len(parts) == 3 and parts[0] == "device":
         verb, device_class = parts[1:]
-        if verb in DEVICE_VERBS and class_named(device_class) is not None:
+        if verb in DEVICE_VERBS and is_class_name(device_class):
             return verb, device_class
     return None
 
 
 def is_service(text: str) -> bool:
-    """Is `text` a service that can be called? A device service must be a known one."""
+    """Is `text` a service that can be called? A device service must have a known verb."""
     if len(text) > SERVICE_MAX or not _SERVICE.fullmatch(text):
         return False
     return not text.startswith(DEVICE_SERVICE_PREFIX) or device_service(text) is not None

@@ -82,14 +82,14 @@ class Entry:
     """A method: its handler, and who may call it.
 
     An operation changes something: it runs to its end even if its caller goes away meanwhile.
-    `any_class`: dom0's user may name a class that this dom0 does not know, as a newer one was here
-    before: what that has left is to be seen and taken away.
+    `left_classes`: dom0's user may name a class that this dom0 does not know, if a newer one has
+    left something of it, to see it and take it away.
     """
 
     handler: Callable[[Api, Call], Awaitable[Any]]
     callers: frozenset[CallerKind]
     operation: bool = False
-    any_class: bool = False
+    left_classes: bool = False
 
 
 class Api:
@@ -160,8 +160,8 @@ class Api:
             except RemoteProtocolError as error:
                 what = str(error).removeprefix(f"parameters of {method}: ")
                 raise CallError("usage", f"{request_to(method)} is malformed: {what}") from error
-            may_be_unknown = entry.any_class and caller.kind.sees_all
-            if not may_be_unknown and (unknown := why_unknown(params)) is not None:
+            may_be_left = entry.left_classes and caller.kind.sees_all
+            if (unknown := why_unknown(params, self._state if may_be_left else None)) is not None:
                 raise CallError("usage", f"{request_to(method)} is malformed: {unknown}")
             call = Call(caller, request, params, peer, background)
 
@@ -306,10 +306,10 @@ _EVERYBODY = _LOCAL | _VMS
 
 TABLE: dict[str, Entry] = {
     "device.classes": Entry(Api.device_classes, _EVERYBODY),
-    "device.list": Entry(Api.device_list, _EVERYBODY, any_class=True),
+    "device.list": Entry(Api.device_list, _EVERYBODY, left_classes=True),
     "device.attach": Entry(Api.device_attach, _EVERYBODY, operation=True),
-    "device.detach": Entry(Api.device_detach, _EVERYBODY, operation=True, any_class=True),
-    "device.explain": Entry(Api.device_explain, _LOCAL),
+    "device.detach": Entry(Api.device_detach, _EVERYBODY, operation=True, left_classes=True),
+    "device.explain": Entry(Api.device_explain, _LOCAL, left_classes=True),
     "device.watch": Entry(Api.device_watch, _LOCAL),
     "vm.list": Entry(Api.vm_list, _LOCAL),
     "vm.start": Entry(Api.vm_start, _LOCAL, operation=True),

@@ -8,7 +8,6 @@ from pedos_protocol.device_classes import (
     CLASSES,
     CLASSES_MAX,
     DeviceClass,
-    class_named,
     class_names,
 )
 from pedos_protocol.messages import ClassInfo, DeviceClassesListed, OptionInfo
@@ -65,10 +64,13 @@ def _option_told(option: Option) -> OptionInfo:
     return OptionInfo(option.name, option.values, option.example, option.default)
 
 
-def why_unknown(params: object) -> str | None:
-    """The error of a request that names a class which this dom0 does not know."""
+def why_unknown(params: object, left_in: State | None) -> str | None:
+    """The error of a request that names a class which this dom0 does not know; None with `left_in`
+    if a newer dom0 has left something of the class there."""
     named = getattr(params, "device_class", None)
-    if named is None or class_named(named) is not None:
+    if named is None or class_of(named).is_known:
+        return None
+    if left_in is not None and named in left_in.unknown_classes():
         return None
     known = ", ".join(class_names())
     return f"device_class: {shown(named)} is not a device class: one of {known} is meant"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+import attrs
 from pedos_protocol.codec import FRAME_MAX
 from pedos_protocol.messages import (
     ExplainResult,
@@ -21,7 +22,9 @@ from pedos_protocol.names import is_device_id, is_vm_name, natural_key
 
 from pedos_dom0.access.authorizer import refusal
 from pedos_dom0.access.subjects import DeviceSubject, device_argument
+from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.errors import unsupported
 from pedos_dom0.policy.evaluate import Request
 from pedos_dom0.policy.tokens import device_service
 from pedos_dom0.requests.fitting import ENVELOPE_MAX, LIST_MAX, bounded_text, fitting, fitting_texts
@@ -45,6 +48,11 @@ _WITHOUT_RULE = ExplainResult(
     trace=(),
     reason="it is only assigned, and dom0's user may remove an assignment without a rule",
 )
+_NOT_KNOWN = attrs.evolve(
+    _WITHOUT_RULE,
+    reason="this dom0 does not know its class, which no rule can name to allow it, and dom0's user "
+    "may take away what a newer dom0 has left",
+)
 
 
 class Explaining:
@@ -55,15 +63,22 @@ class Explaining:
         self._authorizer = authorizer
 
     def device(self, source: str, verb: Verb, key: DeviceKey, vm: str) -> ExplainResult:
-        """The verdict on an attach or the like. Raises CallError(not_found) for an unknown VM."""
-        self._state.known_domain(source)
-        is_assigned = any(each.key == key for each in self._state.store.assignments(vm))
-        if verb == "detach" and is_assigned:  # perhaps to or from a VM that was removed since
+        """The verdict on an attach or the like. Raises CallError(not_found) for an unknown VM, and
+        CallError(failed) for an attach of a class that this dom0 does not know."""
+        state, is_known = self._state, class_of(key.device_class).is_known
+        lack = state.carrier(key.device_class).lack
+        if not is_known and lack is not None and verb in ("attach", "assign"):
+            raise unsupported(lack)
+        state.known_domain(source)
+        is_assigned = any(each.key == key for each in state.store.assignments(vm))
+        is_attached = any(lease.vm == vm for lease in state.leases.of_device(key))
+        # An assignment is perhaps to or from a VM that was removed since.
+        if verb == "detach" and (is_assigned or (is_attached and not is_known)):
             if source == DOM0_NAME and self._authorizer.needs_no_rule(key, vm):
-                return _WITHOUT_RULE
+                return _WITHOUT_RULE if is_known else _NOT_KNOWN
         else:
             for name in (vm, key.backend):
-                self._state.known_domain(name)
+                state.known_domain(name)
         return self.subject(source, DeviceSubject(verb, key), vm)
 
     def subject(self, source: str, subject: Subject, vm: str) -> ExplainResult:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
 from attrs import field, frozen
-from pedos_protocol.device_classes import class_named
 from pedos_protocol.messages import Device
 
 from pedos_dom0.device_classes.registered import class_of
@@ -67,7 +66,7 @@ def broken_by(lease: Lease, device: Device | None) -> str | None:
     same.
     """
     if device is None:
-        is_known = class_named(lease.key.device_class) is not None
+        is_known = class_of(lease.key.device_class).is_known
         return "the device was unplugged" if is_known else None
     # What a source cannot tell now, it tells later; also which device it is, if it does not say.
     is_unclear = device.stale is not None

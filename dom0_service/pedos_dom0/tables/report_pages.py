@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import attrs
-from pedos_protocol.device_classes import class_named
 from pedos_protocol.errors import RemoteProtocolError
 from pedos_protocol.fields import DEVICES_MAX, REPORT_PAGES_MAX
 
@@ -52,7 +51,7 @@ def check_page(page: AgentReport) -> None:
         if device.parent is None and device.parent_class is not None:
             raise RemoteProtocolError(f"{device.device} has the class of a parent and no parent")
     for each in page.imports:
-        if each.frontend is not None and class_named(each.device_class) is not None:
+        if each.frontend is not None:
             wrong = class_of(each.device_class).wrong_name(each.frontend)
             if wrong is not None:
                 raise RemoteProtocolError(f"its report of imports is malformed: {wrong}")
