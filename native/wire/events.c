@@ -399,14 +399,23 @@ PyObject *wire_introduce(PyObject *Py_UNUSED(module), PyObject *arguments)
 
 int wire_events_ready(void)
 {
-    id_name = PyUnicode_InternFromString("id");
-    method_name = PyUnicode_InternFromString("method");
-    params_name = PyUnicode_InternFromString("params");
-    deadline_name = PyUnicode_InternFromString("deadline_ms");
-    result_name = PyUnicode_InternFromString("result");
-    hello_name = PyUnicode_InternFromString("hello");
-    state_name = PyUnicode_InternFromString("state");
-    in_flight_name = PyUnicode_InternFromString("in_flight");
-    refuse_name = PyUnicode_InternFromString("refuse");
-    return !PyErr_Occurred();
+    static const struct {
+        PyObject **name;
+        const char *text;
+    } names[] = {
+        {&id_name, "id"},
+        {&method_name, "method"},
+        {&params_name, "params"},
+        {&deadline_name, "deadline_ms"},
+        {&result_name, "result"},
+        {&hello_name, "hello"},
+        {&state_name, "state"},
+        {&in_flight_name, "in_flight"},
+        {&refuse_name, "refuse"},
+    };
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
+        if ((*names[i].name = PyUnicode_InternFromString(names[i].text)) == NULL)
+            return 0;
+    return 1;
 }

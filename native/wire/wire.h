@@ -3,7 +3,8 @@
  * send, and builds Python objects from it in the same pass. codec.py describes the format, events.py
  * the events.
  *
- * Both directions have the same bounds, so what can be sent can be read.
+ * Both directions have the same bounds, so every value that can be sent can be read. What an event
+ * may be is checked when it is made, and not again when it is written: events do not change.
  */
 #ifndef PEDOS_WIRE_H
 #define PEDOS_WIRE_H
@@ -57,9 +58,11 @@ enum { OUT_OF_TURN = 1, ID_IN_USE, TOO_MANY_PENDING, NO_REQUEST };
 #define WIRE_TOO_DEEP "it is more than 8 lists and maps deep"
 #define WIRE_TOO_LONG "a list or map has more than 1024 entries"
 #define WIRE_TOO_MANY "it has more than 6144 lists and maps"
+#define WIRE_TOO_LARGE "it has more than 65536 bytes"
 #define WIRE_KEY_NO_TEXT "a key of a map is not text"
 #define WIRE_NOT_FINITE "a number is not finite"
-_Static_assert(DEPTH_MAX == 8 && ITEMS_MAX == 1024 && CONTAINERS_MAX == 6144, "as said above");
+_Static_assert(DEPTH_MAX == 8 && ITEMS_MAX == 1024 && CONTAINERS_MAX == 6144 && FRAME_MAX == 65536,
+               "as said above");
 
 /* pedos_protocol.errors: ours for a value that we would send, theirs for one
  * that they have sent. */
@@ -76,7 +79,7 @@ PyObject *wire_read_frame(const uint8_t *bytes, Py_ssize_t size, Py_ssize_t *at)
 
 /* write.c. A frame in the making; its bytes are not set to zero, as only what is written is sent. */
 struct wire_writer {
-    size_t size; /* of the payload, also of what did not fit any more */
+    size_t size; /* of the payload so far */
     unsigned containers;
     uint8_t frame[HEADER_SIZE + FRAME_MAX];
 };
@@ -90,7 +93,7 @@ int wire_write_list_header(struct wire_writer *writer, Py_ssize_t count, int dep
 int wire_write_map_header(struct wire_writer *writer, Py_ssize_t count, int depth);
 int wire_write_entries(struct wire_writer *writer, PyObject *map, int depth);
 
-/* The whole frame; NULL with an error if it is too large. */
+/* The whole frame; NULL with an error. */
 PyObject *wire_finish(struct wire_writer *writer);
 
 /* Raises that there is no way to say this type: `format` has a place for its name. Returns -1. */

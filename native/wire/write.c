@@ -11,20 +11,22 @@ static int unsayable(const char *why)
     return -1;
 }
 
-static void put(struct wire_writer *writer, const void *bytes, size_t size)
+static int put(struct wire_writer *writer, const void *bytes, size_t size)
 {
-    if (size <= FRAME_MAX && writer->size <= FRAME_MAX - size)
-        memcpy(writer->frame + HEADER_SIZE + writer->size, bytes, size);
+    if (size > FRAME_MAX - writer->size)
+        return unsayable(WIRE_TOO_LARGE);
+    memcpy(writer->frame + HEADER_SIZE + writer->size, bytes, size);
     writer->size += size;
+    return 0;
 }
 
-static void put_byte(struct wire_writer *writer, uint8_t byte)
+static int put_byte(struct wire_writer *writer, uint8_t byte)
 {
-    put(writer, &byte, 1);
+    return put(writer, &byte, 1);
 }
 
 /* `first`, and `number` in `size` bytes behind it. */
-static void put_number(struct wire_writer *writer, uint8_t first, uint64_t number, size_t size)
+static int put_number(struct wire_writer *writer, uint8_t first, uint64_t number, size_t size)
 {
     uint8_t bytes[9] = {first};
 
@@ -32,33 +34,32 @@ static void put_number(struct wire_writer *writer, uint8_t first, uint64_t numbe
         bytes[i] = (uint8_t)number;
         number >>= 8;
     }
-    put(writer, bytes, size + 1);
+    return put(writer, bytes, size + 1);
 }
 
 /* Like `first`, `first + 1` and so on, in the fewest bytes: 1, 2, 4 or 8. */
-static void put_shortest(struct wire_writer *writer, uint8_t first, uint64_t number)
+static int put_shortest(struct wire_writer *writer, uint8_t first, uint64_t number)
 {
     unsigned power = number <= UINT8_MAX ? 0 : number <= UINT16_MAX ? 1 : number <= UINT32_MAX ? 2 : 3;
 
-    put_number(writer, (uint8_t)(first + power), number, (size_t)1 << power);
+    return put_number(writer, (uint8_t)(first + power), number, (size_t)1 << power);
 }
 
-static void put_signed(struct wire_writer *writer, int64_t number)
+static int put_signed(struct wire_writer *writer, int64_t number)
 {
     if (number >= 0 && number < 0x80)
-        put_byte(writer, (uint8_t)number);
-    else if (number >= 0)
-        put_shortest(writer, 0xcc, (uint64_t)number);
-    else if (number >= -32)
-        put_byte(writer, (uint8_t)number);
-    else if (number >= INT8_MIN)
-        put_number(writer, 0xd0, (uint64_t)number, 1);
-    else if (number >= INT16_MIN)
-        put_number(writer, 0xd1, (uint64_t)number, 2);
-    else if (number >= INT32_MIN)
-        put_number(writer, 0xd2, (uint64_t)number, 4);
-    else
-        put_number(writer, 0xd3, (uint64_t)number, 8);
+        return put_byte(writer, (uint8_t)number);
+    if (number >= 0)
+        return put_shortest(writer, 0xcc, (uint64_t)number);
+    if (number >= -32)
+        return put_byte(writer, (uint8_t)number);
+    if (number >= INT8_MIN)
+        return put_number(writer, 0xd0, (uint64_t)number, 1);
+    if (number >= INT16_MIN)
+        return put_number(writer, 0xd1, (uint64_t)number, 2);
+    if (number >= INT32_MIN)
+        return put_number(writer, 0xd2, (uint64_t)number, 4);
+    return put_number(writer, 0xd3, (uint64_t)number, 8);
 }
 
 static int write_integer(struct wire_writer *writer, PyObject *value)
@@ -66,16 +67,12 @@ static int write_integer(struct wire_writer *writer, PyObject *value)
     int overflow;
     long long number = PyLong_AsLongLongAndOverflow(value, &overflow);
 
-    if (overflow == 0) {
-        put_signed(writer, number);
-        return 0;
-    }
+    if (overflow == 0)
+        return put_signed(writer, number);
     if (overflow > 0) {
         unsigned long long large = PyLong_AsUnsignedLongLong(value);
-        if (!PyErr_Occurred()) {
-            put_number(writer, 0xcf, large, 8);
-            return 0;
-        }
+        if (!PyErr_Occurred())
+            return put_number(writer, 0xcf, large, 8);
         PyErr_Clear();
     }
     return unsayable("an integer has more than 64 bits");
@@ -89,8 +86,7 @@ static int write_float(struct wire_writer *writer, PyObject *value)
     if (!isfinite(number))
         return unsayable(WIRE_NOT_FINITE);
     memcpy(&bits, &number, sizeof(bits));
-    put_number(writer, 0xcb, bits, 8);
-    return 0;
+    return put_number(writer, 0xcb, bits, 8);
 }
 
 int wire_write_text(struct wire_writer *writer, PyObject *value)
@@ -104,12 +100,10 @@ int wire_write_text(struct wire_writer *writer, PyObject *value)
         PyErr_Clear();
         return unsayable("a text is not Unicode");
     }
-    if (size < 32)
-        put_byte(writer, (uint8_t)(0xa0 | size));
-    else
-        put_shortest(writer, 0xd9, (uint64_t)size);
-    put(writer, bytes, (size_t)size);
-    return 0;
+    if ((size < 32 ? put_byte(writer, (uint8_t)(0xa0 | size))
+                   : put_shortest(writer, 0xd9, (uint64_t)size)) < 0)
+        return -1;
+    return put(writer, bytes, (size_t)size);
 }
 
 static int write_bytes(struct wire_writer *writer, PyObject *value)
@@ -119,9 +113,9 @@ static int write_bytes(struct wire_writer *writer, PyObject *value)
 
     if (PyBytes_AsStringAndSize(value, &bytes, &size) < 0)
         return -1;
-    put_shortest(writer, 0xc4, (uint64_t)size);
-    put(writer, bytes, (size_t)size);
-    return 0;
+    if (put_shortest(writer, 0xc4, (uint64_t)size) < 0)
+        return -1;
+    return put(writer, bytes, (size_t)size);
 }
 
 /* The header of a list or map of so many entries: `brief` with the count in it, or `first`. */
@@ -135,10 +129,8 @@ static int write_header(struct wire_writer *writer, Py_ssize_t count, int depth,
     if (++writer->containers > CONTAINERS_MAX)
         return unsayable(WIRE_TOO_MANY);
     if (count < 16)
-        put_byte(writer, (uint8_t)(brief | count));
-    else
-        put_number(writer, first, (uint64_t)count, 2);
-    return 0;
+        return put_byte(writer, (uint8_t)(brief | count));
+    return put_number(writer, first, (uint64_t)count, 2);
 }
 
 int wire_write_list_header(struct wire_writer *writer, Py_ssize_t count, int depth)
@@ -211,15 +203,12 @@ int wire_write_value(struct wire_writer *writer, PyObject *value, int depth)
     if (PyFloat_CheckExact(value))
         return write_float(writer, value);
     if (value == Py_None)
-        put_byte(writer, 0xc0);
-    else if (value == Py_False)
-        put_byte(writer, 0xc2);
-    else if (value == Py_True)
-        put_byte(writer, 0xc3);
-    else
-        return wire_wrong_type("this message cannot be sent: a value is a %U, which is not sent",
-                               value);
-    return 0;
+        return put_byte(writer, 0xc0);
+    if (value == Py_False)
+        return put_byte(writer, 0xc2);
+    if (value == Py_True)
+        return put_byte(writer, 0xc3);
+    return wire_wrong_type("this message cannot be sent: a value is a %U, which is not sent", value);
 }
 
 void wire_begin(struct wire_writer *writer)
@@ -229,12 +218,6 @@ void wire_begin(struct wire_writer *writer)
 
 PyObject *wire_finish(struct wire_writer *writer)
 {
-    if (writer->size > FRAME_MAX) {
-        PyErr_Format(wire_local_error,
-                     "this message cannot be sent: it has %zu bytes, and %d is the most",
-                     writer->size, FRAME_MAX);
-        return NULL;
-    }
     for (int i = 0; i < HEADER_SIZE; i++)
         writer->frame[i] = (uint8_t)(writer->size >> (8 * i));
     return PyBytes_FromStringAndSize((const char *)writer->frame,

@@ -5,6 +5,7 @@ import math
 import sys
 import threading
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -13,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pedos_protocol import _wire, codec
 from pedos_protocol.codec import CONTAINERS_MAX, DEPTH_MAX, FRAME_MAX, HEADER_SIZE, ITEMS_MAX
+from pedos_protocol.connection import Connection
 from pedos_protocol.errors import LocalProtocolError, RemoteProtocolError
+from pedos_protocol.events import Answer, Event, Hello, Notice, Request
 
 from . import strategies
 
@@ -139,7 +142,8 @@ def test_bytes_that_only_look_like_lists_and_maps_are_accepted() -> None:
         (nested(DEPTH_MAX + 1), "deep"),
         ([None] * (ITEMS_MAX + 1), "entries"),
         ([{str(n): n for n in range(ITEMS_MAX + 1)}], "entries"),
-        ([b"x" * (FRAME_MAX - 3)], "bytes"),
+        ([b"x" * (FRAME_MAX - 3)], "more than 65536 bytes"),
+        ([b"x" * 40_000, "x" * 40_000, object()], "bytes"),  # the first thing wrong ends the walk
         ([2**64], "64 bits"),
         ([-(2**63) - 1], "64 bits"),
         ([math.inf], "finite"),
@@ -250,13 +254,25 @@ def test_too_large_a_frame_is_refused_by_its_length_alone() -> None:
         codec.decode(bytes(FRAME_MAX + 1))
 
 
-def test_headers_that_announce_much_do_not_cost_much_memory() -> None:
-    announces_much = bytes.fromhex("dc 04 00") * 20_000  # arrays of 1024 within each other
+@pytest.mark.parametrize(
+    ("payload", "kib"),
+    [
+        pytest.param("91 dd 00 00 04 00", 4, id="a list of 1024 entries without one"),
+        pytest.param("91 df 00 00 04 00", 4, id="a map of 1024 entries without one"),
+        pytest.param("91 dd ff ff ff ff", 4, id="a list of 2^32-1 entries"),
+        pytest.param("91 df ff ff ff ff", 4, id="a map of 2^32-1 entries"),
+        pytest.param("91 db ff ff ff ff", 4, id="a text of 4 GiB"),
+        pytest.param("91 c6 ff ff ff ff", 4, id="bytes of 4 GiB"),
+        pytest.param("dc 04 00" * 20_000, 80, id="lists of 1024 entries in each other"),
+    ],
+)
+def test_a_header_costs_no_memory_for_what_it_only_announces(payload: str, kib: int) -> None:
+    announces_much = bytes.fromhex(payload)
+    refuse(codec.decode, announces_much)
     tracemalloc.start()
     try:
-        with pytest.raises(RemoteProtocolError):
-            codec.decode(announces_much)
-        assert tracemalloc.get_traced_memory()[1] < 16 * 1024 * 1024
+        refuse(codec.decode, announces_much)
+        assert tracemalloc.get_traced_memory()[1] < kib * 1024
     finally:
         tracemalloc.stop()
 
@@ -267,25 +283,104 @@ def test_an_error_does_not_repeat_the_senders_bytes() -> None:
     assert "evil" not in str(caught.value)
 
 
+def left_in_memory(step: Callable[[], object]) -> int:
+    """The bytes that a thousand of these steps leave."""
+    step()  # what the first one leaves is kept for the next
+    tracemalloc.start()
+    try:
+        for _ in range(1000):
+            step()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+# A thousand of the smallest objects take seven times that.
+LEFT_MAX = 4096  # bytes
+
+
+def refuse(step: Callable[[Any], object], value: Any) -> None:
+    try:
+        step(value)
+    except (RemoteProtocolError, LocalProtocolError):
+        return
+    pytest.fail("it was accepted")
+
+
+# Texts of a map's keys and values: long enough that Python keeps none of them.
+KEY, OTHER = b"\xa3abc", b"\xa3abd"
+TEXT = b"\xda\x03\xe8" + b"x" * 1000
+ENTRY = KEY + TEXT
+
+
 @pytest.mark.parametrize(
     "payload",
     [
-        pytest.param(b"\xdc\x04\x00" * 1000, id="nested"),
-        pytest.param(b"\xdc\x04\x00" + b"\xa3abc" * 1000, id="broken off"),
-        pytest.param(b"\xdc\x04\x00" + b"\xa3abc" * 1024 + b"\x01", id="followed by more"),
+        pytest.param(b"\xdc\x04\x00" * 1000, id="lists in each other"),
+        pytest.param(b"\xdc\x00\x10" + TEXT * 15, id="a list that breaks off"),
+        pytest.param(b"\x91" + TEXT + b"\x01", id="a list with a byte after it"),
+        pytest.param(b"\x92" + TEXT + b"\xc1", id="a bad item"),
+        pytest.param(b"\x91\x82" + ENTRY + b"\x01", id="a key that is no text"),
+        pytest.param(b"\x91\x82" + ENTRY + b"\xa3\xff\xff\xff\xc0", id="a key that is not UTF-8"),
+        pytest.param(b"\x91\x82" + ENTRY + OTHER + b"\xc1", id="a bad second value"),
+        pytest.param(b"\x91\x82" + ENTRY + OTHER, id="a map that breaks off"),
+        pytest.param(b"\x91\x82" + ENTRY * 2, id="a repeated key"),
+        pytest.param(b"\x91\x81" + TEXT + b"\xc1", id="a bad value of a long key"),
     ],
 )
-def test_a_payload_that_is_not_whole_leaves_nothing_in_memory(payload: bytes) -> None:
-    def refused() -> None:
-        with pytest.raises(RemoteProtocolError):
-            codec.decode(payload)
+def test_a_refused_payload_leaves_nothing_in_memory(payload: bytes) -> None:
+    assert left_in_memory(lambda: refuse(codec.decode, payload)) < LEFT_MAX
 
-    refused()
-    tracemalloc.start()
-    try:
-        for _ in range(20):
-            refused()
-        left, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert left < 64 * 1024
+
+def hear(frame: bytes) -> object:
+    return _wire.next_event(frame, 0)
+
+
+LATE = {"text": "x" * 1000, "deadline_ms": 2_000_000}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param([0, 70_000, "vm.list", LATE], id="a deadline too late"),
+        pytest.param([0, 70_000, "vm.list", {"text": "x" * 1000}], id="no deadline"),
+        pytest.param([0, 70_000, "Not!", {**LATE, "deadline_ms": 5000}], id="a wrong method"),
+        pytest.param([0, 2**40, "vm.list", {**LATE, "deadline_ms": 5000}], id="a wrong id"),
+        pytest.param([1, 2**40, None, {"text": "x" * 1000}], id="an answer with a wrong id"),
+        pytest.param([1, 70_000, None, "x" * 1000], id="an answer that is no map"),
+        pytest.param([2, "Not!", {"text": "x" * 1000}], id="a notice with a wrong method"),
+        pytest.param([2, "vm.gone", "x" * 1000], id="a notice that is no map"),
+    ],
+)
+def test_a_refused_event_leaves_nothing_in_memory(message: list[Any]) -> None:
+    frame = codec.encode(message)
+    assert left_in_memory(lambda: refuse(hear, frame)) < LEFT_MAX
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Request(70_000, "vm.list", {"text": "x" * 1000}, 5000),
+        Answer(70_000, {"text": "x" * 1000}),
+        Notice("vm.gone", {"text": "x" * 1000}),
+    ],
+)
+def test_an_event_that_was_said_and_heard_leaves_nothing_in_memory(event: Event) -> None:
+    assert left_in_memory(lambda: hear(_wire.frame_of(event) or b"")) < LEFT_MAX
+
+
+@pytest.mark.parametrize("value", [object(), 2**70, math.inf, b"x" * FRAME_MAX, nested(DEPTH_MAX)])
+def test_what_cannot_be_sent_leaves_nothing_in_memory(value: object) -> None:
+    bad = {"text": "x" * 1000, "bad": value}
+    for event in (Request(70_000, "a", bad, 5000), Answer(70_000, bad), Notice("a", bad)):
+        assert left_in_memory(lambda event=event: refuse(_wire.frame_of, event)) < LEFT_MAX
+    assert left_in_memory(lambda: refuse(codec.encode, ["x" * 1000, bad])) < LEFT_MAX
+
+
+def test_an_event_out_of_turn_leaves_nothing_in_memory() -> None:
+    end = Connection()
+    end.send(Hello((1, 1), "test"))
+    call = Request(70_000, "vm.list", {}, 5000)
+    end.send(call)
+    for event in (call, Answer(70_001, {}), Hello((1, 1), "test")):
+        assert left_in_memory(lambda event=event: refuse(end.send, event)) < LEFT_MAX
