@@ -7,7 +7,7 @@ WIRE = Extension(
     [f"native/wire/{name}.c" for name in ("events", "module", "read", "write")],
     depends=["native/wire/wire.h"],
     define_macros=[("Py_LIMITED_API", "0x030B0000")],  # one build for all versions, as cffi's
-    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
+    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
     py_limited_api=True,
 )
 

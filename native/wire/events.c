@@ -5,10 +5,6 @@
  */
 #include "wire.h"
 
-#define ID_MAX 0xffffffffll /* a call's id is a u32 */
-
-enum { REQUEST, RESPONSE, NOTICE }; /* first item of a frame, as in MessagePack-RPC */
-
 /* Of events.py: see wire_introduce(). */
 static PyObject *request_class, *answer_class, *error_answer_class, *notice_class;
 static PyObject *known_methods, *check_unknown_method;
@@ -408,7 +404,7 @@ int wire_events_ready(void)
         {&params_name, "params"},
         {&deadline_name, "deadline_ms"},
         {&result_name, "result"},
-        {&hello_name, "hello"},
+        {&hello_name, HELLO},
         {&state_name, "state"},
         {&in_flight_name, "in_flight"},
         {&refuse_name, "refuse"},

@@ -50,6 +50,40 @@ static PyMethodDef functions[] = {
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, "pedos_protocol._wire", NULL, -1, functions, NULL, NULL, NULL, NULL};
 
+#define NUMBER(name) {#name, name}
+
+/* What Python reads of wire.h. */
+static const struct {
+    const char *name;
+    long long value; /* a long may have 32 bits */
+} numbers[] = {
+    NUMBER(HEADER_SIZE),
+    NUMBER(FRAME_MAX),
+    NUMBER(DEPTH_MAX),
+    NUMBER(ITEMS_MAX),
+    NUMBER(CONTAINERS_MAX),
+    NUMBER(DEADLINE_MS_MAX),
+    NUMBER(PENDING_MAX),
+    NUMBER(ID_MAX),
+    NUMBER(REQUEST),
+    NUMBER(RESPONSE),
+    NUMBER(NOTICE),
+    NUMBER(OUT_OF_TURN),
+    NUMBER(ID_IN_USE),
+    NUMBER(TOO_MANY_PENDING),
+    NUMBER(NO_REQUEST),
+};
+
+/* These return 0, or -1 with an error. */
+static int add_number(PyObject *module, const char *name, long long value)
+{
+    PyObject *number = PyLong_FromLongLong(value);
+    int result = PyModule_AddObjectRef(module, name, number);
+
+    Py_XDECREF(number);
+    return result;
+}
+
 static int fill(PyObject *module)
 {
     PyObject *errors = PyImport_ImportModule("pedos_protocol.errors");
@@ -61,19 +95,10 @@ static int fill(PyObject *module)
     Py_DECREF(errors);
     if (wire_local_error == NULL || wire_remote_error == NULL || !wire_events_ready())
         return -1;
-    if (PyModule_AddIntMacro(module, HEADER_SIZE) < 0 ||
-        PyModule_AddIntMacro(module, FRAME_MAX) < 0 ||
-        PyModule_AddIntMacro(module, DEPTH_MAX) < 0 ||
-        PyModule_AddIntMacro(module, ITEMS_MAX) < 0 ||
-        PyModule_AddIntMacro(module, CONTAINERS_MAX) < 0 ||
-        PyModule_AddIntMacro(module, DEADLINE_MS_MAX) < 0 ||
-        PyModule_AddIntMacro(module, PENDING_MAX) < 0 ||
-        PyModule_AddIntMacro(module, OUT_OF_TURN) < 0 ||
-        PyModule_AddIntMacro(module, ID_IN_USE) < 0 ||
-        PyModule_AddIntMacro(module, TOO_MANY_PENDING) < 0 ||
-        PyModule_AddIntMacro(module, NO_REQUEST) < 0)
-        return -1;
-    return 0;
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++)
+        if (add_number(module, numbers[i].name, numbers[i].value) < 0)
+            return -1;
+    return PyModule_AddStringMacro(module, HELLO);
 }
 
 PyMODINIT_FUNC PyInit__wire(void)

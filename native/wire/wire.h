@@ -51,6 +51,15 @@
  */
 #define PENDING_MAX 128
 
+/* A call's id is a u32. */
+#define ID_MAX 0xffffffffll
+
+/* The first item of a frame, as in MessagePack-RPC. */
+enum { REQUEST, RESPONSE, NOTICE };
+
+/* The second item of the first frame of each side. No notice has it as its method. */
+#define HELLO "hello"
+
 /* Why an event may not be said: see wire_say(). */
 enum { OUT_OF_TURN = 1, ID_IN_USE, TOO_MANY_PENDING, NO_REQUEST };
 

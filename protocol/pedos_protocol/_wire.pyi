@@ -17,6 +17,16 @@ CONTAINERS_MAX: int
 DEADLINE_MS_MAX: int
 #: Requests without an answer, each way.
 PENDING_MAX: int
+#: The highest id of a call.
+ID_MAX: int
+
+# The first item of a frame.
+REQUEST: int
+RESPONSE: int
+NOTICE: int
+
+#: The second item of the first frame of each side. No notice has it as its method.
+HELLO: str
 
 # The rules by which `say` refuses.
 OUT_OF_TURN: int
@@ -33,6 +43,7 @@ def encode(message: list[Any], /) -> bytes:
 
 def decode(payload: bytes | bytearray | memoryview, /) -> list[Any]:
     """The message in `payload` (a frame without its length); RemoteProtocolError if there is none.
+    For tests: programs read frames with `next_event`, which does the same.
 
     Its values are of the types that `encode` takes, and otherwise still untrusted.
     """

@@ -8,7 +8,8 @@ libraries accept a good deal more by default. This codec refuses the rest (repea
 are not text, extension types, infinities, depth, trailing bytes), because two readers could read it
 differently, or because it costs the reader more than it cost the sender.
 
-native/wire/wire.c, in C, checks and reads in one pass.
+The C code of native/wire (read.c, write.c) checks and reads in one pass. Programs read frames with
+`_wire.next_event`, which also makes events of them; `decode` is the same reading, for tests.
 """
 
 from __future__ import annotations

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from . import _wire
 from ._wire import (
+    HELLO,
     ID_IN_USE,
     NO_REQUEST,
+    NOTICE,
     OUT_OF_TURN,
+    REQUEST,
+    RESPONSE,
     TOO_MANY_PENDING,
     frame_of,
     next_event,
@@ -94,10 +98,6 @@ TRANSITIONS: dict[str, dict[type[Event], str]] = {
     },
     ERROR: {},
 }
-
-_REQUEST = 0  # first item of a frame, as in MessagePack-RPC
-_RESPONSE = 1
-_NOTICE = 2
 
 
 def diagram() -> str:
@@ -315,10 +315,10 @@ def _frame(event: Event) -> bytes:
     """The bytes of an `event` that `frame_of` does not know."""
     if isinstance(event, ErrorAnswer):
         error = {"code": event.code, "message": event.message, "data": event.data}
-        return encode([_RESPONSE, event.id, error, None])
+        return encode([RESPONSE, event.id, error, None])
     if isinstance(event, Hello):
         hello = {"versions": list(event.versions), "program": event.program}
-        return encode([_NOTICE, "hello", hello])
+        return encode([NOTICE, HELLO, hello])
     return b""
 
 
@@ -330,12 +330,12 @@ def _parse(untrusted_message: list[Any]) -> Event:
     if type(untrusted_kind) is int:
         if len(untrusted_message) == 4:
             _, untrusted_id, untrusted_second, untrusted_third = untrusted_message
-            if untrusted_kind == _REQUEST:
+            if untrusted_kind == REQUEST:
                 raise RemoteProtocolError("a request's parameters are not a map")
             is_error = untrusted_third is None and type(untrusted_second) is dict
-            if untrusted_kind == _RESPONSE and is_error:
+            if untrusted_kind == RESPONSE and is_error:
                 return _parse_error(untrusted_id, untrusted_second)
-        elif untrusted_kind == _NOTICE and len(untrusted_message) == 3:
+        elif untrusted_message[:2] == [NOTICE, HELLO] and len(untrusted_message) == 3:
             return _parse_hello(untrusted_message[2])
     raise RemoteProtocolError("a frame is neither a request, nor a response, nor a notice")
 

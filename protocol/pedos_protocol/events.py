@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 DEADLINE_MS_MAX = _wire.DEADLINE_MS_MAX  # twenty minutes
-ID_MAX = 2**32 - 1  # a call's id is a u32
+ID_MAX = _wire.ID_MAX  # a call's id is a u32
 METHOD_MAX = 64  # characters; the longest of ours has 16
 PROGRAM_MAX = 64  # characters of a name and version, for logs
 VERSION_MAX = 65535  # far beyond any version that will exist, and small in a log

@@ -550,6 +550,16 @@ def test_a_hello_that_is_none_is_refused(hello: object) -> None:
         end.next_event()
 
 
+def test_only_a_frame_that_says_hello_is_a_hello(monkeypatch: pytest.MonkeyPatch) -> None:
+    hello = {"versions": [1, 1], "program": "x"}
+    for message in ([2, "goodbye", hello], [2, None, hello], [2], [2, "hello"]):
+        monkeypatch.setattr(connection, "next_event", lambda *_, left=message: (left, 1))
+        end = Connection()
+        end.receive_data(b"x")
+        with pytest.raises(RemoteProtocolError, match="neither"):
+            end.next_event()
+
+
 def outcome(pieces: list[bytes]) -> list[object]:
     """All that comes out of an end with one request in flight that hears `pieces` and the end."""
     end = Connection()
