@@ -24,6 +24,7 @@ from .session import CANCELLED
 from .waiter import Waiter
 
 if TYPE_CHECKING:
+    from .conversation import Conversation
     from .inbox import Inbox
     from .session import Session
 
@@ -89,10 +90,10 @@ class Caller:
             deadline, now = effective_deadline(), trio.current_time()
         if not waiter.timed_out:
             end = deadline if deadline < waiter.deadline else waiter.deadline
-            call_id = self._start(method, params, waiter, end - now)
+            call_id, conversation = self._start(method, params, waiter, end - now)
             try:
-                if len(self._waiters) == 1:
-                    await self._read_alone(waiter)
+                if conversation is not None:
+                    await self._read_alone(waiter, conversation)
                 await waiter.wait()
             except trio.Cancelled:
                 if waiter.answer is None:
@@ -106,8 +107,7 @@ class Caller:
                 self._say_cancelled(call_id)
         answer = waiter.answer
         if answer is None:
-            timed_out = CallError("timeout", unanswered(method, timeout))
-            raise timed_out if waiter.timed_out else self._unavailable()
+            raise self._unanswered(waiter, method, timeout)
         if isinstance(answer, ErrorAnswer):
             raise CallError(answer.code, answer.message, answer.data)
         return answer.result
@@ -134,6 +134,11 @@ class Caller:
                 self._session.post(Notice(CANCELLED, {"id": call_id}))
             self._outbox.flush()
 
+    def _unanswered(self, waiter: Waiter, method: str, timeout: float) -> CallError:
+        if waiter.timed_out:
+            return CallError("timeout", unanswered(method, timeout))
+        return self._unavailable()
+
     def _unavailable(self) -> CallError:
         whom = f" to {self._session.name}" if self._session.name else ""
         return CallError("unavailable", f"the connection{whom} has ended")
@@ -156,7 +161,12 @@ class Caller:
         else:
             self._slots.unpark()  # handed over directly, so no later call overtakes one that waits
 
-    def _start(self, method: str, params: Params, waiter: Waiter, remaining: float) -> int:
+    def _start(
+        self, method: str, params: Params, waiter: Waiter, remaining: float
+    ) -> tuple[int, Conversation | None]:
+        """The request's id, and the conversation in which this task sends it and reads its answer
+        itself. None leaves that to the flusher, which writes at once what several callers have
+        said, and to the reader."""
         # Not more than TIMEOUT_MAX, except for rounding.
         deadline_ms = math.ceil(remaining * 1000) if remaining > 0 else 1
         deadline_ms = deadline_ms if deadline_ms < DEADLINE_MS_MAX else DEADLINE_MS_MAX
@@ -171,27 +181,24 @@ class Caller:
         self._last_id = call_id
         self._waiters[call_id] = waiter
         self._sweeper.watch(waiter)
-        if len(self._waiters) > 1:
-            # Several leave the reading to the reader, and their writing to the flusher, which
-            # writes what they all said at once.
-            self._last_caller = id(trio.lowlevel.current_task())
-            self._outbox.flush()
-        return call_id
-
-    async def _read_alone(self, waiter: Waiter) -> None:
-        """A task that was alone the last time, too, reads its answer itself: nothing is handed from
-        task to task then."""
-        conversation, inbox = self._conversation, self._inbox
         task = id(trio.lowlevel.current_task())
         same, self._last_caller = task == self._last_caller, task
-        if conversation is not None and same and inbox.may_stand_in():
-            inbox.read_answers(conversation, self.take_answer)
-            while inbox.may_stand_in() and not waiter.is_settled:
-                try:
-                    await waiter.wait_in_place(conversation)
-                except trio.ClosedResourceError:
-                    break  # the reader finds it, too, and settles all that wait
-                if inbox.may_stand_in():
-                    inbox.read_answers(conversation, self.take_answer)
-        else:
-            self._outbox.flush()
+        conversation = self._conversation
+        alone = same and conversation is not None and len(self._waiters) == 1
+        if alone and self._inbox.may_stand_in():
+            return call_id, conversation
+        self._outbox.flush()
+        return call_id, None
+
+    async def _read_alone(self, waiter: Waiter, conversation: Conversation) -> None:
+        """A task that was alone the last time, too, reads its answer itself: nothing is handed from
+        task to task then."""
+        inbox = self._inbox
+        inbox.read_answers(conversation, self.take_answer)
+        while inbox.may_stand_in() and not waiter.is_settled:
+            try:
+                await waiter.wait_in_place(conversation)
+            except trio.ClosedResourceError:
+                break  # the reader finds it, too, and settles all that wait
+            if inbox.may_stand_in():
+                inbox.read_answers(conversation, self.take_answer)

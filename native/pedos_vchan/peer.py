@@ -196,8 +196,7 @@ async def open_peer(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
-        if peer.their_hello is None and not peer._session.ended:
-            await peer._session.opening.park()
+        await peer._session.opening.park()
         if peer.their_hello is not None:
             try:
                 yield peer

@@ -94,8 +94,13 @@ class Reader(Generic[P]):
                 raise _given_up(request, is_late=trio.current_time() >= scope.deadline)
         except Exception as error:
             self._fail(request, error)
-        end = self._session.close if request is None else self._session.outbox.flush
-        end()
+        self._end(request)
+
+    def _end(self, request: Request | None) -> None:
+        if request is None:
+            self._session.close()
+        else:
+            self._session.outbox.flush()
 
     def _fail(self, request: Request | None, error: Exception) -> None:
         if request is not None:
