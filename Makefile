@@ -14,7 +14,7 @@ help:
 	@echo "make build   the virtual environment and the C build alone"
 	@echo "make fuzz    the fuzzers of the shared page, frames and the policy, for SECONDS=600 each"
 	@echo "make interleave  every interleaving of the ring's two sides, at a larger size"
-	@echo "make mutants take out each barrier, look and bound of the C code: a test must fail"
+	@echo "make mutants take out each barrier, look and bound of the ring's C code: a test must fail"
 	@echo "make soak    a hundred thousand channels with the real libxenvchan at the other end"
 	@echo "make test-xen   Xen, dom0 and VMs booted in QEMU on this machine, and tests inside (as root)"
 	@echo "make xen-shell  the same booted for you: dom0's shell"

@@ -6,14 +6,13 @@
 #include "wire.h"
 
 /* Of events.py: see wire_introduce(). */
-static PyObject *request_class, *answer_class, *error_answer_class, *notice_class;
+PyObject *wire_request_class, *wire_answer_class, *wire_error_answer_class, *wire_notice_class;
 static PyObject *known_methods, *check_unknown_method;
 
 /* Names of attributes and keys. */
 static PyObject *id_name, *method_name, *params_name, *deadline_name, *result_name, *hello_name;
-static PyObject *state_name, *in_flight_name, *refuse_name;
 
-static int wrong(const char *what)
+static int refuse_event(const char *what)
 {
     PyErr_SetString(wire_local_error, what);
     return -1;
@@ -38,7 +37,7 @@ static int check_id(PyObject *id)
 
     return number >= 0 && number <= ID_MAX
                ? 0
-               : wrong("the id of a call is not an integer from 0 to 2^32-1");
+               : refuse_event("the id of a call is not an integer from 0 to 2^32-1");
 }
 
 static int check_method(PyObject *method)
@@ -61,10 +60,10 @@ static int check_request(PyObject *id, PyObject *method, PyObject *params, PyObj
     if (check_id(id) < 0 || check_method(method) < 0)
         return -1;
     if (!PyDict_CheckExact(params))
-        return wrong("parameters are not a map");
+        return refuse_event("parameters are not a map");
     is_in = PyDict_Contains(params, deadline_name);
     if (is_in != 0)
-        return is_in < 0 ? -1 : wrong("the parameter deadline_ms is the protocol's own");
+        return is_in < 0 ? -1 : refuse_event("the parameter deadline_ms is the protocol's own");
     if (milliseconds < 1 || milliseconds > DEADLINE_MS_MAX) {
         PyErr_Format(wire_local_error, "a request has no deadline from 1 to %d milliseconds",
                      DEADLINE_MS_MAX);
@@ -77,7 +76,7 @@ static int check_answer(PyObject *id, PyObject *result)
 {
     if (check_id(id) < 0)
         return -1;
-    return PyDict_CheckExact(result) ? 0 : wrong("a result is not a map");
+    return PyDict_CheckExact(result) ? 0 : refuse_event("a result is not a map");
 }
 
 static int check_notice(PyObject *method, PyObject *params)
@@ -85,12 +84,11 @@ static int check_notice(PyObject *method, PyObject *params)
     if (check_method(method) < 0)
         return -1;
     if (PyUnicode_Compare(method, hello_name) == 0)
-        return wrong("a notice cannot be called hello: that is the first frame");
-    return PyDict_CheckExact(params) ? 0 : wrong("parameters are not a map");
+        return refuse_event("a notice cannot be called hello: that is the first frame");
+    return PyDict_CheckExact(params) ? 0 : refuse_event("parameters are not a map");
 }
 
-/* Whether as many arguments came as are expected, and events.py before them. */
-static int has(Py_ssize_t count, Py_ssize_t expected)
+int wire_has_arguments(Py_ssize_t count, Py_ssize_t expected)
 {
     if (count == expected && check_unknown_method != NULL)
         return 1;
@@ -98,7 +96,7 @@ static int has(Py_ssize_t count, Py_ssize_t expected)
     return 0;
 }
 
-static PyObject *outcome(int result)
+PyObject *wire_none_or_error(int result)
 {
     if (result < 0)
         return NULL;
@@ -108,7 +106,8 @@ static PyObject *outcome(int result)
 /* --- heard --- */
 
 /* An event of this class with so many attributes; their values were checked. */
-static PyObject *make(PyObject *class, int count, PyObject *const *names, PyObject *const *values)
+static PyObject *make_event(PyObject *class, int count, PyObject *const *names,
+                            PyObject *const *values)
 {
     PyObject *event = PyType_GenericAlloc((PyTypeObject *)class, 0);
 
@@ -118,7 +117,7 @@ static PyObject *make(PyObject *class, int count, PyObject *const *names, PyObje
     return event;
 }
 
-static PyObject *hear_request(PyObject *id, PyObject *method, PyObject *params)
+static PyObject *request_of(PyObject *id, PyObject *method, PyObject *params)
 {
     PyObject *names[] = {id_name, method_name, params_name, deadline_name};
     PyObject *deadline_ms = PyDict_GetItemWithError(params, deadline_name);
@@ -132,27 +131,31 @@ static PyObject *hear_request(PyObject *id, PyObject *method, PyObject *params)
     Py_INCREF(deadline_ms);
     if (PyDict_DelItem(params, deadline_name) == 0 &&
         check_request(id, method, params, deadline_ms) == 0)
-        event = make(request_class, 4, names, values);
+        event = make_event(wire_request_class, 4, names, values);
     Py_DECREF(deadline_ms);
     return event;
 }
 
-static PyObject *hear_answer(PyObject *id, PyObject *result)
+static PyObject *answer_of(PyObject *id, PyObject *result)
 {
     PyObject *names[] = {id_name, result_name}, *values[] = {id, result};
 
-    return check_answer(id, result) < 0 ? NULL : make(answer_class, 2, names, values);
+    if (check_answer(id, result) < 0)
+        return NULL;
+    return make_event(wire_answer_class, 2, names, values);
 }
 
-static PyObject *hear_notice(PyObject *method, PyObject *params)
+static PyObject *notice_of(PyObject *method, PyObject *params)
 {
     PyObject *names[] = {method_name, params_name}, *values[] = {method, params};
 
-    return check_notice(method, params) < 0 ? NULL : make(notice_class, 2, names, values);
+    if (check_notice(method, params) < 0)
+        return NULL;
+    return make_event(wire_notice_class, 2, names, values);
 }
 
 /* The event that a message says, or the message itself if it is none of the three. */
-static PyObject *hear(PyObject *message)
+static PyObject *event_of(PyObject *message)
 {
     Py_ssize_t count = PyList_Size(message);
     PyObject *items[4] = {NULL};
@@ -163,12 +166,12 @@ static PyObject *hear(PyObject *message)
             items[i] = PyList_GetItem(message, i);
         kind = natural(items[0]);
         if (kind == REQUEST && count == 4 && PyDict_CheckExact(items[3]))
-            return hear_request(items[1], items[2], items[3]);
+            return request_of(items[1], items[2], items[3]);
         if (kind == RESPONSE && count == 4 && items[2] == Py_None)
-            return hear_answer(items[1], items[3]);
+            return answer_of(items[1], items[3]);
         if (kind == NOTICE && count == 3 && !(PyUnicode_CheckExact(items[1]) &&
                                               PyUnicode_Compare(items[1], hello_name) == 0))
-            return hear_notice(items[1], items[2]);
+            return notice_of(items[1], items[2]);
     }
     Py_INCREF(message);
     return message;
@@ -180,7 +183,7 @@ PyObject *wire_next_event(PyObject *Py_UNUSED(module), PyObject *const *argument
     Py_buffer buffer;
     Py_ssize_t at;
 
-    if (!has(count, 2))
+    if (!wire_has_arguments(count, 2))
         return NULL;
     at = PyLong_AsSsize_t(arguments[1]);
     if ((at == -1 && PyErr_Occurred()) || PyObject_GetBuffer(arguments[0], &buffer, PyBUF_SIMPLE) < 0)
@@ -192,7 +195,7 @@ PyObject *wire_next_event(PyObject *Py_UNUSED(module), PyObject *const *argument
             return NULL;
         Py_RETURN_NONE;
     }
-    event = hear(message);
+    event = event_of(message);
     Py_DECREF(message);
     return event == NULL ? NULL : Py_BuildValue("Nn", event, at);
 }
@@ -224,7 +227,7 @@ static int write_params(struct wire_writer *writer, PyObject *event)
     int result = -1;
 
     if (params != NULL && !PyDict_CheckExact(params))
-        wrong("parameters are not a map");
+        refuse_event("parameters are not a map");
     else if (params != NULL && wire_write_map_header(writer, PyDict_Size(params) + 1, 1) == 0 &&
              wire_write_entries(writer, params, 2) == 0 &&
              wire_write_text(writer, deadline_name) == 0)
@@ -266,128 +269,55 @@ PyObject *wire_frame_of(PyObject *Py_UNUSED(module), PyObject *event)
     int result;
 
     wire_begin(&writer);
-    if (class == request_class)
+    if (class == wire_request_class)
         result = write_request(&writer, event);
-    else if (class == answer_class)
+    else if (class == wire_answer_class)
         result = write_answer(&writer, event);
-    else if (class == notice_class)
+    else if (class == wire_notice_class)
         result = write_notice(&writer, event);
     else
         Py_RETURN_NONE;
     return result < 0 ? NULL : wire_finish(&writer);
 }
 
-/* --- in turn --- */
-
-/*
- * Whether the rules for ids let one side say `event`: 0 or the rule that forbids it, -1 with an
- * error. `own` has the ids of this side's requests in flight, `others` those that it may answer.
- */
-static int take_id(PyObject *event, PyObject *own, PyObject *others)
-{
-    PyObject *class = (PyObject *)Py_TYPE(event), *id;
-    int is_request = class == request_class, forbidden = 0, found;
-
-    if (!is_request && class != answer_class && class != error_answer_class)
-        return 0;
-    id = PyObject_GetAttr(event, id_name);
-    if (id == NULL)
-        return -1;
-    found = is_request ? PySet_Contains(own, id) : PySet_Discard(others, id);
-    if (found < 0)
-        forbidden = -1;
-    else if (is_request && found)
-        forbidden = ID_IN_USE;
-    else if (is_request && PySet_Size(own) >= PENDING_MAX)
-        forbidden = TOO_MANY_PENDING;
-    else if (is_request)
-        forbidden = PySet_Add(own, id);
-    else if (!found)
-        forbidden = NO_REQUEST;
-    Py_DECREF(id);
-    return forbidden;
-}
-
-/* As take_id(), with the table first: `state` and what follows from it, a borrowed reference. */
-static int take_turn(PyObject *table, PyObject *state, PyObject *event, PyObject **target,
-                     PyObject *own, PyObject *others)
-{
-    PyObject *row = PyDict_GetItemWithError(table, state);
-
-    *target = row == NULL ? NULL : PyDict_GetItemWithError(row, (PyObject *)Py_TYPE(event));
-    if (*target == NULL)
-        return PyErr_Occurred() ? -1 : OUT_OF_TURN;
-    return take_id(event, own, others);
-}
-
-/* Raises what this side has to say to that. */
-static void refuse(PyObject *side, int rule, PyObject *event)
-{
-    PyObject *number = PyLong_FromLong(rule), *refused = NULL;
-
-    if (number != NULL)
-        refused = PyObject_CallMethodObjArgs(side, refuse_name, number, event, NULL);
-    if (refused != NULL)
-        PyErr_SetString(PyExc_SystemError, "what may not be said was not refused");
-    Py_XDECREF(refused);
-    Py_XDECREF(number);
-}
-
-PyObject *wire_say(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
-{
-    PyObject *side, *other, *event, *state, *own = NULL, *others = NULL, *target;
-    int rule = -1;
-
-    if (!has(count, 4))
-        return NULL;
-    side = arguments[1];
-    other = arguments[2];
-    event = arguments[3];
-    state = PyObject_GetAttr(side, state_name);
-    if (state != NULL && (own = PyObject_GetAttr(side, in_flight_name)) != NULL &&
-        (others = PyObject_GetAttr(other, in_flight_name)) != NULL)
-        rule = take_turn(arguments[0], state, event, &target, own, others);
-    if (rule == 0 && target != state)
-        rule = PyObject_SetAttr(side, state_name, target);
-    Py_XDECREF(state);
-    Py_XDECREF(own);
-    Py_XDECREF(others);
-    if (rule > 0)
-        refuse(side, rule, event);
-    return outcome(rule == 0 ? 0 : -1);
-}
-
 /* --- for Python --- */
 
 PyObject *wire_check_id(PyObject *Py_UNUSED(module), PyObject *id)
 {
-    return outcome(check_id(id));
+    return wire_none_or_error(check_id(id));
 }
 
 PyObject *wire_check_request(PyObject *Py_UNUSED(module), PyObject *const *values, Py_ssize_t count)
 {
-    return has(count, 4) ? outcome(check_request(values[0], values[1], values[2], values[3])) : NULL;
+    if (!wire_has_arguments(count, 4))
+        return NULL;
+    return wire_none_or_error(check_request(values[0], values[1], values[2], values[3]));
 }
 
 PyObject *wire_check_answer(PyObject *Py_UNUSED(module), PyObject *const *values, Py_ssize_t count)
 {
-    return has(count, 2) ? outcome(check_answer(values[0], values[1])) : NULL;
+    if (!wire_has_arguments(count, 2))
+        return NULL;
+    return wire_none_or_error(check_answer(values[0], values[1]));
 }
 
 PyObject *wire_check_notice(PyObject *Py_UNUSED(module), PyObject *const *values, Py_ssize_t count)
 {
-    return has(count, 2) ? outcome(check_notice(values[0], values[1])) : NULL;
+    if (!wire_has_arguments(count, 2))
+        return NULL;
+    return wire_none_or_error(check_notice(values[0], values[1]));
 }
 
 PyObject *wire_introduce(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
-    if (!PyArg_ParseTuple(arguments, "OOOOOO", &request_class, &answer_class, &error_answer_class,
-                          &notice_class, &known_methods, &check_unknown_method))
+    if (!PyArg_ParseTuple(arguments, "OOOOOO", &wire_request_class, &wire_answer_class,
+                          &wire_error_answer_class, &wire_notice_class, &known_methods,
+                          &check_unknown_method))
         return NULL;
-    Py_INCREF(request_class);
-    Py_INCREF(answer_class);
-    Py_INCREF(error_answer_class);
-    Py_INCREF(notice_class);
+    Py_INCREF(wire_request_class);
+    Py_INCREF(wire_answer_class);
+    Py_INCREF(wire_error_answer_class);
+    Py_INCREF(wire_notice_class);
     Py_INCREF(known_methods);
     Py_INCREF(check_unknown_method);
     Py_RETURN_NONE;
@@ -395,23 +325,14 @@ PyObject *wire_introduce(PyObject *Py_UNUSED(module), PyObject *arguments)
 
 int wire_events_ready(void)
 {
-    static const struct {
-        PyObject **name;
-        const char *text;
-    } names[] = {
+    static const struct wire_name names[] = {
         {&id_name, "id"},
         {&method_name, "method"},
         {&params_name, "params"},
         {&deadline_name, "deadline_ms"},
         {&result_name, "result"},
         {&hello_name, HELLO},
-        {&state_name, "state"},
-        {&in_flight_name, "in_flight"},
-        {&refuse_name, "refuse"},
     };
 
-    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
-        if ((*names[i].name = PyUnicode_InternFromString(names[i].text)) == NULL)
-            return 0;
-    return 1;
+    return wire_make_names(names, sizeof(names) / sizeof(*names));
 }

@@ -50,6 +50,14 @@ static PyMethodDef functions[] = {
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, "pedos_protocol._wire", NULL, -1, functions, NULL, NULL, NULL, NULL};
 
+int wire_make_names(const struct wire_name *names, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if ((*names[i].text = PyUnicode_InternFromString(names[i].characters)) == NULL)
+            return -1;
+    return 0;
+}
+
 #define NUMBER(name) {#name, name}
 
 /* What Python reads of wire.h. */
@@ -93,7 +101,8 @@ static int fill(PyObject *module)
     wire_local_error = PyObject_GetAttrString(errors, "LocalProtocolError");
     wire_remote_error = PyObject_GetAttrString(errors, "RemoteProtocolError");
     Py_DECREF(errors);
-    if (wire_local_error == NULL || wire_remote_error == NULL || !wire_events_ready())
+    if (wire_local_error == NULL || wire_remote_error == NULL || wire_events_ready() < 0 ||
+        wire_turn_ready() < 0)
         return -1;
     for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++)
         if (add_number(module, numbers[i].name, numbers[i].value) < 0)

@@ -168,8 +168,8 @@ static PyObject *read_long(struct reader *reader, uint8_t first, int depth)
 {
     uint64_t number;
     uint32_t bits;
-    float single;
-    double twice;
+    float narrow;
+    double wide;
 
     switch (first) {
     case 0xc0:
@@ -186,13 +186,13 @@ static PyObject *read_long(struct reader *reader, uint8_t first, int depth)
         if (take_number(reader, 4, &number) < 0)
             return NULL;
         bits = (uint32_t)number;
-        memcpy(&single, &bits, sizeof(single));
-        return read_float(single);
+        memcpy(&narrow, &bits, sizeof(narrow));
+        return read_float(narrow);
     case 0xcb:
         if (take_number(reader, 8, &number) < 0)
             return NULL;
-        memcpy(&twice, &number, sizeof(twice));
-        return read_float(twice);
+        memcpy(&wide, &number, sizeof(wide));
+        return read_float(wide);
     case 0xcc: case 0xcd: case 0xce: case 0xcf:
         if (take_number(reader, (size_t)1 << (first - 0xcc), &number) < 0)
             return NULL;

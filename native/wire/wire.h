@@ -108,7 +108,24 @@ PyObject *wire_finish(struct wire_writer *writer);
 /* Raises that there is no way to say this type: `format` has a place for its name. Returns -1. */
 int wire_wrong_type(const char *format, PyObject *value);
 
-/* events.c: functions of the module. */
+/* module.c. Makes interned texts; returns 0, or -1 with an error. */
+struct wire_name {
+    PyObject **text;
+    const char *characters;
+};
+int wire_make_names(const struct wire_name *names, size_t count);
+
+/* events.c. The classes of events.py that wire_introduce() has brought. */
+extern PyObject *wire_request_class, *wire_answer_class, *wire_error_answer_class;
+extern PyObject *wire_notice_class;
+
+/* Whether as many arguments came as are expected, and the classes before them; 0 with an error. */
+int wire_has_arguments(Py_ssize_t count, Py_ssize_t expected);
+
+/* What a function of the module returns that has no result but an error. */
+PyObject *wire_none_or_error(int result);
+
+/* Functions of the module: of events.c, and wire_say() of turn.c. */
 PyObject *wire_introduce(PyObject *module, PyObject *arguments);
 PyObject *wire_next_event(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *wire_frame_of(PyObject *module, PyObject *event);
@@ -117,6 +134,9 @@ PyObject *wire_check_id(PyObject *module, PyObject *id);
 PyObject *wire_check_request(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *wire_check_answer(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *wire_check_notice(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+
+/* These make the names that each file uses; they return 0, or -1 with an error. */
 int wire_events_ready(void);
+int wire_turn_ready(void);
 
 #endif

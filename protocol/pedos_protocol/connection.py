@@ -70,7 +70,7 @@ PENDING_MAX = _wire.PENDING_MAX
 #           gets here: a wrong event of ours is refused before a byte of it is written.
 #
 # Rules that need more than a state and the type of an event are beside the table, in `say`
-# (native/wire/events.c), for both sides alike: an answer needs a request in flight; a request needs
+# (native/wire/turn.c), for both sides alike: an answer needs a request in flight; a request needs
 # a free id and room below PENDING_MAX. And their Closed moves our side, too.
 #
 # The documentation's diagram (`diagram`) and the tests of refused events are made from this dict,

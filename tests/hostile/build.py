@@ -36,6 +36,12 @@ FUZZING = [
 ]
 
 
+# Bytes of what libFuzzer makes up. Frames reach the bounds of a list's entries and of depth with
+# that; for those that need more, test_fuzz.py runs payloads that stand right at each bound.
+PAGE_LENGTH = 512
+FRAME_LENGTH = 4096
+
+
 def peer(directory: Path) -> Path:
     """The hostile peer, as fast as it can be."""
     program = directory / "peer"
@@ -93,7 +99,7 @@ def wire_fuzzer(directory: Path, compiler: str) -> Path:
     includes = [f"-I{directory}", f"-I{WIRE}", "-isystem", python["INCLUDEPY"]]
     command: list[str | Path] = [compiler, *FLAGS, *FUZZING, *defines, *includes]
     command.append(HERE / "fuzz_wire.c")
-    for name in ("events.c", "read.c", "write.c"):
+    for name in ("events.c", "read.c", "turn.c", "write.c"):
         command.append(directory / name if (directory / name).exists() else WIRE / name)
     subprocess.run([*command, "-o", program, *where], check=True)
     return program
@@ -105,7 +111,7 @@ def main(seconds: str = "600") -> int:
     if compiler is None:
         print("no clang with libFuzzer here: install clang and libclang-rt-dev")
         return 1
-    for build, length in ((fuzzer, 512), (wire_fuzzer, 4096)):
+    for build, length in ((fuzzer, PAGE_LENGTH), (wire_fuzzer, FRAME_LENGTH)):
         corpus = BUILD / f"corpus-{build.__name__}"
         corpus.mkdir(parents=True, exist_ok=True)
         limits = [f"-max_total_time={seconds}", f"-artifact_prefix={BUILD}/", f"-max_len={length}"]

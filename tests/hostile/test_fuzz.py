@@ -10,6 +10,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from pedos_protocol.codec import CONTAINERS_MAX, DEPTH_MAX, FRAME_MAX, ITEMS_MAX
 
 from . import build
 
@@ -31,11 +32,17 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def fuzz(program: Path, runs: int) -> subprocess.CompletedProcess[str]:
-    limits = [f"-runs={runs}", "-seed=1", "-max_len=512", f"-artifact_prefix={program.parent}/"]
+def run(program: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    artifacts = f"-artifact_prefix={program.parent}/"
     return subprocess.run(
-        [program, *limits], capture_output=True, text=True, check=False, timeout=120
+        [program, artifacts, *arguments], capture_output=True, text=True, check=False, timeout=120
     )
+
+
+def fuzz(
+    program: Path, runs: int, length: int = build.PAGE_LENGTH
+) -> subprocess.CompletedProcess[str]:
+    return run(program, f"-runs={runs}", "-seed=1", f"-max_len={length}")
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +90,34 @@ def unleaked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=0")
 
 
+def lists(count: int) -> bytes:
+    """A payload of so many lists, itself included: more than 2048, and no list too long."""
+    full, rest = divmod(count - 1, ITEMS_MAX)
+    sizes = [ITEMS_MAX] * full + [rest] * (rest > 0)
+    inner = [b"\xdc" + size.to_bytes(2) + b"\x90" * (size - 1) + b"\xc0" for size in sizes]
+    return bytes([0x90 + len(sizes)]) + b"".join(inner)
+
+
+def at_the_bounds(folder: Path) -> list[Path]:
+    """Files with payloads that stand at a bound of frames, and one step beyond it."""
+    payloads = [
+        *(b"\x91" * (depth - 1) + b"\x90" for depth in (DEPTH_MAX, DEPTH_MAX + 1)),
+        *(b"\xdc" + n.to_bytes(2) + b"\xc0" * n for n in (ITEMS_MAX, ITEMS_MAX + 1)),
+        *(lists(count) for count in (CONTAINERS_MAX, CONTAINERS_MAX + 1)),
+        *(b"\x91\xc5" + n.to_bytes(2) + b"x" * n for n in (FRAME_MAX - 4, FRAME_MAX - 3)),
+    ]
+    files = [folder / f"bound-{number}" for number in range(len(payloads))]
+    for file, payload in zip(files, payloads, strict=True):
+        file.write_bytes(payload)
+    return files
+
+
 @pytest.mark.usefixtures("unleaked")
 def test_no_payload_of_a_peer_breaks_a_promise(tmp_path: Path) -> None:
     assert compiler is not None
-    done = fuzz(build.wire_fuzzer(tmp_path, compiler), RUNS)
-    assert done.returncode == 0, done.stderr
+    program = build.wire_fuzzer(tmp_path, compiler)
+    for done in (fuzz(program, RUNS, build.FRAME_LENGTH), run(program, *at_the_bounds(tmp_path))):
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.usefixtures("unleaked")
@@ -120,3 +150,17 @@ def test_a_check_that_is_missing_in_frames_is_found(
     assert source.count(old) == 1, "the code has changed: this test must follow"
     (tmp_path / file).write_text(source.replace(old, new))
     assert fuzz(build.wire_fuzzer(tmp_path, compiler), RUNS_TO_FIND).returncode != 0
+
+
+@pytest.mark.usefixtures("unleaked")
+def test_bounds_of_frames_that_are_off_by_one_are_found(tmp_path: Path) -> None:
+    assert compiler is not None
+    source = (build.WIRE / "read.c").read_text()
+    for bound in ("depth == DEPTH_MAX", "count > ITEMS_MAX", "containers > CONTAINERS_MAX"):
+        assert source.count(bound) == 1, "the code has changed: this test must follow"
+        source = source.replace(bound, f"{bound} + 1")
+    (tmp_path / "read.c").write_text(source)
+    program = build.wire_fuzzer(tmp_path, compiler)
+    _, too_deep, _, too_long, _, too_many, *_ = at_the_bounds(tmp_path)
+    for payload in (too_deep, too_long, too_many):
+        assert "broken promise: what was heard can be said" in run(program, payload).stderr
