@@ -386,13 +386,12 @@ def test_what_cannot_be_sent_leaves_nothing_in_memory(value: object) -> None:
 
 
 def test_a_connection_that_refused_an_event_leaves_nothing_in_memory() -> None:
-    hello, call = Hello((1, 1), "test"), Request(70_000, "vm.list", {}, 5000)
-
     def refuse_each() -> None:
         end = Connection()
+        hello, call = Hello((1, 1), "test"), Request(int("70000"), "vm.list", {}, 5000)
         end.send(hello)
         end.send(call)
-        for event in (hello, call, Answer(70_001, {})):
+        for event in (hello, call, Answer(int("70001"), {})):  # ids that are not constants
             refuse(end.send, event)
 
     assert left_in_memory(refuse_each) < LEFT_MAX
