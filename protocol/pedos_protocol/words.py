@@ -27,6 +27,7 @@ DOING = {
     "policy.mine": "tell what this VM may do",
     "policy.system": "tell what the policy knows of VMs",
     "prompt.ask": "ask dom0's user",
+    "prompt.call": "ask dom0's user about a call",
     "prompter.register": "put questions to this program",
     "service.status": "tell how the service is",
     "vm.list": "list the VMs",
