@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import KeptSystem, needs_fuse
+from .conftest import KeptSystem, Prepare, needs_fuse
 from .faults import FaultController
 from .system import PATIENCE_S, LocalSystem, wait_until
 
@@ -59,8 +59,10 @@ def test_a_program_that_ends_before_it_is_ready_is_not_waited_for(tmp_path: Path
         local.up()
 
 
-def test_the_next_test_after_a_loss_has_a_fresh_system(faults: FaultController) -> None:
-    kept = KeptSystem(faults)
+def test_the_next_test_after_a_loss_has_a_fresh_system(
+    faults: FaultController, prepare: Prepare
+) -> None:
+    kept = KeptSystem(faults, prepare)
     first = kept.get()
     assert kept.get() is first
     first.plug("sys-usb", "stick.img", bytes(1 << 16))
