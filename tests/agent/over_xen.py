@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import attrs
 import trio
@@ -27,17 +26,7 @@ from .conftest import SECONDS, SIZE, FakeDom0, Pair, make_settings
 from .test_transport import is_lent_and_given_back
 
 standin = xen_libraries.load(Path(sys.argv[1]))
-
-
-async def in_domain(call: Any, *arguments: Any) -> Any:
-    """In the place of xen's thread: makes the call for the domain that it names first."""
-    await trio.lowlevel.checkpoint()
-    if isinstance(arguments[0], int):
-        standin.standin_enter(arguments[0])
-    return call(*arguments)
-
-
-xen._in_thread = in_domain
+xen._in_thread = xen_libraries.in_domain(standin)
 
 
 @attrs.frozen

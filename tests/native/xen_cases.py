@@ -34,17 +34,8 @@ SPIN_DOMAIN = 0.002  # seconds; PV_POLL_DOMAIN_NS in channel.h
 
 standin = xen_libraries.load(Path(sys.argv[2]))
 
-
-async def in_domain(call: Any, *arguments: Any) -> Any:
-    """In the place of xen's thread: makes the call for the domain that it names first."""
-    await trio.lowlevel.checkpoint()
-    if isinstance(arguments[0], int):
-        standin.standin_enter(arguments[0])
-    return call(*arguments)
-
-
 in_thread = xen._in_thread
-xen._in_thread = in_domain
+xen._in_thread = xen_libraries.in_domain(standin)
 
 
 async def channels(
