@@ -9,7 +9,7 @@ reader treats an identity without kinds in the same way: no kinds are no informa
 
 from __future__ import annotations
 
-from .device_classes import CLASSES
+from .device_classes import CLASSES, class_named
 
 TYPE_CHECKING = False  # as in names.py
 if TYPE_CHECKING:
@@ -43,13 +43,20 @@ def letters() -> dict[str, str]:
     return {each.name: each.kind_letter for each in CLASSES if each.kind_letter}
 
 
+def letter_of(device_class: str) -> str:
+    """The first letter of that class's kinds; "" if it has none."""
+    described = class_named(device_class)
+    return "" if described is None else described.kind_letter
+
+
+def is_letter(character: str) -> bool:
+    """Do the kinds of a class begin with this character?"""
+    return any(character == each.kind_letter for each in CLASSES)
+
+
 def is_kind(text: str) -> bool:
     """Is `text` a class's letter and six hexadecimal digits in lower case?"""
-    return (
-        len(text) == _DIGITS + 1
-        and any(text[0] == each.kind_letter for each in CLASSES)
-        and not text[1:].strip(_HEX)
-    )
+    return len(text) == _DIGITS + 1 and is_letter(text[0]) and not text[1:].strip(_HEX)
 
 
 def with_kinds(head: str, device_class: str, kinds: Iterable[str | None]) -> str:
@@ -61,7 +68,7 @@ def with_kinds(head: str, device_class: str, kinds: Iterable[str | None]) -> str
     good = [kind for kind in distinct if kind is not None and is_kind(kind)]
     text = f"{head}:{''.join(good[:KINDS_MAX])}"
     if not good or len(good) < len(distinct) or len(good) > KINDS_MAX:
-        text += letters()[device_class] + UNKNOWN
+        text += letter_of(device_class) + UNKNOWN
     return text
 
 
@@ -80,8 +87,8 @@ def open_part(device_class: str, identity: str) -> Open | None:
 
     If a class has no kinds, an identity is always fully known.
     """
-    letter = letters().get(device_class)
-    if letter is None:
+    letter = letter_of(device_class)
+    if not letter:
         return None
     if identity.count(":") < _HEAD_PARTS:
         return Open(identity, "", None)  # no agent reports half a head

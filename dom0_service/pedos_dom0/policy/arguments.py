@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from pedos_protocol.kinds import letters
+from pedos_protocol.kinds import is_letter
 
 from .rows import Rows, column, rows_of
 from .selectors import SELECTOR_PARTS, DeviceParts, selector, without_only
@@ -117,7 +117,7 @@ def _may_be_kinds(key: str) -> bool:
     tail = key[1:] if key[0] == _PART else key[1:].rpartition(":")[2]
     if not tail or tail.strip(_KIND_CHARACTERS):
         return False
-    return key[0] == _GRAM or tail[0] in letters().values()
+    return key[0] == _GRAM or is_letter(tail[0])
 
 
 _KIND_CHARACTERS = "up0123456789abcdef"

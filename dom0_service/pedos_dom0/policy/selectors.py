@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from attrs import field, frozen
-from pedos_protocol.kinds import UNKNOWN, Open, kinds_in, letters, open_part
+from pedos_protocol.kinds import UNKNOWN, Open, kinds_in, letter_of, letters, open_part
 from pedos_protocol.names import shown
 
 SELECTOR_PARTS = ("BACKEND", "PORT", "IDENTITY")
@@ -237,7 +237,7 @@ def without_only(argument: str) -> str:
 
 def device_parts(device_class: str, backend: str, port: str, identity: str) -> DeviceParts:
     """The device of a request whose parts have been checked."""
-    if device_class not in letters():
+    if not letter_of(device_class):
         return DeviceParts(backend, port, identity)
     kinds, unknown = kinds_in(identity), open_part(device_class, identity)
     return DeviceParts(backend, port, identity, kinds, unknown)
