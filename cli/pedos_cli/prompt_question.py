@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias, TypeVar
 
     T = TypeVar("T")
-    Said: TypeAlias = tuple[str, str, tuple[tuple[str, str], ...]]
+    Said: TypeAlias = tuple[str, str, str, tuple[tuple[str, str], ...]]
 
 CANDIDATES_MAX = 256
 """VMs to choose from: as many as one list of the protocol holds."""
@@ -103,12 +103,8 @@ def parse(
     dom0 checked all of this. It is checked again because a person can judge only by what the screen
     says.
     """
-    untrusted_service = _take(untrusted_params, "service", str)
-    if method == CALL and len(untrusted_service) > SERVICE_MAX:
-        raise ValueError("the service's name is too long")  # cut, it would look like another one
-    service = harmless_text(untrusted_service, SERVICE_MAX if method == CALL else NAME_MAX)
-    said = _device(service, untrusted_params) if method == ASK else _call(service, untrusted_params)
-    doing, choosing, fields = said
+    said = _device if method == ASK else _call
+    service, doing, choosing, fields = said(untrusted_params)
     candidates, default = _parse_candidates(untrusted_params)
     return Question(
         call_id=call_id,
@@ -124,8 +120,12 @@ def parse(
     )
 
 
-def _call(service: str, untrusted_params: Mapping[str, object]) -> Said:
-    """What is said of a call of a service."""
+def _call(untrusted_params: Mapping[str, object]) -> Said:
+    """The service, `doing`, `choosing` and `fields` of a question about a call."""
+    untrusted_service = _take(untrusted_params, "service", str)
+    if len(untrusted_service) > SERVICE_MAX:
+        raise ValueError("the service's name is too long")  # cut, it would look like another one
+    service = harmless_text(untrusted_service, SERVICE_MAX)
     untrusted_argument = _take(untrusted_params, "argument", str)
     if len(untrusted_argument) > ARGUMENT_MAX or not untrusted_argument.isprintable():
         raise ValueError("the argument is too long, or cannot be shown")
@@ -133,11 +133,12 @@ def _call(service: str, untrusted_params: Mapping[str, object]) -> Said:
         raise ValueError("the argument does not begin with '+', or has a blank in it")
     # As policy writes it, with the '+', and escaped by the screen, so that no two look the same.
     fields = (("argument", untrusted_argument),)
-    return f"call {service}", "in which VM?", fields
+    return service, f"call {service}", "in which VM?", fields
 
 
-def _device(service: str, untrusted_params: Mapping[str, object]) -> Said:
-    """What is said of a device."""
+def _device(untrusted_params: Mapping[str, object]) -> Said:
+    """The same of a question about a device."""
+    service = harmless_text(_take(untrusted_params, "service", str), NAME_MAX)
     backend = parse_vm_name(untrusted_params.get("backend"))
     untrusted_identity = _take(untrusted_params, "identity", str)
     if not is_identity(untrusted_identity):
@@ -159,7 +160,7 @@ def _device(service: str, untrusted_params: Mapping[str, object]) -> Said:
     )
     what = _one_of(name)
     doing = known[0].format(what) if known else f"use {service} on {what}"
-    return doing, known[1] if known else "for which VM?", fields
+    return service, doing, known[1] if known else "for which VM?", fields
 
 
 def _one_of(name: str) -> str:

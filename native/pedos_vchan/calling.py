@@ -155,7 +155,7 @@ class Caller:
             raise self._unavailable()
 
     def _free_slot(self) -> None:
-        # While one is free nobody waits for one: that is slower to ask.
+        # No task waits while a place is free, and the number is faster to look at than the tasks.
         if self._free_slots > 0 or not self._slots:
             self._free_slots += 1
         else:

@@ -74,12 +74,10 @@ class Reader(Generic[P]):
                             self._quota.spend(1)
                             begun = server.begin(peer, event)
                             if begun is not None:
-                                request = event
-                                seconds = request.deadline_ms / 1000
-                                scope.deadline = trio.current_time() + seconds
+                                request, reads = event, False
+                                scope.deadline = trio.current_time() + event.deadline_ms / 1000
                                 nursery.start_soon(self.read, peer, nursery)
-                                server.answer(request, await server.finish(request, scope, begun))
-                                reads = False
+                                server.answer(event, await server.finish(event, scope, begun))
                                 break
                         elif isinstance(event, Notice):
                             self._quota.spend(1)

@@ -22,14 +22,14 @@ class UnknownClass(DeviceClass):
 
     is_known = False
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, source: str = "", example: str = "") -> None:
         super().__init__(
             described.DeviceClass(
                 name,
                 one=f"{name} device",
                 many=f"{name} devices",
-                source="",
-                example="",
+                source=source,
+                example=example,
                 shared=True,
             )
         )

@@ -13,7 +13,7 @@ from pedos_protocol.device_classes import (
 from pedos_protocol.messages import ClassInfo, DeviceClassesListed, OptionInfo
 from pedos_protocol.names import shown
 
-from pedos_dom0.device_classes.registered import class_of
+from pedos_dom0.device_classes.registered import UnknownClass, class_of
 
 if TYPE_CHECKING:
     from pedos_protocol.device_classes import Option
@@ -49,15 +49,8 @@ def classes_told(state: State, caller: Caller) -> DeviceClassesListed:
 
 
 def _left(key: DeviceKey) -> DeviceClass:
-    unknown = class_of(key.device_class).description
-    return DeviceClass(
-        unknown.name,
-        one=unknown.one,
-        many=unknown.many,
-        source=key.backend,
-        example=key.device,
-        shared=unknown.shared,
-    )
+    left = UnknownClass(key.device_class, source=key.backend, example=key.device)
+    return left.description
 
 
 def _option_told(option: Option) -> OptionInfo:
