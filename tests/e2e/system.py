@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,14 +145,22 @@ class LocalSystem:
         path = run / "dom0.sock" if vm == "dom0" else run / "vms" / f"{vm}.sock"
         return {**os.environ, "PEDOS_SOCKET": str(path), "PEDOS_VM": vm}
 
-    def start(self, *argv: str, vm: str = "dom0") -> subprocess.Popen[str]:
-        return subprocess.Popen(
+    @contextlib.contextmanager
+    def started(self, *argv: str, vm: str = "dom0") -> Iterator[subprocess.Popen[str]]:
+        """A command that runs meanwhile. It ends with the block at the latest: the child of a test
+        that has failed must not fail the ones after it."""
+        command = subprocess.Popen(
             [BIN / argv[0], *argv[1:]],
             env=self.environment(vm),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        with command:
+            try:
+                yield command
+            finally:
+                command.kill()
 
     def run(self, *argv: str, vm: str = "dom0") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
