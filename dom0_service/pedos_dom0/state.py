@@ -70,8 +70,11 @@ class State:
 
     def carrier(self, device_class: str) -> Carrier:
         """The carrier of the devices of a class; one that reports its lack if there is none."""
-        known = self.driver.carriers.get(device_class)
-        return known or lacking(device_class, "this version knows no way to carry them")
+        if (known := self.driver.carriers.get(device_class)) is not None:
+            return known
+        if not class_of(device_class).is_known:
+            return lacking(device_class, "this dom0 does not know the class")
+        return lacking(device_class, "this version knows no way to carry them")
 
     def unknown_classes(self) -> dict[str, DeviceKey]:
         """The classes that this dom0 does not know of which something is attached or assigned, as a

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
+from pedos_dom0.drivers.carrier import lacking
 from pedos_dom0.drivers.local import CARRIERS
 from pedos_protocol.messages import parse_result
 from trio.abc import Clock
 
-from tests.dom0.fakes import World, fails, named
+from tests.dom0.fakes import World, fails, named, yes
 from tests.fake_class import registered
 
 
@@ -57,7 +59,7 @@ async def test_what_is_attached_stays_and_one_line_says_so(
 async def test_dom0s_user_sees_it_and_takes_it_away(older: World) -> None:
     answer = await older.client.call("device.classes")
     told = {each.name: each for each in parse_result("device.classes", answer).classes}
-    assert told["fake"].lacking == "fake: this version knows no way to carry them"
+    assert told["fake"].lacking == "fake: this dom0 does not know the class"
     listed = {each["device"]: each for each in await older.client.list("fake")}
     assert [each["vm"] for each in listed["toy"]["attachments"]] == ["work"]
     assert [each["vm"] for each in listed["robot"]["assignments"]] == ["vault"]
@@ -120,8 +122,48 @@ async def test_explain_says_that_no_rule_is_needed_and_what_lacks(older: World) 
         told = await older.client.call("device.explain", **names, source="dom0", verb="detach")
         assert (told["verdict"], told["rule"]) == ("allow", None)
         assert "this dom0 does not know its class" in told["reason"]
-        with fails("failed", "fake: this version knows no way to carry them"):
+        with fails("failed", "fake: this dom0 does not know the class"):
             await older.client.call("device.explain", **names, source="dom0", verb="attach")
+
+
+async def test_a_vm_does_not_start_without_it_and_the_cause_is_the_class_and_not_the_device(
+    older: World,
+) -> None:
+    why = (
+        "vault was not started: its assigned device sys-usb:robot cannot be attached "
+        "(fake: this dom0 does not know the class) | qvm-device fake detach vault sys-usb:robot"
+    )
+    for _ in ("its source runs", "its source is halted"):
+        with fails("failed", why):
+            await older.client.call("vm.start", vm="vault")
+        older.driver.die("sys-usb")
+
+
+async def test_dom0s_user_is_not_asked_about_what_cannot_be_attached(
+    tmp_path: Path, nursery: trio.Nursery, autojump_clock: Clock
+) -> None:
+    world = World(tmp_path, nursery)
+    world.vm("sys-usb").plug("toy", "fake")
+    world.vm("vault", running=False)
+    world.dom0_agent()
+    with registered():
+        await world.start()
+        toy = named("vault", "sys-usb:toy", "fake")
+        await world.client.call("device.attach", **toy, persistent=True)
+        world.policy.set("device.attach.fake * @adminvm vault ask\n")
+        world.driver.carriers = {**CARRIERS, "fake": lacking("fake", "a cable lacks")}
+
+        async def answer(_params: Any) -> Any:
+            return yes("vault")
+
+        async with world.client.prompter(answer) as prompter:
+            with fails("failed", "sys-usb:toy cannot be attached (fake: a cable lacks)"):
+                await world.client.call("vm.start", vm="vault")
+            assert prompter.asked == []
+            world.driver.die("sys-usb")
+            with fails("failed", "fake: a cable lacks"):
+                await world.client.call("device.attach", **toy)
+        await world.kill()
 
 
 async def test_it_ends_with_its_vm(older: World) -> None:

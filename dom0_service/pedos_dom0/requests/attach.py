@@ -235,6 +235,8 @@ class Attach:
         state, key = self._state, asked.key
         state.known_domain(vm)
         source = state.known_domain(key.backend)
+        if (lack := state.carrier(key.device_class).lack) is not None:
+            raise errors.unsupported(lack)
         device = state.registry.get(key)
         if device is None:
             if source.domid is None:
@@ -243,8 +245,6 @@ class Attach:
                 raise errors.agent_missing(key.backend, "not_found")
             missing = state.registry.missing(key.backend, key.device_class)
             raise errors.no_device(key, missing)
-        if (lack := state.carrier(key.device_class).lack) is not None:
-            raise errors.unsupported(lack)
         if unknown(state, key) is not None:
             raise errors.not_known(key, device)
         return device

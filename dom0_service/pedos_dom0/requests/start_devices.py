@@ -79,10 +79,15 @@ class StartDevices:
                     return leases
                 continue
             known |= {each.key for each in new}
-            await self._wait_for_sources(new)
-            await self._reconciler.wait_settled(*(each.key.backend for each in new))
-            await wait_until_known(self._state, [each.key for each in new])
-            await self._ask_for(vm, new, request, asker_gone, asked)
+            # What cannot be attached in any case is neither waited for nor asked about.
+            possible = [each for each in new if self._lack(each) is None]
+            await self._wait_for_sources(possible)
+            await self._reconciler.wait_settled(*(each.key.backend for each in possible))
+            await wait_until_known(self._state, [each.key for each in possible])
+            await self._ask_for(vm, possible, request, asker_gone, asked)
+
+    def _lack(self, assignment: Assignment) -> str | None:
+        return self._state.carrier(assignment.key.device_class).lack
 
     async def _note(self, vm: str, assignments: list[Assignment], leases: list[Lease]) -> bool:
         """Puts the start into the store. By then every earlier write is done; False, and nothing is
@@ -190,6 +195,8 @@ class StartDevices:
         state, key = self._state, assignment.key
         its = f"its assigned device {key}"
         detach = f"qvm-device {key.device_class} detach {vm} {key}"
+        if (lack := self._lack(assignment)) is not None:
+            raise _Problem(f"{its} cannot be attached ({lack})", detach)
         device = state.registry.get(key)
         if device is None:
             source = state.domain(key.backend)
@@ -205,8 +212,6 @@ class StartDevices:
                     detach,
                 )
             raise _Problem(f"{its} is missing", f"plug it in, or {detach}")
-        if (lack := state.carrier(key.device_class).lack) is not None:
-            raise _Problem(f"{its} cannot be attached ({lack})", detach)
         if state.is_orphan(assignment):
             raise _Problem(
                 f"{its} was assigned to a VM of that name that was removed since",
