@@ -78,8 +78,10 @@ def error_lines(prog: str, error: CallError, see: str | None, *, verbose: bool) 
 
 
 def rule_text(data: Mapping[str, object]) -> str:
-    """Return the place and text of a rule, or say that no rule matched."""
+    """Return the place and text of a rule, or say that no rule matched or is needed."""
     rule, text = data.get("rule"), data.get("text")
+    if not rule and data.get("verdict") == "allow":
+        return "none is needed"
     if not rule:
         return "none matched (default deny)"
     return f"{show(rule)}   {show(text)}" if text else show(rule)

@@ -58,8 +58,7 @@ def run(session: Session) -> int:
         who = "" if source == "dom0" else f" (asked by {source})"
         output.put(f"{take(answer, 'verdict', str)}: {args.asked} {args.device} -> {vm}{who}")
         is_default = take(answer, "default", bool)  # that no rule matched says it all
-        needs_none = not is_default and answer.get("rule") is None
-        output.put(f"  rule: {'none is needed' if needs_none else rule_text(answer)}")
+        output.put(f"  rule: {rule_text(answer)}")
         reason = str(answer.get("reason") or "")
         if reason and not is_default and not reason.endswith(f"says {answer['verdict']}"):
             output.put(f"  why:  {output.show(reason)}")  # more than what the rule says itself

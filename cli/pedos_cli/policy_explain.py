@@ -160,11 +160,11 @@ def _vms_of_service(session: Session) -> frozenset[str]:
 def decision_lines(answer: Mapping[str, object]) -> Iterator[str]:
     """Yield what people want to know of a decision beside its verdict."""
     yield f"rule: {rule_text(answer)}"
-    if answer.get("verdict") == "deny":
-        # A rule that allows may still end in a deny, such as for a target that does not run.
-        reason = answer.get("reason")
-        if says_more(reason, answer.get("rule"), "deny"):
-            yield f"why:  {show(reason)}"
+    reason, verdict = answer.get("reason"), answer.get("verdict")
+    # A rule that allows may still end in a deny, such as for a target that does not run.
+    if says_more(reason, answer.get("rule"), verdict):
+        yield f"why:  {show(reason)}"
+    if verdict == "deny":
         return
     if answer.get("target"):
         yield f"target: {show(answer['target'])}"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 #: No rule decided.
 DEFAULT_DENY = "no rule matched (default deny)"
+#: No rule decided about a list of dom0's user.
+SEES_ALL = "dom0's user sees every device that no rule hides"
 
 
 def said(rule: object, verdict: object) -> str:

@@ -79,6 +79,18 @@ def test_of_files_the_facts_tell_it(files: list[str], capsys: Captured) -> None:
     assert "why:" not in out, "it says no more than the rule"
 
 
+def test_what_dom0s_user_sees_needs_no_rule_of_files_either(
+    files: list[str], capsys: Captured
+) -> None:
+    asked = ["device.list.block", "+work:sda:", "dom0", "dom0"]
+    assert main(["explain", *asked, *files]) == 0
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "allow: device.list.block +work:sda: dom0 -> dom0",
+        "  rule: none is needed",
+        "  why:  dom0's user sees every device that no rule hides",
+    ]
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [

@@ -223,6 +223,37 @@ async def test_a_rule_can_hide_a_device_from_dom0_but_the_lack_of_rules_hides_no
     assert len(await world.client.list()) == 3
 
 
+@pytest.mark.parametrize(
+    ("outcome", "is_seen"),
+    [
+        (None, True),
+        ("allow", True),
+        ("deny", False),
+        ("ask", False),
+        ("allow target=work", False),
+    ],
+)
+@pytest.mark.parametrize("who", ["dom0", "sys-usb"])
+async def test_a_list_shows_what_explain_says_that_it_shows(
+    world: World, autojump_clock: Clock, outcome: str | None, is_seen: bool, who: str
+) -> None:
+    rule = f"device.list.block +sys-usb:secret {who} {who} {outcome}\n"
+    world.policy.set("" if outcome is None else rule)
+    secret, agent = named(who, "sys-usb:secret"), world.driver.agents["sys-usb"]
+    if who == "dom0":
+        listed = await world.client.list()
+    else:
+        listed = (await agent.ask("device.list", device_class="block"))["devices"]
+        is_seen = is_seen and outcome is not None
+        names = {name: secret[name] for name in ("device_class", "backend", "device")}
+        mine = await agent.ask("policy.mine", verb="list", **names)
+        assert mine["verdict"] == ("allow" if is_seen else "deny")
+    assert ("secret" in [each["device"] for each in listed]) is is_seen
+    told = await world.client.call("device.explain", verb="list", source=who, **secret)
+    assert told["verdict"] == ("allow" if is_seen else "deny")
+    assert told["default"] is (outcome is None and not is_seen)
+
+
 async def test_explain_shows_the_rule_and_those_before_it(
     world: World, autojump_clock: Clock
 ) -> None:

@@ -39,6 +39,38 @@ def test_without_rules_everything_is_denied() -> None:
     assert decision.reason == "no rule matched (default deny)"
 
 
+@pytest.mark.parametrize("identity", ["046d:c52b", "1050:0407:S:u-unknown"])
+@pytest.mark.parametrize("target", ["dom0", "@adminvm"])
+@pytest.mark.parametrize(
+    "rules", ["", "device.list.* * * @anyvm deny", "device.list.usb +*:*:*u03* dom0 dom0 allow"]
+)
+def test_dom0s_user_sees_what_no_rule_hides(identity: str, target: str, rules: str) -> None:
+    request = Request("device.list.usb", f"+sys-usb:1-1:{identity}", "dom0", target)
+    for trace in (True, False):
+        decision = evaluate(request, policy(rules), trace=trace)
+        assert (decision.verdict, decision.target, decision.rule) == ("allow", "dom0", None)
+        assert not decision.default
+        assert decision.reason == "dom0's user sees every device that no rule hides"
+
+
+@pytest.mark.parametrize(
+    ("service", "source", "target"),
+    [
+        ("device.list.usb", "work", "work"),
+        ("device.list.usb", "work", "dom0"),
+        ("device.list.usb", "dom0", "work"),
+        ("device.list.usb", "dom0", "@default"),
+        ("device.attach.usb", "dom0", "dom0"),
+        ("device.detach.usb", "dom0", "dom0"),
+        ("list.usb", "dom0", "dom0"),
+    ],
+)
+def test_without_a_rule_nothing_else_is_allowed(service: str, source: str, target: str) -> None:
+    request = Request(service, "+sys-usb:1-1:046d:c52b", source, target)
+    decision = evaluate(request, Snapshot.DENY_ALL)
+    assert (decision.verdict, decision.default, decision.notify) == ("deny", True, True)
+
+
 def test_a_decision_carries_rule_and_parameters() -> None:
     decision = evaluate(STICK, policy("device.*.block * dom0 work allow read-only=yes"))
     assert decision.verdict == "allow"

@@ -124,10 +124,14 @@ class Authorizer:
         decider = self._decider_of_now()
         return decider.decide(request.service, request.argument, request.source, request.target)
 
-    def decide_all(self, source: str, subjects: Iterable[Subject], vm: str) -> list[Decision]:
-        """The decisions about many subjects; their common part is looked up once."""
+    def may_see(self, name: str, keys: Iterable[DeviceKey]) -> list[bool]:
+        """Which of these devices a list shows to a VM, or to dom0's user: those that `refusal`
+        refuses nothing of. Their common part is looked up once."""
         decider, registry = self._decider_of_now(), self._state.registry
-        return [decider.decide(*subject.asked(registry), source, vm) for subject in subjects]
+        decisions = (
+            decider.decide(*DeviceSubject("list", key).asked(registry), name, name) for key in keys
+        )
+        return [each.verdict == "allow" and each.target == name for each in decisions]
 
     def require(
         self,
@@ -319,7 +323,9 @@ def _about(subject: Subject, vm: str) -> str:
 
 
 def refusal(subject: Subject, vm: str, decision: Decision) -> str | None:
-    """Why it is denied although the rule allows it; None if it is not."""
+    """Why it is denied although the rule does not deny it; None if it is not."""
+    if decision.verdict == "ask" and subject.verb == "list":
+        return "the rule asks, and a list asks about nothing"
     if decision.verdict != "allow":
         return None
     if decision.target is None:

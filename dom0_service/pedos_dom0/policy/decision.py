@@ -36,7 +36,7 @@ class TraceStep:
 # share it with the cache, and must not change it.
 @define
 class Decision:
-    """The answer. `verdict` is allow, ask or deny; `rule` None means that none matched.
+    """The answer. `verdict` is allow, ask or deny; `rule` None means that none decided.
 
     - `reason`: one sentence for people.
     - `target`: for allow, what the call goes to: a VM's name or `@dispvm:TEMPLATE`.
@@ -61,8 +61,8 @@ class Decision:
 
     @property
     def default(self) -> bool:
-        """Did no rule decide?"""
-        return self.rule is None
+        """Is it denied because no rule decided?"""
+        return self.rule is None and self.verdict == "deny"
 
     def to_json(self, trace: bool = False) -> dict[str, object]:
         """The one JSON form; with `trace`, the rules that were passed over are in it too."""

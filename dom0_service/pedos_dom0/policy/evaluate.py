@@ -7,7 +7,7 @@ arguments, so the same call explains, tests and decides.
 from __future__ import annotations
 
 from pedos_protocol.names import is_device_id, is_identity, is_vm_name
-from pedos_protocol.reasons import DEFAULT_DENY, said
+from pedos_protocol.reasons import DEFAULT_DENY, SEES_ALL, said
 
 from . import candidates
 from .decision import Decision, Question, Request, TraceStep
@@ -42,7 +42,7 @@ class _RefusedError(Exception):
 
 
 def evaluate(request: Request, snapshot: Snapshot, system: System, trace: bool = False) -> Decision:
-    """The first rule in file order that matches decides; if none matches, the request is denied.
+    """The first rule in file order that matches decides; if none does, see `_without_rule`.
 
     For a device that is not fully known, the strictest of the rules decides that may be the first
     to match. With `trace`, the decision lists the rules of this service before it, each with the
@@ -67,7 +67,7 @@ def evaluate(request: Request, snapshot: Snapshot, system: System, trace: bool =
     elif rules:
         decision = _decide(question, rules[0], snapshot, system)
     else:
-        decision = Decision("deny", None, notify=True)
+        decision = _without_rule(question)
     if trace:
         decision.trace = tuple(step for step in steps if step.rule is not decision.rule)
     return decision
@@ -83,10 +83,10 @@ def _decide_open(
     """What is unknown must not get a device more than it would get if it were known.
 
     `possible` are the rules that may be the first that matches (Snapshot.possible). If none denies
-    and the last is not sure to match, possibly none matches, which is a deny too.
+    and the last is not sure to match, possibly none matches: then none decides.
     """
     if not possible:
-        return Decision("deny", None, notify=True)
+        return _without_rule(question)
     last = possible[-1]
     if last.action == "deny":
         decision = _decide(question, last, snapshot, system)
@@ -94,7 +94,7 @@ def _decide_open(
             decision.reason += f", and may match: {_NOT_KNOWN}"
         return decision
     if last.takes_open(device) != SURE:
-        return Decision("deny", None, f"no rule is sure to match, as {_NOT_KNOWN}", notify=True)
+        return _without_rule(question, f"no rule is sure to match, as {_NOT_KNOWN}")
     rule = next((each for each in possible if each.action == "ask"), last)
     if (other := _incomparable(question, rule, possible, system)) is not None:
         when = "before it" if rule is last else "as well, with another outcome"
@@ -139,6 +139,15 @@ def _decide(question: Question, rule: Rule, snapshot: Snapshot, system: System) 
         notify=outcome.notify,
         parameters=outcome.parameters,
     )
+
+
+def _without_rule(question: Question, reason: str = DEFAULT_DENY) -> Decision:
+    """What no rule decides is denied, but for one thing: an administrator has to see which devices
+    exist, also without rules or while none can be read."""
+    verb, _ = device_service(question.service) or ("", "")
+    if verb == "list" and question.source == ADMIN_VM and question.target in (ADMIN, ADMIN_VM):
+        return Decision("allow", None, SEES_ALL, ADMIN_VM)
+    return Decision("deny", None, reason, notify=True)
 
 
 def _denied(rule: Rule, reason: str, notify: bool = True) -> Decision:

@@ -90,7 +90,7 @@ class Explaining:
             verdict=cast("Verdict", decision.verdict if refused is None else "deny"),
             rule=None if rule is None else bounded_text(rule.where),
             text=None if rule is None else bounded_text(rule.text),
-            default=rule is None,
+            default=decision.default,
             parameters=dict(decision.parameters),
             trace=trace,
             reason=bounded_text(refused or decision.reason),
@@ -108,7 +108,7 @@ class Explaining:
             verdict=cast("Verdict", decision.verdict),
             rule=None if rule is None else bounded_text(rule.where),
             text=None if rule is None else bounded_text(rule.text),
-            default=rule is None,
+            default=decision.default,
             target=_optional(decision.target),
             user=_optional(decision.user),
             autostart=decision.autostart,
@@ -139,8 +139,7 @@ class Explaining:
         verdict, subject = "deny", DeviceSubject(verb, key)
         if self._may_know(vm, verb, key):
             decision = self._authorizer.decide(vm, subject, vm)
-            elsewhere = not subject.may_be_sent_on and decision.target != vm
-            if decision.verdict == "ask" or (decision.verdict == "allow" and not elsewhere):
+            if refusal(subject, vm, decision) is None:
                 verdict = decision.verdict
         return PolicyVerdict(verdict=cast("Verdict", verdict))
 

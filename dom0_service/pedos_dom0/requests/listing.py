@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from functools import partial
 from heapq import merge
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -29,7 +28,6 @@ from pedos_protocol.messages import (
 from pedos_protocol.names import natural_key
 from pedos_protocol.schema import Room
 
-from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.requests.fitting import fitting
 from pedos_dom0.requests.policy_status import fitting_status, policy_status, with_errors
@@ -61,8 +59,6 @@ ASSIGNED_MAX = 16 * 1024
 NO_AGENT = "it runs, but its agent is not connected"
 # Devices to look at in one step: some milliseconds.
 STEP = 64
-
-_listed = partial(DeviceSubject, "list")
 
 
 class Listing:
@@ -130,9 +126,7 @@ class Listing:
     ) -> DeviceListed:
         """The devices of and in the named VMs. Excluding VMs means naming all the others.
 
-        dom0's user sees everything but what a rule denies by name: without any rule, or with an
-        unreadable policy, an administrator still has to see which devices exist. Raises
-        CallError(not_found) for a name that no VM has.
+        Raises CallError(not_found) for a name that no VM has.
         """
         for name in (*(vms or ()), *exclude):
             if not self._state.store.assignments(name):  # which a VM that was removed may have
@@ -155,12 +149,7 @@ class Listing:
             devices = registry.devices_of(backend) if is_whole else DeviceSet(backend)
             keys = filter(is_wanted, uses.merged(devices, after))
 
-            def allowed(keys: list[DeviceKey]) -> list[bool]:
-                # Those whose sight no rule denies; the lack of a rule does not count.
-                decisions = self._authorizer.decide_all(DOM0_NAME, map(_listed, keys), DOM0_NAME)
-                return [each.verdict == "allow" or each.rule is None for each in decisions]
-
-            if not await self._fill(page, keys, uses, allowed):
+            if not await self._fill(page, DOM0_NAME, keys, uses):
                 return page.listed(status)
         names = {DOM0_NAME, *self._state.driver.domains(), *registry.backends()}
         missing = [
@@ -193,13 +182,8 @@ class Listing:
         page = _Page()
         for backend in sorted({me, *uses.backends()}, key=natural_key):
             devices = state.registry.devices_of(me) if backend == me else DeviceSet(backend)
-
-            def allowed(keys: list[DeviceKey]) -> list[bool]:
-                decisions = self._authorizer.decide_all(me, map(_listed, keys), me)
-                return [each.verdict == "allow" and each.target == me for each in decisions]
-
             keys = uses.merged(devices, after)
-            if not await self._fill(page, keys, uses, allowed, caller.turn):
+            if not await self._fill(page, me, keys, uses, caller.turn):
                 return page.listed(None)
         missing = self._missing(me, device_class)
         return page.listed(None, [] if missing is None else [missing])
@@ -217,19 +201,20 @@ class Listing:
     async def _fill(
         self,
         page: _Page,
+        caller: str,
         keys: Iterable[DeviceKey],
         uses: _Uses,
-        allowed: Callable[[list[DeviceKey]], list[bool]],
         turn: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     ) -> bool:
-        """Puts the allowed ones onto the page; False when it is full. It yields to others, and
-        awaits `turn` before each step but the first: a VM may have thousands of devices."""
+        """Puts those that the caller may see onto the page; False when it is full. It yields to
+        others, and awaits `turn` before each step but the first: a VM may have thousands of
+        devices."""
         left = iter(keys)
         while some := list(islice(left, STEP)):
             if page.is_begun:
                 await turn()
             page.is_begun = True
-            for key, is_allowed in zip(some, allowed(some), strict=True):
+            for key, is_allowed in zip(some, self._authorizer.may_see(caller, some), strict=True):
                 if not is_allowed:
                     continue
                 device = self.listed(key, uses.assigned.get(key, ()), uses.lent.get(key, ()))
