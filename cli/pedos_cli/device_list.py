@@ -113,7 +113,7 @@ def used_by(device: Mapping[str, object]) -> list[str]:
     assigned = {take(each, "vm", str): each for each in take_maps(device, "assignments")}
     use = None if attached else device.get("busy")
     users = [
-        _user(f"*{vm}" if vm in assigned else vm, "attached", attached[vm])
+        _user(f"*{vm}" if vm in assigned else vm, _attached(attached[vm]), attached[vm])
         for vm in sorted(attached, key=natural_key)
     ]
     users += [
@@ -127,6 +127,12 @@ def used_by(device: Mapping[str, object]) -> list[str]:
             users.append(f"{device.get('backend')} ({mark}: {_enclosed(str(text))})")
             break
     return users
+
+
+def _attached(use: Mapping[str, object]) -> str:
+    # The service's own words, which name at most a VM.
+    why = use.get("left_over")
+    return f"left over, as {output.show(why)}" if why else "attached"
 
 
 def _assigned(device: Mapping[str, object], vm: str) -> str:

@@ -45,6 +45,12 @@ SUMMARIES = {
     "detach": "detach one device, or all of the class, from a VM",
     "explain": "show the policy's verdict and the rule that decides",
 }
+DETAILS = {
+    "list": " USED BY marks with * the VMs that the device is assigned to. An attachment is left "
+    "over while its source, or the toolstack, does not confirm that it has ended, which the "
+    "service tries every minute: until then no other VM gets the device. With --json, `left_over` "
+    "of an attachment says why, or is null.",
+}
 
 
 def build_parser(
@@ -96,7 +102,7 @@ def build_parser(
             action,
             aliases=ACTIONS[action],
             help=summary,
-            description=_sentence(summary),
+            description=f"{_sentence(summary)}{DETAILS.get(action, '')}",
             epilog=_examples(action, command, example),
             level=2,
         )

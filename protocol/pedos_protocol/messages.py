@@ -235,10 +235,15 @@ class DeviceList:
 
 @attr.frozen
 class AttachedTo:
-    """The VM that a device is attached to now."""
+    """The VM that a device is attached to now.
+
+    `left_over`: why it is not free although the attachment should have ended; for dom0's user
+    alone.
+    """
 
     vm: VmName
     options: Options = attr.field(factory=dict)
+    left_over: Text | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
 
 
 @attr.frozen

@@ -153,6 +153,16 @@ def test_list_has_a_header_on_a_terminal(
             },
             "vm2 (attached), *vm10 (attached), *a (assigned)",
         ),
+        (
+            {
+                "attachments": [
+                    {"vm": "work", "options": {"read-only": "no"}, "left_over": "it\x1b is"},
+                    {"vm": "vault", "options": {}, "left_over": None},
+                ],
+                "assignments": [{"vm": "work", "options": {}}],
+            },
+            "vault (attached), *work (left over, as it\\x1b is: read-only=no)",
+        ),
         ({"busy": "mounted on /media"}, "sys-usb (in use: mounted on /media)"),
     ],
 )

@@ -12,7 +12,7 @@ from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
 from tests.dom0.fake_carrier import mounted
-from tests.dom0.fakes import World, fails, hang
+from tests.dom0.fakes import ALLOW_DOM0, World, fails, hang
 
 HELD = ("failed", "work has released sys-usb:stick", "sys-usb does not say that it has ended")
 
@@ -68,6 +68,38 @@ async def test_a_source_that_does_not_confirm_one_end_ends_nothing_else_that_it_
     assert len(source.exports) == 1
     (said,) = lending.audit("left_over")
     assert said["holder"] == "sys-usb", "the log is for events, not for tries"
+
+
+def said_of(devices: list[dict[str, Any]]) -> dict[str, str | None]:
+    """By device, what a list says of its one attachment."""
+    return {each["device"]: to["left_over"] for each in devices for to in each["attachments"]}
+
+
+async def test_dom0s_user_sees_what_is_held_and_by_whom_and_a_vm_does_not(
+    lending: World, autojump_clock: Clock
+) -> None:
+    await lending.client.attach("work", "sys-usb:stick")
+    assert said_of(await lending.client.list()) == {"stick": None, "other": None}
+    events: list[dict[str, Any]] = []
+
+    async def event(_peer: Any, params: dict[str, Any]) -> None:
+        events.append(params)
+
+    async with lending.client.connected(device_event=event) as peer:
+        await peer.call("device.watch", {}, timeout=5)
+        lending.driver.agents["sys-usb"].on["export.stop"] = hang
+        with fails(*HELD):
+            await lending.client.detach("work", "sys-usb:stick")
+        why = "sys-usb does not confirm the end"
+        assert said_of(await lending.client.list()) == {"stick": why, "other": None}
+        await trio.testing.wait_all_tasks_blocked()
+        assert said_of([events[-1]["device"]]) == {"stick": why}
+    lending.policy.set("device.list.* * work work allow\n" + ALLOW_DOM0)
+    own = await lending.driver.agents["work"].ask("device.list", device_class="block")
+    assert said_of(own["devices"]) == {"stick": None}
+    lending.driver.agents["sys-usb"].on.clear()
+    await trio.sleep(RETRY_SECONDS + STOP_TIMEOUT)
+    assert said_of(await lending.client.list()) == {"other": None}
 
 
 @pytest.mark.parametrize("says", ["ends", "tells"])

@@ -428,6 +428,8 @@ async def test_what_the_toolstack_does_not_take_away_is_given_to_nobody_and_trie
     assert carrier.did == ["detach xvdi by force", "detach xvdi by force"]
     (lease,) = world.state.leases
     assert lease.state == "detaching"
+    (listed,) = await world.client.list(vms=["work"])
+    assert listed["attachments"][0]["left_over"] == "the toolstack does not take it away"
     assert [row.attachment for row in world.state.store.journal()] == [lease.attachment]
     carrier.refuse_force = None
     await trio.sleep(60)

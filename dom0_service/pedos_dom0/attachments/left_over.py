@@ -35,13 +35,14 @@ TOOLSTACK = "toolstack"
 @define
 class LeftOver:
     """`reason`, `way` and `request`: of the end that failed. `was_attached`: not only begun.
-    `error`: what a caller is told."""
+    `error`: what a caller is told. `why`: in some words, for a list."""
 
     reason: str
     way: Way
     request: str | None
     was_attached: bool
     error: CallError
+    why: str
     woken: trio.Event = field(factory=trio.Event)
 
     def insist(self, reason: str, way: Way) -> None:
@@ -70,9 +71,14 @@ class LeftOvers:
     def note(self, lease: Lease, holder: str, reason: str, way: Way, request: str | None) -> None:
         """An end failed. What is known of an earlier attempt stays, except a way that must be
         obeyed from now on."""
-        error = (held_by_toolstack if holder == TOOLSTACK else held_by_source)(lease)
+        if holder == TOOLSTACK:
+            error, why = held_by_toolstack(lease), "the toolstack does not take it away"
+        else:
+            error, why = held_by_source(lease), f"{holder} does not confirm the end"
+        # Lists say so from now on.
+        self._state.registry.touch(lease.key)
         if (known := self._of.get(lease.attachment)) is not None:
-            known.error = error
+            known.error, known.why = error, why
             known.insist(reason, way)
             return
         logger.critical("%s; no other VM gets it", error.message)
@@ -83,7 +89,7 @@ class LeftOvers:
             holder=holder,
             reason=reason,
         )
-        noted = LeftOver(reason, way, request, lease.state != PENDING, error)
+        noted = LeftOver(reason, way, request, lease.state != PENDING, error, why)
         self._of[lease.attachment] = noted
         self._nursery.start_soon(self._try_again, lease.attachment, noted)
 

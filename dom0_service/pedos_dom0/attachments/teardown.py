@@ -147,6 +147,11 @@ class Teardown:
         left_over = self._left_overs.get(attachment)
         return None if left_over is None else left_over.error
 
+    def why_left_over(self, attachment: str) -> str | None:
+        """As `why_held`, in some words."""
+        left_over = self._left_overs.get(attachment)
+        return None if left_over is None else left_over.why
+
     async def _tear_down(self, lease: Lease, way: Way, sides: frozenset[str]) -> str | None:
         """Target, hypervisor, source, lease; returns the name of the holder if it is left over."""
         by_hypervisor = self._state.is_by_hypervisor(lease)

@@ -109,7 +109,7 @@ class Api:
         self.prompters = Prompters(state.audit_throttle)
         self._authorizer = Authorizer(state, self.prompters)
         self._explaining = Explaining(state, self._authorizer)
-        self._listing = Listing(state, self._authorizer)
+        self._listing = Listing(state, self._authorizer, teardown)
         self._watch = Watch(state.registry, self._listing)
         self._attach = Attach(state, self._authorizer, transaction, reconciler)
         self._detach = Detach(state, self._authorizer, teardown, reconciler)

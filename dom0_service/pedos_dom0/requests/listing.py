@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from pedos_dom0.access.authorizer import Authorizer
     from pedos_dom0.access.callers import Caller
+    from pedos_dom0.attachments.teardown import Teardown
     from pedos_dom0.state import State
     from pedos_dom0.tables.leases import Lease
     from pedos_dom0.tables.store import Assignment
@@ -64,19 +65,23 @@ STEP = 64
 class Listing:
     """Makes listings of the present state."""
 
-    def __init__(self, state: State, authorizer: Authorizer) -> None:
+    def __init__(self, state: State, authorizer: Authorizer, teardown: Teardown) -> None:
         self._state = state
         self._authorizer = authorizer
+        self._teardown = teardown
 
     def listed(
         self,
         key: DeviceKey,
         assignments: Iterable[Assignment] | None = None,
         leases: Iterable[Lease] | None = None,
+        *,
+        for_dom0: bool = True,
     ) -> Listed:
         """One device with its users; `present` is False if its source does not report it.
 
-        A caller that lists many devices has looked up their users, and passes them in.
+        A caller that lists many devices has looked up their users, and passes them in. A VM is not
+        told what holds an attachment that should have ended: that is about other VMs.
         """
         device = self._state.registry.get(key)
         present = device is not None
@@ -96,7 +101,11 @@ class Listing:
         if leases is None:
             leases = self._state.leases.of_device(key)
         attached = [
-            AttachedTo(vm=lease.vm, options=dict(lease.options))
+            AttachedTo(
+                vm=lease.vm,
+                options=dict(lease.options),
+                left_over=self._teardown.why_left_over(lease.attachment) if for_dom0 else None,
+            )
             for lease in leases
             if lease.state != PENDING
         ]
@@ -217,7 +226,12 @@ class Listing:
             for key, is_allowed in zip(some, self._authorizer.may_see(caller, some), strict=True):
                 if not is_allowed:
                     continue
-                device = self.listed(key, uses.assigned.get(key, ()), uses.lent.get(key, ()))
+                device = self.listed(
+                    key,
+                    uses.assigned.get(key, ()),
+                    uses.lent.get(key, ()),
+                    for_dom0=caller == DOM0_NAME,
+                )
                 # A device that has disappeared, and is not used, is left out.
                 if (device.present or len(uses.of(key)) > 1) and not page.take(device):
                     return False
