@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+from math import ceil, inf
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -43,10 +43,10 @@ class Caller:
         "_inbox",
         "_last_caller",
         "_last_id",
+        "_loop",
         "_outbox",
         "_session",
         "_slots",
-        "_sweeper",
         "_waiters",
     )
 
@@ -56,7 +56,7 @@ class Caller:
         self._conversation = session.conversation
         self._outbox = session.outbox
         self._connection = session.connection
-        self._sweeper = session.loop.sweeper
+        self._loop = session.loop
         self._last_caller = 0  # the id() of its task; reuse of an id does no harm
         self._last_id = 0
         self._free_slots = PENDING_MAX
@@ -78,16 +78,17 @@ class Caller:
         """
         if not 0 < timeout <= TIMEOUT_MAX:
             raise ValueError(f"a time-out of {timeout} s is not within 0 to {TIMEOUT_MAX:g} s")
-        deadline = effective_deadline()
-        if deadline == -math.inf:
+        loop = self._loop
+        deadline = effective_deadline(loop)
+        if deadline == -inf:
             await trio.lowlevel.checkpoint()  # a cancelled caller sends no request
-        now = trio.current_time()
+        now = loop.time()
         waiter = Waiter(now + timeout)
         if self._free_slots > 0 and not self._session.ended:
             self._free_slots -= 1
         else:
             await self._take_slot(waiter)
-            deadline, now = effective_deadline(), trio.current_time()
+            deadline, now = effective_deadline(loop), loop.time()
         if not waiter.timed_out:
             end = deadline if deadline < waiter.deadline else waiter.deadline
             call_id, conversation = self._start(method, params, waiter, end - now)
@@ -102,7 +103,7 @@ class Caller:
                 # else the caller notices the cancellation at its next checkpoint
             finally:
                 self._waiters.pop(call_id, None)
-                self._sweeper.forget(waiter)
+                loop.sweeper.forget(waiter)
             if waiter.timed_out and waiter.answer is None:
                 self._say_cancelled(call_id)
         answer = waiter.answer
@@ -168,7 +169,7 @@ class Caller:
         itself. None leaves that to the flusher, which writes at once what several callers have
         said, and to the reader."""
         # Not more than TIMEOUT_MAX, except for rounding.
-        deadline_ms = math.ceil(remaining * 1000) if remaining > 0 else 1
+        deadline_ms = ceil(remaining * 1000) if remaining > 0 else 1
         deadline_ms = deadline_ms if deadline_ms < DEADLINE_MS_MAX else DEADLINE_MS_MAX
         call_id = (self._last_id + 1) & 0xFFFFFFFF
         while self._connection.is_in_flight(call_id):  # only after 2^32 others
@@ -180,13 +181,12 @@ class Caller:
             raise
         self._last_id = call_id
         self._waiters[call_id] = waiter
-        self._sweeper.watch(waiter)
+        self._loop.sweeper.watch(waiter)
         task = id(trio.lowlevel.current_task())
-        same, self._last_caller = task == self._last_caller, task
-        conversation = self._conversation
-        alone = same and conversation is not None and len(self._waiters) == 1
-        if alone and self._inbox.may_stand_in():
-            return call_id, conversation
+        if task != self._last_caller:
+            self._last_caller = task
+        elif len(self._waiters) == 1 and self._conversation and self._inbox.may_stand_in():
+            return call_id, self._conversation
         self._outbox.flush()
         return call_id, None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -29,6 +29,8 @@ class Sweeper:
         self._watched: set[Expiring] = set()
         self._alarm = trio.CancelScope()
         self._alarm_time = math.inf  # its deadline, which is slow to ask
+        #: `forget(expiring)`: it has ended by itself. Safe for one that is not watched.
+        self.forget: Final = self._watched.discard
 
     def watch(self, expiring: Expiring) -> None:
         """Lets it expire at its deadline, unless it is forgotten before.
@@ -39,10 +41,6 @@ class Sweeper:
         self._watched.add(expiring)
         if expiring.deadline < self._alarm_time:
             self._alarm.deadline = self._alarm_time = expiring.deadline
-
-    def forget(self, expiring: Expiring) -> None:
-        """It has ended by itself. Safe for one that is not watched."""
-        self._watched.discard(expiring)
 
     async def run(self) -> None:
         """For ever."""
@@ -92,6 +90,10 @@ class EventLoop:
     def __init__(self) -> None:
         self.sweeper = Sweeper()
         self.flusher = Flusher()
+        #: trio.current_time(), without two calls on the way to the clock.
+        self.time: Final = trio.lowlevel.current_clock().current_time
+        #: Seconds that the handler has whose `first_step` runs now; infinity without one.
+        self.step_seconds = math.inf
         trio.lowlevel.spawn_system_task(self.sweeper.run)
         trio.lowlevel.spawn_system_task(self.flusher.run)
 

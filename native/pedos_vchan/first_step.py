@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import types
 from collections.abc import Coroutine, Generator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,39 +12,32 @@ import trio
 from .parking import Parking
 
 if TYPE_CHECKING:
-    from .event_loop import Flusher
+    from .event_loop import EventLoop, Flusher
 
 T = TypeVar("T")
 
 
-class _FirstStep(threading.local):
-    """The state of what `first_step` runs now in the event loop of this thread."""
-
-    seconds = math.inf
-
-
-_first_step = _FirstStep()
-
-
-def effective_deadline() -> float:
+def effective_deadline(loop: EventLoop) -> float:
     """trio.current_effective_deadline(), also in the `first_step` of a handler."""
     deadline = trio.current_effective_deadline()
-    seconds = _first_step.seconds
-    return deadline if seconds == math.inf else min(deadline, trio.current_time() + seconds)
+    seconds = loop.step_seconds
+    return deadline if seconds == math.inf else min(deadline, loop.time() + seconds)
 
 
-def first_step(work: Coroutine[Any, Any, Any], seconds: float = math.inf) -> object:
+def first_step(
+    work: Coroutine[Any, Any, Any], loop: EventLoop, seconds: float = math.inf
+) -> object:
     """Runs `work` in the current task until it lets other tasks run for the first time.
 
     Returns what `rest` needs to continue, in the same task; until then nothing else may be awaited.
     Raises StopIteration with the result if there is no rest: most handlers never wait, and so need
     neither a task nor a cancel scope. `effective_deadline` then knows its limit of `seconds`.
     """
-    _first_step.seconds = seconds
+    loop.step_seconds = seconds
     try:
         return work.send(None)
     finally:
-        _first_step.seconds = math.inf
+        loop.step_seconds = math.inf
 
 
 #: Handlers of one peer that continue in one pass of the event loop. One event may wake all 128 that

@@ -32,7 +32,6 @@ class Outbox:
         "_sending",
         "_stream",
         "_waiting",
-        "_waiting_size",
     )
 
     def __init__(
@@ -43,8 +42,7 @@ class Outbox:
         self._flusher = flusher
         self._nursery: trio.Nursery | None = None
         self._closed = False
-        self._waiting: list[bytes] = []
-        self._waiting_size = 0
+        self._waiting = bytearray()
         self._is_due = False  # the flusher has it already
         self._sending = 0  # bytes that a task has and that are not written yet
         self._drained = Parking()
@@ -52,7 +50,7 @@ class Outbox:
     @property
     def size(self) -> int:
         """Bytes that are not written yet."""
-        return self._waiting_size + self._sending
+        return len(self._waiting) + self._sending
 
     def open(self, nursery: trio.Nursery) -> None:
         """From now on it is written, by tasks in `nursery` where writing has to wait."""
@@ -65,9 +63,8 @@ class Outbox:
 
     def put(self, frame: bytes) -> int:
         """Takes `frame`; returns `size`. `flush` or `turn` follows."""
-        self._waiting.append(frame)
-        self._waiting_size = size = self._waiting_size + len(frame)
-        return size + self._sending
+        self._waiting += frame
+        return len(self._waiting) + self._sending
 
     def clear(self) -> None:
         """Drops what no task has yet."""
@@ -100,9 +97,8 @@ class Outbox:
             await self._drained.park()
 
     def _take(self) -> bytes:
-        out = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
-        self._waiting.clear()
-        self._waiting_size = 0
+        out = bytes(self._waiting)
+        self._waiting.clear()  # of its memory, too
         return out
 
     def _write_now(self) -> None:

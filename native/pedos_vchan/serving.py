@@ -41,6 +41,7 @@ class Server(Generic[P]):
     __slots__ = (
         "_default_handler",
         "_gate",
+        "_loop",
         "_notices",
         "_serving",
         "_session",
@@ -55,6 +56,7 @@ class Server(Generic[P]):
         default_handler: Callable[[P, str, Params], Work] | None,
     ) -> None:
         self._session = session
+        self._loop = session.loop
         self.handlers = handlers
         self._notices = handlers if notices is None else notices
         know_methods(handlers)
@@ -73,7 +75,7 @@ class Server(Generic[P]):
                 work = self._default_handler(peer, request.method, request.params)
             else:
                 raise CallError("unknown_method", f"{shown(request.method)} is not served here")
-            return work, first_step(work, request.deadline_ms / 1000)
+            return work, first_step(work, self._loop, request.deadline_ms / 1000)
         except StopIteration as done:
             self.answer(request, done.value)
         except Exception as error:
@@ -132,7 +134,7 @@ class Server(Generic[P]):
             return
         try:
             work = handler(peer, notice.params)
-            trap = first_step(work)
+            trap = first_step(work, self._loop)
             self._session.outbox.flush()
             await rest(work, trap)
         except StopIteration:

@@ -5,8 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import trio
+from trio.lowlevel import (
+    cancel_shielded_checkpoint,
+    current_task,
+    reschedule,
+    wait_task_rescheduled,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
     from pedos_protocol.events import Answer, ErrorAnswer
 
     from .conversation import Conversation
@@ -31,9 +40,8 @@ class Waiter:
         self.answer = self.answer or answer
         if not self.is_settled:
             self.is_settled = True
-            task, self._task = self._task, None
-            if task is not None:
-                trio.lowlevel.reschedule(task)
+            if self._task is not None:
+                reschedule(self._task)
             elif self.in_place_of is not None:
                 self.in_place_of.wake_substitute()
 
@@ -42,15 +50,15 @@ class Waiter:
         self.timed_out = True
         self.settle(None)
 
-    async def wait(self) -> None:
-        """Returns once settled; lets other tasks run in any case. Cancelled only if it is not
-        settled."""
+    def wait(self) -> Coroutine[Any, Any, Any]:
+        """To be awaited at once: returns once settled; lets other tasks run in any case. Cancelled
+        only if it is not settled."""
+        # No coroutine of its own: it would be one more for each step of the task to go through.
         if self.is_settled:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            return
+            return cancel_shielded_checkpoint()  # noqa: ASYNC105 - the caller awaits it
         # As trio.Event does, without making an event and a queue for each call.
-        self._task = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(self._abort)
+        self._task = current_task()
+        return wait_task_rescheduled(self._abort)  # noqa: ASYNC105 - as above
 
     def _abort(self, _: object) -> trio.lowlevel.Abort:
         self._task = None
