@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import trio
 from pedos_dom0.attachments.stops import STOP_TIMEOUT
-from pedos_dom0.drivers.base import RETRY_SECONDS
+from pedos_dom0.attachments.transaction import IMPORT_TIMEOUT
+from pedos_dom0.drivers.base import RETRY_SECONDS, DriverError
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
@@ -177,6 +178,40 @@ async def test_a_source_all_of_whose_targets_have_let_go_is_cut_off(
     assert [line["vm"] for line in lending.audit("disconnected")] == ["sys-usb"]
     await trio.sleep(5)
     assert held(lending) == []
+
+
+@pytest.mark.parametrize("before", ["attached", "left over"])
+async def test_a_shutdown_of_a_target_waits_once_for_a_source_that_hangs(
+    lending: World, autojump_clock: Clock, before: str
+) -> None:
+    if before == "left over":
+        await left_over(lending)
+    else:
+        await lending.client.attach("work", "sys-usb:stick")
+        lending.driver.agents["sys-usb"].on["export.stop"] = hang
+    began = trio.current_time()
+    await lending.client.call("vm.shutdown", vm="work")
+    waited = STOP_TIMEOUT if before == "attached" else 0
+    assert waited <= trio.current_time() - began < waited + STOP_TIMEOUT / 2
+    assert lending.driver.shutdowns == [("work", False)]
+    assert held(lending) == ["sys-usb:other", "sys-usb:stick"]
+    lending.driver.agents["sys-usb"].on.clear()
+    await trio.sleep(RETRY_SECONDS + STOP_TIMEOUT)
+    assert held(lending) == ["sys-usb:other"]
+
+
+async def test_a_start_that_is_undone_waits_once_for_a_source_that_hangs(
+    lending: World, autojump_clock: Clock
+) -> None:
+    await lending.client.attach("halted", "sys-usb:stick", persistent=True)
+    lending.driver.agents["sys-usb"].on["export.stop"] = hang
+    lending.driver.agents["halted"].on["import.start"] = hang
+    lending.driver.refuse_shutdown = DriverError("it hangs")
+    began = trio.current_time()
+    with fails("failed", "halted"):
+        await lending.client.call("vm.start", vm="halted")
+    assert trio.current_time() - began < IMPORT_TIMEOUT + STOP_TIMEOUT * 1.5
+    assert len(lending.driver.shutdowns) == 2, "asked, and then by force"
 
 
 async def test_a_shutdown_of_the_source_by_force_frees_what_it_held(

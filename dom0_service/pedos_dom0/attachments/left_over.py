@@ -35,15 +35,22 @@ TOOLSTACK = "toolstack"
 @define
 class LeftOver:
     """`reason`, `way` and `request`: of the end that failed. `was_attached`: not only begun.
-    `error`: what a caller is told. `why`: in some words, for a list."""
+    `holder`: the source, or TOOLSTACK. `error`: what a caller is told."""
 
     reason: str
     way: Way
     request: str | None
     was_attached: bool
+    holder: str
     error: CallError
-    why: str
     woken: trio.Event = field(factory=trio.Event)
+
+    @property
+    def why(self) -> str:
+        """Why it is not free, for a list."""
+        if self.holder == TOOLSTACK:
+            return "the toolstack does not take it away"
+        return f"{self.holder} does not confirm the end"
 
     def insist(self, reason: str, way: Way) -> None:
         """It must end for this reason, too."""
@@ -71,14 +78,11 @@ class LeftOvers:
     def note(self, lease: Lease, holder: str, reason: str, way: Way, request: str | None) -> None:
         """An end failed. What is known of an earlier attempt stays, except a way that must be
         obeyed from now on."""
-        if holder == TOOLSTACK:
-            error, why = held_by_toolstack(lease), "the toolstack does not take it away"
-        else:
-            error, why = held_by_source(lease), f"{holder} does not confirm the end"
+        error = (held_by_toolstack if holder == TOOLSTACK else held_by_source)(lease)
         # Lists say so from now on.
         self._state.registry.touch(lease.key)
         if (known := self._of.get(lease.attachment)) is not None:
-            known.error, known.why = error, why
+            known.holder, known.error = holder, error
             known.insist(reason, way)
             return
         logger.critical("%s; no other VM gets it", error.message)
@@ -89,7 +93,7 @@ class LeftOvers:
             holder=holder,
             reason=reason,
         )
-        noted = LeftOver(reason, way, request, lease.state != PENDING, error, why)
+        noted = LeftOver(reason, way, request, lease.state != PENDING, holder, error)
         self._of[lease.attachment] = noted
         self._nursery.start_soon(self._try_again, lease.attachment, noted)
 

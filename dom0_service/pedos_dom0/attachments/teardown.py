@@ -142,6 +142,18 @@ class Teardown:
                 self.end_soon(attachment, *insisted)
         return True
 
+    async def end_or_leave(
+        self, lease: Lease, reason: str, *, way: Way, request: str | None
+    ) -> None:
+        """As `end`, for an operation that does not depend on the source: if that has not confirmed
+        an end before, and is still connected, it is asked again in its time, and not waited for."""
+        left_over = self._left_overs.get(lease.attachment)
+        source = self._state.agents.at(lease.key.backend, lease.backend_domid)
+        if left_over is None or left_over.holder == TOOLSTACK or source is None:
+            await self.end(lease.attachment, reason, way=way, request=request)
+        else:
+            self.end_soon(lease.attachment, reason, way)
+
     def why_held(self, attachment: str) -> CallError | None:
         """Why an attachment that should have ended is not free; None if that is not so."""
         left_over = self._left_overs.get(attachment)

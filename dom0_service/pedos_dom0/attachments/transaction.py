@@ -142,7 +142,7 @@ class Transaction:
         """Undoes an attachment that was prepared or established, because a later step failed.
         CallError(busy) if the VM uses it already: then it has it."""
         self.give_up(lease)
-        await self._teardown.end(lease.attachment, reason, way=way, request=request)
+        await self._teardown.end_or_leave(lease, reason, way=way, request=request)
 
     async def prepare(self, lease: Lease, request: str) -> Lease:
         """Takes the steps that need no agent of the target: for a VM that does not run yet.

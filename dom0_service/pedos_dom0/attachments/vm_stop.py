@@ -137,7 +137,7 @@ class VmStop:
                 attempt.break_off(reason, way)
                 await attempt.done.wait()
             try:
-                await self._teardown.end(lease.attachment, reason, way=way, request=request)
+                await self._teardown.end_or_leave(lease, reason, way=way, request=request)
             except CallError as refused:
                 refusals.append((lease, refused))
 
