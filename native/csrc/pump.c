@@ -4,6 +4,8 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -25,6 +27,12 @@
  * */
 #define ROOM_FRACTION 8
 
+/* A checked direction: our copy of bytes on their way. */
+struct box {
+    uint8_t *bytes;
+    size_t have, cleared; /* cleared: of them, from the first on, may go on */
+};
+
 struct loop {
     struct pv_pump *pump;
     struct pv_channel *channel;
@@ -37,6 +45,7 @@ struct loop {
     bool ring_empty;   /* wait for the peer to write */
     uint64_t in_left;  /* bytes that may still be read from fd_in */
     uint64_t out_left; /* bytes that may still be written to fd_out */
+    struct box inward, outward; /* from the ring, to the ring; used with a check alone */
 };
 
 /* The first reason is the one that counts; the others follow from it. */
@@ -57,7 +66,7 @@ static void end_reading(struct loop *loop)
     pv_channel_close(loop->channel);
     ready = pv_ring_ready(&loop->channel->ring);
     loop->out_left = ready > 0 ? (uint64_t)ready : 0;
-    if (!loop->out_left)
+    if (!loop->out_left && !loop->inward.cleared)
         loop->writing = false;
 }
 
@@ -80,6 +89,49 @@ static void end_ring(struct loop *loop, int64_t code)
     loop->reading = false; /* otherwise it would not be read from the ring */
 }
 
+/* Has count more bytes of the box checked. Bytes that are refused, and all after them, are lost. */
+static void inspect(struct loop *loop, struct box *box, size_t count,
+                    int64_t (*look)(struct pv_check *, uint8_t *, size_t))
+{
+    int64_t cleared;
+
+    box->have += count;
+    cleared = look(loop->pump->check, box->bytes, box->have);
+    if (cleared >= 0) {
+        box->cleared = (size_t)cleared;
+        return;
+    }
+    note(loop->pump, PV_PUMP_REFUSED, 0);
+    loop->reading = false;
+    loop->writing = false;
+}
+
+/* These went on. */
+static void take_out(struct box *box, size_t count)
+{
+    box->have -= count;
+    box->cleared -= count;
+    memmove(box->bytes, box->bytes + count, box->have);
+}
+
+/* From the box to the ring. */
+static void pass_on(struct loop *loop)
+{
+    uint8_t *span;
+    int64_t room = pv_ring_writable(&loop->channel->ring, &span);
+
+    if (room < 0)
+        return; /* the next round finds out why */
+    if ((uint64_t)room > loop->outward.cleared)
+        room = (int64_t)loop->outward.cleared;
+    memcpy(span, loop->outward.bytes, (size_t)room);
+    pv_ring_produce(&loop->channel->ring, (uint32_t)room);
+    loop->pump->to_ring += (uint64_t)room;
+    take_out(&loop->outward, (size_t)room);
+    if (!loop->in_left && !loop->outward.cleared)
+        end_reading(loop);
+}
+
 /* fd_in to ring; true if something changed. */
 static bool fill(struct loop *loop)
 {
@@ -95,21 +147,34 @@ static bool fill(struct loop *loop)
         end_ring(loop, room);
         return true;
     }
+    if (loop->outward.cleared) {
+        pass_on(loop);
+        return true;
+    }
     if (loop->in_dry)
         return false;
-    room = pv_ring_writable(ring, &span);
-    if (room < 0)
-        return true; /* the next round finds out why */
-    if (room > CHUNK)
-        room = CHUNK;
+    if (loop->pump->check) {
+        span = loop->outward.bytes + loop->outward.have;
+        room = (int64_t)(CHUNK - loop->outward.have);
+    } else {
+        room = pv_ring_writable(ring, &span);
+        if (room < 0)
+            return true; /* the next round finds out why */
+        if (room > CHUNK)
+            room = CHUNK;
+    }
     if ((uint64_t)room > loop->in_left)
         room = (int64_t)loop->in_left;
     count = read(loop->fd_in, span, (size_t)room);
     if (count > 0) {
-        pv_ring_produce(ring, (uint32_t)count);
-        loop->pump->to_ring += (uint64_t)count;
         loop->in_left -= (uint64_t)count;
-        if (!loop->in_left)
+        if (loop->pump->check) {
+            inspect(loop, &loop->outward, (size_t)count, loop->pump->check->to_ring);
+        } else {
+            pv_ring_produce(ring, (uint32_t)count);
+            loop->pump->to_ring += (uint64_t)count;
+        }
+        if (!loop->in_left && !loop->outward.cleared)
             end_reading(loop);
         return true;
     }
@@ -128,35 +193,37 @@ static bool fill(struct loop *loop)
     return true;
 }
 
-/* Ring to fd_out; true if something changed. */
-static bool drain(struct loop *loop)
+/* From the ring to the box. */
+static void take_in(struct loop *loop, const uint8_t *span, size_t count)
 {
-    struct pv_ring *ring = &loop->channel->ring;
-    uint8_t *span;
-    int64_t ready;
-    ssize_t count;
+    struct box *box = &loop->inward;
 
-    ready = pv_ring_readable(ring, &span);
-    loop->ring_empty = ready == PV_WOULD_BLOCK;
-    if (loop->ring_empty)
-        return false;
-    if (ready < 0) {
-        end_ring(loop, ready);
-        loop->writing = false; /* and everything that came is written */
-        return true;
-    }
-    if (loop->out_blocked)
-        return false;
-    if (ready > CHUNK)
-        ready = CHUNK;
-    if ((uint64_t)ready > loop->out_left)
-        ready = (int64_t)loop->out_left;
-    count = write(loop->fd_out, span, (size_t)ready);
+    if (count > CHUNK - box->have)
+        count = CHUNK - box->have;
+    if (count > loop->out_left)
+        count = (size_t)loop->out_left;
+    memcpy(box->bytes + box->have, span, count);
+    pv_ring_consume(&loop->channel->ring, (uint32_t)count);
+    loop->out_left -= count;
+    inspect(loop, box, count, loop->pump->check->from_ring);
+    if (!loop->out_left && !box->cleared)
+        loop->writing = false;
+}
+
+/* Some bytes to fd_out, out of the ring or out of the box; true if something changed. */
+static bool put(struct loop *loop, const uint8_t *bytes, size_t size)
+{
+    ssize_t count = write(loop->fd_out, bytes, size);
+
     if (count > 0) {
-        pv_ring_consume(ring, (uint32_t)count);
         loop->pump->to_fd += (uint64_t)count;
-        loop->out_left -= (uint64_t)count;
-        if (!loop->out_left)
+        if (loop->pump->check) {
+            take_out(&loop->inward, (size_t)count);
+        } else {
+            pv_ring_consume(&loop->channel->ring, (uint32_t)count);
+            loop->out_left -= (uint64_t)count;
+        }
+        if (!loop->out_left && !loop->inward.cleared)
             loop->writing = false;
         return true;
     }
@@ -169,6 +236,37 @@ static bool drain(struct loop *loop)
     note(loop->pump, PV_PUMP_OUTPUT_FAILED, count < 0 ? errno : EIO);
     end_writing(loop);
     return true;
+}
+
+/* Ring to fd_out; true if something changed. */
+static bool drain(struct loop *loop)
+{
+    struct pv_ring *ring = &loop->channel->ring;
+    uint8_t *span;
+    int64_t ready;
+
+    if (loop->inward.cleared)
+        return !loop->out_blocked && put(loop, loop->inward.bytes, loop->inward.cleared);
+    ready = pv_ring_readable(ring, &span);
+    loop->ring_empty = ready == PV_WOULD_BLOCK;
+    if (loop->ring_empty)
+        return false;
+    if (ready < 0) {
+        end_ring(loop, ready);
+        loop->writing = false; /* and everything that came is written */
+        return true;
+    }
+    if (loop->pump->check) {
+        take_in(loop, span, (size_t)ready);
+        return true;
+    }
+    if (loop->out_blocked)
+        return false;
+    if (ready > CHUNK)
+        ready = CHUNK;
+    if ((uint64_t)ready > loop->out_left)
+        ready = (int64_t)loop->out_left;
+    return put(loop, span, (size_t)ready);
 }
 
 /* What we wait for in the ring, as bits to arm. */
@@ -276,6 +374,13 @@ static void run(struct loop *loop)
     note(pump, PV_PUMP_OUTPUT_FAILED, EPIPE); /* if nothing else explained it */
 }
 
+static bool make_boxes(struct loop *loop)
+{
+    loop->inward.bytes = malloc(CHUNK);
+    loop->outward.bytes = malloc(CHUNK);
+    return loop->inward.bytes && loop->outward.bytes;
+}
+
 int pv_pump_init(struct pv_pump *pump)
 {
     *pump = (struct pv_pump){.cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
@@ -315,9 +420,13 @@ void pv_pump_run(struct pv_pump *pump, struct pv_channel *channel, int fd_in, in
     if (in_flags < 0 || out_flags < 0 || fcntl(fd_in, F_SETFL, in_flags | O_NONBLOCK) < 0 ||
         fcntl(fd_out, F_SETFL, out_flags | O_NONBLOCK) < 0) {
         note(pump, PV_PUMP_FAILED, errno);
+    } else if (pump->check && !make_boxes(&loop)) {
+        note(pump, PV_PUMP_FAILED, ENOMEM);
     } else {
         run(&loop);
     }
+    free(loop.inward.bytes);
+    free(loop.outward.bytes);
     pv_channel_close(channel);
     if (out_flags >= 0)
         fcntl(fd_out, F_SETFL, out_flags);

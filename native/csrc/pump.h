@@ -1,11 +1,15 @@
 /*
  * The pump: moves bytes between a channel and file descriptors, both ways in one loop, with read(2)
  * and write(2) straight on the ring's memory. It runs in a thread of its own, without Python.
+ *
+ * With a check, all bytes are copied first: each way into memory that the peer cannot change, where
+ * they are checked and from which they go on.
  */
 #ifndef PEDOS_PUMP_H
 #define PEDOS_PUMP_H
 
 #include "channel.h"
+#include "check.h"
 
 /* Why a pump ended: the first thing that happened. */
 enum pv_pump_why {
@@ -17,13 +21,15 @@ enum pv_pump_why {
     PV_PUMP_PEER_BROKEN,  /* impossible indices */
     PV_PUMP_PEER_FLOODED, /* too many wake-ups without news */
     PV_PUMP_CANCELLED,
-    PV_PUMP_FAILED, /* poll or fcntl failed; see error */
+    PV_PUMP_FAILED,  /* poll or fcntl failed, or no memory; see error */
+    PV_PUMP_REFUSED, /* by the check, which has the reason */
 };
 
 struct pv_pump {
     uint64_t to_ring, to_fd; /* bytes moved */
     int why, error;
-    int cancel_fd; /* eventfd that wakes the loop */
+    int cancel_fd;          /* eventfd that wakes the loop */
+    struct pv_check *check; /* NULL: none; set between pv_pump_init() and pv_pump_run() */
     uint8_t cancelled;
 };
 

@@ -17,11 +17,12 @@ STRUCTURES = """
 struct pv_channel;
 struct pv_store;
 struct pv_running { int64_t seen, lost; unsigned silent, limit; ...; };
-struct pv_pump { uint64_t to_ring, to_fd; int why, error; ...; };
+struct pv_check;
+struct pv_pump { uint64_t to_ring, to_fd; int why, error; struct pv_check *check; ...; };
 """
 
 # These declare what Python uses; the other headers are for the C files among themselves.
-PUBLIC = ("channel", "pump", "running", "shm", "xen", "xen_load")
+PUBLIC = ("channel", "pump", "running", "shm", "usbip", "xen", "xen_load")
 
 # cffi's generated functions leave some parameters unused; our own files are compiled without this.
 PREAMBLE = "\n".join(
@@ -33,7 +34,7 @@ PREAMBLE = "\n".join(
 )
 
 XEN = ("xen", "xen_guard", "xen_load", "xen_presence", "xen_store")
-PARTS = ("ring", "halt_poll", "channel", "shm", "pump", "running", *XEN)
+PARTS = ("ring", "halt_poll", "channel", "shm", "pump", "usbip", "running", *XEN)
 SOURCES = [f"native/csrc/{name}.c" for name in PARTS]
 HEADERS = [f"native/csrc/{path.name}" for path in sorted(CSRC.glob("*.h"))]
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra"]

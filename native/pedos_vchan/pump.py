@@ -13,6 +13,7 @@ from .threads import in_thread
 
 if TYPE_CHECKING:
     from .channel import Channel
+    from .usbip import UsbipCheck
 
 # One thread per pump. A VM exports at most 64 devices and imports at most 64, with a pump for each;
 # twice that, so that pumps which are still ending do not delay new ones.
@@ -33,6 +34,7 @@ class Why(enum.StrEnum):
     PEER_FLOODED = "peer flooded the channel with events"
     CANCELLED = "cancelled"
     FAILED = "pump failed"
+    REFUSED = "the check refused what came"
 
 
 _WHY = {getattr(lib, f"PV_PUMP_{why.name}"): why for why in Why}
@@ -47,13 +49,19 @@ class PumpResult(NamedTuple):
     error: int  # errno for the three FAILED reasons, else 0
 
 
-async def pump(channel: Channel, fd_in: int, fd_out: int) -> PumpResult:
+async def pump(
+    channel: Channel, fd_in: int, fd_out: int, *, check: UsbipCheck | None = None
+) -> PumpResult:
     """Pumps fd_in to the channel and the channel to fd_out until either side ends.
 
     Then everything read from fd_in is in the ring, everything that the peer had sent is written to
     fd_out, and the channel is closed. The descriptors may be the same one; they stay open and the
     caller's, and are non-blocking meanwhile. Nothing is raised because of the peer or of the
     descriptors: the result says what happened.
+
+    A `check` sees all bytes of both directions before they go on, in memory that the peer cannot
+    change. When it refuses, the pump ends (``Why.REFUSED``) and what was refused is lost. It is for
+    one pump.
 
     Cancellation wakes the C loop, so it takes effect at once and leaves no thread behind; the
     channel is closed then, too, as it is when the coroutine is closed. Raises ``OSError`` if no
@@ -65,6 +73,8 @@ async def pump(channel: Channel, fd_in: int, fd_out: int) -> PumpResult:
         error = lib.pv_pump_init(run)
         if error < 0:
             raise OSError(-error, os.strerror(-error))
+        if check is not None:
+            run.check = check.native
         try:
             await in_thread(
                 lambda: lib.pv_pump_run(run, native, fd_in, fd_out),

@@ -1,6 +1,6 @@
 """Builds the programs of this folder; as a program, runs them for as long as one likes.
 
-python tests/hostile/build.py [SECONDS]     fuzzes the shared page, then frames (600 s if not said)
+python tests/hostile/build.py [SECONDS]     fuzzes each of FUZZERS (600 s if not said)
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ FUZZING = [
 # that; for those that need more, test_fuzz.py runs payloads that stand right at each bound.
 PAGE_LENGTH = 512
 FRAME_LENGTH = 4096
+USBIP_LENGTH = 1024
 
 
 def peer(directory: Path) -> Path:
@@ -105,13 +106,25 @@ def wire_fuzzer(directory: Path, compiler: str) -> Path:
     return program
 
 
+def usbip_fuzzer(directory: Path, compiler: str) -> Path:
+    """libFuzzer's program for USB/IP streams; a usbip.c that stands in directory comes first."""
+    program = directory / "fuzz_usbip"
+    command: list[str | Path] = [compiler, *FLAGS, *FUZZING, f"-I{directory}", INCLUDE]
+    subprocess.run([*command, HERE / "fuzz_usbip.c", "-o", program], check=True)
+    return program
+
+
+#: What each reads: the shared page, frames, USB/IP streams; and how long its inputs are.
+FUZZERS = ((fuzzer, PAGE_LENGTH), (wire_fuzzer, FRAME_LENGTH), (usbip_fuzzer, USBIP_LENGTH))
+
+
 def main(seconds: str = "600") -> int:
-    """Fuzzes for so long, on all processors; finds stay in build/corpus-*, crashes beside it."""
+    """Fuzzes each so long, on all processors; finds stay in build/corpus-*, crashes beside it."""
     compiler = clang()
     if compiler is None:
         print("no clang with libFuzzer here: install clang and libclang-rt-dev")
         return 1
-    for build, length in ((fuzzer, PAGE_LENGTH), (wire_fuzzer, FRAME_LENGTH)):
+    for build, length in FUZZERS:
         corpus = BUILD / f"corpus-{build.__name__}"
         corpus.mkdir(parents=True, exist_ok=True)
         limits = [f"-max_total_time={seconds}", f"-artifact_prefix={BUILD}/", f"-max_len={length}"]

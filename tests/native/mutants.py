@@ -30,6 +30,7 @@ from tests.interleave.mutants import MUTANTS as STEPS
 from .mutants_channel import MUTANTS as OF_THE_CHANNEL
 from .mutants_guard import MUTANTS as OF_THE_GUARD
 from .mutants_table import MUTANTS, UNTOUCHED, Mutant
+from .mutants_usbip import MUTANTS as OF_USBIP
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -208,7 +209,7 @@ def every() -> list[Mutant]:
         Mutant(f"{step.name} ", step.file, step.old, step.new, "row 7", f"explore {step.job}")
         for step in STEPS
     ]
-    return MUTANTS + OF_THE_CHANNEL + OF_THE_GUARD + steps
+    return MUTANTS + OF_THE_CHANNEL + OF_THE_GUARD + OF_USBIP + steps
 
 
 def unaccounted() -> list[str]:
