@@ -62,7 +62,7 @@ class Caller:
         self._free_slots = PENDING_MAX
         self._slots = Parking()  # tasks that wait for one to become free
         self._waiters: dict[int, Waiter] = {}
-        session.at_end(self._free)
+        session.at_end(self)
 
     async def call(self, method: str, params: Params, *, timeout: float) -> Params:
         """Calls `method` and returns its result.
@@ -120,7 +120,7 @@ class Caller:
         if waiter is not None:  # otherwise its caller has given up
             waiter.settle(answer)
 
-    def _free(self) -> None:
+    def free(self) -> None:
         """The connection has ended: no answer arrives any more."""
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters.values():

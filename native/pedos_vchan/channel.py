@@ -21,6 +21,8 @@ class Channel:
     closed when Python collects it; the peer sees a clean close either way.
     """
 
+    __slots__ = ("_native", "_pumping", "domain", "peer_domain", "port")
+
     def __init__(
         self,
         native: _native.Channel,

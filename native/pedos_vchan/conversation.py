@@ -20,15 +20,16 @@ TURN_SIZE = 4096
 
 
 class _Scratch(threading.local):
-    """Where a turn's bytes go first: one buffer for all channels of a thread, as each is idle
-    mostly."""
+    """Where C puts what it returns: once for all channels of a thread, as each is idle mostly. It
+    is read before anything else may run."""
 
     def __init__(self) -> None:
         self.sent = ffi.new("int64_t *")
         self.taken = ffi.new(f"char[{TURN_SIZE}]")
+        self.span = ffi.new("uint8_t **")
 
 
-_scratch = _Scratch()
+scratch = _Scratch()
 
 
 class Conversation:
@@ -39,6 +40,8 @@ class Conversation:
     substitute in `wait_instead`. Nothing is handed from task to task then: the task that expects an
     answer is woken by it, and the task that normally reads sleeps on.
     """
+
+    __slots__ = ("_channel", "_followers", "_led", "_sender_waits", "_substitute")
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -58,7 +61,7 @@ class Conversation:
         ``trio.BrokenResourceError`` as from `VchanStream.receive_some`.
         """
         size = len(out)
-        sent, taken = _scratch.sent, _scratch.taken
+        sent, taken = scratch.sent, scratch.taken
         count = lib.pv_channel_turn(self._channel.native(), out, size, sent, taken, TURN_SIZE)
         written = sent[0]
         if written < 0:

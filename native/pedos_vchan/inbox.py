@@ -65,7 +65,7 @@ class Inbox:
         #: takes it; RemoteProtocolError.
         self.events: Iterator[Event] = _NOTHING
         self._is_piece = False  # what came last completed no frame
-        session.at_end(self._free)
+        session.at_end(self)
 
     async def next_event(self) -> Event:
         """The next event. RemoteProtocolError, and what the stream raises."""
@@ -132,7 +132,8 @@ class Inbox:
         if self._behind:
             self._behind.unpark_all()
 
-    def _free(self) -> None:
+    def free(self) -> None:
+        """The connection has ended: nothing more arrives."""
         self._behind.unpark_all()
 
     # In the reader's place

@@ -7,8 +7,8 @@ tasks and the clock.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from typing import Any, Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Final, TypeVarTuple
 
 import trio
 from pedos_protocol.connection import VERSIONS
@@ -20,9 +20,10 @@ from .inbox import Inbox
 from .quota import FRAMES_PER_SECOND, Quota
 from .reading import Reader
 from .serving import Server
-from .session import Session
+from .session import Patience, Session
 
 Params = dict[str, Any]
+Ts = TypeVarTuple("Ts")
 Handler = Callable[["Peer", Params], Coroutine[Any, Any, Params | None]]
 DefaultHandler = Callable[["Peer", str, Params], Coroutine[Any, Any, Params | None]]
 
@@ -122,9 +123,18 @@ class Peer:
         if session.failure is not None:
             raise session.failure
 
+    def start_soon(self, work: Callable[[*Ts], Awaitable[object]], *arguments: *Ts) -> None:
+        """Starts a task that is cancelled when the connection ends; only while `run` serves it."""
+        self._session.start_soon(work, *arguments)
+
+    def patience(self, seconds: float, why: str) -> Patience:
+        """Fails the connection because of `why`, a breach of the protocol, after so many seconds,
+        unless the caller ends what this returns."""
+        return Patience(self._session, seconds, why)
+
     def fail(self, error: RemoteProtocolError) -> None:
         """Ends the connection because of something that only a handler could see: `run` raises
-        `error`.
+        `error`. The first error counts.
 
         A handler does not raise it, because one that talks to other peers could not tell whose
         fault it means.

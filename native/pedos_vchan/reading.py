@@ -9,6 +9,8 @@ import trio
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.events import Answer, Closed, ErrorAnswer, Notice, Request
 
+from .session import Patience
+
 if TYPE_CHECKING:
     from .calling import Caller
     from .inbox import Inbox
@@ -45,11 +47,13 @@ class Reader(Generic[P]):
         self._server = server
 
     async def greet(self) -> None:
-        """Reads the other side's hello. RemoteProtocolError, trio.BrokenResourceError."""
-        with trio.move_on_after(HELLO_TIMEOUT) as scope:
+        """Reads the other side's hello. RemoteProtocolError, trio.BrokenResourceError; the
+        connection fails when it does not come in time."""
+        patience = Patience(self._session, HELLO_TIMEOUT, f"no hello came within {HELLO_TIMEOUT} s")
+        try:
             event = await self._inbox.next_event()
-        if scope.cancelled_caught:
-            raise RemoteProtocolError(f"no hello came within {HELLO_TIMEOUT} s")
+        finally:
+            patience.end()
         if isinstance(event, Closed):
             raise trio.BrokenResourceError("the other side ended before its hello")
 

@@ -3,7 +3,7 @@ written, and how it ends."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVarTuple
 
 import trio
 from pedos_protocol.connection import Connection
@@ -15,9 +15,11 @@ from .parking import Parking
 from .stream import VchanStream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from pedos_protocol.events import Event
+
+Ts = TypeVarTuple("Ts")
 
 #: Bytes that wait for a peer that does not read: sixteen of the largest frames.
 OUT_MAX = 1024 * 1024
@@ -28,12 +30,42 @@ OUT_MAX = 1024 * 1024
 CANCELLED = "call.cancelled"
 
 
+class Part(Protocol):
+    """A part of a connection in which tasks wait for what the other side sends."""
+
+    def free(self) -> None:
+        """The connection has ended: frees them, as nothing will come."""
+
+
+class Patience:
+    """Fails the connection of `session` after so many seconds because of `why`, unless it ends.
+
+    (trio would keep a cancel scope until its deadline for each of the many VMs that connect when
+    dom0's service starts.)
+    """
+
+    __slots__ = ("_session", "_why", "deadline")
+
+    def __init__(self, session: Session, seconds: float, why: str) -> None:
+        self._session = session
+        self._why = why
+        self.deadline = trio.current_time() + seconds
+        session.loop.sweeper.watch(self)
+
+    def end(self) -> None:
+        """What was waited for has come, or will not. Idempotent."""
+        self._session.loop.sweeper.forget(self)
+
+    def expire(self) -> None:
+        self._session.fail(RemoteProtocolError(self._why))
+
+
 class Session:
     """One connection over `stream`; `name` is what the log calls the other side."""
 
     __slots__ = (
-        "_at_end",
         "_nursery",
+        "_parts",
         "connection",
         "conversation",
         "ended",
@@ -57,11 +89,11 @@ class Session:
         self.ended = False
         self.failure: Exception | None = None
         self._nursery: trio.Nursery | None = None
-        self._at_end: list[Callable[[], None]] = []
+        self._parts: tuple[Part, ...] = ()
 
-    def at_end(self, free: Callable[[], None]) -> None:
-        """`free` is called once, at the end, to free tasks that wait for what will not come."""
-        self._at_end.append(free)
+    def at_end(self, part: Part) -> None:
+        """`part` is freed once, at the end."""
+        self._parts += (part,)
 
     def open(self, nursery: trio.Nursery) -> None:
         """`nursery` has the connection's tasks: it is cancelled when the connection ends."""
@@ -69,6 +101,11 @@ class Session:
         self.outbox.open(nursery)
         if self.ended or self.failure is not None:
             nursery.cancel_scope.cancel()
+
+    def start_soon(self, work: Callable[[*Ts], Awaitable[object]], *arguments: *Ts) -> None:
+        """Starts a task that is cancelled when the connection ends; only while it is open."""
+        assert self._nursery is not None
+        self._nursery.start_soon(work, *arguments)
 
     def post(self, event: Event) -> None:
         """Queues `event`; LocalProtocolError if it cannot be sent. A turn or a flush follows. After
@@ -90,9 +127,9 @@ class Session:
         self.ended = True
         self.opening.unpark_all()
         self.outbox.close()
-        at_end, self._at_end = self._at_end, []
-        for free in at_end:
-            free()
+        parts, self._parts = self._parts, ()
+        for part in parts:
+            part.free()
 
     def close(self) -> None:
         """Ends the connection from this side. What waits to be written may be lost."""

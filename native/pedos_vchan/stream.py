@@ -6,7 +6,7 @@ import trio
 
 from ._native import ffi, lib
 from .channel import Channel
-from .conversation import Conversation, broken
+from .conversation import Conversation, broken, scratch
 
 # As large as a control channel's ring: one call always takes everything that is ready there.
 DEFAULT_RECEIVE_SIZE = 65536
@@ -18,6 +18,8 @@ TURNS_MAX = 4
 
 class _Guard:
     """Lets one task in at a time; a second one is a bug that must show."""
+
+    __slots__ = ("_held", "_message")
 
     def __init__(self, message: str) -> None:
         self._message = message
@@ -43,13 +45,14 @@ class VchanStream(trio.abc.Stream):
     was sent before it still arrives.
     """
 
+    __slots__ = ("_channel", "_receive_guard", "_send_guard", "conversation")
+
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._send_guard = _Guard("another task is using this stream for send")
         self._receive_guard = _Guard("another task is using this stream for receive")
         #: For conversations instead of streams: it bypasses the stream.
         self.conversation = Conversation(channel)
-        self._span = ffi.new("uint8_t **")
 
     @property
     def peer_domain(self) -> int:
@@ -105,10 +108,10 @@ class VchanStream(trio.abc.Stream):
             await trio.lowlevel.checkpoint()
             while True:
                 native = self._channel.native()
-                count = lib.pv_channel_peek(native, max_bytes, self._span)
+                count = lib.pv_channel_peek(native, max_bytes, scratch.span)
                 if count > 0:
                     # The one copy out of shared memory; only the copy is ever parsed.
-                    data = bytes(ffi.buffer(self._span[0], count))
+                    data = bytes(ffi.buffer(scratch.span[0], count))
                     lib.pv_channel_consume(native, count)
                     return data
                 if count == lib.PV_CLOSED:

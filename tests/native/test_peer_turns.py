@@ -12,7 +12,7 @@ import trio
 import trio.testing
 from pedos_protocol.connection import PENDING_MAX
 from pedos_protocol.errors import CallError
-from pedos_vchan.conversation import TURN_SIZE
+from pedos_vchan.conversation import TURN_SIZE, Conversation
 from pedos_vchan.peer import Peer
 from pedos_vchan.session import OUT_MAX
 from pedos_vchan.stream import VchanStream
@@ -204,7 +204,9 @@ async def test_a_flood_of_calls_leaves_other_tasks_their_turn(pairs: Pairs) -> N
     assert max(between) <= 2
 
 
-async def test_a_peer_that_does_not_read_is_ended_over_a_channel_too(pairs: Pairs) -> None:
+async def test_a_peer_that_does_not_read_is_ended_over_a_channel_too(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, other = await pairs.streams()
     server = Peer(other, program="served 1", handlers={})
     raw = Peer(one, program="raw", handlers={})
@@ -213,7 +215,7 @@ async def test_a_peer_that_does_not_read_is_ended_over_a_channel_too(pairs: Pair
             nursery.start_soon(_run_until_broken, server)
             await nursery.start(raw.run)
             await trio.testing.wait_all_tasks_blocked()
-            _stop_reading(one)
+            _stop_reading(one, monkeypatch)
             for _ in range(OUT_MAX // 60_000 + 4):
                 await server.notify("device.event", {"x": b"x" * 60_000})
             await trio.testing.wait_all_tasks_blocked()
@@ -226,5 +228,10 @@ async def _run_until_broken(peer: Peer) -> None:
         await peer.run()
 
 
-def _stop_reading(stream: VchanStream) -> None:
-    stream.conversation.turn = lambda _out: (0, None)  # type: ignore[method-assign]
+def _stop_reading(stream: VchanStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = Conversation.turn
+
+    def idle(conversation: Conversation, out: bytes) -> tuple[int, bytes | None]:
+        return (0, None) if conversation is stream.conversation else turn(conversation, out)
+
+    monkeypatch.setattr(Conversation, "turn", idle)
