@@ -245,8 +245,8 @@ async def test_what_is_lent_is_always_preferred_and_of_what_is_assigned_the_log_
     # As few may be lent as may be preferred, so that the bounds meet.
     assert ATTACHMENTS_MAX <= PREFERRED_MAX
     monkeypatch.setattr("pedos_dom0.attachments.transaction.ATTACHMENTS_MAX", 3)
-    monkeypatch.setattr("pedos_dom0.connections.agent_sessions.PREFERRED_MAX", 3)
-    monkeypatch.setattr("pedos_dom0.connections.agent_sessions.NAMED_MAX", 2)
+    monkeypatch.setattr("pedos_dom0.connections.agent_session.PREFERRED_MAX", 3)
+    monkeypatch.setattr("pedos_dom0.connections.agent_session.NAMED_MAX", 2)
     for vm in "abcd":
         world.vm(vm)
     await world.start()

@@ -54,6 +54,17 @@ class AgentLink:
     has gone keeps getting `unavailable`, and never talks to its successor by mistake.
     """
 
+    __slots__ = (
+        "_drop",
+        "_peer",
+        "_told",
+        "domid",
+        "is_of_first_release",
+        "lost",
+        "name",
+        "report",
+    )
+
     def __init__(self, name: str, domid: int, peer: AgentPeer, drop: Callable[[str], None]) -> None:
         self.name = name
         self.domid = domid
@@ -62,7 +73,7 @@ class AgentLink:
         self.is_of_first_release = False  # known from its first report on
         self._peer = peer
         self._drop = drop
-        self._told: OrderedDict[str, None] = OrderedDict()
+        self._told: OrderedDict[str, None] | None = None  # made for the first one
 
     def __repr__(self) -> str:
         return f"<AgentLink {self.name} domain {self.domid}{' lost' if self.lost else ''}>"
@@ -85,6 +96,8 @@ class AgentLink:
 
     def remember(self, attachment: str) -> None:
         """The agent has a reason to name this attachment, even after it has ended."""
+        if self._told is None:
+            self._told = OrderedDict()
         self._told[attachment] = None
         self._told.move_to_end(attachment)
         if len(self._told) > REMEMBERED_MAX:
@@ -92,7 +105,7 @@ class AgentLink:
 
     def was_told_of(self, attachment: str) -> bool:
         """Whether dom0, or the first report, named this attachment on this connection."""
-        return attachment in self._told
+        return self._told is not None and attachment in self._told
 
     def disconnect(self, reason: str) -> None:
         """Ends the connection because the agent misbehaved. The reason goes to the audit log."""

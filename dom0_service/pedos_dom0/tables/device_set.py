@@ -36,6 +36,8 @@ Place = tuple[tuple[str, str], DeviceKey]
 class DeviceSet:
     """Devices of `backend`. Made with `add` and `finish`, and immutable after that."""
 
+    __slots__ = ("_devices", "_in_order", "_parts", "_sharers", "backend")
+
     def __init__(self, backend: str) -> None:
         self.backend = backend
         self._devices: dict[Name, tuple[DeviceKey, Device]] = {}

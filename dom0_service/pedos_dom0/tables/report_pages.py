@@ -58,15 +58,17 @@ def check_page(page: AgentReport) -> None:
 
 
 class ReportPages:
-    """Assembles the pages of one connection. At any time one report is in progress, and it takes no
-    more memory than the complete one before it may."""
+    """Assembles the pages of one connection. At any time at most one report is in progress, and it
+    takes no more memory than the complete one before it may."""
+
+    __slots__ = ("_backend", "_devices", "_first", "_last", "_page")
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
         self._last = -1  # the revision of the last complete report
         self._first: AgentReport | None = None  # of the report that is in progress
         self._page = 0
-        self._devices = DeviceSet(backend)
+        self._devices: DeviceSet | None = None  # until then
 
     def take(self, page: AgentReport, like: DeviceSet | None = None) -> Report | None:
         """The report that this page completes, or None. Devices that it repeats are the same
@@ -76,9 +78,14 @@ class ReportPages:
         if page.page == 0:
             # The agent has started over, and its unfinished report does not count.
             self._first, self._page, self._devices = page, 0, DeviceSet(self._backend)
-        elif self._first is None or (page.revision, page.page) != (
-            self._first.revision,
-            self._page + 1,
+        elif (
+            self._first is None
+            or self._devices is None
+            or (page.revision, page.page)
+            != (
+                self._first.revision,
+                self._page + 1,
+            )
         ):
             raise RemoteProtocolError(
                 f"page {page.page} of report {page.revision} comes where {self._expected()} is"
@@ -93,9 +100,8 @@ class ReportPages:
             raise RemoteProtocolError(f"a report has more than {DEVICES_MAX} devices")
         if not page.last:
             return None
-        assert self._first is not None
         first, self._first, self._last = self._first, None, page.revision
-        devices, self._devices = self._devices, DeviceSet(self._backend)
+        devices, self._devices = self._devices, None
         devices.finish()
         return Report(page.revision, devices, first.exports, first.imports, page.missing)
 

@@ -16,9 +16,11 @@ import trio
 class RateLimit:
     """Lets `burst` turns through at once, and after that `per_second` of them each second."""
 
+    __slots__ = ("_burst", "_last", "_per_second")
+
     def __init__(self, *, burst: int, per_second: float) -> None:
-        self._interval = 1 / per_second
-        self._credit = (burst - 1) / per_second
+        self._burst = burst
+        self._per_second = per_second
         self._last = -math.inf
 
     async def turn(self) -> None:
@@ -27,12 +29,13 @@ class RateLimit:
         No checkpoint if that is now: a handler that need not wait costs its peer no task.
         """
         now = trio.current_time()
-        self._last = max(self._last + self._interval, now - self._credit)
+        interval = 1 / self._per_second
+        self._last = max(self._last + interval, now - (self._burst - 1) * interval)
         if self._last > now:
             try:
                 await trio.sleep_until(self._last)
             except trio.Cancelled:
                 # An abandoned turn goes to the next caller: otherwise a caller that asks and gives
                 # up without end would make all others behind the same limit wait for minutes.
-                self._last -= self._interval
+                self._last -= interval
                 raise
