@@ -1,7 +1,8 @@
 """All messages: one class for each, and one table that says which method carries which.
 
-This module has those between a client and dom0; `policy_messages` those about policy,
-`agent_messages` dom0's with an agent, and `machine_messages` those of local mode's machine.
+This module has those between a client and dom0 about devices; `vm_messages` those about VMs,
+`policy_messages` those about policy, `agent_messages` dom0's with an agent, and `machine_messages`
+those of local mode's machine.
 
 Classes are immutable and compare by value. Making one checks nothing: a program may be trusted
 about its own state, and the reader checks anyway. Everything from a connection goes through
@@ -46,7 +47,6 @@ from .fields import (
     ClassName,
     DeviceId,
     DeviceName,
-    Domid,
     ErrorCode,
     Natural,
     Options,
@@ -87,6 +87,18 @@ from .policy_messages import (
     Verdict,
 )
 from .schema import Empty, Schema, Spec, to_wire
+from .vm_messages import (
+    OperationStep,
+    Step,
+    VmInfo,
+    VmList,
+    VmListed,
+    VmShutdown,
+    VmStart,
+    VmStarted,
+    VmsUsed,
+    VmUsed,
+)
 
 # This module exports all messages, whichever module defines them.
 __all__ = [
@@ -401,97 +413,6 @@ class DeviceEvent:
     revision: Natural
     kind: Literal["added", "removed", "changed", "gap"]
     device: Listed | None = None
-
-
-# VMs
-
-
-@attr.frozen
-class VmList:
-    """List all VMs."""
-
-
-@attr.frozen
-class VmInfo:
-    """A VM; `domid` is None if it does not run, `agent` says whether its agent is connected."""
-
-    name: VmName
-    state: VmState
-    domid: Domid | None
-    agent: bool
-
-
-@attr.frozen
-class VmListed:
-    """All VMs, dom0 included if it is asked for by the driver."""
-
-    vms: Annotated[tuple[VmInfo, ...], AtMost(ITEMS_MAX)]
-
-
-@attr.frozen
-class VmStart:
-    """Start a VM and attach the devices that are assigned to it."""
-
-    vm: VmName
-
-
-@attr.frozen
-class VmStarted:
-    """`attached` names the devices, each `BACKEND:DEVICE`."""
-
-    domid: Domid
-    attached: Annotated[tuple[Text, ...], AtMost(ATTACHMENTS_MAX)] = ()
-
-
-@attr.frozen
-class VmShutdown:
-    """Shut a VM down; `force` does not wait for it."""
-
-    vm: VmName
-    force: bool = False
-
-
-@attr.frozen
-class VmUsed:
-    """List the borrowed devices that VMs use."""
-
-
-@attr.frozen
-class VmsUsed:
-    """One sentence for each device; if there are very many, the first ones."""
-
-    used: Annotated[tuple[Text, ...], AtMost(ATTACHMENTS_MAX)]
-
-
-# Operations
-
-#: What an operation can wait for: an agent to connect, a source to identify a new device, dom0's
-#: user to answer, a source to lend, the toolstack to attach, a target to take; a target to give
-#: back, the toolstack to detach, a source to end it; a VM to be made, to boot, to go down.
-Step = Literal[
-    "connect",
-    "look",
-    "answer",
-    "lend",
-    "attach",
-    "take",
-    "return",
-    "detach",
-    "end",
-    "make",
-    "boot",
-    "stop",
-]
-
-
-@attr.frozen
-class OperationStep:
-    """The operation `request`, for which this command waits, now waits for `vm` to do `step`."""
-
-    request: Text
-    step: Step
-    vm: VmName
-    device: Text = ""
 
 
 # The service

@@ -94,6 +94,7 @@ def test_attrs_is_imported_by_messages_alone() -> None:
         "messages",
         "policy_messages",
         "schema",
+        "vm_messages",
     }
 
 

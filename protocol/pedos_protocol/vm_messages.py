@@ -1,0 +1,102 @@
+"""The messages about VMs, and about what an operation waits for them to do.
+
+`messages` says which method carries which, and reads them all.
+"""
+
+# Annotations are read when these classes are prepared, so they are not postponed here.
+
+from typing import Annotated, Literal
+
+import attr
+
+from .codec import ITEMS_MAX
+from .fields import ATTACHMENTS_MAX, AtMost, Domid, Text, VmName
+from .machine_messages import VmState
+
+
+@attr.frozen
+class VmList:
+    """List all VMs."""
+
+
+@attr.frozen
+class VmInfo:
+    """A VM; `domid` is None if it does not run, `agent` says whether its agent is connected."""
+
+    name: VmName
+    state: VmState
+    domid: Domid | None
+    agent: bool
+
+
+@attr.frozen
+class VmListed:
+    """All VMs, dom0 included if it is asked for by the driver."""
+
+    vms: Annotated[tuple[VmInfo, ...], AtMost(ITEMS_MAX)]
+
+
+@attr.frozen
+class VmStart:
+    """Start a VM and attach the devices that are assigned to it."""
+
+    vm: VmName
+
+
+@attr.frozen
+class VmStarted:
+    """`attached` names the devices, each `BACKEND:DEVICE`."""
+
+    domid: Domid
+    attached: Annotated[tuple[Text, ...], AtMost(ATTACHMENTS_MAX)] = ()
+
+
+@attr.frozen
+class VmShutdown:
+    """Shut a VM down; `force` does not wait for it."""
+
+    vm: VmName
+    force: bool = False
+
+
+@attr.frozen
+class VmUsed:
+    """List the borrowed devices that VMs use."""
+
+
+@attr.frozen
+class VmsUsed:
+    """One sentence for each device; if there are very many, the first ones."""
+
+    used: Annotated[tuple[Text, ...], AtMost(ATTACHMENTS_MAX)]
+
+
+# Operations
+
+#: What an operation can wait for: an agent to connect, a source to identify a new device, dom0's
+#: user to answer, a source to lend, the toolstack to attach, a target to take; a target to give
+#: back, the toolstack to detach, a source to end it; a VM to be made, to boot, to go down.
+Step = Literal[
+    "connect",
+    "look",
+    "answer",
+    "lend",
+    "attach",
+    "take",
+    "return",
+    "detach",
+    "end",
+    "make",
+    "boot",
+    "stop",
+]
+
+
+@attr.frozen
+class OperationStep:
+    """The operation `request`, for which this command waits, now waits for `vm` to do `step`."""
+
+    request: Text
+    step: Step
+    vm: VmName
+    device: Text = ""
