@@ -34,7 +34,9 @@ async def test_an_attach_exports_imports_and_says_how(world: World, autojump_clo
     assert imported["peer"] == world.driver.infos["sys-usb"].domid
     assert export["read_only"] and imported["read_only"]
     (listed,) = await world.client.list()
-    assert listed["attachments"] == [{"vm": "work", "options": answer["options"]}]
+    assert listed["attachments"] == [
+        {"vm": "work", "options": answer["options"], "left_over": None}
+    ]
 
 
 async def test_a_detach_stops_the_target_first_and_leaves_nothing(
