@@ -125,7 +125,8 @@ async def start_parts(state: State, nursery: trio.Nursery) -> Api:
     api = Api(state, transaction, teardown, reconciler, Operations(nursery))
     rows = await reconciler.load_journal()
     for device_class, carrier in state.driver.carriers.items():
-        carrier.adopt([lease for lease in rows if lease.key.device_class == device_class])
+        of_class = [lease for lease in rows if lease.key.device_class == device_class]
+        carrier.adopt([lease for lease in of_class if state.carrier_of(lease) is carrier])
     starts = api.interrupted.load()
     await nursery.start(Orphans(state).run)
     await nursery.start(AgentSessions(state, teardown, reconciler, api).run)

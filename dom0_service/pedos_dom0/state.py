@@ -12,7 +12,8 @@ from pedos_host import faultpoints
 from pedos_dom0.audit.throttle import AuditThrottle
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_DOMID, DOM0_NAME, DomainInfo
-from pedos_dom0.drivers.carrier import lacking
+from pedos_dom0.drivers.carrier import CarriedByAgents, lacking
+from pedos_dom0.drivers.out_of_reach import OutOfReach
 from pedos_dom0.errors import no_vm
 from pedos_dom0.tables.agents import AgentTable
 from pedos_dom0.vms.facts import Facts
@@ -83,9 +84,24 @@ class State:
         keys += [assignment.key for assignment in self.store.assignments()]
         return {key.device_class: key for key in keys if not class_of(key.device_class).is_known}
 
+    def carrier_of(self, lease: Lease) -> Carrier:
+        """The carrier of an attachment: that of its class, unless another dom0 had it carried in
+        another way."""
+        carrier = self.carrier(lease.key.device_class)
+        if lease.by_hypervisor in (None, carrier.by_hypervisor):
+            return carrier
+        if not lease.by_hypervisor:
+            return CarriedByAgents()
+        lack = carrier.lack or f"{lease.key.device_class}: here the agents carry them"
+        return OutOfReach(lack, self._has_domain)
+
+    def _has_domain(self, domid: int) -> bool:
+        domains = self.driver.domains().values()
+        return any(each.domid == domid and each.state != "Halted" for each in domains)
+
     def is_by_hypervisor(self, lease: Lease) -> bool:
         """Whether the hypervisor carries it (see Carrier)."""
-        return self.carrier(lease.key.device_class).by_hypervisor
+        return self.carrier_of(lease).by_hypervisor
 
     def troubles(self) -> tuple[str, ...]:
         """Why the service cannot write its records, if it cannot."""

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
+from pedos_dom0.drivers.base import RETRY_SECONDS
 from pedos_dom0.drivers.carrier import lacking
 from pedos_dom0.drivers.local import CARRIERS
 from pedos_protocol.messages import parse_result
 from trio.abc import Clock
 
+from tests.dom0.fake_carrier import FakeCarrier
 from tests.dom0.fakes import World, fails, named, yes
 from tests.fake_class import registered
+
+TOY = named("work", "sys-usb:toy", "fake")
 
 
 @pytest.fixture
@@ -137,6 +143,103 @@ async def test_a_vm_does_not_start_without_it_and_the_cause_is_the_class_and_not
         with fails("failed", why):
             await older.client.call("vm.start", vm="vault")
         older.driver.die("sys-usb")
+
+
+class Nameless(FakeCarrier):
+    """The hypervisor's carrier of devices that have no names in their targets."""
+
+    def name_in_target(self, domid: int, asked: str | None, taken: Collection[str]) -> Any:
+        return asked
+
+
+@pytest.fixture(params=["class", "means"])
+async def powerless(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    nursery: trio.Nursery,
+) -> AsyncIterator[World]:
+    """The hypervisor gave work the toy; then dom0 does not know the class, or lacks its means."""
+    world = World(tmp_path, nursery)
+    world.vm("sys-usb").plug("toy", "fake")
+    world.vm("work")
+    world.dom0_agent()
+    world.driver.carriers = {"fake": Nameless()}
+    with contextlib.ExitStack() as knows:
+        knows.enter_context(registered())
+        await world.start()
+        await world.client.call("device.attach", **TOY)
+        if request.param == "class":
+            knows.close()
+            world.driver.carriers = {}
+        else:
+            world.driver.carriers = {"fake": lacking("fake", "a cable lacks")}
+        await world.restart()
+        for agent in ("sys-usb", "work"):
+            await world.driver.agents[agent].report()
+        yield world
+        await world.kill()
+
+
+async def test_what_the_hypervisor_has_stays_where_dom0_cannot_take_it_back(
+    powerless: World, autojump_clock: Clock
+) -> None:
+    with fails("failed", "sys-usb:toy cannot be taken back from work", "qvm-shutdown work"):
+        await powerless.client.call("device.detach", **TOY)
+    (lease,) = powerless.state.leases
+    assert lease.state == "attached"
+    assert list(powerless.driver.agents["work"].imports) == [lease.attachment]
+    await powerless.restart()
+    assert len(powerless.state.leases) == 1
+    powerless.driver.die("work")
+    await trio.sleep(1)
+    powerless.assert_nothing_left()
+
+
+@pytest.mark.parametrize("reason", ["force", "the source ends"])
+async def test_it_is_left_over_until_its_domain_has_ended(
+    powerless: World, autojump_clock: Clock, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if reason == "force":
+        with fails("failed", "sys-usb:toy is still attached to work"):
+            await powerless.client.call("device.detach", **TOY, force=True)
+    else:
+        powerless.driver.die("sys-usb")
+    powerless.driver.agents["work"].kill()  # what the agent says does not count
+    await trio.sleep(3 * RETRY_SECONDS)
+    assert [lease.state for lease in powerless.state.leases] == ["detaching"]
+    (listed,) = await powerless.client.list("fake")
+    assert listed["attachments"][0]["left_over"] == "the toolstack does not take it away"
+    said = [line for line in caplog.messages if line.startswith("sys-usb:toy cannot be taken")]
+    assert len(said) == 1, "and not at every try"
+    powerless.driver.change("work", None, "Halted")
+    await trio.sleep(RETRY_SECONDS + 1)
+    powerless.assert_nothing_left()
+
+
+@pytest.mark.parametrize("noted", [True, False])
+async def test_agents_detach_what_they_carried_though_the_hypervisor_would_carry_it_now(
+    tmp_path: Path, nursery: trio.Nursery, autojump_clock: Clock, noted: bool
+) -> None:
+    world, carrier = World(tmp_path, nursery), FakeCarrier()
+    world.vm("sys-usb", "stick")
+    world.vm("work")
+    world.dom0_agent()
+    await world.start()
+    await world.client.attach("work", "sys-usb:stick")
+    (lease,) = world.state.leases
+    if not noted:  # by a version before this
+        await world.state.store.journal_put(attrs.evolve(lease, by_hypervisor=None))
+        await world.restart()
+        (row,) = world.state.store.journal()
+        assert row.by_hypervisor is False
+    world.driver.carriers = {"block": carrier}
+    await world.restart()
+    assert carrier.adopted == []
+    answer = await world.client.detach("work", "sys-usb:stick")
+    assert [each["detached"] for each in answer["results"]] == [True]
+    assert carrier.did == []
+    world.assert_nothing_left()
+    await world.kill()
 
 
 async def test_dom0s_user_is_not_asked_about_what_cannot_be_attached(

@@ -102,11 +102,15 @@ async def test_unassigning_says_whether_there_was_anything(store: Store) -> None
 
 
 async def test_the_journal_keeps_all_of_a_lease(store: Store, path: Path) -> None:
-    full = attrs.evolve(lease(), frontend="xvdi")
-    await store.journal_put(lease("00" * 8))
-    await store.journal_put(full)
+    carried = [
+        attrs.evolve(lease(f"{number:016x}"), frontend="xvdi", by_hypervisor=by_hypervisor)
+        for number, by_hypervisor in enumerate((True, False, None))
+    ]
+    for full in carried:
+        await store.journal_put(full)
     again = reopened(store, path)
-    assert again.journal() == [lease("00" * 8), full]
+    assert again.journal() == carried
+    assert [row.by_hypervisor for row in again.journal()] == [True, False, None]
     again.close()
 
 

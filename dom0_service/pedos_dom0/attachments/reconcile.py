@@ -12,11 +12,13 @@ the device; a request for it waits with it (`wait_settled`).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import trio
 from pedos_protocol.device_classes import CLASSES_MAX
 from pedos_protocol.errors import CallError, RemoteProtocolError
@@ -27,6 +29,7 @@ from pedos_dom0.attachments.ways import AGENT_LOST, CONTRADICTED, FINISHED, GONE
 from pedos_dom0.attachments.wire import is_exported, is_imported
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.tables.leases import DETACHING, PENDING, Taken, broken_by
+from pedos_dom0.tables.store import StoreError
 from pedos_dom0.tasks import progress
 
 if TYPE_CHECKING:
@@ -61,7 +64,8 @@ class Reconciler:
     async def load_journal(self) -> list[Lease]:
         """Turns every journal row into a lease. Call it before any agent is connected."""
         state, rows = self._state, []
-        for lease in state.store.journal():
+        for row in state.store.journal():
+            lease = await self._with_carrier(row)
             try:
                 # Disks and partitions are unknown until the source has reported. A request for one
                 # of them compares its own family with this lease.
@@ -80,6 +84,16 @@ class Reconciler:
                 ", ".join(unknown[:CLASSES_MAX]),
             )
         return rows
+
+    async def _with_carrier(self, lease: Lease) -> Lease:
+        """The row of a version that did not note how an attachment is carried: as its class is."""
+        if lease.by_hypervisor is not None:
+            return lease
+        by_hypervisor = self._state.carrier(lease.key.device_class).by_hypervisor
+        lease = attrs.evolve(lease, by_hypervisor=by_hypervisor)
+        with contextlib.suppress(StoreError):  # which is told of elsewhere
+            await self._state.store.journal_put(lease)
+        return lease
 
     async def settle(self, lease: Lease) -> None:
         """Keeps a journal row whose attachment lives, and ends any other."""
@@ -158,7 +172,7 @@ class Reconciler:
         exports = source.report.exports if source.report else ()
         imports = target.report.imports if target.report else ()
         has_export, has_import = _has(exports, lease), _has(imports, lease)
-        carrier = state.carrier(lease.key.device_class)
+        carrier = state.carrier_of(lease)
         by_hypervisor = carrier.by_hypervisor
         wrong = (
             (state.leases.get(lease.attachment) is None, "it has ended meanwhile", GONE),

@@ -397,7 +397,7 @@ class Teardown:
     async def _detach(self, lease: Lease, *, by_force: bool) -> None:
         """Has the hypervisor take the device away; CallError if it does not, and need not."""
         try:
-            await self._state.carrier(lease.key.device_class).detach(lease, force=by_force)
+            await self._state.carrier_of(lease).detach(lease, force=by_force)
         except DriverError as error:
             if not by_force:
                 # The target has confirmed the release, and yet has it: it has to know of it again.
@@ -405,12 +405,13 @@ class Teardown:
                     lease.vm, lease.vm_domid, "import.start", import_params(lease)
                 )
                 raise failure(error.code, str(error), hint=error.hint) from error
-            logger.critical("%s", error)
+            is_first = self._left_overs.get(lease.attachment) is None
+            logger.log(logging.CRITICAL if is_first else logging.DEBUG, "%s", error)
 
     def _is_left_over(self, lease: Lease) -> bool:
         """Whether the hypervisor still has what it was told to take away."""
         try:
-            return self._state.carrier(lease.key.device_class).is_attached(lease)
+            return self._state.carrier_of(lease).is_attached(lease)
         except DriverError as error:
             logger.critical("whether %s is still in %s: %s", lease.key, lease.vm, error)
             return True  # the safe side

@@ -115,6 +115,7 @@ class Transaction:
             state=PENDING,
             identity=device.identity,
             instance=device.instance,
+            by_hypervisor=state.carrier(key.device_class).by_hypervisor,
         )
         state.leases.grant(lease, state.registry.family(key), device_class.shared)
         # A device that another VM has is also in use in its source: "taken" says more.

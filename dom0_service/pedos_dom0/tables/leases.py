@@ -26,8 +26,9 @@ class Lease:
 
     `port` is the data channel's; the domids are those that were running at the grant, so that a
     restarted VM is not taken for the one that held the lease. `identity` and `instance` are those
-    of the device of the decision; the grant is for that device only (see `broken_by`). None: a
-    version of the service that did not store them made it.
+    of the device of the decision; the grant is for that device only (see `broken_by`).
+    `by_hypervisor`: whether the hypervisor carried it when it was made (Carrier). None: a version
+    of the service that did not store them made it.
     """
 
     attachment: str
@@ -41,6 +42,7 @@ class Lease:
     state: str = field(validator=attrs.validators.in_(STATES))
     identity: str | None = None
     instance: str | None = None
+    by_hypervisor: bool | None = None
 
     @property
     def channel(self) -> Channel:

@@ -13,7 +13,7 @@ from pedos_dom0.tables.leases import STATES, Lease
 from pedos_dom0.tables.registry import DeviceKey
 
 # Incremented with every change of the tables; the file has it as its user_version.
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 # Marks the file as ours ("PeDO"), so that the service does not write into another program's
 # database.
 APPLICATION_ID = 0x5065444F
@@ -37,6 +37,9 @@ ALTER TABLE start ADD COLUMN may_run INTEGER NOT NULL DEFAULT 1;
 """,
     4: """
 ALTER TABLE assignment ADD COLUMN uuid TEXT;
+""",
+    5: """
+ALTER TABLE journal ADD COLUMN by_hypervisor INTEGER;
 """,
 }
 
@@ -165,7 +168,7 @@ class StoreFile(DatabaseFile):
         """Notes an attachment before its first step, or its later changes."""
         key = lease.key
         self._run(
-            "INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 lease.attachment,
                 key.device_class,
@@ -180,6 +183,7 @@ class StoreFile(DatabaseFile):
                 lease.state,
                 lease.identity,
                 lease.instance,
+                lease.by_hypervisor,
             ),
         )
 
@@ -191,7 +195,7 @@ class StoreFile(DatabaseFile):
         """Every attachment, complete or in progress, when the file was last written."""
         rows = self._rows(
             "SELECT attachment, device_class, backend, device, vm, options, frontend, port,"
-            " backend_domid, vm_domid, state, identity, instance FROM journal"
+            " backend_domid, vm_domid, state, identity, instance, by_hypervisor FROM journal"
         )
         return [
             Lease(
@@ -206,6 +210,7 @@ class StoreFile(DatabaseFile):
                 state=state,
                 identity=identity,
                 instance=instance,
+                by_hypervisor=None if by_hypervisor is None else bool(by_hypervisor),
             )
             for (
                 attachment,
@@ -221,6 +226,7 @@ class StoreFile(DatabaseFile):
                 state,
                 identity,
                 instance,
+                by_hypervisor,
             ) in rows
         ]
 
