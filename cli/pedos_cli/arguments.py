@@ -14,7 +14,7 @@ from pedos_cli.output import show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import NoReturn
 
     from pedos_protocol.names import DeviceName
@@ -72,6 +72,8 @@ class Parser(argparse.ArgumentParser):
             add_help=False,
         )
         self._intermixed = False
+        #: Words that may stand in place of the first argument, each with a parser of its own.
+        self.instead: dict[str, Callable[[], Parser]] = {}
         self.add_argument("-h", "--help", action="help", help="show this help message and exit")
         if level == 0:
             self.add_argument(

@@ -26,6 +26,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from pedos_cli.arguments import Parser
+
 TIMEOUT_S = 0.5
 """Seconds that a Tab waits for the service; after that it offers no names."""
 
@@ -56,6 +58,7 @@ class Position:
         self.options = {name: each for each in actions for name in each.option_strings}
         self._positionals = [each for each in actions if not each.option_strings]
         self._pending: argparse.Action | None = None
+        self.instead: dict[str, Callable[[], Parser]] = getattr(parser, "instead", {})
 
     def _pass(self, word: str) -> None:
         expected = self.expected()
@@ -65,8 +68,10 @@ class Position:
         elif self._pending is not None:
             if self._pending.nargs is None:  # one value; a `+` goes on until the next option
                 self._pending = None
+        elif word in self.instead:
+            self._enter(self.instead[word]())
         elif expected is not None and not _fits(expected, word):
-            self._positionals = []  # nothing fits after a word that does not
+            self._positionals, self.instead = [], {}  # nothing fits after a word that does not
         elif isinstance(expected, argparse._SubParsersAction):
             self._enter(expected.choices[word])
         elif expected is not None:
@@ -74,6 +79,7 @@ class Position:
                 self.device_class = word
             elif expected.dest == "vm":
                 self.vm = word
+            self.instead = {}
             if expected.nargs not in ("*", "+"):
                 self._positionals.pop(0)
 
@@ -111,7 +117,8 @@ def candidates(parser: argparse.ArgumentParser, words: Iterable[str], prefix: st
     if source is None and expected is not None and expected.choices is not None:
         return list(expected.choices)
     try:
-        return source(position) if source is not None else []
+        found = source(position) if source is not None else []
+        return [*found, *position.instead]
     except (CallError, ProtocolError, OSError, client.Unreachable):
         return []
 

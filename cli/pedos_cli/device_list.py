@@ -63,9 +63,9 @@ def run(session: Session) -> int:
         output.put_json(listed)
     elif devices:
         if session.verbosity > 0:
-            output.table(map(_detailed_row, devices), DETAILED_HEADER)
+            output.table(map(detailed_row, devices), DETAILED_HEADER)
         else:
-            output.table(map(_row, devices), HEADER)
+            output.table(map(row, devices), HEADER)
     elif not missing:
         session.note(f"there are no {args.device_class} devices here")
     for line in _missing_lines(missing, answer.get("missing_vms")):
@@ -89,13 +89,15 @@ def _missing_lines(missing: list[dict[str, object]], vms: object) -> Iterator[st
         yield f"{vms - len(missing)} more VMs have devices that are not listed"
 
 
-def _row(device: Mapping[str, object]) -> tuple[str, str, str]:
+def row(device: Mapping[str, object]) -> tuple[str, str, str]:
+    """Return the cells of a device under HEADER."""
     return device_name(device), _description(device), ", ".join(used_by(device))
 
 
-def _detailed_row(device: Mapping[str, object]) -> tuple[str, str, str, str]:
+def detailed_row(device: Mapping[str, object]) -> tuple[str, str, str, str]:
+    """Return the cells of a device under DETAILED_HEADER."""
     # In a column of their own: within the description a device could tell others of itself.
-    name, description, users = _row(device)
+    name, description, users = row(device)
     return name, description, _details(device) or NOTHING, users
 
 

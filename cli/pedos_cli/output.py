@@ -130,6 +130,14 @@ def put_json(value: object) -> None:
     put_text(text.replace("\x7f", "\\u007f") + "\n")
 
 
+def put_json_line(value: object) -> None:
+    """Write `value` as one line of JSON, ASCII only."""
+    import json  # noqa: PLC0415
+
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    put_text(text.replace("\x7f", "\\u007f") + "\n")
+
+
 def table(rows: Iterable[Sequence[str]], header: Sequence[str]) -> None:
     """Write `rows` in columns two spaces apart; the header is for people, so only on a terminal."""
     lines = [tuple(show(cell, LINE_MAX) for cell in row) for row in rows]

@@ -29,8 +29,12 @@ ACTIONS = {
     "attach": ("at", "a"),
     "detach": ("dt", "d"),
     "explain": (),
+    "watch": (),
 }
 """Each action and its aliases."""
+
+WATCH = "watch"
+"""The action that needs no class: it is also a command by itself, for all classes."""
 
 IMPLIED_ACTION = "list"
 
@@ -44,12 +48,17 @@ SUMMARIES = {
     "attach": "attach a device to a VM",
     "detach": "detach one device, or all of the class, from a VM",
     "explain": "show the policy's verdict and the rule that decides",
+    "watch": "list devices and VMs, and then every change, until Ctrl-C",
 }
 DETAILS = {
     "list": " USED BY marks with * the VMs that the device is assigned to. An attachment is left "
     "over while its source, or the toolstack, does not confirm that it has ended, which the "
     "service tries every minute: until then no other VM gets the device. With --json, `left_over` "
     "of an attachment says why, or is null.",
+    "watch": " A line that begins with present, added, changed or removed goes on as a line of "
+    "list does; one that begins with vm goes on as a line of qvm-ls does, and says what has "
+    "happened to the VM. In a VM, only its own devices and those that it has are shown, and no "
+    "VMs. If the service goes away, the command waits for it and then shows what is different.",
 }
 
 
@@ -72,7 +81,8 @@ def build_parser(
     what = f"{known} devices" if known else f"devices ({', '.join(class_names())})"
     parser = Parser(
         prog=prog,
-        description=f"List, attach and detach {what}. Without an action, list is implied.",
+        description=f"List, attach, detach and watch {what}. Without an action, list is implied."
+        + ("" if device_class else f" `{prog} {WATCH}` watches all classes."),
         epilog=examples(
             (command, "list the devices"),
             (f"{command} attach work {device}", "attach a device to the VM work"),
@@ -89,6 +99,7 @@ def build_parser(
             TELL_CLASSES, action="store_true",
             help="show the device classes, one per line or as --json, and exit",
         )  # fmt: skip
+        parser.instead = {WATCH: build_watch_parser}
     else:
         parser.set_defaults(device_class=device_class)
     parser.set_defaults(command=command, described=example)
@@ -111,11 +122,51 @@ def build_parser(
     return parser
 
 
+def build_watch_parser() -> Parser:
+    """Return the parser of `qvm-device watch`."""
+    from pedos_cli import device_watch  # noqa: PLC0415
+
+    command = f"qvm-device {WATCH}"
+    parser = Parser(
+        prog=command,
+        description=_sentence(SUMMARIES[WATCH]) + DETAILS[WATCH],
+        epilog=_examples(WATCH, "qvm-device", CLASSES[0]),
+        level=1,
+    )
+    parser.add_argument(
+        "device_class", metavar="DEVICE_CLASS", nargs="?",
+        help="devices of this class only (" + ", ".join(class_names()) + ")",
+    )  # fmt: skip
+    device_watch.add_arguments(parser)
+    parser.set_defaults(action=WATCH, command="qvm-device", help_command=f"{command} --help")
+    return parser
+
+
+def _watch_words(argv: Sequence[str]) -> list[str] | None:
+    """Return the words beside `watch`, if it stands in the place of the class."""
+    first = next((word for word in argv if not word.startswith("-")), None)
+    if first != WATCH:
+        return None
+    place = list(argv).index(WATCH)
+    return [*argv[:place], *argv[place + 1 :]]
+
+
+def _parse_watch(words: Sequence[str]) -> argparse.Namespace:
+    args = build_watch_parser().parse_args(words)
+    if args.device_class is not None:
+        args.command += f" {_known_class(args.device_class).name}"
+    else:
+        args.command += f" {CLASSES[0].name}"
+    return args
+
+
 def parse(argv: Sequence[str], device_class: str | None = None) -> argparse.Namespace:
     """Return the checked arguments; raises UsageError, or SystemExit after showing help."""
     told = next((word for word in argv if word in TELLING or _asks_for_help(word)), None)
     if told == TELL_CLASSES and device_class is None:  # whatever else the command line says
         return argparse.Namespace(verb=_tell_classes, json="--json" in argv)
+    if device_class is None and (words := _watch_words(argv)) is not None:
+        return _parse_watch(words)
     words, shown_class, action = complete_words(argv, device_class)
     return build_parser(device_class, shown_class, action).parse_args(words)
 
@@ -219,6 +270,10 @@ def _module(action: str) -> ModuleType:
         from pedos_cli import device_detach  # noqa: PLC0415
 
         return device_detach
+    if action == WATCH:
+        from pedos_cli import device_watch  # noqa: PLC0415
+
+        return device_watch
     from pedos_cli import device_explain  # noqa: PLC0415
 
     return device_explain
@@ -251,6 +306,10 @@ def _examples(action: str, command: str, example: DeviceClass) -> str:
             (f"{command} explain work {device}", "may it be attached to work, and why"),
             (f"{command} explain -v work {device} --verb detach", "with every rule that was tried"),
             (f"{command} explain work {device} --as work", "what a user in work would see"),
+        ),
+        WATCH: (
+            (f"{command} {WATCH}", "now, and whenever something changes"),
+            (f"{command} {WATCH} --json", "the same for programs, one object per line"),
         ),
     }
     return examples(*lines[action])

@@ -53,7 +53,7 @@ def list_vms(session: Session) -> int:
     if session.args.json:
         output.put_json({"vms": vms})
     elif vms:
-        output.table(map(_row, vms), HEADER)
+        output.table(map(row, vms), HEADER)
     status = DONE
     for name in wanted:
         if name not in known:
@@ -62,7 +62,8 @@ def list_vms(session: Session) -> int:
     return status
 
 
-def _row(vm: Mapping[str, object]) -> tuple[str, str, str, str]:
+def row(vm: Mapping[str, object]) -> tuple[str, str, str, str]:
+    """Return the cells of a VM under HEADER."""
     domid = vm.get("domid")
     return (
         take(vm, "name", str),

@@ -129,6 +129,7 @@ async def start_parts(state: State, nursery: trio.Nursery) -> Api:
         carrier.adopt([lease for lease in of_class if state.carrier_of(lease) is carrier])
     starts = api.interrupted.load()
     await nursery.start(Orphans(state).run)
+    await nursery.start(api.watch.run)
     await nursery.start(AgentSessions(state, teardown, reconciler, api).run)
     for lease in rows:
         nursery.start_soon(reconciler.settle, lease)

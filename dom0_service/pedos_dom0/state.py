@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     class PolicySource(Protocol):
         """The part of the policy loader that the service uses."""
 
+        on_taken: Callable[[], None]
+
         @property
         def snapshot(self) -> Snapshot: ...
 

@@ -113,15 +113,14 @@ __all__ = [
     "DetachResult",
     "Device",
     "DeviceAttach",
+    "DeviceChanged",
     "DeviceClasses",
     "DeviceClassesListed",
     "DeviceDetach",
-    "DeviceEvent",
     "DeviceExplain",
     "DeviceList",
     "DeviceListed",
     "DeviceRef",
-    "DeviceWatch",
     "DomainChanged",
     "DomainInfo",
     "DomainList",
@@ -168,6 +167,7 @@ __all__ = [
     "TraceStep",
     "Verb",
     "Verdict",
+    "VmChanged",
     "VmInfo",
     "VmList",
     "VmListed",
@@ -177,7 +177,8 @@ __all__ = [
     "VmState",
     "VmUsed",
     "VmsUsed",
-    "WatchStarted",
+    "WatchNext",
+    "Watched",
     "parse_params",
     "parse_result",
     "to_wire",
@@ -392,27 +393,57 @@ class DetachResult:
 
 
 @attr.frozen
-class DeviceWatch:
-    """Send `device.event` notices from now on."""
+class WatchNext:
+    """Wait for changes of what the caller may list.
 
-
-@attr.frozen
-class WatchStarted:
-    """Events of changes after `revision` follow; `device.list` gives the present devices.
-
-    An event carries all of a device, so one that a listing already includes does no harm.
+    `numbering`, `number` and `begun` are those of the last answer; without `numbering`, the answer
+    is everything that there is. Of devices, it has those of `device_class`, or of all classes.
     """
 
-    revision: Natural
+    device_class: ClassName | None = None
+    numbering: Text | None = None
+    number: Natural = 0
+    begun: Natural = 0
 
 
 @attr.frozen
-class DeviceEvent:
-    """One change; "gap" means that some were lost and a new snapshot is needed (no device)."""
+class DeviceChanged:
+    """A device as it is `now`; None if it cannot be listed any more."""
 
-    revision: Natural
-    kind: Literal["added", "removed", "changed", "gap"]
-    device: Listed | None = None
+    number: Natural
+    device_class: ClassName
+    backend: VmName
+    device: DeviceId
+    now: Listed | None
+
+
+@attr.frozen
+class VmChanged:
+    """A VM as it is `now`; None if it does not exist any more."""
+
+    number: Natural
+    vm: VmName
+    now: VmInfo | None
+
+
+@attr.frozen
+class Watched:
+    """The last change of each device and VM that changed; together they lead up to `number`.
+
+    Not `complete`: there are further ones already. `gap` says why the answer begins with everything
+    that there is, although the request did not: what was known before is void. A number that is
+    missing was of a change that a later one made obsolete, or of another class. `numbering` names
+    the count: of one run of the service, for one VM or for dom0's user. `begun` is for the next
+    request: the number at which an answer with everything was begun that is not complete yet.
+    """
+
+    numbering: Text
+    number: Natural
+    begun: Natural
+    complete: bool
+    devices: Annotated[tuple[DeviceChanged, ...], AtMost(ITEMS_MAX)]
+    vms: Annotated[tuple[VmChanged, ...], AtMost(ITEMS_MAX)]
+    gap: Text | None
 
 
 # The service
@@ -439,14 +470,13 @@ class StatusResult:
 SCHEMA = Schema(
     {
         **agent_messages.SCHEMA,
-        # a client to dom0; the first four also by way of an agent, policy.mine only so
+        # a client to dom0; the first five also by way of an agent, policy.mine only so
         "device.classes": Spec(DeviceClasses, DeviceClassesListed),
         "device.list": Spec(DeviceList, DeviceListed),
         "device.attach": Spec(DeviceAttach, AttachResult),
         "device.detach": Spec(DeviceDetach, DetachResult),
+        "watch.next": Spec(WatchNext, Watched),
         "device.explain": Spec(DeviceExplain, ExplainResult),
-        "device.watch": Spec(DeviceWatch, WatchStarted),
-        "device.event": Spec(DeviceEvent, None),
         "vm.list": Spec(VmList, VmListed),
         "vm.start": Spec(VmStart, VmStarted),
         "vm.shutdown": Spec(VmShutdown, Empty),

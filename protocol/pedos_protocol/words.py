@@ -13,7 +13,6 @@ DOING = {
     "device.detach": "detach a device",
     "device.explain": "explain the policy for a device",
     "device.list": "list devices",
-    "device.watch": "tell of changes of devices",
     "domain.list": "list the VMs",
     "domain.shutdown": "shut a VM down",
     "domain.start": "start a VM",
@@ -34,6 +33,7 @@ DOING = {
     "vm.shutdown": "shut a VM down",
     "vm.start": "start a VM",
     "vm.used": "tell what VMs use",
+    "watch.next": "tell of changes",
 }
 
 

@@ -44,9 +44,11 @@ def devices(service: FakeService, listed: Callable[..., dict[str, Any]]) -> Fake
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("", ["block", "usb", "pci", "mic"]),
-        ("-v", ["block", "usb", "pci", "mic"]),
-        ("block", ["list", "attach", "detach", "explain"]),
+        ("", ["block", "usb", "pci", "mic", "watch"]),
+        ("-v", ["block", "usb", "pci", "mic", "watch"]),
+        ("watch", ["block", "usb", "pci", "mic"]),
+        ("watch usb", []),
+        ("block", ["list", "attach", "detach", "explain", "watch"]),
         ("block list", ["sys-usb", "work"]),
         ("block list work", ["sys-usb", "work"]),
         ("block list --all --exclude", ["sys-usb", "work"]),
@@ -74,6 +76,12 @@ def test_options_are_offered_after_a_hyphen() -> None:
     ]  # fmt: skip
     assert "read-only=yes" in candidates(parser, ["attach", "-o"], "")
     assert "frontend-dev=xvdi" in candidates(parser, ["attach", "-o"], "")
+
+
+def test_the_options_of_a_command_without_a_class_are_offered_too() -> None:
+    parser = qvm_device.build_parser()
+    assert "--json" in candidates(parser, ["watch"], "--")
+    assert "--list-device-classes" not in candidates(parser, ["watch"], "--")
 
 
 def test_the_implied_class_is_the_one_that_is_asked_for(devices: FakeService) -> None:

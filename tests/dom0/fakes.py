@@ -309,12 +309,14 @@ class FakePolicy:
     ok = True
 
     def __init__(self, text: str) -> None:
+        self.on_taken: Callable[[], None] = lambda: None
         self.set(text)
 
     def set(self, text: str) -> None:
         rules, errors = parse_file("30-test.policy", text)
         assert not errors, errors
         self.snapshot = Snapshot(rules)
+        self.on_taken()
 
     def status(self) -> PolicyStatus:
         rules = len(self.snapshot)

@@ -14,6 +14,7 @@ from trio.abc import Clock
 
 from tests.dom0.fake_carrier import mounted
 from tests.dom0.fakes import ALLOW_DOM0, World, fails, hang
+from tests.dom0.watcher import Watcher
 
 HELD = ("failed", "work has released sys-usb:stick", "sys-usb does not say that it has ended")
 
@@ -81,20 +82,15 @@ async def test_dom0s_user_sees_what_is_held_and_by_whom_and_a_vm_does_not(
 ) -> None:
     await lending.client.attach("work", "sys-usb:stick")
     assert said_of(await lending.client.list()) == {"stick": None, "other": None}
-    events: list[dict[str, Any]] = []
-
-    async def event(_peer: Any, params: dict[str, Any]) -> None:
-        events.append(params)
-
-    async with lending.client.connected(device_event=event) as peer:
-        await peer.call("device.watch", {}, timeout=5)
-        lending.driver.agents["sys-usb"].on["export.stop"] = hang
-        with fails(*HELD):
-            await lending.client.detach("work", "sys-usb:stick")
-        why = "sys-usb does not confirm the end"
-        assert said_of(await lending.client.list()) == {"stick": why, "other": None}
-        await trio.testing.wait_all_tasks_blocked()
-        assert said_of([events[-1]["device"]]) == {"stick": why}
+    watcher = Watcher(lending, of="block")
+    await watcher.next()
+    lending.driver.agents["sys-usb"].on["export.stop"] = hang
+    with fails(*HELD):
+        await lending.client.detach("work", "sys-usb:stick")
+    why = "sys-usb does not confirm the end"
+    assert said_of(await lending.client.list()) == {"stick": why, "other": None}
+    changed = [event["device"] for event in await watcher.next() if "device" in event]
+    assert said_of(changed) == {"stick": why}
     lending.policy.set("device.list.* * work work allow\n" + ALLOW_DOM0)
     own = await lending.driver.agents["work"].ask("device.list", device_class="block")
     assert said_of(own["devices"]) == {"stick": None}

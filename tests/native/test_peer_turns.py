@@ -217,7 +217,7 @@ async def test_a_peer_that_does_not_read_is_ended_over_a_channel_too(
             await trio.testing.wait_all_tasks_blocked()
             _stop_reading(one, monkeypatch)
             for _ in range(OUT_MAX // 60_000 + 4):
-                await server.notify("device.event", {"x": b"x" * 60_000})
+                await server.notify("operation.step", {"x": b"x" * 60_000})
             await trio.testing.wait_all_tasks_blocked()
             assert not server.is_open
             nursery.cancel_scope.cancel()

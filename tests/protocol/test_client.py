@@ -36,7 +36,7 @@ async def forever(_peer: Peer, _params: dict[str, Any]) -> None:
 
 async def watch(peer: Peer, _params: dict[str, Any]) -> dict[str, Any]:
     for number in range(3):
-        await peer.notify("device.event", {"revision": number})
+        await peer.notify("test.event", {"revision": number})
     return {"revision": 0}
 
 
@@ -50,7 +50,7 @@ HANDLERS = {
     "test.busy": busy,
     "test.forever": forever,
     "test.leave": leave,
-    "device.watch": watch,
+    "test.watch": watch,
 }
 
 
@@ -133,7 +133,7 @@ async def test_the_service_says_that_the_time_is_up(tmp_path: Path) -> None:
 async def test_notices_are_kept_until_they_are_asked_for(tmp_path: Path) -> None:
     def command() -> None:
         with connect(str(tmp_path / "sock")) as client:
-            assert client.call("device.watch", {}, 5) == {"revision": 0}
+            assert client.call("test.watch", {}, 5) == {"revision": 0}
             for number in range(3):
                 notice = client.notice(5)
                 assert notice is not None

@@ -42,7 +42,7 @@ EXAMPLES: dict[type[Event], Event] = {
     Request: Request(1, "vm.list", {}, 1000),
     Answer: Answer(1, {}),
     ErrorAnswer: ErrorAnswer(1, "failed", "it did not work", {}),
-    Notice: Notice("device.event", {}),
+    Notice: Notice("operation.step", {}),
     Closed: Closed(),
 }
 
@@ -271,7 +271,7 @@ def test_every_event_is_heard_as_it_was_said(data: st.DataObject) -> None:
         (ErrorAnswer, (1, "failed", None, {})),
         (ErrorAnswer, (1, "failed", "", None)),
         (Notice, ("hello", {})),
-        (Notice, ("device.event", None)),
+        (Notice, ("operation.step", None)),
     ],
 )
 def test_an_event_that_makes_no_sense_cannot_be_made(event_type: Any, fields: Any) -> None:
@@ -432,7 +432,7 @@ def test_an_answer_that_cannot_be_sent_leaves_its_request_unanswered() -> None:
 BATCH = [
     HELLO,
     Request(1, "vm.list", {}, 1000),
-    Notice("device.event", {"a": 1}),
+    Notice("operation.step", {"a": 1}),
     Request(2, "vm.list", {}, 1000),
 ]
 
@@ -515,7 +515,7 @@ def test_what_came_before_a_broken_frame_is_heard_and_nothing_after_it() -> None
         ([1, 1, {"code": "failed", "message": ""}, None], "code, message and data"),
         ([1, 1, {"code": "odd", "message": "", "data": {}}, None], "not an error code"),
         ([1, 1, {"code": "failed", "message": 5, "data": {}}, None], "message is not"),
-        ([2, "device.event", None], "not a map"),
+        ([2, "operation.step", None], "not a map"),
         ([2, "hello", {"versions": [1, 1], "program": "x"}], "hello came a second time"),
     ],
 )

@@ -174,7 +174,7 @@ def test_methods_that_are_not_in_the_table_have_no_messages() -> None:
     with pytest.raises(RemoteProtocolError, match="is not a method"):
         parse_result("x" * 1000, {})
     with pytest.raises(RemoteProtocolError, match="is a notice"):
-        parse_result("device.event", {})
+        parse_result("operation.step", {})
 
 
 def test_an_error_can_be_part_of_a_result() -> None:

@@ -466,7 +466,7 @@ async def test_when_the_other_side_hangs_up_all_that_wait_are_told() -> None:
         await raw.stream.aclose()
     assert told == ["unavailable"] * (PENDING_MAX + 5)
     await call()  # and one that comes later
-    await peer.notify("device.event", {})
+    await peer.notify("operation.step", {})
     assert not peer.is_open
 
 
@@ -629,10 +629,10 @@ async def test_a_peer_that_does_not_read() -> None:
         await one.send_all(Connection().send(HELLO))
         await trio.testing.wait_all_tasks_blocked()
         for _ in range(16):
-            await peer.notify("device.event", {"x": b"x" * 65_000})
+            await peer.notify("operation.step", {"x": b"x" * 65_000})
             await trio.testing.wait_all_tasks_blocked()
             assert peer.is_open
-        await peer.notify("device.event", {"x": b"x" * 65_000})
+        await peer.notify("operation.step", {"x": b"x" * 65_000})
 
 
 async def test_what_only_a_handler_can_see() -> None:

@@ -102,6 +102,10 @@ class Authorizer:
         """The rules in force. Rules about tags must not be used without the tags."""
         return self._state.policy.snapshot if self._state.facts.known else Snapshot.DENY_ALL
 
+    def rules(self) -> object:
+        """The same object for as long as neither policy nor facts change."""
+        return self._decider_of_now()
+
     def _decider_of_now(self) -> Decider:
         snapshot, system = self.snapshot, self._state.facts.system
         if self._made_of[0] is not snapshot or self._made_of[1] is not system:

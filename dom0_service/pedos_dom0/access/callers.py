@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import attrs
+import trio
 from pedos_protocol.errors import CallError
 
 from pedos_dom0.drivers.base import DOM0_NAME
@@ -61,7 +62,7 @@ class Caller:
     turn: Callable[[], Awaitable[None]] = attrs.field(default=_no_wait, eq=False, repr=False)
 
 
-DOM0_USER = Caller(kind=LOCAL, name=DOM0_NAME)
+DOM0_USER = Caller(kind=LOCAL, name=DOM0_NAME, turn=trio.lowlevel.checkpoint)
 
 
 # A VM gets this instead of a sentence that could name other VMs.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -80,6 +80,8 @@ class PolicyLoader:
         # The replaced ones. A decider drops its own at the next request; the last reference is then
         # here, and the thread of the next reading frees it instead of the loop.
         self._old: list[Snapshot] = []
+        #: Called when other rules are in force.
+        self.on_taken: Callable[[], None] = lambda: None
         self._errors: tuple[PolicyError, ...] = (
             PolicyError("", 0, 0, "the policy has not been read yet"),
         )
@@ -147,6 +149,7 @@ class PolicyLoader:
         self._files = len(loaded.files)
         self._loaded_at = datetime.now().astimezone().isoformat(timespec="seconds")
         log.info("policy: %d rules of %d files are in force", len(loaded.rules), self._files)
+        self.on_taken()
         return True
 
     def _complain(self, news: list[PolicyError]) -> None:

@@ -18,7 +18,6 @@ from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.messages import (
     Empty,
     StatusResult,
-    VmInfo,
     VmListed,
     VmsUsed,
     parse_params,
@@ -33,7 +32,6 @@ from pedos_dom0.access.prompters import Prompters
 from pedos_dom0.attachments.interrupted import Interrupted
 from pedos_dom0.attachments.vm_stop import VmStop
 from pedos_dom0.audit.log import new_request_id
-from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.errors import failure
 from pedos_dom0.requests.attach import Attach
 from pedos_dom0.requests.classes import classes_told, why_unknown
@@ -43,7 +41,7 @@ from pedos_dom0.requests.listing import Listing
 from pedos_dom0.requests.operations import Operations
 from pedos_dom0.requests.policy_status import fitting_status, policy_status
 from pedos_dom0.requests.vm_start import VmStart
-from pedos_dom0.requests.watch import Watch
+from pedos_dom0.requests.watch import Watch, vms_now
 from pedos_dom0.tables.registry import DeviceKey
 from pedos_dom0.tables.store import StoreError
 from pedos_dom0.tasks import progress
@@ -110,7 +108,7 @@ class Api:
         self._authorizer = Authorizer(state, self.prompters)
         self._explaining = Explaining(state, self._authorizer)
         self._listing = Listing(state, self._authorizer, teardown)
-        self._watch = Watch(state.registry, self._listing)
+        self.watch = Watch(state, self._authorizer, self._listing)
         self._attach = Attach(state, self._authorizer, transaction, reconciler)
         self._detach = Detach(state, self._authorizer, teardown, reconciler)
         self._vm_stop = VmStop(state, teardown)
@@ -237,23 +235,14 @@ class Api:
         params = call.params
         return self._explaining.device(params.source, params.verb, _key(params), params.vm)
 
-    async def device_watch(self, call: Call) -> object:
-        if call.background is None:
-            raise failure("unavailable", "this connection cannot watch")
-        return await self._watch.start(call.peer, call.background)
+    async def watch_next(self, call: Call) -> object:
+        return await self.watch.next(call.caller, call.params)
 
     # VMs and the service
 
     async def vm_list(self, call: Call) -> object:
-        state = self._state
-        await state.agents.wait_expected()
-        vms = []
-        for name in (DOM0_NAME, *state.driver.domains()):
-            domain = state.domain(name)
-            if domain is not None:
-                agent = state.agents.get(name) is not None
-                vms.append(VmInfo(name=name, state=domain.state, domid=domain.domid, agent=agent))
-        return VmListed(vms=tuple(vms))
+        await self._state.agents.wait_expected()
+        return VmListed(vms=tuple(vms_now(self._state)))
 
     async def vm_start(self, call: Call) -> object:
         await self.interrupted.wait(call.params.vm)
@@ -310,7 +299,7 @@ TABLE: dict[str, Entry] = {
     "device.attach": Entry(Api.device_attach, _EVERYBODY, operation=True),
     "device.detach": Entry(Api.device_detach, _EVERYBODY, operation=True, left_classes=True),
     "device.explain": Entry(Api.device_explain, _LOCAL, left_classes=True),
-    "device.watch": Entry(Api.device_watch, _LOCAL),
+    "watch.next": Entry(Api.watch_next, _EVERYBODY, left_classes=True),
     "vm.list": Entry(Api.vm_list, _LOCAL),
     "vm.start": Entry(Api.vm_start, _LOCAL, operation=True),
     "vm.shutdown": Entry(Api.vm_shutdown, _LOCAL, operation=True),

@@ -13,7 +13,6 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import attrs
-import trio
 from pedos_protocol.codec import FRAME_MAX
 from pedos_protocol.fields import PAGE_DEVICES_MAX
 from pedos_protocol.messages import (
@@ -28,6 +27,7 @@ from pedos_protocol.messages import (
 from pedos_protocol.names import natural_key
 from pedos_protocol.schema import Room
 
+from pedos_dom0.access.callers import DOM0_USER
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.requests.fitting import fitting
 from pedos_dom0.requests.policy_status import fitting_status, policy_status, with_errors
@@ -35,7 +35,7 @@ from pedos_dom0.tables.device_set import DeviceKey, DeviceSet
 from pedos_dom0.tables.leases import PENDING
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from pedos_protocol.messages import PolicyStatus
 
@@ -70,18 +70,10 @@ class Listing:
         self._authorizer = authorizer
         self._teardown = teardown
 
-    def listed(
-        self,
-        key: DeviceKey,
-        assignments: Iterable[Assignment] | None = None,
-        leases: Iterable[Lease] | None = None,
-        *,
-        for_dom0: bool = True,
-    ) -> Listed:
+    def _listed(self, key: DeviceKey, uses: Uses, *, for_dom0: bool) -> Listed:
         """One device with its users; `present` is False if its source does not report it.
 
-        A caller that lists many devices has looked up their users, and passes them in. A VM is not
-        told what holds an attachment that should have ended: that is about other VMs.
+        A VM is not told what holds an attachment that should have ended: that is about other VMs.
         """
         device = self._state.registry.get(key)
         present = device is not None
@@ -96,20 +88,15 @@ class Listing:
                 read_only=False,
                 busy=None,
             )
-        if assignments is None:
-            assignments = self._state.store.assignments_of(key)
-        if leases is None:
-            leases = self._state.leases.of_device(key)
         attached = [
             AttachedTo(
                 vm=lease.vm,
                 options=dict(lease.options),
                 left_over=self._teardown.why_left_over(lease.attachment) if for_dom0 else None,
             )
-            for lease in leases
-            if lease.state != PENDING
+            for lease in uses.lent.get(key, ())
         ]
-        assignments = sorted(assignments, key=lambda each: each.vm)
+        assignments = sorted(uses.assigned.get(key, ()), key=lambda each: each.vm)
         told = fitting(
             (AssignedTo(each.vm, dict(each.options)) for each in assignments), ASSIGNED_MAX
         )
@@ -140,7 +127,7 @@ class Listing:
         for name in (*(vms or ()), *exclude):
             if not self._state.store.assignments(name):  # which a VM that was removed may have
                 self._state.known_domain(name)
-        uses = _Uses(device_class, self._state.leases, self._state.store.assignments())
+        uses = Uses(self._state.leases, self._state.store.assignments(), device_class)
 
         def is_wanted(key: DeviceKey) -> bool:
             users = uses.of(key)
@@ -156,9 +143,9 @@ class Listing:
         for backend in sorted({*registry.backends(), *uses.backends()}, key=natural_key):
             is_whole = (vms is None or backend in vms) and backend not in exclude
             devices = registry.devices_of(backend) if is_whole else DeviceSet(backend)
-            keys = filter(is_wanted, uses.merged(devices, after))
+            keys = filter(is_wanted, uses.merged(devices, device_class, after))
 
-            if not await self._fill(page, DOM0_NAME, keys, uses):
+            if not await self._fill(page, DOM0_USER, keys, uses):
                 return page.listed(status)
         names = {DOM0_NAME, *self._state.driver.domains(), *registry.backends()}
         missing = [
@@ -177,22 +164,21 @@ class Listing:
         exclude: Collection[str],
         after: str | None = None,
     ) -> DeviceListed:
-        """What a VM may see: its own devices and those it has, as far as policy lets it.
+        """A VM's own devices and those it has, as far as policy lets it see them.
 
-        Other users of them are left out, so that VMs do not learn of each other; the name of
-        another VM selects nothing, whether such a VM exists or not. Nothing else is even looked at:
-        a VM's request must not cost time for what all other VMs have.
+        The name of another VM selects nothing, whether such a VM exists or not. Nothing else is
+        even looked at: a VM's request must not cost time for what all other VMs have.
         """
         me = caller.name
         if me in exclude or (vms is not None and me not in vms):
             return DeviceListed(devices=())
         state = self._state
-        uses = _Uses(device_class, state.leases.of_vm(me), state.assigned_to(me))
+        uses = Uses(state.leases.of_vm(me), state.assigned_to(me), device_class)
         page = _Page()
         for backend in sorted({me, *uses.backends()}, key=natural_key):
             devices = state.registry.devices_of(me) if backend == me else DeviceSet(backend)
-            keys = uses.merged(devices, after)
-            if not await self._fill(page, me, keys, uses, caller.turn):
+            keys = uses.merged(devices, device_class, after)
+            if not await self._fill(page, caller, keys, uses):
                 return page.listed(None)
         missing = self._missing(me, device_class)
         return page.listed(None, [] if missing is None else [missing])
@@ -207,51 +193,88 @@ class Listing:
             return None
         return MissingIn(device_class, None, NO_AGENT, backend)
 
+    def uses_of(self, caller: Caller, keys: Collection[DeviceKey]) -> Uses:
+        """Who has some devices, and is to have them, as far as the caller may know."""
+        state, me = self._state, caller.name
+        leases = [lease for lease in state.leases if lease.key in keys]
+        assignments = [each for key in keys for each in state.store.assignments_of(key)]
+        if not caller.kind.sees_all:
+            leases = [lease for lease in leases if lease.vm == me]
+            assignments = [
+                each for each in assignments if each.vm == me and not state.is_orphan(each)
+            ]
+        return Uses(leases, assignments)
+
+    def keys_for(self, caller: Caller) -> set[DeviceKey]:
+        """All devices that the caller might see, of every class, present or not."""
+        state, me = self._state, caller.name
+        if caller.kind.sees_all:
+            uses = Uses(state.leases, state.store.assignments())
+            backends = state.registry.backends()
+        else:
+            uses = Uses(state.leases.of_vm(me), state.assigned_to(me))
+            backends = [me]
+        keys = {*uses.lent, *uses.assigned}
+        for backend in backends:
+            keys.update(key for key, _ in state.registry.devices_of(backend).by_name.values())
+        return keys
+
+    def shown_to(
+        self, caller: Caller, keys: Sequence[DeviceKey], uses: Uses
+    ) -> list[Listed | None]:
+        """Each device as the caller may see it, or None: the one place that decides this, for lists
+        and for watches. `uses` has what the caller may know of their users.
+
+        A VM sees none but its own devices and those that it has or is to have; other users of them
+        are left out, so that VMs do not learn of each other.
+        """
+        sees_all = caller.kind.sees_all
+        shown: list[Listed | None] = []
+        allowed = self._authorizer.may_see(caller.name, keys)
+        for key, is_allowed in zip(keys, allowed, strict=True):
+            users = uses.of(key)
+            device = None
+            if is_allowed and (sees_all or caller.name in users):
+                device = self._listed(key, uses, for_dom0=sees_all)
+                # A device that has disappeared, and is not used, is left out.
+                if not device.present and len(users) == 1:
+                    device = None
+            shown.append(device)
+        return shown
+
     async def _fill(
-        self,
-        page: _Page,
-        caller: str,
-        keys: Iterable[DeviceKey],
-        uses: _Uses,
-        turn: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+        self, page: _Page, caller: Caller, keys: Iterable[DeviceKey], uses: Uses
     ) -> bool:
-        """Puts those that the caller may see onto the page; False when it is full. It yields to
-        others, and awaits `turn` before each step but the first: a VM may have thousands of
-        devices."""
+        """Puts those that the caller sees onto the page; False when it is full. It yields to
+        others, and awaits the caller's turn before each step but the first: a VM may have thousands
+        of devices."""
         left = iter(keys)
         while some := list(islice(left, STEP)):
             if page.is_begun:
-                await turn()
+                await caller.turn()
             page.is_begun = True
-            for key, is_allowed in zip(some, self._authorizer.may_see(caller, some), strict=True):
-                if not is_allowed:
-                    continue
-                device = self.listed(
-                    key,
-                    uses.assigned.get(key, ()),
-                    uses.lent.get(key, ()),
-                    for_dom0=caller == DOM0_NAME,
-                )
-                # A device that has disappeared, and is not used, is left out.
-                if (device.present or len(uses.of(key)) > 1) and not page.take(device):
+            for device in self.shown_to(caller, some, uses):
+                if device is not None and not page.take(device):
                     return False
         return True
 
 
-class _Uses:
-    """Who has the devices of a class, and is to have them."""
+class Uses:
+    """Who has devices, and is to have them: those of a class, or of all classes."""
 
     def __init__(
-        self, device_class: str, leases: Iterable[Lease], assignments: Iterable[Assignment]
+        self,
+        leases: Iterable[Lease],
+        assignments: Iterable[Assignment],
+        device_class: str | None = None,
     ) -> None:
-        self._device_class = device_class
         self.lent: defaultdict[DeviceKey, list[Lease]] = defaultdict(list)
         self.assigned: defaultdict[DeviceKey, list[Assignment]] = defaultdict(list)
         for lease in leases:
-            if lease.state != PENDING and lease.key.device_class == device_class:
+            if lease.state != PENDING and device_class in (None, lease.key.device_class):
                 self.lent[lease.key].append(lease)
         for assignment in assignments:
-            if assignment.key.device_class == device_class:
+            if device_class in (None, assignment.key.device_class):
                 self.assigned[assignment.key].append(assignment)
         self._by_backend: defaultdict[str, set[DeviceKey]] = defaultdict(set)
         for key in (*self.lent, *self.assigned):
@@ -269,11 +292,13 @@ class _Uses:
             *(assignment.vm for assignment in self.assigned.get(key, ())),
         }
 
-    def merged(self, devices: DeviceSet, after: str | None) -> Iterator[DeviceKey]:
-        """The devices of a VM and those of it that are used, present or not, in natural order:
-        those after `after`."""
+    def merged(
+        self, devices: DeviceSet, device_class: str, after: str | None
+    ) -> Iterator[DeviceKey]:
+        """The devices of a class that a VM has and those of it that are used, present or not, in
+        natural order: those after `after`. The uses are those of this class alone."""
         backend = devices.backend
-        of_class = devices.in_order(self._device_class)
+        of_class = devices.in_order(device_class)
         used = self._by_backend.get(backend, set())
         places = sorted((natural_key(key.device), key) for key in used)
         start = 0
@@ -282,7 +307,7 @@ class _Uses:
             if natural_key(backend) < natural_key(last_backend):
                 return
             if backend == last_backend:
-                place = (natural_key(last), DeviceKey(self._device_class, backend, last))
+                place = (natural_key(last), DeviceKey(device_class, backend, last))
                 start = bisect_right(of_class, place)
                 places = places[bisect_right(places, place) :]
         before = None

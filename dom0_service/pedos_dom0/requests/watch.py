@@ -1,77 +1,152 @@
-"""device.watch: every change of a device from now on, as a notice."""
+"""watch.next: what has changed since the previous answer, as soon as there is something.
+
+A watch is a chain of requests, and between two of them the service keeps nothing for the client:
+the numbers of an answer are all that the next request needs. So a client that does not ask costs
+nothing and holds nobody up. See view.py for what is remembered, for each caller and not for each
+client.
+"""
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Literal, cast
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
 
-from pedos_protocol.errors import LocalProtocolError
-from pedos_protocol.messages import DeviceEvent, WatchStarted, to_wire
+import trio
+from pedos_protocol.messages import VmInfo
 
-from pedos_dom0.errors import failure
-from pedos_dom0.tables.registry import REMOVED
+from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.errors import QuotaError, failure
+from pedos_dom0.requests.view import View
 
 if TYPE_CHECKING:
-    import trio
-    from pedos_vchan.peer import Peer
+    from collections.abc import Iterator, Sequence
 
+    from pedos_protocol.messages import Watched, WatchNext
+
+    from pedos_dom0.access.authorizer import Authorizer
+    from pedos_dom0.access.callers import Caller
     from pedos_dom0.requests.listing import Listing
-    from pedos_dom0.tables.registry import Registry, Subscription
+    from pedos_dom0.state import State
+    from pedos_dom0.tables.registry import DeviceKey
 
-logger = logging.getLogger(__name__)
+# Requests of dom0's user that wait at once: a tray widget for every user of a machine, and some
+# scripts.
+DOM0_WATCHERS_MAX = 32
+# Those of one VM: a widget and some scripts. It leaves nearly all of the places that the agent has
+# for requests to others.
+VM_WATCHERS_MAX = 4
+# Those of all VMs, each of which costs a task (some KiB); and so the number of VMs that watch, each
+# of which costs a copy of its list.
+VMS_WATCHERS_MAX = 64
+# Seconds until an answer without a change: a client that waits longer knows that the service hangs.
+QUIET_SECONDS = 30.0
+# Seconds for which a view is kept without a watcher: a client asks again in milliseconds, or in
+# seconds if its machine is busy. One that comes later takes everything anew.
+KEEP_SECONDS = 60.0
 
-Kind = Literal["added", "removed", "changed", "gap"]
+NEW_NUMBERS = "the service was restarted, or nobody watched for a while"
+TOO_LATE = "more has gone away meanwhile than the service remembers"
 
-# A tray widget for every user of a machine, and some scripts. Each costs one listing per change.
-WATCHERS_MAX = 32
-# Bytes of events that may wait for a watcher before the next is held back: a few of the largest. So
-# a slow reader gets a gap, when the registry has more for it than SUBSCRIPTION_MAX, and is not
-# disconnected for exceeding the peer's own bound (OUT_MAX, sixteen of the largest frames).
-WAITING_MAX = 256 * 1024
+
+def vms_now(state: State) -> list[VmInfo]:
+    """All VMs, dom0 first."""
+    vms = []
+    for name in (DOM0_NAME, *state.driver.domains()):
+        domain = state.domain(name)
+        if domain is not None:
+            agent = state.agents.get(name) is not None
+            vms.append(VmInfo(name=name, state=domain.state, domid=domain.domid, agent=agent))
+    return vms
 
 
 class Watch:
-    """Serves device.watch."""
+    """Serves watch.next; follows the tables of `state` by itself, and the hypervisor in `run`."""
 
-    def __init__(self, registry: Registry, listing: Listing) -> None:
-        self._registry = registry
+    def __init__(self, state: State, authorizer: Authorizer, listing: Listing) -> None:
+        self._state = state
+        self._authorizer = authorizer
         self._listing = listing
-        self._watchers = 0
+        self._views: dict[tuple[str, str], View] = {}  # by kind and name of the caller
+        state.registry.follow(self._devices_changed)
+        state.agents.follow(self._vms_changed)
+        state.policy.on_taken = self._rules_changed
+        state.facts.on_taken = self._rules_changed
 
-    async def start(self, peer: Peer, background: trio.Nursery) -> WatchStarted:
-        """Sends events to `peer` until its connection, whose nursery `background` is, ends."""
-        if self._watchers >= WATCHERS_MAX:
-            raise failure("quota", f"{WATCHERS_MAX} clients watch already")
-        # There is no checkpoint between the subscription and the answer, which is therefore sent
-        # before the first event.
-        subscription = self._registry.subscribe()
-        self._watchers += 1
-        background.start_soon(self._feed, peer, subscription)
-        return WatchStarted(revision=self._registry.revision)
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Follows the hypervisor's domains until cancelled, or until their events end."""
+        with self._state.driver.events() as events:
+            task_status.started()
+            async for _ in events:
+                self._vms_changed()
+                # Whose VM exists no more is shown as an assignment to a VM that was removed.
+                self._devices_changed([each.key for each in self._state.store.assignments()])
+                self._rules_changed()
 
-    async def _feed(self, peer: Peer, subscription: Subscription) -> None:
+    async def next(self, caller: Caller, asked: WatchNext) -> Watched:
+        """The changes after those of the previous answer, or everything if it cannot tell."""
+        with self._place(caller) as view:
+            begins = asked.numbering is None
+            if caller.kind.sees_all and asked.numbering != view.numbering:
+                # As for a list: after a restart of the service the agents are back in a moment.
+                await self._state.agents.wait_expected()
+            await view.look()
+            gap = None
+            if asked.numbering not in (None, view.numbering):
+                begins, gap = True, NEW_NUMBERS
+            elif not begins and not view.reaches(asked.number, asked.begun):
+                begins, gap = True, TOO_LATE
+            number, begun = (0, view.number) if begins else (asked.number, asked.begun)
+            answer = view.after(number, begun, asked.device_class, gap)
+            with trio.move_on_after(QUIET_SECONDS):
+                while not begins and answer.complete and not answer.devices and not answer.vms:
+                    await view.changed()
+                    await view.look()
+                    answer = view.after(answer.number, 0, asked.device_class)
+            return answer
+
+    @contextmanager
+    def _place(self, caller: Caller) -> Iterator[View]:
+        """A place for a request that waits, and the view of its caller."""
+        self._drop_idle()
+        name, sees_all = (caller.kind.name, caller.name), caller.kind.sees_all
+        view = self._views.get(name)
+        most = DOM0_WATCHERS_MAX if sees_all else VM_WATCHERS_MAX
+        if view is not None and view.watchers >= most:
+            raise QuotaError(caller.name, f"{most} programs of {caller.name} watch already")
+        if not sees_all and self._vms_watchers() >= VMS_WATCHERS_MAX:
+            raise failure("quota", f"{VMS_WATCHERS_MAX} programs of VMs watch already")
+        if view is None:
+            vms = partial(vms_now, self._state) if sees_all else None
+            view = View(caller, self._listing, vms, self._authorizer.rules)
+            self._views[name] = view
+        view.watchers += 1
         try:
-            with subscription:
-                while True:
-                    # Taken before the next event is sent, so that the event shows the state at that
-                    # time.
-                    await peer.drained(WAITING_MAX)
-                    revision, kind, key = await anext(subscription)
-                    if key is None:
-                        event = DeviceEvent(revision=revision, kind="gap", device=None)
-                    else:
-                        device = self._listing.listed(key)
-                        used = device.present or device.attachments or device.assignments
-                        event = DeviceEvent(
-                            revision=revision,
-                            kind=cast("Kind", kind if used else REMOVED),
-                            device=device,
-                        )
-                    await peer.notify("device.event", to_wire(event))
-        except StopAsyncIteration:
-            pass  # the subscription was closed
-        except LocalProtocolError as error:
-            logger.error("a watcher is given up: %s", error)
-            peer.close()
+            yield view
         finally:
-            self._watchers -= 1
+            view.watchers -= 1
+            view.left_at = trio.current_time()
+
+    def _vms_watchers(self) -> int:
+        """Requests that wait, and views that do for the next one."""
+        return sum(max(1, view.watchers) for view in self._views.values() if not view.sees_all)
+
+    def _drop_idle(self) -> None:
+        now = trio.current_time()
+        for name, view in list(self._views.items()):
+            if not view.watchers and now - view.left_at > KEEP_SECONDS:
+                del self._views[name]
+
+    def _devices_changed(self, keys: Sequence[DeviceKey]) -> None:
+        if self._views:
+            self._drop_idle()
+            for view in self._views.values():
+                view.devices_changed(keys)
+
+    def _vms_changed(self) -> None:
+        for view in self._views.values():
+            view.vms_changed()
+
+    def _rules_changed(self) -> None:
+        for view in self._views.values():
+            view.wake()

@@ -120,6 +120,11 @@ class AgentTable:
         self._links: dict[str, AgentLink] = {}
         self._expected: dict[str, float] = {}
         self._waiting = trio.lowlevel.ParkingLot()
+        self._followers: list[Callable[[], None]] = []
+
+    def follow(self, follower: Callable[[], None]) -> None:
+        """Calls `follower` after an agent was added or removed."""
+        self._followers.append(follower)
 
     def __iter__(self) -> Iterator[AgentLink]:
         return iter(self._links.values())
@@ -155,6 +160,8 @@ class AgentTable:
 
     def _wake(self) -> None:
         self._waiting.unpark_all()
+        for follower in self._followers:
+            follower()
 
     async def wait_for(
         self, name: str, *, timeout: float, worthwhile: Callable[[], bool] = lambda: True

@@ -9,7 +9,7 @@ and takes a new snapshot.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 import trio
@@ -113,6 +113,7 @@ class Registry:
         self._missing: dict[str, tuple[Missing, ...]] = {}
         self._since: dict[DeviceKey, int] = {}
         self._subscriptions: set[Subscription] = set()
+        self._followers: list[Callable[[Sequence[DeviceKey]], None]] = []
 
     def replace(
         self,
@@ -206,6 +207,10 @@ class Registry:
         self._subscriptions.add(subscription)
         return subscription
 
+    def follow(self, follower: Callable[[Sequence[DeviceKey]], None]) -> None:
+        """Calls `follower` with the keys of each change, once the registry shows it."""
+        self._followers.append(follower)
+
     def subscribers(self) -> int:
         return len(self._subscriptions)
 
@@ -213,6 +218,9 @@ class Registry:
         return iter([key for key, _ in self.items()])
 
     def _announce(self, kind: str, keys: tuple[DeviceKey, ...]) -> None:
+        if keys:
+            for follower in self._followers:
+                follower(keys)
         if len(keys) > SUBSCRIPTION_MAX:
             self.revision += len(keys)
             for subscription in self._subscriptions:

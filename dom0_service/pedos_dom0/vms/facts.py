@@ -169,6 +169,8 @@ class Facts:
         # The inputs of the last System.
         self._made_of: object = None
         self._system = System({})
+        #: Called when other facts of the folder are in force.
+        self.on_taken: Callable[[], None] = lambda: None
         self.on_read: Callable[[Read, bool], None] = lambda _read, _taken: None
 
     @property
@@ -254,6 +256,7 @@ class Facts:
         self._since = datetime.now().astimezone().isoformat(timespec="seconds")
         logger.info("facts: %d VMs of %d files are described", len(read.said), read.files)
         self.on_read(read, True)
+        self.on_taken()
         return True
 
 

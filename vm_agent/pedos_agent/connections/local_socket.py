@@ -24,7 +24,14 @@ from pedos_agent.settings import PROGRAM
 
 log = logging.getLogger(__name__)
 
-METHODS: Final = ("device.classes", "device.list", "device.attach", "device.detach", "policy.mine")
+METHODS: Final = (
+    "device.classes",
+    "device.list",
+    "device.attach",
+    "device.detach",
+    "watch.next",
+    "policy.mine",
+)
 SOCKET_MODE: Final = 0o666
 CLIENTS_MAX: Final = 64  # a person's scripts run a few; each costs tens of KiB
 # In flight to dom0 at once: a quarter of what the control channel may have, so that the agent's own
