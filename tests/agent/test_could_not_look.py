@@ -83,8 +83,7 @@ def a_machine(root: Path) -> Callable[[], list[LocalDevice]]:
     stick, port = "bus/usb/devices/1-2", "bus/pci/devices/0000:00:1f.0"
     files = {
         **{f"{stick}/{name}": "00" for name in ("bDeviceClass", "idVendor", "idProduct", "serial")},
-        **{f"{stick}:1.0/bInterface{part}": "03" for part in ("Class", "SubClass", "Protocol")},
-        f"{stick}/product": "Receiver",
+        **{f"{stick}/{name}": "Receiver" for name in ("product", "descriptors")},
         **{f"{port}/{name}": "0x01" for name in ("vendor", "device", "class")},
         f"{port}/label": "Onboard",
         "asound/pcm": "00-00: ALC : ALC Analog : playback 1 : capture 1",
@@ -175,6 +174,7 @@ def test_what_fails_at_one_device_is_no_error_of_the_others(tmp_path: Path, make
         (a_folder, "/usb", ("usb", "")),
         (a_folder, "/block/two.img", ("block", "two.img")),
         (a_machine, "1-2/serial", ("usb", "1-2")),
+        (a_machine, "1-2/descriptors", ("usb", "1-2")),
         (a_machine, "usb/devices", ("usb", "")),
         (a_machine, "1f.0/class", ("pci", "00_1f.0")),
         (a_machine, "asound/pcm", ("mic", "")),

@@ -27,6 +27,7 @@ from pedos_protocol.names import is_device_id, is_identity
 
 from .conftest import ATTACHMENT, FakeDom0
 from .loops import looped
+from .test_usb_kinds import configuration, descriptors
 
 Start = Callable[[Settings], Awaitable[FakeDom0]]
 
@@ -294,11 +295,9 @@ def test_a_usb_device_is_listed_with_its_interfaces_and_a_hub_is_not(tmp_path: P
             f"{usb}/1-2/idProduct": "c52b",
             f"{usb}/1-2/manufacturer": "Logitech",
             f"{usb}/1-2/product": "USB <Receiver>",
-            f"{usb}/1-2:1.0/bInterfaceClass": "03",
-            f"{usb}/1-2:1.0/bInterfaceSubClass": "01",
-            f"{usb}/1-2:1.0/bInterfaceProtocol": "01",
         },
     )
+    (tmp_path / usb / "1-2/descriptors").write_bytes(descriptors(configuration("u030101")))
     (found,) = discovery_sysfs.scan(tmp_path, tmp_path)
     assert found.device.device == "1-2"
     assert found.device.identity == "046d:c52b::u030101"

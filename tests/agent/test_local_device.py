@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from pedos_agent.device_classes.block import disk
-from pedos_agent.device_classes.block.disk import is_held, open_exclusively
+from pedos_agent.device_classes import exclusive
+from pedos_agent.device_classes.exclusive import is_held, open_exclusively
 
 BUSY = OSError(errno.EBUSY, "Device or resource busy")
 
@@ -21,8 +21,8 @@ class Kernel:
         self._answers = answers
         self.asked = 0
         self._open = os.open
-        monkeypatch.setattr(disk.os, "open", self.open)
-        monkeypatch.setattr(disk, "HELD_RETRY_SECONDS", 0)
+        monkeypatch.setattr(exclusive.os, "open", self.open)
+        monkeypatch.setattr(exclusive, "HELD_RETRY_SECONDS", 0)
 
     def open(self, path: str, flags: int) -> int:
         assert flags & os.O_EXCL
@@ -45,7 +45,7 @@ def test_who_only_looks_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_stays_in_use_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel(monkeypatch, BUSY)
     assert open_exclusively("/dev/sda") is None
-    assert kernel.asked == disk.HELD_TRIES
+    assert kernel.asked == exclusive.HELD_TRIES
     assert is_held("/dev/sda")
 
 

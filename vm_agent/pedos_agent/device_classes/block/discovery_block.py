@@ -29,10 +29,8 @@ from pedos_agent.device_classes.block import disk_events
 from pedos_agent.device_classes.block.areas import SECTOR, Area, Areas, Disks, sharing, why_unknown
 from pedos_agent.device_classes.block.block_use import (
     backing_file,
-    connecting,
     held,
     is_number,
-    lent,
     looped,
     made_of,
     mounted,
@@ -40,15 +38,15 @@ from pedos_agent.device_classes.block.block_use import (
     volume,
 )
 from pedos_agent.device_classes.block.disk import (
-    IN_USE,
     Disk,
     disk_marks,
-    is_held,
     with_held_sharers,
 )
 from pedos_agent.device_classes.block.drives import has_disc
 from pedos_agent.device_classes.block.identity import identity_of
+from pedos_agent.device_classes.exclusive import IN_USE, is_held
 from pedos_agent.device_classes.sysfs import usb_device_of
+from pedos_agent.device_classes.xen_backends import connecting, lent
 from pedos_agent.inventory.local_device import Inode, LocalDevice, unseen
 from pedos_agent.inventory.looking import Looking, Untold, seen
 from pedos_agent.system.reading import (

@@ -1,24 +1,16 @@
-"""A disk as discovery finds it, and how it is held so that nothing else in this VM uses it."""
+"""A disk as discovery finds it."""
 
 from __future__ import annotations
 
-import errno
 import os
-import time
-from typing import Final
 
 import attrs
 from pedos_protocol.names import harmless_text
 
 from pedos_agent.device_classes.block.areas import Areas, overlap
+from pedos_agent.device_classes.exclusive import IN_USE
 from pedos_agent.inventory.local_device import Inode, LocalDevice
 from pedos_agent.system.reading import read_field
-
-IN_USE: Final = "mounted or otherwise in use in this VM"
-# A program that only looks (as discovery and udev do) holds a device for a moment, a mount for
-# long. That moment may last while a busy machine does not run the program.
-HELD_TRIES: Final = 6
-HELD_RETRY_SECONDS: Final = 0.02
 
 
 @attrs.frozen
@@ -64,30 +56,3 @@ def disk_marks(folder: str) -> tuple[str, ...]:
     # The folder may be a link; its parent is that of the folder to which it leads.
     where = (f"{folder}/../diskseq", f"{folder}/start", f"{folder}/size")
     return tuple(map(read_field, where))
-
-
-def open_exclusively(path: str) -> int | None:
-    """Open a block device, for reading, so that it cannot be mounted; None if it is in use in this
-    VM.
-
-    open(2): O_EXCL without O_CREAT fails on a block device that is mounted, or part of a volume or
-    a RAID. A partition in use makes its disk busy too. OSError if the device cannot be opened;
-    blocks as long as its driver does.
-    """
-    for attempt in range(HELD_TRIES):
-        if attempt:
-            time.sleep(HELD_RETRY_SECONDS)
-        try:
-            return os.open(path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-    return None
-
-
-def is_held(path: str) -> bool:
-    """Say whether a block device is in use in this VM, as above."""
-    held = open_exclusively(path)
-    if held is not None:
-        os.close(held)
-    return held is None

@@ -29,7 +29,8 @@ from pedos_agent.device_classes.block.areas import (
 )
 from pedos_agent.device_classes.block.block_use import REASON_MAX, SWAP, swap_files
 from pedos_agent.device_classes.block.discovery_block import uses
-from pedos_agent.device_classes.block.disk import IN_USE, Disk, is_held, with_held_sharers
+from pedos_agent.device_classes.block.disk import Disk, with_held_sharers
+from pedos_agent.device_classes.exclusive import IN_USE, is_held
 from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.inventory.looking import seen
 from pedos_agent.system.reading import is_gone, is_starved, read_table

@@ -27,9 +27,10 @@ from pedos_protocol.names import harmless_text
 
 from pedos_agent.device_classes.block.areas import Area, file_area
 from pedos_agent.device_classes.block.block_use import SWAP
-from pedos_agent.device_classes.block.disk import IN_USE, Disk, open_exclusively
+from pedos_agent.device_classes.block.disk import Disk
 from pedos_agent.device_classes.block.folder_data import why_used
 from pedos_agent.device_classes.block.overlays import DEPTH_MAX, UntoldError, layer_file
+from pedos_agent.device_classes.exclusive import IN_USE, open_exclusively
 from pedos_agent.system.closing import close_and_wait
 from pedos_agent.system.reading import is_gone
 from pedos_agent.system.roots import ROOTS, Roots

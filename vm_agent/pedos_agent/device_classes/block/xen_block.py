@@ -24,8 +24,9 @@ from pedos_protocol.names import harmless_text
 
 from pedos_agent.device_classes.block.block_use import untold
 from pedos_agent.device_classes.block.discovery_block import reasons_for
-from pedos_agent.device_classes.block.disk import IN_USE, disk_marks, open_exclusively
+from pedos_agent.device_classes.block.disk import disk_marks
 from pedos_agent.device_classes.block.exporter import opened_source
+from pedos_agent.device_classes.exclusive import IN_USE, open_exclusively
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.system.closing import close_and_wait

@@ -1,0 +1,117 @@
+"""The kernel's vhci-hcd in this VM: ports for borrowed USB devices.
+
+All functions wait for the kernel: they are for a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from pathlib import Path
+from typing import Final
+
+import attrs
+from pedos_protocol.errors import CallError
+
+from pedos_agent.system.reading import is_there, names_in, read_bytes
+from pedos_agent.system.writing import write_attribute
+
+#: Of a port (Linux, drivers/usb/usbip/usbip_common.h): VDEV_ST_NULL, _NOTASSIGNED, _USED.
+FREE, CONNECTED, USED = 4, 5, 6
+_SUPER: Final = 5  # from this speed on a port of the other half is needed
+_STATUS: Final = re.compile(r"status(\.[0-9]+)?")
+# hs  0000 004 000 00000000 000000 0-0
+_ROW: Final = re.compile(
+    r"(hs|ss) +([0-9]+) +([0-9]+) +([0-9]+) +([0-9a-f]{8}) +([0-9-]+) +([0-9]+-[0-9.]+)"
+)
+_TABLE_BYTES: Final = 16 * 1024  # 30 rows of some fifty characters
+
+
+@attrs.frozen
+class Port:
+    """A row of a table of ports. `name` is what the device is called here, "0-0" if none is."""
+
+    number: int
+    is_super: bool
+    state: int
+    devid: int
+    name: str
+
+
+class UnreadableError(OSError):
+    """A table that this version cannot read."""
+
+
+class Vhci:
+    """vhci-hcd under this root of sysfs."""
+
+    def __init__(self, sys_root: Path) -> None:
+        self._folder = f"{sys_root}/devices/platform/vhci_hcd.0"
+
+    def is_loaded(self) -> bool:
+        """Whether the kernel has it, and its tables can be read. OSError if that cannot be told."""
+        return is_there(f"{self._folder}/status")
+
+    def ports(self) -> list[Port]:
+        """All ports; none if the module is not loaded. OSError."""
+        found = []
+        for name in names_in(self._folder):
+            if _STATUS.fullmatch(name):
+                text = read_bytes(f"{self._folder}/{name}", _TABLE_BYTES)
+                found += ports_in((text or b"").decode("ascii", "replace"))
+        return sorted(found, key=lambda port: port.number)
+
+    def port(self, number: int) -> Port | None:
+        """The port of that number. OSError."""
+        return next((each for each in self.ports() if each.number == number), None)
+
+    def attach(self, socket: int, devid: int, speed: int) -> int:
+        """Have the kernel use a device on a socket, to which it keeps a reference; returns the
+        port. CallError, OSError."""
+        tried: set[int] = set()
+        while True:
+            port = self._free(speed, tried)
+            tried.add(port)
+            try:
+                write_attribute(f"{self._folder}/attach", f"{port} {socket} {devid} {speed}")
+            except OSError as error:
+                if error.errno == errno.EBUSY:  # another program was faster
+                    continue
+                if error.errno == errno.EINVAL:
+                    why = "vhci-hcd refuses the device: its speed, or the connection"
+                    raise CallError("failed", why) from error
+                raise
+            # The kernel computes the port from number and speed: it may have taken another one.
+            now = self.port(port)
+            if now is not None and now.state != FREE and now.devid != devid:
+                raise CallError("failed", f"vhci-hcd gave port {port} to another device")
+            return port
+
+    def detach(self, port: int) -> None:
+        """Take the device away; that takes a while. Nothing if it is gone already. OSError."""
+        try:
+            write_attribute(f"{self._folder}/detach", str(port))
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+
+    def _free(self, speed: int, tried: set[int]) -> int:
+        is_super = speed >= _SUPER
+        ports = [each for each in self.ports() if each.is_super == is_super]
+        for each in ports:
+            if each.state == FREE and each.number not in tried:
+                return each.number
+        kind = "super-speed" if is_super else "high-speed"
+        raise CallError("busy", f"all {len(ports)} {kind} ports of vhci-hcd are in use here")
+
+
+def ports_in(table: str) -> list[Port]:
+    """The rows of one table; the first line is its head. UnreadableError."""
+    found = []
+    for line in table.splitlines()[1:]:
+        row = _ROW.fullmatch(line.strip())
+        if row is None:
+            raise UnreadableError(errno.EPROTO, "the ports of vhci-hcd have an unknown form")
+        half, number, state, _speed, devid, _socket, name = row.groups()
+        found.append(Port(int(number), half == "ss", int(state), int(devid, 16), name))
+    return found
