@@ -128,6 +128,26 @@ def a_user_elsewhere(proc: Path) -> Callable[[], str]:
     return partial(elsewhere, Path("/vm/dev/xvdi"), Roots(proc=proc))
 
 
+@pytest.mark.parametrize(
+    ("namespace", "mount", "is_user"), [("1", 42, True), ("1", 43, False), ("2", 64, True)]
+)
+def test_who_has_the_file_open_under_another_name_is_a_user(
+    tmp_path: Path, namespace: str, mount: int, is_user: bool
+) -> None:
+    ours = OURS.format(ours="") + "43 27 0:40 / /mnt rw - tmpfs none rw\n"
+    theirs = THEIRS.format(theirs="", minor=39)
+    write_processes(
+        tmp_path, {"self": ("1", ours), "71": (namespace, ours if namespace == "1" else theirs)}
+    )
+    for folder in ("fd", "fdinfo"):
+        (tmp_path / "71" / folder).mkdir()
+    (tmp_path / "71/fd/3").symlink_to("/renamed/disk")
+    (tmp_path / "71/fdinfo/3").write_text(f"pos:\t0\nflags:\t02\nmnt_id:\t{mount}\nino:\t1\n")
+    (tmp_path / "71/fd/4").symlink_to("/closed")  # meanwhile: it has no fdinfo any more
+    users = users_of(Path("/vm/dev/xvdi"), Roots(proc=tmp_path, sys=tmp_path))
+    assert users == ("sh (pid 71)" if is_user else "")
+
+
 @pytest.mark.parametrize("code", [*STARVED, errno.EIO])
 def test_a_use_that_cannot_be_looked_for_is_never_none(tmp_path: Path, code: int) -> None:
     find_elsewhere = a_user_elsewhere(tmp_path)

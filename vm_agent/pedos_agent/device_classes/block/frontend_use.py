@@ -1,9 +1,11 @@
 """Who uses a borrowed disk in local mode, where it is a file.
 
 `users_of` finds names for the sentence when the kernel refuses to unmount an open file. It finds
-open files in /proc, and loop devices in sysfs. `elsewhere` finds the mounts through which the file
-can be used although it is unmounted here. Links are read and never followed, because a look at the
-file itself may wait for a source that hangs.
+open files in /proc, by their name or by the file system that they are on: nbdfuse serves the one
+file of a file system, which may have been opened under another name. Loop devices it finds in
+sysfs, by the name. `elsewhere` finds the mounts through which the file can be used although it is
+unmounted here. Links are read and never followed, because a look at the file itself may wait for a
+source that hangs.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pedos_host.mounts import mounted
 from pedos_protocol.names import harmless_text
 
 from pedos_agent.device_classes.block.block_use import REASON_MAX, backing_file
-from pedos_agent.system.reading import is_gone, link_target, names_in, read_note
+from pedos_agent.system.reading import is_gone, lines_of, link_target, names_in, read_note
 from pedos_agent.system.roots import ROOTS, Roots
 
 # Users that the sentence names; after ending those, a user asks again.
@@ -50,15 +52,50 @@ def _users(file: str, roots: Roots) -> Iterator[str]:
     for name in names_in(roots.sys / "class/block"):
         if backing_file(roots.sys, name) == file:
             yield name
+    mounts = _MountsOf(file, roots)
     for pid in filter(str.isdecimal, names_in(roots.proc)):
-        if _has_open(f"{roots.proc}/{pid}/fd", file):
+        if _has_open(roots.proc / pid, file, mounts):
             yield _named(roots, pid)
 
 
-def _has_open(folder: str, file: str) -> bool:
+class _MountsOf:
+    """The mounts of the file system that is mounted at `file`, by mount namespace."""
+
+    def __init__(self, file: str, roots: Roots) -> None:
+        here = mounted(roots.proc / "self/mountinfo")
+        at = [mount.number for mount in here if mount.point == os.fsencode(file)]
+        self._number = at[-1] if at else None
+        self._known: dict[str | None, frozenset[str]] = {}
+
+    def seen_by(self, process: Path) -> frozenset[str]:
+        """Their ids in the namespace of this process; none if the file is not mounted."""
+        if self._number is None:
+            return frozenset()
+        namespace = link_target(process / "ns/mnt")
+        if namespace not in self._known:
+            table = mounted(process / "mountinfo")
+            ids = (mount.id.decode() for mount in table if mount.number == self._number)
+            self._known[namespace] = frozenset(ids)
+        return self._known[namespace]
+
+
+def _has_open(process: Path, file: str, mounts: _MountsOf) -> bool:
     with _looking_at_a_process():
-        return any(link_target(f"{folder}/{name}") == file for name in names_in(folder))
+        names = names_in(process / "fd")
+        if any(link_target(process / "fd" / name) == file for name in names):
+            return True
+        ids = mounts.seen_by(process) if names else frozenset()
+        return bool(ids) and any(_mount_of(process / "fdinfo" / name) in ids for name in names)
     return False
+
+
+def _mount_of(fdinfo: Path) -> str:
+    """The id of the mount through which a file was opened (proc(5)); "" if it was closed."""
+    lines = lines_of(str(fdinfo))
+    found = (
+        value for name, _, value in (line.partition(":\t") for line in lines) if name == "mnt_id"
+    )
+    return next(found, "")
 
 
 def elsewhere(path: Path, roots: Roots = ROOTS) -> str:
