@@ -11,6 +11,11 @@ HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "native" / "csrc"
 SOURCES = [HERE / f"{name}.c" for name in ("interop", "attach", "standin")]
 OURS = ("ring", "halt_poll", "channel")
+#: Seconds of processor time that a run may take, and one more for each hundred rounds, which take a
+#: tenth of that.
+WORK = 30
+#: Seconds, and one more for each round, until a run that waits beyond its patience is given up.
+DEADLOCK = 600
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]
 
 
@@ -44,9 +49,14 @@ def build(folder: Path, csrc: Path = CSRC) -> Path:
     return program
 
 
-def run(program: Path, job: str, rounds: int, *, seed: int, patience: int, limit: int) -> Any:
-    """The figures of one run. patience in milliseconds, limit in seconds; AssertionError if bad."""
-    command: list[str | Path] = [program, job, str(rounds), str(seed), str(patience)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
+def run(program: Path, job: str, rounds: int, *, seed: int, patience: int) -> Any:
+    """The figures of one run; AssertionError if bad. `patience`: milliseconds of each wait in it.
+
+    What works for ever has used up its processor time at some point, however busy the machine is.
+    """
+    limited = ["sh", "-c", f'ulimit -t {WORK + rounds // 100}; exec "$@"', "sh"]
+    command: list[str | Path] = [*limited, program, job, str(rounds), str(seed), str(patience)]
+    last_resort = DEADLOCK + rounds
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=last_resort)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return json.loads(done.stdout)

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from . import program
 
-DAY = 86400
-
 
 def main(channels: int = 100_000, patience: int = 100) -> None:
     if reason := program.missing():
@@ -21,7 +19,7 @@ def main(channels: int = 100_000, patience: int = 100) -> None:
     with tempfile.TemporaryDirectory() as folder:
         built = program.build(Path(folder))
         for job, rounds in (("orders", 5), ("churn", channels), ("ends", channels)):
-            print(job, program.run(built, job, rounds, seed=1, patience=patience, limit=DAY))
+            print(job, program.run(built, job, rounds, seed=1, patience=patience))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def program(libraries: Path) -> Path:
 def test_what_the_library_set_up_works_with_the_library_at_the_other_end(
     program: Path, job: str, rounds: int
 ) -> None:
-    interop.run(program, job, rounds, seed=1, patience=PATIENCE, limit=LIMIT)
+    interop.run(program, job, rounds, seed=1, patience=PATIENCE)
 
 
 @with_library
