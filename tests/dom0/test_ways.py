@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -499,3 +500,29 @@ def test_the_documentation_has_every_way() -> None:
         (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
         said = [cell.strip() for cell in row.split("|")]
         assert said[3:5] == [way.may_refuse, "yes" if way.by_force else "no"]
+
+
+async def test_a_breach_of_a_source_costs_its_borrower_nothing_that_others_lend_it(
+    world_with_a_stick: World, autojump_clock: Clock
+) -> None:
+    world = world_with_a_stick
+    source, other = world.driver.agents["sys-usb"], world.driver.agents["vault"]
+    other.plug("own")
+    await other.report()
+    for vm, device in (("work", "sys-usb:stick"), ("work", "vault:own")):
+        await world.client.attach(vm, device)
+    for number in range(64):
+        source.exports[f"{number:016x}"] = {
+            "attachment": f"{number:016x}",
+            "device_class": "block",
+            "device": "x",
+            "peer": 1,
+            "port": 99,
+            "read_only": False,
+        }
+    with contextlib.suppress(CallError):
+        await source.report()
+    await trio.testing.wait_all_tasks_blocked()
+    assert [line["vm"] for line in world.audit("disconnected")] == ["sys-usb"]
+    assert [str(lease.key) for lease in world.state.leases] == ["vault:own"]
+    assert len(world.driver.agents["work"].imports) == 1
