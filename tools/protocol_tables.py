@@ -10,16 +10,22 @@ from typing import Any
 
 import attr
 from pedos_protocol import connection, messages
-from pedos_protocol.fields import is_optional
+from pedos_protocol.fields import is_optional, version_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "protocol.md"
 BEGIN = "<!-- made by tools/protocol_tables.py: do not edit below -->\n"
 
 
+def came_with(version: int) -> str:
+    """The mark of what came with this version of the protocol; the first has none."""
+    return "" if version == 1 else f"<sup>{version}</sup>"
+
+
 def keys(message_class: type[Any]) -> str:
     """The keys of a message, as they stand on the wire; with `?` if they may be missing."""
     fields = attr.fields(message_class)
-    return ", ".join(f"`{a.name}{'?' * is_optional(a)}`" for a in fields) or "none"
+    marked = (f"`{a.name}{'?' * is_optional(a)}`{came_with(version_of(a))}" for a in fields)
+    return ", ".join(marked) or "none"
 
 
 def summary(message_class: type[Any]) -> str:
@@ -42,7 +48,8 @@ def generated() -> str:
     ]
     for method, spec in messages.SCHEMA.items():
         result = "(notice)" if spec.result is None else keys(spec.result)
-        lines.append(f"| `{method}` | {keys(spec.params)} | {result} | {summary(spec.params)} |")
+        name = f"`{method}`{came_with(spec.since)}"
+        lines.append(f"| {name} | {keys(spec.params)} | {result} | {summary(spec.params)} |")
     return "\n".join(lines) + "\n"
 
 

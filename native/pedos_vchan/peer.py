@@ -87,6 +87,12 @@ class Peer:
         return self._connection.their_hello
 
     @property
+    def version(self) -> int:
+        """The highest version of the protocol that both sides speak; before the other's hello, the
+        lowest that this side offers."""
+        return self._connection.version or VERSIONS[0]
+
+    @property
     def is_open(self) -> bool:
         """Have both sides said hello, and has the connection not ended since?"""
         return self.their_hello is not None and not self._session.ended

@@ -32,6 +32,7 @@ from .fields import (
     Natural,
     Port,
     VmName,
+    since,
 )
 from .schema import Empty, Schema, Spec
 
@@ -53,15 +54,15 @@ class ExportStart:
     port: Port
     peer: Domid
     read_only: bool
-    instance: Instance = attr.field(default="", kw_only=True, metadata=OPTIONAL)
-    again: bool = attr.field(default=False, kw_only=True, metadata=OPTIONAL)
+    instance: Instance = attr.field(default="", kw_only=True, metadata=since(2))
+    again: bool = attr.field(default=False, kw_only=True, metadata=since(2))
 
 
 @attr.frozen
 class ExportStarted:
     """The number of the block device that is held ready, where the hypervisor opens it by name."""
 
-    number: DiskNumber | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
+    number: DiskNumber | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
 @attr.frozen
@@ -105,9 +106,9 @@ class ImportStop:
     """
 
     attachment: AttachmentId
-    may_refuse: bool = attr.field(default=False, kw_only=True, metadata=OPTIONAL)
-    frontend: NameInTarget | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
-    device_class: ClassName | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
+    may_refuse: bool = attr.field(default=False, kw_only=True, metadata=since(2))
+    frontend: NameInTarget | None = attr.field(default=None, kw_only=True, metadata=since(2))
+    device_class: ClassName | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
 @attr.frozen
@@ -145,11 +146,11 @@ class Device:
     parent: DeviceId | None
     read_only: bool
     busy: Line | None
-    instance: Instance = attr.field(default="", kw_only=True, metadata=OPTIONAL)
-    stale: Line | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
-    parent_class: ClassName | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
+    instance: Instance = attr.field(default="", kw_only=True, metadata=since(2))
+    stale: Line | None = attr.field(default=None, kw_only=True, metadata=since(2))
+    parent_class: ClassName | None = attr.field(default=None, kw_only=True, metadata=since(2))
     shares: Annotated[tuple[DeviceId, ...], AtMost(SHARES_MAX)] = attr.field(
-        default=(), kw_only=True, metadata=OPTIONAL
+        default=(), kw_only=True, metadata=since(2)
     )
 
 
@@ -163,7 +164,7 @@ class ExportState:
     peer: Domid
     port: Port
     read_only: bool
-    instance: Instance = attr.field(default="", kw_only=True, metadata=OPTIONAL)
+    instance: Instance = attr.field(default="", kw_only=True, metadata=since(2))
 
 
 @attr.frozen
@@ -205,10 +206,10 @@ class AgentReport:
     devices: Annotated[tuple[Device, ...], AtMost(PAGE_DEVICES_MAX)]
     exports: Annotated[tuple[ExportState, ...], AtMost(ATTACHMENTS_MAX)]
     imports: Annotated[tuple[ImportState, ...], AtMost(ATTACHMENTS_MAX)]
-    page: Natural = attr.field(default=0, kw_only=True, metadata=OPTIONAL)
-    last: bool = attr.field(default=True, kw_only=True, metadata=OPTIONAL)
+    page: Natural = attr.field(default=0, kw_only=True, metadata=since(2))
+    last: bool = attr.field(default=True, kw_only=True, metadata=since(2))
     missing: Annotated[tuple[Missing, ...], AtMost(CLASSES_MAX)] = attr.field(
-        default=(), kw_only=True, metadata=OPTIONAL
+        default=(), kw_only=True, metadata=since(2)
     )
 
 
@@ -254,8 +255,8 @@ SCHEMA = Schema(
         "export.stop": Spec(ExportStop, Empty),
         "import.start": Spec(ImportStart, ImportStarted),
         "import.stop": Spec(ImportStop, Empty),
-        "import.check": Spec(ImportCheck, Empty),
-        "report.prefer": Spec(ReportPrefer, ReportPreferred),
+        "import.check": Spec(ImportCheck, Empty, since=2),
+        "report.prefer": Spec(ReportPrefer, ReportPreferred, since=2),
         # an agent to dom0
         "agent.report": Spec(AgentReport, Empty),
         "attachment.ended": Spec(AttachmentEnded, None),

@@ -43,8 +43,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, ClassVar, NoReturn
 
-#: The versions of the protocol that this module speaks: lowest, highest.
-VERSIONS = (1, 1)
+#: The versions of the protocol that this module speaks: lowest, highest. The schemas mark what came
+#: with a later one than the first (`fields.since`, `Spec.since`).
+VERSIONS = (1, 2)
 
 #: Requests without an answer, each way.
 PENDING_MAX = _wire.PENDING_MAX

@@ -256,14 +256,37 @@ def _list_of(parse_item: Parse, at_most: int) -> Parse:
     return parse
 
 
-#: Marks an attribute that may be missing on the wire, and then has its default: another version of
-#: the program sends the message without it. All others are required.
+#: Marks an attribute that may be missing on the wire, and then has its default.
 OPTIONAL = {"may be missing": True}
+
+
+def since(version: int) -> dict[str, int]:
+    """Marks an attribute that came with this version of the protocol.
+
+    A side of an earlier version refuses it, so `schema.in_version` leaves it out for such a side;
+    in a message from there it is missing, and has its default. All attributes without a mark are
+    of version 1 and required.
+    """
+    return {"since": version}
+
+
+def version_of(attribute: Any) -> int:
+    """The version of the protocol that this attribute of a message came with."""
+    return int(attribute.metadata.get("since", 1))
 
 
 def is_optional(attribute: Any) -> bool:
     """Whether that attribute of a message may be missing."""
-    return bool(attribute.metadata == OPTIONAL)
+    return version_of(attribute) > 1 or bool(attribute.metadata == OPTIONAL)
+
+
+def message_in(annotation: Any) -> type[Any] | None:
+    """The class of the message, or of the list of messages, that an attribute of this type holds;
+    None if it holds none."""
+    if attr.has(annotation):
+        return typing.cast("type[Any]", annotation)
+    found = map(message_in, typing.get_args(annotation))
+    return next((each for each in found if each is not None), None)
 
 
 #: The parse functions of a message's attributes, in their order.

@@ -54,6 +54,7 @@ from .fields import (
     Text,
     VmName,
     WireMap,
+    since,
 )
 from .machine_messages import (
     DomainChanged,
@@ -256,7 +257,7 @@ class AttachedTo:
 
     vm: VmName
     options: Options = attr.field(factory=dict)
-    left_over: Text | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
+    left_over: Text | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
 @attr.frozen
@@ -281,9 +282,9 @@ class Listed(Device):
     assignments: Annotated[tuple[AssignedTo, ...], AtMost(ITEMS_MAX)]
     present: bool
     orphans: Annotated[tuple[VmName, ...], AtMost(ITEMS_MAX)] = attr.field(
-        default=(), kw_only=True, metadata=OPTIONAL
+        default=(), kw_only=True, metadata=since(2)
     )
-    assignments_left_out: Natural = attr.field(default=0, kw_only=True, metadata=OPTIONAL)
+    assignments_left_out: Natural = attr.field(default=0, kw_only=True, metadata=since(2))
 
 
 @attr.frozen
@@ -306,9 +307,9 @@ class DeviceListed:
     more: bool = False
     policy: PolicyStatus | None = None
     missing: Annotated[tuple[MissingIn, ...], AtMost(MISSING_MAX)] = attr.field(
-        default=(), kw_only=True, metadata=OPTIONAL
+        default=(), kw_only=True, metadata=since(2)
     )
-    missing_vms: Natural = attr.field(default=0, kw_only=True, metadata=OPTIONAL)
+    missing_vms: Natural = attr.field(default=0, kw_only=True, metadata=since(2))
 
 
 # Attaching and detaching
@@ -339,7 +340,7 @@ class AttachResult:
     options: Options
     request: Text
     vm: VmName | None = None
-    policy_ok: bool | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
+    policy_ok: bool | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
 @attr.frozen
@@ -386,7 +387,7 @@ class DetachResult:
 
     results: Annotated[tuple[DetachItem, ...], AtMost(ITEMS_MAX)]
     request: Text
-    policy_ok: bool | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
+    policy_ok: bool | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
 # Watching
@@ -463,7 +464,9 @@ class StatusResult:
     uptime_s: Seconds
     policy: PolicyStatus
     agents: Annotated[tuple[VmName, ...], AtMost(ITEMS_MAX)]
-    troubles: Annotated[tuple[Text, ...], AtMost(4)] = ()
+    troubles: Annotated[tuple[Text, ...], AtMost(4)] = attr.field(
+        default=(), kw_only=True, metadata=since(2)
+    )
 
 
 #: All methods there are.
@@ -471,17 +474,17 @@ SCHEMA = Schema(
     {
         **agent_messages.SCHEMA,
         # a client to dom0; the first five also by way of an agent, policy.mine only so
-        "device.classes": Spec(DeviceClasses, DeviceClassesListed),
+        "device.classes": Spec(DeviceClasses, DeviceClassesListed, since=2),
         "device.list": Spec(DeviceList, DeviceListed),
         "device.attach": Spec(DeviceAttach, AttachResult),
         "device.detach": Spec(DeviceDetach, DetachResult),
-        "watch.next": Spec(WatchNext, Watched),
+        "watch.next": Spec(WatchNext, Watched, since=2),
         "device.explain": Spec(DeviceExplain, ExplainResult),
         "vm.list": Spec(VmList, VmListed),
         "vm.start": Spec(VmStart, VmStarted),
         "vm.shutdown": Spec(VmShutdown, Empty),
-        "vm.used": Spec(VmUsed, VmsUsed),
-        "operation.step": Spec(OperationStep, None),
+        "vm.used": Spec(VmUsed, VmsUsed, since=2),
+        "operation.step": Spec(OperationStep, None, since=2),
         "service.status": Spec(ServiceStatus, StatusResult),
         "policy.explain": Spec(PolicyExplain, PolicyExplained),
         "policy.mine": Spec(PolicyMine, PolicyVerdict),
@@ -489,7 +492,7 @@ SCHEMA = Schema(
         "prompter.register": Spec(PrompterRegister, Empty),
         # dom0 to a client that registered as a prompter
         "prompt.ask": Spec(PromptAsk, PromptAnswer),
-        "prompt.call": Spec(PromptCall, PromptAnswer),
+        "prompt.call": Spec(PromptCall, PromptAnswer, since=2),
         "prompt.cancel": Spec(PromptCancel, None),
         # dom0 to the machine of local mode
         "domain.list": Spec(DomainList, DomainListed),

@@ -12,7 +12,6 @@ import attr
 from .codec import ITEMS_MAX
 from .fields import (
     ERRORS_MAX,
-    OPTIONAL,
     TAGS_MAX,
     AtMost,
     ClassName,
@@ -24,6 +23,7 @@ from .fields import (
     Text,
     VmName,
     Word,
+    since,
 )
 
 Verb = Literal["list", "attach", "detach", "assign"]
@@ -57,8 +57,8 @@ class PolicyStatus:
     errors: Annotated[tuple[PolicyErrorInfo, ...], AtMost(ERRORS_MAX)]
     folders: Annotated[tuple[Text, ...], AtMost(ITEMS_MAX)] = ()
     files: Natural = 0
-    errors_left_out: Natural = attr.field(default=0, kw_only=True, metadata=OPTIONAL)
-    folders_left_out: Natural = attr.field(default=0, kw_only=True, metadata=OPTIONAL)
+    errors_left_out: Natural = attr.field(default=0, kw_only=True, metadata=since(2))
+    folders_left_out: Natural = attr.field(default=0, kw_only=True, metadata=since(2))
 
 
 # Explaining
@@ -102,7 +102,7 @@ class ExplainResult:
     parameters: Options
     trace: Annotated[tuple[TraceStep, ...], AtMost(ITEMS_MAX)]
     reason: Text = ""
-    trace_left_out: Natural = attr.field(default=0, kw_only=True, metadata=OPTIONAL)
+    trace_left_out: Natural = attr.field(default=0, kw_only=True, metadata=since(2))
 
 
 @attr.frozen
@@ -138,8 +138,8 @@ class PolicyExplained:
     default_target: Text | None
     reason: Text
     trace: Annotated[tuple[TraceStep, ...], AtMost(ITEMS_MAX)]
-    candidates_left_out: Natural = attr.field(default=0, kw_only=True, metadata=OPTIONAL)
-    trace_left_out: Natural = attr.field(default=0, kw_only=True, metadata=OPTIONAL)
+    candidates_left_out: Natural = attr.field(default=0, kw_only=True, metadata=since(2))
+    trace_left_out: Natural = attr.field(default=0, kw_only=True, metadata=since(2))
 
 
 @attr.frozen
@@ -202,7 +202,7 @@ class PrompterRegister:
     With `calls` it also gets `prompt.call`.
     """
 
-    calls: bool = attr.field(default=False, kw_only=True, metadata=OPTIONAL)
+    calls: bool = attr.field(default=False, kw_only=True, metadata=since(2))
 
 
 @attr.frozen

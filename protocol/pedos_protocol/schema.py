@@ -7,14 +7,16 @@ through nothing else; their results are typed, bounded, and contain only harmles
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import attr
 
 from .codec import ITEMS_MAX, encode
-from .errors import RemoteProtocolError
+from .connection import VERSIONS
+from .errors import CallError, RemoteProtocolError
 from .events import know_methods
-from .fields import parse_message, prepare
+from .fields import message_in, parse_message, prepare, version_of
 from .names import shown
 
 
@@ -24,10 +26,12 @@ class Empty:
 
 
 class Spec(NamedTuple):
-    """The messages of a method; the result of a notice is None."""
+    """The messages of a method; the result of a notice is None. `since` is the version of the
+    protocol that the method came with."""
 
     params: type[Any]
     result: type[Any] | None
+    since: int = 1
 
 
 class Schema(dict[str, Spec]):
@@ -37,7 +41,7 @@ class Schema(dict[str, Spec]):
         super().__init__(specs)
         know_methods(specs)
         for spec in specs.values():
-            for message_class in spec:
+            for message_class in (spec.params, spec.result):
                 if message_class is not None:
                     prepare(message_class)
 
@@ -64,6 +68,23 @@ class Schema(dict[str, Spec]):
         except ValueError as error:
             raise RemoteProtocolError(f"result of {method}: {error}") from None
 
+    def params_in(self, version: int, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        """The parameters as a side of this version of the protocol knows them.
+
+        CallError if it does not know the method.
+        """
+        spec = self[method]
+        if version < spec.since:
+            message = f"the other side is older and does not know the method {method}"
+            raise CallError("unknown_method", message)
+        return in_version(version, spec.params, params)
+
+    def result_in(self, version: int, method: str, result: dict[str, Any]) -> dict[str, Any]:
+        """The result as a side of this version of the protocol knows it."""
+        result_class = self[method].result
+        assert result_class is not None, method
+        return in_version(version, result_class, result)
+
     def _spec(self, method: str) -> Spec:
         spec = self.get(method)
         if spec is None:
@@ -74,6 +95,36 @@ class Schema(dict[str, Spec]):
 def to_wire(value: attr.AttrsInstance) -> dict[str, Any]:
     """The map that says `value`, a message."""
     return {name: _wire_value(getattr(value, name)) for name in attr.fields_dict(type(value))}
+
+
+def in_version(
+    version: int, message_class: type[attr.AttrsInstance], wire: dict[str, Any]
+) -> dict[str, Any]:
+    """A message, as a map, without what came after this version of the protocol."""
+    if version >= VERSIONS[1]:
+        return wire
+    later, messages = _later(version, message_class)
+    return {
+        name: _each_in_version(version, messages[name], value) if name in messages else value
+        for name, value in wire.items()
+        if name not in later
+    }
+
+
+def _each_in_version(version: int, message_class: type[attr.AttrsInstance], value: Any) -> Any:
+    if isinstance(value, list):
+        return [in_version(version, message_class, each) for each in value]
+    return None if value is None else in_version(version, message_class, value)
+
+
+@cache
+def _later(version: int, message_class: type[Any]) -> tuple[frozenset[str], dict[str, type[Any]]]:
+    """The names of a message's attributes that came after this version, and the classes of the
+    messages in others, by name."""
+    fields = attr.fields(message_class)
+    later = frozenset(each.name for each in fields if version_of(each) > version)
+    inner = {each.name: message_in(each.type) for each in fields}
+    return later, {name: found for name, found in inner.items() if found is not None}
 
 
 def wire_size(value: attr.AttrsInstance | str) -> int:

@@ -36,6 +36,7 @@ from pedos_protocol.messages import SCHEMA, PolicyStatus, to_wire
 from pedos_vchan.peer import Peer
 
 from tests.fake_class import FAKE
+from tests.protocol.version_1 import SaysVersion1
 from tests.trio_versions import background
 
 Params = dict[str, Any]
@@ -161,9 +162,14 @@ class FakeAgent:
         self._stopped: set[str] = set()  # imports, some of which may be about to start
         # Replaces the protocol: is given the raw stream.
         self.misbehave: Callable[[trio.abc.Stream], Awaitable[None]] | None = None
+        # Is it one of version 1 of the protocol?
+        self.says_version_1 = False
 
     def accept(self) -> trio.abc.Stream:
+        ours: trio.abc.Stream
         ours, theirs = trio.testing.memory_stream_pair()
+        if self.says_version_1:
+            ours = SaysVersion1(ours)
         self.connections += 1
         self.nursery.start_soon(self._serve, ours)
         return theirs

@@ -129,6 +129,6 @@ def message(message_class: type[Any]) -> st.SearchStrategy[Any]:
 SPOKEN = [
     (method, part, message_class)
     for method, spec in messages.SCHEMA.items()
-    for part, message_class in spec._asdict().items()
+    for part, message_class in (("params", spec.params), ("result", spec.result))
     if message_class is not None
 ]

@@ -325,7 +325,9 @@ def test_events_are_values() -> None:
 # Hello and versions
 
 
-@pytest.mark.parametrize(("offered", "spoken"), [((1, 1), 1), ((1, 7), 1)])
+@pytest.mark.parametrize(
+    ("offered", "spoken"), [((1, 1), 1), ((1, 2), 2), ((1, 7), 2), ((2, 7), 2)]
+)
 def test_the_highest_version_that_both_speak_is_spoken(
     offered: tuple[int, int], spoken: int
 ) -> None:
@@ -336,8 +338,8 @@ def test_the_highest_version_that_both_speak_is_spoken(
 
 def test_a_side_that_speaks_only_later_versions_is_refused() -> None:
     end = Connection()
-    end.receive_data(Connection().send(Hello((2, 3), "x")))
-    with pytest.raises(RemoteProtocolError, match="versions 2 to 3 are offered, and 1 to 1"):
+    end.receive_data(Connection().send(Hello((3, 4), "x")))
+    with pytest.raises(RemoteProtocolError, match="versions 3 to 4 are offered, and 1 to 2"):
         end.next_event()
 
 

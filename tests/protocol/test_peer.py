@@ -13,7 +13,7 @@ import trio
 import trio.testing
 from pedos_host.unix import connect_unix, listen_unix
 from pedos_protocol import codec
-from pedos_protocol.connection import PENDING_MAX, Connection
+from pedos_protocol.connection import PENDING_MAX, VERSIONS, Connection
 from pedos_protocol.errors import CallError, LocalProtocolError, RemoteProtocolError
 from pedos_protocol.events import Answer, ErrorAnswer, Event, Hello, NeedData, Notice, Request
 from pedos_vchan import quota
@@ -173,7 +173,8 @@ async def test_calls_go_both_ways() -> None:
         assert await client.call("test.nothing", {}, timeout=PATIENCE) == {}
         with pytest.raises(CallError, match=r"'test\.echo' is not served here"):
             await server.call("test.echo", {}, timeout=PATIENCE)
-        assert client.their_hello == Hello((1, 1), "served 1")
+        assert client.their_hello == Hello(VERSIONS, "served 1")
+        assert client.version == server.version == VERSIONS[1]
         assert client.is_open
 
 
@@ -553,8 +554,8 @@ async def test_a_hello_byte_by_byte_that_takes_too_long(
 
 
 async def test_a_wrong_version() -> None:
-    async with against_raw(RemoteProtocolError, "versions 2 to 9 are offered") as (raw, _):
-        await raw.say(Hello((2, 9), "future"))
+    async with against_raw(RemoteProtocolError, "versions 3 to 9 are offered") as (raw, _):
+        await raw.say(Hello((3, 9), "future"))
 
 
 async def test_a_call_without_hello() -> None:

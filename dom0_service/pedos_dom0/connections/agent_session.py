@@ -171,7 +171,6 @@ class AgentSession(Peer):
         if report is None:
             return
         is_first = link.report is None
-        link.is_of_first_release = "page" not in untrusted_params  # a later one always says it
         link.report = report
         self._next_report.unpark_all()
         if is_first:

@@ -16,6 +16,7 @@ from pedos_host.throttle import Throttle
 from pedos_protocol import VERSION
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.messages import (
+    SCHEMA,
     Empty,
     StatusResult,
     VmListed,
@@ -174,7 +175,7 @@ class Api:
                     )
             else:
                 result = await work()
-            return to_wire(result)
+            return SCHEMA.result_in(peer.version, method, to_wire(result))
         except CallError as error:
             logger.debug("%s of %s (%s): %s", method, caller.name, request, error)
             raise as_told(caller, error, request) from error

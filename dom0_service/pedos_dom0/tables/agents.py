@@ -11,6 +11,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
+from pedos_protocol.agent_messages import SCHEMA
 from pedos_protocol.errors import CallError
 
 if TYPE_CHECKING:
@@ -28,16 +29,11 @@ AGENT_GRACE = 5.0
 REMEMBERED_MAX = 1024
 
 
-# Parameters that the first release did not have: its agents refuse a request with any that they do
-# not know. Without these they act as that release did: in local mode they end an import by force.
-ADDED_SINCE = {
-    "export.start": frozenset({"instance", "again"}),
-    "import.stop": frozenset({"may_refuse", "frontend", "device_class"}),
-}
-
-
 class AgentPeer(Protocol):
     """The part of a Peer that a link needs."""
+
+    @property
+    def version(self) -> int: ...
 
     @property
     def is_open(self) -> bool: ...
@@ -59,7 +55,6 @@ class AgentLink:
         "_peer",
         "_told",
         "domid",
-        "is_of_first_release",
         "lost",
         "name",
         "report",
@@ -70,7 +65,6 @@ class AgentLink:
         self.domid = domid
         self.report: Report | None = None
         self.lost = False
-        self.is_of_first_release = False  # known from its first report on
         self._peer = peer
         self._drop = drop
         self._told: OrderedDict[str, None] | None = None  # made for the first one
@@ -84,14 +78,13 @@ class AgentLink:
         return not self.lost and self._peer.is_open
 
     async def call(self, method: str, params: dict[str, Any], *, timeout: float) -> dict[str, Any]:
-        """Asks the agent; `timeout` in seconds. Raises CallError, also when it is gone."""
+        """Asks the agent, in its version of the protocol; `timeout` in seconds. Raises CallError,
+        also when it is gone or does not know the method."""
         if self.lost:
             raise CallError("unavailable", f"the agent of {self.name} is not connected", {})
         if "attachment" in params:
             self.remember(params["attachment"])
-        if self.is_of_first_release:
-            added = ADDED_SINCE.get(method, frozenset())
-            params = {name: value for name, value in params.items() if name not in added}
+        params = SCHEMA.params_in(self._peer.version, method, params)
         return await self._peer.call(method, params, timeout=timeout)
 
     def remember(self, attachment: str) -> None:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 from pedos_host.unix import listen_unix, peer_uid
-from pedos_protocol.agent_messages import ExportStarted, parse_params
+from pedos_protocol.agent_messages import SCHEMA, AgentReport, ExportStarted, parse_params
 from pedos_protocol.errors import CallError, LocalProtocolError, RemoteProtocolError
+from pedos_protocol.events import DEADLINE_MS_MAX_IN_1
 from pedos_protocol.schema import to_wire
 from pedos_vchan.peer import Handler, Peer
 from pedos_vchan.stream import VchanStream
@@ -25,7 +26,7 @@ from pedos_vchan.transport import CONTROL_PORT, Listener, Transport
 
 from pedos_agent.attachments.table import Attachments, explain
 from pedos_agent.inventory.inventory import Inventory
-from pedos_agent.inventory.report import pages
+from pedos_agent.inventory.report import page_in_1, pages
 from pedos_agent.settings import PROGRAM, Settings
 from pedos_agent.system.revision import Revision
 
@@ -58,7 +59,7 @@ class Control:
         self._inventory = inventory
         self._revision = revision
         self._peer: Peer | None = None  # set while dom0 is connected and knows our first report
-        self._handlers: Mapping[str, Handler] = {
+        handlers: dict[str, Handler] = {
             "export.start": _in_words(_if_still_asked(self._export_start)),
             "export.stop": _in_words(_if_still_asked(self._export_stop)),
             "import.start": _in_words(_if_still_asked(self._import_start)),
@@ -66,11 +67,19 @@ class Control:
             "import.check": _in_words(self._import_check),
             "report.prefer": self._report_prefer,
         }
+        self._handlers: Mapping[str, Handler] = {
+            method: _in_version(method, handler) for method, handler in handlers.items()
+        }
+        self._not_told = 0  # devices that an older dom0 cannot be told of
 
     async def call(self, method: str, params: dict[str, Any], *, timeout: float) -> dict[str, Any]:
         """Ask dom0; CallError with dom0's refusal, or `unavailable` when it is not connected."""
         if self._peer is None or not self._peer.is_open:
             raise CallError("unavailable", "dom0's service is not reachable from this VM")
+        if self._peer.version == 1:
+            # A VM's user may ask for a longer one, for which dom0 would end the connection. The
+            # deadline is rounded up.
+            timeout = min(timeout, (DEADLINE_MS_MAX_IN_1 - 1) / 1000)
         return await self._peer.call(method, params, timeout=timeout)
 
     async def notify_ended(self, attachment: str, side: str, reason: str) -> None:
@@ -149,16 +158,10 @@ class Control:
         seen = -1
         while True:
             seen = await self._revision.after(seen)
-            report = pages(
-                seen,
-                self._inventory.devices(),
-                self._attachments.exports(),
-                self._attachments.imports(),
-                self._inventory.missing(),
-            )
             try:
-                for page in report:
-                    await peer.call("agent.report", to_wire(page), timeout=REPORT_SECONDS)
+                for page in self._report(seen, peer.version):
+                    params = SCHEMA.params_in(peer.version, "agent.report", to_wire(page))
+                    await peer.call("agent.report", params, timeout=REPORT_SECONDS)
             except CallError as error:
                 if error.code == "unavailable":
                     return  # disconnected meanwhile: the next connection starts with a report
@@ -177,6 +180,19 @@ class Control:
                 log.exception("the report cannot be sent")
                 continue
             self._peer = peer
+
+    def _report(self, revision: int, version: int) -> Iterable[AgentReport]:
+        """The pages for a dom0 that speaks this version of the protocol."""
+        devices = self._inventory.devices()
+        exports, imports = self._attachments.exports(), self._attachments.imports()
+        if version > 1:
+            return pages(revision, devices, exports, imports, self._inventory.missing())
+        page = page_in_1(revision, devices, exports, imports)
+        not_told = len(devices) - len(page.devices)
+        if not_told and not_told != self._not_told:
+            log.warning("dom0's service is older, and cannot be told of %d devices", not_told)
+        self._not_told = not_told
+        return [page]
 
     # Requests of dom0. The results are maps with the keys that agent_messages.SCHEMA says.
 
@@ -224,6 +240,15 @@ def _in_words(handler: Handler) -> Handler:
             return await handler(peer, params)
         except OSError as error:
             raise explain(error) from error
+
+    return served
+
+
+def _in_version(method: str, handler: Handler) -> Handler:
+    """`handler`, whose result has what dom0's version of the protocol knows."""
+
+    async def served(peer: Peer, params: dict[str, Any]) -> dict[str, Any] | None:
+        return SCHEMA.result_in(peer.version, method, await handler(peer, params) or {})
 
     return served
 
