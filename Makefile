@@ -21,7 +21,7 @@ help:
 	@echo "make man     the manual pages, into build/man"
 	@echo "make deb     the Debian packages for this system, into build/deb"
 	@echo "make test-deb    builds, installs, tries and purges them in bare systems (root, 2 minutes)"
-	@echo "make test-releases  this release and the one before it together (root, 5 minutes)"
+	@echo "make test-releases  this release and the one before it together (root)"
 	@echo "make test-suite  make demo and make test in a bare system (root, 6 minutes)"
 	@echo "             All three, test-xen and xen-shell, do it with Debian 13; SUITE=bookworm with Debian 12"
 	@echo "make clean   remove what these made"
