@@ -32,7 +32,16 @@ DAEMONS = {"pedos-agent", "pedos-dom0"}
 #: What the modules call the function that makes their parser.
 PARSER_MAKERS = ("build_parser", "make_parser", "_parser")
 
-COMPLETIONS = Path("cli/completions/qvm-device.bash")
+COMPLETIONS = PROJECT / "cli/completions"
+#: The file that completes all programs, by shell.
+COMPLETION_FILES = {"bash": "qvm-device.bash", "zsh": "_qvm-device", "fish": "qvm-device.fish"}
+#: These look for a file of each program's name, in this folder: links lead to the one.
+LINKED = {
+    "bash": "usr/share/bash-completion/completions/{name}",
+    "fish": "usr/share/fish/vendor_completions.d/{name}.fish",
+}
+#: The program after which the one file is called.
+FIRST = "qvm-device"
 LAUNCHER = PROJECT / "tools/launcher.in"
 SHEBANG = "#!/usr/bin/env -S --block-signal=INT /usr/bin/python3 -IS"
 #: Where Debian's Python packages are, which without site (-S) nothing else says.
@@ -50,9 +59,10 @@ def programs_of(package: str) -> dict[str, tuple[str, str]]:
     }
 
 
-def completed_programs() -> set[str]:
-    """The programs that the file for bash completes."""
-    text = re.sub(r"^#.*\n", "", (PROJECT / COMPLETIONS).read_text(), flags=re.MULTILINE)
+def completed_programs(shell: str) -> set[str]:
+    """The programs that the file for a shell completes."""
+    text = (COMPLETIONS / COMPLETION_FILES[shell]).read_text()
+    text = re.sub(r"^#(?!compdef).*\n", "", text, flags=re.MULTILINE)
     return set(re.findall(r"\bqvm-[a-z-]+", text))
 
 
@@ -96,10 +106,11 @@ def main() -> None:
         else:
             page.write_text(manual_page(module, section))
             pages[module] = page.name
-        if name in completed_programs() and name != COMPLETIONS.stem:
-            link = root / "usr/share/bash-completion/completions" / name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(COMPLETIONS.stem)
+        for shell, place in LINKED.items():
+            if name in completed_programs(shell) and name != FIRST:
+                link = root / place.format(name=name)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(Path(place.format(name=FIRST)).name)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,23 @@
 """Completion for the shell, from the same parsers that read the command line.
 
-It speaks the protocol of argcomplete's shell function, so `register-python-argcomplete qvm-device`
-and this project's `completions/qvm-device.bash` both work: the shell puts the line into the
-environment and reads candidates from file descriptor 8. This module does not use argcomplete,
-because its import alone takes longer than the whole completion.
+It speaks the protocol of argcomplete's shell functions, so `register-python-argcomplete qvm-device`
+works, and so do this project's files for bash, zsh and fish in `completions`: the shell puts the
+line into the environment and reads candidates from file descriptor 8. This module does not use
+argcomplete, because its import alone takes longer than the whole completion.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+
+# `signal` itself would import enum, without which a completion starts faster.
+from _signal import (  # type: ignore[import-not-found]
+    ITIMER_REAL,
+    SIGALRM,
+    setitimer,
+    signal,
+)
 
 from pedos_protocol.device_classes import class_named, services
 from pedos_protocol.errors import CallError, ProtocolError
@@ -30,6 +38,10 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 0.5
 """Seconds that a Tab waits for the service; after that it offers no names."""
+
+DEADLINE_S = 1.0
+"""Seconds after which a Tab has no candidates, however many requests it takes, and whatever hangs:
+the shell takes no key meanwhile."""
 
 ANSWER_FD = 8
 """The descriptor that argcomplete's shell function reads the candidates from."""
@@ -86,6 +98,8 @@ class Position:
 
 def complete(parser: argparse.ArgumentParser) -> int:
     """Answer the shell; never fail and print nothing else, as that would garble the prompt."""
+    signal(SIGALRM, lambda _number, _frame: os._exit(DONE))
+    setitimer(ITIMER_REAL, DEADLINE_S)
     line = os.environb.get(b"COMP_LINE", b"").decode("utf-8", "replace")
     point = os.environ.get("COMP_POINT", "")
     if point.isdigit():

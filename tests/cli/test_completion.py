@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,12 +16,25 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pedos_cli import qvm_device, qvm_ls, qvm_policy
 from pedos_cli.completion import candidates
+from pedos_host.unix import short_path
 from pedos_protocol.errors import CallError
 
 if TYPE_CHECKING:
     from conftest import FakeService
 
-SCRIPT = Path(__file__).parents[2] / "cli" / "completions" / "qvm-device.bash"
+FILES = Path(__file__).parents[2] / "cli" / "completions"
+SCRIPT = FILES / "qvm-device.bash"
+PATIENCE_S = 60  # a shell starts in a moment, on a machine with other work in some
+READY = b"ready to complete"
+SHELLS = {
+    "bash": (["bash", "--norc", "-i"], f". '{SCRIPT}'"),
+    "zsh": (
+        ["zsh", "-f", "-i"],
+        f"fpath=('{FILES}' $fpath); autoload -U compinit; compinit -u -D",
+    ),
+    "fish": (["fish", "--no-config"], f"source '{FILES}/qvm-device.fish'"),
+}
+"""How each shell is started without its user's own settings, and what it reads at first."""
 
 
 @pytest.fixture
@@ -127,13 +143,100 @@ def test_the_shell_reads_candidates_from_descriptor_8(devices: FakeService) -> N
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_the_bash_file_completes_a_device(devices: FakeService, tmp_path: Path) -> None:
-    program = tmp_path / "qvm-device"
+def test_a_tab_does_not_wait_for_a_service_that_hangs(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, short_path(tmp_path / "sock") as short:
+        listener.bind(short)
+        listener.listen()
+        code = (
+            "from pedos_cli import completion\n"
+            f"completion.TIMEOUT_S, completion.DEADLINE_S = {2 * PATIENCE_S}, 0.1\n"
+            "from pedos_cli.qvm_device import main\n"
+            "raise SystemExit(main())"
+        )
+        line = "qvm-device block list "
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={
+                **os.environ, "PEDOS_SOCKET": str(tmp_path / "sock"), "_ARGCOMPLETE": "1",
+                "COMP_LINE": line, "COMP_POINT": str(len(line)),
+            },
+            capture_output=True, timeout=PATIENCE_S, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """A folder with qvm-device, for a shell's path."""
+    program = tmp_path / "bin" / "qvm-device"
+    program.parent.mkdir()
     program.write_text(
         f"#!{sys.executable}\nfrom pedos_cli.qvm_device import main\nraise SystemExit(main())\n"
     )
     program.chmod(0o755)
+    return program.parent
+
+
+class Terminal:
+    """A shell with a person in front of it."""
+
+    def __init__(self, argv: list[str], env: dict[str, str]) -> None:
+        self.pid, self._descriptor = pty.fork()
+        if self.pid == 0:
+            os.execvpe(argv[0], argv, env)
+        self._shown = b""
+
+    def types(self, keys: bytes) -> None:
+        os.write(self._descriptor, keys)
+
+    def until(self, text: bytes) -> None:
+        """Returns once it shows `text`."""
+        while text not in self._shown:
+            assert self._read(), f"it ended after {self._shown!r}"
+
+    def ended(self) -> bytes:
+        """Everything that it showed, when it has ended."""
+        while self._read():
+            pass
+        os.waitpid(self.pid, 0)
+        os.close(self._descriptor)
+        return self._shown
+
+    def _read(self) -> bool:
+        ready, _, _ = select.select([self._descriptor], [], [], PATIENCE_S)
+        assert ready, f"nothing comes after {self._shown!r}"
+        try:
+            new = os.read(self._descriptor, 4096)
+        except OSError:  # the shell has closed its side
+            return False
+        self._shown += new
+        return bool(new)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_tab_in_a_real_shell_completes_what_the_service_has(
+    devices: FakeService, program: Path, tmp_path: Path, shell: str
+) -> None:
+    argv, first = SHELLS[shell]
+    if shutil.which(argv[0]) is None:
+        pytest.skip(f"{shell} is not installed here: apt-get install {shell}")
+    env = {
+        **os.environ, "PATH": f"{program}:{os.environ['PATH']}", "TERM": "dumb",
+        "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path),
+    }  # fmt: skip
+    devices.replies["device.attach"] = CallError("failed", "as far as this test goes")
+    terminal = Terminal(argv, env)
+    # What is typed is shown too, so the words that are waited for stand nowhere in it.
+    terminal.types(first.encode() + b"; echo ready to 'complete'\n")
+    terminal.until(READY)
+    terminal.types(b"qvm-device bl\tatta\two\tsys-usb:sda1\t\nexit\n")
+    shown = terminal.ended()
+    attached = [params for method, params in devices.calls if method == "device.attach"]
+    assert [(each["vm"], each["device"]) for each in attached] == [("work", "sda10")], shown
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_bash_file_completes_a_device(devices: FakeService, program: Path) -> None:
     line = "qvm-device block attach work sys-usb:"
     script = (
         f'. "{SCRIPT}"\nCOMP_LINE="{line}" COMP_POINT={len(line)}\n'
@@ -141,7 +244,7 @@ def test_the_bash_file_completes_a_device(devices: FakeService, tmp_path: Path) 
     )
     done = subprocess.run(
         ["bash", "--norc", "-c", script],
-        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        env={**os.environ, "PATH": f"{program}:{os.environ['PATH']}"},
         capture_output=True, text=True, timeout=20, check=True,
     )  # fmt: skip
     assert done.stdout.split() == ["sda2", "sda10"]

@@ -156,9 +156,10 @@ def test_each_python_package_is_installed_once() -> None:
     assert FOLDERS.keys() == installed.keys()
 
 
-def test_only_programs_that_exist_are_completed() -> None:
-    assert {"qvm-device", "qvm-block"} <= programs.completed_programs()
-    assert programs.completed_programs() <= set(programs.programs_of("pedos-common"))
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_every_shell_completes_every_program_of_the_command_line(shell: str) -> None:
+    commands = {name for name in programs.programs_of("pedos-common") if name.startswith("qvm-")}
+    assert programs.completed_programs(shell) == commands
 
 
 def test_the_default_policy_is_an_administrators_to_change() -> None:

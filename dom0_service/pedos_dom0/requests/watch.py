@@ -114,7 +114,8 @@ class Watch:
         most = DOM0_WATCHERS_MAX if sees_all else VM_WATCHERS_MAX
         if view is not None and view.watchers >= most:
             raise QuotaError(caller.name, f"{most} programs of {caller.name} watch already")
-        if not sees_all and self._vms_watchers() >= VMS_WATCHERS_MAX:
+        is_one_more = view is None or view.watchers > 0
+        if not sees_all and is_one_more and self._vms_places() >= VMS_WATCHERS_MAX:
             raise failure("quota", f"{VMS_WATCHERS_MAX} programs of VMs watch already")
         if view is None:
             vms = partial(vms_now, self._state) if sees_all else None
@@ -127,8 +128,8 @@ class Watch:
             view.watchers -= 1
             view.left_at = trio.current_time()
 
-    def _vms_watchers(self) -> int:
-        """Requests that wait, and views that do for the next one."""
+    def _vms_places(self) -> int:
+        """Places that VMs have taken: one for each request, and one for a view between two."""
         return sum(max(1, view.watchers) for view in self._views.values() if not view.sees_all)
 
     def _drop_idle(self) -> None:
