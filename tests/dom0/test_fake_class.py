@@ -51,7 +51,10 @@ def of_fake(vm: str, **more: Any) -> Params:
 
 
 async def attached(world: World) -> list[tuple[str, list[Params]]]:
-    return [(each["device"], each["attachments"]) for each in await world.client.list("fake")]
+    """Each device of the class, with who has it and how; nothing is left over here."""
+    listed = await world.client.list("fake")
+    assert not any(to.pop("left_over") for each in listed for to in each["attachments"])
+    return [(each["device"], each["attachments"]) for each in listed]
 
 
 async def test_a_class_that_is_registered_works(world: World, autojump_clock: Clock) -> None:
