@@ -144,6 +144,32 @@ async def test_after_a_restart_of_the_service_the_numbers_are_new_ones(
     assert ready["event"] == "ready"
 
 
+async def test_agents_that_are_not_back_yet_have_not_lost_their_devices(
+    world: World, autojump_clock: Clock
+) -> None:
+    watcher, agent = Watcher(world), world.driver.agents["sys-usb"]
+    await watcher.all()
+    await world.kill()
+    agent.listens = False
+    await world.start()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_expect, watcher.next, [("gap", ""), ("ready", "")])
+        await trio.sleep(1)
+        agent.listens = True
+
+
+async def test_an_assignment_to_a_vm_that_was_removed_is_shown_as_one_at_once(
+    world: World, autojump_clock: Clock
+) -> None:
+    await world.client.attach("halted", "sys-usb:free1", persistent=True)
+    watcher = Watcher(world)
+    await watcher.all()
+    del world.driver.infos["halted"]
+    world.driver.tell(world.driver.infos["vault"])
+    devices = [event["device"] for event in await watcher.next() if "device" in event]
+    assert [each["orphans"] for each in devices] == [["halted"]]
+
+
 async def test_who_does_not_ask_misses_nothing_that_is_still_there(
     world: World, autojump_clock: Clock
 ) -> None:
