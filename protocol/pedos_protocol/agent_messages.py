@@ -25,6 +25,7 @@ from .fields import (
     DeviceId,
     DiskNumber,
     Domid,
+    Handover,
     Identity,
     Instance,
     Line,
@@ -60,9 +61,13 @@ class ExportStart:
 
 @attr.frozen
 class ExportStarted:
-    """The number of the block device that is held ready, where the hypervisor opens it by name."""
+    """The number of the block device that is held ready, where the hypervisor opens it by name.
+
+    `handover` is what the target's agent needs to know of the device, where the agents carry it.
+    """
 
     number: DiskNumber | None = attr.field(default=None, kw_only=True, metadata=since(2))
+    handover: Handover | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
 @attr.frozen
@@ -76,7 +81,8 @@ class ExportStop:
 class ImportStart:
     """Take a device of the domain `peer`: answered when it can be used in the target.
 
-    `frontend` is the name in the target that is wished for; None leaves it to the agent.
+    `frontend` is the name in the target that is wished for; None leaves it to the agent. `handover`
+    is what the source's agent answered: only the agents' class can read it.
     """
 
     attachment: AttachmentId
@@ -87,6 +93,7 @@ class ImportStart:
     peer: Domid
     read_only: bool
     frontend: NameInTarget | None = attr.field(default=None, metadata=OPTIONAL)
+    handover: Handover | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
 @attr.frozen

@@ -24,6 +24,7 @@ REPORT_PAGES_MAX = 40  # 32 full ones, and some for texts of the longest kind
 PREFERRED_MAX = 256  # devices that dom0 asks a VM to report before others; the list fits a frame
 SHARES_MAX = 16  # of one device: others with the same data; loop devices of one file are a few
 ATTACHMENTS_MAX = 64  # of one VM, lent or borrowed; vchan's grants allow about 31 channels
+HANDOVER_MAX = 64  # characters; the numbers of a USB device are twelve
 ERRORS_MAX = 64  # of policy files in a status; no one reads more than a screen of them
 TEXT_MAX = 512  # characters of a text from dom0: a rule, a path, a sentence
 WORD_MAX = 512  # characters of one column of a rule: longer than any that a policy may have
@@ -115,6 +116,14 @@ def an_instance(untrusted: Any) -> str:
     return text
 
 
+def a_handover(untrusted: Any) -> str:
+    """A text from one agent to another, which dom0 passes on: words of letters and digits."""
+    text = _text(untrusted)
+    if len(text) > HANDOVER_MAX or not text.isascii() or not text.replace(" ", "").isalnum():
+        raise ValueError(f"{names.shown(text)} is not for another agent")
+    return text
+
+
 def a_number_of_a_disk(untrusted: Any) -> str:
     """MAJOR:MINOR of a block device in hexadecimal digits, as Xen's hotplug scripts write it."""
     text = _text(untrusted)
@@ -190,6 +199,7 @@ DeviceName = Annotated[str, a_device_name]
 Domid = Annotated[int, a_domid]
 ErrorCode = Annotated[str, an_error_code]
 DiskNumber = Annotated[str, a_number_of_a_disk]
+Handover = Annotated[str, a_handover]
 Identity = Annotated[str, an_identity]
 Instance = Annotated[str, an_instance]
 Line = Annotated[str, a_line]

@@ -184,11 +184,11 @@ def test_a_device_is_taken_and_given_back(kernel: FakeKernel, driver: HostDriver
     assert (taken.device.driver, taken.device.status) == ("usbip-host", 1)
     assert (taken.was_authorized, taken.had_driver) == (True, True)
     assert kernel.writes == [
-        ("bus/usb/devices/1-1/driver/unbind", "1-1"),
         ("bus/usb/drivers/usbip-host/match_busid", "add 1-1"),
+        ("bus/usb/devices/1-1/driver/unbind", "1-1"),
         ("bus/usb/drivers/usbip-host/bind", "1-1"),
     ]
-    assert [each.name for each in driver.bound()] == ["1-1"]
+    assert [each.name for each in driver.left()] == ["1-1"]
     driver.release("1-1")
     assert stick.driver == "usb"
     assert (kernel.sys / "class/block/sda").exists()

@@ -365,7 +365,7 @@ class FakeKernel:
             time.sleep(0.001)
 
     def close(self) -> None:
-        """End all that it has with other programs."""
+        """Give up all that it has with other programs."""
         with self._lock:
             for stick in self.devices.values():
                 self._close(stick)

@@ -232,7 +232,8 @@ class FakeAgent:
         names = described.names if described else ()
         chosen = names[len(self.imports)] if names else None
         answer = answer or {"frontend": params["frontend"] or chosen}
-        self.imports[params["attachment"]] = {**params, **answer}
+        reported = {key: value for key, value in params.items() if key != "handover"}
+        self.imports[params["attachment"]] = {**reported, **answer}
         return answer
 
     async def _import_stop(self, _peer: Peer, params: Params) -> Params:

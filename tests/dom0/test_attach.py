@@ -39,6 +39,38 @@ async def test_an_attach_exports_imports_and_says_how(world: World, autojump_clo
     ]
 
 
+async def test_what_the_source_says_for_the_target_is_passed_on(
+    world: World, autojump_clock: Clock
+) -> None:
+    source, target = world.driver.agents["sys-usb"], world.driver.agents["work"]
+    heard: list[dict[str, Any]] = []
+
+    async def note(params: dict[str, Any]) -> None:
+        heard.append(params)
+
+    async def hand_over(_params: dict[str, Any]) -> dict[str, Any]:
+        return {"handover": "65538 3"}
+
+    target.on["import.start"] = note
+    await world.client.attach("work", "sys-usb:stick")
+    await world.client.detach("work", "sys-usb:stick")
+    source.on["export.start"] = hand_over
+    await world.client.attach("work", "sys-usb:stick")
+    assert [params["handover"] for params in heard] == [None, "65538 3"]
+
+
+@pytest.mark.parametrize("text", ["", " ", "a\nb", "\x1b[31m", "é 3", "x" * 65, 65538])
+async def test_a_source_that_hands_over_what_no_agent_would_is_disconnected(
+    world: World, autojump_clock: Clock, text: object
+) -> None:
+    async def hand_over(_params: dict[str, Any]) -> dict[str, Any]:
+        return {"handover": text}
+
+    world.driver.agents["sys-usb"].on["export.start"] = hand_over
+    with fails("failed", "sys-usb gave a malformed answer"):
+        await world.client.attach("work", "sys-usb:stick")
+
+
 async def test_a_detach_stops_the_target_first_and_leaves_nothing(
     world: World, autojump_clock: Clock
 ) -> None:

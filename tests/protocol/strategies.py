@@ -91,6 +91,7 @@ _BY_PARSE: dict[Any, st.SearchStrategy[Any]] = {
     fields.an_attachment_id: st.from_regex(r"[0-9a-f]{16}", fullmatch=True),
     fields.an_identity: st.from_regex(r"[A-Za-z0-9:._-]{0,128}", fullmatch=True),
     fields.an_instance: st.from_regex(r"[A-Za-z0-9:._-]{0,40}", fullmatch=True),
+    fields.a_handover: st.from_regex(r"[A-Za-z0-9][A-Za-z0-9 ]{0,63}", fullmatch=True),
     fields.a_number_of_a_disk: st.from_regex(r"[0-9a-f]{1,8}:[0-9a-f]{1,8}", fullmatch=True),
     fields.an_error_code: st.sampled_from(sorted(CODES)),
     fields.a_line: st.text("abcXYZ 0123 .,()[]#%", max_size=names.DESCRIPTION_MAX),

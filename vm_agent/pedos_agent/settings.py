@@ -26,6 +26,8 @@ class Settings:
     # toolstack carries the blocks. Then `vchan` and `devices` are not used, and nothing is made or
     # removed in `dev`, which is the real one.
     xen: bool = False
+    # Whether a USB device that was lent goes back to the drivers of this VM, or to none.
+    give_back: bool = True
 
     def transport(self) -> Transport:
         """What makes the channels of this domain to others."""

@@ -72,6 +72,8 @@ class Attempt:
         self.begun: frozenset[str] = frozenset()
         # Whether everything is done that is possible before the target runs.
         self.prepared = False
+        # What the source's agent answered for the target's.
+        self.handover: str | None = None
 
     def break_off(self, reason: str, way: Way) -> None:
         if self.broken is None or way.outranks(self.way):

@@ -227,7 +227,8 @@ class Transaction:
         attempt.begun = frozenset({"export.stop"})
         progress.at("lend", key.backend, key)
         untrusted_result = await _ask(source, "export.start", export_params(lease), EXPORT_TIMEOUT)
-        number = _parsed(source, "export.start", untrusted_result).number
+        started = _parsed(source, "export.start", untrusted_result)
+        attempt.handover = started.handover
         await state.reach("attach.exported")
         if carrier.by_hypervisor:
             attempt.begun |= {DETACH}
@@ -236,7 +237,7 @@ class Transaction:
                 await carrier.attach(lease)
                 # The toolstack opens it by its name, and the agent holds the device of the
                 # decision: they must be the same.
-                is_it = number is None or carrier.number(lease) == number
+                is_it = started.number is None or carrier.number(lease) == started.number
             except DriverError as error:
                 raise failure(error.code, str(error), hint=error.hint) from error
             if not is_it:
@@ -271,7 +272,7 @@ class Transaction:
         untrusted_result = await _ask(
             target,
             "import.start",
-            import_params(lease),
+            {**import_params(lease), "handover": attempt.handover},
             IMPORT_TIMEOUT,
         )
         frontend: str | None = _parsed(target, "import.start", untrusted_result).frontend

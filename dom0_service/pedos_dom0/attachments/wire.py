@@ -20,7 +20,7 @@ def export_params(lease: Lease) -> dict[str, Any]:
 
 
 def import_params(lease: Lease) -> dict[str, Any]:
-    """The parameters of `import.start` (protocol: ImportStart)."""
+    """The parameters of `import.start` (protocol: ImportStart), but what the source hands over."""
     return {
         **_common(lease),
         "peer": lease.channel.listener,

@@ -9,7 +9,13 @@ from typing import Any, TypeVar
 
 import attrs
 import trio
-from pedos_protocol.agent_messages import ExportStart, ExportState, ImportStart, ImportState
+from pedos_protocol.agent_messages import (
+    ExportStart,
+    ExportStarted,
+    ExportState,
+    ImportStart,
+    ImportState,
+)
 from pedos_protocol.device_classes import UNNAMED, class_named
 from pedos_protocol.errors import CallError
 from pedos_protocol.fields import ATTACHMENTS_MAX
@@ -125,11 +131,8 @@ class Attachments:
         for carrier in self._carriers.values():
             await carrier.clean_leftovers()
 
-    async def start_export(self, params: ExportStart) -> str | None:
-        """Lend a device; returns when the target can connect. CallError if it cannot be lent.
-
-        The result is the number of a block device, MAJOR:MINOR as blkback has it.
-        """
+    async def start_export(self, params: ExportStart) -> ExportStarted:
+        """Lend a device; returns when the target can connect. CallError if it cannot be lent."""
         carrier = self._carrier(params.attachment, params.device_class, self._exports)
         found = self.inventory and self.inventory.get(params.device_class, params.device)
         if not found:
@@ -154,8 +157,8 @@ class Attachments:
         self._exports[params.attachment] = entry
         body = partial(carrier.lend, entry.lifetime, params, found)
         self._start("export", params.attachment, entry.lifetime, body)
-        await entry.lifetime.started()
-        return carrier.number(found)
+        started = await entry.lifetime.started()
+        return ExportStarted(number=carrier.number(found), handover=started.get("handover"))
 
     async def start_import(self, params: ImportStart) -> str | None:
         """Borrow a device; returns its name here, if it has one, when it can be used; CallError."""

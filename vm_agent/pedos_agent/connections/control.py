@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import trio
 from pedos_host.unix import listen_unix, peer_uid
-from pedos_protocol.agent_messages import SCHEMA, AgentReport, ExportStarted, parse_params
+from pedos_protocol.agent_messages import SCHEMA, AgentReport, parse_params
 from pedos_protocol.errors import CallError, LocalProtocolError, RemoteProtocolError
 from pedos_protocol.events import DEADLINE_MS_MAX_IN_1
 from pedos_protocol.schema import to_wire
@@ -197,8 +197,8 @@ class Control:
     # Requests of dom0. The results are maps with the keys that agent_messages.SCHEMA says.
 
     async def _export_start(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
-        number = await self._attachments.start_export(parse_params("export.start", params))
-        return to_wire(ExportStarted(number=number))
+        started = await self._attachments.start_export(parse_params("export.start", params))
+        return to_wire(started)
 
     async def _export_stop(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
         await self._attachments.stop_export(parse_params("export.stop", params).attachment)

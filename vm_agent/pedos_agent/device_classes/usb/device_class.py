@@ -6,9 +6,10 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from pedos_agent.device_classes.base import DeviceClass
+from pedos_agent.device_classes.base import Carrier, DeviceClass, Host
 from pedos_agent.device_classes.described import listed
 from pedos_agent.device_classes.sysfs import USB_DEVICE, names_of
+from pedos_agent.device_classes.usb.carrier import UsbDevices
 from pedos_agent.device_classes.usb.identity import identity_of, numbers_of
 from pedos_agent.device_classes.usb.usb_device import is_hub, is_imported
 from pedos_agent.inventory.local_device import LocalDevice
@@ -18,7 +19,8 @@ from pedos_agent.system.reading import read_field, read_note
 
 
 class Usb(DeviceClass):
-    """USB devices, without hubs and without those that this VM has borrowed: they can be listed."""
+    """USB devices, without hubs and without those that this VM has borrowed. They are lent under
+    Xen alone: the VMs of local mode have no kernels of their own."""
 
     name = "usb"
     subsystem = "usb"
@@ -34,6 +36,10 @@ class Usb(DeviceClass):
             if USB_DEVICE.fullmatch(name)
         )
         return [item for item in looks if item is not None]
+
+    def carrier(self, host: Host) -> Carrier | None:
+        """See DeviceClass."""
+        return UsbDevices(host) if host.settings.xen else None
 
 
 def _usb_device(root: str, name: str, hardware: HardwareNames) -> LocalDevice | None:

@@ -35,7 +35,6 @@ from pedos_agent.system.reading import (
     is_gone,
     is_starved,
     is_there,
-    names_in,
     read_field,
     words,
 )
@@ -74,10 +73,11 @@ class HostDriver:
         """See usb_device."""
         return usb_device(self._sys, name)
 
-    def bound(self) -> list[UsbDevice]:
-        """The devices that it has. OSError."""
-        found = map(self.device, filter(is_name, names_in(self._folder)))
-        return [each for each in found if each is not None and each.driver == HOST]
+    def left(self) -> list[UsbDevice]:
+        """The devices that it has, or that were to be taken to it or back and have no driver.
+        OSError."""
+        found = map(self.device, filter(is_name, self._announced()))
+        return [each for each in found if each is not None and each.driver in (None, HOST)]
 
     def take(self, name: str, is_it: Callable[[UsbDevice], bool]) -> Taken:
         """Take a device from its driver, authorised.
@@ -116,9 +116,10 @@ class HostDriver:
     def _take(self, before: UsbDevice, is_it: Callable[[UsbDevice], bool]) -> UsbDevice:
         name = before.name
         if before.driver != HOST:
+            # First: from now on `left` finds it, in whatever state.
+            self._announce(name)
             if before.driver is not None:
                 self._write(f"{folder_of(self._sys, name)}/driver/unbind", name)
-            self._announce(name)
             self._command("bind", name)
         if not before.is_authorized:
             # Not before: no driver of this VM is to touch it.
@@ -167,7 +168,7 @@ class HostDriver:
 
     def _announce(self, name: str) -> None:
         """Tell usbip-host that it may have it; nothing if it knows that."""
-        known = read_field(f"{self._folder}/match_busid").split()
+        known = self._announced()
         if name in known:
             return
         if len(known) >= NAMES_MAX:
@@ -177,6 +178,9 @@ class HostDriver:
                 "when no USB device is lent, unload it (modprobe -r usbip-host)",
             )
         self._write(f"{self._folder}/match_busid", f"add {name}")
+
+    def _announced(self) -> list[str]:
+        return read_field(f"{self._folder}/match_busid").split()
 
     def _command(self, verb: _Verb, name: str) -> None:
         assert verb in _FILES

@@ -1,0 +1,148 @@
+"""The source's side of a lent USB device: usbip-host has it, and the pump joins that to the
+target."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from functools import partial
+from typing import Final
+
+import trio
+from pedos_host.faultpoints import reach
+from pedos_protocol.agent_messages import ExportStart
+from pedos_protocol.errors import CallError
+from pedos_vchan.pump import Why, pump
+from pedos_vchan.transport import DATA_ORDERS, Listener
+from pedos_vchan.usbip import UsbipCheck
+
+from pedos_agent.device_classes.base import Host
+from pedos_agent.device_classes.data_channel import from_target
+from pedos_agent.device_classes.lifetime import Lifetime
+from pedos_agent.device_classes.usb import kernel
+from pedos_agent.device_classes.usb.disks_below import held_below
+from pedos_agent.device_classes.usb.handover import Handover
+from pedos_agent.device_classes.usb.host_driver import USED, HostDriver, Taken
+from pedos_agent.device_classes.usb.identity import identity_of
+from pedos_agent.device_classes.usb.usb_device import HOST, UsbDevice, folder_of
+from pedos_agent.inventory.local_device import LocalDevice
+
+log = logging.getLogger(__name__)
+
+# usbip-host resets the device when its connection ends: 0.3 to 0.9 s were seen.
+IDLE_SECONDS: Final = 6.0
+
+
+async def export_usb(
+    lifetime: Lifetime, params: ExportStart, found: LocalDevice, host: Host, driver: HostDriver
+) -> None:
+    """Lend `found` to the peer domain until an event ends `lifetime`; gives it back then."""
+    await kernel.load(HOST, driver.is_loaded)
+    name = found.device.device
+
+    def is_it(device: UsbDevice) -> bool:
+        identity = identity_of(folder_of(host.roots.sys, name))
+        return (str(device.number),) == found.marks and identity == found.device.identity
+
+    def take() -> Taken:
+        with held_below(name, host.roots):  # until no driver of this VM has it
+            return driver.take(name, is_it)
+
+    with trio.CancelScope(shield=True):  # a thread cannot be stopped in the middle
+        taken = await kernel.step(f"lend {name}", take)
+    try:
+        await reach("export.opened")
+        with await host.transport.listen(params.peer, params.port, DATA_ORDERS) as listener:
+            await reach("export.listening")
+            assert taken.device.speed is not None
+            handover = Handover(taken.device.devid, taken.device.speed)
+            lifetime.ready({"handover": str(handover)})
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_serve, lifetime, listener, driver, taken.device)
+                await lifetime.ending()
+                nursery.cancel_scope.cancel()
+    finally:
+        # Each step has its own bound.
+        with trio.CancelScope(shield=True):
+            await give_back(driver, taken, give_back=host.settings.give_back)
+    await reach("export.stopped")
+
+
+async def _serve(
+    lifetime: Lifetime, listener: Listener, driver: HostDriver, device: UsbDevice
+) -> None:
+    """Accept the one client and move its bytes until either side ends."""
+    channel = await from_target(listener, lifetime)
+    if channel is None:
+        return
+    try:
+        await reach("export.connected")
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                work = partial(driver.connect, device.name, theirs.fileno())
+                await kernel.step(f"lend {device.name}", work)
+            check = UsbipCheck(device.devid, is_source=True)
+            result = await pump(channel, ours.fileno(), ours.fileno(), check=check)
+        log.info("sent %d and received %d bytes", result.bytes_to_ring, result.bytes_to_fd)
+    except CallError as error:
+        lifetime.end(error.message)
+        return
+    finally:
+        channel.close()
+    if result.why is Why.REFUSED:
+        lifetime.end(f"the data channel was ended, as it is not USB/IP: {check.why}")
+    elif await kernel.step(f"look at {device.name}", partial(driver.device, device.name)) is None:
+        lifetime.end("the device was unplugged")
+    else:
+        lifetime.end(f"the data channel ended: {result.why}")
+
+
+async def give_back(driver: HostDriver, taken: Taken, *, give_back: bool) -> None:
+    """Take a device from usbip-host, once that is done with it, and wait for its driver. CallError;
+    nothing if it was unplugged."""
+    name = taken.device.name
+    what = f"take back {name}"
+
+    def is_idle() -> bool:
+        now = driver.device(name)
+        return now is None or now.driver != HOST or now.status != USED
+
+    await kernel.step(what, partial(driver.disconnect, name))
+    if not await kernel.until(what, is_idle, IDLE_SECONDS):
+        log.warning("usbip-host does not end its connection for %s: it is taken all the same", name)
+    await kernel.step(
+        what,
+        partial(
+            driver.release,
+            name,
+            is_authorized=taken.was_authorized,
+            give_back=give_back and taken.had_driver,
+        ),
+    )
+    now = await kernel.step(what, partial(driver.device, name))
+    if now is not None and now.driver == HOST:
+        raise CallError("failed", f"usbip-host does not release {name}")
+
+
+async def clean_leftovers(driver: HostDriver, *, give_back: bool) -> None:
+    """Give back what a killed predecessor has lent. A device that is still in use after a while is
+    another program's."""
+    for device in await kernel.step("look for lent devices", driver.left):
+        name = device.name
+
+        def is_idle(name: str = name) -> bool:
+            now = driver.device(name)
+            return now is None or now.status != USED
+
+        if not await kernel.until(f"look at {name}", is_idle, IDLE_SECONDS):
+            log.warning("%s is lent by another program, with usbip-host", name)
+            continue
+        log.info("giving %s back, which a predecessor of this agent had lent", name)
+        is_authorized = await kernel.step(
+            f"look at {name}", partial(driver.is_authorized_by_default, device.bus)
+        )
+        await kernel.step(
+            f"take back {name}",
+            partial(driver.release, name, is_authorized=is_authorized, give_back=give_back),
+        )

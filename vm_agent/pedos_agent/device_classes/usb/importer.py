@@ -1,0 +1,189 @@
+"""The target's side of a borrowed USB device: vhci-hcd has a port for it, which the pump joins to
+the source."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final
+
+import attrs
+import trio
+from pedos_host.faultpoints import reach
+from pedos_protocol.agent_messages import ImportStart
+from pedos_protocol.errors import CallError
+from pedos_vchan.channel import Channel
+from pedos_vchan.pump import Why, pump
+from pedos_vchan.usbip import UsbipCheck
+
+from pedos_agent.device_classes.base import Host
+from pedos_agent.device_classes.data_channel import to_source
+from pedos_agent.device_classes.lifetime import Lifetime
+from pedos_agent.device_classes.usb import kernel
+from pedos_agent.device_classes.usb.disks_below import held_below
+from pedos_agent.device_classes.usb.handover import Handover, parse_handover
+from pedos_agent.device_classes.usb.usb_device import usb_device
+from pedos_agent.device_classes.usb.vhci import FREE, Vhci
+
+log = logging.getLogger(__name__)
+
+MODULE: Final = "vhci-hcd"
+# A device is configured half a second after it is attached. A silent source would have the kernel
+# wait for ever. With the rest below the 15 s that dom0 waits.
+CONFIGURE_SECONDS: Final = 8.0
+DETACH_SECONDS: Final = 10.0
+_NO_NAME: Final = "0-0"
+
+
+@attrs.define(eq=False)
+class BorrowedUsb:
+    """A device on a port of vhci-hcd; it has no name that dom0 knows."""
+
+    params: ImportStart
+    handover: Handover
+    host: Host
+    vhci: Vhci
+    port: int | None = None
+    held: contextlib.ExitStack = attrs.field(factory=contextlib.ExitStack)
+    name: None = None
+
+    async def run(self, lifetime: Lifetime) -> None:
+        """See Borrowing."""
+        await kernel.load(MODULE, self.vhci.is_loaded)
+        channel = await to_source(self.host.transport, self.params)
+        try:
+            await reach("import.connected")
+            await self._use(lifetime, channel)
+        finally:
+            channel.close()
+            self.held.close()
+        await reach("import.stopped")
+
+    async def _use(self, lifetime: Lifetime, channel: Channel) -> None:
+        ours, theirs = socket.socketpair()
+        with ours:
+            try:
+                with theirs, trio.CancelScope(shield=True):
+                    attach = partial(
+                        self.vhci.attach, theirs.fileno(), self.handover.devid, self.handover.speed
+                    )
+                    self.port = await kernel.step("find a port", attach)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._pump, lifetime, channel, ours)
+                    await self._configured()
+                    await reach("import.ready")
+                    lifetime.ready({})
+                    await lifetime.ending()
+                    await self._detach()  # while the pump runs: what is under way still ends
+                    nursery.cancel_scope.cancel()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._detach()
+
+    async def _pump(self, lifetime: Lifetime, channel: Channel, ours: socket.socket) -> None:
+        check = UsbipCheck(self.handover.devid, is_source=False)
+        result = await pump(channel, ours.fileno(), ours.fileno(), check=check)
+        log.info("sent %d and received %d bytes", result.bytes_to_ring, result.bytes_to_fd)
+        if result.why is Why.REFUSED:
+            lifetime.end(f"the data channel was ended, as it is not USB/IP: {check.why}")
+        else:
+            lifetime.end(f"the data channel ended: {result.why}")
+
+    async def _configured(self) -> None:
+        """Wait until this VM has configured the device. CallError if it cannot."""
+        what = "configure the device"
+
+        def is_over() -> bool:
+            return self._is_free() or self._is_configured()
+
+        if not await kernel.until(what, is_over, CONFIGURE_SECONDS):
+            raise CallError("failed", f"the device did not answer within {CONFIGURE_SECONDS:g} s")
+        if await kernel.step(what, self._is_free):
+            raise CallError("failed", "the source has ended the connection")
+
+    def local_name(self) -> str | None:
+        """What the device is called among the USB devices of this VM. OSError."""
+        port = None if self.port is None else self.vhci.port(self.port)
+        if port is None or port.state == FREE or port.devid != self.handover.devid:
+            return None
+        return None if port.name == _NO_NAME else port.name
+
+    def _is_free(self) -> bool:
+        port = None if self.port is None else self.vhci.port(self.port)
+        return port is None or port.state == FREE
+
+    def _is_configured(self) -> bool:
+        name = self.local_name()
+        device = None if name is None else usb_device(self.host.roots.sys, name)
+        return device is not None and device.is_configured
+
+    async def _detach(self) -> None:
+        """Free the port, if it is ours. CallError."""
+        if self.port is None:
+            return
+        if not await kernel.step("free the port", self._is_free):
+            await kernel.step("free the port", partial(self.vhci.detach, self.port))
+            if not await kernel.until("free the port", self._is_free, DETACH_SECONDS):
+                raise CallError("failed", f"vhci-hcd does not free port {self.port}")
+        self.port = None
+
+    async def why_busy(self, lifetime: Lifetime) -> str | None:
+        """See Borrowing. An import that is just ending is never refused."""
+        if lifetime.reason is not None:
+            return None
+        try:
+            await kernel.step("look for uses", self._look)
+        except CallError as error:
+            return error.message
+        return None
+
+    def _look(self) -> None:
+        """CallError(busy) if something uses it. OSError."""
+        if (name := self.local_name()) is not None:
+            with held_below(name, self.host.roots):
+                pass
+
+    def _hold(self) -> None:
+        """Hold its disks until the device is gone, with all on them that this VM has written.
+        CallError(busy), OSError; then none is held."""
+        with contextlib.ExitStack() as held:
+            if (name := self.local_name()) is not None:
+                for file in held.enter_context(held_below(name, self.host.roots)):
+                    os.fsync(file)
+            self.held = held.pop_all()
+
+    async def give_back(
+        self,
+        lifetime: Lifetime,
+        *,
+        may_refuse: bool,
+        still_asked: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Hold its disks, so that nothing begins to use them. CallError(busy) if something does,
+        and the VM may refuse."""
+        if lifetime.reason is not None:
+            return
+        try:
+            await kernel.step("write what is on the way to its disks", self._hold)
+        except CallError as error:
+            if may_refuse:
+                raise
+            log.warning("a USB device is taken away in use: %s", error.message)
+            with contextlib.suppress(CallError):
+                await kernel.step("write what is on the way to all disks", os.sync)
+        kept = False
+        try:
+            await still_asked()
+            kept = True
+        finally:
+            if not kept:
+                self.held.close()
+
+
+def borrow(params: ImportStart, host: Host, vhci: Vhci) -> BorrowedUsb:
+    """CallError if the source did not say what it lends."""
+    return BorrowedUsb(params, parse_handover(params.handover), host, vhci)

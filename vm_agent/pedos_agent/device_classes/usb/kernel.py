@@ -1,0 +1,65 @@
+"""Asks the kernel for what takes it a while: modules, and steps of usbip-host and vhci-hcd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final, TypeVar
+
+import trio
+from pedos_host.in_time import in_time
+from pedos_host.threads import to_thread
+from pedos_protocol.errors import CallError
+
+from pedos_agent.device_classes.tool import run_tool
+from pedos_agent.system.reading import is_there, words
+
+T = TypeVar("T")
+
+# An unbind waits for the driver: two seconds were seen with a disk in the middle of a transfer.
+STEP_SECONDS: Final = 8.0
+# vhci-hcd registers sixteen buses: one to three seconds under emulation.
+MODULE_SECONDS: Final = 6.0
+LOOK_SECONDS: Final = 0.05  # between two looks at what has no event
+
+
+async def step(what: str, work: Callable[[], T]) -> T:
+    """Do one step in a thread. CallError if the kernel does not answer in time, or refuses; the
+    thread is then left behind."""
+    try:
+        return await to_thread(partial(in_time, what, work, kind="attach", seconds=STEP_SECONDS))
+    except TimeoutError as error:
+        raise CallError("failed", f"{what}: the kernel does not answer") from error
+    except OSError as error:
+        raise CallError("failed", f"{what}: {words(error)}") from error
+
+
+async def until(what: str, done: Callable[[], bool], seconds: float) -> bool:
+    """Whether `done`, which only reads, is true within so many seconds."""
+    with trio.move_on_after(seconds):
+        while not await step(what, done):  # noqa: ASYNC110 - there is no event to wait for
+            await trio.sleep(LOOK_SECONDS)
+        return True
+    return False
+
+
+async def load(module: str, is_loaded: Callable[[], bool]) -> None:
+    """Have a module of the kernel. CallError if it is not there then.
+
+    The agent may not load modules. Where systemd runs it is asked for this one alone, as it is at
+    the start of the agent for others.
+    """
+    if await step(f"look for {module}", is_loaded):
+        return
+    if await step("look for systemd", partial(is_there, "/run/systemd/system")):
+        command = ["systemctl", "start", f"modprobe@{module.replace('-', '_')}.service"]
+    else:
+        command = ["modprobe", "-q", module]
+    said = ""
+    try:
+        _, said = await run_tool(command, seconds=MODULE_SECONDS)
+    except OSError as error:
+        said = f"{command[0]}: {words(error)}"
+    if not await step(f"look for {module}", is_loaded):
+        why = f" ({said})" if said else ""
+        raise CallError("failed", f"the kernel of this VM has no module {module}{why}")
