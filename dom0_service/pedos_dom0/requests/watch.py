@@ -79,8 +79,8 @@ class Watch:
             task_status.started()
             async for _ in events:
                 self._vms_changed()
-                # Whose VM exists no more is shown as an assignment to a VM that was removed.
-                self._devices_changed([each.key for each in self._state.store.assignments()])
+                # The facts that rules can name are others now, so everything is looked at again:
+                # also the assignments to a VM that was removed.
                 self._rules_changed()
 
     async def next(self, caller: Caller, asked: WatchNext) -> Watched:
