@@ -77,7 +77,6 @@ class Client:
         self._socket = sock
         self._connection = Connection()
         self._last_id = 0
-        self._notices: list[Notice] = []
         # Not sent yet: hello and the first request leave together.
         self._out = self._connection.send(Hello(VERSIONS, program))
 
@@ -120,26 +119,10 @@ class Client:
                 step = event.params
                 if waiting is not None:
                     waiting(step, silent_until == deadline)
-            elif isinstance(event, Notice):
-                self._notices.append(event)
             elif isinstance(event, Answer) and event.id == call_id:
                 return event.result
             elif isinstance(event, ErrorAnswer) and event.id == call_id:
                 raise CallError(event.code, event.message, event.data)
-
-    def notice(self, timeout: float | None = None) -> Notice | None:
-        """Returns the next notice; None if none arrives within `timeout` seconds.
-
-        Raises what `call` raises.
-        """
-        deadline = None if timeout is None else monotonic() + timeout
-        while not self._notices:
-            event = self._next_event(deadline)
-            if event is None:
-                return None
-            if isinstance(event, Notice):
-                self._notices.append(event)
-        return self._notices.pop(0)
 
     def _send(self, deadline: float | None) -> bool:
         """Sends what is pending; False if the deadline passes first. Part of a frame may have been

@@ -130,15 +130,11 @@ async def test_the_service_says_that_the_time_is_up(tmp_path: Path) -> None:
         await in_thread(command)
 
 
-async def test_notices_are_kept_until_they_are_asked_for(tmp_path: Path) -> None:
+async def test_notices_that_come_before_an_answer_are_passed_over(tmp_path: Path) -> None:
     def command() -> None:
         with connect(str(tmp_path / "sock")) as client:
             assert client.call("test.watch", {}, 5) == {"revision": 0}
-            for number in range(3):
-                notice = client.notice(5)
-                assert notice is not None
-                assert notice.params == {"revision": number}
-            assert client.notice(0.01) is None
+            assert client.call("test.echo", {"a": 1}, 5) == {"a": 1}
 
     async with service(tmp_path / "sock"):
         await in_thread(command)
