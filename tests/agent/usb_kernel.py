@@ -100,6 +100,8 @@ class FakeKernel:
             rows = []
             for number in range(30 * half, 30 * half + 30):
                 state, devid, name, peer = self.ports[number]
+                if state != 6:  # the kernel keeps it to itself until then
+                    devid, name, peer = 0, "0-0", None
                 hub = "hs" if number % 30 < 15 else "ss"
                 fd = 0 if peer is None else peer.fileno()
                 rows.append(
