@@ -4,7 +4,10 @@ from setuptools import Extension, setup
 
 WIRE = Extension(
     "pedos_protocol._wire",
-    [f"native/wire/{name}.c" for name in ("events", "module", "read", "turn", "write")],
+    [
+        f"native/wire/{name}.c"
+        for name in ("connection", "events", "module", "read", "turn", "write")
+    ],
     depends=["native/wire/wire.h"],
     define_macros=[("Py_LIMITED_API", "0x030B0000")],  # one build for all versions, as cffi's
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],

@@ -7,6 +7,7 @@
 
 /* Of events.py: see wire_introduce(). */
 PyObject *wire_request_class, *wire_answer_class, *wire_error_answer_class, *wire_notice_class;
+PyObject *wire_closed_class;
 static PyObject *known_methods, *check_unknown_method;
 
 /* Names of attributes and keys. */
@@ -88,15 +89,24 @@ static int check_notice(PyObject *method, PyObject *params)
     return PyDict_CheckExact(params) ? 0 : refuse_event("parameters are not a map");
 }
 
-int wire_has_arguments(Py_ssize_t count, Py_ssize_t expected)
+int wire_is_introduced(void)
 {
-    if (count == expected && check_unknown_method != NULL)
+    if (check_unknown_method != NULL)
         return 1;
-    PyErr_Format(PyExc_TypeError, "%zd values and introduced classes are expected", expected);
+    PyErr_SetString(PyExc_TypeError, "the classes of events are not introduced");
     return 0;
 }
 
-PyObject *wire_none_or_error(int result)
+/* Whether as many arguments came as are expected, and the classes before them; 0 with an error. */
+static int has_arguments(Py_ssize_t count, Py_ssize_t expected)
+{
+    if (count == expected)
+        return wire_is_introduced();
+    PyErr_Format(PyExc_TypeError, "%zd values are expected", expected);
+    return 0;
+}
+
+static PyObject *none_or_error(int result)
 {
     if (result < 0)
         return NULL;
@@ -154,8 +164,7 @@ static PyObject *notice_of(PyObject *method, PyObject *params)
     return make_event(wire_notice_class, 2, names, values);
 }
 
-/* The event that a message says, or the message itself if it is none of the three. */
-static PyObject *event_of(PyObject *message)
+PyObject *wire_event_of(PyObject *message)
 {
     Py_ssize_t count = PyList_Size(message);
     PyObject *items[4] = {NULL};
@@ -175,29 +184,6 @@ static PyObject *event_of(PyObject *message)
     }
     Py_INCREF(message);
     return message;
-}
-
-PyObject *wire_next_event(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
-{
-    PyObject *message, *event;
-    Py_buffer buffer;
-    Py_ssize_t at;
-
-    if (!wire_has_arguments(count, 2))
-        return NULL;
-    at = PyLong_AsSsize_t(arguments[1]);
-    if ((at == -1 && PyErr_Occurred()) || PyObject_GetBuffer(arguments[0], &buffer, PyBUF_SIMPLE) < 0)
-        return NULL;
-    message = wire_read_frame(buffer.buf, buffer.len, &at);
-    PyBuffer_Release(&buffer);
-    if (message == NULL) {
-        if (PyErr_Occurred())
-            return NULL;
-        Py_RETURN_NONE;
-    }
-    event = event_of(message);
-    Py_DECREF(message);
-    return event == NULL ? NULL : Py_BuildValue("Nn", event, at);
 }
 
 /* --- said --- */
@@ -262,7 +248,7 @@ static int write_notice(struct wire_writer *writer, PyObject *event)
     return write_attribute(writer, event, params_name, 1);
 }
 
-PyObject *wire_frame_of(PyObject *Py_UNUSED(module), PyObject *event)
+PyObject *wire_frame_of(PyObject *event)
 {
     PyObject *class = (PyObject *)Py_TYPE(event);
     struct wire_writer writer;
@@ -284,40 +270,41 @@ PyObject *wire_frame_of(PyObject *Py_UNUSED(module), PyObject *event)
 
 PyObject *wire_check_id(PyObject *Py_UNUSED(module), PyObject *id)
 {
-    return wire_none_or_error(check_id(id));
+    return none_or_error(check_id(id));
 }
 
 PyObject *wire_check_request(PyObject *Py_UNUSED(module), PyObject *const *values, Py_ssize_t count)
 {
-    if (!wire_has_arguments(count, 4))
+    if (!has_arguments(count, 4))
         return NULL;
-    return wire_none_or_error(check_request(values[0], values[1], values[2], values[3]));
+    return none_or_error(check_request(values[0], values[1], values[2], values[3]));
 }
 
 PyObject *wire_check_answer(PyObject *Py_UNUSED(module), PyObject *const *values, Py_ssize_t count)
 {
-    if (!wire_has_arguments(count, 2))
+    if (!has_arguments(count, 2))
         return NULL;
-    return wire_none_or_error(check_answer(values[0], values[1]));
+    return none_or_error(check_answer(values[0], values[1]));
 }
 
 PyObject *wire_check_notice(PyObject *Py_UNUSED(module), PyObject *const *values, Py_ssize_t count)
 {
-    if (!wire_has_arguments(count, 2))
+    if (!has_arguments(count, 2))
         return NULL;
-    return wire_none_or_error(check_notice(values[0], values[1]));
+    return none_or_error(check_notice(values[0], values[1]));
 }
 
 PyObject *wire_introduce(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
-    if (!PyArg_ParseTuple(arguments, "OOOOOO", &wire_request_class, &wire_answer_class,
-                          &wire_error_answer_class, &wire_notice_class, &known_methods,
-                          &check_unknown_method))
+    if (!PyArg_ParseTuple(arguments, "OOOOOOO", &wire_request_class, &wire_answer_class,
+                          &wire_error_answer_class, &wire_notice_class, &wire_closed_class,
+                          &known_methods, &check_unknown_method))
         return NULL;
     Py_INCREF(wire_request_class);
     Py_INCREF(wire_answer_class);
     Py_INCREF(wire_error_answer_class);
     Py_INCREF(wire_notice_class);
+    Py_INCREF(wire_closed_class);
     Py_INCREF(known_methods);
     Py_INCREF(check_unknown_method);
     Py_RETURN_NONE;

@@ -37,9 +37,6 @@ static PyMethodDef functions[] = {
     {"encode", encode, METH_O, NULL},
     {"decode", decode, METH_O, NULL},
     {"introduce", wire_introduce, METH_VARARGS, NULL},
-    {"next_event", FAST(wire_next_event)},
-    {"frame_of", wire_frame_of, METH_O, NULL},
-    {"say", FAST(wire_say)},
     {"check_id", wire_check_id, METH_O, NULL},
     {"check_request", FAST(wire_check_request)},
     {"check_answer", FAST(wire_check_answer)},
@@ -102,12 +99,14 @@ static int fill(PyObject *module)
     wire_remote_error = PyObject_GetAttrString(errors, "RemoteProtocolError");
     Py_DECREF(errors);
     if (wire_local_error == NULL || wire_remote_error == NULL || wire_events_ready() < 0 ||
-        wire_turn_ready() < 0)
+        wire_turn_ready() < 0 || wire_connection_ready(module) < 0)
         return -1;
     for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++)
         if (add_number(module, numbers[i].name, numbers[i].value) < 0)
             return -1;
-    return PyModule_AddStringMacro(module, HELLO);
+    if (PyModule_AddStringMacro(module, HELLO) < 0 || PyModule_AddStringMacro(module, START) < 0)
+        return -1;
+    return PyModule_AddStringMacro(module, ERROR);
 }
 
 PyMODINIT_FUNC PyInit__wire(void)

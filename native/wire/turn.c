@@ -4,98 +4,113 @@
  */
 #include "wire.h"
 
-/* Names of attributes and methods. */
-static PyObject *id_name, *state_name, *in_flight_name, *refuse_name;
+static PyObject *id_name; /* of an attribute */
+
+/* Where the id is in `ids`, or -1. A search in order, as there are at most PENDING_MAX. */
+static int find_id(const struct wire_ids *ids, uint32_t id)
+{
+    for (int i = 0; i < ids->count; i++)
+        if (ids->at[i] == id)
+            return i;
+    return -1;
+}
+
+int wire_has_id(const struct wire_ids *ids, PyObject *id)
+{
+    unsigned long long number = PyLong_AsUnsignedLongLong(id);
+
+    if (number == (unsigned long long)-1 && PyErr_Occurred())
+        return -1;
+    return number <= ID_MAX && find_id(ids, (uint32_t)number) >= 0;
+}
+
+/* Returns 0, or -1 with an error. There is memory for as many as there are, so none if idle. */
+static int add_id(struct wire_ids *ids, uint32_t id)
+{
+    uint32_t *more = PyMem_Realloc(ids->at, (size_t)(ids->count + 1) * sizeof(*more));
+
+    if (more == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    ids->at = more;
+    ids->at[ids->count++] = id;
+    return 0;
+}
+
+static void remove_id(struct wire_ids *ids, int index)
+{
+    ids->at[index] = ids->at[--ids->count];
+    if (ids->count == 0)
+        wire_forget_ids(ids);
+}
+
+void wire_forget_ids(struct wire_ids *ids)
+{
+    PyMem_Free(ids->at);
+    ids->at = NULL;
+    ids->count = 0;
+}
 
 /*
- * Whether the rules for ids let one side say `event`: 0 or the rule that forbids it, -1 with an
- * error. `own` has the ids of this side's requests in flight, `others` those that it may answer.
+ * Whether the rules for ids let `side` say `event`: 0 or the rule that forbids it, -1 with an error.
+ * A request has an id of its own, an answer one of the `other` side's.
  */
-static int take_id(PyObject *event, PyObject *own, PyObject *others)
+static int take_id(struct wire_side *side, struct wire_side *other, PyObject *event)
 {
     PyObject *class = (PyObject *)Py_TYPE(event), *id;
-    int is_request = class == wire_request_class, forbidden = 0, found;
+    int is_request = class == wire_request_class, index;
+    unsigned long number;
 
     if (!is_request && class != wire_answer_class && class != wire_error_answer_class)
         return 0;
     id = PyObject_GetAttr(event, id_name);
     if (id == NULL)
         return -1;
-    found = is_request ? PySet_Contains(own, id) : PySet_Discard(others, id);
-    if (found < 0)
-        forbidden = -1;
-    else if (is_request && found)
-        forbidden = ID_IN_USE;
-    else if (is_request && PySet_Size(own) >= PENDING_MAX)
-        forbidden = TOO_MANY_PENDING;
-    else if (is_request)
-        forbidden = PySet_Add(own, id);
-    else if (!found)
-        forbidden = NO_REQUEST;
+    number = PyLong_AsUnsignedLong(id); /* at most ID_MAX: the event was checked */
     Py_DECREF(id);
-    return forbidden;
+    if (number == (unsigned long)-1 && PyErr_Occurred())
+        return -1;
+    index = find_id(is_request ? &side->in_flight : &other->in_flight, (uint32_t)number);
+    if (!is_request) {
+        if (index < 0)
+            return NO_REQUEST;
+        remove_id(&other->in_flight, index);
+        return 0;
+    }
+    if (index >= 0)
+        return ID_IN_USE;
+    return side->in_flight.count >= PENDING_MAX ? TOO_MANY_PENDING
+                                                : add_id(&side->in_flight, (uint32_t)number);
 }
 
-/*
- * Whether `state` and the rules for ids let one side say `event`: as take_id(). `target`, a borrowed
- * reference, is then the state that follows.
- */
-static int take_turn(PyObject *table, PyObject *state, PyObject *event, PyObject **target,
-                     PyObject *own, PyObject *others)
+int wire_take_turn(PyObject *table, struct wire_side *side, struct wire_side *other, PyObject *event)
 {
-    PyObject *row = PyDict_GetItemWithError(table, state);
+    PyObject *row = PyDict_GetItemWithError(table, side->state), *target = NULL;
+    int rule;
 
-    *target = row == NULL ? NULL : PyDict_GetItemWithError(row, (PyObject *)Py_TYPE(event));
-    if (*target == NULL)
+    if (row != NULL)
+        target = PyDict_GetItemWithError(row, (PyObject *)Py_TYPE(event));
+    if (target == NULL)
         return PyErr_Occurred() ? -1 : OUT_OF_TURN;
-    return take_id(event, own, others);
+    rule = take_id(side, other, event);
+    if (rule == 0)
+        wire_enter(side, target);
+    return rule;
 }
 
-/* Calls side.refuse(rule, event), which raises the error of the rule that `event` breaks. */
-static void raise_refusal(PyObject *side, int rule, PyObject *event)
+void wire_enter(struct wire_side *side, PyObject *state)
 {
-    PyObject *number = PyLong_FromLong(rule), *refused = NULL;
+    PyObject *before = side->state;
 
-    if (number != NULL)
-        refused = PyObject_CallMethodObjArgs(side, refuse_name, number, event, NULL);
-    if (refused != NULL)
-        PyErr_SetString(PyExc_SystemError, "side.refuse() did not raise");
-    Py_XDECREF(refused);
-    Py_XDECREF(number);
-}
-
-PyObject *wire_say(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
-{
-    PyObject *side, *other, *event, *state, *own = NULL, *others = NULL, *target;
-    int rule = -1;
-
-    if (!wire_has_arguments(count, 4))
-        return NULL;
-    side = arguments[1];
-    other = arguments[2];
-    event = arguments[3];
-    state = PyObject_GetAttr(side, state_name);
-    if (state != NULL && (own = PyObject_GetAttr(side, in_flight_name)) != NULL &&
-        (others = PyObject_GetAttr(other, in_flight_name)) != NULL)
-        rule = take_turn(arguments[0], state, event, &target, own, others);
-    if (rule == 0 && target != state)
-        rule = PyObject_SetAttr(side, state_name, target);
-    Py_XDECREF(state);
-    Py_XDECREF(own);
-    Py_XDECREF(others);
-    if (rule > 0)
-        raise_refusal(side, rule, event);
-    return wire_none_or_error(rule == 0 ? 0 : -1);
+    Py_INCREF(state);
+    side->state = state;
+    Py_XDECREF(before);
 }
 
 int wire_turn_ready(void)
 {
-    static const struct wire_name names[] = {
-        {&id_name, "id"},
-        {&state_name, "state"},
-        {&in_flight_name, "in_flight"},
-        {&refuse_name, "refuse"},
-    };
+    static const struct wire_name names[] = {{&id_name, "id"}};
 
     return wire_make_names(names, sizeof(names) / sizeof(*names));
 }

@@ -60,7 +60,11 @@ enum { REQUEST, RESPONSE, NOTICE };
 /* The second item of the first frame of each side. No notice has it as its method. */
 #define HELLO "hello"
 
-/* Why an event may not be said: see wire_say(). */
+/* The states of a side that the table of connection.py does not lead to. */
+#define START "START"
+#define ERROR "ERROR"
+
+/* Why an event may not be said: see wire_take_turn(). */
 enum { OUT_OF_TURN = 1, ID_IN_USE, TOO_MANY_PENDING, NO_REQUEST };
 
 /* The error of a value, in either direction. */
@@ -117,26 +121,53 @@ int wire_make_names(const struct wire_name *names, size_t count);
 
 /* events.c. The classes of events.py that wire_introduce() has brought. */
 extern PyObject *wire_request_class, *wire_answer_class, *wire_error_answer_class;
-extern PyObject *wire_notice_class;
+extern PyObject *wire_notice_class, *wire_closed_class;
 
-/* Whether as many arguments came as are expected, and the classes before them; 0 with an error. */
-int wire_has_arguments(Py_ssize_t count, Py_ssize_t expected);
+/* Whether it has; 0 with an error. */
+int wire_is_introduced(void);
 
-/* What a function of the module returns that has no result but an error. */
-PyObject *wire_none_or_error(int result);
+/* The event that a message says, or the message itself if it is none of the three; NULL with an
+ * error. */
+PyObject *wire_event_of(PyObject *message);
 
-/* Functions of the module: of events.c, and wire_say() of turn.c. */
+/* The frame that says one of the three, None for another event, NULL with an error. */
+PyObject *wire_frame_of(PyObject *event);
+
+/* Functions of the module. */
 PyObject *wire_introduce(PyObject *module, PyObject *arguments);
-PyObject *wire_next_event(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
-PyObject *wire_frame_of(PyObject *module, PyObject *event);
-PyObject *wire_say(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *wire_check_id(PyObject *module, PyObject *id);
 PyObject *wire_check_request(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *wire_check_answer(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *wire_check_notice(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 
-/* These make the names that each file uses; they return 0, or -1 with an error. */
+/* turn.c. Ids of requests without an answer, in any order: at most PENDING_MAX. */
+struct wire_ids {
+    uint32_t *at; /* NULL if there is none */
+    int count;
+};
+
+/* What one side has said so far, and so what it may say next: it owns its state, a key of the table
+ * of connection.py. */
+struct wire_side {
+    PyObject *state;
+    struct wire_ids in_flight; /* its own requests */
+};
+
+/*
+ * Moves `side` on by `event`, which may be an answer to the `other`. Returns 0; the rule that forbids
+ * it, or -1 with an error, and then nothing has changed.
+ */
+int wire_take_turn(PyObject *table, struct wire_side *side, struct wire_side *other, PyObject *event);
+
+void wire_enter(struct wire_side *side, PyObject *state);
+
+/* Whether the integer is one of them; -1 with an error if it is none that fits 64 bits. */
+int wire_has_id(const struct wire_ids *ids, PyObject *id);
+void wire_forget_ids(struct wire_ids *ids);
+
+/* These make what each file needs; they return 0, or -1 with an error. */
 int wire_events_ready(void);
 int wire_turn_ready(void);
+int wire_connection_ready(PyObject *module);
 
 #endif

@@ -1,5 +1,5 @@
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 from .events import Event
 
@@ -28,7 +28,11 @@ NOTICE: int
 #: The second item of the first frame of each side. No notice has it as its method.
 HELLO: str
 
-# The rules by which `say` refuses.
+# States of a side.
+START: str
+ERROR: str
+
+# The rules by which `Machine._refuse` is asked to refuse.
 OUT_OF_TURN: int
 ID_IN_USE: int
 TOO_MANY_PENDING: int
@@ -43,7 +47,7 @@ def encode(message: list[Any], /) -> bytes:
 
 def decode(payload: bytes | bytearray | memoryview, /) -> list[Any]:
     """The message in `payload` (a frame without its length); RemoteProtocolError if there is none.
-    For tests: programs read frames with `next_event`, which does the same.
+    For tests: programs read frames with `Machine`, which does the same.
 
     Its values are of the types that `encode` takes, and otherwise still untrusted.
     """
@@ -53,6 +57,7 @@ def introduce(
     answer: type[Event],
     error_answer: type[Event],
     notice: type[Event],
+    closed: type[Event],
     known_methods: set[str],
     check_unknown_method: Callable[[object], None],
     /,
@@ -60,22 +65,25 @@ def introduce(
     """Tells of the classes of events. Methods in `known_methods` need no look; the function has it
     at all others, and raises if one is no method's name."""
 
-def next_event(buffer: bytes | bytearray | memoryview, at: int, /) -> tuple[Any, int] | None:
-    """The event that the frame says which begins `at` this place, and where the frame ends; None
-    if it is not whole. A frame that is no request, answer or notice is its message, a list.
+class Machine:
+    """What `Connection` is made of; it says what these are. Its class has four methods for what is
+    rare: `_frame(event)`, the bytes of an event that is no request, answer or notice;
+    `_parse(message)`, the event of a frame that is none of them; `_heard(event)`, for what such an
+    event changes; and `_refuse(is_ours, rule, event)`, which raises that a side may not say it."""
 
-    RemoteProtocolError also for a size that no frame may have, before any of it has come;
-    LocalProtocolError for an event that may not be made.
-    """
-
-def frame_of(event: Event, /) -> bytes | None:
-    """The frame that says a request, an answer or a notice; None for others. LocalProtocolError as
-    from `encode`."""
-
-def say(table: dict[str, dict[type[Event], str]], side: Any, other: Any, event: Event, /) -> None:
-    """Moves `side` on by `event`, which may be an answer to the `other`: its `state`, a key of the
-    table, and the ids `in_flight` of its own requests, or of the other's. If it may not say that
-    now, nothing changes, and `side.refuse(rule, event)` raises."""
+    def __new__(cls, table: dict[str, dict[type[Event], str]], /) -> Self: ...
+    @property
+    def our_state(self) -> str: ...
+    @property
+    def their_state(self) -> str: ...
+    @property
+    def ours_in_flight(self) -> int: ...
+    @property
+    def theirs_in_flight(self) -> int: ...
+    def is_in_flight(self, call_id: int, /) -> bool: ...
+    def send(self, event: Event, /) -> bytes: ...
+    def receive_data(self, data: bytes | bytearray | memoryview, /) -> Iterator[Event]: ...
+    def _events(self) -> Iterator[Event]: ...
 
 # These raise LocalProtocolError if an event may not have such values.
 def check_id(call_id: object, /) -> None: ...

@@ -9,7 +9,7 @@ are not text, extension types, infinities, depth, trailing bytes), because two r
 differently, or because it costs the reader more than it cost the sender.
 
 The C code of native/wire (read.c, write.c) checks and reads in one pass. Programs read frames with
-`_wire.next_event`, which also makes events of them; `decode` is the same reading, for tests.
+a `Connection`, which also makes events of them; `decode` is the same reading, for tests.
 """
 
 from __future__ import annotations

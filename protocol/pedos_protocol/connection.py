@@ -16,12 +16,9 @@ from ._wire import (
     REQUEST,
     RESPONSE,
     TOO_MANY_PENDING,
-    frame_of,
-    next_event,
-    say,
 )
-from .codec import FRAME_MAX, HEADER_SIZE, encode
-from .errors import LocalProtocolError, ProtocolError, RemoteProtocolError
+from .codec import encode
+from .errors import LocalProtocolError, RemoteProtocolError
 from .events import (
     ERROR_MESSAGE_MAX,
     ERROR_TEXT_MAX,
@@ -40,8 +37,7 @@ from .names import harmless_text, printable_value, shown
 
 TYPE_CHECKING = False  # like typing's own, whose import would double the command line's start
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any, ClassVar, NoReturn
+    from typing import Any, NoReturn, Self
 
 #: The versions of the protocol that this module speaks: lowest, highest. The schemas mark what came
 #: with a later one than the first (`fields.since`, `Spec.since`).
@@ -70,17 +66,17 @@ PENDING_MAX = _wire.PENDING_MAX
 #   ERROR   The side broke the protocol, here or in its bytes. No event leads out. Only their side
 #           gets here: a wrong event of ours is refused before a byte of it is written.
 #
-# Rules that need more than a state and the type of an event are beside the table, in `say`
+# Rules that need more than a state and the type of an event are beside the table
 # (native/wire/turn.c), for both sides alike: an answer needs a request in flight; a request needs
 # a free id and room below PENDING_MAX. And their Closed moves our side, too.
 #
 # The documentation's diagram (`diagram`) and the tests of refused events are made from this dict,
 # so it is the only place to change.
 
-START = "START"
+START = _wire.START
 OPEN = "OPEN"
 CLOSED = "CLOSED"
-ERROR = "ERROR"
+ERROR = _wire.ERROR
 
 TRANSITIONS: dict[str, dict[type[Event], str]] = {
     START: {
@@ -116,190 +112,73 @@ def diagram() -> str:
     return "\n".join(lines) + "\n"
 
 
-class _Side:
-    """What one side has sent so far, and so what it may send next."""
-
-    __slots__ = ("in_flight", "state")
-
-    error: type[ProtocolError]
-    words: ClassVar[dict[int, str]]  # by the rule that is broken
-
-    def __init__(self) -> None:
-        self.state = START
-        self.in_flight: set[int] = set()  # ids of its requests that have no answer yet
-
-    def refuse(self, rule: int, event: Any) -> NoReturn:
-        """Raises `error`: this side may not say `event` now."""
-        if rule == OUT_OF_TURN:
-            raise self.error(self.out_of_turn(type(event)))
-        raise self.error(self.words[rule].format(event.id))
-
-    def out_of_turn(self, event_type: type[Event]) -> str:
-        """The sentence that such an event is not allowed in this state."""
-        raise NotImplementedError
+# By the rule that is broken: of our side's events, and of theirs.
+_OUR_WORDS = {
+    ID_IN_USE: "a request with the id {} is in flight already",
+    TOO_MANY_PENDING: f"{PENDING_MAX} requests are in flight already",
+    NO_REQUEST: "no request with the id {} waits for an answer",
+}
+_THEIR_WORDS = {
+    ID_IN_USE: "a second request came with the id {}",
+    TOO_MANY_PENDING: f"more than {PENDING_MAX} requests are in flight",
+    NO_REQUEST: "an answer came to no request: id {}",
+}
 
 
-class _Ours(_Side):
-    __slots__ = ()
-
-    error = LocalProtocolError
-    words: ClassVar = {
-        ID_IN_USE: "a request with the id {} is in flight already",
-        TOO_MANY_PENDING: f"{PENDING_MAX} requests are in flight already",
-        NO_REQUEST: "no request with the id {} waits for an answer",
-    }
-
-    def out_of_turn(self, event_type: type[Event]) -> str:
-        return f"{event_type.__name__} cannot be sent in state {self.state}"
-
-
-class _Theirs(_Side):
-    __slots__ = ()
-
-    error = RemoteProtocolError
-    words: ClassVar = {
-        ID_IN_USE: "a second request came with the id {}",
-        TOO_MANY_PENDING: f"more than {PENDING_MAX} requests are in flight",
-        NO_REQUEST: "an answer came to no request: id {}",
-    }
-
-    def out_of_turn(self, event_type: type[Event]) -> str:
-        if event_type is Hello:
-            return "hello came a second time"
-        return f"{event_type.__name__} came in state {self.state}"
-
-
-class Connection:
+class Connection(_wire.Machine):
     """One end of a connection.
 
     `their_hello` is None until it has arrived; `version` is the highest that both sides speak, None
-    until then.
+    until then. `our_state` and `their_state` are keys of `TRANSITIONS`: what the side may send.
+    `ours_in_flight` and `theirs_in_flight` are the numbers of a side's requests without an answer,
+    and `is_in_flight(call_id)` tells whether a request of ours with this id is one.
+
+    `send(event)` returns the bytes of `event` (none for Closed: that is the end of the stream).
+    LocalProtocolError if it may not be sent now, or not at all. Then nothing has changed, and the
+    connection is still usable.
+
+    `receive_data(data)` takes bytes that arrived; b"" means that the stream has ended. It returns
+    the events that are complete by now. Each event is decoded when it is taken: it counts as
+    received only then, and others may be sent in between. After the end of the stream the last one
+    is Closed. RemoteProtocolError comes in place of an event if the bytes break the protocol, and
+    from then on always.
+
+    All events have to be taken before more bytes go in: so at most one frame and one `data` are
+    held. LocalProtocolError, from `receive_data`, if they were not, or after the end.
+
+    All of this is in native/wire/connection.c; here is what is rare.
     """
 
-    __slots__ = (
-        "_buffer",
-        "_eof",
-        "_failure",
-        "_ours",
-        "_taken",
-        "_theirs",
-        "their_hello",
-        "version",
-    )
+    __slots__ = ("their_hello", "version")
+
+    def __new__(cls) -> Self:
+        return super().__new__(cls, TRANSITIONS)
 
     def __init__(self) -> None:
         self.their_hello: Hello | None = None
         self.version: int | None = None
-        self._ours = _Ours()
-        self._theirs = _Theirs()
-        # Bytes that have arrived and were not taken yet start at _taken. They are the caller's own
-        # object as long as it holds whole frames, and a buffer that grows once a frame arrives in
-        # pieces.
-        self._buffer: bytes | bytearray = b""
-        self._taken = 0
-        self._eof = False
-        self._failure = ""
-
-    @property
-    def our_state(self) -> str:
-        """A key of `TRANSITIONS`: what this side may send."""
-        return self._ours.state
-
-    @property
-    def their_state(self) -> str:
-        """A key of `TRANSITIONS`: what the other side may send."""
-        return self._theirs.state
-
-    @property
-    def ours_in_flight(self) -> int:
-        """The number of our requests without an answer."""
-        return len(self._ours.in_flight)
-
-    @property
-    def theirs_in_flight(self) -> int:
-        """The number of their requests without an answer."""
-        return len(self._theirs.in_flight)
-
-    def is_in_flight(self, call_id: int) -> bool:
-        """Does a request of ours with this id wait for its answer?"""
-        return call_id in self._ours.in_flight
-
-    def send(self, event: Event) -> bytes:
-        """The bytes of `event` (none for Closed: that is the end of the stream).
-
-        LocalProtocolError if it may not be sent now, or not at all. Then nothing has changed, and
-        the connection is still usable.
-        """
-        frame = frame_of(event)
-        if frame is None:
-            frame = _frame(event)
-        say(TRANSITIONS, self._ours, self._theirs, event)
-        return frame
-
-    def receive_data(self, data: bytes | bytearray | memoryview) -> Iterator[Event]:
-        """Takes bytes that arrived; b"" means that the stream has ended. Returns the events that
-        are complete by now.
-
-        Each event is decoded when it is taken: it counts as received only then, and others may be
-        sent in between. After the end of the stream the last one is Closed. RemoteProtocolError
-        comes in place of an event if the bytes break the protocol, and from then on always.
-
-        All events have to be taken before more bytes go in: so at most one frame and one `data` are
-        held. LocalProtocolError, from this call, if they were not, or after the end.
-        """
-        if self._eof:
-            raise LocalProtocolError("data came after the end of the stream")
-        left = len(self._buffer) - self._taken
-        if left >= HEADER_SIZE + FRAME_MAX:
-            raise LocalProtocolError("events that came have to be taken out before more data")
-        if not data:
-            self._eof = True
-        elif left == 0:
-            self._buffer = bytes(data)
-            self._taken = 0
-        else:
-            if type(self._buffer) is not bytearray:
-                self._buffer = bytearray(self._buffer)
-            del self._buffer[: self._taken]
-            self._taken = 0
-            self._buffer += data
-        return self._events()
 
     def next_event(self) -> Event | NeedData:
         """The next of the events that `receive_data` returns, or NEED_DATA; for callers that take
         one at a time. After the end of the stream it is Closed at every call."""
         return next(self._events(), NEED_DATA)
 
-    def _events(self) -> Iterator[Event]:
-        theirs = self._theirs
-        if theirs.state == ERROR:
-            raise RemoteProtocolError(self._failure)
-        try:
-            while (heard := next_event(self._buffer, self._taken)) is not None:
-                event, self._taken = heard
-                if type(event) is list:
-                    event = _parse(event)
-                say(TRANSITIONS, theirs, self._ours, event)
-                if type(event) is Hello:
-                    self._take_hello(event)
-                yield event
-            if self._taken == len(self._buffer):
-                self._buffer = b""  # an idle connection keeps nothing
-                self._taken = 0
-            elif self._eof:
-                raise RemoteProtocolError("the stream ended within a frame")
-            if self._eof:
-                event = Closed()
-                say(TRANSITIONS, theirs, self._ours, event)
-                self._ours.state = CLOSED
-                yield event
-        except (RemoteProtocolError, LocalProtocolError) as error:
-            # Local: an event that cannot be made.
-            theirs.state = ERROR
-            self._failure = str(error)
-            self._buffer = b""
-            self._taken = 0
-            raise RemoteProtocolError(self._failure) from None
+    def _refuse(self, is_ours: bool, rule: int, event: Any) -> NoReturn:
+        name = type(event).__name__
+        if rule != OUT_OF_TURN:
+            why = (_OUR_WORDS if is_ours else _THEIR_WORDS)[rule].format(event.id)
+        elif is_ours:
+            why = f"{name} cannot be sent in state {self.our_state}"
+        elif type(event) is Hello:
+            why = "hello came a second time"
+        else:
+            why = f"{name} came in state {self.their_state}"
+        raise (LocalProtocolError if is_ours else RemoteProtocolError)(why)
+
+    def _heard(self, event: Event) -> None:
+        """What an event that `_parse` has made changes here."""
+        if type(event) is Hello:
+            self._take_hello(event)
 
     def _take_hello(self, hello: Hello) -> None:
         low, high = hello.versions
@@ -311,34 +190,34 @@ class Connection:
         self.version = min(high, VERSIONS[1])
         self.their_hello = hello
 
+    @staticmethod
+    def _frame(event: Event) -> bytes:
+        """The bytes of an `event` that is no request, answer or notice."""
+        if isinstance(event, ErrorAnswer):
+            error = {"code": event.code, "message": event.message, "data": event.data}
+            return encode([RESPONSE, event.id, error, None])
+        if isinstance(event, Hello):
+            hello = {"versions": list(event.versions), "program": event.program}
+            return encode([NOTICE, HELLO, hello])
+        return b""
 
-def _frame(event: Event) -> bytes:
-    """The bytes of an `event` that `frame_of` does not know."""
-    if isinstance(event, ErrorAnswer):
-        error = {"code": event.code, "message": event.message, "data": event.data}
-        return encode([RESPONSE, event.id, error, None])
-    if isinstance(event, Hello):
-        hello = {"versions": list(event.versions), "program": event.program}
-        return encode([NOTICE, HELLO, hello])
-    return b""
-
-
-def _parse(untrusted_message: list[Any]) -> Event:
-    """The event of a message that `next_event` has left; one of the two protocol errors if it has
-    none."""
-    untrusted_kind = untrusted_message[0] if untrusted_message else None
-    # Compared with == alone, False would be 0, True 1 and 2.0 a notice.
-    if type(untrusted_kind) is int:
-        if len(untrusted_message) == 4:
-            _, untrusted_id, untrusted_second, untrusted_third = untrusted_message
-            if untrusted_kind == REQUEST:
-                raise RemoteProtocolError("a request's parameters are not a map")
-            is_error = untrusted_third is None and type(untrusted_second) is dict
-            if untrusted_kind == RESPONSE and is_error:
-                return _parse_error(untrusted_id, untrusted_second)
-        elif untrusted_message[:2] == [NOTICE, HELLO] and len(untrusted_message) == 3:
-            return _parse_hello(untrusted_message[2])
-    raise RemoteProtocolError("a frame is neither a request, nor a response, nor a notice")
+    @staticmethod
+    def _parse(untrusted_message: list[Any]) -> Event:
+        """The event of a message that is no request, answer or notice; one of the two protocol
+        errors if it has none."""
+        untrusted_kind = untrusted_message[0] if untrusted_message else None
+        # Compared with == alone, False would be 0, True 1 and 2.0 a notice.
+        if type(untrusted_kind) is int:
+            if len(untrusted_message) == 4:
+                _, untrusted_id, untrusted_second, untrusted_third = untrusted_message
+                if untrusted_kind == REQUEST:
+                    raise RemoteProtocolError("a request's parameters are not a map")
+                is_error = untrusted_third is None and type(untrusted_second) is dict
+                if untrusted_kind == RESPONSE and is_error:
+                    return _parse_error(untrusted_id, untrusted_second)
+            elif untrusted_message[:2] == [NOTICE, HELLO] and len(untrusted_message) == 3:
+                return _parse_hello(untrusted_message[2])
+        raise RemoteProtocolError("a frame is neither a request, nor a response, nor a notice")
 
 
 def _parse_error(untrusted_id: Any, untrusted_error: dict[str, Any]) -> ErrorAnswer:

@@ -177,9 +177,6 @@ class Notice(Event):
         self.params = params
 
 
-introduce(Request, Answer, ErrorAnswer, Notice, _known_methods, _check_unknown_method)
-
-
 def refusal(params: Mapping[str, Any]) -> CallError:
     """The error in the notice REFUSED. RemoteProtocolError if it is not an error's code, message
     and data."""
@@ -195,6 +192,9 @@ class Closed(Event):
     """The side will send nothing more."""
 
     __slots__ = ()
+
+
+introduce(Request, Answer, ErrorAnswer, Notice, Closed, _known_methods, _check_unknown_method)
 
 
 class NeedData:

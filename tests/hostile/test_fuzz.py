@@ -140,6 +140,12 @@ def test_no_payload_of_a_peer_breaks_a_promise(tmp_path: Path) -> None:
             "count == 4",
             id="parameters of any kind",
         ),
+        pytest.param(
+            "connection.c",
+            "memmove(bytes, bytes + machine->taken, (size_t)before);",
+            "(void)bytes;",
+            id="a rest that stays behind what was taken",
+        ),
     ],
 )
 def test_a_check_that_is_missing_in_frames_is_found(

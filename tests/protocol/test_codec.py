@@ -12,11 +12,11 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pedos_protocol import _wire, codec
+from pedos_protocol import codec
 from pedos_protocol.codec import CONTAINERS_MAX, DEPTH_MAX, FRAME_MAX, HEADER_SIZE, ITEMS_MAX
 from pedos_protocol.connection import Connection
 from pedos_protocol.errors import LocalProtocolError, RemoteProtocolError
-from pedos_protocol.events import Answer, Event, Hello, Notice, Request
+from pedos_protocol.events import Answer, ErrorAnswer, Event, Hello, Notice, Request
 
 from . import strategies
 
@@ -244,12 +244,12 @@ def test_threads_read_without_disturbing_each_other() -> None:
 
 
 def test_too_large_a_frame_is_refused_by_its_length_alone() -> None:
-    assert _wire.next_event(FRAME_MAX.to_bytes(4, "little"), 0) is None
+    assert list(Connection().receive_data(FRAME_MAX.to_bytes(4, "little"))) == []
     for size in (FRAME_MAX + 1, 2**32 - 1):
         with pytest.raises(RemoteProtocolError, match="is announced"):
-            _wire.next_event(size.to_bytes(4, "little"), 0)
+            next(Connection().receive_data(size.to_bytes(4, "little")))
     with pytest.raises(RemoteProtocolError, match="empty"):
-        _wire.next_event(bytes(4), 0)
+        next(Connection().receive_data(bytes(4)))
     with pytest.raises(RemoteProtocolError, match="is the most"):
         codec.decode(bytes(FRAME_MAX + 1))
 
@@ -332,8 +332,20 @@ def test_a_refused_payload_leaves_nothing_in_memory(payload: bytes) -> None:
     assert left_in_memory(lambda: refuse(codec.decode, payload)) < LEFT_MAX
 
 
-def hear(frame: bytes) -> object:
-    return _wire.next_event(frame, 0)
+HELLO = Hello((1, 1), "test")
+CALL = Request(70_000, "vm.list", {"text": "x" * 1000}, 5000)
+
+
+def talking() -> Connection:
+    """An end with a request in flight each way."""
+    end = Connection()
+    for event in (HELLO, CALL):
+        assert list(end.receive_data(end.send(event))) == [event]
+    return end
+
+
+def hear(frame: bytes) -> Event:
+    return next(talking().receive_data(frame))
 
 
 LATE = {"text": "x" * 1000, "deadline_ms": 2_000_000}
@@ -357,31 +369,72 @@ def test_a_refused_event_leaves_nothing_in_memory(message: list[Any]) -> None:
     assert left_in_memory(lambda: refuse(hear, frame)) < LEFT_MAX
 
 
+ANSWERS = [
+    Answer(70_000, {"text": "x" * 1000}),
+    ErrorAnswer(70_000, "failed", "y" * 1000, {"text": "x" * 1000}),
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=["answer", "error"])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_events_that_were_said_and_heard_leave_nothing_in_memory(
+    answer: Event, pieces: int
+) -> None:
+    def hear_in_pieces(end: Connection, frame: bytes) -> list[Event]:
+        size = len(frame) // pieces + 1
+        return [
+            event
+            for start in range(0, len(frame), size)
+            for event in end.receive_data(frame[start : start + size])
+        ]
+
+    def talk() -> None:
+        here, there = Connection(), Connection()
+        for event in (HELLO, CALL, Notice("vm.gone", {"text": "x" * 1000})):
+            assert hear_in_pieces(there, here.send(event)) == [event]
+        assert hear_in_pieces(here, there.send(HELLO) + there.send(answer)) == [HELLO, answer]
+        assert here.ours_in_flight == there.theirs_in_flight == 0
+
+    assert left_in_memory(talk) < LEFT_MAX
+
+
 @pytest.mark.parametrize(
-    "event",
+    "frame",
     [
-        Request(70_000, "vm.list", {"text": "x" * 1000}, 5000),
-        Answer(70_000, {"text": "x" * 1000}),
-        Notice("vm.gone", {"text": "x" * 1000}),
+        pytest.param(codec.encode([7]), id="no message"),
+        pytest.param(codec.encode([1, 70_000, {"text": "x" * 1000}, None]), id="a wrong error"),
+        pytest.param(codec.encode([1, 70_001, None, {"text": "x" * 1000}]), id="no request"),
+        pytest.param(Connection().send(HELLO), id="a second hello"),
+        pytest.param(Connection().send(HELLO)[:-1] + b"\xc1", id="a broken frame"),
     ],
 )
-def test_an_event_that_was_heard_and_said_leaves_nothing_in_memory(event: Event) -> None:
-    frame = _wire.frame_of(event)
-    assert frame is not None
+def test_a_connection_that_failed_leaves_nothing_in_memory(frame: bytes) -> None:
+    def fail() -> None:
+        end = talking()
+        assert list(end.receive_data(frame[:5])) == []
+        events = end.receive_data(frame[5:])
+        for again in (events, end.receive_data(frame)):
+            refuse(next, again)
+        assert list(events) == []
 
-    def hear_and_say() -> None:
-        heard = _wire.next_event(frame, 0)
-        assert heard is not None
-        assert _wire.frame_of(heard[0]) == frame
+    assert left_in_memory(fail) < LEFT_MAX
 
-    assert left_in_memory(hear_and_say) < LEFT_MAX
+
+def test_a_connection_that_is_dropped_in_the_middle_leaves_nothing_in_memory() -> None:
+    def drop() -> None:
+        end = talking()
+        frame = codec.encode([2, "vm.gone", {"text": "x" * 1000}])
+        next(end.receive_data(frame + frame[:-1]))
+
+    assert left_in_memory(drop) < LEFT_MAX
 
 
 @pytest.mark.parametrize("value", [object(), 2**70, math.inf, b"x" * FRAME_MAX, nested(DEPTH_MAX)])
 def test_what_cannot_be_sent_leaves_nothing_in_memory(value: object) -> None:
     bad = {"text": "x" * 1000, "bad": value}
-    for event in (Request(70_000, "a", bad, 5000), Answer(70_000, bad), Notice("a", bad)):
-        assert left_in_memory(lambda event=event: refuse(_wire.frame_of, event)) < LEFT_MAX
+    end = talking()
+    for event in (Request(70_001, "a", bad, 5000), Answer(70_000, bad), Notice("a", bad)):
+        assert left_in_memory(lambda event=event: refuse(end.send, event)) < LEFT_MAX
     assert left_in_memory(lambda: refuse(codec.encode, ["x" * 1000, bad])) < LEFT_MAX
 
 
