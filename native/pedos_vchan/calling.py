@@ -87,31 +87,32 @@ class Caller:
         if self._free_slots > 0 and not self._session.ended:
             self._free_slots -= 1
         else:
-            await self._take_slot(waiter)
+            await self._take_slot(method, timeout, waiter.deadline)
             deadline, now = effective_deadline(loop), loop.time()
-        if not waiter.timed_out:
-            end = deadline if deadline < waiter.deadline else waiter.deadline
-            call_id, conversation = self._start(method, params, waiter, end - now)
-            try:
-                if conversation is not None:
-                    await self._read_alone(waiter, conversation)
-                await waiter.wait()
-            except trio.Cancelled:
-                if waiter.answer is None:
-                    self._say_cancelled(call_id)
-                    raise
-                # else the caller notices the cancellation at its next checkpoint
-            finally:
-                self._waiters.pop(call_id, None)
-                loop.sweeper.forget(waiter)
-            if waiter.timed_out and waiter.answer is None:
+        end = deadline if deadline < waiter.deadline else waiter.deadline
+        call_id, conversation = self._start(method, params, waiter, end - now)
+        try:
+            if conversation is not None:
+                await self._read_alone(waiter, conversation)
+            await waiter.wait()
+        except trio.Cancelled:
+            if waiter.answer is None:
                 self._say_cancelled(call_id)
+                raise
+            # else the caller notices the cancellation at its next checkpoint
+        finally:
+            loop.sweeper.forget(waiter)
+            if waiter.answer is None:
+                self._waiters.pop(call_id, None)
         answer = waiter.answer
-        if answer is None:
-            raise self._unanswered(waiter, method, timeout)
-        if isinstance(answer, ErrorAnswer):
+        if type(answer) is Answer:  # `isinstance` takes long to say no to another class
+            return answer.result
+        if type(answer) is ErrorAnswer:
             raise CallError(answer.code, answer.message, answer.data)
-        return answer.result
+        if waiter.timed_out:
+            self._say_cancelled(call_id)
+            raise CallError("timeout", unanswered(method, timeout))
+        raise self._unavailable()
 
     def take_answer(self, answer: Answer | ErrorAnswer) -> None:
         """Gives the answer to its caller."""
@@ -135,25 +136,21 @@ class Caller:
                 self._session.post(Notice(CANCELLED, {"id": call_id}))
             self._outbox.flush()
 
-    def _unanswered(self, waiter: Waiter, method: str, timeout: float) -> CallError:
-        if waiter.timed_out:
-            return CallError("timeout", unanswered(method, timeout))
-        return self._unavailable()
-
     def _unavailable(self) -> CallError:
         whom = f" to {self._session.name}" if self._session.name else ""
         return CallError("unavailable", f"the connection{whom} has ended")
 
-    async def _take_slot(self, waiter: Waiter) -> None:
-        """Waits for one of the places for requests in flight, or the waiter times out. The answer
-        frees a place, even if it arrives too late for its caller: the other side counts the request
-        until then."""
-        if not self._session.ended:
-            with trio.CancelScope(deadline=waiter.deadline) as scope:
+    async def _take_slot(self, method: str, timeout: float, deadline: float) -> None:
+        """Waits for one of the places for requests in flight; CallError if none comes in time, or
+        ever. The answer frees a place, even if it arrives too late for its caller: the other side
+        counts the request until then."""
+        with trio.CancelScope(deadline=deadline) as scope:
+            if not self._session.ended:
                 await self._slots.park()
-            waiter.timed_out = scope.cancelled_caught
         if self._session.ended:
             raise self._unavailable()
+        if scope.cancelled_caught:
+            raise CallError("timeout", unanswered(method, timeout))
 
     def _free_slot(self) -> None:
         # No task waits while a place is free, and the number is faster to look at than the tasks.

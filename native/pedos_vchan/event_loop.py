@@ -92,7 +92,7 @@ class EventLoop:
         self.flusher = Flusher()
         #: trio.current_time(), without two calls on the way to the clock.
         self.time: Final = trio.lowlevel.current_clock().current_time
-        #: Seconds that the handler has whose `first_step` runs now; infinity without one.
+        #: Seconds that the handler has whose first step runs now; infinity without one.
         self.step_seconds = math.inf
         trio.lowlevel.spawn_system_task(self.sweeper.run)
         trio.lowlevel.spawn_system_task(self.flusher.run)

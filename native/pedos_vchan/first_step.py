@@ -1,4 +1,10 @@
-"""Handlers that run without a task of their own until they first have to wait."""
+"""Handlers that run without a task of their own until they first have to wait.
+
+The first step of a handler, a coroutine, is `work.send(None)` in the task that reads. It returns
+what `rest` needs to continue in the same task; until then nothing else may be awaited. It raises
+StopIteration with the result if there is no rest: most handlers never wait, and so need neither a
+task nor a cancel scope. `effective_deadline` knows the limit of such a step nevertheless.
+"""
 
 from __future__ import annotations
 
@@ -18,26 +24,10 @@ T = TypeVar("T")
 
 
 def effective_deadline(loop: EventLoop) -> float:
-    """trio.current_effective_deadline(), also in the `first_step` of a handler."""
+    """trio.current_effective_deadline(), also in the first step of a handler."""
     deadline = trio.current_effective_deadline()
     seconds = loop.step_seconds
     return deadline if seconds == math.inf else min(deadline, loop.time() + seconds)
-
-
-def first_step(
-    work: Coroutine[Any, Any, Any], loop: EventLoop, seconds: float = math.inf
-) -> object:
-    """Runs `work` in the current task until it lets other tasks run for the first time.
-
-    Returns what `rest` needs to continue, in the same task; until then nothing else may be awaited.
-    Raises StopIteration with the result if there is no rest: most handlers never wait, and so need
-    neither a task nor a cancel scope. `effective_deadline` then knows its limit of `seconds`.
-    """
-    loop.step_seconds = seconds
-    try:
-        return work.send(None)
-    finally:
-        loop.step_seconds = math.inf
 
 
 #: Handlers of one peer that continue in one pass of the event loop. One event may wake all 128 that
@@ -85,7 +75,7 @@ class Gate:
 def rest(
     work: Coroutine[Any, Any, T], trap: object, gate: Gate | None = None
 ) -> Generator[Any, Any, T]:
-    """Awaits the rest of what `first_step` has begun, each step of it through `gate`."""
+    """Awaits the rest of `work` after its first step, each step of it through `gate`."""
     try:
         while True:
             try:

@@ -70,8 +70,8 @@ class Reader(Generic[P]):
                     for event in inbox.events:
                         if perf_counter() > inbox.turn_end:
                             await inbox.let_others_run()
-                        # Compared with each class, as `isinstance` takes long to say no.
-                        if type(event) is Answer or type(event) is ErrorAnswer:
+                        # `isinstance` takes long to say no.
+                        if type(event) is Answer:
                             self._caller.take_answer(event)
                         elif type(event) is Request:
                             self._quota.spend(1)
@@ -85,6 +85,8 @@ class Reader(Generic[P]):
                         elif type(event) is Notice:
                             self._quota.spend(1)
                             await server.take_notice(peer, event)
+                        elif type(event) is ErrorAnswer:
+                            self._caller.take_answer(event)
                         else:  # Closed
                             reads = False
                             break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine, Mapping
+from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pedos_host.throttle import throttle
@@ -19,7 +20,7 @@ from pedos_protocol.events import (
 from pedos_protocol.names import shown
 from pedos_protocol.words import request_to
 
-from .first_step import Gate, first_step, rest
+from .first_step import Gate, rest
 from .session import CANCELLED
 
 if TYPE_CHECKING:
@@ -75,11 +76,14 @@ class Server(Generic[P]):
                 work = self._default_handler(peer, request.method, request.params)
             else:
                 raise CallError("unknown_method", f"{shown(request.method)} is not served here")
-            return work, first_step(work, self._loop, request.deadline_ms / 1000)
+            self._loop.step_seconds = request.deadline_ms / 1000
+            return work, work.send(None)
         except StopIteration as done:
             self.answer(request, done.value)
         except Exception as error:
             self.answer_error(request, error)
+        finally:
+            self._loop.step_seconds = inf
         return None
 
     async def finish(
@@ -134,7 +138,7 @@ class Server(Generic[P]):
             return
         try:
             work = handler(peer, notice.params)
-            trap = first_step(work, self._loop)
+            trap = work.send(None)
             self._session.outbox.flush()
             await rest(work, trap)
         except StopIteration:
