@@ -6,7 +6,7 @@ WIRE = Extension(
     "pedos_protocol._wire",
     [
         f"native/wire/{name}.c"
-        for name in ("connection", "events", "module", "read", "turn", "write")
+        for name in ("connection", "events", "module", "read", "turn", "values", "write")
     ],
     depends=["native/wire/wire.h"],
     define_macros=[("Py_LIMITED_API", "0x030B0000")],  # one build for all versions, as cffi's

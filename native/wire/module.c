@@ -31,16 +31,12 @@ static PyObject *decode(PyObject *Py_UNUSED(module), PyObject *payload)
     return message;
 }
 
-#define FAST(function) (PyCFunction)(void (*)(void))(function), METH_FASTCALL, NULL
-
 static PyMethodDef functions[] = {
     {"encode", encode, METH_O, NULL},
     {"decode", decode, METH_O, NULL},
+    {"make_classes", wire_make_classes, METH_VARARGS, NULL},
     {"introduce", wire_introduce, METH_VARARGS, NULL},
     {"check_id", wire_check_id, METH_O, NULL},
-    {"check_request", FAST(wire_check_request)},
-    {"check_answer", FAST(wire_check_answer)},
-    {"check_notice", FAST(wire_check_notice)},
     {NULL, NULL, 0, NULL},
 };
 
@@ -98,7 +94,8 @@ static int fill(PyObject *module)
     wire_local_error = PyObject_GetAttrString(errors, "LocalProtocolError");
     wire_remote_error = PyObject_GetAttrString(errors, "RemoteProtocolError");
     Py_DECREF(errors);
-    if (wire_local_error == NULL || wire_remote_error == NULL || wire_events_ready() < 0 ||
+    if (wire_local_error == NULL || wire_remote_error == NULL || wire_values_ready() < 0 ||
+        wire_events_ready() < 0 ||
         wire_turn_ready() < 0 || wire_connection_ready(module) < 0)
         return -1;
     for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++)

@@ -52,25 +52,37 @@ void wire_forget_ids(struct wire_ids *ids)
     ids->count = 0;
 }
 
+/* The id of a request or an answer, at most ID_MAX: it was checked. Returns 1; 0 if the event has
+ * none, or -1 with an error. */
+static int id_of(PyObject *event, unsigned long *number)
+{
+    PyObject *class = (PyObject *)Py_TYPE(event), *id;
+
+    if (class == wire_request_class || class == wire_answer_class) {
+        _Static_assert((int)REQUEST_ID == (int)ANSWER_ID, "one place for both");
+        *number = PyLong_AsUnsignedLong(((struct wire_event *)event)->values[ANSWER_ID]);
+    } else if (class == wire_error_answer_class) {
+        if ((id = PyObject_GetAttr(event, id_name)) == NULL)
+            return -1;
+        *number = PyLong_AsUnsignedLong(id);
+        Py_DECREF(id);
+    } else {
+        return 0;
+    }
+    return *number == (unsigned long)-1 && PyErr_Occurred() ? -1 : 1;
+}
+
 /*
  * Whether the rules for ids let `side` say `event`: 0 or the rule that forbids it, -1 with an error.
  * A request has an id of its own, an answer one of the `other` side's.
  */
 static int take_id(struct wire_side *side, struct wire_side *other, PyObject *event)
 {
-    PyObject *class = (PyObject *)Py_TYPE(event), *id;
-    int is_request = class == wire_request_class, index;
+    int is_request = (PyObject *)Py_TYPE(event) == wire_request_class, index;
     unsigned long number;
 
-    if (!is_request && class != wire_answer_class && class != wire_error_answer_class)
-        return 0;
-    id = PyObject_GetAttr(event, id_name);
-    if (id == NULL)
-        return -1;
-    number = PyLong_AsUnsignedLong(id); /* at most ID_MAX: the event was checked */
-    Py_DECREF(id);
-    if (number == (unsigned long)-1 && PyErr_Occurred())
-        return -1;
+    if ((index = id_of(event, &number)) <= 0)
+        return index;
     index = find_id(is_request ? &side->in_flight : &other->in_flight, (uint32_t)number);
     if (!is_request) {
         if (index < 0)

@@ -119,26 +119,43 @@ struct wire_name {
 };
 int wire_make_names(const struct wire_name *names, size_t count);
 
-/* events.c. The classes of events.py that wire_introduce() has brought. */
-extern PyObject *wire_request_class, *wire_answer_class, *wire_error_answer_class;
-extern PyObject *wire_notice_class, *wire_closed_class;
+/*
+ * values.c. A request, an answer or a notice: as many values as it has attributes, in the order of
+ * these names. They were checked, and do not change.
+ */
+struct wire_event {
+    PyObject_HEAD
+    PyObject *values[];
+};
+enum { REQUEST_ID, REQUEST_METHOD, REQUEST_PARAMS, REQUEST_DEADLINE };
+enum { ANSWER_ID, ANSWER_RESULT };
+enum { NOTICE_METHOD, NOTICE_PARAMS };
 
-/* Whether it has; 0 with an error. */
+extern PyObject *wire_request_class, *wire_answer_class, *wire_notice_class;
+extern PyObject *wire_error_answer_class, *wire_closed_class;
+
+/* Whether the classes are there; 0 with an error. */
 int wire_is_introduced(void);
 
-/* The event that a message says, or the message itself if it is none of the three; NULL with an
- * error. */
+/* An event with these values; NULL with an error if it may not have them. */
+PyObject *wire_make_request(PyObject *const *values);
+PyObject *wire_make_answer(PyObject *const *values);
+PyObject *wire_make_notice(PyObject *const *values);
+
+/* The number that an integer is, or -1 if it is negative, too large or no integer; True is none. */
+long long wire_natural(PyObject *value);
+
+/* events.c. The event that a message says, or the message itself if it is none of the three; NULL
+ * with an error. */
 PyObject *wire_event_of(PyObject *message);
 
 /* The frame that says one of the three, None for another event, NULL with an error. */
 PyObject *wire_frame_of(PyObject *event);
 
 /* Functions of the module. */
+PyObject *wire_make_classes(PyObject *module, PyObject *arguments);
 PyObject *wire_introduce(PyObject *module, PyObject *arguments);
 PyObject *wire_check_id(PyObject *module, PyObject *id);
-PyObject *wire_check_request(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
-PyObject *wire_check_answer(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
-PyObject *wire_check_notice(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 
 /* turn.c. Ids of requests without an answer, in any order: at most PENDING_MAX. */
 struct wire_ids {
@@ -166,6 +183,7 @@ int wire_has_id(const struct wire_ids *ids, PyObject *id);
 void wire_forget_ids(struct wire_ids *ids);
 
 /* These make what each file needs; they return 0, or -1 with an error. */
+int wire_values_ready(void);
 int wire_events_ready(void);
 int wire_turn_ready(void);
 int wire_connection_ready(PyObject *module);

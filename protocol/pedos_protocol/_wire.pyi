@@ -52,18 +52,52 @@ def decode(payload: bytes | bytearray | memoryview, /) -> list[Any]:
     Its values are of the types that `encode` takes, and otherwise still untrusted.
     """
 
-def introduce(
-    request: type[Event],
-    answer: type[Event],
-    error_answer: type[Event],
-    notice: type[Event],
-    closed: type[Event],
-    known_methods: set[str],
-    check_unknown_method: Callable[[object], None],
-    /,
+class Request(Event):
+    """A call that expects an answer within `deadline_ms` milliseconds from now (1 to 1,200,000)."""
+
+    def __init__(
+        self,
+        id: int,  # noqa: A002 - the word of the wire
+        method: str,
+        params: dict[str, Any],
+        deadline_ms: int,
+    ) -> None: ...
+    @property
+    def id(self) -> int: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def params(self) -> dict[str, Any]: ...
+    @property
+    def deadline_ms(self) -> int: ...
+
+class Answer(Event):
+    """The result of the request with this id."""
+
+    def __init__(self, id: int, result: dict[str, Any]) -> None: ...  # noqa: A002 - as above
+    @property
+    def id(self) -> int: ...
+    @property
+    def result(self) -> dict[str, Any]: ...
+
+class Notice(Event):
+    """A message to the other side that needs no answer."""
+
+    def __init__(self, method: str, params: dict[str, Any]) -> None: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def params(self) -> dict[str, Any]: ...
+
+def make_classes(
+    event: type[Event], known_methods: set[str], check_unknown_method: Callable[[object], None], /
 ) -> None:
-    """Tells of the classes of events. Methods in `known_methods` need no look; the function has it
-    at all others, and raises if one is no method's name."""
+    """Makes the three classes above, with `event` as their base, and puts them into this module.
+    Methods in `known_methods` need no look; the function has it at all others, and raises if one is
+    no method's name."""
+
+def introduce(error_answer: type[Event], closed: type[Event], /) -> None:
+    """Tells of the other two classes of events that C has to know."""
 
 class Machine:
     """What `Connection` is made of; it says what these are. Its class has four methods for what is
@@ -85,10 +119,5 @@ class Machine:
     def receive_data(self, data: bytes | bytearray | memoryview, /) -> Iterator[Event]: ...
     def _events(self) -> Iterator[Event]: ...
 
-# These raise LocalProtocolError if an event may not have such values.
-def check_id(call_id: object, /) -> None: ...
-def check_request(
-    call_id: object, method: object, params: object, deadline_ms: object, /
-) -> None: ...
-def check_answer(call_id: object, result: object, /) -> None: ...
-def check_notice(method: object, params: object, /) -> None: ...
+def check_id(call_id: object, /) -> None:
+    """LocalProtocolError if a call may not have it."""

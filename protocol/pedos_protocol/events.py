@@ -3,7 +3,8 @@
 Plain values: each is checked once, when it is made, and is not changed afterwards. So every event
 can be sent: making an invalid one raises LocalProtocolError (for received bytes, the connection
 turns that into a RemoteProtocolError). Requests, answers and notices, of which there are many, are
-checked in C (native/wire/events.c), which also makes events of bytes and bytes of events.
+checked in C (native/wire/values.c), which also makes events of bytes and bytes of events
+(native/wire/events.c).
 
 attrs would write these classes in a tenth of the lines, but its import takes the command line as
 long as starting Python three times. Nothing guards the attributes: a guard would cost a tenth of a
@@ -14,11 +15,9 @@ from __future__ import annotations
 
 from . import _wire
 from ._wire import (
-    check_answer,
     check_id,
-    check_notice,
-    check_request,
     introduce,
+    make_classes,
 )
 from .errors import CODES, CallError, LocalProtocolError, RemoteProtocolError
 from .names import shown
@@ -87,6 +86,13 @@ def _check_unknown_method(method: object) -> None:
         raise LocalProtocolError(f"{shown(method)} is not a method's name")
 
 
+# Native code makes these classes, with Event as their base: see _wire.pyi.
+make_classes(Event, _known_methods, _check_unknown_method)
+Request = _wire.Request
+Answer = _wire.Answer
+Notice = _wire.Notice
+
+
 class Hello(Event):
     """The first frame of each side: the versions that it speaks (lowest, highest), and its program.
 
@@ -107,36 +113,6 @@ class Hello(Event):
             raise LocalProtocolError(f"a program is not named by at most {PROGRAM_MAX} characters")
         self.versions = versions
         self.program = program
-
-
-class Request(Event):
-    """A call that expects an answer within `deadline_ms` milliseconds from now (1 to 1,200,000)."""
-
-    __slots__ = ("deadline_ms", "id", "method", "params")
-
-    def __init__(
-        self,
-        id: int,  # noqa: A002 - the word of the wire
-        method: str,
-        params: dict[str, Any],
-        deadline_ms: int,
-    ) -> None:
-        check_request(id, method, params, deadline_ms)
-        self.id = id
-        self.method = method
-        self.params = params
-        self.deadline_ms = deadline_ms
-
-
-class Answer(Event):
-    """The result of the request with this id."""
-
-    __slots__ = ("id", "result")
-
-    def __init__(self, id: int, result: dict[str, Any]) -> None:  # noqa: A002 - as above
-        check_answer(id, result)
-        self.id = id
-        self.result = result
 
 
 class ErrorAnswer(Event):
@@ -166,15 +142,13 @@ class ErrorAnswer(Event):
         self.data = data
 
 
-class Notice(Event):
-    """A message to the other side that needs no answer."""
+class Closed(Event):
+    """The side will send nothing more."""
 
-    __slots__ = ("method", "params")
+    __slots__ = ()
 
-    def __init__(self, method: str, params: dict[str, Any]) -> None:
-        check_notice(method, params)
-        self.method = method
-        self.params = params
+
+introduce(ErrorAnswer, Closed)
 
 
 def refusal(params: Mapping[str, Any]) -> CallError:
@@ -186,15 +160,6 @@ def refusal(params: Mapping[str, Any]) -> CallError:
     except LocalProtocolError as wrong:
         raise RemoteProtocolError(f"the service refuses without a proper reason: {wrong}") from None
     return CallError(error.code, error.message, error.data)
-
-
-class Closed(Event):
-    """The side will send nothing more."""
-
-    __slots__ = ()
-
-
-introduce(Request, Answer, ErrorAnswer, Notice, Closed, _known_methods, _check_unknown_method)
 
 
 class NeedData:

@@ -100,7 +100,7 @@ def wire_fuzzer(directory: Path, compiler: str) -> Path:
     includes = [f"-I{directory}", f"-I{WIRE}", "-isystem", python["INCLUDEPY"]]
     command: list[str | Path] = [compiler, *FLAGS, *FUZZING, *defines, *includes]
     command.append(HERE / "fuzz_wire.c")
-    for name in ("connection.c", "events.c", "read.c", "turn.c", "write.c"):
+    for name in ("connection.c", "events.c", "read.c", "turn.c", "values.c", "write.c"):
         command.append(directory / name if (directory / name).exists() else WIRE / name)
     subprocess.run([*command, "-o", program, *where], check=True)
     return program

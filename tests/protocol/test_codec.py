@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import sys
 import threading
@@ -367,6 +368,25 @@ LATE = {"text": "x" * 1000, "deadline_ms": 2_000_000}
 def test_a_refused_event_leaves_nothing_in_memory(message: list[Any]) -> None:
     frame = codec.encode(message)
     assert left_in_memory(lambda: refuse(hear, frame)) < LEFT_MAX
+
+
+@pytest.mark.parametrize(
+    ("event_type", "values"),
+    [
+        (Request, [70_000, "Not!", {"text": "x" * 1000}, 5000]),
+        (Request, [70_000, "vm.list", {"text": "x" * 1000}, 0]),
+        (Request, [70_000, "vm.list", {"deadline_ms": "x" * 1000}, 5000]),
+        (Answer, [2**40, {"text": "x" * 1000}]),
+        (Notice, ["hello", {"text": "x" * 1000}]),
+    ],
+)
+def test_an_event_that_may_not_be_made_leaves_nothing_in_memory(
+    event_type: type[Event], values: list[Any]
+) -> None:
+    def make(values: list[Any]) -> None:
+        event_type(*copy.deepcopy(values))
+
+    assert left_in_memory(lambda: refuse(make, values)) < LEFT_MAX
 
 
 ANSWERS = [

@@ -229,7 +229,7 @@ def test_hello_is_heard_as_it_was_said(hello: Hello) -> None:
     ends = Pair()
     ends.say(hello)
     assert ends.ends[1].their_hello == hello
-    assert ends.ends[1].version == 1
+    assert ends.ends[1].version == min(hello.versions[1], VERSIONS[1])
 
 
 @given(data=st.data())
@@ -309,6 +309,9 @@ def test_what_is_no_method(method: Any) -> None:
 def test_events_are_values() -> None:
     assert Request(1, "vm.list", {}, 1000) == EXAMPLES[Request]
     assert Request(1, "vm.list", {"a": 1}, 1000) != EXAMPLES[Request]
+    assert Request(id=1, method="vm.list", params={}, deadline_ms=1000) == EXAMPLES[Request]
+    assert Answer(id=1, result={}) == EXAMPLES[Answer]
+    assert Notice(method="operation.step", params={}) == EXAMPLES[Notice]
     for event_type, event in EXAMPLES.items():
         assert event != object()
         for other_type, other in EXAMPLES.items():
@@ -487,6 +490,20 @@ def test_what_came_before_a_broken_frame_is_heard_and_nothing_after_it() -> None
     assert end.their_state == ERROR
     with pytest.raises(RemoteProtocolError, match="neither"):
         list(end.receive_data(b"x"))
+
+
+@pytest.mark.parametrize("event_type", [Request, Answer, Notice])
+def test_an_event_that_was_checked_cannot_be_changed(event_type: type[Event]) -> None:
+    event = EXAMPLES[event_type]
+    for name in event.__slots__:
+        with pytest.raises(AttributeError):
+            setattr(event, name, -1)
+        with pytest.raises(AttributeError):
+            delattr(event, name)
+    with pytest.raises(TypeError):
+        event_type()
+    with pytest.raises(TypeError):
+        event_type(*[1] * (len(event.__slots__) + 1))
 
 
 # Bytes
