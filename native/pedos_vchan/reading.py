@@ -68,8 +68,6 @@ class Reader(Generic[P]):
                 reads = True
                 while reads:
                     for event in inbox.events:
-                        if perf_counter() > inbox.turn_end:
-                            await inbox.let_others_run()
                         # `isinstance` takes long to say no.
                         if type(event) is Answer:
                             self._caller.take_answer(event)
@@ -90,6 +88,10 @@ class Reader(Generic[P]):
                         else:  # Closed
                             reads = False
                             break
+                        # Not before the event is handled: once it is taken, the connection's state
+                        # has it already, and others must not see one that has half ended.
+                        if perf_counter() > inbox.turn_end:
+                            await inbox.let_others_run()
                     else:
                         event = None  # what came last is not kept for as long as this waits
                         await inbox.read_more()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+import random
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -59,3 +60,18 @@ def pairs(tmp_path: Path) -> Iterator[Pairs]:
     made = Pairs(tmp_path)
     yield made
     made.close()
+
+
+class OldestFirst(random.Random):
+    """In the place of trio's dice: of the tasks given to it, oldest first, the last runs first."""
+
+    def shuffle(self, x: Any) -> None:
+        x.reverse()
+
+
+@pytest.fixture
+def oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks that can run in the same pass run in the order in which they were made."""
+    run = trio._core._run
+    monkeypatch.setattr(run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
+    monkeypatch.setattr(run, "_r", OldestFirst())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -24,21 +23,6 @@ if TYPE_CHECKING:
     from pedos_vchan.stream import VchanStream
 
     from .conftest import Pairs
-
-
-class OldestFirst(random.Random):
-    """In the place of trio's dice: of the tasks given to it, oldest first, the last runs first."""
-
-    def shuffle(self, x: Any) -> None:
-        x.reverse()
-
-
-@pytest.fixture
-def oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tasks that can run in the same pass run in the order in which they were made."""
-    run = trio._core._run
-    monkeypatch.setattr(run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
-    monkeypatch.setattr(run, "_r", OldestFirst())
 
 
 async def settled(condition: Callable[[], bool]) -> None:

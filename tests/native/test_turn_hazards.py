@@ -13,12 +13,13 @@ import trio.testing
 from pedos_protocol.connection import PENDING_MAX, VERSIONS, Connection
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.events import Answer, Event, Hello, NeedData, Notice, Request
+from pedos_vchan import inbox
 from pedos_vchan._native import lib
 from pedos_vchan.conversation import Conversation
 from pedos_vchan.event_loop import FLUSHES_AT_ONCE, Flusher
 from pedos_vchan.first_step import GOING_ON_AT_ONCE
 from pedos_vchan.peer import Peer
-from pedos_vchan.session import OUT_MAX
+from pedos_vchan.session import CANCELLED, OUT_MAX
 
 from tests.patience import PATIENCE
 
@@ -147,6 +148,28 @@ async def test_an_end_right_behind_the_answer_is_found_though_its_caller_took_th
         lib.pv_channel_close(other._channel.native())
         with trio.fail_after(PATIENCE):
             await ended.wait()
+
+
+@pytest.mark.usefixtures("oldest_first")
+async def test_an_end_right_behind_a_withdrawn_request_is_no_failure(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Others get their turn between any two events, so the withdrawn handler ends in one."""
+    monkeypatch.setattr(inbox, "TURN_SECONDS", -1)
+    one, other = await pairs.streams()
+    puppet = Puppet(other)
+
+    async def wait(_peer: Peer, _params: Params) -> None:
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Peer(one, program="served 1", handlers={"test.wait": wait}).run)
+        await puppet.meet()
+        await other.send_all(puppet.frame(Request(1, "test.wait", {}, 60_000)))
+        await trio.testing.wait_all_tasks_blocked()
+        other.conversation.send_some(puppet.frame(Notice(CANCELLED, {"id": 1})))
+        lib.pv_channel_close(other._channel.native())
+    assert not caplog.records
 
 
 async def _call_twice(peer: Peer) -> None:
