@@ -35,7 +35,7 @@ from pedos_dom0.tables.device_set import DeviceKey, DeviceSet
 from pedos_dom0.tables.leases import PENDING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from pedos_protocol.messages import PolicyStatus
 
@@ -205,8 +205,21 @@ class Listing:
             ]
         return Uses(leases, assignments)
 
-    def keys_for(self, caller: Caller) -> set[DeviceKey]:
-        """All devices that the caller might see, of every class, present or not."""
+    def by_vm(self, keys: Sequence[DeviceKey]) -> Mapping[str, Sequence[DeviceKey]]:
+        """By VM, those of these devices that are its own, that it has, or that it is to have."""
+        state, found = self._state, defaultdict[str, list[DeviceKey]](list)
+        changed = set(keys)
+        for lease in state.leases:
+            if lease.key in changed:
+                found[lease.vm].append(lease.key)
+        for key in keys:
+            found[key.backend].append(key)
+            for assignment in state.store.assignments_of(key):
+                found[assignment.vm].append(key)
+        return found
+
+    def keys_for(self, caller: Caller) -> list[DeviceKey]:
+        """All devices that the caller might see, of every class, present or not; some twice."""
         state, me = self._state, caller.name
         if caller.kind.sees_all:
             uses = Uses(state.leases, state.store.assignments())
@@ -214,9 +227,9 @@ class Listing:
         else:
             uses = Uses(state.leases.of_vm(me), state.assigned_to(me))
             backends = [me]
-        keys = {*uses.lent, *uses.assigned}
+        keys = [*uses.lent, *uses.assigned]
         for backend in backends:
-            keys.update(key for key, _ in state.registry.devices_of(backend).by_name.values())
+            keys += [key for key, _ in state.registry.devices_of(backend).by_name.values()]
         return keys
 
     def shown_to(

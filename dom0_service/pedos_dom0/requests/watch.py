@@ -139,10 +139,17 @@ class Watch:
                 del self._views[name]
 
     def _devices_changed(self, keys: Sequence[DeviceKey]) -> None:
-        if self._views:
-            self._drop_idle()
-            for view in self._views.values():
+        if not self._views:
+            return
+        self._drop_idle()
+        # Found once: a VM may change thousands of devices while all others watch.
+        of_vm = self._listing.by_vm(keys)
+        changed = set(keys)
+        for view in self._views.values():
+            if view.sees_all:
                 view.devices_changed(keys)
+            else:
+                view.devices_changed([*of_vm.get(view.name, ()), *view.shown_of(changed)])
 
     def _vms_changed(self) -> None:
         for view in self._views.values():

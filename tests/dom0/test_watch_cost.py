@@ -1,0 +1,71 @@
+"""What watch.next costs dom0's service when a VM changes many devices at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+from pedos_dom0.tables.device_set import DeviceKey
+from trio.abc import Clock
+
+from tests.dom0.fakes import ALLOW_DOM0, World
+from tests.dom0.watcher import Watcher, told
+
+VMS = [f"vm{number}" for number in range(8)]
+DEVICES = [f"disk{number}" for number in range(100)]
+RULES = "".join(f"device.list.block  *  {vm}  {vm}  allow\n" for vm in VMS)
+
+
+@pytest.fixture
+async def world(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[World]:
+    world = World(tmp_path, nursery, RULES + ALLOW_DOM0)
+    world.vm("sys-usb", *DEVICES)
+    for vm in VMS:
+        world.vm(vm)
+    world.dom0_agent()
+    await world.start()
+    yield world
+    await world.kill()
+
+
+async def test_who_is_concerned_by_a_change_is_found_once_however_many_vms_watch(
+    world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.client.attach(VMS[0], f"sys-usb:{DEVICES[0]}", persistent=True)
+    watchers = {vm: Watcher(world, vm) for vm in VMS}
+    for watcher in watchers.values():
+        await watcher.all()
+    asked: Counter[DeviceKey] = Counter()
+    assignments_of = world.state.store.assignments_of
+
+    def counted(key: DeviceKey) -> object:
+        asked[key] += 1
+        return assignments_of(key)
+
+    monkeypatch.setattr(world.state.store, "assignments_of", counted)
+    agent = world.driver.agents["sys-usb"]
+    for device in DEVICES:
+        agent.plug(device, description="another")
+    await agent.report()
+    assert len(asked) == len(DEVICES) and set(asked.values()) == {1}
+    assert told(await watchers[VMS[0]].next()) == [("device.changed", f"sys-usb:{DEVICES[0]}")]
+    assert await watchers[VMS[1]].next() == []
+
+
+async def test_devices_are_not_sorted_when_all_are_looked_at(
+    world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = 0
+    is_less = DeviceKey.__lt__
+
+    def counted(one: DeviceKey, other: DeviceKey) -> bool:
+        nonlocal compared
+        compared += 1
+        return is_less(one, other)
+
+    monkeypatch.setattr(DeviceKey, "__lt__", counted)
+    assert len(await Watcher(world).next()) > len(DEVICES)
+    assert compared == 0
