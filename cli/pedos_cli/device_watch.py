@@ -110,7 +110,7 @@ def _tell(session: Session, event: Event) -> None:
 
 def _device_cells(event: Event, word: str, *, detailed: bool) -> tuple[str, ...]:
     cells = (detailed_row if detailed else row)(_map(event, "device"))
-    return cells[:-1] if word == "removed" else cells  # nobody has it any more
+    return cells[:-1] if word == "removed" else cells  # it has no users any more
 
 
 def _map(event: Event, key: str) -> Map:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 from pedos_dom0.tables.device_set import DeviceKey
+from pedos_protocol.fields import PAGE_DEVICES_MAX
 from trio.abc import Clock
 
 from tests.dom0.fakes import ALLOW_DOM0, World
@@ -69,3 +70,21 @@ async def test_devices_are_not_sorted_when_all_are_looked_at(
     monkeypatch.setattr(DeviceKey, "__lt__", counted)
     assert len(await Watcher(world).next()) > len(DEVICES)
     assert compared == 0
+
+
+async def test_an_answer_has_no_more_devices_than_a_page_of_a_list(
+    world: World, autojump_clock: Clock
+) -> None:
+    agent = world.driver.agents["sys-usb"]
+    for number in range(2 * PAGE_DEVICES_MAX):
+        agent.plug(f"more{number}")
+    await agent.report()
+    watcher = Watcher(world)
+    answers = [await watcher.ask()]
+    watcher.model.take(answers[0])
+    while not answers[-1]["complete"]:
+        answers.append(await watcher.ask())
+        watcher.model.take(answers[-1])
+    sizes = [len(answer["devices"]) + len(answer["vms"]) for answer in answers]
+    assert max(sizes) == PAGE_DEVICES_MAX
+    assert len(watcher.model.known) == sum(sizes)

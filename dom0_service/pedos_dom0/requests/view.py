@@ -1,7 +1,7 @@
 """What one caller may list, with a number for each change: the memory behind `watch.next`.
 
 A view holds what it last showed of each device and VM. Whatever may have changed is looked at again
-when somebody asks, through the one function that also decides what a list shows; only what looks
+at the next request, through the one function that also decides what a list shows; only what looks
 different counts as a change. So a caller learns of nothing that its list would not have, also when
 the policy changes. A view is a log with one entry for each subject, its last change: a reader that
 is slow finds fewer and later entries, and nothing waits for it.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 from pedos_protocol.codec import FRAME_MAX
-from pedos_protocol.fields import DEVICES_MAX
+from pedos_protocol.fields import DEVICES_MAX, PAGE_DEVICES_MAX
 from pedos_protocol.messages import DeviceChanged, VmChanged, Watched
 from pedos_protocol.schema import Room
 
@@ -184,7 +184,11 @@ class View:
         self, number: int, begun: int, device_class: str | None, gap: str | None = None
     ) -> Watched:
         """The last change of each subject that changed after `number`, in order, as far as they fit
-        into an answer; after 0 it is everything that there is. Of devices, those of a class."""
+        into an answer; after 0 it is everything that exists. Of devices, those of a class.
+
+        An answer has no more of them than a page of a list: it is made in one step, and a VM may
+        ask for one as often as for a page.
+        """
         devices: list[DeviceChanged] = []
         vms: list[VmChanged] = []
         room = Room(FRAME_MAX - ENVELOPE_MAX)
@@ -202,7 +206,8 @@ class View:
                 )
             else:
                 continue
-            if not room.takes(change) and (devices or vms):
+            is_full = len(devices) + len(vms) == PAGE_DEVICES_MAX or not room.takes(change)
+            if is_full and (devices or vms):
                 complete = False
                 break
             last = at
