@@ -80,7 +80,8 @@ async def _serve(
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                work = partial(driver.connect, device.name, theirs.fileno())
+                connect = partial(driver.connect, device.name)
+                work = partial(kernel.with_socket, theirs, connect)
                 await kernel.step(f"lend {device.name}", work)
             check = UsbipCheck(device.devid, is_source=True)
             result = await pump(channel, ours.fileno(), ours.fileno(), check=check)

@@ -68,10 +68,10 @@ class BorrowedUsb:
         with ours:
             try:
                 with theirs, trio.CancelScope(shield=True):
-                    attach = partial(
-                        self.vhci.attach, theirs.fileno(), self.handover.devid, self.handover.speed
-                    )
-                    self.port = await kernel.step("find a port", attach)
+                    devid, speed = self.handover.devid, self.handover.speed
+                    attach = partial(self.vhci.attach, devid=devid, speed=speed)
+                    work = partial(kernel.with_socket, theirs, attach)
+                    self.port = await kernel.step("find a port", work)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._pump, lifetime, channel, ours)
                     await self._configured()

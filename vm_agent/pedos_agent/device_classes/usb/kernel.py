@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Final, TypeVar
@@ -32,6 +33,13 @@ async def step(what: str, work: Callable[[], T]) -> T:
         raise CallError("failed", f"{what}: the kernel does not answer") from error
     except OSError as error:
         raise CallError("failed", f"{what}: {words(error)}") from error
+
+
+def with_socket(theirs: socket.socket, work: Callable[[int], T]) -> T:
+    """`work`, in a step, with the number of a socket that stays open until it is done: the step's
+    caller may have given up and closed its own, and the number could be another file's by then."""
+    with theirs.dup() as kept:
+        return work(kept.fileno())
 
 
 async def until(what: str, done: Callable[[], bool], seconds: float) -> bool:

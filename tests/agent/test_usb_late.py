@@ -1,0 +1,75 @@
+"""A kernel that answers a step of USB/IP after the agent has given up."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
+
+import outcome
+import pytest
+from pedos_agent.device_classes.usb import host_driver, kernel, vhci
+from pedos_protocol.errors import CallError
+
+from tests.patience import PATIENCE
+
+from .test_usb_attach import Pair, is_socket, pair
+
+__all__ = ["pair"]  # a fixture
+
+
+class LateKernel:
+    """Does what `pair` does, but not before `go_on` what is written to files of the name `late`."""
+
+    def __init__(self, pair: Pair, late: str) -> None:
+        self.go_on = threading.Event()
+        self.was_socket: bool | None = None
+        self._pair, self._late = pair, late
+        self._threads: list[threading.Thread] = []
+        self._local = threading.local()
+
+    def write(self, path: str, text: str) -> None:
+        """An agent's write_attribute."""
+        if not path.endswith(f"/{self._late}") or text == "-1":
+            self._pair.write(path, text)
+            return
+        self._local.told.put(outcome.Error(TimeoutError("it does not answer")))
+        self.go_on.wait(PATIENCE)
+        number = text.split()[1] if self._late == "attach" else text
+        self.was_socket = is_socket(number)
+
+    def in_time(self, _what: str, ask: Callable[[], object], **_more: object) -> object:
+        """As pedos_host.in_time, but the time-out comes as soon as `ask` hangs."""
+        told: queue.SimpleQueue[outcome.Outcome[object]] = queue.SimpleQueue()
+
+        def run() -> None:
+            self._local.told = told
+            told.put(outcome.capture(ask))
+
+        thread = threading.Thread(target=run, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return told.get(timeout=PATIENCE).unwrap()
+
+    def end(self) -> None:
+        self.go_on.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("late", ["usbip_sockfd", "attach"])
+async def test_it_has_the_socket_that_it_was_given(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    made = LateKernel(pair, late)
+    monkeypatch.setattr(kernel, "in_time", made.in_time)
+    for module in (host_driver, vhci):
+        monkeypatch.setattr(module, "write_attribute", made.write)
+    with pytest.raises(CallError):
+        await pair.attach()
+    with contextlib.suppress(CallError):
+        await pair.detach()
+    await pair.idle()
+    made.end()
+    assert made.was_socket
