@@ -23,12 +23,12 @@ from pedos_protocol.events import Closed, Hello, NeedData, Notice, Request
 from pedos_vchan import shm
 from pedos_vchan._native import lib
 from pedos_vchan.peer import Peer
-from pedos_vchan.quota import BYTES_PER_FRAME, FRAMES_PER_SECOND
+from pedos_vchan.quota import BYTES_PER_FRAME, FRAMES_PER_SECOND, NO_LIMIT
 from pedos_vchan.stream import VchanStream
 
 from .processes import cores
 from .row import ROUNDS, Row
-from .two_processes import NO_LIMIT, PAYLOAD, Child, fork, rendezvous_folder
+from .two_processes import PAYLOAD, Child, fork, rendezvous_folder
 
 SERVICE, CALLER, FLOODER = 0, 1, 2  # domains
 CALLS = 600

@@ -15,6 +15,7 @@ from pedos_host.unix import connect_unix, listen_unix
 from pedos_protocol.events import know_methods
 from pedos_vchan import shm
 from pedos_vchan.peer import Peer
+from pedos_vchan.quota import NO_LIMIT
 from pedos_vchan.stream import VchanStream
 
 from .processes import die_with_parent, processor_seconds
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 SERVER_DOMAIN, CLIENT_DOMAIN = 1, 0
 
 PAYLOAD = "x" * 40  # with its framing about 64 bytes on the wire, as the C peer sends
-
-# The quota is active, but its rate is out of reach: nothing else is measured here.
-NO_LIMIT = 1e9
 
 
 know_methods(["echo"])  # as programs know the methods of their schema

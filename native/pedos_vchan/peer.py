@@ -39,8 +39,8 @@ class Peer:
     answered `unknown_method`. A handler answers with a map (None is an empty one) or raises
     CallError; any other exception is logged and answered `failed`.
 
-    `name` is the peer's name in the log. `frames_per_second` is for benchmarks, which do nothing
-    else.
+    `name` is the peer's name in the log. `frames_per_second` is how much it may send: `NO_LIMIT`
+    if it is trusted.
     """
 
     __slots__ = (

@@ -11,6 +11,9 @@ from pedos_protocol.errors import RemoteProtocolError
 FRAMES_PER_SECOND = 2000
 FRAMES_BURST = 8000
 
+#: The rate of a peer that is trusted: of dom0's service for an agent, and in benchmarks.
+NO_LIMIT = 1e9
+
 #: Bytes that count as one frame more, answers too: reading a frame of 64 KiB costs some hundred
 #: times what reading a short one does.
 BYTES_PER_FRAME = 256

@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -19,6 +20,7 @@ import trio
 import trio.testing
 from pedos_agent import agent
 from pedos_agent.__main__ import main
+from pedos_agent.connections.local_socket import FORWARDS_MAX, REQUEST_MAX, LocalSocket
 from pedos_agent.device_classes.block import mounts
 from pedos_agent.settings import Settings
 from pedos_cli import client
@@ -28,12 +30,16 @@ from pedos_host.unix import connect_unix
 from pedos_protocol.errors import CallError
 from pedos_vchan import shm
 from pedos_vchan.peer import open_peer
+from pedos_vchan.quota import BYTES_PER_FRAME, FRAMES_BURST, FRAMES_PER_SECOND
+from pedos_vchan.session import OUT_MAX
 from pedos_vchan.stream import VchanStream
+from trio.abc import Clock
 
 from tests.patience import PATIENCE
 
 from .conftest import ATTACHMENT, SECONDS, SIZE, FakeDom0, make_settings, needs_fuse
 
+Params = dict[str, Any]
 Start = Callable[[Settings], Awaitable[FakeDom0]]
 
 
@@ -333,6 +339,53 @@ async def test_a_client_that_sends_garbage_is_dropped_and_others_are_served(
         assert await peer.call("device.list", {}, timeout=PATIENCE) == {"devices": []}
 
 
+async def test_a_vms_users_may_ask_for_long_lists_without_a_pause(
+    settings: Settings, start: Start
+) -> None:
+    """What dom0 answers has no limit: the end of its connection would end what is lent."""
+    dom0 = await start(settings)
+    size = 60_000
+    dom0.answers = {"device.list": {"devices": ["x" * size]}}
+    times = 2 * FRAMES_BURST * BYTES_PER_FRAME // size
+    await trio.to_thread.run_sync(_list_devices, str(settings.socket), times)
+    assert dom0.peer.is_open
+
+
+async def test_requests_of_a_vms_users_that_are_too_long_are_not_passed_on(
+    settings: Settings, start: Start
+) -> None:
+    """More of them could wait for dom0 than may: then the agent would end its connection."""
+    dom0 = await start(settings)
+    dom0.answers = {"device.list": {}}
+    longest = {"exclude": ["x" * (REQUEST_MAX - 100)]}
+    assert REQUEST_MAX * FORWARDS_MAX <= OUT_MAX // 2
+    stream = await connect_unix(settings.socket)
+    async with open_peer(stream, program="client", handlers={}) as peer:
+        await peer.call("device.list", longest, timeout=PATIENCE)
+        with pytest.raises(CallError, match="is not passed on to dom0") as refused:
+            await peer.call("device.list", {"exclude": ["x" * REQUEST_MAX]}, timeout=PATIENCE)
+        assert refused.value.code == "usage"
+    assert dom0.served == [("device.list", longest)]
+
+
+async def test_long_requests_of_a_vms_users_are_passed_on_no_faster_than_dom0_allows(
+    settings: Settings, autojump_clock: Clock
+) -> None:
+    passed_on = 0
+
+    async def take(_method: str, params: Params) -> Params:
+        nonlocal passed_on
+        passed_on += len(params["exclude"])
+        return {}
+
+    handle = LocalSocket(settings.socket, take)._handler("device.list")
+    with trio.move_on_after(60):
+        async with trio.open_nursery() as nursery:
+            for _ in range(1000):
+                nursery.start_soon(handle, None, {"exclude": "x" * (REQUEST_MAX - 100)})
+    assert passed_on / BYTES_PER_FRAME < 60 * FRAMES_PER_SECOND / 2
+
+
 async def test_more_clients_than_the_agent_serves_are_turned_away(
     settings: Settings, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,9 +399,10 @@ async def test_more_clients_than_the_agent_serves_are_turned_away(
             assert refused.value.code == "quota"
 
 
-def _list_devices(socket: str) -> None:
+def _list_devices(socket: str, times: int = 1) -> None:
     with client.connect(socket) as connected:
-        connected.call("device.list", {}, SECONDS)
+        for _ in range(times):
+            connected.call("device.list", {}, SECONDS)
 
 
 @pytest.mark.parametrize(

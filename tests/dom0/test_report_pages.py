@@ -365,3 +365,16 @@ async def test_the_largest_reports_of_one_vm_hold_the_loop_for_no_step(world: Wo
     # A step here may be one of both ends of a connection. To take such a report at once takes ten
     # times as long.
     longest.check(5 * STEP_MAX)
+
+
+async def test_an_agent_may_report_pages_of_the_largest_size_without_a_pause(
+    world: World, autojump_clock: Clock
+) -> None:
+    agent = world.driver.agents["sys-usb"]
+    agent.devices.clear()
+    for number in range(PAGE_DEVICES_MAX * 32):
+        agent.plug(f"sd{number}", identity="a" * 255, description="b" * 75)
+    await world.start()
+    for _ in range(10):
+        await agent.report()
+    assert world.audit("disconnected") == []

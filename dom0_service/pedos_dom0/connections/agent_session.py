@@ -49,7 +49,9 @@ REPORT_TIMEOUT = 5.0
 # Pages of reports and users' requests of one VM: (at once, per second after that). A report of the
 # largest size has 32 pages, a stick with many partitions causes a few reports, a script in a VM
 # some tens of requests; at these rates a hostile VM takes a few percent of a processor of dom0.
-REPORT_RATE = (32, 10.0)
+# An agent may report without a pause: full pages at this rate are within its quota of bytes, which
+# would end the connection.
+REPORT_RATE = (32, 7.0)
 REQUEST_RATE = (64, 20.0)
 # Devices named in one line of the log.
 NAMED_MAX = 8

@@ -21,6 +21,7 @@ from pedos_protocol.errors import CallError, LocalProtocolError, RemoteProtocolE
 from pedos_protocol.events import DEADLINE_MS_MAX_IN_1
 from pedos_protocol.schema import to_wire
 from pedos_vchan.peer import Handler, Peer
+from pedos_vchan.quota import NO_LIMIT
 from pedos_vchan.stream import VchanStream
 from pedos_vchan.transport import CONTROL_PORT, Listener, Transport
 
@@ -138,7 +139,14 @@ class Control:
 
     async def _converse(self, stream: trio.abc.Stream) -> None:
         """Serve one connection until it ends in any way."""
-        peer = Peer(stream, program=PROGRAM, handlers=self._handlers, notices={}, name="dom0")
+        peer = Peer(
+            stream,
+            program=PROGRAM,
+            handlers=self._handlers,
+            notices={},
+            name="dom0",
+            frames_per_second=NO_LIMIT,  # answers to this VM's users; their end ends what is lent
+        )
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(_run_then_cancel, peer, nursery.cancel_scope)

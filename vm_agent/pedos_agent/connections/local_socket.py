@@ -14,11 +14,13 @@ from typing import Any, Final
 import trio
 from pedos_host.throttle import throttle
 from pedos_host.unix import listen_unix
+from pedos_protocol.codec import encode
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.events import DEADLINE_MS_MAX
 from pedos_protocol.words import request_to
 from pedos_vchan.clients import serve_clients
 from pedos_vchan.peer import Handler, Peer
+from pedos_vchan.quota import BYTES_PER_FRAME
 
 from pedos_agent.settings import PROGRAM
 
@@ -37,8 +39,11 @@ CLIENTS_MAX: Final = 64  # a person's scripts run a few; each costs tens of KiB
 # In flight to dom0 at once: a quarter of what the control channel may have, so that the agent's own
 # reports always find a place.
 FORWARDS_MAX: Final = 32
+# Bytes of a request: hundreds of VM names. All of FORWARDS_MAX together take half of what may wait
+# for a dom0 that does not read; with more, the channel ends.
+REQUEST_MAX: Final = 16 * 1024
 # Requests a second in the long run, and at once: far below dom0's limit, beyond which it ends the
-# channel.
+# channel. Bytes count as they do for dom0.
 RATE: Final = 500
 BURST: Final = 500
 # dom0 ends a request at the client's deadline, which the agent forwards; this is only the longest
@@ -87,14 +92,21 @@ class LocalSocket:
 
     def _handler(self, method: str) -> Handler:
         async def handle(_peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+            size = len(encode([params]))
+            if size > REQUEST_MAX:
+                message = (
+                    f"a request of {size} bytes is not passed on to dom0: {REQUEST_MAX} may be"
+                )
+                raise CallError("usage", message)
             async with self._places:
-                await self._pace()
+                await self._pace(size)
                 return await self._forward(method, params)
 
         return handle
 
-    async def _pace(self) -> None:
-        self._next = max(self._next, trio.current_time()) + 1 / RATE
+    async def _pace(self, size: int) -> None:
+        price = 1 + size / BYTES_PER_FRAME
+        self._next = max(self._next, trio.current_time()) + price / RATE
         await trio.sleep_until(self._next - BURST / RATE)
 
 
