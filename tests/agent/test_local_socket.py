@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from pedos_agent.connections.local_socket import METHODS, LocalSocket
+from pedos_agent.connections.local_socket import METHODS, REQUEST_MAX, LocalSocket
 from pedos_host.throttle import LINES, Throttle
 from pedos_host.unix import connect_unix
-from pedos_protocol.connection import Connection
+from pedos_protocol.connection import PENDING_MAX, VERSIONS, Connection
 from pedos_protocol.errors import CallError
 from pedos_protocol.events import Answer, Hello, NeedData, Notice, Request
 from pedos_vchan.peer import open_peer
@@ -19,6 +19,8 @@ from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from trio.abc import Clock
 
 
 class Dom0:
@@ -91,3 +93,22 @@ async def test_what_dom0_alone_serves_is_said_so_in_words_for_people(tmp_path: P
         "unknown_method",
         "dom0 alone serves the request to list the VMs, and this is a VM",
     )
+
+
+async def test_no_user_can_end_the_connection_to_a_dom0_that_does_not_read(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    """Requests wait for it, also those whose clients have given up."""
+    dom0, ours = trio.testing.memory_stream_pair()
+    await dom0.send_all(Connection().send(Hello(VERSIONS, "dom0")))
+    async with open_peer(ours, program="agent", handlers={}) as peer:
+
+        async def ask(method: str, params: dict[str, Any]) -> dict[str, Any]:
+            return await peer.call(method, params, timeout=PATIENCE)
+
+        handle = LocalSocket(tmp_path / "sock", ask)._handler("device.list")
+        ours.send_stream.send_all_hook = trio.sleep_forever
+        for _ in range(2 * PENDING_MAX):
+            with trio.move_on_after(PATIENCE / 2):
+                await handle(peer, {"exclude": ["x" * (REQUEST_MAX - 100)]})
+        assert peer.is_open

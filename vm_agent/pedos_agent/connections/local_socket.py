@@ -39,9 +39,10 @@ CLIENTS_MAX: Final = 64  # a person's scripts run a few; each costs tens of KiB
 # In flight to dom0 at once: a quarter of what the control channel may have, so that the agent's own
 # reports always find a place.
 FORWARDS_MAX: Final = 32
-# Bytes of a request: hundreds of VM names. All of FORWARDS_MAX together take half of what may wait
-# for a dom0 that does not read; with more, the channel ends.
-REQUEST_MAX: Final = 16 * 1024
+# Bytes of a request: some two hundred VM names. While dom0 does not read, requests wait for it also
+# when their clients have given up: as many as a channel may have in flight, which together are
+# three quarters of what may wait for dom0. With more, the channel ends.
+REQUEST_MAX: Final = 6 * 1024
 # Requests a second in the long run, and at once: far below dom0's limit, beyond which it ends the
 # channel. Bytes count as they do for dom0.
 RATE: Final = 500
