@@ -249,6 +249,15 @@ def test_a_transfer_that_was_taken_back_has_no_return() -> None:
         looks.returns(bytearray(submitted(1, 0)))
 
 
+def test_what_is_taken_back_by_the_last_command_is_forgotten_with_it_alone() -> None:
+    looks = check()
+    looks.commands(bytearray(submit(1, IN, 8) + submit(2, IN, 8) + unlink(3, 1)))
+    looks.returns(bytearray(unlinked(3, -104)))
+    assert looks.outstanding == 1
+    looks.returns(bytearray(submitted(2, 8, data=b"x" * 8)))
+    assert looks.outstanding == 0
+
+
 def test_an_unlink_takes_no_unlink_back() -> None:
     looks = check()
     looks.commands(bytearray(unlink(1, 2) + unlink(2, 1)))
