@@ -27,7 +27,7 @@ from pedos_agent.device_classes.usb import kernel
 from pedos_agent.device_classes.usb.disks_below import held_below
 from pedos_agent.device_classes.usb.handover import Handover, parse_handover
 from pedos_agent.device_classes.usb.usb_device import usb_device
-from pedos_agent.device_classes.usb.vhci import FREE, Vhci
+from pedos_agent.device_classes.usb.vhci import FREE, USED, Vhci
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +113,11 @@ class BorrowedUsb:
         return None if port.name == _NO_NAME else port.name
 
     def _is_free(self) -> bool:
+        """Whether the port is not ours any more: free, or another device has it by now."""
         port = None if self.port is None else self.vhci.port(self.port)
-        return port is None or port.state == FREE
+        if port is None or port.state == FREE:
+            return True
+        return port.state == USED and port.devid != self.handover.devid
 
     def _is_configured(self) -> bool:
         name = self.local_name()

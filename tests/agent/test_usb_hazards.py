@@ -1,15 +1,18 @@
-"""A kernel that answers a step of USB/IP after the agent has given up."""
+"""What the kernels of USB/IP do that an attachment does not expect."""
 
 from __future__ import annotations
 
 import contextlib
 import queue
+import socket
 import threading
 from collections.abc import Callable
 
 import outcome
 import pytest
 from pedos_agent.device_classes.usb import host_driver, kernel, vhci
+from pedos_agent.device_classes.usb.importer import BorrowedUsb
+from pedos_agent.device_classes.usb.vhci import Vhci
 from pedos_protocol.errors import CallError
 
 from tests.patience import PATIENCE
@@ -73,3 +76,22 @@ async def test_it_has_the_socket_that_it_was_given(
     await pair.idle()
     made.end()
     assert made.was_socket
+
+
+async def test_a_port_that_another_device_has_by_now_is_left_to_it(pair: Pair) -> None:
+    await pair.attach()
+    target, ports = pair.target.kernel, Vhci(pair.target.kernel.sys)
+    (borrowed,) = (each.borrowing for each in pair.target.attachments._imports.values())
+    assert isinstance(borrowed, BorrowedUsb)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        other = ports.attach(theirs.fileno(), 0x30004, 3)
+        target.answer(ours)
+        target.wait(lambda: target.ports[other][0] == vhci.USED)
+        own, borrowed.port = borrowed.port, other  # as if the kernel had freed the own one
+        await borrowed._detach()
+        assert target.ports[other][0] == vhci.USED
+        assert borrowed.port is None
+        borrowed.port = own
+        ports.detach(other)
+    await pair.detach()
