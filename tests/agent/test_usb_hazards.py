@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import queue
 import socket
 import threading
@@ -18,6 +19,7 @@ from pedos_protocol.errors import CallError
 from tests.patience import PATIENCE
 
 from .test_usb_attach import Pair, is_socket, pair
+from .usb_kernel import Stick
 
 __all__ = ["pair"]  # a fixture
 
@@ -95,3 +97,25 @@ async def test_a_port_that_another_device_has_by_now_is_left_to_it(pair: Pair) -
         borrowed.port = own
         ports.detach(other)
     await pair.detach()
+
+
+async def test_what_cannot_be_given_back_at_the_start_keeps_nothing_else(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sticks = [pair.source.kernel.plug(Stick(name)) for name in ("1-3", "1-4")]
+    driver = host_driver.HostDriver(pair.source.kernel.sys)
+    for stick in sticks:
+        driver.take(stick.port, lambda _: True)
+    stuck = [sticks[0].port, "unbind"]
+
+    def write(path: str, text: str) -> None:
+        if [text, path.rpartition("/")[2]] == stuck:
+            raise OSError(errno.EIO, "Input/output error", path)
+        pair.write(path, text)
+
+    monkeypatch.setattr(host_driver, "write_attribute", write)
+    await pair.source.attachments.clean_leftovers()
+    assert [stick.driver for stick in sticks] == [host_driver.HOST, "usb"]
+    assert "take back 1-3: " in caplog.text
+    stuck.clear()
+    await pair.source.attachments.clean_leftovers()

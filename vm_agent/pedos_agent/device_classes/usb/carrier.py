@@ -51,4 +51,4 @@ class UsbDevices:
         try:
             await exporter.clean_leftovers(driver, give_back=self.host.settings.give_back)
         except CallError as error:
-            log.warning("a device that a predecessor lent may not be back: %s", error.message)
+            log.warning("what a predecessor lent may not be back: %s", error.message)

@@ -127,18 +127,27 @@ async def give_back(driver: HostDriver, taken: Taken, *, give_back: bool) -> Non
 
 
 async def clean_leftovers(driver: HostDriver, *, give_back: bool) -> None:
-    """Give back what a killed predecessor has lent. A device that is still in use after a while is
-    another program's."""
-    for device in await kernel.step("look for lent devices", driver.left):
-        name = device.name
+    """Give back what a killed predecessor has lent, all at once: one that cannot be given back, or
+    that another program lends, keeps none of the others. CallError if what is lent cannot be told.
+    """
+    left = await kernel.step("look for lent devices", driver.left)
+    async with trio.open_nursery() as nursery:
+        for device in left:
+            nursery.start_soon(_give_back_leftover, driver, device, give_back)
 
-        def is_idle(name: str = name) -> bool:
-            now = driver.device(name)
-            return now is None or now.status != USED
 
+async def _give_back_leftover(driver: HostDriver, device: UsbDevice, give_back: bool) -> None:
+    """Give one back; one that is still in use after a while is another program's."""
+    name = device.name
+
+    def is_idle() -> bool:
+        now = driver.device(name)
+        return now is None or now.status != USED
+
+    try:
         if not await kernel.until(f"look at {name}", is_idle, IDLE_SECONDS):
             log.warning("%s is lent by another program, with usbip-host", name)
-            continue
+            return
         log.info("giving %s back, which a predecessor of this agent had lent", name)
         is_authorized = await kernel.step(
             f"look at {name}", partial(driver.is_authorized_by_default, device.bus)
@@ -147,3 +156,5 @@ async def clean_leftovers(driver: HostDriver, *, give_back: bool) -> None:
             f"take back {name}",
             partial(driver.release, name, is_authorized=is_authorized, give_back=give_back),
         )
+    except CallError as error:
+        log.warning("a device that a predecessor lent may not be back: %s", error.message)
