@@ -204,6 +204,25 @@ async def test_more_that_has_gone_than_is_remembered_is_one_gap(
     assert slow.model.known == quick.model.known
 
 
+async def test_more_that_goes_at_once_than_is_remembered_is_a_gap_also_for_who_waits(
+    world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view, "GONE_MAX", 3)
+    watcher, agent = Watcher(world), world.driver.agents["sys-usb"]
+    names = [f"disk{number}" for number in range(5)]
+    for name in names:
+        agent.plug(name)
+    await agent.report()
+    await watcher.all()
+    gone = [("device.removed", f"sys-usb:{name}") for name in names]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_expect, watcher.next, [("gap", ""), *gone, ("ready", "")])
+        await trio.testing.wait_all_tasks_blocked()
+        for name in names:
+            del agent.devices[name]
+        await agent.report()
+
+
 async def test_everything_is_told_to_the_end_however_much_has_gone_before(
     world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

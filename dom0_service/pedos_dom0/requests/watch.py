@@ -86,23 +86,20 @@ class Watch:
     async def next(self, caller: Caller, asked: WatchNext) -> Watched:
         """The changes after those of the previous answer, or everything if it cannot tell."""
         with self._place(caller) as view:
-            begins = asked.numbering is None
             if caller.kind.sees_all and asked.numbering != view.numbering:
                 # As for a list: after a restart of the service the agents are back in a moment.
                 await self._state.agents.wait_expected()
             await view.look()
-            gap = None
-            if asked.numbering not in (None, view.numbering):
-                begins, gap = True, NEW_NUMBERS
-            elif not begins and not view.reaches(asked.number, asked.begun):
-                begins, gap = True, TOO_LATE
-            number, begun = (0, view.number) if begins else (asked.number, asked.begun)
-            answer = view.after(number, begun, asked.device_class, gap)
+            device_class = asked.device_class
+            if asked.numbering != view.numbering:
+                gap = None if asked.numbering is None else NEW_NUMBERS
+                return view.after(0, view.number, device_class, gap)
+            answer = _since(view, asked.number, asked.begun, device_class)
             with trio.move_on_after(QUIET_SECONDS):
-                while not begins and answer.complete and not answer.devices and not answer.vms:
+                while answer.complete and not (answer.devices or answer.vms or answer.gap):
                     await view.changed()
                     await view.look()
-                    answer = view.after(answer.number, 0, asked.device_class)
+                    answer = _since(view, answer.number, 0, device_class)
             return answer
 
     @contextmanager
@@ -158,3 +155,11 @@ class Watch:
     def _rules_changed(self) -> None:
         for view in self._views.values():
             view.wake()
+
+
+def _since(view: View, number: int, begun: int, device_class: str | None) -> Watched:
+    """The changes after that number, or everything if the view does not remember all of them: one
+    look may find more gone than it remembers."""
+    if view.reaches(number, begun):
+        return view.after(number, begun, device_class)
+    return view.after(0, view.number, device_class, TOO_LATE)
