@@ -1,8 +1,8 @@
 """All messages: one class for each, and one table that says which method carries which.
 
-This module has those between a client and dom0 about devices; `vm_messages` those about VMs,
-`policy_messages` those about policy, `agent_messages` dom0's with an agent, and `machine_messages`
-those of local mode's machine.
+This module has those between a client and dom0 about devices; `class_messages` those about device
+classes, `vm_messages` those about VMs, `policy_messages` those about policy, `agent_messages`
+dom0's with an agent, and `machine_messages` those of local mode's machine.
 
 Classes are immutable and compare by value. Making one checks nothing: a program may be trusted
 about its own state, and the reader checks anyway. Everything from a connection goes through
@@ -37,12 +37,11 @@ from .agent_messages import (
     ReportPrefer,
     ReportPreferred,
 )
+from .class_messages import ClassInfo, DeviceClasses, DeviceClassesListed, OptionInfo
 from .codec import ITEMS_MAX
-from .device_classes import CLASSES_MAX, OPTIONS_MAX, VALUES_MAX
 from .errors import CallError
 from .fields import (
     ATTACHMENTS_MAX,
-    OPTIONAL,
     AtMost,
     ClassName,
     DeviceId,
@@ -184,48 +183,6 @@ __all__ = [
     "parse_result",
     "to_wire",
 ]
-
-
-# Classes
-
-
-@attr.frozen
-class DeviceClasses:
-    """List the device classes."""
-
-
-@attr.frozen
-class OptionInfo:
-    """An option of an attach; see `device_classes.Option`."""
-
-    name: Text
-    values: Annotated[tuple[Text, ...], AtMost(VALUES_MAX)]
-    example: Text
-    default: Text | None
-
-
-@attr.frozen
-class ClassInfo:
-    """A class as this dom0 has it; see `device_classes.DeviceClass`. `lacking` is a sentence about
-    why none of its devices can be attached in this system; None if they can."""
-
-    name: ClassName
-    one: Text
-    many: Text
-    source: VmName
-    example: DeviceId
-    shared: bool
-    live: bool
-    written: bool
-    options: Annotated[tuple[OptionInfo, ...], AtMost(OPTIONS_MAX)]
-    lacking: Text | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
-
-
-@attr.frozen
-class DeviceClassesListed:
-    """The classes that can be listed, in the order for people."""
-
-    classes: Annotated[tuple[ClassInfo, ...], AtMost(CLASSES_MAX)]
 
 
 # Listing
