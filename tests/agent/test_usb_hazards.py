@@ -41,16 +41,29 @@ class LateKernel:
             return
         self._local.told.put(outcome.Error(TimeoutError("it does not answer")))
         self.go_on.wait(PATIENCE)
-        number = text.split()[1] if self._late == "attach" else text
-        self.was_socket = is_socket(number)
+        if self._late in ("attach", "usbip_sockfd"):
+            number = text.split()[1] if self._late == "attach" else text
+            self.was_socket = is_socket(number)
+        else:
+            self._pair.write(path, text)
 
-    def in_time(self, _what: str, ask: Callable[[], object], **_more: object) -> object:
+    def in_time(
+        self,
+        _what: str,
+        ask: Callable[[], object],
+        *,
+        late: Callable[[object], object],
+        **_more: object,
+    ) -> object:
         """As pedos_host.in_time, but the time-out comes as soon as `ask` hangs."""
         told: queue.SimpleQueue[outcome.Outcome[object]] = queue.SimpleQueue()
 
         def run() -> None:
             self._local.told = told
-            told.put(outcome.capture(ask))
+            answer = outcome.capture(ask)
+            if self.go_on.is_set() and isinstance(answer, outcome.Value):
+                late(answer.value)
+            told.put(answer)
 
         thread = threading.Thread(target=run, daemon=True)
         self._threads.append(thread)
@@ -78,6 +91,18 @@ async def test_it_has_the_socket_that_it_was_given(
     await pair.idle()
     made.end()
     assert made.was_socket
+
+
+async def test_a_device_that_it_takes_too_late_goes_back_at_once(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = LateKernel(pair, "bind")
+    monkeypatch.setattr(kernel, "in_time", made.in_time)
+    monkeypatch.setattr(host_driver, "write_attribute", made.write)
+    with pytest.raises(CallError, match="the kernel does not answer"):
+        await pair.lend()
+    made.end()
+    assert pair.is_back()
 
 
 async def test_a_port_that_another_device_has_by_now_is_left_to_it(pair: Pair) -> None:

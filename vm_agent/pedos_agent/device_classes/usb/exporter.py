@@ -48,8 +48,12 @@ async def export_usb(
         with held_below(name, host.roots):  # until no driver of this VM has it
             return driver.take(name, is_it)
 
+    def release(taken: Taken) -> None:
+        give_back = host.settings.give_back and taken.had_driver
+        driver.release(name, is_authorized=taken.was_authorized, give_back=give_back)
+
     with trio.CancelScope(shield=True):  # a thread cannot be stopped in the middle
-        taken = await kernel.step(f"lend {name}", take)
+        taken = await kernel.step(f"lend {name}", take, late=release)
     try:
         await reach("export.opened")
         with await host.transport.listen(params.peer, params.port, DATA_ORDERS) as listener:

@@ -24,11 +24,18 @@ MODULE_SECONDS: Final = 6.0
 LOOK_SECONDS: Final = 0.05  # between two looks at what has no event
 
 
-async def step(what: str, work: Callable[[], T]) -> T:
+def _nothing_to_free(_result: object) -> None:
+    pass
+
+
+async def step(
+    what: str, work: Callable[[], T], *, late: Callable[[T], object] = _nothing_to_free
+) -> T:
     """Do one step in a thread. CallError if the kernel does not answer in time, or refuses; the
-    thread is then left behind."""
+    thread is then left behind, and `late` undoes what it does after all."""
+    ask = partial(in_time, what, work, kind="attach", seconds=STEP_SECONDS, late=late)
     try:
-        return await to_thread(partial(in_time, what, work, kind="attach", seconds=STEP_SECONDS))
+        return await to_thread(ask)
     except TimeoutError as error:
         raise CallError("failed", f"{what}: the kernel does not answer") from error
     except OSError as error:
