@@ -2,7 +2,7 @@
 
 A watch is a chain of requests, and between two of them the service keeps nothing for the client:
 the numbers of an answer are all that the next request needs. So a client that does not ask costs
-nothing and holds nobody up. See view.py for what is remembered, for each caller and not for each
+nothing and delays no other. See view.py for what is remembered, for each caller and not for each
 client.
 """
 
@@ -45,7 +45,7 @@ QUIET_SECONDS = 30.0
 # seconds if its machine is busy. One that comes later takes everything anew.
 KEEP_SECONDS = 60.0
 
-NEW_NUMBERS = "the service was restarted, or nobody watched for a while"
+NEW_NUMBERS = "the service was restarted, or no program watched for a while"
 TOO_LATE = "more has gone away meanwhile than the service remembers"
 
 
