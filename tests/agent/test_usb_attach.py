@@ -8,7 +8,7 @@ import errno
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,10 @@ from pedos_agent.system.revision import Revision
 from pedos_agent.system.roots import Roots
 from pedos_protocol.agent_messages import ExportStart, ImportStart
 from pedos_protocol.errors import CallError
-from pedos_vchan.transport import SharedMemory, Transport
+from pedos_vchan.stream import VchanStream
+from pedos_vchan.transport import Listener, SharedMemory, Transport
 
+from tests.native.usbip_stream import IN, submit, submitted
 from tests.patience import PATIENCE
 
 from .conftest import ATTACHMENT
@@ -515,3 +517,112 @@ async def test_an_agent_that_is_killed_between_any_two_writes_leaves_nothing_to_
     assert len(done) == min(writes, 5)  # add, unbind, bind; unbind, probe
     await exporter.clean_leftovers(driver, give_back=True)
     assert (pair.left(), pair.is_back()) == ([], True)
+
+
+async def test_a_device_that_cannot_be_given_back_is_told_in_the_log(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    await pair.attach()
+    pair.source.kernel.refuse["unbind"] = errno.EIO
+    await pair.detach()
+    assert "1-2 may still be with usbip-host: take back 1-2: Input/output error" in caplog.text
+    pair.source.kernel.refuse.clear()
+    await pair.attach()  # it can be lent again
+    await pair.detach()
+    assert pair.is_back()
+
+
+async def test_a_device_that_was_plugged_again_after_the_last_look_is_not_lent(pair: Pair) -> None:
+    pair.source.kernel.pull("1-2")
+    pair.source.kernel.plug(pair.stick)  # the same one: only its number is another
+    with pytest.raises(CallError, match="1-2 was unplugged or replaced just now"):
+        await pair.lend()
+    assert pair.source.kernel.writes == []
+
+
+async def test_a_device_without_a_driver_gets_none_and_a_deauthorised_one_stays_so(
+    pair: Pair,
+) -> None:
+    pair.source.kernel.write(f"{pair.source.kernel.sys}/bus/usb/drivers/usb/unbind", "1-2")
+    await pair.attach()
+    await pair.detach()
+    assert pair.stick.driver is None
+    another = pair.source.kernel.plug(Stick("1-3", authorized=False))
+    pair.source.look()
+    await pair.borrow(await pair.lend("1-3"))
+    assert another.authorized
+    await pair.detach()
+    assert (another.driver, another.authorized) == ("usb", False)
+
+
+async def test_the_data_flows_until_the_target_has_given_it_up(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await pair.attach()
+    seen: list[int] = []
+
+    def write(path: str, text: str) -> None:
+        if path.endswith("/detach"):
+            seen.append(pair.stick.status)
+        pair.write(path, text)
+
+    monkeypatch.setattr(vhci, "write_attribute", write)
+    await pair.detach()
+    assert seen == [2]
+
+
+async def test_held_disks_are_let_go_when_the_detach_is_not_wanted_any_more_and_when_it_is_done(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await pair.attach()
+    files: list[int] = []
+
+    @contextlib.contextmanager
+    def held(_device: str, _roots: Roots) -> Iterator[list[int]]:
+        files.append(1)
+        yield []
+        files.pop()
+
+    async def not_wanted() -> None:
+        assert files == [1]
+        raise CallError("timeout", "dom0 has given up")
+
+    monkeypatch.setattr(importer, "held_below", held)
+    with pytest.raises(CallError, match="dom0 has given up"):
+        await pair.target.attachments.stop_import(
+            ATTACHMENT, may_refuse=True, still_asked=not_wanted
+        )
+    assert files == []
+    assert pair.stick.status == 2
+    await pair.detach(may_refuse=True)
+    assert files == []
+
+
+async def test_a_target_that_does_not_speak_usbip_is_ended_with_the_reason(pair: Pair) -> None:
+    await pair.lend()
+    transport = SharedMemory(pair.source.attachments.host.settings.vchan, TARGET)
+    async with VchanStream(await transport.connect(SOURCE, PORT)) as stream:
+        await stream.send_all(submit(1, IN, 8, devid=0x7000700))
+        await pair.source.one_ended()
+    assert pair.source.ended == {
+        "export": "the data channel was ended, as it is not USB/IP: a command is for another device"
+    }
+    await pair.idle()
+    assert pair.is_back()
+
+
+async def test_a_source_that_does_not_speak_usbip_is_ended_with_the_reason(pair: Pair) -> None:
+    transport = SharedMemory(pair.source.attachments.host.settings.vchan, SOURCE)
+
+    async def lie(listener: Listener) -> None:
+        async with VchanStream(await listener.accept()) as stream:
+            await stream.send_all(submitted(99, 8, data=bytes(8)))
+            await stream.receive_some()
+
+    with await transport.listen(TARGET, PORT) as listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lie, listener)
+            with pytest.raises(CallError, match="not USB/IP: a return that no command waits for"):
+                await pair.borrow("65538 3")
+            nursery.cancel_scope.cancel()
+    assert pair.target.kernel.left() == []
