@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from pedos_agent.connections.local_socket import METHODS, REQUEST_MAX, LocalSocket
+from pedos_agent.connections.local_socket import (
+    FORWARDS_MAX,
+    METHODS,
+    REQUEST_MAX,
+    LocalSocket,
+)
 from pedos_host.throttle import LINES, Throttle
 from pedos_host.unix import connect_unix
+from pedos_protocol.codec import FRAME_MAX
 from pedos_protocol.connection import PENDING_MAX, VERSIONS, Connection
 from pedos_protocol.errors import CallError
 from pedos_protocol.events import Answer, Hello, NeedData, Notice, Request
-from pedos_vchan.peer import open_peer
+from pedos_vchan.peer import Peer, open_peer
 
 from tests.patience import PATIENCE
 
@@ -111,4 +117,21 @@ async def test_no_user_can_end_the_connection_to_a_dom0_that_does_not_read(
         for _ in range(2 * PENDING_MAX):
             with trio.move_on_after(PATIENCE / 2):
                 await handle(peer, {"exclude": ["x" * (REQUEST_MAX - 100)]})
+        assert peer.is_open
+
+
+async def test_the_answers_of_dom0_may_wait_for_a_vm_that_is_paused(autojump_clock: Clock) -> None:
+    vm, ours = trio.testing.memory_stream_pair()
+    connection = Connection()
+
+    async def answer(_peer: Peer, _params: dict[str, Any]) -> dict[str, Any]:
+        return {"devices": "x" * (FRAME_MAX - 100)}
+
+    await vm.send_all(connection.send(Hello(VERSIONS, "agent")))
+    async with open_peer(ours, program="dom0", handlers={"device.list": answer}) as peer:
+        ours.send_stream.send_all_hook = trio.sleep_forever
+        for number in range(FORWARDS_MAX):
+            await vm.send_all(connection.send(Request(number, "device.list", {}, 60_000)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert connection.ours_in_flight == FORWARDS_MAX
         assert peer.is_open

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 # Requests of dom0's user that wait at once: a tray widget for every user of a machine, and some
 # scripts.
 DOM0_WATCHERS_MAX = 32
-# Those of one VM: a widget and some scripts. It leaves nearly all of the places that the agent has
-# for requests to others.
+# Those of one VM: a widget and some scripts. It leaves most of the places that the agent has for
+# requests to others.
 VM_WATCHERS_MAX = 4
 # Those of all VMs, each of which costs a task (some KiB); and so the number of VMs that watch, each
 # of which costs a copy of its list.

@@ -36,9 +36,9 @@ METHODS: Final = (
 )
 SOCKET_MODE: Final = 0o666
 CLIENTS_MAX: Final = 64  # a person's scripts run a few; each costs tens of KiB
-# In flight to dom0 at once: a quarter of what the control channel may have, so that the agent's own
-# reports always find a place.
-FORWARDS_MAX: Final = 32
+# In flight to dom0 at once. The largest answers to all of them are three quarters of what may wait
+# for a VM that is paused for a moment; with more, dom0 ends the channel.
+FORWARDS_MAX: Final = 12
 # Bytes of a request: some two hundred VM names. While dom0 does not read, requests wait for it also
 # when their clients have given up: as many as a channel may have in flight, which together are
 # three quarters of what may wait for dom0. With more, the channel ends.
