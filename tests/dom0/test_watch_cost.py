@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import trio
+from pedos_dom0.access.callers import Caller
+from pedos_dom0.requests.listing import STEP, Listing
 from pedos_dom0.tables.device_set import DeviceKey
 from pedos_protocol.fields import PAGE_DEVICES_MAX
-from trio.abc import Clock
+from trio.abc import Clock, Instrument
 
 from tests.dom0.fakes import ALLOW_DOM0, World
 from tests.dom0.watcher import Watcher, told
@@ -70,6 +72,40 @@ async def test_devices_are_not_sorted_when_all_are_looked_at(
     monkeypatch.setattr(DeviceKey, "__lt__", counted)
     assert len(await Watcher(world).next()) > len(DEVICES)
     assert compared == 0
+
+
+async def test_all_devices_are_not_gathered_in_one_step(
+    world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither at the first look nor at another one, which finds what was shown unchanged."""
+    gathered: list[DeviceKey] = []
+    keys_for = Listing.keys_for
+
+    def counted(listing: Listing, caller: Caller) -> Iterator[DeviceKey]:
+        for key in keys_for(listing, caller):
+            gathered.append(key)
+            yield key
+
+    class Steps(Instrument):
+        most = before = 0
+
+        def before_task_step(self, task: object) -> None:
+            self.most = max(self.most, len(gathered) - self.before)
+            self.before = len(gathered)
+
+    monkeypatch.setattr(Listing, "keys_for", counted)
+    for number in range(4 * STEP):
+        world.driver.agents["sys-usb"].plug(f"more{number}")
+    await world.driver.agents["sys-usb"].report()
+    watcher = Watcher(world)
+    steps = Steps()
+    trio.lowlevel.add_instrument(steps)
+    await watcher.all()
+    world.vm("another")  # so the facts are others, and everything is looked at again
+    await watcher.all()
+    trio.lowlevel.remove_instrument(steps)
+    assert len(gathered) > 8 * STEP
+    assert steps.most <= 2 * STEP
 
 
 async def test_an_answer_has_no_more_devices_than_a_page_of_a_list(

@@ -218,8 +218,9 @@ class Listing:
                 found[assignment.vm].append(key)
         return found
 
-    def keys_for(self, caller: Caller) -> list[DeviceKey]:
-        """All devices that the caller might see, of every class, present or not; some twice."""
+    def keys_for(self, caller: Caller) -> Iterator[DeviceKey]:
+        """All devices that the caller might see, of every class, present or not; some twice. What
+        changes while they are taken may be missing."""
         state, me = self._state, caller.name
         if caller.kind.sees_all:
             uses = Uses(state.leases, state.store.assignments())
@@ -227,10 +228,10 @@ class Listing:
         else:
             uses = Uses(state.leases.of_vm(me), state.assigned_to(me))
             backends = [me]
-        keys = [*uses.lent, *uses.assigned]
+        yield from [*uses.lent, *uses.assigned]
         for backend in backends:
-            keys += [key for key, _ in state.registry.devices_of(backend).by_name.values()]
-        return keys
+            for key, _ in state.registry.devices_of(backend).by_name.values():
+                yield key
 
     def shown_to(
         self, caller: Caller, keys: Sequence[DeviceKey], uses: Uses

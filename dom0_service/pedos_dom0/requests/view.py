@@ -24,7 +24,7 @@ from pedos_dom0.requests.listing import STEP
 from pedos_dom0.tables.device_set import DeviceKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from pedos_protocol.messages import Listed, VmInfo
 
@@ -117,7 +117,7 @@ class View:
         since a VM may have thousands of devices."""
         async with self._looking:
             while self._is_unseen():
-                await self._look_at(self._take_unseen())
+                await self._look_again()
             if self._vms is not None and self._vms_unseen:
                 self._vms_unseen = False
                 now = {vm.name: vm for vm in self._vms()}
@@ -125,33 +125,41 @@ class View:
                 for name in (*gone, *now):
                     self._note(name, now.get(name))
 
-    def _take_unseen(self) -> list[DeviceKey]:
-        keys = list(self._unseen)
-        if (rules := self._rules()) is not self._seen_under:
-            self._seen_under, self._all_unseen = rules, True
-        if self._all_unseen:
-            shown = (each for each in self._shown if isinstance(each, DeviceKey))
-            # Not sorted: that would take a tenth of a second for the devices of one VM.
-            keys = list(dict.fromkeys([*shown, *self._listing.keys_for(self._caller)]))
-        self._unseen.clear()
-        self._all_unseen = False
-        return keys
-
-    async def _look_at(self, keys: list[DeviceKey]) -> None:
-        done = 0
+    async def _look_again(self) -> None:
+        begun = whole = False
         try:
-            while done < len(keys):
-                if done:
+            for some in self._take_unseen():
+                if not some:
+                    await trio.lowlevel.checkpoint()
+                    continue
+                if begun:
                     await self._caller.turn()
-                some = keys[done : done + STEP]
-                done += STEP
+                begun = True
                 uses = self._listing.uses_of(self._caller, frozenset(some))
                 shown = self._listing.shown_to(self._caller, some, uses)
                 for key, device in zip(some, shown, strict=True):
                     self._note(key, device)
+            whole = True
         finally:
-            if done < len(keys):  # cancelled
+            if not whole:  # cancelled
                 self._all_unseen = True
+
+    def _take_unseen(self) -> Iterator[list[DeviceKey]]:
+        """What to look at again, as it is taken: at most STEP devices at once, or none where STEP
+        others were passed over. All VMs' devices are not even gathered in one step, nor sorted:
+        that would hold the event loop for some 50 ms."""
+        keys: Iterator[Subject] = iter(list(self._unseen))
+        new: Iterator[DeviceKey] = iter(())
+        if (rules := self._rules()) is not self._seen_under:
+            self._seen_under, self._all_unseen = rules, True
+        if self._all_unseen:
+            keys, new = iter(list(self._shown)), self._listing.keys_for(self._caller)
+        self._unseen.clear()
+        self._all_unseen = False
+        while some := list(islice(keys, STEP)):
+            yield [each for each in some if isinstance(each, DeviceKey)]
+        while found := list(islice(new, STEP)):
+            yield [key for key in found if key not in self._shown]
 
     def _note(self, subject: Subject, now: Listed | VmInfo | None) -> None:
         if now == self._shown.get(subject):
