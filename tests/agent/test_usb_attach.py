@@ -355,18 +355,30 @@ async def test_a_source_may_leave_a_device_without_a_driver(pair: Pair) -> None:
     await pair.attach()
     await pair.detach()
     assert (pair.stick.driver, pair.left()) == (None, [])
+    await pair.source.attachments.clean_leftovers()  # and a restarted agent leaves it so
+    assert pair.stick.driver is None
+
+    def listed() -> str:
+        pair.source.look()
+        (device,) = pair.source.inventory.devices()
+        return device.description
+
+    assert listed() == "Maker Stick; a VM had it"
     await pair.attach()  # another VM can have it
     await pair.detach()
     assert pair.stick.driver is None
+    pair.source.kernel.pull("1-2")
+    pair.source.kernel.plug(pair.stick)
+    assert listed() == "Maker Stick"
 
 
 async def test_a_module_that_is_not_there_is_told(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def no_tool(argv: list[str], *, seconds: float) -> tuple[int, str]:
+    async def no_tool(_argv: list[str]) -> str:
         raise FileNotFoundError(errno.ENOENT, "No such file or directory")
 
-    monkeypatch.setattr(kernel, "run_tool", no_tool)
+    monkeypatch.setattr(kernel, "_said_by", no_tool)
     monkeypatch.setattr(host_driver.HostDriver, "is_loaded", lambda _self: False)
     with pytest.raises(CallError, match="the kernel of this VM has no module usbip-host"):
         await pair.lend()

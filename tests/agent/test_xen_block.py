@@ -449,6 +449,9 @@ def test_dom0s_agent_on_xen_needs_no_more_than_its_sockets() -> None:
     settings, _ = _settings(words)
     assert (settings.xen, settings.vm, settings.domid) == (True, "dom0", 0)
     assert (str(settings.dev), str(settings.control_socket)) == ("/dev", "/run/c")
+    assert settings.give_back
+    settings, _ = _settings([*words, "--give-back", "no"])
+    assert not settings.give_back
 
 
 @pytest.mark.parametrize(

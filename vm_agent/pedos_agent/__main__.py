@@ -54,6 +54,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="the control socket, only for dom0's own agent",
     )
+    parser.add_argument(
+        "--give-back",
+        choices=["yes", "no"],
+        default="yes",
+        help="whether a USB device that was lent goes back to this VM's drivers (the default), or "
+        "to none until it is plugged in anew",
+    )
     local = parser.add_argument_group("--driver local")
     local.add_argument("--vchan", type=Path, metavar="DIR", help="folder of the channels' sockets")
     local.add_argument("--devices", type=Path, metavar="DIR", help="folder whose files are devices")
@@ -96,7 +103,8 @@ def _settings(arguments: Sequence[str] | None) -> tuple[Settings, bool]:
         vm, domid = args.vm, args.domid
         if domid is None or vm is None:
             domid, vm = _own_domain(domid, vm)
-        return xen_settings(vm, domid, args.socket.absolute(), control_socket), args.verbose
+        socket, give_back = args.socket.absolute(), args.give_back == "yes"
+        return xen_settings(vm, domid, socket, control_socket, give_back=give_back), args.verbose
     settings = Settings(
         vm=args.vm,
         domid=args.domid,

@@ -34,7 +34,9 @@ class Settings:
         return Xen(self.domid) if self.xen else SharedMemory(self.vchan, self.domid)
 
 
-def xen_settings(vm: str, domid: int, socket: Path, control_socket: Path | None) -> Settings:
+def xen_settings(
+    vm: str, domid: int, socket: Path, control_socket: Path | None, *, give_back: bool = True
+) -> Settings:
     """Settings of an agent in a domain of Xen."""
     nowhere = Path("/nonexistent")
     return Settings(
@@ -46,4 +48,5 @@ def xen_settings(vm: str, domid: int, socket: Path, control_socket: Path | None)
         dev=Path("/dev"),
         control_socket=control_socket,
         xen=True,
+        give_back=give_back,
     )

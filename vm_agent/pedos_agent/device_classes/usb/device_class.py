@@ -5,17 +5,22 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from pedos_agent.device_classes.base import Carrier, DeviceClass, Host
 from pedos_agent.device_classes.described import listed
 from pedos_agent.device_classes.sysfs import USB_DEVICE, names_of
 from pedos_agent.device_classes.usb.carrier import UsbDevices
+from pedos_agent.device_classes.usb.host_driver import lent_before
 from pedos_agent.device_classes.usb.identity import identity_of, numbers_of
 from pedos_agent.device_classes.usb.usb_device import is_hub, is_imported
 from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.inventory.looking import seen
 from pedos_agent.system.hardware_names import HardwareNames
-from pedos_agent.system.reading import read_field, read_note
+from pedos_agent.system.reading import link_target, read_field, read_note
+
+#: Of a device that was lent and left to no driver (`Settings.give_back`).
+LEFT: Final = "a VM had it"
 
 
 class Usb(DeviceClass):
@@ -30,8 +35,9 @@ class Usb(DeviceClass):
     ) -> list[LocalDevice]:
         """See DeviceClass."""
         folder = str(sys_root / "bus/usb/devices")
+        lent = lent_before(sys_root)
         looks = (
-            seen("usb", name, partial(_usb_device, folder, name, names))
+            seen("usb", name, partial(_usb_device, folder, name, names, name in lent))
             for name in names_of(folder)
             if USB_DEVICE.fullmatch(name)
         )
@@ -42,7 +48,9 @@ class Usb(DeviceClass):
         return UsbDevices(host) if host.settings.xen else None
 
 
-def _usb_device(root: str, name: str, hardware: HardwareNames) -> LocalDevice | None:
+def _usb_device(
+    root: str, name: str, hardware: HardwareNames, was_lent: bool
+) -> LocalDevice | None:
     folder = f"{root}/{name}"
     if is_hub(folder) or is_imported(folder):
         return None
@@ -54,5 +62,7 @@ def _usb_device(root: str, name: str, hardware: HardwareNames) -> LocalDevice | 
     maker = read_note(f"{folder}/manufacturer") or maker
     model = read_note(f"{folder}/product") or model
     text = " ".join(filter(None, (maker, model))) or f"USB device {':'.join(numbers)}"
+    if was_lent and link_target(f"{folder}/driver") is None:
+        text += f"; {LEFT}"
     # The kernel increments it with each device that is plugged into the bus.
     return listed("usb", name, identity, text, read_field(f"{folder}/devnum"))

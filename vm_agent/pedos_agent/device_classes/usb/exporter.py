@@ -140,6 +140,8 @@ async def clean_leftovers(driver: HostDriver, *, give_back: bool) -> None:
     left = await kernel.step("look for lent devices", driver.left)
     async with trio.open_nursery() as nursery:
         for device in left:
+            if device.driver is None and not give_back:
+                continue  # as it was left
             nursery.start_soon(_give_back_leftover, driver, device, give_back)
 
 

@@ -180,7 +180,7 @@ class HostDriver:
         self._write(f"{self._folder}/match_busid", f"add {name}")
 
     def _announced(self) -> list[str]:
-        return read_field(f"{self._folder}/match_busid").split()
+        return lent_before(self._sys)
 
     def _command(self, verb: _Verb, name: str) -> None:
         assert verb in _FILES
@@ -196,6 +196,11 @@ class HostDriver:
         except OSError as error:
             if not is_gone(error):
                 raise
+
+
+def lent_before(sys_root: Path) -> list[str]:
+    """The ports from which usbip-host has lent devices since it was loaded. OSError."""
+    return read_field(f"{sys_root}/bus/usb/drivers/{HOST}/match_busid").split()
 
 
 def _state(device: UsbDevice) -> str:
