@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -197,11 +198,11 @@ async def test_a_disk_that_is_mounted_at_another_place_too_is_kept(
 ) -> None:
     file = await pair.attach()
     other = tmp_path / "other"
-    with (
-        bound(file, other),
-        pytest.raises(CallError, match=rf"xvdi is in use: it is mounted at {other} too"),
-    ):
+    with bound(file, other), pytest.raises(CallError) as refused:
         await pair.target.call("import.stop", attachment=ATTACHMENT, may_refuse=True)
+    # A long place is cut.
+    said = re.fullmatch("xvdi is in use: it is mounted at (.+?)(?:[.]{3})? too", str(refused.value))
+    assert said and str(other).startswith(said[1])
     await pair.target.call("import.stop", attachment=ATTACHMENT, may_refuse=True)
 
 
