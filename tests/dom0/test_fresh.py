@@ -10,7 +10,6 @@ import pytest
 import trio
 import trio.testing
 from pedos_dom0.attachments.fresh import KNOWN_TIMEOUT
-from pedos_dom0.tables.registry import SUBSCRIPTION_MAX
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
@@ -127,10 +126,11 @@ async def test_a_source_that_always_has_news_does_not_lengthen_the_wait(
     world.policy.set(ALLOW_DOM0)
     await plug(source, FRESH)
     began = trio.current_time()
+    reports = 256
 
     async def chatter() -> None:
-        for number in range(2 * SUBSCRIPTION_MAX):
-            await trio.sleep(KNOWN_TIMEOUT / SUBSCRIPTION_MAX)
+        for number in range(2 * reports):
+            await trio.sleep(KNOWN_TIMEOUT / reports)
             await plug(source, FRESH | {"description": str(number)})
 
     async with trio.open_nursery() as nursery:

@@ -1,29 +1,19 @@
-"""The registry: whole reports in, numbered changes out."""
+"""The registry: whole reports in, changes out."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pedos_dom0.tables.registry import (
-    ADDED,
-    CHANGED,
-    GAP,
-    REMOVED,
-    SUBSCRIPTION_MAX,
     Changes,
     DeviceKey,
-    Event,
     Registry,
-    Subscription,
 )
 from pedos_protocol.messages import Device
-
-from tests.patience import PATIENCE
 
 
 def device(name: str, parent: str | None = None, **fields: Any) -> Device:
@@ -42,11 +32,6 @@ def key(name: str, backend: str = "sys-usb", device_class: str = "block") -> Dev
     return DeviceKey(device_class, backend, name)
 
 
-async def take(subscription: Subscription, count: int) -> list[Event]:
-    with trio.fail_after(PATIENCE):
-        return [await subscription.__anext__() for _ in range(count)]
-
-
 def test_a_key_is_shown_as_users_write_it() -> None:
     assert str(key("sda")) == "sys-usb:sda"
 
@@ -60,7 +45,6 @@ def test_a_report_replaces_the_one_before() -> None:
     assert changes == Changes((key("sdc"),), (key("sda"),), (key("sdb"),))
     assert registry.get(key("sda")) is None
     assert registry.get(key("sdb")) == device("sdb", size=1024)
-    assert registry.revision == 5
 
 
 def test_the_same_report_again_changes_nothing() -> None:
@@ -68,7 +52,6 @@ def test_the_same_report_again_changes_nothing() -> None:
     registry.replace("sys-usb", [device("sda"), device("sdb")])
     changes = registry.replace("sys-usb", [device("sdb"), device("sda")])
     assert not changes
-    assert registry.revision == 2
 
 
 def test_a_backend_s_devices_go_with_it_and_the_others_stay() -> None:
@@ -147,90 +130,52 @@ def test_whatever_the_parents_family_is_mutual(parents: dict[str, str | None]) -
             assert key(one) in registry.family(other)
 
 
-async def test_a_subscriber_gets_every_change_in_order() -> None:
+def test_a_follower_is_told_of_every_change_in_order() -> None:
     registry = Registry()
     registry.replace("sys-usb", [device("old")])
-    with registry.subscribe() as events:
-        registry.replace("sys-usb", [device("new")])
-        registry.replace("sys-usb", [device("new", size=1)])
-        registry.touch(key("new"))
-        assert await take(events, 4) == [
-            (2, REMOVED, key("old")),
-            (3, ADDED, key("new")),
-            (4, CHANGED, key("new")),
-            (5, CHANGED, key("new")),
-        ]
+    told: list[DeviceKey] = []
+    registry.follow(told.extend)
+    registry.replace("sys-usb", [device("new2"), device("new1")])
+    assert told == [key("old"), key("new1"), key("new2")]
+    registry.replace("sys-usb", [device("new2"), device("new1")])
+    assert len(told) == 3, "nothing has changed"
+    registry.replace("sys-usb", [device("new2"), device("new1", size=1)])
+    registry.touch(key("new2"))
+    assert told[3:] == [key("new1"), key("new2")]
 
 
-async def test_a_waiting_subscriber_is_woken() -> None:
+def test_a_follower_finds_what_it_is_told_of() -> None:
     registry = Registry()
-    received: list[Event] = []
-    with registry.subscribe() as events:
-
-        async def wait() -> None:
-            received.extend(await take(events, 2))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(wait)
-            await trio.testing.wait_all_tasks_blocked()
-            registry.replace("sys-usb", [device("sda")])
-            await trio.testing.wait_all_tasks_blocked()
-            registry.remove_backend("sys-usb")
-    assert received == [(1, ADDED, key("sda")), (2, REMOVED, key("sda"))]
+    found: list[Device | None] = []
+    registry.follow(lambda keys: found.extend(map(registry.get, keys)))
+    registry.replace("sys-usb", [device("sda")])
+    registry.remove_backend("sys-usb")
+    assert found == [device("sda"), None]
 
 
-async def test_who_falls_behind_gets_one_gap_as_of_now_and_then_what_follows() -> None:
+async def test_who_waits_is_woken_by_the_next_change() -> None:
     registry = Registry()
-    with registry.subscribe() as slow, registry.subscribe() as quick:
-        for size in range(SUBSCRIPTION_MAX):
-            registry.replace("sys-usb", [device("sda", size=size)])
-        await take(quick, SUBSCRIPTION_MAX)
-        for size in range(100):
-            registry.replace("sys-usb", [device("sda", size=-size - 1)])
-        assert await take(slow, 1) == [(SUBSCRIPTION_MAX + 100, GAP, None)]
-        registry.touch(key("sda"))
-        following = (SUBSCRIPTION_MAX + 101, CHANGED, key("sda"))
-        assert await take(slow, 1) == [following]
-        assert (await take(quick, 101))[-1] == following
-
-
-async def test_a_whole_vm_s_devices_arrive_and_go_without_a_gap() -> None:
-    registry = Registry()
-    devices = [device(f"sd{n}") for n in range(128)]
-    with registry.subscribe() as events:
-        registry.replace("sys-usb", devices)
-        registry.remove_backend("sys-usb")
-        assert GAP not in {kind for _, kind, _ in await take(events, 256)}
-
-
-async def test_closing_a_subscription_ends_its_waiter_and_frees_its_place() -> None:
-    registry = Registry()
-    events = registry.subscribe()
-    assert registry.subscribers() == 1
+    changes = 0
 
     async def wait() -> None:
-        assert [event async for event in events] == []
+        nonlocal changes
+        while True:
+            await registry.changed()
+            changes += 1
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait)
         await trio.testing.wait_all_tasks_blocked()
-        events.close()
-        events.close()
-    assert registry.subscribers() == 0
-    registry.replace("sys-usb", [device("sda")])
-    with pytest.raises(StopAsyncIteration):
-        await events.__anext__()
-
-
-async def test_a_cancelled_wait_loses_no_event() -> None:
-    registry = Registry()
-    with registry.subscribe() as events:
         registry.replace("sys-usb", [device("sda")])
-        with trio.CancelScope() as scope:
-            scope.cancel()
-            await events.__anext__()
-        assert scope.cancelled_caught
-        assert await take(events, 1) == [(1, ADDED, key("sda"))]
+        await trio.testing.wait_all_tasks_blocked()
+        assert changes == 1
+        registry.replace("sys-usb", [device("sda")])
+        await trio.testing.wait_all_tasks_blocked()
+        assert changes == 1, "nothing has changed"
+        registry.touch(key("sda"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert changes == 2
+        nursery.cancel_scope.cancel()
 
 
 def test_a_device_that_was_away_is_told_from_one_that_stayed() -> None:

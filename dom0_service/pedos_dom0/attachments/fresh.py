@@ -38,7 +38,7 @@ def unknown(state: State, key: DeviceKey) -> Device | None:
 
 async def wait_until_known(state: State, keys: Collection[DeviceKey]) -> None:
     """Returns when their sources can identify all of these devices, or time is up."""
-    with trio.move_on_after(KNOWN_TIMEOUT), state.registry.subscribe() as events:
+    with trio.move_on_after(KNOWN_TIMEOUT):
         while waited_for := [key for key in keys if unknown(state, key) is not None]:
             progress.at("look", waited_for[0].backend, waited_for[0])
-            await anext(events)
+            await state.registry.changed()

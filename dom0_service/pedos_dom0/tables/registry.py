@@ -1,16 +1,12 @@
-"""The existing devices: the union of the connected agents' reports, with a revision.
+"""The existing devices: the union of the connected agents' reports.
 
-Agents' reports are the only source and replace each other whole; the registry never calls a VM.
-Every change of a device is one event with a number of its own. A client that reads a snapshot and
-then the events has everything. A client that falls behind is not waited for: it gets one gap event
-and takes a new snapshot.
+Agents' reports are the only source and replace each other whole; the registry never calls a VM. Who
+follows it is told at once which devices have changed, and looks at them when it has time.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 
 import trio
 from attrs import frozen
@@ -21,11 +17,9 @@ from pedos_dom0.tables.device_set import (
 )
 from pedos_dom0.tables.device_set import DeviceSet
 
-# Events that a subscriber may be behind. A larger change at once (the arrival or death of an agent
-# that has many devices) is a gap at once.
-SUBSCRIPTION_MAX = 256
-
-ADDED, REMOVED, CHANGED, GAP = "added", "removed", "changed", "gap"
+# Changes that are put in order for people who watch: the arrival or death of an agent that has many
+# devices would take a tenth of a second.
+ORDERED_MAX = 256
 
 
 @frozen
@@ -40,80 +34,16 @@ class Changes:
         return bool(self.added or self.removed or self.changed)
 
 
-Event = tuple[int, str, DeviceKey | None]
-
-
-class Subscription:
-    """Events in order, as an async iterator of (revision, kind, key).
-
-    After a gap event, key is None and revision the registry's at that time: what the subscriber
-    then reads from the registry holds everything up to there. Close it when done (or use `with`).
-    """
-
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-        self._events: deque[Event] = deque()
-        self._waiting = trio.lowlevel.ParkingLot()
-        self._closed = False
-
-    def __aiter__(self) -> Subscription:
-        return self
-
-    async def __anext__(self) -> Event:
-        while not self._events and not self._closed:
-            await self._waiting.park()
-        await trio.lowlevel.checkpoint()
-        if not self._events:
-            raise StopAsyncIteration
-        event = self._events.popleft()
-        if event[1] == GAP:
-            # As of now, not of when it fell behind: the snapshot that follows is this one.
-            return (self._registry.revision, GAP, None)
-        return event
-
-    def close(self) -> None:
-        """No more events; a waiting iterator ends. Safe to call twice."""
-        self._closed = True
-        self._events.clear()
-        self._registry._subscriptions.discard(self)
-        self._waiting.unpark_all()
-
-    def __enter__(self) -> Subscription:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _put(self, event: Event) -> None:
-        if self._events and self._events[0][1] == GAP:
-            return  # nothing is lost that the gap does not announce already
-        if len(self._events) >= SUBSCRIPTION_MAX:
-            self._fall_behind(event[0])
-            return
-        self._events.append(event)
-        self._waiting.unpark_all()
-
-    def _fall_behind(self, revision: int) -> None:
-        self._events.clear()
-        self._events.append((revision, GAP, None))
-        self._waiting.unpark_all()
-
-
 class Registry:
     """The devices of all live agents."""
 
     def __init__(self) -> None:
-        self.revision = 0
         self._backends: dict[str, DeviceSet] = {}
         self._missing: dict[str, tuple[Missing, ...]] = {}
+        self._reports = 0
         self._since: dict[DeviceKey, int] = {}
-        self._subscriptions: set[Subscription] = set()
         self._followers: list[Callable[[Sequence[DeviceKey]], None]] = []
+        self._waiting = trio.lowlevel.ParkingLot()
 
     def replace(
         self,
@@ -135,15 +65,14 @@ class Registry:
             # What is equal is the same object.
             changed=_in_order([new[n][0] for n, e in old.items() if new.get(n, e)[1] is not e[1]]),
         )
+        self._reports += 1
         for key in changes.removed:
             self._since.pop(key, None)
         for key in changes.added:
-            self._since[key] = self.revision + 1
-        # Removed devices first: a subscriber that counts never sees a disk and its successor at
-        # once.
-        self._announce(REMOVED, changes.removed)
-        self._announce(ADDED, changes.added)
-        self._announce(CHANGED, changes.changed)
+            self._since[key] = self._reports
+        if changes:
+            # Removed devices first, as their successors come after them.
+            self._announce((*changes.removed, *changes.added, *changes.changed))
         return changes
 
     def remove_backend(self, backend: str) -> Changes:
@@ -152,7 +81,7 @@ class Registry:
 
     def touch(self, key: DeviceKey) -> None:
         """Announces a change beside the device: who has it, or is to have it."""
-        self._announce(CHANGED, (key,))
+        self._announce((key,))
 
     def get(self, key: DeviceKey) -> Device | None:
         return self.devices_of(key.backend).get(key.device_class, key.device)
@@ -201,37 +130,22 @@ class Registry:
         names = self.devices_of(key.backend).relatives((key.device_class, key.device))
         return {DeviceKey(device_class, key.backend, device) for device_class, device in names}
 
-    def subscribe(self) -> Subscription:
-        """Events from now on: read `items()` in the same moment, before anything is awaited."""
-        subscription = Subscription(self)
-        self._subscriptions.add(subscription)
-        return subscription
-
     def follow(self, follower: Callable[[Sequence[DeviceKey]], None]) -> None:
         """Calls `follower` with the keys of each change, once the registry shows it."""
         self._followers.append(follower)
 
-    def subscribers(self) -> int:
-        return len(self._subscriptions)
+    async def changed(self) -> None:
+        """Returns after the next change."""
+        await self._waiting.park()
 
     def __iter__(self) -> Iterator[DeviceKey]:
         return iter([key for key, _ in self.items()])
 
-    def _announce(self, kind: str, keys: tuple[DeviceKey, ...]) -> None:
-        if keys:
-            for follower in self._followers:
-                follower(keys)
-        if len(keys) > SUBSCRIPTION_MAX:
-            self.revision += len(keys)
-            for subscription in self._subscriptions:
-                subscription._fall_behind(self.revision)
-            return
-        for key in keys:
-            self.revision += 1
-            for subscription in self._subscriptions:
-                subscription._put((self.revision, kind, key))
+    def _announce(self, keys: Sequence[DeviceKey]) -> None:
+        for follower in self._followers:
+            follower(keys)
+        self._waiting.unpark_all()
 
 
 def _in_order(keys: Sequence[DeviceKey]) -> tuple[DeviceKey, ...]:
-    """In the order of their events; the order does not matter for more changes than have events."""
-    return tuple(keys) if len(keys) > SUBSCRIPTION_MAX else tuple(sorted(keys))
+    return tuple(keys) if len(keys) > ORDERED_MAX else tuple(sorted(keys))
