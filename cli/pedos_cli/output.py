@@ -122,20 +122,25 @@ def in_order(text: str) -> str:
     return "".join(parts)
 
 
-def put_json(value: object) -> None:
-    """Write `value` as JSON for programs and people: indented, and ASCII only."""
+def json_text(
+    value: object, *, indent: int | None = None, separators: tuple[str, str] | None = None
+) -> str:
+    """Return `value` as JSON, ASCII only; on one line without `indent`."""
     import json  # noqa: PLC0415  (imported only where it is needed)
 
-    text = json.dumps(value, indent=2, ensure_ascii=True)
-    put_text(text.replace("\x7f", "\\u007f") + "\n")
+    # json lets no control character through; DEL is the only other one in ASCII.
+    text = json.dumps(value, ensure_ascii=True, indent=indent, separators=separators)
+    return text.replace("\x7f", "\\u007f")
+
+
+def put_json(value: object) -> None:
+    """Write `value` as JSON for programs and people: indented."""
+    put_text(json_text(value, indent=2) + "\n")
 
 
 def put_json_line(value: object) -> None:
-    """Write `value` as one line of JSON, ASCII only."""
-    import json  # noqa: PLC0415
-
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
-    put_text(text.replace("\x7f", "\\u007f") + "\n")
+    """Write `value` as one line of JSON."""
+    put_text(json_text(value, separators=(",", ":")) + "\n")
 
 
 def table(rows: Iterable[Sequence[str]], header: Sequence[str]) -> None:

@@ -82,8 +82,6 @@ def run(session: Session) -> int:
 
 def answer_lines(source: BinaryIO, decide: Decide) -> int:
     """Answer every line of `source` on standard output; returns the exit status."""
-    import json  # noqa: PLC0415
-
     status = DONE
     for line in _lines(source):
         try:
@@ -91,10 +89,7 @@ def answer_lines(source: BinaryIO, decide: Decide) -> int:
         except _NoRequestError as error:
             status = FAILED
             answer = {"error": str(error)}
-        # ASCII only: json lets no control character through, and DEL is the only other one in
-        # ASCII.
-        text = json.dumps(answer, ensure_ascii=True).replace("\x7f", "\\u007f")
-        output.put_text(text + "\n")
+        output.put_text(output.json_text(answer) + "\n")
         output.finish()  # a caller that writes one request and waits must get its answer
     return status
 

@@ -259,9 +259,7 @@ class _Printer:
             self._put_rows(rows)
 
     def _put_json(self, record: Record) -> None:
-        import json  # noqa: PLC0415  (imported only where it is needed)
-
-        text = json.dumps(record, ensure_ascii=True).replace("\x7f", "\\u007f")
+        text = output.json_text(record)
         if len(text) > output.LINE_MAX:  # our own cells fit; this one grew when it was escaped
             self._unread.lines += 1
         else:
