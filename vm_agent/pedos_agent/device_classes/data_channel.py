@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 from typing import Final
 
 import trio
 from pedos_protocol.agent_messages import ImportStart
 from pedos_protocol.errors import CallError
 from pedos_vchan.channel import Channel
+from pedos_vchan.pump import PumpResult, pump
 from pedos_vchan.transport import Listener, Transport
+from pedos_vchan.usbip import UsbipCheck
 
 from pedos_agent.device_classes.lifetime import Lifetime
+
+log = logging.getLogger(__name__)
 
 # dom0 tells the target to connect as soon as the source listens; this is for a target that died
 # meanwhile.
@@ -47,3 +53,12 @@ async def to_source(transport: Transport, params: ImportStart) -> Channel:
     raise CallError(
         "failed", f"no channel to {params.backend}: {problem.strerror if problem else 'no answer'}"
     )
+
+
+async def carry(
+    channel: Channel, ours: socket.socket, *, check: UsbipCheck | None = None
+) -> PumpResult:
+    """Move all bytes between the channel and a socket, as `pump` does; the log says how many."""
+    result = await pump(channel, ours.fileno(), ours.fileno(), check=check)
+    log.info("sent %d and received %d bytes", result.bytes_to_ring, result.bytes_to_fd)
+    return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +31,11 @@ def lent(sys_root: Path, dev_numbers: Mapping[str, str]) -> dict[str, set[int]]:
         if number in known:
             found.setdefault(number, set()).add(domid)
     return found
+
+
+def lent_to(domids: Collection[int]) -> str:
+    """Why a device that is served to these domains is in use."""
+    return f"lent to domain {', '.join(map(str, sorted(domids)))} by the toolstack"
 
 
 def connecting(sys_root: Path) -> bool:

@@ -46,7 +46,7 @@ from pedos_agent.device_classes.block.drives import has_disc
 from pedos_agent.device_classes.block.identity import identity_of
 from pedos_agent.device_classes.exclusive import IN_USE, is_held
 from pedos_agent.device_classes.sysfs import usb_device_of
-from pedos_agent.device_classes.xen_backends import connecting, lent
+from pedos_agent.device_classes.xen_backends import connecting, lent, lent_to
 from pedos_agent.inventory.local_device import Inode, LocalDevice, unseen
 from pedos_agent.inventory.looking import Looking, Untold, seen
 from pedos_agent.system.reading import (
@@ -317,7 +317,7 @@ def _reasons(
                 own[name] = reason
                 made_into[name] = made_of(roots.sys, name)
             elif others:
-                own[name] = f"lent to domain {', '.join(map(str, sorted(others)))} by the toolstack"
+                own[name] = lent_to(others)
     for name, why in untold.items():
         own.setdefault(name, f"perhaps in use, as it cannot be looked at: {why}")
     result = dict(own)

@@ -6,7 +6,6 @@ socket and the ring. Only nbdkit reads the bytes of the peer VM.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -21,19 +20,16 @@ from pedos_host.links import walk
 from pedos_host.threads import to_thread
 from pedos_protocol.agent_messages import ExportStart
 from pedos_protocol.errors import CallError
-from pedos_vchan.pump import pump
 from pedos_vchan.transport import DATA_ORDERS, Listener, Transport
 
 from pedos_agent.device_classes.base import Host
 from pedos_agent.device_classes.block.disk import Disk
 from pedos_agent.device_classes.block.reserve import reserved
-from pedos_agent.device_classes.data_channel import from_target
+from pedos_agent.device_classes.data_channel import carry, from_target
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.tool import Tool
 from pedos_agent.inventory.local_device import Inode, LocalDevice, Pin
 from pedos_agent.system.reading import is_gone
-
-log = logging.getLogger(__name__)
 
 # nbdkit greets within milliseconds of its start; a loaded machine may take longer to load it.
 GREETING_SECONDS: Final = 10.0
@@ -148,8 +144,7 @@ async def _carry(lifetime: Lifetime, listener: Listener, ours: socket.socket) ->
         return
     try:
         await reach("export.connected")
-        result = await pump(channel, ours.fileno(), ours.fileno())
-        log.info("sent %d and received %d bytes", result.bytes_to_ring, result.bytes_to_fd)
+        result = await carry(channel, ours)
         await lifetime.end_after_pump(result.why)
     finally:
         channel.close()

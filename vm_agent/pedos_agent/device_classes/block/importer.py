@@ -6,7 +6,6 @@ wrote reaches the source; only a dead or stuck one is taken down by force.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from contextlib import ExitStack
@@ -18,16 +17,13 @@ from pedos_host.mounts import make_placeholder
 from pedos_protocol.agent_messages import ImportStart
 from pedos_protocol.errors import CallError
 from pedos_vchan.channel import Channel
-from pedos_vchan.pump import pump
 
 from pedos_agent.device_classes.base import Host
 from pedos_agent.device_classes.block import mounts
 from pedos_agent.device_classes.block.borrowed import Borrowed, folder_is_gone
-from pedos_agent.device_classes.data_channel import to_source
+from pedos_agent.device_classes.data_channel import carry, to_source
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.tool import Tool
-
-log = logging.getLogger(__name__)
 
 # From nbdfuse's start to its mount, with the NBD handshake through the channel in between.
 READY_SECONDS: Final = 15.0
@@ -104,8 +100,7 @@ async def _until_mounted(mounted: int, fuse: Tool) -> None:
 async def _carry(
     lifetime: Lifetime, channel: Channel, ours: socket.socket, drained: trio.Event
 ) -> None:
-    result = await pump(channel, ours.fileno(), ours.fileno())
-    log.info("sent %d and received %d bytes", result.bytes_to_ring, result.bytes_to_fd)
+    result = await carry(channel, ours)
     drained.set()
     ours.close()  # nbdfuse, if it still runs, sees the end and answers reads with errors
     await lifetime.end_after_pump(result.why)

@@ -11,7 +11,7 @@ from pedos_protocol.errors import CallError
 
 from pedos_agent.device_classes.exclusive import IN_USE, open_exclusively
 from pedos_agent.device_classes.sysfs import names_of, usb_device_of
-from pedos_agent.device_classes.xen_backends import lent
+from pedos_agent.device_classes.xen_backends import lent, lent_to
 from pedos_agent.system.reading import is_gone, link_target, read_field
 from pedos_agent.system.roots import Roots
 
@@ -67,6 +67,4 @@ def _lent(disk: str, roots: Roots) -> str | None:
     names = [disk, *(each for each in names_of(f"{folder}/{disk}") if each.startswith(disk))]
     numbers = {name: read_field(f"{folder}/{name}/dev") for name in names}
     domains = {each for domids in lent(roots.sys, numbers).values() for each in domids}
-    if not domains:
-        return None
-    return f"lent to domain {', '.join(map(str, sorted(domains)))} by the toolstack"
+    return lent_to(domains) if domains else None

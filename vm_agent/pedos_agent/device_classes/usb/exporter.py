@@ -12,9 +12,8 @@ import trio
 from pedos_host.faultpoints import reach
 from pedos_protocol.agent_messages import ExportStart
 from pedos_protocol.errors import CallError
-from pedos_vchan.pump import Why, pump
+from pedos_vchan.pump import Why
 from pedos_vchan.transport import DATA_ORDERS, Listener
-from pedos_vchan.usbip import UsbipCheck
 
 from pedos_agent.device_classes.base import Host
 from pedos_agent.device_classes.data_channel import from_target
@@ -24,6 +23,7 @@ from pedos_agent.device_classes.usb.disks_below import held_below
 from pedos_agent.device_classes.usb.handover import Handover
 from pedos_agent.device_classes.usb.host_driver import USED, HostDriver, Taken
 from pedos_agent.device_classes.usb.identity import identity_of
+from pedos_agent.device_classes.usb.stream import carry_checked
 from pedos_agent.device_classes.usb.usb_device import HOST, UsbDevice, folder_of
 from pedos_agent.inventory.local_device import LocalDevice
 
@@ -48,12 +48,10 @@ async def export_usb(
         with held_below(name, host.roots):  # until no driver of this VM has it
             return driver.take(name, is_it)
 
-    def release(taken: Taken) -> None:
-        give_back = host.settings.give_back and taken.had_driver
-        driver.release(name, is_authorized=taken.was_authorized, give_back=give_back)
-
+    give_back = host.settings.give_back
     with trio.CancelScope(shield=True):  # a thread cannot be stopped in the middle
-        taken = await kernel.step(f"lend {name}", take, late=release)
+        undo = partial(_release, driver, give_back)
+        taken = await kernel.step(f"lend {name}", take, late=undo)
     try:
         await reach("export.opened")
         with await host.transport.listen(params.peer, params.port, DATA_ORDERS) as listener:
@@ -69,7 +67,7 @@ async def export_usb(
         # Each step has its own bound.
         with trio.CancelScope(shield=True):
             try:
-                await give_back(driver, taken, give_back=host.settings.give_back)
+                await _take_back(driver, give_back, taken)
             except CallError as error:  # the attachment is over all the same
                 log.error("%s may still be with usbip-host: %s", name, error.message)
     await reach("export.stopped")
@@ -90,44 +88,43 @@ async def _serve(
                 connect = partial(driver.connect, device.name)
                 work = partial(kernel.with_socket, theirs, connect)
                 await kernel.step(f"lend {device.name}", work)
-            check = UsbipCheck(device.devid, is_source=True)
-            result = await pump(channel, ours.fileno(), ours.fileno(), check=check)
-        log.info("sent %d and received %d bytes", result.bytes_to_ring, result.bytes_to_fd)
+            why, reason = await carry_checked(channel, ours, device.devid, is_source=True)
     except CallError as error:
         lifetime.end(error.message)
         return
     finally:
         channel.close()
-    if result.why is Why.REFUSED:
-        lifetime.end(f"the data channel was ended, as it is not USB/IP: {check.why}")
-    elif await kernel.step(f"look at {device.name}", partial(driver.device, device.name)) is None:
-        lifetime.end("the device was unplugged")
-    else:
-        lifetime.end(f"the data channel ended: {result.why}")
+    if why is not Why.REFUSED:
+        look = partial(driver.device, device.name)
+        if await kernel.step(f"look at {device.name}", look) is None:
+            reason = "the device was unplugged"
+    lifetime.end(reason)
 
 
-async def give_back(driver: HostDriver, taken: Taken, *, give_back: bool) -> None:
+def _release(driver: HostDriver, give_back: bool, taken: Taken) -> None:
+    """Give a device back as it was; to none of the drivers if they are not to have it. OSError."""
+    driver.release(
+        taken.device.name,
+        is_authorized=taken.was_authorized,
+        give_back=give_back and taken.had_driver,
+    )
+
+
+def _is_idle(driver: HostDriver, name: str) -> bool:
+    """Whether usbip-host has no connection for a device, or does not have it. OSError."""
+    now = driver.device(name)
+    return now is None or now.status != USED
+
+
+async def _take_back(driver: HostDriver, give_back: bool, taken: Taken) -> None:
     """Take a device from usbip-host, once that is done with it, and wait for its driver. CallError;
     nothing if it was unplugged."""
     name = taken.device.name
     what = f"take back {name}"
-
-    def is_idle() -> bool:
-        now = driver.device(name)
-        return now is None or now.driver != HOST or now.status != USED
-
     await kernel.step(what, partial(driver.disconnect, name))
-    if not await kernel.until(what, is_idle, IDLE_SECONDS):
+    if not await kernel.until(what, partial(_is_idle, driver, name), IDLE_SECONDS):
         log.warning("usbip-host does not end its connection for %s: it is taken all the same", name)
-    await kernel.step(
-        what,
-        partial(
-            driver.release,
-            name,
-            is_authorized=taken.was_authorized,
-            give_back=give_back and taken.had_driver,
-        ),
-    )
+    await kernel.step(what, partial(_release, driver, give_back, taken))
     now = await kernel.step(what, partial(driver.device, name))
     if now is not None and now.driver == HOST:
         raise CallError("failed", f"usbip-host does not release {name}")
@@ -148,12 +145,8 @@ async def clean_leftovers(driver: HostDriver, *, give_back: bool) -> None:
 async def _give_back_leftover(driver: HostDriver, device: UsbDevice, give_back: bool) -> None:
     """Give one back; one that is still in use after a while is another program's."""
     name = device.name
-
-    def is_idle() -> bool:
-        now = driver.device(name)
-        return now is None or now.status != USED
-
     try:
+        is_idle = partial(_is_idle, driver, name)
         if not await kernel.until(f"look at {name}", is_idle, IDLE_SECONDS):
             log.warning("%s is lent by another program, with usbip-host", name)
             return

@@ -76,7 +76,7 @@ class HostDriver:
     def left(self) -> list[UsbDevice]:
         """The devices that it has, or that were to be taken to it or back and have no driver.
         OSError."""
-        found = map(self.device, filter(is_name, self._announced()))
+        found = map(self.device, filter(is_name, lent_before(self._sys)))
         return [each for each in found if each is not None and each.driver in (None, HOST)]
 
     def take(self, name: str, is_it: Callable[[UsbDevice], bool]) -> Taken:
@@ -168,7 +168,7 @@ class HostDriver:
 
     def _announce(self, name: str) -> None:
         """Tell usbip-host that it may have it; nothing if it knows that."""
-        known = self._announced()
+        known = lent_before(self._sys)
         if name in known:
             return
         if len(known) >= NAMES_MAX:
@@ -178,9 +178,6 @@ class HostDriver:
                 "when no USB device is lent, unload it (modprobe -r usbip-host)",
             )
         self._write(f"{self._folder}/match_busid", f"add {name}")
-
-    def _announced(self) -> list[str]:
-        return lent_before(self._sys)
 
     def _command(self, verb: _Verb, name: str) -> None:
         assert verb in _FILES

@@ -17,8 +17,6 @@ from pedos_host.faultpoints import reach
 from pedos_protocol.agent_messages import ImportStart
 from pedos_protocol.errors import CallError
 from pedos_vchan.channel import Channel
-from pedos_vchan.pump import Why, pump
-from pedos_vchan.usbip import UsbipCheck
 
 from pedos_agent.device_classes.base import Host
 from pedos_agent.device_classes.data_channel import to_source
@@ -26,6 +24,7 @@ from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.usb import kernel
 from pedos_agent.device_classes.usb.disks_below import held_below
 from pedos_agent.device_classes.usb.handover import Handover, parse_handover
+from pedos_agent.device_classes.usb.stream import carry_checked
 from pedos_agent.device_classes.usb.usb_device import usb_device
 from pedos_agent.device_classes.usb.vhci import FREE, USED, Vhci
 
@@ -85,13 +84,8 @@ class BorrowedUsb:
                     await self._detach()
 
     async def _pump(self, lifetime: Lifetime, channel: Channel, ours: socket.socket) -> None:
-        check = UsbipCheck(self.handover.devid, is_source=False)
-        result = await pump(channel, ours.fileno(), ours.fileno(), check=check)
-        log.info("sent %d and received %d bytes", result.bytes_to_ring, result.bytes_to_fd)
-        if result.why is Why.REFUSED:
-            lifetime.end(f"the data channel was ended, as it is not USB/IP: {check.why}")
-        else:
-            lifetime.end(f"the data channel ended: {result.why}")
+        _, reason = await carry_checked(channel, ours, self.handover.devid, is_source=False)
+        lifetime.end(reason)
 
     async def _configured(self) -> None:
         """Wait until this VM has configured the device. CallError if it cannot."""

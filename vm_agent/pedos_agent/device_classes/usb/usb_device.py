@@ -22,7 +22,8 @@ _NAME_MAX: Final = 31
 _SPEEDS: Final = {"1.5": 1, "12": 2, "480": 3, "53.3-480": 3, "5000": 5}
 # Faster ones work as that: older versions of vhci-hcd refuse a number for them.
 _SUPER_SPEED: Final = 5000  # Mb/s
-_SUPER: Final = 5
+#: As USB/IP counts.
+SUPER: Final = 5
 
 
 @attrs.frozen
@@ -93,4 +94,4 @@ def usb_device(sys_root: Path, name: str) -> UsbDevice | None:
 def _speed(text: str) -> int | None:
     if text in _SPEEDS:
         return _SPEEDS[text]
-    return _SUPER if text.isdecimal() and int(text) > _SUPER_SPEED else None
+    return SUPER if text.isdecimal() and int(text) > _SUPER_SPEED else None

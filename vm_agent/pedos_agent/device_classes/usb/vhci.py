@@ -13,12 +13,12 @@ from typing import Final
 import attrs
 from pedos_protocol.errors import CallError
 
+from pedos_agent.device_classes.usb.usb_device import SUPER
 from pedos_agent.system.reading import is_there, names_in, read_bytes
 from pedos_agent.system.writing import write_attribute
 
 #: Of a port (Linux, drivers/usb/usbip/usbip_common.h): VDEV_ST_NULL, _NOTASSIGNED, _USED.
 FREE, CONNECTED, USED = 4, 5, 6
-_SUPER: Final = 5  # from this speed on a port of the other half is needed
 _STATUS: Final = re.compile(r"status(\.[0-9]+)?")
 # hs  0000 004 000 00000000 000000 0-0
 _ROW: Final = re.compile(
@@ -93,7 +93,7 @@ class Vhci:
                 raise
 
     def _free(self, speed: int, tried: set[int]) -> int:
-        is_super = speed >= _SUPER
+        is_super = speed >= SUPER  # the other half of the ports is for lower speeds
         ports = [each for each in self.ports() if each.is_super == is_super]
         for each in ports:
             if each.state == FREE and each.number not in tried:
