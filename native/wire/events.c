@@ -4,20 +4,18 @@
  */
 #include "wire.h"
 
-static PyObject *deadline_name, *hello_name;
-
 /* --- heard --- */
 
 static PyObject *request_of(PyObject *id, PyObject *method, PyObject *params)
 {
-    PyObject *deadline_ms = PyDict_GetItemWithError(params, deadline_name), *event = NULL;
+    PyObject *deadline_ms = PyDict_GetItemWithError(params, wire_deadline_name), *event = NULL;
 
     if (deadline_ms == NULL) {
         PyObject *values[] = {id, method, params, Py_None};
         return PyErr_Occurred() ? NULL : wire_make_request(values); /* it says what is wrong */
     }
     Py_INCREF(deadline_ms);
-    if (PyDict_DelItem(params, deadline_name) == 0) {
+    if (PyDict_DelItem(params, wire_deadline_name) == 0) {
         PyObject *values[] = {id, method, params, deadline_ms};
         event = wire_make_request(values);
     }
@@ -42,7 +40,7 @@ PyObject *wire_event_of(PyObject *message)
             return wire_make_answer(values);
         }
         if (kind == NOTICE && count == 3 && !(PyUnicode_CheckExact(items[1]) &&
-                                              PyUnicode_Compare(items[1], hello_name) == 0))
+                                              PyUnicode_Compare(items[1], wire_hello_name) == 0))
             return wire_make_notice(items + 1);
     }
     Py_INCREF(message);
@@ -69,7 +67,7 @@ static int write_request(struct wire_writer *writer, PyObject *const *values)
         wire_write_value(writer, values[REQUEST_ID], 1) < 0 ||
         wire_write_value(writer, values[REQUEST_METHOD], 1) < 0 ||
         wire_write_map_header(writer, PyDict_Size(params) + 1, 1) < 0 ||
-        wire_write_entries(writer, params, 2) < 0 || wire_write_text(writer, deadline_name) < 0)
+        wire_write_entries(writer, params, 2) < 0 || wire_write_text(writer, wire_deadline_name) < 0)
         return -1;
     return wire_write_value(writer, values[REQUEST_DEADLINE], 2);
 }
@@ -108,11 +106,4 @@ PyObject *wire_frame_of(PyObject *event)
     else
         Py_RETURN_NONE;
     return result < 0 ? NULL : wire_finish(&writer);
-}
-
-int wire_events_ready(void)
-{
-    static const struct wire_name names[] = {{&deadline_name, "deadline_ms"}, {&hello_name, HELLO}};
-
-    return wire_make_names(names, sizeof(names) / sizeof(*names));
 }

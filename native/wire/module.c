@@ -95,7 +95,6 @@ static int fill(PyObject *module)
     wire_remote_error = PyObject_GetAttrString(errors, "RemoteProtocolError");
     Py_DECREF(errors);
     if (wire_local_error == NULL || wire_remote_error == NULL || wire_values_ready() < 0 ||
-        wire_events_ready() < 0 ||
         wire_turn_ready() < 0 || wire_connection_ready(module) < 0)
         return -1;
     for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++)

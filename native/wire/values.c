@@ -11,7 +11,7 @@ PyObject *wire_request_class, *wire_answer_class, *wire_notice_class;
 PyObject *wire_error_answer_class, *wire_closed_class; /* of events.py */
 static PyObject *known_methods, *check_unknown_method;
 
-static PyObject *deadline_name, *hello_name;
+PyObject *wire_deadline_name, *wire_hello_name;
 
 static int refuse_event(const char *what)
 {
@@ -63,7 +63,7 @@ static int check_request(PyObject *const *values)
         return -1;
     if (!PyDict_CheckExact(params))
         return refuse_event("parameters are not a map");
-    is_in = PyDict_Contains(params, deadline_name);
+    is_in = PyDict_Contains(params, wire_deadline_name);
     if (is_in != 0)
         return is_in < 0 ? -1 : refuse_event("the parameter deadline_ms is the protocol's own");
     if (milliseconds < 1 || milliseconds > DEADLINE_MS_MAX) {
@@ -85,7 +85,7 @@ static int check_notice(PyObject *const *values)
 {
     if (check_method(values[NOTICE_METHOD]) < 0)
         return -1;
-    if (PyUnicode_Compare(values[NOTICE_METHOD], hello_name) == 0)
+    if (PyUnicode_Compare(values[NOTICE_METHOD], wire_hello_name) == 0)
         return refuse_event("a notice cannot be called hello: that is the first frame");
     return PyDict_CheckExact(values[NOTICE_PARAMS]) ? 0
                                                     : refuse_event("parameters are not a map");
@@ -119,52 +119,44 @@ PyObject *wire_make_notice(PyObject *const *values)
     return check_notice(values) < 0 ? NULL : make((PyTypeObject *)wire_notice_class, 2, values);
 }
 
-/* Puts the arguments of a class into `values`. Returns 0, or -1 with an error. */
-static int take_arguments(PyObject *arguments, PyObject *named, const char *format, char **names,
-                          PyObject **values)
+/* The object that a class of Python makes of its arguments, which have these names. */
+static PyObject *new_event(PyObject *arguments, PyObject *named, const char *format, char **names,
+                           PyObject *(*make_checked)(PyObject *const *))
 {
+    PyObject *values[4] = {NULL};
     Py_ssize_t count = 0;
 
     while (names[count] != NULL)
         count++;
-    if (named != NULL || PyTuple_Size(arguments) != count)
-        return PyArg_ParseTupleAndKeywords(arguments, named, format, names, &values[0], &values[1],
-                                           &values[2], &values[3])
-                   ? 0
-                   : -1;
-    for (Py_ssize_t i = 0; i < count; i++) /* as almost always, and faster */
-        values[i] = PyTuple_GetItem(arguments, i);
-    return 0;
+    if (named == NULL && PyTuple_Size(arguments) == count) {
+        for (Py_ssize_t i = 0; i < count; i++) /* as almost always, and faster */
+            values[i] = PyTuple_GetItem(arguments, i);
+    } else if (!PyArg_ParseTupleAndKeywords(arguments, named, format, names, &values[0], &values[1],
+                                            &values[2], &values[3])) {
+        return NULL;
+    }
+    return make_checked(values);
 }
 
 static PyObject *new_request(PyTypeObject *Py_UNUSED(type), PyObject *arguments, PyObject *named)
 {
     static char *names[] = {"id", "method", "params", "deadline_ms", NULL};
-    PyObject *values[4];
 
-    return take_arguments(arguments, named, "OOOO:Request", names, values) < 0
-               ? NULL
-               : wire_make_request(values);
+    return new_event(arguments, named, "OOOO:Request", names, wire_make_request);
 }
 
 static PyObject *new_answer(PyTypeObject *Py_UNUSED(type), PyObject *arguments, PyObject *named)
 {
     static char *names[] = {"id", "result", NULL};
-    PyObject *values[4];
 
-    return take_arguments(arguments, named, "OO:Answer", names, values) < 0
-               ? NULL
-               : wire_make_answer(values);
+    return new_event(arguments, named, "OO:Answer", names, wire_make_answer);
 }
 
 static PyObject *new_notice(PyTypeObject *Py_UNUSED(type), PyObject *arguments, PyObject *named)
 {
     static char *names[] = {"method", "params", NULL};
-    PyObject *values[4];
 
-    return take_arguments(arguments, named, "OO:Notice", names, values) < 0
-               ? NULL
-               : wire_make_notice(values);
+    return new_event(arguments, named, "OO:Notice", names, wire_make_notice);
 }
 
 static void free_event(PyObject *self)
@@ -278,7 +270,10 @@ PyObject *wire_check_id(PyObject *Py_UNUSED(module), PyObject *id)
 
 int wire_values_ready(void)
 {
-    static const struct wire_name names[] = {{&deadline_name, "deadline_ms"}, {&hello_name, HELLO}};
+    static const struct wire_name names[] = {
+        {&wire_deadline_name, "deadline_ms"},
+        {&wire_hello_name, HELLO},
+    };
 
     return wire_make_names(names, sizeof(names) / sizeof(*names));
 }

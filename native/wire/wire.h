@@ -131,6 +131,9 @@ enum { REQUEST_ID, REQUEST_METHOD, REQUEST_PARAMS, REQUEST_DEADLINE };
 enum { ANSWER_ID, ANSWER_RESULT };
 enum { NOTICE_METHOD, NOTICE_PARAMS };
 
+/* Names on the wire: of a request's parameter, and of the first frame. */
+extern PyObject *wire_deadline_name, *wire_hello_name;
+
 extern PyObject *wire_request_class, *wire_answer_class, *wire_notice_class;
 extern PyObject *wire_error_answer_class, *wire_closed_class;
 
@@ -184,7 +187,6 @@ void wire_forget_ids(struct wire_ids *ids);
 
 /* These make what each file needs; they return 0, or -1 with an error. */
 int wire_values_ready(void);
-int wire_events_ready(void);
 int wire_turn_ready(void);
 int wire_connection_ready(PyObject *module);
 
