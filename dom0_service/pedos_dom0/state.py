@@ -98,6 +98,8 @@ class State:
         return OutOfReach(lack, self._has_domain)
 
     def _has_domain(self, domid: int) -> bool:
+        """Whether a domain of this number has not ended, under whatever name: unlike `runs`, this
+        is never to say no too early."""
         domains = self.driver.domains().values()
         return any(each.domid == domid and each.state != "Halted" for each in domains)
 

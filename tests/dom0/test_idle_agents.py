@@ -77,7 +77,7 @@ async def test_sessions_share_their_tables_and_make_what_few_of_them_need_when_i
     one, other = session_of(world, "sys-usb"), session_of(world, "work")
     assert one._server.handlers is other._server.handlers
     assert one._server._notices is other._server._notices
-    assert one._pages._devices is None  # no report is in progress
+    assert one._pages._unfinished is None  # no report is in progress
     assert one.link._told is None
     await world.client.attach("work", "sys-usb:stick")
     assert one.link._told is not None and other.link._told is not None

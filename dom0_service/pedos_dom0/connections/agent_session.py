@@ -146,20 +146,14 @@ class AgentSession(Peer):
 
     # What the agent says
 
-    async def _report(self, untrusted_params: dict[str, Any]) -> None:
-        await self._reports.turn()
-        self._take_report(untrusted_params)
-
-    async def _ended(self, untrusted_params: dict[str, Any]) -> None:
-        self._take_ended(untrusted_params)
-
     async def _forward(self, method: str, untrusted_params: dict[str, Any]) -> dict[str, Any]:
         await self._requester.turn()
         return await self._shared.dispatcher.dispatch(
             self._requester, self, method, untrusted_params
         )
 
-    def _take_report(self, untrusted_params: dict[str, Any]) -> None:
+    async def _report(self, untrusted_params: dict[str, Any]) -> None:
+        await self._reports.turn()
         link, state = self.link, self._shared.state
         if link.lost:
             return
@@ -193,7 +187,7 @@ class AgentSession(Peer):
             )
         return page
 
-    def _take_ended(self, untrusted_params: dict[str, Any]) -> None:
+    async def _ended(self, untrusted_params: dict[str, Any]) -> None:
         """An attachment ended by itself at one side: stops the other side."""
         link, teardown = self.link, self._shared.teardown
         try:

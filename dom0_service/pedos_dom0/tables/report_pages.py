@@ -57,35 +57,39 @@ def check_page(page: AgentReport) -> None:
                 raise RemoteProtocolError(f"its report of imports is malformed: {wrong}")
 
 
+@attrs.define
+class _Unfinished:
+    """A report whose pages are arriving: its first one, all devices so far, the last page's
+    number."""
+
+    first: AgentReport
+    devices: DeviceSet
+    page: int = 0
+
+
 class ReportPages:
     """Assembles the pages of one connection. At any time at most one report is in progress, and it
     takes no more memory than the complete one before it may."""
 
-    __slots__ = ("_backend", "_devices", "_first", "_last", "_page")
+    __slots__ = ("_backend", "_last", "_unfinished")
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
         self._last = -1  # the revision of the last complete report
-        self._first: AgentReport | None = None  # of the report that is in progress
-        self._page = 0
-        self._devices: DeviceSet | None = None  # until then
+        self._unfinished: _Unfinished | None = None
 
     def take(self, page: AgentReport, like: DeviceSet | None = None) -> Report | None:
         """The report that this page completes, or None. Devices that it repeats are the same
         objects as in `like`. RemoteProtocolError for a page out of order."""
         if page.revision <= self._last:
             return None  # requests are served concurrently, so an older report may arrive later
+        report = self._unfinished
         if page.page == 0:
             # The agent has started over, and its unfinished report does not count.
-            self._first, self._page, self._devices = page, 0, DeviceSet(self._backend)
-        elif (
-            self._first is None
-            or self._devices is None
-            or (page.revision, page.page)
-            != (
-                self._first.revision,
-                self._page + 1,
-            )
+            report = self._unfinished = _Unfinished(page, DeviceSet(self._backend))
+        elif report is None or (page.revision, page.page) != (
+            report.first.revision,
+            report.page + 1,
         ):
             raise RemoteProtocolError(
                 f"page {page.page} of report {page.revision} comes where {self._expected()} is"
@@ -94,18 +98,19 @@ class ReportPages:
             raise RemoteProtocolError(f"a report has more than {REPORT_PAGES_MAX} pages")
         elif page.exports or page.imports:
             raise RemoteProtocolError("exports and imports are on a page that is not the first")
-        self._page = page.page
-        self._devices.add(page.devices, like)
-        if len(self._devices) > DEVICES_MAX:
+        report.page = page.page
+        report.devices.add(page.devices, like)
+        if len(report.devices) > DEVICES_MAX:
             raise RemoteProtocolError(f"a report has more than {DEVICES_MAX} devices")
         if not page.last:
             return None
-        first, self._first, self._last = self._first, None, page.revision
-        devices, self._devices = self._devices, None
-        devices.finish()
-        return Report(page.revision, devices, first.exports, first.imports, page.missing)
+        self._unfinished, self._last = None, page.revision
+        report.devices.finish()
+        first = report.first
+        return Report(page.revision, report.devices, first.exports, first.imports, page.missing)
 
     def _expected(self) -> str:
-        if self._first is None:
+        report = self._unfinished
+        if report is None:
             return "the first page of one"
-        return f"page {self._page + 1} of report {self._first.revision}"
+        return f"page {report.page + 1} of report {report.first.revision}"
