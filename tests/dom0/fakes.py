@@ -253,6 +253,19 @@ class FakeAgent:
 
     # What it tells
 
+    def invent_exports(self, count: int) -> None:
+        """Has it report exports that it was never asked for."""
+        for number in range(count):
+            attachment = f"{number:016x}"
+            self.exports[attachment] = {
+                "attachment": attachment,
+                "device_class": "block",
+                "device": "x",
+                "peer": 1,
+                "port": 99,
+                "read_only": False,
+            }
+
     async def report(self) -> None:
         assert self.peer is not None
         self.revision += 1

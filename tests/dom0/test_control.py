@@ -377,16 +377,7 @@ async def test_attachments_that_an_agent_invents_are_a_breach(
 ) -> None:
     await world.start()
     agent = world.driver.agents["work"]
-    for number in range(64):
-        attachment = f"{number:016x}"
-        agent.exports[attachment] = {
-            "attachment": attachment,
-            "device_class": "block",
-            "device": "x",
-            "peer": 1,
-            "port": 99,
-            "read_only": False,
-        }
+    agent.invent_exports(64)
     with contextlib.suppress(CallError):
         await agent.report()
     await trio.testing.wait_all_tasks_blocked()

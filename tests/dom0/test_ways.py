@@ -511,15 +511,7 @@ async def test_a_breach_of_a_source_costs_its_borrower_nothing_that_others_lend_
     await other.report()
     for vm, device in (("work", "sys-usb:stick"), ("work", "vault:own")):
         await world.client.attach(vm, device)
-    for number in range(64):
-        source.exports[f"{number:016x}"] = {
-            "attachment": f"{number:016x}",
-            "device_class": "block",
-            "device": "x",
-            "peer": 1,
-            "port": 99,
-            "read_only": False,
-        }
+    source.invent_exports(64)
     with contextlib.suppress(CallError):
         await source.report()
     await trio.testing.wait_all_tasks_blocked()

@@ -20,6 +20,7 @@ from pedos_vchan.pump import PumpResult, Why, pump
 from tests.patience import PATIENCE
 
 from .closing import close_in_its_thread
+from .receiving import receives
 from .test_stream import receive_exactly
 
 if TYPE_CHECKING:
@@ -114,12 +115,6 @@ async def test_both_ways_at_once_every_byte_arrives(pairs: Pairs) -> None:
         results[name] = await pump(channel, end.fileno(), end.fileno())
         end.close()
 
-    async def receive(stream: trio.SocketStream, expected: bytes) -> None:
-        got = bytearray()
-        while len(got) < len(expected):
-            got += await stream.receive_some()
-        assert got == expected
-
     with trio.fail_after(PATIENCE):
         streams = [trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in (left, right)]
         async with trio.open_nursery() as pumps:
@@ -128,8 +123,8 @@ async def test_both_ways_at_once_every_byte_arrives(pairs: Pairs) -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(streams[0].send_all, data[0])
                 nursery.start_soon(streams[1].send_all, data[1])
-                nursery.start_soon(receive, streams[1], data[0])
-                nursery.start_soon(receive, streams[0], data[1])
+                nursery.start_soon(receives, streams[1], data[0])
+                nursery.start_soon(receives, streams[0], data[1])
             await streams[0].aclose()
             assert await streams[1].receive_some() == b""
             await streams[1].aclose()

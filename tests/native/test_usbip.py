@@ -22,6 +22,7 @@ from pedos_vchan.usbip import (
 from tests.patience import PATIENCE
 
 from .conftest import Pairs
+from .receiving import receives
 from .test_pump_ends import pipe, read_all
 from .usbip_stream import DEVID, IN, OUT, submit, submitted, unlink, unlinked
 
@@ -284,12 +285,6 @@ async def test_a_pump_with_a_check_moves_both_directions(pairs: Pairs) -> None:
         results[name] = await pump(channel, end.fileno(), end.fileno(), check=looks)
         end.close()
 
-    async def receive(stream: trio.SocketStream, expected: bytes) -> None:
-        got = bytearray()
-        while len(got) < len(expected):
-            got += await stream.receive_some()
-        assert got == expected
-
     with trio.fail_after(PATIENCE):
         kernel = {
             end: trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in (host, vhci)
@@ -299,10 +294,10 @@ async def test_a_pump_with_a_check_moves_both_directions(pairs: Pairs) -> None:
             pumps.start_soon(run, "target")
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(kernel[vhci].send_all, commands)
-                nursery.start_soon(receive, kernel[host], commands)
+                nursery.start_soon(receives, kernel[host], commands)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(kernel[host].send_all, returns)
-                nursery.start_soon(receive, kernel[vhci], returns)
+                nursery.start_soon(receives, kernel[vhci], returns)
             assert (source.outstanding, target.outstanding) == (0, 0)
             await kernel[host].aclose()
             assert await kernel[vhci].receive_some() == b""
