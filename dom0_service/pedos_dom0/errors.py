@@ -106,6 +106,16 @@ def no_device(key: DeviceKey, missing: Missing | None) -> CallError:
     return failure("not_found", message, hint=hint)
 
 
+def another_device(key: DeviceKey, expected: str, device: Device) -> CallError:
+    """The device of that name is not the one that was chosen; for a VM it does not exist."""
+    found = f"'{device.identity}'" if device.identity else "a device without an identity"
+    return failure(
+        "not_found",
+        f"{key} is {found} by now, and not '{expected}'",
+        hint=f"qvm-device {key.device_class} list {key.backend}",
+    )
+
+
 def unsupported(reason: str) -> CallError:
     return PublicError("failed", reason)
 

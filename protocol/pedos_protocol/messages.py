@@ -1,8 +1,9 @@
 """All messages: one class for each, and one table that says which method carries which.
 
-This module has those between a client and dom0 about devices; `class_messages` those about device
-classes, `vm_messages` those about VMs, `policy_messages` those about policy, `agent_messages`
-dom0's with an agent, and `machine_messages` those of local mode's machine.
+This module has those between a client and dom0 about devices; `assignment_messages` those about
+assignments, `class_messages` those about device classes, `vm_messages` those about VMs,
+`policy_messages` those about policy, `agent_messages` dom0's with an agent, and `machine_messages`
+those of local mode's machine.
 
 Classes are immutable and compare by value. Making one checks nothing: a program may be trusted
 about its own state, and the reader checks anyway. Everything from a connection goes through
@@ -37,22 +38,38 @@ from .agent_messages import (
     ReportPrefer,
     ReportPreferred,
 )
+from .assignment_messages import (
+    Assigned,
+    AssignedNow,
+    AssignedTo,
+    AssignmentName,
+    AssignmentsListed,
+    AssignResult,
+    Conflict,
+    DeviceAssign,
+    DeviceAssignments,
+    DeviceUnassign,
+    ErrorInfo,
+    Holder,
+    Match,
+    Mode,
+    UnassignItem,
+    UnassignResult,
+)
 from .class_messages import ClassInfo, DeviceClasses, DeviceClassesListed, OptionInfo
 from .codec import ITEMS_MAX
-from .errors import CallError
 from .fields import (
     ATTACHMENTS_MAX,
     AtMost,
     ClassName,
     DeviceId,
     DeviceName,
-    ErrorCode,
+    Identity,
     Natural,
     Options,
     Seconds,
     Text,
     VmName,
-    WireMap,
     since,
 )
 from .machine_messages import (
@@ -104,14 +121,22 @@ from .vm_messages import (
 __all__ = [
     "SCHEMA",
     "AgentReport",
+    "AssignResult",
+    "Assigned",
+    "AssignedNow",
     "AssignedTo",
+    "AssignmentName",
+    "AssignmentsListed",
     "AttachResult",
     "AttachedTo",
     "AttachmentEnded",
     "ClassInfo",
+    "Conflict",
     "DetachItem",
     "DetachResult",
     "Device",
+    "DeviceAssign",
+    "DeviceAssignments",
     "DeviceAttach",
     "DeviceChanged",
     "DeviceClasses",
@@ -121,6 +146,7 @@ __all__ = [
     "DeviceList",
     "DeviceListed",
     "DeviceRef",
+    "DeviceUnassign",
     "DomainChanged",
     "DomainInfo",
     "DomainList",
@@ -135,13 +161,16 @@ __all__ = [
     "ExportStarted",
     "ExportState",
     "ExportStop",
+    "Holder",
     "ImportStart",
     "ImportStarted",
     "ImportState",
     "ImportStop",
     "Listed",
+    "Match",
     "Missing",
     "MissingIn",
+    "Mode",
     "OperationStep",
     "OptionInfo",
     "PolicyErrorInfo",
@@ -165,6 +194,8 @@ __all__ = [
     "SystemVm",
     "SystemVms",
     "TraceStep",
+    "UnassignItem",
+    "UnassignResult",
     "Verb",
     "Verdict",
     "VmChanged",
@@ -218,20 +249,12 @@ class AttachedTo:
 
 
 @attr.frozen
-class AssignedTo:
-    """A VM that gets the device whenever it starts."""
-
-    vm: VmName
-    options: Options = attr.field(factory=dict)
-
-
-@attr.frozen
 class Listed(Device):
     """A device as dom0 lists it. `present` is False if it is only assigned, and missing.
 
     `orphans` are the VMs among those of `assignments` that were removed: a VM that has such a name
     by now does not start with the device. `assignments_left_out` counts the assignments that do not
-    fit into an answer.
+    fit into an answer. `conflict` says why none of them gets it by itself, for dom0's user alone.
     """
 
     backend: VmName
@@ -242,6 +265,7 @@ class Listed(Device):
         default=(), kw_only=True, metadata=since(2)
     )
     assignments_left_out: Natural = attr.field(default=0, kw_only=True, metadata=since(2))
+    conflict: Text | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
 @attr.frozen
@@ -274,7 +298,10 @@ class DeviceListed:
 
 @attr.frozen
 class DeviceAttach:
-    """Attach a device to `vm`, and assign it too if `persistent`."""
+    """Attach a device to `vm`, and assign it too if `persistent`.
+
+    `identity` is the one that the device had when it was chosen: one with another is refused.
+    """
 
     device_class: ClassName
     vm: VmName
@@ -282,6 +309,7 @@ class DeviceAttach:
     device: DeviceId
     options: Options = attr.field(factory=dict)
     persistent: bool = False
+    identity: Identity | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
 @attr.frozen
@@ -311,20 +339,6 @@ class DeviceDetach:
     backend: VmName | None = None
     device: DeviceId | None = None
     force: bool = False
-
-
-@attr.frozen
-class ErrorInfo:
-    """An error answer within a result."""
-
-    code: ErrorCode
-    message: Text
-    data: WireMap = attr.field(factory=dict)
-
-    @classmethod
-    def of(cls, error: CallError) -> "ErrorInfo":
-        """What `error` says."""
-        return cls(error.code, error.message, error.data)
 
 
 @attr.frozen
@@ -430,11 +444,14 @@ class StatusResult:
 SCHEMA = Schema(
     {
         **agent_messages.SCHEMA,
-        # a client to dom0; the first five also by way of an agent, policy.mine only so
+        # a client to dom0; the first eight also by way of an agent, policy.mine only so
         "device.classes": Spec(DeviceClasses, DeviceClassesListed, since=2),
         "device.list": Spec(DeviceList, DeviceListed),
         "device.attach": Spec(DeviceAttach, AttachResult),
         "device.detach": Spec(DeviceDetach, DetachResult),
+        "device.assign": Spec(DeviceAssign, AssignResult, since=2),
+        "device.unassign": Spec(DeviceUnassign, UnassignResult, since=2),
+        "device.assignments": Spec(DeviceAssignments, AssignmentsListed, since=2),
         "watch.next": Spec(WatchNext, Watched, since=2),
         "device.explain": Spec(DeviceExplain, ExplainResult),
         "vm.list": Spec(VmList, VmListed),

@@ -8,11 +8,14 @@ from __future__ import annotations
 #: Method -> what follows "to" in a sentence about the request.
 DOING = {
     "agent.report": "take this VM's report",
+    "device.assign": "assign a device",
+    "device.assignments": "list assignments",
     "device.attach": "attach a device",
     "device.classes": "tell which classes of devices there are",
     "device.detach": "detach a device",
     "device.explain": "explain the policy for a device",
     "device.list": "list devices",
+    "device.unassign": "take an assignment away",
     "domain.list": "list the VMs",
     "domain.shutdown": "shut a VM down",
     "domain.start": "start a VM",

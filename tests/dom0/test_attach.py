@@ -205,7 +205,7 @@ async def test_a_cdrom_is_read_only_and_stays_one(world: World, autojump_clock: 
     assert (again["outcome"], again["options"]) == ("already", first["options"])
     (stick,) = await world.client.list()
     assert stick["assignments"] == [
-        {"vm": "work", "options": {"read-only": "yes", "devtype": "cdrom"}}
+        {"vm": "work", "options": {"read-only": "yes", "devtype": "cdrom"}, "mode": "required"}
     ]
 
 
@@ -428,7 +428,9 @@ async def test_a_persistent_attach_is_assigned_and_a_detach_takes_that_away_too(
     )
     assert answer["outcome"] == "attached"
     (listed,) = await world.client.list()
-    assert listed["assignments"] == [{"vm": "work", "options": {"read-only": "yes"}}]
+    assert listed["assignments"] == [
+        {"vm": "work", "options": {"read-only": "yes"}, "mode": "required"}
+    ]
     answer = await world.client.detach("work", "sys-usb:stick")
     (item,) = answer["results"]
     assert item["detached"] and item["unassigned"]

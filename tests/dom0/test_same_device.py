@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import trio
 from pedos_dom0.tables.leases import broken_by
+from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
-from tests.dom0.fakes import World, fails, yes
+from tests.dom0.fakes import World, fails, named, yes
 
 POLICY = """
 device.attach.block  +sys-usb:*:EVIL*  *          *        deny
@@ -227,4 +228,46 @@ async def test_a_grant_ends_as_soon_as_its_source_says_that_it_is_another_device
     await swap(world, identity="", stale="I/O error", **FIRST)
     await swap(world, **then)
     await trio.testing.wait_all_tasks_blocked()
+    world.assert_nothing_left()
+
+
+async def test_what_was_clicked_is_what_is_attached(world: World, autojump_clock: Clock) -> None:
+    """Who chose a device in a list names the identity that it had there."""
+    await swap(world, **GOOD)
+    attach, vm = world.client.attach, world.driver.agents["work"]
+    assert (await attach("work", "sys-usb:stick", identity="GOOD::"))["outcome"] == "attached"
+    # The answer is about the named device and not about what the VM has under that name.
+    with fails("not_found", "sys-usb:stick is 'GOOD::' by now, and not 'OTHER::'", "list sys-usb"):
+        await attach("work", "sys-usb:stick", identity="OTHER::")
+    await world.client.detach("work", "sys-usb:stick")
+    await swap(world, identity="OTHER::")
+    with fails("not_found", "'OTHER::' by now, and not 'GOOD::'"):
+        await attach("work", "sys-usb:stick", identity="GOOD::")
+    await swap(world, identity="")
+    with fails("not_found", "is a device without an identity by now, and not 'GOOD::'"):
+        await attach("work", "sys-usb:stick", identity="GOOD::")
+    assert (await attach("work", "sys-usb:stick", identity=""))["outcome"] == "attached"
+    await world.client.detach("work", "sys-usb:stick")
+    # For a VM that guesses it is as if there were no device.
+    world.policy.set("device.attach.block  *  work  work  allow")
+    denied = []
+    for device in ("sys-usb:stick", "sys-usb:nothing"):
+        with pytest.raises(CallError) as refused:
+            await vm.ask("device.attach", **named("work", device), identity="GUESS::")
+        denied.append((refused.value.code, refused.value.message.replace(device, "DEVICE")))
+    assert denied[0][0] == "denied"
+    assert len({message.split(" (")[0] for _, message in denied}) == 1
+
+
+async def test_a_device_that_is_swapped_while_dom0s_user_thinks_is_not_what_was_clicked(
+    world: World, autojump_clock: Clock
+) -> None:
+    async def answer_late(_params: Any) -> dict[str, Any]:
+        await swap(world, "asked", identity="OTHER::")
+        return yes("work")
+
+    await swap(world, "asked", **GOOD)
+    async with world.client.prompter(answer_late):
+        with fails("not_found", "is 'OTHER::' by now, and not 'GOOD::'"):
+            await world.client.attach("work", "sys-usb:asked", identity="GOOD::")
     world.assert_nothing_left()

@@ -89,6 +89,7 @@ def test_attrs_is_imported_by_messages_alone() -> None:
     users = {module for module in MODULES if "attr" in imports_of(PACKAGE / f"{module}.py")}
     assert users == {
         "agent_messages",
+        "assignment_messages",
         "class_messages",
         "fields",
         "machine_messages",

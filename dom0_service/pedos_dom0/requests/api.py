@@ -212,6 +212,7 @@ class Api:
             params.options,
             params.persistent,
             call.gone,
+            params.identity,
         )
         return attrs.evolve(result, policy_ok=self._policy_ok(call))
 

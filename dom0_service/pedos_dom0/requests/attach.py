@@ -61,6 +61,8 @@ class AttachRequest:
     options: Options
     persistent: bool
     asker_gone: trio.Event
+    # The one that the device had when it was chosen; None if any will do.
+    identity: str | None = None
     consents: Consents = attrs.field(factory=Consents)
 
     @property
@@ -88,6 +90,7 @@ class Attach:
         raw_options: Mapping[str, str],
         persistent: bool,
         asker_gone: trio.Event,
+        identity: str | None = None,
     ) -> AttachResult:
         """Returns when the device is in the VM, or assigned to it. Raises CallError."""
         asked = AttachRequest(
@@ -98,6 +101,7 @@ class Attach:
             options=class_of(key.device_class).parse_options(raw_options),
             persistent=persistent,
             asker_gone=asker_gone,
+            identity=identity,
         )
         with recorded(
             self._state,
@@ -247,6 +251,8 @@ class Attach:
             raise errors.no_device(key, missing)
         if unknown(state, key) is not None:
             raise errors.not_known(key, device)
+        if asked.identity not in (None, device.identity):
+            raise errors.another_device(key, asked.identity or "", device)
         return device
 
     def _look_up_for_vm(self, asked: AttachRequest, vm: str) -> Device:

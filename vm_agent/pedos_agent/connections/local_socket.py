@@ -31,6 +31,9 @@ METHODS: Final = (
     "device.list",
     "device.attach",
     "device.detach",
+    "device.assign",
+    "device.unassign",
+    "device.assignments",
     "watch.next",
     "policy.mine",
 )
