@@ -27,7 +27,7 @@ from pedos_dom0.drivers.base import (
     DriverError,
     HypervisorLost,
 )
-from pedos_dom0.drivers.carrier import lacking
+from pedos_dom0.drivers.carrier import CarriedByAgents, lacking
 from pedos_dom0.drivers.subscribers import Subscribers
 from pedos_dom0.drivers.xen.block import XenBlock
 from pedos_dom0.drivers.xen.config import Configs, check_config, own_frontends
@@ -71,12 +71,10 @@ LIST_RETRY_SECONDS = 5.0
 # it.
 BOOT_SECONDS = 240.0
 
-LACKING = {
-    "usb": lacking(
-        "usb",
-        "this version lists USB devices on Xen and does not carry them; a VM can be given "
-        "their controller, see xl-pci-configuration(5)",
-    ),
+#: All but the blocks, which Xen carries. USB devices go as USB/IP between the kernels of both VMs,
+#: on a channel of the agents.
+CARRIERS: Mapping[str, Carrier] = {
+    "usb": CarriedByAgents(),
     "mic": lacking("mic", "this version lists microphones on Xen and does not carry sound"),
     "pci": lacking(
         "pci",
@@ -149,7 +147,7 @@ class XenDriver:
             own_names=self._own_frontends,
             userdata=userdata,
         )
-        self.carriers: Mapping[str, Carrier] = {self._block.device_class: self._block, **LACKING}
+        self.carriers: Mapping[str, Carrier] = {self._block.device_class: self._block, **CARRIERS}
 
     # Driver
 
