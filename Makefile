@@ -16,7 +16,8 @@ help:
 	@echo "make interleave  every interleaving of the ring's two sides, at a larger size"
 	@echo "make mutants take out each barrier, look and bound of the ring's C code: a test must fail"
 	@echo "make soak    a hundred thousand channels with the real libxenvchan at the other end"
-	@echo "make test-xen   Xen, dom0 and VMs booted in QEMU on this machine, and tests inside (as root)"
+	@echo "make test-xen   Xen, dom0 and VMs booted in QEMU on this machine, and tests inside (as root);"
+	@echo "                PART=base or PART=devices (USB and PCI) runs one half alone"
 	@echo "make xen-shell  the same booted for you: dom0's shell"
 	@echo "make man     the manual pages, into build/man"
 	@echo "make deb     the Debian packages for this system, into build/deb"
@@ -70,7 +71,7 @@ test-xen xen-shell: export PEDOS_XEN_SUITE = $(SUITE)
 
 test-xen:
 	@tools/setup xen
-	@PEDOS_XEN=1 .venv/bin/python -m pytest tests/xen $(ARGS)
+	@PEDOS_XEN=$(or $(PART),1) .venv/bin/python -m pytest tests/xen $(ARGS)
 
 xen-shell:
 	@tools/setup xen

@@ -36,7 +36,9 @@ def test_the_benchs_look_and_its_rounds(system: LocalSystem) -> None:
         f"free {device}",
         f"idle {device}",
     )
+    run(system, "look", "until", f"listed {device} block", f"gone {device} usb")
     assert device in json.loads(run(system, "look", "devices"))
+    assert device not in json.loads(run(system, "look", "devices", "usb"))
     said = json.loads(run(system, "rounds", "2", "work", *device.split(":")))
     assert said["rounds"] == 2
     assert system.attached_to(device) == []

@@ -24,7 +24,7 @@ SHELL_LIMIT = 12 * 3600.0  # seconds; a forgotten one ends some day
 def talk(bench: Bench) -> None:
     """Joins this terminal to the bench's console until Ctrl-]."""
     console = socket.socket(socket.AF_UNIX)
-    console.connect(str(bench.console_socket))
+    console.connect(str(bench.sockets.console))
     before = termios.tcgetattr(0)
     tty.setraw(0)
     try:

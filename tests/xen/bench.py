@@ -22,14 +22,19 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from . import image as images
+from .machine import Sockets, command
+from .qmp import Qmp, QmpError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from .image import Image
+
+T = TypeVar("T")
 
 BOOT_LIMIT = 600.0  # seconds until dom0's toolstack is up; 25 to 40 are usual
 START_LIMIT = 180.0  # of one guest, until it answers; 20 to 30 are usual
@@ -42,11 +47,7 @@ REPEAT = 2.0  # a request is sent again when there was no answer for so long
 # A running command may take long and its answer may be lost, so now and then it is asked for again.
 REPEAT_RUNNING = 20.0
 
-MEMORY_MIB = 4096
-DOM0_MIB = 1024
 DOM0_WEIGHT = 65535  # a guest has 256
-#: A plain one: vectors and `rep movsb` are slow to emulate, and emulated SMAP kills dom0's kernel.
-CPU = "qemu64"
 
 
 class Result(NamedTuple):
@@ -89,11 +90,16 @@ class Bench:
         self._limit = limit
         self.folder = folder or Path(tempfile.mkdtemp(prefix="bench-", dir=images.CACHE))
         self.folder.mkdir(exist_ok=True)
-        self.console_log = self.folder / "console.log"
-        self.console_socket = self.folder / "console.sock"
+        self.sockets = Sockets(
+            console=self.folder / "console.sock",
+            console_log=self.folder / "console.log",
+            link=self.folder / "link.sock",
+            qmp=self.folder / "qmp.sock",
+        )
         self.times: dict[str, float] = {}
         self._qemu: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None
+        self._qmp: Qmp | None = None
         self._numbers = itertools.count(1)
         self._open: dict[str, _Request] = {}
         self._lock = threading.Lock()
@@ -114,54 +120,40 @@ class Bench:
     ) -> None:
         self.close()
 
-    def _command(self, link: Path) -> list[str]:
-        image = self._image
-        xen = (
-            f"console=com1 com1=115200,8n1 dom0_mem={DOM0_MIB}M,max:{DOM0_MIB}M dom0_max_vcpus=2 "
-            # Lazy switching of the FPU goes wrong under emulation: programs of busy guests abort.
-            "loglvl=warning guest_loglvl=warning spec-ctrl=no,eager-fpu conring_size=1M"
-        )
-        linux = (
-            f"console=hvc0 {images.KERNEL} root=/dev/nvme0n1 systemd.show_status=0 "
-            "systemd.hostname=dom0"
-        )
-        command = ["setpriv", "--pdeathsig", "KILL", "nice", "-n", "5", "qemu-system-x86_64"]
-        command += ["-M", "q35", "-cpu", CPU, "-accel", "tcg,thread=multi", "-smp", "2"]
-        command += ["-m", str(MEMORY_MIB), "-display", "none", "-no-reboot", "-monitor", "none"]
-        command += ["-net", "none"]
-        console = f"socket,id=console,path={self.console_socket},server=on,wait=off"
-        command += ["-chardev", f"{console},logfile={self.console_log}"]
-        command += ["-serial", "chardev:console"]
-        command += ["-chardev", f"socket,id=link,path={link},server=on,wait=off"]
-        command += ["-serial", "chardev:link"]
-        command += ["-kernel", str(image.xen), "-append", xen]
-        command += ["-initrd", f"{image.kernel} {linux},{image.initramfs}"]
-        # Twice the root image: one is dom0's own, the other goes to the guests.
-        for number in range(2):
-            drive = f"file={image.root},if=none,id=d{number},format=raw,readonly=on"
-            command += ["-drive", f"{drive},file.locking=off"]
-            command += ["-device", f"nvme,drive=d{number},serial=bench{number}"]
-        return command
-
     def power_on(self) -> None:
         """Starts QEMU; returns when its sockets are there."""
-        link = self.folder / "link.sock"
         self._started = time.monotonic()
         with (self.folder / "qemu.log").open("wb") as log:
             self._qemu = subprocess.Popen(
-                self._command(link), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command(self._image, self.sockets),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
         self._end_after(self._limit)
-        self._link = socket.socket(socket.AF_UNIX)
+        self._link = link = socket.socket(socket.AF_UNIX)
+        self._when_it_listens(lambda: link.connect(str(self.sockets.link)))
+        self._qmp = self._when_it_listens(lambda: Qmp(self.sockets.qmp))
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _when_it_listens(self, connect: Callable[[], T]) -> T:
+        """What `connect` returns, once QEMU has made the socket."""
+        assert self._qemu is not None
         while True:
             try:
-                self._link.connect(str(link))
-                break
+                return connect()
             except (FileNotFoundError, ConnectionRefusedError):
                 if self._qemu.poll() is not None:
                     raise BenchError((self.folder / "qemu.log").read_text()) from None
                 time.sleep(0.05)
-        threading.Thread(target=self._listen, daemon=True).start()
+            except QmpError as error:
+                raise BenchError(f"{error}\n{(self.folder / 'qemu.log').read_text()}") from None
+
+    @property
+    def qmp(self) -> Qmp:
+        """QEMU itself, to plug and pull devices of dom0. After power_on."""
+        assert self._qmp is not None
+        return self._qmp
 
     def boot(self, *names: str) -> None:
         """Power on, and wait until dom0 and these guests have booted.
@@ -233,8 +225,9 @@ class Bench:
         if self._qemu is not None:
             self._kill()
             self._qemu.wait()
-        if self._link is not None:
-            self._link.close()
+        for connection in (self._link, self._qmp):
+            if connection is not None:
+                connection.close()
 
     # ---- what runs inside ----
 
@@ -291,7 +284,7 @@ class Bench:
     def console(self, most: int = 3000) -> str:
         """The end of what Xen and dom0 said."""
         try:
-            return self.console_log.read_bytes()[-most:].decode(errors="replace")
+            return self.sockets.console_log.read_bytes()[-most:].decode(errors="replace")
         except FileNotFoundError:
             return ""
 

@@ -46,17 +46,17 @@ def wait_for(bench: Bench, *conditions: str, limit: float = WAIT_LIMIT) -> None:
     assert done.status == 0, f"not so within {limit:g} s: {conditions}\n{done.text}"
 
 
-def devices(bench: Bench) -> dict[str, dict[str, Any]]:
-    """What dom0 lists of block devices, by their names, SOURCE:ID."""
+def devices(bench: Bench, device_class: str = "block") -> dict[str, dict[str, Any]]:
+    """What dom0 lists of a class of devices, by their names, SOURCE:ID."""
     found: dict[str, dict[str, Any]] = json.loads(
-        bench.run_argv("dom0", ["bench-look", "devices"]).check()
+        bench.run_argv("dom0", ["bench-look", "devices", device_class]).check()
     )
     return found
 
 
-def holders(bench: Bench, name: str) -> list[str]:
+def holders(bench: Bench, name: str, device_class: str = "block") -> list[str]:
     """The VMs that a listed device is attached to."""
-    return [attachment["vm"] for attachment in devices(bench)[name]["attachments"]]
+    return [each["vm"] for each in devices(bench, device_class)[name]["attachments"]]
 
 
 def plug(bench: Bench) -> None:
@@ -71,6 +71,17 @@ def plug(bench: Bench) -> None:
 def unplug(bench: Bench) -> None:
     """Pulls it out, whoever uses it. What is written on it stays."""
     bench.run("sys-usb", f"echo -1 > {HOSTS}").check()
+
+
+def plug_gadget(bench: Bench, number: int = 0, *options: str, where: str = "sys-usb") -> str:
+    """Plugs in a USB device that needs no hardware: see inside/bench-gadget for the options.
+    Returns what sysfs calls it there, when the kernel has it; dom0 lists it a moment later."""
+    return bench.run_argv(where, ["bench-gadget", "plug", str(number), *options]).check().strip()
+
+
+def pull_gadget(bench: Bench, number: int = 0, *, where: str = "sys-usb") -> None:
+    """Pulls it out, whoever uses it."""
+    bench.run_argv(where, ["bench-gadget", "pull", str(number)]).check()
 
 
 def insert_disk(bench: Bench) -> None:

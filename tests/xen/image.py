@@ -74,6 +74,29 @@ LEFT_OUT = (
     "drivers/watchdog",
 )
 
+#: In these folders, but keyboards and sound cards need them.
+KEPT = ("evdev", "mc")
+#: What devices that are lent need, and making and lending them. Built in, or there is no bench.
+DEVICE_MODULES = (
+    "dummy_hcd",
+    "evdev",
+    "hid-generic",
+    "libcomposite",
+    "scsi_debug",
+    "sd_mod",
+    "snd-usb-audio",
+    "uas",
+    "usb-storage",
+    "usb_f_hid",
+    "usb_f_mass_storage",
+    "usbhid",
+    "usbip-host",
+    "vhci-hcd",
+    "xen-pciback",
+    "xen-pcifront",
+    "xhci-pci",
+)
+
 #: All kernels. On hardware, Linux on Xen reads the clock without a system call, which here only
 #: this clock can do; a trip through trio reads it seven times.
 KERNEL = "quiet mitigations=off clocksource=tsc tsc=reliable"
@@ -92,7 +115,7 @@ class Guest(NamedTuple):
 
 
 GUESTS: Mapping[str, Guest] = {
-    "sys-usb": Guest(400, ("driver_domain=1",)),
+    "sys-usb": Guest(512, ("driver_domain=1",)),
     "work": Guest(320),
     "personal": Guest(320),
     "vault": Guest(320),
@@ -158,7 +181,7 @@ def _install_ours(root: Path, debs: Iterable[Path]) -> None:
 
 def _install_inside(root: Path, builder: Path) -> None:
     """What belongs to the bench itself."""
-    for name in ("bench-link", "on"):
+    for name in ("bench-link", "bench-gadget", "on"):
         shutil.copy(INSIDE / name, root / "usr/local/sbin" / name)
     # Xen's own hotplug script takes half of `xl create`. By this name it is not the service's.
     shutil.copy(ROOT / "vm_agent/xen/block", root / "etc/xen/scripts/bench-block")
@@ -241,6 +264,17 @@ def _kernel(image: bytes) -> bytes:
     return _unpacked(image[start : start + length - 4])  # its length stands after it
 
 
+def _cut_modules(root: Path, kernel: str) -> None:
+    """Removes most of what is in LEFT_OUT."""
+    for folder in LEFT_OUT:
+        for path in (root / "lib/modules" / kernel / "kernel" / folder).rglob("*.ko*"):
+            if path.name.partition(".")[0] not in KEPT:
+                path.unlink()
+    run("chroot", root, "depmod", kernel)
+    # All that is named must be there, with all that it needs.
+    run("chroot", root, "modprobe", "--show-depends", "-a", "-S", kernel, *DEVICE_MODULES)
+
+
 def _initramfs(root: Path, kernel: str, target: Path) -> None:
     """Just what mounts the root: Debian's own costs 15 s a boot here, and 300 MB in a guest."""
     with tempfile.TemporaryDirectory(dir=CACHE) as name:
@@ -301,9 +335,7 @@ def _build() -> Image:
         root.chmod(0o755)
         run("tar", "-xf", base, "-C", root)
         kernel = next((root / "lib/modules").iterdir()).name
-        for folder in LEFT_OUT:
-            shutil.rmtree(root / "lib/modules" / kernel / "kernel" / folder, ignore_errors=True)
-        run("chroot", root, "depmod", kernel)
+        _cut_modules(root, kernel)
         _install_ours(root, debs)
         _install_inside(root, builder)
         lighten(root)

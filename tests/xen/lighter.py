@@ -76,10 +76,12 @@ def lighten(root: Path) -> None:
             rules.unlink()
     # Of a thousand devices these are used; each event costs milliseconds.
     trigger = "ExecStart=-udevadm trigger --type=devices --action=add"
+    # On "xen" a guest finds the PCI devices that it was given.
+    buses = "-s block -s misc -s pci -s usb -s xen"
     drop_in(
         root,
         "systemd-udev-trigger",
-        f"[Service]\nExecStart=\n{trigger} -s block -s misc\n{trigger} --sysname-match=hvc0\n",
+        f"[Service]\nExecStart=\n{trigger} {buses}\n{trigger} --sysname-match=hvc0\n",
     )
     # Of all that it would make, Xen's tools want /run/lock.
     create = "ExecStart=systemd-tmpfiles --create --remove --boot --prefix=/run"

@@ -1,13 +1,14 @@
 """What dom0's service says, for the harness: a command of the project takes a second to start.
 
-bench-look devices              the block devices, as JSON
+bench-look devices [CLASS]      the devices of a class, block unless said, as JSON
 bench-look until CONDITION...   returns when all of these hold at once:
-    "agent VM"        its agent is connected
-    "listed DEVICE"   there is such a block device, SOURCE:ID, or it is assigned
-    "gone DEVICE"     neither
-    "free DEVICE"     it is there, and attached to nobody
-    "in-use DEVICE"   it is there, and its source uses it
-    "idle DEVICE"     it is there, and its source does not
+    "agent VM"                its agent is connected
+    "listed DEVICE [CLASS]"   there is such a device, SOURCE:ID, or it is assigned
+    "gone DEVICE [CLASS]"     neither
+    "missing DEVICE [CLASS]"  it is assigned, and not there
+    "free DEVICE [CLASS]"     it is there, and attached to nobody
+    "in-use DEVICE [CLASS]"   it is there, and its source uses it
+    "idle DEVICE [CLASS]"     it is there, and its source does not
 """
 
 from __future__ import annotations
@@ -32,29 +33,34 @@ Device = dict[str, Any]
 CONDITIONS: dict[str, Callable[[Device | None], bool]] = {
     "listed": lambda device: device is not None,
     "gone": lambda device: device is None,
-    "missing": lambda device: device is not None and not device["present"],  # and assigned
+    "missing": lambda device: device is not None and not device["present"],
     "free": lambda device: device is not None and not device["attachments"],
     "in-use": lambda device: device is not None and bool(device["busy"]),
     "idle": lambda device: device is not None and not device["busy"] and not device["stale"],
 }
 
 
-def devices(client: Client) -> dict[str, Device]:
+def devices(client: Client, device_class: str) -> dict[str, Device]:
     found, *_ = list_devices(
-        lambda method, params: client.call(method, params, CALL_SECONDS), "block", None, []
+        lambda method, params: client.call(method, params, CALL_SECONDS), device_class
     )
     return {f"{each['backend']}:{each['device']}": dict(each) for each in found}
 
 
 def hold(client: Client, conditions: list[list[str]]) -> bool:
-    listed, agents = devices(client), set()
-    if any(verb == "agent" for verb, _ in conditions):
-        vms = client.call("vm.list", {}, CALL_SECONDS)["vms"]
-        agents = {vm["name"] for vm in vms if vm["agent"]}
-    return all(
-        name in agents if verb == "agent" else CONDITIONS[verb](listed.get(name))
-        for verb, name in conditions
-    )
+    listed: dict[str, dict[str, Device]] = {}
+    for verb, name, *said in conditions:
+        if verb == "agent":
+            vms = client.call("vm.list", {}, CALL_SECONDS)["vms"]
+            holds = name in {vm["name"] for vm in vms if vm["agent"]}
+        else:
+            (device_class,) = said or ["block"]
+            if device_class not in listed:
+                listed[device_class] = devices(client, device_class)
+            holds = CONDITIONS[verb](listed[device_class].get(name))
+        if not holds:
+            return False
+    return True
 
 
 def until(conditions: list[list[str]]) -> None:
@@ -70,8 +76,9 @@ def until(conditions: list[list[str]]) -> None:
 
 
 def main() -> None:
-    verb, *conditions = sys.argv[1:]
+    verb, *words = sys.argv[1:]
     if verb == "devices":
-        print(json.dumps(devices(connect(program="bench-look"))))
+        (device_class,) = words or ["block"]
+        print(json.dumps(devices(connect(program="bench-look"), device_class)))
     else:
-        until([condition.split() for condition in conditions])
+        until([condition.split() for condition in words])
