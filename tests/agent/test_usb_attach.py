@@ -531,6 +531,32 @@ async def test_an_agent_that_is_killed_between_any_two_writes_leaves_nothing_to_
     assert (pair.left(), pair.is_back()) == ([], True)
 
 
+@pytest.mark.parametrize("writes", range(8))
+async def test_an_agent_that_is_killed_at_any_write_leaves_a_device_deauthorised(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    stick = pair.source.kernel.plug(Stick("1-3", authorized=False))
+    (pair.source.kernel.sys / "bus/usb/devices/usb1").mkdir()
+    (pair.source.kernel.sys / "bus/usb/devices/usb1/authorized_default").write_text("0\n")
+    done: list[str] = []
+
+    def write(path: str, text: str) -> None:
+        if len(done) == writes:
+            raise Death
+        done.append(path)
+        pair.write(path, text)
+
+    driver = host_driver.HostDriver(pair.source.kernel.sys)
+    with monkeypatch.context() as patch, contextlib.suppress(Death):
+        patch.setattr(host_driver, "write_attribute", write)
+        driver.take("1-3", lambda _: True)
+        driver.release("1-3", is_authorized=False)
+    # add, unbind, bind, authorised; unbind, deauthorised, probe
+    assert len(done) == min(writes, 7)
+    await exporter.clean_leftovers(driver, give_back=True)
+    assert (stick.driver, stick.authorized, pair.left()) == ("usb", False, [])
+
+
 async def test_a_device_that_cannot_be_given_back_is_told_in_the_log(
     pair: Pair, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -542,6 +568,33 @@ async def test_a_device_that_cannot_be_given_back_is_told_in_the_log(
     await pair.attach()  # it can be lent again
     await pair.detach()
     assert pair.is_back()
+
+
+async def test_a_connection_that_does_not_end_keeps_no_device(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    await pair.attach()
+    pair.source.kernel.refuse["usbip_sockfd"] = errno.EIO
+    await pair.detach()
+    assert "1-2 is taken from usbip-host with its connection: take back 1-2:" in caplog.text
+    assert pair.is_back()
+
+
+async def test_a_source_of_devices_that_are_not_authorised_keeps_them_so(pair: Pair) -> None:
+    stick = pair.source.kernel.plug(Stick("1-3", authorized=False))
+    pair.source.look()
+    before = pair.source.inventory.devices()
+    assert [each.device for each in before] == ["1-2", "1-3"]
+    await pair.borrow(await pair.lend("1-3"))
+    assert (stick.driver, stick.authorized) == ("usbip-host", True)
+    pair.source.look()
+    assert [each.identity for each in pair.source.inventory.devices()] == [
+        each.identity for each in before
+    ]
+    await pair.detach()
+    assert (stick.authorized, stick.configured) == (False, False)
+    writes = [(path.rpartition("/")[2], text) for path, text in pair.source.kernel.writes]
+    assert writes[-3:] == [("unbind", "1-3"), ("authorized", "0"), ("drivers_probe", "1-3")]
 
 
 async def test_a_device_that_was_plugged_again_after_the_last_look_is_not_lent(pair: Pair) -> None:

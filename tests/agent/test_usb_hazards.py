@@ -114,7 +114,7 @@ async def test_a_port_that_another_device_has_by_now_is_left_to_it(pair: Pair) -
     with ours, theirs:
         other = ports.attach(theirs.fileno(), 0x30004, 3)
         target.answer(ours)
-        target.wait(lambda: target.ports[other][0] == vhci.USED)
+        target.wait(lambda: ports.ports()[other].state == vhci.USED)  # as its tables show it
         own, borrowed.port = borrowed.port, other  # as if the kernel had freed the own one
         await borrowed._detach()
         assert target.ports[other][0] == vhci.USED

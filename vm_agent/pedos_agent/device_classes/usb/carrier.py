@@ -14,7 +14,7 @@ from pedos_agent.device_classes.base import Borrowing, Host
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.usb import exporter, importer
 from pedos_agent.device_classes.usb.host_driver import HostDriver
-from pedos_agent.device_classes.usb.vhci import Vhci
+from pedos_agent.device_classes.usb.vhci import Claims, Vhci
 from pedos_agent.inventory.local_device import LocalDevice
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,8 @@ class UsbDevices:
     """usbip-host lends, vhci-hcd borrows."""
 
     host: Host
+    # What this agent has on the ports of vhci-hcd, by port.
+    claims: Claims = attrs.field(factory=dict)
 
     async def lend(self, lifetime: Lifetime, params: ExportStart, found: LocalDevice) -> None:
         """See Carrier."""
@@ -37,7 +39,7 @@ class UsbDevices:
 
     def borrow(self, params: ImportStart, taken: Collection[str]) -> Borrowing:
         """See Carrier."""
-        return importer.borrow(params, self.host, Vhci(self.host.roots.sys))
+        return importer.borrow(params, self.host, Vhci(self.host.roots.sys, self.claims))
 
     def of_predecessor(self, name: str) -> Borrowing | None:
         """None: imports that the agents carry end with them."""

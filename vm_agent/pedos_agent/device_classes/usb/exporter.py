@@ -121,9 +121,14 @@ async def _take_back(driver: HostDriver, give_back: bool, taken: Taken) -> None:
     nothing if it was unplugged."""
     name = taken.device.name
     what = f"take back {name}"
-    await kernel.step(what, partial(driver.disconnect, name))
-    if not await kernel.until(what, partial(_is_idle, driver, name), IDLE_SECONDS):
-        log.warning("usbip-host does not end its connection for %s: it is taken all the same", name)
+    try:
+        await kernel.step(what, partial(driver.disconnect, name))
+        is_idle = await kernel.until(what, partial(_is_idle, driver, name), IDLE_SECONDS)
+        why = f"it is in use for {IDLE_SECONDS:g} s more"
+    except CallError as error:
+        is_idle, why = False, error.message
+    if not is_idle:  # the unbind ends a connection, too
+        log.warning("%s is taken from usbip-host with its connection: %s", name, why)
     await kernel.step(what, partial(_release, driver, give_back, taken))
     now = await kernel.step(what, partial(driver.device, name))
     if now is not None and now.driver == HOST:

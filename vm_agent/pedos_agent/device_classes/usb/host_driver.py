@@ -10,6 +10,9 @@ to `match_busid` only by `_announce`:
   again.
 - A name has no newline: it would become a part of it.
 - No name is added to a full table, or twice.
+- The module is never unloaded, which would empty the table: on its way out the kernel probes each
+  device that was ever bound, also those that are unplugged since, whose memory it has freed
+  (stub_device_rebind, Linux 4.17 to 6.12).
 
 All functions wait for the kernel: they are for a thread.
 """
@@ -94,6 +97,9 @@ class HostDriver:
         except (CallError, OSError) as error:
             self.release(name, is_authorized=before.is_authorized, give_back=had_driver)
             if isinstance(error, OSError) and not is_starved(error):
+                after = self.device(name)
+                if after is None or after.number != before.number:
+                    raise _replaced(name) from error
                 why = f"{name} cannot be taken from its driver: {words(error)}"
                 raise CallError("failed", why) from error
             raise
@@ -102,7 +108,7 @@ class HostDriver:
     def _right_one(self, name: str, is_it: Callable[[UsbDevice], bool]) -> UsbDevice:
         device = self.device(name) if is_name(name) else None
         if device is None or not is_it(device):
-            raise CallError("not_found", f"{name} was unplugged or replaced just now")
+            raise _replaced(name)
         if device.is_hub:
             raise CallError(
                 "failed", f"{name} is a hub, which cannot be lent: lend what is behind it"
@@ -120,7 +126,7 @@ class HostDriver:
             self._announce(name)
             if before.driver is not None:
                 self._write(f"{folder_of(self._sys, name)}/driver/unbind", name)
-            self._command("bind", name)
+            self._bind(before)
         if not before.is_authorized:
             # Not before: no driver of this VM is to touch it.
             self._write(f"{folder_of(self._sys, name)}/authorized", "1")
@@ -128,6 +134,20 @@ class HostDriver:
         if now.driver != HOST or now.status != AVAILABLE:
             raise CallError("failed", f"usbip-host does not take {name}: {_state(now)}")
         return now
+
+    def _bind(self, before: UsbDevice) -> None:
+        name = before.name
+        try:
+            self._command("bind", name)
+        except OSError as error:
+            now = self.device(name)
+            if not is_gone(error) or now is None or now.number != before.number:
+                raise
+            why = (
+                f"usbip-host refuses {name}: another program has taken that port out of its table "
+                "(match_busid); restart this VM"
+            )
+            raise CallError("failed", why) from error
 
     def connect(self, name: str, socket: int) -> None:
         """Have the kernel serve it on a socket, to which it keeps a reference. CallError,
@@ -174,8 +194,8 @@ class HostDriver:
         if len(known) >= NAMES_MAX:
             raise CallError(
                 "failed",
-                f"usbip-host knows {NAMES_MAX} ports of this VM already, the most that it can: "
-                "when no USB device is lent, unload it (modprobe -r usbip-host)",
+                f"usbip-host has lent from {NAMES_MAX} ports of this VM, the most that it can: "
+                "plug the device into one of those, or restart this VM",
             )
         self._write(f"{self._folder}/match_busid", f"add {name}")
 
@@ -198,6 +218,10 @@ class HostDriver:
 def lent_before(sys_root: Path) -> list[str]:
     """The ports from which usbip-host has lent devices since it was loaded. OSError."""
     return read_field(f"{sys_root}/bus/usb/drivers/{HOST}/match_busid").split()
+
+
+def _replaced(name: str) -> CallError:
+    return CallError("not_found", f"{name} was unplugged or replaced just now")
 
 
 def _state(device: UsbDevice) -> str:

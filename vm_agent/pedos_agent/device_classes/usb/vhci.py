@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import attrs
 from pedos_protocol.errors import CallError
@@ -43,11 +44,18 @@ class UnreadableError(OSError):
     """A table that this version cannot read."""
 
 
-class Vhci:
-    """vhci-hcd under this root of sysfs."""
+#: Port -> whose it is. A port cannot be told from its contents alone: devices of two sources may
+#: have one number.
+Claims: TypeAlias = MutableMapping[int, "Vhci"]
 
-    def __init__(self, sys_root: Path) -> None:
+
+class Vhci:
+    """vhci-hcd under this root of sysfs, for one borrowed device. All that share `claims` leave
+    each other's ports alone, also after the kernel has freed a port and another has it by now."""
+
+    def __init__(self, sys_root: Path, claims: Claims | None = None) -> None:
         self._folder = f"{sys_root}/devices/platform/vhci_hcd.0"
+        self._claims: Claims = {} if claims is None else claims
 
     def is_loaded(self) -> bool:
         """Whether the kernel has it, and its tables can be read. OSError if that cannot be told."""
@@ -63,7 +71,9 @@ class Vhci:
         return sorted(found, key=lambda port: port.number)
 
     def port(self, number: int) -> Port | None:
-        """The port of that number. OSError."""
+        """The port of that number; None if another has it by now. OSError."""
+        if self._is_claimed(number):
+            return None
         return next((each for each in self.ports() if each.number == number), None)
 
     def attach(self, socket: int, devid: int, speed: int) -> int:
@@ -73,6 +83,9 @@ class Vhci:
         while True:
             port = self._free(speed, tried)
             tried.add(port)
+            # Before the kernel shows the device there. The port was free, so whoever had it before
+            # has lost it, also if this fails.
+            self._claims[port] = self
             try:
                 write_attribute(f"{self._folder}/attach", f"{port} {socket} {devid} {speed}")
             except OSError as error:
@@ -85,12 +98,19 @@ class Vhci:
             return port  # of the right half: there the kernel takes the number as it is
 
     def detach(self, port: int) -> None:
-        """Take the device away; that takes a while. Nothing if it is gone already. OSError."""
+        """Take the device away; that takes a while. Nothing if it is gone already, or another has
+        the port by now. OSError."""
+        if self._is_claimed(port):
+            return
         try:
             write_attribute(f"{self._folder}/detach", str(port))
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
+
+    def _is_claimed(self, number: int) -> bool:
+        """Whether the port is another's. The only program that claims is this one."""
+        return self._claims.get(number, self) is not self
 
     def _free(self, speed: int, tried: set[int]) -> int:
         is_super = speed >= SUPER  # the other half of the ports is for lower speeds
