@@ -142,7 +142,7 @@ class Device:
     its own class. `busy` says why it cannot be lent now (mounted...), None that it can. `stale` is
     why the last look could not tell all this, which then is from the look before, or was never
     known; None that it is current. `shares` are the ids of devices that have some of the same data,
-    beside its disk and its partitions.
+    beside its disk and its partitions. `alias` is another id that a request may name it by.
     """
 
     device_class: ClassName
@@ -159,6 +159,7 @@ class Device:
     shares: Annotated[tuple[DeviceId, ...], AtMost(SHARES_MAX)] = attr.field(
         default=(), kw_only=True, metadata=since(2)
     )
+    alias: DeviceId | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
 @attr.frozen

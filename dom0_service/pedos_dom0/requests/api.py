@@ -207,7 +207,7 @@ class Api:
         result = await self._attach(
             call.caller,
             call.request,
-            _key(params),
+            self._key(call),
             params.vm,
             params.options,
             params.persistent,
@@ -226,8 +226,15 @@ class Api:
         if params.device is None:
             result = await self._detach.all(asking, params.device_class, params.vm)
         else:
-            result = await self._detach.one(asking, _key(params), params.vm)
+            result = await self._detach.one(asking, self._key(call), params.vm)
         return attrs.evolve(result, policy_ok=self._policy_ok(call))
+
+    def _key(self, call: Call) -> DeviceKey:
+        """The device that a request names. A VM names it by its id alone: by another name it would
+        learn of devices that it may not see."""
+        params = call.params
+        key = DeviceKey(params.device_class, params.backend, params.device)
+        return self._state.registry.by_any_name(key) if call.caller.kind.sees_all else key
 
     def _policy_ok(self, call: Call) -> bool | None:
         """For dom0's user, who is warned when the policy in force differs from its files."""
@@ -235,7 +242,7 @@ class Api:
 
     async def device_explain(self, call: Call) -> object:
         params = call.params
-        return self._explaining.device(params.source, params.verb, _key(params), params.vm)
+        return self._explaining.device(params.source, params.verb, self._key(call), params.vm)
 
     async def watch_next(self, call: Call) -> object:
         return await self.watch.next(call.caller, call.params)
@@ -275,7 +282,7 @@ class Api:
         )
 
     async def policy_mine(self, call: Call) -> object:
-        return self._explaining.mine(call.caller.name, call.params.verb, _key(call.params))
+        return self._explaining.mine(call.caller.name, call.params.verb, self._key(call))
 
     async def policy_system(self, call: Call) -> object:
         return self._explaining.system(call.params.after)
@@ -285,10 +292,6 @@ class Api:
             raise failure("unavailable", "this connection cannot put questions to a user")
         self.prompters.register(call.peer, call.background, calls=call.params.calls)
         return Empty()
-
-
-def _key(params: Any) -> DeviceKey:
-    return DeviceKey(params.device_class, params.backend, params.device)
 
 
 _LOCAL = frozenset({LOCAL})

@@ -103,6 +103,15 @@ class DeviceSet:
         """The places of a class's devices, in natural order."""
         return self._in_order.get(device_class, ())
 
+    def called(self, device_class: str, alias: str) -> DeviceKey | None:
+        """The one device of the class with this alias; None if there is none, or more than one."""
+        found = [
+            key
+            for _, key in self.in_order(device_class)
+            if self._devices[_name(key)][1].alias == alias
+        ]
+        return found[0] if len(found) == 1 else None
+
     def without(self, device_class: str, ids: Collection[str]) -> DeviceSet:
         """The same set less these devices."""
         names = {(device_class, device) for device in ids}
@@ -153,6 +162,10 @@ class DeviceSet:
                 found.update((name[0], share) for share in device.shares)
             found.update(each for each in self._sharers.get(name, ()) if each in self._devices)
         return found
+
+
+def _name(key: DeviceKey) -> Name:
+    return key.device_class, key.device
 
 
 def _parent(device: Device) -> Name | None:

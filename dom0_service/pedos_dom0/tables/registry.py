@@ -86,6 +86,12 @@ class Registry:
     def get(self, key: DeviceKey) -> Device | None:
         return self.devices_of(key.backend).get(key.device_class, key.device)
 
+    def by_any_name(self, key: DeviceKey) -> DeviceKey:
+        """The key of the device that a person calls so, by id or by alias; `key` if none is."""
+        if self.get(key) is not None:
+            return key
+        return self.devices_of(key.backend).called(key.device_class, key.device) or key
+
     def since(self, key: DeviceKey) -> int | None:
         """A number that changes when the device was absent; None if it is absent now."""
         return self._since.get(key)

@@ -1,64 +1,36 @@
-"""The machine's own PCI devices, with the names in Debian's hwdata."""
+"""The machine's own PCI devices, with the names in Debian's hwdata.
+
+A device's id is its port, the way to it through bridges, and its alias is its address
+(`pedos_protocol.pci_names`). What a VM was given of dom0's is not its own, and is left out.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+import attrs
 from pedos_protocol.kinds import with_kinds
+from pedos_protocol.pci_names import address_id, is_address, port_id, short_address, way_to
 
 from pedos_agent.device_classes.base import DeviceClass
 from pedos_agent.device_classes.described import listed
+from pedos_agent.device_classes.pci.class_names import class_name
 from pedos_agent.device_classes.sysfs import hex_field, names_of
 from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.inventory.looking import seen
 from pedos_agent.system.hardware_names import HardwareNames
-from pedos_agent.system.reading import read_note
+from pedos_agent.system.reading import link_target, read_field, read_note
 
-_PCI_DEVICE: Final = re.compile(r"([0-9a-f]{4,8}):([0-9a-f]{2}):([0-9a-f]{2}\.[0-7])")
-
-# PCI base classes, PCI Code and ID Assignment Specification 1.11, appendix D.
-_PCI_CLASSES: Final = {
-    "00": "Unclassified device",
-    "01": "Mass storage controller",
-    "02": "Network controller",
-    "03": "Display controller",
-    "04": "Multimedia controller",
-    "05": "Memory controller",
-    "06": "Bridge",
-    "07": "Communication controller",
-    "08": "System peripheral",
-    "09": "Input device controller",
-    "0a": "Docking station",
-    "0b": "Processor",
-    "0c": "Serial bus controller",
-    "0d": "Wireless controller",
-    "0e": "Intelligent controller",
-    "0f": "Satellite communications controller",
-    "10": "Encryption controller",
-    "11": "Signal processing controller",
-    "12": "Processing accelerator",
-}
-_PCI_SUBCLASSES: Final = {
-    "0101": "IDE interface",
-    "0106": "SATA controller",
-    "0108": "NVMe controller",
-    "0200": "Ethernet controller",
-    "0280": "Wireless network controller",
-    "0300": "VGA compatible controller",
-    "0403": "Audio device",
-    "0600": "Host bridge",
-    "0601": "ISA bridge",
-    "0604": "PCI bridge",
-    "0c03": "USB controller",
-    "0c05": "SMBus",
-}
+#: The bus that Linux's xen-pcifront makes for devices of another domain stands below such a device.
+_FRONTEND: Final = re.compile(r"pci-[0-9]+")
 
 
 class Pci(DeviceClass):
-    """PCI devices: they can be listed."""
+    """PCI devices."""
 
     name = "pci"
     subsystem = "pci"
@@ -67,32 +39,41 @@ class Pci(DeviceClass):
         self, sys_root: Path, proc_root: Path, names: HardwareNames
     ) -> list[LocalDevice]:
         """See DeviceClass."""
-        return _scan_pci(sys_root, names)
+        root = str(sys_root / "bus/pci/devices")
+        boot = read_field(f"{proc_root}/sys/kernel/random/boot_id")
+        found = []
+        for address in filter(is_address, names_of(root)):
+            path = link_target(f"{root}/{address}") or address
+            if is_imported(path):
+                continue
+            device_id = port_id(way_to(path))
+            look = partial(_pci_device, f"{root}/{address}", device_id, boot, names)
+            if (item := seen("pci", device_id, look)) is not None:
+                found.append(item)
+        return found
 
 
-def _scan_pci(sys_root: Path, hardware: HardwareNames) -> list[LocalDevice]:
-    root = str(sys_root / "bus/pci/devices")
-    found = []
-    for name in names_of(root):
-        address = _PCI_DEVICE.fullmatch(name)
-        if address is None:
-            continue
-        domain, bus, slot = address.groups()
-        # Most machines have one PCI domain, 0000, which is left out as in lspci.
-        device_id = f"{bus}_{slot}" if domain == "0000" else f"{domain}_{bus}_{slot}"
-        look = partial(_pci_device, f"{root}/{name}", device_id, hardware)
-        if (item := seen("pci", device_id, look)) is not None:
-            found.append(item)
-    return found
+def is_imported(path: str) -> bool:
+    """Whether the device in that folder of sysfs is one that this VM was given."""
+    return any(map(_FRONTEND.fullmatch, path.split("/")))
 
 
-def _pci_device(folder: str, device_id: str, hardware: HardwareNames) -> LocalDevice | None:
+def _pci_device(
+    folder: str, device_id: str, boot: str, hardware: HardwareNames
+) -> LocalDevice | None:
     vendor, device, kind = (hex_field(folder, field) for field in ("vendor", "device", "class"))
     if not vendor or not device:
         return None
-    what = _PCI_SUBCLASSES.get(kind[:4]) or _PCI_CLASSES.get(kind[:2]) or "PCI device"
     maker, model = hardware.of("pci", vendor, device)
     label = f"{maker} {model or device}" if maker else read_note(f"{folder}/label")
-    text = f"{what}: {label or f'{vendor}:{device}'}"
+    text = f"{class_name(kind)}: {label or f'{vendor}:{device}'}"
     identity = with_kinds(f"{vendor}:{device}:", "pci", [f"p{kind}"])
-    return listed("pci", device_id, identity, text)
+    address = folder.rpartition("/")[2]
+    alias = None
+    if address_id(address) != device_id:
+        alias = address_id(address)
+        text = f"{short_address(address)} {text}"
+    # sysfs gives no two devices of one boot the same number, and a device keeps it until it is
+    # unplugged, whatever drives it.
+    found = listed("pci", device_id, identity, text, str(os.stat(folder).st_ino))
+    return attrs.evolve(found, device=attrs.evolve(found.device, alias=alias), boot=boot)
