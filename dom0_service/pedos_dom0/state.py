@@ -16,6 +16,7 @@ from pedos_dom0.drivers.carrier import CarriedByAgents, lacking
 from pedos_dom0.drivers.out_of_reach import OutOfReach
 from pedos_dom0.errors import no_vm
 from pedos_dom0.tables.agents import AgentTable
+from pedos_dom0.tables.assignment import ANY_PORT, Claim, claim
 from pedos_dom0.vms.facts import Facts
 
 if TYPE_CHECKING:
@@ -151,6 +152,42 @@ class State:
     def assigned_to(self, vm: str) -> list[Assignment]:
         """What is assigned to the VM that has the name now: all that a VM may see and undo."""
         return [each for each in self.store.assignments(vm) if not self.is_orphan(each)]
+
+    def assignments_to(self, key: DeviceKey) -> list[Assignment]:
+        """The assignments to the port, and to the identity of the device that is there now."""
+        return self.store.assignments_of(key, self.registry.lasting_identity(key) or "")
+
+    def matches(self, assignment: Assignment) -> list[DeviceKey]:
+        """The devices that are there and that it is to: those at any port with its identity, or
+        the one at its port, unless that has another."""
+        key, registry = assignment.key, self.registry
+        if key.device == ANY_PORT:
+            found = registry.devices_of(key.backend)
+            return sorted(found.identified(key.device_class, assignment.identity))
+        identity = registry.lasting_identity(key)
+        return [key] if identity is not None and assignment.fits(key, identity) else []
+
+    def claim(self, key: DeviceKey) -> Claim:
+        """What the assignments come to for the device at this port, without those to removed
+        VMs."""
+        identity = self.registry.lasting_identity(key)
+        if identity is None:
+            return Claim(key)
+        assignments = self.store.assignments_of(key, identity)
+        if not assignments:
+            return Claim(key)
+        same = self.registry.devices_of(key.backend).identified(key.device_class, identity)
+        return claim(
+            key, identity, [each for each in assignments if not self.is_orphan(each)], same
+        )
+
+    def touch(self, assignment: Assignment) -> None:
+        """Announces that an assignment has changed, at the devices that it is to."""
+        keys = self.matches(assignment)
+        if assignment.key.device != ANY_PORT and not keys:
+            keys = [assignment.key]
+        for key in keys:
+            self.registry.touch(key)
 
     def runs(self, name: str, domid: int) -> bool:
         """Whether this very domain still runs, as opposed to a later run of the VM."""

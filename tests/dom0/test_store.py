@@ -21,9 +21,10 @@ import pytest
 import trio
 import trio.testing
 from pedos_dom0.tables import database_file, store_file
+from pedos_dom0.tables.assignment import ANY_PORT
 from pedos_dom0.tables.leases import ATTACHED, DETACHING, PENDING, STATES, Lease
 from pedos_dom0.tables.registry import DeviceKey
-from pedos_dom0.tables.store import Assignment, StartRow, Store, StoreError, open_store
+from pedos_dom0.tables.store import Assignment, HeldBack, StartRow, Store, StoreError, open_store
 from pedos_dom0.tables.store_file import SCHEMA_VERSION, StoreFile
 from pedos_dom0.tasks.disk import in_thread
 
@@ -31,6 +32,7 @@ T = TypeVar("T")
 
 KEY = DeviceKey("block", "sys-usb", "sda")
 OTHER = DeviceKey("block", "sys-usb", "sdb")
+ANYWHERE = DeviceKey("block", "sys-usb", ANY_PORT)
 
 
 @pytest.fixture
@@ -146,8 +148,8 @@ file._db.execute("PRAGMA cache_size = 0")  # so that it is written before it is 
 file._db.execute("BEGIN")
 file._db.execute("DELETE FROM assignment")
 for number in range(200):
-    values = (str(number), "block", "sys-usb", "x" * 100, "{}", "", 0, None)
-    file._db.execute("INSERT INTO assignment VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+    values = (str(number), "block", "sys-usb", "x" * 100, "", "{}", 0, None, "required")
+    file._db.execute("INSERT INTO assignment VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
 print("in the middle", flush=True)
 sys.stdin.read()
 """
@@ -296,7 +298,7 @@ async def test_a_file_from_before_uuids_keeps_its_assignments_whose_vms_are_told
     async with open_store(path) as store:
         assert store.assignments() == [Assignment("work", KEY, options, uuid="0-1"), removed]
         assert await store.tell_apart("work", "0-1") == []
-        assert await store.tell_apart("work", "0-2") == [KEY]
+        assert [each.key for each in await store.tell_apart("work", "0-2")] == [KEY]
         assert await store.tell_apart("work", "0-1") == []
         assert store._file.assignments() == store.assignments()
     async with open_store(path) as store:
@@ -304,6 +306,102 @@ async def test_a_file_from_before_uuids_keeps_its_assignments_whose_vms_are_told
             Assignment("work", KEY, options, orphaned=True, uuid="0-1"),
             removed,
         ]
+
+
+# What the version before modes made of that; its rows had their columns in this order.
+SECOND_ROW = "INSERT INTO assignment VALUES ('work', 'block', 'sys-usb', 'sdb'"
+VERSION_6 = (
+    VERSION_4.replace("user_version = 4", "user_version = 6").partition(SECOND_ROW)[0]
+    + f"""
+ALTER TABLE assignment ADD COLUMN uuid TEXT;
+ALTER TABLE journal ADD COLUMN by_hypervisor INTEGER;
+{SECOND_ROW}, '{{}}', 'serial::', 1, '0-1');
+"""
+)
+
+
+async def test_a_file_from_before_modes_keeps_its_assignments_as_required_ones(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(VERSION_6)
+    expected = [
+        Assignment("work", KEY, {"read-only": "yes"}),
+        Assignment("work", OTHER, {}, "serial::", orphaned=True, uuid="0-1"),
+    ]
+    for _ in range(2):
+        async with open_store(path) as store:
+            assert store.assignments() == expected
+            assert {each.mode for each in store.assignments()} == {"required"}
+            assert store.journal() == [lease()]
+            assert store.all_held_back() == []
+            await store.assign("work", KEY, {"read-only": "yes"})
+            await store.assign("work", ANYWHERE, {}, "serial::", mode="ask")
+            assert [*expected, store.assignments()[0]] == store._file.assignments()
+            assert await store.unassign("work", ANYWHERE, "serial::")
+    # An older service says that it is older, and leaves the file alone.
+    with pytest.MonkeyPatch.context() as older:
+        older.setattr(store_file, "SCHEMA_VERSION", 6)
+        assert "its tables have version 7, and this service knows 6" in says(path)
+
+
+def test_an_update_to_modes_that_fails_half_way_leaves_the_old_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(VERSION_6)
+    with monkeypatch.context() as patch:
+        patch.setitem(store_file._STEPS, 6, store_file._STEPS[6] + "SELECT * FROM none;")
+        assert "no such table" in says(path)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (6,)
+        assert db.execute("SELECT count(*) FROM assignment").fetchone() == (2,)
+
+
+async def test_a_vm_has_one_assignment_to_a_port_and_one_to_an_identity(
+    store: Store, path: Path
+) -> None:
+    await store.assign("work", KEY, {}, "serial::", mode="auto-attach")
+    await store.assign("work", KEY, {}, "other::", mode="ask")
+    await store.assign("work", ANYWHERE, {}, "serial::", mode="auto-attach")
+    await store.assign("work", ANYWHERE, {}, "other::")
+    await store.assign("work", ANYWHERE, {"read-only": "yes"}, "other::")
+    await store.assign("vault", ANYWHERE, {}, "other::")
+    expected = [
+        Assignment("vault", ANYWHERE, {}, "other::"),
+        Assignment("work", ANYWHERE, {"read-only": "yes"}, "other::"),
+        Assignment("work", ANYWHERE, {}, "serial::", mode="auto-attach"),
+        Assignment("work", KEY, {}, "other::", mode="ask"),
+    ]
+    for each in (store, store := reopened(store, path)):
+        assert each.assignments() == expected
+    assert store.assignments_of(KEY) == expected[3:]
+    assert store.assignments_of(KEY, "other::") == [*expected[:2], expected[3]]
+    assert store.assignments_of(OTHER, "serial::") == [expected[2]]
+    assert await store.unassign("work", ANYWHERE, "serial::")
+    assert not await store.unassign("work", ANYWHERE, "serial::")
+    assert not await store.unassign("work", ANYWHERE)
+    assert await store.unassign("work", KEY)
+    assert store.assignments() == expected[:2]
+    assert sorted(store._file.assignments(), key=repr) == expected[:2]
+    store.close()
+
+
+async def test_what_is_held_back_outlives_the_service_and_is_let_go_by_vm(
+    store: Store, path: Path
+) -> None:
+    await store.hold_back(HeldBack(KEY, "1", {"work": 3}))
+    await store.hold_back(HeldBack(KEY, "1", {"vault": 4}))
+    store = reopened(store, path)
+    assert store.all_held_back() == [HeldBack(KEY, "1", {"work": 3, "vault": 4})]
+    assert not await store.let_go(KEY, "personal")
+    assert await store.let_go(KEY, "work")
+    assert store.held_back(KEY) == HeldBack(KEY, "1", {"vault": 4})
+    await store.hold_back(HeldBack(KEY, "2", {"work": 5}))
+    assert store.held_back(KEY) == HeldBack(KEY, "2", {"work": 5}), "another device by now"
+    store = reopened(store, path)
+    assert await store.let_go(KEY)
+    assert not await store.let_go(KEY)
+    assert store.all_held_back() == store._file.held_back() == []
+    store.close()
 
 
 async def test_assigning_again_is_to_the_vm_that_has_the_name_now(store: Store, path: Path) -> None:

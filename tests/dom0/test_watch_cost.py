@@ -44,9 +44,9 @@ async def test_who_is_concerned_by_a_change_is_found_once_however_many_vms_watch
     asked: Counter[DeviceKey] = Counter()
     assignments_of = world.state.store.assignments_of
 
-    def counted(key: DeviceKey) -> object:
+    def counted(key: DeviceKey, identity: str = "") -> object:
         asked[key] += 1
-        return assignments_of(key)
+        return assignments_of(key, identity)
 
     monkeypatch.setattr(world.state.store, "assignments_of", counted)
     agent = world.driver.agents["sys-usb"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from pedos_dom0.state import State
-    from pedos_dom0.tables.registry import DeviceKey
+    from pedos_dom0.tables.store import Assignment
 
 logger = logging.getLogger(__name__)
 
@@ -77,19 +77,19 @@ class Orphans:
         if self._missing.get(vm) is scope:
             del self._missing[vm]
 
-    async def _mark(self, vm: str, write: Callable[[], Awaitable[list[DeviceKey]]]) -> None:
+    async def _mark(self, vm: str, write: Callable[[], Awaitable[list[Assignment]]]) -> None:
         state = self._state
         try:
-            keys = await write()
+            marked = await write()
         except StoreError as error:
             logger.critical(
                 "it cannot be noted whether what is assigned to %s is its own still: %s", vm, error
             )
             return
-        if keys:
+        if marked:
             logger.warning(
-                "the VM named %s was removed, and %d devices are assigned to it", vm, len(keys)
+                "the VM named %s was removed, and %d devices are assigned to it", vm, len(marked)
             )
-            state.audit.write("orphaned", vm=vm, devices=[str(key) for key in keys])
-        for key in keys:
-            state.registry.touch(key)
+            state.audit.write("orphaned", vm=vm, devices=[str(each) for each in marked])
+        for assignment in marked:
+            state.touch(assignment)

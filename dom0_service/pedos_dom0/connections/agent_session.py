@@ -25,6 +25,7 @@ from pedos_dom0.access.callers import VM, Caller
 from pedos_dom0.attachments.ways import GONE, RELEASED
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.tables.agents import AgentLink
+from pedos_dom0.tables.assignment import ANY_PORT
 from pedos_dom0.tables.report_pages import ReportPages, check_page, of_classes
 from pedos_dom0.tasks.rate_limit import RateLimit
 
@@ -284,10 +285,11 @@ class AgentSession(Peer):
         if link.report is None or not link.report.missing:
             return self._preferred
         lent = (lease.key for lease in state.leases.from_backend(link.name))
+        # One that is to any port cannot be named to it.
         assigned = (
             assignment.key
             for assignment in state.store.assignments()
-            if assignment.key.backend == link.name
+            if assignment.key.backend == link.name and assignment.key.device != ANY_PORT
         )
         return tuple(dict.fromkeys((*lent, *assigned)))
 

@@ -29,8 +29,9 @@ from pedos_protocol.schema import Room
 
 from pedos_dom0.access.callers import DOM0_USER
 from pedos_dom0.drivers.base import DOM0_NAME
-from pedos_dom0.requests.fitting import fitting
+from pedos_dom0.requests.fitting import bounded_text, fitting
 from pedos_dom0.requests.policy_status import fitting_status, policy_status, with_errors
+from pedos_dom0.tables.assignment import ANY_PORT
 from pedos_dom0.tables.device_set import DeviceKey, DeviceSet
 from pedos_dom0.tables.leases import PENDING
 
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
     from pedos_dom0.tables.leases import Lease
     from pedos_dom0.tables.store import Assignment
 
+    #: A device, and an assignment of it.
+    Use = tuple[DeviceKey, Assignment]
+
 # Errors of the policy in a listing. They only show that something is wrong; service.status has them
 # all.
 POLICY_ERRORS_MAX = 8
@@ -53,7 +57,7 @@ POLICY_BYTES_MAX = 10 * 1024
 # Bytes of an answer beside the devices: its envelope, the policy's status, and which VMs have more
 # devices (32 lines of 250 bytes).
 ENVELOPE_MAX = 20 * 1024
-# Bytes of the assignments of one device: those to 300 VMs with the longest names, each of which is
+# Bytes of the assignments of one device: those to 250 VMs with the longest names, each of which is
 # named twice if it was removed. So a device always fits onto a page.
 ASSIGNED_MAX = 16 * 1024
 # Why no device is listed of a VM that may have some.
@@ -96,10 +100,13 @@ class Listing:
             )
             for lease in uses.lent.get(key, ())
         ]
-        assignments = sorted(uses.assigned.get(key, ()), key=lambda each: each.vm)
+        assignments = _each_vms(key, uses.assigned.get(key, ()), self._state)
         told = fitting(
-            (AssignedTo(each.vm, dict(each.options)) for each in assignments), ASSIGNED_MAX
+            (AssignedTo(each.vm, dict(each.options), mode=each.mode) for each in assignments),
+            ASSIGNED_MAX,
         )
+        is_free = for_dom0 and assignments and not attached
+        conflict = self._state.claim(key).conflict if is_free else None
         return Listed(
             **{field.name: getattr(device, field.name) for field in attrs.fields(Device)},
             backend=key.backend,
@@ -111,6 +118,7 @@ class Listing:
             ),
             assignments_left_out=len(assignments) - len(told),
             present=present,
+            conflict=None if conflict is None else bounded_text(conflict),
         )
 
     async def for_dom0(
@@ -127,7 +135,8 @@ class Listing:
         for name in (*(vms or ()), *exclude):
             if not self._state.store.assignments(name):  # which a VM that was removed may have
                 self._state.known_domain(name)
-        uses = Uses(self._state.leases, self._state.store.assignments(), device_class)
+        assigned = self._by_device(self._state.store.assignments())
+        uses = Uses(self._state.leases, assigned, device_class)
 
         def is_wanted(key: DeviceKey) -> bool:
             users = uses.of(key)
@@ -173,7 +182,8 @@ class Listing:
         if me in exclude or (vms is not None and me not in vms):
             return DeviceListed(devices=())
         state = self._state
-        uses = Uses(state.leases.of_vm(me), state.assigned_to(me), device_class)
+        assigned = self._by_device(state.assigned_to(me))
+        uses = Uses(state.leases.of_vm(me), assigned, device_class)
         page = _Page()
         for backend in sorted({me, *uses.backends()}, key=natural_key):
             devices = state.registry.devices_of(me) if backend == me else DeviceSet(backend)
@@ -197,13 +207,21 @@ class Listing:
         """Who has some devices, and is to have them, as far as the caller may know."""
         state, me = self._state, caller.name
         leases = [lease for lease in state.leases if lease.key in keys]
-        assignments = [each for key in keys for each in state.store.assignments_of(key)]
+        assigned = [(key, each) for key in keys for each in state.assignments_to(key)]
         if not caller.kind.sees_all:
             leases = [lease for lease in leases if lease.vm == me]
-            assignments = [
-                each for each in assignments if each.vm == me and not state.is_orphan(each)
+            assigned = [
+                (key, each) for key, each in assigned if each.vm == me and not state.is_orphan(each)
             ]
-        return Uses(leases, assignments)
+        return Uses(leases, assigned)
+
+    def _by_device(self, assignments: Iterable[Assignment]) -> Iterator[Use]:
+        """Each with the device at its port, or with those that are there and have its identity."""
+        for each in assignments:
+            if each.key.device == ANY_PORT:
+                yield from ((key, each) for key in self._state.matches(each))
+            else:
+                yield each.key, each
 
     def by_vm(self, keys: Sequence[DeviceKey]) -> Mapping[str, Sequence[DeviceKey]]:
         """By VM, those of these devices that are its own, that it has, or that it is to have."""
@@ -214,7 +232,7 @@ class Listing:
                 found[lease.vm].append(lease.key)
         for key in keys:
             found[key.backend].append(key)
-            for assignment in state.store.assignments_of(key):
+            for assignment in state.assignments_to(key):
                 found[assignment.vm].append(key)
         return found
 
@@ -223,10 +241,10 @@ class Listing:
         changes while they are taken may be missing."""
         state, me = self._state, caller.name
         if caller.kind.sees_all:
-            uses = Uses(state.leases, state.store.assignments())
+            uses = Uses(state.leases, self._by_device(state.store.assignments()))
             backends = state.registry.backends()
         else:
-            uses = Uses(state.leases.of_vm(me), state.assigned_to(me))
+            uses = Uses(state.leases.of_vm(me), self._by_device(state.assigned_to(me)))
             backends = [me]
         yield from [*uses.lent, *uses.assigned]
         for backend in backends:
@@ -279,7 +297,7 @@ class Uses:
     def __init__(
         self,
         leases: Iterable[Lease],
-        assignments: Iterable[Assignment],
+        assigned: Iterable[Use],
         device_class: str | None = None,
     ) -> None:
         self.lent: defaultdict[DeviceKey, list[Lease]] = defaultdict(list)
@@ -287,9 +305,9 @@ class Uses:
         for lease in leases:
             if lease.state != PENDING and device_class in (None, lease.key.device_class):
                 self.lent[lease.key].append(lease)
-        for assignment in assignments:
-            if device_class in (None, assignment.key.device_class):
-                self.assigned[assignment.key].append(assignment)
+        for key, assignment in assigned:
+            if device_class in (None, key.device_class):
+                self.assigned[key].append(assignment)
         self._by_backend: defaultdict[str, set[DeviceKey]] = defaultdict(set)
         for key in (*self.lent, *self.assigned):
             self._by_backend[key.backend].add(key)
@@ -329,6 +347,16 @@ class Uses:
             if key != before:  # one that is used is in both
                 yield key
             before = key
+
+
+def _each_vms(key: DeviceKey, assignments: Iterable[Assignment], state: State) -> list[Assignment]:
+    """The one of each VM that applies to the device, in the order of VMs: the most specific that is
+    to it."""
+    identity = state.registry.lasting_identity(key) or ""
+    found: dict[str, Assignment] = {}
+    for each in sorted(assignments, key=lambda each: (each.fits(key, identity), each.weight)):
+        found[each.vm] = each
+    return [found[vm] for vm in sorted(found)]
 
 
 class _Page:

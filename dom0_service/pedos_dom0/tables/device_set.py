@@ -36,7 +36,7 @@ Place = tuple[tuple[str, str], DeviceKey]
 class DeviceSet:
     """Devices of `backend`. Made with `add` and `finish`, and immutable after that."""
 
-    __slots__ = ("_devices", "_in_order", "_parts", "_sharers", "backend")
+    __slots__ = ("_devices", "_identified", "_in_order", "_parts", "_sharers", "backend")
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
@@ -46,6 +46,8 @@ class DeviceSet:
         # may be in the set that this one was made from and not in this one.
         self._parts: dict[Name, list[Name]] = {}
         self._sharers: dict[Name, list[Name]] = {}
+        # By class and lasting identity; made when it is first asked for.
+        self._identified: dict[Name, list[DeviceKey]] | None = None
 
     @classmethod
     def of(
@@ -111,6 +113,15 @@ class DeviceSet:
             if self._devices[_name(key)][1].alias == alias
         ]
         return found[0] if len(found) == 1 else None
+
+    def identified(self, device_class: str, identity: str) -> Sequence[DeviceKey]:
+        """The devices of a class with this lasting identity."""
+        if self._identified is None:
+            self._identified = {}
+            for key, device in self._devices.values():
+                its = class_of(key.device_class).lasting_identity(device.identity)
+                self._identified.setdefault((key.device_class, its), []).append(key)
+        return self._identified.get((device_class, identity), ())
 
     def without(self, device_class: str, ids: Collection[str]) -> DeviceSet:
         """The same set less these devices."""

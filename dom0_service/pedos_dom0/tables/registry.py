@@ -12,6 +12,7 @@ import trio
 from attrs import frozen
 from pedos_protocol.messages import Device, Missing
 
+from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.tables.device_set import (
     DeviceKey as DeviceKey,  # noqa: PLC0414 - it is named by this module's users
 )
@@ -95,6 +96,13 @@ class Registry:
     def since(self, key: DeviceKey) -> int | None:
         """A number that changes when the device was absent; None if it is absent now."""
         return self._since.get(key)
+
+    def lasting_identity(self, key: DeviceKey) -> str | None:
+        """The part of its identity that an assignment can be to; None if the device is absent."""
+        device = self.get(key)
+        if device is None:
+            return None
+        return class_of(key.device_class).lasting_identity(device.identity)
 
     def items(self, device_class: str | None = None) -> list[tuple[DeviceKey, Device]]:
         """All devices (of a class), ordered by class, backend and id."""

@@ -1,4 +1,5 @@
-"""What dom0 remembers across restarts: assignments, and the journals of attachments and starts.
+"""What dom0 remembers across restarts: assignments, what a person has detached and they must not
+attach again, and the journals of attachments and starts.
 
 The service is the only writer of its file (store_file.py), so memory has everything that the file
 has, and reads are answered from memory: a read never waits for a disk. A write is awaited; a thread
@@ -23,20 +24,24 @@ from typing import TYPE_CHECKING, TypeVar
 import attrs
 import trio
 
+from pedos_dom0.tables.assignment import ANY_PORT, Assignment, slot
 from pedos_dom0.tables.database_file import StoreError
-from pedos_dom0.tables.store_file import Assignment, StartRow, StoreFile
+from pedos_dom0.tables.store_file import HeldBack, StartRow, StoreFile
 from pedos_dom0.tasks.disk import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
+    from pedos_protocol.messages import Mode
+
+    from pedos_dom0.tables.assignment import Slot
     from pedos_dom0.tables.leases import Lease
     from pedos_dom0.tables.registry import DeviceKey
     from pedos_dom0.tasks.disk import InThread
 
 
-__all__ = ["Assignment", "StartRow", "Store", "StoreError", "open_store"]
+__all__ = ["Assignment", "HeldBack", "StartRow", "Store", "StoreError", "open_store"]
 
 
 @contextlib.asynccontextmanager
@@ -56,12 +61,13 @@ class Store:
         self._in_thread = in_thread
         # Held by the write in progress until memory shows it; first come, first served.
         self._turn = trio.Lock()
-        self._of_vm: dict[str, dict[DeviceKey, Assignment]] = {}
-        self._of_device: dict[DeviceKey, dict[str, Assignment]] = {}
+        self._of_vm: dict[str, dict[Slot, Assignment]] = {}
+        self._of_slot: dict[Slot, dict[str, Assignment]] = {}
         for assignment in file.assignments():
             self._show(assignment)
         self._journal = {lease.attachment: lease for lease in file.journal()}
         self._starts = {row.vm: row for row in file.starts()}
+        self._held_back = {row.key: row for row in file.held_back()}
 
     def close(self) -> None:
         """Safe to call twice; no write may be in progress."""
@@ -86,19 +92,20 @@ class Store:
         options: Mapping[str, str],
         identity: str = "",
         *,
+        mode: Mode = "required",
         uuid: str | None = None,
         check: Callable[[], object] | None = None,
     ) -> bool:
-        """Adds an assignment, or gives an existing one new options and the current identity, and
-        makes it one to the VM that has the name now; False if it exists just so.
+        """Adds an assignment, or gives an existing one new options, mode and the current identity,
+        and makes it one to the VM that has the name now; False if it exists just so.
 
         `check` raises if it must not be made. It is called when every earlier write is in memory
         and no other one can come between; what it has seen still holds when the assignment is
         written.
         """
-        assignment = Assignment(vm, key, dict(options), identity, uuid=uuid)
+        assignment = Assignment(vm, key, dict(options), identity, uuid=uuid, mode=mode)
         async with self._turn:
-            if self._of_vm.get(vm, {}).get(key) == assignment:
+            if self._of_vm.get(vm, {}).get(assignment.slot) == assignment:
                 return False
             if check is not None:
                 check()
@@ -106,19 +113,21 @@ class Store:
             self._show(assignment)
             return True
 
-    async def unassign(self, vm: str, key: DeviceKey) -> bool:
-        """Removes an assignment; False if there was none."""
+    async def unassign(self, vm: str, key: DeviceKey, identity: str = "") -> bool:
+        """Removes an assignment: that to a port, or without one to an identity. False if there was
+        none."""
+        its = slot(key, identity)
         async with self._turn:
-            if key not in self._of_vm.get(vm, {}):
+            if its not in self._of_vm.get(vm, {}):
                 return False
-            await self._in_thread(partial(self._file.unassign, vm, key))
-            _remove(self._of_vm, vm, key)
-            _remove(self._of_device, key, vm)
+            await self._in_thread(partial(self._file.unassign, vm, its))
+            _remove(self._of_vm, vm, its)
+            _remove(self._of_slot, its, vm)
             return True
 
-    async def orphan(self, vm: str, is_gone: Callable[[], bool]) -> list[DeviceKey]:
-        """Marks all assignments of a VM as those of a removed one. Returns the devices of those
-        that were not marked before.
+    async def orphan(self, vm: str, is_gone: Callable[[], bool]) -> list[Assignment]:
+        """Marks all assignments of a VM as those of a removed one. Returns those that were not
+        marked before.
 
         `is_gone` is called when it is the write's turn, like assign's `check`: a VM that is back by
         then keeps its assignments.
@@ -130,21 +139,21 @@ class Store:
             await self._in_thread(partial(self._file.orphan, vm))
             for assignment in marked:
                 self._show(attrs.evolve(assignment, orphaned=True))
-            return [assignment.key for assignment in marked]
+            return marked
 
-    async def tell_apart(self, vm: str, uuid: str) -> list[DeviceKey]:
+    async def tell_apart(self, vm: str, uuid: str) -> list[Assignment]:
         """Notes the UUID of the VM that has the name now: marks assignments to a VM with another
         UUID, as `orphan` does, and gives this UUID to assignments to a VM whose UUID was not known.
-        Returns the devices of the marked ones."""
+        Returns the marked ones."""
         async with self._turn:
             theirs = [each for each in self.assignments(vm) if not each.orphaned]
             if all(each.uuid == uuid for each in theirs):
                 return []
             await self._in_thread(partial(self._file.tell_apart, vm, uuid))
-            marked = [each.key for each in theirs if each.uuid not in (None, uuid)]
+            marked = [each for each in theirs if each.uuid not in (None, uuid)]
             for each in theirs:
                 its = uuid if each.uuid is None else each.uuid
-                self._show(attrs.evolve(each, uuid=its, orphaned=each.key in marked))
+                self._show(attrs.evolve(each, uuid=its, orphaned=each in marked))
             return marked
 
     def assignments(self, vm: str | None = None) -> list[Assignment]:
@@ -153,13 +162,54 @@ class Store:
             return sorted(self._of_vm.get(vm, {}).values(), key=_order)
         return sorted((each for of in self._of_vm.values() for each in of.values()), key=_order)
 
-    def assignments_of(self, key: DeviceKey) -> list[Assignment]:
-        """The assignments of one device, in the order of VMs."""
-        return sorted(self._of_device.get(key, {}).values(), key=_order)
+    def assignments_of(self, key: DeviceKey, identity: str = "") -> list[Assignment]:
+        """The assignments to that port, and to that identity at any port, in the order of VMs."""
+        found = [*self._of_slot.get((key, ""), {}).values()]
+        if identity:
+            any_port = attrs.evolve(key, device=ANY_PORT)
+            found += self._of_slot.get((any_port, identity), {}).values()
+        return sorted(found, key=_order)
 
     def _show(self, assignment: Assignment) -> None:
-        self._of_vm.setdefault(assignment.vm, {})[assignment.key] = assignment
-        self._of_device.setdefault(assignment.key, {})[assignment.vm] = assignment
+        self._of_vm.setdefault(assignment.vm, {})[assignment.slot] = assignment
+        self._of_slot.setdefault(assignment.slot, {})[assignment.vm] = assignment
+
+    # What is held back
+
+    async def hold_back(self, row: HeldBack) -> None:
+        """Notes which VMs do not get a device again by themselves: by its `runs`, and by those that
+        are noted of the same instance already."""
+        async with self._turn:
+            known = self._held_back.get(row.key)
+            if known is not None and known.instance == row.instance:
+                row = attrs.evolve(row, runs={**known.runs, **row.runs})
+            if row != known:
+                await self._in_thread(partial(self._file.hold_back, row))
+                self._held_back[row.key] = row
+
+    async def let_go(self, key: DeviceKey, vm: str | None = None) -> bool:
+        """Nothing keeps the device from that VM any more, or from any; False if nothing did."""
+        async with self._turn:
+            row = self._held_back.get(key)
+            if row is None or (vm is not None and vm not in row.runs):
+                return False
+            rest = {name: domid for name, domid in row.runs.items() if vm not in (None, name)}
+            if rest:
+                row = attrs.evolve(row, runs=rest)
+                await self._in_thread(partial(self._file.hold_back, row))
+                self._held_back[key] = row
+            else:
+                await self._in_thread(partial(self._file.let_go, key))
+                del self._held_back[key]
+            return True
+
+    def held_back(self, key: DeviceKey) -> HeldBack | None:
+        """From which VMs a device is kept, if it is."""
+        return self._held_back.get(key)
+
+    def all_held_back(self) -> list[HeldBack]:
+        """Every device that is kept from some VMs."""
+        return list(self._held_back.values())
 
     # Journal
 
@@ -217,9 +267,8 @@ class Store:
         return sorted(self._starts.values(), key=lambda row: row.vm)
 
 
-def _order(assignment: Assignment) -> tuple[str, str, str, str]:
-    key = assignment.key
-    return assignment.vm, key.device_class, key.backend, key.device
+def _order(assignment: Assignment) -> tuple[str, Slot]:
+    return assignment.vm, assignment.slot
 
 
 K = TypeVar("K")

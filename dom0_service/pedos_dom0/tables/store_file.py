@@ -1,19 +1,25 @@
-"""The rows that outlive the service: assignments, the journal of attachments, starts of VMs."""
+"""The rows that outlive the service: assignments, what is held back from them, the journal of
+attachments, starts of VMs."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from attrs import frozen
 
+from pedos_dom0.tables.assignment import Assignment, Slot
 from pedos_dom0.tables.database_file import MOVE_AWAY, DatabaseFile, Schema, StoreError
 from pedos_dom0.tables.leases import STATES, Lease
 from pedos_dom0.tables.registry import DeviceKey
 
+if TYPE_CHECKING:
+    from pedos_protocol.messages import Mode
+
 # Incremented with every change of the tables; the file has it as its user_version.
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 # Marks the file as ours ("PeDO"), so that the service does not write into another program's
 # database.
 APPLICATION_ID = 0x5065444F
@@ -40,6 +46,40 @@ ALTER TABLE assignment ADD COLUMN uuid TEXT;
 """,
     5: """
 ALTER TABLE journal ADD COLUMN by_hypervisor INTEGER;
+""",
+    # A VM has one assignment to a port, whatever the identity, and one to an identity at any port
+    # (device is '').
+    6: """
+DROP INDEX assignment_of;
+ALTER TABLE assignment RENAME TO assignment_6;
+CREATE TABLE assignment (
+    vm TEXT NOT NULL,
+    device_class TEXT NOT NULL,
+    backend TEXT NOT NULL,
+    device TEXT NOT NULL,
+    identity TEXT NOT NULL,
+    options TEXT NOT NULL,
+    orphaned INTEGER NOT NULL,
+    uuid TEXT,
+    mode TEXT NOT NULL CHECK (mode IN ('required', 'auto-attach', 'ask')),
+    CHECK (device <> '' OR identity <> '')
+) STRICT;
+CREATE UNIQUE INDEX assignment_to_port ON assignment (vm, device_class, backend, device)
+    WHERE device <> '';
+CREATE UNIQUE INDEX assignment_to_identity ON assignment (vm, device_class, backend, identity)
+    WHERE device = '';
+INSERT INTO assignment
+    SELECT vm, device_class, backend, device, identity, options, orphaned, uuid, 'required'
+    FROM assignment_6;
+DROP TABLE assignment_6;
+CREATE TABLE held_back (
+    device_class TEXT NOT NULL,
+    backend TEXT NOT NULL,
+    device TEXT NOT NULL,
+    instance TEXT NOT NULL,
+    runs TEXT NOT NULL,
+    PRIMARY KEY (device_class, backend, device)
+) STRICT, WITHOUT ROWID;
 """,
 }
 
@@ -70,20 +110,13 @@ CREATE TABLE journal (
 
 
 @frozen
-class Assignment:
-    """`key` is to be attached to `vm` at each of its starts, if it still is the device with that
-    identity (DeviceClass.lasting_identity; "" is any), and the VM was not removed since
-    (`orphaned`).
+class HeldBack:
+    """A person has detached the device `key`, as it is now plugged in (`instance`): it is not
+    attached again by itself to these VMs while these domains of theirs run (`runs`, by name)."""
 
-    `uuid` is that of the VM that it was made for; None while that is not known.
-    """
-
-    vm: str
     key: DeviceKey
-    options: Mapping[str, str]
-    identity: str = ""
-    orphaned: bool = False
-    uuid: str | None = None
+    instance: str
+    runs: Mapping[str, int]
 
 
 @frozen
@@ -108,27 +141,32 @@ class StoreFile(DatabaseFile):
     # Assignments
 
     def assign(self, assignment: Assignment) -> None:
-        """Adds an assignment, or replaces the one of that device to that VM."""
+        """Adds an assignment, or replaces the VM's one to that port or identity."""
         key = assignment.key
         self._run(
-            "INSERT OR REPLACE INTO assignment VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO assignment"
+            " (vm, device_class, backend, device, identity, options, orphaned, uuid, mode)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 assignment.vm,
                 key.device_class,
                 key.backend,
                 key.device,
-                json.dumps(dict(assignment.options)),
                 assignment.identity,
+                json.dumps(dict(assignment.options)),
                 int(assignment.orphaned),
                 assignment.uuid,
+                assignment.mode,
             ),
         )
 
-    def unassign(self, vm: str, key: DeviceKey) -> None:
+    def unassign(self, vm: str, slot: Slot) -> None:
         """Takes an assignment away."""
+        key, identity = slot
         self._run(
-            "DELETE FROM assignment WHERE (vm, device_class, backend, device) = (?, ?, ?, ?)",
-            (vm, key.device_class, key.backend, key.device),
+            "DELETE FROM assignment WHERE (vm, device_class, backend, device) = (?, ?, ?, ?)"
+            " AND (device <> '' OR identity = ?)",
+            (vm, key.device_class, key.backend, key.device, identity),
         )
 
     def orphan(self, vm: str) -> None:
@@ -147,7 +185,7 @@ class StoreFile(DatabaseFile):
     def assignments(self) -> list[Assignment]:
         """All assignments."""
         rows = self._rows(
-            "SELECT vm, device_class, backend, device, options, identity, orphaned, uuid"
+            "SELECT vm, device_class, backend, device, options, identity, orphaned, uuid, mode"
             " FROM assignment"
         )
         return [
@@ -158,8 +196,35 @@ class StoreFile(DatabaseFile):
                 identity,
                 bool(orphaned),
                 uuid,
+                cast("Mode", mode),  # the table ensures it
             )
-            for vm, device_class, backend, device, options, identity, orphaned, uuid in rows
+            for vm, device_class, backend, device, options, identity, orphaned, uuid, mode in rows
+        ]
+
+    # What is held back
+
+    def hold_back(self, row: HeldBack) -> None:
+        """Notes which VMs do not get a device again by themselves."""
+        key = row.key
+        values = (key.device_class, key.backend, key.device, row.instance)
+        self._run(
+            "INSERT OR REPLACE INTO held_back VALUES (?, ?, ?, ?, ?)",
+            (*values, json.dumps(dict(row.runs))),
+        )
+
+    def let_go(self, key: DeviceKey) -> None:
+        """Nothing keeps the device back any more."""
+        self._run(
+            "DELETE FROM held_back WHERE (device_class, backend, device) = (?, ?, ?)",
+            (key.device_class, key.backend, key.device),
+        )
+
+    def held_back(self) -> list[HeldBack]:
+        """Every device that was held back when the file was last written."""
+        rows = self._rows("SELECT device_class, backend, device, instance, runs FROM held_back")
+        return [
+            HeldBack(DeviceKey(device_class, backend, device), instance, self._map(runs))
+            for device_class, backend, device, instance, runs in rows
         ]
 
     # Journal
@@ -247,10 +312,13 @@ class StoreFile(DatabaseFile):
         return [StartRow(vm, domid, bool(may_run)) for vm, domid, may_run in rows]
 
     def _options(self, text: str) -> dict[str, str]:
+        return self._map(text)
+
+    def _map(self, text: str) -> dict[str, Any]:
         try:
-            options = json.loads(text)
+            found = json.loads(text)
         except ValueError:
-            options = None
-        if not isinstance(options, dict):
+            found = None
+        if not isinstance(found, dict):
             raise StoreError(self._path, "the options of a device are damaged", MOVE_AWAY)
-        return options
+        return found
