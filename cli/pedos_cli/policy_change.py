@@ -43,10 +43,12 @@ def _reads(files: Sequence[str], name: str) -> bool:
 
 def _tell_doubts(session: Session, where: Sequence[str], name: str) -> None:
     """Report what `check` says of the rules in the written file."""
-    for findings in policy_engine.lint(policy_engine.read(where).rules):
-        for each in findings:
-            if os.path.normpath(each.file) == os.path.normpath(name):
-                session.note(f"warning: {each}")
+    found = policy_engine.Findings(policy_engine.read(where).rules)
+    said = [(f"warning: {each}", each.file) for each in (*found.errors, *found.warnings)]
+    said += [(f"note: {each}", each.file) for each in found.notes]
+    for line, file in said:
+        if os.path.normpath(file) == os.path.normpath(name):
+            session.note(line)
 
 
 def apply(

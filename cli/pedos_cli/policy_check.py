@@ -7,8 +7,6 @@ from pedos_cli.answers import DONE, FAILED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pedos_dom0.policy.model import PolicyError
-
     from pedos_cli.arguments import Parser
     from pedos_cli.run import Session
 
@@ -16,7 +14,8 @@ DESCRIPTION = (
     "Check all policy files as the service would read them, and show every error with file, line "
     "and column. Needs no running service. The exit status is 1 if there is an error. A user= "
     "that no Linux user can have is an error here, although the service accepts it. A rule that "
-    "can never match, or is never reached, gives a warning."
+    "can never match, or is never reached, gives a warning. A rule that allows a kind of USB "
+    "device, and what has a keyboard beside it, gives a note."
 )
 EXAMPLES = (
     ("qvm-policy check", "is anything wrong"),
@@ -39,8 +38,8 @@ def run(session: Session) -> int:
     args = session.args
     loaded = policy_engine.read(policy_files.folders(args), policy_engine.replaced(args))
     # Of a file with errors only the good rules are known, but not what they would hide.
-    wrong, doubtful = ((), ()) if loaded.errors else policy_engine.lint(loaded.rules)
-    errors = (*loaded.errors, *wrong)
+    found = policy_engine.Findings(() if loaded.errors else loaded.rules)
+    errors = (*loaded.errors, *found.errors)
     if args.json:
         output.put_json(
             {
@@ -48,27 +47,23 @@ def run(session: Session) -> int:
                 "rules": len(loaded.rules),
                 "files": list(loaded.files),
                 "errors": policy_engine.errors_json(errors),
-                "warnings": policy_engine.errors_json(doubtful),
+                "warnings": policy_engine.errors_json(found.warnings),
+                "notes": policy_engine.errors_json(found.notes),
             }
         )
         return FAILED if errors else DONE
-    for line in policy_engine.error_lines([*errors, *map(_as_warning, doubtful)]):
+    for line in policy_engine.error_lines([*errors, *found.doubts()]):
         output.put(line)
     counted = _count(len(errors), "error")
-    if doubtful:
-        counted += f", {_count(len(doubtful), 'warning')}"
+    for doubtful, word in ((found.warnings, "warning"), (found.notes, "note")):
+        if doubtful:
+            counted += f", {_count(len(doubtful), word)}"
     if errors:
         output.put(counted)
         return FAILED
     session.say(f"{_count(len(loaded.rules), 'rule')} of {_count(len(loaded.files), 'file')}, "
                 f"no errors{counted.removeprefix('0 errors')}")  # fmt: skip
     return DONE
-
-
-def _as_warning(error: PolicyError) -> PolicyError:
-    return type(error)(
-        error.file, error.line, error.column, f"warning: {error.message}", error.help, error.text
-    )
 
 
 def _count(number: int, what: str) -> str:

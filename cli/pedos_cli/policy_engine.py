@@ -96,15 +96,27 @@ def read(where: Sequence[str], instead: Mapping[str, bytes | None] | None = None
     return read_policy([Path(folder) for folder in where], replaced=instead)
 
 
-def lint(
-    rules: Sequence[Rule],
-) -> tuple[tuple[PolicyError, ...], tuple[PolicyError, ...]]:
-    """Return what `check` refuses although the service accepts it, and what `check` warns of."""
-    try:
-        from pedos_dom0.policy import lint as linting  # noqa: PLC0415
-    except ImportError as error:
-        raise _missing(error) from error
-    return tuple(linting.errors(rules)), tuple(linting.warnings(rules))
+class Findings:
+    """What `check` says of rules beyond the language: `errors` although the service accepts them,
+    `warnings` of rules that do nothing, `notes` on rules that may do more than is meant."""
+
+    def __init__(self, rules: Sequence[Rule] = ()) -> None:
+        try:
+            from pedos_dom0.policy import lint, loose_kinds  # noqa: PLC0415
+        except ImportError as error:
+            raise _missing(error) from error
+        self.errors = tuple(lint.errors(rules))
+        self.warnings = tuple(lint.warnings(rules))
+        self.notes = tuple(loose_kinds.notes(rules))
+
+    def doubts(self) -> Iterator[PolicyError]:
+        """Yield what is no error, with what it is before its message."""
+        for word, found in (("warning", self.warnings), ("note", self.notes)):
+            for each in found:
+                yield type(each)(
+                    each.file, each.line, each.column, f"{word}: {each.message}", each.help,
+                    each.text,
+                )  # fmt: skip
 
 
 def read_good(

@@ -171,3 +171,36 @@ def test_a_place_that_was_looked_for_before_is_not_mistaken_for_another() -> Non
         request = Request("device.attach.usb", f"+work:{port}:", "dom0", "work")
         verdict = "deny" if port not in ("1-1", "1-2") else verdicts[part.port]
         assert evaluate(request, snapshot, SYSTEM).verdict == verdict
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_adding_what_is_not_known_never_turns_a_deny_into_anything_else(seed: int) -> None:
+    """Whether a rule is about one kind, or about these alone."""
+    rnd = random.Random(seed)
+    identities = (
+        *("*", "*u03*", "*u08*", "only=u08*", "only=u08*,u03*", "only=u03*", "0781:*:only=u0806*"),
+        *("*:*:*:*u0e*", "*:u080650", "*u030101", "1050:*", "0781:5581:x:u080650"),
+    )
+    denied = 0
+    for _ in range(120):
+        lines = [
+            f"device.attach.usb +{rnd.choice(('*', 'sys-usb'))}:*:{rnd.choice(identities)} * "
+            f"{rnd.choice(('*', 'work'))} {rnd.choice(('allow', 'ask', 'deny'))}"
+            for _ in range(6)
+        ]
+        policy = "\n".join(lines)
+        for known in ("0781:5581:x:u080650", "1:2:S:u080650u030101", "0781:5581:x:u0e0100"):
+            if ask(policy, known).verdict == "deny":
+                denied += 1
+                assert ask(policy, f"{known}u-unknown").verdict == "deny", (policy, known)
+    assert denied > 60
+
+
+@pytest.mark.parametrize("identity", UNKNOWN)
+@pytest.mark.parametrize("action", ["deny", "ask"])
+def test_only_these_kinds_is_closed_in_both_directions(identity: str, action: str) -> None:
+    """A rule that allows does not match what is not known, and one that denies or asks does."""
+    rule = "device.attach.usb +*:*:only=u08*,u03* * * {}\n"
+    assert ask(rule.format("allow"), identity).verdict == "deny"
+    after = "device.attach.usb * * * allow"
+    assert ask(rule.format(action) + after, identity).verdict == action

@@ -49,25 +49,26 @@ def errors(rules: Iterable[Rule]) -> Iterator[PolicyError]:
         why = None if name is None else user_problem(name)
         if name is not None and why is not None:
             message = f"no Linux user can be called {shown(name)}: {why}"
-            yield _at(rule, message, "name a user of the target, as user=user")
+            yield finding(rule, message, "name a user of the target, as user=user")
 
 
 def warnings(rules: Sequence[Rule]) -> Iterator[PolicyError]:
     """The rules that can never decide anything, each with the reason."""
-    before = _Before()
+    before = Before()
     for rule in rules:
         why = _unmatchable(rule)
         if why is not None:
-            yield _at(rule, f"this rule can never match: {why}")
+            yield finding(rule, f"this rule can never match: {why}")
             continue
         first = before.covering(rule)
         if first is not None:
             message = f"this rule is never reached: {first.where} matches all that it would"
-            yield _at(rule, message, f"put it before {first.where}, or take it out")
+            yield finding(rule, message, f"put it before {first.where}, or take it out")
         before.add(rule)
 
 
-def _at(rule: Rule, message: str, help_: str = "") -> PolicyError:
+def finding(rule: Rule, message: str, help_: str = "") -> PolicyError:
+    """What is wrong with a whole rule."""
     return PolicyError(rule.file, rule.line, 1, message, help_, rule.text)
 
 
@@ -100,7 +101,7 @@ def _word_of_nothing(word: str) -> str | None:
 
 def _selects_nothing(rule: Rule) -> str | None:
     """Why no such device can exist. The parts of an identity are those of its class."""
-    parts = _parts(rule.argument)
+    parts = parts_of(rule.argument)
     backend, port, identity = parts
     if "*" not in backend and not is_vm_name(backend):
         return f"no VM can be called {shown(backend)}"
@@ -123,7 +124,8 @@ def _is_no_number(text: str) -> bool:
     return bool(bare.strip(_HEX)) or len(bare) > 4 or ("*" not in text and len(text) != 4)
 
 
-def _parts(argument: str) -> tuple[str, str, str]:
+def parts_of(argument: str) -> tuple[str, str, str]:
+    """BACKEND, PORT and IDENTITY of a selector, `*` for what it leaves off."""
     backend, port, identity = [*argument[1:].split(":", 2), "*", "*"][:3]
     return backend, port, identity
 
@@ -132,7 +134,7 @@ def _parts(argument: str) -> tuple[str, str, str]:
 
 
 @frozen
-class _Before:
+class Before:
     """The rules that were read so far, by service, source and target."""
 
     _by_words: dict[tuple[str, str, str], _Arguments] = field(factory=dict)
@@ -170,14 +172,14 @@ class _Arguments:
     def add(self, rule: Rule) -> None:
         self._exact.setdefault(_normal(rule), rule)
         if rule.selects and len(self._globs) < GLOBS_MAX:
-            backend, port, identity = _parts(rule.argument)
+            backend, port, identity = parts_of(rule.argument)
             self._globs.append(((Glob(backend), Glob(port), identity), rule))
 
     def covering(self, rule: Rule) -> Rule | None:
         exact = self._exact.get(ANY) or self._exact.get(_normal(rule))
         if exact is not None or not rule.selects:
             return exact
-        parts = _parts(rule.argument)
+        parts = parts_of(rule.argument)
         for (backend, port, identity), first in self._globs:
             if _takes(backend, parts[0]) and _takes(port, parts[1]) and identity in ("*", parts[2]):
                 return first
@@ -186,7 +188,7 @@ class _Arguments:
 
 def _is_sure(rule: Rule) -> bool:
     """Does it match everything that it possibly matches (evaluate.py)?"""
-    if not rule.selects or _parts(rule.argument)[2] == "*":
+    if not rule.selects or parts_of(rule.argument)[2] == "*":
         return True
     return rule.service.rpartition(".")[2] not in (*letters(), ANY)
 
@@ -194,7 +196,7 @@ def _is_sure(rule: Rule) -> bool:
 def _normal(rule: Rule) -> str:
     if not rule.selects:
         return rule.argument
-    return ":".join(_parts(rule.argument))
+    return ":".join(parts_of(rule.argument))
 
 
 def _takes(glob: Glob, text: str) -> bool:
