@@ -66,6 +66,15 @@ device.assign.*        *            *          vault    deny
 # Before work gets one that starts with "private", dom0's user is asked; run qvm-prompt in dom0:
 #device.attach.block   +sys-usb:private*   work   work   ask
 
+# dom0's user is asked before a VM gets a USB device with which one types or points (u03), or that
+# can pass for one: a Bluetooth adapter (ue0), and what only its maker knows (uff).
+device.attach.usb      +*:*:*u03*   @adminvm   @anyvm   ask
+device.assign.usb      +*:*:*u03*   @adminvm   @anyvm   ask
+device.attach.usb      +*:*:*ue0*   @adminvm   @anyvm   ask
+device.assign.usb      +*:*:*ue0*   @adminvm   @anyvm   ask
+device.attach.usb      +*:*:*uff*   @adminvm   @anyvm   ask
+device.assign.usb      +*:*:*uff*   @adminvm   @anyvm   ask
+
 # dom0 may do everything else with all devices and VMs.
 device.list.*          *            @adminvm   *        allow
 device.attach.*        *            @adminvm   @anyvm   allow
