@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pedos_protocol.device_classes import VERBS
 from pedos_protocol.errors import CallError, ProtocolError
-from pedos_protocol.names import is_vm_name, parse_device_class
+from pedos_protocol.kind_words import interfaces
+from pedos_protocol.kinds import UNKNOWN, letter_of, open_part
+from pedos_protocol.names import is_identity, is_vm_name, parse_device_class
 from pedos_protocol.reasons import says_more
 
 from pedos_cli import output, policy_engine, policy_files
@@ -47,6 +49,10 @@ EXAMPLES = (
     (
         "qvm-policy explain -v device.attach.usb +sys-usb:1-2 dom0 vault",
         "may dom0's user give this to vault, with every rule that was tried",
+    ),
+    (
+        "qvm-policy explain device.attach.usb +sys-usb:1-2:0781:5581:x:u080650u030101 dom0 work",
+        "what if there were such a device: a stick with a keyboard in it",
     ),
     (
         "qvm-policy explain --with 30-user.policy=draft app.Open + work vault",
@@ -106,6 +112,8 @@ def run(session: Session) -> int:
     for line in decision_lines(answer):
         output.put(f"  {line}")
     if session.verbosity > 0:
+        for kind, meaning in _interfaces(answer.get("argument", asked[1]), asked[0]):
+            output.put(f"  interface: {kind}  {meaning}")
         for step in take_maps(answer, "trace"):
             output.put(f"  looked at: {rule_text(step)}  ({show(step.get('why'))})")
         for line in left_out_lines(answer):
@@ -125,8 +133,10 @@ def _notes(
     `known` are the VMs; None: ask the service for them.
     """
     service, argument, source, target = asked
-    backend, port = [*argument[1:].split(":", 2), ""][:2]
+    backend, port, identity = [*argument[1:].split(":", 2), "", ""][:3]
     is_device = service.startswith("device.") and backend and port
+    if is_device and identity:
+        yield from _identity_notes(service.rpartition(".")[2], identity)
     try:
         vms = _vms_of_service(session) if known is None else known
         if is_device and known is None and backend in vms:
@@ -146,6 +156,35 @@ def _notes(
         yield f"note: there is no VM {show(source)} that could ask"
     if _is_unknown(target, vms):
         yield f"note: there is no VM {show(target)}: to ask for it is to ask for {DEFAULT_TARGET}"
+
+
+def _interfaces(argument: object, service: str) -> list[tuple[str, str]]:
+    """Return the kinds of interfaces of the device that a request is about, with their words."""
+    identity = [*str(argument).split(":", 2), "", ""][2]
+    if not service.startswith("device.") or not is_identity(identity) or not identity:
+        return []
+    return interfaces(service.rpartition(".")[2], identity)
+
+
+def _identity_notes(device_class: str, identity: str) -> Iterator[str]:
+    """Yield why an identity that may be meant as a whole one is none."""
+    unknown = open_part(device_class, identity)
+    if unknown is None or UNKNOWN in identity:
+        return
+    example = f"{letter_of(device_class)}080650"
+    if unknown.fill is None:
+        yield (
+            f"note: {show(identity)} has not the four parts of an identity, so nothing of it "
+            f"counts as known; of a made-up device it is 0000:0000:x:KINDS, as in "
+            f"0000:0000:x:{example}"
+        )
+        return
+    rest = identity[len(unknown.known) :]
+    what = f"{show(rest)} is no kind" if rest else "it has no kind"
+    yield (
+        f"note: {what} of interface, so not all kinds count as known; they are written one after "
+        f"the other, each as {example}"
+    )
 
 
 def _is_unknown(name: str, vms: frozenset[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pedos_protocol.device_classes import class_named
+from pedos_protocol.kind_words import in_short
 from pedos_protocol.names import (
     harmless_text,
     is_identity,
@@ -154,6 +155,7 @@ def _device(untrusted_params: Mapping[str, object]) -> Said:
     fields = (
         ("device", f"{backend}:{parse_device_id(untrusted_params.get('device'))}"),
         ("identity", untrusted_identity or "(none)"),
+        ("has", in_short(name, untrusted_identity)),
         ("says it is", description or "(nothing)"),
         ("size", "" if untrusted_size is None else size_text(untrusted_size)),
         ("access", access),

@@ -129,6 +129,7 @@ def test_explain_asks_the_service(service: FakeService, capsys: Captured) -> Non
     assert capsys.readouterr().out.splitlines() == [
         "deny: device.attach.usb +sys-usb:sda:0781:5583 work -> vault",
         "  rule: 30-user.policy:3   device.attach.usb * * * deny",
+        "  interface: u-unknown  not known",
         "  looked at: 30-user.policy:1   a rule  (source is not \\x1b[31m)",
     ]
     assert main(["explain", "--json", "app.Open", "+", "work"]) == 0

@@ -86,3 +86,65 @@ def test_a_rule_for_what_is_not_known_can_be_suggested(
     selector = UNKNOWN if argument == UNKNOWN else "+sys-usb:1-2"
     rule = f"device.attach.usb {selector} dom0 work allow"
     assert (suggestion["rule"], suggestion["works"]) == (rule, True)
+
+
+def test_check_notes_a_rule_that_allows_a_keyboard_beside_what_it_names(
+    folder: Path, capsys: Captured
+) -> None:
+    (folder / "30-user.policy").write_text("device.attach.usb +sys-usb:*:*u08* dom0 work allow\n")
+    assert main(["check"]) == 0
+    first, *_, help_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("30-user.policy:1:1: note: this rule also allows a USB device that has")
+    assert "help: +sys-usb:*:only=u08* is one with nothing else" in help_
+    assert last == "1 rule of 1 file, no errors, 1 note"
+    assert main(["check", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    (note,) = answer["notes"]
+    assert (answer["ok"], answer["warnings"], note["line"]) == (True, [], 1)
+    (folder.parent / "new").write_text("device.attach.usb +sys-usb:*:*u0e* dom0 work allow\n")
+    assert main(["replace", "10-new.policy", "new", str(folder.parent / "new")]) == 0
+    said = capsys.readouterr().err
+    assert "note: 10-new.policy:1:1: this rule also allows" in said
+    assert "30-user.policy:1" not in said
+
+
+def test_a_device_that_is_not_there_can_be_tried_by_its_kinds(
+    folder: Path, capsys: Captured
+) -> None:
+    def tried(kinds: str) -> str:
+        argument = f"+sys-usb:1-2:0000:0000:x:{kinds}"
+        command = ["explain", "-v", *system(folder), "device.attach.usb", argument, "dom0", "work"]
+        assert main(command) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        return out
+
+    assert tried("u080650").startswith("allow: ")
+    said = tried("u080650u030101")
+    assert said.startswith("ask: ")
+    assert "  interface: u080650  mass storage\n  interface: u030101  HID: keyboard\n" in said
+    assert tried("u0e0100").startswith("deny: ")
+    assert "  interface: u-unknown  more that is not known\n" in tried("u080650u-unknown")
+
+
+@pytest.mark.parametrize(
+    ("identity", "said"),
+    [
+        ("u080650", "has not the four parts of an identity"),
+        ("0781:5581", "0000:0000:x:u080650"),
+        ("0781:5581:x:", "it has no kind of interface"),
+        ("0781:5581:x:u080650,u030101", ",u030101 is no kind of interface"),
+        ("0781:5581:x:u08", "u08 is no kind of interface"),
+        ("0781:5581:x:080650", "080650 is no kind of interface"),
+    ],
+)
+def test_an_identity_that_is_not_whole_is_told_so(
+    folder: Path, capsys: Captured, identity: str, said: str
+) -> None:
+    asked = ["device.attach.usb", f"+sys-usb:1-2:{identity}", "dom0", "work"]
+    assert main(["explain", *system(folder), *asked]) == 0
+    (note,) = capsys.readouterr().err.splitlines()
+    assert note.startswith("qvm-policy: note: ")
+    assert said in note
+    assert main(["explain", *system(folder), "device.attach.block", *asked[1:]]) == 0
+    assert capsys.readouterr().err == ""

@@ -119,6 +119,16 @@ def test_a_question_shows_who_asks_for_what_and_every_choice() -> None:
     ]
 
 
+def test_a_question_says_in_words_what_a_device_can_do() -> None:
+    stick = {"service": "device.attach.usb", "device_class": "usb", "device": "1-2", "size": None}
+    shown = lines(question(**stick, identity="0781:5581:x:u080650u030101"), 80, "utf-8")
+    assert shown[3:6] == [
+        "  identity    0781:5581:x:u080650u030101",
+        "  has         HID: keyboard, mass storage",
+        "  says it is  SanDisk Ultra",
+    ]
+
+
 def test_without_a_default_nothing_is_marked() -> None:
     assert not any("default" in line for line in lines(question(), 80, "utf-8"))
 
