@@ -74,6 +74,9 @@ class Client:
     def __init__(self, sock: socket, path: str, program: str) -> None:
         self.path = path
         self.closed = False
+        #: Whether answers are only for standard output: a wait then ends with BrokenPipeError once
+        #: nothing reads that any more.
+        self.only_for_output = False
         self._socket = sock
         self._connection = Connection()
         self._last_id = 0
@@ -155,9 +158,13 @@ class Client:
                 if not isinstance(event, NeedData):
                     return event
                 self._wait_until(deadline)
+                if self.only_for_output:
+                    self._wait_while_read(deadline)
                 self._connection.receive_data(self._socket.recv(RECEIVE_SIZE))
         except TimeoutError:
             return None
+        except BrokenPipeError:  # of standard output: nothing is sent here
+            raise
         except OSError as error:
             raise self._gone(f"the connection broke ({error.strerror})") from error
 
@@ -171,6 +178,13 @@ class Client:
             self._socket.settimeout(max(0.001, deadline - monotonic()))
         else:
             self._socket.settimeout(None)
+
+    def _wait_while_read(self, deadline: float | None) -> None:
+        from pedos_cli.output import wait_while_read  # noqa: PLC0415  (only a watch needs it)
+
+        seconds = None if deadline is None else max(0.001, deadline - monotonic())
+        if not wait_while_read(seconds, self._socket.fileno()):
+            raise TimeoutError
 
     def close(self) -> None:
         """Hangs up; the service may then give up what it still does for this client."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from time import sleep
-
 from pedos_protocol.errors import CallError
 
 from pedos_cli import client, output
-from pedos_cli.device_list import detailed_row, row
-from pedos_cli.output import show
+from pedos_cli.device_list import NOTHING, detailed_row, row
+from pedos_cli.output import show, wait_while_read
 from pedos_cli.place import inside_vm
 from pedos_cli.qvm_ls import row as vm_row
 from pedos_cli.watch_model import Model
@@ -36,6 +34,20 @@ AWAY = ("unavailable", "timeout", "quota")
 
 WORD_WIDTH = 8
 
+SHOWN = {
+    "description", "present", "attachments", "assignments", "orphans", "assignments_left_out",
+    "busy", "stale",
+}  # fmt: skip
+SHOWN_IN_DETAIL = SHOWN | {"size", "read_only", "parent", "parent_class", "identity"}
+"""What a device's line shows, of the keys of its map. Other changes are named behind it, because
+the line looks as it did before."""
+
+WORDS = {
+    "instance": "perhaps another device",  # or only another agent, which cannot tell
+    "shares": "shares data with other devices",
+}
+"""What a change of a key is called, where its name would not say it."""
+
 
 def add_arguments(parser: Parser) -> None:
     """Add what `watch` takes."""
@@ -53,13 +65,13 @@ def run(session: Session) -> NoReturn:
     while True:
         try:
             question = model.question(session.args.device_class)
-            answer = session.call(METHOD, question, TIMEOUT_S)
+            answer = session.follow(METHOD, question, TIMEOUT_S)
         except (CallError, client.Unreachable) as error:
             reason = _why_away(session, error, has_begun)
             session.close()
             if pause == RETRY_FIRST_S:
                 tell(session, {"event": "unreachable", "reason": reason})
-            sleep(pause)
+            wait_while_read(pause)
             pause = min(2 * pause, RETRY_MAX_S)
             continue
         if pause != RETRY_FIRST_S:
@@ -96,9 +108,7 @@ def _tell(session: Session, event: Event) -> None:
     if kind == "device":
         _put(word, _device_cells(event, word, detailed=session.verbosity > 0))
     elif kind == "vm":
-        changes = event.get("changes")
-        words = ", ".join(map(str, changes)) if isinstance(changes, list) else ""
-        _put(kind, (*vm_row(_map(event, kind)), words or word))
+        _put(kind, (*vm_row(_map(event, kind)), ", ".join(_changes(event)) or word))
     elif what == "gap":
         reason = show(event["reason"])
         session.note(f"some changes were missed: {reason}; what is different now follows")
@@ -109,8 +119,22 @@ def _tell(session: Session, event: Event) -> None:
 
 
 def _device_cells(event: Event, word: str, *, detailed: bool) -> tuple[str, ...]:
-    cells = (detailed_row if detailed else row)(_map(event, "device"))
-    return cells[:-1] if word == "removed" else cells  # it has no users any more
+    device = _map(event, "device")
+    *cells, users = (detailed_row if detailed else row)(device)
+    if word == "removed":  # it has no users any more
+        return tuple(cells)
+    shown = SHOWN_IN_DETAIL if detailed else SHOWN
+    if device.get("attachments"):  # these are shown in place of another use
+        shown = shown - {"busy"}
+    others = [WORDS.get(key, key.replace("_", " ")) for key in _changes(event) if key not in shown]
+    if not others:
+        return (*cells, users)
+    return (*cells, users or NOTHING, f"({', '.join(others)})")
+
+
+def _changes(event: Event) -> list[str]:
+    changes = event.get("changes")
+    return list(map(str, changes)) if isinstance(changes, list) else []
 
 
 def _map(event: Event, key: str) -> Map:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import TextIO
 
+STDOUT = 1
+"""The descriptor of standard output."""
+
 TEXT_MAX = 512
 """Characters of one text from outside: more would push the answer off the screen."""
 
@@ -180,6 +183,24 @@ def on_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
+def wait_while_read(seconds: float | None, source: int | None = None) -> bool:
+    """Wait until the descriptor `source` has something to read, or for so long: False then.
+
+    BrokenPipeError as soon as nothing reads standard output any more.
+    """
+    from select import POLLERR, POLLHUP, POLLIN, poll  # noqa: PLC0415  (only a watch waits)
+
+    waiting = poll()
+    if sys.stdout is not None:
+        waiting.register(STDOUT, 0)  # that its reader is gone is told unasked
+    if source is not None:
+        waiting.register(source, POLLIN)
+    ready = dict(waiting.poll(None if seconds is None else seconds * 1000))
+    if source != STDOUT and ready.get(STDOUT, 0) & (POLLERR | POLLHUP):
+        raise BrokenPipeError(errno.EPIPE, "nothing reads standard output")
+    return bool(ready)
+
+
 def finish() -> None:
     """Flush standard output, so that a full disk or a closed pipe is noticed in time."""
     if sys.stdout is not None:
@@ -191,7 +212,7 @@ def abandon() -> None:
     quiet."""
     null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(null, 1)
+        os.dup2(null, STDOUT)
     finally:
         os.close(null)
 

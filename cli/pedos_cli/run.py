@@ -68,6 +68,13 @@ class Session:
         """
         return self._connected().call(method, params, timeout)
 
+    def follow(self, method: str, params: dict[str, object], timeout: float) -> dict[str, object]:
+        """As `call`, for an answer that is only for standard output: BrokenPipeError as soon as
+        nothing reads that any more."""
+        connected = self._connected()
+        connected.only_for_output = True
+        return connected.call(method, params, timeout)
+
     def operate(
         self, method: str, params: dict[str, object], timeout: float, what: str, look: str
     ) -> dict[str, object]:

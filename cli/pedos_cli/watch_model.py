@@ -5,7 +5,7 @@ event is a map for people and programs:
 
 - `device.present`, `vm.present`: what there is at the beginning;
 - `device.added`, `device.changed`, `device.removed`, and the same for VMs: each with the number of
-  the change. A VM's `changes` say what has changed, in words;
+  the change. What has changed stands in `changes`: of a device as keys of its map, of a VM in words;
 - `gap`: some changes were missed, and `reason` says why. The events that follow, up to `ready`, are
   the differences between what was known before and what there is now;
 - `ready`: everything up to `number` is shown.
@@ -82,9 +82,14 @@ class Model:
         else:
             what = "removed" if now is None else "changed"
         event: Event = {"event": f"{kind}.{what}", "number": number, kind: now or before}
-        if kind == "vm" and before is not None and now is not None:
-            event["changes"] = vm_changes(before, now)
+        if before is not None and now is not None:
+            event["changes"] = (vm_changes if kind == "vm" else device_changes)(before, now)
         yield event
+
+
+def device_changes(before: Map, now: Map) -> list[str]:
+    """The keys of a device that have other values now, or are new or missing."""
+    return [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
 
 
 def vm_changes(before: Map, now: Map) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ Listed = Callable[..., dict[str, Any]]
 Captured = pytest.CaptureFixture[str]
 Reply = dict[str, Any] | CallError
 
+PATIENCE_S = 60  # a program starts in a moment, on a machine with other work in some
+LENT = [{"vm": "work", "options": {}}]
 THE_END = CallError("failed", "the test is over")
 
 
@@ -180,7 +183,7 @@ def test_after_a_gap_the_differences_are_shown(
         {"event": "gap", "number": 7, "reason": "too late"},
         {"event": "vm.added", "number": 9, "vm": vm("work")},
         {"event": "device.removed", "number": 9, "device": sda},
-        {"event": "device.changed", "number": 9, "device": larger},
+        {"event": "device.changed", "number": 9, "device": larger, "changes": ["size"]},
         {"event": "device.added", "number": 9, "device": sdc},
         {"event": "ready", "number": 9, "numbering": "one"},
     ]
@@ -202,7 +205,7 @@ def test_a_service_that_goes_away_is_waited_for(
             service.leaves = False
             say(service, answer(1, devices=[listed("sys-usb:sdb")], gap="restarted"))
 
-    monkeypatch.setattr(device_watch, "sleep", sleep)
+    monkeypatch.setattr(device_watch, "wait_while_read", sleep)
     service.replies["watch.next"] = reply
     assert main(["watch"]) == 1
     told = capsys.readouterr()
@@ -224,7 +227,7 @@ def test_a_service_that_goes_away_is_waited_for(
 def test_what_passes_by_itself_ends_only_a_watch_that_has_not_begun(
     service: FakeService, capsys: Captured, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    monkeypatch.setattr(device_watch, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(device_watch, "wait_while_read", lambda _seconds: None)
     say(service, answer(0), CallError(code, "not now"), answer(0))
     assert main(["watch", "--json"]) == 1
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -264,33 +267,62 @@ def test_ctrl_c_ends_it_without_a_word(
     def interrupted(_seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(device_watch, "sleep", interrupted)
+    monkeypatch.setattr(device_watch, "wait_while_read", interrupted)
     say(service, answer(0), CallError("unavailable", "gone"))
     assert main(["watch", "--json"]) == 130
     assert capsys.readouterr().err == ""
 
 
-def test_a_reader_gets_each_line_at_once_and_its_end_is_the_end(
-    service: FakeService, listed: Listed
+@pytest.mark.parametrize(
+    ("flags", "fields", "line"),
+    [
+        ("", {"instance": "b-1"}, "a disk | - | (perhaps another device)"),
+        ("", {"size": 1, "instance": "b-1"}, "a disk | - | (perhaps another device, size)"),
+        ("-v", {"size": 1, "instance": "b-1"}, "a disk | 1 B | - | (perhaps another device)"),
+        ("", {"description": "a stick", "read_only": True}, "a stick | - | (read only)"),
+        ("", {"busy": "mounted", "shares": ["sdb"]},
+         "a disk | sys-usb (in use: mounted) | (shares data with other devices)"),
+        ("", {"attachments": LENT}, "a disk | work (attached)"),
+        ("", {"attachments": LENT, "busy": "lent"}, "a disk | work (attached) | (busy)"),
+    ],
+)
+def test_a_change_that_a_line_does_not_show_is_named_behind_it(
+    service: FakeService,
+    listed: Listed,
+    capsys: Captured,
+    flags: str,
+    fields: dict[str, Any],
+    line: str,
 ) -> None:
+    before = listed("sys-usb:sda", instance="a-1")
+    say(service, answer(1, devices=[before]), answer(2, devices=[{**before, **fields}]))
+    assert main(["watch", *flags.split()]) == 1
+    assert lines(capsys.readouterr().out)[1] == f"changed | sys-usb:sda | {line}"
+
+
+def test_the_end_of_its_reader_is_its_end(service: FakeService, listed: Listed) -> None:
     reader, writer = os.pipe()
     read: list[bytes] = []
+    has_ended = threading.Event()
 
     def reply(params: dict[str, Any]) -> Reply:
         if params["number"] == 0:
             return answer(1, devices=[listed("sys-usb:sda")])
-        if not read:  # the first answer is printed before the next is asked for
-            read.append(os.read(reader, 4096))
-            os.close(reader)
-        return answer(params["number"] + 1, devices=[listed("sys-usb:sda", size=params["number"])])
+        read.append(os.read(reader, 4096))  # the first answer is printed before the next question
+        os.close(reader)
+        has_ended.wait(PATIENCE_S)  # nothing changes any more
+        return answer(1)
 
     service.replies["watch.next"] = reply
     code = "from pedos_cli.qvm_device import main\nraise SystemExit(main(['watch']))"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False,
-    )  # fmt: skip
-    os.close(writer)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=writer, stderr=subprocess.PIPE, timeout=PATIENCE_S, check=False,
+        )  # fmt: skip
+    finally:
+        has_ended.set()
+        os.close(writer)
     assert lines(read[0].decode()) == ["present | sys-usb:sda | a disk"]
     assert (done.returncode, done.stderr) == (141, b"")
 
