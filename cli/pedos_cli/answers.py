@@ -5,7 +5,7 @@ Every verb uses this module, which itself uses only `output` and `place`.
 
 from __future__ import annotations
 
-from pedos_protocol.errors import EXIT_STATUS, ProtocolError
+from pedos_protocol.errors import EXIT_STATUS, CallError, ProtocolError
 
 from pedos_cli.output import show
 from pedos_cli.place import inside_vm
@@ -14,8 +14,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import TypeVar
-
-    from pedos_protocol.errors import CallError
 
     from pedos_cli import client
 
@@ -55,6 +53,26 @@ def left_out(answer: Mapping[str, object], name: str) -> int:
     return count if isinstance(count, int) else 0
 
 
+def error_in(result: Mapping[str, object]) -> CallError | None:
+    """Return the error of one of several results; None if it has none."""
+    if result.get("error") is None:
+        return None
+    error = take(result, "error", dict)
+    return CallError(
+        take(error, "code", str), take(error, "message", str), take(error, "data", dict)
+    )
+
+
+def older_service(error: CallError, what: str, hint: str) -> CallError:
+    """Return `error`, or in place of one that a method is unknown, that the service is too old: it
+    `what`. `hint` is a command that it understands."""
+    if error.code != "unknown_method":
+        return error
+    whose = "this VM's agent, or dom0's service," if inside_vm() else "dom0's service"
+    message = f"{whose} is of an older version and {what}"
+    return CallError("unknown_method", message, {"hint": hint})
+
+
 def error_lines(prog: str, error: CallError, see: str | None, *, verbose: bool) -> list[str]:
     """Return the lines that describe an error answer: what, why, and what to do next.
 
@@ -75,6 +93,11 @@ def error_lines(prog: str, error: CallError, see: str | None, *, verbose: bool) 
     if data.get("request") and (verbose or (error.code == "denied" and not known_rule)):
         lines.append(f"  request: {show(data['request'])}")
     return lines
+
+
+def options_text(options: Mapping[str, object]) -> str:
+    """Return options as they are shown everywhere: `frontend-dev=xvdi, read-only=no`."""
+    return ", ".join(f"{name}={options[name]}" for name in sorted(options))
 
 
 def rule_text(data: Mapping[str, object]) -> str:

@@ -6,8 +6,21 @@ import argparse
 import os
 
 from pedos_protocol import VERSION
-from pedos_protocol.device_classes import FALSE, OPTION_NAME_MAX, OPTION_VALUE_MAX, OPTIONS_MAX
-from pedos_protocol.names import is_vm_name, parse_device_name, parse_vm_name
+from pedos_protocol.device_classes import (
+    CLASSES,
+    FALSE,
+    OPTION_NAME_MAX,
+    OPTION_VALUE_MAX,
+    OPTIONS_MAX,
+)
+from pedos_protocol.names import (
+    IDENTITY_MAX,
+    is_identity,
+    is_vm_name,
+    parse_device_id,
+    parse_device_name,
+    parse_vm_name,
+)
 
 from pedos_cli import output
 from pedos_cli.output import show
@@ -32,6 +45,9 @@ LEVELS = 3
 VMS_MAX = 256
 """VM names of one command: more VMs than a machine runs; a request with all of them fits a
 frame."""
+
+WILDCARD = "*"
+"""In place of a device's id or identity: any port, or any device."""
 
 HELP_WIDTH_MAX = 100
 """Columns that help text uses at most: longer lines are hard to read."""
@@ -154,11 +170,80 @@ def device_name(text: str) -> DeviceName:
 
 def target_and_device(vm: str, device: str) -> tuple[str, DeviceName]:
     """Return both names checked; if they were given the wrong way round, say so."""
+    _check_order(vm, device)
+    return vm_name(vm), device_name(device)
+
+
+def target_and_pinned(vm: str, device: str) -> tuple[str, Pinned]:
+    """As `target_and_device`, of a device whose identity may be named."""
+    _check_order(vm, device)
+    return vm_name(vm), pinned(device)
+
+
+def _check_order(vm: str, device: str) -> None:
     if ":" in vm and is_vm_name(device):
         raise UsageError(
             f"the VM comes first, then the device: '{show(vm, 128)}' is not a VM's name",
         )
-    return vm_name(vm), device_name(device)
+
+
+class Pinned:
+    """A device of `backend` as `SOURCE:ID[:IDENTITY]` names it: by its port, by its identity, or by
+    both. `id` and `identity` may be WILDCARD; `identity` is None if it is not named."""
+
+    __slots__ = ("backend", "id", "identity")
+
+    def __init__(self, backend: str, id: str, identity: str | None) -> None:  # noqa: A002
+        self.backend = backend
+        self.id = id
+        self.identity = identity
+
+    def __str__(self) -> str:
+        at = f"{self.backend}:{self.id}"
+        return at if self.identity is None else f"{at}:{self.identity}"
+
+    @property
+    def device(self) -> str | None:
+        """The id; None for any port."""
+        return None if self.id == WILDCARD else self.id
+
+    @property
+    def known_identity(self) -> str | None:
+        """The identity; None if it is not named, or may be any."""
+        return None if self.identity == WILDCARD else self.identity
+
+
+def pinned(text: str) -> Pinned:
+    """Return what `text` names; raise UsageError with the reason if it is not
+    SOURCE:ID[:IDENTITY]."""
+    backend, colon, rest = text.partition(":")
+    if not colon:
+        device_name(text)  # it says what is meant
+    name, colon, identity = rest.partition(":")
+    try:
+        parse_vm_name(backend)
+        if name != WILDCARD:
+            parse_device_id(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if colon and identity != WILDCARD and not (identity and is_identity(identity)):
+        raise UsageError(
+            f"'{show(identity, 128)}' is not an identity: 1 to {IDENTITY_MAX} letters, digits, "
+            "':', '.', '_' or '-', as list -v shows it"
+        )
+    return Pinned(backend, name, identity if colon else None)
+
+
+def add_options(parser: Parser) -> None:
+    """Add the options of an attachment, as `options` takes them."""
+    *others, last = [each.shown_example for known in CLASSES for each in known.options]
+    parser.add_argument(
+        "-o", "--option", metavar="NAME=VALUE", dest="options", action="append", default=[],
+        help=f"an option of the class, such as {', '.join(others)} or {last}; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ro", dest="read_only", action="store_true", help="the same as -o read-only=yes"
+    )
 
 
 def options(texts: Sequence[str], read_only: bool = False) -> dict[str, str]:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from pedos_protocol.reasons import says_more
 
-from pedos_cli.device_list import options_text
+from pedos_cli.answers import options_text
 from pedos_cli.output import show
 
 TYPE_CHECKING = False

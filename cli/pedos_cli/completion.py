@@ -21,12 +21,13 @@ from _signal import (  # type: ignore[import-not-found]
 
 from pedos_protocol.device_classes import class_named, services
 from pedos_protocol.errors import CallError, ProtocolError
-from pedos_protocol.names import is_device_id, is_vm_name, natural_key
+from pedos_protocol.names import is_device_id, is_identity, is_vm_name, natural_key
 
 from pedos_cli import client, place
 from pedos_cli.answers import DONE, take, take_maps
+from pedos_cli.arguments import WILDCARD
 from pedos_cli.classes import classes_there_are
-from pedos_cli.devices import list_devices
+from pedos_cli.devices import assignment_name, device_name, list_assignments, list_devices
 from pedos_cli.policy_files import ANY, NAME_CHARACTERS, NEW
 from pedos_cli.policy_files import names as policy_names
 
@@ -51,9 +52,13 @@ DEFAULT_WORD_BREAKS = "\"'@><=;|&(:"
 
 
 class Position:
-    """The cursor's place in the command line: its parser, and what comes next there."""
+    """The cursor's place in the command line: its parser, and what comes next there; `prefix` is
+    what stands there already."""
 
-    def __init__(self, parser: argparse.ArgumentParser, words: Iterable[str]) -> None:
+    def __init__(
+        self, parser: argparse.ArgumentParser, words: Iterable[str], prefix: str = ""
+    ) -> None:
+        self.prefix = prefix
         self.device_class: str | None = parser.get_default("device_class")
         self._enter(parser)
         for word in words:
@@ -120,7 +125,7 @@ def complete(parser: argparse.ArgumentParser) -> int:
 
 def candidates(parser: argparse.ArgumentParser, words: Iterable[str], prefix: str) -> list[str]:
     """Return the candidates at the cursor after `words`, which exclude the program's name."""
-    position = Position(parser, words)
+    position = Position(parser, words, prefix)
     if prefix.startswith("-"):
         return sorted(name for name in position.options if name.startswith("--"))
     expected = position.expected()
@@ -163,15 +168,52 @@ def _vms(_: Position) -> list[str]:
 
 
 def _devices(position: Position) -> list[str]:
-    devices, _missing, _answer = list_devices(_ask, str(position.device_class))
+    devices = _proper_devices(position)
     if position.action == "detach":
         devices = [each for each in devices if position.vm in _users(each)]
-    # Only valid names: a candidate becomes part of a command line.
+    return list(map(device_name, devices))
+
+
+def _proper_devices(position: Position) -> list[dict[str, object]]:
+    """Only those with valid names: a candidate becomes part of a command line."""
+    devices, _missing, _answer = list_devices(_ask, str(position.device_class))
     return [
-        f"{each['backend']}:{each['device']}"
+        each
         for each in devices
         if is_vm_name(take(each, "backend", str)) and is_device_id(take(each, "device", str))
     ]
+
+
+def _pinned(position: Position) -> list[str]:
+    """Devices; and with their identities, once a word has come to that."""
+    if position.action == "unassign":
+        return _assignments(position)
+    devices = _proper_devices(position)
+    if position.prefix.count(":") < 2:
+        return list(map(device_name, devices))
+    identities = [each for each in devices if _proper_identity(each)]
+    found = [(device_name(each), each["identity"]) for each in identities]
+    if position.action == "assign":
+        found += [(f"{each['backend']}:{WILDCARD}", each["identity"]) for each in identities]
+    return [f"{at}:{identity}" for at, identity in found]
+
+
+def _assignments(position: Position) -> list[str]:
+    vms = None if position.vm is None else [position.vm]
+    assignments, _answer = list_assignments(_ask, str(position.device_class), vms)
+    return [
+        assignment_name(each, take(each, "backend", str))
+        for each in assignments
+        if each.get("vm") == position.vm
+        and is_vm_name(take(each, "backend", str))
+        and (each.get("device") is None or is_device_id(take(each, "device", str)))
+        and (not each.get("identity") or _proper_identity(each))
+    ]
+
+
+def _proper_identity(each: Mapping[str, object]) -> bool:
+    identity = take(each, "identity", str)
+    return bool(identity) and is_identity(identity)
 
 
 def _options(position: Position) -> list[str]:
@@ -222,6 +264,7 @@ SOURCES: dict[object, Callable[[Position], list[str]]] = {
     "DEVICE_CLASS": _classes,
     "VM": _vms,
     "SOURCE:ID": _devices,
+    "SOURCE:ID[:IDENTITY]": _pinned,
     "NAME=VALUE": _options,
     "SERVICE": _services,
     "SOURCE": _sources,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pedos_protocol.device_classes import CLASSES
 from pedos_protocol.errors import CallError
 
-from pedos_cli.answers import DONE, take
-from pedos_cli.arguments import options, target_and_device
-from pedos_cli.device_list import options_text
+from pedos_cli.answers import DONE, options_text, take
+from pedos_cli.arguments import WILDCARD, UsageError, add_options, options, target_and_pinned
 from pedos_cli.output import show
 from pedos_cli.timeouts import ATTACH_S
 
@@ -23,31 +21,28 @@ def add_arguments(parser: Parser) -> None:
     """Add what `attach` takes."""
     parser.add_argument("vm", metavar="VM", help="the VM that gets the device")
     parser.add_argument(
-        "device", metavar="SOURCE:ID", help="the device, as the first column of list names it"
-    )
+        "device", metavar="SOURCE:ID[:IDENTITY]",
+        help="the device, as the first column of list names it; with an identity, as list -v shows "
+        "it, it is attached only if it still has that",
+    )  # fmt: skip
     parser.add_argument(
         "-p", "--persistent", action="store_true",
         help="attach it at every start of VM too; the start fails if the device is missing",
     )  # fmt: skip
-    parser.add_argument(
-        "-o", "--option", metavar="NAME=VALUE", dest="options", action="append", default=[],
-        help=f"an option of the class, such as {_example_options()}; repeatable",
-    )  # fmt: skip
-    parser.add_argument(
-        "--ro", dest="read_only", action="store_true", help="the same as -o read-only=yes"
-    )
+    add_options(parser)
     parser.set_defaults(verb=run)
-
-
-def _example_options() -> str:
-    *others, last = [each.shown_example for known in CLASSES for each in known.options]
-    return f"{', '.join(others)} or {last}"
 
 
 def run(session: Session) -> int:
     """Attach one device, or assign it when its VM does not run."""
     args = session.args
-    vm, name = target_and_device(args.vm, args.device)
+    vm, name = target_and_pinned(args.vm, args.device)
+    if name.device is None:
+        raise UsageError(
+            f"'{WILDCARD}' is no device that can be attached: its id is meant, as list names it",
+            f"{args.command} list",
+        )
+    device = f"{name.backend}:{name.id}"
     asked = options(args.options, args.read_only)
     params: dict[str, object] = {
         "device_class": args.device_class,
@@ -57,21 +52,23 @@ def run(session: Session) -> int:
         "options": asked,
         "persistent": args.persistent,
     }
+    if name.known_identity is not None:  # an older service, which cannot check it, refuses it
+        params["identity"] = name.known_identity
     try:
         answer = session.operate(
             "device.attach",
             params,
             ATTACH_S,
-            f"the attach of {args.device} to {vm}",
+            f"the attach of {device} to {vm}",
             f"{args.command} list {vm}",
         )
     except CallError as error:
-        status = session.fail(error, f"{args.command} explain {vm} {args.device}")
+        status = session.fail(error, f"{args.command} explain {vm} {device}")
         if error.code == "denied":  # perhaps by a rule that was just edited and has an error
             session.warn_of_policy()
         return status
-    session.say(f"{args.device} {_outcome(answer, vm, args.persistent)}")
-    _warn_of_other_options(session, answer, vm, asked)
+    session.say(f"{device} {_outcome(answer, vm, args.persistent)}")
+    _warn_of_other_options(session, answer, vm, device, asked)
     if session.verbosity > 0 and answer.get("request"):
         session.say(f"request: {answer['request']}")
     if answer.get("policy_ok") is False:
@@ -80,7 +77,7 @@ def run(session: Session) -> int:
 
 
 def _warn_of_other_options(
-    session: Session, answer: Mapping[str, object], vm: str, asked: Mapping[str, str]
+    session: Session, answer: Mapping[str, object], vm: str, device: str, asked: Mapping[str, str]
 ) -> None:
     """Say so when the device is attached with other options than requested."""
     told = take(answer, "options", dict)
@@ -93,7 +90,6 @@ def _warn_of_other_options(
         if name in real
         and real[name] != (options[name].canonical(value) if name in options else value)
     }
-    device = session.args.device
     if not told or not other:
         return
     if answer.get("outcome") == "attached":
@@ -108,15 +104,22 @@ def _warn_of_other_options(
         )
 
 
+def landed(answer: Mapping[str, object], asked_for: str) -> tuple[str | None, str]:
+    """Return the VM that the device went to, and, if it is another than the named one, that it is;
+    a VM that asked does not learn which one."""
+    vm = answer.get("vm", asked_for)
+    if vm is None:
+        return None, "another VM, as dom0's policy wants it"
+    if vm == asked_for:
+        return asked_for, ""
+    return show(vm), f", and not to {asked_for}, as the policy or dom0's user said"
+
+
 def _outcome(answer: Mapping[str, object], asked_for: str, persistent: bool) -> str:
     outcome = take(answer, "outcome", str)
-    landed = answer.get("vm", asked_for)
-    if landed is None:  # a VM does not learn which one
-        return "was given to another VM, as dom0's policy wants it"
-    vm = show(landed)
-    instead = (
-        "" if vm == asked_for else f", and not to {asked_for}, as the policy or dom0's user said"
-    )
+    vm, instead = landed(answer, asked_for)
+    if vm is None:
+        return f"was given to {instead}"
     if outcome == "assigned":
         return f"assigned to {vm}{instead}; it will be attached when {vm} starts"
     shown = dict(take(answer, "options", dict))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pedos_protocol.errors import CallError
 
-from pedos_cli.answers import DONE, take, take_maps
+from pedos_cli.answers import DONE, error_in, take, take_maps
 from pedos_cli.arguments import target_and_device, vm_name
 from pedos_cli.timeouts import DETACH_S
 
@@ -79,14 +79,8 @@ def _tell(session: Session, result: Mapping[str, object], vm: str) -> int:
     device = f"{take(result, 'backend', str)}:{take(result, 'device', str)}"
     detached, unassigned = result.get("detached"), result.get("unassigned")
     status = DONE
-    if result.get("error") is not None:
-        error = take(result, "error", dict)
-        status = session.fail(
-            CallError(
-                take(error, "code", str), take(error, "message", str), take(error, "data", dict)
-            ),
-            _explain(session.args.command, vm, device),
-        )
+    if (error := error_in(result)) is not None:
+        status = session.fail(error, _explain(session.args.command, vm, device))
     if detached and unassigned:
         session.say(f"{device} detached from {vm}, and no longer assigned to it")
     elif detached:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pedos_protocol.names import natural_key
 
 from pedos_cli import output
-from pedos_cli.answers import DONE, left_out, take, take_maps
+from pedos_cli.answers import DONE, left_out, options_text, take, take_maps
 from pedos_cli.arguments import UsageError, vm_names
-from pedos_cli.devices import device_name, list_devices
+from pedos_cli.devices import TIMEOUT_S, device_name, list_devices
+from pedos_cli.output import NOTHING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,15 +17,12 @@ if TYPE_CHECKING:
     from pedos_cli.arguments import Parser
     from pedos_cli.run import Session
 
-TIMEOUT_S = 10.0
-"""Seconds for a list: the service answers from memory and never asks a VM."""
-
 HEADER = ("BACKEND:DEVID", "DESCRIPTION", "USED BY")
 DETAILED_HEADER = ("BACKEND:DEVID", "DESCRIPTION", "DETAILS", "USED BY")
-NOTHING = "-"
-"""What stands in a cell that would be empty: the one behind it could be taken for it."""
-
 SIZE_STEP = 1024
+
+REQUIRED = "required"
+"""The mode of an assignment that needs no word: a service that names none knows no other."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -39,22 +37,31 @@ def add_arguments(parser: Parser) -> None:
         "--exclude", metavar="VM", nargs="+", action="extend", default=[],
         help="with --all: leave out these VMs",
     )  # fmt: skip
+    parser.add_argument(
+        "-s", "--assignments", action="store_true",
+        help="list what is assigned, in which mode, and whether it is there, in place of devices",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON, with every detail")
     parser.set_defaults(verb=run)
 
 
 def run(session: Session) -> int:
-    """List the devices of one class."""
+    """List the devices of one class, or the assignments."""
     args = session.args
     if args.exclude and not args.all:
         raise UsageError("--exclude requires --all")
     if args.vms and args.all:
         raise UsageError("--all already means every VM: give either --all or VM names")
+    vms, exclude = vm_names(args.vms) or None, vm_names(args.exclude)
+    if args.assignments:
+        from pedos_cli import device_assignments  # noqa: PLC0415  (most lists are of devices)
+
+        return device_assignments.run(session, vms, exclude)
     devices, missing, answer = list_devices(
         lambda method, params: session.call(method, params, TIMEOUT_S),
         args.device_class,
-        vm_names(args.vms) or None,
-        vm_names(args.exclude),
+        vms,
+        exclude,
     )
     if args.json:
         listed = {"devices": devices, "policy": answer.get("policy")}
@@ -119,11 +126,13 @@ def used_by(device: Mapping[str, object]) -> list[str]:
         for vm in sorted(attached, key=natural_key)
     ]
     users += [
-        _user(f"*{vm}", _assigned(device, vm), assigned[vm])
+        _user(f"*{vm}", _assigned(device, assigned[vm]), assigned[vm])
         for vm in sorted(assigned.keys() - attached.keys(), key=natural_key)
     ]
     if more := left_out(device, "assignments"):
         users.append(f"{more} more (assigned, not listed)")
+    if (conflict := device.get("conflict")) is not None:
+        users.append(f"no VM by itself ({_enclosed(str(conflict))})")
     for mark, text in (("cannot look at it now", device.get("stale")), ("in use", use)):
         if text:
             users.append(f"{device.get('backend')} ({mark}: {_enclosed(str(text))})")
@@ -137,10 +146,11 @@ def _attached(use: Mapping[str, object]) -> str:
     return f"left over, as {output.show(why)}" if why else "attached"
 
 
-def _assigned(device: Mapping[str, object], vm: str) -> str:
-    orphans = device.get("orphans")
-    is_orphan = isinstance(orphans, list) and vm in orphans
-    return "assigned to a VM that was removed" if is_orphan else "assigned"
+def _assigned(device: Mapping[str, object], use: Mapping[str, object]) -> str:
+    orphans, mode = device.get("orphans"), use.get("mode", REQUIRED)
+    if isinstance(orphans, list) and use["vm"] in orphans:
+        return "assigned to a VM that was removed"
+    return "assigned" if mode == REQUIRED else f"assigned, {output.show(mode)}"
 
 
 def _user(name: str, how: str, use: Mapping[str, object]) -> str:
@@ -151,11 +161,6 @@ def _user(name: str, how: str, use: Mapping[str, object]) -> str:
 def _enclosed(text: str) -> str:
     """A VM's text as it stands in parentheses of ours, which it cannot leave."""
     return text.replace("(", "\\x28").replace(")", "\\x29")
-
-
-def options_text(options: Mapping[str, object]) -> str:
-    """Return options as they are shown everywhere: `frontend-dev=xvdi, read-only=no`."""
-    return ", ".join(f"{name}={options[name]}" for name in sorted(options))
 
 
 def _details(device: Mapping[str, object]) -> str:

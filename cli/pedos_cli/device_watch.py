@@ -5,9 +5,9 @@ from __future__ import annotations
 from pedos_protocol.errors import CallError
 
 from pedos_cli import client, output
-from pedos_cli.device_list import NOTHING, detailed_row, row
-from pedos_cli.output import show, wait_while_read
-from pedos_cli.place import inside_vm
+from pedos_cli.answers import older_service
+from pedos_cli.device_list import detailed_row, row
+from pedos_cli.output import NOTHING, show, wait_while_read
 from pedos_cli.qvm_ls import row as vm_row
 from pedos_cli.watch_model import Model
 
@@ -36,7 +36,7 @@ WORD_WIDTH = 8
 
 SHOWN = {
     "description", "present", "attachments", "assignments", "orphans", "assignments_left_out",
-    "busy", "stale",
+    "conflict", "busy", "stale",
 }  # fmt: skip
 SHOWN_IN_DETAIL = SHOWN | {"size", "read_only", "parent", "parent_class", "identity"}
 """What a device's line shows, of the keys of its map. Other changes are named behind it, because
@@ -88,10 +88,7 @@ def _why_away(session: Session, error: CallError | client.Unreachable, has_begun
             raise error
         return error.why
     if error.code == "unknown_method":
-        whose = "this VM's agent, or dom0's service," if inside_vm() else "dom0's service"
-        message = f"{whose} is of an older version and cannot tell of changes"
-        hint = f"{session.args.command} list"
-        raise CallError("unknown_method", message, {"hint": hint}) from error
+        raise older_service(error, "cannot tell of changes", f"{session.args.command} list")
     if not has_begun or error.code not in AWAY:
         raise error
     return error.message

@@ -1,16 +1,21 @@
-"""All devices of a class, over as many answers of the service as they need."""
+"""All devices or assignments of a class, over as many answers of the service as they need."""
 
 from __future__ import annotations
 
 from pedos_protocol.names import natural_key
 
 from pedos_cli.answers import take, take_maps
+from pedos_cli.arguments import WILDCARD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     Call = Callable[[str, dict[str, object]], dict[str, object]]
+
+
+TIMEOUT_S = 10.0
+"""Seconds for a list: the service answers from memory and never asks a VM."""
 
 
 def list_devices(
@@ -34,6 +39,44 @@ def list_devices(
     devices.sort(key=lambda each: natural_key(device_name(each)))
     missing = take_maps(answer, "missing") if "missing" in answer else []
     return devices, missing, answer
+
+
+def list_assignments(
+    call: Call, device_class: str, vms: Sequence[str] | None = None, exclude: Sequence[str] = ()
+) -> tuple[list[dict[str, object]], dict[str, object]]:
+    """Return the assignments in natural order of source, device, identity and VM, and the last
+    answer."""
+    wanted = {"device_class": device_class, "vms": vms, "exclude": list(exclude)}
+    assignments: list[dict[str, object]] = []
+    after = None
+    while True:
+        answer = call("device.assignments", {**wanted, "after": after})
+        page = take_maps(answer, "assignments")
+        assignments += page
+        if answer.get("more") is not True or not page:
+            break
+        after = {key: page[-1].get(key) for key in ("vm", "backend", "device", "identity")}
+    assignments.sort(key=_assignment_key)
+    return assignments, answer
+
+
+def _assignment_key(assignment: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Assignments to an identity at any port are last of those to a source's devices."""
+    device = assignment.get("device")
+    names = (
+        take(assignment, "backend", str),
+        "\x7f" if device is None else str(device),
+        take(assignment, "identity", str),
+        take(assignment, "vm", str),
+    )
+    return list(map(natural_key, names))
+
+
+def assignment_name(assignment: Mapping[str, object], backend: str) -> str:
+    """Return what an assignment is to as `SOURCE:ID[:IDENTITY]`, which `unassign` takes."""
+    device, identity = assignment.get("device"), take(assignment, "identity", str)
+    at = f"{backend}:{WILDCARD if device is None else device}"
+    return f"{at}:{identity}" if identity else at
 
 
 def device_name(device: Mapping[str, object]) -> str:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 STDOUT = 1
 """The descriptor of standard output."""
 
+NOTHING = "-"
+"""What stands in a cell that would be empty: the one behind it could be taken for it."""
+
 TEXT_MAX = 512
 """Characters of one text from outside: more would push the answer off the screen."""
 

@@ -28,6 +28,8 @@ ACTIONS = {
     "list": ("ls", "l"),
     "attach": ("at", "a"),
     "detach": ("dt", "d"),
+    "assign": ("s",),
+    "unassign": ("u",),
     "explain": (),
     "watch": (),
 }
@@ -38,8 +40,15 @@ WATCH = "watch"
 
 IMPLIED_ACTION = "list"
 
-FLAGS = ("--all", "--json", "-p", "--persistent", "--ro", "--force")
+FLAGS = (
+    "--all", "--json", "-s", "--assignments", "-p", "--persistent", "--ro", "--force",
+    "--auto", "--auto-attach", "--ask", "--ask-to-attach", "-r", "--required",
+    "--port", "--only-port", "--device", "--only-device", "--dry-run",
+)  # fmt: skip
 """Options of the actions that take no value: the action may stand behind them."""
+
+IDENTITY = "0781:5567:4C530001"
+"""An identity in examples."""
 
 TELL_CLASSES = "--list-device-classes"
 
@@ -47,6 +56,8 @@ SUMMARIES = {
     "list": "list devices and who uses them",
     "attach": "attach a device to a VM",
     "detach": "detach one device, or all of the class, from a VM",
+    "assign": "have a device attached to a VM at its starts, or whenever both are there",
+    "unassign": "take one assignment, or all of the class, from a VM",
     "explain": "show the policy's verdict and the rule that decides",
     "watch": "list devices and VMs, and then every change, until Ctrl-C",
 }
@@ -55,6 +66,13 @@ DETAILS = {
     "over while its source, or the toolstack, does not confirm that it has ended, which the "
     "service tries every minute: until then no other VM gets the device. With --json, `left_over` "
     "of an attachment says why, or is null.",
+    "attach": " A device that a VM should get again and again is assigned: see assign.",
+    "assign": " Without --port or --device, the assignment is to the device that is there now, at "
+    "the port where it is now: another device there is not attached, nor the device elsewhere. The "
+    "most specific assignment of a device counts; two that are as specific attach it to none. The "
+    "lines that begin with now show what would happen at this moment, whether the assignment is "
+    "made or not.",
+    "unassign": " What the VM has stays attached until it is detached.",
     "watch": " A line that begins with present, added, changed or removed goes on as a line of "
     "list does; one that begins with vm goes on as a line of qvm-ls does, and says what has "
     "happened to the VM. In a VM, only its own devices and those that it has are shown, and no "
@@ -81,12 +99,13 @@ def build_parser(
     what = f"{known} devices" if known else f"devices ({', '.join(class_names())})"
     parser = Parser(
         prog=prog,
-        description=f"List, attach, detach and watch {what}. Without an action, list is implied."
-        + ("" if device_class else f" `{prog} {WATCH}` watches all classes."),
+        description=f"List, attach, detach, assign and watch {what}. Without an action, list is "
+        "implied." + ("" if device_class else f" `{prog} {WATCH}` watches all classes."),
         epilog=examples(
             (command, "list the devices"),
             (f"{command} attach work {device}", "attach a device to the VM work"),
             (f"{command} detach work", "detach everything of this class from work"),
+            (f"{command} assign work {device}", "have it attached whenever both are there"),
         ),
     )
     if device_class is None:
@@ -258,25 +277,36 @@ def _known_action(word: str, command: str) -> str:
 
 def _module(action: str) -> ModuleType:
     """Return the module of the action; to save time, the others are not imported."""
+    module: ModuleType
     if action == "list":
         from pedos_cli import device_list  # noqa: PLC0415
 
-        return device_list
-    if action == "attach":
+        module = device_list
+    elif action == "attach":
         from pedos_cli import device_attach  # noqa: PLC0415
 
-        return device_attach
-    if action == "detach":
+        module = device_attach
+    elif action == "detach":
         from pedos_cli import device_detach  # noqa: PLC0415
 
-        return device_detach
-    if action == WATCH:
+        module = device_detach
+    elif action == "assign":
+        from pedos_cli import device_assign  # noqa: PLC0415
+
+        module = device_assign
+    elif action == "unassign":
+        from pedos_cli import device_unassign  # noqa: PLC0415
+
+        module = device_unassign
+    elif action == WATCH:
         from pedos_cli import device_watch  # noqa: PLC0415
 
-        return device_watch
-    from pedos_cli import device_explain  # noqa: PLC0415
+        module = device_watch
+    else:
+        from pedos_cli import device_explain  # noqa: PLC0415
 
-    return device_explain
+        module = device_explain
+    return module
 
 
 def _sentence(summary: str) -> str:
@@ -292,15 +322,36 @@ def _examples(action: str, command: str, example: DeviceClass) -> str:
             (f"{command} list work", "the devices in work, and those attached to it"),
             (f"{command} list --all --exclude vault", "all devices except those of vault"),
             (f"{command} list --json", "the same for programs"),
+            (f"{command} list --assignments", "which VM is to have which device"),
         ),
         "attach": (
             (f"{command} attach work {device}{option}", "attach it until it is detached"),
             (f"{command} attach --persistent work {device}", "also at every start of work"),
+            (f"{command} attach work {device}:{IDENTITY}", "only if it is this device"),
         ),
         "detach": (
             (f"{command} detach work {device}", "this one device"),
             (f"{command} detach work", "every device of the class"),
             (f"{command} detach --force work {device}", "although work uses it (in dom0)"),
+        ),
+        "assign": (
+            (f"{command} assign work {device}{option}", "this device, at this port"),
+            (f"{command} assign --device work {device}", "this device, at whatever port it is"),
+            (
+                f"{command} assign --port --ask work {device}",
+                "what is plugged in there, if you agree",
+            ),
+            (f"{command} assign --required work {device}", "work does not start without it"),
+            (
+                f"{command} assign work '{example.source}:*:{IDENTITY}'",
+                "a device that need not be there now",
+            ),
+            (f"{command} assign --dry-run work {device}", "what would happen now"),
+        ),
+        "unassign": (
+            (f"{command} unassign work {device}", "what is assigned by this port"),
+            (f"{command} unassign --device work {device}", "what is assigned by its identity"),
+            (f"{command} unassign work", "every assignment of the class"),
         ),
         "explain": (
             (f"{command} explain work {device}", "may it be attached to work, and why"),

@@ -29,6 +29,13 @@ for the assignment; then 10 + 70 + 15, and 20 + 80 + 20 to undo that."""
 DETACH_S = 220.0
 """30, then 60, then 20 + 80 + 20."""
 
+ASSIGN_S = 190.0
+"""5 + 30 + 5, and as much for another VM if the policy redirects it; 60; 15 to look at the VM's own
+disks. The rest is for what the service writes."""
+
+UNASSIGN_S = 120.0
+"""60; the rest is for what the service writes."""
+
 START_S = 1165.0
 """5 + 30 + 5, then 60, then 90 + 15 + 240; a device that fails 10 + 70 + 15 and its undoing
 20 + 80 + 20; then 20 + 125 to shut the VM down, 20 to ask who uses what it lends, 20 + 80 + 20 to

@@ -5,7 +5,7 @@ event is a map for people and programs:
 
 - `device.present`, `vm.present`: what there is at the beginning;
 - `device.added`, `device.changed`, `device.removed`, and the same for VMs: each with the number of
-  the change. What has changed stands in `changes`: of a device as keys of its map, of a VM in words;
+  the change. `changes` says what has changed: of a device the keys of its map, of a VM words;
 - `gap`: some changes were missed, and `reason` says why. The events that follow, up to `ready`, are
   the differences between what was known before and what there is now;
 - `ready`: everything up to `number` is shown.

@@ -44,12 +44,16 @@ WRONG = {
     "block list --all --exclude 9work": "'9work' is not a VM name",
     "block list --al": "unrecognized arguments: --al",
     "block --frobnicate": "unrecognized arguments: --frobnicate",
-    "block attach": "the following arguments are required: VM, SOURCE:ID",
-    "block attach work": "the following arguments are required: SOURCE:ID",
+    "block attach": "the following arguments are required: VM, SOURCE:ID[:IDENTITY]",
+    "block attach work": "the following arguments are required: SOURCE:ID[:IDENTITY]",
     "block attach work stick.img": "'stick.img' is not a device: SOURCE:ID is meant",
     "block attach work sys-usb:": "'' is not a device id",
     "block attach work :sda": "'' is not a VM name",
-    "block attach work a:b:c": "'b:c' is not a device id",
+    "block attach work a:b:": "'' is not an identity: 1 to 256 letters",
+    "block attach work a:b:c/d": "'c/d' is not an identity",
+    "block attach work a:*": "'*' is no device that can be attached",
+    "block attach work a:*:c": "'*' is no device that can be attached",
+    "block detach work a:b:c": "'b:c' is not a device id",
     "block attach work ../x:sda": "'../x' is not a VM name",
     "block attach sys-usb:sda work": "the VM comes first",
     "block attach work sys-usb:sda vault": "unrecognized arguments: vault",
@@ -67,6 +71,22 @@ WRONG = {
     "block detach": "the following arguments are required: VM",
     "block detach work sda": "'sda' is not a device",
     "block explain work sys-usb:sda --verb eat": "invalid choice: 'eat'",
+    "block assign": "the following arguments are required: VM, SOURCE:ID[:IDENTITY]",
+    "block assign sys-usb:sda work": "the VM comes first",
+    "block assign work sda": "'sda' is not a device: SOURCE:ID is meant",
+    "block assign work a:*": "a:* is every device: its id is meant, as list names it, or a:*:IDENT",
+    "block assign work a:*:*": "a:* is every device",
+    "block assign work a:* --device": "a:* is every device",
+    "block assign work a:*:c --port": "--port contradicts a:*:c, which is at any port",
+    "block assign work a:b:* --device": "--device contradicts a:b:*, which is any device there",
+    "block assign work a:b --port --device": "argument --device/--only-device: not allowed with",
+    "block assign work a:b --ask -r": "argument -r/--required: not allowed with argument --ask",
+    "block assign work a:b --ro -o read-only=no": "--ro contradicts -o read-only=no",
+    "block assign work a:b -p": "unrecognized arguments: -p",
+    "block unassign": "the following arguments are required: VM",
+    "block unassign work a:*": "a:* is every device",
+    "block unassign work a:*:c --port": "--port contradicts a:*:c",
+    "block list -s --exclude work": "--exclude requires --all",
 }
 
 
@@ -183,6 +203,8 @@ def test_every_program_has_help(prog: str, capsys: pytest.CaptureFixture[str]) -
         ("list", ["list", "ls", "l"]),
         ("attach", ["attach", "at", "a"]),
         ("detach", ["detach", "dt", "d"]),
+        ("assign", ["assign", "s"]),
+        ("unassign", ["unassign", "u"]),
     ],
 )
 def test_actions_have_the_aliases_of_the_manual(action: str, names: list[str]) -> None:
@@ -204,6 +226,9 @@ def test_flags_may_stand_before_the_action(line: str) -> None:
     assert (args.action, args.json, args.vms) == ("list", True, [])
     assert qvm_device.parse(["block", "--ro", "attach", "work", "sys-usb:sda"]).read_only
     assert qvm_device.parse(["block", "--json", "work"]).vms == ["work"]
+    assign = qvm_device.parse(["usb", "--dry-run", "--ask", "assign", "work", "sys-usb:1-2"])
+    assert (assign.mode, assign.dry_run) == ("ask", True)
+    assert qvm_device.parse(["usb", "-s"]).assignments
     # It is what a VM is called, where a name has to stand.
     assert qvm_device.parse(["block", "--all", "--exclude", "list"]).exclude == ["list"]
 

@@ -70,8 +70,7 @@ def test_a_class_that_is_built_in_is_not_asked_for(newer: FakeService) -> None:
 def test_it_is_completed(newer: FakeService) -> None:
     parser = qvm_device.build_parser()
     assert candidates(parser, [], "") == ["printer", "watch"]
-    verbs = ["list", "attach", "detach", "explain", "watch"]
-    assert candidates(parser, ["printer"], "") == verbs
+    assert candidates(parser, ["printer"], "") == list(qvm_device.ACTIONS)
     assert candidates(parser, ["printer", "attach", "-o"], "") == ["colour=no"]
     assert "device.attach.printer" in candidates(qvm_policy.build_parser(), ["explain"], "")
 

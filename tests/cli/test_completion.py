@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FILES = Path(__file__).parents[2] / "cli" / "completions"
 SCRIPT = FILES / "qvm-device.bash"
 PATIENCE_S = 60  # a shell starts in a moment, on a machine with other work in some
+VERBS = ["list", "attach", "detach", "assign", "unassign", "explain", "watch"]
 READY = b"ready to complete"
 SHELLS = {
     "bash": (["bash", "--norc", "-i"], f". '{SCRIPT}'"),
@@ -43,11 +44,21 @@ def devices(service: FakeService, listed: Callable[..., dict[str, Any]]) -> Fake
     service.replies["device.list"] = {
         "devices": [
             listed("sys-usb:sda10", attachments=attachments),
-            listed("sys-usb:sda2"),
+            listed("sys-usb:sda2", identity="0781:5567:4C53"),
             listed("sys-usb:$(reboot)"),
         ],
         "policy": None,
     }
+    service.replies["device.assignments"] = {
+        "assignments": [
+            {"vm": "work", "backend": "sys-usb", "device": device, "identity": identity}
+            for device, identity in (
+                ("sda2", ""), ("sda3", "0781:5567:4C53"), (None, "0781:5567:4C53"), ("$(x)", ""),
+                ("sda4", "$(reboot)"),
+            )
+        ],
+        "policy": None,
+    }  # fmt: skip
     service.replies["vm.list"] = {
         "vms": [
             {"name": name, "state": "Halted", "domid": None, "agent": False}
@@ -64,7 +75,7 @@ def devices(service: FakeService, listed: Callable[..., dict[str, Any]]) -> Fake
         ("-v", ["block", "usb", "pci", "mic", "watch"]),
         ("watch", ["block", "usb", "pci", "mic"]),
         ("watch usb", []),
-        ("block", ["list", "attach", "detach", "explain", "watch"]),
+        ("block", VERBS),
         ("block list", ["sys-usb", "work"]),
         ("block list work", ["sys-usb", "work"]),
         ("block list --all --exclude", ["sys-usb", "work"]),
@@ -75,6 +86,15 @@ def devices(service: FakeService, listed: Callable[..., dict[str, Any]]) -> Fake
         ("block detach work", ["sys-usb:sda10"]),
         ("block detach vault", []),
         ("block detach work sys-usb:sda10", []),
+        ("block assign", ["sys-usb", "work"]),
+        ("block assign work", ["sys-usb:sda2", "sys-usb:sda10"]),
+        ("block s --ask -o read-only=yes work", ["sys-usb:sda2", "sys-usb:sda10"]),
+        (
+            "block unassign work",
+            ["sys-usb:sda2", "sys-usb:sda3:0781:5567:4C53", "sys-usb:*:0781:5567:4C53"],
+        ),
+        ("block unassign vault", []),
+        ("block list -s", ["sys-usb", "work"]),
         ("block explain work sys-usb:sda --verb", ["list", "attach", "detach", "assign"]),
         ("floppy drive", []),
     ],
@@ -85,10 +105,29 @@ def test_what_could_come_next_is_offered(
     assert candidates(qvm_device.build_parser(), line.split(), "") == offered
 
 
+@pytest.mark.parametrize(
+    ("action", "offered"),
+    [
+        ("attach", ["sys-usb:sda2:0781:5567:4C53"]),
+        ("assign", ["sys-usb:sda2:0781:5567:4C53", "sys-usb:*:0781:5567:4C53"]),
+    ],
+)
+def test_the_identities_of_present_devices_are_offered_behind_the_id(
+    devices: FakeService, action: str, offered: list[str]
+) -> None:
+    parser = qvm_device.build_parser("block")
+    assert candidates(parser, [action, "work"], "sys-usb:sda2:") == offered
+
+
 def test_options_are_offered_after_a_hyphen() -> None:
     parser = qvm_device.build_parser("block")
     assert candidates(parser, ["attach"], "-") == [
         "--help", "--option", "--persistent", "--quiet", "--ro", "--verbose",
+    ]  # fmt: skip
+    assert candidates(parser, ["assign"], "--a") == [
+        "--ask", "--ask-to-attach", "--auto", "--auto-attach", "--device", "--dry-run", "--help",
+        "--only-device", "--only-port", "--option", "--port", "--quiet", "--required", "--ro",
+        "--verbose",
     ]  # fmt: skip
     assert "read-only=yes" in candidates(parser, ["attach", "-o"], "")
     assert "frontend-dev=xvdi" in candidates(parser, ["attach", "-o"], "")
@@ -115,6 +154,16 @@ def test_without_a_service_nothing_is_offered(no_service: Path) -> None:
 
 
 def test_a_vm_that_may_not_list_vms_is_offered_nothing(service: FakeService) -> None:
+    service.replies["device.assignments"] = {
+        "assignments": [
+            {"vm": "work", "backend": "sys-usb", "device": device, "identity": identity}
+            for device, identity in (
+                ("sda2", ""), ("sda3", "0781:5567:4C53"), (None, "0781:5567:4C53"), ("$(x)", ""),
+                ("sda4", "$(reboot)"),
+            )
+        ],
+        "policy": None,
+    }  # fmt: skip
     service.replies["vm.list"] = CallError("unknown_method", "no method vm.list")
     assert candidates(qvm_device.build_parser(), ["block", "attach"], "") == []
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pedos_cli import device_watch
+from pedos_cli import answers, device_watch
 from pedos_cli.qvm_device import main, main_usb
 from pedos_cli.watch_model import Model, vm_changes
 from pedos_protocol.errors import CallError, ProtocolError
@@ -253,7 +253,7 @@ def test_an_older_service_is_said_to_be_older(
     inside: str,
     who: str,
 ) -> None:
-    monkeypatch.setattr(device_watch, "inside_vm", lambda: bool(inside))
+    monkeypatch.setattr(answers, "inside_vm", lambda: bool(inside))
     assert main(["watch", "usb"]) == 1
     assert capsys.readouterr().err.splitlines() == [
         f"qvm-device: failed: {who} of an older version and cannot tell of changes",
@@ -280,8 +280,11 @@ def test_ctrl_c_ends_it_without_a_word(
         ("", {"size": 1, "instance": "b-1"}, "a disk | - | (perhaps another device, size)"),
         ("-v", {"size": 1, "instance": "b-1"}, "a disk | 1 B | - | (perhaps another device)"),
         ("", {"description": "a stick", "read_only": True}, "a stick | - | (read only)"),
-        ("", {"busy": "mounted", "shares": ["sdb"]},
-         "a disk | sys-usb (in use: mounted) | (shares data with other devices)"),
+        (
+            "",
+            {"busy": "mounted", "shares": ["sdb"]},
+            "a disk | sys-usb (in use: mounted) | (shares data with other devices)",
+        ),
         ("", {"attachments": LENT}, "a disk | work (attached)"),
         ("", {"attachments": LENT, "busy": "lent"}, "a disk | work (attached) | (busy)"),
     ],

@@ -68,6 +68,12 @@ def test_a_detach_of_vms_that_hang_is_waited_for(steps: Steps) -> None:
     assert SETTLE_TIMEOUT + ASK + steps.detach < timeouts.DETACH_S
 
 
+def test_an_assignment_that_takes_long_is_waited_for() -> None:
+    # On Xen the VM's own disks are looked at.
+    assert 2 * FIND + ASK + xen.QUICK_SECONDS < timeouts.ASSIGN_S
+    assert ASK < timeouts.UNASSIGN_S
+
+
 def start_that_fails_at_its_end(steps: Steps) -> float:
     begin = FIND + ASK + steps.start + steps.attach
     # Who uses what it lends is asked before it is shut down and before it is destroyed.

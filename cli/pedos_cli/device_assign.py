@@ -1,0 +1,189 @@
+"""`qvm-device CLASS assign`: which VM is to get a device, and when."""
+
+from __future__ import annotations
+
+from pedos_protocol.errors import CallError
+
+from pedos_cli.answers import DONE, left_out, older_service, options_text, take, take_maps
+from pedos_cli.arguments import WILDCARD, UsageError, add_options, options, target_and_pinned
+from pedos_cli.device_attach import landed
+from pedos_cli.devices import assignment_name
+from pedos_cli.output import show
+from pedos_cli.timeouts import ASSIGN_S
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pedos_cli.arguments import Parser, Pinned
+    from pedos_cli.run import Session
+
+WHEN = {
+    "required": "{vm} does not start without it",
+    "auto-attach": "it is attached when {vm} starts, and when it appears while {vm} runs",
+    "ask": "dom0's user is asked when {vm} starts, and when it appears while {vm} runs",
+}
+"""What each mode means."""
+
+CONFLICTS = {
+    "more": "is more specific, and gets it",
+    "equal": "is as specific, so neither gets it",
+    "less": "is less specific, and does not get it",
+}
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add what `assign` takes."""
+    parser.add_argument("vm", metavar="VM", help="the VM that is to get the device")
+    add_pinned(parser, None)
+    modes = parser.add_mutually_exclusive_group()
+    for mode, names, what in (
+        ("auto-attach", ("--auto", "--auto-attach"),
+         "attach it when VM starts, if it is there, and when it appears while VM runs: the "
+         "default, but for a class whose devices a VM can only start with"),
+        ("ask", ("--ask", "--ask-to-attach"), "the same, but ask dom0's user each time"),
+        ("required", ("-r", "--required"), "attach it when VM starts, and do not start VM without"),
+    ):  # fmt: skip
+        modes.add_argument(*names, dest="mode", action="store_const", const=mode, help=what)
+    add_options(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="only show what would happen if VM were to get the device now",
+    )  # fmt: skip
+    parser.set_defaults(verb=run)
+
+
+def add_pinned(parser: Parser, nargs: str | None) -> None:
+    """Add the device that an assignment is to, and what of it counts."""
+    parser.add_argument(
+        "device", metavar="SOURCE:ID[:IDENTITY]", nargs=nargs,
+        help="the device, as the first column of list names it; * in place of ID or IDENTITY is "
+        "any (quote it from the shell)",
+    )  # fmt: skip
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--port", "--only-port", dest="match", action="store_const", const="port",
+        help="whatever device is at this port: the same as SOURCE:ID:*",
+    )  # fmt: skip
+    what.add_argument(
+        "--device", "--only-device", dest="match", action="store_const", const="device",
+        help="the device that is there now, at whatever port: the same as SOURCE:*:IDENTITY",
+    )  # fmt: skip
+
+
+def matched(name: Pinned, option: str | None) -> str:
+    """Return what the assignment is to: "port", "device" or "both". UsageError for a name that
+    means neither, or other than the option."""
+    if name.id == WILDCARD and name.known_identity is None:
+        raise UsageError(
+            f"{name.backend}:{WILDCARD} is every device: its id is meant, as list names it, or "
+            f"{name.backend}:{WILDCARD}:IDENTITY, with an identity as list -v shows it"
+        )
+    named = "device" if name.id == WILDCARD else "port" if name.identity == WILDCARD else None
+    if option is not None and named not in (None, option):
+        means = "at any port" if named == "device" else "any device there"
+        raise UsageError(f"--{option} contradicts {name}, which is {means}")
+    return option or named or "both"
+
+
+def run(session: Session) -> int:
+    """Assign a device to a VM, or show what would happen."""
+    args = session.args
+    vm, name = target_and_pinned(args.vm, args.device)
+    params: dict[str, object] = {
+        "device_class": args.device_class,
+        "vm": vm,
+        "backend": name.backend,
+        "device": name.device,
+        "identity": name.known_identity,
+        "match": matched(name, args.match),
+        "mode": args.mode or ("auto-attach" if args.described.live else "required"),
+        "options": options(args.options, args.read_only),
+        "dry_run": args.dry_run,
+    }
+    try:
+        answer = session.operate(
+            "device.assign",
+            params,
+            ASSIGN_S,
+            f"the assignment of {args.device} to {vm}",
+            f"{args.command} list --assignments {vm}",
+        )
+    except CallError as error:
+        at = name.device
+        explain = f"{args.command} explain {vm} {name.backend}:{at} --verb assign" if at else None
+        hint = f"{args.command} attach --persistent {vm} {name.backend}:{at or 'ID'}"
+        status = session.fail(older_service(error, "assigns devices only by port", hint), explain)
+        if error.code == "denied":  # perhaps by a rule that was just edited and has an error
+            session.warn_of_policy()
+        return status
+    if not args.dry_run:
+        session.say(_outcome(answer, name.backend, vm, str(params["mode"])))
+    if answer.get("now") is not None:
+        for line in now_lines(take(answer, "now", dict), answer, name.backend, args.command):
+            session.say(f"now: {line}" if args.dry_run else f"  now: {line}")
+    if session.verbosity > 0 and answer.get("request"):
+        session.say(f"request: {answer['request']}")
+    if answer.get("policy_ok") is False:
+        session.warn_of_policy()
+    return DONE
+
+
+def _outcome(answer: Mapping[str, object], backend: str, asked_for: str, mode: str) -> str:
+    what = show(assignment_name(answer, backend))
+    vm, instead = landed(answer, asked_for)
+    if vm is None:
+        return f"{what} assigned to {instead}"
+    outcome = take(answer, "outcome", str)
+    how = {"already": "is already assigned", "changed": "is now assigned"}.get(outcome, "assigned")
+    text = f"{what} {how} to {vm}"
+    if given := take(answer, "options", dict):
+        text += f" ({options_text(given)})"
+    return f"{text}{instead}; {WHEN[mode].format(vm=vm)}"
+
+
+def now_lines(
+    now: Mapping[str, object], answer: Mapping[str, object], backend: str, command: str
+) -> Iterator[str]:
+    """Yield what would happen if the VM were to get the device now: what it is first, then
+    everything that is in the way."""
+    vm = show(answer.get("vm"))
+    matches = take(now, "matches", list)
+    names = [f"{backend}:{show(each)}" for each in matches]
+    if more := left_out(now, "matches"):
+        names.append(f"{more} more")
+    obstacles = list(_obstacles(now, vm, backend))
+    if now.get("absent") is not None:
+        yield show(now["absent"])
+    elif names and not obstacles:
+        is_live = now.get("runs") is True
+        then = f"attached to {vm} at once" if is_live else f"attached when {vm} starts"
+        yield f"{names[0]} is present, and would be {then}"
+    elif names:
+        yield f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} present"
+    yield from obstacles
+
+
+def _obstacles(now: Mapping[str, object], vm: str, backend: str) -> Iterator[str]:
+    if now.get("ambiguous") is not None:
+        yield show(now["ambiguous"])
+    rule = show(now.get("rule")) if now.get("rule") is not None else "no rule allows it"
+    if now.get("verdict") == "deny":
+        yield f"denied by policy ({rule})"
+    elif now.get("verdict") == "ask":
+        yield f"dom0's user would be asked ({rule})"
+    if now.get("held_by") is not None:
+        held = "it"
+        if now.get("held") is not None and now["held"] not in take(now, "matches", list):
+            held = f"{backend}:{show(now['held'])}, which shares data with it"
+        yield f"{show(now['held_by'])} has {held}"
+    if now.get("unfit") is not None:
+        yield show(now["unfit"])
+    if now.get("name_taken") is not None:
+        yield show(now["name_taken"])
+    for each in take_maps(now, "conflicts"):
+        what, to = show(assignment_name(each, backend)), show(each.get("vm"))
+        of = f"{what} to {to} ({show(each.get('mode'))})"
+        yield f"the assignment of {of} {CONFLICTS.get(str(each.get('specific')), 'conflicts')}"
+    if more := left_out(now, "conflicts"):
+        yield f"{more} more assignments are about the same devices"
