@@ -100,6 +100,39 @@ def test_a_file_without_write_permission_is_read_only(settings: Settings) -> Non
     assert found.device.read_only
 
 
+def test_a_file_has_the_identity_that_its_owner_gave_it_by_any_name(settings: Settings) -> None:
+    path = settings.devices / "block" / "stick.img"
+    path.write_bytes(b"x")
+    try:
+        os.setxattr(path, folder_disks.IDENTITY, b"0781:5567:4C53")
+    except OSError as error:
+        pytest.skip(f"no extended attributes in {path}: {error.strerror}")
+    path.rename(path.with_name("other.img"))
+    (found,) = discovery_folder.scan(settings.devices)
+    assert (found.device.device, found.device.identity) == ("other.img", "0781:5567:4C53")
+    for bad in (b"two words", b"\xff", b"x" * 257, b""):
+        os.setxattr(path.with_name("other.img"), folder_disks.IDENTITY, bad)
+        (found,) = discovery_folder.scan(settings.devices)
+        assert found.device.identity == ""
+
+
+@pytest.mark.parametrize(
+    ("code", "unseen"),
+    [(errno.EIO, os.strerror(errno.EIO)), (errno.ENODATA, None), (errno.EOPNOTSUPP, None)],
+)
+def test_an_identity_that_cannot_be_read_is_not_taken_for_none(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, code: int, unseen: str | None
+) -> None:
+    (settings.devices / "block" / "stick.img").write_bytes(b"x")
+
+    def fails(_path: object, _name: object) -> bytes:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "getxattr", fails)
+    (found,) = discovery_folder.scan(settings.devices)
+    assert (found.unseen, found.device.identity) == (unseen, "")
+
+
 def test_a_second_name_of_the_same_file_is_busy(settings: Settings) -> None:
     block = settings.devices / "block"
     (block / "one.img").write_bytes(b"x")

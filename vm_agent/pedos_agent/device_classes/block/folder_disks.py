@@ -1,10 +1,14 @@
 """Local mode's disks: a file in the folder that is not empty, or a block device, or a link to one.
 
+A file has no identity of its own, as a stick has; its owner can give it one, so that it can be
+assigned by it: an extended attribute, which stays with the file under another name.
+
 `folder_data` determines other uses on this machine, and which disks have the same data.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -17,7 +21,7 @@ from typing import Final
 import attrs
 import trio
 from pedos_protocol.agent_messages import Device
-from pedos_protocol.names import frontend_names, harmless_text
+from pedos_protocol.names import frontend_names, harmless_text, is_identity
 
 from pedos_agent.device_classes.block import disk_events
 from pedos_agent.device_classes.block.disk import Disk, disk_marks
@@ -33,6 +37,8 @@ from pedos_agent.system.uevents import KERNEL
 
 BLKROGET: Final = 0x125E  # linux/fs.h: is the block device read-only?
 SYS_BLOCK: Final = "/sys/dev/block"
+IDENTITY: Final = "user.pedos.identity"  # xattr(7)
+_NO_ATTRIBUTE: Final = frozenset((errno.ENODATA, errno.EOPNOTSUPP))
 _FRONTENDS: Final = frozenset(frontend_names())
 
 
@@ -43,10 +49,10 @@ def is_borrowed(path: Path) -> bool:
 
 def disk_at(path: str, device_class: str, device_id: str, pin: Pinner) -> LocalDevice | None:
     """The disk to which a name leads; None if it is none. OSError."""
-    pinned = pin(path, _is_writable)
+    pinned = pin(path, _told_by_file_system)
     if pinned is None:
         return None
-    held, status, writable = pinned
+    held, status, (writable, identity) = pinned
     if stat.S_ISREG(status.st_mode):
         size = status.st_size
     elif stat.S_ISBLK(status.st_mode):
@@ -61,7 +67,7 @@ def disk_at(path: str, device_class: str, device_id: str, pin: Pinner) -> LocalD
     device = Device(
         device_class=device_class,
         device=device_id,
-        identity="",
+        identity=identity,
         description=harmless_text(shown_name(path)),
         size=size,
         parent=None,
@@ -72,8 +78,21 @@ def disk_at(path: str, device_class: str, device_id: str, pin: Pinner) -> LocalD
     return Disk(device, path, inode, _disk_marks(inode.special), held)
 
 
-def _is_writable(pin: Pin, status: os.stat_result) -> bool:
-    return bool(status.st_mode & 0o222) and may_write(pin.path)
+def _told_by_file_system(pin: Pin, status: os.stat_result) -> tuple[bool, str]:
+    """Whether it can be written to, and its identity."""
+    writable = bool(status.st_mode & 0o222) and may_write(pin.path)
+    return writable, _identity(pin.path) if stat.S_ISREG(status.st_mode) else ""
+
+
+def _identity(path: str) -> str:
+    """The identity that the owner gave to a file; "" if none, or one that is malformed."""
+    try:
+        text = os.getxattr(path, IDENTITY).decode("ascii", "replace")
+    except OSError as error:
+        if error.errno in _NO_ATTRIBUTE:
+            return ""
+        raise
+    return text if is_identity(text) else ""
 
 
 def _disk_marks(number: int) -> tuple[str, ...]:
