@@ -26,9 +26,9 @@ WHEN = {
 """What each mode means."""
 
 CONFLICTS = {
-    "more": "is more specific, and gets it",
-    "equal": "is as specific, so neither gets it",
-    "less": "is less specific, and does not get it",
+    "more": "is more specific, and counts",
+    "equal": "is as specific, so that neither gets it by itself",
+    "less": "is less specific, and does not count",
 }
 
 
@@ -120,7 +120,7 @@ def run(session: Session) -> int:
     if not args.dry_run:
         session.say(_outcome(answer, name.backend, vm, str(params["mode"])))
     if answer.get("now") is not None:
-        for line in now_lines(take(answer, "now", dict), answer, name.backend, args.command):
+        for line in now_lines(session, answer, name.backend):
             session.say(f"now: {line}" if args.dry_run else f"  now: {line}")
     if session.verbosity > 0 and answer.get("request"):
         session.say(f"request: {answer['request']}")
@@ -142,48 +142,65 @@ def _outcome(answer: Mapping[str, object], backend: str, asked_for: str, mode: s
     return f"{text}{instead}; {WHEN[mode].format(vm=vm)}"
 
 
-def now_lines(
-    now: Mapping[str, object], answer: Mapping[str, object], backend: str, command: str
-) -> Iterator[str]:
-    """Yield what would happen if the VM were to get the device now: what it is first, then
+def now_lines(session: Session, answer: Mapping[str, object], backend: str) -> Iterator[str]:
+    """Yield what would happen if the VM were to get the device now: what is there first, and then
     everything that is in the way."""
-    vm = show(answer.get("vm"))
+    now = take(answer, "now", dict)
+    if now.get("absent") is not None:
+        yield show(now["absent"])
     matches = take(now, "matches", list)
     names = [f"{backend}:{show(each)}" for each in matches]
     if more := left_out(now, "matches"):
         names.append(f"{more} more")
+    vm = show(answer.get("vm"))
     obstacles = list(_obstacles(now, vm, backend))
-    if now.get("absent") is not None:
-        yield show(now["absent"])
-    elif names and not obstacles:
-        is_live = now.get("runs") is True
-        then = f"attached to {vm} at once" if is_live else f"attached when {vm} starts"
-        yield f"{names[0]} is present, and would be {then}"
-    elif names:
+    others = take_maps(now, "conflicts")
+    is_clear = not obstacles and all(each.get("specific") == "less" for each in others)
+    if names and not is_clear:
         yield f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} present"
+    elif names:
+        yield f"{names[0]} is present, and {_then(session, now, vm)}"
     yield from obstacles
+    for each in others:
+        yield _conflict(each, backend)
+    if more := left_out(now, "conflicts"):
+        yield f"{more} more assignments are about the same devices"
+
+
+def _then(session: Session, now: Mapping[str, object], vm: str) -> str:
+    """Return what would become of a device that nothing keeps from the VM."""
+    args = session.args
+    if now.get("held_by") is not None:
+        return f"is attached to {vm} already"
+    is_live = now.get("runs") is True and args.described.live
+    when = "at once" if is_live else f"when {vm} starts"
+    if now.get("verdict") == "ask":
+        return f"dom0's user would be asked {when}, as {_rule(now)} wants it"
+    if args.mode == "ask":
+        return f"dom0's user would be asked {when}"
+    return f"would be attached {f'to {vm} at once' if is_live else when}"
 
 
 def _obstacles(now: Mapping[str, object], vm: str, backend: str) -> Iterator[str]:
     if now.get("ambiguous") is not None:
         yield show(now["ambiguous"])
-    rule = show(now.get("rule")) if now.get("rule") is not None else "no rule allows it"
     if now.get("verdict") == "deny":
-        yield f"denied by policy ({rule})"
-    elif now.get("verdict") == "ask":
-        yield f"dom0's user would be asked ({rule})"
-    if now.get("held_by") is not None:
-        held = "it"
-        if now.get("held") is not None and now["held"] not in take(now, "matches", list):
-            held = f"{backend}:{show(now['held'])}, which shares data with it"
-        yield f"{show(now['held_by'])} has {held}"
-    if now.get("unfit") is not None:
-        yield show(now["unfit"])
-    if now.get("name_taken") is not None:
-        yield show(now["name_taken"])
-    for each in take_maps(now, "conflicts"):
-        what, to = show(assignment_name(each, backend)), show(each.get("vm"))
-        of = f"{what} to {to} ({show(each.get('mode'))})"
-        yield f"the assignment of {of} {CONFLICTS.get(str(each.get('specific')), 'conflicts')}"
-    if more := left_out(now, "conflicts"):
-        yield f"{more} more assignments are about the same devices"
+        yield f"denied by policy ({_rule(now)})"
+    holder, held = now.get("held_by"), now.get("held")
+    if holder is not None and held not in take(now, "matches", list):
+        yield f"{show(holder)} has {backend}:{show(held)}, which shares data with it"
+    elif holder not in (None, vm):
+        yield f"{show(holder)} has it"
+    for key in ("unfit", "name_taken"):
+        if now.get(key) is not None:
+            yield show(now[key])
+
+
+def _rule(now: Mapping[str, object]) -> str:
+    return "no rule allows it" if now.get("rule") is None else show(now["rule"])
+
+
+def _conflict(other: Mapping[str, object], backend: str) -> str:
+    what, to, mode = show(assignment_name(other, backend)), show(other.get("vm")), other.get("mode")
+    how = CONFLICTS.get(str(other.get("specific")), "conflicts")
+    return f"the assignment of {what} to {to} ({show(mode)}) {how}"

@@ -107,6 +107,22 @@ def test_a_mode_can_be_chosen_and_depends_on_the_class(
     assert asked(service, "device.assign")["mode"] == mode
 
 
+@pytest.mark.parametrize(
+    ("device_class", "flag", "runs", "then"),
+    [
+        ("usb", "--ask", True, "dom0's user would be asked at once"),
+        ("usb", "--ask", False, "dom0's user would be asked when work starts"),
+        ("pci", "-r", True, "would be attached when work starts"),
+    ],
+)
+def test_what_would_happen_depends_on_the_mode_and_the_class(
+    service: FakeService, capsys: Captured, device_class: str, flag: str, runs: bool, then: str
+) -> None:
+    assigned(service, now=AssignedNow(matches=("1-2",), verdict="allow", runs=runs))
+    assert main([device_class, "assign", "--dry-run", flag, "work", "sys-usb:1-2"]) == 0
+    assert capsys.readouterr().out == f"now: sys-usb:1-2 is present, and {then}\n"
+
+
 def test_options_are_those_of_an_attach(service: FakeService, capsys: Captured) -> None:
     assigned(service, options={"frontend-dev": "xvdj", "read-only": "yes"})
     assert main(["block", "assign", "work", "a:b", "--ro", "-o", "frontend-dev=xvdj"]) == 0
@@ -119,7 +135,6 @@ def test_options_are_those_of_an_attach(service: FakeService, capsys: Captured) 
     ("flag", "what"),
     [
         ("--auto", "it is attached when work starts, and when it appears while work runs"),
-        ("--ask", "dom0's user is asked when work starts, and when it appears while work runs"),
         ("-r", "work does not start without it"),
     ],
 )
@@ -174,7 +189,18 @@ def test_assign_says_what_came_of_it(
         ),
         (
             {"verdict": "ask", "rule": "90-default.policy:4"},
-            ["sys-usb:1-2 is present", "dom0's user would be asked (90-default.policy:4)"],
+            [
+                "sys-usb:1-2 is present, and dom0's user would be asked at once, as "
+                "90-default.policy:4 wants it",
+            ],
+        ),
+        (
+            {"held_by": "work", "held": "1-2"},
+            ["sys-usb:1-2 is present, and is attached to work already"],
+        ),
+        (
+            {"held_by": "work", "held": "1-2.1"},
+            ["sys-usb:1-2 is present", "work has sys-usb:1-2.1, which shares data with it"],
         ),
         ({"held_by": "vault", "held": "1-2"}, ["sys-usb:1-2 is present", "vault has it"]),
         (
@@ -189,8 +215,16 @@ def test_assign_says_what_came_of_it(
         ),
         (
             {
+                "conflicts": (Conflict("vault", "1-2", "", "ask", "less"),),
+            },
+            [
+                "sys-usb:1-2 is present, and would be attached to work at once",
+                "the assignment of sys-usb:1-2 to vault (ask) is less specific, and does not count",
+            ],
+        ),
+        (
+            {
                 "conflicts": (
-                    Conflict("vault", "1-2", "", "ask", "less"),
                     Conflict("a", None, STICK, "required", "equal"),
                     Conflict("b", "1-2", STICK, "auto-attach", "more"),
                 ),
@@ -198,12 +232,10 @@ def test_assign_says_what_came_of_it(
             },
             [
                 "sys-usb:1-2 is present",
-                "the assignment of sys-usb:1-2 to vault (ask) is less specific, and does not get "
-                "it",
-                f"the assignment of sys-usb:*:{STICK} to a (required) is as specific, so neither "
-                "gets it",
+                f"the assignment of sys-usb:*:{STICK} to a (required) is as specific, so that "
+                "neither gets it by itself",
                 f"the assignment of sys-usb:1-2:{STICK} to b (auto-attach) is more specific, and "
-                "gets it",
+                "counts",
                 "3 more assignments are about the same devices",
             ],
         ),
