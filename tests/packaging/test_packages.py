@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pedos_protocol
 import pytest
+from pedos_cli.answers import DONE, INTERRUPTED, PIPE_CLOSED
+from pedos_cli.qvm_device import ACTIONS
 from pedos_dom0.local.bringup import TOOLS
+from pedos_protocol.errors import EXIT_STATUS
 
 from .debian_files import (
     BINARY_PACKAGES,
@@ -74,6 +77,17 @@ def test_control_has_the_source_and_the_three_packages() -> None:
     assert source["Source"] == "pedos-devices"
     assert tuple(each["Package"] for each in binaries) == BINARY_PACKAGES
     assert all(each["Description"].count("\n") > 2 for each in binaries)
+
+
+def test_the_manual_has_the_examples_of_every_action_and_each_exit_status() -> None:
+    parser = programs.parser_in("pedos_cli.qvm_device")
+    examples, statuses = programs.manual_sections(parser, "pedos_cli.qvm_device")
+    assert examples["heading"] == "examples"
+    for action in ACTIONS:
+        assert f"qvm-device block {action} " in examples["content"]
+    told = {int(line.split()[0]) for line in statuses["content"].splitlines()}
+    assert told == {DONE, INTERRUPTED, PIPE_CLOSED, *EXIT_STATUS.values()}
+    assert "exit status" not in str(programs.manual_sections(parser, "pedos_dom0.__main__"))
 
 
 def test_one_version_everywhere() -> None:
