@@ -75,14 +75,14 @@ def run(session: Session) -> int:
             output.table(map(row, devices), HEADER)
     elif not missing:
         session.note(f"there are no {args.device_class} devices here")
-    for line in _missing_lines(missing, answer.get("missing_vms")):
+    for line in missing_lines(missing, answer.get("missing_vms")):
         session.note(line)
     if (policy := answer.get("policy")) is not None:
         session.warn_of_policy(policy)
     return DONE
 
 
-def _missing_lines(missing: list[dict[str, object]], vms: object) -> Iterator[str]:
+def missing_lines(missing: list[dict[str, object]], vms: object) -> Iterator[str]:
     """Return what the list leaves out, and why: one line for each VM that it says so of."""
     for each in missing:
         backend, count = output.show(take(each, "backend", str)), each.get("count")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ACTIONS = {
     "list": ("ls", "l"),
+    "info": ("i",),
     "attach": ("at", "a"),
     "detach": ("dt", "d"),
     "assign": ("s",),
@@ -54,6 +55,7 @@ TELL_CLASSES = "--list-device-classes"
 
 SUMMARIES = {
     "list": "list devices and who uses them",
+    "info": "show all that is known of a device, and what the rules say of it",
     "attach": "attach a device to a VM",
     "detach": "detach one device, or all of the class, from a VM",
     "assign": "have a device attached to a VM at its starts, or whenever both are there",
@@ -66,6 +68,9 @@ DETAILS = {
     "over while its source, or the toolstack, does not confirm that it has ended, which the "
     "service tries every minute: until then no other VM gets the device. With --json, `left_over` "
     "of an attachment says why, or is null.",
+    "info": " A line of `in rules` is what stands for the device in the column ARGUMENT of a rule. "
+    "A device that is attached or assigned cannot be lent beside those that hold the same data. In "
+    "a VM, nothing of rules and of other VMs is shown.",
     "attach": " A device that a VM should get again and again is assigned: see assign.",
     "assign": " Without --port or --device, the assignment is to the device that is there now, at "
     "the port where it is now: another device there is not attached, nor the device elsewhere. The "
@@ -282,6 +287,10 @@ def _module(action: str) -> ModuleType:
         from pedos_cli import device_list  # noqa: PLC0415
 
         module = device_list
+    elif action == "info":
+        from pedos_cli import device_info  # noqa: PLC0415
+
+        module = device_info
     elif action == "attach":
         from pedos_cli import device_attach  # noqa: PLC0415
 
@@ -323,6 +332,11 @@ def _examples(action: str, command: str, example: DeviceClass) -> str:
             (f"{command} list --all --exclude vault", "all devices except those of vault"),
             (f"{command} list --json", "the same for programs"),
             (f"{command} list --assignments", "which VM is to have which device"),
+        ),
+        "info": (
+            (f"{command} info {device}", "what it is, and who may have it"),
+            (f"{command} info", "the same of each device of the class"),
+            (f"{command} info --json {device}", "the same for programs"),
         ),
         "attach": (
             (f"{command} attach work {device}{option}", "attach it until it is detached"),

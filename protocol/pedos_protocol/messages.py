@@ -72,6 +72,7 @@ from .fields import (
     VmName,
     since,
 )
+from .info_messages import UNFIT_MAX, Decided, DeviceInfo, Relative
 from .machine_messages import (
     DomainChanged,
     DomainInfo,
@@ -132,6 +133,7 @@ __all__ = [
     "AttachmentEnded",
     "ClassInfo",
     "Conflict",
+    "Decided",
     "DetachItem",
     "DetachResult",
     "Device",
@@ -143,9 +145,11 @@ __all__ = [
     "DeviceClassesListed",
     "DeviceDetach",
     "DeviceExplain",
+    "DeviceInfo",
     "DeviceList",
     "DeviceListed",
     "DeviceRef",
+    "DeviceTold",
     "DeviceUnassign",
     "DomainChanged",
     "DomainInfo",
@@ -185,6 +189,7 @@ __all__ = [
     "PromptCall",
     "PromptCancel",
     "PrompterRegister",
+    "Relative",
     "ReportPrefer",
     "ReportPreferred",
     "ServiceStatus",
@@ -291,6 +296,26 @@ class DeviceListed:
         default=(), kw_only=True, metadata=since(2)
     )
     missing_vms: Natural = attr.field(default=0, kw_only=True, metadata=since(2))
+
+
+@attr.frozen
+class DeviceTold:
+    """Everything about `device` that the caller may know.
+
+    `argument` is what a rule sees in the column ARGUMENT. `lasting` is the part of the identity by
+    which an assignment recognises the device, "" if there is none. `unfit` says why it cannot be
+    lent now. `decided` is for dom0's user, and has every VM that runs once, less `vms_left_out`
+    that do not fit into the answer.
+    """
+
+    device: Listed
+    argument: Text
+    lasting: Identity
+    unfit: Annotated[tuple[Text, ...], AtMost(UNFIT_MAX)] = ()
+    relatives: Annotated[tuple[Relative, ...], AtMost(ITEMS_MAX)] = ()
+    relatives_left_out: Natural = 0
+    decided: Annotated[tuple[Decided, ...], AtMost(ITEMS_MAX)] = ()
+    vms_left_out: Natural = 0
 
 
 # Attaching and detaching
@@ -444,9 +469,10 @@ class StatusResult:
 SCHEMA = Schema(
     {
         **agent_messages.SCHEMA,
-        # a client to dom0; the first eight also by way of an agent, policy.mine only so
+        # a client to dom0; the first nine also by way of an agent, policy.mine only so
         "device.classes": Spec(DeviceClasses, DeviceClassesListed, since=2),
         "device.list": Spec(DeviceList, DeviceListed),
+        "device.info": Spec(DeviceInfo, DeviceTold, since=2),
         "device.attach": Spec(DeviceAttach, AttachResult),
         "device.detach": Spec(DeviceDetach, DetachResult),
         "device.assign": Spec(DeviceAssign, AssignResult, since=2),

@@ -14,6 +14,7 @@ DOING = {
     "device.classes": "tell which classes of devices there are",
     "device.detach": "detach a device",
     "device.explain": "explain the policy for a device",
+    "device.info": "tell all about a device",
     "device.list": "list devices",
     "device.unassign": "take an assignment away",
     "domain.list": "list the VMs",

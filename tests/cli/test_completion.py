@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FILES = Path(__file__).parents[2] / "cli" / "completions"
 SCRIPT = FILES / "qvm-device.bash"
 PATIENCE_S = 60  # a shell starts in a moment, on a machine with other work in some
-VERBS = ["list", "attach", "detach", "assign", "unassign", "explain", "watch"]
+VERBS = ["list", "info", "attach", "detach", "assign", "unassign", "explain", "watch"]
 READY = b"ready to complete"
 SHELLS = {
     "bash": (["bash", "--norc", "-i"], f". '{SCRIPT}'"),

@@ -145,7 +145,7 @@ async def test_a_vm_detaches_all_of_its_own(world: World, autojump_clock: Clock)
 @pytest.mark.parametrize("method", sorted(SCHEMA))
 async def test_a_vm_may_call_nothing_else(world: World, autojump_clock: Clock, method: str) -> None:
     allowed = {"device.list", "device.attach", "device.detach", "policy.mine", "agent.report"}
-    allowed |= {"device.classes", "watch.next"}
+    allowed |= {"device.classes", "device.info", "watch.next"}
     peer = world.driver.agents["work"].peer
     assert peer is not None
     if method in allowed or method == "attachment.ended":
@@ -173,6 +173,7 @@ async def test_every_method_is_of_the_schema_and_answers_with_its_result(
 ) -> None:
     params: dict[str, dict[str, Any]] = {
         "device.list": {"device_class": "block"},
+        "device.info": {"device_class": "block", "backend": "sys-usb", "device": "free1"},
         "device.attach": named("work", "sys-usb:free1"),
         "device.detach": {"device_class": "block", "vm": "work"},
         "device.explain": {"verb": "attach", **named("work", "sys-usb:free1")},

@@ -92,6 +92,7 @@ def test_attrs_is_imported_by_messages_alone() -> None:
         "assignment_messages",
         "class_messages",
         "fields",
+        "info_messages",
         "machine_messages",
         "messages",
         "policy_messages",

@@ -38,6 +38,7 @@ from pedos_dom0.requests.attach import Attach
 from pedos_dom0.requests.classes import classes_told, why_unknown
 from pedos_dom0.requests.detach import Asking, Detach
 from pedos_dom0.requests.explaining import Explaining
+from pedos_dom0.requests.info import Info
 from pedos_dom0.requests.listing import Listing
 from pedos_dom0.requests.operations import Operations
 from pedos_dom0.requests.policy_status import fitting_status, policy_status
@@ -109,6 +110,7 @@ class Api:
         self._authorizer = Authorizer(state, self.prompters)
         self._explaining = Explaining(state, self._authorizer)
         self._listing = Listing(state, self._authorizer, teardown)
+        self._info = Info(state, self._authorizer, self._listing)
         self.watch = Watch(state, self._authorizer, self._listing)
         self._attach = Attach(state, self._authorizer, transaction, reconciler)
         self._detach = Detach(state, self._authorizer, teardown, reconciler)
@@ -201,6 +203,11 @@ class Api:
         return await self._listing.for_dom0(
             params.device_class, params.vms, params.exclude, params.after
         )
+
+    async def device_info(self, call: Call) -> object:
+        if call.caller.kind.sees_all:
+            await self._state.agents.wait_expected()  # as for a list
+        return await self._info(call.caller, self._key(call))
 
     async def device_attach(self, call: Call) -> object:
         params = call.params
@@ -301,6 +308,7 @@ _EVERYBODY = _LOCAL | _VMS
 TABLE: dict[str, Entry] = {
     "device.classes": Entry(Api.device_classes, _EVERYBODY),
     "device.list": Entry(Api.device_list, _EVERYBODY, left_classes=True),
+    "device.info": Entry(Api.device_info, _EVERYBODY, left_classes=True),
     "device.attach": Entry(Api.device_attach, _EVERYBODY, operation=True),
     "device.detach": Entry(Api.device_detach, _EVERYBODY, operation=True, left_classes=True),
     "device.explain": Entry(Api.device_explain, _LOCAL, left_classes=True),

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 METHODS: Final = (
     "device.classes",
     "device.list",
+    "device.info",
     "device.attach",
     "device.detach",
     "device.assign",
