@@ -220,7 +220,7 @@ def _answered(record: Record) -> list[str]:
 
 
 def _done(record: Record) -> list[str]:
-    what = {"attach": "attach", "detach": "detach", "start": "start", "shutdown": "shutdown"}
+    what = {"suspend": "detach before the sleep", "resume": "attach after the sleep"}
     name = what.get(str(record.get("event")), _text(record.get("event")))
     word, rest = _result(record)
     rest = rest or show(record.get("reason") or "", FIELD_MAX)
@@ -284,6 +284,8 @@ _SENTENCES = {
     "detach": _done,
     "start": _done,
     "shutdown": _done,
+    "suspend": _done,
+    "resume": _done,
     "ended": _ended,
     "undone": _undone,
     "left_over": _left_over,

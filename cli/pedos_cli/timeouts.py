@@ -45,3 +45,10 @@ that attach."""
 SHUTDOWN_S = 400.0
 """20 to ask, 20 + 80 + 20 to detach, 125 to stop, and 20 + 80 + 20 for what a shutdown by force
 left to its end."""
+
+SUSPEND_S = 15.0
+"""Less than the steps may take (20 + 20): the machine is to sleep also if a VM hangs. A detach
+takes a second, and one that takes longer goes on."""
+
+RESUME_S = 445.0
+"""2 + 20 for devices to come back, then as long as an attach."""

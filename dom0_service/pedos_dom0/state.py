@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 from pedos_host import faultpoints
+from pedos_host.boot import boot_id
 
 from pedos_dom0.audit.throttle import AuditThrottle
 from pedos_dom0.device_classes.registered import class_of
@@ -62,6 +63,8 @@ class State:
     audit_throttle: AuditThrottle = attrs.field(init=False)
     # VMs that are shutting down: they get no device any more.
     closing: Counter[str] = attrs.field(factory=Counter)
+    # Which boot of this machine this is: after another one, its domains are others.
+    boot: str = attrs.field(factory=boot_id)
     # Test-only stops in attach and detach; tests put their own here.
     reach: Callable[[str], Awaitable[None]] = faultpoints.reach
 

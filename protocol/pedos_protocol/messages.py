@@ -1,9 +1,9 @@
 """All messages: one class for each, and one table that says which method carries which.
 
 This module has those between a client and dom0 about devices; `assignment_messages` those about
-assignments, `class_messages` those about device classes, `vm_messages` those about VMs,
-`policy_messages` those about policy, `agent_messages` dom0's with an agent, and `machine_messages`
-those of local mode's machine.
+assignments, `class_messages` those about device classes, `sleep_messages` those about the machine's
+sleep, `vm_messages` those about VMs, `policy_messages` those about policy, `agent_messages` dom0's
+with an agent, and `machine_messages` those of local mode's machine.
 
 Classes are immutable and compare by value. Making one checks nothing: a program may be trusted
 about its own state, and the reader checks anyway. Everything from a connection goes through
@@ -105,6 +105,7 @@ from .policy_messages import (
     Verdict,
 )
 from .schema import Empty, Schema, Spec, to_wire
+from .sleep_messages import DevicesResume, DevicesSuspend, SleepItem, SleepResult
 from .vm_messages import (
     OperationStep,
     Step,
@@ -151,6 +152,8 @@ __all__ = [
     "DeviceRef",
     "DeviceTold",
     "DeviceUnassign",
+    "DevicesResume",
+    "DevicesSuspend",
     "DomainChanged",
     "DomainInfo",
     "DomainList",
@@ -193,6 +196,8 @@ __all__ = [
     "ReportPrefer",
     "ReportPreferred",
     "ServiceStatus",
+    "SleepItem",
+    "SleepResult",
     "Spec",
     "StatusResult",
     "Step",
@@ -480,6 +485,8 @@ SCHEMA = Schema(
         "device.assignments": Spec(DeviceAssignments, AssignmentsListed, since=2),
         "watch.next": Spec(WatchNext, Watched, since=2),
         "device.explain": Spec(DeviceExplain, ExplainResult),
+        "devices.suspend": Spec(DevicesSuspend, SleepResult, since=2),
+        "devices.resume": Spec(DevicesResume, SleepResult, since=2),
         "vm.list": Spec(VmList, VmListed),
         "vm.start": Spec(VmStart, VmStarted),
         "vm.shutdown": Spec(VmShutdown, Empty),

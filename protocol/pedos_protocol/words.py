@@ -17,6 +17,8 @@ DOING = {
     "device.info": "tell all about a device",
     "device.list": "list devices",
     "device.unassign": "take an assignment away",
+    "devices.resume": "attach devices again after the machine's sleep",
+    "devices.suspend": "detach devices for the machine's sleep",
     "domain.list": "list the VMs",
     "domain.shutdown": "shut a VM down",
     "domain.start": "start a VM",

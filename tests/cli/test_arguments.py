@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pedos_cli import qvm_device, qvm_ls, qvm_policy, qvm_shutdown, qvm_start
+from pedos_cli import qvm_device, qvm_ls, qvm_policy, qvm_shutdown, qvm_sleep, qvm_start
 from pedos_cli.arguments import Parser, verbosity
 
 PROGRAMS = {
@@ -19,12 +19,14 @@ PROGRAMS = {
     "qvm-ls": qvm_ls.main,
     "qvm-start": qvm_start.main,
     "qvm-shutdown": qvm_shutdown.main,
+    "qvm-sleep": qvm_sleep.main,
     "qvm-policy": qvm_policy.main,
 }
 PARSERS = {
     "qvm-ls": qvm_ls.build_parser,
     "qvm-start": qvm_start.build_parser,
     "qvm-shutdown": qvm_shutdown.build_parser,
+    "qvm-sleep": qvm_sleep.build_parser,
 }
 
 WRONG = {

@@ -337,7 +337,7 @@ FIELDS = [
 ]  # fmt: skip
 EVENTS = [
     "decision", "asked", "answered", "attach", "detach", "start", "ended", "undone", "summed_up",
-    "disconnected", "leftovers", "service", "\x1b[2J",
+    "disconnected", "leftovers", "service", "suspend", "resume", "\x1b[2J",
 ]  # fmt: skip
 
 

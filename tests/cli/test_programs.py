@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pedos_cli import output, qvm_device, qvm_ls, qvm_policy, qvm_shutdown, qvm_start
+from pedos_cli import output, qvm_device, qvm_ls, qvm_policy, qvm_shutdown, qvm_sleep, qvm_start
 from pedos_protocol import VERSION
 from pedos_protocol.device_classes import class_names
 from pedos_protocol.errors import CallError
@@ -121,6 +121,58 @@ def test_shutdown_goes_on_past_a_failure(service: FakeService, capsys: Captured)
     )
     assert qvm_shutdown.main(["a", "b"]) == 4
     assert capsys.readouterr().out == "b shut down\n"
+
+
+def slept(error: dict[str, object] | None = None, *, again: bool = False) -> dict[str, object]:
+    device = {"device_class": "usb", "backend": "sys-usb", "device": "1-2", "vm": "work"}
+    results = [
+        {**device, "error": error, "again": again},
+        {**device, "error": None, "again": False},
+    ]
+    return {"results": results, "request": "3f9c01ab77de", "left_out": 0}
+
+
+def test_sleep_says_what_it_detached_and_what_stays(service: FakeService, capsys: Captured) -> None:
+    error = {"code": "busy", "message": "work uses sys-usb:1-2", "data": {"hint": "unmount it"}}
+    service.replies["devices.suspend"] = slept(error)
+    assert qvm_sleep.main(["suspend"]) == 6
+    assert capsys.readouterr() == (
+        "sys-usb:1-2 detached from work for the sleep\n",
+        "qvm-sleep: busy: sys-usb:1-2 stays attached to work in the sleep, and may not work after "
+        "it: work uses sys-usb:1-2\n  try:  unmount it\n",
+    )
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_sleep_says_what_it_attached_again_and_what_not(
+    service: FakeService, capsys: Captured, again: bool
+) -> None:
+    error = {"code": "not_found", "message": "it has not come back", "data": {}}
+    service.replies["devices.resume"] = {**slept(error, again=again), "left_out": 2}
+    assert qvm_sleep.main(["--seconds", "30", "resume"]) == 4
+    out, err = capsys.readouterr()
+    assert out == "sys-usb:1-2 attached to work\n"
+    lines = err.splitlines()
+    assert lines[0] == (
+        "qvm-sleep: not found: sys-usb:1-2 is not attached to work again: it has not come back"
+    )
+    assert ("  try:  qvm-sleep resume tries again" in lines) == again
+    assert lines[-1] == "qvm-sleep: and 2 more, see: qvm-audit show 3f9c01ab77de"
+
+
+def test_sleep_does_not_wait_for_a_vm_that_hangs(service: FakeService, capsys: Captured) -> None:
+    service.replies["devices.suspend"] = CallError("timeout", "no answer")
+    assert qvm_sleep.main(["suspend"]) == 1
+    assert capsys.readouterr().err == (
+        "qvm-sleep: the detach before the sleep takes longer than 15 s: it goes on; see: "
+        "qvm-usb list\n"
+    )
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "x", "3601", "1e3"])
+def test_sleep_takes_a_number_of_seconds(capsys: Captured, seconds: str) -> None:
+    assert qvm_sleep.main([f"--seconds={seconds}", "suspend"]) == 2
+    assert "is no number from 1 to 3600" in capsys.readouterr().err
 
 
 def test_policy_status_of_a_good_policy(service: FakeService, capsys: Captured) -> None:

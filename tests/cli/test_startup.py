@@ -52,8 +52,8 @@ def imported(module: str, *argv: str) -> set[str]:
 @pytest.mark.parametrize(
     "module",
     [
-        "qvm_device", "qvm_ls", "qvm_start", "qvm_shutdown", "qvm_policy", "qvm_prompt",
-        "qvm_audit",
+        "qvm_device", "qvm_ls", "qvm_start", "qvm_shutdown", "qvm_sleep", "qvm_policy",
+        "qvm_prompt", "qvm_audit",
     ],
 )  # fmt: skip
 def test_help_imports_nothing_heavy(module: str) -> None:

@@ -24,7 +24,15 @@ from pedos_dom0.tables import database_file, store_file
 from pedos_dom0.tables.assignment import ANY_PORT
 from pedos_dom0.tables.leases import ATTACHED, DETACHING, PENDING, STATES, Lease
 from pedos_dom0.tables.registry import DeviceKey
-from pedos_dom0.tables.store import Assignment, HeldBack, StartRow, Store, StoreError, open_store
+from pedos_dom0.tables.store import (
+    Assignment,
+    HeldBack,
+    StartRow,
+    Store,
+    StoreError,
+    Suspended,
+    open_store,
+)
 from pedos_dom0.tables.store_file import SCHEMA_VERSION, StoreFile
 from pedos_dom0.tasks.disk import in_thread
 
@@ -340,7 +348,7 @@ async def test_a_file_from_before_modes_keeps_its_assignments_as_required_ones(p
     # An older service says that it is older, and leaves the file alone.
     with pytest.MonkeyPatch.context() as older:
         older.setattr(store_file, "SCHEMA_VERSION", 6)
-        assert "its tables have version 7, and this service knows 6" in says(path)
+        assert f"its tables have version {SCHEMA_VERSION}, and this service knows 6" in says(path)
 
 
 def test_an_update_to_modes_that_fails_half_way_leaves_the_old_file(
@@ -436,6 +444,21 @@ async def test_starts_outlive_the_service_until_they_are_over(store: Store, path
     assert await again.start_delete("work")
     assert not await again.start_delete("work")
     assert again.starts() == [StartRow("vault", None)]
+    again.close()
+
+
+async def test_what_was_detached_for_a_sleep_outlives_the_service(store: Store, path: Path) -> None:
+    rows = [
+        Suspended(attachment, KEY, "0951:1666:S1:u080650", "work", 3, {"colour": "red"}, "a boot")
+        for attachment in ("0" * 16, "1" * 16)
+    ]
+    for row in rows:
+        await store.suspended_put(row)
+    again = reopened(store, path)
+    assert again.suspended() == rows
+    await again.suspended_delete("0" * 16)
+    await again.suspended_delete("0" * 16)  # again: nothing
+    assert again.suspended() == rows[1:] == again._file.suspended()
     again.close()
 
 

@@ -17,6 +17,7 @@ from pedos_dom0.drivers import local
 from pedos_dom0.drivers.xen import block as xen_block
 from pedos_dom0.drivers.xen import driver as xen
 from pedos_dom0.local.bringup import VM_START_TIMEOUT
+from pedos_dom0.requests.sleep import RETURN_SECONDS, WAKE_SECONDS
 from pedos_dom0.tables.agents import AGENT_GRACE
 from pedos_host.in_time import ANSWER_SECONDS
 from pedos_protocol.events import DEADLINE_MS_MAX
@@ -72,6 +73,16 @@ def test_an_assignment_that_takes_long_is_waited_for() -> None:
     # On Xen the VM's own disks are looked at.
     assert 2 * FIND + ASK + xen.QUICK_SECONDS < timeouts.ASSIGN_S
     assert ASK < timeouts.UNASSIGN_S
+
+
+def test_the_machine_sleeps_before_a_vm_that_hangs_has_answered() -> None:
+    assert timeouts.SUSPEND_S < STOP_TIMEOUT
+
+
+@on_both
+def test_devices_that_come_back_late_are_waited_for(steps: Steps) -> None:
+    attach = 2 * FIND + 2 * ASK + steps.attach + steps.detach
+    assert WAKE_SECONDS + RETURN_SECONDS + attach < timeouts.RESUME_S
 
 
 def start_that_fails_at_its_end(steps: Steps) -> float:

@@ -19,6 +19,10 @@ UNITS = {
 }
 
 
+#: The units that are no daemon.
+ONE_SHOTS = {"pedos-dom0-sleep": DEBIAN / "pedos-dom0.pedos-dom0-sleep.service"}
+
+
 def load_programs() -> ModuleType:
     """debian/programs.py, which is no module of any package."""
     spec = importlib.util.spec_from_file_location("debian_programs", DEBIAN / "programs.py")
@@ -68,7 +72,7 @@ def pyproject() -> dict[str, object]:
 
 def settings(unit: str) -> dict[str, list[str]]:
     """Key -> values of a unit file, continued lines joined; the sections do not share keys."""
-    text = UNITS[unit].read_text().replace("\\\n", " ")
+    text = {**UNITS, **ONE_SHOTS}[unit].read_text().replace("\\\n", " ")
     found: dict[str, list[str]] = {}
     for line in text.splitlines():
         if line and line[0] not in "#[":

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from argparse import Namespace
 
 import pytest
 from pedos_agent.__main__ import _parser as agent_parser
 from pedos_cli import place
 from pedos_cli.client import DEFAULT_SOCKET
+from pedos_cli.qvm_sleep import build_parser as sleep_parser
+from pedos_cli.timeouts import SUSPEND_S
 from pedos_dom0.__main__ import make_parser as dom0_parser
 
 from .debian_files import DEBIAN, UNITS, load_programs, settings
@@ -113,8 +116,39 @@ def test_an_upgrade_restarts_the_service_and_no_agent() -> None:
     assert calls == [
         ["dh_installsystemd", "-ppedos-dom0"],
         ["dh_installsystemd", "-ppedos-dom0", "--name=pedos-dom0-agent", *left_alone],
+        ["dh_installsystemd", "-ppedos-dom0", "--name=pedos-dom0-sleep", "--no-start"],
         ["dh_installsystemd", "-ppedos-agent", *left_alone],
         ["dh_installsystemd", "-ppedos-agent", "--name=pedos-devd", *left_alone],
     ]
     exempt = (DEBIAN / "pedos-agent.needrestart.conf").read_text()
     assert all(f"^{unit}\\.service$" in exempt for unit in AGENTS)
+
+
+def sleep_command(key: str) -> Namespace:
+    [line] = settings("pedos-dom0-sleep")[key]
+    dash, (program, *words) = line[:1], shlex.split(line[1:])
+    assert (dash, program) == ("-", "/usr/bin/qvm-sleep")  # a failure is none of the unit
+    return sleep_parser().parse_args(words)
+
+
+def seconds(key: str) -> int:
+    [text] = settings("pedos-dom0-sleep")[key]
+    return int(text.removesuffix("s"))
+
+
+def test_the_sleep_waits_for_the_detach_and_not_for_ever() -> None:
+    found = settings("pedos-dom0-sleep")
+    assert found["Before"] == found["WantedBy"] == ["sleep.target"]  # wanted, and not required
+    assert found["Type"] == ["oneshot"]
+    assert sleep_command("ExecStart").when == "suspend"
+    assert sleep_command("ExecStart").seconds == SUSPEND_S
+    # Had systemd to end it, it would count as failed, and nothing would be attached again.
+    assert sleep_command("ExecStart").seconds < seconds("TimeoutStartSec")
+
+
+def test_what_was_detached_is_attached_when_the_machine_is_awake() -> None:
+    found = settings("pedos-dom0-sleep")
+    assert found["RemainAfterExit"] == found["StopWhenUnneeded"] == ["yes"]
+    assert sleep_command("ExecStop").when == "resume"
+    assert sleep_command("ExecStop").seconds < seconds("TimeoutStopSec")
+    assert found["ConditionPathExists"] == settings("pedos-dom0")["ConditionPathExists"]

@@ -97,6 +97,7 @@ def test_attrs_is_imported_by_messages_alone() -> None:
         "messages",
         "policy_messages",
         "schema",
+        "sleep_messages",
         "vm_messages",
     }
 

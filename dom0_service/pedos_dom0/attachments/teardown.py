@@ -144,6 +144,11 @@ class Teardown:
                 self.end_soon(attachment, *insisted)
         return True
 
+    async def no_longer_ending(self, attachment: str) -> None:
+        """Waits until nothing ends it any more: then it is gone, kept or left over."""
+        while (other := self._ending.get(attachment)) is not None:
+            await other.wait()
+
     async def end_or_leave(
         self, lease: Lease, reason: str, *, way: Way, request: str | None
     ) -> None:

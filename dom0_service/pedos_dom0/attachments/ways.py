@@ -41,6 +41,8 @@ DETACHED: Final = Way(may_refuse="yes", by_force=False)
 #: Its source is shut down; in local mode also the target, whose users' files stay open. (On Xen a
 #: target is asked to shut down with its disks, which are free when it has ended.)
 SHUT_DOWN: Final = Way(may_refuse="yes", by_force=False)
+#: The machine is going to sleep, which the attachment would not survive.
+SUSPENDED: Final = Way(may_refuse="yes", by_force=False)
 #: A later step of the attach, or of the start of the VM, has failed: it is undone.
 UNDONE: Final = Way(may_refuse="yes", by_force=False)
 #: One of the two agents has ended, was restarted, or does not come back.

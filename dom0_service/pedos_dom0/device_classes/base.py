@@ -82,6 +82,9 @@ class DeviceClass:
             return "the name is missing"
         return f"no {self.description.one} is called {shown(name)} there"
 
+    #: Whether attachments stay while the machine sleeps. Others end before it (requests/sleep.py).
+    survives_sleep = True
+
     # Options
 
     def parse_options(self, raw: Mapping[str, str]) -> Options:

@@ -42,6 +42,7 @@ from pedos_dom0.requests.info import Info
 from pedos_dom0.requests.listing import Listing
 from pedos_dom0.requests.operations import Operations
 from pedos_dom0.requests.policy_status import fitting_status, policy_status
+from pedos_dom0.requests.sleep import Sleep
 from pedos_dom0.requests.vm_start import VmStart
 from pedos_dom0.requests.watch import Watch, vms_now
 from pedos_dom0.tables.registry import DeviceKey
@@ -114,6 +115,7 @@ class Api:
         self.watch = Watch(state, self._authorizer, self._listing)
         self._attach = Attach(state, self._authorizer, transaction, reconciler)
         self._detach = Detach(state, self._authorizer, teardown, reconciler)
+        self._sleep = Sleep(state, self._authorizer, teardown, reconciler, self._attach)
         self._vm_stop = VmStop(state, teardown)
         self._vm_start = VmStart(state, self._authorizer, transaction, reconciler, self._vm_stop)
         self.interrupted = Interrupted(state, reconciler, self._vm_stop)
@@ -254,6 +256,12 @@ class Api:
     async def watch_next(self, call: Call) -> object:
         return await self.watch.next(call.caller, call.params)
 
+    async def devices_suspend(self, call: Call) -> object:
+        return await self._sleep.suspend(call.request)
+
+    async def devices_resume(self, call: Call) -> object:
+        return await self._sleep.resume(call.request)
+
     # VMs and the service
 
     async def vm_list(self, call: Call) -> object:
@@ -313,6 +321,8 @@ TABLE: dict[str, Entry] = {
     "device.detach": Entry(Api.device_detach, _EVERYBODY, operation=True, left_classes=True),
     "device.explain": Entry(Api.device_explain, _LOCAL, left_classes=True),
     "watch.next": Entry(Api.watch_next, _EVERYBODY, left_classes=True),
+    "devices.suspend": Entry(Api.devices_suspend, _LOCAL, operation=True),
+    "devices.resume": Entry(Api.devices_resume, _LOCAL, operation=True),
     "vm.list": Entry(Api.vm_list, _LOCAL),
     "vm.start": Entry(Api.vm_start, _LOCAL, operation=True),
     "vm.shutdown": Entry(Api.vm_shutdown, _LOCAL, operation=True),

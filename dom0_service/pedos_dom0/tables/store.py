@@ -26,7 +26,7 @@ import trio
 
 from pedos_dom0.tables.assignment import ANY_PORT, Assignment, slot
 from pedos_dom0.tables.database_file import StoreError
-from pedos_dom0.tables.store_file import HeldBack, StartRow, StoreFile
+from pedos_dom0.tables.store_file import HeldBack, StartRow, StoreFile, Suspended
 from pedos_dom0.tasks.disk import in_thread
 
 if TYPE_CHECKING:
@@ -41,7 +41,15 @@ if TYPE_CHECKING:
     from pedos_dom0.tasks.disk import InThread
 
 
-__all__ = ["Assignment", "HeldBack", "StartRow", "Store", "StoreError", "open_store"]
+__all__ = [
+    "Assignment",
+    "HeldBack",
+    "StartRow",
+    "Store",
+    "StoreError",
+    "Suspended",
+    "open_store",
+]
 
 
 @contextlib.asynccontextmanager
@@ -68,6 +76,7 @@ class Store:
         self._journal = {lease.attachment: lease for lease in file.journal()}
         self._starts = {row.vm: row for row in file.starts()}
         self._held_back = {row.key: row for row in file.held_back()}
+        self._suspended = {row.attachment: row for row in file.suspended()}
 
     def close(self) -> None:
         """Safe to call twice; no write may be in progress."""
@@ -265,6 +274,25 @@ class Store:
     def starts(self) -> list[StartRow]:
         """The starts that are in progress, in the order of VMs."""
         return sorted(self._starts.values(), key=lambda row: row.vm)
+
+    # Attachments that ended for the machine's sleep
+
+    async def suspended_put(self, row: Suspended) -> None:
+        """The attachment is about to be ended, and is to be made again."""
+        async with self._turn:
+            await self._in_thread(partial(self._file.suspended_put, row))
+            self._suspended[row.attachment] = row
+
+    async def suspended_delete(self, attachment: str) -> None:
+        """It is made again, or is not to be."""
+        async with self._turn:
+            if attachment in self._suspended:
+                await self._in_thread(partial(self._file.suspended_delete, attachment))
+                del self._suspended[attachment]
+
+    def suspended(self) -> list[Suspended]:
+        """Those that are to be made again, in the order of devices."""
+        return sorted(self._suspended.values(), key=lambda row: (str(row.key), row.attachment))
 
 
 def _order(assignment: Assignment) -> tuple[str, Slot]:

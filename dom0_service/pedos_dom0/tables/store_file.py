@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pedos_protocol.messages import Mode
 
 # Incremented with every change of the tables; the file has it as its user_version.
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 # Marks the file as ours ("PeDO"), so that the service does not write into another program's
 # database.
 APPLICATION_ID = 0x5065444F
@@ -81,6 +81,19 @@ CREATE TABLE held_back (
     PRIMARY KEY (device_class, backend, device)
 ) STRICT, WITHOUT ROWID;
 """,
+    7: """
+CREATE TABLE suspended (
+    attachment TEXT PRIMARY KEY NOT NULL,
+    device_class TEXT NOT NULL,
+    backend TEXT NOT NULL,
+    device TEXT NOT NULL,
+    identity TEXT NOT NULL,
+    vm TEXT NOT NULL,
+    vm_domid INTEGER NOT NULL,
+    options TEXT NOT NULL,
+    boot TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+""",
 }
 
 # Version 1; a new file takes the same steps from there as an old one.
@@ -129,6 +142,20 @@ class StartRow:
     vm: str
     domid: int | None
     may_run: bool = False
+
+
+@frozen
+class Suspended:
+    """An attachment that was ended, or was to be, for the sleep of the machine: `key` had the
+    `identity`, and the domain `vm_domid` of this `boot` had it."""
+
+    attachment: str
+    key: DeviceKey
+    identity: str
+    vm: str
+    vm_domid: int
+    options: Mapping[str, str]
+    boot: str
 
 
 class StoreFile(DatabaseFile):
@@ -310,6 +337,36 @@ class StoreFile(DatabaseFile):
         """The starts that were in progress when the file was last written."""
         rows = self._rows("SELECT vm, domid, may_run FROM start")
         return [StartRow(vm, domid, bool(may_run)) for vm, domid, may_run in rows]
+
+    # Attachments that ended for the machine's sleep
+
+    def suspended_put(self, row: Suspended) -> None:
+        """The attachment is about to be ended."""
+        key = row.key
+        self._run(
+            "INSERT OR REPLACE INTO suspended VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(row.attachment, key.device_class, key.backend, key.device, row.identity),
+                *(row.vm, row.vm_domid, json.dumps(dict(row.options)), row.boot),
+            ),
+        )
+
+    def suspended_delete(self, attachment: str) -> None:
+        """It is made again, or is not to be."""
+        self._run("DELETE FROM suspended WHERE attachment = ?", (attachment,))
+
+    def suspended(self) -> list[Suspended]:
+        """Those that are to be made again."""
+        rows = self._rows(
+            "SELECT attachment, device_class, backend, device, identity, vm, vm_domid, options,"
+            " boot FROM suspended"
+        )
+        return [
+            Suspended(
+                attachment, DeviceKey(*key), identity, vm, domid, self._options(options), boot
+            )
+            for attachment, *key, identity, vm, domid, options, boot in rows
+        ]
 
     def _options(self, text: str) -> dict[str, str]:
         return self._map(text)

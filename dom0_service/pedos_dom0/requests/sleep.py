@@ -1,0 +1,276 @@
+"""devices.suspend and devices.resume: what does not survive the machine's sleep ends before it, and
+is made again after it.
+
+The store has each such attachment from before its end until it is made again, so that whatever is
+killed or fails in between loses none; docs/decisions has what was weighed. Of these rows each is
+tried in every `resume`, and voided by the next `suspend` if it was tried before that: a device that
+did not come back from one sleep must not go to a VM after another one, days later.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import trio
+from pedos_protocol.codec import FRAME_MAX
+from pedos_protocol.errors import CallError
+from pedos_protocol.messages import ErrorInfo, SleepItem, SleepResult
+from pedos_protocol.names import printable_text
+
+from pedos_dom0 import errors
+from pedos_dom0.access.callers import DOM0_USER
+from pedos_dom0.access.recorded import recorded
+from pedos_dom0.access.subjects import DeviceSubject, as_named
+from pedos_dom0.attachments.ways import SUSPENDED
+from pedos_dom0.device_classes.registered import class_of
+from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.requests.fitting import ENVELOPE_MAX, fitting
+from pedos_dom0.tables.leases import ATTACHED, DETACHING
+from pedos_dom0.tables.registry import DeviceKey
+from pedos_dom0.tables.store import StoreError, Suspended
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from pedos_protocol.messages import Device
+
+    from pedos_dom0.access.authorizer import Authorizer
+    from pedos_dom0.attachments.reconcile import Reconciler
+    from pedos_dom0.attachments.teardown import Teardown
+    from pedos_dom0.requests.attach import Attach
+    from pedos_dom0.state import State
+    from pedos_dom0.tables.leases import Lease
+
+logger = logging.getLogger(__name__)
+
+REASON = "the machine is going to sleep"
+# Right after the sleep a source still reports what it had before. A hub and what is behind it are
+# set up anew within a second; a device that does not come back is noticed in that time.
+WAKE_SECONDS = 2.0
+# For a device to come back: a hub behind a hub, and a driver domain that is slow after the sleep.
+RETURN_SECONDS = 20.0
+# Of an error in an answer: all about one device is then below 2 KiB.
+MESSAGE_MAX = 512
+
+
+class VoidError(CallError):
+    """Trying again is of no use."""
+
+
+class Sleep:
+    """Serves both methods; dom0's user alone may call them."""
+
+    def __init__(
+        self,
+        state: State,
+        authorizer: Authorizer,
+        teardown: Teardown,
+        reconciler: Reconciler,
+        attach: Attach,
+    ) -> None:
+        self._state = state
+        self._authorizer = authorizer
+        self._teardown = teardown
+        self._reconciler = reconciler
+        self._attach = attach
+        self._resuming = trio.Lock()
+        # Attachments that a `resume` of this service could not make again.
+        self._tried: set[str] = set()
+
+    # Before
+
+    async def suspend(self, request: str) -> SleepResult:
+        """Ends everything that does not survive a sleep, all at once, and returns when it has
+        ended, or why it stays. The caller need not wait: it goes on, also after the sleep."""
+        state = self._state
+        for row in state.store.suspended():
+            if row.attachment in self._tried or row.boot != state.boot:
+                await self._forget(row.attachment)
+        leases = [
+            lease for lease in state.leases if not class_of(lease.key.device_class).survives_sleep
+        ]
+        done: list[SleepItem] = []
+
+        async def end(lease: Lease) -> None:
+            if (item := await self._suspend(lease, request)) is not None:
+                done.append(item)
+
+        await _each(end, leases)
+        return _result(done, request)
+
+    async def _suspend(self, lease: Lease, request: str) -> SleepItem | None:
+        """None if something else is ending it."""
+        if lease.state == DETACHING:
+            return None
+        error: CallError | None = None
+        try:
+            with recorded(
+                self._state, "suspend", DOM0_USER, request, **_names(lease.key, lease.vm)
+            ) as ending:
+                if not await self._end(lease, request):
+                    ending.outcome = "ended meanwhile"
+                    return None
+                ending.outcome, ending.changed = "detached", True
+        except CallError as failed:
+            error = failed
+        return _item(lease.key, lease.vm, error)
+
+    async def _end(self, lease: Lease, request: str) -> bool:
+        """False if it has ended by itself. CallError, StoreError; then it stays attached."""
+        state, attachment = self._state, lease.attachment
+        if self._teardown.is_in_the_making(lease):
+            raise errors.taken(lease.key, lease)
+        row = Suspended(
+            attachment=attachment,
+            key=lease.key,
+            identity=lease.identity or "",
+            vm=lease.vm,
+            vm_domid=lease.vm_domid,
+            options=lease.options,
+            boot=state.boot,
+        )
+        await state.store.suspended_put(row)
+        await state.reach("suspend.noted")
+        now = state.leases.get(attachment)
+        if now is None or now.state != ATTACHED:  # somebody detaches it, who wants it detached
+            await self._forget(attachment)
+            return False
+        try:
+            await self._teardown.end(attachment, REASON, way=SUSPENDED, request=request)
+        except CallError:
+            await self._forget(attachment)
+            raise
+        await state.reach("suspend.ended")
+        if (held := self._teardown.why_held(attachment)) is not None:
+            raise held  # the VM does not have it any more: it is to have it again
+        return True
+
+    # After
+
+    async def resume(self, request: str) -> SleepResult:
+        """Makes again what was ended, all at once, and returns when each is attached, or why not.
+        It takes a while; the caller need not wait."""
+        done: list[SleepItem] = []
+
+        async def make(row: Suspended) -> None:
+            done.append(await self._resume(row, request))
+
+        async with self._resuming:
+            rows = self._state.store.suspended()
+            if rows:
+                await trio.sleep(WAKE_SECONDS)
+            await _each(make, rows)
+        return _result(done, request)
+
+    async def _resume(self, row: Suspended, request: str) -> SleepItem:
+        error: CallError | None = None
+        try:
+            with recorded(
+                self._state, "resume", DOM0_USER, request, **_names(row.key, row.vm)
+            ) as ending:
+                ending.fields["device"] = str(await self._make(row, request))
+                ending.outcome, ending.changed = "attached", True
+        except CallError as failed:
+            error = failed
+        again = error is not None and not isinstance(error, VoidError) and error.code != "denied"
+        if again:
+            self._tried.add(row.attachment)
+        else:
+            await self._forget(row.attachment)
+        return _item(row.key, row.vm, error, again=again)
+
+    async def _make(self, row: Suspended, request: str) -> DeviceKey:
+        """Attaches it again, by the identity that it had; returns what it is called now.
+        CallError."""
+        state, vm = self._state, row.vm
+        await self._reconciler.wait_settled(row.key.backend, vm)
+        await self._teardown.no_longer_ending(row.attachment)
+        lease = state.leases.get(row.attachment)
+        if lease is not None and lease.state == ATTACHED:  # the sleep, or its end, was never begun
+            return lease.key
+        if (held := self._teardown.why_held(row.attachment)) is not None:
+            raise held
+        if row.boot != state.boot or not state.runs(vm, row.vm_domid):
+            raise VoidError("failed", f"{vm} has ended since")
+        key, device = await self._come_back(row)
+        decision = self._authorizer.decide(DOM0_NAME, DeviceSubject("attach", key), vm)
+        if decision.verdict == "allow" and decision.target is not None:
+            target = as_named(decision.target)
+            if target != vm:
+                raise VoidError("denied", f"policy sends {key} to {target} by now, and not to {vm}")
+        # A question that nobody waits for is a question all the same, and its time is bounded.
+        await self._attach(
+            DOM0_USER, request, key, vm, _asked(row), False, trio.Event(), device.identity
+        )
+        return key
+
+    async def _come_back(self, row: Suspended) -> tuple[DeviceKey, Device]:
+        """The device with that identity: at the port where it was, or the only one of its source.
+        CallError if there is none, or more than one."""
+        state, identity = self._state, row.identity
+        found: dict[DeviceKey, Device] = {}
+        with trio.move_on_after(RETURN_SECONDS):
+            while True:
+                found = self._with_identity(row)
+                if row.key in found:
+                    return row.key, found[row.key]
+                if len(found) == 1:
+                    return next(iter(found.items()))
+                await state.registry.changed()
+        if found:
+            names = ", ".join(sorted(map(str, found)))
+            raise VoidError("failed", f"several devices have the identity '{identity}': {names}")
+        raise errors.failure("not_found", f"{row.key} ('{identity}') has not come back")
+
+    def _with_identity(self, row: Suspended) -> dict[DeviceKey, Device]:
+        state, key = self._state, row.key
+        lasting = class_of(key.device_class).lasting_identity
+        return {
+            other: device
+            for other, device in state.registry.items(key.device_class)
+            if other.backend == key.backend
+            and device.stale is None
+            and lasting(device.identity) == lasting(row.identity) != ""
+        }
+
+    async def _forget(self, attachment: str) -> None:
+        """If that cannot be written, the row stays; it is looked at in the next `resume`."""
+        self._tried.discard(attachment)
+        try:
+            await self._state.store.suspended_delete(attachment)
+        except StoreError as error:
+            logger.error("what was detached for the sleep stays noted: %s", error)
+
+
+async def _each(work: Callable[..., Awaitable[None]], of: Iterable[object]) -> None:
+    async with trio.open_nursery() as nursery:
+        for each in of:
+            nursery.start_soon(work, each)
+
+
+def _asked(row: Suspended) -> dict[str, str]:
+    """The options of an attachment that can be asked for: others come from rules and devices."""
+    described = class_of(row.key.device_class).description
+    return {
+        name: value for name, value in row.options.items() if described.option(name) is not None
+    }
+
+
+def _names(key: DeviceKey, vm: str) -> dict[str, str]:
+    return {"device_class": key.device_class, "device": str(key), "vm": vm}
+
+
+def _item(key: DeviceKey, vm: str, error: CallError | None, *, again: bool = False) -> SleepItem:
+    told = None
+    if error is not None:
+        hint = error.data.get("hint")
+        data = {} if hint is None else {"hint": hint}
+        told = ErrorInfo(error.code, printable_text(error.message, MESSAGE_MAX), data)
+    return SleepItem(key.device_class, key.backend, key.device, vm, told, again)
+
+
+def _result(done: list[SleepItem], request: str) -> SleepResult:
+    done.sort(key=lambda item: (item.vm, item.backend, item.device))
+    told = fitting(done, FRAME_MAX - ENVELOPE_MAX)
+    return SleepResult(results=told, request=request, left_out=len(done) - len(told))
