@@ -172,13 +172,14 @@ def _then(session: Session, now: Mapping[str, object], vm: str) -> str:
     args = session.args
     if now.get("held_by") is not None:
         return f"is attached to {vm} already"
+    would = "would" if args.dry_run else "will"
     is_live = now.get("runs") is True and args.described.live
     when = "at once" if is_live else f"when {vm} starts"
     if now.get("verdict") == "ask":
-        return f"dom0's user would be asked {when}, as {_rule(now)} wants it"
+        return f"dom0's user {would} be asked {when}, as {_rule(now)} wants it"
     if args.mode == "ask":
-        return f"dom0's user would be asked {when}"
-    return f"would be attached {f'to {vm} at once' if is_live else when}"
+        return f"dom0's user {would} be asked {when}"
+    return f"{would} be attached {f'to {vm} at once' if is_live else when}"
 
 
 def _obstacles(now: Mapping[str, object], vm: str, backend: str) -> Iterator[str]:

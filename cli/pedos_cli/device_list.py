@@ -132,7 +132,7 @@ def used_by(device: Mapping[str, object]) -> list[str]:
     if more := left_out(device, "assignments"):
         users.append(f"{more} more (assigned, not listed)")
     if (conflict := device.get("conflict")) is not None:
-        users.append(f"no VM by itself ({_enclosed(str(conflict))})")
+        users.append(f"attached to none by itself ({_enclosed(str(conflict))})")
     for mark, text in (("cannot look at it now", device.get("stale")), ("in use", use)):
         if text:
             users.append(f"{device.get('backend')} ({mark}: {_enclosed(str(text))})")

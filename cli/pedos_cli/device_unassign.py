@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pedos_protocol.errors import CallError
+from pedos_protocol.errors import CallError, ProtocolError
 
+from pedos_cli import client
 from pedos_cli.answers import DONE, error_in, older_service, take, take_maps
 from pedos_cli.arguments import target_and_pinned, vm_name
 from pedos_cli.device_assign import add_pinned, matched
@@ -13,7 +14,7 @@ from pedos_cli.timeouts import UNASSIGN_S
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pedos_cli.arguments import Parser, Pinned
     from pedos_cli.run import Session
@@ -56,6 +57,9 @@ def run(session: Session) -> int:
     for result in results:
         failed = _tell(session, result, vm)
         status = status or failed
+    gone = [each for each in results if each.get("unassigned")]
+    if gone and session.verbosity >= 0:
+        _tell_what_stays(session, gone, vm)
     if not results:
         session.say(f"no {args.device_class} device is assigned to {vm}")
     if session.verbosity > 0 and answer.get("request"):
@@ -77,12 +81,8 @@ def _which(session: Session, name: Pinned) -> dict[str, str | None]:
 def _identity_now(session: Session, name: Pinned) -> str:
     """Return the identity of the device that is there now, which the service tells."""
     args = session.args
-    devices, _missing, _answer = list_devices(
-        lambda method, params: session.call(method, params, TIMEOUT_S),
-        args.device_class,
-        [name.backend],
-    )
     at = f"{name.backend}:{name.device}"
+    devices = _devices_of(session, name.backend)
     here = next((each for each in devices if device_name(each) == at), None)
     if here is not None and take(here, "identity", str):
         return take(here, "identity", str)
@@ -104,6 +104,36 @@ def _tell(session: Session, result: Mapping[str, object], vm: str) -> int:
     if result.get("unassigned"):
         session.say(f"{what} no longer assigned to {vm}")
     return status
+
+
+def _tell_what_stays(session: Session, gone: Sequence[Mapping[str, object]], vm: str) -> None:
+    """Name the devices that the VM still has, and had by one of these assignments."""
+    try:
+        devices = _devices_of(session, vm)
+    except (CallError, ProtocolError, client.Unreachable):  # it is only said beside the result
+        return
+    for device in devices:
+        users = [take(each, "vm", str) for each in take_maps(device, "attachments")]
+        if vm in users and any(_is_to(each, device) for each in gone):
+            session.say(f"  {device_name(device)} stays attached to {vm} until it is detached")
+
+
+def _is_to(assignment: Mapping[str, object], device: Mapping[str, object]) -> bool:
+    port, identity = assignment.get("device"), assignment.get("identity")
+    return (
+        assignment.get("backend") == device.get("backend")
+        and port in (None, device.get("device"))
+        and identity in ("", device.get("identity"))
+    )
+
+
+def _devices_of(session: Session, vm: str) -> list[dict[str, object]]:
+    devices, _missing, _answer = list_devices(
+        lambda method, params: session.call(method, params, TIMEOUT_S),
+        session.args.device_class,
+        [vm],
+    )
+    return devices
 
 
 def _explain(command: str, vm: str, result: Mapping[str, object]) -> str | None:

@@ -145,7 +145,7 @@ def test_assign_says_what_it_means(
     assert main_usb(["assign", "work", "sys-usb:1-2", flag]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"sys-usb:1-2:{STICK} assigned to work; {what}",
-        "  now: sys-usb:1-2 is present, and would be attached to work at once",
+        "  now: sys-usb:1-2 is present, and will be attached to work at once",
     ]
     assert main_usb(["assign", "work", "sys-usb:1-2", flag, "-q"]) == 0
     assert capsys.readouterr() == ("", "")
@@ -355,6 +355,32 @@ def test_unassign_of_all_goes_on_past_a_failure_and_exits_with_the_first(
     )
 
 
+def test_unassign_names_what_stays_attached(
+    service: FakeService, listed: Listed, capsys: Captured
+) -> None:
+    unassigned(service, item("1-2", ""), item(None, STICK), item("1-5", "", unassigned=False))
+    lent = [{"vm": "work", "options": {}}]
+    devices = [
+        listed("sys-usb:1-2", attachments=lent),
+        listed("sys-usb:1-3", attachments=lent, identity=STICK),
+        listed("sys-usb:1-4", attachments=lent, identity="0000:1111"),
+        listed("sys-usb:1-5", attachments=lent),
+        listed("other:1-2", attachments=lent),
+        listed("sys-usb:1-6", identity=STICK),
+    ]
+    service.replies["device.list"] = {"devices": devices, "policy": None}
+    assert main_usb(["unassign", "work"]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "  sys-usb:1-2 stays attached to work until it is detached",
+        "  sys-usb:1-3 stays attached to work until it is detached",
+    ]
+    assert service.asked("device.list")["vms"] == ["work"]
+    assert main_usb(["unassign", "-q", "work"]) == 0
+    assert [method for method, _ in service.calls].count("device.list") == 1
+    service.replies["device.list"] = {"devices": 5}  # the result stands, whatever is with this
+    assert main_usb(["unassign", "work"]) == 0
+
+
 def test_unassign_of_nothing_says_so_and_is_done(service: FakeService, capsys: Captured) -> None:
     unassigned(service)
     assert main(["usb", "unassign", "work"]) == 0
@@ -451,7 +477,10 @@ def test_hostile_text_in_an_assignment_stays_in_its_cell(
             {"assignments": [{"vm": "work", "options": {"a": "b"}, "mode": "auto-attach"}]},
             "*work (assigned, auto-attach: a=b)",
         ),
-        ({"conflict": "two VMs (claim) it"}, "no VM by itself (two VMs \\x28claim\\x29 it)"),
+        (
+            {"conflict": "two VMs (claim) it"},
+            "attached to none by itself (two VMs \\x28claim\\x29 it)",
+        ),
         ({"conflict": None}, ""),
     ],
 )
