@@ -110,10 +110,14 @@ def complete(parser: argparse.ArgumentParser) -> int:
     if point.isdigit():
         line = line[: int(point)]
     words = line.split()
-    prefix = words.pop() if words and not line[-1].isspace() else ""
+    word = words.pop() if words and not line[-1].isspace() else ""
+    prefix = word.lstrip("'\"")  # the `*` of `sys-usb:*:` has to be quoted
     found = [each for each in candidates(parser, words[1:], prefix) if each.startswith(prefix)]
     # The shell splits words at its word breaks and replaces only the part behind the last of them.
+    # Within quotes there are none.
     breaks = os.environ.get("_ARGCOMPLETE_COMP_WORDBREAKS", DEFAULT_WORD_BREAKS)
+    if word != prefix:
+        breaks = ""
     kept = max((prefix.rfind(each) for each in breaks), default=-1) + 1
     separator = os.environ.get("_ARGCOMPLETE_IFS", os.environ.get("IFS", DEFAULT_SEPARATOR))
     try:  # noqa: SIM105  (contextlib takes 4 ms to import, a third of an empty Python)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FILES = Path(__file__).parents[2] / "cli" / "completions"
 SCRIPT = FILES / "qvm-device.bash"
 PATIENCE_S = 60  # a shell starts in a moment, on a machine with other work in some
+STICK = "0781:5567:4C53"
 VERBS = ["list", "info", "attach", "detach", "assign", "unassign", "explain", "watch"]
 READY = b"ready to complete"
 SHELLS = {
@@ -168,8 +169,17 @@ def test_a_vm_that_may_not_list_vms_is_offered_nothing(service: FakeService) -> 
     assert candidates(qvm_device.build_parser(), ["block", "attach"], "") == []
 
 
-def test_the_shell_reads_candidates_from_descriptor_8(devices: FakeService) -> None:
-    line = "qvm-block attach work sys-usb:sda1"
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("qvm-block attach work sys-usb:sda1", b"sda10"),
+        ("qvm-block attach work 'sys-usb:sda1", b"sys-usb:sda10"),
+        ("qvm-block assign work 'sys-usb:*:0", b"sys-usb:*:0781:5567:4C53"),
+    ],
+)
+def test_the_shell_reads_candidates_from_descriptor_8(
+    devices: FakeService, line: str, offered: bytes
+) -> None:
     reader, writer = os.pipe()
     code = (
         f"import os; os.dup2({writer}, 8)\n"
@@ -188,7 +198,7 @@ def test_the_shell_reads_candidates_from_descriptor_8(devices: FakeService) -> N
     )  # fmt: skip
     os.close(writer)
     with open(reader, "rb") as answer:
-        assert answer.read() == b"sda10"  # bash has taken `sys-usb:` for a word of its own
+        assert answer.read() == offered  # bash takes `sys-usb:` for a word of its own
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
@@ -273,15 +283,22 @@ def test_a_tab_in_a_real_shell_completes_what_the_service_has(
         **os.environ, "PATH": f"{program}:{os.environ['PATH']}", "TERM": "dumb",
         "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path),
     }  # fmt: skip
-    devices.replies["device.attach"] = CallError("failed", "as far as this test goes")
+    for method in ("device.attach", "device.assign"):
+        devices.replies[method] = CallError("failed", "as far as this test goes")
     terminal = Terminal(argv, env)
     # What is typed is shown too, so the words that are waited for stand nowhere in it.
     terminal.types(first.encode() + b"; echo ready to 'complete'\n")
     terminal.until(READY)
-    terminal.types(b"qvm-device bl\tatta\two\tsys-usb:sda1\t\nexit\n")
+    terminal.types(b"qvm-device bl\tatta\two\tsys-usb:sda1\t\n")
+    terminal.types(b"qvm-device bl\tassi\two\tsys-usb:sda2:0\t\n")
+    terminal.types(b"qvm-device bl\tassi\two\t'sys-usb:*:0\t\nexit\n")
     shown = terminal.ended()
-    attached = [params for method, params in devices.calls if method == "device.attach"]
-    assert [(each["vm"], each["device"]) for each in attached] == [("work", "sda10")], shown
+    made = [
+        (params["device"], params.get("identity"))
+        for method, params in devices.calls
+        if method in ("device.attach", "device.assign") and params["vm"] == "work"
+    ]
+    assert made == [("sda10", None), ("sda2", STICK), (None, STICK)], shown
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
