@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pedos_protocol.errors import CallError
 
+from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.tables.store import StoreError
 
 if TYPE_CHECKING:
@@ -185,6 +186,8 @@ def not_to_be_had(key: DeviceKey, device: Device) -> CallError | None:
     """Why its source cannot lend it now, if the source says so; None if it can."""
     if device.stale is not None:
         return not_known(key, device)
+    if (never := class_of(key.device_class).why_never(key.backend, device)) is not None:
+        return failure("failed", f"{key} cannot be given to a VM: {never}")
     if device.busy is not None:
         return failure("busy", f"{key} is in use in {key.backend}: {device.busy}")
     return None

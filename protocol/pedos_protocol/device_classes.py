@@ -79,12 +79,13 @@ class DeviceClass:
     `shared`: several VMs may have one at once. `live`: one can be given to a VM that runs.
     `written`: a VM that has one may change what is on it, unless it has it read-only.
     `kind_letter` is what its kinds of interfaces begin with (see `kinds`); "" if it has none.
-    `name_option` is the option that names a device in its VM; "" if they have no names there.
+    `name_option` is the option that names a device in its VM; "" if they have no names there, or
+    `names_itself`: its kernel calls them as it likes.
     """
 
     __slots__ = (
-        "example", "kind_letter", "live", "many", "name", "name_option", "one", "options", "shared",
-        "source", "written",
+        "example", "kind_letter", "live", "many", "name", "name_option", "names_itself", "one",
+        "options", "shared", "source", "written",
     )  # fmt: skip
 
     def __init__(
@@ -101,6 +102,7 @@ class DeviceClass:
         options: tuple[Option, ...] = (),
         kind_letter: str = "",
         name_option: str = "",
+        names_itself: bool = False,
     ) -> None:
         self.name = name
         self.one = one
@@ -113,6 +115,7 @@ class DeviceClass:
         self.options = options
         self.kind_letter = kind_letter
         self.name_option = name_option
+        self.names_itself = names_itself
 
     @property
     def example_device(self) -> str:
@@ -128,6 +131,8 @@ class DeviceClass:
 
     def may_be_called(self, name: str | None) -> bool:
         """Whether a lent device can be called that in its VM; None is no name."""
+        if self.names_itself:
+            return True
         return name in self.names if self.names else name is None
 
     def option(self, name: str) -> Option | None:
@@ -166,8 +171,13 @@ CLASSES = [
         many="PCI devices",
         source="dom0",
         example="00_1b.0",
-        live=False,
+        options=(
+            Option("no-strict-reset", YES_OR_NO, example="yes", default="no"),
+            Option("permissive", YES_OR_NO, example="yes", default="no"),
+            Option("give-back", YES_OR_NO, example="yes", default="no"),
+        ),
         kind_letter="p",
+        names_itself=True,
     ),
     DeviceClass(
         "mic",

@@ -31,6 +31,12 @@ def address_id(address: str) -> str:
     return f"{bus}_{rest}" if domain == _USUAL_DOMAIN else f"{domain}_{bus}_{rest}"
 
 
+def address_of_id(text: str) -> str:
+    """The address that an id stands for, if it is one of an address. ValueError."""
+    address = text.replace("_", ":")
+    return address if is_address(address) else _checked(f"{_USUAL_DOMAIN}:{address}")
+
+
 def short_address(address: str) -> str:
     """The address as lspci shows it: 02:00.0. ValueError."""
     return address_id(address).replace("_", ":")
@@ -47,6 +53,11 @@ def port_id(way: tuple[str, ...]) -> str:
     root, *below = way
     port = "-".join([address_id(root), *(_parts(each)[2] for each in below)])
     return port if len(port) <= DEVICE_ID_MAX else address_id(way[-1])
+
+
+def _checked(address: str) -> str:
+    _parts(address)
+    return address
 
 
 def _parts(address: str) -> tuple[str, str, str]:

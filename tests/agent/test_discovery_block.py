@@ -16,13 +16,13 @@ from pedos_agent.device_classes.block import discovery_block
 from pedos_agent.device_classes.block.block_use import mounted
 from pedos_agent.device_classes.block.discovery_block import watch
 from pedos_agent.device_classes.block.identity import identity_of
-from pedos_agent.device_classes.exclusive import IN_USE
 from pedos_agent.device_classes.xen_backends import connecting
 from pedos_agent.inventory.identities import SERIAL_MAX, UUID_MAX, part
 from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.system.reading import TableTooLong, lines_of
 from pedos_agent.system.revision import Revision
 from pedos_agent.system.udev_text import as_words, decoded, udev_properties
+from pedos_host.exclusive import IN_USE
 from pedos_protocol.messages import Device
 from pedos_protocol.names import is_identity
 

@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from pedos_agent.device_classes import exclusive
-from pedos_agent.device_classes.exclusive import is_held, open_exclusively
+from pedos_host import exclusive
+from pedos_host.exclusive import is_held, open_exclusively
 
 BUSY = OSError(errno.EBUSY, "Device or resource busy")
 

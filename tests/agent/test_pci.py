@@ -12,7 +12,14 @@ from pedos_agent.device_classes.pci.device_class import Pci
 from pedos_agent.system.hardware_names import HardwareNames
 from pedos_protocol.agent_messages import Device
 from pedos_protocol.names import is_device_id
-from pedos_protocol.pci_names import address_id, is_address, port_id, short_address, way_to
+from pedos_protocol.pci_names import (
+    address_id,
+    address_of_id,
+    is_address,
+    port_id,
+    short_address,
+    way_to,
+)
 
 from tests.pci_tree import BRIDGE, PciTree
 
@@ -86,6 +93,13 @@ def test_a_domain_other_than_the_usual_one_is_part_of_the_name() -> None:
     assert port_id(way) == "00_0e.0-06.0"
     assert address_id(way[-1]) == "10000_e0_06.0"
     assert short_address(way[-1]) == "10000:e0:06.0"
+
+
+def test_an_id_of_an_address_is_one_again() -> None:
+    for address in ("0000:02:00.0", "10000:e0:06.0"):
+        assert address_of_id(address_id(address)) == address
+    with pytest.raises(ValueError, match="is no address"):
+        address_of_id("00_1c.0-00.0")
 
 
 ADDRESSES = st.from_regex(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", fullmatch=True)

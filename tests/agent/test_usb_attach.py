@@ -17,13 +17,13 @@ import pytest
 import trio
 import trio.testing
 from pedos_agent.attachments.table import Attachments
+from pedos_agent.device_classes import kernel
 from pedos_agent.device_classes.on_machine import scan
 from pedos_agent.device_classes.usb import (
     disks_below,
     exporter,
     host_driver,
     importer,
-    kernel,
     vhci,
 )
 from pedos_agent.device_classes.usb.handover import Handover, parse_handover

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import outcome
 import pytest
-from pedos_agent.device_classes.usb import host_driver, kernel, vhci
+from pedos_agent.device_classes import kernel
+from pedos_agent.device_classes.usb import host_driver, vhci
 from pedos_agent.device_classes.usb.importer import BorrowedUsb
 from pedos_agent.device_classes.usb.vhci import Vhci
 from pedos_protocol.errors import CallError

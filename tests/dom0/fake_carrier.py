@@ -21,6 +21,8 @@ class FakeCarrier:
     lack = None
     by_hypervisor = True
     before_boot = True
+    at_creation = False
+    outlives_agents = False
     starts_paused = True
     boot_timeout = 60.0
 
@@ -44,6 +46,15 @@ class FakeCarrier:
     def name_in_target(self, domid: int, asked: str | None, taken: Collection[str]) -> str:
         free = next(name for name in ("xvdi", "xvdj", "xvdk") if name not in taken)
         return asked or free
+
+    async def prepare(self, lease: Lease) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def can_give_live(self, domid: int) -> bool:
+        return True
+
+    def given_name(self, lease: Lease) -> str | None:
+        return lease.frontend
 
     async def attach(self, lease: Lease) -> None:
         await trio.lowlevel.checkpoint()

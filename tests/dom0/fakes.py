@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from pedos_dom0.policy.parser import parse_file
 from pedos_dom0.policy.snapshot import Snapshot
 from pedos_dom0.service import start_parts
 from pedos_dom0.state import State
-from pedos_dom0.tables.leases import LeaseTable
+from pedos_dom0.tables.leases import Lease, LeaseTable
 from pedos_dom0.tables.registry import Registry
 from pedos_dom0.tables.store import Store
 from pedos_dom0.tables.store_file import StoreFile
@@ -101,7 +101,7 @@ class FakeDriver:
             with contextlib.suppress(trio.BrokenResourceError):
                 subscriber.send_nowait(info)
 
-    async def start(self, name: str) -> int:
+    async def start(self, name: str, devices: Sequence[Lease] = ()) -> int:
         await trio.lowlevel.checkpoint()
         if self.refuse_start is not None:
             if self.starts_late:

@@ -45,6 +45,31 @@ def vbd(domid, name):
     disk = ord(name[3]) - ord("a")
     number = 51712 + 16 * disk if disk < 16 else (1 << 28) + 256 * disk
     return f"/libxl/{{domid}}/device/vbd/{{number}}"
+def bind(address, driver):
+    link = root / "sys/bus/pci/devices" / address / "driver"
+    link.unlink(missing_ok=True)
+    if driver:
+        link.symlink_to(root / "sys/bus/pci/drivers" / driver)
+def bound(address):
+    link = root / "sys/bus/pci/devices" / address / "driver"
+    return link.readlink().name if link.is_symlink() else None
+def give(domid, spec):
+    address, *options = spec.split(",")
+    number = len(given(domid))
+    node = f"/local/domain/0/backend/pci/{{domid}}/0"
+    put(node + f"/dev-{{number}}", address)
+    put(node + f"/vdev-{{number}}", f"0000:00:{{number:02x}}.00")
+    put(node + "/num_devs", str(number + 1))
+    if "permissive=1" in options and not plan.get("forgets"):
+        with open(root / "sys/bus/pci/drivers/pciback/permissive", "a") as file:
+            file.write(address + "\\n")
+def given(domid):
+    node = store / f"local/domain/0/backend/pci/{{domid}}/0"
+    try:
+        many = int((node / "num_devs" / "=").read_text())
+    except FileNotFoundError:
+        return []
+    return [(node / f"dev-{{each}}" / "=").read_text() for each in range(many)]
 def work():
     if verb == "list":
         print("Name      ID   Mem VCPUs\\tState\\tTime(s)")
@@ -54,7 +79,7 @@ def work():
             state = flags.read_text() if flags.exists() else "-b----"
             print((folder / "name" / "=").read_text(), domid, 256, 1, state, 1.0)
     elif verb == "create":
-        text = pathlib.Path(rest[-1]).read_text()
+        text = pathlib.Path(next(word for word in rest if word.endswith(".cfg"))).read_text()
         name = re.search('name="(.*)"', text)[1]
         last = root / "last"
         domid = int(last.read_text()) + 1 if last.exists() else 1
@@ -62,9 +87,30 @@ def work():
         put(f"/local/domain/{{domid}}/vm", f"/vm/uuid-{{domid}}")
         put(f"/local/domain/{{domid}}/name", name)
         made(domid)
+        for word in rest:
+            if word.startswith("pci +="):
+                for spec in re.findall('"([^"]*)"', word):
+                    give(domid, spec)
         if "-p" in rest:
             (store / "local" / "domain" / str(domid) / "flags").write_text("--p---")
         fire("@introduceDomain")
+    elif verb == "info":
+        print("host                   : dom0")
+        print("virt_caps              : pv hvm " + plan.get("caps", "pv_directio"))
+    elif verb == "pci-assignable-add":
+        if (driver := bound(rest[0])) is not None:
+            put(f"/libxl/pciback/{{rest[0]}}/driver_path", driver)
+        bind(rest[0], "pciback")
+    elif verb == "pci-assignable-remove":
+        node = store / f"libxl/pciback/{{rest[-1]}}/driver_path" / "="
+        bind(rest[-1], node.read_text() if "-r" in rest and node.exists() else None)
+    elif verb == "pci-attach":
+        give(rest[0], rest[1])
+    elif verb == "pci-detach":
+        left = [each for each in given(rest[-2]) if each != rest[-1]]
+        shutil.rmtree(store / f"local/domain/0/backend/pci/{{rest[-2]}}/0")
+        for each in left:
+            give(rest[-2], each)
     elif verb == "unpause":
         (domains()[int(rest[0])] / "flags").unlink()
     elif verb in ("destroy", "shutdown"):
@@ -167,6 +213,8 @@ class Host:
             xl=str(self.root / "xl"),
             open_store=self.open_store,
             userdata=self.root / "userdata",
+            sys_root=self.root / "sys",
+            dev_root=self.root / "dev",
         )
 
     def open_store(self) -> FolderStore:

@@ -104,7 +104,10 @@ class Reconciler:
                 logger.warning("%s may be used in %s: %s", lease.key, lease.vm, reason[0])
                 self._over(lease)  # no request waits for that, and reports are processed meanwhile
                 reason = await self._verdict(lease, math.inf)
-            if reason is None:
+            if reason is not None and reason[1] is AGENT_LOST and self._outlives(lease):
+                self._keep(lease)
+                self._teardown.remind_soon(lease)
+            elif reason is None:
                 self._keep(lease)
             elif self._state.leases.get(lease.attachment) is not None:
                 why, way = reason
@@ -118,6 +121,10 @@ class Reconciler:
                 lease.attachment,
                 trio.current_time() - began,
             )
+
+    def _outlives(self, lease: Lease) -> bool:
+        is_there = self._state.leases.get(lease.attachment) is not None
+        return is_there and self._teardown.outlives_agents(lease)
 
     def _over(self, lease: Lease) -> None:
         if (done := self._settling.pop(lease.attachment, None)) is not None:

@@ -307,7 +307,21 @@ class Teardown:
                 await state.agents.wait_for(name, timeout=math.inf, worthwhile=both_run)
         if self._awaited.pop(lease.attachment, None) is not None:
             ended = (way for name, domid, way in sides if not state.runs(name, domid))
-            self.end_soon(lease.attachment, reason, next(ended, AGENT_LOST))
+            if (way := next(ended, None)) is None and self.outlives_agents(lease):
+                self.remind_soon(lease)
+            else:
+                self.end_soon(lease.attachment, reason, way or AGENT_LOST)
+
+    def outlives_agents(self, lease: Lease) -> bool:
+        """Whether the target has it, and needs no agent for that (Carrier.outlives_agents)."""
+        carrier = self._state.carrier_of(lease)
+        if not carrier.outlives_agents or lease.state != ATTACHED:
+            return False
+        try:
+            return carrier.is_attached(lease)
+        except DriverError as error:
+            logger.warning("whether %s is still in %s: %s", lease.key, lease.vm, error)
+            return True  # the next look tells
 
     def is_in_the_making(self, lease: Lease) -> bool:
         """Whether an unfinished attach works on it."""

@@ -56,9 +56,6 @@ EXPORT_TIMEOUT = 10.0
 # The target also connects, starts a file system process and waits for its first answer.
 IMPORT_TIMEOUT = 15.0
 
-# While a VM is starting it has no domain yet; its leases are reservations.
-NO_DOMAIN = -1
-
 # dom0's user sees an agent's words about a failure, cut to a sentence.
 _AGENT_TEXT_MAX = 200
 
@@ -145,15 +142,27 @@ class Transaction:
         self.give_up(lease)
         await self._teardown.end_or_leave(lease, reason, way=way, request=request)
 
+    async def make_ready(self, lease: Lease, request: str) -> Lease:
+        """Takes the steps before the VM is made, for a device that it is made with
+        (Carrier.at_creation). Follow it with `rebind` and `prepare`.
+
+        Raises CallError, as `establish` does.
+        """
+        attempt = self._teardown.attempts[lease.attachment]
+        steps = partial(self._steps_before_creation, lease, attempt)
+        return await self._take(lease, request, steps, RELEASED)
+
     async def prepare(self, lease: Lease, request: str) -> Lease:
         """Takes the steps that need no agent of the target: for a VM that does not run yet.
 
         Only where that works (Carrier.before_boot). Follow it with `establish`.
-        Raises CallError, as `establish` does.
+        Raises CallError, as `establish` does. What the VM was made with it keeps until it is
+        destroyed: then the lease stands, for `undo` after that.
         """
         attempt = self._teardown.attempts[lease.attachment]
         steps = partial(self._first_steps, lease, attempt)
-        return await self._take(lease, request, steps, RELEASED)
+        stays = self._state.carrier(lease.key.device_class).at_creation
+        return await self._take(lease, request, steps, RELEASED, stays=stays)
 
     async def establish(self, lease: Lease, request: str) -> Lease:
         """Takes the steps; returns the lease as it is when the device is in the target.
@@ -167,9 +176,15 @@ class Transaction:
         return lease
 
     async def _take(
-        self, lease: Lease, request: str, steps: Callable[[], Awaitable[Lease]], way: Way
+        self,
+        lease: Lease,
+        request: str,
+        steps: Callable[[], Awaitable[Lease]],
+        way: Way,
+        *,
+        stays: bool = False,
     ) -> Lease:
-        """Takes steps, or undoes them in that `way`."""
+        """Takes steps, or undoes them in that `way`, unless the device `stays` with the VM."""
         attempt = self._teardown.attempts[lease.attachment]
         error: CallError
         try:
@@ -194,6 +209,8 @@ class Transaction:
             raise
         # From here on the teardown has it, and reacts to whatever comes up.
         self.give_up(lease)
+        if stays:
+            raise error
         try:
             await self._teardown.end(
                 lease.attachment,
@@ -212,6 +229,19 @@ class Transaction:
             error = failure(error.code, f"{error.message}; and {held.message}")
         raise error
 
+    async def _steps_before_creation(self, lease: Lease, attempt: Attempt) -> Lease:
+        state = self._state
+        await self._teardown.delete_overdue()
+        await state.store.journal_put(lease)
+        await state.reach("attach.leased")
+        attempt.begun = frozenset({DETACH})
+        try:
+            await state.carrier(lease.key.device_class).prepare(lease)
+        except DriverError as error:
+            raise failure(error.code, str(error), hint=error.hint) from error
+        await state.reach("attach.ready")
+        return lease
+
     async def _first_steps(self, lease: Lease, attempt: Attempt) -> Lease:
         """The journal and the source; and the hypervisor, where it carries the device."""
         state, key = self._state, lease.key
@@ -224,7 +254,7 @@ class Transaction:
         await self._teardown.delete_overdue()
         await state.store.journal_put(lease)
         await state.reach("attach.leased")
-        attempt.begun = frozenset({"export.stop"})
+        attempt.begun |= {"export.stop"}
         progress.at("lend", key.backend, key)
         untrusted_result = await _ask(source, "export.start", export_params(lease), EXPORT_TIMEOUT)
         started = _parsed(source, "export.start", untrusted_result)
@@ -238,11 +268,15 @@ class Transaction:
                 # The toolstack opens it by its name, and the agent holds the device of the
                 # decision: they must be the same.
                 is_it = started.number is None or carrier.number(lease) == started.number
+                name = carrier.given_name(lease)
             except DriverError as error:
                 raise failure(error.code, str(error), hint=error.hint) from error
             if not is_it:
                 attempt.way = GONE
                 raise _broken(lease, f"{key.backend} serves another disk under that name")
+            if name != lease.frontend:  # the kernel has chosen it: it must be found by it again
+                lease = state.leases.update(lease.attachment, frontend=name)
+                await state.store.journal_put(lease)
             attempt.prepared = True
             await state.reach("attach.carried")
         return lease

@@ -136,6 +136,12 @@ class DeviceClass:
         """The options of an attachment as it is: the requested ones, and its name."""
         return {**options, **({self.name_option: name} if name and self.name_option else {})}
 
+    # What can be lent
+
+    def why_never(self, backend: str, device: Device) -> str | None:
+        """Why no VM can ever be given a device of that VM; None if one can."""
+        return None
+
     # A VM's report
 
     def borrowed(self, ids: Iterable[str], names: Collection[str]) -> set[str]:

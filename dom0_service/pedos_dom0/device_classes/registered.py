@@ -8,10 +8,11 @@ from pedos_protocol import device_classes as described
 
 from pedos_dom0.device_classes.base import DeviceClass
 from pedos_dom0.device_classes.block import Block
+from pedos_dom0.device_classes.pci import Pci
 from pedos_dom0.device_classes.usb import Usb
 
 #: Those with rules of their own. To be listed, a class needs only a description.
-OWN: dict[str, type[DeviceClass]] = {"block": Block, "usb": Usb}
+OWN: dict[str, type[DeviceClass]] = {"block": Block, "usb": Usb, "pci": Pci}
 
 
 class UnknownClass(DeviceClass):

@@ -13,15 +13,18 @@ import attrs
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pedos_dom0.drivers.carrier import Carrier
+    from pedos_dom0.tables.leases import Lease
 
 DomainState = Literal["Running", "Halted", "Transient"]
 
 # dom0 is not in a driver's list of domains; its number is the same under every hypervisor.
 DOM0_NAME = "dom0"
 DOM0_DOMID = 0
+# The number of a VM that is starting and has no domain yet: what is leased to it is reserved.
+NO_DOMAIN = -1
 
 # Seconds until a failed request to the hypervisor is repeated: it hangs, or dom0 is too busy.
 RETRY_SECONDS = 60.0
@@ -91,10 +94,11 @@ class Driver(Protocol):
         """Serves the driver. Started when `domains()` is complete; raises HypervisorLost."""
         ...
 
-    async def start(self, name: str) -> int:
+    async def start(self, name: str, devices: Sequence[Lease] = ()) -> int:
         """Starts a VM and returns its domain number; DriverError. A running VM keeps its own.
 
-        If starts are paused, the VM is made and waits for `resume`.
+        It is made with these devices, which their carriers have prepared (Carrier.at_creation). If
+        starts are paused, the VM is made and waits for `resume`.
         """
         ...
 

@@ -39,6 +39,18 @@ class Carrier(Protocol):
         """Whether `attach` works before a VM that is made has begun to run."""
         ...
 
+    @property
+    def at_creation(self) -> bool:
+        """Whether a VM gets its devices when it is made: `prepare` comes before that, `attach`
+        after."""
+        ...
+
+    @property
+    def outlives_agents(self) -> bool:
+        """Whether an attachment stays as it is when the agents have ended: when they are back, they
+        are told of it again, and nothing is taken away. For what a VM needs to work at all."""
+        ...
+
     def adopt(self, leases: Iterable[Lease]) -> None:
         """These attachments of the class are in the journal, and there are no others: from now on,
         every other device of ours in a domain is taken away. Called once, before any attach."""
@@ -53,6 +65,20 @@ class Carrier(Protocol):
     async def own_names(self, vm: str) -> Collection[str]:
         """The names of the VM's own devices, as far as its configuration tells; DriverError if it
         cannot be read."""
+        ...
+
+    async def prepare(self, lease: Lease) -> None:
+        """Makes a device ready to be given to a VM that is about to be made; DriverError. Only
+        where that is how a VM gets it (`at_creation`). `detach` undoes it."""
+        ...
+
+    def can_give_live(self, domid: int) -> bool:
+        """Whether `attach` works for this domain, which runs. Never blocks; DriverError."""
+        ...
+
+    def given_name(self, lease: Lease) -> str | None:
+        """What an attached device is called in its target, as far as the hypervisor knows. Never
+        blocks; DriverError."""
         ...
 
     async def attach(self, lease: Lease) -> None:
@@ -81,6 +107,8 @@ class CarriedByAgents:
 
     by_hypervisor = False
     before_boot = False
+    at_creation = False
+    outlives_agents = False
 
     def __init__(self, *, lack: str | None = None) -> None:
         self.lack = lack
@@ -94,6 +122,15 @@ class CarriedByAgents:
     async def own_names(self, vm: str) -> Collection[str]:
         await trio.lowlevel.checkpoint()
         return ()
+
+    async def prepare(self, lease: Lease) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def can_give_live(self, domid: int) -> bool:
+        return True
+
+    def given_name(self, lease: Lease) -> str | None:
+        return lease.frontend
 
     async def attach(self, lease: Lease) -> None:
         await trio.lowlevel.checkpoint()

@@ -25,11 +25,12 @@ from pedos_dom0.drivers.carrier import CarriedByAgents, lacking
 from pedos_dom0.drivers.subscribers import EVENTS_MAX, Subscribers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pedos_protocol.messages import DomainChanged, DomainListed, DomainStarted
 
     from pedos_dom0.drivers.carrier import Carrier
+    from pedos_dom0.tables.leases import Lease
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ class LocalDriver:
         if not self._subscribers.tell(domain):
             self._lose(f"a part of this service is {EVENTS_MAX} domain events behind")
 
-    async def start(self, name: str) -> int:
+    async def start(self, name: str, devices: Sequence[Lease] = ()) -> int:
         answer = await self._call("domain.start", to_wire(DomainStart(name)), START_TIMEOUT)
         try:
             started: DomainStarted = parse_result("domain.start", answer)

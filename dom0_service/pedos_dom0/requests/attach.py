@@ -137,7 +137,7 @@ class Attach:
         domain = self._state.known_domain(vm)
         if asked.persistent:
             self._check_assignable(asked, vm, ())  # before any step of the attach
-        if domain.domid is None and asked.persistent:
+        if asked.persistent and not self._can_give_now(asked, vm, domain.domid):
             await self._assign(asked, vm, device)
             return self._result(asked, vm, "assigned", asked.options.canonical()), vm
         if domain.domid is None:
@@ -158,6 +158,14 @@ class Attach:
                 raise self._tell(asked, vm, errors.failure("busy", message)) from failed
             raise
         return self._result(asked, vm, "attached", lease.options), vm
+
+    def _can_give_now(self, asked: AttachRequest, vm: str, domid: int | None) -> bool:
+        """Whether the VM can get it before its next start."""
+        try:
+            carrier = self._state.carrier(asked.key.device_class)
+            return domid is not None and carrier.can_give_live(domid)
+        except DriverError as error:
+            raise self._tell(asked, vm, errors.failure(error.code, str(error))) from error
 
     async def _granted(self, asked: AttachRequest) -> tuple[Device, Grant]:
         """The device and its recipient, as of the moment of the return. Raises CallError.
@@ -251,6 +259,8 @@ class Attach:
             raise errors.no_device(key, missing)
         if unknown(state, key) is not None:
             raise errors.not_known(key, device)
+        if (never := class_of(key.device_class).why_never(key.backend, device)) is not None:
+            raise errors.unsupported(f"{key} cannot be given to a VM: {never}")
         if asked.identity not in (None, device.identity):
             raise errors.another_device(key, asked.identity or "", device)
         return device

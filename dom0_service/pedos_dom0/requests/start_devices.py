@@ -18,9 +18,8 @@ from pedos_dom0.access.authorizer import Consents, MustAsk
 from pedos_dom0.access.callers import DOM0_USER
 from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.attachments.fresh import unknown, wait_until_known
-from pedos_dom0.attachments.transaction import NO_DOMAIN
 from pedos_dom0.device_classes.registered import class_of
-from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.drivers.base import DOM0_NAME, NO_DOMAIN
 from pedos_dom0.tables.agents import AGENT_GRACE
 from pedos_dom0.tables.leases import Taken
 from pedos_dom0.tables.store import StoreError

@@ -85,8 +85,9 @@ class VmStart:
         domid: int | None = None
         try:
             await state.reach("start.reserved")
+            made_with = await self._make_ready((waiting, begun), request)
             progress.at("make", vm)
-            domid = await state.driver.start(vm)
+            domid = await state.driver.start(vm, made_with)
             await state.store.start_put(vm, domid)
             await state.reach("start.started")
             await self._bring_up(vm, domid, (waiting, begun, attached), request)
@@ -112,12 +113,26 @@ class VmStart:
             # A hypervisor that did not answer in time, or is lost, may have started it, or may
             # still do so; and after an unexpected error, that is not known either.
             if domid is None and not may_run:
+                await self._undo_all(begun, f"{vm} was not made", request, RELEASED)
                 await self._forget_start(vm)
                 code = error.code
                 raise errors.failure(code, f"{vm} was not started: {error}", hint=hint) from error
             leases = [*begun, *attached]
             what = await self._take_back(vm, leases, f"the start of {vm} failed", request)
             raise errors.failure("failed", f"{vm} {what}: {error}", hint=hint) from error
+
+    async def _make_ready(
+        self, stages: tuple[list[Lease], list[Lease]], request: str
+    ) -> list[Lease]:
+        """Moves leases that the VM is made with from waiting to begun; returns them."""
+        state, (waiting, begun) = self._state, stages
+        for lease in [e for e in waiting if state.carrier(e.key.device_class).at_creation]:
+            waiting.remove(lease)
+            begun.append(lease)
+            begun[-1] = await self._transaction.make_ready(lease, request)
+        if begun:
+            await state.reach("start.ready")
+        return list(begun)
 
     async def _bring_up(
         self,
@@ -131,6 +146,10 @@ class VmStart:
         state, (waiting, begun, attached) = self._state, stages
         if state.driver.starts_paused:
             # Everything possible is attached before its first instruction.
+            for number, lease in enumerate(begun):  # what it was made with
+                begun[number] = self._transaction.rebind(lease, domid)
+            for number, lease in enumerate(begun):
+                begun[number] = await self._transaction.prepare(lease, request)
             early = [each for each in waiting if state.carrier(each.key.device_class).before_boot]
             for lease in early:
                 waiting.remove(lease)
@@ -154,24 +173,32 @@ class VmStart:
         result."""
         for lease in leases:
             self._transaction.give_up(lease)
-        kept: list[str] = []
-
-        async def undo(lease: Lease, way: Way) -> None:
-            try:
-                await self._transaction.undo(lease, reason, request, way)
-            except CallError as refused:
-                kept.append(f"{lease.key}: {refused.message}")
-
         with self._state.going_down(vm):
             runs_on = await self._stops.stop(vm, reason, has_run=self._has_run(vm))
-            async with trio.open_nursery() as nursery:
-                for lease in leases:
-                    nursery.start_soon(undo, lease, UNDONE if runs_on else RELEASED)
+            way = UNDONE if runs_on else RELEASED
+            kept = await self._undo_all(leases, reason, request, way)
         if runs_on is None:
             await self._forget_start(vm)
             return "was stopped again"
         what = f"with what it uses ({'; '.join(kept)})" if kept else "without its devices"
         return f"runs {what}, as it could not be stopped again ({runs_on})"
+
+    async def _undo_all(
+        self, leases: list[Lease], reason: str, request: str, way: Way
+    ) -> list[str]:
+        """Undoes attachments, all at once; returns what the VM keeps, and why."""
+        kept: list[str] = []
+
+        async def undo(lease: Lease) -> None:
+            try:
+                await self._transaction.undo(lease, reason, request, way)
+            except CallError as refused:
+                kept.append(f"{lease.key}: {refused.message}")
+
+        async with trio.open_nursery() as nursery:
+            for lease in leases:
+                nursery.start_soon(undo, lease)
+        return kept
 
     def _has_run(self, vm: str) -> bool:
         """Whether a VM whose start is in the store has been unpaused, or may have been."""

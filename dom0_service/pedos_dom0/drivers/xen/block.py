@@ -8,7 +8,7 @@ of the service, and before anything is taken away.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import trio
 from pedos_protocol.names import frontend_names, harmless_text, is_device_id
@@ -20,11 +20,13 @@ from pedos_dom0.drivers.xen.xenstore import (
     DOMAINS,
     SCRIPT,
     Reader,
+    Store,
     Vbd,
     libxl_vbd,
     silent,
     vbd_number,
     vbd_of,
+    wait_for,
 )
 from pedos_dom0.drivers.xen.xl import WORDS_MAX, quoted
 
@@ -45,16 +47,6 @@ SETTLE_SECONDS = 10.0
 CLOSED = "6"
 # The final values of `hotplug-status` that Xen's scripts write.
 CONNECTED, FAILED = "connected", "error"
-
-
-class Store(Reader, Protocol):
-    """A connection to xenstore whose events only its own task waits for."""
-
-    def watch(self, path: str) -> None: ...
-
-    async def changed(self) -> set[str]: ...
-
-    def close(self) -> None: ...
 
 
 def source_path(lease: Lease) -> str:
@@ -85,6 +77,8 @@ class XenBlock:
     lack = None
     by_hypervisor = True
     before_boot = True
+    at_creation = False
+    outlives_agents = False
 
     def __init__(
         self,
@@ -131,6 +125,18 @@ class XenBlock:
         if asked is not None:
             raise DriverError(f"{asked} is already used in it", code="busy")
         raise DriverError("all its names for block devices are used", code="busy")
+
+    async def prepare(self, lease: Lease) -> None:
+        """See Carrier. Nothing needs it."""
+        await trio.lowlevel.checkpoint()
+
+    def can_give_live(self, domid: int) -> bool:
+        """See Carrier."""
+        return True
+
+    def given_name(self, lease: Lease) -> str | None:
+        """See Carrier."""
+        return lease.frontend
 
     def number(self, lease: Lease) -> str | None:
         """See Carrier. The script writes the number, and the backend opens by it."""
@@ -195,20 +201,7 @@ class XenBlock:
         )
 
     async def _until(self, path: str, done: Callable[[Reader], bool], seconds: float) -> bool:
-        try:
-            if done(self._store()):
-                return True
-            store = self._open_store()
-            try:
-                store.watch(path)
-                with trio.move_on_after(seconds):
-                    while not done(store):
-                        await store.changed()
-                return done(store)
-            finally:
-                store.close()
-        except OSError as error:
-            raise silent(error) from error
+        return await wait_for(self._store(), self._open_store, path, done, seconds)
 
     async def detach(self, lease: Lease, *, force: bool) -> None:
         """See Carrier."""

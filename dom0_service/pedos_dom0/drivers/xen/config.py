@@ -35,6 +35,14 @@ _COMMENT = re.compile(r"""("[^"\n]*"|'[^'\n]*')|#[^\n]*""")
 _DISKS = re.compile(r"^[ \t]*disk[ \t]*\+?=[ \t]*\[(.*?)\]", re.MULTILINE | re.DOTALL)
 _XVD = re.compile(r"(?<![\w/])xvd[a-z](?![\w/])")
 
+# pci = ["...", "..."] (xl-pci-configuration(5)), and in it the addresses; the domain may be left
+# out.
+_PCI = re.compile(r"^[ \t]*pci[ \t]*\+?=[ \t]*\[(.*?)\]", re.MULTILINE | re.DOTALL)
+_BDF = re.compile(
+    r"(?<![\w:])(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})\.([0-7])(?![\w:])",
+    re.IGNORECASE,
+)
+
 # It was just removed, or is a link that leads nowhere.
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
@@ -142,6 +150,15 @@ def _uuid(text: str) -> str | None:
 def own_frontends(path: Path) -> frozenset[str]:
     """The names xvdX of the disks in a configuration; DriverError if it cannot be read."""
     return frozenset(name for disks in _DISKS.findall(_text(path)) for name in _XVD.findall(disks))
+
+
+def own_pci(path: Path) -> frozenset[str]:
+    """The addresses of the PCI devices in a configuration; DriverError if it cannot be read."""
+    return frozenset(
+        f"{int(domain or '0', 16):04x}:{int(bus, 16):02x}:{int(slot, 16):02x}.{function}"
+        for devices in _PCI.findall(_text(path))
+        for domain, bus, slot, function in _BDF.findall(devices)
+    )
 
 
 def check_config(name: str, path: Path) -> str | None:

@@ -30,7 +30,8 @@ from pedos_dom0.drivers.base import (
 from pedos_dom0.drivers.carrier import CarriedByAgents, lacking
 from pedos_dom0.drivers.subscribers import Subscribers
 from pedos_dom0.drivers.xen.block import XenBlock
-from pedos_dom0.drivers.xen.config import Configs, check_config, own_frontends
+from pedos_dom0.drivers.xen.config import Configs, check_config, own_frontends, own_pci
+from pedos_dom0.drivers.xen.pci import CREATE_SECONDS_EACH, DESTROY_SECONDS_EACH, XenPci
 from pedos_dom0.drivers.xen.reclaim import USERDATA
 from pedos_dom0.drivers.xen.xenstore import (
     DOMAINS,
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from pedos_dom0.drivers.carrier import Carrier
-    from pedos_dom0.drivers.xen.block import Store
+    from pedos_dom0.drivers.xen.xenstore import Store
+    from pedos_dom0.tables.leases import Lease
 
 logger = logging.getLogger(__name__)
 
@@ -71,16 +73,11 @@ LIST_RETRY_SECONDS = 5.0
 # it.
 BOOT_SECONDS = 240.0
 
-#: All but the blocks, which Xen carries. USB devices go as USB/IP between the kernels of both VMs,
-#: on a channel of the agents.
+#: All but disks and PCI devices, which Xen carries. USB devices go as USB/IP between the kernels of
+#: both VMs, on a channel of the agents.
 CARRIERS: Mapping[str, Carrier] = {
     "usb": CarriedByAgents(),
     "mic": lacking("mic", "this version lists microphones on Xen and does not carry sound"),
-    "pci": lacking(
-        "pci",
-        "this version lists PCI devices on Xen; they are assigned in the VM's configuration, "
-        "see xl-pci-configuration(5)",
-    ),
 }
 
 
@@ -105,7 +102,7 @@ class XenDriver:
 
     `config_dirs` contain NAME.cfg for every VM that may be started, `dom0_agent` is the socket of
     dom0's own agent. `xl` is the program, `open_store` makes a connection to xenstore, `userdata`
-    is the folder of libxl.
+    is the folder of libxl, `sys_root` and `dev_root` are dom0's /sys and /dev.
     """
 
     starts_paused = True
@@ -119,6 +116,8 @@ class XenDriver:
         xl: str = "xl",
         open_store: Callable[[], WatchedStore] = vchan.Store,
         userdata: Path = USERDATA,
+        sys_root: Path = Path("/sys"),
+        dev_root: Path = Path("/dev"),
     ) -> None:
         self._configs = Configs(config_dirs)
         self._dom0_agent = dom0_agent
@@ -147,7 +146,19 @@ class XenDriver:
             own_names=self._own_frontends,
             userdata=userdata,
         )
-        self.carriers: Mapping[str, Carrier] = {self._block.device_class: self._block, **CARRIERS}
+        self._pci = XenPci(
+            xl=self._xl,
+            store=self._connected,
+            open_store=self._new_store,
+            has_ended=self._has_ended,
+            sys_root=sys_root,
+            dev_root=dev_root,
+        )
+        self.carriers: Mapping[str, Carrier] = {
+            self._block.device_class: self._block,
+            self._pci.device_class: self._pci,
+            **CARRIERS,
+        }
 
     # Driver
 
@@ -284,7 +295,7 @@ class XenDriver:
     def _new_store(self) -> Store:
         return self._open_store()
 
-    async def start(self, name: str) -> int:
+    async def start(self, name: str, devices: Sequence[Lease] = ()) -> int:
         domain = self._domains.get(name)
         if domain is not None and domain.domid is not None:
             return domain.domid
@@ -299,11 +310,14 @@ class XenDriver:
                 f"{path} gives another uuid than when the folder was last read",
                 hint=f"qvm-start {name} in a moment, when it was read again",
             )
+        await self._check_own_pci(name, path, devices)
         async with self._creating, self._transit(name):
             before = self._living(name)
             try:
                 await self._xl.run(
-                    *("create", "-p", str(path)), seconds=CREATE_SECONDS, what="xl did not make it"
+                    *("create", "-p", str(path), *self._pci.creation_words(devices)),
+                    seconds=CREATE_SECONDS + CREATE_SECONDS_EACH * len(devices),
+                    what="xl did not make it",
                 )
             except DriverError as error:
                 # A failed create has taken back what it had made. One that the service's end
@@ -318,6 +332,18 @@ class XenDriver:
             self._held_back |= domid
             self._block.reclaimer.complete(max(domid))
         return max(domid)
+
+    async def _check_own_pci(self, name: str, path: Path, devices: Sequence[Lease]) -> None:
+        """DriverError if the VM's configuration gives it one of the devices as well: xl fails."""
+        own = await in_thread(partial(own_pci, path)) if devices else frozenset()
+        if twice := sorted(own.intersection(self._pci.addresses(devices))):
+            raise DriverError(
+                f"{path} gives {name} {', '.join(twice)} itself, and it is assigned too",
+                hint=f"remove it from pci= there, or unassign it: qvm-pci detach {name}",
+            )
+
+    def _destroy_seconds(self, domid: int) -> float:
+        return DESTROY_SECONDS + DESTROY_SECONDS_EACH * self._pci.count(domid)
 
     def _living(self, name: str) -> set[int]:
         """The domains of this name that xenstore has now, whether they were reported or not."""
@@ -341,7 +367,7 @@ class XenDriver:
             try:
                 await self._xl.run(
                     *("destroy", str(domid)),
-                    seconds=DESTROY_SECONDS,
+                    seconds=self._destroy_seconds(domid),
                     what=f"domain {domid} could not be destroyed",
                 )
             except DriverError as error:
@@ -364,9 +390,12 @@ class XenDriver:
             return
         domid = max(domids)
         what = f"{name} could not be shut down"
+        seconds = self._destroy_seconds(domid)
+        # xl takes away what the domain has before it ends it.
+        clear = CLEAR_SECONDS + DESTROY_SECONDS_EACH * self._pci.count(domid)
         if force or domid in self._held_back:
             # A VM that was made and never unpaused would not notice a shutdown request.
-            await self._xl.run("destroy", str(domid), seconds=DESTROY_SECONDS, what=what)
+            await self._xl.run("destroy", str(domid), seconds=seconds, what=what)
         else:
             await self._xl.run("shutdown", str(domid), seconds=QUICK_SECONDS, what=what)
             if not await self._until(lambda: self._has_ended(domid), SHUTDOWN_SECONDS):
@@ -375,9 +404,9 @@ class XenDriver:
                     hint=f"qvm-shutdown --force {name}",
                 )
         # The xl that waits for a VM's end clears it away. It may have been killed.
-        if not await self._until(lambda: domid not in self._seen, CLEAR_SECONDS):
-            await self._xl.run("destroy", str(domid), seconds=DESTROY_SECONDS, what=what)
-            await self._until(lambda: domid not in self._seen, CLEAR_SECONDS)
+        if not await self._until(lambda: domid not in self._seen, clear):
+            await self._xl.run("destroy", str(domid), seconds=seconds, what=what)
+            await self._until(lambda: domid not in self._seen, clear)
         if not self._has_ended(domid):
             raise DriverError(f"{what}: xl destroyed it, and it is still there")
 

@@ -10,12 +10,13 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
+import trio
 from pedos_protocol.names import is_vm_name, shown
 
 from pedos_dom0.drivers.base import DOM0_DOMID, DOM0_NAME, DomainInfo, DriverError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,16 @@ class Reader(Protocol):
     def list(self, path: str) -> list[str]: ...
 
 
+class Store(Reader, Protocol):
+    """A connection to xenstore whose events only its own task waits for."""
+
+    def watch(self, path: str) -> None: ...
+
+    async def changed(self) -> set[str]: ...
+
+    def close(self) -> None: ...
+
+
 @attrs.frozen
 class SeenDomain:
     """A domain as the toolstack has put it into xenstore."""
@@ -74,6 +85,31 @@ class Vbd:
 def silent(error: OSError) -> DriverError:
     """The message when xenstore itself fails."""
     return DriverError(f"xenstore does not answer: {error.strerror or error}", code="unavailable")
+
+
+async def wait_for(
+    store: Reader,
+    open_store: Callable[[], Store],
+    path: str,
+    done: Callable[[Reader], bool],
+    seconds: float,
+) -> bool:
+    """Waits until something is done, which is looked at when `path` changes, on a connection of its
+    own; False if it is not in time. DriverError if xenstore fails."""
+    try:
+        if done(store):
+            return True
+        waiting = open_store()
+        try:
+            waiting.watch(path)
+            with trio.move_on_after(seconds):
+                while not done(waiting):
+                    await waiting.changed()
+            return done(waiting)
+        finally:
+            waiting.close()
+    except OSError as error:
+        raise silent(error) from error
 
 
 def domain_of(store: Reader, domid: int) -> SeenDomain | None:

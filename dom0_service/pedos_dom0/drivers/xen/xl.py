@@ -48,6 +48,11 @@ OVER = frozenset("scd")
 # xl save --checkpoint), with everything that it has mounted: it is paused, and has not ended.
 _SUSPENDED = re.compile(r"...ss-")
 
+# "virt_caps              : pv hvm hvm_directio pv_directio hap shadow": the two are there when Xen
+# has enabled an IOMMU, for either kind of guest.
+_CAPABILITIES = re.compile(r"^virt_caps\s*:(.*)$", re.MULTILINE)
+_DIRECT_IO = frozenset(("pv_directio", "hvm_directio"))
+
 
 @attrs.frozen
 class ListedDomain:
@@ -166,6 +171,12 @@ def xl_words(untrusted_said: str) -> str:
     errors = [line for line in lines if not _LEVEL.match(line)]
     told = dict.fromkeys(_PLACE.sub("", line).strip() for line in errors or lines)
     return harmless_text("; ".join(told), WORDS_MAX)
+
+
+def can_pass_through(printed: str) -> bool:
+    """Whether the hypervisor uses an IOMMU, as `xl info` says."""
+    found = _CAPABILITIES.search(printed)
+    return found is not None and not _DIRECT_IO.isdisjoint(found[1].split())
 
 
 def parse_list(printed: str) -> list[ListedDomain]:

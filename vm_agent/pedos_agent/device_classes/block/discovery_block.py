@@ -20,6 +20,7 @@ from typing import Final
 
 import attrs
 import trio
+from pedos_host.exclusive import IN_USE, is_held
 from pedos_protocol.agent_messages import Device
 from pedos_protocol.fields import SHARES_MAX
 from pedos_protocol.names import frontend_of, harmless_text, is_device_id, natural_key
@@ -44,7 +45,6 @@ from pedos_agent.device_classes.block.disk import (
 )
 from pedos_agent.device_classes.block.drives import has_disc
 from pedos_agent.device_classes.block.identity import identity_of
-from pedos_agent.device_classes.exclusive import IN_USE, is_held
 from pedos_agent.device_classes.sysfs import usb_device_of
 from pedos_agent.device_classes.xen_backends import connecting, lent, lent_to
 from pedos_agent.inventory.local_device import Inode, LocalDevice, unseen

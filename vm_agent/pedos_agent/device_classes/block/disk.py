@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 import attrs
+from pedos_host.exclusive import IN_USE
 from pedos_protocol.names import harmless_text
 
 from pedos_agent.device_classes.block.areas import Areas, overlap
-from pedos_agent.device_classes.exclusive import IN_USE
 from pedos_agent.inventory.local_device import Inode, LocalDevice
 from pedos_agent.system.reading import read_field
 

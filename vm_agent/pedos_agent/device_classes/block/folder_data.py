@@ -14,6 +14,7 @@ from functools import partial
 from typing import Final
 
 import attrs
+from pedos_host.exclusive import IN_USE, is_held
 from pedos_host.in_time import in_time
 from pedos_protocol.fields import SHARES_MAX
 from pedos_protocol.names import harmless_text, natural_key
@@ -30,7 +31,6 @@ from pedos_agent.device_classes.block.areas import (
 from pedos_agent.device_classes.block.block_use import REASON_MAX, SWAP, swap_files
 from pedos_agent.device_classes.block.discovery_block import uses
 from pedos_agent.device_classes.block.disk import Disk, with_held_sharers
-from pedos_agent.device_classes.exclusive import IN_USE, is_held
 from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.inventory.looking import seen
 from pedos_agent.system.reading import is_gone, is_starved, read_table

@@ -20,6 +20,7 @@ import struct
 from collections.abc import AsyncIterator
 from typing import Final
 
+from pedos_host.exclusive import IN_USE, open_exclusively
 from pedos_host.in_time import going_to, in_time
 from pedos_host.threads import to_thread
 from pedos_protocol.errors import CallError
@@ -30,7 +31,6 @@ from pedos_agent.device_classes.block.block_use import SWAP
 from pedos_agent.device_classes.block.disk import Disk
 from pedos_agent.device_classes.block.folder_data import why_used
 from pedos_agent.device_classes.block.overlays import DEPTH_MAX, UntoldError, layer_file
-from pedos_agent.device_classes.exclusive import IN_USE, open_exclusively
 from pedos_agent.system.closing import close_and_wait
 from pedos_agent.system.reading import is_gone
 from pedos_agent.system.roots import ROOTS, Roots

@@ -16,6 +16,7 @@ from typing import Final
 
 import trio
 from pedos_host.backoff import Backoff
+from pedos_host.exclusive import IN_USE, open_exclusively
 from pedos_host.faultpoints import reach
 from pedos_host.threads import to_thread
 from pedos_protocol.agent_messages import ExportStart
@@ -26,7 +27,6 @@ from pedos_agent.device_classes.block.block_use import untold
 from pedos_agent.device_classes.block.discovery_block import reasons_for
 from pedos_agent.device_classes.block.disk import disk_marks
 from pedos_agent.device_classes.block.exporter import opened_source
-from pedos_agent.device_classes.exclusive import IN_USE, open_exclusively
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.system.closing import close_and_wait

@@ -16,8 +16,9 @@ import attrs
 from pedos_protocol.kinds import with_kinds
 from pedos_protocol.pci_names import address_id, is_address, port_id, short_address, way_to
 
-from pedos_agent.device_classes.base import DeviceClass
+from pedos_agent.device_classes.base import Carrier, DeviceClass, Host
 from pedos_agent.device_classes.described import listed
+from pedos_agent.device_classes.pci.carrier import PciDevices
 from pedos_agent.device_classes.pci.class_names import class_name
 from pedos_agent.device_classes.sysfs import hex_field, names_of
 from pedos_agent.inventory.local_device import LocalDevice
@@ -30,7 +31,7 @@ _FRONTEND: Final = re.compile(r"pci-[0-9]+")
 
 
 class Pci(DeviceClass):
-    """PCI devices."""
+    """PCI devices. VMs get them under Xen alone: those of local mode have no hardware."""
 
     name = "pci"
     subsystem = "pci"
@@ -51,6 +52,10 @@ class Pci(DeviceClass):
             if (item := seen("pci", device_id, look)) is not None:
                 found.append(item)
         return found
+
+    def carrier(self, host: Host) -> Carrier | None:
+        """See DeviceClass."""
+        return PciDevices(host) if host.settings.xen else None
 
 
 def is_imported(path: str) -> bool:

@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
+from pedos_host.exclusive import IN_USE, open_exclusively
 from pedos_protocol.errors import CallError
 
-from pedos_agent.device_classes.exclusive import IN_USE, open_exclusively
 from pedos_agent.device_classes.sysfs import names_of, usb_device_of
 from pedos_agent.device_classes.xen_backends import lent, lent_to
 from pedos_agent.system.reading import is_gone, link_target, read_field

@@ -15,10 +15,10 @@ from pedos_protocol.errors import CallError
 from pedos_vchan.pump import Why
 from pedos_vchan.transport import DATA_ORDERS, Listener
 
+from pedos_agent.device_classes import kernel
 from pedos_agent.device_classes.base import Host
 from pedos_agent.device_classes.data_channel import from_target
 from pedos_agent.device_classes.lifetime import Lifetime
-from pedos_agent.device_classes.usb import kernel
 from pedos_agent.device_classes.usb.disks_below import held_below
 from pedos_agent.device_classes.usb.handover import Handover
 from pedos_agent.device_classes.usb.host_driver import USED, HostDriver, Taken

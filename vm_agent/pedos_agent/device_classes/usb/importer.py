@@ -18,10 +18,10 @@ from pedos_protocol.agent_messages import ImportStart
 from pedos_protocol.errors import CallError
 from pedos_vchan.channel import Channel
 
+from pedos_agent.device_classes import kernel
 from pedos_agent.device_classes.base import Host
 from pedos_agent.device_classes.data_channel import to_source
 from pedos_agent.device_classes.lifetime import Lifetime
-from pedos_agent.device_classes.usb import kernel
 from pedos_agent.device_classes.usb.disks_below import held_below
 from pedos_agent.device_classes.usb.handover import Handover, parse_handover
 from pedos_agent.device_classes.usb.stream import carry_checked

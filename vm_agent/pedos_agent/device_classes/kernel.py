@@ -1,4 +1,4 @@
-"""Asks the kernel for what takes it a while: modules, and steps of usbip-host and vhci-hcd."""
+"""Asks the kernel for what takes it a while: modules, and steps that have no event of their own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from pedos_agent.system.reading import is_there, words
 
 T = TypeVar("T")
 
-# An unbind waits for the driver: two seconds were seen with a disk in the middle of a transfer.
+# An unbind of a USB device waits for its driver: two seconds were seen with a disk in the middle of
+# a transfer.
 STEP_SECONDS: Final = 8.0
 # vhci-hcd registers sixteen buses: one to three seconds under emulation.
 MODULE_SECONDS: Final = 6.0

@@ -1,0 +1,455 @@
+"""PCI devices on Xen: pciback keeps them for VMs, xl gives them, and xenstore tells who has which.
+
+A domain gets its devices when it is made (`xl create`): a new one, paused, has no PCI frontend yet.
+So a start has three steps: `prepare` makes a device ready, the driver makes the domain with what
+`creation_words` says, and `attach` looks whether the domain has it. A device for a VM that runs is
+made ready and given by `attach` alone, if the VM can take it.
+
+Everything that xl says wrongly or not at all is found out before xl is asked (pci_rules, pciback,
+`pedos_host.pci_use`). After the end of a VM its devices stay with pciback: what a VM may have
+reprogrammed does not come back to dom0 unless `give-back=yes`.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import trio
+from pedos_host import pci_use
+from pedos_host.in_time import in_time
+
+from pedos_dom0.drivers.base import DOM0_NAME, NO_DOMAIN, DriverError
+from pedos_dom0.drivers.xen import pci_rules, pci_sysfs, pciback
+from pedos_dom0.drivers.xen.pci_sysfs import PCIBACK
+from pedos_dom0.drivers.xen.xenstore import DOMAINS, silent, wait_for
+from pedos_dom0.drivers.xen.xl import can_pass_through
+from pedos_dom0.tasks.disk import in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+    from pathlib import Path
+    from typing import TypeVar
+
+    from pedos_dom0.drivers.xen.pci_sysfs import Function
+    from pedos_dom0.drivers.xen.pciback import Given
+    from pedos_dom0.drivers.xen.xenstore import Reader, Store
+    from pedos_dom0.drivers.xen.xl import Xl
+    from pedos_dom0.tables.leases import Lease
+
+    T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+# These ask the kernel or the hypervisor; a driver that lets go of a device with disks takes 4 s.
+ASSIGNABLE_SECONDS: Final = 20.0
+QUICK_SECONDS: Final = 15.0
+# xl itself waits 10 s for the two ends; the driver in the VM may wait twice for its controller,
+# 5 s each time (11 s were seen).
+ATTACH_SECONDS: Final = 30.0
+DETACH_SECONDS: Final = 30.0
+# What each device adds to the making of a domain and to its end, where xl takes the devices away
+# one by one, and waits up to 10 s for each.
+CREATE_SECONDS_EACH: Final = 10.0
+DESTROY_SECONDS_EACH: Final = 15.0
+# A reset is done in some 100 ms, by a bus in a second; a device that is not back after this has
+# failed it. Looks at sysfs take milliseconds.
+RESET_SECONDS: Final = 10.0
+LOOK_SECONDS: Final = 5.0
+
+
+@attrs.define(eq=False)
+class _Mine:
+    """What this service knows of a device that it has given, or is about to give."""
+
+    lease: Lease
+    address: str
+    # The driver that had it in dom0, if this attach has taken it away from one.
+    had_driver: str | None = None
+
+    @property
+    def words(self) -> str:
+        """What xl is told of it: a PCI_SPEC_STRING of xl-pci-configuration(5)."""
+        is_permissive = self.lease.options.get("permissive") == "yes"
+        return f"{self.address},permissive=1" if is_permissive else self.address
+
+
+class XenPci:
+    """The carrier of PCI devices of dom0."""
+
+    device_class = "pci"
+    lack = None
+    by_hypervisor = True
+    before_boot = True
+    at_creation = True
+    outlives_agents = True
+
+    def __init__(
+        self,
+        xl: Xl,
+        store: Callable[[], Reader],
+        open_store: Callable[[], Store],
+        has_ended: Callable[[int], bool],
+        sys_root: Path,
+        dev_root: Path,
+    ) -> None:
+        """`store` is the permanent connection, `open_store` makes one to wait with; `has_ended`
+        tells of a domain that it will not run any more, if it exists at all."""
+        self._xl = xl
+        self._store = store
+        self._open_store = open_store
+        self._has_ended = has_ended
+        self._sys = sys_root
+        self._dev = dev_root
+        self._mine: dict[str, _Mine] = {}  # by attachment
+        self._has_iommu = False
+        # A check holds until the device is given: no other check may come between.
+        self._turn = trio.Lock()
+
+    def adopt(self, leases: Iterable[Lease]) -> None:
+        """See Carrier. What has no lease here stays where it is: an administrator gave it."""
+        for lease in leases:
+            try:
+                address = self._address(lease)
+            except DriverError:  # the device is gone; its lease is about to end
+                continue
+            if address is not None:
+                self._mine[lease.attachment] = _Mine(lease, address)
+
+    def name_in_target(self, domid: int, asked: str | None, taken: Collection[str]) -> None:
+        """See Carrier. The kernel chooses it: see `given_name`."""
+
+    async def own_names(self, vm: str) -> Collection[str]:
+        """See Carrier."""
+        await trio.lowlevel.checkpoint()
+        return ()
+
+    def number(self, lease: Lease) -> None:
+        """See Carrier. It is no disk."""
+
+    def is_attached(self, lease: Lease) -> bool:
+        """See Carrier. A domain that has ended has it until nothing is left of the domain."""
+        return self._given(lease) is not None
+
+    def given_name(self, lease: Lease) -> str | None:
+        """See Carrier."""
+        given = self._given(lease)
+        return None if given is None else given.name_there
+
+    def can_give_live(self, domid: int) -> bool:
+        """See Carrier."""
+        with _asking_store():
+            return pciback.takes_more(self._store(), domid)
+
+    def count(self, domid: int) -> int:
+        """How many devices a domain has, from whomever."""
+        with _asking_store():
+            return len(pciback.given_to(self._store(), domid))
+
+    def addresses(self, leases: Iterable[Lease]) -> list[str]:
+        """Those of devices that are prepared."""
+        return [self._mine[lease.attachment].address for lease in leases]
+
+    def creation_words(self, leases: Iterable[Lease]) -> list[str]:
+        """The words of `xl create` that give a new domain devices which are prepared, beside those
+        of its configuration."""
+        specs = [f'"{self._mine[lease.attachment].words}"' for lease in leases]
+        return [f"pci += [ {', '.join(specs)} ]"] if specs else []
+
+    # Before the VM has it
+
+    async def prepare(self, lease: Lease) -> None:
+        """See Carrier."""
+        async with self._turn:
+            await self._make_ready(lease)
+
+    async def attach(self, lease: Lease) -> None:
+        """See Carrier. Of a domain that was made with it, looks whether it has it."""
+        async with self._turn:
+            if not self.is_attached(lease):
+                await self._give_live(lease)
+            self._mine[lease.attachment].lease = lease
+        await self._check_permissive(lease)
+
+    async def _make_ready(self, lease: Lease) -> None:
+        """pciback has it, and a VM may get it; DriverError, and then it is where it was."""
+        name = str(lease.key)
+        if lease.key.backend != DOM0_NAME:
+            raise DriverError(f"{name}: only dom0's own PCI devices can be given to a VM")
+        if lease.options.get("read-only") == "yes":
+            raise DriverError(
+                f"{name}: policy allows it read-only, and no PCI device can be that",
+                hint="remove read-only=yes from the rule",
+            )
+        picture = await self._look("the PCI devices", partial(pci_sysfs.look, self._sys))
+        function = picture.called(lease.key.device)
+        if function is None:
+            raise DriverError(f"{name} is not there any more", code="not_found")
+        pci_rules.check_kind(function, name)
+        self._check_free(function, name)
+        pci_rules.check_group(picture, function, name, self._others(lease), lease.vm)
+        is_strict = lease.options.get("no-strict-reset") != "yes"
+        if is_strict:
+            pci_rules.check_reset(function, name)
+        await self._check_iommu()
+        mine = _Mine(lease, function.address)
+        await self._take(mine, function, name, is_strict=is_strict)
+        self._mine[lease.attachment] = mine
+
+    def _check_free(self, function: Function, name: str) -> None:
+        """DriverError(busy) if a domain has it."""
+        with _asking_store():
+            store = self._store()
+            for each in pciback.given(store):
+                if each.address == function.address:
+                    holder = pciback.name_of(store, each.domid)
+                    raise DriverError(
+                        f"{name} is in {holder} (domain {each.domid}), which got it from the "
+                        "toolstack and not from here, or has rebooted with it",
+                        code="busy",
+                        hint=f"xl pci-detach {each.domid} {function.address}, or shut {holder} "
+                        "down",
+                    )
+
+    def _others(self, lease: Lease) -> dict[str, str]:
+        """The VMs that have PCI devices, or are about to have them, by address."""
+        with _asking_store():
+            store = self._store()
+            found = {
+                each.address: pciback.name_of(store, each.domid) for each in pciback.given(store)
+            }
+        for mine in self._mine.values():
+            if mine.lease.attachment != lease.attachment:
+                found.setdefault(mine.address, mine.lease.vm)
+        return found
+
+    async def _check_iommu(self) -> None:
+        """DriverError if Xen uses no IOMMU. Once it does, it does so until the next boot."""
+        if self._has_iommu:
+            return
+        told = await self._xl.run("info", seconds=QUICK_SECONDS, what="Xen did not say what it can")
+        if not can_pass_through(told):
+            raise DriverError(
+                "Xen uses no IOMMU here, so a VM with a PCI device could read and write all memory",
+                hint="enable VT-d or AMD-Vi in the firmware's setup; see `xl dmesg`",
+            )
+        self._has_iommu = True
+
+    async def _take(self, mine: _Mine, function: Function, name: str, *, is_strict: bool) -> None:
+        """Takes it from dom0's driver, unless pciback has it, and resets it before that."""
+        what = f"{name} could not be taken from dom0"
+        async with self._unused(function, name):
+            if is_strict:
+                try:
+                    await self._look(
+                        f"reset {function.address}",
+                        partial(pci_sysfs.reset, self._sys, function.address),
+                        seconds=RESET_SECONDS,
+                    )
+                except DriverError as error:
+                    raise pci_rules.no_reset(name, str(error)) from error
+            if function.driver == PCIBACK:
+                return
+            words = ("pci-assignable-add", function.address)
+            try:
+                await self._xl.run(*words, seconds=ASSIGNABLE_SECONDS, what=what)
+                driver = await self._driver(function.address)
+                if driver != PCIBACK:
+                    raise DriverError(
+                        f"{what}: {driver or 'no driver'} has it and not pciback",
+                        hint="modprobe xen-pciback, and look at `dmesg`",
+                    )
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await self._put_back(function.address, name)
+                raise
+        mine.had_driver = function.driver
+
+    @asynccontextmanager
+    async def _unused(self, function: Function, name: str) -> AsyncIterator[None]:
+        """Within, nothing in dom0 begins to use it; DriverError(busy) if something does."""
+        if function.driver == PCIBACK:
+            yield
+            return
+        holding = pci_use.held(str(self._sys), str(self._dev), function.address)
+        what = f"what uses {function.address} cannot be told"
+
+        def let_go(_held: object) -> None:
+            holding.__exit__(None, None, None)
+
+        try:
+            await self._look(what, holding.__enter__, late=let_go)
+        except pci_use.InUse as used:
+            raise DriverError(
+                f"{name} is in use in dom0: {used}",
+                code="busy",
+                hint="unmount its disks and take its interfaces down, if dom0 can do without it",
+            ) from used
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True):
+                await in_thread(partial(let_go, None))
+
+    async def _give_live(self, lease: Lease) -> None:
+        what = f"{lease.key} could not be attached to {lease.vm}"
+        if lease.attachment in self._mine:
+            raise DriverError(f"{what}: xl has made {lease.vm} without it")
+        if not self.can_give_live(lease.vm_domid):
+            raise DriverError(
+                f"{what}: {lease.vm} was started without PCI devices, so Xen can give it one only "
+                "when it starts",
+                hint=f"qvm-pci attach --persistent {lease.vm} {lease.key}, which takes effect at "
+                f"the next start of {lease.vm}",
+            )
+        await self._make_ready(lease)
+        words = self._mine[lease.attachment].words
+        await self._xl.run(
+            *("pci-attach", str(lease.vm_domid), words), seconds=ATTACH_SECONDS, what=what
+        )
+        if not self.is_attached(lease):
+            raise DriverError(f"{what}: xl says nothing, and {lease.vm} does not have it")
+
+    async def _check_permissive(self, lease: Lease) -> None:
+        """DriverError if the VM may not write what it is to be able to write."""
+        if lease.options.get("permissive") != "yes":
+            return
+        listed = await self._look("permissive", partial(pci_sysfs.permissive, self._sys))
+        if self._mine[lease.attachment].address not in listed:
+            raise DriverError(
+                f"permissive=yes did not take effect for {lease.key}: pciback does not list it",
+                hint="look at `dmesg` in dom0; a locked-down kernel forbids it",
+            )
+
+    # After that
+
+    async def detach(self, lease: Lease, *, force: bool) -> None:
+        """See Carrier. From a domain that has ended, the toolstack takes it."""
+        what = f"{lease.key} could not be detached from {lease.vm}"
+        given = self._given(lease)
+        if given is not None and self._is_over(lease):
+            # Another toolstack's domain may have more devices, which xl takes away one by one.
+            seconds = DESTROY_SECONDS_EACH * max(1, self.count(given.domid))
+            has_gone = await self._goes(lease, given.domid, seconds)
+            if not has_gone and lease.vm_domid != NO_DOMAIN:  # one that crashed, and is kept
+                await self._take_away(given, what, force=True)
+        elif given is not None:
+            await self._take_away(given, what, force=force)
+        if self.is_attached(lease):
+            raise DriverError(f"{what}: it is still there", code="failed" if force else "busy")
+        await self._afterwards(lease)
+
+    def _is_over(self, lease: Lease) -> bool:
+        return lease.vm_domid == NO_DOMAIN or self._has_ended(lease.vm_domid)
+
+    async def _take_away(self, given: Given, what: str, *, force: bool) -> None:
+        words = ("pci-detach", *(("-f",) if force else ()), str(given.domid), given.address)
+        try:
+            await self._xl.run(*words, seconds=DETACH_SECONDS, what=what)
+        except DriverError as error:
+            with _asking_store():
+                left = pciback.given_to(self._store(), given.domid)
+            if given.address in {each.address for each in left}:
+                code = error.code if force else "busy"
+                raise DriverError(str(error), code=code, hint=error.hint) from error
+
+    async def _goes(self, lease: Lease, domid: int, seconds: float) -> bool:
+        """Whether a domain that has ended is gone, with all that it had, waiting for that."""
+        return await wait_for(
+            self._store(),
+            self._open_store,
+            f"{DOMAINS}/{domid}/name",
+            lambda _store: not self.is_attached(lease),
+            seconds,
+        )
+
+    async def _afterwards(self, lease: Lease) -> None:
+        """No VM has it. It goes back to dom0 if that is wanted, or if no VM has had it, so that a
+        failed start costs dom0 nothing."""
+        mine = self._mine.pop(lease.attachment, None)
+        never_given = lease.vm_domid == NO_DOMAIN and mine is not None and mine.had_driver
+        if lease.options.get("give-back") != "yes" and not never_given:
+            return
+        address = self._address(lease) if mine is None else mine.address
+        if address is not None:
+            async with self._turn:
+                await self._put_back(address, str(lease.key))
+
+    async def _put_back(self, address: str, name: str) -> None:
+        """Gives it to its driver in dom0, unless a VM has it, or is about to. The end of an
+        attachment does not depend on that: pciback keeps it otherwise."""
+        what = f"{name} could not be given back to dom0, and stays with pciback"
+        try:
+            with _asking_store():
+                has = {each.address for each in pciback.given(self._store())}
+            is_wanted = address in has | {mine.address for mine in self._mine.values()}
+            if is_wanted or await self._driver(address) != PCIBACK:
+                return
+            words = ("pci-assignable-remove", "-r", address)
+            await self._xl.run(*words, seconds=ASSIGNABLE_SECONDS, what=what)
+            # xl knows the driver only of a device that it has taken from one.
+            if await self._driver(address) is None:
+                await self._look(what, partial(pci_sysfs.probe, self._sys, address))
+        except DriverError as error:
+            logger.warning("%s", error)
+
+    # Looking
+
+    def _given(self, lease: Lease) -> Given | None:
+        """The record of the domain that has it, if that is the lease's. DriverError."""
+        address = self._address(lease)
+        with _asking_store():
+            store = self._store()
+            if lease.vm_domid == NO_DOMAIN:  # whether a domain was made, nobody knows
+                found = [
+                    each
+                    for each in pciback.given(store)
+                    if pciback.name_of(store, each.domid) == lease.vm
+                ]
+            else:
+                found = pciback.given_to(store, lease.vm_domid)
+        for each in found:
+            # One that was unplugged from dom0 has no address any more.
+            is_called_so = lease.frontend is not None and each.name_there == lease.frontend
+            if each.address == address or (address is None and is_called_so):
+                return each
+        return None
+
+    def _address(self, lease: Lease) -> str | None:
+        """Where it is; None if it is not there any more. Never waits: sysfs is in memory."""
+        if (mine := self._mine.get(lease.attachment)) is not None:
+            return mine.address
+        try:
+            return pci_sysfs.address_of(self._sys, lease.key.device)
+        except OSError as error:
+            raise DriverError(f"the PCI devices cannot be looked at: {error}") from error
+
+    async def _driver(self, address: str) -> str | None:
+        look = partial(pci_sysfs.driver_of, self._sys, address)
+        return await self._look(f"the driver of {address}", look)
+
+    async def _look(
+        self,
+        what: str,
+        look: Callable[[], T],
+        *,
+        seconds: float = LOOK_SECONDS,
+        late: Callable[[T], object] = lambda _result: None,
+    ) -> T:
+        """Asks the kernel, in a thread; `late` gets a result that is not awaited any more.
+        DriverError."""
+        try:
+            return await in_thread(partial(in_time, what, look, seconds=seconds, late=late))
+        except OSError as error:
+            raise DriverError(f"{what}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _asking_store() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise silent(error) from error

@@ -1,0 +1,450 @@
+"""PCI devices on Xen: what xl is told, and what it is not told because it would say nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+import trio.testing
+from pedos_dom0.drivers.base import NO_DOMAIN, DriverError
+from pedos_dom0.drivers.xen import pci as xen_pci
+from pedos_dom0.drivers.xen import pci_sysfs
+from pedos_dom0.drivers.xen.driver import XenDriver
+from pedos_dom0.drivers.xen.pci import XenPci
+from pedos_dom0.tables.leases import Lease
+from pedos_dom0.tables.registry import DeviceKey
+from pedos_host import exclusive
+
+from tests.dom0.test_xen_driver import host, running
+from tests.dom0.xen_host import Host
+from tests.pci_tree import BRIDGE, ROOT_PORT, TO_PCI, PciTree
+
+__all__ = ["host"]  # the fixture
+
+# One on the root bus, that cannot be reset, one alone behind a root port, two behind one bridge.
+ROOT, ALONE, ONE, TWO = "00_04.0", "00_1c.0-00.0", "00_1d.0-00.0-01.0", "00_1d.0-00.0-02.0"
+ADDRESSES = {
+    ROOT: "0000:00:04.0",
+    ALONE: "0000:02:00.0",
+    ONE: "0000:04:01.0",
+    TWO: "0000:04:02.0",
+}
+LOOSE = {"no-strict-reset": "yes"}
+
+
+@pytest.fixture
+def tree(host: Host) -> PciTree:
+    tree = PciTree(host.root)
+    (tree.sys / "bus/pci/drivers/pciback").mkdir(parents=True)
+    (tree.sys / "bus/pci/drivers/pciback/permissive").touch()
+    tree.add("00:00.0", kind="060000", reset=False)
+    tree.add("00:04.0", driver="xhci_hcd", reset=False)
+    tree.add("00:1c.0", kind=BRIDGE, port_type=ROOT_PORT, driver="pcieport")
+    tree.add("00:1c.0/02:00.0", driver="xhci_hcd")
+    tree.add("00:1d.0", kind=BRIDGE, port_type=ROOT_PORT, driver="pcieport")
+    tree.add("00:1d.0/03:00.0", kind=BRIDGE, port_type=TO_PCI)
+    tree.add("00:1d.0/03:00.0/04:01.0", driver="xhci_hcd")
+    tree.add("00:1d.0/03:00.0/04:02.0", driver="xhci_hcd")
+    return tree
+
+
+def lease(
+    device: str = ALONE,
+    vm: str = "work",
+    domid: int = NO_DOMAIN,
+    options: Mapping[str, str] | None = None,
+    backend: str = "dom0",
+) -> Lease:
+    return Lease(
+        attachment=f"{device}-{vm}",
+        key=DeviceKey("pci", backend, device),
+        vm=vm,
+        options=options or {},
+        frontend=None,
+        port=16,
+        backend_domid=0,
+        vm_domid=domid,
+        state="pending",
+    )
+
+
+def carrier(driver: XenDriver) -> XenPci:
+    found = driver.carriers["pci"]
+    assert isinstance(found, XenPci)
+    return found
+
+
+def driver_of(tree: PciTree, device: str = ALONE) -> str | None:
+    return pci_sysfs.driver_of(tree.sys, ADDRESSES[device])
+
+
+def told(host: Host) -> list[str]:
+    """What xl was told to do, without its questions."""
+    return [" ".join(call) for call in host.calls() if call[0] not in ("info", "create")]
+
+
+async def start(host: Host, driver: XenDriver, *leases: Lease) -> list[Lease]:
+    """As a VM's start does it; the leases as they are then."""
+    (vm,) = {each.vm for each in leases}
+    host.configure(vm)
+    for each in leases:
+        await carrier(driver).prepare(each)
+    await driver._read_configs()
+    domid = await driver.start(vm, leases)
+    made = [attrs.evolve(each, vm_domid=domid) for each in leases]
+    for each in made:
+        await carrier(driver).attach(each)
+    await driver.resume(vm, domid)
+    return made
+
+
+async def test_a_vm_is_made_with_its_devices_and_they_stay_with_pciback_after_it(
+    host: Host, tree: PciTree
+) -> None:
+    async with running(host) as driver:
+        made, second = await start(host, driver, lease(), lease(ONE))
+        assert carrier(driver).is_attached(made)
+        assert carrier(driver).given_name(second) == "00_01.0"
+        (create,) = host.calls("create")
+        assert create[3:] == ['pci += [ "0000:02:00.0", "0000:04:01.0" ]']
+        assert driver_of(tree) == "pciback"
+        host.destroy(made.vm_domid)
+        await carrier(driver).detach(made, force=True)
+        assert not carrier(driver).is_attached(made)
+        assert driver_of(tree) == "pciback"
+        assert told(host) == [
+            "pci-assignable-add 0000:02:00.0",
+            "pci-assignable-add 0000:04:01.0",
+            "unpause 1",
+        ]
+
+
+async def test_a_device_comes_back_to_dom0_if_that_is_wanted(host: Host, tree: PciTree) -> None:
+    async with running(host) as driver:
+        (made,) = await start(host, driver, lease(options={"give-back": "yes"}))
+        host.destroy(made.vm_domid)
+        await carrier(driver).detach(made, force=True)
+        assert driver_of(tree) == "xhci_hcd"
+        assert told(host)[-1] == "pci-assignable-remove -r 0000:02:00.0"
+
+
+async def test_a_device_that_no_vm_got_is_where_it_was(host: Host, tree: PciTree) -> None:
+    async with running(host) as driver:
+        prepared = lease()
+        await carrier(driver).prepare(prepared)
+        assert driver_of(tree) == "pciback"
+        await carrier(driver).detach(prepared, force=True)
+        assert driver_of(tree) == "xhci_hcd"
+
+
+async def test_a_device_that_was_hidden_at_boot_stays_hidden(host: Host, tree: PciTree) -> None:
+    tree.bind(ADDRESSES[ALONE], "pciback")
+    async with running(host) as driver:
+        prepared = lease()
+        await carrier(driver).prepare(prepared)
+        await carrier(driver).detach(prepared, force=True)
+        assert driver_of(tree) == "pciback"
+        assert told(host) == []
+
+
+REFUSED = [
+    (lease("00_00.0"), "is a bridge"),
+    (lease("00_1c.0"), "is a bridge"),
+    (lease("00_1f.0"), "not there any more"),
+    (lease("foo"), "not there any more"),
+    (lease(ROOT), "cannot be reset between two VMs"),
+    (lease(backend="sys-usb"), "only dom0's own"),
+    (lease(options={"read-only": "yes"}), "no PCI device can be that"),
+]
+
+
+@pytest.mark.parametrize(("refused", "why"), REFUSED)
+async def test_what_cannot_be_given_is_refused_before_anything_is_done(
+    host: Host, tree: PciTree, refused: Lease, why: str
+) -> None:
+    async with running(host) as driver:
+        with pytest.raises(DriverError, match=why):
+            await carrier(driver).prepare(refused)
+    assert told(host) == []
+    assert driver_of(tree) == "xhci_hcd"
+
+
+async def test_one_that_cannot_be_reset_is_given_if_that_is_wanted(
+    host: Host, tree: PciTree
+) -> None:
+    async with running(host) as driver:
+        (made,) = await start(host, driver, lease(ROOT, options=LOOSE))
+        assert carrier(driver).is_attached(made)
+
+
+async def test_a_reset_that_fails_counts_as_none(
+    host: Host, tree: PciTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_sys: Path, address: str) -> None:
+        raise OSError(errno.ENOTTY, "Inappropriate ioctl for device", address)
+
+    monkeypatch.setattr(pci_sysfs, "reset", fail)
+    async with running(host) as driver:
+        with pytest.raises(DriverError, match="Inappropriate ioctl") as caught:
+            await carrier(driver).prepare(lease())
+        assert "no-strict-reset=yes" in (caught.value.hint or "")
+        assert told(host) == []
+        await carrier(driver).prepare(lease(options=LOOSE))
+
+
+async def test_a_device_is_reset_before_each_vm_gets_it(host: Host, tree: PciTree) -> None:
+    async with running(host) as driver:
+        (made,) = await start(host, driver, lease())
+        host.destroy(made.vm_domid)
+        await carrier(driver).detach(made, force=True)
+        reset = tree.folder(ADDRESSES[ALONE]) / "reset"
+        assert reset.read_text() == "1"
+        reset.write_text("")
+        (made,) = await start(host, driver, lease(vm="vault"))
+        assert reset.read_text() == "1"
+
+
+async def test_without_an_iommu_no_vm_gets_a_device(host: Host, tree: PciTree) -> None:
+    host.plan(info={"caps": "hap shadow"})
+    async with running(host) as driver:
+        with pytest.raises(DriverError, match="no IOMMU"):
+            await carrier(driver).prepare(lease())
+        assert told(host) == []
+        host.plan()
+        await carrier(driver).prepare(lease())
+
+
+async def test_what_dom0_has_mounted_is_not_taken_from_it(
+    host: Host, tree: PciTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.disk(tree.folder(ADDRESSES[ALONE]), "sda")
+    plain = os.open
+    monkeypatch.setattr(exclusive, "HELD_RETRY_SECONDS", 0)
+
+    def answer(path: str, flags: int, *rest: int, **more: int) -> int:
+        if str(path).endswith("/sda"):
+            raise OSError(errno.EBUSY, "Device or resource busy", path)
+        return plain(path, flags, *rest, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(exclusive.os, "open", answer)
+        async with running(host) as driver:
+            with pytest.raises(DriverError, match="in use in dom0: its disk sda") as caught:
+                await carrier(driver).prepare(lease())
+    assert caught.value.code == "busy"
+    assert told(host) == []
+
+
+async def test_an_interface_that_is_up_is_not_taken_from_dom0(host: Host, tree: PciTree) -> None:
+    tree.interface(ADDRESSES[ALONE], "eth0", up=True)
+    async with running(host) as driver:
+        with pytest.raises(DriverError, match="eth0 is up"):
+            await carrier(driver).prepare(lease())
+
+
+async def test_two_behind_one_bridge_go_to_one_vm_alone(host: Host, tree: PciTree) -> None:
+    async with running(host) as driver:
+        (made,) = await start(host, driver, lease(ONE))
+        with pytest.raises(DriverError, match=r"kept apart from 04:01\.0, which work has"):
+            await carrier(driver).prepare(lease(TWO, vm="vault"))
+        host.destroy(made.vm_domid)
+        await carrier(driver).detach(made, force=True)
+        await start(host, driver, lease(TWO, vm="vault"))
+
+
+async def test_neither_do_they_while_both_vms_are_being_made(host: Host, tree: PciTree) -> None:
+    async with running(host) as driver:
+        await carrier(driver).prepare(lease(ONE))
+        with pytest.raises(DriverError, match="which work has"):
+            await carrier(driver).prepare(lease(TWO, vm="vault"))
+        await carrier(driver).prepare(lease(TWO))
+
+
+async def test_what_plain_xl_has_given_is_not_given_again(host: Host, tree: PciTree) -> None:
+    tree.bind(ADDRESSES[ALONE], "pciback")
+    host.create(7, "other")
+    given(host, 7, ADDRESSES[ALONE])
+    async with running(host) as driver:
+        with pytest.raises(DriverError, match=r"is in other \(domain 7\)") as caught:
+            await carrier(driver).prepare(lease())
+        assert caught.value.code == "busy"
+        host.destroy(7)  # its record in xenstore stays
+        await carrier(driver).prepare(lease())
+
+
+def given(host: Host, domid: int, address: str) -> None:
+    node = f"/local/domain/0/backend/pci/{domid}/0"
+    host.put(f"{node}/num_devs", "1")
+    host.put(f"{node}/dev-0", address)
+    host.put(f"{node}/vdev-0", "0000:00:00.00")
+    host.put(f"{node}/state", "4")
+
+
+async def test_a_device_that_the_configuration_gives_too_is_refused(
+    host: Host, tree: PciTree
+) -> None:
+    host.configure("work")
+    with (host.root / "etc/work.cfg").open("a") as file:
+        file.write("pci = [ '02:00.0,permissive=1' ]\n")
+    async with running(host) as driver:
+        await carrier(driver).prepare(lease())
+        with pytest.raises(DriverError, match=r"gives work 0000:02:00\.0 itself"):
+            await driver.start("work", [lease()])
+        assert host.calls("create") == []
+
+
+async def test_permissive_is_read_back(host: Host, tree: PciTree) -> None:
+    async with running(host) as driver:
+        options = {"permissive": "yes"}
+        (made,) = await start(host, driver, lease(options=options))
+        assert host.calls("create")[0][3] == 'pci += [ "0000:02:00.0,permissive=1" ]'
+        host.destroy(made.vm_domid)
+        await carrier(driver).detach(made, force=True)
+        (tree.sys / "bus/pci/drivers/pciback/permissive").write_text("")
+        host.plan(create={"forgets": True, "does": True})
+        with pytest.raises(DriverError, match="permissive=yes did not take effect"):
+            await start(host, driver, lease(options=options))
+
+
+# A VM that runs
+
+
+async def test_a_vm_that_was_made_with_a_device_gets_one_more_while_it_runs(
+    host: Host, tree: PciTree
+) -> None:
+    async with running(host) as driver:
+        (made,) = await start(host, driver, lease())
+        second = lease(ONE, domid=made.vm_domid)
+        assert not carrier(driver).can_give_live(made.vm_domid)  # its kernel is not there yet
+        host.put(f"/local/domain/0/backend/pci/{made.vm_domid}/0/state", "4")
+        await carrier(driver).attach(second)
+        assert told(host)[-1] == "pci-attach 1 0000:04:01.0"
+        assert carrier(driver).given_name(second) == "00_01.0"
+        await carrier(driver).detach(made, force=False)
+        assert told(host)[-1] == "pci-detach 1 0000:02:00.0"
+        assert not carrier(driver).is_attached(made)
+        assert carrier(driver).is_attached(second)
+        assert driver_of(tree) == "pciback"
+
+
+async def test_one_that_was_made_without_is_not_asked_to_take_one(
+    host: Host, tree: PciTree
+) -> None:
+    """xl would try, fail after 10 s, and then fail until the VM has ended."""
+    host.create(7, "work")
+    async with running(host) as driver:
+        with pytest.raises(DriverError, match="only when it starts") as caught:
+            await carrier(driver).attach(lease(domid=7))
+        assert "attach --persistent work dom0:00_1c.0-00.0" in (caught.value.hint or "")
+        assert told(host) == []
+        assert driver_of(tree) == "xhci_hcd"
+
+
+async def test_what_a_vm_does_not_release_stays_with_it_unless_by_force(
+    host: Host, tree: PciTree
+) -> None:
+    async with running(host) as driver:
+        (made,) = await start(host, driver, lease())
+        host.plan(pci_detach={"exit": 1, "says": "libxl: error: pci backend not ready"})
+        with pytest.raises(DriverError, match="pci backend not ready") as caught:
+            await carrier(driver).detach(made, force=False)
+        assert caught.value.code == "busy"
+        assert carrier(driver).is_attached(made)
+        host.plan()
+        await carrier(driver).detach(made, force=True)
+        assert told(host)[-1] == "pci-detach -f 1 0000:02:00.0"
+
+
+async def test_an_end_that_xl_could_not_do_but_did_is_one(host: Host, tree: PciTree) -> None:
+    async with running(host) as driver:
+        (made,) = await start(host, driver, lease())
+        host.plan(pci_detach={"exit": 1, "does": True, "says": "libxl: error: timed out"})
+        await carrier(driver).detach(made, force=False)
+        assert not carrier(driver).is_attached(made)
+
+
+async def test_a_device_is_free_when_nothing_is_left_of_its_domain(
+    host: Host, tree: PciTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(host) as driver:
+        (made,) = await start(host, driver, lease())
+        host.flag(made.vm_domid, "---s--")
+        host.fire("@releaseDomain")
+        with trio.fail_after(10):
+            while not driver._has_ended(made.vm_domid):
+                await driver._waiting.park()
+        assert carrier(driver).is_attached(made)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(destroy_soon, host, made.vm_domid)
+            await carrier(driver).detach(made, force=True)
+        assert not carrier(driver).is_attached(made)
+        assert "pci-detach" not in " ".join(told(host))
+
+
+async def destroy_soon(host: Host, domid: int) -> None:
+    await trio.testing.wait_all_tasks_blocked()
+    host.destroy(domid)
+
+
+async def test_what_a_crashed_domain_keeps_is_taken_from_it(
+    host: Host, tree: PciTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xen_pci, "DESTROY_SECONDS_EACH", 0.01)
+    async with running(host) as driver:
+        (made,) = await start(host, driver, lease())
+        host.flag(made.vm_domid, "---c--")
+        host.fire("@releaseDomain")
+        with trio.fail_after(10):
+            while not driver._has_ended(made.vm_domid):
+                await driver._waiting.park()
+        await carrier(driver).detach(made, force=True)
+        assert told(host)[-1] == "pci-detach -f 1 0000:02:00.0"
+
+
+# A restart of the service
+
+
+async def test_a_new_service_finds_what_a_domain_has(host: Host, tree: PciTree) -> None:
+    async with running(host) as driver:
+        (made,) = await start(host, driver, lease())
+    async with running(host) as driver:
+        carrier(driver).adopt([made])
+        assert carrier(driver).is_attached(made)
+        with pytest.raises(DriverError, match="is in work"):
+            await carrier(driver).prepare(lease(vm="vault"))
+
+
+async def test_what_was_unplugged_from_dom0_is_found_by_its_name_in_the_vm(
+    host: Host, tree: PciTree
+) -> None:
+    async with running(host) as driver:
+        (made,) = await start(host, driver, lease())
+        made = attrs.evolve(made, frontend=carrier(driver).given_name(made))
+    (tree.sys / "bus/pci/devices" / ADDRESSES[ALONE]).unlink()
+    async with running(host) as driver:
+        carrier(driver).adopt([made])
+        assert carrier(driver).is_attached(made)
+        await carrier(driver).detach(made, force=True)
+        assert told(host)[-1] == "pci-detach -f 1 0000:02:00.0"
+
+
+async def test_of_a_vm_whose_making_was_interrupted_the_device_is_free_when_it_has_ended(
+    host: Host, tree: PciTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed service knows no domain of the VM: whether one was made, xenstore tells."""
+    monkeypatch.setattr(xen_pci, "DESTROY_SECONDS_EACH", 0.01)
+    async with running(host) as driver:
+        (made,) = await start(host, driver, lease())
+    async with running(host) as driver:
+        reserved = lease()
+        carrier(driver).adopt([reserved])
+        with pytest.raises(DriverError, match="still there"):
+            await carrier(driver).detach(reserved, force=True)
+        host.destroy(made.vm_domid)
+        await carrier(driver).detach(reserved, force=True)
+        assert driver_of(tree) == "pciback"
