@@ -14,6 +14,7 @@ from pedos_protocol.names import natural_key
 from pedos_cli import output, policy_engine, policy_files
 from pedos_cli.answers import DONE
 from pedos_cli.output import show
+from pedos_cli.policy_witness import witness
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ LABEL_MAX = 128
 
 ANY_SERVICE = "any.other"
 """Stands for the services that no rule names."""
-
-ANY_TEXT = "any"
 
 STYLES = {"allow": "style=solid", "ask": "style=dashed"}
 
@@ -171,15 +170,6 @@ def _services(word: str) -> tuple[str, ...]:
     verbs = VERBS if parts[1] == "*" else (parts[1],)
     classes = class_names() if parts[2] == "*" else (parts[2],)
     return services(verbs, classes)
-
-
-def witness(service: str, argument: str) -> str:
-    """Return an argument of a request that the argument of a rule matches."""
-    if not service.startswith("device."):
-        return f"+{ANY_TEXT}" if argument == "*" else argument
-    parts = [] if argument == "*" else argument[1:].split(":", 2)
-    parts += ["*"] * (3 - len(parts))
-    return "+" + ":".join(part.replace("*", ANY_TEXT) for part in parts)
 
 
 def dot(names: Iterable[str], edges: Mapping[tuple[str, str, str], Sequence[str]]) -> Iterator[str]:

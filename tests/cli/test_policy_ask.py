@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pedos_cli import policy_eval, qvm_policy
 from pedos_cli.policy_engine import error_lines
-from pedos_cli.policy_graph import quoted, witness
+from pedos_cli.policy_graph import quoted
 from pedos_cli.policy_unit_tests import ERRORS_MAX, parse
 from pedos_cli.qvm_policy import main
 from pedos_dom0.policy.model import PolicyError
@@ -501,13 +501,6 @@ def test_a_text_in_the_graph_is_never_markup(text: str) -> None:
     assert '"' not in inner
     assert "\\" not in inner
     assert all(" " <= char <= "~" for char in shown)
-
-
-def test_a_witness_is_matched_by_the_argument_it_stands_for() -> None:
-    assert witness("app.Open", "*") == "+any"
-    assert witness("app.Open", "+") == "+"
-    assert witness("device.attach.usb", "*") == "+any:any:any"
-    assert witness("device.attach.usb", "+*:*:*:u03*") == "+any:any:any:u03any"
 
 
 # status, and the program itself
