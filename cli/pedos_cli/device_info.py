@@ -33,7 +33,7 @@ PARTS = {
 """What the parts of an identity are, by class, before its interfaces."""
 
 VALUES_MAX = 4
-"""Values of an option that are shown; of more the first and the last."""
+"""Values of an option that are shown; of more the lowest and the highest."""
 
 LABEL_WIDTH = 18
 """Columns before a value: two blanks, the longest label, and a blank."""
@@ -117,7 +117,7 @@ def _lines(answer: Answer, described: DeviceClass) -> Iterator[str]:
             yield f"{'' if at else f'  {label}:':{LABEL_WIDTH}} {text}"
     decided = take_maps(answer, "decided")
     if decided:
-        yield "  dom0's user may attach it:"
+        yield "  if dom0's user attaches it:"
     for each in decided:
         yield from _decided_lines(each)
     if more := left_out(answer, "vms"):
@@ -176,7 +176,7 @@ def _relatives(answer: Answer, device: Answer) -> Iterator[str]:
 def _option_text(option: Option) -> str:
     values = option.values
     if len(values) > VALUES_MAX:
-        return f"{option.name}={values[0]}..{values[-1]}"
+        return f"{option.name}={min(values)}..{max(values)}"
     return f"{option.name}={'|'.join(values)}"
 
 

@@ -20,7 +20,7 @@ from .system import BIN, PATIENCE_S, LocalSystem
 pytestmark = needs_fuse
 
 DEVICE = "sys-usb:stick.img"
-DENIED = 3
+DENIED, NOT_FOUND = 3, 4
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +102,18 @@ def test_a_user_in_a_vm_may_ask_for_that_vm_s_verdict_and_no_other(system: Local
         refused = system.run("qvm-policy", *command, vm="work")
         assert refused.returncode != 0
         assert "50-local" not in refused.stdout + refused.stderr
+
+
+def test_of_a_device_everybody_is_told_what_may_be_known(system: LocalSystem, disk: Path) -> None:
+    told = system.ok("qvm-block", "info", DEVICE)
+    assert f"  in rules:        +{DEVICE}:" in told
+    assert "    deny   vault\n           50-local.policy:" in told
+    assert system.run("qvm-block", "info", DEVICE, vm="work").returncode == NOT_FOUND
+    system.ok("qvm-block", "attach", "work", DEVICE)
+    seen = system.ok("qvm-block", "info", DEVICE, vm="work")
+    assert "  used by:         work (attached: frontend-dev=xvdi" in seen
+    assert "50-local" not in seen + system.ok("qvm-block", "info", vm="sys-usb")
+    assert "work" not in system.ok("qvm-block", "info", DEVICE, vm="sys-usb")
 
 
 def test_a_rule_can_send_a_device_to_another_vm(system: LocalSystem, disk: Path) -> None:
