@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from pedos_dom0.drivers.xen.driver import XenDriver
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
@@ -172,3 +173,28 @@ async def test_a_service_that_is_killed_at_a_step_leaves_all_or_nothing(
         await world.client.call("device.detach", **named("work", STICK, "usb"))
     world.assert_nothing_left()
     await attach(world)
+
+
+@pytest.mark.parametrize(
+    ("identity", "why"),
+    [
+        ("046d:c52b", "the device was plugged in again, or has reset itself"),
+        ("046d:ffff", "the device was replaced by another one"),
+    ],
+)
+async def test_a_device_that_comes_back_is_free_and_its_end_is_told(
+    world: World, autojump_clock: Clock, identity: str, why: str
+) -> None:
+    usb = world.driver.agents["sys-usb"]
+    usb.plug("1-2", "usb", instance="7")
+    await usb.report()
+    await attach(world)
+    usb.plug("1-2", "usb", instance="8", identity=identity)
+    await usb.report()
+    await trio.testing.wait_all_tasks_blocked()
+    world.assert_nothing_left()
+    (ended,) = world.audit("ended")
+    assert (ended["device"], ended["vm"], ended["reason"]) == (STICK, "work", why)
+    (listed,) = await world.client.list("usb")
+    assert (listed["identity"], listed["attachments"]) == (identity, [])
+    await attach(world)  # and it can be attached again

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import attrs
 from attrs import field, frozen
 from pedos_protocol.messages import Device
+from pedos_protocol.reasons import UNPLUGGED, why_replaced
 
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.tables.ports import Channel, Ports
@@ -69,11 +70,11 @@ def broken_by(lease: Lease, device: Device | None) -> str | None:
     """
     if device is None:
         is_known = class_of(lease.key.device_class).is_known
-        return "the device was unplugged" if is_known else None
+        return UNPLUGGED if is_known else None
     # What a source cannot tell now, it tells later; also which device it is, if it does not say.
     is_unclear = device.stale is not None
     if lease.instance not in (None, device.instance) and (device.instance or not is_unclear):
-        return "the device was replaced by another one"
+        return why_replaced(lease.key.device_class, lease.identity, device.identity)
     if is_unclear:
         return None
     if lease.identity is None or lease.identity == device.identity:

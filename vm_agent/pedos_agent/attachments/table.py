@@ -20,6 +20,7 @@ from pedos_protocol.device_classes import UNNAMED, class_named
 from pedos_protocol.errors import CallError
 from pedos_protocol.fields import ATTACHMENTS_MAX
 from pedos_protocol.names import harmless_text
+from pedos_protocol.reasons import UNPLUGGED, why_replaced
 
 from pedos_agent.device_classes.base import Borrowing, Carried, Carrier, DeviceClass, Host
 from pedos_agent.device_classes.lifetime import Lifetime
@@ -228,9 +229,10 @@ class Attachments:
         for entry in self._exports.values():
             found = self.inventory and self.inventory.get(*entry.found.key)
             if not found:
-                entry.lifetime.end("the device was unplugged")
+                entry.lifetime.end(UNPLUGGED)
             elif found.device.instance != entry.found.device.instance:
-                entry.lifetime.end("the device was replaced by another one")
+                now, before = found.device.identity, entry.found.device.identity
+                entry.lifetime.end(why_replaced(found.device.device_class, before, now))
 
     async def close(self) -> None:
         """End all of them in order, and refuse new ones."""

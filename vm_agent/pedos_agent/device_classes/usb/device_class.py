@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from pedos_protocol.names import DESCRIPTION_MAX, harmless_text
+
 from pedos_agent.device_classes.base import Carrier, DeviceClass, Host
 from pedos_agent.device_classes.described import listed
 from pedos_agent.device_classes.sysfs import USB_DEVICE, names_of
@@ -20,7 +22,7 @@ from pedos_agent.system.hardware_names import HardwareNames
 from pedos_agent.system.reading import link_target, read_field, read_note
 
 #: Of a device that was lent and left to no driver (`Settings.give_back`).
-LEFT: Final = "a VM had it"
+LEFT: Final = "; a VM had it"
 
 
 class Usb(DeviceClass):
@@ -63,6 +65,7 @@ def _usb_device(
     model = read_note(f"{folder}/product") or model
     text = " ".join(filter(None, (maker, model))) or f"USB device {':'.join(numbers)}"
     if was_lent and link_target(f"{folder}/driver") is None:
-        text += f"; {LEFT}"
+        # However long the names are that the device gives itself.
+        text = harmless_text(text, DESCRIPTION_MAX - len(LEFT)) + LEFT
     # The kernel increments it with each device that is plugged into the bus.
     return listed("usb", name, identity, text, read_field(f"{folder}/devnum"))

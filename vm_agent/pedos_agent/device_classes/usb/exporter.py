@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -12,6 +13,7 @@ import trio
 from pedos_host.faultpoints import reach
 from pedos_protocol.agent_messages import ExportStart
 from pedos_protocol.errors import CallError
+from pedos_protocol.reasons import UNPLUGGED, why_replaced
 from pedos_vchan.pump import Why
 from pedos_vchan.transport import DATA_ORDERS, Listener
 
@@ -44,6 +46,15 @@ async def export_usb(
         identity = identity_of(folder_of(host.roots.sys, name))
         return (str(device.number),) == found.marks and identity == found.device.identity
 
+    def why_gone() -> str | None:
+        now = driver.device(name)
+        if now is None:
+            return UNPLUGGED
+        if is_it(now):
+            return None
+        identity = identity_of(folder_of(host.roots.sys, name)) or ""
+        return why_replaced(params.device_class, found.device.identity, identity)
+
     def take() -> Taken:
         with held_below(name, host.roots):  # until no driver of this VM has it
             return driver.take(name, is_it)
@@ -60,7 +71,7 @@ async def export_usb(
             handover = Handover(taken.device.devid, taken.device.speed)
             lifetime.ready({"handover": str(handover)})
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_serve, lifetime, listener, driver, taken.device)
+                nursery.start_soon(_serve, lifetime, listener, driver, taken.device, why_gone)
                 await lifetime.ending()
                 nursery.cancel_scope.cancel()
     finally:
@@ -74,7 +85,11 @@ async def export_usb(
 
 
 async def _serve(
-    lifetime: Lifetime, listener: Listener, driver: HostDriver, device: UsbDevice
+    lifetime: Lifetime,
+    listener: Listener,
+    driver: HostDriver,
+    device: UsbDevice,
+    why_gone: Callable[[], str | None],
 ) -> None:
     """Accept the one client and move its bytes until either side ends."""
     channel = await from_target(listener, lifetime)
@@ -95,9 +110,8 @@ async def _serve(
     finally:
         channel.close()
     if why is not Why.REFUSED:
-        look = partial(driver.device, device.name)
-        if await kernel.step(f"look at {device.name}", look) is None:
-            reason = "the device was unplugged"
+        gone = await kernel.step(f"look at {device.name}", why_gone)
+        reason = gone or reason
     lifetime.end(reason)
 
 

@@ -26,11 +26,10 @@ from pedos_agent.device_classes.usb.disks_below import held_below
 from pedos_agent.device_classes.usb.handover import Handover, parse_handover
 from pedos_agent.device_classes.usb.stream import carry_checked
 from pedos_agent.device_classes.usb.usb_device import usb_device
-from pedos_agent.device_classes.usb.vhci import FREE, USED, Vhci
+from pedos_agent.device_classes.usb.vhci import FREE, MODULE, USED, Vhci
 
 log = logging.getLogger(__name__)
 
-MODULE: Final = "vhci-hcd"
 # A device is configured half a second after it is attached. A silent source would have the kernel
 # wait for ever. With the rest below the 15 s that dom0 waits.
 CONFIGURE_SECONDS: Final = 8.0

@@ -18,6 +18,8 @@ from pedos_agent.device_classes.usb.usb_device import SUPER
 from pedos_agent.system.reading import is_there, names_in, read_bytes
 from pedos_agent.system.writing import write_attribute
 
+#: As modprobe calls it.
+MODULE: Final = "vhci-hcd"
 #: Of a port (Linux, drivers/usb/usbip/usbip_common.h): VDEV_ST_NULL, _NOTASSIGNED, _USED.
 FREE, CONNECTED, USED = 4, 5, 6
 _STATUS: Final = re.compile(r"status(\.[0-9]+)?")
