@@ -117,6 +117,36 @@ def another_device(key: DeviceKey, expected: str, device: Device) -> CallError:
     )
 
 
+def usage(message: str) -> CallError:
+    """The request contradicts itself, whatever there is: a VM may read that too."""
+    return PublicError("usage", message)
+
+
+def no_lasting_identity(key: DeviceKey) -> CallError:
+    return failure(
+        "failed",
+        f"{key} has no identity that lasts, so another device in its place is not told apart",
+        hint="assign it by its port (--port): whatever is there is given to the VM then",
+    )
+
+
+def not_there_to_identify(key: DeviceKey) -> CallError:
+    """Only the port of a device that is absent can be assigned without its identity."""
+    return failure(
+        "not_found",
+        f"{key} is not there, so its identity is not known",
+        hint=f"name it with its identity, {key}:IDENTITY, or assign whatever is there (--port)",
+    )
+
+
+def not_assigned(name: str, device_class: str, vm: str) -> CallError:
+    return failure(
+        "not_found",
+        f"{name} is not assigned to {vm}",
+        hint=f"qvm-device {device_class} list --assignments {vm}",
+    )
+
+
 def unsupported(reason: str) -> CallError:
     return PublicError("failed", reason)
 

@@ -143,6 +143,13 @@ class State:
         """Whether a VM is known not to exist."""
         return self.domain(name) is None and self.driver.knows_all()
 
+    def is_known_absent(self, key: DeviceKey) -> bool:
+        """Whether its source says that the device is not there, or is known not to exist."""
+        if self.agents.get(key.backend) is None:
+            return self.is_gone(key.backend)
+        is_whole = self.registry.missing(key.backend, key.device_class) is None
+        return is_whole and self.registry.get(key) is None
+
     def is_orphan(self, assignment: Assignment) -> bool:
         """Whether it was made for a VM that does not exist, or not for the one that has the
         name."""

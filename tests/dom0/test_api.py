@@ -146,6 +146,7 @@ async def test_a_vm_detaches_all_of_its_own(world: World, autojump_clock: Clock)
 async def test_a_vm_may_call_nothing_else(world: World, autojump_clock: Clock, method: str) -> None:
     allowed = {"device.list", "device.attach", "device.detach", "policy.mine", "agent.report"}
     allowed |= {"device.classes", "device.info", "watch.next"}
+    allowed |= {"device.assign", "device.unassign", "device.assignments"}
     peer = world.driver.agents["work"].peer
     assert peer is not None
     if method in allowed or method == "attachment.ended":
@@ -176,6 +177,14 @@ async def test_every_method_is_of_the_schema_and_answers_with_its_result(
         "device.info": {"device_class": "block", "backend": "sys-usb", "device": "free1"},
         "device.attach": named("work", "sys-usb:free1"),
         "device.detach": {"device_class": "block", "vm": "work"},
+        "device.assign": {
+            **named("work", "sys-usb:free1"),
+            "identity": None,
+            "match": "port",
+            "mode": "auto-attach",
+        },
+        "device.unassign": {"device_class": "block", "vm": "work"},
+        "device.assignments": {"device_class": "block"},
         "device.explain": {"verb": "attach", **named("work", "sys-usb:free1")},
         "vm.start": {"vm": "halted"},
         "vm.shutdown": {"vm": "vault"},

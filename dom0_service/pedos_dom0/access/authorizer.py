@@ -238,6 +238,7 @@ class Authorizer:
         question = Question(
             request=request,
             source=caller.name,
+            asker=caller.audited,
             subject=subject,
             shown=subject.shown(registry),
             read_only=decision.read_only,
@@ -285,7 +286,7 @@ class Authorizer:
             throttled=caller.kind.throttled,
             say=say,
             request=request,
-            caller=caller.name,
+            caller=caller.audited,
             service=asked.service,
             argument=asked.argument,
             source=asked.source,

@@ -43,6 +43,10 @@ class CallerKind:
     throttled: bool
 
 
+# The service itself, which attaches what dom0's user has assigned: as dom0, and without force.
+AUTO = CallerKind(
+    "auto", sees_rules=True, sees_all=True, may_force=False, may_unassign=False, throttled=False
+)
 LOCAL = CallerKind(
     "local", sees_rules=True, sees_all=True, may_force=True, may_unassign=True, throttled=False
 )
@@ -59,10 +63,20 @@ class Caller:
 
     kind: CallerKind
     name: str
-    turn: Callable[[], Awaitable[None]] = attrs.field(default=_no_wait, eq=False, repr=False)
+    # Its name in the audit log, where that says more.
+    asker: str = ""
+    turn: Callable[[], Awaitable[None]] = attrs.field(
+        default=_no_wait, eq=False, repr=False, kw_only=True
+    )
+
+    @property
+    def audited(self) -> str:
+        """Its name in the audit log."""
+        return self.asker or self.name
 
 
 DOM0_USER = Caller(kind=LOCAL, name=DOM0_NAME, turn=trio.lowlevel.checkpoint)
+AUTO_ATTACH = Caller(kind=AUTO, name=DOM0_NAME, asker="auto-attach", turn=trio.lowlevel.checkpoint)
 
 
 # A VM gets this instead of a sentence that could name other VMs.

@@ -62,6 +62,12 @@ class Question:
     read_only: bool
     candidates: tuple[str, ...]
     default: str | None
+    # Who asks, in the audit log; "" for the source.
+    asker: str = ""
+
+    @property
+    def audited(self) -> str:
+        return self.asker or self.source
 
     def params(self, seconds: float) -> dict[str, Any]:
         """The message to a prompter that has so many seconds."""

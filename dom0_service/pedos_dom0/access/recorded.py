@@ -56,7 +56,7 @@ def recorded(
             of=caller.name,
             throttled=caller.kind.throttled and not ending.changed,
             request=request,
-            caller=caller.name,
+            caller=caller.audited,
             **ending.fields,
             outcome=ending.outcome,
             **hidden,

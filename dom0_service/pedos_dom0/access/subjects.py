@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from pedos_dom0.tables.registry import DeviceKey, Registry
 
 
+# What stands for the port in an argument that has none: rules for any port match it.
+ANY_PORT = "any-port"
+
+
 # Not frozen, which would triple the cost of making one: a listing makes one for each device. It is
 # not changed all the same.
 @attrs.define(unsafe_hash=True)
@@ -111,6 +115,21 @@ class DeviceSubject:
     def act(self, vm: str) -> str:
         """The operation, in a sentence that denies it."""
         return f"{self.verb} {self} for {vm}"
+
+
+@attrs.define(unsafe_hash=True)
+class AssignmentSubject(DeviceSubject):
+    """An assignment to a port, whatever is there (`identity` is "", which is not known), or to a
+    device that is not there, at its port or at any (then the key has none)."""
+
+    identity: str
+
+    def __str__(self) -> str:
+        return str(self.key) if self.key.device else f"{self.key.backend}:*:{self.identity}"
+
+    def asked(self, registry: Registry) -> tuple[str, str]:
+        port = self.key.device or ANY_PORT
+        return self.service, f"+{self.key.backend}:{port}:{self.identity}"
 
 
 @attrs.frozen

@@ -134,6 +134,12 @@ class Interrupted:
     def _missing(self, vm: str) -> list[str]:
         """The assigned devices that the VM does not have, as far as is known: a VM whose agent does
         not report keeps what it may use, and has not started for these devices."""
-        leases = [] if self._stops.waits(vm) else self._state.leases.of_vm(vm)
+        state = self._state
+        leases = [] if self._stops.waits(vm) else state.leases.of_vm(vm)
         has = {lease.key for lease in leases if lease.state == ATTACHED}
-        return [str(a.key) for a in self._state.store.assignments(vm) if a.key not in has]
+        return [
+            str(each)
+            for each in state.store.assignments(vm)
+            if each.mode == "required"
+            if each.key not in has and has.isdisjoint(state.matches(each))
+        ]

@@ -34,7 +34,10 @@ from pedos_dom0.attachments.interrupted import Interrupted
 from pedos_dom0.attachments.vm_stop import VmStop
 from pedos_dom0.audit.log import new_request_id
 from pedos_dom0.errors import failure
+from pedos_dom0.requests.assign import Assign
+from pedos_dom0.requests.assignments import Assignments
 from pedos_dom0.requests.attach import Attach
+from pedos_dom0.requests.auto_attach import AutoAttach
 from pedos_dom0.requests.classes import classes_told, why_unknown
 from pedos_dom0.requests.detach import Asking, Detach
 from pedos_dom0.requests.explaining import Explaining
@@ -43,6 +46,8 @@ from pedos_dom0.requests.listing import Listing
 from pedos_dom0.requests.operations import Operations
 from pedos_dom0.requests.policy_status import fitting_status, policy_status
 from pedos_dom0.requests.sleep import Sleep
+from pedos_dom0.requests.unassign import Asking as AskingOfUnassign
+from pedos_dom0.requests.unassign import Unassign
 from pedos_dom0.requests.vm_start import VmStart
 from pedos_dom0.requests.watch import Watch, vms_now
 from pedos_dom0.tables.registry import DeviceKey
@@ -116,6 +121,13 @@ class Api:
         self._attach = Attach(state, self._authorizer, transaction, reconciler)
         self._detach = Detach(state, self._authorizer, teardown, reconciler)
         self._sleep = Sleep(state, self._authorizer, teardown, reconciler, self._attach)
+        # Attaches what is assigned.
+        self.auto_attach = AutoAttach(
+            state, self._authorizer, self._attach, operations, self._sleep.has_in_mind
+        )
+        self._assign = Assign(state, self._authorizer)
+        self._unassign = Unassign(state, self._authorizer)
+        self._assignments = Assignments(state, self._authorizer, self.auto_attach.why_not)
         self._vm_stop = VmStop(state, teardown)
         self._vm_start = VmStart(state, self._authorizer, transaction, reconciler, self._vm_stop)
         self.interrupted = Interrupted(state, reconciler, self._vm_stop)
@@ -238,6 +250,30 @@ class Api:
             result = await self._detach.one(asking, self._key(call), params.vm)
         return attrs.evolve(result, policy_ok=self._policy_ok(call))
 
+    async def device_assign(self, call: Call) -> object:
+        params = call.params
+        if params.device is not None:
+            params = attrs.evolve(params, device=self._key(call).device)
+        result = await self._assign(call.caller, call.request, params, call.gone)
+        if not params.dry_run:
+            self.auto_attach.again(params.backend, params.device, params.vm)
+        return attrs.evolve(result, policy_ok=self._policy_ok(call))
+
+    async def device_unassign(self, call: Call) -> object:
+        params = call.params
+        if params.backend is None and (params.device or params.identity) is not None:
+            raise failure("usage", "a device is named by its VM, and its id or its identity")
+        if params.backend is not None and params.device is None and not params.identity:
+            raise failure("usage", "which device of the VM is meant? Name its id, or its identity")
+        if params.device is not None:
+            params = attrs.evolve(params, device=self._key(call).device)
+        asking = AskingOfUnassign(call.caller, call.request, call.gone)
+        result = await self._unassign(asking, params)
+        return attrs.evolve(result, policy_ok=self._policy_ok(call))
+
+    async def device_assignments(self, call: Call) -> object:
+        return await self._assignments(call.caller, call.params)
+
     def _key(self, call: Call) -> DeviceKey:
         """The device that a request names. A VM names it by its id alone: by another name it would
         learn of devices that it may not see."""
@@ -260,7 +296,10 @@ class Api:
         return await self._sleep.suspend(call.request)
 
     async def devices_resume(self, call: Call) -> object:
-        return await self._sleep.resume(call.request)
+        try:
+            return await self._sleep.resume(call.request)
+        finally:
+            self.auto_attach.look()
 
     # VMs and the service
 
@@ -270,10 +309,16 @@ class Api:
 
     async def vm_start(self, call: Call) -> object:
         await self.interrupted.wait(call.params.vm)
-        return await self._vm_start(call.params.vm, call.request, call.gone)
+        try:
+            return await self._vm_start(call.params.vm, call.request, call.gone)
+        finally:
+            self.auto_attach.look()
 
     async def vm_shutdown(self, call: Call) -> object:
-        await self._vm_stop.shutdown(call.params.vm, call.params.force, call.request)
+        try:
+            await self._vm_stop.shutdown(call.params.vm, call.params.force, call.request)
+        finally:
+            self.auto_attach.look()
         return Empty()
 
     async def vm_used(self, _call: Call) -> object:
@@ -306,6 +351,7 @@ class Api:
         if call.background is None:
             raise failure("unavailable", "this connection cannot put questions to a user")
         self.prompters.register(call.peer, call.background, calls=call.params.calls)
+        self.auto_attach.prompter_came()
         return Empty()
 
 
@@ -319,6 +365,9 @@ TABLE: dict[str, Entry] = {
     "device.info": Entry(Api.device_info, _EVERYBODY, left_classes=True),
     "device.attach": Entry(Api.device_attach, _EVERYBODY, operation=True),
     "device.detach": Entry(Api.device_detach, _EVERYBODY, operation=True, left_classes=True),
+    "device.assign": Entry(Api.device_assign, _EVERYBODY, operation=True),
+    "device.unassign": Entry(Api.device_unassign, _EVERYBODY, operation=True, left_classes=True),
+    "device.assignments": Entry(Api.device_assignments, _EVERYBODY, left_classes=True),
     "device.explain": Entry(Api.device_explain, _LOCAL, left_classes=True),
     "watch.next": Entry(Api.watch_next, _EVERYBODY, left_classes=True),
     "devices.suspend": Entry(Api.devices_suspend, _LOCAL, operation=True),

@@ -13,6 +13,7 @@ from pedos_protocol.fields import ATTACHMENTS_MAX
 
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.errors import QuotaError, failure
+from pedos_dom0.tables.assignment import ANY_PORT, slot
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -30,14 +31,21 @@ def conflict(
     assigned: Iterable[Assignment],
     registry: Registry,
     own: Collection[str] = (),
+    *,
+    identity: str = "",
+    mode: str = "required",
 ) -> CallError | None:
     """Why `key`, as `frontend` if that is not None, cannot be assigned to the VM; None if it can.
 
     `assigned` is what is assigned to it, perhaps this device itself, whose options then change;
-    `own` are the names of the VM's own disks, where they are known.
+    `own` are the names of the VM's own disks, where they are known. `identity` is that of one at
+    any port. Only what the VM requires can keep it from starting; the rest must not become too
+    many.
     """
-    others = [each for each in assigned if each.key != key]
-    if frontend in own:
+    all_others = [each for each in assigned if each.slot != slot(key, identity)]
+    is_required = mode == "required"
+    others = [each for each in all_others if is_required and each.mode == "required"]
+    if is_required and frontend in own:
         return failure(
             "busy", f"{frontend} is a disk of {vm}'s own", hint="name another, or leave it out"
         )
@@ -46,19 +54,21 @@ def conflict(
         if frontend is not None and asked == frontend:
             return failure(
                 "busy",
-                f"{frontend} in {vm} is the name with which {other.key} is assigned to it",
-                hint=f"leave frontend-dev out, or {_removal(other)}",
+                f"{frontend} in {vm} is the name with which {other} is assigned to it",
+                hint=f"leave frontend-dev out, or {removal(other)}",
             )
-    relatives = registry.relatives(key)
+    relatives = {
+        each for its in _there(registry, key, identity) for each in registry.relatives(its)
+    }
     for other in others:
-        if other.key in relatives:
+        if not relatives.isdisjoint(_there(registry, other.key, other.identity)):
             return failure(
                 "busy",
-                f"{key} shares data with {other.key}, which is assigned to {vm}",
-                hint=_removal(other),
+                f"{key} shares data with {other}, which is assigned to {vm}",
+                hint=removal(other),
             )
     of_class = [each for each in others if each.key.device_class == key.device_class]
-    bounds = [(others, ATTACHMENTS_MAX, "devices")]
+    bounds = [(all_others, ATTACHMENTS_MAX, "devices")]
     device_class = class_of(key.device_class)
     if device_class.names:
         what = f"{device_class.named}, one for each name,"
@@ -68,10 +78,20 @@ def conflict(
             return QuotaError(
                 vm,
                 f"{vm} has {len(some)} {what} assigned to it, and that is the most",
-                hint=_removal(some[-1]),
+                hint=removal(some[-1]),
             )
     return None
 
 
-def _removal(other: Assignment) -> str:
+def removal(other: Assignment) -> str:
+    """The command that takes an assignment away, with what is attached by it if it has a port."""
+    if other.key.device == ANY_PORT:
+        return f"qvm-device {other.key.device_class} unassign {other.vm} '{other}'"
     return f"qvm-device {other.key.device_class} detach {other.vm} {other.key}"
+
+
+def _there(registry: Registry, key: DeviceKey, identity: str) -> Collection[DeviceKey]:
+    """The port that is assigned, or the devices that have the identity now."""
+    if key.device != ANY_PORT:
+        return [key]
+    return registry.devices_of(key.backend).identified(key.device_class, identity)

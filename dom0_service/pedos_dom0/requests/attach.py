@@ -36,7 +36,7 @@ from pedos_dom0.tasks import progress
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from pedos_protocol.messages import Device
+    from pedos_protocol.messages import Device, Mode
 
     from pedos_dom0.access.authorizer import Authorizer, Grant
     from pedos_dom0.access.callers import Caller
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pedos_dom0.attachments.transaction import Transaction
     from pedos_dom0.device_classes.base import Options
     from pedos_dom0.state import State
+    from pedos_dom0.tables.assignment import Assignment
     from pedos_dom0.tables.leases import Lease
     from pedos_dom0.tables.registry import DeviceKey
 
@@ -64,6 +65,8 @@ class AttachRequest:
     # The one that the device had when it was chosen; None if any will do.
     identity: str | None = None
     consents: Consents = attrs.field(factory=Consents)
+    # That of the assignment by which the service attaches it by itself; None for a request.
+    mode: Mode | None = None
 
     @property
     def subject(self) -> DeviceSubject:
@@ -103,16 +106,49 @@ class Attach:
             asker_gone=asker_gone,
             identity=identity,
         )
+        return await self._served(asked)
+
+    async def assigned(
+        self,
+        caller: Caller,
+        request: str,
+        key: DeviceKey,
+        assignment: Assignment,
+        identity: str,
+        asker_gone: trio.Event,
+        consents: Consents,
+    ) -> AttachResult:
+        """Attaches an assigned device by itself, and to no other VM than that of the assignment.
+        `consents` has what dom0's user was asked before."""
+        options = class_of(key.device_class).parse_options(assignment.options)
+        asked = AttachRequest(
+            caller=caller,
+            request=request,
+            key=key,
+            vm=assignment.vm,
+            options=options,
+            persistent=False,
+            asker_gone=asker_gone,
+            identity=identity,
+            consents=consents,
+            mode=assignment.mode,
+        )
+        return await self._served(asked)
+
+    async def _served(self, asked: AttachRequest) -> AttachResult:
+        """The answer to it, and a line in the audit log."""
+        key, by_mode = asked.key, {} if asked.mode is None else {"mode": asked.mode}
         with recorded(
             self._state,
             "attach",
-            caller,
-            request,
+            asked.caller,
+            asked.request,
             device_class=key.device_class,
             device=str(key),
-            vm=vm,
+            vm=asked.vm,
             options=asked.options.canonical(),
-            persistent=persistent,
+            persistent=asked.persistent,
+            **by_mode,
         ) as ending:
             result, ending.fields["vm"] = await self._attach(asked)
             ending.outcome = result.outcome
@@ -221,6 +257,8 @@ class Attach:
             error = errors.target_is_dom0()
         elif vm == asked.key.backend:
             error = errors.target_is_backend(vm)
+        elif asked.mode is not None and vm != asked.vm:
+            error = errors.failure("failed", f"policy sends it to {vm}")
         elif self._state.domain(vm) is None:
             error = errors.no_such_target(vm)
         if error is not None:
@@ -346,6 +384,7 @@ class Attach:
         uuid = None if domain is None else domain.uuid
         newly = await state.store.assign(vm, key, options, identity, uuid=uuid, check=check)
         if newly:
+            await state.store.let_go(key, vm)
             state.registry.touch(key)
         return newly
 

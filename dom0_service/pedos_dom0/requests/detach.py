@@ -14,7 +14,7 @@ import trio
 from pedos_protocol.codec import FRAME_MAX
 from pedos_protocol.errors import CallError
 from pedos_protocol.messages import DetachItem, DetachResult, ErrorInfo
-from pedos_protocol.names import natural_key, printable_text
+from pedos_protocol.names import natural_key
 from pedos_protocol.schema import Room
 
 from pedos_dom0 import errors
@@ -23,9 +23,14 @@ from pedos_dom0.access.callers import as_told
 from pedos_dom0.access.recorded import recorded
 from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.attachments.ways import DETACHED, FORCED
-from pedos_dom0.tables.store import StoreError
+from pedos_dom0.device_classes.registered import class_of
+from pedos_dom0.requests.fitting import brief_error
+from pedos_dom0.tables.assignment import ANY_PORT
+from pedos_dom0.tables.store import HeldBack, StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from pedos_dom0.access.authorizer import Authorizer
     from pedos_dom0.access.callers import Caller
     from pedos_dom0.attachments.reconcile import Reconciler
@@ -38,12 +43,6 @@ if TYPE_CHECKING:
 
 # Bytes of an answer's envelope around its items.
 ENVELOPE_MAX = 256
-# When many devices could not be detached, the answer with the reason for each must still fit into
-# one frame. It then has less about each: the beginning of the sentence, and of the data only the
-# rule's place (its end, which has the line) and the request. 64 attached and 64 assigned devices,
-# with the longest names, are 128 items of 480 bytes.
-BRIEF_MESSAGE_MAX = 128
-BRIEF_RULE_MAX = 64
 
 
 @attrs.frozen
@@ -94,7 +93,7 @@ class Detach:
         if caller.kind.sees_all or caller.name == vm:  # as above, for a VM that asks about another
             await self._reconciler.wait_settled(vm)
         keys = {lease.key for lease in self._state.leases.of_vm(vm)}
-        keys |= {assignment.key for assignment in self._assigned(caller, vm)}
+        keys |= {key for each in self._assigned(caller, vm) for key in self._keys_of(each)}
         done: dict[DeviceKey, DetachItem] = {}
 
         async def detach(key: DeviceKey) -> None:
@@ -145,34 +144,80 @@ class Detach:
         return item
 
     async def _detach_allowed(self, asking: Asking, key: DeviceKey, vm: str) -> DetachItem:
-        caller, request = asking.caller, asking.request
+        caller = asking.caller
         if not (caller.kind.may_unassign and self._authorizer.needs_no_rule(key, vm)):
             await self._allow(asking, key, vm)
         lease = self._lease(key, vm)
         if lease is not None and self._teardown.is_in_the_making(lease):
             raise errors.taken(key, lease)
-        detached = lease is not None and await self._teardown.end(
-            lease.attachment,
-            f"{caller.name} detached it{' by force' if asking.force else ''}",
-            way=FORCED if asking.force else DETACHED,
-            request=request,
-        )
-        if lease is not None and (held := self._teardown.why_held(lease.attachment)) is not None:
-            raise held
-        assigned = any(each.key == key for each in self._assigned(caller, vm))
+        assigned = self._assigned_to(key, lease, self._assigned(caller, vm))
+        detached = lease is not None and await self._end(asking, lease)
         try:
-            unassigned = assigned and await self._state.store.unassign(vm, key)
+            unassigned = False
+            for each in assigned:
+                if await self._state.store.unassign(vm, each.key, each.identity):
+                    unassigned = True
+                    self._state.touch(each)
         except StoreError as error:
             if not detached:
                 raise
             raise errors.still_assigned(key, vm, str(error)) from error
-        if unassigned:
-            self._state.registry.touch(key)
         if not detached and not unassigned:
             raise self._nothing_there(caller, key, vm)
         return DetachItem(
             backend=key.backend, device=key.device, detached=detached, unassigned=unassigned
         )
+
+    async def _end(self, asking: Asking, lease: Lease) -> bool:
+        """Ends an attachment, which does not come back by itself: that is noted first. CallError if
+        it stands."""
+        key, let_go = lease.key, self._state.store.let_go
+        held_back = await self._hold_back(lease)
+        try:
+            detached = await self._teardown.end(
+                lease.attachment,
+                f"{asking.caller.name} detached it{' by force' if asking.force else ''}",
+                way=FORCED if asking.force else DETACHED,
+                request=asking.request,
+            )
+        except CallError:
+            for vm in held_back:
+                await let_go(key, vm)
+            raise
+        if (held := self._teardown.why_held(lease.attachment)) is not None:
+            raise held
+        return detached
+
+    async def _hold_back(self, lease: Lease) -> Collection[str]:
+        """Keeps the device, as it is plugged in now, from all running VMs that would get it by
+        themselves; returns those."""
+        state, key = self._state, lease.key
+        device = state.registry.get(key)
+        runs = {}
+        for each in state.assignments_to(key):
+            domain = state.domain(each.vm)
+            if domain is not None and domain.domid is not None:
+                runs[each.vm] = domain.domid
+        if device is not None and runs:
+            await state.store.hold_back(HeldBack(key, device.instance, runs))
+        return runs
+
+    def _keys_of(self, each: Assignment) -> list[DeviceKey]:
+        """The devices whose detach takes an assignment away."""
+        return self._state.matches(each) if each.key.device == ANY_PORT else [each.key]
+
+    def _assigned_to(
+        self, key: DeviceKey, lease: Lease | None, assignments: list[Assignment]
+    ) -> list[Assignment]:
+        """Those to the port, and those to the identity of what is lent, or is there."""
+        identity = self._state.registry.lasting_identity(key) or ""
+        if lease is not None and lease.identity is not None:
+            identity = class_of(key.device_class).lasting_identity(lease.identity)
+        return [
+            each
+            for each in assignments
+            if each.key == key or (each.key.device == ANY_PORT and each.fits(key, identity))
+        ]
 
     async def _allow(self, asking: Asking, key: DeviceKey, vm: str) -> None:
         """CallError unless the policy, or dom0's user, allows it."""
@@ -188,8 +233,8 @@ class Detach:
 
     def _check_there(self, caller: Caller, key: DeviceKey, vm: str) -> None:
         """Dom0's user must not be asked about what does not exist. Raises CallError."""
-        if self._lease(key, vm) is None and not any(
-            assignment.key == key for assignment in self._assigned(caller, vm)
+        if self._lease(key, vm) is None and not self._assigned_to(
+            key, None, self._assigned(caller, vm)
         ):
             raise self._nothing_there(caller, key, vm)
 
@@ -213,13 +258,6 @@ def _fitting(items: list[DetachItem]) -> tuple[DetachItem, ...]:
     if all(room.takes(item) for item in items):
         return tuple(items)
     return tuple(
-        item if item.error is None else attrs.evolve(item, error=_brief(item.error))
+        item if item.error is None else attrs.evolve(item, error=brief_error(item.error))
         for item in items
     )
-
-
-def _brief(error: ErrorInfo) -> ErrorInfo:
-    data = {name: error.data[name] for name in ("request", "rule") if name in error.data}
-    if isinstance(rule := data.get("rule"), str):
-        data["rule"] = rule[-BRIEF_RULE_MAX:]
-    return ErrorInfo(error.code, printable_text(error.message, BRIEF_MESSAGE_MAX), data)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 from pedos_protocol.fields import TEXT_MAX
+from pedos_protocol.messages import ErrorInfo
 from pedos_protocol.names import printable_text
 from pedos_protocol.schema import Room
 
@@ -18,6 +19,11 @@ T = TypeVar("T", bound=attrs.AttrsInstance)
 ENVELOPE_MAX = 1024
 # Bytes of one list in an answer that has other parts: of two lists, and all texts.
 LIST_MAX = 24 * 1024
+# When many devices could not be detached, the answer with the reason for each must still fit into
+# one frame. 64 attached and 64 assigned devices, with the longest names, are 128 items of 480
+# bytes.
+BRIEF_MESSAGE_MAX = 128
+BRIEF_RULE_MAX = 64
 
 
 def fitting(items: Iterable[T], limit: int) -> tuple[T, ...]:
@@ -40,6 +46,15 @@ def fitting_texts(texts: Iterable[str], limit: int) -> tuple[str, ...]:
             break
         kept.append(text)
     return tuple(kept)
+
+
+def brief_error(error: ErrorInfo) -> ErrorInfo:
+    """The beginning of its sentence, and of its data the request and the end of a rule's place,
+    which has the line: for an answer with very many."""
+    data = {name: error.data[name] for name in ("request", "rule") if name in error.data}
+    if isinstance(rule := data.get("rule"), str):
+        data["rule"] = rule[-BRIEF_RULE_MAX:]
+    return ErrorInfo(error.code, printable_text(error.message, BRIEF_MESSAGE_MAX), data)
 
 
 def bounded_text(text: str) -> str:

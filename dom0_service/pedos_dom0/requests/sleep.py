@@ -78,6 +78,17 @@ class Sleep:
         # Attachments that a `resume` of this service could not make again.
         self._tried: set[str] = set()
 
+    def has_in_mind(self, key: DeviceKey, identity: str) -> bool:
+        """Whether a device has ended for the sleep and is to be made again, so that nothing else
+        attaches it before."""
+        return any(
+            row.boot == self._state.boot
+            and row.attachment not in self._tried
+            and row.key.backend == key.backend
+            and (row.key == key or row.identity == identity)
+            for row in self._state.store.suspended()
+        )
+
     # Before
 
     async def suspend(self, request: str) -> SleepResult:

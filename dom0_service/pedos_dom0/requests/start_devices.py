@@ -20,7 +20,9 @@ from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.attachments.fresh import unknown, wait_until_known
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME, NO_DOMAIN
+from pedos_dom0.requests.assignable import removal
 from pedos_dom0.tables.agents import AGENT_GRACE
+from pedos_dom0.tables.assignment import ANY_PORT, named
 from pedos_dom0.tables.leases import Taken
 from pedos_dom0.tables.store import StoreError
 from pedos_dom0.tasks import progress
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from pedos_dom0.attachments.reconcile import Reconciler
     from pedos_dom0.attachments.transaction import Transaction
     from pedos_dom0.state import State
+    from pedos_dom0.tables.assignment import Slot
     from pedos_dom0.tables.leases import Lease
     from pedos_dom0.tables.registry import DeviceKey
     from pedos_dom0.tables.store import Assignment
@@ -66,24 +69,53 @@ class StartDevices:
         """Leases every device that is assigned to the VM, and puts its start into the store.
         CallError has the reason of a failure; then nothing is leased."""
         asked = _Asked()
-        known: set[DeviceKey] = set()
+        known: set[Slot] = set()
         await self._reconciler.wait_settled(vm)
         while True:
             # From here to the leases nothing is awaited, unless there is something new.
-            assignments = self._state.store.assignments(vm)
-            new = [each for each in assignments if each.key not in known]
+            assignments = self._required(vm)
+            new = [each for each in assignments if each.slot not in known]
             if not new:
                 leases = self._reserve_all(vm, assignments, request, asked)
                 if await self._note(vm, assignments, leases):
                     return leases
                 continue
-            known |= {each.key for each in new}
+            known |= {each.slot for each in new}
             # What cannot be attached in any case is neither waited for nor asked about.
             possible = [each for each in new if self._lack(each) is None]
             await self._wait_for_sources(possible)
             await self._reconciler.wait_settled(*(each.key.backend for each in possible))
-            await wait_until_known(self._state, [each.key for each in possible])
+            await wait_until_known(self._state, self._ports(possible))
+            # One that is to an identity has its port now, if it has one.
+            possible = [each for each in self._required(vm) if self._lack(each) is None]
+            possible = [each for each in possible if each.key not in asked.consents]
             await self._ask_for(vm, possible, request, asker_gone, asked)
+
+    def _required(self, vm: str) -> list[Assignment]:
+        """What the VM does not start without. One that is to an identity is shown as one at the
+        port where that is, if it is at one alone. Of two for one device, the more specific
+        counts."""
+        found: dict[Slot, Assignment] = {}
+        for each in self._state.store.assignments(vm):
+            if each.mode != "required":
+                continue
+            at = each
+            matches = self._state.matches(each)
+            if each.key.device == ANY_PORT and len(matches) == 1:
+                at = attrs.evolve(each, key=matches[0])
+            before = found.get(at.slot)
+            if before is None or each.key.device != ANY_PORT:
+                found[at.slot] = at
+        return list(found.values())
+
+    def _ports(self, assignments: list[Assignment]) -> list[DeviceKey]:
+        """Those that have to be identified: of one to an identity, all of its class and source."""
+        keys = [each.key for each in assignments]
+        for each in assignments:
+            if each.key.device == ANY_PORT:
+                devices = self._state.registry.devices_of(each.key.backend)
+                keys += [key for _, key in devices.in_order(each.key.device_class)]
+        return keys
 
     def _lack(self, assignment: Assignment) -> str | None:
         return self._state.carrier(assignment.key.device_class).lack
@@ -94,7 +126,7 @@ class StartDevices:
         is_noted = False
         try:
             await self._state.store.start_put(vm, None)
-            is_noted = self._state.store.assignments(vm) == assignments
+            is_noted = self._required(vm) == assignments
         except StoreError as error:
             raise errors.failure("failed", f"{vm} was not started: {error}") from error
         finally:
@@ -192,8 +224,8 @@ class StartDevices:
     ) -> Lease:
         """A lease of one assigned device for a VM that has no domain yet; or raises _Problem."""
         state, key = self._state, assignment.key
-        its = f"its assigned device {key}"
-        detach = f"qvm-device {key.device_class} detach {vm} {key}"
+        its = f"its assigned device {assignment}"
+        detach = removal(assignment)
         if (lack := self._lack(assignment)) is not None:
             raise _Problem(f"{its} cannot be attached ({lack})", detach)
         device = state.registry.get(key)
@@ -210,6 +242,8 @@ class StartDevices:
                     f"({missing.reason})",
                     detach,
                 )
+            if matches := state.matches(assignment):
+                raise _Problem(f"{its} is ambiguous: {named(map(str, matches))} have it", detach)
             raise _Problem(f"{its} is missing", f"plug it in, or {detach}")
         if state.is_orphan(assignment):
             raise _Problem(
@@ -227,6 +261,9 @@ class StartDevices:
                 f"qvm-device {key.device_class} attach --persistent {vm} {key} to assign this one, "
                 f"or {detach}",
             )
+        if not (claim := state.claim(key)).is_for(vm):
+            first = named(each.vm for each in claim.first)
+            raise _Problem(claim.conflict or f"{its} is for {first}, more specifically", detach)
         grant = self._grant(vm, key, its, request, asked)
         try:
             options = class_of(key.device_class).parse_options(assignment.options)

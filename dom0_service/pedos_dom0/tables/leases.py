@@ -163,6 +163,12 @@ class LeaseTable:
         """The leases of this very device, not of its disk or partitions."""
         return [lease for lease in self if lease.key == key]
 
+    def holder(self, key: DeviceKey, family: Iterable[DeviceKey]) -> Lease | None:
+        """The lease of the device, or of one that shares data with it; None if it is free.
+        `family` is as in `grant`."""
+        found = self._conflicts(key, frozenset((key, *family)))
+        return next((held.lease for held in found), None)
+
     def of_vm(self, vm: str) -> list[Lease]:
         """The leases that `vm` holds, as the target."""
         return [lease for lease in self if lease.vm == vm]

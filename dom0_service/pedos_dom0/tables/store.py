@@ -71,6 +71,7 @@ class Store:
         self._turn = trio.Lock()
         self._of_vm: dict[str, dict[Slot, Assignment]] = {}
         self._of_slot: dict[Slot, dict[str, Assignment]] = {}
+        self._from: dict[str, dict[tuple[str, Slot], Assignment]] = {}
         for assignment in file.assignments():
             self._show(assignment)
         self._journal = {lease.attachment: lease for lease in file.journal()}
@@ -132,6 +133,7 @@ class Store:
             await self._in_thread(partial(self._file.unassign, vm, its))
             _remove(self._of_vm, vm, its)
             _remove(self._of_slot, its, vm)
+            _remove(self._from, key.backend, (vm, its))
             return True
 
     async def orphan(self, vm: str, is_gone: Callable[[], bool]) -> list[Assignment]:
@@ -179,9 +181,19 @@ class Store:
             found += self._of_slot.get((any_port, identity), {}).values()
         return sorted(found, key=_order)
 
+    def assignments_from(self, backend: str) -> list[Assignment]:
+        """The assignments of the devices of one VM, in any order."""
+        return list(self._from.get(backend, {}).values())
+
+    def sources(self) -> set[str]:
+        """The VMs of whose devices some are assigned, or held back."""
+        return {*self._from, *(key.backend for key in self._held_back)}
+
     def _show(self, assignment: Assignment) -> None:
         self._of_vm.setdefault(assignment.vm, {})[assignment.slot] = assignment
         self._of_slot.setdefault(assignment.slot, {})[assignment.vm] = assignment
+        its = self._from.setdefault(assignment.key.backend, {})
+        its[assignment.vm, assignment.slot] = assignment
 
     # What is held back
 

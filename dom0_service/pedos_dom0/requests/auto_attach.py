@@ -1,0 +1,431 @@
+"""Attaches assigned devices by themselves: while their VM runs, whenever they are there and free.
+
+What is to be attached is a function of the tables alone: the devices that are reported, the
+assignments, which VMs run, what is lent, and what a person has detached. It is looked at again
+whenever one of them changes, in whatever order, and after a restart of the service: nothing is
+missed, and nothing is attached twice, since the journal's attachments are leases by then.
+
+No assignment is a permission. Each attach is an ordinary one, in the name of dom0, which policy
+decides about at that moment, and in the audit log `auto-attach` asks for it. One that is refused is
+not repeated for the same device in the same run of the VM; one that fails because something is busy
+is repeated a few times.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+from pedos_host.throttle import Throttle
+from pedos_protocol.errors import CallError
+
+from pedos_dom0.access import questions
+from pedos_dom0.access.authorizer import Consents, MustAsk
+from pedos_dom0.access.callers import AUTO_ATTACH
+from pedos_dom0.access.subjects import DeviceSubject
+from pedos_dom0.attachments.fresh import unknown
+from pedos_dom0.audit.log import new_request_id
+from pedos_dom0.device_classes.registered import class_of
+from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.tables.store import StoreError
+from pedos_dom0.tasks.rate_limit import RateLimit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pedos_protocol.messages import Device
+
+    from pedos_dom0.access.authorizer import Authorizer
+    from pedos_dom0.requests.attach import Attach
+    from pedos_dom0.requests.operations import Operations
+    from pedos_dom0.state import State
+    from pedos_dom0.tables.agents import AgentLink
+    from pedos_dom0.tables.assignment import Assignment
+    from pedos_dom0.tables.registry import DeviceKey
+
+logger = logging.getLogger(__name__)
+
+# Seconds before each try. What is busy is a device whose last attachment is being ended, or that
+# the source has just mounted or probed: that takes seconds, and longer under load.
+PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0)
+# What may be over by the next try.
+AGAIN = frozenset({"busy", "quota", "timeout", "unavailable"})
+# Devices that are attached at once. More at a time only make each other slow, until some are too
+# late.
+AT_ONCE = 4
+# Questions at once: half of those that one asker may have open, so that a command's is asked too.
+ASKED_AT_ONCE = 2
+# Attachments of a device, each of which ended by itself within STABLE_SECONDS, until it is left
+# alone: one that resets itself comes back, and one that never works does not come back for ever.
+RETURNS_MAX = 5
+STABLE_SECONDS = 60.0
+# Tries for the devices of one source at once, and each second in the long run: a person plugs in a
+# hub with a few devices. A source can let devices come and go without end.
+BURST = 16
+PER_SECOND = 0.5
+
+RETURNED = f"it was attached {RETURNS_MAX} times, and did not stay"
+SAID_NO = "dom0's user said no a moment ago"
+HELD_BACK = "it was detached, and is attached again when it is plugged in anew or the VM restarts"
+#: Refusals that a prompter which comes later may turn into a question.
+_UNASKED = (questions.NO_PROMPTER, questions.PROMPTER_GONE)
+
+
+@attrs.frozen
+class Wish:
+    """`assignment` decides where the device goes, and nothing stands against it: `identity` is its
+    whole one, `since` and `instance` tell it from a later one, `link` is its VM's present agent."""
+
+    key: DeviceKey
+    assignment: Assignment
+    identity: str
+    since: int | None
+    instance: str
+    link: AgentLink
+
+
+@attrs.define
+class _Try:
+    """What came of a wish. `why`: it was not fulfilled, or not for long."""
+
+    wish: Wish
+    running: bool = False
+    over: bool = False
+    why: str | None = None
+    unasked: bool = False
+    attached: int = 0
+    attached_at: float = 0.0
+    # Set when the wish is void: a question about it is withdrawn.
+    gone: trio.Event = attrs.field(factory=trio.Event)
+
+
+class AutoAttach:
+    """Follows the tables of `state`, and attaches what is to be attached."""
+
+    def __init__(
+        self,
+        state: State,
+        authorizer: Authorizer,
+        attach: Attach,
+        operations: Operations,
+        sleeps: Callable[[DeviceKey, str], bool],
+    ) -> None:
+        """`sleeps`: whether a device of that identity is attached again after the machine's
+        sleep."""
+        self._state = state
+        self._authorizer = authorizer
+        self._attach = attach
+        self._operations = operations
+        self._sleeps = sleeps
+        self._unseen: set[str] = set()  # sources
+        self._wake = trio.Event()
+        # One for each device that is there and assigned.
+        self._tries: dict[DeviceKey, _Try] = {}
+        # What is told of once: the devices that no VM gets, and why.
+        self._told: dict[DeviceKey, tuple[object, ...]] = {}
+        # When dom0's user said no about a device, for as long as that counts.
+        self._refused: dict[DeviceKey, float] = {}
+        self._limits: dict[str, RateLimit] = {}
+        self._throttle = Throttle()
+        self._places = trio.CapacityLimiter(AT_ONCE)
+        self._asking = trio.CapacityLimiter(ASKED_AT_ONCE)
+        state.registry.follow(self._devices_changed)
+        state.agents.follow(self.look)
+
+    def _devices_changed(self, keys: Sequence[DeviceKey]) -> None:
+        self._unseen.update({key.backend for key in keys})
+        self._wake.set()
+
+    def look(self) -> None:
+        """Something may be different that the registry does not tell of: which VMs run, or may be
+        given devices."""
+        self._unseen.update(self._state.store.sources())
+        self._wake.set()
+
+    def prompter_came(self) -> None:
+        """What was not asked for lack of a prompter is asked now."""
+        for tried in self._tries.values():
+            if tried.unasked and not tried.running:
+                tried.over = tried.unasked = False
+        self.look()
+
+    def again(self, source: str, device: str | None, vm: str) -> None:
+        """A person assigns a device of `source` to `vm`: what was given up is tried again. None is
+        a device at any port."""
+        for tried in self._tries.values():
+            key, assignment = tried.wish.key, tried.wish.assignment
+            is_it = (key.backend, assignment.vm) == (source, vm) and device in (None, key.device)
+            if is_it and not tried.running:
+                tried.over, tried.attached = False, 0
+        self._unseen.add(source)
+        self._wake.set()
+
+    def why_not(self, key: DeviceKey, assignment: Assignment) -> str | None:
+        """Why a device that is there was not attached by itself for this assignment; None if there
+        is no reason, or it was not to be."""
+        if self._is_held_back(key, assignment.vm):
+            return HELD_BACK
+        tried = self._tries.get(key)
+        if tried is None or tried.wish.assignment != assignment:
+            return None
+        return tried.why
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Works until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self.look()
+            task_status.started()
+            while True:
+                await self._wake.wait()
+                self._wake = trio.Event()
+                sources, self._unseen = self._unseen, set()
+                for source in sources:
+                    await self._look_at(source, nursery)
+
+    # What is to be
+
+    async def _look_at(self, source: str, nursery: trio.Nursery) -> None:
+        """Looks at all devices of a VM that are assigned, held back, or were tried."""
+        state = self._state
+        keys = {key for each in state.store.assignments_from(source) for key in state.matches(each)}
+        keys |= {key for key in self._tries if key.backend == source}
+        keys |= {key for key in self._told if key.backend == source}
+        keys |= {row.key for row in state.store.all_held_back() if row.key.backend == source}
+        for key in sorted(keys):
+            await self._let_go_if_void(key)
+            self._look_at_device(key, nursery)
+        if state.is_gone(source):
+            self._limits.pop(source, None)
+
+    def _look_at_device(self, key: DeviceKey, nursery: trio.Nursery) -> None:
+        wish = self._wish(key)
+        tried = self._tries.get(key)
+        if tried is not None and wish is not None and tried.wish == wish:
+            if not tried.running and not tried.over:
+                self._begin(tried, nursery)
+            return
+        if tried is not None and tried.running:
+            # It comes to its end first: no two tasks work on one device.
+            if not self._stands(tried):
+                tried.gone.set()
+            return
+        if tried is not None and self._is_kept(tried):
+            return
+        self._tries.pop(key, None)
+        if wish is not None:
+            tried = self._tries[key] = _Try(wish)
+            self._begin(tried, nursery)
+
+    def _begin(self, tried: _Try, nursery: trio.Nursery) -> None:
+        tried.running = True
+        nursery.start_soon(self._fulfil, tried)
+
+    def _wish(self, key: DeviceKey) -> Wish | None:
+        """What is to be attached now; None if nothing is."""
+        state = self._state
+        device = state.registry.get(key)
+        if device is None or not self._is_free(key, device):
+            return None
+        claim = state.claim(key)
+        self._tell_of_conflict(key, claim.conflict, claim.first)
+        assignment = claim.winner
+        link = None if assignment is None else self._ready(assignment.vm)
+        if assignment is None or link is None or self._is_held_back(key, assignment.vm):
+            return None
+        since = state.registry.since(key)
+        return Wish(key, assignment, device.identity, since, device.instance, link)
+
+    def _is_free(self, key: DeviceKey, device: Device) -> bool:
+        """Whether a device could be given to some VM that runs."""
+        state = self._state
+        if unknown(state, key) is not None or key.backend in state.closing:
+            return False
+        # Of the end of a lease is told: that of the device itself, or of what it shares data with.
+        is_lent = state.leases.holder(key, state.registry.family(key)) is not None
+        is_live = class_of(key.device_class).description.live
+        return is_live and not is_lent and not self._sleeps(key, device.identity)
+
+    def _ready(self, vm: str) -> AgentLink | None:
+        """The agent of a VM that may be given devices now; None if it may not."""
+        state, domain = self._state, self._state.domain(vm)
+        if domain is None or domain.domid is None or vm in state.closing:
+            return None
+        # With what it starts, it gets first.
+        if vm in state.facts.starting or any(row.vm == vm for row in state.store.starts()):
+            return None
+        return state.agents.at(vm, domain.domid)
+
+    def _stands(self, tried: _Try) -> bool:
+        """Whether a wish that is being fulfilled is still one: it may be attached by now."""
+        wish = tried.wish
+        key, state = wish.key, self._state
+        if state.registry.since(key) != wish.since or wish.link.lost:
+            return False
+        device = state.registry.get(key)
+        if device is None or (device.instance, device.identity) != (wish.instance, wish.identity):
+            return False
+        return state.claim(key).winner == wish.assignment
+
+    def _is_kept(self, tried: _Try) -> bool:
+        """Whether what came of a wish still counts: the device is the same, and so is what it is
+        for."""
+        return self._stands(tried) and self._ready(tried.wish.assignment.vm) is tried.wish.link
+
+    # What a person has detached
+
+    def _is_held_back(self, key: DeviceKey, vm: str) -> bool:
+        row, device = self._state.store.held_back(key), self._state.registry.get(key)
+        if row is None or device is None or row.instance != device.instance:
+            return False
+        domain = self._state.domain(vm)
+        return domain is not None and row.runs.get(vm) == domain.domid
+
+    async def _let_go_if_void(self, key: DeviceKey) -> None:
+        """Forgets what a person has detached, once that does not matter any more."""
+        state = self._state
+        row = state.store.held_back(key)
+        if row is None:
+            return
+        device, domains = state.registry.get(key), state.driver.domains()
+        is_unplugged = device is None and state.is_known_absent(key)
+        is_another = device is not None and device.instance != row.instance
+        runs = any(vm in domains and domains[vm].domid == run for vm, run in row.runs.items())
+        if is_unplugged or is_another or (not runs and state.driver.knows_all()):
+            try:
+                await state.store.let_go(key)
+            except StoreError as error:
+                if (more := self._throttle.more("store")) is not None:
+                    logger.error("what is held back cannot be noted: %s%s", error, more)
+
+    # What becomes of it
+
+    async def _fulfil(self, tried: _Try) -> None:
+        """Attaches, or tries to a few times, and notes why not."""
+        key = tried.wish.key
+        try:
+            if tried.attached and trio.current_time() - tried.attached_at >= STABLE_SECONDS:
+                tried.attached = 0
+            if tried.attached >= RETURNS_MAX:
+                self._give_up(tried, RETURNED)
+                return
+            for pause in PAUSES[min(tried.attached, len(PAUSES) - 1) :]:
+                await trio.sleep(pause)
+                await self._limit(key.backend).turn()
+                if self._wish(key) != tried.wish:
+                    return
+                error = await self._once(tried)
+                if error is None:
+                    tried.attached += 1
+                    tried.attached_at, tried.why = trio.current_time(), None
+                    return
+                tried.why = _why(error)
+                if error.code not in AGAIN:
+                    break
+            self._give_up(tried, tried.why or "")
+        finally:
+            tried.running = False
+            # What has changed meanwhile was left for later.
+            self._devices_changed([key])
+
+    async def _once(self, tried: _Try) -> CallError | None:
+        """One try; why it failed, or None. `tried.over` if nothing is to be tried any more."""
+        wish, request = tried.wish, new_request_id()
+        consents = Consents()
+        try:
+            await self._ask_first(tried, request, consents)
+
+            async def work() -> object:
+                return await self._attach.assigned(
+                    AUTO_ATTACH, request, wish.key, wish.assignment, wish.identity, tried.gone,
+                    consents,
+                )  # fmt: skip
+
+            async with self._places:
+                await self._operations.run("auto", DOM0_NAME, work, tried.gone)
+        except CallError as error:
+            return error
+        return None
+
+    async def _ask_first(self, tried: _Try, request: str, consents: Consents) -> None:
+        """Asks dom0's user if the assignment says so, or the policy. What policy denies is not
+        asked about: the attach is denied."""
+        wish = tried.wish
+        key, vm = wish.key, wish.assignment.vm
+        subject = DeviceSubject("attach", key)
+        decision = self._authorizer.decide(DOM0_NAME, subject, vm)
+        is_to_be_asked = "ask" in (wish.assignment.mode, decision.verdict)
+        if decision.verdict == "deny" or not is_to_be_asked:
+            return
+        if decision.verdict == "allow":
+            if decision.target != vm:
+                return
+            decision = attrs.evolve(decision, candidates=(vm,), default_target=vm)
+        elif vm in decision.candidates:
+            decision = attrs.evolve(decision, candidates=(vm,))
+        now = trio.current_time()
+        self._refused = {k: at for k, at in self._refused.items() if now - at < questions.COOL_DOWN}
+        if key in self._refused:
+            raise self._authorizer.denied(subject, vm, decision, SAID_NO)
+        async with self._asking:
+            if not self._stands(tried):
+                raise CallError("failed", "it has changed meanwhile")
+            try:
+                needed = MustAsk(subject, vm, decision)
+                await self._authorizer.ask(AUTO_ATTACH, needed, request, consents, tried.gone)
+            except CallError as error:
+                tried.unasked = error.data.get("reason") in _UNASKED
+                if error.data.get("reason") == questions.SAID_NO:
+                    self._refused[key] = trio.current_time()
+                raise
+
+    def _limit(self, source: str) -> RateLimit:
+        if source not in self._limits:
+            self._limits[source] = RateLimit(burst=BURST, per_second=PER_SECOND)
+        return self._limits[source]
+
+    # What is said of it
+
+    def _give_up(self, tried: _Try, why: str) -> None:
+        tried.over, tried.why = True, why
+        key, vm = tried.wish.key, tried.wish.assignment.vm
+        logger.warning("%s is assigned to %s, and was not attached: %s", key, vm, why)
+        self._state.registry.touch(key)
+
+    def _tell_of_conflict(
+        self, key: DeviceKey, conflict: str | None, first: tuple[Assignment, ...]
+    ) -> None:
+        """Says once for each device that is plugged in that no VM gets it, and which VMs could."""
+        since = self._state.registry.since(key)
+        if conflict is None:
+            self._told.pop(key, None)
+            return
+        told = (since, conflict)
+        if self._told.get(key) == told or not any(self._ready(each.vm) for each in first):
+            return
+        self._told[key] = told
+        self._state.audit_throttle.write(
+            "not_attached",
+            of=key.backend,
+            throttled=True,
+            say=f"{key} is not attached by itself: {conflict}",
+            device_class=key.device_class,
+            device=str(key),
+            vms=sorted({each.vm for each in first})[:TOLD_VMS_MAX],
+            reason=conflict,
+        )
+
+
+# VMs that one line of the audit log names.
+TOLD_VMS_MAX = 16
+
+
+def _why(error: CallError) -> str:
+    """The reason of a failure, in a sentence about a device."""
+    if error.code != "denied":
+        return error.message
+    reason = error.data.get("reason")
+    if reason is None and error.data.get("rule") is not None:
+        reason = f"{error.data['rule']}"
+    return f"denied ({reason})" if reason is not None else "denied by policy (no rule matched)"
