@@ -79,6 +79,8 @@ def devices(service: FakeService, listed: Callable[..., dict[str, Any]]) -> Fake
         ("block", VERBS),
         ("block list", ["sys-usb", "work"]),
         ("block list work", ["sys-usb", "work"]),
+        ("block info", ["sys-usb:sda2", "sys-usb:sda10"]),
+        ("block i sys-usb:sda2", []),
         ("block list --all --exclude", ["sys-usb", "work"]),
         ("block list --all --exclude work", ["sys-usb", "work"]),
         ("block attach", ["sys-usb", "work"]),

@@ -148,3 +148,28 @@ def test_an_identity_that_is_not_whole_is_told_so(
     assert said in note
     assert main(["explain", *system(folder), "device.attach.block", *asked[1:]]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_many_devices_that_are_not_there_can_be_tried_at_once(
+    folder: Path, capsys: Captured
+) -> None:
+    """By `eval`, and by unit tests of the policy."""
+    verdicts = {"u080650": "allow", "u080650u030101": "ask", "u0e0100": "deny", "u-unknown": "deny"}
+    asked = [
+        {
+            "service": "device.attach.usb",
+            "arg": f"+sys-usb:1-2:0000:0000:x:{kinds}",
+            "source": "dom0",
+            "target": "work",
+        }
+        for kinds in verdicts
+    ]
+    requests = folder.parent / "requests"
+    requests.write_text("".join(f"{json.dumps(each)}\n" for each in asked))
+    assert main(["eval", *system(folder), str(requests)]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["verdict"] for each in answers] == list(verdicts.values())
+    tests = folder.parent / "tests"
+    lines = (" ".join([*each.values(), verdicts[each["arg"].rpartition(":")[2]]]) for each in asked)
+    tests.write_text("".join(f"{line}\n" for line in lines))
+    assert main(["test", *system(folder), str(tests)]) == 0

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pedos_dom0
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pedos_dom0.local import templates
 from pedos_dom0.policy import lint, loose_kinds
 from pedos_dom0.policy.evaluate import Request, evaluate
 from pedos_dom0.policy.parser import parse_file
 from pedos_dom0.policy.snapshot import Snapshot
 from pedos_dom0.policy.system import System, VmFacts
+from pedos_protocol.kinds import KINDS_MAX, with_kinds
 
 SYSTEM = System({name: VmFacts(name) for name in ("work", "sys-usb")})
 FILE = Path(pedos_dom0.__file__).parent / "policy.d" / "90-default.policy"
@@ -89,6 +92,39 @@ def test_what_types_or_points_or_may_is_asked_about(argument: str, verb: str, fi
     for source, verdict in (("dom0", "ask"), ("work", "deny"), ("sys-usb", "deny")):
         request = Request(f"device.{verb}.usb", argument, source, "work")
         assert evaluate(request, Snapshot(rules), SYSTEM).verdict == verdict
+
+
+HARMLESS = st.sampled_from(["u080650", "u0e0100", "u010200", "u0b0000", "u070102", "u020600"])
+CLASSES = st.sampled_from(["03", "e0", "ff"])
+CODES = st.text("0123456789abcdef", min_size=4, max_size=4)
+TYPING = st.builds(lambda first, rest: f"u{first}{rest}", CLASSES, CODES)
+# What an agent makes of a serial number, among them some that look like kinds.
+SERIALS = st.text("u08_-.xA", max_size=12)
+
+
+@pytest.mark.parametrize("verb", ["attach", "assign"])
+@given(
+    serial=SERIALS,
+    before=st.lists(HARMLESS, max_size=KINDS_MAX),
+    typing=TYPING,
+    after=st.lists(HARMLESS, max_size=KINDS_MAX),
+)
+def test_no_device_that_may_type_passes_whatever_else_it_has(
+    shipped: Snapshot, verb: str, serial: str, before: list[str], typing: str, after: list[str]
+) -> None:
+    """Not in the twentieth place, nor behind it, where nothing of it is in the identity."""
+    identity = with_kinds(f"0781:5581:{serial}", "usb", [*before, typing, *after])
+    request = Request(f"device.{verb}.usb", f"+sys-usb:1-2:{identity}", "dom0", "work")
+    assert evaluate(request, shipped, SYSTEM).verdict == "ask"
+
+
+@given(serial=SERIALS, kinds=st.lists(HARMLESS, min_size=1, max_size=6))
+def test_what_cannot_type_is_not_asked_about(
+    shipped: Snapshot, serial: str, kinds: list[str]
+) -> None:
+    identity = with_kinds(f"0781:5581:{serial}", "usb", kinds)
+    request = Request("device.attach.usb", f"+sys-usb:1-2:{identity}", "dom0", "work")
+    assert evaluate(request, shipped, SYSTEM).verdict == "allow"
 
 
 @pytest.mark.parametrize("file", [FILE.read_text(), templates.POLICY])
