@@ -27,6 +27,7 @@ from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.attachments.fresh import unknown, wait_until_known
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME, DriverError
+from pedos_dom0.requests.absent import why_absent
 from pedos_dom0.requests.assignable import conflict
 from pedos_dom0.tables.agents import AGENT_GRACE
 from pedos_dom0.tables.leases import ATTACHED, Taken
@@ -284,17 +285,12 @@ class Attach:
         """The device, if everything that was named exists and is known."""
         state, key = self._state, asked.key
         state.known_domain(vm)
-        source = state.known_domain(key.backend)
+        state.known_domain(key.backend)
         if (lack := state.carrier(key.device_class).lack) is not None:
             raise errors.unsupported(lack)
         device = state.registry.get(key)
         if device is None:
-            if source.domid is None:
-                raise errors.backend_halted(key.backend)
-            if state.agents.get(key.backend) is None:
-                raise errors.agent_missing(key.backend, "not_found")
-            missing = state.registry.missing(key.backend, key.device_class)
-            raise errors.no_device(key, missing)
+            raise why_absent(state, key)
         if unknown(state, key) is not None:
             raise errors.not_known(key, device)
         if (never := class_of(key.device_class).why_never(key.backend, device)) is not None:

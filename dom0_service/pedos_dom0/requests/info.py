@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 import attrs
-from pedos_protocol.errors import CallError
 from pedos_protocol.info_messages import UNFIT_MAX
 from pedos_protocol.messages import Decided, DeviceTold, Relative
 from pedos_protocol.names import natural_key
@@ -18,11 +17,13 @@ from pedos_dom0.access.authorizer import refusal
 from pedos_dom0.access.subjects import DeviceSubject, as_named, device_argument
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.requests.absent import why_absent
 from pedos_dom0.requests.fitting import bounded_text, fitting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from pedos_protocol.errors import CallError
     from pedos_protocol.messages import Verdict
 
     from pedos_dom0.access.authorizer import Authorizer
@@ -79,23 +80,11 @@ class Info:
             message = f"this VM sees no {key.device_class} device {key}"
             return errors.failure("not_found", message)
         if self._state.registry.get(key) is None:
-            return self._why_absent(key)
+            return why_absent(self._state, key)
         subject = DeviceSubject("list", key)
         decision = self._authorizer.decide(DOM0_NAME, subject, DOM0_NAME)
         why = refusal(subject, DOM0_NAME, decision)
         return self._authorizer.denied(subject, DOM0_NAME, decision, why)
-
-    def _why_absent(self, key: DeviceKey) -> CallError:
-        state = self._state
-        try:
-            source = state.known_domain(key.backend)
-        except CallError as error:
-            return error
-        if source.domid is None:
-            return errors.backend_halted(key.backend)
-        if state.agents.get(key.backend) is None:
-            return errors.agent_missing(key.backend, "not_found")
-        return errors.no_device(key, state.registry.missing(key.backend, key.device_class))
 
     def _unfit(self, caller: Caller, key: DeviceKey) -> Iterable[str]:
         """Why it cannot be lent now, as far as the caller may know. Who has the device itself is
@@ -108,7 +97,7 @@ class Info:
             if (error := errors.not_to_be_had(key, device)) is not None:
                 yield error.message
         elif caller.kind.sees_all:
-            yield self._why_absent(key).message
+            yield why_absent(self._state, key).message
         if caller.kind.sees_all:
             relatives = state.registry.relatives(key) - {key}
             for lease in state.leases:
