@@ -542,6 +542,34 @@ async def test_unassigning_touches_nothing_that_is_attached(
     assert has(world) == {}
 
 
+async def test_what_is_assigned_is_listed_while_it_is_absent_unless_a_rule_hides_it(
+    world: World, autojump_clock: Clock
+) -> None:
+    agent = world.driver.agents["work"]
+
+    async def seen() -> tuple[list[Any], list[Any]]:
+        answer = await agent.ask("device.assignments", device_class="usb")
+        return (
+            [(each["device"], each["matches"]) for each in await listed(world)],
+            [(each["device"], each["matches"]) for each in answer["assignments"]],
+        )
+
+    shown = f"device.list.*  *  @anyvm  @anyvm  allow\n{ALLOW_DOM0}"
+    world.policy.set(shown)
+    await assign(world, "work", None, STICK, match="device")
+    await assign(world, "work", "1-9")
+    absent = [(None, []), ("1-9", [])]
+    assert await seen() == (absent, absent)
+    await plug(world)
+    there = [(None, ["1-1"]), ("1-9", [])]
+    assert await seen() == (there, there)
+    world.policy.set(f"device.list.*  +*:*:{STICK}  *  *  deny\n{shown}")
+    # What is at the absent port is not known, so it may be what the rule hides.
+    assert await seen() == ([], [])
+    await pull(world)
+    assert await seen() == ([], [])
+
+
 # Trouble
 
 

@@ -9,6 +9,7 @@ from pedos_protocol.codec import FRAME_MAX
 from pedos_protocol.names import natural_key
 from pedos_protocol.schema import Room
 
+from pedos_dom0.access.subjects import AssignmentSubject
 from pedos_dom0.requests.assigned_now import why_absent
 from pedos_dom0.requests.fitting import bounded_text
 from pedos_dom0.requests.policy_status import fitting_status, policy_status
@@ -95,12 +96,11 @@ class Assignments:
     def _listed(self, caller: Caller, each: Assignment) -> Assigned | None:
         """One as the caller may see it; None if a rule hides its device."""
         state, sees_all = self._state, caller.kind.sees_all
-        matches = state.matches(each)
-        keys = matches or [each.key]
-        seen = self._authorizer.may_see(caller.name, keys)
-        if not any(seen):
+        found = state.matches(each)
+        seen = self._authorizer.may_see(caller.name, found)
+        matches = [key for key, is_seen in zip(found, seen, strict=True) if is_seen]
+        if not matches and (found or not self._may_see_absent(caller, each)):
             return None
-        matches = [key for key, is_seen in zip(keys, seen, strict=True) if is_seen and matches]
         holders = [
             Holder(key.device, lease.vm)
             for key in matches
@@ -121,6 +121,12 @@ class Assignments:
             holders=tuple(holders[:MATCHES_MAX]),
             conflict=None if conflict is None else bounded_text(conflict),
         )
+
+    def _may_see_absent(self, caller: Caller, each: Assignment) -> bool:
+        """Whether no rule hides what is assigned and not there."""
+        subject = AssignmentSubject("list", each.key, each.identity)
+        decision = self._authorizer.decide(caller.name, subject, caller.name)
+        return decision.verdict == "allow" and decision.target == caller.name
 
     def _conflict(self, each: Assignment, matches: list[DeviceKey]) -> str | None:
         """Why the VM does not get a device that is there, or why none is there though its port is
