@@ -88,7 +88,7 @@ def told(host: Host) -> list[str]:
     return [" ".join(call) for call in host.calls() if call[0] not in ("info", "create")]
 
 
-async def start(host: Host, driver: XenDriver, *leases: Lease) -> list[Lease]:
+async def start(host: Host, driver: XenDriver, *leases: Lease, runs: bool = True) -> list[Lease]:
     """As a VM's start does it; the leases as they are then."""
     (vm,) = {each.vm for each in leases}
     host.configure(vm)
@@ -99,7 +99,8 @@ async def start(host: Host, driver: XenDriver, *leases: Lease) -> list[Lease]:
     made = [attrs.evolve(each, vm_domid=domid) for each in leases]
     for each in made:
         await carrier(driver).attach(each)
-    await driver.resume(vm, domid)
+    if runs:
+        await driver.resume(vm, domid)
     return made
 
 
@@ -139,6 +140,14 @@ async def test_a_device_that_no_vm_got_is_where_it_was(host: Host, tree: PciTree
         await carrier(driver).prepare(prepared)
         assert driver_of(tree) == "pciback"
         await carrier(driver).detach(prepared, force=True)
+        assert driver_of(tree) == "xhci_hcd"
+
+
+async def test_a_device_of_a_vm_that_never_ran_is_where_it_was(host: Host, tree: PciTree) -> None:
+    async with running(host) as driver:
+        (made,) = await start(host, driver, lease(), runs=False)
+        await driver.shutdown("work", force=True)
+        await carrier(driver).detach(made, force=True)
         assert driver_of(tree) == "xhci_hcd"
 
 

@@ -377,6 +377,7 @@ class XenDriver:
         return _Transit(self, name)
 
     async def resume(self, name: str, domid: int) -> None:
+        self._pci.runs(domid)
         await self._xl.run(
             *("unpause", str(domid)), seconds=QUICK_SECONDS, what=f"{name} could not be unpaused"
         )

@@ -67,7 +67,7 @@ class _Mine:
 
     lease: Lease
     address: str
-    # The driver that had it in dom0, if this attach has taken it away from one.
+    # The driver that had it in dom0, if this attach has taken it from one and no VM has had it.
     had_driver: str | None = None
 
     @property
@@ -148,6 +148,12 @@ class XenPci:
         """How many devices a domain has, from whomever."""
         with _asking_store():
             return len(pciback.given_to(self._store(), domid))
+
+    def runs(self, domid: int) -> None:
+        """A domain is about to run: what it was made with is not what it was."""
+        for mine in self._mine.values():
+            if mine.lease.vm_domid == domid:
+                mine.had_driver = None
 
     def addresses(self, leases: Iterable[Lease]) -> list[str]:
         """Those of devices that are prepared."""
@@ -306,6 +312,7 @@ class XenPci:
                 f"the next start of {lease.vm}",
             )
         await self._make_ready(lease)
+        self.runs(lease.vm_domid)
         words = self._mine[lease.attachment].words
         await self._xl.run(
             *("pci-attach", str(lease.vm_domid), words), seconds=ATTACH_SECONDS, what=what
@@ -370,8 +377,7 @@ class XenPci:
         """No VM has it. It goes back to dom0 if that is wanted, or if no VM has had it, so that a
         failed start costs dom0 nothing."""
         mine = self._mine.pop(lease.attachment, None)
-        never_given = lease.vm_domid == NO_DOMAIN and mine is not None and mine.had_driver
-        if lease.options.get("give-back") != "yes" and not never_given:
+        if lease.options.get("give-back") != "yes" and (mine is None or mine.had_driver is None):
             return
         address = self._address(lease) if mine is None else mine.address
         if address is not None:
