@@ -76,7 +76,7 @@ class DeviceClass:
 
     `one` and `many` are a person's words for its devices: "USB device", "USB devices". `example` is
     the id of one, as in SOURCE:ID, and `source` a VM that may well have it.
-    `shared`: several VMs may have one at once. `live`: one can be given to a VM that runs.
+    `shared`: several VMs may have one at once. `live`: one can be given to any VM that runs.
     `written`: a VM that has one may change what is on it, unless it has it read-only.
     `kind_letter` is what its kinds of interfaces begin with (see `kinds`); "" if it has none.
     `name_option` is the option that names a device in its VM; "" if they have no names there, or
@@ -171,6 +171,7 @@ CLASSES = [
         many="PCI devices",
         source="dom0",
         example="00_1b.0",
+        live=False,
         options=(
             Option("no-strict-reset", YES_OR_NO, example="yes", default="no"),
             Option("permissive", YES_OR_NO, example="yes", default="no"),
