@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pedos_agent.device_classes.block.folder_disks import IDENTITY
 from pedos_cli import client
 from pedos_cli.devices import device_name, list_devices
 from pedos_dom0.local.supervise import GIVEN_UP
@@ -227,11 +228,18 @@ class LocalSystem:
 
     def plug(self, vm: str, name: str, content: bytes) -> Path:
         """Puts a device into a VM, whole at once as a real one is, and waits until it is listed."""
+        path = self.put(vm, name, content)
+        self.wait_until(lambda: f"{vm}:{name}" in self.devices(), f"{vm}:{name} is listed")
+        return path
+
+    def put(self, vm: str, name: str, content: bytes, identity: str = "") -> Path:
+        """As `plug`, without a wait. OSError if the file system cannot keep the identity."""
         path = self.device_file(vm, name)
         partial = path.with_name(f".{name}")
         partial.write_bytes(content)
+        if identity:
+            os.setxattr(partial, IDENTITY, identity.encode())
         partial.rename(path)
-        self.wait_until(lambda: f"{vm}:{name}" in self.devices(), f"{vm}:{name} is listed")
         return path
 
     def frontends(self, vm: str) -> list[str]:
