@@ -49,6 +49,9 @@ def is_about(record: Record, vm: str) -> bool:
     """Say whether the VM asks, gets, has or lends in this record."""
     if any(record.get(field) == vm for field in _VM_FIELDS):
         return True
+    vms = record.get("vms")
+    if isinstance(vms, list) and vm in vms:
+        return True
     device = record.get("device")
     return isinstance(device, str) and device.partition(":")[0] == vm
 
@@ -129,6 +132,9 @@ def _subject(record: Record) -> str:
     if not words and record.get("service"):
         words = [f"{_text(record['service'])}{show(record.get('argument') or '', FIELD_MAX)}"]
     target = record.get("vm") or record.get("target")
+    vms = record.get("vms")
+    if isinstance(vms, list) and vms and not target:  # that could have it
+        words += ["->", " or ".join(map(_text, vms))]
     if target:
         words += ["->", _text(target)] if words else [_text(target)]
     options = record.get("options")
@@ -228,6 +234,13 @@ def _done(record: Record) -> list[str]:
     return [f"{ended}: {rest}." if rest else f"{ended}."]
 
 
+def _not_attached(record: Record) -> list[str]:
+    return [
+        f"{_text(record.get('device'))} was there, and no VM got it by itself: "
+        f"{_text(record.get('reason'))}."
+    ]
+
+
 def _ended(record: Record) -> list[str]:
     return [f"The attachment{_of(record)} ended{_took(record)}: {_text(record.get('reason'))}."]
 
@@ -281,6 +294,9 @@ _SENTENCES = {
     "asked": _asked,
     "answered": _answered,
     "attach": _done,
+    "assign": _done,
+    "unassign": _done,
+    "not_attached": _not_attached,
     "detach": _done,
     "start": _done,
     "shutdown": _done,

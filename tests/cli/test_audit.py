@@ -154,6 +154,9 @@ def test_tail_shows_the_last_ones_that_are_wanted(log: Path, capsys: Captured, n
 EVERY_EVENT = [
     at(0, "start", request=A, caller="dom0", vm="vault", outcome="started", seconds=1.0),
     at(0, "shutdown", request=A, caller="dom0", vm="vault", outcome="failed: it hangs", seconds=1),
+    at(0, "assign", request=A, caller="dom0", **DEVICE, vm="vault", outcome="assigned", mode="ask"),
+    at(0, "unassign", request=A, caller="dom0", **DEVICE, vm="vault", outcome="unassigned"),
+    at(0, "not_attached", **DEVICE, vms=["vault", "work"], reason="they are equally specific"),
     at(0, "orphaned", vm="vault", devices=["sys-usb:sda"]),
     at(0, "disconnected", vm="vault", domid=3, reason="it closed the connection", broke=False),
     at(0, "leftovers", vm="vault", exports=1, imports=0),

@@ -122,7 +122,7 @@ class Assign:
         described = class_of(params.device_class).description
         if not described.live and params.mode != "required":
             raise errors.usage(
-                f"{described.many} are given to a VM at its start and not later, so the mode of "
+                f"a VM gets assigned {described.many} at its start and not later, so the mode of "
                 f"their assignments is required and not {params.mode}"
             )
 
