@@ -796,3 +796,72 @@ async def test_what_ended_for_the_sleep_is_left_to_the_end_of_the_sleep(
     assert has(world) == {"1-1": "vault"}
     await plug(world, "1-3", KEY, instance="three")
     assert has(world) == {"1-1": "vault", "1-3": "work"}
+
+
+async def test_devices_that_come_and_go_under_many_names_leave_nothing_behind(
+    world: World, autojump_clock: Clock
+) -> None:
+    """What waits for its turn is forgotten as soon as its device is gone."""
+    await assign(world, "work", None, STICK, match="device")
+    for number in range(4 * BURST):
+        await plug(world, f"1-{number}")
+        await pull(world, f"1-{number}")
+    auto_attach = world.api.auto_attach
+    assert (auto_attach._tries, auto_attach._told) == ({}, {})
+    tasks = trio.lowlevel.current_statistics().tasks_living
+    for number in range(4 * BURST):
+        await plug(world, f"2-{number}")
+        await pull(world, f"2-{number}")
+    assert trio.lowlevel.current_statistics().tasks_living <= tasks + AT_ONCE
+    await trio.sleep(600)
+    await plug(world)
+    assert has(world) == {"1-1": "work"}
+
+
+async def test_devices_of_one_identity_that_come_and_go_are_told_of_and_forgotten(
+    world: World, autojump_clock: Clock
+) -> None:
+    await assign(world, "work")
+    await assign(world, "vault")
+    for _ in range(3):
+        await plug(world)
+        assert len(world.api.auto_attach._told) == 1
+        await pull(world)
+        assert world.api.auto_attach._told == {}
+    assert len(world.audit("not_attached")) == 3
+
+
+async def test_a_rule_that_offers_other_vms_offers_the_one_of_the_assignment_alone(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.policy.set(
+        "device.attach.usb  *  @adminvm  @default  allow target=vault\n"
+        "device.attach.usb  *  @adminvm  @anyvm  ask default_target=vault\n" + ALLOW_DOM0
+    )
+    await assign(world, "work")
+    async with world.client.prompter(yes("vault")) as prompter:
+        await plug(world)
+        assert [each["candidates"] for each in prompter.asked] == [["work"]]
+    assert has(world) == {}
+
+
+async def test_a_bug_in_it_takes_nothing_down(
+    world: World,
+    autojump_clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(*_arguments: Any) -> Any:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.api.auto_attach, "_limit", broken)
+        await assign(world, "work")
+        await plug(world)
+        assert has(world) == {}
+        patch.setattr(world.api.auto_attach, "_look_at", broken)
+        await plug(world, "1-2", KEY)
+    assert caplog.text.count("failed in an unforeseen way") == 2
+    await pull(world)
+    await plug(world)
+    assert has(world) == {"1-1": "work"}

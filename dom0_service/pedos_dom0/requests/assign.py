@@ -26,7 +26,6 @@ from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME, DriverError
 from pedos_dom0.requests.assignable import conflict
 from pedos_dom0.requests.assigned_now import assigned_now
-from pedos_dom0.tables.agents import AGENT_GRACE
 from pedos_dom0.tables.assignment import ANY_PORT, Assignment
 from pedos_dom0.tables.registry import DeviceKey
 
@@ -159,6 +158,9 @@ class Assign:
                 raise self._tell(asked, errors.being_started(made.vm))
             self._check_assignable(asked, made, own)
 
+        # Whoever assigns a device wants the VM to have it, also if it was detached a while ago.
+        for key in state.matches(made):
+            await state.store.let_go(key, made.vm)
         await state.store.assign(
             made.vm,
             made.key,
@@ -168,9 +170,6 @@ class Assign:
             uuid=made.uuid,
             check=check,
         )
-        # Whoever assigns a device wants the VM to have it, also if it was detached a while ago.
-        for key in state.matches(made):
-            await state.store.let_go(key, made.vm)
         state.touch(made)
 
     # Who may, and what is meant
@@ -182,7 +181,6 @@ class Assign:
             self._state.known_domain(asked.params.backend)
             await self._wait(asked)
         elif self._decide_for_vm(asked) != "deny":
-            # A VM must not learn of others from the duration of a denial.
             await self._wait(asked)
         while True:
             if not asked.caller.kind.sees_all:
@@ -199,10 +197,10 @@ class Assign:
             return meant
 
     async def _wait(self, asked: AssignRequest) -> None:
-        """Until the agents of the source are there after a restart, and the device identified."""
-        domain = self._state.domain(asked.params.backend)
-        if domain is not None and domain.domid is not None:
-            await self._state.agents.wait_for(asked.params.backend, timeout=AGENT_GRACE)
+        """Until the source's agent is there after a restart, and the device identified. A VM must
+        not learn of others from the duration of an answer."""
+        if asked.caller.kind.sees_all:
+            await self._state.agents.wait_expected((asked.params.backend,))
         if asked.caller.kind.sees_all or asked.params.backend == asked.caller.name:
             await wait_until_known(self._state, [asked.key])
 

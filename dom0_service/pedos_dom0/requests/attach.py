@@ -378,9 +378,9 @@ class Attach:
         identity = class_of(key.device_class).lasting_identity(device.identity)
         domain = state.domain(vm)
         uuid = None if domain is None else domain.uuid
+        await state.store.let_go(key, vm)
         newly = await state.store.assign(vm, key, options, identity, uuid=uuid, check=check)
         if newly:
-            await state.store.let_go(key, vm)
             state.registry.touch(key)
         return newly
 

@@ -14,6 +14,7 @@ is repeated a few times.
 from __future__ import annotations
 
 import logging
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import attrs
@@ -29,11 +30,12 @@ from pedos_dom0.attachments.fresh import unknown
 from pedos_dom0.audit.log import new_request_id
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.errors import failure
 from pedos_dom0.tables.store import StoreError
 from pedos_dom0.tasks.rate_limit import RateLimit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from pedos_protocol.messages import Device
 
@@ -67,6 +69,7 @@ BURST = 16
 PER_SECOND = 0.5
 
 RETURNED = f"it was attached {RETURNS_MAX} times, and did not stay"
+VOID = "it has changed meanwhile"
 SAID_NO = "dom0's user said no a moment ago"
 HELD_BACK = "it was detached, and is attached again when it is plugged in anew or the VM restarts"
 #: Refusals that a prompter which comes later may turn into a question.
@@ -99,6 +102,21 @@ class _Try:
     attached_at: float = 0.0
     # Set when the wish is void: a question about it is withdrawn.
     gone: trio.Event = attrs.field(factory=trio.Event)
+    waits: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+
+    def give_up(self) -> None:
+        """The wish is void."""
+        self.gone.set()
+        self.waits.cancel()
+
+    @contextmanager
+    def waiting(self) -> Iterator[trio.CancelScope]:
+        """Around a wait, which ends when the wish is void: a source could cause any number."""
+        self.waits = trio.CancelScope()
+        if self.gone.is_set():
+            self.waits.cancel()
+        with self.waits as scope:
+            yield scope
 
 
 class AutoAttach:
@@ -182,7 +200,8 @@ class AutoAttach:
                 self._wake = trio.Event()
                 sources, self._unseen = self._unseen, set()
                 for source in sources:
-                    await self._look_at(source, nursery)
+                    with self._bugs_logged():
+                        await self._look_at(source, nursery)
 
     # What is to be
 
@@ -200,6 +219,8 @@ class AutoAttach:
             self._limits.pop(source, None)
 
     def _look_at_device(self, key: DeviceKey, nursery: trio.Nursery) -> None:
+        if self._state.registry.get(key) is None:
+            self._told.pop(key, None)
         wish = self._wish(key)
         tried = self._tries.get(key)
         if tried is not None and wish is not None and tried.wish == wish:
@@ -209,7 +230,7 @@ class AutoAttach:
         if tried is not None and tried.running:
             # It comes to its end first: no two tasks work on one device.
             if not self._stands(tried):
-                tried.gone.set()
+                tried.give_up()
             return
         if tried is not None and self._is_kept(tried):
             return
@@ -220,6 +241,8 @@ class AutoAttach:
 
     def _begin(self, tried: _Try, nursery: trio.Nursery) -> None:
         tried.running = True
+        if tried.gone.is_set():
+            tried.gone = trio.Event()
         nursery.start_soon(self._fulfil, tried)
 
     def _wish(self, key: DeviceKey) -> Wish | None:
@@ -302,32 +325,39 @@ class AutoAttach:
     # What becomes of it
 
     async def _fulfil(self, tried: _Try) -> None:
-        """Attaches, or tries to a few times, and notes why not."""
-        key = tried.wish.key
         try:
-            if tried.attached and trio.current_time() - tried.attached_at >= STABLE_SECONDS:
-                tried.attached = 0
-            if tried.attached >= RETURNS_MAX:
-                self._give_up(tried, RETURNED)
-                return
-            for pause in PAUSES[min(tried.attached, len(PAUSES) - 1) :]:
-                await trio.sleep(pause)
-                await self._limit(key.backend).turn()
-                if self._wish(key) != tried.wish:
-                    return
-                error = await self._once(tried)
-                if error is None:
-                    tried.attached += 1
-                    tried.attached_at, tried.why = trio.current_time(), None
-                    return
-                tried.why = _why(error)
-                if error.code not in AGAIN:
-                    break
-            self._give_up(tried, tried.why or "")
+            with self._bugs_logged():
+                await self._try(tried)
         finally:
             tried.running = False
             # What has changed meanwhile was left for later.
-            self._devices_changed([key])
+            self._devices_changed([tried.wish.key])
+
+    async def _try(self, tried: _Try) -> None:
+        """Attaches, or tries to a few times, and notes why not."""
+        key = tried.wish.key
+        tried.over = True  # if anything goes wrong in an unforeseen way
+        if tried.attached and trio.current_time() - tried.attached_at >= STABLE_SECONDS:
+            tried.attached = 0
+        if tried.attached >= RETURNS_MAX:
+            self._give_up(tried, RETURNED)
+            return
+        for pause in PAUSES[min(tried.attached, len(PAUSES) - 1) :]:
+            with tried.waiting():
+                await trio.sleep(pause)
+                await self._limit(key.backend).turn()
+            if self._wish(key) != tried.wish:
+                tried.over = False
+                return
+            error = await self._once(tried)
+            if error is None:
+                tried.attached += 1
+                tried.attached_at, tried.why, tried.over = trio.current_time(), None, False
+                return
+            tried.why = _why(error)
+            if error.code not in AGAIN:
+                break
+        self._give_up(tried, tried.why or "")
 
     async def _once(self, tried: _Try) -> CallError | None:
         """One try; why it failed, or None. `tried.over` if nothing is to be tried any more."""
@@ -342,7 +372,7 @@ class AutoAttach:
                     consents,
                 )  # fmt: skip
 
-            async with self._places:
+            async with self._place(tried, self._places):
                 await self._operations.run("auto", DOM0_NAME, work, tried.gone)
         except CallError as error:
             return error
@@ -358,19 +388,16 @@ class AutoAttach:
         is_to_be_asked = "ask" in (wish.assignment.mode, decision.verdict)
         if decision.verdict == "deny" or not is_to_be_asked:
             return
-        if decision.verdict == "allow":
-            if decision.target != vm:
-                return
-            decision = attrs.evolve(decision, candidates=(vm,), default_target=vm)
-        elif vm in decision.candidates:
-            decision = attrs.evolve(decision, candidates=(vm,))
+        if decision.verdict == "allow" and decision.target != vm:
+            return  # as above
+        is_offered = decision.verdict == "allow" or vm in decision.candidates
+        candidates = (vm,) if is_offered else ()
+        decision = attrs.evolve(decision, candidates=candidates, default_target=None)
         now = trio.current_time()
         self._refused = {k: at for k, at in self._refused.items() if now - at < questions.COOL_DOWN}
         if key in self._refused:
             raise self._authorizer.denied(subject, vm, decision, SAID_NO)
-        async with self._asking:
-            if not self._stands(tried):
-                raise CallError("failed", "it has changed meanwhile")
+        async with self._place(tried, self._asking):
             try:
                 needed = MustAsk(subject, vm, decision)
                 await self._authorizer.ask(AUTO_ATTACH, needed, request, consents, tried.gone)
@@ -379,6 +406,29 @@ class AutoAttach:
                 if error.data.get("reason") == questions.SAID_NO:
                     self._refused[key] = trio.current_time()
                 raise
+
+    @asynccontextmanager
+    async def _place(self, tried: _Try, places: trio.CapacityLimiter) -> AsyncIterator[None]:
+        """One of the `places`; CallError if the wish is void before it gets one."""
+        with tried.waiting() as scope:
+            await places.acquire()
+        if scope.cancelled_caught:
+            raise failure("failed", VOID)
+        try:
+            if not self._stands(tried):
+                raise failure("failed", VOID)
+            yield
+        finally:
+            places.release()
+
+    @contextmanager
+    def _bugs_logged(self) -> Iterator[None]:
+        """A bug in this program must not take down the service with all its leases."""
+        try:
+            yield
+        except Exception:
+            if (more := self._throttle.more("bug")) is not None:
+                logger.exception("attaching what is assigned failed in an unforeseen way%s", more)
 
     def _limit(self, source: str) -> RateLimit:
         if source not in self._limits:

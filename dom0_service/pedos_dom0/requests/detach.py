@@ -7,6 +7,7 @@ detach, and by the VM that uses the device (see attachments/teardown.py).
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import attrs
@@ -181,8 +182,9 @@ class Detach:
                 request=asking.request,
             )
         except CallError:
-            for vm in held_back:
-                await let_go(key, vm)
+            with contextlib.suppress(StoreError):  # what stays is held back, and not taken
+                for vm in held_back:
+                    await let_go(key, vm)
             raise
         if (held := self._teardown.why_held(lease.attachment)) is not None:
             raise held
