@@ -249,7 +249,7 @@ async def test_it_is_said_what_would_happen_now(world: World, autojump_clock: Cl
     assert await now(world) == allowed
     assert await now(world, "other") == allowed | {"runs": True}
     assert await now(world, port="1-9", match="port") == {
-        "absent": "sys-usb has no sys-usb:1-9 now"
+        "absent": "sys-usb has no usb device named '1-9'"
     }
     world.policy.set("device.attach.usb * @adminvm work ask\n" + ALLOW_DOM0)
     assert (await now(world))["verdict"] == "ask"
@@ -281,8 +281,8 @@ async def test_why_a_device_is_absent_is_said(
     world: World, autojump_clock: Clock, how: str
 ) -> None:
     expected = {
-        "halted": "sys-usb is halted",
-        "agent": "the agent of sys-usb is not connected",
+        "halted": "sys-usb is halted, so its devices are not there",
+        "agent": "sys-usb is running, but its agent is not connected",
         "another": f"sys-usb:1-1 is '{KEY}', and not '{STICK}'",
     }
     await assign(world)

@@ -865,3 +865,38 @@ async def test_a_bug_in_it_takes_nothing_down(
     await pull(world)
     await plug(world)
     assert has(world) == {"1-1": "work"}
+
+
+async def test_what_policy_denied_is_attached_once_it_allows_it(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.policy.set("device.attach.usb  *  @adminvm  work  deny\n" + ALLOW_DOM0)
+    await assign(world, "work")
+    await plug(world)
+    assert (has(world), len(world.audit("attach"))) == ({}, 1)
+    world.policy.set(ALLOW_DOM0)
+    await trio.testing.wait_all_tasks_blocked()
+    assert has(world) == {"1-1": "work"}
+
+
+async def test_a_no_of_a_person_is_not_asked_about_again_because_rules_change(
+    world: World, autojump_clock: Clock
+) -> None:
+    await assign(world, "work", mode="ask")
+    async with world.client.prompter(NO) as prompter:
+        await plug(world)
+        await trio.sleep(2 * COOL_DOWN)
+        world.policy.set(ALLOW_DOM0)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(prompter.asked) == 1
+
+
+async def test_what_a_vm_has_by_identity_counts_as_assigned_in_explanations(
+    world: World, autojump_clock: Clock
+) -> None:
+    await plug(world)
+    await assign(world, "spare", None, STICK, match="device")
+    world.policy.set("")
+    names = named("spare", "sys-usb:1-1", "usb")
+    told = await world.client.call("device.explain", **names, source="dom0", verb="detach")
+    assert (told["verdict"], told["rule"]) == ("allow", None)

@@ -125,6 +125,8 @@ class Api:
         self.auto_attach = AutoAttach(
             state, self._authorizer, self._attach, operations, self._sleep.has_in_mind
         )
+        state.policy.on_taken = _both(state.policy.on_taken, self.auto_attach.rules_changed)
+        state.facts.on_taken = _both(state.facts.on_taken, self.auto_attach.look)
         self._assign = Assign(state, self._authorizer)
         self._unassign = Unassign(state, self._authorizer)
         self._assignments = Assignments(state, self._authorizer, self.auto_attach.why_not)
@@ -353,6 +355,14 @@ class Api:
         self.prompters.register(call.peer, call.background, calls=call.params.calls)
         self.auto_attach.prompter_came()
         return Empty()
+
+
+def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
+    def both() -> None:
+        first()
+        second()
+
+    return both
 
 
 _LOCAL = frozenset({LOCAL})

@@ -12,6 +12,7 @@ from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.errors import not_to_be_had
+from pedos_dom0.requests import absent
 from pedos_dom0.requests.fitting import bounded_text
 from pedos_dom0.tables.assignment import ANY_PORT, claim
 
@@ -113,21 +114,17 @@ def _specific(one: Assignment, other: Assignment) -> Specific:
 def why_absent(state: State, assignment: Assignment) -> str:
     """Why no device is there that the assignment is to."""
     key = assignment.key
-    source = state.domain(key.backend)
-    if source is None:
-        return f"there is no VM named {key.backend}"
-    if source.domid is None:
-        return f"{key.backend} is halted"
-    if state.agents.get(key.backend) is None:
-        return f"the agent of {key.backend} is not connected"
     device = state.registry.get(key)
     if device is not None:
         its = f"'{device.identity}'" if device.identity else "a device without an identity"
         return f"{key} is {its}, and not '{assignment.identity}'"
-    if (missing := state.registry.missing(key.backend, key.device_class)) is not None:
+    is_silent = state.agents.get(key.backend) is None
+    missing = state.registry.missing(key.backend, key.device_class)
+    if key.device != ANY_PORT or is_silent:
+        return absent.why_absent(state, key).message
+    if missing is not None:
         return f"{key.backend} does not report all devices that it has ({missing.reason})"
-    what = f"'{assignment.identity}'" if key.device == ANY_PORT else str(key)
-    return f"{key.backend} has no {what} now"
+    return f"{key.backend} has no '{assignment.identity}' now"
 
 
 def _ambiguous(assignment: Assignment) -> str:

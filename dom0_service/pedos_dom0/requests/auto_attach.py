@@ -98,6 +98,7 @@ class _Try:
     over: bool = False
     why: str | None = None
     unasked: bool = False
+    denied: bool = False  # by policy, and not by a person
     attached: int = 0
     attached_at: float = 0.0
     # Set when the wish is void: a question about it is withdrawn.
@@ -167,6 +168,13 @@ class AutoAttach:
         for tried in self._tries.values():
             if tried.unasked and not tried.running:
                 tried.over = tried.unasked = False
+        self.look()
+
+    def rules_changed(self) -> None:
+        """What policy denied is tried again: the rules, or the facts that they name, are others."""
+        for tried in self._tries.values():
+            if tried.denied and not tried.running:
+                tried.over = tried.denied = False
         self.look()
 
     def again(self, source: str, device: str | None, vm: str) -> None:
@@ -264,6 +272,8 @@ class AutoAttach:
         """Whether a device could be given to some VM that runs."""
         state = self._state
         if unknown(state, key) is not None or key.backend in state.closing:
+            return False
+        if not state.facts.known:  # rules cannot be asked yet
             return False
         # Of the end of a lease is told: that of the device itself, or of what it shares data with.
         is_lent = state.leases.holder(key, state.registry.family(key)) is not None
@@ -373,7 +383,11 @@ class AutoAttach:
                 )  # fmt: skip
 
             async with self._place(tried, self._places):
-                await self._operations.run("auto", DOM0_NAME, work, tried.gone)
+                try:
+                    await self._operations.run("auto", DOM0_NAME, work, tried.gone)
+                except CallError as error:
+                    tried.denied = error.code == "denied"
+                    raise
         except CallError as error:
             return error
         return None

@@ -70,7 +70,7 @@ class Explaining:
         if not is_known and lack is not None and verb in ("attach", "assign"):
             raise unsupported(lack)
         state.known_domain(source)
-        is_assigned = any(each.key == key for each in state.store.assignments(vm))
+        is_assigned = any(each.vm == vm for each in state.assignments_to(key))
         is_attached = any(lease.vm == vm for lease in state.leases.of_device(key))
         # An assignment is perhaps to or from a VM that was removed since.
         if verb == "detach" and (is_assigned or (is_attached and not is_known)):
@@ -151,7 +151,8 @@ class Explaining:
             return key.backend != vm and state.registry.get(key) is not None
         if any(lease.vm == vm for lease in state.leases.of_device(key)):
             return True
-        if any(assignment.key == key for assignment in state.assigned_to(vm)):
+        assigned = (each for each in state.assignments_to(key) if each.vm == vm)
+        if any(not state.is_orphan(each) for each in assigned):
             return True
         return verb == "list" and key.backend == vm and state.registry.get(key) is not None
 
