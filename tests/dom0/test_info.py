@@ -207,6 +207,23 @@ async def test_a_vm_is_told_of_what_it_has_and_not_of_what_belongs_to_it(
     assert (await refused(world, "sys-usb:sda", "block", "work")).code == "not_found"
 
 
+async def test_who_is_to_have_it_by_its_identity_is_told(
+    world: World, autojump_clock: Clock
+) -> None:
+    await world.client.call(
+        "device.assign",
+        device_class="usb",
+        vm="halted",
+        backend="sys-usb",
+        device="1-2",
+        identity=None,
+        match="device",
+        mode="auto-attach",
+    )
+    (assigned,) = (await told(world, "sys-usb:1-2")).device.assignments
+    assert (assigned.vm, assigned.mode) == ("halted", "auto-attach")
+
+
 async def test_a_person_s_name_for_a_device_is_good_too(
     world: World, autojump_clock: Clock
 ) -> None:
