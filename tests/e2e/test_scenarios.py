@@ -118,7 +118,7 @@ def test_a_forbidden_attach_names_the_rule(system: LocalSystem) -> None:
         ),
         (("qvm-device", "block", "attach", "work", "nosuch:sda"), NOT_FOUND, "nosuch"),
         (("qvm-device", "block", "attach", "work", "sys-usb"), USAGE, "SOURCE:ID"),
-        (("qvm-device", "block", "attach", "work", "a:b:c"), USAGE, "'b:c'"),
+        (("qvm-device", "block", "attach", "work", "a:b c"), USAGE, "'b c'"),
         (("qvm-device", "block", "attach", "work", DEVICE, "-o", "colour=red"), USAGE, "colour"),
         (("qvm-device", "block", "attach", "work", DEVICE, "-o", "read-only"), USAGE, "read-only"),
         (("qvm-device", "block", "attach", "work", DEVICE, "-o", "read-only=x"), USAGE, "yes"),
