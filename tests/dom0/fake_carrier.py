@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import pytest
 import trio
 from pedos_dom0.drivers.base import DriverError
 from pedos_dom0.tables.leases import Lease
+from pedos_dom0.tables.registry import DeviceKey
 from pedos_protocol.errors import CallError
 
 from tests.dom0.fakes import FakeDriver
@@ -35,6 +36,8 @@ class FakeCarrier:
         self.refuse_detach: DriverError | None = None
         self.refuse_force: DriverError | None = None
         self.refuse_resume: DriverError | None = None
+        # Why it could not be given now.
+        self.unfit: str | None = None
         # The number of the disk that the source's backend has open; an error if xenstore fails.
         self.serves: str | None | DriverError = None
         # By VM, the names of its own disks, or why they are not known.
@@ -49,6 +52,10 @@ class FakeCarrier:
 
     async def prepare(self, lease: Lease) -> None:
         await trio.lowlevel.checkpoint()
+
+    async def why_unfit(self, key: DeviceKey, vm: str, options: Mapping[str, str]) -> str | None:
+        await trio.lowlevel.checkpoint()
+        return self.unfit
 
     def can_give_live(self, domid: int) -> bool:
         return True

@@ -457,3 +457,25 @@ async def test_of_a_vm_whose_making_was_interrupted_the_device_is_free_when_it_h
         host.destroy(made.vm_domid)
         await carrier(driver).detach(reserved, force=True)
         assert driver_of(tree) == "pciback"
+
+
+# A dry run
+
+
+async def test_what_would_be_refused_is_told_beforehand_and_nothing_changes(
+    host: Host, tree: PciTree
+) -> None:
+    async with running(host) as driver:
+
+        async def unfit(device: str, options: Mapping[str, str] | None = None) -> str | None:
+            return await carrier(driver).why_unfit(lease(device).key, "work", options or {})
+
+        assert await unfit(ALONE) is None
+        assert "no-strict-reset" not in (await unfit(ROOT) or "")
+        assert "cannot be reset" in (await unfit(ROOT) or "")
+        assert await unfit(ROOT, LOOSE) is None
+        assert "is a bridge" in (await unfit("00_1c.0") or "")
+        tree.interface(ADDRESSES[ALONE], "eth0", up=True)
+        assert "eth0 is up" in (await unfit(ALONE) or "")
+    assert told(host) == []
+    assert (tree.folder(ADDRESSES[ALONE]) / "reset").read_text() == ""

@@ -308,3 +308,19 @@ async def test_a_device_stays_taken_until_nothing_is_left_of_the_vm(
     await trio.sleep(120)
     world.assert_nothing_left()
     await attach(world, "work")
+
+
+async def test_who_assigns_is_told_what_would_keep_the_vm_from_starting(
+    world: World, carrier: FakePci, autojump_clock: Clock
+) -> None:
+    carrier.unfit = "it cannot be reset"
+    answer = await world.client.call(
+        "device.assign",
+        **named("sys-usb", CONTROLLER, "pci"),
+        identity=None,
+        match="port",
+        mode="required",
+        options={},
+    )
+    assert answer["outcome"] == "assigned"
+    assert answer["now"]["unfit"] == "it cannot be reset"

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from pedos_dom0.tables.leases import Lease
+    from pedos_dom0.tables.registry import DeviceKey
 
 
 class Carrier(Protocol):
@@ -70,6 +71,11 @@ class Carrier(Protocol):
     async def prepare(self, lease: Lease) -> None:
         """Makes a device ready to be given to a VM that is about to be made; DriverError. Only
         where that is how a VM gets it (`at_creation`). `detach` undoes it."""
+        ...
+
+    async def why_unfit(self, key: DeviceKey, vm: str, options: Mapping[str, str]) -> str | None:
+        """Why the hypervisor could not give a free device to the VM now, as far as that can be told
+        and nothing changed; None if it could."""
         ...
 
     def can_give_live(self, domid: int) -> bool:
@@ -125,6 +131,10 @@ class CarriedByAgents:
 
     async def prepare(self, lease: Lease) -> None:
         await trio.lowlevel.checkpoint()
+
+    async def why_unfit(self, key: DeviceKey, vm: str, options: Mapping[str, str]) -> str | None:
+        await trio.lowlevel.checkpoint()
+        return None
 
     def can_give_live(self, domid: int) -> bool:
         return True

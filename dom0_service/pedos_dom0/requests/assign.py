@@ -26,6 +26,7 @@ from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME, DriverError
 from pedos_dom0.requests.assignable import conflict
 from pedos_dom0.requests.assigned_now import assigned_now
+from pedos_dom0.requests.fitting import bounded_text
 from pedos_dom0.tables.assignment import ANY_PORT, Assignment
 from pedos_dom0.tables.registry import DeviceKey
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from typing import Literal
 
-    from pedos_protocol.messages import Device, DeviceAssign
+    from pedos_protocol.messages import AssignedNow, Device, DeviceAssign
 
     from pedos_dom0.access.authorizer import Authorizer
     from pedos_dom0.access.callers import Caller
@@ -147,7 +148,17 @@ class Assign:
             self._check_assignable(asked, made, own)
         if not params.dry_run:
             await self._write(asked, made, own)
-        return self._result(asked, made, outcome)
+        result = self._result(asked, made, outcome)
+        return attrs.evolve(result, now=result.now and await self._as_told(made, result.now))
+
+    async def _as_told(self, made: Assignment, now: AssignedNow) -> AssignedNow:
+        """With what the hypervisor has against it, if nothing else is known to be."""
+        if not now.matches or now.held_by is not None or now.unfit is not None:
+            return now
+        key = attrs.evolve(made.key, device=now.matches[0])
+        carrier = self._state.carrier(key.device_class)
+        why = await carrier.why_unfit(key, made.vm, made.options)
+        return now if why is None else attrs.evolve(now, unfit=bounded_text(why))
 
     async def _write(self, asked: AssignRequest, made: Assignment, own: Collection[str]) -> None:
         state = self._state

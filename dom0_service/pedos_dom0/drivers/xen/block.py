@@ -31,11 +31,12 @@ from pedos_dom0.drivers.xen.xenstore import (
 from pedos_dom0.drivers.xen.xl import WORDS_MAX, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
     from pathlib import Path
 
     from pedos_dom0.drivers.xen.xl import Xl
     from pedos_dom0.tables.leases import Lease
+    from pedos_dom0.tables.registry import DeviceKey
 
 # xl itself waits 40 s for a hotplug script, and 10 s for the two ends to release the device; by
 # then it has killed a hanging script, and says which.
@@ -129,6 +130,11 @@ class XenBlock:
     async def prepare(self, lease: Lease) -> None:
         """See Carrier. Nothing needs it."""
         await trio.lowlevel.checkpoint()
+
+    async def why_unfit(self, key: DeviceKey, vm: str, options: Mapping[str, str]) -> str | None:
+        """See Carrier. The source's agent reports what keeps a disk."""
+        await trio.lowlevel.checkpoint()
+        return None
 
     def can_give_live(self, domid: int) -> bool:
         """See Carrier."""

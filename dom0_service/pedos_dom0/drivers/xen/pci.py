@@ -30,7 +30,14 @@ from pedos_dom0.drivers.xen.xl import can_pass_through
 from pedos_dom0.tasks.disk import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+    from collections.abc import (
+        AsyncIterator,
+        Callable,
+        Collection,
+        Iterable,
+        Iterator,
+        Mapping,
+    )
     from pathlib import Path
     from typing import TypeVar
 
@@ -39,6 +46,7 @@ if TYPE_CHECKING:
     from pedos_dom0.drivers.xen.xenstore import Reader, Store
     from pedos_dom0.drivers.xen.xl import Xl
     from pedos_dom0.tables.leases import Lease
+    from pedos_dom0.tables.registry import DeviceKey
 
     T = TypeVar("T")
 
@@ -180,30 +188,43 @@ class XenPci:
             self._mine[lease.attachment].lease = lease
         await self._check_permissive(lease)
 
+    async def why_unfit(self, key: DeviceKey, vm: str, options: Mapping[str, str]) -> str | None:
+        """See Carrier. Only a reset is not tried."""
+        try:
+            function = await self._checked(key, vm, options)
+            async with self._unused(function, str(key)):
+                return None
+        except DriverError as error:
+            return str(error)
+
     async def _make_ready(self, lease: Lease) -> None:
         """pciback has it, and a VM may get it; DriverError, and then it is where it was."""
-        name = str(lease.key)
-        if lease.key.backend != DOM0_NAME:
+        function = await self._checked(lease.key, lease.vm, lease.options)
+        mine = _Mine(lease, function.address)
+        await self._take(mine, function, str(lease.key), is_strict=_is_strict(lease.options))
+        self._mine[lease.attachment] = mine
+
+    async def _checked(self, key: DeviceKey, vm: str, options: Mapping[str, str]) -> Function:
+        """The device, if the VM can be given it as far as a look tells; DriverError."""
+        name = str(key)
+        if key.backend != DOM0_NAME:
             raise DriverError(f"{name}: only dom0's own PCI devices can be given to a VM")
-        if lease.options.get("read-only") == "yes":
+        if options.get("read-only") == "yes":
             raise DriverError(
                 f"{name}: policy allows it read-only, and no PCI device can be that",
                 hint="remove read-only=yes from the rule",
             )
         picture = await self._look("the PCI devices", partial(pci_sysfs.look, self._sys))
-        function = picture.called(lease.key.device)
+        function = picture.called(key.device)
         if function is None:
             raise DriverError(f"{name} is not there any more", code="not_found")
         pci_rules.check_kind(function, name)
         self._check_free(function, name)
-        pci_rules.check_group(picture, function, name, self._others(lease), lease.vm)
-        is_strict = lease.options.get("no-strict-reset") != "yes"
-        if is_strict:
+        pci_rules.check_group(picture, function, name, self._others(), vm)
+        if _is_strict(options):
             pci_rules.check_reset(function, name)
         await self._check_iommu()
-        mine = _Mine(lease, function.address)
-        await self._take(mine, function, name, is_strict=is_strict)
-        self._mine[lease.attachment] = mine
+        return function
 
     def _check_free(self, function: Function, name: str) -> None:
         """DriverError(busy) if a domain has it."""
@@ -220,7 +241,7 @@ class XenPci:
                         "down",
                     )
 
-    def _others(self, lease: Lease) -> dict[str, str]:
+    def _others(self) -> dict[str, str]:
         """The VMs that have PCI devices, or are about to have them, by address."""
         with _asking_store():
             store = self._store()
@@ -228,8 +249,7 @@ class XenPci:
                 each.address: pciback.name_of(store, each.domid) for each in pciback.given(store)
             }
         for mine in self._mine.values():
-            if mine.lease.attachment != lease.attachment:
-                found.setdefault(mine.address, mine.lease.vm)
+            found.setdefault(mine.address, mine.lease.vm)
         return found
 
     async def _check_iommu(self) -> None:
@@ -451,6 +471,10 @@ class XenPci:
             return await in_thread(partial(in_time, what, look, seconds=seconds, late=late))
         except OSError as error:
             raise DriverError(f"{what}: {error.strerror or error}") from error
+
+
+def _is_strict(options: Mapping[str, str]) -> bool:
+    return options.get("no-strict-reset") != "yes"
 
 
 @contextmanager
