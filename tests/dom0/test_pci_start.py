@@ -324,3 +324,20 @@ async def test_who_assigns_is_told_what_would_keep_the_vm_from_starting(
     )
     assert answer["outcome"] == "assigned"
     assert answer["now"]["unfit"] == "it cannot be reset"
+
+
+@pytest.mark.parametrize("option", ["no-strict-reset", "permissive", "give-back"])
+async def test_a_vm_cannot_ask_for_less_protection_than_dom0s_user_gives(
+    world: World, carrier: FakePci, autojump_clock: Clock, option: str
+) -> None:
+    world.policy.set("device.*.*  *  *  *  allow\n")
+    work, wanted = world.driver.agents["work"], named("work", CONTROLLER, "pci")
+    for value in ("yes", "on"):
+        with fails("usage", f"only dom0's user can ask for {option}"):
+            await work.ask("device.attach", **wanted, options={option: value})
+    more = {"identity": None, "match": "port", "mode": "required", "options": {option: "yes"}}
+    with fails("usage", f"only dom0's user can ask for {option}"):
+        await work.ask("device.assign", **wanted, **more)
+    assert carrier.did == []
+    await work.ask("device.attach", **wanted, options={option: "no"})
+    assert carrier.did == ["live attach 00_14.0"]

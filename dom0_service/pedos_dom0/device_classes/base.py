@@ -51,6 +51,8 @@ class DeviceClass:
     is_known = True
     #: The plural noun for devices that have a name each in the target.
     named = "devices"
+    #: The options that weaken what protects dom0, or other VMs: for dom0's user alone.
+    for_dom0: frozenset[str] = frozenset()
 
     def __init__(self, description: Description) -> None:
         self.description = description
@@ -108,6 +110,12 @@ class DeviceClass:
         }
         read_only = None if READ_ONLY not in found else found[READ_ONLY] == "yes"
         return Options(asked, read_only, self.asked_name(found))
+
+    def check_asker(self, options: Options, *, is_dom0: bool) -> None:
+        """CallError(usage) if a VM asks with an option that is not for VMs."""
+        refused = sorted(self.for_dom0.intersection(options.asked))
+        if refused and not is_dom0:
+            raise usage(f"only dom0's user can ask for {' and '.join(refused)}")
 
     def _option(self, name: str) -> Option:
         option = self.description.option(name)

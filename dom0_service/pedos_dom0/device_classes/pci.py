@@ -20,6 +20,9 @@ _OWNER = "dom0"
 class Pci(DeviceClass):
     """The rules for PCI devices alone."""
 
+    # A VM that says these could carry something over to the next VM, or to dom0.
+    for_dom0 = frozenset(("no-strict-reset", "permissive", "give-back"))
+
     def why_never(self, backend: str, device: Device) -> str | None:
         if backend != _OWNER:
             return f"only {_OWNER}'s PCI devices can be given to a VM, and {backend} is none"

@@ -85,7 +85,9 @@ class Assign:
         self, caller: Caller, request: str, params: DeviceAssign, asker_gone: trio.Event
     ) -> AssignResult:
         """Returns when the assignment is on the disk, or would be. Raises CallError."""
-        options = class_of(params.device_class).parse_options(params.options).canonical()
+        parsed = class_of(params.device_class).parse_options(params.options)
+        class_of(params.device_class).check_asker(parsed, is_dom0=caller.kind.sees_all)
+        options = parsed.canonical()
         asked = AssignRequest(caller, request, params, options, asker_gone)
         self._check_request(asked)
         if params.dry_run:

@@ -97,12 +97,14 @@ class Attach:
         identity: str | None = None,
     ) -> AttachResult:
         """Returns when the device is in the VM, or assigned to it. Raises CallError."""
+        options = class_of(key.device_class).parse_options(raw_options)
+        class_of(key.device_class).check_asker(options, is_dom0=caller.kind.sees_all)
         asked = AttachRequest(
             caller=caller,
             request=request,
             key=key,
             vm=vm,
-            options=class_of(key.device_class).parse_options(raw_options),
+            options=options,
             persistent=persistent,
             asker_gone=asker_gone,
             identity=identity,
