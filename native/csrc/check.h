@@ -12,12 +12,14 @@
 
 struct pv_check {
     /*
-     * Looks at the next count bytes, and may change them. Returns how many of them may go on; the
-     * others are the beginning of something, and are shown again with more behind them. Or
-     * PV_REFUSED. A check leaves fewer than PV_CHECK_KEEP bytes.
+     * Looks at the next count bytes, and may change them, or take some out and move the others up
+     * (dropped). Returns how many of what is left may go on; the rest is the beginning of something,
+     * and is shown again with more behind it. Or PV_REFUSED. A check leaves fewer than PV_CHECK_KEEP
+     * bytes.
      */
     int64_t (*from_ring)(struct pv_check *check, uint8_t *bytes, size_t count);
     int64_t (*to_ring)(struct pv_check *check, uint8_t *bytes, size_t count);
+    size_t dropped;  /* bytes that the last look took out */
     const char *why; /* why it refused; NULL: it did not */
 };
 

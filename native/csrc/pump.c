@@ -98,6 +98,7 @@ static void inspect(struct loop *loop, struct box *box, size_t count,
     box->have += count;
     cleared = look(loop->pump->check, box->bytes, box->have);
     if (cleared >= 0) {
+        box->have -= loop->pump->check->dropped;
         box->cleared = (size_t)cleared;
         return;
     }

@@ -65,6 +65,7 @@ struct direction {
     uint32_t packets; /* entries of the table still to come, behind the data */
     uint32_t buffer;  /* bytes of the buffer that the packets lie in */
     uint32_t actual;  /* bytes that the packets' actual lengths have to add up to; returns alone */
+    bool is_late;     /* this return, with its data and table, does not go on */
 };
 
 struct usbip {
@@ -74,6 +75,10 @@ struct usbip {
     struct beginning looked_at[2]; /* of data, and of a table behind few bytes of it */
     uint32_t outstanding;          /* how many */
     uint64_t bytes;                /* all their lengths */
+    /* Ended by usbip-host before it read that they were unlinked: a few of the last ones. What is
+     * none, or none any more, is marked as an unlink. */
+    struct command late[PV_USBIP_LATE_MAX];
+    uint32_t next_late;
     struct command table[PV_USBIP_COMMANDS_MAX];
 };
 
@@ -127,6 +132,24 @@ static void forget(struct usbip *usbip, struct command *command)
 {
     usbip->bytes -= command->length;
     *command = usbip->table[--usbip->outstanding];
+}
+
+/*
+ * usbip-host answers that there was nothing to unlink (status 0) when the transfer has ended and its
+ * return waits to be sent. It sends returns of transfers first, but one that ends while it sends
+ * those of unlinks comes after its own. By then vhci-hcd has given the transfer back.
+ */
+static void expect_late(struct usbip *usbip, const struct command *command)
+{
+    usbip->late[usbip->next_late++ % PV_USBIP_LATE_MAX] = *command;
+}
+
+static struct command *find_late(struct usbip *usbip, uint32_t seqnum)
+{
+    for (uint32_t i = 0; i < PV_USBIP_LATE_MAX; i++)
+        if (!usbip->late[i].is_unlink && usbip->late[i].seqnum == seqnum)
+            return &usbip->late[i];
+    return NULL;
 }
 
 /* From here on bytes come that usbip-host may take for a command. */
@@ -203,7 +226,7 @@ static bool take_command(struct usbip *usbip, uint8_t *header)
                                        .is_unlink = true});
 }
 
-static bool submitted(struct usbip *usbip, struct command *command, const uint8_t *header)
+static bool submitted(struct usbip *usbip, const struct command *command, const uint8_t *header)
 {
     struct direction *stream = &usbip->returns;
     uint32_t actual = number(header + ACTUAL_LENGTH), packets = number(header + PACKETS);
@@ -220,7 +243,6 @@ static bool submitted(struct usbip *usbip, struct command *command, const uint8_
     stream->packets = packets;
     stream->buffer = command->length;
     stream->actual = actual;
-    forget(usbip, command);
     return true;
 }
 
@@ -228,18 +250,31 @@ static bool take_return(struct usbip *usbip, uint8_t *header)
 {
     uint32_t kind = number(header + COMMAND);
     struct command *command = find(usbip, number(header + SEQNUM)), *unlinked;
+    struct command *late = command ? NULL : find_late(usbip, number(header + SEQNUM));
 
+    usbip->returns.is_late = late != NULL;
     if (kind != RET_SUBMIT && kind != RET_UNLINK)
         return refuse(usbip, "an unknown return");
+    if (late)
+        command = late;
     if (!command || command->is_unlink != (kind == RET_UNLINK))
         return refuse(usbip, "a return that no command waits for");
     if (!is_status(number(header + STATUS)))
         return refuse(usbip, "a return has an impossible status");
-    if (kind == RET_SUBMIT)
-        return submitted(usbip, command, header);
+    if (kind == RET_SUBMIT) {
+        if (!submitted(usbip, command, header))
+            return false;
+        if (late)
+            late->is_unlink = true; /* it does not return again */
+        else
+            forget(usbip, command);
+        return true;
+    }
     /* The transfer itself has no return any more, if it had none yet. */
     unlinked = find(usbip, command->unlinks);
     if (unlinked && !unlinked->is_unlink) {
+        if (!number(header + STATUS))
+            expect_late(usbip, unlinked);
         forget(usbip, unlinked);
         command = find(usbip, number(header + SEQNUM)); /* it may have moved */
     }
@@ -268,12 +303,20 @@ static bool packet_returns(struct usbip *usbip, struct direction *stream, const 
     return true;
 }
 
+/* Takes these bytes out of what goes on. */
+static void drop(struct usbip *usbip, uint8_t *part, size_t size, size_t behind)
+{
+    memmove(part, part + size, behind);
+    usbip->check.dropped += size;
+}
+
 /* One direction: header, data, table, and again. */
 static int64_t look(struct usbip *usbip, bool is_command, uint8_t *bytes, size_t count)
 {
     struct direction *stream = is_command ? &usbip->commands : &usbip->returns;
     size_t at = 0;
 
+    usbip->check.dropped = 0;
     while (at < count && !usbip->check.why) {
         size_t size = stream->data ? stream->data : stream->packets ? PACKET : HEADER;
         uint8_t *part = bytes + at;
@@ -297,7 +340,12 @@ static int64_t look(struct usbip *usbip, bool is_command, uint8_t *bytes, size_t
         } else if (!(is_command ? take_command : take_return)(usbip, part)) {
             break;
         }
-        at += size;
+        if (stream->is_late) {
+            drop(usbip, part, size, count - at - size);
+            count -= size;
+        } else {
+            at += size;
+        }
     }
     return usbip->check.why ? PV_REFUSED : (int64_t)at;
 }
@@ -319,6 +367,8 @@ struct pv_check *pv_usbip_new(uint32_t devid, int is_source)
     if (!usbip)
         return NULL;
     usbip->devid = devid;
+    for (uint32_t i = 0; i < PV_USBIP_LATE_MAX; i++)
+        usbip->late[i].is_unlink = true;
     usbip->check.from_ring = is_source ? pv_usbip_commands : pv_usbip_returns;
     usbip->check.to_ring = is_source ? pv_usbip_returns : pv_usbip_commands;
     return &usbip->check;
@@ -332,6 +382,11 @@ void pv_usbip_free(struct pv_check *check)
 unsigned pv_usbip_outstanding(const struct pv_check *check)
 {
     return ((const struct usbip *)check)->outstanding;
+}
+
+size_t pv_usbip_dropped(const struct pv_check *check)
+{
+    return check->dropped;
 }
 
 const char *pv_usbip_why(const struct pv_check *check)

@@ -7,6 +7,7 @@ from ._native import ffi, lib
 TRANSFER_MAX = lib.PV_USBIP_TRANSFER_MAX  # bytes
 BYTES_MAX = lib.PV_USBIP_BYTES_MAX  # of all transfers under way
 COMMANDS_MAX = lib.PV_USBIP_COMMANDS_MAX  # without a return
+LATE_MAX = lib.PV_USBIP_LATE_MAX  # transfers that may return after their unlinking did
 PACKETS_MAX = lib.PV_USBIP_PACKETS_MAX  # of one isochronous transfer
 
 
@@ -44,12 +45,16 @@ class UsbipCheck:
         return self._look(lib.pv_usbip_commands, content)
 
     def returns(self, content: bytearray) -> int:
-        """How many of the next bytes from source to target may go on; RefusedError."""
+        """How many of the next bytes from source to target may go on, without those that the check
+        takes out of `content`; RefusedError."""
         return self._look(lib.pv_usbip_returns, content)
 
     def _look(self, look: object, content: bytearray) -> int:
         assert callable(look)
-        cleared = look(self.native, ffi.from_buffer("uint8_t[]", content), len(content))
+        with ffi.from_buffer("uint8_t[]", content) as bytes_:
+            cleared = look(self.native, bytes_, len(content))
         if cleared == lib.PV_REFUSED:
             raise RefusedError(self.why)
+        if dropped := lib.pv_usbip_dropped(self.native):
+            del content[-dropped:]
         return int(cleared)

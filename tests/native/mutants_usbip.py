@@ -63,6 +63,37 @@ MUTANTS = [
             "",
             "the table has moved",
         ),
+        (
+            "a late return that goes on",
+            "        if (stream->is_late) {",
+            "        if (0) {",
+            "vhci-hcd ends the connection",
+        ),
+        (
+            "late whatever unlinking said",
+            "        if (!number(header + STATUS))\n            expect_late",
+            "            expect_late",
+            "what was unlinked in time returns never",
+        ),
+        ("late for ever", "            late->is_unlink = true;", "            ;", "once"),
+        (
+            "one late return fewer",
+            "usbip->next_late++ % PV_USBIP_LATE_MAX]",
+            "usbip->next_late++ % (PV_USBIP_LATE_MAX - 1)]",
+            "the bound is exact",
+        ),
+        (
+            "late from the beginning",
+            "        usbip->late[i].is_unlink = true;\n",
+            "        ;\n",
+            "no command waits for it",
+        ),
+        (
+            "a look that takes out what the one before did",
+            "    usbip->check.dropped = 0;\n",
+            "",
+            "bytes behind it are lost",
+        ),
         ("an unlink that is unlinked", "unlinked && !unlinked->is_unlink", "unlinked", _ITS_OWN),
     ]
 ] + [
@@ -73,6 +104,12 @@ MUTANTS = [
             "    loop->reading = false;\n    loop->writing = false;\n}\n\n/* These went on. */",
             "    loop->reading = false;\n}\n\n/* These went on. */",
             "nothing that was refused is written",
+        ),
+        (
+            "bytes that were taken out and count",
+            "        box->have -= loop->pump->check->dropped;\n",
+            "",
+            "they would be shown, and go on, again",
         ),
         (
             "cleared bytes that are dropped",

@@ -13,6 +13,7 @@ from pedos_vchan.pump import PumpResult, Why, pump
 from pedos_vchan.usbip import (
     BYTES_MAX,
     COMMANDS_MAX,
+    LATE_MAX,
     PACKETS_MAX,
     TRANSFER_MAX,
     RefusedError,
@@ -250,6 +251,77 @@ def test_a_transfer_that_was_taken_back_has_no_return() -> None:
         looks.returns(bytearray(submitted(1, 0)))
 
 
+LATE = [
+    submitted(1, 5, data=b"x" * 5),
+    submitted(2, 8),
+    submitted(3, 7, data=b"z" * 7, packets=[(0, 4, 3), (4, 4, 4)]),
+]
+
+
+@pytest.mark.parametrize("size", [1, 7, 48, 1 << 16])
+def test_a_return_that_comes_after_that_of_its_unlinking_is_taken_out(size: int) -> None:
+    """vhci-hcd has given the transfer back by then, and would end the connection."""
+    asked = [
+        submit(1, IN, 8),
+        submit(2, OUT, 8),
+        submit(3, IN, 8, packets=[(0, 4), (4, 4)]),
+        submit(4, IN, 8),
+        *(unlink(number + 10, number) for number in (1, 2, 3)),
+    ]
+    last = submitted(4, 8, data=b"y" * 8)
+    looks = check()
+    looks.commands(bytearray(b"".join(asked)))
+    came = b"".join(map(unlinked, (11, 12, 13)))
+    assert through(looks.returns, came + b"".join(LATE) + last, size) == came + last
+    assert looks.outstanding == 0
+    for late in LATE:  # each once
+        with pytest.raises(RefusedError, match="no command waits for"):
+            again = check()
+            again.commands(bytearray(b"".join(asked)))
+            through(again.returns, came + late + late, size)
+
+
+def test_no_return_is_late_from_the_beginning() -> None:
+    with pytest.raises(RefusedError, match="no command waits for"):
+        check().returns(bytearray(submitted(0, 0)))
+
+
+def test_a_transfer_that_was_unlinked_in_time_returns_never() -> None:
+    looks = check()
+    looks.commands(bytearray(submit(1, IN, 8) + unlink(2, 1)))
+    looks.returns(bytearray(unlinked(2, -104)))
+    with pytest.raises(RefusedError, match="no command waits for"):
+        looks.returns(bytearray(submitted(1, 0)))
+
+
+@pytest.mark.parametrize(
+    ("late", "why"),
+    [
+        (submitted(1, 9), "a return has more bytes than were asked for"),
+        (submitted(1, 0, number=1), "a return has another number of packets than its command"),
+        (unlinked(1), "a return that no command waits for"),
+    ],
+)
+def test_a_late_return_is_checked_like_any_other(late: bytes, why: str) -> None:
+    looks = check()
+    looks.commands(bytearray(submit(1, IN, 8) + unlink(2, 1)))
+    looks.returns(bytearray(unlinked(2)))
+    with pytest.raises(RefusedError, match=f"^{why}$"):
+        looks.returns(bytearray(late))
+
+
+def test_the_last_late_returns_are_known() -> None:
+    numbers = range(1, LATE_MAX + 2)
+    looks = check()
+    for number in numbers:
+        looks.commands(bytearray(submit(number, IN, 8) + unlink(1000 + number, number)))
+        looks.returns(bytearray(unlinked(1000 + number)))
+    for number in numbers[1:]:
+        assert through(looks.returns, submitted(number, 0), 48) == b""
+    with pytest.raises(RefusedError, match="no command waits for"):
+        looks.returns(bytearray(submitted(1, 0)))
+
+
 def test_what_is_taken_back_by_the_last_command_is_forgotten_with_it_alone() -> None:
     looks = check()
     looks.commands(bytearray(submit(1, IN, 8) + submit(2, IN, 8) + unlink(3, 1)))
@@ -271,7 +343,11 @@ async def test_a_pump_with_a_check_moves_both_directions(pairs: Pairs) -> None:
     """socket - pump - ring - pump - socket, in a ring that is smaller than one transfer."""
     one, two = await pairs.channels(12, 10)
     commands = b"".join(COMMANDS) + submit(50, OUT, 300_000)
-    returns = b"".join(RETURNS) + submitted(50, 300_000)
+    commands += submit(60, IN, 50_000) + unlink(61, 60) + submit(62, IN, 8)
+    returns = b"".join(RETURNS) + submitted(50, 300_000) + unlinked(61)
+    late = submitted(60, 50_000, data=b"." * 50_000)
+    last = submitted(62, 8, data=b"l" * 8)
+    more, answer = submit(63, IN, 8), submitted(63, 8, data=b"m" * 8)
     host, source_end = socket.socketpair()
     vhci, target_end = socket.socketpair()
     source, target = UsbipCheck(DEVID, is_source=True), UsbipCheck(DEVID, is_source=False)
@@ -296,15 +372,22 @@ async def test_a_pump_with_a_check_moves_both_directions(pairs: Pairs) -> None:
                 nursery.start_soon(kernel[vhci].send_all, commands)
                 nursery.start_soon(receives, kernel[host], commands)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(kernel[host].send_all, returns)
-                nursery.start_soon(receives, kernel[vhci], returns)
+                nursery.start_soon(kernel[host].send_all, returns + late + last)
+                nursery.start_soon(receives, kernel[vhci], returns + last)
+            # And again: nothing of what was taken out is left in between.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(kernel[vhci].send_all, more)
+                nursery.start_soon(receives, kernel[host], more)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(kernel[host].send_all, answer)
+                nursery.start_soon(receives, kernel[vhci], answer)
             assert (source.outstanding, target.outstanding) == (0, 0)
             await kernel[host].aclose()
             assert await kernel[vhci].receive_some() == b""
             await kernel[vhci].aclose()
     assert results == {
-        "source": (len(returns), len(commands), Why.INPUT_ENDED, 0),
-        "target": (len(commands), len(returns), Why.PEER_CLOSED, 0),
+        "source": (len(returns + last + answer), len(commands + more), Why.INPUT_ENDED, 0),
+        "target": (len(commands + more), len(returns + last + answer), Why.PEER_CLOSED, 0),
     }
 
 
