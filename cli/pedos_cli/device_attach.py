@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pedos_protocol.errors import CallError
 
-from pedos_cli.answers import DONE, options_text, take
+from pedos_cli.answers import DONE, MESSAGE_MAX, options_text, take
 from pedos_cli.arguments import WILDCARD, UsageError, add_options, options, target_and_pinned
 from pedos_cli.output import show
 from pedos_cli.timeouts import ATTACH_S
@@ -69,6 +69,8 @@ def run(session: Session) -> int:
         return status
     session.say(f"{device} {_outcome(answer, vm, args.persistent)}")
     _warn_of_other_options(session, answer, vm, device, asked)
+    if answer.get("note"):
+        session.note(show(answer["note"], MESSAGE_MAX))
     if session.verbosity > 0 and answer.get("request"):
         session.say(f"request: {answer['request']}")
     if answer.get("policy_ok") is False:

@@ -98,9 +98,11 @@ class ImportStart:
 
 @attr.frozen
 class ImportStarted:
-    """The name of the device in the target; None if its class has no such names."""
+    """The name of the device in the target; None if its class has no such names. `note` is what a
+    user should know of the device there, if anything."""
 
     frontend: NameInTarget | None = attr.field(default=None, metadata=OPTIONAL)
+    note: Line | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
 @attr.frozen

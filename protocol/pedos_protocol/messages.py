@@ -348,7 +348,7 @@ class AttachResult:
 
     `vm` is the one that has the device now, which policy or dom0's user may have chosen; None, and
     no options, for a VM that asked and must not know. `policy_ok` is that of `PolicyStatus`, for
-    dom0's user.
+    dom0's user. `note` is what the VM says of the device, if anything.
     """
 
     outcome: Literal["attached", "already", "assigned"]
@@ -356,6 +356,7 @@ class AttachResult:
     request: Text
     vm: VmName | None = None
     policy_ok: bool | None = attr.field(default=None, kw_only=True, metadata=since(2))
+    note: Text | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
 @attr.frozen

@@ -25,6 +25,7 @@ from pedos_agent.device_classes.usb import (
     importer,
     vhci,
 )
+from pedos_agent.device_classes.usb.driverless import in_words
 from pedos_agent.device_classes.usb.handover import Handover, parse_handover
 from pedos_agent.device_classes.usb.vhci import Vhci
 from pedos_agent.inventory.inventory import Inventory
@@ -177,6 +178,34 @@ async def test_a_device_is_configured_in_the_target_when_it_is_attached(pair: Pa
     assert [state.device for state in pair.source.attachments.exports()] == ["1-2"]
     await pair.detach()
     assert pair.is_back()
+
+
+async def test_parts_of_a_device_that_have_no_driver_in_the_target_are_told(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importer, "DRIVER_SECONDS", 0.05)
+    pair.target.kernel.interfaces = {
+        "1.0": ("03", "01", "01", True),
+        "1.1": ("0b", "00", "00", False),
+        "1.2": ("fe", "01", "02", False),
+    }
+    await pair.attach()
+    assert pair.target.attachments.note_of(ATTACHMENT) == (
+        "no driver here has this part of it: smart card reader or security key (u0b0000), "
+        "firmware update (DFU) (ufe0102)"
+    )
+    await pair.detach()
+    assert pair.target.attachments.note_of(ATTACHMENT) is None
+    pair.target.kernel.interfaces = {"1.0": ("03", "01", "01", True)}
+    await pair.attach()
+    assert pair.target.attachments.note_of(ATTACHMENT) is None
+    await pair.detach()
+
+
+def test_many_parts_without_a_driver_are_counted() -> None:
+    said = in_words([f"uff00{number:02x}" for number in range(30)])
+    assert said.endswith(", 26 more")
+    assert len(said) < 200
 
 
 async def test_thirty_rounds_leave_nothing(pair: Pair) -> None:

@@ -60,6 +60,8 @@ class FakeKernel:
         self.crimes: list[str] = []
         self.writes: list[tuple[str, str]] = []
         self.refuse: dict[str, int] = {}  # name of a file -> errno of writes to it
+        # Of borrowed devices: interface -> class, subclass, protocol; whether it has a driver.
+        self.interfaces: dict[str, tuple[str, str, str, bool]] = {}
         self.ports: dict[int, tuple[int, int, str, socket.socket | None]] = {}
         self._numbers = 1
         self._lock = threading.RLock()
@@ -328,6 +330,8 @@ class FakeKernel:
                         fields = {"busnum": "9", "devnum": str(port), "bConfigurationValue": "1"}
                         for field, text in fields.items():
                             self._file(f"{folder}/{field}", text + "\n")
+                        for inner in self.interfaces:
+                            self._show_interface(f"{folder}/{name}:{inner}", inner)
                         link = self.sys / "bus/usb/devices" / name
                         link.symlink_to(f"../../../{folder}")
                         self.ports[port] = (6, devid, name, peer)
@@ -338,6 +342,13 @@ class FakeKernel:
         with self._lock:
             if self.ports[port][3] is peer:
                 self._detach(port)
+
+    def _show_interface(self, folder: str, inner: str) -> None:
+        *kind, has_driver = self.interfaces[inner]
+        for what, text in zip(("Class", "SubClass", "Protocol"), kind, strict=True):
+            self._file(f"{folder}/bInterface{what}", f"{text}\n")
+        if has_driver:
+            (self.sys / folder / "driver").symlink_to("../../../bus/usb/drivers/usbhid")
 
     def _detach(self, port: int) -> int:
         _, _, name, peer = self.ports[port]

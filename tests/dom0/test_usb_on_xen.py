@@ -198,3 +198,19 @@ async def test_a_device_that_comes_back_is_free_and_its_end_is_told(
     (listed,) = await world.client.list("usb")
     assert (listed["identity"], listed["attachments"]) == (identity, [])
     await attach(world)  # and it can be attached again
+
+
+async def test_what_the_target_says_of_the_device_is_told_to_dom0s_user(
+    world: World, autojump_clock: Clock
+) -> None:
+    async def say(_params: Params) -> Params:
+        return {
+            "frontend": None,
+            "note": "no driver here has this part of it: smart card (u0b0000)",
+        }
+
+    world.driver.agents["work"].on["import.start"] = say
+    answer = await attach(world)
+    said = "work says: no driver here has this part of it: smart card (u0b0000)"
+    assert (answer["outcome"], answer["note"]) == ("attached", said)
+    assert (await attach(world))["note"] is None  # already

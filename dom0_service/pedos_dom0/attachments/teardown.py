@@ -74,6 +74,8 @@ class Attempt:
         self.prepared = False
         # What the source's agent answered for the target's.
         self.handover: str | None = None
+        # What the target's agent said of the device, for a user.
+        self.note: str | None = None
 
     def break_off(self, reason: str, way: Way) -> None:
         if self.broken is None or way.outranks(self.way):

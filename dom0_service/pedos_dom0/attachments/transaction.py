@@ -131,6 +131,10 @@ class Transaction:
         """A reservation's VM has started: the same lease for its present domain."""
         return self._state.leases.update(lease.attachment, vm_domid=vm_domid)
 
+    def attempt(self, lease: Lease) -> Attempt:
+        """What is in progress for a lease that was just reserved."""
+        return self._teardown.attempts[lease.attachment]
+
     def give_up(self, lease: Lease) -> None:
         """No further step will be taken: an end of it need not wait for one."""
         if (attempt := self._teardown.attempts.pop(lease.attachment, None)) is not None:
@@ -309,7 +313,9 @@ class Transaction:
             {**import_params(lease), "handover": attempt.handover},
             IMPORT_TIMEOUT,
         )
-        frontend: str | None = _parsed(target, "import.start", untrusted_result).frontend
+        started = _parsed(target, "import.start", untrusted_result)
+        frontend: str | None = started.frontend
+        attempt.note = started.note
         if (wrong := class_of(key.device_class).wrong_name(frontend)) is not None:
             raise _breach(target, "import.start", wrong)
         if state.is_by_hypervisor(lease):

@@ -19,6 +19,7 @@ import attrs
 import trio
 from pedos_protocol.errors import CallError
 from pedos_protocol.messages import AttachResult
+from pedos_protocol.names import printable_text
 
 from pedos_dom0 import errors
 from pedos_dom0.access.authorizer import Consents, MustAsk
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
     from pedos_dom0.tables.assignment import Assignment
     from pedos_dom0.tables.leases import Lease
     from pedos_dom0.tables.registry import DeviceKey
+
+# An agent's words about a device, cut to a sentence.
+NOTE_MAX = 300
 
 Outcome = Literal["attached", "already", "assigned"]
 
@@ -185,6 +189,7 @@ class Attach:
             raise self._tell(asked, vm, errors.agent_missing(vm, "failed"))
 
         lease = self._reserve(asked, grant, device, domain.domid)
+        attempt = self._transaction.attempt(lease)
         lease = await self._transaction.establish(lease, asked.request)
         try:
             await self._assign(asked, vm, device, lease)
@@ -196,7 +201,7 @@ class Attach:
                 message = f"it could not be assigned ({failed}); and {refused.message}"
                 raise self._tell(asked, vm, errors.failure("busy", message)) from failed
             raise
-        return self._result(asked, vm, "attached", lease.options), vm
+        return self._result(asked, vm, "attached", lease.options, attempt.note), vm
 
     def _can_give_now(self, asked: AttachRequest, vm: str, domid: int | None) -> bool:
         """Whether the VM can get it before its next start."""
@@ -405,9 +410,17 @@ class Attach:
             raise self._tell(asked, vm, errors.failure(error.code, what)) from error
 
     def _result(
-        self, asked: AttachRequest, vm: str, outcome: Outcome, options: Mapping[str, str]
+        self,
+        asked: AttachRequest,
+        vm: str,
+        outcome: Outcome,
+        options: Mapping[str, str],
+        note: str | None = None,
     ) -> AttachResult:
         if not asked.caller.kind.sees_all and vm not in (asked.vm, asked.caller.name):
             # It was redirected to a VM that the requester knows nothing about.
             return AttachResult(outcome="attached", options={}, request=asked.request, vm=None)
-        return AttachResult(outcome=outcome, options=dict(options), request=asked.request, vm=vm)
+        told = None if note is None else f"{vm} says: {printable_text(note, NOTE_MAX)}"
+        return AttachResult(
+            outcome=outcome, options=dict(options), request=asked.request, vm=vm, note=told
+        )

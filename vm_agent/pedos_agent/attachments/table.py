@@ -172,6 +172,12 @@ class Attachments:
         await entry.lifetime.started()
         return entry.borrowing.name
 
+    def note_of(self, attachment: str) -> str | None:
+        """What a user should know of a borrowed device here, if anything."""
+        entry = self._imports.get(attachment)
+        result = None if entry is None else entry.lifetime.result
+        return None if result is None else result.get("note")
+
     async def stop_export(self, attachment: str) -> None:
         """End an export; returns when nothing of it is left. An unknown one is already gone."""
         if entry := self._exports.get(attachment):

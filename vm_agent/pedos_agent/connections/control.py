@@ -214,7 +214,9 @@ class Control:
 
     async def _import_start(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
         parsed = parse_params("import.start", params)
-        return {"frontend": await self._attachments.start_import(parsed)}
+        frontend = await self._attachments.start_import(parsed)
+        note = self._attachments.note_of(parsed.attachment)
+        return {"frontend": frontend, **({} if note is None else {"note": note})}
 
     async def _import_stop(self, peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
         parsed = parse_params("import.stop", params)

@@ -23,9 +23,10 @@ from pedos_agent.device_classes.base import Host
 from pedos_agent.device_classes.data_channel import to_source
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.usb.disks_below import held_below
+from pedos_agent.device_classes.usb.driverless import driverless, in_words
 from pedos_agent.device_classes.usb.handover import Handover, parse_handover
 from pedos_agent.device_classes.usb.stream import carry_checked
-from pedos_agent.device_classes.usb.usb_device import usb_device
+from pedos_agent.device_classes.usb.usb_device import folder_of, usb_device
 from pedos_agent.device_classes.usb.vhci import FREE, MODULE, USED, Vhci
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,10 @@ log = logging.getLogger(__name__)
 # wait for ever. With the rest below the 15 s that dom0 waits.
 CONFIGURE_SECONDS: Final = 8.0
 DETACH_SECONDS: Final = 10.0
+# For drivers to take its interfaces; one whose module has to be loaded needs a second. Less where
+# all together would take longer than that: dom0 waits for 15 s.
+DRIVER_SECONDS: Final = 1.0
+START_SECONDS: Final = 14.0
 _NO_NAME: Final = "0-0"
 
 
@@ -45,12 +50,14 @@ class BorrowedUsb:
     handover: Handover
     host: Host
     vhci: Vhci
+    began: float = 0.0
     port: int | None = None
     held: contextlib.ExitStack = attrs.field(factory=contextlib.ExitStack)
     name: None = None
 
     async def run(self, lifetime: Lifetime) -> None:
         """See Borrowing."""
+        self.began = trio.current_time()
         await kernel.load(MODULE, self.vhci.is_loaded)
         channel = await to_source(self.host.transport, self.params)
         try:
@@ -74,7 +81,7 @@ class BorrowedUsb:
                     nursery.start_soon(self._pump, lifetime, channel, ours)
                     await self._configured()
                     await reach("import.ready")
-                    lifetime.ready({})
+                    lifetime.ready({"note": await self._note()})
                     await lifetime.ending()
                     await self._detach()  # while the pump runs: what is under way still ends
                     nursery.cancel_scope.cancel()
@@ -116,6 +123,23 @@ class BorrowedUsb:
         name = self.local_name()
         device = None if name is None else usb_device(self.host.roots.sys, name)
         return device is not None and device.is_configured
+
+    async def _note(self) -> str | None:
+        """What a user should know: the parts that have no driver here."""
+        what = "look for drivers"
+        try:
+            name = await kernel.step(what, self.local_name)
+            if name is None:
+                return None
+            look = partial(driverless, folder_of(self.host.roots.sys, name))
+            left = self.began + START_SECONDS - trio.current_time()
+            if await kernel.until(what, lambda: not look(), min(DRIVER_SECONDS, max(left, 0))):
+                return None
+            kinds = await kernel.step(what, look)
+        except CallError as error:  # it can be used all the same
+            log.warning("%s", error.message)
+            return None
+        return in_words(kinds) if kinds else None
 
     async def _detach(self) -> None:
         """Free the port, if it is ours. CallError."""
