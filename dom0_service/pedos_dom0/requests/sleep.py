@@ -189,6 +189,8 @@ class Sleep:
             self._tried.add(row.attachment)
         else:
             await self._forget(row.attachment)
+        for key in {row.key, *self._with_identity(row)}:
+            self._state.registry.touch(key)  # nothing keeps it from an assignment any more
         return _item(row.key, row.vm, error, again=again)
 
     async def _make(self, row: Suspended, request: str) -> DeviceKey:
