@@ -301,10 +301,20 @@ async def test_several_vms_may_require_a_device_and_the_first_that_starts_has_it
     await plug(world)
     for vm in ("spare", "other"):
         await assign(world, vm, "1-1", mode="required", match="both")
+    assert [each["conflict"] for each in await listed(world)] == [None, None]
+    assert (await world.client.list("usb"))[0]["conflict"] is None
     await world.client.call("vm.start", vm="spare")
     assert has(world) == {"1-1": "spare"}
     with fails("failed", "is attached to spare"):
         await world.client.call("vm.start", vm="other")
+    await pull(world)
+    await plug(world)
+    assert has(world) == {}, "and not what is plugged in later, which may be for the other one"
+    other, spare = await listed(world)
+    assert (other["conflict"], spare["conflict"]) == (
+        None,
+        "the assignments of sys-usb:1-1 to other and spare are equally specific",
+    )
 
 
 async def test_a_vm_does_not_start_with_one_of_two_devices_of_the_identity_that_it_requires(

@@ -46,7 +46,6 @@ from pedos_dom0.requests.listing import Listing
 from pedos_dom0.requests.operations import Operations
 from pedos_dom0.requests.policy_status import fitting_status, policy_status
 from pedos_dom0.requests.sleep import Sleep
-from pedos_dom0.requests.unassign import Asking as AskingOfUnassign
 from pedos_dom0.requests.unassign import Unassign
 from pedos_dom0.requests.vm_start import VmStart
 from pedos_dom0.requests.watch import Watch, vms_now
@@ -269,8 +268,7 @@ class Api:
             raise failure("usage", "which device of the VM is meant? Name its id, or its identity")
         if params.device is not None:
             params = attrs.evolve(params, device=self._key(call).device)
-        asking = AskingOfUnassign(call.caller, call.request, call.gone)
-        result = await self._unassign(asking, params)
+        result = await self._unassign(call.caller, call.request, params, call.gone)
         return attrs.evolve(result, policy_ok=self._policy_ok(call))
 
     async def device_assignments(self, call: Call) -> object:

@@ -140,8 +140,10 @@ class Assignments:
                 return None
         for key in matches:
             claimed = state.claim(key)
+            domain = state.domain(each.vm)
+            may_start = domain is not None and domain.domid is None and claimed.is_left_to_starts
             if (conflict := claimed.conflict) is not None:
-                return conflict
+                return None if may_start else conflict
             winner = claimed.winner
             if winner is not None and winner.vm != each.vm and not state.is_orphan(each):
                 return f"the assignment to {winner.vm} is more specific, so {key} is for that VM"

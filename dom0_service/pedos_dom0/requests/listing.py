@@ -106,7 +106,8 @@ class Listing:
             ASSIGNED_MAX,
         )
         is_free = for_dom0 and assignments and not attached
-        conflict = self._state.claim(key).conflict if is_free else None
+        claim = self._state.claim(key) if is_free else None
+        conflict = None if claim is None or claim.is_left_to_starts else claim.conflict
         return Listed(
             **{field.name: getattr(device, field.name) for field in attrs.fields(Device)},
             backend=key.backend,

@@ -39,7 +39,7 @@ ENVELOPE_MAX = 256
 
 
 @attrs.frozen
-class Asking:
+class _Asking:
     """Who asks, under which id, and when the asker has stopped waiting."""
 
     caller: Caller
@@ -54,10 +54,13 @@ class Unassign:
         self._state = state
         self._authorizer = authorizer
 
-    async def __call__(self, asking: Asking, params: DeviceUnassign) -> UnassignResult:
+    async def __call__(
+        self, caller: Caller, request: str, params: DeviceUnassign, asker_gone: trio.Event
+    ) -> UnassignResult:
         """Takes one assignment away, or all of a class. Raises CallError, for one alone: a failure
         of one of many stands in its item."""
-        state, caller, vm = self._state, asking.caller, params.vm
+        asking = _Asking(caller, request, asker_gone)
+        state, vm = self._state, params.vm
         sees_all = caller.kind.sees_all
         if sees_all and state.domain(vm) is None and not state.store.assignments(vm):
             raise errors.no_vm(vm)  # a removed VM may still have assignments
@@ -76,7 +79,7 @@ class Unassign:
         return UnassignResult(results=_fitting(items), request=asking.request)
 
     async def _one(
-        self, asking: Asking, params: DeviceUnassign, theirs: list[Assignment]
+        self, asking: _Asking, params: DeviceUnassign, theirs: list[Assignment]
     ) -> UnassignResult:
         """The named one; a VM that may not know of it is denied as if there were none."""
         assert params.backend is not None
@@ -95,7 +98,7 @@ class Unassign:
         item = await self._unassign(asking, found)
         return UnassignResult(results=(item,), request=asking.request)
 
-    async def _item(self, asking: Asking, each: Assignment) -> UnassignItem | None:
+    async def _item(self, asking: _Asking, each: Assignment) -> UnassignItem | None:
         """The result for one of many; None if the caller may not learn that it exists."""
         caller = asking.caller
         try:
@@ -107,7 +110,7 @@ class Unassign:
         told = ErrorInfo.of(as_told(caller, error, asking.request))
         return attrs.evolve(_item(each), unassigned=False, error=told)
 
-    async def _unassign(self, asking: Asking, each: Assignment) -> UnassignItem:
+    async def _unassign(self, asking: _Asking, each: Assignment) -> UnassignItem:
         state, caller = self._state, asking.caller
         with recorded(
             state,
@@ -127,7 +130,7 @@ class Unassign:
         state.touch(each)
         return _item(each)
 
-    async def _allow(self, asking: Asking, each: Assignment) -> None:
+    async def _allow(self, asking: _Asking, each: Assignment) -> None:
         """CallError unless the policy, or dom0's user, allows it."""
         state, caller, vm = self._state, asking.caller, each.vm
         subject = self._subject(each)

@@ -105,6 +105,11 @@ class Claim:
         return not self.twins and any(each.vm == vm for each in self.first)
 
     @property
+    def is_left_to_starts(self) -> bool:
+        """Whether several VMs require the device, of which the first that starts has it."""
+        return not self.twins and all(each.mode == "required" for each in self.first)
+
+    @property
     def conflict(self) -> str | None:
         """Why no VM gets the device by itself; None if one does, or none is to."""
         if self.twins:
