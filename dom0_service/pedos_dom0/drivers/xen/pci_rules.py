@@ -78,7 +78,8 @@ def check_group(
                 "they are in one slot or behind one bridge, so both go to the same VM or one stays "
                 "unused",
                 code="busy",
-                hint=f"qvm-device pci detach {holder} and the device, or shut {holder} down",
+                hint=f"qvm-pci detach {holder} dom0:{picture.functions[address].id}, or "
+                f"qvm-shutdown {holder}",
             )
 
 
