@@ -96,6 +96,7 @@ async def test_a_redirect_gives_the_device_to_another_vm_of_which_the_asker_lear
         "request": "",
         "vm": None,
         "policy_ok": None,
+        "note": None,
     }
     assert [lease.key.device for lease in world.state.leases.of_vm("vault")] == ["sent"]
     assert world.audit("decision")[-1]["target"] == "vault"
