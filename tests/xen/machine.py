@@ -24,21 +24,29 @@ IOMMU = "intel-iommu,intremap=on"
 
 
 class Controller(NamedTuple):
-    """A USB controller. Devices are added to `bus`, and dom0 finds it at `address`."""
+    """A USB controller: its bus for QEMU, its address in dom0, and its port for dom0's service."""
 
     bus: str
     address: str
+    port: str
 
 
 #: On bus 0, so it has no reset. Devices at its ports 1 to 4 have super speed if they can, at 5 to 8
 #: high speed at most.
-ON_BUS_0 = Controller("xhci.0", "0000:00:05.0")
+ON_BUS_0 = Controller("xhci.0", "0000:00:05.0", "00_05.0")
 #: Alone behind a root port, so that its bus can be reset.
-ALONE = Controller("alone.0", "0000:01:00.0")
-#: These two stand behind one bridge from PCI Express to PCI: neither can be reset nor given alone.
-SIBLINGS = (Controller("first.0", "0000:02:01.0"), Controller("second.0", "0000:02:02.0"))
+ALONE = Controller("alone.0", "0000:01:00.0", "00_06.0-00.0")
+#: These two stand behind one bridge from PCI Express to PCI, and cannot be given to two guests. The
+#: first has a reset that fails, because it would reset the other's bus, and the second has none.
+SIBLINGS = (
+    Controller("first.0", "0000:02:01.0", "00_07.0-01.0"),
+    Controller("second.0", "0000:02:02.0", "00_07.0-02.0"),
+)
 #: dom0's own disk, which is its root as well.
 DOM0_DISK = "0000:00:02.0"
+
+#: What a sound card plays into.
+SILENCE = "silence"
 
 # The firmware numbers the buses behind bridges in the order of the bridges.
 PCI_DEVICES = (
@@ -80,6 +88,7 @@ def command(image: Image, sockets: Sockets) -> list[str]:
     words += ["-serial", "chardev:console"]
     words += ["-chardev", f"socket,id=link,path={sockets.link},server=on,wait=off"]
     words += ["-serial", "chardev:link"]
+    words += ["-audiodev", f"none,id={SILENCE}"]
     words += ["-qmp", f"unix:{sockets.qmp},server=on,wait=off"]
     words += ["-kernel", str(image.xen), "-append", xen]
     words += ["-initrd", f"{image.kernel} {linux},{image.initramfs}"]
