@@ -411,6 +411,39 @@ async def test_a_no_is_kept_for_a_while_however_often_it_is_plugged(
     assert one["conflict"] == "denied (dom0's user said no)"
 
 
+async def test_a_no_about_an_identity_counts_at_every_port(
+    world: World, autojump_clock: Clock
+) -> None:
+    """Its source can let it appear under any number of names."""
+    await assign(world, "work", None, STICK, match="device", mode="ask")
+    async with world.client.prompter(NO) as prompter:
+        for number in range(4):
+            await plug(world, f"1-{number}")
+            await pull(world, f"1-{number}")
+        assert len(prompter.asked) == 1
+        await trio.sleep(COOL_DOWN)
+        await plug(world, "1-9")
+        assert len(prompter.asked) == 2
+
+
+async def test_a_yes_counts_for_all_tries_to_attach_what_is_busy(
+    world: World, autojump_clock: Clock
+) -> None:
+    async def busy(_params: Any) -> Any:
+        raise CallError("busy", "it is being probed")
+
+    on = world.driver.agents["sys-usb"].on
+    on["export.start"] = busy
+    await assign(world, "work", mode="ask")
+    async with world.client.prompter(yes("work")) as prompter:
+        await plug(world)
+        await trio.sleep(PAUSES[1] + PAUSES[2] / 2)
+        assert (len(prompter.asked), has(world)) == (1, {})
+        del on["export.start"]
+        await trio.sleep(sum(PAUSES))
+        assert (len(prompter.asked), has(world)) == (1, {"1-1": "work"})
+
+
 async def test_a_question_is_withdrawn_when_the_device_is_pulled(
     world: World, autojump_clock: Clock
 ) -> None:
@@ -623,6 +656,23 @@ async def test_what_is_busy_for_a_moment_is_attached_after_it(
     await plug(world)
     await trio.sleep(sum(PAUSES))
     assert has(world) == {"1-1": "work"}
+
+
+async def test_what_is_in_use_in_its_source_is_attached_when_that_ends(
+    world: World, autojump_clock: Clock
+) -> None:
+    """However long it takes; and nobody is asked about what cannot be had."""
+    await assign(world, "work", mode="ask")
+    async with world.client.prompter(yes("work")) as prompter:
+        await plug(world, busy="mounted", instance="one")
+        await trio.sleep(600)
+        assert (prompter.asked, has(world), world.audit("attach")) == ([], {}, [])
+        (one,) = await listed(world)
+        assert one["conflict"] == "sys-usb:1-1 is in use in sys-usb: mounted"
+        await plug(world, instance="one")
+        assert (len(prompter.asked), has(world)) == (1, {"1-1": "work"})
+        (one,) = await listed(world)
+        assert one["conflict"] is None
 
 
 async def test_a_failure_is_not_repeated(world: World, autojump_clock: Clock) -> None:
@@ -885,6 +935,46 @@ async def test_what_policy_denied_is_attached_once_it_allows_it(
     await plug(world)
     assert (has(world), len(world.audit("attach"))) == ({}, 1)
     world.policy.set(ALLOW_DOM0)
+    await trio.testing.wait_all_tasks_blocked()
+    assert has(world) == {"1-1": "work"}
+
+
+async def test_a_policy_that_comes_while_the_one_before_denies_is_asked_too(
+    world: World, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operations = world.api.auto_attach._operations
+    run, denied = operations.run, []
+
+    async def denying(*arguments: Any) -> Any:
+        try:
+            return await run(*arguments)
+        except CallError as error:
+            denied.append(error.code)
+            world.policy.set(ALLOW_DOM0)
+            raise
+
+    monkeypatch.setattr(operations, "run", denying)
+    world.policy.set("device.attach.usb  *  @adminvm  work  deny\n" + ALLOW_DOM0)
+    await assign(world, "work")
+    await plug(world)
+    assert (denied, has(world)) == (["denied"], {"1-1": "work"})
+
+
+async def test_what_policy_denied_is_attached_once_the_facts_allow_it(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.policy.set(
+        "device.attach.usb  *  @adminvm  @tag:trusted  allow\n"
+        "device.attach.usb  *  @adminvm  @anyvm  deny\n" + ALLOW_DOM0
+    )
+    await assign(world, "work")
+    await plug(world)
+    assert has(world) == {}
+    folder = world.folder / "vms.d"
+    folder.mkdir()
+    (folder / "10-test.toml").write_text('[work]\ntags = ["trusted"]\n')
+    world.state.facts._folder = folder
+    assert world.state.facts.reload()
     await trio.testing.wait_all_tasks_blocked()
     assert has(world) == {"1-1": "work"}
 

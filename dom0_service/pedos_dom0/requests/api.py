@@ -125,7 +125,7 @@ class Api:
             state, self._authorizer, self._attach, operations, self._sleep.has_in_mind
         )
         state.policy.on_taken = _both(state.policy.on_taken, self.auto_attach.rules_changed)
-        state.facts.on_taken = _both(state.facts.on_taken, self.auto_attach.look)
+        state.facts.on_taken = _both(state.facts.on_taken, self.auto_attach.rules_changed)
         self._assign = Assign(state, self._authorizer)
         self._unassign = Unassign(state, self._authorizer)
         self._assignments = Assignments(state, self._authorizer, self.auto_attach.why_not)

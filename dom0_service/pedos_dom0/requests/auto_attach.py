@@ -30,7 +30,8 @@ from pedos_dom0.attachments.fresh import unknown
 from pedos_dom0.audit.log import new_request_id
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME
-from pedos_dom0.errors import failure
+from pedos_dom0.errors import failure, not_to_be_had
+from pedos_dom0.requests.auto_attach_try import Try, Wish, was_any, was_denied, was_unasked
 from pedos_dom0.tables.store import StoreError
 from pedos_dom0.tasks.rate_limit import RateLimit
 
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 
     from pedos_protocol.messages import Device
 
-    from pedos_dom0.access.authorizer import Authorizer
+    from pedos_dom0.access.authorizer import Authorizer, Consent
+    from pedos_dom0.access.subjects import Subject
     from pedos_dom0.requests.attach import Attach
     from pedos_dom0.requests.operations import Operations
     from pedos_dom0.state import State
@@ -76,50 +78,6 @@ HELD_BACK = "it was detached, and is attached again when it is plugged in anew o
 _UNASKED = (questions.NO_PROMPTER, questions.PROMPTER_GONE)
 
 
-@attrs.frozen
-class Wish:
-    """`assignment` decides where the device goes, and nothing stands against it: `identity` is its
-    whole one, `since` and `instance` tell it from a later one, `link` is its VM's present agent."""
-
-    key: DeviceKey
-    assignment: Assignment
-    identity: str
-    since: int | None
-    instance: str
-    link: AgentLink
-
-
-@attrs.define
-class _Try:
-    """What came of a wish. `why`: it was not fulfilled, or not for long."""
-
-    wish: Wish
-    running: bool = False
-    over: bool = False
-    why: str | None = None
-    unasked: bool = False
-    denied: bool = False  # by policy, and not by a person
-    attached: int = 0
-    attached_at: float = 0.0
-    # Set when the wish is void: a question about it is withdrawn.
-    gone: trio.Event = attrs.field(factory=trio.Event)
-    waits: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-
-    def give_up(self) -> None:
-        """The wish is void."""
-        self.gone.set()
-        self.waits.cancel()
-
-    @contextmanager
-    def waiting(self) -> Iterator[trio.CancelScope]:
-        """Around a wait, which ends when the wish is void: a source could cause any number."""
-        self.waits = trio.CancelScope()
-        if self.gone.is_set():
-            self.waits.cancel()
-        with self.waits as scope:
-            yield scope
-
-
 class AutoAttach:
     """Follows the tables of `state`, and attaches what is to be attached."""
 
@@ -141,11 +99,12 @@ class AutoAttach:
         self._unseen: set[str] = set()  # sources
         self._wake = trio.Event()
         # One for each device that is there and assigned.
-        self._tries: dict[DeviceKey, _Try] = {}
+        self._tries: dict[DeviceKey, Try] = {}
         # What is told of once: the devices that no VM gets, and why.
         self._told: dict[DeviceKey, tuple[object, ...]] = {}
-        # When dom0's user said no about a device, for as long as that counts.
-        self._refused: dict[DeviceKey, float] = {}
+        # When dom0's user said no about a port or for an assignment, for as long as that counts:
+        # also of an identity, which a source can let appear at any number of ports.
+        self._refused: dict[object, float] = {}
         self._limits: dict[str, RateLimit] = {}
         self._throttle = Throttle()
         self._places = trio.CapacityLimiter(AT_ONCE)
@@ -166,15 +125,13 @@ class AutoAttach:
     def prompter_came(self) -> None:
         """What was not asked for lack of a prompter is asked now."""
         for tried in self._tries.values():
-            if tried.unasked and not tried.running:
-                tried.over = tried.unasked = False
+            tried.renew(was_unasked)
         self.look()
 
     def rules_changed(self) -> None:
         """What policy denied is tried again: the rules, or the facts that they name, are others."""
         for tried in self._tries.values():
-            if tried.denied and not tried.running:
-                tried.over = tried.denied = False
+            tried.renew(was_denied)
         self.look()
 
     def again(self, source: str, device: str | None, vm: str) -> None:
@@ -183,8 +140,9 @@ class AutoAttach:
         for tried in self._tries.values():
             key, assignment = tried.wish.key, tried.wish.assignment
             is_it = (key.backend, assignment.vm) == (source, vm) and device in (None, key.device)
-            if is_it and not tried.running:
-                tried.over, tried.attached = False, 0
+            if is_it:
+                tried.attached = 0
+                tried.renew(was_any)
         self._unseen.add(source)
         self._wake.set()
 
@@ -194,9 +152,13 @@ class AutoAttach:
         if self._is_held_back(key, assignment.vm):
             return HELD_BACK
         tried = self._tries.get(key)
-        if tried is None or tried.wish.assignment != assignment:
+        if tried is not None and tried.wish.assignment == assignment and tried.why is not None:
+            return tried.why
+        device = self._state.registry.get(key)
+        if device is None or device.busy is None or self._ready(assignment.vm) is None:
             return None
-        return tried.why
+        error = not_to_be_had(key, device)
+        return None if error is None or self._is_lent(key) else error.message
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Works until cancelled."""
@@ -244,10 +206,10 @@ class AutoAttach:
             return
         self._tries.pop(key, None)
         if wish is not None:
-            tried = self._tries[key] = _Try(wish)
+            tried = self._tries[key] = Try(wish)
             self._begin(tried, nursery)
 
-    def _begin(self, tried: _Try, nursery: trio.Nursery) -> None:
+    def _begin(self, tried: Try, nursery: trio.Nursery) -> None:
         tried.running = True
         if tried.gone.is_set():
             tried.gone = trio.Event()
@@ -275,10 +237,15 @@ class AutoAttach:
             return False
         if not state.facts.known:  # rules cannot be asked yet
             return False
-        # Of the end of a lease is told: that of the device itself, or of what it shares data with.
-        is_lent = state.leases.holder(key, state.registry.family(key)) is not None
+        if device.busy is not None:  # in its source, which reports when it is not any more
+            return False
         is_live = class_of(key.device_class).description.live
-        return is_live and not is_lent and not self._sleeps(key, device.identity)
+        return is_live and not self._is_lent(key) and not self._sleeps(key, device.identity)
+
+    def _is_lent(self, key: DeviceKey) -> bool:
+        """Of the end of a lease is told: that of the device itself, or of what it shares data
+        with."""
+        return self._state.leases.holder(key, self._state.registry.family(key)) is not None
 
     def _ready(self, vm: str) -> AgentLink | None:
         """The agent of a VM that may be given devices now; None if it may not."""
@@ -290,7 +257,7 @@ class AutoAttach:
             return None
         return state.agents.at(vm, domain.domid)
 
-    def _stands(self, tried: _Try) -> bool:
+    def _stands(self, tried: Try) -> bool:
         """Whether a wish that is being fulfilled is still one: it may be attached by now."""
         wish = tried.wish
         key, state = wish.key, self._state
@@ -301,7 +268,7 @@ class AutoAttach:
             return False
         return state.claim(key).winner == wish.assignment
 
-    def _is_kept(self, tried: _Try) -> bool:
+    def _is_kept(self, tried: Try) -> bool:
         """Whether what came of a wish still counts: the device is the same, and so is what it is
         for."""
         return self._stands(tried) and self._ready(tried.wish.assignment.vm) is tried.wish.link
@@ -334,16 +301,16 @@ class AutoAttach:
 
     # What becomes of it
 
-    async def _fulfil(self, tried: _Try) -> None:
+    async def _fulfil(self, tried: Try) -> None:
         try:
             with self._bugs_logged():
                 await self._try(tried)
         finally:
-            tried.running = False
+            tried.end()
             # What has changed meanwhile was left for later.
             self._devices_changed([tried.wish.key])
 
-    async def _try(self, tried: _Try) -> None:
+    async def _try(self, tried: Try) -> None:
         """Attaches, or tries to a few times, and notes why not."""
         key = tried.wish.key
         tried.over = True  # if anything goes wrong in an unforeseen way
@@ -352,6 +319,7 @@ class AutoAttach:
         if tried.attached >= RETURNS_MAX:
             self._give_up(tried, RETURNED)
             return
+        said: dict[Subject, Consent] = {}  # a person who said yes is not asked again at each try
         for pause in PAUSES[min(tried.attached, len(PAUSES) - 1) :]:
             with tried.waiting():
                 await trio.sleep(pause)
@@ -359,7 +327,7 @@ class AutoAttach:
             if self._wish(key) != tried.wish:
                 tried.over = False
                 return
-            error = await self._once(tried)
+            error = await self._once(tried, Consents(said))
             if error is None:
                 tried.attached += 1
                 tried.attached_at, tried.why, tried.over = trio.current_time(), None, False
@@ -369,10 +337,9 @@ class AutoAttach:
                 break
         self._give_up(tried, tried.why or "")
 
-    async def _once(self, tried: _Try) -> CallError | None:
+    async def _once(self, tried: Try, consents: Consents) -> CallError | None:
         """One try; why it failed, or None. `tried.over` if nothing is to be tried any more."""
         wish, request = tried.wish, new_request_id()
-        consents = Consents()
         try:
             await self._ask_first(tried, request, consents)
 
@@ -392,12 +359,14 @@ class AutoAttach:
             return error
         return None
 
-    async def _ask_first(self, tried: _Try, request: str, consents: Consents) -> None:
+    async def _ask_first(self, tried: Try, request: str, consents: Consents) -> None:
         """Asks dom0's user if the assignment says so, or the policy. What policy denies is not
         asked about: the attach is denied."""
         wish = tried.wish
         key, vm = wish.key, wish.assignment.vm
         subject = DeviceSubject("attach", key)
+        if subject in consents.of:  # whether it still counts, the attach looks at
+            return
         decision = self._authorizer.decide(DOM0_NAME, subject, vm)
         is_to_be_asked = "ask" in (wish.assignment.mode, decision.verdict)
         if decision.verdict == "deny" or not is_to_be_asked:
@@ -409,7 +378,8 @@ class AutoAttach:
         decision = attrs.evolve(decision, candidates=candidates, default_target=None)
         now = trio.current_time()
         self._refused = {k: at for k, at in self._refused.items() if now - at < questions.COOL_DOWN}
-        if key in self._refused:
+        about = (key, (vm, wish.assignment.slot))
+        if not self._refused.keys().isdisjoint(about):
             raise self._authorizer.denied(subject, vm, decision, SAID_NO)
         async with self._place(tried, self._asking):
             try:
@@ -418,11 +388,11 @@ class AutoAttach:
             except CallError as error:
                 tried.unasked = error.data.get("reason") in _UNASKED
                 if error.data.get("reason") == questions.SAID_NO:
-                    self._refused[key] = trio.current_time()
+                    self._refused.update(dict.fromkeys(about, trio.current_time()))
                 raise
 
     @asynccontextmanager
-    async def _place(self, tried: _Try, places: trio.CapacityLimiter) -> AsyncIterator[None]:
+    async def _place(self, tried: Try, places: trio.CapacityLimiter) -> AsyncIterator[None]:
         """One of the `places`; CallError if the wish is void before it gets one."""
         with tried.waiting() as scope:
             await places.acquire()
@@ -451,7 +421,7 @@ class AutoAttach:
 
     # What is said of it
 
-    def _give_up(self, tried: _Try, why: str) -> None:
+    def _give_up(self, tried: Try, why: str) -> None:
         tried.over, tried.why = True, why
         key, vm = tried.wish.key, tried.wish.assignment.vm
         logger.warning("%s is assigned to %s, and was not attached: %s", key, vm, why)
