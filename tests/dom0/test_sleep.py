@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from pedos_dom0.attachments.stops import STOP_TIMEOUT
 from pedos_dom0.drivers.carrier import CarriedByAgents
 from pedos_dom0.tables.store import StoreError
@@ -35,6 +36,12 @@ async def world(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[World]:
     await world.start()
     yield world
     await world.kill()
+
+
+async def assign(world: World, vm: str, device: str = STICK) -> None:
+    more = {"identity": None, "match": "port", "mode": "auto-attach"}
+    await world.client.call("device.assign", **named(vm, device, "usb"), **more)
+    await trio.testing.wait_all_tasks_blocked()
 
 
 def usb(world: World) -> FakeAgent:
@@ -234,6 +241,51 @@ async def test_what_did_not_come_back_from_one_sleep_is_void_in_the_next(
     await usb(world).report()
     assert await resume(world) == []
     assert has(world) == []
+
+
+async def test_what_was_tried_is_known_to_the_service_after_this_one(
+    world: World, autojump_clock: Clock
+) -> None:
+    """Otherwise it would go to its VM after another sleep, days later, and until then to none."""
+    await attach(world)
+    await suspend(world)
+    stick = usb(world).devices.pop("1-2")
+    await usb(world).report()
+    await resume(world)
+    await world.restart()
+    usb(world).devices["1-2"] = stick
+    await usb(world).report()
+    await assign(world, "vault")
+    assert has(world) == [(STICK, "vault")]
+    assert await suspend(world) == [(STICK, "vault", None, False)]
+    assert [row.vm for row in world.state.store.suspended()] == ["vault"]
+
+
+async def test_what_is_to_be_made_again_for_a_vm_keeps_it_from_others_until_that_ends(
+    world: World, autojump_clock: Clock
+) -> None:
+    await attach(world)
+    await suspend(world)
+    await assign(world, "vault")
+    assert has(world) == []
+    world.driver.die("work")
+    await trio.testing.wait_all_tasks_blocked()
+    assert has(world) == [(STICK, "vault")]
+    ((_, _, error, again),) = await resume(world)
+    assert (error, again) == (("failed", "work has ended since"), False)
+    assert has(world) == [(STICK, "vault")]
+
+
+async def test_a_device_without_an_identity_keeps_no_other_from_its_vm(
+    world: World, autojump_clock: Clock
+) -> None:
+    for port in ("1-2", "1-3"):
+        usb(world).plug(port, "usb", identity="", instance=port)
+    await usb(world).report()
+    await attach(world)
+    await suspend(world)
+    await assign(world, "vault", OTHER)
+    assert has(world) == [(OTHER, "vault")]
 
 
 async def test_what_was_never_resumed_is_not_lost_by_the_next_sleep(

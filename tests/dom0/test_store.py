@@ -452,6 +452,7 @@ async def test_what_was_detached_for_a_sleep_outlives_the_service(store: Store, 
         Suspended(attachment, KEY, "0951:1666:S1:u080650", "work", 3, {"colour": "red"}, "a boot")
         for attachment in ("0" * 16, "1" * 16)
     ]
+    rows[1] = attrs.evolve(rows[1], tried=True)
     for row in rows:
         await store.suspended_put(row)
     again = reopened(store, path)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 from pedos_protocol.codec import FRAME_MAX
 from pedos_protocol.errors import CallError
@@ -75,18 +76,18 @@ class Sleep:
         self._reconciler = reconciler
         self._attach = attach
         self._resuming = trio.Lock()
-        # Attachments that a `resume` of this service could not make again.
-        self._tried: set[str] = set()
 
     def has_in_mind(self, key: DeviceKey, identity: str) -> bool:
         """Whether a device has ended for the sleep and is to be made again, so that nothing else
-        attaches it before."""
+        attaches it before. Nothing is made again for a VM that has ended since."""
+        state, of = self._state, (key.device_class, key.backend)
         return any(
-            row.boot == self._state.boot
-            and row.attachment not in self._tried
-            and row.key.backend == key.backend
-            and (row.key == key or row.identity == identity)
-            for row in self._state.store.suspended()
+            (row.key == key or row.identity == identity != "")
+            and (row.key.device_class, row.key.backend) == of
+            and not row.tried
+            and row.boot == state.boot
+            and state.runs(row.vm, row.vm_domid)
+            for row in state.store.suspended()
         )
 
     # Before
@@ -96,7 +97,7 @@ class Sleep:
         ended, or why it stays. The caller need not wait: it goes on, also after the sleep."""
         state = self._state
         for row in state.store.suspended():
-            if row.attachment in self._tried or row.boot != state.boot:
+            if row.tried or row.boot != state.boot:
                 await self._forget(row.attachment)
         leases = [
             lease for lease in state.leases if not class_of(lease.key.device_class).survives_sleep
@@ -186,7 +187,7 @@ class Sleep:
             error = failed
         again = error is not None and not isinstance(error, VoidError) and error.code != "denied"
         if again:
-            self._tried.add(row.attachment)
+            await self._note_tried(row)
         else:
             await self._forget(row.attachment)
         for key in {row.key, *self._with_identity(row)}:
@@ -247,9 +248,15 @@ class Sleep:
             and lasting(device.identity) == lasting(row.identity) != ""
         }
 
+    async def _note_tried(self, row: Suspended) -> None:
+        """If that cannot be written, it counts as not tried: nothing else attaches the device."""
+        try:
+            await self._state.store.suspended_put(attrs.evolve(row, tried=True))
+        except StoreError as error:
+            logger.error("what was not attached after the sleep is not noted: %s", error)
+
     async def _forget(self, attachment: str) -> None:
         """If that cannot be written, the row stays; it is looked at in the next `resume`."""
-        self._tried.discard(attachment)
         try:
             await self._state.store.suspended_delete(attachment)
         except StoreError as error:

@@ -290,7 +290,7 @@ class Store:
     # Attachments that ended for the machine's sleep
 
     async def suspended_put(self, row: Suspended) -> None:
-        """The attachment is about to be ended, and is to be made again."""
+        """The attachment is about to be ended, and is to be made again; or that failed."""
         async with self._turn:
             await self._in_thread(partial(self._file.suspended_put, row))
             self._suspended[row.attachment] = row

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pedos_protocol.messages import Mode
 
 # Incremented with every change of the tables; the file has it as its user_version.
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 # Marks the file as ours ("PeDO"), so that the service does not write into another program's
 # database.
 APPLICATION_ID = 0x5065444F
@@ -94,6 +94,9 @@ CREATE TABLE suspended (
     boot TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 """,
+    8: """
+ALTER TABLE suspended ADD COLUMN tried INTEGER NOT NULL DEFAULT 0;
+""",
 }
 
 # Version 1; a new file takes the same steps from there as an old one.
@@ -147,7 +150,8 @@ class StartRow:
 @frozen
 class Suspended:
     """An attachment that was ended, or was to be, for the sleep of the machine: `key` had the
-    `identity`, and the domain `vm_domid` of this `boot` had it."""
+    `identity`, and the domain `vm_domid` of this `boot` had it. `tried`: after the sleep, in
+    vain."""
 
     attachment: str
     key: DeviceKey
@@ -156,6 +160,7 @@ class Suspended:
     vm_domid: int
     options: Mapping[str, str]
     boot: str
+    tried: bool = False
 
 
 class StoreFile(DatabaseFile):
@@ -344,10 +349,10 @@ class StoreFile(DatabaseFile):
         """The attachment is about to be ended."""
         key = row.key
         self._run(
-            "INSERT OR REPLACE INTO suspended VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO suspended VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(row.attachment, key.device_class, key.backend, key.device, row.identity),
-                *(row.vm, row.vm_domid, json.dumps(dict(row.options)), row.boot),
+                *(row.vm, row.vm_domid, json.dumps(dict(row.options)), row.boot, int(row.tried)),
             ),
         )
 
@@ -359,13 +364,20 @@ class StoreFile(DatabaseFile):
         """Those that are to be made again."""
         rows = self._rows(
             "SELECT attachment, device_class, backend, device, identity, vm, vm_domid, options,"
-            " boot FROM suspended"
+            " boot, tried FROM suspended"
         )
         return [
             Suspended(
-                attachment, DeviceKey(*key), identity, vm, domid, self._options(options), boot
+                attachment,
+                DeviceKey(*key),
+                identity,
+                vm,
+                domid,
+                self._options(options),
+                boot,
+                bool(tried),
             )
-            for attachment, *key, identity, vm, domid, options, boot in rows
+            for attachment, *key, identity, vm, domid, options, boot, tried in rows
         ]
 
     def _options(self, text: str) -> dict[str, str]:
