@@ -22,6 +22,7 @@ from pedos_dom0.requests.auto_attach import (
     RETURNS_MAX,
     STABLE_SECONDS,
 )
+from pedos_dom0.tables.device_set import DeviceKey
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
@@ -889,6 +890,31 @@ async def test_devices_of_one_identity_that_come_and_go_are_told_of_and_forgotte
         await pull(world)
         assert world.api.auto_attach._told == {}
     assert len(world.audit("not_attached")) == 3
+
+
+async def test_thousands_of_devices_with_one_identity_are_named_by_a_few(
+    world: World, autojump_clock: Clock
+) -> None:
+    """A source could keep dom0 busy with comparing each with all others."""
+    compared, many = 0, 200
+
+    def counted(key: DeviceKey, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return before(key, other)
+
+    await assign(world, "work", None, STICK, match="device")
+    agent = world.driver.agents["sys-usb"]
+    for number in range(many):
+        agent.plug(f"1-{number}", "usb", identity=STICK)
+    before = DeviceKey.__lt__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DeviceKey, "__lt__", counted)
+        await agent.report()
+        await trio.testing.wait_all_tasks_blocked()
+    assert (has(world), 0 < compared < 100 * many) == ({}, True)
+    (one,) = await listed(world)
+    assert one["conflict"].endswith(f"and {many - 4} more have the identity {STICK}")
 
 
 async def test_a_rule_that_offers_other_vms_offers_the_one_of_the_assignment_alone(

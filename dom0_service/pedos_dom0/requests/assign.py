@@ -31,7 +31,7 @@ from pedos_dom0.tables.assignment import ANY_PORT, Assignment
 from pedos_dom0.tables.registry import DeviceKey
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
     from typing import Literal
 
     from pedos_protocol.messages import AssignedNow, Device, DeviceAssign
@@ -286,7 +286,7 @@ class Assign:
         self, key: DeviceKey, identity: str, device: Device | None = None
     ) -> tuple[DeviceSubject, ...]:
         """One for each device that has the identity, and that of the identity alone if none has."""
-        found: Sequence[DeviceKey] = ()
+        found: Collection[DeviceKey] = ()
         if key.device == ANY_PORT:
             lasting = class_of(key.device_class).lasting_identity(identity)
             found = self._state.registry.devices_of(key.backend).identified(

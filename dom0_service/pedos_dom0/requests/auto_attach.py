@@ -178,11 +178,15 @@ class AutoAttach:
     async def _look_at(self, source: str, nursery: trio.Nursery) -> None:
         """Looks at all devices of a VM that are assigned, held back, or were tried."""
         state = self._state
-        keys = {key for each in state.store.assignments_from(source) for key in state.matches(each)}
+        keys: set[DeviceKey] = set()
+        if state.store.assignments_from(source):
+            devices = state.registry.devices_of(source).by_name.values()
+            keys = {key for key, _ in devices if state.assignments_to(key)}
         keys |= {key for key in self._tries if key.backend == source}
         keys |= {key for key in self._told if key.backend == source}
         keys |= {row.key for row in state.store.all_held_back() if row.key.backend == source}
-        for key in sorted(keys):
+        for key in sorted(keys, key=lambda key: (key.device_class, key.device)):
+            await trio.lowlevel.checkpoint()  # a source can have thousands
             await self._let_go_if_void(key)
             self._look_at_device(key, nursery)
         if state.is_gone(source):

@@ -10,6 +10,7 @@ are two devices with the one identity that is assigned.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -86,13 +87,16 @@ class Claim:
     """The assignments to one device, and what they come to.
 
     `first` are the most specific ones, `others` the rest. `twins` are further devices with the
-    identity to which the first are, if they are to it at any port.
+    identity to which the first are, if they are to it at any port: the few that a sentence names,
+    as a source can have thousands and each of them has a claim. `twins_left_out` are not among
+    them.
     """
 
     key: DeviceKey
     first: tuple[Assignment, ...] = ()
     others: tuple[Assignment, ...] = ()
     twins: tuple[DeviceKey, ...] = ()
+    twins_left_out: int = 0
 
     @property
     def winner(self) -> Assignment | None:
@@ -114,7 +118,8 @@ class Claim:
         """Why no VM gets the device by itself; None if one does, or none is to."""
         if self.twins:
             keys, most = sorted((self.key, *self.twins)), self.first[0]
-            return f"{named(map(str, keys))} have the identity {most.identity}"
+            they = named(map(str, keys), self.twins_left_out)
+            return f"{they} have the identity {most.identity}"
         if len(self.first) > 1:
             vms = named(each.vm for each in self.first)
             return f"the assignments of {self.key} to {vms} are equally specific"
@@ -129,7 +134,8 @@ def claim(
 ) -> Claim:
     """What `assignments` come to for the device at `key` with this lasting identity.
 
-    `same_identity` are all devices of its class and source that have it, with or without this one.
+    `same_identity` are all devices of its class and source that have it, with or without this one;
+    a set, or the like, as it may be large.
     """
     fitting = sorted(
         (each for each in assignments if each.fits(key, identity)),
@@ -139,14 +145,21 @@ def claim(
         return Claim(key)
     most = fitting[0].weight
     count = sum(each.weight == most for each in fitting)
-    twins = tuple(sorted(each for each in same_identity if most == DEVICE and each != key))
-    return Claim(key, tuple(fitting[:count]), tuple(fitting[count:]), twins)
+    twins: tuple[DeviceKey, ...] = ()
+    left_out = 0
+    if most == DEVICE:
+        further = (each for each in same_identity if each != key)
+        twins = tuple(sorted(islice(further, NAMED_MAX)))
+        left_out = len(same_identity) - (key in same_identity) - len(twins)
+    return Claim(key, tuple(fitting[:count]), tuple(fitting[count:]), twins, left_out)
 
 
-def named(names: Iterable[str]) -> str:
-    """`a and b`, `a, b and c`; of very many the first, and how many there are beside them."""
+def named(names: Iterable[str], left_out: int = 0) -> str:
+    """`a and b`, `a, b and c`; of very many the first, and how many there are beside them, with
+    those that were `left_out`."""
     names = list(names)
-    if len(names) > NAMED_MAX:
-        names = [*names[:NAMED_MAX], f"{len(names) - NAMED_MAX} more"]
+    if len(names) + left_out > NAMED_MAX:
+        left_out += len(names) - len(names[:NAMED_MAX])
+        names = [*names[:NAMED_MAX], f"{left_out} more"]
     *rest, last = names
     return f"{', '.join(rest)} and {last}" if rest else last

@@ -47,7 +47,7 @@ class DeviceSet:
         self._parts: dict[Name, list[Name]] = {}
         self._sharers: dict[Name, list[Name]] = {}
         # By class and lasting identity; made when it is first asked for.
-        self._identified: dict[Name, list[DeviceKey]] | None = None
+        self._identified: dict[Name, dict[DeviceKey, None]] | None = None
 
     @classmethod
     def of(
@@ -114,14 +114,14 @@ class DeviceSet:
         ]
         return found[0] if len(found) == 1 else None
 
-    def identified(self, device_class: str, identity: str) -> Sequence[DeviceKey]:
+    def identified(self, device_class: str, identity: str) -> Collection[DeviceKey]:
         """The devices of a class with this lasting identity."""
         if self._identified is None:
             self._identified = {}
             for key, device in self._devices.values():
                 its = class_of(key.device_class).lasting_identity(device.identity)
-                self._identified.setdefault((key.device_class, its), []).append(key)
-        return self._identified.get((device_class, identity), ())
+                self._identified.setdefault((key.device_class, its), {})[key] = None
+        return self._identified.get((device_class, identity), {})
 
     def without(self, device_class: str, ids: Collection[str]) -> DeviceSet:
         """The same set less these devices."""
