@@ -457,6 +457,21 @@ async def test_a_question_is_withdrawn_when_the_device_is_pulled(
     world.assert_nothing_left()
 
 
+async def test_a_question_is_withdrawn_when_the_device_is_lent_and_asked_again_after_that(
+    world: World, autojump_clock: Clock
+) -> None:
+    await assign(world, "work", mode="ask")
+    async with world.client.prompter() as prompter:
+        await plug(world)
+        await world.client.call("device.attach", **named("vault", "sys-usb:1-1", "usb"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert (len(prompter.asked), len(prompter.cancelled)) == (1, 1)
+        await trio.sleep(600)
+        world.driver.die("vault")
+        await trio.testing.wait_all_tasks_blocked()
+        assert (len(prompter.asked), len(prompter.cancelled)) == (2, 1)
+
+
 async def test_the_answer_counts_for_the_device_that_was_asked_about(
     world: World, autojump_clock: Clock
 ) -> None:

@@ -203,7 +203,8 @@ class AutoAttach:
             return
         if tried is not None and tried.running:
             # It comes to its end first: no two tasks work on one device.
-            if not self._stands(tried):
+            # Nor is anybody asked about what is lent meanwhile.
+            if not self._stands(tried) or (tried.asking and self._is_lent(key)):
                 tried.give_up()
             return
         if tried is not None and self._is_kept(tried):
@@ -337,6 +338,9 @@ class AutoAttach:
                 tried.attached_at, tried.why, tried.over = trio.current_time(), None, False
                 return
             tried.why = _why(error)
+            if tried.gone.is_set():  # if the wish is one again later, it is a new one
+                tried.over = False
+                return
             if error.code not in AGAIN:
                 break
         self._give_up(tried, tried.why or "")
@@ -386,6 +390,7 @@ class AutoAttach:
         if not self._refused.keys().isdisjoint(about):
             raise self._authorizer.denied(subject, vm, decision, SAID_NO)
         async with self._place(tried, self._asking):
+            tried.asking = True
             try:
                 needed = MustAsk(subject, vm, decision)
                 await self._authorizer.ask(AUTO_ATTACH, needed, request, consents, tried.gone)
@@ -394,6 +399,8 @@ class AutoAttach:
                 if error.data.get("reason") == questions.SAID_NO:
                     self._refused.update(dict.fromkeys(about, trio.current_time()))
                 raise
+            finally:
+                tried.asking = False
 
     @asynccontextmanager
     async def _place(self, tried: Try, places: trio.CapacityLimiter) -> AsyncIterator[None]:

@@ -38,6 +38,7 @@ class Try:
     running: bool = False
     over: bool = False
     why: str | None = None
+    asking: bool = False
     unasked: bool = False
     denied: bool = False  # by policy, and not by a person
     # What happened while it was tried, after which a failure of that kind does not count.
