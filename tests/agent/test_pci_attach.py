@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -155,6 +156,34 @@ async def test_one_that_has_gone_ends_by_itself(tree: PciTree, autojump_clock: C
         await agent.start_import(given())
         (tree.sys / "bus/pci/devices" / ADDRESS).unlink()
         await told.wait()
+
+    await with_agent(tree, work)
+
+
+async def test_one_that_cannot_be_looked_at_for_a_while_has_not_gone(
+    tree: PciTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pedos_agent.device_classes.pci.carrier.LOOK_SECONDS", 0.01)
+    tree.add("00:00.0", below=HERE)
+    asked = 0
+
+    def no_answer(_path: str) -> bool:
+        nonlocal asked
+        asked += 1
+        raise OSError(errno.EIO, "Input/output error")
+
+    async def work(agent: Attachments) -> None:
+        await agent.start_import(given())
+        with monkeypatch.context() as patched:
+            patched.setattr("pedos_agent.device_classes.pci.carrier.is_there", no_answer)
+            with trio.fail_after(20):
+                while asked < 3:  # noqa: ASYNC110 - a thread counts
+                    await trio.sleep(0.01)
+        assert len(agent.imports()) == 1
+        (tree.sys / "bus/pci/devices" / ADDRESS).unlink()
+        with trio.fail_after(20):
+            while agent.imports():  # noqa: ASYNC110 - there is no event
+                await trio.sleep(0.01)
 
     await with_agent(tree, work)
 

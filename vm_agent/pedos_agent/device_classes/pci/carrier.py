@@ -6,6 +6,7 @@ until its kernel shows the device, and says whether it is used when it is to be 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
@@ -23,6 +24,8 @@ from pedos_agent.device_classes.base import Borrowing, Host
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.system.reading import is_there, link_target
+
+log = logging.getLogger(__name__)
 
 MODULE: Final = "xen-pcifront"
 # A kernel that has booted has shown them by then; one that is given one more takes half a second.
@@ -102,7 +105,17 @@ class BorrowedPci:
         await reach("import.stopped")
 
     async def _end_when_gone(self, lifetime: Lifetime) -> None:
-        while await kernel.step(f"look for {self.name}", self._is_there):  # noqa: ASYNC110
+        """What could not be looked at may be there: its end would have Xen take it away."""
+        was_seen = True
+        while True:
+            try:
+                if not await kernel.step(f"look for {self.name}", self._is_there):
+                    break
+                was_seen = True
+            except CallError as error:
+                if was_seen:
+                    log.warning("%s", error.message)
+                was_seen = False
             await trio.sleep(LOOK_SECONDS)
         lifetime.end(f"{self.name} has gone")
 
