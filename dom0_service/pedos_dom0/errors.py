@@ -174,6 +174,12 @@ def no_such_target(vm: str) -> CallError:
     return failure("failed", f"policy sends it to {vm}, which cannot be given a device")
 
 
+def sent_elsewhere(key: DeviceKey, vm: str, target: str) -> CallError:
+    """A rule redirects the device from `vm`, which alone is to have it, to another VM."""
+    why = f"policy sends {key} to {target}, and not to {vm}"
+    return CallError("denied", why, {"reason": why})
+
+
 def target_is_backend(vm: str) -> CallError:
     return failure("usage", f"{vm} has this device already: a VM's own device cannot be lent to it")
 

@@ -366,7 +366,7 @@ async def test_a_rule_that_sends_it_elsewhere_does_not_send_what_is_assigned(
     await plug(world)
     assert has(world) == {}
     (line,) = world.audit("attach")
-    assert line["outcome"] == "failed: policy sends it to vault"
+    assert line["outcome"] == "denied: policy sends sys-usb:1-1 to vault, and not to work"
 
 
 @pytest.mark.parametrize("mode", ["ask", "auto-attach"])

@@ -119,7 +119,7 @@ class Api:
         self.watch = Watch(state, self._authorizer, self._listing)
         self._attach = Attach(state, self._authorizer, transaction, reconciler)
         self._detach = Detach(state, self._authorizer, teardown, reconciler)
-        self._sleep = Sleep(state, self._authorizer, teardown, reconciler, self._attach)
+        self._sleep = Sleep(state, teardown, reconciler, self._attach)
         # Attaches what is assigned.
         self.auto_attach = AutoAttach(
             state, self._authorizer, self._attach, operations, self._sleep.has_in_mind

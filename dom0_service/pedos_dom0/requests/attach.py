@@ -72,6 +72,8 @@ class AttachRequest:
     consents: Consents = attrs.field(factory=Consents)
     # That of the assignment by which the service attaches it by itself; None for a request.
     mode: Mode | None = None
+    # Whether a rule may send it to another VM; not if this one was agreed on before.
+    may_redirect: bool = True
 
     @property
     def subject(self) -> DeviceSubject:
@@ -99,6 +101,8 @@ class Attach:
         persistent: bool,
         asker_gone: trio.Event,
         identity: str | None = None,
+        *,
+        may_redirect: bool = True,
     ) -> AttachResult:
         """Returns when the device is in the VM, or assigned to it. Raises CallError."""
         options = class_of(key.device_class).parse_options(raw_options)
@@ -112,6 +116,7 @@ class Attach:
             persistent=persistent,
             asker_gone=asker_gone,
             identity=identity,
+            may_redirect=may_redirect,
         )
         return await self._served(asked)
 
@@ -139,6 +144,7 @@ class Attach:
             identity=identity,
             consents=consents,
             mode=assignment.mode,
+            may_redirect=False,
         )
         return await self._served(asked)
 
@@ -265,8 +271,8 @@ class Attach:
             error = errors.target_is_dom0()
         elif vm == asked.key.backend:
             error = errors.target_is_backend(vm)
-        elif asked.mode is not None and vm != asked.vm:
-            error = errors.failure("failed", f"policy sends it to {vm}")
+        elif vm != asked.vm and not asked.may_redirect:
+            error = errors.sent_elsewhere(asked.key, asked.vm, vm)
         elif self._state.domain(vm) is None:
             error = errors.no_such_target(vm)
         if error is not None:

@@ -22,10 +22,8 @@ from pedos_protocol.names import printable_text
 from pedos_dom0 import errors
 from pedos_dom0.access.callers import DOM0_USER
 from pedos_dom0.access.recorded import recorded
-from pedos_dom0.access.subjects import DeviceSubject, as_named
 from pedos_dom0.attachments.ways import SUSPENDED
 from pedos_dom0.device_classes.registered import class_of
-from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.requests.fitting import ENVELOPE_MAX, fitting
 from pedos_dom0.tables.leases import ATTACHED, DETACHING
 from pedos_dom0.tables.registry import DeviceKey
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 
     from pedos_protocol.messages import Device
 
-    from pedos_dom0.access.authorizer import Authorizer
     from pedos_dom0.attachments.reconcile import Reconciler
     from pedos_dom0.attachments.teardown import Teardown
     from pedos_dom0.requests.attach import Attach
@@ -65,13 +62,11 @@ class Sleep:
     def __init__(
         self,
         state: State,
-        authorizer: Authorizer,
         teardown: Teardown,
         reconciler: Reconciler,
         attach: Attach,
     ) -> None:
         self._state = state
-        self._authorizer = authorizer
         self._teardown = teardown
         self._reconciler = reconciler
         self._attach = attach
@@ -208,14 +203,10 @@ class Sleep:
         if row.boot != state.boot or not state.runs(vm, row.vm_domid):
             raise VoidError("failed", f"{vm} has ended since")
         key, device = await self._come_back(row)
-        decision = self._authorizer.decide(DOM0_NAME, DeviceSubject("attach", key), vm)
-        if decision.verdict == "allow" and decision.target is not None:
-            target = as_named(decision.target)
-            if target != vm:
-                raise VoidError("denied", f"policy sends {key} to {target} by now, and not to {vm}")
         # A question that nobody waits for is a question all the same, and its time is bounded.
         await self._attach(
-            DOM0_USER, request, key, vm, _asked(row), False, trio.Event(), device.identity
+            *(DOM0_USER, request, key, vm, _asked(row), False, trio.Event(), device.identity),
+            may_redirect=False,
         )
         return key
 
