@@ -93,6 +93,7 @@ def test_attrs_is_imported_by_messages_alone() -> None:
         "class_messages",
         "fields",
         "info_messages",
+        "listing_messages",
         "machine_messages",
         "messages",
         "policy_messages",

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import attrs
 from pedos_protocol.codec import FRAME_MAX
 from pedos_protocol.fields import PAGE_DEVICES_MAX
+from pedos_protocol.listing_messages import MISSING_MAX
 from pedos_protocol.messages import (
-    MISSING_MAX,
     AssignedTo,
     AttachedTo,
     Device,
