@@ -55,7 +55,7 @@ BUSYBOX = ("sh", "mount", "mkdir", "insmod", "switch_root", "sleep", "cat")
 
 #: Programs in Python that run in forks of one process (inside/warm.py): the bench's own, and, for
 #: the harness alone, the commands for people.
-WARM = ("peer", "proxied", "look", "rounds")
+WARM = ("peer", "proxied", "look", "loopback", "rounds")
 WARM_COMMANDS = ("qvm-block", "qvm-device", "qvm-ls", "qvm-policy", "qvm-start")
 
 #: Half of a stock kernel's modules are for hardware that the bench cannot have.

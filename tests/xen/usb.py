@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,15 @@ DISK = (
 )
 #: Waits for it.
 WAIT = f"{DISK}; until [ $disk ]; do sleep 0.1; {DISK}; done"
+#: Reads it again and again, until it ends in an error; returns when it is in the middle of that.
+READING = (
+    f"{WAIT}; (while dd if=/dev/$disk of=/dev/null bs=64K iflag=direct; do :; done) "
+    "> /dev/null 2>&1 & "
+    f"{WAIT}; before=$(awk '{{print $3}}' /sys/block/$disk/stat); "
+    "until [ $(awk '{print $3}' /sys/block/$disk/stat) -gt $((before + 4096)) ]; "
+    "do sleep 0.1; done"
+)
+
 #: What nothing is to be left of in a guest: devices at usbip-host, ports in use, the kernel's
 #: threads of both, and programs that use a device; and how many descriptors the agent has.
 KERNEL = r"""
@@ -34,10 +44,45 @@ pid=$(systemctl show -p MainPID --value pedos-agent)
 [ $pid = 0 ] || { set -- /proc/$pid/fd/*; echo "descriptors: $#"; }
 """
 
+#: Where agents say which step they have reached, and what is there when one was killed at it.
+STEPS, KILLED = "/run/steps.sock", "/run/killed"
+KILLER = f"""
+import os, signal, socket, struct, sys
+listening = socket.socket(socket.AF_UNIX)
+listening.bind({STEPS!r})
+listening.listen(16)
+while True:
+    agent, _ = listening.accept()
+    if agent.makefile().readline().split()[-1:] == sys.argv[1:]:
+        pid, *_ = struct.unpack("3i", agent.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        os.kill(pid, signal.SIGKILL)
+        open({KILLED!r}, "w").close()
+        break
+    agent.close()
+"""
+
+
+def kill_at(bench: Bench, where: str, step: str) -> None:
+    """The agent there is killed when it reaches that step, once."""
+    begin = (
+        f"rm -f {STEPS} {KILLED}; cat > /run/killer; "
+        f"python3 -SI /run/killer {step} > /dev/null 2>&1 & "
+        f"until [ -e {STEPS} ]; do sleep 0.1; done"
+    )
+    bench.run(where, begin, given=KILLER).check()
+
 
 def disk_of(port: str) -> str:
     """Sets `disk` to the name of the disk of a USB device, in its source."""
     return f"set -- /sys/bus/usb/devices/{port}/*/host*/*/*/block/*; disk=${{1##*/}}"
+
+
+def speed(bench: Bench, mib: int, vm: str = TARGET) -> float:
+    """MB/s of reading so much from the borrowed disk: the faster of two times."""
+    read = f"dd if=/dev/$disk of=/dev/null bs=1M count={mib} iflag=direct 2>&1"
+    said = bench.run(vm, f"{WAIT}; {read}; {read}").check()
+    seconds = [float(each) for each in re.findall(r"copied, ([0-9.e-]+) s", said)]
+    return mib * (1 << 20) / min(seconds) / 1e6
 
 
 #: Prints what is below a path in xenstore.
@@ -52,6 +97,17 @@ def attach(bench: Bench, device: str, vm: str = TARGET, *, limit: float = WAIT_L
 def detach(bench: Bench, device: str, vm: str = TARGET) -> Result:
     """A detach as a user asks for it."""
     return bench.run("dom0", f"qvm-device usb detach {vm} {device}")
+
+
+def read_on(bench: Bench, vm: str = TARGET) -> None:
+    """Something there reads a borrowed disk when this returns, and goes on."""
+    bench.run(vm, READING).check()
+
+
+def driver(bench: Bench, device: str) -> str:
+    """The driver that has a device in its source: `usb` is no one's but the kernel's own."""
+    shown = bench.run(SOURCE, f"readlink /sys/bus/usb/devices/{device.partition(':')[2]}/driver")
+    return shown.out.strip().rpartition("/")[2]
 
 
 def picture(bench: Bench, *guests: str) -> dict[str, str]:
@@ -69,6 +125,17 @@ def picture(bench: Bench, *guests: str) -> dict[str, str]:
     return said
 
 
+def more(now: str, before: str) -> bool:
+    """Whether there is something that was not there before, or an agent with more descriptors."""
+    (now, many), (before, few) = (_apart(text) for text in (now, before))
+    return now != before or many > few
+
+
+def _apart(text: str) -> tuple[str, int]:
+    rest, _, number = text.partition("descriptors: ")
+    return rest, int(number or 0)
+
+
 def assert_nothing_left(
     bench: Bench, before: Mapping[str, str], *, limit: float = WAIT_LIMIT
 ) -> None:
@@ -78,7 +145,9 @@ def assert_nothing_left(
     end = time.monotonic() + limit
     while True:
         now = picture(bench, *guests)
-        left = {name: (text, before[name]) for name, text in now.items() if text != before[name]}
+        left = {
+            what: (text, before[what]) for what, text in now.items() if more(text, before[what])
+        }
         if not left:
             return
         assert time.monotonic() < end, left

@@ -1,4 +1,6 @@
-"""Attaches a device to a VM and takes it away, again and again: bench-rounds N VM SOURCE DEVICE.
+"""Attaches a device to a VM and takes it away, again and again:
+
+bench-rounds N VM SOURCE DEVICE [CLASS]     a block device unless said
 
 Over one connection to dom0's service: to start a command takes longer here than an attachment.
 """
@@ -13,8 +15,9 @@ from pedos_cli.client import connect
 
 
 def main() -> None:
-    rounds, vm, backend, device = int(sys.argv[1]), *sys.argv[2:]
-    of = {"device_class": "block", "vm": vm, "backend": backend, "device": device}
+    rounds, vm, backend, device, *said = int(sys.argv[1]), *sys.argv[2:]
+    (device_class,) = said or ["block"]
+    of = {"device_class": device_class, "vm": vm, "backend": backend, "device": device}
     took = []
     client = connect(program="bench-rounds")
     for _ in range(rounds):
