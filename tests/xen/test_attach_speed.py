@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # What else the machine has to do makes a command slower, never faster, and hits one side at a time.
 # So the fastest of each counts, the two take turns, and there are more rounds until the gates are
 # met.
-ROUNDS, ROUNDS_MAX = 3, 12
+ROUNDS, ROUNDS_MAX = 3, 20
 ATTACH_AT_MOST = 0.6
 DETACH_AT_MOST = 0.9
 
