@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from pedos_dom0.drivers.base import Driver
-    from pedos_dom0.tables.store import StartRow
 
 logger = logging.getLogger(__name__)
 
@@ -136,13 +135,8 @@ async def start_parts(state: State, nursery: trio.Nursery) -> Api:
     for lease in rows:
         nursery.start_soon(reconciler.settle, lease)
     for start in starts:
-        nursery.start_soon(_settle, api, start)
+        nursery.start_soon(api.interrupted.settle, start)
     return api
-
-
-async def _settle(api: Api, start: StartRow) -> None:
-    await api.interrupted.settle(start)
-    api.auto_attach.look()  # the VM may go on running
 
 
 async def end_at_signal(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     class PolicySource(Protocol):
         """The part of the policy loader that the service uses."""
 
-        on_taken: Callable[[], None]
+        def follow(self, follower: Callable[[], None]) -> None: ...
 
         @property
         def snapshot(self) -> Snapshot: ...
@@ -63,6 +63,7 @@ class State:
     audit_throttle: AuditThrottle = attrs.field(init=False)
     # VMs that are shutting down: they get no device any more.
     closing: Counter[str] = attrs.field(factory=Counter)
+    _followers: list[Callable[[], None]] = attrs.field(factory=list, init=False)
     # Which boot of this machine this is: after another one, its domains are others.
     boot: str = attrs.field(factory=boot_id)
     # Test-only stops in attach and detach; tests put their own here.
@@ -125,6 +126,27 @@ class State:
             self.closing[vm] -= 1
             if not self.closing[vm]:
                 del self.closing[vm]
+            self.announce()
+
+    @contextmanager
+    def starting(self, vm: str) -> Iterator[None]:
+        """While a VM is started: it gets its other devices once it runs."""
+        self.facts.starting.add(vm)
+        try:
+            yield
+        finally:
+            self.facts.starting.discard(vm)
+            self.announce()
+
+    def follow(self, follower: Callable[[], None]) -> None:
+        """Calls `follower` when the start or the end of a VM is over, however that went: it, or
+        another VM, may be given devices again."""
+        self._followers.append(follower)
+
+    def announce(self) -> None:
+        """The start or the end of a VM is over."""
+        for follower in self._followers:
+            follower()
 
     def domain(self, name: str) -> DomainInfo | None:
         """The VM of this name, dom0 included, or None if there is none."""

@@ -329,14 +329,18 @@ class FakePolicy:
     ok = True
 
     def __init__(self, text: str) -> None:
-        self.on_taken: Callable[[], None] = lambda: None
+        self._followers: list[Callable[[], None]] = []
         self.set(text)
+
+    def follow(self, follower: Callable[[], None]) -> None:
+        self._followers.append(follower)
 
     def set(self, text: str) -> None:
         rules, errors = parse_file("30-test.policy", text)
         assert not errors, errors
         self.snapshot = Snapshot(rules)
-        self.on_taken()
+        for follower in self._followers:
+            follower()
 
     def status(self) -> PolicyStatus:
         rules = len(self.snapshot)

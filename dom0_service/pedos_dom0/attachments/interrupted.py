@@ -62,6 +62,7 @@ class Interrupted:
         while not done and row.domid is not None:
             await trio.sleep(RETRY_SECONDS)
             done = await self._settled(row, again=True)
+        self._state.announce()  # the VM may go on running
 
     async def _settled(self, row: StartRow, *, again: bool) -> bool:
         """False if it has to be repeated."""

@@ -80,11 +80,14 @@ class PolicyLoader:
         # The replaced ones. A decider drops its own at the next request; the last reference is then
         # here, and the thread of the next reading frees it instead of the loop.
         self._old: list[Snapshot] = []
-        #: Called when other rules are in force.
-        self.on_taken: Callable[[], None] = lambda: None
+        self._followers: list[Callable[[], None]] = []
         self._errors: tuple[PolicyError, ...] = (
             PolicyError("", 0, 0, "the policy has not been read yet"),
         )
+
+    def follow(self, follower: Callable[[], None]) -> None:
+        """Calls `follower` when other rules are in force."""
+        self._followers.append(follower)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -149,7 +152,8 @@ class PolicyLoader:
         self._files = len(loaded.files)
         self._loaded_at = datetime.now().astimezone().isoformat(timespec="seconds")
         log.info("policy: %d rules of %d files are in force", len(loaded.rules), self._files)
-        self.on_taken()
+        for follower in self._followers:
+            follower()
         return True
 
     def _complain(self, news: list[PolicyError]) -> None:

@@ -124,8 +124,6 @@ class Api:
         self.auto_attach = AutoAttach(
             state, self._authorizer, self._attach, operations, self._sleep.has_in_mind
         )
-        state.policy.on_taken = _both(state.policy.on_taken, self.auto_attach.rules_changed)
-        state.facts.on_taken = _both(state.facts.on_taken, self.auto_attach.rules_changed)
         self._assign = Assign(state, self._authorizer)
         self._unassign = Unassign(state, self._authorizer)
         self._assignments = Assignments(state, self._authorizer, self.auto_attach.why_not)
@@ -296,10 +294,7 @@ class Api:
         return await self._sleep.suspend(call.request)
 
     async def devices_resume(self, call: Call) -> object:
-        try:
-            return await self._sleep.resume(call.request)
-        finally:
-            self.auto_attach.look()
+        return await self._sleep.resume(call.request)
 
     # VMs and the service
 
@@ -309,16 +304,10 @@ class Api:
 
     async def vm_start(self, call: Call) -> object:
         await self.interrupted.wait(call.params.vm)
-        try:
-            return await self._vm_start(call.params.vm, call.request, call.gone)
-        finally:
-            self.auto_attach.look()
+        return await self._vm_start(call.params.vm, call.request, call.gone)
 
     async def vm_shutdown(self, call: Call) -> object:
-        try:
-            await self._vm_stop.shutdown(call.params.vm, call.params.force, call.request)
-        finally:
-            self.auto_attach.look()
+        await self._vm_stop.shutdown(call.params.vm, call.params.force, call.request)
         return Empty()
 
     async def vm_used(self, _call: Call) -> object:
@@ -353,14 +342,6 @@ class Api:
         self.prompters.register(call.peer, call.background, calls=call.params.calls)
         self.auto_attach.prompter_came()
         return Empty()
-
-
-def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
-    def both() -> None:
-        first()
-        second()
-
-    return both
 
 
 _LOCAL = frozenset({LOCAL})

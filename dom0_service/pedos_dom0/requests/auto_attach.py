@@ -110,13 +110,16 @@ class AutoAttach:
         self._places = trio.CapacityLimiter(AT_ONCE)
         self._asking = trio.CapacityLimiter(ASKED_AT_ONCE)
         state.registry.follow(self._devices_changed)
-        state.agents.follow(self.look)
+        state.agents.follow(self._look)
+        state.follow(self._look)
+        state.policy.follow(self._rules_changed)
+        state.facts.follow(self._rules_changed)
 
     def _devices_changed(self, keys: Sequence[DeviceKey]) -> None:
         self._unseen.update({key.backend for key in keys})
         self._wake.set()
 
-    def look(self) -> None:
+    def _look(self) -> None:
         """Something may be different that the registry does not tell of: which VMs run, or may be
         given devices."""
         self._unseen.update(self._state.store.sources())
@@ -126,13 +129,13 @@ class AutoAttach:
         """What was not asked for lack of a prompter is asked now."""
         for tried in self._tries.values():
             tried.renew(was_unasked)
-        self.look()
+        self._look()
 
-    def rules_changed(self) -> None:
+    def _rules_changed(self) -> None:
         """What policy denied is tried again: the rules, or the facts that they name, are others."""
         for tried in self._tries.values():
             tried.renew(was_denied)
-        self.look()
+        self._look()
 
     def again(self, source: str, device: str | None, vm: str) -> None:
         """A person assigns a device of `source` to `vm`: what was given up is tried again. None is
@@ -163,7 +166,7 @@ class AutoAttach:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Works until cancelled."""
         async with trio.open_nursery() as nursery:
-            self.look()
+            self._look()
             task_status.started()
             while True:
                 await self._wake.wait()

@@ -62,19 +62,15 @@ class VmStart:
         domain = self._state.known_domain(vm)
         if domain.domid is not None:
             raise errors.failure("failed", f"{vm} is already running", hint="qvm-ls")
-        starting = self._state.facts.starting
-        if vm in starting or domain.state != "Halted":
+        if vm in self._state.facts.starting or domain.state != "Halted":
             raise errors.failure("failed", f"{vm} is being started or shut down already")
-        starting.add(vm)
-        try:
+        with self._state.starting(vm):
             try:
                 leases = await self._devices.reserve(vm, request, asker_gone)
             except CallError:
                 await self._forget_start(vm)
                 raise
             return await self._start_with(vm, leases, request)
-        finally:
-            starting.discard(vm)
 
     async def _start_with(self, vm: str, leases: list[Lease], request: str) -> VmStarted:
         """Starts the VM and attaches; undoes everything if a step fails."""

@@ -70,8 +70,8 @@ class Watch:
         self._views: dict[tuple[str, str], View] = {}  # by kind and name of the caller
         state.registry.follow(self._devices_changed)
         state.agents.follow(self._vms_changed)
-        state.policy.on_taken = self._rules_changed
-        state.facts.on_taken = self._rules_changed
+        state.policy.follow(self._rules_changed)
+        state.facts.follow(self._rules_changed)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follows the hypervisor's domains until cancelled, or until their events end."""

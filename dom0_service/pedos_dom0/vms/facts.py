@@ -169,9 +169,12 @@ class Facts:
         # The inputs of the last System.
         self._made_of: object = None
         self._system = System({})
-        #: Called when other facts of the folder are in force.
-        self.on_taken: Callable[[], None] = lambda: None
+        self._followers: list[Callable[[], None]] = []
         self.on_read: Callable[[Read, bool], None] = lambda _read, _taken: None
+
+    def follow(self, follower: Callable[[], None]) -> None:
+        """Calls `follower` when other facts of the folder are in force."""
+        self._followers.append(follower)
 
     @property
     def known(self) -> bool:
@@ -256,7 +259,8 @@ class Facts:
         self._since = datetime.now().astimezone().isoformat(timespec="seconds")
         logger.info("facts: %d VMs of %d files are described", len(read.said), read.files)
         self.on_read(read, True)
-        self.on_taken()
+        for follower in self._followers:
+            follower()
         return True
 
 
