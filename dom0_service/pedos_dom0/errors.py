@@ -107,12 +107,16 @@ def no_device(key: DeviceKey, missing: Missing | None) -> CallError:
     return failure("not_found", message, hint=hint)
 
 
+def identified(device: Device) -> str:
+    """What a device is, in a sentence."""
+    return f"'{device.identity}'" if device.identity else "a device without an identity"
+
+
 def another_device(key: DeviceKey, expected: str, device: Device) -> CallError:
     """The device of that name is not the one that was chosen; for a VM it does not exist."""
-    found = f"'{device.identity}'" if device.identity else "a device without an identity"
     return failure(
         "not_found",
-        f"{key} is {found} by now, and not '{expected}'",
+        f"{key} is {identified(device)} by now, and not '{expected}'",
         hint=f"qvm-device {key.device_class} list {key.backend}",
     )
 
@@ -149,6 +153,11 @@ def not_assigned(name: str, device_class: str, vm: str) -> CallError:
 
 def unsupported(reason: str) -> CallError:
     return PublicError("failed", reason)
+
+
+def never_given(key: DeviceKey, why: str) -> CallError:
+    """Its class has no way to give such a device to any VM (DeviceClass.why_never)."""
+    return unsupported(f"{key} cannot be given to a VM: {why}")
 
 
 def target_halted(vm: str) -> CallError:
@@ -223,7 +232,7 @@ def not_to_be_had(key: DeviceKey, device: Device) -> CallError | None:
     if device.stale is not None:
         return not_known(key, device)
     if (never := class_of(key.device_class).why_never(key.backend, device)) is not None:
-        return failure("failed", f"{key} cannot be given to a VM: {never}")
+        return never_given(key, never)
     if device.busy is not None:
         return failure("busy", f"{key} is in use in {key.backend}: {device.busy}")
     return None

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import trio
 from pedos_dom0.drivers.base import DriverError
+from pedos_dom0.drivers.carrier import GivenLive
 from pedos_dom0.tables.leases import Lease
 from pedos_dom0.tables.registry import DeviceKey
 from pedos_protocol.errors import CallError
@@ -15,15 +16,13 @@ from pedos_protocol.errors import CallError
 from tests.dom0.fakes import FakeDriver
 
 
-class FakeCarrier:
+class FakeCarrier(GivenLive):
     """The carrier of block devices, which are attached because a test says so; with the driver's
     other properties."""
 
     lack = None
     by_hypervisor = True
     before_boot = True
-    at_creation = False
-    outlives_agents = False
     starts_paused = True
     boot_timeout = 60.0
 
@@ -50,18 +49,9 @@ class FakeCarrier:
         free = next(name for name in ("xvdi", "xvdj", "xvdk") if name not in taken)
         return asked or free
 
-    async def prepare(self, lease: Lease) -> None:
-        await trio.lowlevel.checkpoint()
-
     async def why_unfit(self, key: DeviceKey, vm: str, options: Mapping[str, str]) -> str | None:
         await trio.lowlevel.checkpoint()
         return self.unfit
-
-    def can_give_live(self, domid: int) -> bool:
-        return True
-
-    def given_name(self, lease: Lease) -> str | None:
-        return lease.frontend
 
     async def attach(self, lease: Lease) -> None:
         await trio.lowlevel.checkpoint()

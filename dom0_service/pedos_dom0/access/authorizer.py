@@ -251,6 +251,21 @@ class Authorizer:
             raise self.denied(subject, needed.vm, decision, outcome.reason)
         consents.of[subject] = Consent(outcome.target, seen)
 
+    async def ask_about_present(
+        self,
+        caller: Caller,
+        needed: MustAsk,
+        request: str,
+        consents: Consents,
+        asker_gone: trio.Event,
+    ) -> None:
+        """As `ask`; CallError(denied) about a device that is not there, which nobody can judge."""
+        subject = needed.subject
+        if isinstance(subject, DeviceSubject) and self._state.registry.get(subject.key) is None:
+            why = "dom0's user can be asked about a device only while it is there"
+            raise self.denied(subject, needed.vm, needed.decision, why)
+        await self.ask(caller, needed, request, consents, asker_gone)
+
     def _choices(self, subject: Subject, vm: str, decision: Decision) -> tuple[str, ...]:
         """The VMs that dom0's user may choose."""
         return subject.choices(vm, decision.candidates, self._state.driver.domains())

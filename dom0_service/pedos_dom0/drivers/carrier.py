@@ -108,13 +108,36 @@ class Carrier(Protocol):
         ...
 
 
-class CarriedByAgents:
+class GivenLive:
+    """What carriers have in common whose devices any VM that runs can be given, by the name that
+    was chosen for it."""
+
+    at_creation = False
+    outlives_agents = False
+
+    async def prepare(self, lease: Lease) -> None:
+        """See Carrier. Nothing needs it."""
+        await trio.lowlevel.checkpoint()
+
+    async def why_unfit(self, key: DeviceKey, vm: str, options: Mapping[str, str]) -> str | None:
+        """See Carrier. The source's agent reports what keeps a device."""
+        await trio.lowlevel.checkpoint()
+        return None
+
+    def can_give_live(self, domid: int) -> bool:
+        """See Carrier."""
+        return True
+
+    def given_name(self, lease: Lease) -> str | None:
+        """See Carrier."""
+        return lease.frontend
+
+
+class CarriedByAgents(GivenLive):
     """The hypervisor has no part: the agents carry the data between them."""
 
     by_hypervisor = False
     before_boot = False
-    at_creation = False
-    outlives_agents = False
 
     def __init__(self, *, lack: str | None = None) -> None:
         self.lack = lack
@@ -128,19 +151,6 @@ class CarriedByAgents:
     async def own_names(self, vm: str) -> Collection[str]:
         await trio.lowlevel.checkpoint()
         return ()
-
-    async def prepare(self, lease: Lease) -> None:
-        await trio.lowlevel.checkpoint()
-
-    async def why_unfit(self, key: DeviceKey, vm: str, options: Mapping[str, str]) -> str | None:
-        await trio.lowlevel.checkpoint()
-        return None
-
-    def can_give_live(self, domid: int) -> bool:
-        return True
-
-    def given_name(self, lease: Lease) -> str | None:
-        return lease.frontend
 
     async def attach(self, lease: Lease) -> None:
         await trio.lowlevel.checkpoint()

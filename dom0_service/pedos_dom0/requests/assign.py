@@ -205,7 +205,9 @@ class Assign:
                         asked.caller, subject, asked.params.vm, asked.request, asked.consents
                     )
             except MustAsk as needed:
-                await self._ask(asked, needed)
+                await self._authorizer.ask_about_present(
+                    asked.caller, needed, asked.request, asked.consents, asked.asker_gone
+                )
                 continue
             return meant
 
@@ -226,15 +228,6 @@ class Assign:
             self._authorizer.require(
                 asked.caller, asked.subject, asked.params.vm, asked.request, asked.consents
             )
-
-    async def _ask(self, asked: AssignRequest, needed: MustAsk) -> None:
-        subject = needed.subject
-        if isinstance(subject, DeviceSubject) and self._state.registry.get(subject.key) is None:
-            why = "dom0's user can be asked about a device only while it is there"
-            raise self._authorizer.denied(subject, needed.vm, needed.decision, why)
-        await self._authorizer.ask(
-            asked.caller, needed, asked.request, asked.consents, asked.asker_gone
-        )
 
     def _meant(self, asked: AssignRequest) -> Meant:
         """CallError if it cannot be told, or is not what was expected."""

@@ -11,8 +11,8 @@ from pedos_dom0.access.authorizer import refusal
 from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME
-from pedos_dom0.errors import not_to_be_had
-from pedos_dom0.requests import absent
+from pedos_dom0.errors import identified, not_to_be_had
+from pedos_dom0.requests.absent import why_absent
 from pedos_dom0.requests.fitting import bounded_text
 from pedos_dom0.tables.assignment import ANY_PORT, claim
 
@@ -35,7 +35,7 @@ def assigned_now(state: State, authorizer: Authorizer, assignment: Assignment) -
     now = AssignedNow(
         matches=tuple(key.device for key in matches[:MATCHES_MAX]),
         matches_left_out=max(0, len(matches) - MATCHES_MAX),
-        absent=None if matches else bounded_text(why_absent(state, assignment)),
+        absent=None if matches else bounded_text(why_unmatched(state, assignment)),
         name_taken=_name_taken(state, assignment),
         conflicts=conflicts[:CONFLICTS_MAX],
         conflicts_left_out=max(0, len(conflicts) - CONFLICTS_MAX),
@@ -111,17 +111,16 @@ def _specific(one: Assignment, other: Assignment) -> Specific:
     return "more" if one.weight > other.weight else "less"
 
 
-def why_absent(state: State, assignment: Assignment) -> str:
+def why_unmatched(state: State, assignment: Assignment) -> str:
     """Why no device is there that the assignment is to."""
     key = assignment.key
     device = state.registry.get(key)
     if device is not None:
-        its = f"'{device.identity}'" if device.identity else "a device without an identity"
-        return f"{key} is {its}, and not '{assignment.identity}'"
+        return f"{key} is {identified(device)}, and not '{assignment.identity}'"
     is_silent = state.agents.get(key.backend) is None
     missing = state.registry.missing(key.backend, key.device_class)
     if key.device != ANY_PORT or is_silent:
-        return absent.why_absent(state, key).message
+        return why_absent(state, key).message
     if missing is not None:
         return f"{key.backend} does not report all devices that it has ({missing.reason})"
     return f"{key.backend} has no '{assignment.identity}' now"
@@ -138,8 +137,6 @@ def _unfit(state: State, key: DeviceKey) -> str | None:
     device = state.registry.get(key)
     if device is None:
         return None
-    if (never := class_of(key.device_class).why_never(key.backend, device)) is not None:
-        return bounded_text(f"{key} cannot be given to a VM: {never}")
     error = not_to_be_had(key, device)
     return None if error is None else bounded_text(error.message)
 

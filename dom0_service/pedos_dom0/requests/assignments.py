@@ -10,7 +10,7 @@ from pedos_protocol.names import natural_key
 from pedos_protocol.schema import Room
 
 from pedos_dom0.access.subjects import AssignmentSubject
-from pedos_dom0.requests.assigned_now import why_absent
+from pedos_dom0.requests.assigned_now import why_unmatched
 from pedos_dom0.requests.fitting import bounded_text
 from pedos_dom0.requests.policy_status import fitting_status, policy_status
 from pedos_dom0.tables.assignment import ANY_PORT
@@ -134,7 +134,7 @@ class Assignments:
         state = self._state
         if not matches:
             is_another = state.registry.get(each.key) is not None
-            return why_absent(state, each) if is_another else None
+            return why_unmatched(state, each) if is_another else None
         for key in matches:
             if any(lease.vm == each.vm for lease in state.leases.of_device(key)):
                 return None

@@ -307,7 +307,7 @@ class Attach:
         if unknown(state, key) is not None:
             raise errors.not_known(key, device)
         if (never := class_of(key.device_class).why_never(key.backend, device)) is not None:
-            raise errors.unsupported(f"{key} cannot be given to a VM: {never}")
+            raise errors.never_given(key, never)
         if asked.identity not in (None, device.identity):
             raise errors.another_device(key, asked.identity or "", device)
         return device

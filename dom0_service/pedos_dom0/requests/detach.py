@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 import trio
-from pedos_protocol.codec import FRAME_MAX
 from pedos_protocol.errors import CallError
 from pedos_protocol.messages import DetachItem, DetachResult, ErrorInfo
 from pedos_protocol.names import natural_key
-from pedos_protocol.schema import Room
 
 from pedos_dom0 import errors
 from pedos_dom0.access.authorizer import Consents, MustAsk
@@ -25,7 +23,7 @@ from pedos_dom0.access.recorded import recorded
 from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.attachments.ways import DETACHED, FORCED
 from pedos_dom0.device_classes.registered import class_of
-from pedos_dom0.requests.fitting import brief_error
+from pedos_dom0.requests.fitting import results_fitting
 from pedos_dom0.tables.assignment import ANY_PORT
 from pedos_dom0.tables.store import HeldBack, StoreError
 
@@ -40,10 +38,6 @@ if TYPE_CHECKING:
     from pedos_dom0.tables.leases import Lease
     from pedos_dom0.tables.registry import DeviceKey
     from pedos_dom0.tables.store import Assignment
-
-
-# Bytes of an answer's envelope around its items.
-ENVELOPE_MAX = 256
 
 
 @attrs.frozen
@@ -110,7 +104,7 @@ class Detach:
         if not items and not caller.kind.sees_all and caller.name != vm:
             about = f"{device_class} devices"
             raise errors.DeniedError(f"{about} -> {vm}", "", {"device": about, "vm": vm})
-        return DetachResult(results=_fitting(items), request=asking.request)
+        return DetachResult(results=results_fitting(items), request=asking.request)
 
     async def _item(self, asking: Asking, key: DeviceKey, vm: str) -> DetachItem | None:
         """The result for one of many; None if the caller may not learn that it exists."""
@@ -252,14 +246,3 @@ class Detach:
 
     def _lease(self, key: DeviceKey, vm: str) -> Lease | None:
         return next((lease for lease in self._state.leases.of_device(key) if lease.vm == vm), None)
-
-
-def _fitting(items: list[DetachItem]) -> tuple[DetachItem, ...]:
-    """The items if they fit into one frame; otherwise with shortened errors."""
-    room = Room(FRAME_MAX - ENVELOPE_MAX)
-    if all(room.takes(item) for item in items):
-        return tuple(items)
-    return tuple(
-        item if item.error is None else attrs.evolve(item, error=brief_error(item.error))
-        for item in items
-    )

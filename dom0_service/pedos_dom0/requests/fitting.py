@@ -5,20 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 import attrs
+from pedos_protocol.codec import FRAME_MAX
 from pedos_protocol.fields import TEXT_MAX
-from pedos_protocol.messages import ErrorInfo
+from pedos_protocol.messages import DetachItem, ErrorInfo, UnassignItem
 from pedos_protocol.names import printable_text
 from pedos_protocol.schema import Room
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 T = TypeVar("T", bound=attrs.AttrsInstance)
+Result = TypeVar("Result", DetachItem, UnassignItem)
 
 # Bytes of an answer beside the counted items: its envelope.
 ENVELOPE_MAX = 1024
 # Bytes of one list in an answer that has other parts: of two lists, and all texts.
 LIST_MAX = 24 * 1024
+# The same of an answer that is a list of results alone.
+RESULTS_ENVELOPE_MAX = 256
 # When many devices could not be detached, the answer with the reason for each must still fit into
 # one frame. 64 attached and 64 assigned devices, with the longest names, are 128 items of 480
 # bytes.
@@ -48,7 +52,19 @@ def fitting_texts(texts: Iterable[str], limit: int) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def brief_error(error: ErrorInfo) -> ErrorInfo:
+def results_fitting(items: Sequence[Result]) -> tuple[Result, ...]:
+    """All results, one for each device: with shortened errors, if they do not fit into one frame
+    otherwise."""
+    room = Room(FRAME_MAX - RESULTS_ENVELOPE_MAX)
+    if all(room.takes(item) for item in items):
+        return tuple(items)
+    return tuple(
+        item if item.error is None else attrs.evolve(item, error=_brief_error(item.error))
+        for item in items
+    )
+
+
+def _brief_error(error: ErrorInfo) -> ErrorInfo:
     """The beginning of its sentence, and of its data the request and the end of a rule's place,
     which has the line: for an answer with very many."""
     data = {name: error.data[name] for name in ("request", "rule") if name in error.data}

@@ -9,10 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import attrs
-from pedos_protocol.codec import FRAME_MAX
 from pedos_protocol.errors import CallError
 from pedos_protocol.messages import ErrorInfo, UnassignItem, UnassignResult
-from pedos_protocol.schema import Room
 
 from pedos_dom0 import errors
 from pedos_dom0.access.authorizer import Consents, MustAsk
@@ -21,7 +19,7 @@ from pedos_dom0.access.recorded import recorded
 from pedos_dom0.access.subjects import AssignmentSubject, DeviceSubject
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME
-from pedos_dom0.requests.fitting import brief_error
+from pedos_dom0.requests.fitting import results_fitting
 from pedos_dom0.tables.assignment import ANY_PORT, slot
 from pedos_dom0.tables.registry import DeviceKey
 
@@ -33,9 +31,6 @@ if TYPE_CHECKING:
     from pedos_dom0.access.callers import Caller
     from pedos_dom0.state import State
     from pedos_dom0.tables.store import Assignment
-
-# Bytes of an answer's envelope around its items.
-ENVELOPE_MAX = 256
 
 
 @attrs.frozen
@@ -76,7 +71,7 @@ class Unassign:
         if not items and not sees_all and caller.name != vm:
             about = f"{params.device_class} devices"
             raise errors.DeniedError(f"{about} -> {vm}", "", {"device": about, "vm": vm})
-        return UnassignResult(results=_fitting(items), request=asking.request)
+        return UnassignResult(results=results_fitting(items), request=asking.request)
 
     async def _one(
         self, asking: _Asking, params: DeviceUnassign, theirs: list[Assignment]
@@ -144,10 +139,9 @@ class Unassign:
                 self._authorizer.require(caller, subject, vm, asking.request, consents)
                 return
             except MustAsk as needed:
-                if state.registry.get(subject.key) is None:
-                    why = "dom0's user can be asked about a device only while it is there"
-                    raise self._authorizer.denied(subject, vm, needed.decision, why) from None
-                await self._authorizer.ask(caller, needed, asking.request, consents, asking.gone)
+                await self._authorizer.ask_about_present(
+                    caller, needed, asking.request, consents, asking.gone
+                )
 
     def _subject(self, each: Assignment) -> DeviceSubject:
         """What policy is asked about: the device, if it is there; otherwise what is known of it."""
@@ -168,15 +162,4 @@ def _item(each: Assignment) -> UnassignItem:
         identity=each.identity,
         mode=each.mode,
         unassigned=True,
-    )
-
-
-def _fitting(items: list[UnassignItem]) -> tuple[UnassignItem, ...]:
-    """The items if they fit into one frame; otherwise with shortened errors."""
-    room = Room(FRAME_MAX - ENVELOPE_MAX)
-    if all(room.takes(item) for item in items):
-        return tuple(items)
-    return tuple(
-        item if item.error is None else attrs.evolve(item, error=brief_error(item.error))
-        for item in items
     )

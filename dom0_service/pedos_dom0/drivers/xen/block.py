@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-import trio
 from pedos_protocol.names import frontend_names, harmless_text, is_device_id
 
 from pedos_dom0.device_classes.block import CDROM
 from pedos_dom0.drivers.base import DOM0_DOMID, DriverError
+from pedos_dom0.drivers.carrier import GivenLive
 from pedos_dom0.drivers.xen.reclaim import Place, Reclaimer
 from pedos_dom0.drivers.xen.xenstore import (
     DOMAINS,
@@ -31,12 +31,11 @@ from pedos_dom0.drivers.xen.xenstore import (
 from pedos_dom0.drivers.xen.xl import WORDS_MAX, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Iterable
     from pathlib import Path
 
     from pedos_dom0.drivers.xen.xl import Xl
     from pedos_dom0.tables.leases import Lease
-    from pedos_dom0.tables.registry import DeviceKey
 
 # xl itself waits 40 s for a hotplug script, and 10 s for the two ends to release the device; by
 # then it has killed a hanging script, and says which.
@@ -70,7 +69,7 @@ def attach_arguments(lease: Lease, frontend: str) -> list[str]:
     return ["block-attach", str(lease.vm_domid), ",".join([*disk, f"target={source_path(lease)}"])]
 
 
-class XenBlock:
+class XenBlock(GivenLive):
     """The carrier of block devices: attaches and detaches by `xl`, and reads from xenstore what is
     attached."""
 
@@ -78,8 +77,6 @@ class XenBlock:
     lack = None
     by_hypervisor = True
     before_boot = True
-    at_creation = False
-    outlives_agents = False
 
     def __init__(
         self,
@@ -126,23 +123,6 @@ class XenBlock:
         if asked is not None:
             raise DriverError(f"{asked} is already used in it", code="busy")
         raise DriverError("all its names for block devices are used", code="busy")
-
-    async def prepare(self, lease: Lease) -> None:
-        """See Carrier. Nothing needs it."""
-        await trio.lowlevel.checkpoint()
-
-    async def why_unfit(self, key: DeviceKey, vm: str, options: Mapping[str, str]) -> str | None:
-        """See Carrier. The source's agent reports what keeps a disk."""
-        await trio.lowlevel.checkpoint()
-        return None
-
-    def can_give_live(self, domid: int) -> bool:
-        """See Carrier."""
-        return True
-
-    def given_name(self, lease: Lease) -> str | None:
-        """See Carrier."""
-        return lease.frontend
 
     def number(self, lease: Lease) -> str | None:
         """See Carrier. The script writes the number, and the backend opens by it."""
