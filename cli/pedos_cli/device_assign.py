@@ -113,19 +113,13 @@ def run(session: Session) -> int:
         at = name.device
         explain = f"{args.command} explain {vm} {name.backend}:{at} --verb assign" if at else None
         hint = f"{args.command} attach --persistent {vm} {name.backend}:{at or 'ID'}"
-        status = session.fail(older_service(error, "assigns devices only by port", hint), explain)
-        if error.code == "denied":  # perhaps by a rule that was just edited and has an error
-            session.warn_of_policy()
-        return status
+        return session.refused(older_service(error, "assigns devices only by port", hint), explain)
     if not args.dry_run:
         session.say(_outcome(answer, name.backend, vm, str(params["mode"])))
     if answer.get("now") is not None:
         for line in now_lines(session, answer, name.backend):
             session.say(f"now: {line}" if args.dry_run else f"  now: {line}")
-    if session.verbosity > 0 and answer.get("request"):
-        session.say(f"request: {answer['request']}")
-    if answer.get("policy_ok") is False:
-        session.warn_of_policy()
+    session.tell_beside(answer)
     return DONE
 
 

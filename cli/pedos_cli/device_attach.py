@@ -63,18 +63,12 @@ def run(session: Session) -> int:
             f"{args.command} list {vm}",
         )
     except CallError as error:
-        status = session.fail(error, f"{args.command} explain {vm} {device}")
-        if error.code == "denied":  # perhaps by a rule that was just edited and has an error
-            session.warn_of_policy()
-        return status
+        return session.refused(error, f"{args.command} explain {vm} {device}")
     session.say(f"{device} {_outcome(answer, vm, args.persistent)}")
     _warn_of_other_options(session, answer, vm, device, asked)
     if answer.get("note"):
         session.note(show(answer["note"], MESSAGE_MAX))
-    if session.verbosity > 0 and answer.get("request"):
-        session.say(f"request: {answer['request']}")
-    if answer.get("policy_ok") is False:
-        session.warn_of_policy()
+    session.tell_beside(answer)
     return DONE
 
 

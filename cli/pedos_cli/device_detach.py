@@ -56,10 +56,7 @@ def run(session: Session) -> int:
             f"{args.command} list {vm}",
         )
     except CallError as error:
-        status = session.fail(error, _explain(args.command, vm, args.device))
-        if error.code == "denied":  # perhaps by a rule that was just edited, with an error
-            session.warn_of_policy()
-        return status
+        return session.refused(error, _explain(args.command, vm, args.device))
     status = DONE
     results = take_maps(answer, "results")
     for result in results:
@@ -67,10 +64,7 @@ def run(session: Session) -> int:
         status = status or failed
     if not results:
         session.say(f"no {args.device_class} device is attached or assigned to {vm}")
-    if session.verbosity > 0 and answer.get("request"):
-        session.say(f"request: {answer['request']}")
-    if answer.get("policy_ok") is False:
-        session.warn_of_policy()
+    session.tell_beside(answer)
     return status
 
 

@@ -48,10 +48,7 @@ def run(session: Session) -> int:
     except CallError as error:
         what = "knows only assignments by port, which detach takes away"
         hint = f"{args.command} detach {vm} {args.device or ''}".rstrip()
-        status = session.fail(older_service(error, what, hint), _explain(args.command, vm, params))
-        if error.code == "denied":  # perhaps by a rule that was just edited and has an error
-            session.warn_of_policy()
-        return status
+        return session.refused(older_service(error, what, hint), _explain(args.command, vm, params))
     status = DONE
     results = take_maps(answer, "results")
     for result in results:
@@ -62,10 +59,7 @@ def run(session: Session) -> int:
         _tell_what_stays(session, gone, vm)
     if not results:
         session.say(f"no {args.device_class} device is assigned to {vm}")
-    if session.verbosity > 0 and answer.get("request"):
-        session.say(f"request: {answer['request']}")
-    if answer.get("policy_ok") is False:
-        session.warn_of_policy()
+    session.tell_beside(answer)
     return status
 
 

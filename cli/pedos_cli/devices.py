@@ -23,19 +23,10 @@ def list_devices(
 ) -> tuple[list[dict[str, object]], list[dict[str, object]], dict[str, object]]:
     """Return the devices in natural order, the missing ones, and the last answer.
 
-    An answer holds some hundred devices and says whether more follow its last one. Missing are
-    devices that a VM has and does not report.
+    Missing are devices that a VM has and does not report.
     """
     wanted = {"device_class": device_class, "vms": vms, "exclude": list(exclude)}
-    devices: list[dict[str, object]] = []
-    after = None
-    while True:
-        answer = call("device.list", {**wanted, "after": after})
-        page = take_maps(answer, "devices")
-        devices += page
-        if answer.get("more") is not True or not page:
-            break
-        after = device_name(page[-1])
+    devices, answer = _pages(call, "device.list", wanted, "devices", device_name)
     devices.sort(key=lambda each: natural_key(device_name(each)))
     missing = take_maps(answer, "missing") if "missing" in answer else []
     return devices, missing, answer
@@ -47,17 +38,36 @@ def list_assignments(
     """Return the assignments in natural order of source, device, identity and VM, and the last
     answer."""
     wanted = {"device_class": device_class, "vms": vms, "exclude": list(exclude)}
-    assignments: list[dict[str, object]] = []
-    after = None
-    while True:
-        answer = call("device.assignments", {**wanted, "after": after})
-        page = take_maps(answer, "assignments")
-        assignments += page
-        if answer.get("more") is not True or not page:
-            break
-        after = {key: page[-1].get(key) for key in ("vm", "backend", "device", "identity")}
+    assignments, answer = _pages(call, "device.assignments", wanted, "assignments", _whole_name)
     assignments.sort(key=_assignment_key)
     return assignments, answer
+
+
+def _pages(
+    call: Call,
+    method: str,
+    wanted: Mapping[str, object],
+    what: str,
+    name_of: Callable[[Mapping[str, object]], object],
+) -> tuple[list[dict[str, object]], dict[str, object]]:
+    """Return everything that is wanted, and the last answer.
+
+    An answer holds some hundred, and says whether more follow its last one, which is named then.
+    """
+    found: list[dict[str, object]] = []
+    after = None
+    while True:
+        answer = call(method, {**wanted, "after": after})
+        page = take_maps(answer, what)
+        found += page
+        if answer.get("more") is not True or not page:
+            return found, answer
+        after = name_of(page[-1])
+
+
+def _whole_name(assignment: Mapping[str, object]) -> dict[str, object]:
+    """Return what tells an assignment from all others."""
+    return {key: assignment.get(key) for key in ("vm", "backend", "device", "identity")}
 
 
 def _assignment_key(assignment: Mapping[str, object]) -> list[tuple[str, str]]:

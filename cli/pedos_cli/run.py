@@ -31,7 +31,7 @@ from pedos_cli.place import inside_vm
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import ModuleType
 
     from pedos_cli import client
@@ -123,6 +123,21 @@ class Session:
         for line in error_lines(self.prog, error, see, verbose=self.verbosity > 0):
             complain(line)
         return EXIT_STATUS.get(error.code, FAILED)
+
+    def refused(self, error: CallError, see: str | None = None) -> int:
+        """As `fail`, for a request that policy decides about: it was perhaps denied by a rule that
+        was just edited and has an error."""
+        status = self.fail(error, see)
+        if error.code == "denied":
+            self.warn_of_policy()
+        return status
+
+    def tell_beside(self, answer: Mapping[str, object]) -> None:
+        """Print what such a request's answer says beside its result."""
+        if self.verbosity > 0 and answer.get("request"):
+            self.say(f"request: {answer['request']}")
+        if answer.get("policy_ok") is False:
+            self.warn_of_policy()
 
     def warn_of_policy(self, status: object = None) -> None:
         """Warn of a policy file with an error, because the policy in force then differs from the
