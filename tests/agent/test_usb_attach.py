@@ -566,10 +566,9 @@ class Death(BaseException):
     """SIGKILL, as far as a kernel sees it."""
 
 
-@pytest.mark.parametrize("writes", range(6))
-async def test_an_agent_that_is_killed_between_any_two_writes_leaves_nothing_to_the_next(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch, writes: int
-) -> None:
+@contextlib.contextmanager
+def killed_after(writes: int, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Within, the agent is killed instead of one more write to the kernel; yields those it did."""
     done: list[str] = []
 
     def write(path: str, text: str) -> None:
@@ -578,9 +577,17 @@ async def test_an_agent_that_is_killed_between_any_two_writes_leaves_nothing_to_
         done.append(path)
         pair.write(path, text)
 
-    driver = host_driver.HostDriver(pair.source.kernel.sys)
     with monkeypatch.context() as patch, contextlib.suppress(Death):
         patch.setattr(host_driver, "write_attribute", write)
+        yield done
+
+
+@pytest.mark.parametrize("writes", range(6))
+async def test_an_agent_that_is_killed_between_any_two_writes_leaves_nothing_to_the_next(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    driver = host_driver.HostDriver(pair.source.kernel.sys)
+    with killed_after(writes, pair, monkeypatch) as done:
         driver.take("1-2", lambda _: True)
         driver.release("1-2")
     assert len(done) == min(writes, 5)  # add, unbind, bind; unbind, probe
@@ -595,17 +602,8 @@ async def test_an_agent_that_is_killed_at_any_write_leaves_a_device_deauthorised
     stick = pair.source.kernel.plug(Stick("1-3", authorized=False))
     (pair.source.kernel.sys / "bus/usb/devices/usb1").mkdir()
     (pair.source.kernel.sys / "bus/usb/devices/usb1/authorized_default").write_text("0\n")
-    done: list[str] = []
-
-    def write(path: str, text: str) -> None:
-        if len(done) == writes:
-            raise Death
-        done.append(path)
-        pair.write(path, text)
-
     driver = host_driver.HostDriver(pair.source.kernel.sys)
-    with monkeypatch.context() as patch, contextlib.suppress(Death):
-        patch.setattr(host_driver, "write_attribute", write)
+    with killed_after(writes, pair, monkeypatch) as done:
         driver.take("1-3", lambda _: True)
         driver.release("1-3", is_authorized=False)
     # add, unbind, bind, authorised; unbind, deauthorised, probe

@@ -401,6 +401,14 @@ STEPS = (
 )
 
 
+async def assert_nothing_lost(world: World) -> None:
+    """The next service makes it again, once."""
+    await world.restart()
+    await resume(world)
+    assert (has(world), rows(world)) == ([(STICK, "work")], [])
+    assert len(world.driver.agents["work"].imports) == len(usb(world).exports) == 1
+
+
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_service_that_is_killed_at_any_step_before_the_sleep_loses_nothing(
     world: World, autojump_clock: Clock, step: str
@@ -410,10 +418,7 @@ async def test_a_service_that_is_killed_at_any_step_before_the_sleep_loses_nothi
     with pytest.raises((CallError, trio.BrokenResourceError)):
         await suspend(world)
     assert killed.is_set()
-    await world.restart()
-    await resume(world)
-    assert (has(world), rows(world)) == ([(STICK, "work")], [])
-    assert len(world.driver.agents["work"].imports) == len(usb(world).exports) == 1
+    await assert_nothing_lost(world)
 
 
 @pytest.mark.parametrize(
@@ -428,10 +433,7 @@ async def test_a_service_that_is_killed_at_any_step_after_the_sleep_loses_nothin
     with pytest.raises((CallError, trio.BrokenResourceError)):
         await resume(world)
     assert killed.is_set()
-    await world.restart()
-    await resume(world)
-    assert (has(world), rows(world)) == ([(STICK, "work")], [])
-    assert len(world.driver.agents["work"].imports) == len(usb(world).exports) == 1
+    await assert_nothing_lost(world)
 
 
 async def test_a_full_disk_leaves_devices_attached(world: World, autojump_clock: Clock) -> None:

@@ -222,12 +222,19 @@ class Authorizer:
         request: str,
         consents: Consents,
         asker_gone: trio.Event,
+        *,
+        only_present: bool = False,
     ) -> None:
-        """Asks dom0's user and notes a yes in `consents`; CallError(denied) if there is none.
+        """Asks dom0's user and notes a yes in `consents`; CallError(denied) if there is none, and
+        with `only_present` about a device that is not there, which nobody can judge.
 
         Everything that was looked up before has to be looked up again: this may take a minute.
         """
         registry, subject, decision = self._state.registry, needed.subject, needed.decision
+        device = subject.key if isinstance(subject, DeviceSubject) else None
+        if only_present and device is not None and registry.get(device) is None:
+            why = "dom0's user can be asked about a device only while it is there"
+            raise self.denied(subject, needed.vm, decision, why)
         candidates = self._choices(subject, needed.vm, decision)
         if not candidates:
             why = "no VM that it could be given to is left to choose from"
@@ -250,21 +257,6 @@ class Authorizer:
         if outcome.target is None:
             raise self.denied(subject, needed.vm, decision, outcome.reason)
         consents.of[subject] = Consent(outcome.target, seen)
-
-    async def ask_about_present(
-        self,
-        caller: Caller,
-        needed: MustAsk,
-        request: str,
-        consents: Consents,
-        asker_gone: trio.Event,
-    ) -> None:
-        """As `ask`; CallError(denied) about a device that is not there, which nobody can judge."""
-        subject = needed.subject
-        if isinstance(subject, DeviceSubject) and self._state.registry.get(subject.key) is None:
-            why = "dom0's user can be asked about a device only while it is there"
-            raise self.denied(subject, needed.vm, needed.decision, why)
-        await self.ask(caller, needed, request, consents, asker_gone)
 
     def _choices(self, subject: Subject, vm: str, decision: Decision) -> tuple[str, ...]:
         """The VMs that dom0's user may choose."""

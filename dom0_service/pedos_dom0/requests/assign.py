@@ -205,8 +205,9 @@ class Assign:
                         asked.caller, subject, asked.params.vm, asked.request, asked.consents
                     )
             except MustAsk as needed:
-                await self._authorizer.ask_about_present(
-                    asked.caller, needed, asked.request, asked.consents, asked.asker_gone
+                await self._authorizer.ask(
+                    *(asked.caller, needed, asked.request, asked.consents, asked.asker_gone),
+                    only_present=True,
                 )
                 continue
             return meant

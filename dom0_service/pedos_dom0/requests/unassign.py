@@ -139,8 +139,8 @@ class Unassign:
                 self._authorizer.require(caller, subject, vm, asking.request, consents)
                 return
             except MustAsk as needed:
-                await self._authorizer.ask_about_present(
-                    caller, needed, asking.request, consents, asking.gone
+                await self._authorizer.ask(
+                    caller, needed, asking.request, consents, asking.gone, only_present=True
                 )
 
     def _subject(self, each: Assignment) -> DeviceSubject:
