@@ -289,6 +289,20 @@ async def test_the_end_of_the_source_frees_the_port(pair: Pair) -> None:
     assert (pair.left(), pair.is_back()) == ([], True)
 
 
+async def test_a_device_that_cannot_be_looked_at_ends_for_the_reason_of_its_connection(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_folder: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    await pair.attach()
+    monkeypatch.setattr(exporter, "identity_of", fails)
+    pair.target.kernel.write(f"{pair.target.kernel.sys}/devices/platform/vhci_hcd.0/detach", "0")
+    await pair.idle()
+    assert pair.source.ended == {"export": "the target has ended the connection"}
+    assert pair.is_back()
+
+
 async def test_a_port_that_is_freed_by_hand_ends_both_sides(pair: Pair) -> None:
     await pair.attach()
     pair.target.kernel.write(f"{pair.target.kernel.sys}/devices/platform/vhci_hcd.0/detach", "0")

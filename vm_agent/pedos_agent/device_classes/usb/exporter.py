@@ -3,6 +3,7 @@ target."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 from collections.abc import Callable
@@ -110,8 +111,10 @@ async def _serve(
     finally:
         channel.close()
     if why is not Why.REFUSED:
-        gone = await kernel.step(f"look at {device.name}", why_gone)
-        reason = gone or reason
+        # What cannot be looked at may be there still: the pump's reason has to do.
+        with contextlib.suppress(CallError):
+            gone = await kernel.step(f"look at {device.name}", why_gone)
+            reason = gone or reason
     lifetime.end(reason)
 
 
