@@ -122,7 +122,7 @@ class XenPci:
         for lease in leases:
             try:
                 address = self._address(lease)
-            except DriverError:  # the device is gone; its lease is about to end
+            except DriverError:  # it could not be looked at: that is done again when it matters
                 continue
             if address is not None:
                 self._mine[lease.attachment] = _Mine(lease, address)
