@@ -46,7 +46,8 @@ class ExportStart:
 
     `instance` is the device of the decision, as the agent had reported it: another one that has the
     id by now is refused. `again`: it is lent to that domain already, and a restarted agent has to
-    hold it.
+    hold it. `vm` is the peer's name, for people. `muted`: it gets silence from the first moment on,
+    see `ExportMute`.
     """
 
     attachment: AttachmentId
@@ -57,6 +58,8 @@ class ExportStart:
     read_only: bool
     instance: Instance = attr.field(default="", kw_only=True, metadata=since(2))
     again: bool = attr.field(default=False, kw_only=True, metadata=since(2))
+    vm: VmName | None = attr.field(default=None, kw_only=True, metadata=since(2))
+    muted: bool = attr.field(default=False, kw_only=True, metadata=since(2))
 
 
 @attr.frozen
@@ -78,11 +81,24 @@ class ExportStop:
 
 
 @attr.frozen
+class ExportMute:
+    """Give the target silence (`muted`), or again what there is to hear.
+
+    Answered when it is so. Until then a target may hear something that it is not to hear; an error
+    leaves it as it was. `not_found`: there is no such export.
+    """
+
+    attachment: AttachmentId
+    muted: bool
+
+
+@attr.frozen
 class ImportStart:
     """Take a device of the domain `peer`: answered when it can be used in the target.
 
     `frontend` is the name in the target that is wished for; None leaves it to the agent. `handover`
-    is what the source's agent answered: only the agents' class can read it.
+    is what the source's agent answered: only the agents' class can read it. `description` is that
+    of the device, for people.
     """
 
     attachment: AttachmentId
@@ -94,6 +110,7 @@ class ImportStart:
     read_only: bool
     frontend: NameInTarget | None = attr.field(default=None, metadata=OPTIONAL)
     handover: Handover | None = attr.field(default=None, kw_only=True, metadata=since(2))
+    description: Line = attr.field(default="", kw_only=True, metadata=since(2))
 
 
 @attr.frozen
@@ -166,7 +183,10 @@ class Device:
 
 @attr.frozen
 class ExportState:
-    """An export that an agent serves, of that `instance` of the device."""
+    """An export that an agent serves, of that `instance` of the device.
+
+    `muted`: the target gets silence. `listening`: somebody in it records now.
+    """
 
     attachment: AttachmentId
     device_class: ClassName
@@ -175,6 +195,8 @@ class ExportState:
     port: Port
     read_only: bool
     instance: Instance = attr.field(default="", kw_only=True, metadata=since(2))
+    muted: bool = attr.field(default=False, kw_only=True, metadata=since(2))
+    listening: bool = attr.field(default=False, kw_only=True, metadata=since(2))
 
 
 @attr.frozen
@@ -257,12 +279,21 @@ class AttachmentEnded:
     reason: Line
 
 
+@attr.frozen
+class AttachmentListening:
+    """Somebody in the target of an export begins to record, or nobody does any more."""
+
+    attachment: AttachmentId
+    listening: bool
+
+
 #: The methods between dom0 and an agent.
 SCHEMA = Schema(
     {
         # dom0 to an agent
         "export.start": Spec(ExportStart, ExportStarted),
         "export.stop": Spec(ExportStop, Empty),
+        "export.mute": Spec(ExportMute, Empty, since=2),
         "import.start": Spec(ImportStart, ImportStarted),
         "import.stop": Spec(ImportStop, Empty),
         "import.check": Spec(ImportCheck, Empty, since=2),
@@ -270,6 +301,7 @@ SCHEMA = Schema(
         # an agent to dom0
         "agent.report": Spec(AgentReport, Empty),
         "attachment.ended": Spec(AttachmentEnded, None),
+        "attachment.listening": Spec(AttachmentListening, None, since=2),
     }
 )
 parse_params = SCHEMA.parse_params

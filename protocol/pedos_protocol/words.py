@@ -22,6 +22,7 @@ DOING = {
     "domain.list": "list the VMs",
     "domain.shutdown": "shut a VM down",
     "domain.start": "start a VM",
+    "export.mute": "mute a lent device, or unmute it",
     "export.start": "lend a device",
     "export.stop": "end the lending of a device",
     "import.start": "take a lent device",

@@ -232,7 +232,7 @@ class FakeAgent:
         names = described.names if described else ()
         chosen = names[len(self.imports)] if names else None
         answer = answer or {"frontend": params["frontend"] or chosen}
-        reported = {key: value for key, value in params.items() if key != "handover"}
+        reported = {k: value for k, value in params.items() if k not in ("handover", "description")}
         self.imports[params["attachment"]] = {**reported, **answer}
         return answer
 

@@ -39,6 +39,21 @@ async def test_an_attach_exports_imports_and_says_how(world: World, autojump_clo
     ]
 
 
+async def test_both_agents_are_told_what_people_call_the_other_side(
+    world: World, autojump_clock: Clock
+) -> None:
+    told: dict[str, dict[str, Any]] = {}
+    for name, method in (("sys-usb", "export.start"), ("work", "import.start")):
+
+        async def note(params: dict[str, Any], method: str = method) -> None:
+            told[method] = params
+
+        world.driver.agents[name].on[method] = note
+    await world.client.attach("work", "sys-usb:stick")
+    assert told["export.start"]["vm"] == "work"
+    assert told["import.start"]["description"] == "a stick"
+
+
 async def test_what_the_source_says_for_the_target_is_passed_on(
     world: World, autojump_clock: Clock
 ) -> None:

@@ -278,7 +278,7 @@ class Teardown:
             self._nursery.start_soon(self._remind, lease)
 
     async def _remind(self, lease: Lease) -> None:
-        await self._start_again(lease.vm, lease.vm_domid, "import.start", import_params(lease))
+        await self._import_again(lease)
         if self._stands(lease):
             export = {**export_params(lease), "again": True}
             await self._start_again(lease.key.backend, lease.backend_domid, "export.start", export)
@@ -424,9 +424,7 @@ class Teardown:
         except DriverError as error:
             if not by_force:
                 # The target has confirmed the release, and yet has it: it has to know of it again.
-                await self._start_again(
-                    lease.vm, lease.vm_domid, "import.start", import_params(lease)
-                )
+                await self._import_again(lease)
                 raise failure(error.code, str(error), hint=error.hint) from error
             is_first = self._left_overs.get(lease.attachment) is None
             logger.log(logging.CRITICAL if is_first else logging.DEBUG, "%s", error)
@@ -442,6 +440,10 @@ class Teardown:
     async def _end_left_over(self, attachment: str, reason: str, way: Way) -> None:
         if attachment not in self._ending:
             await self.end_or_keep(attachment, reason, way)
+
+    async def _import_again(self, lease: Lease) -> None:
+        params = import_params(lease, self._state.registry.get(lease.key))
+        await self._start_again(lease.vm, lease.vm_domid, "import.start", params)
 
     async def _start_again(
         self, name: str, domid: int, method: str, params: dict[str, Any]

@@ -310,7 +310,7 @@ class Transaction:
         untrusted_result = await _ask(
             target,
             "import.start",
-            {**import_params(lease), "handover": attempt.handover},
+            {**import_params(lease, state.registry.get(key)), "handover": attempt.handover},
             IMPORT_TIMEOUT,
         )
         started = _parsed(target, "import.start", untrusted_result)

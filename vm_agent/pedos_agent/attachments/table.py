@@ -46,7 +46,8 @@ class Export:
 
     def state(self) -> ExportState:
         """Say it as dom0 is told."""
-        return _state(ExportState, self.params, instance=self.found.device.instance)
+        instance = self.found.device.instance
+        return _state(ExportState, self.params, instance=instance, listening=False)
 
 
 @attrs.define(eq=False)
