@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from pedos_dom0.drivers.base import DriverError
+from pedos_dom0.drivers.base import DomainInfo, DriverError
 from pedos_dom0.tables.store import Store, StoreError
 from pedos_protocol.errors import CallError
 from pedos_protocol.words import unanswered
@@ -429,3 +429,84 @@ async def test_a_start_that_cannot_be_written_down_is_none(
             await world.client.call("vm.start", vm="work")
     assert_not_running(world)
     world.assert_nothing_left()
+
+
+# Right after the end of a VM
+
+
+def end_untold(world: World, vm: str) -> None:
+    """The domain has ended, and nothing has been told of it yet."""
+    info = world.driver.infos[vm]
+    world.driver.infos[vm] = DomainInfo(vm, None, "Halted", info.uuid)
+
+
+async def test_a_start_waits_for_the_end_of_what_the_vm_had_until_now(
+    world: World, autojump_clock: Clock
+) -> None:
+    await world.client.call("vm.start", vm="work")
+    world.driver.agents["work"].kill()
+    end_untold(world, "work")
+    assert len(world.state.leases.of_vm("work")) == 2
+    answer = await world.client.call("vm.start", vm="work")
+    assert answer["attached"] == ["sys-usb:other", "sys-usb:stick"]
+    assert {lease.vm_domid for lease in world.state.leases} == {answer["domid"]}
+
+
+@pytest.mark.parametrize("verb", ["start", "attach"])
+async def test_what_another_vm_had_is_waited_for_while_its_end_is_under_way(
+    world: World, autojump_clock: Clock, verb: str
+) -> None:
+    await world.client.attach("vault", "sys-usb:stick")
+
+    async def slow(_params: Any) -> None:
+        await trio.sleep(5)
+
+    world.driver.agents["sys-usb"].on["export.stop"] = slow
+    world.driver.die("vault")
+    await trio.testing.wait_all_tasks_blocked()
+    (lease,) = world.state.leases
+    assert lease.state == "detaching"
+    if verb == "start":
+        await world.client.call("vm.start", vm="work")
+    else:
+        world.vm("spare")
+        world.driver.tell(world.driver.infos["spare"])
+        await world.client.attach("spare", "sys-usb:stick")
+
+
+async def test_what_was_being_attached_to_a_vm_that_has_ended_is_waited_for(
+    world: World, autojump_clock: Clock
+) -> None:
+    reached = trio.Event()
+
+    async def stuck(_params: Any) -> None:
+        reached.set()
+        await trio.sleep_forever()
+
+    world.driver.agents["vault"].on["import.start"] = stuck
+    async with trio.open_nursery() as nursery:
+
+        async def attach() -> None:
+            with fails("failed", "vault has ended"):
+                await world.client.attach("vault", "sys-usb:stick")
+
+        nursery.start_soon(attach)
+        await reached.wait()
+        end_untold(world, "vault")
+        assert (await world.client.call("vm.start", vm="work"))["attached"]
+
+
+async def test_a_source_that_does_not_confirm_the_end_is_not_waited_for_without_end(
+    world: World, autojump_clock: Clock
+) -> None:
+    agent = world.driver.agents["sys-usb"]
+    agent.plug("third")
+    await agent.report()
+    world.vm("spare")
+    world.driver.tell(world.driver.infos["spare"])
+    await world.client.attach("spare", "sys-usb:third")  # so it is not disconnected for that
+    await world.client.attach("vault", "sys-usb:stick")
+    agent.on["export.stop"] = hang
+    world.driver.die("vault")
+    with fails("failed", "sys-usb:stick is attached to vault"):
+        await world.client.call("vm.start", vm="work")

@@ -28,6 +28,7 @@ from pedos_dom0.attachments.stops import STOP_TIMEOUT
 from pedos_dom0.attachments.ways import AGENT_LOST, CONTRADICTED, FINISHED, GONE, RELEASED, UNDONE
 from pedos_dom0.attachments.wire import is_exported, is_imported
 from pedos_dom0.device_classes.registered import class_of
+from pedos_dom0.drivers.base import NO_DOMAIN
 from pedos_dom0.tables.leases import DETACHING, PENDING, Taken, broken_by
 from pedos_dom0.tables.store import StoreError
 from pedos_dom0.tasks import progress
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from pedos_dom0.state import State
     from pedos_dom0.tables.agents import AgentLink
     from pedos_dom0.tables.leases import Lease
+    from pedos_dom0.tables.registry import DeviceKey
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +143,26 @@ class Reconciler:
             if lease is not None and (lease.vm in names or lease.key.backend in names):
                 progress.at("connect", lease.key.backend, lease.key)
                 await done.wait()
+
+    async def wait_ended(self, keys: Iterable[DeviceKey], vm: str) -> None:
+        """Waits until no VM that has ended, as `vm` may have a moment ago, holds one of these
+        devices any more: the hypervisor tells of the end of a VM before its attachments end."""
+        state = self._state
+        for key in keys:
+            while (lease := state.leases.holder(key, state.registry.family(key))) is not None:
+                if lease.vm_domid == NO_DOMAIN or state.runs(lease.vm, lease.vm_domid):
+                    break
+                why = f"{lease.vm} has ended"
+                if (attempt := self._teardown.attempts.get(lease.attachment)) is not None:
+                    if lease.vm in state.facts.starting and lease.vm != vm:
+                        break  # its end is not certain: it may be about to be reported
+                    attempt.break_off(why, RELEASED)
+                    await attempt.done.wait()
+                    continue
+                progress.at("detach", lease.vm, lease.key)
+                await self._teardown.end_or_leave(lease, why, way=RELEASED, request=None)
+                if self._teardown.why_held(lease.attachment) is not None:
+                    break  # it is ended again in its time
 
     def _may_live(self, lease: Lease, way: Way) -> bool:
         """Whether an agent that does not come back may still have it: in local mode the machine

@@ -260,6 +260,7 @@ class Attach:
         # A VM must not learn of others from the duration of a denial.
         if not is_denied:
             await self._reconciler.wait_settled(source, target)
+            await self._reconciler.wait_ended([asked.key], target)
         # For other VMs an unidentified device does not exist, see `_look_up_for_vm`.
         if asked.caller.kind.sees_all or source == caller:
             await wait_until_known(self._state, [asked.key])

@@ -88,6 +88,7 @@ class StartDevices:
             await wait_until_known(self._state, self._ports(possible))
             # One that is to an identity has its port now, if it has one.
             possible = [each for each in self._required(vm) if self._lack(each) is None]
+            await self._reconciler.wait_ended([each.key for each in possible], vm)
             possible = [each for each in possible if each.key not in asked.consents]
             await self._ask_for(vm, possible, request, asker_gone, asked)
 
