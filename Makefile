@@ -1,5 +1,5 @@
 # make demo | test | lint | bench: each makes its own set-up (Debian packages, .venv, C build) first.
-.PHONY: help demo test lint bench fuzz interleave mutants soak build man deb clean
+.PHONY: help demo test lint bench fuzz interleave mutants soak build sound man deb clean
 .PHONY: test-deb test-releases test-suite test-xen xen-shell
 
 # The release of Debian in which the last five do what they do: the first target, or bookworm.
@@ -12,6 +12,7 @@ help:
 	@echo "make bench   the benchmarks (JSON=FILE keeps the figures, SVG=DIR draws them,"
 	@echo "             GATES='L1 T1' measures those alone, FULL=1 all that the gates count)"
 	@echo "make build   the virtual environment and the C build alone"
+	@echo "make sound   pedos-sound, into build/sound (needs libpulse-dev and libpipewire-0.3-dev)"
 	@echo "make fuzz    the fuzzers of the shared page, frames, USB/IP and the policy, for SECONDS=600 each"
 	@echo "make interleave  every interleaving of the ring's two sides, at a larger size"
 	@echo "make mutants take out each barrier, look and bound of the ring's C code: a test must fail"
@@ -29,6 +30,9 @@ help:
 
 build:
 	@tools/setup run
+
+sound:
+	@$(MAKE) --no-print-directory -C native/sound
 
 demo: build
 	@demo/run $${IMAGE:+"$$IMAGE"}
