@@ -199,19 +199,34 @@ class State:
         identity = registry.lasting_identity(key)
         return [key] if identity is not None and assignment.fits(key, identity) else []
 
-    def claim(self, key: DeviceKey) -> Claim:
-        """What the assignments come to for the device at this port, without those to removed
-        VMs."""
+    def claims(self, key: DeviceKey) -> dict[str, Claim]:
+        """What the assignments come to for the device at this port, without those to removed VMs:
+        all together, under the name "", or for each VM by itself where several may have it."""
         identity = self.registry.lasting_identity(key)
-        if identity is None:
-            return Claim(key)
-        assignments = self.store.assignments_of(key, identity)
-        if not assignments:
-            return Claim(key)
+        assignments = [] if identity is None else self.store.assignments_of(key, identity)
+        by_whose: dict[str, list[Assignment]] = {}
+        for each in assignments:
+            if not self.is_orphan(each):
+                by_whose.setdefault(self.whose(key, each.vm), []).append(each)
+        if identity is None or not by_whose:
+            return {}
         same = self.registry.devices_of(key.backend).identified(key.device_class, identity)
-        return claim(
-            key, identity, [each for each in assignments if not self.is_orphan(each)], same
-        )
+        return {whose: claim(key, identity, its, same) for whose, its in by_whose.items()}
+
+    def claim(self, key: DeviceKey, vm: str) -> Claim:
+        """That of `claims` in which the assignments to this VM are."""
+        return self.claims(key).get(self.whose(key, vm)) or Claim(key)
+
+    def whose(self, key: DeviceKey, vm: str) -> str:
+        """What distinguishes this VM's wish for a device from those of others: "" if it is for one
+        VM alone, so that they exclude each other."""
+        return vm if class_of(key.device_class).shared else ""
+
+    def holder(self, key: DeviceKey, vm: str) -> Lease | None:
+        """The lease that keeps a device from a VM; None if nothing does. The VM does not matter
+        where only one may have it."""
+        shared = class_of(key.device_class).shared
+        return self.leases.holder(key, self.registry.family(key), vm, shared)
 
     def touch(self, assignment: Assignment) -> None:
         """Announces that an assignment has changed, at the devices that it is to."""

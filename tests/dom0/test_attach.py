@@ -172,7 +172,7 @@ async def test_a_wrong_attach_is_refused_with_what_to_do(
     world.assert_nothing_left()
 
 
-@pytest.mark.parametrize("device_class", ["usb", "pci", "mic"])
+@pytest.mark.parametrize("device_class", ["usb", "pci"])
 async def test_a_class_that_nothing_carries_is_refused_with_the_reason(
     world: World, autojump_clock: Clock, device_class: str
 ) -> None:

@@ -149,7 +149,7 @@ class Reconciler:
         devices any more: the hypervisor tells of the end of a VM before its attachments end."""
         state = self._state
         for key in keys:
-            while (lease := state.leases.holder(key, state.registry.family(key))) is not None:
+            while (lease := state.holder(key, vm)) is not None:
                 if lease.vm_domid == NO_DOMAIN or state.runs(lease.vm, lease.vm_domid):
                     break
                 why = f"{lease.vm} has ended"

@@ -50,11 +50,7 @@ CARRIERS: dict[str, Carrier] = {
         "needs the kernel's usbip-host in the source and vhci-hcd in the target, "
         "which the processes of local mode do not have",
     ),
-    "mic": lacking(
-        "mic",
-        "needs an audio server in both VMs, and this version carries no sound yet; "
-        "local mode lists microphones only",
-    ),
+    "mic": CarriedByAgents(),
     "pci": lacking(
         "pci",
         "needs a hypervisor that assigns PCI devices to halted VMs, which local mode does not have",

@@ -52,7 +52,7 @@ def _with_device(
     is_sent_on = decision.verdict == "allow" and decision.target != assignment.vm
     is_denied = is_sent_on or refusal(subject, assignment.vm, decision) is not None
     verdict = cast("Verdict", "deny" if is_denied else decision.verdict)
-    holder = state.leases.holder(key, state.registry.family(key))
+    holder = state.holder(key, assignment.vm)
     twins = would_claim(state, assignment, key).twins
     return attrs.evolve(
         now,
@@ -71,7 +71,9 @@ def would_claim(state: State, assignment: Assignment, key: DeviceKey) -> Claim:
     others = [
         each
         for each in state.store.assignments_of(key, identity)
-        if (each.vm, each.slot) != (assignment.vm, assignment.slot) and not state.is_orphan(each)
+        if (each.vm, each.slot) != (assignment.vm, assignment.slot)
+        and state.whose(key, each.vm) == state.whose(key, assignment.vm)
+        and not state.is_orphan(each)
     ]
     same = state.registry.devices_of(key.backend).identified(key.device_class, identity)
     return claim(key, identity, [*others, assignment], same)
@@ -88,7 +90,9 @@ def _conflicts(
             found[each.vm, each.slot] = each
     if not matches:
         same = state.store.assignments_of(assignment.key, assignment.identity)
-        if assignment.key.device == ANY_PORT:
+        if class_of(assignment.key.device_class).shared:
+            same = []
+        elif assignment.key.device == ANY_PORT:
             same = [each for each in same if each.slot == assignment.slot]
         found = {(each.vm, each.slot): each for each in same if not state.is_orphan(each)}
     others = [each for each in found.values() if each.vm != assignment.vm]

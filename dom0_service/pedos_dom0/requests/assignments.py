@@ -139,7 +139,7 @@ class Assignments:
             if any(lease.vm == each.vm for lease in state.leases.of_device(key)):
                 return None
         for key in matches:
-            claimed = state.claim(key)
+            claimed = state.claim(key, each.vm)
             domain = state.domain(each.vm)
             may_start = domain is not None and domain.domid is None and claimed.is_left_to_starts
             if (conflict := claimed.conflict) is not None:

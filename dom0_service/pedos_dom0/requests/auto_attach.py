@@ -36,7 +36,7 @@ from pedos_dom0.tables.store import StoreError
 from pedos_dom0.tasks.rate_limit import RateLimit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 
     from pedos_protocol.messages import Device
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pedos_dom0.requests.operations import Operations
     from pedos_dom0.state import State
     from pedos_dom0.tables.agents import AgentLink
-    from pedos_dom0.tables.assignment import Assignment
+    from pedos_dom0.tables.assignment import Assignment, Claim
     from pedos_dom0.tables.registry import DeviceKey
 
 logger = logging.getLogger(__name__)
@@ -98,8 +98,8 @@ class AutoAttach:
         self._sleeps = sleeps
         self._unseen: set[str] = set()  # sources
         self._wake = trio.Event()
-        # One for each device that is there and assigned.
-        self._tries: dict[DeviceKey, Try] = {}
+        # Those for each device that is there and assigned, by whose wish it is (State.whose).
+        self._tries: dict[DeviceKey, dict[str, Try]] = {}
         # What is told of once: the devices that no VM gets, and why.
         self._told: dict[DeviceKey, tuple[object, ...]] = {}
         # When dom0's user said no about a port or for an assignment, for as long as that counts:
@@ -127,20 +127,20 @@ class AutoAttach:
 
     def prompter_came(self) -> None:
         """What was not asked for lack of a prompter is asked now."""
-        for tried in self._tries.values():
+        for tried in self._all_tries():
             tried.renew(was_unasked)
         self._look()
 
     def _rules_changed(self) -> None:
         """What policy denied is tried again: the rules, or the facts that they name, are others."""
-        for tried in self._tries.values():
+        for tried in self._all_tries():
             tried.renew(was_denied)
         self._look()
 
     def again(self, source: str, device: str | None, vm: str) -> None:
         """A person assigns a device of `source` to `vm`: what was given up is tried again. None is
         a device at any port."""
-        for tried in self._tries.values():
+        for tried in self._all_tries():
             key, assignment = tried.wish.key, tried.wish.assignment
             is_it = (key.backend, assignment.vm) == (source, vm) and device in (None, key.device)
             if is_it:
@@ -154,14 +154,17 @@ class AutoAttach:
         is no reason, or it was not to be."""
         if self._is_held_back(key, assignment.vm):
             return HELD_BACK
-        tried = self._tries.get(key)
+        tried = self._tries.get(key, {}).get(self._state.whose(key, assignment.vm))
         if tried is not None and tried.wish.assignment == assignment and tried.why is not None:
             return tried.why
         device = self._state.registry.get(key)
         if device is None or device.busy is None or self._ready(assignment.vm) is None:
             return None
         error = not_to_be_had(key, device)
-        return None if error is None or self._is_lent(key) else error.message
+        return None if error is None or self._is_lent(key, assignment.vm) else error.message
+
+    def _all_tries(self) -> Iterator[Try]:
+        return (tried for of_device in self._tries.values() for tried in of_device.values())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Works until cancelled."""
@@ -198,23 +201,32 @@ class AutoAttach:
     def _look_at_device(self, key: DeviceKey, nursery: trio.Nursery) -> None:
         if self._state.registry.get(key) is None:
             self._told.pop(key, None)
-        wish = self._wish(key)
-        tried = self._tries.get(key)
+        wishes = self._wishes(key)
+        for whose in {*wishes, *self._tries.get(key, ())}:
+            self._look_at_wish(key, whose, wishes.get(whose), nursery)
+
+    def _look_at_wish(
+        self, key: DeviceKey, whose: str, wish: Wish | None, nursery: trio.Nursery
+    ) -> None:
+        tries = self._tries.get(key, {})
+        tried = tries.get(whose)
         if tried is not None and wish is not None and tried.wish == wish:
             if not tried.running and not tried.over:
                 self._begin(tried, nursery)
             return
         if tried is not None and tried.running:
-            # It comes to its end first: no two tasks work on one device.
+            # It comes to its end first: no two tasks work on one device for one VM.
             # Nor is anybody asked about what is lent meanwhile.
-            if not self._stands(tried) or (tried.asking and self._is_lent(key)):
+            vm = tried.wish.assignment.vm
+            if not self._stands(tried) or (tried.asking and self._is_lent(key, vm)):
                 tried.give_up()
             return
         if tried is not None and self._is_kept(tried):
             return
-        self._tries.pop(key, None)
+        if tries.pop(whose, None) is not None and not tries:
+            del self._tries[key]
         if wish is not None:
-            tried = self._tries[key] = Try(wish)
+            tried = self._tries.setdefault(key, {})[whose] = Try(wish)
             self._begin(tried, nursery)
 
     def _begin(self, tried: Try, nursery: trio.Nursery) -> None:
@@ -223,23 +235,31 @@ class AutoAttach:
             tried.gone = trio.Event()
         nursery.start_soon(self._fulfil, tried)
 
-    def _wish(self, key: DeviceKey) -> Wish | None:
-        """What is to be attached now; None if nothing is."""
+    def _wishes(self, key: DeviceKey) -> dict[str, Wish]:
+        """What is to be attached now, by whose wish it is."""
         state = self._state
         device = state.registry.get(key)
-        if device is None or not self._is_free(key, device):
-            return None
-        claim = state.claim(key)
-        self._tell_of_conflict(key, claim.conflict, claim.first)
+        if device is None or not self._is_lendable(key, device):
+            return {}
+        every = state.claims(key)
+        claims = {whose: each for whose, each in every.items() if not self._is_lent(key, whose)}
+        if claims or not every:
+            self._tell_of_conflict(key, claims.values())
+        found = {whose: self._wish(key, device, claim) for whose, claim in claims.items()}
+        return {whose: wish for whose, wish in found.items() if wish is not None}
+
+    def _wish(self, key: DeviceKey, device: Device, claim: Claim) -> Wish | None:
+        """What is to be attached of this claim; None if nothing is."""
         assignment = claim.winner
         link = None if assignment is None else self._ready(assignment.vm)
         if assignment is None or link is None or self._is_held_back(key, assignment.vm):
             return None
-        since = state.registry.since(key)
+        since = self._state.registry.since(key)
         return Wish(key, assignment, device.identity, since, device.instance, link)
 
-    def _is_free(self, key: DeviceKey, device: Device) -> bool:
-        """Whether a device could be given to some VM that runs."""
+    def _is_lendable(self, key: DeviceKey, device: Device) -> bool:
+        """Whether a device could be given to some VM that runs, if none has it that may not share
+        it."""
         state = self._state
         if unknown(state, key) is not None or key.backend in state.closing:
             return False
@@ -248,12 +268,12 @@ class AutoAttach:
         if device.busy is not None:  # in its source, which reports when it is not any more
             return False
         is_live = class_of(key.device_class).description.live
-        return is_live and not self._is_lent(key) and not self._sleeps(key, device.identity)
+        return is_live and not self._sleeps(key, device.identity)
 
-    def _is_lent(self, key: DeviceKey) -> bool:
-        """Of the end of a lease is told: that of the device itself, or of what it shares data
-        with."""
-        return self._state.leases.holder(key, self._state.registry.family(key)) is not None
+    def _is_lent(self, key: DeviceKey, vm: str) -> bool:
+        """Whether a lease keeps it from a VM. Of its end is told: that of the device itself, or of
+        what it shares data with."""
+        return self._state.holder(key, vm) is not None
 
     def _ready(self, vm: str) -> AgentLink | None:
         """The agent of a VM that may be given devices now; None if it may not."""
@@ -274,7 +294,7 @@ class AutoAttach:
         device = state.registry.get(key)
         if device is None or (device.instance, device.identity) != (wish.instance, wish.identity):
             return False
-        return state.claim(key).winner == wish.assignment
+        return state.claim(key, wish.assignment.vm).winner == wish.assignment
 
     def _is_kept(self, tried: Try) -> bool:
         """Whether what came of a wish still counts: the device is the same, and so is what it is
@@ -320,7 +340,7 @@ class AutoAttach:
 
     async def _try(self, tried: Try) -> None:
         """Attaches, or tries to a few times, and notes why not."""
-        key = tried.wish.key
+        key, vm = tried.wish.key, tried.wish.assignment.vm
         tried.over = True  # if anything goes wrong in an unforeseen way
         if tried.attached and trio.current_time() - tried.attached_at >= STABLE_SECONDS:
             tried.attached = 0
@@ -332,7 +352,7 @@ class AutoAttach:
             with tried.waiting():
                 await trio.sleep(pause)
                 await self._limit(key.backend).turn()
-            if self._wish(key) != tried.wish:
+            if self._wishes(key).get(self._state.whose(key, vm)) != tried.wish:
                 tried.over = False
                 return
             error = await self._once(tried, Consents(said))
@@ -389,7 +409,7 @@ class AutoAttach:
         decision = attrs.evolve(decision, candidates=candidates, default_target=None)
         now = trio.current_time()
         self._refused = {k: at for k, at in self._refused.items() if now - at < questions.COOL_DOWN}
-        about = (key, (vm, wish.assignment.slot))
+        about = ((key, self._state.whose(key, vm)), (vm, wish.assignment.slot))
         if not self._refused.keys().isdisjoint(about):
             raise self._authorizer.denied(subject, vm, decision, SAID_NO)
         async with self._place(tried, self._asking):
@@ -441,14 +461,14 @@ class AutoAttach:
         logger.warning("%s is assigned to %s, and was not attached: %s", key, vm, why)
         self._state.registry.touch(key)
 
-    def _tell_of_conflict(
-        self, key: DeviceKey, conflict: str | None, first: tuple[Assignment, ...]
-    ) -> None:
+    def _tell_of_conflict(self, key: DeviceKey, claims: Collection[Claim]) -> None:
         """Says once for each device that is plugged in that no VM gets it, and which VMs could."""
         since = self._state.registry.since(key)
-        if conflict is None:
+        found = next((claim for claim in claims if claim.conflict is not None), None)
+        if found is None:
             self._told.pop(key, None)
             return
+        conflict, first = found.conflict, found.first
         told = (since, conflict)
         if self._told.get(key) == told or not any(self._ready(each.vm) for each in first):
             return

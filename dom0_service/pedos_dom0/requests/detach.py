@@ -186,13 +186,15 @@ class Detach:
 
     async def _hold_back(self, lease: Lease) -> Collection[str]:
         """Keeps the device, as it is plugged in now, from all running VMs that would get it by
-        themselves; returns those."""
+        themselves; returns those. Other VMs' do not get it because of this end if they may have it
+        anyway."""
         state, key = self._state, lease.key
         device = state.registry.get(key)
         runs = {}
         for each in state.assignments_to(key):
             domain = state.domain(each.vm)
-            if domain is not None and domain.domid is not None:
+            is_its = state.whose(key, each.vm) == state.whose(key, lease.vm)
+            if is_its and domain is not None and domain.domid is not None:
                 runs[each.vm] = domain.domid
         if device is not None and runs:
             await state.store.hold_back(HeldBack(key, device.instance, runs))

@@ -105,9 +105,8 @@ class Listing:
             (AssignedTo(each.vm, dict(each.options), mode=each.mode) for each in assignments),
             ASSIGNED_MAX,
         )
-        is_free = for_dom0 and assignments and not attached
-        claim = self._state.claim(key) if is_free else None
-        conflict = None if claim is None or claim.is_left_to_starts else claim.conflict
+        has = {to.vm for to in attached}
+        conflict = self._conflict(key, has) if for_dom0 and assignments else None
         return Listed(
             **{field.name: getattr(device, field.name) for field in attrs.fields(Device)},
             backend=key.backend,
@@ -121,6 +120,15 @@ class Listing:
             present=present,
             conflict=None if conflict is None else bounded_text(conflict),
         )
+
+    def _conflict(self, key: DeviceKey, has: Collection[str]) -> str | None:
+        """Why no VM beside those that have it gets it by itself; None if nothing stands against
+        it."""
+        for whose, claim in self._state.claims(key).items():
+            is_had = whose in has if whose else bool(has)
+            if not is_had and not claim.is_left_to_starts and claim.conflict is not None:
+                return claim.conflict
+        return None
 
     async def for_dom0(
         self,

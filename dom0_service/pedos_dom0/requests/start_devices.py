@@ -262,7 +262,7 @@ class StartDevices:
                 f"qvm-device {key.device_class} attach --persistent {vm} {key} to assign this one, "
                 f"or {detach}",
             )
-        if not (claim := state.claim(key)).is_for(vm):
+        if not (claim := state.claim(key, vm)).is_for(vm):
             first = named(each.vm for each in claim.first)
             raise _Problem(claim.conflict or f"{its} is for {first}, more specifically", detach)
         grant = self._grant(vm, key, its, request, asked)

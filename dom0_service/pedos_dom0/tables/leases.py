@@ -120,9 +120,8 @@ class LeaseTable:
         if lease.attachment in self._held:
             raise ValueError(f"attachment {lease.attachment} exists already")
         whole = frozenset((lease.key, *family))
-        for other in self._conflicts(lease.key, whole):
-            if not (shared and other.shared and other.lease.vm != lease.vm):
-                raise Taken(other.lease)
+        if (holder := self.holder(lease.key, whole, lease.vm, shared)) is not None:
+            raise Taken(holder)
         self._held[lease.attachment] = _Held(lease, whole, shared)
         self.ports.open(lease.attachment, lease.channel)
 
@@ -163,11 +162,15 @@ class LeaseTable:
         """The leases of this very device, not of its disk or partitions."""
         return [lease for lease in self if lease.key == key]
 
-    def holder(self, key: DeviceKey, family: Iterable[DeviceKey]) -> Lease | None:
-        """The lease of the device, or of one that shares data with it; None if it is free.
-        `family` is as in `grant`."""
-        found = self._conflicts(key, frozenset((key, *family)))
-        return next((held.lease for held in found), None)
+    def holder(
+        self, key: DeviceKey, family: Iterable[DeviceKey], vm: str, shared: bool
+    ) -> Lease | None:
+        """The lease that keeps the device from a VM: that of the device, or of one that shares data
+        with it; None if the VM could have it. `family` and `shared` are as in `grant`."""
+        for held in self._conflicts(key, frozenset((key, *family))):
+            if not (shared and held.shared and held.lease.vm != vm):
+                return held.lease
+        return None
 
     def of_vm(self, vm: str) -> list[Lease]:
         """The leases that `vm` holds, as the target."""

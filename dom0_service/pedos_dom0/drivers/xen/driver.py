@@ -27,7 +27,7 @@ from pedos_dom0.drivers.base import (
     DriverError,
     HypervisorLost,
 )
-from pedos_dom0.drivers.carrier import CarriedByAgents, lacking
+from pedos_dom0.drivers.carrier import CarriedByAgents
 from pedos_dom0.drivers.subscribers import Subscribers
 from pedos_dom0.drivers.xen.block import XenBlock
 from pedos_dom0.drivers.xen.config import Configs, check_config, own_frontends, own_pci
@@ -74,10 +74,10 @@ LIST_RETRY_SECONDS = 5.0
 BOOT_SECONDS = 240.0
 
 #: All but disks and PCI devices, which Xen carries. USB devices go as USB/IP between the kernels of
-#: both VMs, on a channel of the agents.
+#: both VMs, on a channel of the agents; microphones between the sound servers of their users.
 CARRIERS: Mapping[str, Carrier] = {
     "usb": CarriedByAgents(),
-    "mic": lacking("mic", "this version lists microphones on Xen and does not carry sound"),
+    "mic": CarriedByAgents(),
 }
 
 
