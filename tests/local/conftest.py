@@ -40,6 +40,7 @@ class FakePrograms:
 
     folder: Path
     bodies: dict[str, str] = field(default_factory=dict)
+    sounds: dict[str, list[str]] = field(default_factory=dict)  # names of programs, by VM
 
     def _script(self, name: str, *arguments: str) -> Program:
         return script(name, self.bodies.get(name, OBEDIENT), self.folder, *arguments)
@@ -52,6 +53,9 @@ class FakePrograms:
 
     def agent(self, name: str, domid: int) -> Program:
         return self._script(name, str(domid))
+
+    def sound(self, name: str) -> list[Program]:
+        return [self._script(each) for each in self.sounds.get(name, ())]
 
 
 @pytest.fixture

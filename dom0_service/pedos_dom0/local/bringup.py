@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from pedos_protocol.events import REFUSED, refusal
 from pedos_protocol.names import escaped_text
 from pedos_vchan.peer import Peer, open_peer
 
+from pedos_dom0.local import sound_programs
 from pedos_dom0.local.config import Config
 from pedos_dom0.local.layout import Layout, sweep
 from pedos_dom0.local.machine import Machine, Programs
@@ -89,7 +90,7 @@ class LockHeld(Exception):  # noqa: N818
         self.ready = ready  # the whole system is up there
 
 
-def check_tools() -> None:
+def check_tools(layout: Layout, config: Config) -> None:
     """CannotComeUp naming everything that is missing, not only the first."""
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     lines = []
@@ -98,6 +99,7 @@ def check_tools() -> None:
         lines.append(f"not installed: {', '.join(missing)}\n  try:  apt-get install {packages}")
     if (problem := _fuse_problem()) is not None:
         lines.append(problem)
+    lines += sound_programs.problems(layout, config.sounds)
     if lines:
         raise CannotComeUp("\n".join(lines))
 
@@ -207,8 +209,20 @@ class LocalPrograms:
         return self._agent("dom0", 0, socket, extra, self.config.dom0_verbose, "dom0-agent")
 
     def agent(self, name: str, domid: int) -> Program:
-        verbose = any(vm.verbose for vm in self.config.vms if vm.name == name)
-        return self._agent(name, domid, self.layout.client_socket(name), {}, verbose, name)
+        socket = self.layout.client_socket(name)
+        return self._agent(name, domid, socket, {}, self._verbose(name), name)
+
+    def sound(self, name: str) -> Sequence[Program]:
+        sound = self.config.sounds.get(name)
+        if sound is None:
+            return ()
+        verbose = self.verbose or self._verbose(name)
+        return sound_programs.programs(self.layout, name, sound, verbose=verbose)
+
+    def _verbose(self, name: str) -> bool:
+        if name == "dom0":
+            return self.config.dom0_verbose
+        return any(vm.verbose for vm in self.config.vms if vm.name == name)
 
     def _agent(
         self,
@@ -229,6 +243,8 @@ class LocalPrograms:
             "dev": self.layout.dev(name),
             **extra,
         }
+        if name in self.config.sounds:
+            options["sound-socket"] = self.layout.sound_socket(name)
         argv = _command("pedos_agent", options, self.verbose or verbose)
         return Program(log, argv, self.layout.log(log), env={"PEDOS_FAULTNAME": f"agent:{name}"})
 
@@ -429,14 +445,16 @@ async def service(layout: Layout) -> AsyncIterator[Peer]:
         raise CannotComeUp(f"dom0's service does not answer: {what_is_wrong(error)}") from error
 
 
-def client_environment(layout: Layout, vm: str) -> dict[str, str]:
-    """The environment in which `qvm-*` work as seen from `vm` (or dom0)."""
+def client_environment(layout: Layout, config: Config, vm: str) -> dict[str, str]:
+    """The environment in which `qvm-*`, and programs that record and play, work as seen from `vm`
+    (or dom0)."""
     path = os.environ.get("PATH", os.defpath)
     environment = {
         **os.environ,
         "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{path}",
         "PEDOS_SOCKET": str(layout.client_socket(vm)),
         "PEDOS_VM": vm,
+        **sound_programs.environment(layout, vm, config.sounds.get(vm)),
     }
     # dom0's files: no VM has them.
     for name, where in (("PEDOS_POLICY_PATH", layout.policy), ("PEDOS_AUDIT", layout.audit)):

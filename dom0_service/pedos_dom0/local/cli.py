@@ -1,6 +1,6 @@
 """`pedos-local`: runs the whole system on one Linux machine, with processes as VMs.
 
-    pedos-local init DIR                      makes a folder with three VMs and a policy
+    pedos-local init [--sound] DIR            makes a folder with three VMs and a policy
     pedos-local up DIR                        runs it until Ctrl-C (two, if a VM uses a device)
     pedos-local run DIR [--vm VM] [--] COMMAND...   runs COMMAND in it, as seen from dom0 or VM
     pedos-local shell DIR VM                  an interactive shell, as seen from VM
@@ -107,7 +107,15 @@ def make_parser() -> argparse.ArgumentParser:
         verb.add_argument("dir", metavar="DIR", help=folder)
         return verb
 
-    add("init", "make DIR: pedos.toml, a policy, and a folder for each VM", folder="the new folder")
+    init = add(
+        "init", "make DIR: pedos.toml, a policy, and a folder for each VM", folder="the new folder"
+    )
+    init.add_argument(
+        "--sound",
+        action="store_true",
+        help="with sound servers for sys-usb and work, and a microphone to lend; on a desktop also "
+        "with the real one, in dom0",
+    )
     up = add("up", "start the whole system and keep it up until Ctrl-C")
     run = add(
         "run",

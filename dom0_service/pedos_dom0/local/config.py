@@ -5,10 +5,13 @@ restarts = 5           # of one program within ten seconds; it is given up when 
 
 [dom0]
 verbose = false        # more in log/dom0.log
+sound = "session"      # the sound server of the user who runs this, with the real microphone
 
 [vm.work]
 autostart = true       # started with the machine (the default)
 verbose = false        # more in log/work.log
+sound = "pipewire"     # a sound server of its own; or "pulseaudio", or "session"
+microphone = true      # its server has a microphone, which hears what is played into it
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any
 
 from pedos_protocol.names import parse_vm_name
 
+from pedos_dom0.local.sound_server import KINDS, SESSION
 from pedos_dom0.local.supervise import RESTARTS
 from pedos_dom0.vms import toml_lines
 from pedos_dom0.vms.toml_lines import kind_of
@@ -40,10 +44,19 @@ class ConfigError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Sound:
+    """What a VM, or dom0, can lend and hear microphones with."""
+
+    kind: str  # one of sound_server.KINDS, or SESSION
+    microphone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class VmConfig:
     name: str
     autostart: bool = True
     verbose: bool = False
+    sound: Sound | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +66,17 @@ class Config:
     vms: tuple[VmConfig, ...]
     dom0_verbose: bool = False
     restarts: int = RESTARTS
+    dom0_sound: Sound | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(vm.name for vm in self.vms)
+
+    @property
+    def sounds(self) -> dict[str, Sound]:
+        """dom0 and the VMs that have sound."""
+        every = {"dom0": self.dom0_sound, **{vm.name: vm.sound for vm in self.vms}}
+        return {name: sound for name, sound in every.items() if sound is not None}
 
 
 def load(path: Path) -> Config:
@@ -105,7 +125,8 @@ class _Reader:
                 right = f'only "machine", "dom0" and "vm" are known here; {_EXAMPLE}'
                 raise self._error((key,), f"unknown key; {right}")
         machine = self._table(document.get("machine", {}), ("machine",), {"restarts": _restarts})
-        dom0 = self._table(document.get("dom0", {}), ("dom0",), {"verbose": _flag})
+        known = {"verbose": _flag, **_SOUND}
+        dom0 = self._table(document.get("dom0", {}), ("dom0",), known)
         vms = document.get("vm")
         if vms is None:
             raise ConfigError(f"{self._path}: vm: no VM is defined; {_EXAMPLE}")
@@ -119,6 +140,7 @@ class _Reader:
             vms=tuple(self._vm(name, table) for name, table in vms.items()),
             dom0_verbose=dom0.get("verbose", False),
             restarts=machine.get("restarts", RESTARTS),
+            dom0_sound=self._sound(dom0, ("dom0",)),
         )
 
     def _vm(self, name: str, untrusted_table: object) -> VmConfig:
@@ -129,8 +151,23 @@ class _Reader:
             raise self._error(where, str(error)) from error
         if name.lower() == "dom0":
             raise self._error(where, "dom0 is always there; its own table is [dom0]")
-        table = self._table(untrusted_table, where, {"autostart": _flag, "verbose": _flag})
-        return VmConfig(name, **table)
+        known = {"autostart": _flag, "verbose": _flag, **_SOUND}
+        table = self._table(untrusted_table, where, known)
+        return VmConfig(
+            name,
+            autostart=table.get("autostart", True),
+            verbose=table.get("verbose", False),
+            sound=self._sound(table, where),
+        )
+
+    def _sound(self, table: Mapping[str, Any], where: tuple[str, ...]) -> Sound | None:
+        kind, microphone = table.get("sound"), table.get("microphone", False)
+        if microphone and kind not in KINDS:
+            servers = " or ".join(f'sound = "{each}"' for each in KINDS)
+            raise self._error(
+                (*where, "microphone"), f"is part of a sound server of its own; add {servers}"
+            )
+        return None if kind is None else Sound(kind, microphone)
 
     def _table(
         self,
@@ -160,6 +197,17 @@ def _flag(value: object) -> str | None:
     if isinstance(value, bool):
         return None
     return f"must be true or false (without quotes), not {kind_of(value)}"
+
+
+def _sound_kind(value: object) -> str | None:
+    kinds = ", ".join(f'"{kind}"' for kind in (*KINDS, SESSION))
+    if not isinstance(value, str):
+        return f"must be one of {kinds}, not {kind_of(value)}"
+    return None if value in (*KINDS, SESSION) else f"must be one of {kinds}, not {value!a:.64}"
+
+
+# The keys of a VM's sound, and of dom0's.
+_SOUND = {"sound": _sound_kind, "microphone": _flag}
 
 
 def _restarts(value: object) -> str | None:

@@ -22,8 +22,8 @@ class InitError(Exception):
     """`str()` is for the user; nothing was left half done."""
 
 
-def init(directory: str) -> Layout:
-    """Makes DIR; InitError if that fails, or if DIR is one already.
+def init(directory: str, *, text: str = templates.CONFIG) -> Layout:
+    """Makes DIR with this pedos.toml; InitError if that fails, or if DIR is one already.
 
     A new DIR appears in one rename. In an existing folder, pedos.toml comes last: that file is what
     makes a folder a DIR.
@@ -37,20 +37,20 @@ def init(directory: str) -> Layout:
                 f"  next:  pedos-local up {for_shell(directory)}    (or init another folder)"
             )
         if layout.root.exists():
-            _fill(layout)
+            _fill(layout, text)
         else:
-            _make(layout)
+            _make(layout, text)
     except OSError as error:
         raise InitError(f"cannot make {root}: {in_words(error)}") from error
     return layout
 
 
-def _make(layout: Layout) -> None:
+def _make(layout: Layout, text: str) -> None:
     parent = layout.root.parent
     parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".pedos-init-", dir=parent))
     try:
-        _write(Layout(temporary), temporary / "pedos.toml")
+        _write(Layout(temporary), temporary / "pedos.toml", text)
         temporary.chmod(0o777 & ~_umask())
         temporary.rename(layout.root)
     except BaseException:
@@ -58,11 +58,11 @@ def _make(layout: Layout) -> None:
         raise
 
 
-def _fill(layout: Layout) -> None:
+def _fill(layout: Layout, text: str) -> None:
     before = set(layout.root.iterdir())  # NotADirectoryError when it is a file
     temporary = layout.root / f".pedos.toml.{os.getpid()}"
     try:
-        _write(layout, temporary)
+        _write(layout, temporary, text)
         temporary.rename(layout.config)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -74,8 +74,8 @@ def _fill(layout: Layout) -> None:
         raise
 
 
-def _write(layout: Layout, config_path: Path) -> None:
-    names = config.parse(templates.CONFIG, config_path).names
+def _write(layout: Layout, config_path: Path, text: str) -> None:
+    names = config.parse(text, config_path).names
     layout.make_folders(names)
     policy = layout.policy / POLICY_NAME
     if not policy.exists():  # the user's own policy stays
@@ -83,7 +83,7 @@ def _write(layout: Layout, config_path: Path) -> None:
     facts = layout.facts / FACTS_NAME
     if not facts.exists():
         facts.write_text(templates.FACTS, encoding="utf-8")
-    config_path.write_text(templates.CONFIG, encoding="utf-8")
+    config_path.write_text(text, encoding="utf-8")
 
 
 def _umask() -> int:

@@ -7,12 +7,14 @@ vms/NAME/dev/            what that VM has imported, as block files
 state/                   assignments, audit log, the domain number counter
 log/NAME.log             what each program said
 run/                     sockets and channels of the running machine; nothing in it is kept
+run/sound/NAME/          the sound server of that VM, if it has one
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +110,14 @@ class Layout:
             return self.dom0_socket
         return self.run / "vms" / f"{name}.sock"
 
+    def sound_socket(self, name: str) -> Path:
+        """Where the VM's pedos-sound finds the agent. No VM has a dot in its name."""
+        return self.run / "vms" / f"{name}.sound"
+
+    def sound(self, name: str) -> Path:
+        """The folder of the VM's own sound server."""
+        return self.run / "sound" / name
+
     def log(self, name: str) -> Path:
         return self.root / "log" / f"{name}.log"
 
@@ -147,6 +157,10 @@ def sweep(layout: Layout) -> list[str]:
             if stat.S_ISSOCK(entry.lstat().st_mode):
                 entry.unlink(missing_ok=True)
                 found.append(f"removed the stale socket {entry.relative_to(layout.root)}")
+    servers = layout.run / "sound"
+    if servers.is_dir():
+        shutil.rmtree(servers, ignore_errors=True)
+        found.append(f"removed {servers.relative_to(layout.root)}, which sound servers left")
     if layout.vms.is_dir():
         for vm in sorted(layout.vms.iterdir()):
             found += clear_dev(vm / "dev")

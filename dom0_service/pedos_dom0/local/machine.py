@@ -58,6 +58,7 @@ class Programs(Protocol):
     def dom0(self) -> Program: ...
     def dom0_agent(self) -> Program: ...
     def agent(self, name: str, domid: int) -> Program: ...
+    def sound(self, name: str) -> Sequence[Program]: ...
 
 
 class Domain:
@@ -69,6 +70,7 @@ class Domain:
         self.state: DomainState = "Halted"
         self.domid: int | None = None
         self.supervisor: Supervisor | None = None
+        self.sound: list[Supervisor] = []  # its sound server, and the program that speaks to it
         self.changing = trio.Lock()  # a start and a shutdown of one VM wait for each other
         self.down = trio.Event()  # of this run of the VM
 
@@ -104,6 +106,7 @@ class Machine:
             restarts=restarts,
             after_death=lambda: self._sweep_vm(DOM0_NAME),
         )
+        self.dom0_sound = self._sound_of(DOM0_NAME)
         self._clients: set[Peer] = set()
         self._started: list[Domain] = []  # in the order of their starts, for going down in reverse
         self._next_domid = 1  # unless `listen` finds another one in the file
@@ -133,6 +136,8 @@ class Machine:
                 nursery.start_soon(trio.serve_listeners, self._serve_client, [listener])
                 await nursery.start(self.dom0.run)
                 await nursery.start(self.dom0_agent.run)
+                for each in self.dom0_sound:
+                    await nursery.start(_keep_sound, DOM0_NAME, each)
                 task_status.started()
                 await self._stopped.wait()
                 nursery.cancel_scope.cancel()
@@ -145,13 +150,15 @@ class Machine:
         for domain in reversed(list(self._started)):
             await self.shutdown(domain, force=force)
         await self.dom0_agent.stop(force=force)
+        await _stop_sound(self.dom0_sound)
         await self.dom0.stop(force=force)
         self._stopped.set()
 
     def kill_all(self) -> None:
         """Kills every program for good, so that `stop` has nothing to wait for."""
         supervisors = [domain.supervisor for domain in self._started]
-        for supervisor in (*supervisors, self.dom0_agent, self.dom0):
+        sound = [each for domain in self._started for each in domain.sound]
+        for supervisor in (*supervisors, *sound, *self.dom0_sound, self.dom0_agent, self.dom0):
             if supervisor is not None:
                 supervisor.end_now()
 
@@ -180,6 +187,7 @@ class Machine:
                 restarts=self._restarts,
                 after_death=lambda: self._sweep_vm(domain.name),
             )
+            domain.sound = self._sound_of(domain.name)
             domain.domid, domain.down = domid, trio.Event()
             self._started.append(domain)
             supervisor = domain.supervisor
@@ -209,10 +217,14 @@ class Machine:
             async with trio.open_nursery() as nursery:
                 await nursery.start(supervisor.run)
                 if not supervisor.ended.is_set():
+                    for each in domain.sound:
+                        await nursery.start(_keep_sound, domain.name, each)
                     logger.info("%s is running (domain %s)", domain.name, domain.domid)
                     await self._change(domain, "Running")
                     task_status.started()
                     task_status = trio.TASK_STATUS_IGNORED
+                    await supervisor.ended.wait()
+                    await _stop_sound(domain.sound)
         finally:
             # Also after an error here: `shutdown` waits for the end of this run.
             with trio.CancelScope(shield=True):
@@ -228,6 +240,7 @@ class Machine:
             for socket in self._layout.vchan.glob(f"{domid}-*.sock"):
                 socket.unlink(missing_ok=True)
             self._layout.client_socket(domain.name).unlink(missing_ok=True)
+            self._layout.sound_socket(domain.name).unlink(missing_ok=True)
         await self._change(domain, "Halted")
         domain.down.set()
 
@@ -250,6 +263,10 @@ class Machine:
         for client in list(self._clients):
             with contextlib.suppress(ProtocolError):  # it has not said hello, and will list first
                 await client.notify("domain.changed", notice)
+
+    def _sound_of(self, name: str) -> list[Supervisor]:
+        programs = self._programs.sound(name)
+        return [Supervisor(program, restarts=self._restarts) for program in programs]
 
     def _new_domid(self) -> int:
         """A file keeps the numbers, so that not even a later machine reuses them soon. OSError, and
@@ -313,6 +330,29 @@ class Machine:
         if domain is None:
             raise CallError("not_found", f"no VM named {name!a}", {"hint": "qvm-ls"})
         return domain
+
+
+async def _keep_sound(
+    name: str,
+    program: Supervisor,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Runs a program of a VM's sound; the VM goes on without it."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(program.run)
+        task_status.started()
+        await program.ended.wait()
+    if program.gave_up is not None:
+        log = program.program.log
+        logger.error("%s is without sound: %s; see %s", name, program.gave_up, log)
+
+
+async def _stop_sound(programs: Sequence[Supervisor]) -> None:
+    """The one that speaks to the server ends first, and never by force: the server may be that of
+    the user's session, which would keep what this one has made in it."""
+    for each in reversed(programs):
+        await each.stop()
 
 
 def _read_domid(path: Path) -> int:

@@ -93,7 +93,7 @@ class SoundServer:
 
     @property
     def runtime(self) -> Path:
-        return self.folder / "runtime"
+        return self.folder / "rt"  # short: the path of a socket may not be long
 
     @property
     def home(self) -> Path:
@@ -113,8 +113,8 @@ class SoundServer:
 
     def too_long(self) -> str | None:
         """Why no server can live there, or None: the kernel's bound on a socket's path."""
-        # The longest one; PipeWire 1.4 adds a second socket beside its own.
-        longest = len(os.fsencode(self.runtime / "pipewire-0-manager.lock"))
+        # The longest one, of PipeWire 1.4.
+        longest = len(os.fsencode(self.runtime / "pipewire-0-manager"))
         if longest <= SOCKET_PATH_MAX:
             return None
         return (

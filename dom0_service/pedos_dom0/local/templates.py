@@ -1,5 +1,9 @@
 """What `pedos-local init` writes. Its comments are for a first-time user."""
 
+from __future__ import annotations
+
+from pedos_dom0.local.sound_server import PIPEWIRE
+
 CONFIG = """\
 # The VMs of this folder. pedos-local reads this file at every start.
 #
@@ -11,6 +15,7 @@ CONFIG = """\
 # in its folder vms/dom0/.
 [dom0]
 # verbose = true              # more in log/dom0.log and log/dom0-agent.log
+# sound = "session"           # lends the microphone of your desktop, and hears others' there
 
 # Each VM is a table [vm.NAME]; NAME is a letter, then letters, digits, - and _.
 # VMs start in this order. A VM has
@@ -21,9 +26,12 @@ CONFIG = """\
 # The VM that has the USB controllers: sticks and disks are plugged in here.
 [vm.sys-usb]
 autostart = true              # the default: started together with the machine
+# sound = "pipewire"          # a sound server of its own (or "pulseaudio"), to lend and hear with
+# microphone = true           # that server's: it hears what is played in this VM
 
 # The user's work; policy.d/50-local.policy lets this VM fetch disks of sys-usb by itself.
 [vm.work]
+# sound = "pipewire"
 
 # For secrets: the policy denies every attach to this VM.
 [vm.vault]
@@ -88,3 +96,17 @@ device.list.*          *            @anyvm     @anyvm   allow
 device.attach.block    +sys-usb:*   work       work     allow
 device.detach.block    +sys-usb:*   work       work     allow
 """
+
+
+def with_sound(kind: str, *, session: bool) -> str:
+    """CONFIG in which sys-usb and work have servers of that kind, and sys-usb a microphone; with
+    `session`, dom0 has that of the user's desktop."""
+    lines = []
+    for line in CONFIG.splitlines(keepends=True):
+        ours = line.startswith(("# sound = ", "# microphone = "))
+        if ours and (session or '"session"' not in line):
+            line = line.removeprefix("# ")  # noqa: PLW2901
+            if kind != PIPEWIRE:
+                line = line.replace(f'"{PIPEWIRE}"', f'"{kind}"', 1)  # noqa: PLW2901
+        lines.append(line)
+    return "".join(lines)

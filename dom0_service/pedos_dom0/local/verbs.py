@@ -18,7 +18,7 @@ from pedos_host.logs import LineFormatter, LineHandler
 from pedos_host.waiting import first_of
 from pedos_protocol.names import escaped_text
 
-from pedos_dom0.local import bringup, config
+from pedos_dom0.local import bringup, config, sound_programs, templates
 from pedos_dom0.local import init as making
 from pedos_dom0.local.bringup import CannotComeUp, Lock, LockHeld, read_lock
 from pedos_dom0.local.command import CannotRun, run_command
@@ -45,8 +45,12 @@ logger = logging.getLogger("pedos_dom0.local")
 
 
 def verb_init(options: argparse.Namespace) -> int:
+    text, session = templates.CONFIG, False
+    if options.sound:
+        session = sound_programs.has_session()
+        text = templates.with_sound(sound_programs.installed_kind(), session=session)
     try:
-        layout = making.init(options.dir)
+        layout = making.init(options.dir, text=text)
     except making.InitError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return FAILED
@@ -56,7 +60,25 @@ def verb_init(options: argparse.Namespace) -> int:
     print(f"  look:            {PROGRAM} run {where} -- qvm-device block list")
     print(f"  who may what:    {for_shell(f'{options.dir}/policy.d/{making.POLICY_NAME}')}")
     print(f"  tags and types:  {for_shell(f'{options.dir}/vms.d/{making.FACTS_NAME}')}")
+    if options.sound:
+        for line in _how_to_hear(where, "dom0" if session else "sys-usb"):
+            print(f"  {line}")
+        for problem in sound_programs.problems(layout, config.load(layout.config).sounds):
+            print(f"{PROGRAM}: {problem}", file=sys.stderr)
     return DONE
+
+
+def _how_to_hear(where: str, source: str) -> list[str]:
+    """The lines about a microphone that one can hear. The last command's right half runs outside,
+    where the loudspeakers are."""
+    into = f"{PROGRAM} run {where} --vm {source} -- paplay SPEECH.wav"
+    speak = "into it:         (speak)" if source == "dom0" else f"into it:         {into}"
+    return [
+        f"a microphone:    {PROGRAM} up {where} &",
+        f"                 {PROGRAM} run {where} -- qvm-device mic attach work {source}:mic",
+        speak,
+        f"out of it:       {PROGRAM} run {where} --vm work -- parec -d pedos_mic.{source} | pacat",
+    ]
 
 
 def verb_up(options: argparse.Namespace) -> int:
@@ -120,7 +142,7 @@ def _open(options: argparse.Namespace, terminal: Terminal) -> Session:
     if vm != "dom0" and vm not in settings.names:
         known = ", ".join(("dom0", *settings.names))
         raise Stop(f"no VM named {vm!a:.64} in {layout.config}; there are: {known}", USAGE)
-    bringup.check_tools()
+    bringup.check_tools(layout, settings)
     return Session(options, layout, settings, terminal)
 
 
@@ -234,7 +256,7 @@ def _how_much_is_up(up: bringup.Up) -> list[str]:
 async def _run(session: Session, argv: list[str], *, deathsig: str = "TERM") -> int:
     """Runs COMMAND in the running machine, or in one of its own."""
     layout = session.layout
-    env = bringup.client_environment(layout, session.options.vm)
+    env = bringup.client_environment(layout, session.settings, session.options.vm)
     waiting = _Waiting(session)
     while True:
         try:
