@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from pedos_protocol.fields import DOMID_MAX, PORT_MAX
+from pedos_protocol.fields import DATA_PORT_FIRST, DOMID_MAX, PORT_MAX
 
 from ._native import lib
 
 CONTROL_PORT = 1  # where every agent listens for dom0
 CONTROL_ORDER = 16  # 64 KiB: one largest frame of the control protocol fits
 DATA_ORDER = 18  # 256 KiB: from here on bulk speed hardly grows, and two rings still fit a cache
+
+
+def is_data_port(port: str) -> bool:
+    """Whether a number in a name, as any program may have made it, is one that dom0 assigns."""
+    return port.isascii() and port.isdecimal() and DATA_PORT_FIRST <= int(port) <= PORT_MAX
 
 
 def check_address(domain: int, peer: int, port: int) -> None:

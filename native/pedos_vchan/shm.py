@@ -19,7 +19,14 @@ import trio
 from pedos_host.unix import bind_unix, short_path
 
 from ._native import ffi, lib
-from .addresses import CONTROL_ORDER, CONTROL_PORT, DATA_ORDER, check_address, check_orders
+from .addresses import (
+    CONTROL_ORDER,
+    CONTROL_PORT,
+    DATA_ORDER,
+    check_address,
+    check_orders,
+    is_data_port,
+)
 from .channel import Channel
 
 if TYPE_CHECKING:
@@ -81,6 +88,16 @@ async def listen(
         (domain, peer, port),
         (order_left, order_right),
     )
+
+
+def clear_data_ports(directory: str | Path, domain: int) -> None:
+    """Removes the sockets that a killed program of this domain left on the ports that dom0 assigns.
+    ``OSError``."""
+    for name in os.listdir(directory):
+        owner, _, rest = name.removesuffix(".sock").partition("-")
+        if owner == str(domain) and is_data_port(rest.rpartition("-")[2]):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(directory, name))
 
 
 class Listener:

@@ -74,6 +74,11 @@ class Transport(Protocol):
         """
         ...
 
+    def clear_data_ports(self) -> None:
+        """Removes what a killed predecessor announced on the ports that dom0 assigns, where no
+        client has come. Only before this domain listens on one itself. ``OSError``."""
+        ...
+
 
 class SharedMemory:
     """Domains that are processes of one machine and meet in `directory`."""
@@ -93,6 +98,9 @@ class SharedMemory:
     async def connect(self, peer: int, port: int) -> Channel:
         return await shm.connect(self._directory, self._domain, peer, port)
 
+    def clear_data_ports(self) -> None:
+        shm.clear_data_ports(self._directory, self._domain)
+
 
 class Xen:
     """Domains of a Xen host, of which this is the one with the number `domain`."""
@@ -108,3 +116,6 @@ class Xen:
 
     async def connect(self, peer: int, port: int) -> Channel:
         return await xen.connect(self._domain, peer, port)
+
+    def clear_data_ports(self) -> None:
+        xen.clear_data_ports(self._domain)

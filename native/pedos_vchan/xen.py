@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import trio
 
 from ._native import ffi, lib
-from .addresses import CONTROL_ORDER, CONTROL_PORT, DATA_ORDER, check_address, check_orders
+from .addresses import (
+    CONTROL_ORDER,
+    CONTROL_PORT,
+    DATA_ORDER,
+    check_address,
+    check_orders,
+    is_data_port,
+)
 from .channel import Channel
 from .threads import in_thread
 
@@ -264,6 +271,16 @@ async def connect_when_there(domain: int, peer: int, port: int) -> Channel:
                 # not change for that, so this does not wait for a change.
                 await trio.sleep(refused)
                 refused = min(2 * refused, REFUSED_PAUSE_MAX)
+
+
+def clear_data_ports(domain: int) -> None:
+    """Removes what a killed program of this domain announced on the ports that dom0 assigns. A
+    channel that has its client is not announced any more. ``OSError``."""
+    folder = f"/local/domain/{domain}/data/vchan"
+    with Store() as store:
+        for peer in store.list(folder):
+            for port in filter(is_data_port, store.list(f"{folder}/{peer}")):
+                store.remove(f"{folder}/{peer}/{port}")
 
 
 def own_domain() -> int:

@@ -30,6 +30,7 @@ TEXT_MAX = 512  # characters of a text from dom0: a rule, a path, a sentence
 WORD_MAX = 512  # characters of one column of a rule: longer than any that a policy may have
 TAGS_MAX = 64  # of one VM; more than this is a program that tags without end
 DOMID_MAX = 0x7FEF  # xen/include/public/xen.h: DOMID_FIRST_RESERVED is 0x7FF0
+DATA_PORT_FIRST = 16  # dom0 assigns from here on; those below have a fixed meaning, as control's 1
 PORT_MAX = 2**31 - 1  # part of a path in xenstore on Xen; any sensible path is shorter
 NATURAL_MAX = 2**63 - 1  # what SQLite and off_t hold
 

@@ -145,6 +145,14 @@ async def test_the_socket_of_a_living_server_is_left_alone(tmp_path: Path) -> No
     close(*await meet_at(listener, tmp_path, 1))
 
 
+async def test_only_the_data_ports_of_one_domain_are_cleared(tmp_path: Path) -> None:
+    kept = ["7-3-1.sock", "3-7-16.sock", "77-3-16.sock", "7-3-x.sock", "7-3-15.sock"]
+    for name in ["7-3-16.sock", "7-12-65535.sock", *kept]:
+        (tmp_path / name).touch()
+    shm.clear_data_ports(tmp_path, SERVER)
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
+
+
 async def test_a_closed_listener_leaves_no_file_and_refuses(tmp_path: Path) -> None:
     with await shm.listen(tmp_path, SERVER, CLIENT, 1) as listener:
         assert stat.S_IMODE((tmp_path / f"{SERVER}-{CLIENT}-1.sock").stat().st_mode) == 0o600

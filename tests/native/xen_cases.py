@@ -113,6 +113,21 @@ async def two_way_stream() -> None:
     await trio.testing.check_two_way_stream(streams, clogged)
 
 
+async def only_announced_data_ports_are_cleared() -> None:
+    control, data = await xen.listen(SERVER, CLIENT, PORT), await xen.listen(SERVER, CLIENT, 16)
+    used = await xen.listen(SERVER, CLIENT, 17)
+    client = await xen.connect(CLIENT, SERVER, 17)
+    server = await used.accept()
+    xen.clear_data_ports(SERVER)
+    with pytest.raises(FileNotFoundError, match="no server is announced"):
+        await xen.connect(CLIENT, SERVER, 16)
+    joined = await xen.connect(CLIENT, SERVER, PORT)
+    served = await control.accept()
+    assert VchanStream(client).conversation.turn(b"still") == (5, None)
+    for each in (joined, served, server, data):
+        each.close()
+
+
 async def nobody_there() -> None:
     with pytest.raises(FileNotFoundError, match="no server is announced"):
         await xen.connect(CLIENT, SERVER, PORT)
@@ -440,6 +455,7 @@ CASES = {
     case.__name__: case
     for case in (
         two_way_stream,
+        only_announced_data_ports_are_cleared,
         nobody_there,
         a_client_waits_for_its_server,
         a_dead_servers_announcement_is_passed_over,

@@ -70,6 +70,7 @@ async def _run(
     closing.get_ready()
     revision = Revision()
     attachments = Attachments(settings, revision, classes)
+    attachments.host.transport.clear_data_ports()
     await attachments.clean_leftovers()
     names = [each.name for each in classes]
     of_machines = [each.name for each in on_machine.of_machines(classes)]

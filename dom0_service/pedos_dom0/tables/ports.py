@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from attrs import frozen
 from pedos_protocol.errors import CallError
+from pedos_protocol.fields import DATA_PORT_FIRST
 
-# Ports below this are for channels with a fixed meaning, such as the control channel's.
-PORT_FIRST = 16
+PORT_FIRST = DATA_PORT_FIRST
 PORT_LAST = 65535
 
 
