@@ -11,7 +11,9 @@ from types import ModuleType
 
 PROJECT = Path(__file__).resolve().parents[2]
 DEBIAN = PROJECT / "debian"
-BINARY_PACKAGES = ("pedos-common", "pedos-agent", "pedos-dom0")
+#: Those with Python in them, and all.
+PYTHON_PACKAGES = ("pedos-common", "pedos-agent", "pedos-dom0")
+BINARY_PACKAGES = (*PYTHON_PACKAGES, "pedos-sound")
 UNITS = {
     "pedos-agent": DEBIAN / "pedos-agent.service",
     "pedos-dom0": DEBIAN / "pedos-dom0.service",
@@ -21,6 +23,11 @@ UNITS = {
 
 #: The units that are no daemon.
 ONE_SHOTS = {"pedos-dom0-sleep": DEBIAN / "pedos-dom0.pedos-dom0-sleep.service"}
+#: Those of users' sessions, and what dom0 changes in them.
+USERS = {
+    "pedos-sound": DEBIAN / "pedos-sound.user.service",
+    "pedos-sound in dom0": DEBIAN / "pedos-dom0.pedos-sound.conf",
+}
 
 
 def load_programs() -> ModuleType:
@@ -72,7 +79,7 @@ def pyproject() -> dict[str, object]:
 
 def settings(unit: str) -> dict[str, list[str]]:
     """Key -> values of a unit file, continued lines joined; the sections do not share keys."""
-    text = {**UNITS, **ONE_SHOTS}[unit].read_text().replace("\\\n", " ")
+    text = {**UNITS, **ONE_SHOTS, **USERS}[unit].read_text().replace("\\\n", " ")
     found: dict[str, list[str]] = {}
     for line in text.splitlines():
         if line and line[0] not in "#[":

@@ -19,6 +19,7 @@ from .debian_files import (
     BINARY_PACKAGES,
     DEBIAN,
     PROJECT,
+    PYTHON_PACKAGES,
     load_programs,
     paragraphs,
     pyproject,
@@ -41,6 +42,7 @@ OPTIONAL = {("policy_engine.py", "pedos_dom0")}
 # Debian's Essential packages among those that contain what we run: no package declares a dependency
 # on them.
 ESSENTIAL = {"util-linux"}
+SOUND = PROJECT / "native/sound"
 FOLDERS = {
     name: PROJECT / str(path)
     for name, path in pyproject()["tool"]["setuptools"]["package-dir"].items()  # type: ignore[index]
@@ -72,7 +74,7 @@ def modules(package: str) -> Iterator[Path]:
             yield from (path for path in folder.rglob("*.py") if path.name != "_build.py")
 
 
-def test_control_has_the_source_and_the_three_packages() -> None:
+def test_control_has_the_source_and_the_packages() -> None:
     source, *binaries = paragraphs()
     assert source["Source"] == "pedos-devices"
     assert tuple(each["Package"] for each in binaries) == BINARY_PACKAGES
@@ -95,9 +97,18 @@ def test_one_version_everywhere() -> None:
     version = pyproject()["project"]["version"]  # type: ignore[index]
     assert re.fullmatch(rf"pedos-devices \({re.escape(version)}\) trixie; urgency=\w+", first)
     assert version == pedos_protocol.VERSION
+    assert f"\nVERSION ?= {version}\n" in (SOUND / "Makefile").read_text()
 
 
-@pytest.mark.parametrize("package", BINARY_PACKAGES)
+def test_the_manual_of_pedos_sound_has_the_options_that_its_help_has() -> None:
+    [told] = re.findall(r'HELP\[\] =\n(.*?)";\n', (SOUND / "options.c").read_text(), re.DOTALL)
+    page = (SOUND / "pedos-sound.1").read_text().replace("\\-", "-")
+    assert set(re.findall(r"--[a-z]+", told)) - {"--user"} == set(re.findall(r"--[a-z]+", page)) - {
+        "--user"
+    }
+
+
+@pytest.mark.parametrize("package", PYTHON_PACKAGES)
 def test_a_package_depends_on_all_that_its_code_imports(package: str) -> None:
     wanted = {}
     for path in modules(package):
@@ -139,6 +150,15 @@ def test_a_template_gets_no_disk_servers() -> None:
     assert not related("pedos-agent") & {"nbdkit", "libnbd-bin", "fuse3"}
 
 
+def test_a_vm_without_sound_gets_no_sound_server() -> None:
+    fields = ("Depends", "Recommends")
+    brought = set().union(*(related(each, field) for each in PYTHON_PACKAGES for field in fields))
+    assert not brought & {"pedos-sound", "pipewire-pulse", "pulseaudio"}
+    assert {"pipewire-pulse", "pulseaudio"} <= related("pedos-sound", "Recommends")
+    for package in ("pedos-agent", "pedos-dom0"):
+        assert "pedos-sound" in related(package, "Suggests")
+
+
 def test_local_modes_programs_come_with_dom0() -> None:
     brought = related("pedos-dom0") | related("pedos-dom0", "Recommends")
     assert set(TOOLS.values()) - ESSENTIAL <= brought
@@ -154,7 +174,7 @@ def test_an_agent_that_outlives_its_files_has_imported_all_it_needs(name: str) -
 
 
 def test_each_program_is_in_one_package() -> None:
-    held = [name for package in BINARY_PACKAGES for name in programs.programs_of(package)]
+    held = [name for package in PYTHON_PACKAGES for name in programs.programs_of(package)]
     scripts = pyproject()["project"]["scripts"]  # type: ignore[index]
     assert sorted(held) == sorted(scripts)
 
@@ -162,7 +182,7 @@ def test_each_program_is_in_one_package() -> None:
 def test_each_python_package_is_installed_once() -> None:
     installed = {
         Path(line).name: package
-        for package in BINARY_PACKAGES
+        for package in PYTHON_PACKAGES
         for line in (DEBIAN / f"{package}.install").read_text().split()
         if "dist-packages" in line
     }

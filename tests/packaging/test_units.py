@@ -152,3 +152,17 @@ def test_what_was_detached_is_attached_when_the_machine_is_awake() -> None:
     assert sleep_command("ExecStop").when == "resume"
     assert sleep_command("ExecStop").seconds < seconds("TimeoutStopSec")
     assert found["ConditionPathExists"] == settings("pedos-dom0")["ConditionPathExists"]
+
+
+def test_people_have_pedos_sound_in_their_session_and_accounts_of_the_system_do_not() -> None:
+    found = settings("pedos-sound")
+    assert found["ConditionUser"] == ["!@system"]
+    assert found["WantedBy"] == ["default.target"]
+    assert found["Restart"] == ["always"]
+    assert found["StartLimitIntervalSec"] == ["0"]
+
+
+def test_pedos_sound_starts_after_a_sound_server_and_needs_none() -> None:
+    found = settings("pedos-sound")
+    assert {"pipewire.service", "pulseaudio.service"} <= set(found["After"][0].split())
+    assert not {"BindsTo", "PartOf", "Requires", "Requisite", "Wants"} & found.keys()
