@@ -56,16 +56,16 @@ def short_path(path: str | os.PathLike[str]) -> Iterator[str]:
         os.close(folder)
 
 
-def _refuse_unless_stale(path: str) -> None:
+def _refuse_unless_stale(path: str, kind: socket.SocketKind) -> None:
     """OSError if the file at `path` must not be replaced: it is no socket, or a program listens
-    there."""
+    there, or may do so for clients of another kind."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
         raise FileExistsError(errno.EEXIST, "there is a file that is not a socket", path)
-    with socket.socket(socket.AF_UNIX) as probe:
+    with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.setblocking(False)
         try:
             with short_path(path) as short:
@@ -77,13 +77,19 @@ def _refuse_unless_stale(path: str) -> None:
     raise OSError(errno.EADDRINUSE, "another program already listens there", path)
 
 
-def bind_unix(path: str | os.PathLike[str], mode: int, backlog: int = BACKLOG) -> socket.socket:
+def bind_unix(
+    path: str | os.PathLike[str],
+    mode: int,
+    backlog: int = BACKLOG,
+    *,
+    kind: socket.SocketKind = socket.SOCK_STREAM,
+) -> socket.socket:
     """The part of `listen_unix` without trio: the listening socket."""
     whole = os.fspath(path)
-    _refuse_unless_stale(whole)
+    _refuse_unless_stale(whole, kind)
     parent, name = os.path.split(whole)
     new = os.path.join(parent, f".{name[:32]}.{os.getpid()}")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = socket.socket(socket.AF_UNIX, kind)
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(new)
@@ -104,12 +110,14 @@ def bind_unix(path: str | os.PathLike[str], mode: int, backlog: int = BACKLOG) -
         raise
 
 
-class UnixListener(trio.abc.Listener[trio.SocketStream]):
+class _NamedSocket:
     """A listening socket that keeps its name, by which alone clients find it.
 
     If the name is deleted, or given to another file, the listener takes it again as soon as it
     notices, and logs that. If a live program listens there by then, it logs that and tries again.
     """
+
+    _kind = socket.SOCK_STREAM
 
     def __init__(self, path: str | os.PathLike[str], mode: int) -> None:
         """As `listen_unix`."""
@@ -119,26 +127,43 @@ class UnixListener(trio.abc.Listener[trio.SocketStream]):
         self._bind()
 
     def _bind(self) -> None:
-        bound = bind_unix(self._path, self._mode)
+        self._socket = bind_unix(self._path, self._mode, kind=self._kind)
+        self._socket.setblocking(False)
         found = os.lstat(self._path)
         self._file = (found.st_dev, found.st_ino)
-        self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(bound))
 
-    async def accept(self) -> trio.SocketStream:
+    async def accept_socket(self) -> socket.socket:
+        """The next client's, which is non-blocking. OSError, trio.ClosedResourceError."""
+        await trio.lowlevel.checkpoint()
         while True:
-            with trio.move_on_after(NAME_LOOK):
-                return await self._listener.accept()
-            await self._keep_name()
+            try:
+                return _accepted(self._socket)
+            except BlockingIOError:
+                with trio.move_on_after(NAME_LOOK) as waiting:
+                    await trio.lowlevel.wait_readable(self._socket)
+                if waiting.cancelled_caught:
+                    self._keep_name()
+            except OSError:
+                if self._socket.fileno() < 0:
+                    raise trio.ClosedResourceError from None
+                raise
 
     async def aclose(self) -> None:
-        await self._listener.aclose()
+        """Stops listening, and leaves the socket's file."""
+        self._stop()
+        await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
         """Stops listening, and removes the socket's file if it still belongs to this listener."""
-        self._listener.socket.close()
+        self._stop()
         if self._has_name():
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
+
+    def _stop(self) -> None:
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
 
     def _has_name(self) -> bool:
         try:
@@ -147,10 +172,10 @@ class UnixListener(trio.abc.Listener[trio.SocketStream]):
             return False
         return (found.st_dev, found.st_ino) == self._file
 
-    async def _keep_name(self) -> None:
+    def _keep_name(self) -> None:
         if self._has_name():
             return
-        nameless = self._listener
+        nameless = self._socket
         try:
             self._bind()
         except OSError as error:
@@ -165,7 +190,26 @@ class UnixListener(trio.abc.Listener[trio.SocketStream]):
             return
         self._complaint = ""
         logger.warning("the socket %s was deleted or replaced; there is a new one", self._path)
-        await nameless.aclose()
+        nameless.close()
+
+
+def _accepted(listener: socket.socket) -> socket.socket:
+    client, _ = listener.accept()
+    client.setblocking(False)
+    return client
+
+
+class UnixListener(_NamedSocket, trio.abc.Listener[trio.SocketStream]):
+    """A listener for streams; see `_NamedSocket`."""
+
+    async def accept(self) -> trio.SocketStream:
+        return trio.SocketStream(trio.socket.from_stdlib_socket(await self.accept_socket()))
+
+
+class PacketListener(_NamedSocket):
+    """A listener for connections of whole messages (SOCK_SEQPACKET); see `_NamedSocket`."""
+
+    _kind = socket.SOCK_SEQPACKET
 
 
 async def listen_unix(path: str | os.PathLike[str], mode: int) -> UnixListener:
@@ -176,6 +220,12 @@ async def listen_unix(path: str | os.PathLike[str], mode: int) -> UnixListener:
     """
     await trio.lowlevel.checkpoint()
     return UnixListener(path, mode)
+
+
+async def listen_packets(path: str | os.PathLike[str], mode: int) -> PacketListener:
+    """As `listen_unix`, for clients that send and receive whole messages."""
+    await trio.lowlevel.checkpoint()
+    return PacketListener(path, mode)
 
 
 async def connect_unix(path: str | os.PathLike[str]) -> trio.SocketStream:
@@ -203,6 +253,11 @@ async def connect_unix(path: str | os.PathLike[str]) -> trio.SocketStream:
 
 def peer_uid(stream: trio.SocketStream) -> int:
     """The user of the process at the other end, as the kernel noted it at the connection."""
-    raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return uid_at(stream.socket)
+
+
+def uid_at(connected: socket.socket | trio.socket.SocketType) -> int:
+    """As `peer_uid`, of a socket."""
+    raw = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     uid: int = _UCRED.unpack(raw)[1]
     return uid

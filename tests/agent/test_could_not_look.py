@@ -33,6 +33,7 @@ from pedos_agent.system import closing, reading, uevents
 from pedos_agent.system.revision import Revision
 from pedos_host import backoff
 from pedos_host.folder_watch import FolderWatch
+from pedos_host.unix import UnixListener
 from pedos_protocol.agent_messages import Device, Missing
 from pedos_protocol.errors import CallError
 from pedos_vchan.clients import ACCEPT_RETRY
@@ -79,14 +80,13 @@ def a_folder(root: Path) -> Callable[[], list[LocalDevice]]:
 
 
 def a_machine(root: Path) -> Callable[[], list[LocalDevice]]:
-    """dom0's own usb, pci and sound devices."""
+    """dom0's own usb and pci devices."""
     stick, port = "bus/usb/devices/1-2", "bus/pci/devices/0000:00:1f.0"
     files = {
         **{f"{stick}/{name}": "00" for name in ("bDeviceClass", "idVendor", "idProduct", "serial")},
         **{f"{stick}/{name}": "Receiver" for name in ("product", "descriptors")},
         **{f"{port}/{name}": "0x01" for name in ("vendor", "device", "class")},
         f"{port}/label": "Onboard",
-        "asound/pcm": "00-00: ALC : ALC Analog : playback 1 : capture 1",
     }
     write_tree(root, files)
     return partial(discovery_sysfs.scan, root, root)
@@ -136,7 +136,7 @@ def compared(
 def test_a_look_gives_what_is_there_or_an_error_and_never_less(tmp_path: Path, make: Make) -> None:
     scan = make(tmp_path)
     right = scan()
-    assert len(right) >= 3
+    assert len(right) >= 2
     failures = 0
     for failing in each_call_failing(scan, STARVED_CODES):
         try:
@@ -177,7 +177,6 @@ def test_what_fails_at_one_device_is_no_error_of_the_others(tmp_path: Path, make
         (a_machine, "1-2/descriptors", ("usb", "1-2")),
         (a_machine, "usb/devices", ("usb", "")),
         (a_machine, "1f.0/class", ("pci", "00_1f.0")),
-        (a_machine, "asound/pcm", ("mic", "")),
         (a_block_tree, "sdb/size", ("block", "sdb")),
         (a_block_tree, "sdb/dev", ("block", "sdb")),
         (a_block_tree, "sdd/holders", ("block", "sdd")),
@@ -542,7 +541,7 @@ async def test_a_client_that_cannot_be_accepted_is_no_end_of_the_agent(
 
     socket = local_socket.LocalSocket(tmp_path / "sock", forward)
     with monkeypatch.context() as starving:
-        starving.setattr(trio.SocketListener, "accept", mock.AsyncMock(side_effect=STARVED))
+        starving.setattr(UnixListener, "accept", mock.AsyncMock(side_effect=STARVED))
         await nursery.start(socket.run)
         await trio.sleep(1)
     stream = await trio.open_unix_socket(str(tmp_path / "sock"))

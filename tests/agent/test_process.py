@@ -26,7 +26,7 @@ from pedos_agent.settings import Settings
 from pedos_cli import client
 from pedos_host.children import Child, start_child
 from pedos_host.folder_lock import FolderHeld
-from pedos_host.unix import connect_unix
+from pedos_host.unix import UnixListener, connect_unix
 from pedos_protocol.errors import CallError
 from pedos_vchan import shm
 from pedos_vchan.peer import open_peer
@@ -236,15 +236,15 @@ async def test_dom0s_own_agent_survives_an_accept_that_fails(
     settings = attrs.evolve(
         make_settings(tmp_path, "dom0", 0), control_socket=tmp_path / "control.sock"
     )
-    accept = trio.SocketListener.accept
+    accept = UnixListener.accept
     failures = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))]
 
-    async def accept_later(listener: trio.SocketListener) -> trio.SocketStream:
+    async def accept_later(listener: UnixListener) -> trio.SocketStream:
         if failures:
             raise failures.pop()
         return await accept(listener)
 
-    monkeypatch.setattr(trio.SocketListener, "accept", accept_later)
+    monkeypatch.setattr(UnixListener, "accept", accept_later)
     await nursery.start(agent.run, settings)
     await ControlSocketDom0(settings, nursery).connect()
     assert not failures

@@ -1,0 +1,59 @@
+"""A connection over which whole messages pass, with descriptors (Unix, SOCK_SEQPACKET)."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import socket
+from collections.abc import Sequence
+
+import trio
+
+from .unix import uid_at
+
+
+class PacketSocket:
+    """One end of such a connection. What the other end passes beside its messages is closed by the
+    kernel, unseen: nobody can fill this process's table of descriptors."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        """Takes the socket over."""
+        self._socket = connected
+        connected.setblocking(False)
+
+    @property
+    def uid(self) -> int:
+        """The user of the process at the other end, as the kernel noted it at the connection."""
+        return uid_at(self._socket)
+
+    async def receive(self, limit: int) -> bytes:
+        """The next message; b"" when the other end has closed, and for an empty one. Of a message
+        with more than `limit` bytes, one more than these. OSError, trio.ClosedResourceError."""
+        await trio.lowlevel.checkpoint()
+        while True:
+            if self._socket.fileno() < 0:
+                raise trio.ClosedResourceError
+            try:
+                return self._socket.recv(limit + 1)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._socket)
+
+    def send_now(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Send a message without waiting. BlockingIOError if the other end has not read enough of
+        what was sent before; other OSError, trio.ClosedResourceError."""
+        if self._socket.fileno() < 0:
+            raise trio.ClosedResourceError
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+        flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+        self._socket.sendmsg([message], rights if descriptors else [], flags)
+
+    def finish(self) -> None:
+        """Say that nothing more will be sent."""
+        with contextlib.suppress(OSError):  # it has gone
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """End the connection; a task that waits in `receive` gets trio.ClosedResourceError."""
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
