@@ -43,6 +43,7 @@ class FakeDom0:
         self.answers: dict[str, dict[str, Any] | CallError] = {}
         self._reported = trio.Event()
         self._tell_ended, self._ended = trio.open_memory_channel[Any](100)
+        self._tell_heard, self._heard = trio.open_memory_channel[Any](100)
 
     async def connect(self) -> None:
         """Connects, and serves until the connection ends; returns after the first report."""
@@ -51,6 +52,7 @@ class FakeDom0:
         handlers = {
             "agent.report": self._take_report,
             "attachment.ended": self._take_ended,
+            "attachment.listening": self._take_heard,
             "device.list": partial(self._serve, "device.list"),
             "device.attach": partial(self._serve, "device.attach"),
             "device.detach": partial(self._serve, "device.detach"),
@@ -94,6 +96,9 @@ class FakeDom0:
     async def _take_ended(self, _peer: Peer, params: dict[str, Any]) -> None:
         self._tell_ended.send_nowait(parse_params("attachment.ended", params))
 
+    async def _take_heard(self, _peer: Peer, params: dict[str, Any]) -> None:
+        self._tell_heard.send_nowait(parse_params("attachment.listening", params))
+
     async def _serve(self, method: str, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
         self.served.append((method, params))
         answer = self.answers[method]
@@ -112,6 +117,20 @@ class FakeDom0:
         """Waits for the next `attachment.ended` notice."""
         with trio.fail_after(SECONDS):
             return await self._ended.receive()
+
+    async def heard(self) -> tuple[str, bool]:
+        """Waits for the next `attachment.listening` notice."""
+        with trio.fail_after(SECONDS):
+            said = await self._heard.receive()
+        return said.attachment, said.listening
+
+    def all_heard(self) -> list[Any]:
+        """The notices that have come since."""
+        found = []
+        with contextlib.suppress(trio.WouldBlock):
+            while True:
+                found.append(self._heard.receive_nowait())
+        return found
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Calls the agent."""

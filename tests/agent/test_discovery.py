@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -13,6 +14,7 @@ import pytest
 from pedos_agent.device_classes import in_folder as discovery_folder
 from pedos_agent.device_classes import on_machine as discovery_sysfs
 from pedos_agent.device_classes.block import folder_disks
+from pedos_agent.device_classes.mic import discovery as discovery_mic
 from pedos_agent.inventory.inventory import Inventory
 from pedos_agent.inventory.local_device import Inode, LocalDevice, device_id_of
 from pedos_agent.inventory.report import pages
@@ -24,6 +26,8 @@ from pedos_protocol.errors import CallError
 from pedos_protocol.fields import DEVICES_MAX, REPORT_PAGES_MAX
 from pedos_protocol.messages import Device, to_wire
 from pedos_protocol.names import is_device_id, is_identity
+
+from tests.failing_calls import Failing
 
 from .conftest import ATTACHMENT, FakeDom0
 from .loops import looped
@@ -356,12 +360,16 @@ def test_a_pci_device_is_listed_with_its_class(tmp_path: Path) -> None:
 
 
 def test_a_capture_device_is_the_mic(tmp_path: Path) -> None:
+    look = partial(discovery_mic.look, None, str(tmp_path))
     write_tree(tmp_path, {"asound/pcm": "00-03: HDMI 0 : HDMI 0 : playback 1"})
-    assert discovery_sysfs.scan(tmp_path, tmp_path) == []
+    assert look() == []
     write_tree(tmp_path, {"asound/pcm": "00-00: ALC : ALC Analog : playback 1 : capture 1"})
-    (found,) = discovery_sysfs.scan(tmp_path, tmp_path)
+    (found,) = look()
     assert (found.device.device_class, found.device.device) == ("mic", "mic")
     assert found.device.description == "ALC"
+    assert found.device.busy == "this agent serves no sound server (--sound-socket)"
+    with Failing(None, errno.EIO, always="asound/pcm"), pytest.raises(OSError, match="Input"):
+        look()
 
 
 def test_a_machine_without_sysfs_has_no_devices(tmp_path: Path) -> None:

@@ -55,6 +55,19 @@ def _parser() -> argparse.ArgumentParser:
         help="the control socket, only for dom0's own agent",
     )
     parser.add_argument(
+        "--sound-socket",
+        type=Path,
+        metavar="PATH",
+        help="the socket of the user's pedos-sound, which records and offers microphones; without "
+        "it they are neither lent nor borrowed",
+    )
+    parser.add_argument(
+        "--sound-user",
+        metavar="USER",
+        help="the user who has the microphones, by name or number; default: the one at the screen, "
+        "and without a screen the first whose pedos-sound comes",
+    )
+    parser.add_argument(
         "--give-back",
         choices=["yes", "no"],
         default="yes",
@@ -84,6 +97,10 @@ def _checked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(
             f"--vm: {args.vm!r} is not a VM name: a letter, then letters, digits, '_', '-'"
         )
+    if args.sound_user is not None and args.driver == "local":
+        parser.error("--sound-user: only for --driver xen; local mode is one user's")
+    if args.sound_user is not None and args.sound_socket is None:
+        parser.error("--sound-user needs --sound-socket, where that user's pedos-sound connects")
     is_dom0 = args.domid == 0
     if (args.domid or 0) < 0 or is_dom0 != (args.control_socket is not None):
         parser.error("--domid 0 goes with --control-socket (dom0's own agent), others go without")
@@ -99,12 +116,21 @@ def _settings(arguments: Sequence[str] | None) -> tuple[Settings, bool]:
     _checked(parser, args)
     # Absolute, but not resolved: a symlink is followed again at each use.
     control_socket = args.control_socket and args.control_socket.absolute()
+    sound = args.sound_socket and args.sound_socket.absolute()
     if args.driver == "xen":
         vm, domid = args.vm, args.domid
         if domid is None or vm is None:
             domid, vm = _own_domain(domid, vm)
-        socket, give_back = args.socket.absolute(), args.give_back == "yes"
-        return xen_settings(vm, domid, socket, control_socket, give_back=give_back), args.verbose
+        settings = xen_settings(
+            vm,
+            domid,
+            args.socket.absolute(),
+            control_socket,
+            give_back=args.give_back == "yes",
+            sound=sound,
+            sound_user=args.sound_user,
+        )
+        return settings, args.verbose
     settings = Settings(
         vm=args.vm,
         domid=args.domid,
@@ -113,6 +139,7 @@ def _settings(arguments: Sequence[str] | None) -> tuple[Settings, bool]:
         devices=args.devices.absolute(),
         dev=args.dev.absolute(),
         control_socket=control_socket,
+        sound=sound,
     )
     return settings, args.verbose
 

@@ -16,8 +16,8 @@ from pedos_host import notify
 from pedos_host.folder_lock import hold_folder, make_private
 
 from pedos_agent.attachments.table import Attachments
-from pedos_agent.connections.control import Control
-from pedos_agent.connections.local_socket import FORWARD_SECONDS, LocalSocket
+from pedos_agent.connections.control import CONTROL_SOCKET_MODE, Control
+from pedos_agent.connections.local_socket import FORWARD_SECONDS, SOCKET_MODE, LocalSocket
 from pedos_agent.connections.restored import end_when_restored
 from pedos_agent.device_classes import in_folder, on_machine
 from pedos_agent.device_classes.base import DeviceClass
@@ -96,7 +96,9 @@ async def _run(
             await nursery.start(attachments.run)
             await _discover(nursery, settings, classes, attachments, inventory, names_max)
             await nursery.start(control.run)
-            await nursery.start(LocalSocket(settings.socket, forward).run)
+            # In dom0 a user has the service's own socket: dom0's agent speaks for dom0 as a whole.
+            mode = SOCKET_MODE if settings.control_socket is None else CONTROL_SOCKET_MODE
+            await nursery.start(LocalSocket(settings.socket, forward, mode).run)
             if settings.xen and settings.control_socket is None:  # dom0 is not restored
                 nursery.start_soon(end_when_restored, settings.domid)
             log.info("the agent of %s (domain %d) is ready", settings.vm, settings.domid)

@@ -26,6 +26,10 @@ class Settings:
     # toolstack carries the blocks. Then `vchan` and `devices` are not used, and nothing is made or
     # removed in `dev`, which is the real one.
     xen: bool = False
+    # The user's pedos-sound connects here; None: microphones are neither lent nor borrowed.
+    sound: Path | None = None
+    # The user who has the microphones, by name or number, whoever is at the screen.
+    sound_user: str | None = None
     # Whether a USB device that was lent goes back to the drivers of this VM, or to none.
     give_back: bool = True
 
@@ -35,7 +39,14 @@ class Settings:
 
 
 def xen_settings(
-    vm: str, domid: int, socket: Path, control_socket: Path | None, *, give_back: bool = True
+    vm: str,
+    domid: int,
+    socket: Path,
+    control_socket: Path | None,
+    *,
+    give_back: bool = True,
+    sound: Path | None = None,
+    sound_user: str | None = None,
 ) -> Settings:
     """Settings of an agent in a domain of Xen."""
     nowhere = Path("/nonexistent")
@@ -49,4 +60,6 @@ def xen_settings(
         control_socket=control_socket,
         xen=True,
         give_back=give_back,
+        sound=sound,
+        sound_user=sound_user,
     )

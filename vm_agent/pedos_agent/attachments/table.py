@@ -46,8 +46,11 @@ class Export:
 
     def state(self) -> ExportState:
         """Say it as dom0 is told."""
+        hearing = self.lifetime.hearing
+        muted = self.params.muted if hearing is None else hearing.muted
+        listening = hearing is not None and hearing.listening
         instance = self.found.device.instance
-        return _state(ExportState, self.params, instance=instance, listening=False)
+        return _state(ExportState, self.params, instance=instance, muted=muted, listening=listening)
 
 
 @attrs.define(eq=False)
@@ -150,7 +153,11 @@ class Attachments:
             raise CallError("busy", why)
         if found.device.busy is not None and not params.again:
             raise CallError("busy", f"{params.device} is in use here: {found.device.busy}")
+        shared = (described := class_named(params.device_class)) is not None and described.shared
         for other in self._exports.values():
+            # What several VMs may have at once goes to each of them once.
+            if shared and other.params.peer != params.peer:
+                continue
             # Two names of the same data are one device, and two writers would destroy it.
             if other.found.shares_data(found):
                 which = "" if other.found.key == found.key else f", as {other.params.device}"
@@ -184,6 +191,23 @@ class Attachments:
         if entry := self._exports.get(attachment):
             entry.lifetime.end("dom0 asked for it", requested=True)
             await entry.lifetime.gone()
+
+    async def mute_export(self, attachment: str, muted: bool) -> None:
+        """Give the target of an export silence, or again what there is to hear; returns when it is
+        so, or the export has ended. CallError if there is no such, or it cannot be."""
+        entry = self._exports.get(attachment)
+        if entry is None:
+            raise CallError("not_found", f"no attachment {attachment} is lent here")
+        if entry.lifetime.hearing is None:
+            raise CallError("failed", f"{entry.params.device_class} devices cannot be muted")
+        await entry.lifetime.hearing.mute(muted)
+        if entry.lifetime.reason is not None:
+            await entry.lifetime.gone()
+
+    def heard(self) -> dict[str, bool]:
+        """By attachment, whether somebody listens to what is exported."""
+        hearings = {name: entry.lifetime.hearing for name, entry in self._exports.items()}
+        return {name: each.listening for name, each in hearings.items() if each is not None}
 
     async def stop_import(
         self,

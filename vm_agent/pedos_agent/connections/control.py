@@ -39,6 +39,9 @@ REPORT_SECONDS: Final = 10.0
 # has room again: the wait of dom0's own attempts is of this order.
 RETRY_SECONDS: Final = 0.1
 CONTROL_SOCKET_MODE: Final = 0o600
+# Between two notices of who listens: a person sees no difference, and a VM that changes it all the
+# time costs dom0 at most 128 notices a second.
+LISTENING_SECONDS: Final = 0.5
 
 
 class Control:
@@ -63,6 +66,7 @@ class Control:
         handlers: dict[str, Handler] = {
             "export.start": _in_words(_if_still_asked(self._export_start)),
             "export.stop": _in_words(_if_still_asked(self._export_stop)),
+            "export.mute": _in_words(_if_still_asked(self._export_mute)),
             "import.start": _in_words(_if_still_asked(self._import_start)),
             "import.stop": _in_words(_if_still_asked(self._import_stop)),
             "import.check": _in_words(self._import_check),
@@ -151,7 +155,7 @@ class Control:
             async with trio.open_nursery() as nursery:
                 await nursery.start(_run_then_cancel, peer, nursery.cancel_scope)
                 log.info("dom0's service is connected")
-                await self._report_changes(peer)
+                await self._report_changes(peer, nursery)
         except* (RemoteProtocolError, trio.BrokenResourceError) as group:
             log.warning("the connection to dom0's service failed: %s", group.exceptions[0])
         except* Exception:
@@ -161,7 +165,7 @@ class Control:
             self._peer = None
         log.info("dom0's service is disconnected")
 
-    async def _report_changes(self, peer: Peer) -> None:
+    async def _report_changes(self, peer: Peer, nursery: trio.Nursery) -> None:
         """Report the whole state, first at once, then after every change."""
         seen = -1
         while True:
@@ -187,7 +191,26 @@ class Control:
             except LocalProtocolError:
                 log.exception("the report cannot be sent")
                 continue
+            if self._peer is None:
+                nursery.start_soon(self._tell_listening, peer)
             self._peer = peer
+
+    async def _tell_listening(self, peer: Peer) -> None:
+        """Tell who listens to what is lent: at once, as the report may be older, and after each
+        change."""
+        if peer.version == 1:
+            return
+        told: dict[str, bool] = {}
+        seen = -1
+        while True:
+            seen = await self._attachments.host.heard.after(seen)
+            now = self._attachments.heard()
+            for attachment, listening in now.items():
+                if told.get(attachment) is not listening:
+                    params = {"attachment": attachment, "listening": listening}
+                    await peer.notify("attachment.listening", params)
+            told = now
+            await trio.sleep(LISTENING_SECONDS)
 
     def _report(self, revision: int, version: int) -> Iterable[AgentReport]:
         """The pages for a dom0 that speaks this version of the protocol."""
@@ -210,6 +233,11 @@ class Control:
 
     async def _export_stop(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
         await self._attachments.stop_export(parse_params("export.stop", params).attachment)
+        return {}
+
+    async def _export_mute(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        parsed = parse_params("export.mute", params)
+        await self._attachments.mute_export(parsed.attachment, parsed.muted)
         return {}
 
     async def _import_start(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:

@@ -61,9 +61,10 @@ Forward = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
 class LocalSocket:
     """Serves the VM's own clients by forwarding the methods of METHODS unchanged."""
 
-    def __init__(self, path: Path, forward: Forward) -> None:
-        """`forward` asks dom0 and raises CallError with its refusal."""
+    def __init__(self, path: Path, forward: Forward, mode: int = SOCKET_MODE) -> None:
+        """`forward` asks dom0 and raises CallError with its refusal. `mode` is the socket's."""
         self._path = path
+        self._mode = mode
         self._forward = forward
         self._places = trio.Semaphore(FORWARDS_MAX)
         self._next = 0.0  # when the next request may be sent, if the burst is used up
@@ -71,7 +72,7 @@ class LocalSocket:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; started() when clients can connect."""
-        async with await listen_unix(self._path, SOCKET_MODE) as listener:
+        async with await listen_unix(self._path, self._mode) as listener:
             task_status.started()
             await serve_clients(listener, PROGRAM, _refusal, self._serve)
 

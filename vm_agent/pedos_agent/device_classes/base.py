@@ -34,13 +34,15 @@ class Host:
 
     `transport` makes the channels for data that the agents carry. `rescan` triggers a new look: it
     is bumped when something may differ from discovery's last look, because devices are lent or
-    borrowed, or because discovery has heard of an event.
+    borrowed, or because discovery has heard of an event. `heard` is bumped when somebody begins to
+    listen to what is lent, or nobody does any more.
     """
 
     settings: Settings
     transport: Transport = attrs.field(init=False)
     roots: Roots = ROOTS
     rescan: Revision = attrs.field(factory=Revision)
+    heard: Revision = attrs.field(factory=Revision)
 
     @transport.default
     def _transport(self) -> Transport:

@@ -13,6 +13,8 @@ import trio
 from pedos_protocol.errors import CallError
 from pedos_vchan.pump import Why
 
+from pedos_agent.device_classes.hearing import Hearing
+
 # The death of nbdkit or nbdfuse ends the pump before the child is reaped and its last words are
 # read.
 CHILD_FIRST_SECONDS: Final = 1.0
@@ -29,6 +31,7 @@ class Lifetime:
         self.reason: str | None = None
         self.requested = False
         self.result: dict[str, Any] | None = None
+        self.hearing: Hearing | None = None  # of what can be listened to
         self._failure: CallError | None = None
         self._ending = trio.Event()
         self._settled = trio.Event()

@@ -1,34 +1,45 @@
-"""The machine's own microphone: the first sound device that captures."""
+"""Microphones: the user's session records what is lent, and offers what is borrowed."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
 
-from pedos_agent.device_classes.base import DeviceClass
-from pedos_agent.device_classes.described import listed
-from pedos_agent.inventory.local_device import LocalDevice
-from pedos_agent.system.hardware_names import HardwareNames
-from pedos_agent.system.reading import read_table
+from pedos_agent.device_classes.base import Carrier, DeviceClass, Host
+from pedos_agent.device_classes.mic import discovery
+from pedos_agent.device_classes.mic.carrier import Microphones
+from pedos_agent.device_classes.mic.link_server import LinkServer
 
 
 class Mic(DeviceClass):
-    """Microphones: they can be listed."""
+    """Microphones. An agent without a socket for sessions can only list them."""
 
     name = "mic"
-    subsystem = "sound"
 
-    def on_machine(
-        self, sys_root: Path, proc_root: Path, names: HardwareNames
-    ) -> list[LocalDevice]:
+    def __init__(self) -> None:
+        """For any number of agents in one process."""
+        self._links: WeakKeyDictionary[Host, LinkServer] = WeakKeyDictionary()
+
+    def watch(self, host: Host) -> Callable[..., Awaitable[Any]] | None:
         """See DeviceClass."""
-        return _scan_mic(proc_root)
+        link = self._link(host)
+        if link is None and not discovery.is_machine(host):
+            return None
+        return partial(discovery.watch, host, link)
 
+    def carrier(self, host: Host) -> Carrier | None:
+        """See DeviceClass."""
+        link = self._link(host)
+        return None if link is None else Microphones(host, link)
 
-def _scan_mic(proc_root: Path) -> list[LocalDevice]:
-    # One line a PCM: "00-00: ALC3246 Analog : ALC3246 Analog : playback 1 : capture 1"
-    for line in read_table(f"{proc_root}/asound/pcm").split("\n"):
-        fields = [field.strip() for field in line.split(":")]
-        if any(field.startswith("capture") for field in fields):
-            name = fields[1] if len(fields) > 1 else ""
-            return [listed("mic", "mic", "", name or "Microphone")]
-    return []
+    def _link(self, host: Host) -> LinkServer | None:
+        """The one that discovery and attachments share."""
+        path = host.settings.sound
+        if path is None:
+            return None
+        link = self._links.get(host)
+        if link is None:
+            link = self._links[host] = LinkServer(path, host.settings)
+        return link

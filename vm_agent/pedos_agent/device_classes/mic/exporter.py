@@ -1,0 +1,72 @@
+"""The source's side of a lent microphone: the user's session records it while somebody listens, and
+the pump joins that to the target."""
+
+from __future__ import annotations
+
+import socket
+
+import trio
+from pedos_host.faultpoints import reach
+from pedos_protocol.agent_messages import ExportStart
+from pedos_protocol.sound_link import Device
+from pedos_vchan.transport import Listener
+
+from pedos_agent.device_classes.base import Host
+from pedos_agent.device_classes.data_channel import carry, from_target
+from pedos_agent.device_classes.hearing import Hearing
+from pedos_agent.device_classes.lifetime import Lifetime
+from pedos_agent.device_classes.mic.session import Session
+from pedos_agent.device_classes.mic.stream import RING_ORDERS, Stream, ends
+
+
+async def lend(
+    lifetime: Lifetime, params: ExportStart, device: Device, session: Session, host: Host
+) -> None:
+    """Lend `device` to the peer domain until an event ends `lifetime`. CallError, OSError."""
+    hearing = lifetime.hearing = Hearing(host.heard, params.muted)
+    vm = params.vm or f"domain-{params.peer}"  # an older dom0 does not name it
+    ours, theirs = ends()
+    with ours:
+        with theirs:
+            stream = session.lend(
+                device,
+                vm,
+                hearing.muted,
+                theirs.fileno(),
+                ended=lifetime.end,
+                heard=hearing.now,
+            )
+        hearing.tell = stream.mute
+        try:
+            await _lent(lifetime, params, host, stream, ours)
+        finally:
+            # Nothing goes to the target any more.
+            await stream.close()
+    await reach("export.stopped")
+
+
+async def _lent(
+    lifetime: Lifetime, params: ExportStart, host: Host, stream: Stream, ours: socket.socket
+) -> None:
+    await stream.ready()
+    await reach("export.opened")
+    with await host.transport.listen(params.peer, params.port, RING_ORDERS) as listener:
+        await reach("export.listening")
+        lifetime.ready({})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_serve, lifetime, listener, ours)
+            await lifetime.ending()
+            nursery.cancel_scope.cancel()
+
+
+async def _serve(lifetime: Lifetime, listener: Listener, ours: socket.socket) -> None:
+    """Accept the one client and move its bytes until either side ends."""
+    channel = await from_target(listener, lifetime)
+    if channel is None:
+        return
+    try:
+        await reach("export.connected")
+        result = await carry(channel, ours)
+    finally:
+        channel.close()
+    await lifetime.end_after_pump(result.why)
