@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "native" / "csrc"
 WIRE = ROOT / "native" / "wire"
+SOUND = ROOT / "native" / "sound"
 BUILD = ROOT / "build"
 INCLUDE = f"-I{CSRC}"
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror"]
@@ -41,6 +42,7 @@ FUZZING = [
 PAGE_LENGTH = 512
 FRAME_LENGTH = 4096
 USBIP_LENGTH = 1024
+SOUND_LENGTH = 2048
 
 
 def peer(directory: Path) -> Path:
@@ -114,8 +116,32 @@ def usbip_fuzzer(directory: Path, compiler: str) -> Path:
     return program
 
 
-#: What each reads: the shared page, frames, USB/IP streams; and how long its inputs are.
-FUZZERS = ((fuzzer, PAGE_LENGTH), (wire_fuzzer, FRAME_LENGTH), (usbip_fuzzer, USBIP_LENGTH))
+def sound_fuzzer(directory: Path, compiler: str) -> Path:
+    """libFuzzer's program for what pedos-sound reads; sources in directory come first."""
+    program = directory / "fuzz_sound"
+    command: list[str | Path] = [compiler, *FLAGS, *FUZZING, f"-I{directory}", f"-I{SOUND}"]
+    subprocess.run([*command, HERE / "fuzz_sound.c", "-o", program], check=True)
+    return program
+
+
+def sound_answers(directory: Path) -> Path:
+    """What says how pedos-sound reads bytes, under the sanitizers."""
+    program = directory / "answers"
+    sources = [SOUND / f"{name}.c" for name in ("text", "frames", "link")]
+    command: list[str | Path] = ["gcc", *FLAGS, f"-I{SOUND}", *SANITIZERS["address"]]
+    command.append(ROOT / "tests" / "sound" / "answers.c")
+    subprocess.run([*command, *sources, "-o", program], check=True)
+    return program
+
+
+#: What each reads: the shared page, frames, USB/IP streams, messages and frames of sound; and how
+#: long its inputs are.
+FUZZERS = (
+    (fuzzer, PAGE_LENGTH),
+    (wire_fuzzer, FRAME_LENGTH),
+    (usbip_fuzzer, USBIP_LENGTH),
+    (sound_fuzzer, SOUND_LENGTH),
+)
 
 
 def main(seconds: str = "600") -> int:
