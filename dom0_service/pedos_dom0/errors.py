@@ -291,5 +291,36 @@ def not_shut_down(
     )
 
 
+def not_confirmed(lease: Lease, why: str, *, muted: bool) -> CallError:
+    """The source was asked to mute or unmute what a VM has, and did not say that it has."""
+    key, vm = lease.key, lease.vm
+    if not muted:
+        message = f"{vm} may still hear nothing of {key}: {key.backend} does not confirm it ({why})"
+        return failure("failed", message, hint=f"look after {key.backend}; it is asked again")
+    return failure(
+        "failed",
+        f"{vm} MAY STILL HEAR {key}: {key.backend} does not confirm that it is muted ({why})",
+        hint=f"qvm-device {key.device_class} detach {vm} {key}",
+    )
+
+
+def cannot_mute(lease: Lease) -> CallError:
+    """The agent of the source speaks an older version of the protocol."""
+    return failure(
+        "failed",
+        f"{lease.vm} is muted, and the agent of {lease.key.backend} is older and cannot mute",
+        hint=f"upgrade pedos-agent in {lease.key.backend}, or "
+        f"qvm-device {lease.key.device_class} unmute {lease.vm}",
+    )
+
+
+def too_many_muted(device_class: str, most: int) -> CallError:
+    return failure(
+        "quota",
+        f"{most} VMs are muted already, some of which may not exist any more",
+        hint=f"qvm-device {device_class} list --json shows them; unmute some",
+    )
+
+
 def shutting_down(vm: str) -> CallError:
     return failure("failed", f"{vm} is being shut down")

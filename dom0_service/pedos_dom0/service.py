@@ -22,12 +22,15 @@ from pedos_host.folder_lock import hold_folder, make_private
 from pedos_host.system_errors import what_is_wrong
 
 from pedos_dom0.access.audited import AuditedPolicy, facts_audited
+from pedos_dom0.attachments.listening import Listening
+from pedos_dom0.attachments.muting import Muting
 from pedos_dom0.attachments.orphans import Orphans
 from pedos_dom0.attachments.reconcile import Reconciler
 from pedos_dom0.attachments.teardown import Teardown
 from pedos_dom0.attachments.transaction import Transaction
 from pedos_dom0.audit.log import Audit
 from pedos_dom0.audit.queue import AuditQueue
+from pedos_dom0.connections.agent_session import SharedParts
 from pedos_dom0.connections.agent_sessions import AgentSessions
 from pedos_dom0.connections.local_socket import LocalSocket, listening
 from pedos_dom0.requests.api import Api
@@ -107,6 +110,7 @@ async def run(
                     task_status.started(state)
             finally:
                 state.audit_throttle.flush_all()
+                state.listening_throttle.flush_all()
                 audit.write("service", what="ended")
 
 
@@ -120,9 +124,10 @@ async def _held(state: Path) -> AsyncIterator[None]:
 async def start_parts(state: State, nursery: trio.Nursery) -> Api:
     """Starts all tasks that work on `state` in `nursery`: the whole service but its connections."""
     teardown = Teardown(state, nursery)
-    transaction = Transaction(state, teardown)
+    muting = Muting(state, nursery)
+    transaction = Transaction(state, teardown, muting)
     reconciler = Reconciler(state, teardown)
-    api = Api(state, transaction, teardown, reconciler, Operations(nursery))
+    api = Api(state, transaction, teardown, reconciler, muting, Operations(nursery))
     rows = await reconciler.load_journal()
     for device_class, carrier in state.driver.carriers.items():
         of_class = [lease for lease in rows if lease.key.device_class == device_class]
@@ -131,7 +136,10 @@ async def start_parts(state: State, nursery: trio.Nursery) -> Api:
     await nursery.start(Orphans(state).run)
     await nursery.start(api.watch.run)
     await nursery.start(api.auto_attach.run)
-    await nursery.start(AgentSessions(state, teardown, reconciler, api).run)
+    sessions = AgentSessions(
+        SharedParts(state, teardown, reconciler, muting, Listening(state, nursery), api)
+    )
+    await nursery.start(sessions.run)
     for lease in rows:
         nursery.start_soon(reconciler.settle, lease)
     for start in starts:

@@ -61,6 +61,8 @@ class State:
     agents: AgentTable = attrs.field(factory=AgentTable)
     # The way to `audit` for lines that VMs can cause at will.
     audit_throttle: AuditThrottle = attrs.field(init=False)
+    # The same for who listens: what VMs do there never has a refusal summed up.
+    listening_throttle: AuditThrottle = attrs.field(init=False)
     # VMs that are shutting down: they get no device any more.
     closing: Counter[str] = attrs.field(factory=Counter)
     _followers: list[Callable[[], None]] = attrs.field(factory=list, init=False)
@@ -71,6 +73,7 @@ class State:
 
     def __attrs_post_init__(self) -> None:
         self.audit_throttle = AuditThrottle(self.audit)
+        self.listening_throttle = AuditThrottle(self.audit)
 
     @facts.default
     def _facts_of_the_driver(self) -> Facts:
@@ -227,6 +230,10 @@ class State:
         where only one may have it."""
         shared = class_of(key.device_class).shared
         return self.leases.holder(key, self.registry.family(key), vm, shared)
+
+    def is_muted(self, lease: Lease) -> bool:
+        """Whether the VM that has the device is to hear nothing of it."""
+        return self.store.is_muted(lease.key.device_class, lease.vm)
 
     def touch(self, assignment: Assignment) -> None:
         """Announces that an assignment has changed, at the devices that it is to."""

@@ -43,6 +43,7 @@ class ClassInfo:
     written: bool
     options: Annotated[tuple[OptionInfo, ...], AtMost(OPTIONS_MAX)]
     lacking: Text | None = attr.field(default=None, kw_only=True, metadata=OPTIONAL)
+    heard: bool = attr.field(default=False, kw_only=True, metadata=OPTIONAL)
 
 
 @attr.frozen

@@ -79,13 +79,14 @@ class DeviceClass:
     `shared`: several VMs may have one at once. `live`: one can be given to any VM that runs.
     `written`: a VM that has one may change what is on it, unless it has it read-only.
     `kind_letter` is what its kinds of interfaces begin with (see `kinds`); "" if it has none.
+    `heard`: its source says who listens to it, and dom0's user can mute a VM for it.
     `name_option` is the option that names a device in its VM; "" if they have no names there, or
     `names_itself`: its kernel calls them as it likes.
     """
 
     __slots__ = (
-        "example", "kind_letter", "live", "many", "name", "name_option", "names_itself", "one",
-        "options", "shared", "source", "written",
+        "example", "heard", "kind_letter", "live", "many", "name", "name_option", "names_itself",
+        "one", "options", "shared", "source", "written",
     )  # fmt: skip
 
     def __init__(
@@ -99,6 +100,7 @@ class DeviceClass:
         shared: bool = False,
         live: bool = True,
         written: bool = False,
+        heard: bool = False,
         options: tuple[Option, ...] = (),
         kind_letter: str = "",
         name_option: str = "",
@@ -112,6 +114,7 @@ class DeviceClass:
         self.shared = shared
         self.live = live
         self.written = written
+        self.heard = heard
         self.options = options
         self.kind_letter = kind_letter
         self.name_option = name_option
@@ -187,6 +190,7 @@ CLASSES = [
         source="dom0",
         example="mic",
         shared=True,
+        heard=True,
     ),
 ]
 

@@ -26,6 +26,7 @@ from .fields import (
     since,
 )
 from .info_messages import UNFIT_MAX, Decided, Relative
+from .mute_messages import MUTED_MAX
 from .policy_messages import PolicyStatus
 from .vm_messages import VmInfo
 
@@ -54,12 +55,17 @@ class AttachedTo:
     """The VM that a device is attached to now.
 
     `left_over`: why it is not free although the attachment should have ended; for dom0's user
-    alone.
+    alone. `listening`: whether somebody in the VM records now; None if that is not known, or the
+    device is nothing to listen to. `muted`: the VM gets silence. `unconfirmed`: why that may not be
+    so yet; for dom0's user alone.
     """
 
     vm: VmName
     options: Options = attr.field(factory=dict)
     left_over: Text | None = attr.field(default=None, kw_only=True, metadata=since(2))
+    listening: bool | None = attr.field(default=None, kw_only=True, metadata=since(2))
+    muted: bool = attr.field(default=False, kw_only=True, metadata=since(2))
+    unconfirmed: Text | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
 @attr.frozen
@@ -95,7 +101,9 @@ class DeviceListed:
 
     `more` says that there are further ones, to be had with `after`. `missing`, on the last of these
     answers, says which VMs have devices that are not listed, or may have, because they run without
-    an agent; and why: those that fit into it, of `missing_vms` altogether.
+    an agent; and why: those that fit into it, of `missing_vms` altogether. `muted`, also there and
+    for dom0's user alone, are the VMs that are muted for the class, whether they have a device of
+    it or not.
     """
 
     devices: Annotated[tuple[Listed, ...], AtMost(ITEMS_MAX)]
@@ -105,6 +113,9 @@ class DeviceListed:
         default=(), kw_only=True, metadata=since(2)
     )
     missing_vms: Natural = attr.field(default=0, kw_only=True, metadata=since(2))
+    muted: Annotated[tuple[VmName, ...], AtMost(MUTED_MAX)] = attr.field(
+        default=(), kw_only=True, metadata=since(2)
+    )
 
 
 @attr.frozen

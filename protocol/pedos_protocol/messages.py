@@ -2,9 +2,9 @@
 
 This module has those between a client and dom0 about attaching and detaching; `listing_messages`
 those about lists of devices and their changes, `assignment_messages` those about assignments,
-`class_messages` those about device classes, `sleep_messages` those about the machine's sleep,
-`vm_messages` those about VMs, `policy_messages` those about policy, `agent_messages` dom0's with an
-agent, and `machine_messages` those of local mode's machine.
+`class_messages` those about device classes, `mute_messages` those about muting, `sleep_messages`
+those about the machine's sleep, `vm_messages` those about VMs, `policy_messages` those about
+policy, `agent_messages` dom0's with an agent, and `machine_messages` those of local mode's machine.
 
 Classes are immutable and compare by value. Making one checks nothing: a program may be trusted
 about its own state, and the reader checks anyway. Everything from a connection goes through
@@ -95,6 +95,7 @@ from .machine_messages import (
     DomainStarted,
     VmState,
 )
+from .mute_messages import DeviceMute, MuteItem, MuteResult
 from .policy_messages import (
     DeviceExplain,
     ExplainResult,
@@ -162,6 +163,7 @@ __all__ = [
     "DeviceInfo",
     "DeviceList",
     "DeviceListed",
+    "DeviceMute",
     "DeviceRef",
     "DeviceTold",
     "DeviceUnassign",
@@ -192,6 +194,8 @@ __all__ = [
     "Missing",
     "MissingIn",
     "Mode",
+    "MuteItem",
+    "MuteResult",
     "OperationStep",
     "OptionInfo",
     "PolicyErrorInfo",
@@ -345,6 +349,7 @@ SCHEMA = Schema(
         "device.unassign": Spec(DeviceUnassign, UnassignResult, since=2),
         "device.assignments": Spec(DeviceAssignments, AssignmentsListed, since=2),
         "watch.next": Spec(WatchNext, Watched, since=2),
+        "device.mute": Spec(DeviceMute, MuteResult, since=2),
         "device.explain": Spec(DeviceExplain, ExplainResult),
         "devices.suspend": Spec(DevicesSuspend, SleepResult, since=2),
         "devices.resume": Spec(DevicesResume, SleepResult, since=2),

@@ -16,6 +16,7 @@ DOING = {
     "device.explain": "explain the policy for a device",
     "device.info": "tell all about a device",
     "device.list": "list devices",
+    "device.mute": "mute a VM, or unmute it",
     "device.unassign": "take an assignment away",
     "devices.resume": "attach devices again after the machine's sleep",
     "devices.suspend": "detach devices for the machine's sleep",

@@ -184,6 +184,7 @@ class FakeAgent:
             handlers={
                 "export.start": self._export_start,
                 "export.stop": self._export_stop,
+                "export.mute": self._export_mute,
                 "import.start": self._import_start,
                 "import.stop": self._import_stop,
                 "import.check": self._import_check,
@@ -214,9 +215,17 @@ class FakeAgent:
 
     async def _export_start(self, _peer: Peer, params: Params) -> Params:
         answer = await self._do("export.start", params)
-        keys = ("attachment", "device_class", "device", "peer", "port", "read_only", "instance")
+        keys = ("attachment", "device_class", "device", "peer", "port", "read_only", "instance",
+                "muted")  # fmt: skip
         self.exports[params["attachment"]] = {key: params[key] for key in keys if key in params}
         return answer or {}
+
+    async def _export_mute(self, _peer: Peer, params: Params) -> Params:
+        await self._do("export.mute", params)
+        if params["attachment"] not in self.exports:
+            raise CallError("not_found", "there is no such export")
+        self.exports[params["attachment"]]["muted"] = params["muted"]
+        return {}
 
     async def _export_stop(self, _peer: Peer, params: Params) -> Params:
         await self._do("export.stop", params)
@@ -284,6 +293,15 @@ class FakeAgent:
                 "missing": self.missing if last else [],
             }
             await self.peer.call("agent.report", params, timeout=5)
+
+    async def says_listening(self, vm_domid: int | None, listening: bool) -> None:
+        """Somebody in that domain listens, or nobody does any more."""
+        assert self.peer is not None
+        for attachment, export in self.exports.items():
+            if export["peer"] == vm_domid:
+                export["listening"] = listening
+                params = {"attachment": attachment, "listening": listening}
+                await self.peer.notify("attachment.listening", params)
 
     async def ended(self, attachment: str, side: str) -> None:
         assert self.peer is not None

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 from pedos_dom0.audit.throttle import THROTTLE_AFTER
+from pedos_dom0.connections.agent_session import SharedParts
 from pedos_dom0.connections.agent_sessions import AgentSessions
 from pedos_dom0.drivers.base import HypervisorLost
 from pedos_protocol.codec import encode
@@ -403,7 +404,8 @@ async def test_the_service_ends_when_it_no_longer_hears_of_its_vms(
     world: World, autojump_clock: Clock
 ) -> None:
     await world.start()
-    control = AgentSessions(world.state, None, None, None)  # type: ignore[arg-type]
+    shared = SharedParts(world.state, None, None, None, None, None)  # type: ignore[arg-type]
+    control = AgentSessions(shared)
     world.driver.infos.clear()
 
     async def run() -> None:

@@ -53,8 +53,11 @@ def of_fake(vm: str, **more: Any) -> Params:
 async def attached(world: World) -> list[tuple[str, list[Params]]]:
     """Each device of the class, with who has it and how; nothing is left over here."""
     listed = await world.client.list("fake")
-    assert not any(to.pop("left_over") for each in listed for to in each["attachments"])
-    return [(each["device"], each["attachments"]) for each in listed]
+    assert not any(to["left_over"] for each in listed for to in each["attachments"])
+    return [
+        (each["device"], [{"vm": to["vm"], "options": to["options"]} for to in each["attachments"]])
+        for each in listed
+    ]
 
 
 async def test_a_class_that_is_registered_works(world: World, autojump_clock: Clock) -> None:

@@ -65,7 +65,9 @@ async def told(world: World) -> list[str]:
     return [each["vm"] for each in (await listed(world))["attachments"]]
 
 
-async def test_two_vms_have_it_and_are_listed_and_one_keeps_it(world: World) -> None:
+async def test_two_vms_have_it_and_are_listed_and_one_keeps_it(
+    world: World, autojump_clock: Clock
+) -> None:
     await attach(world, "work", "vault")
     assert has(world) == await told(world) == ["vault", "work"]
     assert len({each["port"] for each in world.driver.agents["dom0"].exports.values()}) == 2
@@ -75,7 +77,9 @@ async def test_two_vms_have_it_and_are_listed_and_one_keeps_it(world: World) -> 
     assert has(world) == await told(world) == ["vault"]
 
 
-async def test_a_vm_sees_that_it_has_it_and_nothing_of_others(world: World) -> None:
+async def test_a_vm_sees_that_it_has_it_and_nothing_of_others(
+    world: World, autojump_clock: Clock
+) -> None:
     world.policy.set("device.list.mic * @anyvm @anyvm allow\n" + ALLOW_DOM0)
     await attach(world, "work", "vault")
     answer = await world.driver.agents["work"].ask("device.list", device_class="mic")
@@ -83,14 +87,16 @@ async def test_a_vm_sees_that_it_has_it_and_nothing_of_others(world: World) -> N
     assert [each["vm"] for each in device["attachments"]] == ["work"]
 
 
-async def test_all_of_a_vms_are_detached_and_no_others(world: World) -> None:
+async def test_all_of_a_vms_are_detached_and_no_others(world: World, autojump_clock: Clock) -> None:
     await attach(world, "work", "vault")
     answer = await world.client.call("device.detach", device_class="mic", vm="vault")
     assert [each["detached"] for each in answer["results"]] == [True]
     assert has(world) == ["work"]
 
 
-async def test_both_are_kept_by_a_restart_of_the_service(world: World) -> None:
+async def test_both_are_kept_by_a_restart_of_the_service(
+    world: World, autojump_clock: Clock
+) -> None:
     await attach(world, "work", "vault")
     await world.restart()
     assert has(world) == ["vault", "work"]
@@ -99,14 +105,16 @@ async def test_both_are_kept_by_a_restart_of_the_service(world: World) -> None:
     assert has(world) == ["vault"]
 
 
-async def test_all_end_when_it_is_unplugged(world: World) -> None:
+async def test_all_end_when_it_is_unplugged(world: World, autojump_clock: Clock) -> None:
     await attach(world, "work", "vault")
     await world.driver.agents["dom0"].unplug("mic")
     await trio.testing.wait_all_tasks_blocked()
     world.assert_nothing_left()
 
 
-async def test_one_that_is_left_over_keeps_it_from_no_other_vm(world: World) -> None:
+async def test_one_that_is_left_over_keeps_it_from_no_other_vm(
+    world: World, autojump_clock: Clock
+) -> None:
     await attach(world, "work", "vault")
     await world.client.call("vm.start", vm="spare")
 
@@ -125,7 +133,9 @@ async def test_one_that_is_left_over_keeps_it_from_no_other_vm(world: World) -> 
     )
 
 
-async def test_every_vm_that_it_is_assigned_to_gets_it_by_itself(world: World) -> None:
+async def test_every_vm_that_it_is_assigned_to_gets_it_by_itself(
+    world: World, autojump_clock: Clock
+) -> None:
     await assign(world, "work")
     answer = await assign(world, "vault", dry_run=True)
     assert answer["now"]["conflicts"] == [] and answer["now"]["held_by"] is None
@@ -137,7 +147,9 @@ async def test_every_vm_that_it_is_assigned_to_gets_it_by_itself(world: World) -
     assert [each["conflict"] for each in answer["assignments"]] == [None, None]
 
 
-async def test_each_gets_it_when_it_appears_and_when_its_vm_starts(world: World) -> None:
+async def test_each_gets_it_when_it_appears_and_when_its_vm_starts(
+    world: World, autojump_clock: Clock
+) -> None:
     for vm in ("work", "vault", "spare"):
         await assign(world, vm)
     await trio.testing.wait_all_tasks_blocked()
@@ -154,7 +166,7 @@ async def test_each_gets_it_when_it_appears_and_when_its_vm_starts(world: World)
     assert has(world) == ["spare", "vault", "work"]
 
 
-async def test_a_vm_starts_with_what_others_have(world: World) -> None:
+async def test_a_vm_starts_with_what_others_have(world: World, autojump_clock: Clock) -> None:
     await attach(world, "work")
     for vm in ("spare", "vault"):
         await assign(world, vm, "required")
@@ -165,7 +177,7 @@ async def test_a_vm_starts_with_what_others_have(world: World) -> None:
     assert has(world) == ["spare", "vault", "work"]
 
 
-async def test_a_detach_keeps_it_from_that_vm_alone(world: World) -> None:
+async def test_a_detach_keeps_it_from_that_vm_alone(world: World, autojump_clock: Clock) -> None:
     for vm in ("work", "vault"):
         await assign(world, vm)
     await trio.testing.wait_all_tasks_blocked()
@@ -187,7 +199,9 @@ async def _key(world: World) -> Any:
     return next(key for key, _ in world.state.registry.items("mic"))
 
 
-async def test_two_questions_about_it_are_two_questions(world: World) -> None:
+async def test_two_questions_about_it_are_two_questions(
+    world: World, autojump_clock: Clock
+) -> None:
     world.policy.set(ASK_DOM0 + ALLOW_DOM0)
 
     async def answer(params: Params) -> Params:
@@ -201,7 +215,7 @@ async def test_two_questions_about_it_are_two_questions(world: World) -> None:
     assert has(world) == ["vault", "work"]
 
 
-async def test_a_no_for_one_vm_is_no_no_for_another(world: World) -> None:
+async def test_a_no_for_one_vm_is_no_no_for_another(world: World, autojump_clock: Clock) -> None:
     async def answer(params: Params) -> Params:
         vm = params["candidates"][0]
         return yes(vm) if vm == "vault" else {"verdict": "deny", "target": None}
@@ -216,6 +230,7 @@ async def test_a_no_for_one_vm_is_no_no_for_another(world: World) -> None:
 
 async def test_what_is_asked_about_one_vm_ends_when_that_has_it_and_for_no_other(
     world: World,
+    autojump_clock: Clock,
 ) -> None:
     async with world.client.prompter() as prompter:  # who does not answer
         await assign(world, "work", "ask")
@@ -228,7 +243,9 @@ async def test_what_is_asked_about_one_vm_ends_when_that_has_it_and_for_no_other
 
 
 @pytest.mark.parametrize("step", ["attach.leased", "attach.exported", "attach.imported"])
-async def test_a_kill_during_the_second_attach_leaves_the_first(world: World, step: str) -> None:
+async def test_a_kill_during_the_second_attach_leaves_the_first(
+    world: World, autojump_clock: Clock, step: str
+) -> None:
     await attach(world, "work")
     killed = world.kill_at(step)
     async with trio.open_nursery() as nursery:

@@ -351,6 +351,36 @@ async def test_a_file_from_before_modes_keeps_its_assignments_as_required_ones(p
         assert f"its tables have version {SCHEMA_VERSION}, and this service knows 6" in says(path)
 
 
+async def test_muted_vms_are_noted_also_in_a_file_from_before_there_were_any(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(VERSION_6)
+    async with open_store(path) as store:
+        assert store.muted("mic") == []
+        assert await store.mute("mic", "work") and await store.mute("mic", "vault")
+        assert not await store.mute("mic", "work")
+        assert await store.unmute("mic", "vault") and not await store.unmute("mic", "vault")
+    async with open_store(path) as store:
+        assert store.muted("mic") == ["work"] and store.muted("fake") == []
+        assert store.is_muted("mic", "work") and not store.is_muted("fake", "work")
+        assert len(store.assignments()) == 2
+    with pytest.MonkeyPatch.context() as older:
+        older.setattr(store_file, "SCHEMA_VERSION", 9)
+        assert "its tables have version 10, and this service knows 9" in says(path)
+
+
+async def test_a_mute_that_the_disk_does_not_take_is_none(path: Path) -> None:
+    async with open_store(path) as store:
+        with pytest.MonkeyPatch.context() as full:
+            full.setattr(store._file, "mute", fails_to_write)
+            with pytest.raises(StoreError):
+                await store.mute("mic", "work")
+        assert not store.is_muted("mic", "work")
+
+
+def fails_to_write(*_: str) -> None:
+    raise StoreError(Path("dom0.sqlite"), "the disk is full", "make room")
+
+
 def test_an_update_to_modes_that_fails_half_way_leaves_the_old_file(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

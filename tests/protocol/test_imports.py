@@ -96,6 +96,7 @@ def test_attrs_is_imported_by_messages_alone() -> None:
         "listing_messages",
         "machine_messages",
         "messages",
+        "mute_messages",
         "policy_messages",
         "schema",
         "sleep_messages",

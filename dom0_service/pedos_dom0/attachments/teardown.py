@@ -280,7 +280,8 @@ class Teardown:
     async def _remind(self, lease: Lease) -> None:
         await self._import_again(lease)
         if self._stands(lease):
-            export = {**export_params(lease), "again": True}
+            muted = self._state.is_muted(lease)
+            export = {**export_params(lease, muted=muted), "again": True}
             await self._start_again(lease.key.backend, lease.backend_domid, "export.start", export)
 
     def _stands(self, lease: Lease) -> bool:

@@ -30,7 +30,14 @@ from pedos_dom0.attachments.ways import GONE, RELEASED, UNDONE
 from pedos_dom0.attachments.wire import export_params, import_params
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DriverError
-from pedos_dom0.errors import QuotaError, agent_missing, failure, not_to_be_had, shutting_down
+from pedos_dom0.errors import (
+    QuotaError,
+    agent_missing,
+    cannot_mute,
+    failure,
+    not_to_be_had,
+    shutting_down,
+)
 from pedos_dom0.tables.leases import ATTACHED, PENDING, Lease, broken_by
 from pedos_dom0.tables.store import StoreError
 from pedos_dom0.tasks import progress
@@ -40,6 +47,7 @@ if TYPE_CHECKING:
 
     from pedos_protocol.messages import Device
 
+    from pedos_dom0.attachments.muting import Muting
     from pedos_dom0.attachments.teardown import Teardown
     from pedos_dom0.attachments.ways import Way
     from pedos_dom0.device_classes.base import Options
@@ -63,9 +71,10 @@ _AGENT_TEXT_MAX = 200
 class Transaction:
     """Makes attachments. Ends none but those that it could not finish."""
 
-    def __init__(self, state: State, teardown: Teardown) -> None:
+    def __init__(self, state: State, teardown: Teardown, muting: Muting) -> None:
         self._state = state
         self._teardown = teardown
+        self._muting = muting
 
     def reserve(
         self,
@@ -258,10 +267,17 @@ class Transaction:
         await self._teardown.delete_overdue()
         await state.store.journal_put(lease)
         await state.reach("attach.leased")
+        muted = state.is_muted(lease)
+        if muted and not source.serves("export.mute"):
+            raise cannot_mute(lease)
         attempt.begun |= {"export.stop"}
         progress.at("lend", key.backend, key)
-        untrusted_result = await _ask(source, "export.start", export_params(lease), EXPORT_TIMEOUT)
+        params = export_params(lease, muted=muted)
+        untrusted_result = await _ask(source, "export.start", params, EXPORT_TIMEOUT)
         started = _parsed(source, "export.start", untrusted_result)
+        if class_of(key.device_class).description.heard:
+            source.heard.started(lease.attachment, muted=muted)
+            await self._muting.apply(lease)  # if the VM was muted, or unmuted, meanwhile
         attempt.handover = started.handover
         await state.reach("attach.exported")
         if carrier.by_hypervisor:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from pedos_dom0.tables.leases import Lease
 
 
-def export_params(lease: Lease) -> dict[str, Any]:
+def export_params(lease: Lease, *, muted: bool) -> dict[str, Any]:
     """The parameters of `export.start` (protocol: ExportStart)."""
-    return {**_exported(lease), "vm": lease.vm}
+    return {**_exported(lease), "vm": lease.vm, "muted": muted}
 
 
 def import_params(lease: Lease, device: Device | None) -> dict[str, Any]:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from pedos_vchan.peer import DefaultHandler, Handler
     from pedos_vchan.session import Patience
 
+    from pedos_dom0.attachments.listening import Listening
+    from pedos_dom0.attachments.muting import Muting
     from pedos_dom0.attachments.reconcile import Reconciler
     from pedos_dom0.attachments.teardown import Teardown
     from pedos_dom0.state import State
@@ -73,6 +75,8 @@ class SharedParts:
     state: State
     teardown: Teardown
     reconciler: Reconciler
+    muting: Muting
+    listening: Listening
     dispatcher: Dispatcher
 
 
@@ -80,6 +84,7 @@ class AgentSession(Peer):
     """The agent of the domain `domid` of the VM `name`, at the other end of `stream`."""
 
     __slots__ = (
+        "_heard_mark",
         "_next_report",
         "_pages",
         "_preferred",
@@ -107,6 +112,7 @@ class AgentSession(Peer):
         self.link = AgentLink(name, domid, self, self._drop)
         self._shared = shared
         self._pages = ReportPages(name)
+        self._heard_mark = 0  # when the report that is assembled began to arrive
         self._reports = RateLimit(burst=REPORT_RATE[0], per_second=REPORT_RATE[1])
         requests = RateLimit(burst=REQUEST_RATE[0], per_second=REQUEST_RATE[1])
         self._requester = Caller(kind=VM, name=name, turn=requests.turn)
@@ -154,8 +160,9 @@ class AgentSession(Peer):
         )
 
     async def _report(self, untrusted_params: dict[str, Any]) -> None:
-        await self._reports.turn()
         link, state = self.link, self._shared.state
+        mark = link.heard.mark()
+        await self._reports.turn()
         if link.lost:
             return
         try:
@@ -165,16 +172,20 @@ class AgentSession(Peer):
         except RemoteProtocolError as error:
             link.disconnect(str(error))
             return
+        if page.page == 0:
+            self._heard_mark = mark
         if report is None:
             return
         is_first = link.report is None
         link.report = report
+        listening = link.heard.reported(report.exports, self._heard_mark)
         self._next_report.unpark_all()
         if is_first:
             self._has_reported()
             self.start_soon(self._greet)
         elif state.agents.get(link.name) is link:
             self._show()
+            self._shared.listening.reported(link, listening)
 
     def _of_known_classes(self, page: AgentReport) -> AgentReport:
         """The page without devices of a class that dom0 does not know: the agent may be newer."""
@@ -212,6 +223,22 @@ class AgentSession(Peer):
         if ended.side == "export":
             teardown.source_has_ended(ended.attachment)
 
+    async def _listening(self, untrusted_params: dict[str, Any]) -> None:
+        """Somebody in the target of an export begins to listen, or nobody does any more."""
+        link = self.link
+        try:
+            said = parse_params("attachment.listening", untrusted_params)
+        except RemoteProtocolError as error:
+            link.disconnect(str(error))
+            return
+        lease = self._shared.state.leases.get(said.attachment)
+        if lease is None:
+            return  # it has just ended
+        if (lease.key.backend, lease.backend_domid) != (link.name, link.domid):
+            link.disconnect("it says who listens to what it does not lend")
+            return
+        self._shared.listening.says(link, lease, said.listening)
+
     # What dom0 makes of its reports
 
     async def _greet(self) -> None:
@@ -233,6 +260,8 @@ class AgentSession(Peer):
             self._shared.state.agents.add(link)
             logger.info("the agent of %s (domain %d) is connected", link.name, link.domid)
             self._show()
+            exports = link.report.exports
+            self._shared.listening.reported(link, [e.attachment for e in exports if e.listening])
 
     def _show(self) -> None:
         """Publishes the agent's last report."""
@@ -245,6 +274,7 @@ class AgentSession(Peer):
         if self._preference() != self._preferred:
             self.start_soon(self._prefer)
         shared.teardown.reported(link, shared.reconciler.is_settling)
+        shared.muting.check(link)
         if self._stopping_unknown or self._reconciled is link.report:
             return
         self._reconciled = link.report
@@ -333,5 +363,11 @@ class AgentSession(Peer):
 
 
 _HANDLERS = cast("Mapping[str, Handler]", {"agent.report": AgentSession._report})
-_NOTICES = cast("Mapping[str, Handler]", {"attachment.ended": AgentSession._ended})
+_NOTICES = cast(
+    "Mapping[str, Handler]",
+    {
+        "attachment.ended": AgentSession._ended,
+        "attachment.listening": AgentSession._listening,
+    },
+)
 _FORWARD = cast("DefaultHandler", AgentSession._forward)

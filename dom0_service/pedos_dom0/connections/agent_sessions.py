@@ -19,10 +19,7 @@ from pedos_dom0.connections.agent_session import AgentSession, SharedParts
 from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo, HypervisorLost
 
 if TYPE_CHECKING:
-    from pedos_dom0.attachments.reconcile import Reconciler
-    from pedos_dom0.attachments.teardown import Teardown
-    from pedos_dom0.connections.agent_session import Dispatcher
-    from pedos_dom0.state import State
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -83,11 +80,9 @@ class _Task:
 class AgentSessions:
     """Keeps a control connection to every domain that runs."""
 
-    def __init__(
-        self, state: State, teardown: Teardown, reconciler: Reconciler, dispatcher: Dispatcher
-    ) -> None:
-        self._state = state
-        self._shared = SharedParts(state, teardown, reconciler, dispatcher)
+    def __init__(self, shared: SharedParts) -> None:
+        self._state = shared.state
+        self._shared = shared
         self._tasks: dict[str, _Task] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -43,6 +43,7 @@ from pedos_dom0.requests.detach import Asking, Detach
 from pedos_dom0.requests.explaining import Explaining
 from pedos_dom0.requests.info import Info
 from pedos_dom0.requests.listing import Listing
+from pedos_dom0.requests.mute import Mute
 from pedos_dom0.requests.operations import Operations
 from pedos_dom0.requests.policy_status import fitting_status, policy_status
 from pedos_dom0.requests.sleep import Sleep
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from pedos_vchan.peer import Peer
 
     from pedos_dom0.access.callers import Caller, CallerKind
+    from pedos_dom0.attachments.muting import Muting
     from pedos_dom0.attachments.reconcile import Reconciler
     from pedos_dom0.attachments.teardown import Teardown
     from pedos_dom0.attachments.transaction import Transaction
@@ -106,6 +108,7 @@ class Api:
         transaction: Transaction,
         teardown: Teardown,
         reconciler: Reconciler,
+        muting: Muting,
         operations: Operations,
     ) -> None:
         self._state = state
@@ -114,11 +117,12 @@ class Api:
         self.prompters = Prompters(state.audit_throttle)
         self._authorizer = Authorizer(state, self.prompters)
         self._explaining = Explaining(state, self._authorizer)
-        self._listing = Listing(state, self._authorizer, teardown)
+        self._listing = Listing(state, self._authorizer, teardown, muting)
         self._info = Info(state, self._authorizer, self._listing)
         self.watch = Watch(state, self._authorizer, self._listing)
         self._attach = Attach(state, self._authorizer, transaction, reconciler)
         self._detach = Detach(state, self._authorizer, teardown, reconciler)
+        self._mute = Mute(state, muting, reconciler)
         self._sleep = Sleep(state, teardown, reconciler, self._attach)
         # Attaches what is assigned.
         self.auto_attach = AutoAttach(
@@ -283,6 +287,9 @@ class Api:
         """For dom0's user, who is warned when the policy in force differs from its files."""
         return policy_status(self._state).ok if call.caller.kind.sees_rules else None
 
+    async def device_mute(self, call: Call) -> object:
+        return await self._mute(call.caller, call.request, call.params)
+
     async def device_explain(self, call: Call) -> object:
         params = call.params
         return self._explaining.device(params.source, params.verb, self._key(call), params.vm)
@@ -357,6 +364,7 @@ TABLE: dict[str, Entry] = {
     "device.assign": Entry(Api.device_assign, _EVERYBODY, operation=True),
     "device.unassign": Entry(Api.device_unassign, _EVERYBODY, operation=True, left_classes=True),
     "device.assignments": Entry(Api.device_assignments, _EVERYBODY, left_classes=True),
+    "device.mute": Entry(Api.device_mute, _LOCAL, operation=True),
     "device.explain": Entry(Api.device_explain, _LOCAL, left_classes=True),
     "watch.next": Entry(Api.watch_next, _EVERYBODY, left_classes=True),
     "devices.suspend": Entry(Api.devices_suspend, _LOCAL, operation=True),

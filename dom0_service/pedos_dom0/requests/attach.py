@@ -427,7 +427,15 @@ class Attach:
         if not asked.caller.kind.sees_all and vm not in (asked.vm, asked.caller.name):
             # It was redirected to a VM that the requester knows nothing about.
             return AttachResult(outcome="attached", options={}, request=asked.request, vm=None)
-        told = None if note is None else f"{vm} says: {printable_text(note, NOTE_MAX)}"
+        notes = [] if note is None else [f"{vm} says: {printable_text(note, NOTE_MAX)}"]
+        device_class = asked.key.device_class
+        may_know = asked.caller.kind.sees_all or vm == asked.caller.name
+        if may_know and outcome != "assigned" and self._state.store.is_muted(device_class, vm):
+            notes.append(f"{vm} is muted, and hears nothing until dom0's user unmutes it")
         return AttachResult(
-            outcome=outcome, options=dict(options), request=asked.request, vm=vm, note=told
+            outcome=outcome,
+            options=dict(options),
+            request=asked.request,
+            vm=vm,
+            note="; ".join(notes) or None,
         )

@@ -41,6 +41,7 @@ def classes_told(state: State, caller: Caller) -> DeviceClassesListed:
                 live=each.live,
                 written=each.written,
                 options=tuple(map(_option_told, each.options)),
+                heard=each.heard,
                 lacking=state.carrier(each.name).lack,
             )
             for each in told[:CLASSES_MAX]

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from pedos_dom0.access.authorizer import Authorizer
     from pedos_dom0.access.callers import Caller
+    from pedos_dom0.attachments.muting import Muting
     from pedos_dom0.attachments.teardown import Teardown
     from pedos_dom0.state import State
     from pedos_dom0.tables.leases import Lease
@@ -54,9 +55,9 @@ if TYPE_CHECKING:
 # all.
 POLICY_ERRORS_MAX = 8
 POLICY_BYTES_MAX = 10 * 1024
-# Bytes of an answer beside the devices: its envelope, the policy's status, and which VMs have more
-# devices (32 lines of 250 bytes).
-ENVELOPE_MAX = 20 * 1024
+# Bytes of an answer beside the devices: its envelope, the policy's status, which VMs have more
+# devices (32 lines of 250 bytes), and which are muted (256 names).
+ENVELOPE_MAX = 29 * 1024
 # Bytes of the assignments of one device: those to 250 VMs with the longest names, each of which is
 # named twice if it was removed. So a device always fits onto a page.
 ASSIGNED_MAX = 16 * 1024
@@ -69,10 +70,13 @@ STEP = 64
 class Listing:
     """Makes listings of the present state."""
 
-    def __init__(self, state: State, authorizer: Authorizer, teardown: Teardown) -> None:
+    def __init__(
+        self, state: State, authorizer: Authorizer, teardown: Teardown, muting: Muting
+    ) -> None:
         self._state = state
         self._authorizer = authorizer
         self._teardown = teardown
+        self._muting = muting
 
     def _listed(self, key: DeviceKey, uses: Uses, *, for_dom0: bool) -> Listed:
         """One device with its users; `present` is False if its source does not report it.
@@ -92,14 +96,7 @@ class Listing:
                 read_only=False,
                 busy=None,
             )
-        attached = [
-            AttachedTo(
-                vm=lease.vm,
-                options=dict(lease.options),
-                left_over=self._teardown.why_left_over(lease.attachment) if for_dom0 else None,
-            )
-            for lease in uses.lent.get(key, ())
-        ]
+        attached = [self._attached(each, for_dom0=for_dom0) for each in uses.lent.get(key, ())]
         assignments = _each_vms(key, uses.assigned.get(key, ()), self._state)
         told = fitting(
             (AssignedTo(each.vm, dict(each.options), mode=each.mode) for each in assignments),
@@ -119,6 +116,17 @@ class Listing:
             assignments_left_out=len(assignments) - len(told),
             present=present,
             conflict=None if conflict is None else bounded_text(conflict),
+        )
+
+    def _attached(self, lease: Lease, *, for_dom0: bool) -> AttachedTo:
+        heard = self._state.agents.heard(lease)
+        return AttachedTo(
+            vm=lease.vm,
+            options=dict(lease.options),
+            left_over=self._teardown.why_left_over(lease.attachment) if for_dom0 else None,
+            listening=None if heard is None else heard.listening,
+            muted=self._state.is_muted(lease),
+            unconfirmed=self._muting.why_unconfirmed(lease) if for_dom0 else None,
         )
 
     def _conflict(self, key: DeviceKey, has: Collection[str]) -> str | None:
@@ -172,7 +180,8 @@ class Listing:
             if (vms is None or backend in vms) and backend not in exclude
             if (found := self._missing(backend, device_class)) is not None
         ]
-        return page.listed(status, missing)
+        muted = tuple(self._state.store.muted(device_class))
+        return attrs.evolve(page.listed(status, missing), muted=muted)
 
     async def for_vm(
         self,

@@ -14,9 +14,12 @@ import trio
 from pedos_protocol.agent_messages import SCHEMA
 from pedos_protocol.errors import CallError
 
+from pedos_dom0.tables.heard import Heard, HeardTable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from pedos_dom0.tables.leases import Lease
     from pedos_dom0.tables.report_pages import Report
 
 # An agent that was just started, or that lost the service when it was restarted, is back within a
@@ -55,6 +58,7 @@ class AgentLink:
         "_peer",
         "_told",
         "domid",
+        "heard",
         "lost",
         "name",
         "report",
@@ -64,6 +68,7 @@ class AgentLink:
         self.name = name
         self.domid = domid
         self.report: Report | None = None
+        self.heard = HeardTable()
         self.lost = False
         self._peer = peer
         self._drop = drop
@@ -76,6 +81,10 @@ class AgentLink:
     def connected(self) -> bool:
         """False as soon as the connection has ended, even before that is announced."""
         return not self.lost and self._peer.is_open
+
+    def serves(self, method: str) -> bool:
+        """Whether the agent's version of the protocol has that method."""
+        return SCHEMA[method].since <= self._peer.version
 
     async def call(self, method: str, params: dict[str, Any], *, timeout: float) -> dict[str, Any]:
         """Asks the agent, in its version of the protocol; `timeout` in seconds. Raises CallError,
@@ -129,6 +138,11 @@ class AgentTable:
         """The link to this very domain, not to a later run of the VM."""
         link = self._links.get(name)
         return link if link is not None and link.domid == domid else None
+
+    def heard(self, lease: Lease) -> Heard | None:
+        """What its source says of an attachment; None if it has not, or is not connected."""
+        link = self.at(lease.key.backend, lease.backend_domid)
+        return None if link is None else link.heard.get(lease.attachment)
 
     def expect(self, name: str) -> None:
         """A domain began to run: its agent should connect soon."""

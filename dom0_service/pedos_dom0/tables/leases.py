@@ -46,6 +46,11 @@ class Lease:
     by_hypervisor: bool | None = None
 
     @property
+    def is_made(self) -> bool:
+        """Whether the target has, or had, the device."""
+        return self.state != PENDING
+
+    @property
     def channel(self) -> Channel:
         """The source listens for the target."""
         return Channel(port=self.port, listener=self.backend_domid, peer=self.vm_domid)

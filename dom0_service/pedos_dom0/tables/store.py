@@ -1,5 +1,5 @@
 """What dom0 remembers across restarts: assignments, what a person has detached and they must not
-attach again, and the journals of attachments and starts.
+attach again, the journals of attachments and starts, and which VMs are muted.
 
 The service is the only writer of its file (store_file.py), so memory has everything that the file
 has, and reads are answered from memory: a read never waits for a disk. A write is awaited; a thread
@@ -78,6 +78,7 @@ class Store:
         self._starts = {row.vm: row for row in file.starts()}
         self._held_back = {row.key: row for row in file.held_back()}
         self._suspended = {row.attachment: row for row in file.suspended()}
+        self._muted = set(file.muted())
 
     def close(self) -> None:
         """Safe to call twice; no write may be in progress."""
@@ -305,6 +306,37 @@ class Store:
     def suspended(self) -> list[Suspended]:
         """Those that are to be made again, in the order of devices."""
         return sorted(self._suspended.values(), key=lambda row: (str(row.key), row.attachment))
+
+    # Muted VMs
+
+    async def mute(
+        self, device_class: str, vm: str, check: Callable[[], object] = lambda: None
+    ) -> bool:
+        """Notes that the VM is muted for a class; False if it was. `check` is as in `assign`."""
+        async with self._turn:
+            if (device_class, vm) in self._muted:
+                return False
+            check()
+            await self._in_thread(partial(self._file.mute, device_class, vm))
+            self._muted.add((device_class, vm))
+            return True
+
+    async def unmute(self, device_class: str, vm: str) -> bool:
+        """Notes that it is not muted any more; False if it was not."""
+        async with self._turn:
+            if (device_class, vm) not in self._muted:
+                return False
+            await self._in_thread(partial(self._file.unmute, device_class, vm))
+            self._muted.remove((device_class, vm))
+            return True
+
+    def is_muted(self, device_class: str, vm: str) -> bool:
+        """Whether the VM hears nothing of the devices of that class."""
+        return (device_class, vm) in self._muted
+
+    def muted(self, device_class: str) -> list[str]:
+        """The VMs that are muted for a class, whether they exist or not, in the order of names."""
+        return sorted(vm for name, vm in self._muted if name == device_class)
 
 
 def _order(assignment: Assignment) -> tuple[str, Slot]:

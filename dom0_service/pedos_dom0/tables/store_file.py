@@ -1,5 +1,5 @@
 """The rows that outlive the service: assignments, what is held back from them, the journal of
-attachments, starts of VMs."""
+attachments, starts of VMs, muted VMs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pedos_protocol.messages import Mode
 
 # Incremented with every change of the tables; the file has it as its user_version.
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 # Marks the file as ours ("PeDO"), so that the service does not write into another program's
 # database.
 APPLICATION_ID = 0x5065444F
@@ -96,6 +96,13 @@ CREATE TABLE suspended (
 """,
     8: """
 ALTER TABLE suspended ADD COLUMN tried INTEGER NOT NULL DEFAULT 0;
+""",
+    9: """
+CREATE TABLE muted (
+    device_class TEXT NOT NULL,
+    vm TEXT NOT NULL,
+    PRIMARY KEY (device_class, vm)
+) STRICT, WITHOUT ROWID;
 """,
 }
 
@@ -379,6 +386,20 @@ class StoreFile(DatabaseFile):
             )
             for attachment, *key, identity, vm, domid, options, boot, tried in rows
         ]
+
+    # Muted VMs
+
+    def mute(self, device_class: str, vm: str) -> None:
+        """The VM hears nothing of the devices of that class."""
+        self._run("INSERT OR REPLACE INTO muted VALUES (?, ?)", (device_class, vm))
+
+    def unmute(self, device_class: str, vm: str) -> None:
+        """It hears them again."""
+        self._run("DELETE FROM muted WHERE (device_class, vm) = (?, ?)", (device_class, vm))
+
+    def muted(self) -> list[tuple[str, str]]:
+        """Class and name of all muted VMs."""
+        return [(name, vm) for name, vm in self._rows("SELECT device_class, vm FROM muted")]
 
     def _options(self, text: str) -> dict[str, str]:
         return self._map(text)
