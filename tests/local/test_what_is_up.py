@@ -9,10 +9,11 @@ from typing import Any, cast
 import pytest
 import trio.testing
 from pedos_dom0.local import bringup
-from pedos_dom0.local.config import Config, VmConfig
+from pedos_dom0.local.config import Config, Sound, VmConfig
 from pedos_dom0.local.layout import Layout
 from pedos_dom0.local.verbs import _how_much_is_up
 from pedos_protocol.errors import CallError
+from pedos_protocol.messages import parse_params
 
 CONFIG = Config((VmConfig("sys-usb"), VmConfig("work"), VmConfig("vault", autostart=False)))
 
@@ -25,6 +26,7 @@ class Service:
         self.silent: set[str] = set()
         self.ends_again: set[str] = set()
         self.policy_ok = True
+        self.microphones: list[list[dict[str, Any]]] = []  # one answer after the other
         self._told: set[str] = set()
 
     async def call(self, method: str, params: dict[str, Any], *, timeout: float) -> dict[str, Any]:
@@ -36,6 +38,11 @@ class Service:
         if method == "vm.list":
             names = ("dom0", "sys-usb", "work", "vault")
             return {"vms": [{"name": name, "agent": self._has_agent(name)} for name in names]}
+        parse_params(method, params)  # what the real service would not take fails here
+        if method == "device.list":
+            answer, *rest = self.microphones
+            self.microphones = rest or [answer]
+            return {"devices": [each for each in answer if each["backend"] in params["vms"]]}
         agents = sorted({"dom0", "sys-usb", "work"} - self.silent)
         return {"agents": agents, "policy": {"ok": self.policy_ok}}
 
@@ -59,8 +66,8 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Service:
     return service
 
 
-async def said(layout: Layout) -> list[str]:
-    problems = await bringup._autostart(layout, CONFIG)
+async def said(layout: Layout, config: Config = CONFIG) -> list[str]:
+    problems = await bringup._autostart(layout, config)
     return _how_much_is_up(bringup.Up(cast(Any, None), tuple(problems)))
 
 
@@ -96,3 +103,35 @@ async def test_otherwise_it_is_said_what_is_not_and_why(
     first, *rest = await said(layout)
     assert first == "not everything is up; Ctrl-C ends what is:"
     assert rest == [f"  {line}" for line in lines]
+
+
+SPEAKS = Config((VmConfig("sys-usb", sound=Sound("pipewire", microphone=True)), VmConfig("work")))
+BUSY = {"backend": "sys-usb", "device": "mic", "busy": "no sound server runs"}
+FREE = {"backend": "sys-usb", "device": "mic"}
+
+
+async def test_a_microphone_is_waited_for(
+    layout: Layout, service: Service, autojump_clock: trio.testing.MockClock
+) -> None:
+    service.microphones = [[], [BUSY], [BUSY], [FREE]]
+    assert await said(layout, SPEAKS) == ["everything is up; Ctrl-C ends it"]
+    assert service.microphones == [[FREE]]
+
+
+async def test_one_that_does_not_come_is_told(
+    layout: Layout, service: Service, autojump_clock: trio.testing.MockClock
+) -> None:
+    service.microphones = [[BUSY]]
+    first, what, look = await said(layout, SPEAKS)
+    assert first == "not everything is up; Ctrl-C ends what is:"
+    assert what == "  not every microphone of sys-usb is there"
+    assert look.startswith("    try:  tail ")
+
+
+async def test_one_whose_vm_did_not_start_is_not_waited_for(
+    layout: Layout, service: Service, autojump_clock: trio.testing.MockClock
+) -> None:
+    service.does_not_start = {"sys-usb"}
+    start = trio.current_time()
+    assert len(await said(layout, SPEAKS)) == 3
+    assert trio.current_time() - start < bringup.REPORT_TIMEOUT

@@ -359,6 +359,15 @@ async def _autostart(layout: Layout, config: Config) -> list[str]:
         if not await _look_until(functools.partial(_dom0_reported, dom0)):
             problems.append("dom0's own agent did not report, so dom0's devices are missing")
             logger.error("%s", problems[-1])
+        speaking = [
+            vm.name
+            for vm in config.vms
+            if vm.name in names and vm.name not in failed and vm.sound and vm.sound.microphone
+        ]
+        if not await _look_until(functools.partial(_microphones_are_there, dom0, speaking)):
+            what = f"not every microphone of {', '.join(speaking)} is there"
+            problems.append(with_hint(what, f"tail {layout.log('*.sound*')}"))
+            _log_lines(problems[-1])
         for problem in await _since_then(dom0, [name for name in names if name not in failed]):
             _log_lines(problem)
             problems.append(problem)
@@ -408,6 +417,16 @@ async def _look_until(look: Callable[[], Awaitable[bool]]) -> bool:
 async def _dom0_reported(dom0: Peer) -> bool:
     status = await dom0.call("service.status", {}, timeout=CALL_TIMEOUT)
     return "dom0" in status["agents"]
+
+
+async def _microphones_are_there(dom0: Peer, names: list[str]) -> bool:
+    """Can those VMs lend the microphones of their servers? These answer after the VMs' starts."""
+    if not names:
+        return True
+    wanted = {"device_class": "mic", "vms": names, "exclude": [], "after": None}
+    listing = await dom0.call("device.list", wanted, timeout=CALL_TIMEOUT)
+    free = {each["backend"] for each in listing["devices"] if not each.get("busy")}
+    return free.issuperset(names)
 
 
 async def agent_of(dom0: Peer, name: str) -> bool:

@@ -54,9 +54,12 @@ def problems(layout: Layout, sounds: Mapping[str, Sound]) -> list[str]:
     for sound in sounds.values():
         needed.update(TOOLS[sound.kind])
     missing = {tool: package for tool, package in needed.items() if shutil.which(tool) is None}
-    if find_pedos_sound() is None:
-        missing[PEDOS_SOUND] = PEDOS_SOUND
     found = []
+    if find_pedos_sound() is None:
+        if os.path.lexists(os.path.join(os.path.dirname(sys.executable), PEDOS_SOUND)):
+            found.append(f"{PEDOS_SOUND} is not built in this checkout\n  try:  make sound")
+        else:
+            missing[PEDOS_SOUND] = PEDOS_SOUND
     if missing:
         users = ", ".join(sounds)
         found.append(
