@@ -7,6 +7,7 @@ are right or one mistake was made twice.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import itertools
 import re
 
@@ -14,7 +15,11 @@ from pedos_dom0.policy.evaluate import Request
 from pedos_dom0.policy.model import Rule
 from pedos_dom0.policy.system import System
 
+# Random policies are made of few words: what one says of another is asked ten thousands of times.
+remembered = functools.lru_cache(maxsize=20_000)
 
+
+@remembered
 def service_covers(word: str, service: str) -> bool:
     if word == "*":
         return True
@@ -23,12 +28,19 @@ def service_covers(word: str, service: str) -> bool:
 
 
 def argument_covers(rule: Rule, service: str, argument: str, *, sure: bool = True) -> bool:
-    if rule.argument == "*":
+    return words_cover(rule.service, rule.argument, service, argument, sure)
+
+
+@remembered
+def words_cover(
+    rule_service: str, rule_argument: str, service: str, argument: str, sure: bool
+) -> bool:
+    if rule_argument == "*":
         return True
-    if not rule.service.startswith("device."):
-        return rule.argument == argument
+    if not rule_service.startswith("device."):
+        return rule_argument == argument
     parts = argument[1:].split(":", 2)
-    globs = rule.argument[1:].split(":", 2)
+    globs = rule_argument[1:].split(":", 2)
     *places, identity = [*globs, *("*",) * (3 - len(globs))]
     device_class = service.rpartition(".")[2]
     return all(map(glob_covers, places, parts)) and (
@@ -38,6 +50,7 @@ def argument_covers(rule: Rule, service: str, argument: str, *, sure: bool = Tru
     )
 
 
+@remembered
 def glob_covers(glob: str, text: str) -> bool:
     return re.fullmatch(fnmatch.translate(glob), text) is not None
 
