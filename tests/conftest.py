@@ -12,6 +12,8 @@ import pytest
 import trio
 from hypothesis import HealthCheck, settings
 
+from tests import rewriting
+
 # The machine's present speed says nothing about the code.
 settings.register_profile("timeless", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("timeless")
@@ -43,6 +45,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if len(list(item.iter_markers("trio"))) == 1:
             item.add_marker(pytest.mark.trio(run=run_strictly), append=False)
     items.sort(key=lambda item: item.path.parent.name not in FIRST)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Workers of pytest-xdist that collect everything share the work."""
+    worker = getattr(session.config, "workerinput", None)
+    if worker is not None and session.config.args == session.config.getini("testpaths"):
+        number = int(worker["workerid"].removeprefix("gw"))
+        rewriting.rewrite_share(session.config, number, worker["workercount"])
 
 
 ALONE = pytest.StashKey[TextIO]()  # the lock of a run, in a worker of pytest-xdist
