@@ -93,6 +93,8 @@ async def test_a_class_is_one_row_of_the_table(settings: Settings, nursery: trio
     assert [each.device_class for each in report.exports] == ["fake"]
     with pytest.raises(CallError, match="toy is already exported"):
         await dom0.lend("f" * 16, "toy", 4, device_class="fake")
+    with pytest.raises(CallError, match="fake devices cannot be muted"):
+        await dom0.call("export.mute", attachment=ATTACHMENT, muted=True)
     (folder / "toy").unlink()
     assert (await dom0.ended()).reason == "the device was unplugged"
 

@@ -51,6 +51,8 @@ async def program(settings: Settings) -> AsyncIterator[Child]:
     argv += ["--dev", str(settings.dev)]
     if settings.control_socket is not None:
         argv += ["--control-socket", str(settings.control_socket)]
+    if settings.sound is not None:
+        argv += ["--sound-socket", str(settings.sound)]
     address = f"\0pedos-test-{os.getpid()}-{settings.vm}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as notify:
         notify.bind(address)

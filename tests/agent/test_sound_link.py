@@ -345,6 +345,29 @@ async def test_what_is_malformed_ends_the_session(world: World, datagrams: list[
     await good.welcomed()
 
 
+async def test_a_fault_of_the_agent_s_own_ends_that_session_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.Session, "_take", fail)
+        await (await world.comes(ALICE)).over.wait()
+    assert "serving pedos-sound failed unexpectedly" in caplog.text
+    await (await world.comes(ALICE)).welcomed()
+
+
+async def test_a_reason_of_any_length_is_told(
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = LinkServer(tmp_path / "sound", on_xen(tmp_path, sound_user="x\n" * 300))
+    await nursery.start(server.run)
+    client = FakeSession(tmp_path / "sound")
+    await nursery.start(client.run)
+    assert str(client.refused).startswith("--sound-user x_x_")
+
+
 def link_of(raw: list[bytes]) -> str:
     """How a session ends that sends these datagrams; it is given a stream first."""
 

@@ -54,15 +54,15 @@ async def test_a_disk_goes_through_shared_memory(pair: Pair) -> None:
         await is_lent_and_given_back(pair)
 
 
-@needs_fuse
 @pytest.mark.skipif(bool(interop.missing()), reason=interop.missing())
-def test_a_disk_goes_through_xens_channels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", [pytest.param("disk", marks=needs_fuse), "microphone"])
+def test_what_the_agents_carry_goes_through_xens_channels(tmp_path: Path, what: str) -> None:
     """Over a stand-in for Xen, and with Debian's unmodified libxenvchan."""
     libraries, root = tmp_path / "libraries", tmp_path / "root"
     libraries.mkdir()
     root.mkdir()
     xen_libraries.build(libraries)
-    command = [sys.executable, "-m", "tests.agent.over_xen", libraries, root]
+    command = [sys.executable, "-m", "tests.agent.over_xen", libraries, root, what]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=2 * SECONDS
     )

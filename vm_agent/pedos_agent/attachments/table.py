@@ -199,6 +199,8 @@ class Attachments:
         if entry is None:
             raise CallError("not_found", f"no attachment {attachment} is lent here")
         if entry.lifetime.hearing is None:
+            await entry.lifetime.started()  # by then it is known
+        if entry.lifetime.hearing is None:
             raise CallError("failed", f"{entry.params.device_class} devices cannot be muted")
         await entry.lifetime.hearing.mute(muted)
         if entry.lifetime.reason is not None:

@@ -19,6 +19,7 @@ from pedos_host.packets import PacketSocket
 from pedos_host.system_errors import what_is_wrong
 from pedos_host.throttle import throttle
 from pedos_host.unix import PacketListener, listen_packets
+from pedos_protocol.names import harmless_text
 from pedos_protocol.sound_link import DATAGRAM_MAX, Refused, build
 
 from pedos_agent.device_classes.mic import who
@@ -127,8 +128,13 @@ class LinkServer:
         return True
 
     async def _serve(self, session: Session) -> None:
+        why = "this agent failed"
         try:
             why = await session.run()
+        except Exception:
+            # Everything else that the agent carries goes on.
+            if (more := throttle.more("serving a session failed")) is not None:
+                log.exception("serving pedos-sound failed unexpectedly%s", more)
         finally:
             if self.session is session:
                 self.session = None
@@ -141,7 +147,7 @@ class LinkServer:
         if (more := throttle.more("refused a session")) is not None:
             log.info("refused pedos-sound of user %d: %s%s", *(packets.uid, why, more))
         try:
-            packets.send_now(build(Refused(why)))
+            packets.send_now(build(Refused(harmless_text(why))))
         except OSError:  # it has gone
             return False
         if self._refused >= REFUSED_MAX:
