@@ -234,6 +234,12 @@ def _done(record: Record) -> list[str]:
     return [f"{ended}: {rest}." if rest else f"{ended}."]
 
 
+def _listening(record: Record) -> list[str]:
+    device, vm = _text(record.get("device")), _text(record.get("vm"))
+    word = "began" if record.get("outcome") == "begins" else "ended"
+    return [f"{vm} {word} to listen to {device}."]
+
+
 def _not_attached(record: Record) -> list[str]:
     return [
         f"{_text(record.get('device'))} was there, and no VM got it by itself: "
@@ -296,6 +302,9 @@ _SENTENCES = {
     "attach": _done,
     "assign": _done,
     "unassign": _done,
+    "listening": _listening,
+    "mute": _done,
+    "unmute": _done,
     "not_attached": _not_attached,
     "detach": _done,
     "start": _done,

@@ -23,6 +23,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+OF_HEARD = ("mute", "unmute")
+"""The actions that only classes have whose devices can be listened to."""
+
 TIMEOUT_S = 0.5
 """Seconds that the service may take: it answers from memory, and a Tab waits for it."""
 
@@ -57,6 +60,7 @@ def _class(told: Mapping[str, object]) -> DeviceClass:
         shared=take(told, "shared", bool),
         live=take(told, "live", bool),
         written=take(told, "written", bool),
+        heard=told.get("heard") is True,  # an older service does not say it
         options=tuple(_option(each) for each in take_maps(told, "options")),
     )
 

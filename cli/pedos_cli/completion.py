@@ -26,7 +26,7 @@ from pedos_protocol.names import is_device_id, is_identity, is_vm_name, natural_
 from pedos_cli import client, place
 from pedos_cli.answers import DONE, take, take_maps
 from pedos_cli.arguments import WILDCARD
-from pedos_cli.classes import classes_there_are
+from pedos_cli.classes import OF_HEARD, classes_there_are
 from pedos_cli.devices import assignment_name, device_name, list_assignments, list_devices
 from pedos_cli.policy_files import ANY, NAME_CHARACTERS, NEW
 from pedos_cli.policy_files import names as policy_names
@@ -135,7 +135,8 @@ def candidates(parser: argparse.ArgumentParser, words: Iterable[str], prefix: st
     expected = position.expected()
     if isinstance(expected, argparse._SubParsersAction):
         # Without the aliases: they save typing only for users who know them already.
-        return [each.dest for each in expected._choices_actions]
+        names = [each.dest for each in expected._choices_actions]
+        return [each for each in names if each not in OF_HEARD or _is_heard(position)]
     source = SOURCES.get(expected.metavar) if expected is not None else None
     if source is None and expected is not None and expected.choices is not None:
         return list(expected.choices)
@@ -163,6 +164,12 @@ def _fits(expected: argparse.Action, word: str) -> bool:
 
 def _classes(_: Position) -> list[str]:
     return [each.name for each in classes_there_are()]
+
+
+def _is_heard(position: Position) -> bool:
+    named = position.device_class
+    known = class_named(named) or class_named(named, classes_there_are())
+    return known is not None and known.heard
 
 
 def _vms(_: Position) -> list[str]:

@@ -67,6 +67,7 @@ def run(session: Session) -> int:
         listed = {"devices": devices, "policy": answer.get("policy")}
         if missing:
             listed |= {"missing": missing, "missing_vms": answer.get("missing_vms")}
+        listed |= {key: answer[key] for key in ("muted",) if answer.get(key)}
         output.put_json(listed)
     elif devices:
         if session.verbosity > 0:
@@ -75,7 +76,7 @@ def run(session: Session) -> int:
             output.table(map(row, devices), HEADER)
     elif not missing:
         session.note(f"there are no {args.device_class} devices here")
-    for line in missing_lines(missing, answer.get("missing_vms")):
+    for line in (*missing_lines(missing, answer.get("missing_vms")), *muted_lines(answer)):
         session.note(line)
     if (policy := answer.get("policy")) is not None:
         session.warn_of_policy(policy)
@@ -142,8 +143,23 @@ def used_by(device: Mapping[str, object]) -> list[str]:
 
 def _attached(use: Mapping[str, object]) -> str:
     # The service's own words, which name at most a VM.
-    why = use.get("left_over")
-    return f"left over, as {output.show(why)}" if why else "attached"
+    why, unconfirmed = use.get("left_over"), use.get("unconfirmed")
+    words = [f"left over, as {output.show(why)}" if why else "attached"]
+    if use.get("listening"):
+        words.append("listening")
+    if use.get("muted"):
+        may_hear = f"to be muted, and MAY STILL HEAR, as {output.show(unconfirmed)}"
+        words.append(may_hear if unconfirmed else "muted")
+    elif unconfirmed:
+        words.append(f"may still be muted, as {output.show(unconfirmed)}")
+    return ", ".join(words)
+
+
+def muted_lines(answer: Mapping[str, object]) -> Iterator[str]:
+    """Return which VMs are muted, whatever they have; an older service knows none."""
+    muted = answer.get("muted")
+    if isinstance(muted, list) and muted:
+        yield f"muted, whatever they get: {', '.join(map(output.show, muted))}"
 
 
 def _assigned(device: Mapping[str, object], use: Mapping[str, object]) -> str:

@@ -11,7 +11,7 @@ from pedos_protocol.device_classes import CLASSES, class_named, class_names
 from pedos_cli import output
 from pedos_cli.answers import DONE
 from pedos_cli.arguments import TELLING, Parser, UsageError, examples
-from pedos_cli.classes import classes_there_are
+from pedos_cli.classes import OF_HEARD, classes_there_are
 from pedos_cli.output import show
 from pedos_cli.run import run
 
@@ -31,6 +31,8 @@ ACTIONS = {
     "detach": ("dt", "d"),
     "assign": ("s",),
     "unassign": ("u",),
+    "mute": (),
+    "unmute": (),
     "explain": (),
     "watch": (),
 }
@@ -60,6 +62,8 @@ SUMMARIES = {
     "detach": "detach one device, or all of the class, from a VM",
     "assign": "have a device attached to a VM at its starts, or whenever both are there",
     "unassign": "take one assignment, or all of the class, from a VM",
+    "mute": "have a VM hear nothing of the devices that it has and will get",
+    "unmute": "have a muted VM hear its devices again",
     "explain": "show the policy's verdict and the rule that decides",
     "watch": "list devices and VMs, and then every change, until Ctrl-C",
 }
@@ -67,7 +71,9 @@ DETAILS = {
     "list": " USED BY marks with * the VMs that the device is assigned to. An attachment is left "
     "over while its source, or the toolstack, does not confirm that it has ended, which the "
     "service tries every minute: until then no other VM gets the device. With --json, `left_over` "
-    "of an attachment says why, or is null.",
+    "of an attachment says why, or is null. Of microphones it also says who listens at this "
+    "moment, and who is muted: `listening`, `muted` and `unconfirmed` of an attachment, and "
+    "`muted` of the list for all VMs that are.",
     "info": " A line of `in rules` is what stands for the device in the column ARGUMENT of a rule. "
     "A device that is attached or assigned cannot be lent beside those that hold the same data. In "
     "a VM, nothing of rules and of other VMs is shown.",
@@ -77,6 +83,9 @@ DETAILS = {
     "most specific assignment of a device counts; two that are as specific attach it to none. The "
     "lines that begin with now show what would happen at this moment, whether the assignment is "
     "made or not.",
+    "mute": " The devices stay attached, and programs that record get silence. It lasts until "
+    "unmute, also for what the VM gets later and after restarts. If a source does not confirm that "
+    "it is so, that is said, the exit status is not 0, and the VM may still hear: detach it then.",
     "unassign": " What the VM has stays attached until it is detached.",
     "watch": " A line that begins with present, added, changed or removed goes on as a line of "
     "list does; one that begins with vm goes on as a line of qvm-ls does, and says what has "
@@ -130,7 +139,7 @@ def build_parser(
     actions = parser.add_subparsers(
         title="actions", metavar="ACTION", dest="action", required=True, prog=inner
     )
-    for action in (only,) if only else ACTIONS:
+    for action in (only,) if only else actions_of(example if known else None):
         module = _module(action)
         summary = SUMMARIES[action]
         leaf = actions.add_parser(
@@ -144,6 +153,13 @@ def build_parser(
         module.add_arguments(leaf)
         leaf.set_defaults(action=action, help_command=f"{inner} {action} --help")
     return parser
+
+
+def actions_of(described: DeviceClass | None) -> tuple[str, ...]:
+    """Return the actions of a class, or of any."""
+    if described is None or described.heard:
+        return tuple(ACTIONS)
+    return tuple(action for action in ACTIONS if action not in OF_HEARD)
 
 
 def build_watch_parser() -> Parser:
@@ -218,11 +234,12 @@ def complete_words(
             flags = list(takewhile(lambda each: each in FLAGS or _is_global(each), words[place:]))
             rest = words[place + len(flags) :]
             if rest and (action := _action(rest[0])) is not None:
+                _check_has(action, found)
                 return [*words[:place], action, *flags, *rest[1:]], found, action
             return [*words[:place], IMPLIED_ACTION, *words[place:]], found, IMPLIED_ACTION
         else:
             command = prog if device_class else f"{prog} {found.name}"
-            return words, found, _known_action(word, command)
+            return words, found, _known_action(word, command, found)
     if found is None:
         raise UsageError(
             "no device class is given: it is the first argument, one of "
@@ -270,11 +287,25 @@ def _action(word: str) -> str | None:
     return next((action for action, known in names if word in known), None)
 
 
-def _known_action(word: str, command: str) -> str:
+def _check_has(action: str, described: DeviceClass) -> None:
+    if action not in actions_of(described):
+        raise UsageError(
+            f"{described.many} are nothing to listen to, so there is no {action}",
+            f"qvm-device {_heard_class().name} {action} --help",
+        )
+
+
+def _heard_class() -> DeviceClass:
+    return next(each for each in CLASSES if each.heard)
+
+
+def _known_action(word: str, command: str, described: DeviceClass) -> str:
     if (action := _action(word)) is not None:
+        _check_has(action, described)
         return action
+    names = ", ".join(actions_of(described))
     raise UsageError(
-        f"'{show(word, 64)}' is no action: the actions are {', '.join(ACTIONS)}; "
+        f"'{show(word, 64)}' is no action: the actions are {names}; "
         "to list the devices of a VM, name the action list",
         f"{command} list {show(word, 64)}",
     )
@@ -307,6 +338,10 @@ def _module(action: str) -> ModuleType:
         from pedos_cli import device_unassign  # noqa: PLC0415
 
         module = device_unassign
+    elif action in OF_HEARD:
+        from pedos_cli import device_mute  # noqa: PLC0415
+
+        module = device_mute
     elif action == WATCH:
         from pedos_cli import device_watch  # noqa: PLC0415
 
@@ -323,6 +358,9 @@ def _sentence(summary: str) -> str:
 
 
 def _examples(action: str, command: str, example: DeviceClass) -> str:
+    if action not in actions_of(example):
+        example = _heard_class()
+        command = f"qvm-device {example.name}"
     device = example.example_device
     option = f" -o {example.options[0].shown_example}" if example.options else ""
     lines = {
@@ -372,6 +410,11 @@ def _examples(action: str, command: str, example: DeviceClass) -> str:
             (f"{command} explain -v work {device} --verb detach", "with every rule that was tried"),
             (f"{command} explain work {device} --as work", "what a user in work would see"),
         ),
+        "mute": (
+            (f"{command} mute work", "work hears nothing until it is unmuted"),
+            (f"{command} list work", "whether it is muted, and whether it listens"),
+        ),
+        "unmute": ((f"{command} unmute work", "work hears what it has again"),),
         WATCH: (
             (f"{command} {WATCH}", "now, and whenever something changes"),
             (f"{command} {WATCH} --json", "the same for programs, one object per line"),

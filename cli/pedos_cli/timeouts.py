@@ -9,6 +9,7 @@ with their seconds (pedos_dom0 has the constants; a test adds them up):
     a device that was just plugged in (KNOWN)                 5
     export.start, import.start                               10 + 15
     import.stop, export.stop (STOP), each to a VM that hangs 20 + 20
+    export.mute (MUTE), to all sources at once                5
     dom0's user thinks, where the policy says ask (ASK)      60
     processes as VMs: start, stop, boot up to its report     10, 20, 30
     Xen: a disk is attached, or taken away by force          70, 80
@@ -35,6 +36,10 @@ disks. The rest is for what the service writes."""
 
 UNASSIGN_S = 120.0
 """60; the rest is for what the service writes."""
+
+MUTE_S = 60.0
+"""30, then 5 twice, if another command mutes or unmutes the VM just then. The rest is for what the
+service writes."""
 
 START_S = 1165.0
 """5 + 30 + 5, then 60, then 90 + 15 + 240; a device that fails 10 + 70 + 15 and its undoing

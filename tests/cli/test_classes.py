@@ -70,7 +70,8 @@ def test_a_class_that_is_built_in_is_not_asked_for(newer: FakeService) -> None:
 def test_it_is_completed(newer: FakeService) -> None:
     parser = qvm_device.build_parser()
     assert candidates(parser, [], "") == ["printer", "watch"]
-    assert candidates(parser, ["printer"], "") == list(qvm_device.ACTIONS)
+    actions = list(qvm_device.ACTIONS.keys() - {"mute", "unmute"})
+    assert sorted(candidates(parser, ["printer"], "")) == sorted(actions)
     assert candidates(parser, ["printer", "attach", "-o"], "") == ["colour=no"]
     assert "device.attach.printer" in candidates(qvm_policy.build_parser(), ["explain"], "")
 

@@ -163,6 +163,26 @@ def test_list_has_a_header_on_a_terminal(
             },
             "vault (attached), *work (left over, as it\\x1b is: read-only=no)",
         ),
+        (
+            {
+                "attachments": [
+                    {"vm": "a", "options": {}, "listening": True, "muted": False},
+                    {"vm": "b", "options": {}, "listening": False, "muted": True},
+                    {"vm": "c", "options": {}, "listening": None, "muted": False},
+                    {
+                        **{"vm": "d", "options": {}, "listening": True, "muted": True},
+                        "unconfirmed": "dom0 does not\x1b confirm it",
+                    },
+                    {
+                        **{"vm": "e", "options": {}, "muted": False},
+                        "unconfirmed": "dom0 does not confirm it",
+                    },
+                ],
+            },
+            "a (attached, listening), b (attached, muted), c (attached), "
+            "d (attached, listening, to be muted, and MAY STILL HEAR, as dom0 does not\\x1b "
+            "confirm it), e (attached, may still be muted, as dom0 does not confirm it)",
+        ),
         ({"busy": "mounted on /media"}, "sys-usb (in use: mounted on /media)"),
     ],
 )

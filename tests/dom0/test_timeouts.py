@@ -10,6 +10,7 @@ from pedos_agent.device_classes.block.reserve import RESERVE_SECONDS
 from pedos_cli import timeouts
 from pedos_dom0.access.questions import ASK_TIMEOUT
 from pedos_dom0.attachments.fresh import KNOWN_TIMEOUT
+from pedos_dom0.attachments.muting import MUTE_TIMEOUT
 from pedos_dom0.attachments.reconcile import SETTLE_TIMEOUT
 from pedos_dom0.attachments.stops import STOP_TIMEOUT
 from pedos_dom0.attachments.transaction import EXPORT_TIMEOUT, IMPORT_TIMEOUT
@@ -67,6 +68,10 @@ def test_an_attach_that_fails_in_every_step_is_waited_for(steps: Steps) -> None:
 @on_both
 def test_a_detach_of_vms_that_hang_is_waited_for(steps: Steps) -> None:
     assert SETTLE_TIMEOUT + ASK + steps.detach < timeouts.DETACH_S
+
+
+def test_a_mute_that_sources_do_not_confirm_is_waited_for() -> None:
+    assert SETTLE_TIMEOUT + 2 * MUTE_TIMEOUT < timeouts.MUTE_S
 
 
 def test_an_assignment_that_takes_long_is_waited_for() -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pedos_protocol
 import pytest
 from pedos_cli.answers import DONE, INTERRUPTED, PIPE_CLOSED
-from pedos_cli.qvm_device import ACTIONS
+from pedos_cli.qvm_device import ACTIONS, actions_of
 from pedos_dom0.local.bringup import TOOLS
+from pedos_protocol.device_classes import class_named
 from pedos_protocol.errors import EXIT_STATUS
 
 from .debian_files import (
@@ -86,7 +87,8 @@ def test_the_manual_has_the_examples_of_every_action_and_each_exit_status() -> N
     examples, statuses = programs.manual_sections(parser, "pedos_cli.qvm_device")
     assert examples["heading"] == "examples"
     for action in ACTIONS:
-        assert f"qvm-device block {action} " in examples["content"]
+        device_class = "block" if action in actions_of(class_named("block")) else "mic"
+        assert f"qvm-device {device_class} {action} " in examples["content"]
     told = {int(line.split()[0]) for line in statuses["content"].splitlines()}
     assert told == {DONE, INTERRUPTED, PIPE_CLOSED, *EXIT_STATUS.values()}
     assert "exit status" not in str(programs.manual_sections(parser, "pedos_dom0.__main__"))
