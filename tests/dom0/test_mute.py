@@ -296,6 +296,32 @@ async def test_a_mute_that_is_not_confirmed_is_said_and_asked_for_again(
     assert (await uses(world))["work"]["unconfirmed"] is None
 
 
+async def test_a_source_that_did_not_confirm_is_asked_again_when_it_reports(
+    world: World, autojump_clock: Clock
+) -> None:
+    await attach(world, "work")
+    mike = world.driver.agents["mike"]
+    mike.on["export.mute"] = refuse
+    await mute(world, "work")
+    await trio.sleep(1)
+    assert mike.calls.count("export.mute") == 1, "and not at once again"
+    del mike.on["export.mute"]
+    await mike.report()
+    await trio.testing.wait_all_tasks_blocked()
+    assert heard_by(world) == []
+
+
+async def test_what_a_source_does_not_lend_is_not_heard(
+    world: World, autojump_clock: Clock
+) -> None:
+    await attach(world, "work")
+    (export,) = world.driver.agents["mike"].exports.values()
+    world.driver.agents["mike"].exports.clear()
+    (item,) = (await mute(world, "work"))["results"]
+    assert item["error"] is None
+    assert "export.mute" in world.driver.agents["mike"].calls and not export["muted"]
+
+
 async def test_an_answer_that_is_malformed_confirms_nothing(
     world: World, autojump_clock: Clock
 ) -> None:
@@ -303,7 +329,7 @@ async def test_an_answer_that_is_malformed_confirms_nothing(
 
     async def nonsense(_params: Params) -> None:
         mike.exports.clear()
-        raise CallError("not_found", "\x1b[31mred")
+        raise CallError("failed", "\x1b[31mred")
 
     mike = world.driver.agents["mike"]
     mike.on["export.mute"] = nonsense

@@ -59,7 +59,7 @@ class Muting:
         self._state = state
         self._nursery = nursery
         self._turns: dict[str, _Turn] = {}
-        self._retrying: set[str] = set()
+        self._retrying: dict[str, trio.Event] = {}  # set: ask again now
         self._throttle = Throttle()
 
     async def apply(self, lease: Lease) -> None:
@@ -75,7 +75,8 @@ class Muting:
                         return
                     await self._ask(link, lease, muted=muted)
         except CallError:
-            self._retry_soon(lease)
+            state.registry.touch(lease.key)
+            self._retry_later(lease)
             raise
         if state.leases.get(attachment) is not None and state.is_muted(lease):
             raise not_confirmed(lease, "its agent is not connected", muted=True)
@@ -94,7 +95,7 @@ class Muting:
         for lease in self._state.leases.from_backend(link.name):
             heard = self._state.agents.heard(lease)
             if heard is not None and heard.muted != self._state.is_muted(lease):
-                self._retry_soon(lease)
+                self._retry_later(lease).set()
 
     def _source(self, lease: Lease) -> AgentLink | None:
         """The agent to ask; None if it is not connected, or the attachment has ended."""
@@ -112,6 +113,9 @@ class Muting:
         except CallError as error:
             if self._state.leases.get(lease.attachment) is None:
                 return  # it has ended meanwhile
+            if error.code == "not_found":  # it does not lend it, so there is nothing to hear
+                link.heard.was_muted(lease.attachment, muted)
+                return
             if error.code == "timeout":
                 why = f"it did not answer within {MUTE_TIMEOUT:g} s"
             elif error.code == "unavailable":
@@ -125,26 +129,29 @@ class Muting:
         link.heard.was_muted(lease.attachment, muted)
         self._state.registry.touch(lease.key)
 
-    def _retry_soon(self, lease: Lease) -> None:
-        if lease.attachment not in self._retrying:
-            self._retrying.add(lease.attachment)
+    def _retry_later(self, lease: Lease) -> trio.Event:
+        """Has its source asked again; the event has it asked now."""
+        if (now := self._retrying.get(lease.attachment)) is None:
+            now = self._retrying[lease.attachment] = trio.Event()
             self._nursery.start_soon(self._retry, lease)
+        return now
 
     async def _retry(self, lease: Lease) -> None:
         """Asks until the source confirms, or the attachment is over: one task for each. While its
         source is not connected there is nothing to ask; it reports when it is back."""
         try:
             while self._source(lease) is not None:
+                with trio.move_on_after(RETRY_SECONDS):
+                    await self._retrying[lease.attachment].wait()
+                self._retrying[lease.attachment] = trio.Event()
                 try:
                     await self.apply(lease)
                     return
                 except CallError as error:
                     if (more := self._throttle.more(f"{lease.key} {lease.vm}")) is not None:
                         logger.warning("%s%s", error.message, more)
-                self._state.registry.touch(lease.key)
-                await trio.sleep(RETRY_SECONDS)
         finally:
-            self._retrying.discard(lease.attachment)
+            del self._retrying[lease.attachment]
 
     @asynccontextmanager
     async def _turn(self, attachment: str) -> AsyncIterator[None]:
