@@ -78,8 +78,40 @@ void agent_send(struct agent *agent, const struct link_message *message)
     }
 }
 
-/* Receives a datagram and the descriptor that comes with it. Returns its length, 0 at the end, or
- * -1 with errno; descriptors beyond one are closed by the kernel. */
+#define NO_DESCRIPTOR (-1)
+#define WRONG_DESCRIPTORS (-2)
+
+/* The one descriptor that came with a message, or that there was none, or more than one. */
+static int only_descriptor(struct msghdr *message)
+{
+    int fd = NO_DESCRIPTOR;
+
+    for (struct cmsghdr *each = CMSG_FIRSTHDR(message); each; each = CMSG_NXTHDR(message, each)) {
+        if (each->cmsg_level != SOL_SOCKET || each->cmsg_type != SCM_RIGHTS)
+            continue;
+        /* The room for one is aligned, and so is one for two. */
+        for (size_t at = 0; at < each->cmsg_len - CMSG_LEN(0); at += sizeof(int)) {
+            int one;
+
+            memcpy(&one, CMSG_DATA(each) + at, sizeof one);
+            if (fd == NO_DESCRIPTOR) {
+                fd = one;
+                continue;
+            }
+            close(one);
+            if (fd != WRONG_DESCRIPTORS)
+                close(fd);
+            fd = WRONG_DESCRIPTORS;
+        }
+    }
+    if (!(message->msg_flags & MSG_CTRUNC))
+        return fd;
+    if (fd >= 0)
+        close(fd);
+    return WRONG_DESCRIPTORS;
+}
+
+/* Receives a datagram. Returns its length, 0 at the end, or -1 with errno. */
 static ssize_t receive(struct agent *agent, int *fd)
 {
     union {
@@ -93,13 +125,7 @@ static ssize_t receive(struct agent *agent, int *fd)
                              .msg_controllen = sizeof control};
     ssize_t count = recvmsg(agent->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 
-    *fd = -1;
-    if (count < 0)
-        return count;
-    for (struct cmsghdr *each = CMSG_FIRSTHDR(&message); each; each = CMSG_NXTHDR(&message, each))
-        if (each->cmsg_level == SOL_SOCKET && each->cmsg_type == SCM_RIGHTS &&
-            each->cmsg_len == CMSG_LEN(sizeof(int)))
-            memcpy(fd, CMSG_DATA(each), sizeof(int));
+    *fd = count < 0 ? NO_DESCRIPTOR : only_descriptor(&message);
     return count;
 }
 
@@ -118,7 +144,8 @@ static void take(struct agent *agent, size_t count, int fd)
     struct link_message message;
 
     if (!link_parse(&message, NULL, LINK_FROM_AGENT, agent->bytes, count) ||
-        link_has_descriptor(message.type) != (fd != -1) || (fd != -1 && !is_stream(fd))) {
+        fd == WRONG_DESCRIPTORS || link_has_descriptor(message.type) != (fd >= 0) ||
+        (fd >= 0 && !is_stream(fd))) {
         agent_breach(agent, "a malformed message");
     } else if (message.type == LINK_REFUSED) {
         log_warning("the agent refuses: %s", message.line);
@@ -139,7 +166,7 @@ static void take(struct agent *agent, size_t count, int fd)
         agent->events->message(agent->context, &message, fd);
         return;
     }
-    if (fd != -1)
+    if (fd >= 0)
         close(fd);
 }
 
@@ -159,6 +186,8 @@ static void readable(pa_mainloop_api *loop, pa_io_event *event, int of, pa_io_ev
         if (count < 0 && (errno == EAGAIN || errno == EINTR))
             return;
         if (count <= 0) {
+            if (fd >= 0)
+                close(fd);
             log_detail("the agent is gone");
             disconnect(agent);
             return;
