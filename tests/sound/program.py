@@ -23,6 +23,7 @@ from .servers import Server
 
 ROOT = Path(__file__).parents[2]
 MIC = "mic"
+SOCKET_BYTES = 8192  # as the agent has them
 T = TypeVar("T")
 
 
@@ -185,13 +186,14 @@ class Agent:
             assert time.monotonic() < deadline, "the link stays"
             self._poll(0.1)
 
-    def _stream(self, make: Callable[[int], link.Message], other: str) -> tuple[int, Channel]:
+    def _stream(
+        self, make: Callable[[int], link.Message], other: str, room: int = SOCKET_BYTES
+    ) -> tuple[int, Channel]:
         self._ids += 1
         ours, theirs = socket.socketpair()
         with theirs:
-            # As the agent has them (see the ring's size).
             for end in (ours, theirs):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room)
             self.send(make(self._ids), theirs.fileno())
         channel = Channel(ours, other)
         self._channels.append(channel)
@@ -205,9 +207,10 @@ class Agent:
         *,
         muted: bool = False,
         is_ready: bool = True,
+        room: int = SOCKET_BYTES,
     ) -> tuple[int, Channel]:
         id_, channel = self._stream(
-            lambda id_: link.Lend(id_, device, identity, vm, muted), frames.SOURCE
+            lambda id_: link.Lend(id_, device, identity, vm, muted), frames.SOURCE, room
         )
         if is_ready:
             self.await_message(link.Ready, lambda said: said.id == id_)
