@@ -171,15 +171,7 @@ static void offer(struct borrowed *borrowed)
     borrowed->again = NEVER;
     if (!pulse || borrowed->target || borrowed->is_over)
         return;
-    borrowed->backend = &target_pulse;
-    if (server_is_pipewire(host->server)) {
-#ifdef PEDOS_PIPEWIRE
-        borrowed->backend = &target_pipewire;
-#else
-        borrowed_end(borrowed, "this pedos-sound is built without PipeWire");
-        return;
-#endif
-    }
+    borrowed->backend = server_is_pipewire(host->server) ? &target_pipewire : &target_pulse;
     borrowed->target = borrowed->backend->create(host->loop, pulse, borrowed->node_name,
                                                  borrowed->description, &EVENTS, borrowed);
     if (!borrowed->target)

@@ -49,8 +49,6 @@ struct target_backend {
 };
 
 extern const struct target_backend target_pulse;
-#ifdef PEDOS_PIPEWIRE
 extern const struct target_backend target_pipewire;
-#endif
 
 #endif
