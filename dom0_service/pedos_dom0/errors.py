@@ -62,6 +62,14 @@ def failure(code: str, message: str, *, hint: str | None = None) -> CallError:
     return CallError(code, message, {} if hint is None else {"hint": hint})
 
 
+class NotStoredError(CallError):
+    """The store could not write something down first, so it was not done. That may be over soon: it
+    says nothing of what was asked for."""
+
+    def __init__(self, error: StoreError) -> None:
+        super().__init__("failed", str(error))
+
+
 @contextmanager
 def store_failures() -> Iterator[None]:
     """A write that the store refuses fails the operation like any other error: with a sentence, for
@@ -69,7 +77,7 @@ def store_failures() -> Iterator[None]:
     try:
         yield
     except StoreError as error:
-        raise failure("failed", str(error)) from error
+        raise NotStoredError(error) from error
 
 
 def no_vm(name: str) -> CallError:

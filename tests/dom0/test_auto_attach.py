@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 from pedos_dom0.access.questions import COOL_DOWN
+from pedos_dom0.drivers.base import RETRY_SECONDS
 from pedos_dom0.drivers.carrier import CarriedByAgents
 from pedos_dom0.requests.auto_attach import (
     ASKED_AT_ONCE,
@@ -26,6 +27,7 @@ from pedos_dom0.tables.device_set import DeviceKey
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
+from tests.dom0.failing_store import FULL, full
 from tests.dom0.fakes import ALLOW_DOM0, NO, WITH_FAKE, World, fails, named, yes
 
 STICK = "0951:1666:E0D5:u080650"
@@ -708,6 +710,37 @@ async def test_a_failure_is_not_repeated(world: World, autojump_clock: Clock) ->
     await assign(world, "work")  # already; but a person asks for it
     await trio.sleep(1)
     assert tried == 2
+
+
+async def test_what_the_store_cannot_note_is_tried_until_it_can(
+    world: World, autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    await assign(world, "work")
+    with full("journal_put"):
+        await plug(world)
+        await trio.sleep(3600)
+        assert has(world) == {}
+        assert FULL in (await listed(world))[0]["conflict"]
+    assert len([line for line in caplog.messages if "tried again until that is over" in line]) == 1
+    await trio.sleep(RETRY_SECONDS + 1)
+    assert has(world) == {"1-1": "work"}
+    assert [each["conflict"] for each in await listed(world)] == [None]
+
+
+async def test_what_the_store_could_not_note_and_then_fails_is_not_repeated(
+    world: World, autojump_clock: Clock
+) -> None:
+    await assign(world, "work")
+    with full("journal_put"):
+        await plug(world)
+        await trio.sleep(sum(PAUSES) + 1)
+
+    async def broken(_params: Any) -> None:
+        raise CallError("failed", "its kernel has no module for that")
+
+    world.driver.agents["work"].on["import.start"] = broken
+    await trio.sleep(3600)
+    assert world.driver.agents["work"].calls.count("import.start") == 1
 
 
 async def test_a_device_that_resets_itself_comes_back_and_one_that_never_works_does_not_for_ever(

@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
 import trio
-from pedos_dom0.tables.store import Store, StoreError
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
+from tests.dom0.failing_store import FULL, full
 from tests.dom0.fakes import World, fails
-
-FULL = "database or disk is full"
-
-
-@contextlib.contextmanager
-def full(*methods: str) -> Iterator[None]:
-    """These methods of the store fail."""
-
-    async def fail(*_arguments: Any, **_more: Any) -> None:
-        raise StoreError(Path("dom0.sqlite"), FULL, "make room")
-
-    with pytest.MonkeyPatch.context() as patch:
-        for method in methods:
-            patch.setattr(Store, method, fail)
-        yield
 
 
 @pytest.mark.parametrize("vm", ["work", "vault"])

@@ -31,6 +31,7 @@ from pedos_dom0.attachments.wire import export_params, import_params
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DriverError
 from pedos_dom0.errors import (
+    NotStoredError,
     QuotaError,
     agent_missing,
     cannot_mute,
@@ -212,7 +213,7 @@ class Transaction:
         except CallError as failed:
             error = failed
         except StoreError as failed:
-            error = failure("failed", str(failed))
+            error = NotStoredError(failed)
         except Exception:
             logger.exception("attach of %s to %s", lease.key, lease.vm)
             error = failure("failed", "an internal error; the service's log has it")

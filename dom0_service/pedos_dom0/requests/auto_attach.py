@@ -8,7 +8,7 @@ missed, and nothing is attached twice, since the journal's attachments are lease
 No assignment is a permission. Each attach is an ordinary one, in the name of dom0, which policy
 decides about at that moment, and in the audit log `auto-attach` asks for it. One that is refused is
 not repeated for the same device in the same run of the VM; one that fails because something is busy
-is repeated a few times.
+is repeated a few times, and one that the store could not note until it can.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.attachments.fresh import unknown
 from pedos_dom0.audit.log import new_request_id
 from pedos_dom0.device_classes.registered import class_of
-from pedos_dom0.drivers.base import DOM0_NAME
-from pedos_dom0.errors import failure, not_to_be_had
+from pedos_dom0.drivers.base import DOM0_NAME, RETRY_SECONDS
+from pedos_dom0.errors import NotStoredError, failure, not_to_be_had
 from pedos_dom0.requests.auto_attach_try import Try, Wish, was_any, was_denied, was_unasked
 from pedos_dom0.tables.store import StoreError
 from pedos_dom0.tasks.rate_limit import RateLimit
@@ -342,13 +342,14 @@ class AutoAttach:
         """Attaches, or tries to a few times, and notes why not."""
         key, vm = tried.wish.key, tried.wish.assignment.vm
         tried.over = True  # if anything goes wrong in an unforeseen way
+        tried.unstored = False
         if tried.attached and trio.current_time() - tried.attached_at >= STABLE_SECONDS:
             tried.attached = 0
         if tried.attached >= RETURNS_MAX:
             self._give_up(tried, RETURNED)
             return
         said: dict[Subject, Consent] = {}  # a person who said yes is not asked again at each try
-        for pause in PAUSES[min(tried.attached, len(PAUSES) - 1) :]:
+        for pause in _pauses(tried):
             with tried.waiting():
                 await trio.sleep(pause)
                 await self._limit(key.backend).turn()
@@ -364,7 +365,11 @@ class AutoAttach:
             if tried.gone.is_set():  # if the wish is one again later, it is a new one
                 tried.over = False
                 return
-            if error.code not in AGAIN:
+            if isinstance(error, NotStoredError) != tried.unstored:
+                tried.unstored = not tried.unstored
+                if tried.unstored:
+                    self._tell(tried, f"{tried.why}; it is tried again until that is over")
+            if error.code not in AGAIN and not tried.unstored:
                 break
         self._give_up(tried, tried.why or "")
 
@@ -457,6 +462,9 @@ class AutoAttach:
 
     def _give_up(self, tried: Try, why: str) -> None:
         tried.over, tried.why = True, why
+        self._tell(tried, why)
+
+    def _tell(self, tried: Try, why: str) -> None:
         key, vm = tried.wish.key, tried.wish.assignment.vm
         logger.warning("%s is assigned to %s, and was not attached: %s", key, vm, why)
         self._state.registry.touch(key)
@@ -483,6 +491,13 @@ class AutoAttach:
             vms=sorted({each.vm for each in first})[:TOLD_VMS_MAX],
             reason=conflict,
         )
+
+
+def _pauses(tried: Try) -> Iterator[float]:
+    """Seconds before each try: without an end as long as it is only the store that fails."""
+    yield from PAUSES[min(tried.attached, len(PAUSES) - 1) :]
+    while tried.unstored:
+        yield RETRY_SECONDS
 
 
 # VMs that one line of the audit log names.

@@ -41,6 +41,7 @@ class Try:
     asking: bool = False
     unasked: bool = False
     denied: bool = False  # by policy, and not by a person
+    unstored: bool = False  # the last failure was one of the store
     # What happened while it was tried, after which a failure of that kind does not count.
     meanwhile: list[Callable[[Try], bool]] = attrs.field(factory=list)
     attached: int = 0

@@ -15,8 +15,7 @@ import trio
 from pedos_host.throttle import Throttle
 from pedos_protocol.errors import CallError
 
-from pedos_dom0.errors import QuotaError, failure, store_failures
-from pedos_dom0.tables.store import StoreError
+from pedos_dom0.errors import NotStoredError, QuotaError, failure, store_failures
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -86,7 +85,7 @@ class Operations:
             with store_failures():
                 outcome.result = await work()
         except CallError as error:
-            is_store = isinstance(error.__cause__, StoreError)
+            is_store = isinstance(error, NotStoredError)
             if is_store and (more := self._throttle.more(f"store {caller[1]}")) is not None:
                 logger.error("an operation of %s failed: %s%s", caller[1], error.message, more)
             outcome.error = error
