@@ -27,6 +27,7 @@ SHOWN_MAX = 40  # characters of a refused text that an error message repeats
 _UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LOWER = "abcdefghijklmnopqrstuvwxyz"
 _DIGITS = "0123456789"
+_HEX = frozenset(_DIGITS + "abcdef")
 _LETTERS = _UPPER + _LOWER
 _VM_NAME_CHARACTERS = _LETTERS + _DIGITS + "_-"
 _DEVICE_ID_CHARACTERS = _LETTERS + _DIGITS + "._-"
@@ -271,17 +272,36 @@ def natural_key(text: str) -> tuple[str, str]:
     """A sort key under which numbers within a text count as numbers: sda2 before sda10.
 
     The first part is the text with each number led by a character that is less than any in a text,
-    and by its length; the second keeps 01 and 1 apart, in the same order always.
+    and by its length; the second keeps 01 and 1 apart, in the same order always. The numbers in the
+    id of a PCI device are hexadecimal and of fixed lengths, so it is its own key: 00_02.0 before
+    00_1f.0.
     """
+    end, last = len(text), ""
+    if "_" in text and (last := _pci_key(text.rpartition(":")[2])):
+        end = text.rfind(":") + 1
     key: list[str] = []
     at = 0
-    while at < len(text):
+    while at < end:
         start = at
         is_number = text[at] in _DIGITS
-        while at < len(text) and (text[at] in _DIGITS) == is_number:
+        while at < end and (text[at] in _DIGITS) == is_number:
             at += 1
         run = text[start:at]
         # int() refuses more than 4,300 digits; by length and text, any number of them sorts.
         digits = run.lstrip("0")
         key.append(f"\x01{chr(len(digits))}{digits}" if is_number else run)
-    return "".join(key), text
+    return "".join(key) + last, text
+
+
+def _pci_key(text: str) -> str:
+    """The key of `[DOMAIN_]BUS_SLOT.FUNCTION`, with a `-SLOT.FUNCTION` for each bridge before it
+    (pci_names); "" for anything else. Domains that are named come after the usual one."""
+    root, *below = text.split("-")
+    *buses, slot = root.split("_")
+    if not 1 <= len(buses) <= 2 or len(buses[-1]) != 2 or not _HEX.issuperset("".join(buses)):
+        return ""
+    is_it = all(
+        len(each) == 4 and each[2] == "." and _HEX.issuperset(each[:2]) and each[3] in _DIGITS
+        for each in (slot, *below)
+    )
+    return ("", "g")[len(buses) - 1] + text if is_it else ""

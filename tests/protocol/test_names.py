@@ -188,6 +188,15 @@ def test_numbers_sort_as_numbers() -> None:
     ]
 
 
+@pytest.mark.parametrize("source", ["", "dom0:"])
+def test_pci_devices_sort_by_their_hexadecimal_slots(source: str) -> None:
+    ids = ["00_02.0", "00_0a.0", "00_1a.0", "00_1c.0", "00_1c.0-00.0", "00_1c.0-01.0", "00_1f.0"]
+    ids += ["00_1f.3", "3a_00.0", "10000_00_1f.0"]
+    named = [source + each for each in ids]
+    assert sorted(reversed(named), key=names.natural_key) == named
+    assert names.natural_key("sda_2") < names.natural_key("sda_10"), "which is no PCI device"
+
+
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_natural_order_is_an_order_of_all_texts(one: str, other: str) -> None:
     key, other_key = names.natural_key(one), names.natural_key(other)
