@@ -20,6 +20,7 @@ from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
 from tests.pci_tree import PciTree
+from tests.trio_versions import background
 
 from .conftest import ATTACHMENT
 
@@ -43,12 +44,26 @@ def agent_of(tree: PciTree, *, xen: bool = True) -> Attachments:
 
 
 async def with_agent(tree: PciTree, work: Callable[[Attachments], Awaitable[None]]) -> None:
-    """Runs `work` with an agent, which then ends."""
+    """Runs `work` with an agent, which then ends, also if `work` fails: its tasks end only then."""
     attachments = agent_of(tree)
-    async with trio.open_nursery() as nursery:
+    async with background() as nursery:
         await nursery.start(attachments.run)
-        await work(attachments)
-        await attachments.close()
+        try:
+            await work(attachments)
+        finally:
+            with trio.CancelScope(shield=True):
+                await attachments.close()
+
+
+async def test_work_that_fails_ends_the_agent_and_the_test(tree: PciTree) -> None:
+    tree.add("00:00.0", below=HERE)
+
+    async def work(agent: Attachments) -> None:
+        await agent.start_import(given())
+        raise AssertionError("this is what was to be tested")
+
+    with trio.fail_after(20), pytest.raises(AssertionError, match="what was to be tested"):
+        await with_agent(tree, work)
 
 
 def given(frontend: str | None = NAME) -> ImportStart:
