@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pedos_protocol.errors import CallError
 
-from pedos_cli.answers import DONE, error_in, take, take_maps
+from pedos_cli.answers import DONE, error_in, left_out, take, take_maps
 from pedos_cli.arguments import target_and_device, vm_name
 from pedos_cli.timeouts import DETACH_S
 
@@ -21,7 +21,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("vm", metavar="VM", help="the VM that has the device")
     parser.add_argument(
         "device", metavar="SOURCE:ID", nargs="?",
-        help="the device; without it, every device of the class is detached from VM",
+        help="the device; without it, every device of the class is detached from VM, and all its "
+        "assignments of the class are removed",
     )  # fmt: skip
     parser.add_argument(
         "--force", action="store_true",
@@ -62,7 +63,17 @@ def run(session: Session) -> int:
     for result in results:
         failed = _tell(session, result, vm)
         status = status or failed
-    if not results:
+    gone = take_maps(answer, "unassigned") if "unassigned" in answer else []
+    if gone:
+        # Only here, as it imports much that most detaches do not need.
+        from pedos_cli import device_unassign  # noqa: PLC0415
+
+        for result in gone:
+            failed = device_unassign.tell(session, result, vm)
+            status = status or failed
+    if count := left_out(answer, "unassigned"):
+        session.say(f"{count} more, for which the answer has no room, no longer assigned to {vm}")
+    if not results and not gone:
         session.say(f"no {args.device_class} device is attached or assigned to {vm}")
     session.tell_beside(answer)
     return status

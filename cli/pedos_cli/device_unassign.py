@@ -52,7 +52,7 @@ def run(session: Session) -> int:
     status = DONE
     results = take_maps(answer, "results")
     for result in results:
-        failed = _tell(session, result, vm)
+        failed = tell(session, result, vm)
         status = status or failed
     gone = [each for each in results if each.get("unassigned")]
     if gone and session.verbosity >= 0:
@@ -88,7 +88,7 @@ def _identity_now(session: Session, name: Pinned) -> str:
     raise CallError("not_found", why, {"hint": hint})
 
 
-def _tell(session: Session, result: Mapping[str, object], vm: str) -> int:
+def tell(session: Session, result: Mapping[str, object], vm: str) -> int:
     """Print what became of one assignment and return the status that it alone would have."""
     backend = take(result, "backend", str)
     what = show(assignment_name(result, backend))

@@ -66,6 +66,7 @@ from .fields import (
     ClassName,
     DeviceId,
     Identity,
+    Natural,
     Options,
     Seconds,
     Text,
@@ -306,11 +307,19 @@ class DetachItem:
 
 @attr.frozen
 class DetachResult:
-    """One item for each device that was attached or assigned; `policy_ok` as in `AttachResult`."""
+    """One item for each device that was attached or assigned; `policy_ok` as in `AttachResult`.
+
+    `unassigned` are assignments to an identity that no device has, less `unassigned_left_out` that
+    an answer cannot hold.
+    """
 
     results: Annotated[tuple[DetachItem, ...], AtMost(ITEMS_MAX)]
     request: Text
     policy_ok: bool | None = attr.field(default=None, kw_only=True, metadata=since(2))
+    unassigned: Annotated[tuple[UnassignItem, ...], AtMost(ITEMS_MAX)] = attr.field(
+        default=(), kw_only=True, metadata=since(2)
+    )
+    unassigned_left_out: Natural = attr.field(default=0, kw_only=True, metadata=since(2))
 
 
 # The service

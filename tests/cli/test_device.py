@@ -568,6 +568,27 @@ def test_detach_of_all_goes_on_past_a_failure_and_exits_with_the_first(
     )
 
 
+def test_detach_of_all_tells_of_assignments_to_what_is_not_there(
+    service: FakeService, capsys: Captured
+) -> None:
+    gone = {"backend": "sys-usb", "device": None, "mode": "ask", "unassigned": True, "error": None}
+    denied = {"code": "denied", "message": "x", "data": {}}
+    service.replies["device.detach"] = {
+        "results": [],
+        "request": "0123ab",
+        "unassigned": [
+            {**gone, "identity": "1050:0407::u030101"},
+            {**gone, "identity": "46f4:1::", "unassigned": False, "error": denied},
+        ],
+        "unassigned_left_out": 3,
+    }
+    assert main(["usb", "detach", "work"]) == 3
+    assert capsys.readouterr().out == (
+        "sys-usb:*:1050:0407::u030101 no longer assigned to work\n"
+        "3 more, for which the answer has no room, no longer assigned to work\n"
+    )
+
+
 def test_detach_of_nothing_says_so_and_is_done(service: FakeService, capsys: Captured) -> None:
     service.replies["device.detach"] = {"results": [], "request": "0123ab"}
     assert main(["usb", "detach", "work"]) == 0

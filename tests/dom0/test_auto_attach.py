@@ -573,6 +573,61 @@ async def test_who_assigns_it_again_wants_it_again(world: World, autojump_clock:
     assert has(world) == {"1-1": "work"}
 
 
+async def test_a_detach_of_all_takes_every_assignment_away_also_to_what_is_not_there(
+    world: World, autojump_clock: Clock
+) -> None:
+    await assign(world, "work", "1-9")
+    await assign(world, "work", None, KEY, match="device", mode="required")
+    await assign(world, "work", None, STICK, match="device")
+    await assign(world, "vault", None, KEY, match="device", mode="ask")
+    await plug(world)
+    answer = await world.client.call("device.detach", device_class="usb", vm="work")
+    assert [
+        (each["device"], each["detached"], each["unassigned"]) for each in answer["results"]
+    ] == [
+        ("1-1", True, True),
+        ("1-9", False, True),
+    ]
+    (gone,) = answer["unassigned"]
+    assert (gone["device"], gone["identity"], gone["mode"]) == (None, KEY, "required")
+    assert gone["unassigned"] and gone["error"] is None and answer["unassigned_left_out"] == 0
+    assert [each["vm"] for each in await listed(world)] == ["vault"]
+    (line,) = world.audit("unassign")
+    assert (line["device"], line["vm"], line["outcome"]) == (
+        f"sys-usb:*:{KEY}",
+        "work",
+        "unassigned",
+    )
+
+
+async def test_a_detach_of_all_takes_an_assignment_to_twins_away_once(
+    world: World, autojump_clock: Clock
+) -> None:
+    await plug(world, "1-2")
+    await assign(world, "work", None, STICK, match="device")
+    await plug(world, "1-1")
+    assert has(world) == {"1-2": "work"}
+    answer = await world.client.call("device.detach", device_class="usb", vm="work")
+    (item,) = answer["results"]
+    assert (item["device"], item["detached"], item["unassigned"]) == ("1-2", True, True)
+    await assign(world, "work", None, STICK, match="device")
+    answer = await world.client.call("device.detach", device_class="usb", vm="work")
+    (item,) = answer["results"]
+    assert (item["detached"], item["unassigned"], item["error"]) == (False, True, None)
+    assert await listed(world) == []
+
+
+async def test_a_detach_of_all_leaves_an_absent_one_that_a_rule_keeps(
+    world: World, autojump_clock: Clock
+) -> None:
+    await assign(world, "work", None, KEY, match="device")
+    world.policy.set(f"device.detach.usb +sys-usb:*:{KEY} @adminvm work deny\n" + ALLOW_DOM0)
+    answer = await world.client.call("device.detach", device_class="usb", vm="work")
+    (kept,) = answer["unassigned"]
+    assert kept["error"]["code"] == "denied" and not kept["unassigned"]
+    assert [each["identity"] for each in await listed(world)] == [KEY]
+
+
 async def test_a_detach_that_the_vm_refuses_holds_nothing_back(
     world: World, autojump_clock: Clock
 ) -> None:

@@ -198,6 +198,8 @@ def test_an_error_can_be_part_of_a_result() -> None:
         ],
         "request": "0123456789ab",
         "policy_ok": None,
+        "unassigned": [],
+        "unassigned_left_out": 0,
     }
     assert parse_result("device.detach", to_wire(result)) == result
 

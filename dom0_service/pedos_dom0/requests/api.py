@@ -121,7 +121,8 @@ class Api:
         self._info = Info(state, self._authorizer, self._listing)
         self.watch = Watch(state, self._authorizer, self._listing)
         self._attach = Attach(state, self._authorizer, transaction, reconciler)
-        self._detach = Detach(state, self._authorizer, teardown, reconciler)
+        self._unassign = Unassign(state, self._authorizer)
+        self._detach = Detach(state, self._authorizer, teardown, reconciler, self._unassign)
         self._mute = Mute(state, muting, reconciler)
         self._sleep = Sleep(state, teardown, reconciler, self._attach)
         # Attaches what is assigned.
@@ -129,7 +130,6 @@ class Api:
             state, self._authorizer, self._attach, operations, self._sleep.has_in_mind
         )
         self._assign = Assign(state, self._authorizer)
-        self._unassign = Unassign(state, self._authorizer)
         self._assignments = Assignments(state, self._authorizer, self.auto_attach.why_not)
         self._vm_stop = VmStop(state, teardown)
         self._vm_start = VmStart(state, self._authorizer, transaction, reconciler, self._vm_stop)

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import attrs
 import trio
+from pedos_protocol.codec import FRAME_MAX
 from pedos_protocol.errors import CallError
 from pedos_protocol.messages import DetachItem, DetachResult, ErrorInfo
 from pedos_protocol.names import natural_key
+from pedos_protocol.schema import wire_size
 
 from pedos_dom0 import errors
 from pedos_dom0.access.authorizer import Consents, MustAsk
@@ -23,12 +25,15 @@ from pedos_dom0.access.recorded import recorded
 from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.attachments.ways import DETACHED, FORCED
 from pedos_dom0.device_classes.registered import class_of
-from pedos_dom0.requests.fitting import results_fitting
+from pedos_dom0.requests import unassign
+from pedos_dom0.requests.fitting import ENVELOPE_MAX, fitting, results_fitting
 from pedos_dom0.tables.assignment import ANY_PORT
 from pedos_dom0.tables.store import HeldBack, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+    from pedos_protocol.messages import UnassignItem
 
     from pedos_dom0.access.authorizer import Authorizer
     from pedos_dom0.access.callers import Caller
@@ -54,12 +59,18 @@ class Detach:
     """Serves device.detach."""
 
     def __init__(
-        self, state: State, authorizer: Authorizer, teardown: Teardown, reconciler: Reconciler
+        self,
+        state: State,
+        authorizer: Authorizer,
+        teardown: Teardown,
+        reconciler: Reconciler,
+        unassigns: unassign.Unassign,
     ) -> None:
         self._state = state
         self._authorizer = authorizer
         self._teardown = teardown
         self._reconciler = reconciler
+        self._unassign = unassigns
 
     async def one(self, asking: Asking, key: DeviceKey, vm: str) -> DetachResult:
         """Detaches one device, and returns when it is done. Raises CallError."""
@@ -77,7 +88,8 @@ class Detach:
 
     async def all(self, asking: Asking, device_class: str, vm: str) -> DetachResult:
         """Detaches everything of a class, all at once: hanging VMs delay it together. A failure
-        stands in its item, and the rest continues.
+        stands in its item, and the rest continues. Assignments to what is not there end too, so
+        that nothing of the class comes to the VM after that.
 
         A VM that asks about another one learns what it may detach there and nothing else; if that
         is nothing, it gets the answer for a VM that does not exist.
@@ -88,7 +100,8 @@ class Detach:
         if caller.kind.sees_all or caller.name == vm:  # as above, for a VM that asks about another
             await self._reconciler.wait_settled(vm)
         keys = {lease.key for lease in self._state.leases.of_vm(vm)}
-        keys |= {key for each in self._assigned(caller, vm) for key in self._keys_of(each)}
+        assigned = map(self._key_of, self._assigned(caller, vm))
+        keys |= {key for key in assigned if key is not None}
         done: dict[DeviceKey, DetachItem] = {}
 
         async def detach(key: DeviceKey) -> None:
@@ -101,10 +114,31 @@ class Detach:
                 if key.device_class == device_class:
                     nursery.start_soon(detach, key)
         items = [done[key] for key in sorted(done, key=lambda key: natural_key(str(key)))]
-        if not items and not caller.kind.sees_all and caller.name != vm:
+        gone = await self._unassign_absent(asking, device_class, vm)
+        if not items and not gone and not caller.kind.sees_all and caller.name != vm:
             about = f"{device_class} devices"
             raise errors.DeniedError(f"{about} -> {vm}", "", {"device": about, "vm": vm})
-        return DetachResult(results=results_fitting(items), request=asking.request)
+        results = results_fitting(items)
+        told = fitting(gone, FRAME_MAX - ENVELOPE_MAX - sum(map(wire_size, results)))
+        return DetachResult(
+            results=results,
+            request=asking.request,
+            unassigned=told,
+            unassigned_left_out=len(gone) - len(told),
+        )
+
+    async def _unassign_absent(
+        self, asking: Asking, device_class: str, vm: str
+    ) -> list[UnassignItem]:
+        """Takes the assignments away that are to an identity which no device has."""
+        items = []
+        as_unassign = unassign.Asking(asking.caller, asking.request, asking.gone)
+        for each in self._assigned(asking.caller, vm):
+            if each.key.device_class == device_class and self._key_of(each) is None:
+                item = await self._unassign.item(as_unassign, each, "detach")
+                if item is not None:
+                    items.append(item)
+        return items
 
     async def _item(self, asking: Asking, key: DeviceKey, vm: str) -> DetachItem | None:
         """The result for one of many; None if the caller may not learn that it exists."""
@@ -200,9 +234,14 @@ class Detach:
             await state.store.hold_back(HeldBack(key, device.instance, runs))
         return runs
 
-    def _keys_of(self, each: Assignment) -> list[DeviceKey]:
-        """The devices whose detach takes an assignment away."""
-        return self._state.matches(each) if each.key.device == ANY_PORT else [each.key]
+    def _key_of(self, each: Assignment) -> DeviceKey | None:
+        """The device whose detach takes an assignment away; None if none is there. Of several with
+        one identity it is the one that the VM has, if it has one."""
+        if each.key.device != ANY_PORT:
+            return each.key
+        matches = self._state.matches(each)
+        has = (key for key in matches if self._lease(key, each.vm) is not None)
+        return next(has, matches[0] if matches else None)
 
     def _assigned_to(
         self, key: DeviceKey, lease: Lease | None, assignments: list[Assignment]

@@ -25,7 +25,7 @@ from pedos_dom0.tables.registry import DeviceKey
 
 if TYPE_CHECKING:
     import trio
-    from pedos_protocol.messages import DeviceUnassign
+    from pedos_protocol.messages import DeviceUnassign, Verb
 
     from pedos_dom0.access.authorizer import Authorizer
     from pedos_dom0.access.callers import Caller
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @attrs.frozen
-class _Asking:
+class Asking:
     """Who asks, under which id, and when the asker has stopped waiting."""
 
     caller: Caller
@@ -54,7 +54,7 @@ class Unassign:
     ) -> UnassignResult:
         """Takes one assignment away, or all of a class. Raises CallError, for one alone: a failure
         of one of many stands in its item."""
-        asking = _Asking(caller, request, asker_gone)
+        asking = Asking(caller, request, asker_gone)
         state, vm = self._state, params.vm
         sees_all = caller.kind.sees_all
         if sees_all and state.domain(vm) is None and not state.store.assignments(vm):
@@ -65,7 +65,7 @@ class Unassign:
         items = []
         for each in theirs:
             if each.key.device_class == params.device_class:
-                item = await self._item(asking, each)
+                item = await self.item(asking, each, "assign")
                 if item is not None:
                     items.append(item)
         if not items and not sees_all and caller.name != vm:
@@ -74,7 +74,7 @@ class Unassign:
         return UnassignResult(results=results_fitting(items), request=asking.request)
 
     async def _one(
-        self, asking: _Asking, params: DeviceUnassign, theirs: list[Assignment]
+        self, asking: Asking, params: DeviceUnassign, theirs: list[Assignment]
     ) -> UnassignResult:
         """The named one; a VM that may not know of it is denied as if there were none."""
         assert params.backend is not None
@@ -90,14 +90,15 @@ class Unassign:
             if caller.kind.sees_all or caller.name == params.vm:
                 raise truth
             raise self._authorizer.hidden(DeviceSubject("assign", key), params.vm, truth)
-        item = await self._unassign(asking, found)
+        item = await self._unassign(asking, found, "assign")
         return UnassignResult(results=(item,), request=asking.request)
 
-    async def _item(self, asking: _Asking, each: Assignment) -> UnassignItem | None:
-        """The result for one of many; None if the caller may not learn that it exists."""
+    async def item(self, asking: Asking, each: Assignment, verb: Verb) -> UnassignItem | None:
+        """The result for one of many; None if the caller may not learn that it exists. `verb` is
+        the operation that policy decides about."""
         caller = asking.caller
         try:
-            return await self._unassign(asking, each)
+            return await self._unassign(asking, each, verb)
         except CallError as failed:
             error = failed
         if error.code == "denied" and not caller.kind.sees_all and caller.name != each.vm:
@@ -105,7 +106,7 @@ class Unassign:
         told = ErrorInfo.of(as_told(caller, error, asking.request))
         return attrs.evolve(_item(each), unassigned=False, error=told)
 
-    async def _unassign(self, asking: _Asking, each: Assignment) -> UnassignItem:
+    async def _unassign(self, asking: Asking, each: Assignment, verb: Verb) -> UnassignItem:
         state, caller = self._state, asking.caller
         with recorded(
             state,
@@ -118,17 +119,17 @@ class Unassign:
             vm=each.vm,
             mode=each.mode,
         ) as ending:
-            await self._allow(asking, each)
+            await self._allow(asking, each, verb)
             done = await state.store.unassign(each.vm, each.key, each.identity)
             ending.outcome = "unassigned" if done else "already"
             ending.changed = done
         state.touch(each)
         return _item(each)
 
-    async def _allow(self, asking: _Asking, each: Assignment) -> None:
+    async def _allow(self, asking: Asking, each: Assignment, verb: Verb) -> None:
         """CallError unless the policy, or dom0's user, allows it."""
         state, caller, vm = self._state, asking.caller, each.vm
-        subject = self._subject(each)
+        subject = self._subject(each, verb)
         if caller.kind.may_unassign:
             no_rule = self._authorizer.decide(DOM0_NAME, subject, vm).rule is None
             if no_rule or state.is_orphan(each) or not class_of(each.key.device_class).is_known:
@@ -143,12 +144,12 @@ class Unassign:
                     caller, needed, asking.request, consents, asking.gone, only_present=True
                 )
 
-    def _subject(self, each: Assignment) -> DeviceSubject:
+    def _subject(self, each: Assignment, verb: Verb) -> DeviceSubject:
         """What policy is asked about: the device, if it is there; otherwise what is known of it."""
         matches = self._state.matches(each)
         if matches and each.identity:
-            return DeviceSubject("assign", matches[0])
-        return AssignmentSubject("assign", each.key, each.identity)
+            return DeviceSubject(verb, matches[0])
+        return AssignmentSubject(verb, each.key, each.identity)
 
 
 def _named(key: DeviceKey, identity: str | None) -> str:
