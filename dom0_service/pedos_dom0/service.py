@@ -144,6 +144,7 @@ async def start_parts(state: State, nursery: trio.Nursery) -> Api:
         nursery.start_soon(reconciler.settle, lease)
     for start in starts:
         nursery.start_soon(api.interrupted.settle, start)
+    nursery.start_soon(api.sleep.finish)
     return api
 
 

@@ -421,19 +421,54 @@ async def test_a_service_that_is_killed_at_any_step_before_the_sleep_loses_nothi
     await assert_nothing_lost(world)
 
 
-@pytest.mark.parametrize(
-    "step", ["attach.leased", "attach.exported", "attach.imported", "attach.committed"]
-)
-async def test_a_service_that_is_killed_at_any_step_after_the_sleep_loses_nothing(
-    world: World, autojump_clock: Clock, step: str
-) -> None:
+RESUME_STEPS = ("attach.leased", "attach.exported", "attach.imported", "attach.committed")
+
+
+async def killed_in_resume(world: World, step: str = "attach.leased") -> None:
     await attach(world)
     await suspend(world)
     killed = world.kill_at(step)
     with pytest.raises((CallError, trio.BrokenResourceError)):
         await resume(world)
     assert killed.is_set()
-    await assert_nothing_lost(world)
+
+
+@pytest.mark.parametrize("step", RESUME_STEPS)
+async def test_what_a_killed_service_was_making_again_the_next_one_finishes_unasked(
+    world: World, autojump_clock: Clock, step: str
+) -> None:
+    await killed_in_resume(world, step)
+    await world.restart()
+    await trio.sleep(60)
+    assert (has(world), rows(world)) == ([(STICK, "work")], [])
+    assert len(world.driver.agents["work"].imports) == len(usb(world).exports) == 1
+    assert await resume(world) == []
+
+
+async def test_what_cannot_be_finished_by_the_next_service_is_told_and_can_be_tried_again(
+    world: World, autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    await killed_in_resume(world)
+    stick = usb(world).devices.pop("1-2")
+    await world.restart()
+    await trio.sleep(60)
+    assert f"{STICK} was not attached to work again after the sleep: " in caplog.text
+    assert "has not come back; qvm-sleep resume tries again" in caplog.text
+    assert rows(world) == [STICK]
+    usb(world).devices["1-2"] = stick
+    await usb(world).report()
+    assert await resume(world) == [(STICK, "work", None, False)]
+
+
+async def test_a_service_that_starts_in_the_sleep_says_what_waits_for_its_end(
+    world: World, autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    await attach(world)
+    await suspend(world)
+    await world.restart()
+    await trio.sleep(60)
+    assert f"{STICK} was detached from work for the sleep of the machine" in caplog.text
+    assert (has(world), rows(world)) == ([], [STICK])
 
 
 async def test_a_full_disk_leaves_devices_attached(world: World, autojump_clock: Clock) -> None:

@@ -124,10 +124,10 @@ class Api:
         self._unassign = Unassign(state, self._authorizer)
         self._detach = Detach(state, self._authorizer, teardown, reconciler, self._unassign)
         self._mute = Mute(state, muting, reconciler)
-        self._sleep = Sleep(state, teardown, reconciler, self._attach)
+        self.sleep = Sleep(state, teardown, reconciler, self._attach)
         # Attaches what is assigned.
         self.auto_attach = AutoAttach(
-            state, self._authorizer, self._attach, operations, self._sleep.has_in_mind
+            state, self._authorizer, self._attach, operations, self.sleep.has_in_mind
         )
         self._assign = Assign(state, self._authorizer)
         self._assignments = Assignments(state, self._authorizer, self.auto_attach.why_not)
@@ -298,10 +298,10 @@ class Api:
         return await self.watch.next(call.caller, call.params)
 
     async def devices_suspend(self, call: Call) -> object:
-        return await self._sleep.suspend(call.request)
+        return await self.sleep.suspend(call.request)
 
     async def devices_resume(self, call: Call) -> object:
-        return await self._sleep.resume(call.request)
+        return await self.sleep.resume(call.request)
 
     # VMs and the service
 

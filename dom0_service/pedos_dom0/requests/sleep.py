@@ -4,11 +4,13 @@ is made again after it.
 The store has each such attachment from before its end until it is made again, so that whatever is
 killed or fails in between loses none; docs/decisions has what was weighed. Of these rows each is
 tried in every `resume`, and voided by the next `suspend` if it was tried before that: a device that
-did not come back from one sleep must not go to a VM after another one, days later.
+did not come back from one sleep must not go to a VM after another one, days later. A `resume` that
+a killed service had begun is finished by the next one, as nobody asks for it a second time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ from pedos_dom0 import errors
 from pedos_dom0.access.callers import DOM0_USER
 from pedos_dom0.access.recorded import recorded
 from pedos_dom0.attachments.ways import SUSPENDED
+from pedos_dom0.audit.log import new_request_id
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.requests.fitting import ENVELOPE_MAX, fitting
 from pedos_dom0.tables.leases import ATTACHED, DETACHING
@@ -166,9 +169,35 @@ class Sleep:
         async with self._resuming:
             rows = self._state.store.suspended()
             if rows:
+                await self._note_begun(rows)
                 await trio.sleep(WAKE_SECONDS)
             await _each(make, rows)
         return _result(done, request)
+
+    async def finish(self) -> None:
+        """At the start of the service: goes on with what the last one was making again, and says
+        what still waits for a `resume`."""
+        rows = [row for row in self._state.store.suspended() if row.boot == self._state.boot]
+        for row in rows:
+            if not row.begun and not row.tried:
+                text = "%s was detached from %s for the sleep of the machine; after it: %s"
+                logger.warning(text, row.key, row.vm, "qvm-sleep resume")
+        begun = [row for row in rows if row.begun and not row.tried]
+        request = new_request_id()
+
+        async def make(row: Suspended) -> None:
+            item = await self._resume(row, request)
+            why = None if item.error is None else item.error.message
+            if why is not None:
+                text = "%s was not attached to %s again after the sleep: %s%s"
+                hint = "; qvm-sleep resume tries again" if item.again else ""
+                logger.warning(text, row.key, row.vm, why, hint)
+
+        async with self._resuming:
+            try:
+                await _each(make, begun)
+            except Exception:
+                logger.exception("what a killed service began after the sleep was not finished")
 
     async def _resume(self, row: Suspended, request: str) -> SleepItem:
         error: CallError | None = None
@@ -238,6 +267,13 @@ class Sleep:
             and device.stale is None
             and lasting(device.identity) == lasting(row.identity) != ""
         }
+
+    async def _note_begun(self, rows: list[Suspended]) -> None:
+        """If that cannot be written, a service that is killed now leaves them to a `resume`."""
+        for row in rows:
+            if not row.begun:
+                with contextlib.suppress(StoreError):
+                    await self._state.store.suspended_put(attrs.evolve(row, begun=True))
 
     async def _note_tried(self, row: Suspended) -> None:
         """If that cannot be written, it counts as not tried: nothing else attaches the device."""

@@ -157,8 +157,8 @@ class StartRow:
 @frozen
 class Suspended:
     """An attachment that was ended, or was to be, for the sleep of the machine: `key` had the
-    `identity`, and the domain `vm_domid` of this `boot` had it. `tried`: after the sleep, in
-    vain."""
+    `identity`, and the domain `vm_domid` of this `boot` had it. `begun`: it is being made again
+    after the sleep; `tried`: that was in vain."""
 
     attachment: str
     key: DeviceKey
@@ -167,7 +167,12 @@ class Suspended:
     vm_domid: int
     options: Mapping[str, str]
     boot: str
+    begun: bool = False
     tried: bool = False
+
+
+# The last column of a row in the table.
+_TRIED, _BEGUN = 1, 2
 
 
 class StoreFile(DatabaseFile):
@@ -354,12 +359,12 @@ class StoreFile(DatabaseFile):
 
     def suspended_put(self, row: Suspended) -> None:
         """The attachment is about to be ended."""
-        key = row.key
+        key, tried = row.key, _TRIED if row.tried else _BEGUN if row.begun else 0
         self._run(
             "INSERT OR REPLACE INTO suspended VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(row.attachment, key.device_class, key.backend, key.device, row.identity),
-                *(row.vm, row.vm_domid, json.dumps(dict(row.options)), row.boot, int(row.tried)),
+                *(row.vm, row.vm_domid, json.dumps(dict(row.options)), row.boot, tried),
             ),
         )
 
@@ -382,7 +387,8 @@ class StoreFile(DatabaseFile):
                 domid,
                 self._options(options),
                 boot,
-                bool(tried),
+                begun=tried == _BEGUN,
+                tried=tried == _TRIED,
             )
             for attachment, *key, identity, vm, domid, options, boot, tried in rows
         ]
