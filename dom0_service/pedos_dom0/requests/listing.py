@@ -34,9 +34,10 @@ from pedos_dom0.requests.policy_status import fitting_status, policy_status, wit
 from pedos_dom0.tables.assignment import ANY_PORT
 from pedos_dom0.tables.device_set import DeviceKey, DeviceSet
 from pedos_dom0.tables.leases import PENDING
+from pedos_dom0.tasks.gradually import gradually
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from pedos_protocol.messages import PolicyStatus
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from pedos_dom0.attachments.muting import Muting
     from pedos_dom0.attachments.teardown import Teardown
     from pedos_dom0.state import State
+    from pedos_dom0.tables.device_set import Place
     from pedos_dom0.tables.leases import Lease
     from pedos_dom0.tables.store import Assignment
 
@@ -152,8 +154,12 @@ class Listing:
         for name in (*(vms or ()), *exclude):
             if not self._state.store.assignments(name):  # which a VM that was removed may have
                 self._state.known_domain(name)
-        assigned = self._by_device(self._state.store.assignments())
-        uses = Uses(self._state.leases, assigned, device_class)
+        uses = Uses(self._state.leases, (), device_class)
+        await gradually(
+            self._state.store.all_assignments(),
+            DOM0_USER.turn,
+            lambda some: uses.add(self._by_device(some)),
+        )
 
         def is_wanted(key: DeviceKey) -> bool:
             users = uses.of(key)
@@ -169,9 +175,8 @@ class Listing:
         for backend in sorted({*registry.backends(), *uses.backends()}, key=natural_key):
             is_whole = (vms is None or backend in vms) and backend not in exclude
             devices = registry.devices_of(backend) if is_whole else DeviceSet(backend)
-            keys = filter(is_wanted, uses.merged(devices, device_class, after))
-
-            if not await self._fill(page, DOM0_USER, keys, uses):
+            keys = uses.merged(devices, device_class, after)
+            if not await self._fill(page, DOM0_USER, keys, uses, is_wanted):
                 return page.listed(status)
         names = {DOM0_NAME, *self._state.driver.domains(), *registry.backends()}
         missing = [
@@ -259,12 +264,13 @@ class Listing:
         changes while they are taken may be missing."""
         state, me = self._state, caller.name
         if caller.kind.sees_all:
-            uses = Uses(state.leases, self._by_device(state.store.assignments()))
+            leases, assigned = list(state.leases), state.store.all_assignments()
             backends = state.registry.backends()
         else:
-            uses = Uses(state.leases.of_vm(me), self._by_device(state.assigned_to(me)))
+            leases, assigned = state.leases.of_vm(me), state.assigned_to(me)
             backends = [me]
-        yield from [*uses.lent, *uses.assigned]
+        yield from (lease.key for lease in leases if lease.state != PENDING)
+        yield from (key for key, _ in self._by_device(assigned))
         for backend in backends:
             for key, _ in state.registry.devices_of(backend).by_name.values():
                 yield key
@@ -293,17 +299,22 @@ class Listing:
         return shown
 
     async def _fill(
-        self, page: _Page, caller: Caller, keys: Iterable[DeviceKey], uses: Uses
+        self,
+        page: _Page,
+        caller: Caller,
+        keys: Iterable[DeviceKey],
+        uses: Uses,
+        is_wanted: Callable[[DeviceKey], bool] = lambda _key: True,
     ) -> bool:
-        """Puts those that the caller sees onto the page; False when it is full. It yields to
-        others, and awaits the caller's turn before each step but the first: a VM may have thousands
-        of devices."""
+        """Puts those that the caller sees, and that are wanted, onto the page; False when it is
+        full. It yields to others, and awaits the caller's turn before each step but the first: a VM
+        may have thousands of devices."""
         left = iter(keys)
-        while some := list(islice(left, STEP)):
+        while some := uses.portion(left):
             if page.is_begun:
                 await caller.turn()
             page.is_begun = True
-            for device in self.shown_to(caller, some, uses):
+            for device in self.shown_to(caller, list(filter(is_wanted, some)), uses):
                 if device is not None and not page.take(device):
                     return False
         return True
@@ -320,19 +331,46 @@ class Uses:
     ) -> None:
         self.lent: defaultdict[DeviceKey, list[Lease]] = defaultdict(list)
         self.assigned: defaultdict[DeviceKey, list[Assignment]] = defaultdict(list)
+        self._device_class = device_class
+        # By VM, the places of those in the order in which they were added.
+        self._places: defaultdict[str, list[list[Place]]] = defaultdict(list)
         for lease in leases:
             if lease.state != PENDING and device_class in (None, lease.key.device_class):
                 self.lent[lease.key].append(lease)
+        self._place(self.lent)
+        self.add(assigned)
+
+    def add(self, assigned: Iterable[Use]) -> None:
+        """Adds some assignments: of thousands, only a portion at a time."""
+        new = []
         for key, assignment in assigned:
-            if device_class in (None, key.device_class):
+            if self._device_class in (None, key.device_class):
+                if key not in self.assigned and key not in self.lent:
+                    new.append(key)
                 self.assigned[key].append(assignment)
-        self._by_backend: defaultdict[str, set[DeviceKey]] = defaultdict(set)
-        for key in (*self.lent, *self.assigned):
-            self._by_backend[key.backend].add(key)
+        self._place(new)
+
+    def _place(self, keys: Iterable[DeviceKey]) -> None:
+        places: defaultdict[str, list[Place]] = defaultdict(list)
+        for key in keys:
+            places[key.backend].append((natural_key(key.device), key))
+        for backend, its in places.items():
+            self._places[backend].append(sorted(its))
 
     def backends(self) -> list[str]:
         """The VMs that own the devices."""
-        return [*self._by_backend]
+        return [*self._places]
+
+    def portion(self, keys: Iterator[DeviceKey]) -> list[DeviceKey]:
+        """The next of some keys, as many as can be looked at in one step: each assignment of a
+        device takes its time."""
+        some, left = [], STEP
+        for key in keys:
+            some.append(key)
+            left -= 1 + len(self.assigned.get(key, ()))
+            if left <= 0:
+                break
+        return some
 
     def of(self, key: DeviceKey) -> set[str]:
         """The VM that has the device and those that it is lent to, or is to be."""
@@ -349,8 +387,7 @@ class Uses:
         natural order: those after `after`. The uses are those of this class alone."""
         backend = devices.backend
         of_class = devices.in_order(device_class)
-        used = self._by_backend.get(backend, set())
-        places = sorted((natural_key(key.device), key) for key in used)
+        used = self._places.get(backend, [])
         start = 0
         if after is not None:
             last_backend, _, last = after.partition(":")
@@ -359,9 +396,9 @@ class Uses:
             if backend == last_backend:
                 place = (natural_key(last), DeviceKey(device_class, backend, last))
                 start = bisect_right(of_class, place)
-                places = places[bisect_right(places, place) :]
+                used = [places[bisect_right(places, place) :] for places in used]
         before = None
-        for _, key in merge(islice(of_class, start, None), places):
+        for _, key in merge(islice(of_class, start, None), *used):
             if key != before:  # one that is used is in both
                 yield key
             before = key

@@ -172,7 +172,11 @@ class Store:
         """All assignments (of a VM), in the order of VM and device."""
         if vm is not None:
             return sorted(self._of_vm.get(vm, {}).values(), key=_order)
-        return sorted((each for of in self._of_vm.values() for each in of.values()), key=_order)
+        return sorted(self.all_assignments(), key=_order)
+
+    def all_assignments(self) -> list[Assignment]:
+        """All assignments in any order: with thousands of them, sorting takes long."""
+        return [each for of in self._of_vm.values() for each in of.values()]
 
     def assignments_of(self, key: DeviceKey, identity: str = "") -> list[Assignment]:
         """The assignments to that port, and to that identity at any port, in the order of VMs."""
@@ -339,8 +343,9 @@ class Store:
         return sorted(vm for name, vm in self._muted if name == device_class)
 
 
-def _order(assignment: Assignment) -> tuple[str, Slot]:
-    return assignment.vm, assignment.slot
+def _order(assignment: Assignment) -> tuple[str, ...]:
+    key, identity = assignment.slot
+    return assignment.vm, key.device_class, key.backend, key.device, identity
 
 
 K = TypeVar("K")
