@@ -341,6 +341,54 @@ async def test_a_vm_that_was_made_with_a_device_gets_one_more_while_it_runs(
         assert driver_of(tree) == "pciback"
 
 
+@pytest.mark.parametrize("give_back", ["yes", "no"])
+async def test_one_that_a_vm_could_not_take_comes_back_only_if_that_is_wanted_and_that_is_told(
+    host: Host, tree: PciTree, give_back: str
+) -> None:
+    async with running(host) as driver:
+        (made,) = await start(host, driver, lease())
+        host.put(f"/local/domain/0/backend/pci/{made.vm_domid}/0/state", "4")
+        second = lease(ONE, domid=made.vm_domid, options={"give-back": give_back})
+        host.plan(**{"pci-attach": {"exit": 1, "says": "libxl: error: Backend not ready"}})
+        with pytest.raises(DriverError, match="Backend not ready") as caught:
+            await carrier(driver).attach(second)
+        await carrier(driver).detach(second, force=False)
+        if give_back == "yes":
+            assert driver_of(tree, ONE) == "xhci_hcd"
+            assert "pciback" not in str(caught.value)
+        else:
+            assert driver_of(tree, ONE) == "pciback"
+            assert "it stays with pciback, and xhci_hcd does not get it back" in str(caught.value)
+            assert caught.value.hint == "xl pci-assignable-remove -r 0000:04:01.0"
+
+
+# Between two drivers
+
+
+async def test_an_xl_that_ends_between_the_drivers_leaves_the_device_to_dom0s(
+    host: Host, tree: PciTree
+) -> None:
+    (tree.sys / "bus/pci/drivers_probe").touch()
+    async with running(host) as driver:
+        host.plan(**{"pci-assignable-add": {"half": True, "does": True, "exit": 1}})
+        with pytest.raises(DriverError, match="could not be taken from dom0"):
+            await carrier(driver).prepare(lease())
+        assert (tree.sys / "bus/pci/drivers_probe").read_text() == "0000:02:00.0"
+
+
+async def test_a_service_that_was_killed_with_xl_between_the_drivers_tells_of_it_afterwards(
+    host: Host, tree: PciTree, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tree.sys / "bus/pci/drivers_probe").touch()
+    tree.bind(ADDRESSES[ALONE], None)
+    async with running(host) as driver:
+        carrier(driver).adopt([lease()])
+        await carrier(driver).detach(lease(), force=True)
+    assert "dom0:00_1c.0-00.0 has no driver" in caplog.text
+    assert "echo 0000:02:00.0 > /sys/bus/pci/drivers_probe" in caplog.text
+    assert (tree.sys / "bus/pci/drivers_probe").read_text() == ""
+
+
 async def test_one_that_was_made_without_is_not_asked_to_take_one(
     host: Host, tree: PciTree
 ) -> None:

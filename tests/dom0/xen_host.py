@@ -100,7 +100,7 @@ def work():
     elif verb == "pci-assignable-add":
         if (driver := bound(rest[0])) is not None:
             put(f"/libxl/pciback/{{rest[0]}}/driver_path", driver)
-        bind(rest[0], "pciback")
+        bind(rest[0], None if plan.get("half") else "pciback")
     elif verb == "pci-assignable-remove":
         node = store / f"libxl/pciback/{{rest[-1]}}/driver_path" / "="
         bind(rest[-1], node.read_text() if "-r" in rest and node.exists() else None)

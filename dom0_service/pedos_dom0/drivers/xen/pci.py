@@ -290,7 +290,9 @@ class XenPci:
                     )
             except BaseException:
                 with trio.CancelScope(shield=True):
-                    await self._put_back(function.address, name)
+                    await self._put_back(
+                        function.address, name, if_none_has=function.driver is not None
+                    )
                 raise
         mine.had_driver = function.driver
 
@@ -332,13 +334,23 @@ class XenPci:
                 f"the next start of {lease.vm}",
             )
         await self._make_ready(lease)
+        mine = self._mine[lease.attachment]
+        had_driver = mine.had_driver
         self.runs(lease.vm_domid)
-        words = self._mine[lease.attachment].words
-        await self._xl.run(
-            *("pci-attach", str(lease.vm_domid), words), seconds=ATTACH_SECONDS, what=what
-        )
-        if not self.is_attached(lease):
-            raise DriverError(f"{what}: xl says nothing, and {lease.vm} does not have it")
+        words = ("pci-attach", str(lease.vm_domid), mine.words)
+        try:
+            await self._xl.run(*words, seconds=ATTACH_SECONDS, what=what)
+            if not self.is_attached(lease):
+                raise DriverError(f"{what}: xl says nothing, and {lease.vm} does not have it")
+        except DriverError as error:
+            if had_driver is None or _comes_back(lease):
+                raise
+            # The VM may have had it for a moment.
+            raise DriverError(
+                f"{error}; it stays with pciback, and {had_driver} does not get it back by itself",
+                code=error.code,
+                hint=f"xl pci-assignable-remove -r {mine.address}",
+            ) from error
 
     async def _check_permissive(self, lease: Lease) -> None:
         """DriverError if the VM may not write what it is to be able to write."""
@@ -397,30 +409,47 @@ class XenPci:
         """No VM has it. It goes back to dom0 if that is wanted, or if no VM has had it, so that a
         failed start costs dom0 nothing."""
         mine = self._mine.pop(lease.attachment, None)
-        if lease.options.get("give-back") != "yes" and (mine is None or mine.had_driver is None):
-            return
         address = self._address(lease) if mine is None else mine.address
-        if address is not None:
-            async with self._turn:
-                await self._put_back(address, str(lease.key))
+        if address is None:
+            return
+        async with self._turn:
+            if _comes_back(lease) or (mine is not None and mine.had_driver is not None):
+                await self._put_back(address, str(lease.key), if_none_has=True)
+            else:
+                await self._tell_if_driverless(address, str(lease.key))
 
-    async def _put_back(self, address: str, name: str) -> None:
+    async def _put_back(self, address: str, name: str, *, if_none_has: bool) -> None:
         """Gives it to its driver in dom0, unless a VM has it, or is about to. The end of an
-        attachment does not depend on that: pciback keeps it otherwise."""
+        attachment does not depend on that: pciback keeps it otherwise. `if_none_has`: also if no
+        driver has it, as after an xl that was interrupted between dom0's and pciback."""
         what = f"{name} could not be given back to dom0, and stays with pciback"
         try:
             with _asking_store():
                 has = {each.address for each in pciback.given(self._store())}
             is_wanted = address in has | {mine.address for mine in self._mine.values()}
-            if is_wanted or await self._driver(address) != PCIBACK:
+            driver = await self._driver(address)
+            if is_wanted or not (driver == PCIBACK or (driver is None and if_none_has)):
                 return
-            words = ("pci-assignable-remove", "-r", address)
-            await self._xl.run(*words, seconds=ASSIGNABLE_SECONDS, what=what)
+            if driver == PCIBACK:
+                words = ("pci-assignable-remove", "-r", address)
+                await self._xl.run(*words, seconds=ASSIGNABLE_SECONDS, what=what)
             # xl knows the driver only of a device that it has taken from one.
             if await self._driver(address) is None:
                 await self._look(what, partial(pci_sysfs.probe, self._sys, address))
         except DriverError as error:
             logger.warning("%s", error)
+
+    async def _tell_if_driverless(self, address: str, name: str) -> None:
+        """An xl that ended with the last service may have been between dom0's driver and pciback.
+        What an administrator has left to no driver looks the same: so it is only told."""
+        try:
+            is_there = await self._look(name, partial(pci_sysfs.look_at, self._sys, address))
+        except DriverError as error:
+            logger.warning("%s", error)
+            return
+        if is_there is not None and is_there.driver is None:
+            text = "%s has no driver, neither one of dom0 nor pciback; to give it one of dom0: %s"
+            logger.warning(text, name, f"echo {address} > /sys/bus/pci/drivers_probe")
 
     # Looking
 
@@ -471,6 +500,10 @@ class XenPci:
             return await in_thread(partial(in_time, what, look, seconds=seconds, late=late))
         except OSError as error:
             raise DriverError(f"{what}: {error.strerror or error}") from error
+
+
+def _comes_back(lease: Lease) -> bool:
+    return lease.options.get("give-back") == "yes"
 
 
 def _is_strict(options: Mapping[str, str]) -> bool:
