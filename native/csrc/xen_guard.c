@@ -35,11 +35,34 @@ struct link {
 
 #define PAUSE_MAX (PV_XEN_REOPEN_MS_MAX / PV_XEN_LIVENESS_MS)
 
+/*
+ * libxencall says at each attempt that it may not open privcmd. Dom0's agent may not, and need not:
+ * it looks in xenstore then, as a guest does. What matters is said elsewhere (say_blind).
+ */
+static void drop_message(struct xen_logger *self, int level, int error, const char *context,
+                         const char *format, va_list values)
+{
+    (void)self, (void)level, (void)error, (void)context, (void)format, (void)values;
+}
+
+static void drop_progress(struct xen_logger *self, const char *context, const char *what,
+                          int percent, unsigned long done, unsigned long total)
+{
+    (void)self, (void)context, (void)what, (void)percent, (void)done, (void)total;
+}
+
+static void keep_logger(struct xen_logger *self)
+{
+    (void)self;
+}
+
+static struct xen_logger silent = {drop_message, drop_progress, keep_logger};
+
 /* With the lock held: opened once and kept; repeated for as long as it fails. */
 static void open_calls(void)
 {
     if (!guards.calls)
-        guards.calls = xen.xencall_open(NULL, 0);
+        guards.calls = xen.xencall_open(&silent, 0);
     if (guards.calls && !guards.status)
         guards.status = xen.xencall_alloc_buffer(guards.calls, sizeof *guards.status);
 }

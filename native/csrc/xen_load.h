@@ -5,6 +5,7 @@
 #ifndef PEDOS_XEN_LOAD_H
 #define PEDOS_XEN_LOAD_H
 
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -31,6 +32,15 @@ struct libxenvchan {
     int is_server : 1, server_persist : 1, blocking : 1;
     struct libxenvchan_ring read, write;
     char *xs_path; /* from 4.17 on; earlier, the library leaves the rendezvous there */
+};
+
+/* Who is told what a library has to say (xentoollog.h); NULL is stderr. */
+struct xen_logger {
+    void (*message)(struct xen_logger *, int level, int error, const char *context,
+                    const char *format, va_list);
+    void (*progress)(struct xen_logger *, const char *context, const char *what, int percent,
+                     unsigned long done, unsigned long total);
+    void (*destroy)(struct xen_logger *);
 };
 
 #define HYPERCALL_EVENT_CHANNEL 32 /* __HYPERVISOR_event_channel_op */

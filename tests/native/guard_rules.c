@@ -49,9 +49,22 @@ static void *read_store(void *handle, uint32_t transaction, const char *path, un
     return read_error || peer == broken_peer || !is_shown[peer] ? NULL : strdup("");
 }
 
+/* As libxencall says why, to whoever is given it. */
+static void complain(struct xen_logger *logger, const char *format, ...)
+{
+    va_list values;
+
+    va_start(values, format);
+    logger->message(logger, 5, EPERM, "xencall", format, values);
+    va_end(values);
+}
+
 static void *open_hypercalls(void *logger, unsigned flags)
 {
-    (void)logger, (void)flags;
+    (void)flags;
+    HOLDS(logger); /* without one, it would write to stderr each time */
+    if (!has_calls)
+        complain(logger, "Could not obtain handle on %s", "privileged command interface");
     return has_calls ? &has_calls : NULL;
 }
 
