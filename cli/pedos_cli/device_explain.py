@@ -62,6 +62,8 @@ def run(session: Session) -> int:
         reason = str(answer.get("reason") or "")
         if reason and not is_default and not reason.endswith(f"says {answer['verdict']}"):
             output.put(f"  why:  {output.show(reason)}")  # more than what the rule says itself
+        if (mode := answer.get("assigned")) is not None:
+            output.put(f"  assigned: to {vm} ({output.show(str(mode))})")
         parameters = take(answer, "parameters", dict)
         if parameters:
             output.put("  with: " + " ".join(f"{key}={parameters[key]}" for key in parameters))

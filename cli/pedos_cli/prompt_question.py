@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 CANDIDATES_MAX = 256
 """VMs to choose from: as many as one list of the protocol holds."""
 
+MODES = ("required", "auto-attach", "ask")
+"""Those of an assignment, which asks when its device is there."""
+
 ASK, CALL = METHODS = ("prompt.ask", "prompt.call")
 """What dom0 asks a prompter: about a device, and about a call of a service."""
 
@@ -61,13 +64,14 @@ class Question:
     """May `source` have this, and which of `candidates` gets it? `deadline` is in seconds of the
     reader's clock; the answer has to carry `call_id`.
 
-    `doing` is the request, without who and which device: `attach a block device`. `choosing` is the
-    heading of the choices. `fields` are labels with what a person has to know.
+    `asker` is who asks: the source, or an assignment. `doing` is the request, without who and which
+    device: `attach a block device`. `choosing` is the heading of the choices. `fields` are labels
+    with what a person has to know.
     """
 
     __slots__ = (
-        "call_id", "candidates", "choosing", "deadline", "default", "doing", "fields", "request",
-        "service", "source",
+        "asker", "call_id", "candidates", "choosing", "deadline", "default", "doing", "fields",
+        "request", "service", "source",
     )  # fmt: skip
 
     def __init__(
@@ -77,6 +81,7 @@ class Question:
         deadline: float,
         request: str,
         source: str,
+        asker: str,
         service: str,
         candidates: tuple[str, ...],
         default: str | None,
@@ -88,6 +93,7 @@ class Question:
         self.deadline = deadline
         self.request = request
         self.source = source
+        self.asker = asker
         self.service = service
         self.candidates = candidates
         self.default = default
@@ -107,11 +113,16 @@ def parse(
     said = _device if method == ASK else _call
     service, doing, choosing, fields = said(untrusted_params)
     candidates, default = _parse_candidates(untrusted_params)
+    source = parse_vm_name(untrusted_params.get("source"))
+    untrusted_mode = untrusted_params.get("assigned")
+    if untrusted_mode not in (None, *MODES):
+        raise ValueError(f"{shown(untrusted_mode)} is no mode of an assignment")
     return Question(
         call_id=call_id,
         deadline=now + max(0, _take(untrusted_params, "timeout_s", int)),
         request=harmless_text(_take(untrusted_params, "request", str), NAME_MAX),
-        source=parse_vm_name(untrusted_params.get("source")),
+        source=source,
+        asker=source if untrusted_mode is None else f"an assignment ({untrusted_mode})",
         service=service,
         candidates=candidates,
         default=default,
@@ -216,7 +227,7 @@ def lines(question: Question, width: int, encoding: str) -> list[str]:
     """
     width = max(width, WIDTH_MIN)
     said = ["-" * min(width - 1, RULE_MAX)]
-    said += _wrapped(f"{question.source} asks to {question.doing}", "", "    ", width, encoding)
+    said += _wrapped(f"{question.asker} asks to {question.doing}", "", "    ", width, encoding)
     fields = (*question.fields, ("service", question.service), ("request", question.request))
     for label, text in fields:
         if text:

@@ -24,7 +24,7 @@ from .fields import (
     WireMap,
     since,
 )
-from .policy_messages import PolicyStatus, Verdict
+from .policy_messages import Mode, PolicyStatus, Verdict
 
 MATCHES_MAX = 8  # devices of one assignment that are named; more share a port's hub or an identity
 CONFLICTS_MAX = 8  # other assignments that an answer names; the rest is counted
@@ -32,10 +32,6 @@ CONFLICTS_MAX = 8  # other assignments that an answer names; the rest is counted
 #: What an assignment is to: whatever is at a port of a VM; the device with an identity, at any port
 #: of that VM; that device at that port.
 Match = Literal["port", "device", "both"]
-#: When the VM gets the device. "required": it does not start without it. "auto-attach": at its
-#: start if the device is there, and whenever it appears while the VM runs. "ask": as that, once
-#: dom0's user has said yes.
-Mode = Literal["required", "auto-attach", "ask"]
 
 
 @attr.frozen

@@ -55,7 +55,6 @@ from .assignment_messages import (
     ErrorInfo,
     Holder,
     Match,
-    Mode,
     UnassignItem,
     UnassignResult,
 )
@@ -100,6 +99,7 @@ from .mute_messages import DeviceMute, MuteItem, MuteResult
 from .policy_messages import (
     DeviceExplain,
     ExplainResult,
+    Mode,
     PolicyErrorInfo,
     PolicyExplain,
     PolicyExplained,

@@ -28,6 +28,10 @@ from .fields import (
 
 Verb = Literal["list", "attach", "detach", "assign"]
 Verdict = Literal["allow", "ask", "deny"]
+#: When an assignment gives the VM the device. "required": it does not start without it.
+#: "auto-attach": at its start if the device is there, and whenever it appears while the VM runs.
+#: "ask": as that, once dom0's user has said yes.
+Mode = Literal["required", "auto-attach", "ask"]
 
 # The state of the policy
 
@@ -92,7 +96,7 @@ class ExplainResult:
 
     `reason` is one sentence: what the rule says, and why the request is denied if the rule allows
     it. `trace` are the rules that were tried before, the first of them first, less `trace_left_out`
-    that an answer cannot hold.
+    that an answer cannot hold. `assigned` is the mode in which the device is assigned to the VM.
     """
 
     verdict: Verdict
@@ -103,6 +107,7 @@ class ExplainResult:
     trace: Annotated[tuple[TraceStep, ...], AtMost(ITEMS_MAX)]
     reason: Text = ""
     trace_left_out: Natural = attr.field(default=0, kw_only=True, metadata=since(2))
+    assigned: Mode | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
 @attr.frozen
@@ -209,7 +214,8 @@ class PrompterRegister:
 class PromptAsk:
     """dom0 asks a client: may `source` do this? Which of `candidates` gets the device?
 
-    `default` is the one to mark, `timeout_s` the seconds after which the answer is no.
+    `default` is the one to mark, `timeout_s` the seconds after which the answer is no. `assigned`:
+    no command asks for it, but an assignment of that mode.
     """
 
     request: Text
@@ -225,6 +231,7 @@ class PromptAsk:
     candidates: Annotated[tuple[VmName, ...], AtMost(ITEMS_MAX)]
     default: VmName | None
     timeout_s: Natural
+    assigned: Mode | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
 @attr.frozen

@@ -642,6 +642,14 @@ def test_explain_shows_verdict_rule_and_with_v_the_trace(
     )
 
 
+def test_explain_says_in_which_mode_the_device_is_assigned(
+    service: FakeService, capsys: Captured
+) -> None:
+    service.replies["device.explain"] = {**EXPLANATION, "assigned": "ask"}
+    assert main(["usb", "explain", "work", "sys-usb:1-2"]) == 0
+    assert capsys.readouterr().out.splitlines()[2] == "  assigned: to work (ask)"
+
+
 def test_explain_says_how_many_rules_the_answer_has_no_room_for(
     service: FakeService, capsys: Captured
 ) -> None:

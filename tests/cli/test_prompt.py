@@ -119,6 +119,15 @@ def test_a_question_shows_who_asks_for_what_and_every_choice() -> None:
     ]
 
 
+def test_a_question_of_an_assignment_says_so_and_no_other_mode_is_believed() -> None:
+    shown = lines(question(source="dom0", assigned="ask"), 80, "utf-8")
+    assert shown[1] == "an assignment (ask) asks to attach a block device"
+    assert lines(question(source="dom0"), 80, "utf-8")[1] == "dom0 asks to attach a block device"
+    for untrusted in ("asks", "", 7, ["ask"]):
+        with pytest.raises(ValueError, match="no mode of an assignment"):
+            question(source="dom0", assigned=untrusted)
+
+
 def test_a_question_says_in_words_what_a_device_can_do() -> None:
     stick = {"service": "device.attach.usb", "device_class": "usb", "device": "1-2", "size": None}
     shown = lines(question(**stick, identity="0781:5581:x:u080650u030101"), 80, "utf-8")

@@ -380,8 +380,38 @@ async def test_dom0s_user_is_asked_once_if_mode_or_policy_says_so(
     async with world.client.prompter(yes("work")) as prompter:
         await plug(world)
         assert has(world) == {"1-1": "work"}
-        assert [each["candidates"] for each in prompter.asked] == [["work"]]
+        (question,) = prompter.asked
+        assert (question["candidates"], question["assigned"]) == (["work"], mode)
+        explained = await world.client.call(
+            "device.explain", verb="attach", source="dom0", **named("work", "sys-usb:1-1", "usb")
+        )
+        assert explained["assigned"] == mode
     assert [line["caller"] for line in world.audit("asked")] == ["auto-attach"]
+
+
+async def test_a_question_of_a_command_is_of_no_assignment_and_a_mode_is_that_of_the_vm(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.policy.set("device.attach.usb  *  @adminvm  work  ask\n" + ALLOW_DOM0)
+    await assign(world, "spare", None, STICK, match="device", mode="ask")
+    await assign(world, "spare", "1-1", mode="required")
+    async with world.client.prompter(yes("work")) as prompter:
+        await plug(world)
+        await world.client.call("device.attach", **named("work", "sys-usb:1-1", "usb"))
+        (question,) = prompter.asked
+    assert question["assigned"] is None
+
+    async def mode(vm: str, verb: str = "attach", port: str = "1-1") -> Any:
+        names = named(vm, f"sys-usb:{port}", "usb")
+        answer = await world.client.call("device.explain", verb=verb, source="dom0", **names)
+        return answer["assigned"]
+
+    assert [await mode("work"), await mode("spare"), await mode("spare", "detach")] == [
+        None,
+        "ask",  # the more specific one
+        "ask",
+    ]
+    assert await mode("spare", port="1-2") is None
 
 
 async def test_mode_ask_asks_where_policy_allows_and_not_where_it_denies(

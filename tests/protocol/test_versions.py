@@ -20,9 +20,9 @@ from .version_1 import MESSAGES, wrong_in_1
 # Version 2 has another way to watch; a client in dom0 that uses the former one is told so.
 GONE = {"device.watch", "device.event"}
 IN_1 = [spoken for spoken in strategies.SPOKEN if spoken[0] in MESSAGES]
-# What dom0 says to prompters and to the machine of local mode, and these to dom0, is not looked at
-# again before it is sent.
-AS_IT_IS = ("prompt.ask", "prompt.cancel", *(each for each in SCHEMA if each.startswith("domain.")))
+# A notice to prompters, and what dom0 and the machine of local mode say to each other, is not
+# looked at again before it is sent.
+AS_IT_IS = ("prompt.cancel", *(each for each in SCHEMA if each.startswith("domain.")))
 
 
 def test_a_method_of_another_version_than_the_first_says_so() -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     import trio
     from pedos_protocol.errors import CallError
+    from pedos_protocol.messages import Mode
 
     from pedos_dom0.access.callers import Caller
     from pedos_dom0.access.prompters import Prompters
@@ -224,6 +225,7 @@ class Authorizer:
         asker_gone: trio.Event,
         *,
         only_present: bool = False,
+        assigned: Mode | None = None,
     ) -> None:
         """Asks dom0's user and notes a yes in `consents`; CallError(denied) if there is none, and
         with `only_present` about a device that is not there, which nobody can judge.
@@ -251,6 +253,7 @@ class Authorizer:
             read_only=decision.read_only,
             candidates=candidates,
             default=default if default in candidates else None,
+            assigned=assigned,
         )
         progress.at("answer", needed.vm, subject)
         outcome = await self._prompters.ask(question, asker_gone, caller.kind)

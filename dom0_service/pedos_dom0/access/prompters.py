@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 from pedos_protocol.errors import CallError, LocalProtocolError
-from pedos_protocol.messages import PromptCancel, to_wire
+from pedos_protocol.messages import SCHEMA, PromptCancel, to_wire
 from pedos_protocol.names import printable_text
 
 from pedos_dom0.access import questions
@@ -44,6 +44,9 @@ class Prompter(Protocol):
 
     @property
     def is_open(self) -> bool: ...
+
+    @property
+    def version(self) -> int: ...
 
     async def call(
         self, method: str, params: dict[str, Any], *, timeout: float
@@ -184,9 +187,8 @@ class Prompters:
         """The outcome, or None if this prompter has gone."""
         lapsed: str | None = questions.ASKER_GONE  # if this is cancelled
         try:
-            untrusted_answer = await prompter.call(
-                question.method, question.params(left), timeout=left
-            )
+            params = SCHEMA.params_in(prompter.version, question.method, question.params(left))
+            untrusted_answer = await prompter.call(question.method, params, timeout=left)
             lapsed = None
             return judge(question, untrusted_answer)
         except CallError as error:

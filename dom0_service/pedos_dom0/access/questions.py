@@ -19,6 +19,8 @@ from pedos_dom0.access.subjects import DeviceSubject, ServiceSubject
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
+    from pedos_protocol.messages import Mode
+
     from pedos_dom0.access.subjects import Subject
 
 # Seconds for dom0's user to read the question and to look at the device.
@@ -64,6 +66,8 @@ class Question:
     default: str | None
     # Who asks, in the audit log; "" for the source.
     asker: str = ""
+    # The mode of the assignment that asks; None for a command or program.
+    assigned: Mode | None = None
 
     @property
     def audited(self) -> str:
@@ -72,6 +76,8 @@ class Question:
     def params(self, seconds: float) -> dict[str, Any]:
         """The message to a prompter that has so many seconds."""
         said = self.subject.prompt(self.shown, read_only=self.read_only)
+        if self.assigned is not None:
+            said = {**said, "assigned": self.assigned}
         return to_wire(
             SCHEMA[self.method].params(
                 request=self.request,

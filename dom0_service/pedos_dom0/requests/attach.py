@@ -238,7 +238,8 @@ class Attach:
                 if not asked.caller.kind.sees_all:
                     self._look_up_for_vm(asked, asked.caller.name)
                 await self._authorizer.ask(
-                    asked.caller, needed, asked.request, asked.consents, asked.asker_gone
+                    *(asked.caller, needed, asked.request, asked.consents, asked.asker_gone),
+                    assigned=asked.mode,
                 )
                 continue
             self._check_target(asked, grant.vm)

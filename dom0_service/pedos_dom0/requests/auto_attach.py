@@ -421,7 +421,10 @@ class AutoAttach:
             tried.asking = True
             try:
                 needed = MustAsk(subject, vm, decision)
-                await self._authorizer.ask(AUTO_ATTACH, needed, request, consents, tried.gone)
+                await self._authorizer.ask(
+                    *(AUTO_ATTACH, needed, request, consents, tried.gone),
+                    assigned=wish.assignment.mode,
+                )
             except CallError as error:
                 tried.unasked = error.data.get("reason") in _UNASKED
                 if error.data.get("reason") == questions.SAID_NO:

@@ -70,16 +70,22 @@ class Explaining:
         if not is_known and lack is not None and verb in ("attach", "assign"):
             raise unsupported(lack)
         state.known_domain(source)
-        is_assigned = any(each.vm == vm for each in state.assignments_to(key))
+        theirs = [each for each in state.assignments_to(key) if each.vm == vm]
+        identity = state.registry.lasting_identity(key)
+        # Of a device that is not there, only what is assigned at its port is known.
+        fitting = [each for each in theirs if identity is None or each.fits(key, identity)]
+        most = max(fitting, key=lambda each: each.weight, default=None)
+        mode, is_assigned = None if most is None else most.mode, bool(theirs)
         is_attached = any(lease.vm == vm for lease in state.leases.of_device(key))
         # An assignment is perhaps to or from a VM that was removed since.
         if verb == "detach" and (is_assigned or (is_attached and not is_known)):
             if source == DOM0_NAME and self._authorizer.needs_no_rule(key, vm):
-                return _WITHOUT_RULE if is_known else _NOT_KNOWN
+                return attrs.evolve(_WITHOUT_RULE if is_known else _NOT_KNOWN, assigned=mode)
         else:
             for name in (vm, key.backend):
                 state.known_domain(name)
-        return self.subject(source, DeviceSubject(verb, key), vm)
+        explained = self.subject(source, DeviceSubject(verb, key), vm)
+        return attrs.evolve(explained, assigned=mode)
 
     def subject(self, source: str, subject: Subject, vm: str) -> ExplainResult:
         """The verdict, whether what the request names exists or not."""
