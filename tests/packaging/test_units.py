@@ -166,3 +166,15 @@ def test_pedos_sound_starts_after_a_sound_server_and_needs_none() -> None:
     found = settings("pedos-sound")
     assert {"pipewire.service", "pulseaudio.service"} <= set(found["After"][0].split())
     assert not {"BindsTo", "PartOf", "Requires", "Requisite", "Wants"} & found.keys()
+
+
+def test_pedos_sound_finds_the_socket_of_the_agent_beside_it() -> None:
+    [program] = settings("pedos-sound")["ExecStart"]
+    cleared, in_dom0 = settings("pedos-sound in dom0")["ExecStart"]
+    [socket] = option("pedos-dom0-agent", "--sound-socket")
+    assert cleared == ""
+    assert in_dom0 == f"{program} --socket {socket}"
+    # Users pass through the folder of dom0's agent, and see nothing else in it.
+    assert settings("pedos-dom0-agent")["RuntimeDirectoryMode"] == ["0711"]
+    # Elsewhere it is the program's own default: native/sound/main.c.
+    assert option("pedos-agent", "--sound-socket") == ["/run/pedos/sound.sock"]
