@@ -1,5 +1,5 @@
 """A class of devices that stands in tests alone, in real programs: kill -9 of any of them at any
-step of its attach and detach, and the system is right again."""
+step of its attach, its detach and its mute, and the system is right again."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ DETACH_STEPS = (
     "detach.unexported",
     "detach.freed",
 )
+MUTE_STEPS = ("noted", "export.muting", "export.muted", "applied")
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +195,58 @@ def test_a_kill_while_detaching(
 ) -> None:
     attach(system)
     kill_while(system, faults, step, victim, detach)
+
+
+def mute(system: LocalSystem, muted: bool) -> None:
+    ask(system, "device.mute", device_class="fake", vm="work", muted=muted)
+
+
+def is_silent(system: LocalSystem) -> bool:
+    """What the source really does."""
+    return (system.folder / "vms" / "sys-usb" / "dev" / "fake-toy.lent").read_text() == "0"
+
+
+@pytest.mark.parametrize("victim", PROGRAMS)
+@pytest.mark.parametrize("step", MUTE_STEPS)
+@pytest.mark.parametrize("muted", [True, False], ids=["mute", "unmute"])
+def test_a_kill_while_muting(
+    system: LocalSystem, faults: FaultController, muted: bool, step: str, victim: str
+) -> None:
+    if "." not in step:
+        step = f"{'mute' if muted else 'unmute'}.{step}"
+    attach(system)
+    mute(system, not muted)
+    killed: list[int] = []
+    faults.arm(step, lambda: killed.append(kill(system, victim)))
+    with contextlib.suppress(ProtocolError, client.Unreachable, CallError):
+        mute(system, muted)
+    settle(system)
+    assert killed == [1]
+    attach(system)  # again, if an agent has died
+
+    def is_as_asked() -> bool:
+        (toy,) = ask(system, "device.list", device_class="fake")["devices"]
+        (to,) = toy["attachments"]
+        is_so = (to["muted"], to["unconfirmed"]) == (muted, None)
+        return is_so and is_silent(system) == muted
+
+    system.wait_until(is_as_asked, f"what was noted is what is heard\n{system.log()}")
+    mute(system, False)
+    assert not is_silent(system)
+    detach(system)
+
+
+def test_the_command_mutes_and_says_so(system: LocalSystem) -> None:
+    said = system.ok("qvm-device", "fake", "mute", "work")
+    assert said == "work is muted: it will hear nothing of what it gets\n"
+    attach(system)
+    assert is_silent(system)
+    assert "work (attached, muted)" in system.ok("qvm-device", "fake", "list")
+    assert system.ok("qvm-device", "fake", "unmute", "work") == (
+        f"work is unmuted: it may hear {TOY}\n"
+    )
+    assert not is_silent(system)
+    detach(system)
 
 
 def test_a_restart_of_the_service_keeps_it(system: LocalSystem) -> None:

@@ -18,6 +18,7 @@ FAKE: Final = DeviceClass(
     many="fake devices",
     source="sys-usb",
     example="toy",
+    heard=True,
     options=(Option("colour", ("red", "blue"), example="red"),),
 )
 

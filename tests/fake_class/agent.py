@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 from collections.abc import Awaitable, Callable, Collection, Iterator
+from functools import partial
+from io import FileIO
 from pathlib import Path
 
 import attrs
 import trio
 from pedos_agent.device_classes.base import Borrowing, Carrier, DeviceClass, Host
 from pedos_agent.device_classes.data_channel import from_target, to_source
+from pedos_agent.device_classes.hearing import Hearing
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.inventory.local_device import LocalDevice
 from pedos_host.faultpoints import reach
@@ -66,7 +70,12 @@ class Toys:
 
     async def lend(self, lifetime: Lifetime, params: ExportStart, found: LocalDevice) -> None:
         mark = self.host.settings.dev / f"{FAKE.name}-{params.device}.lent"
-        with _locked(mark), await self.host.transport.listen(params.peer, params.port) as listener:
+        hearing = lifetime.hearing = Hearing(self.host.heard, params.muted)
+        with (
+            _locked(mark, _sound(muted=params.muted)) as file,
+            await self.host.transport.listen(params.peer, params.port) as listener,
+        ):
+            hearing.tell = partial(_mute, file)
             await reach("export.listening")
             lifetime.ready({})
             async with trio.open_nursery() as nursery:
@@ -96,14 +105,25 @@ class Fake(DeviceClass):
         return Toys(host)
 
 
+def _sound(*, muted: bool) -> bytes:
+    """What a toy's mark says of it."""
+    return b"0" if muted else b"1"
+
+
+async def _mute(file: FileIO, muted: bool) -> None:
+    await reach("export.muting")
+    os.pwrite(file.fileno(), _sound(muted=muted), 0)
+    await reach("export.muted")
+
+
 @contextlib.contextmanager
-def _locked(path: Path, content: bytes = b"") -> Iterator[None]:
+def _locked(path: Path, content: bytes = b"") -> Iterator[FileIO]:
     """A file that is there, and locked, for as long as this lasts."""
     with path.open("wb", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(content)
         try:
-            yield
+            yield file
         finally:
             path.unlink()
 
