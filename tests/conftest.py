@@ -33,7 +33,7 @@ def run_strictly(*arguments: Any, **options: Any) -> Any:
 
 #: Folders whose tests build and start programs. Their files take longest, so they begin first: the
 #: last ones of a run are then short, and no processor waits for one that still has a long file.
-FIRST = ("e2e", "hostile", "native", "interleave")
+FIRST = ("e2e", "hostile", "native", "interleave", "local", "sound")
 
 
 @pytest.hookimpl(trylast=True)
