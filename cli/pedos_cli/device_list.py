@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pedos_protocol.device_classes import class_named
 from pedos_protocol.names import natural_key
 
 from pedos_cli import output
@@ -134,7 +135,10 @@ def used_by(device: Mapping[str, object]) -> list[str]:
         users.append(f"{more} more (assigned, not listed)")
     if (conflict := device.get("conflict")) is not None:
         users.append(f"attached to none by itself ({_enclosed(str(conflict))})")
-    for mark, text in (("cannot look at it now", device.get("stale")), ("in use", use)):
+    described = class_named(str(device.get("device_class")))
+    is_heard = described is not None and described.heard  # what is lacking is no use of it
+    unfit = "cannot record it" if is_heard else "in use"
+    for mark, text in (("cannot look at it now", device.get("stale")), (unfit, use)):
         if text:
             users.append(f"{device.get('backend')} ({mark}: {_enclosed(str(text))})")
             break

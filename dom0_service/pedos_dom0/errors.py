@@ -242,7 +242,9 @@ def not_to_be_had(key: DeviceKey, device: Device) -> CallError | None:
     if (never := class_of(key.device_class).why_never(key.backend, device)) is not None:
         return never_given(key, never)
     if device.busy is not None:
-        return failure("busy", f"{key} is in use in {key.backend}: {device.busy}")
+        is_heard = class_of(key.device_class).description.heard  # what is lacking is no use of it
+        is_unfit = "cannot be recorded" if is_heard else "is in use"
+        return failure("busy", f"{key} {is_unfit} in {key.backend}: {device.busy}")
     return None
 
 

@@ -184,6 +184,10 @@ def test_list_has_a_header_on_a_terminal(
             "confirm it), e (attached, may still be muted, as dom0 does not confirm it)",
         ),
         ({"busy": "mounted on /media"}, "sys-usb (in use: mounted on /media)"),
+        (
+            {"device_class": "mic", "busy": "nobody is logged in"},
+            "sys-usb (cannot record it: nobody is logged in)",
+        ),
     ],
 )
 def test_used_by_tells_attached_from_assigned(

@@ -112,6 +112,16 @@ async def test_all_end_when_it_is_unplugged(world: World, autojump_clock: Clock)
     world.assert_nothing_left()
 
 
+async def test_one_that_nobody_can_record_is_not_called_used(
+    world: World, autojump_clock: Clock
+) -> None:
+    dom0 = world.driver.agents["dom0"]
+    dom0.plug("mic", "mic", identity="default", busy="nobody is logged in")
+    await dom0.report()
+    with fails("busy", "dom0:mic cannot be recorded in dom0: nobody is logged in"):
+        await attach(world, "work")
+
+
 async def test_one_that_is_left_over_keeps_it_from_no_other_vm(
     world: World, autojump_clock: Clock
 ) -> None:
