@@ -122,6 +122,10 @@ class Recorder:
     def hear(self, seconds: float) -> bytes:
         """What comes from now on, that long. The samples are the clock: nothing sleeps here."""
         self.drop()
+        return self.more(seconds)
+
+    def more(self, seconds: float) -> bytes:
+        """What follows what was heard last, that long."""
         return self._read(2 * round(seconds * RATE))
 
     def drop(self) -> None:
