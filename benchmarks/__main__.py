@@ -32,6 +32,7 @@ MODULES = {
     "P1": "policy",
     "fair": "fairness",
     "L6": "soak",  # and the drift of M1
+    "sound": "sound",
     "scale": "scale",  # and the service's drift
 }
 
