@@ -25,6 +25,10 @@
 #define BACKLOG (RATE * SAMPLE)
 /* A source that is there and cannot be recorded (busy, not ready yet) is tried again. */
 #define RETRY_MS 500
+/* pipewire-pulse (0.3.65) still names an unplugged source as the default when it says that sources
+ * have changed, and says nothing when it names another: it is asked again, some times. */
+#define ASK_AGAIN_MS 250
+#define ASK_AGAIN_TIMES 20
 /* A longer name than any that servers make is nobody's. */
 #define NAME_MAX_BYTES 255u
 /* One is the user's choice. */
@@ -58,6 +62,9 @@ struct sources {
     struct list now, next; /* next: while the server tells */
     char default_name[NAME_MAX_BYTES + 1];
     bool is_looking, is_stale, is_known, is_cut;
+    bool is_default_seen; /* while the server tells: the default is one of its sources */
+    unsigned asked_again;
+    struct clock_timer again;
     struct recording *recordings;
 };
 
@@ -156,6 +163,7 @@ static void listed(pa_context *pulse, const pa_source_info *info, int end, void 
     if (pulse != sources->pulse)
         return;
     if (!end) {
+        sources->is_default_seen |= info->name && !strcmp(info->name, sources->default_name);
         if (!is_microphone(info))
             return;
         if (sources->next.count < SOURCES_MAX)
@@ -171,6 +179,9 @@ static void listed(pa_context *pulse, const pa_source_info *info, int end, void 
         looked(sources);
     if (sources->is_stale)
         look(sources);
+    else if (!sources->is_default_seen && *sources->default_name &&
+             sources->asked_again++ < ASK_AGAIN_TIMES)
+        clock_timer_set(&sources->again, clock_now() + ASK_AGAIN_MS);
 }
 
 static void list_sources(struct sources *sources)
@@ -178,6 +189,7 @@ static void list_sources(struct sources *sources)
     pa_operation *operation;
 
     memset(&sources->next, 0, sizeof sources->next);
+    sources->is_default_seen = false;
     operation = pa_context_get_source_info_list(sources->pulse, listed, sources);
     if (operation)
         pa_operation_unref(operation);
@@ -211,10 +223,19 @@ static void look(struct sources *sources)
         sources->is_looking = false;
 }
 
+static void look_again(void *context)
+{
+    struct sources *sources = context;
+
+    if (sources->pulse && !sources->is_looking)
+        look(sources);
+}
+
 void sources_look(struct sources *sources)
 {
     if (!sources->pulse)
         return;
+    sources->asked_again = 0;
     if (sources->is_looking)
         sources->is_stale = true;
     else
@@ -240,6 +261,25 @@ const char *sources_name(const struct sources *sources, const char *device)
 
 /* --- Recordings --- */
 
+/* A stream that is being made cannot be disconnected yet. It is when it is made: nobody knows of it
+ * any more, and it would record until the program ends. */
+static void close_late(pa_stream *stream, void *context)
+{
+    (void)context;
+    switch (pa_stream_get_state(stream)) {
+    case PA_STREAM_READY:
+        pa_stream_disconnect(stream);
+        return;
+    case PA_STREAM_FAILED:
+    case PA_STREAM_TERMINATED:
+        pa_stream_set_state_callback(stream, NULL, NULL);
+        pa_stream_unref(stream);
+        return;
+    default:
+        return;
+    }
+}
+
 static void stream_close(struct recording *recording)
 {
     pa_stream *stream = recording->stream;
@@ -249,8 +289,12 @@ static void stream_close(struct recording *recording)
     recording->gathered_count = 0;
     if (!stream)
         return;
-    pa_stream_set_state_callback(stream, NULL, NULL);
     pa_stream_set_read_callback(stream, NULL, NULL);
+    if (pa_stream_get_state(stream) == PA_STREAM_CREATING) {
+        pa_stream_set_state_callback(stream, close_late, NULL);
+        return;
+    }
+    pa_stream_set_state_callback(stream, NULL, NULL);
     pa_stream_disconnect(stream);
     pa_stream_unref(stream);
 }
@@ -450,6 +494,7 @@ struct sources *sources_new(pa_mainloop_api *loop, const struct sources_events *
     sources->loop = loop;
     sources->events = events;
     sources->context = context;
+    clock_timer_init(&sources->again, loop, look_again, sources);
     return sources;
 }
 
@@ -457,6 +502,7 @@ void sources_use(struct sources *sources, pa_context *pulse)
 {
     sources->pulse = pulse;
     sources->is_looking = sources->is_stale = false;
+    clock_timer_set(&sources->again, NEVER);
     for (struct recording *each = sources->recordings; each; each = each->next) {
         clock_timer_set(&each->retry, NEVER);
         stream_close(each);
@@ -479,5 +525,6 @@ void sources_free(struct sources *sources)
         recording->listeners = 1;
         recording_leave(recording);
     }
+    clock_timer_free(&sources->again);
     free(sources);
 }

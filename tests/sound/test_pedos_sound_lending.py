@@ -261,6 +261,18 @@ def test_storms_of_start_and_stop_open_it_rarely_and_the_last_word_counts(system
     assert not [said for said in system.agent.said if isinstance(said, link.Ended)]
 
 
+def test_a_recording_that_is_closed_while_the_server_makes_it_is_closed(system: System) -> None:
+    for _ in range(10):
+        id_, channel = system.agent.lend("mail")
+        channel.start()
+        system.agent.send(link.Close(id_))
+        system.agent.await_ended(id_)
+    _, channel = system.agent.lend()
+    channel.start()
+    channel.await_frame(frames.AUDIO)
+    system.await_streams("Microphone for work")
+
+
 @pytest.mark.parametrize(
     "raw",
     [b"\x09\x00\x00\x00\x00\x00\x00\x00", b"\x01\x00\x02\x00\x00\x00\x00\x00ab", b"\xff" * 64],
@@ -415,4 +427,34 @@ def test_a_server_that_stays_away_ends_what_is_lent(kind: str, tmp_path: Path) -
             id_, _ = agent.lend()
         assert agent.await_ended(id_).startswith("no sound server answers")
         agent.await_message(link.Devices, lambda said: said.devices == ())
+    agent.close()
+
+
+def test_the_choice_goes_on_with_another_when_its_microphone_is_unplugged(system: System) -> None:
+    with second_microphone(system.server) as module:
+        system.agent.await_device("headset")
+        system.server.pactl("set-default-source", "headset")
+        _, channel = system.agent.lend()
+        channel.start()
+        system.await_streams("Microphone for work", source="headset")
+        system.server.pactl("unload-module", module)
+        system.await_streams("Microphone for work")
+        with playing(system.server, system.folder):
+            channel.until("the tone", has_tone)
+        assert not [said for said in system.agent.said if isinstance(said, link.Ended)]
+    system.server.pactl("set-default-source", MICROPHONE)
+
+
+@pytest.mark.parametrize("kind", each_kind)
+def test_the_choice_ends_with_the_last_microphone(kind: str, tmp_path: Path) -> None:
+    agent = Agent(tmp_path / "sound.sock")
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(sound_server(kind, tmp_path / "last", microphone=True))
+        with running(server, agent.path):
+            agent.accept()
+            agent.await_device()
+            id_, _ = agent.lend()
+            server.pactl("unload-module", "module-remap-source")
+            assert agent.await_ended(id_) == "the microphone was unplugged"
+            agent.await_message(link.Devices, lambda said: said.devices == ())
     agent.close()
