@@ -125,12 +125,12 @@ class FakeDom0:
         return said.attachment, said.listening
 
     def all_heard(self) -> list[Any]:
-        """The notices that have come since."""
-        found = []
-        with contextlib.suppress(trio.WouldBlock):
-            while True:
-                found.append(self._heard.receive_nowait())
-        return found
+        """The notices of who listens that have come since."""
+        return _all_in(self._heard)
+
+    def all_ended(self) -> list[Any]:
+        """The notices of what has ended that have come since."""
+        return _all_in(self._ended)
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Calls the agent."""
@@ -154,6 +154,14 @@ class FakeDom0:
             peer=peer,
             **params,
         )
+
+
+def _all_in(channel: trio.MemoryReceiveChannel[Any]) -> list[Any]:
+    found = []
+    with contextlib.suppress(trio.WouldBlock):
+        while True:
+            found.append(channel.receive_nowait())
+    return found
 
 
 ATTACHMENT = "00112233aabbccdd"

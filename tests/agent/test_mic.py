@@ -403,6 +403,31 @@ async def test_a_session_that_cannot_says_why(pair: Pair, why: str) -> None:
         await pair.borrow()
 
 
+async def test_what_the_target_refuses_is_told_by_the_target_alone(pair: Pair) -> None:
+    await pair.lend()
+    pair.target.session.answer[Borrow] = lambda message: Failed(message.id, "no PipeWire")
+    with pytest.raises(CallError, match="no PipeWire"):
+        await pair.borrow()
+    here = await pair.source.session.lent("work")
+    assert not here.is_closed, "the source has not even heard of it"
+    await pair.detach()
+    assert pair.source.dom0.all_ended() == []
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+async def test_the_side_that_ends_it_says_why_and_the_other_is_asked(pair: Pair, side: str) -> None:
+    await pair.attach()
+    ending, other = pair.source, pair.target
+    stop = "import.stop"
+    if side == "target":
+        ending, other, stop = other, ending, "export.stop"
+    ending.session.close()
+    assert (await ending.dom0.ended()).reason.startswith("pedos-sound has ended")
+    await other.session.until(lambda: all_closed(other.session))  # at once, and not a second later
+    await other.dom0.call(stop, attachment=ATTACHMENT)
+    assert other.dom0.all_ended() == []
+
+
 async def test_a_session_that_does_not_answer_keeps_nobody_waiting(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

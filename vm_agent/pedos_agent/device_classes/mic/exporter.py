@@ -16,7 +16,7 @@ from pedos_agent.device_classes.data_channel import carry, from_target
 from pedos_agent.device_classes.hearing import Hearing
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.mic.session import Session
-from pedos_agent.device_classes.mic.stream import RING_ORDERS, Stream, ends
+from pedos_agent.device_classes.mic.stream import RING_ORDERS, Stream, end_after_pump, ends
 
 
 async def lend(
@@ -54,12 +54,14 @@ async def _lent(
         await reach("export.listening")
         lifetime.ready({})
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_serve, lifetime, listener, ours)
+            nursery.start_soon(_serve, lifetime, listener, ours, stream)
             await lifetime.ending()
             nursery.cancel_scope.cancel()
 
 
-async def _serve(lifetime: Lifetime, listener: Listener, ours: socket.socket) -> None:
+async def _serve(
+    lifetime: Lifetime, listener: Listener, ours: socket.socket, stream: Stream
+) -> None:
     """Accept the one client and move its bytes until either side ends."""
     channel = await from_target(listener, lifetime)
     if channel is None:
@@ -69,4 +71,4 @@ async def _serve(lifetime: Lifetime, listener: Listener, ours: socket.socket) ->
         result = await carry(channel, ours)
     finally:
         channel.close()
-    await lifetime.end_after_pump(result.why)
+    await end_after_pump(lifetime, result.why, stream)

@@ -23,7 +23,7 @@ from pedos_agent.device_classes.data_channel import carry, to_source
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.mic.link_server import LinkServer
 from pedos_agent.device_classes.mic.session import Session
-from pedos_agent.device_classes.mic.stream import Stream, ends
+from pedos_agent.device_classes.mic.stream import Stream, end_after_pump, ends
 
 #: Told with the reason, where no session could offer it yet.
 WAITS: Final = "it is heard when that changes"
@@ -41,36 +41,46 @@ class BorrowedMic:
 
     async def run(self, lifetime: Lifetime) -> None:
         """See Borrowing."""
-        channel = await to_source(self.host.transport, self.params)
-        try:
-            await reach("import.connected")
-            ours, theirs = ends()
-            with ours, theirs:
-                await self._use(lifetime, channel, ours, theirs)
-        finally:
-            channel.close()
-        await reach("import.stopped")
-
-    async def _use(
-        self, lifetime: Lifetime, channel: Channel, ours: socket.socket, theirs: socket.socket
-    ) -> None:
-        try:
-            async with trio.open_nursery() as nursery:
-                # From now on: it notices when the source has gone.
-                nursery.start_soon(_pump, lifetime, channel, ours)
+        ours, theirs = ends()
+        with ours, theirs:
+            try:
                 note = None
+                # Before the channel: a source never hears of what fails here.
                 if (session := self.link.usable) is not None:
                     await self._offer(lifetime, session, theirs)
                 else:
                     note = f"{self.link.lack}: {WAITS}"
-                    nursery.start_soon(self._offer_later, lifetime, theirs)
-                await reach("import.ready")
-                lifetime.ready({"note": note})
-                await lifetime.ending()
-                nursery.cancel_scope.cancel()
-        finally:
-            if self.stream is not None:
-                await self.stream.close()
+                channel = await to_source(self.host.transport, self.params)
+                try:
+                    await reach("import.connected")
+                    await self._use(lifetime, channel, ours, theirs, note)
+                finally:
+                    channel.close()
+            finally:
+                if self.stream is not None:
+                    await self.stream.close()
+        await reach("import.stopped")
+
+    async def _use(
+        self,
+        lifetime: Lifetime,
+        channel: Channel,
+        ours: socket.socket,
+        theirs: socket.socket,
+        note: str | None,
+    ) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._pump, lifetime, channel, ours)
+            if note is not None:
+                nursery.start_soon(self._offer_later, lifetime, theirs)
+            await reach("import.ready")
+            lifetime.ready({"note": note})
+            await lifetime.ending()
+            nursery.cancel_scope.cancel()
+
+    async def _pump(self, lifetime: Lifetime, channel: Channel, ours: socket.socket) -> None:
+        result = await carry(channel, ours)
+        await end_after_pump(lifetime, result.why, self.stream)
 
     async def _offer(self, lifetime: Lifetime, session: Session, theirs: socket.socket) -> None:
         """Have a session offer it. CallError."""
@@ -106,8 +116,3 @@ class BorrowedMic:
     ) -> None:
         """See Borrowing."""
         await still_asked()
-
-
-async def _pump(lifetime: Lifetime, channel: Channel, ours: socket.socket) -> None:
-    result = await carry(channel, ours)
-    await lifetime.end_after_pump(result.why)

@@ -11,6 +11,9 @@ import trio
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.names import harmless_text
 from pedos_protocol.sound_link import Close, Message, Mute
+from pedos_vchan.pump import Why
+
+from pedos_agent.device_classes.lifetime import Lifetime
 
 # A sound server opens a device in less than one; dom0 waits 15 s for an attach.
 READY_SECONDS: Final = 10.0
@@ -18,6 +21,8 @@ READY_SECONDS: Final = 10.0
 # end of the stream is closed.
 CLOSE_SECONDS: Final = 2.0
 MUTE_SECONDS: Final = 2.0
+# dom0 asks this side to stop as soon as it has heard from the other one.
+TOLD_SECONDS: Final = 1.0
 # Log2 of the bytes from the target to the source, which only says START and STOP, and back: 170 ms
 # of sound. More would be older sound, and not less loss.
 RING_ORDERS: Final = (10, 14)
@@ -34,6 +39,17 @@ def ends() -> tuple[socket.socket, socket.socket]:
     for each in pair:
         each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
     return pair
+
+
+async def end_after_pump(lifetime: Lifetime, why: Why, stream: Stream | None) -> None:
+    """End an attachment because its pump ended. Where the other agent has ended its part, it tells
+    dom0 the reason, and dom0 asks this side to stop: no second reason is then given."""
+    if why is Why.PEER_CLOSED:
+        if stream is not None:
+            await stream.close()
+        with trio.move_on_after(TOLD_SECONDS):
+            await lifetime.ending()
+    await lifetime.end_after_pump(why)
 
 
 class Stream:
@@ -118,9 +134,10 @@ class Stream:
 
     async def close(self) -> None:
         """Returns when nothing of it is left in the session, or after CLOSE_SECONDS."""
-        self._closed = True
-        if self._over.is_set():
+        if self._closed or self._over.is_set():
             return
+        self._heard(False)
+        self._closed = True
         self._send(Close(self.id))
         with trio.move_on_after(CLOSE_SECONDS) as waiting:
             waiting.shield = True
