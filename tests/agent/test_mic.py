@@ -19,6 +19,7 @@ from pedos_agent.settings import Settings
 from pedos_protocol.errors import CallError
 from pedos_protocol.sound_frames import START, STOP, Frame
 from pedos_protocol.sound_link import (
+    DEVICES_MAX,
     Borrow,
     Close,
     Device,
@@ -113,8 +114,9 @@ class Pair:
 
     async def detach(self) -> None:
         await self.target.dom0.call("import.stop", attachment=ATTACHMENT, may_refuse=True)
-        for attachment in (ATTACHMENT, OTHER):
-            await self.source.dom0.call("export.stop", attachment=attachment)
+        for export in self.source.dom0.report.exports:
+            await self.source.dom0.call("export.stop", attachment=export.attachment)
+        await self.source.dom0.call("export.stop", attachment=ATTACHMENT)
 
     async def is_over(self) -> None:
         """Neither agent has anything of it, and neither session."""
@@ -171,6 +173,14 @@ async def is_heard(pair: Pair) -> None:
     await pair.is_over()
 
 
+async def test_as_many_are_listed_as_a_session_may_have(pair: Pair) -> None:
+    many = tuple(Device(f"{number}", f"usb:{number}", "", False) for number in range(DEVICES_MAX))
+    pair.source.session.send(Devices(many))
+    report = await pair.source.dom0.until(lambda report: ids(report) == {each.id for each in many})
+    assert {each.description for each in report.devices} == {each.id for each in many}
+    await pair.lend("63")
+
+
 async def test_what_is_said_in_the_source_is_heard_in_the_target(pair: Pair) -> None:
     await is_heard(pair)
 
@@ -195,15 +205,21 @@ async def test_several_vms_have_it_at_once_and_each_only_once(pair: Pair, make: 
 
 async def test_a_listener_that_stops_loses_only_its_own(pair: Pair, make: Make) -> None:
     here, there = await pair.attach()
-    private = await make("private", 4)
-    await pair.source.dom0.lend(OTHER, "mic", 4, device_class="mic", vm="private", port=8)
-    await private.dom0.borrow(OTHER, "mic", 2, device_class="mic", port=8)
-    stopped = await pair.source.session.lent("private")
+    lent, borrowed, vms = [], [], []
+    for number, name in enumerate(("private", "vault"), 4):
+        vms.append(await make(name, number))
+        params = {"device_class": "mic", "port": number}
+        await pair.source.dom0.lend(f"{number:016x}", "mic", number, vm=name, **params)
+        await vms[-1].dom0.borrow(f"{number:016x}", "mic", 2, **params)
+        lent.append(await pair.source.session.lent(name))
+        borrowed.append(await vms[-1].session.borrowed())
+    stopped, also_here = lent
+    private, also_there = vms[0], borrowed[1]
     for number in range(200):  # two seconds; the stopped one has room for a fifth of it
-        stopped.send(audio(number % 100))
-        here.send(audio(number))
-        assert await there.next() == audio(number)
-    assert (here.dropped, there.dropped) == (0, 0)
+        for each in (stopped, here, also_here):
+            each.send(audio(number))
+        assert await there.next() == await also_there.next() == audio(number)
+    assert here.dropped == also_here.dropped == 0
     assert 0 < len(stopped.sent) < 60, "what waits for it is bounded"
     # What has waited comes in order and whole, and then what is said now.
     late = await private.session.borrowed()
