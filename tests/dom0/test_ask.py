@@ -48,6 +48,7 @@ async def test_a_question_has_all_that_dom0_s_user_needs_and_a_yes_attaches(
         "candidates": ["work"],
         "default": "work",
         "timeout_s": 60,
+        "assigned": None,
     }
     (asked,) = world.audit("asked")
     assert (asked["description"], asked["size"], asked["timeout_s"]) == ("a stick", 4096, 60)
