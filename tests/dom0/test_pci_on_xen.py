@@ -183,6 +183,13 @@ async def test_what_cannot_be_given_is_refused_before_anything_is_done(
     assert driver_of(tree) == "xhci_hcd"
 
 
+async def test_what_is_attached_is_no_stray(host: Host, tree: PciTree) -> None:
+    async with running(host) as driver:
+        (made,) = await start(host, driver, lease())
+        assert carrier(driver).is_attached(made)
+        assert carrier(driver).strays() == {}
+
+
 async def test_one_that_cannot_be_reset_is_given_if_that_is_wanted(
     host: Host, tree: PciTree
 ) -> None:
@@ -282,7 +289,9 @@ async def test_what_plain_xl_has_given_is_not_given_again(host: Host, tree: PciT
         with pytest.raises(DriverError, match=r"is in other \(domain 7\)") as caught:
             await carrier(driver).prepare(lease())
         assert caught.value.code == "busy"
+        assert carrier(driver).strays() == {ALONE: "other"}
         host.destroy(7)  # its record in xenstore stays
+        assert carrier(driver).strays() == {}
         await carrier(driver).prepare(lease())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class FakePci(FakeCarrier):
         self.ready: dict[str, Lease] = {}
         self.refuse_prepare: DriverError | None = None
         self.gives_live = True
+        self.astray: Mapping[str, str] | DriverError = {}
 
     def name_in_target(self, domid: int, asked: str | None, taken: object) -> None:  # type: ignore[override]
         return None
@@ -64,6 +65,11 @@ class FakePci(FakeCarrier):
 
     def can_give_live(self, domid: int) -> bool:
         return self.gives_live
+
+    def strays(self) -> Mapping[str, str]:
+        if isinstance(self.astray, DriverError):
+            raise self.astray
+        return self.astray
 
     def given_name(self, lease: Lease) -> str | None:
         return "00_00.0" if lease.attachment in self.attached else None
@@ -292,6 +298,27 @@ async def test_an_assignment_of_a_device_that_is_gone_is_listed_and_removed(
     answer = await detach(world, "sys-usb")
     assert answer["results"][0]["unassigned"]
     assert world.state.store.assignments() == []
+
+
+async def test_what_a_vm_has_without_an_attachment_is_listed_as_in_use(
+    world: World, carrier: FakePci, autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    await attach(world, "sys-usb", persistent=True)
+
+    async def busy() -> dict[str, str | None]:
+        return {each["device"]: each["busy"] for each in await world.client.list("pci")}
+
+    assert set((await busy()).values()) == {None}
+    carrier.astray = {"00_14.0": "sys-usb"}  # it has rebooted from inside
+    shown = await busy()
+    told = shown.pop("00_14.0")
+    assert told is not None and told.startswith("sys-usb has it, ")
+    assert set(shown.values()) == {None}
+    await start(world)  # it has an attachment then, which says more
+    assert set((await busy()).values()) == {None}
+    carrier.astray = DriverError("xenstore does not answer")
+    assert len(await world.client.list("pci")) == len(shown) + 1
+    assert "which VMs have pci devices is not known: xenstore does not answer" in caplog.text
 
 
 async def test_a_device_stays_taken_until_nothing_is_left_of_the_vm(

@@ -87,6 +87,11 @@ class Carrier(Protocol):
         blocks; DriverError."""
         ...
 
+    def strays(self) -> Mapping[str, str]:
+        """The devices of dom0 that VMs have without an attachment of ours, with these VMs. Never
+        blocks; DriverError."""
+        ...
+
     async def attach(self, lease: Lease) -> None:
         """Attaches `lease.key` to the domain as `lease.frontend`; DriverError. Returns when the
         source serves it; the target need not run yet. `detach` removes what a failed or cancelled
@@ -131,6 +136,10 @@ class GivenLive:
     def given_name(self, lease: Lease) -> str | None:
         """See Carrier."""
         return lease.frontend
+
+    def strays(self) -> Mapping[str, str]:
+        """See Carrier. There are none, or they are taken away."""
+        return {}
 
 
 class CarriedByAgents(GivenLive):

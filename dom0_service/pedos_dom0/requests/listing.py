@@ -6,6 +6,7 @@ it.
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from collections import defaultdict
 from heapq import merge
@@ -13,6 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import attrs
+from pedos_host.throttle import Throttle
 from pedos_protocol.codec import FRAME_MAX
 from pedos_protocol.fields import PAGE_DEVICES_MAX
 from pedos_protocol.listing_messages import MISSING_MAX
@@ -28,7 +30,7 @@ from pedos_protocol.names import natural_key
 from pedos_protocol.schema import Room
 
 from pedos_dom0.access.callers import DOM0_USER
-from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.drivers.base import DOM0_NAME, DriverError
 from pedos_dom0.requests.fitting import bounded_text, fitting
 from pedos_dom0.requests.policy_status import fitting_status, policy_status, with_errors
 from pedos_dom0.tables.assignment import ANY_PORT
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
     #: A device, and an assignment of it.
     Use = tuple[DeviceKey, Assignment]
 
+logger = logging.getLogger(__name__)
+
 # Errors of the policy in a listing. They only show that something is wrong; service.status has them
 # all.
 POLICY_ERRORS_MAX = 8
@@ -63,6 +67,8 @@ ENVELOPE_MAX = 29 * 1024
 # Bytes of the assignments of one device: those to 250 VMs with the longest names, each of which is
 # named twice if it was removed. So a device always fits onto a page.
 ASSIGNED_MAX = 16 * 1024
+# Why a device is in use in dom0 that a VM has without an attachment.
+STRAY = "{vm} has it, from the toolstack and not from here, or it has rebooted with it"
 # Why no device is listed of a VM that may have some.
 NO_AGENT = "it runs, but its agent is not connected"
 # Devices to look at in one step: some milliseconds.
@@ -79,9 +85,11 @@ class Listing:
         self._authorizer = authorizer
         self._teardown = teardown
         self._muting = muting
+        self._throttle = Throttle()
 
-    def _listed(self, key: DeviceKey, uses: Uses, *, for_dom0: bool) -> Listed:
-        """One device with its users; `present` is False if its source does not report it.
+    def _listed(self, key: DeviceKey, uses: Uses, *, for_dom0: bool, stray: str | None) -> Listed:
+        """One device with its users; `present` is False if its source does not report it. `stray`
+        says who has it without an attachment.
 
         A VM is not told what holds an attachment that should have ended: that is about other VMs.
         """
@@ -104,6 +112,8 @@ class Listing:
             (AssignedTo(each.vm, dict(each.options), mode=each.mode) for each in assignments),
             ASSIGNED_MAX,
         )
+        if stray is not None and not attached:
+            device = attrs.evolve(device, busy=stray)
         has = {to.vm for to in attached}
         conflict = self._conflict(key, has) if for_dom0 and assignments else None
         return Listed(
@@ -226,6 +236,22 @@ class Listing:
             return None
         return MissingIn(device_class, None, NO_AGENT, backend)
 
+    def _strays(self, classes: Collection[str]) -> dict[DeviceKey, str]:
+        """The devices of dom0 that VMs have without an attachment, and that in words."""
+        found = {}
+        for name in classes:
+            try:
+                strays = self._state.carrier(name).strays()
+            except DriverError as error:
+                if (more := self._throttle.more(name)) is not None:
+                    logger.warning(
+                        "which VMs have %s devices is not known: %s%s", name, error, more
+                    )
+                continue
+            for device, vm in strays.items():
+                found[DeviceKey(name, DOM0_NAME, device)] = STRAY.format(vm=vm)
+        return found
+
     def uses_of(self, caller: Caller, keys: Collection[DeviceKey]) -> Uses:
         """Who has some devices, and is to have them, as far as the caller may know."""
         state, me = self._state, caller.name
@@ -285,13 +311,14 @@ class Listing:
         are left out, so that VMs do not learn of each other.
         """
         sees_all = caller.kind.sees_all
+        strays = self._strays({key.device_class for key in keys}) if sees_all else {}
         shown: list[Listed | None] = []
         allowed = self._authorizer.may_see(caller.name, keys)
         for key, is_allowed in zip(keys, allowed, strict=True):
             users = uses.of(key)
             device = None
             if is_allowed and (sees_all or caller.name in users):
-                device = self._listed(key, uses, for_dom0=sees_all)
+                device = self._listed(key, uses, for_dom0=sees_all, stray=strays.get(key))
                 # A device that has disappeared, and is not used, is left out.
                 if not device.present and len(users) == 1:
                     device = None

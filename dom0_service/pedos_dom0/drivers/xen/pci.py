@@ -157,6 +157,21 @@ class XenPci:
         with _asking_store():
             return len(pciback.given_to(self._store(), domid))
 
+    def strays(self) -> Mapping[str, str]:
+        """See Carrier. The toolstack has given them, also to the next domain of a VM that reboots.
+        What is left of domains that have ended has nothing for long."""
+        ours = {mine.address for mine in self._mine.values()}
+        found = {}
+        with _asking_store():
+            store = self._store()
+            for each in pciback.given(store):
+                if each.address in ours or self._has_ended(each.domid):
+                    continue
+                called = pci_sysfs.id_of(self._sys, each.address)
+                if called is not None:
+                    found[called] = pciback.name_of(store, each.domid)
+        return found
+
     def runs(self, domid: int) -> None:
         """A domain is about to run: what it was made with is not what it was."""
         for mine in self._mine.values():

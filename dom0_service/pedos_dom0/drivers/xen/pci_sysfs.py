@@ -103,6 +103,14 @@ def address_of(sys_root: Path, device_id: str) -> str | None:
     return None
 
 
+def id_of(sys_root: Path, address: str) -> str | None:
+    """The id of the device at an address; None if there is none (any more). OSError."""
+    try:
+        return port_id(way_to(os.readlink(f"{sys_root}/bus/pci/devices/{address}")))
+    except FileNotFoundError:
+        return None
+
+
 def look_at(sys_root: Path, address: str) -> Function | None:
     """Looks at one device; None if it does not exist. OSError."""
     folder = f"{sys_root}/bus/pci/devices/{address}"
