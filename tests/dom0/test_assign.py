@@ -536,7 +536,7 @@ async def test_a_long_list_comes_in_pages_and_misses_none(
         for number in range(300)
         for key in (usb(""), usb())
     ]
-    monkeypatch.setattr(world.state.store, "assignments", lambda _vm=None: many)
+    monkeypatch.setattr(world.state.store, "all_assignments", lambda: many)
     found: list[Any] = []
     more, after = True, None
     while more:

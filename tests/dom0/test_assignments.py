@@ -208,7 +208,7 @@ async def test_a_device_that_is_assigned_to_all_vms_that_there_can_be_fits_into_
         for device in ("a", "b", "sda")
         for vm in vms
     ]
-    monkeypatch.setattr(world.state.store, "assignments", lambda _vm=None: many)
+    monkeypatch.setattr(world.state.store, "all_assignments", lambda: many)
     listed: list[Any] = []
     more = True
     while more:

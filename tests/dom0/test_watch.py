@@ -407,7 +407,7 @@ async def test_a_change_looks_up_the_users_of_its_own_device_alone(
     watcher = Watcher(world)
     await watcher.all()
     await world.client.attach("halted", "sys-usb:free1", persistent=True)
-    monkeypatch.setattr(Store, "assignments", all_of_them)
+    monkeypatch.setattr(Store, "all_assignments", all_of_them)
     (changed,) = await watcher.next()
     assert [to["vm"] for to in changed["device"]["assignments"]] == ["halted"]
 
