@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -262,11 +263,21 @@ def test_storms_of_start_and_stop_open_it_rarely_and_the_last_word_counts(system
 
 
 def test_a_recording_that_is_closed_while_the_server_makes_it_is_closed(system: System) -> None:
-    for _ in range(10):
+    programs = system.server.programs()
+    pid = programs.get("pulseaudio") or programs["pipewire-pulse"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
         id_, channel = system.agent.lend("mail")
         channel.start()
+        system.agent.await_listening(id_, True)
+        # With each answer the program has gone once more around its loop, and has asked the server.
+        for _ in range(3):
+            system.agent.send(link.Mute(id_, False))
+            system.agent.await_message(link.Ready)
         system.agent.send(link.Close(id_))
         system.agent.await_ended(id_)
+    finally:
+        os.kill(pid, signal.SIGCONT)
     _, channel = system.agent.lend()
     channel.start()
     channel.await_frame(frames.AUDIO)
