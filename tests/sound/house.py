@@ -16,7 +16,7 @@ from pathlib import Path
 from pedos_dom0.local.config import load
 from pedos_dom0.local.layout import Layout, sweep
 from pedos_dom0.local.sound_programs import find_pedos_sound
-from pedos_dom0.local.sound_server import KINDS, MICROPHONE, SoundServer
+from pedos_dom0.local.sound_server import KINDS, MICROPHONE, SESSION, SoundServer
 
 from tests.e2e.system import RESTARTS, LocalSystem, process_table, wait_until
 from tests.patience import PATIENCE
@@ -69,7 +69,8 @@ class House(LocalSystem):
     def wait_for_sound(self) -> None:
         """Returns when each microphone can be lent, and each server answers."""
         for vm, sound in load(self.layout.config).sounds.items():
-            self.server_answers(vm)
+            if sound.kind != SESSION:
+                self.server_answers(vm)
             if sound.microphone:
                 self.wait_until(lambda vm=vm: self.is_offered(vm), f"{vm}:mic is listed")
 
