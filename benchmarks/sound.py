@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from . import sound_cost
+from . import sound_cost, sound_drift, sound_latency
 from .row import Row
 from .sound_pairs import pairs
 
 
 def measure() -> list[Row]:
-    with pairs() as running:
-        return sound_cost.measure(running)
+    with sound_drift.other_clock() as (env, rate), pairs(env) as running:
+        rows = sound_cost.measure(running)
+        rows += sound_latency.measure(running)
+        return rows + sound_drift.measure(running, rate)
