@@ -480,6 +480,20 @@ async def test_a_session_that_does_not_read_costs_no_more_than_its_socket_holds(
     assert 100 < len(ended) < 2000
 
 
+async def test_the_agent_s_own_end_is_not_put_on_the_session() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    served = session.Session(PacketSocket(ours), 1, lambda: None)
+    theirs.send(HELLO)
+    ended: list[str] = []
+    with theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(served.run)
+            await trio.testing.wait_all_tasks_blocked()
+            served.lend(MIC, "work", False, theirs.fileno(), ended=ended.append, heard=bool)
+            nursery.cancel_scope.cancel()
+    assert ended == ["the VM's agent ends"]
+
+
 async def test_ids_are_never_used_twice(nursery: trio.Nursery) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     served = session.Session(PacketSocket(ours), 1, lambda: None)

@@ -52,6 +52,7 @@ _LAST_ID: Final = 2**32 - 1
 
 #: Before it has said anything of its sound server.
 NOT_YET: Final = "pedos-sound has just begun"
+AGENT_ENDS: Final = "the VM's agent ends"
 LEFT: Final = "pedos-sound has ended: the user has logged out, or it is just restarted"
 
 
@@ -78,10 +79,11 @@ class Session:
 
     async def run(self) -> str:
         """Serve it until it ends; returns why it did. Its streams have ended then."""
-        why = LEFT
+        why = AGENT_ENDS
         try:
             with self._scope:
                 await self._converse()
+            why = LEFT
         except (RemoteProtocolError, OSError) as error:
             said = words(error) if isinstance(error, OSError) else str(error)
             why = f"the connection of pedos-sound failed: {harmless_text(said)}"
