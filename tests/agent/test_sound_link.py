@@ -8,6 +8,8 @@ import contextlib
 import errno
 import os
 import socket
+import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from pedos_protocol.sound_link import (
     Hello,
     Listening,
     Ready,
+    Refused,
     Server,
     Welcome,
 )
@@ -197,6 +200,7 @@ async def world(
     yield made
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="it is told to root")
 async def test_any_user_of_the_vm_may_connect_and_is_judged_by_the_kernel_s_word(
     tmp_path: Path, nursery: trio.Nursery
 ) -> None:
@@ -206,7 +210,43 @@ async def test_any_user_of_the_vm_may_connect_and_is_judged_by_the_kernel_s_word
     client = FakeSession(tmp_path / "sound")
     await nursery.start(client.run)
     assert client.refused == "root has no session with sound"
-    assert os.getuid() == 0, "these tests run as root"
+
+
+CLIENT = """
+import os, socket, sys
+path, hello, uid = sys.argv[1], bytes.fromhex(sys.argv[2]), int(sys.argv[3])
+os.setgid(uid)
+os.setuid(uid)
+client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+client.connect(path)
+client.send(hello)
+print(client.recv(1000).hex())
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be other users")
+@pytest.mark.parametrize(
+    ("uid", "answer"),
+    [
+        (ALICE, Welcome(1)),
+        (BOB, Refused("another user is at the screen")),
+        (65534, Refused("the user 65534 is a program's and no person's")),
+    ],
+)
+async def test_programs_of_other_users_are_told_apart(
+    tmp_path: Path, nursery: trio.Nursery, uid: int, answer: sound_link.Message
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are for its user alone
+        Path(folder).chmod(0o711)
+        settings = attrs.evolve(on_xen(tmp_path), sound=Path(folder) / "sound")
+        (tmp_path / "seat0").write_text(f"ACTIVE_UID={ALICE}\n")
+        await nursery.start(LinkServer(Path(folder) / "sound", settings, tmp_path).run)
+        command = [sys.executable, "-c", CLIENT, f"{folder}/sound"]
+        words = [sound_link.build(Hello(1, "fake")).hex(), str(uid)]
+        with trio.fail_after(PATIENCE):
+            done = await trio.run_process([*command, *words], capture_stdout=True)
+        assert sound_link.parse(bytes.fromhex(done.stdout.decode()), sound_link.AGENT) == answer
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_second_instance_is_told_and_the_first_goes_on(world: World) -> None:
