@@ -227,11 +227,32 @@ static int connected_socket(const char *path)
     return -1;
 }
 
+/* Where agents listen: in a VM, and in dom0, whose own agent has a folder to itself. A machine is one
+ * of both, whatever packages it has. */
+static const char *const USUAL[] = {"/run/pedos/sound.sock", "/run/pedos-agent/sound.sock"};
+
+/* Connects to the one that was named, or to the first usual one that is there; *path is which. */
+static int find(const struct agent *agent, const char **path)
+{
+    *path = agent->path;
+    if (agent->path)
+        return connected_socket(agent->path);
+    for (size_t i = 0; i < sizeof USUAL / sizeof *USUAL; i++) {
+        int fd = connected_socket(*path = USUAL[i]);
+
+        if (fd != -1 || errno != ENOENT)
+            return fd;
+    }
+    *path = USUAL[0];
+    return -1;
+}
+
 static void try_again(void *context)
 {
     struct agent *agent = context;
     struct link_message hello = {.type = LINK_HELLO, .version = LINK_VERSION,
                                  .line = "pedos-sound " PEDOS_VERSION};
+    const char *path;
 
     if (agent->is_broken) {
         disconnect(agent);
@@ -239,10 +260,10 @@ static void try_again(void *context)
     }
     if (agent->fd != -1)
         return;
-    agent->fd = connected_socket(agent->path);
+    agent->fd = find(agent, &path);
     if (agent->fd == -1 || !is_trusted(agent->fd)) {
         if (!agent->is_told)
-            log_warning("no agent at %s (%s): waiting for it", agent->path,
+            log_warning("no agent at %s (%s): waiting for it", path,
                         agent->fd == -1 ? strerror(errno) : "it is another user's");
         agent->is_told = true;
         disconnect(agent);

@@ -4,8 +4,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define SOCKET "/run/pedos/sound.sock"
-
 static const char HELP[] =
     "usage: pedos-sound [--socket PATH] [--verbose]\n"
     "\n"
@@ -17,15 +15,15 @@ static const char HELP[] =
     "pipewire-pulse, or PulseAudio. It waits for the agent and for the sound server.\n"
     "\n"
     "options:\n"
-    "  --socket PATH  the agent's socket (" SOCKET ")\n"
+    "  --socket PATH  the agent's socket (/run/pedos/sound.sock, in dom0\n"
+    "                 /run/pedos-agent/sound.sock)\n"
     "  --verbose      says on standard error what happens\n"
     "  --version      prints the version\n"
     "  --help         prints this\n"
     "\n"
     "examples:\n"
-    "  pedos-sound                                         in a VM\n"
-    "  pedos-sound --socket /run/pedos-agent/sound.sock    in dom0\n"
-    "  systemctl --user restart pedos-sound                start it again\n";
+    "  pedos-sound --verbose                       see what it does\n"
+    "  systemctl --user restart pedos-sound        start it again\n";
 
 void options_parse(struct options *options, int argc, char **argv)
 {
@@ -38,7 +36,7 @@ void options_parse(struct options *options, int argc, char **argv)
     };
     int option;
 
-    *options = (struct options){.socket = SOCKET};
+    *options = (struct options){0};
     while ((option = getopt_long(argc, argv, "hv", LONG, NULL)) != -1) {
         switch (option) {
         case 's':

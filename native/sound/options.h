@@ -5,7 +5,7 @@
 #include <stdbool.h>
 
 struct options {
-    const char *socket;
+    const char *socket; /* NULL: the usual ones */
     bool is_verbose;
 };
 

@@ -23,11 +23,8 @@ UNITS = {
 
 #: The units that are no daemon.
 ONE_SHOTS = {"pedos-dom0-sleep": DEBIAN / "pedos-dom0.pedos-dom0-sleep.service"}
-#: Those of users' sessions, and what dom0 changes in them.
-USERS = {
-    "pedos-sound": DEBIAN / "pedos-sound.user.service",
-    "pedos-sound in dom0": DEBIAN / "pedos-dom0.pedos-sound.conf",
-}
+#: Those of users' sessions.
+USERS = {"pedos-sound": DEBIAN / "pedos-sound.user.service"}
 
 
 def load_programs() -> ModuleType:
