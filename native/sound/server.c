@@ -11,8 +11,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* A server that restarts is found at once, and one that stays away is looked for rarely. */
 #define RETRY_MS 500
-#define RETRY_MS_MAX 5000
+#define RETRY_TIMES 20
+#define RETRY_MS_RARELY 5000
 /* A server that accepts and then says nothing is none. */
 #define ANSWER_MS 10000
 
@@ -23,7 +25,7 @@ struct server {
     pa_context *pulse;
     bool is_up, is_pipewire, is_told;
     struct clock_timer retry;
-    int64_t patience;
+    unsigned failures;
     void (*drained)(void *context);
 };
 
@@ -44,8 +46,9 @@ static void fail(struct server *server, const char *why)
     bool was_up = server->is_up;
 
     server->is_up = false;
-    clock_timer_set(&server->retry, clock_now() + server->patience);
-    server->patience = server->patience * 2 < RETRY_MS_MAX ? server->patience * 2 : RETRY_MS_MAX;
+    server->failures++;
+    clock_timer_set(&server->retry, clock_now() + (server->failures < RETRY_TIMES ? RETRY_MS
+                                                                                  : RETRY_MS_RARELY));
     if (!was_up && server->is_told)
         return;
     server->is_told = true;
@@ -66,7 +69,7 @@ static void introduced(pa_context *pulse, const pa_server_info *info, void *cont
     server->is_up = true;
     server->is_told = false;
     server->is_pipewire = strstr(info->server_name, "on PipeWire") != NULL;
-    server->patience = RETRY_MS;
+    server->failures = 0;
     clock_timer_set(&server->retry, NEVER);
     log_detail("connected to %s", info->server_name);
     server->events->up(server->context);
@@ -150,7 +153,6 @@ struct server *server_new(pa_mainloop_api *loop, const struct server_events *eve
     server->loop = loop;
     server->events = events;
     server->context = context;
-    server->patience = RETRY_MS;
     clock_timer_init(&server->retry, loop, try_again, server);
     clock_timer_set(&server->retry, clock_now());
     return server;

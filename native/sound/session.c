@@ -15,7 +15,8 @@
 
 /* Streams of one connection: a machine has fewer VMs that run, and few microphones. */
 #define STREAMS_MAX 64u
-/* A sound server that restarts has its microphones again within this time, or has lost them. */
+/* A sound server that restarts answers again within this time, and has its microphones again within
+ * this time after that; or they are lost. */
 #define GRACE_MS 10000
 /* The sound server has so long to take what this program gives back at its end. */
 #define STOP_MS 1000
@@ -282,6 +283,8 @@ static void server_up(void *context)
     pa_context *pulse = server_context(session->host.server);
 
     session->state[0] = '\0';
+    if (session->is_graced)
+        clock_timer_set(&session->grace, clock_now() + GRACE_MS);
     tell_state(session);
     target_pulse_clean(pulse);
     sources_use(session->host.sources, pulse);
