@@ -28,6 +28,9 @@ def listen(running: Pairs, folder: Path, seconds: float) -> Heard:
         for source, speaks in SPEAK.items()
         for target, hears in HEAR.items()
     }
+    for (_, target), name in names.items():
+        server = house.server(HEAR[target])
+        server.wait_until(lambda at=server, name=name: name in at.sources(), "it is listed")
     taps = {source: (house.server(vm), MICROPHONE) for source, vm in SPEAK.items()}
     for (source, target), name in names.items():
         taps[f"{source} -> {target}"] = (house.server(HEAR[target]), name)

@@ -41,7 +41,7 @@ static void wait_for_more(struct rate *rate)
 void rate_start(struct rate *rate)
 {
     wait_for_more(rate);
-    rate->cycle = rate->cycle_now = 0;
+    rate->cycle = rate->cycle_now = rate->cycle_for = 0;
     rate->quiet = 0;
     rate->lowest = UINT32_MAX;
 }
@@ -62,7 +62,6 @@ static void ran_empty(struct rate *rate)
     }
     rate->quiet = 0;
     rate->lowest = UINT32_MAX;
-    rate->cycle_now = 0;
     wait_for_more(rate);
 }
 
@@ -75,8 +74,6 @@ static void was_quiet(struct rate *rate, uint32_t wanted, uint32_t left)
     /* Kept from the next look: more than what is given back now, so that this causes no episode. */
     if (rate->extra > 0 && rate->lowest > RATE_EXTRA_STEP)
         rate->extra -= smaller(rate->extra, RATE_EXTRA_BACK);
-    rate->cycle = rate->cycle_now;
-    rate->cycle_now = 0;
     rate->quiet = RATE_EPISODE;
     rate->lowest = UINT32_MAX;
 }
@@ -115,15 +112,24 @@ static uint32_t trim(struct rate *rate, uint32_t spare)
     return drop;
 }
 
+static void follow_cycle(struct rate *rate, uint32_t cycle)
+{
+    if (rate->cycle_for >= RATE_CYCLE_FOR) {
+        rate->cycle = rate->cycle_now;
+        rate->cycle_now = rate->cycle_for = 0;
+    }
+    rate->cycle_for += cycle;
+    rate->cycle_now = larger(rate->cycle_now, cycle);
+    rate->cycle = larger(rate->cycle, cycle);
+}
+
 struct rate_step rate_cycle(struct rate *rate, uint32_t wanted, uint32_t buffered, uint32_t age)
 {
     struct rate_step step = {0, 0};
     uint32_t spare = buffered - smaller(wanted, buffered);
     uint32_t fill = buffered + smaller(age, RATE_AGE_MAX);
-    uint32_t cycle = smaller(wanted, RATE_CYCLE_MAX);
 
-    rate->cycle = larger(rate->cycle, cycle);
-    rate->cycle_now = larger(rate->cycle_now, cycle);
+    follow_cycle(rate, smaller(wanted, RATE_CYCLE_MAX));
     if (rate->is_waiting) {
         if (fill < rate_target(rate) || buffered < wanted)
             return step;

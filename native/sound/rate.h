@@ -30,6 +30,13 @@
 #define RATE_CYCLE_MAX 2048u
 
 /*
+ * What counts is the longest cycle of the last half second to a second. A server changes it when a
+ * program comes that wants less delay, so usually right after a recording has begun; its default of
+ * 1024 would be 16 ms more.
+ */
+#define RATE_CYCLE_FOR (RATE_HZ / 2u)
+
+/*
  * The samples that a source has collected since its last message count as buffered: without them
  * the fill seen at a cycle is a sawtooth whose phase moves with the very difference of the clocks
  * that is to be measured. Two messages' worth: a longer pause is a source that lags, or that
@@ -73,7 +80,8 @@ struct rate {
     double correction;
     uint32_t looked;    /* samples that `fill` is the mean of, up to RATE_LOOK */
     uint32_t cycle;     /* the largest one lately */
-    uint32_t cycle_now; /* the largest one since `lowest` began */
+    uint32_t cycle_now; /* the largest one of the last cycle_for samples */
+    uint32_t cycle_for;
     uint32_t extra;     /* kept for what comes late, on top of the rest */
     uint32_t lowest;    /* what was left after a cycle, in the window that is looked at */
     uint32_t quiet;     /* samples played without an episode, up to RATE_BACK_AFTER */

@@ -218,9 +218,21 @@ def test_within_a_second_it_is_the_same_episode(c: Any, rate: Any) -> None:
 def test_a_longer_cycle_raises_the_target_until_it_is_gone(c: Any, rate: Any) -> None:
     c.rate_cycle(rate, 1024, 9000, 0)
     assert c.rate_target(rate) == c.RATE_BASE + 1024
-    for _ in range(2 * c.RATE_BACK_AFTER // 256):
+    for _ in range(c.RATE_CYCLE_FOR // 256 - 4):
+        c.rate_cycle(rate, 256, c.rate_target(rate), 0)
+        assert c.rate_target(rate) == c.RATE_BASE + 1024
+    for _ in range(c.RATE_CYCLE_FOR // 256 + 5):
         c.rate_cycle(rate, 256, c.rate_target(rate), 0)
     assert c.rate_target(rate) == c.RATE_BASE + 256
+
+
+def test_a_recording_that_begins_with_longer_cycles_has_no_more_delay(simulate: Make) -> None:
+    simulation = simulate(quantum=1024)
+    simulation.run(0.2)
+    simulation.machine.quantum = 256
+    simulation.run(1)
+    later = simulation.run(2)
+    assert all(abs(each.fill - simulation.c.RATE_BASE - 256) < 3 * PER_MS for each in later)
 
 
 def test_a_cycle_beyond_its_bound_asks_for_no_more_than_the_bound(c: Any, rate: Any) -> None:
