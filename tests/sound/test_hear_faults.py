@@ -50,6 +50,8 @@ class Listening:
         house.wait_until(
             lambda: not self.speaks.recording(MICROPHONE), "nothing is open at the source"
         )
+        ends = {self.source, self.target}
+        house.wait_until(lambda: ends <= house.agents(), "both agents are there")
         house.wait_until(lambda: house.is_offered(self.source), "it can be lent again")
         house.lend(self.source, self.target)
         house.wait_until(self.is_there, "the microphone is there again")
