@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import os
 import re
 import signal
@@ -44,7 +45,7 @@ def test_the_ear_hears_a_tone_whose_rate_is_adapted() -> None:
     # times, and a single window would hear next to nothing.
     slow = hearing.tone(1, 995)
     assert hearing.has_tone(slow)
-    whole = hearing.loudness(hearing.array.array("h", slow))
+    whole = hearing.loudness(array.array("h", slow))
     assert whole < hearing.SILENT
 
 

@@ -41,7 +41,7 @@ XEN_LOGS = (
 LINES_KEPT, LINES_SHOWN = 1000, 20
 
 #: What is lent as USB and PCI devices; the rest is the base. Each half can run alone.
-DEVICE_TESTS = ("test_pci*.py", "test_qemu_devices.py", "test_usb*.py")
+DEVICE_TESTS = ("test_mic.py", "test_pci*.py", "test_qemu_devices.py", "test_usb*.py")
 
 
 def left_out(part: str, here: Path) -> list[str]:

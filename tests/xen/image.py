@@ -55,7 +55,7 @@ BUSYBOX = ("sh", "mount", "mkdir", "insmod", "switch_root", "sleep", "cat")
 
 #: Programs in Python that run in forks of one process (inside/warm.py): the bench's own, and, for
 #: the harness alone, the commands for people.
-WARM = ("peer", "proxied", "look", "loopback", "rounds")
+WARM = ("peer", "proxied", "look", "loopback", "rounds", "tone")
 WARM_COMMANDS = ("qvm-block", "qvm-device", "qvm-ls", "qvm-policy", "qvm-start")
 
 #: Half of a stock kernel's modules are for hardware that the bench cannot have.
@@ -105,6 +105,10 @@ KERNEL = "quiet mitigations=off clocksource=tsc tsc=reliable"
 #: A test pauses a VM for longer than this. (The usual 30 s would make it half a minute longer.)
 HANG_SECONDS = 10
 HANG = f"PEDOS_HANG_SECONDS={HANG_SECONDS}"
+
+
+#: The one person in each domain. Nobody is logged in before a test logs them in.
+USER, USER_ID = "user", 1000
 
 
 class Guest(NamedTuple):
@@ -181,7 +185,7 @@ def _install_ours(root: Path, debs: Iterable[Path]) -> None:
 
 def _install_inside(root: Path, builder: Path) -> None:
     """What belongs to the bench itself."""
-    for name in ("bench-link", "bench-gadget", "on"):
+    for name in ("bench-link", "bench-gadget", "in-session", "on"):
         shutil.copy(INSIDE / name, root / "usr/local/sbin" / name)
     # Xen's own hotplug script takes half of `xl create`. By this name it is not the service's.
     shutil.copy(ROOT / "vm_agent/xen/block", root / "etc/xen/scripts/bench-block")
@@ -197,6 +201,7 @@ def _install_inside(root: Path, builder: Path) -> None:
     (root / library).mkdir(parents=True)
     for name in ("warm", "remote", "qvm", *WARM):
         shutil.copy(INSIDE / f"{name}.py", root / library)
+    shutil.copy(ROOT / "tests/sound/tones.py", root / library)
     for name in WARM:
         (programs / f"bench-{name}").symlink_to("bench-warm")
     (root / library / "commands").mkdir()
@@ -212,6 +217,7 @@ def _install_inside(root: Path, builder: Path) -> None:
         compile_program(builder, name, libraries, programs / f"bench-{name}")
     for name, guest in GUESTS.items():
         (root / "etc/xen" / f"{name}.cfg").write_text(_configuration(name, guest))
+    run("chroot", root, "useradd", "--create-home", "--uid", str(USER_ID), USER)
     (root / "etc/machine-id").write_text(hashlib.md5(b"bench").hexdigest() + "\n")
     (root / "etc/hostname").write_text("dom0\n")
     (root / "etc/fstab").write_text("")
@@ -321,6 +327,7 @@ def _build() -> Image:
         HERE / "lighter.py",
         HERE / "suite.py",
         ROOT / "vm_agent/xen/block",
+        ROOT / "tests/sound/tones.py",
     ]
     inside = [*sorted(INSIDE.iterdir()), *makers]
     wanted = digest([base.name.encode(), *(path.read_bytes() for path in (*inside, *debs))])

@@ -88,6 +88,15 @@ def lighten(root: Path) -> None:
     drop_in(root, "systemd-tmpfiles-setup", f"[Service]\nExecStart=\n{create}\n")
     with (root / "etc/xen/oxenstored.conf").open("a") as settings:
         settings.write("access-log-file=/dev/null\n")  # it has a line for each word with anybody
+    # Without logind, which is not started: how large a user's folder may be, and where it is.
+    folder = "/run/user/%i"
+    drop_in(
+        root,
+        "user-runtime-dir@",
+        f"[Service]\nExecStart=\nExecStart=install -d -m 700 -o %i -g %i {folder}\n"
+        f"ExecStop=\nExecStop=rm -rf {folder}\n",
+    )
+    drop_in(root, "user@", f"[Service]\nEnvironment=XDG_RUNTIME_DIR={folder}\n")
     _run_generators(root)
 
 
