@@ -11,8 +11,9 @@ from array import array
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.sound.hearing import BLOCK, RATE, Recorder, has_tone, playing
+from tests.sound.hearing import Recorder, has_tone, playing
 from tests.sound.house import stopped
+from tests.sound.tones import BLOCK, RATE
 
 from .processes import processor_seconds
 from .row import Row
