@@ -186,6 +186,7 @@ async def test_every_method_is_of_the_schema_and_answers_with_its_result(
         "device.unassign": {"device_class": "block", "vm": "work"},
         "device.assignments": {"device_class": "block"},
         "device.explain": {"verb": "attach", **named("work", "sys-usb:free1")},
+        "device.mute": {"device_class": "mic", "vm": "work", "muted": True},
         "vm.start": {"vm": "halted"},
         "vm.shutdown": {"vm": "vault"},
         "policy.explain": {

@@ -53,8 +53,8 @@ async def test_who_is_concerned_by_a_change_is_found_once_however_many_vms_watch
     for device in DEVICES:
         agent.plug(device, description="another")
     await agent.report()
-    # Once for all that watch, and once for what is attached by itself.
-    assert len(asked) == len(DEVICES) and max(asked.values()) <= 2 < len(VMS)
+    # Once for all that watch, once for what is attached by itself, and if anything is, once more.
+    assert len(asked) == len(DEVICES) and max(asked.values()) <= 3 < len(VMS)
     assert told(await watchers[VMS[0]].next()) == [("device.changed", f"sys-usb:{DEVICES[0]}")]
     assert await watchers[VMS[1]].next() == []
 
