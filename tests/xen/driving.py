@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .bench import Bench, Result
 
-DENIED, BUSY = 3, 6  # exit codes of qvm-*
+DENIED, NOT_FOUND, BUSY = 3, 4, 6  # exit codes of qvm-*
 POLICY = "/etc/pedos/policy.d/20-bench.policy"
 #: A stick in the driver domain that can really be pulled out: 32 MiB, two partitions.
 STICK = "sys-usb:sda"

@@ -6,10 +6,13 @@ two behind one bridge to PCI. One VM boots for all tests here: it takes a minute
 
 from __future__ import annotations
 
+import hashlib
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
+from . import usb
 from .driving import BUSY, START_LIMIT, holders, is_there, refuse, wait_for, wait_until
 from .machine import ALONE, DOM0_DISK, ON_BUS_0, SIBLINGS
 
@@ -28,6 +31,7 @@ PORTS = {
 }
 LOOSE = "-o no-strict-reset=yes"
 FAILED = 1
+STICK_MIB = 4  # plugged into a given controller
 # xl takes the devices of a domain away one by one, each in up to 10 s.
 SHUTDOWN_LIMIT = 240.0
 
@@ -67,6 +71,29 @@ def test_a_vm_starts_with_a_controller_and_has_what_is_plugged_into_it(
     bench.qmp.remove("tablet")
 
 
+def test_what_is_plugged_into_a_given_controller_is_lent_on(bench: Bench, vault: str) -> None:
+    """dom0 gives the controller to one VM, and that one lends the stick to another."""
+    content = os.urandom(STICK_MIB << 20)
+    file = bench.folder / "chain"
+    file.write_bytes(content)
+    bench.qmp.add_file("chain", file)
+    bench.qmp.add("usb-storage", "chained", bus=ALONE.bus, drive="chain", serial="chain")
+    try:
+        look = "grep -lsx chain /sys/bus/usb/devices/*/serial"
+        seen = bench.run(vault, f"until {look}; do sleep 0.2; done").check()
+        stick = f"{vault}:{seen.strip().rpartition('/serial')[0].rpartition('/')[2]}"
+        wait_for(bench, f"idle {stick} usb")
+        usb.attach(bench, stick)
+        read = f"{usb.WAIT}; dd if=/dev/$disk bs=64K iflag=direct 2> /dev/null | sha256sum"
+        assert bench.run("work", read).check().split()[0] == hashlib.sha256(content).hexdigest()
+        usb.read_on(bench)
+    finally:
+        bench.qmp.remove("chained")
+        bench.qmp.remove_file("chain")
+    wait_for(bench, f"gone {stick} usb")
+    wait_until(bench, "work", "! pgrep -x dd")
+
+
 def test_no_other_vm_gets_it_by_whichever_name(bench: Bench, vault: str) -> None:
     for name in (PORTS[ALONE], by_address(ALONE)):
         refuse(bench.run("dom0", f"qvm-pci attach work {name}"), BUSY, vault)
@@ -85,8 +112,10 @@ def test_a_vm_that_has_one_gets_another_while_it_runs(bench: Bench, vault: str) 
     refuse(bench.run("dom0", f"qvm-pci attach work {second} {LOOSE}"), FAILED, "when it starts")
     refuse(bench.run("dom0", f"qvm-pci attach {vault} {second}"), FAILED, "cannot be reset")
     assert driver_of(bench, ON_BUS_0) != "pciback"
-    pci(bench, f"attach {vault} {second} {LOOSE} -o give-back=yes")
+    pci(bench, f"attach {vault} {second} {LOOSE} -o give-back=yes -o permissive=yes")
     assert holders(bench, second, "pci") == [vault]
+    listed = bench.run("dom0", "cat /sys/bus/pci/drivers/pciback/permissive").check()
+    assert ON_BUS_0.address in listed
     pci(bench, f"detach {vault} {second}")
     assert holders(bench, second, "pci") == []
     assert driver_of(bench, ON_BUS_0) != "pciback"

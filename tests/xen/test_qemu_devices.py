@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 from pedos_protocol.kinds import kinds_in
 
-from .driving import devices, holders, wait_for, wait_until
+from .driving import NOT_FOUND, POLICY, devices, holders, refuse, wait_for, wait_until
 from .machine import ON_BUS_0, SILENCE
 
 if TYPE_CHECKING:
@@ -129,6 +129,15 @@ def on_stick(stick: Plugged) -> str:
     return hashlib.sha256(stick.file.read_bytes()).hexdigest()
 
 
+#: What a borrowed keyboard types here: `input` is the name of its events. A press has three events
+#: of 24 bytes: a scan code, a key, and the end of the report.
+EVENTS = (
+    f"{BORROWED}; until input=$(cd $here/*/*/input/input*/ && ls -d event*); do sleep 0.1; done"
+)
+HEAR = f"{EVENTS}; head -c 72 /dev/input/$input | od -An -tx2 -v > /run/heard"
+PRESSES_MAX = 30
+
+
 def speed(bench: Bench, device: Plugged) -> int:
     """In the target, in Mb/s."""
     look = f"{BORROWED.format(serial=device.serial)}; cat $here/speed"
@@ -196,3 +205,37 @@ def test_a_hub_pulled_in_mid_transfer_ends_the_attachments_behind_it_alone(
     wait_until(bench, TARGET, f"[ $({USED_PORTS} | wc -l) = 1 ]")
     assert holders(bench, other.name, "usb") == [TARGET]
     assert bench.run(TARGET, "pgrep -x dd").status == 0, "the other one is read on"
+
+
+def test_a_stick_pulled_in_mid_transfer_ends_its_attachment(bench: Bench, ports: Ports) -> None:
+    stick = ports.stick("4")
+    attach(bench, stick)
+    bench.run(TARGET, READING.format(serial=stick.serial)).check()
+    ports.pull("4")
+    wait_for(bench, f"gone {stick.name} usb")
+    wait_until(bench, TARGET, f"! {USED_PORTS} && ! pgrep -x dd")
+
+
+def test_a_hub_is_not_lent_though_its_name_is_known(bench: Bench, ports: Ports) -> None:
+    hub = ports.hub("7")
+    stick = ports.stick("7.1")
+    refuse(bench.run("dom0", f"qvm-device usb attach {TARGET} dom0:{hub}"), NOT_FOUND, hub)
+    assert f"dom0:{hub}" not in devices(bench, "usb")
+    assert stick.name in devices(bench, "usb")
+
+
+def test_what_a_lent_keyboard_types_is_heard_in_the_target(bench: Bench, ports: Ports) -> None:
+    keyboard = ports.plug("usb-kbd", "5")
+    # The shipped policy asks dom0's user, and nothing asks here.
+    rule = f"device.attach.usb  +dom0:*:only=u030101  @adminvm  {TARGET}  allow"
+    bench.run("dom0", f"echo '{rule}' > {POLICY}; qvm-policy status > /dev/null").check()
+    attach(bench, keyboard)
+    bench.run("dom0", f"rm {POLICY}").check()
+    bench.run(TARGET, f"({HEAR.format(serial=keyboard.serial)}) > /dev/null 2>&1 &").check()
+    wait_until(bench, TARGET, "pgrep -x head")
+    for _ in range(PRESSES_MAX):
+        bench.qmp.type_keys("h")
+        if bench.run(TARGET, "sleep 1; ! pgrep -x head").status == 0:
+            break
+    heard = bench.run(TARGET, "cat /run/heard").check().split()
+    assert heard[20:23] == ["0001", "0023", "0001"]  # KEY_H, pressed

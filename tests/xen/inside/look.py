@@ -6,6 +6,7 @@ bench-look until CONDITION...   returns when all of these hold at once:
     "listed DEVICE [CLASS]"   there is such a device, SOURCE:ID, or it is assigned
     "gone DEVICE [CLASS]"     neither
     "missing DEVICE [CLASS]"  it is assigned, and not there
+    "lent DEVICE [CLASS]"     it is attached to a VM
     "free DEVICE [CLASS]"     it is there, and attached to nobody
     "in-use DEVICE [CLASS]"   it is there, and its source uses it
     "idle DEVICE [CLASS]"     it is there, and its source does not
@@ -34,6 +35,7 @@ CONDITIONS: dict[str, Callable[[Device | None], bool]] = {
     "listed": lambda device: device is not None,
     "gone": lambda device: device is None,
     "missing": lambda device: device is not None and not device["present"],
+    "lent": lambda device: device is not None and bool(device["attachments"]),
     "free": lambda device: device is not None and not device["attachments"],
     "in-use": lambda device: device is not None and bool(device["busy"]),
     "idle": lambda device: device is not None and not device["busy"] and not device["stale"],
