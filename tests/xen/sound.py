@@ -40,6 +40,11 @@ def log_in(bench: Bench, guest: str) -> None:
     bench.run(guest, f"({begin}; {slow}) > /dev/null 2>&1", limit=LOG_IN_LIMIT).check()
 
 
+def log_out(bench: Bench, guest: str) -> None:
+    """Ends the session with everything in it."""
+    bench.run(guest, f"systemctl stop user@{USER_ID}.service").check()
+
+
 def plug_microphone(bench: Bench, guest: str = SOURCE) -> None:
     """The user's microphone, which is the one that programs record from there."""
     bench.run(

@@ -76,3 +76,11 @@ def test_a_detach_closes_the_microphone_under_a_recorder(bench: Bench) -> None:
         sound.when_nobody_records(bench)
         assert not recording.done()
     assert BORROWED not in sound.sources(bench)
+
+
+@pytest.mark.usefixtures("people")
+def test_a_microphone_of_a_user_who_logs_out_is_not_there(bench: Bench) -> None:
+    sound.attach(bench).check()
+    sound.log_out(bench, SOURCE)
+    wait_for(bench, f"gone {MICROPHONE} mic")
+    sound.log_in(bench, SOURCE)

@@ -6,6 +6,7 @@ import concurrent.futures
 import json
 import re
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from .driving import PAUSE, WAIT_LIMIT, domid, is_there, wait_for
@@ -126,9 +127,10 @@ def picture(bench: Bench, *guests: str) -> dict[str, str]:
 
 
 def more(now: str, before: str) -> bool:
-    """Whether there is something that was not there before, or an agent with more descriptors."""
+    """Whether there is a line that was not there before, or an agent with more descriptors. What a
+    domain that has ended takes along is fine."""
     (now, many), (before, few) = (_apart(text) for text in (now, before))
-    return now != before or many > few
+    return bool(Counter(now.splitlines()) - Counter(before.splitlines())) or many > few
 
 
 def _apart(text: str) -> tuple[str, int]:
