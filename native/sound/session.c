@@ -316,9 +316,9 @@ static void server_changed(void *context, pa_subscription_event_type_t what)
 {
     struct session *session = context;
 
-    if (what == PA_SUBSCRIPTION_EVENT_SOURCE_OUTPUT)
+    if (what == PA_SUBSCRIPTION_EVENT_SOURCE_OUTPUT || what == PA_SUBSCRIPTION_EVENT_SOURCE)
         target_pulse_look();
-    else
+    if (what != PA_SUBSCRIPTION_EVENT_SOURCE_OUTPUT)
         sources_look(session->host.sources);
 }
 

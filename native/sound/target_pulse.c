@@ -154,18 +154,27 @@ static void flush(struct target *target)
 
 static void look(struct target *target);
 
+/* Nobody records a source that is not there. Its last event. */
+static void lost(struct target *target)
+{
+    target->is_ready = target->is_recorded = false;
+    expect_more(target);
+    target->events->failed(target->context, "the sound server has taken its source away");
+}
+
 static void looked(pa_context *server, const pa_source_info *info, int end, void *context)
 {
     struct target *target = context;
     bool is_recorded;
 
-    (void)server;
     if (target->is_destroyed)
         return;
     if (end) {
         target->is_looking = false;
         if (target->is_stale)
             look(target);
+        else if (end < 0 && pa_context_errno(server) == PA_ERR_NOENTITY)
+            lost(target);
         return;
     }
     /* Running: at least one stream that is not paused. */

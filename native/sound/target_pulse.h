@@ -4,7 +4,7 @@
 
 #include <pulse/context.h>
 
-/* Who records may have changed on the server. */
+/* Who records, or whether there is something to record, may have changed on the server. */
 void target_pulse_look(void);
 
 /* Takes away what a killed run of this program has left in the server. */

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from pedos_dom0.local.sound_server import PULSEAUDIO
 from pedos_protocol import sound_frames as frames
 from pedos_protocol import sound_link as link
 
@@ -181,6 +182,42 @@ def test_a_killed_one_leaves_nothing_once_the_next_one_is_there(system: System) 
     system.await_source(is_there=False)
     left = [name for name in os.listdir(system.server.described.folder) if "pedos-sound." in name]
     assert left == []
+
+
+def pipe_module(server: OwnServer) -> str:
+    """The number of the module that is the borrowed source in PulseAudio."""
+    for line in server.pactl("list", "short", "modules").splitlines():
+        number, name, *arguments = line.split("\t")
+        if name == "module-pipe-source" and f"source_name={NODE} " in arguments[0]:
+            return number
+    raise AssertionError(f"no module is {NODE}")
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_a_source_that_its_server_takes_away_is_closed_and_offered_again(
+    system: System, is_recorded: bool
+) -> None:
+    if system.server.kind != PULSEAUDIO:
+        pytest.skip("only PulseAudio has a module for it that somebody can unload")
+    id_, channel = system.agent.borrow()
+    system.await_source()
+    module = pipe_module(system.server)
+    if is_recorded:
+        with Recorder(system.server, NODE):
+            channel.await_frame(frames.START)
+            system.agent.await_listening(id_, True)
+            system.server.pactl("unload-module", module)
+            channel.await_frame(frames.STOP)
+        system.agent.await_listening(id_, False)
+    else:
+        system.server.pactl("unload-module", module)
+    system.await_source()
+    assert pipe_module(system.server) != module
+    with Recorder(system.server, NODE) as recorder:
+        channel.await_frame(frames.START)
+        with speaking(channel, tone(1.0)):
+            recorder.until("the tone", has_tone)
+    assert not [said for said in system.agent.said if isinstance(said, link.Ended)]
 
 
 def test_all_of_it_ends_with_the_agent(system: System) -> None:
