@@ -313,6 +313,18 @@ static void stream_lost(struct recording *recording, const char *why)
         sources->events->turned(sources->context, recording);
 }
 
+/* Says who listens; a stream that is being made is told when it is made. */
+static void tell_title(const struct recording *recording)
+{
+    pa_operation *operation;
+
+    if (!recording->stream || pa_stream_get_state(recording->stream) != PA_STREAM_READY)
+        return;
+    operation = pa_stream_set_name(recording->stream, recording->title, NULL, NULL);
+    if (operation)
+        pa_operation_unref(operation);
+}
+
 static void stream_state(pa_stream *stream, void *context)
 {
     struct recording *recording = context;
@@ -327,6 +339,7 @@ static void stream_state(pa_stream *stream, void *context)
             return;
         }
         recording->is_live = true;
+        tell_title(recording);
         recording->sources->events->turned(recording->sources->context, recording);
         return;
     case PA_STREAM_FAILED:
@@ -460,16 +473,10 @@ bool recording_leave(struct recording *recording)
 
 void recording_rename(struct recording *recording, const char *title)
 {
-    pa_operation *operation;
-
     if (!strcmp(recording->title, title))
         return;
     snprintf(recording->title, sizeof recording->title, "%s", title);
-    if (!recording->stream || pa_stream_get_state(recording->stream) != PA_STREAM_READY)
-        return;
-    operation = pa_stream_set_name(recording->stream, title, NULL, NULL);
-    if (operation)
-        pa_operation_unref(operation);
+    tell_title(recording);
 }
 
 const char *recording_name(const struct recording *recording)

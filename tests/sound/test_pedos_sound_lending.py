@@ -262,26 +262,48 @@ def test_storms_of_start_and_stop_open_it_rarely_and_the_last_word_counts(system
     assert not [said for said in system.agent.said if isinstance(said, link.Ended)]
 
 
-def test_a_recording_that_is_closed_while_the_server_makes_it_is_closed(system: System) -> None:
-    programs = system.server.programs()
+@contextlib.contextmanager
+def standing_still(server: OwnServer) -> Iterator[None]:
+    """What pedos-sound asks the server meanwhile is answered after it."""
+    programs = server.programs()
     pid = programs.get("pulseaudio") or programs["pipewire-pulse"]
     os.kill(pid, signal.SIGSTOP)
     try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def await_asked(agent: Agent, id_: int) -> None:
+    """Until pedos-sound has asked its server for what it wants now: with each answer it has gone
+    once more around its loop."""
+    for _ in range(3):
+        agent.send(link.Mute(id_, False))
+        agent.await_message(link.Ready)
+
+
+def test_a_recording_that_is_closed_while_the_server_makes_it_is_closed(system: System) -> None:
+    with standing_still(system.server):
         id_, channel = system.agent.lend("mail")
         channel.start()
         system.agent.await_listening(id_, True)
-        # With each answer the program has gone once more around its loop, and has asked the server.
-        for _ in range(3):
-            system.agent.send(link.Mute(id_, False))
-            system.agent.await_message(link.Ready)
+        await_asked(system.agent, id_)
         system.agent.send(link.Close(id_))
         system.agent.await_ended(id_)
-    finally:
-        os.kill(pid, signal.SIGCONT)
     _, channel = system.agent.lend()
     channel.start()
     channel.await_frame(frames.AUDIO)
     system.await_streams("Microphone for work")
+
+
+def test_who_comes_while_the_server_makes_the_recording_is_named_too(system: System) -> None:
+    with standing_still(system.server):
+        for vm in ("work", "vault"):
+            id_, channel = system.agent.lend(vm)
+            channel.start()
+            system.agent.await_listening(id_, True)
+            await_asked(system.agent, id_)
+    system.await_streams("Microphone for work, vault")
 
 
 @pytest.mark.parametrize(
