@@ -20,12 +20,13 @@
 #define GRACE_MS 10000
 /* The sound server has so long to take what this program gives back at its end. */
 #define STOP_MS 1000
+#define STOPPING "pedos-sound ends: the user logs out, or it is restarted"
 
 struct session {
     struct host host;
     struct lent *lent[STREAMS_MAX];
     struct borrowed *borrowed[STREAMS_MAX];
-    bool is_welcome;
+    bool is_welcome, is_stopping;
     char state[LINK_LINE_MAX + 1]; /* of the sound server: why there is none, or "" */
     bool is_graced;                /* the server is gone or was just now */
     bool is_listed;                /* the list of devices means something */
@@ -165,6 +166,8 @@ static void begin(struct session *session, const struct link_message *message, i
     if (has_id(session, message->id)) {
         close(fd);
         agent_breach(session->host.agent, "an id that is in use");
+    } else if (session->is_stopping) {
+        refuse(session, message->id, fd, STOPPING);
     } else if (*session->state) {
         refuse(session, message->id, fd, session->state);
     } else if (message->type == LINK_BORROW) {
@@ -215,18 +218,23 @@ static void heard_message(void *context, const struct link_message *message, int
         act_on(session, message);
 }
 
+static void end_all(struct session *session, const char *why)
+{
+    for (unsigned i = 0; i < STREAMS_MAX; i++) {
+        if (session->lent[i])
+            lent_end(session->lent[i], why);
+        if (session->borrowed[i])
+            borrowed_end(session->borrowed[i], why);
+    }
+    sweep(session);
+}
+
 static void lost_agent(void *context)
 {
     struct session *session = context;
 
     session->is_welcome = false;
-    for (unsigned i = 0; i < STREAMS_MAX; i++) {
-        if (session->lent[i])
-            lent_end(session->lent[i], "the agent is gone");
-        if (session->borrowed[i])
-            borrowed_end(session->borrowed[i], "the agent is gone");
-    }
-    sweep(session);
+    end_all(session, "the agent is gone");
 }
 
 /* --- The sound server --- */
@@ -387,7 +395,8 @@ void session_stop(struct session *session, void (*done)(void *context), void *co
 {
     session->done = done;
     session->done_context = context;
-    lost_agent(session);
+    session->is_stopping = true;
+    end_all(session, STOPPING);
     clock_timer_set(&session->stop, clock_now() + STOP_MS);
     server_drain(session->host.server, drained);
 }

@@ -18,6 +18,8 @@ from pedos_dom0.local.sound_server import MICROPHONE, MICROPHONE_INPUT
 from pedos_protocol import sound_frames as frames
 from pedos_protocol import sound_link as link
 
+from tests.patience import PATIENCE
+
 from .hearing import has_tone, is_silent, playing
 from .program import Agent, Program, running
 from .servers import OwnServer, each_kind, sound_server
@@ -372,6 +374,22 @@ def test_all_streams_end_with_the_agent(system: System) -> None:
     system.agent.accept()
     system.agent.await_server()
     system.agent.await_device()
+
+
+def test_one_that_is_to_end_says_why_and_begins_nothing_more(system: System) -> None:
+    id_, channel = system.agent.lend()
+    channel.start()
+    channel.await_frame(frames.AUDIO)
+    why = "pedos-sound ends: the user logs out, or it is restarted"
+    # It waits for its server a second at most, to take the recording out.
+    with standing_still(system.server):
+        system.program.child.terminate()
+        assert system.agent.await_ended(id_) == why
+        late, _ = system.agent.lend("mail", is_ready=False)
+        assert system.agent.await_message(link.Failed) == link.Failed(late, why)
+        late, _ = system.agent.borrow("mail", is_ready=False)
+        assert system.agent.await_message(link.Failed) == link.Failed(late, why)
+        assert system.program.child.wait(PATIENCE) == 0
 
 
 def test_a_refused_program_waits_and_comes_again(system: System) -> None:
