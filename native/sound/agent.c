@@ -30,6 +30,7 @@ struct agent {
     bool is_welcome;
     bool is_broken; /* to be given up in the main loop */
     bool is_told;   /* that it is not there */
+    char refused[LINK_LINE_MAX + 1]; /* why, as it was told last; "": it was not */
     struct clock_timer retry;
     int64_t patience;
     uint8_t bytes[LINK_DATAGRAM_MAX + 1];
@@ -148,7 +149,10 @@ static void take(struct agent *agent, size_t count, int fd)
         (fd >= 0 && !is_stream(fd))) {
         agent_breach(agent, "a malformed message");
     } else if (message.type == LINK_REFUSED) {
-        log_warning("the agent refuses: %s", message.line);
+        /* It is asked again every few seconds, for as long as the other user is there. */
+        if (strcmp(agent->refused, message.line) != 0)
+            log_warning("the agent refuses: %s: waiting", message.line);
+        strcpy(agent->refused, message.line);
         give_up(agent);
     } else if (message.type == LINK_WELCOME) {
         if (agent->is_welcome || message.version != LINK_VERSION) {
@@ -156,6 +160,7 @@ static void take(struct agent *agent, size_t count, int fd)
         } else {
             agent->is_welcome = true;
             agent->is_told = false;
+            *agent->refused = '\0';
             agent->patience = RETRY_MS;
             log_detail("connected to the agent");
             agent->events->welcome(agent->context);

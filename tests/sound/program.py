@@ -128,6 +128,13 @@ class Agent:
         self.send(link.Welcome(link.VERSION))
         return hello
 
+    def refuse(self, why: str) -> None:
+        """The next one that comes."""
+        self._link, _ = self._listening.accept()
+        self.await_message(link.Hello)
+        self.send(link.Refused(why))
+        self.await_end()
+
     def is_connected(self) -> bool:
         self._poll(0.0)
         return self._link is not None

@@ -399,6 +399,17 @@ def test_a_refused_program_waits_and_comes_again(system: System) -> None:
     system.agent.await_device()
 
 
+def test_a_program_that_is_refused_again_and_again_says_so_once(system: System) -> None:
+    one, other = "another user is at the screen", "another user has the microphones"
+    system.agent.hang_up()
+    for why in (one, one, other):
+        system.agent.refuse(why)
+    system.agent.accept()
+    system.agent.await_device()
+    said = system.program.log.read_text()
+    assert [said.count(why) for why in (one, other)] == [1, 1]
+
+
 def test_a_killed_one_leaves_nothing_and_the_next_one_is_as_the_first(system: System) -> None:
     _, channel = system.agent.lend()
     channel.start()
