@@ -8,6 +8,8 @@ import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import attrs
 import pytest
@@ -15,6 +17,8 @@ from pedos_agent.device_classes import in_folder as discovery_folder
 from pedos_agent.device_classes import on_machine as discovery_sysfs
 from pedos_agent.device_classes.block import folder_disks
 from pedos_agent.device_classes.mic import discovery as discovery_mic
+from pedos_agent.device_classes.mic.link_server import LinkServer
+from pedos_agent.device_classes.mic.session import NOT_YET, Session
 from pedos_agent.inventory.inventory import Inventory
 from pedos_agent.inventory.local_device import Inode, LocalDevice, device_id_of
 from pedos_agent.inventory.report import pages
@@ -29,7 +33,7 @@ from pedos_protocol.names import is_device_id, is_identity
 
 from tests.failing_calls import Failing
 
-from .conftest import ATTACHMENT, FakeDom0
+from .conftest import ATTACHMENT, FakeDom0, make_settings
 from .loops import looped
 from .test_usb_kinds import configuration, descriptors
 
@@ -370,6 +374,16 @@ def test_a_capture_device_is_the_mic(tmp_path: Path) -> None:
     assert found.device.busy == "this agent serves no sound server (--sound-socket)"
     with Failing(None, errno.EIO, always="asound/pcm"), pytest.raises(OSError, match="Input"):
         look()
+
+
+def test_the_mic_is_busy_until_the_session_has_listed_its_own(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"asound/pcm": "00-00: ALC : ALC Analog : playback 1 : capture 1"})
+    link = LinkServer(tmp_path / "sound.sock", make_settings(tmp_path, "work", 3))
+    link.session = Session(cast(Any, SimpleNamespace(uid=0)), 1, lambda: None)
+    for lack in (NOT_YET, ""):  # before and after it said that a sound server answers
+        link.session.lack = lack
+        (found,) = discovery_mic.look(link, str(tmp_path))
+        assert found.device.busy == NOT_YET
 
 
 def test_a_machine_without_sysfs_has_no_devices(tmp_path: Path) -> None:

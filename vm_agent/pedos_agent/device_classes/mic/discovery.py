@@ -19,7 +19,7 @@ from pedos_protocol.sound_link import DEFAULT_DEVICE
 from pedos_agent.device_classes.base import Deliver, Failed, Host
 from pedos_agent.device_classes.described import listed
 from pedos_agent.device_classes.mic.link_server import LinkServer
-from pedos_agent.device_classes.mic.session import Session
+from pedos_agent.device_classes.mic.session import NOT_YET, Session
 from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.inventory.looking import Looking
 from pedos_agent.system.reading import read_table
@@ -79,7 +79,7 @@ def look(link: LinkServer | None, proc: str | None) -> list[LocalDevice]:
         if session.lack:
             raise OSError(errno.ENOTCONN, session.lack)
         return _of_session(session)
-    lack = NO_LINK if link is None else link.lack
+    lack = NO_LINK if link is None else link.lack or NOT_YET
     return [] if proc is None else _of_kernel(proc, lack)
 
 
