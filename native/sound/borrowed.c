@@ -18,6 +18,12 @@
 #define SAMPLES_A_SECOND (2 * FRAME_SILENCE_MAX)
 #define SAMPLES_AT_ONCE FRAME_SILENCE_MAX
 #define SAMPLES_OF_FRAME 48
+/* A frame of the recording before START may be on its way still. Its counter tells: it is further
+ * than a source can be that began at START. The first frames of that one may be lost, and what the
+ * source's server had collected comes at once: so twice the time that has passed, which any source
+ * gets under sooner or later, and a tenth of a second. */
+#define COUNTED_A_MS (SAMPLES_A_SECOND / 1000)
+#define COUNTED_AT_ONCE 4800
 /* START and STOP that are said in a second: programs that try out a microphone do it in storms. */
 #define WORDS_A_SECOND 10
 #define WORDS_AT_ONCE 20
@@ -40,6 +46,8 @@ struct borrowed {
     int64_t again, failing_since; /* NEVER: it is not failing */
     bool is_recorded; /* here */
     bool is_started;  /* and that is what the source was told */
+    bool is_current;  /* what comes is of the recording that START began */
+    int64_t started;  /* when START was said */
     int fd;
     pa_io_event *io;
     struct inbox in;
@@ -53,13 +61,21 @@ static void update(struct borrowed *borrowed);
 
 /* --- From the source --- */
 
-/* A length that is no multiple of a sample's address cannot be read in place. */
+/* The samples may not be aligned where they are. */
 static void feed(struct borrowed *borrowed, const struct frame *frame)
 {
     int16_t samples[FRAME_AUDIO_MAX / sizeof(int16_t)];
 
     memcpy(samples, frame->samples, frame->count * sizeof *samples);
     borrowed->backend->feed(borrowed->target, samples, frame->count);
+}
+
+/* Whether a frame is of the recording that START began; from the first such one on all are. */
+static bool is_current(struct borrowed *borrowed, const struct frame *frame, int64_t now)
+{
+    borrowed->is_current |=
+        frame->counter <= COUNTED_AT_ONCE + (now - borrowed->started) * COUNTED_A_MS;
+    return borrowed->is_current;
 }
 
 static const char *take_frames(struct borrowed *borrowed)
@@ -72,6 +88,8 @@ static const char *take_frames(struct borrowed *borrowed)
                     frame.count < SAMPLES_OF_FRAME ? SAMPLES_OF_FRAME : frame.count, now);
         /* Nobody records: what comes now is from before STOP, or was not asked for. */
         if (!borrowed->target || !borrowed->is_started || *borrowed->why)
+            continue;
+        if (!is_current(borrowed, &frame, now))
             continue;
         if (frame.type == FRAME_AUDIO)
             feed(borrowed, &frame);
@@ -118,6 +136,8 @@ static void say(struct borrowed *borrowed, int64_t now)
     }
     bucket_take(&borrowed->words, 1, now);
     borrowed->is_started = borrowed->is_recorded;
+    borrowed->is_current = false;
+    borrowed->started = now;
     if (borrowed->target && !*borrowed->why)
         borrowed->backend->flush(borrowed->target);
 }

@@ -60,12 +60,13 @@ def system(server: OwnServer, tmp_path: Path) -> Iterator[System]:
 
 
 @contextlib.contextmanager
-def speaking(channel: Channel, samples: bytes) -> Iterator[None]:
+def speaking(channel: Channel, samples: bytes, counter: int = 0) -> Iterator[None]:
     """Sends these over and over, in real time, as a source that records."""
     ended = threading.Event()
 
     def speak() -> None:
-        counter = at = 0
+        nonlocal counter
+        at = 0
         due = time.monotonic()
         while not ended.is_set():
             part = samples[at : at + 2 * STEP]
@@ -138,6 +139,19 @@ def test_what_is_said_while_nobody_records_is_not_heard_later(system: System) ->
     with Recorder(system.server, NODE) as recorder:
         channel.await_frame(frames.START)
         assert is_silent(recorder.hear(0.3))
+
+
+def test_what_is_of_the_recording_before_is_not_heard_in_the_next_one(system: System) -> None:
+    _, channel = system.agent.borrow()
+    with Recorder(system.server, NODE) as recorder:
+        channel.await_frame(frames.START)
+        with speaking(channel, tone(1.0), 4_000_000):
+            assert is_silent(recorder.hear(0.5))
+        with speaking(channel, tone(1.0)):
+            recorder.until("the tone", has_tone)
+        # A counter that jumps later is no matter: the source has lost samples.
+        with speaking(channel, tone(1.0), 8_000_000):
+            recorder.until("the tone", has_tone)
 
 
 def test_a_source_that_sends_too_fast_has_to_wait(system: System) -> None:
