@@ -15,7 +15,7 @@
 
 #define RATE 48000u
 #define SAMPLE ((uint32_t)sizeof(int16_t))
-/* A tenth of a second's tenth: what the server gives at once. */
+/* 10 ms: what the server gives at once. */
 #define FRAGMENT (RATE / 100 * SAMPLE)
 /* A resampled source comes in pieces of a few samples, up to 200 a second. So small they would cost
  * the listeners' sockets more than their bytes: they wait for each other, this long at most. */
@@ -80,20 +80,24 @@ static bool is_microphone(const pa_source_info *info)
            strncmp(info->name, BORROWED_PREFIX, strlen(BORROWED_PREFIX)) != 0;
 }
 
-/* What tells this piece of hardware from another: where it is plugged in, and what it says it is. A
- * source without hardware is what it is called. */
+/* What tells this piece of hardware from another: where it is plugged in, what it says it is, and
+ * which of its recording devices this is (a laptop's own microphone and its headset's are of one
+ * card). A source without hardware is what it is called. */
 static void identify(char *identity, const pa_source_info *info)
 {
     static const char *const KEYS[] = {PA_PROP_DEVICE_BUS_PATH, PA_PROP_DEVICE_VENDOR_ID,
-                                       PA_PROP_DEVICE_PRODUCT_ID, PA_PROP_DEVICE_SERIAL};
-    char all[1024] = "";
+                                       PA_PROP_DEVICE_PRODUCT_ID, PA_PROP_DEVICE_SERIAL,
+                                       "alsa.device"};
+    const size_t count = sizeof KEYS / sizeof *KEYS;
+    char all[1200] = "";
     size_t used = 0;
     bool is_hardware = false;
 
-    for (size_t i = 0; i < sizeof KEYS / sizeof *KEYS; i++) {
+    for (size_t i = 0; i < count; i++) {
         const char *value = info->proplist ? pa_proplist_gets(info->proplist, KEYS[i]) : NULL;
 
-        is_hardware |= value != NULL;
+        /* The number alone is the same for the first device of every card. */
+        is_hardware |= value && i < count - 1;
         used += (size_t)snprintf(all + used, sizeof all - used, "%s%.200s", i ? ":" : "hw:",
                                  value ? value : "");
     }

@@ -123,6 +123,29 @@ def test_a_microphone_is_listed_beside_the_users_choice_and_no_monitor_is(system
     )
 
 
+def test_two_devices_of_one_card_are_told_apart(system: System) -> None:
+    modules = []
+    for number in range(2):
+        card = f"device.bus_path=pci-0000:00:1f.3 device.vendor.id=8086 alsa.device={number}"
+        modules.append(
+            loaded(
+                system.server,
+                *("module-remap-source", f"source_name=card.{number}"),
+                *(f"master={MICROPHONE_INPUT}.monitor", f'source_properties="{card}"'),
+            )
+        )
+    try:
+        said = system.agent.await_message(
+            link.Devices, lambda said: {"card.0", "card.1"} <= {each.id for each in said.devices}
+        )
+        identities = {each.id: each.identity for each in said.devices}
+        assert identities["card.0"] == "hw:pci-0000:00:1f.3:8086:::0"
+        assert identities["card.1"] == "hw:pci-0000:00:1f.3:8086:::1"
+    finally:
+        for module in modules:
+            system.server.pactl("unload-module", module)
+
+
 def test_what_is_unplugged_ends_and_nothing_else_is_recorded_in_its_place(system: System) -> None:
     with second_microphone(system.server) as module:
         device = system.agent.await_device("headset")
