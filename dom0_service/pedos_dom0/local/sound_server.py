@@ -188,6 +188,4 @@ def microphone() -> list[list[str]]:
             *(f"master={MICROPHONE_INPUT}.monitor", *form[1:]),
             "source_properties=device.description=Microphone",
         ],
-        # WirePlumber 0.5 would take the sink's monitor.
-        ["pactl", "set-default-source", MICROPHONE],
     ]

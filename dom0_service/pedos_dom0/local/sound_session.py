@@ -77,6 +77,7 @@ async def serve(server: SoundServer, microphone: bool) -> str:
                 if microphone:
                     for command in sound_server.microphone():
                         await _ask(server, command, check=True)
+                    await _chosen(server, sound_server.MICROPHONE)
             notify.ready()
             logger.info("the sound server answers")
         except trio.TooSlowError:
@@ -103,6 +104,15 @@ async def _answers(server: SoundServer) -> None:
     """Returns when there is a sink: the session manager makes a silent one where there is no
     other, as the last thing of its start."""
     while not await _ask(server, ["pactl", "list", "short", "sinks"]):  # noqa: ASYNC110
+        await trio.sleep(LOOK_AGAIN)
+
+
+async def _chosen(server: SoundServer, source: str) -> None:
+    """Makes this the default source, and returns when it is: WirePlumber 0.5 would take a monitor.
+    pipewire-pulse answers "Not supported" until the session manager keeps defaults, which may be
+    after it has made the first sink."""
+    while (await _ask(server, ["pactl", "get-default-source"])).decode().strip() != source:
+        await _ask(server, ["pactl", "set-default-source", source])
         await trio.sleep(LOOK_AGAIN)
 
 
