@@ -39,7 +39,7 @@ struct borrowed {
     char vm[LINK_VM_MAX + 1];
     char node_name[LINK_VM_MAX + LINK_DEVICE_MAX + 16];
     char description[LINK_DESCRIPTION_MAX + LINK_VM_MAX + 32];
-    bool is_over, is_ready, is_told_ready;
+    bool is_over, is_told_ready;
     const struct target_backend *backend;
     struct target *target;
     char why[LINK_LINE_MAX + 1]; /* the target has failed and waits to be destroyed */
@@ -148,7 +148,6 @@ static void ready(void *context)
 {
     struct borrowed *borrowed = context;
 
-    borrowed->is_ready = true;
     borrowed->failing_since = NEVER;
     if (!borrowed->is_told_ready)
         host_tell(borrowed->host, LINK_READY, borrowed->id, false, "");
@@ -179,7 +178,7 @@ static void withdraw(struct borrowed *borrowed)
     if (borrowed->target)
         borrowed->backend->destroy(borrowed->target);
     borrowed->target = NULL;
-    borrowed->is_ready = borrowed->is_recorded = false;
+    borrowed->is_recorded = false;
     *borrowed->why = '\0';
 }
 
@@ -268,11 +267,6 @@ void borrowed_server_lost(struct borrowed *borrowed)
 void borrowed_server_up(struct borrowed *borrowed)
 {
     offer(borrowed);
-}
-
-bool borrowed_is_there(const struct borrowed *borrowed)
-{
-    return borrowed->is_ready;
 }
 
 void borrowed_end(struct borrowed *borrowed, const char *why)

@@ -16,8 +16,6 @@ bool borrowed_is_over(const struct borrowed *borrowed);
 /* The sound server is gone, or there again, which offers it anew. */
 void borrowed_server_lost(struct borrowed *borrowed);
 void borrowed_server_up(struct borrowed *borrowed);
-/* Whether programs can find it. */
-bool borrowed_is_there(const struct borrowed *borrowed);
 /* Over by itself: FAILED is told, or ENDED if it was ready once. */
 void borrowed_end(struct borrowed *borrowed, const char *why);
 

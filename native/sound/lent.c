@@ -27,7 +27,6 @@ struct lent {
     bool is_muted, is_over;
     int fd;
     pa_io_event *io;
-    bool is_paused; /* nothing is read for a while */
     struct inbox in;
     struct gate gate;
     struct report report;
@@ -40,7 +39,7 @@ struct lent {
     struct clock_timer timer;
 };
 
-static const char *end_of_frames(struct lent *lent)
+static const char *take_frames(struct lent *lent)
 {
     struct frame frame;
     int64_t taken, now = clock_now();
@@ -64,7 +63,7 @@ static void readable(pa_mainloop_api *loop, pa_io_event *event, int fd, pa_io_ev
     (void)flags;
     bucket_take(&lent->reads, 1, clock_now());
     if (!why)
-        why = end_of_frames(lent);
+        why = take_frames(lent);
     if (why)
         lent_end(lent, why);
     else
@@ -154,7 +153,7 @@ void lent_update(struct lent *lent)
 {
     struct host *host = lent->host;
     int64_t now = clock_now(), due = NEVER;
-    bool is_heard, is_silent;
+    bool is_heard, is_silent, is_paused;
 
     if (lent->is_over)
         return;
@@ -172,9 +171,9 @@ void lent_update(struct lent *lent)
     else
         lent->silent_from = NEVER;
 
-    lent->is_paused = bucket_due(&lent->reads, now) > now;
-    host->loop->io_enable(lent->io, lent->is_paused ? PA_IO_EVENT_NULL : PA_IO_EVENT_INPUT);
-    if (lent->is_paused)
+    is_paused = bucket_due(&lent->reads, now) > now;
+    host->loop->io_enable(lent->io, is_paused ? PA_IO_EVENT_NULL : PA_IO_EVENT_INPUT);
+    if (is_paused)
         due = bucket_due(&lent->reads, now);
     if (is_silent)
         due = sooner(due, now + SILENCE_MS);

@@ -29,7 +29,6 @@ struct target_events {
 struct target;
 
 struct target_backend {
-    const char *name;
     /*
      * node_name is pedos_mic.VM or pedos_mic.VM.ID, description for people; both are copied, and
      * free of control characters. server is the connection to the sound server (to pipewire-pulse

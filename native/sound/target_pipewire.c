@@ -480,7 +480,6 @@ static void silence(struct target *target, size_t count) { feed(target, NULL, co
 static void flush(struct target *target) { playout_forget(&target->playout, false); }
 
 const struct target_backend target_pipewire = {
-    .name = "PipeWire",
     .create = create,
     .feed = feed,
     .silence = silence,

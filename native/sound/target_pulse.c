@@ -314,7 +314,6 @@ static void destroy(struct target *target)
 }
 
 const struct target_backend target_pulse = {
-    .name = "PulseAudio",
     .create = create,
     .feed = feed,
     .silence = silence,

@@ -1,11 +1,9 @@
 #include "text.h"
 
+#include "link.h"
+
 #include <stdio.h>
 #include <string.h>
-
-#define VM_MAX 31u
-#define DEVICE_MAX 64u
-#define IDENTITY_MAX 128u
 
 static bool is_letter(char c)
 {
@@ -70,17 +68,17 @@ bool text_is_line(const uint8_t *at, size_t count)
 
 bool text_is_vm(const char *text)
 {
-    return is_letter(*text) && strlen(text) <= VM_MAX && is_made_of(text, "_-");
+    return is_letter(*text) && strlen(text) <= LINK_VM_MAX && is_made_of(text, "_-");
 }
 
 bool text_is_device(const char *text)
 {
-    return is_letter_or_digit(*text) && strlen(text) <= DEVICE_MAX && is_made_of(text, "._-");
+    return is_letter_or_digit(*text) && strlen(text) <= LINK_DEVICE_MAX && is_made_of(text, "._-");
 }
 
 bool text_is_identity(const char *text)
 {
-    return strlen(text) <= IDENTITY_MAX && is_made_of(text, ":._-");
+    return strlen(text) <= LINK_IDENTITY_MAX && is_made_of(text, ":._-");
 }
 
 void text_to_line(char *out, size_t limit, const char *untrusted)

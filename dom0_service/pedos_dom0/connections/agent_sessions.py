@@ -8,7 +8,7 @@ is disconnected, recorded, and kept waiting; no other VM notices.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import attrs
 import trio
@@ -17,9 +17,6 @@ from pedos_protocol.errors import RemoteProtocolError
 
 from pedos_dom0.connections.agent_session import AgentSession, SharedParts
 from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo, HypervisorLost
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
