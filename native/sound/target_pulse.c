@@ -179,7 +179,8 @@ static void looked(pa_context *server, const pa_source_info *info, int end, void
     }
     /* Running: at least one stream that is not paused. */
     is_recorded = info->state == PA_SOURCE_RUNNING;
-    if (target->is_stale || is_recorded == target->is_recorded)
+    /* Also if it is stale: at a STOP each millisecond counts, and the next answer is on its way. */
+    if (is_recorded == target->is_recorded)
         return;
     target->is_recorded = is_recorded;
     expect_more(target);
