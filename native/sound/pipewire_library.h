@@ -9,6 +9,7 @@
 
 #define PIPEWIRE_FUNCTIONS(X)                                                                      \
     X(pw_init)                                                                                     \
+    X(pw_get_library_version)                                                                      \
     X(pw_loop_new)                                                                                 \
     X(pw_loop_destroy)                                                                             \
     X(pw_context_new)                                                                              \

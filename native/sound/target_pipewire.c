@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <pulse/mainloop-api.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -353,16 +354,26 @@ static void on_readable(pa_mainloop_api *api, pa_io_event *event, int fd, pa_io_
 
 /* ---- the connection */
 
+/* Whether the file that the library reads unasked gives its thread real-time priority, as since
+ * PipeWire 1.4, which complains about the other one. */
+static bool has_one_configuration(const char *version)
+{
+    int major = 0, minor = 0;
+
+    return sscanf(version, "%d.%d", &major, &minor) == 2 &&
+           (major > 1 || (major == 1 && minor >= 4));
+}
+
 static struct pw_context *new_context(struct connection *connection)
 {
-    /* What gives the library's thread real-time priority stands there; newer releases have it in
-     * the file that they read unasked. */
+    const struct pipewire_library *library = connection->library;
     const struct spa_dict_item items[] = {{PW_KEY_CONFIG_NAME, "client-rt.conf"}};
     const struct spa_dict properties = SPA_DICT_INIT_ARRAY(items);
-    const struct pipewire_library *library = connection->library;
-    struct pw_context *context = library->pw_context_new(
-        connection->loop, library->pw_properties_new_dict(&properties), 0);
+    struct pw_context *context = NULL;
 
+    if (!has_one_configuration(library->pw_get_library_version()))
+        context = library->pw_context_new(connection->loop,
+                                          library->pw_properties_new_dict(&properties), 0);
     return context != NULL ? context : library->pw_context_new(connection->loop, NULL, 0);
 }
 
