@@ -96,9 +96,14 @@ class House(LocalSystem):
         return sorted(each["vm"] for each in attachments)
 
     def lend(self, source: str, target: str) -> str:
-        """Attaches the source's microphone; the name that programs in the target record."""
+        """Attaches the source's microphone; the name that programs in the target record, when its
+        sound server lists it, which may be a moment after the attach."""
         self.ok("qvm-device", "mic", "attach", target, f"{source}:mic")
-        return f"pedos_mic.{source}"
+        name = f"pedos_mic.{source}"
+        if load(self.layout.config).sounds[target].kind != SESSION:
+            server = self.server(target)
+            self.wait_until(lambda: name in server.sources(), f"{target} lists {name}")
+        return name
 
     def take_back(self, source: str, target: str) -> None:
         self.ok("qvm-device", "mic", "detach", target, f"{source}:mic")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import os
 import select
@@ -31,9 +32,20 @@ T = TypeVar("T")
 def sanitized() -> Path:
     """The program with sanitizers; built once a run at most, as make sees what is new."""
     folder = ROOT / "build" / "sound-sanitized"
+    folder.mkdir(parents=True, exist_ok=True)
+    # One worker at a time, or one would write what another has begun to run.
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _make(folder)
+    finally:
+        os.close(lock)
+    return folder / "pedos-sound"
+
+
+def _make(folder: Path) -> None:
     command = ["make", "--silent", "-C", ROOT / "native" / "sound", f"OUT={folder}"]
     subprocess.run([*command, "SANITIZE=address,undefined", "CFLAGS=-O1 -g"], check=True)
-    return folder / "pedos-sound"
 
 
 class Channel:

@@ -52,11 +52,10 @@ def server(
 @pytest.fixture
 def system(server: OwnServer, tmp_path: Path) -> Iterator[System]:
     agent = Agent(tmp_path / "sound.sock")
-    with running(server, agent.path) as program:
+    with contextlib.closing(agent), running(server, agent.path) as program:
         agent.accept()
         agent.await_server()
         yield System(server, agent, program)
-    agent.close()
 
 
 @contextlib.contextmanager

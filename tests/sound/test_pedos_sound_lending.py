@@ -54,12 +54,11 @@ def server(
 @pytest.fixture
 def system(server: OwnServer, tmp_path: Path) -> Iterator[System]:
     agent = Agent(tmp_path / "sound.sock")
-    with running(server, agent.path) as program:
+    with contextlib.closing(agent), running(server, agent.path) as program:
         agent.accept()
         agent.await_server()
         agent.await_device()
         yield System(server, agent, program, tmp_path)
-    agent.close()
 
 
 def test_a_tone_is_heard_and_nothing_is_recorded_before_and_after(system: System) -> None:
