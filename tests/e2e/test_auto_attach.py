@@ -118,6 +118,7 @@ def test_what_a_person_detaches_stays_detached_whenever_the_service_is_killed(
     wait_for(system, {"sys-usb:disk.img": ["work"]})
     faults.arm(step, lambda: killed.append(kill(system, "dom0")))
     system.run("qvm-device", "block", "detach", "work", "sys-usb:disk.img")
+    system.wait_until(lambda: killed, "the service is killed")
     assert killed == [1]
     # A later one is attached: so the first has been looked at.
     plug(system, "later.img", OTHER)

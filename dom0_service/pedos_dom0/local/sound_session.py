@@ -111,9 +111,16 @@ async def _chosen(server: SoundServer, source: str) -> None:
     """Makes this the default source, and returns when it is: WirePlumber 0.5 would take a monitor.
     pipewire-pulse answers "Not supported" until the session manager keeps defaults, which may be
     after it has made the first sink."""
-    while (await _ask(server, ["pactl", "get-default-source"])).decode().strip() != source:
-        await _ask(server, ["pactl", "set-default-source", source])
-        await trio.sleep(LOOK_AGAIN)
+    is_chosen = False
+    while not is_chosen:
+        with contextlib.suppress(Refused):
+            # Also where it is the default by chance: a microphone that comes later may be next.
+            await _ask(server, ["pactl", "set-default-source", source], check=True)
+            is_chosen = True
+        now = await _ask(server, ["pactl", "get-default-source"])
+        is_chosen = is_chosen and now.decode().strip() == source
+        if not is_chosen:
+            await trio.sleep(LOOK_AGAIN)
 
 
 async def _ask(server: SoundServer, argv: Sequence[str], *, check: bool = False) -> bytes:
