@@ -54,9 +54,9 @@ int main(void)
         for (uint32_t i = 0; i < n; i++) {
             uint32_t number = (uint32_t)(samples[i] * 32768.0f + 0.5f);
 
-            /* A flush leaves some out: at most what the buffer holds. */
+            /* The next one, but for what a flush leaves out: at most what the buffer holds. */
             ahead = ((int64_t)number - last + NUMBERS) % NUMBERS;
-            if (taken > 0 && (ahead == 0 || ahead > FIFO_SAMPLES)) {
+            if (taken > 0 && (ahead == 0 || ahead > FIFO_SAMPLES + 1)) {
                 fprintf(stderr, "%u after %u\n", number, last);
                 return 1;
             }
