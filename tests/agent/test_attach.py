@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import trio
 from pedos_agent.connections import control
+from pedos_agent.device_classes import data_channel
 from pedos_agent.device_classes.block import exporter
 from pedos_agent.inventory.inventory import Inventory
 from pedos_host.children import start_child
@@ -224,7 +225,7 @@ async def test_a_file_that_takes_the_disks_name_before_the_target_comes_is_not_s
             monkeypatch.setattr(Inventory, "_take", lambda *_: None)
             other.replace(disk)
 
-    monkeypatch.setattr(exporter, "reach", exchange)
+    monkeypatch.setattr(data_channel, "reach", exchange)
     await pair.source.lend(ATTACHMENT, "linked.img", 3)
     answer = await pair.target.borrow(ATTACHMENT, "linked.img", 2)
     assert await read(pair.target.settings.dev / answer["frontend"]) == b"\1" * SIZE

@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 from pedos_agent.connections.control import LISTENING_SECONDS
+from pedos_agent.device_classes import data_channel
 from pedos_agent.device_classes.mic import exporter, importer, stream
 from pedos_agent.device_classes.mic.link_server import NOBODY
 from pedos_agent.settings import Settings
@@ -556,8 +557,8 @@ async def test_whatever_happens_at_any_step_leaves_nothing(
             nursery.start_soon(happens)
             await trio.testing.wait_all_tasks_blocked(0.01)
 
-    monkeypatch.setattr(exporter, "reach", reached)
-    monkeypatch.setattr(importer, "reach", reached)
+    for module in (data_channel, exporter, importer):
+        monkeypatch.setattr(module, "reach", reached)
     with contextlib.suppress(CallError):
         await pair.lend()
         await pair.borrow()

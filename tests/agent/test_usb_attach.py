@@ -16,7 +16,7 @@ import pytest
 import trio
 import trio.testing
 from pedos_agent.attachments.table import Attachments
-from pedos_agent.device_classes import kernel
+from pedos_agent.device_classes import data_channel, kernel
 from pedos_agent.device_classes.on_machine import scan
 from pedos_agent.device_classes.usb import (
     disks_below,
@@ -565,8 +565,8 @@ async def test_whatever_happens_at_any_step_leaves_nothing(
             happened.set()
             await trio.testing.wait_all_tasks_blocked()
 
-    monkeypatch.setattr(exporter, "reach", reached)
-    monkeypatch.setattr(importer, "reach", reached)
+    for module in (data_channel, exporter, importer):
+        monkeypatch.setattr(module, "reach", reached)
     with contextlib.suppress(CallError):
         await pair.attach()
     await pair.detach()

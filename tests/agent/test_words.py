@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from pedos_agent.attachments.table import Attachments, explain
 from pedos_agent.connections.control import _in_words
-from pedos_agent.device_classes.block import importer
+from pedos_agent.device_classes import data_channel
 from pedos_agent.device_classes.block.exporter import opened_source
 from pedos_agent.inventory.local_device import Inode, LocalDevice
 from pedos_agent.system.revision import Revision
@@ -53,7 +53,7 @@ async def test_a_folder_that_goes_while_a_disk_is_attached_is_told_in_words_too(
             dev.rmdir()
 
     with monkeypatch.context() as patch:
-        patch.setattr(importer, "reach", reach)
+        patch.setattr(data_channel, "reach", reach)
         with pytest.raises(CallError, match=FOLDER_IS_GONE):
             await pair.attach()
     dev.mkdir()  # which is a way out

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import socket
-from typing import Final
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
 
 import trio
-from pedos_protocol.agent_messages import ImportStart
+from pedos_host.faultpoints import reach
+from pedos_protocol.agent_messages import ExportStart, ImportStart
 from pedos_protocol.errors import CallError
 from pedos_vchan.channel import Channel
 from pedos_vchan.pump import PumpResult, pump
@@ -27,6 +30,42 @@ CONNECT_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 0.02
 
 
+async def serve_target(
+    lifetime: Lifetime,
+    transport: Transport,
+    params: ExportStart,
+    orders: tuple[int, int],
+    result: dict[str, Any],
+    use: Callable[[Channel], Awaitable[None]],
+    *beside: Callable[[], Awaitable[None]],
+) -> None:
+    """Listen for the one target, and have `use` move what goes over its channel, until an event
+    ends `lifetime`. That is ready with `result` as soon as the target can connect, and `beside` run
+    from then on. OSError."""
+    with await transport.listen(params.peer, params.port, orders) as listener:
+        await reach("export.listening")
+        lifetime.ready(result)
+        async with trio.open_nursery() as nursery:
+            for each in beside:
+                nursery.start_soon(each)
+            nursery.start_soon(_serve, lifetime, listener, use)
+            await lifetime.ending()
+            nursery.cancel_scope.cancel()
+
+
+async def _serve(
+    lifetime: Lifetime, listener: Listener, use: Callable[[Channel], Awaitable[None]]
+) -> None:
+    channel = await from_target(listener, lifetime)
+    if channel is None:
+        return
+    try:
+        await reach("export.connected")
+        await use(channel)
+    finally:
+        channel.close()
+
+
 async def from_target(listener: Listener, lifetime: Lifetime) -> Channel | None:
     """The channel to the target; None if the target did not connect, which ends `lifetime`.
     OSError."""
@@ -38,6 +77,17 @@ async def from_target(listener: Listener, lifetime: Lifetime) -> Channel | None:
         return None
     lifetime.end(f"the target did not connect within {CLIENT_SECONDS:g} s")
     return None
+
+
+@asynccontextmanager
+async def source_channel(transport: Transport, params: ImportStart) -> AsyncIterator[Channel]:
+    """The channel to the source, which is closed at the end. Raises as `to_source`."""
+    channel = await to_source(transport, params)
+    try:
+        await reach("import.connected")
+        yield channel
+    finally:
+        channel.close()
 
 
 async def to_source(transport: Transport, params: ImportStart) -> Channel:

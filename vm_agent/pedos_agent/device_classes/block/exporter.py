@@ -20,12 +20,13 @@ from pedos_host.links import walk
 from pedos_host.threads import to_thread
 from pedos_protocol.agent_messages import ExportStart
 from pedos_protocol.errors import CallError
-from pedos_vchan.transport import DATA_ORDERS, Listener, Transport
+from pedos_vchan.channel import Channel
+from pedos_vchan.transport import DATA_ORDERS, Transport
 
 from pedos_agent.device_classes.base import Host
 from pedos_agent.device_classes.block.disk import Disk
 from pedos_agent.device_classes.block.reserve import reserved
-from pedos_agent.device_classes.data_channel import carry, from_target
+from pedos_agent.device_classes.data_channel import carry, serve_target
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.tool import Tool
 from pedos_agent.inventory.local_device import Inode, LocalDevice, Pin
@@ -117,14 +118,12 @@ def _nbdkit(source: int, read_only: bool) -> list[str]:
 async def _serve(
     lifetime: Lifetime, params: ExportStart, transport: Transport, kit: Tool, ours: socket.socket
 ) -> None:
-    with await transport.listen(params.peer, params.port, DATA_ORDERS) as listener:
-        await reach("export.listening")
-        lifetime.ready({})
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(kit.end_with, lifetime)
-            nursery.start_soon(_carry, lifetime, listener, ours)
-            await lifetime.ending()
-            nursery.cancel_scope.cancel()
+    async def use(channel: Channel) -> None:
+        result = await carry(channel, ours)
+        await lifetime.end_after_pump(result.why)
+
+    watch = partial(kit.end_with, lifetime)
+    await serve_target(lifetime, transport, params, DATA_ORDERS, {}, use, watch)
 
 
 async def _greeted(kit: Tool, ours: socket.socket) -> None:
@@ -135,16 +134,3 @@ async def _greeted(kit: Tool, ours: socket.socket) -> None:
             return
         await kit.ended()
     raise CallError("failed", f"the disk cannot be served: {kit.how_it_ended()}")
-
-
-async def _carry(lifetime: Lifetime, listener: Listener, ours: socket.socket) -> None:
-    """Accept the one client and move its bytes until either side ends."""
-    channel = await from_target(listener, lifetime)
-    if channel is None:
-        return
-    try:
-        await reach("export.connected")
-        result = await carry(channel, ours)
-        await lifetime.end_after_pump(result.why)
-    finally:
-        channel.close()

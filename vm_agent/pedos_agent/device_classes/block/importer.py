@@ -21,7 +21,7 @@ from pedos_vchan.channel import Channel
 from pedos_agent.device_classes.base import Host
 from pedos_agent.device_classes.block import mounts
 from pedos_agent.device_classes.block.borrowed import Borrowed, folder_is_gone
-from pedos_agent.device_classes.data_channel import carry, to_source
+from pedos_agent.device_classes.data_channel import carry, source_channel
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.tool import Tool
 
@@ -35,9 +35,7 @@ DRAIN_SECONDS: Final = 5.0
 
 async def import_block(lifetime: Lifetime, params: ImportStart, disk: Borrowed, host: Host) -> None:
     """Show the peer's disk as a file until an event ends `lifetime`; leaves nothing behind."""
-    channel = await to_source(host.transport, params)
-    try:
-        await reach("import.connected")
+    async with source_channel(host.transport, params) as channel:
         try:
             make_placeholder(disk.path)
         except FileExistsError:
@@ -51,8 +49,6 @@ async def import_block(lifetime: Lifetime, params: ImportStart, disk: Borrowed, 
             with trio.CancelScope(shield=True):
                 await mounts.unmount_by_force(disk.path)
             mounts.clear_placeholder(disk.path)
-    finally:
-        channel.close()
     if lifetime.reason is not None:
         await reach("import.stopped")
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import socket
 
-import trio
 from pedos_host.faultpoints import reach
 from pedos_protocol.agent_messages import ExportStart
 from pedos_protocol.sound_link import Device
-from pedos_vchan.transport import Listener
+from pedos_vchan.channel import Channel
 
 from pedos_agent.device_classes.base import Host
-from pedos_agent.device_classes.data_channel import carry, from_target
+from pedos_agent.device_classes.data_channel import carry, serve_target
 from pedos_agent.device_classes.hearing import Hearing
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.mic.session import Session
@@ -50,25 +49,9 @@ async def _lent(
 ) -> None:
     await stream.ready()
     await reach("export.opened")
-    with await host.transport.listen(params.peer, params.port, RING_ORDERS) as listener:
-        await reach("export.listening")
-        lifetime.ready({})
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_serve, lifetime, listener, ours, stream)
-            await lifetime.ending()
-            nursery.cancel_scope.cancel()
 
-
-async def _serve(
-    lifetime: Lifetime, listener: Listener, ours: socket.socket, stream: Stream
-) -> None:
-    """Accept the one client and move its bytes until either side ends."""
-    channel = await from_target(listener, lifetime)
-    if channel is None:
-        return
-    try:
-        await reach("export.connected")
+    async def use(channel: Channel) -> None:
         result = await carry(channel, ours)
-    finally:
-        channel.close()
-    await end_after_pump(lifetime, result.why, stream)
+        await end_after_pump(lifetime, result.why, stream)
+
+    await serve_target(lifetime, host.transport, params, RING_ORDERS, {}, use)

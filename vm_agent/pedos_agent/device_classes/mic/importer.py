@@ -19,7 +19,7 @@ from pedos_protocol.errors import CallError
 from pedos_vchan.channel import Channel
 
 from pedos_agent.device_classes.base import Host
-from pedos_agent.device_classes.data_channel import carry, to_source
+from pedos_agent.device_classes.data_channel import carry, source_channel
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.mic.link_server import LinkServer
 from pedos_agent.device_classes.mic.session import Session
@@ -50,12 +50,8 @@ class BorrowedMic:
                     await self._offer(lifetime, session, theirs)
                 else:
                     note = f"{self.link.lack}: {WAITS}"
-                channel = await to_source(self.host.transport, self.params)
-                try:
-                    await reach("import.connected")
+                async with source_channel(self.host.transport, self.params) as channel:
                     await self._use(lifetime, channel, ours, theirs, note)
-                finally:
-                    channel.close()
             finally:
                 if self.stream is not None:
                     await self.stream.close()

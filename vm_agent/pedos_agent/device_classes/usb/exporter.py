@@ -15,12 +15,13 @@ from pedos_host.faultpoints import reach
 from pedos_protocol.agent_messages import ExportStart
 from pedos_protocol.errors import CallError
 from pedos_protocol.reasons import UNPLUGGED, why_replaced
+from pedos_vchan.channel import Channel
 from pedos_vchan.pump import Why
-from pedos_vchan.transport import DATA_ORDERS, Listener
+from pedos_vchan.transport import DATA_ORDERS
 
 from pedos_agent.device_classes import kernel
 from pedos_agent.device_classes.base import Host
-from pedos_agent.device_classes.data_channel import from_target
+from pedos_agent.device_classes.data_channel import serve_target
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.usb.disks_below import held_below
 from pedos_agent.device_classes.usb.handover import Handover
@@ -66,15 +67,12 @@ async def export_usb(
         taken = await kernel.step(f"lend {name}", take, late=undo)
     try:
         await reach("export.opened")
-        with await host.transport.listen(params.peer, params.port, DATA_ORDERS) as listener:
-            await reach("export.listening")
-            assert taken.device.speed is not None
-            handover = Handover(taken.device.devid, taken.device.speed)
-            lifetime.ready({"handover": str(handover)})
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_serve, lifetime, listener, driver, taken.device, why_gone)
-                await lifetime.ending()
-                nursery.cancel_scope.cancel()
+        assert taken.device.speed is not None
+        handover = str(Handover(taken.device.devid, taken.device.speed))
+        use = partial(_serve, lifetime, driver, taken.device, why_gone)
+        await serve_target(
+            lifetime, host.transport, params, DATA_ORDERS, {"handover": handover}, use
+        )
     finally:
         # Each step has its own bound.
         with trio.CancelScope(shield=True):
@@ -87,17 +85,13 @@ async def export_usb(
 
 async def _serve(
     lifetime: Lifetime,
-    listener: Listener,
     driver: HostDriver,
     device: UsbDevice,
     why_gone: Callable[[], str | None],
+    channel: Channel,
 ) -> None:
-    """Accept the one client and move its bytes until either side ends."""
-    channel = await from_target(listener, lifetime)
-    if channel is None:
-        return
+    """Move the target's bytes until either side ends."""
     try:
-        await reach("export.connected")
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
@@ -108,8 +102,6 @@ async def _serve(
     except CallError as error:
         lifetime.end(error.message)
         return
-    finally:
-        channel.close()
     if why is not Why.REFUSED:
         # What cannot be looked at may be there still: the pump's reason has to do.
         with contextlib.suppress(CallError):

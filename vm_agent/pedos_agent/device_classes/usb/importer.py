@@ -20,7 +20,7 @@ from pedos_vchan.channel import Channel
 
 from pedos_agent.device_classes import kernel
 from pedos_agent.device_classes.base import Host
-from pedos_agent.device_classes.data_channel import to_source
+from pedos_agent.device_classes.data_channel import source_channel
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.usb.disks_below import held_below
 from pedos_agent.device_classes.usb.driverless import driverless, in_words
@@ -59,12 +59,10 @@ class BorrowedUsb:
         """See Borrowing."""
         self.began = trio.current_time()
         await kernel.load(MODULE, self.vhci.is_loaded)
-        channel = await to_source(self.host.transport, self.params)
         try:
-            await reach("import.connected")
-            await self._use(lifetime, channel)
+            async with source_channel(self.host.transport, self.params) as channel:
+                await self._use(lifetime, channel)
         finally:
-            channel.close()
             self.held.close()
         await reach("import.stopped")
 
