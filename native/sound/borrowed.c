@@ -214,11 +214,6 @@ static void tidy_up(struct borrowed *borrowed, int64_t now)
 
 /* --- What it has to do --- */
 
-static int64_t sooner(int64_t one, int64_t other)
-{
-    return one < other ? one : other;
-}
-
 static void update(struct borrowed *borrowed)
 {
     struct host *host = borrowed->host;

@@ -144,11 +144,6 @@ static void listen_to(struct lent *lent, const char *name)
         host->listeners_changed(host->context, before);
 }
 
-static int64_t sooner(int64_t one, int64_t other)
-{
-    return one < other ? one : other;
-}
-
 void lent_update(struct lent *lent)
 {
     struct host *host = lent->host;

@@ -85,7 +85,7 @@ static void changed(pa_context *pulse, pa_subscription_event_type_t what, uint32
         server->events->changed(server->context, what & PA_SUBSCRIPTION_EVENT_FACILITY_MASK);
 }
 
-static void forget(pa_operation *operation)
+void server_forget(pa_operation *operation)
 {
     if (operation)
         pa_operation_unref(operation);
@@ -98,11 +98,12 @@ static void state_changed(pa_context *pulse, void *context)
     switch (pa_context_get_state(pulse)) {
     case PA_CONTEXT_READY:
         pa_context_set_subscribe_callback(pulse, changed, server);
-        forget(pa_context_subscribe(pulse,
-                                    PA_SUBSCRIPTION_MASK_SOURCE | PA_SUBSCRIPTION_MASK_SERVER |
-                                        PA_SUBSCRIPTION_MASK_SOURCE_OUTPUT,
-                                    NULL, NULL));
-        forget(pa_context_get_server_info(pulse, introduced, server));
+        server_forget(pa_context_subscribe(pulse,
+                                           PA_SUBSCRIPTION_MASK_SOURCE |
+                                               PA_SUBSCRIPTION_MASK_SERVER |
+                                               PA_SUBSCRIPTION_MASK_SOURCE_OUTPUT,
+                                           NULL, NULL));
+        server_forget(pa_context_get_server_info(pulse, introduced, server));
         return;
     case PA_CONTEXT_FAILED:
     case PA_CONTEXT_TERMINATED:

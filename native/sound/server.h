@@ -3,6 +3,7 @@
 #define PEDOS_SOUND_SERVER_H
 
 #include <pulse/context.h>
+#include <pulse/operation.h>
 #include <pulse/subscribe.h>
 #include <stdbool.h>
 
@@ -16,6 +17,9 @@ struct server_events {
 };
 
 struct server;
+
+/* Lets go of an operation whose end nobody waits for; NULL: it could not even be begun. */
+void server_forget(pa_operation *operation);
 
 /* NULL: no memory. */
 struct server *server_new(pa_mainloop_api *loop, const struct server_events *events, void *context);

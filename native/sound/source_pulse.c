@@ -2,6 +2,7 @@
 
 #include "clock.h"
 #include "log.h"
+#include "server.h"
 #include "text.h"
 #include "timing.h"
 
@@ -320,13 +321,8 @@ static void stream_lost(struct recording *recording, const char *why)
 /* Says who listens; a stream that is being made is told when it is made. */
 static void tell_title(const struct recording *recording)
 {
-    pa_operation *operation;
-
-    if (!recording->stream || pa_stream_get_state(recording->stream) != PA_STREAM_READY)
-        return;
-    operation = pa_stream_set_name(recording->stream, recording->title, NULL, NULL);
-    if (operation)
-        pa_operation_unref(operation);
+    if (recording->stream && pa_stream_get_state(recording->stream) == PA_STREAM_READY)
+        server_forget(pa_stream_set_name(recording->stream, recording->title, NULL, NULL));
 }
 
 static void stream_state(pa_stream *stream, void *context)

@@ -6,6 +6,7 @@
 
 #include "clock.h"
 #include "log.h"
+#include "server.h"
 #include "target.h"
 #include "text.h"
 #include "timing.h"
@@ -50,12 +51,6 @@ struct target {
 
 /* All there are, as the server does not say whose streams have changed. */
 static struct target *targets;
-
-static void finish(pa_operation *operation)
-{
-    if (operation)
-        pa_operation_unref(operation);
-}
 
 static void release(struct target *target);
 
@@ -211,7 +206,7 @@ void target_pulse_look(void)
 static void unload(pa_context *server, uint32_t module)
 {
     if (pa_context_get_state(server) == PA_CONTEXT_READY)
-        finish(pa_context_unload_module(server, module, NULL, NULL));
+        server_forget(pa_context_unload_module(server, module, NULL, NULL));
 }
 
 static void release(struct target *target)
@@ -346,5 +341,5 @@ static void clean(pa_context *server, const pa_module_info *info, int end, void 
 void target_pulse_clean(pa_context *server)
 {
     /* Those that are here now are of this connection, and made later. */
-    finish(pa_context_get_module_info_list(server, clean, NULL));
+    server_forget(pa_context_get_module_info_list(server, clean, NULL));
 }

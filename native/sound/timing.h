@@ -11,6 +11,11 @@
 
 #define NEVER INT64_MAX
 
+static inline int64_t sooner(int64_t one, int64_t other)
+{
+    return one < other ? one : other;
+}
+
 /* Level meters and programs that try out a microphone stop and start again within this time. */
 #define GATE_CLOSES_MS 500
 
