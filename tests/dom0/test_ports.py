@@ -6,27 +6,28 @@ from itertools import islice
 
 import pytest
 from pedos_dom0.tables.leases import Lease, LeaseTable
-from pedos_dom0.tables.ports import PORT_FIRST, PORT_LAST, Channel, Ports
+from pedos_dom0.tables.ports import PORT_LAST, Channel, Ports
 from pedos_dom0.tables.registry import DeviceKey
 from pedos_protocol.errors import CallError
+from pedos_protocol.fields import DATA_PORT_FIRST
 
 KEY = DeviceKey("block", "sys-usb", "sda")
 
 
 def test_a_port_that_is_free_again_waits_until_all_others_had_their_turn() -> None:
     ports = Ports()
-    assert ports.next() == PORT_FIRST
-    ports.open("a", Channel(PORT_FIRST, 1, 2))
+    assert ports.next() == DATA_PORT_FIRST
+    ports.open("a", Channel(DATA_PORT_FIRST, 1, 2))
     ports.close("a")
     ports.close("a")
-    rest = list(islice(iter(ports.next, None), PORT_LAST - PORT_FIRST))
-    assert rest == list(range(PORT_FIRST + 1, PORT_LAST + 1))
-    assert ports.next() == PORT_FIRST
+    rest = list(islice(iter(ports.next, None), PORT_LAST - DATA_PORT_FIRST))
+    assert rest == list(range(DATA_PORT_FIRST + 1, PORT_LAST + 1))
+    assert ports.next() == DATA_PORT_FIRST
 
 
 def test_a_port_in_use_is_passed_over_until_all_are() -> None:
     ports = Ports()
-    for port in range(PORT_FIRST, PORT_LAST + 1):
+    for port in range(DATA_PORT_FIRST, PORT_LAST + 1):
         ports.open(str(port), Channel(port, 1, 2))
     with pytest.raises(CallError, match="all data ports are in use") as raised:
         ports.next()

@@ -15,7 +15,6 @@ from attrs import define, field
 
 from pedos_dom0.drivers.base import RETRY_SECONDS
 from pedos_dom0.errors import held_by_source, held_by_toolstack
-from pedos_dom0.tables.leases import PENDING
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -93,7 +92,7 @@ class LeftOvers:
             holder=holder,
             reason=reason,
         )
-        noted = LeftOver(reason, way, request, lease.state != PENDING, holder, error)
+        noted = LeftOver(reason, way, request, lease.is_made, holder, error)
         self._of[lease.attachment] = noted
         self._nursery.start_soon(self._try_again, lease.attachment, noted)
 

@@ -175,7 +175,7 @@ class Reconciler:
             )
         )
         by_agents = not self._state.is_by_hypervisor(lease)
-        return by_agents and is_missing and way is AGENT_LOST and lease.state != PENDING
+        return by_agents and is_missing and way is AGENT_LOST and lease.is_made
 
     async def _verdict(self, lease: Lease, timeout: float) -> tuple[str, Way] | None:
         """None if the attachment lives, or why it does not, and the way to end it. Waits for both

@@ -17,7 +17,6 @@ from pedos_protocol.words import request_to
 
 from pedos_dom0.attachments.wire import stop_params
 from pedos_dom0.errors import failure
-from pedos_dom0.tables.leases import PENDING
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -103,14 +102,14 @@ def _may_use(state: State, lease: Lease, link: AgentLink | None) -> bool:
     if state.is_by_hypervisor(lease):
         return True
     has_ended = link is not None and not link.connected  # its attachments ended with it
-    return lease.state != PENDING and not has_ended
+    return lease.is_made and not has_ended
 
 
 def _has_more(state: State, vm: str, besides: Container[str]) -> bool:
     """Whether a VM has or lends anything else, which would end with its agent's connection."""
     leases = state.leases
     return any(
-        other.attachment not in besides and other.state != PENDING
+        other.attachment not in besides and other.is_made
         for other in (*leases.of_vm(vm), *leases.from_backend(vm))
     )
 

@@ -218,7 +218,7 @@ class Teardown:
 
     def _write_end(self, lease: Lease, reason: str, request: str | None, seconds: float) -> None:
         left_over = self._left_overs.get(lease.attachment)
-        was_attached = lease.state != PENDING if left_over is None else left_over.was_attached
+        was_attached = lease.is_made if left_over is None else left_over.was_attached
         if request is None and left_over is not None:
             request = left_over.request
         self._state.audit.write(

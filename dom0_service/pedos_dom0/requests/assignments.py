@@ -14,7 +14,6 @@ from pedos_dom0.requests.assigned_now import why_unmatched
 from pedos_dom0.requests.fitting import bounded_text
 from pedos_dom0.requests.policy_status import fitting_status, policy_status
 from pedos_dom0.tables.assignment import ANY_PORT
-from pedos_dom0.tables.leases import PENDING
 from pedos_dom0.tables.registry import DeviceKey
 from pedos_dom0.tasks.gradually import in_order
 
@@ -107,7 +106,7 @@ class Assignments:
             Holder(key.device, lease.vm)
             for key in matches
             for lease in state.leases.of_device(key)
-            if lease.state != PENDING and (sees_all or lease.vm == caller.name)
+            if lease.is_made and (sees_all or lease.vm == caller.name)
         ]
         conflict = self._conflict(each, matches) if sees_all else None
         return Assigned(

@@ -46,12 +46,9 @@ if TYPE_CHECKING:
 
 
 @attrs.frozen
-class Asking:
+class Asking(unassign.Asking):
     """Who asks, and how."""
 
-    caller: Caller
-    request: str
-    gone: trio.Event  # set when the caller stops waiting for the answer
     force: bool  # also what the VM uses
 
 
@@ -132,10 +129,9 @@ class Detach:
     ) -> list[UnassignItem]:
         """Takes the assignments away that are to an identity which no device has."""
         items = []
-        as_unassign = unassign.Asking(asking.caller, asking.request, asking.gone)
         for each in self._assigned(asking.caller, vm):
             if each.key.device_class == device_class and self._key_of(each) is None:
-                item = await self._unassign.item(as_unassign, each, "detach")
+                item = await self._unassign.item(asking, each, "detach")
                 if item is not None:
                     items.append(item)
         return items

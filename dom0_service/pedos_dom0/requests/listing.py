@@ -35,7 +35,6 @@ from pedos_dom0.requests.fitting import bounded_text, fitting
 from pedos_dom0.requests.policy_status import fitting_status, policy_status, with_errors
 from pedos_dom0.tables.assignment import ANY_PORT
 from pedos_dom0.tables.device_set import DeviceKey, DeviceSet
-from pedos_dom0.tables.leases import PENDING
 from pedos_dom0.tasks.gradually import gradually
 
 if TYPE_CHECKING:
@@ -295,7 +294,7 @@ class Listing:
         else:
             leases, assigned = state.leases.of_vm(me), state.assigned_to(me)
             backends = [me]
-        yield from (lease.key for lease in leases if lease.state != PENDING)
+        yield from (lease.key for lease in leases if lease.is_made)
         yield from (key for key, _ in self._by_device(assigned))
         for backend in backends:
             for key, _ in state.registry.devices_of(backend).by_name.values():
@@ -362,7 +361,7 @@ class Uses:
         # By VM, the places of those in the order in which they were added.
         self._places: defaultdict[str, list[list[Place]]] = defaultdict(list)
         for lease in leases:
-            if lease.state != PENDING and device_class in (None, lease.key.device_class):
+            if lease.is_made and device_class in (None, lease.key.device_class):
                 self.lent[lease.key].append(lease)
         self._place(self.lent)
         self.add(assigned)

@@ -84,7 +84,7 @@ def broken_by(lease: Lease, device: Device | None) -> str | None:
         return None
     if lease.identity is None or lease.identity == device.identity:
         return None
-    is_known_to_be_it = bool(device.instance) and lease.state != PENDING
+    is_known_to_be_it = bool(device.instance) and lease.is_made
     lasting = class_of(lease.key.device_class).lasting_identity
     if is_known_to_be_it and lasting(device.identity) == lasting(lease.identity):
         return None

@@ -11,7 +11,6 @@ from attrs import frozen
 from pedos_protocol.errors import CallError
 from pedos_protocol.fields import DATA_PORT_FIRST
 
-PORT_FIRST = DATA_PORT_FIRST
 PORT_LAST = 65535
 
 
@@ -29,14 +28,14 @@ class Ports:
 
     def __init__(self) -> None:
         self._channels: dict[str, Channel] = {}
-        self._last = PORT_FIRST - 1
+        self._last = DATA_PORT_FIRST - 1
 
     def next(self) -> int:
         """A port that no open channel has; CallError(quota) if there is none. Ports are not reused
         at once, so that a lingering end of a channel does not meet a new one."""
         used = {channel.port for channel in self._channels.values()}
-        for _ in range(PORT_LAST - PORT_FIRST + 1):
-            self._last = PORT_FIRST if self._last >= PORT_LAST else self._last + 1
+        for _ in range(PORT_LAST - DATA_PORT_FIRST + 1):
+            self._last = DATA_PORT_FIRST if self._last >= PORT_LAST else self._last + 1
             if self._last not in used:
                 return self._last
         raise CallError("quota", "all data ports are in use")
