@@ -192,13 +192,7 @@ void lent_mute(struct lent *lent, bool is_muted)
 
 bool lent_is_there(const struct lent *lent)
 {
-    unsigned count;
-    const struct link_device *devices = sources_list(lent->host->sources, &count);
-
-    for (unsigned i = 0; i < count; i++)
-        if (!strcmp(devices[i].id, lent->device))
-            return !strcmp(devices[i].identity, lent->identity);
-    return false;
+    return sources_has(lent->host->sources, lent->device, lent->identity);
 }
 
 void lent_end(struct lent *lent, const char *why)

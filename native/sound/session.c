@@ -149,18 +149,6 @@ static void borrow(struct session *session, const struct link_message *message, 
         refuse(session, message->id, fd, "out of memory");
 }
 
-/* Whether what is asked for is in the list, which may be old while the server restarts. */
-static bool is_device(const struct session *session, const struct link_message *message)
-{
-    unsigned count;
-    const struct link_device *devices = sources_list(session->host.sources, &count);
-
-    for (unsigned i = 0; i < count; i++)
-        if (!strcmp(devices[i].id, message->device))
-            return !strcmp(devices[i].identity, message->identity);
-    return false;
-}
-
 static void begin(struct session *session, const struct link_message *message, int fd)
 {
     if (has_id(session, message->id)) {
@@ -172,7 +160,7 @@ static void begin(struct session *session, const struct link_message *message, i
         refuse(session, message->id, fd, session->state);
     } else if (message->type == LINK_BORROW) {
         borrow(session, message, fd);
-    } else if (!is_device(session, message)) {
+    } else if (!sources_has(session->host.sources, message->device, message->identity)) {
         refuse(session, message->id, fd, "there is no such microphone any more");
     } else {
         lend(session, message, fd);

@@ -253,6 +253,16 @@ const struct link_device *sources_list(const struct sources *sources, unsigned *
     return sources->now.devices;
 }
 
+bool sources_has(const struct sources *sources, const char *device, const char *identity)
+{
+    const struct list *list = &sources->now;
+
+    for (unsigned i = 0; i < list->devices_count; i++)
+        if (!strcmp(list->devices[i].id, device))
+            return !strcmp(list->devices[i].identity, identity);
+    return false;
+}
+
 const char *sources_name(const struct sources *sources, const char *device)
 {
     const struct list *list = &sources->now;

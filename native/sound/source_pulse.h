@@ -46,6 +46,8 @@ void sources_forget(struct sources *sources);
 
 /* What is announced to the agent; LINK_DEVICES_MAX at most. */
 const struct link_device *sources_list(const struct sources *sources, unsigned *count);
+/* Whether a device of that identity is among them, which may be old while the server restarts. */
+bool sources_has(const struct sources *sources, const char *device, const char *identity);
 
 /*
  * The server's name of the source that a device is now, or NULL: it is none, as the user's choice
