@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 STICK_MIB, SERIAL = 64, "usb-stick"
 PULLS, ROUNDS = 10, 30
 LISTED_WITHIN = 1.0  # seconds, from udev's word
+LISTED_ROUNDS_MAX = 5
 #: Of the speed of the same stick in its own domain, by USB/IP too.
 SPEED_AT_LEAST = 0.5
 SPEED_ROUNDS_MAX = 8
@@ -123,11 +124,16 @@ echo $said $listed
 
 
 def test_a_stick_is_listed_within_a_second_of_udevs_word(bench: Bench, stick: str) -> None:
-    pull_gadget(bench)
-    wait_for(bench, f"gone {stick} usb")
-    said, listed = map(float, bench.run(SOURCE, LISTED).check().split())
-    tell(f"USB: a plugged stick is listed {listed - said:.2f} s after udev's word")
-    assert listed - said < LISTED_WITHIN
+    """The best of some rounds: the emulated processors may stand still in any of them."""
+    taken: list[float] = []
+    while len(taken) < LISTED_ROUNDS_MAX and min(taken, default=LISTED_WITHIN) >= LISTED_WITHIN:
+        pull_gadget(bench)
+        wait_for(bench, f"gone {stick} usb")
+        said, listed = map(float, bench.run(SOURCE, LISTED).check().split())
+        taken.append(listed - said)
+    each = ", ".join(f"{seconds:.2f}" for seconds in taken)
+    tell(f"USB: seconds from udev's word until a plugged stick is listed: {each}")
+    assert min(taken) < LISTED_WITHIN
 
 
 def test_what_is_written_through_usb_stands_on_the_stick_and_the_other_way_round(
