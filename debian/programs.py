@@ -28,6 +28,7 @@ DEBIAN_PACKAGES = {
     "pedos_cli": "pedos-common",
     "pedos_agent": "pedos-agent",
     "pedos_dom0": "pedos-dom0",
+    "pedos_widget": "pedos-widget",
 }
 #: Started by systemd and not by people: sbin, and section 8 of the manual.
 DAEMONS = {"pedos-agent", "pedos-dom0"}

@@ -35,6 +35,8 @@ DEBIAN_NAMES = {
     "attrs": "python3-attr",
     "cffi": "python3-cffi-backend",
     "jeepney": "python3-jeepney",
+    "PyQt6": "python3-pyqt6",
+    "PySide6": "python3-pyside6.qtwidgets",
     "pyudev": "python3-pyudev",
     "trio": "python3-trio",
 }

@@ -68,9 +68,16 @@ MAY_IMPORT = {
     "pedos_dom0": {"pedos_protocol", "pedos_host", "pedos_vchan", "trio", "attrs"},
     "pedos_agent": {"pedos_protocol", "pedos_host", "pedos_vchan", "trio", "attrs"},
     "pedos_cli": {"pedos_protocol"},
+    "pedos_widget": {"pedos_protocol", "pedos_host", "pedos_vchan", "pedos_cli", "trio"},
 }
-# The policy's tools use the engine itself, where it is installed: in dom0, and when they are asked.
-BESIDES = {"policy_engine.py": {"pedos_dom0"}}
+BESIDES = {
+    # The policy's tools use the engine itself, where it is installed: in dom0, and on demand.
+    "policy_engine.py": {"pedos_dom0"},
+    # Each of these is the one place that knows of a library, and of what its versions differ in.
+    "qt.py": {"PySide6", "PyQt6"},
+    "bus.py": {"jeepney"},
+    "daemon.py": {"jeepney"},
+}
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
