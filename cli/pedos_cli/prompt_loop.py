@@ -11,7 +11,8 @@ from pedos_protocol.events import REFUSED, Answer, ErrorAnswer, Notice, Request,
 from pedos_cli.client import Unreachable
 from pedos_cli.prompt_link import REGISTER_S
 from pedos_cli.prompt_question import METHODS, parse
-from pedos_cli.prompt_queue import Full, QuestionQueue
+from pedos_cli.prompt_queue import QuestionQueue
+from pedos_cli.prompt_waiting import Full
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,4 +1,7 @@
-"""A question that dom0 asks its user: parsed from the wire, and as lines for a terminal."""
+"""A question that dom0 asks its user: parsed from the wire, and as lines for a terminal.
+
+Every prompter parses with this; `prompt_waiting` has the rules that they share.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias, TypeVar
 
     T = TypeVar("T")
-    Said: TypeAlias = tuple[str, str, str, tuple[tuple[str, str], ...]]
+    Said: TypeAlias = tuple[str, str, str, str, str, tuple[tuple[str, str], ...]]
 
 CANDIDATES_MAX = 256
 """VMs to choose from: as many as one list of the protocol holds."""
@@ -64,14 +67,15 @@ class Question:
     """May `source` have this, and which of `candidates` gets it? `deadline` is in seconds of the
     reader's clock; the answer has to carry `call_id`.
 
-    `asker` is who asks: the source, or an assignment. `doing` is the request, without who and which
-    device: `attach a block device`. `choosing` is the heading of the choices. `fields` are labels
-    with what a person has to know.
+    `asker` is who asks: the source, or an assignment, whose mode is `mode` then. `doing` is the
+    request, without who and which device: `attach a block device`. `choosing` is the heading of the
+    choices. `fields` are labels with what a person has to know. For a screen with words of its own:
+    `verb` is one of a device's service, or `call`, and `device_class` is "" for a call.
     """
 
     __slots__ = (
-        "asker", "call_id", "candidates", "choosing", "deadline", "default", "doing", "fields",
-        "request", "service", "source",
+        "asker", "call_id", "candidates", "choosing", "deadline", "default", "device_class",
+        "doing", "fields", "mode", "request", "service", "source", "verb",
     )  # fmt: skip
 
     def __init__(
@@ -82,7 +86,10 @@ class Question:
         request: str,
         source: str,
         asker: str,
+        mode: str | None,
         service: str,
+        verb: str,
+        device_class: str,
         candidates: tuple[str, ...],
         default: str | None,
         doing: str,
@@ -94,7 +101,10 @@ class Question:
         self.request = request
         self.source = source
         self.asker = asker
+        self.mode = mode
         self.service = service
+        self.verb = verb
+        self.device_class = device_class
         self.candidates = candidates
         self.default = default
         self.doing = doing
@@ -111,19 +121,20 @@ def parse(
     says.
     """
     said = _device if method == ASK else _call
-    service, doing, choosing, fields = said(untrusted_params)
+    service, verb, device_class, doing, choosing, fields = said(untrusted_params)
     candidates, default = _parse_candidates(untrusted_params)
     source = parse_vm_name(untrusted_params.get("source"))
-    untrusted_mode = untrusted_params.get("assigned")
-    if untrusted_mode not in (None, *MODES):
-        raise ValueError(f"{shown(untrusted_mode)} is no mode of an assignment")
+    mode = _parse_mode(untrusted_params.get("assigned"))
     return Question(
         call_id=call_id,
         deadline=now + max(0, _take(untrusted_params, "timeout_s", int)),
         request=harmless_text(_take(untrusted_params, "request", str), NAME_MAX),
         source=source,
-        asker=source if untrusted_mode is None else f"an assignment ({untrusted_mode})",
+        asker=source if mode is None else f"an assignment ({mode})",
+        mode=mode,
         service=service,
+        verb=verb,
+        device_class=device_class,
         candidates=candidates,
         default=default,
         doing=doing,
@@ -133,7 +144,8 @@ def parse(
 
 
 def _call(untrusted_params: Mapping[str, object]) -> Said:
-    """The service, `doing`, `choosing` and `fields` of a question about a call."""
+    """The service, its verb and class, `doing`, `choosing` and `fields` of a question about a
+    call."""
     untrusted_service = _take(untrusted_params, "service", str)
     if len(untrusted_service) > SERVICE_MAX:
         raise ValueError("the service's name is too long")  # cut, it would look like another one
@@ -145,7 +157,7 @@ def _call(untrusted_params: Mapping[str, object]) -> Said:
         raise ValueError("the argument does not begin with '+', or has a blank in it")
     # As policy writes it, with the '+', and escaped by the screen, so that no two look the same.
     fields = (("argument", untrusted_argument),)
-    return service, f"call {service}", "in which VM?", fields
+    return service, "call", "", f"call {service}", "in which VM?", fields
 
 
 def _device(untrusted_params: Mapping[str, object]) -> Said:
@@ -173,7 +185,15 @@ def _device(untrusted_params: Mapping[str, object]) -> Said:
     )
     what = _one_of(name)
     doing = known[0].format(what) if known else f"use {service} on {what}"
-    return service, doing, known[1] if known else "for which VM?", fields
+    return service, verb, name, doing, known[1] if known else "for which VM?", fields
+
+
+def _parse_mode(untrusted_mode: object) -> str | None:
+    if untrusted_mode is None:
+        return None
+    if isinstance(untrusted_mode, str) and untrusted_mode in MODES:
+        return untrusted_mode
+    raise ValueError(f"{shown(untrusted_mode)} is no mode of an assignment")
 
 
 def _one_of(name: str) -> str:

@@ -1,16 +1,12 @@
-"""The questions that wait for a person, and what typing does to them. No I/O.
+"""The questions that wait for a person at a terminal, and what typing does to them. No I/O.
 
-One question is on the screen at a time; the others wait in order. The danger is an answer that was
-meant for something else: typed ahead, pasted, or aimed at the previous question. Therefore input
-counts only once a question is *armed*: it has been on the screen, and the keyboard silent, for
-ARMING_S. Input that comes earlier is discarded and restarts the silence.
+`prompt_waiting` has the rules that do not depend on a terminal.
 """
 
 from __future__ import annotations
 
-from math import ceil
-
 from pedos_cli.prompt_question import lines
+from pedos_cli.prompt_waiting import Waiting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,13 +32,6 @@ ARMING_S = 0.5
 """Seconds: longer than the gap between two keys of a user who types without looking, or between two
 pieces of a paste, and shorter than it takes to read a question."""
 
-ARMING_AFTER_WITHDRAWAL_S = 2.0
-"""Seconds, if the previous question was withdrawn: its answer may be half typed, and the user does
-not know yet that it would go to another question."""
-
-QUESTIONS_MAX = 64
-"""Questions that wait at most; dom0 has 32 open at most, so this guards against a faulty dom0."""
-
 LINE_MAX = 16
 """Characters of an answer that are kept: every valid answer is shorter."""
 
@@ -53,10 +42,6 @@ NO = ("n", "no", "d", "deny")
 
 ENDED = 0
 ENDED_BY_INTERRUPT = 130  # 128 + SIGINT, as shells say it
-
-
-class Full(Exception):  # noqa: N818 - a state of affairs
-    """Too many questions wait."""
 
 
 class QuestionQueue:
@@ -79,11 +64,7 @@ class QuestionQueue:
         self._answer = answer
         self._lapse = lapse
         self._once = once
-        self._questions: list[Question] = []
-        self._is_shown = False
-        self._is_armed = False
-        self._silence = ARMING_S
-        self._silent_since = 0.0
+        self._questions = Waiting(ARMING_S)
         self._line = ""
         self._prompt = ""
         self.leaving: int | None = None
@@ -97,14 +78,12 @@ class QuestionQueue:
 
     def ask(self, question: Question, now: float) -> None:
         """Put a question behind those that wait. Raises Full."""
-        if len(self._questions) >= QUESTIONS_MAX:
-            raise Full
-        self._questions.append(question)
+        self._questions.add(question)
         self._go_on(now)
 
     def withdraw(self, request: str, reason: str, now: float) -> None:
         """Withdraw the questions of a request; fine if there are none."""
-        for question in [each for each in self._questions if each.request == request]:
+        for question in self._questions.of(request):
             self._take_away(question, reason)
         self._go_on(now)
 
@@ -122,8 +101,8 @@ class QuestionQueue:
                 if byte in (INTERRUPT, END_OF_FILE):
                     self.leaving = ENDED_BY_INTERRUPT if byte == INTERRUPT else ENDED
                     return
-        elif not self._is_armed:
-            self._silent_since = now
+        elif not self._questions.is_armed:
+            self._questions.disturb(now)
         else:
             self._type(data, now)
 
@@ -137,59 +116,50 @@ class QuestionQueue:
 
     def resume(self, now: float) -> None:
         """Show the question again: another program had the screen meanwhile."""
-        self._is_shown = False
+        self._questions.hide()
         self._go_on(now)
 
     def tick(self, now: float) -> None:
         """Let time pass: deadlines, arming, the displayed seconds."""
-        for question in [each for each in self._questions if each.deadline <= now]:
+        for question in self._questions.overdue(now):
             self._take_away(question, "no answer came in time, so it is denied")
         self._go_on(now)
-        if self._questions and not self._is_armed and now >= self._silent_since + self._silence:
+        if self._questions.arm(now):
             self._screen.flush_input()
-            self._is_armed = True
         self._show_prompt(now)
 
     def wake_at(self, now: float) -> float | None:
         """When `tick` has something to do next; None if time alone changes nothing."""
-        if not self._questions:
-            return None
-        times = [each.deadline for each in self._questions]
-        left = self._questions[0].deadline - now
-        times.append(now + (left - (ceil(left) - 1)))  # the next whole second of the countdown
-        if not self._is_armed:
-            times.append(self._silent_since + self._silence)
-        return min(times)
+        return self._questions.wake_at(now)
 
     # Internals
 
     def _go_on(self, now: float) -> None:
         """Show the first question if it is not on the screen."""
-        if self._is_shown or not self._questions or self.leaving is not None:
+        if self._questions.is_shown or not self._questions or self.leaving is not None:
             return
-        question = self._questions[0]
+        question = self._questions.first
         for line in lines(question, self._screen.width, self._screen.encoding):
             self._screen.line(line)
         self._screen.bell()
-        self._is_shown = True
+        self._questions.show(now)
         self._disarm(now)
         self._show_prompt(now)
 
     def _disarm(self, now: float) -> None:
         """Input up to now, and input that is still arriving, answers nothing."""
-        self._is_armed = False
+        self._questions.disarm(now)
         self._line = ""
-        self._silent_since = now
         self._screen.flush_input()
 
     def _show_prompt(self, now: float) -> None:
-        if not self._is_shown:
+        if not self._questions.is_shown:
             return
-        question = self._questions[0]
-        left = f"{max(0, ceil(question.deadline - now))} s"
+        question = self._questions.first
+        left = f"{self._questions.seconds_left(now)} s"
         if len(self._questions) > 1:
             left += f", {len(self._questions) - 1} more"
-        if self._is_armed:
+        if self._questions.is_armed:
             prompt = f"[{left}] {_choices(question)}: {self._line}"
         else:
             prompt = f"[{left}] ..."
@@ -224,7 +194,7 @@ class QuestionQueue:
         self._show_prompt(now)
 
     def _enter(self, now: float) -> None:
-        question = self._questions[0]
+        question = self._questions.first
         text = self._line.strip().lower()
         numbers = {str(number): vm for number, vm in enumerate(question.candidates, 1)}
         if self._line == "" and question.default is not None:
@@ -244,30 +214,25 @@ class QuestionQueue:
         self._show_prompt(now)
 
     def _decide(self, target: str | None, now: float) -> None:
-        question = self._questions[0]
+        question = self._questions.first
         self._say(f"{question.request}: " + ("denied" if target is None else f"yes, {target}"))
-        self._end(question, ARMING_S)
+        self._end(question, withdrawn=False)
         self._answer(question, target)
         self._go_on(now)
 
     def _take_away(self, question: Question, reason: str) -> None:
-        if self._is_shown and question is self._questions[0]:
+        if self._questions.is_shown and question is self._questions.first:
             self._say(f"{question.request}: withdrawn: {reason}")
-            silence = ARMING_AFTER_WITHDRAWAL_S
         else:
             self._say(
                 f"{question.request}: {question.source} asked to {question.doing}, and that was "
                 f"withdrawn before it was shown: {reason}"
             )
-            silence = self._silence
-        self._end(question, silence)
+        self._end(question, withdrawn=True)
         self._lapse(question)
 
-    def _end(self, question: Question, silence: float) -> None:
-        if question is self._questions[0]:
-            self._is_shown = self._is_armed = False
-        self._questions.remove(question)
-        self._silence = silence
+    def _end(self, question: Question, *, withdrawn: bool) -> None:
+        self._questions.remove(question, withdrawn=withdrawn)
         if self._once and self.leaving is None:
             self.leaving = ENDED
 

@@ -8,13 +8,8 @@ from unicodedata import east_asian_width
 import pytest
 from pedos_cli.output import in_order
 from pedos_cli.prompt_question import CANDIDATES_MAX, Question, lines, parse
-from pedos_cli.prompt_queue import (
-    ARMING_AFTER_WITHDRAWAL_S,
-    ARMING_S,
-    QUESTIONS_MAX,
-    Full,
-    QuestionQueue,
-)
+from pedos_cli.prompt_queue import ARMING_S, QuestionQueue
+from pedos_cli.prompt_waiting import ARMING_AFTER_WITHDRAWAL_S, QUESTIONS_MAX, Full
 
 PHOTOS = "\u041c\u043e\u0438 \u0444\u043e\u0442\u043e"
 
@@ -99,6 +94,13 @@ def table() -> Table:
 
 
 # The question itself
+
+
+def test_a_question_names_its_parts_for_a_screen_with_words_of_its_own() -> None:
+    asked = question(assigned="ask")
+    assert (asked.verb, asked.device_class, asked.mode) == ("attach", "block", "ask")
+    call = parse(1, CALL, 0.0, "prompt.call")
+    assert (call.verb, call.device_class, call.mode) == ("call", "", None)
 
 
 def test_a_question_shows_who_asks_for_what_and_every_choice() -> None:

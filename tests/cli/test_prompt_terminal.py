@@ -24,8 +24,9 @@ from pedos_cli import qvm_prompt
 from pedos_cli.client import Unreachable
 from pedos_cli.prompt_link import REGISTER_S, Link
 from pedos_cli.prompt_loop import RETRY_FIRST_S, RETRY_MAX_S, Loop
-from pedos_cli.prompt_queue import ARMING_AFTER_WITHDRAWAL_S, ARMING_S
+from pedos_cli.prompt_queue import ARMING_S
 from pedos_cli.prompt_terminal import Terminal
+from pedos_cli.prompt_waiting import ARMING_AFTER_WITHDRAWAL_S
 from pedos_host.unix import short_path
 from pedos_protocol.connection import Connection
 from pedos_protocol.errors import CallError
