@@ -100,6 +100,17 @@ def options_text(options: Mapping[str, object]) -> str:
     return ", ".join(f"{name}={options[name]}" for name in sorted(options))
 
 
+def landed(answer: Mapping[str, object], asked_for: str) -> tuple[str | None, str]:
+    """Return the VM that the device went to, and, if it is another than the named one, that it is;
+    a VM that asked does not learn which one."""
+    vm = answer.get("vm", asked_for)
+    if vm is None:
+        return None, "another VM, as dom0's policy wants it"
+    if vm == asked_for:
+        return asked_for, ""
+    return show(vm), f", and not to {asked_for}, as the policy or dom0's user said"
+
+
 def rule_text(data: Mapping[str, object]) -> str:
     """Return the place and text of a rule, or say that no rule matched or is needed."""
     rule, text = data.get("rule"), data.get("text")

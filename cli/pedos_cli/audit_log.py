@@ -65,7 +65,7 @@ def records(
             for line in _lines(descriptor):
                 if _is_other(line, from_then, needle):
                     continue
-                record = _take(line, count)
+                record = take_record(line, count)
                 if record is not None and str(record["time"]) >= since:
                     yield record
     finally:
@@ -146,7 +146,7 @@ class Follower:
             # One byte more than a line may have is enough to know that this is no line.
             self._rest = self._rest[: LINE_MAX + 1]
             for line in lines:
-                record = _take(line, self._unread)
+                record = take_record(line, self._unread)
                 if record is not None:
                     yield record
 
@@ -190,7 +190,7 @@ class Follower:
         self._descriptor, self._position, self._rest = descriptor, 0, b""
 
 
-def _take(line: bytes, unread: Unread) -> Record | None:
+def take_record(line: bytes, unread: Unread) -> Record | None:
     """Return the record of a line; an empty line is none, and any other line without one is
     counted."""
     line = line.rstrip(b"\n")
@@ -257,7 +257,7 @@ def _backwards(
         for line in _lines_backwards(descriptor, end):
             if _is_other(line, from_then, needle):
                 continue
-            record = _take(line, unread)
+            record = take_record(line, unread)
             if record is not None:
                 yield record
         end = None

@@ -4,32 +4,19 @@ from __future__ import annotations
 
 from pedos_protocol.errors import CallError
 
-from pedos_cli.answers import DONE, left_out, older_service, options_text, take, take_maps
+from pedos_cli.answers import DONE, landed, older_service, options_text, take
 from pedos_cli.arguments import WILDCARD, UsageError, add_options, options, target_and_pinned
-from pedos_cli.device_attach import landed
+from pedos_cli.assign_words import WHEN, now_lines
 from pedos_cli.devices import assignment_name
 from pedos_cli.output import show
 from pedos_cli.timeouts import ASSIGN_S
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from pedos_cli.arguments import Parser, Pinned
     from pedos_cli.run import Session
-
-WHEN = {
-    "required": "{vm} does not start without it",
-    "auto-attach": "it is attached when {vm} starts, and when it appears while {vm} runs",
-    "ask": "dom0's user is asked when {vm} starts, and when it appears while {vm} runs",
-}
-"""What each mode means."""
-
-CONFLICTS = {
-    "more": "is more specific, and counts",
-    "equal": "is as specific, so that neither gets it by itself",
-    "less": "is less specific, and does not count",
-}
 
 
 def add_arguments(parser: Parser) -> None:
@@ -117,7 +104,13 @@ def run(session: Session) -> int:
     if not args.dry_run:
         session.say(_outcome(answer, name.backend, vm, str(params["mode"])))
     if answer.get("now") is not None:
-        for line in now_lines(session, answer, name.backend):
+        for line in now_lines(
+            answer,
+            name.backend,
+            mode=args.mode,
+            live=args.described.live,
+            dry_run=args.dry_run,
+        ):
             session.say(f"now: {line}" if args.dry_run else f"  now: {line}")
     session.tell_beside(answer)
     return DONE
@@ -134,68 +127,3 @@ def _outcome(answer: Mapping[str, object], backend: str, asked_for: str, mode: s
     if given := take(answer, "options", dict):
         text += f" ({options_text(given)})"
     return f"{text}{instead}; {WHEN[mode].format(vm=vm)}"
-
-
-def now_lines(session: Session, answer: Mapping[str, object], backend: str) -> Iterator[str]:
-    """Yield what would happen if the VM were to get the device now: what is there first, and then
-    everything that is in the way."""
-    now = take(answer, "now", dict)
-    if now.get("absent") is not None:
-        yield show(now["absent"])
-    matches = take(now, "matches", list)
-    names = [f"{backend}:{show(each)}" for each in matches]
-    if more := left_out(now, "matches"):
-        names.append(f"{more} more")
-    vm = show(answer.get("vm"))
-    obstacles = list(_obstacles(now, vm, backend))
-    others = take_maps(now, "conflicts")
-    is_clear = not obstacles and all(each.get("specific") == "less" for each in others)
-    if names and not is_clear:
-        yield f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} present"
-    elif names:
-        yield f"{names[0]} is present, and {_then(session, now, vm)}"
-    yield from obstacles
-    for each in others:
-        yield _conflict(each, backend)
-    if more := left_out(now, "conflicts"):
-        yield f"{more} more assignments are about the same devices"
-
-
-def _then(session: Session, now: Mapping[str, object], vm: str) -> str:
-    """Return what would become of a device that nothing keeps from the VM."""
-    args = session.args
-    if now.get("held_by") is not None:
-        return f"is attached to {vm} already"
-    would = "would" if args.dry_run else "will"
-    is_live = now.get("runs") is True and args.described.live
-    when = "at once" if is_live else f"when {vm} starts"
-    if now.get("verdict") == "ask":
-        return f"dom0's user {would} be asked {when}, as {_rule(now)} wants it"
-    if args.mode == "ask":
-        return f"dom0's user {would} be asked {when}"
-    return f"{would} be attached {f'to {vm} at once' if is_live else when}"
-
-
-def _obstacles(now: Mapping[str, object], vm: str, backend: str) -> Iterator[str]:
-    if now.get("ambiguous") is not None:
-        yield show(now["ambiguous"])
-    if now.get("verdict") == "deny":
-        yield f"denied by policy ({_rule(now)})"
-    holder, held = now.get("held_by"), now.get("held")
-    if holder is not None and held not in take(now, "matches", list):
-        yield f"{show(holder)} has {backend}:{show(held)}, which shares data with it"
-    elif holder not in (None, vm):
-        yield f"{show(holder)} has it"
-    for key in ("unfit", "name_taken"):
-        if now.get(key) is not None:
-            yield show(now[key])
-
-
-def _rule(now: Mapping[str, object]) -> str:
-    return "no rule allows it" if now.get("rule") is None else show(now["rule"])
-
-
-def _conflict(other: Mapping[str, object], backend: str) -> str:
-    what, to, mode = show(assignment_name(other, backend)), show(other.get("vm")), other.get("mode")
-    how = CONFLICTS.get(str(other.get("specific")), "conflicts")
-    return f"the assignment of {what} to {to} ({show(mode)}) {how}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pedos_protocol.errors import CallError
 
 from pedos_cli import output
-from pedos_cli.answers import DONE, left_out, older_service, options_text, take, take_maps
+from pedos_cli.answers import DONE, older_service, options_text, take
+from pedos_cli.assign_words import became
 from pedos_cli.devices import TIMEOUT_S, assignment_name, list_assignments
 from pedos_cli.output import NOTHING
 
@@ -49,27 +50,5 @@ def row(assignment: Mapping[str, object]) -> tuple[str, str, str, str, str]:
         take(assignment, "vm", str),
         take(assignment, "mode", str),
         options_text(take(assignment, "options", dict)) or NOTHING,
-        "; ".join(_now(assignment)),
+        "; ".join(became(assignment)),
     )
-
-
-def _now(assignment: Mapping[str, object]) -> list[str]:
-    """What has become of it, one text for each device that it is to."""
-    if assignment.get("orphaned"):
-        return ["the VM was removed"]
-    vm, port = take(assignment, "vm", str), assignment.get("device")
-    holders = {
-        take(each, "device", str): take(each, "vm", str)
-        for each in take_maps(assignment, "holders")
-    }
-    texts = []
-    for device in take(assignment, "matches", list):
-        holder = holders.get(device)
-        has = "present" if holder is None else f"attached to {holder}"
-        has = "attached" if holder == vm else has
-        texts.append(has if device == port else f"{has} ({device})")
-    if more := left_out(assignment, "matches"):
-        texts.append(f"{more} more present")
-    if (conflict := assignment.get("conflict")) is not None:
-        texts.append(str(conflict))
-    return texts or ["not present"]

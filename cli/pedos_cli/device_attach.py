@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pedos_protocol.errors import CallError
 
-from pedos_cli.answers import DONE, MESSAGE_MAX, options_text, take
+from pedos_cli.answers import DONE, MESSAGE_MAX, landed, options_text, take
 from pedos_cli.arguments import WILDCARD, UsageError, add_options, options, target_and_pinned
 from pedos_cli.output import show
 from pedos_cli.timeouts import ATTACH_S
@@ -98,17 +98,6 @@ def _warn_of_other_options(
             f"warning: {device} stays attached with {options_text(other)}, which is not what was "
             f"asked for; to change it: {session.args.command} detach {vm} {device}"
         )
-
-
-def landed(answer: Mapping[str, object], asked_for: str) -> tuple[str | None, str]:
-    """Return the VM that the device went to, and, if it is another than the named one, that it is;
-    a VM that asked does not learn which one."""
-    vm = answer.get("vm", asked_for)
-    if vm is None:
-        return None, "another VM, as dom0's policy wants it"
-    if vm == asked_for:
-        return asked_for, ""
-    return show(vm), f", and not to {asked_for}, as the policy or dom0's user said"
 
 
 def _outcome(answer: Mapping[str, object], asked_for: str, persistent: bool) -> str:

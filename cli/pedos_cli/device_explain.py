@@ -57,23 +57,29 @@ def run(session: Session) -> int:
     else:
         who = "" if source == "dom0" else f" (asked by {source})"
         output.put(f"{take(answer, 'verdict', str)}: {args.asked} {args.device} -> {vm}{who}")
-        is_default = take(answer, "default", bool)  # that no rule matched says it all
-        output.put(f"  rule: {rule_text(answer)}")
-        reason = str(answer.get("reason") or "")
-        if reason and not is_default and not reason.endswith(f"says {answer['verdict']}"):
-            output.put(f"  why:  {output.show(reason)}")  # more than what the rule says itself
-        if (mode := answer.get("assigned")) is not None:
-            output.put(f"  assigned: to {vm} ({output.show(str(mode))})")
-        parameters = take(answer, "parameters", dict)
-        if parameters:
-            output.put("  with: " + " ".join(f"{key}={parameters[key]}" for key in parameters))
-        if session.verbosity > 0:
-            for step in take_maps(answer, "trace"):
-                output.put(f"  looked at: {_step(step)}")
-            for line in left_out_lines(answer):
-                output.put(f"  {line}")
+        for line in explained(answer, vm, trace=session.verbosity > 0):
+            output.put(f"  {line}")
     session.warn_of_policy()
     return DONE
+
+
+def explained(answer: Mapping[str, object], vm: str, *, trace: bool) -> Iterator[str]:
+    """Yield what an answer to `device.explain` says beside its verdict: the rule and why, and, with
+    `trace`, the rules that were looked at before."""
+    is_default = take(answer, "default", bool)  # that no rule matched says it all
+    yield f"rule: {rule_text(answer)}"
+    reason = str(answer.get("reason") or "")
+    if reason and not is_default and not reason.endswith(f"says {answer['verdict']}"):
+        yield f"why:  {output.show(reason)}"  # more than what the rule says itself
+    if (mode := answer.get("assigned")) is not None:
+        yield f"assigned: to {vm} ({output.show(str(mode))})"
+    parameters = take(answer, "parameters", dict)
+    if parameters:
+        yield "with: " + " ".join(f"{key}={parameters[key]}" for key in parameters)
+    if trace:
+        for step in take_maps(answer, "trace"):
+            yield f"looked at: {_step(step)}"
+        yield from left_out_lines(answer)
 
 
 def left_out_lines(answer: Mapping[str, object]) -> Iterator[str]:

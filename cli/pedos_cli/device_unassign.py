@@ -7,6 +7,7 @@ from pedos_protocol.errors import CallError, ProtocolError
 from pedos_cli import client
 from pedos_cli.answers import DONE, error_in, older_service, take, take_maps
 from pedos_cli.arguments import target_and_pinned, vm_name
+from pedos_cli.assign_words import is_to, stays
 from pedos_cli.device_assign import add_pinned, matched
 from pedos_cli.devices import TIMEOUT_S, assignment_name, device_name, list_devices
 from pedos_cli.output import show
@@ -108,17 +109,8 @@ def _tell_what_stays(session: Session, gone: Sequence[Mapping[str, object]], vm:
         return
     for device in devices:
         users = [take(each, "vm", str) for each in take_maps(device, "attachments")]
-        if vm in users and any(_is_to(each, device) for each in gone):
-            session.say(f"  {device_name(device)} stays attached to {vm} until it is detached")
-
-
-def _is_to(assignment: Mapping[str, object], device: Mapping[str, object]) -> bool:
-    port, identity = assignment.get("device"), assignment.get("identity")
-    return (
-        assignment.get("backend") == device.get("backend")
-        and port in (None, device.get("device"))
-        and identity in ("", device.get("identity"))
-    )
+        if vm in users and any(is_to(each, device) for each in gone):
+            session.say(f"  {stays(device_name(device), vm)}")
 
 
 def _devices_of(session: Session, vm: str) -> list[dict[str, object]]:

@@ -174,11 +174,12 @@ def columns(cell: str) -> int:
     )
 
 
-def columns_before(text: str, column: int) -> int:
-    """Return how many columns of standard output precede the character at `column`, from 1, of a
-    text that is shown: a caret goes under it. In positions a tab counts as one column."""
+def columns_before(text: str, column: int, encoding: str | None = None) -> int:
+    """Return how many columns of standard output, or of what has another `encoding`, precede the
+    character at `column`, from 1, of a text that is shown: a caret goes under it. In positions a
+    tab counts as one column."""
     before = text[: column - 1].replace("\t", " ")
-    return columns(escaped(before, encoding=encoding_of(sys.stdout)))
+    return columns(escaped(before, encoding=encoding or encoding_of(sys.stdout)))
 
 
 def on_terminal() -> bool:

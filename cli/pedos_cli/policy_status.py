@@ -36,41 +36,50 @@ def add_arguments(parser: Parser) -> None:
 def run(session: Session) -> int:
     """Print what the service says about its policy."""
     status = session.call("service.status", {}, TIMEOUT_S)
-    policy, troubles = take(status, "policy", dict), status.get("troubles")
-    if not isinstance(troubles, list):
-        troubles = []
     if session.args.json:
+        policy, troubles = take(status, "policy", dict), _troubles(status)
         output.put_json({**policy, "troubles": troubles} if troubles else policy)
         return DONE
+    for line in status_lines(status):
+        output.put(line)
+    return DONE
+
+
+def status_lines(status: Mapping[str, object], encoding: str | None = None) -> Iterator[str]:
+    """Yield what an answer to `service.status` says of the policy, and of the service's troubles.
+    `encoding` is that of what shows the lines, where that is not standard output."""
+    policy = take(status, "policy", dict)
     loaded_at = policy.get("loaded_at")
     rules = take(policy, "rules", int)
     counted = "1 rule" if rules == 1 else f"{rules} rules"
     if isinstance(files := policy.get("files"), int):
         counted += " of 1 file" if files == 1 else f" of {files} files"
     if not loaded_at:
-        output.put("policy: none in force, everything is denied")
+        yield "policy: none in force, everything is denied"
     else:
-        output.put(f"policy: in force since {loaded_at}, {counted}")
+        yield f"policy: in force since {loaded_at}, {counted}"
     folders = policy.get("folders")
     if isinstance(folders, list) and folders:
         more = left_out(policy, "folders")
-        output.put(
-            "  read from: " + " ".join(map(show, folders)) + (f" and {more} more" if more else "")
-        )
+        yield "  read from: " + " ".join(map(show, folders)) + (f" and {more} more" if more else "")
     errors = take_maps(policy, "errors")
     if errors:
-        output.put("a newer policy was not taken, because of:")
+        yield "a newer policy was not taken, because of:"
     for error in errors:
-        for line in _error_lines(error):
-            output.put(f"  {line}")
+        for line in _error_lines(error, encoding):
+            yield f"  {line}"
     if more := left_out(policy, "errors"):
-        output.put(f"  and {more} more")
-    for trouble in troubles:
-        output.put(f"trouble: {show(trouble)}")
-    return DONE
+        yield f"  and {more} more"
+    for trouble in _troubles(status):
+        yield f"trouble: {show(trouble)}"
 
 
-def _error_lines(error: Mapping[str, object]) -> Iterator[str]:
+def _troubles(status: Mapping[str, object]) -> list[object]:
+    troubles = status.get("troubles")
+    return troubles if isinstance(troubles, list) else []
+
+
+def _error_lines(error: Mapping[str, object], encoding: str | None) -> Iterator[str]:
     places = (error.get("line"), error.get("column"))  # 0: none in particular
     where = ":".join([show(error.get("file")), *(show(place) for place in places if place)])
     yield f"{where}: {show(error.get('message'))}"
@@ -79,6 +88,6 @@ def _error_lines(error: Mapping[str, object]) -> Iterator[str]:
         text = str(text).replace("\t", " ")[:TEXT_MAX]
         yield f"    {text}"
         if 0 < column <= len(text) + 1:
-            yield "    " + " " * output.columns_before(text, column) + "^"
+            yield "    " + " " * output.columns_before(text, column, encoding) + "^"
     if error.get("help"):
         yield f"  help: {show(error['help'])}"

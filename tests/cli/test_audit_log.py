@@ -381,9 +381,9 @@ def test_the_end_is_searched_without_parsing_what_cannot_be_meant(
 ) -> None:
     append(path, line(1, vm="vault") + b"torn\n" + line(2, vm="work") + line(3, vm="vault"))
     parsed: list[bytes] = []
-    take = audit_log._take
+    take = audit_log.take_record
     monkeypatch.setattr(
-        audit_log, "_take", lambda line, unread: (parsed.append(line), take(line, unread))[1]
+        audit_log, "take_record", lambda line, unread: (parsed.append(line), take(line, unread))[1]
     )
     unread = Unread()
 
