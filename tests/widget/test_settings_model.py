@@ -1,0 +1,538 @@
+"""The settings of a VM without a window: what is read, edited, tried and saved, and what is left of
+it when the service refuses or goes away."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from pedos_cli.client import Unreachable
+from pedos_protocol.errors import CallError, ProtocolError
+from pedos_protocol.messages import AssignedNow, AttachedTo, Conflict, to_wire
+from pedos_widget.settings.model import Loaded, Row, Settings, State, candidate_of
+from pedos_widget.settings.saving import lasting_identity, load, save, try_out
+
+from tests.widget.settings_service import STICK, Service, assigned, listed
+
+PRESENT = AssignedNow(matches=("1-2",), verdict="allow", rule="30-user.policy:3", runs=True)
+DENIED = CallError(
+    "denied", "assign sys-usb:1-3 -> work", {"rule": "30-user.policy:4", "text": "a rule"}
+)
+HOSTILE = "<b>x</b>\u202e\x1b[2J  &"
+
+
+@pytest.fixture
+def service() -> Service:
+    made = Service()
+    made.devices = [
+        listed("sys-usb:1-2"),
+        listed("sys-usb:1-3", identity="046d:c52b:x:u030101", description="Receiver"),
+        listed("dom0:00_1b.0", "pci", identity="8086:2668:x:p040300", description="Audio"),
+        listed("sys-usb:sda", "block", identity="::1234", description="Cruzer"),
+    ]
+    made.stored = {"usb": [assigned(f"sys-usb:1-2:{STICK}", matches=("1-2",))]}
+    return made
+
+
+async def opened(service: Service, vm: str = "work") -> Settings:
+    settings = Settings(vm)
+    settings.load(await load(service, vm))
+    return settings
+
+
+def row_of(settings: Settings, name: str) -> Row:
+    """The row about SOURCE:ID..., by the beginning of its name."""
+    (found,) = (each for each in settings.rows if each.shown.name.startswith(name))
+    return found
+
+
+async def add(service: Service, settings: Settings, name: str) -> Row:
+    candidate = next(each for each in settings.candidates() if each.name == name)
+    lasting = await lasting_identity(service, candidate)
+    row = settings.row(settings.add(replace(candidate, lasting=lasting)))
+    assert row is not None
+    return row
+
+
+async def tried(service: Service, settings: Settings) -> None:
+    for row in settings.to_try():
+        await try_out(service, settings, row)
+
+
+def states(settings: Settings) -> dict[str, State]:
+    return {row.shown.name: row.state for row in settings.rows}
+
+
+def nothing() -> None:
+    """What is called when a row changed."""
+
+
+# What is shown
+
+
+async def test_the_assignments_of_all_classes_are_read_and_said_as_the_commands_do(
+    service: Service,
+) -> None:
+    service.stored["pci"] = [assigned("dom0:00_1c.0", mode="required")]
+    settings = await opened(service)
+    assert settings.runs is True
+    assert [(row.shown.name, settings.lines(row)) for row in settings.rows] == [
+        (f"sys-usb:1-2:{STICK}", ["present"]),
+        ("dom0:00_1c.0", ["not present", "It takes effect at the next start of work."]),
+    ]
+    assert settings.is_saved and settings.to_save() == []
+
+
+async def test_what_is_assigned_to_other_vms_is_not_of_these_settings(service: Service) -> None:
+    theirs = to_wire(assigned("work:sda", vm="vault"))  # it is listed, since work is its source
+    settings = Settings("work")
+    settings.load(Loaded(True, {"block": [theirs]}, {}))
+    assert settings.rows == []
+
+
+async def test_a_removed_vm_keeps_its_assignments_which_can_be_removed(service: Service) -> None:
+    service.stored["usb"] = [assigned("sys-usb:1-9", vm="old", orphaned=True)]
+    settings = await opened(service, "old")
+    assert settings.runs is None
+    (row,) = settings.rows
+    assert settings.lines(row) == ["the VM was removed"]
+    settings.remove(row.key)
+    await save(service, settings, nothing)
+    assert settings.rows == [] and service.stored["usb"] == []
+
+
+async def test_a_class_that_the_service_does_not_have_is_told_and_the_rest_is_shown(
+    service: Service,
+) -> None:
+    service.stored = {"usb": service.stored["usb"]}
+    settings = Settings("work")
+    whole = await load(service, "work")
+    settings.load(whole)
+    service.refuse["device.assignments None"] = CallError("usage", "no class of that name")
+    settings.load(await load(service, "work"))
+    assert [row.shown.name for row in settings.rows] == [f"sys-usb:1-2:{STICK}"]
+    assert any("no class of that name" in each for each in settings.troubles)
+
+
+async def test_an_answer_that_makes_no_sense_changes_nothing(service: Service) -> None:
+    settings = await opened(service)
+    before = settings.rows
+    with pytest.raises(ProtocolError):
+        settings.load(Loaded(False, {"usb": [{"vm": "work", "backend": 5}]}, {}))
+    with pytest.raises(ProtocolError):
+        settings.load(Loaded(False, {"usb": []}, {"usb": [{"device": "1-2"}]}))
+    assert settings.rows == before and settings.runs is True
+
+
+# Adding
+
+
+async def test_what_is_there_and_not_assigned_can_be_searched_and_added(service: Service) -> None:
+    settings = await opened(service)
+    names = [each.name for each in settings.candidates()]
+    assert names == ["sys-usb:sda", "sys-usb:1-3", "dom0:00_1b.0"]
+    assert [each.name for each in settings.candidates("usb RECEIVER")] == ["sys-usb:1-3"]
+    assert [each.name for each in settings.candidates("c52b")] == ["sys-usb:1-3"]
+    assert settings.candidates("nothing like that") == []
+    assert "work" not in {each.backend for each in settings.candidates()}
+
+
+async def test_what_is_added_is_that_device_at_that_port_if_it_can_be_told_apart(
+    service: Service,
+) -> None:
+    settings = await opened(service)
+    row = await add(service, settings, "sys-usb:1-3")
+    assert (row.shown.match, row.shown.mode, row.state) == ("both", "auto-attach", State.EDITED)
+    row = await add(service, settings, "dom0:00_1b.0")
+    assert row.shown.mode == "required"  # a VM gets it when it is made
+    service.lasting = False
+    row = await add(service, settings, "sys-usb:sda")
+    assert (row.shown.match, row.shown.identity) == ("port", "")
+    assert not settings.is_saved and service.asked("device.assign") == []
+
+
+async def test_a_device_that_was_replaced_before_it_is_added_is_not_added(service: Service) -> None:
+    settings = await opened(service)
+    candidate = next(each for each in settings.candidates() if each.name == "sys-usb:1-3")
+    service.devices[1] = listed("sys-usb:1-3", identity="dead:beef:x:u030101")
+    with pytest.raises(CallError, match="another device by now"):
+        await lasting_identity(service, candidate)
+
+
+async def test_what_was_to_be_removed_is_wanted_again_when_it_is_added(service: Service) -> None:
+    settings = await opened(service)
+    (row,) = settings.rows
+    settings.remove(row.key)
+    again = await add(service, settings, "sys-usb:1-2")
+    assert again.key == row.key and settings.is_saved
+
+
+# The dry run
+
+
+async def test_a_dry_run_says_what_would_happen_and_changes_nothing(service: Service) -> None:
+    settings = await opened(service)
+    service.now = replace_now(matches=("1-3",), verdict="allow", runs=True)
+    row = await add(service, settings, "sys-usb:1-3")
+    await tried(service, settings)
+    (asked,) = service.asked("device.assign")
+    assert asked["dry_run"] is True and asked["identity"] == "046d:c52b:x:u030101"
+    assert settings.lines(row_of(settings, row.shown.name)) == [
+        "it is attached when work starts, and when it appears while work runs",
+        "sys-usb:1-3 is present, and would be attached to work at once",
+    ]
+    assert len(service.stored["usb"]) == 1
+    assert settings.to_try() == []
+
+
+def replace_now(**fields: Any) -> AssignedNow:
+    return AssignedNow(**fields)
+
+
+async def test_a_dry_run_says_what_is_in_the_way(service: Service) -> None:
+    service.now = AssignedNow(
+        matches=("1-3", "1-4"), ambiguous="two devices look the same", verdict="deny",
+        rule="30-user.policy:3", held_by="vault", held="1-3", name_taken="xvdj is taken",
+        conflicts=(Conflict("vault", "1-3", "", "ask", "equal"),),
+    )  # fmt: skip
+    settings = await opened(service)
+    row = await add(service, settings, "sys-usb:1-3")
+    await tried(service, settings)
+    assert settings.lines(row_of(settings, row.shown.name))[1:] == [
+        "sys-usb:1-3, sys-usb:1-4 are present",
+        "two devices look the same",
+        "denied by policy (30-user.policy:3)",
+        "vault has it",
+        "xvdj is taken",
+        "the assignment of sys-usb:1-3 to vault (ask) is as specific, so that neither gets it by "
+        "itself",
+    ]
+
+
+async def test_a_dry_run_that_is_refused_says_why_and_by_which_rule(service: Service) -> None:
+    service.refuse["device.assign dry"] = DENIED
+    settings = await opened(service)
+    row = await add(service, settings, "sys-usb:1-3")
+    await tried(service, settings)
+    (line,) = settings.lines(row_of(settings, row.shown.name))
+    assert line == "assign sys-usb:1-3 -> work (rule: 30-user.policy:4   a rule)"
+
+
+async def test_an_answer_about_something_else_than_is_wanted_by_now_is_ignored(
+    service: Service,
+) -> None:
+    settings = await opened(service)
+    row = await add(service, settings, "sys-usb:1-3")
+    settings.change(row.key, replace(row.shown, mode="ask"))
+    settings.tried(row.key, row.shown, ["would be attached"])
+    assert row_of(settings, "sys-usb:1-3").trial is None
+
+
+async def test_what_a_move_replaces_is_no_conflict_of_it(service: Service) -> None:
+    settings = await opened(service)
+    (row,) = settings.rows
+    service.now = AssignedNow(
+        matches=("1-2",), verdict="allow", runs=True,
+        conflicts=(Conflict("work", "1-2", STICK, "auto-attach", "more"),),
+    )  # fmt: skip
+    settings.change(row.key, settings.choices(row)["device"])
+    await tried(service, settings)
+    assert settings.lines(settings.rows[0])[-1] == (
+        "sys-usb:1-2 is present, and would be attached to work at once"
+    )
+
+
+async def test_a_pci_device_is_for_the_next_start(service: Service) -> None:
+    settings = await opened(service)
+    row = await add(service, settings, "dom0:00_1b.0")
+    assert settings.lines(row)[-1] == "It takes effect at the next start of work."
+    service.vms["work"] = "Halted"
+    settings.load(await load(service, "work"))
+    assert settings.lines(row_of(settings, "dom0:00_1b.0")) == []
+
+
+async def test_options_of_what_is_attached_are_for_the_next_attach(service: Service) -> None:
+    service.devices = [
+        listed("sys-usb:sda", "block", identity="", attachments=(AttachedTo("work"),))
+    ]
+    service.stored = {"block": [assigned("sys-usb:sda", matches=("sda",))]}
+    settings = await opened(service)
+    (row,) = settings.rows
+    settings.change(row.key, row.shown.with_option("read-only", "yes"))
+    assert settings.lines(settings.rows[0])[-1] == (
+        "Its options change when it is attached the next time."
+    )
+    settings.remove(row.key)
+    assert settings.lines(settings.rows[0]) == [
+        "sys-usb:sda stays attached to work until it is detached"
+    ]
+
+
+# Changing
+
+
+async def test_what_counts_of_a_device_can_be_chosen_as_far_as_it_is_known(
+    service: Service,
+) -> None:
+    service.stored["usb"] += [assigned("sys-usb:1-9"), assigned("sys-usb:*:dead:beef:x:")]
+    settings = await opened(service)
+    both, absent, anywhere = settings.rows
+    assert set(settings.choices(both)) == {"both", "device", "port"}
+    assert set(settings.choices(absent)) == {"port"}
+    assert set(settings.choices(anywhere)) == {"device"}
+    settings.change(both.key, settings.choices(both)["port"])
+    assert set(settings.choices(row_of(settings, "sys-usb:1-2"))) == {"both", "device", "port"}
+
+
+async def test_two_rows_are_never_about_the_same(service: Service) -> None:
+    service.stored["usb"].append(assigned(f"sys-usb:*:{STICK}"))
+    settings = await opened(service)
+    row = settings.rows[0]
+    with pytest.raises(ValueError, match=r"is in the list already"):
+        settings.change(row.key, settings.choices(row)["device"])
+    assert settings.is_saved
+
+
+async def test_undo_gives_back_what_is_stored_and_a_new_row_goes(service: Service) -> None:
+    settings = await opened(service)
+    (row,) = settings.rows
+    new = await add(service, settings, "sys-usb:1-3")
+    settings.change(row.key, replace(row.shown, mode="ask"))
+    assert states(settings)[row.shown.name] is State.EDITED
+    settings.undo(row.key)
+    settings.undo(new.key)
+    assert settings.rows == [row]
+
+
+# Saving
+
+
+async def test_everything_is_saved_and_what_is_removed_comes_first(service: Service) -> None:
+    service.stored["usb"].append(assigned("sys-usb:1-9"))
+    settings = await opened(service)
+    await add(service, settings, "sys-usb:1-3")
+    settings.change(settings.rows[0].key, replace(settings.rows[0].shown, mode="required"))
+    settings.remove(row_of(settings, "sys-usb:1-9").key)
+    seen = []
+    await save(service, settings, lambda: seen.append(states(settings)))
+    done = [
+        (name, params["device"])
+        for name, params in service.calls
+        if name in ("device.assign", "device.unassign")
+    ]
+    assert done == [
+        ("device.unassign", "1-9"), ("device.assign", "1-2"), ("device.assign", "1-3"),
+    ]  # fmt: skip
+    assert all(not params["dry_run"] for params in service.asked("device.assign"))
+    assert set(states(settings).values()) == {State.SAVED} and settings.is_saved
+    assert {State.SAVING} <= {state for each in seen for state in each.values()}
+    assert {each.device: each.mode for each in service.stored["usb"]} == {
+        "1-2": "required", "1-3": "auto-attach",
+    }  # fmt: skip
+
+
+async def test_what_cannot_be_saved_keeps_nothing_else_from_it(service: Service) -> None:
+    settings = await opened(service)
+    refused = await add(service, settings, "sys-usb:1-3")
+    await add(service, settings, "dom0:00_1b.0")
+    service.refuse["device.assign 1-3"] = DENIED
+    await save(service, settings, nothing)
+    assert states(settings) == {
+        f"sys-usb:1-2:{STICK}": State.SAVED,
+        refused.shown.name: State.FAILED,
+        "dom0:00_1b.0:8086:2668:x:p040300": State.SAVED,
+    }
+    row = row_of(settings, "sys-usb:1-3")
+    assert row.problem.startswith("assign sys-usb:1-3 -> work (rule: ")
+    assert row.wanted == refused.wanted and settings.to_save() == [row]
+    service.refuse.clear()
+    await save(service, settings, nothing)
+    assert settings.is_saved
+
+
+@pytest.mark.parametrize("was_done", [False, True])
+async def test_nothing_is_lost_when_the_service_goes_away_in_between(
+    service: Service, was_done: bool
+) -> None:
+    settings = await opened(service)
+    first = await add(service, settings, "sys-usb:1-3")
+    last = await add(service, settings, "dom0:00_1b.0")
+    service.lose["device.assign 1-3"] = was_done
+    await save(service, settings, nothing)
+    assert row_of(settings, "sys-usb:1-3").state is State.UNKNOWN
+    assert "the connection" in row_of(settings, "sys-usb:1-3").problem
+    assert row_of(settings, "dom0:").state is State.EDITED  # it was not begun
+    settings.change(first.key, replace(first.shown, mode="ask"))  # of what?
+    assert row_of(settings, "sys-usb:1-3").shown.mode == "auto-attach"
+    service.view.connected = True
+    service.lose.clear()
+    settings.load(await load(service, "work"))
+    row = row_of(settings, "sys-usb:1-3")
+    assert row.state is (State.SAVED if was_done else State.FAILED)
+    assert bool(row.problem) is not was_done and row.wanted == first.wanted
+    await save(service, settings, nothing)
+    assert settings.is_saved
+    assert {each.device for each in service.stored["usb"]} == {"1-2", "1-3"}
+    assert last.shown.name in states(settings)
+
+
+@pytest.mark.parametrize("was_done", [False, True])
+async def test_a_removal_that_nobody_answered_is_settled_by_the_next_list(
+    service: Service, was_done: bool
+) -> None:
+    settings = await opened(service)
+    (row,) = settings.rows
+    settings.remove(row.key)
+    service.lose["device.unassign"] = was_done
+    await save(service, settings, nothing)
+    assert settings.rows[0].state is State.UNKNOWN
+    service.view.connected = True
+    settings.load(await load(service, "work"))
+    assert [each.state for each in settings.rows] == ([] if was_done else [State.FAILED])
+
+
+async def test_without_a_service_nothing_is_begun_and_all_stays_as_it_is_edited(
+    service: Service,
+) -> None:
+    settings = await opened(service)
+    await add(service, settings, "sys-usb:1-3")
+    service.view.connected = False
+    await save(service, settings, nothing)
+    row = row_of(settings, "sys-usb:1-3")
+    assert row.state is State.FAILED and "there is no such socket" in row.problem
+    with pytest.raises(Unreachable):
+        await load(service, "work")
+
+
+async def test_a_device_gets_its_new_assignment_before_it_loses_the_old_one(
+    service: Service,
+) -> None:
+    settings = await opened(service)
+    (row,) = settings.rows
+    settings.change(row.key, settings.choices(row)["device"])
+    assert [step.verb for step in settings.steps(settings.rows[0])] == ["assign", "unassign"]
+    await save(service, settings, nothing)
+    assert settings.is_saved and len(settings.rows) == 1
+    (stored,) = service.stored["usb"]
+    assert (stored.device, stored.identity) == (None, STICK)
+
+
+async def test_a_move_that_is_half_done_is_two_rows(service: Service) -> None:
+    settings = await opened(service)
+    (row,) = settings.rows
+    settings.change(row.key, settings.choices(row)["device"])
+    service.refuse["device.unassign"] = DENIED
+    await save(service, settings, nothing)
+    assert states(settings) == {
+        f"sys-usb:1-2:{STICK}": State.FAILED, f"sys-usb:*:{STICK}": State.SAVED,
+    }  # fmt: skip
+    assert len(service.stored["usb"]) == 2
+    settings.load(await load(service, "work"))
+    assert len(settings.rows) == 2
+
+
+async def test_a_move_that_the_service_half_did_goes_on_after_it_is_back(service: Service) -> None:
+    settings = await opened(service)
+    (row,) = settings.rows
+    settings.change(row.key, settings.choices(row)["device"])
+    service.lose["device.assign"] = True
+    await save(service, settings, nothing)
+    service.view.connected = True
+    service.lose.clear()
+    settings.load(await load(service, "work"))
+    assert states(settings) == {
+        f"sys-usb:1-2:{STICK}": State.EDITED, f"sys-usb:*:{STICK}": State.SAVED,
+    }  # fmt: skip
+    await save(service, settings, nothing)
+    assert len(service.stored["usb"]) == 1
+
+
+async def test_what_policy_sends_to_another_vm_is_said_and_is_not_of_this_one(
+    service: Service,
+) -> None:
+    settings = await opened(service)
+    await add(service, settings, "sys-usb:1-3")
+    service.lands = "vault"
+    await save(service, settings, nothing)
+    row = row_of(settings, "sys-usb:1-3")
+    assert row.state is State.FAILED
+    assert row.problem.startswith("assigned to vault, and not to work")
+
+
+async def test_what_nobody_answers_in_time_is_not_said_to_have_failed(service: Service) -> None:
+    settings = await opened(service)
+    await add(service, settings, "sys-usb:1-3")
+    service.refuse["device.assign 1-3"] = CallError("timeout", "no answer within 190 s")
+    await save(service, settings, nothing)
+    assert row_of(settings, "sys-usb:1-3").state is State.UNKNOWN
+
+
+async def test_what_is_gone_already_counts_as_removed(service: Service) -> None:
+    settings = await opened(service)
+    settings.remove(settings.rows[0].key)
+    service.stored["usb"].clear()
+    await save(service, settings, nothing)
+    assert settings.rows == []
+
+
+# What others do meanwhile
+
+
+async def test_what_is_changed_elsewhere_is_merged_under_what_is_edited(service: Service) -> None:
+    service.stored["usb"] += [assigned("sys-usb:1-8"), assigned("sys-usb:1-9")]
+    settings = await opened(service)
+    mine, gone, other = settings.rows
+    settings.change(mine.key, replace(mine.shown, mode="ask"))
+    settings.change(gone.key, replace(gone.shown, mode="ask"))
+    await tried(service, settings)
+    service.stored["usb"] = [
+        assigned(f"sys-usb:1-2:{STICK}", mode="required"),
+        assigned("sys-usb:1-9", mode="ask"),
+        assigned("sys-usb:1-10"),
+    ]
+    settings.load(await load(service, "work"))
+    notes = {row.shown.name: row.note for row in settings.rows}
+    assert notes == {
+        f"sys-usb:1-2:{STICK}": "It was changed elsewhere meanwhile.",
+        "sys-usb:1-8": "It was removed elsewhere meanwhile.",
+        "sys-usb:1-9": "",
+        "sys-usb:1-10": "",
+    }
+    assert [row.shown.mode for row in settings.rows[:2]] == ["ask", "ask"]
+    assert other.key == row_of(settings, "sys-usb:1-9").key
+    assert len(settings.to_try()) == 2  # what would happen may be something else by now
+
+
+async def test_what_is_changed_elsewhere_just_before_it_is_saved_is_shown_first(
+    service: Service,
+) -> None:
+    settings = await opened(service)
+    first = await add(service, settings, "sys-usb:1-3")
+    (row, _new) = settings.rows
+    settings.change(row.key, replace(row.shown, mode="ask"))
+    service.stored["usb"] = [assigned(f"sys-usb:1-2:{STICK}", mode="required")]
+    service.held = trio.Event()
+    async with trio.open_nursery() as nursery:
+        settings.change(first.key, replace(first.shown, mode="ask"))
+        nursery.start_soon(save, service, settings, nothing)
+        await trio.testing.wait_all_tasks_blocked()
+        settings.load(await load(service, "work"))  # while the first is under way
+        service.held.set()
+    assert settings.row(row.key) is not None
+    assert len(settings.rows) == 2
+
+
+# Hostile names
+
+
+async def test_texts_of_devices_are_data_and_never_a_failure(service: Service) -> None:
+    device = to_wire(listed("sys-usb:1-3")) | {"description": HOSTILE}
+    settings = Settings("work")
+    settings.load(Loaded(True, {"usb": []}, {"usb": [device]}))
+    (candidate,) = settings.candidates("<B>")
+    assert candidate == candidate_of(device)
+    settings.add(candidate)
+    assert settings.description(settings.rows[0].shown) == HOSTILE  # windows escape what they show

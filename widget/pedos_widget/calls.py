@@ -1,0 +1,58 @@
+"""What windows have in common when they call the service: answers of many pages, and
+refusals in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from pedos_cli.answers import MESSAGE_MAX, rule_text
+from pedos_cli.output import show
+
+from pedos_widget.i18n import _
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pedos_cli.client import Unreachable
+    from pedos_cli.devices import Pages
+    from pedos_protocol.errors import CallError
+
+
+class Calls(Protocol):
+    """Who can call the service: the controller."""
+
+    async def call(
+        self, method: str, params: Mapping[str, object], *, timeout_s: float
+    ) -> dict[str, object]:
+        """The answer. Raises CallError or Unreachable."""
+        ...
+
+
+async def everything(
+    caller: Calls, pages: Pages, timeout_s: float
+) -> tuple[list[dict[str, object]], dict[str, object]]:
+    """What `pages` caller for, over as many answers as it takes, and the last answer. Each may take
+    `timeout_s`. Raises as `Calls.call`, or ProtocolError."""
+    try:
+        asked = next(pages)
+        while True:
+            asked = pages.send(await caller.call(asked[0], asked[1], timeout_s=timeout_s))
+    except StopIteration as end:
+        found: tuple[list[dict[str, object]], dict[str, object]] = end.value
+        return found
+
+
+def refusal(error: CallError) -> str:
+    """What was refused and why, by which rule, and what to try: one line of plain text."""
+    words = show(error.message, MESSAGE_MAX)
+    if error.code == "denied" and "rule" in error.data:
+        words = _("{what} (rule: {rule})").format(what=words, rule=rule_text(error.data))
+    if error.data.get("hint"):
+        hint = show(error.data["hint"])
+        words = _("{what} (try: {hint})").format(what=words, hint=hint)
+    return words
+
+
+def not_reached(error: Unreachable) -> str:
+    """Why there is no answer."""
+    return _("The service does not answer: {why}").format(why=show(error.why))

@@ -1,0 +1,1 @@
+"""The settings of a VM: the devices that are assigned to it."""
