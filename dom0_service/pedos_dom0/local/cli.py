@@ -1,7 +1,7 @@
 """`pedos-local`: runs the whole system on one Linux machine, with processes as VMs.
 
     pedos-local init [--sound] DIR            makes a folder with three VMs and a policy
-    pedos-local up DIR                        runs it until Ctrl-C (two, if a VM uses a device)
+    pedos-local up [--widget] DIR             runs it until Ctrl-C (two, if a VM uses a device)
     pedos-local run DIR [--vm VM] [--] COMMAND...   runs COMMAND in it, as seen from dom0 or VM
     pedos-local shell DIR VM                  an interactive shell, as seen from VM
 
@@ -117,6 +117,11 @@ def make_parser() -> argparse.ArgumentParser:
         "with the real one, in dom0",
     )
     up = add("up", "start the whole system and keep it up until Ctrl-C")
+    up.add_argument(
+        "--widget",
+        action="store_true",
+        help="with the widget in the tray of this desktop, for the devices of DIR",
+    )
     run = add(
         "run",
         "start the whole system, run COMMAND, stop the system; or use a running `up`",

@@ -18,7 +18,7 @@ from pedos_host.logs import LineFormatter, LineHandler
 from pedos_host.waiting import first_of
 from pedos_protocol.names import escaped_text
 
-from pedos_dom0.local import bringup, config, sound_programs, templates
+from pedos_dom0.local import bringup, config, sound_programs, templates, widget
 from pedos_dom0.local import init as making
 from pedos_dom0.local.bringup import CannotComeUp, Lock, LockHeld, read_lock
 from pedos_dom0.local.command import CannotRun, run_command
@@ -143,6 +143,8 @@ def _open(options: argparse.Namespace, terminal: Terminal) -> Session:
         known = ", ".join(("dom0", *settings.names))
         raise Stop(f"no VM named {vm!a:.64} in {layout.config}; there are: {known}", USAGE)
     bringup.check_tools(layout, settings)
+    if getattr(options, "widget", False):
+        widget.check(layout)
     return Session(options, layout, settings, terminal)
 
 
@@ -182,6 +184,8 @@ async def _up(session: Session) -> int:
                 async with session.up(lock) as up:
                     for line in _how_to_use(session, up):
                         logger.info("%s", line)
+                    if session.options.widget:
+                        session.background.start_soon(widget.run, layout)
                     with contextlib.suppress(OSError):  # its reader has gone
                         notify.ready()
                     why = await _end_of_up(session, up.machine)
