@@ -11,11 +11,11 @@ from pedos_cli.output import show
 from pedos_widget.i18n import _
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pedos_cli.client import Unreachable
     from pedos_cli.devices import Pages
-    from pedos_protocol.errors import CallError
+    from pedos_protocol.errors import CallError, ProtocolError
 
 
 class Calls(Protocol):
@@ -25,6 +25,33 @@ class Calls(Protocol):
         self, method: str, params: Mapping[str, object], *, timeout_s: float
     ) -> dict[str, object]:
         """The answer. Raises CallError or Unreachable."""
+        ...
+
+
+class Seen(Protocol):
+    """What is known of the connection."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the service can be called."""
+        ...
+
+    @property
+    def status(self) -> str:
+        """What is not well, in one line; "" if all is."""
+        ...
+
+
+class Watched(Calls, Protocol):
+    """Who can call the service and tells of what changes: the controller."""
+
+    @property
+    def view(self) -> Seen:
+        """What is known now."""
+        ...
+
+    def on_change(self, callback: Callable[[], None], /) -> object:
+        """Have `callback` called whenever something is different."""
         ...
 
 
@@ -56,3 +83,8 @@ def refusal(error: CallError) -> str:
 def not_reached(error: Unreachable) -> str:
     """Why there is no answer."""
     return _("The service does not answer: {why}").format(why=show(error.why))
+
+
+def not_understood(error: ProtocolError) -> str:
+    """Why an answer is none."""
+    return _("The service's answer cannot be understood: {why}").format(why=show(error))

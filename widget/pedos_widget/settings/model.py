@@ -46,7 +46,8 @@ BUSY = (State.SAVING, State.UNKNOWN)
 class Row:
     """An assignment. `stored` is what the service has (None: nothing yet), `wanted` what is to be
     (None: nothing any more). `now` is what has become of what is stored; `trial` what would become
-    of what is wanted, None while nobody knows. `problem` is why it is not saved, `note` what else
+    of what is wanted, None while nobody knows, and not of this moment unless it `is_tried`.
+    `problem` is why it is not saved, `note` what else
     happened to it. `key` tells it from others for as long as the window is there."""
 
     key: int
@@ -55,6 +56,7 @@ class Row:
     state: State = State.SAVED
     now: tuple[str, ...] = ()
     trial: tuple[str, ...] | None = None
+    is_tried: bool = False
     problem: str = ""
     note: str = ""
 
@@ -131,6 +133,7 @@ class Settings:
     runs: bool | None = None
     is_loaded: bool = False
     troubles: tuple[str, ...] = ()
+    _loaded: Loaded | None = None
     _rows: dict[int, Row] = field(default_factory=dict)
     _devices: dict[str, Sequence[Listed]] = field(default_factory=dict)
     _last_key: int = 0
@@ -292,7 +295,7 @@ class Settings:
         return [
             row
             for row in self.rows
-            if row.wanted and not row.is_clean and row.trial is None and row.state not in BUSY
+            if row.wanted and not row.is_clean and not row.is_tried and row.state not in BUSY
         ]
 
     def tried(self, key: int, wanted: Wish, lines: Sequence[str], wish: Wish | None = None) -> None:
@@ -300,7 +303,8 @@ class Settings:
         something else is wanted by now."""
         row = self._rows.get(key)
         if row is not None and row.wanted == wanted and not row.is_clean and row.state not in BUSY:
-            self._rows[key] = replace(row, wanted=wish or wanted, trial=tuple(lines))
+            tried = replace(row, wanted=wish or wanted, trial=tuple(lines), is_tried=True)
+            self._rows[key] = tried
 
     # Saving
 
@@ -363,6 +367,8 @@ class Settings:
             for each in devices:
                 candidate_of(each)
                 take_maps(each, "attachments")
+        is_same = loaded == self._loaded
+        self._loaded = loaded
         self._devices.update(loaded.devices)
         self.runs, self.troubles, self.is_loaded = loaded.runs, loaded.troubles, True
         for row in list(self._rows.values()):
@@ -375,7 +381,9 @@ class Settings:
             if row.is_move and len(there) == 2:  # its first half was done
                 old, _now = stored.pop(there.pop(0))
                 self._new(old, None, State.EDITED)
-            self._merge(row, stored.pop(there[0]) if there else None)
+            # What would happen to it may be something else by now.
+            tried = replace(row, is_tried=row.is_tried and is_same)
+            self._merge(tried, stored.pop(there[0]) if there else None)
         for wish, now in stored.values():
             key = self._new(wish, wish, State.SAVED)
             self._rows[key] = replace(self._rows[key], now=now)
@@ -389,7 +397,7 @@ class Settings:
             del self._rows[row.key]
         else:
             wish, now = found or (None, ())
-            changed = replace(row, stored=wish, now=now, trial=None)  # of another moment
+            changed = replace(row, stored=wish, now=now)
             if row.stored is not None and wish is None:
                 changed = replace(changed, note=_("It was removed elsewhere meanwhile."))
             elif row.stored is not None and wish != row.stored:
@@ -421,7 +429,7 @@ def candidate_of(listed: Listed, lasting: str = "") -> Candidate:
         take(listed, "backend", str),
         take(listed, "device", str),
         identity,
-        "  ".join(filter(None, words)),
+        ", ".join(filter(None, words)),
         lasting,
     )
 

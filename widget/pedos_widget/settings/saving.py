@@ -16,7 +16,7 @@ from pedos_cli.timeouts import ASSIGN_S, UNASSIGN_S
 from pedos_protocol.device_classes import CLASSES, class_named
 from pedos_protocol.errors import CallError, ProtocolError
 
-from pedos_widget.calls import everything, not_reached, refusal
+from pedos_widget.calls import everything, not_reached, not_understood, refusal
 from pedos_widget.i18n import _
 from pedos_widget.settings.model import Loaded
 
@@ -87,7 +87,7 @@ async def try_out(caller: Calls, settings: Settings, row: Row) -> None:
     except CallError as error:
         settings.tried(row.key, wish, [refusal(error)])
     except ProtocolError as error:
-        settings.tried(row.key, wish, [_not_understood(error)])
+        settings.tried(row.key, wish, [not_understood(error)])
 
 
 async def save(caller: Calls, settings: Settings, changed: Callable[[], None]) -> None:
@@ -123,7 +123,7 @@ async def _make(caller: Calls, settings: Settings, step: Step) -> tuple[bool, bo
         settings.failed(step, refusal(error), is_known=error.code != "timeout")
         return False, True
     except ProtocolError as error:
-        settings.failed(step, _not_understood(error), is_known=False)
+        settings.failed(step, not_understood(error), is_known=False)
         return False, True
     except BaseException:  # cancelled: the program ends
         settings.failed(step, _("Nobody waited for the answer."), is_known=False)
@@ -186,8 +186,3 @@ def _without(answer: Mapping[str, object], stored: Wish | None, vm: str) -> Mapp
 
 def _assigned_elsewhere(vm: str | None, instead: str) -> str:
     return f"assigned to {vm}{instead}" if vm is not None else f"assigned to {instead}"
-
-
-def _not_understood(error: ProtocolError) -> str:
-    why = show(error)
-    return _("The service's answer cannot be understood: {why}").format(why=why)

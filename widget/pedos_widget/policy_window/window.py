@@ -1,0 +1,278 @@
+"""The policy window: it asks the service and shows what it says. It changes nothing."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING
+
+import trio
+from pedos_cli.devices import TIMEOUT_S, device_pages
+from pedos_protocol.device_classes import CLASSES, VERBS
+from pedos_protocol.errors import CallError
+
+from pedos_widget.calls import everything, refusal
+from pedos_widget.i18n import _
+from pedos_widget.plain import choice, fill, label, lines_view, set_lines, table
+from pedos_widget.policy_window import editing, model
+from pedos_widget.qt import QtCore, QtGui, QtWidgets, Signal
+from pedos_widget.tasks import Tasks
+
+if TYPE_CHECKING:
+    from pedos_widget.calls import Watched
+    from pedos_widget.policy_window.model import Audit, Choice, Question
+    from pedos_widget.tasks import StartSoon
+
+PAUSE_S = 0.25
+"""Seconds between two looks at what the service has: devices change in bursts."""
+
+SIZE = (820, 720)
+VERB = "attach"
+"""What people ask about most."""
+
+
+class PolicyWindow(QtWidgets.QWidget):
+    """Which rule decides, what is wrong with the policy, and what was decided last. `closed` comes
+    once nothing in it is needed any more."""
+
+    closed = Signal()
+
+    def __init__(self, controller: Watched, start_soon: StartSoon) -> None:
+        super().__init__()
+        self._controller = controller
+        self._tasks = Tasks(start_soon, self.say)
+        self._is_loading = self._is_stale = self._is_closed = False
+        self._asking: trio.CancelScope | None = None
+        self._audit: Audit | None = None
+        self.setWindowTitle(_("Device policy"))
+        self._make_parts()
+        self.resize(*SIZE)
+        changed = weakref.WeakMethod(self._changed)  # the controller outlives this window
+        controller.on_change(lambda: (call := changed()) and call())
+        self.reload()
+
+    def _make_parts(self) -> None:
+        self.status = label("")
+        self.status.setAccessibleName(_("What happened last"))
+        self.refresh_button = QtWidgets.QPushButton(_("Re&fresh"))
+        self.close_button = QtWidgets.QPushButton(_("&Close"))
+        buttons = QtWidgets.QHBoxLayout()
+        buttons.addWidget(self.status, 1)
+        buttons.addWidget(self.refresh_button)
+        buttons.addWidget(self.close_button)
+        layout = QtWidgets.QVBoxLayout(self)
+        layout.addWidget(self._decision_box())
+        layout.addWidget(self._policy_box())
+        layout.addWidget(self._audit_box(), 1)
+        layout.addLayout(buttons)
+        self.refresh_button.clicked.connect(lambda: self.reload())
+        self.close_button.clicked.connect(lambda: self.close())
+        for key, slot in (
+            (QtGui.QKeySequence.StandardKey.Cancel, self.close),
+            (QtGui.QKeySequence.StandardKey.Refresh, self.reload),
+        ):
+            QtGui.QShortcut(QtGui.QKeySequence(key), self).activated.connect(slot)
+
+    def _decision_box(self) -> QtWidgets.QGroupBox:
+        self.device = choice(_("Device"))
+        self.vm = choice(_("VM that would get the device"))
+        self.verb = choice(_("What is asked for"))
+        self.verb.addItems(VERBS)
+        self.verb.setCurrentText(VERB)
+        self.source = choice(_("Who asks"))
+        self.decision = lines_view(_("Decision, and why"), fixed=True)
+        form = QtWidgets.QFormLayout()
+        for name, combo in (
+            (_("&Device:"), self.device),
+            (_("&VM:"), self.vm),
+            (_("&Request:"), self.verb),
+            (_("&Asked by:"), self.source),
+        ):
+            form.addRow(label(name, combo), combo)
+            combo.activated.connect(lambda _index: self._asked())
+        box = QtWidgets.QGroupBox(_("Which rule decides"))
+        layout = QtWidgets.QVBoxLayout(box)
+        layout.addLayout(form)
+        layout.addWidget(self.decision)
+        return box
+
+    def _policy_box(self) -> QtWidgets.QGroupBox:
+        self.policy = lines_view(_("State of the policy"), fixed=True)
+        self.edit_button = QtWidgets.QPushButton(_("&Edit in a terminal"))
+        self.edit_button.clicked.connect(lambda: self.edit())
+        box = QtWidgets.QGroupBox(_("Policy in force"))
+        layout = QtWidgets.QVBoxLayout(box)
+        layout.addWidget(self.policy)
+        layout.addWidget(self.edit_button, 0, QtCore.Qt.AlignmentFlag.AlignLeft)
+        return box
+
+    def _audit_box(self) -> QtWidgets.QGroupBox:
+        self.only_device = QtWidgets.QCheckBox(_("&Only what is about this device"))
+        self.audit = table(_("Last lines of the audit log"), model.AUDIT_HEADER)
+        self.audit.horizontalHeader().setStretchLastSection(True)
+        self.sentences = lines_view(_("What the chosen line says"))
+        self.audit_note = label("")
+        self.only_device.clicked.connect(lambda _checked: self.reload())
+        self.audit.itemSelectionChanged.connect(self._show_sentences)
+        box = QtWidgets.QGroupBox(_("What was decided and done last"))
+        layout = QtWidgets.QVBoxLayout(box)
+        for part in (self.only_device, self.audit, self.sentences, self.audit_note):
+            layout.addWidget(part)
+        return box
+
+    def say(self, text: str) -> None:
+        """Show what happened last."""
+        if not self._is_closed:
+            self.status.setText(text)
+
+    # What the service says
+
+    def _changed(self) -> None:
+        if not self._is_closed:
+            self.reload()
+
+    def reload(self) -> None:
+        """Ask for everything again; as soon as the answers to the last question are there."""
+        self._is_stale = True
+        if not self._controller.view.connected:
+            self.say(self._controller.view.status or _("The service is not reached."))
+        elif not self._is_loading:
+            self._is_loading = True
+            self._tasks.start(self._look)
+
+    async def _look(self) -> None:
+        try:
+            while self._is_stale and self._controller.view.connected:
+                self._is_stale = False
+                self.say("")
+                await self._look_once()
+                await trio.sleep(PAUSE_S)
+        finally:
+            self._is_loading = False
+
+    async def _look_once(self) -> None:
+        call = self._controller.call
+        answer = await call("service.status", {}, timeout_s=TIMEOUT_S)
+        set_lines(self.policy, model.status(answer))
+        names = model.vm_names(await call("vm.list", {}, timeout_s=TIMEOUT_S))
+        devices: list[dict[str, object]] = []
+        troubles = []
+        for each in CLASSES:
+            pages = device_pages(each.name)
+            try:
+                devices += (await everything(self._controller, pages, TIMEOUT_S))[0]
+            except CallError as error:  # this service does not have the class
+                troubles.append(f"{each.many}: {refusal(error)}")
+        fill(
+            self.device,
+            [(each.text, each) for each in model.choices(devices)],
+            self.device.currentData(),
+        )
+        fill(self.vm, [(name, name) for name in names], self.vm.currentData())
+        fill(self.source, [(name, name) for name in ("dom0", *names)], self.source.currentData())
+        if troubles:
+            self.say("\n".join(troubles))
+        self._asked()
+        await self._look_at_audit()
+
+    async def _look_at_audit(self) -> None:
+        device: Choice | None = self.device.currentData()
+        params: dict[str, object] = {"count": model.RECENT, "device": None}
+        if self.only_device.isChecked() and device is not None:
+            params["device"] = device.name
+        try:
+            answer = await self._controller.call("audit.recent", params, timeout_s=TIMEOUT_S)
+        except CallError as error:
+            self.audit_note.setText(refusal(error))
+            return
+        self._show_audit(model.audit(answer))
+
+    # Which rule decides
+
+    @property
+    def question(self) -> Question | None:
+        """What is asked now; None as long as there is no device or no VM."""
+        device, vm = self.device.currentData(), self.vm.currentData()
+        source = self.source.currentData()
+        if device is None or vm is None or source is None:
+            return None
+        return model.Question(self.verb.currentText(), device, vm, source)
+
+    def ask_about(self, device_class: str, backend: str, device: str, vm: str | None) -> None:
+        """Choose a device, and a VM, if they are there."""
+        for index in range(self.device.count()):
+            its: Choice = self.device.itemData(index)
+            if (its.device_class, its.backend, its.device) == (device_class, backend, device):
+                self.device.setCurrentIndex(index)
+        if vm is not None:
+            self.vm.setCurrentIndex(max(self.vm.findText(vm), 0))
+        self._asked()
+
+    def _asked(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()  # that was another question
+        question = self.question
+        if question is None:
+            set_lines(self.decision, [_("There is no device to ask about.")])
+            return
+
+        async def explain() -> None:
+            try:
+                answer = await self._controller.call(
+                    "device.explain", question.params, timeout_s=TIMEOUT_S
+                )
+            except CallError as error:
+                set_lines(self.decision, [refusal(error)])
+            else:
+                set_lines(self.decision, model.explanation(question, answer))
+
+        self._asking = self._tasks.start(explain)
+
+    # What was decided last
+
+    def _show_audit(self, audit: Audit) -> None:
+        self.audit_note.setText(audit.note)
+        if audit == self._audit:
+            return
+        self._audit = audit
+        self.audit.clearSelection()
+        self.audit.setRowCount(len(audit.lines))
+        for number, line in enumerate(audit.lines):
+            for column, text in enumerate(line.cells):
+                self.audit.setItem(number, column, QtWidgets.QTableWidgetItem(text))
+        self.audit.resizeColumnsToContents()
+        self._show_sentences()
+
+    def _show_sentences(self) -> None:
+        rows = {item.row() for item in self.audit.selectedItems()}
+        lines = [] if self._audit is None else [self._audit.lines[row].sentences for row in rows]
+        set_lines(self.sentences, lines)
+
+    # Editing
+
+    def edit(self) -> None:
+        """Open `qvm-policy edit` in a terminal, or say how else."""
+        command = editing.terminal_command()
+        if command is None:
+            self.say(editing.no_terminal())
+            return
+        started = QtCore.QProcess.startDetached(command[0], command[1:])
+        # One binding tells the process's id as well.
+        if started[0] if isinstance(started, tuple) else started:
+            self.say(_("The policy is open in a terminal."))
+        else:
+            self.say(_("{program} cannot be started.").format(program=command[0]))
+
+    # Qt
+
+    def changeEvent(self, event: QtCore.QEvent) -> None:  # noqa: N802 - Qt's name
+        """Look again when a person comes back, perhaps from the editor."""
+        super().changeEvent(event)
+        if event.type() == QtCore.QEvent.Type.ActivationChange and self.isActiveWindow():
+            self.reload()
+
+    def closeEvent(self, event: QtGui.QCloseEvent) -> None:  # noqa: N802 - Qt's name
+        """Nothing here is to be saved."""
+        self._is_closed = True
+        self._tasks.close()
+        event.accept()
+        self.closed.emit()
