@@ -40,6 +40,7 @@ struct borrowed {
     char node_name[LINK_VM_MAX + LINK_DEVICE_MAX + 16];
     char description[LINK_DESCRIPTION_MAX + LINK_VM_MAX + 32];
     bool is_over, is_told_ready;
+    bool is_offered; /* the target is ready */
     const struct target_backend *backend;
     struct target *target;
     char why[LINK_LINE_MAX + 1]; /* the target has failed and waits to be destroyed */
@@ -144,14 +145,23 @@ static void say(struct borrowed *borrowed, int64_t now)
 
 /* --- The target --- */
 
+/* Programs look in the server's list: one that finds nothing there records something else. */
+void borrowed_listed(struct borrowed *borrowed)
+{
+    if (!borrowed->is_offered || borrowed->is_told_ready ||
+        !sources_offer(borrowed->host->sources, borrowed->node_name))
+        return;
+    host_tell(borrowed->host, LINK_READY, borrowed->id, false, "");
+    borrowed->is_told_ready = true;
+}
+
 static void ready(void *context)
 {
     struct borrowed *borrowed = context;
 
     borrowed->failing_since = NEVER;
-    if (!borrowed->is_told_ready)
-        host_tell(borrowed->host, LINK_READY, borrowed->id, false, "");
-    borrowed->is_told_ready = true;
+    borrowed->is_offered = true;
+    sources_look(borrowed->host->sources);
 }
 
 static void recorded(void *context, bool is_recorded)
@@ -178,7 +188,7 @@ static void withdraw(struct borrowed *borrowed)
     if (borrowed->target)
         borrowed->backend->destroy(borrowed->target);
     borrowed->target = NULL;
-    borrowed->is_recorded = false;
+    borrowed->is_offered = borrowed->is_recorded = false;
     *borrowed->why = '\0';
 }
 

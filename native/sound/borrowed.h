@@ -13,6 +13,8 @@ void borrowed_free(struct borrowed *borrowed);
 uint32_t borrowed_id(const struct borrowed *borrowed);
 bool borrowed_is_over(const struct borrowed *borrowed);
 
+/* The sound server has told its sources anew. */
+void borrowed_listed(struct borrowed *borrowed);
 /* The sound server is gone, or there again, which offers it anew. */
 void borrowed_server_lost(struct borrowed *borrowed);
 void borrowed_server_up(struct borrowed *borrowed);

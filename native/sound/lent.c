@@ -137,7 +137,7 @@ static void listen_to(struct lent *lent, const char *name)
 
     if (before && name && !strcmp(recording_name(before), name))
         return;
-    lent->recording = name ? recording_join(host->sources, name) : NULL;
+    lent->recording = name ? recordings_join(host->recordings, name) : NULL;
     if (lent->recording)
         host->listeners_changed(host->context, lent->recording);
     if (before && recording_leave(before))

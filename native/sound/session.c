@@ -263,6 +263,16 @@ static void devices_changed(void *context)
             lent_update(session->lent[i]);
 }
 
+static void sources_looked(void *context)
+{
+    struct session *session = context;
+
+    recordings_try(session->host.recordings);
+    for (unsigned i = 0; i < STREAMS_MAX; i++)
+        if (session->borrowed[i])
+            borrowed_listed(session->borrowed[i]);
+}
+
 static void grace_is_over(void *context)
 {
     struct session *session = context;
@@ -283,6 +293,7 @@ static void server_up(void *context)
         clock_timer_set(&session->grace, clock_now() + GRACE_MS);
     tell_state(session);
     target_pulse_clean(pulse);
+    recordings_use(session->host.recordings, pulse);
     sources_use(session->host.sources, pulse);
     for (unsigned i = 0; i < STREAMS_MAX; i++)
         if (session->borrowed[i])
@@ -295,6 +306,7 @@ static void server_lost(void *context, const char *why)
 
     snprintf(session->state, sizeof session->state, "no sound server answers (%.200s)", why);
     tell_state(session);
+    recordings_use(session->host.recordings, NULL);
     sources_use(session->host.sources, NULL);
     if (session->is_listed && !session->is_graced) {
         session->is_graced = true;
@@ -350,7 +362,8 @@ static void stopped(void *context)
 
 static const struct agent_events AGENT = {welcome, heard_message, lost_agent};
 static const struct server_events SERVER = {server_up, server_lost, server_changed};
-static const struct sources_events SOURCES = {devices_changed, recording_turned, heard};
+static const struct sources_events SOURCES = {devices_changed, sources_looked};
+static const struct recordings_events RECORDINGS = {recording_turned, heard};
 
 struct session *session_new(pa_mainloop_api *loop, const char *path)
 {
@@ -367,9 +380,11 @@ struct session *session_new(pa_mainloop_api *loop, const char *path)
                                   .over = over,
                                   .context = session};
     session->host.sources = sources_new(loop, &SOURCES, session);
+    session->host.recordings = recordings_new(loop, &RECORDINGS, session);
     session->host.server = server_new(loop, &SERVER, session);
     session->host.agent = agent_new(loop, path, &AGENT, session);
-    if (!session->host.sources || !session->host.server || !session->host.agent)
+    if (!session->host.sources || !session->host.recordings || !session->host.server ||
+        !session->host.agent)
         return NULL;
     return session;
 }
@@ -393,6 +408,7 @@ void session_free(struct session *session)
 {
     lost_agent(session);
     agent_free(session->host.agent);
+    recordings_free(session->host.recordings);
     sources_free(session->host.sources);
     server_free(session->host.server);
     clock_timer_free(&session->grace);

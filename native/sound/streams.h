@@ -4,8 +4,9 @@
 
 #include "agent.h"
 #include "frames.h"
+#include "recordings.h"
 #include "server.h"
-#include "source_pulse.h"
+#include "sources.h"
 
 #include <pulse/mainloop-api.h>
 #include <stdbool.h>
@@ -17,6 +18,7 @@ struct host {
     struct agent *agent;
     struct server *server;
     struct sources *sources;
+    struct recordings *recordings;
     /* Others listen to a recording now than before: its name has to say it. */
     void (*listeners_changed)(void *context, struct recording *recording);
     /* A stream is over and waits to be taken away in the main loop. */

@@ -96,8 +96,8 @@ class House(LocalSystem):
         return sorted(each["vm"] for each in attachments)
 
     def lend(self, source: str, target: str) -> str:
-        """Attaches the source's microphone; the name that programs in the target record, when its
-        sound server lists it, which may be a moment after the attach."""
+        """Attaches the source's microphone; the name that programs in the target record. The attach
+        has waited for the sound server to list it, which tells each program in its own time."""
         self.ok("qvm-device", "mic", "attach", target, f"{source}:mic")
         name = f"pedos_mic.{source}"
         if load(self.layout.config).sounds[target].kind != SESSION:

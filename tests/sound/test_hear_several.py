@@ -36,6 +36,20 @@ def test_two_listen_at_once_and_the_source_records_once(
     speaks.wait_until(lambda: not speaks.recording(MICROPHONE), "with the last listener it ends")
 
 
+@pytest.mark.parametrize("source", each_kind)
+def test_a_vm_that_is_given_it_during_a_recording_hears_and_the_recording_goes_on(
+    house: House, source: str, tmp_path: Path
+) -> None:
+    vm = lender(source)
+    speaks, name = house.server(vm), house.lend(vm, BOTH[0])
+    with playing(speaks, tmp_path), Recorder(house.server(BOTH[0]), name) as first:
+        first.until("the first hears", has_tone)
+        with Recorder(house.server(BOTH[1]), house.lend(vm, BOTH[1])) as second:
+            second.until("the second hears at once", has_tone)
+            first.until("the first goes on", has_tone)
+            assert len(speaks.recording(MICROPHONE)) == 1
+
+
 def test_a_listener_that_stands_still_takes_nothing_from_the_other(
     house: House, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from pedos_protocol import sound_frames as frames
 from pedos_protocol import sound_link as link
 
 from .hearing import Recorder, has_tone, is_silent, tone
+from .house import stopped
 from .program import Agent, Channel, Program, processor_seconds, running
 from .servers import OwnServer, each_kind, sound_server
 
@@ -109,6 +110,19 @@ def test_programs_find_it_hear_it_and_lose_it(system: System) -> None:
     system.server.wait_until(
         lambda: system.server.default_source() == before, "the default is what it was"
     )
+
+
+@pytest.mark.parametrize("server", ["pipewire"], indirect=True)
+def test_it_is_not_ready_before_programs_find_it(system: System) -> None:
+    with stopped(system.server.programs()["pipewire-pulse"]):
+        id_, _ = system.agent.borrow(is_ready=False)
+        # PipeWire itself has it already.
+        system.server.wait_until(
+            lambda: NODE in system.server.run("pw-cli", "list-objects", "Node").stdout, "the node"
+        )
+        assert system.agent.is_connected()
+        assert link.Ready(id_) not in system.agent.said
+    system.agent.await_message(link.Ready, lambda said: said.id == id_)
 
 
 def test_it_is_never_listed_as_a_microphone_of_this_session(system: System) -> None:
