@@ -1,0 +1,469 @@
+"""The window of dom0's questions: what it shows, and above all what does not answer it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from pedos_cli.prompt_waiting import ARMING_AFTER_WITHDRAWAL_S, QUESTIONS_MAX
+from pedos_protocol.errors import CallError
+from pedos_widget.qt import QtCore, QtGui, QtWidgets
+from pedos_widget.questions.desk import ARMING_S, QuestionDesk
+from pedos_widget.questions.texts import ElidedLabel, WholeLabel
+from pytestqt.qtbot import QtBot
+
+from tests.patience import PATIENCE
+
+Key = QtCore.Qt.Key
+
+ASK = {
+    "request": "3f9c01ab77de",
+    "source": "work",
+    "service": "device.attach.block",
+    "device_class": "block",
+    "backend": "sys-usb",
+    "device": "sda",
+    "identity": "0781:5581:4C53",
+    "description": "SanDisk Ultra",
+    "size": 64 * 1024 * 1024,
+    "read_only": True,
+    "candidates": ["work", "vault"],
+    "default": None,
+    "timeout_s": 60,
+}
+CALL = {
+    "request": "3f9c01ab77de",
+    "source": "work",
+    "service": "demo.Backup",
+    "argument": "+photos",
+    "candidates": ["vault"],
+    "default": None,
+    "timeout_s": 60,
+}
+
+
+class Table:
+    """A desk with a clock that a test moves, in a window that has the keyboard, or not yet."""
+
+    def __init__(self, qtbot: QtBot, nursery: trio.Nursery) -> None:
+        self.qtbot = qtbot
+        self.nursery = nursery
+        self.now = 100.0
+        self.desk = QuestionDesk(clock=lambda: self.now)
+        self.dialog = self.desk.dialog
+        qtbot.addWidget(self.dialog)
+        self.ends: list[dict[str, Any] | str] = []
+
+    async def ask(self, method: str = "prompt.ask", **fields: object) -> None:
+        """Asks, and goes on while the question is open."""
+        params = {**(ASK if method == "prompt.ask" else CALL), **fields}
+
+        async def ask() -> None:
+            try:
+                self.ends.append(await self.desk.ask(method, params))
+            except CallError as error:
+                self.ends.append(error.code)
+
+        self.nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def ended(self) -> list[dict[str, Any] | str]:
+        await trio.testing.wait_all_tasks_blocked()
+        return self.ends
+
+    def activate(self) -> None:
+        self.dialog.activateWindow()
+        self.qtbot.waitUntil(self.dialog.isActiveWindow, timeout=PATIENCE * 1000)
+
+    def deactivate(self) -> None:
+        other = QtWidgets.QWidget()
+        self.qtbot.addWidget(other)
+        other.show()
+        other.activateWindow()
+        self.qtbot.waitUntil(lambda: not self.dialog.isActiveWindow(), timeout=PATIENCE * 1000)
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.desk.tick()
+
+    def arm(self) -> None:
+        self.activate()
+        self.wait(ARMING_S)
+
+    def press(self, *keys: Key, widget: QtWidgets.QWidget | None = None) -> None:
+        for key in keys:
+            target = widget or self.dialog.focusWidget() or self.dialog
+            self.qtbot.keyClick(target, key)
+
+    def choose(self, row: int) -> None:
+        place = self.dialog.choices.visualItemRect(self.dialog.choices.item(row)).center()
+        self.click(self.dialog.choices.viewport(), place)
+
+    def click(self, widget: QtWidgets.QWidget, place: QtCore.QPoint | None = None) -> None:
+        button = QtCore.Qt.MouseButton.LeftButton
+        if place is None:
+            self.qtbot.mouseClick(widget, button)
+        else:
+            self.qtbot.mouseClick(widget, button, pos=place)
+
+
+@pytest.fixture
+async def table(qtbot: QtBot, nursery: trio.Nursery) -> Table:
+    await trio.lowlevel.checkpoint()
+    return Table(qtbot, nursery)
+
+
+def labels(dialog: QtWidgets.QDialog) -> list[str]:
+    texts: list[QtWidgets.QLabel] = dialog.findChildren(QtWidgets.QLabel)
+    return [each.text() for each in texts if each.isVisibleTo(dialog)]
+
+
+# What is shown
+
+
+async def test_a_question_shows_who_asks_for_what_and_every_choice(table: Table) -> None:
+    await table.ask()
+    shown = labels(table.dialog)
+    assert "work asks to attach a device" in shown
+    assert {"Kind", "Device", "Identity", "Says it is", "Size", "Access", "Request"} <= set(shown)
+    assert {"block device", "sys-usb:sda", "0781:5581:4C53", "64.0 MiB", "read-only"} <= set(shown)
+    choices = table.dialog.choices
+    assert [choices.item(row).text() for row in range(choices.count())] == ["work", "vault"]
+    assert table.dialog.time_left.text() == "60 seconds left"
+
+
+async def test_a_question_about_a_call_shows_service_and_argument_whole(table: Table) -> None:
+    argument = "+" + "w" * 400 + "<b>&"
+    await table.ask("prompt.call", argument=argument)
+    assert "work asks to call a service" in labels(table.dialog)
+    wholes: list[WholeLabel] = table.dialog.findChildren(WholeLabel)
+    assert [each.whole for each in wholes] == [argument, "demo.Backup"]
+    long = wholes[0]
+    table.qtbot.waitUntil(lambda: long.height() >= long.heightForWidth(long.width()))
+    line = long.fontMetrics().height()
+    assert long.height() > 3 * line  # it does not fit one line of the window
+
+
+async def test_an_assignment_that_asks_is_named_as_such(table: Table) -> None:
+    await table.ask(assigned="ask")
+    assert "An assignment in mode “ask” asks to attach a device" in labels(table.dialog)
+
+
+async def test_nothing_is_chosen_but_what_the_rule_chose(table: Table) -> None:
+    await table.ask()
+    assert table.dialog.chosen is None
+    table.desk.gone()
+    await table.ask(default="vault")
+    assert table.dialog.chosen == "vault"
+    assert table.dialog.choices.item(1).text() == "vault (the rule's default)"
+
+
+async def test_a_window_that_appears_does_not_take_the_keyboard(table: Table) -> None:
+    attribute = QtCore.Qt.WidgetAttribute.WA_ShowWithoutActivating
+    assert table.dialog.testAttribute(attribute)
+    assert table.dialog.windowFlags() & QtCore.Qt.WindowType.WindowStaysOnTopHint
+    await table.ask()
+    assert table.dialog.isVisible()
+    for button in (table.dialog.allow, table.dialog.deny):
+        assert not button.isDefault()
+        assert not button.autoDefault()
+
+
+HOSTILE = "<b>bold</b><img src='http://x/'> &amp; &Allow"
+
+
+async def test_texts_from_outside_are_shown_as_they_are(table: Table) -> None:
+    await table.ask("prompt.call", service=HOSTILE.replace(" ", ""), argument="+<b>&Deny</b>")
+    texts: list[QtWidgets.QLabel] = table.dialog.findChildren(QtWidgets.QLabel)
+    assert texts
+    for each in texts:
+        assert each.textFormat() == QtCore.Qt.TextFormat.PlainText
+        assert each.buddy() is None
+
+
+def test_a_long_text_is_elided_in_its_middle_and_whole_in_the_tooltip(qtbot: QtBot) -> None:
+    text = "begin " + "<i>x</i>" * 40 + " end"
+    label = ElidedLabel(text)
+    qtbot.addWidget(label)
+    label.resize(200, 20)
+    label.show()
+    assert label.text().startswith("begin")
+    assert label.text().endswith("end")
+    assert "…" in label.text()
+    assert "<" not in label.toolTip()
+    assert "&lt;i&gt;" in label.toolTip()
+    assert label.accessibleDescription() == text
+    label.resize(label.fontMetrics().horizontalAdvance(text) + 10, 20)
+    qtbot.waitUntil(lambda: label.text() == text)
+    assert label.toolTip() == ""
+
+
+async def test_a_text_that_is_wider_than_the_screen_does_not_make_the_window_so(
+    table: Table,
+) -> None:
+    await table.ask(identity="x" * 256, description="W" * 128)
+    assert table.dialog.width() <= 600
+    table.qtbot.waitUntil(lambda: any("…" in text for text in labels(table.dialog)))
+
+
+# What counts as an answer
+
+
+async def test_a_person_chooses_a_vm_and_allows_it(table: Table) -> None:
+    await table.ask()
+    table.arm()
+    table.choose(1)
+    table.click(table.dialog.allow)
+    assert await table.ended() == [{"verdict": "allow", "target": "vault"}]
+    assert not table.dialog.isVisible()
+
+
+async def test_the_button_denies(table: Table) -> None:
+    await table.ask(default="vault")
+    table.arm()
+    table.click(table.dialog.deny)
+    assert await table.ended() == [{"verdict": "deny", "target": None}]
+    assert not table.dialog.isVisible()
+
+
+@pytest.mark.parametrize("armed", [False, True])
+async def test_escape_denies_at_any_time(table: Table, armed: bool) -> None:
+    await table.ask()
+    table.activate()
+    if armed:
+        table.wait(ARMING_S)
+    table.press(Key.Key_Escape)
+    assert await table.ended() == [{"verdict": "deny", "target": None}]
+
+
+async def test_closing_the_window_denies(table: Table) -> None:
+    await table.ask()
+    table.dialog.close()
+    assert await table.ended() == [{"verdict": "deny", "target": None}]
+    assert not table.dialog.isVisible()
+
+
+async def test_the_keyboard_alone_chooses_and_allows(table: Table) -> None:
+    await table.ask()
+    table.arm()
+    table.press(Key.Key_Down)
+    assert table.dialog.chosen == "work"
+    table.press(Key.Key_Down)
+    assert table.dialog.chosen == "vault"
+    table.dialog.allow.setFocus()
+    table.press(Key.Key_Space, widget=table.dialog.allow)
+    assert await table.ended() == [{"verdict": "allow", "target": "vault"}]
+
+
+@pytest.mark.parametrize("key", [Key.Key_Return, Key.Key_Enter])
+async def test_return_never_allows(table: Table, key: Key) -> None:
+    await table.ask(default="vault")
+    table.arm()
+    assert table.dialog.allow.isEnabled()
+    for widget in (table.dialog.choices, table.dialog.allow, table.dialog.deny, table.dialog):
+        widget.setFocus()
+        table.press(key, widget=widget)
+    assert await table.ended() == []
+    assert table.dialog.isVisible()
+
+
+async def test_without_a_choice_it_cannot_be_allowed(table: Table) -> None:
+    await table.ask()
+    table.arm()
+    assert not table.dialog.allow.isEnabled()
+    assert table.dialog.state.text() == "Choose a VM to allow it."
+    table.dialog.allow.click()
+    assert await table.ended() == []
+
+
+# What does not
+
+
+async def test_it_is_armed_a_second_after_the_window_got_the_keyboard(table: Table) -> None:
+    await table.ask(default="vault")
+    table.wait(10)
+    assert not table.dialog.allow.isEnabled()
+    assert "Click here" in table.dialog.state.text()
+    table.activate()
+    table.wait(ARMING_S - 0.01)
+    assert not table.dialog.allow.isEnabled()
+    table.dialog.allow.click()
+    table.wait(0.01)
+    assert table.dialog.allow.isEnabled()
+    assert await table.ended() == []
+
+
+async def test_every_key_before_that_restarts_the_second_and_does_nothing_else(
+    table: Table,
+) -> None:
+    await table.ask()
+    table.activate()
+    for key in (Key.Key_V, Key.Key_Down, Key.Key_Space, Key.Key_Tab, Key.Key_Return):
+        table.wait(0.9)
+        table.press(key)
+    assert table.dialog.chosen is None
+    assert table.dialog.choices.hasFocus()
+    table.wait(0.9)
+    assert not table.desk._waiting.is_armed
+    table.wait(0.1)
+    assert table.desk._waiting.is_armed
+    assert await table.ended() == []
+
+
+async def test_a_shortcut_before_that_does_nothing(table: Table) -> None:
+    await table.ask()
+    table.activate()
+    for key in (Key.Key_D, Key.Key_A):
+        table.qtbot.keyClick(table.dialog.choices, key, QtCore.Qt.KeyboardModifier.AltModifier)
+        override = QtGui.QKeyEvent(
+            QtCore.QEvent.Type.ShortcutOverride, key, QtCore.Qt.KeyboardModifier.AltModifier
+        )
+        override.ignore()
+        QtWidgets.QApplication.sendEvent(table.dialog.choices, override)
+        assert override.isAccepted()  # so that Qt looks for no shortcut
+    assert await table.ended() == []
+
+
+async def test_a_click_before_that_restarts_the_second(table: Table) -> None:
+    await table.ask(default="vault")
+    table.activate()
+    table.wait(0.9)
+    table.click(table.dialog.allow)
+    table.wait(0.9)
+    table.click(table.dialog.allow)
+    assert await table.ended() == []
+    table.wait(ARMING_S)
+    table.click(table.dialog.allow)
+    assert await table.ended() == [{"verdict": "allow", "target": "vault"}]
+
+
+async def test_another_window_with_the_keyboard_disarms(table: Table) -> None:
+    await table.ask(default="vault")
+    table.arm()
+    assert table.dialog.allow.isEnabled()
+    table.deactivate()
+    assert not table.dialog.allow.isEnabled()
+    table.wait(10)
+    assert not table.dialog.allow.isEnabled()
+    table.arm()
+    assert table.dialog.allow.isEnabled()
+
+
+async def test_the_next_question_is_not_answered_by_the_click_on_the_one_before(
+    table: Table,
+) -> None:
+    await table.ask(default="vault")
+    await table.ask(default="work", request="2")
+    table.arm()
+    assert table.dialog.others.text() == "1 more question waits"
+    table.click(table.dialog.allow)
+    table.click(table.dialog.allow)
+    table.wait(ARMING_S - 0.01)
+    table.click(table.dialog.allow)
+    assert await table.ended() == [{"verdict": "allow", "target": "vault"}]
+    assert table.dialog.isVisible()
+    assert not table.dialog.others.isVisible()
+    table.wait(ARMING_S)
+    table.click(table.dialog.allow)
+    assert (await table.ended())[1:] == [{"verdict": "allow", "target": "work"}]
+
+
+# How else a question ends
+
+
+async def test_time_that_is_up_is_an_error_and_not_a_no(table: Table) -> None:
+    await table.ask()
+    table.wait(30.5)
+    assert table.dialog.time_left.text() == "30 seconds left"
+    table.wait(29.5)
+    assert await table.ended() == ["timeout"]
+    assert not table.dialog.isVisible()
+
+
+async def test_time_passes_without_anybody_doing_anything(table: Table) -> None:
+    """The timer is started for the moment at which something changes, and not before."""
+    await table.ask()
+    assert 0 < table.desk._timer.remainingTime() <= 1000
+    table.desk.gone()
+    assert not table.desk._timer.isActive()
+
+
+async def test_the_callers_deadline_counts_if_it_is_earlier(
+    table: Table, mock_clock: trio.testing.MockClock
+) -> None:
+    async def ask() -> None:
+        with trio.move_on_after(5):
+            await table.desk.ask("prompt.ask", ASK)
+
+    table.nursery.start_soon(ask)
+    await trio.testing.wait_all_tasks_blocked()
+    assert table.dialog.time_left.text() == "5 seconds left"
+    mock_clock.jump(5)
+    await trio.testing.wait_all_tasks_blocked()
+    assert not table.dialog.isVisible()
+
+
+async def test_a_question_that_is_withdrawn_goes_away(table: Table) -> None:
+    await table.ask()
+    table.desk.cancel("another", "a reason")
+    assert table.dialog.isVisible()
+    table.desk.cancel(ASK["request"], "the command that asked has ended")
+    assert await table.ended() == ["timeout"]
+    assert not table.dialog.isVisible()
+
+
+async def test_after_a_withdrawn_question_the_next_is_armed_later(table: Table) -> None:
+    await table.ask()
+    await table.ask(default="work", request="2")
+    table.arm()
+    table.desk.cancel(ASK["request"], "the command that asked has ended")
+    table.wait(ARMING_AFTER_WITHDRAWAL_S - 0.01)
+    assert not table.dialog.allow.isEnabled()
+    table.wait(0.01)
+    assert table.dialog.allow.isEnabled()
+
+
+async def test_a_caller_that_is_cancelled_takes_its_question_along(table: Table) -> None:
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(table.desk.ask, "prompt.ask", ASK)
+            await trio.testing.wait_all_tasks_blocked()
+            assert table.dialog.isVisible()
+            scope.cancel()
+    assert not table.dialog.isVisible()
+
+
+async def test_all_questions_go_away_with_the_connection(table: Table) -> None:
+    for number in range(3):
+        await table.ask(request=str(number))
+    table.desk.gone()
+    assert await table.ended() == ["unavailable"] * 3
+    assert not table.dialog.isVisible()
+
+
+async def test_one_question_too_many_is_refused(table: Table) -> None:
+    for _ in range(QUESTIONS_MAX + 1):
+        await table.ask()
+    assert await table.ended() == ["unavailable"]
+    table.desk.gone()
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong", "code"),
+    [
+        ("prompt.ask", {"candidates": []}, "usage"),
+        ("prompt.ask", {"backend": "<b>"}, "usage"),
+        ("prompt.ask", {"assigned": "sometimes"}, "usage"),
+        ("prompt.call", {"argument": "photos"}, "usage"),
+        ("prompt.other", {}, "unknown_method"),
+    ],
+)
+async def test_what_is_no_question_is_refused_and_not_shown(
+    table: Table, method: str, wrong: dict[str, object], code: str
+) -> None:
+    with pytest.raises(CallError) as caught:
+        await table.desk.ask(method, {**(ASK if method == "prompt.ask" else CALL), **wrong})
+    assert caught.value.code == code
+    assert not table.dialog.isVisible()

@@ -1,0 +1,1 @@
+"""What dom0 asks its user, as a dialog."""
