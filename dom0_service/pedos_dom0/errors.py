@@ -172,6 +172,17 @@ def target_halted(vm: str) -> CallError:
     return failure("failed", f"{vm} is halted", hint=f"qvm-start {vm}, or attach with --persistent")
 
 
+def only_at_start(key: DeviceKey, vm: str) -> CallError:
+    """The hypervisor cannot give this VM a device of the class while it runs."""
+    return failure(
+        "failed",
+        f"{key} could not be attached to {vm}: {vm} was started without PCI devices, so Xen can "
+        "give it one only when it starts",
+        hint=f"qvm-device {key.device_class} attach --persistent {vm} {key}, which takes effect at "
+        f"the next start of {vm}",
+    )
+
+
 def being_started(vm: str) -> CallError:
     return failure(
         "failed",

@@ -33,6 +33,8 @@ DOMID_MAX = 0x7FEF  # xen/include/public/xen.h: DOMID_FIRST_RESERVED is 0x7FF0
 DATA_PORT_FIRST = 16  # dom0 assigns from here on; those below have a fixed meaning, as control's 1
 PORT_MAX = 2**31 - 1  # part of a path in xenstore on Xen; any sensible path is shorter
 NATURAL_MAX = 2**63 - 1  # what SQLite and off_t hold
+RECORD_MAX = 16 * 1024  # characters of a line of the audit log, as the service bounds them
+RECORDS_MAX = 200  # lines of the audit log in an answer; a screen shows some fifty
 
 Parse = Callable[[Any], Any]
 
@@ -70,6 +72,11 @@ def a_port(untrusted: Any) -> int:
 def a_domid(untrusted: Any) -> int:
     """A domain's id; dom0 has 0."""
     return _integer(untrusted, 0, DOMID_MAX)
+
+
+def a_number_of_records(untrusted: Any) -> int:
+    """How many lines of the audit log are asked for."""
+    return _integer(untrusted, 1, RECORDS_MAX)
 
 
 def a_duration(untrusted: Any) -> float:
@@ -154,6 +161,15 @@ def a_text(untrusted: Any) -> str:
     return names.printable_text(_text(untrusted), TEXT_MAX)
 
 
+def a_record(untrusted: Any) -> str:
+    """A line of the audit log, which is JSON of printable ASCII: refused and never altered, so that
+    it stays JSON. Its texts may be a VM's: whoever shows them escapes them."""
+    text = _text(untrusted)
+    if len(text) > RECORD_MAX or not text.isascii() or not text.isprintable():
+        raise ValueError(f"{names.shown(text[:64])} is not a line of the audit log")
+    return text
+
+
 def a_word(untrusted: Any) -> str:
     """A text without spaces, as in a column of a rule; may be empty.
 
@@ -208,6 +224,8 @@ NameInTarget = Annotated[str, names.parse_name_in_target]
 Natural = Annotated[int, a_natural]
 Options = Annotated[dict[str, str], some_options]
 Port = Annotated[int, a_port]
+Record = Annotated[str, a_record]
+RecordCount = Annotated[int, a_number_of_records]
 Seconds = Annotated[float, a_duration]
 Text = Annotated[str, a_text]
 VmName = Annotated[str, names.parse_vm_name]

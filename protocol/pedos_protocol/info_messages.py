@@ -1,4 +1,5 @@
-"""The messages about one device: what is known of it, and what the rules say to dom0's user.
+"""The messages about one device: what is known of it, what the rules say to dom0's user, and which
+VMs it could be attached to.
 
 `messages` says which method carries which, and reads them all.
 """
@@ -10,7 +11,17 @@ from typing import Annotated
 import attr
 
 from .codec import ITEMS_MAX
-from .fields import ATTACHMENTS_MAX, AtMost, ClassName, DeviceId, Text, VmName
+from .fields import (
+    ATTACHMENTS_MAX,
+    AtMost,
+    ClassName,
+    DeviceId,
+    Identity,
+    Natural,
+    Text,
+    VmName,
+)
+from .machine_messages import VmState
 from .policy_messages import Verdict
 
 #: Reasons why a device cannot be lent: its class, what its source says, and who has a relative.
@@ -52,3 +63,47 @@ class Decided:
     reason: Text
     read_only: bool
     target: Text | None
+
+
+@attr.frozen
+class DeviceTargets:
+    """Tell dom0's user for each VM what an attach of the device to it would come to now."""
+
+    device_class: ClassName
+    backend: VmName
+    device: DeviceId
+
+
+@attr.frozen
+class Target:
+    """What comes of it if dom0's user attaches the device to `vm` now.
+
+    `verdict` is "allow" if nothing stands against it that can be known before; "ask" if dom0's user
+    is asked first; "deny" if a rule denies it or if anything else stands against it: `reason` says
+    what. `rule` is the one that decided; None if none did, or if rules do not matter as the device
+    cannot be lent at all. `read_only`: it would be attached so. `target` is the VM that the rule
+    sends it to instead.
+    """
+
+    vm: VmName
+    state: VmState
+    verdict: Verdict
+    reason: Text
+    rule: Text | None
+    read_only: bool
+    target: Text | None
+
+
+@attr.frozen
+class TargetsTold:
+    """All VMs but dom0 and the one that has the device, in natural order.
+
+    `identity` is the device's as it was looked at, for an attach to that device alone. `unfit` says
+    why it cannot be lent to any of them now, as in `DeviceTold`. `left_out` counts the VMs that do
+    not fit into the answer: those that are halted come last.
+    """
+
+    identity: Identity
+    unfit: Annotated[tuple[Text, ...], AtMost(UNFIT_MAX)]
+    targets: Annotated[tuple[Target, ...], AtMost(ITEMS_MAX)]
+    left_out: Natural

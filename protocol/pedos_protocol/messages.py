@@ -1,7 +1,8 @@
 """All messages: one class for each, and one table that says which method carries which.
 
 This module has those between a client and dom0 about attaching and detaching; `listing_messages`
-those about lists of devices and their changes, `assignment_messages` those about assignments,
+those about lists of devices and their changes, `info_messages` those about one device,
+`assignment_messages` those about assignments, `audit_messages` those about the audit log,
 `class_messages` those about device classes, `mute_messages` those about muting, `sleep_messages`
 those about the machine's sleep, `vm_messages` those about VMs, `policy_messages` those about
 policy, `agent_messages` dom0's with an agent, and `machine_messages` those of local mode's machine.
@@ -58,6 +59,7 @@ from .assignment_messages import (
     UnassignItem,
     UnassignResult,
 )
+from .audit_messages import AuditRecent, AuditTold
 from .class_messages import ClassInfo, DeviceClasses, DeviceClassesListed, OptionInfo
 from .codec import ITEMS_MAX
 from .fields import (
@@ -72,7 +74,7 @@ from .fields import (
     VmName,
     since,
 )
-from .info_messages import Decided, DeviceInfo, Relative
+from .info_messages import Decided, DeviceInfo, DeviceTargets, Relative, Target, TargetsTold
 from .listing_messages import (
     AttachedTo,
     DeviceChanged,
@@ -147,6 +149,8 @@ __all__ = [
     "AttachedTo",
     "AttachmentEnded",
     "AttachmentListening",
+    "AuditRecent",
+    "AuditTold",
     "ClassInfo",
     "Conflict",
     "Decided",
@@ -166,6 +170,7 @@ __all__ = [
     "DeviceListed",
     "DeviceMute",
     "DeviceRef",
+    "DeviceTargets",
     "DeviceTold",
     "DeviceUnassign",
     "DevicesResume",
@@ -222,6 +227,8 @@ __all__ = [
     "Step",
     "SystemVm",
     "SystemVms",
+    "Target",
+    "TargetsTold",
     "TraceStep",
     "UnassignItem",
     "UnassignResult",
@@ -360,6 +367,7 @@ SCHEMA = Schema(
         "watch.next": Spec(WatchNext, Watched, since=2),
         "device.mute": Spec(DeviceMute, MuteResult, since=2),
         "device.explain": Spec(DeviceExplain, ExplainResult),
+        "device.targets": Spec(DeviceTargets, TargetsTold, since=2),
         "devices.suspend": Spec(DevicesSuspend, SleepResult, since=2),
         "devices.resume": Spec(DevicesResume, SleepResult, since=2),
         "vm.list": Spec(VmList, VmListed),
@@ -372,6 +380,7 @@ SCHEMA = Schema(
         "policy.mine": Spec(PolicyMine, PolicyVerdict),
         "policy.system": Spec(PolicySystem, SystemVms),
         "prompter.register": Spec(PrompterRegister, Empty),
+        "audit.recent": Spec(AuditRecent, AuditTold, since=2),
         # dom0 to a client that registered as a prompter
         "prompt.ask": Spec(PromptAsk, PromptAnswer),
         "prompt.call": Spec(PromptCall, PromptAnswer, since=2),

@@ -8,6 +8,7 @@ from __future__ import annotations
 #: Method -> what follows "to" in a sentence about the request.
 DOING = {
     "agent.report": "take this VM's report",
+    "audit.recent": "tell the last lines of the audit log",
     "device.assign": "assign a device",
     "device.assignments": "list assignments",
     "device.attach": "attach a device",
@@ -17,6 +18,7 @@ DOING = {
     "device.info": "tell all about a device",
     "device.list": "list devices",
     "device.mute": "mute a VM, or unmute it",
+    "device.targets": "tell which VMs a device could be attached to",
     "device.unassign": "take an assignment away",
     "devices.resume": "attach devices again after the machine's sleep",
     "devices.suspend": "detach devices for the machine's sleep",

@@ -448,7 +448,7 @@ class World:
         self.driver.subscribers.clear()
         with (
             contextlib.closing(self._store()) as store,
-            contextlib.closing(AuditQueue(Audit(self.folder / "audit.jsonl"))) as audit,
+            contextlib.closing(AuditQueue(Audit(self.folder / "audit.jsonl"), at_once)) as audit,
         ):
             facts = Facts(self.driver, self.facts_folder)
             facts.reload()

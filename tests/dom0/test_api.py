@@ -187,6 +187,8 @@ async def test_every_method_is_of_the_schema_and_answers_with_its_result(
         "device.assignments": {"device_class": "block"},
         "device.explain": {"verb": "attach", **named("work", "sys-usb:free1")},
         "device.mute": {"device_class": "mic", "vm": "work", "muted": True},
+        "device.targets": {"device_class": "block", "backend": "sys-usb", "device": "free1"},
+        "audit.recent": {"count": 10},
         "vm.start": {"vm": "halted"},
         "vm.shutdown": {"vm": "vault"},
         "policy.explain": {

@@ -97,6 +97,7 @@ def test_attrs_is_imported_by_messages_alone() -> None:
     assert users == {
         "agent_messages",
         "assignment_messages",
+        "audit_messages",
         "class_messages",
         "fields",
         "info_messages",

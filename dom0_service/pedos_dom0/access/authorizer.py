@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 CHANGED_POLICY = "the policy has changed since dom0's user was asked"
 CHANGED_DEVICE = "it is another device now than the one that dom0's user was asked about"
+NO_CHOICE = "no VM that it could be given to is left to choose from"
 
 
 @attrs.frozen
@@ -57,6 +58,17 @@ class Grant:
 
     vm: str
     read_only: bool
+
+
+@attrs.frozen
+class Foreseen:
+    """The decision on a request that was not made. `refused`: why it is denied although the rule
+    does not deny it. `vms` would get the device: the one that it is allowed to, or those that
+    dom0's user could choose."""
+
+    decision: Decision
+    refused: str | None
+    vms: tuple[str, ...]
 
 
 @attrs.frozen
@@ -128,6 +140,18 @@ class Authorizer:
             return evaluate(request, self.snapshot, self._state.facts.system, trace=True)
         decider = self._decider_of_now()
         return decider.decide(request.service, request.argument, request.source, request.target)
+
+    def foresee(self, source: str, subject: Subject, vm: str) -> Foreseen:
+        """What `allow` would come to before it asks anybody: raises and records nothing."""
+        decision = self.decide(source, subject, vm)
+        refused = refusal(subject, vm, decision)
+        vms: tuple[str, ...] = ()
+        if decision.verdict == "ask":
+            vms = self._choices(subject, vm, decision)
+            refused = refused or (None if vms else NO_CHOICE)
+        elif decision.verdict == "allow" and decision.target is not None and refused is None:
+            vms = (as_named(decision.target),)
+        return Foreseen(decision, refused, vms)
 
     def may_see(self, name: str, keys: Iterable[DeviceKey]) -> list[bool]:
         """Which of these devices a list shows to a VM, or to dom0's user: those that `refusal`
@@ -239,7 +263,7 @@ class Authorizer:
             raise self.denied(subject, needed.vm, decision, why)
         candidates = self._choices(subject, needed.vm, decision)
         if not candidates:
-            why = "no VM that it could be given to is left to choose from"
+            why = NO_CHOICE
             self._write(caller, subject, needed.vm, request, decision, consents, refused=why)
             raise self.denied(subject, needed.vm, decision, why)
         seen = subject.seen(registry)

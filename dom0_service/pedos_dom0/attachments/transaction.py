@@ -39,7 +39,7 @@ from pedos_dom0.errors import (
     not_to_be_had,
     shutting_down,
 )
-from pedos_dom0.tables.leases import ATTACHED, PENDING, Lease, broken_by
+from pedos_dom0.tables.leases import ATTACHED, PENDING, Lease, Taken, broken_by
 from pedos_dom0.tables.store import StoreError
 from pedos_dom0.tasks import progress
 
@@ -96,16 +96,10 @@ class Transaction:
         is being shut down, or if one has or lends as much as it may. Then nothing is leased.
         """
         state = self._state
+        if (why := why_not_leased(state, key, device, vm)) is not None:
+            raise why
         source = state.agents.get(key.backend)
-        if source is None:
-            raise agent_missing(key.backend, "not_found")
-        for name in (vm, key.backend):
-            if name in state.closing:
-                raise shutting_down(name)
-        if len(state.leases.of_vm(vm)) >= ATTACHMENTS_MAX:
-            raise QuotaError(vm, f"{vm} has {ATTACHMENTS_MAX} devices already")
-        if len(state.leases.from_backend(key.backend)) >= ATTACHMENTS_MAX:
-            raise QuotaError(key.backend, f"{key.backend} lends {ATTACHMENTS_MAX} devices already")
+        assert source is not None, key  # or it would not be leased
         device_class = class_of(key.device_class)
         lease = Lease(
             attachment=secrets.token_hex(8),
@@ -125,10 +119,6 @@ class Transaction:
             by_hypervisor=state.carrier(key.device_class).by_hypervisor,
         )
         state.leases.grant(lease, state.registry.family(key), device_class.shared)
-        # A device that another VM has is also in use in its source: "taken" says more.
-        if (error := not_to_be_had(key, device)) is not None:
-            state.leases.free(lease.attachment)
-            raise error
         self._teardown.attempts[lease.attachment] = Attempt()
         return lease
 
@@ -354,6 +344,25 @@ class Transaction:
         await state.reach("attach.committed")
         state.registry.touch(key)
         return lease
+
+
+def why_not_leased(
+    state: State, key: DeviceKey, device: Device, vm: str
+) -> CallError | Taken | None:
+    """Why `reserve` would refuse to lease the device to the VM now; None if it would not."""
+    if state.agents.get(key.backend) is None:
+        return agent_missing(key.backend, "not_found")
+    for name in (vm, key.backend):
+        if name in state.closing:
+            return shutting_down(name)
+    if len(state.leases.of_vm(vm)) >= ATTACHMENTS_MAX:
+        return QuotaError(vm, f"{vm} has {ATTACHMENTS_MAX} devices already")
+    if len(state.leases.from_backend(key.backend)) >= ATTACHMENTS_MAX:
+        return QuotaError(key.backend, f"{key.backend} lends {ATTACHMENTS_MAX} devices already")
+    if (holder := state.holder(key, vm)) is not None:
+        return Taken(holder)
+    # A device that another VM has is also in use in its source: "taken" says more.
+    return not_to_be_had(key, device)
 
 
 def _broken(lease: Lease, reason: str) -> CallError:

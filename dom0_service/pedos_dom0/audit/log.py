@@ -98,6 +98,10 @@ class Audit:
             self._lost = 0
 
     @property
+    def path(self) -> Path:
+        return self._path
+
+    @property
     def trouble(self) -> str | None:
         """Why lines are being lost, if they are."""
         if not self._lost:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from pedos_dom0.audit.log import Record, make_record
+from pedos_dom0.audit.tail import last_lines
 from pedos_dom0.tasks.disk import in_thread
 
 if TYPE_CHECKING:
     from pedos_dom0.audit.log import Audit
+    from pedos_dom0.audit.tail import Tail
     from pedos_dom0.tasks.disk import InThread
 
 logger = logging.getLogger(__name__)
@@ -78,6 +80,11 @@ class AuditQueue:
         number = self._taken if request is None else self._last.get(request, 0)
         while self._written < number:
             await self._waiters.park()
+
+    async def recent(self, count: int, size: int, device: str | None = None) -> Tail:
+        """As `last_lines`, of all that was queued before this call."""
+        await self.written()
+        return await self._in_thread(partial(last_lines, self._log.path, count, size, device))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Writes the queued lines, until cancelled; then the rest."""

@@ -46,7 +46,9 @@ from pedos_dom0.requests.listing import Listing
 from pedos_dom0.requests.mute import Mute
 from pedos_dom0.requests.operations import Operations
 from pedos_dom0.requests.policy_status import fitting_status, policy_status
+from pedos_dom0.requests.recent import Recent
 from pedos_dom0.requests.sleep import Sleep
+from pedos_dom0.requests.targets import Targets
 from pedos_dom0.requests.unassign import Unassign
 from pedos_dom0.requests.vm_start import VmStart
 from pedos_dom0.requests.watch import Watch, vms_now
@@ -119,6 +121,8 @@ class Api:
         self._explaining = Explaining(state, self._authorizer)
         self._listing = Listing(state, self._authorizer, teardown, muting)
         self._info = Info(state, self._authorizer, self._listing)
+        self._recent = Recent(state.audit)
+        self._targets = Targets(state, self._authorizer)
         self.watch = Watch(state, self._authorizer, self._listing)
         self._attach = Attach(state, self._authorizer, transaction, reconciler)
         self._unassign = Unassign(state, self._authorizer)
@@ -294,6 +298,10 @@ class Api:
         params = call.params
         return self._explaining.device(params.source, params.verb, self._key(call), params.vm)
 
+    async def device_targets(self, call: Call) -> object:
+        await self._state.agents.wait_expected()  # as for a list
+        return await self._targets(call.caller, self._key(call))
+
     async def watch_next(self, call: Call) -> object:
         return await self.watch.next(call.caller, call.params)
 
@@ -343,6 +351,9 @@ class Api:
     async def policy_system(self, call: Call) -> object:
         return self._explaining.system(call.params.after)
 
+    async def audit_recent(self, call: Call) -> object:
+        return await self._recent(call.params.count, call.params.device)
+
     async def prompter_register(self, call: Call) -> object:
         if call.background is None:
             raise failure("unavailable", "this connection cannot put questions to a user")
@@ -366,6 +377,7 @@ TABLE: dict[str, Entry] = {
     "device.assignments": Entry(Api.device_assignments, _EVERYBODY, left_classes=True),
     "device.mute": Entry(Api.device_mute, _LOCAL, operation=True),
     "device.explain": Entry(Api.device_explain, _LOCAL, left_classes=True),
+    "device.targets": Entry(Api.device_targets, _LOCAL),
     "watch.next": Entry(Api.watch_next, _EVERYBODY, left_classes=True),
     "devices.suspend": Entry(Api.devices_suspend, _LOCAL, operation=True),
     "devices.resume": Entry(Api.devices_resume, _LOCAL, operation=True),
@@ -378,4 +390,5 @@ TABLE: dict[str, Entry] = {
     "policy.mine": Entry(Api.policy_mine, _VMS),
     "policy.system": Entry(Api.policy_system, _LOCAL),
     "prompter.register": Entry(Api.prompter_register, _LOCAL),
+    "audit.recent": Entry(Api.audit_recent, _LOCAL),
 }

@@ -28,8 +28,8 @@ from pedos_dom0.access.subjects import DeviceSubject
 from pedos_dom0.attachments.fresh import unknown, wait_until_known
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME, DriverError
-from pedos_dom0.requests.absent import why_absent
 from pedos_dom0.requests.assignable import conflict
+from pedos_dom0.requests.obstacles import device_to_lend, held_by, no_recipient, not_ready
 from pedos_dom0.tables.agents import AGENT_GRACE
 from pedos_dom0.tables.leases import ATTACHED, Taken
 from pedos_dom0.tables.store import StoreError
@@ -178,8 +178,7 @@ class Attach:
         # From there to the lease nothing is awaited: what was looked up and decided still holds
         # when the device is leased.
         vm = grant.vm
-        held = self._held(asked.key, vm)
-        if held is not None and held.state == ATTACHED:
+        if (held := held_by(self._state, asked.key, vm)) is not None:
             newly = await self._assign(asked, vm, device, held)
             return self._result(asked, vm, "assigned" if newly else "already", held.options), vm
 
@@ -189,10 +188,9 @@ class Attach:
         if asked.persistent and not self._can_give_now(asked, vm, domain.domid):
             await self._assign(asked, vm, device)
             return self._result(asked, vm, "assigned", asked.options.canonical()), vm
-        if domain.domid is None:
-            raise self._tell(asked, vm, errors.target_halted(vm))
-        if self._state.agents.at(vm, domain.domid) is None:
-            raise self._tell(asked, vm, errors.agent_missing(vm, "failed"))
+        if (error := not_ready(self._state, asked.key, vm)) is not None:
+            raise self._tell(asked, vm, error)
+        assert domain.domid is not None, vm  # or it would not be ready
 
         lease = self._reserve(asked, grant, device, domain.domid)
         attempt = self._transaction.attempt(lease)
@@ -268,15 +266,8 @@ class Attach:
 
     def _check_target(self, asked: AttachRequest, vm: str) -> None:
         """Whether a rule redirects it to a VM that can have it."""
-        error = None
-        if vm == DOM0_NAME:
-            error = errors.target_is_dom0()
-        elif vm == asked.key.backend:
-            error = errors.target_is_backend(vm)
-        elif vm != asked.vm and not asked.may_redirect:
-            error = errors.sent_elsewhere(asked.key, asked.vm, vm)
-        elif self._state.domain(vm) is None:
-            error = errors.no_such_target(vm)
+        may_redirect = asked.may_redirect
+        error = no_recipient(self._state, asked.key, asked.vm, vm, may_redirect=may_redirect)
         if error is not None:
             raise self._tell(asked, vm, error)
 
@@ -298,21 +289,8 @@ class Attach:
 
     def _look_up(self, asked: AttachRequest, vm: str) -> Device:
         """The device, if everything that was named exists and is known."""
-        state, key = self._state, asked.key
-        state.known_domain(vm)
-        state.known_domain(key.backend)
-        if (lack := state.carrier(key.device_class).lack) is not None:
-            raise errors.unsupported(lack)
-        device = state.registry.get(key)
-        if device is None:
-            raise why_absent(state, key)
-        if unknown(state, key) is not None:
-            raise errors.not_known(key, device)
-        if (never := class_of(key.device_class).why_never(key.backend, device)) is not None:
-            raise errors.never_given(key, never)
-        if asked.identity not in (None, device.identity):
-            raise errors.another_device(key, asked.identity or "", device)
-        return device
+        self._state.known_domain(vm)
+        return device_to_lend(self._state, asked.key, asked.identity)
 
     def _look_up_for_vm(self, asked: AttachRequest, vm: str) -> Device:
         """As `_look_up`, for a VM that policy allows to ask.
@@ -348,11 +326,6 @@ class Attach:
             assign = DeviceSubject("assign", asked.key)
             self._authorizer.require(asked.caller, assign, grant.vm, asked.request, asked.consents)
         return grant
-
-    def _held(self, key: DeviceKey, vm: str) -> Lease | None:
-        """The target's own lease of this device, if it has one."""
-        leases = self._state.leases.of_device(key)
-        return next((lease for lease in leases if lease.vm == vm), None)
 
     def _reserve(self, asked: AttachRequest, grant: Grant, device: Device, vm_domid: int) -> Lease:
         key, vm, frontend = asked.key, grant.vm, asked.options.frontend

@@ -19,10 +19,9 @@ from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.requests.absent import why_absent
 from pedos_dom0.requests.fitting import bounded_text, fitting
+from pedos_dom0.requests.unfit import unfit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from pedos_protocol.errors import CallError
     from pedos_protocol.messages import Verdict
 
@@ -68,7 +67,7 @@ class Info:
             device=device,
             argument=device_argument(key, state.registry),
             lasting=class_of(key.device_class).lasting_identity(device.identity),
-            unfit=tuple(map(bounded_text, self._unfit(caller, key)))[:UNFIT_MAX],
+            unfit=tuple(map(bounded_text, unfit(state, caller, key)))[:UNFIT_MAX],
             relatives=relatives,
             relatives_left_out=left_out,
             decided=told,
@@ -85,25 +84,6 @@ class Info:
         decision = self._authorizer.decide(DOM0_NAME, subject, DOM0_NAME)
         why = refusal(subject, DOM0_NAME, decision)
         return self._authorizer.denied(subject, DOM0_NAME, decision, why)
-
-    def _unfit(self, caller: Caller, key: DeviceKey) -> Iterable[str]:
-        """Why it cannot be lent now, as far as the caller may know. Who has the device itself is
-        told beside this."""
-        state, device = self._state, self._state.registry.get(key)
-        if (lack := state.carrier(key.device_class).lack) is not None:
-            yield lack
-        is_its = caller.kind.sees_all or key.backend == caller.name
-        if is_its and device is not None:
-            if (error := errors.not_to_be_had(key, device)) is not None:
-                yield error.message
-        elif caller.kind.sees_all:
-            yield why_absent(self._state, key).message
-        if caller.kind.sees_all:
-            relatives = state.registry.relatives(key) - {key}
-            for lease in state.leases:
-                if lease.key in relatives:
-                    yield errors.taken(key, lease).message
-                    break
 
     def _relatives(self, caller: Caller, key: DeviceKey) -> tuple[tuple[Relative, ...], int]:
         """The others that it cannot be lent beside, and how many more there are."""

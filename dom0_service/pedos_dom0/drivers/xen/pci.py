@@ -27,6 +27,7 @@ from pedos_dom0.drivers.xen import pci_rules, pci_sysfs, pciback
 from pedos_dom0.drivers.xen.pci_sysfs import PCIBACK
 from pedos_dom0.drivers.xen.xenstore import DOMAINS, silent, wait_for
 from pedos_dom0.drivers.xen.xl import can_pass_through
+from pedos_dom0.errors import only_at_start
 from pedos_dom0.tasks.disk import in_thread
 
 if TYPE_CHECKING:
@@ -342,12 +343,8 @@ class XenPci:
         if lease.attachment in self._mine:
             raise DriverError(f"{what}: xl has made {lease.vm} without it")
         if not self.can_give_live(lease.vm_domid):
-            raise DriverError(
-                f"{what}: {lease.vm} was started without PCI devices, so Xen can give it one only "
-                "when it starts",
-                hint=f"qvm-pci attach --persistent {lease.vm} {lease.key}, which takes effect at "
-                f"the next start of {lease.vm}",
-            )
+            why = only_at_start(lease.key, lease.vm)
+            raise DriverError(why.message, hint=str(why.data["hint"]))
         await self._make_ready(lease)
         mine = self._mine[lease.attachment]
         had_driver = mine.had_driver
