@@ -99,8 +99,7 @@ async def desk(
     made = Desk(service, nursery)
     await made.settle()
     yield made
-    made.window._is_given_up = True
-    made.window.close()
+    made.window.give_up()
     await trio.testing.wait_all_tasks_blocked()
 
 
@@ -352,3 +351,17 @@ async def test_many_devices_are_bounded_and_the_rest_is_counted(desk: Desk) -> N
     adding.search.textEdited.emit("2-249")
     assert adding.list.count() == 1 and adding.add.isEnabled()
     adding.search.textEdited.emit("")
+
+
+async def test_a_program_that_ends_does_not_wait_for_an_answer(
+    service: Service, qtbot: QtBot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(window, "PAUSE_S", 0)
+    async with trio.open_nursery() as nursery:
+        desk = Desk(service, nursery)
+        await desk.settle()
+        await desk.add("receiver")
+        service.held = trio.Event()
+        await desk.press(desk.window.save_button)
+        nursery.cancel_scope.cancel()
+    assert desk.is_closed and desk.window._question is None

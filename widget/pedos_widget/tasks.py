@@ -20,13 +20,26 @@ StartSoon = Callable[[Job], object]
 
 
 class Tasks:
-    """`start_soon` is that of a nursery; `fail` shows a sentence about what did not work."""
+    """`start_soon` is that of a nursery; `fail` shows a sentence about what did not work. `ended`
+    is called if the nursery ends before the window: Qt does not quit while a window refuses to
+    close, so none may then ask whether to save."""
 
-    def __init__(self, start_soon: StartSoon, fail: Callable[[str], None]) -> None:
+    def __init__(
+        self, start_soon: StartSoon, fail: Callable[[str], None], ended: Callable[[], None]
+    ) -> None:
         self._start_soon = start_soon
         self._fail = fail
+        self._ended = ended
         self._scopes: set[trio.CancelScope] = set()
         self._is_closed = False
+        self.start(self._watch)
+
+    async def _watch(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            if not self._is_closed:
+                self._ended()
 
     def start(self, job: Job) -> trio.CancelScope:
         """Start a job; cancel the scope to end it."""

@@ -39,7 +39,7 @@ class PolicyWindow(QtWidgets.QWidget):
     def __init__(self, controller: Watched, start_soon: StartSoon) -> None:
         super().__init__()
         self._controller = controller
-        self._tasks = Tasks(start_soon, self.say)
+        self._tasks = Tasks(start_soon, self.say, self._end)
         self._is_loading = self._is_stale = self._is_closed = False
         self._asking: trio.CancelScope | None = None
         self._audit: Audit | None = None
@@ -263,6 +263,9 @@ class PolicyWindow(QtWidgets.QWidget):
             self.say(_("{program} cannot be started.").format(program=command[0]))
 
     # Qt
+
+    def _end(self) -> None:
+        self.close()
 
     def changeEvent(self, event: QtCore.QEvent) -> None:  # noqa: N802 - Qt's name
         """Look again when a person comes back, perhaps from the editor."""

@@ -43,7 +43,7 @@ class SettingsWindow(QtWidgets.QWidget):
         super().__init__()
         self.settings = Settings(vm)
         self._controller = controller
-        self._tasks = Tasks(start_soon, self.say)
+        self._tasks = Tasks(start_soon, self.say, self.give_up)
         self._is_loading = self._is_stale = self._is_saving = False
         self._closes_when_saved = self._is_given_up = self._is_closed = False
         self._trial: trio.CancelScope | None = None
@@ -273,6 +273,11 @@ class SettingsWindow(QtWidgets.QWidget):
 
     # The end
 
+    def give_up(self) -> None:
+        """Close, whatever is not saved."""
+        self._is_given_up = True
+        self.close()
+
     def closeEvent(self, event: QtGui.QCloseEvent) -> None:  # noqa: N802 - Qt's name
         """Close, unless something is not saved: that is asked about first."""
         if not self._is_given_up and self._is_saving:
@@ -311,8 +316,7 @@ class SettingsWindow(QtWidgets.QWidget):
     def _answered(self, button: QtWidgets.QMessageBox.StandardButton) -> None:
         self._question = None
         if button == QtWidgets.QMessageBox.StandardButton.Discard:
-            self._is_given_up = True
-            self.close()
+            self.give_up()
         elif button == QtWidgets.QMessageBox.StandardButton.Save:
             self._closes_when_saved = True
             self.save()
