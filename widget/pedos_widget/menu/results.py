@@ -1,0 +1,75 @@
+"""What became of the clicks, in words for the rows of their devices. No Qt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pedos_widget.i18n import _
+
+if TYPE_CHECKING:
+    from pedos_widget.model.view import DeviceRef, DeviceRow, Result
+
+RESULTS_MAX = 256
+"""Devices of which a result is kept: more than fit in a menu; the oldest one goes."""
+
+WORKING, DONE = "working", "done"
+
+
+class Results:
+    """The latest result of each device, until it has been seen."""
+
+    def __init__(self) -> None:
+        self._latest: dict[DeviceRef, Result] = {}
+
+    def take(self, result: Result) -> None:
+        """Note it. What is done needs no words: the row itself says who has the device."""
+        self._latest.pop(result.ref, None)
+        if result.state == DONE:
+            return
+        self._latest[result.ref] = result
+        while len(self._latest) > RESULTS_MAX:
+            self._latest.pop(next(iter(self._latest)))
+
+    def seen(self) -> None:
+        """Somebody has looked: forget the failures, which would be old news the next time."""
+        self._latest = {ref: each for ref, each in self._latest.items() if each.state == WORKING}
+
+    def is_working(self, ref: DeviceRef) -> bool:
+        """Is the device being attached or detached?"""
+        latest = self._latest.get(ref)
+        return latest is not None and latest.state == WORKING
+
+    def words(self, ref: DeviceRef) -> str:
+        """What is being done to the device, or why it was not; "" if there is nothing to say."""
+        latest = self._latest.get(ref)
+        return "" if latest is None else result_words(latest)
+
+
+def result_words(result: Result) -> str:
+    """A result as a sentence."""
+    attach = result.verb == "attach"
+    if result.state == WORKING:
+        text = _("attaching to {vm}...") if attach else _("detaching from {vm}...")
+    elif result.state == DONE:
+        text = _("attached to {vm}") if attach else _("detached from {vm}")
+    elif result.state == "denied":
+        text = (
+            _("denied: not attached to {vm}: {reason}")
+            if attach
+            else _("denied: not detached from {vm}: {reason}")
+        )
+    else:
+        text = (
+            _("not attached to {vm}: {reason}") if attach else _("not detached from {vm}: {reason}")
+        )
+    return text.format(vm=result.vm, reason=result.reason)
+
+
+def with_result(text: str, words: str) -> str:
+    """A device's row, and what became of the last click on it."""
+    return _("{device} - {result}").format(device=text, result=words) if words else text
+
+
+def gone_text(row: DeviceRow) -> str:
+    """The row of a device that has gone while the menu is open."""
+    return _("{device} - not there any more").format(device=row.text)
