@@ -95,23 +95,26 @@ class View:
 class Happened:
     """Something that a person may want to be told of, as one sentence in `text`. `own`: it is what
     the person at this desktop just asked for. `vm` is the VM that the device is attached to, that
-    has lost it, or that listens; None where there is none."""
+    has lost it, or that listens; None where there is none. `family` is the topmost device of which
+    this is a part, as a stick is of its disk and partitions; None: it is itself."""
 
     kind: Literal["appeared", "gone", "attached", "detached", "listening"]
     ref: DeviceRef
     text: str
     vm: str | None
     own: bool
+    family: DeviceRef | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """What came of a click. Each click has "working" at once and exactly one of the others later,
     or only that one if nothing could be begun. `reason` is a sentence, "" if there is nothing to
-    say."""
+    say. `text` is the device in words, "" if there are none but its names."""
 
     ref: DeviceRef
     vm: str
     verb: Literal["attach", "detach"]
     state: Literal["working", "done", "failed", "denied"]
     reason: str
+    text: str = ""

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pedos_widget import plain
 from pedos_widget.i18n import _
 from pedos_widget.qt import QtCore, QtGui, QtWidgets, Signal
 from pedos_widget.questions import words
-from pedos_widget.questions.texts import ElidedLabel, WholeLabel, plain_label
+from pedos_widget.questions.texts import ElidedLabel, WholeLabel
 
 if TYPE_CHECKING:
     from pedos_cli.prompt_question import Question
@@ -24,6 +25,8 @@ WIDTH = 520
 
 LINES_MIN, LINES_MAX = 2, 8
 """VMs that the list shows without scrolling."""
+
+_ANY_HEIGHT = (1 << 24) - 1  # QWIDGETSIZE_MAX
 
 _Event = QtCore.QEvent.Type
 _KEYS = (_Event.KeyPress, _Event.KeyRelease, _Event.InputMethod, _Event.Shortcut)
@@ -51,19 +54,19 @@ class QuestionDialog(QtWidgets.QDialog):
         self.setAttribute(QtCore.Qt.WidgetAttribute.WA_ShowWithoutActivating)
         self.setWindowFlag(QtCore.Qt.WindowType.WindowStaysOnTopHint)
         self.setWindowFlag(QtCore.Qt.WindowType.WindowContextHelpButtonHint, False)
-        self.heading = plain_label(self)
+        self.heading = plain.label("")
         font = self.heading.font()
         font.setBold(True)
         self.heading.setFont(font)
         self._fields = QtWidgets.QWidget(self)
-        self.choosing = plain_label(self)
+        self.choosing = plain.label("")
         self.choices = QtWidgets.QListWidget(self)
         self.choices.setAccessibleName(_("VMs to choose from"))
         self.choices.setUniformItemSizes(True)
         self.choices.itemSelectionChanged.connect(self._enable)
-        self.state = plain_label(self)
-        self.time_left = plain_label(self)
-        self.others = plain_label(self)
+        self.state = plain.label("")
+        self.time_left = plain.label("")
+        self.others = plain.label("")
         self.deny = QtWidgets.QPushButton(_("&Deny"), self)
         self.allow = QtWidgets.QPushButton(_("&Allow"), self)
         self.deny.clicked.connect(self.reject)
@@ -118,8 +121,8 @@ class QuestionDialog(QtWidgets.QDialog):
         form.setContentsMargins(0, 0, 0, 0)
         form.setFieldGrowthPolicy(QtWidgets.QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         for label, text, is_whole in words.fields(question):
-            name = QtWidgets.QLabel(label, fields)
-            name.setTextFormat(QtCore.Qt.TextFormat.PlainText)
+            name = plain.label(label)
+            name.setWordWrap(False)
             form.addRow(name, (WholeLabel if is_whole else ElidedLabel)(text, fields))
         self._column.replaceWidget(self._fields, fields)
         self._fields.hide()
@@ -141,6 +144,8 @@ class QuestionDialog(QtWidgets.QDialog):
         lines = min(max(len(question.candidates), LINES_MIN), LINES_MAX)
         height = self.choices.sizeHintForRow(0) * lines + 2 * self.choices.frameWidth()
         self.choices.setMinimumHeight(height)
+        is_all = lines >= len(question.candidates)
+        self.choices.setMaximumHeight(height if is_all else _ANY_HEIGHT)
 
     def show_state(self, seconds_left: int, more: int, *, is_armed: bool) -> None:
         """Shows how long it can be answered, how many wait, and whether an answer counts."""

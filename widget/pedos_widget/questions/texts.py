@@ -70,13 +70,8 @@ class WholeLabel(QtWidgets.QWidget):
 
     def paintEvent(self, event: QtGui.QPaintEvent) -> None:  # noqa: N802
         painter = QtGui.QPainter(self)
+        # As labels are, also while the window is not in front and some palettes grey everything.
+        colours, roles = QtGui.QPalette.ColorGroup, QtGui.QPalette.ColorRole
+        painter.setPen(self.palette().color(colours.Active, roles.WindowText))
         painter.drawText(self.rect(), _WRAPPED, self.whole)
         painter.end()
-
-
-def plain_label(parent: QtWidgets.QWidget) -> QtWidgets.QLabel:
-    """A label for this program's own sentences, which may name a VM."""
-    label = QtWidgets.QLabel(parent)
-    label.setTextFormat(QtCore.Qt.TextFormat.PlainText)
-    label.setWordWrap(True)
-    return label
