@@ -37,11 +37,11 @@ sound:
 demo: build
 	@demo/run $${IMAGE:+"$$IMAGE"}
 
-# One worker more than there are processors: a test waits for other programs a third of its time.
-# A file is one worker's, and long ones come first (tests/conftest.py).
+# Two workers more than there are processors: those that run tests of sound wait most of their time.
+# A file is one worker's, and long ones come first (tests/schedule.py).
 test:
 	@tools/setup test
-	@.venv/bin/python -m pytest -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@.venv/bin/python -m pytest -n $$(($$(nproc) + 2)) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint:
 	@tools/setup lint

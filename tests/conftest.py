@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
+import gc
 import signal
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pytest
 import trio
 from hypothesis import HealthCheck, settings
 
 from tests import rewriting
+from tests.alone import Turns
+from tests.schedule import Scheduling
 
 # The machine's present speed says nothing about the code.
 settings.register_profile("timeless", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -31,11 +33,6 @@ def run_strictly(*arguments: Any, **options: Any) -> Any:
     return trio.run(*arguments, strict_exception_groups=True, **options)
 
 
-#: Folders whose tests build and start programs. Their files take longest, so they begin first: the
-#: last ones of a run are then short, and no processor waits for one that still has a long file.
-FIRST = ("e2e", "hostile", "native", "interleave", "local", "sound")
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With every trio, tests run like the programs: otherwise a helper that raises through its
@@ -44,7 +41,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # One marker is pytest-trio's own; with one more the test itself says how it is run.
         if len(list(item.iter_markers("trio"))) == 1:
             item.add_marker(pytest.mark.trio(run=run_strictly), append=False)
-    items.sort(key=lambda item: item.path.parent.name not in FIRST)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -56,31 +52,60 @@ def pytest_collection(session: pytest.Session) -> None:
         rewriting.rewrite_share(session.config, number, worker["workercount"])
 
 
-ALONE = pytest.StashKey[TextIO]()  # the lock of a run, in a worker of pytest-xdist
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_finish() -> None:
+    """What thousands of tests have brought stays to the end: Python's collector need not look at
+    it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+TURNS = pytest.StashKey[Turns | None]()
+
+
+def turns_of(config: pytest.Config) -> Turns | None:
+    """How a worker of pytest-xdist takes turns with the others; None where there are none."""
+    if TURNS not in config.stash:
+        # A worker's own folder is within the run's.
+        run = Path(config.option.basetemp).parent if hasattr(config, "workerinput") else None
+        config.stash[TURNS] = turns = None if run is None else Turns(run)
+        if turns is not None:
+            config.add_cleanup(turns.close)
+    return config.stash[TURNS]
+
+
+def is_alone(item: pytest.Item | None) -> bool:
+    return item is not None and item.get_closest_marker("alone") is not None
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
     """While a test runs that is marked `alone`, pytest-xdist's other workers wait between tests:
-    programs that share a core take more processor time, too."""
-    if not hasattr(item.config, "workerinput"):
+    programs that share a core take more processor time, too. They wait once for all such tests
+    that follow each other."""
+    turns = turns_of(item.config)
+    if turns is None:
         return (yield)
-    # Of a worker, and within the run's own.
-    with (Path(item.config.option.basetemp).parent / "alone.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        item.stash[ALONE] = lock
+    if not turns.is_alone:
+        turns.share()
+    try:
         return (yield)
+    finally:
+        if not (turns.is_alone and is_alone(nextitem)):
+            turns.leave()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Only this part is `alone`: what fixtures build before takes all processors' time."""
-    lock = item.stash.get(ALONE, None)
-    if lock is None or item.get_closest_marker("alone") is None:
-        return (yield)
-    # Gives up its share first (flock(2)), so two that want to be alone do not wait for each other.
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        return (yield)
-    finally:
-        fcntl.flock(lock, fcntl.LOCK_SH)
+    """Only from here on the test is `alone`: what its fixtures have built before takes all
+    processors' time."""
+    turns = turns_of(item.config)
+    if turns is not None and is_alone(item) and not turns.is_alone:
+        turns.have_it_alone()
+    return (yield)

@@ -25,8 +25,11 @@ from tests.patience import PATIENCE
 
 BIN = Path(sys.executable).parent
 PATIENCE_S = PATIENCE
-# How often a condition outside our reach (another process's state) is looked at again.
+# A condition outside our reach (another process's state) is looked at again after the first of
+# these, or after twice the time that a look took, but not more than the second: a look may start a
+# program, and what is waited for needs a processor, too.
 LOOK_AGAIN_S = 0.01
+LOOK_AGAIN_AT_MOST_S = 0.1
 
 
 # A fast machine kills and starts a program again some ten times a second.
@@ -41,12 +44,16 @@ def wait_until(
 ) -> None:
     """Returns as soon as `condition` holds; fails with `what` if it does not in PATIENCE_S, or at
     once if it cannot any more: `lost` says why."""
-    deadline = time.monotonic() + PATIENCE_S
+    began = time.monotonic()
+    deadline = began + PATIENCE_S
     while not condition():
         why = lost()
         assert why is None, f"never: {what}\n{why}"
-        assert time.monotonic() < deadline, f"still not so after {PATIENCE_S} s: {what}"
-        select.select([], [], [], LOOK_AGAIN_S)
+        now = time.monotonic()
+        assert now < deadline, f"still not so after {PATIENCE_S} s: {what}"
+        pause = max(LOOK_AGAIN_S, min(2 * (now - began), LOOK_AGAIN_AT_MOST_S))
+        select.select([], [], [], pause)
+        began = time.monotonic()
 
 
 def wait_ready(ready: socket.socket, child: subprocess.Popen[bytes]) -> None:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -92,19 +92,42 @@ def fuzzer(directory: Path, compiler: str, parts: Sequence[Path] = ()) -> Path:
     return program
 
 
-def wire_fuzzer(directory: Path, compiler: str) -> Path:
+WIRE_PARTS = ("connection", "events", "read", "turn", "values", "write")
+
+
+def _for_wire(compiler: str, directory: Path) -> list[str | Path]:
+    """The compiler with all that it needs for frames; sources in directory come first."""
+    includes = [
+        f"-I{directory}",
+        f"-I{WIRE}",
+        "-isystem",
+        str(sysconfig.get_config_var("INCLUDEPY")),
+    ]
+    defines = ["-DPy_LIMITED_API=0x030B0000", f'-DPROTOCOL="{ROOT / "protocol"}"']
+    return [compiler, *FLAGS, *FUZZING, *defines, *includes]
+
+
+def unchanged_wire_parts(directory: Path, compiler: str) -> dict[str, Path]:
+    """The parts of libFuzzer's program for frames, compiled for many mutants, as each changes one
+    of them."""
+    sources = [HERE / "fuzz_wire.c", *(WIRE / f"{name}.c" for name in WIRE_PARTS)]
+    parts = {source.stem: directory / f"{source.stem}.o" for source in sources}
+    for source in sources:
+        command = [*_for_wire(compiler, directory), "-c", source, "-o", parts[source.stem]]
+        subprocess.run(command, check=True)
+    return parts
+
+
+def wire_fuzzer(directory: Path, compiler: str, parts: Mapping[str, Path] | None = None) -> Path:
     """libFuzzer's program for frames, with Python; sources in directory come first."""
     program = directory / "fuzz_wire"
     python = sysconfig.get_config_vars()
     library = f"python{python['LDVERSION']}"
     where = [f"-L{python['LIBDIR']}", f"-Wl,-rpath,{python['LIBDIR']}", f"-l{library}"]
-    defines = ["-DPy_LIMITED_API=0x030B0000", f'-DPROTOCOL="{ROOT / "protocol"}"']
-    includes = [f"-I{directory}", f"-I{WIRE}", "-isystem", python["INCLUDEPY"]]
-    command: list[str | Path] = [compiler, *FLAGS, *FUZZING, *defines, *includes]
-    command.append(HERE / "fuzz_wire.c")
-    for name in ("connection.c", "events.c", "read.c", "turn.c", "values.c", "write.c"):
-        command.append(directory / name if (directory / name).exists() else WIRE / name)
-    subprocess.run([*command, "-o", program, *where], check=True)
+    parts = parts or unchanged_wire_parts(directory, compiler)
+    changed = {path.stem: path for path in directory.glob("*.c")}
+    built = [changed.get(name, part) for name, part in parts.items()]
+    subprocess.run([*_for_wire(compiler, directory), *built, "-o", program, *where], check=True)
     return program
 
 

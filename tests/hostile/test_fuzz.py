@@ -112,10 +112,16 @@ def at_the_bounds(folder: Path) -> list[Path]:
     return files
 
 
-@pytest.mark.usefixtures("unleaked")
-def test_no_payload_of_a_peer_breaks_a_promise(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def wire_parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     assert compiler is not None
-    program = build.wire_fuzzer(tmp_path, compiler)
+    return build.unchanged_wire_parts(tmp_path_factory.mktemp("wire"), compiler)
+
+
+@pytest.mark.usefixtures("unleaked")
+def test_no_payload_of_a_peer_breaks_a_promise(tmp_path: Path, wire_parts: dict[str, Path]) -> None:
+    assert compiler is not None
+    program = build.wire_fuzzer(tmp_path, compiler, wire_parts)
     for done in (fuzz(program, RUNS, build.FRAME_LENGTH), run(program, *at_the_bounds(tmp_path))):
         assert done.returncode == 0, done.stderr
 
@@ -149,24 +155,26 @@ def test_no_payload_of_a_peer_breaks_a_promise(tmp_path: Path) -> None:
     ],
 )
 def test_a_check_that_is_missing_in_frames_is_found(
-    file: str, old: str, new: str, tmp_path: Path
+    file: str, old: str, new: str, tmp_path: Path, wire_parts: dict[str, Path]
 ) -> None:
     assert compiler is not None
     source = (build.WIRE / file).read_text()
     assert source.count(old) == 1, "the code has changed: this test must follow"
     (tmp_path / file).write_text(source.replace(old, new))
-    assert fuzz(build.wire_fuzzer(tmp_path, compiler), RUNS_TO_FIND).returncode != 0
+    assert fuzz(build.wire_fuzzer(tmp_path, compiler, wire_parts), RUNS_TO_FIND).returncode != 0
 
 
 @pytest.mark.usefixtures("unleaked")
-def test_bounds_of_frames_that_are_off_by_one_are_found(tmp_path: Path) -> None:
+def test_bounds_of_frames_that_are_off_by_one_are_found(
+    tmp_path: Path, wire_parts: dict[str, Path]
+) -> None:
     assert compiler is not None
     source = (build.WIRE / "read.c").read_text()
     for bound in ("depth == DEPTH_MAX", "count > ITEMS_MAX", "containers > CONTAINERS_MAX"):
         assert source.count(bound) == 1, "the code has changed: this test must follow"
         source = source.replace(bound, f"{bound} + 1")
     (tmp_path / "read.c").write_text(source)
-    program = build.wire_fuzzer(tmp_path, compiler)
+    program = build.wire_fuzzer(tmp_path, compiler, wire_parts)
     _, too_deep, _, too_long, _, too_many, *_ = at_the_bounds(tmp_path)
     for payload in (too_deep, too_long, too_many):
         assert "broken promise: what was heard can be said" in run(program, payload).stderr

@@ -101,7 +101,9 @@ def orders(csrc: Path, folder: Path, _: str) -> bool:
 def guard(csrc: Path, folder: Path, _: str) -> bool:
     """guard_rules.c, which has xen_guard.c within it."""
     program = folder / "guard_rules"
-    others = [csrc / f"{name}.c" for name in ("xen_presence", *OF_A_CHANNEL)]
+    others = [
+        _compiled(csrc / f"{name}.c", csrc, folder) for name in ("xen_presence", *OF_A_CHANNEL)
+    ]
     sources = [HERE / "guard_rules.c", *others]
     compile_c(*FLAGS, *CHECKED, f"-I{csrc}", *sources, "-pthread", "-o", program)
     return _passes([program])

@@ -7,6 +7,7 @@ and a bus of its own, and without hardware. Several run at once, as root too.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from pedos_dom0.local.sound_server import KINDS, TOOLS, SoundServer
 from tests.e2e.system import wait_ready, wait_until
 from tests.patience import PATIENCE
 
+_started = itertools.count()
 _CLIENTS = {"pacat": "pulseaudio-utils", "parec": "pulseaudio-utils"}
 
 
@@ -141,7 +143,7 @@ def sound_server(
     described = SoundServer(kind, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_name(f"{folder.name}.log")
-    address = f"\0pedos-test-sound-{os.getpid()}-{folder.name}"
+    address = f"\0pedos-test-sound-{os.getpid()}-{next(_started)}"
     # As all of the tests' programs it must not outlive a killed test.
     command = [*prefix, "setpriv", "--pdeathsig", "KILL", sys.executable, "-P"]
     module = ["-m", "pedos_dom0.local.sound_session", *["--microphone"][: int(microphone)]]

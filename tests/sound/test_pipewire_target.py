@@ -127,9 +127,9 @@ def microphone_of(server: OwnServer) -> Iterator[object]:
         child.kill()
 
 
-@pytest.fixture
-def vm(tmp_path: Path) -> Iterator[OwnServer]:
-    with sound_server("pipewire", tmp_path / "vm") as server:
+@pytest.fixture(scope="module")
+def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnServer]:
+    with sound_server("pipewire", tmp_path_factory.mktemp("sound") / "vm") as server:
         yield server
 
 
