@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from pedos_cli.client import Unreachable
@@ -29,10 +30,10 @@ class Caller:
         self._system = system
 
     async def call(
-        self, method: str, params: Mapping[str, object], *, timeout_s: float
-    ) -> dict[str, object]:
+        self, method: str, params: dict[str, Any], *, timeout_s: float
+    ) -> dict[str, Any]:
         with self._system.client() as client:
-            return client.call(method, dict(params), timeout_s)
+            return client.call(method, params, timeout_s)
 
 
 @pytest.fixture

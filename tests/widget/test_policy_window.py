@@ -230,13 +230,14 @@ async def desk(
     made = Desk(service, nursery)
     await made.settle()
     yield made
-    made.window.close()
+    if not made.is_closed:
+        made.window.close()
     await trio.testing.wait_all_tasks_blocked()
 
 
 async def test_the_window_says_what_is_decided_and_why(desk: Desk) -> None:
     shown = desk.window
-    assert shown.decision.toPlainText().startswith("allow: attach sys-usb:1-2 -> ")
+    assert shown.decision.toPlainText().startswith("allow: attach sys-usb:1-2 -> vault\n")
     assert [shown.vm.itemText(each) for each in range(shown.vm.count())] == [
         "sys-usb", "vault", "work",
     ]  # fmt: skip
@@ -275,6 +276,14 @@ async def test_the_last_lines_of_the_audit_log_are_shown_and_said_in_sentences(
     shown = desk.window
     assert shown.audit.rowCount() == 1 and shown.sentences.toPlainText() == ""
     shown.audit.selectRow(0)
+    assert "The policy denied it" in shown.sentences.toPlainText()
+    later = {**DECISION, "time": "2026-01-02T03:05:05.678Z", "verdict": "allow"}
+    desk.service.answers["audit.recent"] = {
+        "lines": [json.dumps(DECISION), json.dumps(later)], "more": False,
+    }  # fmt: skip
+    desk.service.change()
+    await desk.settle()
+    assert shown.audit.rowCount() == 2  # and who reads the older one goes on reading it
     assert "The policy denied it" in shown.sentences.toPlainText()
     shown.only_device.click()
     await desk.settle()

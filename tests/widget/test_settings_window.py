@@ -99,7 +99,8 @@ async def desk(
     made = Desk(service, nursery)
     await made.settle()
     yield made
-    made.window.give_up()
+    if not made.is_closed:
+        made.window.give_up()
     await trio.testing.wait_all_tasks_blocked()
 
 
@@ -364,4 +365,23 @@ async def test_a_program_that_ends_does_not_wait_for_an_answer(
         service.held = trio.Event()
         await desk.press(desk.window.save_button)
         nursery.cancel_scope.cancel()
+    QtWidgets.QApplication.processEvents()
     assert desk.is_closed and desk.window._question is None
+
+
+async def test_a_window_may_be_dropped_as_soon_as_it_is_closed(
+    service: Service, qtbot: QtBot, nursery: trio.Nursery
+) -> None:
+    kept = {"it": SettingsWindow(service, "work", nursery.start_soon)}  # type: ignore[arg-type]
+    destroyed = []
+    kept["it"].destroyed.connect(lambda: destroyed.append(True))
+    kept["it"].closed.connect(lambda: kept.clear())
+    kept["it"].show()
+    await trio.testing.wait_all_tasks_blocked()
+    kept["it"].close()
+    assert kept
+    await trio.testing.wait_all_tasks_blocked()
+    QtWidgets.QApplication.processEvents()
+    QtWidgets.QApplication.sendPostedEvents(None, QtCore.QEvent.Type.DeferredDelete.value)
+    assert not kept and destroyed
+    service.change()  # and nobody is called any more

@@ -11,7 +11,8 @@ from pedos_cli.output import show
 from pedos_widget.i18n import _
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
+    from typing import Any
 
     from pedos_cli.client import Unreachable
     from pedos_cli.devices import Pages
@@ -22,8 +23,8 @@ class Calls(Protocol):
     """Who can call the service: the controller."""
 
     async def call(
-        self, method: str, params: Mapping[str, object], *, timeout_s: float
-    ) -> dict[str, object]:
+        self, method: str, params: dict[str, Any], *, timeout_s: float
+    ) -> dict[str, Any]:
         """The answer. Raises CallError or Unreachable."""
         ...
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pedos_widget.qt import QtCore, QtGui, QtWidgets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 LINES_SHOWN = 4
 """Lines of a text, or rows of a table, that are seen without scrolling."""
@@ -90,3 +90,14 @@ def table(name: str, header: Iterable[str]) -> QtWidgets.QTableWidget:
     made.verticalHeader().setDefaultSectionSize(height * 3 // 2)
     made.setMinimumHeight(LINES_SHOWN * height * 3 // 2)
     return made
+
+
+def after_closing(window: QtWidgets.QWidget, tell: Callable[[], None]) -> None:
+    """Tell that a window is closed and destroy it, once it is not closing any more. Its slots hold
+    it, so that it would stay otherwise, however often one is opened."""
+
+    def end() -> None:
+        tell()
+        window.deleteLater()
+
+    QtCore.QTimer.singleShot(0, end)

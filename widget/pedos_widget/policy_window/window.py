@@ -12,20 +12,20 @@ from pedos_protocol.errors import CallError
 
 from pedos_widget.calls import everything, refusal
 from pedos_widget.i18n import _
-from pedos_widget.plain import choice, fill, label, lines_view, set_lines, table
+from pedos_widget.plain import after_closing, choice, fill, label, lines_view, set_lines, table
 from pedos_widget.policy_window import editing, model
 from pedos_widget.qt import QtCore, QtGui, QtWidgets, Signal
 from pedos_widget.tasks import Tasks
 
 if TYPE_CHECKING:
     from pedos_widget.calls import Watched
-    from pedos_widget.policy_window.model import Audit, Choice, Question
+    from pedos_widget.policy_window.model import Audit, AuditLine, Choice, Question
     from pedos_widget.tasks import StartSoon
 
 PAUSE_S = 0.25
 """Seconds between two looks at what the service has: devices change in bursts."""
 
-SIZE = (820, 720)
+SIZE = (820, 800)
 VERB = "attach"
 """What people ask about most."""
 
@@ -60,9 +60,9 @@ class PolicyWindow(QtWidgets.QWidget):
         buttons.addWidget(self.refresh_button)
         buttons.addWidget(self.close_button)
         layout = QtWidgets.QVBoxLayout(self)
-        layout.addWidget(self._decision_box())
-        layout.addWidget(self._policy_box())
-        layout.addWidget(self._audit_box(), 1)
+        layout.addWidget(self._decision_box(), 2)
+        layout.addWidget(self._policy_box(), 2)
+        layout.addWidget(self._audit_box(), 3)
         layout.addLayout(buttons)
         self.refresh_button.clicked.connect(lambda: self.reload())
         self.close_button.clicked.connect(lambda: self.close())
@@ -115,8 +115,10 @@ class PolicyWindow(QtWidgets.QWidget):
         self.audit.itemSelectionChanged.connect(self._show_sentences)
         box = QtWidgets.QGroupBox(_("What was decided and done last"))
         layout = QtWidgets.QVBoxLayout(box)
-        for part in (self.only_device, self.audit, self.sentences, self.audit_note):
-            layout.addWidget(part)
+        layout.addWidget(self.only_device)
+        layout.addWidget(self.audit, 2)
+        layout.addWidget(self.sentences, 1)
+        layout.addWidget(self.audit_note)
         return box
 
     def say(self, text: str) -> None:
@@ -162,13 +164,16 @@ class PolicyWindow(QtWidgets.QWidget):
                 devices += (await everything(self._controller, pages, TIMEOUT_S))[0]
             except CallError as error:  # this service does not have the class
                 troubles.append(f"{each.many}: {refusal(error)}")
-        fill(
-            self.device,
-            [(each.text, each) for each in model.choices(devices)],
-            self.device.currentData(),
-        )
-        fill(self.vm, [(name, name) for name in names], self.vm.currentData())
-        fill(self.source, [(name, name) for name in ("dom0", *names)], self.source.currentData())
+        is_first = not self.vm.count()
+        for combo, entries in (
+            (self.device, [(each.text, each) for each in model.choices(devices)]),
+            (self.vm, [(name, name) for name in names]),
+            (self.source, [(name, name) for name in ("dom0", *names)]),
+        ):
+            fill(combo, entries, combo.currentData())
+        if is_first and (device := self.device.currentData()) is not None:
+            others = [index for index, name in enumerate(names) if name != device.backend]
+            self.vm.setCurrentIndex(others[0] if others else 0)
         if troubles:
             self.say("\n".join(troubles))
         self._asked()
@@ -233,19 +238,25 @@ class PolicyWindow(QtWidgets.QWidget):
         self.audit_note.setText(audit.note)
         if audit == self._audit:
             return
+        chosen = self._chosen_lines()
         self._audit = audit
-        self.audit.clearSelection()
-        self.audit.setRowCount(len(audit.lines))
-        for number, line in enumerate(audit.lines):
-            for column, text in enumerate(line.cells):
-                self.audit.setItem(number, column, QtWidgets.QTableWidgetItem(text))
+        with QtCore.QSignalBlocker(self.audit):
+            self.audit.clearSelection()
+            self.audit.setRowCount(len(audit.lines))
+            for number, line in enumerate(audit.lines):
+                for column, text in enumerate(line.cells):
+                    self.audit.setItem(number, column, QtWidgets.QTableWidgetItem(text))
+                if line in chosen:
+                    self.audit.selectRow(number)
         self.audit.resizeColumnsToContents()
         self._show_sentences()
 
-    def _show_sentences(self) -> None:
+    def _chosen_lines(self) -> list[AuditLine]:
         rows = {item.row() for item in self.audit.selectedItems()}
-        lines = [] if self._audit is None else [self._audit.lines[row].sentences for row in rows]
-        set_lines(self.sentences, lines)
+        return [] if self._audit is None else [self._audit.lines[row] for row in rows]
+
+    def _show_sentences(self) -> None:
+        set_lines(self.sentences, [line.sentences for line in self._chosen_lines()])
 
     # Editing
 
@@ -278,4 +289,4 @@ class PolicyWindow(QtWidgets.QWidget):
         self._is_closed = True
         self._tasks.close()
         event.accept()
-        self.closed.emit()
+        after_closing(self, self.closed.emit)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from pedos_widget.i18n import _
-from pedos_widget.plain import label, table
+from pedos_widget.plain import after_closing, label, table
 from pedos_widget.qt import QtCore, QtGui, QtWidgets, Signal
 from pedos_widget.settings.add_panel import AddPanel
 from pedos_widget.settings.model import Settings
@@ -291,7 +291,7 @@ class SettingsWindow(QtWidgets.QWidget):
             self._is_closed = True
             self._tasks.close()
             event.accept()
-            self.closed.emit()
+            after_closing(self, self.closed.emit)
 
     def _ask(self) -> None:
         if self._question is not None:
