@@ -328,7 +328,7 @@ def test_what_became_of_a_click_is_in_the_row_until_it_was_seen(desktop: Desktop
     ref = DEVICES[0].ref
     desktop.controller.tell(ref, "work", "attach", "working")
     desktop.open()
-    assert desktop.entry("sda").shown == "sys-usb:sda Stick - attaching to work..."
+    assert desktop.entry("sda").shown == "sys-usb:sda Stick"  # the model has words for it
     submenu = desktop.hover("sda")
     assert not entry_of(submenu, "work").isEnabled()
     desktop.controller.tell(ref, "work", "attach", "failed", "it is mounted")
@@ -339,6 +339,14 @@ def test_what_became_of_a_click_is_in_the_row_until_it_was_seen(desktop: Desktop
     desktop.menu.close()
     desktop.open()
     assert desktop.entry("sda").shown == "sys-usb:sda Stick"
+
+
+def test_what_was_done_in_another_way_is_said(desktop: Desktop) -> None:
+    desktop.controller.tell(DEVICES[0].ref, "work", "attach", "done", "Policy sent it to vault.")
+    desktop.controller.tell(DEVICES[1].ref, "work", "attach", "done")
+    desktop.open()
+    assert desktop.entry("sda").shown == "sys-usb:sda Stick - done: Policy sent it to vault."
+    assert desktop.entry("sdb").shown == "sys-usb:sdb Stick"
 
 
 def test_what_is_wrong_stands_at_the_top(desktop: Desktop) -> None:

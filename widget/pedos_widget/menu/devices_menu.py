@@ -24,7 +24,7 @@ SETTLE_MS = 250
 people pause on a diagonal way, shorter than they wait."""
 
 RESERVE = 20
-"""Characters that a row may grow by while the menu is open: " - attaching to personal"."""
+"""Characters that a row may grow by while the menu is open: ", attaching to personal"."""
 
 
 class Devices(Protocol):
@@ -56,7 +56,7 @@ class Menu(SteadyMenu):
     """
 
     def __init__(self, controller: Devices, results: Results | None = None) -> None:
-        super().__init__(None, self._touched)
+        super().__init__(None, self.touched, self._pointed_at)
         self.why: Callable[[DeviceRef | None], None] = lambda _ref: None
         #: Makes the entries below the devices, anew for each opening.
         self.below: Callable[[Menu], list[Entry]] = lambda _menu: []
@@ -109,7 +109,7 @@ class Menu(SteadyMenu):
         """A submenu for a device."""
         return VmMenu(
             self, row=row, results=self.results,
-            on_input=self._touched, on_pointer=self._settle.stop,
+            on_input=self.touched, on_pointer=self.elsewhere,
             look=self._controller.look, choose=self.choose, why=lambda ref: self.why(ref),
         )  # fmt: skip
 
@@ -209,16 +209,21 @@ class Menu(SteadyMenu):
 
     # Input.
 
-    def _touched(self) -> None:
+    def touched(self) -> None:
+        """Somebody uses the menu, or a submenu."""
         self._idle.start()
 
-    def mouseMoveEvent(self, event: Any) -> None:  # noqa: N802 - Qt's name
-        super().mouseMoveEvent(event)
-        self._pointer = event.position().toPoint()
-        if self.rect().contains(self._pointer):
-            self._settle.start()
-        else:
-            self._settle.stop()
+    def elsewhere(self, _place: QtCore.QPoint) -> None:
+        """The pointer has arrived in a submenu."""
+        self._settle.stop()
+
+    def _pointed_at(self, place: QtCore.QPoint) -> None:
+        self._pointer = place
+        self._settle.start()
+
+    def leaveEvent(self, event: Any) -> None:  # noqa: N802 - Qt's name
+        super().leaveEvent(event)
+        self._settle.stop()
 
     def _settled(self) -> None:
         """The pointer rests: the entry under it is the active one, as everywhere else."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 RESULTS_MAX = 256
 """Devices of which a result is kept: more than fit in a menu; the oldest one goes."""
 
-WORKING, DONE = "working", "done"
+WORKING, DONE, DENIED = "working", "done", "denied"
 
 
 class Results:
@@ -22,16 +22,17 @@ class Results:
         self._latest: dict[DeviceRef, Result] = {}
 
     def take(self, result: Result) -> None:
-        """Note it. What is done needs no words: the row itself says who has the device."""
+        """Note it. What is done needs no words unless it was done in another way than asked: the
+        row itself says who has the device."""
         self._latest.pop(result.ref, None)
-        if result.state == DONE:
+        if result.state == DONE and not result.reason:
             return
         self._latest[result.ref] = result
         while len(self._latest) > RESULTS_MAX:
             self._latest.pop(next(iter(self._latest)))
 
     def seen(self) -> None:
-        """Somebody has looked: forget the failures, which would be old news the next time."""
+        """Somebody has looked: forget what has ended, which would be old news the next time."""
         self._latest = {ref: each for ref, each in self._latest.items() if each.state == WORKING}
 
     def is_working(self, ref: DeviceRef) -> bool:
@@ -40,19 +41,18 @@ class Results:
         return latest is not None and latest.state == WORKING
 
     def words(self, ref: DeviceRef) -> str:
-        """What is being done to the device, or why it was not; "" if there is nothing to say."""
+        """Why the device was not attached or detached; "" if there is nothing to say, also while it
+        is being done, which the row itself says."""
         latest = self._latest.get(ref)
-        return "" if latest is None else result_words(latest)
+        return "" if latest is None or latest.state == WORKING else result_words(latest)
 
 
 def result_words(result: Result) -> str:
-    """A result as a sentence."""
+    """What has ended, as a sentence."""
     attach = result.verb == "attach"
-    if result.state == WORKING:
-        text = _("attaching to {vm}...") if attach else _("detaching from {vm}...")
-    elif result.state == DONE:
-        text = _("attached to {vm}") if attach else _("detached from {vm}")
-    elif result.state == "denied":
+    if result.state == DONE:
+        text = _("done: {reason}")
+    elif result.state == DENIED:
         text = (
             _("denied: not attached to {vm}: {reason}")
             if attach

@@ -63,15 +63,22 @@ class SteadyMenu(QtWidgets.QMenu):
     """What the menu of devices and its submenus have in common.
 
     The first entry is a greyed heading; a subclass says what it shows in `heading_text`.
+    `on_input` is called at each key and each move, `on_pointer` with the pointer's place in here.
     """
 
-    def __init__(self, parent: QtWidgets.QWidget | None, on_input: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        parent: QtWidgets.QWidget | None,
+        on_input: Callable[[], None],
+        on_pointer: Callable[[QtCore.QPoint], None],
+    ) -> None:
         style.install()
         super().__init__(parent)
         self.setToolTipsVisible(True)
         self.text_width = 0  # pixels; MenuStyle reads it
         self.query = Query()
         self._on_input = on_input
+        self._on_pointer = on_pointer
         self._heading: Entry | None = None
         self._held: QtCore.QSize | None = None
 
@@ -232,6 +239,9 @@ class SteadyMenu(QtWidgets.QMenu):
     def mouseMoveEvent(self, event: Any) -> None:  # noqa: N802
         self._on_input()
         super().mouseMoveEvent(event)
+        place = event.position().toPoint()
+        if self.rect().contains(place):
+            self._on_pointer(place)
 
     def mousePressEvent(self, event: Any) -> None:  # noqa: N802
         self._on_input()

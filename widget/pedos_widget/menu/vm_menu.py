@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pedos_widget.i18n import _, ngettext
 from pedos_widget.icons import icon
 from pedos_widget.menu.results import Results, gone_text, with_result
 from pedos_widget.menu.steady import Entry, SteadyMenu
 from pedos_widget.model.view import Action
-from pedos_widget.qt import QtGui
+from pedos_widget.qt import QtCore, QtGui
 
 if TYPE_CHECKING:
     from pedos_widget.model.view import DeviceRef, DeviceRow, VmRow
@@ -30,16 +30,15 @@ class VmMenu(SteadyMenu):
         row: DeviceRow,
         results: Results,
         on_input: Callable[[], None],
-        on_pointer: Callable[[], None],
+        on_pointer: Callable[[QtCore.QPoint], None],
         look: Callable[[DeviceRef], None],
         choose: Callable[[DeviceRef, VmRow], None],
         why: Callable[[DeviceRef], None],
     ) -> None:
-        super().__init__(parent, on_input)
+        super().__init__(parent, on_input, on_pointer)
         self.row = row
         self.is_gone = False
         self._results = results
-        self._on_pointer = on_pointer
         self._look, self._choose, self._why = look, choose, why
         self._of: dict[Entry, VmRow] = {}
         self._asking: Entry | None = None
@@ -159,11 +158,6 @@ class VmMenu(SteadyMenu):
         self._reasons.setEnabled(greyed > 0)
         self._note.setVisible(self._has_note and not self.query.text)
         self._reasons.setVisible(self._has_greyed and not self.query.text)
-
-    def mouseMoveEvent(self, event: Any) -> None:  # noqa: N802 - Qt's name
-        super().mouseMoveEvent(event)
-        if self.rect().contains(event.position().toPoint()):
-            self._on_pointer()
 
     def _chosen(self, action: QtGui.QAction) -> None:
         if action is self._reasons:
