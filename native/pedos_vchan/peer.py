@@ -186,6 +186,7 @@ async def open_peer(
     notices: Mapping[str, Handler] | None = None,
     default_handler: DefaultHandler | None = None,
     name: str = "",
+    frames_per_second: float = FRAMES_PER_SECOND,
 ) -> AsyncIterator[Peer]:
     """A `Peer` that is served for as long as the `async with` lasts, and closed then.
 
@@ -199,6 +200,7 @@ async def open_peer(
         notices=notices,
         default_handler=default_handler,
         name=name,
+        frames_per_second=frames_per_second,
     )
     failure: Exception | None = None
     block_error: Exception | None = None

@@ -19,12 +19,19 @@ from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.messages import parse_params
 from pedos_vchan.peer import Peer
 
+from tests.patience import PATIENCE
+
 Map = dict[str, Any]
 Key = tuple[str, ...]
 
-POLICY = {"ok": True, "loaded_at": "2026-01-01T00:00:00Z", "rules": 3, "errors": []}
-LATER = ("device.targets", "audit.recent")
-"""Methods whose parameters are not checked here: a protocol that has them not yet is enough."""
+POLICY = {
+    "ok": True,
+    "loaded_at": "2026-01-01T00:00:00Z",
+    "rules": 3,
+    "errors": [],
+    "folders": ["/etc/pedos/policy.d"],
+    "files": 1,
+}
 
 
 def vm(name: str, *, runs: bool = True, domid: int | None = None) -> Map:
@@ -54,6 +61,10 @@ def device(name: str, device_class: str = "block", **fields: Any) -> Map:
     return usual | fields
 
 
+FORGET = 50
+"""Changes after which one who asks has heard of it."""
+
+
 class FakeService:
     """`serve` listens at `path`; everything else may be called before, too."""
 
@@ -73,6 +84,7 @@ class FakeService:
         self._number = 0
         self._changed_at: dict[tuple[str, ...], int] = {}
         self._change = trio.Event()
+        self._moved = trio.Event()
 
     # What there is
 
@@ -119,6 +131,13 @@ class FakeService:
         self._changed_at = dict.fromkeys(self._changed_at, 0)
         self._number = 0
 
+    def forget(self) -> None:
+        """Forgets what went away long ago, as the service does."""
+        for subject, at in list(self._changed_at.items()):
+            is_there = subject in self.devices or subject[0] in self.vms
+            if not is_there and at < self._number - FORGET:
+                del self._changed_at[subject]
+
     def drop(self) -> None:
         """Breaks all connections."""
         for client in list(self.clients):
@@ -127,6 +146,12 @@ class FakeService:
     def called(self, method: str) -> list[Map]:
         """The parameters of all calls of a method."""
         return [params for name, params in self.calls if name == method]
+
+    async def until(self, is_so: Callable[[], object]) -> None:
+        """Returns when it is so, after a call or the end of a connection."""
+        with trio.fail_after(PATIENCE):
+            while not is_so():
+                await self._moved.wait()
 
     async def ask(self, params: Map, method: str = "prompt.ask") -> Map:
         """Asks the prompter that registered last."""
@@ -155,15 +180,17 @@ class FakeService:
         finally:
             self.clients.remove(peer)
             self.prompters = [each for each in self.prompters if each is not peer]
+            self._move()
 
     async def _dispatch(self, peer: Peer, method: str, params: Map) -> Map:
         self.calls.append((method, params))
+        self._move()
         if method in self.answers:
             return await self.answers[method](params)
-        if method not in LATER:
-            parse_params(method, params)
+        parse_params(method, params)
         if method == "prompter.register":
             self.prompters.append(peer)
+            self._move()
             return {}
         known = {
             "watch.next": self._next,
@@ -255,6 +282,10 @@ class FakeService:
     def _key(self, device_class: str, name: str) -> Key:
         backend, _, id_ = name.partition(":")
         return device_class, backend, id_
+
+    def _move(self) -> None:
+        self._moved.set()
+        self._moved = trio.Event()
 
     def _note(self, subject: tuple[str, ...]) -> None:
         self._number += 1

@@ -93,10 +93,10 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """Something that a person may want to be told of, as one sentence in `text`. `own`: it is what
-    the person at this desktop just asked for. `vm` is the VM that the device is attached to, that
-    has lost it, or that listens; None where there is none. `family` is the topmost device of which
-    this is a part, as a stick is of its disk and partitions; None: it is itself."""
+    """Something that a person may want to be told of. `text` is the device in words. `own`: it is
+    what the person at this desktop just asked for. `vm` is the VM that the device is attached to,
+    that has lost it, or that listens; None where there is none. `family` is the topmost device of
+    which this is a part, as a stick is of its disk and partitions; None: it is itself."""
 
     kind: Literal["appeared", "gone", "attached", "detached", "listening"]
     ref: DeviceRef

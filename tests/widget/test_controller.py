@@ -1,0 +1,301 @@
+"""Clicks, changes and losses, by the controller and a service on a socket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import trio
+from pedos_protocol.errors import CallError
+from pedos_widget.model.view import Action
+
+from tests.widget.fake_service import device, vm
+from tests.widget.widget_system import running
+
+
+async def test_a_device_is_attached_and_shown_so_and_ejected(tmp_path: Path) -> None:
+    async with running(tmp_path) as system:
+        row = system.row("sys-usb:sda")
+        assert row is not None
+        assert (row.text, row.bold, row.enabled) == (
+            "sys-usb:sda · Flash Disk · 1.0 GiB", False, True,
+        )  # fmt: skip
+        rows = await system.vms("sys-usb:sda")
+        assert [(each.vm, each.action, each.enabled) for each in rows] == [
+            ("vault", Action.ATTACH, True),
+            ("work", Action.ATTACH, True),
+        ]
+        system.controller.attach(row.ref, "work")
+        assert [each.state for each in system.results] == ["working"]
+        assert (await system.result()).state == "done"
+        row = system.row("sys-usb:sda")
+        assert row is not None
+        assert row.bold
+        assert row.text.endswith(" · attached to work")
+        assert row.spoken.endswith(", attached to work")
+        assert system.controller.view.attached == 1
+        assert [(each.kind, each.vm, each.own) for each in system.happened] == [
+            ("attached", "work", True)
+        ]
+        asked = system.service.called("device.attach")
+        assert asked == [
+            {
+                "device_class": "block", "backend": "sys-usb", "device": "sda", "vm": "work",
+                "identity": "id-sda", "options": {}, "persistent": False,
+            }
+        ]  # fmt: skip
+        eject = next(each for each in await system.vms("sys-usb:sda") if each.vm == "work")
+        assert (eject.action, eject.bold, eject.text) == (Action.EJECT, True, "work · attached")
+        system.controller.detach(row.ref, "work")
+        assert (await system.result(2)).state == "done"
+        row = system.row("sys-usb:sda")
+        assert row is not None
+        assert not row.bold
+        assert system.happened[-1].kind == "detached"
+        assert system.happened[-1].own
+        again, *_others = await system.vms("sys-usb:sda")
+        assert (again.vm, again.text, again.is_again) == ("work", "Attach to work again", True)
+
+
+async def test_what_other_programs_do_is_shown_and_told(tmp_path: Path) -> None:
+    async with running(tmp_path) as system:
+        system.service.put(device("dom0:mic", "mic", description="Headset"))
+        system.service.attach("sys-usb:sda", "vault")
+        await system.until(lambda: (row := system.row("sys-usb:sda")) and row.bold)
+        await system.until(lambda: system.row("dom0:mic"))
+        system.service.attach("dom0:mic", "work", "mic", listening=True)
+        await system.until(lambda: system.happened[-1].kind == "listening")
+        row = system.row("dom0:mic")
+        assert row is not None
+        assert row.text == "dom0:mic · Headset · attached to work (listening now)"
+        system.service.take("sys-usb:sda")
+        await system.until(lambda: system.row("sys-usb:sda") is None)
+        assert [(each.kind, each.ref.device, each.vm, each.own) for each in system.happened] == [
+            ("appeared", "mic", None, False),
+            ("attached", "sda", "vault", False),
+            ("attached", "mic", "work", False),
+            ("listening", "mic", "work", False),
+            ("detached", "sda", "vault", False),
+            ("gone", "sda", None, False),
+        ]
+
+
+async def test_a_device_is_called_by_its_name_and_its_family_is_told(tmp_path: Path) -> None:
+    async with running(tmp_path) as system:
+        system.service.put(device("sys-usb:2-1", "usb", description="Stick"))
+        system.service.put(device("sys-usb:sdb", parent="2-1", parent_class="usb", size=2**20))
+        system.service.put(device("sys-usb:sdb1", parent="sdb"))
+        await system.until(lambda: len(system.happened) == 3)
+        told = {each.ref.device: each for each in system.happened}
+        assert {each.family and each.family.device for each in told.values()} == {"2-1"}
+        assert told["sdb"].text == "sys-usb:sdb “device sdb” 1.0 MiB"
+        system.controller.attach(told["sdb"].ref, "work")
+        assert system.results[-1].text == told["sdb"].text
+
+
+async def test_a_list_that_is_open_follows_what_changes(tmp_path: Path) -> None:
+    async with running(tmp_path) as system:
+        await system.vms("sys-usb:sda")
+        system.service.verdicts["late"] = ("deny", "10-test.policy:7 denies it")
+        system.service.put_vms(vm("late"))
+
+        def late_is_denied() -> bool:
+            row = system.row("sys-usb:sda")
+            return row is not None and any(
+                each.text == "late · 10-test.policy:7 denies it" and not each.enabled
+                for each in row.vms or ()
+            )
+
+        await system.until(late_is_denied)
+        # Nothing of the kind is asked while no list was opened.
+        looks = len(system.service.called("device.targets"))
+        system.controller._known.looks._latest = None
+        system.service.put_vms(vm("later"))
+        await system.until(lambda: "later" in system.controller._known.picture.vms)
+        assert len(system.service.called("device.targets")) == looks
+
+
+async def test_a_refusal_is_shown_with_its_reason(tmp_path: Path) -> None:
+    async def deny(_params: object) -> dict[str, object]:
+        raise CallError("denied", "policy denies it", {"rule": "10-test.policy:2"})
+
+    async with running(tmp_path) as system:
+        row = system.row("sys-usb:sda")
+        assert row is not None
+        system.service.answers["device.attach"] = deny
+        system.controller.attach(row.ref, "work")
+        result = await system.result()
+        assert (result.state, result.reason) == ("denied", "policy denies it")
+        # What is not there cannot be asked for, and says so at once.
+        other = row.ref.__class__("block", "sys-usb", "sda", "another-identity")
+        system.controller.attach(other, "work")
+        assert system.results[-1].state == "failed"
+        assert "Another device" in system.results[-1].reason
+        assert len(system.service.called("device.attach")) == 1
+
+
+async def test_one_click_at_a_time_a_device(tmp_path: Path) -> None:
+    go_on = trio.Event()
+
+    async with running(tmp_path) as system:
+        service = system.service
+
+        async def slowly(params: dict[str, object]) -> dict[str, object]:
+            await go_on.wait()
+            return await service._attach(params)
+
+        service.answers["device.attach"] = slowly
+        service.put(device("sys-usb:sdb"))
+        await system.until(lambda: system.row("sys-usb:sdb"))
+        await system.vms("sys-usb:sda")
+        first, second = system.row("sys-usb:sda"), system.row("sys-usb:sdb")
+        assert first is not None
+        assert second is not None
+        system.controller.attach(first.ref, "work")
+        row = system.row("sys-usb:sda")
+        assert row is not None
+        assert row.text.endswith(" · attaching to work …")
+        assert [(each.text, each.enabled) for each in row.vms or ()] == [
+            ("vault", False),
+            ("work · attaching to work …", False),
+        ]
+        system.controller.attach(first.ref, "vault")
+        assert system.results[-1].state == "failed"
+        assert "not finished" in system.results[-1].reason
+        system.controller.attach(second.ref, "vault")  # another one may begin
+        await service.until(lambda: len(service.called("device.attach")) == 2)
+        go_on.set()
+        final = [await system.result(number) for number in (2, 3)]
+        assert [each.state for each in final] == ["done", "done"]
+
+
+async def test_after_a_broken_connection_a_click_is_judged_by_what_there_is(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as system:
+        service = system.service
+
+        async def done_and_gone(params: dict[str, object]) -> dict[str, object]:
+            result = await service._attach(params)
+            service.restarted()
+            service.drop()
+            return result
+
+        async def gone(_params: object) -> dict[str, object]:
+            service.restarted()
+            service.drop()
+            return {}
+
+        row = system.row("sys-usb:sda")
+        assert row is not None
+        service.answers["device.attach"] = gone
+        system.controller.attach(row.ref, "work")
+        result = await system.result(1)
+        assert (result.state, "is not done" in result.reason) == ("failed", True)
+        service.answers["device.attach"] = done_and_gone
+        system.controller.attach(row.ref, "work")
+        assert (await system.result(2)).state == "done"
+        row = system.row("sys-usb:sda")
+        assert row is not None
+        assert row.bold
+
+
+async def test_without_a_service_nothing_can_be_chosen_and_the_view_says_why(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, is_served=False) as system:
+        await system.until(lambda: "no socket" in system.controller.view.status)
+        assert not system.controller.view.connected
+        assert [each.empty for each in system.controller.view.sections] == ["not known"] * 3
+        async with trio.open_nursery() as nursery:
+            await nursery.start(system.service.serve)
+            await system.connected()
+            await system.vms("sys-usb:sda")
+            assert system.controller.view.status == ""
+            nursery.cancel_scope.cancel()
+        await system.until(lambda: not system.controller.view.connected)
+        row = system.row("sys-usb:sda")
+        assert row is not None
+        assert not row.enabled
+        assert row.text.startswith("sys-usb:sda")
+        assert system.controller.view.status.endswith("This is how it was before.")
+        system.controller.attach(row.ref, "work")
+        assert [each.state for each in system.results] == ["failed"]
+        # A device that went meanwhile is not shown when the service is back, with the same count.
+        system.service.take("sys-usb:sda")
+        await system.service_again()
+        await system.connected()
+        assert system.row("sys-usb:sda") is None
+
+
+async def test_a_program_that_is_restarted_remembers_pairs(tmp_path: Path) -> None:
+    async with running(tmp_path) as system:
+        row = system.row("sys-usb:sda")
+        assert row is not None
+        system.controller.attach(row.ref, "work")
+        await system.result()
+        system.controller.detach(row.ref, "work")
+        await system.result(2)
+    async with running(tmp_path) as system:
+        assert (await system.vms("sys-usb:sda"))[0].is_again
+        system.service.verdicts["work"] = ("deny", "denied now")
+        system.service.put_vms(vm("another"))
+        await system.until(
+            lambda: (row := system.row("sys-usb:sda"))
+            and any(each.text == "work · denied now" for each in row.vms or ())
+        )
+        row = system.row("sys-usb:sda")
+        assert row is not None
+        assert not any(each.is_again for each in row.vms or ())
+
+
+async def test_a_service_that_is_older_leaves_the_verdict_to_the_attach(tmp_path: Path) -> None:
+    async def unknown(_params: object) -> dict[str, object]:
+        raise CallError("unknown_method", "device.targets is not served here")
+
+    async with running(tmp_path) as system:
+        system.service.answers["device.targets"] = unknown
+        assert all(each.enabled for each in await system.vms("sys-usb:sda"))
+        row = system.row("sys-usb:sda")
+        assert row is not None
+        assert "older" in row.note
+
+
+async def test_errors_of_the_policy_are_said(tmp_path: Path) -> None:
+    async with running(tmp_path) as system:
+        system.service.policy["ok"] = False
+        await system.vms("sys-usb:sda")
+        await system.until(lambda: "qvm-policy status" in system.controller.view.status)
+
+
+async def test_questions_come_to_the_prompter_for_as_long_as_there_is_one(tmp_path: Path) -> None:
+    class Desk:
+        def __init__(self) -> None:
+            self.said: list[object] = []
+
+        async def ask(self, method: str, params: dict[str, object]) -> dict[str, object]:
+            self.said.append((method, params))
+            await trio.lowlevel.checkpoint()
+            return {"verdict": "allow", "target": "work"}
+
+        def cancel(self, request: str, reason: str) -> None:
+            self.said.append((request, reason))
+
+        def gone(self) -> None:
+            self.said.append("gone")
+
+    desk = Desk()
+    async with running(tmp_path) as system:
+        service = system.service
+        system.controller.ask_by(desk)
+        await service.until(lambda: service.prompters)
+        assert await service.ask({"question": 1}) == {"verdict": "allow", "target": "work"}
+        await service.prompters[-1].notify("prompt.cancel", {"request": "r", "reason": "over"})
+        assert await service.ask({"question": 2}) == {"verdict": "allow", "target": "work"}
+        service.drop()
+        await service.until(lambda: not service.prompters)
+        await service.until(lambda: service.prompters)  # again, by a new connection
+        await service.ask({"question": 3})
+        system.controller.ask_by(None)
+        await service.until(lambda: not service.prompters)
+        asked = [("prompt.ask", {"question": number}) for number in (1, 2, 3)]
+        assert desk.said == [asked[0], ("r", "over"), asked[1], "gone", asked[2], "gone"]

@@ -1,0 +1,159 @@
+"""The connection that is made again: when, and what is said of it meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pedos_widget.link
+import pytest
+import trio
+import trio.testing
+from pedos_cli.client import Unreachable
+from pedos_host.unix import listen_unix
+from pedos_protocol.errors import CallError
+from pedos_vchan.peer import Peer
+from pedos_vchan.refusal import refuse
+from pedos_widget.link import CONNECT_S, RETRY_FIRST_S, RETRY_MAX_S, Link
+
+
+class User:
+    """Of a link: notes when it is connected and why it is not."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.link = Link(str(path), "test", self.serve, self.lost)
+        self.peers: list[Peer] = []
+        self.reasons: list[str] = []
+        self.times: list[float] = []
+        self.something = trio.Event()
+
+    async def serve(self, peer: Peer) -> None:
+        self.peers.append(peer)
+        self.link.works()
+        self._note()
+        await trio.sleep_forever()
+
+    def lost(self, why: str) -> None:
+        self.reasons.append(why)
+        self.times.append(trio.current_time())
+        self._note()
+
+    def _note(self) -> None:
+        self.something.set()
+        self.something = trio.Event()
+
+
+async def test_attempts_are_rarer_and_rarer_and_soon_again_after_a_success(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_there = False
+
+    async def connect(_path: str) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        if not is_there:
+            raise FileNotFoundError
+        here, there = trio.testing.memory_stream_pair()
+
+        async def serve() -> None:
+            with contextlib.suppress(trio.BrokenResourceError):
+                await Peer(there, program="x", handlers={}).run()
+
+        nursery.start_soon(serve)
+        return here
+
+    monkeypatch.setattr(pedos_widget.link, "connect_unix", connect)
+    user = User("/nowhere")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(user.link.run)
+        await trio.sleep(30)
+        gaps = [later - earlier for earlier, later in zip(user.times, user.times[1:], strict=False)]
+        assert gaps[:5] == pytest.approx([RETRY_FIRST_S * 2**n for n in range(5)])
+        assert gaps[5:]
+        assert gaps[5:] == pytest.approx([RETRY_MAX_S] * len(gaps[5:]))
+        assert user.reasons[-1].startswith("dom0's service does not run")
+        is_there = True
+        await trio.sleep(RETRY_MAX_S)
+        assert len(user.peers) == 1
+        user.peers[0].close()
+        await trio.sleep(2 * RETRY_FIRST_S)
+        assert len(user.peers) == 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_call_says_whether_it_may_have_been_done(tmp_path: Path) -> None:
+    path = tmp_path / "dom0.sock"
+
+    async def drop(peer: Peer, _params: dict[str, Any]) -> None:
+        peer.close()
+        await trio.sleep_forever()
+
+    async def fail(_peer: Peer, _params: dict[str, Any]) -> None:
+        raise CallError("unavailable", "the agent of work is not connected")
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await Peer(stream, program="x", handlers={"test.drop": drop, "test.fail": fail}).run()
+
+    user = User(path)
+    with pytest.raises(Unreachable) as caught:
+        await user.link.call("test.drop", {}, timeout_s=60)
+    assert not caught.value.lost
+    with contextlib.closing(await listen_unix(path, 0o600)) as listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, serve, [listener])
+            nursery.start_soon(user.link.run)
+            await user.something.wait()
+            with pytest.raises(CallError, match="the agent of work"):
+                await user.link.call("test.fail", {}, timeout_s=60)
+            with pytest.raises(Unreachable) as caught:
+                await user.link.call("test.drop", {}, timeout_s=60)
+            assert caught.value.lost
+            nursery.cancel_scope.cancel()
+
+
+async def test_the_services_refusal_is_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "dom0.sock"
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await refuse(stream, "x", CallError("denied", "this user is not in the group pedos"))
+
+    user = User(path)
+    with contextlib.closing(await listen_unix(path, 0o600)) as listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, serve, [listener])
+            nursery.start_soon(user.link.run)
+            while not user.reasons:
+                await user.something.wait()
+            nursery.cancel_scope.cancel()
+    assert user.reasons[0].endswith("refuses this program: this user is not in the group pedos.")
+
+
+async def test_a_service_that_takes_no_connection_is_given_up_for_a_while(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(_path: str) -> trio.abc.Stream:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    monkeypatch.setattr(pedos_widget.link, "connect_unix", hang)
+    user = User("/nowhere")
+    with trio.move_on_after(CONNECT_S + 0.1):
+        await user.link.run()
+    assert user.reasons == ["dom0's service takes no connection at /nowhere."]
+
+
+async def test_what_is_no_service_is_said_to_be_another_version(tmp_path: Path) -> None:
+    path = tmp_path / "dom0.sock"
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    user = User(path)
+    with contextlib.closing(await listen_unix(path, 0o600)) as listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, serve, [listener])
+            nursery.start_soon(user.link.run)
+            while not user.reasons:
+                await user.something.wait()
+            nursery.cancel_scope.cancel()
+    assert "cannot be understood" in user.reasons[0]

@@ -1,0 +1,164 @@
+"""A connection to dom0's service that is made again whenever it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+import trio
+from pedos_cli.client import DEFAULT_SOCKET, Unreachable
+from pedos_host.unix import connect_unix
+from pedos_protocol.errors import CallError, ProtocolError, RemoteProtocolError
+from pedos_protocol.events import REFUSED, refusal
+from pedos_vchan.peer import Peer, open_peer
+from pedos_vchan.quota import NO_LIMIT
+
+from .i18n import _
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from typing import Any, NoReturn
+
+    from pedos_vchan.peer import Handler
+
+logger = logging.getLogger(__name__)
+
+RETRY_FIRST_S = 0.25
+RETRY_MAX_S = 5.0
+"""Seconds between attempts to reach the service, doubling: its restart takes a second, and a person
+who repairs it should not have to wait long."""
+
+CONNECT_S = 5.0
+"""Seconds in which the service accepts a connection; a working one accepts it at once."""
+
+
+class Link:
+    """One connection at a time to the service at `path`.
+
+    `serve` runs while there is one, until it ends; `lost` is called each time that there is none,
+    with a sentence that says why. What the service asks and tells goes to `handlers` and `notices`.
+    """
+
+    def __init__(
+        self,
+        path: str | None,
+        program: str,
+        serve: Callable[[Peer], Awaitable[None]],
+        lost: Callable[[str], None],
+        *,
+        handlers: Mapping[str, Handler] | None = None,
+        notices: Mapping[str, Handler] | None = None,
+    ) -> None:
+        self._path = path
+        self._program = program
+        self._serve = serve
+        self._lost = lost
+        self._handlers = dict(handlers or {})
+        self._notices = {**(notices or {}), REFUSED: self._refused}
+        self._peer: Peer | None = None
+        self._why = _("Not connected to dom0's service yet.")
+        self._refusal = ""
+        self._pause = RETRY_FIRST_S
+
+    def works(self) -> None:
+        """The service does what it is asked: the next attempt after this connection is soon."""
+        self._pause = RETRY_FIRST_S
+
+    async def call(
+        self, method: str, params: dict[str, Any], *, timeout_s: float
+    ) -> dict[str, Any]:
+        """The service's answer. CallError, or Unreachable if there is no connection, or none any
+        more (`lost`): then it may have done what was asked, or not."""
+        peer = self._peer
+        if peer is None:
+            await trio.lowlevel.checkpoint()
+            raise Unreachable(self.path, self._why)
+        try:
+            return await peer.call(method, params, timeout=timeout_s)
+        except CallError as error:
+            if error.code == "unavailable" and not peer.is_open:
+                why = _("The connection to dom0's service broke.")
+                raise Unreachable(self.path, why, lost=True) from error
+            raise
+
+    @property
+    def path(self) -> str:
+        """Where the service is looked for."""
+        return self._path or os.environ.get("PEDOS_SOCKET") or DEFAULT_SOCKET
+
+    async def run(self) -> NoReturn:
+        """Connects, serves, and begins again, until cancelled."""
+        said = ""
+        while True:
+            self._refusal = ""
+            why = await self._once()
+            self._peer = None
+            self._why = self._refusal or why
+            if self._why != said:
+                said = self._why
+                logger.info("%s", said)
+            self._lost(self._why)
+            pause, self._pause = self._pause, min(2 * self._pause, RETRY_MAX_S)
+            await trio.sleep(pause)
+
+    async def _once(self) -> str:
+        """One connection, from its beginning to its end; why it has ended, as a sentence."""
+        path = self.path
+        try:
+            with trio.fail_after(CONNECT_S):
+                stream = await connect_unix(path)
+        except trio.TooSlowError:
+            return _("dom0's service takes no connection at {path}.").format(path=path)
+        except OSError as error:
+            return _why_none(path, error)
+        try:
+            async with open_peer(
+                stream,
+                program=self._program,
+                handlers=self._handlers,
+                notices=self._notices,
+                name="dom0's service",
+                frames_per_second=NO_LIMIT,
+            ) as peer:
+                self._peer = peer
+                with trio.CancelScope() as scope:
+                    peer.start_soon(_cancel_at_end, scope)
+                    await self._serve(peer)
+        except RemoteProtocolError as error:
+            logger.warning("dom0's service breaks the protocol: %s", error)
+            return _("dom0's service cannot be understood; perhaps it is of another version.")
+        except CallError as error:
+            if error.code != "unavailable":
+                return _("dom0's service does not answer: {reason}.").format(reason=error.message)
+        except (trio.BrokenResourceError, ProtocolError) as error:
+            logger.debug("the connection ended: %s", error)
+        return _("The connection to dom0's service has ended.")
+
+    async def _refused(self, _peer: Peer, untrusted_params: dict[str, Any]) -> None:
+        error = refusal(untrusted_params)
+        self._refusal = _("dom0's service refuses this program: {reason}.").format(
+            reason=error.message
+        )
+        await trio.lowlevel.checkpoint()
+
+
+async def _cancel_at_end(scope: trio.CancelScope) -> None:
+    """As a task of the connection, ends with it."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        scope.cancel()
+
+
+def _why_none(path: str, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return _("dom0's service does not run: there is no socket at {path}.").format(path=path)
+    if isinstance(error, ConnectionRefusedError):
+        return _("dom0's service does not run: nothing listens at {path}.").format(path=path)
+    if isinstance(error, PermissionError):
+        return _("This user may not use dom0's service at {path}.").format(path=path)
+    reason = error.strerror or str(error)
+    return _("dom0's service cannot be reached at {path}: {reason}.").format(
+        path=path, reason=reason
+    )

@@ -1,0 +1,81 @@
+"""Which VM this user attached a device to last, by what the device is and not by where it is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pedos_protocol.device_classes import is_class_name
+from pedos_protocol.names import is_identity, is_vm_name
+
+PAIRS_MAX = 256
+"""Devices that are remembered: more than a desk sees in years. The one that was attached longest
+ago is forgotten."""
+
+TEXT_MAX = PAIRS_MAX * 512
+"""Characters of the file: a pair has at most an identity (256), a class and a VM, and signs."""
+
+FORMAT = 1
+
+
+class Pairs:
+    """An ordered memory; the last pair is the latest."""
+
+    def __init__(self) -> None:
+        self._vms: dict[tuple[str, str], str] = {}  # by class and identity
+
+    def __len__(self) -> int:
+        return len(self._vms)
+
+    def vm_of(self, device_class: str, identity: str) -> str | None:
+        """The VM that had it last."""
+        return self._vms.get((device_class, identity))
+
+    def put(self, device_class: str, identity: str, vm: str) -> None:
+        """Remember a pair. A device without an identity cannot be told from others."""
+        if not identity:
+            return
+        self._vms.pop((device_class, identity), None)
+        self._vms[device_class, identity] = vm
+        while len(self._vms) > PAIRS_MAX:
+            del self._vms[next(iter(self._vms))]
+
+    def text(self) -> str:
+        """All of it, for a file."""
+        pairs = [
+            {"class": device_class, "identity": identity, "vm": vm}
+            for (device_class, identity), vm in self._vms.items()
+        ]
+        return json.dumps({"format": FORMAT, "pairs": pairs}, indent=1) + "\n"
+
+
+def parse(untrusted_text: str) -> Pairs:
+    """What `Pairs.text` wrote. ValueError if this is something else."""
+    if len(untrusted_text) > TEXT_MAX:
+        raise ValueError(f"it has more than {TEXT_MAX} characters")
+    try:
+        untrusted = json.loads(untrusted_text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(untrusted, dict) or untrusted.get("format") != FORMAT:
+        raise ValueError(f"it is not of format {FORMAT}")
+    untrusted_pairs = untrusted.get("pairs")
+    if not isinstance(untrusted_pairs, list):
+        raise ValueError("'pairs' is no list")
+    pairs = Pairs()
+    for untrusted_pair in untrusted_pairs:
+        pairs.put(*_parse_pair(untrusted_pair))
+    return pairs
+
+
+def _parse_pair(untrusted: Any) -> tuple[str, str, str]:
+    if not isinstance(untrusted, dict):
+        raise ValueError("a pair is no map")
+    device_class, identity, vm = (untrusted.get(key) for key in ("class", "identity", "vm"))
+    if not isinstance(device_class, str) or not is_class_name(device_class):
+        raise ValueError("a pair has no device class")
+    if not isinstance(identity, str) or not identity or not is_identity(identity):
+        raise ValueError("a pair has no identity")
+    if not isinstance(vm, str) or not is_vm_name(vm):
+        raise ValueError("a pair has no VM")
+    return device_class, identity, vm
