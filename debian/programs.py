@@ -111,7 +111,7 @@ def manual_sections(parser: argparse.ArgumentParser, module: str) -> list[dict[s
             if not colon:
                 heading, rest = "examples", each.epilog
             found.setdefault(heading, {})[rest] = None
-    if module.startswith("pedos_cli."):
+    if module.startswith(("pedos_cli.", "pedos_widget.qvm_")):
         found["exit status"] = {EXIT_STATUS: None}
     return [{"heading": heading, "content": "\n\n".join(texts)} for heading, texts in found.items()]
 

@@ -196,7 +196,8 @@ def test_each_python_package_is_installed_once() -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_every_shell_completes_every_program_of_the_command_line(shell: str) -> None:
-    commands = {name for name in programs.programs_of("pedos-common") if name.startswith("qvm-")}
+    held = {**programs.programs_of("pedos-common"), **programs.programs_of("pedos-widget")}
+    commands = {name for name in held if name.startswith("qvm-")}
     assert programs.completed_programs(shell) == commands
 
 
