@@ -263,6 +263,23 @@ def test_what_is_new_and_finds_no_room_is_said(desktop: Desktop) -> None:
     assert len(desktop.menu._rows) == 102
 
 
+def test_the_vms_are_asked_for_before_the_submenu_opens(desktop: Desktop) -> None:
+    desktop.controller.show(device_row("sda", vms=None), *DEVICES[1:])
+    desktop.open()
+    desktop.key(Key.Key_Down)
+    assert desktop.controller.calls == [("look", DEVICES[0].ref, None)]
+    desktop.key(Key.Key_Down)  # what is known already is asked when it is opened
+    assert desktop.controller.calls == [("look", DEVICES[0].ref, None)]
+
+
+def test_to_show_it_again_leaves_it_where_it_is(desktop: Desktop) -> None:
+    menu = desktop.open()
+    submenu = desktop.hover("sdc")
+    place = menu.pos()
+    menu.popup_at(QtCore.QPoint(300, 300))
+    assert (menu.pos(), submenu.isVisible()) == (place, True)
+
+
 def test_vms_that_are_not_known_yet_are_filled_in_when_they_are(desktop: Desktop) -> None:
     desktop.controller.show(device_row("sda", vms=None))
     desktop.open()
@@ -471,15 +488,33 @@ def test_a_screen_reader_hears_what_the_eye_sees_as_bold(desktop: Desktop) -> No
         assert spoken in names
 
 
-def test_opening_it_often_leaves_nothing_behind(desktop: Desktop) -> None:
-    def count() -> int:
-        return len(desktop.menu.findChildren(QtCore.QObject))
+def things_in(menu: Menu) -> int:
+    return len(menu.findChildren(QtCore.QObject))
 
+
+def test_opening_it_often_leaves_nothing_behind(desktop: Desktop) -> None:
     desktop.open()
     desktop.menu.close()
     QTest.qWait(0)
-    before = count()
+    before = things_in(desktop.menu)
     for _ in range(50):
         desktop.menu.popup_at(QtCore.QPoint(20, 20))
         desktop.menu.close()
-    desktop.until(lambda: count() <= before)
+    desktop.until(lambda: things_in(desktop.menu) <= before)
+
+
+def test_ten_thousand_changes_leave_nothing_behind(desktop: Desktop) -> None:
+    """Closed or open, with devices that come and go."""
+    few = [device_row(f"sda{number}") for number in range(1, 5)]
+    for is_open in (False, True):
+        if is_open:
+            desktop.open()
+        desktop.changed(*few, *DEVICES)
+        desktop.changed(*DEVICES)
+        before = things_in(desktop.menu)
+        for number in range(10_000):
+            desktop.controller.show(*(few if number % 2 else ()), *DEVICES)
+            if number % 500 == 0:
+                desktop.until(lambda: not desktop.menu._redraw.isActive())
+        desktop.until(lambda: not desktop.menu._redraw.isActive())
+        desktop.until(lambda before=before: things_in(desktop.menu) <= before)

@@ -75,12 +75,14 @@ class Menu(SteadyMenu):
         self.setAccessibleName(_("Devices"))
         self.aboutToShow.connect(self._fill)
         self.aboutToHide.connect(self._hidden)
+        self.hovered.connect(self._hovered)
         controller.on_change(self._changed)
         controller.on_result(self._take_result)
 
     def popup_at(self, position: QtCore.QPoint) -> None:
-        """Open here, or where the screen has room."""
-        self.popup(position)
+        """Open here, or where the screen has room; one that is open stays where it is."""
+        if not self.isVisible():
+            self.popup(position)
 
     def heading_text(self) -> str:
         """What is searched for; what is wrong; or that one may search."""
@@ -216,6 +218,12 @@ class Menu(SteadyMenu):
     def elsewhere(self, _place: QtCore.QPoint) -> None:
         """The pointer has arrived in a submenu."""
         self._settle.stop()
+
+    def _hovered(self, action: QtGui.QAction) -> None:
+        """Ask for the VMs before the submenu opens, which it does after a moment."""
+        ref = next((ref for ref, made in self._rows.items() if made.entry is action), None)
+        if ref is not None and (row := self._rows[ref].vms.row).enabled and row.vms is None:
+            self._controller.look(ref)
 
     def _pointed_at(self, place: QtCore.QPoint) -> None:
         self._pointer = place
