@@ -53,7 +53,7 @@ def screen(qtbot: QtBot) -> Iterator[Screen]:
 def test_it_shows_the_classes_and_their_devices(screen: Screen) -> None:
     assert screen.texts(screen.window.devices) == [
         "Block devices", "sys-usb:sda Stick", "sys-usb:sdb Stick", "sys-usb:sdc Stick",
-        "Microphones", "sys-usb:mic0 Stick", "USB devices", "None.",
+        "Microphones", "sys-usb:mic0 Stick", "USB devices", "    None.",
     ]  # fmt: skip
     assert screen.texts(screen.window.vms) == []
     assert not screen.window.act.isEnabled()

@@ -11,6 +11,7 @@ from pedos_widget.qt import QtCore, QtGui, QtWidgets
 
 INDENT = "    "
 _Flag = QtCore.Qt.ItemFlag
+_Group = QtGui.QPalette.ColorGroup
 _Role = QtCore.Qt.ItemDataRole
 
 
@@ -39,7 +40,9 @@ class Pane(QtWidgets.QListWidget):
         self.setAccessibleName(name)
         self.setTextElideMode(QtCore.Qt.TextElideMode.ElideMiddle)
         self.setHorizontalScrollBarPolicy(QtCore.Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setUniformItemSizes(True)
+        height = self.fontMetrics().height()
+        self.setIconSize(QtCore.QSize(height, height))
+        self.setSpacing(1)
 
     def current_key(self) -> Hashable | None:
         """The key of the chosen row."""
@@ -89,14 +92,12 @@ class Pane(QtWidgets.QListWidget):
         item.setFont(font)
         chosen = _Flag.ItemIsEnabled | _Flag.ItemIsSelectable
         item.setFlags(_Flag.NoItemFlags if row.heading else chosen)
-        if row.enabled or row.heading:
+        # Said for each: a heading is not enabled, and is to look as if it were.
+        group = _Group.Active if row.enabled else _Group.Disabled
+        if row.enabled and not row.heading:
             item.setData(_Role.ForegroundRole, None)
         else:
-            item.setForeground(
-                self.palette().brush(
-                    QtGui.QPalette.ColorGroup.Disabled, QtGui.QPalette.ColorRole.Text
-                )
-            )
+            item.setForeground(self.palette().brush(group, QtGui.QPalette.ColorRole.Text))
 
     def focusInEvent(self, event: Any) -> None:  # noqa: N802 - Qt's name
         is_none_chosen = self.currentRow() < 0

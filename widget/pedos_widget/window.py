@@ -128,7 +128,7 @@ class DeviceWindow(QtWidgets.QWidget):
             rows += found
             if not found:
                 key = ("empty", section.device_class)
-                rows.append(PaneRow(key, section.empty, enabled=False))
+                rows.append(PaneRow(key, section.empty, enabled=False, indent=1))
         self.devices.show_rows(rows)
         if view.connected and not self._was_connected:
             self._looked = None

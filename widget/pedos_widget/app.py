@@ -1,0 +1,244 @@
+"""The widget put together: what runs, what knows whom, and what a click on what opens."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+from pedos_cli.answers import take, take_maps
+from pedos_cli.client import Unreachable
+from pedos_protocol.errors import CallError, ProtocolError
+from pedos_protocol.names import natural_key
+
+from pedos_widget import guest
+from pedos_widget.bus import WIDGET, Bus, BusError, session_address, system_address
+from pedos_widget.calls import not_reached, not_understood, refusal
+from pedos_widget.controller import Controller
+from pedos_widget.i18n import _
+from pedos_widget.icons import APPLICATION, application_icon
+from pedos_widget.menu.devices_menu import Menu
+from pedos_widget.menu.steady import Entry
+from pedos_widget.menu.vm_choice import VmChoice
+from pedos_widget.model.view import DeviceRef
+from pedos_widget.notifications.notifier import Notifier
+from pedos_widget.qt import QtCore, QtGui, QtWidgets
+from pedos_widget.questions.desk import QuestionDesk
+from pedos_widget.questions.offering import offer
+from pedos_widget.screen_lock import ScreenLock
+from pedos_widget.tray import Tray
+from pedos_widget.window import DeviceWindow
+from pedos_widget.windows import Windows
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from pedos_widget.tasks import StartSoon
+
+logger = logging.getLogger(__name__)
+
+DONE, SECOND = 0, 3
+
+VMS_S = 5.0
+"""For the list of VMs, which the service has at hand."""
+
+DOM0 = "dom0"
+
+CONNECT_S = 2.0
+"""How long a menu that is to be shown at once waits for its devices; then it says why it is empty.
+The connection and the first list take 0.15 s."""
+
+
+def run(*, show: bool, window: bool) -> int:
+    """Run until the user or a signal ends it; return the exit status."""
+    # PyQt6 ends the program with a signal if a slot raises and nobody has said what to do then.
+    sys.excepthook = _log_uncaught
+    application = QtWidgets.QApplication([APPLICATION])
+    application.setApplicationName("pedos-widget")
+    application.setApplicationDisplayName(_("Devices"))
+    application.setDesktopFileName("org.pedos.Widget")
+    application.setQuitOnLastWindowClosed(False)
+    application.setWindowIcon(application_icon())
+    QtGui.QIcon.setFallbackThemeName("hicolor")
+    widget = Widget(is_window=window or _is_wayland(application))
+    guest.run(application, lambda: widget.run(show=show))
+    return widget.status
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    logger.error(
+        "this was not foreseen, and may lack on the screen", exc_info=(kind, error, traceback)
+    )
+
+
+def _is_wayland(application: QtWidgets.QApplication) -> bool:
+    return application.platformName().startswith("wayland")
+
+
+class Widget:
+    """All parts, for the life of the program."""
+
+    def __init__(self, *, is_window: bool) -> None:
+        self.status = DONE
+        self._is_window = is_window
+        self.controller = Controller()
+        self.menu = Menu(self.controller)
+        self.window = DeviceWindow(self.controller)
+        self.menu.why = self.window.show_device
+        self.menu.below = self._below
+        self._choice = self._vm_choice(self.menu, self.menu)
+        self._add_buttons()
+        self._windows: Windows | None = None
+        self._start_soon: StartSoon | None = None
+        self.tray = Tray(
+            self.controller, show=self.show, leave=self._leave, missing=self._use_window
+        )
+
+    async def run(self, *, show: bool) -> None:
+        """Everything that waits."""
+        async with trio.open_nursery() as nursery:
+            self._start_soon = nursery.start_soon
+            self._windows = Windows(self.controller, nursery.start_soon)
+            bus = Bus(session_address())
+            bus.serve(WIDGET.path, WIDGET.interface, "Show", self._asked_to_show)
+            await nursery.start(bus.run)
+            if not await _is_first(bus):
+                self.status = DONE if show else SECOND
+                nursery.cancel_scope.cancel()
+                return
+            system_bus = Bus(system_address())
+            await nursery.start(system_bus.run)
+            lock = ScreenLock(bus, system_bus)
+            lock.on_change(self._locked)
+            nursery.start_soon(lock.run)
+            nursery.start_soon(self.controller.run)
+            nursery.start_soon(Notifier(bus, self.controller).run)
+            offer(QuestionDesk(), self.controller, lock)
+            self.tray.start()
+            try:
+                logger.info("ready")
+                if show or self._is_window:
+                    await self._connected()
+                    self.show()
+                await trio.sleep_forever()
+            finally:
+                self.tray.close()
+                self.menu.close()
+
+    def show(self) -> None:
+        """Show the devices: at the pointer, or in the window."""
+        if self._is_window:
+            self.window.show_device()
+        else:
+            self.menu.popup_at(QtGui.QCursor.pos())
+
+    def _asked_to_show(self) -> None:
+        logger.info("asked to show the devices")
+        self.show()
+
+    async def _connected(self) -> None:
+        connected = trio.Event()
+        self.controller.on_change(
+            lambda: connected.set() if self.controller.view.connected else None
+        )
+        if not self.controller.view.connected:
+            with trio.move_on_after(CONNECT_S):
+                await connected.wait()
+
+    def _use_window(self) -> None:
+        logger.warning("this desktop shows no tray: using a window")
+        self._is_window = True
+        self.show()
+
+    def _locked(self, is_locked: bool) -> None:
+        if is_locked:
+            self.menu.close()
+
+    def _below(self, menu: Menu) -> list[Entry]:
+        """The last entries of the menu."""
+        settings = Entry(menu, _("VM settings..."))
+        settings.setMenu(self._choice)
+        entries = [settings]
+        for text, act in (
+            (_("Policy..."), self._policy),
+            (_("Show in a window"), self._show_window),
+            (_("Quit"), self._leave),
+        ):
+            entries.append(entry := Entry(menu, text))
+            entry.triggered.connect(lambda _checked=False, act=act: act())
+        return entries
+
+    def _settings_of(self, vm: str) -> None:
+        if self._windows is not None:
+            self._windows.settings(vm)
+
+    def _policy(self) -> None:
+        if self._windows is not None:
+            self._windows.policy()
+
+    def _vm_choice(self, parent: QtWidgets.QWidget, menu: Menu | None = None) -> VmChoice:
+        def ask() -> None:
+            if self._start_soon is not None:
+                self._start_soon(partial(self._list_vms, choice))
+
+        choice = VmChoice(
+            parent,
+            on_input=menu.touched if menu is not None else lambda: None,
+            on_pointer=menu.elsewhere if menu is not None else lambda _place: None,
+            ask=ask,
+            choose=self._settings_of,
+        )
+        return choice
+
+    async def _list_vms(self, choice: VmChoice) -> None:
+        try:
+            answer = await self.controller.call("vm.list", {}, timeout_s=VMS_S)
+            names = [take(each, "name", str) for each in take_maps(answer, "vms")]
+        except CallError as error:
+            choice.fail(refusal(error))
+        except Unreachable as error:
+            choice.fail(not_reached(error))
+        except ProtocolError as error:
+            choice.fail(not_understood(error))
+        else:
+            choice.show_vms(sorted((name for name in names if name != DOM0), key=natural_key))
+
+    def _add_buttons(self) -> None:
+        """What the menu has below its devices; on some desktops the window is all there is."""
+        choice = self._vm_choice(self.window)
+        settings = QtWidgets.QPushButton(_("VM settings..."))
+        settings.clicked.connect(
+            lambda: choice.popup(settings.mapToGlobal(QtCore.QPoint(0, settings.height())))
+        )
+        policy = QtWidgets.QPushButton(_("Policy..."))
+        policy.clicked.connect(self._policy)
+        for button in (settings, policy):
+            button.setAutoDefault(False)
+            self.window.add_button(button)
+
+    def _show_window(self, ref: DeviceRef | None = None) -> None:
+        self.window.show_device(ref)
+
+    def _leave(self) -> None:
+        QtCore.QCoreApplication.quit()
+
+
+async def _is_first(bus: Bus) -> bool:
+    """Is this the only one of the session? Another one is told to show itself. Without a bus nobody
+    can tell."""
+    try:
+        if await bus.request_name(WIDGET.name):
+            return True
+    except BusError as error:
+        logger.warning("no session bus: %s", error)
+        return True
+    try:
+        await bus.call(WIDGET, "Show", start=False)
+        logger.info("it runs in this session already, and was told to show itself")
+    except BusError as error:
+        logger.warning("it runs in this session already, and does not answer: %s", error)
+    return False
