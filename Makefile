@@ -1,5 +1,5 @@
-# make demo | test | lint | bench: each makes its own set-up (Debian packages, .venv, C build) first.
-.PHONY: help demo test lint bench fuzz interleave mutants soak build sound man deb clean
+# make demo | demo-widget | test | lint | bench: each makes its own set-up (Debian packages, .venv, C build) first.
+.PHONY: help demo demo-widget pictures test lint bench fuzz interleave mutants soak build sound man deb clean
 .PHONY: test-deb test-releases test-suite test-xen xen-shell
 
 # The release of Debian in which the last five do what they do: the first target, or bookworm.
@@ -7,6 +7,8 @@ SUITE ?= trixie
 
 help:
 	@echo "make demo    attach a disk of one VM to another, on this machine, and see it work"
+	@echo "make demo-widget  the tray widget on a virtual screen, at work; leaves pictures and says where"
+	@echo "make pictures     the same pictures, into docs/pictures"
 	@echo "make test    all tests that need no booted Xen"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   the benchmarks (JSON=FILE keeps the figures, SVG=DIR draws them,"
@@ -36,6 +38,15 @@ sound:
 
 demo: build
 	@demo/run $${IMAGE:+"$$IMAGE"}
+
+# They drive the widget as a person does; neither needs a screen.
+demo-widget:
+	@tools/setup desktop
+	@.venv/bin/python -m tests.widget.e2e.pictures build/widget/demo
+
+pictures:
+	@tools/setup desktop
+	@.venv/bin/python -m tests.widget.e2e.pictures docs/pictures
 
 # Two workers more than there are processors: those that run tests of sound wait most of their time.
 # A file is one worker's, and long ones come first (tests/schedule.py).

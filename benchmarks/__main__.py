@@ -33,6 +33,7 @@ MODULES = {
     "fair": "fairness",
     "L6": "soak",  # and the drift of M1
     "sound": "sound",
+    "widget": "widget",
     "scale": "scale",  # and the service's drift
 }
 

@@ -153,6 +153,13 @@ class Desktop:
         self._end.callback(_ended, child)
         return child.pid
 
+    def run(self, name: str, *arguments: str) -> int:
+        """Runs a program on this desktop to its end; its exit status."""
+        done = subprocess.run(
+            [name, *arguments], env=self.environment, check=False, timeout=PATIENCE
+        )
+        return done.returncode
+
     def child(self, name: str) -> subprocess.Popen[bytes]:
         """The program of that name that was started last."""
         return self._children[name]
@@ -227,6 +234,11 @@ class Desktop:
 
     # Mouse, keyboard and eyes.
 
+    def has_ink(self, area: Area) -> bool:
+        """Whether an area has more than one colour: something is drawn there."""
+        first = next(self.screen.rows(area))[:4]
+        return any(row != first * (len(row) // 4) for row in self.screen.rows(area))
+
     def tool(self, *words: str | int) -> str:
         """Runs xdotool; what it says."""
         done = subprocess.run(
@@ -268,10 +280,12 @@ class Desktop:
     def type(self, text: str) -> None:
         self.tool("type", text)
 
-    def windows(self, program: str = "pedos-widget") -> list[Area]:
-        """The windows of a program that can be seen, menus too."""
+    def windows(self, program: str = "pedos-", *, title: str = "") -> list[Area]:
+        """The windows of a program that can be seen, menus too; with a title, those that have
+        it."""
+        by = ("--name", title) if title else ("--classname", program)
         found = []
-        for window in self.try_tool("search", "--onlyvisible", "--classname", program).split():
+        for window in self.try_tool("search", "--onlyvisible", *by).split():
             said = self.try_tool("getwindowgeometry", "--shell", window)
             numbers = dict(re.findall(r"(\w+)=(-?\d+)", said))
             if numbers:
