@@ -357,6 +357,8 @@ async def test_an_assignment_needs_the_rule_about_assignments_alone(
 async def test_dom0s_user_is_asked_about_what_is_there(world: World, autojump_clock: Clock) -> None:
     world.policy.set("device.assign.usb  *  @adminvm  @anyvm  ask\n")
     async with world.client.prompter(yes("work")) as prompter:
+        await assign(world, match="both", dry_run=True)
+        assert prompter.asked == [], "a dry run changes nothing, so nobody is asked"
         await assign(world, match="both")
         await assign(world, match="port")
         assert [each["device"] for each in prompter.asked] == ["1-1", "1-1"]

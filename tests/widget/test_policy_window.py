@@ -321,6 +321,14 @@ async def test_the_editor_is_opened_or_the_window_says_how_else(
     assert "cannot be started" in desk.window.status.text()
 
 
+async def test_devices_to_choose_from_are_bounded_and_the_rest_is_counted(desk: Desk) -> None:
+    desk.service.devices = [listed(f"sys-usb:2-{number}") for number in range(502)]
+    desk.service.change()
+    await desk.settle()
+    assert desk.window.device.count() == 500
+    assert desk.window.status.text().startswith("2 more devices are not in the list")
+
+
 async def test_texts_are_plain_and_parts_have_names(desk: Desk) -> None:
     labels = desk.window.findChildren(QtWidgets.QLabel)
     assert {each.textFormat() for each in labels} == {QtCore.Qt.TextFormat.PlainText}

@@ -62,7 +62,7 @@ def open_settings(session: Session) -> int:
     except ImportError as error:
         what = f"{error}: install python3-pyside6.qtwidgets, or python3-pyqt6"
         raise CallError("failed", what, instead) from error
-    show(vm, PROG)
+    show(vm, PROG, session.verbosity)
     return DONE
 
 

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 RECENT = 100
 """Lines of the audit log that are asked for: a few screens; `qvm-audit` has the rest."""
 
+CHOICES_MAX = 500
+"""Devices to choose from: more than anybody scrolls through. What is left out is counted, and
+`explain` takes any."""
+
 AUDIT_HEADER = audit_text.HEADER
 
 
@@ -94,6 +98,19 @@ def choices(listed: Iterable[Answer]) -> list[Choice]:
         backend, device = take(each, "backend", str), take(each, "device", str)
         found.append(Choice(device_class, backend, device, text))
     return found
+
+
+def left_out(found: list[Choice]) -> str:
+    """How many devices are not among those to choose from; "" if all are."""
+    count = len(found) - CHOICES_MAX
+    if count <= 0:
+        return ""
+    text = ngettext(
+        "{n} more device is not in the list: qvm-device CLASS explain takes it.",
+        "{n} more devices are not in the list: qvm-device CLASS explain takes them.",
+        count,
+    )
+    return text.format(n=count)
 
 
 def vm_names(answer: Answer) -> list[str]:

@@ -164,9 +164,10 @@ class PolicyWindow(QtWidgets.QWidget):
                 devices += (await everything(self._controller, pages, TIMEOUT_S))[0]
             except CallError as error:  # this service does not have the class
                 troubles.append(f"{each.many}: {refusal(error)}")
+        found = model.choices(devices)
         is_first = not self.vm.count()
         for combo, entries in (
-            (self.device, [(each.text, each) for each in model.choices(devices)]),
+            (self.device, [(each.text, each) for each in found[: model.CHOICES_MAX]]),
             (self.vm, [(name, name) for name in names]),
             (self.source, [(name, name) for name in ("dom0", *names)]),
         ):
@@ -174,6 +175,8 @@ class PolicyWindow(QtWidgets.QWidget):
         if is_first and (device := self.device.currentData()) is not None:
             others = [index for index, name in enumerate(names) if name != device.backend]
             self.vm.setCurrentIndex(others[0] if others else 0)
+        if more := model.left_out(found):
+            troubles.append(more)
         if troubles:
             self.say("\n".join(troubles))
         self._asked()

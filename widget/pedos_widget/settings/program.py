@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import trio
+from pedos_host import logs
 
 from pedos_widget import guest
 from pedos_widget.controller import Controller
@@ -11,9 +12,11 @@ from pedos_widget.qt import QtWidgets
 from pedos_widget.settings.window import SettingsWindow
 
 
-def show(vm: str, program: str) -> None:
+def show(vm: str, program: str, verbosity: int) -> None:
     """Show the settings of a VM until the window is closed, or SIGINT or SIGTERM comes; `program`
-    is its name."""
+    is its name. Each -v of `verbosity` has it log more."""
+    if verbosity > 0:
+        logs.set_up(program, verbose=verbosity > 1)
     application = QtWidgets.QApplication([program])
     application.setApplicationName(program)
     application.setDesktopFileName("org.pedos.Widget")
