@@ -299,3 +299,17 @@ async def test_questions_come_to_the_prompter_for_as_long_as_there_is_one(tmp_pa
         await service.until(lambda: not service.prompters)
         asked = [("prompt.ask", {"question": number}) for number in (1, 2, 3)]
         assert desk.said == [asked[0], ("r", "over"), asked[1], "gone", asked[2], "gone"]
+
+
+async def test_many_changes_are_told_together(tmp_path: Path) -> None:
+    """A VM that changes its devices without end does not keep the widget busy."""
+    async with running(tmp_path) as system:
+        answers = len(system.service.called("watch.next"))
+        changes = system.changes
+        for number in range(2_000):
+            system.service.put(device(f"sys-usb:d{number % 50}", description=f"{number}"))
+            if number % 10 == 0:
+                await trio.lowlevel.checkpoint()  # so that some are told before others are there
+        await system.until(lambda: (row := system.row("sys-usb:d49")) and "1999" in row.text)
+        assert len(system.service.called("watch.next")) - answers < 20
+        assert system.changes - changes < 20

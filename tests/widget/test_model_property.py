@@ -19,7 +19,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pedos_protocol.errors import CallError
-from pedos_widget.controller import WORK_S, Controller
+from pedos_widget.controller import PACE_S, WORK_S, Controller
 from pedos_widget.model.view import Action, DeviceRef, Result
 
 from tests.widget.fake_service import FakeService, device, vm
@@ -223,6 +223,7 @@ async def live(steps: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) ->
         nursery.start_soon(world.controller.run)
         for step in steps:
             await world.step(*step)
+            await trio.sleep(PACE_S)  # after which everything is told
             await trio.testing.wait_all_tasks_blocked()
             world.check()
         world.is_away = False

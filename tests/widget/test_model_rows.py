@@ -214,7 +214,8 @@ def test_an_empty_section_says_why() -> None:
 
 
 def test_a_thousand_devices_are_cut_and_counted() -> None:
-    section = compose(known_of(*(device(f"src:d{n}") for n in range(503))), 1).sections[0]
+    many = [device(f"src:d{n}", identity=f"{n}{'x' * 250}") for n in range(503)]
+    section = compose(known_of(*many), 1).sections[0]
     assert len(section.rows) == 500
     assert section.title == "Block devices (3 more are not shown)"
 

@@ -56,6 +56,11 @@ WATCH_S = 60.0
 """Seconds for an answer to `watch.next`: the service answers after 30 s even if nothing has
 changed, so one that does not hangs."""
 
+PACE_S = 0.1
+"""Seconds between two answers to `watch.next` at least. The service puts all that changes meanwhile
+into the next one, so a VM that changes its devices without end takes a bounded part of a processor;
+and nobody sees more than ten pictures a second."""
+
 LOOK_S = 10.0
 """Seconds for an answer that the service gives from memory."""
 
@@ -190,10 +195,13 @@ class Controller:
             if self._known.why:
                 self._known.why = ""
                 self._want_policy()
-            is_own = partial(self._known.works.is_own, now=trio.current_time())
+            told_at = trio.current_time()
+            is_own = partial(self._known.works.is_own, now=told_at)
             for happened in news(changes, picture, is_own):
                 _tell(self._happened_callbacks, happened)
             self._picture_moved()
+            if picture.is_complete:
+                await trio.sleep_until(told_at + PACE_S)
 
     def _picture_moved(self) -> None:
         if self._known.is_current:

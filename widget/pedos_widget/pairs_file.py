@@ -47,7 +47,11 @@ class PairsFile:
 
     async def read(self) -> Pairs:
         """What was remembered."""
-        return await to_thread(_read, self._path)
+        try:
+            return await to_thread(_read, self._path)
+        except OSError as error:
+            logger.warning("%s cannot be read: %s", self._path, error)
+            return Pairs()
 
     def save(self, pairs: Pairs) -> None:
         """Have these written soon."""
@@ -84,9 +88,6 @@ def _read(path: Path) -> Pairs:
         with path.open(encoding="utf-8") as file:
             return parse(file.read(TEXT_MAX + 1))
     except FileNotFoundError:
-        return Pairs()
-    except OSError as error:
-        logger.warning("%s cannot be read: %s", path, error)
         return Pairs()
     except ValueError as error:  # UnicodeDecodeError is one
         aside = path.with_suffix(".broken")

@@ -79,10 +79,9 @@ def _section(known: Known, device_class: str, children: dict[Key, list[Key]]) ->
         return bool(devices[key].attachments) or known.works.of(key) is not None
 
     members = in_order(devices, device_class, is_kept)
-    alike = tails((member.key, devices[member.key]) for member in members)
-    rows = tuple(
-        _row(known, member, alike.get(member.key, ""), children) for member in members[:ROWS_MAX]
-    )
+    shown = members[:ROWS_MAX]
+    alike = tails((member.key, devices[member.key]) for member in shown)
+    rows = tuple(_row(known, each, alike.get(each.key, ""), children) for each in shown)
     title = _title(device_class)
     if more := len(members) - len(rows):
         title = ngettext(

@@ -6,13 +6,15 @@ leaves no middle dot and no curved quotation mark in it: it cannot pass for a ph
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pedos_cli.device_list import size_text
 from pedos_protocol.device_classes import class_named
 from pedos_protocol.kind_words import in_short
 from pedos_protocol.kinds import kinds_in
-from pedos_protocol.names import natural_key
+from pedos_protocol.names import IDENTITY_MAX, natural_key
 
 from ..i18n import _, ngettext
 from .families import parent_of
@@ -122,11 +124,14 @@ def tails(devices: Iterable[tuple[Key, Listed]]) -> dict[Key, str]:
         different = {identity for identity in members.values() if identity}
         if len(members) < 2 or not different:
             continue
-        length = TAIL_MIN
-        while len({each[-length:] for each in different}) < len(different):
-            length += 1
+        lengths = range(TAIL_MIN, IDENTITY_MAX + 1)
+        length = lengths[bisect_left(lengths, True, key=partial(_differ, different))]
         found |= {key: identity[-length:] for key, identity in members.items() if identity}
     return found
+
+
+def _differ(identities: set[str], length: int) -> bool:
+    return len({each[-length:] for each in identities}) == len(identities)
 
 
 def _own_part(identity: str) -> str:
