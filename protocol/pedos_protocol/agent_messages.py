@@ -35,12 +35,13 @@ from .fields import (
     VmName,
     since,
 )
+from .frozen import frozen
 from .schema import Empty, Schema, Spec
 
 # Between dom0 and an agent: exports and imports
 
 
-@attr.frozen
+@frozen
 class ExportStart:
     """Lend `device` to the domain `peer`: answered when the source listens on `port`.
 
@@ -62,7 +63,7 @@ class ExportStart:
     muted: bool = attr.field(default=False, kw_only=True, metadata=since(2))
 
 
-@attr.frozen
+@frozen
 class ExportStarted:
     """The number of the block device that is held ready, where the hypervisor opens it by name.
 
@@ -73,14 +74,14 @@ class ExportStarted:
     handover: Handover | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
-@attr.frozen
+@frozen
 class ExportStop:
     """End an export. An unknown attachment is fine: it has ended."""
 
     attachment: AttachmentId
 
 
-@attr.frozen
+@frozen
 class ExportMute:
     """Give the target silence (`muted`), or again what there is to hear.
 
@@ -92,7 +93,7 @@ class ExportMute:
     muted: bool
 
 
-@attr.frozen
+@frozen
 class ImportStart:
     """Take a device of the domain `peer`: answered when it can be used in the target.
 
@@ -113,7 +114,7 @@ class ImportStart:
     description: Line = attr.field(default="", kw_only=True, metadata=since(2))
 
 
-@attr.frozen
+@frozen
 class ImportStarted:
     """The name of the device in the target; None if its class has no such names. `note` is what a
     user should know of the device there, if anything."""
@@ -122,7 +123,7 @@ class ImportStarted:
     note: Line | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
-@attr.frozen
+@frozen
 class ImportStop:
     """End an import, gracefully and then by force. An unknown one is fine.
 
@@ -137,7 +138,7 @@ class ImportStop:
     device_class: ClassName | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
-@attr.frozen
+@frozen
 class ImportCheck:
     """Say `busy` if a VM that may refuse would refuse `import.stop` now. Ends nothing."""
 
@@ -149,7 +150,7 @@ class ImportCheck:
 # What an agent reports
 
 
-@attr.frozen
+@frozen
 class Device:
     """A device that a VM could lend.
 
@@ -181,7 +182,7 @@ class Device:
     alias: DeviceId | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
-@attr.frozen
+@frozen
 class ExportState:
     """An export that an agent serves, of that `instance` of the device.
 
@@ -199,7 +200,7 @@ class ExportState:
     listening: bool = attr.field(default=False, kw_only=True, metadata=since(2))
 
 
-@attr.frozen
+@frozen
 class ImportState:
     """An import that an agent holds."""
 
@@ -213,7 +214,7 @@ class ImportState:
     frontend: NameInTarget | None = attr.field(default=None, metadata=OPTIONAL)
 
 
-@attr.frozen
+@frozen
 class Missing:
     """Devices of a class that a VM has and does not report.
 
@@ -226,7 +227,7 @@ class Missing:
     reason: Line
 
 
-@attr.frozen
+@frozen
 class AgentReport:
     """One page of all that an agent has. `revision` counts its reports, from the agent's start.
 
@@ -245,7 +246,7 @@ class AgentReport:
     )
 
 
-@attr.frozen
+@frozen
 class DeviceRef:
     """A device of the VM that gets the request."""
 
@@ -253,7 +254,7 @@ class DeviceRef:
     device: DeviceId
 
 
-@attr.frozen
+@frozen
 class ReportPrefer:
     """Report these devices before others when not all fit, whether they exist now or not.
 
@@ -263,14 +264,14 @@ class ReportPrefer:
     devices: Annotated[tuple[DeviceRef, ...], AtMost(PREFERRED_MAX)]
 
 
-@attr.frozen
+@frozen
 class ReportPreferred:
     """The first report that follows it has this `revision` or a later one."""
 
     revision: Natural
 
 
-@attr.frozen
+@frozen
 class AttachmentEnded:
     """An attachment ended by itself, on this `side` ("export" or "import")."""
 
@@ -279,7 +280,7 @@ class AttachmentEnded:
     reason: Line
 
 
-@attr.frozen
+@frozen
 class AttachmentListening:
     """Somebody in the target of an export begins to record, or nobody does any more."""
 

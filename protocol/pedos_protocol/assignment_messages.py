@@ -24,6 +24,7 @@ from .fields import (
     WireMap,
     since,
 )
+from .frozen import frozen
 from .policy_messages import Mode, PolicyStatus, Verdict
 
 MATCHES_MAX = 8  # devices of one assignment that are named; more share a port's hub or an identity
@@ -34,7 +35,7 @@ CONFLICTS_MAX = 8  # other assignments that an answer names; the rest is counted
 Match = Literal["port", "device", "both"]
 
 
-@attr.frozen
+@frozen
 class ErrorInfo:
     """An error answer within a result."""
 
@@ -48,7 +49,7 @@ class ErrorInfo:
         return cls(error.code, error.message, error.data)
 
 
-@attr.frozen
+@frozen
 class AssignedTo:
     """A VM to which the device is assigned, and the mode of the assignment that applies."""
 
@@ -57,7 +58,7 @@ class AssignedTo:
     mode: Mode = attr.field(default="required", kw_only=True, metadata=since(2))
 
 
-@attr.frozen
+@frozen
 class DeviceAssign:
     """Assign a device to `vm`, or say what would happen (`dry_run`) and change nothing.
 
@@ -77,7 +78,7 @@ class DeviceAssign:
     dry_run: bool = False
 
 
-@attr.frozen
+@frozen
 class Conflict:
     """Another assignment of one of the same devices; the one that is `more` specific gets it, and
     of two that are `equal` none does. `less` is one that this assignment takes devices from."""
@@ -89,7 +90,7 @@ class Conflict:
     specific: Literal["more", "equal", "less"]
 
 
-@attr.frozen
+@frozen
 class AssignedNow:
     """What would happen if the VM were to get the device now.
 
@@ -116,7 +117,7 @@ class AssignedNow:
     runs: bool = False
 
 
-@attr.frozen
+@frozen
 class AssignResult:
     """`outcome` is what happened, or would have: "changed" says that the VM had an assignment to
     this port or identity, and has this one instead.
@@ -135,7 +136,7 @@ class AssignResult:
     policy_ok: bool | None = None
 
 
-@attr.frozen
+@frozen
 class DeviceUnassign:
     """Take an assignment of `vm` away: that to a port, or to an identity (without `device`), or all
     of the class if neither is named. What the VM has stays attached."""
@@ -147,7 +148,7 @@ class DeviceUnassign:
     identity: Identity | None = None
 
 
-@attr.frozen
+@frozen
 class UnassignItem:
     """The result for one assignment."""
 
@@ -159,7 +160,7 @@ class UnassignItem:
     error: ErrorInfo | None = None
 
 
-@attr.frozen
+@frozen
 class UnassignResult:
     """One item for each assignment; `policy_ok` as in `AttachResult`."""
 
@@ -168,7 +169,7 @@ class UnassignResult:
     policy_ok: bool | None = None
 
 
-@attr.frozen
+@frozen
 class AssignmentName:
     """Which assignment: a VM has at most one to a port, and one to an identity at any port."""
 
@@ -178,7 +179,7 @@ class AssignmentName:
     identity: Identity
 
 
-@attr.frozen
+@frozen
 class DeviceAssignments:
     """List assignments of a class: to and of these `vms` (None: all), but not to or of `exclude`.
 
@@ -191,7 +192,7 @@ class DeviceAssignments:
     after: AssignmentName | None = None
 
 
-@attr.frozen
+@frozen
 class Holder:
     """A device that an assignment matches, and a VM that has it now."""
 
@@ -199,7 +200,7 @@ class Holder:
     vm: VmName
 
 
-@attr.frozen
+@frozen
 class Assigned:
     """An assignment. `orphaned`: its VM was removed, and a VM of that name does not get the device.
 
@@ -220,7 +221,7 @@ class Assigned:
     conflict: Text | None = None
 
 
-@attr.frozen
+@frozen
 class AssignmentsListed:
     """The assignments that the caller may know, in order of VM, source and port.
 

@@ -7,12 +7,11 @@
 
 from typing import Annotated
 
-import attr
-
 from .fields import RECORDS_MAX, AtMost, DeviceName, Record, RecordCount
+from .frozen import frozen
 
 
-@attr.frozen
+@frozen
 class AuditRecent:
     """Tell the last `count` lines of the audit log, or of those about `device` (SOURCE:ID)."""
 
@@ -20,7 +19,7 @@ class AuditRecent:
     device: DeviceName | None = None
 
 
-@attr.frozen
+@frozen
 class AuditTold:
     """The lines, oldest first, each as it stands in the log: one JSON object.
 

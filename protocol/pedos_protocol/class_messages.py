@@ -11,14 +11,15 @@ import attr
 
 from .device_classes import CLASSES_MAX, OPTIONS_MAX, VALUES_MAX
 from .fields import OPTIONAL, AtMost, ClassName, DeviceId, Text, VmName
+from .frozen import frozen
 
 
-@attr.frozen
+@frozen
 class DeviceClasses:
     """List the device classes."""
 
 
-@attr.frozen
+@frozen
 class OptionInfo:
     """An option of an attach; see `device_classes.Option`."""
 
@@ -28,7 +29,7 @@ class OptionInfo:
     default: Text | None
 
 
-@attr.frozen
+@frozen
 class ClassInfo:
     """A class as this dom0 has it; see `device_classes.DeviceClass`. `lacking` is a sentence about
     why none of its devices can be attached in this system; None if they can."""
@@ -46,7 +47,7 @@ class ClassInfo:
     heard: bool = attr.field(default=False, kw_only=True, metadata=OPTIONAL)
 
 
-@attr.frozen
+@frozen
 class DeviceClassesListed:
     """The classes that can be listed, in the order for people."""
 

@@ -8,8 +8,6 @@ VMs it could be attached to.
 
 from typing import Annotated
 
-import attr
-
 from .codec import ITEMS_MAX
 from .fields import (
     ATTACHMENTS_MAX,
@@ -21,6 +19,7 @@ from .fields import (
     Text,
     VmName,
 )
+from .frozen import frozen
 from .machine_messages import VmState
 from .policy_messages import Verdict
 
@@ -28,7 +27,7 @@ from .policy_messages import Verdict
 UNFIT_MAX = 4
 
 
-@attr.frozen
+@frozen
 class DeviceInfo:
     """Tell everything that is known of one device."""
 
@@ -37,7 +36,7 @@ class DeviceInfo:
     device: DeviceId
 
 
-@attr.frozen
+@frozen
 class Relative:
     """A device that cannot be lent beside another one, as they are the same hardware or hold the
     same data: a disk's stick, its partitions. `vms` have it, as far as the caller may know."""
@@ -47,7 +46,7 @@ class Relative:
     vms: Annotated[tuple[VmName, ...], AtMost(ATTACHMENTS_MAX)]
 
 
-@attr.frozen
+@frozen
 class Decided:
     """What policy says if dom0's user attaches the device to one of `vms`, which run.
 
@@ -65,7 +64,7 @@ class Decided:
     target: Text | None
 
 
-@attr.frozen
+@frozen
 class DeviceTargets:
     """Tell dom0's user for each VM what an attach of the device to it would come to now."""
 
@@ -74,7 +73,7 @@ class DeviceTargets:
     device: DeviceId
 
 
-@attr.frozen
+@frozen
 class Target:
     """What comes of it if dom0's user attaches the device to `vm` now.
 
@@ -94,7 +93,7 @@ class Target:
     target: Text | None
 
 
-@attr.frozen
+@frozen
 class TargetsTold:
     """All VMs but dom0 and the one that has the device, in natural order.
 

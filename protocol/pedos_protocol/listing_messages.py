@@ -25,6 +25,7 @@ from .fields import (
     VmName,
     since,
 )
+from .frozen import frozen
 from .info_messages import UNFIT_MAX, Decided, Relative
 from .mute_messages import MUTED_MAX
 from .policy_messages import PolicyStatus
@@ -36,7 +37,7 @@ from .vm_messages import VmInfo
 MISSING_MAX = 32  # VMs that a listing names as having more devices; the rest is counted
 
 
-@attr.frozen
+@frozen
 class DeviceList:
     """List devices of a class: of and in these `vms` (None: all), but not of or in `exclude`.
 
@@ -50,7 +51,7 @@ class DeviceList:
     after: DeviceName | None = None
 
 
-@attr.frozen
+@frozen
 class AttachedTo:
     """The VM that a device is attached to now.
 
@@ -68,7 +69,7 @@ class AttachedTo:
     unconfirmed: Text | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
-@attr.frozen
+@frozen
 class Listed(Device):
     """A device as dom0 lists it. `present` is False if it is only assigned, and missing.
 
@@ -88,14 +89,14 @@ class Listed(Device):
     conflict: Text | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
-@attr.frozen
+@frozen
 class MissingIn(Missing):
     """Devices that a VM, `backend`, has and does not report, so that they cannot be listed."""
 
     backend: VmName
 
 
-@attr.frozen
+@frozen
 class DeviceListed:
     """The devices that the caller may see, by VM and in natural order; `policy` is None for a VM.
 
@@ -118,7 +119,7 @@ class DeviceListed:
     )
 
 
-@attr.frozen
+@frozen
 class DeviceTold:
     """Everything about `device` that the caller may know.
 
@@ -141,7 +142,7 @@ class DeviceTold:
 # Watching
 
 
-@attr.frozen
+@frozen
 class WatchNext:
     """Wait for changes of what the caller may list.
 
@@ -155,7 +156,7 @@ class WatchNext:
     begun: Natural = 0
 
 
-@attr.frozen
+@frozen
 class DeviceChanged:
     """A device as it is `now`; None if it cannot be listed any more."""
 
@@ -166,7 +167,7 @@ class DeviceChanged:
     now: Listed | None
 
 
-@attr.frozen
+@frozen
 class VmChanged:
     """A VM as it is `now`; None if it does not exist any more."""
 
@@ -175,7 +176,7 @@ class VmChanged:
     now: VmInfo | None
 
 
-@attr.frozen
+@frozen
 class Watched:
     """The last change of each device and VM that changed; together they lead up to `number`.
 

@@ -7,20 +7,19 @@
 
 from typing import Annotated, Literal
 
-import attr
-
 from .codec import ITEMS_MAX
 from .fields import AtMost, Domid, VmName
+from .frozen import frozen
 
 VmState = Literal["Running", "Halted", "Transient"]
 
 
-@attr.frozen
+@frozen
 class DomainList:
     """List all domains but dom0."""
 
 
-@attr.frozen
+@frozen
 class DomainInfo:
     """A domain of local mode."""
 
@@ -30,28 +29,28 @@ class DomainInfo:
     autostart: bool
 
 
-@attr.frozen
+@frozen
 class DomainListed:
     """All domains but dom0."""
 
     domains: Annotated[tuple[DomainInfo, ...], AtMost(ITEMS_MAX)]
 
 
-@attr.frozen
+@frozen
 class DomainStart:
     """Start a domain."""
 
     name: VmName
 
 
-@attr.frozen
+@frozen
 class DomainStarted:
     """The id that the domain got for this life."""
 
     domid: Domid
 
 
-@attr.frozen
+@frozen
 class DomainShutdown:
     """Shut a domain down."""
 
@@ -59,7 +58,7 @@ class DomainShutdown:
     force: bool = False
 
 
-@attr.frozen
+@frozen
 class DomainChanged:
     """A domain's state changed."""
 

@@ -74,6 +74,7 @@ from .fields import (
     VmName,
     since,
 )
+from .frozen import frozen
 from .info_messages import Decided, DeviceInfo, DeviceTargets, Relative, Target, TargetsTold
 from .listing_messages import (
     AttachedTo,
@@ -255,7 +256,7 @@ __all__ = [
 # Attaching and detaching
 
 
-@attr.frozen
+@frozen
 class DeviceAttach:
     """Attach a device to `vm`, and assign it too if `persistent`.
 
@@ -271,7 +272,7 @@ class DeviceAttach:
     identity: Identity | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
-@attr.frozen
+@frozen
 class AttachResult:
     """`options` are the ones in effect; `assigned` means that the VM does not run.
 
@@ -288,7 +289,7 @@ class AttachResult:
     note: Text | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
-@attr.frozen
+@frozen
 class DeviceDetach:
     """Detach one device from `vm`, or all of the class: then `backend` and `device` are None.
 
@@ -301,7 +302,7 @@ class DeviceDetach:
     force: bool = False
 
 
-@attr.frozen
+@frozen
 class DetachItem:
     """The result for one device."""
 
@@ -312,7 +313,7 @@ class DetachItem:
     error: ErrorInfo | None = None
 
 
-@attr.frozen
+@frozen
 class DetachResult:
     """One item for each device that was attached or assigned; `policy_ok` as in `AttachResult`.
 
@@ -332,12 +333,12 @@ class DetachResult:
 # The service
 
 
-@attr.frozen
+@frozen
 class ServiceStatus:
     """Show the status of dom0's service."""
 
 
-@attr.frozen
+@frozen
 class StatusResult:
     """`uptime_s` is in seconds; `agents` are the VMs whose agents are connected; `troubles` say
     what the service cannot write to disk, and why."""

@@ -7,16 +7,15 @@
 
 from typing import Annotated, Literal
 
-import attr
-
 from .assignment_messages import ErrorInfo
 from .fields import ATTACHMENTS_MAX, AtMost, ClassName, DeviceId, Text, VmName
+from .frozen import frozen
 
 #: VMs that are muted for one class; the list of them fits a frame beside a page of devices.
 MUTED_MAX = 256
 
 
-@attr.frozen
+@frozen
 class DeviceMute:
     """Mute `vm` for all devices of a class that it has and will get, or unmute it."""
 
@@ -25,7 +24,7 @@ class DeviceMute:
     muted: bool
 
 
-@attr.frozen
+@frozen
 class MuteItem:
     """One device that the VM has. `error`: why its source did not confirm the change."""
 
@@ -34,7 +33,7 @@ class MuteItem:
     error: ErrorInfo | None = None
 
 
-@attr.frozen
+@frozen
 class MuteResult:
     """`outcome` is about the VM and is noted for good; `results` are about what it has now."""
 

@@ -25,6 +25,7 @@ from .fields import (
     Word,
     since,
 )
+from .frozen import frozen
 
 Verb = Literal["list", "attach", "detach", "assign"]
 Verdict = Literal["allow", "ask", "deny"]
@@ -36,7 +37,7 @@ Mode = Literal["required", "auto-attach", "ask"]
 # The state of the policy
 
 
-@attr.frozen
+@frozen
 class PolicyErrorInfo:
     """An error in a policy file, or in one of VMs' facts; line and column count from 1, 0 being
     unknown. `text` is the line itself, `help` the correction; each may be empty."""
@@ -49,7 +50,7 @@ class PolicyErrorInfo:
     text: Text = ""
 
 
-@attr.frozen
+@frozen
 class PolicyStatus:
     """The policy in force (`rules` of `files` in `folders`, since `loaded_at`, ISO 8601), and, if
     not `ok`, the errors of newer files, those with VMs' facts included; what an answer cannot hold
@@ -68,7 +69,7 @@ class PolicyStatus:
 # Explaining
 
 
-@attr.frozen
+@frozen
 class TraceStep:
     """A rule that was tried, and why it did or did not match."""
 
@@ -77,7 +78,7 @@ class TraceStep:
     why: Text
 
 
-@attr.frozen
+@frozen
 class DeviceExplain:
     """Show policy's verdict on a request of `source` (a VM, or dom0's user)."""
 
@@ -89,7 +90,7 @@ class DeviceExplain:
     source: VmName = "dom0"
 
 
-@attr.frozen
+@frozen
 class ExplainResult:
     """`rule` is FILE:LINE and `text` the rule itself; both None if none matched (`default`), or if
     none is needed.
@@ -110,7 +111,7 @@ class ExplainResult:
     assigned: Mode | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
-@attr.frozen
+@frozen
 class PolicyExplain:
     """Show policy's verdict on this request. An empty `target` means `@default`.
 
@@ -123,7 +124,7 @@ class PolicyExplain:
     target: Word
 
 
-@attr.frozen
+@frozen
 class PolicyExplained:
     """The decision. `rule` is FILE:LINE and `text` the rule itself, None if none matched
     (`default`); `argument` is the evaluated one. Entries of `candidates` and `trace` that do not
@@ -147,7 +148,7 @@ class PolicyExplained:
     trace_left_out: Natural = attr.field(default=0, kw_only=True, metadata=since(2))
 
 
-@attr.frozen
+@frozen
 class PolicyMine:
     """Show a VM policy's verdict on its own request, and nothing else."""
 
@@ -157,7 +158,7 @@ class PolicyMine:
     device: DeviceId
 
 
-@attr.frozen
+@frozen
 class PolicyVerdict:
     """`deny` also stands for what the VM may not see, and for what does not exist."""
 
@@ -167,7 +168,7 @@ class PolicyVerdict:
 # The facts about VMs
 
 
-@attr.frozen
+@frozen
 class PolicySystem:
     """List policy's facts about VMs, one frame an answer; `after` is the last VM of the previous
     one."""
@@ -175,7 +176,7 @@ class PolicySystem:
     after: VmName | None = None
 
 
-@attr.frozen
+@frozen
 class SystemVm:
     """The facts about one VM that rules can name."""
 
@@ -189,7 +190,7 @@ class SystemVm:
     internal: bool
 
 
-@attr.frozen
+@frozen
 class SystemVms:
     """The VMs in the order of their names, dom0 included; `more`: there are further ones."""
 
@@ -200,7 +201,7 @@ class SystemVms:
 # Asking dom0's user
 
 
-@attr.frozen
+@frozen
 class PrompterRegister:
     """From now on, this connection asks dom0's user: it gets `prompt.ask`.
 
@@ -210,7 +211,7 @@ class PrompterRegister:
     calls: bool = attr.field(default=False, kw_only=True, metadata=since(2))
 
 
-@attr.frozen
+@frozen
 class PromptAsk:
     """dom0 asks a client: may `source` do this? Which of `candidates` gets the device?
 
@@ -234,7 +235,7 @@ class PromptAsk:
     assigned: Mode | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
-@attr.frozen
+@frozen
 class PromptCall:
     """dom0 asks a client: may `source` call this `service`? In which of `candidates`?
 
@@ -251,7 +252,7 @@ class PromptCall:
     timeout_s: Natural
 
 
-@attr.frozen
+@frozen
 class PromptAnswer:
     """The answer of dom0's user; `target` is one of the candidates if it is "allow"."""
 
@@ -259,7 +260,7 @@ class PromptAnswer:
     target: VmName | None = None
 
 
-@attr.frozen
+@frozen
 class PromptCancel:
     """The question of this request is withdrawn, and needs no answer."""
 

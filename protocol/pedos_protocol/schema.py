@@ -17,10 +17,11 @@ from .connection import VERSIONS
 from .errors import CallError, RemoteProtocolError
 from .events import know_methods
 from .fields import message_in, parse_message, prepare, version_of
+from .frozen import frozen
 from .names import shown
 
 
-@attr.frozen
+@frozen
 class Empty:
     """No parameters, or a result that only says that the request is done."""
 

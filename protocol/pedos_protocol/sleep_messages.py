@@ -8,24 +8,23 @@ attached again after it.
 
 from typing import Annotated
 
-import attr
-
 from .assignment_messages import ErrorInfo
 from .codec import ITEMS_MAX
 from .fields import AtMost, ClassName, DeviceId, Natural, Text, VmName
+from .frozen import frozen
 
 
-@attr.frozen
+@frozen
 class DevicesSuspend:
     """Detach what does not survive the machine's sleep, and remember it for `devices.resume`."""
 
 
-@attr.frozen
+@frozen
 class DevicesResume:
     """Attach again what `devices.suspend` has detached."""
 
 
-@attr.frozen
+@frozen
 class SleepItem:
     """One device of `vm`: it is detached for the sleep, or attached again, or `error` says why not.
 
@@ -40,7 +39,7 @@ class SleepItem:
     again: bool = False
 
 
-@attr.frozen
+@frozen
 class SleepResult:
     """One item for each device; `left_out` counts those that do not fit into the answer."""
 

@@ -7,19 +7,18 @@
 
 from typing import Annotated, Literal
 
-import attr
-
 from .codec import ITEMS_MAX
 from .fields import ATTACHMENTS_MAX, AtMost, Domid, Text, VmName
+from .frozen import frozen
 from .machine_messages import VmState
 
 
-@attr.frozen
+@frozen
 class VmList:
     """List all VMs."""
 
 
-@attr.frozen
+@frozen
 class VmInfo:
     """A VM; `domid` is None if it does not run, `agent` says whether its agent is connected."""
 
@@ -29,21 +28,21 @@ class VmInfo:
     agent: bool
 
 
-@attr.frozen
+@frozen
 class VmListed:
     """All VMs, dom0 included if it is asked for by the driver."""
 
     vms: Annotated[tuple[VmInfo, ...], AtMost(ITEMS_MAX)]
 
 
-@attr.frozen
+@frozen
 class VmStart:
     """Start a VM and attach the devices that are assigned to it."""
 
     vm: VmName
 
 
-@attr.frozen
+@frozen
 class VmStarted:
     """`attached` names the devices, each `BACKEND:DEVICE`."""
 
@@ -51,7 +50,7 @@ class VmStarted:
     attached: Annotated[tuple[Text, ...], AtMost(ATTACHMENTS_MAX)] = ()
 
 
-@attr.frozen
+@frozen
 class VmShutdown:
     """Shut a VM down; `force` does not wait for it."""
 
@@ -59,12 +58,12 @@ class VmShutdown:
     force: bool = False
 
 
-@attr.frozen
+@frozen
 class VmUsed:
     """List the borrowed devices that VMs use."""
 
 
-@attr.frozen
+@frozen
 class VmsUsed:
     """One sentence for each device; if there are very many, the first ones."""
 
@@ -92,7 +91,7 @@ Step = Literal[
 ]
 
 
-@attr.frozen
+@frozen
 class OperationStep:
     """The operation `request`, for which this command waits, now waits for `vm` to do `step`."""
 
