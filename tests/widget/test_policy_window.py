@@ -254,13 +254,6 @@ async def test_the_window_says_what_is_decided_and_why(desk: Desk) -> None:
     assert shown.decision.toPlainText() == "no such device"
 
 
-async def test_the_window_can_be_opened_about_a_device(desk: Desk) -> None:
-    desk.window.ask_about("pci", "dom0", "00_1b.0", "work")
-    await desk.settle()
-    asked = desk.service.asked("device.explain")[-1]
-    assert (asked["device"], asked["vm"]) == ("00_1b.0", "work")
-
-
 async def test_a_policy_that_breaks_is_seen_and_the_choice_stays(desk: Desk) -> None:
     await desk.pick(desk.window.device, "00_1b.0")
     desk.service.answers["service.status"] = told(BROKEN)

@@ -218,7 +218,7 @@ async def test_a_dry_run_that_is_refused_says_why_and_by_which_rule(service: Ser
     row = await add(service, settings, "sys-usb:1-3")
     await tried(service, settings)
     (line,) = settings.lines(row_of(settings, row.shown.name))
-    assert line == "assign sys-usb:1-3 -> work (rule: 30-user.policy:4   a rule)"
+    assert line == "assign sys-usb:1-3 -> work (rule: 30-user.policy:4 a rule)"
 
 
 async def test_an_answer_about_something_else_than_is_wanted_by_now_is_ignored(

@@ -178,7 +178,7 @@ async def test_a_pci_device_says_that_it_is_for_the_next_start(desk: Desk) -> No
 
 async def test_what_fails_says_why_and_the_rest_is_saved(desk: Desk) -> None:
     desk.service.refuse["device.assign 1-3"] = CallError(
-        "denied", "assign sys-usb:1-3 -> work", {"rule": "30-user.policy:4"}
+        "denied", "assign sys-usb:1-3 -> work", {"rule": "30-user.policy:4", "text": "a rule"}
     )
     await desk.add("receiver")
     await desk.add("00_1b.0")
@@ -187,7 +187,7 @@ async def test_what_fails_says_why_and_the_rest_is_saved(desk: Desk) -> None:
     assert desk.states()["dom0:00_1b.0:8086:2668:x:p040300"] == "saved"
     assert desk.window.status.text() == "1 change is not saved."
     desk.choose("sys-usb:1-3:046d:c52b:x:u030101")
-    assert desk.lines()[0] == "assign sys-usb:1-3 -> work (rule: 30-user.policy:4)"
+    assert desk.lines()[0] == "assign sys-usb:1-3 -> work (rule: 30-user.policy:4 a rule)"
 
 
 async def test_a_service_that_goes_away_loses_nothing(desk: Desk) -> None:

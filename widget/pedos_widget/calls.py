@@ -74,7 +74,8 @@ def refusal(error: CallError) -> str:
     """What was refused and why, by which rule, and what to try: one line of plain text."""
     words = show(error.message, MESSAGE_MAX)
     if error.code == "denied" and "rule" in error.data:
-        words = _("{what} (rule: {rule})").format(what=words, rule=rule_text(error.data))
+        rule = " ".join(rule_text(error.data).split())  # without the space between columns
+        words = _("{what} (rule: {rule})").format(what=words, rule=rule)
     if error.data.get("hint"):
         hint = show(error.data["hint"])
         words = _("{what} (try: {hint})").format(what=words, hint=hint)

@@ -205,16 +205,6 @@ class PolicyWindow(QtWidgets.QWidget):
             return None
         return model.Question(self.verb.currentText(), device, vm, source)
 
-    def ask_about(self, device_class: str, backend: str, device: str, vm: str | None) -> None:
-        """Choose a device, and a VM, if they are there."""
-        for index in range(self.device.count()):
-            its: Choice = self.device.itemData(index)
-            if (its.device_class, its.backend, its.device) == (device_class, backend, device):
-                self.device.setCurrentIndex(index)
-        if vm is not None:
-            self.vm.setCurrentIndex(max(self.vm.findText(vm), 0))
-        self._asked()
-
     def _asked(self) -> None:
         if self._asking is not None:
             self._asking.cancel()  # that was another question
