@@ -85,6 +85,7 @@ class Widget:
     def __init__(self, *, is_window: bool) -> None:
         self.status = DONE
         self._is_window = is_window
+        self._is_tray_missing = False
         self.controller = Controller()
         self.menu = Menu(self.controller)
         self.window = DeviceWindow(self.controller)
@@ -130,8 +131,8 @@ class Widget:
                 self.menu.close()
 
     def show(self) -> None:
-        """Show the devices: at the pointer, or in the window."""
-        if self._is_window:
+        """Show the devices: at the pointer, or in the window if there is no tray."""
+        if self._is_window or (self._is_tray_missing and self.tray.icon is None):
             self.window.show_device()
         else:
             self.menu.popup_at(QtGui.QCursor.pos())
@@ -151,8 +152,9 @@ class Widget:
 
     def _use_window(self) -> None:
         logger.warning("this desktop shows no tray: using a window")
-        self._is_window = True
-        self.show()
+        self._is_tray_missing = True
+        if not self._is_window:  # which was shown at the start
+            self.show()
 
     def _locked(self, is_locked: bool) -> None:
         if is_locked:

@@ -1,0 +1,89 @@
+"""What a click opens: the menu, or a window where there is no tray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pedos_widget import app
+from pedos_widget.qt import QtGui, QtWidgets
+from pytestqt.qtbot import QtBot
+
+from tests.widget.recording_controller import RecordingController, device_row
+
+DEVICE = device_row("sda")
+
+
+class Opened:
+    """A widget that is not connected to anything, and what it showed."""
+
+    def __init__(self, qtbot: QtBot, *, is_window: bool) -> None:
+        self.widget = app.Widget(is_window=is_window)
+        qtbot.addWidget(self.widget.menu)
+        qtbot.addWidget(self.widget.window)
+
+    def shown(self) -> list[str]:
+        parts = {"menu": self.widget.menu, "window": self.widget.window}
+        return [name for name, part in parts.items() if part.isVisible()]
+
+
+@pytest.fixture
+def opened(qtbot: QtBot, monkeypatch: pytest.MonkeyPatch) -> Any:
+    made: list[Opened] = []
+
+    def make(*, is_window: bool = False) -> Opened:
+        monkeypatch.setattr(app, "Controller", lambda: RecordingController(DEVICE))
+        made.append(Opened(qtbot, is_window=is_window))
+        return made[0]
+
+    yield make
+    made[0].widget.menu.close()
+
+
+def test_a_click_opens_the_menu(opened: Any) -> None:
+    widget = opened()
+    widget.widget.show()
+    assert widget.shown() == ["menu"]
+
+
+def test_with_the_option_it_opens_the_window(opened: Any) -> None:
+    widget = opened(is_window=True)
+    widget.widget.show()
+    assert widget.shown() == ["window"]
+
+
+def test_without_a_tray_the_window_opens_and_a_late_tray_has_the_menu(opened: Any) -> None:
+    widget = opened()
+    widget.widget._use_window()
+    assert widget.shown() == ["window"]
+    widget.widget.window.close()
+    widget.widget.tray.icon = QtWidgets.QSystemTrayIcon(QtGui.QIcon(), widget.widget.tray)
+    widget.widget.show()
+    assert widget.shown() == ["menu"]
+
+
+def test_the_menu_closes_when_the_screen_is_locked(opened: Any) -> None:
+    widget = opened()
+    widget.widget.show()
+    widget.widget._locked(False)
+    assert widget.shown() == ["menu"]
+    widget.widget._locked(True)
+    assert widget.shown() == []
+
+
+def test_the_last_entries_are_settings_policy_the_window_and_quit(opened: Any) -> None:
+    widget = opened()
+    widget.widget.show()
+    *_, settings, policy, window, leave = widget.widget.menu.entries()
+    assert [each.shown for each in (settings, policy, window, leave)] == [
+        "VM settings...", "Policy...", "Show in a window", "Quit",
+    ]  # fmt: skip
+    assert settings.menu() is not None
+    window.trigger()
+    assert "window" in widget.shown()
+
+
+def test_the_window_has_them_as_buttons(opened: Any) -> None:
+    widget = opened()
+    buttons = widget.widget.window.findChildren(QtWidgets.QPushButton)
+    assert {each.text() for each in buttons} >= {"VM settings...", "Policy...", "Attach"}
