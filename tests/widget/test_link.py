@@ -21,8 +21,9 @@ from pedos_widget.link import CONNECT_S, RETRY_FIRST_S, RETRY_MAX_S, Link
 class User:
     """Of a link: notes when it is connected and why it is not."""
 
-    def __init__(self, path: Path | str) -> None:
-        self.link = Link(str(path), "test", self.serve, self.lost)
+    def __init__(self, path: Path | str | None) -> None:
+        place = None if path is None else str(path)
+        self.link = Link(place, "test", self.serve, self.lost)
         self.peers: list[Peer] = []
         self.reasons: list[str] = []
         self.times: list[float] = []
@@ -79,6 +80,58 @@ async def test_attempts_are_rarer_and_rarer_and_soon_again_after_a_success(
         await trio.sleep(2 * RETRY_FIRST_S)
         assert len(user.peers) == 2
         nursery.cancel_scope.cancel()
+
+
+NOT_OURS, NONE, DEAF = PermissionError(), FileNotFoundError(), ConnectionRefusedError()
+
+
+@pytest.mark.parametrize(
+    ("errors", "reason"),
+    [
+        ([None], ""),
+        ([NOT_OURS, None], ""),
+        ([NONE], "does not run: there is no socket at root."),
+        ([NOT_OURS, NONE], "may not use dom0's service at root; members of group pedos may."),
+        ([NOT_OURS, NOT_OURS], "dom0's service at desktop; members of group pedos may."),
+        ([NOT_OURS, DEAF], "does not run: nothing listens at desktop."),
+    ],
+)
+async def test_a_user_who_may_not_open_roots_socket_takes_that_of_the_desktop(
+    errors: list[OSError | None],
+    reason: str,
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    async def connect(path: str) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        asked.append(path)
+        error = errors[len(asked) - 1]
+        if error is not None:
+            raise error
+        here, there = trio.testing.memory_stream_pair()
+        nursery.start_soon(Peer(there, program="x", handlers={}).run)
+        return here
+
+    monkeypatch.setattr(pedos_widget.link, "connect_unix", connect)
+    monkeypatch.setattr(pedos_widget.link, "DEFAULT_SOCKET", "root")
+    monkeypatch.setattr(pedos_widget.link, "DESKTOP_SOCKET", "desktop")
+    monkeypatch.delenv("PEDOS_SOCKET", raising=False)
+    user = User(None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(user.link.run)
+        await user.something.wait()
+        nursery.cancel_scope.cancel()
+    assert asked == ["root", "desktop"][: len(errors)]
+    assert bool(user.peers) == (not reason)
+    assert all(each.endswith(reason) for each in user.reasons)
+
+
+def test_what_is_named_is_taken_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEDOS_SOCKET", "/named")
+    assert User(None).link._places == ("/named",)
+    assert User("/given").link._places == ("/given",)
 
 
 async def test_a_call_says_whether_it_may_have_been_done(tmp_path: Path) -> None:

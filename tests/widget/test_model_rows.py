@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypothesis import given
+from hypothesis import strategies as st
 from pedos_protocol.messages import Target, TargetsTold
 from pedos_widget.model.composing import Known, compose
 from pedos_widget.model.looks import LOOK_S, LOOKS_MAX, Look, Looks
@@ -226,6 +228,66 @@ def test_strange_ones_and_a_broken_policy_are_in_the_status() -> None:
     known = known_of()
     known.policy_ok = False
     assert "qvm-policy status" in compose(known, 1).status
+
+
+LINES = st.text(max_size=30)
+IDENTITIES = st.text("abu0123456789:-", max_size=40)
+USES = st.lists(
+    st.fixed_dictionaries(
+        {"vm": st.sampled_from(["work", "work2", "gone"]), "options": st.just({})},
+        optional={
+            "left_over": st.none() | LINES, "unconfirmed": st.none() | LINES,
+            "listening": st.none() | st.booleans(), "muted": st.booleans(),
+        },
+    ),
+    max_size=3,
+)  # fmt: skip
+
+
+@st.composite
+def any_device(draw: st.DrawFn) -> dict[str, Any]:
+    """One that can be read, and says whatever a VM may say."""
+    device_class = draw(st.sampled_from(["block", "mic", "usb", "pci", "novel"]))
+    ids = st.sampled_from(["a", "b", "c", "1-1"])
+    return device(
+        f"src:{draw(ids)}",
+        device_class,
+        identity=draw(IDENTITIES),
+        description=draw(LINES),
+        busy=draw(st.none() | LINES),
+        stale=draw(st.none() | LINES),
+        size=draw(st.none() | st.integers(0, 2**63 - 1)),
+        parent=draw(st.none() | ids),
+        parent_class=draw(st.none() | st.sampled_from(["block", "usb", "mic"])),
+        present=draw(st.booleans()),
+        attachments=draw(USES),
+        assignments=[{"vm": "off", "options": {}}] if draw(st.booleans()) else [],
+        conflict=draw(st.none() | LINES),
+    )
+
+
+@given(st.lists(any_device(), max_size=6))
+def test_whatever_a_device_says_each_has_a_row_of_one_line(devices: list[dict[str, Any]]) -> None:
+    known = known_of(*devices)
+    assert known.picture.strange == 0
+    told = TargetsTold("", (), (target("work"), target("work2", "ask")), 1)
+    for key, each in known.picture.devices.items():
+        known.looks.put(DeviceRef(*key, each.identity), Look(told))
+    view = compose(known, 1)
+    rows = [row for section in view.sections for row in section.rows]
+    shown = {(each.ref.device_class, each.ref.device) for each in rows}
+    assert len(rows) == len(shown)
+    assert shown == {
+        (each["device_class"], each["device"])
+        for each in devices
+        if each["device_class"] in ("block", "mic", "usb")
+    }
+    for row in rows:
+        texts = [row.text, row.spoken, row.note, *row.detail.split("\n")]
+        texts += [text for each in row.vms or () for text in (each.text, each.detail)]
+        assert all(text.isprintable() for text in texts)
+        assert row.text.startswith(f"src:{row.ref.device}")
+        assert row.bold == ("attached to" in row.spoken)
 
 
 def ref(number: int) -> DeviceRef:

@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from pedos_protocol.fields import parse_message
+from pedos_protocol.messages import Listed
 from pedos_widget.model.pairs import FORMAT, PAIRS_MAX, TEXT_MAX, Pairs, parse
 from pedos_widget.pairs_file import PairsFile, default_path
+
+from tests.widget.fake_service import device
+
+
+def listed(name: str = "src:sda", **fields: Any) -> Listed:
+    return cast("Listed", parse_message(Listed, device(name, **fields)))
 
 
 def some_pairs() -> Pairs:
@@ -24,14 +33,22 @@ def some_pairs() -> Pairs:
 def test_the_latest_are_remembered_by_what_they_are() -> None:
     pairs = Pairs()
     for number in range(PAIRS_MAX + 2):
-        pairs.put("block", f"id-{number}", "work")
+        pairs.note(listed(identity=f"id-{number}"), "work")
         pairs.put("block", "id-1", "vault")  # attached again and again
     assert len(pairs) == PAIRS_MAX
-    assert pairs.vm_of("block", "id-1") == "vault"
-    assert pairs.vm_of("block", "id-0") is None
-    assert pairs.vm_of("usb", "id-1") is None
-    pairs.put("block", "", "work")  # could be any device
-    assert pairs.vm_of("block", "") is None
+    assert pairs.vm_of(listed("other:sdb", identity="id-1")) == "vault"
+    assert pairs.vm_of(listed(identity="id-0")) is None
+    assert pairs.vm_of(listed(device_class="usb", identity="id-1")) is None
+    assert not pairs.note(listed(identity="id-1"), "vault")
+    assert pairs.note(listed(identity="id-1"), "work")
+
+
+def test_what_has_no_identity_is_remembered_by_its_place_and_size() -> None:
+    pairs = Pairs()
+    file = listed(f"{'v' * 31}:{'d' * 64}", identity="", size=2**63 - 1)
+    pairs.note(file, "work")
+    assert parse(pairs.text()).vm_of(file) == "work"
+    assert pairs.vm_of(listed(f"{'v' * 31}:{'d' * 64}", identity="", size=1)) is None
 
 
 def test_a_full_memory_fits_into_its_bound_and_comes_back() -> None:

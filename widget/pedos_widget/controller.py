@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any, Literal, NoReturn
 
-    from pedos_protocol.messages import AttachResult, DetachResult
+    from pedos_protocol.messages import AttachResult, DetachResult, Listed
     from pedos_vchan.peer import Peer
 
     from .model.view import Happened, View
@@ -385,23 +385,22 @@ class Controller:
                 await self._moved.wait()
 
     def _is_attached(self, ref: DeviceRef, vm: str) -> bool:
+        device = self._device_of(ref)
+        return device is not None and any(each.vm == vm for each in device.attachments)
+
+    def _device_of(self, ref: DeviceRef) -> Listed | None:
+        """The device that was shown, if it is still that one."""
         device = self._known.picture.devices.get(key_of(ref))
-        return (
-            device is not None
-            and device.identity == ref.identity
-            and any(each.vm == vm for each in device.attachments)
-        )
+        return None if device is None or device.identity != ref.identity else device
 
     def _remember(self, work: Work) -> None:
-        pairs = self._known.pairs
-        if pairs.vm_of(work.ref.device_class, work.ref.identity) != work.vm:
-            pairs.put(work.ref.device_class, work.ref.identity, work.vm)
+        device, pairs = self._device_of(work.ref), self._known.pairs
+        if device is not None and pairs.note(device, work.vm):
             self._pairs_file.save(pairs)
 
     def _tell_result(self, work: Work, state: State, reason: str) -> None:
-        device = self._known.picture.devices.get(key_of(work.ref))
-        is_it = device is not None and device.identity == work.ref.identity
-        text = in_words(key_of(work.ref), device) if device is not None and is_it else ""
+        device = self._device_of(work.ref)
+        text = "" if device is None else in_words(key_of(work.ref), device)
         result = Result(work.ref, work.vm, work.verb, state, reason, text)
         _tell(self._result_callbacks, result)
 

@@ -7,10 +7,11 @@ import os
 from typing import TYPE_CHECKING
 
 import trio
-from pedos_cli.client import DEFAULT_SOCKET, Unreachable
+from pedos_cli.client import Unreachable
 from pedos_host.unix import connect_unix
 from pedos_protocol.errors import CallError, ProtocolError, RemoteProtocolError
 from pedos_protocol.events import REFUSED, refusal
+from pedos_protocol.sockets import DEFAULT_SOCKET, DESKTOP_GROUP, DESKTOP_SOCKET
 from pedos_vchan.peer import Peer, open_peer
 from pedos_vchan.quota import NO_LIMIT
 
@@ -34,7 +35,8 @@ CONNECT_S = 5.0
 
 
 class Link:
-    """One connection at a time to the service at `path`.
+    """One connection at a time to the service at `path`, or where PEDOS_SOCKET says, or at one of
+    the usual places: root's own socket, or, for a user who may not open that, the desktop's.
 
     `serve` runs while there is one, until it ends; `lost` is called each time that there is none,
     with a sentence that says why. What the service asks and tells goes to `handlers` and `notices`.
@@ -50,7 +52,8 @@ class Link:
         handlers: Mapping[str, Handler] | None = None,
         notices: Mapping[str, Handler] | None = None,
     ) -> None:
-        self._path = path
+        self._places = _places(path)
+        self._place = self._places[0]  # that was tried last
         self._program = program
         self._serve = serve
         self._lost = lost
@@ -73,19 +76,14 @@ class Link:
         peer = self._peer
         if peer is None:
             await trio.lowlevel.checkpoint()
-            raise Unreachable(self.path, self._why)
+            raise Unreachable(self._place, self._why)
         try:
             return await peer.call(method, params, timeout=timeout_s)
         except CallError as error:
             if error.code == "unavailable" and not peer.is_open:
                 why = _("The connection to dom0's service broke.")
-                raise Unreachable(self.path, why, lost=True) from error
+                raise Unreachable(self._place, why, lost=True) from error
             raise
-
-    @property
-    def path(self) -> str:
-        """Where the service is looked for."""
-        return self._path or os.environ.get("PEDOS_SOCKET") or DEFAULT_SOCKET
 
     async def run(self) -> NoReturn:
         """Connects, serves, and begins again, until cancelled."""
@@ -104,14 +102,13 @@ class Link:
 
     async def _once(self) -> str:
         """One connection, from its beginning to its end; why it has ended, as a sentence."""
-        path = self.path
         try:
             with trio.fail_after(CONNECT_S):
-                stream = await connect_unix(path)
+                stream = await self._connect()
         except trio.TooSlowError:
-            return _("dom0's service takes no connection at {path}.").format(path=path)
+            return _("dom0's service takes no connection at {path}.").format(path=self._place)
         except OSError as error:
-            return _why_none(path, error)
+            return _why_none(self._place, error)
         try:
             async with open_peer(
                 stream,
@@ -135,12 +132,36 @@ class Link:
             logger.debug("the connection ended: %s", error)
         return _("The connection to dom0's service has ended.")
 
+    async def _connect(self) -> trio.SocketStream:
+        """As `pedos_cli.client.open_socket`, without blocking."""
+        *others, last = self._places
+        for place in others:
+            self._place = place
+            try:
+                return await connect_unix(place)
+            except PermissionError as error:
+                not_ours = error
+        self._place = last
+        try:
+            return await connect_unix(last)
+        except FileNotFoundError:
+            if not others:
+                raise
+            # A service without such a socket: what is wrong is that the other is not this user's.
+            self._place = others[-1]
+            raise not_ours from None
+
     async def _refused(self, _peer: Peer, untrusted_params: dict[str, Any]) -> None:
         error = refusal(untrusted_params)
         self._refusal = _("dom0's service refuses this program: {reason}.").format(
             reason=error.message
         )
         await trio.lowlevel.checkpoint()
+
+
+def _places(path: str | None) -> tuple[str, ...]:
+    named = path or os.environ.get("PEDOS_SOCKET")
+    return (named,) if named else (DEFAULT_SOCKET, DESKTOP_SOCKET)
 
 
 async def _cancel_at_end(scope: trio.CancelScope) -> None:
@@ -157,7 +178,8 @@ def _why_none(path: str, error: OSError) -> str:
     if isinstance(error, ConnectionRefusedError):
         return _("dom0's service does not run: nothing listens at {path}.").format(path=path)
     if isinstance(error, PermissionError):
-        return _("This user may not use dom0's service at {path}.").format(path=path)
+        text = _("This user may not use dom0's service at {path}; members of group {group} may.")
+        return text.format(path=path, group=DESKTOP_GROUP)
     reason = error.strerror or str(error)
     return _("dom0's service cannot be reached at {path}: {reason}.").format(
         path=path, reason=reason

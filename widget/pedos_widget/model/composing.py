@@ -97,7 +97,7 @@ def _row(known: Known, member: Member, tail: str, children: dict[Key, list[Key]]
     work, look = known.works.of(key), known.looks.of(ref)
     vms, note = None, ""
     if look is not None:
-        again = known.pairs.vm_of(key.device_class, device.identity)
+        again = known.pairs.vm_of(device)
         vms, note = vm_rows(ref, picture, look, work=work, again=again, is_current=known.is_current)
     return device_row(
         member,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pedos_protocol.device_classes import is_class_name
 from pedos_protocol.names import is_identity, is_vm_name
+
+if TYPE_CHECKING:
+    from pedos_protocol.messages import Listed
 
 PAIRS_MAX = 256
 """Devices that are remembered: more than a desk sees in years. The one that was attached longest
@@ -18,6 +21,14 @@ TEXT_MAX = PAIRS_MAX * 512
 FORMAT = 1
 
 
+def called(device: Listed) -> str:
+    """What a device is called in the memory: its identity. One without, as a file, is called by its
+    place and size, which is enough for a proposal: nothing is attached by it."""
+    if device.identity:
+        return device.identity
+    return f"at:{device.backend}:{device.device}:{device.size or 0}"
+
+
 class Pairs:
     """An ordered memory; the last pair is the latest."""
 
@@ -27,14 +38,19 @@ class Pairs:
     def __len__(self) -> int:
         return len(self._vms)
 
-    def vm_of(self, device_class: str, identity: str) -> str | None:
+    def vm_of(self, device: Listed) -> str | None:
         """The VM that had it last."""
-        return self._vms.get((device_class, identity))
+        return self._vms.get((device.device_class, called(device)))
+
+    def note(self, device: Listed, vm: str) -> bool:
+        """Remember that this VM has it now; return whether that is another one than before."""
+        if self.vm_of(device) == vm:
+            return False
+        self.put(device.device_class, called(device), vm)
+        return True
 
     def put(self, device_class: str, identity: str, vm: str) -> None:
-        """Remember a pair. A device without an identity cannot be told from others."""
-        if not identity:
-            return
+        """Remember a pair, of a device that is called `identity`."""
         self._vms.pop((device_class, identity), None)
         self._vms[device_class, identity] = vm
         while len(self._vms) > PAIRS_MAX:
