@@ -23,7 +23,6 @@ from .driving import BIN, Widget, make_system
 
 pytestmark = [
     needs_fuse,
-    pytest.mark.skipif(not (BIN / "pedos-widget").exists(), reason="there is no pedos-widget"),
     pytest.mark.skipif(bool(lacking()), reason=f"no virtual desktop: {', '.join(lacking())}"),
 ]
 
@@ -66,6 +65,7 @@ def started(system: LocalSystem, desktop: Desktop) -> Iterator[Widget]:
     widget.start()
     yield widget
     assert widget.end() == 0, desktop.said("pedos-widget")
+    assert "Traceback" not in desktop.said("pedos-widget")
 
 
 @pytest.fixture
@@ -245,11 +245,14 @@ def test_the_panel_is_killed_and_comes_back(widget: Widget) -> None:
     "name", ["a&b_c.img", "bold.b-i-u.img", "x" * 60 + ".img", "%s{0}.img", "100%25.img"]
 )
 def test_strange_names_are_shown_as_they_are(widget: Widget, name: str) -> None:
+    before = set(widget.system.devices())
     path = widget.system.put("sys-usb", name, os.urandom(MIB))
-    widget.wait_until(lambda: widget.lost() is None, "nothing has ended")
-    with widget.opened():
+    widget.wait_until(lambda: set(widget.system.devices()) - before, "the disk is listed")
+    [listed] = set(widget.system.devices()) - before
+    with widget.opened(listed):
         widget.picture("strange-name")
     path.unlink()
+    widget.wait_until(lambda: listed not in widget.system.devices(), "the disk is gone")
 
 
 def test_a_second_one_shows_the_first(widget: Widget) -> None:
