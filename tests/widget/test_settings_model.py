@@ -15,6 +15,7 @@ from pedos_protocol.messages import AssignedNow, AttachedTo, Conflict, to_wire
 from pedos_widget.settings.model import Loaded, Row, Settings, State, candidate_of
 from pedos_widget.settings.saving import lasting_identity, load, save, try_out
 
+from tests.protocol.test_imports import modules_imported_by
 from tests.widget.settings_service import STICK, Service, assigned, listed
 
 PRESENT = AssignedNow(matches=("1-2",), verdict="allow", rule="30-user.policy:3", runs=True)
@@ -229,6 +230,23 @@ async def test_an_answer_about_something_else_than_is_wanted_by_now_is_ignored(
     settings.change(row.key, replace(row.shown, mode="ask"))
     settings.tried(row.key, row.shown, ["would be attached"])
     assert row_of(settings, "sys-usb:1-3").trial is None
+
+
+async def test_a_dry_run_is_made_again_when_what_decides_is_different(service: Service) -> None:
+    silent, heard = AttachedTo("work"), AttachedTo("work", listening=True)
+    service.devices.append(listed("dom0:mic", "mic", identity="", attachments=(silent,)))
+    settings = await opened(service)
+    await add(service, settings, "sys-usb:1-3")
+    await tried(service, settings)
+    service.devices[-1] = listed("dom0:mic", "mic", identity="", attachments=(heard,))
+    settings.load(await load(service, "work"))
+    assert settings.to_try() == []  # somebody speaks
+    service.devices[1] = listed(
+        "sys-usb:1-3", identity="046d:c52b:x:u030101", attachments=(AttachedTo("vault"),)
+    )
+    settings.load(await load(service, "work"))
+    (row,) = settings.to_try()
+    assert row.trial is not None  # the old words stay until there are new ones
 
 
 async def test_what_a_move_replaces_is_no_conflict_of_it(service: Service) -> None:
@@ -523,6 +541,15 @@ async def test_what_is_changed_elsewhere_just_before_it_is_saved_is_shown_first(
         service.held.set()
     assert settings.row(row.key) is not None
     assert len(settings.rows) == 2
+
+
+# The layers
+
+
+def test_all_but_the_windows_knows_nothing_of_qt() -> None:
+    for name in ("settings.wish", "settings.model", "settings.saving", "policy_window.model"):
+        seen = modules_imported_by(f"pedos_widget.{name}")
+        assert not {each for each in seen if each.startswith(("pedos_widget.qt", "trio"))}, name
 
 
 # Hostile names

@@ -133,7 +133,7 @@ class Settings:
     runs: bool | None = None
     is_loaded: bool = False
     troubles: tuple[str, ...] = ()
-    _loaded: Loaded | None = None
+    _decides: object = None
     _rows: dict[int, Row] = field(default_factory=dict)
     _devices: dict[str, Sequence[Listed]] = field(default_factory=dict)
     _last_key: int = 0
@@ -367,8 +367,8 @@ class Settings:
             for each in devices:
                 candidate_of(each)
                 take_maps(each, "attachments")
-        is_same = loaded == self._loaded
-        self._loaded = loaded
+        decides = _what_decides(loaded)
+        is_same, self._decides = decides == self._decides, decides
         self._devices.update(loaded.devices)
         self.runs, self.troubles, self.is_loaded = loaded.runs, loaded.troubles, True
         for row in list(self._rows.values()):
@@ -432,6 +432,22 @@ def candidate_of(listed: Listed, lasting: str = "") -> Candidate:
         ", ".join(filter(None, words)),
         lasting,
     )
+
+
+def _what_decides(loaded: Loaded) -> object:
+    """Of what the service has, the part that a dry run may depend on: not who listens to a
+    microphone, which changes all the time. The service records each dry run."""
+    devices = {
+        device_class: [
+            (
+                {key: value for key, value in each.items() if key != "attachments"},
+                [user.get("vm") for user in take_maps(each, "attachments")],
+            )
+            for each in listed
+        ]
+        for device_class, listed in loaded.devices.items()
+    }
+    return loaded.runs, loaded.assigned, devices
 
 
 def _key(listed: Listed) -> tuple[object, ...]:
