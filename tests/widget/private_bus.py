@@ -113,6 +113,7 @@ class Program:
         self.connection = connection
         self.name = name
         self.methods = methods
+        self.answered = trio.Event()  # a call of its own, that for its name
 
     async def signal(
         self, path: str, interface: str, member: str, signature: str, body: tuple[Any, ...]
@@ -127,6 +128,8 @@ class Program:
                 message = await self.connection.receive()
             except (trio.ClosedResourceError, trio.BrokenResourceError, trio.EndOfChannel):
                 return
+            if message.header.message_type is MessageType.method_return:
+                self.answered.set()
             if message.header.message_type is not MessageType.method_call:
                 continue
             method = self.methods.get(message.header.fields[HeaderFields.member])
@@ -143,9 +146,9 @@ async def program(
 ) -> AsyncIterator[Program]:
     """Another program of the session, until the end of the block."""
     async with await open_dbus_connection(bus.address) as connection, trio.open_nursery() as tasks:
-        async with connection.router() as router:
-            await router.send_and_get_reply(message_bus.RequestName(name))
         played = Program(connection, name, methods or {})
-        tasks.start_soon(played.serve)
+        tasks.start_soon(played.serve)  # before it has the name, and with it calls
+        await connection.send(message_bus.RequestName(name))
+        await played.answered.wait()
         yield played
         tasks.cancel_scope.cancel()
