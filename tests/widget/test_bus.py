@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from jeepney import (
     DBusAddress,
     HeaderFields,
@@ -16,11 +19,22 @@ from jeepney import (
     MessageFlag,
     MessageType,
     new_method_call,
+    new_method_return,
     new_signal,
 )
 from jeepney.bus_messages import message_bus
 from jeepney.io.trio import open_dbus_connection
-from pedos_widget.bus import WIDGET, Bus, BusError, Place, session_address, taken
+from jeepney.low_level import Parser
+from pedos_widget.bus import (
+    WIDGET,
+    Bus,
+    BusError,
+    Place,
+    _Session,
+    next_message,
+    session_address,
+    taken,
+)
 
 from tests.patience import PATIENCE
 from tests.widget.private_bus import PrivateBus, private_bus, program, running, until
@@ -262,6 +276,45 @@ async def test_what_is_no_message_ends_the_connection(
                 assert not bus.is_connected
             nursery.cancel_scope.cancel()
     assert "malformed" in caplog.text or "more than 65536 bytes" in caplog.text
+
+
+def sent_to(bus: Bus) -> list[bytes]:
+    """A signal that is asked for, a call that is served, and an answer."""
+    owner = new_signal(message_bus, "NameOwnerChanged", "sss", (OTHER.name, "", ":1.2"))
+    owner.header.fields[HeaderFields.sender] = message_bus.bus_name
+    said = said_to_the_widget("word")
+    said.header.fields[HeaderFields.sender] = ":1.2"
+    call = new_method_call(DBusAddress(*_in_order(WIDGET)), "Show")
+    call.header.serial = 3
+    answer = new_method_return(Message(call.header, ()), "u", (1,))
+    return [each.serialise(number) for number, each in enumerate((owner, said, call, answer), 1)]
+
+
+@given(
+    number=st.integers(0, 3),
+    changes=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 255)), max_size=6),
+    noise=st.binary(max_size=40),
+    chunk=st.integers(1, 64),
+)
+def test_any_bytes_are_messages_or_the_one_error(
+    number: int, changes: list[tuple[int, int]], noise: bytes, chunk: int
+) -> None:
+    bus = Bus(None)
+    bus.on_signal(OTHER.name, OTHER.interface, "Said", lambda path, body: taken(body, str))
+    bus.serve(WIDGET.path, WIDGET.interface, "Show", lambda: None)
+    good = sent_to(bus)
+    changed = bytearray(good[number])
+    for place, value in changes:
+        changed[place % len(changed)] = value
+    data = good[0] + bytes(changed) + noise + good[1]
+    session = _Session(None, bus._take_signal, bus._take_call)  # type: ignore[arg-type]
+    parser = Parser()
+    with contextlib.suppress(BusError):
+        for start in range(0, len(data), chunk):
+            parser.add_data(data[start : start + chunk])
+            while (message := next_message(parser)) is not None:
+                if (answer := session.take(message)) is not None:
+                    answer.serialise(1)
 
 
 def test_a_body_is_what_was_expected_or_an_error() -> None:

@@ -50,6 +50,9 @@ RECEIVE_SIZE: Final = 4096
 # Characters of another program's error that are shown or logged.
 _TEXT_MAX = 200
 
+# The header's fields that are numbers; all others are texts.
+_NUMBERS = (HeaderFields.reply_serial, HeaderFields.unix_fds)
+
 DO_NOT_QUEUE: Final = 4  # a flag of RequestName
 _IS_OURS = (1, 4)  # its answers: the name is this connection's now, or was already
 
@@ -440,15 +443,17 @@ class _Session:
         try:
             while data := await self._stream.receive_some(RECEIVE_SIZE):
                 parser.add_data(data)
-                while (message := _next_message(parser)) is not None:
-                    await self._take(message)
+                while (message := next_message(parser)) is not None:
+                    if (answer := self.take(message)) is not None:
+                        await self._outgoing.send(answer.serialise(next(self._serials)))
             self.fail("it has closed the connection")
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self.fail(f"cannot read: {error}")
         except BusError as error:
             self.fail(str(error))
 
-    async def _take(self, message: Message) -> None:
+    def take(self, message: Message) -> Message | None:
+        """Acts on what has come; the answer to it, if there is one."""
         kind = message.header.message_type
         if kind in (MessageType.method_return, MessageType.error):
             serial = message.header.fields.get(HeaderFields.reply_serial)
@@ -459,18 +464,23 @@ class _Session:
             try:
                 self._take_signal(self, message)
             except BusError as error:
-                logger.warning("a signal is ignored: %s", error)
+                logger.debug("a signal is ignored: %s", error)  # anybody can send them without end
         elif kind is MessageType.method_call:
             answer = self._take_call(message)
             if not message.header.flags & MessageFlag.no_reply_expected:
-                await self._outgoing.send(answer.serialise(next(self._serials)))
+                return answer
+        return None
 
 
-def _next_message(parser: Parser) -> Message | None:
-    """The next whole message; BusError if it is malformed or too long."""
+def next_message(parser: Parser) -> Message | None:
+    """The next whole message; BusError if it is malformed or too long. Its header's fields are the
+    texts and numbers that they should be."""
     try:
         message = parser.get_next_message()
         missing = parser.bytes_desired() if message is None else 0
+        if message is not None:
+            for field, value in message.header.fields.items():
+                taken((value,), int if field in _NUMBERS else str)
     # What jeepney raises for a malformed message is nowhere written down.
     except Exception as error:
         raise BusError(f"it sent a malformed message: {type(error).__name__}") from error
