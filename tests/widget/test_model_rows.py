@@ -230,6 +230,17 @@ def test_strange_ones_and_a_broken_policy_are_in_the_status() -> None:
     assert "qvm-policy status" in compose(known, 1).status
 
 
+def test_what_is_done_already_is_not_being_done() -> None:
+    """The change comes a moment before the result."""
+    known = known_of(device("src:sda"))
+    work = Work(DeviceRef("block", "src", "sda", "id-sda"), "work", "attach")
+    known.works.begin(work, known.picture)
+    assert rows_of(compose(known, 1))["sda"].text == "src:sda · device sda · attaching to work …"
+    done = device("src:sda", attachments=[{"vm": "work", "options": {}}])
+    known.picture.take(answer([done]))
+    assert rows_of(compose(known, 1))["sda"].text == "src:sda · device sda · attached to work"
+
+
 LINES = st.text(max_size=30)
 IDENTITIES = st.text("abu0123456789:-", max_size=40)
 USES = st.lists(

@@ -81,7 +81,7 @@ def device_row(
             ).format(count=count)
         )
     phrases += _uses(device)
-    if work is not None:
+    if work is not None and not work.is_shown(device):
         phrases.append(working_phrase(work))
     elif why:
         phrases.append(in_row(why))

@@ -9,6 +9,8 @@ from ..i18n import _
 from .picture import Key
 
 if TYPE_CHECKING:
+    from pedos_protocol.messages import Listed
+
     from .picture import Picture
     from .view import DeviceRef
 
@@ -26,6 +28,10 @@ class Work:
     ref: DeviceRef
     vm: str
     verb: Verb
+
+    def is_shown(self, device: Listed) -> bool:
+        """Whether the device is as it is to be afterwards: the change comes before the result."""
+        return any(each.vm == self.vm for each in device.attachments) == (self.verb == "attach")
 
 
 def key_of(ref: DeviceRef) -> Key:
