@@ -340,6 +340,15 @@ async def test_a_vm_that_goes_away_is_said_to_be_gone(desk: Desk) -> None:
     assert desk.window.settings.rows[0].state is State.SAVED
 
 
+async def test_errors_of_the_policy_are_said_as_everywhere(desk: Desk) -> None:
+    desk.service.view.status = "the policy has errors"
+    await desk.changed()
+    assert desk.window.heading.text().splitlines()[1:] == ["the policy has errors"]
+    desk.service.view.status = ""
+    await desk.changed()
+    assert len(desk.window.heading.text().splitlines()) == 1
+
+
 async def test_many_devices_are_bounded_and_the_rest_is_counted(desk: Desk) -> None:
     desk.service.devices = [
         listed(f"sys-usb:2-{number}", identity=f"0781:5567:{number}:u080650")

@@ -106,8 +106,9 @@ class SettingsWindow(QtWidgets.QWidget):
             return
         text = heading(self.settings)
         troubles = [*self.settings.troubles]
-        if not self._controller.view.connected:
-            troubles.insert(0, self._controller.view.status or _("The service is not reached."))
+        view = self._controller.view
+        if view.status or not view.connected:  # or the policy has errors
+            troubles.insert(0, view.status or _("The service is not reached."))
         self.heading.setText("\n".join([text, *troubles]))
         self._show_table()
         self._show_row()
