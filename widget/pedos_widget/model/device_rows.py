@@ -160,20 +160,17 @@ def relatives_of(key: Key, devices: Mapping[Key, Listed], children: Iterable[Key
 def _uses(device: Listed) -> list[str]:
     """Who has it, one phrase each."""
     used = sorted(device.attachments, key=lambda each: natural_key(each.vm))
-    phrases = [_use(device, each) for each in used[:VMS_MAX]]
+    phrases = [_use(each) for each in used[:VMS_MAX]]
     if (more := len(used) - VMS_MAX) > 0:
         text = ngettext("attached to {count} more VM", "attached to {count} more VMs", more)
         phrases.append(text.format(count=more))
     return phrases
 
 
-def _use(device: Listed, use: AttachedTo) -> str:
-    return f"{_('attached to {vm}').format(vm=use.vm)}{_suffix(use)}"
-
-
-def _suffix(use: AttachedTo) -> str:
-    words = hearing(use)
-    return f" ({', '.join(words)})" if words else ""
+def _use(use: AttachedTo) -> str:
+    text = _("attached to {vm}").format(vm=use.vm)
+    words = ", ".join(hearing(use))
+    return f"{text} ({words})" if words else text
 
 
 def hearing(use: AttachedTo) -> list[str]:
