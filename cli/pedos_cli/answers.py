@@ -5,7 +5,10 @@ Every verb uses this module, which itself uses only `output` and `place`.
 
 from __future__ import annotations
 
+import os
+
 from pedos_protocol.errors import EXIT_STATUS, CallError, ProtocolError
+from pedos_protocol.sockets import DESKTOP_GROUP, DESKTOP_SOCKET
 
 from pedos_cli.output import show
 from pedos_cli.place import inside_vm
@@ -146,6 +149,34 @@ def policy_warning(status: object) -> str | None:
     return f"{where}, {stays} (qvm-policy status)"
 
 
+def _not_a_member(prog: str) -> list[str]:
+    """The lines for a user of dom0 who may use neither socket."""
+    if _has_joined(DESKTOP_GROUP):
+        return [
+            f"{prog}: unavailable: this session began before its user became a member of the group "
+            f"'{DESKTOP_GROUP}'",
+            "  try:  log out, and in again",
+        ]
+    return [
+        f"{prog}: unavailable: dom0's service answers root, and members of the group "
+        f"'{DESKTOP_GROUP}'",
+        f"  try:  sudo adduser $USER {DESKTOP_GROUP}, and log in again: a member may lend every "
+        "device that the policy lets dom0's user lend (docs/desktop.md)",
+    ]
+
+
+def _has_joined(group: str) -> bool:
+    """Whether this process's user is a member by now, and was not when the session began."""
+    import grp  # noqa: PLC0415  (only who is refused needs them)
+    import pwd  # noqa: PLC0415
+
+    try:
+        members = grp.getgrnam(group).gr_mem
+        return pwd.getpwuid(os.getuid()).pw_name in members
+    except KeyError:
+        return False
+
+
 def unreachable_lines(prog: str, error: client.Unreachable) -> list[str]:
     """Return the lines that say that no service answers, and how to start it."""
     unit = "pedos-agent" if inside_vm() else "pedos-dom0"
@@ -155,6 +186,8 @@ def unreachable_lines(prog: str, error: client.Unreachable) -> list[str]:
             "done, or not",
             f"  try:  look whether it is, and at systemctl status {unit}",
         ]
+    if isinstance(error.__cause__, PermissionError) and error.path == DESKTOP_SOCKET:
+        return _not_a_member(prog)
     if isinstance(error.__cause__, PermissionError):
         hint = "as root, or as the user that the service runs as"
     else:

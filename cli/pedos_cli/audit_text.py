@@ -49,6 +49,9 @@ def is_about(record: Record, vm: str) -> bool:
     """Say whether the VM asks, gets, has or lends in this record."""
     if any(record.get(field) == vm for field in _VM_FIELDS):
         return True
+    caller = record.get("caller")  # a user of dom0's desktop is "dom0 (uid 1000)"
+    if isinstance(caller, str) and caller.startswith(f"{vm} ("):
+        return True
     vms = record.get("vms")
     if isinstance(vms, list) and vm in vms:
         return True
@@ -221,7 +224,8 @@ def _answered(record: Record) -> list[str]:
     word = {"allow": "yes", "deny": "no"}.get(str(verdict), _text(verdict))
     whom = f", for {_text(target)}" if target else ""
     why = record.get("reason")
-    said = f"The answer{_took(record)} was {word}{whom}."
+    whose = f" of {_text(record.get('by'))}" if record.get("by") else ""
+    said = f"The answer{whose}{_took(record)} was {word}{whom}."
     return [f"{said} Reason: {_text(why)}." if why else said]
 
 

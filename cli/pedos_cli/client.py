@@ -26,6 +26,7 @@ from pedos_protocol.events import (
     Request,
     refusal,
 )
+from pedos_protocol.sockets import DEFAULT_SOCKET, DESKTOP_SOCKET
 
 TYPE_CHECKING = False  # like typing's own, whose import would double the command line's start
 if TYPE_CHECKING:
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pedos_protocol.events import Event
-
-#: Where the service listens unless PEDOS_SOCKET says otherwise.
-DEFAULT_SOCKET = "/run/pedos/pedos.sock"
 
 #: Bytes of path in a sockaddr_un, less the final NUL (unix(7)).
 SUN_PATH_MAX = 107
@@ -231,13 +229,33 @@ def _is_socket(path: str) -> bool:
 
 def open_socket(path: str | None = None) -> tuple[socket, str]:
     """A socket connected to the service at `path`, or where PEDOS_SOCKET says, or at the usual
-    place; and that place.
+    places: root's own, and for a user who may not open that one, that of dom0's desktop. And that
+    place.
 
     Unreachable if there is none. For programs that speak the protocol themselves; `connect` is for
     calls.
     """
     if path is None:
-        path = os.environ.get("PEDOS_SOCKET") or DEFAULT_SOCKET
+        path = os.environ.get("PEDOS_SOCKET") or None
+    if path is not None:
+        return _open_at(path)
+    try:
+        return _open_at(DEFAULT_SOCKET)
+    except Unreachable as error:
+        if not isinstance(error.__cause__, PermissionError):
+            raise
+        from_root = error
+    try:
+        return _open_at(DESKTOP_SOCKET)
+    except Unreachable as error:
+        # A service without such a socket, in a VM or of an older version: what is wrong is that the
+        # other one is not this user's.
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise from_root from from_root.__cause__
+        raise
+
+
+def _open_at(path: str) -> tuple[socket, str]:
     sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
     try:
         # For a listener that never accepts: connect(2) on a Unix socket keeps to this time-out.

@@ -22,6 +22,7 @@ XENFEAT_DOM0 = 1 << 11
 """The feature bit: this domain is dom0 (xen/features.h)."""
 
 SOCKET = "dom0.sock"
+DESKTOP = "desktop"
 MARK = "pedos.toml"
 AUDIT = "state/audit.jsonl"
 POLICY = "policy.d"
@@ -71,16 +72,19 @@ def policy_path() -> str:
 
 def _of_system(what: str, name: str, default: str, *, unknown: str, in_vm: str = "") -> str:
     """Return the path of `name` in the system that PEDOS_SOCKET names, or else on this host."""
-    from pedos_cli.client import DEFAULT_SOCKET  # noqa: PLC0415  (help does without)
+    from pedos_protocol.sockets import DEFAULT_SOCKET, DESKTOP_SOCKET  # noqa: PLC0415
 
     socket = os.path.realpath(os.environ.get("PEDOS_SOCKET") or DEFAULT_SOCKET)
-    folder = os.path.dirname(os.path.dirname(socket))
+    run = os.path.dirname(socket)
+    if os.path.basename(run) == DESKTOP:
+        run = os.path.dirname(run)
+    folder = os.path.dirname(run)
     if os.path.basename(socket) == SOCKET and os.path.isfile(os.path.join(folder, MARK)):
         return os.path.join(folder, name)
     if inside_vm():
         message = f"only dom0 has the {what}, and here is {show(vm_here())}"
         raise CallError("failed", message, {"hint": in_vm} if in_vm else {})
-    if socket == os.path.realpath(DEFAULT_SOCKET):
+    if socket in (os.path.realpath(DEFAULT_SOCKET), os.path.realpath(DESKTOP_SOCKET)):
         return default
     message = f"where the system of PEDOS_SOCKET={show(socket)} has its {what} is not known"
     raise CallError("not_found", message, {"hint": unknown})

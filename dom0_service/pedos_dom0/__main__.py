@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 from pedos_host import logs
 from pedos_host.arguments import Parser
 from pedos_host.system_errors import what_is_wrong
+from pedos_protocol.sockets import DESKTOP_GROUP
 from pedos_vchan import running
 from pedos_vchan import xen as vchan
 
 from pedos_dom0 import PROGRAM
+from pedos_dom0.connections.desktop_socket import Desktop
 from pedos_dom0.drivers.base import HypervisorLost
 from pedos_dom0.drivers.local import LocalDriver
 from pedos_dom0.drivers.xen.driver import XenDriver
@@ -48,6 +50,17 @@ def make_parser() -> argparse.ArgumentParser:
         help="the hypervisor; local mode runs the whole system on one machine",
     )
     parser.add_argument("--socket", type=Path, required=True, help="the socket of qvm-*")
+    parser.add_argument(
+        "--desktop-socket",
+        type=Path,
+        help="a second socket, for members of a group, who may do less than root; its folder is "
+        "made, and is for this alone",
+    )
+    parser.add_argument(
+        "--desktop-group",
+        metavar="GROUP",
+        help=f"the group of --desktop-socket, a name or a number (default: {DESKTOP_GROUP})",
+    )
     parser.add_argument(
         "--dom0-agent", type=Path, required=True, help="control socket of dom0's own agent"
     )
@@ -93,6 +106,15 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
     if useless:
         needs = "xen" if is_local else "local"
         parser.error(f"{' and '.join(map(_option, useless))}: only for --driver {needs}")
+    if arguments.desktop_group is not None and arguments.desktop_socket is None:
+        parser.error("--desktop-group is of no use without --desktop-socket")
+
+
+def _desktop(arguments: argparse.Namespace) -> Desktop | None:
+    if arguments.desktop_socket is None:
+        return None
+    group = arguments.desktop_group or DESKTOP_GROUP
+    return Desktop(arguments.desktop_socket.absolute(), group)
 
 
 def _option(name: str) -> str:
@@ -124,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         state=arguments.state,
         policy=tuple(arguments.policy),
         vms=arguments.vms_dir.absolute(),
+        desktop=_desktop(arguments),
     )
     # Users, other VMs and timers wait for this loop, also while there is only one channel.
     vchan.share_loop()

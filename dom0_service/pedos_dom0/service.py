@@ -1,7 +1,7 @@
 """dom0's service as a whole: the order in which it opens everything, and how it ends.
 
 Order of the start: it locks the state folder, which also shows whether another service runs, and
-binds the socket; then it reads the store and the journal, before it can ask any agent for anything;
+binds the sockets; then it reads the store and the journal, before it can ask an agent for anything;
 then policy and the hypervisor; then the control connections; and only then it serves the first
 client. At the end it detaches nothing: a restart keeps live attachments.
 """
@@ -32,6 +32,7 @@ from pedos_dom0.audit.log import Audit
 from pedos_dom0.audit.queue import AuditQueue
 from pedos_dom0.connections.agent_session import SharedParts
 from pedos_dom0.connections.agent_sessions import AgentSessions
+from pedos_dom0.connections.desktop_socket import Desktop, desktop_socket
 from pedos_dom0.connections.local_socket import LocalSocket, listening
 from pedos_dom0.requests.api import Api
 from pedos_dom0.requests.operations import Operations
@@ -63,6 +64,8 @@ class Config:
     policy: Sequence[Path]
     # None: only the hypervisor's facts about VMs are known.
     vms: Path | None = None
+    # None: root's own socket is the only one.
+    desktop: Desktop | None = None
 
 
 async def run(
@@ -81,6 +84,7 @@ async def run(
     async with (
         _held(config.state),
         listening(str(config.socket)) as listener,
+        desktop_socket(config.desktop) as desktop,
         open_store(config.state / "dom0.sqlite") as store,
     ):
         with contextlib.closing(AuditQueue(Audit(config.state / "audit.jsonl"))) as audit:
@@ -105,6 +109,8 @@ async def run(
                     await nursery.start(driver.run)
                     api = await start_parts(state, nursery)
                     nursery.start_soon(LocalSocket(api).serve, listener)
+                    if desktop is not None:
+                        nursery.start_soon(desktop.serve, api)
                     audit.write("service", what="started")
                     _say_ready()
                     task_status.started(state)

@@ -14,6 +14,7 @@ import socket
 import stat
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import trio
 
@@ -25,8 +26,15 @@ SUN_PATH_MAX = 107
 #: Connections that wait to be accepted. The kernel caps this at net.core.somaxconn (usually 4096).
 BACKLOG = 4096
 
-# struct ucred of unix(7): pid, uid, gid.
-_UCRED = struct.Struct("3i")
+# struct ucred of unix(7): pid, uid, gid; and a gid_t.
+_UCRED = struct.Struct("iII")
+_GID = struct.Struct("I")
+
+#: asm-generic/socket.h (Linux 4.13); Python has no name for it.
+SO_PEERGROUPS = 59
+
+#: Bytes that Python's getsockopt takes: 256 groups, and a user is in a dozen.
+GROUPS_SIZE = 1024
 
 #: Seconds after which a listener without clients checks that its socket still has its name.
 NAME_LOOK = 2.0
@@ -83,6 +91,7 @@ def bind_unix(
     backlog: int = BACKLOG,
     *,
     kind: socket.SocketKind = socket.SOCK_STREAM,
+    gid: int | None = None,
 ) -> socket.socket:
     """The part of `listen_unix` without trio: the listening socket."""
     whole = os.fspath(path)
@@ -98,6 +107,8 @@ def bind_unix(
         with short_path(new) as short:
             listener.bind(short)
         try:
+            if gid is not None:
+                os.chown(new, -1, gid)
             os.chmod(new, mode)
             listener.listen(backlog)
             os.rename(new, whole)
@@ -119,15 +130,16 @@ class _NamedSocket:
 
     _kind = socket.SOCK_STREAM
 
-    def __init__(self, path: str | os.PathLike[str], mode: int) -> None:
+    def __init__(self, path: str | os.PathLike[str], mode: int, gid: int | None = None) -> None:
         """As `listen_unix`."""
         self._path = os.fspath(path)
         self._mode = mode
+        self._gid = gid
         self._complaint = ""
         self._bind()
 
     def _bind(self) -> None:
-        self._socket = bind_unix(self._path, self._mode, kind=self._kind)
+        self._socket = bind_unix(self._path, self._mode, kind=self._kind, gid=self._gid)
         self._socket.setblocking(False)
         found = os.lstat(self._path)
         self._file = (found.st_dev, found.st_ino)
@@ -212,14 +224,17 @@ class PacketListener(_NamedSocket):
     _kind = socket.SOCK_SEQPACKET
 
 
-async def listen_unix(path: str | os.PathLike[str], mode: int) -> UnixListener:
-    """A listening socket at `path` with the permission bits `mode`.
+async def listen_unix(
+    path: str | os.PathLike[str], mode: int, gid: int | None = None
+) -> UnixListener:
+    """A listening socket at `path` with the permission bits `mode`, and of the group `gid` if that
+    is not this process's own.
 
     A stale socket is replaced in one step; OSError EADDRINUSE if a live program listens there,
     FileExistsError if the file is no socket. No client connects before the mode is right.
     """
     await trio.lowlevel.checkpoint()
-    return UnixListener(path, mode)
+    return UnixListener(path, mode, gid)
 
 
 async def listen_packets(path: str | os.PathLike[str], mode: int) -> PacketListener:
@@ -261,3 +276,21 @@ def uid_at(connected: socket.socket | trio.socket.SocketType) -> int:
     raw = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     uid: int = _UCRED.unpack(raw)[1]
     return uid
+
+
+class Peer(NamedTuple):
+    """Whose process is at the other end, as the kernel noted it at the connection; `groups` are
+    both its own and its supplementary ones."""
+
+    uid: int
+    groups: frozenset[int]
+
+
+def peer_credentials(stream: trio.SocketStream) -> Peer:
+    """The user and the groups at the other end. OSError: the kernel does not tell all groups, as
+    they are too many (ERANGE) or it is too old (ENOPROTOOPT)."""
+    raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    _, uid, gid = _UCRED.unpack(raw)
+    groups = stream.socket.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, GROUPS_SIZE)
+    more = (each for (each,) in _GID.iter_unpack(groups))
+    return Peer(uid, frozenset((gid, *more)))

@@ -111,6 +111,16 @@ def test_the_names_are_those_of_the_layout() -> None:
     layout = Layout(Path("/lab"))
     assert layout.dom0_socket.name == place.SOCKET
     assert layout.dom0_socket.parents[1] == layout.root
+    assert layout.desktop_socket.name == place.SOCKET
+    assert layout.desktop_socket.parent == layout.dom0_socket.parent / place.DESKTOP
     assert layout.config == layout.root / place.MARK
     assert os.fspath(layout.audit) == f"/lab/{place.AUDIT}"
     assert os.fspath(layout.policy) == f"/lab/{place.POLICY}"
+
+
+def test_the_socket_of_the_desktop_leads_to_the_same_system(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEDOS_SOCKET", str(layout.desktop_socket))
+    assert place.audit_file() == str(layout.audit)
+    assert folders() == [str(layout.policy)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 from pedos_dom0.access import questions
-from pedos_dom0.access.questions import OPEN_PER_SOURCE
+from pedos_dom0.access.questions import OPEN_PER_ASKER
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
@@ -69,16 +69,16 @@ async def test_one_vm_has_few_questions_open_and_more_are_denied(
             outcomes.append(error.code)
 
     world.policy.set("device.attach.block  +sys-usb:*  @anyvm  *  ask\n" + ASK)
-    for number in range(OPEN_PER_SOURCE + 2):
+    for number in range(OPEN_PER_ASKER + 2):
         world.driver.agents["sys-usb"].plug(f"disk{number}")
     await world.driver.agents["sys-usb"].report()
     async with world.client.prompter() as prompter, trio.open_nursery() as nursery:
-        for number in range(OPEN_PER_SOURCE + 2):
+        for number in range(OPEN_PER_ASKER + 2):
             nursery.start_soon(ask, f"sys-usb:disk{number}")
         await trio.testing.wait_all_tasks_blocked()
-        assert len(prompter.asked) == OPEN_PER_SOURCE
+        assert len(prompter.asked) == OPEN_PER_ASKER
         assert outcomes == ["denied", "denied"]
-        assert f"work has {OPEN_PER_SOURCE} questions open" in answered(world)["reason"]
+        assert f"work has {OPEN_PER_ASKER} questions open" in answered(world)["reason"]
         # Others can still be asked about.
         prompter.answer = yes("vault")
         assert (await world.client.attach("vault", "sys-usb:keys"))["vm"] == "vault"

@@ -14,7 +14,7 @@ from pedos_dom0.access.questions import (
     LATE,
     NO_PROMPTER,
     OPEN_MAX,
-    OPEN_PER_SOURCE,
+    OPEN_PER_ASKER,
     PROMPTERS_MAX,
     SAID_NO,
     CoolDowns,
@@ -66,17 +66,17 @@ def test_prompters_are_bounded() -> None:
 
 def test_the_questions_of_one_vm_and_of_all_are_bounded() -> None:
     prompts: Prompts[int] = Prompts()
-    for _ in range(OPEN_PER_SOURCE):
+    for _ in range(OPEN_PER_ASKER):
         prompts.open("work")
-    with pytest.raises(NotNow, match=f"work has {OPEN_PER_SOURCE} questions"):
+    with pytest.raises(NotNow, match=f"work has {OPEN_PER_ASKER} questions"):
         prompts.open("work")
-    for number in range(OPEN_MAX - OPEN_PER_SOURCE):
+    for number in range(OPEN_MAX - OPEN_PER_ASKER):
         prompts.open(f"vm{number}")
     with pytest.raises(NotNow, match=f"{OPEN_MAX} questions"):
         prompts.open("vault")
     prompts.close("work")
     prompts.open("vault")
-    assert prompts.standing("work") == OPEN_PER_SOURCE - 1
+    assert prompts.standing("work") == OPEN_PER_ASKER - 1
     assert prompts.standing() == OPEN_MAX
     assert prompts.standing("nobody") == 0
 

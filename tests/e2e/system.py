@@ -149,9 +149,12 @@ class LocalSystem:
         )
 
     def environment(self, vm: str = "dom0") -> dict[str, str]:
+        """That of a command in a VM, or in dom0: of root or, as "desktop", of a user there."""
         run = self.folder / "run"
-        path = run / "dom0.sock" if vm == "dom0" else run / "vms" / f"{vm}.sock"
-        return {**os.environ, "PEDOS_SOCKET": str(path), "PEDOS_VM": vm}
+        in_dom0 = {"dom0": run / "dom0.sock", "desktop": run / "desktop" / "dom0.sock"}
+        path = in_dom0.get(vm, run / "vms" / f"{vm}.sock")
+        name = "dom0" if vm in in_dom0 else vm
+        return {**os.environ, "PEDOS_SOCKET": str(path), "PEDOS_VM": name}
 
     @contextlib.contextmanager
     def started(self, *argv: str, vm: str = "dom0") -> Iterator[subprocess.Popen[str]]:

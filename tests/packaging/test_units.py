@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import shlex
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 from pedos_agent.__main__ import _parser as agent_parser
 from pedos_cli import place
-from pedos_cli.client import DEFAULT_SOCKET
 from pedos_cli.qvm_sleep import build_parser as sleep_parser
 from pedos_cli.timeouts import SUSPEND_S
 from pedos_dom0.__main__ import make_parser as dom0_parser
+from pedos_protocol.sockets import DEFAULT_SOCKET, DESKTOP_GROUP, DESKTOP_SOCKET
 
 from .debian_files import DEBIAN, PROJECT, UNITS, load_programs, settings
 
@@ -67,6 +68,16 @@ def test_it_is_up_before_anybody_logs_in(unit: str) -> None:
 def test_the_command_line_finds_its_socket(unit: str) -> None:
     assert option(unit, "--socket") == [DEFAULT_SOCKET]
     assert settings(unit)["RuntimeDirectory"][0].split()[0] == "pedos"
+
+
+def test_a_user_of_the_desktop_finds_a_socket_in_a_folder_of_its_own() -> None:
+    assert option("pedos-dom0", "--desktop-socket") == [DESKTOP_SOCKET]
+    assert Path(DESKTOP_SOCKET).parent != Path(DEFAULT_SOCKET).parent
+    # The group is the one that the package makes, and it puts nobody into it.
+    assert option("pedos-dom0", "--desktop-group") == []
+    script = (DEBIAN / "pedos-dom0.postinst").read_text()
+    assert f"addgroup --quiet --system {DESKTOP_GROUP}\n" in script
+    assert "adduser " not in script
 
 
 def test_dom0s_service_finds_its_agent() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+from pedos_cli import answers, client
 from pedos_cli.client import Client, Unreachable, connect, open_socket
 from pedos_cli.prompt_link import Link
 from pedos_host.unix import listen_unix, short_path
@@ -315,3 +316,100 @@ def test_who_speaks_the_protocol_by_itself_gets_a_socket_and_its_place(
             opened.close()
             assert accepted.recv(100) == b"anything"
         assert path == str(tmp_path / "dom0.sock")
+
+
+def listening_at(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    with short_path(path) as short:
+        listener.bind(short)
+    listener.listen()
+    return listener
+
+
+@pytest.fixture
+def usual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """The usual places: root's own socket, and the one of dom0's desktop."""
+    monkeypatch.delenv("PEDOS_SOCKET", raising=False)
+    roots, desktops = tmp_path / "roots.sock", tmp_path / "desktops.sock"
+    monkeypatch.setattr(client, "DEFAULT_SOCKET", str(roots))
+    monkeypatch.setattr(client, "DESKTOP_SOCKET", str(desktops))
+    return roots, desktops
+
+
+def close_to_us(monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
+    """As the modes of folders and files do to a user who is not root."""
+    connect_really = client._connect
+
+    def refuse(sock: socket.socket, path: str) -> None:
+        if Path(path) in paths:
+            raise PermissionError(13, "Permission denied")
+        connect_really(sock, path)
+
+    monkeypatch.setattr(client, "_connect", refuse)
+
+
+def test_root_uses_its_own_socket_though_there_is_the_desktops(usual: tuple[Path, Path]) -> None:
+    roots, desktops = usual
+    with listening_at(roots), listening_at(desktops):
+        opened, path = open_socket()
+        opened.close()
+    assert path == str(roots)
+
+
+def test_who_may_not_open_roots_socket_uses_the_desktops(
+    usual: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots, desktops = usual
+    close_to_us(monkeypatch, roots)
+    with listening_at(desktops):
+        opened, path = open_socket()
+        opened.close()
+    assert path == str(desktops)
+
+
+def test_what_is_wrong_with_roots_socket_is_said_where_the_desktop_has_none(
+    usual: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots, desktops = usual
+    with listening_at(desktops), pytest.raises(Unreachable, match="no such socket") as caught:
+        open_socket()  # the service does not run: its desktop's socket would be old
+    assert caught.value.path == str(roots)
+    desktops.unlink()
+    close_to_us(monkeypatch, roots)
+    with pytest.raises(Unreachable, match="permission denied") as caught:
+        open_socket()
+    assert caught.value.path == str(roots)
+    assert isinstance(caught.value.__cause__, PermissionError)
+
+
+def test_a_named_socket_is_the_only_one(
+    usual: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots, desktops = usual
+    close_to_us(monkeypatch, roots)
+    monkeypatch.setenv("PEDOS_SOCKET", str(roots))
+    with listening_at(desktops), pytest.raises(Unreachable, match="permission denied"):
+        open_socket()
+
+
+@pytest.mark.parametrize("has_joined", [False, True])
+def test_who_may_open_neither_is_told_of_the_group(
+    usual: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, has_joined: bool
+) -> None:
+    monkeypatch.setattr(answers, "DESKTOP_SOCKET", str(usual[1]))
+    monkeypatch.setattr(answers, "_has_joined", lambda _group: has_joined)
+    close_to_us(monkeypatch, *usual)
+    with pytest.raises(Unreachable) as caught:
+        open_socket()
+    lines = answers.unreachable_lines("qvm-device", caught.value)
+    if has_joined:
+        assert lines[1] == "  try:  log out, and in again"
+        assert "this session began before" in lines[0]
+    else:
+        assert "answers root, and members of the group 'pedos'" in lines[0]
+        assert lines[1].startswith("  try:  sudo adduser $USER pedos, and log in again: ")
+        assert "docs/desktop.md" in lines[1]
+
+
+def test_who_has_joined_is_told_by_the_group_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not answers._has_joined("no-such-group-here")

@@ -1,7 +1,8 @@
 """Who asks, and how much of an error each may see.
 
-A caller is dom0's user (through the local socket) or a VM (through its control channel, which
-identifies the VM). A refusal tells dom0's user the rule, and a VM only that it was denied.
+A caller is dom0's user or a VM (through its control channel, which identifies the VM). dom0's user
+comes through root's own socket, or with less authority through that of the desktop. A refusal tells
+dom0's user the rule, and a VM only that it was denied.
 """
 
 from __future__ import annotations
@@ -38,20 +39,58 @@ class CallerKind:
     may_force: bool
     # Can remove an assignment that no rule is about, see Authorizer.needs_no_rule.
     may_unassign: bool
-    # Its requests without success are counted in the audit log rather than written, and a question
-    # that was not granted is not asked again at once.
+    # May name a class that this dom0 does not know, to take away what a newer one has left.
+    names_left: bool
+    # Its requests without success are counted in the audit log rather than written, once they are
+    # many: otherwise they would push everything else out of the log.
     throttled: bool
+    # A question of its that was not granted is not asked again at once.
+    cools_down: bool
 
 
 # The service itself, which attaches what dom0's user has assigned: as dom0, and without force.
 AUTO = CallerKind(
-    "auto", sees_rules=True, sees_all=True, may_force=False, may_unassign=False, throttled=False
+    "auto",
+    sees_rules=True,
+    sees_all=True,
+    may_force=False,
+    may_unassign=False,
+    names_left=False,
+    throttled=False,
+    cools_down=False,
 )
+# Root, or in local mode the machine's user.
 LOCAL = CallerKind(
-    "local", sees_rules=True, sees_all=True, may_force=True, may_unassign=True, throttled=False
+    "local",
+    sees_rules=True,
+    sees_all=True,
+    may_force=True,
+    may_unassign=True,
+    names_left=True,
+    throttled=False,
+    cools_down=False,
+)
+# A user of dom0's desktop, who is not root: as dom0's user, less what only root may ask for. Its
+# programs are throttled, so that one that goes wild does not empty the audit log.
+DESKTOP = CallerKind(
+    "desktop",
+    sees_rules=True,
+    sees_all=True,
+    may_force=False,
+    may_unassign=True,
+    names_left=False,
+    throttled=True,
+    cools_down=False,
 )
 VM = CallerKind(
-    "vm", sees_rules=False, sees_all=False, may_force=False, may_unassign=False, throttled=True
+    "vm",
+    sees_rules=False,
+    sees_all=False,
+    may_force=False,
+    may_unassign=False,
+    names_left=False,
+    throttled=True,
+    cools_down=True,
 )
 
 
@@ -77,6 +116,16 @@ class Caller:
 
 DOM0_USER = Caller(kind=LOCAL, name=DOM0_NAME, turn=trio.lowlevel.checkpoint)
 AUTO_ATTACH = Caller(kind=AUTO, name=DOM0_NAME, asker="auto-attach", turn=trio.lowlevel.checkpoint)
+
+
+def desktop_user(uid: int) -> Caller:
+    """A user of dom0's desktop. Rules see dom0, and the audit log says who it was."""
+    return Caller(
+        kind=DESKTOP,
+        name=DOM0_NAME,
+        asker=f"{DOM0_NAME} (uid {uid})",
+        turn=trio.lowlevel.checkpoint,
+    )
 
 
 # A VM gets this instead of a sentence that could name other VMs.

@@ -12,12 +12,14 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
+import attrs
 import trio
 from pedos_protocol.errors import CallError, LocalProtocolError
 from pedos_protocol.messages import SCHEMA, PromptCancel, to_wire
 from pedos_protocol.names import printable_text
 
 from pedos_dom0.access import questions
+from pedos_dom0.access.callers import DESKTOP
 from pedos_dom0.access.questions import (
     CoolDowns,
     NotNow,
@@ -30,7 +32,7 @@ from pedos_dom0.access.questions import (
 from pedos_dom0.errors import failure
 
 if TYPE_CHECKING:
-    from pedos_dom0.access.callers import CallerKind
+    from pedos_dom0.access.callers import Caller, CallerKind
     from pedos_dom0.audit.throttle import AuditThrottle
 
 logger = logging.getLogger(__name__)
@@ -68,15 +70,18 @@ class Prompters:
         return self._prompts
 
     def register(
-        self, prompter: Prompter, background: trio.Nursery, *, calls: bool = False
+        self, prompter: Prompter, background: trio.Nursery, caller: Caller, *, calls: bool = False
     ) -> None:
-        """`prompter` is asked from now on, with `calls` also about calls of services, until the end
-        of its connection, whose nursery is `background`."""
-        known = prompter in self._prompts
-        if not self._prompts.register(prompter, calls=calls):
-            raise failure("quota", f"{questions.PROMPTERS_MAX} prompters are connected already")
+        """`prompter`, which is the caller's, is asked from now on, with `calls` also about calls of
+        services, until the end of its connection, whose nursery is `background`."""
+        known, is_desktops = prompter in self._prompts, caller.kind is DESKTOP
+        if not self._prompts.register(
+            prompter, calls=calls, who=caller.audited, is_desktops=is_desktops
+        ):
+            most = questions.DESKTOP_PROMPTERS_MAX if is_desktops else questions.PROMPTERS_MAX
+            raise failure("quota", f"{most} prompters are connected already")
         if not known:
-            logger.info("a prompter has registered: questions go to it")
+            logger.info("a prompter of %s has registered: questions go to it", caller.audited)
             background.start_soon(self._until_gone, prompter)
 
     async def _until_gone(self, prompter: Prompter) -> None:
@@ -109,6 +114,7 @@ class Prompters:
                 **question.names,
                 verdict=outcome.verdict,
                 target=outcome.target,
+                by=outcome.by,
                 reason=outcome.reason,
                 seconds=round(trio.current_time() - began, 3),
             )
@@ -122,16 +128,16 @@ class Prompters:
         # Naming another VM for a device does not make it another device.
         source, thing = question.source, question.subject
         outcome: Outcome | None = None
-        if kind.throttled:
+        if kind.cools_down:
             self._cool_downs.hold(source, thing, trio.current_time())
         try:
-            self._prompts.open(source)
+            self._prompts.open(question.audited)
             try:
                 outcome = await self._ask_while_wanted(question, asker_gone, kind)
             finally:
-                self._prompts.close(source)
+                self._prompts.close(question.audited)
         finally:
-            if kind.throttled:
+            if kind.cools_down:
                 self._cool_downs.release(source, thing, outcome, trio.current_time())
         return outcome
 
@@ -186,11 +192,12 @@ class Prompters:
     async def _ask_one(self, prompter: Prompter, question: Question, left: float) -> Outcome | None:
         """The outcome, or None if this prompter has gone."""
         lapsed: str | None = questions.ASKER_GONE  # if this is cancelled
+        who = self._prompts.who(prompter)
         try:
             params = SCHEMA.params_in(prompter.version, question.method, question.params(left))
             untrusted_answer = await prompter.call(question.method, params, timeout=left)
             lapsed = None
-            return judge(question, untrusted_answer)
+            return attrs.evolve(judge(question, untrusted_answer), by=who)
         except CallError as error:
             lapsed = None
             if error.code == "unavailable":

@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 
 # Seconds for dom0's user to read the question and to look at the device.
 ASK_TIMEOUT = 60.0
-# Open questions of one VM: as many as a person can cause in a minute. More of them would only bury
-# those of others.
-OPEN_PER_SOURCE = 4
-# Open questions of all VMs: a user does not answer a screen full of them.
+# Open questions of one asker (a VM, root, a user of dom0's desktop): as many as a person can cause
+# in a minute. More of them would only bury those of others.
+OPEN_PER_ASKER = 4
+# Open questions of all askers: a user does not answer a screen full of them.
 OPEN_MAX = 32
-# Programs that may ask: a widget and some terminals.
+# Programs that may ask: a widget and some terminals; and those of them that are dom0's desktop's,
+# which do not take all places, so that root can always be asked.
 PROMPTERS_MAX = 16
+DESKTOP_PROMPTERS_MAX = 8
 # Seconds for which a VM's question that was not granted is denied instead of asked again: a VM that
 # repeats it would wear dom0's user down. The short time is for a withdrawn question: a user who
 # tries again does not wait for long, and questions do not flicker.
@@ -108,10 +110,12 @@ def time_given(seconds: float) -> int:
 
 @attrs.frozen
 class Outcome:
-    """The outcome of a question: `target` is the chosen VM, None means no."""
+    """The outcome of a question: `target` is the chosen VM, None means no. `by` is whose prompter
+    answered, in the audit log's words; None if none did."""
 
     target: str | None
     reason: str
+    by: str | None = None
 
     @property
     def verdict(self) -> str:
@@ -136,22 +140,39 @@ def judge(question: Question, untrusted_answer: object) -> Outcome:
     return Outcome(answer.target, f"dom0's user chose {answer.target}")
 
 
+@attrs.frozen
+class _Registered:
+    """The requests by which a prompter can be asked, and whose it is."""
+
+    methods: frozenset[str]
+    who: str
+    is_desktops: bool
+
+
 class Prompts(Generic[P]):
     """The prompters in the order in which they registered, and the number of open questions."""
 
     def __init__(self) -> None:
-        # With the requests by which each can be asked.
-        self._prompters: dict[P, frozenset[str]] = {}
+        self._prompters: dict[P, _Registered] = {}
         self._open: Counter[str] = Counter()
 
-    def register(self, prompter: P, *, calls: bool = False) -> bool:
+    def register(
+        self, prompter: P, *, calls: bool = False, who: str = "", is_desktops: bool = False
+    ) -> bool:
         """Makes it the one to ask, with `calls` also about calls of services; False if there are
-        too many prompters."""
-        if self._prompters.pop(prompter, None) is None and len(self) >= PROMPTERS_MAX:
-            return False
+        too many prompters, or too many of dom0's desktop."""
+        if self._prompters.pop(prompter, None) is None:
+            of_desktop = sum(each.is_desktops for each in self._prompters.values())
+            if len(self) >= PROMPTERS_MAX or (is_desktops and of_desktop >= DESKTOP_PROMPTERS_MAX):
+                return False
         methods = DeviceSubject.question, *([ServiceSubject.question] if calls else [])
-        self._prompters[prompter] = frozenset(methods)
+        self._prompters[prompter] = _Registered(frozenset(methods), who, is_desktops)
         return True
+
+    def who(self, prompter: P) -> str | None:
+        """Whose it is; None if it is not registered any more."""
+        known = self._prompters.get(prompter)
+        return None if known is None else known.who
 
     def unregister(self, prompter: P) -> None:
         """The prompter has gone. Fine if it never was here."""
@@ -159,7 +180,7 @@ class Prompts(Generic[P]):
 
     def last(self, tried: Collection[P] = (), method: str = DeviceSubject.question) -> P | None:
         """The prompter to ask by that request: the last registered one that was not tried."""
-        able = (p for p, methods in reversed(self._prompters.items()) if method in methods)
+        able = (p for p, known in reversed(self._prompters.items()) if method in known.methods)
         return next((p for p in able if p not in tried), None)
 
     def __len__(self) -> int:
@@ -168,23 +189,23 @@ class Prompts(Generic[P]):
     def __iter__(self) -> Iterator[P]:
         return iter(self._prompters)
 
-    def open(self, source: str) -> None:
-        """Opens a question of `source`; NotNow if it must not be asked."""
-        if self._open[source] >= OPEN_PER_SOURCE:
-            raise NotNow(f"{source} has {OPEN_PER_SOURCE} questions open already")
+    def open(self, asker: str) -> None:
+        """Opens a question of `asker`; NotNow if it must not be asked."""
+        if self._open[asker] >= OPEN_PER_ASKER:
+            raise NotNow(f"{asker} has {OPEN_PER_ASKER} questions open already")
         if self._open.total() >= OPEN_MAX:
             raise NotNow(f"{OPEN_MAX} questions are open already")
-        self._open[source] += 1
+        self._open[asker] += 1
 
-    def close(self, source: str) -> None:
+    def close(self, asker: str) -> None:
         """One of its questions has an outcome."""
-        self._open[source] -= 1
-        if self._open[source] <= 0:
-            del self._open[source]
+        self._open[asker] -= 1
+        if self._open[asker] <= 0:
+            del self._open[asker]
 
-    def standing(self, source: str | None = None) -> int:
-        """The number of open questions, of one VM or of all."""
-        return self._open.total() if source is None else self._open.get(source, 0)
+    def standing(self, asker: str | None = None) -> int:
+        """The number of open questions, of one asker or of all."""
+        return self._open.total() if asker is None else self._open.get(asker, 0)
 
 
 class CoolDowns:

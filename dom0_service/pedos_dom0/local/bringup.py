@@ -194,6 +194,9 @@ class LocalPrograms:
             "machine": layout.machine_socket,
             "vchan": layout.vchan,
             "socket": layout.dom0_socket,
+            "desktop-socket": layout.desktop_socket,
+            # The user's own: on a Xen host it is a group that the package makes.
+            "desktop-group": os.getgid(),
             "dom0-agent": layout.dom0_agent_socket,
             "state": layout.state,
             "policy": layout.policy,

@@ -7,6 +7,7 @@ vms/NAME/dev/            what that VM has imported, as block files
 state/                   assignments, audit log, the domain number counter
 log/NAME.log             what each program said
 run/                     sockets and channels of the running machine; nothing in it is kept
+run/desktop/             the socket of dom0's desktop, which may ask for less than root
 run/sound/NAME/          the sound server of that VM, if it has one
 """
 
@@ -84,6 +85,11 @@ class Layout:
         return self.run / "dom0.sock"
 
     @property
+    def desktop_socket(self) -> Path:
+        """Where dom0's service has less authority to give than at `dom0_socket`."""
+        return self.run / "desktop" / "dom0.sock"
+
+    @property
     def dom0_agent_socket(self) -> Path:
         return self.run / "dom0-agent.sock"
 
@@ -150,7 +156,7 @@ def sweep(layout: Layout) -> list[str]:
     Only for the holder of the lock. Returns what it found, one line each, for the log.
     """
     found = []
-    for folder in (layout.run, layout.vchan, layout.run / "vms"):
+    for folder in (layout.run, layout.desktop_socket.parent, layout.vchan, layout.run / "vms"):
         if not folder.is_dir():
             continue
         for entry in sorted(folder.iterdir()):

@@ -28,7 +28,7 @@ from pedos_protocol.names import shown
 from pedos_protocol.words import request_to
 
 from pedos_dom0.access.authorizer import Authorizer
-from pedos_dom0.access.callers import LOCAL, VM, as_told
+from pedos_dom0.access.callers import DESKTOP, LOCAL, VM, as_told
 from pedos_dom0.access.prompters import Prompters
 from pedos_dom0.attachments.interrupted import Interrupted
 from pedos_dom0.attachments.vm_stop import VmStop
@@ -91,7 +91,7 @@ class Entry:
     """A method: its handler, and who may call it.
 
     An operation changes something: it runs to its end even if its caller goes away meanwhile.
-    `left_classes`: dom0's user may name a class that this dom0 does not know, if a newer one has
+    `left_classes`: root in dom0 may name a class that this dom0 does not know, if a newer one has
     left something of it, to see it and take it away.
     """
 
@@ -171,18 +171,14 @@ class Api:
         try:
             entry = TABLE.get(method)
             if entry is None or caller.kind not in entry.callers:
-                logger.debug("%s asks for %s, which is not served", caller.name, shown(method))
-                raise CallError(
-                    "unknown_method",
-                    "dom0's service does not know this request: it is of another version than the "
-                    "program that makes it",
-                )
+                logger.debug("%s asks for %s, which is not served", caller.audited, shown(method))
+                raise _not_served(entry, caller)
             try:
                 params = parse_params(method, untrusted_params)
             except RemoteProtocolError as error:
                 what = str(error).removeprefix(f"parameters of {method}: ")
                 raise CallError("usage", f"{request_to(method)} is malformed: {what}") from error
-            may_be_left = entry.left_classes and caller.kind.sees_all
+            may_be_left = entry.left_classes and caller.kind.names_left
             if (unknown := why_unknown(params, self._state if may_be_left else None)) is not None:
                 raise CallError("usage", f"{request_to(method)} is malformed: {unknown}")
             call = Call(caller, request, params, peer, background)
@@ -249,7 +245,8 @@ class Api:
         if (params.backend is None) != (params.device is None):
             raise failure("usage", "a device is named by its VM and its id, both or neither")
         if params.force and not call.caller.kind.may_force:
-            raise failure("usage", "only dom0's user can take a device away by force")
+            whose = "root in dom0" if call.caller.kind is DESKTOP else "dom0's user"
+            raise failure("usage", f"only {whose} can take a device away by force")
         asking = Asking(call.caller, call.request, call.gone, params.force)
         if params.device is None:
             result = await self._detach.all(asking, params.device_class, params.vm)
@@ -357,14 +354,28 @@ class Api:
     async def prompter_register(self, call: Call) -> object:
         if call.background is None:
             raise failure("unavailable", "this connection cannot put questions to a user")
-        self.prompters.register(call.peer, call.background, calls=call.params.calls)
+        self.prompters.register(call.peer, call.background, call.caller, calls=call.params.calls)
         self.auto_attach.prompter_came()
         return Empty()
 
 
-_LOCAL = frozenset({LOCAL})
+def _not_served(entry: Entry | None, caller: Caller) -> CallError:
+    """The table has no such method for this caller."""
+    if caller.kind is DESKTOP and entry is not None and LOCAL in entry.callers:
+        why = f"dom0's service does this for root alone, and not for {caller.audited}"
+        return failure("unknown_method", why, hint="the same command with sudo")
+    return failure(
+        "unknown_method",
+        "dom0's service does not know this request: it is of another version than the program that "
+        "makes it",
+    )
+
+
+# Root alone, the desktop of dom0 too, VMs.
+_ROOT = frozenset({LOCAL})
+_DOM0 = _ROOT | {DESKTOP}
 _VMS = frozenset({VM})
-_EVERYBODY = _LOCAL | _VMS
+_EVERYBODY = _DOM0 | _VMS
 
 TABLE: dict[str, Entry] = {
     "device.classes": Entry(Api.device_classes, _EVERYBODY),
@@ -375,20 +386,20 @@ TABLE: dict[str, Entry] = {
     "device.assign": Entry(Api.device_assign, _EVERYBODY, operation=True),
     "device.unassign": Entry(Api.device_unassign, _EVERYBODY, operation=True, left_classes=True),
     "device.assignments": Entry(Api.device_assignments, _EVERYBODY, left_classes=True),
-    "device.mute": Entry(Api.device_mute, _LOCAL, operation=True),
-    "device.explain": Entry(Api.device_explain, _LOCAL, left_classes=True),
-    "device.targets": Entry(Api.device_targets, _LOCAL),
+    "device.mute": Entry(Api.device_mute, _DOM0, operation=True),
+    "device.explain": Entry(Api.device_explain, _DOM0, left_classes=True),
+    "device.targets": Entry(Api.device_targets, _DOM0),
     "watch.next": Entry(Api.watch_next, _EVERYBODY, left_classes=True),
-    "devices.suspend": Entry(Api.devices_suspend, _LOCAL, operation=True),
-    "devices.resume": Entry(Api.devices_resume, _LOCAL, operation=True),
-    "vm.list": Entry(Api.vm_list, _LOCAL),
-    "vm.start": Entry(Api.vm_start, _LOCAL, operation=True),
-    "vm.shutdown": Entry(Api.vm_shutdown, _LOCAL, operation=True),
-    "vm.used": Entry(Api.vm_used, _LOCAL),
-    "service.status": Entry(Api.service_status, _LOCAL),
-    "policy.explain": Entry(Api.policy_explain, _LOCAL),
+    "devices.suspend": Entry(Api.devices_suspend, _ROOT, operation=True),
+    "devices.resume": Entry(Api.devices_resume, _ROOT, operation=True),
+    "vm.list": Entry(Api.vm_list, _DOM0),
+    "vm.start": Entry(Api.vm_start, _ROOT, operation=True),
+    "vm.shutdown": Entry(Api.vm_shutdown, _ROOT, operation=True),
+    "vm.used": Entry(Api.vm_used, _ROOT),
+    "service.status": Entry(Api.service_status, _DOM0),
+    "policy.explain": Entry(Api.policy_explain, _DOM0),
     "policy.mine": Entry(Api.policy_mine, _VMS),
-    "policy.system": Entry(Api.policy_system, _LOCAL),
-    "prompter.register": Entry(Api.prompter_register, _LOCAL),
-    "audit.recent": Entry(Api.audit_recent, _LOCAL),
+    "policy.system": Entry(Api.policy_system, _ROOT),
+    "prompter.register": Entry(Api.prompter_register, _DOM0),
+    "audit.recent": Entry(Api.audit_recent, _DOM0),
 }

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def classes_told(state: State, caller: Caller) -> DeviceClassesListed:
-    """All classes, and what is lacking to attach their devices here. dom0's user also sees the
-    classes of a newer dom0 of which something is left, to be able to name them."""
+    """All classes, and what is lacking to attach their devices here. Root also sees those of a
+    newer dom0 of which something is left, to be able to name them."""
     told = list(CLASSES)
-    if caller.kind.sees_all:
+    if caller.kind.names_left:
         told += [_left(key) for key in state.unknown_classes().values()]
     return DeviceClassesListed(
         tuple(

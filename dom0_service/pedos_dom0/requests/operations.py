@@ -28,7 +28,7 @@ T = TypeVar("T")
 # lease for as long as hanging VMs make its steps wait (an attach with its undoing: 65 s, see the
 # time-outs of transaction.py and teardown.py), and one VM must not collect more of them.
 # What is attached by itself waits for its turn before (auto_attach.py), and so never gets there.
-OPERATIONS_MAX = {"vm": 8, "local": 64, "auto": 8}
+OPERATIONS_MAX = {"vm": 8, "local": 64, "desktop": 32, "auto": 8}
 
 
 class _Outcome(Generic[T]):
