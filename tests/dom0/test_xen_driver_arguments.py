@@ -14,6 +14,8 @@ COMMON = ["--socket=s", "--dom0-agent=a", "--state=d", "--policy=p", "--vms-dir=
         ["--driver=xen"],
         ["--driver=xen", "--config-dir=/etc/xen", "--config-dir=/srv/vms", "--xl=/opt/xen/xl"],
         ["--driver=local", "--machine=m", "--vchan=c"],
+        ["--driver=xen", "--desktop-socket=d", "--desktop-group=g"],
+        ["--driver=xen", "--desktop-socket=d"],
     ],
 )
 def test_options_that_go_together(words: list[str]) -> None:
@@ -31,6 +33,7 @@ def test_options_that_go_together(words: list[str]) -> None:
             ["--driver=local", "--machine=m", "--vchan=c", "--config-dir=d"],
             "--config-dir: only for --driver xen",
         ),
+        (["--driver=xen", "--desktop-group=g"], "of no use without --desktop-socket"),
         (["--driver=qemu"], "invalid choice: 'qemu'"),
     ],
 )

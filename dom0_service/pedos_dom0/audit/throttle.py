@@ -3,7 +3,8 @@
 A VM that repeats a denied request, or reconnects, some ten times a second would otherwise push
 everything else out of the log (see the rotation in log.py). Beyond THROTTLE_AFTER lines its lines
 are suppressed and summed up: one line per interval, for as long as it continues. The sum is written
-before the next line about that VM that is not throttled, and when the service ends.
+before the next line about that VM that is not throttled, and when the service ends. The programs of
+dom0's desktop count as one VM, dom0.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pedos_dom0.state import State
     from pedos_dom0.tables.registry import DeviceKey
 
-# Requests of dom0's user that wait at once: a tray widget for every user of a machine, and some
-# scripts.
+# Requests of root that wait at once, and as many of dom0's desktop: a tray widget for every user of
+# a machine, and some scripts.
 DOM0_WATCHERS_MAX = 32
 # Those of one VM: a widget and some scripts. It leaves most of the places that the agent has for
 # requests to others.
