@@ -1,6 +1,9 @@
 """Cases of the Xen attachment over the stand-in, each in a process of its own (see test_xen.py).
 
-    python -m tests.native.xen_cases CASE FOLDER       FOLDER: what xen_libraries.build made
+    python -m tests.native.xen_cases FOLDER            FOLDER: what xen_libraries.build made
+
+It reads the name of a case a line, runs that in a fork, and writes a line with the exit status and
+what was said, as JSON: a start takes far longer than a case.
 
 The stand-in keeps both domains in one process; which one a call is made for is set before it.
 """
@@ -8,10 +11,13 @@ The stand-in keeps both domains in one process; which one a call is made for is 
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import sys
+import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +38,7 @@ LIMIT = 5
 GUARD_SECONDS = 0.5  # the guard's thread looks every 0.2
 SPIN_DOMAIN = 0.002  # seconds; PV_POLL_DOMAIN_NS in channel.h
 
-standin = xen_libraries.load(Path(sys.argv[2]))
+standin = xen_libraries.load(Path(sys.argv[1]))
 
 in_thread = xen._in_thread
 xen._in_thread = xen_libraries.in_domain(standin)
@@ -480,12 +486,39 @@ CASES = {
 }
 
 
-async def main() -> None:
+async def run(case: str) -> None:
     with trio.fail_after(60):
-        await CASES[sys.argv[1]]()
+        await CASES[case]()
     left = standin.standin_in_use()
     assert left == 0, f"{left} grants, ports and nodes were not given back"
 
 
+def in_a_fork(case: str) -> tuple[int, str]:
+    """The exit status, and what was said."""
+    with tempfile.TemporaryFile() as said:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                os.dup2(said.fileno(), 1)
+                os.dup2(said.fileno(), 2)
+                trio.run(run, case)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        _, ended = os.waitpid(child, 0)
+        said.seek(0)
+        return os.waitstatus_to_exitcode(ended), said.read().decode(errors="replace")
+
+
+def main() -> None:
+    for line in sys.stdin:
+        print(json.dumps(in_a_fork(line.strip())), flush=True)
+
+
 if __name__ == "__main__":
-    trio.run(main)
+    main()
