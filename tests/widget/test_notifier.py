@@ -216,6 +216,25 @@ async def test_a_daemon_that_answers_nonsense_does_no_harm(
                 await trio.sleep(0.01)
 
 
+@pytest.mark.parametrize(("signature", "number"), [("i", -1), ("t", 2**40), ("u", 0), ("s", "1")])
+async def test_a_daemon_that_answers_no_id_does_no_harm(
+    session: PrivateBus, signature: str, number: object
+) -> None:
+    fake = FakeDaemon()
+    told: list[object] = []
+
+    def notify(*values: object) -> tuple[str, tuple[object]]:
+        told.append(values[1])
+        return signature, (number,)
+
+    methods = {**fake.methods(), "Notify": notify}
+    async with program(session, NOTIFICATIONS.name, methods), notifier(session) as controller:
+        for count in (1, 2, 3):
+            controller.fails()
+            await until(lambda count=count: len(told) == count)
+    assert told == [0, 0, 0]
+
+
 @pytest.fixture
 def display(tmp_path: Path) -> Iterator[str]:
     """A virtual screen."""

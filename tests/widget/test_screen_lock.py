@@ -128,6 +128,26 @@ async def test_logind_tells_of_this_session_alone(
         assert told == [False]
 
 
+@pytest.mark.parametrize("path", ["", "/", "garbage", "/a//b", "/a/b/", "/a b", "/a\n", 1])
+async def test_an_answer_that_is_no_path_is_no_reason_to_lose_the_bus(
+    session: PrivateBus, path: object
+) -> None:
+    asked = trio.Event()
+
+    def get_session(number: str) -> tuple[str, tuple[object]]:
+        asked.set()
+        return "u" if path == 1 else "s", (path,)
+
+    async with (
+        program(session, LOGIND.name, {"GetSession": get_session}),
+        followed(Bus(None), bus := Bus(session.address)) as lock,
+    ):
+        await asked.wait()
+        await bus.call(LOGIND._replace(interface="a.b"), "GetSession", "s", ("",))
+        assert bus.is_connected
+        assert not lock.is_locked
+
+
 class Offered:
     """Stands for the controller and for the desk: what was offered, and when questions went."""
 

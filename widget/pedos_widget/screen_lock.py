@@ -7,6 +7,7 @@ without a bus name are seen through logind, which keeps a LockedHint for each se
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 
 import trio
@@ -26,6 +27,8 @@ LOGIND = Place(
 )
 SESSION = "org.freedesktop.login1.Session"
 PROPERTIES = "org.freedesktop.DBus.Properties"
+
+_PATH = re.compile(r"(/[A-Za-z0-9_]{1,128}){1,8}")
 
 
 class ScreenLock:
@@ -109,7 +112,7 @@ class ScreenLock:
         # Without an id, "auto" is the session of the caller, or of its user's screen.
         mine = os.environ.get("XDG_SESSION_ID") or "auto"
         body = await self._system_bus.call(LOGIND, "GetSession", "s", (mine,), start=False)
-        (self._session_path,) = taken(body, str)
+        self._session_path = _parse_path(body)
         place = Place(LOGIND.name, self._session_path, PROPERTIES)
         body = await self._system_bus.call(place, "Get", "ss", (SESSION, "LockedHint"), start=False)
         return _hint(*taken(body, tuple))
@@ -130,6 +133,14 @@ class ScreenLock:
             self._told = self.is_locked
             for callback in self._callbacks:
                 callback(self._told)
+
+
+def _parse_path(untrusted_body: Body) -> str:
+    """An object's path, which goes back to the bus; BusError if it is none."""
+    (path,) = taken(untrusted_body, str)
+    if not _PATH.fullmatch(path):
+        raise BusError("the answer is not the path of an object")
+    return str(path)
 
 
 def _hint(untrusted_hint: Body) -> bool:

@@ -29,6 +29,7 @@ ICON: Final = "pedos-devices"
 CAPABILITIES_MAX: Final = 64
 # Seconds for the daemon to answer: it may have to be started, and what it is told waits meanwhile.
 ANSWER_S: Final = 5.0
+ID_MAX: Final = 2**32 - 1  # what the specification's type of an id holds
 _AS_THE_DAEMON_LIKES = -1  # how long a notification stays
 
 
@@ -68,12 +69,12 @@ class Daemon:
         values: Body = (*told, [], hints, _AS_THE_DAEMON_LIKES)
         try:
             answer = await self._call("Notify", "susssasa{sv}i", values)
-            (number,) = taken(answer, int)
+            number = _parse_id(answer)
         except BusError as error:
             self._miss(error)
             return 0
         self._is_missed = False
-        return int(number)
+        return number
 
     def _miss(self, error: BusError) -> None:
         if not self._is_missed:
@@ -101,3 +102,11 @@ class Daemon:
     def _closed(self, path: str, untrusted_body: Body) -> None:
         number, _why = taken(untrusted_body, int, int)
         self._on_closed(number)
+
+
+def _parse_id(untrusted_body: Body) -> int:
+    """The id of a notification, which goes back to the daemon later; BusError if it is none."""
+    (number,) = taken(untrusted_body, int)
+    if not 0 < number <= ID_MAX:
+        raise BusError("the daemon's answer is not the id of a notification")
+    return int(number)
