@@ -47,7 +47,7 @@ def test_a_question_neither_takes_keys_nor_is_answered_by_them(desktop: Desktop)
     desktop.click(area.x + area.width // 2, area.y + 10)
     wait_until(lambda: "in front" in said(desktop), "the question has the keyboard")
     desktop.type("v a")
-    desktop.keys("alt+a", "Return", "space", "Tab", "space")  # all within the second
+    desktop.keys("alt+a", "Return", "space", "Tab", "space")
     desktop.keys("Return", "KP_Enter")
     desktop.keys("Escape")
     wait_until(lambda: "answer: " in said(desktop), "the question is answered")
