@@ -106,9 +106,12 @@ def test_the_vm_that_has_the_device_ejects_it(desktop: Desktop) -> None:
     assert desktop.controller.done == [("detach", DEVICES[0].ref, "work")]
 
 
-@pytest.mark.parametrize("step_ms", [2, 20, 60])
+@pytest.mark.parametrize(
+    ("step_ms", "steps"), [(2, 20), (20, 20), (60, 20), (5, 200)],
+    ids=["fast", "usual", "slow", "over every pixel"],
+)  # fmt: skip
 def test_the_way_to_a_vm_across_other_devices_attaches_the_first_device(
-    desktop: Desktop, step_ms: int
+    desktop: Desktop, step_ms: int, steps: int
 ) -> None:
     desktop.controller.show(
         *(replace(row, vms=tuple(vm_row(f"vm{n}") for n in range(12))) for row in DEVICES)
@@ -119,7 +122,7 @@ def test_the_way_to_a_vm_across_other_devices_attaches_the_first_device(
         start = place_of(menu, desktop.entry("sda"), from_left=0.3)
         end = place_of(submenu, entry_of(submenu, "vm6"), from_left=0.2)
         point_at(menu, start)
-        if move(menu, start, end, step_ms=step_ms) < SETTLE_MS * 0.8:
+        if move(menu, start, end, step_ms=step_ms, steps=steps) < SETTLE_MS * 0.8:
             break
         menu.close()  # the machine rested on the way, which is to open another device
     assert submenu.isVisible()

@@ -238,10 +238,25 @@ class SteadyMenu(QtWidgets.QMenu):
 
     def mouseMoveEvent(self, event: Any) -> None:  # noqa: N802
         self._on_input()
-        super().mouseMoveEvent(event)
         place = event.position().toPoint()
-        if self.rect().contains(place):
+        is_here = self.rect().contains(place)
+        if is_here:
             self._on_pointer(place)
+        if is_here and self._is_on_its_way(place):
+            event.accept()
+        else:
+            super().mouseMoveEvent(event)
+
+    def _is_on_its_way(self, place: QtCore.QPoint) -> bool:
+        """Is the pointer on another entry than the one whose submenu is open?
+
+        The style's hints alone do not do: on the last pixel of an entry Qt takes the next one to be
+        meant, and opens its submenu.
+        """
+        active = self.activeAction()
+        submenu = active.menu() if active is not None else None
+        is_open = isinstance(submenu, QtWidgets.QMenu) and submenu.isVisible()
+        return is_open and self.actionAt(place) is not active
 
     def mousePressEvent(self, event: Any) -> None:  # noqa: N802
         self._on_input()
