@@ -254,6 +254,16 @@ def test_a_new_device_comes_at_the_end_and_in_its_place_the_next_time(desktop: D
     assert len(desktop.shown()) == len(before) + 1
 
 
+def test_why_a_class_has_no_devices_stays_true_while_the_menu_is_open(desktop: Desktop) -> None:
+    desktop.open()
+    mic = device_row("mic0", "mic")
+    desktop.changed(*DEVICES, mic, device_row("1-2", "usb"))
+    assert "None." not in desktop.shown()
+    assert "Some have come since this menu was opened." in desktop.shown()
+    desktop.changed(*DEVICES, mic)
+    assert "None." in desktop.shown()
+
+
 def test_what_is_new_and_finds_no_room_is_said(desktop: Desktop) -> None:
     many = [device_row(f"sda{number}") for number in range(1, 101)]
     desktop.controller.show(*many)

@@ -90,6 +90,44 @@ def test_the_vm_that_has_it_ejects_it(screen: Screen) -> None:
     assert screen.controller.done == [("detach", DEVICES[0].ref, "work")]
 
 
+def test_the_second_half_of_a_double_click_does_not_eject_what_the_first_attached(
+    screen: Screen,
+) -> None:
+    screen.window.devices.setCurrentRow(1)
+    screen.window.vms.setCurrentRow(2)
+    screen.window.act.click()
+    eject = vm_row("work", Action.EJECT, text="work (attached)", bold=True)
+    screen.changed(device_row("sda", vms=(*VMS[:2], vm_row("work", Action.NONE)), bold=True))
+    screen.changed(device_row("sda", vms=(*VMS[:2], eject), bold=True))
+    assert screen.window.act.text() == "Eject"
+    assert not screen.window.act.isEnabled()
+    screen.window._act()
+    assert screen.controller.done == [("attach", DEVICES[0].ref, "work")]
+    screen.window._settling.stop()
+    screen.window._settling.timeout.emit()
+    screen.window.act.click()
+    assert screen.controller.done[1:] == [("detach", DEVICES[0].ref, "work")]
+
+
+def test_a_click_does_not_eject_what_another_program_has_just_attached(screen: Screen) -> None:
+    screen.window.devices.setCurrentRow(1)
+    screen.window.vms.setCurrentRow(2)
+    eject = vm_row("work", Action.EJECT, text="work (attached)", bold=True)
+    screen.controller.show(device_row("sda", vms=(*VMS[:2], eject), bold=True))
+    screen.window.act.click()  # before the change is shown
+    assert screen.controller.done == []
+
+
+def test_a_return_held_down_acts_once(screen: Screen) -> None:
+    screen.window.devices.setCurrentRow(1)
+    screen.window.vms.setCurrentRow(2)
+    kind, modifier = QtCore.QEvent.Type.KeyPress, QtCore.Qt.KeyboardModifier.NoModifier
+    for is_repeated in (False, True, True):
+        event = QtGui.QKeyEvent(kind, Key.Key_Return, modifier, "\r", is_repeated)
+        QtWidgets.QApplication.sendEvent(screen.window.vms, event)
+    assert screen.controller.done == [("attach", DEVICES[0].ref, "work")]
+
+
 def test_a_greyed_vm_can_be_chosen_to_read_why_and_not_attached(screen: Screen) -> None:
     screen.changed(device_row("sda", vms=(DENIED, *VMS)))
     screen.window.devices.setCurrentRow(1)

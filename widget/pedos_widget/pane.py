@@ -13,6 +13,7 @@ INDENT = "    "
 _Flag = QtCore.Qt.ItemFlag
 _Group = QtGui.QPalette.ColorGroup
 _Role = QtCore.Qt.ItemDataRole
+_ACTS = (QtCore.Qt.Key.Key_Return, QtCore.Qt.Key.Key_Enter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,12 @@ class Pane(QtWidgets.QListWidget):
         super().focusInEvent(event)
         if is_none_chosen:  # nor by coming here: a Return that repeats would act on it
             self.setCurrentRow(-1)
+
+    def keyPressEvent(self, event: Any) -> None:  # noqa: N802 - Qt's name
+        if event.isAutoRepeat() and event.key() in _ACTS:
+            event.accept()  # a key held down is one wish
+            return
+        super().keyPressEvent(event)
 
     def changeEvent(self, event: Any) -> None:  # noqa: N802 - Qt's name
         super().changeEvent(event)

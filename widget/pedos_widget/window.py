@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 SIZE = (760, 480)  # pixels: two lists of about 20 rows
 SEARCH_MAX = 64  # characters, as of the menu's query
 
+SETTLE_MS = 1000
+"""The button does nothing for so long after it has come to mean something else by itself: the
+second half of a double click on Attach would eject, and so would a click that was on its way."""
+
 
 class DeviceWindow(QtWidgets.QWidget):
     """Devices on the left, the VMs for the chosen one on the right.
@@ -63,6 +67,11 @@ class DeviceWindow(QtWidgets.QWidget):
         self._redraw.setSingleShot(True)
         self._redraw.setInterval(0)
         self._redraw.timeout.connect(self._show_all)
+        self._meant: tuple[DeviceRef, str, Action] | None = None
+        self._settling = QtCore.QTimer(self)
+        self._settling.setSingleShot(True)
+        self._settling.setInterval(SETTLE_MS)
+        self._settling.timeout.connect(self._show_act)
         controller.on_change(self._changed)
         controller.on_result(self._take_result)
 
@@ -181,6 +190,7 @@ class DeviceWindow(QtWidgets.QWidget):
 
     def _show_act(self) -> None:
         row, vm = self._chosen_device(), self._chosen_vm()
+        self._note_meaning(row, vm)
         is_eject = vm is not None and vm.action is Action.EJECT
         self.act.setText(_("Eject") if is_eject else _("Attach"))
         self.act.setIcon(icon("eject") if is_eject else QtGui.QIcon())
@@ -188,9 +198,19 @@ class DeviceWindow(QtWidgets.QWidget):
         chosen = vm.detail or vm.text if vm is not None else row.detail if row is not None else ""
         self.detail.setText("\n".join(map(texts.plain, chosen.split("\n")[: texts.LINES_MAX])))
 
+    def _note_meaning(self, row: DeviceRow | None, vm: VmRow | None) -> None:
+        """Hold the button for a moment if it is about the same as before and does another thing."""
+        if row is None or vm is None:
+            self._meant = None
+        elif vm.action is not Action.NONE:  # that is while it works
+            before, self._meant = self._meant, (row.ref, vm.vm, vm.action)
+            if before is not None and before[:2] == self._meant[:2] and before != self._meant:
+                self._settling.start()
+
     def _can(self, row: DeviceRow, vm: VmRow) -> bool:
         return (
-            row.enabled
+            not self._settling.isActive()
+            and row.enabled
             and vm.enabled
             and vm.action is not Action.NONE
             and not self._results.is_working(row.ref)
@@ -205,6 +225,7 @@ class DeviceWindow(QtWidgets.QWidget):
         self._show_act()
 
     def _act(self) -> None:
+        self._show_all()  # a change may have come that is not shown yet
         row, vm = self._chosen_device(), self._chosen_vm()
         if row is None or vm is None or not self._can(row, vm):
             return

@@ -63,6 +63,7 @@ class Menu(SteadyMenu):
         self._controller = controller
         self.results = Results() if results is None else results
         self._rows: dict[DeviceRef, Row] = {}
+        self._empty: dict[str, Entry] = {}  # of classes without devices when it opened
         self._pool: list[Row] = []
         self._is_open = False
         self._has_new_section = False
@@ -122,6 +123,7 @@ class Menu(SteadyMenu):
 
     def _put_all(self) -> None:
         self._rows.clear()
+        self._empty.clear()
         self._has_new_section, self._unshown = False, 0
         self.begin(keep={row.entry for row in self._pool})
         for section in self._controller.view.sections:
@@ -129,7 +131,8 @@ class Menu(SteadyMenu):
             for row in section.rows:
                 self.addAction(self._put(row).entry)
             if not section.rows:
-                self.add(Entry(self, section.empty, enabled=False))
+                entry = self.add(Entry(self, section.empty, enabled=False))
+                self._empty[section.device_class] = entry
         self.addSeparator()
         for entry in self.below(self):
             self.add(entry)
@@ -187,6 +190,7 @@ class Menu(SteadyMenu):
                 elif made.entry.isEnabled():
                     self._say_gone(made)
             self._add_new(list(now.values()))
+            self._say_empty()
             self.say_heading()
             self.show_found()
 
@@ -194,6 +198,12 @@ class Menu(SteadyMenu):
         made.entry.say(gone_text(made.vms.row), indent=made.vms.row.indent)
         made.entry.setEnabled(False)
         made.vms.show_row(None)
+
+    def _say_empty(self) -> None:
+        """Why a class has no devices, or that they came meanwhile."""
+        for section in self._controller.view.sections:
+            if (entry := self._empty.get(section.device_class)) is not None:
+                entry.say(_("Some have come since this menu was opened.") if section.rows else section.empty)
 
     def _add_new(self, rows: list[DeviceRow]) -> None:
         self._unshown = 0
