@@ -203,7 +203,8 @@ class Menu(SteadyMenu):
         """Why a class has no devices, or that they came meanwhile."""
         for section in self._controller.view.sections:
             if (entry := self._empty.get(section.device_class)) is not None:
-                entry.say(_("Some have come since this menu was opened.") if section.rows else section.empty)
+                has_new = _("Some have come since this menu was opened.")
+                entry.say(has_new if section.rows else section.empty)
 
     def _add_new(self, rows: list[DeviceRow]) -> None:
         self._unshown = 0
