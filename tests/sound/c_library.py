@@ -12,6 +12,7 @@ from cffi import FFI
 SOUND = Path(__file__).parents[2] / "native" / "sound"
 FLAGS = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
 _STRUCTURE = re.compile(r"^struct \w+ \{[^}]*_Atomic[^}]*\};$", re.MULTILINE)
+_INLINE = re.compile(r"^static inline [^;]*?\n\{\n.*?^\}$", re.MULTILINE | re.DOTALL)
 _DEFINE = re.compile(r"^#define (\w+) (.+)$", re.MULTILINE)
 
 
@@ -32,8 +33,8 @@ def library(folder: Path, name: str) -> tuple[FFI, SimpleNamespace]:
     built = folder / f"{name}.so"
     subprocess.run(["gcc", *FLAGS, "-o", built, SOUND / f"{name}.c", "-lm"], check=True)
     ffi = FFI()
-    # A structure with atomic members is opaque to cffi.
-    header = _STRUCTURE.sub("", (SOUND / f"{name}.h").read_text())
+    # A structure with atomic members is opaque to cffi; inline functions are not in the library.
+    header = _INLINE.sub("", _STRUCTURE.sub("", (SOUND / f"{name}.h").read_text()))
     ffi.cdef("\n".join(line for line in header.splitlines() if not line.startswith("#")))
     opened = ffi.dlopen(str(built))
     functions = {each: getattr(opened, each) for each in dir(opened)}
