@@ -143,3 +143,14 @@ def test_partitions_follow_their_disk_and_many_are_folded() -> None:
     ]  # fmt: skip
     assert [each.folded for each in members] == [30 - CHILDREN_MAX, *[0] * (CHILDREN_MAX + 1)]
     assert [each.indent for each in members] == [0, *[1] * CHILDREN_MAX, 0]
+
+
+def test_what_is_below_a_folded_part_is_counted_once() -> None:
+    picture = Picture()
+    parts = [device(f"src:sda{number}", parent="sda") for number in range(1, CHILDREN_MAX + 3)]
+    folded = parts[-1]["device"]
+    below = [device("src:x", parent=folded), device("src:y", parent="x"), device("src:z")]
+    picture.take(answer([device("src:sda"), *parts, *below]))
+    members = in_order(picture.devices, "block", lambda key: key.device == "y")
+    assert members[0].folded == 3  # two parts and x
+    assert [each.key.device for each in members[1 + CHILDREN_MAX :]] == ["z", "y"]

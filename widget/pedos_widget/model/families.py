@@ -77,10 +77,12 @@ def _walk(
         seen.update(below)
         shown = _unfolded(below, is_kept)
         hidden = [child for child in below if child not in shown]
-        for child in hidden:
-            further = [each for each in children.get(child, ()) if each not in seen]
-            hidden += [each for each in further if not is_kept(each)]
-            seen.update(hidden)
+        for child in hidden:  # which grows by what is below
+            further = [
+                each for each in children.get(child, ()) if each not in seen and not is_kept(each)
+            ]
+            hidden += further
+            seen.update(further)
         members.append(Member(key, indent, len(hidden)))
         todo += [(child, min(indent + 1, INDENT_MAX)) for child in reversed(shown)]
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
     IsOwn = Callable[[Key, str, Verb], bool]
 
+PARENTS_MAX = 4
+"""Devices above one: a stick, its disk and a partition are three. A VM may name a chain of
+thousands, and each is looked at for each change."""
+
 
 def news(changes: Sequence[Change], picture: Picture, is_own: IsOwn) -> Iterator[Happened]:
     """What a person may want to be told of these changes, which have led to `picture`."""
@@ -74,13 +78,13 @@ def _is_here(device: Listed | None) -> bool:
 
 
 def _topmost(key: Key, device: Listed, devices: Mapping[Key, Listed]) -> DeviceRef:
-    """The device that it is a part of, or a part of a part; of a circle, the last in it."""
-    seen = {key}
-    parent = parent_of(device)
-    while parent is not None and parent in devices and parent not in seen:
-        seen.add(parent)
-        key, device = parent, devices[parent]
+    """The device that it is a part of, or a part of a part; at most PARENTS_MAX above it, also in a
+    circle."""
+    for _step in range(PARENTS_MAX):
         parent = parent_of(device)
+        if parent is None or parent not in devices:
+            break
+        key, device = parent, devices[parent]
     return DeviceRef(*key, device.identity)
 
 
