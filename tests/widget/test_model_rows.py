@@ -333,3 +333,19 @@ def test_a_change_is_this_users_own_once_and_for_a_while() -> None:
     works.begin(work, known.picture)
     works.end(work, 4.0, is_done=False)
     assert not works.is_own(key, "work", "attach", now=4.0)
+
+
+def test_what_a_failure_undoes_is_no_news_beside_it() -> None:
+    works, known = Works(), known_of(device("src:sda"))
+    work = Work(DeviceRef("block", "src", "sda", "id-sda"), "work", "attach")
+    key = key_of(work.ref)
+    for is_undone_first in (True, False):
+        works.begin(work, known.picture)
+        assert works.is_own(key, "work", "attach", now=1.0)
+        if is_undone_first:
+            assert works.is_own(key, "work", "detach", now=1.0)
+        works.end(work, 2.0, is_done=False)
+        assert works.is_own(key, "work", "detach", now=2.0) is not is_undone_first
+    works.begin(work, known.picture)
+    works.end(work, 3.0, is_done=True)
+    assert not works.is_own(key, "work", "detach", now=3.0)

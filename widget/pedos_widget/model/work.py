@@ -9,6 +9,8 @@ from ..i18n import _
 from .picture import Key
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pedos_protocol.messages import Listed
 
     from .picture import Picture
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 OWN_S = 5.0
 """Seconds after a result in which its change is told at the latest, and is this user's own doing.
 Both come from the same service, in milliseconds."""
+
+
+_UNDONE: Mapping[Verb, Verb] = {"attach": "detach", "detach": "attach"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,7 @@ class Works:
             )
         self._by_key[key] = work
         self._expected[key, work.vm, work.verb] = float("inf")
+        self._expected[key, work.vm, _UNDONE[work.verb]] = float("inf")
         return None
 
     def end(self, work: Work, now: float, *, is_done: bool) -> None:
@@ -69,9 +75,11 @@ class Works:
         key = key_of(work.ref)
         if self._by_key.get(key) is work:
             del self._by_key[key]
-        expected = (key, work.vm, work.verb)
-        if expected in self._expected:
-            self._expected[expected] = now + OWN_S if is_done else now
+        # What fails half-way is undone, and the result has said so.
+        for verb, is_to_come in ((work.verb, is_done), (_UNDONE[work.verb], not is_done)):
+            expected = (key, work.vm, verb)
+            if expected in self._expected:
+                self._expected[expected] = now + OWN_S if is_to_come else now
 
     def is_own(self, key: Key, vm: str, verb: Verb, *, now: float) -> bool:
         """Whether that change is what this user asked for; asked once for each change."""
