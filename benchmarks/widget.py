@@ -21,8 +21,8 @@ IDLE_S = 60
 # Milliseconds of the processor in which a process that idles is looked at by its kernel.
 IDLE_MS = 1.0
 MORE_MS = 50.0  # beside twice the time of a menu with one row
-# KiB over 10,000 events. One leaked object of 64 bytes an event would be 625.
-GROWTH_KIB = 256.0
+# KiB over 10,000 events. An object of 64 bytes that each of them left behind would be 625.
+GROWTH_KIB = 512.0
 
 
 def _part(part: str, binding: str) -> dict[str, float]:

@@ -29,8 +29,8 @@ CHANGING = 20
 
 
 def opening() -> dict[str, float]:
-    """Milliseconds from the click until a menu is drawn: Qt's own with one row, ours with 200
-    devices, and a submenu of 50 VMs."""
+    """Milliseconds of the processor from the click until a menu is drawn: Qt's own with one row,
+    ours with 200 devices, and a submenu of 50 VMs."""
     from pedos_widget.menu.devices_menu import Menu
     from pedos_widget.qt import QtCore, QtWidgets
 
@@ -48,18 +48,18 @@ def opening() -> dict[str, float]:
     def quickest(menu: QtWidgets.QMenu) -> float:
         least = float("inf")
         for _ in range(ROUNDS):
-            before = time.perf_counter()
+            before = time.process_time()
             menu.popup(QtCore.QPoint(0, 0))
             application.processEvents()
-            least = min(least, time.perf_counter() - before)
+            least = min(least, time.process_time() - before)
             menu.close()
             application.processEvents()
         return least * 1e3
 
-    before = time.perf_counter()
+    before = time.process_time()
     full.popup(QtCore.QPoint(0, 0))
     application.processEvents()
-    at_first = (time.perf_counter() - before) * 1e3
+    at_first = (time.process_time() - before) * 1e3
     full.close()
     found = {"empty": quickest(empty), "at_first": at_first, "full": quickest(full)}
     first = next(entry for entry in full.entries() if entry.menu() is not None)
@@ -68,8 +68,8 @@ def opening() -> dict[str, float]:
 
 
 def posted() -> dict[str, float]:
-    """Seconds for steps of trio that other threads ask for: each is an event that is posted to
-    Qt."""
+    """Seconds of the processor for steps of trio that other threads ask for: each is an event that
+    is posted to Qt."""
     from pedos_widget import guest
     from pedos_widget.qt import QtWidgets
 
@@ -96,9 +96,9 @@ def posted() -> dict[str, float]:
         ):  # what came in one go is done by now, but that is trio's business
             await trio.lowlevel.checkpoint()
 
-    before = time.perf_counter()
+    before = time.process_time()
     guest.run(application, main)
-    return {"seconds": time.perf_counter() - before, "steps": count}
+    return {"seconds": time.process_time() - before, "steps": count}
 
 
 def growth() -> dict[str, float]:
@@ -133,12 +133,13 @@ def growth() -> dict[str, float]:
                 while not controller.view.connected:
                     await changed.wait()
                 menu.popup_at(QtCore.QPoint(0, 0))
-                for number in range(WARM_UP + EVENTS):
-                    if number == WARM_UP:
+                for number in range((WARM_UP + EVENTS) // CHANGING):
+                    if number == WARM_UP // CHANGING:
                         found["before"] = resident_kib()
-                    name = f"sys-usb:sd{chr(97 + number % CHANGING)}"
                     awaited = changed
-                    service.put(device(name, description=f"Stick {number}"))
+                    for disk in range(CHANGING):
+                        name = f"sys-usb:sd{chr(97 + disk)}"
+                        service.put(device(name, description=f"Stick {number}"))
                     with trio.move_on_after(1):
                         await awaited.wait()
                     _ = controller.view

@@ -58,7 +58,7 @@ def take(widget: Widget, album: Album) -> None:
     """All pictures, in the order of a first use."""
     for name, size in DISKS.items():
         widget.system.plug("sys-usb", name, os.urandom(size * MIB))
-    notes = Area(900, 640, 380, 260)
+    notes = Area(910, 800, 370, 100)
     widget.wait_until(lambda: widget.desktop.has_ink(notes), "a notification is shown")
     album.keep("notification", "disks were plugged in", [notes])
     widget.told()  # and closes them
@@ -86,6 +86,8 @@ def take(widget: Widget, album: Album) -> None:
     widget.desktop.keys("Escape")
     widget.wait_until(lambda: not widget.question(), "the question is answered")
 
+    widget.told()  # and closes the notifications
+    widget.system.ok("qvm-device", "block", "assign", "--port", "work", "sys-usb:backup.img")
     socket = widget.system.environment()["PEDOS_SOCKET"]
     widget.desktop.start(str(BIN / "qvm-settings"), "work", more={"PEDOS_SOCKET": socket})
     shown: list[Area] = []
