@@ -160,7 +160,11 @@ def sound_server(
                 wait_ready(ready, child)
             except AssertionError as error:
                 raise AssertionError(f"{error}\n{log.read_text()}") from None
-            yield OwnServer(described, child)
+            try:
+                yield OwnServer(described, child)
+            except BaseException:
+                print(f"{log.name}, {child.poll()}:\n{log.read_text(errors='replace')}")
+                raise
         finally:
             child.terminate()
             try:
