@@ -10,7 +10,7 @@ import trio.testing
 from pedos_cli.prompt_waiting import ARMING_AFTER_WITHDRAWAL_S, QUESTIONS_MAX
 from pedos_protocol.errors import CallError
 from pedos_widget.qt import QtCore, QtGui, QtWidgets
-from pedos_widget.questions.desk import ARMING_S, QuestionDesk
+from pedos_widget.questions.desk import ARMING_S, NO_AFTER_S, QuestionDesk
 from pedos_widget.questions.texts import ElidedLabel, WholeLabel
 from pytestqt.qtbot import QtBot
 
@@ -192,7 +192,7 @@ def test_a_long_text_is_elided_in_its_middle_and_whole_in_the_tooltip(qtbot: QtB
     assert label.text().startswith("begin")
     assert label.text().endswith("end")
     assert "…" in label.text()
-    assert "<" not in label.toolTip()
+    assert "<i>" not in label.toolTip()
     assert "&lt;i&gt;" in label.toolTip()
     assert label.accessibleDescription() == text
     label.resize(label.fontMetrics().horizontalAdvance(text) + 10, 20)
@@ -368,6 +368,35 @@ async def test_the_next_question_is_not_answered_by_the_click_on_the_one_before(
     table.wait(ARMING_S)
     table.click(table.dialog.allow)
     assert (await table.ended())[1:] == [{"verdict": "allow", "target": "work"}]
+
+
+async def test_the_next_question_is_not_denied_by_a_double_click_on_the_one_before(
+    table: Table,
+) -> None:
+    await table.ask()
+    await table.ask(request="2")
+    table.arm()
+    table.click(table.dialog.deny)
+    table.click(table.dialog.deny)
+    table.wait(NO_AFTER_S - 0.01)
+    table.press(Key.Key_Escape)
+    assert await table.ended() == [{"verdict": "deny", "target": None}]
+    assert table.dialog.isVisible()
+    table.wait(0.02)
+    table.click(table.dialog.deny)
+    assert await table.ended() == [{"verdict": "deny", "target": None}] * 2
+
+
+async def test_escape_that_is_held_down_denies_one_question(table: Table) -> None:
+    await table.ask()
+    await table.ask(request="2")
+    table.activate()
+    table.press(Key.Key_Escape)
+    table.wait(NO_AFTER_S)
+    kind, none = QtCore.QEvent.Type.KeyPress, QtCore.Qt.KeyboardModifier.NoModifier
+    held = QtGui.QKeyEvent(kind, Key.Key_Escape.value, none, "", True)
+    QtWidgets.QApplication.sendEvent(table.dialog.choices, held)
+    assert await table.ended() == [{"verdict": "deny", "target": None}]
 
 
 # How else a question ends

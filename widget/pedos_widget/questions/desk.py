@@ -21,6 +21,10 @@ from pedos_widget.questions.dialog import QuestionDialog
 # appears unasked among other windows, so longer than on a terminal that only asks questions.
 ARMING_S: Final = 1.0
 
+# Seconds in which a no does not count either once a question has taken the place of another: a
+# double click on Deny, or a click that was on its way, is no answer to one that nobody has read.
+NO_AFTER_S: Final = 0.5
+
 
 class _Asked:
     """A question that waits for its end: a VM, a no, or an error."""
@@ -43,6 +47,7 @@ class QuestionDesk:
         self._waiting = Waiting(ARMING_S)
         self._asked: dict[int, _Asked] = {}
         self._numbers = itertools.count(1)
+        self._no_from = 0.0  # when a no counts
         self.dialog = QuestionDialog(parent)
         self.dialog.answered.connect(self._answered)
         self.dialog.disturbed.connect(self._disturbed)
@@ -111,10 +116,12 @@ class QuestionDesk:
     def _answered(self, target: str | None) -> None:
         if not self._waiting.is_shown:
             return
-        question = self._waiting.first
-        if target is None or (self._waiting.is_armed and target in question.candidates):
+        question, now = self._waiting.first, self._clock()
+        if target is None and now < self._no_from:
+            self._disturbed()
+        elif target is None or (self._waiting.is_armed and target in question.candidates):
             self._end(question, target=target)
-            self._go_on(self._clock())
+            self._go_on(now)
 
     def _disturbed(self) -> None:
         now = self._clock()
@@ -158,6 +165,7 @@ class QuestionDesk:
             return
         if not self._waiting.is_shown:
             self._waiting.show(now)
+            self._no_from = now + NO_AFTER_S if self.dialog.isVisible() else now
             self.dialog.show_question(self._waiting.first)
             if not self.dialog.isActiveWindow():
                 self._waiting.pause()

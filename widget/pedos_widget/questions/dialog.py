@@ -208,7 +208,8 @@ class QuestionDialog(QtWidgets.QDialog):
         return super().eventFilter(watched, event)
 
     def _is_swallowed(self, event: QtCore.QEvent) -> bool:
-        key = event.key() if isinstance(event, QtGui.QKeyEvent) else None
-        if key == QtCore.Qt.Key.Key_Escape:
-            return False
-        return not self._is_armed or key in _RETURNS
+        if not isinstance(event, QtGui.QKeyEvent):
+            return not self._is_armed
+        if event.key() == QtCore.Qt.Key.Key_Escape:
+            return event.isAutoRepeat()  # held down it is one no, and not one to each question
+        return not self._is_armed or event.key() in _RETURNS

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import html
-
+from pedos_widget.menu.texts import tooltip
 from pedos_widget.qt import QtCore, QtGui, QtWidgets
 
 _WRAPPED = int(QtCore.Qt.AlignmentFlag.AlignLeft.value) | int(
@@ -14,7 +13,7 @@ _TALLEST = 10_000  # pixels: no limit
 
 class ElidedLabel(QtWidgets.QLabel):
     """One line of plain text, as much of its ends as there is room for. All of it is in the tooltip
-    (which Qt takes for markup, so it is escaped) and in the accessible description."""
+    and in the accessible description."""
 
     def __init__(self, text: str, parent: QtWidgets.QWidget | None = None) -> None:
         super().__init__(parent)
@@ -34,7 +33,7 @@ class ElidedLabel(QtWidgets.QLabel):
             self.whole, QtCore.Qt.TextElideMode.ElideMiddle, width
         )
         self.setText(elided)
-        self.setToolTip("" if elided == self.whole else html.escape(self.whole))
+        self.setToolTip("" if elided == self.whole else tooltip(self.whole))
 
 
 class WholeLabel(QtWidgets.QWidget):
