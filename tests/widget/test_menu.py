@@ -332,6 +332,21 @@ def test_to_attach_again_and_the_vm_itself_are_two_entries(desktop: Desktop) -> 
     assert desktop.controller.done == [("attach", DEVICES[0].ref, "work")]
 
 
+def test_to_attach_again_is_not_possible_once_something_has_it(desktop: Desktop) -> None:
+    again = vm_row("work", text="Attach to work again", is_again=True)
+    desktop.controller.show(device_row("sda", vms=(again, *VMS)))
+    desktop.open()
+    submenu = desktop.hover("sda")
+    desktop.changed(device_row("sda", vms=VMS))
+    assert [each.shown for each in submenu.entries() if each.isVisible()][1:3] == [
+        "Attach to work again (not possible now)", "personal",
+    ]  # fmt: skip
+    assert not entry_of(submenu, "Attach").isEnabled()
+    desktop.changed(device_row("sda", vms=(again, *VMS)))
+    assert entry_of(submenu, "Attach").shown == "Attach to work again"
+    assert entry_of(submenu, "Attach").isEnabled()
+
+
 def test_the_keyboard_reaches_what_is_greyed_and_does_not_choose_it(desktop: Desktop) -> None:
     denied = vm_row(
         "vault", Action.NONE, text="vault (policy denies it)", enabled=False, detail="rule 7"

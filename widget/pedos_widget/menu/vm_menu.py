@@ -129,7 +129,7 @@ class VmMenu(SteadyMenu):
         for entry, before in list(self._of.items()):
             current = now.pop((before.vm, before.is_again), None)
             if current is None:
-                entry.say(_("{vm} (not running any more)").format(vm=before.vm))
+                entry.say(_lapsed(before))
                 entry.setEnabled(False)
             else:
                 self._of[entry] = current
@@ -164,3 +164,11 @@ class VmMenu(SteadyMenu):
             self._why(self.row.ref)
         elif isinstance(action, Entry) and (vm := self._of.get(action)) is not None:
             self._choose(self.row.ref, vm)
+
+
+def _lapsed(vm: VmRow) -> str:
+    """A row that is no choice any more. To attach it again cannot be chosen while something has it,
+    while its VM may well run."""
+    if vm.is_again:
+        return _("{choice} (not possible now)").format(choice=vm.text)
+    return _("{vm} (not running any more)").format(vm=vm.vm)
