@@ -30,6 +30,7 @@ FIRST = (
     "tests/hostile/test_fuzz.py",
     "tests/native/test_rules.py",
     "tests/e2e/",
+    "tests/widget/",
     "tests/native/",
     "tests/interleave/",
     "tests/local/",
