@@ -105,9 +105,11 @@ def enter(root: Path, *command: str | Path) -> str:
 
 
 def build_packages(builder: Path) -> list[Path]:
-    """The project's packages; only built when the sources have changed."""
+    """The project's packages, less the widget, for which no domain has a desktop; only built when
+    the sources have changed."""
     enter(builder, "/src/debian/build-packages")
-    return sorted((builder / "src/build/deb").glob("*.deb"))
+    built = sorted((builder / "src/build/deb").glob("*.deb"))
+    return [package for package in built if not package.name.startswith("pedos-widget_")]
 
 
 def compile_program(builder: Path, name: str, libraries: Iterable[str], target: Path) -> None:
