@@ -18,8 +18,9 @@ from .row import Row
 BINDINGS = ("PySide6", "PyQt6")
 PART_S = 600  # seconds until a part that hangs is ended: each takes a few
 IDLE_S = 60
-# Milliseconds of the processor in which a process that idles is looked at by its kernel.
-IDLE_MS = 1.0
+# Milliseconds of the processor: a handful of wake-ups, in which the connection to the service
+# is kept alive. A timer that looks for something ten times a second takes ten times as much.
+IDLE_MS = 20.0
 MORE_MS = 50.0  # beside twice the time of a menu with one row
 # KiB over 10,000 events. An object of 64 bytes that each of them left behind would be 625.
 GROWTH_KIB = 512.0
