@@ -67,6 +67,20 @@ async def test_a_second_program_asks_the_first_to_show_its_devices(session: Priv
         assert shown == [None]
 
 
+async def test_a_call_that_fails_is_answered_so_and_logged_and_ends_nothing(
+    session: PrivateBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Bus(session.address)
+    first.serve(WIDGET.path, WIDGET.interface, "Show", lambda: {}["no such window"])
+    async with running(first), running(Bus(session.address)) as second:
+        await first.request_name(WIDGET.name)
+        for _again in range(2):
+            with pytest.raises(BusError) as caught:
+                await second.call(WIDGET, "Show", start=False)
+            assert caught.value.name == "org.freedesktop.DBus.Error.Failed"
+    assert "KeyError: 'no such window'" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("place", "method"),
     [

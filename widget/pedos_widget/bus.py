@@ -316,7 +316,12 @@ class Bus:
         method = fields.get(HeaderFields.path), fields.get(HeaderFields.interface), member
         handler = self._methods.get(method)
         if handler is not None:
-            handler()
+            try:
+                handler()
+            # Any program of the session may call, and must not end this one by a bug in here.
+            except Exception:
+                logger.exception("a call from the bus failed")
+                return new_error(message, "org.freedesktop.DBus.Error.Failed", "s", ("it failed",))
             return new_method_return(message)
         if method[1:] == ("org.freedesktop.DBus.Peer", "Ping"):
             return new_method_return(message)
