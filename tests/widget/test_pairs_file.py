@@ -34,7 +34,7 @@ def test_the_latest_are_remembered_by_what_they_are() -> None:
     pairs = Pairs()
     for number in range(PAIRS_MAX + 2):
         pairs.note(listed(identity=f"id-{number}"), "work")
-        pairs.put("block", "id-1", "vault")  # attached again and again
+        pairs.note(listed(identity="id-1"), "vault")  # attached again and again
     assert len(pairs) == PAIRS_MAX
     assert pairs.vm_of(listed("other:sdb", identity="id-1")) == "vault"
     assert pairs.vm_of(listed(identity="id-0")) is None

@@ -44,10 +44,9 @@ class Pairs:
 
     def note(self, device: Listed, vm: str) -> bool:
         """Remember that this VM has it now; return whether that is another one than before."""
-        if self.vm_of(device) == vm:
-            return False
-        self.put(device.device_class, called(device), vm)
-        return True
+        before = self.vm_of(device)
+        self.put(device.device_class, called(device), vm)  # it is the latest, in any case
+        return vm != before
 
     def put(self, device_class: str, identity: str, vm: str) -> None:
         """Remember a pair, of a device that is called `identity`."""
