@@ -83,6 +83,28 @@ except KeyError as error:
     assert output_of(binding, script) == "raised 'lost'\n"
 
 
+def test_what_a_slot_raises_is_logged_and_ends_nothing(binding: str) -> None:
+    script = """
+import logging
+logging.basicConfig(format="%(name)s %(levelname)s", stream=sys.stdout, level=logging.ERROR)
+async def main():
+    raised = trio.Event()
+    def slot():
+        raised.set()
+        raise KeyError("lost")
+    qt.QtCore.QTimer.singleShot(0, slot)
+    await raised.wait()
+    await trio.sleep(0)
+    print("goes on")
+hook = sys.excepthook
+guest.run(application, main)
+assert sys.excepthook is hook
+"""
+    out = output_of(binding, script)
+    assert out.startswith("pedos_widget.guest ERROR\nTraceback")
+    assert out.endswith("KeyError: 'lost'\ngoes on\n")
+
+
 UNTIL_CANCELLED = """
 async def main():
     try:

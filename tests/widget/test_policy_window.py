@@ -20,6 +20,7 @@ from pedos_protocol.messages import (
     TraceStep,
     to_wire,
 )
+from pedos_widget.calls import vm_names
 from pedos_widget.policy_window import editing, model, window
 from pedos_widget.policy_window.window import PolicyWindow
 from pedos_widget.qt import QtCore, QtWidgets
@@ -116,7 +117,7 @@ def test_hostile_records_are_escaped_and_an_answer_without_lines_is_refused() ->
 
 def test_vms_are_in_natural_order_and_dom0_gets_no_device() -> None:
     names = [{"name": name} for name in ("vm10", "dom0", "vm2")]
-    assert model.vm_names({"vms": names}) == ["vm2", "vm10"]
+    assert vm_names({"vms": names}) == ["vm2", "vm10"]
 
 
 # Editing

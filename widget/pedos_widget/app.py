@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
-from pedos_cli.answers import take, take_maps
 from pedos_cli.client import Unreachable
 from pedos_protocol.errors import CallError, ProtocolError
-from pedos_protocol.names import natural_key
 
 from pedos_widget import guest
 from pedos_widget.bus import WIDGET, Bus, BusError, session_address, system_address
-from pedos_widget.calls import not_reached, not_understood, refusal
+from pedos_widget.calls import not_reached, not_understood, refusal, vm_names
 from pedos_widget.controller import Controller
 from pedos_widget.i18n import _
 from pedos_widget.icons import APPLICATION, application_icon
@@ -33,8 +30,6 @@ from pedos_widget.window import DeviceWindow
 from pedos_widget.windows import Windows
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from pedos_widget.tasks import StartSoon
 
 logger = logging.getLogger(__name__)
@@ -44,8 +39,6 @@ DONE, SECOND = 0, 3
 VMS_S = 5.0
 """For the list of VMs, which the service has at hand."""
 
-DOM0 = "dom0"
-
 CONNECT_S = 2.0
 """How long a menu that is to be shown at once waits for its devices; then it says why it is empty.
 The connection and the first list take 0.15 s."""
@@ -53,8 +46,6 @@ The connection and the first list take 0.15 s."""
 
 def run(*, show: bool, window: bool) -> int:
     """Run until the user or a signal ends it; return the exit status."""
-    # PyQt6 ends the program with a signal if a slot raises and nobody has said what to do then.
-    sys.excepthook = _log_uncaught
     application = QtWidgets.QApplication([APPLICATION])
     application.setApplicationName("pedos-widget")
     application.setApplicationDisplayName(_("Devices"))
@@ -65,14 +56,6 @@ def run(*, show: bool, window: bool) -> int:
     widget = Widget(is_window=window or _is_wayland(application))
     guest.run(application, lambda: widget.run(show=show))
     return widget.status
-
-
-def _log_uncaught(
-    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-) -> None:
-    logger.error(
-        "this was not foreseen, and may lack on the screen", exc_info=(kind, error, traceback)
-    )
 
 
 def _is_wayland(application: QtWidgets.QApplication) -> bool:
@@ -199,7 +182,7 @@ class Widget:
     async def _list_vms(self, choice: VmChoice) -> None:
         try:
             answer = await self.controller.call("vm.list", {}, timeout_s=VMS_S)
-            names = [take(each, "name", str) for each in take_maps(answer, "vms")]
+            names = vm_names(answer)
         except CallError as error:
             choice.fail(refusal(error))
         except Unreachable as error:
@@ -207,7 +190,7 @@ class Widget:
         except ProtocolError as error:
             choice.fail(not_understood(error))
         else:
-            choice.show_vms(sorted((name for name in names if name != DOM0), key=natural_key))
+            choice.show_vms(names)
 
     def _add_buttons(self) -> None:
         """What the menu has below its devices; on some desktops the window is all there is."""

@@ -1,17 +1,18 @@
-"""What windows have in common when they call the service: answers of many pages, and
-refusals in words."""
+"""What windows have in common when they call the service: answers of many pages, the VMs that
+there are, and refusals in words."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from pedos_cli.answers import MESSAGE_MAX, rule_text
+from pedos_cli.answers import MESSAGE_MAX, rule_text, take, take_maps
 from pedos_cli.output import show
+from pedos_protocol.names import natural_key
 
 from pedos_widget.i18n import _
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from pedos_cli.client import Unreachable
@@ -68,6 +69,13 @@ async def everything(
     except StopIteration as end:
         found: tuple[list[dict[str, object]], dict[str, object]] = end.value
         return found
+
+
+def vm_names(answer: Mapping[str, object]) -> list[str]:
+    """The VMs of an answer to `vm.list`, in natural order and without dom0, which gets no devices.
+    ProtocolError if it is none."""
+    names = {take(each, "name", str) for each in take_maps(answer, "vms")}
+    return sorted(names - {"dom0"}, key=natural_key)
 
 
 def refusal(error: CallError) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from .qt import QtCore
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from types import TracebackType
     from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -58,7 +60,17 @@ class _Steps(QtCore.QObject):
 
 def run(application: QtCore.QCoreApplication, async_main: Callable[[], Awaitable[None]]) -> None:
     """Runs `async_main` and `application` until the first of them ends, or SIGINT or SIGTERM comes;
-    both have ended then. Raises what `async_main` raises, as it is."""
+    both have ended then. Raises what `async_main` raises, as it is. What a slot of Qt's raises
+    goes to the log."""
+    # Unless a program says what to do then, PyQt6 ends it with a signal.
+    before, sys.excepthook = sys.excepthook, _log_uncaught
+    try:
+        _run(application, async_main)
+    finally:
+        sys.excepthook = before
+
+
+def _run(application: QtCore.QCoreApplication, async_main: Callable[[], Awaitable[None]]) -> None:
     steps = _Steps()
     outcomes: list[Any] = []
     scope = trio.CancelScope()
@@ -118,3 +130,11 @@ async def _until_signal(async_main: Callable[[], Awaitable[None]], scope: trio.C
             nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    logger.error(
+        "this was not foreseen, and may lack on the screen", exc_info=(kind, error, traceback)
+    )

@@ -96,7 +96,7 @@ def device_row(
         icon=_icon(device),
         search=f"{text} {device.identity}".casefold(),
         enabled=is_current and not why,
-        detail="\n".join(_details(device, why)),
+        detail="\n".join(_details(key, device, why)),
         vms=vms,
         note=note,
     )
@@ -212,8 +212,8 @@ def _why_not(device: Listed) -> str:
     return ""
 
 
-def _details(device: Listed, why: str) -> list[str]:
-    lines = [name_of_listed(device)]
+def _details(key: Key, device: Listed, why: str) -> list[str]:
+    lines = [name_of(key)]
     if device.description:
         lines.append(_("It calls itself “{description}”.").format(description=device.description))
     if kinds := in_short(device.device_class, device.identity):
@@ -228,11 +228,6 @@ def _details(device: Listed, why: str) -> list[str]:
     if assigned:
         lines.append(_("Assigned to {vms}").format(vms=", ".join(assigned)))
     return lines
-
-
-def name_of_listed(device: Listed) -> str:
-    """SOURCE:ID"""
-    return f"{device.backend}:{device.device}"
 
 
 def _icon(device: Listed) -> Icon:

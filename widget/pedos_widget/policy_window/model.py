@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pedos_cli import audit_text
-from pedos_cli.answers import take, take_maps
+from pedos_cli.answers import take
 from pedos_cli.audit_log import Unread, take_record
 from pedos_cli.device_explain import explained
 from pedos_cli.devices import device_name
 from pedos_cli.output import escaped, show
 from pedos_cli.policy_status import status_lines
 from pedos_protocol.errors import ProtocolError
-from pedos_protocol.names import natural_key
 
 from pedos_widget.i18n import _, ngettext
 
@@ -111,12 +110,6 @@ def left_out(found: list[Choice]) -> str:
         count,
     )
     return text.format(n=count)
-
-
-def vm_names(answer: Answer) -> list[str]:
-    """The VMs of an answer to `vm.list`, in natural order and without dom0, which gets none."""
-    names = {take(each, "name", str) for each in take_maps(answer, "vms")}
-    return sorted(names - {"dom0"}, key=natural_key)
 
 
 def explanation(question: Question, answer: Answer) -> list[str]:

@@ -10,7 +10,7 @@ from pedos_cli.devices import TIMEOUT_S, device_pages
 from pedos_protocol.device_classes import CLASSES, VERBS
 from pedos_protocol.errors import CallError
 
-from pedos_widget.calls import everything, refusal
+from pedos_widget.calls import everything, refusal, vm_names
 from pedos_widget.i18n import _
 from pedos_widget.plain import after_closing, choice, fill, label, lines_view, set_lines, table
 from pedos_widget.policy_window import editing, model
@@ -155,7 +155,7 @@ class PolicyWindow(QtWidgets.QWidget):
         call = self._controller.call
         answer = await call("service.status", {}, timeout_s=TIMEOUT_S)
         set_lines(self.policy, model.status(answer))
-        names = model.vm_names(await call("vm.list", {}, timeout_s=TIMEOUT_S))
+        names = vm_names(await call("vm.list", {}, timeout_s=TIMEOUT_S))
         devices: list[dict[str, object]] = []
         troubles = []
         for each in CLASSES:
