@@ -104,15 +104,18 @@ class SettingsWindow(QtWidgets.QWidget):
     def _show(self) -> None:
         if self._is_closed:
             return
+        self._show_heading()
+        self._show_table()
+        self._show_row()
+        self.adding.show_devices(self.settings, may_edit=self._may_edit)
+
+    def _show_heading(self) -> None:
         text = heading(self.settings)
         troubles = [*self.settings.troubles]
         view = self._controller.view
         if view.status or not view.connected:  # or the policy has errors
             troubles.insert(0, view.status or _("The service is not reached."))
         self.heading.setText("\n".join([text, *troubles]))
-        self._show_table()
-        self._show_row()
-        self.adding.show_devices(self.settings, may_edit=self._may_edit)
 
     def _show_table(self) -> None:
         chosen = self._chosen_key()
@@ -249,7 +252,7 @@ class SettingsWindow(QtWidgets.QWidget):
 
     def _changed(self) -> None:
         if not self._is_closed:
-            self._show()
+            self._show_heading()  # the rest is shown as soon as it is read
             self.reload()
 
     def reload(self) -> None:
