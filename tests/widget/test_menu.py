@@ -10,7 +10,7 @@ import pytest
 from pedos_widget.menu.devices_menu import IDLE_MS, SETTLE_MS, Menu
 from pedos_widget.menu.vm_menu import VmMenu
 from pedos_widget.model.view import Action
-from pedos_widget.qt import QtCore, QtGui
+from pedos_widget.qt import QtCore, QtGui, QtWidgets
 from pytestqt.qtbot import QtBot
 
 from tests.patience import PATIENCE
@@ -20,6 +20,7 @@ from tests.widget.recording_controller import VMS, RecordingController, device_r
 WAIT_MS = PATIENCE * 1000
 TRIES = 30  # to move the pointer without a pause of the machine
 Key = QtCore.Qt.Key
+Modifier = QtCore.Qt.KeyboardModifier
 DEVICES = [device_row(f"sd{letter}") for letter in "abcdefgh"]
 
 
@@ -56,8 +57,6 @@ class Desktop:
         QTest.keyClicks(self.top(), text)
 
     def top(self) -> Any:
-        from pedos_widget.qt import QtWidgets
-
         return QtWidgets.QApplication.activePopupWidget()
 
     def shown(self) -> list[str]:
@@ -274,6 +273,35 @@ def test_what_is_new_and_finds_no_room_is_said(desktop: Desktop) -> None:
     desktop.open()
     assert desktop.shown()[0] == "Type to search"
     assert len(desktop.menu._rows) == 102
+
+
+def turn_wheel(menu: Any, place: QtCore.QPoint) -> None:
+    """One step down. Qt gives it to the menu that was opened last, wherever the pointer is."""
+    top = QtWidgets.QApplication.activePopupWidget()
+    event = QtGui.QWheelEvent(
+        QtCore.QPointF(top.mapFromGlobal(place)), QtCore.QPointF(place), QtCore.QPoint(),
+        QtCore.QPoint(0, -120), QtCore.Qt.MouseButton.NoButton, Modifier.NoModifier,
+        QtCore.Qt.ScrollPhase.NoScrollPhase, False,
+    )  # fmt: skip
+    QtWidgets.QApplication.sendEvent(top, event)
+
+
+def test_the_wheel_scrolls_the_menu_that_it_is_turned_over(desktop: Desktop) -> None:
+    desktop.controller.show(*(device_row(f"sda{number}") for number in range(1, 101)))
+    menu = desktop.open()
+    submenu = desktop.hover("sda9 ")
+    place = place_of(menu, desktop.entry("sda9 "))
+    before = menu.actionGeometry(desktop.entry("sda20 ")).top()
+    for _ in range(5):
+        turn_wheel(menu, place)
+    assert menu.actionGeometry(desktop.entry("sda20 ")).top() < before - 50
+    assert not submenu.isVisible()
+    # Where the pointer rests then is the device whose VMs are shown.
+    under = menu.actionAt(menu.mapFromGlobal(place))
+    desktop.until(lambda: menu.activeAction() is under)
+    desktop.until(under.menu().isVisible)
+    assert under is not desktop.entry("sda9 ")
+    assert menu.actionAt(menu.mapFromGlobal(place)) is under  # and it has not been scrolled there
 
 
 def test_the_vms_are_asked_for_before_the_submenu_opens(desktop: Desktop) -> None:

@@ -88,6 +88,10 @@ def test_two_that_look_the_same_show_what_tells_them_apart() -> None:
         "src:1-2 · Ultra · …21234",
         "src:1-3 · Ultra · …09999",
     ]
+    assert texts(*(
+        device(f"src:{name}", "usb", identity=IDENTITY.format("0001234"), description="Ultra")
+        for name in ("1-1", "1-2")
+    )) == ["src:1-1 · Ultra", "src:1-2 · Ultra"]  # fmt: skip
     # What has no identity, or the same, cannot be told apart by it.
     assert texts(
         device("src:a", identity="", description=""), device("src:b", identity="", description="")
@@ -349,3 +353,14 @@ def test_what_a_failure_undoes_is_no_news_beside_it() -> None:
     works.begin(work, known.picture)
     works.end(work, 3.0, is_done=True)
     assert not works.is_own(key, "work", "detach", now=3.0)
+
+
+def test_the_details_name_all_that_a_narrow_row_elides() -> None:
+    uses = [
+        {"vm": "work", "options": {}, "listening": True},
+        {"vm": "home", "options": {}, "muted": True},
+    ]
+    row = rows_of(compose(known_of(device("src:mic", "mic", attachments=uses)), 1))["mic"]
+    assert row.detail.splitlines()[-2:] == [
+        "attached to home (muted)", "attached to work (listening now)",
+    ]  # fmt: skip

@@ -242,13 +242,14 @@ class Menu(SteadyMenu):
 
     def leaveEvent(self, event: Any) -> None:  # noqa: N802 - Qt's name
         super().leaveEvent(event)
-        self._settle.stop()
+        if not self.geometry().contains(QtGui.QCursor.pos()):  # a submenu that closes takes it away
+            self._settle.stop()
 
     def _settled(self) -> None:
         """The pointer rests: the entry under it is the active one, as everywhere else."""
         action = self.actionAt(self._pointer)
         if action is not None and action is not self.activeAction() and not action.isSeparator():
-            self.setActiveAction(action)
+            self.mark_in_place(action, self._pointer)
 
     def _close_unused(self) -> None:
         self.close()

@@ -29,6 +29,7 @@ _NOT_TYPED = (
     | QtCore.Qt.KeyboardModifier.MetaModifier
 )
 _Key = QtCore.Qt.Key
+_STEP = 120  # of a wheel, in Qt's unit
 
 
 class Entry(QtGui.QAction):
@@ -264,7 +265,31 @@ class SteadyMenu(QtWidgets.QMenu):
 
     def wheelEvent(self, event: Any) -> None:  # noqa: N802
         self._on_input()
-        super().wheelEvent(event)
+        place = event.position().toPoint()
+        below = self.parent()
+        if self.rect().contains(place):
+            super().wheelEvent(event)
+            self._on_pointer(place)  # which is on another entry now
+        elif isinstance(below, SteadyMenu):
+            # The menu that was opened last gets all turns of the wheel, and this one is not meant.
+            self.hide()
+            below.wheelEvent(_moved(event, below))
+
+    def mark_in_place(self, action: QtGui.QAction, place: QtCore.QPoint) -> None:
+        """Let the entry at this place be the active one. Qt scrolls a long menu to an entry that is
+        made so, and then the pointer would be on another one: it is scrolled back."""
+        self.setActiveAction(action)
+        before = self.actionGeometry(action).top()
+        for _row in self.actions():
+            entry = self.actionGeometry(action)
+            if entry.top() <= place.y() <= entry.bottom():
+                break
+            super().wheelEvent(_turn(self, place, down=entry.top() > place.y()))
+        submenu = action.menu()
+        moved = self.actionGeometry(action).top() - before
+        if moved and isinstance(submenu, SteadyMenu) and submenu.isVisible():
+            submenu.move(submenu.x(), submenu.y() + moved)
+            submenu.back_onto_screen()
 
     def paintEvent(self, event: Any) -> None:  # noqa: N802
         super().paintEvent(event)
@@ -275,6 +300,24 @@ class SteadyMenu(QtWidgets.QMenu):
             painter.setPen(self.palette().color(QtGui.QPalette.ColorRole.Highlight))
             painter.drawRect(self.actionGeometry(active).adjusted(0, 0, -1, -1))
             painter.end()
+
+
+def _moved(event: Any, widget: QtWidgets.QWidget) -> QtGui.QWheelEvent:
+    """The same turn of the wheel, as this widget is told of it."""
+    place = event.globalPosition()
+    return QtGui.QWheelEvent(
+        QtCore.QPointF(widget.mapFromGlobal(place.toPoint())), place, event.pixelDelta(),
+        event.angleDelta(), event.buttons(), event.modifiers(), event.phase(), event.inverted(),
+    )  # fmt: skip
+
+
+def _turn(widget: QtWidgets.QWidget, place: QtCore.QPoint, *, down: bool) -> QtGui.QWheelEvent:
+    """One step of the wheel."""
+    return QtGui.QWheelEvent(
+        QtCore.QPointF(place), QtCore.QPointF(widget.mapToGlobal(place)), QtCore.QPoint(),
+        QtCore.QPoint(0, -_STEP if down else _STEP), QtCore.Qt.MouseButton.NoButton,
+        QtCore.Qt.KeyboardModifier.NoModifier, QtCore.Qt.ScrollPhase.NoScrollPhase, False,
+    )  # fmt: skip
 
 
 def _show(action: QtGui.QAction, visible: bool) -> None:

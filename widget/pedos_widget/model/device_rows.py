@@ -96,7 +96,7 @@ def device_row(
         icon=_icon(device),
         search=f"{text} {device.identity}".casefold(),
         enabled=is_current and not why,
-        detail="\n".join(_details(key, device, why)),
+        detail="\n".join([*_details(key, device, why), *relatives, *_uses(device)]),
         vms=vms,
         note=note,
     )
@@ -122,7 +122,7 @@ def tails(devices: Iterable[tuple[Key, Listed]]) -> dict[Key, str]:
     found: dict[Key, str] = {}
     for members in alike.values():
         different = {identity for identity in members.values() if identity}
-        if len(members) < 2 or not different:
+        if len(set(members.values())) < 2:
             continue
         lengths = range(TAIL_MIN, IDENTITY_MAX + 1)
         length = lengths[bisect_left(lengths, True, key=partial(_differ, different))]
