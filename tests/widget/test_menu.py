@@ -348,6 +348,26 @@ def test_vms_keep_their_places_while_they_are_shown(desktop: Desktop) -> None:
     assert desktop.controller.done == [("attach", DEVICES[0].ref, "alpha")]
 
 
+def test_a_vm_that_comes_to_eject_under_the_pointer_does_nothing_for_a_moment(
+    desktop: Desktop,
+) -> None:
+    desktop.controller.show(device_row("sda"))
+    desktop.open()
+    submenu = desktop.hover("sda")
+    place = place_of(submenu, entry_of(submenu, "work"))
+    has_it = vm_row("work", Action.EJECT, text="work (attached)")
+    desktop.changed(device_row("sda", vms=(*VMS[:2], has_it)))
+    assert entry_of(submenu, "work").shown == "work (attached)"
+    assert entry_of(submenu, "personal").isEnabled()
+    click(submenu, place)
+    assert desktop.controller.done == []
+    assert submenu.isVisible()
+    submenu._hold.stop()
+    submenu._hold.timeout.emit()  # as after HOLD_MS
+    click(submenu, place)
+    assert desktop.controller.done == [("detach", DEVICES[0].ref, "work")]
+
+
 def test_to_attach_again_and_the_vm_itself_are_two_entries(desktop: Desktop) -> None:
     again = vm_row("work", text="Attach to work again", is_again=True)
     desktop.controller.show(device_row("sda", vms=(again, *VMS)))

@@ -10,6 +10,7 @@ from pedos_widget.icons import application_icon, icon
 from pedos_widget.menu import texts
 from pedos_widget.menu.query import Query
 from pedos_widget.menu.results import Results, with_result
+from pedos_widget.menu.vm_menu import HOLD_MS
 from pedos_widget.model.view import Action
 from pedos_widget.pane import Pane, PaneRow
 from pedos_widget.qt import QtCore, QtGui, QtWidgets
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
 
 SIZE = (760, 480)  # pixels: two lists of about 20 rows
 SEARCH_MAX = 64  # characters, as of the menu's query
-
-SETTLE_MS = 1000
-"""The button does nothing for so long after it has come to mean something else by itself: the
-second half of a double click on Attach would eject, and so would a click that was on its way."""
 
 
 class DeviceWindow(QtWidgets.QWidget):
@@ -70,7 +67,7 @@ class DeviceWindow(QtWidgets.QWidget):
         self._meant: tuple[DeviceRef, str, Action] | None = None
         self._settling = QtCore.QTimer(self)
         self._settling.setSingleShot(True)
-        self._settling.setInterval(SETTLE_MS)
+        self._settling.setInterval(HOLD_MS)
         self._settling.timeout.connect(self._show_act)
         controller.on_change(self._changed)
         controller.on_result(self._take_result)

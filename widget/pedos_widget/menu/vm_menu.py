@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from pedos_widget.model.view import DeviceRef, DeviceRow, VmRow
 
 
+HOLD_MS = 1000
+"""What is under the pointer does nothing for so long after it has come to do another thing by
+itself: a click that was on its way to attach a device would eject it."""
+
+
 class VmMenu(SteadyMenu):
     """Filled when it opens, and kept up to date while it is open.
 
@@ -45,6 +50,12 @@ class VmMenu(SteadyMenu):
         self._note: Entry | None = None
         self._reasons: Entry | None = None
         self._has_note = self._has_greyed = False
+        self._meant: dict[Entry, Action] = {}
+        self._changed: set[Entry] = set()  # that do another thing since a moment
+        self._hold = QtCore.QTimer(self)
+        self._hold.setSingleShot(True)
+        self._hold.setInterval(HOLD_MS)
+        self._hold.timeout.connect(self._held_long_enough)
         self.aboutToShow.connect(self._fill)
         self.triggered.connect(self._chosen)
 
@@ -77,6 +88,8 @@ class VmMenu(SteadyMenu):
         self._look(self.row.ref)
         self.begin()
         self._of.clear()
+        self._meant.clear()
+        self._changed.clear()
         self._asking = self._note = self._reasons = None
         if self.row.vms is None:
             self._asking = self.add(
@@ -100,12 +113,23 @@ class VmMenu(SteadyMenu):
         return entry
 
     def _say_vm(self, entry: Entry, vm: VmRow, *, enabled: bool) -> None:
+        if vm.action is not Action.NONE:
+            if self._meant.get(entry, vm.action) is not vm.action:
+                self._changed.add(entry)
+                self._hold.start()
+            self._meant[entry] = vm.action
         entry.say(vm.text, detail=vm.detail, bold=vm.bold)
         mark = "eject" if vm.action is Action.EJECT else "ask" if vm.is_ask else ""
         entry.setIcon(icon(mark) if mark else QtGui.QIcon())
         # One thing is done with a device at a time.
-        can = enabled and vm.action is not Action.NONE
+        can = enabled and vm.action is not Action.NONE and entry not in self._changed
         entry.setEnabled(can and not self._results.is_working(self.row.ref))
+
+    def _held_long_enough(self) -> None:
+        self._changed.clear()
+        if self.isVisible():
+            with self.held():
+                self._update()
 
     def _update(self) -> None:
         """The submenu is open: entries keep their places, whatever becomes of their VMs."""
