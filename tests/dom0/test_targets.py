@@ -197,6 +197,13 @@ async def test_a_class_that_this_vm_gets_at_its_start_alone_is_refused_now(
     assert (found["work"].verdict, expected in found["work"].reason) == ("deny", True)
     with fails("failed", expected):
         await world.client.attach("work", "sys-usb:sdb")
+    if fault:
+        return
+    await world.client.attach("vm2", "sys-usb:sdb")
+    found = await by_vm(world, "sys-usb:sdb")
+    assert found["work"].reason == "sys-usb:sdb is attached to vm2"  # which says more
+    with fails("busy", "attached to vm2"):
+        await world.client.attach("work", "sys-usb:sdb")
 
 
 async def test_a_vm_without_an_agent_or_on_its_way_down_is_refused(

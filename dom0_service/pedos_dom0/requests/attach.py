@@ -188,7 +188,7 @@ class Attach:
         if asked.persistent and not self._can_give_now(asked, vm, domain.domid):
             await self._assign(asked, vm, device)
             return self._result(asked, vm, "assigned", asked.options.canonical()), vm
-        if (error := not_ready(self._state, asked.key, vm)) is not None:
+        if (error := not_ready(self._state, asked.key, device, vm)) is not None:
             raise self._tell(asked, vm, error)
         assert domain.domid is not None, vm  # or it would not be ready
 

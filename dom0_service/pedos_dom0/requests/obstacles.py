@@ -64,13 +64,15 @@ def held_by(state: State, key: DeviceKey, vm: str) -> Lease | None:
     return next((each for each in leases if each.vm == vm and each.state == ATTACHED), None)
 
 
-def not_ready(state: State, key: DeviceKey, vm: str) -> CallError | None:
-    """Why a VM that exists cannot be given a device of this class now."""
+def not_ready(state: State, key: DeviceKey, device: Device, vm: str) -> CallError | None:
+    """Why a VM that exists cannot be given the device now, whoever has it."""
     domid = state.known_domain(vm).domid
     if domid is None:
         return errors.target_halted(vm)
     if state.agents.at(vm, domid) is None:
         return errors.agent_missing(vm, "failed")
+    if why_not_leased(state, key, device, vm) is not None:
+        return None  # who has it says more than what could not be done if nobody had it
     try:
         if state.carrier(key.device_class).can_give_live(domid):
             return None
@@ -86,7 +88,7 @@ def in_the_way(state: State, key: DeviceKey, device: Device, named: str, vm: str
         return error.message
     if held_by(state, key, vm) is not None:
         return None
-    if (error := not_ready(state, key, vm)) is not None:
+    if (error := not_ready(state, key, device, vm)) is not None:
         return error.message
     why = why_not_leased(state, key, device, vm)
     if isinstance(why, Taken):
