@@ -43,6 +43,7 @@ def view_of(*rows: DeviceRow, **changes: object) -> View:
 class RecordingController:
     def __init__(self, *rows: DeviceRow) -> None:
         self.view = view_of(*rows)
+        self.openings = 0
         self.calls: list[tuple[str, DeviceRef, str | None]] = []
         self._changed: list[Callable[[], None]] = []
         self._results: list[Callable[[Result], None]] = []
@@ -52,6 +53,9 @@ class RecordingController:
 
     def on_result(self, callback: Callable[[Result], None]) -> None:
         self._results.append(callback)
+
+    def opened(self) -> None:
+        self.openings += 1
 
     def look(self, ref: DeviceRef) -> None:
         self.calls.append(("look", ref, None))

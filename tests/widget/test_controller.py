@@ -267,6 +267,15 @@ async def test_errors_of_the_policy_are_said(tmp_path: Path) -> None:
         await system.until(lambda: "qvm-policy status" in system.controller.view.status)
 
 
+async def test_who_opens_the_menu_sees_that_the_policy_is_mended(tmp_path: Path) -> None:
+    async with running(tmp_path) as system:
+        await system.connected()
+        for is_ok in (False, True):
+            system.service.policy["ok"] = is_ok
+            system.controller.opened()
+            await system.until(lambda is_ok=is_ok: (system.controller.view.status == "") is is_ok)
+
+
 async def test_questions_come_to_the_prompter_for_as_long_as_there_is_one(tmp_path: Path) -> None:
     class Desk:
         def __init__(self) -> None:

@@ -80,6 +80,7 @@ def desktop(qtbot: QtBot) -> Iterator[Desktop]:
 
 def test_block_devices_come_first_then_microphones_then_usb_devices(desktop: Desktop) -> None:
     menu = desktop.open()
+    assert desktop.controller.openings == 1
     titles = [each.text() for each in menu.actions() if each.isSeparator() and each.text()]
     assert titles == ["Block devices", "Microphones", "USB devices"]
     assert desktop.shown()[-2:] == ["sys-usb:mic0 Stick", "None."]

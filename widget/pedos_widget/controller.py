@@ -128,6 +128,10 @@ class Controller:
         """The list of VMs of this device is opened: its rows come with a change."""
         self._soon(self._begin_look, ref)
 
+    def opened(self) -> None:
+        """Somebody begins to look: what is not told of by itself is asked anew."""
+        self._soon(self._want_policy)
+
     def attach(self, ref: DeviceRef, vm: str) -> None:
         """Attach the device that was shown; results say what comes of it."""
         self._click(Work(ref, vm, "attach"))

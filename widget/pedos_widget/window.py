@@ -246,6 +246,7 @@ class DeviceWindow(QtWidgets.QWidget):
     def changeEvent(self, event: Any) -> None:  # noqa: N802
         super().changeEvent(event)
         if event.type() == QtCore.QEvent.Type.ActivationChange and self.isActiveWindow():
+            self._controller.opened()
             self._looked = None  # who comes back to it wants to see how things are now
             self._redraw.start()
 
