@@ -276,6 +276,26 @@ def test_what_is_new_and_finds_no_room_is_said(desktop: Desktop) -> None:
     assert len(desktop.menu._rows) == 102
 
 
+def test_hundreds_that_find_no_room_are_not_tried_one_by_one(
+    desktop: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = 0
+
+    def try_one(entries: list[Any]) -> bool:
+        nonlocal tried
+        tried += 1
+        return add(entries)
+
+    many = [device_row(f"sda{number}") for number in range(1, 101)]
+    desktop.controller.show(*many)
+    menu = desktop.open()
+    add = menu.add_if_it_fits
+    monkeypatch.setattr(menu, "add_if_it_fits", try_one)
+    desktop.changed(*many, *(device_row(f"new{number}") for number in range(300)))
+    assert tried == 1
+    assert desktop.shown()[0] == "300 new devices: open this menu again"
+
+
 def turn_wheel(menu: Any, place: QtCore.QPoint) -> None:
     """One step down. Qt gives it to the menu that was opened last, wherever the pointer is."""
     top = QtWidgets.QApplication.activePopupWidget()

@@ -210,7 +210,7 @@ class Menu(SteadyMenu):
 
     def _add_new(self, rows: list[DeviceRow]) -> None:
         self._unshown = 0
-        for row in rows:
+        for number, row in enumerate(rows):
             added: list[QtGui.QAction] = [self._put(row).entry]
             if not self._has_new_section:
                 section = QtGui.QAction(_("New"), self)
@@ -220,7 +220,12 @@ class Menu(SteadyMenu):
                 self._has_new_section = True
             else:
                 del self._rows[row.ref]
-                self._unshown += 1
+                for heading in added[:-1]:
+                    heading.deleteLater()
+                # Nor do the others, which are as high. To try each of hundreds at each change
+                # would keep the menu, which has the desktop's keys, from all else for seconds.
+                self._unshown = len(rows) - number
+                break
 
     # Input.
 
