@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from pedos_widget.menu.devices_menu import IDLE_MS, SETTLE_MS, Menu
+from pedos_widget.menu.devices_menu import IDLE_MS, REDRAW_MAX_MS, SETTLE_MS, Menu
 from pedos_widget.menu.vm_menu import VmMenu
 from pedos_widget.model.view import Action
 from pedos_widget.qt import QtCore, QtGui, QtWidgets
@@ -491,6 +491,19 @@ def test_many_changes_are_drawn_once(desktop: Desktop, monkeypatch: pytest.Monke
         desktop.controller.show(*DEVICES)
     desktop.until(lambda: not desktop.menu._redraw.isActive())
     assert len(drawn) == 1
+
+
+def test_changes_that_take_long_to_draw_leave_as_much_time_for_the_user(
+    desktop: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([10.0, 10.25, 20.0, 29.0, 30.0, 30.0])
+    monkeypatch.setattr("pedos_widget.menu.devices_menu.monotonic", lambda: next(times))
+    menu = desktop.open()
+    intervals = []
+    for number in range(3):
+        desktop.changed(*DEVICES[:number])
+        intervals.append(menu._redraw.interval())
+    assert intervals == [250, REDRAW_MAX_MS, 0]
 
 
 def test_it_closes_after_a_minute_without_input(qtbot: QtBot) -> None:

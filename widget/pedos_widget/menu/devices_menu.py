@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pedos_widget.i18n import _, ngettext
@@ -22,6 +23,9 @@ IDLE_MS = 60_000
 SETTLE_MS = 250
 """The pointer rests for so long on another device before that one's submenu opens: longer than
 people pause on a diagonal way, shorter than they wait."""
+
+REDRAW_MAX_MS = 1000
+"""A menu is no further behind than this because of the time that drawing its changes takes."""
 
 RESERVE = 20
 """Characters that a row may grow by while the menu is open: ", attaching to personal"."""
@@ -71,7 +75,7 @@ class Menu(SteadyMenu):
         self._unshown = 0
         self._pointer = QtCore.QPoint()
 
-        self._redraw = _timer(self, 0, self._update)
+        self._redraw = _timer(self, 0, self._take_changes)
         self._settle = _timer(self, SETTLE_MS, self._settled)
         self._idle = _timer(self, IDLE_MS, self._close_unused)
         self.setAccessibleName(_("Devices"))
@@ -166,11 +170,19 @@ class Menu(SteadyMenu):
     # Changes.
 
     def _changed(self) -> None:
-        self._redraw.start()
+        if not self._redraw.isActive():  # or changes without end would put it off without end
+            self._redraw.start()
 
     def _take_result(self, result: Result) -> None:
         self.results.take(result)
         self._changed()
+
+    def _take_changes(self) -> None:
+        """The next ones are taken after as long as this takes: half of the time is left for what a
+        person does, however many rows a VM changes. An open menu has the desktop's keys."""
+        began = monotonic()
+        self._update()
+        self._redraw.setInterval(min(round((monotonic() - began) * 1000), REDRAW_MAX_MS))
 
     def _update(self) -> None:
         now = {row.ref: row for section in self._controller.view.sections for row in section.rows}
