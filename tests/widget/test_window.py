@@ -195,6 +195,17 @@ def test_what_became_of_it_stands_in_the_row_and_beside_the_vms(screen: Screen) 
     assert screen.window.act.isEnabled()
 
 
+def test_a_long_reason_leaves_in_the_row_what_has_failed(screen: Screen) -> None:
+    screen.window.devices.setCurrentRow(1)
+    reason = "because " * 20 + "so"
+    screen.controller.tell(DEVICES[0].ref, "work", "attach", "failed", reason)
+    screen.settle()
+    row = screen.window.devices.item(1).text()
+    assert row.startswith("sys-usb:sda Stick - not attached to work: because ")
+    assert len(row) < 110
+    assert screen.window.subject.text().endswith(reason)
+
+
 def test_a_hostile_name_is_plain_text(screen: Screen) -> None:
     name = "<b>x</b> <img src=x>\u202e\nnext"
     screen.changed(device_row("sda", text=name, spoken=name, detail=name, vms=VMS))

@@ -142,7 +142,7 @@ class DeviceWindow(QtWidgets.QWidget):
         self._show_vms()
 
     def _device(self, row: DeviceRow) -> PaneRow:
-        words = self._results.words(row.ref)
+        words = self._results.words(row.ref, short=True)
         return PaneRow(
             row.ref, with_result(row.text, words),
             spoken=with_result(row.spoken or row.text, words), detail=row.detail,

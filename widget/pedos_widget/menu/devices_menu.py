@@ -159,8 +159,9 @@ class Menu(SteadyMenu):
         made.entry.searched = row.search
         made.entry.setIcon(icon(row.icon))
         made.entry.say(
-            with_result(row.text, words), spoken=with_result(row.spoken or row.text, words),
-            detail=with_result(row.detail, words) if row.detail else "",
+            with_result(row.text, self.results.words(row.ref, short=True)),
+            spoken=with_result(row.spoken or row.text, words),
+            detail=with_result(row.detail or row.text, words) if words else row.detail,
             bold=row.bold, indent=row.indent,
         )  # fmt: skip
         made.entry.setEnabled(row.enabled)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pedos_widget.i18n import _
+from pedos_widget.model.device_rows import in_row
 
 if TYPE_CHECKING:
     from pedos_widget.model.view import DeviceRef, DeviceRow, Result
@@ -40,11 +42,14 @@ class Results:
         latest = self._latest.get(ref)
         return latest is not None and latest.state == WORKING
 
-    def words(self, ref: DeviceRef) -> str:
+    def words(self, ref: DeviceRef, *, short: bool = False) -> str:
         """Why the device was not attached or detached; "" if there is nothing to say, also while it
-        is being done, which the row itself says."""
+        is being done, which the row itself says. `short` is for a row, which is elided in the
+        middle: a long reason would leave nothing of what has failed."""
         latest = self._latest.get(ref)
-        return "" if latest is None or latest.state == WORKING else result_words(latest)
+        if latest is None or latest.state == WORKING:
+            return ""
+        return result_words(replace(latest, reason=in_row(latest.reason)) if short else latest)
 
 
 def result_words(result: Result) -> str:
