@@ -103,17 +103,19 @@ class World:
     async def step(self, kind: str, *how: Any) -> None:  # noqa: PLR0912
         service, name = self.service, f"src:{how[0]}" if how else ""
         device_class = CLASS_OF.get(how[0], "block") if how else ""
-        is_there = (device_class, "src", how[0]) in service.devices if how else False
+        told = service.devices.get((device_class, "src", how[0])) if how else None
+        # What is strange has no attachments to add to or to take from.
+        is_whole = told is not None and isinstance(told.get("attachments"), list)
         if kind == "put":
             _id, identity, is_busy = how
             parent = {"sda": ("1-2", "usb"), "sda1": ("sda", "block"), "1-2": (None, None)}[how[0]]
             fields = {"parent": parent[0], "parent_class": parent[1], "identity": identity}
             service.put(device(name, device_class, **fields, busy="mounted" if is_busy else None))
-        elif kind == "take" and is_there:
+        elif kind == "take" and told is not None:
             service.take(name, device_class)
-        elif kind == "attach" and is_there:
+        elif kind == "attach" and is_whole:
             service.attach(name, how[1], device_class)
-        elif kind == "detach" and is_there:
+        elif kind == "detach" and is_whole:
             service.detach(name, how[1], device_class)
         elif kind == "vm":
             service.put_vms(vm(how[0], runs=how[1]))
