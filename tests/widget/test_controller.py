@@ -31,7 +31,7 @@ async def test_a_device_is_attached_and_shown_so_and_ejected(tmp_path: Path) -> 
         assert row is not None
         assert row.bold
         assert row.text.endswith(" · attached to work")
-        assert row.spoken.endswith(", attached to work")
+        assert ", attached to work, it calls itself “" in row.spoken
         assert system.controller.view.attached == 1
         assert [(each.kind, each.vm, each.own) for each in system.happened] == [
             ("attached", "work", True)
@@ -264,7 +264,7 @@ async def test_errors_of_the_policy_are_said(tmp_path: Path) -> None:
     async with running(tmp_path) as system:
         system.service.policy["ok"] = False
         await system.vms("sys-usb:sda")
-        await system.until(lambda: "qvm-policy status" in system.controller.view.status)
+        await system.until(lambda: "The policy has errors" in system.controller.view.status)
 
 
 async def test_who_opens_the_menu_sees_that_the_policy_is_mended(tmp_path: Path) -> None:

@@ -201,7 +201,9 @@ class Widget:
         )
         policy = QtWidgets.QPushButton(_("Policy..."))
         policy.clicked.connect(self._policy)
-        for button in (settings, policy):
+        leave = QtWidgets.QPushButton(_("Quit"))
+        leave.clicked.connect(self._leave)
+        for button in (settings, policy, leave):
             button.setAutoDefault(False)
             self.window.add_button(button)
 

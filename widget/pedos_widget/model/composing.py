@@ -133,7 +133,7 @@ def _status(known: Known) -> str:
             strange,
         ).format(count=strange)
     if not known.policy_ok:
-        return _("The policy has errors, so an older one is in force: see qvm-policy status.")
+        return _("The policy has errors, so an older one is in force: see “Policy...” below.")
     return ""
 
 

@@ -68,8 +68,7 @@ def device_row(
     key = member.key
     ref = DeviceRef(*key, device.identity)
     why = _why_not(device)
-    phrases = [name_of(key), device.description]
-    phrases += [size_text(device.size)] if device.size is not None else []
+    phrases = [size_text(device.size)] if device.size is not None else []
     phrases += [_("read-only")] if device.read_only else []
     phrases += [_("…{tail}").format(tail=tail)] if tail else []
     phrases += relatives
@@ -85,8 +84,14 @@ def device_row(
         phrases.append(working_phrase(work))
     elif why:
         phrases.append(in_row(why))
-    text = BETWEEN.join(filter(None, phrases))
-    spoken = ", ".join(filter(None, phrases))
+    text = BETWEEN.join(filter(None, (name_of(key), device.description, *phrases)))
+    # Last, so that all that follows is the device's own words: they may sound like a state.
+    called = (
+        _("it calls itself “{description}”").format(description=device.description)
+        if device.description
+        else ""
+    )
+    spoken = ", ".join(filter(None, (name_of(key), *phrases, called)))
     return DeviceRow(
         ref=ref,
         text=text,
