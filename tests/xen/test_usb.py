@@ -195,7 +195,9 @@ def test_what_is_mounted_is_neither_lent_nor_taken_away(bench: Bench, stick: str
     assert holders(bench, stick, "usb") == [TARGET]
     assert bench.run(TARGET, "cat /run/m/name; umount /run/m").check() == f"{TARGET}\n"
     usb.detach(bench, stick).check()
-    name = bench.run(SOURCE, f"{here}; {MOUNT} && cat /run/m/name; umount /run/m").check()
+    # The agent that has just found the disk may be looking whether it is in use.
+    mount = f"until {MOUNT} 2> /dev/null; do sleep 0.1; done"
+    name = bench.run(SOURCE, f"{here}; {mount}; cat /run/m/name; umount /run/m").check()
     assert name == f"{TARGET}\n"
 
 
