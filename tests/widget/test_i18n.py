@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from pedos_widget.i18n import DOMAIN, catalogue
 
-
-@pytest.fixture(autouse=True)
-def german(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LANGUAGE", "de_AT:de")
+#: Not in the environment: Qt has set the locale of this process, so that the C library would tell
+#: errors in that language, and remember the words for all later tests.
+GERMAN = ("de_AT", "de")
 
 
 def catalogue_file(folder: Path) -> Path:
@@ -21,8 +20,8 @@ def catalogue_file(folder: Path) -> Path:
 
 
 def test_without_a_catalogue_texts_are_as_they_stand_in_the_code(tmp_path: Path) -> None:
-    assert type(catalogue([tmp_path])) is gettext.NullTranslations
-    assert catalogue([tmp_path]).ngettext("{n} device", "{n} devices", 2) == "{n} devices"
+    assert type(catalogue([tmp_path], GERMAN)) is gettext.NullTranslations
+    assert catalogue([tmp_path], GERMAN).ngettext("{n} device", "{n} devices", 2) == "{n} devices"
 
 
 @pytest.mark.parametrize("damaged", [b"", b"\xde\x12\x04\x95", b"\xde\x12\x04\x95" + b"\xff" * 40])
@@ -30,5 +29,5 @@ def test_a_damaged_catalogue_is_logged_and_left(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: bytes
 ) -> None:
     catalogue_file(tmp_path).write_bytes(damaged)
-    assert catalogue([tmp_path]).gettext("Quit") == "Quit"
+    assert catalogue([tmp_path], GERMAN).gettext("Quit") == "Quit"
     assert str(tmp_path) in caplog.text

@@ -6,10 +6,11 @@ import gettext
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from pedos_widget.i18n import DOMAIN, catalogue
+from pedos_widget.i18n import DOMAIN
 
 PROJECT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((PROJECT / "widget/po").glob("*.po"))
@@ -65,10 +66,13 @@ def test_a_translation_fills_in_what_the_text_does(built: Path) -> None:
 
 
 def test_a_catalogue_is_found_by_the_language_of_the_environment(
-    built: Path, monkeypatch: pytest.MonkeyPatch
+    built: Path,
 ) -> None:
-    monkeypatch.setenv("LANGUAGE", "de_AT")
-    assert catalogue([built]).info()["language"] == "de"
+    look = (
+        "import sys; from pathlib import Path; from pedos_widget.i18n import catalogue; "
+        "print(catalogue([Path(sys.argv[1])]).info()['language'])"
+    )
+    assert run("env", "LANGUAGE=de_AT", sys.executable, "-c", look, built) == "de\n"
     assert (built / "de/LC_MESSAGES" / f"{DOMAIN}.mo").exists()
 
 

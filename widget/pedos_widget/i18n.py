@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gettext
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 DOMAIN = "pedos-widget"
@@ -17,13 +17,15 @@ DOMAIN = "pedos-widget"
 FOLDERS = (Path(__file__).parent / "locale", Path("/usr/share/locale"))
 
 
-def catalogue(folders: Iterable[Path] = FOLDERS) -> gettext.NullTranslations:
-    """The translations into the language that the environment names (LANGUAGE, LC_ALL,
-    LC_MESSAGES, LANG). One that cannot be read is as good as none: a program that speaks English is
-    better than one that does not start."""
+def catalogue(
+    folders: Iterable[Path] = FOLDERS, languages: Sequence[str] | None = None
+) -> gettext.NullTranslations:
+    """The translations into the first of these languages that there are, or into that which the
+    environment names (LANGUAGE, LC_ALL, LC_MESSAGES, LANG). One that cannot be read is as good as
+    none: a program that speaks English is better than one that does not start."""
     for folder in folders:
         try:
-            return gettext.translation(DOMAIN, folder)
+            return gettext.translation(DOMAIN, folder, languages)
         except FileNotFoundError:
             continue
         # What the module raises for a damaged file is nowhere written down.
