@@ -120,6 +120,18 @@ async def test_what_is_assigned_is_listed_and_said(desk: Desk) -> None:
     assert desk.window.editor.options == {}
 
 
+async def test_what_is_not_known_yet_is_not_said_to_be_nothing(
+    service: Service, nursery: trio.Nursery, qtbot: QtBot
+) -> None:
+    service.devices, service.stored = [], {}
+    made = Desk(service, nursery)
+    assert made.window.adding.note.text() == ""
+    await made.settle()
+    assert made.window.adding.note.text() == "No device is there that is not in the list above."
+    made.window.give_up()
+    await trio.testing.wait_all_tasks_blocked()
+
+
 async def test_a_device_is_searched_added_tried_and_saved(desk: Desk) -> None:
     await desk.add("receiver")
     assert desk.states()["sys-usb:1-3:046d:c52b:x:u030101"] == "new, not saved"

@@ -54,6 +54,11 @@ def _around(areas: list[Area], whole: Area) -> Area:
     return Area(left, top, right - left, bottom - top)
 
 
+def _list_below(window: Area) -> Area:
+    """Within the list of what can be added, which is empty until the service has told it."""
+    return Area(window.x + 30, window.y + window.height * 2 // 3, window.width // 2, 60)
+
+
 def take(widget: Widget, album: Album) -> None:
     """All pictures, in the order of a first use."""
     for name, size in DISKS.items():
@@ -88,13 +93,16 @@ def take(widget: Widget, album: Album) -> None:
 
     widget.told()  # and closes the notifications
     widget.system.ok("qvm-device", "block", "assign", "--port", "work", "sys-usb:backup.img")
+    widget.wait_attached("sys-usb:backup.img", "work")
+    widget.wait_until(lambda: widget.desktop.has_ink(notes), "the attachment is told")
+    widget.told()
     socket = widget.system.environment()["PEDOS_SOCKET"]
     widget.desktop.start(str(BIN / "qvm-settings"), "work", more={"PEDOS_SOCKET": socket})
     shown: list[Area] = []
 
     def settings_shown() -> bool:
         shown[:] = widget.desktop.windows("qvm-settings")
-        return bool(shown) and widget.desktop.has_ink(shown[0])
+        return bool(shown) and widget.desktop.has_ink(_list_below(shown[0]))
 
     widget.wait_until(settings_shown, "the settings are shown")
     album.keep("settings", "the settings of a VM", shown)

@@ -79,7 +79,7 @@ class AddPanel(QtWidgets.QGroupBox):
         if left_out > 0:
             text = ngettext("{n} more device matches.", "{n} more devices match.", left_out)
             self.note.setText(text.format(n=left_out))
-        elif found:
+        elif found or not self._settings.is_loaded:
             self.note.setText("")
         elif self.search.text():
             self.note.setText(_("No device matches."))
