@@ -11,23 +11,9 @@ from pedos_cli.prompt_question import CANDIDATES_MAX, Question, lines, parse
 from pedos_cli.prompt_queue import ARMING_S, QuestionQueue
 from pedos_cli.prompt_waiting import ARMING_AFTER_WITHDRAWAL_S, QUESTIONS_MAX, Full
 
-PHOTOS = "\u041c\u043e\u0438 \u0444\u043e\u0442\u043e"
+from tests.asked_question import ASK
 
-ASK = {
-    "request": "3f9c01ab77de",
-    "source": "work",
-    "service": "device.attach.block",
-    "device_class": "block",
-    "backend": "sys-usb",
-    "device": "sda",
-    "identity": "0781:5581:4C53",
-    "description": "SanDisk Ultra",
-    "size": 64 * 1024 * 1024,
-    "read_only": True,
-    "candidates": ["work", "vault"],
-    "default": None,
-    "timeout_s": 60,
-}
+PHOTOS = "\u041c\u043e\u0438 \u0444\u043e\u0442\u043e"
 
 
 def question(call_id: int = 1, now: float = 0.0, **fields: object) -> Question:

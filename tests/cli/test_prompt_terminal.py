@@ -41,25 +41,13 @@ from pedos_protocol.events import (
     Request,
 )
 
+from tests import asked_question
+
 Captured = pytest.CaptureFixture[str]
 
 PATIENCE_S = 20  # for a busy machine; no test waits for it to pass
 
-ASK = {
-    "request": "3f9c01ab77de",
-    "source": "work",
-    "service": "device.attach.block",
-    "device_class": "block",
-    "backend": "sys-usb",
-    "device": "sda",
-    "identity": "0781:5581:4C53",
-    "description": "SanDisk Ultra",
-    "size": 64 * 1024 * 1024,
-    "read_only": False,
-    "candidates": ["work", "vault"],
-    "default": None,
-    "timeout_s": 60,
-}
+ASK = {**asked_question.ASK, "read_only": False}
 
 
 class Dom0:

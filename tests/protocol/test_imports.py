@@ -6,6 +6,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from collections.abc import Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -182,27 +183,32 @@ def modules_imported_by(module: str) -> set[str]:
     return (found & ALL_MODULES.keys()) - {module}
 
 
-def layer_of(module: str) -> str:
-    """The part of dom0's service that a module is in."""
+def part_of(module: str) -> str:
+    """The part of its package that a module is in."""
     return module.split(".")[1] if "." in module else "__init__"
 
 
+def upward_imports(package: str, parts: Sequence[str], part: str) -> set[str]:
+    """What the modules of a part import of their package that stands in no earlier part than it,
+    nor in it."""
+    below = parts[: parts.index(part) + 1]
+    return {
+        f"{module} -> {imported}"
+        for module in modules_of(package)
+        if part_of(module) == part
+        for imported in modules_imported_by(module)
+        if imported.startswith(package) and part_of(imported) not in below
+    }
+
+
 def test_every_part_of_dom0s_service_has_its_layer() -> None:
-    parts = {layer_of(module) for module in modules_of("pedos_dom0")}
+    parts = {part_of(module) for module in modules_of("pedos_dom0")}
     assert parts == {*LAYERS, BESIDE}
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_layer_of_dom0s_service_imports_downward_only(layer: str) -> None:
-    below = LAYERS[: LAYERS.index(layer) + 1]
-    upward = {
-        f"{module} -> {imported}"
-        for module in modules_of("pedos_dom0")
-        if layer_of(module) == layer
-        for imported in modules_imported_by(module)
-        if imported.startswith("pedos_dom0") and layer_of(imported) not in below
-    }
-    assert upward == set()
+    assert upward_imports("pedos_dom0", LAYERS, layer) == set()
 
 
 def test_no_modules_import_each_other() -> None:

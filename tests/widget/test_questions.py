@@ -14,25 +14,11 @@ from pedos_widget.questions.desk import ARMING_S, NO_AFTER_S, QuestionDesk
 from pedos_widget.questions.texts import ElidedLabel, WholeLabel
 from pytestqt.qtbot import QtBot
 
+from tests.asked_question import ASK
 from tests.patience import PATIENCE
 
 Key = QtCore.Qt.Key
 
-ASK = {
-    "request": "3f9c01ab77de",
-    "source": "work",
-    "service": "device.attach.block",
-    "device_class": "block",
-    "backend": "sys-usb",
-    "device": "sda",
-    "identity": "0781:5581:4C53",
-    "description": "SanDisk Ultra",
-    "size": 64 * 1024 * 1024,
-    "read_only": True,
-    "candidates": ["work", "vault"],
-    "default": None,
-    "timeout_s": 60,
-}
 CALL = {
     "request": "3f9c01ab77de",
     "source": "work",

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.protocol.test_imports import ALL_MODULES, imports_of, modules_imported_by, modules_of
+from tests.protocol.test_imports import (
+    ALL_MODULES,
+    imports_of,
+    modules_imported_by,
+    modules_of,
+    part_of,
+    upward_imports,
+)
 
 # Each imports from its own part and from those before it, also where an import is for the type
 # checker alone.
@@ -17,24 +24,12 @@ PARTS = (
 WITHOUT_QT = PARTS[: PARTS.index("qt")]
 
 
-def part_of(module: str) -> str:
-    return module.split(".")[1] if "." in module else "__init__"
-
-
 PRESENT = sorted({part_of(module) for module in modules_of("pedos_widget")}, key=PARTS.index)
 
 
 @pytest.mark.parametrize("part", PRESENT)
 def test_a_part_of_the_widget_imports_downward_only(part: str) -> None:
-    below = PARTS[: PARTS.index(part) + 1]
-    upward = {
-        f"{module} -> {imported}"
-        for module in modules_of("pedos_widget")
-        if part_of(module) == part
-        for imported in modules_imported_by(module)
-        if imported.startswith("pedos_widget") and part_of(imported) not in below
-    }
-    assert upward == set()
+    assert upward_imports("pedos_widget", PARTS, part) == set()
 
 
 def test_the_model_runs_without_an_event_loop() -> None:
