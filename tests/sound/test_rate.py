@@ -49,20 +49,23 @@ def fill_ms(cycles: list[Cycle]) -> float:
 
 @pytest.mark.parametrize("quantum", [256, 480, 1024])
 @pytest.mark.parametrize("ppm", [1000, 208, 0, -208, -1000])
-def test_a_difference_of_clocks_is_known_to_100_ppm_after_a_minute(
+def test_a_difference_of_clocks_is_known_to_100_ppm_after_half_a_minute(
     simulate: Make, ppm: int, quantum: int
 ) -> None:
     simulation = simulate(ppm=ppm, quantum=quantum)
-    simulation.run(60)
+    simulation.run(30)
     later = simulation.run(60)
     assert all(abs(each.correction - ppm) < 100 for each in later)
     assert simulation.rate.episodes == 0
 
 
 @pytest.mark.parametrize("ppm", [1000, -1000])
-def test_meanwhile_the_fill_stays_within_5_ms_of_its_target(simulate: Make, ppm: int) -> None:
-    cycles = simulate(ppm=ppm).run(120)[20:]
-    assert all(abs(each.fill - each.target) < 5 * PER_MS for each in cycles)
+def test_meanwhile_the_fill_stays_within_2_ms_of_its_target(simulate: Make, ppm: int) -> None:
+    """So the delay stays within 5 ms also if it grows by a step for a late moment."""
+    simulation = simulate(ppm=ppm)
+    cycles = simulation.run(120)[20:]
+    assert all(abs(each.fill - each.target) < 2 * PER_MS for each in cycles)
+    assert 2 * PER_MS + simulation.c.RATE_EXTRA_STEP <= 5 * PER_MS
     assert not gaps(cycles)
 
 
@@ -92,7 +95,7 @@ def test_packets_that_jitter_by_8_ms_make_no_gap_and_hardly_move_the_rate(simula
     later = simulation.run(300)
     assert not gaps(start[20:] + later)
     assert abs(median(each.correction for each in later) + 208) < 20
-    assert all(abs(each.correction + 208) < 250 for each in later)
+    assert all(abs(each.correction + 208) < 350 for each in later)  # a tenth of what is heard
 
 
 def test_bursts_of_20_ms_make_no_gap_at_length(simulate: Make) -> None:
@@ -101,7 +104,7 @@ def test_bursts_of_20_ms_make_no_gap_at_length(simulate: Make) -> None:
     assert not gaps(simulation.run(60))
 
 
-@pytest.mark.parametrize("stall", [30, 60, 98, 160])
+@pytest.mark.parametrize("stall", [45, 60, 98, 160])
 def test_a_stall_of_the_machine_is_one_episode_and_changes_the_rate_little(
     simulate: Make, stall: float
 ) -> None:
@@ -109,12 +112,13 @@ def test_a_stall_of_the_machine_is_one_episode_and_changes_the_rate_little(
     simulation.run(59.9)
     after = simulation.run(60)
     assert simulation.rate.episodes == 1
-    assert simulation.c.rate_target(simulation.rate) <= (25 + 5 + 1) * PER_MS
+    c = simulation.c
+    assert c.rate_target(simulation.rate) <= c.RATE_BASE + 256 + c.RATE_EXTRA_STEP
     assert len({round(each.ms / 1000) for each in gaps(after)}) == 1
     assert sum(each.wanted - each.played for each in gaps(after)) < (stall + 20) * PER_MS
-    assert all(abs(each.correction + 208) < 500 for each in after)
+    assert all(abs(each.correction + 208) < 600 for each in after)
     # The delay is back at the target at once, not minutes later.
-    assert abs(fill_ms(after[300:500]) - (20 + 256 / PER_MS + 5)) < 2
+    assert abs(fill_ms(after[300:500]) - (30 + 256 / PER_MS + 3)) < 2
 
 
 def test_stalls_again_and_again_raise_the_target_to_its_bound_alone(simulate: Make) -> None:
@@ -130,13 +134,13 @@ def test_what_was_kept_for_late_packets_is_given_back_when_none_are(simulate: Ma
     simulation.run(12)
     raised = simulation.c.rate_target(simulation.rate)
     simulation.run(120)
-    assert abs(simulation.c.rate_target(simulation.rate) - (raised - 5 * PER_MS)) <= 1
+    assert abs(simulation.c.rate_target(simulation.rate) - (raised - 3 * PER_MS)) <= 1
     assert simulation.rate.episodes == 1
 
 
 def test_what_is_needed_all_the_time_is_not_given_back(simulate: Make) -> None:
-    """A packet that is 22 ms late now and then: few gaps until there is room for it, then none."""
-    simulation = simulate(late=lambda n: 22.0 if n % 300 == 0 else 0.0)
+    """A packet that is 32 ms late now and then: few gaps until there is room for it, then none."""
+    simulation = simulate(late=lambda n: 32.0 if n % 300 == 0 else 0.0)
     simulation.run(60)
     episodes = simulation.rate.episodes
     simulation.run(300)
@@ -175,7 +179,7 @@ def test_a_recording_begins_at_the_target_whatever_stands_there(c: Any, rate: An
 
 def test_what_is_collected_alone_cannot_be_played(c: Any, rate: Any) -> None:
     assert c.rate_cycle(rate, 2048, 2047, 960).play == 0
-    assert c.rate_cycle(rate, 2048, 2048, 960).play == 2048
+    assert c.rate_cycle(rate, 2048, c.rate_target(rate) - 960, 960).play == 2048
 
 
 def playing(c: Any, rate: Any) -> int:
