@@ -179,10 +179,7 @@ def _vms(_: Position) -> list[str]:
 
 
 def _devices(position: Position) -> list[str]:
-    devices = _proper_devices(position)
-    if position.action == "detach":
-        devices = [each for each in devices if position.vm in _users(each)]
-    return list(map(device_name, devices))
+    return list(map(device_name, _proper_devices(position)))
 
 
 def _proper_devices(position: Position) -> list[dict[str, object]]:
@@ -200,6 +197,8 @@ def _pinned(position: Position) -> list[str]:
     if position.action == "unassign":
         return _assignments(position)
     devices = _proper_devices(position)
+    if position.action == "detach":
+        devices = [each for each in devices if position.vm in _users(each)]
     if position.prefix.count(":") < 2:
         return list(map(device_name, devices))
     identities = [each for each in devices if _proper_identity(each)]

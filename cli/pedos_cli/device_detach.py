@@ -5,7 +5,7 @@ from __future__ import annotations
 from pedos_protocol.errors import CallError
 
 from pedos_cli.answers import DONE, error_in, left_out, take, take_maps
-from pedos_cli.arguments import target_and_device, vm_name
+from pedos_cli.arguments import WILDCARD, UsageError, target_and_pinned, vm_name
 from pedos_cli.timeouts import DETACH_S
 
 TYPE_CHECKING = False
@@ -20,8 +20,9 @@ def add_arguments(parser: Parser) -> None:
     """Add what `detach` takes."""
     parser.add_argument("vm", metavar="VM", help="the VM that has the device")
     parser.add_argument(
-        "device", metavar="SOURCE:ID", nargs="?",
-        help="the device; without it, every device of the class is detached from VM, and all its "
+        "device", metavar="SOURCE:ID[:IDENTITY]", nargs="?",
+        help="the device; with an identity, as list -v shows it, it is detached only if it still "
+        "has that; without a device, every one of the class is detached from VM, and all its "
         "assignments of the class are removed",
     )  # fmt: skip
     parser.add_argument(
@@ -34,30 +35,33 @@ def add_arguments(parser: Parser) -> None:
 def run(session: Session) -> int:
     """Detach and unassign; goes on past a failure and returns the status of the first."""
     args = session.args
-    backend: str | None = None
-    device: str | None = None
+    named: str | None = None
+    which: dict[str, str | None] = {"backend": None, "device": None}
     if args.device is None:
         vm = vm_name(args.vm)
     else:
-        vm, name = target_and_device(args.vm, args.device)
-        backend, device = name.backend, name.id
-    params: dict[str, object] = {
-        "device_class": args.device_class,
-        "vm": vm,
-        "backend": backend,
-        "device": device,
-        "force": args.force,
-    }
+        vm, name = target_and_pinned(args.vm, args.device)
+        if name.device is None:
+            raise UsageError(
+                f"'{WILDCARD}' is no device that can be detached: its id is meant, as list names "
+                "it",
+                f"{args.command} list {vm}",
+            )
+        named = f"{name.backend}:{name.id}"
+        which = {"backend": name.backend, "device": name.id}
+        if name.known_identity is not None:  # an older service, which cannot check it, refuses it
+            which["identity"] = name.known_identity
+    params = {"device_class": args.device_class, "vm": vm, **which, "force": args.force}
     try:
         answer = session.operate(
             "device.detach",
             params,
             DETACH_S,
-            f"the detach of {args.device or f'all {args.device_class} devices'} from {vm}",
+            f"the detach of {named or f'all {args.device_class} devices'} from {vm}",
             f"{args.command} list {vm}",
         )
     except CallError as error:
-        return session.refused(error, _explain(args.command, vm, args.device))
+        return session.refused(error, _explain(args.command, vm, named))
     status = DONE
     results = take_maps(answer, "results")
     for result in results:

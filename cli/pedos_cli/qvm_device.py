@@ -383,6 +383,7 @@ def _examples(action: str, command: str, example: DeviceClass) -> str:
         ),
         "detach": (
             (f"{command} detach work {device}", "this one device"),
+            (f"{command} detach work {device}:{IDENTITY}", "only if it is this device"),
             (f"{command} detach work", "every device of the class"),
             (f"{command} detach --force work {device}", "although work uses it (in dom0)"),
         ),

@@ -115,16 +115,17 @@ def no_device(key: DeviceKey, missing: Missing | None) -> CallError:
     return failure("not_found", message, hint=hint)
 
 
-def identified(device: Device) -> str:
+def identified(identity: str) -> str:
     """What a device is, in a sentence."""
-    return f"'{device.identity}'" if device.identity else "a device without an identity"
+    return f"'{identity}'" if identity else "a device without an identity"
 
 
-def another_device(key: DeviceKey, expected: str, device: Device) -> CallError:
-    """The device of that name is not the one that was chosen; for a VM it does not exist."""
+def another_device(key: DeviceKey, expected: str, identity: str) -> CallError:
+    """The device of that name, which has this identity, is not the one that was chosen; for a VM
+    it does not exist."""
     return failure(
         "not_found",
-        f"{key} is {identified(device)} by now, and not '{expected}'",
+        f"{key} is {identified(identity)} by now, and not '{expected}'",
         hint=f"qvm-device {key.device_class} list {key.backend}",
     )
 

@@ -293,13 +293,16 @@ class AttachResult:
 class DeviceDetach:
     """Detach one device from `vm`, or all of the class: then `backend` and `device` are None.
 
-    `force` takes it from a VM that uses it, too; for dom0's user alone."""
+    `force` takes it from a VM that uses it, too; for dom0's user alone. `identity` is the one that
+    the device had when it was chosen: another one stays where it is.
+    """
 
     device_class: ClassName
     vm: VmName
     backend: VmName | None = None
     device: DeviceId | None = None
     force: bool = False
+    identity: Identity | None = attr.field(default=None, kw_only=True, metadata=since(2))
 
 
 @frozen

@@ -115,6 +115,7 @@ def test_what_could_come_next_is_offered(
     ("action", "offered"),
     [
         ("attach", ["sys-usb:sda2:0781:5567:4C53"]),
+        ("detach", []),  # work does not have it
         ("assign", ["sys-usb:sda2:0781:5567:4C53", "sys-usb:*:0781:5567:4C53"]),
     ],
 )

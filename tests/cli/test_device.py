@@ -543,6 +543,19 @@ def test_detach_of_one_device_asks_for_it(
     assert capsys.readouterr().out == "sys-usb:sda detached from work\n"
 
 
+def test_detach_of_one_device_can_name_what_it_is(service: FakeService, capsys: Captured) -> None:
+    service.replies["device.detach"] = {"results": [result("sda")], "request": "0123ab"}
+    assert main(["block", "detach", "work", "sys-usb:sda:0781:5581"]) == 0
+    asked = service.asked("device.detach")
+    assert (asked["device"], asked["identity"]) == ("sda", "0781:5581")
+    service.calls.clear()
+    assert main(["block", "detach", "work", "sys-usb:sda:*"]) == 0
+    assert "identity" not in service.asked("device.detach")
+    capsys.readouterr()
+    assert main(["block", "detach", "work", "sys-usb:*:0781:5581"]) == 2
+    assert "'*' is no device that can be detached" in capsys.readouterr().err
+
+
 def test_detach_of_all_goes_on_past_a_failure_and_exits_with_the_first(
     service: FakeService, capsys: Captured
 ) -> None:

@@ -259,6 +259,83 @@ async def test_what_was_clicked_is_what_is_attached(world: World, autojump_clock
     assert len({message.split(" (")[0] for _, message in denied}) == 1
 
 
+async def test_what_was_clicked_is_what_is_detached(world: World, autojump_clock: Clock) -> None:
+    async def detach(identity: str, **more: Any) -> dict[str, Any]:
+        of = {**named("work", "sys-usb:stick"), **more}
+        return await world.client.call("device.detach", **of, identity=identity)
+
+    await swap(world, **GOOD)
+    await world.client.attach("work", "sys-usb:stick")
+    for other in ("OTHER::", ""):
+        with fails("not_found", f"sys-usb:stick is 'GOOD::' by now, and not '{other}'"):
+            await detach(other)
+        with fails("not_found", "by now"):
+            await detach(other, force=True)
+    assert len(world.state.leases.of_vm("work")) == 1
+    assert world.audit("detach")[-1]["outcome"].startswith("not_found: sys-usb:stick is 'GOOD::'")
+    assert (await detach("GOOD::"))["results"][0]["detached"]
+    world.assert_nothing_left()
+    with fails("usage", "an identity is that of one device"):
+        await detach("GOOD::", backend=None, device=None)
+
+
+async def test_a_disk_that_was_formatted_meanwhile_is_what_was_clicked(
+    world: World, autojump_clock: Clock
+) -> None:
+    before, after, stick = "::OLD", "::NEW", named("work", "sys-usb:stick")
+    for clicked in (before, after):
+        await swap(world, identity=before, **FIRST)
+        await world.client.attach("work", "sys-usb:stick")
+        await swap(world, identity=after, **FIRST)
+        with fails("not_found", "and not '::OTHER'"):
+            await world.client.call("device.detach", **stick, identity="::OTHER")
+        answer = await world.client.call("device.detach", **stick, identity=clicked)
+        assert answer["results"][0]["detached"]
+
+
+async def test_what_is_only_assigned_is_taken_away_if_no_other_device_is_there(
+    world: World, autojump_clock: Clock
+) -> None:
+    stick = named("vault", "sys-usb:stick")
+    for there, expected in ((EVIL, "not_found"), (GOOD, None), (None, None)):
+        await swap(world, **GOOD)
+        await world.client.attach("vault", "sys-usb:stick", persistent=True)
+        if there is None:
+            await world.driver.agents["sys-usb"].unplug("stick")
+        else:
+            await swap(world, **there)
+        if expected is not None:
+            with fails(expected, "is 'EVIL::' by now, and not 'GOOD::'"):
+                await world.client.call("device.detach", **stick, **GOOD)
+            continue
+        answer = await world.client.call("device.detach", **stick, **GOOD)
+        assert answer["results"][0]["unassigned"]
+        assert world.state.store.assignments("vault") == []
+
+
+async def test_a_vm_that_guesses_what_another_vm_has_learns_nothing(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.vm("spy")
+    await world.restart()
+    world.policy.set("device.detach.block  *  @anyvm  @anyvm  allow\n" + POLICY)
+    await swap(world, **GOOD)
+    await world.client.attach("work", "sys-usb:stick")
+    refusals = []
+    for device in ("sys-usb:stick", "sys-usb:nothing"):
+        with pytest.raises(CallError) as refused:
+            await world.driver.agents["spy"].ask(
+                "device.detach", **named("work", device), identity="GUESS::"
+            )
+        refusals.append((refused.value.code, refused.value.message.replace(device, "DEVICE")))
+    assert refusals[0] == refusals[1]
+    with fails("not_found", "is 'GOOD::' by now"):  # the VM that has it may know what it has
+        await world.driver.agents["work"].ask(
+            "device.detach", **named("work", "sys-usb:stick"), identity="GUESS::"
+        )
+    assert len(world.state.leases.of_vm("work")) == 1
+
+
 async def test_a_device_that_is_swapped_while_dom0s_user_thinks_is_not_what_was_clicked(
     world: World, autojump_clock: Clock
 ) -> None:

@@ -247,7 +247,9 @@ class Api:
         if params.force and not call.caller.kind.may_force:
             whose = "root in dom0" if call.caller.kind is DESKTOP else "dom0's user"
             raise failure("usage", f"only {whose} can take a device away by force")
-        asking = Asking(call.caller, call.request, call.gone, params.force)
+        if params.identity is not None and params.device is None:
+            raise failure("usage", "an identity is that of one device, which has to be named")
+        asking = Asking(call.caller, call.request, call.gone, params.force, params.identity)
         if params.device is None:
             result = await self._detach.all(asking, params.device_class, params.vm)
         else:

@@ -261,7 +261,7 @@ class Assign:
             raise errors.not_known(key, device)
         lasting = device_class.lasting_identity(device.identity)
         if expected not in (None, device.identity) and expected != (lasting or None):
-            raise errors.another_device(key, expected or "", device)
+            raise errors.another_device(key, expected or "", device.identity)
         if params.match == "port":
             return Meant(key, "", (AssignmentSubject("assign", key, ""),))
         if not lasting:

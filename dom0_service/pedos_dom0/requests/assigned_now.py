@@ -120,7 +120,7 @@ def why_unmatched(state: State, assignment: Assignment) -> str:
     key = assignment.key
     device = state.registry.get(key)
     if device is not None:
-        return f"{key} is {identified(device)}, and not '{assignment.identity}'"
+        return f"{key} is {identified(device.identity)}, and not '{assignment.identity}'"
     is_silent = state.agents.get(key.backend) is None
     missing = state.registry.missing(key.backend, key.device_class)
     if key.device != ANY_PORT or is_silent:

@@ -28,6 +28,7 @@ from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.requests import unassign
 from pedos_dom0.requests.fitting import ENVELOPE_MAX, fitting, results_fitting
 from pedos_dom0.tables.assignment import ANY_PORT
+from pedos_dom0.tables.leases import broken_by
 from pedos_dom0.tables.store import HeldBack, StoreError
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Asking(unassign.Asking):
     """Who asks, and how."""
 
     force: bool  # also what the VM uses
+    # The one that the device had when it was chosen; None if any will do.
+    identity: str | None = None
 
 
 class Detach:
@@ -173,6 +176,7 @@ class Detach:
         if not (caller.kind.may_unassign and self._authorizer.needs_no_rule(key, vm)):
             await self._allow(asking, key, vm)
         lease = self._lease(key, vm)
+        self._check_same(asking, key, vm, lease)
         if lease is not None and self._teardown.is_in_the_making(lease):
             raise errors.taken(key, lease)
         assigned = self._assigned_to(key, lease, self._assigned(caller, vm))
@@ -192,6 +196,28 @@ class Detach:
         return DetachItem(
             backend=key.backend, device=key.device, detached=detached, unassigned=unassigned
         )
+
+    def _check_same(self, asking: Asking, key: DeviceKey, vm: str, lease: Lease | None) -> None:
+        """CallError if the VM has another device under that name than the one that was chosen, or,
+        where it has none, if another one is there now.
+
+        The lease has the identity of when it was attached. The device may have another one by now,
+        which a list shows: a disk that the VM has formatted. One that is not there is listed
+        without any.
+        """
+        if asking.identity is None:
+            return
+        device = self._state.registry.get(key)
+        now = [] if device is None else [device.identity]
+        if lease is not None:
+            is_it = device is not None and broken_by(lease, device) is None
+            now = now if is_it else [""] if device is None else []
+            now += [] if lease.identity is None else [lease.identity]
+        if not now or asking.identity in now:
+            return
+        if asking.caller.kind.sees_all or (lease is not None and asking.caller.name == vm):
+            raise errors.another_device(key, asking.identity, now[-1])
+        raise self._nothing_there(asking.caller, key, vm)
 
     async def _end(self, asking: Asking, lease: Lease) -> bool:
         """Ends an attachment, which does not come back by itself: that is noted first. CallError if

@@ -39,7 +39,7 @@ def device_to_lend(state: State, key: DeviceKey, identity: str | None = None) ->
     if (never := class_of(key.device_class).why_never(key.backend, device)) is not None:
         raise errors.never_given(key, never)
     if identity not in (None, device.identity):
-        raise errors.another_device(key, identity or "", device)
+        raise errors.another_device(key, identity or "", device.identity)
     return device
 
 

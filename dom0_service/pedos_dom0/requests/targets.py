@@ -65,7 +65,7 @@ class Targets:
                 await caller.turn()
             device = self._present(key)
             if device.identity != identity:
-                raise errors.another_device(key, identity, device)
+                raise errors.another_device(key, identity, device.identity)
             target = self._target(caller, key, device, domain)
             if not room.takes(target):
                 break
