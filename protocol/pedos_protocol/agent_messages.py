@@ -1,6 +1,7 @@
 """The messages between dom0 and a VM's agent: exports, imports, and the agent's devices.
 
-They are in `messages` too. An agent imports no others, which would take a fifth of its start.
+Those about calls of services are in `call_messages`; SCHEMA has the methods of both. They are in
+`messages` too. An agent imports no others, which would take a fifth of its start.
 
 The two sides may be of different versions, so only one of them may know a device class: here it is
 a name. The receiver of a message drops devices of a class that it does not know.
@@ -12,6 +13,7 @@ from typing import Annotated, Literal
 
 import attr
 
+from . import call_messages
 from .device_classes import CLASSES_MAX
 from .fields import (
     ATTACHMENTS_MAX,
@@ -303,6 +305,7 @@ SCHEMA = Schema(
         "agent.report": Spec(AgentReport, Empty),
         "attachment.ended": Spec(AttachmentEnded, None),
         "attachment.listening": Spec(AttachmentListening, None, since=2),
+        **call_messages.METHODS,
     }
 )
 parse_params = SCHEMA.parse_params

@@ -32,6 +32,8 @@ TAGS_MAX = 64  # of one VM; more than this is a program that tags without end
 DOMID_MAX = 0x7FEF  # xen/include/public/xen.h: DOMID_FIRST_RESERVED is 0x7FF0
 DATA_PORT_FIRST = 16  # dom0 assigns from here on; those below have a fixed meaning, as control's 1
 PORT_MAX = 2**31 - 1  # part of a path in xenstore on Xen; any sensible path is shorter
+ORDER_MIN, ORDER_MAX = 10, 20  # log2 of a ring's bytes: what libxenvchan's layout has room for
+STATUS_MAX = 255  # of a program that exited; signals have smaller numbers
 NATURAL_MAX = 2**63 - 1  # what SQLite and off_t hold
 RECORD_MAX = 16 * 1024  # characters of a line of the audit log, as the service bounds them
 RECORDS_MAX = 200  # lines of the audit log in an answer; a screen shows some fifty
@@ -74,6 +76,16 @@ def a_domid(untrusted: Any) -> int:
     return _integer(untrusted, 0, DOMID_MAX)
 
 
+def an_order(untrusted: Any) -> int:
+    """Log2 of the bytes of a channel's ring."""
+    return _integer(untrusted, ORDER_MIN, ORDER_MAX)
+
+
+def a_status(untrusted: Any) -> int:
+    """The exit status of a program, or the number of a signal."""
+    return _integer(untrusted, 0, STATUS_MAX)
+
+
 def a_number_of_records(untrusted: Any) -> int:
     """How many lines of the audit log are asked for."""
     return _integer(untrusted, 1, RECORDS_MAX)
@@ -91,6 +103,14 @@ def an_attachment_id(untrusted: Any) -> str:
     text = _text(untrusted)
     if not names.is_attachment_id(text):
         raise ValueError(f"{names.shown(text)} is not 16 hexadecimal digits")
+    return text
+
+
+def a_call_id(untrusted: Any) -> str:
+    """32 hexadecimal digits."""
+    text = _text(untrusted)
+    if not names.is_call_id(text):
+        raise ValueError(f"{names.shown(text)} is not 32 hexadecimal digits")
     return text
 
 
@@ -156,6 +176,11 @@ def a_line(untrusted: Any) -> str:
     return names.harmless_text(_text(untrusted))
 
 
+def an_end_text(untrusted: Any) -> str:
+    """As `a_line`, about the end of a call: longer, as it is a sentence."""
+    return names.harmless_text(_text(untrusted), names.END_TEXT_MAX)
+
+
 def a_text(untrusted: Any) -> str:
     """A line that dom0 wrote: of any script, but one line and bounded."""
     return names.printable_text(_text(untrusted), TEXT_MAX)
@@ -210,10 +235,13 @@ class AtMost:
 
 
 AttachmentId = Annotated[str, an_attachment_id]
+CallId = Annotated[str, a_call_id]
+CallTarget = Annotated[str, names.parse_call_target]
 ClassName = Annotated[str, a_class_name]
 DeviceId = Annotated[str, names.parse_device_id]
 DeviceName = Annotated[str, a_device_name]
 Domid = Annotated[int, a_domid]
+EndText = Annotated[str, an_end_text]
 ErrorCode = Annotated[str, an_error_code]
 DiskNumber = Annotated[str, a_number_of_a_disk]
 Handover = Annotated[str, a_handover]
@@ -223,11 +251,16 @@ Line = Annotated[str, a_line]
 NameInTarget = Annotated[str, names.parse_name_in_target]
 Natural = Annotated[int, a_natural]
 Options = Annotated[dict[str, str], some_options]
+Order = Annotated[int, an_order]
 Port = Annotated[int, a_port]
 Record = Annotated[str, a_record]
 RecordCount = Annotated[int, a_number_of_records]
 Seconds = Annotated[float, a_duration]
+ServiceArgument = Annotated[str, names.parse_service_argument]
+ServiceName = Annotated[str, names.parse_service_name]
+Status = Annotated[int, a_status]
 Text = Annotated[str, a_text]
+UserName = Annotated[str, names.parse_user_name]
 VmName = Annotated[str, names.parse_vm_name]
 WireMap = Annotated[dict[str, Any], a_map]
 Word = Annotated[str, a_word]

@@ -3,9 +3,10 @@
 This module has those between a client and dom0 about attaching and detaching; `listing_messages`
 those about lists of devices and their changes, `info_messages` those about one device,
 `assignment_messages` those about assignments, `audit_messages` those about the audit log,
-`class_messages` those about device classes, `mute_messages` those about muting, `sleep_messages`
-those about the machine's sleep, `vm_messages` those about VMs, `policy_messages` those about
-policy, `agent_messages` dom0's with an agent, and `machine_messages` those of local mode's machine.
+`call_list_messages` those about lists of calls, `class_messages` those about device classes,
+`mute_messages` those about muting, `sleep_messages` those about the machine's sleep, `vm_messages`
+those about VMs, `policy_messages` those about policy, `agent_messages` and `call_messages` dom0's
+with an agent, and `machine_messages` those of local mode's machine.
 
 Classes are immutable and compare by value. Making one checks nothing: a program may be trusted
 about its own state, and the reader checks anyway. Everything from a connection goes through
@@ -60,6 +61,24 @@ from .assignment_messages import (
     UnassignResult,
 )
 from .audit_messages import AuditRecent, AuditTold
+from .call_list_messages import CallEnd, CallInfo, CallList, CallsListed, CallState
+from .call_messages import (
+    CallRunning,
+    CallsRunning,
+    ChannelClose,
+    ChannelClosed,
+    ChannelListen,
+    EndKind,
+    RunningCall,
+    ServiceCall,
+    ServiceCalled,
+    ServiceEnded,
+    ServiceKill,
+    ServiceStart,
+    ServiceStarted,
+    ServiceStarting,
+    Side,
+)
 from .class_messages import ClassInfo, DeviceClasses, DeviceClassesListed, OptionInfo
 from .codec import ITEMS_MAX
 from .fields import (
@@ -152,6 +171,16 @@ __all__ = [
     "AttachmentListening",
     "AuditRecent",
     "AuditTold",
+    "CallEnd",
+    "CallInfo",
+    "CallList",
+    "CallRunning",
+    "CallState",
+    "CallsListed",
+    "CallsRunning",
+    "ChannelClose",
+    "ChannelClosed",
+    "ChannelListen",
     "ClassInfo",
     "Conflict",
     "Decided",
@@ -184,6 +213,7 @@ __all__ = [
     "DomainStart",
     "DomainStarted",
     "Empty",
+    "EndKind",
     "ErrorInfo",
     "ExplainResult",
     "ExportMute",
@@ -220,7 +250,16 @@ __all__ = [
     "Relative",
     "ReportPrefer",
     "ReportPreferred",
+    "RunningCall",
+    "ServiceCall",
+    "ServiceCalled",
+    "ServiceEnded",
+    "ServiceKill",
+    "ServiceStart",
+    "ServiceStarted",
+    "ServiceStarting",
     "ServiceStatus",
+    "Side",
     "SleepItem",
     "SleepResult",
     "Spec",
@@ -385,6 +424,8 @@ SCHEMA = Schema(
         "policy.system": Spec(PolicySystem, SystemVms),
         "prompter.register": Spec(PrompterRegister, Empty),
         "audit.recent": Spec(AuditRecent, AuditTold, since=2),
+        "call.list": Spec(CallList, CallsListed, since=2),
+        "call.end": Spec(CallEnd, Empty, since=2),
         # dom0 to a client that registered as a prompter
         "prompt.ask": Spec(PromptAsk, PromptAnswer),
         "prompt.call": Spec(PromptCall, PromptAnswer, since=2),

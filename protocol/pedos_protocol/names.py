@@ -22,6 +22,12 @@ IDENTITY_MAX = 256  # characters; VENDOR:PRODUCT:SERIAL:KINDS with kinds.KINDS_M
 INSTANCE_MAX = 40  # characters; an agent's own mark and a counter
 DESCRIPTION_MAX = 128  # characters; one line of a terminal or of a menu
 ATTACHMENT_ID_LENGTH = 16  # hexadecimal digits: 64 random bits, so an id never occurs twice
+SERVICE_NAME_MAX = 255  # characters; where services are files, no name is longer
+SERVICE_ARGUMENT_MAX = 384  # characters with the "+": no request of the policy has more
+USER_NAME_MAX = 32  # characters; useradd's bound
+CALL_TARGET_MAX = 64  # characters; `uuid:` and 36 more, or `@dispvm:` and a VM's name
+CALL_ID_LENGTH = 32  # hexadecimal digits: 128 random bits, which nobody guesses
+END_TEXT_MAX = 200  # characters about the end of a call: a sentence with a name or two
 SHOWN_MAX = 40  # characters of a refused text that an error message repeats
 
 _UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -31,6 +37,7 @@ _HEX = frozenset(_DIGITS + "abcdef")
 _LETTERS = _UPPER + _LOWER
 _VM_NAME_CHARACTERS = _LETTERS + _DIGITS + "_-"
 _DEVICE_ID_CHARACTERS = _LETTERS + _DIGITS + "._-"
+_SERVICE_CHARACTERS = _LETTERS + _DIGITS + "._-"
 _IDENTITY_CHARACTERS = _LETTERS + _DIGITS + ":._-"
 
 #: The characters of a description, beside the letters, digits and accents of all scripts. `< > & "
@@ -127,6 +134,42 @@ def is_attachment_id(text: str) -> bool:
     return len(text) == ATTACHMENT_ID_LENGTH and _made_of(text, _DIGITS + "abcdef")
 
 
+def is_service_name(text: str) -> bool:
+    """Is `text` a letter, digit or `_`, and up to 254 of these, `.` or `-`? So no service is named
+    as a folder, or as an option."""
+    is_bounded = 0 < len(text) <= SERVICE_NAME_MAX
+    return is_bounded and text[0] not in ".-" and _made_of(text, _SERVICE_CHARACTERS)
+
+
+def is_service_argument(text: str) -> bool:
+    """Is `text` a `+`, and then at most 383 letters, digits, `.`, `_`, `-` or `+`?"""
+    is_bounded = len(text) <= SERVICE_ARGUMENT_MAX
+    return is_bounded and text[:1] == "+" and _made_of(text, _SERVICE_CHARACTERS + "+")
+
+
+def is_user_name(text: str) -> bool:
+    """Is `text` a letter or `_`, and up to 31 letters, digits, `_`, `-` or `.`?"""
+    is_bounded = 0 < len(text) <= USER_NAME_MAX
+    return is_bounded and text[0] in _LETTERS + "_" and _made_of(text, _SERVICE_CHARACTERS)
+
+
+def is_call_target(text: str) -> bool:
+    """Is `text` what a call may name as its target: a VM, its UUID, a keyword, or nothing?"""
+    if len(text) > CALL_TARGET_MAX:
+        return False
+    kind, colon, rest = text.partition(":")
+    if colon:
+        if kind == "uuid":
+            return bool(rest) and _made_of(rest, _DIGITS + "abcdef-")
+        return kind == "@dispvm" and is_vm_name(rest)
+    return text in ("", "@default", "@adminvm", "@dispvm") or is_vm_name(text)
+
+
+def is_call_id(text: str) -> bool:
+    """Is `text` 32 hexadecimal digits, in lower case?"""
+    return len(text) == CALL_ID_LENGTH and _made_of(text, _DIGITS + "abcdef")
+
+
 def frontend_names() -> tuple[str, ...]:
     """The block device names for lent devices, in the order in which they are used."""
     return FRONTENDS
@@ -181,6 +224,50 @@ def parse_device_class(untrusted: object) -> str:
     if isinstance(untrusted, str) and class_named(untrusted) is not None:
         return untrusted
     _refuse(untrusted, "a device class", f"one of {', '.join(class_names())} is meant")
+
+
+def parse_service_name(untrusted: object) -> str:
+    """The name of a service without its argument; ValueError says what is wrong with it."""
+    if isinstance(untrusted, str) and is_service_name(untrusted):
+        return untrusted
+    _refuse(
+        untrusted,
+        "the name of a service",
+        f"a letter, digit or '_', then at most {SERVICE_NAME_MAX - 1} of these, '.' or '-'",
+    )
+
+
+def parse_service_argument(untrusted: object) -> str:
+    """The argument of a service with its `+`; ValueError says what is wrong with it."""
+    if isinstance(untrusted, str) and is_service_argument(untrusted):
+        return untrusted
+    _refuse(
+        untrusted,
+        "the argument of a service",
+        f"a '+', then at most {SERVICE_ARGUMENT_MAX - 1} letters, digits, '.', '_', '-' or '+'",
+    )
+
+
+def parse_user_name(untrusted: object) -> str:
+    """The name of a user of a VM; ValueError says what is wrong with it."""
+    if isinstance(untrusted, str) and is_user_name(untrusted):
+        return untrusted
+    _refuse(
+        untrusted,
+        "a user's name",
+        f"a letter or '_', then at most {USER_NAME_MAX - 1} letters, digits, '.', '_' or '-'",
+    )
+
+
+def parse_call_target(untrusted: object) -> str:
+    """The target that a call names; ValueError says what is wrong with it."""
+    if isinstance(untrusted, str) and is_call_target(untrusted):
+        return untrusted
+    _refuse(
+        untrusted,
+        "the target of a call",
+        "a VM's name, or one of @default @adminvm @dispvm @dispvm:VM uuid:UUID",
+    )
 
 
 def parse_name_in_target(untrusted: object) -> str:

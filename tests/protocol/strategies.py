@@ -104,6 +104,17 @@ _BY_PARSE: dict[Any, st.SearchStrategy[Any]] = {
     names.parse_name_in_target: _DEVICE_IDS,
     fields.a_domid: st.integers(0, fields.DOMID_MAX),
     fields.a_port: st.integers(1, fields.PORT_MAX),
+    fields.an_order: st.integers(fields.ORDER_MIN, fields.ORDER_MAX),
+    fields.a_status: st.integers(0, fields.STATUS_MAX),
+    fields.a_call_id: st.text(_HEX, min_size=32, max_size=32),
+    names.parse_service_name: words(LETTERS + DIGITS + "_", LETTERS + DIGITS + "._-", 254),
+    names.parse_service_argument: st.text(LETTERS + DIGITS + "._-+", max_size=383).map("+".__add__),
+    names.parse_user_name: words(LETTERS + "_", LETTERS + DIGITS + "._-", 31),
+    names.parse_call_target: st.sampled_from(["", "@default", "@adminvm", "@dispvm"])
+    | _VM_NAMES
+    | _VM_NAMES.map("@dispvm:".__add__)
+    | st.text(_HEX + "-", min_size=1, max_size=36).map("uuid:".__add__),
+    fields.an_end_text: st.text("abcXYZ 0123 .,()[]#%", max_size=names.END_TEXT_MAX),
     fields.a_number_of_records: st.integers(1, fields.RECORDS_MAX),
     fields.a_natural: st.integers(0, fields.NATURAL_MAX),
     fields.a_duration: st.floats(0, 1e9),

@@ -101,6 +101,8 @@ def test_attrs_is_imported_by_messages_alone() -> None:
         "agent_messages",
         "assignment_messages",
         "audit_messages",
+        "call_list_messages",
+        "call_messages",
         "class_messages",
         "fields",
         "frozen",
@@ -235,7 +237,7 @@ def test_importing_all_of_the_protocol_loads_neither_trio_nor_cffi() -> None:
 def test_an_agent_loads_no_messages_but_its_own() -> None:
     """A domain starts one at every boot, and each class costs as much as a small module."""
     loaded = {name for name in loaded_by("pedos_agent.__main__") if name.endswith("messages")}
-    assert loaded == {"pedos_protocol.agent_messages"}
+    assert loaded == {"pedos_protocol.agent_messages", "pedos_protocol.call_messages"}
 
 
 def test_importing_the_commands_client_does_not_load_what_is_slow() -> None:
