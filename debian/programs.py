@@ -43,6 +43,15 @@ EXIT_STATUS = """\
   6    busy
   130  interrupted (Ctrl-C)
   141  nothing reads the output any more"""
+#: The same of the command that ends as what it calls does.
+CALLED_STATUS = """\
+  that of the command, or service, and
+  2    the command line is malformed
+  125  something went wrong, which the message says
+  126  refused: by the policy, by dom0's user, or as too many calls run
+  127  the VM has no such service
+  128 and more: a signal ended the command"""
+CALLING = {"pedos_cli.qvm_run"}
 #: What the modules call the function that makes their parser.
 PARSER_MAKERS = ("build_parser", "make_parser", "_parser")
 
@@ -112,7 +121,7 @@ def manual_sections(parser: argparse.ArgumentParser, module: str) -> list[dict[s
                 heading, rest = "examples", each.epilog
             found.setdefault(heading, {})[rest] = None
     if module.startswith(("pedos_cli.", "pedos_widget.qvm_")):
-        found["exit status"] = {EXIT_STATUS: None}
+        found["exit status"] = {CALLED_STATUS if module in CALLING else EXIT_STATUS: None}
     return [{"heading": heading, "content": "\n\n".join(texts)} for heading, texts in found.items()]
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from pedos_protocol.reasons import says_more
 
+from pedos_cli import audit_calls
 from pedos_cli.answers import options_text
 from pedos_cli.output import show
 
@@ -100,8 +101,10 @@ def sentences(record: Record) -> list[str]:
     """Return what happened, in words: one or more sentences."""
     event = record.get("event")
     known = _SENTENCES.get(event) if isinstance(event, str) else None
+    if event in audit_calls.EVENTS:
+        known = _of_call
     said = known(record) if known is not None else [_plain(record)]
-    others = _others(record)
+    others = _others(record, audit_calls.TOLD if event in audit_calls.EVENTS else frozenset())
     return [*said, f"({others})"] if others and event != "summed_up" else said
 
 
@@ -165,10 +168,10 @@ def _reason(record: Record) -> str:
     return _text(reason)
 
 
-def _others(record: Record) -> str:
+def _others(record: Record, told: frozenset[str] = frozenset()) -> str:
     """Return the fields that nothing else shows, without the empty ones (None, no, none of
     them)."""
-    hidden = _SHOWN | ({"what"} if record.get("event") == "service" else set())
+    hidden = _SHOWN | told | ({"what"} if record.get("event") == "service" else set())
     return ", ".join(
         f"{show(name, 64)}={_value(value)}"
         for name, value in record.items()
@@ -270,6 +273,10 @@ def _left_over(record: Record) -> list[str]:
         f"The attachment{_of(record)} should end ({_text(record.get('reason'))}), but {lacks}; it "
         "is tried again every minute."
     ]
+
+
+def _of_call(record: Record) -> list[str]:
+    return audit_calls.sentences(record, _subject(record), _took(record))
 
 
 def _summed_up(record: Record) -> list[str]:

@@ -28,6 +28,7 @@ from pedos_cli.answers import DONE, take, take_maps
 from pedos_cli.arguments import WILDCARD
 from pedos_cli.classes import OF_HEARD, classes_there_are
 from pedos_cli.devices import assignment_name, device_name, list_assignments, list_devices
+from pedos_cli.pages import answered
 from pedos_cli.policy_files import ANY, NAME_CHARACTERS, NEW
 from pedos_cli.policy_files import names as policy_names
 
@@ -265,6 +266,13 @@ def _replaced(_: Position) -> list[str]:
     return [NEW, ANY]
 
 
+def _calls(_: Position) -> list[str]:
+    from pedos_cli.calls import ID_SHOWN, call_id, call_pages  # noqa: PLC0415  (few complete them)
+
+    found, _answer = answered(_ask, call_pages())
+    return sorted(call_id(each)[:ID_SHOWN] for each in found if call_id(each).isalnum())
+
+
 def _users(device: Mapping[str, object]) -> set[str]:
     uses = [*take_maps(device, "attachments"), *take_maps(device, "assignments")]
     return {take(each, "vm", str) for each in uses}
@@ -280,6 +288,7 @@ SOURCES: dict[object, Callable[[Position], list[str]]] = {
     "SOURCE": _sources,
     "TARGET": _sources,
     "NAME": _policy_files,
+    "CALL": _calls,
     "REPLACES": _replaced,
 }
 """Where the values of an argument come from, by the argument's name in the help."""

@@ -6,17 +6,13 @@ from pedos_protocol.names import natural_key
 
 from pedos_cli.answers import take, take_maps
 from pedos_cli.arguments import WILDCARD
+from pedos_cli.pages import answered, pages_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    Call = Callable[[str, dict[str, object]], dict[str, object]]
-    Pages = Generator[
-        tuple[str, dict[str, object]],
-        dict[str, object],
-        tuple[list[dict[str, object]], dict[str, object]],
-    ]
+    from pedos_cli.pages import Call, Pages
 
 
 TIMEOUT_S = 10.0
@@ -30,7 +26,7 @@ def list_devices(
 
     Missing are devices that a VM has and does not report.
     """
-    devices, answer = _answered(call, device_pages(device_class, vms, exclude))
+    devices, answer = answered(call, device_pages(device_class, vms, exclude))
     missing = take_maps(answer, "missing") if "missing" in answer else []
     return devices, missing, answer
 
@@ -40,15 +36,15 @@ def list_assignments(
 ) -> tuple[list[dict[str, object]], dict[str, object]]:
     """Return the assignments in natural order of source, device, identity and VM, and the last
     answer."""
-    return _answered(call, assignment_pages(device_class, vms, exclude))
+    return answered(call, assignment_pages(device_class, vms, exclude))
 
 
 def device_pages(
     device_class: str, vms: Sequence[str] | None = None, exclude: Sequence[str] = ()
 ) -> Pages:
-    """Ask for the devices as `_pages` does; they are in natural order."""
+    """Ask for the devices as `pages_of` does; they are in natural order."""
     wanted = {"device_class": device_class, "vms": vms, "exclude": list(exclude)}
-    devices, answer = yield from _pages("device.list", wanted, "devices", device_name)
+    devices, answer = yield from pages_of("device.list", wanted, "devices", device_name)
     devices.sort(key=lambda each: natural_key(device_name(each)))
     return devices, answer
 
@@ -56,47 +52,14 @@ def device_pages(
 def assignment_pages(
     device_class: str, vms: Sequence[str] | None = None, exclude: Sequence[str] = ()
 ) -> Pages:
-    """Ask for the assignments as `_pages` does; they are in natural order of source, device,
+    """Ask for the assignments as `pages_of` does; they are in natural order of source, device,
     identity and VM."""
     wanted = {"device_class": device_class, "vms": vms, "exclude": list(exclude)}
-    assignments, answer = yield from _pages(
+    assignments, answer = yield from pages_of(
         "device.assignments", wanted, "assignments", _whole_name
     )
     assignments.sort(key=_assignment_key)
     return assignments, answer
-
-
-def _answered(call: Call, pages: Pages) -> tuple[list[dict[str, object]], dict[str, object]]:
-    """Call for each page until there is no more."""
-    try:
-        asked = next(pages)
-        while True:
-            asked = pages.send(call(*asked))
-    except StopIteration as whole:
-        found: tuple[list[dict[str, object]], dict[str, object]] = whole.value
-        return found
-
-
-def _pages(
-    method: str,
-    wanted: Mapping[str, object],
-    what: str,
-    name_of: Callable[[Mapping[str, object]], object],
-) -> Pages:
-    """Yield each request, receive its answer, and return everything that is wanted and the last
-    answer: whoever drives this can wait for answers as it likes.
-
-    An answer holds some hundred, and says whether more follow its last one, which is named then.
-    """
-    found: list[dict[str, object]] = []
-    after = None
-    while True:
-        answer = yield method, {**wanted, "after": after}
-        page = take_maps(answer, what)
-        found += page
-        if answer.get("more") is not True or not page:
-            return found, answer
-        after = name_of(page[-1])
 
 
 def _whole_name(assignment: Mapping[str, object]) -> dict[str, object]:

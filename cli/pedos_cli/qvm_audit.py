@@ -100,7 +100,7 @@ def build_parser() -> Parser:
         epilog=examples((f"{PROG} show 3f9c01ab77de", "the request with this id")),
         level=2,
     )
-    one.add_argument("id", metavar="ID", help="the request id in a denial")
+    one.add_argument("id", metavar="ID", help="the request id in a denial, or the id of a call")
     _add_common(one)
     one.set_defaults(verb=show_request)
     return parser
@@ -207,14 +207,24 @@ def show_last(session: Session) -> int:
 def show_request(session: Session) -> int:
     """Print everything with one request's id, in order, in words."""
     from pedos_cli import audit_log, audit_text  # noqa: PLC0415  (as above)
+    from pedos_cli.audit_calls import request_of  # noqa: PLC0415
+    from pedos_cli.audit_text import has_id  # noqa: PLC0415
 
     request = session.args.id
     if not (0 < len(request) <= 64 and request.isascii() and request.isalnum()):
         raise UsageError(f"'{show(request, 64)}' is not a request's id: letters and digits")
     unread = audit_log.Unread()
     path = _path(session.args)
-    everything = _guarded(path, audit_log.records(path, containing=request, unread=unread))
-    found = [record for record in everything if audit_text.has_id(record, request)]
+
+    def containing(text: str, unread: Unread) -> Iterator[Record]:
+        return _guarded(path, audit_log.records(path, containing=text, unread=unread))
+
+    found = [record for record in containing(request, unread) if has_id(record, request)]
+    if not found:  # it may be that of a call
+        named = (request_of(record, request) for record in containing(request, audit_log.Unread()))
+        request = next(filter(None, named), request)
+        again = containing(request, audit_log.Unread())
+        found = [record for record in again if has_id(record, request)]
     _tell_unread(session, unread)
     if not found:
         raise CallError(
