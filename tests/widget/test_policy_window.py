@@ -14,6 +14,8 @@ import trio
 import trio.testing
 from pedos_protocol.errors import CallError, ProtocolError
 from pedos_protocol.messages import (
+    CallInfo,
+    CallsListed,
     ExplainResult,
     PolicyErrorInfo,
     PolicyStatus,
@@ -48,6 +50,14 @@ BROKEN = PolicyStatus(
             "a b \x1b c",
         ),
     ),
+)  # fmt: skip
+CALLS = tuple(
+    CallInfo(
+        call=f"{number:032x}", number=number, request="3f9c01ab77de", source="work", by="",
+        target="vault", requested="vault", service=service, argument="+", user=None,
+        state="running", seconds=75.0, stdin=999, stdout=2000, stderr=48,
+    )
+    for number, service in enumerate(("app.Open", "app.Sign"))
 )  # fmt: skip
 DECISION = {
     "time": "2026-01-02T03:04:05.678Z", "event": "decision", "request": "3f9c01ab77de",
@@ -197,6 +207,8 @@ def service() -> Service:
         "device.explain": to_wire(ALLOWED),
         "service.status": told(GOOD),
         "audit.recent": {"lines": [json.dumps(DECISION)], "more": False},
+        "call.list": to_wire(CallsListed(CALLS)),
+        "call.end": {},
     }
     return made
 
@@ -288,6 +300,59 @@ async def test_the_last_lines_of_the_audit_log_are_shown_and_said_in_sentences(
     assert shown.audit_note.text() == "it is of another version"
 
 
+async def test_calls_that_run_are_shown_and_the_chosen_one_is_ended(desk: Desk) -> None:
+    box = desk.window.calls
+    assert [box.table.item(0, column).text() for column in range(box.table.columnCount())] == [
+        "app.Open", "work", "vault", "runs", "1m 15s", "999", "2.0K",
+    ]  # fmt: skip
+    assert not box.end_button.isEnabled()
+    box.table.selectRow(1)
+    assert box.end_button.isEnabled()
+    # The other one has ended: what is chosen stays chosen, wherever it stands now.
+    desk.service.answers["call.list"] = to_wire(CallsListed(CALLS[1:]))
+    desk.service.change()
+    await desk.settle()
+    assert box.chosen is not None and box.chosen.id == CALLS[1].call
+    desk.service.answers["call.list"] = to_wire(CallsListed(()))
+    box.end_button.click()
+    await desk.settle()
+    assert desk.service.asked("call.end") == [{"call": CALLS[1].call}]
+    assert desk.window.status.text() == "Ended: work called vault: app.Sign"
+    assert (box.table.rowCount(), box.note.text()) == (0, "No call runs.")
+    assert not box.end_button.isEnabled()
+
+
+async def test_a_call_that_cannot_be_ended_is_said_to_be_one(desk: Desk) -> None:
+    desk.service.refuse["call.end"] = CallError("not_found", "no such call runs")
+    desk.window.calls.table.selectRow(0)
+    desk.window.calls.end_button.click()
+    await desk.settle()
+    assert desk.window.status.text() == "work called vault: app.Open: no such call runs"
+
+
+async def test_a_service_that_knows_of_no_calls_shows_none(desk: Desk) -> None:
+    desk.service.refuse["call.list"] = CallError("unknown_method", "it is of an older version")
+    desk.service.change()
+    await desk.settle()
+    assert not desk.window.calls.isVisible()
+    assert desk.window.audit.rowCount() == 1
+
+
+async def test_calls_are_looked_at_again_while_the_window_is_in_front(
+    desk: Desk, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_active = True
+    monkeypatch.setattr(desk.window, "isActiveWindow", lambda: is_active)
+    desk.window.changeEvent(QtCore.QEvent(QtCore.QEvent.Type.ActivationChange))
+    await desk.settle()
+    before = len(desk.service.asked("call.list"))
+    await trio.sleep(window.CALLS_S * 3.5)
+    assert len(desk.service.asked("call.list")) == before + 3
+    is_active = False
+    await trio.sleep(window.CALLS_S * 5)
+    assert len(desk.service.asked("call.list")) <= before + 4
+
+
 async def test_a_service_that_goes_away_leaves_what_was_said_and_says_so(desk: Desk) -> None:
     desk.service.view.connected, desk.service.view.status = False, "not connected"
     desk.service.change()
@@ -329,7 +394,7 @@ async def test_texts_are_plain_and_parts_have_names(desk: Desk) -> None:
     assert "<b>Audio</b> &amp" in desk.window.device.itemText(1)
     kinds = (QtWidgets.QComboBox, QtWidgets.QTableWidget, QtWidgets.QPlainTextEdit)
     parts = [each for kind in kinds for each in desk.window.findChildren(kind)]
-    assert len(parts) == 8 and [each for each in parts if not each.accessibleName()] == []
+    assert len(parts) == 9 and [each for each in parts if not each.accessibleName()] == []
 
 
 async def test_a_closed_window_asks_nothing_more(desk: Desk, qtbot: QtBot) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pedos_cli.client import Unreachable
-    from pedos_cli.devices import Pages
+    from pedos_cli.pages import Pages
     from pedos_protocol.errors import CallError, ProtocolError
 
 

@@ -1,4 +1,5 @@
-"""The policy window: it asks the service and shows what it says. It changes nothing."""
+"""The policy window: it asks the service and shows what it says. All that it can change is to end
+a call."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from pedos_widget.calls import everything, refusal, vm_names
 from pedos_widget.i18n import _
 from pedos_widget.plain import after_closing, choice, fill, label, lines_view, set_lines, table
 from pedos_widget.policy_window import editing, model
+from pedos_widget.policy_window.calls_box import CallsBox
 from pedos_widget.qt import QtCore, QtGui, QtWidgets, Signal
 from pedos_widget.tasks import Tasks
 
@@ -25,14 +27,18 @@ if TYPE_CHECKING:
 PAUSE_S = 0.25
 """Seconds between two looks at what the service has: devices change in bursts."""
 
-SIZE = (820, 800)
+CALLS_S = 2.0
+"""Seconds between two looks at the calls that run, of which nothing tells; only while a person has
+the window in front."""
+
+SIZE = (820, 960)
 VERB = "attach"
 """What people ask about most."""
 
 
 class PolicyWindow(QtWidgets.QWidget):
-    """Which rule decides, what is wrong with the policy, and what was decided last. `closed` comes
-    once nothing in it is needed any more."""
+    """Which rule decides, what is wrong with the policy, which calls run, and what was decided
+    last. `closed` comes once nothing in it is needed any more."""
 
     closed = Signal()
 
@@ -42,6 +48,7 @@ class PolicyWindow(QtWidgets.QWidget):
         self._tasks = Tasks(start_soon, self.say, self._end)
         self._is_loading = self._is_stale = self._is_closed = False
         self._asking: trio.CancelScope | None = None
+        self._following: trio.CancelScope | None = None
         self._audit: Audit | None = None
         self.setWindowTitle(_("Device policy"))
         self._make_parts()
@@ -62,6 +69,8 @@ class PolicyWindow(QtWidgets.QWidget):
         layout = QtWidgets.QVBoxLayout(self)
         layout.addWidget(self._decision_box(), 2)
         layout.addWidget(self._policy_box(), 2)
+        self.calls = CallsBox(self._controller, self._tasks, self.say)
+        layout.addWidget(self.calls, 2)
         layout.addWidget(self._audit_box(), 3)
         layout.addLayout(buttons)
         self.refresh_button.clicked.connect(lambda: self.reload())
@@ -180,7 +189,14 @@ class PolicyWindow(QtWidgets.QWidget):
         if troubles:
             self.say("\n".join(troubles))
         self._asked()
+        await self.calls.look()
         await self._look_at_audit()
+
+    async def _follow_calls(self) -> None:
+        while self.isActiveWindow():
+            await trio.sleep(CALLS_S)
+            if self._controller.view.connected and not self._is_loading:
+                await self.calls.look()
 
     async def _look_at_audit(self) -> None:
         device: Choice | None = self.device.currentData()
@@ -276,6 +292,9 @@ class PolicyWindow(QtWidgets.QWidget):
         super().changeEvent(event)
         if event.type() == QtCore.QEvent.Type.ActivationChange and self.isActiveWindow():
             self.reload()
+            if self._following is not None:
+                self._following.cancel()
+            self._following = self._tasks.start(self._follow_calls)
 
     def closeEvent(self, event: QtGui.QCloseEvent) -> None:  # noqa: N802 - Qt's name
         """Nothing here is to be saved."""
