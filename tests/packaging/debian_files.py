@@ -13,7 +13,9 @@ PROJECT = Path(__file__).resolve().parents[2]
 DEBIAN = PROJECT / "debian"
 #: Those with Python in them, and all.
 PYTHON_PACKAGES = ("pedos-common", "pedos-agent", "pedos-dom0", "pedos-widget")
-BINARY_PACKAGES = ("pedos-common", "pedos-agent", "pedos-dom0", "pedos-sound", "pedos-widget")
+BINARY_PACKAGES = (
+    "pedos-common", "pedos-agent", "pedos-qrexec", "pedos-dom0", "pedos-sound", "pedos-widget",
+)  # fmt: skip
 UNITS = {
     "pedos-agent": DEBIAN / "pedos-agent.service",
     "pedos-dom0": DEBIAN / "pedos-dom0.service",
