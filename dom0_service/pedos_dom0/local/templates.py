@@ -21,6 +21,7 @@ CONFIG = """\
 # VMs start in this order. A VM has
 #   vms/NAME/devices/block/   a file put here is a disk plugged into this VM
 #   vms/NAME/dev/             a disk that is attached to this VM appears here, as xvdi, xvdj, ...
+#   vms/NAME/services.d/      a program put here is a service, which other VMs can call
 #   log/NAME.log              its agent's log
 
 # The VM that has the USB controllers: sticks and disks are plugged in here.
@@ -95,6 +96,11 @@ device.list.*          *            @anyvm     @anyvm   allow
 # work may fetch the disks of sys-usb for itself and give them back.
 device.attach.block    +sys-usb:*   work       work     allow
 device.detach.block    +sys-usb:*   work       work     allow
+
+# dom0 may call every service of every VM (qvm-run), and VMs none of each other's. To let work call
+# a program vms/vault/services.d/test.Echo with `qvm-call vault test.Echo`, remove the #:
+#test.Echo             *            work       vault    allow
+*                      *            @adminvm   @anyvm   allow
 """
 
 
