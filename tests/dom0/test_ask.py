@@ -167,37 +167,96 @@ async def test_an_answer_that_comes_too_late_changes_nothing(
 # Prompters that come and go
 
 
-async def test_the_prompter_that_registered_last_is_asked(
+async def test_all_prompters_show_it_and_the_first_answer_counts(
     world: World, autojump_clock: Clock
 ) -> None:
     async with (
-        world.client.prompter(yes("work")) as first,
-        world.client.prompter(yes("work")) as second,
+        world.client.prompter() as silent,
+        world.client.prompter(yes("work")) as quick,
+        world.client.prompter() as also_silent,
     ):
+        began = trio.current_time()
         await world.client.attach("work", "sys-usb:keys")
-        assert (len(first.asked), len(second.asked)) == (0, 1)
-        await world.client.detach("work", "sys-usb:keys")
-        await first.register()
-        await world.client.attach("work", "sys-usb:keys")
-    assert (len(first.asked), len(second.asked)) == (1, 1)
+        assert trio.current_time() == began, "nobody waits for the silent ones"
+        await trio.testing.wait_all_tasks_blocked()
+        (question,) = quick.asked
+        for prompter in (silent, also_silent):
+            assert prompter.asked == [question]
+            (cancelled,) = prompter.cancelled
+            assert cancelled == {"request": question["request"], "reason": questions.ANSWERED}
+        assert quick.cancelled == []
+    assert len(world.audit("asked")) == len(world.audit("answered")) == 1
 
 
-async def test_when_it_goes_away_the_one_before_is_asked_with_the_time_that_is_left(
+async def test_of_two_answers_the_later_one_changes_nothing(
     world: World, autojump_clock: Clock
 ) -> None:
-    async with world.client.prompter(yes("work")) as first:
+    async def later(_params: Params) -> Params:
+        await trio.sleep(1)
+        return yes("vault")
 
-        async def die_after_ten_seconds(_params: Params) -> Params:
-            await trio.sleep(10)
-            second.peer.close()
-            return yes("vault")
+    async with world.client.prompter(later), world.client.prompter(NO):
+        with denied(world, questions.SAID_NO):
+            await world.client.attach("work", "sys-usb:keys")
+        await trio.sleep(2)
+        world.assert_nothing_left()
+        assert world.api.prompters.prompts.standing() == 0
 
-        async with world.client.prompter(die_after_ten_seconds) as second:
-            answer = await world.client.attach("work", "sys-usb:keys")
+
+async def test_one_that_comes_while_it_is_open_shows_it_with_the_time_that_is_left(
+    world: World, autojump_clock: Clock
+) -> None:
+    async with world.client.prompter() as silent, trio.open_nursery() as nursery:
+        nursery.start_soon(world.client.attach, "work", "sys-usb:keys")
+        await silent.was_asked.wait()
+        await trio.sleep(10)
+        async with world.client.prompter(yes("work")) as late:
+            await late.was_asked.wait()
+            assert late.asked[0]["timeout_s"] == 50
+            await silent.register()  # once more, which makes it no other one
+            await trio.testing.wait_all_tasks_blocked()
+        assert len(silent.asked) == 1
+    assert [lease.vm for lease in world.state.leases] == ["work"]
+
+
+async def test_one_that_goes_away_leaves_it_to_the_others(
+    world: World, autojump_clock: Clock
+) -> None:
+    async def die_after_ten_seconds(_params: Params) -> Params:
+        await trio.sleep(10)
+        dying.peer.close()
+        return yes("vault")
+
+    async def twenty_seconds_later(_params: Params) -> Params:
+        await trio.sleep(20)
+        return yes("work")
+
+    async with (
+        world.client.prompter(twenty_seconds_later),
+        world.client.prompter(die_after_ten_seconds) as dying,
+    ):
+        answer = await world.client.attach("work", "sys-usb:keys")
     assert answer["vm"] == "work"
-    assert first.asked[0]["timeout_s"] == 50
-    assert len(world.audit("asked")) == 2
-    assert len(world.audit("answered")) == 1
+    assert len(world.audit("asked")) == len(world.audit("answered")) == 1
+
+
+@pytest.mark.parametrize("code", ["failed", "timeout", "denied"])
+async def test_one_that_cannot_ask_leaves_it_to_the_others(
+    world: World, autojump_clock: Clock, code: str
+) -> None:
+    async def cannot(_params: Params) -> Params:
+        raise CallError(code, "the screen is locked")
+
+    async def later(_params: Params) -> Params:
+        await trio.sleep(20)
+        return yes("work")
+
+    async with world.client.prompter(later) as other, world.client.prompter(cannot):
+        assert (await world.client.attach("work", "sys-usb:keys"))["vm"] == "work"
+        await world.client.detach("work", "sys-usb:keys")
+        other.answer = cannot
+        with denied(world, "the prompter could not ask: the screen is locked"):
+            await world.client.attach("work", "sys-usb:keys")
 
 
 async def test_when_the_last_one_goes_away_it_is_a_no(world: World, autojump_clock: Clock) -> None:

@@ -25,7 +25,7 @@ from pedos_dom0.access.questions import (
     judge,
     time_given,
 )
-from pedos_dom0.access.subjects import DeviceSubject
+from pedos_dom0.access.subjects import DeviceSubject, ServiceSubject
 from pedos_dom0.tables.registry import DeviceKey
 from pedos_protocol.messages import parse_params
 
@@ -40,18 +40,17 @@ QUESTION = Question(
 )
 
 
-def test_the_one_that_registered_last_is_asked_and_then_the_one_before() -> None:
+def test_all_that_can_be_asked_are_asked() -> None:
     prompts: Prompts[str] = Prompts()
-    assert prompts.last() is None
+    assert prompts.able() == []
     for name in ("first", "second", "third"):
-        assert prompts.register(name)
-    assert prompts.last() == "third"
-    assert prompts.last(["third"]) == "second"
+        assert prompts.register(name, calls=name == "second")
+    assert prompts.able() == ["first", "second", "third"]
+    assert prompts.able(ServiceSubject.question) == ["second"]
     prompts.unregister("third")
     prompts.unregister("third")
-    assert prompts.last() == "second"
-    assert prompts.register("first")
-    assert prompts.last() == "first"
+    assert prompts.register("first", calls=True)
+    assert sorted(prompts.able(ServiceSubject.question)) == ["first", "second"]
     assert len(prompts) == 2
 
 
@@ -70,15 +69,29 @@ def test_the_questions_of_one_vm_and_of_all_are_bounded() -> None:
         prompts.open("work")
     with pytest.raises(NotNow, match=f"work has {OPEN_PER_ASKER} questions"):
         prompts.open("work")
-    for number in range(OPEN_MAX - OPEN_PER_ASKER):
+    for number in range(OPEN_MAX["vm"] - OPEN_PER_ASKER):
         prompts.open(f"vm{number}")
-    with pytest.raises(NotNow, match=f"{OPEN_MAX} questions"):
+    with pytest.raises(NotNow, match=f"{OPEN_MAX['vm']} questions"):
         prompts.open("vault")
     prompts.close("work")
     prompts.open("vault")
     assert prompts.standing("work") == OPEN_PER_ASKER - 1
-    assert prompts.standing() == OPEN_MAX
+    assert prompts.standing() == OPEN_MAX["vm"]
     assert prompts.standing("nobody") == 0
+
+
+def test_neither_vms_nor_the_desktop_keep_roots_questions_from_being_asked() -> None:
+    prompts: Prompts[int] = Prompts()
+    for kind, most in OPEN_MAX.items():
+        for number in range(most):
+            prompts.open(f"{kind} {number}", kind)
+        with pytest.raises(NotNow, match=f"{most} questions are open"):
+            prompts.open("one more", kind)
+    for kind in ("local", "auto"):
+        for _ in range(OPEN_PER_ASKER):
+            prompts.open("dom0", kind)
+        with pytest.raises(NotNow, match="dom0 has"):
+            prompts.open("dom0", kind)
 
 
 @pytest.mark.parametrize("vm", QUESTION.candidates)

@@ -1,7 +1,9 @@
 """Puts questions to dom0's user through the connected prompters, and waits for an answer.
 
-A question ends in one way only: a valid answer, the deadline, no prompter (any more), or the end of
-the command that asked. In each case the prompter is told when its answer does not matter any more,
+All prompters show a question at once, also one that connects while it is open, and the first answer
+counts: a prompter that is silent, or that nobody looks at, keeps it from nobody. A question ends in
+one way only: an answer, the deadline, no prompter (any more) that takes it, or the end of the
+command that asked. In each case the prompters are told when their answer does not matter any more,
 and the audit log has both the question and its end. A VM's question that was not granted is not
 asked again at once.
 """
@@ -39,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 # Characters of a prompter's message about its failure.
 _SAID_MAX = 200
+# Seconds before a deadline that count as after it: two timers of one moment.
+_AT_ONCE = 0.05
 
 
 class Prompter(Protocol):
@@ -64,6 +68,7 @@ class Prompters:
         self._throttle = throttle
         self._prompts: Prompts[Prompter] = Prompts()
         self._cool_downs = CoolDowns()
+        self._standing: set[_Standing] = set()
 
     @property
     def prompts(self) -> Prompts[Prompter]:
@@ -83,6 +88,8 @@ class Prompters:
         if not known:
             logger.info("a prompter of %s has registered: questions go to it", caller.audited)
             background.start_soon(self._until_gone, prompter)
+        for standing in self._standing:
+            standing.wake()
 
     async def _until_gone(self, prompter: Prompter) -> None:
         try:
@@ -106,7 +113,7 @@ class Prompters:
             is_denied = outcome.target is None
             self._throttle.write(
                 "answered",
-                of=question.source,
+                of=question.audited,
                 throttled=is_denied and kind.throttled,
                 say=_said(question, outcome) if is_denied and not kind.sees_rules else None,
                 request=question.request,
@@ -131,11 +138,11 @@ class Prompters:
         if kind.cools_down:
             self._cool_downs.hold(source, thing, trio.current_time())
         try:
-            self._prompts.open(question.audited)
+            self._prompts.open(question.audited, kind.name)
             try:
                 outcome = await self._ask_while_wanted(question, asker_gone, kind)
             finally:
-                self._prompts.close(question.audited)
+                self._prompts.close(question.audited, kind.name)
         finally:
             if kind.cools_down:
                 self._cool_downs.release(source, thing, outcome, trio.current_time())
@@ -144,79 +151,139 @@ class Prompters:
     async def _ask_while_wanted(
         self, question: Question, asker_gone: trio.Event, kind: CallerKind
     ) -> Outcome:
-        outcome = Outcome(None, questions.ASKER_GONE)
-        async with trio.open_nursery() as nursery:
-
-            async def until_gone() -> None:
-                await asker_gone.wait()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(until_gone)
-            outcome = await self._ask_each(question, kind)
-            nursery.cancel_scope.cancel()
-        return outcome
-
-    async def _ask_each(self, question: Question, kind: CallerKind) -> Outcome:
-        """Asks the last prompter; if it goes away, the one before, with the time that is left."""
-        deadline = trio.current_time() + questions.ASK_TIMEOUT
-        tried: list[Prompter] = []
-        while (prompter := self._prompts.last(tried, question.method)) is not None:
-            left = deadline - trio.current_time()
-            if left <= 0:
-                return Outcome(None, questions.LATE)
-            tried.append(prompter)
-            self._throttle.write(
-                "asked",
-                of=question.source,
-                throttled=kind.throttled,
-                request=question.request,
-                caller=question.audited,
-                **question.names,
-                **question.shown,
-                read_only=question.read_only,
-                candidates=list(question.candidates),
-                default=question.default,
-                timeout_s=time_given(left),
-            )
-            outcome = await self._ask_one(prompter, question, left)
-            if outcome is not None:
-                return outcome
-        if any(prompter not in tried for prompter in self._prompts):
-            return Outcome(
-                None, f"no prompter that is running takes questions about {question.subject}"
-            )
-        if tried:
-            return Outcome(None, questions.PROMPTER_GONE)
-        return Outcome(None, questions.NO_PROMPTER)
-
-    async def _ask_one(self, prompter: Prompter, question: Question, left: float) -> Outcome | None:
-        """The outcome, or None if this prompter has gone."""
-        lapsed: str | None = questions.ASKER_GONE  # if this is cancelled
-        who = self._prompts.who(prompter)
+        standing = _Standing(question, trio.current_time() + questions.ASK_TIMEOUT)
+        self._standing.add(standing)
         try:
-            params = SCHEMA.params_in(prompter.version, question.method, question.params(left))
-            untrusted_answer = await prompter.call(question.method, params, timeout=left)
-            lapsed = None
-            return attrs.evolve(judge(question, untrusted_answer), by=who)
-        except CallError as error:
-            lapsed = None
-            if error.code == "unavailable":
-                return None
-            if error.code == "timeout":
-                lapsed = questions.LATE
-                return Outcome(None, questions.LATE)
-            said = printable_text(error.message, _SAID_MAX)
-            return Outcome(None, f"the prompter could not ask: {said}")
-        except LocalProtocolError as error:
-            lapsed = None
-            logger.error("a question could not be sent: %s", error)
-            return Outcome(None, "the question could not be put to the prompter")
+            async with trio.open_nursery() as nursery:
+
+                async def until_gone() -> None:
+                    await asker_gone.wait()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(until_gone)
+                await self._ask_all(standing, nursery, kind)
+                nursery.cancel_scope.cancel()
         finally:
-            if lapsed is not None and prompter.is_open:
+            self._standing.discard(standing)
+        return standing.outcome or Outcome(None, questions.ASKER_GONE)
+
+    async def _ask_all(self, standing: _Standing, nursery: trio.Nursery, kind: CallerKind) -> None:
+        """Shows it to all prompters, also to those that come while it is open, until one of them
+        has the outcome. Each has a task in `nursery`, which withdraws it there when that is
+        cancelled."""
+        question = standing.question
+        while standing.outcome is None:
+            for prompter in self._prompts.able(question.method):
+                if prompter not in standing.shown:
+                    if not standing.shown:
+                        self._write_asked(standing, kind)
+                    standing.shown.add(prompter)
+                    nursery.start_soon(self._ask_one, standing, prompter)
+            if len(standing.dropped) == len(standing.shown):
+                standing.outcome = Outcome(None, self._why_nobody(standing))
+                return
+            await standing.wait()
+
+    def _why_nobody(self, standing: _Standing) -> str:
+        """Why no prompter has the question."""
+        if why := [why for why in standing.dropped.values() if why is not None]:
+            return why[-1]
+        if standing.dropped:
+            return questions.PROMPTER_GONE
+        if len(self._prompts):
+            about = standing.question.subject
+            return f"no prompter that is running takes questions about {about}"
+        return questions.NO_PROMPTER
+
+    def _write_asked(self, standing: _Standing, kind: CallerKind) -> None:
+        question = standing.question
+        self._throttle.write(
+            "asked",
+            of=question.audited,
+            throttled=kind.throttled,
+            request=question.request,
+            caller=question.audited,
+            **question.names,
+            **question.shown,
+            read_only=question.read_only,
+            candidates=list(question.candidates),
+            default=question.default,
+            timeout_s=time_given(standing.left()),
+        )
+
+    async def _ask_one(self, standing: _Standing, prompter: Prompter) -> None:
+        """Shows it to one prompter: notes its answer, or why it gives none."""
+        question, who = standing.question, self._prompts.who(prompter)
+        is_shown = True
+        try:
+            params = question.params(standing.left())
+            params = SCHEMA.params_in(prompter.version, question.method, params)
+            untrusted_answer = await prompter.call(question.method, params, timeout=standing.left())
+            is_shown = False
+            standing.ends(attrs.evolve(judge(question, untrusted_answer), by=who))
+        except CallError as error:
+            # Also a program may say "timeout"; then there is time left.
+            is_shown = error.code == "timeout" and standing.left() < _AT_ONCE
+            if is_shown:
+                standing.ends(Outcome(None, questions.LATE))
+            elif error.code == "unavailable":
+                standing.drops(prompter, None)
+            else:
+                said = printable_text(error.message, _SAID_MAX)
+                standing.drops(prompter, f"the prompter could not ask: {said}")
+        except LocalProtocolError as error:
+            is_shown = False
+            logger.error("a question could not be sent: %s", error)
+            standing.drops(prompter, "the question could not be put to the prompter")
+        finally:
+            if is_shown and prompter.is_open:
                 with trio.CancelScope(shield=True), contextlib.suppress(LocalProtocolError):
                     # Only queued: this does not wait for the prompter.
-                    notice = PromptCancel(request=question.request, reason=lapsed)
+                    notice = PromptCancel(question.request, standing.why_withdrawn())
                     await prompter.notify("prompt.cancel", to_wire(notice))
+
+
+class _Standing:
+    """An open question: who has been shown it, and who of them gives no answer."""
+
+    def __init__(self, question: Question, deadline: float) -> None:
+        self.question = question
+        self.outcome: Outcome | None = None
+        self.shown: set[Prompter] = set()
+        # With the reason; None if it has gone away.
+        self.dropped: dict[Prompter, str | None] = {}
+        self._deadline = deadline
+        self._changed = trio.Event()
+
+    def left(self) -> float:
+        """Seconds until it is too late."""
+        return max(0.0, self._deadline - trio.current_time())
+
+    def ends(self, outcome: Outcome) -> None:
+        """A prompter has the outcome; the first one counts."""
+        if self.outcome is None:
+            self.outcome = outcome
+        self.wake()
+
+    def drops(self, prompter: Prompter, why: str | None) -> None:
+        """That prompter gives no answer."""
+        self.dropped[prompter] = why
+        self.wake()
+
+    def wake(self) -> None:
+        """Something has changed, or a prompter has come."""
+        self._changed.set()
+
+    async def wait(self) -> None:
+        """Returns when something has changed since the last time."""
+        await self._changed.wait()
+        self._changed = trio.Event()
+
+    def why_withdrawn(self) -> str:
+        """What a prompter is told whose answer does not matter any more."""
+        if self.outcome is None:
+            return questions.ASKER_GONE
+        return self.outcome.reason if self.outcome.by is None else questions.ANSWERED
 
 
 def _said(question: Question, outcome: Outcome) -> str:

@@ -17,7 +17,7 @@ from pedos_protocol.messages import SCHEMA, parse_result, to_wire
 from pedos_dom0.access.subjects import DeviceSubject, ServiceSubject
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from pedos_protocol.messages import Mode
 
@@ -28,8 +28,9 @@ ASK_TIMEOUT = 60.0
 # Open questions of one asker (a VM, root, a user of dom0's desktop): as many as a person can cause
 # in a minute. More of them would only bury those of others.
 OPEN_PER_ASKER = 4
-# Open questions of all askers: a user does not answer a screen full of them.
-OPEN_MAX = 32
+# Open questions of all askers of a kind: a user does not answer a screen full of them. VMs take no
+# places of dom0's user, and the desktop's programs none of root's or of the service's.
+OPEN_MAX = {"vm": 32, "desktop": 16}
 # Programs that may ask: a widget and some terminals; and those of them that are dom0's desktop's,
 # which do not take all places, so that root can always be asked.
 PROMPTERS_MAX = 16
@@ -45,6 +46,7 @@ COOLING_MAX = 16
 
 NO_PROMPTER = "no prompter is running to ask dom0's user"
 LATE = f"no answer came within {ASK_TIMEOUT:g} s"
+ANSWERED = "another prompter has the answer"
 ASKER_GONE = "the command that asked has ended"
 PROMPTER_GONE = "the prompter went away, and there is no other"
 SAID_NO = "dom0's user said no"
@@ -150,17 +152,18 @@ class _Registered:
 
 
 class Prompts(Generic[P]):
-    """The prompters in the order in which they registered, and the number of open questions."""
+    """The prompters, and the number of open questions."""
 
     def __init__(self) -> None:
         self._prompters: dict[P, _Registered] = {}
-        self._open: Counter[str] = Counter()
+        # By the kind of the asker, and its name.
+        self._open: Counter[tuple[str, str]] = Counter()
 
     def register(
         self, prompter: P, *, calls: bool = False, who: str = "", is_desktops: bool = False
     ) -> bool:
-        """Makes it the one to ask, with `calls` also about calls of services; False if there are
-        too many prompters, or too many of dom0's desktop."""
+        """Makes it one to ask, with `calls` also about calls of services; False if there are too
+        many prompters, or too many of dom0's desktop."""
         if self._prompters.pop(prompter, None) is None:
             of_desktop = sum(each.is_desktops for each in self._prompters.values())
             if len(self) >= PROMPTERS_MAX or (is_desktops and of_desktop >= DESKTOP_PROMPTERS_MAX):
@@ -178,10 +181,9 @@ class Prompts(Generic[P]):
         """The prompter has gone. Fine if it never was here."""
         self._prompters.pop(prompter, None)
 
-    def last(self, tried: Collection[P] = (), method: str = DeviceSubject.question) -> P | None:
-        """The prompter to ask by that request: the last registered one that was not tried."""
-        able = (p for p, known in reversed(self._prompters.items()) if method in known.methods)
-        return next((p for p in able if p not in tried), None)
+    def able(self, method: str = DeviceSubject.question) -> list[P]:
+        """The prompters that can be asked by that request."""
+        return [p for p, known in self._prompters.items() if method in known.methods]
 
     def __len__(self) -> int:
         return len(self._prompters)
@@ -189,23 +191,24 @@ class Prompts(Generic[P]):
     def __iter__(self) -> Iterator[P]:
         return iter(self._prompters)
 
-    def open(self, asker: str) -> None:
-        """Opens a question of `asker`; NotNow if it must not be asked."""
-        if self._open[asker] >= OPEN_PER_ASKER:
+    def open(self, asker: str, kind: str = "vm") -> None:
+        """Opens a question of `asker`, which is of that kind; NotNow if it must not be asked."""
+        if self._open[kind, asker] >= OPEN_PER_ASKER:
             raise NotNow(f"{asker} has {OPEN_PER_ASKER} questions open already")
-        if self._open.total() >= OPEN_MAX:
-            raise NotNow(f"{OPEN_MAX} questions are open already")
-        self._open[asker] += 1
+        of_kind = sum(number for (its, _), number in self._open.items() if its == kind)
+        if of_kind >= OPEN_MAX.get(kind, OPEN_PER_ASKER):
+            raise NotNow(f"{of_kind} questions are open already")
+        self._open[kind, asker] += 1
 
-    def close(self, asker: str) -> None:
+    def close(self, asker: str, kind: str = "vm") -> None:
         """One of its questions has an outcome."""
-        self._open[asker] -= 1
-        if self._open[asker] <= 0:
-            del self._open[asker]
+        self._open[kind, asker] -= 1
+        if self._open[kind, asker] <= 0:
+            del self._open[kind, asker]
 
     def standing(self, asker: str | None = None) -> int:
         """The number of open questions, of one asker or of all."""
-        return self._open.total() if asker is None else self._open.get(asker, 0)
+        return sum(n for (_, its), n in self._open.items() if asker in (None, its))
 
 
 class CoolDowns:
