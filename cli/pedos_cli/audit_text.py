@@ -48,10 +48,9 @@ def local_time(record: Record) -> str:
 
 def is_about(record: Record, vm: str) -> bool:
     """Say whether the VM asks, gets, has or lends in this record."""
-    if any(record.get(field) == vm for field in _VM_FIELDS):
-        return True
-    caller = record.get("caller")  # a user of dom0's desktop is "dom0 (uid 1000)"
-    if isinstance(caller, str) and caller.startswith(f"{vm} ("):
+    named = [value for field in _VM_FIELDS if isinstance(value := record.get(field), str)]
+    # A user of dom0's desktop is "dom0 (uid 1000)".
+    if any(value == vm or value.startswith(f"{vm} (") for value in named):
         return True
     vms = record.get("vms")
     if isinstance(vms, list) and vm in vms:

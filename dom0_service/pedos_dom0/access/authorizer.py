@@ -316,7 +316,7 @@ class Authorizer:
             say = f"denied: {caller.name} may not {subject.act(vm)}: {reason} ({request})"
         self._state.audit_throttle.write(
             "decision",
-            of=caller.name,
+            of=caller.audited,
             throttled=caller.kind.throttled,
             say=say,
             request=request,

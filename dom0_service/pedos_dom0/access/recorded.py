@@ -53,7 +53,7 @@ def recorded(
     finally:
         state.audit_throttle.write(
             event,
-            of=caller.name,
+            of=caller.audited,
             throttled=caller.kind.throttled and not ending.changed,
             request=request,
             caller=caller.audited,

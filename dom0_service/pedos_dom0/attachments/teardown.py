@@ -221,7 +221,7 @@ class Teardown:
         was_attached = lease.is_made if left_over is None else left_over.was_attached
         if request is None and left_over is not None:
             request = left_over.request
-        self._state.audit.write(
+        self._state.audit_throttle.write_whole(
             "ended" if was_attached else "undone",
             request=request,
             **lease.in_audit(),

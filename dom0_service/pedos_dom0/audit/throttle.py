@@ -4,19 +4,28 @@ A VM that repeats a denied request, or reconnects, some ten times a second would
 everything else out of the log (see the rotation in log.py). Beyond THROTTLE_AFTER lines its lines
 are suppressed and summed up: one line per interval, for as long as it continues. The sum is written
 before the next line about that VM that is not throttled, and when the service ends. The programs of
-dom0's desktop count as one VM, dom0.
+one user of dom0's desktop count as one VM.
+
+Lines about what was done are never left out. Whole lines of all kinds are taken from the author's
+allowance (allowance.py): without one, throttled lines are summed up, and `wait` says for how long
+the author may do nothing more.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
+from pedos_dom0.audit.allowance import Allowances
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from pedos_dom0.audit.log import AuditWriter
 
 logger = logging.getLogger(__name__)
@@ -25,7 +34,7 @@ logger = logging.getLogger(__name__)
 # devices is recorded in full (a refused attach is two lines).
 THROTTLE_AFTER = 32
 # Seconds between two sums of one VM, and of quiet after which its lines are written again: 1,440
-# lines a day is the most that a VM can cause.
+# sums a day is the most that a VM can cause.
 THROTTLE_INTERVAL = 60.0
 
 
@@ -50,6 +59,31 @@ class AuditThrottle:
     def __init__(self, audit: AuditWriter) -> None:
         self._audit = audit
         self._heard: dict[str, _Heard] = {}
+        self._allowances = Allowances()
+        # By request that is under way.
+        self._authors: dict[object, str] = {}
+
+    @contextmanager
+    def paid_by(self, author: str, request: str) -> Iterator[None]:
+        """Within, whole lines about the request are taken from the author's allowance."""
+        self._authors[request] = author
+        try:
+            yield
+        finally:
+            del self._authors[request]
+
+    def wait(self, author: str) -> float:
+        """Seconds until the author may have a line again; 0 if it may now."""
+        return self._allowances.wait(author, trio.current_time())
+
+    def write_whole(self, event: str, **fields: object) -> None:
+        """One line, whoever caused it, which is never left out."""
+        self._write(self._authors.get(fields.get("request")), event, fields)
+
+    def _write(self, author: str | None, event: str, fields: Mapping[str, object]) -> None:
+        self._audit.write(event, **fields)
+        if author is not None:
+            self._allowances.spend(author, trio.current_time())
 
     def write(
         self, event: str, *, of: str, throttled: bool, say: str | None = None, **fields: object
@@ -61,7 +95,7 @@ class AuditThrottle:
         """
         if not throttled:
             self.flush(of)
-            self._audit.write(event, **fields)
+            self.write_whole(event, **fields)
             if say is not None:
                 logger.warning("%s", say)
             return
@@ -74,9 +108,10 @@ class AuditThrottle:
             heard.whole = THROTTLE_AFTER if heard.suppressed else 0
             self.flush(of)
             heard.began = now
-        if heard.whole < THROTTLE_AFTER:
+        author = self._authors.get(fields.get("request"), of)
+        if heard.whole < THROTTLE_AFTER and not self.wait(author):
             heard.whole += 1
-            self._audit.write(event, **fields)
+            self._write(author, event, fields)
             if say is not None:
                 logger.warning("%s", say)
             return

@@ -8,6 +8,8 @@ may know.
 from __future__ import annotations
 
 import logging
+import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -33,7 +35,7 @@ from pedos_dom0.access.prompters import Prompters
 from pedos_dom0.attachments.interrupted import Interrupted
 from pedos_dom0.attachments.vm_stop import VmStop
 from pedos_dom0.audit.log import new_request_id
-from pedos_dom0.errors import failure
+from pedos_dom0.errors import QuotaError, failure
 from pedos_dom0.requests.assign import Assign
 from pedos_dom0.requests.assignments import Assignments
 from pedos_dom0.requests.attach import Attach
@@ -57,7 +59,7 @@ from pedos_dom0.tables.store import StoreError
 from pedos_dom0.tasks import progress
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from pedos_protocol.messages import DetachResult
     from pedos_vchan.peer import Peer
@@ -184,9 +186,11 @@ class Api:
             call = Call(caller, request, params, peer, background)
 
             async def work() -> Any:
-                return await entry.handler(self, call)
+                with self._pays(call):
+                    return await entry.handler(self, call)
 
             if entry.operation:
+                self._check_allowance(call, method)
                 # A VM must not learn what its request waits for.
                 with progress.told(request, peer, background if caller.kind.sees_all else None):
                     result = await self._operations.run(
@@ -202,6 +206,37 @@ class Api:
             if (more := self._throttle.more(f"store {caller.name}")) is not None:
                 logger.error("%s of %s (%s): %s%s", method, caller.name, request, error, more)
             raise as_told(caller, failure("failed", str(error)), request) from error
+
+    def _check_allowance(self, call: Call, method: str) -> None:
+        """CallError(quota) if the caller has used up its lines of the audit log."""
+        caller, throttle = call.caller, self._state.audit_throttle
+        if not caller.kind.throttled or not (seconds := throttle.wait(caller.audited)):
+            return
+        why = f"{caller.audited} has no lines left in the audit log"
+        throttle.write(
+            "refused",
+            of=caller.audited,
+            throttled=True,
+            say=f"refused: {method}: {why}",
+            request=call.request,
+            caller=caller.audited,
+            method=method,
+            reason=why,
+        )
+        raise QuotaError(
+            caller.name,
+            f"{caller.audited} has done so much lately that it would push what others did out of "
+            f"the audit log; it can go on in {math.ceil(seconds)} s",
+        )
+
+    @contextmanager
+    def _pays(self, call: Call) -> Iterator[None]:
+        """Within, the caller pays for lines of the audit log about the request, if it has to."""
+        if not call.caller.kind.throttled:
+            yield
+            return
+        with self._state.audit_throttle.paid_by(call.caller.audited, call.request):
+            yield
 
     # Devices
 
