@@ -4,7 +4,9 @@ root out."""
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
+import pwd
 import shutil
 import socket
 import stat
@@ -26,11 +28,13 @@ from pedos_dom0.access.questions import (
     PROMPTERS_MAX,
     Prompts,
 )
+from pedos_dom0.audit.tail import Tail
 from pedos_dom0.connections import desktop_socket as module
 from pedos_dom0.connections.desktop_socket import Desktop, desktop_socket, group_id
 from pedos_dom0.connections.local_socket import LocalSocket, listening
 from pedos_dom0.requests.api import TABLE
 from pedos_dom0.requests.operations import OPERATIONS_MAX
+from pedos_dom0.requests.recent import READERS_MAX
 from pedos_dom0.requests.watch import DOM0_WATCHERS_MAX
 from pedos_host import unix
 from pedos_host.throttle import LINES, Throttle
@@ -274,6 +278,17 @@ async def test_without_the_group_there_is_no_socket_and_the_log_says_so(
         assert desktop is None
 
 
+async def test_the_own_group_of_a_user_of_that_name_makes_this_user_no_member(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    person = pwd.getpwuid(os.getuid())
+    monkeypatch.setattr(module.grp, "getgrnam", lambda name: grp.getgrgid(person.pw_gid))
+    async with desktop_socket(Desktop(folder / "pedos-desktop/s", person.pw_name)) as desktop:
+        assert desktop is None
+    assert "is the own one of the user" in caplog.text
+    assert list(folder.iterdir()) == []
+
+
 def test_a_group_is_a_name_or_a_number() -> None:
     assert group_id("root") == group_id("0") == 0
     with pytest.raises(KeyError):
@@ -480,6 +495,28 @@ async def test_the_desktops_operations_and_watches_are_not_counted_as_roots(
         nursery.cancel_scope.cancel()
 
 
+async def test_the_desktops_readers_of_the_audit_log_are_not_counted_as_roots(
+    world: World, desktop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, reading = trio.Event(), []
+
+    async def hangs(*_: object) -> Tail:
+        reading.append(None)
+        await go.wait()
+        return Tail((), more=False)
+
+    monkeypatch.setattr(world.state.audit, "recent", hangs)
+    async with trio.open_nursery() as nursery:
+        for _ in range(READERS_MAX):
+            nursery.start_soon(partial(call, desktop, "audit.recent", count=1))
+        await until(lambda: len(reading) == READERS_MAX)
+        with fails("busy", "read the audit log already"):
+            await call(desktop, "audit.recent", count=1)
+        nursery.start_soon(partial(world.client.call, "audit.recent", count=1))
+        await until(lambda: len(reading) == READERS_MAX + 1)
+        go.set()
+
+
 def test_the_desktops_prompters_leave_places_for_roots() -> None:
     prompts: Prompts[int] = Prompts()
     for number in range(DESKTOP_PROMPTERS_MAX):
@@ -494,8 +531,8 @@ def test_the_desktops_prompters_leave_places_for_roots() -> None:
 def test_the_desktops_questions_leave_places_for_roots() -> None:
     prompts: Prompts[int] = Prompts()
     for _ in range(OPEN_PER_ASKER):
-        prompts.open("dom0 (uid 1000)")
-    prompts.open("dom0")
+        prompts.open("dom0 (uid 1000)", "desktop")
+    prompts.open("dom0", "local")
     assert prompts.standing() == OPEN_PER_ASKER + 1
 
 

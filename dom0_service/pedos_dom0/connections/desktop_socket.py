@@ -12,6 +12,7 @@ import contextlib
 import grp
 import logging
 import os
+import pwd
 import stat
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,7 @@ async def desktop_socket(desktop: Desktop | None) -> AsyncIterator[DesktopSocket
         if desktop is not None:
             try:
                 gid = group_id(desktop.group)
+                _check_group(desktop.group, gid)
                 _make_folder(desktop.socket.parent, gid)
                 listener = await stack.enter_async_context(
                     listening(str(desktop.socket), SOCKET_MODE, gid)
@@ -81,6 +83,16 @@ async def desktop_socket(desktop: Desktop | None) -> AsyncIterator[DesktopSocket
 def group_id(group: str) -> int:
     """The group's number. KeyError: there is no such group."""
     return int(group) if group.isascii() and group.isdigit() else grp.getgrnam(group).gr_gid
+
+
+def _check_group(group: str, gid: int) -> None:
+    """PermissionError if it is the own group of a user of that name, as systems make one for each
+    person: nobody has said that this user is a member."""
+    with contextlib.suppress(KeyError):
+        if pwd.getpwnam(group).pw_gid == gid:
+            raise PermissionError(
+                1, f"the group '{group}' is the own one of the user '{group}' (docs/desktop.md)"
+            )
 
 
 def _make_folder(folder: Path, gid: int) -> None:

@@ -386,7 +386,7 @@ class Api:
         return self._explaining.system(call.params.after)
 
     async def audit_recent(self, call: Call) -> object:
-        return await self._recent(call.params.count, call.params.device)
+        return await self._recent(call.caller, call.params.count, call.params.device)
 
     async def prompter_register(self, call: Call) -> object:
         if call.background is None:
