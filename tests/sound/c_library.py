@@ -28,10 +28,12 @@ def constants(header: str) -> dict[str, float]:
     return known
 
 
-def library(folder: Path, name: str) -> tuple[FFI, SimpleNamespace]:
-    """native/sound/NAME.c, built in the folder; the library has its functions and constants."""
+def library(folder: Path, name: str, *others: str) -> tuple[FFI, SimpleNamespace]:
+    """native/sound/NAME.c, built in the folder with `others` that it uses; the library has its
+    functions and constants."""
     built = folder / f"{name}.so"
-    subprocess.run(["gcc", *FLAGS, "-o", built, SOUND / f"{name}.c", "-lm"], check=True)
+    sources = [SOUND / f"{each}.c" for each in (name, *others)]
+    subprocess.run(["gcc", *FLAGS, "-o", built, *sources, "-lm"], check=True)
     ffi = FFI()
     # A structure with atomic members is opaque to cffi; inline functions are not in the library.
     header = _INLINE.sub("", _STRUCTURE.sub("", (SOUND / f"{name}.h").read_text()))
