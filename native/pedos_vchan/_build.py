@@ -19,10 +19,25 @@ struct pv_store;
 struct pv_running { int64_t seen, lost; unsigned silent, limit; ...; };
 struct pv_check;
 struct pv_pump { uint64_t to_ring, to_fd; int why, error; struct pv_check *check; ...; };
+struct pv_call;
+struct pv_call_progress { ...; };
+struct pv_call_result {
+    int kind, why, error; uint32_t status, text_length; uint8_t text[...]; const char *breach; ...;
+};
 """
 
 # These declare what Python uses; the other headers are for the C files among themselves.
-PUBLIC = ("channel", "pump", "running", "shm", "usbip", "xen", "xen_load")
+PUBLIC = (
+    "call_frames",
+    "call_pump",
+    "channel",
+    "pump",
+    "running",
+    "shm",
+    "usbip",
+    "xen",
+    "xen_load",
+)
 
 # cffi's generated functions leave some parameters unused; our own files are compiled without this.
 PREAMBLE = "\n".join(
@@ -34,7 +49,8 @@ PREAMBLE = "\n".join(
 )
 
 XEN = ("xen", "xen_guard", "xen_load", "xen_presence", "xen_store")
-PARTS = ("ring", "halt_poll", "channel", "shm", "pump", "usbip", "running", *XEN)
+CALL = ("call_fd", "call_frames", "call_pump", "call_streams", "call_talk")
+PARTS = ("ring", "halt_poll", "channel", "shm", "pump", "usbip", "running", *CALL, *XEN)
 SOURCES = [f"native/csrc/{name}.c" for name in PARTS]
 HEADERS = [f"native/csrc/{path.name}" for path in sorted(CSRC.glob("*.h"))]
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra"]

@@ -1,0 +1,154 @@
+/* call_fd.h says why it is done this way. */
+#include "call_fd.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Of one splice: what a pipe holds. */
+#define SPLICED 65536u
+
+static ssize_t outcome(ssize_t count, int is_output)
+{
+    if (count > 0)
+        return count;
+    if (count < 0 && (errno == EAGAIN || errno == EINTR))
+        return PV_FD_LATER;
+    return count == 0 && is_output ? PV_FD_LATER : PV_FD_OVER;
+}
+
+static int is_stream_socket(int number)
+{
+    int type = 0;
+    socklen_t size = sizeof type;
+
+    return getsockopt(number, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_STREAM;
+}
+
+static int fits(const struct pv_fd *fd)
+{
+    struct stat stat;
+    int flags = fcntl(fd->fd, F_GETFL);
+
+    if (flags < 0 || fstat(fd->fd, &stat) < 0 || (flags & O_PATH))
+        return 0;
+    if (S_ISSOCK(stat.st_mode))
+        return is_stream_socket(fd->fd);
+    if (!S_ISFIFO(stat.st_mode))
+        return 0;
+    return (flags & O_ACCMODE) == O_RDWR ||
+           (flags & O_ACCMODE) == (fd->is_output ? O_WRONLY : O_RDONLY);
+}
+
+/* A description of our own for a FIFO, or a pipe of our own beside it. */
+static int make_own(struct pv_fd *fd)
+{
+    char path[32];
+    int own;
+
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd->fd);
+    own = open(path, (fd->is_output ? O_WRONLY : O_RDONLY) | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
+    if (own >= 0) {
+        close(fd->fd);
+        fd->fd = own;
+        return 0;
+    }
+    /* Also an output that nobody reads: it then fails as it should when it is written to. */
+    return pipe2(fd->relay, O_NONBLOCK | O_CLOEXEC) < 0 ? -errno : 0;
+}
+
+int pv_fd_take(struct pv_fd *fd, int number, int is_output, int shuts)
+{
+    int error;
+
+    *fd = (struct pv_fd){.fd = number,
+                         .relay = {-1, -1},
+                         .is_output = (uint8_t)is_output,
+                         .shuts = (uint8_t)shuts};
+    if (number < 0)
+        return 0;
+    fd->is_socket = (uint8_t)is_stream_socket(number);
+    error = !fits(fd) ? -EINVAL : fd->is_socket ? 0 : make_own(fd);
+    if (error)
+        pv_fd_close(fd);
+    return error;
+}
+
+ssize_t pv_fd_read(struct pv_fd *fd, struct iovec *parts, int count)
+{
+    size_t room = 0;
+    ssize_t spliced;
+
+    if (fd->fd < 0)
+        return PV_FD_OVER;
+    if (fd->is_socket) {
+        struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
+
+        return outcome(recvmsg(fd->fd, &message, MSG_DONTWAIT), 0);
+    }
+    if (fd->relay[0] < 0)
+        return outcome(readv(fd->fd, parts, count), 0);
+    for (int i = 0; i < count; i++)
+        room += parts[i].iov_len;
+    /* The relay is empty: all of it goes on at once. */
+    spliced = splice(fd->fd, NULL, fd->relay[1], NULL, room < SPLICED ? room : SPLICED,
+                     SPLICE_F_NONBLOCK);
+    if (spliced <= 0)
+        return outcome(spliced, 0);
+    return outcome(readv(fd->relay[0], parts, count), 0);
+}
+
+ssize_t pv_fd_flush(struct pv_fd *fd)
+{
+    while (fd->held) {
+        ssize_t count =
+            outcome(splice(fd->relay[0], NULL, fd->fd, NULL, fd->held, SPLICE_F_NONBLOCK), 1);
+
+        if (count < 0)
+            return count;
+        fd->held -= (size_t)count;
+    }
+    return 0;
+}
+
+ssize_t pv_fd_write(struct pv_fd *fd, struct iovec *parts, int count)
+{
+    ssize_t written, flushed;
+
+    if (fd->fd < 0)
+        return PV_FD_OVER;
+    if (fd->is_socket) {
+        struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
+
+        return outcome(sendmsg(fd->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL), 1);
+    }
+    if (fd->relay[0] < 0)
+        return outcome(writev(fd->fd, parts, count), 1);
+    flushed = pv_fd_flush(fd);
+    if (flushed < 0)
+        return flushed;
+    written = outcome(writev(fd->relay[1], parts, count), 1);
+    if (written < 0)
+        return written;
+    fd->held += (size_t)written;
+    flushed = pv_fd_flush(fd);
+    return flushed == PV_FD_OVER ? PV_FD_OVER : written;
+}
+
+void pv_fd_close(struct pv_fd *fd)
+{
+    if (fd->fd < 0)
+        return;
+    if (fd->is_socket && fd->shuts)
+        shutdown(fd->fd, fd->is_output ? SHUT_WR : SHUT_RD);
+    close(fd->fd);
+    fd->fd = -1;
+    fd->held = 0;
+    for (int i = 0; i < 2; i++)
+        if (fd->relay[i] >= 0)
+            close(fd->relay[i]);
+    fd->relay[0] = fd->relay[1] = -1;
+}

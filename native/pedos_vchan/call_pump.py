@@ -1,0 +1,256 @@
+"""Carries a call over a channel: stdin, stdout, stderr and an exit status, in C, in a thread of its
+own.
+
+`csrc/call_pump.h` is the pump and `pedos_protocol.call_frames` what it says on the channel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import trio
+from pedos_protocol.call_frames import SIGNAL_MAX, STATUSES, TEXT_MAX
+from pedos_protocol.names import harmless_text
+
+from ._native import ffi, lib
+from .threads import in_thread
+
+if TYPE_CHECKING:
+    from .channel import Channel
+
+# One thread a call. dom0 lets a VM have 64 calls as their source and 128 as their target at once;
+# twice that and more, so that calls which are still ending do not delay new ones.
+CALLS_MAX = 512
+
+_limiter = trio.CapacityLimiter(CALLS_MAX)
+
+Side = Literal["caller", "service"]
+_SIDES = {"caller": lib.PV_CALL_CALLER, "service": lib.PV_CALL_SERVICE}
+
+#: The kinds of an end, as messages name them. Beside them is "lost", which has no EXIT: the other
+#: VM or its agent is gone.
+KINDS = {
+    lib.PV_CALL_EXITED: "exited",
+    lib.PV_CALL_SIGNALLED: "signalled",
+    lib.PV_CALL_PROBLEM: "problem",
+    lib.PV_CALL_REFUSED: "refused",
+    lib.PV_CALL_NOT_FOUND: "not_found",
+    lib.PV_CALL_ABORTED: "aborted",
+}
+LOST = "lost"
+_NUMBERS = {kind: number for number, kind in KINDS.items()}
+
+#: What a lost call counts as: a local failure never ends in 0.
+LOST_STATUS = 125
+
+
+class EventKind(enum.Enum):
+    """What a call tells while it runs."""
+
+    STARTED = lib.PV_CALL_NOTE_STARTED  # caller: the service's side has taken up the call
+    MAIN_EXITED = lib.PV_CALL_NOTE_MAIN_EXITED  # caller; number: its status
+    EXITED = lib.PV_CALL_NOTE_EXITED  # caller: EXIT came; output may still be written
+    STDIN_ENDED = lib.PV_CALL_NOTE_STDIN_ENDED  # service: it gets no more, or wants no more
+    STDOUT_ENDED = lib.PV_CALL_NOTE_STDOUT_ENDED  # service: it closed its stdout
+    CALLER_GONE = lib.PV_CALL_NOTE_CALLER_GONE  # service: the calling program, or its agent or VM
+    SIGNAL = lib.PV_CALL_NOTE_SIGNAL  # service; number: the signal
+
+
+class Event(NamedTuple):
+    """One of them."""
+
+    kind: EventKind
+    number: int = 0
+
+
+class Why(enum.StrEnum):
+    """Why a channel can carry no other call; the value reads well in a log line."""
+
+    FINE = ""
+    PEER_CLOSED = "the other VM's agent closed the channel"
+    PEER_DIED = "the other VM or its agent is gone"
+    PEER_BROKEN = "the other VM published impossible ring indices"
+    PEER_FLOODED = "the other VM flooded the channel with events"
+    BREACH = "the other VM broke the protocol of calls"
+    NO_END = "the other VM's agent did not finish the call within a second"
+    CANCELLED = "cancelled"
+    FAILED = "the pump failed"
+
+
+_WHY = {getattr(lib, f"PV_CALL_{why.name}"): why for why in Why}
+_BREACHES = {Why.PEER_BROKEN, Why.PEER_FLOODED, Why.BREACH}
+
+
+class Counts(NamedTuple):
+    """Bytes of each stream."""
+
+    stdin: int
+    stdout: int
+    stderr: int
+
+
+@dataclass(frozen=True)
+class CallEnd:
+    """How a call ended.
+
+    `kind` is one of `KINDS` or "lost"; `status` is the exit status, for "signalled" the signal;
+    `text` says what a person should know, in harmless characters. `is_reusable`: the channel is
+    open and may carry another call; else it was closed, and `reason` says why. `is_breach`: the
+    other end did what no correct agent does.
+    """
+
+    kind: str
+    status: int
+    text: str
+    stdin: int
+    stdout: int
+    stderr: int
+    is_reusable: bool
+    reason: str = ""
+    is_breach: bool = False
+
+
+def _nothing(_: Event) -> None:
+    pass
+
+
+class CallPump:
+    """One end of one call. Made before it runs, so that it can be told how it ends at any time."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        side: Side,
+        call: bytes,
+        on_event: Callable[[Event], None] = _nothing,
+    ) -> None:
+        """`call` is the call's id of 16 bytes. `on_event` runs in trio's thread, and must not
+        raise. ``OSError`` when no descriptor is left."""
+        if len(call) != lib.PV_CALL_ID:
+            raise ValueError(f"a call's id has {lib.PV_CALL_ID} bytes, and not {len(call)}")
+        native = lib.pv_call_new(_SIDES[side], call)
+        if not native:
+            raise OSError("no memory or no descriptor for a call")
+        self._native = ffi.gc(native, lib.pv_call_free)
+        self._channel = channel
+        self._side = side
+        self._on_event = on_event
+
+    async def run(self, stdin: int, stdout: int, stderr: int, *, shutdown: bool = False) -> CallEnd:
+        """Carries the call until it is over.
+
+        The descriptors are FIFOs or stream sockets, and -1 where there is none: an input is then at
+        its end, and an output is thrown away. They belong to the pump from here on: each is closed
+        as soon as its stream is over, all are when this returns or raises. Nothing about a
+        description changes that other programs may share. `shutdown`: sockets are shut down as well
+        as closed, because others have them open, or two of these are one.
+
+        The service's side sends nothing before it has read the caller's first frame. So when a
+        caller's `run` has returned with a reusable channel, the next call may begin on it at once.
+
+        ``ValueError`` for other descriptors, ``OSError`` if there are too few. Cancellation ends
+        the thread at once and closes the channel.
+        """
+        error = lib.pv_call_take(self._native, stdin, stdout, stderr, shutdown)
+        try:
+            if error == -22:
+                raise ValueError("a call's streams are FIFOs and stream sockets")
+            if error < 0:
+                raise OSError(-error, os.strerror(-error))
+            return await self._run()
+        finally:
+            lib.pv_call_release(self._native)
+
+    async def _run(self) -> CallEnd:
+        token = trio.lowlevel.current_trio_token()
+        lent = self._channel.lend()
+        end: CallEnd | None = None
+
+        def carry() -> None:
+            number = ffi.new("int *")
+            while event := lib.pv_call_run(self._native, lent, number):
+                with contextlib.suppress(trio.RunFinishedError):
+                    token.run_sync_soon(self._on_event, Event(EventKind(event), number[0]))
+
+        try:
+            await in_thread(carry, limiter=_limiter, wake=lambda: lib.pv_call_cancel(self._native))
+            end = self._end()
+        finally:
+            self._channel.give_back()
+            if end is None or not end.is_reusable:
+                self._channel.close()
+        if end.reason == Why.CANCELLED:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        return end
+
+    def _end(self) -> CallEnd:
+        result = lib.pv_call_result(self._native)
+        why = _WHY[result.why]
+        reason = str(why)
+        if why is Why.BREACH:
+            reason += f": {ffi.string(result.breach).decode()}"
+        elif why is Why.FAILED:
+            reason += f": {os.strerror(result.error)}"
+        if result.kind:
+            kind, status = KINDS[result.kind], int(result.status)
+            raw = bytes(ffi.buffer(result.text, result.text_length))
+            text = harmless_text(raw.decode("utf-8", "replace"), TEXT_MAX)
+        else:
+            kind, status, text = LOST, LOST_STATUS, reason
+        return CallEnd(
+            kind, status, text, *self.counts(), why is Why.FINE, reason, why in _BREACHES
+        )
+
+    def counts(self) -> Counts:
+        """The bytes so far."""
+        return Counts(*(int(lib.pv_call_bytes(self._native, number)) for number in range(3)))
+
+    # Each of these takes effect soon, and waits for nothing.
+
+    def signal(self, number: int) -> None:
+        """Caller: a signal for the service. Those that were not sent yet are one."""
+        self._is_for("caller")
+        if not 1 <= number <= SIGNAL_MAX:
+            raise ValueError(f"no signal has the number {number}")
+        lib.pv_call_signal(self._native, number)
+
+    def main_exited(self, status: int) -> None:
+        """Service: its main process has exited, and others may still hold stdout. This only tells
+        the caller, if the streams go on."""
+        self._is_for("service")
+        if not 0 <= status <= 255:
+            raise ValueError(f"no exit status is {status}")
+        lib.pv_call_main_exited(self._native, status)
+
+    def exit(self, kind: str, status: int, text: str = "", *, now: bool = False) -> None:
+        """Service: how the call ends once the service's stdout and stderr have ended; with `now`
+        they are closed for that. The first time counts, before `run` too.
+
+        With no descriptor at all (-1, -1, -1) the caller hears that nothing was started.
+        """
+        self._is_for("service")
+        number = _NUMBERS[kind]
+        least, most = STATUSES[number]
+        if not least <= status <= most:
+            raise ValueError(f"a call that {kind} has no status {status}")
+        raw = _raw(text)
+        lib.pv_call_exit(self._native, number, status, raw, len(raw), now)
+
+    def abort(self, text: str = "") -> None:
+        """Caller: the calling program is gone, and the service hears of it. Service: its streams
+        end at once, and the caller hears of a problem."""
+        raw = _raw(text)
+        lib.pv_call_abort(self._native, raw, len(raw))
+
+    def _is_for(self, side: Side) -> None:
+        if self._side != side:
+            raise ValueError(f"this is the {self._side}'s side of a call")
+
+
+def _raw(text: str) -> bytes:
+    return harmless_text(text, TEXT_MAX).encode()

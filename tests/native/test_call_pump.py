@@ -1,0 +1,542 @@
+"""A call goes through two pumps: every byte, every end, and the exit status."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+from pedos_vchan.call_pump import CallEnd, CallPump, EventKind
+from pedos_vchan.call_pump import Event as Told
+
+from tests.patience import PATIENCE
+
+from .calling_pair import CALL, Call, Plumbing, is_closed, plumb, read, read_all, write
+
+if TYPE_CHECKING:
+    from pedos_vchan.channel import Channel
+
+    from .conftest import Pairs
+
+KIB = 1024
+MIB = 1 << 20
+ORDER = 17  # of a call's rings
+
+both_kinds = pytest.mark.parametrize("kind", ["sockets", "pipes"])
+
+
+async def channels(pairs: Pairs) -> tuple[Channel, Channel]:
+    """The caller's, which is the server, and the service's."""
+    return await pairs.channels(ORDER, ORDER)
+
+
+@both_kinds
+async def test_a_filter_s_input_output_and_status_arrive(pairs: Pairs, kind: Plumbing) -> None:
+    sent, answer, words = (random.Random(seed).randbytes(2 * MIB + seed) for seed in (1, 2, 3))
+    got = {}
+
+    async def keep(name: str, fd: int) -> None:
+        got[name] = await read_all(fd)
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            call = Call(nursery, await channels(pairs), kind)
+            ends = call.ends
+
+            async def feed(fd: int, data: bytes) -> None:
+                await write(fd, data)
+                ends.close(fd)
+
+            async with trio.open_nursery() as programs:
+                programs.start_soon(feed, ends.stdin, sent)
+                programs.start_soon(keep, "stdin", ends.service_stdin)
+                programs.start_soon(feed, ends.service_stdout, answer)
+                programs.start_soon(keep, "stdout", ends.stdout)
+                programs.start_soon(feed, ends.service_stderr, words)
+                programs.start_soon(keep, "stderr", ends.stderr)
+            call.service.exit("exited", 3)
+            caller, service = await call.over()
+    assert got == {"stdin": sent, "stdout": answer, "stderr": words}
+    assert (
+        caller
+        == service
+        == CallEnd("exited", 3, "", len(sent), len(answer), len(words), is_reusable=True)
+    )
+    assert call.caller.counts() == (len(sent), len(answer), len(words))
+
+
+async def test_what_a_call_tells_while_it_runs(pairs: Pairs) -> None:
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            call = Call(nursery, await channels(pairs))
+            await call.told("caller", Told(EventKind.STARTED))
+            for number in (15, 1, 64):
+                call.caller.signal(number)
+                await call.told("service", Told(EventKind.SIGNAL, number))
+            call.ends.close(call.ends.stdin)
+            await call.told("service", Told(EventKind.STDIN_ENDED))
+            call.service.main_exited(7)
+            await call.told("caller", Told(EventKind.MAIN_EXITED, 7))
+            call.ends.close(call.ends.service_stdout)
+            await call.told("service", Told(EventKind.STDOUT_ENDED))
+            call.ends.close(call.ends.service_stderr)
+            call.service.exit("exited", 7)
+            await call.told("caller", Told(EventKind.EXITED))
+            await call.over()
+
+
+@both_kinds
+async def test_a_channel_carries_one_call_after_the_other(pairs: Pairs, kind: Plumbing) -> None:
+    """As far as a caller goes: it begins the next while the service's side may not listen yet."""
+    caller, service = await channels(pairs)
+
+    async def serve(number: int) -> None:
+        stdin, stdout = plumb(kind), plumb(kind)
+        pump = CallPump(service, "service", bytes([number]) * 16)
+        pump.exit("exited", number)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pump.run, stdin[1], stdout[0], -1)
+            os.set_blocking(stdin[0], False)
+            await write(stdout[1], await read(stdin[0], 5))
+            os.close(stdin[0])
+            os.close(stdout[1])
+
+    with trio.fail_after(PATIENCE):
+        for number in range(20):
+            async with trio.open_nursery() as nursery:
+                stdin, stdout = plumb(kind), plumb(kind)
+                os.write(stdin[1], b"hello")
+                os.close(stdin[1])
+                pump = CallPump(caller, "caller", bytes([number]) * 16)
+                nursery.start_soon(serve, number)
+                end = await pump.run(stdin[0], stdout[1], -1)
+                assert end == CallEnd("exited", number, "", 5, 5, 0, is_reusable=True)
+                assert os.read(stdout[0], 99) == b"hello"
+                os.close(stdout[0])
+    assert not caller.closed
+    assert not service.closed
+
+
+async def test_a_service_that_never_starts_is_told_as_such(pairs: Pairs) -> None:
+    one, two = await channels(pairs)
+    stdin, stdout = plumb("pipes"), plumb("pipes")
+    told: list[Told] = []
+    os.write(stdin[1], b"in vain")
+    caller = CallPump(one, "caller", CALL, told.append)
+    service = CallPump(two, "service", CALL)
+    service.exit("not_found", 127, "no service qubes.Nothing here")
+    ends = []
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(service.run, -1, -1, -1)
+            ends.append(await caller.run(stdin[0], stdout[1], -1))
+    assert ends[0].kind == "not_found"
+    assert (ends[0].status, ends[0].text) == (127, "no service qubes.Nothing here")
+    assert ends[0].is_reusable
+    assert told == [Told(EventKind.EXITED)]
+    assert os.read(stdout[0], 1) == b""
+    os.close(stdin[1])
+    os.close(stdout[0])
+
+
+@both_kinds
+async def test_a_closed_stdout_reaches_the_service_and_the_call_goes_on(
+    pairs: Pairs, kind: Plumbing
+) -> None:
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            call = Call(nursery, await channels(pairs), kind)
+            call.ends.close(call.ends.stdout)
+            await is_closed(call.ends.service_stdout)
+            await write(call.ends.service_stderr, b"still here")
+            assert await read(call.ends.stderr, 10) == b"still here"
+            await write(call.ends.stdin, b"and here")
+            assert await read(call.ends.service_stdin, 8) == b"and here"
+            call.ends.close(call.ends.service_stderr)
+            call.service.exit("exited", 0)
+            caller, service = await call.over()
+    assert (caller.kind, caller.status, caller.is_reusable) == ("exited", 0, True)
+    assert service.is_reusable
+
+
+@both_kinds
+async def test_a_closed_stdin_reaches_the_calling_program_and_the_call_goes_on(
+    pairs: Pairs, kind: Plumbing
+) -> None:
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            call = Call(nursery, await channels(pairs), kind)
+            call.ends.close(call.ends.service_stdin)
+            await is_closed(call.ends.stdin)
+            await call.told("service", Told(EventKind.STDIN_ENDED))
+            await write(call.ends.service_stdout, b"done")
+            assert await read(call.ends.stdout, 4) == b"done"
+            call.ends.close(call.ends.service_stdout, call.ends.service_stderr)
+            call.service.exit("exited", 1)
+            caller, _ = await call.over()
+    assert (caller.status, caller.is_reusable) == (1, True)
+
+
+@both_kinds
+async def test_the_ends_of_streams_arrive_one_by_one(pairs: Pairs, kind: Plumbing) -> None:
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            call = Call(nursery, await channels(pairs), kind)
+            ends = call.ends
+            ends.close(ends.stdin)
+            assert await read(ends.service_stdin, 1) == b""
+            await write(ends.service_stdout, b"x")
+            assert await read(ends.stdout, 1) == b"x"
+            ends.close(ends.service_stdout)
+            assert await read(ends.stdout, 1) == b""
+            await write(ends.service_stderr, b"y")
+            assert await read(ends.stderr, 1) == b"y"
+            ends.close(ends.service_stderr)
+            assert await read(ends.stderr, 1) == b""
+            assert not call.results
+            call.service.exit("signalled", 9)
+            caller, _ = await call.over()
+    assert (caller.kind, caller.status) == ("signalled", 9)
+
+
+@both_kinds
+async def test_a_blocked_stderr_does_not_stop_stdout(pairs: Pairs, kind: Plumbing) -> None:
+    data = random.Random(4).randbytes(3 * MIB)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            call = Call(nursery, await channels(pairs), kind)
+            ends = call.ends
+            written = await fill(ends.service_stderr)
+            async with trio.open_nursery() as programs:
+                programs.start_soon(write, ends.service_stdout, data)
+                assert await read(ends.stdout, len(data)) == data
+            assert not select.select([], [ends.service_stderr], [], 0)[1]
+            async with trio.open_nursery() as programs:
+                programs.start_soon(read, ends.stderr, written + MIB)
+                await write(ends.service_stderr, bytes(MIB))
+            ends.close(ends.service_stdout, ends.service_stderr)
+            call.service.exit("exited", 0)
+            caller, _ = await call.over()
+    assert (caller.stdout, caller.stderr) == (len(data), written + MIB)
+
+
+async def fill(fd: int) -> int:
+    """Writes until nothing more is taken for good; how many bytes."""
+    written = 0
+    with trio.move_on_after(PATIENCE):
+        while True:
+            with trio.move_on_after(0.1) as waited:
+                await trio.lowlevel.wait_writable(fd)
+            if waited.cancelled_caught:
+                return written
+            written += os.write(fd, bytes(4096))
+    raise AssertionError("it takes bytes without end")
+
+
+@both_kinds
+@pytest.mark.parametrize("blocked", ["stdin", "stdout"])
+async def test_each_stream_goes_on_while_another_is_blocked(
+    pairs: Pairs, kind: Plumbing, blocked: str
+) -> None:
+    """A service may write much to stderr before it reads its stdin, as in a shell's pipeline."""
+    data = random.Random(5).randbytes(MIB)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            call = Call(nursery, await channels(pairs), kind)
+            ends = call.ends
+            stuck = ends.stdin if blocked == "stdin" else ends.service_stdout
+            held = await fill(stuck)
+            others = {
+                "stdin": (ends.stdin, ends.service_stdin),
+                "stdout": (ends.service_stdout, ends.stdout),
+                "stderr": (ends.service_stderr, ends.stderr),
+            }
+            reader = others.pop(blocked)[1]
+            for source, sink in others.values():
+                async with trio.open_nursery() as programs:
+                    programs.start_soon(write, source, data)
+                    assert await read(sink, len(data)) == data
+            assert len(await read(reader, held)) == held
+            ends.close(ends.service_stdout, ends.service_stderr)
+            call.service.exit("exited", 0)
+            caller, _ = await call.over()
+    assert caller.is_reusable
+
+
+@both_kinds
+async def test_an_abort_ends_the_service_s_streams(pairs: Pairs, kind: Plumbing) -> None:
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            call = Call(nursery, await channels(pairs), kind)
+            await call.told("caller", Told(EventKind.STARTED))
+            await fill(call.ends.stdin)  # behind what the service does not read
+            await fill(call.ends.service_stdout)
+            call.caller.abort("the program was killed")
+            await call.told("service", Told(EventKind.CALLER_GONE))
+            await read_all(call.ends.service_stdin)
+            await is_closed(call.ends.service_stdout)
+            await is_closed(call.ends.service_stderr)
+            caller, service = await call.over()
+    assert (caller.kind, caller.status, caller.text) == ("aborted", 125, "the program was killed")
+    assert (service.kind, service.status) == ("aborted", 125)
+    assert caller.is_reusable
+    assert service.is_reusable
+
+
+async def test_a_service_that_its_agent_gives_up_is_a_problem(pairs: Pairs) -> None:
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            call = Call(nursery, await channels(pairs))
+            await write(call.ends.service_stdout, b"words")
+            assert await read(call.ends.stdout, 5) == b"words"
+            call.service.abort("its keeper has ended")
+            caller, service = await call.over()
+    assert (caller.kind, caller.status, caller.text) == ("problem", 125, "its keeper has ended")
+    assert caller.is_reusable
+    assert service.kind == "problem"
+
+
+async def test_a_call_can_be_ended_while_its_streams_go_on(pairs: Pairs) -> None:
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            call = Call(nursery, await channels(pairs))
+            call.ends.close(call.ends.stdin)
+            await call.told("service", Told(EventKind.STDIN_ENDED))
+            call.service.exit("exited", 0, now=True)
+            caller, _ = await call.over()
+    assert (caller.kind, caller.status) == ("exited", 0)
+    assert caller.is_reusable
+
+
+async def test_exit_counts_while_the_output_waits_for_its_reader(pairs: Pairs) -> None:
+    """The service's side is free as soon as the other one holds the rest of the output."""
+    data = random.Random(6).randbytes(150 * KIB)
+    with trio.fail_after(PATIENCE):
+        for reads in (True, False):
+            async with trio.open_nursery() as nursery:
+                call = Call(nursery, await channels(pairs), "pipes")
+                await write(call.ends.service_stdout, data)
+                call.ends.close(call.ends.service_stdout, call.ends.service_stderr)
+                call.service.exit("exited", 0)
+                await call.told("caller", Told(EventKind.EXITED))
+                while "service" not in call.results:
+                    await trio.lowlevel.checkpoint()
+                assert "caller" not in call.results
+                if reads:
+                    assert await read_all(call.ends.stdout) == data
+                else:
+                    call.ends.close(call.ends.stdout)
+                caller, _ = await call.over()
+            assert (caller.kind, caller.status, caller.stdout) == ("exited", 0, len(data))
+            assert caller.is_reusable
+
+
+async def test_an_abort_after_the_exit_drops_the_output_that_waits(pairs: Pairs) -> None:
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            call = Call(nursery, await channels(pairs), "pipes")
+            await write(call.ends.service_stdout, bytes(150 * KIB))
+            call.ends.close(call.ends.service_stdout, call.ends.service_stderr)
+            call.service.exit("exited", 4)
+            await call.told("caller", Told(EventKind.EXITED))
+            call.caller.abort("killed")
+            caller, _ = await call.over()
+    assert (caller.kind, caller.status, caller.is_reusable) == ("exited", 4, True)
+
+
+@pytest.mark.parametrize("side", ["caller", "service"])
+async def test_the_other_end_s_end_is_a_lost_call(pairs: Pairs, side: str) -> None:
+    with trio.fail_after(PATIENCE):
+        ends = {}
+        one, two = await channels(pairs)
+        stdin, stdout = plumb("sockets"), plumb("sockets")
+        async with trio.open_nursery() as nursery:
+            gone = trio.CancelScope()
+            caller, service = CallPump(one, "caller", CALL), CallPump(two, "service", CALL)
+            dead, alive = (caller, service) if side == "caller" else (service, caller)
+
+            async def die() -> None:
+                with gone:
+                    await dead.run(-1, *((-1, -1)))
+
+            if side == "caller":
+                nursery.start_soon(die)
+                await trio.testing.wait_all_tasks_blocked()
+                gone.cancel()
+                ends["alive"] = await alive.run(stdin[1], stdout[0], -1)
+            else:
+                nursery.start_soon(die)
+                await trio.testing.wait_all_tasks_blocked()
+                gone.cancel()
+                ends["alive"] = await alive.run(stdin[0], stdout[1], -1)
+        for fd in (
+            stdin[0] if side == "caller" else stdin[1],
+            stdout[1] if side == "caller" else stdout[0],
+        ):
+            os.close(fd)
+    end = ends["alive"]
+    assert (end.kind, end.status, end.is_reusable, end.is_breach) == ("lost", 125, False, False)
+    assert end.text == end.reason == "the other VM's agent closed the channel"
+    assert one.closed
+    assert two.closed
+
+
+async def test_what_came_before_the_other_end_was_lost_is_written(pairs: Pairs) -> None:
+    with trio.fail_after(PATIENCE):
+        one, two = await channels(pairs)
+        stdout, source = plumb("sockets"), plumb("sockets")
+        os.set_blocking(stdout[0], False)
+        os.set_blocking(source[1], False)
+        ends = []
+        async with trio.open_nursery() as nursery:
+            gone = trio.CancelScope()
+
+            async def die() -> None:
+                with gone:
+                    await CallPump(two, "service", CALL).run(-1, source[0], -1)
+
+            async def call() -> None:
+                ends.append(await CallPump(one, "caller", CALL).run(-1, stdout[1], -1))
+
+            nursery.start_soon(die)
+            nursery.start_soon(call)
+            held = await fill(source[1])
+            gone.cancel()
+            got = len(await read_all(stdout[0]))
+        os.close(stdout[0])
+        os.close(source[1])
+    assert ends[0].kind == "lost"
+    assert ends[0].stdout == got
+    assert 0 < got <= held
+
+
+async def test_an_end_that_does_not_come_costs_the_channel(pairs: Pairs) -> None:
+    """The other end is stuck: it takes the abort, and says no END."""
+    one, _ = await channels(pairs)
+    told: list[Told] = []
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            pump = CallPump(one, "caller", CALL, told.append)
+            ends = []
+
+            async def run() -> None:
+                ends.append(await pump.run(-1, -1, -1))
+
+            nursery.start_soon(run)
+            pump.abort("enough")
+    assert (ends[0].kind, ends[0].is_reusable) == ("aborted", False)
+    assert "within a second" in ends[0].reason
+    assert one.closed
+
+
+async def test_cancelling_closes_the_channel_and_the_descriptors(pairs: Pairs) -> None:
+    with trio.fail_after(PATIENCE):
+        one, two = await channels(pairs)
+        stdin, stdout = plumb("pipes"), plumb("pipes")
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(CallPump(one, "caller", CALL).run, stdin[0], stdout[1], -1)
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+        assert one.closed
+        assert os.read(stdout[0], 1) == b""
+        with pytest.raises(BrokenPipeError):
+            os.write(stdin[1], b"x")
+        end = await CallPump(two, "service", CALL).run(-1, -1, -1)
+        assert end.kind == "lost"
+    os.close(stdin[1])
+    os.close(stdout[0])
+
+
+async def test_another_call_s_frame_is_a_breach(pairs: Pairs) -> None:
+    with trio.fail_after(PATIENCE):
+        one, two = await channels(pairs)
+        ends = []
+        async with trio.open_nursery() as nursery:
+
+            async def call() -> None:
+                ends.append(await CallPump(one, "caller", bytes(16)).run(-1, -1, -1))
+
+            nursery.start_soon(call)
+            ends.append(await CallPump(two, "service", CALL).run(-1, -1, -1))
+    assert {end.kind for end in ends} == {"lost"}
+    breach = next(end for end in ends if end.is_breach)
+    assert breach.reason == "the other VM broke the protocol of calls: another call's id"
+    assert breach.status == 125
+
+
+async def test_descriptors_that_are_no_streams_are_refused_and_closed(pairs: Pairs) -> None:
+    one, _ = await channels(pairs)
+    null = os.open(os.devnull, os.O_RDONLY)
+    reading, writing = os.pipe()
+    for fds in ((null, -1, -1), (writing, -1, -1), (reading, -1, -1)):
+        copies = [os.dup(fd) if fd >= 0 else -1 for fd in fds]
+        pump = CallPump(one, "caller", CALL)
+        if fds[0] == reading:
+            copies = [-1, copies[0], -1]
+        with pytest.raises(ValueError, match="FIFOs and stream sockets"):
+            await pump.run(*copies)
+        for fd in copies:
+            if fd >= 0:
+                with pytest.raises(OSError, match="Bad file descriptor"):
+                    os.fstat(fd)
+    one_packet, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with other, pytest.raises(ValueError, match="FIFOs"):
+        await CallPump(one, "caller", CALL).run(one_packet.detach(), -1, -1)
+    for fd in (null, reading, writing):
+        os.close(fd)
+
+
+@both_kinds
+async def test_descriptions_that_others_share_stay_blocking(pairs: Pairs, kind: Plumbing) -> None:
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            one, two = await channels(pairs)
+            stdin, stdout, source = plumb(kind), plumb(kind), plumb(kind)
+            shared = [os.dup(fd) for fd in (stdin[0], stdout[1], source[0])]
+            nursery.start_soon(CallPump(one, "caller", CALL).run, stdin[0], stdout[1], -1)
+            nursery.start_soon(CallPump(two, "service", CALL).run, -1, source[0], -1)
+            await write(source[1], b"x")
+            os.set_blocking(stdout[0], False)
+            assert await read(stdout[0], 1) == b"x"
+            assert all(os.get_blocking(fd) for fd in shared)
+            nursery.cancel_scope.cancel()
+    assert all(os.get_blocking(fd) for fd in shared)
+    for fd in (*shared, stdin[1], stdout[0], source[1]):
+        os.close(fd)
+
+
+async def test_one_socket_for_input_and_output_is_shut_down_half_by_half(pairs: Pairs) -> None:
+    """As a socket service has it, and a program that calls with --use-stdin-socket."""
+    with trio.fail_after(PATIENCE):
+        one, two = await channels(pairs)
+        program, ours = socket.socketpair()
+        service, its = socket.socketpair()
+        shared = ours.dup()  # another program has it open, too
+        ends = []
+        for each in (program, service):
+            each.setblocking(False)
+        async with trio.open_nursery() as nursery:
+
+            async def run(pump: CallPump, end: socket.socket) -> None:
+                ends.append(await pump.run(os.dup(end.fileno()), end.detach(), -1, shutdown=True))
+
+            serving = CallPump(two, "service", CALL)
+            nursery.start_soon(run, CallPump(one, "caller", CALL), ours)
+            nursery.start_soon(run, serving, its)
+            await write(program.fileno(), b"question")
+            program.shutdown(socket.SHUT_WR)
+            assert await read_all(service.fileno()) == b"question"
+            await write(service.fileno(), b"answer")
+            serving.exit("exited", 0)
+            service.shutdown(socket.SHUT_WR)
+            assert await read_all(program.fileno()) == b"answer"
+        for each in (program, service, shared):
+            each.close()
+    assert [end.kind for end in ends] == ["exited", "exited"]
+    assert all(end.is_reusable for end in ends)
