@@ -27,11 +27,12 @@ DEBIAN_PACKAGES = {
     "pedos_vchan": "pedos-common",
     "pedos_cli": "pedos-common",
     "pedos_agent": "pedos-agent",
+    "pedos_keeper": "pedos-agent",
     "pedos_dom0": "pedos-dom0",
     "pedos_widget": "pedos-widget",
 }
 #: Started by systemd and not by people: sbin, and section 8 of the manual.
-DAEMONS = {"pedos-agent", "pedos-dom0"}
+DAEMONS = {"pedos-agent", "pedos-dom0", "pedos-run"}
 #: In the manual of each command; a test compares it with the protocol's.
 EXIT_STATUS = """\
   0    done

@@ -8,7 +8,7 @@ import socket
 
 import trio
 
-from .unix import short_path
+from .plain_unix import short_path
 
 #: Seconds until the next attempt if the manager's queue is full.
 READY_RETRY = 0.1

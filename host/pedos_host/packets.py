@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import trio
 
-from .unix import uid_at
+from .plain_unix import uid_at
 
 
 class PacketSocket:

@@ -1,34 +1,21 @@
-"""Unix sockets at paths of any length.
-
-`sockaddr_un` holds 107 bytes of path, and the folder of a test or a user is easily deeper than
-that. The parent folder, opened O_PATH, has a short name while it is open: /proc/self/fd/N.
-"""
+"""Unix sockets in trio; their paths may have any length (`plain_unix`)."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import socket
-import stat
 import struct
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import trio
 
+from .plain_unix import UCRED, bind_unix, short_path, uid_at
+
 logger = logging.getLogger(__name__)
 
-#: Bytes of path in a sockaddr_un, less the final NUL (unix(7)).
-SUN_PATH_MAX = 107
-
-#: Connections that wait to be accepted. The kernel caps this at net.core.somaxconn (usually 4096).
-BACKLOG = 4096
-
-# struct ucred of unix(7): pid, uid, gid; and a gid_t.
-_UCRED = struct.Struct("iII")
-_GID = struct.Struct("I")
+_GID = struct.Struct("I")  # a gid_t
 
 #: asm-generic/socket.h (Linux 4.13); Python has no name for it.
 SO_PEERGROUPS = 59
@@ -41,84 +28,6 @@ NAME_LOOK = 2.0
 
 #: Seconds between two attempts to connect to a socket whose backlog is full.
 BACKLOG_RETRY = 0.01
-
-
-@contextlib.contextmanager
-def short_path(path: str | os.PathLike[str]) -> Iterator[str]:
-    """A name of `path` that fits into a socket's address, valid within the `with`.
-
-    OSError if the parent folder cannot be opened, or if the last part alone is too long.
-    """
-    whole = os.fspath(path)
-    if len(os.fsencode(whole)) <= SUN_PATH_MAX:
-        yield whole
-        return
-    parent, name = os.path.split(whole)
-    folder = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        short = f"/proc/self/fd/{folder}/{name}"
-        if len(os.fsencode(short)) > SUN_PATH_MAX:
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), whole)
-        yield short
-    finally:
-        os.close(folder)
-
-
-def _refuse_unless_stale(path: str, kind: socket.SocketKind) -> None:
-    """OSError if the file at `path` must not be replaced: it is no socket, or a program listens
-    there, or may do so for clients of another kind."""
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise FileExistsError(errno.EEXIST, "there is a file that is not a socket", path)
-    with socket.socket(socket.AF_UNIX, kind) as probe:
-        probe.setblocking(False)
-        try:
-            with short_path(path) as short:
-                probe.connect(short)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return
-        except BlockingIOError:
-            pass  # its backlog is full: it has a listener
-    raise OSError(errno.EADDRINUSE, "another program already listens there", path)
-
-
-def bind_unix(
-    path: str | os.PathLike[str],
-    mode: int,
-    backlog: int = BACKLOG,
-    *,
-    kind: socket.SocketKind = socket.SOCK_STREAM,
-    gid: int | None = None,
-) -> socket.socket:
-    """The part of `listen_unix` without trio: the listening socket."""
-    whole = os.fspath(path)
-    _refuse_unless_stale(whole, kind)
-    parent, name = os.path.split(whole)
-    new = os.path.join(parent, f".{name[:32]}.{os.getpid()}")
-    listener = socket.socket(socket.AF_UNIX, kind)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(new)
-        # Bound under another name and renamed once it listens: a client finds no server or a ready
-        # one, never one that refuses.
-        with short_path(new) as short:
-            listener.bind(short)
-        try:
-            if gid is not None:
-                os.chown(new, -1, gid)
-            os.chmod(new, mode)
-            listener.listen(backlog)
-            os.rename(new, whole)
-        except BaseException:
-            os.unlink(new)
-            raise
-        return listener
-    except BaseException:
-        listener.close()
-        raise
 
 
 class _NamedSocket:
@@ -271,13 +180,6 @@ def peer_uid(stream: trio.SocketStream) -> int:
     return uid_at(stream.socket)
 
 
-def uid_at(connected: socket.socket | trio.socket.SocketType) -> int:
-    """As `peer_uid`, of a socket."""
-    raw = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    uid: int = _UCRED.unpack(raw)[1]
-    return uid
-
-
 class Peer(NamedTuple):
     """Whose process is at the other end, as the kernel noted it at the connection; `groups` are
     both its own and its supplementary ones."""
@@ -289,8 +191,8 @@ class Peer(NamedTuple):
 def peer_credentials(stream: trio.SocketStream) -> Peer:
     """The user and the groups at the other end. OSError: the kernel does not tell all groups, as
     they are too many (ERANGE) or it is too old (ENOPROTOOPT)."""
-    raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    _, uid, gid = _UCRED.unpack(raw)
+    raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+    _, uid, gid = UCRED.unpack(raw)
     groups = stream.socket.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, GROUPS_SIZE)
     more = (each for (each,) in _GID.iter_unpack(groups))
     return Peer(uid, frozenset((gid, *more)))

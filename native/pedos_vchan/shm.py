@@ -16,7 +16,7 @@ import struct
 from typing import TYPE_CHECKING
 
 import trio
-from pedos_host.unix import bind_unix, short_path
+from pedos_host.plain_unix import bind_unix, short_path
 
 from ._native import ffi, lib
 from .addresses import (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from pedos_host.unix import short_path
+from pedos_host.plain_unix import short_path
 from pedos_protocol import sound_frames, sound_link
 from pedos_protocol.sound_frames import AUDIO, START, STOP, Frame
 from pedos_protocol.sound_link import (

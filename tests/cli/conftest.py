@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pedos_host.unix import short_path
+from pedos_host.plain_unix import short_path
 from pedos_protocol.connection import Connection
 from pedos_protocol.errors import CallError
 from pedos_protocol.events import NEED_DATA, Answer, Closed, ErrorAnswer, Hello, Notice, Request

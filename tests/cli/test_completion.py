@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pedos_cli import qvm_device, qvm_ls, qvm_policy
 from pedos_cli.completion import candidates
-from pedos_host.unix import short_path
+from pedos_host.plain_unix import short_path
 from pedos_protocol.errors import CallError
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from pedos_cli.prompt_loop import RETRY_FIRST_S, RETRY_MAX_S, Loop
 from pedos_cli.prompt_queue import ARMING_S
 from pedos_cli.prompt_terminal import Terminal
 from pedos_cli.prompt_waiting import ARMING_AFTER_WITHDRAWAL_S
-from pedos_host.unix import short_path
+from pedos_host.plain_unix import short_path
 from pedos_protocol.connection import Connection
 from pedos_protocol.errors import CallError
 from pedos_protocol.events import (

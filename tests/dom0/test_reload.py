@@ -17,7 +17,8 @@ from pedos_dom0.policy.whole_file import BEING_WRITTEN
 from pedos_dom0.requests.listing import POLICY_ERRORS_MAX
 from pedos_dom0.service import Config, run
 from pedos_dom0.state import State
-from pedos_host.unix import connect_unix, short_path
+from pedos_host.plain_unix import short_path
+from pedos_host.unix import connect_unix
 from pedos_protocol.fields import TEXT_MAX
 from pedos_vchan.peer import Peer, open_peer
 

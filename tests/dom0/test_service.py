@@ -16,7 +16,8 @@ from pedos_dom0.__main__ import main
 from pedos_dom0.service import Config, run
 from pedos_host import logs
 from pedos_host.folder_lock import FolderHeld
-from pedos_host.unix import connect_unix, short_path
+from pedos_host.plain_unix import short_path
+from pedos_host.unix import connect_unix
 from pedos_vchan.peer import open_peer
 
 from tests.dom0.fakes import ALLOW_DOM0, FakeDriver

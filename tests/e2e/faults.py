@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from pedos_host.unix import short_path
+from pedos_host.plain_unix import short_path
 
 Action = Callable[[], None]
 

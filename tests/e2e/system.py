@@ -18,7 +18,7 @@ from pedos_agent.device_classes.block.folder_disks import IDENTITY
 from pedos_cli import client
 from pedos_cli.devices import device_name, list_devices
 from pedos_dom0.local.supervise import GIVEN_UP
-from pedos_host.unix import short_path
+from pedos_host.plain_unix import short_path
 from pedos_protocol.errors import CallError
 
 from tests.patience import PATIENCE

@@ -18,7 +18,8 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
-from pedos_host.unix import listen_unix, short_path
+from pedos_host.plain_unix import short_path
+from pedos_host.unix import listen_unix
 from pedos_vchan import shm
 from pedos_vchan.peer import Peer
 from pedos_vchan.stream import VchanStream

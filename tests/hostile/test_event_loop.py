@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
-from pedos_host.unix import short_path
+from pedos_host.plain_unix import short_path
 from pedos_protocol.connection import PENDING_MAX, VERSIONS, Connection
 from pedos_protocol.errors import RemoteProtocolError
 from pedos_protocol.events import Hello, Notice, Request

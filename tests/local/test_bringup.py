@@ -29,7 +29,8 @@ from pedos_dom0.local.config import Config, VmConfig
 from pedos_dom0.local.layout import LOG_KEEP, Layout, sweep
 from pedos_dom0.local.machine import Machine
 from pedos_host.mounts import fuse_mounts, make_placeholder
-from pedos_host.unix import listen_unix, short_path
+from pedos_host.plain_unix import short_path
+from pedos_host.unix import listen_unix
 from pedos_protocol.errors import CallError
 from pedos_vchan.refusal import refuse
 

@@ -17,7 +17,7 @@ from pedos_dom0.local.cli import main
 from pedos_dom0.local.layout import LOG_KEEP, Layout
 from pedos_dom0.local.terminal import Terminal
 from pedos_host.line_writer import QUEUE_MAX
-from pedos_host.unix import short_path
+from pedos_host.plain_unix import short_path
 
 from .conftest import PATIENCE, needs_fuse
 

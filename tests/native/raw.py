@@ -16,7 +16,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Self
 
-from pedos_host.unix import short_path
+from pedos_host.plain_unix import short_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
-from pedos_host.unix import short_path
+from pedos_host.plain_unix import short_path
 from pedos_vchan import shm
 
 from tests.patience import PATIENCE

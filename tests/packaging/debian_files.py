@@ -23,6 +23,11 @@ UNITS = {
 }
 
 
+#: A keeper of each user, which the first call starts.
+KEEPERS = {
+    "pedos-run": DEBIAN / "pedos-agent.pedos-run@.service",
+    "pedos-run.socket": DEBIAN / "pedos-agent.pedos-run@.socket",
+}
 #: The units that are no daemon.
 ONE_SHOTS = {"pedos-dom0-sleep": DEBIAN / "pedos-dom0.pedos-dom0-sleep.service"}
 #: Those of users' sessions.
@@ -78,7 +83,7 @@ def pyproject() -> dict[str, object]:
 
 def settings(unit: str) -> dict[str, list[str]]:
     """Key -> values of a unit file, continued lines joined; the sections do not share keys."""
-    text = {**UNITS, **ONE_SHOTS, **USERS}[unit].read_text().replace("\\\n", " ")
+    text = {**UNITS, **ONE_SHOTS, **USERS, **KEEPERS}[unit].read_text().replace("\\\n", " ")
     found: dict[str, list[str]] = {}
     for line in text.splitlines():
         if line and line[0] not in "#[":

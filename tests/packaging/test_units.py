@@ -13,6 +13,8 @@ from pedos_cli import place
 from pedos_cli.qvm_sleep import build_parser as sleep_parser
 from pedos_cli.timeouts import SUSPEND_S
 from pedos_dom0.__main__ import make_parser as dom0_parser
+from pedos_keeper.__main__ import _parser as keeper_parser
+from pedos_keeper.keeper import STOP_SECONDS
 from pedos_protocol.sockets import DEFAULT_SOCKET, DESKTOP_GROUP, DESKTOP_SOCKET
 
 from .debian_files import DEBIAN, PROJECT, UNITS, load_programs, settings
@@ -130,6 +132,10 @@ def test_an_upgrade_restarts_the_service_and_no_agent() -> None:
         ["dh_installsystemd", "-ppedos-dom0", "--name=pedos-dom0-sleep", "--no-start"],
         ["dh_installsystemd", "-ppedos-agent", *left_alone],
         ["dh_installsystemd", "-ppedos-agent", "--name=pedos-devd", *left_alone],
+        [
+            *("dh_installsystemd", "-ppedos-agent", "--name=pedos-run@"),
+            *("--no-enable", "--no-start", *left_alone),
+        ],
     ]
     exempt = (DEBIAN / "pedos-agent.needrestart.conf").read_text()
     assert all(f"^{unit}\\.service$" in exempt for unit in AGENTS)
@@ -188,3 +194,39 @@ def test_pedos_sound_finds_the_socket_of_the_agent_beside_it() -> None:
     assert f"USUAL[] = {{{quoted}}};" in text
     # Users pass through the folder of dom0's agent, and see nothing else in it.
     assert settings("pedos-dom0-agent")["RuntimeDirectoryMode"] == ["0711"]
+
+
+def test_a_keeper_is_started_by_a_call_as_the_user_whose_name_its_socket_has() -> None:
+    [path] = settings("pedos-run.socket")["ListenSequentialPacket"]
+    assert path == "/run/pedos-run/%i.sock"
+    # The agent's folder goes with each restart of the agent.
+    assert not any(
+        path.startswith(f"/run/{folder}/")
+        for unit in AGENTS
+        for folder in settings(unit)["RuntimeDirectory"]
+    )
+    assert settings("pedos-run.socket")["SocketMode"] == ["0600"]
+    assert settings("pedos-run")["User"] == ["%i"]
+    program, *words = command("pedos-run")
+    assert program == "/usr/sbin/pedos-run"
+    assert {word for word in words if word.startswith("-")} <= options_of(keeper_parser())
+    assert option("pedos-run", "--user") == ["%i"]
+
+
+def test_no_number_of_ends_stops_a_keepers_socket_and_none_is_tried_without_a_call() -> None:
+    assert settings("pedos-run")["StartLimitIntervalSec"] == ["0"]
+    assert settings("pedos-run.socket")["TriggerLimitIntervalSec"] == ["0"]
+    assert settings("pedos-run.socket")["FlushPending"] == ["yes"]
+    assert "Restart" not in settings("pedos-run")
+
+
+def test_a_keepers_services_are_in_its_control_group_and_end_with_it() -> None:
+    found = settings("pedos-run")
+    assert (found["KillMode"], found["Delegate"]) == (["mixed"], ["yes"])
+    assert float(found["TimeoutStopSec"][0].removesuffix("s")) > STOP_SECONDS
+    [name] = found["PAMName"]
+    lines = (DEBIAN / f"pedos-agent.{name}.pam").read_text().splitlines()
+    modules = [line.split()[2] for line in lines if line and not line.startswith("#")]
+    assert "pam_env.so" in modules
+    # It would move the keeper into a session, out of its unit.
+    assert "pam_systemd.so" not in modules

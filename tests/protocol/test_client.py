@@ -14,7 +14,8 @@ import trio
 from pedos_cli import answers, client
 from pedos_cli.client import Client, Unreachable, connect, open_socket
 from pedos_cli.prompt_link import Link
-from pedos_host.unix import listen_unix, short_path
+from pedos_host.plain_unix import short_path
+from pedos_host.unix import listen_unix
 from pedos_protocol import codec
 from pedos_protocol.errors import CallError, LocalProtocolError, RemoteProtocolError
 from pedos_protocol.events import REFUSED, Notice

@@ -68,6 +68,7 @@ MAY_IMPORT = {
     "pedos_vchan": {"pedos_protocol", "pedos_host", "trio", "cffi"},
     "pedos_dom0": {"pedos_protocol", "pedos_host", "pedos_vchan", "trio", "attrs"},
     "pedos_agent": {"pedos_protocol", "pedos_host", "pedos_vchan", "trio", "attrs"},
+    "pedos_keeper": {"pedos_protocol", "pedos_host"},
     "pedos_cli": {"pedos_protocol"},
     "pedos_widget": {"pedos_protocol", "pedos_host", "pedos_vchan", "pedos_cli", "trio"},
 }
@@ -238,6 +239,11 @@ def test_an_agent_loads_no_messages_but_its_own() -> None:
     """A domain starts one at every boot, and each class costs as much as a small module."""
     loaded = {name for name in loaded_by("pedos_agent.__main__") if name.endswith("messages")}
     assert loaded == {"pedos_protocol.agent_messages", "pedos_protocol.call_messages"}
+
+
+def test_a_keeper_loads_no_event_loop() -> None:
+    """It is started by the first call, which waits for it; it has a thread for each."""
+    assert not loaded_by("pedos_keeper.__main__") & {"trio", "attr", "asyncio", "pedos_vchan"}
 
 
 def test_importing_the_commands_client_does_not_load_what_is_slow() -> None:

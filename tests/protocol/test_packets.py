@@ -14,7 +14,8 @@ import trio
 import trio.testing
 from pedos_host import unix
 from pedos_host.packets import PacketSocket
-from pedos_host.unix import listen_packets, listen_unix, short_path
+from pedos_host.plain_unix import short_path
+from pedos_host.unix import listen_packets, listen_unix
 
 
 def pair() -> tuple[PacketSocket, socket.socket]:

@@ -14,7 +14,8 @@ import trio
 import trio.testing
 from pedos_host import faultpoints, folder_watch, notify
 from pedos_host.folder_watch import FolderWatch
-from pedos_host.unix import listen_unix, short_path
+from pedos_host.plain_unix import short_path
+from pedos_host.unix import listen_unix
 
 from tests.patience import PATIENCE
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 from pedos_host import unix
-from pedos_host.unix import SUN_PATH_MAX, connect_unix, listen_unix, short_path
+from pedos_host.plain_unix import SUN_PATH_MAX, short_path
+from pedos_host.unix import connect_unix, listen_unix
 
 
 @pytest.fixture(params=["short", "long"])

@@ -1,0 +1,167 @@
+"""A keeper as a process, and an agent's side of its link, for tests."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pedos_host.plain_unix import bind_unix, short_path
+from pedos_protocol.keeper_link import (
+    KEEPER,
+    PACKET_MAX,
+    Finished,
+    Packet,
+    Run,
+    Signal,
+    build,
+    parse,
+)
+
+from tests.patience import PATIENCE
+
+T = TypeVar("T", bound=Packet)
+CALL = "0123456789abcdef" * 2
+
+
+class Place:
+    """The folders of a keeper in local mode, and its process."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.services = root / "services.d"
+        self.configurations = root / "services.conf.d"
+        self.home = root / "home"
+        self.path = root / "keeper.sock"
+        for each in (self.services, self.configurations, self.home):
+            each.mkdir()
+
+    def service(self, name: str, script: str, *, first: str = "#!/bin/sh") -> Path:
+        """A service that is a script of sh."""
+        path = self.services / name
+        path.write_text(f"{first}\n{script}\n" if first else f"{script}\n")
+        path.chmod(0o755)
+        return path
+
+    def configure(self, name: str, *lines: str) -> Path:
+        path = self.configurations / name
+        path.write_text("".join(f"{line}\n" for line in lines))
+        return path
+
+    @contextlib.contextmanager
+    def running(self, environment: Mapping[str, str] = {}) -> Iterator[subprocess.Popen[bytes]]:
+        """The keeper, until it is killed at the end."""
+        with bind_unix(self.path, 0o600, kind=socket.SOCK_SEQPACKET) as listener:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-P", "-m", "pedos_keeper"),
+                    *("--services", str(self.services)),
+                    *("--configurations", str(self.configurations)),
+                    *("--listen", str(listener.fileno())),
+                ],
+                pass_fds=[listener.fileno()],
+                env={**os.environ, "HOME": str(self.home), **environment},
+            )
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(PATIENCE)
+
+    def run(self, service: str, argument: str = "", **fields: Any) -> Called:
+        """Call a service."""
+        return Called(self.path, service, argument, **fields)
+
+
+class Called:
+    """A call, with the descriptors that an agent has of its service."""
+
+    def __init__(
+        self,
+        path: Path,
+        service: str,
+        argument: str = "",
+        *,
+        source: str = "work",
+        target: str = "",
+        is_forced: bool = False,
+        with_stderr: bool = True,
+    ) -> None:
+        self.link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.link.settimeout(PATIENCE)
+        with short_path(path) as short:
+            self.link.connect(short)
+        self.stdin, stdin = socket.socketpair()
+        self.stdout, stdout = socket.socketpair()
+        stderr, theirs = os.pipe()
+        self.stderr = os.fdopen(stderr, "rb")
+        for each in (self.stdin, self.stdout):
+            each.settimeout(PATIENCE)
+        run = Run(CALL, service, f"+{argument}", source, target, is_forced)
+        passed = [stdin.fileno(), stdout.fileno(), *([theirs] if with_stderr else [])]
+        socket.send_fds(self.link, [build(run)], passed)
+        stdin.close()
+        stdout.close()
+        os.close(theirs)
+        self.passed: list[int] = []
+
+    def __enter__(self) -> Called:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in (self.link, self.stdin, self.stdout, self.stderr):
+            each.close()
+        for passed in self.passed:
+            os.close(passed)
+
+    def next(self, kind: type[T]) -> T:
+        """The next packet, which is of that kind."""
+        packet = self.packet()
+        assert isinstance(packet, kind), packet
+        return packet
+
+    def packet(self) -> Packet | None:
+        """The next packet; None at the end."""
+        raw, passed, _, _ = socket.recv_fds(self.link, PACKET_MAX, 4)
+        self.passed += passed
+        return parse(raw, KEEPER) if raw else None
+
+    def output(self, given: bytes = b"") -> bytes:
+        """All that the service writes to its stdout, after its stdin was this and has ended."""
+        self.stdin.sendall(given)
+        self.stdin.shutdown(socket.SHUT_WR)
+        return read_all(self.stdout)
+
+    def signal(self, number: int) -> None:
+        self.link.send(build(Signal(int(number))))
+
+    def finish(self) -> None:
+        self.link.send(build(Finished()))
+
+
+def read_all(connected: socket.socket) -> bytes:
+    found = b""
+    while more := connected.recv(65536):
+        found += more
+    return found
+
+
+def wait_for_end(pid: int) -> None:
+    """Until that process is no more, whoever's child it is."""
+    try:
+        file = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        poll = select.poll()
+        poll.register(file, select.POLLIN)
+        assert poll.poll(PATIENCE * 1000), f"process {pid} goes on"
+    finally:
+        os.close(file)

@@ -1,0 +1,1 @@
+"""The keeper: runs the services of one user of a VM for the VM's agent."""

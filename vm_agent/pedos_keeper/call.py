@@ -1,0 +1,344 @@
+"""One call: from the agent's connection to its end, in a thread of its own."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from pedos_host.system_errors import what_is_wrong
+from pedos_protocol import keeper_link
+from pedos_protocol.errors import RemoteProtocolError
+from pedos_protocol.keeper_link import (
+    AGENT,
+    DESCRIPTORS,
+    EXITED,
+    PACKET_MAX,
+    SIGNALLED,
+    Connected,
+    Ended,
+    Finished,
+    ForUser,
+    NotFound,
+    Packet,
+    Problem,
+    Run,
+    Signal,
+    Spawned,
+    Waiting,
+    said,
+)
+
+from pedos_keeper import connecting, environment, lookup, service_config, sessions
+from pedos_keeper.children import Child, Children
+from pedos_keeper.control_groups import CallGroup
+from pedos_keeper.lookup import Program, Service, Unusable
+from pedos_keeper.service_config import ConfigError, ServiceConfig
+
+log = logging.getLogger(__name__)
+
+# Seconds. An agent sends it as its first act.
+RUN_SECONDS: Final = 10.0
+# Seconds. A person logs in; a call that has waited for longer has been forgotten.
+SESSION_SECONDS: Final = 600.0
+# Seconds between two looks for a session, by processes that a login has already made wait.
+SESSION_LOOK: Final = 0.5
+
+
+class Place(NamedTuple):
+    """What calls of one keeper have in common.
+
+    `user` is None in local mode: all users are one there, and nobody waits for a session.
+    `environment` is that of all services, `group` the folder for the control groups of calls, if it
+    may make any.
+    """
+
+    user: str | None
+    services: Sequence[str]
+    configurations: Sequence[str]
+    children: Children
+    environment: Callable[[], dict[str, str]]
+    group: Path | None
+
+
+class Gone(Exception):  # noqa: N818 - says what happened
+    """The agent has hung up."""
+
+
+class Refusal(Exception):  # noqa: N818 - says what happened
+    """The answer to `Run` that ends the call."""
+
+    def __init__(self, packet: NotFound | Problem | ForUser) -> None:
+        super().__init__(packet)
+        self.packet = packet
+
+
+class Call:
+    """One call. `run` in a thread serves it."""
+
+    def __init__(self, connection: socket.socket, place: Place) -> None:
+        """Takes the connection over, which is a blocking one."""
+        self._connection = connection
+        self._place = place
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
+
+    def run(self) -> None:
+        """Serve the call until the agent hangs up, or has finished it."""
+        with self._connection:
+            try:
+                self._serve()
+            except Gone:
+                pass
+            except (RemoteProtocolError, OSError) as error:
+                log.warning("a call breaks off: %s", what_is_wrong(error))
+            except Exception:
+                log.exception("a call breaks off")
+
+    def _serve(self) -> None:
+        run, descriptors = self._receive_run()
+        try:
+            try:
+                config = self._configured(run)
+                service = self._found(run)
+                extra = self._session(run) if self._waits(config) else {}
+                if isinstance(service, Program):
+                    child = self._start(run, service, descriptors, extra)
+                else:
+                    self._connect(run, service, config)
+                    child = None
+            finally:
+                for each in descriptors:
+                    os.close(each)
+        except Refusal as refusal:
+            if not isinstance(refusal.packet, ForUser):
+                log.info("%s of %s: %s", run.service, run.source, refusal.packet.text)
+            self._send(refusal.packet)
+            return
+        if child is None:
+            self._heed(None, config)
+            return
+        with child:
+            self._send(Spawned(*_options(config)))
+            if child.group is not None:
+                with contextlib.suppress(OSError):  # then its session stands for it
+                    child.group.take(child.pid)
+            self._heed(child, config)
+
+    # What it is
+
+    def _configured(self, run: Run) -> ServiceConfig:
+        """The service's configuration. Refusal."""
+        try:
+            config = service_config.find(run.service, run.argument, self._place.configurations)
+        except ConfigError as error:
+            raise Refusal(Problem(said(str(error)))) from error
+        except OSError as error:
+            raise _problem(error) from error
+        user, here = config.force_user, self._place.user
+        if here is None:
+            return config
+        if run.is_forced and user != here:
+            # Another user's keeper has said so, and it is not what the file says.
+            raise Refusal(Problem(said(f"{run.service} is not forced to run as {here}")))
+        if user not in (None, here):
+            raise Refusal(ForUser(str(user)))
+        return config
+
+    def _found(self, run: Run) -> Service:
+        """The service. Refusal."""
+        try:
+            service = lookup.find(run.service, run.argument, self._place.services)
+        except Unusable as error:
+            raise Refusal(Problem(said(str(error)))) from error
+        except OSError as error:
+            raise _problem(error) from error
+        if service is None:
+            raise Refusal(NotFound(said(f"there is no service {run.service}{run.argument}")))
+        return service
+
+    # Its session
+
+    def _waits(self, config: ServiceConfig) -> bool:
+        return config.wait_for_session and self._place.user is not None
+
+    def _session(self, run: Run) -> dict[str, str]:
+        """What the user's session adds to the environment, when there is one. Refusal, Gone."""
+        uid = os.getuid()
+        until = time.monotonic() + SESSION_SECONDS
+        if not sessions.has_session(uid):
+            self._send(Waiting(said(f"{run.service} waits for a session of {self._place.user}")))
+        while not sessions.has_session(uid):
+            left = until - time.monotonic()
+            if left <= 0:
+                text = f"{self._place.user} has no session after {SESSION_SECONDS:.0f} s"
+                raise Refusal(Problem(said(text)))
+            if self._poll.poll(min(left, SESSION_LOOK) * 1000):
+                packet = self._receive()
+                if isinstance(packet, (Finished, Signal)):  # there is nothing to signal yet
+                    raise Gone
+        return sessions.environment(self._place.children, self._place.environment(), uid)
+
+    # Its start
+
+    def _start(
+        self, run: Run, program: Program, descriptors: Sequence[int], extra: dict[str, str]
+    ) -> Child:
+        """Its process. Refusal."""
+        arguments = [program.path, *filter(None, (run.argument[1:],))]
+        env = {**self._place.environment(), **extra, **environment.of_call(run)}
+        group = self._new_group(run)
+        try:
+            return self._place.children.start(
+                program.path, arguments, env, dict(enumerate(descriptors)), group
+            )
+        except OSError as error:
+            if group is not None:
+                group.close()
+            if error.errno == errno.ENOENT:
+                # The file is there: a script whose first line leads nowhere.
+                text = f"{program.path} cannot be run: its interpreter does not exist"
+                raise Refusal(Problem(said(text))) from error
+            raise _problem(error, program.path) from error
+
+    def _new_group(self, run: Run) -> CallGroup | None:
+        if self._place.group is None:
+            return None
+        try:
+            return CallGroup(self._place.group / run.call)
+        except OSError as error:
+            log.warning("a call has no control group: %s", what_is_wrong(error))
+            return None
+
+    def _connect(self, run: Run, service: connecting.Listening, config: ServiceConfig) -> None:
+        """Connect to it, and give the agent the connection. Refusal."""
+        before = b"" if config.skip_service_descriptor else descriptor_line(run)
+        try:
+            with connecting.connect(service, before) as connected:
+                self._send(Connected(*_options(config)), [connected.fileno()])
+        except OSError as error:
+            where = connecting.name_of(service)
+            text = f"{run.service}: cannot connect to {where}: {error.strerror or error}"
+            raise Refusal(Problem(said(text))) from error
+
+    # Its run
+
+    def _heed(self, child: Child | None, config: ServiceConfig) -> None:
+        """Do as the agent says, and tell it when the main process has ended."""
+        if child is not None:
+            self._poll.register(child.file, select.POLLIN)
+        is_running = child is not None
+        while True:
+            ready = dict(self._poll.poll())
+            if is_running and child is not None and child.file in ready:
+                code = child.end()
+                if code is not None:
+                    is_running = False
+                    self._poll.unregister(child.file)
+                    self._send(_ended(code))
+            if self._connection.fileno() not in ready:
+                continue
+            try:
+                packet = self._receive()
+            except (Gone, OSError):
+                if child is not None:
+                    _caller_is_gone(child, config)
+                raise
+            if isinstance(packet, Finished):
+                return
+            if isinstance(packet, Signal) and child is not None:
+                child.signal(packet.number)
+
+    # The link
+
+    def _receive_run(self) -> tuple[Run, Sequence[int]]:
+        """The first packet, and its descriptors. RemoteProtocolError, Gone, OSError."""
+        if not self._poll.poll(RUN_SECONDS * 1000):
+            raise RemoteProtocolError(f"the agent says nothing within {RUN_SECONDS:.0f} s")
+        untrusted, descriptors = _receive_passing(self._connection)
+        try:
+            if not untrusted:
+                raise Gone
+            run = keeper_link.parse(untrusted, AGENT)
+            if not isinstance(run, Run) or len(descriptors) not in DESCRIPTORS:
+                raise RemoteProtocolError(
+                    f"a call begins with {type(run).__name__} and {len(descriptors)} descriptors"
+                )
+        except BaseException:
+            for each in descriptors:
+                os.close(each)
+            raise
+        return run, descriptors
+
+    def _receive(self) -> Packet:
+        """A later packet. RemoteProtocolError, Gone, OSError."""
+        try:
+            untrusted = self._connection.recv(PACKET_MAX + 1)
+        except ConnectionResetError:  # it has not read all that it was told
+            untrusted = b""
+        if not untrusted:
+            raise Gone
+        packet = keeper_link.parse(untrusted, AGENT)
+        if isinstance(packet, Run):
+            raise RemoteProtocolError("a second Run")
+        return packet
+
+    def _send(self, packet: Packet, descriptors: Sequence[int] = ()) -> None:
+        """Gone, OSError. An agent reads at once: the few packets of a call always have room."""
+        raw = keeper_link.build(packet)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+        flags = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+        try:
+            self._connection.sendmsg([raw], rights if descriptors else [], flags)
+        except (BrokenPipeError, ConnectionResetError):
+            raise Gone from None
+
+
+def _receive_passing(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """A packet and its descriptors, which no child inherits. (Python's own `recv_fds` ignores the
+    flag for that.) OSError."""
+    descriptors = array.array("i")
+    # One more than there are: more would be cut, and be those that count.
+    room = socket.CMSG_SPACE((max(DESCRIPTORS) + 1) * descriptors.itemsize)
+    raw, ancillary, _, _ = connection.recvmsg(PACKET_MAX + 1, room, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+    return raw, list(descriptors)
+
+
+def descriptor_line(run: Run) -> bytes:
+    """What a service that listens is told of its call, before anything else."""
+    words = [run.service + run.argument, run.source]
+    if run.target:
+        words += [environment.target_type(run.target), run.target.removeprefix("@")]
+    return " ".join(words).encode("ascii") + b"\0"
+
+
+def _options(config: ServiceConfig) -> tuple[bool, bool, bool]:
+    return config.exit_on_client_eof, config.exit_on_service_eof, config.forward_signals
+
+
+def _ended(code: int) -> Ended:
+    return Ended(EXITED, code) if code >= 0 else Ended(SIGNALLED, -code)
+
+
+def _problem(error: OSError, where: str = "") -> Refusal:
+    return Refusal(Problem(said(what_is_wrong(error, where))))
+
+
+def _caller_is_gone(child: Child, config: ServiceConfig) -> None:
+    """What becomes of a service whose caller has gone. Its descriptors are at their end."""
+    if config.on_caller_gone == service_config.KILL:
+        child.kill()
+    elif config.on_caller_gone == service_config.HUP:
+        child.signal(signal.SIGHUP)

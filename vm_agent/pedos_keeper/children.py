@@ -1,0 +1,194 @@
+"""The processes of services: those that this program starts, and those that these leave behind.
+
+This program is a child subreaper (prctl(2)): a process whose parent has ended becomes its child, so
+that nothing of a service gets out of its reach, and nothing of it stays a zombie.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from pedos_keeper import spawning
+from pedos_keeper.control_groups import CallGroup
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
+#: Looks for processes of a session that are being killed: each finds what was started during the
+#: one before. What still forks then is a bomb, which the unit's TasksMax= ends.
+_KILL_ROUNDS: Final = 50
+_KILL_LOOK: Final = 0.01  # seconds for those that are killed to hand on their children
+# Of /proc/PID/stat (proc(5)), from the state on.
+_PARENT, _SESSION = 1, 3
+
+
+def become_subreaper() -> None:
+    """From now on orphans among this program's descendants are its children. OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+class Children:
+    """All of them. Each function may be called in any thread."""
+
+    def __init__(self) -> None:
+        # Held from the birth of a process until it is known here, and while any are reaped: so that
+        # the end of one is never taken for that of an orphan.
+        self._lock = threading.Lock()
+        self._ends: dict[int, int | None] = {}  # by pid of those that `start` began
+
+    def start(
+        self,
+        path: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        descriptors: Mapping[int, int],
+        group: CallGroup | None = None,
+    ) -> Child:
+        """See `spawning.spawn`. A script without a first line is one of the shell's. OSError."""
+        where = None if group is None else group.begin_in
+        with self._lock:
+            try:
+                pid = spawning.spawn(path, arguments, environment, descriptors, where)
+            except OSError as error:
+                if error.errno != errno.ENOEXEC:
+                    raise
+                path, arguments = spawning.as_shell_would(path, arguments)
+                pid = spawning.spawn(path, arguments, environment, descriptors, where)
+            try:
+                child = Child(self, pid, group)
+            except OSError:  # no descriptor is left to watch it with
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                raise
+            self._ends[pid] = None
+        return child
+
+    def reap(self) -> bool:
+        """Take in all that have ended; whether any process is left."""
+        with self._lock:
+            while True:
+                try:
+                    pid, status = os.waitpid(-1, os.WNOHANG)
+                except ChildProcessError:
+                    return False
+                if pid == 0:
+                    return True
+                if pid in self._ends:
+                    self._ends[pid] = status
+
+    def end_of(self, pid: int) -> int | None:
+        """How a process of `start` ended, as `os.waitstatus_to_exitcode` says it; None: it runs."""
+        self.reap()
+        with self._lock:
+            status = self._ends[pid]
+        return None if status is None else os.waitstatus_to_exitcode(status)
+
+    def forget(self, pid: int) -> None:
+        """Nobody asks for the end of this process any more."""
+        with self._lock:
+            self._ends.pop(pid, None)
+
+    def signal_group(self, pid: int, number: int) -> None:
+        """Send a signal to the process group of a process of `start`; nothing if none is left."""
+        with self._lock, contextlib.suppress(ProcessLookupError, PermissionError):
+            # Until it is reaped, its number is no other's.
+            if pid in self._ends and self._ends[pid] is None:
+                os.killpg(pid, number)
+
+    def ask_to_end(self, asked: set[int]) -> None:
+        """Send SIGTERM to all but those that were `asked` before, to whom they are added: to the
+        process groups of those that `start` began, and to orphans."""
+        for pid in _processes(_PARENT, os.getpid()):
+            if pid in asked:
+                continue
+            asked.add(pid)
+            with self._lock:
+                is_leader = pid in self._ends
+            if is_leader:
+                self.signal_group(pid, signal.SIGTERM)
+            else:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGTERM)
+
+    def kill_all(self) -> None:
+        """End every descendant of this process: those of a child that ends become its children."""
+        for _ in range(_KILL_ROUNDS):
+            if not self.reap():
+                return
+            for pid in _processes(_PARENT, os.getpid()):
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(_KILL_LOOK)
+
+
+class Child:
+    """A process that `Children.start` began: the leader of a session. `file` is readable when it
+    has ended, `group` its control group, if it has one."""
+
+    def __init__(self, children: Children, pid: int, group: CallGroup | None) -> None:
+        self.pid = pid
+        self.file = os.pidfd_open(pid)
+        self.group = group
+        self._children = children
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def end(self) -> int | None:
+        """Its exit status, or minus the signal's number; None while it runs."""
+        return self._children.end_of(self.pid)
+
+    def signal(self, number: int) -> None:
+        """Send a signal: SIGKILL to all that it has started, others to its process group."""
+        if number == signal.SIGKILL:
+            self.kill()
+        else:
+            self._children.signal_group(self.pid, number)
+
+    def kill(self) -> None:
+        """End all that it has started: its control group, or else its session."""
+        if self.group is None or not self.group.kill():
+            kill_session(self.pid)
+
+    def close(self) -> None:
+        """Stop watching it; it goes on if it runs."""
+        os.close(self.file)
+        self._children.forget(self.pid)
+        if self.group is not None:
+            self.group.close()
+
+
+def kill_session(session: int) -> None:
+    """End all processes of a session, in whatever process groups they are."""
+    for _ in range(_KILL_ROUNDS):
+        found = _processes(_SESSION, session)
+        for pid in found:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        if not found:
+            return
+
+
+def _processes(field: int, value: int) -> list[int]:
+    """The living processes that have `value` in that field of /proc/PID/stat."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                # proc(5): the name of the program, in parentheses, may have any characters.
+                fields = file.read().rpartition(b") ")[2].split(b" ")
+                if int(fields[field]) == value and fields[0] not in (b"Z", b"X"):
+                    found.append(int(name))
+    return found

@@ -1,0 +1,115 @@
+"""The environment of services: as after a login of the user, and what is said of the call."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from typing import Final
+
+from pedos_host.system_errors import what_is_wrong
+from pedos_protocol.keeper_link import Run
+
+from pedos_keeper.children import Children
+from pedos_keeper.outputs import output_of
+
+log = logging.getLogger(__name__)
+
+# What systemd says to the keeper alone (systemd.exec(5)), and what a shell says of itself.
+_OWN: Final = frozenset(
+    (
+        *("INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "MAINPID", "MANAGERPID"),
+        *("MANAGERPIDFDID", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"),
+        *("CREDENTIALS_DIRECTORY", "RUNTIME_DIRECTORY", "MEMORY_PRESSURE_WATCH"),
+        *("MEMORY_PRESSURE_WRITE", "_", "SHLVL", "PWD", "OLDPWD"),
+    )
+)
+_OWN_PREFIXES: Final = ("LISTEN_", "QREXEC_", "PEDOS_FAULT")
+_SHELL: Final = "/bin/sh"
+# The profile's own output goes to the log; what it sets comes by a descriptor of its own.
+_ENV_FILE: Final = 3
+_ENV_SCRIPT: Final = f"exec /usr/bin/env -0 >&{_ENV_FILE}"
+# Seconds. A profile is read in milliseconds, on an emulated processor in half a second; one that
+# waits for something would hold up the first call beyond dom0's ten.
+LOGIN_SECONDS: Final = 5.0
+
+
+def as_started() -> dict[str, str]:
+    """The environment that this program was started with: where no locale is set, Python has added
+    one to its own (PEP 538). OSError."""
+    with open("/proc/self/environ", "rb") as file:
+        return parsed(file.read())
+
+
+def parsed(raw: bytes) -> dict[str, str]:
+    """An environment as the kernel shows it, and as `env -0` does."""
+    pairs = (entry.partition("=") for entry in os.fsdecode(raw).split("\0"))
+    return {name: value for name, equals, value in pairs if equals}
+
+
+def without_own(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what is said to this program alone, or of another call."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in _OWN and not name.startswith(_OWN_PREFIXES)
+    }
+
+
+def of_call(run: Run) -> dict[str, str]:
+    """What a service is told of its call."""
+    told = {
+        "QREXEC_REMOTE_DOMAIN": run.source,
+        "QREXEC_SERVICE_FULL_NAME": run.service + run.argument,
+        "QREXEC_SERVICE_ARGUMENT": run.argument[1:],
+        "QREXEC_REQUESTED_TARGET_TYPE": target_type(run.target),
+    }
+    if run.target.startswith("@"):
+        told["QREXEC_REQUESTED_TARGET_KEYWORD"] = run.target[1:]
+    elif run.target:
+        told["QREXEC_REQUESTED_TARGET"] = run.target
+    return told
+
+
+def target_type(target: str) -> str:
+    """The type of what a caller has asked for: "" if that is not told."""
+    if not target:
+        return ""
+    return "keyword" if target.startswith("@") else "name"
+
+
+class LoginEnvironment:
+    """What a login shell makes of this program's environment. It is read once, at the first need:
+    a shell that reads profiles takes longer than a service."""
+
+    def __init__(self, children: Children, own: Mapping[str, str]) -> None:
+        self._children = children
+        self._own = without_own(own)
+        self._lock = threading.Lock()
+        self._found: dict[str, str] | None = None
+
+    def get(self) -> dict[str, str]:
+        """The environment; the program's own if the profile fails, which the log says."""
+        with self._lock:
+            if self._found is None:
+                try:
+                    self._found = without_own(self._read())
+                except OSError as error:
+                    log.error(
+                        "the environment after a login is not known: %s", what_is_wrong(error)
+                    )
+                    self._found = self._own
+            return self._found
+
+    def _read(self) -> dict[str, str]:
+        # The dash makes it a login shell.
+        arguments = ["-sh", "-c", _ENV_SCRIPT]
+        raw = output_of(
+            self._children, arguments, self._own, seconds=LOGIN_SECONDS, by=_ENV_FILE, path=_SHELL
+        )
+        found = parsed(raw)
+        if not found:
+            raise OSError(errno.ENODATA, "the profile ends the shell")
+        return found
