@@ -227,55 +227,71 @@ def _is_socket(path: str) -> bool:
         return True
 
 
+class Places:
+    """Where to try to connect to the service: `path`, or where PEDOS_SOCKET says, or at the usual
+    places: root's own socket, and for a user who may not open that one, that of dom0's desktop.
+
+    `place` is the one to try. Once there is no other, `place` and `error` are what is to be told.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        named = path if path is not None else os.environ.get("PEDOS_SOCKET")
+        self._others = [] if named else [DESKTOP_SOCKET]
+        self.place = named or DEFAULT_SOCKET
+        self.error: OSError | None = None
+
+    def is_another_after(self, error: OSError) -> bool:
+        """Whether there is another place to try, after this came of the last attempt."""
+        if self._others and isinstance(error, PermissionError):
+            self.error, self.place = error, self._others.pop()
+            return True
+        if self.error is not None and isinstance(error, FileNotFoundError):
+            # A service without such a socket, in a VM or of an older version: what is wrong is that
+            # the other one is not this user's.
+            self.place = DEFAULT_SOCKET
+        else:
+            self.error = error
+        return False
+
+
 def open_socket(path: str | None = None) -> tuple[socket, str]:
-    """A socket connected to the service at `path`, or where PEDOS_SOCKET says, or at the usual
-    places: root's own, and for a user who may not open that one, that of dom0's desktop. And that
-    place.
+    """A socket connected to the service at one of the `Places`, and that place.
 
     Unreachable if there is none. For programs that speak the protocol themselves; `connect` is for
     calls.
     """
-    if path is None:
-        path = os.environ.get("PEDOS_SOCKET") or None
-    if path is not None:
-        return _open_at(path)
-    try:
-        return _open_at(DEFAULT_SOCKET)
-    except Unreachable as error:
-        if not isinstance(error.__cause__, PermissionError):
-            raise
-        from_root = error
-    try:
-        return _open_at(DESKTOP_SOCKET)
-    except Unreachable as error:
-        # A service without such a socket, in a VM or of an older version: what is wrong is that the
-        # other one is not this user's.
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise from_root from from_root.__cause__
-        raise
+    places = Places(path)
+    while True:
+        try:
+            return _open_at(places.place), places.place
+        except OSError as error:
+            if not places.is_another_after(error):
+                break
+    assert places.error is not None
+    raise Unreachable(places.place, _why_none(places.place, places.error)) from places.error
 
 
-def _open_at(path: str) -> tuple[socket, str]:
+def _open_at(path: str) -> socket:
     sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
     try:
         # For a listener that never accepts: connect(2) on a Unix socket keeps to this time-out.
         sock.setsockopt(SOL_SOCKET, SO_SNDTIMEO, pack("ll", CONNECT_PATIENCE, 0))
         _connect(sock, path)
-    except BaseException as error:
+    except BaseException:
         sock.close()
-        if isinstance(error, FileNotFoundError):
-            why = "there is no such socket"
-        elif isinstance(error, ConnectionRefusedError):
-            why = "no program listens there" if _is_socket(path) else "it is no socket"
-        elif isinstance(error, BlockingIOError):
-            why = f"the service took no new connection within {CONNECT_PATIENCE} s"
-        elif isinstance(error, OSError):
-            # For a name that is too long even alone, socket has only its message.
-            why = (error.strerror or str(error)).lower()
-        else:
-            raise
-        raise Unreachable(path, why) from error
-    return sock, path
+        raise
+    return sock
+
+
+def _why_none(path: str, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such socket"
+    if isinstance(error, ConnectionRefusedError):
+        return "no program listens there" if _is_socket(path) else "it is no socket"
+    if isinstance(error, BlockingIOError):
+        return f"the service took no new connection within {CONNECT_PATIENCE} s"
+    # For a name that is too long even alone, socket has only its message.
+    return (error.strerror or str(error)).lower()
 
 
 def connect(path: str | None = None, *, program: str = "pedos-cli") -> Client:

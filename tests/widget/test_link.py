@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import pedos_cli.client
 import pedos_widget.link
 import pytest
 import trio
@@ -115,8 +116,8 @@ async def test_a_user_who_may_not_open_roots_socket_takes_that_of_the_desktop(
         return here
 
     monkeypatch.setattr(pedos_widget.link, "connect_unix", connect)
-    monkeypatch.setattr(pedos_widget.link, "DEFAULT_SOCKET", "root")
-    monkeypatch.setattr(pedos_widget.link, "DESKTOP_SOCKET", "desktop")
+    monkeypatch.setattr(pedos_cli.client, "DEFAULT_SOCKET", "root")
+    monkeypatch.setattr(pedos_cli.client, "DESKTOP_SOCKET", "desktop")
     monkeypatch.delenv("PEDOS_SOCKET", raising=False)
     user = User(None)
     async with trio.open_nursery() as nursery:
@@ -126,12 +127,6 @@ async def test_a_user_who_may_not_open_roots_socket_takes_that_of_the_desktop(
     assert asked == ["root", "desktop"][: len(errors)]
     assert bool(user.peers) == (not reason)
     assert all(each.endswith(reason) for each in user.reasons)
-
-
-def test_what_is_named_is_taken_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PEDOS_SOCKET", "/named")
-    assert User(None).link._places == ("/named",)
-    assert User("/given").link._places == ("/given",)
 
 
 async def test_a_call_says_whether_it_may_have_been_done(tmp_path: Path) -> None:

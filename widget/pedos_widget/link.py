@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import TYPE_CHECKING
 
 import trio
-from pedos_cli.client import Unreachable
+from pedos_cli.client import Places, Unreachable
 from pedos_host.unix import connect_unix
 from pedos_protocol.errors import CallError, ProtocolError, RemoteProtocolError
 from pedos_protocol.events import REFUSED, refusal
-from pedos_protocol.sockets import DEFAULT_SOCKET, DESKTOP_GROUP, DESKTOP_SOCKET
+from pedos_protocol.sockets import DESKTOP_GROUP
 from pedos_vchan.peer import Peer, open_peer
 from pedos_vchan.quota import NO_LIMIT
 
@@ -35,8 +34,7 @@ CONNECT_S = 5.0
 
 
 class Link:
-    """One connection at a time to the service at `path`, or where PEDOS_SOCKET says, or at one of
-    the usual places: root's own socket, or, for a user who may not open that, the desktop's.
+    """One connection at a time to the service at one of the `Places` for `path`.
 
     `serve` runs while there is one, until it ends; `lost` is called each time that there is none,
     with a sentence that says why. What the service asks and tells goes to `handlers` and `notices`.
@@ -52,8 +50,8 @@ class Link:
         handlers: Mapping[str, Handler] | None = None,
         notices: Mapping[str, Handler] | None = None,
     ) -> None:
-        self._places = _places(path)
-        self._place = self._places[0]  # that was tried last
+        self._path = path
+        self._place = Places(path).place  # that was tried last
         self._program = program
         self._serve = serve
         self._lost = lost
@@ -133,23 +131,17 @@ class Link:
         return _("The connection to dom0's service has ended.")
 
     async def _connect(self) -> trio.SocketStream:
-        """As `pedos_cli.client.open_socket`, without blocking."""
-        *others, last = self._places
-        for place in others:
-            self._place = place
+        places = Places(self._path)
+        while True:
+            self._place = places.place
             try:
-                return await connect_unix(place)
-            except PermissionError as error:
-                not_ours = error
-        self._place = last
-        try:
-            return await connect_unix(last)
-        except FileNotFoundError:
-            if not others:
-                raise
-            # A service without such a socket: what is wrong is that the other is not this user's.
-            self._place = others[-1]
-            raise not_ours from None
+                return await connect_unix(self._place)
+            except OSError as error:
+                if not places.is_another_after(error):
+                    break
+        self._place = places.place
+        assert places.error is not None
+        raise places.error
 
     async def _refused(self, _peer: Peer, untrusted_params: dict[str, Any]) -> None:
         error = refusal(untrusted_params)
@@ -157,11 +149,6 @@ class Link:
             reason=error.message
         )
         await trio.lowlevel.checkpoint()
-
-
-def _places(path: str | None) -> tuple[str, ...]:
-    named = path or os.environ.get("PEDOS_SOCKET")
-    return (named,) if named else (DEFAULT_SOCKET, DESKTOP_SOCKET)
 
 
 async def _cancel_at_end(scope: trio.CancelScope) -> None:
