@@ -78,6 +78,7 @@ BESIDES = {
     # Each of these is the one place that knows of a library, and of what its versions differ in.
     "qt.py": {"PySide6", "PyQt6"},
     "bus.py": {"jeepney"},
+    "bus_session.py": {"jeepney"},
     "daemon.py": {"jeepney"},
 }
 

@@ -25,16 +25,8 @@ from jeepney import (
 from jeepney.bus_messages import message_bus
 from jeepney.io.trio import open_dbus_connection
 from jeepney.low_level import Parser
-from pedos_widget.bus import (
-    WIDGET,
-    Bus,
-    BusError,
-    Place,
-    _Session,
-    next_message,
-    session_address,
-    taken,
-)
+from pedos_widget.bus import WIDGET, Bus, Place, session_address
+from pedos_widget.bus_session import BusError, Session, next_message, taken
 
 from tests.patience import PATIENCE
 from tests.widget.private_bus import PrivateBus, private_bus, program, running, until
@@ -321,7 +313,7 @@ def test_any_bytes_are_messages_or_the_one_error(
     for place, value in changes:
         changed[place % len(changed)] = value
     data = good[0] + bytes(changed) + noise + good[1]
-    session = _Session(None, bus._take_signal, bus._take_call)  # type: ignore[arg-type]
+    session = Session(None, bus._take_signal, bus._take_call)  # type: ignore[arg-type]
     parser = Parser()
     with contextlib.suppress(BusError):
         for start in range(0, len(data), chunk):

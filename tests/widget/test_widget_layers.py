@@ -16,8 +16,9 @@ from tests.protocol.test_imports import (
 # Each imports from its own part and from those before it, also where an import is for the type
 # checker alone.
 PARTS = (
-    "__init__", "i18n", "model", "calls", "link", "pairs_file", "prompting", "controller",
-    "qt", "guest", "tasks", "icons", "plain", "bus", "screen_lock",
+    "__init__", "lacking", "i18n",
+    "model", "calls", "link", "pairs_file", "prompting", "controller",
+    "qt", "guest", "tasks", "icons", "plain", "bus_session", "bus", "screen_lock",
     "menu", "pane", "questions", "notifications", "settings", "policy_window",
     "tray", "window", "windows", "app", "qvm_settings", "__main__",
 )  # fmt: skip

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import trio
 
-from pedos_widget.bus import Body, Bus, BusError, Place, taken
+from pedos_widget.bus import Bus, Place
+from pedos_widget.bus_session import Body, BusError, taken
 
 #: Each is the name of a program and of its interface, which is at the path of the same words.
 SAVERS = (

@@ -12,7 +12,8 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from pedos_widget.bus import Body, Bus, BusError, Place, taken
+from pedos_widget.bus import Bus, Place
+from pedos_widget.bus_session import Body, BusError, taken
 from pedos_widget.notifications.plan import Note
 
 logger = logging.getLogger(__name__)
