@@ -14,14 +14,14 @@ import pytest
 import trio
 from pedos_widget.bus import Bus
 from pedos_widget.model.view import DeviceRef, Happened, Result
-from pedos_widget.notifications.daemon import NOTIFICATIONS
+from pedos_widget.notifications.daemon import NOTIFICATIONS, unlinked
 from pedos_widget.notifications.notifier import Notifier
 
 from tests.patience import PATIENCE
 from tests.widget.private_bus import PrivateBus, Program, private_bus, program, running, until
 
 REF = DeviceRef("block", "sys-usb", "sda", "0781:5581:4C53")
-HOSTILE = "<b>bold</b> <img src='file:///x'> & co"
+HOSTILE = "<b>bold</b> <img src='x.png'> & co"
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ async def test_a_daemon_that_reads_markup_gets_it_escaped_in_the_body_alone(
     async with daemon(session, fake), notifier(session) as controller:
         controller.fails(HOSTILE)
         await until(lambda: fake.notified)
-        escaped = "sys-usb:sda\n&lt;b&gt;bold&lt;/b&gt; &lt;img src='file:///x'&gt; &amp; co"
+        escaped = "sys-usb:sda\n&lt;b&gt;bold&lt;/b&gt; &lt;img src='x.png'&gt; &amp; co"
         assert fake.told == [(0, "Not attached to work", escaped)]
         name, _, icon, _, _, actions, hints, timeout = fake.notified[0]
         assert (name, icon, actions, timeout) == ("PedOS devices", "pedos-devices", [], -1)
@@ -316,7 +316,22 @@ async def test_a_real_daemon_shows_the_text_as_it_is_and_in_one_place(
         shown = {each["body"].partition("\n")[0]: each for each in await history()}
         assert set(shown) == {"sys-usb:sda", "sys-usb:sdb", "sys-usb:sdc"}
         # As it came: it shows escapes as what they stand for, and everything else is no markup.
-        hostile = "&lt;b&gt;bold&lt;/b&gt; &lt;img src='file:///x'&gt; &amp; co"
+        hostile = "&lt;b&gt;bold&lt;/b&gt; &lt;img src='x.png'&gt; &amp; co"
         for name in ("sys-usb:sda", "sys-usb:sdb"):
             assert shown[name]["body"] == f"{name}\n{hostile}"
             assert shown[name]["summary"] == "Not attached to work"
+
+
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [
+        ("http://evil.example", "http\u2060://evil.example"),
+        ("HTTPS://x", "HTTPS\u2060://x"),
+        ("www.evil.example", "www\u2060.evil.example"),
+        ("mailto:a@b", "mailto\u2060:a@b"),
+        ("evil.org/x", "evil.org\u2060/x"),
+        ("sys-usb:sda www img.example 2:30", "sys-usb:sda www img.example 2:30"),
+    ],
+)
+def test_no_name_of_a_device_is_an_address_to_a_daemon(name: str, sent: str) -> None:
+    assert unlinked(name) == sent

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import logging
+import re
 from collections.abc import Callable
 from typing import Final
 
@@ -31,6 +32,10 @@ CAPABILITIES_MAX: Final = 64
 # Seconds for the daemon to answer: it may have to be started, and what it is told waits meanwhile.
 ANSWER_S: Final = 5.0
 ID_MAX: Final = 2**32 - 1  # what the specification's type of an id holds
+# It has no width, and ends no word. It comes after what daemons know an address by: the scheme,
+# www, and the last part of a name before a path.
+WORD_JOINER: Final = "\u2060"
+_ADDRESS = re.compile(r"[a-z](?=://)|mailto(?=:)|www\d{0,3}(?=\.)|\.[a-z]{2,8}(?=/)", re.IGNORECASE)
 _AS_THE_DAEMON_LIKES = -1  # how long a notification stays
 
 
@@ -64,9 +69,10 @@ class Daemon:
     async def show(self, note: Note, replaces: int) -> int:
         """Shows it in place of the one of that id (0: of none). Returns its id; 0 if that failed,
         which is logged once."""
-        body = html.escape(note.body, quote=False) if self._reads_markup else note.body
+        title, body = unlinked(note.title), unlinked(note.body)
+        body = html.escape(body, quote=False) if self._reads_markup else body
         hints = {"category": ("s", note.category), "desktop-entry": ("s", DESKTOP_ENTRY)}
-        told = (APPLICATION, replaces, ICON, note.title, body)
+        told = (APPLICATION, replaces, ICON, title, body)
         values: Body = (*told, [], hints, _AS_THE_DAEMON_LIKES)
         try:
             answer = await self._call("Notify", "susssasa{sv}i", values)
@@ -103,6 +109,12 @@ class Daemon:
     def _closed(self, path: str, untrusted_body: Body) -> None:
         number, _why = taken(untrusted_body, int, int)
         self._on_closed(number)
+
+
+def unlinked(text: str) -> str:
+    """The same to the eye, and no address to a daemon that makes links of addresses: a device must
+    not have a person sent to a page by its name."""
+    return _ADDRESS.sub(lambda found: f"{found[0]}{WORD_JOINER}", text)
 
 
 def _parse_id(untrusted_body: Body) -> int:
