@@ -81,6 +81,7 @@ class FakeService:
         self.clients: list[Peer] = []
         self.prompters: list[Peer] = []
         self.numbering = "run-1"
+        self.is_quiet = False  # the next answer to watch.next has nothing to tell
         self._number = 0
         self._changed_at: dict[tuple[str, ...], int] = {}
         self._change = trio.Event()
@@ -209,6 +210,9 @@ class FakeService:
         is_anew = params["numbering"] != self.numbering
         since = -1 if is_anew else params["number"]
         while not (news := [s for s, at in self._changed_at.items() if at > since]) and not is_anew:
+            if self.is_quiet:  # as after half a minute without news
+                self.is_quiet = False
+                break
             await self._change.wait()
         return {
             "numbering": self.numbering,

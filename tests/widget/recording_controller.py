@@ -48,8 +48,9 @@ class RecordingController:
         self._changed: list[Callable[[], None]] = []
         self._results: list[Callable[[Result], None]] = []
 
-    def on_change(self, callback: Callable[[], None]) -> None:
+    def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
         self._changed.append(callback)
+        return lambda: self._changed.remove(callback)
 
     def on_result(self, callback: Callable[[Result], None]) -> None:
         self._results.append(callback)

@@ -82,8 +82,9 @@ class Service:
         self.changed: list[Callable[[], None]] = []
         self.view = SimpleNamespace(connected=True, status="")
 
-    def on_change(self, callback: Callable[[], None]) -> None:
+    def on_change(self, callback: Callable[[], None]) -> Callable[[], object]:
         self.changed.append(callback)
+        return lambda: callback in self.changed and self.changed.remove(callback)
 
     def change(self) -> None:
         """Tell that something is different."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from pedos_widget import app
-from pedos_widget.qt import QtGui, QtWidgets
+from pedos_widget.qt import QtCore, QtGui, QtWidgets
 from pytestqt.qtbot import QtBot
 
 from tests.widget.recording_controller import RecordingController, device_row
@@ -86,4 +86,20 @@ def test_the_last_entries_are_settings_policy_the_window_and_quit(opened: Any) -
 def test_the_window_has_them_as_buttons(opened: Any) -> None:
     widget = opened()
     buttons = widget.widget.window.findChildren(QtWidgets.QPushButton)
-    assert {each.text() for each in buttons} >= {"VM settings...", "Policy...", "Attach"}
+    assert {each.text() for each in buttons} >= {
+        "VM settings...", "Policy...", "Quit", "Attach",
+    }  # fmt: skip
+
+
+def test_the_program_can_be_left_where_there_is_no_tray(
+    opened: Any, qtbot: QtBot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[bool] = []
+    monkeypatch.setattr(QtCore.QCoreApplication, "quit", lambda: left.append(True))
+    widget = opened()
+    widget.widget._use_window()
+    buttons: list[Any] = widget.widget.window.findChildren(QtWidgets.QPushButton)
+    leave = next(each for each in buttons if each.text() == "Quit")
+    assert leave.isVisible()
+    qtbot.mouseClick(leave, QtCore.Qt.MouseButton.LeftButton)
+    assert left == [True]

@@ -322,3 +322,31 @@ async def test_many_changes_are_told_together(tmp_path: Path) -> None:
         await system.until(lambda: (row := system.row("sys-usb:d49")) and "1999" in row.text)
         assert len(system.service.called("watch.next")) - answers < 20
         assert system.changes - changes < 20
+
+
+async def test_who_wants_to_be_told_no_more_is_forgotten(tmp_path: Path) -> None:
+    async with running(tmp_path) as system:
+        before = len(system.controller._changed_callbacks)
+        told: list[int] = []
+        end = system.controller.on_change(lambda: told.append(1))
+        system.service.put(device("sys-usb:sdb"))
+        await system.until(lambda: system.row("sys-usb:sdb"))
+        assert told
+        end()
+        told.clear()
+        system.service.take("sys-usb:sdb")
+        await system.until(lambda: system.row("sys-usb:sdb") is None)
+        assert not told
+        assert len(system.controller._changed_callbacks) == before
+
+
+async def test_an_answer_without_news_costs_no_new_view(tmp_path: Path) -> None:
+    """The service gives one every half a minute, so that a connection that hangs is noticed."""
+    async with running(tmp_path) as system:
+        await system.service.until(lambda: len(system.service.called("watch.next")) == 2)
+        view, changes = system.controller.view, system.changes
+        system.service._change.set()  # wakes what waits there, and has nothing to tell
+        system.service.is_quiet = True
+        await system.service.until(lambda: len(system.service.called("watch.next")) == 3)
+        assert system.controller.view is view
+        assert system.changes == changes

@@ -66,7 +66,9 @@ async def test_nothing_grows_over_ten_thousand_events(
         assert len(known.works._expected) <= 1
         assert len(known.picture.devices) == 1
         assert len(known.picture._model.known) == 6
-        assert grown < EVENTS // 3  # objects, some of which any program gathers
+        # Objects. Tables that grow and shrink make the count swing by 3,000 however many events
+        # there are: it was the same after 5,000 and after 40,000.
+        assert grown < EVENTS // 3
 
 
 async def test_a_program_that_waits_is_woken_by_nothing(tmp_path: Path) -> None:

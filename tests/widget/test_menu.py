@@ -1,4 +1,4 @@
-"""The menu of devices: what a click, a key and a change do."""
+"""The menu of devices: what a click and a key do, and what it shows."""
 
 from __future__ import annotations
 
@@ -7,68 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from pedos_widget.menu.devices_menu import IDLE_MS, REDRAW_MAX_MS, SETTLE_MS, Menu
-from pedos_widget.menu.vm_menu import VmMenu
+from pedos_widget.menu.devices_menu import IDLE_MS, SETTLE_MS, Menu
+from pedos_widget.menu.style import MenuStyle
 from pedos_widget.model.view import Action
 from pedos_widget.qt import QtCore, QtGui, QtWidgets
 from pytestqt.qtbot import QtBot
 
-from tests.patience import PATIENCE
-from tests.widget.pointing import QTest, approach, click, entry_of, move, place_of, point_at
+from tests.widget.menu_desktop import DEVICES, WAIT_MS, Desktop
+from tests.widget.pointing import approach, click, entry_of, move, place_of, point_at
 from tests.widget.recording_controller import VMS, RecordingController, device_row, vm_row
 
-WAIT_MS = PATIENCE * 1000
 TRIES = 30  # to move the pointer without a pause of the machine
 Key = QtCore.Qt.Key
 Modifier = QtCore.Qt.KeyboardModifier
-DEVICES = [device_row(f"sd{letter}") for letter in "abcdefgh"]
-
-
-class Desktop:
-    """An open menu of some devices, and what it was told to do."""
-
-    def __init__(self, qtbot: QtBot) -> None:
-        self.qtbot = qtbot
-        self.controller = RecordingController(*DEVICES, device_row("mic0", "mic"))
-        self.menu = Menu(self.controller)
-        qtbot.addWidget(self.menu)
-
-    def open(self) -> Menu:
-        self.menu.popup_at(QtCore.QPoint(20, 20))
-        self.qtbot.waitExposed(self.menu)
-        return self.menu
-
-    def submenu(self, beginning: str) -> VmMenu:
-        return next(row.vms for row in self.menu._pool if row.entry is self.entry(beginning))
-
-    def entry(self, beginning: str) -> Any:
-        return entry_of(self.menu, f"sys-usb:{beginning}")
-
-    def hover(self, beginning: str) -> VmMenu:
-        submenu = self.submenu(beginning)
-        approach(self.menu, self.entry(beginning))
-        self.until(submenu.isVisible)
-        return submenu
-
-    def key(self, key: Any) -> None:
-        QTest.keyClick(self.top(), key)
-
-    def type(self, text: str) -> None:
-        QTest.keyClicks(self.top(), text)
-
-    def top(self) -> Any:
-        return QtWidgets.QApplication.activePopupWidget()
-
-    def shown(self) -> list[str]:
-        return [each.shown.strip() for each in self.menu.entries() if each.isVisible()]
-
-    def until(self, condition: Any) -> None:
-        self.qtbot.waitUntil(condition, timeout=WAIT_MS)
-
-    def changed(self, *rows: Any, **changes: Any) -> None:
-        """Show other devices, and wait for the menu to take them in."""
-        self.controller.show(*rows, **changes)
-        self.until(lambda: not self.menu._redraw.isActive())
 
 
 @pytest.fixture
@@ -178,6 +129,42 @@ def test_typing_shows_what_fits_and_escape_clears_before_it_closes(desktop: Desk
     assert not menu.isVisible()
 
 
+def test_a_search_in_a_long_menu_shows_what_it_finds_whole(desktop: Desktop) -> None:
+    """No arrow of a menu that scrolls lies over the last of few rows, and many still scroll."""
+    desktop.controller.show(*(device_row(f"sda{number}") for number in range(1, 101)))
+    menu = desktop.open()
+    assert has_arrows(menu)
+    for _ in range(5):
+        turn_wheel(menu, menu.geometry().center())
+    desktop.type("sda9")
+    assert len(desktop.shown()) == 12  # the search; sda9, and sda90 to sda99
+    assert menu.rect().contains(menu.actionGeometry(desktop.entry("sda99")))
+    assert menu.actionGeometry(menu.entries()[0]).top() >= 0
+    assert not has_arrows(menu)
+    desktop.key(Key.Key_Escape)
+    assert has_arrows(menu)
+    before = menu.actionGeometry(desktop.entry("sda20 ")).top()
+    turn_wheel(menu, menu.geometry().center())
+    assert menu.actionGeometry(desktop.entry("sda20 ")).top() < before
+
+
+def has_arrows(menu: Menu) -> bool:
+    """Whether the menu draws an arrow to scroll it by, at its beginning or its end."""
+    drawn: list[Any] = []
+
+    class Noting(MenuStyle):
+        def drawControl(  # noqa: N802 - Qt's name
+            self, element: Any, option: Any, painter: Any, widget: Any = None
+        ) -> None:
+            drawn.append(element)
+
+    style = Noting()
+    menu.setStyle(style)
+    menu.grab()
+    menu.setStyle(None)
+    return QtWidgets.QStyle.ControlElement.CE_MenuScroller in drawn
+
+
 def test_a_query_is_gone_when_the_menu_opens_the_next_time(desktop: Desktop) -> None:
     desktop.open()
     desktop.type("sdc")
@@ -204,96 +191,6 @@ def test_a_submenu_begins_with_its_device(desktop: Desktop) -> None:
     heading = submenu.entries()[0]
     assert heading.shown == "sys-usb:sdc Stick"
     assert not heading.isEnabled()
-
-
-def test_a_device_that_goes_is_greyed_and_moves_no_other(desktop: Desktop) -> None:
-    menu = desktop.open()
-    submenu = desktop.hover("sdc")
-    places = {row.ref: menu.actionGeometry(desktop.entry(row.ref.device)) for row in DEVICES}
-    size = menu.size()
-    desktop.changed(*DEVICES[:2], *DEVICES[3:])
-    assert not desktop.entry("sdc").isEnabled()
-    assert desktop.entry("sdc").shown == "sys-usb:sdc Stick - not there any more"
-    assert {
-        row.ref: menu.actionGeometry(desktop.entry(row.ref.device)) for row in DEVICES
-    } == places
-    assert menu.size().width() == size.width()
-    assert submenu.entries()[0].shown == "sys-usb:sdc Stick - not there any more"
-    click(submenu, place_of(submenu, entry_of(submenu, "work")))
-    assert desktop.controller.done == []
-
-
-def test_a_device_that_is_back_can_be_attached_again(desktop: Desktop) -> None:
-    desktop.open()
-    desktop.changed(*DEVICES[1:])
-    desktop.changed(*DEVICES)
-    submenu = desktop.hover("sda")
-    click(submenu, place_of(submenu, entry_of(submenu, "work")))
-    assert desktop.controller.done == [("attach", DEVICES[0].ref, "work")]
-
-
-def test_another_device_in_its_place_is_another_entry(desktop: Desktop) -> None:
-    """What was shown is what is acted upon, so the entry of the one never becomes the other's."""
-    other = device_row("sda", ref=replace(DEVICES[0].ref, identity="another-stick"))
-    desktop.open()
-    entry = desktop.entry("sda")
-    desktop.changed(other, *DEVICES[1:])
-    assert not entry.isEnabled()
-    assert desktop.shown()[-1] == "sys-usb:sda Stick"
-
-
-def test_a_new_device_comes_at_the_end_and_in_its_place_the_next_time(desktop: Desktop) -> None:
-    desktop.open()
-    before = desktop.shown()
-    new = device_row("sdc0", text="sys-usb:new one")
-    desktop.changed(new, *DEVICES, device_row("mic0", "mic"))
-    assert desktop.shown() == [*before, "sys-usb:new one"]
-    desktop.menu.close()
-    desktop.open()
-    assert desktop.shown()[1] == "sys-usb:new one"
-    assert len(desktop.shown()) == len(before) + 1
-
-
-def test_why_a_class_has_no_devices_stays_true_while_the_menu_is_open(desktop: Desktop) -> None:
-    desktop.open()
-    mic = device_row("mic0", "mic")
-    desktop.changed(*DEVICES, mic, device_row("1-2", "usb"))
-    assert "None." not in desktop.shown()
-    assert "Some have come since this menu was opened." in desktop.shown()
-    desktop.changed(*DEVICES, mic)
-    assert "None." in desktop.shown()
-
-
-def test_what_is_new_and_finds_no_room_is_said(desktop: Desktop) -> None:
-    many = [device_row(f"sda{number}") for number in range(1, 101)]
-    desktop.controller.show(*many)
-    desktop.open()
-    desktop.changed(*many, *DEVICES[:2])
-    assert desktop.shown()[0] == "2 new devices: open this menu again"
-    desktop.menu.close()
-    desktop.open()
-    assert desktop.shown()[0] == "Type to search"
-    assert len(desktop.menu._rows) == 102
-
-
-def test_hundreds_that_find_no_room_are_not_tried_one_by_one(
-    desktop: Desktop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tried = 0
-
-    def try_one(entries: list[Any]) -> bool:
-        nonlocal tried
-        tried += 1
-        return add(entries)
-
-    many = [device_row(f"sda{number}") for number in range(1, 101)]
-    desktop.controller.show(*many)
-    menu = desktop.open()
-    add = menu.add_if_it_fits
-    monkeypatch.setattr(menu, "add_if_it_fits", try_one)
-    desktop.changed(*many, *(device_row(f"new{number}") for number in range(300)))
-    assert tried == 1
-    assert desktop.shown()[0] == "300 new devices: open this menu again"
 
 
 def turn_wheel(menu: Any, place: QtCore.QPoint) -> None:
@@ -342,53 +239,6 @@ def test_to_show_it_again_leaves_it_where_it_is(desktop: Desktop) -> None:
     assert (menu.pos(), submenu.isVisible()) == (place, True)
 
 
-def test_vms_that_are_not_known_yet_are_filled_in_when_they_are(desktop: Desktop) -> None:
-    desktop.controller.show(device_row("sda", vms=None))
-    desktop.open()
-    submenu = desktop.hover("sda")
-    assert submenu.entries()[1].shown == "Asking which VMs may have it..."
-    desktop.changed(device_row("sda"))
-    assert [each.shown for each in submenu.entries() if each.isVisible()] == [
-        "sys-usb:sda Stick", "personal", "untrusted", "work",
-    ]  # fmt: skip
-    assert submenu.height() >= submenu.sizeHint().height()
-    click(submenu, place_of(submenu, entry_of(submenu, "untrusted")))
-    assert desktop.controller.done == [("attach", DEVICES[0].ref, "untrusted")]
-
-
-def test_vms_keep_their_places_while_they_are_shown(desktop: Desktop) -> None:
-    desktop.controller.show(device_row("sda"))
-    desktop.open()
-    submenu = desktop.hover("sda")
-    place = submenu.actionGeometry(entry_of(submenu, "work"))
-    desktop.changed(device_row("sda", vms=(vm_row("alpha"), *VMS[1:])))
-    assert submenu.actionGeometry(entry_of(submenu, "work")) == place
-    assert not entry_of(submenu, "personal (not running any more)").isEnabled()
-    assert submenu.entries()[-1].shown == "alpha"
-    click(submenu, place_of(submenu, submenu.entries()[-1]))
-    assert desktop.controller.done == [("attach", DEVICES[0].ref, "alpha")]
-
-
-def test_a_vm_that_comes_to_eject_under_the_pointer_does_nothing_for_a_moment(
-    desktop: Desktop,
-) -> None:
-    desktop.controller.show(device_row("sda"))
-    desktop.open()
-    submenu = desktop.hover("sda")
-    place = place_of(submenu, entry_of(submenu, "work"))
-    has_it = vm_row("work", Action.EJECT, text="work (attached)")
-    desktop.changed(device_row("sda", vms=(*VMS[:2], has_it)))
-    assert entry_of(submenu, "work").shown == "work (attached)"
-    assert entry_of(submenu, "personal").isEnabled()
-    click(submenu, place)
-    assert desktop.controller.done == []
-    assert submenu.isVisible()
-    submenu._hold.stop()
-    submenu._hold.timeout.emit()  # as after HOLD_MS
-    click(submenu, place)
-    assert desktop.controller.done == [("detach", DEVICES[0].ref, "work")]
-
-
 def test_to_attach_again_and_the_vm_itself_are_two_entries(desktop: Desktop) -> None:
     again = vm_row("work", text="Attach to work again", is_again=True)
     desktop.controller.show(device_row("sda", vms=(again, *VMS)))
@@ -399,21 +249,6 @@ def test_to_attach_again_and_the_vm_itself_are_two_entries(desktop: Desktop) -> 
     ]  # fmt: skip
     click(submenu, place_of(submenu, entry_of(submenu, "Attach")))
     assert desktop.controller.done == [("attach", DEVICES[0].ref, "work")]
-
-
-def test_to_attach_again_is_not_possible_once_something_has_it(desktop: Desktop) -> None:
-    again = vm_row("work", text="Attach to work again", is_again=True)
-    desktop.controller.show(device_row("sda", vms=(again, *VMS)))
-    desktop.open()
-    submenu = desktop.hover("sda")
-    desktop.changed(device_row("sda", vms=VMS))
-    assert [each.shown for each in submenu.entries() if each.isVisible()][1:3] == [
-        "Attach to work again (not possible now)", "personal",
-    ]  # fmt: skip
-    assert not entry_of(submenu, "Attach").isEnabled()
-    desktop.changed(device_row("sda", vms=(again, *VMS)))
-    assert entry_of(submenu, "Attach").shown == "Attach to work again"
-    assert entry_of(submenu, "Attach").isEnabled()
 
 
 def test_the_keyboard_reaches_what_is_greyed_and_does_not_choose_it(desktop: Desktop) -> None:
@@ -438,72 +273,12 @@ def test_the_keyboard_reaches_what_is_greyed_and_does_not_choose_it(desktop: Des
     assert asked == [DEVICES[0].ref]
 
 
-def test_what_became_of_a_click_is_in_the_row_until_it_was_seen(desktop: Desktop) -> None:
-    ref = DEVICES[0].ref
-    desktop.controller.tell(ref, "work", "attach", "working")
-    desktop.open()
-    assert desktop.entry("sda").shown == "sys-usb:sda Stick"  # the model has words for it
-    submenu = desktop.hover("sda")
-    assert not entry_of(submenu, "work").isEnabled()
-    desktop.controller.tell(ref, "work", "attach", "failed", "it is mounted")
-    desktop.changed(*DEVICES)
-    assert desktop.entry("sda").shown == "sys-usb:sda Stick - not attached to work: it is mounted"
-    assert submenu.entries()[0].shown == desktop.entry("sda").shown
-    assert entry_of(submenu, "work").isEnabled()
-    desktop.menu.close()
-    desktop.open()
-    assert desktop.entry("sda").shown == "sys-usb:sda Stick"
-
-
 def test_what_was_done_in_another_way_is_said(desktop: Desktop) -> None:
     desktop.controller.tell(DEVICES[0].ref, "work", "attach", "done", "Policy sent it to vault.")
     desktop.controller.tell(DEVICES[1].ref, "work", "attach", "done")
     desktop.open()
     assert desktop.entry("sda").shown == "sys-usb:sda Stick - done: Policy sent it to vault."
     assert desktop.entry("sdb").shown == "sys-usb:sdb Stick"
-
-
-def test_what_is_wrong_stands_at_the_top(desktop: Desktop) -> None:
-    desktop.open()
-    desktop.changed(connected=False, status="Not connected: the service is not running.")
-    assert desktop.shown()[0] == "Not connected: the service is not running."
-    assert all(not row.entry.isEnabled() for row in desktop.menu._rows.values())
-
-
-def test_a_menu_that_opened_empty_is_filled_in_order(desktop: Desktop) -> None:
-    desktop.controller.show(connected=False, status="Not connected.")
-    menu = desktop.open()
-    assert desktop.shown() == ["Not connected.", "None.", "None.", "None."]
-    desktop.changed(*DEVICES)
-    assert desktop.shown()[:2] == ["Type to search", "sys-usb:sda Stick"]
-    assert menu.screen().availableGeometry().contains(menu.geometry())
-    submenu = desktop.hover("sdh")
-    click(submenu, place_of(submenu, entry_of(submenu, "work")))
-    assert desktop.controller.done == [("attach", DEVICES[7].ref, "work")]
-
-
-def test_many_changes_are_drawn_once(desktop: Desktop, monkeypatch: pytest.MonkeyPatch) -> None:
-    desktop.open()
-    drawn: list[int] = []
-    heading = desktop.menu.say_heading
-    monkeypatch.setattr(desktop.menu, "say_heading", lambda: (drawn.append(1), heading()))
-    for _ in range(100):
-        desktop.controller.show(*DEVICES)
-    desktop.until(lambda: not desktop.menu._redraw.isActive())
-    assert len(drawn) == 1
-
-
-def test_changes_that_take_long_to_draw_leave_as_much_time_for_the_user(
-    desktop: Desktop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    times = iter([10.0, 10.25, 20.0, 29.0, 30.0, 30.0])
-    monkeypatch.setattr("pedos_widget.menu.devices_menu.monotonic", lambda: next(times))
-    menu = desktop.open()
-    intervals = []
-    for number in range(3):
-        desktop.changed(*DEVICES[:number])
-        intervals.append(menu._redraw.interval())
-    assert intervals == [250, REDRAW_MAX_MS, 0]
 
 
 def test_it_closes_after_a_minute_without_input(qtbot: QtBot) -> None:
@@ -596,35 +371,3 @@ def test_a_screen_reader_hears_what_the_eye_sees_as_bold(desktop: Desktop) -> No
         said = accessible.queryAccessibleInterface(menu)
         names = [said.child(i).text(accessible.Text.Name) for i in range(said.childCount())]
         assert spoken in names
-
-
-def things_in(menu: Menu) -> int:
-    return len(menu.findChildren(QtCore.QObject))
-
-
-def test_opening_it_often_leaves_nothing_behind(desktop: Desktop) -> None:
-    desktop.open()
-    desktop.menu.close()
-    QTest.qWait(0)
-    before = things_in(desktop.menu)
-    for _ in range(50):
-        desktop.menu.popup_at(QtCore.QPoint(20, 20))
-        desktop.menu.close()
-    desktop.until(lambda: things_in(desktop.menu) <= before)
-
-
-def test_ten_thousand_changes_leave_nothing_behind(desktop: Desktop) -> None:
-    """Closed or open, with devices that come and go."""
-    few = [device_row(f"sda{number}") for number in range(1, 5)]
-    for is_open in (False, True):
-        if is_open:
-            desktop.open()
-        desktop.changed(*few, *DEVICES)
-        desktop.changed(*DEVICES)
-        before = things_in(desktop.menu)
-        for number in range(10_000):
-            desktop.controller.show(*(few if number % 2 else ()), *DEVICES)
-            if number % 500 == 0:
-                desktop.until(lambda: not desktop.menu._redraw.isActive())
-        desktop.until(lambda: not desktop.menu._redraw.isActive())
-        desktop.until(lambda before=before: things_in(desktop.menu) <= before)

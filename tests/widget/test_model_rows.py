@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pedos_protocol.messages import Target, TargetsTold
-from pedos_widget.model.composing import Known, compose
+from pedos_widget.model import composing
+from pedos_widget.model.composing import Composer, Known, compose
+from pedos_widget.model.device_rows import device_row
+from pedos_widget.model.families import in_order
 from pedos_widget.model.looks import LOOK_S, LOOKS_MAX, Look, Looks
 from pedos_widget.model.pairs import Pairs
 from pedos_widget.model.picture import Picture
@@ -364,3 +368,83 @@ def test_the_details_name_all_that_a_narrow_row_elides() -> None:
     assert row.detail.splitlines()[-2:] == [
         "attached to home (muted)", "attached to work (listening now)",
     ]  # fmt: skip
+
+
+IDS = ("sda", "sda1", "sda2", "sdb", "1-2")
+STEP = st.one_of(
+    st.tuples(
+        st.just("put"), st.sampled_from(IDS), st.sampled_from((None, "sda", "1-2")),
+        st.sampled_from((None, "usb")), st.sampled_from(("Stick", "Disk")), st.booleans(),
+    ),
+    st.tuples(st.just("take"), st.sampled_from(IDS)),
+    st.tuples(st.just("vm"), st.booleans()),
+    st.tuples(st.just("look"), st.sampled_from(IDS)),
+    st.tuples(st.just("work"), st.sampled_from(IDS)),
+    st.tuples(st.just("why"), st.sampled_from(("", "It broke."))),
+)  # fmt: skip
+
+
+def class_of(name: str) -> str:
+    return "usb" if name == "1-2" else "block"
+
+
+def do(known: Known, step: tuple[Any, ...]) -> None:
+    """One change of what is known."""
+    kind, *what = step
+    if kind == "put":
+        name, parent, parent_class, description, is_used = what
+        uses = [{"vm": "work", "options": {}}] if is_used else []
+        told = device(
+            f"src:{name}", class_of(name), parent=parent, parent_class=parent and parent_class,
+            description=description, attachments=uses,
+        )  # fmt: skip
+        known.picture.take(answer([told]))
+    elif kind == "take":
+        key = {"device_class": class_of(what[0]), "backend": "src", "device": what[0]}
+        gone = {"number": 1, "now": None, **key}
+        known.picture.take(answer() | {"devices": [gone]})
+    elif kind == "vm":
+        known.picture.take(answer(vms=[vm("work", runs=what[0])]))
+    elif kind == "why":
+        known.why = what[0]
+    else:
+        ref = DeviceRef(class_of(what[0]), "src", what[0], f"id-{what[0]}")
+        if kind == "look":
+            known.looks.put(ref, Look(TargetsTold(ref.identity, (), (target("work"),), 0)))
+        else:
+            known.works.begin(Work(ref, "work", "attach"), known.picture)
+
+
+@given(st.lists(STEP, max_size=12))
+def test_a_view_after_a_change_is_as_one_that_is_made_anew(steps: list[tuple[Any, ...]]) -> None:
+    known = known_of()
+    composer = Composer(known)
+    for step in steps:
+        do(known, step)
+        assert composer.compose(1) == compose(known, 1)
+
+
+def test_a_change_of_one_device_among_thousands_is_a_change_of_one_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = known_of(*(device(f"src:sd{number}") for number in range(4096)))
+    composer = Composer(known)
+    composer.compose(1)
+    written: list[str] = []
+    sorted_anew: list[str] = []
+
+    def write(member: Any, listed: Any, **parts: Any) -> DeviceRow:
+        written.append(member.key.device)
+        return device_row(member, listed, **parts)
+
+    def order(devices: Any, device_class: str, *others: Any) -> Any:
+        sorted_anew.append(device_class)
+        return in_order(devices, device_class, *others)
+
+    monkeypatch.setattr(composing, "device_row", write)
+    monkeypatch.setattr(composing, "in_order", order)
+    known.picture.take(answer([device("src:sd7", description="another")]))
+    rows = rows_of(composer.compose(2))
+    assert rows["sd7"].text.startswith("src:sd7 · another")
+    assert written == ["sd7"]
+    assert sorted_anew == []

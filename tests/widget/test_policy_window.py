@@ -405,3 +405,9 @@ async def test_a_closed_window_asks_nothing_more(desk: Desk, qtbot: QtBot) -> No
     desk.service.change()
     await desk.settle()
     assert len(desk.service.calls) == before
+
+
+async def test_a_window_that_is_closed_is_told_of_no_change(desk: Desk) -> None:
+    assert len(desk.service.changed) == 1
+    desk.window.close()
+    assert desk.service.changed == []

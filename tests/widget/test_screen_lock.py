@@ -157,8 +157,8 @@ class Offered:
     def ask_by(self, prompter: object) -> None:
         self.seen.append(prompter)
 
-    def gone(self) -> None:
-        self.seen.append("gone")
+    def hide(self) -> None:
+        self.seen.append("hidden")
 
 
 class Lock:
@@ -174,11 +174,11 @@ def test_questions_are_offered_only_while_the_screen_is_not_locked() -> None:
     assert both.seen == [both]
     lock.callback(True)  # type: ignore[operator]
     lock.callback(False)  # type: ignore[operator]
-    assert both.seen == [both, None, "gone", both]
+    assert both.seen == [both, None, "hidden", both]
 
 
 def test_a_screen_that_is_locked_at_the_start_offers_nothing() -> None:
     both, lock = Offered(), Lock()
     lock.is_locked = True
     offer(both, both, lock)  # type: ignore[arg-type]
-    assert both.seen == [None, "gone"]
+    assert both.seen == [None, "hidden"]

@@ -406,3 +406,9 @@ async def test_a_window_may_be_dropped_as_soon_as_it_is_closed(
     QtWidgets.QApplication.sendPostedEvents(None, QtCore.QEvent.Type.DeferredDelete.value)
     assert not kept and destroyed
     service.change()  # and nobody is called any more
+
+
+async def test_a_window_that_is_closed_is_told_of_no_change(desk: Desk) -> None:
+    assert len(desk.service.changed) == 1
+    desk.window.close()
+    assert desk.service.changed == []

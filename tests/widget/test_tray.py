@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from pedos_widget.qt import QtCore, QtWidgets
-from pedos_widget.tray import MISSING_MS, POLL_MS, Tray
+from pedos_widget.tray import LATE_POLL_MS, MISSING_MS, POLL_MS, Tray
 from pytestqt.qtbot import QtBot
 
 from tests.patience import PATIENCE
@@ -102,3 +102,16 @@ def test_it_leaves_the_tray_when_it_is_closed(panel: Panel) -> None:
     assert not icon.isVisible()
     assert panel.tray.icon is None
     assert isinstance(panel.tray, QtCore.QObject)
+
+
+def test_a_tray_that_is_late_is_looked_for_rarely(qtbot: QtBot) -> None:
+    panel = Panel(has_tray=False)
+    panel.tray.start()
+    assert panel.tray._poll.interval() == POLL_MS
+    panel.tray._until_missing.timeout.emit()
+    assert panel.did == ["missing"]
+    assert panel.tray._poll.interval() == LATE_POLL_MS
+    panel.has_tray = True
+    panel.tray._poll.timeout.emit()
+    assert panel.tray.icon is not None
+    assert not panel.tray._poll.isActive()

@@ -14,6 +14,8 @@ from pedos_host import logs
 from pedos_host.arguments import Parser
 from pedos_protocol import VERSION
 
+from pedos_widget.lacking import what_to_do
+
 PROG = "pedos-widget"
 
 FAILED = 1
@@ -76,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from pedos_widget import app  # noqa: PLC0415
     except ImportError as error:
-        log.error("%s: install python3-pyside6.qtwidgets, or python3-pyqt6", error)
+        log.error("%s", what_to_do(error))
         return FAILED
     return app.run(show=args.show, window=args.window)
 

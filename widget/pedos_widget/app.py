@@ -11,7 +11,8 @@ from pedos_cli.client import Unreachable
 from pedos_protocol.errors import CallError, ProtocolError
 
 from pedos_widget import guest
-from pedos_widget.bus import WIDGET, Bus, BusError, session_address, system_address
+from pedos_widget.bus import WIDGET, Bus, session_address, system_address
+from pedos_widget.bus_session import BusError
 from pedos_widget.calls import not_reached, not_understood, refusal, vm_names
 from pedos_widget.controller import Controller
 from pedos_widget.i18n import _
@@ -126,12 +127,13 @@ class Widget:
 
     async def _connected(self) -> None:
         connected = trio.Event()
-        self.controller.on_change(
+        end = self.controller.on_change(
             lambda: connected.set() if self.controller.view.connected else None
         )
         if not self.controller.view.connected:
             with trio.move_on_after(CONNECT_S):
                 await connected.wait()
+        end()
 
     def _use_window(self) -> None:
         logger.warning("this desktop shows no tray: using a window")

@@ -52,8 +52,9 @@ class Watched(Calls, Protocol):
         """What is known now."""
         ...
 
-    def on_change(self, callback: Callable[[], None], /) -> object:
-        """Have `callback` called whenever something is different."""
+    def on_change(self, callback: Callable[[], None], /) -> Callable[[], object]:
+        """Have `callback` called whenever something is different; until what is returned is
+        called."""
         ...
 
 
@@ -78,9 +79,14 @@ def vm_names(answer: Mapping[str, object]) -> list[str]:
     return sorted(names - {"dom0"}, key=natural_key)
 
 
+def reason(error: CallError) -> str:
+    """Why the service refuses, in its words; what it says of a command to type is a window here."""
+    return error.message.replace("(qvm-policy status)", _("(“Policy...” says more)"))
+
+
 def refusal(error: CallError) -> str:
     """What was refused and why, by which rule, and what to try: one line of plain text."""
-    words = show(error.message, MESSAGE_MAX)
+    words = show(reason(error), MESSAGE_MAX)
     if error.code == "denied" and "rule" in error.data:
         rule = " ".join(rule_text(error.data).split())  # without the space between columns
         words = _("{what} (rule: {rule})").format(what=words, rule=rule)

@@ -16,9 +16,10 @@ from pedos_cli.client import Unreachable
 from pedos_protocol.errors import CallError, ProtocolError, RemoteProtocolError
 from pedos_protocol.messages import parse_result
 
+from .calls import reason
 from .i18n import _
 from .link import Link
-from .model.composing import Known, compose
+from .model.composing import Composer, Known
 from .model.looks import Look, Looks
 from .model.news import in_words, news
 from .model.pairs import Pairs
@@ -81,6 +82,7 @@ class Controller:
         memory: Path | None = None,
     ) -> None:
         self._known = Known(Picture(), Looks(), Works(), Pairs())
+        self._composer = Composer(self._known)
         place = None if path is None else os.fspath(path)
         self._link = Link(place, program, self._follow, self._lost)
         self._prompting = Prompting(place, program)
@@ -107,12 +109,20 @@ class Controller:
         """What there is to show; the same object until something changes."""
         if self._view is None:
             self._generation += 1
-            self._view = compose(self._known, self._generation)
+            self._view = self._composer.compose(self._generation)
         return self._view
 
-    def on_change(self, callback: Callable[[], None]) -> None:
-        """Have it called when `view` is another one, once for all changes of one turn."""
-        self._changed_callbacks.append(callback)
+    def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Have it called when `view` is another one, once for all changes of one turn; until what
+        is returned is called."""
+        told = partial(callback)  # the same may ask twice, and end one
+        self._changed_callbacks.append(told)
+
+        def end() -> None:
+            if told in self._changed_callbacks:
+                self._changed_callbacks.remove(told)
+
+        return end
 
     def on_happened(self, callback: Callable[[Happened], None]) -> None:
         """Have it called with each thing that happens."""
@@ -188,24 +198,26 @@ class Controller:
         picture, anew = self._known.picture, True
         self._connections += 1
         while True:
-            question = picture.question(anew=anew)
+            question, asked_at = picture.question(anew=anew), trio.current_time()
             answer = await peer.call("watch.next", question, timeout=WATCH_S)
-            anew = False
+            anew, version = False, picture.version
             try:
                 changes = picture.take(answer)
             except ProtocolError as error:
                 raise RemoteProtocolError(str(error)) from error
             self._link.works()
-            if self._known.why:
-                self._known.why = ""
-                self._want_policy()
             told_at = trio.current_time()
-            is_own = partial(self._known.works.is_own, now=told_at)
-            for happened in news(changes, picture, is_own):
-                _tell(self._happened_callbacks, happened)
-            self._picture_moved()
+            is_new = picture.version != version
+            if self._known.why:
+                self._known.why, is_new = "", True
+                self._want_policy()
+            if is_new:  # from time to time the service says that nothing has changed
+                is_own = partial(self._known.works.is_own, now=told_at)
+                for happened in news(changes, picture, is_own):
+                    _tell(self._happened_callbacks, happened)
+                self._picture_moved()
             if picture.is_complete:
-                await trio.sleep_until(told_at + PACE_S)
+                await trio.sleep_until((told_at if is_new else asked_at) + PACE_S)
 
     def _picture_moved(self) -> None:
         if self._known.is_current:
@@ -276,7 +288,7 @@ class Controller:
             if error.code == "unknown_method":
                 why = _("dom0's service is older and cannot say what policy allows.")
                 return Look(None, why, may_try=True)
-            return Look(None, error.message)
+            return Look(None, reason(error))
         except ProtocolError as error:
             logger.warning("the VMs for a device cannot be read: %s", error)
             return Look(None, _("The service's answer cannot be understood."))
@@ -310,16 +322,16 @@ class Controller:
 
     async def _carry_out(self, work: Work) -> None:
         state: State = "failed"
-        reason = _("It takes too long. Whether it is done after all is shown.")
+        why = _("It takes too long. Whether it is done after all is shown.")
         with trio.move_on_after(WORK_S) as bound:
-            state, reason = await self._result_of(work)
+            state, why = await self._result_of(work)
         if bound.cancelled_caught and not self._known.is_current:
-            reason = _("The connection broke. Whether it was done is shown when it is back.")
+            why = _("The connection broke. Whether it was done is shown when it is back.")
         self._known.works.end(work, trio.current_time(), is_done=state == "done")
         if state == "done" and work.verb == "attach":
             self._remember(work)
         self._changed()
-        self._tell_result(work, state, reason)
+        self._tell_result(work, state, why)
 
     async def _result_of(self, work: Work) -> tuple[State, str]:
         connection = self._connections
@@ -327,7 +339,7 @@ class Controller:
             attach_or_detach = self._attach if work.verb == "attach" else self._detach
             return await attach_or_detach(work)
         except CallError as error:
-            return "denied" if error.code == "denied" else "failed", error.message
+            return "denied" if error.code == "denied" else "failed", reason(error)
         except Unreachable as error:
             if error.lost:
                 return await self._result_after_loss(work, connection)
@@ -402,10 +414,10 @@ class Controller:
         if device is not None and pairs.note(device, work.vm):
             self._pairs_file.save(pairs)
 
-    def _tell_result(self, work: Work, state: State, reason: str) -> None:
+    def _tell_result(self, work: Work, state: State, why: str) -> None:
         device = self._device_of(work.ref)
         text = "" if device is None else in_words(key_of(work.ref), device)
-        result = Result(work.ref, work.vm, work.verb, state, reason, text)
+        result = Result(work.ref, work.vm, work.verb, state, why, text)
         _tell(self._result_callbacks, result)
 
 

@@ -10,10 +10,15 @@ try:
     from PySide6.QtCore import Signal, Slot
 
     BINDING = "PySide6"
-except ImportError:
-    from PyQt6 import QtCore, QtGui, QtWidgets  # type: ignore[no-redef]
-    from PyQt6.QtCore import pyqtSignal as Signal  # type: ignore[no-redef]
-    from PyQt6.QtCore import pyqtSlot as Slot  # type: ignore[no-redef]
+except ImportError as _error:
+    try:
+        from PyQt6 import QtCore, QtGui, QtWidgets  # type: ignore[no-redef]
+        from PyQt6.QtCore import pyqtSignal as Signal  # type: ignore[no-redef]
+        from PyQt6.QtCore import pyqtSlot as Slot  # type: ignore[no-redef]
+    except ModuleNotFoundError as _other:
+        if isinstance(_error, ModuleNotFoundError):
+            raise
+        raise _error from _other  # PySide6 is there, and something that it needs is not
 
     BINDING = "PyQt6"
 

@@ -16,6 +16,8 @@ from pedos_cli.run import run
 from pedos_protocol.device_classes import CLASSES
 from pedos_protocol.errors import CallError
 
+from pedos_widget.lacking import what_to_do
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,8 +62,7 @@ def open_settings(session: Session) -> int:
     try:
         from pedos_widget.settings.program import show  # noqa: PLC0415  (Qt takes long to import)
     except ImportError as error:
-        what = f"{error}: install python3-pyside6.qtwidgets, or python3-pyqt6"
-        raise CallError("failed", what, instead) from error
+        raise CallError("failed", what_to_do(error), instead) from error
     show(vm, PROG, session.verbosity)
     return DONE
 

@@ -16,6 +16,10 @@ POLL_MS = 1000
 """Between two looks for a tray. Only until there is one: Qt moves the icon to a panel that is
 restarted."""
 
+LATE_POLL_MS = 30_000
+"""The same once there has been none for MISSING_MS: a look costs a call over the bus, and nobody
+waits for it."""
+
 MISSING_MS = 10_000
 """After so long without a tray there will be none. Panels take less than a second to bring theirs,
 and a session that starts on a slow machine a few more."""
@@ -97,6 +101,7 @@ class Tray(QtCore.QObject):
 
     def _give_up(self) -> None:
         # A panel may still come, and then has the icon.
+        self._poll.setInterval(LATE_POLL_MS)
         self._missing()
 
     def _activated(self, reason: QtWidgets.QSystemTrayIcon.ActivationReason) -> None:

@@ -1,6 +1,6 @@
 """Programs for the test of the question's window, each with a window of its own:
 
-`question_window.py typing` writes down what is typed into it; `question_window.py question` asks
+`... question_window typing` writes down what is typed into it; `... question_window question` asks
 one question of dom0 and says what came of it.
 """
 
@@ -13,21 +13,9 @@ from pedos_widget import guest
 from pedos_widget.qt import QtWidgets
 from pedos_widget.questions.desk import QuestionDesk
 
-QUESTION = {
-    "request": "3f9c01ab77de",
-    "source": "work",
-    "service": "device.attach.block",
-    "device_class": "block",
-    "backend": "sys-usb",
-    "device": "sda",
-    "identity": "0781:5581:4C53",
-    "description": "SanDisk Ultra <b>",
-    "size": 64 * 1024 * 1024,
-    "read_only": False,
-    "candidates": ["work", "vault"],
-    "default": "work",
-    "timeout_s": 300,
-}
+from tests.asked_question import ASK
+
+QUESTION = {**ASK, "default": "work", "timeout_s": 300}
 
 
 def say(word: str) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from tests.e2e.conftest import needs_fuse
 from tests.e2e.system import LocalSystem
+from tests.patience import PATIENCE
 
 from .desktop import Desktop, lacking
 from .driving import BIN, Widget, make_system
@@ -34,6 +35,7 @@ device.attach.block    +sys-usb:private*   @adminvm   work     ask
 DENY = """\
 device.attach.block    +sys-usb:late*      @adminvm   @anyvm   deny
 """
+DENIED = 3  # exit status of qvm-device
 # Seconds between two tries to answer a question: more than a dialog takes to be armed, and each key
 # before that begins the wait anew.
 TRY_AGAIN_S = 2.5
@@ -174,6 +176,23 @@ def test_a_question_is_answered(widget: Widget) -> None:
     widget.wait_until(answered, "the answer is taken")
     widget.wait_until(lambda: not widget.question(), "the question is gone")
     widget.system.ok("qvm-device", "block", "detach", "work", name)
+
+
+def test_a_question_leaves_an_open_menu_open_and_stands_beside_it(widget: Widget) -> None:
+    name = plug(widget, "private-too.img")
+    menu = widget.open()
+    with widget.system.started("qvm-device", "block", "attach", "work", name) as command:
+        widget.wait_until(widget.question, "the question is on the screen")
+        widget.picture("question-beside-the-menu")
+        [question] = widget.question()
+        assert menu in widget.windows()
+        assert question.x + question.width < menu.x or question.y > menu.y + menu.height
+        widget.desktop.keys("Escape")
+        widget.wait_until(lambda: widget.windows() == widget.question(), "the menu is closed")
+        widget.desktop.click(*_upper_part(widget))
+        widget.desktop.keys("Escape")
+        widget.wait_until(lambda: not widget.question(), "the question is answered")
+        assert command.wait(PATIENCE) == DENIED
 
 
 def _upper_part(widget: Widget) -> tuple[int, int]:

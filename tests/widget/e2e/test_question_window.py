@@ -13,7 +13,8 @@ from tests.e2e.system import wait_until
 
 from .desktop import Desktop, lacking
 
-PROGRAM = Path(__file__).with_name("question_window.py")
+PROGRAM = "tests.widget.e2e.question_window"
+PROJECT = Path(__file__).resolve().parents[3]
 
 pytestmark = pytest.mark.skipif(bool(lacking()), reason=f"not installed: {', '.join(lacking())}")
 
@@ -25,7 +26,8 @@ def desktop(tmp_path: Path) -> Iterator[Desktop]:
 
 
 def start(desktop: Desktop, name: str) -> None:
-    desktop.start(sys.executable, str(PROGRAM), name, more={"PYTHONPATH": ":".join(sys.path)})
+    path = ":".join([str(PROJECT), *sys.path])
+    desktop.start(sys.executable, "-m", PROGRAM, name, more={"PYTHONPATH": path})
     wait_until(lambda: desktop.windows(name), f"the window '{name}' is there")
 
 

@@ -82,6 +82,7 @@ class SteadyMenu(QtWidgets.QMenu):
         self._on_pointer = on_pointer
         self._heading: Entry | None = None
         self._held: QtCore.QSize | None = None
+        self._is_opening = False
 
     # What a subclass says.
 
@@ -169,12 +170,24 @@ class SteadyMenu(QtWidgets.QMenu):
     # Searching.
 
     def search(self) -> None:
-        """The query has changed: show what fits it."""
+        """The query has changed: show what fits it, from the beginning."""
         with self.held():
             self.show_found()
             self.say_heading()
             # An active entry would have its submenu opened, which then takes the keys.
             self.setActiveAction(None)  # type: ignore[arg-type]
+        if self.isVisible():
+            self._lay_out_anew()
+
+    def _lay_out_anew(self) -> None:
+        """Only when it opens, a menu finds out whether it scrolls. The arrows of a long one would
+        lie over entries when all that are left fit, and be missing when they do not any more."""
+        place = self.pos()
+        self._is_opening = True
+        with QtCore.QSignalBlocker(self):
+            self.popup(place)
+        self._is_opening = False
+        self.move(place)
 
     def show_found(self) -> None:
         """Show the entries that fit the query, and no heading of a section without any. What is
@@ -212,7 +225,8 @@ class SteadyMenu(QtWidgets.QMenu):
         if self._held is not None:
             return self._held
         hint = super().sizeHint()
-        if self.isVisible():  # it scrolls; Qt would have it leave the screen when an entry changes
+        if self.isVisible() and not self._is_opening:
+            # It scrolls; Qt would have it leave the screen when an entry changes.
             hint.setHeight(min(hint.height(), self._room_below()))
         return hint
 
@@ -261,7 +275,20 @@ class SteadyMenu(QtWidgets.QMenu):
 
     def mousePressEvent(self, event: Any) -> None:  # noqa: N802
         self._on_input()
-        super().mousePressEvent(event)
+        if _is_covered(event):
+            self._close_all()
+        else:
+            super().mousePressEvent(event)
+
+    def mouseReleaseEvent(self, event: Any) -> None:  # noqa: N802
+        if not _is_covered(event):
+            super().mouseReleaseEvent(event)
+
+    def _close_all(self) -> None:
+        menu = self
+        while isinstance(below := menu.parent(), SteadyMenu):
+            menu = below
+        menu.close()
 
     def wheelEvent(self, event: Any) -> None:  # noqa: N802
         self._on_input()
@@ -300,6 +327,13 @@ class SteadyMenu(QtWidgets.QMenu):
             painter.setPen(self.palette().color(QtGui.QPalette.ColorRole.Highlight))
             painter.drawRect(self.actionGeometry(active).adjusted(0, 0, -1, -1))
             painter.end()
+
+
+def _is_covered(event: Any) -> bool:
+    """Is a window of this program, a question of dom0, above the menu there? An open menu gets all
+    clicks, and would take one for what is below that window."""
+    above = QtWidgets.QApplication.topLevelAt(event.globalPosition().toPoint())
+    return above is not None and above.windowType() != QtCore.Qt.WindowType.Popup
 
 
 def _moved(event: Any, widget: QtWidgets.QWidget) -> QtGui.QWheelEvent:

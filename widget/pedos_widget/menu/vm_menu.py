@@ -148,6 +148,8 @@ class VmMenu(SteadyMenu):
         if vms is None or self.is_gone:  # the device has gone, or come back and is asked about
             for entry, vm in self._of.items():
                 self._say_vm(entry, vm, enabled=False)
+            if self._reasons is not None:
+                self._reasons.setEnabled(False)  # the window has nothing on it, either
             return
         now = {(vm.vm, vm.is_again): vm for vm in vms}
         for entry, before in list(self._of.items()):

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pedos_protocol.names import natural_key
 
 from ..i18n import _, ngettext
 from .device_rows import device_row, relatives_of, tails
-from .families import in_order, parent_of
+from .families import in_order, parent_of, sort_key
 from .view import DeviceRef, Section, View
 from .vm_rows import DOM0, HALTED, vm_rows
 
 if TYPE_CHECKING:
-    from .families import Member
+    from pedos_protocol.messages import Listed
+
+    from .families import Member, SortKey
     from .looks import Looks
     from .pairs import Pairs
     from .picture import Key, Picture
-    from .view import DeviceRow
-    from .work import Works
+    from .view import DeviceRow, VmRow
+    from .work import Work, Works
 
 CLASSES = ("block", "mic", "usb")
 """Those that can be attached to a VM that runs, in the order in which they are shown."""
@@ -48,18 +50,103 @@ class Known:
         return not self.why and self.picture.is_complete
 
 
+class Composer:
+    """Composes one view after the other, and of each only what is different from the one before: a
+    VM that changes one of thousands of devices without end costs little more than that one."""
+
+    def __init__(self, known: Known) -> None:
+        self._known = known
+        self._shape = -1
+        self._children: dict[Key, list[Key]] = {}
+        self._sort_keys: dict[Key, SortKey] = {}
+        self._orders: dict[str, tuple[frozenset[Key], list[Member]]] = {}
+        self._rows: dict[Key, tuple[_Parts, DeviceRow]] = {}
+
+    def compose(self, generation: int) -> View:
+        """The view. What is not current is shown as it was, and nothing in it can be chosen."""
+        known = self._known
+        if self._shape != known.picture.shape:
+            self._shape = known.picture.shape
+            self._children = _children_elsewhere(known.picture)
+            before = self._sort_keys
+            self._sort_keys = {
+                key: before.get(key) or sort_key(key) for key in known.picture.devices
+            }
+            self._orders.clear()
+        used = [key for key, device in known.picture.devices.items() if device.attachments]
+        kept = {*used, *known.works.keys()}
+        rows, self._rows = self._rows, {}
+        sections = tuple(self._section(name, kept, rows) for name in CLASSES)
+        return View(
+            connected=known.is_current,
+            status=_status(known),
+            sections=sections,
+            attached=sum(key.device_class in CLASSES for key in used),
+            generation=generation,
+        )
+
+    def _section(
+        self, device_class: str, kept: set[Key], before: dict[Key, tuple[_Parts, DeviceRow]]
+    ) -> Section:
+        known = self._known
+        devices = known.picture.devices
+        members = self._members(device_class, kept)
+        shown = members[:ROWS_MAX]
+        alike = tails((member.key, devices[member.key]) for member in shown)
+        rows = []
+        for member in shown:
+            parts = self._parts(member, alike.get(member.key, ""))
+            same = before.get(member.key)
+            row = same[1] if same is not None and same[0] == parts else _row(member, parts)
+            self._rows[member.key] = parts, row
+            rows.append(row)
+        title = _title(device_class)
+        if more := len(members) - len(rows):
+            title = ngettext(
+                "{title} ({count} more is not shown)", "{title} ({count} more are not shown)", more
+            ).format(title=title, count=more)
+        empty = "" if rows else _empty(known, device_class)
+        return Section(device_class, title, tuple(rows), empty)
+
+    def _members(self, device_class: str, kept: set[Key]) -> list[Member]:
+        own = frozenset(key for key in kept if key.device_class == device_class)
+        order = self._orders.get(device_class)
+        if order is None or order[0] != own:
+            devices = self._known.picture.devices
+            members = in_order(devices, device_class, own.__contains__, self._sort_keys)
+            order = self._orders[device_class] = own, members
+        return order[1]
+
+    def _parts(self, member: Member, tail: str) -> _Parts:
+        known, key = self._known, member.key
+        picture = known.picture
+        device = picture.devices[key]
+        ref = DeviceRef(*key, device.identity)
+        work, look = known.works.of(key), known.looks.of(ref)
+        vms, note = None, ""
+        if look is not None:
+            again, is_current = known.pairs.vm_of(device), known.is_current
+            vms, note = vm_rows(ref, picture, look, work=work, again=again, is_current=is_current)
+        relatives = relatives_of(key, picture.devices, self._children.get(key, ()))
+        return _Parts(device, member, tail, relatives, work, known.is_current, vms, note)
+
+
+class _Parts(NamedTuple):
+    """All that a device's row is made from."""
+
+    device: Listed
+    member: Member
+    tail: str
+    relatives: list[str]
+    work: Work | None
+    is_current: bool
+    vms: tuple[VmRow, ...] | None
+    note: str
+
+
 def compose(known: Known, generation: int) -> View:
-    """The view. What is not current is shown as it was, and nothing in it can be chosen."""
-    children = _children_elsewhere(known.picture)
-    sections = tuple(_section(known, name, children) for name in CLASSES)
-    shown = {key for key in known.picture.devices if key.device_class in CLASSES}
-    return View(
-        connected=known.is_current,
-        status=_status(known),
-        sections=sections,
-        attached=sum(bool(known.picture.devices[key].attachments) for key in shown),
-        generation=generation,
-    )
+    """The first view of what is known."""
+    return Composer(known).compose(generation)
 
 
 def _children_elsewhere(picture: Picture) -> dict[Key, list[Key]]:
@@ -72,42 +159,16 @@ def _children_elsewhere(picture: Picture) -> dict[Key, list[Key]]:
     return children
 
 
-def _section(known: Known, device_class: str, children: dict[Key, list[Key]]) -> Section:
-    devices = known.picture.devices
-
-    def is_kept(key: Key) -> bool:
-        return bool(devices[key].attachments) or known.works.of(key) is not None
-
-    members = in_order(devices, device_class, is_kept)
-    shown = members[:ROWS_MAX]
-    alike = tails((member.key, devices[member.key]) for member in shown)
-    rows = tuple(_row(known, each, alike.get(each.key, ""), children) for each in shown)
-    title = _title(device_class)
-    if more := len(members) - len(rows):
-        title = ngettext(
-            "{title} ({count} more is not shown)", "{title} ({count} more are not shown)", more
-        ).format(title=title, count=more)
-    return Section(device_class, title, rows, "" if rows else _empty(known, device_class))
-
-
-def _row(known: Known, member: Member, tail: str, children: dict[Key, list[Key]]) -> DeviceRow:
-    picture, key = known.picture, member.key
-    device = picture.devices[key]
-    ref = DeviceRef(*key, device.identity)
-    work, look = known.works.of(key), known.looks.of(ref)
-    vms, note = None, ""
-    if look is not None:
-        again = known.pairs.vm_of(device)
-        vms, note = vm_rows(ref, picture, look, work=work, again=again, is_current=known.is_current)
+def _row(member: Member, parts: _Parts) -> DeviceRow:
     return device_row(
         member,
-        device,
-        relatives=relatives_of(key, picture.devices, children.get(key, ())),
-        tail=tail,
-        work=work,
-        is_current=known.is_current,
-        vms=vms,
-        note=note,
+        parts.device,
+        relatives=parts.relatives,
+        tail=parts.tail,
+        work=parts.work,
+        is_current=parts.is_current,
+        vms=parts.vms,
+        note=parts.note,
     )
 
 
@@ -133,7 +194,7 @@ def _status(known: Known) -> str:
             strange,
         ).format(count=strange)
     if not known.policy_ok:
-        return _("The policy has errors, so an older one is in force: see “Policy...” below.")
+        return _("The policy has errors, so an older one is in force: “Policy...” says more.")
     return ""
 
 

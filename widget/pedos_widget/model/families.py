@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from pedos_protocol.messages import Listed
 
+    SortKey = tuple[tuple[str, str], tuple[str, str]]
+
 INDENT_MAX = 2
 """A partition's partition is as deep as anything is; more would leave no room for the text."""
 
@@ -41,10 +43,15 @@ def parent_of(device: Listed) -> Key | None:
 
 
 def in_order(
-    devices: Mapping[Key, Listed], device_class: str, is_kept: Callable[[Key], bool]
+    devices: Mapping[Key, Listed],
+    device_class: str,
+    is_kept: Callable[[Key], bool],
+    sort_keys: Mapping[Key, SortKey] | None = None,
 ) -> list[Member]:
-    """The devices of a class, less the folded ones. `is_kept` says which are never folded."""
-    own = sorted((key for key in devices if key.device_class == device_class), key=_order)
+    """The devices of a class, less the folded ones. `is_kept` says which are never folded;
+    `sort_keys` are those of all devices, if they are known."""
+    order = sort_key if sort_keys is None else sort_keys.__getitem__
+    own = sorted((key for key in devices if key.device_class == device_class), key=order)
     children: dict[Key, list[Key]] = {}
     roots = []
     for key in own:
@@ -57,8 +64,11 @@ def in_order(
     members: list[Member] = []
     # Those in a circle are below no root: each that is left is one.
     for root in (*roots, *own):
-        if root not in seen:
+        if root not in seen and root in children:
             _walk(root, children, is_kept, seen, members)
+        elif root not in seen:  # as most are: there may be thousands
+            members.append(Member(root, 0, 0))
+            seen.add(root)
     return members
 
 
@@ -100,5 +110,6 @@ def _unfolded(below: list[Key], is_kept: Callable[[Key], bool]) -> list[Key]:
     return shown
 
 
-def _order(key: Key) -> tuple[tuple[str, str], tuple[str, str]]:
+def sort_key(key: Key) -> SortKey:
+    """By source and id, numbers in them as numbers. It takes longer than sorting by it does."""
     return natural_key(key.backend), natural_key(key.device)

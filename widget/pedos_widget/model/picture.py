@@ -51,6 +51,10 @@ class Picture:
         self.devices: dict[Key, Listed] = {}
         self.vms: dict[str, VmInfo] = {}
         self.is_complete = False
+        #: Another number whenever anything is different.
+        self.version = 0
+        #: Another number whenever there are other devices, or one is a part of another than before.
+        self.shape = 0
         self._model = Model()
         self._strange: set[Subject] = set()
         self._nameless = 0
@@ -72,14 +76,15 @@ class Picture:
     def take(self, untrusted_answer: Untrusted) -> list[Change]:
         """Fold an answer; return which devices have changed, which is nothing when all is told for
         the first time. ProtocolError if the answer as a whole is malformed."""
-        was_known = self._was_complete
+        was_known, strange = self._was_complete, self.strange
         answer = dict(untrusted_answer)
         if answer.get("gap") is not None or answer.get("numbering") is None:
             self._nameless = 0
         answer["devices"] = self._named(answer.get("devices"), Key._fields, Key._fields)
         answer["vms"] = self._named(answer.get("vms"), ("vm",), ("name",))
         changes: list[Change] = []
-        for event in self._model.take(answer):
+        events = self._model.take(answer)
+        for event in events:
             kind, _, what = str(event["event"]).partition(".")
             untrusted = cast("dict[str, Any]", event.get(kind))
             if kind == "gap":
@@ -91,6 +96,8 @@ class Picture:
                 self._put_vm(untrusted, is_there=what != "removed")
             elif kind == "device":
                 changes += self._put_device(untrusted, is_there=what != "removed")
+        if events or self.strange != strange:
+            self.version += 1
         return changes if was_known else []
 
     def _put_vm(self, untrusted: dict[str, Any], *, is_there: bool) -> None:
@@ -109,6 +116,8 @@ class Picture:
             self.devices.pop(key, None)
         else:
             self.devices[key] = now
+        if _place_in_family(before) != _place_in_family(now):
+            self.shape += 1
         # Of one that could not be read, or cannot any more, it is not known whether it has changed.
         if not was_strange and key not in self._strange and before != now:
             yield Change(key, before, now)
@@ -157,3 +166,7 @@ def _is_change(untrusted: object, keys: Sequence[str]) -> bool:
         and type(untrusted.get("number")) is int
         and all(type(untrusted.get(key)) is str for key in keys)
     )
+
+
+def _place_in_family(device: Listed | None) -> tuple[str | None, str | None] | None:
+    return None if device is None else (device.parent, device.parent_class)

@@ -9,7 +9,7 @@ from ..i18n import _
 from .picture import Key
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from pedos_protocol.messages import Listed
 
@@ -55,6 +55,10 @@ class Works:
     def of(self, key: Key) -> Work | None:
         """The work on that device."""
         return self._by_key.get(key)
+
+    def keys(self) -> Iterable[Key]:
+        """The devices that something is being done with."""
+        return self._by_key.keys()
 
     def begin(self, work: Work, picture: Picture) -> str | None:
         """Note that it begins; or return why it cannot, as a sentence."""

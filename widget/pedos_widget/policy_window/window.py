@@ -3,7 +3,6 @@ a call."""
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING
 
 import trio
@@ -53,8 +52,7 @@ class PolicyWindow(QtWidgets.QWidget):
         self.setWindowTitle(_("Device policy"))
         self._make_parts()
         self.resize(*SIZE)
-        changed = weakref.WeakMethod(self._changed)  # the controller outlives this window
-        controller.on_change(lambda: (call := changed()) and call())
+        self._tell_no_more = controller.on_change(self._changed)
         self.reload()
 
     def _make_parts(self) -> None:
@@ -299,6 +297,7 @@ class PolicyWindow(QtWidgets.QWidget):
     def closeEvent(self, event: QtGui.QCloseEvent) -> None:  # noqa: N802 - Qt's name
         """Nothing here is to be saved."""
         self._is_closed = True
+        self._tell_no_more()
         self._tasks.close()
         event.accept()
         after_closing(self, self.closed.emit)

@@ -21,9 +21,18 @@ from pedos_widget.questions.dialog import QuestionDialog
 # appears unasked among other windows, so longer than on a terminal that only asks questions.
 ARMING_S: Final = 1.0
 
+# Seconds for which the window says why the question on the screen has gone: for a person who was
+# reading it, and short, because nothing is to be done.
+FAREWELL_S: Final = 5.0
+
 # Seconds in which a no does not count either once a question has taken the place of another: a
 # double click on Deny, or a click that was on its way, is no answer to one that nobody has read.
 NO_AFTER_S: Final = 0.5
+
+
+GONE: Final = "the caller has gone"
+LATE: Final = "no answer came in time"
+ENDED: Final = "the connection has ended"
 
 
 class _Asked:
@@ -48,6 +57,8 @@ class QuestionDesk:
         self._asked: dict[int, _Asked] = {}
         self._numbers = itertools.count(1)
         self._no_from = 0.0  # when a no counts
+        #: Why the last one has gone, and until when that is said.
+        self._farewell: tuple[str, float] | None = None
         self.dialog = QuestionDialog(parent)
         self.dialog.answered.connect(self._answered)
         self.dialog.disturbed.connect(self._disturbed)
@@ -76,7 +87,7 @@ class QuestionDesk:
             await asked.ended.wait()
         finally:
             if question.call_id in self._asked:  # the caller does not wait any more
-                self._withdraw([question], CallError("timeout", "the caller has gone"))
+                self._withdraw([question], CallError("timeout", GONE), GONE)
         if asked.error is not None:
             raise asked.error
         verdict = "deny" if asked.target is None else "allow"
@@ -96,21 +107,26 @@ class QuestionDesk:
 
     def cancel(self, request: str, reason: str) -> None:
         """Withdraws the questions of a request; fine if there are none."""
-        why = CallError("timeout", f"the question was withdrawn: {reason}")
-        self._withdraw(self._waiting.of(request), why)
+        error = CallError("timeout", f"the question was withdrawn: {reason}")
+        self._withdraw(self._waiting.of(request), error, reason)
 
     def gone(self) -> None:
         """Withdraws all questions: the connection to those who asked them has ended."""
-        self._withdraw(list(self._waiting), CallError("unavailable", "the connection has ended"))
+        self._withdraw(list(self._waiting), CallError("unavailable", ENDED), ENDED)
+
+    def hide(self) -> None:
+        """Withdraws all questions, and says nothing of it: nobody looks here any more."""
+        self.gone()
+        self._farewell = None
+        self._go_on(self._clock())
 
     # What comes from the person and the clock
 
     def tick(self) -> None:
         """Lets time pass: deadlines, arming, the seconds that are shown."""
         now = self._clock()
-        late = CallError("timeout", "no answer came in time")
         for question in self._waiting.overdue(now):
-            self._end(question, error=late, withdrawn=True)
+            self._end(question, error=CallError("timeout", LATE), withdrawn=LATE)
         self._go_on(now)
 
     def _answered(self, target: str | None) -> None:
@@ -139,9 +155,9 @@ class QuestionDesk:
 
     # Internals
 
-    def _withdraw(self, questions: list[Question], error: CallError) -> None:
+    def _withdraw(self, questions: list[Question], error: CallError, why: str) -> None:
         for question in questions:
-            self._end(question, error=error, withdrawn=True)
+            self._end(question, error=error, withdrawn=why)
         self._go_on(self._clock())
 
     def _end(
@@ -150,23 +166,32 @@ class QuestionDesk:
         *,
         target: str | None = None,
         error: CallError | None = None,
-        withdrawn: bool = False,
+        withdrawn: str | None = None,
     ) -> None:
-        self._waiting.remove(question, withdrawn=withdrawn)
+        """`withdrawn` is why it is; None if it was answered."""
+        if question is self._waiting.first and self._waiting.is_shown:
+            until = self._clock() + FAREWELL_S
+            self._farewell = None if withdrawn is None else (withdrawn, until)
+        self._waiting.remove(question, withdrawn=withdrawn is not None)
         asked = self._asked.pop(question.call_id)
         asked.target, asked.error = target, error
         asked.ended.set()
 
     def _go_on(self, now: float) -> None:
         """Shows the first question and what there is to say of it, and wakes when that changes."""
+        why, until = self._farewell or ("", now)
         if not self._waiting:
-            self._timer.stop()
-            self.dialog.take_away()
+            if now < until:
+                self.dialog.show_withdrawn(why)
+                self._wake_at(until, now)
+            else:
+                self._timer.stop()
+                self.dialog.take_away()
             return
         if not self._waiting.is_shown:
             self._waiting.show(now)
             self._no_from = now + NO_AFTER_S if self.dialog.isVisible() else now
-            self.dialog.show_question(self._waiting.first)
+            self.dialog.show_question(self._waiting.first, before=why if now < until else "")
             if not self.dialog.isActiveWindow():
                 self._waiting.pause()
         self._waiting.arm(now)
@@ -177,4 +202,7 @@ class QuestionDesk:
         )
         wake_at = self._waiting.wake_at(now)
         if wake_at is not None:
-            self._timer.start(max(0, math.ceil((wake_at - now) * 1000)))
+            self._wake_at(wake_at, now)
+
+    def _wake_at(self, at: float, now: float) -> None:
+        self._timer.start(max(0, math.ceil((at - now) * 1000)))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pedos_widget import plain
 from pedos_widget.i18n import _
 from pedos_widget.qt import QtCore, QtGui, QtWidgets, Signal
-from pedos_widget.questions import words
+from pedos_widget.questions import beside, words
 from pedos_widget.questions.texts import ElidedLabel, WholeLabel
 
 if TYPE_CHECKING:
@@ -50,10 +50,12 @@ class QuestionDialog(QtWidgets.QDialog):
         super().__init__(parent)
         self._question: Question | None = None
         self._is_armed = False
+        self._why_gone = ""
         self.setWindowTitle(_("Question of dom0"))
         self.setAttribute(QtCore.Qt.WidgetAttribute.WA_ShowWithoutActivating)
         self.setWindowFlag(QtCore.Qt.WindowType.WindowStaysOnTopHint)
         self.setWindowFlag(QtCore.Qt.WindowType.WindowContextHelpButtonHint, False)
+        self.before = plain.label("")
         self.heading = plain.label("")
         font = self.heading.font()
         font.setBold(True)
@@ -84,7 +86,7 @@ class QuestionDialog(QtWidgets.QDialog):
         buttons.addWidget(self.deny)
         buttons.addWidget(self.allow)
         self._column = QtWidgets.QVBoxLayout(self)
-        for each in (self.heading, self._fields, self.choosing, self.choices):
+        for each in (self.before, self.heading, self._fields, self.choosing, self.choices):
             self._column.addWidget(each)
         self._column.setStretchFactor(self.choices, 1)
         self._column.addWidget(self.state)
@@ -100,10 +102,14 @@ class QuestionDialog(QtWidgets.QDialog):
 
     # What is shown
 
-    def show_question(self, question: Question) -> None:
-        """Shows it in place of any other; it is not armed."""
+    def show_question(self, question: Question, before: str = "") -> None:
+        """Shows it in place of any other; it is not armed. `before` is why the one before it has
+        gone, if that was withdrawn a moment ago."""
         self._question = question
         self._is_armed = False
+        self._why_gone = ""
+        self.before.setText(words.withdrawn_before(before) if before else "")
+        self.before.setVisible(bool(before))
         self.heading.setText(words.heading(question))
         self.choosing.setText(words.choosing(question))
         self._show_fields(question)
@@ -111,7 +117,8 @@ class QuestionDialog(QtWidgets.QDialog):
         self._enable()
         self.choices.setFocus()
         self.resize(self.width(), self.sizeHint().height())
-        self.show()
+        if not self.isVisible():
+            beside.show(self)
         self.raise_()
         QtWidgets.QApplication.alert(self)  # a mark in the panel, for who does not look here
 
@@ -155,6 +162,15 @@ class QuestionDialog(QtWidgets.QDialog):
         self.others.setVisible(more > 0)
         self._enable()
 
+    def show_withdrawn(self, why: str) -> None:
+        """Shows for a moment why the question has gone, in case somebody was reading it."""
+        self._question = None
+        self._is_armed = False
+        self._why_gone = words.withdrawn(why)
+        self.time_left.setText("")
+        self.others.hide()
+        self._enable()
+
     def take_away(self) -> None:
         """Shows no question any more."""
         self._question = None
@@ -170,11 +186,12 @@ class QuestionDialog(QtWidgets.QDialog):
 
     def _enable(self) -> None:
         is_chosen = self.chosen is not None
+        self.deny.setEnabled(self._question is not None)
         self.allow.setEnabled(self._is_armed and is_chosen)
-        is_active = self.isActiveWindow()
-        self.state.setText(
-            words.state(is_active=is_active, is_armed=self._is_armed, is_chosen=is_chosen)
+        state = words.state(
+            is_active=self.isActiveWindow(), is_armed=self._is_armed, is_chosen=is_chosen
         )
+        self.state.setText(self._why_gone or state)
 
     # What a person does
 

@@ -21,7 +21,7 @@ def offer(desk: QuestionDesk, controller: Registry, lock: ScreenLock) -> None:
     def changed(is_locked: bool) -> None:
         controller.ask_by(None if is_locked else desk)
         if is_locked:
-            desk.gone()
+            desk.hide()
 
     lock.on_change(changed)
     changed(lock.is_locked)

@@ -57,6 +57,13 @@ _ASKS = {
     "call": _("{vm} asks to call a service"),
 }
 
+_WHY_WITHDRAWN = {
+    "the command that asked has ended": _("the command that asked has ended"),
+    "the caller has gone": _("whoever asked does not wait any more"),
+    "no answer came in time": _("no answer came in time"),
+    "the connection has ended": _("the connection to dom0's service has ended"),
+}
+
 WHOLE = ("argument", "service")
 """Labels of texts that are never cut: what is called must not look like something else."""
 
@@ -114,3 +121,18 @@ def state(*, is_active: bool, is_armed: bool, is_chosen: bool) -> str:
     if not is_armed:
         return _("Read first: it can be allowed in a moment.")
     return "" if is_chosen else _("Choose a VM to allow it.")
+
+
+def withdrawn(why: str) -> str:
+    """Why the question that is shown need not be answered any more."""
+    return _("Withdrawn: {why}. Nothing is to be done.").format(why=_why_withdrawn(why))
+
+
+def withdrawn_before(why: str) -> str:
+    """Why the question that was shown before this one has gone."""
+    said = _("This is another question. The one before was withdrawn: {why}.")
+    return said.format(why=_why_withdrawn(why))
+
+
+def _why_withdrawn(why: str) -> str:
+    return _WHY_WITHDRAWN.get(why, escaped_text(why))

@@ -6,7 +6,6 @@ service. Nothing here waits.
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -51,8 +50,7 @@ class SettingsWindow(QtWidgets.QWidget):
         self.setWindowTitle(_("VM settings: {vm}").format(vm=vm))
         self._make_parts()
         self.resize(*SIZE)
-        changed = weakref.WeakMethod(self._changed)  # the controller outlives this window
-        controller.on_change(lambda: (call := changed()) and call())
+        self._tell_no_more = controller.on_change(self._changed)
         self._show()
         self.reload()
 
@@ -293,6 +291,7 @@ class SettingsWindow(QtWidgets.QWidget):
             event.ignore()
         else:
             self._is_closed = True
+            self._tell_no_more()
             self._tasks.close()
             event.accept()
             after_closing(self, self.closed.emit)
