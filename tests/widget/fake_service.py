@@ -261,6 +261,8 @@ class FakeService:
 
     async def _detach(self, params: Map) -> Map:
         each = self._device(params)
+        if params.get("identity") not in (None, each["identity"]):
+            raise CallError("not_found", "another device is there now")
         self.detach(f"{params['backend']}:{params['device']}", params["vm"], each["device_class"])
         item = {"backend": params["backend"], "device": params["device"], "detached": True,
                 "unassigned": False, "error": None}  # fmt: skip

@@ -47,6 +47,8 @@ async def test_a_device_is_attached_and_shown_so_and_ejected(tmp_path: Path) -> 
         assert (eject.action, eject.bold, eject.text) == (Action.EJECT, True, "work · attached")
         system.controller.detach(row.ref, "work")
         assert (await system.result(2)).state == "done"
+        [asked] = system.service.called("device.detach")
+        assert (asked["vm"], asked["identity"], asked["force"]) == ("work", "id-sda", False)
         row = system.row("sys-usb:sda")
         assert row is not None
         assert not row.bold

@@ -368,7 +368,12 @@ class Controller:
         return "done", result.note or ""
 
     async def _detach(self, work: Work) -> tuple[State, str]:
-        params = {**key_of(work.ref)._asdict(), "vm": work.vm, "force": False}
+        params = {
+            **key_of(work.ref)._asdict(),
+            "vm": work.vm,
+            "identity": work.ref.identity,
+            "force": False,
+        }
         answer = await self.call("device.detach", params, timeout_s=WORK_S)
         result: DetachResult = parse_result("device.detach", answer)
         self._note_policy(result.policy_ok)
