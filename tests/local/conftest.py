@@ -54,6 +54,9 @@ class FakePrograms:
     def agent(self, name: str, domid: int) -> Program:
         return self._script(name, str(domid))
 
+    def keeper(self, name: str, listener: int) -> Program:
+        return self._script(f"{name}.keeper", str(listener))
+
     def sound(self, name: str) -> list[Program]:
         return [self._script(each) for each in self.sounds.get(name, ())]
 

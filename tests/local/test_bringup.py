@@ -193,6 +193,12 @@ def test_the_command_lines_are_those_of_the_programs(layout: Layout) -> None:
     assert work[work.index("--domid") + 1] == "7"
     assert work[-1] == "-v"
     assert "--control-socket" not in work
+    assert work[work.index("--keeper") + 1] == str(layout.keeper_socket("work"))
+    keeper = programs.keeper("work", 9)
+    assert list(keeper.argv[:4]) == [sys.executable, "-P", "-m", "pedos_keeper"]
+    assert keeper.argv[keeper.argv.index("--listen") + 1] == "9"
+    assert keeper.env["HOME"] == str(layout.home("work"))
+    assert keeper.env["PEDOS_SOCKET"] == str(layout.client_socket("work"))
     own = programs.dom0_agent()
     assert own.env["PEDOS_FAULTNAME"] == "agent:dom0"
     assert str(layout.dom0_agent_socket) in own.argv

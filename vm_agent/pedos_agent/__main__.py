@@ -18,7 +18,9 @@ from pedos_agent.agent import run_until_signal
 from pedos_agent.settings import Settings, xen_settings
 
 # Options for local mode only.
-_LOCAL_ONLY = ("vchan", "devices", "dev")
+_LOCAL_ONLY = ("vchan", "devices", "dev", "keeper")
+# Those of them without which there is no VM.
+_NEEDED = ("vm", "domid", "vchan", "devices", "dev")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     local.add_argument("--vchan", type=Path, metavar="DIR", help="folder of the channels' sockets")
     local.add_argument("--devices", type=Path, metavar="DIR", help="folder whose files are devices")
     local.add_argument("--dev", type=Path, metavar="DIR", help="folder of borrowed devices")
+    local.add_argument(
+        "--keeper", type=Path, metavar="PATH", help="the socket of what runs this VM's services"
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="log more")
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     return parser
@@ -87,8 +92,7 @@ def _checked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End the program with a sentence if the options do not fit together."""
     given = [name for name in _LOCAL_ONLY if getattr(args, name) is not None]
     if args.driver == "local":
-        needed = ("vm", "domid", *_LOCAL_ONLY)
-        missing = [name for name in needed if getattr(args, name) is None]
+        missing = [name for name in _NEEDED if getattr(args, name) is None]
         if missing:
             parser.error(f"--driver local needs {_options(missing)}")
     elif given:
@@ -140,6 +144,7 @@ def _settings(arguments: Sequence[str] | None) -> tuple[Settings, bool]:
         dev=args.dev.absolute(),
         control_socket=control_socket,
         sound=sound,
+        keeper=args.keeper and args.keeper.absolute(),
     )
     return settings, args.verbose
 

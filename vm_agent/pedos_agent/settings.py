@@ -30,6 +30,8 @@ class Settings:
     sound: Path | None = None
     # The user who has the microphones, by name or number, whoever is at the screen.
     sound_user: str | None = None
+    # Runs the services of this VM, in local mode; None: the keepers of its users do.
+    keeper: Path | None = None
     # Whether a USB device that was lent goes back to the drivers of this VM, or to none.
     give_back: bool = True
 

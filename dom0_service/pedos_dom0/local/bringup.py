@@ -222,6 +222,17 @@ class LocalPrograms:
         verbose = self.verbose or self._verbose(name)
         return sound_programs.programs(self.layout, name, sound, verbose=verbose)
 
+    def keeper(self, name: str, listener: int) -> Program:
+        options = {
+            "services": self.layout.services(name),
+            "configurations": self.layout.configurations(name),
+            "listen": listener,
+        }
+        argv = _command("pedos_keeper", options, self.verbose or self._verbose(name))
+        env = client_environment(self.layout, self.config, name)
+        env["HOME"] = str(self.layout.home(name))
+        return Program(f"{name}.keeper", argv, self.layout.log(f"{name}.keeper"), env=env)
+
     def _verbose(self, name: str) -> bool:
         if name == "dom0":
             return self.config.dom0_verbose
@@ -244,6 +255,7 @@ class LocalPrograms:
             "socket": socket,
             "devices": self.layout.devices(name),
             "dev": self.layout.dev(name),
+            "keeper": self.layout.keeper_socket(name),
             **extra,
         }
         if name in self.config.sounds:

@@ -4,6 +4,8 @@ pedos.toml               the VMs; policy.d/*.policy  what they may do
 vms.d/*.toml             facts about the VMs that the policy uses
 vms/NAME/devices/CLASS/  a file put here is a device plugged into that VM
 vms/NAME/dev/            what that VM has imported, as block files
+vms/NAME/services.d/     the services of that VM, configured in services.conf.d/
+vms/NAME/home/           where these services begin
 state/                   assignments, audit log, the domain number counter
 log/NAME.log             what each program said
 run/                     sockets and channels of the running machine; nothing in it is kept
@@ -110,6 +112,22 @@ class Layout:
     def dev(self, name: str) -> Path:
         return self.vm(name) / "dev"
 
+    def services(self, name: str) -> Path:
+        return self.vm(name) / "services.d"
+
+    def configurations(self, name: str) -> Path:
+        """The folder of its services' configurations."""
+        return self.vm(name) / "services.conf.d"
+
+    def home(self, name: str) -> Path:
+        """The home of its services: two VMs are not to share one, as users of two machines do
+        not."""
+        return self.vm(name) / "home"
+
+    def keeper_socket(self, name: str) -> Path:
+        """Where the VM's agent has services run. No VM has a dot in its name."""
+        return self.run / "vms" / f"{name}.keeper"
+
     def client_socket(self, name: str) -> Path:
         """Where `qvm-*` finds its service, seen from this VM (or from dom0)."""
         if name == "dom0":
@@ -140,6 +158,8 @@ class Layout:
     def make_vm_folders(self, name: str) -> None:
         for device_class in class_names():
             (self.devices(name) / device_class).mkdir(parents=True, exist_ok=True)
+        for folder in (self.services(name), self.configurations(name), self.home(name)):
+            folder.mkdir(exist_ok=True)
         # A dead FUSE mount in dev/ must not matter here, so nothing below dev/ is looked at.
         self.dev(name).mkdir(parents=True, exist_ok=True)
 

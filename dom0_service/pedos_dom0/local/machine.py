@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -29,6 +30,7 @@ from pedos_protocol.messages import (
 from pedos_vchan.peer import Peer
 
 from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.local.activation import Activation
 from pedos_dom0.local.layout import clear_dev
 from pedos_dom0.local.supervise import RESTARTS, Supervisor
 from pedos_dom0.local.words import hint_for
@@ -59,6 +61,7 @@ class Programs(Protocol):
     def dom0_agent(self) -> Program: ...
     def agent(self, name: str, domid: int) -> Program: ...
     def sound(self, name: str) -> Sequence[Program]: ...
+    def keeper(self, name: str, listener: int) -> Program: ...
 
 
 class Domain:
@@ -71,6 +74,7 @@ class Domain:
         self.domid: int | None = None
         self.supervisor: Supervisor | None = None
         self.sound: list[Supervisor] = []  # its sound server, and the program that speaks to it
+        self.keeper: Activation | None = None  # runs its services
         self.changing = trio.Lock()  # a start and a shutdown of one VM wait for each other
         self.down = trio.Event()  # of this run of the VM
 
@@ -107,6 +111,7 @@ class Machine:
             after_death=lambda: self._sweep_vm(DOM0_NAME),
         )
         self.dom0_sound = self._sound_of(DOM0_NAME)
+        self.dom0_keeper = self._keeper_of(DOM0_NAME)
         self._clients: set[Peer] = set()
         self._started: list[Domain] = []  # in the order of their starts, for going down in reverse
         self._next_domid = 1  # unless `listen` finds another one in the file
@@ -136,6 +141,7 @@ class Machine:
                 nursery.start_soon(trio.serve_listeners, self._serve_client, [listener])
                 await nursery.start(self.dom0.run)
                 await nursery.start(self.dom0_agent.run)
+                await nursery.start(_keep_services, DOM0_NAME, self.dom0_keeper)
                 for each in self.dom0_sound:
                     await nursery.start(_keep_sound, DOM0_NAME, each)
                 task_status.started()
@@ -150,6 +156,7 @@ class Machine:
         for domain in reversed(list(self._started)):
             await self.shutdown(domain, force=force)
         await self.dom0_agent.stop(force=force)
+        await self.dom0_keeper.stop(force=force)
         await _stop_sound(self.dom0_sound)
         await self.dom0.stop(force=force)
         self._stopped.set()
@@ -161,6 +168,9 @@ class Machine:
         for supervisor in (*supervisors, *sound, *self.dom0_sound, self.dom0_agent, self.dom0):
             if supervisor is not None:
                 supervisor.end_now()
+        for keeper in (*(domain.keeper for domain in self._started), self.dom0_keeper):
+            if keeper is not None:
+                keeper.end_now()
 
     # One VM
 
@@ -188,12 +198,13 @@ class Machine:
                 after_death=lambda: self._sweep_vm(domain.name),
             )
             domain.sound = self._sound_of(domain.name)
+            domain.keeper = self._keeper_of(domain.name)
             domain.domid, domain.down = domid, trio.Event()
             self._started.append(domain)
             supervisor = domain.supervisor
             # A client that disconnects must not leave half a VM; this takes milliseconds.
             with trio.CancelScope(shield=True):
-                await self._nursery.start(self._live, domain, supervisor)
+                await self._nursery.start(self._live, domain, supervisor, domain.keeper)
             down = domain.down
         # Without the lock: a shutdown need not wait for this.
         with trio.move_on_after(SERVED_TIMEOUT):
@@ -209,12 +220,14 @@ class Machine:
         self,
         domain: Domain,
         supervisor: Supervisor,
+        keeper: Activation,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """One run of a VM, from start to halt."""
         try:
             async with trio.open_nursery() as nursery:
+                await nursery.start(_keep_services, domain.name, keeper)
                 await nursery.start(supervisor.run)
                 if not supervisor.ended.is_set():
                     for each in domain.sound:
@@ -225,6 +238,7 @@ class Machine:
                     task_status = trio.TASK_STATUS_IGNORED
                     await supervisor.ended.wait()
                     await _stop_sound(domain.sound)
+                await keeper.stop()
         finally:
             # Also after an error here: `shutdown` waits for the end of this run.
             with trio.CancelScope(shield=True):
@@ -267,6 +281,10 @@ class Machine:
     def _sound_of(self, name: str) -> list[Supervisor]:
         programs = self._programs.sound(name)
         return [Supervisor(program, restarts=self._restarts) for program in programs]
+
+    def _keeper_of(self, name: str) -> Activation:
+        program = partial(self._programs.keeper, name)
+        return Activation(self._layout.keeper_socket(name), program)
 
     def _new_domid(self) -> int:
         """A file keeps the numbers, so that not even a later machine reuses them soon. OSError, and
@@ -346,6 +364,20 @@ async def _keep_sound(
     if program.gave_up is not None:
         log = program.program.log
         logger.error("%s is without sound: %s; see %s", name, program.gave_up, log)
+
+
+async def _keep_services(
+    name: str,
+    keeper: Activation,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Have the services of a VM run; the VM goes on without."""
+    try:
+        await keeper.run(task_status=task_status)
+    except OSError as error:
+        logger.error("%s has no services: %s", name, what_is_wrong(error))
+        task_status.started()
 
 
 async def _stop_sound(programs: Sequence[Supervisor]) -> None:
