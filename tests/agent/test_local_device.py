@@ -6,10 +6,15 @@ import errno
 import os
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 from pedos_host import exclusive
+from pedos_host._open import open_and_close
 from pedos_host.exclusive import is_held, open_exclusively
+
+from tests.patience import PATIENCE
 
 BUSY = OSError(errno.EBUSY, "Device or resource busy")
 
@@ -22,6 +27,7 @@ class Kernel:
         self.asked = 0
         self._open = os.open
         monkeypatch.setattr(exclusive.os, "open", self.open)
+        monkeypatch.setattr(exclusive, "open_and_close", lambda *how: os.close(self.open(*how)))
         monkeypatch.setattr(exclusive, "HELD_RETRY_SECONDS", 0)
 
     def open(self, path: str, flags: int) -> int:
@@ -54,6 +60,29 @@ def test_what_cannot_be_opened_is_an_error_at_once(monkeypatch: pytest.MonkeyPat
     with pytest.raises(OSError, match="No such device"):
         is_held("/dev/sda")
     assert kernel.asked == 1
+
+
+def test_what_is_opened_in_one_step_is_closed_again(tmp_path: Path) -> None:
+    file, before = tmp_path / "\udcff disk", len(os.listdir("/proc/self/fd"))
+    with pytest.raises(FileNotFoundError) as missing:
+        open_and_close(str(file), os.O_RDONLY)
+    assert missing.value.filename is not None
+    file.touch()
+    for _ in range(100):
+        assert open_and_close(str(file), os.O_RDONLY | os.O_CLOEXEC) is None
+    assert len(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(ValueError, match="null"):
+        open_and_close("a\0b", os.O_RDONLY)
+
+
+def test_other_threads_run_while_a_driver_keeps_it_waiting(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    waits = threading.Thread(target=open_and_close, args=(str(fifo), os.O_RDONLY))
+    waits.start()
+    with fifo.open("wb"):  # which waits for a reader
+        waits.join(PATIENCE)
+    assert not waits.is_alive()
 
 
 def test_a_program_that_holds_a_pin_ends_at_once() -> None:
