@@ -371,15 +371,120 @@ async def test_one_that_a_vm_could_not_take_comes_back_only_if_that_is_wanted_an
             assert caught.value.hint == "xl pci-assignable-remove -r 0000:04:01.0"
 
 
+# An xl that is killed half-way: by a person, or because memory is short
+
+
+async def live(host: Host, driver: XenDriver, **options: str) -> tuple[Lease, Lease]:
+    """A VM that has a device, and a lease of another one to give to it while it runs."""
+    (made,) = await start(host, driver, lease())
+    host.put(f"/local/domain/0/backend/pci/{made.vm_domid}/0/state", "4")
+    return made, lease(ONE, domid=made.vm_domid, options=options)
+
+
+@pytest.mark.parametrize("give_back", ["yes", "no"])
+async def test_what_a_killed_xl_has_given_is_taken_away_like_anything_else(
+    host: Host, tree: PciTree, give_back: str
+) -> None:
+    async with running(host) as driver:
+        _, second = await live(host, driver, **{"give-back": give_back})
+        host.plan(pci_attach={"does": True, "killed": True})
+        with pytest.raises(DriverError, match="xl pci-attach was killed by SIGKILL"):
+            await carrier(driver).attach(second)
+        assert carrier(driver).is_attached(second)
+        await carrier(driver).detach(second, force=False)
+        assert "pci-detach 1 0000:04:01.0" in told(host)
+        assert not carrier(driver).is_attached(second)
+        assert driver_of(tree, ONE) == ("xhci_hcd" if give_back == "yes" else "pciback")
+
+
+async def test_what_a_killed_xl_may_have_given_does_not_go_back_to_dom0(
+    host: Host, tree: PciTree
+) -> None:
+    """The hypervisor knows of it before xenstore does; dom0's driver would write into the VM."""
+    async with running(host) as driver:
+        _, second = await live(host, driver, **{"give-back": "yes"})
+        host.plan(pci_attach={"killed": True})
+        with pytest.raises(DriverError, match="it stays with pciback") as caught:
+            await carrier(driver).attach(second)
+        assert caught.value.hint == "xl pci-assignable-remove -r 0000:04:01.0"
+        await carrier(driver).detach(second, force=False)
+        assert driver_of(tree, ONE) == "pciback"
+        assert "pci-assignable-remove" not in " ".join(told(host))
+        host.plan()
+        await carrier(driver).attach(second)  # it can be given again
+        assert carrier(driver).is_attached(second)
+
+
+@pytest.mark.parametrize("does", [True, False])
+async def test_a_detach_whose_xl_was_killed_is_one_if_the_device_is_gone(
+    host: Host, tree: PciTree, does: bool
+) -> None:
+    async with running(host) as driver:
+        (made,) = await start(host, driver, lease())
+        host.plan(pci_detach={"does": does, "killed": True})
+        if does:
+            await carrier(driver).detach(made, force=False)
+        else:
+            with pytest.raises(DriverError, match="was killed by SIGKILL") as caught:
+                await carrier(driver).detach(made, force=False)
+            assert caught.value.code == "busy"
+            assert carrier(driver).is_attached(made)
+            host.plan()
+            await carrier(driver).detach(made, force=False)
+        assert not carrier(driver).is_attached(made)
+
+
+async def test_a_start_whose_xl_was_killed_leaves_no_domain_and_no_device_without_its_driver(
+    host: Host, tree: PciTree
+) -> None:
+    async with running(host) as driver:
+        both = lease(), lease(ONE)
+        host.plan(create={"does": True, "gives": 1, "killed": True})
+        with pytest.raises(DriverError, match="xl create was killed by SIGKILL"):
+            await start(host, driver, *both)
+        assert host.calls("destroy") == [["destroy", "1"]]
+        for each in both:
+            await carrier(driver).detach(each, force=True)
+            assert driver_of(tree, each.key.device) == "xhci_hcd"
+        assert carrier(driver).strays() == {}
+
+
 # Between two drivers
 
 
-async def test_an_xl_that_ends_between_the_drivers_leaves_the_device_to_dom0s(
-    host: Host, tree: PciTree
+@pytest.mark.parametrize("killed", [{"killed": True}, {"exit": 1}], ids=["killed", "failed"])
+async def test_an_xl_that_ends_before_dom0s_driver_has_it_back_leaves_it_to_that(
+    host: Host, tree: PciTree, caplog: pytest.LogCaptureFixture, killed: dict[str, int]
 ) -> None:
     (tree.sys / "bus/pci/drivers_probe").touch()
     async with running(host) as driver:
-        host.plan(**{"pci-assignable-add": {"half": True, "does": True, "exit": 1}})
+        (made,) = await start(host, driver, lease(options={"give-back": "yes"}))
+        host.destroy(made.vm_domid)
+        host.plan(pci_assignable_remove={"half": True, "does": True, **killed})
+        await carrier(driver).detach(made, force=True)
+        assert (tree.sys / "bus/pci/drivers_probe").read_text() == "0000:02:00.0"
+        assert "stays with pciback" not in caplog.text
+
+
+async def test_an_xl_that_is_killed_before_that_leaves_it_with_pciback_and_that_is_told(
+    host: Host, tree: PciTree, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(host) as driver:
+        (made,) = await start(host, driver, lease(options={"give-back": "yes"}))
+        host.destroy(made.vm_domid)
+        host.plan(pci_assignable_remove={"killed": True})
+        await carrier(driver).detach(made, force=True)
+        assert driver_of(tree) == "pciback"
+        assert "could not be given back to dom0, and stays with pciback" in caplog.text
+
+
+@pytest.mark.parametrize("how", [{"exit": 1}, {"killed": True}], ids=["failed", "killed"])
+async def test_an_xl_that_ends_between_the_drivers_leaves_the_device_to_dom0s(
+    host: Host, tree: PciTree, how: dict[str, int]
+) -> None:
+    (tree.sys / "bus/pci/drivers_probe").touch()
+    async with running(host) as driver:
+        host.plan(**{"pci-assignable-add": {"half": True, "does": True, **how}})
         with pytest.raises(DriverError, match="could not be taken from dom0"):
             await carrier(driver).prepare(lease())
         assert (tree.sys / "bus/pci/drivers_probe").read_text() == "0000:02:00.0"

@@ -13,6 +13,7 @@ from pedos_dom0.drivers.base import DriverError
 from pedos_dom0.drivers.xen.xl import (
     OUTPUT_MAX,
     WORDS_MAX,
+    Unfinished,
     Xl,
     _gather,
     parse_list,
@@ -61,6 +62,13 @@ async def test_it_is_killed_at_its_deadline(tmp_path: Path) -> None:
     assert caught.value.code == "timeout"
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+async def test_one_that_somebody_kills_has_done_nobody_knows_what(tmp_path: Path) -> None:
+    xl = make_xl(tmp_path, "echo half >&2; kill -KILL $$")
+    with pytest.raises(Unfinished, match="was killed by SIGKILL; it says: half") as caught:
+        await run(xl, "create")
+    assert caught.value.code == "failed"
 
 
 async def test_it_does_not_outlive_who_cancels_it(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def work():
         made(domid)
         for word in rest:
             if word.startswith("pci +="):
-                for spec in re.findall('"([^"]*)"', word):
+                for spec in re.findall('"([^"]*)"', word)[: plan.get("gives")]:
                     give(domid, spec)
         if "-p" in rest:
             (store / "local" / "domain" / str(domid) / "flags").write_text("--p---")
@@ -103,7 +103,8 @@ def work():
         bind(rest[0], None if plan.get("half") else "pciback")
     elif verb == "pci-assignable-remove":
         node = store / f"libxl/pciback/{{rest[-1]}}/driver_path" / "="
-        bind(rest[-1], node.read_text() if "-r" in rest and node.exists() else None)
+        known = "-r" in rest and node.exists() and not plan.get("half")
+        bind(rest[-1], node.read_text() if known else None)
     elif verb == "pci-attach":
         give(rest[0], rest[1])
     elif verb == "pci-detach":
@@ -131,12 +132,14 @@ def work():
             sys.exit("Error: Device %s not connected." % rest[-1])
         shutil.rmtree(node)
         fire("/" + str(node.relative_to(store)))
-done = plan.get("does", "exit" not in plan)
+done = plan.get("does", "exit" not in plan and "killed" not in plan)
 forced = "--force" in rest
 if done or forced:
     work()
 if not forced:
     sys.stderr.write(plan.get("says", ""))
+    if "killed" in plan:
+        os.kill(os.getpid(), 9)
     if "hangs" in plan:
         time.sleep(60)
     sys.exit(plan.get("exit", 0))

@@ -41,7 +41,7 @@ from pedos_dom0.drivers.xen.xenstore import (
     picture,
     seen_domains,
 )
-from pedos_dom0.drivers.xen.xl import Xl, parse_list
+from pedos_dom0.drivers.xen.xl import Unfinished, Xl, parse_list
 from pedos_dom0.policy.following import follow
 from pedos_dom0.tasks.disk import in_thread
 
@@ -322,7 +322,7 @@ class XenDriver:
             except DriverError as error:
                 # A failed create has taken back what it had made. One that the service's end
                 # interrupts is left to the next service, which finds the start in its store.
-                refused = error.code != "timeout"
+                refused = not isinstance(error, Unfinished)
                 code = "failed" if refused or await self._take_back(name, before) else "timeout"
                 raise DriverError(str(error), code=code, hint=error.hint) from error
             domid = self._living(name) - before

@@ -26,7 +26,7 @@ from pedos_dom0.drivers.base import DOM0_NAME, NO_DOMAIN, DriverError
 from pedos_dom0.drivers.xen import pci_rules, pci_sysfs, pciback
 from pedos_dom0.drivers.xen.pci_sysfs import PCIBACK
 from pedos_dom0.drivers.xen.xenstore import DOMAINS, silent, wait_for
-from pedos_dom0.drivers.xen.xl import can_pass_through
+from pedos_dom0.drivers.xen.xl import Unfinished, can_pass_through
 from pedos_dom0.errors import only_at_start
 from pedos_dom0.tasks.disk import in_thread
 
@@ -78,6 +78,8 @@ class _Mine:
     address: str
     # The driver that had it in dom0, if this attach has taken it from one and no VM has had it.
     had_driver: str | None = None
+    # An xl that was killed while it gave it to a VM may have done so in the hypervisor alone.
+    is_unclear: bool = False
 
     @property
     def words(self) -> str:
@@ -355,9 +357,10 @@ class XenPci:
             if not self.is_attached(lease):
                 raise DriverError(f"{what}: xl says nothing, and {lease.vm} does not have it")
         except DriverError as error:
-            if had_driver is None or _comes_back(lease):
+            mine.is_unclear = isinstance(error, Unfinished)
+            if had_driver is None or (_comes_back(lease) and not mine.is_unclear):
                 raise
-            # The VM may have had it for a moment.
+            # The VM may have had it for a moment, or has it.
             raise DriverError(
                 f"{error}; it stays with pciback, and {had_driver} does not get it back by itself",
                 code=error.code,
@@ -389,6 +392,8 @@ class XenPci:
                 await self._take_away(given, what, force=True)
         elif given is not None:
             await self._take_away(given, what, force=force)
+            if (mine := self._mine.get(lease.attachment)) is not None:
+                mine.is_unclear = False
         if self.is_attached(lease):
             raise DriverError(f"{what}: it is still there", code="failed" if force else "busy")
         await self._afterwards(lease)
@@ -419,13 +424,15 @@ class XenPci:
 
     async def _afterwards(self, lease: Lease) -> None:
         """No VM has it. It goes back to dom0 if that is wanted, or if no VM has had it, so that a
-        failed start costs dom0 nothing."""
+        failed start costs dom0 nothing. What a VM may have without xl's knowledge stays away from
+        dom0, whose driver would work on that VM's memory."""
         mine = self._mine.pop(lease.attachment, None)
         address = self._address(lease) if mine is None else mine.address
         if address is None:
             return
         async with self._turn:
-            if _comes_back(lease) or (mine is not None and mine.had_driver is not None):
+            is_dom0s = _comes_back(lease) or (mine is not None and mine.had_driver is not None)
+            if is_dom0s and not (mine is not None and mine.is_unclear):
                 await self._put_back(address, str(lease.key), if_none_has=True)
             else:
                 await self._tell_if_driverless(address, str(lease.key))
@@ -442,12 +449,20 @@ class XenPci:
             driver = await self._driver(address)
             if is_wanted or not (driver == PCIBACK or (driver is None and if_none_has)):
                 return
+            failed: DriverError | None = None
             if driver == PCIBACK:
                 words = ("pci-assignable-remove", "-r", address)
-                await self._xl.run(*words, seconds=ASSIGNABLE_SECONDS, what=what)
-            # xl knows the driver only of a device that it has taken from one.
-            if await self._driver(address) is None:
+                try:
+                    await self._xl.run(*words, seconds=ASSIGNABLE_SECONDS, what=what)
+                except DriverError as error:
+                    failed = error
+            # xl knows the driver only of a device that it has taken from one; and one that fails
+            # half-way leaves it to none.
+            driver = await self._driver(address)
+            if driver is None:
                 await self._look(what, partial(pci_sysfs.probe, self._sys, address))
+            elif failed is not None and driver == PCIBACK:
+                raise failed
         except DriverError as error:
             logger.warning("%s", error)
 

@@ -54,6 +54,10 @@ _CAPABILITIES = re.compile(r"^virt_caps\s*:(.*)$", re.MULTILINE)
 _DIRECT_IO = frozenset(("pv_directio", "hvm_directio"))
 
 
+class Unfinished(DriverError):  # noqa: N818 - says what happened
+    """xl was killed before it had ended: what it has done is not known."""
+
+
 @attrs.frozen
 class ListedDomain:
     """A line of `xl list`."""
@@ -78,8 +82,9 @@ class Xl:
         """Runs it and returns its output.
 
         `what` is the sentence that an error begins with, such as "work was not started". Raises
-        DriverError: `timeout` when it did not end within `seconds` (then it was killed, and what it
-        has done is unknown), `unavailable` when there is no xl, `failed` when it failed.
+        DriverError: `timeout` when it did not end within `seconds` and was killed (Unfinished),
+        `unavailable` when there is no xl, `failed` when it failed, or somebody killed it
+        (Unfinished).
         """
         argv = [self._program, *arguments]
         out_reader, out_writer = os.pipe2(os.O_CLOEXEC)
@@ -119,14 +124,15 @@ class Xl:
             nursery.cancel_scope.cancel()
         words = xl_words(said.decode("utf-8", "replace"))
         if not ended:
-            raise DriverError(
+            raise Unfinished(
                 f"{what}: xl {arguments[0]} did not end within {seconds:g} s{quoted(words)}",
                 code="timeout",
             )
         if child.returncode != 0:
             how = describe_exit(child.returncode or 0)
             logger.info("xl %s %s: %s", arguments[0], how, words)
-            raise DriverError(f"{what}: xl {arguments[0]} {how}{quoted(words)}")
+            kind = DriverError if (child.returncode or 0) > 0 else Unfinished
+            raise kind(f"{what}: xl {arguments[0]} {how}{quoted(words)}")
         return printed.decode("utf-8", "replace")
 
 
