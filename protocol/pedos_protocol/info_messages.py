@@ -23,7 +23,8 @@ from .frozen import frozen
 from .machine_messages import VmState
 from .policy_messages import Verdict
 
-#: Reasons why a device cannot be lent: its class, what its source says, and who has a relative.
+#: Reasons why a device cannot be lent: its class, what its source says, who has it from elsewhere,
+#: and who has a relative.
 UNFIT_MAX = 4
 
 

@@ -321,6 +321,26 @@ async def test_what_a_vm_has_without_an_attachment_is_listed_as_in_use(
     assert "which VMs have pci devices is not known: xenstore does not answer" in caplog.text
 
 
+async def test_what_a_vm_has_without_an_attachment_is_offered_to_no_other_one(
+    world: World, carrier: FakePci, autojump_clock: Clock
+) -> None:
+    which = {"device_class": "pci", "backend": "dom0", "device": "00_14.0"}
+    carrier.astray = {"00_14.0": "sys-usb"}
+    for why in ("sys-usb has it, from the toolstack", "which VM has dom0:00_14.0 cannot be told"):
+        for method in ("device.info", "device.targets"):
+            (unfit,) = (await world.client.call(method, **which))["unfit"]
+            assert why in unfit
+        targets = (await world.client.call("device.targets", **which))["targets"]
+        assert {each["vm"]: each["verdict"] for each in targets}["work"] == "deny"
+        assert why in {each["vm"]: each["reason"] for each in targets}["work"]
+        with fails("busy" if "has it" in why else "failed", why):
+            await attach(world, "work")
+        carrier.astray = DriverError("xenstore does not answer")
+    carrier.astray = {}
+    assert (await world.client.call("device.info", **which))["unfit"] == []
+    await attach(world, "work")
+
+
 async def test_a_device_stays_taken_until_nothing_is_left_of_the_vm(
     world: World, carrier: FakePci, autojump_clock: Clock
 ) -> None:

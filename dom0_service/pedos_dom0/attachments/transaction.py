@@ -25,6 +25,7 @@ from pedos_protocol.messages import parse_result
 from pedos_protocol.names import harmless_text
 from pedos_protocol.words import request_to
 
+from pedos_dom0.attachments.strays import held_by_stray
 from pedos_dom0.attachments.teardown import DETACH, Attempt
 from pedos_dom0.attachments.ways import GONE, RELEASED, UNDONE
 from pedos_dom0.attachments.wire import export_params, import_params
@@ -361,8 +362,8 @@ def why_not_leased(
         return QuotaError(key.backend, f"{key.backend} lends {ATTACHMENTS_MAX} devices already")
     if (holder := state.holder(key, vm)) is not None:
         return Taken(holder)
-    # A device that another VM has is also in use in its source: "taken" says more.
-    return not_to_be_had(key, device)
+    # A device that another VM has is also in use in its source: that it has it says more.
+    return held_by_stray(state, key, vm) or not_to_be_had(key, device)
 
 
 def _broken(lease: Lease, reason: str) -> CallError:

@@ -30,6 +30,7 @@ from pedos_protocol.names import natural_key
 from pedos_protocol.schema import Room
 
 from pedos_dom0.access.callers import DOM0_USER
+from pedos_dom0.attachments.strays import STRAY
 from pedos_dom0.drivers.base import DOM0_NAME, DriverError
 from pedos_dom0.requests.fitting import bounded_text, fitting
 from pedos_dom0.requests.policy_status import fitting_status, policy_status, with_errors
@@ -66,8 +67,6 @@ ENVELOPE_MAX = 29 * 1024
 # Bytes of the assignments of one device: those to 250 VMs with the longest names, each of which is
 # named twice if it was removed. So a device always fits onto a page.
 ASSIGNED_MAX = 16 * 1024
-# Why a device is in use in dom0 that a VM has without an attachment.
-STRAY = "{vm} has it, from the toolstack and not from here, or it has rebooted with it"
 # Why no device is listed of a VM that may have some.
 NO_AGENT = "it runs, but its agent is not connected"
 # Devices to look at in one step: some milliseconds.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pedos_dom0 import errors
+from pedos_dom0.attachments.strays import held_by_stray
 from pedos_dom0.requests.absent import why_absent
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def unfit(state: State, caller: Caller, key: DeviceKey) -> Iterator[str]:
-    """Its class, what its source says, and who has a relative of it. Who has the device itself is
-    told beside this."""
+    """Its class, what its source says, who has it without an attachment, and who has a relative of
+    it. The VM that it is attached to is told beside this."""
     device = state.registry.get(key)
     if (lack := state.carrier(key.device_class).lack) is not None:
         yield lack
@@ -28,6 +29,9 @@ def unfit(state: State, caller: Caller, key: DeviceKey) -> Iterator[str]:
     elif caller.kind.sees_all:
         yield why_absent(state, key).message
     if caller.kind.sees_all:
+        has = {lease.vm for lease in state.leases.of_device(key)}
+        if not has and (stray := held_by_stray(state, key)) is not None:
+            yield stray.message
         relatives = state.registry.relatives(key) - {key}
         for lease in state.leases:
             if lease.key in relatives:
