@@ -61,6 +61,7 @@ def playing(
     if not file.exists():
         file.write_bytes(tone(PATIENCE, frequency))
     command = ["pacat", "--playback", *FORMAT, f"--device={sink}", "--latency-msec=40", str(file)]
+    server.has_room()
     player = subprocess.Popen(command, env=server.environment(), stderr=subprocess.PIPE)
     with player:
         try:
@@ -79,6 +80,7 @@ class Recorder:
     def __init__(self, server: Server, source: str = MICROPHONE) -> None:
         self.server = server
         command = ["parec", *FORMAT, f"--device={source}", "--latency-msec=10"]
+        server.has_room()
         self._child = subprocess.Popen(
             command, env=server.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 from pedos_dom0.local.sound_server import KINDS, TOOLS, SoundServer
+from pedos_dom0.local.sound_session import REFUSED
 
 from tests.e2e.system import wait_ready, wait_until
 from tests.patience import PATIENCE
@@ -73,9 +75,25 @@ class Server:
 
     def pactl(self, *words: str) -> str:
         """What `pactl` prints; AssertionError if it fails."""
-        done = self.run("pactl", *words)
-        assert done.returncode == 0, f"pactl {words}: {done.stderr}"
-        return done.stdout
+        while True:
+            done = self.run("pactl", *words)
+            if done.returncode == 0:
+                return done.stdout
+            assert REFUSED in done.stderr, f"pactl {words}: {done.stderr}"
+            self.has_room()
+
+    def has_room(self) -> None:
+        """Returns when the server takes a connection: a busy one refuses what it has no room for
+        (sound_session.REFUSED). AssertionError if none listens, or not in time."""
+        path = self._reached["PULSE_SERVER"].removeprefix("unix:")
+        with socket.socket(socket.AF_UNIX) as probe:
+            # Python's own time-out would have the kernel refuse instead of wait, as libpulse has.
+            bound = struct.pack("ll", PATIENCE, 0)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bound)
+            try:
+                probe.connect(path)
+            except OSError as error:
+                raise AssertionError(f"no sound server at {path}: {error}") from error
 
     def listed(self, what: str) -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = json.loads(self.pactl("-f", "json", "list", what))

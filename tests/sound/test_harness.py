@@ -6,18 +6,20 @@ import array
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from pedos_dom0.local import sound_session
 from pedos_dom0.local.sound_server import MICROPHONE, MICROPHONE_INPUT, PULSEAUDIO, SoundServer
 
 from tests.e2e.system import process_table
 from tests.patience import PATIENCE
 from tests.sound import hearing
 from tests.sound.hearing import Recorder, playing, record
-from tests.sound.servers import each_kind, sound_server
+from tests.sound.servers import Server, each_kind, sound_server
 
 
 def test_the_ear_hears_the_tone_and_no_other() -> None:
@@ -105,6 +107,46 @@ def test_a_server_starts_in_what_a_killed_one_has_left(kind: str, tmp_path: Path
         server.child.wait(PATIENCE)
     with sound_server(kind, tmp_path / "vm", microphone=True) as server:
         assert server.sources() == [MICROPHONE]
+
+
+# Refuses as libpulse does, the first two times.
+REFUSES_TWICE = """#!/bin/sh
+echo >>"$0.times"
+[ "$(wc -l <"$0.times")" -gt 2 ] && echo yes && exit
+echo "Connection failure: {refused}" >&2; exit 1
+"""
+
+
+def refuses_twice(folder: Path) -> Path:
+    program = folder / "pactl"
+    program.write_text(REFUSES_TWICE.format(refused=sound_session.REFUSED))
+    program.chmod(0o700)
+    return program
+
+
+async def test_a_server_that_is_only_busy_is_asked_again_while_it_starts(tmp_path: Path) -> None:
+    server, program = SoundServer(PULSEAUDIO, tmp_path), str(refuses_twice(tmp_path))
+    assert await sound_session._ask(server, [program]) == b""
+    assert await sound_session._ask(server, [program], check=True) == b"yes\n"
+    with pytest.raises(sound_session.Refused, match="no such file"):
+        await sound_session._ask(server, ["ls", "no such file"], check=True)
+
+
+def test_a_server_that_is_only_busy_is_asked_again_and_a_dead_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuses_twice(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    path = tmp_path / "native"
+    server = Server(PULSEAUDIO, {"PULSE_SERVER": f"unix:{path}"})
+    with pytest.raises(AssertionError, match="no sound server at"):
+        server.pactl("info")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        assert server.pactl("info") == "yes\n"
+    with pytest.raises(AssertionError, match="no sound server at"):
+        server.has_room()
 
 
 def test_a_folder_whose_sockets_would_have_too_long_paths_is_refused(tmp_path: Path) -> None:

@@ -37,6 +37,10 @@ ANSWER_TIMEOUT = 30.0
 ASK_TIMEOUT = 5.0
 # Seconds between two looks for what comes without an event: a socket, the first sink.
 LOOK_AGAIN = 0.02
+# What libpulse says of any connection that the kernel does not make. PulseAudio has room for six
+# that it has not accepted yet, so also one that is only busy, with clients that gave up behind it,
+# refuses.
+REFUSED = "Connection refused"
 
 
 class Refused(Exception):  # noqa: N818 - says what happened
@@ -124,24 +128,29 @@ async def _chosen(server: SoundServer, source: str) -> None:
 
 
 async def _ask(server: SoundServer, argv: Sequence[str], *, check: bool = False) -> bytes:
-    """What the command prints: nothing if it fails or hangs, and with `check` Refused."""
-    with trio.move_on_after(ASK_TIMEOUT):
-        done = await trio.run_process(
-            argv,
-            env=server.environment(),
-            capture_stdout=True,
-            capture_stderr=True,
-            check=False,
-        )
-        if done.returncode == 0:
-            return bytes(done.stdout)
-        if check:
+    """What the command prints: nothing if it fails or hangs, and with `check` Refused. One that
+    could not connect has done nothing, and is run again then: the caller has a bound."""
+    while True:
+        with trio.move_on_after(ASK_TIMEOUT):
+            done = await trio.run_process(
+                argv,
+                env=server.environment(),
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+            )
+            if done.returncode == 0:
+                return bytes(done.stdout)
+            if not check:
+                return b""
             said = done.stderr.decode(errors="replace").strip()
-            raise Refused(f"{' '.join(argv)}: {said}")
+            if REFUSED not in said:
+                raise Refused(f"{' '.join(argv)}: {said}")
+            await trio.sleep(LOOK_AGAIN)
+            continue
+        if check:
+            raise Refused(f"{' '.join(argv)}: no answer within {ASK_TIMEOUT:.0f} s")
         return b""
-    if check:
-        raise Refused(f"{' '.join(argv)}: no answer within {ASK_TIMEOUT:.0f} s")
-    return b""
 
 
 async def _until_signal(server: SoundServer, microphone: bool) -> str | None:
