@@ -21,6 +21,7 @@ import pytest
 import trio
 import trio.testing
 from pedos_cli import client
+from pedos_dom0.access import prompters
 from pedos_dom0.access.callers import DESKTOP, LOCAL
 from pedos_dom0.access.questions import (
     DESKTOP_PROMPTERS_MAX,
@@ -29,6 +30,7 @@ from pedos_dom0.access.questions import (
     Prompts,
 )
 from pedos_dom0.audit.tail import Tail
+from pedos_dom0.connections import client as clients
 from pedos_dom0.connections import desktop_socket as module
 from pedos_dom0.connections.desktop_socket import Desktop, desktop_socket, group_id
 from pedos_dom0.connections.local_socket import LocalSocket, listening
@@ -261,6 +263,24 @@ async def test_strangers_fill_no_log(
             await asks(desktop)
     assert len(caplog.records) == LINES
     assert f"uid {USER} is not in the group" in caplog.text
+
+
+async def test_programs_that_come_and_go_fill_no_log(
+    world: World, desktop: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for module_with_one in (prompters, clients):
+        monkeypatch.setattr(module_with_one, "throttle", Throttle())
+    for _ in range(LINES):
+        async with connected(desktop) as peer:
+            await peer.call("prompter.register", {}, timeout=60)
+        stream = await connect_unix(desktop)
+        await stream.send_all(bytes(64))
+        await stream.aclose()
+    await until(lambda: len(world.api.prompters.prompts) == 0)
+    for about in ("a prompter of dom0 (uid", "broke the protocol"):
+        told = [message for message in caplog.messages if about in message]
+        assert 0 < len(told) <= LINES
 
 
 # How the socket is made

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import trio
+from pedos_host.throttle import throttle
 from pedos_protocol.errors import CallError, LocalProtocolError
 from pedos_protocol.messages import SCHEMA, PromptCancel, to_wire
 from pedos_protocol.names import printable_text
@@ -86,17 +87,17 @@ class Prompters:
             most = questions.DESKTOP_PROMPTERS_MAX if is_desktops else questions.PROMPTERS_MAX
             raise failure("quota", f"{most} prompters are connected already")
         if not known:
-            logger.info("a prompter of %s has registered: questions go to it", caller.audited)
-            background.start_soon(self._until_gone, prompter)
+            _log(caller, "has registered: it shows questions")
+            background.start_soon(self._until_gone, prompter, caller)
         for standing in self._standing:
             standing.wake()
 
-    async def _until_gone(self, prompter: Prompter) -> None:
+    async def _until_gone(self, prompter: Prompter, caller: Caller) -> None:
         try:
             await trio.sleep_forever()
         finally:
             self._prompts.unregister(prompter)
-            logger.info("a prompter has gone: %d are left", len(self._prompts))
+            _log(caller, f"has gone: {len(self._prompts)} are left")
 
     async def ask(self, question: Question, asker_gone: trio.Event, kind: CallerKind) -> Outcome:
         """Asks, and returns the outcome within ASK_TIMEOUT seconds; never raises.
@@ -284,6 +285,12 @@ class _Standing:
         if self.outcome is None:
             return questions.ASKER_GONE
         return self.outcome.reason if self.outcome.by is None else questions.ANSWERED
+
+
+def _log(caller: Caller, what: str) -> None:
+    """A program may come and go as often as it likes."""
+    if (more := throttle.more(f"a prompter of {caller.audited}")) is not None:
+        logger.info("a prompter of %s %s%s", caller.audited, what, more)
 
 
 def _said(question: Question, outcome: Outcome) -> str:

@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import trio
+from pedos_host.throttle import throttle
 from pedos_protocol.errors import RemoteProtocolError
 from pedos_vchan.peer import Peer
 
@@ -38,11 +39,13 @@ async def serve_client(api: Api, caller: Caller, stream: trio.abc.Stream) -> Non
             await peer.run()
             background.cancel_scope.cancel()
     except* RemoteProtocolError as group:
-        logger.warning(
-            "a client of %s is disconnected, it broke the protocol: %s",
-            caller.audited,
-            _first(group),
-        )
+        if (more := throttle.more(f"a client of {caller.audited}")) is not None:
+            logger.warning(
+                "a client of %s is disconnected, it broke the protocol: %s%s",
+                caller.audited,
+                _first(group),
+                more,
+            )
     except* trio.BrokenResourceError:
         logger.debug("a client went away")
     except* Exception as group:
