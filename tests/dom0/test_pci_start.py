@@ -228,6 +228,51 @@ async def test_a_vm_that_runs_is_given_one_if_xen_can(
     world.assert_nothing_left()
 
 
+async def test_one_that_a_running_vm_could_not_be_given_is_as_it_was(
+    world: World, carrier: FakePci, autojump_clock: Clock
+) -> None:
+    carrier.refuse_attach = DriverError("no: xl says so", hint="look at it")
+    with fails("failed", "no: xl says so", "look at it"):
+        await attach(world, "work")
+    assert [each.split()[0] for each in carrier.did] == ["live", "detach"]
+    world.assert_nothing_left()
+    assert [line["reason"] for line in world.audit("undone")] == [
+        "the attach failed: no: xl says so"
+    ]
+    carrier.refuse_attach = None
+    await attach(world, "work")
+
+
+@pytest.mark.parametrize("is_stuck", [False, True])
+async def test_what_an_interrupted_xl_has_given_all_the_same_is_taken_away_or_kept_from_others(
+    world: World,
+    carrier: FakePci,
+    autojump_clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    is_stuck: bool,
+) -> None:
+    async def half(lease: Lease) -> None:
+        carrier.attached[lease.attachment] = lease
+        raise DriverError("xl was killed")
+
+    plain = carrier.attach
+    monkeypatch.setattr(carrier, "attach", half)
+    if is_stuck:
+        carrier.refuse_detach = carrier.refuse_force = DriverError("it is still there")
+    with fails(*(("busy", "and it is still there") if is_stuck else ("failed", "was killed"))):
+        await attach(world, "work")
+    monkeypatch.setattr(carrier, "attach", plain)
+    if is_stuck:
+        world.vm("vault")
+        await world.restart()
+        with fails("busy", "work"):
+            await attach(world, "vault")
+        carrier.refuse_detach = carrier.refuse_force = None
+        await detach(world, "work")
+    assert carrier.attached == {}
+    world.assert_nothing_left()
+
+
 async def test_one_that_cannot_be_given_now_is_assigned_for_the_next_start(
     world: World, carrier: FakePci, autojump_clock: Clock
 ) -> None:

@@ -116,10 +116,13 @@ async def test_a_vm_that_has_not_run_yet_is_not_asked_to_let_go(host: Host) -> N
         ]
 
 
-async def test_what_xl_leaves_when_it_fails_half_way_is_taken_away(host: Host) -> None:
+@pytest.mark.parametrize("how", [{"exit": 1}, {"killed": True}], ids=["failed", "killed"])
+async def test_what_xl_leaves_when_it_ends_half_way_is_taken_away(
+    host: Host, how: dict[str, int]
+) -> None:
     says = "libxl: error: libxl_device.c:9:x: Domain 5:unable to add device\n"
     host.create(5, "work")
-    host.plan(block_attach={"does": True, "exit": 1, "says": says})
+    host.plan(block_attach={"does": True, "says": says, **how})
     async with running(host) as driver:
         with pytest.raises(DriverError, match="it says: Domain 5:unable to add device"):
             await driver.carriers["block"].attach(LEASE)
