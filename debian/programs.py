@@ -26,6 +26,7 @@ DEBIAN_PACKAGES = {
     "pedos_host": "pedos-common",
     "pedos_vchan": "pedos-common",
     "pedos_cli": "pedos-common",
+    "pedos_call": "pedos-common",
     "pedos_agent": "pedos-agent",
     "pedos_keeper": "pedos-agent",
     "pedos_dom0": "pedos-dom0",

@@ -35,7 +35,7 @@ def shebang(python: str) -> str:
 def main() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
     folders = project["tool"]["setuptools"]["package-dir"].values()
-    path = [str((PROJECT / folder).parent) for folder in folders]
+    path = list(dict.fromkeys(str((PROJECT / folder).parent) for folder in folders))
     path.append(sysconfig.get_path("purelib"))
     for name, entry in project["project"]["scripts"].items():
         file = Path(sysconfig.get_path("scripts")) / name

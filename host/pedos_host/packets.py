@@ -6,15 +6,27 @@ import array
 import contextlib
 import socket
 from collections.abc import Sequence
+from typing import Final
 
 import trio
 
 from .plain_unix import uid_at
+from .unix import Peer, credentials_at
+
+_DESCRIPTOR: Final = array.array("i").itemsize
+
+
+def _descriptors(rights: Sequence[tuple[int, int, bytes]]) -> list[int]:
+    found = array.array("i")
+    for level, kind, data in rights:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(data[: len(data) - len(data) % _DESCRIPTOR])
+    return found.tolist()
 
 
 class PacketSocket:
     """One end of such a connection. What the other end passes beside its messages is closed by the
-    kernel, unseen: nobody can fill this process's table of descriptors."""
+    kernel, unseen, unless it was asked for: nobody can fill this process's table of descriptors."""
 
     def __init__(self, connected: socket.socket) -> None:
         """Takes the socket over."""
@@ -25,6 +37,11 @@ class PacketSocket:
     def uid(self) -> int:
         """The user of the process at the other end, as the kernel noted it at the connection."""
         return uid_at(self._socket)
+
+    @property
+    def credentials(self) -> Peer:
+        """As `uid`, with its groups. OSError as `unix.peer_credentials`."""
+        return credentials_at(self._socket)
 
     async def receive(self, limit: int) -> bytes:
         """The next message; b"" when the other end has closed, and for an empty one. Of a message
@@ -37,6 +54,24 @@ class PacketSocket:
                 return self._socket.recv(limit + 1)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._socket)
+
+    async def receive_passing(self, limit: int, most: int) -> tuple[bytes, list[int]]:
+        """As `receive`, with the descriptors that came with the message: at most so many, of more
+        one too many. They are the caller's to close."""
+        await trio.lowlevel.checkpoint()
+        while True:
+            if self._socket.fileno() < 0:
+                raise trio.ClosedResourceError
+            try:
+                message, rights, _, _ = self._socket.recvmsg(
+                    limit + 1,
+                    socket.CMSG_LEN((most + 1) * _DESCRIPTOR),  # the kernel closes what is more
+                    socket.MSG_CMSG_CLOEXEC,
+                )
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._socket)
+            else:
+                return message, _descriptors(rights)
 
     def send_now(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send a message without waiting. BlockingIOError if the other end has not read enough of

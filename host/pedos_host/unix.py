@@ -191,8 +191,13 @@ class Peer(NamedTuple):
 def peer_credentials(stream: trio.SocketStream) -> Peer:
     """The user and the groups at the other end. OSError: the kernel does not tell all groups, as
     they are too many (ERANGE) or it is too old (ENOPROTOOPT)."""
-    raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+    return credentials_at(stream.socket)
+
+
+def credentials_at(connected: socket.socket | trio.socket.SocketType) -> Peer:
+    """As `peer_credentials`, of a socket."""
+    raw = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
     _, uid, gid = UCRED.unpack(raw)
-    groups = stream.socket.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, GROUPS_SIZE)
+    groups = connected.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, GROUPS_SIZE)
     more = (each for (each,) in _GID.iter_unpack(groups))
     return Peer(uid, frozenset((gid, *more)))

@@ -64,7 +64,9 @@ class Caller:
         self._waiters: dict[int, Waiter] = {}
         session.at_end(self)
 
-    async def call(self, method: str, params: Params, *, timeout: float) -> Params:
+    async def call(
+        self, method: str, params: Params, *, timeout: float, until_answered: bool = False
+    ) -> Params:
         """Calls `method` and returns its result.
 
         `timeout` is in seconds, at most 1200; an earlier deadline of the caller's own counts, and
@@ -75,6 +77,8 @@ class Caller:
 
         An answer that has arrived is returned, also to a caller whose time is up or that is
         cancelled in the same moment: a caller that gets no answer may undo what was done for it.
+        With `until_answered` a caller that is cancelled waits for the answer, which says whether
+        the other side has done it or given it up; it comes soon, and `timeout` counts on.
         """
         if not 0 < timeout <= TIMEOUT_MAX:
             raise ValueError(f"a time-out of {timeout} s is not within 0 to {TIMEOUT_MAX:g} s")
@@ -98,7 +102,10 @@ class Caller:
         except trio.Cancelled:
             if waiter.answer is None:
                 self._say_cancelled(call_id)
-                raise
+                if not until_answered:
+                    raise
+                with trio.CancelScope(shield=True):
+                    await waiter.wait()
             # else the caller notices the cancellation at its next checkpoint
         finally:
             loop.sweeper.forget(waiter)
@@ -107,12 +114,17 @@ class Caller:
         answer = waiter.answer
         if type(answer) is Answer:  # `isinstance` takes long to say no to another class
             return answer.result
+        raise self._error(waiter, call_id, method, timeout)
+
+    def _error(self, waiter: Waiter, call_id: int, method: str, timeout: float) -> CallError:
+        """Why there is no result."""
+        answer = waiter.answer
         if type(answer) is ErrorAnswer:
-            raise CallError(answer.code, answer.message, answer.data)
+            return CallError(answer.code, answer.message, answer.data)
         if waiter.timed_out:
             self._say_cancelled(call_id)
-            raise CallError("timeout", unanswered(method, timeout))
-        raise self._unavailable()
+            return CallError("timeout", unanswered(method, timeout))
+        return self._unavailable()
 
     def take_answer(self, answer: Answer | ErrorAnswer) -> None:
         """Gives the answer to its caller."""

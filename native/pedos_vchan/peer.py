@@ -157,6 +157,10 @@ class Peer:
         LocalProtocolError if it cannot be sent (too large, or before hello).
         """
         await trio.lowlevel.checkpoint()
+        self.notify_now(method, params)
+
+    def notify_now(self, method: str, params: Params) -> None:
+        """As `notify`, where nothing may wait."""
         self._session.post(Notice(method, params))
         self._session.outbox.flush()
 

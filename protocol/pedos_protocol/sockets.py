@@ -10,3 +10,13 @@ DESKTOP_SOCKET = "/run/pedos-desktop/pedos.sock"
 
 #: The group of the users who may lend devices from dom0's desktop.
 DESKTOP_GROUP = "pedos"
+
+#: Where programs call services: the agent's socket in a VM, and in dom0 that of dom0's own agent.
+CALL_SOCKETS = ("/run/pedos/calls.sock", "/run/pedos-agent/calls.sock")
+
+_ENDING, _CALLS_ENDING = ".sock", ".calls"
+
+
+def call_socket_beside(service: str) -> str:
+    """The call socket of the system that has its service at this path."""
+    return service.removesuffix(_ENDING) + _CALLS_ENDING

@@ -46,6 +46,7 @@ OPTIONAL = {("policy_engine.py", "pedos_dom0")}
 # on them.
 ESSENTIAL = {"util-linux"}
 SOUND = PROJECT / "native/sound"
+CALL = PROJECT / "native/call"
 FOLDERS = {
     name: PROJECT / str(path)
     for name, path in pyproject()["tool"]["setuptools"]["package-dir"].items()  # type: ignore[index]
@@ -101,7 +102,8 @@ def test_one_version_everywhere() -> None:
     version = pyproject()["project"]["version"]  # type: ignore[index]
     assert re.fullmatch(rf"pedos-devices \({re.escape(version)}\) trixie; urgency=\w+", first)
     assert version == pedos_protocol.VERSION
-    assert f"\nVERSION ?= {version}\n" in (SOUND / "Makefile").read_text()
+    for program in (SOUND, CALL):
+        assert f"\nVERSION ?= {version}\n" in (program / "Makefile").read_text()
 
 
 def test_the_manual_of_pedos_sound_has_the_options_that_its_help_has() -> None:
@@ -110,6 +112,14 @@ def test_the_manual_of_pedos_sound_has_the_options_that_its_help_has() -> None:
     assert set(re.findall(r"--[a-z]+", told)) - {"--user"} == set(re.findall(r"--[a-z]+", page)) - {
         "--user"
     }
+
+
+def test_the_manual_of_qvm_call_has_the_options_that_its_help_has() -> None:
+    [told] = re.findall(r'HELP\[\] =\n(.*?)";\n', (CALL / "options.c").read_text(), re.DOTALL)
+    page = (CALL / "qvm-call.1").read_text().replace("\\-", "-")
+    assert set(re.findall(r"--[a-z-]+", told)) == set(re.findall(r"--[a-z-]+", page))
+    known = re.findall(r'^    \{"([a-z-]+)", ', (CALL / "options.c").read_text(), re.MULTILINE)
+    assert {f"--{name}" for name in known} <= set(re.findall(r"--[a-z-]+", told))
 
 
 @pytest.mark.parametrize("package", PYTHON_PACKAGES)

@@ -15,7 +15,7 @@ from pedos_cli.timeouts import SUSPEND_S
 from pedos_dom0.__main__ import make_parser as dom0_parser
 from pedos_keeper.__main__ import _parser as keeper_parser
 from pedos_keeper.keeper import STOP_SECONDS
-from pedos_protocol.sockets import DEFAULT_SOCKET, DESKTOP_GROUP, DESKTOP_SOCKET
+from pedos_protocol.sockets import CALL_SOCKETS, DEFAULT_SOCKET, DESKTOP_GROUP, DESKTOP_SOCKET
 
 from .debian_files import DEBIAN, PROJECT, UNITS, load_programs, settings
 
@@ -230,3 +230,12 @@ def test_a_keepers_services_are_in_its_control_group_and_end_with_it() -> None:
     assert "pam_env.so" in modules
     # It would move the keeper into a session, out of its unit.
     assert "pam_systemd.so" not in modules
+
+
+def test_programs_that_call_find_the_socket_of_the_agent() -> None:
+    sockets = [path for unit in AGENTS for path in option(unit, "--call-socket")]
+    text = (PROJECT / "native/call/agent.c").read_text()
+    quoted = ", ".join(f'"{path}"' for path in sockets)
+    assert f"USUAL[] = {{{quoted}}};" in text
+    assert f'#define USUAL_SERVICE "{DEFAULT_SOCKET}"' in text
+    assert list(CALL_SOCKETS) == sockets

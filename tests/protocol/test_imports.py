@@ -70,6 +70,7 @@ MAY_IMPORT = {
     "pedos_agent": {"pedos_protocol", "pedos_host", "pedos_vchan", "trio", "attrs"},
     "pedos_keeper": {"pedos_protocol", "pedos_host"},
     "pedos_cli": {"pedos_protocol"},
+    "pedos_call": {"pedos_protocol"},
     "pedos_widget": {"pedos_protocol", "pedos_host", "pedos_vchan", "pedos_cli", "trio"},
 }
 BESIDES = {

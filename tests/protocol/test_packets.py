@@ -42,6 +42,36 @@ async def test_a_client_s_messages_arrive_one_by_one_and_it_is_known(tmp_path: P
     assert not path.exists()
 
 
+async def test_descriptors_come_with_their_message_and_no_more_than_were_asked_for() -> None:
+    server, client = pair()
+    before = len(os.listdir("/proc/self/fd"))
+    reader, writer = os.pipe()
+    for count in (0, 1, 2, 100):
+        rights = array.array("i", [writer] * count)
+        client.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if count else [])
+        message, passed = await server.receive_passing(10, 2)
+        assert (message, len(passed)) == (b"x", min(count, 3))
+        assert not any(map(os.get_inheritable, passed))
+        for each in passed:
+            assert os.path.sameopenfile(each, writer)
+            os.close(each)
+    os.close(reader)
+    os.close(writer)
+    assert len(os.listdir("/proc/self/fd")) == before
+    client.close()
+    assert await server.receive_passing(10, 2) == (b"", [])
+    server.close()
+    with pytest.raises(trio.ClosedResourceError):
+        await server.receive_passing(10, 2)
+
+
+async def test_the_groups_of_the_other_end_are_known() -> None:
+    server, client = pair()
+    assert server.credentials == unix.Peer(os.getuid(), frozenset((os.getgid(), *os.getgroups())))
+    client.close()
+    server.close()
+
+
 async def test_a_socket_that_was_deleted_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
 ) -> None:

@@ -287,6 +287,40 @@ async def test_a_handler_is_stopped_at_the_deadline_of_its_request(
         assert (answer.code, trio.current_time() - before) == ("timeout", pytest.approx(2.5))
 
 
+async def test_who_has_to_know_hears_the_answer_though_it_is_cancelled(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    done: list[str] = []
+
+    async def serve(_peer: Peer, params: Params) -> Params:
+        if params["shielded"]:  # the cancellation comes too late for this one
+            with trio.CancelScope(shield=True):
+                await trio.sleep(2)
+            return {"done": True}
+        await trio.sleep_forever()
+        return {}
+
+    async def call(client: Peer, shielded: bool) -> None:
+        try:
+            answer = await client.call(
+                "test.serve", {"shielded": shielded}, timeout=60, until_answered=True
+            )
+            done.append(str(answer))
+        except CallError as error:
+            done.append(error.message)
+        assert trio.current_effective_deadline() == -math.inf, "and it is cancelled all the same"
+
+    async with (
+        two_peers(handlers={"test.serve": serve}) as (client, _server),
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(call, client, True)
+        nursery.start_soon(call, client, False)
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert sorted(done) == ["test.serve was cancelled", "{'done': True}"]
+
+
 async def test_a_handler_is_cancelled_with_its_caller(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -70,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
         "and without a screen the first whose pedos-sound comes",
     )
     parser.add_argument(
+        "--call-socket",
+        type=Path,
+        metavar="PATH",
+        help="the socket of the programs that call services of other VMs (qvm-call); without it "
+        "none can",
+    )
+    parser.add_argument(
         "--give-back",
         choices=["yes", "no"],
         default="yes",
@@ -121,6 +128,7 @@ def _settings(arguments: Sequence[str] | None) -> tuple[Settings, bool]:
     # Absolute, but not resolved: a symlink is followed again at each use.
     control_socket = args.control_socket and args.control_socket.absolute()
     sound = args.sound_socket and args.sound_socket.absolute()
+    calls = args.call_socket and args.call_socket.absolute()
     if args.driver == "xen":
         vm, domid = args.vm, args.domid
         if domid is None or vm is None:
@@ -133,6 +141,7 @@ def _settings(arguments: Sequence[str] | None) -> tuple[Settings, bool]:
             give_back=args.give_back == "yes",
             sound=sound,
             sound_user=args.sound_user,
+            calls=calls,
         )
         return settings, args.verbose
     settings = Settings(
@@ -145,6 +154,7 @@ def _settings(arguments: Sequence[str] | None) -> tuple[Settings, bool]:
         control_socket=control_socket,
         sound=sound,
         keeper=args.keeper and args.keeper.absolute(),
+        calls=calls,
     )
     return settings, args.verbose
 

@@ -32,6 +32,8 @@ class Settings:
     sound_user: str | None = None
     # Runs the services of this VM, in local mode; None: the keepers of its users do.
     keeper: Path | None = None
+    # Programs that call services of other VMs connect here; None: none can.
+    calls: Path | None = None
     # Whether a USB device that was lent goes back to the drivers of this VM, or to none.
     give_back: bool = True
 
@@ -49,6 +51,7 @@ def xen_settings(
     give_back: bool = True,
     sound: Path | None = None,
     sound_user: str | None = None,
+    calls: Path | None = None,
 ) -> Settings:
     """Settings of an agent in a domain of Xen."""
     nowhere = Path("/nonexistent")
@@ -64,4 +67,5 @@ def xen_settings(
         give_back=give_back,
         sound=sound,
         sound_user=sound_user,
+        calls=calls,
     )

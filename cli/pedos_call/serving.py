@@ -1,0 +1,110 @@
+"""`serve`: a service that is always there, at a Unix socket, and answers calls one by one.
+
+The socket stands where services are (as /etc/pedos/services.d/SERVICE). For each call the VM's
+keeper connects and says first which service is called by whom; then both directions of the
+connection are the service's standard input and output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+# A request has a service, an argument, a VM and a target; all at their bounds are some 900 bytes.
+HEADER_MAX: Final = 1024
+# How many calls are answered at once; others wait to be accepted.
+THREADS: Final = 8
+BACKLOG: Final = 128  # dom0 lets so many calls of one target run
+
+
+class Served(NamedTuple):
+    """One call. `argument` is without its "+". `target` is what the caller had asked for, and
+    `target_type` "name" or "keyword"; both are "" where the keeper does not say it."""
+
+    service: str
+    argument: str
+    source: str
+    target_type: str
+    target: str
+    stream: socket.socket
+
+
+def serve(path: str, answer: Callable[[Served], object], *, threads: int = THREADS) -> None:
+    """Listen at `path`, and have `answer` serve each call, until the program is ended.
+
+    `answer` reads and writes `stream`, which is closed when it returns; what it raises is printed
+    and ends that call alone. It runs in one of so many threads. A stale socket at `path` is
+    replaced; OSError if a program listens there.
+    """
+    with listen(path) as listener:
+        workers = [
+            threading.Thread(target=serve_on, args=(listener, answer), daemon=True)
+            for _ in range(threads - 1)
+        ]
+        for each in workers:
+            each.start()
+        serve_on(listener, answer)
+
+
+def listen(path: str) -> socket.socket:
+    """The socket of a service; OSError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        try:
+            listener.bind(path)
+        except OSError:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(path) != errno.ECONNREFUSED:
+                    raise
+            os.unlink(path)
+            listener.bind(path)
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def serve_on(listener: socket.socket, answer: Callable[[Served], object]) -> None:
+    """One thread's part of `serve`, on a socket that listens; OSError when it is closed."""
+    while True:
+        stream, _ = listener.accept()
+        with stream:
+            try:
+                answer(receive_header(stream))
+            except Exception:
+                traceback.print_exc(file=sys.stderr)
+            with contextlib.suppress(OSError):
+                stream.shutdown(socket.SHUT_RDWR)
+
+
+def receive_header(stream: socket.socket) -> Served:
+    """Which call a new connection is for; takes nothing that comes after that. ValueError if it
+    does not say it, OSError."""
+    header = b""
+    while len(header) < HEADER_MAX:
+        seen = stream.recv(HEADER_MAX - len(header), socket.MSG_PEEK)
+        end = seen.find(b"\0")
+        if end >= 0:
+            return parse_header(header + stream.recv(end + 1)[:-1], stream)
+        if not seen:
+            break
+        header += stream.recv(len(seen))
+    raise ValueError("a connection that does not say which call it is for")
+
+
+def parse_header(header: bytes, stream: socket.socket) -> Served:
+    """The call that a header names. ValueError."""
+    words = header.decode("ascii").split(" ")
+    if len(words) not in (2, 4):
+        raise ValueError(f"a call is not named by {len(words)} words")
+    service, _, argument = words[0].partition("+")
+    target_type, target = words[2:] or ("", "")
+    return Served(service, argument, words[1], target_type, target, stream)

@@ -1,0 +1,32 @@
+#include "say.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+static const char *name = "qvm-call";
+
+void say_as(const char *argv0)
+{
+    const char *slash = argv0 ? strrchr(argv0, '/') : NULL;
+
+    if (argv0 && *argv0)
+        name = slash ? slash + 1 : argv0;
+}
+
+void say(const char *format, ...)
+{
+    va_list values;
+    char text[2048];
+
+    va_start(values, format);
+    vsnprintf(text, sizeof text, format, values);
+    va_end(values);
+    /* In one piece: others write there, too. */
+    dprintf(2, "%s: %s\n", name, text);
+}
+
+void say_more(const char *what, const char *text)
+{
+    dprintf(2, "  %s%s\n", what, text);
+}
