@@ -18,6 +18,7 @@ LAYERS = [
     "inventory",
     "device_classes",
     "attachments",
+    "calls",
     "connections",
     "agent",
     "__main__",

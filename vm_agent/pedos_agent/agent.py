@@ -16,6 +16,8 @@ from pedos_host import notify
 from pedos_host.folder_lock import hold_folder, make_private
 
 from pedos_agent.attachments.table import Attachments
+from pedos_agent.calls.callers import CALLERS_MAX
+from pedos_agent.calls.calls import Calls
 from pedos_agent.connections.control import CONTROL_SOCKET_MODE, Control
 from pedos_agent.connections.local_socket import FORWARD_SECONDS, SOCKET_MODE, LocalSocket
 from pedos_agent.connections.restored import end_when_restored
@@ -35,11 +37,14 @@ FOLDER: Final = "folder"
 MACHINE: Final = "sysfs"
 # The needs of attachments and connections.
 RESERVED: Final = 512
+# Those of calls, if the system gives as many: some ten for each that dom0 lets a VM have, 64 as
+# their source and 128 as their target, and five for each program that waits. Fewer are fewer calls.
+FOR_CALLS: Final = 10 * (64 + 128) + 5 * CALLERS_MAX
 # In local mode a descriptor holds each listed file, and another one while discovery looks.
 PER_NAME: Final = 2
 # If the system gives fewer, fewer files are looked at. On Xen nothing is held, and systemd's 1024
 # are ample; more do no harm.
-DESCRIPTORS: Final = PER_NAME * in_folder.NAMES_MAX + RESERVED
+DESCRIPTORS: Final = PER_NAME * in_folder.NAMES_MAX + RESERVED + FOR_CALLS
 # With fewer than this no file could be listed.
 DESCRIPTORS_LEAST: Final = PER_NAME + RESERVED
 
@@ -79,14 +84,17 @@ async def _run(
     )
     attachments.inventory = inventory
     inventory.priority.lent = attachments.lent
+    calls = Calls(settings, attachments.host.transport)
     control = Control(
         settings,
         attachments.host.transport,
         attachments=attachments,
+        calls=calls,
         inventory=inventory,
         revision=revision,
     )
     attachments.ended = control.notify_ended
+    calls.dom0 = control
 
     async def forward(method: str, params: dict[str, Any]) -> dict[str, Any]:
         return await control.call(method, params, timeout=FORWARD_SECONDS)
@@ -95,6 +103,7 @@ async def _run(
         try:
             await nursery.start(attachments.run)
             await _discover(nursery, settings, classes, attachments, inventory, names_max)
+            await nursery.start(calls.run)
             await nursery.start(control.run)
             # In dom0 a user has the service's own socket: dom0's agent speaks for dom0 as a whole.
             mode = SOCKET_MODE if settings.control_socket is None else CONTROL_SOCKET_MODE
@@ -154,7 +163,7 @@ def names_with(descriptors: int) -> int:
             f"it may have only {descriptors} files open, and needs {DESCRIPTORS_LEAST} at least: "
             "raise the limit (LimitNOFILE= of its unit, or ulimit -n) and start it again",
         )
-    return (descriptors - RESERVED) // PER_NAME
+    return min((descriptors - RESERVED) // PER_NAME, in_folder.NAMES_MAX)
 
 
 def _why_not_more(names: int) -> str:

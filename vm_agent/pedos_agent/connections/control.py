@@ -26,6 +26,7 @@ from pedos_vchan.stream import VchanStream
 from pedos_vchan.transport import CONTROL_PORT, Listener, Transport
 
 from pedos_agent.attachments.table import Attachments, explain
+from pedos_agent.calls.calls import Calls
 from pedos_agent.inventory.inventory import Inventory
 from pedos_agent.inventory.report import page_in_1, pages
 from pedos_agent.settings import PROGRAM, Settings
@@ -53,6 +54,7 @@ class Control:
         transport: Transport,
         *,
         attachments: Attachments,
+        calls: Calls,
         inventory: Inventory,
         revision: Revision,
     ) -> None:
@@ -71,21 +73,39 @@ class Control:
             "import.stop": _in_words(_if_still_asked(self._import_stop)),
             "import.check": _in_words(self._import_check),
             "report.prefer": self._report_prefer,
+            **calls.harmless,
         }
+        for method, handler in calls.handlers.items():
+            handlers[method] = _in_words(_if_still_asked(handler))
         self._handlers: Mapping[str, Handler] = {
             method: _in_version(method, handler) for method, handler in handlers.items()
         }
         self._not_told = 0  # devices that an older dom0 cannot be told of
 
-    async def call(self, method: str, params: dict[str, Any], *, timeout: float) -> dict[str, Any]:
-        """Ask dom0; CallError with dom0's refusal, or `unavailable` when it is not connected."""
+    async def call(
+        self, method: str, params: dict[str, Any], *, timeout: float, until_answered: bool = False
+    ) -> dict[str, Any]:
+        """Ask dom0; CallError with dom0's refusal, or `unavailable` when it is not connected. As
+        `Peer.call`."""
         if self._peer is None or not self._peer.is_open:
             raise CallError("unavailable", "dom0's service is not reachable from this VM")
         if self._peer.version == 1:
             # A VM's user may ask for a longer one, for which dom0 would end the connection. The
             # deadline is rounded up.
             timeout = min(timeout, (DEADLINE_MS_MAX_IN_1 - 1) / 1000)
-        return await self._peer.call(method, params, timeout=timeout)
+        return await self._peer.call(method, params, timeout=timeout, until_answered=until_answered)
+
+    def tell(self, method: str, params: dict[str, Any]) -> None:
+        """Tell dom0 something without waiting; it is dropped when dom0 is not connected, or so old
+        that it does not know the notice."""
+        if self._peer is None or not self._peer.is_open:
+            return
+        try:
+            self._peer.notify_now(method, SCHEMA.params_in(self._peer.version, method, params))
+        except CallError as error:
+            log.debug("dom0 is not told: %s", error.message)
+        except LocalProtocolError:
+            log.exception("dom0 cannot be told")
 
     async def notify_ended(self, attachment: str, side: str, reason: str) -> None:
         """Tell dom0 that an attachment ended by itself; without a connection, the next report says

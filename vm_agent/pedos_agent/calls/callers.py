@@ -1,0 +1,259 @@
+"""The call socket: programs of this VM call services there (`pedos_protocol.call_link`).
+
+In a VM any user may; for dom0, which decides, the VM is one party. The agent only keeps its
+programs from using up the control channel, and one user from taking all places.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import stat
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import trio
+from pedos_host.packets import PacketSocket
+from pedos_host.system_errors import what_is_wrong
+from pedos_host.throttle import throttle
+from pedos_host.unix import PacketListener, listen_packets
+from pedos_protocol.call_link import (
+    DATAGRAM_MAX,
+    DESCRIPTORS,
+    PROGRAM,
+    VERSION,
+    Call,
+    Ended,
+    Signal,
+    Started,
+    build,
+    parse,
+)
+from pedos_protocol.errors import CallError, RemoteProtocolError
+
+from pedos_agent.calls.calling import Asked, Calling, Desk, refusal
+
+log = logging.getLogger(__name__)
+
+SOCKET_MODE: Final = 0o666
+# Programs that are connected at once: dom0 lets 64 calls of a VM run and 96 wait to be decided.
+CALLERS_MAX: Final = 160
+# Of them those of one user, so that another one, and root, finds a place.
+OF_ONE_USER_MAX: Final = 128
+# How long a connection may stay without a call. A program that makes one call sends it at once; one
+# that keeps its connection for more makes a new one for nothing.
+IDLE_SECONDS: Final = 60.0
+# How long one that is refused may take to say what it wants, and how many may do so at once; others
+# may miss the reason.
+REFUSED_SECONDS: Final = 1.0
+REFUSED_MAX: Final = 16
+# Seconds until the next accept when the process is out of descriptors.
+ACCEPT_RETRY: Final = 0.1
+
+STREAMS: Final = ("standard input", "standard output", "standard error")
+
+#: Why a program may not call at all, by its connection; None if it may.
+MayCall = Callable[[PacketSocket], str | None]
+
+
+class CallSocket:
+    """Serves the programs that connect at `path`."""
+
+    def __init__(self, path: Path, desk: Desk, may_call: MayCall = lambda _packets: None) -> None:
+        """Nothing listens before `run`."""
+        self._path = path
+        self._desk = desk
+        self._may_call = may_call
+        self._callers: set[_Caller] = set()
+        self._of_user: Counter[int] = Counter()
+        self._refused = 0  # that are still connected
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; started() when programs can connect. OSError: none ever can."""
+        listener = await listen_packets(self._path, SOCKET_MODE)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._end_idle)
+                nursery.start_soon(self._accept, listener, nursery)
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            listener.close()
+
+    async def _accept(self, listener: PacketListener, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                packets = PacketSocket(await listener.accept_socket())
+            except OSError as error:
+                # Those that are connected go on, and free some.
+                if (more := throttle.more("no caller could be accepted")) is not None:
+                    log.error("a program could not call: %s%s", what_is_wrong(error), more)
+                await trio.sleep(ACCEPT_RETRY)
+                continue
+            why = self._refusal(packets)
+            if why is not None:
+                if (more := throttle.more("refused a caller")) is not None:
+                    log.info("refused a call of user %d: %s%s", *(packets.uid, why.message, more))
+                nursery.start_soon(self._refuse, packets, refusal(why))
+                continue
+            nursery.start_soon(self._serve, packets)
+
+    def _refusal(self, packets: PacketSocket) -> CallError | None:
+        if (why := self._may_call(packets)) is not None:
+            return CallError("denied", why)
+        if len(self._callers) >= CALLERS_MAX:
+            message = f"{CALLERS_MAX} programs of this VM call services, which is the most"
+        elif self._of_user[packets.uid] >= OF_ONE_USER_MAX:
+            message = f"{OF_ONE_USER_MAX} programs of this user call services, which is the most"
+        else:
+            return None
+        return CallError(
+            "quota", message, {"hint": "end some of them: ss -xp shows which they are"}
+        )
+
+    async def _refuse(self, packets: PacketSocket, why: Ended) -> None:
+        """Say why, and take in what the program has sent: with that unread, the kernel would end
+        the connection without our last message."""
+        self._refused += 1
+        try:
+            packets.send_now(build(why))
+            packets.finish()
+            if self._refused <= REFUSED_MAX:
+                with trio.move_on_after(REFUSED_SECONDS):
+                    await packets.receive(DATAGRAM_MAX)
+        except OSError:  # it has gone
+            pass
+        finally:
+            self._refused -= 1
+            packets.close()
+
+    async def _serve(self, packets: PacketSocket) -> None:
+        uid = packets.uid
+        caller = _Caller(packets, uid, self._desk)
+        self._callers.add(caller)
+        self._of_user[uid] += 1
+        try:
+            await caller.run()
+        except Exception:
+            # Everything else that the agent carries goes on.
+            if (more := throttle.more("serving a caller failed")) is not None:
+                log.exception("serving a program that calls failed unexpectedly%s", more)
+        finally:
+            self._callers.discard(caller)
+            self._of_user[uid] -= 1
+            if not self._of_user[uid]:
+                del self._of_user[uid]
+            packets.close()
+
+    async def _end_idle(self) -> None:
+        while True:
+            await trio.sleep(IDLE_SECONDS / 2)
+            for each in self._callers:
+                each.end_if_idle()
+
+
+class _Caller:
+    """One connection: one call after the other."""
+
+    def __init__(self, packets: PacketSocket, uid: int, desk: Desk) -> None:
+        self._packets = packets
+        self._uid = uid
+        self._desk = desk
+        self._calling: Calling | None = None
+        self._idle_since = trio.current_time()
+
+    def end_if_idle(self) -> None:
+        """Close a connection without a call for some time."""
+        if self._calling is None and trio.current_time() - self._idle_since >= IDLE_SECONDS:
+            self._packets.close()
+
+    async def run(self) -> None:
+        """Serve it until the program hangs up or breaks the rules; then end its call."""
+        async with trio.open_nursery() as nursery:
+            try:
+                while True:
+                    untrusted, descriptors = await self._packets.receive_passing(
+                        DATAGRAM_MAX, DESCRIPTORS
+                    )
+                    if not untrusted:
+                        for each in descriptors:
+                            os.close(each)
+                        break
+                    self._take(untrusted, descriptors, nursery)
+            except (OSError, RemoteProtocolError) as error:
+                if (more := throttle.more("a caller failed")) is not None:
+                    log.info("a program of user %d failed: %s%s", *(self._uid, error, more))
+                self._packets.close()
+            except trio.ClosedResourceError:
+                pass
+            if self._calling is not None:
+                self._calling.give_up()
+
+    def _take(self, untrusted: bytes, descriptors: list[int], nursery: trio.Nursery) -> None:
+        """RemoteProtocolError."""
+        try:
+            message = parse(untrusted, PROGRAM)
+            if isinstance(message, Signal) and not descriptors:
+                if self._calling is not None:  # else its call has just ended
+                    self._calling.signal(message.number)
+                return
+            if not isinstance(message, Call) or self._calling is not None:
+                raise RemoteProtocolError("a message that is not its turn")
+            if len(descriptors) != DESCRIPTORS:
+                raise RemoteProtocolError(f"a call with {len(descriptors)} descriptors")
+            if (problem := _problem(message, descriptors)) is not None:
+                self._say(refusal(CallError("usage", problem)))
+                return
+            asked = Asked(message, self._uid, (descriptors[0], descriptors[1], descriptors[2]))
+            descriptors = []
+            self._calling = Calling(self._desk, asked, self._started)
+            nursery.start_soon(self._carry, self._calling)
+        finally:
+            for each in descriptors:
+                os.close(each)
+
+    async def _carry(self, calling: Calling) -> None:
+        end = refusal(CallError("failed", "the agent of this VM failed"))
+        try:
+            end = await calling.run()
+        except Exception:
+            if (more := throttle.more("a call failed")) is not None:
+                log.exception("a call failed unexpectedly%s", more)
+        finally:
+            self._calling = None
+            self._idle_since = trio.current_time()
+            self._say(end)
+
+    def _started(self, call: str, request: str) -> None:
+        self._say(Started(call, request))
+
+    def _say(self, message: Started | Ended) -> None:
+        # What a program does not read is the end of its connection, and of its call.
+        try:
+            self._packets.send_now(build(message))
+        except (OSError, trio.ClosedResourceError):
+            self._packets.close()
+
+
+def _problem(call: Call, descriptors: list[int]) -> str | None:
+    """Why this call cannot be carried, whoever is called."""
+    if call.version != VERSION:
+        return f"this agent speaks version {VERSION} of the call socket, and not {call.version}"
+    for name, descriptor in zip(STREAMS, descriptors, strict=True):
+        if (what := _what_is_no_stream(descriptor)) is not None:
+            return f"{name} is {what}"
+    return None
+
+
+def _what_is_no_stream(descriptor: int) -> str | None:
+    """What this descriptor is that nothing can be carried from or to; None if it can."""
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISSOCK(kind):
+        return None if stat.S_ISFIFO(kind) else "neither a pipe nor a socket"
+    with socket.socket(fileno=os.dup(descriptor)) as found:
+        is_stream = found.type == socket.SOCK_STREAM
+        listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    return None if is_stream and not listens else "a socket that carries no stream"

@@ -1,0 +1,332 @@
+"""One call of a service by a program of this VM, from its request to how it ended.
+
+dom0 decides. If it allows the call it names a channel, at whose other end the service's VM is by
+then or soon; the pump carries the three streams. A program may give up at any time: dom0 is told,
+and if it has granted the call meanwhile, the service is begun and aborted at once, so that dom0,
+the other VM and the channel see an ordinary end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final, NamedTuple, Protocol, cast
+
+import trio
+from pedos_host.faultpoints import reach
+from pedos_protocol.agent_messages import SCHEMA, parse_params
+from pedos_protocol.call_frames import SIGNAL_MAX
+from pedos_protocol.call_link import (
+    HINT_MAX,
+    ID_MAX,
+    RULE_MAX,
+    TEXT_MAX,
+    Call,
+    Ended,
+    exit_status,
+    fitting,
+)
+from pedos_protocol.call_messages import (
+    CALL_TIMEOUT,
+    EndKind,
+    RunningCall,
+    ServiceCalled,
+    ServiceEnded,
+)
+from pedos_protocol.errors import CallError, RemoteProtocolError
+from pedos_protocol.names import END_TEXT_MAX, harmless_text
+from pedos_protocol.schema import to_wire
+from pedos_vchan.call_pump import CallEnd, CallPump, Event, EventKind
+from pedos_vchan.channel import Channel
+
+from pedos_agent.calls.channels import Channels
+
+#: Seconds in which dom0 answers a request that was given up. It does at once.
+GIVEN_UP_SECONDS: Final = 10.0
+
+GIVEN_UP: Final = "the calling program has ended"
+
+
+class Asked(NamedTuple):
+    """What a program has asked for. `streams` are its three descriptors, which the call closes."""
+
+    call: Call
+    uid: int
+    streams: tuple[int, int, int]
+
+
+class Kill(NamedTuple):
+    """How dom0 has ended a call."""
+
+    kind: str
+    status: int
+    text: str
+
+
+class Desk(Protocol):
+    """What a call needs of the agent."""
+
+    channels: Channels
+
+    def tell(self, method: str, params: dict[str, Any]) -> None:
+        """Tell dom0 something, if it is connected."""
+        ...
+
+    async def ask(self, params: dict[str, Any], *, timeout: float) -> dict[str, Any]:
+        """dom0's answer to service.call. CallError."""
+        ...
+
+    def granted(self, call: str, calling: Calling) -> Kill | None:
+        """dom0 knows the call by this name now; if dom0 has ended it already, how."""
+        ...
+
+    def over(self, call: str) -> None:
+        """It is over."""
+        ...
+
+
+class Calling:
+    """One call. `started` is called with its id and the request's when the service runs."""
+
+    def __init__(self, desk: Desk, asked: Asked, started: Callable[[str, str], None]) -> None:
+        self._desk = desk
+        self._asked = asked
+        self._started = started
+        self._begun = trio.current_time()
+        self._started_s: float | None = None  # after so many seconds
+        self._is_over = False
+        self._answer: ServiceCalled | None = None  # dom0's, once it has granted the call
+        self._pump: CallPump | None = None
+        self._kill: Kill | None = None
+        self._has_given_up = False
+        self._asking: trio.CancelScope | None = None
+        self._waiting: trio.CancelScope | None = None
+
+    async def run(self) -> Ended:
+        """The whole call. Cancelled, it is lost: the agent ends."""
+        streams = list(self._asked.streams)
+        try:
+            try:
+                answer = await self._ask()
+            except CallError as error:
+                return refusal(error)
+            if answer is None:
+                return _ended("aborted", 0, "it was given up before dom0 had decided")
+            self._answer = answer
+            self._kill = self._desk.granted(answer.call, self)
+            try:
+                return await self._granted(answer, streams)
+            finally:
+                self._is_over = True
+                self._desk.over(answer.call)
+        finally:
+            for each in streams:
+                with contextlib.suppress(OSError):
+                    os.close(each)
+
+    def give_up(self) -> None:
+        """The program has gone: nobody wants the rest of the call."""
+        self._has_given_up = True
+        if self._asking is not None:
+            self._asking.cancel()
+        elif self._pump is not None:
+            self._pump.abort(GIVEN_UP)
+
+    def kill(self, kill: Kill) -> None:
+        """dom0 ends the call."""
+        if self._kill is not None:
+            return
+        self._kill = kill
+        if self._waiting is not None:
+            self._waiting.cancel()
+        if self._pump is not None:
+            self._pump.abort(kill.text)
+
+    def signal(self, number: int) -> None:
+        """A signal for the service; one before its start is lost, as it is for a program that does
+        not run yet."""
+        if self._pump is not None and self._started_s is not None and 0 < number <= SIGNAL_MAX:
+            self._pump.signal(number)
+
+    def state(self) -> RunningCall | None:
+        """What dom0 is told when it asks what runs; None if it has not granted the call."""
+        if self._answer is None:
+            return None
+        stdin, stdout, stderr = (0, 0, 0) if self._pump is None else self._pump.counts()
+        call = self._asked.call
+        return RunningCall(
+            call=self._answer.call,
+            side="caller",
+            service=call.service,
+            argument=call.argument,
+            user=call.user or None,
+            peer=self._answer.peer,
+            port=self._answer.port,
+            seconds=trio.current_time() - self._begun,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+        )
+
+    def _params(self) -> dict[str, Any]:
+        """CallError if the program has named what cannot be."""
+        call = self._asked.call
+        params = {
+            "service": call.service,
+            "argument": call.argument,
+            "target": call.target,
+            "user": call.user or None,
+            "uid": self._asked.uid,
+        }
+        try:
+            parse_params("service.call", params)
+        except RemoteProtocolError as error:
+            _, _, why = str(error).partition(": ")
+            raise CallError("usage", why) from None
+        return params
+
+    async def _ask(self) -> ServiceCalled | None:
+        """dom0's answer; None if the program gave up before the question had left. CallError."""
+        params = self._params()
+        answer: dict[str, Any] | None = None
+        with trio.CancelScope() as self._asking:
+            if self._has_given_up:
+                return None
+            answer = await self._desk.ask(params, timeout=CALL_TIMEOUT + GIVEN_UP_SECONDS)
+        self._asking = None
+        if answer is None:
+            return None
+        try:
+            called: ServiceCalled = SCHEMA.parse_result("service.call", answer)
+        except RemoteProtocolError as error:
+            raise CallError("failed", f"dom0's answer makes no sense: {error}") from error
+        return called
+
+    async def _granted(self, answer: ServiceCalled, streams: list[int]) -> Ended:
+        try:
+            channel = await self._channel(answer)
+            end = await self._carry(answer, channel, streams)
+        except (CallError, OSError) as error:
+            why = error.message if isinstance(error, CallError) else str(error)
+            end = _not_carried(f"the call could not be carried: {why}")
+        if self._kill is not None:
+            kill = self._kill
+            end = replace(end, kind=kill.kind, status=kill.status, text=kill.text)
+        self._tell_ended(answer, end)
+        await reach("calling.ended")
+        if end.kind in ("exited", "signalled"):
+            self._say_started()  # before its end, whatever came first
+        return _ended(end.kind, end.status, _words(end), request=answer.request)
+
+    async def _channel(self, answer: ServiceCalled) -> Channel:
+        with trio.CancelScope() as self._waiting:
+            if self._kill is not None:
+                self._waiting.cancel()
+            channel = await self._desk.channels.take(answer.peer, answer.port)
+        is_killed, self._waiting = self._waiting.cancelled_caught, None
+        if is_killed:
+            raise CallError("failed", "dom0 has ended it")
+        return channel
+
+    async def _carry(self, answer: ServiceCalled, channel: Channel, streams: list[int]) -> CallEnd:
+        end: CallEnd | None = None
+        try:
+            self._pump = CallPump(channel, "caller", bytes.fromhex(answer.call), self._hear)
+            if self._has_given_up:
+                self._pump.abort(GIVEN_UP)
+            elif self._kill is not None:
+                self._pump.abort(self._kill.text)
+            await reach("calling.granted")
+            stdin, stdout, stderr = streams
+            streams.clear()  # the pump closes them
+            may_shut_down = self._asked.call.may_shut_down
+            end = await self._pump.run(stdin, stdout, stderr, shutdown=may_shut_down)
+            return end
+        finally:
+            if end is not None and end.is_reusable:
+                self._desk.channels.give_back(channel)
+            else:
+                why = "its call was not carried to the end" if end is None else end.reason
+                self._desk.channels.give_back(channel, why)
+
+    def _hear(self, event: Event) -> None:
+        if event.kind is EventKind.STARTED:
+            self._say_started()
+
+    def _say_started(self) -> None:
+        if self._started_s is None and not self._is_over and self._answer is not None:
+            self._started_s = trio.current_time() - self._begun
+            self._started(self._answer.call, self._answer.request)
+
+    def _tell_ended(self, answer: ServiceCalled, end: CallEnd) -> None:
+        ended = ServiceEnded(
+            call=answer.call,
+            kind=cast("EndKind", end.kind),
+            status=end.status,
+            text=harmless_text(end.text, END_TEXT_MAX),
+            stdin=end.stdin,
+            stdout=end.stdout,
+            stderr=end.stderr,
+            started_s=self._started_s,
+            seconds=trio.current_time() - self._begun,
+            reusable=end.is_reusable,
+            reason=harmless_text(end.reason, END_TEXT_MAX),
+            breach=end.is_breach,
+        )
+        self._desk.tell("service.ended", to_wire(ended))
+
+
+def refusal(error: CallError) -> Ended:
+    """What a program is told of dom0's refusal, or of this agent's."""
+    data = error.data
+    word = error.code.replace("_", " ")
+    rule = f"{data['rule']}: {data.get('text', '')}" if data.get("rule") else ""
+    return _ended(
+        "refused" if error.code == "denied" else "problem",
+        0,
+        f"{word}: {error.message}",
+        rule=rule,
+        hint=str(data.get("hint") or ""),
+        request=str(data.get("request") or ""),
+    )
+
+
+def _ended(
+    kind: str, status: int, text: str, *, rule: str = "", hint: str = "", request: str = ""
+) -> Ended:
+    return Ended(
+        kind,
+        status,
+        exit_status(kind, status),
+        fitting(text, TEXT_MAX),
+        fitting(rule, RULE_MAX),
+        fitting(hint, HINT_MAX),
+        fitting(request, ID_MAX),
+    )
+
+
+def _not_carried(text: str) -> CallEnd:
+    """The end of a call whose channel was none."""
+    return CallEnd("problem", 0, text, 0, 0, 0, is_reusable=False, reason=text)
+
+
+def _words(end: CallEnd) -> str:
+    """The sentence about how it ended, for people; "" if the exit status says it all."""
+    if end.kind == "exited":
+        return ""
+    if end.kind == "signalled":
+        return f"the service was killed by {_signal_name(end.status)}"
+    if end.kind == "lost":
+        return f"lost: {end.text or end.reason or 'the other VM, or its agent, has ended'}"
+    word = {"problem": "failed", "refused": "denied", "not_found": "not found"}
+    return f"{word.get(end.kind, end.kind)}: {end.text}" if end.text else word.get(end.kind, "")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,151 @@
+"""Calls of services as the rest of the agent sees them: what dom0 may ask for, and what is run.
+
+It joins the two halves, the programs of this VM that call (`callers`, `calling`) and the services
+that it has (`serving`), with the channels that both use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+import trio
+from pedos_protocol.agent_messages import parse_params
+from pedos_protocol.call_messages import CALLS_ASKED_MAX, RUNNING_PAGE_MAX, RunningCall
+from pedos_protocol.errors import CallError
+from pedos_protocol.schema import to_wire
+from pedos_vchan.peer import Handler, Peer
+from pedos_vchan.transport import Transport
+
+from pedos_agent.calls import members
+from pedos_agent.calls.callers import CallSocket
+from pedos_agent.calls.calling import Calling, Kill
+from pedos_agent.calls.channels import Channels
+from pedos_agent.calls.serving import Serving
+from pedos_agent.settings import Settings
+
+# Requests for calls a second in the long run, and at once: dom0 takes 500 a second of a VM, and
+# makes those wait that are more; it ends a channel at 2000 frames a second, and a call has two.
+RATE: Final = 400
+BURST: Final = 400
+# Calls that dom0 has ended before they knew that they were granted: its two messages follow each
+# other. Beyond this the oldest ends when its channel does not come.
+KILLED_EARLY_MAX: Final = 64
+
+
+class Dom0(Protocol):
+    """The connection to dom0's service, of which there may be none."""
+
+    async def call(
+        self, method: str, params: dict[str, Any], *, timeout: float, until_answered: bool = False
+    ) -> dict[str, Any]:
+        """CallError; `unavailable` without a connection."""
+        ...
+
+    def tell(self, method: str, params: dict[str, Any]) -> None:
+        """A notice, which is dropped without a connection."""
+        ...
+
+
+class Calls:
+    """All calls of this VM, in both directions."""
+
+    def __init__(self, settings: Settings, transport: Transport) -> None:
+        """`dom0` is to be set before `run`."""
+        self.dom0: Dom0 | None = None
+        self.channels = Channels(transport, self.tell)
+        self.serving = Serving(settings, self.channels, self.tell)
+        self._settings = settings
+        self._running: dict[str, Calling] = {}
+        self._killed_early: dict[str, Kill] = {}
+        self._places = trio.Semaphore(CALLS_ASKED_MAX)
+        self._next = 0.0  # when the next request may be sent, if the burst is used up
+        #: What dom0 may ask for; each changes something unless it is in `harmless`.
+        self.handlers: Mapping[str, Handler] = {
+            "channel.listen": self._listen,
+            "channel.close": self._close,
+            "service.kill": self._kill,
+            **self.serving.handlers(),
+        }
+        self.harmless: Mapping[str, Handler] = {"call.running": self._tell_running}
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; started() when programs can call. OSError: none ever can."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.channels.run)
+            await nursery.start(self.serving.run)
+            if self._settings.calls is not None:
+                in_dom0 = self._settings.control_socket is not None
+                socket = CallSocket(
+                    self._settings.calls, self, members.may_call if in_dom0 else members.anybody
+                )
+                await nursery.start(socket.run)
+            task_status.started()
+
+    # What the two halves need.
+
+    def tell(self, method: str, params: dict[str, Any]) -> None:
+        """Tell dom0, if it is connected: one that comes later asks what runs."""
+        if self.dom0 is not None:
+            self.dom0.tell(method, params)
+
+    async def ask(self, params: dict[str, Any], *, timeout: float) -> dict[str, Any]:
+        """dom0's answer to service.call, or its refusal as CallError."""
+        async with self._places:
+            self._next = max(self._next, trio.current_time()) + 1 / RATE
+            await trio.sleep_until(self._next - BURST / RATE)
+            if self.dom0 is None:
+                raise CallError("unavailable", "dom0's service is not reachable from this VM")
+            return await self.dom0.call(
+                "service.call", params, timeout=timeout, until_answered=True
+            )
+
+    def granted(self, call: str, calling: Calling) -> Kill | None:
+        """dom0 has granted the call; how it has ended it already, if it has."""
+        self._running[call] = calling
+        return self._killed_early.pop(call, None)
+
+    def over(self, call: str) -> None:
+        """The call is over."""
+        self._running.pop(call, None)
+
+    # Requests of dom0.
+
+    async def _listen(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        wanted = parse_params("channel.listen", params)
+        orders = (wanted.left_order, wanted.right_order)
+        await self.channels.listen(wanted.peer, wanted.port, orders)
+        return {}
+
+    async def _close(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        self.channels.close(parse_params("channel.close", params).port)
+        return {}
+
+    async def _kill(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        asked = parse_params("service.kill", params)
+        kill = Kill(asked.kind, asked.status, asked.text)
+        calling = self._running.get(asked.call)
+        if calling is not None:
+            calling.kill(kill)
+        elif not await self.serving.kill(asked.call, kill.kind, kill.status, kill.text):
+            # Its answer may have come just before, and be read by the call's own task.
+            while len(self._killed_early) >= KILLED_EARLY_MAX:
+                del self._killed_early[next(iter(self._killed_early))]
+            self._killed_early[asked.call] = kill
+        return {}
+
+    async def _tell_running(self, _peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        after = parse_params("call.running", params).after or ""
+        found = [state for each in self._running.values() if (state := each.state()) is not None]
+        found += self.serving.running()
+        found = sorted((each for each in found if each.call > after), key=_by_call)
+        page, more = found[:RUNNING_PAGE_MAX], len(found) > RUNNING_PAGE_MAX
+        return {
+            "calls": [to_wire(each) for each in page],
+            "ports": list(self.channels.idle()),
+            "more": more,
+        }
+
+
+def _by_call(running: RunningCall) -> str:
+    return running.call
