@@ -23,6 +23,10 @@ from .screen import Area, Screen
 
 PROGRAMS = ("Xvfb", "xdotool", "openbox", "xfce4-panel", "dunst", "dunstctl", "dbus-daemon")
 SIZE = (1280, 900)
+#: Looks at windows until one in which none of them goes away.
+LOOKS = 10
+#: What xdotool says of each window.
+GEOMETRY = re.compile(r"^X=(-?\d+)\nY=(-?\d+)\nWIDTH=(\d+)\nHEIGHT=(\d+)", re.MULTILINE)
 #: Where nothing is that the pointer could mark.
 PARKED = (5, 880)
 
@@ -284,12 +288,17 @@ class Desktop:
         """The windows of a program that can be seen, menus too; with a title, those that have
         it."""
         by = ("--name", title) if title else ("--classname", program)
-        found = []
-        for window in self.try_tool("search", "--onlyvisible", *by).split():
-            said = self.try_tool("getwindowgeometry", "--shell", window)
-            numbers = dict(re.findall(r"(\w+)=(-?\d+)", said))
-            if numbers:
-                found.append(Area(*(int(numbers[key]) for key in ("X", "Y", "WIDTH", "HEIGHT"))))
+        command = ["xdotool", "search", "--onlyvisible", *by, "getwindowgeometry", "--shell", "%@"]
+        found: list[Area] = []
+        for _ in range(LOOKS):
+            done = subprocess.run(
+                command, env=self.environment, capture_output=True, text=True, timeout=PATIENCE,
+                check=False,
+            )  # fmt: skip
+            found = [Area(*map(int, each)) for each in GEOMETRY.findall(done.stdout)]
+            if done.returncode == 0 or not done.stdout + done.stderr:  # there is none
+                break
+            # One has gone between the search and the look at it.
         # Qt keeps windows of one pixel for its own ends.
         return [area for area in found if area.width > 8 and area.height > 8]
 
