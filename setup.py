@@ -1,6 +1,14 @@
-"""Only what pyproject.toml cannot say yet: the C extensions, of which cffi makes one."""
+"""Only what pyproject.toml cannot say yet: the C extensions, of which cffi makes one, and that the
+widget's translations are compiled."""
+
+import shutil
+import subprocess
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
+
+TRANSLATIONS = Path(__file__).with_name("tools") / "translations"
 
 # One build for all versions, as cffi's.
 LIMITED = [("Py_LIMITED_API", "0x030B0000")]
@@ -25,4 +33,20 @@ OPEN = Extension(
     py_limited_api=True,
 )
 
-setup(cffi_modules=["native/pedos_vchan/_build.py:ffibuilder"], ext_modules=[WIRE, OPEN])
+
+class BuildPy(build_py):
+    """Compiles the translations first, because they are files of the package then."""
+
+    def run(self) -> None:
+        if shutil.which("msgfmt"):
+            subprocess.run([TRANSLATIONS, "build"], check=True)
+        else:
+            self.warn("without gettext's msgfmt the widget speaks English alone")
+        super().run()
+
+
+setup(
+    cffi_modules=["native/pedos_vchan/_build.py:ffibuilder"],
+    ext_modules=[WIRE, OPEN],
+    cmdclass={"build_py": BuildPy},
+)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,13 @@ def test_texts_are_literals(template: Path) -> None:
     for path in (PROJECT / "widget/pedos_widget").rglob("*.py"):
         found = re.findall(r"\b(?:_|ngettext)\(\s*(?![\s\"'])[^)]*\)", path.read_text())
         assert found == [] or path.name == "i18n.py", f"{path.name}: {found}"
+
+
+def test_a_wheel_has_the_catalogues_and_the_icons() -> None:
+    """setup.py compiles them beside the package, and pyproject.toml says what belongs to it."""
+    package = PROJECT / "widget/pedos_widget"
+    data = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = data["package-data"]["pedos_widget"]
+    files = {file for pattern in patterns for file in package.glob(pattern)}
+    assert {package / "locale/de/LC_MESSAGES" / f"{DOMAIN}.mo"} <= files
+    assert {each.suffix for each in files} >= {".png", ".svg", ".mo"}
