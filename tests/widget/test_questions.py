@@ -10,7 +10,7 @@ import trio.testing
 from pedos_cli.prompt_waiting import ARMING_AFTER_WITHDRAWAL_S, QUESTIONS_MAX
 from pedos_protocol.errors import CallError
 from pedos_widget.qt import QtCore, QtGui, QtWidgets
-from pedos_widget.questions.beside import free_place
+from pedos_widget.questions.beside import FRAME, free_place
 from pedos_widget.questions.desk import ARMING_S, FAREWELL_S, NO_AFTER_S, QuestionDesk
 from pedos_widget.questions.texts import ElidedLabel, WholeLabel
 from pytestqt.qtbot import QtBot
@@ -482,6 +482,7 @@ def test_where_there_is_no_room_the_place_is_left_to_the_desktop() -> None:
     place = free_place(size, [rect(900, 30, 380, 600)], room)
     assert place is not None
     assert room.contains(rect(place, size))
+    assert 900 - FRAME - size.width() == place.x()
     assert free_place(size, [rect(0, 30, 640, 870), rect(640, 30, 640, 870)], room) is None
 
 

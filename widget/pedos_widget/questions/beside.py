@@ -54,11 +54,13 @@ def free_place(
 ) -> QtCore.QPoint | None:
     """Where a window of this size covers nothing that is taken; None if it does everywhere."""
     width, height = size.width() + 2 * FRAME, size.height() + 2 * FRAME
-    lefts = [room.left(), room.right() + 1 - width]
-    tops = [room.top(), room.bottom() + 1 - height]
+    lefts, tops = [], []
     for each in taken:
         lefts += [each.left() - width, each.right() + 1]
         tops += [each.top(), each.top() - height, each.bottom() + 1]
+    # Beside them if it can be, and otherwise anywhere.
+    lefts += [room.left(), room.right() + 1 - width]
+    tops += [room.top(), room.bottom() + 1 - height]
     for top in tops:
         for left in lefts:
             place = QtCore.QRect(left, top, width, height)

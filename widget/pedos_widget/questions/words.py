@@ -59,6 +59,7 @@ _ASKS = {
 
 _WHY_WITHDRAWN = {
     "the command that asked has ended": _("the command that asked has ended"),
+    "another prompter has the answer": _("it was answered elsewhere"),
     "the caller has gone": _("whoever asked does not wait any more"),
     "no answer came in time": _("no answer came in time"),
     "the connection has ended": _("the connection to dom0's service has ended"),
