@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pedos_widget.menu.style import greyed
 from pedos_widget.model.view import Action
 from pedos_widget.qt import QtCore, QtGui, QtWidgets
 from pedos_widget.window import DeviceWindow
@@ -134,10 +135,7 @@ def test_a_greyed_vm_can_be_chosen_to_read_why_and_not_attached(screen: Screen) 
     screen.key(screen.window.vms, Key.Key_Down)
     item = screen.window.vms.currentItem()
     assert item.text() == "vault (denied)"
-    greyed = screen.window.palette().brush(
-        QtGui.QPalette.ColorGroup.Disabled, QtGui.QPalette.ColorRole.Text
-    )
-    assert item.foreground().color() == greyed.color()
+    assert item.foreground().color() == greyed(screen.window.palette())
     assert screen.window.detail.text() == "by rule 7"
     assert not screen.window.act.isEnabled()
     screen.key(screen.window.vms, Key.Key_Return)
@@ -236,8 +234,9 @@ def test_escape_clears_the_search_and_then_closes(screen: Screen) -> None:
 def test_greyed_rows_follow_the_colours_of_the_desktop(screen: Screen) -> None:
     screen.changed(device_row("sda", enabled=False))
     palette = QtGui.QPalette(screen.window.palette())
+    before = greyed(palette)
     dark = QtGui.QColor(10, 20, 30)
-    palette.setColor(QtGui.QPalette.ColorGroup.Disabled, QtGui.QPalette.ColorRole.Text, dark)
+    palette.setColor(QtGui.QPalette.ColorGroup.Active, QtGui.QPalette.ColorRole.Base, dark)
     screen.window.setPalette(palette)
-    assert screen.window.devices.item(1).foreground().color() == dark
+    assert screen.window.devices.item(1).foreground().color() == greyed(palette) != before
     assert isinstance(screen.window, QtWidgets.QWidget)

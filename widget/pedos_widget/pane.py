@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pedos_widget.menu import texts
+from pedos_widget.menu.style import greyed
 from pedos_widget.qt import QtCore, QtGui, QtWidgets
 
 INDENT = "    "
@@ -94,11 +95,12 @@ class Pane(QtWidgets.QListWidget):
         chosen = _Flag.ItemIsEnabled | _Flag.ItemIsSelectable
         item.setFlags(_Flag.NoItemFlags if row.heading else chosen)
         # Said for each: a heading is not enabled, and is to look as if it were.
-        group = _Group.Active if row.enabled else _Group.Disabled
-        if row.enabled and not row.heading:
-            item.setData(_Role.ForegroundRole, None)
+        if not row.enabled:
+            item.setForeground(QtGui.QBrush(greyed(self.palette())))
+        elif row.heading:
+            item.setForeground(self.palette().brush(_Group.Active, QtGui.QPalette.ColorRole.Text))
         else:
-            item.setForeground(self.palette().brush(group, QtGui.QPalette.ColorRole.Text))
+            item.setData(_Role.ForegroundRole, None)
 
     def focusInEvent(self, event: Any) -> None:  # noqa: N802 - Qt's name
         is_none_chosen = self.currentRow() < 0

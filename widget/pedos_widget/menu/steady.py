@@ -28,6 +28,12 @@ _NOT_TYPED = (
     | QtCore.Qt.KeyboardModifier.AltModifier
     | QtCore.Qt.KeyboardModifier.MetaModifier
 )
+_DISABLED = QtGui.QPalette.ColorGroup.Disabled
+_TEXT_ROLES = (
+    QtGui.QPalette.ColorRole.Text,
+    QtGui.QPalette.ColorRole.WindowText,
+    QtGui.QPalette.ColorRole.ButtonText,
+)
 _Key = QtCore.Qt.Key
 _STEP = 120  # of a wheel, in Qt's unit
 
@@ -220,6 +226,11 @@ class SteadyMenu(QtWidgets.QMenu):
                 action.shown, QtCore.Qt.TextElideMode.ElideMiddle, self.text_width
             )
             option.text = elided.replace("&", "&&")
+            if not action.isEnabled():
+                palette = QtGui.QPalette(option.palette)
+                for role in _TEXT_ROLES:
+                    palette.setColor(_DISABLED, role, style.greyed(palette))
+                option.palette = palette
 
     def sizeHint(self) -> Any:  # noqa: N802
         if self._held is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pedos_widget.qt import QtCore, QtWidgets
+from pedos_widget.qt import QtCore, QtGui, QtWidgets
 
 _Hint = QtWidgets.QStyle.StyleHint
 _HINTS = {
@@ -20,6 +20,26 @@ _HINTS = {
     # A greyed entry says why it is greyed: keyboard and screen reader must reach it.
     _Hint.SH_Menu_AllowActiveAndDisabled: 1,
 }
+
+
+GREYED = 0.6
+"""How much of the text's colour is in what is greyed; the rest is the ground's. Themes take less,
+for what need not be read. Here it says why it is greyed, and has to be."""
+
+
+def greyed(palette: QtGui.QPalette) -> QtGui.QColor:
+    """The colour of a text that is greyed, on the ground of lists and menus."""
+    group, role = QtGui.QPalette.ColorGroup.Active, QtGui.QPalette.ColorRole
+    text, ground = palette.color(group, role.Text), palette.color(group, role.Base)
+    return QtGui.QColor(
+        _between(text.red(), ground.red()),
+        _between(text.green(), ground.green()),
+        _between(text.blue(), ground.blue()),
+    )
+
+
+def _between(text: int, ground: int) -> int:
+    return round(GREYED * text + (1 - GREYED) * ground)
 
 
 class MenuStyle(QtWidgets.QProxyStyle):
