@@ -109,10 +109,14 @@ class Widget:
         self.wait_until(lambda: len(self.windows()) > before, "the menu is open")
         self.desktop.park()
         if search:
-            self.desktop.type(search)
-            self.desktop.keys("Down")
-            self.wait_until(self.marked, f"a row is found for {search}")
+            self.find(search)
         return self.windows()[-1]
+
+    def find(self, search: str) -> None:
+        """Searches the open menu; the first row found is marked."""
+        self.desktop.type(search)
+        self.desktop.keys("Down")
+        self.wait_until(self.marked, f"a row is found for {search}")
 
     def marked(self, window: int = 0) -> Area | None:
         """The row that is marked in a menu: the first is 0, its submenu 1. A row that cannot be
