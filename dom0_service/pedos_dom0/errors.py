@@ -35,6 +35,14 @@ class QuotaError(CallError):
         self.owner = owner
 
 
+class ToldError(CallError):
+    """An error of which a VM is told another sentence, `told`, that names no other VM."""
+
+    def __init__(self, code: str, message: str, told: str) -> None:
+        super().__init__(code, message, {})
+        self.told = told
+
+
 class DeniedError(CallError):
     """Policy, or dom0's user, does not allow it. `about` is the request, in the requester's words:
     all that a VM learns."""
@@ -346,3 +354,74 @@ def too_many_muted(device_class: str, most: int) -> CallError:
 
 def shutting_down(vm: str) -> CallError:
     return failure("failed", f"{vm} is being shut down")
+
+
+# Calls of services
+
+
+def agent_not_known_yet() -> CallError:
+    """Its agent asks before its first report."""
+    return PublicError("unavailable", "dom0's service does not know yet what this VM has")
+
+
+def target_is_full(target: str, most: int, whose: str = "") -> CallError:
+    """As many calls run in a VM as may."""
+    return ToldError(
+        "busy",
+        f"{most} calls run in {target}{whose} already, which is the most",
+        f"{most} calls run there already, which is the most",
+    )
+
+
+def target_unreachable(vm: str, why: str) -> CallError:
+    """Policy lets the call go there."""
+    told = "the VM that would serve it cannot be reached; dom0's audit log has the reason"
+    return ToldError("unavailable", f"{vm} cannot be reached: {why}", told)
+
+
+def no_channel(source: str, code: str, why: str) -> CallError:
+    """The caller's agent cannot listen: `code` and `why` are its own."""
+    if code in ("quota", "busy"):
+        return PublicError("busy", f"{source} has no room for another channel: {why}")
+    return PublicError("failed", f"{source} could not make a channel: {why}")
+
+
+def too_many_set_up(name: str, most: int, waiting: int) -> CallError:
+    """Others are before it, and the agent does not get on with them."""
+    return ToldError(
+        "busy",
+        f"{name} sets up {most} channels of calls, which is the most at once, and {waiting} more "
+        "wait for that",
+        f"{most} channels are being set up, which is the most at once",
+    )
+
+
+def not_served(target: str, code: str, why: str) -> CallError:
+    """The service's agent was asked to start it, and did not: `code` and `why` are its own."""
+    if code == "not_found":
+        return ToldError("not_found", f"{target} has no such service: {why}", "no such service")
+    if code in ("timeout", "unavailable"):
+        return target_unreachable(target, why)
+    told = "the service could not be started; dom0's audit log has the reason"
+    return ToldError("failed", f"{target} could not start the service: {why}", told)
+
+
+def call_stopped(why: str) -> CallError:
+    """It is not to begin any more."""
+    return PublicError("failed", why)
+
+
+def no_disposables(target: str) -> CallError:
+    return failure("failed", f"policy sends the call to {target}, and there are no disposables yet")
+
+
+def another_user(user: str) -> CallError:
+    return failure("failed", f"policy has the service run as {user}, and as nobody else")
+
+
+def no_such_user(user: str) -> CallError:
+    return failure("failed", f"policy has the service run as {user!r}, which is no user's name")
+
+
+def no_call(call_id: str) -> CallError:
+    return failure("not_found", f"no call {call_id} runs: it has ended", hint="qvm-calls")

@@ -117,6 +117,7 @@ async def run(
             finally:
                 state.audit_throttle.flush_all()
                 state.listening_throttle.flush_all()
+                state.call_throttle.flush_all()
                 audit.write("service", what="ended")
 
 
@@ -143,7 +144,7 @@ async def start_parts(state: State, nursery: trio.Nursery) -> Api:
     await nursery.start(api.watch.run)
     await nursery.start(api.auto_attach.run)
     sessions = AgentSessions(
-        SharedParts(state, teardown, reconciler, muting, Listening(state, nursery), api)
+        SharedParts(state, teardown, reconciler, muting, Listening(state, nursery), api.calls, api)
     )
     await nursery.start(sessions.run)
     for lease in rows:

@@ -20,6 +20,10 @@ from pedos_dom0.tables.agents import AgentTable
 from pedos_dom0.tables.assignment import ANY_PORT, Claim, claim
 from pedos_dom0.vms.facts import Facts
 
+# Lines of one VM about calls that it may make, as THROTTLE_AFTER: three for each of some sixty
+# calls a minute, for as long as its allowance lasts.
+CALL_LINES = 192
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from typing import Protocol
@@ -63,6 +67,8 @@ class State:
     audit_throttle: AuditThrottle = attrs.field(init=False)
     # The same for who listens: what VMs do there never has a refusal summed up.
     listening_throttle: AuditThrottle = attrs.field(init=False)
+    # The same for calls that VMs may make.
+    call_throttle: AuditThrottle = attrs.field(init=False)
     # VMs that are shutting down: they get no device any more.
     closing: Counter[str] = attrs.field(factory=Counter)
     _followers: list[Callable[[], None]] = attrs.field(factory=list, init=False)
@@ -74,6 +80,7 @@ class State:
     def __attrs_post_init__(self) -> None:
         self.audit_throttle = AuditThrottle(self.audit)
         self.listening_throttle = AuditThrottle(self.audit)
+        self.call_throttle = AuditThrottle(self.audit, CALL_LINES)
 
     @facts.default
     def _facts_of_the_driver(self) -> Facts:

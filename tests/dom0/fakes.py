@@ -165,6 +165,8 @@ class FakeAgent:
         self.misbehave: Callable[[trio.abc.Stream], Awaitable[None]] | None = None
         # Is it one of version 1 of the protocol?
         self.says_version_1 = False
+        # Further requests that it serves.
+        self.more: dict[str, Callable[[Peer, Params], Awaitable[Params]]] = {}
 
     def accept(self) -> trio.abc.Stream:
         ours: trio.abc.Stream
@@ -190,6 +192,7 @@ class FakeAgent:
                 "import.stop": self._import_stop,
                 "import.check": self._import_check,
                 "report.prefer": self._report_prefer,
+                **self.more,  # type: ignore[dict-item]
             },
             name=self.name,
         )

@@ -404,7 +404,8 @@ async def test_the_service_ends_when_it_no_longer_hears_of_its_vms(
     world: World, autojump_clock: Clock
 ) -> None:
     await world.start()
-    shared = SharedParts(world.state, None, None, None, None, None)  # type: ignore[arg-type]
+    parts: Any = dict.fromkeys(("teardown", "reconciler", "muting", "listening", "dispatcher"))
+    shared = SharedParts(state=world.state, calls=world.api.calls, **parts)
     control = AgentSessions(shared)
     world.driver.infos.clear()
 

@@ -62,7 +62,7 @@ MAY = {
     *(f"device.{verb}" for verb in ("classes", "list", "info", "attach", "detach", "assign")),
     *(f"device.{verb}" for verb in ("unassign", "assignments", "explain", "targets", "mute")),
     *("watch.next", "vm.list", "service.status", "policy.explain", "audit.recent"),
-    "prompter.register",
+    *("prompter.register", "call.list", "call.end"),
 }
 
 

@@ -72,6 +72,11 @@ def shipped() -> Snapshot:
         ("deny", "device.attach.usb", KEYBOARD, "work", "work"),
         ("deny", "device.detach.block", STICK, "work", "work"),
         ("deny", "device.list.block", STICK, "work", "dom0"),
+        ("allow", "my.Service", "+", "dom0", "work"),
+        ("deny", "my.Service", "+", "dom0", "@default"),
+        ("deny", "my.Service", "+", "work", "sys-usb"),
+        ("deny", "my.Service", "+", "work", "dom0"),
+        ("deny", "my.Service", "+", "work", "@default"),
     ],
 )
 def test_the_shipped_policy(

@@ -148,6 +148,7 @@ LAYERS = (
     "state",
     "access",
     "attachments",
+    "calls",
     "requests",
     "connections",
     "service",

@@ -54,10 +54,11 @@ NO_CHOICE = "no VM that it could be given to is left to choose from"
 @attrs.frozen
 class Grant:
     """The permission: `vm` is the one that gets the device or serves the call, which a rule or
-    dom0's user chose."""
+    dom0's user chose; `user` the one that a rule has the service run as."""
 
     vm: str
     read_only: bool
+    user: str | None = None
 
 
 @attrs.frozen
@@ -144,7 +145,7 @@ class Authorizer:
     def foresee(self, source: str, subject: Subject, vm: str) -> Foreseen:
         """What `allow` would come to before it asks anybody: raises and records nothing."""
         decision = self.decide(source, subject, vm)
-        refused = refusal(subject, vm, decision)
+        refused = refusal(subject, vm, decision, source)
         vms: tuple[str, ...] = ()
         if decision.verdict == "ask":
             vms = self._choices(subject, vm, decision)
@@ -187,11 +188,11 @@ class Authorizer:
         if decision.verdict == "ask":
             self._write(caller, subject, vm, request, decision, consents)
             raise MustAsk(subject, vm, decision)
-        why = refusal(subject, vm, decision)
+        why = refusal(subject, vm, decision, caller.name)
         self._write(caller, subject, vm, request, decision, consents, refused=why)
         if decision.verdict != "allow" or why is not None or decision.target is None:
             raise self.denied(subject, vm, decision, why)
-        return Grant(vm=as_named(decision.target), read_only=decision.read_only)
+        return _granted(as_named(decision.target), decision)
 
     def needs_no_rule(self, key: DeviceKey, vm: str) -> bool:
         """dom0's user may remove a device that is only assigned without a rule, because that takes
@@ -221,7 +222,7 @@ class Authorizer:
             good = decision.verdict == "allow" and target == consent.vm
         if not good:
             return None, CHANGED_POLICY
-        return Grant(vm=consent.vm, read_only=decision.read_only), None
+        return _granted(consent.vm, decision), None
 
     async def allow(
         self,
@@ -314,7 +315,10 @@ class Authorizer:
         notify = decision.notify or refused is not None
         if verdict == "deny" and notify and not caller.kind.sees_rules:
             say = f"denied: {caller.name} may not {subject.act(vm)}: {reason} ({request})"
-        self._state.audit_throttle.write(
+        # What a VM is allowed to call does not use up the lines for what it is denied.
+        is_granted = subject.verb == "call" and verdict == "allow"
+        throttle = self._state.call_throttle if is_granted else self._state.audit_throttle
+        throttle.write(
             "decision",
             of=caller.audited,
             throttled=caller.kind.throttled,
@@ -361,14 +365,21 @@ def _about(subject: Subject, vm: str) -> str:
     return f"{subject} -> {vm}"
 
 
-def refusal(subject: Subject, vm: str, decision: Decision) -> str | None:
-    """Why it is denied although the rule does not deny it; None if it is not."""
+def _granted(vm: str, decision: Decision) -> Grant:
+    return Grant(vm=vm, read_only=decision.read_only, user=decision.user)
+
+
+def refusal(subject: Subject, vm: str, decision: Decision, source: str | None = None) -> str | None:
+    """Why it is denied although the rule does not deny it; None if it is not. `source` asks, which
+    matters for a call."""
     if decision.verdict == "ask" and subject.verb == "list":
         return "the rule asks, and a list asks about nothing"
     if decision.verdict != "allow":
         return None
     if decision.target is None:
         return "the rule sends it nowhere"
+    if subject.verb == "call" and as_named(decision.target) == source:
+        return "no VM calls itself"
     if not subject.may_be_sent_on and decision.target != vm:
         return f"the rule sends it to {decision.target}, but {subject.verb} is about {vm}"
     return None

@@ -7,6 +7,7 @@ dom0's user the rule, and a VM only that it was denied.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import attrs
@@ -14,7 +15,7 @@ import trio
 from pedos_protocol.errors import CallError
 
 from pedos_dom0.drivers.base import DOM0_NAME
-from pedos_dom0.errors import DeniedError, PublicError, QuotaError
+from pedos_dom0.errors import DeniedError, PublicError, QuotaError, ToldError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -115,6 +116,7 @@ class Caller:
 
 
 DOM0_USER = Caller(kind=LOCAL, name=DOM0_NAME, turn=trio.lowlevel.checkpoint)
+AUTOSTART = Caller(kind=AUTO, name=DOM0_NAME, asker="autostart", turn=trio.lowlevel.checkpoint)
 AUTO_ATTACH = Caller(kind=AUTO, name=DOM0_NAME, asker="auto-attach", turn=trio.lowlevel.checkpoint)
 
 
@@ -126,6 +128,12 @@ def desktop_user(uid: int) -> Caller:
         asker=f"{DOM0_NAME} (uid {uid})",
         turn=trio.lowlevel.checkpoint,
     )
+
+
+def program_in_dom0(uid: object) -> Caller:
+    """A program of dom0's user that comes by dom0's own agent, which tells whose it is: root's or
+    this service's own user's, or one of the desktop."""
+    return DOM0_USER if uid in (0, os.geteuid()) else desktop_user(uid if type(uid) is int else -1)
 
 
 # A VM gets this instead of a sentence that could name other VMs.
@@ -152,6 +160,8 @@ def as_told(caller: Caller, error: CallError, request: str) -> CallError:
         code = "failed"
     if isinstance(error, DeniedError):
         message = error.about
+    elif isinstance(error, ToldError):
+        message = error.told
     elif not isinstance(error, PublicError):
         message = _FOR_VMS.get(code, message)
     return CallError(code, message, {"request": request})

@@ -159,7 +159,8 @@ class ServiceSubject:
         candidates: Iterable[str],
         domains: Container[str],
     ) -> tuple[str, ...]:
-        return tuple(map(as_named, candidates))
+        # There are no disposables yet, and a question names VMs.
+        return tuple(as_named(name) for name in candidates if not name.startswith("@dispvm"))
 
     def seen(self, registry: Registry) -> object:
         return ()

@@ -56,8 +56,10 @@ class AuditThrottle:
     One of these serves all VMs; it keeps one entry per VM.
     """
 
-    def __init__(self, audit: AuditWriter) -> None:
+    def __init__(self, audit: AuditWriter, after: int = THROTTLE_AFTER) -> None:
+        """`after`: lines of one VM that are written before the rest is counted."""
         self._audit = audit
+        self._after = after
         self._heard: dict[str, _Heard] = {}
         self._allowances = Allowances()
         # By request that is under way.
@@ -105,11 +107,11 @@ class AuditThrottle:
             heard = self._heard[of] = _Heard(now)
         if now - heard.began >= THROTTLE_INTERVAL:
             # After an interval with a sum, the VM stays throttled.
-            heard.whole = THROTTLE_AFTER if heard.suppressed else 0
+            heard.whole = self._after if heard.suppressed else 0
             self.flush(of)
             heard.began = now
         author = self._authors.get(fields.get("request"), of)
-        if heard.whole < THROTTLE_AFTER and not self.wait(author):
+        if heard.whole < self._after and not self.wait(author):
             heard.whole += 1
             self._write(author, event, fields)
             if say is not None:

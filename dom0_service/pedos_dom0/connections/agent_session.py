@@ -21,9 +21,10 @@ from pedos_vchan.parking import Parking
 from pedos_vchan.peer import Peer
 
 from pedos_dom0 import PROGRAM
-from pedos_dom0.access.callers import VM, Caller
+from pedos_dom0.access.callers import VM, Caller, program_in_dom0
 from pedos_dom0.attachments.ways import GONE, RELEASED
 from pedos_dom0.device_classes.registered import class_of
+from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.tables.agents import AgentLink
 from pedos_dom0.tables.assignment import ANY_PORT
 from pedos_dom0.tables.report_pages import ReportPages, check_page, of_classes
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from pedos_dom0.attachments.muting import Muting
     from pedos_dom0.attachments.reconcile import Reconciler
     from pedos_dom0.attachments.teardown import Teardown
+    from pedos_dom0.requests.calls import Calls
     from pedos_dom0.state import State
     from pedos_dom0.tables.device_set import DeviceKey, DeviceSet
     from pedos_dom0.tables.report_pages import Report
@@ -56,6 +58,9 @@ REPORT_TIMEOUT = 5.0
 # would end the connection.
 REPORT_RATE = (32, 7.0)
 REQUEST_RATE = (64, 20.0)
+# Calls of services of one VM: as many at once as may run and wait, and then more than a correct
+# agent makes. What they cost dom0 is bounded by the frames of a connection, too.
+CALL_RATE = (200, 500.0)
 # Devices named in one line of the log.
 NAMED_MAX = 8
 
@@ -77,6 +82,7 @@ class SharedParts:
     reconciler: Reconciler
     muting: Muting
     listening: Listening
+    calls: Calls
     dispatcher: Dispatcher
 
 
@@ -84,6 +90,7 @@ class AgentSession(Peer):
     """The agent of the domain `domid` of the VM `name`, at the other end of `stream`."""
 
     __slots__ = (
+        "_calls",
         "_heard_mark",
         "_next_report",
         "_pages",
@@ -116,6 +123,7 @@ class AgentSession(Peer):
         self._reports = RateLimit(burst=REPORT_RATE[0], per_second=REPORT_RATE[1])
         requests = RateLimit(burst=REQUEST_RATE[0], per_second=REQUEST_RATE[1])
         self._requester = Caller(kind=VM, name=name, turn=requests.turn)
+        self._calls = RateLimit(burst=CALL_RATE[0], per_second=CALL_RATE[1])
         self._report_patience: Patience | None = None
         self._next_report = Parking()  # where a task waits for it
         # The report that was last compared with the journal.
@@ -138,6 +146,7 @@ class AgentSession(Peer):
         agents, link = self._shared.state.agents, self.link
         known = agents.get(link.name) is link
         agents.remove(link)
+        self._shared.calls.agent_gone(link)
         if known:
             self._shared.teardown.agent_gone(link, reason)
 
@@ -158,6 +167,37 @@ class AgentSession(Peer):
         return await self._shared.dispatcher.dispatch(
             self._requester, self, method, untrusted_params
         )
+
+    async def _service_call(self, untrusted_params: dict[str, Any]) -> dict[str, Any]:
+        """A program in the VM calls a service of another one."""
+        await self._calls.turn()
+        caller = self._requester
+        if self.link.name == DOM0_NAME:
+            caller = program_in_dom0(untrusted_params.get("uid"))
+        return await self._shared.dispatcher.dispatch(
+            caller, self, "service.call", untrusted_params
+        )
+
+    async def _service_started(self, untrusted_params: dict[str, Any]) -> None:
+        if (said := self._parsed("service.started", untrusted_params)) is not None:
+            self._shared.calls.started(self.link, said)
+
+    async def _service_ended(self, untrusted_params: dict[str, Any]) -> None:
+        if (said := self._parsed("service.ended", untrusted_params)) is not None:
+            await self._shared.state.reach("call.ended")
+            self._shared.calls.ended(self.link, said)
+
+    async def _channel_closed(self, untrusted_params: dict[str, Any]) -> None:
+        if (said := self._parsed("channel.closed", untrusted_params)) is not None:
+            self._shared.calls.channel_closed(self.link, said)
+
+    def _parsed(self, method: str, untrusted_params: dict[str, Any]) -> Any:
+        """A notice; None, and the end of the connection, if it is malformed."""
+        try:
+            return parse_params(method, untrusted_params)
+        except RemoteProtocolError as error:
+            self.link.disconnect(str(error))
+            return None
 
     async def _report(self, untrusted_params: dict[str, Any]) -> None:
         link, state = self.link, self._shared.state
@@ -255,6 +295,7 @@ class AgentSession(Peer):
         except RemoteProtocolError as error:
             self.fail(error)
             return
+        await self._shared.calls.greet(link)
         await self._prefer()
         if not link.lost:
             self._shared.state.agents.add(link)
@@ -362,12 +403,18 @@ class AgentSession(Peer):
                 await self._next_report.park()
 
 
-_HANDLERS = cast("Mapping[str, Handler]", {"agent.report": AgentSession._report})
+_HANDLERS = cast(
+    "Mapping[str, Handler]",
+    {"agent.report": AgentSession._report, "service.call": AgentSession._service_call},
+)
 _NOTICES = cast(
     "Mapping[str, Handler]",
     {
         "attachment.ended": AgentSession._ended,
         "attachment.listening": AgentSession._listening,
+        "service.started": AgentSession._service_started,
+        "service.ended": AgentSession._service_ended,
+        "channel.closed": AgentSession._channel_closed,
     },
 )
 _FORWARD = cast("DefaultHandler", AgentSession._forward)

@@ -40,6 +40,7 @@ from pedos_dom0.requests.assign import Assign
 from pedos_dom0.requests.assignments import Assignments
 from pedos_dom0.requests.attach import Attach
 from pedos_dom0.requests.auto_attach import AutoAttach
+from pedos_dom0.requests.calls import Calls
 from pedos_dom0.requests.classes import classes_told, why_unknown
 from pedos_dom0.requests.detach import Asking, Detach
 from pedos_dom0.requests.explaining import Explaining
@@ -101,6 +102,12 @@ class Entry:
     callers: frozenset[CallerKind]
     operation: bool = False
     left_classes: bool = False
+    # Also for dom0's user, but by dom0's own agent alone, which has the program's descriptors.
+    through_agents: bool = False
+
+    def is_for(self, caller: Caller, *, by_agent: bool) -> bool:
+        """Whether it serves this caller, who comes by an agent or by one of dom0's sockets."""
+        return caller.kind in self.callers or (self.through_agents and by_agent)
 
 
 class Api:
@@ -139,6 +146,7 @@ class Api:
         self._assignments = Assignments(state, self._authorizer, self.auto_attach.why_not)
         self._vm_stop = VmStop(state, teardown)
         self._vm_start = VmStart(state, self._authorizer, transaction, reconciler, self._vm_stop)
+        self.calls = Calls(state, operations.nursery, self._authorizer, self._vm_start)
         self.interrupted = Interrupted(state, reconciler, self._vm_stop)
         self._throttle = Throttle()
         self._started = trio.current_time()
@@ -172,7 +180,7 @@ class Api:
     ) -> dict[str, Any]:
         try:
             entry = TABLE.get(method)
-            if entry is None or caller.kind not in entry.callers:
+            if entry is None or not entry.is_for(caller, by_agent=background is None):
                 logger.debug("%s asks for %s, which is not served", caller.audited, shown(method))
                 raise _not_served(entry, caller)
             try:
@@ -345,6 +353,18 @@ class Api:
     async def devices_resume(self, call: Call) -> object:
         return await self.sleep.resume(call.request)
 
+    # Calls of services
+
+    async def service_call(self, call: Call) -> object:
+        return await self.calls.call(call.caller, call.request, call.params)
+
+    async def call_list(self, call: Call) -> object:
+        return await self.calls.list(call.params.after)
+
+    async def call_end(self, call: Call) -> object:
+        await self.calls.end(call.caller, call.params.call)
+        return Empty()
+
     # VMs and the service
 
     async def vm_list(self, call: Call) -> object:
@@ -429,6 +449,9 @@ TABLE: dict[str, Entry] = {
     "watch.next": Entry(Api.watch_next, _EVERYBODY, left_classes=True),
     "devices.suspend": Entry(Api.devices_suspend, _ROOT, operation=True),
     "devices.resume": Entry(Api.devices_resume, _ROOT, operation=True),
+    "service.call": Entry(Api.service_call, _VMS, through_agents=True),
+    "call.list": Entry(Api.call_list, _DOM0),
+    "call.end": Entry(Api.call_end, _DOM0),
     "vm.list": Entry(Api.vm_list, _DOM0),
     "vm.start": Entry(Api.vm_start, _ROOT, operation=True),
     "vm.shutdown": Entry(Api.vm_shutdown, _ROOT, operation=True),

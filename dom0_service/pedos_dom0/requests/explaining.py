@@ -90,7 +90,7 @@ class Explaining:
     def subject(self, source: str, subject: Subject, vm: str) -> ExplainResult:
         """The verdict, whether what the request names exists or not."""
         decision = self._authorizer.decide(source, subject, vm, trace=True)
-        refused = refusal(subject, vm, decision)
+        refused = refusal(subject, vm, decision, source)
         rule, trace = decision.rule, _trace(decision)
         return ExplainResult(
             verdict=cast("Verdict", decision.verdict if refused is None else "deny"),

@@ -45,7 +45,7 @@ class Operations:
     """Runs operations in `nursery`, counted per caller."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
-        self._nursery = nursery
+        self.nursery = nursery
         self._running: Counter[tuple[str, str]] = Counter()
         self._throttle = Throttle()
 
@@ -66,7 +66,7 @@ class Operations:
             )
         self._running[caller] += 1
         outcome = _Outcome[T]()
-        self._nursery.start_soon(self._work, caller, work, outcome)
+        self.nursery.start_soon(self._work, caller, work, outcome)
         try:
             await outcome.done.wait()
         except trio.Cancelled:

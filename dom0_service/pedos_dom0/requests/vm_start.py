@@ -25,6 +25,7 @@ from pedos_dom0.tasks import progress
 
 if TYPE_CHECKING:
     from pedos_dom0.access.authorizer import Authorizer
+    from pedos_dom0.access.callers import Caller
     from pedos_dom0.attachments.reconcile import Reconciler
     from pedos_dom0.attachments.transaction import Transaction
     from pedos_dom0.attachments.vm_stop import VmStop
@@ -51,9 +52,12 @@ class VmStart:
         self._devices = StartDevices(state, authorizer, transaction, reconciler)
         self._stops = stops
 
-    async def __call__(self, vm: str, request: str, asker_gone: trio.Event) -> VmStarted:
-        """Starts a VM; returns when every assigned device is in it. Raises CallError."""
-        with recorded(self._state, "start", DOM0_USER, request, vm=vm) as ending:
+    async def __call__(
+        self, vm: str, request: str, asker_gone: trio.Event, caller: Caller = DOM0_USER
+    ) -> VmStarted:
+        """Starts a VM; returns when every assigned device is in it. Raises CallError. `caller` is
+        who has it started, in the audit log."""
+        with recorded(self._state, "start", caller, request, vm=vm) as ending:
             result = await self._start(vm, request, asker_gone)
             ending.outcome, ending.changed = "started", True
         return result

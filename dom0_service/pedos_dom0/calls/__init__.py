@@ -1,0 +1,1 @@
+"""Calls of services: which run, over which channels, and how one begins and ends."""

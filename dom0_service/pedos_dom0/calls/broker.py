@@ -1,0 +1,499 @@
+"""A call as a transaction: policy, a place, a target that runs, a channel, the start, the answer.
+
+`call` has the caller's request; the work is a task of the service, so that a question to dom0's
+user is withdrawn in an orderly way when the caller gives up. The caller is answered as soon as it
+can use the channel, and the service is started at the same time. What fails before the answer is
+the answer, and leaves nothing; what fails after it is told to the caller's agent by `service.kill`.
+
+From then on dom0 has no part in the call. Each of the two agents tells the end of its side, once.
+When a connection to an agent ends, its sides of calls are over, and the agents of the other sides
+are told.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import trio
+from pedos_protocol.errors import CallError, RemoteProtocolError
+from pedos_protocol.messages import (
+    ServiceCalled,
+    ServiceKill,
+    ServiceStart,
+    parse_result,
+    to_wire,
+)
+from pedos_protocol.names import END_TEXT_MAX, harmless_text, is_user_name
+from pedos_protocol.words import request_to
+
+from pedos_dom0 import errors
+from pedos_dom0.access.authorizer import Consents
+from pedos_dom0.access.callers import DOM0_USER, VM, Caller, as_told
+from pedos_dom0.access.subjects import ServiceSubject
+from pedos_dom0.audit.log import new_request_id
+from pedos_dom0.calls import story
+from pedos_dom0.calls.call import Call, CallTable, ended_without_a_word
+from pedos_dom0.calls.channels import Channels
+from pedos_dom0.calls.ready import Ready
+from pedos_dom0.calls.slots import Slots
+from pedos_dom0.drivers.base import DOM0_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pedos_protocol.messages import EndKind, RunningCall, ServiceCall, ServiceEnded, Side
+
+    from pedos_dom0.access.authorizer import Authorizer, Grant
+    from pedos_dom0.calls.channels import CallChannel, Permit
+    from pedos_dom0.calls.ready import StartVm
+    from pedos_dom0.state import State
+    from pedos_dom0.tables.agents import AgentLink
+
+logger = logging.getLogger(__name__)
+
+# Seconds for which a call waits for a place, and for the channels that are set up before its own.
+WAIT_TIMEOUT = 10.0
+# Seconds for the service's agent to connect a channel and to reach its keeper, and for an agent to
+# begin with the end of a call: milliseconds, unless it hangs.
+START_TIMEOUT = 10.0
+KILL_TIMEOUT = 10.0
+# How often policy is asked again because the call had to wait: rules and VMs may be others then.
+ROUNDS_MAX = 4
+# Seconds after the end of one side until the audit log has the end of the call, whatever the other
+# side does: it may have a slow reader.
+LATE_SECONDS = 5.0
+
+DEFAULT_TARGET = "@default"
+GAVE_UP = "the caller gave up"
+OTHER_GONE = "the agent of the other VM went away"
+SIDES: tuple[Side, Side] = ("service", "caller")
+
+
+class Broker:
+    """Begins and ends all calls."""
+
+    def __init__(
+        self, state: State, nursery: trio.Nursery, authorizer: Authorizer, start_vm: StartVm
+    ) -> None:
+        self._state = state
+        self._nursery = nursery
+        self._authorizer = authorizer
+        self._ready = Ready(state, nursery, start_vm)
+        self.slots = Slots()
+        self.table = CallTable()
+        self.channels = Channels(state, nursery)
+        # Calls of which one side has ended, and when the log has to have that.
+        self._half_ended: dict[Call, float] = {}
+        self._tells_late = False
+
+    # The beginning
+
+    async def call(self, caller: Caller, request: str, asked: ServiceCall) -> ServiceCalled:
+        """Serves a request of the agent of the VM `caller.name`. Raises CallError.
+
+        If it is cancelled, nothing stays of the call.
+        """
+        source = self._state.agents.get(caller.name)
+        if source is None:
+            raise errors.agent_not_known_yet()
+        call = Call(
+            number=self.table.next_number(),
+            request=request,
+            source=source,
+            caller=caller,
+            subject=ServiceSubject(asked.service, asked.argument),
+            requested=asked.target or DEFAULT_TARGET,
+            user=asked.user,
+        )
+        self.table.add(call)
+        self._nursery.start_soon(self._work, call, caller)
+        try:
+            await call.decided.wait()
+            # No answer is sent before the log has the decision.
+            await self._state.audit.written(request)
+            await self._state.reach("call.granted")
+        except trio.Cancelled:
+            call.stop(GAVE_UP)
+            if call.channel is not None:
+                self._abandon(call, GAVE_UP)
+            raise
+        if call.failure is not None:
+            if call.channel is not None:
+                self._abandon(call, call.failure.message)
+            raise call.failure
+        # No checkpoint from here to the answer: whatever is told to the agent later comes after it.
+        call.answered.set()
+        assert call.channel is not None
+        return ServiceCalled(
+            call=call.id,
+            request=request,
+            peer=call.channel.client.domid,
+            port=call.channel.port,
+            new=call.had_new_channel,
+            target=call.target if caller.kind.sees_all else None,
+        )
+
+    async def _work(self, call: Call, caller: Caller) -> None:
+        """All that is to be done before the answer."""
+        try:
+            with errors.store_failures():
+                await self._grant(call, caller)
+        except CallError as error:
+            call.failure = error
+        except Exception:
+            logger.exception("call of %s by %s", call.subject, call.source.name)
+            call.failure = errors.failure("failed", "an internal error; the service's log has it")
+        if call.failure is not None:
+            self._withdraw(call, call.failure)
+        call.decided.set()
+
+    async def _grant(self, call: Call, caller: Caller) -> None:
+        target = await self._admit(call, caller)
+        await self._state.reach("call.decided")
+        call.state = "starting"
+        permit: Permit | None = None
+        channel = self.channels.take_idle(call.source, target)
+        try:
+            if channel is None:
+                with self._waiting(call):
+                    permit = await self.channels.permit(call.source, target, WAIT_TIMEOUT)
+                    channel = self.channels.take_idle(call.source, target)
+                    channel = channel or await self._make_channel(call, target)
+                await self._state.reach("call.listening")
+            if call.stopped is not None:
+                raise self._why_stopped(call)
+        except BaseException:
+            if permit is not None:
+                permit.release()
+            if channel is not None:
+                self.channels.unused(channel)
+            raise
+        call.channel, call.server, call.had_new_channel = channel, target, channel.is_new
+        channel.is_new = False
+        call.stage_over("channel")
+        self._nursery.start_soon(self._start, call, target, permit)
+
+    async def _admit(self, call: Call, caller: Caller) -> AgentLink:
+        """Returns the agent of the VM that policy has chosen, when that VM can serve the call and
+        there is a place for it. CallError."""
+        if call.user is not None and not caller.kind.sees_all:
+            raise errors.usage("only dom0 chooses the user of a service")
+        consents, asked_for = Consents(), call.user
+        for _ in range(ROUNDS_MAX):
+            call.state = "asking"
+            grant = await self._authorizer.allow(
+                caller, call.subject, call.requested, call.request, call.gone, consents
+            )
+            if call.stopped is not None:
+                raise self._why_stopped(call)
+            call.stage_over("decide")
+            call.state, call.user = "waiting", _user(grant, asked_for)
+            with self._waiting(call):
+                waited = await self._take_place(call, grant)
+                target, had_to_wait = await self._ready.agent(grant.vm, call.request)
+            if not (waited or had_to_wait):
+                return target
+            # Rules, facts and the answer of dom0's user are about the VMs as they are now.
+            call.stage_over("wait")
+        raise errors.failure("busy", "policy and VMs kept changing", hint="try again")
+
+    async def _take_place(self, call: Call, grant: Grant) -> bool:
+        """Whether it had to wait for a place."""
+        if grant.vm.startswith("@"):
+            raise errors.no_disposables(grant.vm)
+        if call.has_places and call.target == grant.vm:
+            return False
+        self._give_places_back(call)
+        waited = await self.slots.take(call.source.name, grant.vm, WAIT_TIMEOUT)
+        call.has_places, call.target = True, grant.vm
+        return waited
+
+    def _give_places_back(self, call: Call) -> None:
+        """Of a call that has not begun."""
+        if call.has_places and call.target is not None:
+            self.slots.caller_ended(call.source.name)
+            self.slots.service_ended(call.source.name, call.target)
+        call.has_places, call.target = False, None
+
+    async def _make_channel(self, call: Call, target: AgentLink) -> CallChannel:
+        try:
+            return await self.channels.make(call.source, target)
+        except CallError as error:
+            said = harmless_text(error.message, END_TEXT_MAX)
+            raise errors.no_channel(call.source.name, error.code, said) from error
+
+    @contextmanager
+    def _waiting(self, call: Call) -> Iterator[None]:
+        """Within this, the call waits for something, until `Call.stop`: CallError then."""
+        if call.stopped is not None:
+            raise self._why_stopped(call)
+        try:
+            with trio.CancelScope() as call.scope:
+                yield
+        finally:
+            call.scope = None
+        if call.stopped is not None:
+            raise self._why_stopped(call)
+
+    def _why_stopped(self, call: Call) -> CallError:
+        return errors.call_stopped(call.stopped or GAVE_UP)
+
+    def _withdraw(self, call: Call, error: CallError) -> None:
+        """It has come to nothing before any agent was told of it."""
+        self._give_places_back(call)
+        self.table.remove(call)
+        story.began(self._state, call, _outcome(error))
+        call.answered.set()
+
+    def _abandon(self, call: Call, why: str) -> None:
+        """The service is being started, and the caller does not get to know of it."""
+        assert call.channel is not None
+        call.answered.set()
+        if "caller" in call.ends:
+            return
+        self._side_over(call, "caller", ended_without_a_word(call, "aborted", why))
+        if "service" not in call.ends and call.server is not None:
+            self._kill_soon(call.server, call, "aborted", why)
+        self.channels.close(call.channel)
+
+    # The service
+
+    async def _start(self, call: Call, target: AgentLink, permit: Permit | None) -> None:
+        """Has the service started, and tells the caller if that fails."""
+        error: CallError | None = None
+        started = False
+        try:
+            await self._state.reach("call.starting")
+            params = to_wire(self._start_params(call))
+            untrusted_answer = await target.call("service.start", params, timeout=START_TIMEOUT)
+            started = parse_result("service.start", untrusted_answer).started
+        except RemoteProtocolError as wrong:
+            target.disconnect(f"its answer to {request_to('service.start')} is malformed: {wrong}")
+            error = errors.target_unreachable(target.name, "it gave a malformed answer")
+        except CallError as failed:
+            said = harmless_text(failed.message, END_TEXT_MAX)
+            error = errors.not_served(target.name, failed.code, said)
+        finally:
+            if permit is not None:
+                permit.release()
+        await self._state.reach("call.started")
+        if error is not None:
+            self._not_started(call, error)
+        await call.answered.wait()
+        if started:
+            self._has_started(call)
+        elif error is not None and "caller" not in call.ends:
+            told = as_told(call.caller, error, call.request).message
+            await self._kill(call.source, call, _kind(error), told)
+
+    def _start_params(self, call: Call) -> ServiceStart:
+        assert call.channel is not None
+        # dom0's own services write to dom0's log what no VM is to read.
+        stderr = call.target != DOM0_NAME
+        return ServiceStart(
+            call=call.id,
+            service=call.subject.service,
+            argument=call.subject.argument,
+            source=call.source.name,
+            requested_target=call.requested,
+            user=call.user,
+            peer=call.source.domid,
+            port=call.channel.port,
+            new=call.had_new_channel,
+            stderr=stderr,
+        )
+
+    def _not_started(self, call: Call, error: CallError) -> None:
+        """The service's agent cannot use the channel, or may have done so too late."""
+        assert call.channel is not None
+        call.failure = call.failure or error
+        if call.server is not None and call.server.connected:
+            self._kill_soon(call.server, call, "aborted", error.message)
+        self._side_over(call, "service", ended_without_a_word(call, _kind(error), error.message))
+        self.channels.close(call.channel)
+
+    def _has_started(self, call: Call) -> None:
+        if call.state == "starting" and not call.ends:
+            call.state = "running"
+        if not call.began_is_told:
+            call.stage_over("start")
+        story.began(self._state, call, "started")
+
+    def started(self, link: AgentLink, call_id: str) -> None:
+        """The service's agent says that it runs now."""
+        call = self.table.get(call_id)
+        if call is None:
+            return
+        if call.side_of(link) != "service":
+            link.disconnect("it says that a service has started which it does not have")
+        elif call.answered.is_set():
+            self._has_started(call)
+
+    def adopt(self, source: AgentLink, server: AgentLink, running: RunningCall) -> None:
+        """A call that an earlier run of this service has begun, as both agents tell."""
+        is_dom0 = source.name == DOM0_NAME
+        call = Call(
+            number=self.table.next_number(),
+            request=new_request_id(),
+            source=source,
+            caller=DOM0_USER if is_dom0 else Caller(kind=VM, name=source.name),
+            subject=ServiceSubject(running.service, running.argument),
+            requested=server.name,
+            user=running.user,
+            id=running.call,
+            target=server.name,
+            server=server,
+            state="running",
+            channel=self.channels.adopt(running.port, source, server),
+            began=trio.current_time() - running.seconds,
+        )
+        call.decided.set()
+        call.answered.set()
+        self.slots.take_anyway(source.name, server.name)
+        self.table.add(call)
+        story.adopted(self._state, call)
+
+    # The end
+
+    def ended(self, link: AgentLink, ended: ServiceEnded) -> bool:
+        """An agent tells the end of its side; False if dom0 does not know the call."""
+        call = self.table.get(ended.call)
+        if call is None:
+            return False
+        side = call.side_of(link)
+        if side is None or call.channel is None:
+            link.disconnect("it says that a call has ended which it does not have")
+        else:
+            self._side_over(call, side, ended)
+        return True
+
+    def _side_over(self, call: Call, side: Side, ended: ServiceEnded) -> None:
+        """The last word about one side; any further one is none."""
+        if side in call.ends:
+            return
+        call.ends[side] = ended
+        call.state = "ending"
+        if call.is_over:
+            self._over(call)
+        else:
+            self._log_late(call)
+        # After the channel is idle, so that a call which waits for the place takes that.
+        assert call.target is not None
+        if side == "caller":
+            self.slots.caller_ended(call.source.name)
+        else:
+            self.slots.service_ended(call.source.name, call.target)
+
+    def _over(self, call: Call) -> None:
+        assert call.channel is not None
+        self.table.remove(call)
+        self._half_ended.pop(call, None)
+        if all(ended.reusable for ended in call.ends.values()):
+            self.channels.give_back(call.channel)
+        else:
+            self.channels.close(call.channel)
+        self._log_end(call)
+
+    def _log_end(self, call: Call) -> None:
+        ended = call.ends.get("service") or call.ends["caller"]
+        if not call.began_is_told:
+            is_known = ended.started_s is not None or ended.kind in ("exited", "signalled")
+            story.began(
+                self._state,
+                call,
+                "started"
+                if is_known
+                else _outcome(call.failure)
+                if call.failure is not None
+                else f"{ended.kind}: {ended.text}",
+            )
+        story.ended(self._state, call)
+
+    def _log_late(self, call: Call) -> None:
+        """Has the end in the log after a while, if the other side does not end before."""
+        self._half_ended[call] = trio.current_time() + LATE_SECONDS
+        if not self._tells_late:
+            self._tells_late = True
+            self._nursery.start_soon(self._late)
+
+    async def _late(self) -> None:
+        while self._half_ended:
+            call, due = next(iter(self._half_ended.items()))
+            await trio.sleep_until(due)
+            if self._half_ended.pop(call, None) is not None:
+                self._log_end(call)
+        self._tells_late = False
+
+    async def end(self, call: Call, by: str) -> None:
+        """Ends a call for dom0's user: returns when both sides have been told."""
+        text = "dom0's user ended the call"
+        call.ended_by = by
+        if not call.decided.is_set():
+            call.stop(text)
+            return
+        await call.answered.wait()  # or the caller's agent would not know it yet
+        async with trio.open_nursery() as nursery:
+            for side in SIDES:
+                link = call.link_of(side)
+                if side not in call.ends and link is not None:
+                    nursery.start_soon(self._kill, link, call, "problem", text)
+
+    def agent_gone(self, link: AgentLink) -> None:
+        """The connection to an agent is over: the other sides of its calls end."""
+        for call in self.table.of(link):
+            if call.channel is None:
+                call.stop(f"the agent of {link.name} went away")  # the caller's, before the answer
+                continue
+            for side in SIDES:
+                if call.link_of(side) is link:
+                    self._side_lost(call, side, link)
+        self.channels.agent_gone(link)
+
+    def _side_lost(self, call: Call, side: Side, link: AgentLink) -> None:
+        why = f"the agent of {link.name} went away"
+        if side == "service" and not call.answered.is_set():
+            call.failure = call.failure or errors.target_unreachable(
+                link.name, "its agent went away"
+            )
+        self._side_over(call, side, ended_without_a_word(call, "lost", why))
+        other: Side = "caller" if side == "service" else "service"
+        other_link = call.link_of(other)
+        if other not in call.ends and other_link is not None and call.answered.is_set():
+            # Policy may have sent the call to a VM whose name the caller must not know.
+            is_told = other == "service" or call.caller.kind.sees_all
+            self._kill_soon(other_link, call, "lost", why if is_told else OTHER_GONE)
+
+    def _kill_soon(self, link: AgentLink, call: Call, kind: EndKind, text: str) -> None:
+        self._nursery.start_soon(self._kill, link, call, kind, text)
+
+    async def _kill(self, link: AgentLink, call: Call, kind: EndKind, text: str) -> None:
+        """Has an agent end its side; never raises."""
+        text = harmless_text(text, END_TEXT_MAX)
+        try:
+            params = to_wire(ServiceKill(call.id, kind, 0, text))
+            await link.call("service.kill", params, timeout=KILL_TIMEOUT)
+        except CallError as error:
+            logger.info("%s does not end a call: %s", link.name, error.message)
+
+
+def _kind(error: CallError) -> EndKind:
+    """How a call ends that fails with this error."""
+    kinds: dict[str, EndKind] = {"denied": "refused", "not_found": "not_found"}
+    return kinds.get(error.code, "problem")
+
+
+def _outcome(error: CallError) -> str:
+    return "denied" if error.code == "denied" else f"{error.code}: {error.message}"
+
+
+def _user(grant: Grant, asked_for: str | None) -> str | None:
+    """The user that the service runs as, if policy or dom0's user has chosen one. CallError."""
+    if grant.user is None:
+        return asked_for
+    if asked_for not in (None, grant.user):
+        raise errors.another_user(grant.user)
+    if not is_user_name(grant.user):
+        raise errors.no_such_user(grant.user)
+    return grant.user

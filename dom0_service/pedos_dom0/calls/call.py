@@ -1,0 +1,155 @@
+"""One call of a service, from the request to the last word about it; and the table of all."""
+
+from __future__ import annotations
+
+import secrets
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+from pedos_protocol.messages import ServiceEnded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pedos_protocol.errors import CallError
+    from pedos_protocol.messages import CallState, EndKind, Side
+
+    from pedos_dom0.access.callers import Caller
+    from pedos_dom0.access.subjects import ServiceSubject
+    from pedos_dom0.calls.channels import CallChannel
+    from pedos_dom0.tables.agents import AgentLink
+
+
+@attrs.define(eq=False)
+class Call:
+    """What dom0 knows of a call.
+
+    `source` is the connection to the caller's agent; `target` the VM that policy has chosen, None
+    before that; `server` the connection to its agent, None before it is told of the call.
+    """
+
+    number: int
+    request: str
+    source: AgentLink
+    caller: Caller
+    subject: ServiceSubject
+    # What the caller named, with a word for nothing.
+    requested: str
+    # The user whom dom0's user named; then the one of the rule, or that one.
+    user: str | None = None
+    id: str = attrs.field(factory=lambda: secrets.token_hex(16))
+    target: str | None = None
+    server: AgentLink | None = None
+    state: CallState = "asking"
+    channel: CallChannel | None = None
+    had_new_channel: bool = False
+    # Seconds of each stage that is over.
+    stages: dict[str, float] = attrs.field(factory=dict)
+    began: float = attrs.field(factory=trio.current_time)
+    # The caller gave up, or the call was ended, before it was answered: and why.
+    stopped: str | None = None
+    # Set with that, for a question to dom0's user.
+    gone: trio.Event = attrs.field(factory=trio.Event)
+    # What it waits for now, but for a question, until it is granted.
+    scope: trio.CancelScope | None = None
+    # The request is granted, or has failed.
+    decided: trio.Event = attrs.field(factory=trio.Event)
+    failure: CallError | None = None
+    # The caller's agent has its answer, or will never get one.
+    answered: trio.Event = attrs.field(factory=trio.Event)
+    # Who had it ended, if somebody did.
+    ended_by: str | None = None
+    # Whether it has places among the calls that run (slots.py).
+    has_places: bool = False
+    # Whether the audit log has its beginning, and its end.
+    began_is_told: bool = False
+    end_is_told: bool = False
+    # The last word of each side that is over.
+    ends: dict[Side, ServiceEnded] = attrs.field(factory=dict)
+    _mark: float = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._mark = self.began
+
+    def stage_over(self, name: str) -> None:
+        """Notes how long it took since the last stage."""
+        now = trio.current_time()
+        self.stages[name] = round(self.stages.get(name, 0.0) + now - self._mark, 4)
+        self._mark = now
+
+    def stop(self, why: str) -> None:
+        """It is not to begin any more."""
+        if self.stopped is None and not self.decided.is_set():
+            self.stopped = why
+            self.gone.set()
+            if self.scope is not None:
+                self.scope.cancel()
+
+    def side_of(self, link: AgentLink) -> Side | None:
+        """The side that this agent has; None if it has none. No VM calls itself."""
+        if link is self.source:
+            return "caller"
+        return "service" if link is self.server else None
+
+    def link_of(self, side: Side) -> AgentLink | None:
+        """The agent that has this side, if one was told of the call."""
+        return self.source if side == "caller" else self.server
+
+    @property
+    def is_over(self) -> bool:
+        return len(self.ends) == 2
+
+
+def ended_without_a_word(call: Call, kind: EndKind, text: str) -> ServiceEnded:
+    """The end of a side whose agent does not tell it any more."""
+    return ServiceEnded(
+        call=call.id,
+        kind=kind,
+        status=0,
+        text=text,
+        stdin=0,
+        stdout=0,
+        stderr=0,
+        started_s=None,
+        seconds=max(0.0, trio.current_time() - call.began),
+        reusable=False,
+        reason=text,
+    )
+
+
+class CallTable:
+    """All calls, in the order in which they began."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str, Call] = {}
+        self._last_number = 0
+
+    def next_number(self) -> int:
+        self._last_number += 1
+        return self._last_number
+
+    def add(self, call: Call) -> None:
+        self._calls[call.id] = call
+
+    def remove(self, call: Call) -> None:
+        """Fine if it is not there."""
+        self._calls.pop(call.id, None)
+
+    def get(self, call_id: str) -> Call | None:
+        return self._calls.get(call_id)
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(list(self._calls.values()))
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def after(self, number: int, most: int) -> list[Call]:
+        """The first of those with a greater number."""
+        return list(islice((each for each in self._calls.values() if each.number > number), most))
+
+    def of(self, link: AgentLink) -> list[Call]:
+        """Those of which this agent has a side."""
+        return [each for each in self._calls.values() if each.side_of(link) is not None]

@@ -1,0 +1,121 @@
+"""A call in the audit log: one line when the service runs or will not, and one at its end.
+
+Before them stand the lines of the decision and of a question, under the same request. A VM can make
+calls as often as it is allowed to, so granted ones have a throttle of their own: they do not use up
+the lines for what it is denied.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+ADOPTED = "the agents of both sides have it after a restart of dom0's service"
+
+if TYPE_CHECKING:
+    from pedos_protocol.messages import ServiceEnded
+
+    from pedos_dom0.calls.call import Call
+    from pedos_dom0.state import State
+
+
+def began(state: State, call: Call, outcome: str) -> None:
+    """Records the beginning, once: "started", or an error's code and sentence."""
+    if call.began_is_told:
+        return
+    call.began_is_told = True
+    granted = call.channel is not None
+    throttle = state.call_throttle if granted else state.audit_throttle
+    throttle.write(
+        "call",
+        of=call.caller.audited,
+        throttled=call.caller.kind.throttled,
+        **_named(call),
+        outcome=outcome,
+        channel=_channel(call),
+        seconds=round(trio.current_time() - call.began, 4),
+        stages=call.stages,
+        **_ended_by(call),
+    )
+
+
+def ended(state: State, call: Call) -> None:
+    """Records the end, once, by what is known of the two sides: how it ended is the service's to
+    say, and without it the caller's."""
+    if call.end_is_told:
+        return
+    call.end_is_told = True
+    service, caller = call.ends.get("service"), call.ends.get("caller")
+    end = service or caller
+    assert end is not None
+    state.call_throttle.write(
+        "call_ended",
+        of=call.caller.audited,
+        throttled=call.caller.kind.throttled,
+        **_named(call),
+        kind=end.kind,
+        status=end.status,
+        **({"text": end.text} if end.text else {}),
+        **_otherwise(end, caller),
+        stdin=_most("stdin", service, caller),
+        stdout=_most("stdout", service, caller),
+        stderr=_most("stderr", service, caller),
+        seconds=round(trio.current_time() - call.began, 4),
+        stages=call.stages,
+        **_ended_by(call),
+        **_breach(service, caller),
+    )
+
+
+def adopted(state: State, call: Call) -> None:
+    """Records that a call of an earlier run of the service goes on."""
+    call.began_is_told = True
+    state.call_throttle.write(
+        "call_adopted", of=call.caller.audited, throttled=True, **_named(call), reason=ADOPTED
+    )
+
+
+def _named(call: Call) -> dict[str, Any]:
+    source, target = call.source.name, call.target
+    return {
+        "request": call.request,
+        "call": call.id,
+        "caller": call.caller.audited,
+        "source": source,
+        "target": target,
+        **({"requested": call.requested} if call.requested != target else {}),
+        "service": call.subject.service,
+        "argument": call.subject.argument,
+        **({"user": call.user} if call.user else {}),
+    }
+
+
+def _ended_by(call: Call) -> dict[str, str]:
+    """The one of dom0 who has ended it."""
+    return {"by": call.ended_by} if call.ended_by else {}
+
+
+def _channel(call: Call) -> str | None:
+    if call.channel is None:
+        return None
+    return "new" if call.had_new_channel else "idle"
+
+
+def _otherwise(end: ServiceEnded, caller: ServiceEnded | None) -> dict[str, Any]:
+    """The caller's word, where it differs."""
+    if caller is None or (caller.kind, caller.status) == (end.kind, end.status):
+        return {}
+    return {"caller_kind": caller.kind, "caller_status": caller.status}
+
+
+def _most(stream: str, *ends: ServiceEnded | None) -> int:
+    """The bytes of a stream, of which one side may have seen fewer, or may not tell any more."""
+    return max((getattr(end, stream) for end in ends if end is not None), default=0)
+
+
+def _breach(service: ServiceEnded | None, caller: ServiceEnded | None) -> dict[str, str]:
+    """Which side says that the other one broke the protocol of their channel."""
+    sides = {"service": service, "caller": caller}
+    said = [f"{side}: {end.reason}" for side, end in sides.items() if end and end.breach]
+    return {"breach": "; ".join(said)} if said else {}

@@ -1,0 +1,242 @@
+"""Calls go on over a restart of dom0's service, and nothing stays that only one side knows."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from pedos_dom0.calls import adoption
+from trio.abc import Clock
+
+from tests.dom0.calling import POLICY, Calling, Side, calling_world
+from tests.dom0.fakes import Params, World
+from tests.dom0.test_call_broker import STEPS
+
+
+@pytest.fixture
+async def calling(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Calling]:
+    world = World(tmp_path, nursery, POLICY)
+    calling = calling_world(world)
+    await world.start()
+    yield calling
+    await world.kill()
+
+
+async def quiet() -> None:
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def restarted(calling: Calling) -> None:
+    """dom0's service was killed and started; all agents have connected again."""
+    await calling.world.restart()
+    await trio.sleep(1)
+
+
+async def test_a_call_goes_on_and_ends_as_any_other(
+    calling: Calling, autojump_clock: Clock
+) -> None:
+    answers = [await calling.work.call() for _ in range(5)]
+    await quiet()
+    await restarted(calling)
+    (first, *_) = adopted = calling.world.audit("call_adopted")
+    assert {each["call"] for each in adopted} == {answer["call"] for answer in answers}
+    assert (first["source"], first["target"], first["service"]) == ("work", "vault", "test.Echo")
+    listed = (await calling.world.client.call("call.list"))["calls"]
+    assert [each["state"] for each in listed] == ["running"] * 5
+    assert listed[0]["seconds"] > 5
+    assert [caller.closed for caller in calling.all] == [[]] * 5
+    for answer in answers:
+        await calling.vault.end(answer["call"])
+        await calling.work.end(answer["call"])
+    await quiet()
+    assert len(calling.world.audit("call_ended")) == 5
+    calling.assert_nothing_left()
+    # Their channels are as good as before.
+    assert not (await calling.work.call())["new"]
+
+
+async def test_no_new_channel_gets_the_port_of_one_that_waits_for_its_other_side(
+    calling: Calling, autojump_clock: Clock
+) -> None:
+    answer = await calling.work.call()
+    await quiet()
+    calling.vault.agent.listens = False
+    await restarted(calling)
+    assert (await calling.work.call("dom0"))["port"] != answer["port"]
+    calling.vault.agent.listens = True
+    await trio.sleep(2)
+    assert calling.world.audit("call_adopted")[0]["call"] == answer["call"]
+
+
+async def test_idle_channels_are_closed(calling: Calling, autojump_clock: Clock) -> None:
+    answer = await calling.work.call()
+    await quiet()
+    await calling.vault.end(answer["call"])
+    await calling.work.end(answer["call"])
+    await quiet()
+    await restarted(calling)
+    assert calling.work.closed == calling.vault.closed == [answer["port"]]
+    calling.assert_nothing_left()
+    assert (await calling.work.call())["new"]
+
+
+@pytest.mark.parametrize("which", ["work", "vault"])
+async def test_what_one_side_alone_has_is_ended(
+    calling: Calling, autojump_clock: Clock, which: str
+) -> None:
+    await calling.work.call()
+    await quiet()
+    lost, kept = (calling.vault, calling.work) if which == "work" else (calling.work, calling.vault)
+    lost.sides.clear()
+    lost.ports.clear()
+    await calling.world.restart()
+    await trio.sleep(adoption.OTHER_SIDE_TIMEOUT - 1)
+    assert len(kept.sides) == 1
+    await trio.sleep(2)
+    assert kept.sides == {}
+    assert calling.world.audit("call_adopted") == []
+    kept.ports.clear()
+    calling.assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    "change", [{"service": "test.Other"}, {"argument": "+x"}, {"port": 99}, {"peer": 77}]
+)
+async def test_sides_that_differ_are_no_call(
+    calling: Calling, autojump_clock: Clock, change: Params
+) -> None:
+    call = (await calling.work.call())["call"]
+    await quiet()
+    side = calling.work.sides[call]
+    calling.work.sides[call] = Side(
+        "caller",
+        {**side.params, **change},
+        change.get("port", side.port),
+        change.get("peer", side.peer),
+    )
+    await calling.world.restart()
+    await trio.sleep(adoption.OTHER_SIDE_TIMEOUT + 1)
+    assert calling.world.audit("call_adopted") == []
+    assert (calling.work.sides, calling.vault.sides) == ({}, {})
+
+
+async def test_a_vm_cannot_take_the_side_of_another(
+    calling: Calling, autojump_clock: Clock
+) -> None:
+    call = (await calling.work.call())["call"]
+    await quiet()
+    calling.untrusted.sides[call] = calling.work.sides[call]
+    await calling.world.restart()
+    await trio.sleep(adoption.OTHER_SIDE_TIMEOUT + 1)
+    assert calling.untrusted.sides == {}
+    adopted = calling.world.audit("call_adopted")
+    # Whoever tells it first: nobody else is the peer that the service's side names.
+    assert [each["source"] for each in adopted] in ([], ["work"])
+
+
+async def test_a_vm_cannot_call_itself_by_telling_so(
+    calling: Calling, autojump_clock: Clock
+) -> None:
+    domid = calling.domid("untrusted")
+    assert domid is not None
+    params = {"service": "test.Echo", "argument": "+", "user": None}
+    calling.untrusted.agent.on["call.running"] = told = Told(
+        [
+            {**running(params, domid, "caller"), "call": "0" * 32},
+            {**running(params, domid, "service"), "call": "1" * 32},
+        ]
+    )
+    await calling.world.restart()
+    await trio.sleep(adoption.OTHER_SIDE_TIMEOUT + 1)
+    assert told.asked
+    assert calling.world.audit("call_adopted") == []
+
+
+class Told:
+    """What an agent answers to call.running."""
+
+    def __init__(self, calls: list[Params], *, more: bool = False) -> None:
+        self.calls, self.more, self.asked = calls, more, 0
+
+    async def __call__(self, _params: Params) -> Params:
+        self.asked += 1
+        return {"calls": self.calls, "ports": [], "more": self.more}
+
+
+def running(params: Params, peer: int, side: str = "caller") -> Params:
+    return {
+        "call": "0" * 32,
+        "side": side,
+        **params,
+        "peer": peer,
+        "port": 50,
+        "seconds": 1.0,
+        "stdin": 0,
+        "stdout": 0,
+        "stderr": 0,
+    }
+
+
+@pytest.mark.parametrize("calls", [[], [{"call": "0" * 32}], "again"])
+async def test_an_agent_that_tells_without_end_is_disconnected(
+    calling: Calling, autojump_clock: Clock, calls: list[Params]
+) -> None:
+    if calls == "again":
+        calls = [running({"service": "a", "argument": "+", "user": None}, 1)]
+    calling.untrusted.agent.on["call.running"] = told = Told(calls, more=True)
+    await calling.world.restart()
+    await quiet()
+    end = calling.world.audit("disconnected")[-1]
+    assert (end["vm"], end["broke"]) == ("untrusted", True)
+    assert told.asked <= 2
+
+
+async def test_an_agent_that_does_not_tell_is_used_all_the_same(
+    calling: Calling, autojump_clock: Clock
+) -> None:
+    async def hang_once(_params: Params) -> None:
+        del calling.vault.agent.on["call.running"]
+        await trio.sleep_forever()
+
+    calling.vault.agent.on["call.running"] = hang_once
+    await calling.world.restart()
+    await trio.sleep(adoption.RUNNING_TIMEOUT + 1)
+    assert (await calling.work.call())["new"]
+
+
+@pytest.mark.parametrize("step", [*STEPS, "call.ended"])
+async def test_a_service_that_is_killed_at_any_step_leaves_nothing_half_done(
+    calling: Calling, autojump_clock: Clock, step: str
+) -> None:
+    killed = calling.world.kill_at(step)
+
+    async def call() -> None:
+        answer = await calling.work.call()
+        await quiet()
+        await calling.vault.end(answer["call"])
+        await calling.work.end(answer["call"])
+
+    async def attempt() -> None:
+        with trio.move_on_after(30):
+            try:
+                await call()
+            except Exception as error:
+                assert "connection" in str(error), error
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(attempt)
+        await killed.wait()
+        await quiet()
+        await restarted(calling)
+        await trio.sleep(adoption.OTHER_SIDE_TIMEOUT + 1)
+        # What the caller's agent has of it, it has with an answer: then both sides go on.
+        assert calling.work.sides.keys() == calling.vault.sides.keys()
+        for each in list(calling.work.sides):
+            await calling.vault.end(each)
+            await calling.work.end(each)
+        await quiet()
+        calling.assert_nothing_left()
+        nursery.cancel_scope.cancel()
