@@ -133,10 +133,60 @@ async def test_a_member_who_does_much_is_stopped_and_root_and_others_are_not(
     world.state.audit_throttle.flush_all()
     (summed,) = world.audit("summed_up")
     assert summed["vm"] == "dom0 (uid 1000)"
-    assert summed["events"] == {"refused": codes.count("quota") + 51}
+    assert summed["events"]["refused"] == codes.count("quota") + 51
     # After a while it may go on.
     await trio.sleep(8 * LINE_SECONDS)
     await ask(world, ANNA, *first)
+
+
+async def test_what_takes_something_away_is_never_refused_and_is_bounded_all_the_same(
+    world: World, autojump_clock: Clock
+) -> None:
+    stick, mute = named("work", "sys-usb:sda"), {"device_class": "mic", "vm": "work"}
+    assigned = {**stick, "vm": "halted", "identity": None, "mode": "required", "match": "port"}
+    await ask(world, ANNA, "device.attach", stick)
+    await ask(world, ANNA, "device.assign", assigned)
+    for _ in range(2 * FEW):
+        world.state.audit_throttle._allowances.spend(ANNA.audited, trio.current_time())
+    for method, params in (
+        ("device.attach", named("work", "sys-usb:sdb")),
+        ("device.assign", assigned),
+        ("device.mute", {**mute, "muted": False}),
+    ):
+        assert await outcome(world, ANNA, method, params) == "quota", method
+    await ask(world, ANNA, "device.detach", stick)
+    await ask(world, ANNA, "device.unassign", {**named("halted", "sys-usb:sda"), "identity": None})
+    await ask(world, ANNA, "device.mute", {**mute, "muted": True})
+    world.assert_nothing_left()
+    (detached,) = world.audit("detach")
+    assert (detached["outcome"], detached["caller"]) == ("detached", ANNA.audited)
+    assert len(world.audit("unassign")) == len(world.audit("mute")) == 1
+    # A second time it takes nothing away, and is counted.
+    before = lines(world)
+    for _ in range(FEW):
+        assert await outcome(world, ANNA, "device.detach", stick) == "not_found"
+        await ask(world, ANNA, "device.mute", {**mute, "muted": True})
+    assert lines(world) == before
+    world.state.audit_throttle.flush_all()
+    (summed,) = world.audit("summed_up")[-1:]
+    assert summed["events"]["mute"] == summed["events"]["detach"] == FEW
+
+
+async def test_a_yes_that_takes_nothing_away_does_not_fill_the_log_either(
+    world: World, autojump_clock: Clock
+) -> None:
+    async def in_use(_params: Params) -> Params:
+        raise CallError("busy", "it is mounted")
+
+    world.policy.set("device.detach.block * @adminvm @anyvm ask\n" + ALLOW_DOM0)
+    stick = named("work", "sys-usb:sda")
+    await ask(world, ANNA, "device.attach", stick)
+    world.driver.agents["work"].on["import.stop"] = in_use
+    async with world.client.prompter(yes("work")):
+        codes = [await outcome(world, ANNA, "device.detach", stick) for _ in range(2 * FEW)]
+    world.state.audit_throttle.flush_all()
+    assert lines(world) < FEW + 10
+    assert len(codes) == 2 * FEW and "quota" not in codes
 
 
 async def test_a_vm_that_does_much_is_stopped_with_words_about_itself_alone(

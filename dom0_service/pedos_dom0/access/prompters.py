@@ -112,10 +112,12 @@ class Prompters:
             outcome = Outcome(None, str(error))
         finally:
             is_denied = outcome.target is None
+            # A yes that comes to nothing can be had again and again by who gives it to itself.
+            may_be_counted = is_denied or self._throttle.wait(question.audited) > 0
             self._throttle.write(
                 "answered",
                 of=question.audited,
-                throttled=is_denied and kind.throttled,
+                throttled=may_be_counted and kind.throttled,
                 say=_said(question, outcome) if is_denied and not kind.sees_rules else None,
                 request=question.request,
                 caller=question.audited,

@@ -2,8 +2,9 @@
 
 Lines about what was refused can be counted instead of written (throttle.py). Lines about what was
 done cannot: who may have what, and who has had it, is what the log is for. So an author who has
-used up its lines may do nothing for a while, and the log keeps what others did. Each author begins
-with some, and gets one back every LINE_SECONDS.
+used up its lines may give nothing to any VM for a while, and the log keeps what others did. Taking
+away is always possible: what can be taken away was given before, and paid for. Each author begins
+with some lines, and gets one back every LINE_SECONDS.
 
 No I/O and no clock here.
 """

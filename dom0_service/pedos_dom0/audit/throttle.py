@@ -8,7 +8,7 @@ one user of dom0's desktop count as one VM.
 
 Lines about what was done are never left out. Whole lines of all kinds are taken from the author's
 allowance (allowance.py): without one, throttled lines are summed up, and `wait` says for how long
-the author may do nothing more.
+the author may give nothing to a VM.
 """
 
 from __future__ import annotations

@@ -94,6 +94,8 @@ class Entry:
     """A method: its handler, and who may call it.
 
     An operation changes something: it runs to its end even if its caller goes away meanwhile.
+    `takes_away`, by the parameters: it only ever takes something from a VM. A user must always be
+    able to do that, also one whose lines of the audit log are used up.
     `left_classes`: root in dom0 may name a class that this dom0 does not know, if a newer one has
     left something of it, to see it and take it away.
     """
@@ -101,6 +103,7 @@ class Entry:
     handler: Callable[[Api, Call], Awaitable[Any]]
     callers: frozenset[CallerKind]
     operation: bool = False
+    takes_away: Callable[[Any], bool] = lambda _params: False
     left_classes: bool = False
     # Also for dom0's user, but by dom0's own agent alone, which has the program's descriptors.
     through_agents: bool = False
@@ -198,7 +201,8 @@ class Api:
                     return await entry.handler(self, call)
 
             if entry.operation:
-                self._check_allowance(call, method)
+                if not entry.takes_away(params):
+                    self._check_allowance(call, method)
                 # A VM must not learn what its request waits for.
                 with progress.told(request, peer, background if caller.kind.sees_all else None):
                     result = await self._operations.run(
@@ -434,16 +438,27 @@ _DOM0 = _ROOT | {DESKTOP}
 _VMS = frozenset({VM})
 _EVERYBODY = _DOM0 | _VMS
 
+
+def _always(_params: object) -> bool:
+    return True
+
+
 TABLE: dict[str, Entry] = {
     "device.classes": Entry(Api.device_classes, _EVERYBODY),
     "device.list": Entry(Api.device_list, _EVERYBODY, left_classes=True),
     "device.info": Entry(Api.device_info, _EVERYBODY, left_classes=True),
     "device.attach": Entry(Api.device_attach, _EVERYBODY, operation=True),
-    "device.detach": Entry(Api.device_detach, _EVERYBODY, operation=True, left_classes=True),
+    "device.detach": Entry(
+        Api.device_detach, _EVERYBODY, operation=True, takes_away=_always, left_classes=True
+    ),
     "device.assign": Entry(Api.device_assign, _EVERYBODY, operation=True),
-    "device.unassign": Entry(Api.device_unassign, _EVERYBODY, operation=True, left_classes=True),
+    "device.unassign": Entry(
+        Api.device_unassign, _EVERYBODY, operation=True, takes_away=_always, left_classes=True
+    ),
     "device.assignments": Entry(Api.device_assignments, _EVERYBODY, left_classes=True),
-    "device.mute": Entry(Api.device_mute, _DOM0, operation=True),
+    "device.mute": Entry(
+        Api.device_mute, _DOM0, operation=True, takes_away=lambda params: params.muted
+    ),
     "device.explain": Entry(Api.device_explain, _DOM0, left_classes=True),
     "device.targets": Entry(Api.device_targets, _DOM0),
     "watch.next": Entry(Api.watch_next, _EVERYBODY, left_classes=True),

@@ -48,7 +48,7 @@ class Mute:
             changed = await self._note(asked)
             await self._state.reach(f"{event}.noted")
             ending.outcome = f"{event}d" if changed else "already"
-            ending.changed = True
+            ending.changed = changed
             # After a restart the agents are back in a moment, and say what they do.
             await self._reconciler.wait_settled(asked.vm)
             results = await self._apply(asked)
