@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 #: Bytes. `Run` with a service and an argument of the longest kind has some 800, a text 1,000.
 PACKET_MAX = 4096
 TEXT_MAX = 240  # characters: a sentence with a path in it; a caller gets 200 of them
-#: Of Linux (signal(7)); those above are real-time signals without a meaning to services.
-SIGNAL_MAX = 31
+#: Of Linux (signal(7)).
+SIGNAL_MAX = 64
 STATUS_MAX = 255
 
 #: How many descriptors come with `Run`: stdin, stdout and stderr of the service, in this order; or

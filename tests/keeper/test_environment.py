@@ -21,7 +21,9 @@ import json, os, sys
 from pedos_keeper import environment
 from pedos_keeper.children import Children
 environment.LOGIN_SECONDS = float(sys.argv[1])
-login = environment.LoginEnvironment(Children(), environment.as_started())
+login = environment.LoginEnvironment(
+    Children(), environment.without_own(environment.as_started())
+)
 assert login.get() is login.get()
 print(json.dumps(login.get()))
 """

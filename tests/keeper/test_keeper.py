@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pedos_keeper.keeper import CALLS_MAX
+from pedos_host.plain_unix import bind_unix
+from pedos_keeper.keeper import CALLS_MAX, SPARE_MAX
 from pedos_protocol.keeper_link import Connected, Ended, NotFound, Problem, Spawned
 
 from tests.patience import PATIENCE
@@ -243,7 +247,8 @@ def test_sigkill_ends_all_of_the_session(place: Place) -> None:
         call.signal(signal.SIGKILL)
         assert call.next(Ended) == Ended("signalled", signal.SIGKILL)
         wait_for_end(inside)
-    os.kill(beyond, signal.SIGKILL)  # without a control group it is beyond reach
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(beyond, signal.SIGKILL)  # without a control group it may be beyond reach
 
 
 @pytest.mark.parametrize("way", ["close", "hup", "kill"])
@@ -361,10 +366,11 @@ def test_calls_leave_no_descriptor_no_thread_and_no_zombie(own_place: Place) -> 
             each.join()
         call()
         until = time.monotonic() + PATIENCE
-        while threads_and_files(keeper) > before or children_of(keeper):
-            # The last thread is about to end, and the last sleep.
-            assert time.monotonic() < until, (threads_and_files(keeper), before)
+        while (now := threads_and_files(keeper))[1] > before[1] or children_of(keeper):
+            # The last call is about to be over, and the last sleep.
+            assert time.monotonic() < until, (now, before)
             time.sleep(0.001)
+        assert now[0] <= before[0] + SPARE_MAX
 
 
 @pytest.mark.parametrize("victim", ["guard", "keeper"])
@@ -388,3 +394,37 @@ def test_nothing_outlives_a_keeper_that_is_asked_to_end(own_place: Place) -> Non
             for pid in pids:
                 wait_for_end(pid)
         assert process.wait() == 0
+
+
+IDLE = """
+import socket, sys
+from pathlib import Path
+from pedos_keeper.call import Place
+from pedos_keeper.children import Children, become_subreaper
+from pedos_keeper.keeper import Keeper
+become_subreaper()
+services = [sys.argv[2]]
+place = Place(None, services, ["/nonexistent"], Children(), lambda: {}, None)
+Keeper(socket.socket(fileno=int(sys.argv[1])), place, idle_seconds=0.05).run()
+"""
+
+
+def test_a_keeper_ends_when_nothing_runs_and_not_before(own_place: Place) -> None:
+    own_place.service("test.Leaves", "sleep 1000 >/dev/null 2>&1 </dev/null & echo $!")
+    with bind_unix(own_place.path, 0o600, kind=socket.SOCK_SEQPACKET) as listener:
+        number = listener.fileno()
+        argv = [sys.executable, "-c", IDLE, str(number), str(own_place.services)]
+        process = subprocess.Popen(argv, pass_fds=[number])
+        try:
+            with own_place.run("test.Leaves") as call:
+                pid = int(call.output())
+                call.next(Spawned)
+                call.next(Ended)
+                call.finish()
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.3)  # six times as long as it would be idle
+            os.kill(pid, signal.SIGKILL)
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+            process.wait()

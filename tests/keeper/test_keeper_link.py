@@ -99,7 +99,7 @@ def test_a_run_is_of_names_alone(run: Run) -> None:
         raw("1", *RUN),
         raw(1, *RUN, ""),
         raw(2, 0),
-        raw(2, 32),
+        raw(2, 65),
         raw(2, True),
         raw(99),
         build(RUN) + b"\0",

@@ -9,7 +9,6 @@ import pwd
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Final
 
 from pedos_host import logs
@@ -111,16 +110,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logs.set_up("pedos-run", verbose=args.verbose)
         started = as_started()
         _go_home(started)
+        own = without_own(started)
         place = Place(
             user=args.user,
             services=args.services or lookup.FOLDERS,
             configurations=args.configurations or service_config.FOLDERS,
             children=children,
-            environment=(
-                LoginEnvironment(children, started).get
-                if args.user
-                else partial(without_own, started)
-            ),
+            environment=(LoginEnvironment(children, own).get if args.user else lambda: own),
             group=own_group(),
         )
         Keeper(listener, place).run()

@@ -86,7 +86,7 @@ class LoginEnvironment:
 
     def __init__(self, children: Children, own: Mapping[str, str]) -> None:
         self._children = children
-        self._own = without_own(own)
+        self._own = dict(own)
         self._lock = threading.Lock()
         self._found: dict[str, str] | None = None
 

@@ -1,0 +1,428 @@
+"""Services behind an agent: dom0's word, a keeper, and the call's channel."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from pedos_agent.calls import keepers
+from pedos_agent.calls.channels import Channels
+from pedos_agent.calls.keepers import Keepers
+from pedos_agent.calls.serving import Serving
+from pedos_agent.settings import Settings
+from pedos_protocol.call_messages import ServiceEnded, ServiceStart
+from pedos_protocol.errors import CallError
+from pedos_protocol.fields import parse_message
+from pedos_protocol.keeper_link import AGENT, ForUser, NotFound, Packet, Problem, Run, build, parse
+from pedos_protocol.schema import to_wire
+from pedos_vchan.call_pump import CallEnd, CallPump, Event
+from pedos_vchan.transport import SharedMemory
+
+from tests.patience import PATIENCE
+
+from .keeper_client import CALL, Place, wait_for_end
+
+ORDERS = (16, 16)
+CALLER, SERVICE, PORT = 2, 3, 40
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    place = Place(tmp_path_factory.mktemp("serving"))
+    with place.running():
+        yield place
+
+
+class Vm:
+    """A VM with services, whose channels and notices a test has at the other end."""
+
+    def __init__(self, folder: Path, keeper: Path | None) -> None:
+        self.caller = SharedMemory(folder, CALLER)
+        self.told: list[tuple[str, dict[str, Any]]] = []
+        self.channels = Channels(SharedMemory(folder, SERVICE), self._tell)
+        nowhere = Path("/nonexistent")
+        settings = Settings("work", SERVICE, folder, nowhere, nowhere, nowhere, keeper=keeper)
+        self.serving = Serving(settings, self.channels, self._tell)
+        self._news = trio.Event()
+        self._number = 0
+
+    def _tell(self, method: str, params: dict[str, Any]) -> None:
+        self.told.append((method, params))
+        self._news.set()
+
+    async def start(self, service: str, **fields: Any) -> dict[str, Any]:
+        """dom0 has the service started for a call whose other end listens at `PORT`."""
+        wanted = ServiceStart(
+            **{
+                "call": CALL,
+                "service": service,
+                "argument": "+",
+                "source": "vault",
+                "requested_target": "",
+                "user": None,
+                "peer": CALLER,
+                "port": PORT,
+                "new": True,
+                "stderr": True,
+                **fields,
+            }
+        )
+        handler = self.serving.handlers()["service.start"]
+        answer = await handler(None, to_wire(wanted))  # type: ignore[arg-type]
+        assert answer is not None
+        return answer
+
+    async def ended(self, number: int = 1) -> ServiceEnded:
+        """What dom0 is told at the end of the call of that number."""
+        while True:
+            found = [params for method, params in self.told if method == "service.ended"]
+            if len(found) >= number:
+                message = parse_message(ServiceEnded, found[number - 1])
+                assert isinstance(message, ServiceEnded)
+                return message
+            self._news = trio.Event()
+            await self._news.wait()
+
+
+class Caller:
+    """The calling side of one call: descriptors of the program, and the pump's end."""
+
+    def __init__(self, pump: CallPump) -> None:
+        self.pump = pump
+        self.end: CallEnd | None = None
+        self.events: list[Event] = []
+        self.stdin, self._stdin = socket.socketpair()
+        self.stdout, self._stdout = socket.socketpair()
+        self.stderr, self._stderr = socket.socketpair()
+        self.streams = [
+            trio.SocketStream(trio.socket.from_stdlib_socket(each))
+            for each in (self.stdin, self.stdout, self.stderr)
+        ]
+
+    async def run(self) -> None:
+        ours = [each.detach() for each in (self._stdin, self._stdout, self._stderr)]
+        self.end = await self.pump.run(*ours)
+
+    async def output(self, given: bytes = b"") -> tuple[bytes, bytes]:
+        """All of stdout and stderr, after stdin was this and has ended."""
+        await self.streams[0].send_all(given)
+        await self.streams[0].send_eof()
+        return await read_all(self.streams[1]), await read_all(self.streams[2])
+
+    def close(self) -> None:
+        for each in self.streams:
+            each.socket.close()
+
+
+async def read_all(stream: trio.SocketStream) -> bytes:
+    return b"".join([each async for each in stream])
+
+
+@asynccontextmanager
+async def vm_with(folder: Path, keeper: Path | None) -> AsyncIterator[Vm]:
+    vm = Vm(folder, keeper)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(vm.channels.run)
+            await nursery.start(vm.serving.run)
+            yield vm
+            nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def vm(tmp_path: Path, place: Place) -> AsyncIterator[Vm]:
+    async with vm_with(tmp_path, place.path) as made:
+        yield made
+
+
+@asynccontextmanager
+async def calling(
+    vm: Vm, service: str, **fields: Any
+) -> AsyncIterator[tuple[Caller, dict[str, Any]]]:
+    """A call that is under way, and what dom0 was answered; the call is over at the end."""
+    with await vm.caller.listen(SERVICE, PORT, ORDERS) as listener:
+        answers: list[dict[str, Any]] = []
+
+        async def start() -> None:
+            answers.append(await vm.start(service, **fields))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(start)
+            channel = await listener.accept()
+            caller = Caller(CallPump(channel, "caller", bytes.fromhex(CALL)))
+            nursery.start_soon(caller.run)
+            while not answers:
+                await trio.lowlevel.checkpoint()
+            yield caller, answers[0]
+        caller.close()
+        channel.close()
+
+
+async def test_a_call_has_the_service_s_streams_and_its_status(vm: Vm, place: Place) -> None:
+    place.service("test.Filter", 'tr a-z A-Z; echo "for $QREXEC_REMOTE_DOMAIN" >&2; exit 3')
+    async with calling(vm, "test.Filter") as (caller, answer):
+        assert answer == {"started": True}
+        assert await caller.output(b"hello") == (b"HELLO", b"for vault\n")
+        told = await vm.ended()
+        assert vm.channels.idle() == (PORT,)
+    assert caller.end == CallEnd("exited", 3, "", 5, 5, 10, is_reusable=True)
+    assert (told.call, told.kind, told.status, told.reusable) == (CALL, "exited", 3, True)
+    assert (told.stdin, told.stdout, told.stderr) == (5, 5, 10)
+    assert told.started_s is not None and 0 < told.started_s <= told.seconds
+    assert vm.serving.running() == []
+
+
+async def test_a_signal_that_ends_a_service_is_its_end(vm: Vm, place: Place) -> None:
+    place.service("test.Dies", "kill -9 $$")
+    async with calling(vm, "test.Dies") as (caller, _):
+        await caller.output()
+    assert caller.end is not None
+    assert (caller.end.kind, caller.end.status) == ("signalled", 9)
+
+
+async def test_stderr_of_dom0_s_services_stays_there(vm: Vm, place: Place) -> None:
+    place.service("test.Says", "echo secret >&2; echo open")
+    async with calling(vm, "test.Says", stderr=False) as (caller, _):
+        assert await caller.output() == (b"open\n", b"")
+
+
+async def test_a_grandchild_that_holds_stdout_holds_the_call(vm: Vm, place: Place) -> None:
+    place.service("test.Late", "exec 3<&0; { read line <&3; echo late; } & exit 4")
+    async with calling(vm, "test.Late") as (caller, _):
+        assert await caller.output(b"go\n") == (b"late\n", b"")
+    assert caller.end is not None
+    assert (caller.end.kind, caller.end.status) == ("exited", 4)
+
+
+@pytest.mark.parametrize(
+    ("service", "kind", "status", "text"),
+    [
+        ("test.Nowhere", "not_found", 127, "there is no service test.Nowhere+"),
+        ("test.Broken", "problem", 125, "test.Broken:1: 'x' is not KEY = VALUE"),
+    ],
+)
+async def test_what_does_not_start_is_said_in_the_channel_which_stays_good(
+    vm: Vm, place: Place, service: str, kind: str, status: int, text: str
+) -> None:
+    place.service("test.Broken", "exit 0")
+    place.configure("test.Broken", "x")
+    async with calling(vm, service) as (caller, answer):
+        assert answer == {"started": False}
+        assert await caller.output() == (b"", b"")
+    assert caller.end is not None
+    assert (caller.end.kind, caller.end.status) == (kind, status)
+    assert caller.end.text.endswith(text)
+    assert caller.end.is_reusable
+    told = await vm.ended()
+    assert (told.kind, told.started_s, told.reusable) == (kind, None, True)
+    assert [method for method, _ in vm.told] == ["service.ended"]
+
+
+async def test_a_channel_that_cannot_be_had_is_an_error_and_no_end(vm: Vm) -> None:
+    with pytest.raises(CallError, match="there is no channel to domain 2 at port 40"):
+        await vm.start("test.Filter", new=False)
+    assert vm.serving.running() == []
+    assert vm.told == []
+
+
+async def test_a_service_that_listens_is_one_socket_with_half_close(vm: Vm, place: Place) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place.services / "test.Socket"))
+        listener.listen()
+        listener.setblocking(False)
+        async with calling(vm, "test.Socket", requested_target="@default") as (caller, answer):
+            assert answer == {"started": True}
+            accepted, _ = await trio.socket.from_stdlib_socket(listener).accept()
+            service = trio.SocketStream(accepted)
+            await caller.streams[0].send_all(b"question")
+            await caller.streams[0].send_eof()
+            assert await read_all(service) == b"test.Socket+ vault keyword default\0question"
+            await service.send_all(b"answer")
+            await service.aclose()
+            assert await read_all(caller.streams[1]) == b"answer"
+    assert caller.end is not None
+    assert (caller.end.kind, caller.end.status) == ("exited", 0)
+
+
+@pytest.mark.parametrize("option", ["exit-on-client-eof", "exit-on-service-eof"])
+async def test_a_configuration_says_which_end_ends_the_call(
+    vm: Vm, place: Place, option: str
+) -> None:
+    is_client = option == "exit-on-client-eof"
+    place.service("test.Stays", "read line" if not is_client else "sleep 1000 & echo $!; wait")
+    if not is_client:
+        place.service("test.Stays", "exec >&- 2>&-; read line")
+    place.configure("test.Stays", f"{option} = true")
+    async with calling(vm, "test.Stays") as (caller, _):
+        if is_client:
+            pid = int(await caller.streams[1].receive_some(100))
+            await caller.streams[0].send_eof()
+        await read_all(caller.streams[1])
+    assert caller.end is not None
+    assert (caller.end.kind, caller.end.status) == ("exited", 0)
+    if is_client:
+        os.kill(pid, signal.SIGKILL)  # it was left alone
+
+
+async def test_signals_go_to_a_service_that_wants_them_and_to_no_other(
+    vm: Vm, place: Place
+) -> None:
+    place.service(
+        "test.Hears",
+        "trap 'echo usr1; exit 6' USR1; echo ready; while :; do wait; sleep 0.01; done",
+    )
+    place.configure("test.Hears", "forward-signals = true")
+    async with calling(vm, "test.Hears") as (caller, _):
+        assert await caller.streams[1].receive_some(6) == b"ready\n"
+        caller.pump.signal(signal.SIGUSR1)
+        assert await read_all(caller.streams[1]) == b"usr1\n"
+    assert caller.end is not None and caller.end.status == 6
+
+
+async def test_a_caller_that_goes_leaves_the_service_an_end_of_its_stdin(
+    vm: Vm, place: Place
+) -> None:
+    place.service("test.Reads", "echo $$; while read line; do :; done")
+    async with calling(vm, "test.Reads") as (caller, _):
+        pid = int(await caller.streams[1].receive_some(100))
+        caller.pump.abort()
+    await trio.to_thread.run_sync(wait_for_end, pid)
+    told = await vm.ended()
+    assert told.kind == "aborted"
+
+
+async def test_dom0_ends_a_call_with_all_that_the_service_has_started(vm: Vm, place: Place) -> None:
+    place.service("test.Family", "sleep 1000 & echo $!; wait")
+    async with calling(vm, "test.Family") as (caller, _):
+        pid = int(await caller.streams[1].receive_some(100))
+        [running] = vm.serving.running()
+        assert (running.service, running.side, running.peer) == ("test.Family", "service", CALLER)
+        assert await vm.serving.kill(CALL, "problem", 125, "ended by dom0's user")
+        await trio.to_thread.run_sync(wait_for_end, pid)
+    assert caller.end is not None
+    assert (caller.end.kind, caller.end.text) == ("problem", "ended by dom0's user")
+    assert not await vm.serving.kill(CALL, "problem", 125, "again")
+
+
+async def test_a_keeper_that_dies_is_a_problem_for_its_calls(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.service("test.Waits", "echo ready; read line")
+    with place.running() as process:
+        async with vm_with(tmp_path, place.path) as vm, calling(vm, "test.Waits") as (caller, _):
+            await caller.streams[1].receive_some(6)
+            process.send_signal(signal.SIGTERM)
+            await read_all(caller.streams[1])
+        assert caller.end is not None
+        assert caller.end.kind in ("problem", "signalled")
+    async with vm_with(tmp_path, place.path) as vm, calling(vm, "test.Waits") as (caller, _):
+        await caller.output()
+    assert caller.end is not None
+    assert (caller.end.kind, caller.end.text) == ("problem", "the keeper of this VM does not run")
+
+
+async def test_a_flood_of_calls_leaves_nothing(vm: Vm, place: Place) -> None:
+    place.service("test.Short", "exit 0")
+    async with calling(vm, "test.Short") as (caller, _):
+        await caller.output()
+    await vm.ended()
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(2, 20):
+        vm.channels.close(PORT)
+        async with calling(vm, "test.Short") as (caller, _):
+            await caller.output()
+        assert (await vm.ended(number)).kind == "exited"
+    while len(os.listdir("/proc/self/fd")) > before:
+        await trio.lowlevel.checkpoint()  # what is idle hears that the other end has closed
+
+
+# Which keeper
+
+RUN = Run(CALL, "test.Any", "+", "vault", "", False)
+
+
+async def test_who_has_no_keeper_is_told_what_to_do(tmp_path: Path) -> None:
+    call = await Keepers(folder=tmp_path).run(RUN, "root", [])
+    assert call.answer == Problem(
+        "no services run as root here: as root, systemctl enable --now pedos-run@root.socket"
+    )
+    call = await Keepers(folder=tmp_path).run(RUN, "nobody-there", [])
+    assert call.answer == Problem("there is no user nobody-there in this VM")
+
+
+async def test_without_a_first_user_a_call_without_a_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keepers, "FIRST_UID", 987654)
+    call = await Keepers(folder=tmp_path).run(RUN, None, [])
+    assert isinstance(call.answer, Problem)
+    assert call.answer.text.startswith("this VM has no user with the id 987654")
+
+
+async def test_a_keeper_that_says_nothing_is_waited_for_and_named(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "root.sock"))
+        listener.listen()
+        call = await Keepers(folder=tmp_path).run(RUN, "root", [0, 1])
+    assert call.answer == Problem(
+        "the keeper of root says nothing within 8 s: systemctl status pedos-run@root.service"
+    )
+
+
+async def test_a_keeper_that_was_just_ending_is_asked_once_more(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    answers = [None, NotFound("there is none"), None, None]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "root.sock"))
+        listener.listen()
+        listener.setblocking(False)
+
+        async def serve() -> None:
+            for each in answers:
+                client, _ = await trio.socket.from_stdlib_socket(listener).accept()
+                await client.recv(5000)
+                if each is not None:
+                    await client.send(build(each))
+                client.close()
+
+        nursery.start_soon(serve)
+        with trio.fail_after(PATIENCE):
+            call = await Keepers(folder=tmp_path).run(RUN, "root", [0, 1])
+            assert call.answer == NotFound("there is none")
+            call.close()
+            call = await Keepers(folder=tmp_path).run(RUN, "root", [0, 1])
+    assert call.answer == Problem("its keeper has ended before it was started")
+
+
+async def test_the_keeper_of_the_forced_user_confirms_it(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    seen = []
+
+    async def serve(user: str, answer: Packet) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(str(tmp_path / f"{user}.sock"))
+            listener.listen()
+            listener.setblocking(False)
+            client, _ = await trio.socket.from_stdlib_socket(listener).accept()
+            seen.append(parse(await client.recv(5000), AGENT))
+            await client.send(build(answer))
+            client.close()
+
+    nursery.start_soon(serve, "root", ForUser("daemon"))
+    nursery.start_soon(serve, "daemon", NotFound("there is none"))
+    await trio.testing.wait_all_tasks_blocked()
+    with trio.fail_after(PATIENCE):
+        call = await Keepers(folder=tmp_path).run(RUN, "root", [0, 1])
+    assert call.answer == NotFound("there is none")
+    call.close()
+    assert seen == [RUN, RUN._replace(is_forced=True)]

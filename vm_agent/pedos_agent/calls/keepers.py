@@ -1,0 +1,266 @@
+"""The keepers of this VM's users, which run services for the agent.
+
+The agent may do nothing as another user. systemd starts the keeper of a user whose socket is
+enabled (pedos-run@USER.socket) with the first call; in local mode there is one keeper for all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pwd
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import attrs
+import trio
+from pedos_host.in_time import in_time
+from pedos_host.packets import PacketSocket
+from pedos_host.plain_unix import short_path
+from pedos_host.threads import to_thread
+from pedos_protocol.errors import RemoteProtocolError
+from pedos_protocol.keeper_link import (
+    KEEPER,
+    PACKET_MAX,
+    Connected,
+    Ended,
+    Finished,
+    ForUser,
+    NotFound,
+    Packet,
+    Problem,
+    Run,
+    Signal,
+    Spawned,
+    Waiting,
+    build,
+    parse,
+    said,
+)
+
+from pedos_agent.system.reading import words
+
+#: Where systemd makes the sockets of keepers, each named after its user.
+FOLDER: Final = Path("/run/pedos-run")
+#: The first user that an installation makes, for whom services run that name no user.
+FIRST_UID: Final = 1000
+# Seconds until a keeper has said its first word. systemd starts one in less than one, on an
+# emulated machine in two; dom0 waits for ten.
+FIRST_WORD_SECONDS: Final = 8.0
+
+Answer: TypeAlias = Waiting | Spawned | Connected | ForUser | NotFound | Problem
+_ANSWERS: Final = (Waiting, Spawned, Connected, ForUser, NotFound, Problem)
+
+
+class _Lacking(Exception):  # noqa: N818 - says what is lacking
+    """No keeper runs the service; `str()` says why, and what to do."""
+
+
+class _HungUp(_Lacking):
+    """The keeper has ended before it has said a word."""
+
+
+@attrs.frozen
+class Keepers:
+    """Where the keepers of this VM are: in `folder`, or the `only` one for all users."""
+
+    folder: Path = FOLDER
+    only: Path | None = None
+
+    async def run(self, run: Run, user: str | None, descriptors: Sequence[int]) -> KeeperCall:
+        """Have a service run as `user`, or as the one for all that name none.
+
+        The descriptors stay this program's. What goes wrong is the call's answer: `Problem`.
+        """
+        try:
+            if self.only is not None:
+                return await _ask(self.only, run, user or "", descriptors)
+            call = await self._ask(run, user or await _first_user(), descriptors)
+            if isinstance(call.answer, ForUser):
+                call.close()
+                # The keeper of the other user looks into the file by itself.
+                forced = run._replace(is_forced=True)
+                call = await self._ask(forced, call.answer.user, descriptors)
+                if isinstance(call.answer, ForUser):
+                    call.close()
+                    raise _Lacking(
+                        f"the configuration of {run.service} has just changed: try again"
+                    )
+        except _Lacking as lacking:
+            return KeeperCall(None, Problem(said(str(lacking))))
+        return call
+
+    async def _ask(self, run: Run, user: str, descriptors: Sequence[int]) -> KeeperCall:
+        return await _ask(self.folder / f"{user}.sock", run, user, descriptors)
+
+
+class KeeperCall:
+    """A call that a keeper has taken. `answer` is its latest word; after `Waiting`, `next_answer`
+    waits for the one that counts. `service` is the socket that came with `Connected`."""
+
+    def __init__(
+        self, packets: PacketSocket | None, answer: Answer, service: int | None = None
+    ) -> None:
+        """Takes both over. Without a connection the answer is final."""
+        self.answer: Answer = answer
+        self._packets = packets
+        self._service = service
+
+    async def next_answer(self) -> None:
+        """Wait until the service is started, or will not be; `answer` says which then."""
+        assert self._packets is not None
+        try:
+            self.answer, self._service = await _answer(self._packets)
+        except _Lacking as lacking:
+            self.answer = Problem(said(str(lacking)))
+
+    def take_service(self) -> int:
+        """The service's socket, which is the caller's from now on."""
+        assert self._service is not None
+        service, self._service = self._service, None
+        return service
+
+    async def ended(self) -> Ended | None:
+        """How the main process has ended; None if the keeper has ended before."""
+        assert self._packets is not None
+        try:
+            packet = parse(await self._packets.receive(PACKET_MAX), KEEPER)
+        except (RemoteProtocolError, OSError, trio.ClosedResourceError):
+            return None
+        return packet if isinstance(packet, Ended) else None
+
+    def signal(self, number: int) -> None:
+        """Send the service a signal; SIGKILL ends all that it has started."""
+        self._send(Signal(int(number)))
+
+    def finish(self) -> None:
+        """The call is over in good order. Without this, `close` says that its caller is gone."""
+        self._send(Finished())
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._packets is not None:
+            self._packets.close()
+        if self._service is not None:
+            os.close(self._service)
+            self._service = None
+
+    def _send(self, packet: Packet) -> None:
+        if self._packets is not None:
+            # A keeper that has ended, or does not read any more, has lost the call.
+            with contextlib.suppress(OSError, trio.ClosedResourceError):
+                self._packets.send_now(build(packet))
+
+
+async def _ask(path: Path, run: Run, user: str, descriptors: Sequence[int]) -> KeeperCall:
+    """Give the call to the keeper that listens there; to the next one, if that has just been idle
+    for so long that it ends. _Lacking."""
+    try:
+        return await _ask_once(path, run, user, descriptors)
+    except _HungUp:
+        return await _ask_once(path, run, user, descriptors)
+
+
+async def _ask_once(path: Path, run: Run, user: str, descriptors: Sequence[int]) -> KeeperCall:
+    packets = PacketSocket(await _connected(path, user))
+    try:
+        # One that takes no more calls says so, and may have hung up by now.
+        with contextlib.suppress(BrokenPipeError):
+            packets.send_now(build(run), descriptors)
+        with trio.move_on_after(FIRST_WORD_SECONDS):
+            return KeeperCall(packets, *await _answer(packets))
+        raise _Lacking(
+            await _without_user(user)
+            or f"the keeper of {user or 'this VM'} says nothing within {FIRST_WORD_SECONDS:.0f} s"
+            f"{_look_at(user)}"
+        )
+    except OSError as error:
+        packets.close()
+        raise _Lacking(f"the keeper cannot be asked: {words(error)}") from error
+    except BaseException:
+        packets.close()
+        raise
+
+
+async def _answer(packets: PacketSocket) -> tuple[Answer, int | None]:
+    """The next answer, with its descriptor. _Lacking."""
+    try:
+        untrusted, descriptors = await packets.receive_passing(PACKET_MAX, 1)
+    except (ConnectionResetError, trio.ClosedResourceError):
+        untrusted, descriptors = b"", []
+    except OSError as error:
+        raise _Lacking(f"the keeper cannot be heard: {words(error)}") from error
+    try:
+        if not untrusted:
+            raise _HungUp("its keeper has ended before it was started")
+        packet = parse(untrusted, KEEPER)
+        if not isinstance(packet, _ANSWERS) or len(descriptors) != isinstance(packet, Connected):
+            raise RemoteProtocolError(f"{type(packet).__name__} is no answer")
+    except BaseException as error:
+        for each in descriptors:
+            os.close(each)
+        if isinstance(error, RemoteProtocolError):
+            raise _Lacking(f"its keeper does not keep to the protocol: {error}") from error
+        raise
+    return packet, descriptors[0] if descriptors else None
+
+
+async def _connected(path: Path, user: str) -> socket.socket:
+    """A connection to the keeper, which may only be about to start. _Lacking."""
+    connected = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        connected.setblocking(False)
+        with short_path(path) as short:
+            connected.connect(short)
+    except BlockingIOError as error:
+        connected.close()
+        raise _Lacking(f"too many calls wait for the keeper{_look_at(user)}") from error
+    except OSError as error:
+        connected.close()
+        if error.errno not in (errno.ENOENT, errno.ECONNREFUSED):
+            raise _Lacking(f"the keeper at {path} cannot be reached: {words(error)}") from error
+        if (problem := await _without_user(user)) is not None:
+            raise _Lacking(problem) from error
+        if not user:
+            raise _Lacking("the keeper of this VM does not run") from error
+        raise _Lacking(
+            f"no services run as {user} here: "
+            f"as root, systemctl enable --now pedos-run@{user}.socket"
+        ) from error
+    return connected
+
+
+def _look_at(user: str) -> str:
+    return f": systemctl status pedos-run@{user}.service" if user else ""
+
+
+async def _first_user() -> str:
+    """The user of services for which nobody names one. _Lacking."""
+    found = await _looked_up(partial(pwd.getpwuid, FIRST_UID), f"user {FIRST_UID}")
+    if found is None:
+        raise _Lacking(
+            f"this VM has no user with the id {FIRST_UID}, as whom services run: "
+            "name one in the rule (user=root)"
+        )
+    return found
+
+
+async def _without_user(user: str) -> str | None:
+    """Why there can be no keeper of that user; None if the user is there."""
+    if not user or await _looked_up(partial(pwd.getpwnam, user), f"who {user} is"):
+        return None
+    return f"there is no user {user} in this VM"
+
+
+async def _looked_up(look: Callable[[], pwd.struct_passwd], what: str) -> str | None:
+    """The user's name. _Lacking if a server for users' names does not answer."""
+    try:
+        return (await to_thread(partial(in_time, what, look))).pw_name
+    except LookupError:
+        return None
+    except OSError as error:
+        raise _Lacking(f"{what} cannot be told: {words(error)}") from error
