@@ -15,7 +15,7 @@ help:
 	@echo "             GATES='L1 T1' measures those alone, FULL=1 all that the gates count)"
 	@echo "make build   the virtual environment and the C build alone"
 	@echo "make sound   pedos-sound, into build/sound (needs libpulse-dev and libpipewire-0.3-dev)"
-	@echo "make fuzz    the fuzzers of the shared page, frames, USB/IP and the policy, for SECONDS=600 each"
+	@echo "make fuzz    the fuzzers of the shared page, frames, USB/IP, calls and the policy, for SECONDS=600 each"
 	@echo "make interleave  every interleaving of the ring's two sides, at a larger size"
 	@echo "make mutants take out each barrier, look and bound of the ring's C code: a test must fail"
 	@echo "make soak    a hundred thousand channels with the real libxenvchan at the other end"

@@ -30,6 +30,9 @@ MODULES = {
     "B3": "lateness",
     "M1": "memory",
     "P1": "policy",
+    "R6": "rpc_pump",
+    "R7": "rpc_pump",
+    "R8": "rpc_pump",
     "fair": "fairness",
     "L6": "soak",  # and the drift of M1
     "sound": "sound",

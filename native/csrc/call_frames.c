@@ -216,7 +216,7 @@ static const char *wrong_in_stream(const struct pv_call_progress *progress, int 
     return NULL;
 }
 
-static int has_eof(const struct pv_call_progress *progress, int stream)
+static int is_finished(const struct pv_call_progress *progress, int stream)
 {
     return progress->streams[stream] == PV_CALL_FINISHED ||
            progress->streams[stream] == PV_CALL_STREAM_OVER;
@@ -231,7 +231,7 @@ static const char *wrong_exit(const struct pv_call_progress *progress, const uin
         return "an impossible exit";
     if (progress->states[PV_CALL_SERVICE] == PV_CALL_START)
         return NULL;
-    if (!has_eof(progress, PV_CALL_OUT) || !has_eof(progress, PV_CALL_ERR) ||
+    if (!is_finished(progress, PV_CALL_OUT) || !is_finished(progress, PV_CALL_ERR) ||
         progress->streams[PV_CALL_IN] == PV_CALL_FLOWING)
         return "an exit before the streams' end";
     return NULL;
@@ -239,7 +239,7 @@ static const char *wrong_exit(const struct pv_call_progress *progress, const uin
 
 static const char *wrong_end(const struct pv_call_progress *progress)
 {
-    if (progress->states[PV_CALL_SERVICE] < PV_CALL_CLOSING || !has_eof(progress, PV_CALL_IN))
+    if (progress->states[PV_CALL_SERVICE] < PV_CALL_CLOSING || !is_finished(progress, PV_CALL_IN))
         return "an end before the exit";
     return NULL;
 }

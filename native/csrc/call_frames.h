@@ -12,9 +12,9 @@
 
 #define PV_CALL_HEADER 8u
 #define PV_CALL_ID 16u
-#define PV_CALL_DATA_MAX 65536u
+#define PV_CALL_DATA_MAX 131072u
 #define PV_CALL_TEXT_MAX 200u
-#define PV_CALL_WINDOW 262144u
+#define PV_CALL_WINDOW 524288u
 #define PV_CALL_STDERR_WINDOW 65536u
 #define PV_CALL_SIGNAL_MAX 64u
 /* The longest frame that is not data: EXIT. */

@@ -58,7 +58,10 @@ static bool look(struct pv_call *call)
 /* What we wait for in the ring, as bits to arm. */
 static unsigned owed(const struct pv_call *call)
 {
-    return (pv_call_is_listening(call) ? PV_NOTIFY_WRITE : 0) |
+    /* Behind stdin or stdout that is blocked more of it means nothing; all else wakes us. */
+    bool is_blocked = call->head.to && call->head.to->blocked;
+
+    return (pv_call_is_listening(call) && !is_blocked ? PV_NOTIFY_WRITE : 0) |
            (call->room_wanted && !call->is_mute ? PV_NOTIFY_READ : 0);
 }
 
@@ -345,8 +348,10 @@ int pv_call_take(struct pv_call *call, int fd_in, int fd_out, int fd_err, int sh
     if (error)
         pv_call_release(call);
     /* Without a descriptor a stream has no end of its own to wait for. */
-    for (int i = 0; i < call->inwards; i++)
+    for (int i = 0; i < call->inwards; i++) {
         call->inward[i].is_over = call->inward[i].fd.fd < 0;
+        call->inward[i].is_unwanted = call->inward[i].is_over && !is_caller;
+    }
     for (int i = 0; i < call->outwards; i++)
         call->outward[i].is_over = call->outward[i].fd.fd < 0;
     return error;

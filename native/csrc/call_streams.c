@@ -39,7 +39,15 @@ static void write_behind(struct pv_ring *ring, const uint8_t *bytes, uint32_t co
 void pv_ring_put(struct pv_ring *ring, const uint8_t *frame, uint32_t size)
 {
     write_behind(ring, frame, size);
+    pv_ring_say(ring, size);
+}
+
+void pv_ring_say(struct pv_ring *ring, uint32_t size)
+{
+    /* One notification is enough. Relaxed: it comes in any case. */
+    __atomic_fetch_and(ring->asked, (uint8_t)~PV_NOTIFY_WRITE, __ATOMIC_RELAXED);
     pv_ring_produce(ring, size);
+    ring->notify(ring->notify_arg);
 }
 
 void pv_head_consume(struct pv_head *head, struct pv_ring *ring, uint32_t count)
@@ -71,9 +79,9 @@ static bool is_followed(struct pv_head *head, const struct pv_ring *ring, uint32
 
     if (ring->final)
         return true; /* by the end, which shows when all has been read */
-    mine = head->to->stream == PV_CALL_IN    ? PV_CALL_STDIN
-           : head->to->stream == PV_CALL_OUT ? PV_CALL_STDOUT
-                                             : PV_CALL_STDERR;
+    if (head->to->stream == PV_CALL_ERR)
+        return true; /* soon: stderr never stands before stdout */
+    mine = head->to->stream == PV_CALL_IN ? PV_CALL_STDIN : PV_CALL_STDOUT;
     if (head->scanned < (uint64_t)head->skip + head->part)
         head->scanned = (uint64_t)head->skip + head->part;
     while (head->scanned + PV_CALL_HEADER <= ready) {
@@ -141,7 +149,7 @@ bool pv_inward_take(struct pv_head *head, struct pv_ring *ring, uint32_t ready, 
 
 bool pv_inward_flush(struct pv_inward *inward)
 {
-    struct iovec part = {inward->bytes + inward->start, inward->have};
+    struct iovec part = {.iov_len = inward->have};
     ssize_t written;
 
     if (inward->is_over || inward->blocked)
@@ -153,6 +161,8 @@ bool pv_inward_flush(struct pv_inward *inward)
         }
         return inward->has_eof;
     }
+    if (inward->have)
+        part.iov_base = inward->bytes + inward->start;
     written = inward->have ? pv_fd_write(&inward->fd, &part, 1) : pv_fd_flush(&inward->fd);
     if (written == PV_FD_OVER) {
         pv_inward_close(inward);
@@ -202,8 +212,8 @@ ssize_t pv_outward_fill(struct pv_outward *outward, struct pv_ring *ring, uint32
     if (most > PV_CALL_DATA_MAX)
         most = PV_CALL_DATA_MAX;
     count = pv_fd_read(&outward->fd, parts, parts_of(&ring->out, PV_CALL_HEADER, most, parts));
-    if (count == PV_FD_LATER)
-        outward->dry = true;
+    /* Less than was asked for is all that there is, as a rule; poll knows better. */
+    outward->dry = count == PV_FD_LATER || (count > 0 && count < (ssize_t)most);
     if (count <= 0)
         return count;
     pv_call_header_write(header, outward->stream == PV_CALL_IN    ? PV_CALL_STDIN

@@ -57,7 +57,13 @@ struct pv_head {
 /* A copy of bytes of the ring, from at bytes behind its first unread one on. */
 void pv_ring_copy(const struct pv_ring *ring, uint32_t at, uint8_t *bytes, uint32_t count);
 
-/* Writes a frame that is not data, for which there is room. */
+/*
+ * Publishes bytes, and wakes the other end although it may not have asked: while its stdin or
+ * stdout is blocked, it waits for no more of that, but has to see everything else.
+ */
+void pv_ring_say(struct pv_ring *ring, uint32_t size);
+
+/* Writes and says a frame that is not data, for which there is room. */
 void pv_ring_put(struct pv_ring *ring, const uint8_t *frame, uint32_t size);
 
 /* Takes bytes off the ring's front. */

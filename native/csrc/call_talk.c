@@ -433,7 +433,10 @@ bool pv_call_fill(struct pv_call *call, struct pv_outward *outward)
     }
     pv_call_step(&call->progress, call->side, type, (uint32_t)count, NULL); /* within credit */
     count_bytes(call, type, (uint32_t)count);
-    pv_ring_produce(ring, PV_CALL_HEADER + (uint32_t)count);
+    if (outward->stream == PV_CALL_ERR)
+        pv_ring_say(ring, PV_CALL_HEADER + (uint32_t)count);
+    else
+        pv_ring_produce(ring, PV_CALL_HEADER + (uint32_t)count);
     return true;
 }
 

@@ -16,14 +16,15 @@ CALLER, SERVICE = "caller", "service"
 
 HEADER = 8  # bytes
 ID = 16  # bytes of a call's id
-#: Small enough that the other end begins with the first frame while the rest still arrives.
-DATA_MAX = 64 * 1024  # bytes
+#: As much as is read at once (CHUNK of csrc/pump.c): small enough that the other end begins with
+#: the first part while the rest still arrives.
+DATA_MAX = 128 * 1024  # bytes
 TEXT_MAX = 200  # bytes of an EXIT's text: a line for a person
 
 #: Bytes of a stream that may be under way. Each end can hold so much of a stream that is blocked,
-#: and so always read what stands behind it: twice the usual ring, so that the ring is the bound for
-#: a stream that is not.
-WINDOW = 256 * 1024
+#: and so always read what stands behind it. Four times the usual ring: then the ring is the bound
+#: of a stream that flows, and credit, which wakes the other end, is rare.
+WINDOW = 512 * 1024
 #: What a program may write to stderr while nobody reads it: as much as to a pipe.
 STDERR_WINDOW = 64 * 1024
 

@@ -42,6 +42,7 @@ FUZZING = [
 PAGE_LENGTH = 512
 FRAME_LENGTH = 4096
 USBIP_LENGTH = 1024
+CALL_LENGTH = 1024
 SOUND_LENGTH = 2048
 
 
@@ -139,6 +140,15 @@ def usbip_fuzzer(directory: Path, compiler: str) -> Path:
     return program
 
 
+def call_fuzzer(directory: Path, compiler: str) -> Path:
+    """libFuzzer's program for the pump of a call; sources in directory come first."""
+    program = directory / "fuzz_call"
+    parts = [CSRC / f"{name}.c" for name in ("ring", "halt_poll", "channel")]
+    command: list[str | Path] = [compiler, *FLAGS, *FUZZING, f"-I{directory}", INCLUDE]
+    subprocess.run([*command, HERE / "fuzz_call.c", *parts, "-o", program], check=True)
+    return program
+
+
 def sound_fuzzer(directory: Path, compiler: str) -> Path:
     """libFuzzer's program for what pedos-sound reads; sources in directory come first."""
     program = directory / "fuzz_sound"
@@ -157,12 +167,13 @@ def sound_answers(directory: Path) -> Path:
     return program
 
 
-#: What each reads: the shared page, frames, USB/IP streams, messages and frames of sound; and how
-#: long its inputs are.
+#: What each reads: the shared page, frames, USB/IP streams, frames of calls, messages and frames of
+#: sound; and how long its inputs are.
 FUZZERS = (
     (fuzzer, PAGE_LENGTH),
     (wire_fuzzer, FRAME_LENGTH),
     (usbip_fuzzer, USBIP_LENGTH),
+    (call_fuzzer, CALL_LENGTH),
     (sound_fuzzer, SOUND_LENGTH),
 )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Literal
 
 import trio
@@ -18,13 +19,36 @@ if TYPE_CHECKING:
 CALL = b"0123456789abcdef"
 PIECE = 1 << 20
 
-Plumbing = Literal["sockets", "pipes"]
+#: "foreign": pipes that this process may not open anew, as they are another user's.
+Plumbing = Literal["sockets", "pipes", "foreign"]
+
+_CAPABILITIES_3 = 0x20080522
+_OVERRIDES = 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def without_overrides() -> Iterator[None]:
+    """This thread obeys the modes of files, as an agent does, also when root runs it."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITIES_3, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; and their upper halves
+    assert _libc.capget(header, sets) == 0
+    before = sets[0]
+    sets[0] = before & ~_OVERRIDES
+    assert _libc.capset(header, sets) == 0
+    try:
+        yield
+    finally:
+        sets[0] = before
+        assert _libc.capset(header, sets) == 0
 
 
 def plumb(kind: Plumbing) -> tuple[int, int]:
     """A stream's reading and writing end."""
-    if kind == "pipes":
-        return os.pipe2(os.O_CLOEXEC)
+    if kind != "sockets":
+        read, write = os.pipe2(os.O_CLOEXEC)
+        os.fchmod(read, 0 if kind == "foreign" else 0o600)
+        return read, write
     one, two = socket.socketpair()
     one.shutdown(socket.SHUT_WR)
     return one.detach(), two.detach()

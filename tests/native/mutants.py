@@ -27,6 +27,7 @@ from pathlib import Path
 from tests.interleave import search
 from tests.interleave.mutants import MUTANTS as STEPS
 
+from .mutants_call import MUTANTS as OF_CALLS
 from .mutants_channel import MUTANTS as OF_THE_CHANNEL
 from .mutants_guard import MUTANTS as OF_THE_GUARD
 from .mutants_table import MUTANTS, UNTOUCHED, Mutant
@@ -211,7 +212,7 @@ def every() -> list[Mutant]:
         Mutant(f"{step.name} ", step.file, step.old, step.new, "row 7", f"explore {step.job}")
         for step in STEPS
     ]
-    return MUTANTS + OF_THE_CHANNEL + OF_THE_GUARD + OF_USBIP + steps
+    return MUTANTS + OF_THE_CHANNEL + OF_THE_GUARD + OF_USBIP + OF_CALLS + steps
 
 
 def unaccounted() -> list[str]:

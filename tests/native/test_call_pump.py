@@ -6,6 +6,7 @@ import os
 import random
 import select
 import socket
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,17 @@ from pedos_vchan.call_pump import Event as Told
 
 from tests.patience import PATIENCE
 
-from .calling_pair import CALL, Call, Plumbing, is_closed, plumb, read, read_all, write
+from .calling_pair import (
+    CALL,
+    Call,
+    Plumbing,
+    is_closed,
+    plumb,
+    read,
+    read_all,
+    without_overrides,
+    write,
+)
 
 if TYPE_CHECKING:
     from pedos_vchan.channel import Channel
@@ -27,16 +38,25 @@ KIB = 1024
 MIB = 1 << 20
 ORDER = 17  # of a call's rings
 
-both_kinds = pytest.mark.parametrize("kind", ["sockets", "pipes"])
+each_kind = pytest.mark.parametrize("kind", ["sockets", "pipes", "foreign"])
 
 
-async def channels(pairs: Pairs) -> tuple[Channel, Channel]:
+@pytest.fixture(autouse=True)
+def modest() -> Iterator[None]:
+    with without_overrides():
+        yield
+
+
+async def channels(pairs: Pairs, order: int = ORDER) -> tuple[Channel, Channel]:
     """The caller's, which is the server, and the service's."""
-    return await pairs.channels(ORDER, ORDER)
+    return await pairs.channels(order, order)
 
 
-@both_kinds
-async def test_a_filter_s_input_output_and_status_arrive(pairs: Pairs, kind: Plumbing) -> None:
+@each_kind
+@pytest.mark.parametrize("order", [12, ORDER, 20])
+async def test_a_filter_s_input_output_and_status_arrive(
+    pairs: Pairs, kind: Plumbing, order: int
+) -> None:
     sent, answer, words = (random.Random(seed).randbytes(2 * MIB + seed) for seed in (1, 2, 3))
     got = {}
 
@@ -45,7 +65,7 @@ async def test_a_filter_s_input_output_and_status_arrive(pairs: Pairs, kind: Plu
 
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            call = Call(nursery, await channels(pairs), kind)
+            call = Call(nursery, await channels(pairs, order), kind)
             ends = call.ends
 
             async def feed(fd: int, data: bytes) -> None:
@@ -90,7 +110,7 @@ async def test_what_a_call_tells_while_it_runs(pairs: Pairs) -> None:
             await call.over()
 
 
-@both_kinds
+@each_kind
 async def test_a_channel_carries_one_call_after_the_other(pairs: Pairs, kind: Plumbing) -> None:
     """As far as a caller goes: it begins the next while the service's side may not listen yet."""
     caller, service = await channels(pairs)
@@ -144,7 +164,7 @@ async def test_a_service_that_never_starts_is_told_as_such(pairs: Pairs) -> None
     os.close(stdout[0])
 
 
-@both_kinds
+@each_kind
 async def test_a_closed_stdout_reaches_the_service_and_the_call_goes_on(
     pairs: Pairs, kind: Plumbing
 ) -> None:
@@ -164,7 +184,7 @@ async def test_a_closed_stdout_reaches_the_service_and_the_call_goes_on(
     assert service.is_reusable
 
 
-@both_kinds
+@each_kind
 async def test_a_closed_stdin_reaches_the_calling_program_and_the_call_goes_on(
     pairs: Pairs, kind: Plumbing
 ) -> None:
@@ -182,7 +202,23 @@ async def test_a_closed_stdin_reaches_the_calling_program_and_the_call_goes_on(
     assert (caller.status, caller.is_reusable) == (1, True)
 
 
-@both_kinds
+@each_kind
+async def test_a_closed_stderr_takes_what_comes(pairs: Pairs, kind: Plumbing) -> None:
+    """There is no word for it on the channel: the service's program never hears of it."""
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            call = Call(nursery, await channels(pairs), kind)
+            held = await fill(call.ends.service_stderr)
+            call.ends.close(call.ends.stderr)
+            await write(call.ends.service_stderr, bytes(MIB))
+            call.ends.close(call.ends.service_stdout, call.ends.service_stderr)
+            call.service.exit("exited", 0)
+            caller, _ = await call.over()
+    assert (caller.kind, caller.status, caller.stderr) == ("exited", 0, held + MIB)
+    assert caller.is_reusable
+
+
+@each_kind
 async def test_the_ends_of_streams_arrive_one_by_one(pairs: Pairs, kind: Plumbing) -> None:
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
@@ -204,7 +240,7 @@ async def test_the_ends_of_streams_arrive_one_by_one(pairs: Pairs, kind: Plumbin
     assert (caller.kind, caller.status) == ("signalled", 9)
 
 
-@both_kinds
+@each_kind
 async def test_a_blocked_stderr_does_not_stop_stdout(pairs: Pairs, kind: Plumbing) -> None:
     data = random.Random(4).randbytes(3 * MIB)
     with trio.fail_after(PATIENCE):
@@ -238,7 +274,7 @@ async def fill(fd: int) -> int:
     raise AssertionError("it takes bytes without end")
 
 
-@both_kinds
+@each_kind
 @pytest.mark.parametrize("blocked", ["stdin", "stdout"])
 async def test_each_stream_goes_on_while_another_is_blocked(
     pairs: Pairs, kind: Plumbing, blocked: str
@@ -268,7 +304,7 @@ async def test_each_stream_goes_on_while_another_is_blocked(
     assert caller.is_reusable
 
 
-@both_kinds
+@each_kind
 async def test_an_abort_ends_the_service_s_streams(pairs: Pairs, kind: Plumbing) -> None:
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
@@ -492,7 +528,7 @@ async def test_descriptors_that_are_no_streams_are_refused_and_closed(pairs: Pai
         os.close(fd)
 
 
-@both_kinds
+@each_kind
 async def test_descriptions_that_others_share_stay_blocking(pairs: Pairs, kind: Plumbing) -> None:
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:

@@ -1,0 +1,138 @@
+"""An end of a call that does what no correct one does loses its channel at once, and the reason is
+told; nothing of what it sent is believed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from pedos_protocol import call_frames as frames
+from pedos_protocol.call_frames import CALLER, SERVICE, Frame, build, number
+from pedos_vchan.call_pump import CallEnd, CallPump, Event, EventKind
+from pedos_vchan.stream import VchanStream
+
+from tests.patience import PATIENCE
+
+from .calling_pair import CALL, plumb, read_all
+from .test_stream import receive_exactly
+
+if TYPE_CHECKING:
+    from .conftest import Pairs
+
+OPENING = {CALLER: Frame(frames.CALL, CALL), SERVICE: Frame(frames.STARTED, CALL)}
+
+
+def raw(sender: str, *wanted: Frame) -> bytes:
+    return b"".join(build(frame, sender) for frame in wanted)
+
+
+def opened(sender: str, *wanted: Frame) -> bytes:
+    """What `sender` says in a call that has begun."""
+    return raw(sender, OPENING[sender], *wanted)
+
+
+CALLED = raw(CALLER, OPENING[CALLER])
+EXITED = frames.exit_frame(frames.EXITED, 0)
+
+TO_THE_CALLER = {
+    "a frame out of turn": opened(SERVICE, Frame(frames.STARTED, CALL)),
+    "another call's id": raw(SERVICE, Frame(frames.STARTED, bytes(16))),
+    "a stream goes on after its end": opened(
+        SERVICE, Frame(frames.STDOUT_EOF), Frame(frames.STDOUT, b"x")
+    ),
+    "credit for what was never sent": opened(SERVICE, number(frames.STDIN_CREDIT, 1)),
+    "an exit before the streams' end": opened(SERVICE, Frame(frames.STDOUT_EOF), EXITED),
+    "an impossible exit": raw(SERVICE, frames.exit_frame(frames.EXITED, 256)),
+    "an unknown frame": opened(SERVICE) + bytes([99, 0, 0, 0, 0, 0, 0, 0]),
+    "a frame of the wrong side": raw(CALLER, Frame(frames.ABORT)),
+    "a header with reserved bits": bytes([frames.END, 1, 0, 0, 0, 0, 0, 0]),
+    "a frame with an impossible length": bytes([frames.END, 0, 0, 0, 1, 0, 0, 0]),
+}
+
+TO_THE_SERVICE = {
+    "a frame out of turn": raw(CALLER, Frame(frames.STDIN, b"x")),
+    "another call's id": raw(CALLER, Frame(frames.CALL, bytes(16))),
+    "a stream goes on after its end": opened(
+        CALLER, Frame(frames.STDIN_EOF), Frame(frames.STDIN_EOF)
+    ),
+    "credit for what was never sent": opened(CALLER, number(frames.STDERR_CREDIT, 1)),
+    "an impossible signal": opened(CALLER, number(frames.SIGNAL, 65)),
+    "an end before the exit": opened(CALLER, Frame(frames.STDIN_EOF), Frame(frames.END)),
+    "a frame of the wrong side": raw(SERVICE, EXITED),
+    "too many signals": opened(CALLER, *[number(frames.SIGNAL, 1)] * 400),
+}
+
+
+async def against(
+    pairs: Pairs, side: str, said: bytes, on_event: Callable[[Event], None] = lambda _: None
+) -> CallEnd:
+    """How a call ends at `side`, whose other end says this and goes on to listen."""
+    one, two = await pairs.channels(17, 17)
+    ours, theirs = (one, two) if side == CALLER else (two, one)
+    ends: list[CallEnd] = []
+    with trio.fail_after(PATIENCE):
+        async with VchanStream(theirs) as stream, trio.open_nursery() as nursery:
+
+            async def run() -> None:
+                pump = CallPump(ours, side, CALL, on_event)  # type: ignore[arg-type]
+                ends.append(await pump.run(-1, -1, -1))
+
+            nursery.start_soon(run)
+            if side == CALLER:
+                assert await receive_exactly(stream, len(CALLED)) == CALLED
+            await stream.send_all(said)
+            while await stream.receive_some():
+                pass
+    assert ours.closed
+    return ends[0]
+
+
+@pytest.mark.parametrize("what", TO_THE_CALLER)
+async def test_a_service_s_side_that_breaks_the_protocol_is_left(pairs: Pairs, what: str) -> None:
+    end = await against(pairs, CALLER, TO_THE_CALLER[what])
+    assert (end.kind, end.status, end.is_reusable, end.is_breach) == ("lost", 125, False, True)
+    assert end.text == f"the other VM broke the protocol of calls: {what}"
+
+
+@pytest.mark.parametrize("what", TO_THE_SERVICE)
+async def test_a_caller_s_side_that_breaks_the_protocol_is_left(pairs: Pairs, what: str) -> None:
+    told: list[Event] = []
+    end = await against(pairs, SERVICE, TO_THE_SERVICE[what], told.append)
+    assert (end.kind, end.status, end.is_breach) == ("lost", 125, True)
+    assert end.reason == f"the other VM broke the protocol of calls: {what}"
+    assert Event(EventKind.CALLER_GONE) in told
+
+
+async def test_bytes_after_the_service_s_end_are_a_breach_that_changes_no_exit(
+    pairs: Pairs,
+) -> None:
+    said = raw(SERVICE, frames.exit_frame(frames.REFUSED, 126, b"no\x1b[31m"), Frame(frames.END))
+    end = await against(pairs, CALLER, said + b"!")
+    assert (end.kind, end.status, end.is_breach) == ("refused", 126, True)
+    assert end.text == "no_[31m"
+    assert end.reason.endswith("bytes after the end")
+
+
+async def test_a_frame_that_never_ends_ends_with_its_channel(pairs: Pairs) -> None:
+    one, two = await pairs.channels(17, 17)
+    stdout = plumb("pipes")
+    stream = VchanStream(two)
+    ends: list[CallEnd] = []
+
+    async def run() -> None:
+        ends.append(await CallPump(one, "caller", CALL).run(-1, stdout[1], -1))
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await receive_exactly(stream, len(CALLED))
+            whole = opened(SERVICE, Frame(frames.STDOUT, b"all but the end"))
+            await stream.send_all(whole[:-4])
+            await stream.aclose()
+        assert (ends[0].kind, ends[0].is_breach) == ("lost", False)
+        os.set_blocking(stdout[0], False)
+        assert await read_all(stdout[0]) == b"all but the"
+    os.close(stdout[0])
