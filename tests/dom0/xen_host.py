@@ -6,7 +6,7 @@ toolstack would do to the folder, and fails as the file `plan` says.
 
 from __future__ import annotations
 
-import json
+import ast
 import shutil
 import sys
 from pathlib import Path
@@ -15,44 +15,62 @@ from typing import Any
 from pedos_dom0.drivers.xen.driver import XenDriver
 from pedos_host.folder_watch import FolderWatch
 
+# Without json, pathlib, re and shutil it starts in a third of the time, and tests run it hundreds of
+# times: `calls` and `plan` are literals of Python.
 PROGRAM = """#!{python} -SI
-import json, os, pathlib, re, shutil, sys, time
-root = pathlib.Path({root!r})
-store, verb, rest = root / "store", sys.argv[1], sys.argv[2:]
-with open(root / "calls", "a") as file:
-    file.write(json.dumps(sys.argv[1:]) + "\\n")
+import os, sys
+root = {root!r}
+store, verb, rest = root + "/store", sys.argv[1], sys.argv[2:]
+devices, drivers = root + "/sys/bus/pci/devices/", root + "/sys/bus/pci/drivers/"
+def read(path):
+    with open(path) as file:
+        return file.read()
+def add(path, text):
+    with open(path, "a") as file:
+        file.write(text)
+def remove(folder):
+    for each in os.listdir(folder):
+        path = folder + "/" + each
+        if os.path.isdir(path):
+            remove(path)
+        else:
+            os.unlink(path)
+    os.rmdir(folder)
+add(root + "/calls", repr(sys.argv[1:]) + "\\n")
 try:
-    plan = json.loads((root / "plan").read_text()).get(verb, {{}})
+    plan = eval(read(root + "/plan")).get(verb, {{}})
 except FileNotFoundError:
     plan = {{}}
 def put(path, value):
-    path = store / path.lstrip("/")
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "=").write_text(value)
+    os.makedirs(store + path, exist_ok=True)
+    with open(store + path + "/=", "w") as file:
+        file.write(value)
 def fire(*paths):
-    with open(root / "news" / "events", "a") as file:
-        file.write("".join(path + "\\n" for path in paths))
+    add(root + "/news/events", "".join(path + "\\n" for path in paths))
 def domains():
-    folder = store / "local" / "domain"
-    return {{int(each.name): each for each in folder.iterdir() if (each / "name").exists()}}
+    folder = store + "/local/domain/"
+    return {{int(each): folder + each for each in os.listdir(folder)
+             if os.path.exists(folder + each + "/name")}}
 def made(domid):
-    (root / "userdata" / f"userdata-d.{{domid}}.uuid.libxl-json").touch()
+    add(root + f"/userdata/userdata-d.{{domid}}.uuid.libxl-json", "")
 def end(domid):
-    shutil.rmtree(store / "local" / "domain" / str(domid))
-    shutil.rmtree(store / "libxl" / str(domid), ignore_errors=True)
+    remove(store + f"/local/domain/{{domid}}")
+    if os.path.exists(store + f"/libxl/{{domid}}"):
+        remove(store + f"/libxl/{{domid}}")
     fire("@releaseDomain", f"/local/domain/{{domid}}/name")
 def vbd(domid, name):
     disk = ord(name[3]) - ord("a")
     number = 51712 + 16 * disk if disk < 16 else (1 << 28) + 256 * disk
     return f"/libxl/{{domid}}/device/vbd/{{number}}"
 def bind(address, driver):
-    link = root / "sys/bus/pci/devices" / address / "driver"
-    link.unlink(missing_ok=True)
+    link = devices + address + "/driver"
+    if os.path.lexists(link):
+        os.unlink(link)
     if driver:
-        link.symlink_to(root / "sys/bus/pci/drivers" / driver)
+        os.symlink(drivers + driver, link)
 def bound(address):
-    link = root / "sys/bus/pci/devices" / address / "driver"
-    return link.readlink().name if link.is_symlink() else None
+    link = devices + address + "/driver"
+    return os.path.basename(os.readlink(link)) if os.path.islink(link) else None
 def give(domid, spec):
     address, *options = spec.split(",")
     number = len(given(domid))
@@ -61,38 +79,40 @@ def give(domid, spec):
     put(node + f"/vdev-{{number}}", f"0000:00:{{number:02x}}.00")
     put(node + "/num_devs", str(number + 1))
     if "permissive=1" in options and not plan.get("forgets"):
-        with open(root / "sys/bus/pci/drivers/pciback/permissive", "a") as file:
-            file.write(address + "\\n")
+        add(drivers + "pciback/permissive", address + "\\n")
 def given(domid):
-    node = store / f"local/domain/0/backend/pci/{{domid}}/0"
+    node = store + f"/local/domain/0/backend/pci/{{domid}}/0"
     try:
-        many = int((node / "num_devs" / "=").read_text())
+        many = int(read(node + "/num_devs/="))
     except FileNotFoundError:
         return []
-    return [(node / f"dev-{{each}}" / "=").read_text() for each in range(many)]
+    return [read(node + f"/dev-{{each}}/=") for each in range(many)]
+def quoted(text):
+    return text.split('"')[1::2]
 def work():
     if verb == "list":
         print("Name      ID   Mem VCPUs\\tState\\tTime(s)")
         print("Domain-0   0  1024     1     r-----      10.1")
         for domid, folder in domains().items():
-            flags = folder / "flags"
-            state = flags.read_text() if flags.exists() else "-b----"
-            print((folder / "name" / "=").read_text(), domid, 256, 1, state, 1.0)
+            flags = folder + "/flags"
+            state = read(flags) if os.path.exists(flags) else "-b----"
+            print(read(folder + "/name/="), domid, 256, 1, state, 1.0)
     elif verb == "create":
-        text = pathlib.Path(next(word for word in rest if word.endswith(".cfg"))).read_text()
-        name = re.search('name="(.*)"', text)[1]
-        last = root / "last"
-        domid = int(last.read_text()) + 1 if last.exists() else 1
-        last.write_text(str(domid))
+        text = read(next(word for word in rest if word.endswith(".cfg")))
+        name = text.partition('name="')[2].partition('"')[0]
+        last = root + "/last"
+        domid = int(read(last)) + 1 if os.path.exists(last) else 1
+        with open(last, "w") as file:
+            file.write(str(domid))
         put(f"/local/domain/{{domid}}/vm", f"/vm/uuid-{{domid}}")
         put(f"/local/domain/{{domid}}/name", name)
         made(domid)
         for word in rest:
             if word.startswith("pci +="):
-                for spec in re.findall('"([^"]*)"', word)[: plan.get("gives")]:
+                for spec in quoted(word)[: plan.get("gives")]:
                     give(domid, spec)
         if "-p" in rest:
-            (store / "local" / "domain" / str(domid) / "flags").write_text("--p---")
+            add(store + f"/local/domain/{{domid}}/flags", "--p---")
         fire("@introduceDomain")
     elif verb == "info":
         print("host                   : dom0")
@@ -102,18 +122,18 @@ def work():
             put(f"/libxl/pciback/{{rest[0]}}/driver_path", driver)
         bind(rest[0], None if plan.get("half") else "pciback")
     elif verb == "pci-assignable-remove":
-        node = store / f"libxl/pciback/{{rest[-1]}}/driver_path" / "="
-        known = "-r" in rest and node.exists() and not plan.get("half")
-        bind(rest[-1], node.read_text() if known else None)
+        node = store + f"/libxl/pciback/{{rest[-1]}}/driver_path/="
+        known = "-r" in rest and os.path.exists(node) and not plan.get("half")
+        bind(rest[-1], read(node) if known else None)
     elif verb == "pci-attach":
         give(rest[0], rest[1])
     elif verb == "pci-detach":
         left = [each for each in given(rest[-2]) if each != rest[-1]]
-        shutil.rmtree(store / f"local/domain/0/backend/pci/{{rest[-2]}}/0")
+        remove(store + f"/local/domain/0/backend/pci/{{rest[-2]}}/0")
         for each in left:
             give(rest[-2], each)
     elif verb == "unpause":
-        (domains()[int(rest[0])] / "flags").unlink()
+        os.unlink(domains()[int(rest[0])] + "/flags")
     elif verb in ("destroy", "shutdown"):
         end(int(rest[0]))
     elif verb == "block-attach":
@@ -127,11 +147,11 @@ def work():
         put(where + "/hotplug-status", plan.get("status", "connected"))
         put(node + "/backend", where)
     elif verb == "block-detach":
-        node = store / vbd(rest[-2], rest[-1]).lstrip("/")
-        if not node.exists():
+        node = vbd(rest[-2], rest[-1])
+        if not os.path.exists(store + node):
             sys.exit("Error: Device %s not connected." % rest[-1])
-        shutil.rmtree(node)
-        fire("/" + str(node.relative_to(store)))
+        remove(store + node)
+        fire(node)
 done = plan.get("does", "exit" not in plan and "killed" not in plan)
 forced = "--force" in rest
 if done or forced:
@@ -141,6 +161,7 @@ if not forced:
     if "killed" in plan:
         os.kill(os.getpid(), 9)
     if "hangs" in plan:
+        import time
         time.sleep(60)
     sys.exit(plan.get("exit", 0))
 """
@@ -231,7 +252,7 @@ class Host:
     def plan(self, **verbs: dict[str, Any]) -> None:
         """What xl is to do wrong: by verb, with `_` for `-`."""
         plan = {verb.replace("_", "-"): what for verb, what in verbs.items()}
-        (self.root / "plan").write_text(json.dumps(plan))
+        (self.root / "plan").write_text(repr(plan))
 
     def calls(self, verb: str = "") -> list[list[str]]:
         """The arguments of every xl that was run, those that only list left out."""
@@ -239,7 +260,7 @@ class Host:
             lines = (self.root / "calls").read_text().splitlines()
         except FileNotFoundError:
             return []
-        calls = [json.loads(line) for line in lines]
+        calls = [ast.literal_eval(line) for line in lines]
         return [call for call in calls if call[0] == verb or (not verb and call[0] != "list")]
 
     async def until_called(self, verb: str, times: int) -> None:
