@@ -15,8 +15,8 @@ from typing import Any
 from pedos_dom0.drivers.xen.driver import XenDriver
 from pedos_host.folder_watch import FolderWatch
 
-# Without json, pathlib, re and shutil it starts in a third of the time, and tests run it hundreds of
-# times: `calls` and `plan` are literals of Python.
+# Without json, pathlib, re and shutil it starts in a third of the time, and tests run it hundreds
+# of times: `calls` and `plan` are literals of Python.
 PROGRAM = """#!{python} -SI
 import os, sys
 root = {root!r}

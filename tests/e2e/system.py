@@ -20,6 +20,7 @@ from pedos_cli.devices import device_name, list_devices
 from pedos_dom0.local.supervise import GIVEN_UP
 from pedos_host.plain_unix import short_path
 from pedos_protocol.errors import CallError
+from pedos_protocol.messages import SCHEMA, to_wire
 
 from tests.patience import PATIENCE
 
@@ -189,6 +190,11 @@ class LocalSystem:
         assert done.returncode == 0, f"{argv}: {done.returncode}\n{done.stderr}\n{self.log()}"
         return done.stdout
 
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """What a command asks, without a process of its own; errors as from a client."""
+        with self.client() as dom0:
+            return dom0.call(method, to_wire(SCHEMA[method].params(**params)), PATIENCE_S)
+
     def client(self) -> client.Client:
         """A connection to dom0's service, as `qvm-*` in dom0 have it: what is looked at again and
         again need not start a program each time. Unreachable while there is no service."""
@@ -292,13 +298,22 @@ class LocalSystem:
 def process_table() -> ProcessTable:
     """Every process of this machine: its parent and its command line."""
     table = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                raw = Path("/proc", entry, "cmdline").read_bytes()
-                stat = Path("/proc", entry, "stat").read_text()
-                parent = int(stat.rpartition(")")[2].split()[1])
-                words = [word.decode(errors="replace") for word in raw.split(b"\0")[:-1]]
-                # The program by its bare name, however it was called.
-                table[int(entry)] = (parent, [os.path.basename(word) for word in words[:1]] + words)
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            raw = read_at_once(f"/proc/{entry}/cmdline")
+            stat = read_at_once(f"/proc/{entry}/stat")
+            parent = int(stat.rpartition(b")")[2].split()[1])
+            words = raw.decode(errors="replace").split("\0")[:-1]
+            # The program by its bare name, however it was called.
+            table[int(entry)] = (parent, [*map(os.path.basename, words[:1]), *words])
     return table
+
+
+def read_at_once(path: str) -> bytes:
+    """A file of /proc, of which there are hundreds in each look: a buffer each would be most of the
+    work. Of a long command line what comes first."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 65536)
+    finally:
+        os.close(fd)

@@ -10,12 +10,10 @@ import select
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pedos_cli import client
 from pedos_protocol.errors import CallError, ProtocolError
-from pedos_protocol.messages import SCHEMA, to_wire
 
 from tests.patience import PATIENCE
 
@@ -83,21 +81,12 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def ask(system: LocalSystem, method: str, **params: Any) -> dict[str, Any]:
-    """What a command asks, without a process of its own: forty cases are to be quick."""
-    service = client.connect(system.environment()["PEDOS_SOCKET"])
-    try:
-        return service.call(method, to_wire(SCHEMA[method].params(**params)), PATIENCE)
-    finally:
-        service.close()
-
-
 def holders(system: LocalSystem) -> list[str] | None:
     """Who has the toy, when all agents are there; None if they are not, or the toy is not."""
-    vms = ask(system, "vm.list")["vms"]
+    vms = system.call("vm.list")["vms"]
     if {vm["name"] for vm in vms if vm["agent"]} != VMS:
         return None
-    listed = ask(system, "device.list", device_class="fake")["devices"]
+    listed = system.call("device.list", device_class="fake")["devices"]
     return next(
         ([held["vm"] for held in each["attachments"]] for each in listed if each["present"]), None
     )
@@ -120,11 +109,11 @@ def settle(system: LocalSystem) -> list[str]:
 
 
 def attach(system: LocalSystem) -> None:
-    ask(system, "device.attach", **NAMED)
+    system.call("device.attach", **NAMED)
 
 
 def detach(system: LocalSystem) -> None:
-    ask(system, "device.detach", **NAMED)
+    system.call("device.detach", **NAMED)
 
 
 def attach_again(system: LocalSystem) -> None:
@@ -198,7 +187,7 @@ def test_a_kill_while_detaching(
 
 
 def mute(system: LocalSystem, muted: bool) -> None:
-    ask(system, "device.mute", device_class="fake", vm="work", muted=muted)
+    system.call("device.mute", device_class="fake", vm="work", muted=muted)
 
 
 def is_silent(system: LocalSystem) -> bool:
@@ -225,7 +214,7 @@ def test_a_kill_while_muting(
     attach(system)  # again, if an agent has died
 
     def is_as_asked() -> bool:
-        (toy,) = ask(system, "device.list", device_class="fake")["devices"]
+        (toy,) = system.call("device.list", device_class="fake")["devices"]
         (to,) = toy["attachments"]
         is_so = (to["muted"], to["unconfirmed"]) == (muted, None)
         return is_so and is_silent(system) == muted

@@ -17,6 +17,7 @@ from .system import LocalSystem
 pytestmark = needs_fuse
 
 DEVICE = "sys-usb:disk.img"
+NAMED = {"device_class": "block", "vm": "work", "backend": "sys-usb", "device": "disk.img"}
 SIZE = 1 << 20
 VMS = {"dom0", "sys-usb", "work", "vault"}
 PROGRAMS = ("dom0", "agent:sys-usb", "agent:work")
@@ -106,12 +107,17 @@ def same_bytes(system: LocalSystem, disk: Path) -> bool:
     return (system.folder / "vms" / "work" / "dev" / frontend).read_bytes() == disk.read_bytes()
 
 
+def attach(system: LocalSystem) -> None:
+    """As the command does, whose own process shows nothing where nothing is killed meanwhile."""
+    system.call("device.attach", **NAMED)
+
+
 def attach_again(system: LocalSystem, disk: Path) -> None:
     """The same attach succeeds, the content is right, and a detach leaves nothing."""
-    system.ok("qvm-device", "block", "attach", "work", DEVICE)
+    attach(system)
     assert system.attached_to(DEVICE) == ["work"]
     assert same_bytes(system, disk)
-    system.ok("qvm-device", "block", "detach", "work", DEVICE)
+    system.call("device.detach", **NAMED)
     assert system.frontends("work") == []
     assert system.attached_to(DEVICE) == []
 
@@ -149,7 +155,7 @@ def test_a_kill_while_attaching(
 def test_a_kill_while_detaching(
     system: LocalSystem, faults: FaultController, disk: Path, step: str, victim: str
 ) -> None:
-    system.ok("qvm-device", "block", "attach", "work", DEVICE)
+    attach(system)
     token = f"{step} {victim}".encode()
     write_acknowledged(system, token)
     killed: list[int] = []
@@ -165,7 +171,7 @@ def test_a_kill_while_detaching(
 def test_a_kill_while_attached_ends_the_attachment(
     system: LocalSystem, disk: Path, victim: str
 ) -> None:
-    system.ok("qvm-device", "block", "attach", "work", DEVICE)
+    attach(system)
     token = f"attached {victim}".encode()
     write_acknowledged(system, token)
     assert kill(system, victim) == 1
