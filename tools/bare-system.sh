@@ -34,12 +34,14 @@ bare_clean() {
 bare_make() {
     tar=$bare_cache/$1.tar root=$work/$2
     [ ! -e "$root" ] || { echo "$bare_name: $root is there already" >&2; exit 1; }
-    if [ -z "$(find "$tar" -mtime -$bare_cache_days 2>/dev/null)" ]; then
+    (
+        flock 9 # another script may be about to make the same
+        [ -z "$(find "$tar" -mtime -$bare_cache_days 2>/dev/null)" ] || exit 0
         # A system that lasts for minutes need not survive a loss of power, nor translate descriptions.
         mmdebstrap --quiet --format=tar --variant=minbase --include=ca-certificates \
             --dpkgopt=force-unsafe-io --aptopt='Acquire::Languages "none"' "$1" "$tar.half"
         mv "$tar.half" "$tar"
-    fi
+    ) 9>"$tar.lock"
     bare_systems="$bare_systems $2"
     mkdir "$root"
     tar -xf "$tar" -C "$root"
