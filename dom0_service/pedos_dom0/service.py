@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import attrs
 import trio
 from pedos_host import notify
 from pedos_host.folder_lock import hold_folder, make_private
 from pedos_host.system_errors import what_is_wrong
+from pedos_protocol.frozen import frozen
 
 from pedos_dom0.access.audited import AuditedPolicy, facts_audited
 from pedos_dom0.attachments.listening import Listening
@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 SWITCH_INTERVAL = 0.0005
 
 
-@attrs.frozen
+@frozen
 class Config:
     """Where everything is; `vms` is the folder of VMs' facts."""
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import attrs
 from pedos_protocol import VERSION
+from pedos_protocol.frozen import frozen
 from pedos_vchan.transport import SharedMemory, Transport, Xen
 
 PROGRAM = f"pedos-agent {VERSION}"
 
 
-@attrs.frozen
+@frozen
 class Settings:
     """Where this VM's agent finds and puts things; all paths are absolute."""
 

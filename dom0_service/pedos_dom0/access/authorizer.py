@@ -19,6 +19,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import attrs
+from pedos_protocol.frozen import frozen
 
 from pedos_dom0.access.questions import Question
 from pedos_dom0.access.subjects import DeviceSubject, as_named
@@ -51,7 +52,7 @@ CHANGED_DEVICE = "it is another device now than the one that dom0's user was ask
 NO_CHOICE = "no VM that it could be given to is left to choose from"
 
 
-@attrs.frozen
+@frozen
 class Grant:
     """The permission: `vm` is the one that gets the device or serves the call, which a rule or
     dom0's user chose; `user` the one that a rule has the service run as."""
@@ -61,7 +62,7 @@ class Grant:
     user: str | None = None
 
 
-@attrs.frozen
+@frozen
 class Foreseen:
     """The decision on a request that was not made. `refused`: why it is denied although the rule
     does not deny it. `vms` would get the device: the one that it is allowed to, or those that
@@ -72,7 +73,7 @@ class Foreseen:
     vms: tuple[str, ...]
 
 
-@attrs.frozen
+@frozen
 class Consent:
     """dom0's user said yes to `vm`, about the subject as it was `seen` then."""
 

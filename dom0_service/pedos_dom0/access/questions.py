@@ -10,8 +10,8 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import attrs
 from pedos_protocol.errors import RemoteProtocolError
+from pedos_protocol.frozen import frozen
 from pedos_protocol.messages import SCHEMA, parse_result, to_wire
 
 from pedos_dom0.access.subjects import DeviceSubject, ServiceSubject
@@ -54,7 +54,7 @@ SAID_NO = "dom0's user said no"
 P = TypeVar("P")
 
 
-@attrs.frozen
+@frozen
 class Question:
     """May `source` have the subject, and from or in which of `candidates`?
 
@@ -110,7 +110,7 @@ def time_given(seconds: float) -> int:
     return max(0, math.ceil(seconds))
 
 
-@attrs.frozen
+@frozen
 class Outcome:
     """The outcome of a question: `target` is the chosen VM, None means no. `by` is whose prompter
     answered, in the audit log's words; None if none did."""
@@ -142,7 +142,7 @@ def judge(question: Question, untrusted_answer: object) -> Outcome:
     return Outcome(answer.target, f"dom0's user chose {answer.target}")
 
 
-@attrs.frozen
+@frozen
 class _Registered:
     """The requests by which a prompter can be asked, and whose it is."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import attrs
+from pedos_protocol.frozen import frozen
 
 from pedos_dom0.drivers.base import DOM0_NAME
 
@@ -132,7 +133,7 @@ class AssignmentSubject(DeviceSubject):
         return self.service, f"+{self.key.backend}:{port}:{self.identity}"
 
 
-@attrs.frozen
+@frozen
 class ServiceSubject:
     """A service called with an argument, `+` and the rest; `str()` is both.
 

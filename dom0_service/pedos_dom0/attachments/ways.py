@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from attrs import frozen
+from pedos_protocol.frozen import frozen
 
 
 @frozen

@@ -11,7 +11,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-import attrs
+from pedos_protocol.frozen import frozen
 
 from pedos_dom0.audit.log import FILES_KEPT, LINE_MAX
 
@@ -25,7 +25,7 @@ BLOCK_SIZE = 64 * 1024
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-@attrs.frozen
+@frozen
 class Tail:
     """Lines, oldest first; `more`: there are earlier ones, or there may be."""
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import attrs
 import trio
 from pedos_protocol.device_classes import class_names
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.fields import PREFERRED_MAX
+from pedos_protocol.frozen import frozen
 from pedos_protocol.messages import DeviceRef, ReportPrefer, parse_params, parse_result, to_wire
 from pedos_protocol.names import harmless_text
 from pedos_vchan.parking import Parking
@@ -73,7 +73,7 @@ class Dispatcher(Protocol):
     ) -> dict[str, Any]: ...
 
 
-@attrs.frozen
+@frozen
 class SharedParts:
     """The parts of the service that all sessions act on."""
 

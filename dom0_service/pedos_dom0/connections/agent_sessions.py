@@ -14,6 +14,7 @@ import attrs
 import trio
 from pedos_host.system_errors import what_is_wrong
 from pedos_protocol.errors import RemoteProtocolError
+from pedos_protocol.frozen import frozen
 
 from pedos_dom0.connections.agent_session import AgentSession, SharedParts
 from pedos_dom0.drivers.base import DOM0_NAME, DomainInfo, HypervisorLost
@@ -37,7 +38,7 @@ PENALTY_MAX = 30.0
 GOOD_BEHAVIOUR = 60.0
 
 
-@attrs.frozen
+@frozen
 class _End:
     """How a connection, or the attempt to make one, ended. `broke`: the VM caused it."""
 

@@ -16,10 +16,10 @@ import pwd
 import stat
 from typing import TYPE_CHECKING
 
-import attrs
 from pedos_host.system_errors import what_is_wrong
 from pedos_host.throttle import throttle
 from pedos_host.unix import peer_credentials
+from pedos_protocol.frozen import frozen
 from pedos_vchan.clients import serve_clients
 
 from pedos_dom0 import PROGRAM
@@ -47,7 +47,7 @@ SOCKET_MODE = 0o660
 CLIENTS_MAX = 64
 
 
-@attrs.frozen
+@frozen
 class Desktop:
     """Where it is, and whose: `group` is a name, or a number."""
 

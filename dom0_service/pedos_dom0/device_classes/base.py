@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import attrs
 from pedos_protocol.device_classes import FALSE, TRUE, YES_OR_NO
 from pedos_protocol.errors import CallError
+from pedos_protocol.frozen import frozen
 from pedos_protocol.names import SHOWN_MAX, harmless_text, shown
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ READ_ONLY = "read-only"
 _SHOWN_VALUES = 4
 
 
-@attrs.frozen
+@frozen
 class Options:
     """The options of an attach, checked. None: left open.
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Protocol
 
-import attrs
 import trio
+from pedos_protocol.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ class HypervisorLost(Exception):  # noqa: N818 - a state of the world, not a mis
     """The connection to the hypervisor ended: the service cannot continue without it."""
 
 
-@attrs.frozen
+@frozen
 class DomainInfo:
     """One VM as the hypervisor sees it. `domid` is None while it is halted.
 

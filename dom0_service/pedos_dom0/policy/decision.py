@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attrs import define, field, frozen
+from attrs import define, field
+from pedos_protocol.frozen import frozen
 from pedos_protocol.reasons import DEFAULT_DENY
 
 from .model import NO_PARAMETERS, Rule

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from attrs import frozen
+from pedos_protocol.frozen import frozen
 from pedos_protocol.names import printable_text, shown
 
 from .model import PolicyError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from attrs import frozen
+from pedos_protocol.frozen import frozen
 from pedos_protocol.names import printable_text
 
 # Characters of a rule. Answers, logs and error messages show a rule whole, and a message carries

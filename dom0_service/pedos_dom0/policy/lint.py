@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from attrs import field, frozen
+from attrs import field
+from pedos_protocol.frozen import frozen
 from pedos_protocol.kinds import letters
 from pedos_protocol.names import is_device_id, is_identity, is_vm_name, shown
 

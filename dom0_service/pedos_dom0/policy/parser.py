@@ -5,7 +5,8 @@ Parsing continues after an error, so that an administrator sees all of them at o
 
 from __future__ import annotations
 
-from attrs import field, frozen
+from attrs import field
+from pedos_protocol.frozen import frozen
 from pedos_protocol.names import shown
 
 from .lines import Fields, Problem, fields_of, lines_of, shown_line

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from attrs import field, frozen
+from attrs import field
+from pedos_protocol.frozen import frozen
 
 from . import compat
 from .files import BYTES_MAX, FILES_MAX, Files, shown_path

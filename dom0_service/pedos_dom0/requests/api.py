@@ -17,6 +17,7 @@ import trio
 from pedos_host.throttle import Throttle
 from pedos_protocol import VERSION
 from pedos_protocol.errors import CallError, RemoteProtocolError
+from pedos_protocol.frozen import frozen
 from pedos_protocol.messages import (
     SCHEMA,
     Empty,
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@attrs.frozen
+@frozen
 class Call:
     """One request: who asks what, over which connection, under which id."""
 
@@ -89,7 +90,7 @@ class Call:
     gone: trio.Event = attrs.field(factory=trio.Event)
 
 
-@attrs.frozen
+@frozen
 class Entry:
     """A method: its handler, and who may call it.
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 from pedos_protocol.errors import CallError
+from pedos_protocol.frozen import frozen
 from pedos_protocol.messages import AssignResult
 
 from pedos_dom0 import errors
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from pedos_dom0.state import State
 
 
-@attrs.frozen
+@frozen
 class AssignRequest:
     """Who asks for which assignment. Answers and audit lines share the id `request`."""
 
@@ -64,7 +65,7 @@ class AssignRequest:
         return DeviceSubject("assign", self.key)
 
 
-@attrs.frozen
+@frozen
 class Meant:
     """What an assignment is to: a port or none, a lasting identity or "", and what policy is asked
     about."""

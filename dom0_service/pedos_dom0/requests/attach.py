@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 import trio
 from pedos_protocol.errors import CallError
+from pedos_protocol.frozen import frozen
 from pedos_protocol.messages import AttachResult
 from pedos_protocol.names import printable_text
 
@@ -56,7 +57,7 @@ NOTE_MAX = 300
 Outcome = Literal["attached", "already", "assigned"]
 
 
-@attrs.frozen
+@frozen
 class AttachRequest:
     """Who asks for which device in which VM. Answers and audit lines share the id `request`."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 import trio
+from pedos_protocol.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from pedos_dom0.tables.registry import DeviceKey
 
 
-@attrs.frozen
+@frozen
 class Wish:
     """`assignment` decides where the device goes, and nothing stands against it: `identity` is its
     whole one, `since` and `instance` tell it from a later one, `link` is its VM's present agent."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-import attrs
 import trio
 from pedos_protocol.codec import FRAME_MAX
 from pedos_protocol.errors import CallError
+from pedos_protocol.frozen import frozen
 from pedos_protocol.messages import DetachItem, DetachResult, ErrorInfo
 from pedos_protocol.names import natural_key
 from pedos_protocol.schema import wire_size
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pedos_dom0.tables.store import Assignment
 
 
-@attrs.frozen
+@frozen
 class Asking(unassign.Asking):
     """Who asks, and how."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 from pedos_protocol.errors import CallError
+from pedos_protocol.frozen import frozen
 from pedos_protocol.messages import ErrorInfo, UnassignItem, UnassignResult
 
 from pedos_dom0 import errors
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from pedos_dom0.tables.store import Assignment
 
 
-@attrs.frozen
+@frozen
 class Asking:
     """Who asks, under which id, and when the asker has stopped waiting."""
 

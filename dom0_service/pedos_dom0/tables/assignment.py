@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from pedos_protocol.frozen import frozen
 
 from pedos_dom0.tables.device_set import DeviceKey
 

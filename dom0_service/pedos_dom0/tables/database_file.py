@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from pedos_protocol.frozen import frozen
 
 logger = logging.getLogger(__name__)
 

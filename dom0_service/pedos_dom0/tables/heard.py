@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import attrs
+from pedos_protocol.frozen import frozen
 
 from pedos_dom0.device_classes.registered import class_of
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pedos_protocol.messages import ExportState
 
 
-@attrs.frozen
+@frozen
 class Heard:
     """An export as its agent has it: the target gets silence; somebody there records."""
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
-from attrs import field, frozen
+from attrs import field
+from pedos_protocol.frozen import frozen
 from pedos_protocol.messages import Device
 from pedos_protocol.reasons import UNPLUGGED, why_replaced
 

@@ -7,9 +7,9 @@ it.
 
 from __future__ import annotations
 
-from attrs import frozen
 from pedos_protocol.errors import CallError
 from pedos_protocol.fields import DATA_PORT_FIRST
+from pedos_protocol.frozen import frozen
 
 PORT_LAST = 65535
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import trio
-from attrs import frozen
+from pedos_protocol.frozen import frozen
 from pedos_protocol.messages import Device, Missing
 
 from pedos_dom0.device_classes.registered import class_of

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from attrs import frozen
+from pedos_protocol.frozen import frozen
 
 from pedos_dom0.tables.assignment import Assignment, Slot
 from pedos_dom0.tables.database_file import MOVE_AWAY, DatabaseFile, Schema, StoreError

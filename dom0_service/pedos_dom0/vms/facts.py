@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 import trio
+from pedos_protocol.frozen import frozen
 from pedos_protocol.messages import PolicyErrorInfo
 from pedos_protocol.names import printable_text, shown
 
@@ -57,7 +58,7 @@ def reload_rate() -> RateLimit:
     return RateLimit(burst=RELOAD_RATE[0], per_second=RELOAD_RATE[1])
 
 
-@attrs.frozen
+@frozen
 class Read:
     """The result of one pass over the folder. With any error, `said` is not for use."""
 

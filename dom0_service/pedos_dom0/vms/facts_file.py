@@ -19,6 +19,7 @@ from typing import Any
 
 import attrs
 from pedos_protocol.fields import TAGS_MAX
+from pedos_protocol.frozen import frozen
 from pedos_protocol.names import is_vm_name, printable_text, shown
 
 from pedos_dom0.drivers.base import DOM0_NAME
@@ -58,7 +59,7 @@ class FactsError:
         return f"{place}: {self.message}" + (f"; {self.help}" if self.help else "")
 
 
-@attrs.frozen
+@frozen
 class Said:
     """The facts of a file about one VM, and their line."""
 

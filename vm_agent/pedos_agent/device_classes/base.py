@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import attrs
 import trio
 from pedos_protocol.agent_messages import ExportStart, ImportStart
+from pedos_protocol.frozen import frozen
 from pedos_vchan.transport import Transport
 
 from pedos_agent.device_classes.described import described_device
@@ -49,7 +50,7 @@ class Host:
         return self.settings.transport()
 
 
-@attrs.frozen
+@frozen
 class Carried:
     """What the agent itself does with the devices of a class."""
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
-import attrs
 from pedos_host.in_time import in_time
 from pedos_host.links import walk
+from pedos_protocol.frozen import frozen
 
 from pedos_agent.inventory.local_device import Pin
 from pedos_agent.system.reading import link_target
@@ -17,7 +17,7 @@ from pedos_agent.system.reading import link_target
 T = TypeVar("T")
 
 
-@attrs.frozen
+@frozen
 class Pinner:
     """Holds files of one folder. `mounted` are the names in it that are file systems themselves;
     `is_borrowed` tells whether a path is a device that this VM has borrowed."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-import attrs
+from pedos_protocol.frozen import frozen
 
 
-@attrs.frozen
+@frozen
 class Roots:
     """The places of the kernel's and udev's trees."""
 

@@ -6,7 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final
 
-import attrs
+from pedos_protocol.frozen import frozen
 from pedos_protocol.pci_names import is_address, port_id, way_to
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _GONE: Final = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO
 _SPACE_BYTES: Final = 256
 
 
-@attrs.frozen
+@frozen
 class Function:
     """A PCI device: one function of a slot.
 
@@ -64,7 +64,7 @@ class Function:
         return self.kind.startswith("06")
 
 
-@attrs.frozen
+@frozen
 class Picture:
     """All devices, by address."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import attrs
+from pedos_protocol.frozen import frozen
 from pedos_protocol.pci_names import address_id, is_address
 
 from pedos_dom0.drivers.base import DOM0_DOMID
@@ -26,7 +26,7 @@ _CONNECTED = "4"
 _DEVICES_MAX = 256
 
 
-@attrs.frozen
+@frozen
 class Given:
     """A PCI device that a domain has. `name_there` is its id among that domain's own; None if it is
     not known yet, or the domain is not paravirtual."""

@@ -14,9 +14,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import attrs
 import trio
 from pedos_host.folder_watch import FolderWatch
+from pedos_protocol.frozen import frozen
 
 from pedos_dom0.drivers.base import RETRY_SECONDS, DriverError
 from pedos_dom0.drivers.xen.xenstore import silent, vbds_of
@@ -41,7 +41,7 @@ REMEMBERED_SECONDS = 120.0
 Place = tuple[int, str]
 
 
-@attrs.frozen
+@frozen
 class _Unleased:
     """A device of ours that dom0 did not give."""
 

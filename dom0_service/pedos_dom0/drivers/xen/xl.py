@@ -13,9 +13,9 @@ import re
 import signal
 from typing import TYPE_CHECKING
 
-import attrs
 import trio
 from pedos_host.children import describe_exit, start_child
+from pedos_protocol.frozen import frozen
 from pedos_protocol.names import harmless_text, is_vm_name
 
 from pedos_dom0.drivers.base import DriverError
@@ -58,7 +58,7 @@ class Unfinished(DriverError):  # noqa: N818 - says what happened
     """xl was killed before it had ended: what it has done is not known."""
 
 
-@attrs.frozen
+@frozen
 class ListedDomain:
     """A line of `xl list`."""
 

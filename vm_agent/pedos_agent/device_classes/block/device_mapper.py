@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-import attrs
+from pedos_protocol.frozen import frozen
 
 from pedos_agent.device_classes.block.block_use import is_number
 from pedos_agent.system.reading import is_starved
@@ -44,7 +44,7 @@ _OPAQUE: Final = {"thin": (0, 1), "snapshot": (1,)}
 _EMPTY: Final = frozenset(("zero", "error"))
 
 
-@attrs.frozen
+@frozen
 class Target:
     """A piece of a mapping: `length` sectors of `device` (MAJOR:MINOR) from `start` on.
 
@@ -60,7 +60,7 @@ class Target:
     has_data: bool = True
 
 
-@attrs.frozen
+@frozen
 class Volume:
     """A volume of LVM; if it has parts for data, metadata or copies, each part is one."""
 

@@ -23,6 +23,7 @@ import trio
 from pedos_host.exclusive import IN_USE, is_held
 from pedos_protocol.agent_messages import Device
 from pedos_protocol.fields import SHARES_MAX
+from pedos_protocol.frozen import frozen
 from pedos_protocol.names import frontend_of, harmless_text, is_device_id, natural_key
 
 from pedos_agent.device_classes.base import Carried
@@ -80,7 +81,7 @@ CONNECT_SECONDS: Final = 1.0
 CONNECT_LOOKS: Final = 45
 
 
-@attrs.frozen
+@frozen
 class _Raw:
     """A block device as sysfs has it."""
 

@@ -8,7 +8,7 @@ import os
 import struct
 from typing import Final
 
-import attrs
+from pedos_protocol.frozen import frozen
 
 _LOOP_GET_STATUS64: Final = 0x4C05
 # struct loop_info64: lo_device, lo_inode, lo_rdevice, and more that sysfs has too.
@@ -20,7 +20,7 @@ _NO_ANSWER: Final = frozenset(
 )
 
 
-@attrs.frozen
+@frozen
 class LoopStatus:
     """The file as stat(2) has it: on which device, its inode, and which device it is a node of."""
 

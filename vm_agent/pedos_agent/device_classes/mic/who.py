@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import attrs
 from pedos_host.in_time import in_time
 from pedos_host.threads import to_thread
+from pedos_protocol.frozen import frozen
 
 from pedos_agent.settings import Settings
 from pedos_agent.system.reading import read_field, words
@@ -30,7 +30,7 @@ _PROGRAMS_TOO: Final = range(61184, 65536)
 _ROOT: Final = 0
 
 
-@attrs.frozen
+@frozen
 class AtSeat:
     """Who is at the screen. `uid` is None if nobody is, `is_program` if a greeter asks for a
     password there."""
@@ -53,7 +53,7 @@ def at_seat(seats: Path = SEATS) -> AtSeat:
     return AtSeat(None)
 
 
-@attrs.frozen
+@frozen
 class Rule:
     """Who has the microphones here. `named` is the user whom the administrator has named."""
 

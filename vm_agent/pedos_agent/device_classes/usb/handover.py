@@ -6,14 +6,14 @@ from __future__ import annotations
 import re
 from typing import Final
 
-import attrs
 from pedos_protocol.errors import CallError
+from pedos_protocol.frozen import frozen
 
 _TEXT: Final = re.compile(r"([0-9]{5,9}) ([1-5])")
 _BUS_MAX: Final = 0xFFFF  # and of devices on one: 16 bits each
 
 
-@attrs.frozen
+@frozen
 class Handover:
     """The number of a device in USB/IP, and its speed as USB/IP counts."""
 

@@ -24,8 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
 
-import attrs
 from pedos_protocol.errors import CallError
+from pedos_protocol.frozen import frozen
 
 from pedos_agent.device_classes.usb.usb_device import (
     HOST,
@@ -52,7 +52,7 @@ _Verb = Literal["bind", "unbind"]
 _FILES: Final[tuple[_Verb, ...]] = ("bind", "unbind")
 
 
-@attrs.frozen
+@frozen
 class Taken:
     """A device that usbip-host has now, and what it was before."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-import attrs
+from pedos_protocol.frozen import frozen
 
 from pedos_agent.device_classes.sysfs import USB_DEVICE, hex_field
 from pedos_agent.system.reading import is_there, link_target, read_field
@@ -26,7 +26,7 @@ _SUPER_SPEED: Final = 5000  # Mb/s
 SUPER: Final = 5
 
 
-@attrs.frozen
+@frozen
 class UsbDevice:
     """`driver` is None if no driver has it. `status` is usbip-host's (see `host_driver`), None
     without that driver. `speed` is as USB/IP counts; None if it is not known."""

@@ -11,8 +11,8 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Final, TypeAlias
 
-import attrs
 from pedos_protocol.errors import CallError
+from pedos_protocol.frozen import frozen
 
 from pedos_agent.device_classes.usb.usb_device import SUPER
 from pedos_agent.system.reading import is_there, names_in, read_bytes
@@ -30,7 +30,7 @@ _ROW: Final = re.compile(
 _TABLE_BYTES: Final = 16 * 1024  # 30 rows of some fifty characters
 
 
-@attrs.frozen
+@frozen
 class Port:
     """A row of a table of ports. `name` is what the device is called here. Until the state is USED
     the kernel shows no device: `devid` 0, `name` "0-0"."""
