@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+if __name__ == "__main__":  # the launchers of programs do it themselves
+    gc.disable()  # until `main`: nothing of what is imported is garbage
+
 from pedos_host import logs
 from pedos_host.arguments import Parser
 from pedos_host.system_errors import what_is_wrong
@@ -153,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported modules stay: without this, a full garbage collection, which a new policy causes,
     # takes thirty milliseconds instead of a few, in which no request is served.
     gc.freeze()
+    gc.enable()
     status = 0
     try:
         running.run(run, config, driver)

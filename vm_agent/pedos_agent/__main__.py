@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+if __name__ == "__main__":  # the launchers of programs do it themselves
+    gc.disable()  # until `main`: nothing of what is imported is garbage
 
 from pedos_host import logs
 from pedos_host.arguments import Parser
@@ -181,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger("pedos_agent").error("%s", error.strerror or error)
         return 1
     logs.set_up("pedos-agent", verbose=verbose)
+    gc.enable()
     status = 0
     try:
         running.run(run_until_signal, settings)
