@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import re
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session: pytest.Session) -> None:
     """Workers of pytest-xdist that collect everything share the work."""
+    gc.disable()  # until that is over: nothing of what it brings is garbage
     worker = getattr(session.config, "workerinput", None)
     if worker is not None and session.config.args == session.config.getini("testpaths"):
         number = int(worker["workerid"].removeprefix("gw"))
@@ -62,6 +65,29 @@ def pytest_collection_finish() -> None:
     it again and again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leaks_are_told_here() -> Iterator[None]:
+    """A socket, process or coroutine that nobody closed is told of by Python's collector, as an
+    error (filterwarnings): in the file that left it, and not in an innocent one that comes later in
+    the same process."""
+    yield
+    gc.collect()
+
+
+NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """As pytest's own, which for its number reads the names of all folders that other tests have
+    had: with thousands of tests these are seconds."""
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    folder = tmp_path_factory.getbasetemp() / f"{name}{next(NUMBERS)}"
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 TURNS = pytest.StashKey[Turns | None]()
