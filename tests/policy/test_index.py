@@ -17,7 +17,7 @@ from pedos_dom0.policy.yielding import never
 
 from . import plain, random_policies
 
-POLICIES = 150
+POLICIES = 40  # by each seed; `make fuzz` and .ci/run go on with others
 REQUESTS = 40
 
 
@@ -65,7 +65,7 @@ def test_the_candidates_are_those_of_going_through_all_rules(seed: int) -> None:
             assert decision.candidates == expected, (text, request)
             assert decision.verdict == ("ask" if expected else "deny")
             asks += 1
-    assert asks > 100
+    assert asks > 25
 
 
 def large(rnd: random.Random) -> str:

@@ -10,7 +10,7 @@ from . import fuzz_policy, naive, random_cases
 from .outcomes import expected
 from .test_conformance import cases
 
-CASES = 6000
+CASES = 2000  # by each seed; `make fuzz` and .ci/run go on with others
 
 
 @pytest.mark.parametrize("seed", range(2))

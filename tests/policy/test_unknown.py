@@ -93,7 +93,7 @@ def test_whatever_the_unknown_is_it_gets_no_more_than_when_it_is_known(seed: int
     """With the rule that a plain reading of the file gives for what is known."""
     rnd = random.Random(seed)
     given = 0
-    for _ in range(60):
+    for _ in range(20):
         lines = [
             line + " read-only=yes" * (rnd.random() < 0.3 and " deny" not in line)
             for line in random_policies.policy(rnd, 40).split("\n")
@@ -122,7 +122,7 @@ def test_whatever_the_unknown_is_it_gets_no_more_than_when_it_is_known(seed: int
                 then = evaluate(request(known), snapshot, system)
                 assert then.rule is plain.deciding(request(known), snapshot.rules, system)
                 assert gives_no_more(now, then), (policy, request(identity), known, now, then)
-    assert given > 100
+    assert given > 30
 
 
 @pytest.mark.parametrize("identity", ["", "1050:0407", "x", "::"])
@@ -182,7 +182,7 @@ def test_adding_what_is_not_known_never_turns_a_deny_into_anything_else(seed: in
         *("*:*:*:*u0e*", "*:u080650", "*u030101", "1050:*", "0781:5581:x:u080650"),
     )
     denied = 0
-    for _ in range(120):
+    for _ in range(40):
         lines = [
             f"device.attach.usb +{rnd.choice(('*', 'sys-usb'))}:*:{rnd.choice(identities)} * "
             f"{rnd.choice(('*', 'work'))} {rnd.choice(('allow', 'ask', 'deny'))}"
@@ -193,7 +193,7 @@ def test_adding_what_is_not_known_never_turns_a_deny_into_anything_else(seed: in
             if ask(policy, known).verdict == "deny":
                 denied += 1
                 assert ask(policy, f"{known}u-unknown").verdict == "deny", (policy, known)
-    assert denied > 60
+    assert denied > 20
 
 
 @pytest.mark.parametrize("identity", UNKNOWN)

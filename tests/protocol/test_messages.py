@@ -32,7 +32,7 @@ def over_the_wire(value: Any) -> Any:
 
 
 @pytest.mark.parametrize(("method", "part", "message_class"), strategies.SPOKEN)
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_every_message_comes_out_as_it_went_in(
     method: str, part: str, message_class: type[Any], data: st.DataObject
@@ -43,7 +43,7 @@ def test_every_message_comes_out_as_it_went_in(
 
 
 @pytest.mark.parametrize(("method", "part", "message_class"), strategies.SPOKEN)
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_every_message_with_a_part_changed_is_refused_or_still_a_message(
     method: str, part: str, message_class: type[Any], data: st.DataObject
@@ -71,7 +71,7 @@ def test_every_message_with_a_part_changed_is_refused_or_still_a_message(
 
 
 @pytest.mark.parametrize(("method", "part", "message_class"), strategies.SPOKEN)
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(untrusted=strategies.values)
 def test_any_value_is_parsed_or_refused(
     method: str, part: str, message_class: type[Any], untrusted: Any

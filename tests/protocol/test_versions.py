@@ -31,7 +31,7 @@ def test_a_method_of_another_version_than_the_first_says_so() -> None:
 
 
 @pytest.mark.parametrize(("method", "part", "message_class"), IN_1)
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_a_message_for_version_1_has_exactly_what_that_version_had(
     method: str, part: str, message_class: type[Any], data: st.DataObject
@@ -42,7 +42,7 @@ def test_a_message_for_version_1_has_exactly_what_that_version_had(
 
 
 @pytest.mark.parametrize(("method", "part", "message_class"), IN_1)
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_a_message_of_version_1_is_read_and_what_it_lacks_has_its_default(
     method: str, part: str, message_class: type[Any], data: st.DataObject
