@@ -156,6 +156,9 @@ async def test_a_vm_learns_that_it_is_denied_and_the_request_id(calling: Calling
 async def test_no_vm_calls_itself(calling: Calling) -> None:
     assert (await refused(calling.work, "work")).code == "denied"
     assert lines(calling, "decision")[-1]["reason"] == "no VM calls itself"
+    request = {"service": "test.Echo", "argument": "+", "source": "work", "target": "work"}
+    explained = await calling.world.client.call("policy.explain", **request)
+    assert (explained["verdict"], explained["reason"]) == ("deny", "no VM calls itself")
 
 
 @pytest.mark.parametrize(
@@ -486,6 +489,35 @@ async def test_an_agent_that_goes_away_ends_the_other_side(calling: Calling, who
     end = lines(calling, "call_ended")[-1]
     assert (end["call"], end["kind"]) == (answer["call"], "lost")
     assert other.closed == [answer["port"]]
+    calling.assert_nothing_left()
+
+
+async def test_a_caller_has_the_rest_though_the_agent_of_the_service_goes_away(
+    calling: Calling,
+) -> None:
+    answer = await calling.work.call()
+    await quiet()
+    await calling.vault.end(answer["call"])
+    await quiet()
+    calling.vault.kill()
+    await quiet()
+    assert list(calling.work.sides) == [answer["call"]]
+    assert "service.kill" not in calling.work.agent.calls
+    await calling.work.end(answer["call"], reusable=False)
+    await quiet()
+    calling.assert_nothing_left()
+
+
+async def test_a_service_is_told_that_its_caller_is_gone(
+    calling: Calling, autojump_clock: Clock
+) -> None:
+    answer = await calling.work.call()
+    await trio.sleep(1)
+    await calling.work.end(answer["call"], "aborted", reusable=False)
+    await trio.sleep(broker.LATE_SECONDS - 0.1)
+    assert "service.kill" not in calling.vault.agent.calls
+    await trio.sleep(0.2)
+    assert "service.kill" in calling.vault.agent.calls
     calling.assert_nothing_left()
 
 

@@ -1,9 +1,10 @@
 """Calls that go on over a restart of dom0's service: adopted by what the agents of both sides tell.
 
 Each agent is asked once after it has connected, before it is used. A call that both sides tell
-alike is a call again, which is recorded; one of which only one side is known after a while is
-ended, as is one about which the two sides differ. Channels without a call are closed: the pool
-begins empty.
+alike is a call again, which is recorded. A service whose caller's side is not known after a while
+is told that its caller is gone. A caller's side waits for the other one, however long that takes,
+and is not ended: if there is none, its channel ends, or has brought all that there was. Channels
+without a call are closed: the pool begins empty.
 
 Nothing of this survives in a file: an agent can invent a call only together with another agent, and
 what these two could do with it they can do without.
@@ -40,7 +41,7 @@ CALLS_MAX = 256
 # Seconds for the other side's agent to connect: longer than a live one takes to come back.
 OTHER_SIDE_TIMEOUT = 10.0
 
-ONE_SIDED = "the other side does not know the call any more"
+CALLER_GONE = "the caller does not know the call any more"
 
 
 @attrs.frozen
@@ -73,8 +74,8 @@ class Adoption:
         for port in ports:
             self._nursery.start_soon(self._broker.channels.tell_to_close, link, port)
         waiting = [call for call in calls if not self._take(link, call)]
-        if waiting:
-            self._nursery.start_soon(self._give_up_later, link, waiting)
+        if served := [call for call in waiting if call.side == "service"]:
+            self._nursery.start_soon(self._give_up_later, link, served)
 
     def ended(self, link: AgentLink, call_id: str) -> None:
         """A side ended by itself, that was not adopted yet."""
@@ -129,7 +130,7 @@ class Adoption:
         return adopted is not None and adopted.side_of(link) is not None
 
     async def _kill(self, link: AgentLink, call: RunningCall) -> None:
-        params = to_wire(ServiceKill(call.call, "lost", 0, ONE_SIDED))
+        params = to_wire(ServiceKill(call.call, "lost", 0, CALLER_GONE))
         try:
             await link.call("service.kill", params, timeout=RUNNING_TIMEOUT)
         except CallError as error:

@@ -21,7 +21,6 @@ from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.messages import (
     ServiceCalled,
     ServiceKill,
-    ServiceStart,
     parse_result,
     to_wire,
 )
@@ -38,6 +37,7 @@ from pedos_dom0.calls.call import Call, CallTable, ended_without_a_word
 from pedos_dom0.calls.channels import Channels
 from pedos_dom0.calls.ready import Ready
 from pedos_dom0.calls.slots import Slots
+from pedos_dom0.calls.wire import end_kind, outcome_of, start_of
 from pedos_dom0.drivers.base import DOM0_NAME
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ class Broker:
         """It has come to nothing before any agent was told of it."""
         self._give_places_back(call)
         self.table.remove(call)
-        story.began(self._state, call, _outcome(error))
+        story.began(self._state, call, outcome_of(error))
         call.answered.set()
 
     def _abandon(self, call: Call, why: str) -> None:
@@ -266,7 +266,7 @@ class Broker:
         started = False
         try:
             await self._state.reach("call.starting")
-            params = to_wire(self._start_params(call))
+            params = to_wire(start_of(call))
             untrusted_answer = await target.call("service.start", params, timeout=START_TIMEOUT)
             started = parse_result("service.start", untrusted_answer).started
         except RemoteProtocolError as wrong:
@@ -286,24 +286,7 @@ class Broker:
             self._has_started(call)
         elif error is not None and "caller" not in call.ends:
             told = as_told(call.caller, error, call.request).message
-            await self._kill(call.source, call, _kind(error), told)
-
-    def _start_params(self, call: Call) -> ServiceStart:
-        assert call.channel is not None
-        # dom0's own services write to dom0's log what no VM is to read.
-        stderr = call.target != DOM0_NAME
-        return ServiceStart(
-            call=call.id,
-            service=call.subject.service,
-            argument=call.subject.argument,
-            source=call.source.name,
-            requested_target=call.requested,
-            user=call.user,
-            peer=call.source.domid,
-            port=call.channel.port,
-            new=call.had_new_channel,
-            stderr=stderr,
-        )
+            await self._kill(call.source, call, end_kind(error), told)
 
     def _not_started(self, call: Call, error: CallError) -> None:
         """The service's agent cannot use the channel, or may have done so too late."""
@@ -311,7 +294,7 @@ class Broker:
         call.failure = call.failure or error
         if call.server is not None and call.server.connected:
             self._kill_soon(call.server, call, "aborted", error.message)
-        self._side_over(call, "service", ended_without_a_word(call, _kind(error), error.message))
+        self._side_over(call, "service", ended_without_a_word(call, end_kind(error), error.message))
         self.channels.close(call.channel)
 
     def _has_started(self, call: Call) -> None:
@@ -405,7 +388,7 @@ class Broker:
                 call,
                 "started"
                 if is_known
-                else _outcome(call.failure)
+                else outcome_of(call.failure)
                 if call.failure is not None
                 else f"{ended.kind}: {ended.text}",
             )
@@ -422,8 +405,12 @@ class Broker:
         while self._half_ended:
             call, due = next(iter(self._half_ended.items()))
             await trio.sleep_until(due)
-            if self._half_ended.pop(call, None) is not None:
-                self._log_end(call)
+            if self._half_ended.pop(call, None) is None:
+                continue
+            self._log_end(call)
+            if "service" not in call.ends and call.server is not None:
+                # One that waits for something looks at no channel, and its agent would not notice.
+                self._kill_soon(call.server, call, "lost", "the caller is gone")
         self._tells_late = False
 
     async def end(self, call: Call, by: str) -> None:
@@ -452,6 +439,8 @@ class Broker:
         self.channels.agent_gone(link)
 
     def _side_lost(self, call: Call, side: Side, link: AgentLink) -> None:
+        if side in call.ends:
+            return  # and the other side ends in its own time: a slow reader has all that was sent
         why = f"the agent of {link.name} went away"
         if side == "service" and not call.answered.is_set():
             call.failure = call.failure or errors.target_unreachable(
@@ -476,16 +465,6 @@ class Broker:
             await link.call("service.kill", params, timeout=KILL_TIMEOUT)
         except CallError as error:
             logger.info("%s does not end a call: %s", link.name, error.message)
-
-
-def _kind(error: CallError) -> EndKind:
-    """How a call ends that fails with this error."""
-    kinds: dict[str, EndKind] = {"denied": "refused", "not_found": "not_found"}
-    return kinds.get(error.code, "problem")
-
-
-def _outcome(error: CallError) -> str:
-    return "denied" if error.code == "denied" else f"{error.code}: {error.message}"
 
 
 def _user(grant: Grant, asked_for: str | None) -> str | None:

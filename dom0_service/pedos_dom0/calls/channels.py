@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from itertools import count
 from typing import TYPE_CHECKING
 
 import attrs
@@ -43,6 +44,9 @@ SET_UP_AT_ONCE = 4
 CHANNEL_TIMEOUT = 10.0
 
 
+_numbers = count()
+
+
 @attrs.define(eq=False)
 class CallChannel:
     """An open channel. `idle_since` is None while a call has it."""
@@ -55,10 +59,8 @@ class CallChannel:
     idle_since: float | None = None
     is_closed: bool = False
 
-    @property
-    def owner(self) -> str:
-        """Its name in the table of ports."""
-        return f"calls {self.port}"
+    # Its name in the table of ports. A port alone is none: two VMs may claim one that others use.
+    owner: str = attrs.field(factory=lambda: f"calls {next(_numbers)}")
 
     @property
     def ends(self) -> tuple[AgentLink, AgentLink]:
@@ -84,16 +86,16 @@ class Channels:
     def __init__(self, state: State, nursery: trio.Nursery) -> None:
         self._state = state
         self._nursery = nursery
-        self._all: dict[int, CallChannel] = {}  # by port, in the order of their last use
+        self._all: dict[CallChannel, None] = {}  # in the order of their last use
         self._setting_up: dict[AgentLink, trio.CapacityLimiter] = {}
         self._sweeps = False
 
     def __iter__(self) -> Iterator[CallChannel]:
-        return iter(list(self._all.values()))
+        return iter(list(self._all))
 
     def take_idle(self, server: AgentLink, client: AgentLink) -> CallChannel | None:
         """The one of this pair that was used last; it is a call's now."""
-        for channel in reversed(self._all.values()):
+        for channel in reversed(self._all):
             if channel.idle_since is not None and channel.ends == (server, client):
                 channel.idle_since = None
                 return channel
@@ -132,7 +134,7 @@ class Channels:
         ports = self._state.leases.ports
         channel = CallChannel(ports.next(), server, client)
         ports.open(channel.owner, PortUse(channel.port, server.domid, client.domid))
-        self._all[channel.port] = channel
+        self._all[channel] = None
         asked = ChannelListen(client.domid, channel.port, RING_ORDER, RING_ORDER)
         try:
             await server.call("channel.listen", to_wire(asked), timeout=CHANNEL_TIMEOUT)
@@ -147,14 +149,14 @@ class Channels:
         """One that a call has which an earlier run of this service has begun."""
         channel = CallChannel(port, server, client, is_new=False)
         self._state.leases.ports.open(channel.owner, PortUse(port, server.domid, client.domid))
-        self._all[port] = channel
+        self._all[channel] = None
         return channel
 
     def give_back(self, channel: CallChannel) -> None:
         """Its call is over, and it may carry another one. It is kept if there is room."""
         if channel.is_closed:
             return
-        idle = [each for each in self._all.values() if each.idle_since is not None]
+        idle = [each for each in self._all if each.idle_since is not None]
         if sum(each.ends == channel.ends for each in idle) >= IDLE_PER_PAIR:
             self.close(channel)
             return
@@ -165,8 +167,8 @@ class Channels:
                 if not oldest.is_closed:
                     self.close(oldest)
         channel.is_new, channel.idle_since = False, trio.current_time()
-        del self._all[channel.port]
-        self._all[channel.port] = channel
+        del self._all[channel]
+        self._all[channel] = None
         if not self._sweeps:
             self._sweeps = True
             self._nursery.start_soon(self._sweep)
@@ -193,14 +195,12 @@ class Channels:
         except CallError as error:
             logger.info("%s does not close a channel of calls: %s", link.name, error.message)
 
-    def closed(self, link: AgentLink, port: int) -> CallChannel | None:
-        """An agent says that an idle one has ended; returns it if it is this agent's."""
-        channel = self._all.get(port)
-        if channel is None or link not in channel.ends:
-            return None
-        if channel.idle_since is not None:
-            self.close(channel)
-        return channel
+    def closed(self, link: AgentLink, port: int) -> None:
+        """An agent says that one of its idle channels has ended."""
+        for channel in self:
+            is_its = channel.port == port and link in channel.ends
+            if is_its and channel.idle_since is not None:
+                self.close(channel)
 
     def agent_gone(self, link: AgentLink) -> None:
         """The connection to an agent is over, and with it its idle channels; others are closed when
@@ -222,7 +222,7 @@ class Channels:
         if channel.is_closed:
             return False
         channel.is_closed, channel.idle_since = True, None
-        del self._all[channel.port]
+        del self._all[channel]
         self._state.leases.ports.close(channel.owner)
         return True
 

@@ -21,7 +21,7 @@ from pedos_protocol.messages import (
 from pedos_protocol.names import is_device_id, is_vm_name, natural_key
 
 from pedos_dom0.access.authorizer import refusal
-from pedos_dom0.access.subjects import DeviceSubject, device_argument
+from pedos_dom0.access.subjects import DeviceSubject, ServiceSubject, device_argument
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.errors import unsupported
@@ -107,11 +107,14 @@ class Explaining:
         """The policy's verdict on any request, whether what it names exists or not."""
         argument = self._completed(service, argument)
         decision = self._authorizer.judge(Request(service, argument, source, target), trace=True)
+        refused = None
+        if device_service(service) is None:
+            refused = refusal(ServiceSubject(service, argument), target, decision, source)
         rule = decision.rule
         candidates, trace = fitting_texts(decision.candidates, LIST_MAX), _trace(decision)
         return PolicyExplained(
             argument=bounded_text(argument),
-            verdict=cast("Verdict", decision.verdict),
+            verdict=cast("Verdict", decision.verdict if refused is None else "deny"),
             rule=None if rule is None else bounded_text(rule.where),
             text=None if rule is None else bounded_text(rule.text),
             default=decision.default,
@@ -122,7 +125,7 @@ class Explaining:
             read_only=decision.read_only,
             candidates=candidates,
             default_target=_optional(decision.default_target),
-            reason=bounded_text(decision.reason),
+            reason=bounded_text(refused or decision.reason),
             trace=trace,
             candidates_left_out=len(decision.candidates) - len(candidates),
             trace_left_out=len(decision.trace) - len(trace),
