@@ -43,12 +43,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 class Vm:
     """A VM with services, whose channels and notices a test has at the other end."""
 
-    def __init__(self, folder: Path, keeper: Path | None) -> None:
+    def __init__(self, folder: Path, keeper: Path | None, control: Path | None = None) -> None:
         self.caller = SharedMemory(folder, CALLER)
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.channels = Channels(SharedMemory(folder, SERVICE), self._tell)
         nowhere = Path("/nonexistent")
-        settings = Settings("work", SERVICE, folder, nowhere, nowhere, nowhere, keeper=keeper)
+        settings = Settings(
+            "work", SERVICE, folder, nowhere, nowhere, nowhere, control, keeper=keeper
+        )
         self.serving = Serving(settings, self.channels, self._tell)
         self._news = trio.Event()
         self._number = 0
@@ -126,8 +128,10 @@ async def read_all(stream: trio.SocketStream) -> bytes:
 
 
 @asynccontextmanager
-async def vm_with(folder: Path, keeper: Path | None) -> AsyncIterator[Vm]:
-    vm = Vm(folder, keeper)
+async def vm_with(
+    folder: Path, keeper: Path | None, control: Path | None = None
+) -> AsyncIterator[Vm]:
+    vm = Vm(folder, keeper, control)
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             await nursery.start(vm.channels.run)
@@ -187,6 +191,22 @@ async def test_a_signal_that_ends_a_service_is_its_end(vm: Vm, place: Place) -> 
     assert (caller.end.kind, caller.end.status) == ("signalled", 9)
 
 
+async def test_what_the_caller_has_named_is_for_dom0_s_services_alone(
+    tmp_path: Path, place: Place
+) -> None:
+    place.service(
+        "test.Target", "echo $QREXEC_REQUESTED_TARGET_TYPE $QREXEC_REQUESTED_TARGET_KEYWORD"
+    )
+    for control, told in ((None, b"\n"), (tmp_path / "control", b"keyword adminvm\n")):
+        folder = tmp_path / str(control is None)
+        folder.mkdir()
+        async with (
+            vm_with(folder, place.path, control) as vm,
+            calling(vm, "test.Target", requested_target="@adminvm") as (caller, _),
+        ):
+            assert await caller.output() == (told, b"")
+
+
 async def test_stderr_of_dom0_s_services_stays_there(vm: Vm, place: Place) -> None:
     place.service("test.Says", "echo secret >&2; echo open")
     async with calling(vm, "test.Says", stderr=False) as (caller, _):
@@ -237,13 +257,13 @@ async def test_a_service_that_listens_is_one_socket_with_half_close(vm: Vm, plac
         listener.bind(str(place.services / "test.Socket"))
         listener.listen()
         listener.setblocking(False)
-        async with calling(vm, "test.Socket", requested_target="@default") as (caller, answer):
+        async with calling(vm, "test.Socket", requested_target="@dispvm") as (caller, answer):
             assert answer == {"started": True}
             accepted, _ = await trio.socket.from_stdlib_socket(listener).accept()
             service = trio.SocketStream(accepted)
             await caller.streams[0].send_all(b"question")
             await caller.streams[0].send_eof()
-            assert await read_all(service) == b"test.Socket+ vault keyword default\0question"
+            assert await read_all(service) == b"test.Socket+ vault\0question"
             await service.send_all(b"answer")
             await service.aclose()
             assert await read_all(caller.streams[1]) == b"answer"

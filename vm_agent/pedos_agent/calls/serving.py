@@ -82,6 +82,8 @@ class Serving:
     def __init__(self, settings: Settings, channels: Channels, tell: Tell) -> None:
         """`tell` gets the notices for dom0."""
         self._keepers = Keepers(only=settings.keeper)
+        # What a caller has named is for dom0 to know: policy may have led it elsewhere.
+        self._tells_target = settings.control_socket is not None
         self._channels = channels
         self._tell = tell
         self._calls: dict[str, ServedCall] = {}
@@ -121,7 +123,8 @@ class Serving:
             raise CallError("busy", f"the call {wanted.call} runs here already")
         if self._nursery is None:
             raise CallError("unavailable", "this VM's agent ends")
-        call = self._calls[wanted.call] = ServedCall(wanted, self._keepers, self._tell)
+        target = wanted.requested_target if self._tells_target else ""
+        call = self._calls[wanted.call] = ServedCall(wanted, target, self._keepers, self._tell)
         try:
             channel = await self._channel(wanted)
         except BaseException:
@@ -155,8 +158,10 @@ class Serving:
 class ServedCall:
     """One call of a service here. `known` is set when it runs, or will not, or waits."""
 
-    def __init__(self, wanted: ServiceStart, keepers: Keepers, tell: Tell) -> None:
+    def __init__(self, wanted: ServiceStart, target: str, keepers: Keepers, tell: Tell) -> None:
+        """`target` is what the service is told that its caller has asked for, if anything."""
         self.wanted = wanted
+        self._target = target
         self.known = trio.Event()
         self.is_started = False
         self._keepers = keepers
@@ -258,7 +263,7 @@ class ServedCall:
             service=wanted.service,
             argument=wanted.argument,
             source=wanted.source,
-            target=wanted.requested_target,
+            target=self._target,
             is_forced=False,
         )
         try:
