@@ -7,13 +7,18 @@ import trio
 import trio.testing
 from pedos_cli.prompt_waiting import ARMING_AFTER_WITHDRAWAL_S, QUESTIONS_MAX
 from pedos_protocol.errors import CallError
+from pedos_widget.menu.devices_menu import Menu
 from pedos_widget.qt import QtCore, QtWidgets
+from pedos_widget.questions import beside
 from pedos_widget.questions.beside import FRAME, free_place
 from pedos_widget.questions.desk import FAREWELL_S
 from pytestqt.qtbot import QtBot
 
 from tests.asked_question import ASK
+from tests.patience import PATIENCE
+from tests.widget.pointing import approach, click, entry_of, place_of
 from tests.widget.question_table import CALL, Key, Table, labels
+from tests.widget.recording_controller import RecordingController, device_row
 
 
 @pytest.fixture
@@ -174,3 +179,27 @@ async def test_what_is_no_question_is_refused_and_not_shown(
         await table.desk.ask(method, {**(ASK if method == "prompt.ask" else CALL), **wrong})
     assert caught.value.code == code
     assert not table.dialog.isVisible()
+
+
+async def test_a_click_on_a_question_that_lies_over_the_menu_chooses_nothing_in_it(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beside, "free_place", lambda *_arguments: None)  # there is no room
+    controller = RecordingController(device_row("sda"))
+    menu = Menu(controller)
+    table.qtbot.addWidget(menu)
+    menu.popup_at(QtCore.QPoint(20, 20))
+    table.qtbot.waitExposed(menu)
+    [row] = menu._rows.values()
+    submenu = row.vms
+    approach(menu, row.entry)
+    table.qtbot.waitUntil(submenu.isVisible, timeout=PATIENCE * 1000)
+    place = place_of(submenu, entry_of(submenu, "work"))
+    table.dialog.move(place - QtCore.QPoint(50, 50))
+    await table.ask()
+    assert QtWidgets.QApplication.topLevelAt(place) is table.dialog
+    assert submenu.isVisible()
+    click(submenu, place)
+    assert controller.done == []
+    assert not menu.isVisible()
+    assert table.dialog.isVisible()
