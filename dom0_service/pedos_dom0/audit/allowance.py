@@ -15,7 +15,8 @@ from __future__ import annotations
 # this is 400 devices in a row, which no person and hardly a script has, and 2 MiB of the log's 80.
 LINES = 2048
 # Seconds for one line more: 2,880 a day, which is far more than a desktop needs. An author who uses
-# all of them, and has the rest summed up, fills the log in about a month.
+# all of each kind (what it did, what it was refused, what it called), and has the rest summed up,
+# fills the log in about two weeks.
 LINE_SECONDS = 30.0
 # Lines that may be owed: an operation that has begun writes what it has to, and one that detaches
 # all of a class has many. What is owed beyond this is forgiven, so that an author waits for two

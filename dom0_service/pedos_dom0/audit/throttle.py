@@ -6,9 +6,10 @@ are suppressed and summed up: one line per interval, for as long as it continues
 before the next line about that VM that is not throttled, and when the service ends. The programs of
 one user of dom0's desktop count as one VM.
 
-Lines about what was done are never left out. Whole lines of all kinds are taken from the author's
-allowance (allowance.py): without one, throttled lines are summed up, and `wait` says for how long
-the author may give nothing to a VM.
+Lines about what was done are never left out. Whole lines are taken from an allowance of the author
+(allowance.py). Throttled lines have one of their own, and are summed up without it, so that what is
+refused keeps nobody from what is allowed. Without the one for what was done, `wait` says for how
+long the author may give nothing to a VM.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import trio
 from pedos_dom0.audit.allowance import Allowances
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from pedos_dom0.audit.log import AuditWriter
 
@@ -61,13 +62,15 @@ class AuditThrottle:
         self._audit = audit
         self._after = after
         self._heard: dict[str, _Heard] = {}
-        self._allowances = Allowances()
+        self._done = Allowances()
+        self._throttled = Allowances()
         # By request that is under way.
         self._authors: dict[object, str] = {}
 
     @contextmanager
     def paid_by(self, author: str, request: str) -> Iterator[None]:
-        """Within, whole lines about the request are taken from the author's allowance."""
+        """Within, the lines about what was done for the request are taken from the author's
+        allowance."""
         self._authors[request] = author
         try:
             yield
@@ -75,17 +78,14 @@ class AuditThrottle:
             del self._authors[request]
 
     def wait(self, author: str) -> float:
-        """Seconds until the author may have a line again; 0 if it may now."""
-        return self._allowances.wait(author, trio.current_time())
+        """Seconds until the author may have a line about what was done; 0 if it may now."""
+        return self._done.wait(author, trio.current_time())
 
     def write_whole(self, event: str, **fields: object) -> None:
-        """One line, whoever caused it, which is never left out."""
-        self._write(self._authors.get(fields.get("request")), event, fields)
-
-    def _write(self, author: str | None, event: str, fields: Mapping[str, object]) -> None:
+        """One line about what was done, whoever caused it, which is never left out."""
         self._audit.write(event, **fields)
-        if author is not None:
-            self._allowances.spend(author, trio.current_time())
+        if (author := self._authors.get(fields.get("request"))) is not None:
+            self._done.spend(author, trio.current_time())
 
     def write(
         self, event: str, *, of: str, throttled: bool, say: str | None = None, **fields: object
@@ -110,10 +110,10 @@ class AuditThrottle:
             heard.whole = self._after if heard.suppressed else 0
             self.flush(of)
             heard.began = now
-        author = self._authors.get(fields.get("request"), of)
-        if heard.whole < self._after and not self.wait(author):
+        if heard.whole < self._after and not self._throttled.wait(of, now):
             heard.whole += 1
-            self._write(author, event, fields)
+            self._audit.write(event, **fields)
+            self._throttled.spend(of, now)
             if say is not None:
                 logger.warning("%s", say)
             return
