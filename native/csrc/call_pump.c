@@ -239,6 +239,8 @@ static void order(struct pv_call *call, uint32_t bits)
 
     /* Release: what belongs to the order is there before it. */
     __atomic_fetch_or(&call->orders, bits, __ATOMIC_RELEASE);
+    if (call->wake_fd < 0)
+        return; /* the call is over */
     ignored = write(call->wake_fd, &one, sizeof one);
     (void)ignored; /* EAGAIN: readable already */
 }
@@ -363,6 +365,9 @@ void pv_call_release(struct pv_call *call)
         pv_fd_close(&call->inward[i].fd);
         pv_fd_close(&call->outward[i].fd);
     }
+    if (call->wake_fd >= 0)
+        close(call->wake_fd);
+    call->wake_fd = -1;
 }
 
 void pv_call_free(struct pv_call *call)
@@ -370,6 +375,5 @@ void pv_call_free(struct pv_call *call)
     pv_call_release(call);
     for (int i = 0; i < 2; i++)
         free(call->inward[i].bytes);
-    close(call->wake_fd);
     free(call);
 }

@@ -63,6 +63,19 @@ def victim(directory: Path, sanitizer: str) -> Path:
     return program
 
 
+CALL_PARTS = ("call_fd", "call_frames", "call_pump", "call_streams", "call_talk")
+
+
+def call_victim(directory: Path, sanitizer: str) -> Path:
+    """Our end of a call under one of SANITIZERS, with a hostile process of its own."""
+    program = directory / f"call-victim-{sanitizer}"
+    parts = ("ring", "halt_poll", "channel", "shm", *CALL_PARTS)
+    command: list[str | Path] = ["gcc", *FLAGS, INCLUDE, *SANITIZERS[sanitizer]]
+    command += [HERE / "call_victim.c", *(CSRC / f"{name}.c" for name in parts)]
+    subprocess.run([*command, "-pthread", "-o", program], check=True)
+    return program
+
+
 def clang() -> str | None:
     """A clang that brings libFuzzer, if there is one."""
     found = shutil.which("clang")

@@ -239,12 +239,12 @@ MUTANTS = [
             "call_breaches",
         ),
         (
-            "a caller's end that reads on",
+            "a caller's end that is read past",
             "call_talk.c",
             "    return !call->is_lost && call->progress.states[call->peer] != PV_CALL_ENDED;",
             "    return !call->is_lost;",
             "the next call's first frame",
-            "call_pump",
+            "call_breaches",
         ),
     ]
 ]

@@ -116,7 +116,46 @@ async def test_bytes_after_the_service_s_end_are_a_breach_that_changes_no_exit(
     assert end.reason.endswith("bytes after the end")
 
 
-async def test_a_frame_that_never_ends_ends_with_its_channel(pairs: Pairs) -> None:
+async def test_another_call_s_frames_after_the_end_are_left_to_it(pairs: Pairs) -> None:
+    """A caller may begin the next call at once; the service's side reads it when it is its turn."""
+    one, two = await pairs.channels(17, 17)
+    later = bytes(reversed(CALL))
+    stream = VchanStream(one)
+    ends: list[CallEnd] = []
+
+    async def serve(call: bytes) -> None:
+        pump = CallPump(two, "service", call)
+        pump.exit("not_found", 127)
+        ends.append(await pump.run(-1, -1, -1))
+
+    answer = raw(SERVICE, frames.exit_frame(frames.NOT_FOUND, 127), Frame(frames.END))
+    rest = raw(CALLER, Frame(frames.STDIN_EOF), Frame(frames.END))
+    with trio.fail_after(PATIENCE):
+        await stream.send_all(CALLED)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, CALL)
+            assert await receive_exactly(stream, len(answer)) == answer
+            await stream.send_all(rest + raw(CALLER, Frame(frames.CALL, later)))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, later)
+            assert await receive_exactly(stream, len(answer)) == answer
+            await stream.send_all(rest)
+    assert [end.is_reusable for end in ends] == [True, True]
+
+
+@pytest.mark.parametrize("missing", [4, 28])
+async def test_a_frame_without_its_end_ends_with_its_channel(pairs: Pairs, missing: int) -> None:
+    """Without part of its header, or of what follows that."""
+    one, two = await pairs.channels(17, 17)
+    stream = VchanStream(one)
+    with trio.fail_after(PATIENCE):
+        await stream.send_all((CALLED + bytes(8))[:-missing] if missing > 8 else bytes([1]) * 4)
+        await stream.aclose()
+        end = await CallPump(two, "service", CALL).run(-1, -1, -1)
+    assert (end.kind, end.is_breach) == ("lost", False)
+
+
+async def test_data_without_its_end_ends_with_its_channel(pairs: Pairs) -> None:
     one, two = await pairs.channels(17, 17)
     stdout = plumb("pipes")
     stream = VchanStream(two)

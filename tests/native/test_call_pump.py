@@ -506,6 +506,22 @@ async def test_another_call_s_frame_is_a_breach(pairs: Pairs) -> None:
     assert breach.status == 125
 
 
+async def test_a_call_that_is_over_has_no_descriptors_and_takes_orders(pairs: Pairs) -> None:
+    one, two = await channels(pairs)
+    before = set(os.listdir("/proc/self/fd"))
+    caller, service = CallPump(one, "caller", CALL), CallPump(two, "service", CALL)
+    service.exit("exited", 0)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(service.run, -1, -1, -1)
+            await caller.run(-1, -1, -1)
+    caller.abort("too late")
+    caller.signal(15)
+    service.exit("exited", 1)
+    assert caller.counts() == (0, 0, 0)
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
 async def test_descriptors_that_are_no_streams_are_refused_and_closed(pairs: Pairs) -> None:
     one, _ = await channels(pairs)
     null = os.open(os.devnull, os.O_RDONLY)
