@@ -17,6 +17,7 @@ from typing import Any
 from pedos_agent.device_classes.block.folder_disks import IDENTITY
 from pedos_cli import client
 from pedos_cli.devices import device_name, list_devices
+from pedos_dom0.local.init import init
 from pedos_dom0.local.supervise import GIVEN_UP
 from pedos_host.plain_unix import short_path
 from pedos_protocol.errors import CallError
@@ -78,9 +79,7 @@ class LocalSystem:
         self._up: subprocess.Popen[bytes] | None = None
 
     def init(self, restarts: int = RESTARTS) -> None:
-        subprocess.run(
-            [BIN / "pedos-local", "init", self.folder], check=True, stdout=subprocess.DEVNULL
-        )
+        init(str(self.folder))  # the command's own words are tests/local's
         with (self.folder / "pedos.toml").open("a") as config:
             config.write(f"\n[machine]\nrestarts = {restarts}\n")
 

@@ -22,14 +22,10 @@ UNKNOWN = [f"{KNOWN}u-unknown", "1050:0407:S:u-unknown", "1050:0407", "x", ""]
 
 
 @functools.lru_cache(maxsize=4)  # several tests ask the same thousands of rules
-def rules_of(text: str) -> list[Rule]:
+def snapshot_of(text: str) -> Snapshot:
     rules, errors = parse_file("a.policy", text)
     assert errors == []
-    return rules
-
-
-def snapshot_of(text: str) -> Snapshot:
-    return Snapshot(rules_of(text))
+    return Snapshot(rules)
 
 
 def ask(policy: str, identity: str, target: str = "work") -> Decision:
