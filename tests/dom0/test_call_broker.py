@@ -433,7 +433,11 @@ async def test_a_service_that_is_not_found_in_the_channel_leaves_that_idle(
     calling.vault.agent.on["service.start"] = later
     await calling.work.call()
     await quiet()
-    await ended(calling, kind="not_found", text="no such service")
+    call = calling.work.only()
+    await calling.vault.end(call, "not_found", text="no such service")
+    await calling.work.end(call, "not_found", 127)  # as its program exits
+    await quiet()
+    assert "caller_kind" not in lines(calling, "call_ended")[-1]
     assert lines(calling, "call")[-1]["outcome"] == "not_found: no such service"
     assert (await calling.work.call())["new"] is False
 

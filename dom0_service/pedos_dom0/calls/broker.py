@@ -24,11 +24,11 @@ from pedos_protocol.messages import (
     parse_result,
     to_wire,
 )
-from pedos_protocol.names import END_TEXT_MAX, harmless_text, is_user_name
+from pedos_protocol.names import END_TEXT_MAX, harmless_text
 from pedos_protocol.words import request_to
 
 from pedos_dom0 import errors
-from pedos_dom0.access.authorizer import Consents
+from pedos_dom0.access.authorizer import MustAsk
 from pedos_dom0.access.callers import DOM0_USER, VM, Caller, as_told
 from pedos_dom0.access.subjects import ServiceSubject
 from pedos_dom0.audit.log import new_request_id
@@ -37,7 +37,7 @@ from pedos_dom0.calls.call import Call, CallTable, ended_without_a_word
 from pedos_dom0.calls.channels import Channels
 from pedos_dom0.calls.ready import Ready
 from pedos_dom0.calls.slots import Slots
-from pedos_dom0.calls.wire import end_kind, outcome_of, start_of
+from pedos_dom0.calls.wire import end_kind, outcome_of, start_of, user_of
 from pedos_dom0.drivers.base import DOM0_NAME
 
 if TYPE_CHECKING:
@@ -108,9 +108,13 @@ class Broker:
             user=asked.user,
         )
         self.table.add(call)
-        self._nursery.start_soon(self._work, call, caller)
+        has_task = False
         try:
-            await call.decided.wait()
+            await self._decide_at_once(call, caller)
+            if not call.decided.is_set():
+                has_task = True
+                self._nursery.start_soon(self._work, call, caller)
+                await call.decided.wait()
             # No answer is sent before the log has the decision.
             await self._state.audit.written(request)
             await self._state.reach("call.granted")
@@ -118,6 +122,8 @@ class Broker:
             call.stop(GAVE_UP)
             if call.channel is not None:
                 self._abandon(call, GAVE_UP)
+            elif not has_task and not call.decided.is_set():
+                self._withdraw(call, self._why_stopped(call))
             raise
         if call.failure is not None:
             if call.channel is not None:
@@ -135,24 +141,56 @@ class Broker:
             target=call.target if caller.kind.sees_all else None,
         )
 
+    async def _decide_at_once(self, call: Call, caller: Caller) -> None:
+        """Grants or denies a call that has to wait for nothing, without a task of its own. Any
+        other is left as it is, for `_work`."""
+        try:
+            grant = self._authorizer.require(
+                caller, call.subject, call.requested, call.request, call.consents
+            )
+            if call.user is None and grant.user is None:
+                await self._state.reach("call.decided")
+                self._grant_at_once(call, grant)
+        except MustAsk:
+            return
+        except Exception as raised:
+            call.failure = self._as_failure(call, raised)
+            self._withdraw(call, call.failure)
+            call.decided.set()
+
+    def _grant_at_once(self, call: Call, grant: Grant) -> None:
+        if call.stopped is not None or not self.slots.is_free(call.source.name, grant.vm):
+            return
+        target = self._ready.at_once(grant.vm)
+        channel = None if target is None else self.channels.take_idle(call.source, target)
+        if target is None or channel is None:
+            return
+        call.stage_over("decide")
+        self.slots.take_anyway(call.source.name, grant.vm)
+        call.has_places, call.target = True, grant.vm
+        self._begin(call, target, channel, None)
+        call.decided.set()
+
     async def _work(self, call: Call, caller: Caller) -> None:
         """All that is to be done before the answer."""
         try:
             with errors.store_failures():
                 await self._grant(call, caller)
-        except CallError as error:
-            call.failure = error
-        except Exception:
-            logger.exception("call of %s by %s", call.subject, call.source.name)
-            call.failure = errors.failure("failed", "an internal error; the service's log has it")
-        if call.failure is not None:
+        except Exception as raised:
+            call.failure = self._as_failure(call, raised)
             self._withdraw(call, call.failure)
         call.decided.set()
+
+    def _as_failure(self, call: Call, raised: Exception) -> CallError:
+        """The answer; a mistake of this program ends this call alone."""
+        if isinstance(raised, CallError):
+            return raised
+        logger.error("call of %s by %s", call.subject, call.source.name, exc_info=raised)
+        return errors.failure("failed", "an internal error; the service's log has it")
 
     async def _grant(self, call: Call, caller: Caller) -> None:
         target = await self._admit(call, caller)
         await self._state.reach("call.decided")
-        call.state = "starting"
         permit: Permit | None = None
         channel = self.channels.take_idle(call.source, target)
         try:
@@ -170,6 +208,13 @@ class Broker:
             if channel is not None:
                 self.channels.unused(channel)
             raise
+        self._begin(call, target, channel, permit)
+
+    def _begin(
+        self, call: Call, target: AgentLink, channel: CallChannel, permit: Permit | None
+    ) -> None:
+        """It is granted, and has its channel."""
+        call.state = "starting"
         call.channel, call.server, call.had_new_channel = channel, target, channel.is_new
         channel.is_new = False
         call.stage_over("channel")
@@ -180,16 +225,16 @@ class Broker:
         there is a place for it. CallError."""
         if call.user is not None and not caller.kind.sees_all:
             raise errors.usage("only dom0 chooses the user of a service")
-        consents, asked_for = Consents(), call.user
+        asked_for = call.user
         for _ in range(ROUNDS_MAX):
             call.state = "asking"
             grant = await self._authorizer.allow(
-                caller, call.subject, call.requested, call.request, call.gone, consents
+                caller, call.subject, call.requested, call.request, call.gone, call.consents
             )
             if call.stopped is not None:
                 raise self._why_stopped(call)
             call.stage_over("decide")
-            call.state, call.user = "waiting", _user(grant, asked_for)
+            call.state, call.user = "waiting", user_of(grant, asked_for)
             with self._waiting(call):
                 waited = await self._take_place(call, grant)
                 target, had_to_wait = await self._ready.agent(grant.vm, call.request)
@@ -465,14 +510,3 @@ class Broker:
             await link.call("service.kill", params, timeout=KILL_TIMEOUT)
         except CallError as error:
             logger.info("%s does not end a call: %s", link.name, error.message)
-
-
-def _user(grant: Grant, asked_for: str | None) -> str | None:
-    """The user that the service runs as, if policy or dom0's user has chosen one. CallError."""
-    if grant.user is None:
-        return asked_for
-    if asked_for not in (None, grant.user):
-        raise errors.another_user(grant.user)
-    if not is_user_name(grant.user):
-        raise errors.no_such_user(grant.user)
-    return grant.user

@@ -10,6 +10,8 @@ import attrs
 import trio
 from pedos_protocol.messages import ServiceEnded
 
+from pedos_dom0.access.authorizer import Consents
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -52,6 +54,8 @@ class Call:
     stopped: str | None = None
     # Set with that, for a question to dom0's user.
     gone: trio.Event = attrs.field(factory=trio.Event)
+    # What dom0's user has said about it.
+    consents: Consents = attrs.field(factory=Consents)
     # What it waits for now, but for a question, until it is granted.
     scope: trio.CancelScope | None = None
     # The request is granted, or has failed.

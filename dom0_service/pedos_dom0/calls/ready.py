@@ -56,7 +56,7 @@ class Ready:
 
     async def agent(self, vm: str, request: str) -> tuple[AgentLink, bool]:
         """The connection to the VM's agent, and whether this had to wait for it. CallError."""
-        if (link := self._at_once(vm)) is not None:
+        if (link := self.at_once(vm)) is not None:
             return link, False
         domain = self._state.domain(vm)
         if domain is None:  # since policy has decided
@@ -72,7 +72,8 @@ class Ready:
             raise errors.target_unreachable(vm, "its agent is not connected")
         return self._able(link), True
 
-    def _at_once(self, vm: str) -> AgentLink | None:
+    def at_once(self, vm: str) -> AgentLink | None:
+        """The connection, if the VM can serve now; CallError if it will not."""
         if vm in self._state.closing:
             raise errors.target_unreachable(vm, "it is being shut down")
         link = self._state.agents.get(vm)

@@ -60,13 +60,18 @@ class Slots:
             return target_is_full(target, PER_TARGET)
         return None
 
+    def is_free(self, source: str, target: str) -> bool:
+        """Whether a call would get a place at once: those that came before go first."""
+        if self._waiting and self._is_waited_for(source, target):
+            return False
+        return self.full(source, target) is None
+
     async def take(self, source: str, target: str, timeout: float) -> bool:
         """Takes a place, and waits for one if it has to; whether it had to.
 
         CallError if none is free after `timeout` seconds, or if too many wait already.
         """
-        # Those that came before go first.
-        if self.full(source, target) is None and not self._is_waited_for(source, target):
+        if self.is_free(source, target):
             self.take_anyway(source, target)
             return False
         if sum(each.source == source for each in self._waiting) >= WAITING_PER_SOURCE:

@@ -104,9 +104,14 @@ def _channel(call: Call) -> str | None:
 
 def _otherwise(end: ServiceEnded, caller: ServiceEnded | None) -> dict[str, Any]:
     """The caller's word, where it differs."""
-    if caller is None or (caller.kind, caller.status) == (end.kind, end.status):
+    if caller is None or _how(caller) == _how(end):
         return {}
     return {"caller_kind": caller.kind, "caller_status": caller.status}
+
+
+def _how(end: ServiceEnded) -> tuple[str, int]:
+    """How it ended; other kinds than these have no status."""
+    return end.kind, end.status if end.kind in ("exited", "signalled") else 0
 
 
 def _most(stream: str, *ends: ServiceEnded | None) -> int:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pedos_protocol.messages import ServiceStart
+from pedos_protocol.names import is_user_name
 
+from pedos_dom0 import errors
 from pedos_dom0.drivers.base import DOM0_NAME
 
 if TYPE_CHECKING:
     from pedos_protocol.errors import CallError
     from pedos_protocol.messages import EndKind
 
+    from pedos_dom0.access.authorizer import Grant
     from pedos_dom0.calls.call import Call
 
 
@@ -42,3 +45,14 @@ def end_kind(error: CallError) -> EndKind:
 def outcome_of(error: CallError) -> str:
     """The outcome of such a call, in the audit log."""
     return "denied" if error.code == "denied" else f"{error.code}: {error.message}"
+
+
+def user_of(grant: Grant, asked_for: str | None) -> str | None:
+    """The user that the service runs as, if policy or dom0's user has chosen one. CallError."""
+    if grant.user is None:
+        return asked_for
+    if asked_for not in (None, grant.user):
+        raise errors.another_user(grant.user)
+    if not is_user_name(grant.user):
+        raise errors.no_such_user(grant.user)
+    return grant.user
