@@ -328,6 +328,7 @@ async def test_dom0_ends_a_call_with_all_that_the_service_has_started(vm: Vm, pl
         await trio.to_thread.run_sync(wait_for_end, pid)
     assert caller.end is not None
     assert (caller.end.kind, caller.end.text) == ("problem", "ended by dom0's user")
+    await vm.ended()
     assert not await vm.serving.kill(CALL, "problem", 125, "again")
 
 
