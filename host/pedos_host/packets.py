@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -46,32 +46,38 @@ class PacketSocket:
     async def receive(self, limit: int) -> bytes:
         """The next message; b"" when the other end has closed, and for an empty one. Of a message
         with more than `limit` bytes, one more than these. OSError, trio.ClosedResourceError."""
-        await trio.lowlevel.checkpoint()
-        while True:
-            if self._socket.fileno() < 0:
-                raise trio.ClosedResourceError
-            try:
-                return self._socket.recv(limit + 1)
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._socket)
+        message, _ = await self._take(lambda: (self._socket.recv(limit + 1), []))
+        return message
 
     async def receive_passing(self, limit: int, most: int) -> tuple[bytes, list[int]]:
         """As `receive`, with the descriptors that came with the message: at most so many, of more
         one too many. They are the caller's to close."""
-        await trio.lowlevel.checkpoint()
+        room = socket.CMSG_LEN((most + 1) * _DESCRIPTOR)  # the kernel closes what is more
+
+        def take() -> tuple[bytes, list[int]]:
+            flags = socket.MSG_CMSG_CLOEXEC
+            message, rights, _, _ = self._socket.recvmsg(limit + 1, room, flags)
+            return message, _descriptors(rights)
+
+        return await self._take(take)
+
+    async def _take(self, take: Callable[[], tuple[bytes, list[int]]]) -> tuple[bytes, list[int]]:
+        """What `take` gets of the socket. Other tasks run once, and no more than once if nothing
+        has come yet: an agent waits twice for each call of a service."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        is_first = True
         while True:
             if self._socket.fileno() < 0:
                 raise trio.ClosedResourceError
             try:
-                message, rights, _, _ = self._socket.recvmsg(
-                    limit + 1,
-                    socket.CMSG_LEN((most + 1) * _DESCRIPTOR),  # the kernel closes what is more
-                    socket.MSG_CMSG_CLOEXEC,
-                )
+                taken = take()
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._socket)
-            else:
-                return message, _descriptors(rights)
+                is_first = False
+                continue
+            if is_first:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            return taken
 
     def send_now(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send a message without waiting. BlockingIOError if the other end has not read enough of

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -140,6 +140,8 @@ class CallPump:
         self._channel = channel
         self._side = side
         self._on_event = on_event
+        #: What is told; to leave out what nobody wants spares trio's loop a wake-up each.
+        self.wanted: Collection[EventKind] = frozenset(EventKind)
 
     async def run(self, stdin: int, stdout: int, stderr: int, *, shutdown: bool = False) -> CallEnd:
         """Carries the call until it is over.
@@ -174,6 +176,8 @@ class CallPump:
         def carry() -> None:
             number = ffi.new("int *")
             while event := lib.pv_call_run(self._native, lent, number):
+                if EventKind(event) not in self.wanted:
+                    continue
                 with contextlib.suppress(trio.RunFinishedError):
                     token.run_sync_soon(self._on_event, Event(EventKind(event), number[0]))
 

@@ -6,8 +6,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import trio
 from pedos_host.faultpoints import reach
@@ -42,6 +42,9 @@ _NONE: Final = -1  # no descriptor
 _BOTH: Final = frozenset((EventKind.STDIN_ENDED, EventKind.STDOUT_ENDED))
 # Ends by which the caller, or its VM, is gone.
 _GONE: Final = frozenset((LOST, "aborted"))
+
+
+Begin: TypeAlias = Callable[..., None]
 
 
 class Streams(NamedTuple):
@@ -124,7 +127,9 @@ class Serving:
         if self._nursery is None:
             raise CallError("unavailable", "this VM's agent ends")
         target = wanted.requested_target if self._tells_target else ""
-        call = self._calls[wanted.call] = ServedCall(wanted, target, self._keepers, self._tell)
+        call = self._calls[wanted.call] = ServedCall(
+            wanted, target, self._keepers, self._tell, self._nursery.start_soon
+        )
         try:
             channel = await self._channel(wanted)
         except BaseException:
@@ -158,8 +163,12 @@ class Serving:
 class ServedCall:
     """One call of a service here. `known` is set when it runs, or will not, or waits."""
 
-    def __init__(self, wanted: ServiceStart, target: str, keepers: Keepers, tell: Tell) -> None:
-        """`target` is what the service is told that its caller has asked for, if anything."""
+    def __init__(
+        self, wanted: ServiceStart, target: str, keepers: Keepers, tell: Tell, begin: Begin
+    ) -> None:
+        """`target` is what the service is told that its caller has asked for, if anything. `begin`
+        starts a task beside this one's: a nursery for each call would cost more than the task."""
+        self._begin = begin
         self.wanted = wanted
         self._target = target
         self.known = trio.Event()
@@ -238,12 +247,11 @@ class ServedCall:
         self._pump = pump = CallPump(channel, "service", call, self._on_event)
         try:
             ours = await self._start(pump)
-            async with trio.open_nursery() as nursery:
-                if isinstance(self._answer(), Spawned):
-                    nursery.start_soon(self._follow, pump)
-                # Others may have a socket of the service's open, and one may be two of these.
-                end = await pump.run(*ours, shutdown=True)
-                nursery.cancel_scope.cancel()
+            pump.wanted = _wanted(self._answer())
+            if isinstance(self._answer(), Spawned):
+                self._begin(self._follow, pump)  # it ends when the keeper is hung up on
+            # Others may have a socket of the service's open, and one may be two of these.
+            end = await pump.run(*ours, shutdown=True)
             if self._keeper is not None and end.kind not in _GONE and not self._is_caller_gone:
                 self._keeper.finish()
             return end
@@ -320,7 +328,7 @@ class ServedCall:
         """Have the call end as the main process does."""
         assert self._keeper is not None
         ended = await self._keeper.ended()
-        if self._is_caller_gone:
+        if self._is_caller_gone or self._pump is not pump:  # it is over
             return
         if ended is None:
             pump.exit("problem", PROBLEM, "the keeper of the service has ended", now=True)
@@ -362,6 +370,21 @@ class ServedCall:
             pump.exit(kind, status, text, now=True)
         except (KeyError, ValueError):  # not every kind of end is one that a service can have
             pump.abort(text)
+
+
+def _wanted(answer: object) -> frozenset[EventKind]:
+    """What is to be told of a call's run."""
+    wanted = {EventKind.CALLER_GONE}
+    if isinstance(answer, Connected):
+        wanted |= _BOTH
+    if isinstance(answer, Spawned | Connected):
+        if answer.exit_on_client_eof:
+            wanted.add(EventKind.STDIN_ENDED)
+        if answer.exit_on_service_eof:
+            wanted.add(EventKind.STDOUT_ENDED)
+        if answer.forward_signals:
+            wanted.add(EventKind.SIGNAL)
+    return frozenset(wanted)
 
 
 def _two_of(service: int) -> Streams:
