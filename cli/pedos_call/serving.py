@@ -78,7 +78,12 @@ def serve_on(listener: socket.socket, answer: Callable[[Served], object]) -> Non
         stream, _ = listener.accept()
         with stream:
             try:
-                answer(receive_header(stream))
+                served = receive_header(stream)
+            except (OSError, ValueError) as error:
+                print(f"no call: {error}", file=sys.stderr)
+                continue
+            try:
+                answer(served)
             except Exception:
                 traceback.print_exc(file=sys.stderr)
             with contextlib.suppress(OSError):

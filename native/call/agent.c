@@ -169,6 +169,16 @@ bool agent_hear(int agent, struct packet_answer *answer)
     return count > 0 && packet_parse(answer, bytes, (size_t)count);
 }
 
+void agent_signal(int agent, uint8_t number)
+{
+    uint8_t bytes[PACKET_MAX];
+    size_t count = packet_build_signal(number, bytes);
+
+    /* An agent that has gone says so by itself. */
+    if (send(agent, bytes, count, MSG_NOSIGNAL) < 0)
+        return;
+}
+
 void agent_hang_up(int agent)
 {
     shutdown(agent, SHUT_WR);

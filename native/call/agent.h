@@ -17,6 +17,9 @@ bool agent_ask(int agent, const struct packet_call *call, const int descriptors[
 /* What the agent says next; waits for it. False if it has gone, or says what it may not. */
 bool agent_hear(int agent, struct packet_answer *answer);
 
+/* Passes a signal on to the service. */
+void agent_signal(int agent, uint8_t number);
+
 /* Hangs up: the call is to end. The agent still says how it has. */
 void agent_hang_up(int agent);
 

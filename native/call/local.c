@@ -37,15 +37,17 @@ static int spawn(pid_t *pid, char **arguments, const int descriptors[2])
 {
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
-    sigset_t usual;
+    sigset_t usual, none;
     int error;
 
     sigemptyset(&usual);
     sigaddset(&usual, SIGPIPE);
+    sigemptyset(&none);
     posix_spawn_file_actions_init(&actions);
     posix_spawnattr_init(&attributes);
     posix_spawnattr_setsigdefault(&attributes, &usual);
-    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF);
+    posix_spawnattr_setsigmask(&attributes, &none);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK);
     error = posix_spawn_file_actions_adddup2(&actions, descriptors[0], 0);
     if (!error)
         error = posix_spawn_file_actions_adddup2(&actions, descriptors[1], 1);

@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <stdbool.h>
 #include <string.h>
+#include <sys/signalfd.h>
 #include <unistd.h>
 
 struct call {
@@ -20,6 +21,7 @@ struct call {
     struct local local;
     struct packet_answer end;
     int agent;
+    int signals; /* those to be passed on; -1: they do here what they do */
     bool has_ended, has_failed; /* failed: something on this side has */
 };
 
@@ -101,16 +103,44 @@ static bool is_over(const struct call *call)
     return call->has_ended && call->local.pidfd == -1;
 }
 
+/* Has signals come as something to read. */
+static bool catch_signals(struct call *call)
+{
+    static const int FORWARDED[] = {SIGHUP,  SIGINT,  SIGQUIT, SIGTERM,
+                                    SIGUSR1, SIGUSR2, SIGWINCH};
+    sigset_t set;
+
+    if (!call->options.forwards_signals)
+        return true;
+    sigemptyset(&set);
+    for (size_t i = 0; i < sizeof FORWARDED / sizeof *FORWARDED; i++)
+        sigaddset(&set, FORWARDED[i]);
+    call->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (call->signals != -1 && !sigprocmask(SIG_BLOCK, &set, NULL))
+        return true;
+    say("--forward-signals: %s", strerror(errno));
+    return false;
+}
+
+static void pass_signal_on(const struct call *call)
+{
+    struct signalfd_siginfo one;
+
+    if (read(call->signals, &one, sizeof one) == sizeof one)
+        agent_signal(call->agent, (uint8_t)one.ssi_signo);
+}
+
 /* Until the agent has said how it ended, all output is written, and the local program has ended. */
 static void run(struct call *call)
 {
-    struct pollfd wait[2 + 2 * STREAMS];
+    struct pollfd wait[3 + 2 * STREAMS];
 
     while (!is_over(call)) {
         wait[0] = (struct pollfd){.fd = call->has_ended ? -1 : call->agent, .events = POLLIN};
         wait[1] = (struct pollfd){.fd = call->local.pidfd, .events = POLLIN};
+        wait[2] = (struct pollfd){.fd = call->has_ended ? -1 : call->signals, .events = POLLIN};
         for (int stream = 0; stream < STREAMS; stream++) {
-            struct pollfd *two = wait + 2 + 2 * stream;
+            struct pollfd *two = wait + 3 + 2 * stream;
 
             two[0].fd = two[1].fd = -1;
             if (call->streams.copies[stream])
@@ -126,11 +156,13 @@ static void run(struct call *call)
         for (int stream = 0; stream < STREAMS; stream++) {
             if (!call->streams.copies[stream])
                 continue;
-            copy_go_on(call->streams.copies[stream], wait + 2 + 2 * stream);
+            copy_go_on(call->streams.copies[stream], wait + 3 + 2 * stream);
             look_at_copy(call, stream);
         }
         if (wait[1].revents)
             local_ended(&call->local);
+        if (wait[2].revents)
+            pass_signal_on(call);
         if (wait[0].revents)
             hear(call);
     }
@@ -147,13 +179,13 @@ static int exit_status(const struct call *call)
 
 int main(int argc, char **argv)
 {
-    static struct call call = {.local = {.pidfd = -1}};
+    static struct call call = {.local = {.pidfd = -1}, .signals = -1};
     struct packet_call asked;
 
     say_as(argv[0]);
     options_parse(&call.options, argc, argv);
     signal(SIGPIPE, SIG_IGN);
-    if (!streams_open(&call.streams, &call.options))
+    if (!catch_signals(&call) || !streams_open(&call.streams, &call.options))
         return SAY_FAILED;
     call.agent = agent_connect();
     if (call.agent == -1)

@@ -30,6 +30,8 @@ static const char HELP[] =
     "  --no-filter-escape-chars-stdout    never do that\n"
     "  --no-filter-escape-chars-stderr\n"
     "  --use-stdin-socket   standard input is a socket, and the output goes there as well\n"
+    "  --forward-signals    pass SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2 and SIGWINCH on to\n"
+    "                       the service, which gets them if its configuration says so\n"
     "  --buffer-size BYTES  accepted for programs that say it; there is nothing to be set\n"
     "  --status-fd N        write to this descriptor, a line of JSON each, that the service has\n"
     "                       started and how the call has ended\n"
@@ -55,6 +57,7 @@ enum long_only {
     NO_FILTER_STDOUT,
     NO_FILTER_STDERR,
     USE_STDIN_SOCKET,
+    FORWARD_SIGNALS,
     BUFFER_SIZE,
     STATUS_FD,
     HELP_OPTION,
@@ -69,6 +72,7 @@ static const struct option LONG[] = {
     {"no-filter-escape-chars-stdout", no_argument, NULL, NO_FILTER_STDOUT},
     {"no-filter-escape-chars-stderr", no_argument, NULL, NO_FILTER_STDERR},
     {"use-stdin-socket", no_argument, NULL, USE_STDIN_SOCKET},
+    {"forward-signals", no_argument, NULL, FORWARD_SIGNALS},
     {"buffer-size", required_argument, NULL, BUFFER_SIZE},
     {"status-fd", required_argument, NULL, STATUS_FD},
     {"help", no_argument, NULL, HELP_OPTION},
@@ -162,6 +166,9 @@ void options_parse(struct options *options, int argc, char **argv)
             break;
         case USE_STDIN_SOCKET:
             options->uses_stdin_socket = true;
+            break;
+        case FORWARD_SIGNALS:
+            options->forwards_signals = true;
             break;
         case BUFFER_SIZE:
             (void)number("--buffer-size", optarg);

@@ -16,6 +16,7 @@ struct options {
     const char *prefix;          /* "": none */
     bool filters_stdout, filters_stderr;
     bool uses_stdin_socket;
+    bool forwards_signals;
     int status_fd; /* -1: none */
     char **local;  /* the local program and its arguments; NULL: there is none */
 };

@@ -6,6 +6,7 @@ task: one epoll descriptor holds all that wait.
 
 from __future__ import annotations
 
+import errno
 import select
 from typing import TYPE_CHECKING, Literal
 
@@ -37,7 +38,9 @@ class IdleChannels:
         return not channel.closed and self._waiting.get(channel.fileno()) is channel
 
     def add(self, channel: Channel) -> None:
-        """Watch it; `news` may be called at once. OSError."""
+        """Watch it; `news` may be called at once. OSError, also when `run` has ended."""
+        if self._epoll.closed:
+            raise OSError(errno.EBADF, "idle channels are not watched any more")
         if (news := self._look(channel)) is not None:
             self._news(channel, news)
             return

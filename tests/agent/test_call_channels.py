@@ -201,7 +201,9 @@ async def test_an_agent_that_ends_closes_what_is_idle(tmp_path: Path) -> None:
         ours, theirs = await pair.open(PORT + 1)
         await pair.caller.channels.listen(3, PORT + 2, ORDERS)
         nursery.cancel_scope.cancel()
-    pair.rest(ours, theirs)  # what a call that is cut off still does
+        with trio.CancelScope(shield=True):  # they end before calls that are cut off
+            await trio.testing.wait_all_tasks_blocked()
+        pair.rest(ours, theirs)
     assert ours.closed and theirs.closed
     assert os.listdir(tmp_path) == []
     assert len(os.listdir("/proc/self/fd")) <= before

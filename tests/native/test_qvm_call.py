@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pedos_protocol.call_link import Call
+from pedos_protocol.call_link import Call, Signal
 
 from tests.call_agent import CALL_ID, Asked, FakeAgent
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 PIPE = subprocess.PIPE
+SH = ["--", "/bin/sh", "-c"]
 BULK = bytes(range(256)) * 8192  # 2 MiB: more than any pipe or socket holds
 
 
@@ -486,6 +487,17 @@ def test_to_kill_it_is_to_hang_up(run: Run, agent: FakeAgent, number: int) -> No
     assert process.wait(PATIENCE) == -number
 
 
+def test_signals_are_passed_on_where_that_is_wished(run: Run, agent: FakeAgent) -> None:
+    process = run("--forward-signals", "work", "a.B", *SH, "kill -TERM $PPID; read -r line; exit 6")
+    asked = agent.asked()
+    asked.started()
+    assert asked.hear() == Signal(signal.SIGTERM)
+    process.send_signal(signal.SIGUSR1)
+    assert asked.hear() == Signal(signal.SIGUSR1)
+    asked.ended()
+    assert end_of(process)[0] == 6
+
+
 def test_programs_can_follow_it(run: Run, agent: FakeAgent) -> None:
     reader, writer = os.pipe()
     process = run("--status-fd", str(writer), "work", "a.B", pass_fds=[writer])
@@ -511,8 +523,6 @@ def test_programs_can_follow_it(run: Run, agent: FakeAgent) -> None:
 
 
 # With a local program
-
-SH = ["--", "/bin/sh", "-c"]
 
 
 def test_a_local_program_is_connected_to_the_service(run: Run, agent: FakeAgent) -> None:

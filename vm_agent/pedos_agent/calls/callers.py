@@ -99,7 +99,11 @@ class CallSocket:
                     log.info("refused a call of user %d: %s%s", *(packets.uid, why.message, more))
                 nursery.start_soon(self._refuse, packets, refusal(why))
                 continue
-            nursery.start_soon(self._serve, packets)
+            # Counted here, before others are accepted.
+            caller = _Caller(packets, packets.uid, self._desk)
+            self._callers.add(caller)
+            self._of_user[caller.uid] += 1
+            nursery.start_soon(self._serve, caller)
 
     def _refusal(self, packets: PacketSocket) -> CallError | None:
         if (why := self._may_call(packets)) is not None:
@@ -130,11 +134,7 @@ class CallSocket:
             self._refused -= 1
             packets.close()
 
-    async def _serve(self, packets: PacketSocket) -> None:
-        uid = packets.uid
-        caller = _Caller(packets, uid, self._desk)
-        self._callers.add(caller)
-        self._of_user[uid] += 1
+    async def _serve(self, caller: _Caller) -> None:
         try:
             await caller.run()
         except Exception:
@@ -143,10 +143,10 @@ class CallSocket:
                 log.exception("serving a program that calls failed unexpectedly%s", more)
         finally:
             self._callers.discard(caller)
-            self._of_user[uid] -= 1
-            if not self._of_user[uid]:
-                del self._of_user[uid]
-            packets.close()
+            self._of_user[caller.uid] -= 1
+            if not self._of_user[caller.uid]:
+                del self._of_user[caller.uid]
+            caller.close()
 
     async def _end_idle(self) -> None:
         while True:
@@ -160,10 +160,14 @@ class _Caller:
 
     def __init__(self, packets: PacketSocket, uid: int, desk: Desk) -> None:
         self._packets = packets
-        self._uid = uid
+        self.uid: Final = uid
         self._desk = desk
         self._calling: Calling | None = None
         self._idle_since = trio.current_time()
+
+    def close(self) -> None:
+        """End the connection."""
+        self._packets.close()
 
     def end_if_idle(self) -> None:
         """Close a connection without a call for some time."""
@@ -185,7 +189,7 @@ class _Caller:
                     self._take(untrusted, descriptors, nursery)
             except (OSError, RemoteProtocolError) as error:
                 if (more := throttle.more("a caller failed")) is not None:
-                    log.info("a program of user %d failed: %s%s", *(self._uid, error, more))
+                    log.info("a program of user %d failed: %s%s", *(self.uid, error, more))
                 self._packets.close()
             except trio.ClosedResourceError:
                 pass
@@ -207,7 +211,7 @@ class _Caller:
             if (problem := _problem(message, descriptors)) is not None:
                 self._say(refusal(CallError("usage", problem)))
                 return
-            asked = Asked(message, self._uid, (descriptors[0], descriptors[1], descriptors[2]))
+            asked = Asked(message, self.uid, (descriptors[0], descriptors[1], descriptors[2]))
             descriptors = []
             self._calling = Calling(self._desk, asked, self._started)
             nursery.start_soon(self._carry, self._calling)
@@ -216,7 +220,7 @@ class _Caller:
                 os.close(each)
 
     async def _carry(self, calling: Calling) -> None:
-        end = refusal(CallError("failed", "the agent of this VM failed"))
+        end: Ended | None = None
         try:
             end = await calling.run()
         except Exception:
@@ -225,7 +229,7 @@ class _Caller:
         finally:
             self._calling = None
             self._idle_since = trio.current_time()
-            self._say(end)
+            self._say(end or refusal(CallError("failed", "the agent of this VM failed")))
 
     def _started(self, call: str, request: str) -> None:
         self._say(Started(call, request))

@@ -121,6 +121,7 @@ class Calling:
                 return await self._granted(answer, streams)
             finally:
                 self._is_over = True
+                self._pump = None  # it holds a descriptor, and refers to this object as well
                 self._desk.over(answer.call)
         finally:
             for each in streams:

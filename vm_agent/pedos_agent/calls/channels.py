@@ -134,15 +134,17 @@ class Channels:
         return entry.channel
 
     async def _connected(self, peer: int, port: int) -> Channel:
-        problem: OSError | None = None
-        with trio.move_on_after(CONNECT_SECONDS):
+        begun = trio.current_time()
+        why = f"it does not answer within {SETUP_SECONDS:g} s"
+        with trio.move_on_after(SETUP_SECONDS):
             while True:
                 try:
                     return await self._transport.connect(peer, port)
                 except (FileNotFoundError, ConnectionRefusedError) as error:
-                    problem = error
+                    if trio.current_time() - begun >= CONNECT_SECONDS:
+                        why = error.strerror or str(error)
+                        break
                 await trio.sleep(RETRY_SECONDS)
-        why = problem.strerror if problem else "no answer"
         raise CallError("failed", f"no channel to the calling VM: {why}")
 
     async def take(self, peer: int, port: int) -> Channel:

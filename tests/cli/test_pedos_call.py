@@ -1,0 +1,285 @@
+"""pedos_call: a program in Python calls services, and serves them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pedos_call
+import pytest
+from pedos_call import connection, serving
+from pedos_protocol.call_link import Call
+
+from tests.call_agent import Asked, FakeAgent
+from tests.patience import PATIENCE
+
+BULK = bytes(range(256)) * 8192  # more than any socket holds
+
+
+@pytest.fixture
+def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAgent]:
+    made = FakeAgent(tmp_path / "work.calls")
+    monkeypatch.delenv("PEDOS_CALL_SOCKET", raising=False)
+    monkeypatch.setenv("PEDOS_SOCKET", str(tmp_path / "work.sock"))
+    yield made
+    forget()
+    made.close()
+
+
+def forget() -> None:
+    """Closes this thread's kept connection."""
+    kept = getattr(connection._kept, "connection", None)
+    if kept is not None:
+        kept.close()
+        connection._kept.connection = None
+
+
+class Answering:
+    """Answers in a thread of its own; what fails there fails the test."""
+
+    def __init__(self, *answers: Callable[[Asked], None], agent: FakeAgent) -> None:
+        self._failed: list[BaseException] = []
+        self._thread = threading.Thread(target=self._run, args=(answers, agent))
+
+    def _run(self, answers: tuple[Callable[[Asked], None], ...], agent: FakeAgent) -> None:
+        try:
+            connected = agent.accept()
+            for each in answers:
+                each(agent.asked(connected))
+        except BaseException as error:
+            self._failed.append(error)
+
+    def __enter__(self) -> Answering:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+        if self._failed:
+            raise self._failed[0]
+
+
+def write(descriptor: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def echo(asked: Asked) -> None:
+    asked.started()
+    write(asked.stdout, asked.read_input())
+    write(asked.stderr, b"echo\n")
+    asked.ended("exited", 3)
+
+
+def refuse(asked: Asked) -> None:
+    asked.ended("refused", 0, "denied: no", "", "ask")
+
+
+@pytest.mark.parametrize("data", [b"", b"text", BULK], ids=len)
+def test_input_and_output_are_bytes(agent: FakeAgent, data: bytes) -> None:
+    with Answering(read_then_write, agent=agent):
+        done = pedos_call.call("vault", "work.Echo+x", input=data)
+    assert (done.kind, done.status, done.exit_status) == ("exited", 3, 3)
+    assert (done.stdout, done.stderr) == (data, b"echo\n")
+
+
+def read_then_write(asked: Asked) -> None:
+    assert asked.message == Call(1, True, "vault", "work.Echo", "+x", "")
+    echo(asked)
+
+
+def test_calls_share_a_connection_and_never_their_bytes(agent: FakeAgent) -> None:
+    with Answering(echo, echo, refuse, echo, agent=agent):
+        for data in (b"one", b"two"):
+            assert pedos_call.call("vault", "work.Echo", input=data).stdout == data
+        denied = pedos_call.call("vault", "work.Other")
+        assert (denied.kind, denied.exit_status, denied.stdout) == ("refused", 126, b"")
+        assert (denied.text, denied.hint, denied.request) == ("denied: no", "ask", "17")
+        assert pedos_call.call("vault", "work.Echo", input=b"four").stdout == b"four"
+
+
+def test_a_connection_that_the_agent_has_closed_is_made_anew(agent: FakeAgent) -> None:
+    with Answering(echo, agent=agent):
+        pedos_call.call("vault", "work.Echo")
+    for each in agent._open[1:]:
+        each.close()
+    with Answering(echo, agent=agent):
+        assert pedos_call.call("", "work.Echo", input=b"x").stdout == b"x"
+
+
+def test_an_empty_target_is_the_default_one(agent: FakeAgent) -> None:
+    def look(asked: Asked) -> None:
+        assert asked.message == Call(1, True, "@default", "a.B", "+c+d", "root")
+        asked.ended()
+
+    with Answering(look, agent=agent):
+        pedos_call.call("", "a.B+c+d", user="root")
+
+
+def test_pipes_and_sockets_are_handed_over(agent: FakeAgent) -> None:
+    reader, writer = os.pipe()
+    ours, theirs = socket.socketpair()
+
+    def look(asked: Asked) -> None:
+        assert not asked.message.may_shut_down
+        write(asked.stdout, asked.read_input())
+        write(asked.stderr, b"err")
+        asked.ended()
+
+    os.write(writer, b"in")
+    os.close(writer)
+    with Answering(look, agent=agent):
+        done = pedos_call.call("vault", "a.B", stdin=reader, stdout=theirs, stderr=theirs)
+    assert (done.exit_status, done.stdout, done.stderr) == (0, b"", b"")
+    os.close(reader)
+    theirs.close()
+    assert ours.recv(9) == b"inerr"
+    ours.close()
+
+
+def test_a_service_that_reads_nothing_does_not_hold_up_its_output(agent: FakeAgent) -> None:
+    def talk(asked: Asked) -> None:
+        write(asked.stdout, BULK)
+        asked.ended("exited", 0)
+
+    with Answering(talk, agent=agent):
+        assert pedos_call.call("vault", "a.B", input=BULK).stdout == BULK
+
+
+def test_check_raises_with_all_that_is_known(agent: FakeAgent) -> None:
+    with Answering(echo, agent=agent), pytest.raises(pedos_call.CallFailedError) as caught:
+        pedos_call.call("vault", "work.Echo", input=b"x", check=True)
+    assert caught.value.completed.stdout == b"x"
+    assert str(caught.value) == "the service exited with status 3"
+
+
+def until_hung_up(asked: Asked) -> None:
+    assert asked.hear() is None
+
+
+def test_a_call_that_takes_too_long_is_aborted(agent: FakeAgent) -> None:
+    with Answering(until_hung_up, agent=agent), pytest.raises(TimeoutError, match="too long"):
+        pedos_call.call("vault", "a.B", timeout=0.01)
+
+
+def test_a_service_cannot_fill_the_memory(agent: FakeAgent) -> None:
+    def flood(asked: Asked) -> None:
+        write(asked.stdout, b"x" * 100)
+        until_hung_up(asked)
+
+    with (
+        Answering(flood, agent=agent),
+        pytest.raises(pedos_call.OutputTooLongError, match="more than 99 bytes"),
+    ):
+        pedos_call.call("vault", "a.B", output_max=99)
+
+
+def test_an_agent_that_goes_away_is_no_result(agent: FakeAgent) -> None:
+    def go(asked: Asked) -> None:
+        asked.started()
+        asked.close()
+        asked.connection.close()
+
+    with (
+        Answering(go, agent=agent),
+        pytest.raises(pedos_call.UnreachableError, match="gone away"),
+    ):
+        pedos_call.call("vault", "a.B")
+
+
+def test_without_an_agent_it_says_where_it_looked(tmp_path: Path) -> None:
+    with pytest.raises(pedos_call.UnreachableError, match="cannot reach this VM's agent"):
+        pedos_call.call("vault", "a.B", path=str(tmp_path / "none"))
+
+
+def test_files_are_for_qvm_call(tmp_path: Path) -> None:
+    with open(os.devnull, "rb") as nothing:
+        with pytest.raises(ValueError, match="stdin is neither a pipe nor a socket: run qvm-call"):
+            pedos_call.call("vault", "a.B", stdin=nothing)
+        with pytest.raises(ValueError, match="either input or stdin"):
+            pedos_call.call("vault", "a.B", stdin=nothing, input=b"x")
+
+
+def test_no_call_leaves_a_descriptor(agent: FakeAgent) -> None:
+    with Answering(*[echo] * 50, agent=agent):
+        pedos_call.call("vault", "a.B", input=b"x")
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(49):
+            pedos_call.call("vault", "a.B", input=b"x")
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+# Serving
+
+
+def test_a_service_answers_calls_one_by_one(tmp_path: Path) -> None:
+    def answer(served: pedos_call.Served) -> None:
+        heard = served.stream.recv(100)
+        if served.argument == "fail":
+            raise ZeroDivisionError
+        served.stream.sendall(f"{served.source} {served.target} ".encode() + heard)
+
+    path = str(tmp_path / "work.Echo")
+    listener = serving.listen(path)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):  # the test has closed it
+            serving.serve_on(listener, answer)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    for argument, target, said in (("x", "vault", b"work vault hi"), ("fail", "vault", b"")):
+        with socket.socket(socket.AF_UNIX) as keeper:
+            keeper.connect(path)
+            keeper.sendall(f"work.Echo+{argument} work name {target}\0hi".encode())
+            keeper.shutdown(socket.SHUT_WR)
+            with keeper.makefile("rb") as output:
+                assert output.read() == said
+    with pytest.raises(OSError, match="in use"):
+        serving.listen(path)
+    listener.shutdown(socket.SHUT_RDWR)
+    thread.join(PATIENCE)
+    listener.close()
+    serving.listen(path).close()  # a stale socket is replaced
+
+
+@pytest.mark.parametrize(
+    ("pieces", "served"),
+    [
+        ([b"a.B+ work\0"], ("a.B", "", "work", "", "")),
+        ([b"a.B+c+d wo", b"rk keyword @default\0"], ("a.B", "c+d", "work", "keyword", "@default")),
+        ([b"a.B+ work\0rest"], ("a.B", "", "work", "", "")),
+    ],
+)
+def test_a_connection_says_first_which_call_it_is_for(
+    pieces: list[bytes], served: tuple[str, ...]
+) -> None:
+    ours, theirs = socket.socketpair()
+
+    def send() -> None:
+        for piece in pieces:
+            theirs.sendall(piece)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    with ours, theirs:
+        assert serving.receive_header(ours)[:5] == served
+        thread.join()
+        theirs.shutdown(socket.SHUT_WR)
+        assert ours.recv(100) == pieces[-1].partition(b"\0")[2]
+
+
+@pytest.mark.parametrize("raw", [b"", b"a.B", b"a.B\0", b"a b c\0", b"x" * 2000, b"\xff x\0"])
+def test_one_that_does_not_is_refused(raw: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(raw)
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(ValueError, match=r"call|codec"):
+            serving.receive_header(ours)
