@@ -256,6 +256,7 @@ class LocalPrograms:
             "devices": self.layout.devices(name),
             "dev": self.layout.dev(name),
             "keeper": self.layout.keeper_socket(name),
+            "call-socket": self.layout.call_socket(name),
             **extra,
         }
         if name in self.config.sounds:
@@ -490,6 +491,8 @@ def client_environment(layout: Layout, config: Config, vm: str) -> dict[str, str
         "PEDOS_VM": vm,
         **sound_programs.environment(layout, vm, config.sounds.get(vm)),
     }
+    # Where services are called follows from the first; one of another system must not stay.
+    environment.pop("PEDOS_CALL_SOCKET", None)
     # dom0's files: no VM has them.
     for name, where in (("PEDOS_POLICY_PATH", layout.policy), ("PEDOS_AUDIT", layout.audit)):
         environment.pop(name, None)

@@ -134,6 +134,11 @@ class Layout:
             return self.dom0_socket
         return self.run / "vms" / f"{name}.sock"
 
+    def call_socket(self, name: str) -> Path:
+        """Where programs of this VM (or of dom0) call services: the client socket's path, with
+        another ending, as they look for it."""
+        return self.client_socket(name).with_suffix(".calls")
+
     def sound_socket(self, name: str) -> Path:
         """Where the VM's pedos-sound finds the agent. No VM has a dot in its name."""
         return self.run / "vms" / f"{name}.sound"

@@ -254,6 +254,7 @@ class Machine:
             for socket in self._layout.vchan.glob(f"{domid}-*.sock"):
                 socket.unlink(missing_ok=True)
             self._layout.client_socket(domain.name).unlink(missing_ok=True)
+            self._layout.call_socket(domain.name).unlink(missing_ok=True)
             self._layout.sound_socket(domain.name).unlink(missing_ok=True)
         await self._change(domain, "Halted")
         domain.down.set()
