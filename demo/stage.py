@@ -153,6 +153,15 @@ class Stage:
         """`qvm-device block WORDS...`, displayed."""
         return self.command("qvm-device", "block", *words, status=status)
 
+    def write(self, path: Path, text: str) -> None:
+        """Writes a file, whole at once, displayed."""
+        print(f"$ cat > {self.short(str(path))} <<END", flush=True)
+        show(text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}")
+        partial.write_text(text)
+        partial.rename(path)
+
     def until(self, what: str, look: Callable[[], bool]) -> None:
         """Waits for the consequence of a plug or an unplug; Difference if it does not come."""
         deadline = time.monotonic() + CHANGE_PATIENCE

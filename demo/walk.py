@@ -1,4 +1,5 @@
-"""`make demo`: a disk of one VM attached to another, under policy, with real processes and files.
+"""`make demo`: a disk of one VM attached to another, and a service of one called by another, under
+policy, with real processes and files.
 
 usage: demo/run [IMAGE]        IMAGE, a disk image of yours, is copied and never written
 
@@ -7,7 +8,9 @@ Ends with "demo: ok", or with status 1 at the first unexpected result.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -149,13 +152,45 @@ def surprise(stage: Stage) -> None:
     explain("It is still assigned. Detach everything that work has; then nothing is left.")
     stage.block("detach", "work")
     expect_not_in("the list", "stick.img", stage.block("list"))
+
+
+def call(stage: Stage) -> None:
+    explain("VMs also call services of each other. A program in vault's services.d is a service.")
+    service = stage.lab / "vms" / "vault" / "services.d" / "app.Digest"
+    stage.write(service, "#!/bin/sh\nexec sha256sum\n")
+    service.chmod(0o755)
+    letter = "a letter\n"
+    stage.write(stage.folder / "letter", letter)
+
+    explain("No rule lets work call it. All that work learns is the number of its request.")
+    in_work = ("pedos-local", "run", "lab", "--vm", "work", "--")
+    calling = (*in_work, "sh", "-c", 'qvm-call vault app.Digest <"$0"', stage.folder / "letter")
+    said = stage.command(*calling, status=126)
+    request = re.search(r"request: ([0-9a-f]{12})", said)
+    expect("a request id in the refusal", True, request is not None)
+    assert request is not None
+    story = stage.command("qvm-audit", "show", request.group(1))
+    expect_in("what dom0's user reads", "denied it", story)
+
+    explain("With a rule, work's letter is read in vault, and the answer comes back.")
+    stage.write(stage.lab / "policy.d" / "30-user.policy", "app.Digest  *  work  vault  allow\n")
+    asked = ("qvm-policy", "explain", "app.Digest", "+", "work", "vault")
+    stage.until("the rule is in force", lambda: "allow" in stage.quietly(*asked).text)
+    answer = stage.command(*calling)
+    expect_in("the answer", hashlib.sha256(letter.encode()).hexdigest(), answer)
+    last = ("qvm-audit", "tail", "-n", "1")
+    stage.until("its end is in the audit log", lambda: "call_ended" in stage.quietly(*last).text)
+    stage.command(*last)
+
+
+def end(stage: Stage) -> None:
     explain("End the machine: no process, no mount and no socket may be left.")
     stage.down()
 
 
 def walk(stage: Stage, users_image: Path | None) -> None:
     prepare(stage, users_image)
-    for step in (attach_and_read, files, refusals, detach, assignment, surprise):
+    for step in (attach_and_read, files, refusals, detach, assignment, surprise, call, end):
         step(stage)
 
 
