@@ -41,9 +41,10 @@ class Prompter:
     async def _serve(self) -> None:
         self._token, self._end = trio.lowlevel.current_trio_token(), trio.Event()
         stream = await connect_unix(self._socket)
-        handlers = {"prompt.ask": self._ask, "prompt.cancel": self._cancel}
+        asked = {"prompt.ask": self._ask, "prompt.call": self._ask}
+        handlers = {**asked, "prompt.cancel": self._cancel}
         async with open_peer(stream, program="test-prompter", handlers=handlers) as peer:
-            await peer.call("prompter.register", {}, timeout=PATIENCE_S)
+            await peer.call("prompter.register", {"calls": True}, timeout=PATIENCE_S)
             self._ready.put(None)
             await self._end.wait()
 
