@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -10,6 +11,9 @@
 
 /* Of one splice: what a pipe holds. */
 #define SPLICED 65536u
+
+/* What is thrown away at most: a socket's buffer is 208 KiB by default, and nothing follows it. */
+#define THROWN_AWAY (4u << 20)
 
 static ssize_t outcome(ssize_t count, int is_output)
 {
@@ -138,12 +142,25 @@ ssize_t pv_fd_write(struct pv_fd *fd, struct iovec *parts, int count)
     return flushed == PV_FD_OVER ? PV_FD_OVER : written;
 }
 
+static void throw_away(int fd)
+{
+    uint8_t bytes[16384];
+    ssize_t count = 1;
+
+    for (size_t sum = 0; count > 0 && sum < THROWN_AWAY; sum += (size_t)count)
+        count = recv(fd, bytes, sizeof bytes, MSG_DONTWAIT);
+}
+
 void pv_fd_close(struct pv_fd *fd)
 {
+    bool is_ours = fd->is_ours && !fd->is_output;
+
     if (fd->fd < 0)
         return;
-    if (fd->is_socket && fd->shuts)
+    if (fd->is_socket && (fd->shuts || is_ours))
         shutdown(fd->fd, fd->is_output ? SHUT_WR : SHUT_RD);
+    if (fd->is_socket && is_ours)
+        throw_away(fd->fd);
     close(fd->fd);
     fd->fd = -1;
     fd->held = 0;

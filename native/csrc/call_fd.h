@@ -25,6 +25,9 @@ struct pv_fd {
     size_t held;  /* bytes in it, of an output */
     uint8_t is_socket, is_output;
     uint8_t shuts; /* a socket is shut down, too, and not only closed: others have it open */
+    /* A socket whose input is ours alone. It is emptied before it is closed, so that who writes to
+     * it finds a broken pipe, as in a pipeline, and not a connection that was reset. */
+    uint8_t is_ours;
 };
 
 /*

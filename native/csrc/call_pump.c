@@ -345,6 +345,7 @@ int pv_call_take(struct pv_call *call, int fd_in, int fd_out, int fd_err, int sh
         int result = pv_fd_take(fds[i], numbers[i], is_caller == (i > 0), shuts);
 
         error = error ? error : result;
+        fds[i]->is_ours = !is_caller;
         call->has_streams |= numbers[i] >= 0;
     }
     if (error)

@@ -161,9 +161,17 @@ MUTANTS = [
         (
             "closed, and not shut down",
             "call_fd.c",
-            "    if (fd->is_socket && fd->shuts)\n",
+            "    if (fd->is_socket && (fd->shuts || is_ours))\n",
             "    if (0)\n",
             "half a socket",
+            "call_pump",
+        ),
+        (
+            "a socket that is closed full",
+            "call_fd.c",
+            "    if (fd->is_socket && is_ours)\n        throw",
+            "    if (0)\n        throw",
+            "who writes finds it reset",
             "call_pump",
         ),
         (

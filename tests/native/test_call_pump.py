@@ -184,6 +184,31 @@ async def test_a_closed_stdout_reaches_the_service_and_the_call_goes_on(
     assert service.is_reusable
 
 
+async def test_a_service_that_is_writing_finds_a_broken_pipe(pairs: Pairs) -> None:
+    """As in a pipeline: a reset connection is what programs complain of."""
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            call = Call(nursery, await channels(pairs), "sockets")
+            writing = call.ends.service_stdout
+            await fill(writing)
+            os.set_blocking(writing, True)
+            errors: list[OSError] = []
+
+            def write_more() -> None:
+                try:
+                    while True:
+                        os.write(writing, bytes(4096))
+                except OSError as error:
+                    errors.append(error)
+
+            async with trio.open_nursery() as programs:
+                programs.start_soon(trio.to_thread.run_sync, write_more)
+                call.ends.close(call.ends.stdout)
+            call.service.exit("exited", 0, now=True)
+            await call.over()
+    assert [type(error) for error in errors] == [BrokenPipeError]
+
+
 @each_kind
 async def test_a_closed_stdin_reaches_the_calling_program_and_the_call_goes_on(
     pairs: Pairs, kind: Plumbing
