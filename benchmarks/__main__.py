@@ -38,7 +38,16 @@ MODULES = {
     "sound": "sound",
     "widget": "widget",
     "scale": "scale",  # and the service's drift
+    "R1": "rpc",
+    "R3": "rpc",
+    "R4": "rpc",
+    "R5": "rpc",
+    "R9": "rpc",
+    "R11": "rpc",
+    "R14": "rpc",
 }
+# All gates of calls of services by one name.
+GROUPS = {"rpc": [gate for gate in MODULES if gate.startswith("R")]}
 
 
 def machine() -> dict[str, str]:
@@ -65,16 +74,18 @@ def main() -> int:
     parser.add_argument(
         "--full", action="store_true", help="as many calls and reconnections as the gates name"
     )
-    parser.add_argument("gates", nargs="*", metavar="GATE", help=f"of {', '.join(MODULES)}")
+    known = ", ".join((*MODULES, *GROUPS))
+    parser.add_argument("gates", nargs="*", metavar="GATE", help=f"of {known}")
     arguments = parser.parse_args()
-    unknown = set(arguments.gates) - set(MODULES)
+    wanted = [gate for named in arguments.gates for gate in GROUPS.get(named, [named])]
+    unknown = set(wanted) - set(MODULES)
     if unknown:
-        parser.error(f"no gate named {', '.join(sorted(unknown))}; there are {', '.join(MODULES)}")
+        parser.error(f"no gate named {', '.join(sorted(unknown))}; there are {known}")
     if arguments.full:
         choose(FULL)
     rows: list[Row] = []
     failed: list[str] = []
-    for name in dict.fromkeys(MODULES[gate] for gate in arguments.gates or MODULES):
+    for name in dict.fromkeys(MODULES[gate] for gate in wanted or MODULES):
         module = importlib.import_module(f"benchmarks.{name}")
         gates = [gate for gate, measured_in in MODULES.items() if measured_in == name]
         print(f"measuring {', '.join(gates)} ...", file=sys.stderr)

@@ -28,6 +28,8 @@ STACK: Contender = two_processes.seconds_per_call
 OVER_SOCKET: Contender = functools.partial(two_processes.seconds_per_call, over_socket=True)
 GRPC: Contender = functools.partial(_peer, "grpc_aio")
 DBUS: Contender = functools.partial(_peer, "dbus_daemon")
+GRPC_CONNECT: Contender = functools.partial(_peer, "grpc_connect")
+VARLINK: Contender = functools.partial(_peer, "varlink_unix")
 PROTOCOLS: Contender = functools.partial(_peer, "asyncio_protocol")
 
 

@@ -16,9 +16,11 @@ class Effort:
     calls: int = 200_000  # of the long run: no stall, no drift
     reconnects: int = 2_000  # of the simulated agents
     agents: int = 1_000  # on one service
+    service_calls: int = 2_000  # of services, 64 at once
+    service_calls_long: int = 4_000  # of services, in the long run: nothing grows
 
 
-FULL = Effort(calls=1_000_000, reconnects=10_000)
+FULL = Effort(calls=1_000_000, reconnects=10_000, service_calls=10_000, service_calls_long=100_000)
 EFFORT = Effort()
 
 
