@@ -277,6 +277,19 @@ async def test_a_program_gets_what_the_service_writes_and_how_it_exits(world: Wo
     assert (told["stdin"], told["stdout"], told["stderr"]) == (14, 14, 5)
 
 
+@pytest.mark.parametrize(("number", "said"), [(9, "the service was killed by SIGKILL"), (13, "")])
+async def test_a_signal_is_named_but_that_of_a_pipe_without_a_reader(
+    world: World, number: int, said: str
+) -> None:
+    async def die(service: Service, pump: CallPump) -> None:
+        service.close()
+        pump.exit("signalled", number)
+
+    world.behave = die
+    end, _, _ = await world.run()
+    assert (end.kind, end.exit_status, end.text) == ("signalled", 128 + number, said)
+
+
 async def test_one_connection_and_one_channel_serve_call_after_call(world: World) -> None:
     client = world.connect()
     for number in range(3):

@@ -318,6 +318,8 @@ def _words(end: CallEnd) -> str:
     """The sentence about how it ended, for people; "" if the exit status says it all."""
     if end.kind == "exited":
         return ""
+    if end.kind == "signalled" and end.status == signal.SIGPIPE:
+        return ""  # whoever reads here wants no more, as head in a pipeline
     if end.kind == "signalled":
         return f"the service was killed by {_signal_name(end.status)}"
     if end.kind == "lost":
