@@ -22,10 +22,12 @@ def braked(tmp_path: Path) -> Iterator[LocalSystem]:
     """A system that gives up a program that dies once."""
     local = LocalSystem(tmp_path / "system")
     local.init(restarts=0)
-    local.up()
-    yield local
-    if local.is_up:  # the test has failed before its end
-        local.kill()
+    try:
+        local.up()
+        yield local
+    finally:
+        if local.is_up:  # the test has failed before its end, or the system has not come up in time
+            local.kill()
 
 
 def test_a_given_up_service_ends_the_machine_and_every_wait_for_it_at_once(
