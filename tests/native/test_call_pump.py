@@ -6,6 +6,7 @@ import os
 import random
 import select
 import socket
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -184,6 +185,12 @@ async def test_a_closed_stdout_reaches_the_service_and_the_call_goes_on(
     assert service.is_reusable
 
 
+def is_waiting(thread: int, fd: int) -> bool:
+    """Whether this thread of ours is in a system call about fd."""
+    with open(f"/proc/self/task/{thread}/syscall") as file:
+        return file.read().split()[1:2] == [hex(fd)]
+
+
 async def test_a_service_that_is_writing_finds_a_broken_pipe(pairs: Pairs) -> None:
     """As in a pipeline: a reset connection is what programs complain of."""
     with trio.fail_after(PATIENCE):
@@ -194,7 +201,10 @@ async def test_a_service_that_is_writing_finds_a_broken_pipe(pairs: Pairs) -> No
             os.set_blocking(writing, True)
             errors: list[OSError] = []
 
+            thread: list[int] = []
+
             def write_more() -> None:
+                thread.append(threading.get_native_id())
                 try:
                     while True:
                         os.write(writing, bytes(4096))
@@ -203,6 +213,8 @@ async def test_a_service_that_is_writing_finds_a_broken_pipe(pairs: Pairs) -> No
 
             async with trio.open_nursery() as programs:
                 programs.start_soon(trio.to_thread.run_sync, write_more)
+                while not thread or not is_waiting(thread[0], writing):
+                    await trio.lowlevel.checkpoint()
                 call.ends.close(call.ends.stdout)
             call.service.exit("exited", 0, now=True)
             await call.over()
