@@ -139,6 +139,7 @@ def test_an_upgrade_restarts_the_service_and_no_agent() -> None:
     ]
     exempt = (DEBIAN / "pedos-agent.needrestart.conf").read_text()
     assert all(f"^{unit}\\.service$" in exempt for unit in AGENTS)
+    assert r"qr(^pedos-run\@.*\.service$)} = 0;" in exempt  # it would end the services that run
 
 
 def sleep_command(key: str) -> Namespace:
