@@ -135,8 +135,9 @@ class Called:
 
     def output(self, given: bytes = b"") -> bytes:
         """All that the service writes to its stdout, after its stdin was this and has ended."""
-        self.stdin.sendall(given)
-        self.stdin.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(BrokenPipeError):  # it may have ended already
+            self.stdin.sendall(given)
+            self.stdin.shutdown(socket.SHUT_WR)
         return read_all(self.stdout)
 
     def signal(self, number: int) -> None:

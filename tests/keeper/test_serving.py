@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -114,8 +115,9 @@ class Caller:
 
     async def output(self, given: bytes = b"") -> tuple[bytes, bytes]:
         """All of stdout and stderr, after stdin was this and has ended."""
-        await self.streams[0].send_all(given)
-        await self.streams[0].send_eof()
+        with contextlib.suppress(trio.BrokenResourceError):  # it may have ended already
+            await self.streams[0].send_all(given)
+            await self.streams[0].send_eof()
         return await read_all(self.streams[1]), await read_all(self.streams[2])
 
     def close(self) -> None:
