@@ -106,7 +106,8 @@ class Called:
             each.settimeout(PATIENCE)
         run = Run(CALL, service, f"+{argument}", source, target, is_forced)
         passed = [stdin.fileno(), stdout.fileno(), *([theirs] if with_stderr else [])]
-        socket.send_fds(self.link, [build(run)], passed)
+        with contextlib.suppress(BrokenPipeError):  # one that takes no more says so at once
+            socket.send_fds(self.link, [build(run)], passed)
         stdin.close()
         stdout.close()
         os.close(theirs)

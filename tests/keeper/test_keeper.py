@@ -315,10 +315,14 @@ def test_many_calls_run_at_once(place: Place) -> None:
 
 def test_one_call_too_many_is_refused_in_words(place: Place) -> None:
     place.service("test.Full", "read line")
-    calls = [place.run("test.Full") for _ in range(CALLS_MAX)]
+    calls: list[Called] = []
     try:
-        for call in calls:
+        for _ in range(CALLS_MAX):
+            call = place.run("test.Full")
+            calls.append(call)
             call.next(Spawned)
+            for each in (call.stdin, call.stdout, call.stderr):  # only so many may be open here
+                each.close()
         with place.run("test.Full") as more:
             text = more.next(Problem).text
         assert text == f"its keeper has {CALLS_MAX} calls, the most that it takes"
