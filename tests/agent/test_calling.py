@@ -631,6 +631,25 @@ async def test_a_second_call_at_once_is_a_breach(world: World) -> None:
     assert len(world.asked) == 1
 
 
+async def test_the_wrong_end_of_a_pipe_is_refused_in_words(world: World, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    readable, writable = os.pipe()
+    nothing = os.open(tmp_path / "fifo", os.O_PATH)
+    both = os.open(tmp_path / "fifo", os.O_RDWR)
+    for place, bad in ((0, writable), (1, readable), (2, readable), (0, nothing), (1, nothing)):
+        client = world.connect()
+        three = [both] * 3
+        three[place] = bad
+        client.send(CALL, *three)
+        end = await client.end()
+        said = f"usage: {callers.STREAMS[place]} is the wrong end of a pipe"
+        assert (end.exit_status, end.text) == (125, said)
+        client.close()
+    assert not world.asked
+    for each in (readable, writable, nothing, both):
+        os.close(each)
+
+
 async def test_no_descriptor_is_carried_that_could_make_the_agent_wait(
     world: World, tmp_path: Path
 ) -> None:

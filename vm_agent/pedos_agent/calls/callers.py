@@ -6,6 +6,7 @@ programs from using up the control channel, and one user from taking all places.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import socket
@@ -54,6 +55,8 @@ REFUSED_MAX: Final = 16
 ACCEPT_RETRY: Final = 0.1
 
 STREAMS: Final = ("standard input", "standard output", "standard error")
+# What a pipe of each has to be open for.
+DIRECTIONS: Final = (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)
 
 #: Why a program may not call at all, by its connection; None if it may.
 MayCall = Callable[[PacketSocket], str | None]
@@ -246,17 +249,21 @@ def _problem(call: Call, descriptors: list[int]) -> str | None:
     """Why this call cannot be carried, whoever is called."""
     if call.version != VERSION:
         return f"this agent speaks version {VERSION} of the call socket, and not {call.version}"
-    for name, descriptor in zip(STREAMS, descriptors, strict=True):
-        if (what := _what_is_no_stream(descriptor)) is not None:
+    for name, way, descriptor in zip(STREAMS, DIRECTIONS, descriptors, strict=True):
+        if (what := _what_is_no_stream(descriptor, way)) is not None:
             return f"{name} is {what}"
     return None
 
 
-def _what_is_no_stream(descriptor: int) -> str | None:
+def _what_is_no_stream(descriptor: int, way: int) -> str | None:
     """What this descriptor is that nothing can be carried from or to; None if it can."""
     kind = os.fstat(descriptor).st_mode
+    if stat.S_ISFIFO(kind):
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        is_open = not flags & os.O_PATH and flags & os.O_ACCMODE in (way, os.O_RDWR)
+        return None if is_open else "the wrong end of a pipe"
     if not stat.S_ISSOCK(kind):
-        return None if stat.S_ISFIFO(kind) else "neither a pipe nor a socket"
+        return "neither a pipe nor a socket"
     with socket.socket(fileno=os.dup(descriptor)) as found:
         is_stream = found.type == socket.SOCK_STREAM
         listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
