@@ -193,7 +193,10 @@ def parse(untrusted: bytes, sender: str) -> Packet:
     for name, check, value in zip(packet._fields, checks, fields, strict=True):
         if not check(value):
             raise RemoteProtocolError(f"{packet.__name__}.{name}: {names.shown(value)}")
-    return packet(*fields)  # type: ignore[no-any-return]
+    made: Packet = packet(*fields)
+    if isinstance(made, Ended) and made.kind == SIGNALLED and not _is_signal(made.status):
+        raise RemoteProtocolError(f"Ended.status: no signal has the number {made.status}")
+    return made
 
 
 def said(text: str) -> str:

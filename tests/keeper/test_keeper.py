@@ -276,6 +276,23 @@ def test_what_becomes_of_a_service_whose_caller_has_gone_is_configured(
     }[way]
 
 
+@pytest.mark.parametrize("how", ["deaf", "not understood"])
+def test_an_agent_that_hears_or_says_nothing_more_has_lost_the_caller(
+    place: Place, how: str
+) -> None:
+    place.service("test.Lost", "sleep 1000 >/dev/null 2>&1 </dev/null & echo $!; read line")
+    place.configure("test.Lost", "on-caller-gone = kill")
+    with place.run("test.Lost") as call:
+        call.next(Spawned)
+        pid = int(call.stdout.recv(100))
+        if how == "deaf":  # it goes as the main process ends, whose end cannot be told
+            call.link.shutdown(socket.SHUT_RD)
+            call.stdin.close()
+        else:
+            call.link.send(b"\x91\x63")
+        wait_for_end(pid)
+
+
 def test_a_call_that_is_finished_leaves_what_it_has_started(place: Place) -> None:
     place.service("test.Leaves", "sleep 1000 >/dev/null 2>&1 </dev/null & echo $!")
     place.configure("test.Leaves", "on-caller-gone = kill")

@@ -111,6 +111,12 @@ def test_what_is_no_packet_is_an_error(untrusted: bytes) -> None:
         parse(untrusted, AGENT)
 
 
+@pytest.mark.parametrize("number", [0, 65, 255])
+def test_a_service_is_ended_by_signals_that_there_are(number: int) -> None:
+    with pytest.raises(RemoteProtocolError, match="no signal"):
+        parse(raw(17, "signalled", number), KEEPER)
+
+
 @given(st.binary(max_size=100), st.sampled_from([AGENT, KEEPER]))
 def test_any_bytes_are_a_packet_or_the_one_error(untrusted: bytes, sender: str) -> None:
     with contextlib.suppress(RemoteProtocolError):

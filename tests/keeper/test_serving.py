@@ -334,6 +334,28 @@ async def test_dom0_ends_a_call_with_all_that_the_service_has_started(vm: Vm, pl
     assert not await vm.serving.kill(CALL, "problem", 125, "again")
 
 
+async def test_a_call_that_dom0_ends_while_its_service_is_started_leaves_nothing(
+    vm: Vm, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = place.home / "runs"
+    os.mkfifo(runs)
+    place.service("test.Early", f"echo $$ >{runs}; exec sleep 1000")
+    run = Keepers.run
+    found: list[int] = []
+
+    async def run_and_end(*given: Any) -> keepers.KeeperCall:
+        answer = await run(*given)
+        found.append(int(await trio.to_thread.run_sync(runs.read_text)))
+        assert await vm.serving.kill(CALL, "problem", 125, "ended by dom0's user")
+        return answer
+
+    monkeypatch.setattr(Keepers, "run", run_and_end)
+    async with calling(vm, "test.Early") as (caller, _):
+        await trio.to_thread.run_sync(wait_for_end, *found)
+    assert caller.end is not None
+    assert (caller.end.kind, caller.end.text) == ("problem", "ended by dom0's user")
+
+
 async def test_a_keeper_that_dies_is_a_problem_for_its_calls(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.service("test.Waits", "echo ready; read line")

@@ -233,7 +233,17 @@ class Call:
     # Its run
 
     def _heed(self, child: Child | None, config: ServiceConfig) -> None:
-        """Do as the agent says, and tell it when the main process has ended."""
+        """Do as the agent says until it has finished the call. One that goes before, or is not
+        understood any more, has lost the caller. RemoteProtocolError, Gone, OSError."""
+        try:
+            self._attend(child)
+        except (Gone, OSError, RemoteProtocolError):
+            if child is not None:
+                _caller_is_gone(child, config)
+            raise
+
+    def _attend(self, child: Child | None) -> None:
+        """Tell the agent when the main process has ended, and send it signals."""
         if child is not None:
             self._poll.register(child.file, select.POLLIN)
         is_running = child is not None
@@ -247,12 +257,7 @@ class Call:
                     self._send(_ended(code))
             if self._connection.fileno() not in ready:
                 continue
-            try:
-                packet = self._receive()
-            except (Gone, OSError):
-                if child is not None:
-                    _caller_is_gone(child, config)
-                raise
+            packet = self._receive()
             if isinstance(packet, Finished):
                 return
             if isinstance(packet, Signal) and child is not None:

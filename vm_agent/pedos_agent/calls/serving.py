@@ -299,7 +299,9 @@ class ServedCall:
                 self._not_started(pump, keeper.answer)
             if ours != _NOTHING:
                 await self._note_start()
-            if self._killed is not None:
+            if self._killed is not None:  # while it was being started
+                if self._killed[0] != LOST:
+                    keeper.signal(signal.SIGKILL)
                 self._end(pump, *self._killed)
         except BaseException:
             ours.close()
