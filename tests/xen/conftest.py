@@ -40,8 +40,14 @@ XEN_LOGS = (
 # Lines of a journal; with more of them below each failure one does not see what has failed.
 LINES_KEPT, LINES_SHOWN = 1000, 20
 
-#: What is lent as USB and PCI devices; the rest is the base. Each half can run alone.
-DEVICE_TESTS = ("test_mic.py", "test_pci*.py", "test_qemu_devices.py", "test_usb*.py")
+#: What is lent beside disks, and calls of services; the rest is the base. Each half can run alone.
+DEVICE_TESTS = (
+    "test_calls.py",
+    "test_mic.py",
+    "test_pci*.py",
+    "test_qemu_devices.py",
+    "test_usb*.py",
+)
 
 
 def left_out(part: str, here: Path) -> list[str]:

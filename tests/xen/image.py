@@ -217,7 +217,6 @@ def _install_inside(root: Path, builder: Path) -> None:
         compile_program(builder, name, libraries, programs / f"bench-{name}")
     for name, guest in GUESTS.items():
         (root / "etc/xen" / f"{name}.cfg").write_text(_configuration(name, guest))
-    run("chroot", root, "useradd", "--create-home", "--uid", str(USER_ID), USER)
     (root / "etc/machine-id").write_text(hashlib.md5(b"bench").hexdigest() + "\n")
     (root / "etc/hostname").write_text("dom0\n")
     (root / "etc/fstab").write_text("")
@@ -343,6 +342,8 @@ def _build() -> Image:
         run("tar", "-xf", base, "-C", root)
         kernel = next((root / "lib/modules").iterdir()).name
         _cut_modules(root, kernel)
+        # Before the packages, as on a machine: they make its first user one whom services run as.
+        run("chroot", root, "useradd", "--create-home", "--uid", str(USER_ID), USER)
         _install_ours(root, debs)
         _install_inside(root, builder)
         lighten(root)
