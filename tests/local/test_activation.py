@@ -24,6 +24,16 @@ with socket.socket(fileno=int(sys.argv[1])) as listener:
         client.recv(1)
 """
 FAILS = "sys.exit(1)"
+# As ANSWERS, waiting for its clients in accept(2) as the keeper does, and ends by a signal.
+IS_KILLED = """
+import signal
+with socket.socket(fileno=int(sys.argv[1])) as listener:
+    listener.setblocking(True)
+    with listener.accept()[0] as client:
+        client.send(b"%d" % os.getpid())
+        client.recv(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 @asynccontextmanager
@@ -72,6 +82,19 @@ async def test_who_waits_for_one_that_cannot_start_hears_it_and_it_is_not_tried_
             with new_client() as client:
                 assert await answer(tmp_path, client) == b""
     assert caplog.text.count("exited with status 1") == 2
+
+
+async def test_one_that_was_killed_is_started_again(tmp_path: Path) -> None:
+    async with activated(tmp_path, IS_KILLED) as found:
+        pids = []
+        for _ in range(2):
+            with new_client() as client:
+                pids.append(int(await answer(tmp_path, client)))
+            with trio.fail_after(PATIENCE):
+                # Who connects before that is let go with the others.
+                while found.pid is not None:  # noqa: ASYNC110 - it tells nobody
+                    await trio.sleep(0.001)
+        assert len(set(pids)) == 2
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -130,6 +130,8 @@ class Activation:
 def _flush(listener: socket.socket) -> None:
     """Let go of clients for whom the program has not started: they hear it at once, and it is not
     tried again without end."""
+    # The program shares the socket's flags, and may have made it one that waits.
+    listener.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         while True:
             listener.accept()[0].close()
