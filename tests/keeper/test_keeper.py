@@ -12,10 +12,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from pedos_host.plain_unix import bind_unix
-from pedos_keeper.keeper import CALLS_MAX, SPARE_MAX
+from pedos_keeper.keeper import CALLS_MAX, SPARE_MAX, Keeper
 from pedos_protocol.keeper_link import Connected, Ended, NotFound, Problem, Spawned
 
 from tests.patience import PATIENCE
@@ -318,6 +319,23 @@ def test_what_is_no_call_is_cut_off_and_others_go_on(place: Place) -> None:
             other.link.send(b"\x91\x63")
             assert other.packet() is None
         assert call.output(b"on") == b"on"
+
+
+def test_a_thread_that_could_not_be_started_is_not_counted_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as listener:
+        keeper = Keeper(listener, cast("Any", None))
+
+        def fail(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError):
+            keeper._start_thread()
+        assert keeper._waiting == 0
+        os.close(keeper._woken)
+        os.close(keeper._waker)
 
 
 def test_many_calls_run_at_once(place: Place) -> None:

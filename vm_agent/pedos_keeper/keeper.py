@@ -87,7 +87,12 @@ class Keeper:
     def _start_thread(self) -> None:
         with self._lock:
             self._waiting += 1
-        threading.Thread(target=self._take_calls, name="calls", daemon=True).start()
+        try:
+            threading.Thread(target=self._take_calls, name="calls", daemon=True).start()
+        except RuntimeError:
+            with self._lock:
+                self._waiting -= 1  # or no later call would have another one started
+            raise
 
     def _take_calls(self) -> None:
         """One thread: serve a call after the other, while this is one of few that wait."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -18,8 +17,6 @@ _libc: Final = ctypes.CDLL(None, use_errno=False)
 _SETSIGDEF, _SETSIGMASK, _SETSID, _SETCGROUP = 0x04, 0x08, 0x80, 0x100
 _OPAQUE: Final = 1024
 _SIGSET: Final = 128  # bytes of a sigset_t
-#: Python ignores them; a child would go on ignoring them.
-_IGNORED: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 _SHELL: Final = "/bin/sh"
 
 
@@ -74,8 +71,8 @@ def _prepare(attributes: ctypes.Array[ctypes.c_char], group: int | None) -> None
     signals = ctypes.create_string_buffer(_SIGSET)
     _libc.sigemptyset(signals)
     _done(_libc.posix_spawnattr_setsigmask(attributes, signals))
-    for number in _IGNORED:
-        _libc.sigaddset(signals, int(number))
+    # Python ignores some, and who starts this may have ignored others: a child would go on so.
+    _libc.sigfillset(signals)
     _done(_libc.posix_spawnattr_setsigdefault(attributes, signals))
     if group is not None:
         flags |= _SETCGROUP
