@@ -15,21 +15,41 @@
 /* What is thrown away at most: a socket's buffer is 208 KiB by default, and nothing follows it. */
 #define THROWN_AWAY (4u << 20)
 
-static ssize_t outcome(ssize_t count, int is_output)
+static ssize_t was_written(ssize_t count)
 {
     if (count > 0)
         return count;
-    if (count < 0 && (errno == EAGAIN || errno == EINTR))
+    return count == 0 || errno == EAGAIN || errno == EINTR ? PV_FD_LATER : PV_FD_OVER;
+}
+
+/*
+ * An error is no end: half of the data must not look like all of it. But a Unix socket is reset
+ * whenever its other end was closed before it had read everything, and all that was sent has been
+ * read by then.
+ */
+static ssize_t was_read(struct pv_fd *fd, ssize_t count)
+{
+    if (count > 0)
+        return count;
+    if (count == 0 || (fd->is_local && errno == ECONNRESET))
+        return PV_FD_OVER;
+    if (errno == EAGAIN || errno == EINTR)
         return PV_FD_LATER;
-    return count == 0 && is_output ? PV_FD_LATER : PV_FD_OVER;
+    fd->error = errno;
+    return PV_FD_FAILED;
+}
+
+static int option(int number, int name)
+{
+    int value = -1;
+    socklen_t size = sizeof value;
+
+    return getsockopt(number, SOL_SOCKET, name, &value, &size) == 0 ? value : -1;
 }
 
 static int is_stream_socket(int number)
 {
-    int type = 0;
-    socklen_t size = sizeof type;
-
-    return getsockopt(number, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_STREAM;
+    return option(number, SO_TYPE) == SOCK_STREAM;
 }
 
 static int fits(const struct pv_fd *fd)
@@ -75,6 +95,7 @@ int pv_fd_take(struct pv_fd *fd, int number, int is_output, int shuts)
     if (number < 0)
         return 0;
     fd->is_socket = (uint8_t)is_stream_socket(number);
+    fd->is_local = (uint8_t)(option(number, SO_DOMAIN) == AF_UNIX);
     error = !fits(fd) ? -EINVAL : fd->is_socket ? 0 : make_own(fd);
     if (error)
         pv_fd_close(fd);
@@ -91,25 +112,25 @@ ssize_t pv_fd_read(struct pv_fd *fd, struct iovec *parts, int count)
     if (fd->is_socket) {
         struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
 
-        return outcome(recvmsg(fd->fd, &message, MSG_DONTWAIT), 0);
+        return was_read(fd, recvmsg(fd->fd, &message, MSG_DONTWAIT));
     }
     if (fd->relay[0] < 0)
-        return outcome(readv(fd->fd, parts, count), 0);
+        return was_read(fd, readv(fd->fd, parts, count));
     for (int i = 0; i < count; i++)
         room += parts[i].iov_len;
     /* The relay is empty: all of it goes on at once. */
     spliced = splice(fd->fd, NULL, fd->relay[1], NULL, room < SPLICED ? room : SPLICED,
                      SPLICE_F_NONBLOCK);
     if (spliced <= 0)
-        return outcome(spliced, 0);
-    return outcome(readv(fd->relay[0], parts, count), 0);
+        return was_read(fd, spliced);
+    return was_read(fd, readv(fd->relay[0], parts, count));
 }
 
 ssize_t pv_fd_flush(struct pv_fd *fd)
 {
     while (fd->held) {
         ssize_t count =
-            outcome(splice(fd->relay[0], NULL, fd->fd, NULL, fd->held, SPLICE_F_NONBLOCK), 1);
+            was_written(splice(fd->relay[0], NULL, fd->fd, NULL, fd->held, SPLICE_F_NONBLOCK));
 
         if (count < 0)
             return count;
@@ -127,14 +148,14 @@ ssize_t pv_fd_write(struct pv_fd *fd, struct iovec *parts, int count)
     if (fd->is_socket) {
         struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
 
-        return outcome(sendmsg(fd->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL), 1);
+        return was_written(sendmsg(fd->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL));
     }
     if (fd->relay[0] < 0)
-        return outcome(writev(fd->fd, parts, count), 1);
+        return was_written(writev(fd->fd, parts, count));
     flushed = pv_fd_flush(fd);
     if (flushed < 0)
         return flushed;
-    written = outcome(writev(fd->relay[1], parts, count), 1);
+    written = was_written(writev(fd->relay[1], parts, count));
     if (written < 0)
         return written;
     fd->held += (size_t)written;

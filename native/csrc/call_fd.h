@@ -17,13 +17,16 @@
 
 /* What read and write return beside a count: */
 #define PV_FD_LATER (-1) /* nothing there, or no room, at the moment */
-#define PV_FD_OVER (-2)  /* end of file, nobody reads any more, or another error */
+#define PV_FD_OVER (-2)  /* end of file, or nobody reads any more */
+#define PV_FD_FAILED (-3) /* read: what follows is lost; `error` is why */
 
 struct pv_fd {
     int fd;       /* -1: there is none, or none any more */
     int relay[2]; /* the pipe of our own, for splice; -1: not needed */
     size_t held;  /* bytes in it, of an output */
+    int error;    /* after PV_FD_FAILED */
     uint8_t is_socket, is_output;
+    uint8_t is_local; /* a Unix socket */
     uint8_t shuts; /* a socket is shut down, too, and not only closed: others have it open */
     /* A socket whose input is ours alone. It is emptied before it is closed, so that who writes to
      * it finds a broken pipe, as in a pipeline, and not a connection that was reset. */

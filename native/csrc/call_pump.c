@@ -28,11 +28,8 @@ static void obey(struct pv_call *call)
         pv_call_decide(call, &call->ordered_abort);
     if (orders & (PV_ORDER_ABORT | PV_ORDER_NOW))
         pv_call_drop_streams(call);
-    if ((orders & PV_ORDER_ABORT) && call->side == PV_CALL_CALLER &&
-        call->progress.states[PV_CALL_SERVICE] < PV_CALL_CLOSING) {
-        call->is_leaving = true;
-        pv_call_await_end(call);
-    }
+    if ((orders & PV_ORDER_ABORT) && call->side == PV_CALL_CALLER)
+        pv_call_leave(call);
 }
 
 /* One look at everything; true if something changed. */
@@ -193,10 +190,12 @@ static int next_note(struct pv_call *call, int *number)
 static void conclude(struct pv_call *call)
 {
     if (call->is_leaving && (!call->result.kind || call->result.kind == PV_CALL_ABORTED)) {
-        call->result.kind = PV_CALL_ABORTED;
+        const struct pv_ending *why = call->failed.kind ? &call->failed : &call->ordered_abort;
+
+        call->result.kind = call->failed.kind ? PV_CALL_PROBLEM : PV_CALL_ABORTED;
         call->result.status = 125;
-        call->result.text_length = call->ordered_abort.length;
-        memcpy(call->result.text, call->ordered_abort.text, call->ordered_abort.length);
+        call->result.text_length = why->length;
+        memcpy(call->result.text, why->text, why->length);
     } else if (!call->result.kind && call->is_ending && call->ending.kind == PV_CALL_ABORTED) {
         call->result.kind = PV_CALL_ABORTED;
         call->result.status = 125;

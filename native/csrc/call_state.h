@@ -39,6 +39,7 @@ struct pv_call {
     uint8_t turn;        /* of the outwards: which is first */
     uint32_t obeyed;     /* orders that were carried out */
     struct pv_ending ending;
+    struct pv_ending failed; /* caller: why it leaves by itself; of no kind: it does not */
     /* waiting */
     uint32_t room_wanted; /* in the ring; 0: nothing waits for room */
     int64_t heard;        /* what pv_ring_ready() said when there was nothing left to do */
@@ -74,6 +75,9 @@ void pv_call_breach(struct pv_call *call, const char *what);
 
 /* The service's end is decided, if it was not yet. */
 void pv_call_decide(struct pv_call *call, const struct pv_ending *ending);
+
+/* The caller ends the call by ABORT, unless the service has ended it. */
+void pv_call_leave(struct pv_call *call);
 
 /* From now on END has to come soon. */
 void pv_call_await_end(struct pv_call *call);

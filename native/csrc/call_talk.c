@@ -2,6 +2,7 @@
 #include "call_state.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
@@ -335,6 +336,14 @@ static uint32_t services_next(const struct pv_call *call, uint8_t *frame)
     return 0;
 }
 
+void pv_call_leave(struct pv_call *call)
+{
+    if (call->progress.states[PV_CALL_SERVICE] >= PV_CALL_CLOSING)
+        return;
+    call->is_leaving = true;
+    pv_call_await_end(call);
+}
+
 void pv_call_await_end(struct pv_call *call)
 {
     if (!call->end_by_ms)
@@ -408,6 +417,30 @@ bool pv_call_speak(struct pv_call *call)
     return true;
 }
 
+/* A stream cannot be read to its end: so the call must not end as if it had been. */
+static void fail(struct pv_call *call, const struct pv_outward *outward)
+{
+    static const char *const NAMES[PV_CALL_STREAMS] = {
+        [PV_CALL_IN] = "the caller's standard input",
+        [PV_CALL_OUT] = "the service's standard output",
+        [PV_CALL_ERR] = "the service's standard error",
+    };
+    struct pv_ending ending = {.kind = PV_CALL_PROBLEM, .status = 125};
+    char words[PV_CALL_TEXT_MAX / 2];
+    int length = snprintf((char *)ending.text, sizeof ending.text, "%s cannot be read: %s",
+                          NAMES[outward->stream],
+                          strerror_r(outward->fd.error, words, sizeof words));
+
+    ending.length = length < (int)sizeof ending.text ? (uint32_t)length : sizeof ending.text - 1;
+    pv_call_drop_streams(call);
+    if (call->side == PV_CALL_SERVICE) {
+        pv_call_decide(call, &ending);
+    } else {
+        call->failed = ending;
+        pv_call_leave(call);
+    }
+}
+
 /* Some data of one of our streams; true if something changed. */
 bool pv_call_fill(struct pv_call *call, struct pv_outward *outward)
 {
@@ -424,6 +457,10 @@ bool pv_call_fill(struct pv_call *call, struct pv_outward *outward)
         want_room(call, pv_outward_room(ring));
     if (count == PV_FD_LATER)
         return false;
+    if (count == PV_FD_FAILED) {
+        fail(call, outward);
+        return true;
+    }
     if (count == PV_FD_OVER) {
         outward->has_ended = true;
         pv_outward_close(outward);

@@ -183,6 +183,14 @@ MUTANTS = [
             "call_pump",
         ),
         (
+            "an error is an end",
+            "call_fd.c",
+            "    fd->error = errno;\n    return PV_FD_FAILED;",
+            "    return PV_FD_OVER;",
+            "half of the data looks like all",
+            "call_read_errors",
+        ),
+        (
             "any descriptor",
             "call_fd.c",
             "    if (!S_ISFIFO(stat.st_mode))\n        return 0;\n",
