@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
+import logging
 import re
 import signal
 from collections.abc import Generator, Iterator
@@ -115,16 +117,30 @@ def pytest_runtest_protocol(
     """While a test runs that is marked `alone`, pytest-xdist's other workers wait between tests:
     programs that share a core take more processor time, too. They wait once for all such tests
     that follow each other."""
-    turns = turns_of(item.config)
-    if turns is None:
-        return (yield)
-    if not turns.is_alone:
-        turns.share()
+    with log_as_before():
+        turns = turns_of(item.config)
+        if turns is None:
+            return (yield)
+        if not turns.is_alone:
+            turns.share()
+        try:
+            return (yield)
+        finally:
+            if not (turns.is_alone and is_alone(nextitem)):
+                turns.leave()
+
+
+@contextlib.contextmanager
+def log_as_before() -> Iterator[None]:
+    """Some tests call a program's own main function, which sends all of the log to where the
+    program's goes: that lasts no longer than the test."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
     try:
-        return (yield)
+        yield
     finally:
-        if not (turns.is_alone and is_alone(nextitem)):
-            turns.leave()
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
@@ -52,7 +53,15 @@ async def test_an_agent_listens_anew_when_a_flood_has_failed_its_ring(
             return Flooded(served)
 
     transport = cast("Any", Transport())
-    control = Control(settings, transport, attachments=nothing, inventory=nothing, revision=nothing)
+    calls = cast("Any", SimpleNamespace(handlers={}, harmless={}))
+    control = Control(
+        settings,
+        transport,
+        attachments=nothing,
+        inventory=nothing,
+        revision=nothing,
+        calls=calls,
+    )
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             await nursery.start(control.run)
