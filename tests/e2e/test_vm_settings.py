@@ -47,6 +47,8 @@ def caller(system: LocalSystem) -> Iterator[Caller]:
     system.ok("qvm-block", "unassign", "work")
     system.detach_all("work")
     system.device_file("sys-usb", "one.img").unlink()
+    # Else the next test could find it listed still, and then gone.
+    system.wait_until(lambda: "sys-usb:one.img" not in system.devices(), "it is gone")
 
 
 def nothing() -> None:

@@ -332,8 +332,7 @@ async def test_who_wants_to_be_told_no_more_is_forgotten(tmp_path: Path) -> None
         told: list[int] = []
         end = system.controller.on_change(lambda: told.append(1))
         system.service.put(device("sys-usb:sdb"))
-        await system.until(lambda: system.row("sys-usb:sdb"))
-        assert told
+        await system.until(lambda: system.row("sys-usb:sdb") and told)
         end()
         told.clear()
         system.service.take("sys-usb:sdb")
