@@ -3,9 +3,14 @@ dom0's service, as in a real system."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import attrs
+import pytest
+import trio
+import trio.testing
 from pedos_vchan.peer import Peer
 
 from tests.dom0.fakes import FakeAgent, Params, World, filled_in
@@ -213,3 +218,16 @@ def calling_world(world: World) -> Calling:
         world.dom0_agent(),
     ]
     return Calling(world, *map(Caller, agents))
+
+
+@pytest.fixture
+async def calling(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Calling]:
+    world = World(tmp_path, nursery, POLICY)
+    calling = calling_world(world)
+    await world.start()
+    yield calling
+    await world.kill()
+
+
+async def quiet() -> None:
+    await trio.testing.wait_all_tasks_blocked()

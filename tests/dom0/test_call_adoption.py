@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 import trio
-import trio.testing
 from pedos_dom0.calls import adoption
 from trio.abc import Clock
 
-from tests.dom0.calling import POLICY, Calling, Side, calling_world
-from tests.dom0.fakes import Params, World
+from tests.dom0.calling import Calling, Side, calling, quiet
+from tests.dom0.fakes import Params
 from tests.dom0.test_call_broker import STEPS
 
-
-@pytest.fixture
-async def calling(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Calling]:
-    world = World(tmp_path, nursery, POLICY)
-    calling = calling_world(world)
-    await world.start()
-    yield calling
-    await world.kill()
-
-
-async def quiet() -> None:
-    await trio.testing.wait_all_tasks_blocked()
+__all__ = ["calling"]
 
 
 async def restarted(calling: Calling) -> None:

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-import trio.testing
 from pedos_dom0.calls import broker, channels
 from pedos_dom0.drivers.base import DriverError
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
-from tests.dom0.calling import POLICY, Caller, Calling, Side, calling_world
-from tests.dom0.fakes import NO, Params, World, fails, hang, yes
+from tests.dom0.calling import Caller, Calling, Side, calling, quiet
+from tests.dom0.fakes import NO, Params, fails, hang, yes
 
-
-@pytest.fixture
-async def calling(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Calling]:
-    world = World(tmp_path, nursery, POLICY)
-    calling = calling_world(world)
-    await world.start()
-    yield calling
-    await world.kill()
-
-
-async def quiet() -> None:
-    await trio.testing.wait_all_tasks_blocked()
+__all__ = ["calling"]
 
 
 async def ended(calling: Calling, server: Caller | None = None, **more: Any) -> None:
