@@ -82,6 +82,10 @@ def home(system: LocalSystem, vm: str) -> Path:
     return system.folder / "vms" / vm / "home"
 
 
+def states(system: LocalSystem) -> list[str]:
+    return [each["state"] for each in running(system)]
+
+
 def request_in(done: Done) -> str:
     """The request id that a denied caller was told, and nothing of the rule."""
     said = done.stderr.decode()
@@ -267,8 +271,9 @@ def test_dom0_sees_what_runs_and_ends_it(system: LocalSystem) -> None:
     with calling(system, "vault", "test.Wait") as command:
         assert command.stdout is not None and command.stderr is not None
         assert command.stdout.readline() == b"ready\n"
+        system.wait_until(lambda: states(system) == ["running"], "dom0 is told what is ready")
         [listed] = running(system)
-        assert (listed["source"], listed["target"], listed["state"]) == ("work", "vault", "running")
+        assert (listed["source"], listed["target"]) == ("work", "vault")
         assert (listed["service"], listed["argument"]) == ("test.Wait", "+")
         shown = system.ok("qvm-calls")
         assert "test.Wait" in shown and listed["call"][:12] in shown
@@ -277,8 +282,9 @@ def test_dom0_sees_what_runs_and_ends_it(system: LocalSystem) -> None:
         system.ok("qvm-calls", "end", listed["call"][:12])
         assert command.wait(PATIENCE_S) == PROBLEM
         assert command.stderr.read() != b"", "it is said why"
-    story = told(system, listed["call"])
-    assert [each["event"] for each in story][-1] == "call_ended"
+    system.wait_until(
+        lambda: told(system, listed["call"])[-1]["event"] == "call_ended", "its story has its end"
+    )
 
 
 def test_a_call_is_one_story_in_the_audit_log(system: LocalSystem) -> None:

@@ -51,6 +51,7 @@ MASKED = (
     "systemd-sysctl.service",
     "systemd-sysusers.service",
     "systemd-timesyncd.service",
+    "systemd-tmpfiles-clean.timer",
     "systemd-tmpfiles-setup-dev.service",
     "systemd-update-utmp-runlevel.service",
     "systemd-update-utmp.service",
