@@ -41,6 +41,34 @@ def test_a_device_that_goes_is_greyed_and_moves_no_other(desktop: Desktop) -> No
     assert desktop.controller.done == []
 
 
+def test_a_greyed_device_that_goes_is_said_to_have_gone(desktop: Desktop) -> None:
+    greyed = replace(DEVICES[2], enabled=False, text="sys-usb:sdc Stick, attached to work")
+    desktop.controller.show(*DEVICES[:2], greyed, *DEVICES[3:], connected=False)
+    desktop.open()
+    desktop.changed(*DEVICES[:2], *DEVICES[3:])
+    gone = "sys-usb:sdc Stick, attached to work - not there any more"
+    assert desktop.entry("sdc").shown == gone
+
+
+def test_a_device_that_goes_before_its_vms_are_known_is_asked_about_no_more(
+    desktop: Desktop,
+) -> None:
+    asked = device_row("sda", vms=None)
+    desktop.controller.show(asked, DEVICES[1])
+    desktop.open()
+    submenu = desktop.hover("sda")
+
+    def shown() -> list[str]:
+        return [each.shown for each in submenu.entries() if each.isVisible()]
+
+    desktop.changed(DEVICES[1])
+    assert shown() == ["sys-usb:sda Stick - not there any more"]
+    desktop.changed(asked, DEVICES[1])
+    assert shown() == ["sys-usb:sda Stick", "Asking which VMs may have it..."]
+    desktop.changed(*DEVICES[:2])
+    assert shown() == ["sys-usb:sda Stick", "personal", "untrusted", "work"]
+
+
 def test_a_device_that_is_back_can_be_attached_again(desktop: Desktop) -> None:
     desktop.open()
     desktop.changed(*DEVICES[1:])

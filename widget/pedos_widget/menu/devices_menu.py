@@ -202,7 +202,7 @@ class Menu(SteadyMenu):
                 row = now.pop(ref, None)
                 if row is not None:
                     self._say_row(made, row)
-                elif made.entry.isEnabled():
+                elif not made.vms.is_gone:
                     self._say_gone(made)
             self._add_new(list(now.values()))
             self._say_empty()

@@ -146,6 +146,8 @@ class VmMenu(SteadyMenu):
             self.back_onto_screen()
             return
         if vms is None or self.is_gone:  # the device has gone, or come back and is asked about
+            if self._asking is not None:
+                self._asking.setVisible(not self.is_gone)
             for entry, vm in self._of.items():
                 self._say_vm(entry, vm, enabled=False)
             if self._reasons is not None:
