@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 import trio.testing
+from pedos_cli.prompt_waiting import ARMING_AFTER_WITHDRAWAL_S
 from pedos_widget.qt import QtCore, QtGui, QtWidgets
 from pedos_widget.questions.desk import ARMING_S, NO_AFTER_S
 from pedos_widget.questions.texts import ElidedLabel, WholeLabel
@@ -284,6 +285,31 @@ async def test_the_next_question_is_not_denied_by_a_double_click_on_the_one_befo
     table.wait(0.02)
     table.click(table.dialog.deny)
     assert await table.ended() == [{"verdict": "deny", "target": None}] * 2
+
+
+@pytest.mark.parametrize("button", ["allow", "deny"])
+async def test_a_button_that_is_held_answers_no_question_that_comes_meanwhile(
+    table: Table, button: str
+) -> None:
+    await table.ask(default="vault", request="1")
+    table.arm()
+    held: QtWidgets.QPushButton = getattr(table.dialog, button)
+    left, place = QtCore.Qt.MouseButton.LeftButton, held.rect().center()
+    table.qtbot.mousePress(held, left, pos=place)
+    await table.ask(default="vault", request="2")
+    table.desk.cancel("1", "it ended")
+    table.wait(ARMING_AFTER_WITHDRAWAL_S)
+    assert table.dialog.allow.isEnabled()
+    there, kind = QtCore.QPointF(place), QtCore.QEvent.Type.MouseMove
+    none, no_key = QtCore.Qt.MouseButton.NoButton, QtCore.Qt.KeyboardModifier.NoModifier
+    moves = QtGui.QMouseEvent(kind, there, held.mapToGlobal(there), none, left, no_key)
+    QtWidgets.QApplication.sendEvent(held, moves)
+    table.qtbot.mouseRelease(held, left, pos=place)
+    assert await table.ended() == ["timeout"]
+    assert not held.isDown()
+    table.wait(ARMING_AFTER_WITHDRAWAL_S)
+    table.click(held)
+    assert len(await table.ended()) == 2
 
 
 async def test_escape_that_is_held_down_denies_one_question(table: Table) -> None:

@@ -49,6 +49,7 @@ class QuestionDialog(QtWidgets.QDialog):
     def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
         super().__init__(parent)
         self._question: Question | None = None
+        self._pressed_on: Question | None = None  # what was shown when a button went down
         self._is_armed = False
         self._why_gone = ""
         self.setWindowTitle(_("Question of dom0"))
@@ -213,8 +214,13 @@ class QuestionDialog(QtWidgets.QDialog):
 
     def eventFilter(self, watched: QtCore.QObject, event: QtCore.QEvent) -> bool:  # noqa: N802
         kind = event.type()
-        if kind in _CLICKS and not self._is_armed:
-            self.disturbed.emit()  # meant for what was here before, perhaps
+        if kind in _CLICKS:
+            self._pressed_on = self._question
+            if not self._is_armed:
+                self.disturbed.emit()  # meant for what was here before, perhaps
+        elif kind == _Event.MouseButtonRelease and self._is_another(watched):
+            self.disturbed.emit()
+            return True
         elif kind == _Event.ShortcutOverride and self._is_swallowed(event):
             event.accept()  # no shortcut: it comes again as a key
             return True
@@ -223,6 +229,14 @@ class QuestionDialog(QtWidgets.QDialog):
                 self.disturbed.emit()
             return True
         return super().eventFilter(watched, event)
+
+    def _is_another(self, watched: QtCore.QObject) -> bool:
+        """Whether a button was pressed when another question was shown, and held since."""
+        if watched not in (self.allow, self.deny) or self._pressed_on is self._question:
+            return False
+        for button in (self.allow, self.deny):
+            button.setDown(False)
+        return True
 
     def _is_swallowed(self, event: QtCore.QEvent) -> bool:
         if not isinstance(event, QtGui.QKeyEvent):
