@@ -201,6 +201,30 @@ async def test_after_a_broken_connection_a_click_is_judged_by_what_there_is(
         assert row.bold
 
 
+async def test_a_service_that_is_back_before_the_devices_vm_knows_who_has_the_device(
+    tmp_path: Path,
+) -> None:
+    """It tells of the attachment, and of nothing else of the device."""
+    async with running(tmp_path) as system:
+        service = system.service
+        row = system.row("sys-usb:sda")
+        assert row is not None
+        service.attach("sys-usb:sda", "work")
+        await system.until(lambda: (now := system.row("sys-usb:sda")) and now.bold)
+
+        async def gone(_params: object) -> dict[str, object]:
+            known = {"attachments": [{"vm": "work", "options": {}}], "present": False}
+            service.put(device("sys-usb:sda", identity="", description="(not present)", **known))
+            service.restarted()
+            service.drop()
+            return {}
+
+        service.answers["device.detach"] = gone
+        system.controller.detach(row.ref, "work")
+        result = await system.result()
+        assert (result.state, "is not done" in result.reason) == ("failed", True)
+
+
 async def test_without_a_service_nothing_can_be_chosen_and_the_view_says_why(
     tmp_path: Path,
 ) -> None:

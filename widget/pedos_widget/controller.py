@@ -406,8 +406,11 @@ class Controller:
                 await self._moved.wait()
 
     def _is_attached(self, ref: DeviceRef, vm: str) -> bool:
-        device = self._device_of(ref)
-        return device is not None and any(each.vm == vm for each in device.attachments)
+        device = self._known.picture.devices.get(key_of(ref))
+        if device is None or (device.present and device.identity != ref.identity):
+            return False
+        # The service knows who has a device before the VM is back that says what it is.
+        return any(each.vm == vm for each in device.attachments)
 
     def _device_of(self, ref: DeviceRef) -> Listed | None:
         """The device that was shown, if it is still that one."""
