@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 
 import attr
 
-from . import agent_messages
+from . import agent_messages, machine_messages, vm_messages
 from .agent_messages import (
     AgentReport,
     AttachmentEnded,
@@ -413,11 +413,7 @@ SCHEMA = Schema(
         "device.targets": Spec(DeviceTargets, TargetsTold, since=2),
         "devices.suspend": Spec(DevicesSuspend, SleepResult, since=2),
         "devices.resume": Spec(DevicesResume, SleepResult, since=2),
-        "vm.list": Spec(VmList, VmListed),
-        "vm.start": Spec(VmStart, VmStarted),
-        "vm.shutdown": Spec(VmShutdown, Empty),
-        "vm.used": Spec(VmUsed, VmsUsed, since=2),
-        "operation.step": Spec(OperationStep, None, since=2),
+        **vm_messages.SCHEMA,
         "service.status": Spec(ServiceStatus, StatusResult),
         "policy.explain": Spec(PolicyExplain, PolicyExplained),
         "policy.mine": Spec(PolicyMine, PolicyVerdict),
@@ -430,11 +426,7 @@ SCHEMA = Schema(
         "prompt.ask": Spec(PromptAsk, PromptAnswer),
         "prompt.call": Spec(PromptCall, PromptAnswer, since=2),
         "prompt.cancel": Spec(PromptCancel, None),
-        # dom0 to the machine of local mode
-        "domain.list": Spec(DomainList, DomainListed),
-        "domain.start": Spec(DomainStart, DomainStarted),
-        "domain.shutdown": Spec(DomainShutdown, Empty),
-        "domain.changed": Spec(DomainChanged, None),
+        **machine_messages.SCHEMA,
     }
 )
 parse_params = SCHEMA.parse_params

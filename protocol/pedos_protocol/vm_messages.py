@@ -1,6 +1,7 @@
 """The messages about VMs, and about what an operation waits for them to do.
 
-`messages` says which method carries which, and reads them all.
+They are in `messages` too. The machine of local mode, which asks what VMs use before it stops,
+imports no others.
 """
 
 # Annotations are read when these classes are prepared, so they are not postponed here.
@@ -11,6 +12,7 @@ from .codec import ITEMS_MAX
 from .fields import ATTACHMENTS_MAX, AtMost, Domid, Text, VmName
 from .frozen import frozen
 from .machine_messages import VmState
+from .schema import Empty, Schema, Spec
 
 
 @frozen
@@ -99,3 +101,16 @@ class OperationStep:
     step: Step
     vm: VmName
     device: Text = ""
+
+
+SCHEMA = Schema(
+    {
+        # a client to dom0
+        "vm.list": Spec(VmList, VmListed),
+        "vm.start": Spec(VmStart, VmStarted),
+        "vm.shutdown": Spec(VmShutdown, Empty),
+        "vm.used": Spec(VmUsed, VmsUsed, since=2),
+        "operation.step": Spec(OperationStep, None, since=2),
+    }
+)
+parse_result = SCHEMA.parse_result

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import trio
-from pedos_dom0.attachments.stops import STOP_TIMEOUT
+from pedos_dom0.attachments.stop_timeout import STOP_TIMEOUT
 from pedos_dom0.tables.registry import DeviceKey
 from pedos_protocol.errors import CallError
 from pedos_protocol.fields import ATTACHMENTS_MAX

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import trio
-from pedos_dom0.attachments.stops import STOP_TIMEOUT
+from pedos_dom0.attachments.stop_timeout import STOP_TIMEOUT
 from pedos_dom0.attachments.transaction import IMPORT_TIMEOUT
 from pedos_dom0.drivers.base import RETRY_SECONDS, DriverError
 from pedos_protocol.errors import CallError

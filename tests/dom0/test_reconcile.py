@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from pedos_dom0.attachments.stops import STOP_TIMEOUT
+from pedos_dom0.attachments.stop_timeout import STOP_TIMEOUT
 from trio.abc import Clock
 
 from tests.dom0.fakes import World, fails, hang, named

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from pedos_dom0.attachments.stops import STOP_TIMEOUT
+from pedos_dom0.attachments.stop_timeout import STOP_TIMEOUT
 from pedos_dom0.drivers.carrier import CarriedByAgents
 from pedos_dom0.tables.store import StoreError
 from pedos_protocol.errors import CallError

@@ -12,7 +12,7 @@ from pedos_dom0.access.questions import ASK_TIMEOUT
 from pedos_dom0.attachments.fresh import KNOWN_TIMEOUT
 from pedos_dom0.attachments.muting import MUTE_TIMEOUT
 from pedos_dom0.attachments.reconcile import SETTLE_TIMEOUT
-from pedos_dom0.attachments.stops import STOP_TIMEOUT
+from pedos_dom0.attachments.stop_timeout import STOP_TIMEOUT
 from pedos_dom0.attachments.transaction import EXPORT_TIMEOUT, IMPORT_TIMEOUT
 from pedos_dom0.drivers import local
 from pedos_dom0.drivers.xen import block as xen_block

@@ -244,6 +244,16 @@ def test_an_agent_loads_no_messages_but_its_own() -> None:
     assert loaded == {"pedos_protocol.agent_messages", "pedos_protocol.call_messages"}
 
 
+def test_local_modes_machine_loads_no_messages_but_its_own() -> None:
+    """It starts before all else: who types `pedos-local up` waits for it."""
+    loaded = loaded_by("pedos_dom0.local.verbs")
+    assert {name for name in loaded if name.endswith("messages")} == {
+        "pedos_protocol.machine_messages",
+        "pedos_protocol.vm_messages",
+    }
+    assert not {name for name in loaded if name.startswith("pedos_dom0.tables")}
+
+
 def test_a_keeper_loads_no_event_loop() -> None:
     """It is started by the first call, which waits for it; it has a thread for each."""
     assert not loaded_by("pedos_keeper.__main__") & {"trio", "attr", "asyncio", "pedos_vchan"}

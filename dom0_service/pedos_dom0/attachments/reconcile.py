@@ -24,7 +24,7 @@ from pedos_protocol.device_classes import CLASSES_MAX
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.words import request_to
 
-from pedos_dom0.attachments.stops import STOP_TIMEOUT
+from pedos_dom0.attachments.stop_timeout import STOP_TIMEOUT
 from pedos_dom0.attachments.ways import AGENT_LOST, CONTRADICTED, FINISHED, GONE, RELEASED, UNDONE
 from pedos_dom0.attachments.wire import is_exported, is_imported
 from pedos_dom0.device_classes.registered import class_of

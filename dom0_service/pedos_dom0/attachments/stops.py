@@ -15,6 +15,7 @@ from pedos_protocol.errors import CallError
 from pedos_protocol.names import harmless_text
 from pedos_protocol.words import request_to
 
+from pedos_dom0.attachments.stop_timeout import STOP_TIMEOUT
 from pedos_dom0.attachments.wire import stop_params
 from pedos_dom0.errors import failure
 
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
     from pedos_dom0.state import State
     from pedos_dom0.tables.agents import AgentLink
     from pedos_dom0.tables.leases import Lease
-
-# An agent unmounts gracefully, then by force, and then waits for its tools to end and for the
-# channel to drain, within 18 s at worst; one that has not answered after this hangs.
-STOP_TIMEOUT = 20.0
 
 NOT_CONNECTED = "it is not connected"
 

@@ -33,7 +33,8 @@ from pedos_protocol.errors import CallError
 from pedos_protocol.names import harmless_text
 
 from pedos_dom0.attachments.left_over import TOOLSTACK, LeftOvers
-from pedos_dom0.attachments.stops import STOP_TIMEOUT, stop_source, stop_target
+from pedos_dom0.attachments.stop_timeout import STOP_TIMEOUT
+from pedos_dom0.attachments.stops import stop_source, stop_target
 from pedos_dom0.attachments.ways import AGENT_LOST, GONE, RELEASED, UNDONE
 from pedos_dom0.attachments.wire import export_params, import_params
 from pedos_dom0.device_classes.registered import class_of

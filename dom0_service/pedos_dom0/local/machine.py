@@ -19,14 +19,14 @@ import trio
 from pedos_host.system_errors import what_is_wrong
 from pedos_host.unix import UnixListener, listen_unix
 from pedos_protocol.errors import CallError, ProtocolError, RemoteProtocolError
-from pedos_protocol.messages import (
+from pedos_protocol.machine_messages import (
     DomainChanged,
     DomainInfo,
     DomainListed,
     DomainStarted,
     parse_params,
-    to_wire,
 )
+from pedos_protocol.schema import to_wire
 from pedos_vchan.peer import Peer
 
 from pedos_dom0.drivers.base import DOM0_NAME

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 from pedos_protocol.errors import CallError, ProtocolError
-from pedos_protocol.messages import VmsUsed, parse_result
+from pedos_protocol.vm_messages import VmsUsed, parse_result
 
-from pedos_dom0.attachments.stops import STOP_TIMEOUT
+from pedos_dom0.attachments.stop_timeout import STOP_TIMEOUT
 from pedos_dom0.local.bringup import CannotComeUp, service
 
 if TYPE_CHECKING:
