@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from pedos_widget.menu.style import greyed
+from pedos_widget.menu.style import MenuStyle, greyed
 from pedos_widget.model.view import Action
 from pedos_widget.qt import QtCore, QtGui, QtWidgets
 from pedos_widget.window import DeviceWindow
@@ -240,3 +240,25 @@ def test_greyed_rows_follow_the_colours_of_the_desktop(screen: Screen) -> None:
     screen.window.setPalette(palette)
     assert screen.window.devices.item(1).foreground().color() == greyed(palette) != before
     assert isinstance(screen.window, QtWidgets.QWidget)
+
+
+class ActsOnOneClick(QtWidgets.QProxyStyle):
+    """As the style of some desktops."""
+
+    def styleHint(self, hint: Any, *others: Any) -> int:  # noqa: N802 - Qt's name
+        if hint == QtWidgets.QStyle.StyleHint.SH_ItemView_ActivateItemOnSingleClick:
+            return 1
+        return super().styleHint(hint, *others)
+
+
+def test_one_click_attaches_nothing_whatever_the_desktop_does_with_one(screen: Screen) -> None:
+    vms, style, desktops = screen.window.vms, MenuStyle(), ActsOnOneClick()
+    assert isinstance(vms.style(), MenuStyle)
+    style.setBaseStyle(desktops)
+    vms.setStyle(style)
+    screen.window.devices.choose(DEVICES[0].ref)
+    place = vms.visualItemRect(vms.item(1)).center()
+    screen.qtbot.mouseClick(vms.viewport(), QtCore.Qt.MouseButton.LeftButton, pos=place)
+    assert vms.currentRow() == 1
+    assert screen.controller.done == []
+    vms.setStyle(None)

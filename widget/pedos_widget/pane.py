@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pedos_widget.menu import texts
-from pedos_widget.menu.style import greyed
+from pedos_widget.menu.style import greyed, install
 from pedos_widget.qt import QtCore, QtGui, QtWidgets
 
 INDENT = "    "
@@ -37,6 +37,7 @@ class Pane(QtWidgets.QListWidget):
     """The list."""
 
     def __init__(self, name: str) -> None:
+        install()
         super().__init__()
         self._rows: list[PaneRow] = []
         self.setAccessibleName(name)

@@ -17,6 +17,8 @@ _HINTS = {
     _Hint.SH_Menu_SubMenuSloppyCloseTimeout: 30_000,
     # By default, a menu that is higher than the screen gets columns beyond its edge.
     _Hint.SH_Menu_Scrollable: 1,
+    # Some desktops act on a single click in a list. In the window, that would attach a device.
+    _Hint.SH_ItemView_ActivateItemOnSingleClick: 0,
     # A greyed entry says why it is greyed: keyboard and screen reader must reach it.
     _Hint.SH_Menu_AllowActiveAndDisabled: 1,
 }
