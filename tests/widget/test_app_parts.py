@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import trio
 from pedos_widget import app
+from pedos_widget.bus_session import BusError
 from pedos_widget.qt import QtCore, QtGui, QtWidgets
 from pytestqt.qtbot import QtBot
 
@@ -103,3 +105,28 @@ def test_the_program_can_be_left_where_there_is_no_tray(
     assert leave.isVisible()
     qtbot.mouseClick(leave, QtCore.Qt.MouseButton.LeftButton)
     assert left == [True]
+
+
+class BusOfAnother:
+    """Of a session in which another widget has the name, and answers or not."""
+
+    def __init__(self, error: BusError | None) -> None:
+        self._error = error
+
+    async def request_name(self, _name: str) -> bool:
+        await trio.lowlevel.checkpoint()
+        return False
+
+    async def call(self, *_what: object, **_how: object) -> tuple[()]:
+        await trio.lowlevel.checkpoint()
+        if self._error is not None:
+            raise self._error
+        return ()
+
+
+@pytest.mark.parametrize("show", [False, True])
+async def test_who_asked_to_see_the_devices_is_told_when_the_first_one_hangs(show: bool) -> None:
+    bus: Any = BusOfAnother(None)
+    assert await app.status_of_second(bus, show=show) == (0 if show else 3)
+    bus = BusOfAnother(BusError("no answer came within 10 s"))
+    assert await app.status_of_second(bus, show=show) == (1 if show else 3)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DONE, SECOND = 0, 3
+DONE, FAILED, SECOND = 0, 1, 3
 
 VMS_S = 5.0
 """For the list of VMs, which the service has at hand."""
@@ -91,8 +91,8 @@ class Widget:
             bus = Bus(session_address())
             bus.serve(WIDGET.path, WIDGET.interface, "Show", self._asked_to_show)
             await nursery.start(bus.run)
-            if not await _is_first(bus):
-                self.status = DONE if show else SECOND
+            if (status := await status_of_second(bus, show=show)) is not None:
+                self.status = status
                 nursery.cancel_scope.cancel()
                 return
             system_bus = Bus(system_address())
@@ -216,18 +216,19 @@ class Widget:
         QtCore.QCoreApplication.quit()
 
 
-async def _is_first(bus: Bus) -> bool:
-    """Is this the only one of the session? Another one is told to show itself. Without a bus nobody
-    can tell."""
+async def status_of_second(bus: Bus, *, show: bool) -> int | None:
+    """The exit status of a second one of the session, which has told the first to show itself; None
+    if this is the first. Without a bus nobody can tell."""
     try:
         if await bus.request_name(WIDGET.name):
-            return True
+            return None
     except BusError as error:
         logger.warning("no session bus: %s", error)
-        return True
+        return None
     try:
         await bus.call(WIDGET, "Show", start=False)
-        logger.info("it runs in this session already, and was told to show itself")
     except BusError as error:
         logger.warning("it runs in this session already, and does not answer: %s", error)
-    return False
+        return FAILED if show else SECOND
+    logger.info("it runs in this session already, and was told to show itself")
+    return DONE if show else SECOND
