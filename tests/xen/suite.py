@@ -32,7 +32,9 @@ BUILD_PACKAGES = ("build-essential",)
 #: What stands in a checkout and is no source.
 NO_SOURCES = ("./.git", "./.venv*", "./build", "__pycache__", "*.so", "*.egg-info")
 
-# In namespaces that end with the command, so nothing is left mounted, nor goes on.
+# In namespaces that end with the command, so nothing is left mounted, nor goes on. What is left of
+# a root may then be removed: a /proc or /dev that is still mounted below it is this machine's own.
+OWN = ("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child")
 ENTER = """mount -t proc proc "$1/proc"
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 HOME=/root chroot "$@"
 """
@@ -62,6 +64,7 @@ def fetched(name: str, ending: str, packages: Iterable[str], *options: str) -> P
     print(f"bench: fetching Debian packages of {SUITE} (kept for the next time)", flush=True)
     half = CACHE / f"{name}-half{ending}"
     run(
+        *OWN,
         "mmdebstrap",
         "--variant=minbase",
         "--mode=root",
@@ -100,8 +103,7 @@ def build_system() -> Path:
 
 def enter(root: Path, *command: str | Path) -> str:
     """Runs a program in a root; what it writes."""
-    own = ("--mount", "--propagation=private", "--pid", "--fork", "--kill-child")
-    return run("unshare", *own, "sh", "-euc", ENTER, "sh", root, *command)
+    return run(*OWN, "sh", "-euc", ENTER, "sh", root, *command)
 
 
 def build_packages(builder: Path) -> list[Path]:
