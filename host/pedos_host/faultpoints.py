@@ -16,17 +16,19 @@ from .unix import connect_unix
 #: Seconds after which a process continues by itself: a test that has died must not hang others.
 HOLD_MAX = 30
 
+# Read once, as a call of a service passes many points.
+ADDRESS = os.environ.get("PEDOS_FAULTPOINTS", "")
+PROCESS = os.environ.get("PEDOS_FAULTNAME", "")
+
 
 async def reach(name: str) -> None:
     """Reports that the point `name` is reached, and waits until the test answers."""
-    address = os.environ.get("PEDOS_FAULTPOINTS")
-    if not address:
+    if not ADDRESS:
         return
-    process = os.environ.get("PEDOS_FAULTNAME", "")
     with trio.move_on_after(HOLD_MAX):
         try:
-            async with await connect_unix(address) as stream:
-                await stream.send_all(f"{process} {name}\n".encode())
+            async with await connect_unix(ADDRESS) as stream:
+                await stream.send_all(f"{PROCESS} {name}\n".encode())
                 await stream.receive_some(1)
         except (OSError, trio.BrokenResourceError):
             pass  # no test listens any more: continue

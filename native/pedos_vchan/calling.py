@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+from collections.abc import Callable
+from functools import partial
 from math import ceil, inf
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +24,17 @@ from pedos_protocol.words import unanswered
 from .first_step import effective_deadline
 from .parking import Parking
 from .session import CANCELLED
-from .waiter import Waiter
+from .waiter import Asked, Waiter
 
 if TYPE_CHECKING:
     from .conversation import Conversation
     from .inbox import Inbox
     from .session import Session
 
+log = logging.getLogger(__name__)
+
 Params = dict[str, Any]
+Then = Callable[[Params | CallError], None]
 
 TIMEOUT_MAX = DEADLINE_MS_MAX / 1000  # seconds
 
@@ -61,7 +67,7 @@ class Caller:
         self._last_id = 0
         self._free_slots = PENDING_MAX
         self._slots = Parking()  # tasks that wait for one to become free
-        self._waiters: dict[int, Waiter] = {}
+        self._waiters: dict[int, Waiter | Asked] = {}
         session.at_end(self)
 
     async def call(
@@ -116,7 +122,47 @@ class Caller:
             return answer.result
         raise self._error(waiter, call_id, method, timeout)
 
-    def _error(self, waiter: Waiter, call_id: int, method: str, timeout: float) -> CallError:
+    def ask(self, method: str, params: Params, *, timeout: float, then: Then) -> None:
+        """As `call`, for one who does not wait: sends the request now, and `then` is called with
+        the result or the CallError, from any task, once, and not before this returns.
+
+        It must not wait and not raise. This takes no task, and the request is on its way when it
+        returns, unless 128 others wait for answers.
+        """
+        if self._session.ended:
+            self._loop.flusher.soon(partial(_tell, then, self._unavailable(), method))
+            return
+        if self._free_slots == 0:
+            self._session.start_soon(self._ask_later, method, params, timeout, then)
+            return
+        self._free_slots -= 1
+        deadline = self._loop.time() + timeout
+        asked = Asked(method, timeout, deadline, partial(self._answered, then))
+        asked.id = self._post(method, params, asked, timeout)
+        self._outbox.write_now()
+
+    async def _ask_later(self, method: str, params: Params, timeout: float, then: Then) -> None:
+        answer: Params | CallError = self._unavailable()
+        try:
+            answer = await self.call(method, params, timeout=timeout)
+        except CallError as error:
+            answer = error
+        finally:
+            _tell(then, answer, method)
+
+    def _answered(self, then: Then, asked: Asked) -> None:
+        self._loop.sweeper.forget(asked)
+        answer = asked.answer
+        if type(answer) is Answer:
+            _tell(then, answer.result, asked.method)
+            return
+        if answer is None:
+            self._waiters.pop(asked.id, None)
+        _tell(then, self._error(asked, asked.id, asked.method, asked.timeout), asked.method)
+
+    def _error(
+        self, waiter: Waiter | Asked, call_id: int, method: str, timeout: float
+    ) -> CallError:
         """Why there is no result."""
         answer = waiter.answer
         if type(answer) is ErrorAnswer:
@@ -177,6 +223,17 @@ class Caller:
         """The request's id, and the conversation in which this task sends it and reads its answer
         itself. None leaves that to the flusher, which writes at once what several callers have
         said, and to the reader."""
+        call_id = self._post(method, params, waiter, remaining)
+        task = id(trio.lowlevel.current_task())
+        if task != self._last_caller:
+            self._last_caller = task
+        elif len(self._waiters) == 1 and self._conversation and self._inbox.may_stand_in():
+            return call_id, self._conversation
+        self._outbox.flush()
+        return call_id, None
+
+    def _post(self, method: str, params: Params, waiter: Waiter | Asked, remaining: float) -> int:
+        """Queues the request, whose id this returns, in the place that the caller has taken."""
         # Not more than TIMEOUT_MAX, except for rounding.
         deadline_ms = ceil(remaining * 1000) if remaining > 0 else 1
         deadline_ms = deadline_ms if deadline_ms < DEADLINE_MS_MAX else DEADLINE_MS_MAX
@@ -191,13 +248,7 @@ class Caller:
         self._last_id = call_id
         self._waiters[call_id] = waiter
         self._loop.sweeper.watch(waiter)
-        task = id(trio.lowlevel.current_task())
-        if task != self._last_caller:
-            self._last_caller = task
-        elif len(self._waiters) == 1 and self._conversation and self._inbox.may_stand_in():
-            return call_id, self._conversation
-        self._outbox.flush()
-        return call_id, None
+        return call_id
 
     async def _read_alone(self, waiter: Waiter, conversation: Conversation) -> None:
         """A task that was alone the last time, too, reads its answer itself: nothing is handed from
@@ -211,3 +262,11 @@ class Caller:
                 break  # the reader finds it, too, and settles all that wait
             if inbox.may_stand_in():
                 inbox.read_answers(conversation, self.take_answer)
+
+
+def _tell(then: Then, answer: Params | CallError, method: str) -> None:
+    """A mistake in `then` ends nothing but itself: this may be the task that reads."""
+    try:
+        then(answer)
+    except Exception:
+        log.exception("what follows the answer to %s", method)

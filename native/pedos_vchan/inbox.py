@@ -86,10 +86,10 @@ class Inbox:
             self.reader_waits = False
             self.receive(received)
             return
-        if self._is_piece and time.perf_counter() > self.turn_end:
-            await self.let_others_run()  # a frame may arrive byte by byte, as fast as we look
         data = self._outbox.turn(self._conversation)
         if data is not None:
+            if time.perf_counter() > self.turn_end:
+                await self.let_others_run()
             self.receive(data)
             return
         self._has_caught_up()

@@ -74,7 +74,7 @@ class Outbox:
         """Has it written, once all tasks that can run now have run."""
         if not self._is_due and self._waiting and not self._sending:
             self._is_due = True
-            self._flusher.soon(self._write_now)
+            self._flusher.soon(self.write_now)
 
     def turn(self, conversation: Conversation) -> bytes | None:
         """Writes what fits and takes what has arrived, like `Conversation.turn`."""
@@ -101,7 +101,7 @@ class Outbox:
         self._waiting.clear()  # of its memory, too
         return out
 
-    def _write_now(self) -> None:
+    def write_now(self) -> None:
         """Writes what can be written without waiting, and leaves the rest to a task."""
         self._is_due = False
         if not self._waiting or self._sending or self._closed or self._nursery is None:

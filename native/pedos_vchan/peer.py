@@ -51,6 +51,7 @@ class Peer:
         "_reader",
         "_server",
         "_session",
+        "ask",
         "call",
         "name",
     )
@@ -80,6 +81,8 @@ class Peer:
         #: `await peer.call(method, params, timeout=seconds)`: see `Caller.call`. (Not a method of
         #: this class, which would be one Python call more in each.)
         self.call: Final = self._caller.call
+        #: `peer.ask(method, params, timeout=seconds, then=function)`: see `Caller.ask`.
+        self.ask: Final = self._caller.ask
 
     @property
     def their_hello(self) -> Hello | None:

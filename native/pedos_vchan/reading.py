@@ -61,7 +61,7 @@ class Reader(Generic[P]):
         """Reads, and serves handlers that need not wait. When a handler has to wait, it keeps this
         task, and another one, in `nursery`, reads: so everything that a handler opens stays in one
         task. Handlers get `peer`."""
-        inbox, server = self._inbox, self._server
+        inbox, server, connection = self._inbox, self._server, self._session.connection
         request: Request | None = None  # whose handler has this task
         try:
             with trio.CancelScope() as scope:  # without a deadline as long as it reads
@@ -89,8 +89,9 @@ class Reader(Generic[P]):
                             reads = False
                             break
                         # Not before the event is handled: once it is taken, the connection's state
-                        # has it already, and others must not see one that has half ended.
-                        if perf_counter() > inbox.turn_end:
+                        # has it already, and others must not see one that has half ended. Nor when
+                        # it was the last one: then this waits, or looks at the time again.
+                        if connection.has_more and perf_counter() > inbox.turn_end:
                             await inbox.let_others_run()
                     else:
                         event = None  # what came last is not kept for as long as this waits

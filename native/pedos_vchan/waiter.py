@@ -1,4 +1,5 @@
-"""One call that waits for its answer, without an event, a queue or a cancel scope of its own."""
+"""One call that waits for its answer, without an event, a queue or a cancel scope of its own: a
+task that waits, or a function that is called."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from trio.lowlevel import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from typing import Any
 
     from pedos_protocol.events import Answer, ErrorAnswer
@@ -71,3 +72,33 @@ class Waiter:
             await conversation.wait_instead()
         finally:
             self.in_place_of = None
+
+
+class Asked:
+    """A request whose answer nobody waits for: `tell(self)` is called once, with the answer in
+    `answer` or None. It must not raise."""
+
+    __slots__ = ("answer", "deadline", "id", "method", "tell", "timed_out", "timeout")
+
+    def __init__(
+        self, method: str, timeout: float, deadline: float, tell: Callable[[Asked], None]
+    ) -> None:
+        self.method = method
+        self.timeout = timeout
+        self.deadline = deadline
+        self.timed_out = False
+        self.answer: Answer | ErrorAnswer | None = None
+        self.id = 0
+        self.tell: Callable[[Asked], None] | None = tell
+
+    def settle(self, answer: Answer | ErrorAnswer | None) -> None:
+        """Ends the waiting."""
+        tell, self.tell = self.tell, None
+        if tell is not None:
+            self.answer = answer
+            tell(self)
+
+    def expire(self) -> None:
+        """Ends the waiting because the deadline has come."""
+        self.timed_out = True
+        self.settle(None)

@@ -269,6 +269,11 @@ static PyObject *next_event(PyObject *self)
 
 /* --- types --- */
 
+static PyObject *has_more(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(left((struct machine *)self) > 0);
+}
+
 static PyObject *is_in_flight(PyObject *self, PyObject *id)
 {
     int is_in = wire_has_id(&((struct machine *)self)->sides[OURS].in_flight, id);
@@ -329,6 +334,11 @@ static PyMethodDef machine_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyGetSetDef machine_getters[] = {
+    {"has_more", has_more, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 #define OF_SIDE(side, member) (offsetof(struct machine, sides[side]) + offsetof(struct wire_side, member))
 
 static PyMemberDef machine_members[] = {
@@ -342,7 +352,7 @@ static PyMemberDef machine_members[] = {
 static PyType_Slot machine_slots[] = {
     {Py_tp_new, new_machine},         {Py_tp_dealloc, free_machine},
     {Py_tp_methods, machine_methods}, {Py_tp_members, machine_members},
-    {0, NULL},
+    {Py_tp_getset, machine_getters},  {0, NULL},
 };
 
 static PyType_Slot events_slots[] = {

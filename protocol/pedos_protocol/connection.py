@@ -131,7 +131,8 @@ class Connection(_wire.Machine):
     `their_hello` is None until it has arrived; `version` is the highest that both sides speak, None
     until then. `our_state` and `their_state` are keys of `TRANSITIONS`: what the side may send.
     `ours_in_flight` and `theirs_in_flight` are the numbers of a side's requests without an answer,
-    and `is_in_flight(call_id)` tells whether a request of ours with this id is one.
+    and `is_in_flight(call_id)` tells whether a request of ours with this id is one. `has_more` is
+    true while bytes that have arrived were not taken, as events.
 
     `send(event)` returns the bytes of `event` (none for Closed: that is the end of the stream).
     LocalProtocolError if it may not be sent now, or not at all. Then nothing has changed, and the

@@ -95,7 +95,21 @@ class Schema(dict[str, Spec]):
 
 def to_wire(value: attr.AttrsInstance) -> dict[str, Any]:
     """The map that says `value`, a message."""
-    return {name: _wire_value(getattr(value, name)) for name in attr.fields_dict(type(value))}
+    said = {}
+    for name in _names_of(type(value)):
+        each = getattr(value, name)
+        said[name] = each if type(each) in _AS_THEY_ARE else _wire_value(each)
+    return said
+
+
+# Most values, and every message has some.
+_AS_THEY_ARE = frozenset({str, int, bool, float, type(None)})
+
+
+@cache
+def _names_of(message_class: type[Any]) -> tuple[str, ...]:
+    """The names of its attributes, which attrs would collect anew for each message."""
+    return tuple(each.name for each in attr.fields(message_class))
 
 
 def in_version(

@@ -17,6 +17,7 @@ import pytest
 import trio
 from pedos_agent.device_classes.block import mounts
 from pedos_agent.settings import Settings
+from pedos_host import faultpoints
 from pedos_host.children import Child
 from pedos_host.unix import listen_unix
 from pedos_protocol.errors import CallError
@@ -61,7 +62,8 @@ async def fault_at(
                 reached.set()
                 kill()
 
-    monkeypatch.setenv("PEDOS_FAULTPOINTS", str(path))
+    monkeypatch.setenv("PEDOS_FAULTPOINTS", str(path))  # of children
+    monkeypatch.setattr(faultpoints, "ADDRESS", str(path))
     async with await listen_unix(path, 0o600) as listener, trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, serve, [listener])
         yield reached
@@ -127,7 +129,7 @@ async def test_an_agent_killed_at_any_step_leaves_nothing_and_attach_works_again
                     await pair.detach()
                 await reached.wait()
                 await child.wait()
-            monkeypatch.delenv("PEDOS_FAULTPOINTS")
+            monkeypatch.setattr(faultpoints, "ADDRESS", "")
             # Like dom0: the side that lives is told to stop.
             if victim_settings is source_settings:
                 await pair.target.call("import.stop", attachment=ATTACHMENT)

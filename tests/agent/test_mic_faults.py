@@ -11,6 +11,7 @@ import attrs
 import pytest
 import trio
 from pedos_agent.settings import Settings
+from pedos_host import faultpoints
 from pedos_host.children import Child
 from pedos_protocol.errors import CallError
 
@@ -60,7 +61,7 @@ async def test_an_agent_killed_at_any_step_leaves_nothing_and_attach_works_again
                     await pair.detach()
                 await reached.wait()
                 await child.wait()
-            monkeypatch.delenv("PEDOS_FAULTPOINTS")
+            monkeypatch.setattr(faultpoints, "ADDRESS", "")
         await dead.session.over.wait()
         # Like dom0: the side that lives is told to stop.
         which = "import.stop" if dying is source else "export.stop"

@@ -28,7 +28,7 @@ def say(dom0: FakeDom0, *events: Request | Notice) -> None:
     """At once, before anything is read."""
     for event in events:
         dom0.peer._session.post(event)
-    dom0.peer._session.outbox._write_now()
+    dom0.peer._session.outbox.write_now()
 
 
 async def answered(dom0: FakeDom0) -> None:

@@ -368,13 +368,10 @@ async def test_a_service_that_fails_at_once_is_the_answer(calling: Calling) -> N
         raise CallError("not_found", "no file of that name")
 
     calling.vault.agent.on["service.start"] = no
-    held = trio.Event()
 
     async def reach(step: str) -> None:
         if step == "call.granted":
-            await held.wait()
-        if step == "call.started":
-            held.set()
+            await quiet()
 
     calling.world.reach = reach
     error = await refused(calling.work)
@@ -410,6 +407,29 @@ async def test_a_service_that_waits_for_a_session_has_not_started(calling: Calli
     assert (info["state"], lines(calling, "call")[0]["outcome"]) == ("running", "started")
 
 
+async def test_a_start_that_is_told_before_the_caller_has_its_answer_counts(
+    calling: Calling,
+) -> None:
+    async def later(_params: Params) -> Params:
+        return {"started": False}
+
+    async def reach(step: str) -> None:
+        if step == "call.granted":
+            await quiet()
+            assert calling.vault.agent.peer is not None
+            (call,) = calling.vault.sides
+            await calling.vault.agent.peer.notify("service.started", {"call": call})
+            await quiet()
+            assert lines(calling, "call") == []
+
+    calling.vault.agent.on["service.start"] = later
+    calling.world.reach = reach
+    await calling.work.call()
+    await quiet()
+    (info,) = (await calling.world.client.call("call.list"))["calls"]
+    assert (info["state"], lines(calling, "call")[0]["outcome"]) == ("running", "started")
+
+
 async def test_a_service_that_is_not_found_in_the_channel_leaves_that_idle(
     calling: Calling,
 ) -> None:
@@ -428,7 +448,7 @@ async def test_a_service_that_is_not_found_in_the_channel_leaves_that_idle(
     assert (await calling.work.call())["new"] is False
 
 
-STEPS = ["call.decided", "call.listening", "call.granted", "call.starting", "call.started"]
+STEPS = ["call.decided", "call.listening", "call.granted"]
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -25,7 +25,7 @@ from tests.patience import PATIENCE
 async def test_a_fault_point_is_nothing_unless_it_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("PEDOS_FAULTPOINTS", raising=False)
+    monkeypatch.setattr(faultpoints, "ADDRESS", "")
     await faultpoints.reach("attach.leased")
 
 
@@ -33,8 +33,8 @@ async def test_a_fault_point_is_nothing_unless_it_is_asked_for(
 async def test_a_process_stops_at_a_fault_point_until_it_is_let_go(
     ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PEDOS_FAULTPOINTS", str(tmp_path / "faults"))
-    monkeypatch.setenv("PEDOS_FAULTNAME", "dom0")
+    monkeypatch.setattr(faultpoints, "ADDRESS", str(tmp_path / "faults"))
+    monkeypatch.setattr(faultpoints, "PROCESS", "dom0")
     passed = trio.Event()
 
     async def process() -> None:
@@ -61,7 +61,7 @@ async def test_a_process_stops_at_a_fault_point_until_it_is_let_go(
 async def test_a_fault_point_goes_on_when_no_test_listens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PEDOS_FAULTPOINTS", str(tmp_path / "nobody"))
+    monkeypatch.setattr(faultpoints, "ADDRESS", str(tmp_path / "nobody"))
     await faultpoints.reach("attach.leased")
 
 

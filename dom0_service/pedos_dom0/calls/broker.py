@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import trio
 from pedos_protocol.errors import CallError, RemoteProtocolError
@@ -67,6 +68,7 @@ LATE_SECONDS = 5.0
 
 DEFAULT_TARGET = "@default"
 GAVE_UP = "the caller gave up"
+MALFORMED = "it gave a malformed answer"
 OTHER_GONE = "the agent of the other VM went away"
 SIDES: tuple[Side, Side] = ("service", "caller")
 
@@ -113,6 +115,7 @@ class Broker:
             await self._decide_at_once(call, caller)
             if not call.decided.is_set():
                 has_task = True
+                call.gone = trio.Event()
                 self._nursery.start_soon(self._work, call, caller)
                 await call.decided.wait()
             # No answer is sent before the log has the decision.
@@ -130,7 +133,7 @@ class Broker:
                 self._abandon(call, call.failure.message)
             raise call.failure
         # No checkpoint from here to the answer: whatever is told to the agent later comes after it.
-        call.answered.set()
+        self._answered(call)
         assert call.channel is not None
         return ServiceCalled(
             call=call.id,
@@ -218,7 +221,7 @@ class Broker:
         call.channel, call.server, call.had_new_channel = channel, target, channel.is_new
         channel.is_new = False
         call.stage_over("channel")
-        self._nursery.start_soon(self._start, call, target, permit)
+        self._start(call, target, permit)
 
     async def _admit(self, call: Call, caller: Caller) -> AgentLink:
         """Returns the agent of the VM that policy has chosen, when that VM can serve the call and
@@ -228,6 +231,7 @@ class Broker:
         asked_for = call.user
         for _ in range(ROUNDS_MAX):
             call.state = "asking"
+            assert call.gone is not None
             grant = await self._authorizer.allow(
                 caller, call.subject, call.requested, call.request, call.gone, call.consents
             )
@@ -295,47 +299,68 @@ class Broker:
     def _abandon(self, call: Call, why: str) -> None:
         """The service is being started, and the caller does not get to know of it."""
         assert call.channel is not None
+        if "caller" not in call.ends:
+            self._side_over(call, "caller", ended_without_a_word(call, "aborted", why))
+            if "service" not in call.ends and call.server is not None:
+                self._kill_soon(call.server, call, "aborted", why)
+            self.channels.close(call.channel)
+        self._answered(call)
+
+    def _answered(self, call: Call) -> None:
+        """The caller's agent gets its answer, or never will."""
         call.answered.set()
-        if "caller" in call.ends:
-            return
-        self._side_over(call, "caller", ended_without_a_word(call, "aborted", why))
-        if "service" not in call.ends and call.server is not None:
-            self._kill_soon(call.server, call, "aborted", why)
-        self.channels.close(call.channel)
+        self._told_of_start(call)
 
     # The service
 
-    async def _start(self, call: Call, target: AgentLink, permit: Permit | None) -> None:
-        """Has the service started, and tells the caller if that fails."""
-        error: CallError | None = None
-        started = False
+    def _start(self, call: Call, target: AgentLink, permit: Permit | None) -> None:
+        """Has the service started."""
+        then = partial(self._start_told, call, target, permit)
         try:
-            await self._state.reach("call.starting")
             params = to_wire(start_of(call))
-            untrusted_answer = await target.call("service.start", params, timeout=START_TIMEOUT)
-            started = parse_result("service.start", untrusted_answer).started
+            target.ask("service.start", params, timeout=START_TIMEOUT, then=then)
+        except CallError as error:
+            then(error)
+
+    def _start_told(
+        self,
+        call: Call,
+        target: AgentLink,
+        permit: Permit | None,
+        untrusted_answer: dict[str, Any] | CallError,
+    ) -> None:
+        """The answer to that."""
+        if permit is not None:
+            permit.release()
+        try:
+            if isinstance(untrusted_answer, CallError):
+                raise untrusted_answer
+            if parse_result("service.start", untrusted_answer).started:
+                call.has_started = True
         except RemoteProtocolError as wrong:
             target.disconnect(f"its answer to {request_to('service.start')} is malformed: {wrong}")
-            error = errors.target_unreachable(target.name, "it gave a malformed answer")
+            self._not_started(call, errors.target_unreachable(target.name, MALFORMED))
         except CallError as failed:
             said = harmless_text(failed.message, END_TEXT_MAX)
-            error = errors.not_served(target.name, failed.code, said)
-        finally:
-            if permit is not None:
-                permit.release()
-        await self._state.reach("call.started")
-        if error is not None:
-            self._not_started(call, error)
-        await call.answered.wait()
-        if started:
+            self._not_started(call, errors.not_served(target.name, failed.code, said))
+        self._told_of_start(call)
+
+    def _told_of_start(self, call: Call) -> None:
+        """What the service's agent has said about the start counts once the caller's has its
+        answer."""
+        if not call.answered.is_set():
+            return
+        if call.has_started:
             self._has_started(call)
-        elif error is not None and "caller" not in call.ends:
+        elif call.not_started is not None and "caller" not in call.ends:
+            error, call.not_started = call.not_started, None
             told = as_told(call.caller, error, call.request).message
-            await self._kill(call.source, call, end_kind(error), told)
+            self._kill_soon(call.source, call, end_kind(error), told)
 
     def _not_started(self, call: Call, error: CallError) -> None:
         """The service's agent cannot use the channel, or may have done so too late."""
         assert call.channel is not None
+        call.not_started = error
         call.failure = call.failure or error
         if call.server is not None and call.server.connected:
             self._kill_soon(call.server, call, "aborted", error.message)
@@ -356,8 +381,9 @@ class Broker:
             return
         if call.side_of(link) != "service":
             link.disconnect("it says that a service has started which it does not have")
-        elif call.answered.is_set():
-            self._has_started(call)
+        else:
+            call.has_started = True
+            self._told_of_start(call)
 
     def adopt(self, source: AgentLink, server: AgentLink, running: RunningCall) -> None:
         """A call that an earlier run of this service has begun, as both agents tell."""

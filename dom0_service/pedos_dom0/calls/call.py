@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,30 @@ if TYPE_CHECKING:
     from pedos_dom0.tables.agents import AgentLink
 
 
+class Once:
+    """As trio.Event, which is made when a task waits: mostly none does."""
+
+    __slots__ = ("_event", "_is_set")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._event: trio.Event | None = None
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+        if self._event is not None:
+            self._event.set()
+
+    async def wait(self) -> None:
+        """No checkpoint if it is set already."""
+        if not self._is_set:
+            self._event = self._event or trio.Event()
+            await self._event.wait()
+
+
 @attrs.define(eq=False)
 class Call:
     """What dom0 knows of a call.
@@ -41,7 +65,7 @@ class Call:
     requested: str
     # The user whom dom0's user named; then the one of the rule, or that one.
     user: str | None = None
-    id: str = attrs.field(factory=lambda: secrets.token_hex(16))
+    id: str = attrs.field(factory=lambda: os.urandom(16).hex())
     target: str | None = None
     server: AgentLink | None = None
     state: CallState = "asking"
@@ -53,16 +77,19 @@ class Call:
     # The caller gave up, or the call was ended, before it was answered: and why.
     stopped: str | None = None
     # Set with that, for a question to dom0's user.
-    gone: trio.Event = attrs.field(factory=trio.Event)
+    gone: trio.Event | None = None
     # What dom0's user has said about it.
     consents: Consents = attrs.field(factory=Consents)
     # What it waits for now, but for a question, until it is granted.
     scope: trio.CancelScope | None = None
     # The request is granted, or has failed.
-    decided: trio.Event = attrs.field(factory=trio.Event)
+    decided: Once = attrs.field(factory=Once)
     failure: CallError | None = None
     # The caller's agent has its answer, or will never get one.
-    answered: trio.Event = attrs.field(factory=trio.Event)
+    answered: Once = attrs.field(factory=Once)
+    # What the service's agent has said about the start.
+    has_started: bool = False
+    not_started: CallError | None = None
     # Who had it ended, if somebody did.
     ended_by: str | None = None
     # Whether it has places among the calls that run (slots.py).
@@ -87,7 +114,8 @@ class Call:
         """It is not to begin any more."""
         if self.stopped is None and not self.decided.is_set():
             self.stopped = why
-            self.gone.set()
+            if self.gone is not None:
+                self.gone.set()
             if self.scope is not None:
                 self.scope.cancel()
 

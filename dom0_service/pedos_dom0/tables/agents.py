@@ -45,6 +45,15 @@ class AgentPeer(Protocol):
         self, method: str, params: dict[str, Any], *, timeout: float
     ) -> dict[str, Any]: ...
 
+    def ask(
+        self,
+        method: str,
+        params: dict[str, Any],
+        *,
+        timeout: float,
+        then: Callable[[dict[str, Any] | CallError], None],
+    ) -> None: ...
+
 
 class AgentLink:
     """One control connection to the agent of one domain, from its hello to its end.
@@ -89,12 +98,27 @@ class AgentLink:
     async def call(self, method: str, params: dict[str, Any], *, timeout: float) -> dict[str, Any]:
         """Asks the agent, in its version of the protocol; `timeout` in seconds. Raises CallError,
         also when it is gone or does not know the method."""
+        return await self._peer.call(method, self._known(method, params), timeout=timeout)
+
+    def ask(
+        self,
+        method: str,
+        params: dict[str, Any],
+        *,
+        timeout: float,
+        then: Callable[[dict[str, Any] | CallError], None],
+    ) -> None:
+        """As `call`, for one who does not wait: `then` is called with the answer or the error, from
+        another task. CallError: nothing was asked."""
+        self._peer.ask(method, self._known(method, params), timeout=timeout, then=then)
+
+    def _known(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        """The parameters in the agent's version of the protocol. CallError: it cannot be asked."""
         if self.lost:
             raise CallError("unavailable", f"the agent of {self.name} is not connected", {})
         if "attachment" in params:
             self.remember(params["attachment"])
-        params = SCHEMA.params_in(self._peer.version, method, params)
-        return await self._peer.call(method, params, timeout=timeout)
+        return SCHEMA.params_in(self._peer.version, method, params)
 
     def remember(self, attachment: str) -> None:
         """The agent has a reason to name this attachment, even after it has ended."""
