@@ -90,7 +90,7 @@ class Client:
     ) -> dict[str, Any]:
         """Calls `method` and returns its result.
 
-        `timeout` is in seconds, at most 1200. `waiting` is called at once with each step that the
+        `timeout` is in seconds, at most a day. `waiting` is called at once with each step that the
         service reports, and, if there is no answer after LONG seconds, with the last step, or None
         if the service reported none; its second argument says whether the wait is long.
 

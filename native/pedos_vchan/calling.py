@@ -75,7 +75,7 @@ class Caller:
     ) -> Params:
         """Calls `method` and returns its result.
 
-        `timeout` is in seconds, at most 1200; an earlier deadline of the caller's own counts, and
+        `timeout` is in seconds, at most a day; an earlier deadline of the caller's own counts, and
         the other side is told, also when it has passed or the caller is cancelled. CallError if it
         answers with an error, `timeout` if it does not answer in time, `unavailable` if the
         connection ends first. Waits while 128 others wait. LocalProtocolError if the request cannot

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
+from .event_loop import event_loop
 from .parking import Parking
 
 if TYPE_CHECKING:
@@ -28,6 +29,12 @@ def effective_deadline(loop: EventLoop) -> float:
     deadline = trio.current_effective_deadline()
     seconds = loop.step_seconds
     return deadline if seconds == math.inf else min(deadline, loop.time() + seconds)
+
+
+def seconds_left() -> float:
+    """Until the caller of the handler that runs gives up; infinity if nobody does."""
+    loop = event_loop()
+    return max(0.0, effective_deadline(loop) - loop.time())
 
 
 #: Handlers of one peer that continue in one pass of the event loop. One event may wake all 128 that

@@ -42,8 +42,11 @@
  */
 #define CONTAINERS_MAX 6144
 
-/* Milliseconds, twenty minutes: more than a VM's start with devices takes at worst. */
-#define DEADLINE_MS_MAX 1200000
+/*
+ * Milliseconds, a day: what waits until something happens, as a watch does, must not wake up a
+ * program in which nothing does. Whatever else is asked for has far shorter time-outs.
+ */
+#define DEADLINE_MS_MAX 86400000
 
 /*
  * Requests without an answer, each way. Enough that no correct program waits for it, few enough that

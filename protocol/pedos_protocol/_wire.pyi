@@ -53,7 +53,7 @@ def decode(payload: bytes | bytearray | memoryview, /) -> list[Any]:
     """
 
 class Request(Event):
-    """A call that expects an answer within `deadline_ms` milliseconds from now (1 to 1,200,000)."""
+    """A call that expects an answer within `deadline_ms` milliseconds (1 to 86,400,000)."""
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
-DEADLINE_MS_MAX = _wire.DEADLINE_MS_MAX  # twenty minutes
+DEADLINE_MS_MAX = _wire.DEADLINE_MS_MAX  # a day
 DEADLINE_MS_MAX_IN_1 = 600_000  # in version 1 of the protocol
 ID_MAX = _wire.ID_MAX  # a call's id is a u32
 METHOD_MAX = 64  # characters; the longest of ours has 16

@@ -339,10 +339,10 @@ class FakeAgent:
             self.peer.close()
             self.peer = None
 
-    async def ask(self, method: str, **params: Any) -> Params:
+    async def ask(self, method: str, *, timeout_s: float = 120, **params: Any) -> Params:
         """A user of the VM asks dom0, through the agent."""
         assert self.peer is not None
-        return await self.peer.call(method, filled_in(method, params), timeout=120)
+        return await self.peer.call(method, filled_in(method, params), timeout=timeout_s)
 
 
 class FakePolicy:
@@ -548,9 +548,9 @@ class Client:
             await fake.register()
             yield fake
 
-    async def call(self, method: str, **params: Any) -> Params:
+    async def call(self, method: str, *, timeout_s: float = 120, **params: Any) -> Params:
         async with self.connected() as peer:
-            return await peer.call(method, filled_in(method, params), timeout=120)
+            return await peer.call(method, filled_in(method, params), timeout=timeout_s)
 
     async def list(self, device_class: str = "block", **params: Any) -> list[Params]:
         answer = await self.call("device.list", device_class=device_class, **params)

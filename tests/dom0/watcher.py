@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pedos_cli.device_watch import TIMEOUT_S
 from pedos_cli.watch_model import Model
 
 if TYPE_CHECKING:
@@ -20,14 +21,17 @@ class Watcher:
     def __init__(self, world: World, vm: str | None = None, of: str | None = None) -> None:
         self.model = Model()
         self.of = of
+        self.patience_s = TIMEOUT_S
         self._world = world
         self._vm = vm
 
     async def ask(self) -> dict[str, Any]:
         question = self.model.question(self.of)
         if self._vm is None:
-            return await self._world.client.call("watch.next", **question)
-        return await self._world.driver.agents[self._vm].ask("watch.next", **question)
+            ask = self._world.client.call
+        else:
+            ask = self._world.driver.agents[self._vm].ask
+        return await ask("watch.next", timeout_s=self.patience_s, **question)
 
     async def next(self) -> list[dict[str, Any]]:
         """The events of one answer."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 from pedos_protocol.messages import VmInfo
+from pedos_vchan.first_step import seconds_left
 
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.errors import QuotaError, failure
@@ -39,8 +40,10 @@ VM_WATCHERS_MAX = 4
 # Those of all VMs, each of which costs a task (some KiB); and so the number of VMs that watch, each
 # of which costs a copy of its list.
 VMS_WATCHERS_MAX = 64
-# Seconds until an answer without a change: a client that waits longer knows that the service hangs.
-QUIET_SECONDS = 30.0
+# Of the time that the caller waits, what passes before an answer without a change; the rest is for
+# that answer to arrive. How long is the caller's choice: one that nobody looks at, as a script, may
+# want to know soon that the service hangs, and one in a tray must not wake up for it.
+QUIET_SHARE = 0.5
 # Seconds for which a view is kept without a watcher: a client asks again in milliseconds, or in
 # seconds if its machine is busy. One that comes later takes everything anew.
 KEEP_SECONDS = 60.0
@@ -95,7 +98,7 @@ class Watch:
                 gap = None if asked.numbering is None else NEW_NUMBERS
                 return view.after(0, view.number, device_class, gap)
             answer = _since(view, asked.number, asked.begun, device_class)
-            with trio.move_on_after(QUIET_SECONDS):
+            with trio.move_on_after(QUIET_SHARE * seconds_left()):
                 while answer.complete and not (answer.devices or answer.vms or answer.gap):
                     await view.changed()
                     await view.look()
