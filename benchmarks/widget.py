@@ -18,9 +18,11 @@ from .row import Row
 BINDINGS = ("PySide6", "PyQt6")
 PART_S = 600  # seconds until a part that hangs is ended: each takes a few
 IDLE_S = 60
-# Milliseconds of the processor: a handful of wake-ups, in which the connection to the service
-# is kept alive. A timer that looks for something ten times a second takes ten times as much.
-IDLE_MS = 20.0
+# Until the time-outs of what is asked at the start are over, and Qt has thrown away the pictures
+# that it keeps for half a minute.
+SETTLE_S = 60
+# Milliseconds of the processor: nothing wakes it up.
+IDLE_MS = 0.0
 MORE_MS = 50.0  # beside twice the time of a menu with one row
 # KiB over 10,000 events. An object of 64 bytes that each of them left behind would be 625.
 GROWTH_KIB = 512.0
@@ -59,7 +61,7 @@ def _idle_ms() -> float:
                 program = str(Path(sys.executable).parent / "pedos-widget")
                 pid = desktop.start(program, more={"PEDOS_SOCKET": socket})
                 wait_until(desktop.tray_items, "the widget is in the tray")
-                time.sleep(5)  # until it has shown what there is
+                time.sleep(SETTLE_S)
                 before = _processor_ms(pid)
                 time.sleep(IDLE_S)
                 return _processor_ms(pid) - before

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pedos_widget.controller
+import pytest
 import trio
 from pedos_protocol.errors import CallError
+from pedos_widget.link import Link
 from pedos_widget.model.view import Action
 
 from tests.widget.fake_service import device, vm
@@ -366,7 +369,7 @@ async def test_who_wants_to_be_told_no_more_is_forgotten(tmp_path: Path) -> None
 
 
 async def test_an_answer_without_news_costs_no_new_view(tmp_path: Path) -> None:
-    """The service gives one every half a minute, so that a connection that hangs is noticed."""
+    """The service gives one when half of the time is over that a caller waits."""
     async with running(tmp_path) as system:
         await system.service.until(lambda: len(system.service.called("watch.next")) == 2)
         view, changes = system.controller.view, system.changes
@@ -375,3 +378,49 @@ async def test_an_answer_without_news_costs_no_new_view(tmp_path: Path) -> None:
         await system.service.until(lambda: len(system.service.called("watch.next")) == 3)
         assert system.controller.view is view
         assert system.changes == changes
+
+
+async def test_a_service_that_does_not_answer_is_noticed_when_somebody_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(_params: object) -> dict[str, object]:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with running(tmp_path) as system:
+        await system.service.until(lambda: len(system.service.called("watch.next")) == 2)
+        monkeypatch.setattr(pedos_widget.controller, "LOOK_S", 0.01)
+        system.service.answers["service.status"] = hang
+        system.controller.opened()
+        await system.until(lambda: not system.controller.view.connected)
+        assert system.controller.view.status.startswith("dom0's service does not answer.")
+        assert system.row("sys-usb:sda") is not None
+        del system.service.answers["service.status"]
+        await system.connected()
+
+
+@pytest.mark.parametrize("method", ["device.attach", "device.detach"])
+async def test_an_older_service_is_not_told_of_an_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    async with running(tmp_path) as system:
+        row = system.row("sys-usb:sda")
+        assert row is not None
+        monkeypatch.setattr(Link, "version", 1)
+        click = system.controller.attach if method == "device.attach" else system.controller.detach
+        if method == "device.detach":
+            system.service.attach("sys-usb:sda", "work")
+        click(row.ref, "work")
+        await system.service.until(lambda: system.service.called(method))
+        [params] = system.service.called(method)
+        assert "identity" not in params
+
+
+async def test_a_service_of_the_first_version_is_said_to_be_older(tmp_path: Path) -> None:
+    async def unknown(_params: object) -> dict[str, object]:
+        raise CallError("unknown_method", "watch.next is not served here")
+
+    async with running(tmp_path, is_served=False) as system:
+        system.service.answers["watch.next"] = unknown
+        await system.service_again()
+        await system.until(lambda: "is older" in system.controller.view.status)

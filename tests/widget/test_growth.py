@@ -1,4 +1,4 @@
-"""Ten thousand changes and clicks leave nothing behind, and a program that waits does nothing."""
+"""Ten thousand changes and clicks leave nothing behind."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pedos_widget.controller
 import pytest
-import trio
-from pedos_widget.controller import WATCH_S
 
 from tests.widget.fake_service import device, vm
 from tests.widget.widget_system import System, running
@@ -69,24 +67,3 @@ async def test_nothing_grows_over_ten_thousand_events(
         # Objects. Tables that grow and shrink make the count swing by 3,000 however many events
         # there are: it was the same after 5,000 and after 40,000.
         assert grown < EVENTS // 3
-
-
-async def test_a_program_that_waits_is_woken_by_nothing(tmp_path: Path) -> None:
-    """Before trio waits it says for how long at most: here, until the service should have
-    answered."""
-
-    class Waits(trio.abc.Instrument):
-        def before_io_wait(self, timeout: float) -> None:
-            if timeout > 1:
-                waits.append(timeout)
-                idle.set()
-
-    waits: list[float] = []
-    idle = trio.Event()
-    async with running(tmp_path) as system:
-        await system.vms("sys-usb:sda")
-        instrument = Waits()
-        trio.lowlevel.add_instrument(instrument)
-        await idle.wait()
-        trio.lowlevel.remove_instrument(instrument)
-    assert 1 < waits[-1] <= WATCH_S

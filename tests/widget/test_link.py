@@ -46,6 +46,11 @@ class User:
         self.something = trio.Event()
 
 
+async def serve_nothing(stream: trio.abc.Stream) -> None:
+    with contextlib.suppress(trio.BrokenResourceError):
+        await Peer(stream, program="x", handlers={}).run()
+
+
 async def test_attempts_are_rarer_and_rarer_and_soon_again_after_a_success(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,14 +59,10 @@ async def test_attempts_are_rarer_and_rarer_and_soon_again_after_a_success(
     async def connect(_path: str) -> trio.abc.Stream:
         await trio.lowlevel.checkpoint()
         if not is_there:
-            raise FileNotFoundError
+            raise BlockingIOError
         here, there = trio.testing.memory_stream_pair()
 
-        async def serve() -> None:
-            with contextlib.suppress(trio.BrokenResourceError):
-                await Peer(there, program="x", handlers={}).run()
-
-        nursery.start_soon(serve)
+        nursery.start_soon(serve_nothing, there)
         return here
 
     monkeypatch.setattr(pedos_widget.link, "connect_unix", connect)
@@ -73,7 +74,7 @@ async def test_attempts_are_rarer_and_rarer_and_soon_again_after_a_success(
         assert gaps[:5] == pytest.approx([RETRY_FIRST_S * 2**n for n in range(5)])
         assert gaps[5:]
         assert gaps[5:] == pytest.approx([RETRY_MAX_S] * len(gaps[5:]))
-        assert user.reasons[-1].startswith("dom0's service does not run")
+        assert user.reasons[-1].startswith("dom0's service cannot be reached")
         is_there = True
         await trio.sleep(RETRY_MAX_S)
         assert len(user.peers) == 1
@@ -81,6 +82,37 @@ async def test_attempts_are_rarer_and_rarer_and_soon_again_after_a_success(
         await trio.sleep(2 * RETRY_FIRST_S)
         assert len(user.peers) == 2
         nursery.cancel_scope.cancel()
+
+
+async def test_a_service_that_is_not_there_is_seen_to_come(tmp_path: Path) -> None:
+    path = tmp_path / "run/pedos/socket"
+    (tmp_path / "run").mkdir()
+    user = User(path)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(user.link.run)
+        await user.something.wait()
+        path.parent.mkdir()
+        with contextlib.closing(await listen_unix(path, 0o600)) as listener:
+            nursery.start_soon(trio.serve_listeners, serve_nothing, [listener])
+            while not user.peers:
+                await user.something.wait()
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_link_is_made_again_at_once_when_it_is_given_up(tmp_path: Path) -> None:
+    user = User(tmp_path / "socket")
+    with contextlib.closing(await listen_unix(tmp_path / "socket", 0o600)) as listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, serve_nothing, [listener])
+            nursery.start_soon(user.link.run)
+            for times in (1, 2):
+                while len(user.peers) < times:
+                    await user.something.wait()
+                user.link.give_up("It hangs.")
+                while len(user.reasons) < times:
+                    await user.something.wait()
+            assert user.reasons == ["It hangs."] * 2
+            nursery.cancel_scope.cancel()
 
 
 NOT_OURS, NONE, DEAF = PermissionError(), FileNotFoundError(), ConnectionRefusedError()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 from pedos_widget.qt import QtCore, QtWidgets
-from pedos_widget.tray import LATE_POLL_MS, MISSING_MS, POLL_MS, Tray
+from pedos_widget.tray import MISSING_MS, POLL_MS, Tray
 from pytestqt.qtbot import QtBot
 
 from tests.patience import PATIENCE
+from tests.widget.idle import periodic_timers
 from tests.widget.recording_controller import RecordingController, device_row
 
 Reason = QtWidgets.QSystemTrayIcon.ActivationReason
@@ -66,7 +67,7 @@ def test_the_icon_is_made_only_when_there_is_a_tray(qtbot: QtBot) -> None:
     assert panel.did == []
 
 
-def test_a_desktop_without_a_tray_is_said_once_and_a_late_one_has_the_icon(qtbot: QtBot) -> None:
+def test_a_desktop_without_a_tray_is_said_once_and_nothing_looks_any_more(qtbot: QtBot) -> None:
     panel = Panel(has_tray=False)
     assert (panel.tray._poll.interval(), panel.tray._until_missing.interval()) == (
         POLL_MS,
@@ -76,9 +77,8 @@ def test_a_desktop_without_a_tray_is_said_once_and_a_late_one_has_the_icon(qtbot
     panel.tray._until_missing.setInterval(1)
     panel.tray.start()
     qtbot.waitUntil(lambda: bool(panel.did), timeout=PATIENCE * 1000)
-    panel.has_tray = True
-    qtbot.waitUntil(lambda: panel.tray.icon is not None, timeout=PATIENCE * 1000)
     assert panel.did == ["missing"]
+    assert periodic_timers() == []
 
 
 def test_the_tooltip_says_how_many_are_attached_or_that_nothing_is_connected(panel: Panel) -> None:
@@ -104,14 +104,24 @@ def test_it_leaves_the_tray_when_it_is_closed(panel: Panel) -> None:
     assert isinstance(panel.tray, QtCore.QObject)
 
 
-def test_a_tray_that_is_late_is_looked_for_rarely(qtbot: QtBot) -> None:
-    panel = Panel(has_tray=False)
+def test_a_tray_that_comes_late_has_the_icon_when_it_says_so(panel: Panel) -> None:
+    panel.has_tray = False
     panel.tray.start()
-    assert panel.tray._poll.interval() == POLL_MS
     panel.tray._until_missing.timeout.emit()
-    assert panel.did == ["missing"]
-    assert panel.tray._poll.interval() == LATE_POLL_MS
+    panel.tray.look()
+    assert panel.tray.icon is None
     panel.has_tray = True
-    panel.tray._poll.timeout.emit()
+    panel.tray.look()
     assert panel.tray.icon is not None
-    assert not panel.tray._poll.isActive()
+    icon = panel.tray.icon
+    panel.tray.look()  # it may say so again, and again
+    assert panel.tray.icon is icon
+
+
+def test_a_tray_that_says_that_it_has_come_has_no_icon_before_the_start(panel: Panel) -> None:
+    panel.tray.look()
+    assert panel.tray.icon is None
+    panel.tray.start()
+    panel.tray.close()
+    panel.tray.look()
+    assert panel.tray.icon is None

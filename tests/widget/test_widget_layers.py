@@ -17,7 +17,7 @@ from tests.protocol.test_imports import (
 # checker alone.
 PARTS = (
     "__init__", "lacking", "i18n",
-    "model", "calls", "link", "pairs_file", "prompting", "controller",
+    "model", "calls", "attempts", "link", "pairs_file", "prompting", "controller",
     "qt", "guest", "tasks", "icons", "plain", "bus_session", "bus", "screen_lock",
     "menu", "pane", "questions", "notifications", "settings", "policy_window",
     "tray", "window", "windows", "app", "qvm_settings", "__main__",

@@ -11,7 +11,7 @@ from pedos_cli.client import Unreachable
 from pedos_protocol.errors import CallError, ProtocolError
 
 from pedos_widget import guest
-from pedos_widget.bus import WIDGET, Bus, session_address, system_address
+from pedos_widget.bus import TRAYS, WIDGET, Bus, session_address, system_address
 from pedos_widget.bus_session import BusError
 from pedos_widget.calls import not_reached, not_understood, refusal, vm_names
 from pedos_widget.controller import Controller
@@ -104,6 +104,10 @@ class Widget:
             nursery.start_soon(Notifier(bus, self.controller).run)
             offer(QuestionDesk(), self.controller, lock)
             self.tray.start()
+            bus.on_signal(
+                *(TRAYS.name, TRAYS.interface, "StatusNotifierHostRegistered"), self._a_tray_came
+            )
+            bus.on_owner(TRAYS.name, self._a_tray_came)
             try:
                 logger.info("ready")
                 if show or self._is_window:
@@ -116,10 +120,14 @@ class Widget:
 
     def show(self) -> None:
         """Show the devices: at the pointer, or in the window if there is no tray."""
+        self.tray.look()  # one of X11's own does not say when it comes
         if self._is_window or (self._is_tray_missing and self.tray.icon is None):
             self.window.show_device()
         else:
             self.menu.popup_at(QtGui.QCursor.pos())
+
+    def _a_tray_came(self, *_what: object) -> None:
+        self.tray.look()
 
     def _asked_to_show(self) -> None:
         logger.info("asked to show the devices")

@@ -1,7 +1,7 @@
 """A message bus: one connection for all that the widget does there, or none.
 
 A bus that is missing, or goes away, is no error: calls fail with `BusError`, and the connection is
-tried again.
+tried again when there is a sign of a bus (`attempts`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from jeepney import (
 )
 from jeepney.bus_messages import message_bus
 from jeepney.low_level import Message
-from pedos_host.backoff import Backoff
 from pedos_protocol.names import printable_text
 
+from pedos_widget.attempts import Attempts
 from pedos_widget.bus_session import (
     CALL_S,
     CONNECT_S,
@@ -35,6 +35,7 @@ from pedos_widget.bus_session import (
     BusError,
     Session,
     opened,
+    socket_path,
     taken,
 )
 
@@ -54,6 +55,11 @@ class Place(NamedTuple):
 
 #: The widget itself: a second one asks the first to show its devices.
 WIDGET: Final = Place("org.pedos.Widget", "/org/pedos/Widget", "org.pedos.Widget")
+
+#: Who keeps the list of a desktop's tray icons. It says when somebody shows them.
+TRAYS: Final = Place(
+    "org.kde.StatusNotifierWatcher", "/StatusNotifierWatcher", "org.kde.StatusNotifierWatcher"
+)
 
 
 def session_address() -> str | None:
@@ -163,7 +169,8 @@ class Bus:
             logger.info("there is no message bus in this session")
             task_status.started()
             await trio.sleep_forever()
-        backoff = Backoff()
+        attempts = Attempts()
+        path = socket_path(self._address)
         is_ready = False
         said = ""
 
@@ -172,19 +179,22 @@ class Bus:
             if not is_ready:
                 task_status.started()
             is_ready, said = True, ""
-            backoff.over()
+            attempts.succeeded()
 
-        while True:
-            try:
-                await self._serve_once(ready)
-            except BusError as error:
-                if str(error) != said:
-                    logger.info("the message bus: %s", error)
-                said = str(error)
-            if not is_ready:
-                task_status.started()
-            is_ready = True
-            await trio.sleep(backoff.after_failure())
+        try:
+            while True:
+                try:
+                    await self._serve_once(ready)
+                except BusError as error:
+                    if str(error) != said:
+                        logger.info("the message bus: %s", error)
+                    said = str(error)
+                if not is_ready:
+                    task_status.started()
+                is_ready = True
+                await attempts.next(path)
+        finally:
+            attempts.close()
 
     async def _serve_once(self, ready: Callable[[], None]) -> None:
         """Connects, and serves the connection until it ends: BusError says why."""

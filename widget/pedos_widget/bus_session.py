@@ -60,6 +60,15 @@ def taken(untrusted_body: Body, *kinds: type) -> Body:
     return values
 
 
+def socket_path(address: str) -> str | None:
+    """The file that is the socket of the bus; None if it is none."""
+    try:
+        path = get_bus(address)
+    except (ValueError, RuntimeError):  # an address of another kind, which jeepney cannot use
+        return None
+    return path if isinstance(path, str) and path.startswith("/") else None
+
+
 async def opened(address: str) -> trio.SocketStream:
     """A stream that is authenticated; BusError."""
     stream: trio.SocketStream | None = None

@@ -81,7 +81,8 @@ def vm_names(answer: Mapping[str, object]) -> list[str]:
 
 def reason(error: CallError) -> str:
     """Why the service refuses, in its words; what it says of a command to type is a window here."""
-    return error.message.replace("(qvm-policy status)", _("(“Policy...” says more)"))
+    window = _("(“Policy...” of the Devices widget says more)")
+    return error.message.replace("(qvm-policy status)", window)
 
 
 def refusal(error: CallError) -> str:

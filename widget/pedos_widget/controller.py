@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import trio
 from pedos_cli.client import Unreachable
 from pedos_protocol.errors import CallError, ProtocolError, RemoteProtocolError
-from pedos_protocol.messages import parse_result
+from pedos_protocol.messages import SCHEMA, parse_result
+from pedos_vchan.calling import TIMEOUT_MAX
 
 from .calls import reason
 from .i18n import _
@@ -53,9 +54,10 @@ CONFIRM_S = 1.0
 """Seconds for which a result waits for the change that it speaks of, so that nobody is told of what
 is not shown yet. Both are sent at the same moment."""
 
-WATCH_S = 60.0
-"""Seconds for an answer to `watch.next`: the service answers after 30 s even if nothing has
-changed, so one that does not hangs."""
+WATCH_S = TIMEOUT_MAX
+"""Seconds for an answer to `watch.next`: as long as the protocol has, because each answer that
+nothing has changed would wake up the processor for nothing. A service that ends is seen at once,
+one that hangs ends itself, and whether it answers is looked at when somebody looks (`opened`)."""
 
 PACE_S = 0.1
 """Seconds between two answers to `watch.next` at least. The service puts all that changes meanwhile
@@ -140,6 +142,7 @@ class Controller:
 
     def opened(self) -> None:
         """Somebody begins to look: what is not told of by itself is asked anew."""
+        self._soon(self._link.wanted)
         self._soon(self._want_policy)
 
     def attach(self, ref: DeviceRef, vm: str) -> None:
@@ -153,7 +156,9 @@ class Controller:
     async def call(
         self, method: str, params: dict[str, Any], *, timeout_s: float
     ) -> dict[str, Any]:
-        """What the service answers. CallError, or Unreachable."""
+        """What the service answers; an older one is told nothing that it does not know. CallError,
+        or Unreachable."""
+        params = SCHEMA.params_in(self._link.version, method, params)
         return await self._link.call(method, params, timeout_s=timeout_s)
 
     def ask_by(self, prompter: Prompter | None) -> None:
@@ -199,6 +204,7 @@ class Controller:
         self._connections += 1
         while True:
             question, asked_at = picture.question(anew=anew), trio.current_time()
+            question = SCHEMA.params_in(peer.version, "watch.next", question)
             answer = await peer.call("watch.next", question, timeout=WATCH_S)
             anew, version = False, picture.version
             try:
@@ -302,6 +308,9 @@ class Controller:
             self._note_policy(parse_result("service.status", answer).policy.ok)
         except (CallError, Unreachable, ProtocolError) as error:
             logger.debug("the state of the policy is not known: %s", error)
+            if isinstance(error, CallError) and error.code == "timeout":
+                # It has this at hand, so it hangs, and what is shown may be long past.
+                self._link.give_up(_("dom0's service does not answer."))
 
     def _note_policy(self, is_ok: bool | None) -> None:
         if is_ok is not None and is_ok is not self._known.policy_ok:

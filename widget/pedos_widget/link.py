@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import trio
 from pedos_cli.client import Places, Unreachable
 from pedos_host.unix import connect_unix
+from pedos_protocol.connection import VERSIONS
 from pedos_protocol.errors import CallError, ProtocolError, RemoteProtocolError
 from pedos_protocol.events import REFUSED, refusal
 from pedos_protocol.sockets import DESKTOP_GROUP
 from pedos_vchan.peer import Peer, open_peer
 from pedos_vchan.quota import NO_LIMIT
 
+from .attempts import Attempts
 from .i18n import _
 
 if TYPE_CHECKING:
@@ -26,8 +28,12 @@ logger = logging.getLogger(__name__)
 
 RETRY_FIRST_S = 0.25
 RETRY_MAX_S = 5.0
-"""Seconds between attempts to reach the service, doubling: its restart takes a second, and a person
-who repairs it should not have to wait long."""
+"""Seconds between attempts at a service that is there and does not serve, doubling: what hinders it
+passes without a sign, and a person who repairs it should not have to wait long. `attempts` has
+those at one that is not there."""
+
+ABSENT = (FileNotFoundError, ConnectionRefusedError, PermissionError)
+"""What passes with a sign alone: nobody listens, or this user may not connect."""
 
 CONNECT_S = 5.0
 """Seconds in which the service accepts a connection; a working one accepts it at once."""
@@ -61,10 +67,29 @@ class Link:
         self._why = _("Not connected to dom0's service yet.")
         self._refusal = ""
         self._pause = RETRY_FIRST_S
+        self._attempts = Attempts()
+        self._is_there = False  # at the last attempt
+
+    @property
+    def version(self) -> int:
+        """Of the protocol, that the service speaks; the newest while there is none."""
+        return VERSIONS[1] if self._peer is None else self._peer.version
 
     def works(self) -> None:
         """The service does what it is asked: the next attempt after this connection is soon."""
         self._pause = RETRY_FIRST_S
+        self._attempts.succeeded()
+
+    def wanted(self) -> None:
+        """Somebody looks: the next attempt is now, if there is no connection."""
+        self._attempts.wanted()
+
+    def give_up(self, why: str) -> None:
+        """End this connection, over which nothing comes any more. The next one is there as soon as
+        the service goes on."""
+        if self._peer is not None:
+            self._refusal = why
+            self._peer.close()
 
     async def call(
         self, method: str, params: dict[str, Any], *, timeout_s: float
@@ -85,6 +110,12 @@ class Link:
 
     async def run(self) -> NoReturn:
         """Connects, serves, and begins again, until cancelled."""
+        try:
+            await self._run()
+        finally:
+            self._attempts.close()
+
+    async def _run(self) -> NoReturn:
         said = ""
         while True:
             self._refusal = ""
@@ -95,17 +126,22 @@ class Link:
                 said = self._why
                 logger.info("%s", said)
             self._lost(self._why)
-            pause, self._pause = self._pause, min(2 * self._pause, RETRY_MAX_S)
-            await trio.sleep(pause)
+            if self._is_there:
+                pause, self._pause = self._pause, min(2 * self._pause, RETRY_MAX_S)
+                await trio.sleep(pause)
+            else:
+                await self._attempts.next(self._place)
 
     async def _once(self) -> str:
         """One connection, from its beginning to its end; why it has ended, as a sentence."""
+        self._is_there = True
         try:
             with trio.fail_after(CONNECT_S):
                 stream = await self._connect()
         except trio.TooSlowError:
             return _("dom0's service takes no connection at {path}.").format(path=self._place)
         except OSError as error:
+            self._is_there = not isinstance(error, ABSENT)
             return _why_none(self._place, error)
         try:
             async with open_peer(
@@ -124,6 +160,8 @@ class Link:
             logger.warning("dom0's service breaks the protocol: %s", error)
             return _("dom0's service cannot be understood; perhaps it is of another version.")
         except CallError as error:
+            if error.code == "unknown_method":
+                return _("dom0's service is older than this program, and has to be upgraded first.")
             if error.code != "unavailable":
                 return _("dom0's service does not answer: {reason}.").format(reason=error.message)
         except (trio.BrokenResourceError, ProtocolError) as error:

@@ -16,13 +16,10 @@ POLL_MS = 1000
 """Between two looks for a tray. Only until there is one: Qt moves the icon to a panel that is
 restarted."""
 
-LATE_POLL_MS = 30_000
-"""The same once there has been none for MISSING_MS: a look costs a call over the bus, and nobody
-waits for it."""
-
 MISSING_MS = 10_000
-"""After so long without a tray there will be none. Panels take less than a second to bring theirs,
-and a session that starts on a slow machine a few more."""
+"""After so long without a tray there will be none, and nothing looks for one from time to time.
+Panels take less than a second to bring theirs, and a session that starts on a slow machine a few
+more. `look` is for one that says that it has come."""
 
 _Reason = QtWidgets.QSystemTrayIcon.ActivationReason
 
@@ -48,6 +45,7 @@ class Tray(QtCore.QObject):
         self._show = show
         self._missing = missing
         self._is_available = is_available
+        self._is_started = False
         self.icon: QtWidgets.QSystemTrayIcon | None = None
         # Of plain words: it goes out over D-Bus, where everything else is lost. Some desktops show
         # it for the left button as well.
@@ -56,7 +54,7 @@ class Tray(QtCore.QObject):
             self._menu.addAction(text).triggered.connect(lambda _checked=False, act=act: act())
         self._poll = QtCore.QTimer(self)
         self._poll.setInterval(POLL_MS)
-        self._poll.timeout.connect(self._look)
+        self._poll.timeout.connect(self.look)
         self._until_missing = QtCore.QTimer(self)
         self._until_missing.setSingleShot(True)
         self._until_missing.setInterval(MISSING_MS)
@@ -67,12 +65,14 @@ class Tray(QtCore.QObject):
         """Look for a tray, now and until there is one."""
         self._poll.start()
         self._until_missing.start()
-        self._look()
+        self._is_started = True
+        self.look()
 
     def close(self) -> None:
         """Take the icon away."""
         self._poll.stop()
         self._until_missing.stop()
+        self._is_started = False
         if self.icon is not None:
             self.icon.hide()
             self.icon = None
@@ -88,8 +88,9 @@ class Tray(QtCore.QObject):
             "Devices: {n} is attached", "Devices: {n} are attached", view.attached
         ).format(n=view.attached)
 
-    def _look(self) -> None:
-        if not self._is_available():
+    def look(self) -> None:
+        """There may be a tray now: unless it has the icon, it gets it."""
+        if not self._is_started or self.icon is not None or not self._is_available():
             return
         self._poll.stop()
         self._until_missing.stop()
@@ -100,8 +101,7 @@ class Tray(QtCore.QObject):
         self.icon.show()
 
     def _give_up(self) -> None:
-        # A panel may still come, and then has the icon.
-        self._poll.setInterval(LATE_POLL_MS)
+        self._poll.stop()
         self._missing()
 
     def _activated(self, reason: QtWidgets.QSystemTrayIcon.ActivationReason) -> None:

@@ -194,7 +194,10 @@ def _status(known: Known) -> str:
             strange,
         ).format(count=strange)
     if not known.policy_ok:
-        return _("The policy has errors, so an older one is in force: “Policy...” says more.")
+        return _(
+            "The policy has errors, so an older one is in force: “Policy...” of the Devices widget "
+            "says more."
+        )
     return ""
 
 
