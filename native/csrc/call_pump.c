@@ -348,7 +348,7 @@ int pv_call_take(struct pv_call *call, int fd_in, int fd_out, int fd_err, int sh
         call->has_streams |= numbers[i] >= 0;
     }
     if (error)
-        pv_call_release(call);
+        pv_call_drop(call);
     /* Without a descriptor a stream has no end of its own to wait for. */
     for (int i = 0; i < call->inwards; i++) {
         call->inward[i].is_over = call->inward[i].fd.fd < 0;
@@ -359,12 +359,17 @@ int pv_call_take(struct pv_call *call, int fd_in, int fd_out, int fd_err, int sh
     return error;
 }
 
-void pv_call_release(struct pv_call *call)
+void pv_call_drop(struct pv_call *call)
 {
     for (int i = 0; i < 2; i++) {
         pv_fd_close(&call->inward[i].fd);
         pv_fd_close(&call->outward[i].fd);
     }
+}
+
+void pv_call_release(struct pv_call *call)
+{
+    pv_call_drop(call);
     if (call->wake_fd >= 0)
         close(call->wake_fd);
     call->wake_fd = -1;

@@ -60,7 +60,10 @@ struct pv_call *pv_call_new(int side, const uint8_t *id);
 /* Takes over the three descriptors; see call_fd.h. 0, or -errno: then none is open any more. */
 int pv_call_take(struct pv_call *call, int fd_in, int fd_out, int fd_err, int shuts);
 
-/* When it runs no more: closes the descriptors that are still open. Orders are harmless then. */
+/* Closes those that are still open, which may wait. */
+void pv_call_drop(struct pv_call *call);
+
+/* When it runs no more: pv_call_drop(), and orders are harmless then. */
 void pv_call_release(struct pv_call *call);
 /* Frees everything. */
 void pv_call_free(struct pv_call *call);

@@ -22,6 +22,20 @@ struct pv_ending {
     uint8_t text[PV_CALL_TEXT_MAX];
 };
 
+/* What a call is for its crew (call_crew.c). */
+struct pv_crewed {
+    struct pv_crew *crew;
+    struct pv_call *next; /* in the list of calls with news */
+    uint64_t number;
+    struct pv_channel *channel;
+    int fds[3], shuts;
+    unsigned wanted;       /* bits: 1 << enum pv_call_event */
+    bool is_running, is_listed;
+    uint32_t news;         /* bits, as above */
+    int status, error;
+    uint64_t signals;      /* bits: 1 << (number - 1) */
+};
+
 struct pv_call {
     struct pv_call_result result;
     struct pv_call_progress progress;
@@ -58,6 +72,7 @@ struct pv_call {
     uint32_t ordered_main_status;
     struct pv_ending ordered_exit, ordered_abort;
     uint64_t bytes[PV_CALL_STREAMS];
+    struct pv_crewed crewed;
 };
 
 int64_t pv_call_now_ms(int clock);

@@ -20,6 +20,8 @@ struct pv_running { int64_t seen, lost; unsigned silent, limit; ...; };
 struct pv_check;
 struct pv_pump { uint64_t to_ring, to_fd; int why, error; struct pv_check *check; ...; };
 struct pv_call;
+struct pv_crew;
+struct pv_crew_news { uint64_t call; int event, number; };
 struct pv_call_progress { ...; };
 struct pv_call_result {
     int kind, why, error; uint32_t status, text_length; uint8_t text[...]; const char *breach; ...;
@@ -28,6 +30,7 @@ struct pv_call_result {
 
 # These declare what Python uses; the other headers are for the C files among themselves.
 PUBLIC = (
+    "call_crew",
     "call_frames",
     "call_pump",
     "channel",
@@ -49,7 +52,7 @@ PREAMBLE = "\n".join(
 )
 
 XEN = ("xen", "xen_guard", "xen_load", "xen_presence", "xen_store")
-CALL = ("call_fd", "call_frames", "call_pump", "call_streams", "call_talk")
+CALL = ("call_crew", "call_fd", "call_frames", "call_pump", "call_streams", "call_talk")
 PARTS = ("ring", "halt_poll", "channel", "shm", "pump", "usbip", "running", *CALL, *XEN)
 SOURCES = [f"native/csrc/{name}.c" for name in PARTS]
 HEADERS = [f"native/csrc/{path.name}" for path in sorted(CSRC.glob("*.h"))]

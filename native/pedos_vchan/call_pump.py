@@ -6,8 +6,8 @@ own.
 
 from __future__ import annotations
 
-import contextlib
 import enum
+import errno
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -18,16 +18,10 @@ from pedos_protocol.call_frames import SIGNAL_MAX, STATUSES, TEXT_MAX
 from pedos_protocol.names import harmless_text
 
 from ._native import ffi, lib
-from .threads import in_thread
+from .call_crew import crew
 
 if TYPE_CHECKING:
     from .channel import Channel
-
-# One thread a call. dom0 lets a VM have 64 calls as their source and 128 as their target at once;
-# twice that and more, so that calls which are still ending do not delay new ones.
-CALLS_MAX = 512
-
-_limiter = trio.CapacityLimiter(CALLS_MAX)
 
 Side = Literal["caller", "service"]
 _SIDES = {"caller": lib.PV_CALL_CALLER, "service": lib.PV_CALL_SERVICE}
@@ -158,39 +152,40 @@ class CallPump:
         ``ValueError`` for other descriptors, ``OSError`` if there are too few. Cancellation ends
         the thread at once and closes the channel.
         """
-        error = lib.pv_call_take(self._native, stdin, stdout, stderr, shutdown)
-        try:
-            if error == -22:
-                raise ValueError("a call's streams are FIFOs and stream sockets")
-            if error < 0:
-                raise OSError(-error, os.strerror(-error))
-            return await self._run()
-        finally:
-            lib.pv_call_release(self._native)
-
-    async def _run(self) -> CallEnd:
-        token = trio.lowlevel.current_trio_token()
-        lent = self._channel.lend()
         end: CallEnd | None = None
-
-        def carry() -> None:
-            number = ffi.new("int *")
-            while event := lib.pv_call_run(self._native, lent, number):
-                if EventKind(event) not in self.wanted:
-                    continue
-                with contextlib.suppress(trio.RunFinishedError):
-                    token.run_sync_soon(self._on_event, Event(EventKind(event), number[0]))
-
+        error = 0
+        streams = [stdin, stdout, stderr]
         try:
-            await in_thread(carry, limiter=_limiter, wake=lambda: lib.pv_call_cancel(self._native))
-            end = self._end()
+            self._channel.lend()
+            try:
+                error = await crew().run(
+                    self._native,
+                    self._channel,
+                    streams,
+                    shutdown=shutdown,
+                    wanted=sum(1 << each.value for each in self.wanted),
+                    hear=self._hear,
+                )
+                if error == -errno.EINVAL:
+                    raise ValueError("a call's streams are FIFOs and stream sockets")
+                if error:
+                    raise OSError(-error, os.strerror(-error))
+                end = self._end()
+            finally:
+                self._channel.give_back()
+                if not error and (end is None or not end.is_reusable):
+                    self._channel.close()
         finally:
-            self._channel.give_back()
-            if end is None or not end.is_reusable:
-                self._channel.close()
+            for each in streams:
+                if each >= 0:
+                    os.close(each)
+            lib.pv_call_release(self._native)
         if end.reason == Why.CANCELLED:
             await trio.lowlevel.checkpoint_if_cancelled()
         return end
+
+    def _hear(self, event: int, number: int) -> None:
+        self._on_event(Event(EventKind(event), number))
 
     def _end(self) -> CallEnd:
         result = lib.pv_call_result(self._native)

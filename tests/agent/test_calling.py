@@ -34,6 +34,7 @@ from pedos_protocol.call_link import (
 )
 from pedos_protocol.errors import CallError
 from pedos_protocol.messages import SCHEMA
+from pedos_vchan.call_crew import crew
 from pedos_vchan.call_pump import CallPump, Event
 from pedos_vchan.transport import SharedMemory
 
@@ -716,6 +717,7 @@ async def test_calls_leave_nothing(world: World) -> None:
 
 
 async def test_what_the_agent_s_end_cuts_off_is_closed(tmp_path: Path) -> None:
+    crew()  # the loop's, which has a descriptor
     before = descriptors()
     async with trio.open_nursery() as nursery:
         world = World(tmp_path, nursery)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
+from pedos_vchan.call_crew import crew
 from pedos_vchan.call_pump import CallEnd, CallPump, EventKind
 from pedos_vchan.call_pump import Event as Told
 
@@ -545,6 +546,7 @@ async def test_another_call_s_frame_is_a_breach(pairs: Pairs) -> None:
 
 async def test_a_call_that_is_over_has_no_descriptors_and_takes_orders(pairs: Pairs) -> None:
     one, two = await channels(pairs)
+    crew()  # the loop's, which has a descriptor
     before = set(os.listdir("/proc/self/fd"))
     caller, service = CallPump(one, "caller", CALL), CallPump(two, "service", CALL)
     service.exit("exited", 0)

@@ -1,0 +1,310 @@
+/* call_crew.h describes this. */
+#include "call_crew.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "call_state.h"
+
+/* Bytes of a thread's stack; the pump keeps at most 16 KiB on it. */
+#define STACK (256u * 1024u)
+
+struct pv_crew {
+    int fd;         /* eventfd */
+    unsigned users; /* the loop, and the calls that run */
+    struct pv_call *first, **last; /* calls with news */
+};
+
+struct worker {
+    struct worker *next; /* among those that wait */
+    struct pv_call *call;
+    sem_t given;
+};
+
+/* All crews of the process share the threads; everything here and the `crewed` of calls is looked at
+ * with the lock held, which nobody holds for long. */
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t ended; /* some call */
+    struct worker *waiting;
+    unsigned spare, running;
+} all = {.lock = PTHREAD_MUTEX_INITIALIZER, .ended = PTHREAD_COND_INITIALIZER};
+
+static void leave(struct pv_crew *crew)
+{
+    if (--crew->users)
+        return;
+    close(crew->fd);
+    free(crew);
+}
+
+/* With the lock held; true if the loop has to be woken. */
+static bool note(struct pv_call *call, int event)
+{
+    struct pv_crewed *crewed = &call->crewed;
+    struct pv_crew *crew = crewed->crew;
+    bool is_first = !crew->first;
+
+    crewed->news |= 1u << event;
+    if (crewed->is_listed)
+        return false;
+    crewed->is_listed = true;
+    crewed->next = NULL;
+    *crew->last = call;
+    crew->last = &crewed->next;
+    return is_first;
+}
+
+/* With the lock held. */
+static void take_off(struct pv_call *call)
+{
+    struct pv_crew *crew = call->crewed.crew;
+    struct pv_call **at = &crew->first;
+
+    while (*at != call)
+        at = &(*at)->crewed.next;
+    *at = call->crewed.next;
+    if (!*at)
+        crew->last = at;
+    call->crewed.is_listed = false;
+}
+
+static void wake(int fd)
+{
+    const uint64_t one = 1;
+    ssize_t ignored = write(fd, &one, sizeof one);
+
+    (void)ignored; /* EAGAIN: it is readable already */
+}
+
+static void tell(struct pv_call *call, int event, int number)
+{
+    bool is_news;
+
+    if (!(call->crewed.wanted & 1u << event))
+        return;
+    pthread_mutex_lock(&all.lock);
+    if (event == PV_CALL_NOTE_SIGNAL)
+        call->crewed.signals |= UINT64_C(1) << (number - 1);
+    else if (event == PV_CALL_NOTE_MAIN_EXITED)
+        call->crewed.status = number;
+    is_news = note(call, event);
+    pthread_mutex_unlock(&all.lock);
+    if (is_news)
+        wake(call->crewed.crew->fd);
+}
+
+/* One call from its beginning to its end. */
+static void run(struct pv_call *call)
+{
+    struct pv_crewed *crewed = &call->crewed;
+    struct pv_crew *crew = crewed->crew;
+    int event, number, error;
+    bool is_news;
+
+    error = pv_call_take(call, crewed->fds[0], crewed->fds[1], crewed->fds[2], crewed->shuts);
+    while (!error && (event = pv_call_run(call, crewed->channel, &number)))
+        tell(call, event, number);
+    pv_call_drop(call);
+    pthread_mutex_lock(&all.lock);
+    crewed->error = error;
+    is_news = note(call, PV_CALL_DONE);
+    crewed->is_running = false;
+    all.running--;
+    pthread_cond_broadcast(&all.ended);
+    pthread_mutex_unlock(&all.lock);
+    /* The call may be freed by now, but not the crew. */
+    if (is_news)
+        wake(crew->fd);
+    pthread_mutex_lock(&all.lock);
+    leave(crew);
+    pthread_mutex_unlock(&all.lock);
+}
+
+static void *work(void *arg)
+{
+    struct worker *me = arg;
+    bool stays;
+
+    do {
+        run(me->call);
+        pthread_mutex_lock(&all.lock);
+        stays = all.spare < PV_CREW_SPARE;
+        if (stays) {
+            all.spare++;
+            me->next = all.waiting;
+            all.waiting = me;
+        }
+        pthread_mutex_unlock(&all.lock);
+        while (stays && sem_wait(&me->given) < 0)
+            ; /* EINTR */
+    } while (stays);
+    sem_destroy(&me->given);
+    free(me);
+    return NULL;
+}
+
+/* A thread that no signal interrupts, but for those of its own faults, which are reported. */
+static int start(struct worker *worker)
+{
+    static const int faults[] = {SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV};
+    pthread_attr_t attributes;
+    pthread_t thread;
+    sigset_t every, before;
+    int error;
+
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, STACK);
+    sigfillset(&every);
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++)
+        sigdelset(&every, faults[i]);
+    pthread_sigmask(SIG_SETMASK, &every, &before);
+    error = pthread_create(&thread, &attributes, work, worker);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    return -error;
+}
+
+/* Starts a thread for the call. */
+static int start_for(struct pv_call *call)
+{
+    struct worker *worker = calloc(1, sizeof *worker);
+    int error;
+
+    if (!worker)
+        return -ENOMEM;
+    worker->call = call;
+    sem_init(&worker->given, 0, 0);
+    error = start(worker);
+    if (error) {
+        sem_destroy(&worker->given);
+        free(worker);
+    }
+    return error;
+}
+
+int pv_crew_run(struct pv_crew *crew, uint64_t number, struct pv_call *call,
+                struct pv_channel *channel, const int *fds, int shuts, unsigned wanted)
+{
+    struct worker *worker;
+    int error = 0;
+
+    call->crewed = (struct pv_crewed){.crew = crew,
+                                      .number = number,
+                                      .channel = channel,
+                                      .fds = {fds[0], fds[1], fds[2]},
+                                      .shuts = shuts,
+                                      .wanted = wanted,
+                                      .is_running = true};
+    pthread_mutex_lock(&all.lock);
+    if (all.running >= PV_CREW_CALLS_MAX) {
+        pthread_mutex_unlock(&all.lock);
+        call->crewed.is_running = false;
+        return -EAGAIN;
+    }
+    all.running++;
+    crew->users++;
+    worker = all.waiting;
+    if (worker) {
+        all.waiting = worker->next;
+        all.spare--;
+        worker->call = call;
+    }
+    pthread_mutex_unlock(&all.lock);
+    if (worker) {
+        sem_post(&worker->given);
+        return 0;
+    }
+    error = start_for(call);
+    if (error) {
+        pthread_mutex_lock(&all.lock);
+        all.running--;
+        call->crewed.is_running = false;
+        leave(crew);
+        pthread_mutex_unlock(&all.lock);
+    }
+    return error;
+}
+
+/* The lowest of the call's news, and DONE, which is 0, as the last one. */
+static int lowest(struct pv_call *call, int *number)
+{
+    struct pv_crewed *crewed = &call->crewed;
+    uint32_t events = crewed->news & ~(1u << PV_CALL_DONE);
+    int event = events ? __builtin_ctz(events) : PV_CALL_DONE;
+
+    *number = event == PV_CALL_DONE               ? crewed->error
+              : event == PV_CALL_NOTE_MAIN_EXITED ? crewed->status
+                                                  : 0;
+    if (event == PV_CALL_NOTE_SIGNAL) {
+        *number = __builtin_ctzll(crewed->signals) + 1;
+        crewed->signals &= crewed->signals - 1;
+        if (crewed->signals)
+            return event;
+    }
+    crewed->news &= ~(1u << event);
+    return event;
+}
+
+int pv_crew_next(struct pv_crew *crew, struct pv_crew_news *news)
+{
+    struct pv_call *call;
+    uint64_t ignored;
+
+    pthread_mutex_lock(&all.lock);
+    call = crew->first;
+    if (!call && read(crew->fd, &ignored, sizeof ignored) < 0)
+        (void)ignored; /* EAGAIN: it was not written to yet */
+    if (call) {
+        news->call = call->crewed.number;
+        news->event = lowest(call, &news->number);
+        if (!call->crewed.news)
+            take_off(call);
+    }
+    pthread_mutex_unlock(&all.lock);
+    return call != NULL;
+}
+
+void pv_crew_forget(struct pv_call *call)
+{
+    pthread_mutex_lock(&all.lock);
+    while (call->crewed.is_running)
+        pthread_cond_wait(&all.ended, &all.lock);
+    if (call->crewed.is_listed)
+        take_off(call);
+    pthread_mutex_unlock(&all.lock);
+}
+
+struct pv_crew *pv_crew_new(void)
+{
+    struct pv_crew *crew = calloc(1, sizeof *crew);
+
+    if (!crew)
+        return NULL;
+    crew->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (crew->fd < 0) {
+        free(crew);
+        return NULL;
+    }
+    crew->users = 1;
+    crew->last = &crew->first;
+    return crew;
+}
+
+int pv_crew_fd(const struct pv_crew *crew)
+{
+    return crew->fd;
+}
+
+void pv_crew_free(struct pv_crew *crew)
+{
+    pthread_mutex_lock(&all.lock);
+    leave(crew);
+    pthread_mutex_unlock(&all.lock);
+}

@@ -1,0 +1,55 @@
+/*
+ * Threads that run calls, and the news of these for an event loop.
+ *
+ * A thread takes one call after the other, from its streams to its end, and no interpreter runs in
+ * it. What the event loop has to know waits in the call, at most once each, and one descriptor says
+ * that something does: so a call costs its loop one wake-up at its end, and one for each event that
+ * it wants to know of.
+ */
+#ifndef PEDOS_CALL_CREW_H
+#define PEDOS_CALL_CREW_H
+
+#include "call_pump.h"
+
+/* Calls that run at once. dom0 lets a VM have 64 as their source and 128 as their target; twice that
+ * and more, so that those which are still ending do not keep new ones from beginning. */
+#define PV_CREW_CALLS_MAX 512u
+/* Threads that wait for a call while none is there: to start one costs a good part of what a call
+ * may. Beyond these, one that has run its call ends. */
+#define PV_CREW_SPARE 4u
+
+/* Of one event loop. */
+struct pv_crew;
+
+struct pv_crew_news {
+    uint64_t call; /* the number that was given for it */
+    int event;     /* enum pv_call_event; after PV_CALL_DONE nothing more comes of a call */
+    int number;
+};
+
+/* NULL: no memory or no descriptor. */
+struct pv_crew *pv_crew_new(void);
+
+/* Readable when there are news. */
+int pv_crew_fd(const struct pv_crew *crew);
+
+/* Its loop has ended, and takes no more news. Calls may still run. */
+void pv_crew_free(struct pv_crew *crew);
+
+/*
+ * Has a thread take the three descriptors (pv_call_take), run the call over the channel, and close
+ * what is left of them. Of its events those in `wanted` (bits: 1 << enum pv_call_event) are told,
+ * and its end, with number -errno if the descriptors could not be taken. 0; or -errno: then nothing
+ * was begun.
+ */
+int pv_crew_run(struct pv_crew *crew, uint64_t number, struct pv_call *call,
+                struct pv_channel *channel, const int *fds, int shuts, unsigned wanted);
+
+/* The next news: 1, or 0 if there are none; then the descriptor tells of the next ones. */
+int pv_crew_next(struct pv_crew *crew, struct pv_crew_news *news);
+
+/* Waits until no thread has the call any more, and drops its news: it may be freed then. That is so
+ * after PV_CALL_DONE as well. Before its crew is freed. */
+void pv_crew_forget(struct pv_call *call);
+
+#endif
