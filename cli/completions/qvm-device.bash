@@ -11,5 +11,5 @@ _pedos_complete() {
 
 # Where the program has nothing to offer, a file may be meant: readline offers those.
 complete -o default -F _pedos_complete qvm-device qvm-block qvm-usb qvm-pci qvm-mic \
-    qvm-ls qvm-start qvm-shutdown qvm-sleep qvm-policy qvm-prompt qvm-audit qvm-calls qvm-run \
-    qvm-settings
+    qvm-ls qvm-start qvm-shutdown qvm-sleep qvm-policy qvm-prompt qvm-audit qvm-call qvm-calls \
+    qvm-run qvm-settings

@@ -18,6 +18,6 @@ function __pedos_complete
 end
 
 for program in qvm-device qvm-block qvm-usb qvm-pci qvm-mic \
-        qvm-ls qvm-start qvm-shutdown qvm-sleep qvm-policy qvm-prompt qvm-audit qvm-calls qvm-run qvm-settings
+        qvm-ls qvm-start qvm-shutdown qvm-sleep qvm-policy qvm-prompt qvm-audit qvm-call qvm-calls qvm-run qvm-settings
     complete --command $program --no-files --arguments '(__pedos_complete)'
 end

@@ -1,5 +1,6 @@
 /* qvm-call: calls a service of another VM. See --help. */
 #include "agent.h"
+#include "complete.h"
 #include "local.h"
 #include "options.h"
 #include "packet.h"
@@ -182,6 +183,8 @@ int main(int argc, char **argv)
     static struct call call = {.local = {.pidfd = -1}, .signals = -1};
     struct packet_call asked;
 
+    if (complete())
+        return 0;
     say_as(argv[0]);
     options_parse(&call.options, argc, argv);
     signal(SIGPIPE, SIG_IGN);

@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <getopt.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -79,6 +78,11 @@ static const struct option LONG[] = {
     {"version", no_argument, NULL, VERSION_OPTION},
     {NULL, 0, NULL, 0},
 };
+
+const struct option *options_long(void)
+{
+    return LONG;
+}
 
 static void misused(const char *what, const char *word)
 {

@@ -2,6 +2,7 @@
 #ifndef PEDOS_CALL_OPTIONS_H
 #define PEDOS_CALL_OPTIONS_H
 
+#include <getopt.h>
 #include <stdbool.h>
 
 /* The longest target, service and argument, and more. */
@@ -23,5 +24,8 @@ struct options {
 
 /* Ends the program after --help and --version, and with a sentence if something is wrong. */
 void options_parse(struct options *options, int argc, char **argv);
+
+/* All long options; the last one has no name. */
+const struct option *options_long(void);
 
 #endif

@@ -208,7 +208,16 @@ def test_each_python_package_is_installed_once() -> None:
 def test_every_shell_completes_every_program_of_the_command_line(shell: str) -> None:
     held = {**programs.programs_of("pedos-common"), **programs.programs_of("pedos-widget")}
     commands = {name for name in held if name.startswith("qvm-")}
-    assert programs.completed_programs(shell) == commands
+    assert programs.completed_programs(shell) == {*commands, "qvm-call"}
+
+
+def test_shells_find_the_completion_of_the_program_that_is_not_python() -> None:
+    links = (DEBIAN / "pedos-common.links").read_text().split()
+    of_first = [place.format(name=programs.FIRST) for place in programs.LINKED.values()]
+    of_call = [place.format(name="qvm-call") for place in programs.LINKED.values()]
+    assert dict(zip(links[::2], links[1::2], strict=True)) == dict(
+        zip(of_first, of_call, strict=True)
+    )
 
 
 def test_the_default_policy_is_an_administrators_to_change() -> None:
