@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "native" / "csrc"
 WIRE = ROOT / "native" / "wire"
+CALL = ROOT / "native" / "call"
 SOUND = ROOT / "native" / "sound"
 BUILD = ROOT / "build"
 INCLUDE = f"-I{CSRC}"
@@ -44,6 +45,7 @@ FRAME_LENGTH = 4096
 USBIP_LENGTH = 1024
 CALL_LENGTH = 1024
 SOUND_LENGTH = 2048
+PACKET_LENGTH = 2048
 
 
 def peer(directory: Path) -> Path:
@@ -162,6 +164,14 @@ def call_fuzzer(directory: Path, compiler: str) -> Path:
     return program
 
 
+def packet_fuzzer(directory: Path, compiler: str) -> Path:
+    """libFuzzer's program for what qvm-call reads; a packet.c in directory comes first."""
+    program = directory / "fuzz_packet"
+    command: list[str | Path] = [compiler, *FLAGS, *FUZZING, f"-I{directory}", f"-I{CALL}"]
+    subprocess.run([*command, HERE / "fuzz_packet.c", "-o", program], check=True)
+    return program
+
+
 def sound_fuzzer(directory: Path, compiler: str) -> Path:
     """libFuzzer's program for what pedos-sound reads; sources in directory come first."""
     program = directory / "fuzz_sound"
@@ -180,13 +190,14 @@ def sound_answers(directory: Path) -> Path:
     return program
 
 
-#: What each reads: the shared page, frames, USB/IP streams, frames of calls, messages and frames of
-#: sound; and how long its inputs are.
+#: What each reads: the shared page, frames, USB/IP streams, frames of calls, messages of the call
+#: socket, messages and frames of sound; and how long its inputs are.
 FUZZERS = (
     (fuzzer, PAGE_LENGTH),
     (wire_fuzzer, FRAME_LENGTH),
     (usbip_fuzzer, USBIP_LENGTH),
     (call_fuzzer, CALL_LENGTH),
+    (packet_fuzzer, PACKET_LENGTH),
     (sound_fuzzer, SOUND_LENGTH),
 )
 
