@@ -11,6 +11,7 @@ from pedos_cli.answers import DONE, older_service, take
 from pedos_cli.arguments import TELLING, Parser, UsageError, examples, vm_names
 from pedos_cli.output import show
 from pedos_cli.pages import answered
+from pedos_cli.place import inside_vm, vm_here
 from pedos_cli.run import run
 
 TYPE_CHECKING = False
@@ -137,6 +138,9 @@ def listed(session: Session) -> list[dict[str, object]]:
             lambda method, params: session.call(method, params, calls.TIMEOUT_S), calls.call_pages()
         )
     except CallError as error:
+        if error.code == "unknown_method" and inside_vm():
+            message = f"only dom0's user may list and end calls, and here is {vm_here()}"
+            raise CallError("denied", message, {}) from error
         raise older_service(error, "knows of no calls of services", "qvm-ls") from None
     return found
 

@@ -120,6 +120,15 @@ def test_an_older_service_is_said_to_be_one(service: FakeService, capsys: Captur
     assert "is of an older version and knows of no calls of services" in capsys.readouterr().err
 
 
+def test_in_a_vm_it_is_said_whose_program_this_is(
+    service: FakeService, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEDOS_VM", "work")
+    assert main([]) == 3
+    said = "qvm-calls: denied: only dom0's user may list and end calls, and here is work\n"
+    assert capsys.readouterr().err == said
+
+
 def test_a_wrong_action_is_told_the_right_ones(service: FakeService, capsys: Captured) -> None:
     assert main(["work"]) == 2
     assert capsys.readouterr().err == (

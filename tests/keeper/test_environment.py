@@ -57,6 +57,34 @@ def test_a_profile_is_heeded_whatever_it_says_and_starts(tmp_path: Path) -> None
     assert not found.keys() & {"LISTEN_FDS", "INVOCATION_ID", "PWD", "SHLVL", "_"}
 
 
+AGAIN = """
+import json, os, sys
+from pedos_keeper import environment
+from pedos_keeper.children import Children
+now = [0.0]
+login = environment.LoginEnvironment(Children(), dict(os.environ), lambda: now[0])
+found = [login.get().get("READ")]
+with open(os.environ["HOME"] + "/.profile", "w") as profile:
+    profile.write("export READ=yes")
+for now[0] in (environment.AGAIN_SECONDS - 1, environment.AGAIN_SECONDS):
+    found.append(login.get().get("READ"))
+print(json.dumps(found))
+"""
+
+
+def test_a_profile_that_failed_is_read_again_after_a_while(tmp_path: Path) -> None:
+    (tmp_path / ".profile").write_text("exit 1")
+    ran = subprocess.run(
+        [sys.executable, "-c", AGAIN],
+        env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+        timeout=PATIENCE,
+    )
+    assert json.loads(ran.stdout) == [None, None, "yes"]
+
+
 @pytest.mark.parametrize(
     ("profile", "seconds", "words"),
     [

@@ -226,7 +226,7 @@ async def test_a_grandchild_that_holds_stdout_holds_the_call(vm: Vm, place: Plac
 @pytest.mark.parametrize(
     ("service", "kind", "status", "text"),
     [
-        ("test.Nowhere", "not_found", 127, "there is no service test.Nowhere+"),
+        ("test.Nowhere", "not_found", 127, "there is no service test.Nowhere"),
         ("test.Broken", "problem", 125, "test.Broken:1: 'x' is not KEY = VALUE"),
     ],
 )

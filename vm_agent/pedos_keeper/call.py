@@ -163,7 +163,8 @@ class Call:
         except OSError as error:
             raise _problem(error) from error
         if service is None:
-            raise Refusal(NotFound(said(f"there is no service {run.service}{run.argument}")))
+            name = run.service + (run.argument if run.argument != "+" else "")
+            raise Refusal(NotFound(said(f"there is no service {name}")))
         return service
 
     # Its session

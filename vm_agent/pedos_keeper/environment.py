@@ -6,7 +6,8 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from pedos_host.system_errors import what_is_wrong
@@ -34,6 +35,9 @@ _ENV_SCRIPT: Final = f"exec /usr/bin/env -0 >&{_ENV_FILE}"
 # Seconds. A profile is read in milliseconds, on an emulated processor in half a second; one that
 # waits for something would hold up the first call beyond dom0's ten.
 LOGIN_SECONDS: Final = 5.0
+# Seconds until a profile that has failed is read again: one that takes too long takes that each
+# time, and calls wait for it.
+AGAIN_SECONDS: Final = 60.0
 
 
 def as_started() -> dict[str, str]:
@@ -82,26 +86,37 @@ def target_type(target: str) -> str:
 
 class LoginEnvironment:
     """What a login shell makes of this program's environment. It is read once, at the first need:
-    a shell that reads profiles takes longer than a service."""
+    a shell that reads profiles takes longer than a service. If that fails, services do without for
+    a while."""
 
-    def __init__(self, children: Children, own: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        children: Children,
+        own: Mapping[str, str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._children = children
         self._own = dict(own)
+        self._clock = clock
         self._lock = threading.Lock()
         self._found: dict[str, str] | None = None
+        self._failed: float | None = None  # when
 
     def get(self) -> dict[str, str]:
         """The environment; the program's own if the profile fails, which the log says."""
         with self._lock:
-            if self._found is None:
+            if self._found is None and self._may_read():
                 try:
                     self._found = without_own(self._read())
                 except OSError as error:
+                    self._failed = self._clock()
                     log.error(
                         "the environment after a login is not known: %s", what_is_wrong(error)
                     )
-                    self._found = self._own
-            return self._found
+            return self._own if self._found is None else self._found
+
+    def _may_read(self) -> bool:
+        return self._failed is None or self._clock() - self._failed >= AGAIN_SECONDS
 
     def _read(self) -> dict[str, str]:
         # The dash makes it a login shell.
