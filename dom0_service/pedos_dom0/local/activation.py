@@ -132,6 +132,10 @@ def _flush(listener: socket.socket) -> None:
     tried again without end."""
     # The program shares the socket's flags, and may have made it one that waits.
     listener.setblocking(False)
+    waiting = []
     with contextlib.suppress(BlockingIOError):
         while True:
-            listener.accept()[0].close()
+            waiting.append(listener.accept()[0])
+    # Not before: one that tries again when it hears this is a client of the program's next run.
+    for each in waiting:
+        each.close()
