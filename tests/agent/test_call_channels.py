@@ -152,6 +152,44 @@ async def test_a_vm_that_does_not_connect_is_not_waited_for(
     assert pair.caller.channels.idle() == ()
 
 
+async def test_without_dom0_a_vm_is_awaited_no_longer_than_one_that_was_told(
+    pair: Pair, autojump_clock: trio.abc.Clock
+) -> None:
+    _, theirs = await pair.open(PORT + 1)  # a channel that is there goes on
+    await pair.caller.channels.listen(3, PORT, ORDERS)
+    began = trio.current_time()
+    pair.caller.channels.alone()
+    with pytest.raises(CallError, match="dom0's service ended before the other VM had connected"):
+        await pair.caller.channels.take(3, PORT)
+    assert trio.current_time() - began == channels.ALONE_SECONDS
+    assert not theirs.closed
+
+
+async def test_without_dom0_a_caller_hears_at_once_that_no_service_was_begun(pair: Pair) -> None:
+    pair.rest(*await pair.open())
+    ours = await pair.caller.channels.take(3, PORT)
+    pair.service.channels.alone()  # it was not told of the call
+    pair.caller.channels.alone()
+    with trio.fail_after(PATIENCE):
+        assert await VchanStream(ours).receive_some() == b""
+
+
+async def test_without_dom0_a_service_hears_soon_that_no_call_was_granted(
+    pair: Pair, autojump_clock: trio.abc.Clock
+) -> None:
+    pair.rest(*await pair.open())
+    theirs = await pair.service.channels.take(2, PORT)
+    began = trio.current_time()
+    pair.service.channels.alone()
+    pair.caller.channels.alone()  # it was not answered; or the answer is being read
+    assert pair.caller.channels.idle() == (PORT,)
+    await trio.sleep(channels.ALONE_SECONDS)
+    await trio.testing.wait_all_tasks_blocked()
+    assert pair.caller.channels.idle() == ()
+    assert await VchanStream(theirs).receive_some() == b""
+    assert trio.current_time() - began == channels.ALONE_SECONDS
+
+
 async def test_a_vm_that_does_not_listen_is_not_waited_for(
     pair: Pair, autojump_clock: trio.abc.Clock
 ) -> None:

@@ -112,6 +112,7 @@ class Broker:
         self.table.add(call)
         has_task = False
         try:
+            await self._state.reach("call.asked")
             await self._decide_at_once(call, caller)
             if not call.decided.is_set():
                 has_task = True

@@ -89,6 +89,10 @@ class Calls:
         if self.dom0 is not None:
             self.dom0.tell(method, params)
 
+    def alone(self) -> None:
+        """The connection to dom0 has ended."""
+        self.channels.alone()
+
     async def ask(self, params: dict[str, Any], *, timeout: float) -> dict[str, Any]:
         """dom0's answer to service.call, or its refusal as CallError."""
         async with self._places:

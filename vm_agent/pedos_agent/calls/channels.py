@@ -7,7 +7,7 @@ told to dom0. The caller's VM listens on a port, its grants pay; the other VM co
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import trio
@@ -26,6 +26,8 @@ Tell = Callable[[str, dict[str, Any]], None]
 # The other VM connects as soon as dom0 has told it to. Between guests that takes 0.1 s; dom0 gives
 # all that it does for a call at most as long.
 SETUP_SECONDS: Final = 10.0
+# The same once dom0's service has ended: a VM that it has told to connect does so by then.
+ALONE_SECONDS: Final = 0.5
 # As for data channels: the server listens before the other VM is told to connect.
 CONNECT_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 0.02
@@ -40,7 +42,10 @@ PORTS_MAX: Final = 256
 class _Port:
     """One channel: on its way, idle, or in use."""
 
-    __slots__ = ("arrived", "channel", "is_used", "is_wanted", "listening", "peer", "port", "why")
+    __slots__ = (
+        *("arrived", "channel", "is_client", "is_used", "is_wanted", "listening", "peer", "port"),
+        "why",
+    )
 
     def __init__(self, peer: int, port: int) -> None:
         self.peer = peer
@@ -48,6 +53,7 @@ class _Port:
         self.channel: Channel | None = None
         self.arrived = trio.Event()  # or it never will: see `why`
         self.why = ""
+        self.is_client = False  # this VM has connected
         self.is_used = False
         self.is_wanted = True  # by dom0; else it is closed after its use
         self.listening: trio.CancelScope | None = None
@@ -96,12 +102,11 @@ class Channels:
             listener.close()
             self._drop(entry)
             raise CallError("failed", f"port {port} is not wanted any more")
-        entry.listening = trio.CancelScope()
+        entry.listening = trio.CancelScope(deadline=trio.current_time() + SETUP_SECONDS)
         self._nursery.start_soon(self._accept, entry, listener, entry.listening)
 
     async def _accept(self, entry: _Port, listener: Listener, scope: trio.CancelScope) -> None:
         problem = f"the other VM did not connect within {SETUP_SECONDS:g} s"
-        scope.deadline = trio.current_time() + SETUP_SECONDS
         with listener, scope:
             try:
                 await reach("calling.listening")
@@ -112,7 +117,7 @@ class Channels:
                 entry.channel = channel
         entry.listening = None
         if entry.channel is None:
-            self._fail(entry, problem)
+            self._fail(entry, entry.why or problem)
         elif not entry.is_wanted:
             self._drop(entry)
         elif not entry.is_used:
@@ -123,7 +128,7 @@ class Channels:
         """A new channel to the VM that listens at the port, for use at once; `give_back` ends the
         use. CallError, OSError."""
         entry = self._new(peer, port)
-        entry.is_used = True
+        entry.is_client = entry.is_used = True
         try:
             async with self._making:
                 entry.channel = await self._connected(peer, port)
@@ -190,6 +195,27 @@ class Channels:
             entry.listening.cancel()
         elif not entry.is_used:
             self._drop(entry)
+
+    def alone(self) -> None:
+        """The connection to dom0 has ended, which forgets the idle channels. It may have told one
+        VM of a call, and not the other; that one hears it from this VM."""
+        soon = trio.current_time() + ALONE_SECONDS
+        for each in list(self._ports.values()):
+            if each.listening is not None:
+                each.listening.deadline = min(each.listening.deadline, soon)
+                each.why = "dom0's service ended before the other VM had connected"
+            elif each.is_client and not each.is_used:
+                self._drop(each)
+        if self._nursery is not None:
+            unused = [each for each in self._ports.values() if not each.is_used]
+            self._nursery.start_soon(self._drop_later, unused)
+
+    async def _drop_later(self, unused: Sequence[_Port]) -> None:
+        """Close those that are still idle when all that dom0 has said at last is done."""
+        await trio.sleep(ALONE_SECONDS)
+        for each in unused:
+            if not each.is_used and each.listening is None:
+                self._drop(each)
 
     def _new(self, peer: int, port: int) -> _Port:
         if port in self._ports:

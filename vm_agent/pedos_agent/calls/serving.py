@@ -144,7 +144,11 @@ class Serving:
             channel = await self._channels.connect(wanted.peer, wanted.port)
         else:
             channel = await self._channels.take(wanted.peer, wanted.port)
-        await reach("serving.connected")
+        try:
+            await reach("serving.connected")
+        except BaseException:  # dom0's service has ended
+            self._channels.give_back(channel, "its call was not begun")
+            raise
         return channel
 
     async def _serve(self, call: ServedCall, channel: Channel) -> None:

@@ -62,6 +62,7 @@ class Control:
         self._control_socket = settings.control_socket
         self._transport = transport
         self._attachments = attachments
+        self._calls = calls
         self._inventory = inventory
         self._revision = revision
         self._peer: Peer | None = None  # set while dom0 is connected and knows our first report
@@ -183,6 +184,7 @@ class Control:
             log.exception("the connection to dom0's service failed unexpectedly")
         finally:
             self._peer = None
+            self._calls.alone()
         log.info("dom0's service is disconnected")
 
     async def _report_changes(self, peer: Peer, nursery: trio.Nursery) -> None:
