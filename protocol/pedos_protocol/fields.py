@@ -379,7 +379,7 @@ def parse_message(message_class: type[attr.AttrsInstance], untrusted: object) ->
     """
     if type(untrusted) is not dict:
         raise ValueError("a map is expected")
-    parsers = prepare(message_class)
+    parsers = _PARSERS.get(message_class) or prepare(message_class)
     if untrusted.keys() != parsers.keys():
         for name in parsers:
             if name not in untrusted and name in _REQUIRED[message_class]:

@@ -43,7 +43,8 @@ _IDENTITY_CHARACTERS = _LETTERS + _DIGITS + ":._-"
 #: The characters of a description, beside the letters, digits and accents of all scripts. `< > & "
 #: \` and the back-tick are missing because they mean something to HTML, Pango, shells and JSON;
 #: other signs, blanks and marks because they make one device look like another.
-_HARMLESS = frozenset(_LETTERS + _DIGITS + " .,:;()[]{}+-_/@#%=!?*'~^|$")
+_HARMLESS_CHARACTERS = _LETTERS + _DIGITS + " .,:;()[]{}+-_/@#%=!?*'~^|$"
+_HARMLESS = frozenset(_HARMLESS_CHARACTERS)
 
 #: First letters of Unicode's categories of letters and of marks on them; and that of digits.
 _LETTER, _MARK, _DIGIT = "L", "M", "Nd"
@@ -284,6 +285,8 @@ def harmless_text(untrusted: str, limit: int = DESCRIPTION_MAX) -> str:
 
     A cut text ends in `...`. The function is idempotent.
     """
+    if len(untrusted) <= limit and _made_of(untrusted, _HARMLESS_CHARACTERS):
+        return untrusted  # as nearly all are
     text = untrusted[: limit + 1]
     if text.isascii():
         text = "".join([character if character in _HARMLESS else "_" for character in text])

@@ -11,6 +11,7 @@ import attrs
 import pytest
 import trio
 import trio.testing
+from pedos_protocol.errors import CallError
 from pedos_vchan.peer import Peer
 
 from tests.dom0.fakes import FakeAgent, Params, World, filled_in
@@ -231,3 +232,21 @@ async def calling(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Callin
 
 async def quiet() -> None:
     await trio.testing.wait_all_tasks_blocked()
+
+
+async def ended(calling: Calling, server: Caller | None = None, **more: Any) -> None:
+    """Both sides of the only call end well."""
+    call = calling.work.only()
+    await (server or calling.vault).end(call, **more)
+    await calling.work.end(call, **more)
+    await quiet()
+
+
+def lines(calling: Calling, event: str) -> list[Params]:
+    return calling.world.audit(event)
+
+
+async def refused(caller: Caller, *arguments: Any, **more: Any) -> CallError:
+    with pytest.raises(CallError) as caught:
+        await caller.call(*arguments, **more)
+    return caught.value

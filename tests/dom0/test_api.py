@@ -168,7 +168,7 @@ async def test_wrong_parameters_of_a_vm_s_user_are_usage_and_the_vm_stays(
 # dom0
 
 
-# Calls of services need agents that make them: test_call_broker.py.
+# Calls of services need agents that make them: test_call_*.py.
 @pytest.mark.parametrize("method", sorted(TABLE.keys() - {"service.call", "call.end"}))
 async def test_every_method_is_of_the_schema_and_answers_with_its_result(
     world: World, autojump_clock: Clock, method: str

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import trio
-from pedos_dom0.calls import adoption
+from pedos_dom0.calls import adoption, story
 from trio.abc import Clock
 
 from tests.dom0.calling import Calling, Side, calling, quiet
 from tests.dom0.fakes import Params
-from tests.dom0.test_call_broker import STEPS
+from tests.dom0.test_call_failures import STEPS
 
 __all__ = ["calling"]
 
@@ -279,3 +279,66 @@ async def test_two_vms_cannot_take_the_channel_of_others(
     await quiet()
     again = await calling.work.call()
     assert (again["port"], again["new"]) == (answer["port"], False)
+
+
+async def test_an_end_that_is_told_after_a_restart_is_in_the_log(
+    calling: Calling, autojump_clock: Clock
+) -> None:
+    call = (await calling.work.call())["call"]
+    await quiet()
+    side = calling.vault.sides.pop(call)  # it ends while dom0's service is away
+    await restarted(calling)
+    calling.vault.sides[call] = side
+    await calling.vault.end(call, status=3, stdout=100)
+    await quiet()
+    (line,) = calling.world.audit("call_ended")
+    assert (line["call"], line["caller"], line["service"]) == (call, "vault", "test.Echo")
+    assert (line["status"], line["stdout"], line["reason"]) == (3, 100, story.UNTOLD)
+    await calling.work.end(call)
+    await quiet()
+
+
+async def test_an_end_that_is_told_twice_is_in_the_log_once(calling: Calling) -> None:
+    call = (await calling.work.call())["call"]
+    await quiet()
+    side = calling.vault.sides[call]
+    await calling.vault.end(call)
+    await calling.work.end(call)
+    await quiet()
+    calling.vault.sides[call] = side
+    await calling.vault.end(call)
+    await quiet()
+    assert len(calling.world.audit("call_ended")) == 1
+    calling.assert_nothing_left()
+
+
+async def test_a_side_that_is_told_twice_keeps_its_port(
+    calling: Calling, autojump_clock: Clock
+) -> None:
+    answer = await calling.work.call()
+    await quiet()
+    calling.vault.agent.listens = False
+    told = []
+
+    async def twice(params: Params) -> Params | None:
+        told.append(params)
+        if len(told) > 1:
+            return None
+        one = {
+            "call": answer["call"], "side": "caller", "service": "test.Echo", "argument": "+",
+            "user": None, "peer": answer["peer"], "port": answer["port"], "seconds": 1.0,
+            "stdin": 0, "stdout": 0, "stderr": 0,
+        }  # fmt: skip
+        return {"calls": [one], "ports": [], "more": False}
+
+    calling.work.agent.on["call.running"] = twice
+    await restarted(calling)
+    ports = calling.world.state.leases.ports
+    owner = f"caller of call {answer['call']}"
+    first = ports.of(owner)
+    assert first is not None and first.port == answer["port"]
+    calling.work.sides[answer["call"]].port = 99
+    link = calling.world.state.agents.get("work")
+    assert link is not None
+    await calling.world.api.calls.greet(link)
+    assert ports.of(owner) == first

@@ -134,7 +134,10 @@ class Authorizer:
 
     def decide(self, source: str, subject: Subject, vm: str, *, trace: bool = False) -> Decision:
         """The decision alone: raises and records nothing."""
-        return self.judge(self.request(source, subject, vm), trace=trace)
+        if trace:
+            return self.judge(self.request(source, subject, vm), trace=True)
+        service, argument = subject.asked(self._state.registry)
+        return self._decider_of_now().decide(service, argument, source, vm)
 
     def judge(self, request: Request, *, trace: bool = False) -> Decision:
         """The policy's decision on any request, with the present policy and facts."""
@@ -305,10 +308,10 @@ class Authorizer:
         """Records the decision in the audit log. `refused`: why it is denied although the rule
         allows it."""
         verdict = "deny" if refused is not None else decision.verdict
-        asked = self.request(caller.name, subject, vm)
+        service, argument = subject.asked(self._state.registry)
         rule = None if decision.rule is None else decision.rule.where
         reason = refused or decision.reason
-        written = (asked, verdict, rule, reason)
+        written = (service, argument, caller.name, vm, verdict, rule, reason)
         if written in consents.written:
             return
         consents.written.add(written)
@@ -326,9 +329,9 @@ class Authorizer:
             say=say,
             request=request,
             caller=caller.audited,
-            service=asked.service,
-            argument=asked.argument,
-            source=asked.source,
+            service=service,
+            argument=argument,
+            source=caller.name,
             # The VM that a rule redirects to; otherwise the named one.
             target=decision.target or vm,
             **subject.decided,

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import attrs
@@ -25,7 +24,7 @@ import trio
 from pedos_dom0.audit.allowance import Allowances
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Mapping
 
     from pedos_dom0.audit.log import AuditWriter
 
@@ -51,6 +50,23 @@ class _Heard:
     last: object = None
 
 
+class Paying:
+    """See `AuditThrottle.paid_by`."""
+
+    __slots__ = ("_author", "_authors", "_request")
+
+    def __init__(self, authors: dict[object, str], author: str, request: str) -> None:
+        self._authors = authors
+        self._author = author
+        self._request = request
+
+    def __enter__(self) -> None:
+        self._authors[self._request] = self._author
+
+    def __exit__(self, *_: object) -> None:
+        del self._authors[self._request]
+
+
 class AuditThrottle:
     """Writes VMs' lines into the audit log, and messages about them into the service's log.
 
@@ -67,15 +83,10 @@ class AuditThrottle:
         # By request that is under way.
         self._authors: dict[object, str] = {}
 
-    @contextmanager
-    def paid_by(self, author: str, request: str) -> Iterator[None]:
+    def paid_by(self, author: str, request: str) -> Paying:
         """Within, the lines about what was done for the request are taken from the author's
         allowance."""
-        self._authors[request] = author
-        try:
-            yield
-        finally:
-            del self._authors[request]
+        return Paying(self._authors, author, request)
 
     def wait(self, author: str) -> float:
         """Seconds until the author may have a line about what was done; 0 if it may now."""
@@ -95,9 +106,24 @@ class AuditThrottle:
         The sum has the number of lines of each event, and the first and last request's id. `say` is
         a sentence for the service's log, which is counted with the line.
         """
+        request = fields.get("request")
+        self.write_made(event, lambda: fields, of=of, throttled=throttled, request=request, say=say)
+
+    def write_made(
+        self,
+        event: str,
+        make: Callable[[], Mapping[str, object]],
+        *,
+        of: str,
+        throttled: bool,
+        request: object,
+        say: str | None = None,
+    ) -> None:
+        """As `write`, of a line whose fields, that of the request as well, are only made if it is
+        written: where there are many, counting them has to cost little."""
         if not throttled:
             self.flush(of)
-            self.write_whole(event, **fields)
+            self.write_whole(event, **make())
             if say is not None:
                 logger.warning("%s", say)
             return
@@ -112,12 +138,11 @@ class AuditThrottle:
             heard.began = now
         if heard.whole < self._after and not self._throttled.wait(of, now):
             heard.whole += 1
-            self._audit.write(event, **fields)
+            self._audit.write(event, **make())
             self._throttled.spend(of, now)
             if say is not None:
                 logger.warning("%s", say)
             return
-        request = fields.get("request")
         heard.unlogged += say is not None
         if not heard.suppressed:
             heard.first = request

@@ -77,12 +77,15 @@ class Adoption:
         if served := [call for call in waiting if call.side == "service"]:
             self._nursery.start_soon(self._give_up_later, link, served)
 
-    def ended(self, link: AgentLink, call_id: str) -> None:
-        """A side ended by itself, that was not adopted yet."""
+    def ended(self, link: AgentLink, call_id: str) -> RunningCall | None:
+        """A side ended by itself, that was not adopted; returns what one of both sides has told of
+        the call, if one has."""
         sides = self._sides.get(call_id, {})
+        told = next((known.call for known in sides.values()), None)
         for side, known in list(sides.items()):
             if known.link is link:
                 self._forget(call_id, side)
+        return told
 
     def agent_gone(self, link: AgentLink) -> None:
         for call_id in list(self._sides):
@@ -93,11 +96,12 @@ class Adoption:
         if self._broker.table.get(call.call) is not None:
             return False  # of a connection that dom0 has lost: its sides are over
         sides = self._sides.setdefault(call.call, {})
-        if sides.setdefault(call.side, _Known(link, call)).link is not link:
-            return False  # another VM says that this side is its own
+        if call.side in sides:
+            return False  # another VM says that this side is its own, or this one says it twice
+        sides[call.side] = _Known(link, call)
         # So that the port is not used for another channel meanwhile.
         domids = (link.domid, call.peer) if call.side == "caller" else (call.peer, link.domid)
-        self._state.leases.ports.open(_owner(call.call), PortUse(call.port, *domids))
+        self._state.leases.ports.open(_owner(call.call, call.side), PortUse(call.port, *domids))
         if len(sides) < 2 or not _agree(sides["caller"], sides["service"]):
             return False
         self._forget(call.call, "caller")
@@ -111,7 +115,7 @@ class Adoption:
         }
         if not sides:
             del self._sides[call_id]
-            self._state.leases.ports.close(_owner(call_id))
+        self._state.leases.ports.close(_owner(call_id, side))
 
     async def _give_up_later(self, link: AgentLink, calls: Iterable[RunningCall]) -> None:
         await trio.sleep(OTHER_SIDE_TIMEOUT)
@@ -183,6 +187,6 @@ def _agree(caller: _Known, service: _Known) -> bool:
     )
 
 
-def _owner(call_id: str) -> str:
-    """The name of its channel in the table of ports, until it is adopted."""
-    return f"call {call_id}"
+def _owner(call_id: str, side: Side) -> str:
+    """The name of the channel that a side tells in the table of ports, until it is adopted."""
+    return f"{side} of call {call_id}"

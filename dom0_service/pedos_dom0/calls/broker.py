@@ -5,9 +5,7 @@ user is withdrawn in an orderly way when the caller gives up. The caller is answ
 can use the channel, and the service is started at the same time. What fails before the answer is
 the answer, and leaves nothing; what fails after it is told to the caller's agent by `service.kill`.
 
-From then on dom0 has no part in the call. Each of the two agents tells the end of its side, once.
-When a connection to an agent ends, its sides of calls are over, and the agents of the other sides
-are told.
+From then on dom0 has no part in the call, until its end (ends.py).
 """
 
 from __future__ import annotations
@@ -21,7 +19,6 @@ import trio
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.messages import (
     ServiceCalled,
-    ServiceKill,
     parse_result,
     to_wire,
 )
@@ -36,6 +33,7 @@ from pedos_dom0.audit.log import new_request_id
 from pedos_dom0.calls import story
 from pedos_dom0.calls.call import Call, CallTable, ended_without_a_word
 from pedos_dom0.calls.channels import Channels
+from pedos_dom0.calls.ends import Ends
 from pedos_dom0.calls.ready import Ready
 from pedos_dom0.calls.slots import Slots
 from pedos_dom0.calls.wire import end_kind, outcome_of, start_of, user_of
@@ -44,7 +42,7 @@ from pedos_dom0.drivers.base import DOM0_NAME
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pedos_protocol.messages import EndKind, RunningCall, ServiceCall, ServiceEnded, Side
+    from pedos_protocol.messages import RunningCall, ServiceCall
 
     from pedos_dom0.access.authorizer import Authorizer, Grant
     from pedos_dom0.calls.channels import CallChannel, Permit
@@ -56,25 +54,19 @@ logger = logging.getLogger(__name__)
 
 # Seconds for which a call waits for a place, and for the channels that are set up before its own.
 WAIT_TIMEOUT = 10.0
-# Seconds for the service's agent to connect a channel and to reach its keeper, and for an agent to
-# begin with the end of a call: milliseconds, unless it hangs.
+# Seconds for the service's agent to connect a channel and to reach its keeper: milliseconds, unless
+# it hangs.
 START_TIMEOUT = 10.0
-KILL_TIMEOUT = 10.0
 # How often policy is asked again because the call had to wait: rules and VMs may be others then.
 ROUNDS_MAX = 4
-# Seconds after the end of one side until the audit log has the end of the call, whatever the other
-# side does: it may have a slow reader.
-LATE_SECONDS = 5.0
 
 DEFAULT_TARGET = "@default"
 GAVE_UP = "the caller gave up"
 MALFORMED = "it gave a malformed answer"
-OTHER_GONE = "the agent of the other VM went away"
-SIDES: tuple[Side, Side] = ("service", "caller")
 
 
 class Broker:
-    """Begins and ends all calls."""
+    """Begins all calls."""
 
     def __init__(
         self, state: State, nursery: trio.Nursery, authorizer: Authorizer, start_vm: StartVm
@@ -86,9 +78,7 @@ class Broker:
         self.slots = Slots()
         self.table = CallTable()
         self.channels = Channels(state, nursery)
-        # Calls of which one side has ended, and when the log has to have that.
-        self._half_ended: dict[Call, float] = {}
-        self._tells_late = False
+        self.ends = Ends(state, nursery, self.table, self.slots, self.channels)
 
     # The beginning
 
@@ -301,9 +291,9 @@ class Broker:
         """The service is being started, and the caller does not get to know of it."""
         assert call.channel is not None
         if "caller" not in call.ends:
-            self._side_over(call, "caller", ended_without_a_word(call, "aborted", why))
+            self.ends.side_over(call, "caller", ended_without_a_word(call, "aborted", why))
             if "service" not in call.ends and call.server is not None:
-                self._kill_soon(call.server, call, "aborted", why)
+                self.ends.kill_soon(call.server, call, "aborted", why)
             self.channels.close(call.channel)
         self._answered(call)
 
@@ -356,7 +346,7 @@ class Broker:
         elif call.not_started is not None and "caller" not in call.ends:
             error, call.not_started = call.not_started, None
             told = as_told(call.caller, error, call.request).message
-            self._kill_soon(call.source, call, end_kind(error), told)
+            self.ends.kill_soon(call.source, call, end_kind(error), told)
 
     def _not_started(self, call: Call, error: CallError) -> None:
         """The service's agent cannot use the channel, or may have done so too late."""
@@ -364,8 +354,10 @@ class Broker:
         call.not_started = error
         call.failure = call.failure or error
         if call.server is not None and call.server.connected:
-            self._kill_soon(call.server, call, "aborted", error.message)
-        self._side_over(call, "service", ended_without_a_word(call, end_kind(error), error.message))
+            self.ends.kill_soon(call.server, call, "aborted", error.message)
+        self.ends.side_over(
+            call, "service", ended_without_a_word(call, end_kind(error), error.message)
+        )
         self.channels.close(call.channel)
 
     def _has_started(self, call: Call) -> None:
@@ -409,131 +401,3 @@ class Broker:
         self.slots.take_anyway(source.name, server.name)
         self.table.add(call)
         story.adopted(self._state, call)
-
-    # The end
-
-    def ended(self, link: AgentLink, ended: ServiceEnded) -> bool:
-        """An agent tells the end of its side; False if dom0 does not know the call."""
-        call = self.table.get(ended.call)
-        if call is None:
-            return False
-        side = call.side_of(link)
-        if side is None or call.channel is None:
-            link.disconnect("it says that a call has ended which it does not have")
-        else:
-            self._side_over(call, side, ended)
-        return True
-
-    def _side_over(self, call: Call, side: Side, ended: ServiceEnded) -> None:
-        """The last word about one side; any further one is none."""
-        if side in call.ends:
-            return
-        call.ends[side] = ended
-        call.state = "ending"
-        if call.is_over:
-            self._over(call)
-        else:
-            self._log_late(call)
-        # After the channel is idle, so that a call which waits for the place takes that.
-        assert call.target is not None
-        if side == "caller":
-            self.slots.caller_ended(call.source.name)
-        else:
-            self.slots.service_ended(call.source.name, call.target)
-
-    def _over(self, call: Call) -> None:
-        assert call.channel is not None
-        self.table.remove(call)
-        self._half_ended.pop(call, None)
-        if all(ended.reusable for ended in call.ends.values()):
-            self.channels.give_back(call.channel)
-        else:
-            self.channels.close(call.channel)
-        self._log_end(call)
-
-    def _log_end(self, call: Call) -> None:
-        ended = call.ends.get("service") or call.ends["caller"]
-        if not call.began_is_told:
-            is_known = ended.started_s is not None or ended.kind in ("exited", "signalled")
-            story.began(
-                self._state,
-                call,
-                "started"
-                if is_known
-                else outcome_of(call.failure)
-                if call.failure is not None
-                else f"{ended.kind}: {ended.text}",
-            )
-        story.ended(self._state, call)
-
-    def _log_late(self, call: Call) -> None:
-        """Has the end in the log after a while, if the other side does not end before."""
-        self._half_ended[call] = trio.current_time() + LATE_SECONDS
-        if not self._tells_late:
-            self._tells_late = True
-            self._nursery.start_soon(self._late)
-
-    async def _late(self) -> None:
-        while self._half_ended:
-            call, due = next(iter(self._half_ended.items()))
-            await trio.sleep_until(due)
-            if self._half_ended.pop(call, None) is None:
-                continue
-            self._log_end(call)
-            if "service" not in call.ends and call.server is not None:
-                # One that waits for something looks at no channel, and its agent would not notice.
-                self._kill_soon(call.server, call, "lost", "the caller is gone")
-        self._tells_late = False
-
-    async def end(self, call: Call, by: str) -> None:
-        """Ends a call for dom0's user: returns when both sides have been told."""
-        text = "dom0's user ended the call"
-        call.ended_by = by
-        if not call.decided.is_set():
-            call.stop(text)
-            return
-        await call.answered.wait()  # or the caller's agent would not know it yet
-        async with trio.open_nursery() as nursery:
-            for side in SIDES:
-                link = call.link_of(side)
-                if side not in call.ends and link is not None:
-                    nursery.start_soon(self._kill, link, call, "problem", text)
-
-    def agent_gone(self, link: AgentLink) -> None:
-        """The connection to an agent is over: the other sides of its calls end."""
-        for call in self.table.of(link):
-            if call.channel is None:
-                call.stop(f"the agent of {link.name} went away")  # the caller's, before the answer
-                continue
-            for side in SIDES:
-                if call.link_of(side) is link:
-                    self._side_lost(call, side, link)
-        self.channels.agent_gone(link)
-
-    def _side_lost(self, call: Call, side: Side, link: AgentLink) -> None:
-        if side in call.ends:
-            return  # and the other side ends in its own time: a slow reader has all that was sent
-        why = f"the agent of {link.name} went away"
-        if side == "service" and not call.answered.is_set():
-            call.failure = call.failure or errors.target_unreachable(
-                link.name, "its agent went away"
-            )
-        self._side_over(call, side, ended_without_a_word(call, "lost", why))
-        other: Side = "caller" if side == "service" else "service"
-        other_link = call.link_of(other)
-        if other not in call.ends and other_link is not None and call.answered.is_set():
-            # Policy may have sent the call to a VM whose name the caller must not know.
-            is_told = other == "service" or call.caller.kind.sees_all
-            self._kill_soon(other_link, call, "lost", why if is_told else OTHER_GONE)
-
-    def _kill_soon(self, link: AgentLink, call: Call, kind: EndKind, text: str) -> None:
-        self._nursery.start_soon(self._kill, link, call, kind, text)
-
-    async def _kill(self, link: AgentLink, call: Call, kind: EndKind, text: str) -> None:
-        """Has an agent end its side; never raises."""
-        text = harmless_text(text, END_TEXT_MAX)
-        try:
-            params = to_wire(ServiceKill(call.id, kind, 0, text))
-            await link.call("service.kill", params, timeout=KILL_TIMEOUT)
-        except CallError as error:
-            logger.info("%s does not end a call: %s", link.name, error.message)

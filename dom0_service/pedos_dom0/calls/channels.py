@@ -8,7 +8,6 @@ agents, as its calls do. A new one costs some sixty milliseconds under Xen, an i
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -86,7 +85,9 @@ class Channels:
     def __init__(self, state: State, nursery: trio.Nursery) -> None:
         self._state = state
         self._nursery = nursery
-        self._all: dict[CallChannel, None] = {}  # in the order of their last use
+        self._all: dict[CallChannel, None] = {}
+        # The idle ones of each agent, at most IDLE_PER_VM, in the order of their last use.
+        self._idle: dict[AgentLink, dict[CallChannel, None]] = {}
         self._setting_up: dict[AgentLink, trio.CapacityLimiter] = {}
         self._sweeps = False
 
@@ -95,11 +96,20 @@ class Channels:
 
     def take_idle(self, server: AgentLink, client: AgentLink) -> CallChannel | None:
         """The one of this pair that was used last; it is a call's now."""
-        for channel in reversed(self._all):
-            if channel.idle_since is not None and channel.ends == (server, client):
-                channel.idle_since = None
+        for channel in reversed(self._idle.get(server, {})):
+            if channel.server is server and channel.client is client:
+                self._use(channel)
                 return channel
         return None
+
+    def _use(self, channel: CallChannel) -> None:
+        """It is not idle any more."""
+        channel.idle_since = None
+        for link in channel.ends:
+            idle = self._idle[link]
+            del idle[channel]
+            if not idle:
+                del self._idle[link]
 
     async def permit(self, server: AgentLink, client: AgentLink, timeout: float) -> Permit:
         """The right to make and connect a channel between these agents, until it is released.
@@ -107,6 +117,9 @@ class Channels:
         permit = Permit()
         # In one order for all, or two that go in opposite directions could wait for each other.
         for link in sorted((server, client), key=lambda link: (link.name, link.domid, id(link))):
+            if link.lost:
+                permit.release()
+                raise failure("unavailable", f"{link.name} went away")
             limiter = self._setting_up.setdefault(link, trio.CapacityLimiter(SET_UP_AT_ONCE))
             try:
                 with trio.move_on_after(timeout) as scope:
@@ -153,22 +166,22 @@ class Channels:
         return channel
 
     def give_back(self, channel: CallChannel) -> None:
-        """Its call is over, and it may carry another one. It is kept if there is room."""
+        """Its call is over, and it may carry another one. It is kept if there is room, and for as
+        long as its agents are connected."""
         if channel.is_closed:
             return
-        idle = [each for each in self._all if each.idle_since is not None]
-        if sum(each.ends == channel.ends for each in idle) >= IDLE_PER_PAIR:
+        server, client = channel.ends
+        of_server = self._idle.get(server, {})
+        of_pair = sum(each.client is client and each.server is server for each in of_server)
+        if server.lost or client.lost or of_pair >= IDLE_PER_PAIR:
             self.close(channel)
             return
-        of_link = Counter(link for each in idle for link in each.ends)
         for link in channel.ends:
-            if of_link[link] >= IDLE_PER_VM:
-                oldest = next(each for each in idle if link in each.ends)
-                if not oldest.is_closed:
-                    self.close(oldest)
+            if len(idle := self._idle.get(link, {})) >= IDLE_PER_VM:
+                self.close(next(iter(idle)))
         channel.is_new, channel.idle_since = False, trio.current_time()
-        del self._all[channel]
-        self._all[channel] = None
+        for link in channel.ends:
+            self._idle.setdefault(link, {})[channel] = None
         if not self._sweeps:
             self._sweeps = True
             self._nursery.start_soon(self._sweep)
@@ -197,31 +210,30 @@ class Channels:
 
     def closed(self, link: AgentLink, port: int) -> None:
         """An agent says that one of its idle channels has ended."""
-        for channel in self:
-            is_its = channel.port == port and link in channel.ends
-            if is_its and channel.idle_since is not None:
+        for channel in list(self._idle.get(link, {})):
+            if channel.port == port:
                 self.close(channel)
 
     def agent_gone(self, link: AgentLink) -> None:
         """The connection to an agent is over, and with it its idle channels; others are closed when
         their calls are over."""
         self._setting_up.pop(link, None)
-        for channel in self:
-            if link in channel.ends and channel.idle_since is not None:
-                self.close(channel)
+        for channel in list(self._idle.get(link, {})):
+            self.close(channel)
 
     def _close_oldest_of(self, server: AgentLink) -> bool:
         """Makes room among the grants of a VM; whether there was an idle channel to close."""
-        for channel in self:
-            if channel.idle_since is not None and channel.server is server:
-                self.close(channel)
-                return True
-        return False
+        oldest = next((each for each in self._idle.get(server, {}) if each.server is server), None)
+        if oldest is not None:
+            self.close(oldest)
+        return oldest is not None
 
     def _forget(self, channel: CallChannel) -> bool:
         if channel.is_closed:
             return False
-        channel.is_closed, channel.idle_since = True, None
+        if channel.idle_since is not None:
+            self._use(channel)
+        channel.is_closed = True
         del self._all[channel]
         self._state.leases.ports.close(channel.owner)
         return True

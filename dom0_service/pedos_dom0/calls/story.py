@@ -7,14 +7,18 @@ the lines for what it is denied.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 
+from pedos_dom0.audit.log import new_request_id
+
 ADOPTED = "the agents of both sides have it after a restart of dom0's service"
+UNTOLD = "its agent could not tell it at once, as it had no connection to dom0's service"
 
 if TYPE_CHECKING:
-    from pedos_protocol.messages import ServiceEnded
+    from pedos_protocol.messages import RunningCall, ServiceEnded
 
     from pedos_dom0.calls.call import Call
     from pedos_dom0.state import State
@@ -27,17 +31,24 @@ def began(state: State, call: Call, outcome: str) -> None:
     call.began_is_told = True
     granted = call.channel is not None
     throttle = state.call_throttle if granted else state.audit_throttle
-    throttle.write(
+    throttle.write_made(
         "call",
+        partial(_of_beginning, call, outcome),
         of=call.caller.audited,
         throttled=call.caller.kind.throttled,
-        **_named(call),
-        outcome=outcome,
-        channel=_channel(call),
-        seconds=round(trio.current_time() - call.began, 4),
-        stages=call.stages,
-        **_ended_by(call),
+        request=call.request,
     )
+
+
+def _of_beginning(call: Call, outcome: str) -> dict[str, Any]:
+    return {
+        **_named(call),
+        "outcome": outcome,
+        "channel": _channel(call),
+        "seconds": _seconds(call),
+        "stages": call.stages,
+        **_ended_by(call),
+    }
 
 
 def ended(state: State, call: Call) -> None:
@@ -46,25 +57,55 @@ def ended(state: State, call: Call) -> None:
     if call.end_is_told:
         return
     call.end_is_told = True
+    state.call_throttle.write_made(
+        "call_ended",
+        partial(_of_end, call),
+        of=call.caller.audited,
+        throttled=call.caller.kind.throttled,
+        request=call.request,
+    )
+
+
+def _of_end(call: Call) -> dict[str, Any]:
     service, caller = call.ends.get("service"), call.ends.get("caller")
     end = service or caller
     assert end is not None
+    return {
+        **_named(call),
+        "kind": end.kind,
+        "status": end.status,
+        **({"text": end.text} if end.text else {}),
+        **_otherwise(end, caller),
+        "stdin": _most("stdin", service, caller),
+        "stdout": _most("stdout", service, caller),
+        "stderr": _most("stderr", service, caller),
+        "seconds": _seconds(call),
+        "stages": call.stages,
+        **_ended_by(call),
+        **_breach(service, caller),
+    }
+
+
+def ended_untold(state: State, vm: str, end: ServiceEnded, told: RunningCall | None) -> None:
+    """Records what the agent of a VM tells of its side of a call that dom0 does not know (any
+    more), as it ended while there was no connection. `told` is from a side that was known."""
+    named = {} if told is None else {"service": told.service, "argument": told.argument}
     state.call_throttle.write(
         "call_ended",
-        of=call.caller.audited,
-        throttled=call.caller.kind.throttled,
-        **_named(call),
+        of=vm,
+        throttled=True,
+        request=new_request_id(),
+        call=end.call,
+        caller=vm,
+        **named,
         kind=end.kind,
         status=end.status,
         **({"text": end.text} if end.text else {}),
-        **_otherwise(end, caller),
-        stdin=_most("stdin", service, caller),
-        stdout=_most("stdout", service, caller),
-        stderr=_most("stderr", service, caller),
-        seconds=round(trio.current_time() - call.began, 4),
-        stages=call.stages,
-        **_ended_by(call),
-        **_breach(service, caller),
+        stdin=end.stdin,
+        stdout=end.stdout,
+        stderr=end.stderr,
+        seconds=round(end.seconds, 4),
+        reason=UNTOLD,
     )
 
 
@@ -72,8 +113,17 @@ def adopted(state: State, call: Call) -> None:
     """Records that a call of an earlier run of the service goes on."""
     call.began_is_told = True
     state.call_throttle.write(
-        "call_adopted", of=call.caller.audited, throttled=True, **_named(call), reason=ADOPTED
+        "call_adopted",
+        of=call.caller.audited,
+        throttled=True,
+        **_named(call),
+        reason=ADOPTED,
     )
+
+
+def _seconds(call: Call) -> float:
+    """Since its beginning."""
+    return round(trio.current_time() - call.began, 4)
 
 
 def _named(call: Call) -> dict[str, Any]:

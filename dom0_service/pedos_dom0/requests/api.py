@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -61,7 +61,7 @@ from pedos_dom0.tables.store import StoreError
 from pedos_dom0.tasks import progress
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
     from pedos_protocol.messages import DetachResult
     from pedos_vchan.peer import Peer
@@ -197,20 +197,19 @@ class Api:
                 raise CallError("usage", f"{request_to(method)} is malformed: {unknown}")
             call = Call(caller, request, params, peer, background)
 
-            async def work() -> Any:
-                with self._pays(call):
-                    return await entry.handler(self, call)
-
             if entry.operation:
                 if not entry.takes_away(params):
                     self._check_allowance(call, method)
                 # A VM must not learn what its request waits for.
                 with progress.told(request, peer, background if caller.kind.sees_all else None):
                     result = await self._operations.run(
-                        caller.kind.name, caller.name, work, call.gone
+                        caller.kind.name,
+                        caller.name,
+                        partial(self._carry_out, entry, call),
+                        call.gone,
                     )
             else:
-                result = await work()
+                result = await self._carry_out(entry, call)
             return SCHEMA.result_in(peer.version, method, to_wire(result))
         except CallError as error:
             logger.debug("%s of %s (%s): %s", method, caller.name, request, error)
@@ -242,14 +241,13 @@ class Api:
             f"the audit log; it can go on in {math.ceil(seconds)} s",
         )
 
-    @contextmanager
-    def _pays(self, call: Call) -> Iterator[None]:
-        """Within, the caller pays for lines of the audit log about the request, if it has to."""
+    async def _carry_out(self, entry: Entry, call: Call) -> Any:
+        """Runs the handler. The caller pays for lines of the audit log about the request, if it
+        has to."""
         if not call.caller.kind.throttled:
-            yield
-            return
+            return await entry.handler(self, call)
         with self._state.audit_throttle.paid_by(call.caller.audited, call.request):
-            yield
+            return await entry.handler(self, call)
 
     # Devices
 

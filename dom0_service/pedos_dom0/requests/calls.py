@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pedos_dom0.calls import story
 from pedos_dom0.calls.adoption import Adoption
 from pedos_dom0.calls.broker import Broker
 from pedos_dom0.calls.listing import CallListing
@@ -33,6 +34,7 @@ class Calls:
     def __init__(
         self, state: State, nursery: trio.Nursery, authorizer: Authorizer, start_vm: StartVm
     ) -> None:
+        self._state = state
         self.broker = Broker(state, nursery, authorizer, start_vm)
         self._adoption = Adoption(state, nursery, self.broker)
         self._listing = CallListing(self.broker.table)
@@ -51,7 +53,7 @@ class Calls:
         call = self.broker.table.get(call_id)
         if call is None:
             raise no_call(call_id)
-        await self.broker.end(call, caller.audited)
+        await self.broker.ends.end(call, caller.audited)
 
     # What agents tell
 
@@ -62,14 +64,14 @@ class Calls:
     def agent_gone(self, link: AgentLink) -> None:
         """The connection to an agent is over."""
         self._adoption.agent_gone(link)
-        self.broker.agent_gone(link)
+        self.broker.ends.agent_gone(link)
 
     def started(self, link: AgentLink, said: ServiceStarted) -> None:
         self.broker.started(link, said.call)
 
     def ended(self, link: AgentLink, said: ServiceEnded) -> None:
-        if not self.broker.ended(link, said):
-            self._adoption.ended(link, said.call)
+        if not self.broker.ends.ended(link, said):
+            story.ended_untold(self._state, link.name, said, self._adoption.ended(link, said.call))
 
     def channel_closed(self, link: AgentLink, said: ChannelClosed) -> None:
         self.broker.channels.closed(link, said.port)

@@ -1,0 +1,142 @@
+"""How many channels are kept, and how many calls run."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+from pedos_dom0.calls import channels
+from pedos_protocol.errors import CallError
+from trio.abc import Clock
+
+from tests.dom0.calling import Calling, calling, ended, lines, quiet, refused
+from tests.dom0.fakes import Params, fails
+
+__all__ = ["calling"]
+
+
+async def test_two_idle_channels_of_a_pair_are_kept_for_a_minute(
+    calling: Calling, autojump_clock: Clock
+) -> None:
+    answers = [await calling.work.call() for _ in range(4)]
+    await trio.sleep(1)
+    for answer in answers:
+        await calling.vault.end(answer["call"])
+        await calling.work.end(answer["call"])
+    await trio.sleep(1)
+    assert len(calling.work.ports) == channels.IDLE_PER_PAIR
+    await trio.sleep(channels.IDLE_SECONDS - 3)
+    assert len(calling.work.ports) == channels.IDLE_PER_PAIR
+    await trio.sleep(3)
+    assert (calling.work.ports, calling.vault.ports) == ({}, {})
+    assert list(calling.world.api.calls.broker.channels) == []
+
+
+async def test_an_idle_channel_that_has_ended_is_not_used(calling: Calling) -> None:
+    first = await calling.work.call()
+    await quiet()
+    await ended(calling)
+    assert calling.vault.agent.peer is not None
+    await calling.vault.agent.peer.notify(
+        "channel.closed", {"port": first["port"], "reason": "it broke"}
+    )
+    await quiet()
+    assert (await calling.work.call())["port"] != first["port"]
+
+
+async def test_one_agent_sets_up_few_channels_at_once(
+    calling: Calling, autojump_clock: Clock
+) -> None:
+    waiting: list[Params] = []
+    go = trio.Event()
+
+    async def slow(params: Params) -> None:
+        waiting.append(params)
+        await go.wait()
+
+    calling.vault.agent.on["service.start"] = slow
+    async with trio.open_nursery() as nursery:
+        for _ in range(6):
+            nursery.start_soon(calling.work.call)
+        await quiet()
+        assert len(waiting) == channels.SET_UP_AT_ONCE
+        go.set()
+    await quiet()
+    assert len(calling.vault.sides) == 6
+
+
+# Bounds
+
+
+async def test_calls_over_the_bound_of_a_pair_wait_for_an_end(
+    calling: Calling, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pedos_dom0.calls.slots.PER_PAIR", 2)
+    first = await calling.work.call()
+    await calling.work.call()
+    more: list[Params] = []
+
+    async def call() -> None:
+        more.append(await calling.work.call())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call)
+        await quiet()
+        assert more == []
+        listed = (await calling.world.client.call("call.list"))["calls"]
+        assert [each["state"] for each in listed] == ["running", "running", "waiting"]
+        await calling.vault.end(first["call"])
+        await calling.work.end(first["call"])
+    # It goes on in the channel that has become free.
+    assert (more[0]["port"], more[0]["new"]) == (first["port"], False)
+    error = await refused(calling.work)
+    assert (error.code, error.message) == (
+        "busy",
+        "2 calls run there already, which is the most",
+    )
+
+
+async def test_a_source_has_so_many_calls_and_so_many_that_wait(
+    calling: Calling, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pedos_dom0.calls.slots.PER_SOURCE", 1)
+    monkeypatch.setattr("pedos_dom0.calls.slots.WAITING_PER_SOURCE", 1)
+    await calling.work.call()
+    errors: list[CallError] = []
+
+    async def call() -> None:
+        errors.append(await refused(calling.work))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call)
+        nursery.start_soon(call)
+    assert [error.code for error in errors] == ["quota", "quota"]
+    assert errors[0].message.startswith("1 calls of work wait already")
+    assert errors[1].message == "1 calls of work run already, which is the most"
+    # Another source is not held up.
+    await calling.untrusted.call()
+
+
+async def test_what_a_vm_may_call_leaves_the_log_to_what_it_is_denied(calling: Calling) -> None:
+    for _ in range(100):
+        answer = await calling.work.call()
+        await quiet()
+        await calling.vault.end(answer["call"])
+        await calling.work.end(answer["call"])
+        await quiet()
+    assert len(lines(calling, "call_ended")) == 64
+    await refused(calling.work, "untrusted")
+    assert lines(calling, "decision")[-1]["verdict"] == "deny"
+    await calling.world.kill()
+    await calling.world.start()
+
+
+async def test_no_channel_is_set_up_with_an_agent_that_has_gone(calling: Calling) -> None:
+    state, made = calling.world.state, calling.world.api.calls.broker.channels
+    work, vault = state.agents.get("work"), state.agents.get("vault")
+    assert work is not None and vault is not None
+    calling.vault.kill()
+    await quiet()
+    with fails("unavailable"):
+        await made.permit(work, vault, 1.0)
+    assert vault not in made._setting_up
