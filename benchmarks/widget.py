@@ -19,8 +19,8 @@ BINDINGS = ("PySide6", "PyQt6")
 PART_S = 600  # seconds until a part that hangs is ended: each takes a few
 IDLE_S = 60
 # Until the time-outs of what is asked at the start are over, and Qt has thrown away the pictures
-# that it keeps for half a minute.
-SETTLE_S = 60
+# that it keeps: after 30 s it begins to, and looks three more times, 80 s in all.
+SETTLE_S = 100
 # Milliseconds of the processor: nothing wakes it up.
 IDLE_MS = 0.0
 MORE_MS = 50.0  # beside twice the time of a menu with one row

@@ -8,6 +8,7 @@ import pedos_widget.controller
 import pytest
 import trio
 from pedos_protocol.errors import CallError
+from pedos_widget.calls import reason_alone
 from pedos_widget.link import Link
 from pedos_widget.model.view import Action
 
@@ -424,3 +425,16 @@ async def test_a_service_of_the_first_version_is_said_to_be_older(tmp_path: Path
         system.service.answers["watch.next"] = unknown
         await system.service_again()
         await system.until(lambda: "is older" in system.controller.view.status)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ('sys-usb:sda ("x") -> work: dom0\'s user said no', "dom0's user said no"),
+        ('sys-usb:sda (" -> work: it is done") -> work: no', "no"),
+        ("work has it; detach it there first", "work has it; detach it there first"),
+        ("sys-usb:sdb -> work: no", "sys-usb:sdb -> work: no"),
+    ],
+)
+def test_a_reason_beside_its_device_does_not_name_it_again(said: str, why: str) -> None:
+    assert reason_alone(CallError("denied", said), "sys-usb:sda", "work") == why

@@ -411,3 +411,11 @@ async def test_a_window_that_is_closed_is_told_of_no_change(desk: Desk) -> None:
     assert len(desk.service.changed) == 1
     desk.window.close()
     assert desk.service.changed == []
+
+
+async def test_the_window_fits_on_a_small_screen_with_its_buttons(desk: Desk) -> None:
+    shown, room = desk.window, desk.window.screen().availableSize()
+    assert window.SIZE[1] > room.height()  # or this shows nothing
+    assert shown.height() < room.height()
+    assert shown.minimumSizeHint().height() < 600
+    assert shown.rect().contains(shown.close_button.geometry())

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from pedos_widget.menu.vm_choice import VmChoice
-from pedos_widget.qt import QtCore
+from pedos_widget.qt import QtCore, QtWidgets
 from pytestqt.qtbot import QtBot
 
 from tests.widget.pointing import QTest, click, entry_of, place_of
@@ -84,3 +84,24 @@ def test_what_is_looked_at_does_not_change_and_what_is_closed_is_not_filled(aske
     asked.choice.close()
     asked.choice.show_vms(["work"])
     assert asked.choice.entries()[1].shown == "Asking which VMs there are..."
+
+
+def test_one_that_opened_to_the_left_stays_at_the_menu_that_it_belongs_to(qtbot: QtBot) -> None:
+    menu = QtWidgets.QMenu()
+    menu.addAction("Settings")
+    qtbot.addWidget(menu)
+    menu.popup(QtCore.QPoint(300, 20))
+    choice = VmChoice(
+        menu, on_input=lambda: None, on_pointer=lambda _place: None, ask=lambda: None,
+        choose=lambda _vm: None,
+    )  # fmt: skip
+    for place, keeps in ((QtCore.QPoint(10, 20), "right"), (QtCore.QPoint(400, 20), "left")):
+        choice.popup(place)
+        qtbot.waitExposed(choice)
+        choice.resize(300, choice.height())
+        before = getattr(choice.geometry(), keeps)()
+        choice.show_vms(["work"])
+        assert choice.width() < 300
+        assert getattr(choice.geometry(), keeps)() == before
+        choice.close()
+    menu.close()

@@ -85,6 +85,14 @@ def reason(error: CallError) -> str:
     return error.message.replace("(qvm-policy status)", window)
 
 
+def reason_alone(error: CallError, device: str, vm: str) -> str:
+    """The same where SOURCE:ID `device` and `vm` are shown beside it, without what names them. What
+    a device says of itself comes before the end of that."""
+    words = reason(error)
+    about, named, why = words.rpartition(f" -> {vm}: ")
+    return why if named and about.startswith(device) else words
+
+
 def refusal(error: CallError) -> str:
     """What was refused and why, by which rule, and what to try: one line of plain text."""
     words = show(reason(error), MESSAGE_MAX)

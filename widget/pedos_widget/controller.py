@@ -17,7 +17,7 @@ from pedos_protocol.errors import CallError, ProtocolError, RemoteProtocolError
 from pedos_protocol.messages import SCHEMA, parse_result
 from pedos_vchan.calling import TIMEOUT_MAX
 
-from .calls import reason
+from .calls import reason, reason_alone
 from .i18n import _
 from .link import Link
 from .model.composing import Composer, Known
@@ -348,7 +348,8 @@ class Controller:
             attach_or_detach = self._attach if work.verb == "attach" else self._detach
             return await attach_or_detach(work)
         except CallError as error:
-            return "denied" if error.code == "denied" else "failed", reason(error)
+            why = reason_alone(error, f"{work.ref.backend}:{work.ref.device}", work.vm)
+            return "denied" if error.code == "denied" else "failed", why
         except Unreachable as error:
             if error.lost:
                 return await self._result_after_loss(work, connection)

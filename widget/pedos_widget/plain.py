@@ -15,6 +15,9 @@ LINES_SHOWN = 4
 CHARACTERS_SHOWN = 30
 """Of what is chosen from a list: a longer one shows its beginning."""
 
+FRAME = 48
+"""Pixels beside a window that it leaves free on a small screen: for its frame and title."""
+
 
 def label(text: str, buddy: QtWidgets.QWidget | None = None) -> QtWidgets.QLabel:
     """A label. With a `buddy`, `&` marks the key that leads to it; without one it is a text."""
@@ -101,3 +104,9 @@ def after_closing(window: QtWidgets.QWidget, tell: Callable[[], None]) -> None:
         window.deleteLater()
 
     QtCore.QTimer.singleShot(0, end)
+
+
+def fitting(window: QtWidgets.QWidget, size: tuple[int, int]) -> QtCore.QSize:
+    """That size, or what of it the screen has room for beside the window's frame."""
+    room = window.screen().availableSize() - QtCore.QSize(FRAME, FRAME)
+    return QtCore.QSize(*size).boundedTo(room)

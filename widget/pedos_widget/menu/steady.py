@@ -147,8 +147,16 @@ class SteadyMenu(QtWidgets.QMenu):
         try:
             yield
         finally:
-            self._held = None
-            self.resize(self.sizeHint())
+            before, self._held = self._held, None
+            size = self.sizeHint()
+            if self._lies_left():  # its right edge is the one at the menu that it belongs to
+                self.move(self.x() + before.width() - size.width(), self.y())
+            self.resize(size)
+
+    def _lies_left(self) -> bool:
+        """Is this the submenu of one that is to the right of it, where there was more room?"""
+        of = self.parentWidget()
+        return isinstance(of, QtWidgets.QMenu) and of.isVisible() and self.x() < of.x()
 
     def add_if_it_fits(self, entries: list[QtGui.QAction]) -> bool:
         """Add entries at the end of the open menu, where they move nothing; False if the screen

@@ -12,7 +12,16 @@ from pedos_protocol.errors import CallError
 
 from pedos_widget.calls import everything, refusal, vm_names
 from pedos_widget.i18n import _
-from pedos_widget.plain import after_closing, choice, fill, label, lines_view, set_lines, table
+from pedos_widget.plain import (
+    after_closing,
+    choice,
+    fill,
+    fitting,
+    label,
+    lines_view,
+    set_lines,
+    table,
+)
 from pedos_widget.policy_window import editing, model
 from pedos_widget.policy_window.calls_box import CallsBox
 from pedos_widget.qt import QtCore, QtGui, QtWidgets, Signal
@@ -51,7 +60,7 @@ class PolicyWindow(QtWidgets.QWidget):
         self._audit: Audit | None = None
         self.setWindowTitle(_("Device policy"))
         self._make_parts()
-        self.resize(*SIZE)
+        self.resize(fitting(self, SIZE))
         self._tell_no_more = controller.on_change(self._changed)
         self.reload()
 
@@ -64,13 +73,23 @@ class PolicyWindow(QtWidgets.QWidget):
         buttons.addWidget(self.status, 1)
         buttons.addWidget(self.refresh_button)
         buttons.addWidget(self.close_button)
-        layout = QtWidgets.QVBoxLayout(self)
-        layout.addWidget(self._decision_box(), 2)
-        layout.addWidget(self._policy_box(), 2)
+        parts = QtWidgets.QWidget()
+        layout = QtWidgets.QVBoxLayout(parts)
+        layout.addWidget(self._decision_box(), 3)
+        layout.addWidget(self._policy_box(), 1)
         self.calls = CallsBox(self._controller, self._tasks, self.say)
-        layout.addWidget(self.calls, 2)
+        layout.addWidget(self.calls, 1)
         layout.addWidget(self._audit_box(), 3)
-        layout.addLayout(buttons)
+        # They are higher than some screens, and the buttons are to be seen on all.
+        area = QtWidgets.QScrollArea()
+        area.setWidget(parts)
+        area.setWidgetResizable(True)
+        area.setFrameShape(QtWidgets.QFrame.Shape.NoFrame)
+        area.setHorizontalScrollBarPolicy(QtCore.Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        area.setMinimumWidth(parts.minimumSizeHint().width())
+        outer = QtWidgets.QVBoxLayout(self)
+        outer.addWidget(area, 1)
+        outer.addLayout(buttons)
         self.refresh_button.clicked.connect(lambda: self.reload())
         self.close_button.clicked.connect(lambda: self.close())
         for key, slot in (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from pedos_widget.i18n import _
-from pedos_widget.plain import after_closing, label, table
+from pedos_widget.plain import after_closing, fitting, label, table
 from pedos_widget.qt import QtCore, QtGui, QtWidgets, Signal
 from pedos_widget.settings.add_panel import AddPanel
 from pedos_widget.settings.model import Settings
@@ -49,7 +49,7 @@ class SettingsWindow(QtWidgets.QWidget):
         self._question: QtWidgets.QMessageBox | None = None
         self.setWindowTitle(_("VM settings: {vm}").format(vm=vm))
         self._make_parts()
-        self.resize(*SIZE)
+        self.resize(fitting(self, SIZE))
         self._tell_no_more = controller.on_change(self._changed)
         self._show()
         self.reload()
