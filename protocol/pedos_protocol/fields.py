@@ -16,6 +16,7 @@ import attr
 from . import device_classes, names
 from .device_classes import OPTION_NAME_MAX, OPTION_VALUE_MAX, OPTIONS_MAX
 from .errors import CODES
+from .frozen import fields_of, is_frozen
 
 # A VM reports its devices in pages of one frame each.
 DEVICES_MAX = 4096  # of one VM: a folder of disk images; dom0 keeps some KiB for each
@@ -271,7 +272,7 @@ def parser_of(annotation: Any) -> Parse:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is bool:
         return a_flag
-    if attr.has(annotation):
+    if is_frozen(annotation):
         return lambda untrusted: parse_message(annotation, untrusted)
     if origin is Literal:
         return _one_of(arguments)
@@ -345,7 +346,7 @@ def is_optional(attribute: Any) -> bool:
 def message_in(annotation: Any) -> type[Any] | None:
     """The class of the message, or of the list of messages, that an attribute of this type holds;
     None if it holds none."""
-    if attr.has(annotation):
+    if is_frozen(annotation):
         return typing.cast("type[Any]", annotation)
     found = map(message_in, typing.get_args(annotation))
     return next((each for each in found if each is not None), None)
@@ -364,7 +365,7 @@ def prepare(message_class: type[attr.AttrsInstance]) -> dict[str, Parse]:
     """
     parsers = _PARSERS.get(message_class)
     if parsers is None:
-        fields = attr.fields(message_class)
+        fields = fields_of(message_class)
         parsers = {a.name: parser_of(a.type) for a in fields}
         _REQUIRED[message_class] = frozenset(a.name for a in fields if not is_optional(a))
         _PARSERS[message_class] = parsers

@@ -17,7 +17,7 @@ from .connection import VERSIONS
 from .errors import CallError, RemoteProtocolError
 from .events import know_methods
 from .fields import message_in, parse_message, prepare, version_of
-from .frozen import frozen
+from .frozen import fields_of, frozen, is_frozen
 from .names import shown
 
 
@@ -108,8 +108,8 @@ _AS_THEY_ARE = frozenset({str, int, bool, float, type(None)})
 
 @cache
 def _names_of(message_class: type[Any]) -> tuple[str, ...]:
-    """The names of its attributes, which attrs would collect anew for each message."""
-    return tuple(each.name for each in attr.fields(message_class))
+    """The names of its attributes, in their order."""
+    return tuple(each.name for each in fields_of(message_class))
 
 
 def in_version(
@@ -136,7 +136,7 @@ def _each_in_version(version: int, message_class: type[attr.AttrsInstance], valu
 def _later(version: int, message_class: type[Any]) -> tuple[frozenset[str], dict[str, type[Any]]]:
     """The names of a message's attributes that came after this version, and the classes of the
     messages in others, by name."""
-    fields = attr.fields(message_class)
+    fields = fields_of(message_class)
     later = frozenset(each.name for each in fields if version_of(each) > version)
     inner = {each.name: message_in(each.type) for each in fields}
     return later, {name: found for name, found in inner.items() if found is not None}
@@ -163,7 +163,7 @@ class Room:
 
 
 def _wire_value(value: Any) -> Any:
-    if attr.has(type(value)):
+    if is_frozen(type(value)):
         return to_wire(value)
     if isinstance(value, tuple | list):
         return [_wire_value(item) for item in value]

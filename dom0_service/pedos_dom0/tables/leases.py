@@ -22,7 +22,7 @@ from pedos_dom0.tables.registry import DeviceKey
 PENDING, ATTACHED, DETACHING = STATES = ("pending", "attached", "detaching")
 
 
-@frozen
+@attrs.frozen  # it checks a value
 class Lease:
     """One attachment, complete or in progress: `key` is lent to the VM `vm`.
 
