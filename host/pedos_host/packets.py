@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Final
 
 import trio
 
+from .passed import WITH_A_MESSAGE_MAX, closer
 from .plain_unix import uid_at
 from .unix import Peer, credentials_at
 
+# How long what was passed may take until it is closed, if it is too much, and how often to look.
+BUSY_SECONDS: Final = 1.0
+BUSY_LOOK: Final = 0.01
+
 _DESCRIPTOR: Final = array.array("i").itemsize
+# With less, the kernel would close what is more here and now.
+_ROOM: Final = socket.CMSG_SPACE(WITH_A_MESSAGE_MAX * _DESCRIPTOR)
 
 
 def _descriptors(rights: Sequence[tuple[int, int, bytes]]) -> list[int]:
@@ -25,12 +33,14 @@ def _descriptors(rights: Sequence[tuple[int, int, bytes]]) -> list[int]:
 
 
 class PacketSocket:
-    """One end of such a connection. What the other end passes beside its messages is closed by the
-    kernel, unseen, unless it was asked for: nobody can fill this process's table of descriptors."""
+    """One end of such a connection. What the other end passes beside its messages is taken, and
+    closed by `passed.closer` unless it was asked for: it keeps this process waiting by no means,
+    and cannot fill its table of descriptors."""
 
-    def __init__(self, connected: socket.socket) -> None:
-        """Takes the socket over."""
+    def __init__(self, connected: socket.socket, owner: Hashable = None) -> None:
+        """Takes the socket over. `owner` is the one for `closer`, if it is not the user's id."""
         self._socket = connected
+        self._owner = uid_at(connected) if owner is None else owner
         connected.setblocking(False)
 
     @property
@@ -46,38 +56,50 @@ class PacketSocket:
     async def receive(self, limit: int) -> bytes:
         """The next message; b"" when the other end has closed, and for an empty one. Of a message
         with more than `limit` bytes, one more than these. OSError, trio.ClosedResourceError."""
-        message, _ = await self._take(lambda: (self._socket.recv(limit + 1), []))
+        message, _ = await self.receive_passing(limit, -1)
         return message
 
     async def receive_passing(self, limit: int, most: int) -> tuple[bytes, list[int]]:
         """As `receive`, with the descriptors that came with the message: at most so many, of more
-        one too many. They are the caller's to close."""
-        room = socket.CMSG_LEN((most + 1) * _DESCRIPTOR)  # the kernel closes what is more
+        one too many. `discard` is for those of no use."""
+        message, descriptors = await self._take(limit)
+        self.discard(descriptors[most + 1 :])
+        return message, descriptors[: most + 1]
 
-        def take() -> tuple[bytes, list[int]]:
-            flags = socket.MSG_CMSG_CLOEXEC
-            message, rights, _, _ = self._socket.recvmsg(limit + 1, room, flags)
-            return message, _descriptors(rights)
+    def discard(self, descriptors: Sequence[int]) -> None:
+        """Close what has come."""
+        closer.close(self._owner, descriptors)
 
-        return await self._take(take)
-
-    async def _take(self, take: Callable[[], tuple[bytes, list[int]]]) -> tuple[bytes, list[int]]:
-        """What `take` gets of the socket. Other tasks run once, and no more than once if nothing
-        has come yet: an agent waits twice for each call of a service."""
+    async def _take(self, limit: int) -> tuple[bytes, list[int]]:
+        """The next message. Other tasks run once, and no more than once if nothing has come yet: an
+        agent waits twice for each call of a service."""
         await trio.lowlevel.checkpoint_if_cancelled()
         is_first = True
         while True:
             if self._socket.fileno() < 0:
                 raise trio.ClosedResourceError
+            if not closer.has_room(self._owner):
+                await self._until_room()
+                is_first = False
+                continue
             try:
-                taken = take()
+                flags = socket.MSG_CMSG_CLOEXEC
+                message, rights, _, _ = self._socket.recvmsg(limit + 1, _ROOM, flags)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._socket)
                 is_first = False
                 continue
             if is_first:
                 await trio.lowlevel.cancel_shielded_checkpoint()
-            return taken
+            return message, _descriptors(rights)
+
+    async def _until_room(self) -> None:
+        """OSError if what it has passed before holds up its end."""
+        for _ in range(round(BUSY_SECONDS / BUSY_LOOK)):
+            await trio.sleep(BUSY_LOOK)
+            if closer.has_room(self._owner):
+                return
+        raise OSError(errno.EBUSY, "what was passed before is still being closed")
 
     def send_now(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send a message without waiting. BlockingIOError if the other end has not read enough of
@@ -97,4 +119,4 @@ class PacketSocket:
         """End the connection; a task that waits in `receive` gets trio.ClosedResourceError."""
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
-            self._socket.close()
+            closer.hang_up(self._owner, self._socket)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 import trio
 
+from .passed import closer
 from .plain_unix import UCRED, bind_unix, short_path, uid_at
 
 logger = logging.getLogger(__name__)
@@ -57,6 +59,8 @@ class _NamedSocket:
         """The next client's, which is non-blocking. OSError, trio.ClosedResourceError."""
         await trio.lowlevel.checkpoint()
         while True:
+            if closer.is_full():
+                raise OSError(errno.EMFILE, "what clients have passed is still being closed")
             try:
                 return _accepted(self._socket)
             except BlockingIOError:

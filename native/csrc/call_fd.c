@@ -47,24 +47,24 @@ static int option(int number, int name)
     return getsockopt(number, SOL_SOCKET, name, &value, &size) == 0 ? value : -1;
 }
 
-static int is_stream_socket(int number)
+int pv_fd_look(int number, int is_output)
 {
-    return option(number, SO_TYPE) == SOCK_STREAM;
-}
+    struct statx status;
+    int flags = fcntl(number, F_GETFL), way = flags & O_ACCMODE;
 
-static int fits(const struct pv_fd *fd)
-{
-    struct stat stat;
-    int flags = fcntl(fd->fd, F_GETFL);
-
-    if (flags < 0 || fstat(fd->fd, &stat) < 0 || (flags & O_PATH))
-        return 0;
-    if (S_ISSOCK(stat.st_mode))
-        return is_stream_socket(fd->fd);
-    if (!S_ISFIFO(stat.st_mode))
-        return 0;
-    return (flags & O_ACCMODE) == O_RDWR ||
-           (flags & O_ACCMODE) == (fd->is_output ? O_WRONLY : O_RDONLY);
+    /* fstat(2) would ask a file system that may never answer; F_GETPIPE_SZ takes the pipe's lock. */
+    if (flags < 0 ||
+        statx(number, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &status) < 0)
+        return PV_FD_OTHER;
+    if (S_ISSOCK(status.stx_mode))
+        return option(number, SO_TYPE) == SOCK_STREAM && !option(number, SO_ACCEPTCONN)
+                   ? PV_FD_FITS
+                   : PV_FD_NO_STREAM;
+    if (!S_ISFIFO(status.stx_mode))
+        return PV_FD_OTHER;
+    if (!(flags & O_PATH) && (way == O_RDWR || way == (is_output ? O_WRONLY : O_RDONLY)))
+        return PV_FD_FITS;
+    return PV_FD_WRONG_END;
 }
 
 /* A description of our own for a FIFO, or a pipe of our own beside it. */
@@ -94,9 +94,11 @@ int pv_fd_take(struct pv_fd *fd, int number, int is_output, int shuts)
                          .shuts = (uint8_t)shuts};
     if (number < 0)
         return 0;
-    fd->is_socket = (uint8_t)is_stream_socket(number);
+    fd->is_socket = (uint8_t)(option(number, SO_TYPE) == SOCK_STREAM);
     fd->is_local = (uint8_t)(option(number, SO_DOMAIN) == AF_UNIX);
-    error = !fits(fd) ? -EINVAL : fd->is_socket ? 0 : make_own(fd);
+    error = pv_fd_look(number, is_output) != PV_FD_FITS ? -EINVAL
+            : fd->is_socket                             ? 0
+                                                        : make_own(fd);
     if (error)
         pv_fd_close(fd);
     return error;

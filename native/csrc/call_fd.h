@@ -6,6 +6,10 @@
  * stays as it is. Stream sockets have MSG_DONTWAIT. A FIFO is opened anew, which gives a
  * description of our own; where that is forbidden (it is another user's), its bytes go by splice(2)
  * with SPLICE_F_NONBLOCK, through a pipe of our own.
+ *
+ * To take, shut down or close one may still wait, for ever if a program wants it so: for a lock of
+ * the pipe or socket that it holds, for data that lingers, for a file system of its own. So all of
+ * that belongs into a thread of the call.
  */
 #ifndef PEDOS_CALL_FD_H
 #define PEDOS_CALL_FD_H
@@ -32,6 +36,17 @@ struct pv_fd {
      * it finds a broken pipe, as in a pipeline, and not a connection that was reset. */
     uint8_t is_ours;
 };
+
+/* What a descriptor is: */
+enum pv_fd_kind {
+    PV_FD_FITS,      /* a FIFO, open in this direction, or a stream socket */
+    PV_FD_WRONG_END, /* of a pipe */
+    PV_FD_NO_STREAM, /* a socket of another kind, or one that listens */
+    PV_FD_OTHER,
+};
+
+/* enum pv_fd_kind. This alone waits for nothing, whatever the descriptor is. */
+int pv_fd_look(int number, int is_output);
 
 /*
  * Takes over a descriptor (-1: there is none), which the caller does not close any more even if

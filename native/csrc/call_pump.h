@@ -57,7 +57,8 @@ struct pv_call;
 /* A call with a 16-byte id. NULL: no memory or no descriptor. */
 struct pv_call *pv_call_new(int side, const uint8_t *id);
 
-/* Takes over the three descriptors; see call_fd.h. 0, or -errno: then none is open any more. */
+/* Takes over the three descriptors; see call_fd.h. 0, or -errno: then none is open any more. This
+ * may wait, as pv_call_run() does. */
 int pv_call_take(struct pv_call *call, int fd_in, int fd_out, int fd_err, int shuts);
 
 /* Closes those that are still open, which may wait. */

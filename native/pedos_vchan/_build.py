@@ -31,6 +31,7 @@ struct pv_call_result {
 # These declare what Python uses; the other headers are for the C files among themselves.
 PUBLIC = (
     "call_crew",
+    "call_fd",
     "call_frames",
     "call_pump",
     "channel",

@@ -9,11 +9,12 @@ from __future__ import annotations
 import enum
 import errno
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import trio
+from pedos_host.passed import closer
 from pedos_protocol.call_frames import SIGNAL_MAX, STATUSES, TEXT_MAX
 from pedos_protocol.names import harmless_text
 
@@ -113,6 +114,19 @@ def _nothing(_: Event) -> None:
     pass
 
 
+_NO_STREAM = {
+    lib.PV_FD_WRONG_END: "the wrong end of a pipe",
+    lib.PV_FD_NO_STREAM: "a socket that carries no stream",
+    lib.PV_FD_OTHER: "neither a pipe nor a socket",
+}
+
+
+def no_stream(descriptor: int, *, is_output: bool) -> str | None:
+    """What a descriptor is that can be no stream of a call; None if it can. It waits for nothing,
+    whatever somebody has passed."""
+    return _NO_STREAM.get(lib.pv_fd_look(descriptor, is_output))
+
+
 class CallPump:
     """One end of one call. Made before it runs, so that it can be told how it ends at any time."""
 
@@ -137,7 +151,15 @@ class CallPump:
         #: What is told; to leave out what nobody wants spares trio's loop a wake-up each.
         self.wanted: Collection[EventKind] = frozenset(EventKind)
 
-    async def run(self, stdin: int, stdout: int, stderr: int, *, shutdown: bool = False) -> CallEnd:
+    async def run(
+        self,
+        stdin: int,
+        stdout: int,
+        stderr: int,
+        *,
+        shutdown: bool = False,
+        owner: Hashable = None,
+    ) -> CallEnd:
         """Carries the call until it is over.
 
         The descriptors are FIFOs or stream sockets, and -1 where there is none: an input is then at
@@ -145,6 +167,9 @@ class CallPump:
         as soon as its stream is over, all are when this returns or raises. Nothing about a
         description changes that other programs may share. `shutdown`: sockets are shut down as well
         as closed, because others have them open, or two of these are one.
+
+        To close a descriptor that somebody else has passed may wait, and is the business of the
+        call's thread; if there is none, that of `passed.closer`, for `owner`.
 
         The service's side sends nothing before it has read the caller's first frame. So when a
         caller's `run` has returned with a reusable channel, the next call may begin on it at once.
@@ -176,9 +201,7 @@ class CallPump:
                 if not error and (end is None or not end.is_reusable):
                     self._channel.close()
         finally:
-            for each in streams:
-                if each >= 0:
-                    os.close(each)
+            closer.close(owner, streams)
             lib.pv_call_release(self._native)
         if end.reason == Why.CANCELLED:
             await trio.lowlevel.checkpoint_if_cancelled()

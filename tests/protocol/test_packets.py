@@ -17,6 +17,8 @@ from pedos_host.packets import PacketSocket
 from pedos_host.plain_unix import short_path
 from pedos_host.unix import listen_packets, listen_unix
 
+from tests.lingering import until
+
 
 def pair() -> tuple[PacketSocket, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -57,7 +59,7 @@ async def test_descriptors_come_with_their_message_and_no_more_than_were_asked_f
             os.close(each)
     os.close(reader)
     os.close(writer)
-    assert len(os.listdir("/proc/self/fd")) == before
+    await until(lambda: len(os.listdir("/proc/self/fd")) == before)
     client.close()
     assert await server.receive_passing(10, 2) == (b"", [])
     server.close()
@@ -126,7 +128,7 @@ async def test_descriptors_go_with_a_message_and_never_come() -> None:
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [got] * 50))]
     theirs.sendmsg([b"yours"], rights)
     assert await ours.receive(10) == b"yours"
-    assert set(os.listdir("/proc/self/fd")) == before
+    await until(lambda: set(os.listdir("/proc/self/fd")) == before)
     for fd in (reading, got):
         os.close(fd)
     theirs.close()

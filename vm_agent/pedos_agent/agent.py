@@ -14,6 +14,7 @@ from typing import Any, Final
 import trio
 from pedos_host import notify
 from pedos_host.folder_lock import hold_folder, make_private
+from pedos_host.passed import OF_ALL_MAX
 
 from pedos_agent.attachments.table import Attachments
 from pedos_agent.calls.callers import CALLERS_MAX
@@ -38,8 +39,9 @@ MACHINE: Final = "sysfs"
 # The needs of attachments and connections.
 RESERVED: Final = 512
 # Those of calls, if the system gives as many: some ten for each that dom0 lets a VM have, 64 as
-# their source and 128 as their target, and five for each program that waits. Fewer are fewer calls.
-FOR_CALLS: Final = 10 * (64 + 128) + 5 * CALLERS_MAX
+# their source and 128 as their target, and five for each program that waits; and what was passed
+# for them and is being closed. Fewer are fewer calls.
+FOR_CALLS: Final = 10 * (64 + 128) + 5 * CALLERS_MAX + OF_ALL_MAX
 # In local mode a descriptor holds each listed file, and another one while discovery looks.
 PER_NAME: Final = 2
 # If the system gives fewer, fewer files are looked at. On Xen nothing is held, and systemd's 1024

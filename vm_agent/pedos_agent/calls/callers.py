@@ -6,11 +6,7 @@ programs from using up the control channel, and one user from taking all places.
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
-import socket
-import stat
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +14,7 @@ from typing import Final
 
 import trio
 from pedos_host.packets import PacketSocket
+from pedos_host.passed import closer
 from pedos_host.system_errors import what_is_wrong
 from pedos_host.throttle import throttle
 from pedos_host.unix import PacketListener, listen_packets
@@ -34,6 +31,7 @@ from pedos_protocol.call_link import (
     parse,
 )
 from pedos_protocol.errors import CallError, RemoteProtocolError
+from pedos_vchan.call_pump import no_stream
 
 from pedos_agent.calls.calling import Asked, Calling, Desk, refusal
 
@@ -55,8 +53,6 @@ REFUSED_MAX: Final = 16
 ACCEPT_RETRY: Final = 0.1
 
 STREAMS: Final = ("standard input", "standard output", "standard error")
-# What a pipe of each has to be open for.
-DIRECTIONS: Final = (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)
 
 #: Why a program may not call at all, by its connection; None if it may.
 MayCall = Callable[[PacketSocket], str | None]
@@ -111,6 +107,10 @@ class CallSocket:
     def _refusal(self, packets: PacketSocket) -> CallError | None:
         if (why := self._may_call(packets)) is not None:
             return CallError("denied", why)
+        if not closer.has_room(packets.uid):
+            message = "what programs of this user have passed as streams is still being closed"
+            hint = "end those that hold up its end: as a socket whose data lingers, or FUSE"
+            return CallError("busy", message, {"hint": hint})
         if len(self._callers) >= CALLERS_MAX:
             message = f"{CALLERS_MAX} programs of this VM call services, which is the most"
         elif self._of_user[packets.uid] >= OF_ONE_USER_MAX:
@@ -186,8 +186,7 @@ class _Caller:
                         DATAGRAM_MAX, DESCRIPTORS
                     )
                     if not untrusted:
-                        for each in descriptors:
-                            os.close(each)
+                        self._packets.discard(descriptors)
                         break
                     self._take(untrusted, descriptors, nursery)
             except (OSError, RemoteProtocolError) as error:
@@ -219,8 +218,7 @@ class _Caller:
             self._calling = Calling(self._desk, asked, self._started)
             nursery.start_soon(self._carry, self._calling)
         finally:
-            for each in descriptors:
-                os.close(each)
+            self._packets.discard(descriptors)
 
     async def _carry(self, calling: Calling) -> None:
         end: Ended | None = None
@@ -249,22 +247,7 @@ def _problem(call: Call, descriptors: list[int]) -> str | None:
     """Why this call cannot be carried, whoever is called."""
     if call.version != VERSION:
         return f"this agent speaks version {VERSION} of the call socket, and not {call.version}"
-    for name, way, descriptor in zip(STREAMS, DIRECTIONS, descriptors, strict=True):
-        if (what := _what_is_no_stream(descriptor, way)) is not None:
+    for number, (name, descriptor) in enumerate(zip(STREAMS, descriptors, strict=True)):
+        if (what := no_stream(descriptor, is_output=number > 0)) is not None:
             return f"{name} is {what}"
     return None
-
-
-def _what_is_no_stream(descriptor: int, way: int) -> str | None:
-    """What this descriptor is that nothing can be carried from or to; None if it can."""
-    kind = os.fstat(descriptor).st_mode
-    if stat.S_ISFIFO(kind):
-        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-        is_open = not flags & os.O_PATH and flags & os.O_ACCMODE in (way, os.O_RDWR)
-        return None if is_open else "the wrong end of a pipe"
-    if not stat.S_ISSOCK(kind):
-        return "neither a pipe nor a socket"
-    with socket.socket(fileno=os.dup(descriptor)) as found:
-        is_stream = found.type == socket.SOCK_STREAM
-        listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    return None if is_stream and not listens else "a socket that carries no stream"

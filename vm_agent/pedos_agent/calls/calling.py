@@ -8,8 +8,6 @@ the other VM and the channel see an ordinary end.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 
 import trio
 from pedos_host.faultpoints import reach
+from pedos_host.passed import closer
 from pedos_protocol.agent_messages import SCHEMA, parse_params
 from pedos_protocol.call_frames import SIGNAL_MAX
 from pedos_protocol.call_link import (
@@ -124,9 +123,7 @@ class Calling:
                 self._pump = None  # it holds a descriptor, and refers to this object as well
                 self._desk.over(answer.call)
         finally:
-            for each in streams:
-                with contextlib.suppress(OSError):
-                    os.close(each)
+            closer.close(self._asked.uid, streams)
 
     def give_up(self) -> None:
         """The program has gone: nobody wants the rest of the call."""
@@ -244,7 +241,9 @@ class Calling:
             stdin, stdout, stderr = streams
             streams.clear()  # the pump closes them
             may_shut_down = self._asked.call.may_shut_down
-            end = await self._pump.run(stdin, stdout, stderr, shutdown=may_shut_down)
+            end = await self._pump.run(
+                stdin, stdout, stderr, shutdown=may_shut_down, owner=self._asked.uid
+            )
             return end
         finally:
             if end is not None and end.is_reusable:

@@ -1,0 +1,167 @@
+"""What others pass keeps nobody waiting but themselves, however long close(2) takes for it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+from pedos_host import packets, passed
+from pedos_host.packets import PacketSocket
+from pedos_host.passed import Closer, closer
+from pedos_host.unix import listen_packets
+
+from tests.lingering import Lingering, closing, descriptors, until
+
+KINDS = (socket.SOCK_SEQPACKET, socket.SOCK_STREAM)
+
+
+@pytest.fixture
+async def lingering() -> AsyncIterator[Lingering]:
+    made = Lingering()
+    yield made
+    made.close()
+    made.release()
+    await until(lambda: not closing())
+
+
+def pair() -> tuple[PacketSocket, socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return PacketSocket(ours), theirs
+
+
+async def test_what_comes_unasked_is_closed_apart(lingering: Lingering) -> None:
+    ours, theirs = pair()
+    before = descriptors()
+    lingering.pass_by(theirs)
+    assert await ours.receive(10) == b"x"
+    assert closing() == 1
+    lingering.release()
+    await until(lambda: not closing())
+    assert descriptors() == before - 2
+    ours.close()
+    theirs.close()
+
+
+async def test_what_comes_beyond_what_is_asked_for_is_closed_apart(lingering: Lingering) -> None:
+    ours, theirs = pair()
+    lingering.pass_by(theirs, times=100)
+    before = descriptors()
+    message, given = await ours.receive_passing(10, 3)
+    assert (message, len(given)) == (b"x", 4)
+    await until(lambda: not closing())
+    assert descriptors() == before + 4
+    ours.discard(given)
+    await until(lambda: closing() == 1)
+    lingering.release()
+    await until(lambda: not closing())
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize("first", [None, b"", b"more"])
+async def test_a_connection_ends_with_something_under_way_in_it(
+    lingering: Lingering, first: bytes | None
+) -> None:
+    ours, theirs = pair()
+    if first is not None:
+        theirs.send(first)
+    before = descriptors()
+    lingering.pass_by(theirs)
+    ours.close()
+    assert closing() == 1
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        theirs.send(b"x")
+    lingering.release()
+    await until(lambda: not closing())
+    assert descriptors() == before - 3
+    theirs.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_an_empty_connection_is_closed_at_once(kind: socket.SocketKind, is_gone: bool) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+    if is_gone:
+        theirs.close()
+    apart = Closer()
+    apart.hang_up("somebody", ours)
+    assert ours.fileno() == -1
+    assert not apart._open  # no thread had to
+    theirs.close()
+
+
+async def test_one_who_holds_up_too_much_is_not_heard_any_more(
+    lingering: Lingering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passed, "OF_ONE_MAX", 1)
+    monkeypatch.setattr(packets, "BUSY_SECONDS", 0.05)
+    ours, theirs = pair()
+    lingering.pass_by(theirs)
+    assert await ours.receive(10) == b"x"
+    theirs.send(b"y")
+    with pytest.raises(OSError, match="still being closed"):
+        await ours.receive(10)
+    others, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    of_another = PacketSocket(others, "another")
+    sender.send(b"z")
+    assert await of_another.receive(10) == b"z"
+    lingering.release()
+    await until(lambda: closer.has_room(os.getuid()))
+    assert await ours.receive(10) == b"y"
+    for each in (ours, of_another, theirs, sender):
+        each.close()
+
+
+async def test_nobody_is_let_in_while_all_hold_up_too_much(
+    lingering: Lingering,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    path = tmp_path_factory.mktemp("s") / "s"
+    listener = await listen_packets(path, 0o600)
+    monkeypatch.setattr(passed, "OF_ALL_MAX", 1)
+    ours, theirs = pair()
+    lingering.pass_by(theirs)
+    await ours.receive(10)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.connect(str(path))
+        with pytest.raises(OSError, match="still being closed"):
+            await listener.accept_socket()
+        lingering.release()
+        await until(lambda: not closer.is_full())
+        (await listener.accept_socket()).close()
+    listener.close()
+    ours.close()
+    theirs.close()
+
+
+def test_beyond_the_threads_of_their_own_owners_share_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passed, "THREADS_MAX", 1)
+    monkeypatch.setattr(passed, "IDLE_SECONDS", 0.0)
+    apart = Closer()
+    ends = []
+    for owner in ("one", "two", "three"):
+        reader, writer = os.pipe()
+        apart.close(owner, (-1, writer))
+        ends.append(reader)
+    for each in ends:
+        assert os.read(each, 1) == b""  # it is closed
+        os.close(each)
+
+
+def test_without_a_thread_it_is_closed_when_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    apart = Closer()
+    reader, writer = os.pipe()
+    other, last = os.pipe()
+    with monkeypatch.context() as patch:
+        patch.setattr(passed.threading.Thread, "start", refuse)
+        apart.close("one", (writer,))
+    apart.close("one", (last,))
+    for each in (reader, other):
+        assert os.read(each, 1) == b""
+        os.close(each)
