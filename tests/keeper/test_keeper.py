@@ -440,10 +440,11 @@ import socket, sys
 from pathlib import Path
 from pedos_keeper.call import Place
 from pedos_keeper.children import Children, become_subreaper
+from pedos_keeper.environment import Environment
 from pedos_keeper.keeper import Keeper
 become_subreaper()
 services = [sys.argv[2]]
-place = Place(None, services, ["/nonexistent"], Children(), lambda: {}, None)
+place = Place(None, services, ["/nonexistent"], Children(), lambda: Environment({}), None)
 Keeper(socket.socket(fileno=int(sys.argv[1])), place, idle_seconds=0.05).run()
 """
 

@@ -21,7 +21,7 @@ from pedos_keeper import guard, lookup, service_config
 from pedos_keeper.call import Place
 from pedos_keeper.children import Children, become_subreaper
 from pedos_keeper.control_groups import own_group
-from pedos_keeper.environment import LoginEnvironment, as_started, without_own
+from pedos_keeper.environment import Environment, LoginEnvironment, as_started, without_own
 from pedos_keeper.keeper import Keeper
 
 log = logging.getLogger("pedos_keeper")
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logs.set_up("pedos-run", verbose=args.verbose)
         started = as_started()
         _go_home(started)
-        own = without_own(started)
+        own = Environment(without_own(started))
         place = Place(
             user=args.user,
             services=args.services or lookup.FOLDERS,

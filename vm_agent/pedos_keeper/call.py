@@ -41,6 +41,7 @@ from pedos_protocol.keeper_link import (
 from pedos_keeper import connecting, environment, lookup, service_config, sessions
 from pedos_keeper.children import Child, Children
 from pedos_keeper.control_groups import CallGroup
+from pedos_keeper.environment import Environment
 from pedos_keeper.lookup import Program, Service, Unusable
 from pedos_keeper.service_config import ConfigError, ServiceConfig
 
@@ -52,6 +53,9 @@ RUN_SECONDS: Final = 10.0
 SESSION_SECONDS: Final = 600.0
 # Seconds between two looks for a session, by processes that a login has already made wait.
 SESSION_LOOK: Final = 0.5
+
+# Of numbers: the standard library's own are members of an enum, and slow to join.
+_AT_ONCE: Final = int(socket.MSG_NOSIGNAL) | int(socket.MSG_DONTWAIT)
 
 
 class Place(NamedTuple):
@@ -66,7 +70,7 @@ class Place(NamedTuple):
     services: Sequence[str]
     configurations: Sequence[str]
     children: Children
-    environment: Callable[[], dict[str, str]]
+    environment: Callable[[], Environment]
     group: Path | None
 
 
@@ -196,11 +200,11 @@ class Call:
     ) -> Child:
         """Its process. Refusal."""
         arguments = [program.path, *filter(None, (run.argument[1:],))]
-        env = {**self._place.environment(), **extra, **environment.of_call(run)}
+        variables = self._place.environment().lines_with({**extra, **environment.of_call(run)})
         group = self._new_group(run)
         try:
             return self._place.children.start(
-                program.path, arguments, env, dict(enumerate(descriptors)), group
+                program.path, arguments, variables, dict(enumerate(descriptors)), group
             )
         except OSError as error:
             if group is not None:
@@ -302,9 +306,8 @@ class Call:
         """Gone, OSError. An agent reads at once: the few packets of a call always have room."""
         raw = keeper_link.build(packet)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-        flags = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
         try:
-            self._connection.sendmsg([raw], rights if descriptors else [], flags)
+            self._connection.sendmsg([raw], rights if descriptors else [], _AT_ONCE)
         except (BrokenPipeError, ConnectionResetError):
             raise Gone from None
 

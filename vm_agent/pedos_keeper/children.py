@@ -49,7 +49,7 @@ class Children:
         self,
         path: str,
         arguments: Sequence[str],
-        environment: Mapping[str, str],
+        environment: Sequence[bytes],
         descriptors: Mapping[int, int],
         group: CallGroup | None = None,
     ) -> Child:

@@ -7,12 +7,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from pedos_host.system_errors import what_is_wrong
 from pedos_protocol.keeper_link import Run
 
+from pedos_keeper import spawning
 from pedos_keeper.children import Children
 from pedos_keeper.outputs import output_of
 
@@ -62,6 +63,21 @@ def without_own(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+class Environment(dict[str, str]):
+    """One that many processes get. `lines` is it as they have it: to write that takes longer than
+    to start one of them."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        super().__init__(variables)
+        self.lines: Final = tuple(spawning.lines_of(variables))
+
+    def lines_with(self, more: Mapping[str, str]) -> Sequence[bytes]:
+        """With more variables, which go before those that have the same name here."""
+        if self.keys() & more.keys():
+            return spawning.lines_of({**self, **more})
+        return [*self.lines, *spawning.lines_of(more)]
+
+
 def of_call(run: Run) -> dict[str, str]:
     """What a service is told of its call."""
     told = {
@@ -96,18 +112,18 @@ class LoginEnvironment:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._children = children
-        self._own = dict(own)
+        self._own = Environment(own)
         self._clock = clock
         self._lock = threading.Lock()
-        self._found: dict[str, str] | None = None
+        self._found: Environment | None = None
         self._failed: float | None = None  # when
 
-    def get(self) -> dict[str, str]:
+    def get(self) -> Environment:
         """The environment; the program's own if the profile fails, which the log says."""
         with self._lock:
             if self._found is None and self._may_read():
                 try:
-                    self._found = without_own(self._read())
+                    self._found = Environment(without_own(self._read()))
                 except OSError as error:
                     self._failed = self._clock()
                     log.error(

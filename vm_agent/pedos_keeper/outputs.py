@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from pedos_keeper import spawning
 from pedos_keeper.children import Children
 
 # Bytes: a whole environment is a few KiB; a single variable may have 128 KiB.
@@ -36,7 +37,8 @@ def output_of(
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             descriptors = {0: null, 1: 2, 2: 2, by: theirs}
-            child = children.start(path or arguments[0], arguments, environment, descriptors)
+            variables = spawning.lines_of(environment)
+            child = children.start(path or arguments[0], arguments, variables, descriptors)
         finally:
             os.close(null)
             os.close(theirs)

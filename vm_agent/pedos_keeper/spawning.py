@@ -8,6 +8,7 @@ does not answer would stop all calls. It also cannot have the process begin in a
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -28,36 +29,38 @@ def can_begin_in_group() -> bool:
 def spawn(
     path: str,
     arguments: Sequence[str],
-    environment: Mapping[str, str],
+    environment: Sequence[bytes],
     descriptors: Mapping[int, int],
     group: int | None = None,
 ) -> int:
     """The pid of a new process in a session of its own, with no signal blocked or ignored.
 
-    `arguments` begin with the program's name. `descriptors` are those that it has, by the number
-    there; this process's others close on exec. `group` is the folder of a control group, if
-    `can_begin_in_group`. OSError if the program does not run.
+    `arguments` begin with the program's name; `environment` is as `lines_of` writes one.
+    `descriptors` are those that it has, by the number there; this process's others close on exec.
+    `group` is the folder of a control group, if `can_begin_in_group`. OSError if the program does
+    not run.
     """
     argv = _strings([os.fsencode(each) for each in arguments])
-    envp = _strings([os.fsencode(f"{name}={value}") for name, value in environment.items()])
-    attributes, actions = (ctypes.create_string_buffer(_OPAQUE) for _ in range(2))
-    _done(_libc.posix_spawnattr_init(attributes))
+    envp = _strings(environment)
+    attributes = _without_group() if group is None else _attributes(group)
+    actions = ctypes.create_string_buffer(_OPAQUE)
+    _done(_libc.posix_spawn_file_actions_init(actions))
     try:
-        _done(_libc.posix_spawn_file_actions_init(actions))
-        try:
-            _prepare(attributes, group)
-            for number, descriptor in descriptors.items():
-                _done(_libc.posix_spawn_file_actions_adddup2(actions, descriptor, number))
-            pid = ctypes.c_int()
-            code = _libc.posix_spawn(
-                ctypes.byref(pid), os.fsencode(path), actions, attributes, argv, envp
-            )
-        finally:
-            _libc.posix_spawn_file_actions_destroy(actions)
+        for number, descriptor in descriptors.items():
+            _done(_libc.posix_spawn_file_actions_adddup2(actions, descriptor, number))
+        pid = ctypes.c_int()
+        code = _libc.posix_spawn(
+            ctypes.byref(pid), os.fsencode(path), actions, attributes, argv, envp
+        )
     finally:
-        _libc.posix_spawnattr_destroy(attributes)
+        _libc.posix_spawn_file_actions_destroy(actions)
     _done(code, path)
     return pid.value
+
+
+def lines_of(environment: Mapping[str, str]) -> list[bytes]:
+    """An environment as a process has it."""
+    return [os.fsencode(f"{name}={value}") for name, value in environment.items()]
 
 
 def as_shell_would(path: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -66,7 +69,10 @@ def as_shell_would(path: str, arguments: Sequence[str]) -> tuple[str, list[str]]
     return _SHELL, [_SHELL, path, *arguments[1:]]
 
 
-def _prepare(attributes: ctypes.Array[ctypes.c_char], group: int | None) -> None:
+def _attributes(group: int | None) -> ctypes.Array[ctypes.c_char]:
+    """They hold nothing that would have to be given back (posix_spawnattr_destroy(3))."""
+    attributes = ctypes.create_string_buffer(_OPAQUE)
+    _done(_libc.posix_spawnattr_init(attributes))
     flags = _SETSID | _SETSIGMASK | _SETSIGDEF
     signals = ctypes.create_string_buffer(_SIGSET)
     _libc.sigemptyset(signals)
@@ -78,6 +84,13 @@ def _prepare(attributes: ctypes.Array[ctypes.c_char], group: int | None) -> None
         flags |= _SETCGROUP
         _done(_libc.posix_spawnattr_setcgroup_np(attributes, group))
     _done(_libc.posix_spawnattr_setflags(attributes, ctypes.c_short(flags)))
+    return attributes
+
+
+@functools.cache
+def _without_group() -> ctypes.Array[ctypes.c_char]:
+    """The same for every process: each only reads them."""
+    return _attributes(None)
 
 
 def _strings(each: Sequence[bytes]) -> ctypes.Array[ctypes.c_char_p]:
