@@ -29,8 +29,8 @@ if "{binding}" == "PyQt6":
 import trio
 from pedos_widget import guest, qt
 assert qt.BINDING == "{binding}", qt.BINDING
-application = qt.QtCore.QCoreApplication(sys.argv)
 """
+APPLICATION = "application = qt.QtCore.QCoreApplication(sys.argv)\n"
 
 
 @pytest.fixture(params=BINDINGS)
@@ -40,9 +40,9 @@ def binding(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def start(binding: str, script: str) -> subprocess.Popen[str]:
+def start(binding: str, script: str, application: str = APPLICATION) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-X", "dev", "-c", BEGIN.format(binding=binding) + script],
+        [sys.executable, "-X", "dev", "-c", BEGIN.format(binding=binding) + application + script],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -9,7 +9,7 @@ from pedos_cli.prompt_waiting import ARMING_AFTER_WITHDRAWAL_S, QUESTIONS_MAX
 from pedos_protocol.errors import CallError
 from pedos_widget.menu.devices_menu import Menu
 from pedos_widget.qt import QtCore, QtWidgets
-from pedos_widget.questions import beside
+from pedos_widget.questions import beside, dialog
 from pedos_widget.questions.beside import FRAME, free_place
 from pedos_widget.questions.desk import FAREWELL_S
 from pytestqt.qtbot import QtBot
@@ -153,6 +153,24 @@ async def test_all_questions_go_away_with_the_connection(table: Table) -> None:
     assert "the connection to dom0's service has ended" in table.dialog.state.text()
     table.wait(FAREWELL_S)
     assert not table.dialog.isVisible()
+
+
+async def test_a_program_that_is_to_quit_says_no_to_nothing(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And if another window keeps it from quitting, the question is there again."""
+    await table.ask()
+    await table.ask(request="2")
+    table.arm()
+    monkeypatch.setattr(dialog, "is_quitting", lambda: True)
+    assert table.dialog.close()
+    monkeypatch.undo()
+    assert await table.ended() == []
+    assert not table.dialog.isVisible()
+    table.qtbot.waitUntil(table.dialog.isVisible, timeout=PATIENCE * 1000)
+    assert not table.dialog.allow.isEnabled()
+    table.press(Key.Key_Escape)
+    assert await table.ended() == [{"verdict": "deny", "target": None}]
 
 
 async def test_one_question_too_many_is_refused(table: Table) -> None:

@@ -19,7 +19,7 @@ PARTS = (
     "__init__", "lacking", "i18n",
     "model", "calls", "attempts", "link", "pairs_file", "prompting", "controller",
     "qt", "guest", "tasks", "icons", "plain", "bus_session", "bus", "screen_lock",
-    "menu", "pane", "questions", "notifications", "settings", "policy_window",
+    "quitting", "menu", "pane", "questions", "notifications", "settings", "policy_window",
     "tray", "window", "windows", "app", "qvm_settings", "__main__",
 )  # fmt: skip
 WITHOUT_QT = PARTS[: PARTS.index("qt")]

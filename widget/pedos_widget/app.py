@@ -25,6 +25,7 @@ from pedos_widget.notifications.notifier import Notifier
 from pedos_widget.qt import QtCore, QtGui, QtWidgets
 from pedos_widget.questions.desk import QuestionDesk
 from pedos_widget.questions.offering import offer
+from pedos_widget.quitting import Application
 from pedos_widget.screen_lock import ScreenLock
 from pedos_widget.tray import Tray
 from pedos_widget.window import DeviceWindow
@@ -47,7 +48,7 @@ The connection and the first list take 0.15 s."""
 
 def run(*, show: bool, window: bool) -> int:
     """Run until the user or a signal ends it; return the exit status."""
-    application = QtWidgets.QApplication([APPLICATION])
+    application = Application([APPLICATION])
     application.setApplicationName("pedos-widget")
     application.setApplicationDisplayName(_("Devices"))
     application.setDesktopFileName("org.pedos.Widget")

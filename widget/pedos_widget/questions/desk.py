@@ -29,6 +29,9 @@ FAREWELL_S: Final = 5.0
 # double click on Deny, or a click that was on its way, is no answer to one that nobody has read.
 NO_AFTER_S: Final = 0.5
 
+# Milliseconds until a question is shown again that went away when the program was to quit: longer
+# than it takes to end. Another window may have refused to close, for what is not saved in it.
+BACK_MS: Final = 500
 
 GONE: Final = "the caller has gone"
 LATE: Final = "no answer came in time"
@@ -63,10 +66,15 @@ class QuestionDesk:
         self.dialog.answered.connect(self._answered)
         self.dialog.disturbed.connect(self._disturbed)
         self.dialog.activated.connect(self._activated)
+        self.dialog.put_away.connect(self._put_away)
         self._timer = QtCore.QTimer(self.dialog)
         self._timer.setSingleShot(True)
         self._timer.setTimerType(QtCore.Qt.TimerType.PreciseTimer)
         self._timer.timeout.connect(self.tick)
+        self._back = QtCore.QTimer(self.dialog)
+        self._back.setSingleShot(True)
+        self._back.setInterval(BACK_MS)
+        self._back.timeout.connect(self._come_back)
 
     # What comes from the service
 
@@ -152,6 +160,14 @@ class QuestionDesk:
             else:
                 self._waiting.pause()
         self._go_on(now)
+
+    def _put_away(self) -> None:
+        self._back.start()
+
+    def _come_back(self) -> None:
+        if self._waiting.is_shown and not self.dialog.isVisible():
+            self._waiting.hide()
+            self._go_on(self._clock())
 
     # Internals
 

@@ -16,6 +16,7 @@ from pedos_widget.i18n import _
 from pedos_widget.qt import QtCore, QtGui, QtWidgets, Signal
 from pedos_widget.questions import beside, words
 from pedos_widget.questions.texts import ElidedLabel, WholeLabel
+from pedos_widget.quitting import is_quitting
 
 if TYPE_CHECKING:
     from pedos_cli.prompt_question import Question
@@ -39,12 +40,14 @@ class QuestionDialog(QtWidgets.QDialog):
     """Shows what it is told to, and tells what a person does.
 
     `answered` carries the chosen VM, or None for no. `disturbed`: a key or a click that does not
-    count. `activated`: whether keys go to this window, from now on.
+    count. `activated`: whether keys go to this window, from now on. `put_away`: it was closed
+    because the program is to quit, which is no answer.
     """
 
     answered = Signal(object)
     disturbed = Signal()
     activated = Signal(bool)
+    put_away = Signal()
 
     def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
         super().__init__(parent)
@@ -206,6 +209,13 @@ class QuestionDialog(QtWidgets.QDialog):
             self.answered.emit(None)
         else:
             self.hide()
+
+    def closeEvent(self, event: QtGui.QCloseEvent) -> None:  # noqa: N802 - Qt's name
+        if is_quitting():
+            event.accept()
+            self.put_away.emit()
+        else:
+            super().closeEvent(event)
 
     def changeEvent(self, event: QtCore.QEvent) -> None:  # noqa: N802 - Qt's name
         super().changeEvent(event)
