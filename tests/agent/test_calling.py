@@ -17,7 +17,7 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from pedos_agent.calls import callers, members
+from pedos_agent.calls import callers, calling, members
 from pedos_agent.calls.calls import Calls
 from pedos_agent.calls.channels import Channels
 from pedos_host.packets import PacketSocket
@@ -418,6 +418,24 @@ async def test_a_vm_that_does_not_connect_is_a_problem_and_told(
     [told] = world.ended()
     assert (told["kind"], told["reusable"]) == ("problem", False)
     assert world.calls.channels.idle() == ()
+
+
+async def test_a_failure_of_the_agent_is_an_end_that_dom0_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("a mistake of ours")
+
+    monkeypatch.setattr(calling, "CallPump", fail)
+    world.behave = until_aborted
+    client = world.connect()
+    client.call()
+    end = await client.end()
+    said = "failed: the call could not be carried: the agent of this VM failed"
+    assert (end.exit_status, end.text) == (125, said)
+    [told] = world.ended()
+    assert (told["kind"], told["reusable"]) == ("problem", False)
+    assert "a mistake of ours" in caplog.text
 
 
 async def test_the_end_of_the_other_vm_is_lost_and_never_a_success(world: World) -> None:

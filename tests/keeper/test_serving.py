@@ -21,9 +21,9 @@ from pedos_agent.settings import Settings
 from pedos_protocol.call_messages import ServiceEnded, ServiceStart
 from pedos_protocol.errors import CallError
 from pedos_protocol.fields import parse_message
-from pedos_protocol.keeper_link import AGENT, ForUser, NotFound, Packet, Problem, Run, build, parse
 from pedos_protocol.schema import to_wire
 from pedos_vchan.call_pump import CallEnd, CallPump, Event
+from pedos_vchan.channel import Channel
 from pedos_vchan.transport import SharedMemory
 
 from tests.patience import PATIENCE
@@ -356,6 +356,27 @@ async def test_a_call_that_dom0_ends_while_its_service_is_started_leaves_nothing
     assert (caller.end.kind, caller.end.text) == ("problem", "ended by dom0's user")
 
 
+async def test_a_call_that_dom0_ends_before_its_service_is_started_starts_none(
+    vm: Vm, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.service("test.Never", f"touch {place.home}/ran")
+    connect = vm.channels.connect
+
+    async def connect_and_end(peer: int, port: int) -> Channel:
+        channel = await connect(peer, port)
+        assert await vm.serving.kill(CALL, "problem", 125, "ended by dom0's user")
+        return channel
+
+    monkeypatch.setattr(vm.channels, "connect", connect_and_end)
+    async with calling(vm, "test.Never") as (caller, answer):
+        await caller.output()
+    assert answer == {"started": False}
+    assert caller.end is not None
+    assert (caller.end.kind, caller.end.text) == ("problem", "ended by dom0's user")
+    assert caller.end.is_reusable
+    assert not (place.home / "ran").exists()
+
+
 async def test_a_keeper_that_dies_is_a_problem_for_its_calls(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.service("test.Waits", "echo ready; read line")
@@ -385,89 +406,3 @@ async def test_a_flood_of_calls_leaves_nothing(vm: Vm, place: Place) -> None:
         assert (await vm.ended(number)).kind == "exited"
     while len(os.listdir("/proc/self/fd")) > before:
         await trio.lowlevel.checkpoint()  # what is idle hears that the other end has closed
-
-
-# Which keeper
-
-RUN = Run(CALL, "test.Any", "+", "vault", "", False)
-
-
-async def test_who_has_no_keeper_is_told_what_to_do(tmp_path: Path) -> None:
-    call = await Keepers(folder=tmp_path).run(RUN, "root", [])
-    assert call.answer == Problem(
-        "no services run as root here: as root, systemctl enable --now pedos-run@root.socket"
-    )
-    call = await Keepers(folder=tmp_path).run(RUN, "nobody-there", [])
-    assert call.answer == Problem("there is no user nobody-there in this VM")
-
-
-async def test_without_a_first_user_a_call_without_a_user_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(keepers, "FIRST_UID", 987654)
-    call = await Keepers(folder=tmp_path).run(RUN, None, [])
-    assert isinstance(call.answer, Problem)
-    assert call.answer.text.startswith("this VM has no user with the id 987654")
-
-
-async def test_a_keeper_that_says_nothing_is_waited_for_and_named(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(str(tmp_path / "root.sock"))
-        listener.listen()
-        call = await Keepers(folder=tmp_path).run(RUN, "root", [0, 1])
-    assert call.answer == Problem(
-        "the keeper of root says nothing within 8 s: systemctl status pedos-run@root.service"
-    )
-
-
-async def test_a_keeper_that_was_just_ending_is_asked_once_more(
-    tmp_path: Path, nursery: trio.Nursery
-) -> None:
-    answers = [None, NotFound("there is none"), None, None]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(str(tmp_path / "root.sock"))
-        listener.listen()
-        listener.setblocking(False)
-
-        async def serve() -> None:
-            for each in answers:
-                client, _ = await trio.socket.from_stdlib_socket(listener).accept()
-                await client.recv(5000)
-                if each is not None:
-                    await client.send(build(each))
-                client.close()
-
-        nursery.start_soon(serve)
-        with trio.fail_after(PATIENCE):
-            call = await Keepers(folder=tmp_path).run(RUN, "root", [0, 1])
-            assert call.answer == NotFound("there is none")
-            call.close()
-            call = await Keepers(folder=tmp_path).run(RUN, "root", [0, 1])
-    assert call.answer == Problem("its keeper has ended before it was started")
-
-
-async def test_the_keeper_of_the_forced_user_confirms_it(
-    tmp_path: Path, nursery: trio.Nursery
-) -> None:
-    seen = []
-
-    async def serve(user: str, answer: Packet) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-            listener.bind(str(tmp_path / f"{user}.sock"))
-            listener.listen()
-            listener.setblocking(False)
-            client, _ = await trio.socket.from_stdlib_socket(listener).accept()
-            seen.append(parse(await client.recv(5000), AGENT))
-            await client.send(build(answer))
-            client.close()
-
-    nursery.start_soon(serve, "root", ForUser("daemon"))
-    nursery.start_soon(serve, "daemon", NotFound("there is none"))
-    await trio.testing.wait_all_tasks_blocked()
-    with trio.fail_after(PATIENCE):
-        call = await Keepers(folder=tmp_path).run(RUN, "root", [0, 1])
-    assert call.answer == NotFound("there is none")
-    call.close()
-    assert seen == [RUN, RUN._replace(is_forced=True)]

@@ -8,6 +8,7 @@ the other VM and the channel see an ordinary end.
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -42,6 +43,8 @@ from pedos_vchan.call_pump import CallEnd, CallPump, Event, EventKind
 from pedos_vchan.channel import Channel
 
 from pedos_agent.calls.channels import Channels
+
+log = logging.getLogger(__name__)
 
 #: Seconds in which dom0 answers a request that was given up. It does at once.
 GIVEN_UP_SECONDS: Final = 10.0
@@ -207,9 +210,10 @@ class Calling:
         try:
             channel = await self._channel(answer)
             end = await self._carry(answer, channel, streams)
-        except (CallError, OSError) as error:
-            why = error.message if isinstance(error, CallError) else str(error)
-            end = _not_carried(f"the call could not be carried: {why}")
+        except Exception as error:  # whatever it is, dom0 is told of an end
+            if not isinstance(error, CallError | OSError):
+                log.exception("a call of %s breaks off", self._asked.call.service)
+            end = _not_carried(f"the call could not be carried: {_reason(error)}")
         if self._kill is not None:
             kill = self._kill
             end = replace(end, kind=kill.kind, status=kill.status, text=kill.text)
@@ -306,6 +310,12 @@ def _ended(
         fitting(hint, HINT_MAX),
         fitting(request, ID_MAX),
     )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, CallError):
+        return error.message
+    return str(error) if isinstance(error, OSError) else "the agent of this VM failed"
 
 
 def _not_carried(text: str) -> CallEnd:

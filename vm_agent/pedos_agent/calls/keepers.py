@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import pwd
 import socket
 from collections.abc import Callable, Sequence
@@ -61,7 +60,7 @@ class _Lacking(Exception):  # noqa: N818 - says what is lacking
 
 
 class _HungUp(_Lacking):
-    """The keeper has ended before it has said a word."""
+    """The keeper has ended before it has taken the call: no service runs."""
 
 
 @attrs.frozen
@@ -143,11 +142,12 @@ class KeeperCall:
 
     def close(self) -> None:
         """Hang up."""
-        if self._packets is not None:
-            self._packets.close()
+        if self._packets is None:
+            return
         if self._service is not None:
-            os.close(self._service)
+            self._packets.discard((self._service,))
             self._service = None
+        self._packets.close()
 
     def _send(self, packet: Packet) -> None:
         if self._packets is not None:
@@ -166,13 +166,16 @@ async def _ask(path: Path, run: Run, user: str, descriptors: Sequence[int]) -> K
 
 
 async def _ask_once(path: Path, run: Run, user: str, descriptors: Sequence[int]) -> KeeperCall:
-    packets = PacketSocket(await _connected(path, user))
+    # Its user may have made a program of their own of it: what it passes is its own business.
+    packets = PacketSocket(await _connected(path, user), path)
+    is_sent = False
     try:
         # One that takes no more calls says so, and may have hung up by now.
         with contextlib.suppress(BrokenPipeError):
             packets.send_now(build(run), descriptors)
+            is_sent = True
         with trio.move_on_after(FIRST_WORD_SECONDS):
-            return KeeperCall(packets, *await _answer(packets))
+            return KeeperCall(packets, *await _answer(packets, may_run=is_sent))
         raise _Lacking(
             await _without_user(user)
             or f"the keeper of {user or 'this VM'} says nothing within {FIRST_WORD_SECONDS:.0f} s"
@@ -186,23 +189,27 @@ async def _ask_once(path: Path, run: Run, user: str, descriptors: Sequence[int])
         raise
 
 
-async def _answer(packets: PacketSocket) -> tuple[Answer, int | None]:
-    """The next answer, with its descriptor. _Lacking."""
+async def _answer(packets: PacketSocket, *, may_run: bool = True) -> tuple[Answer, int | None]:
+    """The next answer, with its descriptor. `may_run`: a keeper that has ended may have begun.
+    _Lacking."""
     try:
         untrusted, descriptors = await packets.receive_passing(PACKET_MAX, 1)
-    except (ConnectionResetError, trio.ClosedResourceError):
+    except ConnectionResetError as error:  # it has left unread what we sent
+        raise _HungUp("its keeper has ended before it was started") from error
+    except trio.ClosedResourceError:
         untrusted, descriptors = b"", []
     except OSError as error:
         raise _Lacking(f"the keeper cannot be heard: {words(error)}") from error
     try:
-        if not untrusted:
+        if not untrusted and not may_run:
             raise _HungUp("its keeper has ended before it was started")
+        if not untrusted:
+            raise _Lacking("its keeper has ended while it was being started")
         packet = parse(untrusted, KEEPER)
         if not isinstance(packet, _ANSWERS) or len(descriptors) != isinstance(packet, Connected):
             raise RemoteProtocolError(f"{type(packet).__name__} is no answer")
     except BaseException as error:
-        for each in descriptors:
-            os.close(each)
+        packets.discard(descriptors)
         if isinstance(error, RemoteProtocolError):
             raise _Lacking(f"its keeper does not keep to the protocol: {error}") from error
         raise

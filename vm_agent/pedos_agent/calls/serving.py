@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import trio
 from pedos_host.faultpoints import reach
+from pedos_host.passed import closer
 from pedos_protocol.agent_messages import parse_params
 from pedos_protocol.call_messages import RunningCall, ServiceEnded, ServiceStart
 from pedos_protocol.errors import CallError
@@ -183,6 +184,8 @@ class ServedCall:
         self._started_s: float | None = None
         self._pump: CallPump | None = None
         self._keeper: KeeperCall | None = None
+        # Of what its keeper passes, and what it sends into our streams.
+        self._owner = f"services of {wanted.user or 'the first user'}"
         self._killed: tuple[str, int, str] | None = None
         self._ended: set[EventKind] = set()
         self._is_caller_gone = False
@@ -255,7 +258,7 @@ class ServedCall:
             if isinstance(self._answer(), Spawned):
                 self._begin(self._follow, pump)  # it ends when the keeper is hung up on
             # Others may have a socket of the service's open, and one may be two of these.
-            end = await pump.run(*ours, shutdown=True)
+            end = await pump.run(*ours, shutdown=True, owner=self._owner)
             if self._keeper is not None and end.kind not in _GONE and not self._is_caller_gone:
                 self._keeper.finish()
             return end
@@ -270,6 +273,9 @@ class ServedCall:
     async def _start(self, pump: CallPump) -> Streams:
         """Our end of the service's streams; none if it does not run, and the pump knows why."""
         wanted = self.wanted
+        if self._killed is not None:  # before it was begun
+            self._end(pump, *self._killed)
+            return _NOTHING
         run = Run(
             call=wanted.call,
             service=wanted.service,
@@ -293,12 +299,12 @@ class ServedCall:
                 self.known.set()
                 await keeper.next_answer()
             if isinstance(keeper.answer, Connected):
-                ours.close()
+                closer.close(self._owner, ours)
                 ours = _NOTHING
-                ours = _two_of(keeper.take_service())
+                ours = self._two_of(keeper.take_service())
                 keeper.finish()
             elif not isinstance(keeper.answer, Spawned):
-                ours.close()
+                closer.close(self._owner, ours)
                 ours = _NOTHING
                 self._not_started(pump, keeper.answer)
             if ours != _NOTHING:
@@ -308,7 +314,7 @@ class ServedCall:
                     keeper.signal(signal.SIGKILL)
                 self._end(pump, *self._killed)
         except BaseException:
-            ours.close()
+            closer.close(self._owner, ours)
             raise
         return ours
 
@@ -319,6 +325,14 @@ class ServedCall:
         if self.known.is_set():
             self._tell("service.started", {"call": self.wanted.call})
         self.known.set()
+
+    def _two_of(self, service: int) -> Streams:
+        """One socket as stdin and as stdout. OSError."""
+        try:
+            return Streams(service, os.dup(service), _NONE)
+        except OSError:
+            closer.close(self._owner, (service,))
+            raise
 
     def _not_started(self, pump: CallPump, answer: object) -> None:
         if self._killed is not None:
@@ -391,12 +405,3 @@ def _wanted(answer: object) -> frozenset[EventKind]:
         if answer.forward_signals:
             wanted.add(EventKind.SIGNAL)
     return frozenset(wanted)
-
-
-def _two_of(service: int) -> Streams:
-    """One socket as stdin and as stdout. OSError."""
-    try:
-        return Streams(service, os.dup(service), _NONE)
-    except OSError:
-        os.close(service)
-        raise

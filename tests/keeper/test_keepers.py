@@ -1,0 +1,145 @@
+"""Which keeper an agent gives a call to, and what it makes of one that ends or lies."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from pedos_agent.calls import keepers
+from pedos_agent.calls.keepers import Keepers
+from pedos_protocol.keeper_link import AGENT, ForUser, NotFound, Packet, Problem, Run, build, parse
+
+from tests.lingering import Lingering, closing, until
+from tests.patience import PATIENCE
+
+from .keeper_client import CALL
+
+RUN = Run(CALL, "test.Any", "+", "vault", "", False)
+
+
+async def test_who_has_no_keeper_is_told_what_to_do(tmp_path: Path) -> None:
+    call = await Keepers(folder=tmp_path).run(RUN, "root", [])
+    assert call.answer == Problem(
+        "no services run as root here: as root, systemctl enable --now pedos-run@root.socket"
+    )
+    call = await Keepers(folder=tmp_path).run(RUN, "nobody-there", [])
+    assert call.answer == Problem("there is no user nobody-there in this VM")
+
+
+async def test_without_a_first_user_a_call_without_a_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keepers, "FIRST_UID", 987654)
+    call = await Keepers(folder=tmp_path).run(RUN, None, [])
+    assert isinstance(call.answer, Problem)
+    assert call.answer.text.startswith("this VM has no user with the id 987654")
+
+
+async def test_a_keeper_that_says_nothing_is_waited_for_and_named(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "root.sock"))
+        listener.listen()
+        call = await Keepers(folder=tmp_path).run(RUN, "root", [0, 1])
+    assert call.answer == Problem(
+        "the keeper of root says nothing within 8 s: systemctl status pedos-run@root.service"
+    )
+
+
+@pytest.mark.parametrize(
+    ("does", "answer", "asked"),
+    [
+        # It ends with the call unread: the next one takes it.
+        ([None, NotFound("there is none")], "there is none", 2),
+        ([None, None], "its keeper has ended before it was started", 2),
+        # It has read the call: a service may run, and must not run twice.
+        ([b"", NotFound("no")], "its keeper has ended while it was being started", 1),
+    ],
+)
+async def test_a_keeper_that_ends_is_followed_only_by_one_that_cannot_run_it_again(
+    tmp_path: Path,
+    nursery: trio.Nursery,
+    does: list[Packet | bytes | None],
+    answer: str,
+    asked: int,
+) -> None:
+    served = 0
+
+    async def serve() -> None:
+        nonlocal served
+        for each in does:
+            client, _ = await trio.socket.from_stdlib_socket(listener).accept()
+            served += 1
+            if each is None:
+                await trio.lowlevel.wait_readable(client)
+            else:
+                await client.recv(5000)
+            if each:
+                await client.send(build(each))
+            client.close()
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "root.sock"))
+        listener.listen()
+        listener.setblocking(False)
+        nursery.start_soon(serve)
+        with trio.fail_after(PATIENCE):
+            call = await Keepers(folder=tmp_path).run(RUN, "root", [0, 1])
+        nursery.cancel_scope.cancel()
+    assert isinstance(call.answer, NotFound | Problem)
+    assert (call.answer.text, served) == (answer, asked)
+    call.close()
+
+
+async def test_what_a_keeper_passes_keeps_nobody_waiting(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    """A keeper is a program of its user, who may have made another one of it."""
+    lingering = Lingering()
+
+    async def serve() -> None:
+        client, _ = await trio.socket.from_stdlib_socket(listener).accept()
+        await client.recv(5000)
+        lingering.pass_by(client._sock, build(NotFound("there is none")))
+        client.close()
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "root.sock"))
+        listener.listen()
+        listener.setblocking(False)
+        nursery.start_soon(serve)
+        with trio.fail_after(PATIENCE):
+            call = await Keepers(folder=tmp_path).run(RUN, "root", [0, 1])
+    assert call.answer == Problem("its keeper does not keep to the protocol: NotFound is no answer")
+    await until(lambda: closing() == 1)
+    lingering.release()
+    await until(lambda: not closing())
+
+
+async def test_the_keeper_of_the_forced_user_confirms_it(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    seen = []
+
+    async def serve(user: str, answer: Packet) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(str(tmp_path / f"{user}.sock"))
+            listener.listen()
+            listener.setblocking(False)
+            client, _ = await trio.socket.from_stdlib_socket(listener).accept()
+            seen.append(parse(await client.recv(5000), AGENT))
+            await client.send(build(answer))
+            client.close()
+
+    nursery.start_soon(serve, "root", ForUser("daemon"))
+    nursery.start_soon(serve, "daemon", NotFound("there is none"))
+    await trio.testing.wait_all_tasks_blocked()
+    with trio.fail_after(PATIENCE):
+        call = await Keepers(folder=tmp_path).run(RUN, "root", [0, 1])
+    assert call.answer == NotFound("there is none")
+    call.close()
+    assert seen == [RUN, RUN._replace(is_forced=True)]
