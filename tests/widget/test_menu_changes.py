@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pedos_widget.menu.devices_menu import REDRAW_MAX_MS, Menu
-from pedos_widget.model.view import Action
+from pedos_widget.menu.results import Results, row_with_result
+from pedos_widget.menu.steady import WIDTH_MOST
+from pedos_widget.model.view import Action, DeviceRef, Result
 from pedos_widget.qt import QtCore
 from pytestqt.qtbot import QtBot
 
@@ -307,3 +309,17 @@ def test_why_is_not_asked_of_a_device_that_has_gone(desktop: Desktop) -> None:
     assert not why.isEnabled()
     desktop.changed(device_row("sda", vms=(denied,)), *DEVICES[1:])
     assert why.isEnabled()
+
+
+@pytest.mark.parametrize("name", ["sys-usb:sda", "sys-usb:" + "x" * 60 + ".img"])
+@pytest.mark.parametrize("state", ["denied", "failed"])
+def test_a_row_that_is_elided_keeps_that_it_was_not_attached(
+    name: str, state: Literal["denied", "failed"]
+) -> None:
+    ref = DeviceRef("block", "sys-usb", name, "")
+    why = "a reason that is longer than what a row has room for, as some of them are"
+    results = Results()
+    results.take(Result(ref, "personal", "attach", state, why))
+    row = row_with_result(f"{name} · Flash Disk · 1.0 MiB", results.words(ref, short=True))
+    kept = row[: WIDTH_MOST // 2]
+    assert "denied:" in kept if state == "denied" else "not attached" in kept

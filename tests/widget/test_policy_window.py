@@ -419,3 +419,8 @@ async def test_the_window_fits_on_a_small_screen_with_its_buttons(desk: Desk) ->
     assert shown.height() < room.height()
     assert shown.minimumSizeHint().height() < 600
     assert shown.rect().contains(shown.close_button.geometry())
+    shown.resize(shown.width(), 860)  # high enough for the least of all parts: nothing scrolls
+    QtWidgets.QApplication.processEvents()
+    area = shown.findChild(QtWidgets.QScrollArea)
+    assert area is not None
+    assert area.verticalScrollBar().maximum() == 0

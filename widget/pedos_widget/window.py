@@ -9,7 +9,7 @@ from pedos_widget.i18n import _
 from pedos_widget.icons import application_icon, icon
 from pedos_widget.menu import texts
 from pedos_widget.menu.query import Query
-from pedos_widget.menu.results import Results, with_result
+from pedos_widget.menu.results import Results, row_with_result, with_result
 from pedos_widget.menu.vm_menu import HOLD_MS
 from pedos_widget.model.view import Action
 from pedos_widget.pane import Pane, PaneRow
@@ -144,7 +144,7 @@ class DeviceWindow(QtWidgets.QWidget):
     def _device(self, row: DeviceRow) -> PaneRow:
         words = self._results.words(row.ref, short=True)
         return PaneRow(
-            row.ref, with_result(row.text, words),
+            row.ref, row_with_result(row.text, words),
             spoken=with_result(row.spoken or row.text, words), detail=row.detail,
             icon=icon(row.icon), bold=row.bold, enabled=row.enabled, indent=row.indent,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pedos_widget.i18n import _, ngettext
 from pedos_widget.icons import icon
-from pedos_widget.menu.results import Results, gone_text, with_result
+from pedos_widget.menu.results import Results, gone_text, row_with_result, with_result
 from pedos_widget.menu.steady import Entry, SteadyMenu
 from pedos_widget.menu.vm_menu import VmMenu
 from pedos_widget.model.view import Action
@@ -159,7 +159,7 @@ class Menu(SteadyMenu):
         made.entry.searched = row.search
         made.entry.setIcon(icon(row.icon))
         made.entry.say(
-            with_result(row.text, self.results.words(row.ref, short=True)),
+            row_with_result(row.text, self.results.words(row.ref, short=True)),
             spoken=with_result(row.spoken or row.text, words),
             detail=with_result(row.detail or row.text, words) if words else row.detail,
             bold=row.bold, indent=row.indent,

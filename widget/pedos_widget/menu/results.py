@@ -6,13 +6,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pedos_widget.i18n import _
-from pedos_widget.model.device_rows import in_row
+from pedos_widget.model.device_rows import BETWEEN, in_row
 
 if TYPE_CHECKING:
     from pedos_widget.model.view import DeviceRef, DeviceRow, Result
 
 RESULTS_MAX = 256
 """Devices of which a result is kept: more than fit in a menu; the oldest one goes."""
+
+NAME_MAX = 20
+"""Characters of a device's name before what became of it: less than a third of a menu's width."""
 
 WORKING, DONE, DENIED = "working", "done", "denied"
 
@@ -70,8 +73,19 @@ def result_words(result: Result) -> str:
     return text.format(vm=result.vm, reason=result.reason)
 
 
+def row_with_result(text: str, words: str) -> str:
+    """A device's row, and what became of the last click on it. A row is elided in the middle: of
+    the device it then has the name alone, or the "not" would be what is left out."""
+    if not words:
+        return text
+    name = text.split(BETWEEN, 1)[0]
+    if len(name) > NAME_MAX:
+        name = f"{name[: NAME_MAX // 2]}…{name[1 - NAME_MAX // 2 :]}"
+    return with_result(name, words)
+
+
 def with_result(text: str, words: str) -> str:
-    """A device's row, and what became of the last click on it."""
+    """The same where there is room."""
     return _("{device} - {result}").format(device=text, result=words) if words else text
 
 

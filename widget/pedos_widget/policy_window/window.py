@@ -44,6 +44,14 @@ VERB = "attach"
 """What people ask about most."""
 
 
+class _Parts(QtWidgets.QWidget):
+    """They take the height that there is. Wrapped texts would have it depend on the width, and then
+    an area that scrolls gives as much as would be best."""
+
+    def hasHeightForWidth(self) -> bool:  # noqa: N802
+        return False
+
+
 class PolicyWindow(QtWidgets.QWidget):
     """Which rule decides, what is wrong with the policy, which calls run, and what was decided
     last. `closed` comes once nothing in it is needed any more."""
@@ -73,16 +81,21 @@ class PolicyWindow(QtWidgets.QWidget):
         buttons.addWidget(self.status, 1)
         buttons.addWidget(self.refresh_button)
         buttons.addWidget(self.close_button)
-        parts = QtWidgets.QWidget()
+        parts = _Parts()
         layout = QtWidgets.QVBoxLayout(parts)
+        layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self._decision_box(), 3)
         layout.addWidget(self._policy_box(), 1)
         self.calls = CallsBox(self._controller, self._tasks, self.say)
         layout.addWidget(self.calls, 1)
         layout.addWidget(self._audit_box(), 3)
         # They are higher than some screens, and the buttons are to be seen on all.
+        holder = QtWidgets.QWidget()
+        held = QtWidgets.QVBoxLayout(holder)
+        held.setContentsMargins(0, 0, 0, 0)
+        held.addWidget(parts)
         area = QtWidgets.QScrollArea()
-        area.setWidget(parts)
+        area.setWidget(holder)
         area.setWidgetResizable(True)
         area.setFrameShape(QtWidgets.QFrame.Shape.NoFrame)
         area.setHorizontalScrollBarPolicy(QtCore.Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
