@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 import trio.testing
-from pedos_dom0.calls import channels
+from pedos_dom0.calls import broker, channels, starts
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
@@ -54,7 +54,7 @@ async def test_one_agent_sets_up_few_channels_at_once(
         waiting.append(params)
         await go.wait()
 
-    calling.vault.agent.on["service.start"] = slow
+    calling.work.agent.on["channel.listen"] = slow
     async with trio.open_nursery() as nursery:
         for _ in range(6):
             nursery.start_soon(calling.work.call)
@@ -63,6 +63,84 @@ async def test_one_agent_sets_up_few_channels_at_once(
         go.set()
     await quiet()
     assert len(calling.vault.sides) == 6
+
+
+# Starts
+
+
+class Starts:
+    """Agents whose starts of services in vault are held."""
+
+    def __init__(self, calling: Calling) -> None:
+        self.sources: list[str] = []
+        self.go = trio.Event()
+        calling.vault.agent.on["service.start"] = self._start
+
+    async def _start(self, params: Params) -> None:
+        self.sources.append(params["source"])
+        await self.go.wait()
+
+
+async def test_a_source_that_calls_without_end_leaves_the_target_s_agent_to_others(
+    calling: Calling, autojump_clock: Clock
+) -> None:
+    held = Starts(calling)
+    for _ in range(starts.AT_ONCE + 1):
+        await calling.work.call()
+    await calling.untrusted.call()
+    await quiet()
+    assert held.sources == ["work"] * starts.AT_ONCE + ["untrusted"]
+    held.go.set()
+    await quiet()
+    assert len(calling.vault.sides) == starts.AT_ONCE + 2
+    assert {line["outcome"] for line in lines(calling, "call")} == {"started"}
+    for caller in (calling.work, calling.untrusted):
+        for call in list(caller.sides):
+            await calling.vault.end(call)
+            await caller.end(call)
+    await quiet()
+    calling.assert_nothing_left()
+
+
+async def test_a_call_that_ends_before_its_turn_is_not_started(
+    calling: Calling, autojump_clock: Clock
+) -> None:
+    held = Starts(calling)
+    for _ in range(starts.AT_ONCE):
+        await calling.work.call()
+    last = (await calling.work.call())["call"]
+    await calling.work.end(last, "aborted", reusable=False)
+    await quiet()
+    held.go.set()
+    await quiet()
+    assert last not in calling.vault.sides
+    assert len(held.sources) == starts.AT_ONCE
+    (line,) = [each for each in lines(calling, "call_ended") if each["call"] == last]
+    assert line["kind"] == "aborted"
+    assert last not in {each.id for each in calling.world.api.calls.broker.table}
+
+
+async def test_starts_behind_those_that_hang_do_not_wait_longer_than_they(
+    calling: Calling, autojump_clock: Clock
+) -> None:
+    Starts(calling)
+    for _ in range(2 * starts.AT_ONCE):
+        await calling.work.call()
+    await trio.sleep(broker.START_TIMEOUT + 1)
+    calling.assert_nothing_left()
+    assert {line["kind"] for line in lines(calling, "call_ended")} == {"problem"}
+
+
+async def test_starts_that_wait_end_with_the_target_s_agent(
+    calling: Calling, autojump_clock: Clock
+) -> None:
+    Starts(calling)
+    for _ in range(2 * starts.AT_ONCE):
+        await calling.work.call()
+    await quiet()
+    calling.vault.kill()
+    await trio.sleep(1)
+    calling.assert_nothing_left()
 
 
 # Bounds

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import trio
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.messages import (
@@ -36,6 +37,7 @@ from pedos_dom0.calls.channels import Channels
 from pedos_dom0.calls.ends import Ends
 from pedos_dom0.calls.ready import Ready
 from pedos_dom0.calls.slots import Slots
+from pedos_dom0.calls.starts import Starts
 from pedos_dom0.calls.wire import end_kind, outcome_of, start_of, user_of
 from pedos_dom0.drivers.base import DOM0_NAME
 
@@ -65,6 +67,20 @@ GAVE_UP = "the caller gave up"
 MALFORMED = "it gave a malformed answer"
 
 
+@attrs.define(eq=False)
+class _Start:
+    """A service that is to be started, at the latest at `deadline`."""
+
+    call: Call
+    target: AgentLink
+    permit: Permit | None
+    deadline: float
+
+    @property
+    def pair(self) -> tuple[AgentLink, AgentLink]:
+        return self.call.source, self.target
+
+
 class Broker:
     """Begins all calls."""
 
@@ -76,6 +92,7 @@ class Broker:
         self._authorizer = authorizer
         self._ready = Ready(state, nursery, start_vm)
         self.slots = Slots()
+        self._starts: Starts[_Start] = Starts()
         self.table = CallTable()
         self.channels = Channels(state, nursery)
         self.ends = Ends(state, nursery, self.table, self.slots, self.channels)
@@ -305,24 +322,41 @@ class Broker:
     # The service
 
     def _start(self, call: Call, target: AgentLink, permit: Permit | None) -> None:
-        """Has the service started."""
-        then = partial(self._start_told, call, target, permit)
-        try:
-            params = to_wire(start_of(call))
-            target.ask("service.start", params, timeout=START_TIMEOUT, then=then)
-        except CallError as error:
-            then(error)
+        """Has the service started, when it is its turn among those of its source."""
+        start = _Start(call, target, permit, trio.current_time() + START_TIMEOUT)
+        if self._starts.begin(start.pair, start):
+            self._ask_to_start(start)
 
-    def _start_told(
-        self,
-        call: Call,
-        target: AgentLink,
-        permit: Permit | None,
-        untrusted_answer: dict[str, Any] | CallError,
-    ) -> None:
+    def _ask_to_start(self, start: _Start) -> None:
+        call, timeout = start.call, start.deadline - trio.current_time()
+        if call.ends:  # while it waited
+            self._not_asked(call)
+            self._start_is_over(start)
+            return
+        try:
+            if timeout <= 0:
+                raise CallError("timeout", "the services before it were not started in time")
+            params = to_wire(start_of(call))
+            then = partial(self._start_told, start)
+            start.target.ask("service.start", params, timeout=timeout, then=then)
+        except CallError as error:
+            self._start_told(start, error)
+
+    def _start_told(self, start: _Start, untrusted_answer: dict[str, Any] | CallError) -> None:
         """The answer to that."""
-        if permit is not None:
-            permit.release()
+        self._take_start(start.call, start.target, untrusted_answer)
+        self._start_is_over(start)
+
+    def _start_is_over(self, start: _Start) -> None:
+        """The next one begins."""
+        if start.permit is not None:
+            start.permit.release()
+        if (next_one := self._starts.over(start.pair)) is not None:
+            self._ask_to_start(next_one)
+
+    def _take_start(
+        self, call: Call, target: AgentLink, untrusted_answer: dict[str, Any] | CallError
+    ) -> None:
         try:
             if isinstance(untrusted_answer, CallError):
                 raise untrusted_answer
@@ -358,6 +392,12 @@ class Broker:
         self.ends.side_over(
             call, "service", ended_without_a_word(call, end_kind(error), error.message)
         )
+        self.channels.close(call.channel)
+
+    def _not_asked(self, call: Call) -> None:
+        """The service's agent does not know of the call."""
+        assert call.channel is not None
+        self.ends.side_over(call, "service", ended_without_a_word(call, "aborted", GAVE_UP))
         self.channels.close(call.channel)
 
     def _has_started(self, call: Call) -> None:
