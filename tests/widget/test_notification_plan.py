@@ -127,6 +127,18 @@ def test_a_device_that_is_attached_as_soon_as_it_appears_is_told_once() -> None:
     assert [each.title for each in desktop.told] == ["Attached to work"]
 
 
+def test_all_vms_that_get_a_microphone_at_once_are_told() -> None:
+    desktop = Desktop()
+    mic = ref("mic-1", device_class="mic")
+    for vm in ("personal", "work"):
+        desktop.happens("attached", mic, vm=vm)
+    desktop.wait(SETTLE_S)
+    assert desktop.titles == ["Attached to personal, work"]
+    desktop.happens("detached", mic, vm="work")
+    desktop.wait(SETTLE_S)
+    assert desktop.titles == ["Detached from work"]
+
+
 def test_a_device_that_is_gone_before_it_was_told_is_not_told() -> None:
     desktop = Desktop()
     for device in (STICK, ref()):

@@ -34,6 +34,8 @@ BURST_GAP_S: Final = 5.0
 HELD_MAX: Final = 256
 # Devices of one family whose disappearance is noted while news of them are held.
 FAMILY_MAX: Final = 64
+# VMs that get or lose a microphone at once and are named: more than a title holds.
+VMS_MAX: Final = 16
 # Devices whose notification can still be replaced: more than any screen shows.
 IDS_MAX: Final = 128
 # What the user has begun and is not done; more are told of when they are done, however fast.
@@ -75,8 +77,8 @@ class _Held:
     kind: str
     due: float
     text: str
-    vm: str
     family: DeviceRef
+    vms: dict[str, None] = field(default_factory=dict)
     refs: set[DeviceRef] = field(default_factory=set)  # of the family, that have appeared
 
 
@@ -206,10 +208,11 @@ class Plan:
             return
         if held is None or held.kind != happened.kind:
             due = now + SETTLE_S if held is None else held.due
-            held = self._held[key] = _Held(happened.kind, due, happened.text, "", family)
+            held = self._held[key] = _Held(happened.kind, due, happened.text, family)
         if not has_appeared or happened.ref == family:
             held.text = happened.text
-        held.vm = happened.vm or ""
+        if happened.vm is not None and len(held.vms) < VMS_MAX:
+            held.vms[happened.vm] = None
         if len(held.refs) < FAMILY_MAX:
             held.refs.add(happened.ref)
 
@@ -262,7 +265,7 @@ def _again_at(burst: _Burst) -> float:
 def _single(key: Key, held: _Held) -> Note:
     if held.kind == "appeared":
         return _note(key, _("New device"), held.text, "device.added")
-    title = _done(held.kind == "attached").format(vm=held.vm)
+    title = _done(held.kind == "attached").format(vm=", ".join(held.vms))
     category = "device.added" if held.kind == "attached" else "device.removed"
     return _note(key, title, held.text, category, instead_of=held.family)
 
