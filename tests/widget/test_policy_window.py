@@ -328,6 +328,9 @@ async def test_a_call_that_cannot_be_ended_is_said_to_be_one(desk: Desk) -> None
     desk.window.calls.end_button.click()
     await desk.settle()
     assert desk.window.status.text() == "work called vault: app.Open: no such call runs"
+    desk.service.change()  # which is no reason to take that away
+    await desk.settle()
+    assert desk.window.status.text() == "work called vault: app.Open: no such call runs"
 
 
 async def test_a_service_that_knows_of_no_calls_shows_none(desk: Desk) -> None:

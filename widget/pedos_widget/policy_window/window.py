@@ -61,11 +61,12 @@ class PolicyWindow(QtWidgets.QWidget):
     def __init__(self, controller: Watched, start_soon: StartSoon) -> None:
         super().__init__()
         self._controller = controller
-        self._tasks = Tasks(start_soon, self.say, self._end)
+        self._tasks = Tasks(start_soon, self._found, self._end)
         self._is_loading = self._is_stale = self._is_closed = False
         self._asking: trio.CancelScope | None = None
         self._following: trio.CancelScope | None = None
         self._audit: Audit | None = None
+        self._found_last = ""
         self.setWindowTitle(_("Device policy"))
         self._make_parts()
         self.resize(fitting(self, SIZE))
@@ -165,6 +166,13 @@ class PolicyWindow(QtWidgets.QWidget):
         if not self._is_closed:
             self.status.setText(text)
 
+    def _found(self, text: str) -> None:
+        """Show what a look has found, in place of what the look before did; if that is nothing,
+        what came of a click stays."""
+        if text or self.status.text() == self._found_last:
+            self.say(text)
+        self._found_last = text
+
     # What the service says
 
     def _changed(self) -> None:
@@ -175,7 +183,7 @@ class PolicyWindow(QtWidgets.QWidget):
         """Ask for everything again; as soon as the answers to the last question are there."""
         self._is_stale = True
         if not self._controller.view.connected:
-            self.say(self._controller.view.status or _("The service is not reached."))
+            self._found(self._controller.view.status or _("The service is not reached."))
         elif not self._is_loading:
             self._is_loading = True
             self._tasks.start(self._look)
@@ -184,7 +192,7 @@ class PolicyWindow(QtWidgets.QWidget):
         try:
             while self._is_stale and self._controller.view.connected:
                 self._is_stale = False
-                self.say("")
+                self._found("")
                 await self._look_once()
                 await trio.sleep(PAUSE_S)
         finally:
@@ -217,7 +225,7 @@ class PolicyWindow(QtWidgets.QWidget):
         if more := model.left_out(found):
             troubles.append(more)
         if troubles:
-            self.say("\n".join(troubles))
+            self._found("\n".join(troubles))
         self._asked()
         await self.calls.look()
         await self._look_at_audit()
