@@ -130,3 +130,12 @@ def test_where_it_is_by_the_xdg_rules(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("XDG_STATE_HOME", "relative")  # to be ignored, the rules say
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_path() == tmp_path / ".local/state/pedos/widget.json"
+
+
+def test_a_user_without_a_home_remembers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", none)
+    assert not default_path().parents[2].exists()

@@ -32,8 +32,13 @@ not."""
 def default_path() -> Path:
     """Where the XDG base directories have it."""
     folder = os.environ.get("XDG_STATE_HOME", "")
-    base = Path(folder) if os.path.isabs(folder) else Path.home() / ".local/state"
-    return base / NAME
+    if os.path.isabs(folder):
+        return Path(folder) / NAME
+    try:
+        home = Path.home()
+    except RuntimeError:  # of a user who has none: then nothing is remembered
+        home = Path("/nonexistent")
+    return home / ".local/state" / NAME
 
 
 class PairsFile:
