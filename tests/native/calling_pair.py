@@ -10,14 +10,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Literal
 
+import pytest
 import trio
 from pedos_vchan.call_pump import CallEnd, CallPump, Event
+
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from pedos_vchan.channel import Channel
 
+    from .conftest import Pairs
+
 CALL = b"0123456789abcdef"
 PIECE = 1 << 20
+ORDER = 17  # of a call's rings
+
+each_kind = pytest.mark.parametrize("kind", ["sockets", "pipes", "foreign"])
 
 #: "foreign": pipes that this process may not open anew, as they are another user's.
 Plumbing = Literal["sockets", "pipes", "foreign"]
@@ -41,6 +49,18 @@ def without_overrides() -> Iterator[None]:
     finally:
         sets[0] = before
         assert _libc.capset(header, sets) == 0
+
+
+@pytest.fixture
+def modest() -> Iterator[None]:
+    """The test obeys the modes of files."""
+    with without_overrides():
+        yield
+
+
+async def channels(pairs: Pairs, order: int = ORDER) -> tuple[Channel, Channel]:
+    """The caller's, which is the server, and the service's."""
+    return await pairs.channels(order, order)
 
 
 def plumb(kind: Plumbing) -> tuple[int, int]:
@@ -141,6 +161,19 @@ async def read(fd: int, count: int) -> bytes:
             break
         got += part
     return bytes(got)
+
+
+async def fill(fd: int) -> int:
+    """Writes until nothing more is taken for good; how many bytes."""
+    written = 0
+    with trio.move_on_after(PATIENCE):
+        while True:
+            with trio.move_on_after(0.1) as waited:
+                await trio.lowlevel.wait_writable(fd)
+            if waited.cancelled_caught:
+                return written
+            written += os.write(fd, bytes(4096))
+    raise AssertionError("it takes bytes without end")
 
 
 async def read_all(fd: int) -> bytes:
