@@ -1,4 +1,4 @@
-"""Pairs of connected channels in one process."""
+"""Pairs of connected channels in one process, and the fixtures of tests of qvm-call."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 import trio
 from pedos_vchan import shm
 from pedos_vchan.stream import VchanStream
+
+from .running_qvm_call import agent, program, run  # noqa: F401  (fixtures)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +74,6 @@ class OldestFirst(random.Random):
 @pytest.fixture
 def oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks that can run in the same pass run in the order in which they were made."""
-    run = trio._core._run
-    monkeypatch.setattr(run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
-    monkeypatch.setattr(run, "_r", OldestFirst())
+    loop = trio._core._run
+    monkeypatch.setattr(loop, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
+    monkeypatch.setattr(loop, "_r", OldestFirst())

@@ -1,21 +1,13 @@
-"""qvm-call, built with sanitizers, and an agent that does what the test says."""
+"""What qvm-call asks for, whom it asks, and how it ends."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-import pty
-import select
 import signal
-import socket
 import subprocess
 import sys
-import termios
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pedos_protocol.call_link import Call, Signal
@@ -23,69 +15,12 @@ from pedos_protocol.call_link import Call, Signal
 from tests.call_agent import CALL_ID, Asked, FakeAgent
 from tests.patience import PATIENCE
 
-ROOT = Path(__file__).parents[2]
-PIPE = subprocess.PIPE
-SH = ["--", "/bin/sh", "-c"]
-BULK = bytes(range(256)) * 8192  # 2 MiB: more than any pipe or socket holds
-
-
-@pytest.fixture(scope="module")
-def program() -> Path:
-    # Kept, as make sees what is new; one worker makes it at a time.
-    folder = ROOT / "build" / "call-sanitized"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        command = ["make", "--silent", "-C", str(ROOT / "native" / "call"), f"OUT={folder}"]
-        subprocess.run([*command, "SANITIZE=address,undefined", "CFLAGS=-O1 -g"], check=True)
-    finally:
-        os.close(lock)
-    return folder / "qvm-call"
-
-
-@pytest.fixture
-def agent(tmp_path: Path) -> Iterator[FakeAgent]:
-    made = FakeAgent(tmp_path / "calls")
-    yield made
-    made.close()
-
-
-Run = Callable[..., "subprocess.Popen[bytes]"]
-
-
-@pytest.fixture
-def run(program: Path, agent: FakeAgent) -> Iterator[Run]:
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "PEDOS_CALL_SOCKET": str(agent.path)}
-        environment.update(options.pop("env", {}))
-        streams = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE, **options}
-        process = subprocess.Popen([program, *arguments], env=environment, **streams)
-        started.append(process)
-        return process
-
-    yield start
-    for each in started:
-        each.kill()
-        each.wait()
-        for stream in (each.stdin, each.stdout, each.stderr):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
-
-
-def end_of(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
-    """Its exit status, and what else it has written."""
-    out, err = process.communicate(timeout=PATIENCE)
-    return process.returncode, out or b"", err or b""
-
-
-def is_same(descriptor: int, file: Any) -> bool:
-    ours, theirs = os.fstat(descriptor), os.fstat(file.fileno())
-    return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
-
+from .running_qvm_call import (
+    PIPE,
+    SH,
+    Run,
+    end_of,
+)
 
 # What is asked for
 
@@ -205,179 +140,6 @@ def test_another_user_s_program_is_no_agent(program: Path) -> None:
             other.kill()
     assert done.returncode == 125
     assert b"is that of another user's program" in done.stderr
-
-
-# Its streams
-
-
-def test_pipes_and_sockets_are_handed_over_as_they_are(run: Run, agent: FakeAgent) -> None:
-    ours, theirs = socket.socketpair()
-    process = run("work", "a.B", stdout=theirs)
-    asked = agent.asked()
-    assert process.stdin is not None and process.stderr is not None
-    assert is_same(asked.stdin, process.stdin)
-    assert is_same(asked.stdout, theirs)
-    assert is_same(asked.stderr, process.stderr)
-    assert not asked.message.may_shut_down, "others may use that socket"
-    theirs.close()
-    os.write(asked.stdout, b"out")
-    os.write(asked.stderr, b"err")
-    assert ours.recv(9) == b"out"
-    asked.close("stdout")
-    ours.settimeout(PATIENCE)
-    assert ours.recv(9) == b"", "it keeps nothing open"
-    asked.close("stdin")
-    with pytest.raises(BrokenPipeError):
-        os.write(process.stdin.fileno(), b"x")
-    assert process.poll() is None
-    asked.ended("exited", 7)
-    assert end_of(process) == (7, b"", b"err")
-    ours.close()
-
-
-@pytest.mark.parametrize("flags", [0, os.O_APPEND])
-def test_files_are_copied_whole(run: Run, agent: FakeAgent, tmp_path: Path, flags: int) -> None:
-    (tmp_path / "in").write_bytes(BULK)
-    (tmp_path / "out").write_bytes(b"before ")
-    out = os.open(tmp_path / "out", os.O_WRONLY | flags)
-    os.lseek(out, 0, os.SEEK_END)
-    with open(tmp_path / "in", "rb") as source:
-        process = run("work", "a.B", stdin=source, stdout=out)
-    os.close(out)
-    asked = agent.asked()
-    assert asked.read_input() == BULK
-    left = memoryview(BULK)
-    while left:
-        left = left[os.write(asked.stdout, left) :]
-    asked.ended()
-    assert end_of(process) == (0, b"", b"")
-    assert (tmp_path / "out").read_bytes() == b"before " + BULK
-
-
-def test_a_prefix_comes_before_the_input(run: Run, agent: FakeAgent) -> None:
-    process = run("-p", "x" * 100_000, "work", "a.B")
-    asked = agent.asked()
-    assert process.stdin is not None
-    process.stdin.write(b"and the rest")
-    process.stdin.close()
-    process.stdin = None
-    assert asked.read_input() == b"x" * 100_000 + b"and the rest"
-    asked.ended()
-    assert end_of(process)[0] == 0
-
-
-def test_a_service_that_reads_no_more_leaves_the_input_to_others(
-    run: Run, agent: FakeAgent, tmp_path: Path
-) -> None:
-    process = run("-p", "x", "work", "a.B")  # so that it copies
-    asked = agent.asked()
-    asked.close("stdin")
-    assert process.stdin is not None
-    # It notices by itself, without anything to copy.
-    poll = select.poll()
-    poll.register(process.stdin, 0)
-    assert poll.poll(PATIENCE * 1000), "nobody reads there any more"
-    process.stdin.close()
-    process.stdin = None
-    asked.ended()
-    assert end_of(process)[0] == 0
-
-
-ESCAPES = b"a\x1b[31mb\xc3\xa4\t\a\b\r\n"
-HARMLESS = b"a_[31mb__\t\a\b\r\n"
-
-
-def on_terminal(run: Run, agent: FakeAgent, *options: str) -> tuple[bytes, bytes]:
-    """What a terminal gets of such an output and error output."""
-    got = []
-    ours, theirs = pty.openpty()
-    mode = termios.tcgetattr(theirs)
-    mode[1] &= ~termios.OPOST
-    termios.tcsetattr(theirs, termios.TCSANOW, mode)
-    flags = fcntl.fcntl(theirs, fcntl.F_GETFL)
-    process = run(*options, "work", "a.B", stdin=theirs, stdout=theirs, stderr=theirs)
-    asked = agent.asked()
-    for stream in (asked.stdout, asked.stderr):
-        os.write(stream, ESCAPES)
-        found = b""
-        while not found.endswith(b"\n"):
-            found += os.read(ours, 100)
-        got.append(found)
-    asked.ended()
-    assert process.wait(PATIENCE) == 0
-    assert fcntl.fcntl(theirs, fcntl.F_GETFL) == flags, "others use the terminal, too"
-    os.close(ours)
-    os.close(theirs)
-    return got[0], got[1]
-
-
-@pytest.mark.parametrize(
-    ("options", "out", "err"),
-    [
-        ([], HARMLESS, HARMLESS),
-        (["--no-filter-escape-chars-stdout"], ESCAPES, HARMLESS),
-        (["--no-filter-escape-chars-stderr"], HARMLESS, ESCAPES),
-    ],
-)
-def test_no_other_vm_controls_a_terminal(
-    run: Run, agent: FakeAgent, options: list[str], out: bytes, err: bytes
-) -> None:
-    assert on_terminal(run, agent, *options) == (out, err)
-
-
-@pytest.mark.parametrize(
-    ("options", "out", "err"),
-    [
-        ([], ESCAPES, ESCAPES),
-        (["-t"], HARMLESS, ESCAPES),
-        (["-T"], ESCAPES, HARMLESS),
-        (["--filter-escape-chars-stdout", "--filter-escape-chars-stderr"], HARMLESS, HARMLESS),
-    ],
-)
-def test_pipes_are_filtered_where_it_is_wished(
-    run: Run, agent: FakeAgent, options: list[str], out: bytes, err: bytes
-) -> None:
-    process = run(*options, "work", "a.B")
-    asked = agent.asked()
-    os.write(asked.stdout, ESCAPES)
-    os.write(asked.stderr, ESCAPES)
-    asked.ended()
-    assert end_of(process) == (0, out, err)
-
-
-def test_a_terminal_is_read_line_by_line(run: Run, agent: FakeAgent) -> None:
-    ours, theirs = pty.openpty()
-    process = run("work", "a.B", stdin=theirs)
-    asked = agent.asked()
-    os.write(ours, b"first\n")
-    assert os.read(asked.stdin, 100) == b"first\n"
-    os.write(ours, b"last\n\x04")
-    assert asked.read_input() == b"last\n"
-    asked.ended()
-    assert end_of(process)[0] == 0
-    os.close(ours)
-    os.close(theirs)
-
-
-def test_one_socket_can_be_both_ends(run: Run, agent: FakeAgent) -> None:
-    ours, theirs = socket.socketpair()
-    process = run("--use-stdin-socket", "work", "a.B", stdin=theirs, stdout=subprocess.DEVNULL)
-    asked = agent.asked()
-    assert asked.message.may_shut_down
-    assert is_same(asked.stdin, theirs) and is_same(asked.stdout, theirs)
-    asked.ended()
-    assert end_of(process)[0] == 0
-    ours.close()
-    theirs.close()
-
-
-def test_closed_descriptors_are_no_others(run: Run, agent: FakeAgent) -> None:
-    process = run("work", "a.B", preexec_fn=lambda: [os.close(fd) for fd in range(3)])
-    asked = agent.asked()
-    assert asked.read_input() == b""
-    os.write(asked.stdout, b"lost")
-    asked.ended("exited", 5)
-    assert process.wait(PATIENCE) == 5
 
 
 # How it ends
@@ -520,96 +282,3 @@ def test_programs_can_follow_it(run: Run, agent: FakeAgent) -> None:
                 "request": "17",
             },
         ]
-
-
-# With a local program
-
-
-def test_a_local_program_is_connected_to_the_service(run: Run, agent: FakeAgent) -> None:
-    process = run("work", "a.B", *SH, "cat; echo done >&2")
-    asked = agent.asked()
-    asked.started()
-    os.write(asked.stdout, b"there and back")
-    assert os.read(asked.stdin, 100) == b"there and back"
-    asked.close("stdout")
-    assert asked.read_input() == b""
-    asked.ended()
-    assert end_of(process) == (0, b"", b"done\n")
-
-
-def test_it_finds_the_streams_of_the_caller(run: Run, agent: FakeAgent) -> None:
-    script = 'read -r line <&"$SAVED_FD_0"; echo "got $line" >&"$SAVED_FD_1"'
-    process = run("work", "a.B", "/bin/sh", "-c", script)
-    asked = agent.asked()
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(b"this\n")
-    process.stdin.flush()
-    asked.started()
-    assert asked.read_input() == b""
-    assert process.stdout.read() == b"got this\n", "and nobody else keeps it open"
-    assert process.poll() is None
-    asked.ended()
-    assert end_of(process)[0] == 0
-
-
-@pytest.mark.parametrize(("remote", "local", "status"), [(0, 0, 0), (0, 4, 4), (3, 4, 3)])
-def test_the_local_exit_status_counts_if_the_other_is_0(
-    run: Run, agent: FakeAgent, remote: int, local: int, status: int
-) -> None:
-    process = run("work", "a.B", *SH, f"exit {local}")
-    asked = agent.asked()
-    asked.started()
-    asked.ended("exited", remote)
-    assert end_of(process)[0] == status
-
-
-def test_a_local_program_that_is_killed_is_told_as_a_shell_does(run: Run, agent: FakeAgent) -> None:
-    process = run("work", "a.B", *SH, "kill -KILL $$")
-    asked = agent.asked()
-    asked.started()
-    asked.ended()
-    assert end_of(process)[0] == 137
-
-
-def test_it_is_not_started_for_a_service_that_is_not(
-    run: Run, agent: FakeAgent, tmp_path: Path
-) -> None:
-    process = run("work", "a.B", *SH, f"touch {tmp_path}/began")
-    agent.asked().ended("refused", 0, "denied: no")
-    assert end_of(process)[0] == 126
-    assert not (tmp_path / "began").exists()
-
-
-def test_a_local_program_that_is_missing_ends_the_call(run: Run, agent: FakeAgent) -> None:
-    process = run("work", "a.B", "--", "/no/such")
-    asked = agent.asked()
-    asked.started()
-    assert asked.hear() is None
-    asked.ended("aborted")
-    status, _, err = end_of(process)
-    assert status == 125
-    assert err.startswith(b"qvm-call: /no/such: No such file or directory")
-
-
-def test_it_gets_signals_as_programs_do_and_the_prefix_goes_first(
-    run: Run, agent: FakeAgent
-) -> None:
-    # A shell that ignores SIGPIPE could not trap it.
-    script = "trap 'exit 9' PIPE; echo more; kill -PIPE $$"
-    process = run("--prefix-data", "x" * 100_000, "work", "a.B", *SH, script)
-    asked = agent.asked()
-    asked.started()
-    assert asked.read_input() == b"x" * 100_000 + b"more\n"
-    asked.ended()
-    assert end_of(process)[0] == 9
-
-
-def test_what_a_local_program_gets_can_be_filtered(run: Run, agent: FakeAgent) -> None:
-    process = run("-t", "work", "a.B", *SH, 'cat >&"$SAVED_FD_1"')
-    asked = agent.asked()
-    asked.started()
-    os.write(asked.stdout, ESCAPES)
-    asked.close("stdout")
-    assert asked.read_input() == b""
-    asked.ended()
-    assert end_of(process) == (0, HARMLESS, b"")
