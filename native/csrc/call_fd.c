@@ -15,11 +15,21 @@
 /* What is thrown away at most: a socket's buffer is 208 KiB by default, and nothing follows it. */
 #define THROWN_AWAY (4u << 20)
 
-static ssize_t was_written(ssize_t count)
+/* Nobody reads any more: that is an end. Any other error is not, as what was written is lost. */
+static void note_error(struct pv_fd *fd, int error)
+{
+    if (error && error != EPIPE && !(fd->is_local && error == ECONNRESET))
+        fd->error = error;
+}
+
+static ssize_t was_written(struct pv_fd *fd, ssize_t count)
 {
     if (count > 0)
         return count;
-    return count == 0 || errno == EAGAIN || errno == EINTR ? PV_FD_LATER : PV_FD_OVER;
+    if (count == 0 || errno == EAGAIN || errno == EINTR)
+        return PV_FD_LATER;
+    note_error(fd, errno);
+    return PV_FD_OVER;
 }
 
 /*
@@ -132,7 +142,7 @@ ssize_t pv_fd_flush(struct pv_fd *fd)
 {
     while (fd->held) {
         ssize_t count =
-            was_written(splice(fd->relay[0], NULL, fd->fd, NULL, fd->held, SPLICE_F_NONBLOCK));
+            was_written(fd, splice(fd->relay[0], NULL, fd->fd, NULL, fd->held, SPLICE_F_NONBLOCK));
 
         if (count < 0)
             return count;
@@ -150,19 +160,25 @@ ssize_t pv_fd_write(struct pv_fd *fd, struct iovec *parts, int count)
     if (fd->is_socket) {
         struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
 
-        return was_written(sendmsg(fd->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL));
+        return was_written(fd, sendmsg(fd->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL));
     }
     if (fd->relay[0] < 0)
-        return was_written(writev(fd->fd, parts, count));
+        return was_written(fd, writev(fd->fd, parts, count));
     flushed = pv_fd_flush(fd);
     if (flushed < 0)
         return flushed;
-    written = was_written(writev(fd->relay[1], parts, count));
+    written = was_written(fd, writev(fd->relay[1], parts, count));
     if (written < 0)
         return written;
     fd->held += (size_t)written;
     flushed = pv_fd_flush(fd);
     return flushed == PV_FD_OVER ? PV_FD_OVER : written;
+}
+
+void pv_fd_hung_up(struct pv_fd *fd)
+{
+    if (fd->is_socket)
+        note_error(fd, option(fd->fd, SO_ERROR));
 }
 
 static void throw_away(int fd)

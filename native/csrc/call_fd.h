@@ -28,7 +28,7 @@ struct pv_fd {
     int fd;       /* -1: there is none, or none any more */
     int relay[2]; /* the pipe of our own, for splice; -1: not needed */
     size_t held;  /* bytes in it, of an output */
-    int error;    /* after PV_FD_FAILED */
+    int error;    /* after PV_FD_FAILED; of an output: why PV_FD_OVER is no good end, or 0 */
     uint8_t is_socket, is_output;
     uint8_t is_local; /* a Unix socket */
     uint8_t shuts; /* a socket is shut down, too, and not only closed: others have it open */
@@ -61,6 +61,9 @@ ssize_t pv_fd_write(struct pv_fd *fd, struct iovec *parts, int count);
 
 /* Passes on what is held: 0 if nothing is any more. */
 ssize_t pv_fd_flush(struct pv_fd *fd);
+
+/* poll(2) says that an output takes no more: has `error` say why, if that is no good end. */
+void pv_fd_hung_up(struct pv_fd *fd);
 
 /* Closes it. What is held is lost. */
 void pv_fd_close(struct pv_fd *fd);

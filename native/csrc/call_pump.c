@@ -40,8 +40,10 @@ static bool look(struct pv_call *call)
     call->room_wanted = 0;
     for (int i = 0; i < FRAMES_AT_ONCE && pv_call_is_listening(call) && pv_call_receive(call); i++)
         changed = true;
-    for (int i = 0; i < call->inwards; i++)
+    for (int i = 0; i < call->inwards; i++) {
         changed |= pv_inward_flush(&call->inward[i]);
+        changed |= pv_call_heed(call, &call->inward[i]);
+    }
     if (call->side == PV_CALL_SERVICE && call->inward[0].is_over)
         pv_call_note(call, PV_CALL_NOTE_STDIN_ENDED);
     while (!call->is_mute && pv_call_speak(call))
@@ -147,8 +149,10 @@ static void wait_for_news(struct pv_call *call)
     for (int i = 0; i < call->inwards; i++, at++) {
         if (at->revents && call->inward[i].blocked)
             call->inward[i].blocked = false; /* errors show in write(2), which comes next */
-        else if (at->revents)
+        else if (at->revents) {
+            pv_fd_hung_up(&call->inward[i].fd);
             pv_inward_close(&call->inward[i]);
+        }
     }
     for (int i = 0; i < call->outwards; i++, at++)
         if (at->revents)
@@ -189,7 +193,9 @@ static int next_note(struct pv_call *call, int *number)
 /* How it ended. */
 static void conclude(struct pv_call *call)
 {
-    if (call->is_leaving && (!call->result.kind || call->result.kind == PV_CALL_ABORTED)) {
+    bool is_unsaid = !call->result.kind || call->result.kind == PV_CALL_ABORTED;
+
+    if (call->is_cut || (call->is_leaving && is_unsaid)) {
         const struct pv_ending *why = call->failed.kind ? &call->failed : &call->ordered_abort;
 
         call->result.kind = call->failed.kind ? PV_CALL_PROBLEM : PV_CALL_ABORTED;

@@ -49,6 +49,7 @@ struct pv_call {
     uint8_t is_lost;     /* nothing can be read or written in the channel any more */
     uint8_t is_mute;     /* nothing can be written */
     uint8_t is_leaving;  /* caller: the program is gone; ABORT */
+    uint8_t is_cut;      /* caller: output was lost, whatever the service says of itself */
     uint8_t is_ending;   /* service: `ending` is decided */
     uint8_t turn;        /* of the outwards: which is first */
     uint32_t obeyed;     /* orders that were carried out */
@@ -93,6 +94,9 @@ void pv_call_decide(struct pv_call *call, const struct pv_ending *ending);
 
 /* The caller ends the call by ABORT, unless the service has ended it. */
 void pv_call_leave(struct pv_call *call);
+
+/* Ends the call if one of its streams cannot be written; true if so. */
+bool pv_call_heed(struct pv_call *call, struct pv_inward *inward);
 
 /* From now on END has to come soon. */
 void pv_call_await_end(struct pv_call *call);

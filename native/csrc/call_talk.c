@@ -417,21 +417,31 @@ bool pv_call_speak(struct pv_call *call)
     return true;
 }
 
+/* What a stream's error is for people. */
+static struct pv_ending failure(int stream, const char *what, int error)
+{
+    static const char *const NAMES[2][PV_CALL_STREAMS] = {
+        {"the caller's standard input", "the service's standard output",
+         "the service's standard error"},
+        {"the service's standard input", "the caller's standard output",
+         "the caller's standard error"},
+    };
+    struct pv_ending ending = {.kind = PV_CALL_PROBLEM, .status = 125};
+    bool is_written = !strcmp(what, "written");
+    char words[PV_CALL_TEXT_MAX / 2];
+    int length = snprintf((char *)ending.text, sizeof ending.text, "%s cannot be %s: %s",
+                          NAMES[is_written][stream], what,
+                          strerror_r(error, words, sizeof words));
+
+    ending.length = length < (int)sizeof ending.text ? (uint32_t)length : sizeof ending.text - 1;
+    return ending;
+}
+
 /* A stream cannot be read to its end: so the call must not end as if it had been. */
 static void fail(struct pv_call *call, const struct pv_outward *outward)
 {
-    static const char *const NAMES[PV_CALL_STREAMS] = {
-        [PV_CALL_IN] = "the caller's standard input",
-        [PV_CALL_OUT] = "the service's standard output",
-        [PV_CALL_ERR] = "the service's standard error",
-    };
-    struct pv_ending ending = {.kind = PV_CALL_PROBLEM, .status = 125};
-    char words[PV_CALL_TEXT_MAX / 2];
-    int length = snprintf((char *)ending.text, sizeof ending.text, "%s cannot be read: %s",
-                          NAMES[outward->stream],
-                          strerror_r(outward->fd.error, words, sizeof words));
+    struct pv_ending ending = failure(outward->stream, "read", outward->fd.error);
 
-    ending.length = length < (int)sizeof ending.text ? (uint32_t)length : sizeof ending.text - 1;
     pv_call_drop_streams(call);
     if (call->side == PV_CALL_SERVICE) {
         pv_call_decide(call, &ending);
@@ -439,6 +449,25 @@ static void fail(struct pv_call *call, const struct pv_outward *outward)
         call->failed = ending;
         pv_call_leave(call);
     }
+}
+
+bool pv_call_heed(struct pv_call *call, struct pv_inward *inward)
+{
+    struct pv_ending ending;
+
+    if (!inward->fd.error)
+        return false;
+    ending = failure(inward->stream, "written", inward->fd.error);
+    inward->fd.error = 0;
+    if (call->side == PV_CALL_SERVICE) {
+        pv_call_decide(call, &ending); /* what the service has still to say is heard */
+        return true;
+    }
+    call->failed = ending;
+    call->is_cut = true;
+    pv_call_drop_streams(call);
+    pv_call_leave(call);
+    return true;
 }
 
 /* Some data of one of our streams; true if something changed. */
