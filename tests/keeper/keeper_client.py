@@ -93,6 +93,7 @@ class Called:
         target: str = "",
         is_forced: bool = False,
         with_stderr: bool = True,
+        call: str = CALL,
     ) -> None:
         self.link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.link.settimeout(PATIENCE)
@@ -104,7 +105,7 @@ class Called:
         self.stderr = os.fdopen(stderr, "rb")
         for each in (self.stdin, self.stdout):
             each.settimeout(PATIENCE)
-        run = Run(CALL, service, f"+{argument}", source, target, is_forced)
+        run = Run(call, service, f"+{argument}", source, target, is_forced)
         passed = [stdin.fileno(), stdout.fileno(), *([theirs] if with_stderr else [])]
         with contextlib.suppress(BrokenPipeError):  # one that takes no more says so at once
             socket.send_fds(self.link, [build(run)], passed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -241,15 +240,28 @@ def started_by(call: Called) -> list[int]:
     return [int(line) for line in said.split()]
 
 
-def test_sigkill_ends_all_of_the_session(place: Place) -> None:
+def test_sigkill_ends_all_that_the_service_has_started(place: Place) -> None:
     place.service("test.Family", STAYS)
     with place.run("test.Family") as call:
         inside, beyond = started_by(call)
         call.signal(signal.SIGKILL)
         assert call.next(Ended) == Ended("signalled", signal.SIGKILL)
         wait_for_end(inside)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(beyond, signal.SIGKILL)  # without a control group it may be beyond reach
+        wait_for_end(beyond)
+
+
+def test_sigkill_ends_nothing_of_another_call(place: Place) -> None:
+    place.service("test.Family", STAYS)
+    with place.run("test.Family", call="f" * 32) as other, place.run("test.Family") as call:
+        others = started_by(other)
+        started_by(call)
+        call.signal(signal.SIGKILL)
+        assert call.next(Ended) == Ended("signalled", signal.SIGKILL)
+        for pid in others:
+            os.kill(pid, 0)
+        other.signal(signal.SIGKILL)
+        for pid in others:
+            wait_for_end(pid)
 
 
 @pytest.mark.parametrize("way", ["close", "hup", "kill"])

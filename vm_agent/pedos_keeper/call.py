@@ -201,10 +201,11 @@ class Call:
         """Its process. Refusal."""
         arguments = [program.path, *filter(None, (run.argument[1:],))]
         variables = self._place.environment().lines_with({**extra, **environment.of_call(run)})
+        mark = f"{environment.CALL_ID}={run.call}".encode()
         group = self._new_group(run)
         try:
             return self._place.children.start(
-                program.path, arguments, variables, dict(enumerate(descriptors)), group
+                program.path, arguments, variables, dict(enumerate(descriptors)), group, mark
             )
         except OSError as error:
             if group is not None:

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from pedos_keeper import spawning
@@ -52,8 +52,10 @@ class Children:
         environment: Sequence[bytes],
         descriptors: Mapping[int, int],
         group: CallGroup | None = None,
+        mark: bytes = b"",
     ) -> Child:
-        """See `spawning.spawn`. A script without a first line is one of the shell's. OSError."""
+        """See `spawning.spawn`. A script without a first line is one of the shell's. `mark` is a
+        line of its environment that no other process of `start` has. OSError."""
         where = None if group is None else group.begin_in
         with self._lock:
             try:
@@ -64,7 +66,7 @@ class Children:
                 path, arguments = spawning.as_shell_would(path, arguments)
                 pid = spawning.spawn(path, arguments, environment, descriptors, where)
             try:
-                child = Child(self, pid, group)
+                child = Child(self, pid, group, mark)
             except OSError:  # no descriptor is left to watch it with
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
@@ -132,12 +134,16 @@ class Children:
 
 class Child:
     """A process that `Children.start` began: the leader of a session. `file` is readable when it
-    has ended, `group` its control group, if it has one."""
+    has ended, `group` its control group, if it has one, and `mark` a line of the environment of all
+    that it starts."""
 
-    def __init__(self, children: Children, pid: int, group: CallGroup | None) -> None:
+    def __init__(
+        self, children: Children, pid: int, group: CallGroup | None, mark: bytes = b""
+    ) -> None:
         self.pid = pid
         self.file = os.pidfd_open(pid)
         self.group = group
+        self._mark = mark
         self._children = children
 
     def __enter__(self) -> Child:
@@ -158,9 +164,10 @@ class Child:
             self._children.signal_group(self.pid, number)
 
     def kill(self) -> None:
-        """End all that it has started: its control group, or else its session."""
+        """End all that it has started: its control group, or else its session and what has left
+        that with the environment that it was given."""
         if self.group is None or not self.group.kill():
-            kill_session(self.pid)
+            kill_session(self.pid, self._mark)
 
     def close(self) -> None:
         """Stop watching it; it goes on if it runs."""
@@ -170,10 +177,11 @@ class Child:
             self.group.close()
 
 
-def kill_session(session: int) -> None:
-    """End all processes of a session, in whatever process groups they are."""
+def kill_session(session: int, mark: bytes = b"") -> None:
+    """End all processes of a session, in whatever process groups they are, and all descendants of
+    this process that have the line in their environment."""
     for _ in range(_KILL_ROUNDS):
-        found = _processes(_SESSION, session)
+        found = {*_processes(_SESSION, session), *(_marked(mark) if mark else ())}
         for pid in found:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
@@ -181,14 +189,39 @@ def kill_session(session: int) -> None:
             return
 
 
+def _marked(mark: bytes) -> list[int]:
+    """The living descendants of this process with a line in the environment that their program
+    began with. An orphan is one, too: it has become this process's child."""
+    found = []
+    for pid in _descendants():
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+            if mark in file.read().split(b"\0"):
+                found.append(pid)
+    return found
+
+
+def _descendants() -> list[int]:
+    children: dict[int, list[int]] = {}
+    for pid, fields in _stats():
+        children.setdefault(int(fields[_PARENT]), []).append(pid)
+    found = [os.getpid()]
+    for pid in found:  # which grows meanwhile
+        found += children.get(pid, ())
+    return found[1:]
+
+
 def _processes(field: int, value: int) -> list[int]:
     """The living processes that have `value` in that field of /proc/PID/stat."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
-                # proc(5): the name of the program, in parentheses, may have any characters.
-                fields = file.read().rpartition(b") ")[2].split(b" ")
-                if int(fields[field]) == value and fields[0] not in (b"Z", b"X"):
-                    found.append(int(name))
-    return found
+    return [
+        pid
+        for pid, fields in _stats()
+        if int(fields[field]) == value and fields[0] not in (b"Z", b"X")
+    ]
+
+
+def _stats() -> Iterator[tuple[int, list[bytes]]]:
+    """Of each process the pid, and /proc/PID/stat from the state on."""
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+            # proc(5): the name of the program, in parentheses, may have any characters.
+            yield int(name), file.read().rpartition(b") ")[2].split(b" ")

@@ -28,7 +28,9 @@ _OWN: Final = frozenset(
         *("MEMORY_PRESSURE_WRITE", "_", "SHLVL", "PWD", "OLDPWD"),
     )
 )
-_OWN_PREFIXES: Final = ("LISTEN_", "QREXEC_", "PEDOS_FAULT")
+#: The call that a service and all that it starts belong to.
+CALL_ID: Final = "PEDOS_CALL_ID"
+_OWN_PREFIXES: Final = ("LISTEN_", "QREXEC_", "PEDOS_FAULT", CALL_ID)
 _SHELL: Final = "/bin/sh"
 # The profile's own output goes to the log; what it sets comes by a descriptor of its own.
 _ENV_FILE: Final = 3
@@ -81,6 +83,7 @@ class Environment(dict[str, str]):
 def of_call(run: Run) -> dict[str, str]:
     """What a service is told of its call."""
     told = {
+        CALL_ID: run.call,
         "QREXEC_REMOTE_DOMAIN": run.source,
         "QREXEC_SERVICE_FULL_NAME": run.service + run.argument,
         "QREXEC_SERVICE_ARGUMENT": run.argument[1:],
