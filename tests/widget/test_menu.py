@@ -220,6 +220,8 @@ def test_the_wheel_scrolls_the_menu_that_it_is_turned_over(desktop: Desktop) -> 
     desktop.until(under.menu().isVisible)
     assert under is not desktop.entry("sda9 ")
     assert menu.actionAt(menu.mapFromGlobal(place)) is under  # and it has not been scrolled there
+    row = menu.mapToGlobal(menu.actionGeometry(under).topLeft())
+    assert abs(under.menu().y() - row.y()) <= 2  # they stand beside it
 
 
 def test_the_vms_are_asked_for_before_the_submenu_opens(desktop: Desktop) -> None:

@@ -325,16 +325,14 @@ class SteadyMenu(QtWidgets.QMenu):
         """Let the entry at this place be the active one. Qt scrolls a long menu to an entry that is
         made so, and then the pointer would be on another one: it is scrolled back."""
         self.setActiveAction(action)
-        before = self.actionGeometry(action).top()
         for _row in self.actions():
             entry = self.actionGeometry(action)
             if entry.top() <= place.y() <= entry.bottom():
                 break
             super().wheelEvent(_turn(self, place, down=entry.top() > place.y()))
         submenu = action.menu()
-        moved = self.actionGeometry(action).top() - before
-        if moved and isinstance(submenu, SteadyMenu) and submenu.isVisible():
-            submenu.move(submenu.x(), submenu.y() + moved)
+        if isinstance(submenu, SteadyMenu) and submenu.isVisible():
+            submenu.move(submenu.x(), self.mapToGlobal(self.actionGeometry(action).topLeft()).y())
             submenu.back_onto_screen()
 
     def paintEvent(self, event: Any) -> None:  # noqa: N802
