@@ -62,15 +62,31 @@ class PacketSocket:
     async def receive_passing(self, limit: int, most: int) -> tuple[bytes, list[int]]:
         """As `receive`, with the descriptors that came with the message: at most so many, of more
         one too many. `discard` is for those of no use."""
-        message, descriptors = await self._take(limit)
+        return await self._take(limit, most)
+
+    def receive_passing_now(self, limit: int, most: int) -> tuple[bytes, list[int]]:
+        """As `receive_passing`, without waiting, once `has_room`. BlockingIOError if no message is
+        there."""
+        flags = socket.MSG_CMSG_CLOEXEC
+        message, rights, _, _ = self._socket.recvmsg(limit + 1, _ROOM, flags)
+        descriptors = _descriptors(rights) if rights else []
         self.discard(descriptors[most + 1 :])
         return message, descriptors[: most + 1]
 
     def discard(self, descriptors: Sequence[int]) -> None:
         """Close what has come."""
-        closer.close(self._owner, descriptors)
+        if descriptors:
+            closer.close(self._owner, descriptors)
 
-    async def _take(self, limit: int) -> tuple[bytes, list[int]]:
+    def fileno(self) -> int:
+        """For waiting only; -1 once closed."""
+        return self._socket.fileno()
+
+    def has_room(self) -> bool:
+        """Whether what the other end passes may be taken; `until_room` waits for that."""
+        return closer.has_room(self._owner)
+
+    async def _take(self, limit: int, most: int) -> tuple[bytes, list[int]]:
         """The next message. Other tasks run once, and no more than once if nothing has come yet: an
         agent waits twice for each call of a service."""
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -78,26 +94,25 @@ class PacketSocket:
         while True:
             if self._socket.fileno() < 0:
                 raise trio.ClosedResourceError
-            if not closer.has_room(self._owner):
-                await self._until_room()
+            if not self.has_room():
+                await self.until_room()
                 is_first = False
                 continue
             try:
-                flags = socket.MSG_CMSG_CLOEXEC
-                message, rights, _, _ = self._socket.recvmsg(limit + 1, _ROOM, flags)
+                taken = self.receive_passing_now(limit, most)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._socket)
                 is_first = False
                 continue
             if is_first:
                 await trio.lowlevel.cancel_shielded_checkpoint()
-            return message, _descriptors(rights)
+            return taken
 
-    async def _until_room(self) -> None:
-        """OSError if what it has passed before holds up its end."""
+    async def until_room(self) -> None:
+        """Wait for it. OSError if what it has passed before holds up its end."""
         for _ in range(round(BUSY_SECONDS / BUSY_LOOK)):
             await trio.sleep(BUSY_LOOK)
-            if closer.has_room(self._owner):
+            if self.has_room():
                 return
         raise OSError(errno.EBUSY, "what was passed before is still being closed")
 

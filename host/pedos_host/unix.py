@@ -57,13 +57,18 @@ class _NamedSocket:
 
     async def accept_socket(self) -> socket.socket:
         """The next client's, which is non-blocking. OSError, trio.ClosedResourceError."""
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        has_waited = False
         while True:
             if closer.is_full():
                 raise OSError(errno.EMFILE, "what clients have passed is still being closed")
             try:
-                return _accepted(self._socket)
+                accepted = _accepted(self._socket)
+                if not has_waited:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                return accepted
             except BlockingIOError:
+                has_waited = True
                 with trio.move_on_after(NAME_LOOK) as waiting:
                     await trio.lowlevel.wait_readable(self._socket)
                 if waiting.cancelled_caught:

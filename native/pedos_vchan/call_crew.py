@@ -1,4 +1,4 @@
-"""The crew of an event loop: threads in C that run calls, and one task that hears of all of them.
+"""The crew of an event loop: threads in C that run calls, and what it hears of all of them.
 
 `csrc/call_crew.h` says more. No thread of it ever runs Python, so that a call costs the loop no
 hand-over of the interpreter's lock.
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from ._native import ffi, lib
+from .ready import ready
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +49,8 @@ class Crew:
         self._native = ffi.gc(native, lib.pv_crew_free)
         self._runs: dict[int, _Run] = {}
         self._numbers = itertools.count()
-        trio.lowlevel.spawn_system_task(self._hear)
+        self._news = ffi.new("struct pv_crew_news *")
+        ready().add(lib.pv_crew_fd(native), self._hear)
 
     async def run(
         self,
@@ -94,19 +96,17 @@ class Crew:
             _held.discard(held)
         return run.error
 
-    async def _hear(self) -> None:
-        """Pass on what the threads tell, for ever."""
-        news = ffi.new("struct pv_crew_news *")
-        while True:
-            await trio.lowlevel.wait_readable(lib.pv_crew_fd(self._native))
-            while lib.pv_crew_next(self._native, news):
-                run = self._runs[news.call]
-                if news.event == lib.PV_CALL_DONE:
-                    del self._runs[news.call]
-                    run.error = news.number
-                    trio.lowlevel.reschedule(run.task)
-                else:
-                    run.hear(news.event, news.number)
+    def _hear(self) -> None:
+        """Pass on what the threads tell."""
+        news = self._news
+        while lib.pv_crew_next(self._native, news):
+            run = self._runs[news.call]
+            if news.event == lib.PV_CALL_DONE:
+                del self._runs[news.call]
+                run.error = news.number
+                trio.lowlevel.reschedule(run.task)
+            else:
+                run.hear(news.event, news.number)
 
 
 _this_loop: trio.lowlevel.RunVar[Crew] = trio.lowlevel.RunVar("pedos_vchan.call_crew")

@@ -163,9 +163,9 @@ class Peer:
         self.notify_now(method, params)
 
     def notify_now(self, method: str, params: Params) -> None:
-        """As `notify`, where nothing may wait."""
+        """As `notify`, where nothing may wait; it is on its way when this returns."""
         self._session.post(Notice(method, params))
-        self._session.outbox.flush()
+        self._session.outbox.write_now()
 
     async def drained(self, below: int) -> None:
         """Returns when fewer than `below` bytes wait to be written, or the connection has ended.

@@ -106,7 +106,7 @@ class Reader(Generic[P]):
         if request is None:
             self._session.close()
         else:
-            self._session.outbox.flush()
+            self._session.outbox.write_now()
 
     def _fail(self, request: Request | None, error: Exception) -> None:
         if request is not None:

@@ -439,9 +439,10 @@ async def test_a_failure_of_the_agent_is_an_end_that_dom0_is_told(
 
 
 async def test_the_end_of_the_other_vm_is_lost_and_never_a_success(world: World) -> None:
-    async def vanish(service: Service, _pump: CallPump) -> None:
+    async def vanish(service: Service, pump: CallPump) -> None:
         await service.stdout.send_all(b"some")
         await service.stdin.receive_some()
+        await world.until(lambda: pump.counts().stdout)  # it is in the channel
         scope.cancel()
 
     scope = trio.CancelScope()
@@ -525,7 +526,9 @@ async def test_one_that_says_that_it_has_enough_still_hears_the_end(world: World
 
 async def test_one_that_does_not_read_what_it_is_told_ends(world: World) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    caller = callers._Caller(PacketSocket(ours), 0, world.calls)
+    caller = callers._Caller(
+        PacketSocket(ours), 0, world.calls, world.nursery.start_soon, lambda _caller: None
+    )
     with pytest.raises(BlockingIOError):
         while True:
             ours.send(b"x" * 1000)

@@ -32,6 +32,7 @@ from pedos_protocol.call_link import (
 )
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_vchan.call_pump import no_stream
+from pedos_vchan.ready import ready
 
 from pedos_agent.calls.calling import Asked, Calling, Desk, refusal
 
@@ -72,6 +73,7 @@ class CallSocket:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; started() when programs can connect. OSError: none ever can."""
+        ready()  # it takes a descriptor
         listener = await listen_packets(self._path, SOCKET_MODE)
         try:
             async with trio.open_nursery() as nursery:
@@ -81,6 +83,8 @@ class CallSocket:
                 await trio.sleep_forever()
         finally:
             listener.close()
+            for each in list(self._callers):
+                each.end()
 
     async def _accept(self, listener: PacketListener, nursery: trio.Nursery) -> None:
         while True:
@@ -98,11 +102,18 @@ class CallSocket:
                     log.info("refused a call of user %d: %s%s", *(packets.uid, why.message, more))
                 nursery.start_soon(self._refuse, packets, refusal(why))
                 continue
-            # Counted here, before others are accepted.
-            caller = _Caller(packets, packets.uid, self._desk)
-            self._callers.add(caller)
-            self._of_user[caller.uid] += 1
-            nursery.start_soon(self._serve, caller)
+            self._admit(_Caller(packets, packets.uid, self._desk, nursery.start_soon, self._gone))
+
+    def _admit(self, caller: _Caller) -> None:
+        self._callers.add(caller)
+        self._of_user[caller.uid] += 1
+        caller.begin()
+
+    def _gone(self, caller: _Caller) -> None:
+        self._callers.discard(caller)
+        self._of_user[caller.uid] -= 1
+        if not self._of_user[caller.uid]:
+            del self._of_user[caller.uid]
 
     def _refusal(self, packets: PacketSocket) -> CallError | None:
         if (why := self._may_call(packets)) is not None:
@@ -137,68 +148,108 @@ class CallSocket:
             self._refused -= 1
             packets.close()
 
-    async def _serve(self, caller: _Caller) -> None:
-        try:
-            await caller.run()
-        except Exception:
-            # Everything else that the agent carries goes on.
-            if (more := throttle.more("serving a caller failed")) is not None:
-                log.exception("serving a program that calls failed unexpectedly%s", more)
-        finally:
-            self._callers.discard(caller)
-            self._of_user[caller.uid] -= 1
-            if not self._of_user[caller.uid]:
-                del self._of_user[caller.uid]
-            caller.close()
-
     async def _end_idle(self) -> None:
         while True:
             await trio.sleep(IDLE_SECONDS / 2)
-            for each in self._callers:
+            for each in list(self._callers):
                 each.end_if_idle()
 
 
 class _Caller:
-    """One connection: one call after the other."""
+    """One connection: one call after the other. It has no task; each call has one."""
 
-    def __init__(self, packets: PacketSocket, uid: int, desk: Desk) -> None:
+    def __init__(
+        self,
+        packets: PacketSocket,
+        uid: int,
+        desk: Desk,
+        begin: Callable[..., None],
+        gone: Callable[[_Caller], None],
+    ) -> None:
+        """`begin` starts a task; `gone` is called when the connection has ended, with its call."""
         self._packets = packets
         self.uid: Final = uid
         self._desk = desk
+        self._begin = begin
+        self._gone = gone
         self._calling: Calling | None = None
         self._idle_since = trio.current_time()
+        self._has_hung_up = False
+        self._is_gone = False
 
-    def close(self) -> None:
-        """End the connection."""
-        self._packets.close()
+    def begin(self) -> None:
+        """Serve it until the program hangs up or breaks the rules; then end its call."""
+        try:
+            ready().add(self._packets.fileno(), self._hear)
+        except OSError as error:
+            self._fail(error)
+            return
+        self._hear()  # most have sent their call already
+
+    def end(self) -> None:
+        """The agent ends, and the call has ended."""
+        self._close()
+        self._hang_up()
 
     def end_if_idle(self) -> None:
         """Close a connection without a call for some time."""
         if self._calling is None and trio.current_time() - self._idle_since >= IDLE_SECONDS:
-            self._packets.close()
+            self._hang_up()
 
-    async def run(self) -> None:
-        """Serve it until the program hangs up or breaks the rules; then end its call."""
-        async with trio.open_nursery() as nursery:
-            try:
-                while True:
-                    untrusted, descriptors = await self._packets.receive_passing(
-                        DATAGRAM_MAX, DESCRIPTORS
-                    )
-                    if not untrusted:
-                        self._packets.discard(descriptors)
-                        break
-                    self._take(untrusted, descriptors, nursery)
-            except (OSError, RemoteProtocolError) as error:
-                if (more := throttle.more("a caller failed")) is not None:
-                    log.info("a program of user %d failed: %s%s", *(self.uid, error, more))
-                self._packets.close()
-            except trio.ClosedResourceError:
-                pass
+    def _hear(self) -> None:
+        """Take one message; others' turns are between two of them."""
+        if not self._packets.has_room():
+            ready().remove(self._packets.fileno())
+            self._begin(self._wait_for_room)
+            return
+        try:
+            untrusted, descriptors = self._packets.receive_passing_now(DATAGRAM_MAX, DESCRIPTORS)
+            if untrusted:
+                self._take(untrusted, descriptors)
+                return
+            self._packets.discard(descriptors)
+        except BlockingIOError:
+            return
+        except (OSError, RemoteProtocolError) as error:
+            self._fail(error)
+            return
+        self._hang_up()
+
+    async def _wait_for_room(self) -> None:
+        try:
+            await self._packets.until_room()
+        except OSError as error:
+            self._fail(error)
+        else:
+            if not self._has_hung_up:
+                self.begin()
+
+    def _fail(self, error: Exception) -> None:
+        if (more := throttle.more("a caller failed")) is not None:
+            log.info("a program of user %d failed: %s%s", *(self.uid, error, more))
+        self._close()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Nothing more comes of it: end its call. What it is told of that still goes out."""
+        if not self._has_hung_up:
+            self._has_hung_up = True
+            ready().remove(self._packets.fileno())
             if self._calling is not None:
                 self._calling.give_up()
+        self._leave()
 
-    def _take(self, untrusted: bytes, descriptors: list[int], nursery: trio.Nursery) -> None:
+    def _leave(self) -> None:
+        if self._has_hung_up and self._calling is None and not self._is_gone:
+            self._is_gone = True
+            self._close()
+            self._gone(self)
+
+    def _close(self) -> None:
+        ready().remove(self._packets.fileno())
+        self._packets.close()
+
+    def _take(self, untrusted: bytes, descriptors: list[int]) -> None:
         """RemoteProtocolError."""
         try:
             message = parse(untrusted, PROGRAM)
@@ -216,7 +267,7 @@ class _Caller:
             asked = Asked(message, self.uid, (descriptors[0], descriptors[1], descriptors[2]))
             descriptors = []
             self._calling = Calling(self._desk, asked, self._started)
-            nursery.start_soon(self._carry, self._calling)
+            self._begin(self._carry, self._calling)
         finally:
             self._packets.discard(descriptors)
 
@@ -231,6 +282,7 @@ class _Caller:
             self._calling = None
             self._idle_since = trio.current_time()
             self._say(end or refusal(CallError("failed", "the agent of this VM failed")))
+            self._leave()
 
     def _started(self, call: str, request: str) -> None:
         self._say(Started(call, request))
@@ -240,7 +292,8 @@ class _Caller:
         try:
             self._packets.send_now(build(message))
         except (OSError, trio.ClosedResourceError):
-            self._packets.close()
+            self._close()
+            self._hang_up()
 
 
 def _problem(call: Call, descriptors: list[int]) -> str | None:

@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 GIVEN_UP_SECONDS: Final = 10.0
 
 GIVEN_UP: Final = "the calling program has ended"
+# What is to be told of a call's run.
+_WANTED: Final = frozenset((EventKind.STARTED,))
 
 
 class Asked(NamedTuple):
@@ -237,6 +239,7 @@ class Calling:
         end: CallEnd | None = None
         try:
             self._pump = CallPump(channel, "caller", bytes.fromhex(answer.call), self._hear)
+            self._pump.wanted = _WANTED
             if self._has_given_up:
                 self._pump.abort(GIVEN_UP)
             elif self._kill is not None:
