@@ -8,6 +8,7 @@ import pedos_widget.controller
 import pytest
 import trio
 from pedos_protocol.errors import CallError
+from pedos_widget import link
 from pedos_widget.calls import reason_alone
 from pedos_widget.link import Link
 from pedos_widget.model.view import Action
@@ -304,6 +305,31 @@ async def test_who_opens_the_menu_sees_that_the_policy_is_mended(tmp_path: Path)
             system.service.policy["ok"] = is_ok
             system.controller.opened()
             await system.until(lambda is_ok=is_ok: (system.controller.view.status == "") is is_ok)
+
+
+async def test_a_prompter_that_the_service_has_no_place_for_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "RETRY_FIRST_S", 0.01)
+
+    class Desk:
+        async def ask(self, _method: str, _params: object) -> dict[str, object]:
+            raise NotImplementedError
+
+        def cancel(self, _request: str, _reason: str) -> None: ...
+
+        def gone(self) -> None: ...
+
+    async def full(_params: object) -> dict[str, object]:
+        raise CallError("quota", "8 prompters are connected already")
+
+    async with running(tmp_path) as system:
+        system.service.answers["prompter.register"] = full
+        system.controller.ask_by(Desk())
+        said = "Questions of dom0 are not asked here: 8 prompters are connected already."
+        await system.until(lambda: system.controller.view.status == said)
+        del system.service.answers["prompter.register"]
+        await system.until(lambda: system.controller.view.status == "")
 
 
 async def test_questions_come_to_the_prompter_for_as_long_as_there_is_one(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class Controller:
         self._composer = Composer(self._known)
         place = None if path is None else os.fspath(path)
         self._link = Link(place, program, self._follow, self._lost)
-        self._prompting = Prompting(place, program)
+        self._prompting = Prompting(place, program, self._refused_as_prompter)
         self._pairs_file = PairsFile(memory or default_path())
         self._view: View | None = None
         self._generation = 0
@@ -315,6 +315,11 @@ class Controller:
     def _note_policy(self, is_ok: bool | None) -> None:
         if is_ok is not None and is_ok is not self._known.policy_ok:
             self._known.policy_ok = is_ok
+            self._changed()
+
+    def _refused_as_prompter(self, why: str) -> None:
+        if self._known.why_not_asked != why:
+            self._known.why_not_asked = why
             self._changed()
 
     # Clicks

@@ -10,12 +10,13 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 import trio
-from pedos_protocol.errors import ProtocolError
+from pedos_protocol.errors import CallError, ProtocolError
 from pedos_protocol.messages import parse_params
 
 from .link import Link
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
     from pedos_vchan.peer import Peer
@@ -41,11 +42,13 @@ class Prompter(Protocol):
 
 
 class Prompting:
-    """Keeps a connection for the prompter that there is."""
+    """Keeps a connection for the prompter that there is. `refused` is called with why the service
+    takes no prompter more, and with "" once it does."""
 
-    def __init__(self, path: str | None, program: str) -> None:
+    def __init__(self, path: str | None, program: str, refused: Callable[[str], None]) -> None:
         self._path = path
         self._program = program
+        self._refused = refused
         self._prompter: Prompter | None = None
         self._is_another = trio.Event()
 
@@ -60,8 +63,13 @@ class Prompting:
         while True:
             self._is_another = trio.Event()
             async with trio.open_nursery() as nursery:
-                if self._prompter is not None:
-                    nursery.start_soon(_Registered(self._path, self._program, self._prompter).run)
+                if self._prompter is None:
+                    self._refused("")  # nobody is to be asked here
+                else:
+                    registered = _Registered(
+                        self._path, self._program, self._prompter, self._refused
+                    )
+                    nursery.start_soon(registered.run)
                 await self._is_another.wait()
                 nursery.cancel_scope.cancel()
 
@@ -69,8 +77,15 @@ class Prompting:
 class _Registered:
     """One prompter's connection."""
 
-    def __init__(self, path: str | None, program: str, prompter: Prompter) -> None:
+    def __init__(
+        self,
+        path: str | None,
+        program: str,
+        prompter: Prompter,
+        refused: Callable[[str], None],
+    ) -> None:
         self._prompter = prompter
+        self._refused = refused
         self._is_registered = False
         self._link = Link(
             path,
@@ -88,8 +103,14 @@ class _Registered:
             self._lost("")
 
     async def _register(self, peer: Peer) -> None:
-        await peer.call("prompter.register", {"calls": True}, timeout=REGISTER_S)
+        try:
+            await peer.call("prompter.register", {"calls": True}, timeout=REGISTER_S)
+        except CallError as error:
+            if error.code == "quota":
+                self._refused(error.message)
+            raise
         self._is_registered = True
+        self._refused("")
         self._link.works()
         logger.info("the policy's questions are asked here")
         await trio.sleep_forever()

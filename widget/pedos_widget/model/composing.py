@@ -34,7 +34,8 @@ SILENT_MAX = 3
 
 class Known:
     """All that a view is made from. `why` says, as a sentence, why there is no connection; "" if
-    there is one. `policy_ok`: every file of the policy is in force."""
+    there is one. `why_not_asked`, why policy's questions are not asked here, though they should be.
+    `policy_ok`: every file of the policy is in force."""
 
     def __init__(self, picture: Picture, looks: Looks, works: Works, pairs: Pairs) -> None:
         self.picture = picture
@@ -42,6 +43,7 @@ class Known:
         self.works = works
         self.pairs = pairs
         self.why = _("Not connected to dom0's service yet.")
+        self.why_not_asked = ""
         self.policy_ok = True
 
     @property
@@ -193,6 +195,14 @@ def _status(known: Known) -> str:
             "{count} devices or VMs are left out, because they cannot be read (see the log).",
             strange,
         ).format(count=strange)
+    return _about_policy(known)
+
+
+def _about_policy(known: Known) -> str:
+    if known.why_not_asked:
+        return _("Questions of dom0 are not asked here: {reason}.").format(
+            reason=known.why_not_asked
+        )
     if not known.policy_ok:
         return _(
             "The policy has errors, so an older one is in force: “Policy...” of the Devices widget "
