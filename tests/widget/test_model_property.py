@@ -229,6 +229,7 @@ async def live(steps: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) ->
             await trio.testing.wait_all_tasks_blocked()
             world.check()
         world.is_away = False
+        world.controller.opened()  # by somebody, as there is no file that comes with the service
         await trio.sleep(WORK_S + 10)
         await trio.testing.wait_all_tasks_blocked()
         world.check()
