@@ -84,6 +84,30 @@ async def test_attempts_are_rarer_and_rarer_and_soon_again_after_a_success(
         nursery.cancel_scope.cancel()
 
 
+async def test_a_service_that_hangs_is_not_said_to_be_of_another_version(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = b""
+    others: list[trio.abc.Stream] = []
+
+    async def connect(_path: str) -> trio.abc.Stream:
+        here, there = trio.testing.memory_stream_pair()
+        others.append(there)
+        await there.send_all(said)
+        return here
+
+    monkeypatch.setattr(pedos_widget.link, "connect_unix", connect)
+    user = User("/nowhere")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(user.link.run)
+        await user.something.wait()
+        assert user.reasons == ["dom0's service does not answer."]
+        said = bytes(64)
+        await user.something.wait()
+        assert "perhaps it is of another version" in user.reasons[-1]
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_service_that_is_not_there_is_seen_to_come(tmp_path: Path) -> None:
     path = tmp_path / "run/pedos/socket"
     (tmp_path / "run").mkdir()

@@ -14,6 +14,7 @@ from pedos_protocol.events import REFUSED, refusal
 from pedos_protocol.sockets import DESKTOP_GROUP
 from pedos_vchan.peer import Peer, open_peer
 from pedos_vchan.quota import NO_LIMIT
+from pedos_vchan.reading import HELLO_TIMEOUT
 
 from .attempts import Attempts
 from .i18n import _
@@ -143,6 +144,7 @@ class Link:
         except OSError as error:
             self._is_there = not isinstance(error, ABSENT)
             return _why_none(self._place, error)
+        opened_at = trio.current_time()
         try:
             async with open_peer(
                 stream,
@@ -158,7 +160,9 @@ class Link:
                     await self._serve(peer)
         except RemoteProtocolError as error:
             logger.warning("dom0's service breaks the protocol: %s", error)
-            return _("dom0's service cannot be understood; perhaps it is of another version.")
+            # One that hangs says no hello, which is a breach as well.
+            is_silent = trio.current_time() >= opened_at + HELLO_TIMEOUT and self._peer is None
+            return _why_not_understood(is_silent=is_silent)
         except CallError as error:
             if error.code == "unknown_method":
                 return _("dom0's service is older than this program, and has to be upgraded first.")
@@ -195,6 +199,12 @@ async def _cancel_at_end(scope: trio.CancelScope) -> None:
         await trio.sleep_forever()
     finally:
         scope.cancel()
+
+
+def _why_not_understood(*, is_silent: bool) -> str:
+    if is_silent:
+        return _("dom0's service does not answer.")
+    return _("dom0's service cannot be understood; perhaps it is of another version.")
 
 
 def _why_none(path: str, error: OSError) -> str:
