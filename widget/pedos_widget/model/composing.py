@@ -204,10 +204,8 @@ def _about_policy(known: Known) -> str:
             reason=known.why_not_asked
         )
     if not known.policy_ok:
-        return _(
-            "The policy has errors, so an older one is in force: “Policy...” of the Devices widget "
-            "says more."
-        )
+        # It may come when the menu is open, and has no more room than the shortest of menus.
+        return _("The policy has errors: see “Policy...” of the Devices widget.")
     return ""
 
 
