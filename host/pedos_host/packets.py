@@ -4,32 +4,15 @@ from __future__ import annotations
 
 import array
 import contextlib
-import errno
 import socket
 from collections.abc import Hashable, Sequence
-from typing import Final
 
 import trio
 
-from .passed import WITH_A_MESSAGE_MAX, closer
+from .passed import closer
 from .plain_unix import uid_at
+from .taking import ROOM, descriptors, until_room
 from .unix import Peer, credentials_at
-
-# How long what was passed may take until it is closed, if it is too much, and how often to look.
-BUSY_SECONDS: Final = 1.0
-BUSY_LOOK: Final = 0.01
-
-_DESCRIPTOR: Final = array.array("i").itemsize
-# With less, the kernel would close what is more here and now.
-_ROOM: Final = socket.CMSG_SPACE(WITH_A_MESSAGE_MAX * _DESCRIPTOR)
-
-
-def _descriptors(rights: Sequence[tuple[int, int, bytes]]) -> list[int]:
-    found = array.array("i")
-    for level, kind, data in rights:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            found.frombytes(data[: len(data) - len(data) % _DESCRIPTOR])
-    return found.tolist()
 
 
 class PacketSocket:
@@ -68,15 +51,15 @@ class PacketSocket:
         """As `receive_passing`, without waiting, once `has_room`. BlockingIOError if no message is
         there."""
         flags = socket.MSG_CMSG_CLOEXEC
-        message, rights, _, _ = self._socket.recvmsg(limit + 1, _ROOM, flags)
-        descriptors = _descriptors(rights) if rights else []
-        self.discard(descriptors[most + 1 :])
-        return message, descriptors[: most + 1]
+        message, rights, _, _ = self._socket.recvmsg(limit + 1, ROOM, flags)
+        passed = descriptors(rights) if rights else []
+        self.discard(passed[most + 1 :])
+        return message, passed[: most + 1]
 
-    def discard(self, descriptors: Sequence[int]) -> None:
+    def discard(self, passed: Sequence[int]) -> None:
         """Close what has come."""
-        if descriptors:
-            closer.close(self._owner, descriptors)
+        if passed:
+            closer.close(self._owner, passed)
 
     def fileno(self) -> int:
         """For waiting only; -1 once closed."""
@@ -110,11 +93,7 @@ class PacketSocket:
 
     async def until_room(self) -> None:
         """Wait for it. OSError if what it has passed before holds up its end."""
-        for _ in range(round(BUSY_SECONDS / BUSY_LOOK)):
-            await trio.sleep(BUSY_LOOK)
-            if self.has_room():
-                return
-        raise OSError(errno.EBUSY, "what was passed before is still being closed")
+        await until_room(self._owner)
 
     def send_now(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send a message without waiting. BlockingIOError if the other end has not read enough of

@@ -17,8 +17,6 @@ from collections import Counter, deque
 from collections.abc import Hashable, Iterable
 from typing import Final
 
-#: The most that the kernel passes with one message (SCM_MAX_FD).
-WITH_A_MESSAGE_MAX: Final = 253
 # Descriptors of one owner that are being closed, beyond which nothing more is taken of it. It is
 # more than a user's programs can pass for calls at once, as the thread may be late.
 OF_ONE_MAX: Final = 512

@@ -14,6 +14,7 @@ import trio
 
 from .passed import closer
 from .plain_unix import UCRED, bind_unix, short_path, uid_at
+from .unix_stream import UnixStream
 
 logger = logging.getLogger(__name__)
 
@@ -129,11 +130,11 @@ def _accepted(listener: socket.socket) -> socket.socket:
     return client
 
 
-class UnixListener(_NamedSocket, trio.abc.Listener[trio.SocketStream]):
+class UnixListener(_NamedSocket, trio.abc.Listener[UnixStream]):
     """A listener for streams; see `_NamedSocket`."""
 
-    async def accept(self) -> trio.SocketStream:
-        return trio.SocketStream(trio.socket.from_stdlib_socket(await self.accept_socket()))
+    async def accept(self) -> UnixStream:
+        return UnixStream(await self.accept_socket())
 
 
 class PacketListener(_NamedSocket):
@@ -184,7 +185,7 @@ async def connect_unix(path: str | os.PathLike[str]) -> trio.SocketStream:
         raise
 
 
-def peer_uid(stream: trio.SocketStream) -> int:
+def peer_uid(stream: UnixStream | trio.SocketStream) -> int:
     """The user of the process at the other end, as the kernel noted it at the connection."""
     return uid_at(stream.socket)
 
@@ -197,7 +198,7 @@ class Peer(NamedTuple):
     groups: frozenset[int]
 
 
-def peer_credentials(stream: trio.SocketStream) -> Peer:
+def peer_credentials(stream: UnixStream | trio.SocketStream) -> Peer:
     """The user and the groups at the other end. OSError: the kernel does not tell all groups, as
     they are too many (ERANGE) or it is too old (ENOPROTOOPT)."""
     return credentials_at(stream.socket)

@@ -9,6 +9,7 @@ import trio
 from pedos_host.system_errors import what_is_wrong
 from pedos_host.throttle import throttle
 from pedos_host.unix import UnixListener
+from pedos_host.unix_stream import UnixStream
 from pedos_protocol.errors import CallError
 
 from pedos_vchan.refusal import refuse
@@ -22,8 +23,8 @@ ACCEPT_RETRY = 0.1
 async def serve_clients(
     listener: UnixListener,
     program: str,
-    refusal: Callable[[trio.SocketStream, int], CallError | None],
-    serve: Callable[[trio.SocketStream], Awaitable[None]],
+    refusal: Callable[[UnixStream, int], CallError | None],
+    serve: Callable[[UnixStream], Awaitable[None]],
 ) -> None:
     """Accepts until cancelled. The end of one client, however bad, does not affect others: `serve`
     must not raise, and closes the stream.
@@ -33,7 +34,7 @@ async def serve_clients(
     """
     served = 0
 
-    async def client(stream: trio.SocketStream) -> None:
+    async def client(stream: UnixStream) -> None:
         nonlocal served
         if (why := refusal(stream, served)) is not None:
             await refuse(stream, program, why)

@@ -11,12 +11,13 @@ import contextlib
 import os
 
 import trio
+from pedos_host.unix_stream import UnixStream
 from pedos_protocol.connection import VERSIONS, Connection
 from pedos_protocol.errors import CallError
 from pedos_protocol.events import REFUSED, Hello, Notice
 
 
-async def refuse(stream: trio.SocketStream, program: str, why: CallError) -> None:
+async def refuse(stream: UnixStream, program: str, why: CallError) -> None:
     """Says hello and the reason for the refusal, and hangs up; nothing that the client sends is
     read."""
     connection = Connection()

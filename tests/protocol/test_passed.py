@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
-from pedos_host import packets, passed
+import trio
+from pedos_host import passed, taking
 from pedos_host.packets import PacketSocket
 from pedos_host.passed import Closer, closer
-from pedos_host.unix import listen_packets
+from pedos_host.unix import listen_packets, listen_unix
+from pedos_host.unix_stream import UnixStream
 
 from tests.lingering import Lingering, closing, descriptors, until
 
@@ -96,7 +99,7 @@ async def test_one_who_holds_up_too_much_is_not_heard_any_more(
     lingering: Lingering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(passed, "OF_ONE_MAX", 1)
-    monkeypatch.setattr(packets, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(taking, "BUSY_SECONDS", 0.05)
     ours, theirs = pair()
     lingering.pass_by(theirs)
     assert await ours.receive(10) == b"x"
@@ -165,3 +168,61 @@ def test_without_a_thread_it_is_closed_when_there_is_one(monkeypatch: pytest.Mon
     for each in (reader, other):
         assert os.read(each, 1) == b""
         os.close(each)
+
+
+async def stream_pair(path: Path) -> tuple[UnixStream, socket.socket]:
+    listener = await listen_unix(path, 0o600)
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(str(path))
+    stream = await listener.accept()
+    listener.close()
+    return stream, client
+
+
+async def test_what_comes_with_the_bytes_of_a_stream_is_closed_apart(
+    lingering: Lingering, tmp_path: Path
+) -> None:
+    stream, client = await stream_pair(tmp_path / "s")
+    lingering.pass_by(client)
+    assert await stream.receive_some() == b"x"
+    assert closing() == 1
+    client.send(b"more")
+    assert await stream.receive_some(2) == b"mo"
+    assert await stream.receive_some(2) == b"re"
+    client.close()
+    assert await stream.receive_some() == b""
+    await stream.aclose()
+
+
+async def test_a_stream_ends_with_something_under_way_in_it(
+    lingering: Lingering, tmp_path: Path
+) -> None:
+    stream, client = await stream_pair(tmp_path / "s")
+    client.send(b"before")
+    lingering.pass_by(client)
+    await trio.aclose_forcefully(stream)
+    assert closing() == 1
+    with pytest.raises(trio.ClosedResourceError):
+        await stream.receive_some()
+    client.close()
+
+
+async def test_a_stream_ends_with_all_that_was_sent(tmp_path: Path) -> None:
+    stream, client = await stream_pair(tmp_path / "s")
+    client.send(b"unread")
+    await stream.send_all(b"the last word")
+    await stream.send_eof()
+    await stream.aclose()
+    await stream.aclose()
+    with client:
+        assert client.recv(100) == b"the last word"
+    await until(lambda: not closing())
+
+
+async def test_the_reset_of_a_stream_is_the_end_of_it(tmp_path: Path) -> None:
+    stream, client = await stream_pair(tmp_path / "s")
+    await stream.send_all(b"x")
+    client.close()  # with bytes unread
+    with pytest.raises(trio.BrokenResourceError):
+        await stream.receive_some()
+    await stream.aclose()

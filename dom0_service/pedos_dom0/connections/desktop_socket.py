@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from pedos_host.system_errors import what_is_wrong
 from pedos_host.throttle import throttle
 from pedos_host.unix import peer_credentials
+from pedos_host.unix_stream import UnixStream
 from pedos_protocol.frozen import frozen
 from pedos_vchan.clients import serve_clients
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    import trio
     from pedos_host.unix import UnixListener
     from pedos_protocol.errors import CallError
 
@@ -125,13 +125,13 @@ class DesktopSocket:
     async def serve(self, api: Api) -> None:
         """Accepts until cancelled."""
 
-        async def serve_member(stream: trio.SocketStream) -> None:
+        async def serve_member(stream: UnixStream) -> None:
             caller = desktop_user(peer_credentials(stream).uid)
             await serve_client(api, caller, stream)
 
         await serve_clients(self._listener, PROGRAM, self._refusal, serve_member)
 
-    def _refusal(self, stream: trio.SocketStream, served: int) -> CallError | None:
+    def _refusal(self, stream: UnixStream, served: int) -> CallError | None:
         """Why a client is not served; None if it is."""
         try:
             peer = peer_credentials(stream)

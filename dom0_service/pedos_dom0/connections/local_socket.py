@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pedos_host.throttle import throttle
 from pedos_host.unix import UnixListener, listen_unix, peer_uid
+from pedos_host.unix_stream import UnixStream
 from pedos_vchan.clients import serve_clients
 
 from pedos_dom0 import PROGRAM
@@ -61,7 +62,7 @@ class LocalSocket:
         await serve_client(self._api, DOM0_USER, stream)
 
 
-def _refusal(stream: trio.SocketStream, served: int) -> CallError | None:
+def _refusal(stream: UnixStream, served: int) -> CallError | None:
     """Why a client is not served; None if it is."""
     if (uid := peer_uid(stream)) not in (0, os.getuid()):
         if (more := throttle.more("a stranger is refused")) is not None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 from pedos_host.system_errors import what_is_wrong
 from pedos_host.unix import UnixListener, listen_unix
+from pedos_host.unix_stream import UnixStream
 from pedos_protocol.errors import CallError, ProtocolError, RemoteProtocolError
 from pedos_protocol.machine_messages import (
     DomainChanged,
@@ -307,7 +308,7 @@ class Machine:
 
     # machine.sock
 
-    async def _serve_client(self, stream: trio.SocketStream) -> None:
+    async def _serve_client(self, stream: UnixStream) -> None:
         if len(self._clients) >= CLIENTS_MAX:
             logger.warning("a %dth client of the machine is turned away", CLIENTS_MAX + 1)
             await stream.aclose()

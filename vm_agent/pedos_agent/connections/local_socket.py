@@ -14,6 +14,7 @@ from typing import Any, Final
 import trio
 from pedos_host.throttle import throttle
 from pedos_host.unix import listen_unix
+from pedos_host.unix_stream import UnixStream
 from pedos_protocol.codec import encode
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.words import request_to
@@ -75,7 +76,7 @@ class LocalSocket:
             task_status.started()
             await serve_clients(listener, PROGRAM, _refusal, self._serve)
 
-    async def _serve(self, stream: trio.SocketStream) -> None:
+    async def _serve(self, stream: UnixStream) -> None:
         try:
             peer = Peer(
                 stream,
@@ -120,7 +121,7 @@ async def _not_here(_peer: Peer, method: str, _params: dict[str, Any]) -> dict[s
     raise CallError("unknown_method", message)
 
 
-def _refusal(_stream: trio.SocketStream, served: int) -> CallError | None:
+def _refusal(_stream: UnixStream, served: int) -> CallError | None:
     """Why a client is not served; None if it is."""
     if served < CLIENTS_MAX:
         return None
