@@ -139,6 +139,38 @@ async def test_a_disk_that_hangs_does_not_fill_the_memory_and_what_is_lost_is_co
     assert len(caplog.records) == 1
 
 
+async def test_lines_for_which_nobody_waits_go_with_others_or_after_a_moment(
+    path: Path, nursery: trio.Nursery, autojump_clock: Clock
+) -> None:
+    trips = []
+
+    async def disk(work: Callable[[], T]) -> T:
+        await trio.lowlevel.checkpoint()
+        result = work()
+        trips.append(len(events(path)))
+        return result
+
+    audit = AuditQueue(Audit(path), disk)
+    await nursery.start(audit.run)
+    audit.write("1")
+    audit.write("2")
+    await trio.testing.wait_all_tasks_blocked()
+    assert events(path) == []
+    audit.write("3", request="a")
+    await audit.written("a")
+    assert trips == [3]
+    audit.write("4")
+    await trio.sleep(2 * audit_queue.LINGER)
+    assert trips == [3, 4]
+    began = trio.current_time()
+    for number in range(audit_queue.BATCH):
+        audit.write(str(number))
+    await trio.testing.wait_all_tasks_blocked()
+    assert trips == [3, 4, 4 + audit_queue.BATCH]
+    assert trio.current_time() == began
+    audit.close()
+
+
 @pytest.fixture
 async def world(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[World]:
     world = World(tmp_path, nursery, policy=ALLOW_DOM0)

@@ -197,8 +197,17 @@ def make_record(event: str, fields: Mapping[str, object]) -> Record:
     stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     record: Record = {"time": stamp, "event": _bounded(event)}
     for name, value in fields.items():
-        record.setdefault(name, _bounded(value))
+        if name not in record:
+            record[name] = value if _is_plain(value) else _bounded(value)
     return record
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is what `_bounded` makes of it, as most fields are."""
+    kind = type(value)
+    if kind is str:
+        return len(value) <= TEXT_MAX  # type: ignore[arg-type]
+    return value is None or kind is bool
 
 
 def _line(record: Record) -> bytes:

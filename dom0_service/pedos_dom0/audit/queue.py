@@ -2,6 +2,10 @@
 
 A disk may be slow. A line waits for it here, and so does the answer to its request (`written`); the
 event loop, and all other requests, do not.
+
+The way to the thread and back costs more than the line. So a line for which nobody waits goes with
+the next one for which somebody does, or after a moment (LINGER): a call of a service has three
+lines, and only an answer behind the first.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
+from pedos_vchan.event_loop import event_loop
 
 from pedos_dom0.audit.log import Record, make_record
 from pedos_dom0.audit.tail import last_lines
@@ -28,6 +33,11 @@ logger = logging.getLogger(__name__)
 # what VMs cause beside that is throttled (throttle.py). More means that the disk hangs; then lines
 # must not fill the memory: they are lost, which is logged and counted.
 WAITING_MAX = 2048
+# Seconds for which a line may wait for others: no person notices them, and a service that is killed
+# then has lost nothing that it has told anybody.
+LINGER = 0.01
+# Lines that do not wait for more.
+BATCH = 64
 
 
 class AuditQueue:
@@ -41,10 +51,13 @@ class AuditQueue:
         self._waiting: deque[Record] = deque()
         # The number of lines ever accepted, and how many of these are written.
         self._taken = 0
+        self._begun = 0  # to be written
         self._written = 0
         # Request -> the number of its last line, while that is not written.
         self._last: dict[object, int] = {}
-        self._news = trio.Event()  # lines are waiting
+        self._news = trio.Event()  # lines are to be written now
+        self.deadline = 0.0  # of those that linger; for the event loop's sweeper
+        self._lingers = False
         self._waiters = trio.lowlevel.ParkingLot()  # lines were written
         self._lost = 0
 
@@ -72,6 +85,21 @@ class AuditQueue:
         self._waiting.append(record)
         if (request := fields.get("request")) is not None:
             self._last[request] = self._taken
+        if len(self._waiting) >= BATCH:
+            self._news.set()
+        elif not self._lingers:
+            self._lingers = True
+            self.deadline = trio.current_time() + LINGER
+            event_loop().sweeper.watch(self)
+
+    def _linger_no_more(self) -> None:
+        if self._lingers:
+            self._lingers = False
+            event_loop().sweeper.forget(self)
+
+    def expire(self) -> None:
+        """The lines that linger are written."""
+        self._lingers = False
         self._news.set()
 
     async def written(self, request: str | None = None) -> None:
@@ -79,6 +107,8 @@ class AuditQueue:
         checkpoint if they are written already."""
         number = self._taken if request is None else self._last.get(request, 0)
         while self._written < number:
+            if self._begun < number:
+                self._news.set()
             await self._waiters.park()
 
     async def recent(self, count: int, size: int, device: str | None = None) -> Tail:
@@ -94,13 +124,16 @@ class AuditQueue:
             while True:
                 await self._news.wait()
                 self._news = trio.Event()
+                self._linger_no_more()
                 batch = list(self._waiting)
+                self._begun += len(batch)
                 await self._in_thread(partial(self._append, batch))
                 for _ in batch:
                     self._waiting.popleft()
                 self._note(len(batch))
         finally:
             self._runs = False
+            self._linger_no_more()
             self._append(list(self._waiting))
             self._note(len(self._waiting))
             self._waiting.clear()
@@ -116,6 +149,7 @@ class AuditQueue:
     def _note(self, count: int) -> None:
         """`count` more lines are written: wakes the requests that wait for them."""
         self._written += count
+        self._begun = max(self._begun, self._written)
         self._last = {
             request: number for request, number in self._last.items() if number > self._written
         }
