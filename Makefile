@@ -67,11 +67,11 @@ bench: build
 
 # The searches that `make test` does at a small size, for as long as there is time.
 fuzz: build
-	@.venv/bin/python tests/hostile/build.py $(or $(SECONDS),600)
+	@.venv/bin/python -m tests.hostile.build $(or $(SECONDS),600)
 	@.venv/bin/python -m tests.policy.fuzz_policy $(or $(SECONDS),600)
 
 interleave: build
-	@.venv/bin/python tests/interleave/search.py
+	@.venv/bin/python -m tests.interleave.search
 
 mutants: build
 	@.venv/bin/python -m tests.native.mutants

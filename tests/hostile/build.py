@@ -1,6 +1,6 @@
 """Builds the programs of this folder; as a program, runs them for as long as one likes.
 
-python tests/hostile/build.py [SECONDS]     fuzzes each of FUZZERS (600 s if not said)
+python -m tests.hostile.build [SECONDS]     fuzzes each of FUZZERS (600 s if not said)
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from tests.compiled import compile_c
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -51,7 +53,7 @@ PACKET_LENGTH = 2048
 def peer(directory: Path) -> Path:
     """The hostile peer, as fast as it can be."""
     program = directory / "peer"
-    subprocess.run(["gcc", *FLAGS, "-O2", HERE / "peer.c", "-o", program], check=True)
+    compile_c(["gcc", *FLAGS, "-O2", HERE / "peer.c", "-o", program])
     return program
 
 
@@ -61,7 +63,7 @@ def victim(directory: Path, sanitizer: str) -> Path:
     sources = [CSRC / f"{name}.c" for name in ("ring", "halt_poll", "channel", "shm", "pump")]
     command: list[str | Path] = ["gcc", *FLAGS, INCLUDE, *SANITIZERS[sanitizer]]
     command += [HERE / "victim.c", *sources, "-pthread", "-o", program]
-    subprocess.run(command, check=True)
+    compile_c(command)
     return program
 
 
@@ -74,7 +76,7 @@ def call_victim(directory: Path, sanitizer: str) -> Path:
     parts = ("ring", "halt_poll", "channel", "shm", *CALL_PARTS)
     command: list[str | Path] = ["gcc", *FLAGS, INCLUDE, *SANITIZERS[sanitizer]]
     command += [HERE / "call_victim.c", *(CSRC / f"{name}.c" for name in parts)]
-    subprocess.run([*command, "-pthread", "-o", program], check=True)
+    compile_c([*command, "-pthread", "-o", program])
     return program
 
 
@@ -95,7 +97,7 @@ def unchanged_parts(directory: Path, compiler: str) -> list[Path]:
     for name in ("halt_poll", "channel"):
         parts.append(directory / f"{name}.o")
         command = [compiler, *FLAGS, *FUZZING, INCLUDE, "-c", CSRC / f"{name}.c", "-o", parts[-1]]
-        subprocess.run(command, check=True)
+        compile_c(command)
     return parts
 
 
@@ -104,7 +106,7 @@ def fuzzer(directory: Path, compiler: str, parts: Sequence[Path] = ()) -> Path:
     program = directory / "fuzz_page"
     parts = parts or unchanged_parts(directory, compiler)
     command: list[str | Path] = [compiler, *FLAGS, *FUZZING, f"-I{directory}", INCLUDE]
-    subprocess.run([*command, HERE / "fuzz_page.c", *parts, "-o", program], check=True)
+    compile_c([*command, HERE / "fuzz_page.c", *parts, "-o", program])
     return program
 
 
@@ -130,7 +132,7 @@ def unchanged_wire_parts(directory: Path, compiler: str) -> dict[str, Path]:
     parts = {source.stem: directory / f"{source.stem}.o" for source in sources}
     for source in sources:
         command = [*_for_wire(compiler, directory), "-c", source, "-o", parts[source.stem]]
-        subprocess.run(command, check=True)
+        compile_c(command)
     return parts
 
 
@@ -143,7 +145,7 @@ def wire_fuzzer(directory: Path, compiler: str, parts: Mapping[str, Path] | None
     parts = parts or unchanged_wire_parts(directory, compiler)
     changed = {path.stem: path for path in directory.glob("*.c")}
     built = [changed.get(name, part) for name, part in parts.items()]
-    subprocess.run([*_for_wire(compiler, directory), *built, "-o", program, *where], check=True)
+    compile_c([*_for_wire(compiler, directory), *built, "-o", program, *where])
     return program
 
 
@@ -151,7 +153,7 @@ def usbip_fuzzer(directory: Path, compiler: str) -> Path:
     """libFuzzer's program for USB/IP streams; a usbip.c that stands in directory comes first."""
     program = directory / "fuzz_usbip"
     command: list[str | Path] = [compiler, *FLAGS, *FUZZING, f"-I{directory}", INCLUDE]
-    subprocess.run([*command, HERE / "fuzz_usbip.c", "-o", program], check=True)
+    compile_c([*command, HERE / "fuzz_usbip.c", "-o", program])
     return program
 
 
@@ -160,7 +162,7 @@ def call_fuzzer(directory: Path, compiler: str) -> Path:
     program = directory / "fuzz_call"
     parts = [CSRC / f"{name}.c" for name in ("ring", "halt_poll", "channel")]
     command: list[str | Path] = [compiler, *FLAGS, *FUZZING, f"-I{directory}", INCLUDE]
-    subprocess.run([*command, HERE / "fuzz_call.c", *parts, "-o", program], check=True)
+    compile_c([*command, HERE / "fuzz_call.c", *parts, "-o", program])
     return program
 
 
@@ -168,7 +170,7 @@ def packet_fuzzer(directory: Path, compiler: str) -> Path:
     """libFuzzer's program for what qvm-call reads; a packet.c in directory comes first."""
     program = directory / "fuzz_packet"
     command: list[str | Path] = [compiler, *FLAGS, *FUZZING, f"-I{directory}", f"-I{CALL}"]
-    subprocess.run([*command, HERE / "fuzz_packet.c", "-o", program], check=True)
+    compile_c([*command, HERE / "fuzz_packet.c", "-o", program])
     return program
 
 
@@ -176,7 +178,7 @@ def sound_fuzzer(directory: Path, compiler: str) -> Path:
     """libFuzzer's program for what pedos-sound reads; sources in directory come first."""
     program = directory / "fuzz_sound"
     command: list[str | Path] = [compiler, *FLAGS, *FUZZING, f"-I{directory}", f"-I{SOUND}"]
-    subprocess.run([*command, HERE / "fuzz_sound.c", "-o", program], check=True)
+    compile_c([*command, HERE / "fuzz_sound.c", "-o", program])
     return program
 
 
@@ -186,7 +188,7 @@ def sound_answers(directory: Path) -> Path:
     sources = [SOUND / f"{name}.c" for name in ("text", "frames", "link")]
     command: list[str | Path] = ["gcc", *FLAGS, f"-I{SOUND}", *SANITIZERS["address"]]
     command.append(ROOT / "tests" / "sound" / "answers.c")
-    subprocess.run([*command, *sources, "-o", program], check=True)
+    compile_c([*command, *sources, "-o", program])
     return program
 
 

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of the shared page and of frames finds nothing, and would find a check
 that is missing.
 
-A few seconds here; `python tests/hostile/build.py SECONDS` goes on for longer.
+A few seconds here; `python -m tests.hostile.build SECONDS` goes on for longer.
 """
 
 from __future__ import annotations

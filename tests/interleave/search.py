@@ -1,6 +1,6 @@
 """Builds the explorer of interleavings; as a program, runs it at sizes that take minutes.
 
-python tests/interleave/search.py
+python -m tests.interleave.search
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from tests.compiled import compile_c
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "native" / "csrc"
@@ -68,7 +70,7 @@ def build(directory: Path, *, warnings: bool = False, briefly: bool = False) -> 
         f"-I{CSRC}",
     ]
     flags += ["-Wall", "-Wextra", "-Werror"] if warnings else ["-w"]
-    subprocess.run(["gcc", *flags, HERE / "explore.c", "-o", program], check=True)
+    compile_c(["gcc", *flags, HERE / "explore.c", "-o", program])
     return program
 
 

@@ -1,6 +1,6 @@
 """No interleaving of the two ends of a channel loses a wake-up or a byte.
 
-Every one of them, at these sizes; `python tests/interleave/search.py` does larger ones.
+Every one of them, at these sizes; `python -m tests.interleave.search` does larger ones.
 """
 
 from __future__ import annotations

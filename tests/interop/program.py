@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tests.compiled import compile_c
+
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "native" / "csrc"
 SOURCES = [HERE / f"{name}.c" for name in ("interop", "attach", "standin")]
@@ -45,7 +47,7 @@ def build(folder: Path, csrc: Path = CSRC) -> Path:
         *SOURCES,
         *ours,
     ]
-    subprocess.run([*command, "-lxenvchan", "-pthread", "-o", program], check=True)
+    compile_c([*command, "-lxenvchan", "-pthread", "-o", program])
     return program
 
 

@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from tests import compiled
 from tests.interleave import search
 from tests.interleave.mutants import MUTANTS as STEPS
 
@@ -53,9 +54,10 @@ class DoesNotBuildError(Exception):
 
 def compile_c(*arguments: str | Path) -> None:
     """Runs gcc; ``DoesNotBuildError`` with what it says when it fails."""
-    done = subprocess.run(["gcc", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DoesNotBuildError(done.stderr)
+    try:
+        compiled.compile_c(["gcc", *arguments])
+    except subprocess.CalledProcessError as error:
+        raise DoesNotBuildError(error.stderr) from None
 
 
 def _passes(command: list[str | Path], environment: dict[str, str] | None = None) -> bool:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.compiled import compile_c
+
 CSRC = Path(__file__).parents[2] / "native" / "csrc"
 SOAK = Path(__file__).with_name("ring_soak.c")
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror"]
@@ -18,8 +20,7 @@ def soak(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("soak") / "ring_soak"
     sources = [CSRC / f"{name}.c" for name in ("ring", "halt_poll", "channel", "shm")]
     check = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"]
-    command = ["gcc", *FLAGS, *check, f"-I{CSRC}", SOAK, *sources, "-pthread", "-o", program]
-    subprocess.run(command, check=True)
+    compile_c(["gcc", *FLAGS, *check, f"-I{CSRC}", SOAK, *sources, "-pthread", "-o", program])
     return program
 
 

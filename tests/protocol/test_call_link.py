@@ -25,6 +25,8 @@ from pedos_protocol.call_link import (
 )
 from pedos_protocol.errors import LocalProtocolError, RemoteProtocolError
 
+from tests.compiled import compile_c
+
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "native" / "call"
 
@@ -128,7 +130,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror"]
     flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover"]
     files = [ROOT / "tests" / "native" / "packet_answers.c", SOURCES / "packet.c"]
-    subprocess.run(["gcc", *flags, f"-I{SOURCES}", *files, "-o", program], check=True)
+    compile_c(["gcc", *flags, f"-I{SOURCES}", *files, "-o", program])
     return program
 
 

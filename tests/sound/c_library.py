@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 from cffi import FFI
+
+from tests.compiled import compile_c
 
 SOUND = Path(__file__).parents[2] / "native" / "sound"
 FLAGS = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
@@ -33,7 +34,7 @@ def library(folder: Path, name: str, *others: str) -> tuple[FFI, SimpleNamespace
     functions and constants."""
     built = folder / f"{name}.so"
     sources = [SOUND / f"{each}.c" for each in (name, *others)]
-    subprocess.run(["gcc", *FLAGS, "-o", built, *sources, "-lm"], check=True)
+    compile_c(["gcc", *FLAGS, "-o", built, *sources, "-lm"])
     ffi = FFI()
     # A structure with atomic members is opaque to cffi; inline functions are not in the library.
     header = _INLINE.sub("", _STRUCTURE.sub("", (SOUND / f"{name}.h").read_text()))

@@ -12,6 +12,8 @@ from cffi import FFI
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.compiled import compile_c
+
 from .c_library import SOUND, library
 
 Built = tuple[FFI, SimpleNamespace]
@@ -122,10 +124,8 @@ def test_two_threads_share_it_without_a_race(tmp_path: Path) -> None:
     program = tmp_path / "fifo_threads"
     flags = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=thread"]
     source = Path(__file__).with_name("fifo_threads.c")
-    subprocess.run(
-        ["clang", *flags, f"-I{SOUND}", "-o", program, source, SOUND / "fifo.c", "-pthread"],
-        check=True,
-    )
+    sources = [source, SOUND / "fifo.c"]
+    compile_c(["clang", *flags, f"-I{SOUND}", "-o", program, *sources, "-pthread"])
     # Without random places of memory: the sanitizer of older releases cannot cope with many bits.
     done = subprocess.run(["setarch", "-R", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from pedos_dom0.local.sound_server import MICROPHONE
 
+from tests.compiled import compile_c
 from tests.patience import PATIENCE
 
 from .c_library import SOUND
@@ -41,7 +42,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = [SOUND / f"{name}.c" for name in SOURCES]
     command = ["gcc", *FLAGS, *SANITIZED, *headers, f"-I{SOUND}"]
     here = Path(__file__).with_name("target_program.c")
-    subprocess.run([*command, here, *sources, "-lpulse", "-ldl", "-lm", "-o", built], check=True)
+    compile_c([*command, here, *sources, "-lpulse", "-ldl", "-lm", "-o", built])
     return built
 
 
