@@ -221,15 +221,18 @@ class Caller:
         self, method: str, params: Params, waiter: Waiter, remaining: float
     ) -> tuple[int, Conversation | None]:
         """The request's id, and the conversation in which this task sends it and reads its answer
-        itself. None leaves that to the flusher, which writes at once what several callers have
-        said, and to the reader."""
+        itself. None leaves that to the reader, and what several callers say to the flusher, which
+        writes it at once."""
         call_id = self._post(method, params, waiter, remaining)
         task = id(trio.lowlevel.current_task())
         if task != self._last_caller:
             self._last_caller = task
         elif len(self._waiters) == 1 and self._conversation and self._inbox.may_stand_in():
             return call_id, self._conversation
-        self._outbox.flush()
+        if len(self._waiters) == 1:
+            self._outbox.write_now()  # others that would go with it are not to be expected
+        else:
+            self._outbox.flush()
         return call_id, None
 
     def _post(self, method: str, params: Params, waiter: Waiter | Asked, remaining: float) -> int:

@@ -50,18 +50,23 @@ class Gate:
         "_flusher",
         "_left",
         "_parked",
+        "waiting",
     )
 
     def __init__(self, flusher: Flusher) -> None:
         self._flusher = flusher
         self._left = GOING_ON_AT_ONCE
         self._parked = Parking()
+        #: Handlers that have begun and not ended: the most that one event can wake.
+        self.waiting = 0
 
     def may_pass(self) -> bool:
         """Whether there is room in this pass, which is then taken; otherwise `wait`."""
         if self._left == 0:
             return False
         if self._left == GOING_ON_AT_ONCE:
+            if self.waiting <= GOING_ON_AT_ONCE:
+                return True  # uncounted: a pass in which they are counted takes a callback
             self._flusher.soon(self._next_pass)
         self._left -= 1
         return True

@@ -92,9 +92,11 @@ class Server(Generic[P]):
         """The rest of a handler that has begun; until its end the caller may have `scope`
         cancelled."""
         self._serving[request.id] = scope
+        self._gate.waiting += 1
         try:
             return await rest(*begun, self._gate)
         finally:
+            self._gate.waiting -= 1
             del self._serving[request.id]
 
     def answer(self, request: Request, result: Params | None) -> None:

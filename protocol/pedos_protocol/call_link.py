@@ -19,6 +19,7 @@ agent still says `Ended`.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple, TypeAlias
 
 from .errors import LocalProtocolError, RemoteProtocolError
@@ -57,6 +58,9 @@ def exit_status(kind: str, status: int) -> int:
     if kind == "exited":
         return status
     return SIGNALLED + status if kind == "signalled" else _STATUS.get(kind, PROBLEM)
+
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 class Call(NamedTuple):
@@ -200,7 +204,7 @@ def _text(untrusted: bytes) -> str:
 
 def is_line(text: str) -> bool:
     """Has `text` no control characters?"""
-    return not any(each < " " or "\x7f" <= each < "\xa0" for each in text)
+    return _CONTROL.search(text) is None
 
 
 def fitting(text: str, limit: int) -> str:

@@ -40,6 +40,7 @@ from pedos_protocol.keeper_link import (
     parse,
     said,
 )
+from pedos_vchan.ready import ready
 
 from pedos_agent.system.reading import words
 
@@ -127,10 +128,34 @@ class KeeperCall:
         """How the main process has ended; None if the keeper has ended before."""
         assert self._packets is not None
         try:
-            packet = parse(await self._packets.receive(PACKET_MAX), KEEPER)
-        except (RemoteProtocolError, OSError, trio.ClosedResourceError):
+            return _end(await self._packets.receive(PACKET_MAX))
+        except (OSError, trio.ClosedResourceError):
             return None
-        return packet if isinstance(packet, Ended) else None
+
+    def when_ended(self, then: Callable[[Ended | None], None], begin: Callable[..., None]) -> None:
+        """Have `then` told of it, unless this is closed before. `begin` starts a task, if it takes
+        one. OSError."""
+        assert self._packets is not None
+        packets = self._packets
+
+        async def wait() -> None:
+            then(await self.ended())
+
+        def hear() -> None:
+            if not packets.has_room():
+                ready().remove(packets.fileno())
+                begin(wait)
+                return
+            try:
+                ended = _end(packets.receive_passing_now(PACKET_MAX, -1)[0])
+            except BlockingIOError:
+                return
+            except OSError:
+                ended = None
+            ready().remove(packets.fileno())
+            then(ended)
+
+        ready().add(packets.fileno(), hear)
 
     def signal(self, number: int) -> None:
         """Send the service a signal; SIGKILL ends all that it has started."""
@@ -147,6 +172,7 @@ class KeeperCall:
         if self._service is not None:
             self._packets.discard((self._service,))
             self._service = None
+        ready().remove(self._packets.fileno())
         self._packets.close()
 
     def _send(self, packet: Packet) -> None:
@@ -154,6 +180,15 @@ class KeeperCall:
             # A keeper that has ended, or does not read any more, has lost the call.
             with contextlib.suppress(OSError, trio.ClosedResourceError):
                 self._packets.send_now(build(packet))
+
+
+def _end(untrusted: bytes) -> Ended | None:
+    """The end that a keeper has told; None for anything else."""
+    try:
+        packet = parse(untrusted, KEEPER)
+    except RemoteProtocolError:
+        return None
+    return packet if isinstance(packet, Ended) else None
 
 
 async def _ask(path: Path, run: Run, user: str, descriptors: Sequence[int]) -> KeeperCall:

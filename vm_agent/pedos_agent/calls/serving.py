@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import trio
@@ -19,6 +20,7 @@ from pedos_protocol.keeper_link import (
     EXITED,
     SIGNALLED,
     Connected,
+    Ended,
     NotFound,
     Problem,
     Run,
@@ -255,8 +257,7 @@ class ServedCall:
         try:
             ours = await self._start(pump)
             pump.wanted = _wanted(self._answer())
-            if isinstance(self._answer(), Spawned):
-                self._begin(self._follow, pump)  # it ends when the keeper is hung up on
+            self._follow(pump, ours)
             # Others may have a socket of the service's open, and one may be two of these.
             end = await pump.run(*ours, shutdown=True, owner=self._owner)
             if self._keeper is not None and end.kind not in _GONE and not self._is_caller_gone:
@@ -344,10 +345,16 @@ class ServedCall:
         else:
             pump.exit("problem", PROBLEM, "its keeper does not keep to the protocol")
 
-    async def _follow(self, pump: CallPump) -> None:
-        """Have the call end as the main process does."""
-        assert self._keeper is not None
-        ended = await self._keeper.ended()
+    def _follow(self, pump: CallPump, ours: Streams) -> None:
+        """Have the call end as the main process does. OSError, and our streams are closed."""
+        if self._keeper is not None and isinstance(self._keeper.answer, Spawned):
+            try:
+                self._keeper.when_ended(partial(self._main_ended, pump), self._begin)
+            except OSError:
+                closer.close(self._owner, ours)
+                raise
+
+    def _main_ended(self, pump: CallPump, ended: Ended | None) -> None:
         if self._is_caller_gone or self._pump is not pump:  # it is over
             return
         if ended is None:
