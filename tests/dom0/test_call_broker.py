@@ -160,6 +160,15 @@ async def test_dom0s_user_is_told_the_rule(calling: Calling) -> None:
         assert lines(calling, "decision")[-1]["caller"] == who
 
 
+@pytest.mark.parametrize("uid", [False, True, "0", -1, [0]])
+async def test_a_program_whose_user_cannot_be_read_calls_as_nobody(
+    calling: Calling, uid: object
+) -> None:
+    error = await refused(calling.dom0, uid=uid)
+    assert error.code == "usage" and "uid" in error.message
+    assert lines(calling, "decision") == []
+
+
 async def test_a_service_of_dom0_writes_its_errors_to_no_vm(calling: Calling) -> None:
     answer = await calling.work.call("dom0")
     await quiet()

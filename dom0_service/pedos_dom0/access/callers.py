@@ -130,10 +130,10 @@ def desktop_user(uid: int) -> Caller:
     )
 
 
-def program_in_dom0(uid: object) -> Caller:
+def program_in_dom0(uid: int | None) -> Caller:
     """A program of dom0's user that comes by dom0's own agent, which tells whose it is: root's or
     this service's own user's, or one of the desktop."""
-    return DOM0_USER if uid in (0, os.geteuid()) else desktop_user(uid if type(uid) is int else -1)
+    return DOM0_USER if uid in (0, os.geteuid()) else desktop_user(-1 if uid is None else uid)
 
 
 # A VM gets this instead of a sentence that could name other VMs.

@@ -173,7 +173,7 @@ class AgentSession(Peer):
         await self._calls.turn()
         caller = self._requester
         if self.link.name == DOM0_NAME:
-            caller = program_in_dom0(untrusted_params.get("uid"))
+            caller = _program_in_dom0(untrusted_params)
         return await self._shared.dispatcher.dispatch(
             caller, self, "service.call", untrusted_params
         )
@@ -401,6 +401,14 @@ class AgentSession(Peer):
         with trio.move_on_after(REPORT_TIMEOUT):
             while link.report is not None and link.report.revision < revision:
                 await self._next_report.park()
+
+
+def _program_in_dom0(untrusted_params: dict[str, Any]) -> Caller:
+    """Who calls a service in dom0; if that cannot be read, the dispatcher refuses the request."""
+    try:
+        return program_in_dom0(parse_params("service.call", untrusted_params).uid)
+    except RemoteProtocolError:
+        return program_in_dom0(None)
 
 
 _HANDLERS = cast(
