@@ -8,10 +8,14 @@ import pedos_widget.controller
 import pytest
 import trio
 from pedos_protocol.errors import CallError
+from pedos_protocol.fields import parse_message
+from pedos_protocol.messages import Listed
 from pedos_widget import link
 from pedos_widget.calls import reason_alone
 from pedos_widget.link import Link
+from pedos_widget.model.pairs import Pairs, parse
 from pedos_widget.model.view import Action
+from pedos_widget.pairs_file import PairsFile
 
 from tests.widget.fake_service import device, vm
 from tests.widget.widget_system import running
@@ -267,7 +271,8 @@ async def test_a_program_that_is_restarted_remembers_pairs(tmp_path: Path) -> No
         system.controller.detach(row.ref, "work")
         await system.result(2)
     async with running(tmp_path) as system:
-        assert (await system.vms("sys-usb:sda"))[0].is_again
+        await system.vms("sys-usb:sda")
+        await system.until(lambda: (row := system.row("sys-usb:sda")) and row.vms[0].is_again)
         system.service.verdicts["work"] = ("deny", "denied now")
         system.service.put_vms(vm("another"))
         await system.until(
@@ -277,6 +282,32 @@ async def test_a_program_that_is_restarted_remembers_pairs(tmp_path: Path) -> No
         row = system.row("sys-usb:sda")
         assert row is not None
         assert not any(each.is_again for each in row.vms or ())
+
+
+async def test_a_disk_that_hangs_keeps_nobody_from_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on, read = trio.Event(), PairsFile.read
+
+    async def hangs(file: PairsFile) -> Pairs:
+        await goes_on.wait()
+        return await read(file)
+
+    monkeypatch.setattr(PairsFile, "read", hangs)
+    async with running(tmp_path) as system:
+        system.memory.parent.mkdir(parents=True)
+        earlier = Pairs()
+        earlier.put("block", "id-sdb", "vault")
+        system.memory.write_text(earlier.text())
+        row = system.row("sys-usb:sda")
+        assert row is not None
+        system.controller.attach(row.ref, "work")
+        assert (await system.result()).state == "done"
+        goes_on.set()
+        await system.until(lambda: len(system.controller._known.pairs) == 2)
+    kept = parse(system.memory.read_text())
+    for name, by in (("sys-usb:sda", "work"), ("sys-usb:sdb", "vault")):
+        assert kept.vm_of(parse_message(Listed, device(name))) == by
 
 
 async def test_a_service_that_is_older_leaves_the_verdict_to_the_attach(tmp_path: Path) -> None:

@@ -169,13 +169,12 @@ class Controller:
 
     async def run(self) -> None:
         """Follows the service until cancelled."""
-        self._known.pairs = await self._pairs_file.read()
         async with trio.open_nursery() as nursery:
             self._token = trio.lowlevel.current_trio_token()
             self._nursery = nursery
             nursery.start_soon(self._link.run)
             nursery.start_soon(self._prompting.run)
-            nursery.start_soon(self._pairs_file.run)
+            nursery.start_soon(self._keep_pairs)
             nursery.start_soon(self._look_on)
             early, self._early = self._early, []
             for work, arguments in early:
@@ -184,6 +183,16 @@ class Controller:
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
+
+    async def _keep_pairs(self) -> NoReturn:
+        """Reads what is remembered, for which nothing else waits: a disk may hang."""
+        pairs, new = await self._pairs_file.read(), self._known.pairs
+        pairs.put_all(new)
+        self._known.pairs = pairs
+        if len(new):
+            self._pairs_file.save(pairs)
+        self._changed()
+        await self._pairs_file.run()
 
     def _soon(self, work: Callable[..., Any], *arguments: Any) -> None:
         """Have trio call it: windows are no tasks of trio's."""

@@ -55,6 +55,11 @@ class Pairs:
         while len(self._vms) > PAIRS_MAX:
             del self._vms[next(iter(self._vms))]
 
+    def put_all(self, later: Pairs) -> None:
+        """Remember those as well, each in place of an earlier one of its device."""
+        for (device_class, identity), vm in later._vms.items():
+            self.put(device_class, identity, vm)
+
     def text(self) -> str:
         """All of it, for a file."""
         pairs = [
