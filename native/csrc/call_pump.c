@@ -14,6 +14,8 @@
 /* Frames that are read before the other directions have their turn. */
 #define FRAMES_AT_ONCE 16
 
+#define SIGNAL (1u << PV_CALL_NOTE_SIGNAL)
+
 static void obey(struct pv_call *call)
 {
     /* Acquire: what belongs to an order is there. */
@@ -108,6 +110,18 @@ static bool awaits_end(const struct pv_call *call)
     return call->end_by_ms && !call->is_lost && !has_ended(call);
 }
 
+/* How long until a signal may be told: the other side sends as many as its user likes. */
+static int64_t ms_until_signal(struct pv_call *call)
+{
+    int64_t now = pv_call_now_ms(CLOCK_MONOTONIC);
+
+    if (now / 1000 != call->signals_second) {
+        call->signals_second = now / 1000;
+        call->signals_counted = 0;
+    }
+    return call->signals_counted < PV_CALL_SIGNALS_MAX ? 0 : 1000 - now % 1000;
+}
+
 /* Sleeps until something may have changed. */
 static void wait_for_news(struct pv_call *call)
 {
@@ -133,6 +147,11 @@ static void wait_for_news(struct pv_call *call)
     if (awaits_end(call)) {
         left = call->end_by_ms - pv_call_now_ms(CLOCK_MONOTONIC);
         left = left < 0 ? 0 : left;
+    }
+    if (call->notes & SIGNAL) {
+        int64_t until = ms_until_signal(call);
+
+        left = left < 0 || until < left ? until : left;
     }
     if (poll(fds, (nfds_t)(at - fds), (int)left) < 0) {
         if (errno != EINTR)
@@ -174,13 +193,17 @@ static bool is_over(struct pv_call *call)
 /* Something to tell, or 0. */
 static int next_note(struct pv_call *call, int *number)
 {
+    uint32_t notes = call->notes;
     int event;
 
-    if (!call->notes)
+    if (notes & SIGNAL && ms_until_signal(call))
+        notes &= ~SIGNAL;
+    if (!notes)
         return 0;
-    event = __builtin_ctz(call->notes);
+    event = __builtin_ctz(notes);
     *number = event == PV_CALL_NOTE_MAIN_EXITED ? (int)call->main_status : 0;
     if (event == PV_CALL_NOTE_SIGNAL) {
+        call->signals_counted++;
         *number = __builtin_ctzll(call->signals_in) + 1;
         call->signals_in &= call->signals_in - 1;
         if (call->signals_in)

@@ -14,8 +14,8 @@
 
 /* Both ends answer at once, or are stuck or paused. */
 #define PV_CALL_END_MS 1000
-/* Each returns to Python. A person does not send so many within a second of the clock, and they cost
- * half a percent of a processor. */
+/* Signals that are told within a second of the clock; those that are more are told later, each once.
+ * A person does not send so many, and they cost half a percent of a processor. */
 #define PV_CALL_SIGNALS_MAX 100u
 
 /* What pv_call_run() returns. */

@@ -96,18 +96,9 @@ static void take_exit(struct pv_call *call, uint32_t length, const uint8_t *rest
         call->inward[i].has_eof = true; /* they have one, unless the service never started */
 }
 
+/* As for a process, those that were not told yet are one. */
 static void take_signal(struct pv_call *call, uint32_t number)
 {
-    int64_t second = pv_call_now_ms(CLOCK_MONOTONIC_COARSE) / 1000;
-
-    if (second != call->signals_second) {
-        call->signals_second = second;
-        call->signals_counted = 0;
-    }
-    if (++call->signals_counted > PV_CALL_SIGNALS_MAX) {
-        pv_call_breach(call, "too many signals");
-        return;
-    }
     call->signals_in |= UINT64_C(1) << (number - 1);
     pv_call_note(call, PV_CALL_NOTE_SIGNAL);
 }

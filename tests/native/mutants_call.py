@@ -232,9 +232,9 @@ MUTANTS = [
         ),
         (
             "signals without a bound",
-            "call_talk.c",
-            "    if (++call->signals_counted > PV_CALL_SIGNALS_MAX) {",
-            "    if (0) {",
+            "call_pump.c",
+            "    if (notes & SIGNAL && ms_until_signal(call))",
+            "    if (0)",
             "a flood of events",
             "call_breaches",
         ),
