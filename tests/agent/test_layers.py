@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def module_of(path: Path) -> str:
 MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
+@functools.cache
 def imports_of(module: str) -> set[str]:
     """The agent's own modules that a module imports, at whatever depth."""
     found = set()
@@ -46,9 +48,6 @@ def imports_of(module: str) -> set[str]:
                 names = (f"{base}.{each.name}".lstrip(".") for each in node.names)
                 found |= {name if name in MODULES else base for name in names}
     return found
-
-
-IMPORTS = {module: imports_of(module) for module in MODULES}
 
 
 def folder_of(module: str) -> str | None:
@@ -64,18 +63,18 @@ def test_imports_run_downward(module: str) -> None:
     if layer == "__init__":
         return
     allowed = LAYERS[: LAYERS.index(layer) + 1]
-    assert {name for name in IMPORTS[module] if name.split(".")[0] not in allowed} == set()
+    assert {name for name in imports_of(module) if name.split(".")[0] not in allowed} == set()
 
 
 def test_there_are_no_circles() -> None:
-    TopologicalSorter(IMPORTS).prepare()
+    TopologicalSorter({module: imports_of(module) for module in MODULES}).prepare()
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_class_is_known_to_its_own_folder_and_the_table_alone(module: str) -> None:
     if module == REGISTERED:
         return
-    known = {folder for name in IMPORTS[module] if (folder := folder_of(name)) is not None}
+    known = {folder for name in imports_of(module) if (folder := folder_of(name)) is not None}
     assert known <= {folder_of(module)}
 
 
