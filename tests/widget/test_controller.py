@@ -7,11 +7,13 @@ from pathlib import Path
 import pedos_widget.controller
 import pytest
 import trio
+from pedos_dom0.access.questions import ASK_TIMEOUT
 from pedos_protocol.errors import CallError
 from pedos_protocol.fields import parse_message
 from pedos_protocol.messages import Listed
 from pedos_widget import link
 from pedos_widget.calls import reason_alone
+from pedos_widget.controller import WORK_S
 from pedos_widget.link import Link
 from pedos_widget.model.pairs import Pairs, parse
 from pedos_widget.model.view import Action
@@ -482,6 +484,10 @@ async def test_a_service_of_the_first_version_is_said_to_be_older(tmp_path: Path
         system.service.answers["watch.next"] = unknown
         await system.service_again()
         await system.until(lambda: "is older" in system.controller.view.status)
+
+
+def test_a_question_that_nobody_answers_ends_before_the_click_is_given_up() -> None:
+    assert WORK_S > ASK_TIMEOUT + 10
 
 
 @pytest.mark.parametrize(

@@ -412,3 +412,11 @@ async def test_a_window_that_is_closed_is_told_of_no_change(desk: Desk) -> None:
     assert len(desk.service.changed) == 1
     desk.window.close()
     assert desk.service.changed == []
+
+
+async def test_the_buttons_are_seen_on_a_small_screen(desk: Desk) -> None:
+    shown = desk.window
+    shown.resize(shown.width(), 0)
+    assert shown.height() < 400
+    for button in (shown.save_button, shown.close_button):
+        assert shown.rect().contains(button.geometry())

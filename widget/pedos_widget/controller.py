@@ -46,9 +46,10 @@ __all__ = ["CallError", "Controller", "Prompter", "Unreachable"]
 
 logger = logging.getLogger(__name__)
 
-WORK_S = 60.0
+WORK_S = 75.0
 """Seconds after which a click has failed: a person has given it up by then. The service, which is
-told the deadline, gives it up too."""
+told the deadline, gives it up too. Policy may ask first: a question has a minute, and one that
+nobody answers must end as that, and one that is answered late leaves time to attach."""
 
 CONFIRM_S = 1.0
 """Seconds for which a result waits for the change that it speaks of, so that nobody is told of what

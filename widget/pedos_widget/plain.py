@@ -110,3 +110,33 @@ def fitting(window: QtWidgets.QWidget, size: tuple[int, int]) -> QtCore.QSize:
     """That size, or what of it the screen has room for beside the window's frame."""
     room = window.screen().availableSize() - QtCore.QSize(FRAME, FRAME)
     return QtCore.QSize(*size).boundedTo(room)
+
+
+class _Parts(QtWidgets.QWidget):
+    """They take the height that there is. Wrapped texts would have it depend on the width, and then
+    an area that scrolls gives as much as would be best."""
+
+    def hasHeightForWidth(self) -> bool:  # noqa: N802 - Qt's name
+        return False
+
+
+def scrolled(*parts: tuple[QtWidgets.QWidget, int]) -> QtWidgets.QScrollArea:
+    """Parts of a window, one below the other, each with its share of the room. They are higher than
+    some screens, where they scroll: what is not among them, as buttons, is seen on all."""
+    inner = _Parts()
+    layout = QtWidgets.QVBoxLayout(inner)
+    layout.setContentsMargins(0, 0, 0, 0)
+    for part, share in parts:
+        layout.addWidget(part, share)
+    holder = QtWidgets.QWidget()
+    held = QtWidgets.QVBoxLayout(holder)
+    held.setContentsMargins(0, 0, 0, 0)
+    held.addWidget(inner)
+    area = QtWidgets.QScrollArea()
+    area.setWidget(holder)
+    area.setWidgetResizable(True)
+    area.setFocusPolicy(QtCore.Qt.FocusPolicy.NoFocus)  # which the first of the parts has
+    area.setFrameShape(QtWidgets.QFrame.Shape.NoFrame)
+    area.setHorizontalScrollBarPolicy(QtCore.Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+    area.setMinimumWidth(inner.minimumSizeHint().width())
+    return area

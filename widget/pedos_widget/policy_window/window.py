@@ -19,6 +19,7 @@ from pedos_widget.plain import (
     fitting,
     label,
     lines_view,
+    scrolled,
     set_lines,
     table,
 )
@@ -42,14 +43,6 @@ the window in front."""
 SIZE = (820, 960)
 VERB = "attach"
 """What people ask about most."""
-
-
-class _Parts(QtWidgets.QWidget):
-    """They take the height that there is. Wrapped texts would have it depend on the width, and then
-    an area that scrolls gives as much as would be best."""
-
-    def hasHeightForWidth(self) -> bool:  # noqa: N802
-        return False
 
 
 class PolicyWindow(QtWidgets.QWidget):
@@ -82,28 +75,14 @@ class PolicyWindow(QtWidgets.QWidget):
         buttons.addWidget(self.status, 1)
         buttons.addWidget(self.refresh_button)
         buttons.addWidget(self.close_button)
-        parts = _Parts()
-        layout = QtWidgets.QVBoxLayout(parts)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self._decision_box(), 3)
-        layout.addWidget(self._policy_box(), 1)
         self.calls = CallsBox(self._controller, self._tasks, self.say)
-        layout.addWidget(self.calls, 1)
-        layout.addWidget(self._audit_box(), 3)
-        # They are higher than some screens, and the buttons are to be seen on all.
-        holder = QtWidgets.QWidget()
-        held = QtWidgets.QVBoxLayout(holder)
-        held.setContentsMargins(0, 0, 0, 0)
-        held.addWidget(parts)
-        area = QtWidgets.QScrollArea()
-        area.setWidget(holder)
-        area.setWidgetResizable(True)
-        area.setFrameShape(QtWidgets.QFrame.Shape.NoFrame)
-        area.setHorizontalScrollBarPolicy(QtCore.Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        area.setMinimumWidth(parts.minimumSizeHint().width())
-        outer = QtWidgets.QVBoxLayout(self)
-        outer.addWidget(area, 1)
-        outer.addLayout(buttons)
+        parts = scrolled(
+            (self._decision_box(), 3), (self._policy_box(), 1), (self.calls, 1),
+            (self._audit_box(), 3),
+        )  # fmt: skip
+        layout = QtWidgets.QVBoxLayout(self)
+        layout.addWidget(parts, 1)
+        layout.addLayout(buttons)
         self.refresh_button.clicked.connect(lambda: self.reload())
         self.close_button.clicked.connect(lambda: self.close())
         for key, slot in (

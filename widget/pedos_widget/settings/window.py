@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from pedos_widget.i18n import _
-from pedos_widget.plain import after_closing, fitting, label, table
+from pedos_widget.plain import after_closing, fitting, label, scrolled, table
 from pedos_widget.qt import QtCore, QtGui, QtWidgets, Signal
 from pedos_widget.settings.add_panel import AddPanel
 from pedos_widget.settings.model import Settings
@@ -71,9 +71,7 @@ class SettingsWindow(QtWidgets.QWidget):
         buttons.addWidget(self.close_button)
         layout = QtWidgets.QVBoxLayout(self)
         layout.addWidget(self.heading)
-        layout.addWidget(self.table, 2)
-        layout.addWidget(self.editor, 0)
-        layout.addWidget(self.adding, 1)
+        layout.addWidget(scrolled((self.table, 2), (self.editor, 0), (self.adding, 1)), 1)
         layout.addLayout(buttons)
         self.table.itemSelectionChanged.connect(self._show_row)
         self.editor.wanted.connect(self._want)
