@@ -25,6 +25,8 @@ from pedos_vchan.stream import VchanStream
 
 from tests.patience import PATIENCE
 
+from .calling_world import World
+
 SECONDS = PATIENCE
 SIZE = 1 << 20
 needs_fuse = pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="there is no /dev/fuse")
@@ -204,6 +206,18 @@ def make_settings(root: Path, vm: str, domid: int) -> Settings:
     for device_class in ("block", "usb", "pci", "mic"):
         (settings.devices / device_class).mkdir(parents=True)
     return settings
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    """The calls of one VM, which runs."""
+    async with trio.open_nursery() as nursery:
+        made = World(make_settings(tmp_path, "work", 2), nursery)
+        await nursery.start(made.theirs.run)
+        await nursery.start(made.calls.run)
+        yield made
+        nursery.cancel_scope.cancel()
+    made.close()
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from pedos_protocol.call_link import Signal, build
 from pedos_protocol.errors import CallError
 from pedos_vchan.call_pump import CallPump
 
-from tests.agent.test_calling import CALL, Client, Service, World, world  # noqa: F401
+from tests.agent.calling_world import CALL, Client, Service, World
 from tests.lingering import Lingering, closing, until
 
 
@@ -34,7 +34,7 @@ def call_with(client: Client, lingering: Lingering) -> None:
     lingering.close()
 
 
-async def test_the_streams_of_a_denied_call(world: World, lingering: Lingering) -> None:  # noqa: F811
+async def test_the_streams_of_a_denied_call(world: World, lingering: Lingering) -> None:
     world.answer = deny
     client = world.connect()
     call_with(client, lingering)
@@ -44,7 +44,7 @@ async def test_the_streams_of_a_denied_call(world: World, lingering: Lingering) 
     assert (await world.run())[0].exit_status == 3
 
 
-async def test_the_streams_of_a_call_that_cannot_be(world: World, lingering: Lingering) -> None:  # noqa: F811
+async def test_the_streams_of_a_call_that_cannot_be(world: World, lingering: Lingering) -> None:
     client = world.connect()
     client.send(CALL._replace(version=2), *[lingering.fileno()] * 3)
     lingering.close()
@@ -53,7 +53,7 @@ async def test_the_streams_of_a_call_that_cannot_be(world: World, lingering: Lin
     assert (await world.run())[0].exit_status == 3
 
 
-async def test_what_comes_with_a_message_that_has_none(world: World, lingering: Lingering) -> None:  # noqa: F811
+async def test_what_comes_with_a_message_that_has_none(world: World, lingering: Lingering) -> None:
     client = world.connect()
     lingering.pass_by(client.raw, build(Signal(15)))
     assert await client.hear() is None
@@ -61,7 +61,7 @@ async def test_what_comes_with_a_message_that_has_none(world: World, lingering: 
     assert (await world.run())[0].exit_status == 3
 
 
-async def test_the_streams_of_a_call_that_runs(world: World, lingering: Lingering) -> None:  # noqa: F811
+async def test_the_streams_of_a_call_that_runs(world: World, lingering: Lingering) -> None:
     """Its own thread waits, and its call with it."""
 
     async def end(service: Service, pump: CallPump) -> None:
@@ -79,7 +79,7 @@ async def test_the_streams_of_a_call_that_runs(world: World, lingering: Lingerin
 
 
 async def test_a_user_who_holds_up_too_much_is_told_so(
-    world: World,  # noqa: F811
+    world: World,
     lingering: Lingering,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
