@@ -134,16 +134,19 @@ def test_a_signal_ends_the_program_in_order(binding: str, number: signal.Signals
     assert (process.returncode, out, err) == (0, "cleaned up\nrun returned\n", "")
 
 
-def test_a_task_that_does_not_end_does_not_keep_the_session(binding: str) -> None:
-    script = """
+@pytest.mark.parametrize(
+    "how", ["qt.QtCore.QTimer.singleShot(0, application.quit)", "os.kill(os.getpid(), 15)"]
+)
+def test_a_task_that_does_not_end_does_not_keep_the_session(binding: str, how: str) -> None:
+    script = f"""
+import os
 guest.END_S = 0.05
 async def main():
-    qt.QtCore.QTimer.singleShot(0, application.quit)
+    {how}
     with trio.CancelScope(shield=True):
         await trio.sleep_forever()
 guest.run(application, main)
 print("run returned", flush=True)
-import os
 os._exit(0)  # the task would be destroyed while it waits, of which Python complains
 """
     process = start(binding, script)

@@ -119,6 +119,8 @@ async def _until_signal(async_main: Callable[[], Awaitable[None]], scope: trio.C
             async for number in signals:
                 logger.info("%s: ending", signal.Signals(number).name)
                 scope.cancel()
+                # If a task does not end, Qt does, as after a request to quit.
+                QtCore.QTimer.singleShot(round(END_S * 1000), QtCore.QCoreApplication.quit)
 
     with scope:
         async with trio.open_nursery() as nursery:
