@@ -34,6 +34,16 @@ static void obey(struct pv_call *call)
         pv_call_leave(call);
 }
 
+/* Wakes the other end for what was said: before a descriptor is closed, which may wait. */
+static void wake_other(struct pv_call *call)
+{
+    struct pv_ring *ring = &call->channel->ring;
+
+    if (call->has_said && !call->is_lost)
+        ring->notify(ring->notify_arg);
+    call->has_said = false;
+}
+
 /* One look at everything; true if something changed. */
 static bool look(struct pv_call *call)
 {
@@ -50,8 +60,10 @@ static bool look(struct pv_call *call)
         pv_call_note(call, PV_CALL_NOTE_STDIN_ENDED);
     while (!call->is_mute && pv_call_speak(call))
         changed = true;
+    wake_other(call);
     for (int i = 0; i < call->outwards && !call->is_mute; i++)
         changed |= pv_call_fill(call, &call->outward[(i + call->turn) % call->outwards]);
+    wake_other(call);
     call->turn ^= 1;
     return changed;
 }

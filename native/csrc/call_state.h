@@ -52,6 +52,7 @@ struct pv_call {
     uint8_t is_cut;      /* caller: output was lost, whatever the service says of itself */
     uint8_t is_ending;   /* service: `ending` is decided */
     uint8_t turn;        /* of the outwards: which is first */
+    uint8_t has_said;    /* what the other end has to be woken for */
     uint32_t obeyed;     /* orders that were carried out */
     struct pv_ending ending;
     struct pv_ending failed; /* caller: why it leaves by itself; of no kind: it does not */

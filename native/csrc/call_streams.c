@@ -47,7 +47,6 @@ void pv_ring_say(struct pv_ring *ring, uint32_t size)
     /* One notification is enough. Relaxed: it comes in any case. */
     __atomic_fetch_and(ring->asked, (uint8_t)~PV_NOTIFY_WRITE, __ATOMIC_RELAXED);
     pv_ring_produce(ring, size);
-    ring->notify(ring->notify_arg);
 }
 
 void pv_head_consume(struct pv_head *head, struct pv_ring *ring, uint32_t count)

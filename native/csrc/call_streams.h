@@ -58,8 +58,9 @@ struct pv_head {
 void pv_ring_copy(const struct pv_ring *ring, uint32_t at, uint8_t *bytes, uint32_t count);
 
 /*
- * Publishes bytes, and wakes the other end although it may not have asked: while its stdin or
- * stdout is blocked, it waits for no more of that, but has to see everything else.
+ * Publishes bytes for which the other end has to be woken, although it may not have asked: while its
+ * stdin or stdout is blocked, it waits for no more of that, but has to see everything else. The
+ * caller does that soon, once for several frames.
  */
 void pv_ring_say(struct pv_ring *ring, uint32_t size);
 

@@ -404,6 +404,7 @@ bool pv_call_speak(struct pv_call *call)
         return true;
     }
     pv_ring_put(&call->channel->ring, frame, size);
+    call->has_said = true;
     said(call, frame[0], rest);
     return true;
 }
@@ -490,10 +491,12 @@ bool pv_call_fill(struct pv_call *call, struct pv_outward *outward)
     }
     pv_call_step(&call->progress, call->side, type, (uint32_t)count, NULL); /* within credit */
     count_bytes(call, type, (uint32_t)count);
-    if (outward->stream == PV_CALL_ERR)
+    if (outward->stream == PV_CALL_ERR) {
         pv_ring_say(ring, PV_CALL_HEADER + (uint32_t)count);
-    else
+        call->has_said = true;
+    } else {
         pv_ring_produce(ring, PV_CALL_HEADER + (uint32_t)count);
+    }
     return true;
 }
 
