@@ -6,6 +6,7 @@
 #include <semaphore.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -107,6 +108,9 @@ static void run(struct pv_call *call)
     int event, number, error;
     bool is_news;
 
+    for (int i = 3; i < PV_CREW_FDS; i++)
+        if (crewed->fds[i] >= 0)
+            close(crewed->fds[i]);
     error = pv_call_take(call, crewed->fds[0], crewed->fds[1], crewed->fds[2], crewed->shuts);
     while (!error && (event = pv_call_run(call, crewed->channel, &number)))
         tell(call, event, number);
@@ -198,10 +202,10 @@ int pv_crew_run(struct pv_crew *crew, uint64_t number, struct pv_call *call,
     call->crewed = (struct pv_crewed){.crew = crew,
                                       .number = number,
                                       .channel = channel,
-                                      .fds = {fds[0], fds[1], fds[2]},
                                       .shuts = shuts,
                                       .wanted = wanted,
                                       .is_running = true};
+    memcpy(call->crewed.fds, fds, sizeof call->crewed.fds);
     pthread_mutex_lock(&all.lock);
     if (all.running >= PV_CREW_CALLS_MAX) {
         pthread_mutex_unlock(&all.lock);

@@ -18,6 +18,9 @@
  * may. Beyond these, one that has run its call ends. */
 #define PV_CREW_SPARE 4u
 
+/* Descriptors that are given with a call: its three streams, and some that are only closed. */
+#define PV_CREW_FDS 6
+
 /* Of one event loop. */
 struct pv_crew;
 
@@ -37,8 +40,8 @@ int pv_crew_fd(const struct pv_crew *crew);
 void pv_crew_free(struct pv_crew *crew);
 
 /*
- * Has a thread take the three descriptors (pv_call_take), run the call over the channel, and close
- * what is left of them. Of its events those in `wanted` (bits: 1 << enum pv_call_event) are told,
+ * Has a thread close the last three of PV_CREW_FDS descriptors, take the first three (pv_call_take),
+ * run the call over the channel, and close what is left of them; -1 is none. Of its events those in `wanted` (bits: 1 << enum pv_call_event) are told,
  * and its end, with number -errno if the descriptors could not be taken. 0; or -errno: then nothing
  * was begun.
  */

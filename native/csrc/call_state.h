@@ -5,6 +5,7 @@
 #ifndef PEDOS_CALL_STATE_H
 #define PEDOS_CALL_STATE_H
 
+#include "call_crew.h"
 #include "call_pump.h"
 #include "call_streams.h"
 
@@ -28,7 +29,7 @@ struct pv_crewed {
     struct pv_call *next; /* in the list of calls with news */
     uint64_t number;
     struct pv_channel *channel;
-    int fds[3], shuts;
+    int fds[PV_CREW_FDS], shuts;
     unsigned wanted;       /* bits: 1 << enum pv_call_event */
     bool is_running, is_listed;
     uint32_t news;         /* bits, as above */

@@ -50,6 +50,7 @@ class _Lib(Protocol):
     PV_CALL_NOT_FOUND: int
     PV_CALL_ABORTED: int
     PV_CALL_DONE: int
+    PV_CREW_FDS: int
     PV_CALL_NOTE_STARTED: int
     PV_CALL_NOTE_MAIN_EXITED: int
     PV_CALL_NOTE_EXITED: int

@@ -65,15 +65,15 @@ class Crew:
         """Has a thread run the call over the channel to its end; returns 0, or the negative errno
         with which its three streams could not be taken.
 
-        The thread closes them in any case, so `streams` is empty once it has them. OSError when
+        Three more descriptors may follow them, which the thread closes at once. It closes the
+        streams in any case, too, so `streams` is empty once it has them. OSError when
         none is to be had: nothing is begun then. `hear` gets each event in `wanted`, and its
         number. Cancellation ends the call at once. This does not end before the thread is done with
         the call's memory and descriptors, even when the coroutine is closed, which waits then.
         """
         number = next(self._numbers)
-        error = lib.pv_crew_run(
-            self._native, number, call, channel.native(), streams, shutdown, wanted
-        )
+        fds = [*streams, *[-1] * (lib.PV_CREW_FDS - len(streams))]
+        error = lib.pv_crew_run(self._native, number, call, channel.native(), fds, shutdown, wanted)
         if error:
             raise OSError(-error, os.strerror(-error))
         streams.clear()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import errno
 import os
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -159,6 +159,7 @@ class CallPump:
         *,
         shutdown: bool = False,
         owner: Hashable = None,
+        done_with: Sequence[int] = (),
     ) -> CallEnd:
         """Carries the call until it is over.
 
@@ -169,7 +170,8 @@ class CallPump:
         as closed, because others have them open, or two of these are one.
 
         To close a descriptor that somebody else has passed may wait, and is the business of the
-        call's thread; if there is none, that of `passed.closer`, for `owner`.
+        call's thread; if there is none, that of `passed.closer`, for `owner`. It closes the at most
+        three `done_with` as well, first of all.
 
         The service's side sends nothing before it has read the caller's first frame. So when a
         caller's `run` has returned with a reusable channel, the next call may begin on it at once.
@@ -179,7 +181,7 @@ class CallPump:
         """
         end: CallEnd | None = None
         error = 0
-        streams = [stdin, stdout, stderr]
+        streams = [stdin, stdout, stderr, *done_with]
         try:
             self._channel.lend()
             try:

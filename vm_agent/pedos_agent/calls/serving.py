@@ -191,6 +191,7 @@ class ServedCall:
         self._killed: tuple[str, int, str] | None = None
         self._ended: set[EventKind] = set()
         self._is_caller_gone = False
+        self._unused = _NOTHING  # streams that were made, and are not the service's
 
     def state(self) -> RunningCall:
         """It as dom0 is told of it."""
@@ -259,12 +260,14 @@ class ServedCall:
             pump.wanted = _wanted(self._answer())
             self._follow(pump, ours)
             # Others may have a socket of the service's open, and one may be two of these.
-            end = await pump.run(*ours, shutdown=True, owner=self._owner)
+            unused, self._unused = self._unused, _NOTHING
+            end = await pump.run(*ours, shutdown=True, owner=self._owner, done_with=unused)
             if self._keeper is not None and end.kind not in _GONE and not self._is_caller_gone:
                 self._keeper.finish()
             return end
         finally:
             self._pump = None  # which refers to this, and has descriptors
+            closer.close(self._owner, self._unused)
             if self._keeper is not None:
                 self._keeper.close()
 
@@ -300,8 +303,7 @@ class ServedCall:
                 self.known.set()
                 await keeper.next_answer()
             if isinstance(keeper.answer, Connected):
-                closer.close(self._owner, ours)
-                ours = _NOTHING
+                self._unused, ours = ours, _NOTHING
                 ours = self._two_of(keeper.take_service())
                 keeper.finish()
             elif not isinstance(keeper.answer, Spawned):
