@@ -7,8 +7,10 @@ as in a real system. `agent.on[METHOD] = handler` injects faults.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sqlite3
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -393,6 +395,16 @@ class UnsyncedFile(StoreFile):
         super()._open()
 
 
+@functools.cache
+def new_store() -> bytes:
+    """The file that the service makes where there is none: to make its tables anew takes each
+    world longer than anything else of its start."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "dom0.sqlite"
+        UnsyncedFile(path).close()
+        return path.read_bytes()
+
+
 class World:
     """A machine with VMs and a service that can be started, killed and started again."""
 
@@ -445,7 +457,11 @@ class World:
         await self.start()
 
     def _store(self) -> Store:
-        return Store(UnsyncedFile(self.folder / "dom0.sqlite"), lambda work: self.disk(work))
+        path = self.folder / "dom0.sqlite"
+        if not path.exists():
+            path.touch(0o600)
+            path.write_bytes(new_store())
+        return Store(UnsyncedFile(path), lambda work: self.disk(work))
 
     async def _run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         self.driver.subscribers.clear()
