@@ -98,8 +98,8 @@ VM = CallerKind(
 @attrs.frozen
 class Caller:
     """The sender of a request. `name` is its name in policy and audit log: a VM's name according to
-    its domain, or dom0. A request awaits `turn` before each part of long work, so that one VM does
-    not keep dom0 busy."""
+    its domain, or dom0. A request awaits `turn` before each part of long work, so that no VM and
+    no user of the desktop keeps dom0 busy."""
 
     kind: CallerKind
     name: str
@@ -120,13 +120,15 @@ AUTOSTART = Caller(kind=AUTO, name=DOM0_NAME, asker="autostart", turn=trio.lowle
 AUTO_ATTACH = Caller(kind=AUTO, name=DOM0_NAME, asker="auto-attach", turn=trio.lowlevel.checkpoint)
 
 
-def desktop_user(uid: int) -> Caller:
+def desktop_user(
+    uid: int, turn: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+) -> Caller:
     """A user of dom0's desktop. Rules see dom0, and the audit log says who it was."""
     return Caller(
         kind=DESKTOP,
         name=DOM0_NAME,
         asker=f"{DOM0_NAME} (uid {uid})",
-        turn=trio.lowlevel.checkpoint,
+        turn=turn,
     )
 
 

@@ -15,6 +15,8 @@ from pedos_dom0 import PROGRAM
 from pedos_dom0.errors import failure
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from pedos_protocol.errors import CallError
 
     from pedos_dom0.access.callers import Caller
@@ -23,14 +25,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-async def serve_client(api: Api, caller: Caller, stream: trio.abc.Stream) -> None:
-    """Serves it as `caller`. Never raises; closes the stream."""
+async def serve_client(
+    api: Api,
+    caller: Caller,
+    stream: trio.abc.Stream,
+    turn: Callable[[str], Awaitable[None]] | None = None,
+) -> None:
+    """Serves it as `caller`. Each request awaits `turn` with its method. Never raises; closes the
+    stream."""
     try:
         async with trio.open_nursery() as background:
 
             async def serve(
                 peer: Peer, method: str, untrusted_params: dict[str, Any]
             ) -> dict[str, Any]:
+                if turn is not None:
+                    await turn(method)
                 return await api.dispatch(caller, peer, method, untrusted_params, background)
 
             peer = Peer(

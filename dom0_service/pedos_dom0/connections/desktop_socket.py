@@ -14,6 +14,7 @@ import logging
 import os
 import pwd
 import stat
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pedos_host.system_errors import what_is_wrong
@@ -26,6 +27,7 @@ from pedos_vchan.clients import serve_clients
 from pedos_dom0 import PROGRAM
 from pedos_dom0.access.callers import desktop_user
 from pedos_dom0.connections.client import serve_client, too_many_clients
+from pedos_dom0.connections.desktop_turns import DesktopTurns
 from pedos_dom0.connections.local_socket import listening
 from pedos_dom0.errors import failure
 
@@ -124,10 +126,12 @@ class DesktopSocket:
 
     async def serve(self, api: Api) -> None:
         """Accepts until cancelled."""
+        turns = DesktopTurns()
 
         async def serve_member(stream: UnixStream) -> None:
-            caller = desktop_user(peer_credentials(stream).uid)
-            await serve_client(api, caller, stream)
+            uid = peer_credentials(stream).uid
+            caller = desktop_user(uid, partial(turns.more, uid))
+            await serve_client(api, caller, stream, partial(turns.request, uid))
 
         await serve_clients(self._listener, PROGRAM, self._refusal, serve_member)
 

@@ -76,6 +76,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def _never(_params: object) -> bool:
+    return False
+
+
 @frozen
 class Call:
     """One request: who asks what, over which connection, under which id."""
@@ -104,7 +108,7 @@ class Entry:
     handler: Callable[[Api, Call], Awaitable[Any]]
     callers: frozenset[CallerKind]
     operation: bool = False
-    takes_away: Callable[[Any], bool] = lambda _params: False
+    takes_away: Callable[[Any], bool] = _never
     left_classes: bool = False
     # Also for dom0's user, but by dom0's own agent alone, which has the program's descriptors.
     through_agents: bool = False
@@ -465,7 +469,7 @@ TABLE: dict[str, Entry] = {
     "devices.resume": Entry(Api.devices_resume, _ROOT, operation=True),
     "service.call": Entry(Api.service_call, _VMS, through_agents=True),
     "call.list": Entry(Api.call_list, _DOM0),
-    "call.end": Entry(Api.call_end, _DOM0),
+    "call.end": Entry(Api.call_end, _DOM0, takes_away=_always),
     "vm.list": Entry(Api.vm_list, _DOM0),
     "vm.start": Entry(Api.vm_start, _ROOT, operation=True),
     "vm.shutdown": Entry(Api.vm_shutdown, _ROOT, operation=True),
@@ -477,3 +481,6 @@ TABLE: dict[str, Entry] = {
     "prompter.register": Entry(Api.prompter_register, _DOM0),
     "audit.recent": Entry(Api.audit_recent, _DOM0),
 }
+
+# What takes something away, at least with some parameters.
+TAKING = frozenset(method for method, entry in TABLE.items() if entry.takes_away is not _never)

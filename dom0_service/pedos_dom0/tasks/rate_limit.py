@@ -1,4 +1,4 @@
-"""Limits how fast one VM may make dom0 work.
+"""Limits how fast one VM, or one user of the desktop, may make dom0 work.
 
 The budget of a connection counts frames, whose costs differ. A page of 128 devices takes
 milliseconds to check, and a listing as long to make. So these wait their turn: a correct agent,
@@ -22,6 +22,11 @@ class RateLimit:
         self._burst = burst
         self._per_second = per_second
         self._last = -math.inf
+
+    @property
+    def is_whole(self) -> bool:
+        """As good as a new one: as many turns as ever may be taken at once. Nobody waits."""
+        return self._last + self._burst / self._per_second <= trio.current_time()
 
     async def turn(self) -> None:
         """Returns when it is the caller's turn; turns come in the order of the calls.
