@@ -16,6 +16,7 @@ from pedos_host.unix import listen_unix
 from pedos_protocol.errors import CallError
 from pedos_vchan.peer import Peer
 from pedos_vchan.refusal import refuse
+from pedos_widget.controller import Controller
 from pedos_widget.link import CONNECT_S, RETRY_FIRST_S, RETRY_MAX_S, Link
 
 
@@ -105,6 +106,41 @@ async def test_a_service_that_hangs_is_not_said_to_be_of_another_version(
         said = bytes(64)
         await user.something.wait()
         assert "perhaps it is of another version" in user.reasons[-1]
+        nursery.cancel_scope.cancel()
+
+
+class Desk:
+    async def ask(self, _method: str, _params: dict[str, Any]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def cancel(self, _request: str, _reason: str) -> None: ...
+
+    def gone(self) -> None: ...
+
+
+async def test_who_looks_has_both_connections_tried(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    async def connect(path: str) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        tried.append(path)
+        raise FileNotFoundError
+
+    monkeypatch.setattr(pedos_widget.link, "connect_unix", connect)
+    (tmp_path / "run/pedos").mkdir(parents=True)
+    controller = Controller(tmp_path / "run/pedos/socket", memory=tmp_path / "pairs")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(controller.run)
+        controller.ask_by(Desk())
+        await trio.sleep(60)
+        tried.clear()
+        await trio.sleep(3600)
+        assert not tried
+        controller.opened()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(tried) == 2
         nursery.cancel_scope.cancel()
 
 

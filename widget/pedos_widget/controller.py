@@ -144,6 +144,7 @@ class Controller:
     def opened(self) -> None:
         """Somebody begins to look: what is not told of by itself is asked anew."""
         self._soon(self._link.wanted)
+        self._soon(self._prompting.wanted)
         self._soon(self._want_policy)
 
     def attach(self, ref: DeviceRef, vm: str) -> None:

@@ -50,7 +50,13 @@ class Prompting:
         self._program = program
         self._refused = refused
         self._prompter: Prompter | None = None
+        self._registered: _Registered | None = None
         self._is_another = trio.Event()
+
+    def wanted(self) -> None:
+        """Somebody looks: the next attempt is now, if there is no connection."""
+        if self._registered is not None:
+            self._registered.wanted()
 
     def ask_by(self, prompter: Prompter | None) -> None:
         """From now on, questions go to `prompter`; None: to other programs. Within trio's run."""
@@ -62,14 +68,15 @@ class Prompting:
         """Connects and registers, again and again, until cancelled."""
         while True:
             self._is_another = trio.Event()
+            self._registered = None
             async with trio.open_nursery() as nursery:
                 if self._prompter is None:
                     self._refused("")  # nobody is to be asked here
                 else:
-                    registered = _Registered(
+                    self._registered = _Registered(
                         self._path, self._program, self._prompter, self._refused
                     )
-                    nursery.start_soon(registered.run)
+                    nursery.start_soon(self._registered.run)
                 await self._is_another.wait()
                 nursery.cancel_scope.cancel()
 
@@ -95,6 +102,9 @@ class _Registered:
             handlers={"prompt.ask": self._ask, "prompt.call": self._call},
             notices={"prompt.cancel": self._cancel},
         )
+
+    def wanted(self) -> None:
+        self._link.wanted()
 
     async def run(self) -> None:
         try:
