@@ -18,6 +18,7 @@ from pedos_widget.notifications.plan import (
     SINGLES_MAX,
     SLOW_S,
     TITLE_MAX,
+    VMS_MAX,
     Close,
     Note,
     Plan,
@@ -135,6 +136,41 @@ def test_all_vms_that_get_a_microphone_at_once_are_told() -> None:
     desktop.wait(SETTLE_S)
     assert desktop.titles == ["Attached to personal, work"]
     desktop.happens("detached", mic, vm="work")
+    desktop.wait(SETTLE_S)
+    assert desktop.titles == ["Detached from work"]
+
+
+def test_a_vm_that_gets_a_microphone_when_another_loses_it_is_told_with_it() -> None:
+    mic = ref("mic-1", device_class="mic")
+    for first, last, title, more in (
+        ("detached", "attached", "Attached to work", "Detached from personal"),
+        ("attached", "detached", "Detached from work", "Attached to personal"),
+    ):
+        desktop = Desktop()
+        desktop.happens(first, mic, vm="personal")
+        desktop.wait(SETTLE_S / 2)
+        desktop.happens(last, mic, vm="work")
+        desktop.wait(SETTLE_S)
+        assert [(each.title, each.body) for each in desktop.told] == [
+            (title, f"sys-usb:mic-1\n{more}")
+        ]
+
+
+def test_of_a_vm_that_gets_a_device_and_loses_it_at_once_the_last_is_told() -> None:
+    desktop = Desktop()
+    for kind in ("attached", "detached"):
+        desktop.happens(kind, vm="work")
+    desktop.wait(SETTLE_S)
+    assert [(each.title, each.body) for each in desktop.told] == [
+        ("Detached from work", "sys-usb:sda")
+    ]
+
+
+def test_of_more_vms_than_are_named_the_last_is() -> None:
+    desktop = Desktop()
+    for number in range(2 * VMS_MAX):
+        desktop.happens("attached", vm=f"vm{number}")
+    desktop.happens("detached", vm="work")
     desktop.wait(SETTLE_S)
     assert desktop.titles == ["Detached from work"]
 

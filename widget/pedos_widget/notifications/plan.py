@@ -78,7 +78,7 @@ class _Held:
     due: float
     text: str
     family: DeviceRef
-    vms: dict[str, None] = field(default_factory=dict)
+    vms: dict[str, str] = field(default_factory=dict)  # and what became of each, the last last
     refs: set[DeviceRef] = field(default_factory=set)  # of the family, that have appeared
 
 
@@ -208,11 +208,16 @@ class Plan:
             return
         if held is None or held.kind != happened.kind:
             due = now + SETTLE_S if held is None else held.due
-            held = self._held[key] = _Held(happened.kind, due, happened.text, family)
+            # One VM may get a microphone, or a disk, at the moment at which another one loses it.
+            vms = {} if held is None else held.vms
+            held = self._held[key] = _Held(happened.kind, due, happened.text, family, vms)
         if not has_appeared or happened.ref == family:
             held.text = happened.text
-        if happened.vm is not None and len(held.vms) < VMS_MAX:
-            held.vms[happened.vm] = None
+        if happened.vm is not None:
+            held.vms.pop(happened.vm, None)
+            held.vms[happened.vm] = happened.kind
+            if len(held.vms) > VMS_MAX:
+                del held.vms[next(iter(held.vms))]
         if len(held.refs) < FAMILY_MAX:
             held.refs.add(happened.ref)
 
@@ -265,9 +270,9 @@ def _again_at(burst: _Burst) -> float:
 def _single(key: Key, held: _Held) -> Note:
     if held.kind == "appeared":
         return _note(key, _("New device"), held.text, "device.added")
-    title = _done(held.kind == "attached").format(vm=", ".join(held.vms))
+    title, other = (_of_vms(held, each) for each in _first_and_other(held.kind))
     category = "device.added" if held.kind == "attached" else "device.removed"
-    return _note(key, title, held.text, category, instead_of=held.family)
+    return _note(key, title, held.text, category, other, instead_of=held.family)
 
 
 def _many(kind: str, burst: _Burst) -> Note:
@@ -297,6 +302,16 @@ def _result_note(result: Result, key: Key | None = None) -> Note:
     title = title.format(vm=result.vm)
     text = result.text or f"{result.ref.backend}:{result.ref.device}"
     return _note(key or result.ref, title, text, category, result.reason)
+
+
+def _first_and_other(kind: str) -> tuple[str, str]:
+    return ("attached", "detached") if kind == "attached" else ("detached", "attached")
+
+
+def _of_vms(held: _Held, kind: str) -> str:
+    """What became of the VMs to which this happened; "" if to none."""
+    names = [vm for vm, each in held.vms.items() if each == kind]
+    return _done(kind == "attached").format(vm=", ".join(names)) if names else ""
 
 
 def _done(attached: bool) -> str:
