@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 from pedos_widget.qt import QtCore, QtWidgets
 from pedos_widget.tray import MISSING_MS, POLL_MS, Tray
+from pedos_widget.tray_arrival import CLIENT_MESSAGE, SENT, XCB, TrayArrival
 from pytestqt.qtbot import QtBot
 
 from tests.patience import PATIENCE
@@ -125,3 +128,42 @@ def test_a_tray_that_says_that_it_has_come_has_no_icon_before_the_start(panel: P
     panel.tray.close()
     panel.tray.look()
     assert panel.tray.icon is None
+
+
+def x11_event(arrival: TrayArrival, first: int, kind: bytes = XCB) -> None:
+    event = (ctypes.c_uint8 * 32)(first)
+    assert arrival.nativeEventFilter(kind, ctypes.addressof(event))[0] is False  # it passes
+
+
+def test_a_tray_of_x11_that_comes_late_has_the_icon_when_it_says_so(qtbot: QtBot) -> None:
+    panel = Panel(has_tray=False)
+    panel.tray.start()
+    panel.tray._until_missing.timeout.emit()
+    panel.has_tray = True
+    x11_event(panel.tray._arrival, CLIENT_MESSAGE | SENT)
+    assert panel.tray.icon is None  # Qt takes the message in first
+    qtbot.waitUntil(lambda: panel.tray.icon is not None, timeout=PATIENCE * 1000)
+
+
+def test_messages_of_one_turn_are_one_look_and_other_events_none(qtbot: QtBot) -> None:
+    looks: list[bool] = []
+    arrival = TrayArrival(lambda: looks.append(True))
+    pointer_moved = 6
+    x11_event(arrival, pointer_moved)
+    x11_event(arrival, CLIENT_MESSAGE, b"windows_generic_MSG")
+    assert not arrival._once.isActive()
+    for _ in range(3):
+        x11_event(arrival, CLIENT_MESSAGE | SENT)
+    qtbot.waitUntil(lambda: bool(looks), timeout=PATIENCE * 1000)
+    assert looks == [True]
+
+
+def test_events_are_seen_only_while_there_is_no_tray(qapp: QtWidgets.QApplication) -> None:
+    panel = Panel(has_tray=False)
+    panel.tray.start()
+    assert not panel.tray._arrival._is_followed
+    panel.tray._until_missing.timeout.emit()
+    assert panel.tray._arrival._is_followed
+    panel.has_tray = True
+    panel.tray.look()
+    assert not panel.tray._arrival._is_followed

@@ -20,7 +20,7 @@ PARTS = (
     "model", "calls", "attempts", "link", "pairs_file", "prompting", "controller",
     "qt", "guest", "tasks", "icons", "plain", "bus_session", "bus", "screen_lock",
     "quitting", "menu", "pane", "questions", "notifications", "settings", "policy_window",
-    "tray", "window", "windows", "app", "qvm_settings", "__main__",
+    "tray_arrival", "tray", "window", "windows", "app", "qvm_settings", "__main__",
 )  # fmt: skip
 WITHOUT_QT = PARTS[: PARTS.index("qt")]
 

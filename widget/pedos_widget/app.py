@@ -121,7 +121,6 @@ class Widget:
 
     def show(self) -> None:
         """Show the devices: at the pointer, or in the window if there is no tray."""
-        self.tray.look()  # one of X11's own does not say when it comes
         if self._is_window or (self._is_tray_missing and self.tray.icon is None):
             self.window.show_device()
         else:

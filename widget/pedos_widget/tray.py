@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pedos_widget.i18n import _, ngettext
 from pedos_widget.icons import application_icon
 from pedos_widget.qt import QtCore, QtWidgets
+from pedos_widget.tray_arrival import TrayArrival
 
 if TYPE_CHECKING:
     from pedos_widget.menu.devices_menu import Devices
@@ -19,7 +20,7 @@ restarted."""
 MISSING_MS = 10_000
 """After so long without a tray there will be none, and nothing looks for one from time to time.
 Panels take less than a second to bring theirs, and a session that starts on a slow machine a few
-more. `look` is for one that says that it has come."""
+more. One that comes later says so: on the session's bus, which calls `look`, or by X11."""
 
 _Reason = QtWidgets.QSystemTrayIcon.ActivationReason
 
@@ -59,6 +60,7 @@ class Tray(QtCore.QObject):
         self._until_missing.setSingleShot(True)
         self._until_missing.setInterval(MISSING_MS)
         self._until_missing.timeout.connect(self._give_up)
+        self._arrival = TrayArrival(self.look)
         controller.on_change(self._say)
 
     def start(self) -> None:
@@ -72,6 +74,7 @@ class Tray(QtCore.QObject):
         """Take the icon away."""
         self._poll.stop()
         self._until_missing.stop()
+        self._arrival.leave()
         self._is_started = False
         if self.icon is not None:
             self.icon.hide()
@@ -94,6 +97,7 @@ class Tray(QtCore.QObject):
             return
         self._poll.stop()
         self._until_missing.stop()
+        self._arrival.leave()
         self.icon = QtWidgets.QSystemTrayIcon(application_icon(), self)
         self.icon.setContextMenu(self._menu)
         self.icon.activated.connect(self._activated)
@@ -102,6 +106,7 @@ class Tray(QtCore.QObject):
 
     def _give_up(self) -> None:
         self._poll.stop()
+        self._arrival.follow()
         self._missing()
 
     def _activated(self, reason: QtWidgets.QSystemTrayIcon.ActivationReason) -> None:
