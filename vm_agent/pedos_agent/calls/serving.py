@@ -349,7 +349,9 @@ class ServedCall:
 
     def _follow(self, pump: CallPump, ours: Streams) -> None:
         """Have the call end as the main process does. OSError, and our streams are closed."""
-        if self._keeper is not None and isinstance(self._keeper.answer, Spawned):
+        if self._keeper is None or self._is_caller_gone:  # then it is hung up on
+            return
+        if isinstance(self._keeper.answer, Spawned):
             try:
                 self._keeper.when_ended(partial(self._main_ended, pump), self._begin)
             except OSError:
