@@ -46,6 +46,8 @@ SERVICES = {
     "test.Status": shell('exit "$1"'),
     "test.Signal": shell('kill -"$1" $$'),
     "test.Both": shell("echo to-output", "echo to-error >&2", "exit 7"),
+    # Its output may be closed before it writes there.
+    "test.Unread": shell("trap '' PIPE", "echo out 2>&-", "echo to-error >&2", "exit 7"),
     "test.Only": shell('echo "$1"'),
     # Reads all, and only then answers.
     "test.Count": shell("wc -c"),
@@ -154,7 +156,7 @@ def test_the_end_of_output_reaches_the_caller_while_input_goes_on(system: LocalS
 
 
 def test_what_nobody_reads_is_thrown_away_and_the_call_goes_on(system: LocalSystem) -> None:
-    with calling(system, "vault", "test.Both") as command:
+    with calling(system, "vault", "test.Unread") as command:
         assert command.stdout is not None and command.stderr is not None
         command.stdout.close()
         assert command.stderr.read() == b"to-error\n"
