@@ -93,6 +93,7 @@ class World:
         self.asked: list[dict[str, Any]] = []
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.services: list[Service] = []
+        self.is_away = False  # dom0
         self.answer: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]] = self.grant
         self._numbers = itertools.count(16)
         self._clients: list[Client] = []
@@ -111,9 +112,12 @@ class World:
         SCHEMA.parse_result(method, answer)
         return answer
 
-    def tell(self, method: str, params: dict[str, Any]) -> None:
+    def tell(self, method: str, params: dict[str, Any]) -> bool:
         SCHEMA.parse_params(method, params)
+        if self.is_away:
+            return False
         self.told.append((method, params))
+        return True
 
     def ended(self) -> list[dict[str, Any]]:
         """What was told of ends."""

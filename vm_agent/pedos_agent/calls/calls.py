@@ -6,10 +6,13 @@ that it has (`serving`), with the channels that both use.
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 import trio
+from pedos_host.throttle import throttle
 from pedos_protocol.agent_messages import parse_params
 from pedos_protocol.call_messages import CALLS_ASKED_MAX, RUNNING_PAGE_MAX, RunningCall
 from pedos_protocol.errors import CallError
@@ -24,6 +27,8 @@ from pedos_agent.calls.channels import Channels
 from pedos_agent.calls.serving import Serving
 from pedos_agent.settings import Settings
 
+log = logging.getLogger(__name__)
+
 # Requests for calls a second in the long run, and at once: dom0 takes 500 a second of a VM, and
 # makes those wait that are more; it ends a channel at 2000 frames a second, and a call has two.
 RATE: Final = 400
@@ -31,6 +36,9 @@ BURST: Final = 400
 # Calls that dom0 has ended before they knew that they were granted: its two messages follow each
 # other. Beyond this the oldest ends when its channel does not come.
 KILLED_EARLY_MAX: Final = 64
+# Calls that end while dom0's service is away: as many as can have run when it went, of a caller and
+# of a target, and some. Nothing new begins without it.
+UNTOLD_MAX: Final = 256
 
 
 class Dom0(Protocol):
@@ -42,8 +50,8 @@ class Dom0(Protocol):
         """CallError; `unavailable` without a connection."""
         ...
 
-    def tell(self, method: str, params: dict[str, Any]) -> None:
-        """A notice, which is dropped without a connection."""
+    def tell(self, method: str, params: dict[str, Any]) -> bool:
+        """A notice; False if there is no connection, and it is dropped."""
         ...
 
 
@@ -58,6 +66,8 @@ class Calls:
         self._settings = settings
         self._running: dict[str, Calling] = {}
         self._killed_early: dict[str, Kill] = {}
+        self._untold: deque[dict[str, Any]] = deque()  # ends, while dom0 was away
+        self._nursery: trio.Nursery | None = None
         self._places = trio.Semaphore(CALLS_ASKED_MAX)
         self._next = 0.0  # when the next request may be sent, if the burst is used up
         #: What dom0 may ask for; each changes something unless it is in `harmless`.
@@ -72,6 +82,7 @@ class Calls:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; started() when programs can call. OSError: none ever can."""
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             await nursery.start(self.channels.run)
             await nursery.start(self.serving.run)
             if self._settings.calls is not None:
@@ -85,9 +96,16 @@ class Calls:
     # What the two halves need.
 
     def tell(self, method: str, params: dict[str, Any]) -> None:
-        """Tell dom0, if it is connected: one that comes later asks what runs."""
-        if self.dom0 is not None:
-            self.dom0.tell(method, params)
+        """Tell dom0, if it is connected: one that comes later asks what runs, and is told then of
+        what has ended meanwhile."""
+        is_told = self.dom0 is not None and self.dom0.tell(method, params)
+        if is_told or method != "service.ended":
+            return
+        if len(self._untold) >= UNTOLD_MAX:
+            lost = self._untold.popleft()
+            if (more := throttle.more("the end of a call is not told")) is not None:
+                log.warning("dom0 will not hear how the call %s ended%s", lost["call"], more)
+        self._untold.append(params)
 
     def alone(self) -> None:
         """The connection to dom0 has ended."""
@@ -146,11 +164,18 @@ class Calls:
         found += self.serving.running()
         found = sorted((each for each in found if each.call > after), key=_by_call)
         page, more = found[:RUNNING_PAGE_MAX], len(found) > RUNNING_PAGE_MAX
+        if self._untold and not more and self._nursery is not None:
+            self._nursery.start_soon(self._tell_again)  # once this is answered
         return {
             "calls": [to_wire(each) for each in page],
             "ports": list(self.channels.idle()),
             "more": more,
         }
+
+    async def _tell_again(self) -> None:
+        again, self._untold = self._untold, deque()
+        for params in again:
+            self.tell("service.ended", params)
 
 
 def _by_call(running: RunningCall) -> str:

@@ -96,17 +96,18 @@ class Control:
             timeout = min(timeout, (DEADLINE_MS_MAX_IN_1 - 1) / 1000)
         return await self._peer.call(method, params, timeout=timeout, until_answered=until_answered)
 
-    def tell(self, method: str, params: dict[str, Any]) -> None:
-        """Tell dom0 something without waiting; it is dropped when dom0 is not connected, or so old
-        that it does not know the notice."""
+    def tell(self, method: str, params: dict[str, Any]) -> bool:
+        """Tell dom0 something without waiting; it is dropped when dom0 is not connected, which is
+        False, or so old that it does not know the notice."""
         if self._peer is None or not self._peer.is_open:
-            return
+            return False
         try:
             self._peer.notify_now(method, SCHEMA.params_in(self._peer.version, method, params))
         except CallError as error:
             log.debug("dom0 is not told: %s", error.message)
         except LocalProtocolError:
             log.exception("dom0 cannot be told")
+        return True
 
     async def notify_ended(self, attachment: str, side: str, reason: str) -> None:
         """Tell dom0 that an attachment ended by itself; without a connection, the next report says
