@@ -27,6 +27,9 @@ device.attach.block    +sys-usb:private*   @adminvm   work     ask
 """
 #: What is around the windows, in pixels.
 MARGIN = 8
+# Where notifications are, on a desktop without a picture.
+CORNER = Area(640, 600, 640, 300)
+BLACK = (0, 0, 0)
 # Where the tray is: a menu hangs from it.
 TRAY = Area(1100, 0, 180, 34)
 
@@ -55,18 +58,28 @@ def _around(areas: list[Area], whole: Area) -> Area:
 
 
 def _list_below(window: Area) -> Area:
-    """Within the list of what can be added, which is empty until the service has told it."""
-    return Area(window.x + 30, window.y + window.height * 2 // 3, window.width // 2, 60)
+    """Within the list of what can be added alone, which is empty until the service has told it."""
+    return Area(window.x + 30, window.y + window.height - 150, window.width // 2, 36)
+
+
+def _plug(widget: Widget, name: str) -> None:
+    widget.system.plug("sys-usb", name, os.urandom(DISKS[name] * MIB))
+
+
+def _notes(widget: Widget) -> Area | None:
+    """The notifications on the screen, which nothing else has in that corner."""
+    return widget.desktop.screen.found(lambda pixel: pixel != BLACK, CORNER)
 
 
 def take(widget: Widget, album: Album) -> None:
     """All pictures, in the order of a first use."""
-    for name, size in DISKS.items():
-        widget.system.plug("sys-usb", name, os.urandom(size * MIB))
-    notes = Area(910, 800, 370, 100)
-    widget.wait_until(lambda: widget.desktop.has_ink(notes), "a notification is shown")
-    album.keep("notification", "disks were plugged in", [notes])
-    widget.told()  # and closes them
+    first, *more = DISKS
+    _plug(widget, first)
+    widget.wait_until(lambda: _notes(widget), "a notification is shown")
+    album.keep("notification", "a disk was plugged in", filter(None, [_notes(widget)]))
+    for name in more:
+        _plug(widget, name)
+        widget.wait_until(lambda name=name: widget.told(name), f"{name} is told")  # and closed
 
     with widget.opened("camera"):
         widget.open_submenu()
@@ -94,7 +107,7 @@ def take(widget: Widget, album: Album) -> None:
     widget.told()  # and closes the notifications
     widget.system.ok("qvm-device", "block", "assign", "--port", "work", "sys-usb:backup.img")
     widget.wait_attached("sys-usb:backup.img", "work")
-    widget.wait_until(lambda: widget.desktop.has_ink(notes), "the attachment is told")
+    widget.wait_until(lambda: _notes(widget), "the attachment is told")
     widget.told()
     socket = widget.system.environment()["PEDOS_SOCKET"]
     widget.desktop.start(str(BIN / "qvm-settings"), "work", more={"PEDOS_SOCKET": socket})
