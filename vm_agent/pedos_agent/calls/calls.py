@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 import trio
+from pedos_host.threads import to_thread
 from pedos_host.throttle import throttle
 from pedos_protocol.agent_messages import parse_params
 from pedos_protocol.call_messages import CALLS_ASKED_MAX, RUNNING_PAGE_MAX, RunningCall
@@ -21,7 +22,7 @@ from pedos_vchan.peer import Handler, Peer
 from pedos_vchan.transport import Transport
 
 from pedos_agent.calls import members
-from pedos_agent.calls.callers import CallSocket
+from pedos_agent.calls.callers import CallSocket, MayCall
 from pedos_agent.calls.calling import Calling, Kill
 from pedos_agent.calls.channels import Channels
 from pedos_agent.calls.serving import Serving
@@ -86,10 +87,10 @@ class Calls:
             await nursery.start(self.channels.run)
             await nursery.start(self.serving.run)
             if self._settings.calls is not None:
-                in_dom0 = self._settings.control_socket is not None
-                socket = CallSocket(
-                    self._settings.calls, self, members.may_call if in_dom0 else members.anybody
-                )
+                may_call: MayCall = members.anybody
+                if self._settings.control_socket is not None:
+                    may_call = await to_thread(members.in_dom0)
+                socket = CallSocket(self._settings.calls, self, may_call)
                 await nursery.start(socket.run)
             task_status.started()
 
