@@ -37,7 +37,7 @@ STEPS: dict[str, tuple[Heard, Heard, Heard, Heard]] = {
     "call.granted": (PROBLEM, PROBLEM, PROBLEM, EITHER),
     "calling.granted": (EITHER, PROBLEM, PROBLEM, EITHER),
     "serving.connected": (EITHER, PROBLEM, PROBLEM, SERVED),
-    "serving.spawned": (SERVED, PROBLEM, PROBLEM, PROBLEM),
+    "serving.spawned": (EITHER, PROBLEM, PROBLEM, PROBLEM),
     "first bytes": (SERVED, PROBLEM, PROBLEM, PROBLEM),
     "input over": (SERVED, PROBLEM, PROBLEM, PROBLEM),
     "output over": (SERVED, PROBLEM, PROBLEM, PROBLEM),
