@@ -7,6 +7,7 @@ hand-over of the interpreter's lock.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
     from . import _native
     from .channel import Channel
+
+
+log = logging.getLogger(__name__)
 
 
 class _Run:
@@ -105,8 +109,12 @@ class Crew:
                 del self._runs[news.call]
                 run.error = news.number
                 trio.lowlevel.reschedule(run.task)
-            else:
+                continue
+            try:
                 run.hear(news.event, news.number)
+            except Exception:
+                # The other calls' news come the same way.
+                log.exception("an event of a call could not be handled")
 
 
 _this_loop: trio.lowlevel.RunVar[Crew] = trio.lowlevel.RunVar("pedos_vchan.call_crew")

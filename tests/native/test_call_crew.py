@@ -12,7 +12,7 @@ import trio
 import trio.testing
 from pedos_vchan._native import lib
 from pedos_vchan.call_crew import crew
-from pedos_vchan.call_pump import CallPump
+from pedos_vchan.call_pump import CallPump, Event
 
 from tests.patience import PATIENCE
 
@@ -85,6 +85,24 @@ async def test_news_of_a_closed_coroutine_are_dropped(pairs: Pairs) -> None:
         assert select.select([lib.pv_crew_fd(crew()._native)], [], [], PATIENCE)[0]
         for each in coroutines:
             each.close()
+        await call_nothing(pairs)
+
+
+async def test_a_mistake_in_hearing_of_one_call_ends_no_call(
+    pairs: Pairs, caplog: pytest.LogCaptureFixture
+) -> None:
+    def mistaken(_event: Event) -> None:
+        raise ValueError
+
+    one, two = await pairs.channels(ORDER, ORDER)
+    service = CallPump(two, "service", CALL)
+    service.exit("exited", 3)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(service.run, -1, -1, -1)
+            end = await CallPump(one, "caller", CALL, mistaken).run(-1, -1, -1)
+        assert (end.kind, end.status) == ("exited", 3)
+        assert "could not be handled" in caplog.text
         await call_nothing(pairs)
 
 
