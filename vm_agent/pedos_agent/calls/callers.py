@@ -281,7 +281,9 @@ class _Caller:
         finally:
             self._calling = None
             self._idle_since = trio.current_time()
+            # First: a refused program need not wait for the thread that closes.
             self._say(end or refusal(CallError("failed", "the agent of this VM failed")))
+            closer.close(self.uid, calling.streams)
             self._leave()
 
     def _started(self, call: str, request: str) -> None:

@@ -16,7 +16,6 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 
 import trio
 from pedos_host.faultpoints import reach
-from pedos_host.passed import closer
 from pedos_protocol.agent_messages import SCHEMA, parse_params
 from pedos_protocol.call_frames import SIGNAL_MAX
 from pedos_protocol.call_link import (
@@ -55,7 +54,7 @@ _WANTED: Final = frozenset((EventKind.STARTED,))
 
 
 class Asked(NamedTuple):
-    """What a program has asked for. `streams` are its three descriptors, which the call closes."""
+    """What a program has asked for. `streams` are its three descriptors."""
 
     call: Call
     uid: int
@@ -99,6 +98,8 @@ class Calling:
         self._desk = desk
         self._asked = asked
         self._started = started
+        #: Those of the streams that no pump has taken, for whoever runs this to close at its end.
+        self.streams = list(asked.streams)
         self._begun = trio.current_time()
         self._started_s: float | None = None  # after so many seconds
         self._is_over = False
@@ -111,24 +112,20 @@ class Calling:
 
     async def run(self) -> Ended:
         """The whole call. Cancelled, it is lost: the agent ends."""
-        streams = list(self._asked.streams)
         try:
-            try:
-                answer = await self._ask()
-            except CallError as error:
-                return refusal(error)
-            if answer is None:
-                return _ended("aborted", 0, "it was given up before dom0 had decided")
-            self._answer = answer
-            self._kill = self._desk.granted(answer.call, self)
-            try:
-                return await self._granted(answer, streams)
-            finally:
-                self._is_over = True
-                self._pump = None  # it holds a descriptor, and refers to this object as well
-                self._desk.over(answer.call)
+            answer = await self._ask()
+        except CallError as error:
+            return refusal(error)
+        if answer is None:
+            return _ended("aborted", 0, "it was given up before dom0 had decided")
+        self._answer = answer
+        self._kill = self._desk.granted(answer.call, self)
+        try:
+            return await self._granted(answer)
         finally:
-            closer.close(self._asked.uid, streams)
+            self._is_over = True
+            self._pump = None  # it holds a descriptor, and refers to this object as well
+            self._desk.over(answer.call)
 
     def give_up(self) -> None:
         """The program has gone: nobody wants the rest of the call."""
@@ -208,10 +205,10 @@ class Calling:
             raise CallError("failed", f"dom0's answer makes no sense: {error}") from error
         return called
 
-    async def _granted(self, answer: ServiceCalled, streams: list[int]) -> Ended:
+    async def _granted(self, answer: ServiceCalled) -> Ended:
         try:
             channel = await self._channel(answer)
-            end = await self._carry(answer, channel, streams)
+            end = await self._carry(answer, channel)
         except Exception as error:  # whatever it is, dom0 is told of an end
             if not isinstance(error, CallError | OSError):
                 log.exception("a call of %s breaks off", self._asked.call.service)
@@ -235,7 +232,7 @@ class Calling:
             raise CallError("failed", "dom0 has ended it")
         return channel
 
-    async def _carry(self, answer: ServiceCalled, channel: Channel, streams: list[int]) -> CallEnd:
+    async def _carry(self, answer: ServiceCalled, channel: Channel) -> CallEnd:
         end: CallEnd | None = None
         try:
             self._pump = CallPump(channel, "caller", bytes.fromhex(answer.call), self._hear)
@@ -245,8 +242,8 @@ class Calling:
             elif self._kill is not None:
                 self._pump.abort(self._kill.text)
             await reach("calling.granted")
-            stdin, stdout, stderr = streams
-            streams.clear()  # the pump closes them
+            stdin, stdout, stderr = self.streams
+            self.streams.clear()  # the pump closes them
             may_shut_down = self._asked.call.may_shut_down
             end = await self._pump.run(
                 stdin, stdout, stderr, shutdown=may_shut_down, owner=self._asked.uid
