@@ -233,6 +233,12 @@ def test_a_keepers_services_are_in_its_control_group_and_end_with_it() -> None:
     assert "pam_systemd.so" not in modules
 
 
+def test_a_keeper_counts_as_started_at_once() -> None:
+    """With "exec" and PAM systemd 252 waits for ever, and so ends it after 90 seconds."""
+    assert "PAMName" in settings("pedos-run")
+    assert settings("pedos-run")["Type"] == ["simple"]
+
+
 def test_programs_that_call_find_the_socket_of_the_agent() -> None:
     sockets = [path for unit in AGENTS for path in option(unit, "--call-socket")]
     text = (PROJECT / "native/call/agent.c").read_text()
