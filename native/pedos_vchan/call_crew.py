@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from ._native import ffi, lib
+from .per_loop import PerLoop
 from .ready import ready
 
 if TYPE_CHECKING:
@@ -117,14 +118,5 @@ class Crew:
                 log.exception("an event of a call could not be handled")
 
 
-_this_loop: trio.lowlevel.RunVar[Crew] = trio.lowlevel.RunVar("pedos_vchan.call_crew")
-
-
-def crew() -> Crew:
-    """That of the caller's event loop, made at its first use. OSError."""
-    try:
-        return _this_loop.get()
-    except LookupError:
-        made = Crew()
-        _this_loop.set(made)
-        return made
+#: That of the caller's event loop. OSError when it is made.
+crew: Final = PerLoop("pedos_vchan.call_crew", Crew)

@@ -12,6 +12,8 @@ from typing import Final, Protocol
 
 import trio
 
+from .per_loop import PerLoop
+
 
 class Expiring(Protocol):
     """Something with a deadline, of trio's clock."""
@@ -98,14 +100,5 @@ class EventLoop:
         trio.lowlevel.spawn_system_task(self.flusher.run)
 
 
-_this_loop: trio.lowlevel.RunVar[EventLoop] = trio.lowlevel.RunVar("pedos_vchan.event_loop")
-
-
-def event_loop() -> EventLoop:
-    """That of the caller, made at its first use; it ends with the loop."""
-    try:
-        return _this_loop.get()
-    except LookupError:
-        loop = EventLoop()
-        _this_loop.set(loop)
-        return loop
+#: That of the caller.
+event_loop: Final = PerLoop("pedos_vchan.event_loop", EventLoop)

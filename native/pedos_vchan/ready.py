@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 from pedos_host.throttle import throttle
 
+from .per_loop import PerLoop
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -64,14 +66,5 @@ class Ready:
                 log.exception("what came from a descriptor could not be handled%s", more)
 
 
-_this_loop: trio.lowlevel.RunVar[Ready] = trio.lowlevel.RunVar("pedos_vchan.ready")
-
-
-def ready() -> Ready:
-    """That of the caller's event loop, made at its first use. OSError."""
-    try:
-        return _this_loop.get()
-    except LookupError:
-        made = Ready()
-        _this_loop.set(made)
-        return made
+#: That of the caller's event loop. OSError when it is made.
+ready: Final = PerLoop("pedos_vchan.ready", Ready)

@@ -76,7 +76,6 @@ class Channels:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._idle.run)
                 task_status.started()
                 await trio.sleep_forever()
         finally:
