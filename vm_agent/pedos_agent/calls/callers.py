@@ -187,7 +187,7 @@ class _Caller:
         self._hear()  # most have sent their call already
 
     def end(self) -> None:
-        """The agent ends, and the call has ended."""
+        """End it at once; of its call nothing more is said."""
         self._close()
         self._hang_up()
 
@@ -227,8 +227,7 @@ class _Caller:
     def _fail(self, error: Exception) -> None:
         if (more := throttle.more("a caller failed")) is not None:
             log.info("a program of user %d failed: %s%s", *(self.uid, error, more))
-        self._close()
-        self._hang_up()
+        self.end()
 
     def _hang_up(self) -> None:
         """Nothing more comes of it: end its call. What it is told of that still goes out."""
@@ -294,8 +293,7 @@ class _Caller:
         try:
             self._packets.send_now(build(message))
         except (OSError, trio.ClosedResourceError):
-            self._close()
-            self._hang_up()
+            self.end()
 
 
 def _problem(call: Call, descriptors: list[int]) -> str | None:

@@ -191,7 +191,9 @@ class ServedCall:
         self._killed: tuple[str, int, str] | None = None
         self._ended: set[EventKind] = set()
         self._is_caller_gone = False
-        self._unused = _NOTHING  # streams that were made, and are not the service's
+        # Our end of the service's streams, and streams that were made and are not the service's:
+        # until the pump has them.
+        self._ours = self._unused = _NOTHING
 
     def state(self) -> RunningCall:
         """It as dom0 is told of it."""
@@ -256,30 +258,31 @@ class ServedCall:
         call = bytes.fromhex(self.wanted.call)
         self._pump = pump = CallPump(channel, "service", call, self._on_event)
         try:
-            ours = await self._start(pump)
+            await self._start(pump)
             pump.wanted = _wanted(self._answer())
-            self._follow(pump, ours)
+            self._follow(pump)
+            ours, unused = self._ours, self._unused
+            self._ours = self._unused = _NOTHING
             # Others may have a socket of the service's open, and one may be two of these.
-            unused, self._unused = self._unused, _NOTHING
             end = await pump.run(*ours, shutdown=True, owner=self._owner, done_with=unused)
             if self._keeper is not None and end.kind not in _GONE and not self._is_caller_gone:
                 self._keeper.finish()
             return end
         finally:
             self._pump = None  # which refers to this, and has descriptors
-            closer.close(self._owner, self._unused)
+            closer.close(self._owner, (*self._ours, *self._unused))
             if self._keeper is not None:
                 self._keeper.close()
 
     def _answer(self) -> object:
         return None if self._keeper is None else self._keeper.answer
 
-    async def _start(self, pump: CallPump) -> Streams:
-        """Our end of the service's streams; none if it does not run, and the pump knows why."""
+    async def _start(self, pump: CallPump) -> None:
+        """Has the service started. If it does not run, it has no streams; the pump knows why."""
         wanted = self.wanted
         if self._killed is not None:  # before it was begun
             self._end(pump, *self._killed)
-            return _NOTHING
+            return
         run = Run(
             call=wanted.call,
             service=wanted.service,
@@ -289,37 +292,34 @@ class ServedCall:
             is_forced=False,
         )
         try:
-            ours, theirs = make_streams(wanted.stderr)
+            self._ours, theirs = make_streams(wanted.stderr)
         except OSError as error:
             pump.exit("problem", PROBLEM, f"the service has no streams: {words(error)}")
-            return _NOTHING
+            return
         try:
             passed = [each for each in theirs if each != _NONE]
-            try:
-                self._keeper = keeper = await self._keepers.run(run, wanted.user, passed)
-            finally:
-                theirs.close()
-            if isinstance(keeper.answer, Waiting):
-                self.known.set()
-                await keeper.next_answer()
-            if isinstance(keeper.answer, Connected):
-                self._unused, ours = ours, _NOTHING
-                ours = self._two_of(keeper.take_service())
-                keeper.finish()
-            elif not isinstance(keeper.answer, Spawned):
-                closer.close(self._owner, ours)
-                ours = _NOTHING
-                self._not_started(pump, keeper.answer)
-            if ours != _NOTHING:
-                await self._note_start()
-            if self._killed is not None:  # while it was being started
-                if self._killed[0] != LOST:
-                    keeper.signal(signal.SIGKILL)
-                self._end(pump, *self._killed)
-        except BaseException:
-            closer.close(self._owner, ours)
-            raise
-        return ours
+            self._keeper = keeper = await self._keepers.run(run, wanted.user, passed)
+        finally:
+            theirs.close()
+        if isinstance(keeper.answer, Waiting):
+            self.known.set()
+            await keeper.next_answer()
+        if isinstance(keeper.answer, Connected):
+            self._unused, service = self._ours, keeper.take_service()
+            self._ours = Streams(service, _NONE, _NONE)
+            # One socket as stdin and as stdout.
+            self._ours = Streams(service, os.dup(service), _NONE)
+            keeper.finish()
+        elif not isinstance(keeper.answer, Spawned):
+            closer.close(self._owner, self._ours)
+            self._ours = _NOTHING
+            self._not_started(pump, keeper.answer)
+        if self._ours != _NOTHING:
+            await self._note_start()
+        if self._killed is not None:  # while it was being started
+            if self._killed[0] != LOST:
+                keeper.signal(signal.SIGKILL)
+            self._end(pump, *self._killed)
 
     async def _note_start(self) -> None:
         await reach("serving.spawned")
@@ -328,14 +328,6 @@ class ServedCall:
         if self.known.is_set():
             self._tell("service.started", {"call": self.wanted.call})
         self.known.set()
-
-    def _two_of(self, service: int) -> Streams:
-        """One socket as stdin and as stdout. OSError."""
-        try:
-            return Streams(service, os.dup(service), _NONE)
-        except OSError:
-            closer.close(self._owner, (service,))
-            raise
 
     def _not_started(self, pump: CallPump, answer: object) -> None:
         if self._killed is not None:
@@ -347,16 +339,12 @@ class ServedCall:
         else:
             pump.exit("problem", PROBLEM, "its keeper does not keep to the protocol")
 
-    def _follow(self, pump: CallPump, ours: Streams) -> None:
-        """Have the call end as the main process does. OSError, and our streams are closed."""
+    def _follow(self, pump: CallPump) -> None:
+        """Have the call end as the main process does. OSError."""
         if self._keeper is None or self._is_caller_gone:  # then it is hung up on
             return
         if isinstance(self._keeper.answer, Spawned):
-            try:
-                self._keeper.when_ended(partial(self._main_ended, pump), self._begin)
-            except OSError:
-                closer.close(self._owner, ours)
-                raise
+            self._keeper.when_ended(partial(self._main_ended, pump), self._begin)
 
     def _main_ended(self, pump: CallPump, ended: Ended | None) -> None:
         if self._is_caller_gone or self._pump is not pump:  # it is over
