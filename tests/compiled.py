@@ -8,6 +8,7 @@ source has many mutants, and none of them changes between two runs of the tests.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import os
@@ -17,7 +18,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-KEPT = Path(__file__).parents[1] / "build" / "compiled"
+ROOT = Path(__file__).parents[1]
+KEPT = ROOT / "build" / "compiled"
 #: A run makes about a hundred, of some MB at most; what was not used for longest goes first.
 KEPT_MAX = 200
 OBJECTS = (".o", ".a", ".so")
@@ -41,6 +43,23 @@ def compile_c(command: Sequence[str | Path]) -> None:
     except FileNotFoundError:
         _run(words)
         _keep(out, kept)
+
+
+@functools.cache
+def sanitized(name: str) -> Path:
+    """Where the program of native/NAME is, built with sanitizers. It is kept, as make sees what is
+    new."""
+    folder = ROOT / "build" / f"{name}-sanitized"
+    folder.mkdir(parents=True, exist_ok=True)
+    # One worker at a time, or one would write what another has begun to run.
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = ["make", "--silent", "-C", str(ROOT / "native" / name), f"OUT={folder}"]
+        subprocess.run([*command, "SANITIZE=address,undefined", "CFLAGS=-O1 -g"], check=True)
+    finally:
+        os.close(lock)
+    return folder
 
 
 def _run(words: Sequence[str]) -> str:

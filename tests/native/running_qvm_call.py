@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.call_agent import FakeAgent
+from tests.compiled import sanitized
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
@@ -25,17 +25,7 @@ BULK = bytes(range(256)) * 8192  # 2 MiB: more than any pipe or socket holds
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    # Kept, as make sees what is new; one worker makes it at a time.
-    folder = ROOT / "build" / "call-sanitized"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        command = ["make", "--silent", "-C", str(ROOT / "native" / "call"), f"OUT={folder}"]
-        subprocess.run([*command, "SANITIZE=address,undefined", "CFLAGS=-O1 -g"], check=True)
-    finally:
-        os.close(lock)
-    return folder / "qvm-call"
+    return sanitized("call") / "qvm-call"
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import functools
 import os
 import select
 import signal
@@ -18,6 +16,7 @@ from typing import TypeVar
 from pedos_protocol import sound_frames as frames
 from pedos_protocol import sound_link as link
 
+from tests.compiled import sanitized
 from tests.patience import PATIENCE
 
 from .servers import Server
@@ -26,26 +25,6 @@ ROOT = Path(__file__).parents[2]
 MIC = "mic"
 SOCKET_BYTES = 8192  # as the agent has them
 T = TypeVar("T")
-
-
-@functools.cache
-def sanitized() -> Path:
-    """The program with sanitizers; built once a run at most, as make sees what is new."""
-    folder = ROOT / "build" / "sound-sanitized"
-    folder.mkdir(parents=True, exist_ok=True)
-    # One worker at a time, or one would write what another has begun to run.
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        _make(folder)
-    finally:
-        os.close(lock)
-    return folder / "pedos-sound"
-
-
-def _make(folder: Path) -> None:
-    command = ["make", "--silent", "-C", ROOT / "native" / "sound", f"OUT={folder}"]
-    subprocess.run([*command, "SANITIZE=address,undefined", "CFLAGS=-O1 -g"], check=True)
 
 
 class Channel:
@@ -294,7 +273,7 @@ def running(
         "ASAN_OPTIONS": "detect_leaks=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
-    command = ["setpriv", "--pdeathsig", "KILL", program or sanitized()]
+    command = ["setpriv", "--pdeathsig", "KILL", program or sanitized("sound") / "pedos-sound"]
     command += ["--socket", socket_path, "--verbose", *arguments]
     with log.open("wb") as output:
         child = subprocess.Popen(command, env=environment, stderr=output)
