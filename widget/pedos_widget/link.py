@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 from pedos_cli.client import Places, Unreachable
+from pedos_host.backoff import Backoff
 from pedos_host.unix import connect_unix
 from pedos_protocol.connection import VERSIONS
 from pedos_protocol.errors import CallError, ProtocolError, RemoteProtocolError
@@ -67,7 +68,7 @@ class Link:
         self._peer: Peer | None = None
         self._why = _("Not connected to dom0's service yet.")
         self._refusal = ""
-        self._pause = RETRY_FIRST_S
+        self._backoff = Backoff(RETRY_FIRST_S, RETRY_MAX_S)
         self._attempts = Attempts()
         self._is_there = False  # at the last attempt
 
@@ -78,7 +79,7 @@ class Link:
 
     def works(self) -> None:
         """The service does what it is asked: the next attempt after this connection is soon."""
-        self._pause = RETRY_FIRST_S
+        self._backoff.over()
         self._attempts.succeeded()
 
     def wanted(self) -> None:
@@ -128,8 +129,7 @@ class Link:
                 logger.info("%s", said)
             self._lost(self._why)
             if self._is_there:
-                pause, self._pause = self._pause, min(2 * self._pause, RETRY_MAX_S)
-                await trio.sleep(pause)
+                await trio.sleep(self._backoff.after_failure())
             else:
                 await self._attempts.next(self._place)
 
