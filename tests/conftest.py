@@ -8,7 +8,7 @@ import itertools
 import logging
 import re
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 
 from tests import rewriting
 from tests.alone import Turns
+from tests.lingering import Lingering, closing, until
 from tests.schedule import Scheduling
 
 # The machine's present speed says nothing about the code.
@@ -151,3 +152,13 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     if turns is not None and is_alone(item) and not turns.is_alone:
         turns.have_it_alone()
     return (yield)
+
+
+@pytest.fixture
+async def lingering() -> AsyncIterator[Lingering]:
+    """A descriptor whose close(2) waits until the test ends, or releases it."""
+    made = Lingering()
+    yield made
+    made.close()
+    made.release()
+    await until(lambda: not closing())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,15 +12,6 @@ from pedos_vchan.call_pump import CallPump
 
 from tests.agent.calling_world import CALL, Client, Service, World
 from tests.lingering import Lingering, closing, until
-
-
-@pytest.fixture
-async def lingering() -> AsyncIterator[Lingering]:
-    made = Lingering()
-    yield made
-    made.close()
-    made.release()
-    await until(lambda: not closing())
 
 
 async def deny(_params: dict[str, Any]) -> dict[str, Any]:

@@ -104,10 +104,12 @@ async def test_a_service_that_is_not_started_in_time_is_ended_at_both_sides(
     calling.assert_nothing_left()
 
 
-async def test_a_service_that_waits_for_a_session_has_not_started(calling: Calling) -> None:
-    async def later(_params: Params) -> Params:
-        return {"started": False}
+async def later(_params: Params) -> Params:
+    """An agent's word on a start: it will tell."""
+    return {"started": False}
 
+
+async def test_a_service_that_waits_for_a_session_has_not_started(calling: Calling) -> None:
     calling.vault.agent.on["service.start"] = later
     answer = await calling.work.call()
     await quiet()
@@ -123,9 +125,6 @@ async def test_a_service_that_waits_for_a_session_has_not_started(calling: Calli
 async def test_a_start_that_is_told_before_the_caller_has_its_answer_counts(
     calling: Calling,
 ) -> None:
-    async def later(_params: Params) -> Params:
-        return {"started": False}
-
     async def reach(step: str) -> None:
         if step == "call.granted":
             await quiet()
@@ -146,9 +145,6 @@ async def test_a_start_that_is_told_before_the_caller_has_its_answer_counts(
 async def test_a_service_that_is_not_found_in_the_channel_leaves_that_idle(
     calling: Calling,
 ) -> None:
-    async def later(_params: Params) -> Params:
-        return {"started": False}
-
     calling.vault.agent.on["service.start"] = later
     await calling.work.call()
     await quiet()

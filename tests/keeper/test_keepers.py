@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,15 @@ from tests.patience import PATIENCE
 from .keeper_client import CALL
 
 RUN = Run(CALL, "test.Any", "+", "vault", "", False)
+
+
+@contextlib.contextmanager
+def listening(folder: Path, user: str = "root") -> Iterator[trio.socket.SocketType]:
+    """Where the keeper of a user listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(folder / f"{user}.sock"))
+        listener.listen()
+        yield trio.socket.from_stdlib_socket(listener)
 
 
 async def test_who_has_no_keeper_is_told_what_to_do(tmp_path: Path) -> None:
@@ -41,9 +52,7 @@ async def test_without_a_first_user_a_call_without_a_user_is_refused(
 async def test_a_keeper_that_says_nothing_is_waited_for_and_named(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(str(tmp_path / "root.sock"))
-        listener.listen()
+    with listening(tmp_path):
         call = await Keepers(folder=tmp_path).run(RUN, "root", [0, 1])
     assert call.answer == Problem(
         "the keeper of root says nothing within 8 s: systemctl status pedos-run@root.service"
@@ -72,7 +81,7 @@ async def test_a_keeper_that_ends_is_followed_only_by_one_that_cannot_run_it_aga
     async def serve() -> None:
         nonlocal served
         for each in does:
-            client, _ = await trio.socket.from_stdlib_socket(listener).accept()
+            client, _ = await listener.accept()
             served += 1
             if each is None:
                 await trio.lowlevel.wait_readable(client)
@@ -82,10 +91,7 @@ async def test_a_keeper_that_ends_is_followed_only_by_one_that_cannot_run_it_aga
                 await client.send(build(each))
             client.close()
 
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(str(tmp_path / "root.sock"))
-        listener.listen()
-        listener.setblocking(False)
+    with listening(tmp_path) as listener:
         nursery.start_soon(serve)
         with trio.fail_after(PATIENCE):
             call = await Keepers(folder=tmp_path).run(RUN, "root", [0, 1])
@@ -96,21 +102,17 @@ async def test_a_keeper_that_ends_is_followed_only_by_one_that_cannot_run_it_aga
 
 
 async def test_what_a_keeper_passes_keeps_nobody_waiting(
-    tmp_path: Path, nursery: trio.Nursery
+    tmp_path: Path, nursery: trio.Nursery, lingering: Lingering
 ) -> None:
     """A keeper is a program of its user, who may have made another one of it."""
-    lingering = Lingering()
 
     async def serve() -> None:
-        client, _ = await trio.socket.from_stdlib_socket(listener).accept()
+        client, _ = await listener.accept()
         await client.recv(5000)
         lingering.pass_by(client._sock, build(NotFound("there is none")))
         client.close()
 
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(str(tmp_path / "root.sock"))
-        listener.listen()
-        listener.setblocking(False)
+    with listening(tmp_path) as listener:
         nursery.start_soon(serve)
         with trio.fail_after(PATIENCE):
             call = await Keepers(folder=tmp_path).run(RUN, "root", [0, 1])
@@ -126,11 +128,8 @@ async def test_the_keeper_of_the_forced_user_confirms_it(
     seen = []
 
     async def serve(user: str, answer: Packet) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-            listener.bind(str(tmp_path / f"{user}.sock"))
-            listener.listen()
-            listener.setblocking(False)
-            client, _ = await trio.socket.from_stdlib_socket(listener).accept()
+        with listening(tmp_path, user) as listener:
+            client, _ = await listener.accept()
             seen.append(parse(await client.recv(5000), AGENT))
             await client.send(build(answer))
             client.close()

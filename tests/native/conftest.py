@@ -11,6 +11,7 @@ import trio
 from pedos_vchan import shm
 from pedos_vchan.stream import VchanStream
 
+from .calling_pair import modest  # noqa: F401  (a fixture)
 from .running_qvm_call import agent, program, run  # noqa: F401  (fixtures)
 
 if TYPE_CHECKING:

@@ -26,7 +26,6 @@ from .calling_pair import (
     each_kind,
     fill,
     is_closed,
-    modest,  # noqa: F401  (a fixture)
     plumb,
     read,
     read_all,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -18,15 +17,6 @@ from pedos_host.unix_stream import UnixStream
 from tests.lingering import Lingering, closing, descriptors, until
 
 KINDS = (socket.SOCK_SEQPACKET, socket.SOCK_STREAM)
-
-
-@pytest.fixture
-async def lingering() -> AsyncIterator[Lingering]:
-    made = Lingering()
-    yield made
-    made.close()
-    made.release()
-    await until(lambda: not closing())
 
 
 def pair() -> tuple[PacketSocket, socket.socket]:
