@@ -208,4 +208,23 @@ def test_without_the_group_dom0_s_services_are_root_s(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("grp.getgrnam", unknown)
     why = members.in_dom0()(Somebody(1000, 4711))  # type: ignore[arg-type]
-    assert why is not None and why.startswith("only root may call services from dom0: there was no")
+    assert why == (
+        "only root may call services from dom0: "
+        "there was no group pedos when pedos-dom0-agent started"
+    )
+
+
+def test_the_own_group_of_a_user_called_like_the_group_is_nobody_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Entry:
+        gr_gid = pw_gid = 4711
+
+    monkeypatch.setattr("grp.getgrnam", lambda name: Entry)
+    monkeypatch.setattr("pwd.getpwnam", lambda name: Entry)
+    why = members.in_dom0()(Somebody(1000, 4711))  # type: ignore[arg-type]
+    assert why == (
+        "only root may call services from dom0: "
+        "the group 'pedos' is the own one of the user 'pedos' (docs/desktop.md)"
+    )
+    assert members.in_dom0()(Somebody(0)) is None  # type: ignore[arg-type]

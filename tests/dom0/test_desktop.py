@@ -33,13 +33,14 @@ from pedos_dom0.audit.tail import Tail
 from pedos_dom0.connections import client as clients
 from pedos_dom0.connections import desktop_socket as module
 from pedos_dom0.connections import desktop_turns as turns
-from pedos_dom0.connections.desktop_socket import Desktop, desktop_socket, group_id
+from pedos_dom0.connections.desktop_socket import Desktop, desktop_socket
 from pedos_dom0.connections.local_socket import LocalSocket, listening
 from pedos_dom0.requests.api import TABLE
 from pedos_dom0.requests.operations import OPERATIONS_MAX
 from pedos_dom0.requests.recent import READERS_MAX
 from pedos_dom0.requests.watch import DOM0_WATCHERS_MAX
 from pedos_host import unix
+from pedos_host.desktop_group import group_id
 from pedos_host.throttle import LINES, Throttle
 from pedos_host.unix import connect_unix, peer_credentials
 from pedos_protocol.connection import VERSIONS, Connection
@@ -303,7 +304,7 @@ async def test_the_own_group_of_a_user_of_that_name_makes_this_user_no_member(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     person = pwd.getpwuid(os.getuid())
-    monkeypatch.setattr(module.grp, "getgrnam", lambda name: grp.getgrgid(person.pw_gid))
+    monkeypatch.setattr("grp.getgrnam", lambda name: grp.getgrgid(person.pw_gid))
     async with desktop_socket(Desktop(folder / "pedos-desktop/s", person.pw_name)) as desktop:
         assert desktop is None
     assert "is the own one of the user" in caplog.text

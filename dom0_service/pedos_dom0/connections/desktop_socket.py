@@ -9,14 +9,13 @@ What cannot be told is refused.
 from __future__ import annotations
 
 import contextlib
-import grp
 import logging
 import os
-import pwd
 import stat
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pedos_host.desktop_group import desktop_group
 from pedos_host.system_errors import what_is_wrong
 from pedos_host.throttle import throttle
 from pedos_host.unix import peer_credentials
@@ -65,8 +64,7 @@ async def desktop_socket(desktop: Desktop | None) -> AsyncIterator[DesktopSocket
         served = None
         if desktop is not None:
             try:
-                gid = group_id(desktop.group)
-                _check_group(desktop.group, gid)
+                gid = desktop_group(desktop.group)
                 _make_folder(desktop.socket.parent, gid)
                 listener = await stack.enter_async_context(
                     listening(str(desktop.socket), SOCKET_MODE, gid)
@@ -80,21 +78,6 @@ async def desktop_socket(desktop: Desktop | None) -> AsyncIterator[DesktopSocket
             except OSError as error:
                 logger.error("dom0's desktop has no socket: %s", what_is_wrong(error))
         yield served
-
-
-def group_id(group: str) -> int:
-    """The group's number. KeyError: there is no such group."""
-    return int(group) if group.isascii() and group.isdigit() else grp.getgrnam(group).gr_gid
-
-
-def _check_group(group: str, gid: int) -> None:
-    """PermissionError if it is the own group of a user of that name, as systems make one for each
-    person: nobody has said that this user is a member."""
-    with contextlib.suppress(KeyError):
-        if pwd.getpwnam(group).pw_gid == gid:
-            raise PermissionError(
-                1, f"the group '{group}' is the own one of the user '{group}' (docs/desktop.md)"
-            )
 
 
 def _make_folder(folder: Path, gid: int) -> None:

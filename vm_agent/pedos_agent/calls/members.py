@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import grp
 import os
 from collections.abc import Callable
 from functools import partial
 
+from pedos_host.desktop_group import desktop_group
 from pedos_host.packets import PacketSocket
 from pedos_protocol.sockets import DESKTOP_GROUP
 
@@ -18,25 +18,25 @@ def anybody(_packets: PacketSocket) -> str | None:
 
 def in_dom0() -> Callable[[PacketSocket], str | None]:
     """In dom0, whose calls the rules allow more: root's and those of its desktop, whose group is
-    looked up now. That may wait, as the system's names may come over a network."""
+    looked up now, which may wait."""
+    group = None
     try:
-        group = grp.getgrnam(DESKTOP_GROUP).gr_gid
+        group = desktop_group(DESKTOP_GROUP)
+        why = f"only root and members of the group {DESKTOP_GROUP} may call services from dom0"
     except KeyError:
-        group = None
-    return partial(_of_desktop, group)
+        why = (
+            f"only root may call services from dom0: there was no group {DESKTOP_GROUP} when "
+            "pedos-dom0-agent started"
+        )
+    except PermissionError as error:
+        why = f"only root may call services from dom0: {error.strerror}"
+    return partial(_of_desktop, group, why)
 
 
-def _of_desktop(group: int | None, packets: PacketSocket) -> str | None:
+def _of_desktop(group: int | None, why: str, packets: PacketSocket) -> str | None:
     """Why this program may not; None if it may."""
     try:
         who = packets.credentials
     except OSError as error:
         return f"the groups of user {packets.uid} cannot be told: {error.strerror}"
-    if who.uid in (0, os.geteuid()) or group in who.groups:
-        return None
-    if group is None:
-        return (
-            f"only root may call services from dom0: there was no group {DESKTOP_GROUP} when its "
-            "agent started"
-        )
-    return f"only root and members of the group {DESKTOP_GROUP} may call services from dom0"
+    return None if who.uid in (0, os.geteuid()) or group in who.groups else why
