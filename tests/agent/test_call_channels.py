@@ -14,6 +14,7 @@ from pedos_agent.calls import channels
 from pedos_agent.calls.channels import Channels
 from pedos_protocol.errors import CallError
 from pedos_vchan.channel import Channel
+from pedos_vchan.ready import ready
 from pedos_vchan.stream import VchanStream
 from pedos_vchan.transport import SharedMemory
 
@@ -230,6 +231,7 @@ async def test_there_are_so_many_channels_and_no_more(
 
 
 async def test_an_agent_that_ends_closes_what_is_idle(tmp_path: Path) -> None:
+    ready()  # it stays as long as the event loop
     before = len(os.listdir("/proc/self/fd"))
     pair = Pair(tmp_path)
     async with trio.open_nursery() as nursery:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import signal
@@ -29,6 +30,7 @@ from tests.patience import PATIENCE
 
 T = TypeVar("T", bound=Packet)
 CALL = "0123456789abcdef" * 2
+_ids = itertools.count()
 
 
 class Place:
@@ -93,8 +95,9 @@ class Called:
         target: str = "",
         is_forced: bool = False,
         with_stderr: bool = True,
-        call: str = CALL,
+        call: str | None = None,
     ) -> None:
+        """`call` is its id: another one each time, as dom0 gives them."""
         self.link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.link.settimeout(PATIENCE)
         with short_path(path) as short:
@@ -105,7 +108,7 @@ class Called:
         self.stderr = os.fdopen(stderr, "rb")
         for each in (self.stdin, self.stdout):
             each.settimeout(PATIENCE)
-        run = Run(call, service, f"+{argument}", source, target, is_forced)
+        run = Run(call or f"{next(_ids):032x}", service, f"+{argument}", source, target, is_forced)
         passed = [stdin.fileno(), stdout.fileno(), *([theirs] if with_stderr else [])]
         with contextlib.suppress(BrokenPipeError):  # one that takes no more says so at once
             socket.send_fds(self.link, [build(run)], passed)
