@@ -24,21 +24,22 @@ class IdleChannels:
         """`news` is called, once for each channel, when it has bytes to read ("data") or has ended
         in any way ("closed"): it is not watched any more then, and may be closed."""
         self._news = news
-        self._waiting: set[Channel] = set()
+        self._waiting: dict[Channel, int] = {}  # with the descriptor that `ready` knows
 
     def add(self, channel: Channel) -> None:
         """Watch it; `news` may be called at once. `remove` comes before it is closed. OSError."""
         if (news := self._look(channel)) is not None:
             self._news(channel, news)
             return
-        ready().add(channel.fileno(), partial(self._woken, channel))
-        self._waiting.add(channel)
+        descriptor = channel.fileno()
+        ready().add(descriptor, partial(self._woken, channel))
+        self._waiting[channel] = descriptor
 
     def remove(self, channel: Channel) -> None:
         """Watch it no longer; does nothing if it is not watched."""
-        if channel in self._waiting:
-            self._waiting.remove(channel)
-            ready().remove(channel.fileno())
+        descriptor = self._waiting.pop(channel, None)
+        if descriptor is not None:
+            ready().remove(descriptor)
 
     def _woken(self, channel: Channel) -> None:
         lib.pv_channel_collect(channel.native())

@@ -95,6 +95,27 @@ async def test_no_two_calls_use_one_channel(pair: Pair) -> None:
         await pair.service.channels.connect(2, PORT)
 
 
+async def test_only_an_idle_channel_is_taken_without_waiting(pair: Pair) -> None:
+    taking = pair.caller.channels.take_idle
+    assert taking(3, PORT) is None, "there is none"
+    await pair.caller.channels.listen(3, PORT, ORDERS)
+    assert taking(3, PORT) is None, "it is only expected"
+    theirs = await pair.service.channels.connect(2, PORT)
+    with trio.fail_after(PATIENCE):
+        ours = await pair.caller.channels.take(3, PORT)
+    assert taking(3, PORT) is None, "it is in use"
+    pair.rest(ours, theirs)
+    assert taking(4, PORT) is None, "it is another VM's"
+    assert taking(3, PORT) is ours
+    assert pair.caller.channels.idle() == ()
+    with pytest.raises(CallError, match="no channel to domain 3 at port 40"):
+        await pair.caller.channels.take(3, PORT)
+    pair.caller.channels.close(PORT)
+    assert taking(3, PORT) is None and not ours.closed
+    pair.caller.channels.give_back(ours)
+    assert ours.closed
+
+
 async def test_a_channel_is_that_of_one_other_vm(pair: Pair) -> None:
     pair.rest(*await pair.open())
     with pytest.raises(CallError, match="no channel to domain 4 at port 40"):

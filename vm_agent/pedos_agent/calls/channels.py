@@ -58,6 +58,10 @@ class _Port:
         self.is_wanted = True  # by dom0; else it is closed after its use
         self.listening: trio.CancelScope | None = None
 
+    def can_be_taken(self, peer: int) -> bool:
+        """Whether it is there, or expected, for a call with that VM."""
+        return self.peer == peer and self.is_wanted and not self.is_used
+
 
 class Channels:
     """The channels of this VM for calls, by port."""
@@ -151,24 +155,32 @@ class Channels:
                 await trio.sleep(RETRY_SECONDS)
         raise CallError("failed", f"no channel to the calling VM: {why}")
 
-    async def take(self, peer: int, port: int) -> Channel:
-        """The channel to that VM at the port, for use; waits for the VM if it is only expected.
-        `give_back` ends the use. CallError."""
+    def take_idle(self, peer: int, port: int) -> Channel | None:
+        """The channel to that VM at the port, for use, if it is there and idle; None otherwise:
+        `take` says why, or waits. `give_back` ends the use."""
         entry = self._ports.get(port)
-        if entry is None or entry.is_used or entry.peer != peer or not entry.is_wanted:
+        if entry is None or entry.channel is None or not entry.can_be_taken(peer):
+            return None
+        entry.is_used = True
+        self._idle.remove(entry.channel)
+        return entry.channel
+
+    async def take(self, peer: int, port: int) -> Channel:
+        """As `take_idle`; waits for the VM if it is only expected. CallError."""
+        if (channel := self.take_idle(peer, port)) is not None:
+            return channel
+        entry = self._ports.get(port)
+        if entry is None or not entry.can_be_taken(peer):
             raise CallError("failed", f"there is no channel to domain {peer} at port {port}")
         entry.is_used = True
+        try:
+            await entry.arrived.wait()
+        except BaseException:
+            entry.is_used = False
+            self.close(port)
+            raise
         if entry.channel is None:
-            try:
-                await entry.arrived.wait()
-            except BaseException:
-                entry.is_used = False
-                self.close(port)
-                raise
-            if entry.channel is None:
-                raise CallError("failed", entry.why)
-        else:
-            self._idle.remove(entry.channel)
+            raise CallError("failed", entry.why)
         return entry.channel
 
     def give_back(self, channel: Channel, reason: str = "") -> None:
