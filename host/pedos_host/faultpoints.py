@@ -8,6 +8,7 @@ process sends one line `FAULTNAME POINT` and continues when it gets a byte or th
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import trio
 
@@ -32,3 +33,17 @@ async def reach(name: str) -> None:
                 await stream.receive_some(1)
         except (OSError, trio.BrokenResourceError):
             pass  # no test listens any more: continue
+
+
+def pass_by(name: str, begin: Callable[..., None], then: Callable[[], None]) -> None:
+    """As `reach`, for what has no task: `then` is called, at once unless a test stops it here.
+    `begin` starts a task for that."""
+    if ADDRESS:
+        begin(_reach_and, name, then)
+    else:
+        then()
+
+
+async def _reach_and(name: str, then: Callable[[], None]) -> None:
+    await reach(name)
+    then()

@@ -51,7 +51,10 @@ static bool note(struct pv_call *call, int event)
     struct pv_crew *crew = crewed->crew;
     bool is_first = !crew->first;
 
-    crewed->news |= 1u << event;
+    crewed->news |= crewed->later;
+    crewed->later = 0;
+    if (event != PV_CALL_NOTE_DUE)
+        crewed->news |= 1u << event;
     if (crewed->is_listed)
         return false;
     crewed->is_listed = true;
@@ -85,9 +88,15 @@ static void wake(int fd)
 
 static void tell(struct pv_call *call, int event, int number)
 {
+    unsigned bit = 1u << event;
     bool is_news;
 
-    if (!(call->crewed.wanted & 1u << event))
+    if (call->crewed.lazily & bit) {
+        call->crewed.later |= bit; /* only this thread looks at it until it is noted */
+        pv_call_remind(call, PV_CREW_LAZY_MS);
+        return;
+    }
+    if (event == PV_CALL_NOTE_DUE ? !call->crewed.later : !(call->crewed.wanted & bit))
         return;
     pthread_mutex_lock(&all.lock);
     if (event == PV_CALL_NOTE_SIGNAL)
@@ -194,7 +203,8 @@ static int start_for(struct pv_call *call)
 }
 
 int pv_crew_run(struct pv_crew *crew, uint64_t number, struct pv_call *call,
-                struct pv_channel *channel, const int *fds, int shuts, unsigned wanted)
+                struct pv_channel *channel, const int *fds, int shuts, unsigned wanted,
+                unsigned lazily)
 {
     struct worker *worker;
     int error = 0;
@@ -204,6 +214,7 @@ int pv_crew_run(struct pv_crew *crew, uint64_t number, struct pv_call *call,
                                       .channel = channel,
                                       .shuts = shuts,
                                       .wanted = wanted,
+                                      .lazily = lazily,
                                       .is_running = true};
     memcpy(call->crewed.fds, fds, sizeof call->crewed.fds);
     pthread_mutex_lock(&all.lock);

@@ -18,6 +18,10 @@
  * may. Beyond these, one that has run its call ends. */
 #define PV_CREW_SPARE 4u
 
+/* After so many milliseconds what is told lazily is told: most services that end at once have done so
+ * by then, and nobody notices the delay. */
+#define PV_CREW_LAZY_MS 5
+
 /* Descriptors that are given with a call: its three streams, and some that are only closed. */
 #define PV_CREW_FDS 6
 
@@ -41,12 +45,14 @@ void pv_crew_free(struct pv_crew *crew);
 
 /*
  * Has a thread close the last three of PV_CREW_FDS descriptors, take the first three (pv_call_take),
- * run the call over the channel, and close what is left of them; -1 is none. Of its events those in `wanted` (bits: 1 << enum pv_call_event) are told,
- * and its end, with number -errno if the descriptors could not be taken. 0; or -errno: then nothing
- * was begun.
+ * run the call over the channel, and close what is left of them; -1 is none. Of its events those in
+ * `wanted` (bits: 1 << enum pv_call_event) are told at once, those in `lazily` with the next one of
+ * these or PV_CREW_LAZY_MS later; and its end, with number -errno if the descriptors could not be
+ * taken. 0; or -errno: then nothing was begun.
  */
 int pv_crew_run(struct pv_crew *crew, uint64_t number, struct pv_call *call,
-                struct pv_channel *channel, const int *fds, int shuts, unsigned wanted);
+                struct pv_channel *channel, const int *fds, int shuts, unsigned wanted,
+                unsigned lazily);
 
 /* The next news: 1, or 0 if there are none; then the descriptor tells of the next ones. */
 int pv_crew_next(struct pv_crew *crew, struct pv_crew_news *news);

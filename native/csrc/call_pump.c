@@ -134,6 +134,13 @@ static int64_t ms_until_signal(struct pv_call *call)
     return call->signals_counted < PV_CALL_SIGNALS_MAX ? 0 : 1000 - now % 1000;
 }
 
+/* Milliseconds to wait, of which -1 are for ever. */
+static int64_t sooner(int64_t left, int64_t until)
+{
+    until = until < 0 ? 0 : until;
+    return left < 0 || until < left ? until : left;
+}
+
 /* Sleeps until something may have changed. */
 static void wait_for_news(struct pv_call *call)
 {
@@ -156,15 +163,12 @@ static void wait_for_news(struct pv_call *call)
     for (int i = 0; i < call->outwards; i++)
         *at++ = (struct pollfd){.fd = call->outward[i].dry ? call->outward[i].fd.fd : -1,
                                 .events = POLLIN};
-    if (awaits_end(call)) {
-        left = call->end_by_ms - pv_call_now_ms(CLOCK_MONOTONIC);
-        left = left < 0 ? 0 : left;
-    }
-    if (call->notes & SIGNAL) {
-        int64_t until = ms_until_signal(call);
-
-        left = left < 0 || until < left ? until : left;
-    }
+    if (awaits_end(call))
+        left = sooner(left, call->end_by_ms - pv_call_now_ms(CLOCK_MONOTONIC));
+    if (call->notes & SIGNAL)
+        left = sooner(left, ms_until_signal(call));
+    if (call->remind_at_ms)
+        left = sooner(left, call->remind_at_ms - pv_call_now_ms(CLOCK_MONOTONIC));
     if (poll(fds, (nfds_t)(at - fds), (int)left) < 0) {
         if (errno != EINTR)
             pv_call_lose(call, PV_CALL_FAILED, errno);
@@ -210,6 +214,10 @@ static int next_note(struct pv_call *call, int *number)
 
     if (notes & SIGNAL && ms_until_signal(call))
         notes &= ~SIGNAL;
+    if (!notes && call->remind_at_ms && call->remind_at_ms <= pv_call_now_ms(CLOCK_MONOTONIC)) {
+        call->remind_at_ms = 0;
+        return PV_CALL_NOTE_DUE;
+    }
     if (!notes)
         return 0;
     event = __builtin_ctz(notes);
@@ -268,6 +276,12 @@ int pv_call_run(struct pv_call *call, struct pv_channel *channel, int *number)
         if (!changed && !arm_and_look_again(call))
             wait_for_news(call);
     }
+}
+
+void pv_call_remind(struct pv_call *call, int ms)
+{
+    if (!call->remind_at_ms)
+        call->remind_at_ms = pv_call_now_ms(CLOCK_MONOTONIC) + ms;
 }
 
 /* ---- what other threads call ---- */

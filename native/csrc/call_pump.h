@@ -28,6 +28,7 @@ enum pv_call_event {
     PV_CALL_NOTE_STDOUT_ENDED, /* service: it closed its stdout */
     PV_CALL_NOTE_CALLER_GONE,  /* service: the calling program, or all of the other end */
     PV_CALL_NOTE_SIGNAL,       /* service; number: signal */
+    PV_CALL_NOTE_DUE,          /* the time of pv_call_remind() has come */
     PV_CALL_NOTES
 };
 
@@ -75,6 +76,10 @@ void pv_call_free(struct pv_call *call);
  * SIGPIPE must be ignored (Python does so).
  */
 int pv_call_run(struct pv_call *call, struct pv_channel *channel, int *number);
+
+/* Has PV_CALL_NOTE_DUE told after so many milliseconds, or a reminder that stands before. For the
+ * thread that runs the call. */
+void pv_call_remind(struct pv_call *call, int ms);
 
 const struct pv_call_result *pv_call_result(const struct pv_call *call);
 

@@ -30,7 +30,8 @@ struct pv_crewed {
     uint64_t number;
     struct pv_channel *channel;
     int fds[PV_CREW_FDS], shuts;
-    unsigned wanted;       /* bits: 1 << enum pv_call_event */
+    unsigned wanted, lazily; /* bits: 1 << enum pv_call_event */
+    unsigned later;          /* of `lazily`, those that happened and are not told */
     bool is_running, is_listed;
     uint32_t news;         /* bits, as above */
     int status, error;
@@ -62,6 +63,7 @@ struct pv_call {
     int64_t heard;        /* what pv_ring_ready() said when there was nothing left to do */
     uint8_t heard_final;
     int64_t end_by_ms;    /* of CLOCK_MONOTONIC; 0: no END is awaited */
+    int64_t remind_at_ms; /* as above; 0: never */
     /* to tell */
     uint32_t notes, noted; /* bits: 1 << enum pv_call_event; each but signals is noted once */
     uint32_t main_status;

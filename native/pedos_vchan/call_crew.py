@@ -11,8 +11,6 @@ import logging
 import os
 from typing import TYPE_CHECKING, Final
 
-import trio
-
 from ._native import ffi, lib
 from .per_loop import PerLoop
 from .ready import ready
@@ -28,19 +26,21 @@ log = logging.getLogger(__name__)
 
 
 class _Run:
-    """A call that runs: the task that waits for its end, and who is told of its events."""
+    """A call that runs, and who is told of its events and its end."""
 
-    __slots__ = ("error", "hear", "task")
+    __slots__ = ("call", "channel", "hear", "then")
 
-    def __init__(self, task: trio.lowlevel.Task, hear: Callable[[int, int], None]) -> None:
-        self.task = task
+    def __init__(
+        self,
+        call: _native.Call,
+        channel: Channel,
+        hear: Callable[[int, int], None],
+        then: Callable[[int | None], None],
+    ) -> None:
+        self.call = call
+        self.channel = channel
         self.hear = hear
-        self.error = 0
-
-
-#: What threads use. If the loop breaks down, Python frees what the coroutines of its tasks have in
-#: any order, before or after it closes these.
-_held: set[object] = set()
+        self.then = then
 
 
 class Crew:
@@ -55,9 +55,9 @@ class Crew:
         self._runs: dict[int, _Run] = {}
         self._numbers = itertools.count()
         self._news = ffi.new("struct pv_crew_news *")
-        ready().add(lib.pv_crew_fd(native), self._hear)
+        ready().add(lib.pv_crew_fd(native), self._hear, at_end=self._abandon)
 
-    async def run(
+    def begin(
         self,
         call: _native.Call,
         channel: Channel,
@@ -65,58 +65,63 @@ class Crew:
         *,
         shutdown: bool,
         wanted: int,
+        lazily: int,
         hear: Callable[[int, int], None],
-    ) -> int:
-        """Has a thread run the call over the channel to its end; returns 0, or the negative errno
-        with which its three streams could not be taken.
+        then: Callable[[int | None], None],
+    ) -> None:
+        """Has a thread run the call over the channel to its end. `then` is called when the thread
+        is done with its memory and descriptors, with 0 or the negative errno with which its three
+        streams could not be taken.
 
         Three more descriptors may follow them, which the thread closes at once. It closes the
-        streams in any case, too, so `streams` is empty once it has them. OSError when
-        none is to be had: nothing is begun then. `hear` gets each event in `wanted`, and its
-        number. Cancellation ends the call at once. This does not end before the thread is done with
-        the call's memory and descriptors, even when the coroutine is closed, which waits then.
+        streams in any case, too, so `streams` is empty once it has them. OSError when none is to be
+        had: nothing is begun then. `hear` gets each event in `wanted`, and its number, at once, and
+        each in `lazily` before the end or PV_CREW_LAZY_MS later. Should the loop end before the
+        call, the call ends at once, and `then` gets None, outside of any loop.
         """
         number = next(self._numbers)
         fds = [*streams, *[-1] * (lib.PV_CREW_FDS - len(streams))]
-        error = lib.pv_crew_run(self._native, number, call, channel.native(), fds, shutdown, wanted)
+        error = lib.pv_crew_run(
+            self._native, number, call, channel.native(), fds, shutdown, wanted, lazily
+        )
         if error:
             raise OSError(-error, os.strerror(-error))
         streams.clear()
-        held = (self, call, channel)
-        _held.add(held)
-        run = self._runs[number] = _Run(trio.lowlevel.current_task(), hear)
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            lib.pv_call_cancel(call)
-            return trio.lowlevel.Abort.FAILED
-
-        try:
-            await trio.lowlevel.wait_task_rescheduled(abort)
-        except GeneratorExit:
-            lib.pv_call_cancel(call)
-            raise
-        finally:
-            self._runs.pop(number, None)
-            lib.pv_crew_forget(call)
-            _held.discard(held)
-        return run.error
+        self._runs[number] = _Run(call, channel, hear, then)
+        _crews.add(self)
 
     def _hear(self) -> None:
         """Pass on what the threads tell."""
         news = self._news
         while lib.pv_crew_next(self._native, news):
-            run = self._runs[news.call]
-            if news.event == lib.PV_CALL_DONE:
-                del self._runs[news.call]
-                run.error = news.number
-                trio.lowlevel.reschedule(run.task)
-                continue
+            run, event, number = self._runs[news.call], news.event, news.number
             try:
-                run.hear(news.event, news.number)
+                if event != lib.PV_CALL_DONE:
+                    run.hear(event, number)
+                    continue
+                self._forget(news.call).then(number)
             except Exception:
                 # The other calls' news come the same way.
                 log.exception("an event of a call could not be handled")
 
+    def _forget(self, number: int) -> _Run:
+        run = self._runs.pop(number)
+        lib.pv_crew_forget(run.call)
+        if not self._runs:
+            _crews.discard(self)
+        return run
+
+    def _abandon(self) -> None:
+        """The loop has ended: what still runs ends, and then its memory may be freed."""
+        for each in self._runs.values():
+            lib.pv_call_cancel(each.call)
+        for number in list(self._runs):
+            self._forget(number).then(None)
+
+
+#: Those with calls, whose memory threads use. If a loop breaks down, Python frees what it has in
+#: any order, and `Crew._abandon` comes at some time in that.
+_crews: set[Crew] = set()
 
 #: That of the caller's event loop. OSError when it is made.
 crew: Final = PerLoop("pedos_vchan.call_crew", Crew)

@@ -11,6 +11,7 @@ import errno
 import os
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import trio
@@ -150,6 +151,63 @@ class CallPump:
         self._on_event = on_event
         #: What is told; to leave out what nobody wants spares trio's loop a wake-up each.
         self.wanted: Collection[EventKind] = frozenset(EventKind)
+        #: What is told with the call's end, or a few milliseconds after it has happened.
+        self.lazily: Collection[EventKind] = ()
+
+    def begin(
+        self,
+        stdin: int,
+        stdout: int,
+        stderr: int,
+        *,
+        then: Callable[[CallEnd], None],
+        shutdown: bool = False,
+        owner: Hashable = None,
+        done_with: Sequence[int] = (),
+    ) -> None:
+        """Carries the call, and calls `then` when it is over, in trio's thread.
+
+        The descriptors are FIFOs or stream sockets, and -1 where there is none: an input is then at
+        its end, and an output is thrown away. They belong to the pump from here on: each is closed
+        as soon as its stream is over, all are before `then`, and if this raises. Nothing about a
+        description changes that other programs may share. `shutdown`: sockets are shut down as well
+        as closed, because others have them open, or two of these are one.
+
+        To close a descriptor that somebody else has passed may wait, and is the business of the
+        call's thread; if there is none, that of `passed.closer`, for `owner`. It closes the at most
+        three `done_with` as well, first of all.
+
+        The service's side sends nothing before it has read the caller's first frame. So when a
+        caller's call has ended with a reusable channel, the next call may begin on it at once.
+
+        Other descriptors are a problem with which the call ends. ``OSError`` if there is no thread:
+        nothing is begun then, and `then` is not called. The loop's end is the call's.
+        """
+        streams = [stdin, stdout, stderr, *done_with]
+        try:
+            self._channel.lend()
+            try:
+                crew().begin(
+                    self._native,
+                    self._channel,
+                    streams,
+                    shutdown=shutdown,
+                    wanted=_bits(self.wanted),
+                    lazily=_bits(self.lazily),
+                    hear=self._hear,
+                    then=partial(self._over, then),
+                )
+            except BaseException:
+                self._channel.give_back()
+                raise
+        except BaseException:
+            closer.close(owner, streams)
+            lib.pv_call_release(self._native)
+            raise
+
+    def cancel(self) -> None:
+        """Ends it at once, and closes the channel."""
+        lib.pv_call_cancel(self._native)
 
     async def run(
         self,
@@ -161,53 +219,40 @@ class CallPump:
         owner: Hashable = None,
         done_with: Sequence[int] = (),
     ) -> CallEnd:
-        """Carries the call until it is over.
+        """As `begin`, and waits until it is over. Cancellation ends it at once."""
+        task, ends = trio.lowlevel.current_task(), []
 
-        The descriptors are FIFOs or stream sockets, and -1 where there is none: an input is then at
-        its end, and an output is thrown away. They belong to the pump from here on: each is closed
-        as soon as its stream is over, all are when this returns or raises. Nothing about a
-        description changes that other programs may share. `shutdown`: sockets are shut down as well
-        as closed, because others have them open, or two of these are one.
+        def then(end: CallEnd) -> None:
+            ends.append(end)
+            trio.lowlevel.reschedule(task)
 
-        To close a descriptor that somebody else has passed may wait, and is the business of the
-        call's thread; if there is none, that of `passed.closer`, for `owner`. It closes the at most
-        three `done_with` as well, first of all.
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self.cancel()
+            return trio.lowlevel.Abort.FAILED
 
-        The service's side sends nothing before it has read the caller's first frame. So when a
-        caller's `run` has returned with a reusable channel, the next call may begin on it at once.
-
-        ``ValueError`` for other descriptors, ``OSError`` if there are too few. Cancellation ends
-        the thread at once and closes the channel.
-        """
-        end: CallEnd | None = None
-        error = 0
-        streams = [stdin, stdout, stderr, *done_with]
-        try:
-            self._channel.lend()
-            try:
-                error = await crew().run(
-                    self._native,
-                    self._channel,
-                    streams,
-                    shutdown=shutdown,
-                    wanted=sum(1 << each.value for each in self.wanted),
-                    hear=self._hear,
-                )
-                if error == -errno.EINVAL:
-                    raise ValueError("a call's streams are FIFOs and stream sockets")
-                if error:
-                    raise OSError(-error, os.strerror(-error))
-                end = self._end()
-            finally:
-                self._channel.give_back()
-                if not error and (end is None or not end.is_reusable):
-                    self._channel.close()
-        finally:
-            closer.close(owner, streams)
-            lib.pv_call_release(self._native)
-        if end.reason == Why.CANCELLED:
+        self.begin(
+            *(stdin, stdout, stderr),
+            then=then,
+            shutdown=shutdown,
+            owner=owner,
+            done_with=done_with,
+        )
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        if ends[0].reason == Why.CANCELLED:
             await trio.lowlevel.checkpoint_if_cancelled()
-        return end
+        return ends[0]
+
+    def _over(self, then: Callable[[CallEnd], None], error: int | None) -> None:
+        lib.pv_call_release(self._native)
+        self._channel.give_back()
+        if error:  # nothing was said on the channel
+            then(_not_taken(-error))
+            return
+        end = self._end()
+        if not end.is_reusable:
+            self._channel.close()
+        if error is not None:
+            then(end)
 
     def _hear(self, event: int, number: int) -> None:
         self._on_event(Event(EventKind(event), number))
@@ -274,6 +319,19 @@ class CallPump:
     def _is_for(self, side: Side) -> None:
         if self._side != side:
             raise ValueError(f"this is the {self._side}'s side of a call")
+
+
+def _bits(events: Collection[EventKind]) -> int:
+    return sum(1 << each.value for each in events)
+
+
+def _not_taken(error: int) -> CallEnd:
+    """The end of a call whose streams could not be taken; the channel was not touched."""
+    if error == errno.EINVAL:
+        text = "a call's streams are FIFOs and stream sockets"
+    else:
+        text = f"its streams cannot be taken: {os.strerror(error)}"
+    return CallEnd("problem", LOST_STATUS, text, 0, 0, 0, is_reusable=False, reason=text)
 
 
 def _raw(text: str) -> bytes:

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 Params = dict[str, Any]
 Then = Callable[[Params | CallError], None]
+GiveUp = Callable[[], None]
 
 TIMEOUT_MAX = DEADLINE_MS_MAX / 1000  # seconds
 
@@ -122,32 +123,45 @@ class Caller:
             return answer.result
         raise self._error(waiter, call_id, method, timeout)
 
-    def ask(self, method: str, params: Params, *, timeout: float, then: Then) -> None:
+    def ask(self, method: str, params: Params, *, timeout: float, then: Then) -> GiveUp:
         """As `call`, for one who does not wait: sends the request now, and `then` is called with
         the result or the CallError, from any task, once, and not before this returns.
 
         It must not wait and not raise. This takes no task, and the request is on its way when it
-        returns, unless 128 others wait for answers.
+        returns, unless 128 others wait for answers. What it returns may be called to give up: the
+        other side is told, and its answer says whether it has done it by then.
         """
         if self._session.ended:
             self._loop.flusher.soon(partial(_tell, then, self._unavailable(), method))
-            return
+            return _nothing
         if self._free_slots == 0:
-            self._session.start_soon(self._ask_later, method, params, timeout, then)
-            return
+            scope = trio.CancelScope()
+            self._session.start_soon(self._ask_later, scope, method, params, timeout, then)
+            return scope.cancel
         self._free_slots -= 1
         deadline = self._loop.time() + timeout
         asked = Asked(method, timeout, deadline, partial(self._answered, then))
         asked.id = self._post(method, params, asked, timeout)
         self._outbox.write_now()
+        return partial(self._say_cancelled, asked.id)
 
-    async def _ask_later(self, method: str, params: Params, timeout: float, then: Then) -> None:
+    async def _ask_later(
+        self,
+        scope: trio.CancelScope,
+        method: str,
+        params: Params,
+        timeout: float,
+        then: Then,
+    ) -> None:
         answer: Params | CallError = self._unavailable()
         try:
-            answer = await self.call(method, params, timeout=timeout)
+            with scope:
+                answer = await self.call(method, params, timeout=timeout, until_answered=True)
         except CallError as error:
             answer = error
         finally:
+            if scope.cancelled_caught:
+                answer = CallError("timeout", f"{method} was cancelled")
             _tell(then, answer, method)
 
     def _answered(self, then: Then, asked: Asked) -> None:
@@ -265,6 +279,10 @@ class Caller:
                 break  # the reader finds it, too, and settles all that wait
             if inbox.may_stand_in():
                 inbox.read_answers(conversation, self.take_answer)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _tell(then: Then, answer: Params | CallError, method: str) -> None:

@@ -31,14 +31,23 @@ class Ready:
         """OSError."""
         self._epoll = select.epoll()
         self._then: dict[int, Callable[[], None]] = {}
+        self._at_end: list[Callable[[], None]] = []
         trio.lowlevel.spawn_system_task(self._run)
 
-    def add(self, descriptor: int, then: Callable[[], None]) -> None:
+    def add(
+        self,
+        descriptor: int,
+        then: Callable[[], None],
+        *,
+        at_end: Callable[[], None] | None = None,
+    ) -> None:
         """Calls `then`, which must not wait, each time that there is something to read or the end;
         again and again if it reads nothing. `remove` comes before the descriptor is closed.
-        OSError."""
+        `at_end` is called when the event loop ends. OSError."""
         self._epoll.register(descriptor, select.EPOLLIN)
         self._then[descriptor] = then
+        if at_end is not None:
+            self._at_end.append(at_end)
 
     def remove(self, descriptor: int) -> None:
         """Waits for it no longer. Does nothing if it is not waited for."""
@@ -55,6 +64,8 @@ class Ready:
                         self._turn(descriptor, then)
         finally:
             self._epoll.close()
+            for each in self._at_end:
+                each()
 
     def _turn(self, descriptor: int, then: Callable[[], None]) -> None:
         try:

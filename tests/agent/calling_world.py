@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import trio
 import trio.testing
+from pedos_agent.calls.asking import Then
 from pedos_agent.calls.calls import Calls
 from pedos_agent.calls.channels import Channels
 from pedos_agent.settings import Settings
@@ -26,6 +27,7 @@ from pedos_protocol.call_link import (
     build,
     parse,
 )
+from pedos_protocol.errors import CallError
 from pedos_protocol.messages import SCHEMA
 from pedos_vchan.call_pump import CallPump, Event
 from pedos_vchan.transport import SharedMemory
@@ -101,16 +103,25 @@ class World:
 
     # dom0
 
-    async def call(
-        self, method: str, params: dict[str, Any], *, timeout: float, until_answered: bool = False
-    ) -> dict[str, Any]:
-        """As Peer.call of the control channel."""
-        assert method == "service.call" and until_answered and timeout > 0
+    def ask(
+        self, method: str, params: dict[str, Any], *, timeout: float, then: Then
+    ) -> Callable[[], None]:
+        """As Peer.ask of the control channel."""
+        assert method == "service.call" and timeout > 0
         SCHEMA.parse_params(method, params)
         self.asked.append(params)
-        answer = await self.answer(params)
-        SCHEMA.parse_result(method, answer)
-        return answer
+        scope = trio.CancelScope()
+        self.nursery.start_soon(self._answer, params, then, scope)
+        return scope.cancel
+
+    async def _answer(self, params: dict[str, Any], then: Then, scope: trio.CancelScope) -> None:
+        answer: dict[str, Any] | CallError = CallError("timeout", "service.call was cancelled")
+        with scope:
+            try:
+                answer = await self.answer(params)
+            except CallError as error:
+                answer = error
+        then(answer)
 
     def tell(self, method: str, params: dict[str, Any]) -> bool:
         SCHEMA.parse_params(method, params)
@@ -123,7 +134,7 @@ class World:
         """What was told of ends."""
         return [params for method, params in self.told if method == "service.ended"]
 
-    async def ask(self, method: str, **params: Any) -> dict[str, Any]:
+    async def order(self, method: str, **params: Any) -> dict[str, Any]:
         """A request of dom0 to the agent."""
         handlers = {**self.calls.handlers, **self.calls.harmless}
         SCHEMA.parse_params(method, params)
@@ -140,7 +151,9 @@ class World:
         call = f"{next(self._numbers):032x}"
         if not idle:
             left, right = ORDERS
-            await self.ask("channel.listen", peer=3, port=port, left_order=left, right_order=right)
+            await self.order(
+                "channel.listen", peer=3, port=port, left_order=left, right_order=right
+            )
         self.nursery.start_soon(self._serve, call, port, not idle)
         return self.granted(call, port, not idle)
 

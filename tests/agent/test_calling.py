@@ -173,7 +173,7 @@ async def test_a_vm_that_does_not_connect_is_a_problem_and_told(
     world: World, autojump_clock: trio.abc.Clock
 ) -> None:
     async def grant(_params: dict[str, Any]) -> dict[str, Any]:
-        await world.ask("channel.listen", peer=3, port=40, left_order=14, right_order=14)
+        await world.order("channel.listen", peer=3, port=40, left_order=14, right_order=14)
         return world.granted("1" * 32, 40, True)
 
     world.answer = grant
@@ -314,7 +314,7 @@ async def test_dom0_ends_a_call_with_its_own_words(world: World) -> None:
     said = await client.hear()
     assert isinstance(said, Started)
     kill = {"kind": "problem", "status": 0, "text": "dom0's user ended it"}
-    await world.ask("service.kill", call=said.call, **kill)
+    await world.order("service.kill", call=said.call, **kill)
     end = await client.end()
     assert end[:4] == ("problem", 0, 125, "failed: dom0's user ended it")
     assert (world.ended()[0]["kind"], world.ended()[0]["text"]) == (
@@ -330,9 +330,9 @@ async def test_dom0_ends_a_call_whose_channel_never_comes(world: World, early: b
     kill = {"call": "1" * 32, "kind": "lost", "status": 0, "text": "the agent of vault is gone"}
 
     async def grant(_params: dict[str, Any]) -> dict[str, Any]:
-        await world.ask("channel.listen", peer=3, port=40, left_order=14, right_order=14)
+        await world.order("channel.listen", peer=3, port=40, left_order=14, right_order=14)
         if early:  # dom0's two messages are read one right after the other
-            await world.ask("service.kill", **kill)
+            await world.order("service.kill", **kill)
         return world.granted("1" * 32, 40, True)
 
     world.answer = grant
@@ -341,7 +341,7 @@ async def test_dom0_ends_a_call_whose_channel_never_comes(world: World, early: b
     if not early:
         await world.until(lambda: world.calls._running)
         await trio.testing.wait_all_tasks_blocked()
-        await world.ask("service.kill", **kill)
+        await world.order("service.kill", **kill)
     end = await client.end()
     assert end[:4] == ("lost", 0, 125, "lost: the agent of vault is gone")
     assert len(world.ended()) == 1
@@ -350,7 +350,8 @@ async def test_dom0_ends_a_call_whose_channel_never_comes(world: World, early: b
 
 async def test_a_kill_of_what_has_ended_does_nothing(world: World) -> None:
     for number in range(200):
-        await world.ask("service.kill", call=f"{number:032x}", kind="problem", status=0, text="no")
+        kill = {"kind": "problem", "status": 0, "text": "no"}
+        await world.order("service.kill", call=f"{number:032x}", **kill)
     assert len(world.calls._killed_early) <= 64
     end, _, _ = await world.run()
     assert end.exit_status in (3, 125)
@@ -368,9 +369,9 @@ async def test_dom0_hears_what_runs_page_by_page(
         client = world.connect()
         client.call()
         assert isinstance(await client.hear(), Started)
-    first = await world.ask("call.running", after=None)
+    first = await world.order("call.running", after=None)
     assert (len(first["calls"]), first["more"]) == (2, True)
-    last = await world.ask("call.running", after=first["calls"][-1]["call"])
+    last = await world.order("call.running", after=first["calls"][-1]["call"])
     assert (len(last["calls"]), last["more"]) == (1, False)
     names = [each["call"] for each in first["calls"] + last["calls"]]
     assert names == sorted(service.call for service in world.services)

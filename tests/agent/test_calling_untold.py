@@ -14,11 +14,11 @@ async def test_what_ended_meanwhile_is_told_once_after_what_runs(world: World) -
     assert ends == [3, 3]
     assert not world.told
     world.is_away = False
-    answer = await world.ask("call.running", after=None)
+    answer = await world.order("call.running", after=None)
     assert answer["calls"] == [] and not world.told
     await world.until(lambda: len(world.ended()) == 2)
     assert [each["status"] for each in world.ended()] == [3, 3]
-    await world.ask("call.running", after=None)
+    await world.order("call.running", after=None)
     await world.run()
     await world.until(lambda: len(world.ended()) == 3)
 
@@ -26,10 +26,10 @@ async def test_what_ended_meanwhile_is_told_once_after_what_runs(world: World) -
 async def test_it_is_kept_if_dom0_goes_again(world: World) -> None:
     world.is_away = True
     await world.run()
-    await world.ask("call.running", after=None)  # and goes before it can be told
+    await world.order("call.running", after=None)  # and goes before it can be told
     await world.run()
     world.is_away = False
-    await world.ask("call.running", after=None)
+    await world.order("call.running", after=None)
     await world.until(lambda: len(world.ended()) == 2)
 
 
@@ -44,6 +44,6 @@ async def test_the_oldest_are_lost_and_that_is_said(
         await world.run()
     assert "will not hear how the call" in caplog.text
     world.is_away = False
-    await world.ask("call.running", after=None)
+    await world.order("call.running", after=None)
     await world.until(world.ended)
     assert len(world.ended()) == 1

@@ -12,13 +12,15 @@ import trio
 import trio.testing
 from pedos_vchan._native import lib
 from pedos_vchan.call_crew import crew
-from pedos_vchan.call_pump import CallPump, Event
+from pedos_vchan.call_pump import CallEnd, CallPump, Event, EventKind
 
 from tests.patience import PATIENCE
 
 from .calling_pair import CALL
 
 if TYPE_CHECKING:
+    from pedos_vchan.channel import Channel
+
     from .conftest import Pairs
 
 ORDER = 12
@@ -60,32 +62,50 @@ async def test_of_many_threads_a_few_stay(pairs: Pairs) -> None:
             await trio.lowlevel.checkpoint()
 
 
-async def test_a_coroutine_that_is_closed_waits_for_its_thread(pairs: Pairs) -> None:
-    """As when the event loop breaks down."""
-    one, _ = await pairs.channels(ORDER, ORDER)
+def test_a_loop_that_ends_ends_its_calls(pairs: Pairs) -> None:
+    """Those that run, and those whose end is on its way to the loop; nobody is told any more."""
     mine, its = socket.socketpair()
-    with mine, trio.fail_after(PATIENCE):
-        coroutine = CallPump(one, "caller", CALL).run(its.detach(), -1, -1)
-        coroutine.send(None)
-        coroutine.close()
-        assert one.closed
-        assert mine.recv(1) == b""
-        await call_nothing(pairs)  # the crew has lost nothing by it
+    told: list[CallEnd] = []
+    left: list[Channel] = []
 
-
-async def test_news_of_a_closed_coroutine_are_dropped(pairs: Pairs) -> None:
-    """Also those that are on their way to the loop."""
-    with trio.fail_after(PATIENCE):
-        channels = [await pairs.channels(ORDER, ORDER) for _ in range(3)]
-        coroutines = [CallPump(one, "caller", CALL).run(-1, -1, -1) for one, _ in channels]
-        for each in coroutines:
-            each.send(None)
-        for _, two in channels:
-            two.close()  # each call ends by itself now
+    async def main() -> None:
+        running, _ = await pairs.channels(ORDER, ORDER)
+        ending, other = await pairs.channels(ORDER, ORDER)
+        CallPump(running, "caller", CALL).begin(its.detach(), -1, -1, then=told.append)
+        CallPump(ending, "caller", CALL).begin(-1, -1, -1, then=told.append)
+        other.close()
         assert select.select([lib.pv_crew_fd(crew()._native)], [], [], PATIENCE)[0]
-        for each in coroutines:
-            each.close()
-        await call_nothing(pairs)
+        left.extend((running, ending))
+
+    with mine:
+        trio.run(main)
+        assert mine.recv(1) == b""
+    assert [each.closed for each in left] == [True, True]
+    assert not told
+
+
+async def test_what_is_told_lazily_comes_with_the_end_or_soon(pairs: Pairs) -> None:
+    told: list[str] = []
+    for is_short in (True, False):
+        one, two = await pairs.channels(ORDER, ORDER)
+        service = CallPump(two, "service", CALL)
+        caller = CallPump(one, "caller", CALL, lambda event: told.append(event.kind.name))
+        caller.wanted, caller.lazily = (), (EventKind.STARTED,)
+        if is_short:
+            service.exit("exited", 3)
+        stdout, writer = os.pipe()
+        os.close(writer)
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(service.run, -1, stdout, -1)
+                caller.begin(-1, -1, -1, then=lambda end: told.append(end.kind))
+                if not is_short:
+                    while told[-1:] != ["STARTED"]:
+                        await trio.lowlevel.checkpoint()
+                    service.exit("exited", 3)
+            while told[-1:] != ["exited"]:
+                await trio.lowlevel.checkpoint()
+    assert told == ["STARTED", "exited"] * 2
 
 
 async def test_a_mistake_in_hearing_of_one_call_ends_no_call(
@@ -109,14 +129,13 @@ async def test_a_mistake_in_hearing_of_one_call_ends_no_call(
 async def test_without_a_thread_the_streams_are_closed(
     pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def run(*_: object, **_how: object) -> int:
+    def begin(*_: object, **_how: object) -> None:
         raise BlockingIOError
 
     one, _ = await pairs.channels(ORDER, ORDER)
     mine, its = socket.socketpair()
-    monkeypatch.setattr(crew(), "run", run)
+    monkeypatch.setattr(crew(), "begin", begin)
     with mine:
         with pytest.raises(BlockingIOError):
             await CallPump(one, "caller", CALL).run(its.detach(), -1, -1)
         assert mine.recv(1) == b""
-    assert one.closed

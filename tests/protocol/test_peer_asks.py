@@ -59,6 +59,25 @@ async def test_one_too_many_waits_for_its_place(autojump_clock: Clock) -> None:
     assert codes(answers) == ["timeout"] * PENDING_MAX + [{}]
 
 
+async def test_what_is_given_up_is_answered_soon(autojump_clock: Clock) -> None:
+    """Also what has not been sent yet; what was answered already is not heard of again."""
+    answers: Answers = []
+    async with two_peers() as (client, _):
+        give_up = client.ask("test.forever", {}, timeout=60, then=answers.append)
+        await trio.testing.wait_all_tasks_blocked()
+        give_up()
+        await trio.testing.wait_all_tasks_blocked()
+        assert codes(answers) == ["timeout"]
+        for _ in range(PENDING_MAX):
+            client.ask("test.forever", {}, timeout=5, then=answers.append)
+        answers.clear()
+        client.ask("test.echo", {}, timeout=60, then=answers.append)()
+        await trio.testing.wait_all_tasks_blocked()
+        assert codes(answers) == ["timeout"]
+        await trio.sleep(6)
+    assert codes(answers) == ["timeout"] * (1 + PENDING_MAX)
+
+
 async def test_a_mistake_in_what_follows_does_not_end_the_connection(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -52,7 +52,7 @@ class AgentPeer(Protocol):
         *,
         timeout: float,
         then: Callable[[dict[str, Any] | CallError], None],
-    ) -> None: ...
+    ) -> Callable[[], None]: ...
 
 
 class AgentLink:

@@ -70,6 +70,7 @@ class CallSocket:
         self._callers: set[_Caller] = set()
         self._of_user: Counter[int] = Counter()
         self._refused = 0  # that are still connected
+        self._empty = trio.lowlevel.ParkingLot()  # waits until there are no callers
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; started() when programs can connect. OSError: none ever can."""
@@ -84,7 +85,10 @@ class CallSocket:
         finally:
             listener.close()
             for each in list(self._callers):
-                each.end()
+                each.cancel()
+            with trio.CancelScope(shield=True):
+                while self._callers:
+                    await self._empty.park()
 
     async def _accept(self, listener: PacketListener, nursery: trio.Nursery) -> None:
         while True:
@@ -111,6 +115,8 @@ class CallSocket:
 
     def _gone(self, caller: _Caller) -> None:
         self._callers.discard(caller)
+        if not self._callers:
+            self._empty.unpark_all()
         self._of_user[caller.uid] -= 1
         if not self._of_user[caller.uid]:
             del self._of_user[caller.uid]
@@ -156,7 +162,7 @@ class CallSocket:
 
 
 class _Caller:
-    """One connection: one call after the other. It has no task; each call has one."""
+    """One connection: one call after the other. It has no task."""
 
     def __init__(
         self,
@@ -189,6 +195,12 @@ class _Caller:
     def end(self) -> None:
         """End it at once; of its call nothing more is said."""
         self._close()
+        self._hang_up()
+
+    def cancel(self) -> None:
+        """The agent ends: its call is lost, which it is told, and then hung up on."""
+        if self._calling is not None:
+            self._calling.cancel()
         self._hang_up()
 
     def end_if_idle(self) -> None:
@@ -265,25 +277,19 @@ class _Caller:
                 return
             asked = Asked(message, self.uid, (descriptors[0], descriptors[1], descriptors[2]))
             descriptors = []
-            self._calling = Calling(self._desk, asked, self._started)
-            self._begin(self._carry, self._calling)
+            self._calling = Calling(self._desk, asked, self._started, self._over)
+            self._calling.begin()
         finally:
             self._packets.discard(descriptors)
 
-    async def _carry(self, calling: Calling) -> None:
-        end: Ended | None = None
-        try:
-            end = await calling.run()
-        except Exception:
-            if (more := throttle.more("a call failed")) is not None:
-                log.exception("a call failed unexpectedly%s", more)
-        finally:
-            self._calling = None
-            self._idle_since = trio.current_time()
-            # First: a refused program need not wait for the thread that closes.
-            self._say(end or refusal(CallError("failed", "the agent of this VM failed")))
+    def _over(self, end: Ended) -> None:
+        calling, self._calling = self._calling, None
+        self._idle_since = trio.current_time()
+        # First: a refused program need not wait for the thread that closes.
+        self._say(end)
+        if calling is not None:
             closer.close(self.uid, calling.streams)
-            self._leave()
+        self._leave()
 
     def _started(self, call: str, request: str) -> None:
         self._say(Started(call, request))

@@ -12,10 +12,11 @@ import logging
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 import trio
-from pedos_host.faultpoints import reach
+from pedos_host.faultpoints import pass_by
 from pedos_protocol.agent_messages import SCHEMA, parse_params
 from pedos_protocol.call_frames import SIGNAL_MAX
 from pedos_protocol.call_link import (
@@ -41,6 +42,7 @@ from pedos_protocol.schema import to_wire
 from pedos_vchan.call_pump import CallEnd, CallPump, Event, EventKind
 from pedos_vchan.channel import Channel
 
+from pedos_agent.calls.asking import Asking, Then
 from pedos_agent.calls.channels import Channels
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ GIVEN_UP_SECONDS: Final = 10.0
 
 GIVEN_UP: Final = "the calling program has ended"
 # What is to be told of a call's run.
-_WANTED: Final = frozenset((EventKind.STARTED,))
+_STARTED: Final = frozenset((EventKind.STARTED,))
 
 
 class Asked(NamedTuple):
@@ -78,8 +80,12 @@ class Desk(Protocol):
         """Tell dom0 something, if it is connected."""
         ...
 
-    async def ask(self, params: dict[str, Any], *, timeout: float) -> dict[str, Any]:
-        """dom0's answer to service.call. CallError."""
+    def ask(self, params: dict[str, Any], *, timeout: float, then: Then) -> Asking:
+        """Have `then` called with dom0's answer to service.call, later. CallError."""
+        ...
+
+    def begin(self, task: Callable[..., Any], *arguments: Any) -> None:
+        """Start a task."""
         ...
 
     def granted(self, call: str, calling: Calling) -> Kill | None:
@@ -92,40 +98,50 @@ class Desk(Protocol):
 
 
 class Calling:
-    """One call. `started` is called with its id and the request's when the service runs."""
+    """One call, which takes no task unless its channel is not there yet: its steps are `begin`,
+    dom0's answer, the pump's run, and the end. Whatever goes wrong in one, dom0 and the program
+    hear of an end."""
 
-    def __init__(self, desk: Desk, asked: Asked, started: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        asked: Asked,
+        started: Callable[[str, str], None],
+        over: Callable[[Ended], None],
+    ) -> None:
+        """`started` is called with its id and the request's when the service runs, and `over` once
+        with its end, perhaps already in `begin`."""
         self._desk = desk
         self._asked = asked
         self._started = started
+        self._over = over
         #: Those of the streams that no pump has taken, for whoever runs this to close at its end.
         self.streams = list(asked.streams)
         self._begun = trio.current_time()
         self._started_s: float | None = None  # after so many seconds
-        self._is_over = False
-        self._answer: ServiceCalled | None = None  # dom0's, once it has granted the call
-        self._pump: CallPump | None = None
-        self._kill: Kill | None = None
         self._has_given_up = False
-        self._asking: trio.CancelScope | None = None
-        self._waiting: trio.CancelScope | None = None
+        self._kill: Kill | None = None
+        # What it waits for, in this order:
+        self._asking: Asking | None = None
+        self._waiting: trio.CancelScope | None = None  # for its channel
+        self._pump: CallPump | None = None
+        # What it has got:
+        self._answer: ServiceCalled | None = None  # dom0's, once it has granted the call
+        self._channel: Channel | None = None
+        self._is_told = False  # dom0 knows the end
+        self._is_over = False
 
-    async def run(self) -> Ended:
-        """The whole call. Cancelled, it is lost: the agent ends."""
+    # What happens to it from outside
+
+    def begin(self) -> None:
+        """Ask dom0."""
         try:
-            answer = await self._ask()
+            params = self._params()
+            self._asking = self._desk.ask(
+                params, timeout=CALL_TIMEOUT + GIVEN_UP_SECONDS, then=self._answered
+            )
         except CallError as error:
-            return refusal(error)
-        if answer is None:
-            return _ended("aborted", 0, "it was given up before dom0 had decided")
-        self._answer = answer
-        self._kill = self._desk.granted(answer.call, self)
-        try:
-            return await self._granted(answer)
-        finally:
-            self._is_over = True
-            self._pump = None  # it holds a descriptor, and refers to this object as well
-            self._desk.over(answer.call)
+            self._end(refusal(error))
 
     def give_up(self) -> None:
         """The program has gone: nobody wants the rest of the call."""
@@ -144,6 +160,13 @@ class Calling:
             self._waiting.cancel()
         if self._pump is not None:
             self._pump.abort(kill.text)
+
+    def cancel(self) -> None:
+        """The agent ends: the call is lost, at once or when the pump has let go of it."""
+        if self._pump is not None and not self.streams:
+            self._pump.cancel()
+        else:
+            self._end(_ended("lost", 0, "the agent of this VM has ended"))
 
     def signal(self, number: int) -> None:
         """A signal for the service; one before its start is lost, as it is for a program that does
@@ -171,6 +194,8 @@ class Calling:
             stderr=stderr,
         )
 
+    # Its steps
+
     def _params(self) -> dict[str, Any]:
         """CallError if the program has named what cannot be."""
         call = self._asked.call
@@ -188,73 +213,73 @@ class Calling:
             raise CallError("usage", why) from None
         return params
 
-    async def _ask(self) -> ServiceCalled | None:
-        """dom0's answer; None if the program gave up before the question had left. CallError."""
-        params = self._params()
-        answer: dict[str, Any] | None = None
-        with trio.CancelScope() as self._asking:
-            if self._has_given_up:
-                return None
-            answer = await self._desk.ask(params, timeout=CALL_TIMEOUT + GIVEN_UP_SECONDS)
+    def _step(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception as error:
+            self._break_off(error)
+
+    def _answered(self, untrusted_answer: dict[str, Any] | CallError) -> None:
         self._asking = None
-        if answer is None:
-            return None
+        if not self._is_over:
+            self._step(partial(self._take_answer, untrusted_answer))
+
+    def _take_answer(self, untrusted_answer: dict[str, Any] | CallError) -> None:
+        if isinstance(untrusted_answer, CallError):
+            if self._has_given_up:
+                self._end(_ended("aborted", 0, "it was given up before dom0 had decided"))
+            else:
+                self._end(refusal(untrusted_answer))
+            return
         try:
-            called: ServiceCalled = SCHEMA.parse_result("service.call", answer)
+            answer: ServiceCalled = SCHEMA.parse_result("service.call", untrusted_answer)
         except RemoteProtocolError as error:
-            raise CallError("failed", f"dom0's answer makes no sense: {error}") from error
-        return called
-
-    async def _granted(self, answer: ServiceCalled) -> Ended:
-        try:
-            channel = await self._channel(answer)
-            end = await self._carry(answer, channel)
-        except Exception as error:  # whatever it is, dom0 is told of an end
-            if not isinstance(error, CallError | OSError):
-                log.exception("a call of %s breaks off", self._asked.call.service)
-            end = _not_carried(f"the call could not be carried: {_reason(error)}")
-        if self._kill is not None:
-            kill = self._kill
-            end = replace(end, kind=kill.kind, status=kill.status, text=kill.text)
-        self._tell_ended(answer, end)
-        await reach("calling.ended")
-        if end.kind in ("exited", "signalled"):
-            self._say_started()  # before its end, whatever came first
-        return _ended(end.kind, end.status, _words(end), request=answer.request)
-
-    async def _channel(self, answer: ServiceCalled) -> Channel:
-        with trio.CancelScope() as self._waiting:
+            self._end(refusal(CallError("failed", f"dom0's answer makes no sense: {error}")))
+            return
+        self._answer = answer
+        self._kill = self._desk.granted(answer.call, self)
+        channel = self._desk.channels.take_idle(answer.peer, answer.port)
+        if channel is None:
+            self._waiting = trio.CancelScope()
             if self._kill is not None:
                 self._waiting.cancel()
-            channel = await self._desk.channels.take(answer.peer, answer.port)
-        is_killed, self._waiting = self._waiting.cancelled_caught, None
-        if is_killed:
-            raise CallError("failed", "dom0 has ended it")
-        return channel
+            self._desk.begin(self._wait_for_channel, answer, self._waiting)
+        else:
+            self._has_channel(channel)
 
-    async def _carry(self, answer: ServiceCalled, channel: Channel) -> CallEnd:
-        end: CallEnd | None = None
+    async def _wait_for_channel(self, answer: ServiceCalled, scope: trio.CancelScope) -> None:
         try:
-            self._pump = CallPump(channel, "caller", bytes.fromhex(answer.call), self._hear)
-            self._pump.wanted = _WANTED
-            if self._has_given_up:
-                self._pump.abort(GIVEN_UP)
-            elif self._kill is not None:
-                self._pump.abort(self._kill.text)
-            await reach("calling.granted")
-            stdin, stdout, stderr = self.streams
-            self.streams.clear()  # the pump closes them
-            may_shut_down = self._asked.call.may_shut_down
-            end = await self._pump.run(
-                stdin, stdout, stderr, shutdown=may_shut_down, owner=self._asked.uid
-            )
-            return end
-        finally:
-            if end is not None and end.is_reusable:
-                self._desk.channels.give_back(channel)
-            else:
-                why = "its call was not carried to the end" if end is None else end.reason
-                self._desk.channels.give_back(channel, why)
+            with scope:
+                channel = await self._desk.channels.take(answer.peer, answer.port)
+            self._waiting = None
+            if scope.cancelled_caught:
+                raise CallError("failed", "dom0 has ended it")
+            self._has_channel(channel)
+        except Exception as error:
+            self._break_off(error)
+
+    def _has_channel(self, channel: Channel) -> None:
+        assert self._answer is not None
+        self._channel = channel
+        call = bytes.fromhex(self._answer.call)
+        self._pump = pump = CallPump(channel, "caller", call, self._hear)
+        pump.wanted, pump.lazily = (), _STARTED
+        if self._has_given_up:
+            pump.abort(GIVEN_UP)
+        elif self._kill is not None:
+            pump.abort(self._kill.text)
+        pass_by("calling.granted", self._desk.begin, partial(self._step, self._carry))
+
+    def _carry(self) -> None:
+        assert self._pump is not None
+        stdin, stdout, stderr = self.streams
+        self.streams.clear()  # the pump closes them
+        self._pump.begin(
+            *(stdin, stdout, stderr),
+            then=self._carried,
+            shutdown=self._asked.call.may_shut_down,
+            owner=self._asked.uid,
+        )
 
     def _hear(self, event: Event) -> None:
         if event.kind is EventKind.STARTED:
@@ -264,6 +289,47 @@ class Calling:
         if self._started_s is None and not self._is_over and self._answer is not None:
             self._started_s = trio.current_time() - self._begun
             self._started(self._answer.call, self._answer.request)
+
+    def _carried(self, end: CallEnd) -> None:
+        self._step(partial(self._conclude, end))
+
+    def _conclude(self, end: CallEnd) -> None:
+        self._give_back(end.reason)
+        if self._kill is not None:
+            kill = self._kill
+            end = replace(end, kind=kill.kind, status=kill.status, text=kill.text)
+        assert self._answer is not None
+        self._is_told = True
+        self._tell_ended(self._answer, end)
+        pass_by("calling.ended", self._desk.begin, partial(self._step, partial(self._say, end)))
+
+    def _say(self, end: CallEnd) -> None:
+        assert self._answer is not None
+        if end.kind in ("exited", "signalled"):
+            self._say_started()  # before its end, whatever came first
+        self._end(_ended(end.kind, end.status, _words(end), request=self._answer.request))
+
+    def _break_off(self, error: Exception) -> None:
+        if not isinstance(error, CallError | OSError):
+            log.exception("a call of %s breaks off", self._asked.call.service, exc_info=error)
+        if self._answer is None or self._is_told or self._is_over:
+            self._end(refusal(CallError("failed", "the agent of this VM failed")))
+        else:
+            self._conclude(_not_carried(f"the call could not be carried: {_reason(error)}"))
+
+    def _give_back(self, reason: str) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            self._desk.channels.give_back(channel, reason)
+
+    def _end(self, end: Ended) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        self._pump = None  # it holds a descriptor, and refers to this object as well
+        if self._answer is not None:
+            self._desk.over(self._answer.call)
+        self._over(end)
 
     def _tell_ended(self, answer: ServiceCalled, end: CallEnd) -> None:
         ended = ServiceEnded(

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import trio
 from pedos_host.threads import to_thread
 from pedos_host.throttle import throttle
 from pedos_protocol.agent_messages import parse_params
-from pedos_protocol.call_messages import CALLS_ASKED_MAX, RUNNING_PAGE_MAX, RunningCall
-from pedos_protocol.errors import CallError
+from pedos_protocol.call_messages import RUNNING_PAGE_MAX, RunningCall
 from pedos_protocol.schema import to_wire
 from pedos_vchan.peer import Handler, Peer
 from pedos_vchan.transport import Transport
 
 from pedos_agent.calls import members
+from pedos_agent.calls.asking import Dom0, Questions
 from pedos_agent.calls.callers import CallSocket, MayCall
 from pedos_agent.calls.calling import Calling, Kill
 from pedos_agent.calls.channels import Channels
@@ -30,30 +30,12 @@ from pedos_agent.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# Requests for calls a second in the long run, and at once: dom0 takes 500 a second of a VM, and
-# makes those wait that are more; it ends a channel at 2000 frames a second, and a call has two.
-RATE: Final = 400
-BURST: Final = 400
 # Calls that dom0 has ended before they knew that they were granted: its two messages follow each
 # other. Beyond this the oldest ends when its channel does not come.
 KILLED_EARLY_MAX: Final = 64
 # Calls that end while dom0's service is away: as many as can have run when it went, of a caller and
 # of a target, and some. Nothing new begins without it.
 UNTOLD_MAX: Final = 256
-
-
-class Dom0(Protocol):
-    """The connection to dom0's service, of which there may be none."""
-
-    async def call(
-        self, method: str, params: dict[str, Any], *, timeout: float, until_answered: bool = False
-    ) -> dict[str, Any]:
-        """CallError; `unavailable` without a connection."""
-        ...
-
-    def tell(self, method: str, params: dict[str, Any]) -> bool:
-        """A notice; False if there is no connection, and it is dropped."""
-        ...
 
 
 class Calls:
@@ -69,8 +51,8 @@ class Calls:
         self._killed_early: dict[str, Kill] = {}
         self._untold: deque[dict[str, Any]] = deque()  # ends, while dom0 was away
         self._nursery: trio.Nursery | None = None
-        self._places = trio.Semaphore(CALLS_ASKED_MAX)
-        self._next = 0.0  # when the next request may be sent, if the burst is used up
+        #: Asks dom0 for calls: see `Questions.ask`.
+        self.ask: Final = Questions(lambda: self.dom0, self.begin).ask
         #: What dom0 may ask for; each changes something unless it is in `harmless`.
         self.handlers: Mapping[str, Handler] = {
             "channel.listen": self._listen,
@@ -112,18 +94,10 @@ class Calls:
         """The connection to dom0 has ended."""
         self.channels.alone()
 
-    async def ask(self, params: dict[str, Any], *, timeout: float) -> dict[str, Any]:
-        """dom0's answer to service.call, or its refusal as CallError."""
-        async with self._places:
-            self._next = max(self._next, trio.current_time()) + 1 / RATE
-            due = self._next - BURST / RATE
-            if due > trio.current_time():  # to ask the clock costs less than a turn of the loop
-                await trio.sleep_until(due)
-            if self.dom0 is None:
-                raise CallError("unavailable", "dom0's service is not reachable from this VM")
-            return await self.dom0.call(
-                "service.call", params, timeout=timeout, until_answered=True
-            )
+    def begin(self, task: Callable[..., Any], *arguments: Any) -> None:
+        """Start a task; none starts when the agent ends."""
+        if self._nursery is not None:
+            self._nursery.start_soon(task, *arguments)
 
     def granted(self, call: str, calling: Calling) -> Kill | None:
         """dom0 has granted the call; how it has ended it already, if it has."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,18 +83,28 @@ class Control:
         }
         self._not_told = 0  # devices that an older dom0 cannot be told of
 
-    async def call(
-        self, method: str, params: dict[str, Any], *, timeout: float, until_answered: bool = False
-    ) -> dict[str, Any]:
+    async def call(self, method: str, params: dict[str, Any], *, timeout: float) -> dict[str, Any]:
         """Ask dom0; CallError with dom0's refusal, or `unavailable` when it is not connected. As
         `Peer.call`."""
+        peer = self._connected()
+        return await peer.call(method, params, timeout=_bounded(peer, timeout))
+
+    def ask(
+        self,
+        method: str,
+        params: dict[str, Any],
+        *,
+        timeout: float,
+        then: Callable[[dict[str, Any] | CallError], None],
+    ) -> Callable[[], None]:
+        """As `call`, by `Peer.ask`."""
+        peer = self._connected()
+        return peer.ask(method, params, timeout=_bounded(peer, timeout), then=then)
+
+    def _connected(self) -> Peer:
         if self._peer is None or not self._peer.is_open:
             raise CallError("unavailable", "dom0's service is not reachable from this VM")
-        if self._peer.version == 1:
-            # A VM's user may ask for a longer one, for which dom0 would end the connection. The
-            # deadline is rounded up.
-            timeout = min(timeout, (DEADLINE_MS_MAX_IN_1 - 1) / 1000)
-        return await self._peer.call(method, params, timeout=timeout, until_answered=until_answered)
+        return self._peer
 
     def tell(self, method: str, params: dict[str, Any]) -> bool:
         """Tell dom0 something without waiting; it is dropped when dom0 is not connected, which is
@@ -291,6 +301,12 @@ class Control:
         wanted = parse_params("report.prefer", params).devices
         keys = [(each.device_class, each.device) for each in wanted]
         return {"revision": await self._inventory.prefer(keys)}
+
+
+def _bounded(peer: Peer, timeout: float) -> float:
+    """A VM's user may ask for a longer one, for which a dom0 of version 1 would end the connection.
+    The deadline is rounded up."""
+    return min(timeout, (DEADLINE_MS_MAX_IN_1 - 1) / 1000) if peer.version == 1 else timeout
 
 
 def _in_words(handler: Handler) -> Handler:

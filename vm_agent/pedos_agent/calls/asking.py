@@ -1,0 +1,126 @@
+"""The questions to dom0 of calls that begin: as many as may wait for an answer, so many a second.
+
+Most are sent at once, and take no task; one that has to wait takes one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol, TypeAlias
+
+import trio
+from pedos_protocol.call_messages import CALLS_ASKED_MAX
+from pedos_protocol.errors import CallError
+
+# Requests for calls a second in the long run, and at once: dom0 takes 500 a second of a VM, and
+# makes those wait that are more; it ends a channel at 2000 frames a second, and a call has two.
+RATE: Final = 400
+BURST: Final = 400
+
+Then: TypeAlias = Callable[[dict[str, Any] | CallError], None]
+GiveUp: TypeAlias = Callable[[], None]
+Begin: TypeAlias = Callable[..., None]
+
+
+class Dom0(Protocol):
+    """The connection to dom0's service, of which there may be none."""
+
+    def ask(self, method: str, params: dict[str, Any], *, timeout: float, then: Then) -> GiveUp:
+        """As `Peer.ask`. CallError `unavailable` without a connection."""
+        ...
+
+    def tell(self, method: str, params: dict[str, Any]) -> bool:
+        """A notice; False if there is no connection, and it is dropped."""
+        ...
+
+
+class Asking:
+    """One question."""
+
+    def __init__(self, params: dict[str, Any], timeout: float, then: Then) -> None:
+        self.params = params
+        self.timeout = timeout
+        self.then = then
+        self.waiting: trio.CancelScope | None = None  # until it is sent
+        self.give_up_sent: GiveUp | None = None
+
+    def cancel(self) -> None:
+        """Nobody wants the answer, which comes soon and says whether it is too late for that."""
+        if self.give_up_sent is not None:
+            self.give_up_sent()
+        elif self.waiting is not None:
+            self.waiting.cancel()
+
+
+class Questions:
+    """All of them."""
+
+    def __init__(self, dom0: Callable[[], Dom0 | None], begin: Begin) -> None:
+        """`begin` starts a task."""
+        self._dom0 = dom0
+        self._begin = begin
+        self._places = trio.Semaphore(CALLS_ASKED_MAX)
+        self._next = 0.0  # when the next one may be sent, if the burst is used up
+
+    def ask(self, params: dict[str, Any], *, timeout: float, then: Then) -> Asking:
+        """Ask whether there may be this call. `then` is called later with dom0's answer, or its
+        refusal. CallError if dom0 cannot be asked."""
+        asking = Asking(params, timeout, then)
+        try:
+            self._places.acquire_nowait()
+        except trio.WouldBlock:
+            self._wait(asking, has_place=False)
+            return asking
+        if self._due() > trio.current_time():
+            self._wait(asking, has_place=True)
+        else:
+            self._send(asking)
+        return asking
+
+    def _due(self) -> float:
+        """When the next one may be sent, which takes its turn by this."""
+        self._next = max(self._next, trio.current_time()) + 1 / RATE
+        return self._next - BURST / RATE
+
+    def _wait(self, asking: Asking, *, has_place: bool) -> None:
+        asking.waiting = trio.CancelScope()
+        self._begin(self._send_later, asking, asking.waiting, self._next, has_place)
+
+    async def _send_later(
+        self, asking: Asking, scope: trio.CancelScope, turn: float, has_place: bool
+    ) -> None:
+        try:
+            with scope:
+                if not has_place:
+                    await self._places.acquire()
+                    has_place = True
+                    self._due()
+                    turn = self._next
+                await trio.sleep_until(turn - BURST / RATE)
+                has_place = False  # it is the question's
+                self._send(asking)
+        except CallError as error:
+            asking.then(error)
+        finally:
+            if has_place:
+                self._places.release()
+        if scope.cancelled_caught:
+            asking.then(CallError("timeout", "it was given up before dom0 was asked"))
+
+    def _send(self, asking: Asking) -> None:
+        """In the place that it has. CallError."""
+
+        def answered(answer: dict[str, Any] | CallError) -> None:
+            self._places.release()
+            asking.then(answer)
+
+        try:
+            dom0 = self._dom0()
+            if dom0 is None:
+                raise CallError("unavailable", "dom0's service is not reachable from this VM")
+            asking.give_up_sent = dom0.ask(
+                "service.call", asking.params, timeout=asking.timeout, then=answered
+            )
+        except BaseException:
+            self._places.release()
+            raise
