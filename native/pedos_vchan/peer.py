@@ -17,6 +17,7 @@ from pedos_protocol.events import Hello, Notice
 
 from .calling import Caller
 from .inbox import Inbox
+from .later import Later
 from .quota import FRAMES_PER_SECOND, Quota
 from .reading import Reader
 from .serving import Server
@@ -24,8 +25,8 @@ from .session import Patience, Session
 
 Params = dict[str, Any]
 Ts = TypeVarTuple("Ts")
-Handler = Callable[["Peer", Params], Coroutine[Any, Any, Params | None]]
-DefaultHandler = Callable[["Peer", str, Params], Coroutine[Any, Any, Params | None]]
+Handler = Callable[["Peer", Params], Coroutine[Any, Any, Params | Later | None]]
+DefaultHandler = Callable[["Peer", str, Params], Coroutine[Any, Any, Params | Later | None]]
 
 
 class Peer:
@@ -36,8 +37,9 @@ class Peer:
     notices run in order and inline, so a handler of notices must not call this same peer. With
     `notices` these have a table of their own, so that a request sent as a notice is not carried out
     without an answer. `default_handler` gets requests that no table has; without one they are
-    answered `unknown_method`. A handler answers with a map (None is an empty one) or raises
-    CallError; any other exception is logged and answered `failed`.
+    answered `unknown_method`. A handler answers with a map (None is an empty one), or returns a
+    `Later`, or raises CallError; any other exception is logged and answered `failed`. `result_in`
+    makes of a result of a method what a peer of this version knows.
 
     `name` is the peer's name in the log. `frames_per_second` is how much it may send: `NO_LIMIT`
     if it is trusted.
@@ -65,6 +67,7 @@ class Peer:
         notices: Mapping[str, Handler] | None = None,
         default_handler: DefaultHandler | None = None,
         name: str = "",
+        result_in: Callable[[int, str, Params], Params] | None = None,
         frames_per_second: float = FRAMES_PER_SECOND,
     ) -> None:
         self.name = name
@@ -74,7 +77,9 @@ class Peer:
         self._connection = self._session.connection
         self._inbox = Inbox(self._session, quota)
         self._caller = Caller(self._session, self._inbox)
-        self._server: Server[Peer] = Server(self._session, handlers, notices, default_handler)
+        self._server: Server[Peer] = Server(
+            self._session, handlers, notices, default_handler, result_in
+        )
         self._reader: Reader[Peer] = Reader(
             self._session, self._inbox, quota, self._caller, self._server
         )

@@ -6,9 +6,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import trio
-from pedos_protocol.errors import CallError, RemoteProtocolError
+from pedos_protocol.errors import RemoteProtocolError
 from pedos_protocol.events import Answer, Closed, ErrorAnswer, Notice, Request
 
+from .serving import given_up
 from .session import Patience
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ class Reader(Generic[P]):
                                 request, reads = event, False
                                 scope.deadline = trio.current_time() + event.deadline_ms / 1000
                                 nursery.start_soon(self.read, peer, nursery)
-                                server.answer(event, await server.finish(event, scope, begun))
+                                result = await server.finish(event, scope, begun)
+                                server.answer(event, result, scope.deadline)
                                 break
                         elif type(event) is Notice:
                             self._quota.spend(1)
@@ -97,7 +99,7 @@ class Reader(Generic[P]):
                         event = None  # what came last is not kept for as long as this waits
                         await inbox.read_more()
             if scope.cancelled_caught and request is not None:
-                raise _given_up(request, is_late=trio.current_time() >= scope.deadline)
+                raise given_up(request, is_late=trio.current_time() >= scope.deadline)
         except Exception as error:
             self._fail(request, error)
         self._end(request)
@@ -116,8 +118,3 @@ class Reader(Generic[P]):
         elif not isinstance(error, trio.ClosedResourceError):
             raise error
         # else the stream was closed on this side: as good as close()
-
-
-def _given_up(request: Request, *, is_late: bool) -> CallError:
-    why = f"not done within {request.deadline_ms / 1000:g} s" if is_late else "cancelled"
-    return CallError("timeout", f"{request.method} was {why}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -21,6 +22,7 @@ from pedos_protocol.names import shown
 from pedos_protocol.words import request_to
 
 from .first_step import Gate, rest
+from .later import Later
 from .session import CANCELLED
 
 if TYPE_CHECKING:
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 
 P = TypeVar("P")  # the peer, which a handler is given with what it asks for
 Params = dict[str, Any]
-Work = Coroutine[Any, Any, Params | None]
+Result = Params | Later | None
+Work = Coroutine[Any, Any, Result]
 Begun = tuple[Work, object]  # a handler after its first step
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,7 @@ class Server(Generic[P]):
         "_gate",
         "_loop",
         "_notices",
+        "_result_in",
         "_serving",
         "_session",
         "handlers",
@@ -55,6 +59,7 @@ class Server(Generic[P]):
         handlers: Mapping[str, Callable[[P, Params], Work]],
         notices: Mapping[str, Callable[[P, Params], Work]] | None,
         default_handler: Callable[[P, str, Params], Work] | None,
+        result_in: Callable[[int, str, Params], Params] | None,
     ) -> None:
         self._session = session
         self._loop = session.loop
@@ -63,8 +68,11 @@ class Server(Generic[P]):
         know_methods(handlers)
         know_methods(self._notices)
         self._default_handler = default_handler
-        self._serving: dict[int, trio.CancelScope] = {}  # their requests whose handlers wait
+        self._result_in = result_in
+        #: Their requests whose handlers wait, or have an answer to say later.
+        self._serving: dict[int, trio.CancelScope | Later] = {}
         self._gate = Gate(session.loop.flusher)
+        session.at_end(self)
 
     def begin(self, peer: P, request: Request) -> Begun | None:
         """Runs the handler until it waits; None if it is answered already."""
@@ -86,9 +94,7 @@ class Server(Generic[P]):
             self._loop.step_seconds = inf
         return None
 
-    async def finish(
-        self, request: Request, scope: trio.CancelScope, begun: Begun
-    ) -> Params | None:
+    async def finish(self, request: Request, scope: trio.CancelScope, begun: Begun) -> Result:
         """The rest of a handler that has begun; until its end the caller may have `scope`
         cancelled."""
         self._serving[request.id] = scope
@@ -99,12 +105,50 @@ class Server(Generic[P]):
             self._gate.waiting -= 1
             del self._serving[request.id]
 
-    def answer(self, request: Request, result: Params | None) -> None:
-        """Queues the answer; `failed` is the answer if `result` cannot be sent."""
+    def answer(self, request: Request, result: Result, deadline: float = inf) -> None:
+        """Queues the answer; `failed` is the answer if `result` cannot be sent. The one of a
+        `Later` follows, until `deadline` or, without one, as long as the request said."""
         try:
-            self._session.post(Answer(request.id, {} if result is None else result))
+            if type(result) is Later:
+                self._owe(request, result, deadline)
+                return
+            result = {} if result is None else result
+            version = self._session.connection.version
+            if self._result_in is not None and version is not None:
+                result = self._result_in(version, request.method, result)
+            self._session.post(Answer(request.id, result))
         except LocalProtocolError as error:
             self._answer_unsendable(request, error)
+        except Exception as error:
+            self.answer_error(request, error)
+
+    def _owe(self, request: Request, later: Later, deadline: float) -> None:
+        if deadline == inf:
+            deadline = self._loop.time() + request.deadline_ms / 1000
+        later.owe(partial(self._settle, request), partial(given_up, request), deadline)
+        if not later.is_over:
+            self._serving[request.id] = later
+            self._loop.sweeper.watch(later)
+            if self._session.ended:
+                later.cancel()
+
+    def _settle(
+        self, request: Request, later: Later, outcome: Params | None | Exception, more: bool
+    ) -> None:
+        if self._serving.pop(request.id, None) is not None:
+            self._loop.sweeper.forget(later)
+        if isinstance(outcome, Exception):
+            self.answer_error(request, outcome)
+        else:
+            self.answer(request, outcome)
+        if not more:
+            self._session.outbox.write_now()
+
+    def free(self) -> None:
+        """The connection has ended: nobody waits for an answer any more."""
+        for each in list(self._serving.values()):
+            if type(each) is Later:  # handlers that wait are cancelled with their tasks
+                each.cancel()
 
     def answer_error(self, request: Request, error: Exception) -> None:
         """Queues an error answer, and logs what is no CallError."""
@@ -155,3 +199,9 @@ class Server(Generic[P]):
         more = throttle.more(f"{self._session.name}: {what}")
         if more is not None:
             log.error("%s: %s failed%s", self._session.name, what, more, exc_info=error)
+
+
+def given_up(request: Request, is_late: bool) -> CallError:
+    """What a request is answered that is not done."""
+    why = f"not done within {request.deadline_ms / 1000:g} s" if is_late else "cancelled"
+    return CallError("timeout", f"{request.method} was {why}")

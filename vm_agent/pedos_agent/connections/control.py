@@ -22,6 +22,7 @@ from pedos_protocol.events import DEADLINE_MS_MAX_IN_1
 from pedos_protocol.schema import to_wire
 from pedos_vchan.peer import Handler, Peer
 from pedos_vchan.quota import NO_LIMIT
+from pedos_vchan.serving import Result
 from pedos_vchan.stream import VchanStream
 from pedos_vchan.transport import CONTROL_PORT, Listener, Transport
 
@@ -78,9 +79,7 @@ class Control:
         }
         for method, handler in calls.handlers.items():
             handlers[method] = _in_words(_if_still_asked(handler))
-        self._handlers: Mapping[str, Handler] = {
-            method: _in_version(method, handler) for method, handler in handlers.items()
-        }
+        self._handlers: Mapping[str, Handler] = handlers
         self._not_told = 0  # devices that an older dom0 cannot be told of
 
     async def call(self, method: str, params: dict[str, Any], *, timeout: float) -> dict[str, Any]:
@@ -181,6 +180,7 @@ class Control:
             handlers=self._handlers,
             notices={},
             name="dom0",
+            result_in=SCHEMA.result_in,
             frames_per_second=NO_LIMIT,  # answers to this VM's users; their end ends what is lent
         )
         try:
@@ -312,7 +312,7 @@ def _bounded(peer: Peer, timeout: float) -> float:
 def _in_words(handler: Handler) -> Handler:
     """`handler`, with its OSError (a missing folder, no descriptors) as an answer and no bug."""
 
-    async def served(peer: Peer, params: dict[str, Any]) -> dict[str, Any] | None:
+    async def served(peer: Peer, params: dict[str, Any]) -> Result:
         try:
             return await handler(peer, params)
         except OSError as error:
@@ -321,20 +321,11 @@ def _in_words(handler: Handler) -> Handler:
     return served
 
 
-def _in_version(method: str, handler: Handler) -> Handler:
-    """`handler`, whose result has what dom0's version of the protocol knows."""
-
-    async def served(peer: Peer, params: dict[str, Any]) -> dict[str, Any] | None:
-        return SCHEMA.result_in(peer.version, method, await handler(peer, params) or {})
-
-    return served
-
-
 def _if_still_asked(handler: Handler) -> Handler:
     """`handler`, which changes something: not started for a caller that gave up while this program
     was paused, because dom0's state is another one since."""
 
-    async def served(peer: Peer, params: dict[str, Any]) -> dict[str, Any] | None:
+    async def served(peer: Peer, params: dict[str, Any]) -> Result:
         await peer.caught_up()
         return await handler(peer, params)
 
