@@ -6,6 +6,7 @@ import array
 import contextlib
 import socket
 from collections.abc import Hashable, Sequence
+from typing import Final
 
 import trio
 
@@ -13,6 +14,10 @@ from .passed import closer
 from .plain_unix import uid_at
 from .taking import ROOM, descriptors, until_room
 from .unix import Peer, credentials_at
+
+# As numbers: to combine the flags themselves takes a dozen function calls.
+_RECEIVE: Final = int(socket.MSG_CMSG_CLOEXEC)
+_SEND: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
 class PacketSocket:
@@ -50,9 +55,10 @@ class PacketSocket:
     def receive_passing_now(self, limit: int, most: int) -> tuple[bytes, list[int]]:
         """As `receive_passing`, without waiting, once `has_room`. BlockingIOError if no message is
         there."""
-        flags = socket.MSG_CMSG_CLOEXEC
-        message, rights, _, _ = self._socket.recvmsg(limit + 1, ROOM, flags)
-        passed = descriptors(rights) if rights else []
+        message, rights, _, _ = self._socket.recvmsg(limit + 1, ROOM, _RECEIVE)
+        if not rights:
+            return message, []
+        passed = descriptors(rights)
         self.discard(passed[most + 1 :])
         return message, passed[: most + 1]
 
@@ -100,9 +106,11 @@ class PacketSocket:
         what was sent before; other OSError, trio.ClosedResourceError."""
         if self._socket.fileno() < 0:
             raise trio.ClosedResourceError
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-        flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-        self._socket.sendmsg([message], rights if descriptors else [], flags)
+        if descriptors:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+            self._socket.sendmsg([message], rights, _SEND)
+        else:
+            self._socket.send(message, _SEND)
 
     def finish(self) -> None:
         """Say that nothing more will be sent."""

@@ -61,23 +61,38 @@ class _NamedSocket:
         await trio.lowlevel.checkpoint_if_cancelled()
         has_waited = False
         while True:
-            if closer.is_full():
-                raise OSError(errno.EMFILE, "what clients have passed is still being closed")
             try:
-                accepted = _accepted(self._socket)
-                if not has_waited:
-                    await trio.lowlevel.cancel_shielded_checkpoint()
-                return accepted
+                accepted = self.accept_now()
             except BlockingIOError:
                 has_waited = True
                 with trio.move_on_after(NAME_LOOK) as waiting:
                     await trio.lowlevel.wait_readable(self._socket)
                 if waiting.cancelled_caught:
-                    self._keep_name()
-            except OSError:
-                if self._socket.fileno() < 0:
-                    raise trio.ClosedResourceError from None
-                raise
+                    self.keep_name()
+            else:
+                if not has_waited:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                return accepted
+
+    def accept_now(self) -> socket.socket:
+        """As `accept_socket`, without waiting: BlockingIOError if there is none. Who waits without
+        a task calls `keep_name` each NAME_LOOK seconds, after which `fileno` is another one."""
+        if closer.is_full():
+            raise OSError(errno.EMFILE, "what clients have passed is still being closed")
+        try:
+            client, _ = self._socket.accept()
+        except BlockingIOError:
+            raise
+        except OSError:
+            if self._socket.fileno() < 0:
+                raise trio.ClosedResourceError from None
+            raise
+        client.setblocking(False)
+        return client
+
+    def fileno(self) -> int:
+        """For waiting only; -1 once closed."""
+        return self._socket.fileno()
 
     async def aclose(self) -> None:
         """Stops listening, and leaves the socket's file."""
@@ -103,7 +118,8 @@ class _NamedSocket:
             return False
         return (found.st_dev, found.st_ino) == self._file
 
-    def _keep_name(self) -> None:
+    def keep_name(self) -> None:
+        """Take the name again if it is lost."""
         if self._has_name():
             return
         nameless = self._socket
@@ -122,12 +138,6 @@ class _NamedSocket:
         self._complaint = ""
         logger.warning("the socket %s was deleted or replaced; there is a new one", self._path)
         nameless.close()
-
-
-def _accepted(listener: socket.socket) -> socket.socket:
-    client, _ = listener.accept()
-    client.setblocking(False)
-    return client
 
 
 class UnixListener(_NamedSocket, trio.abc.Listener[UnixStream]):
