@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import errno
 import os
 import socket
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 from pedos_agent.calls import callers, members
+from pedos_host.unix import PacketListener
 from pedos_protocol.call_link import (
     DATAGRAM_MAX,
     Started,
@@ -132,6 +134,34 @@ async def test_a_connection_without_calls_is_closed(
     client = world.connect()
     with trio.fail_after(2 * callers.IDLE_SECONDS):
         assert await client.packets.receive(DATAGRAM_MAX) == b""
+
+
+async def test_one_that_cannot_be_accepted_is_later(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(callers, "ACCEPT_RETRY", 0.001)
+    accept, lacks = PacketListener.accept_now, [OSError(errno.EMFILE, "too many open files")]
+
+    def lacking(listener: PacketListener) -> socket.socket:
+        if lacks:
+            raise lacks.pop()
+        return accept(listener)
+
+    monkeypatch.setattr(PacketListener, "accept_now", lacking)
+    assert (await world.run())[0].exit_status == 3
+    assert "a program could not call: too many open files" in caplog.text
+
+
+async def test_the_socket_comes_back_if_its_name_is_taken(
+    world: World, autojump_clock: trio.abc.Clock
+) -> None:
+    world.path.unlink()
+    with trio.fail_after(2 * callers.NAME_LOOK):
+        while not world.path.exists():  # noqa: ASYNC110 - it is the agent's
+            await trio.sleep(0.1)
+    client = world.connect()
+    client.send(CALL)  # without descriptors, which is the end
+    assert await client.hear() is None
 
 
 async def test_calls_leave_nothing(world: World) -> None:

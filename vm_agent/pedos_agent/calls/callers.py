@@ -9,15 +9,17 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import trio
 from pedos_host.packets import PacketSocket
 from pedos_host.passed import closer
+from pedos_host.plain_unix import uid_at
 from pedos_host.system_errors import what_is_wrong
 from pedos_host.throttle import throttle
-from pedos_host.unix import PacketListener, listen_packets
+from pedos_host.unix import NAME_LOOK, PacketListener, listen_packets
 from pedos_protocol.call_link import (
     DATAGRAM_MAX,
     DESCRIPTORS,
@@ -70,6 +72,7 @@ class CallSocket:
         self._callers: set[_Caller] = set()
         self._of_user: Counter[int] = Counter()
         self._refused = 0  # that are still connected
+        self._trouble = trio.Event()  # the next caller cannot be accepted now
         self._empty = trio.lowlevel.ParkingLot()  # waits until there are no callers
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -79,7 +82,7 @@ class CallSocket:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._end_idle)
-                nursery.start_soon(self._accept, listener, nursery)
+                nursery.start_soon(self._listen, listener, nursery.start_soon)
                 task_status.started()
                 await trio.sleep_forever()
         finally:
@@ -90,23 +93,47 @@ class CallSocket:
                 while self._callers:
                     await self._empty.park()
 
-    async def _accept(self, listener: PacketListener, nursery: trio.Nursery) -> None:
+    async def _listen(self, listener: PacketListener, begin: Callable[..., None]) -> None:
+        """Accept callers without a task, and see to the socket's name."""
+        accept = partial(self._accept, listener, begin)
         while True:
+            self._trouble = trio.Event()
             try:
-                packets = PacketSocket(await listener.accept_socket())
+                ready().add(listener.fileno(), accept)
+                with trio.move_on_after(NAME_LOOK):
+                    await self._trouble.wait()
             except OSError as error:
-                # Those that are connected go on, and free some.
-                if (more := throttle.more("no caller could be accepted")) is not None:
-                    log.error("a program could not call: %s%s", what_is_wrong(error), more)
+                self._cannot_accept(error)
+            finally:
+                ready().remove(listener.fileno())
+            if self._trouble.is_set():
                 await trio.sleep(ACCEPT_RETRY)
-                continue
-            why = self._refusal(packets)
-            if why is not None:
-                if (more := throttle.more("refused a caller")) is not None:
-                    log.info("refused a call of user %d: %s%s", *(packets.uid, why.message, more))
-                nursery.start_soon(self._refuse, packets, refusal(why))
-                continue
-            self._admit(_Caller(packets, packets.uid, self._desk, nursery.start_soon, self._gone))
+            listener.keep_name()
+
+    def _accept(self, listener: PacketListener, begin: Callable[..., None]) -> None:
+        """One that has connected."""
+        try:
+            connected = listener.accept_now()
+        except BlockingIOError:  # it has gone
+            return
+        except OSError as error:
+            self._cannot_accept(error)
+            return
+        uid = uid_at(connected)
+        packets = PacketSocket(connected, uid)
+        why = self._refusal(packets, uid)
+        if why is None:
+            self._admit(_Caller(packets, uid, self._desk, begin, self._gone))
+            return
+        if (more := throttle.more("refused a caller")) is not None:
+            log.info("refused a call of user %d: %s%s", uid, why.message, more)
+        begin(self._refuse, packets, refusal(why))
+
+    def _cannot_accept(self, error: OSError) -> None:
+        """Those that are connected go on, and free some descriptors."""
+        if (more := throttle.more("no caller could be accepted")) is not None:
+            log.error("a program could not call: %s%s", what_is_wrong(error), more)
+        self._trouble.set()
 
     def _admit(self, caller: _Caller) -> None:
         self._callers.add(caller)
@@ -121,16 +148,16 @@ class CallSocket:
         if not self._of_user[caller.uid]:
             del self._of_user[caller.uid]
 
-    def _refusal(self, packets: PacketSocket) -> CallError | None:
+    def _refusal(self, packets: PacketSocket, uid: int) -> CallError | None:
         if (why := self._may_call(packets)) is not None:
             return CallError("denied", why)
-        if not closer.has_room(packets.uid):
+        if not closer.has_room(uid):
             message = "what programs of this user have passed as streams is still being closed"
             hint = "end those that hold up its end: as a socket whose data lingers, or FUSE"
             return CallError("busy", message, {"hint": hint})
         if len(self._callers) >= CALLERS_MAX:
             message = f"{CALLERS_MAX} programs of this VM call services, which is the most"
-        elif self._of_user[packets.uid] >= OF_ONE_USER_MAX:
+        elif self._of_user[uid] >= OF_ONE_USER_MAX:
             message = f"{OF_ONE_USER_MAX} programs of this user call services, which is the most"
         else:
             return None
