@@ -115,18 +115,21 @@ static void run(struct pv_call *call)
     struct pv_crewed *crewed = &call->crewed;
     struct pv_crew *crew = crewed->crew;
     int event, number, error;
-    bool is_news;
+    bool is_news, is_met;
 
     for (int i = 3; i < PV_CREW_FDS; i++)
         if (crewed->fds[i] >= 0)
             close(crewed->fds[i]);
-    error = pv_call_take(call, crewed->fds[0], crewed->fds[1], crewed->fds[2], crewed->shuts);
-    while (!error && (event = pv_call_run(call, crewed->channel, &number)))
-        tell(call, event, number);
-    pv_call_drop(call);
+    is_met = pv_keeper_meet(call, &error);
+    if (is_met) {
+        error = pv_call_take(call, crewed->fds[0], crewed->fds[1], crewed->fds[2], crewed->shuts);
+        while (!error && (event = pv_call_run(call, crewed->channel, &number)))
+            tell(call, event, number);
+        pv_call_drop(call);
+    }
     pthread_mutex_lock(&all.lock);
     crewed->error = error;
-    is_news = note(call, PV_CALL_DONE);
+    is_news = note(call, is_met ? PV_CALL_DONE : PV_CALL_UNMET);
     crewed->is_running = false;
     all.running--;
     pthread_cond_broadcast(&all.ended);
@@ -254,9 +257,9 @@ static int lowest(struct pv_call *call, int *number)
     uint32_t events = crewed->news & ~(1u << PV_CALL_DONE);
     int event = events ? __builtin_ctz(events) : PV_CALL_DONE;
 
-    *number = event == PV_CALL_DONE               ? crewed->error
-              : event == PV_CALL_NOTE_MAIN_EXITED ? crewed->status
-                                                  : 0;
+    *number = event == PV_CALL_DONE || event == PV_CALL_UNMET ? crewed->error
+              : event == PV_CALL_NOTE_MAIN_EXITED             ? crewed->status
+                                                              : 0;
     if (event == PV_CALL_NOTE_SIGNAL) {
         *number = __builtin_ctzll(crewed->signals) + 1;
         crewed->signals &= crewed->signals - 1;
@@ -288,12 +291,18 @@ int pv_crew_next(struct pv_crew *crew, struct pv_crew_news *news)
 
 void pv_crew_forget(struct pv_call *call)
 {
+    bool is_untold;
+
     pthread_mutex_lock(&all.lock);
     while (call->crewed.is_running)
         pthread_cond_wait(&all.ended, &all.lock);
+    is_untold = call->crewed.news & 1u << PV_CALL_UNMET;
     if (call->crewed.is_listed)
         take_off(call);
     pthread_mutex_unlock(&all.lock);
+    for (int i = 0; is_untold && i < PV_CALL_STREAMS; i++)
+        if (call->crewed.fds[i] >= 0)
+            close(call->crewed.fds[i]);
 }
 
 struct pv_crew *pv_crew_new(void)

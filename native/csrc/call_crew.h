@@ -30,7 +30,7 @@ struct pv_crew;
 
 struct pv_crew_news {
     uint64_t call; /* the number that was given for it */
-    int event;     /* enum pv_call_event; after PV_CALL_DONE nothing more comes of a call */
+    int event;     /* enum pv_call_event; after PV_CALL_DONE or PV_CALL_UNMET nothing more comes */
     int number;
 };
 
@@ -49,6 +49,10 @@ void pv_crew_free(struct pv_crew *crew);
  * `wanted` (bits: 1 << enum pv_call_event) are told at once, those in `lazily` with the next one of
  * these or PV_CREW_LAZY_MS later; and its end, with number -errno if the descriptors could not be
  * taken. 0; or -errno: then nothing was begun.
+ *
+ * A call that follows a keeper (call_keeper.h) hears its first word before anything else but closing.
+ * If that is for others to read, all that is told is PV_CALL_UNMET, with number 0 or errno: channel and
+ * streams were not touched then, and are the caller's again, as is the call, which may be run anew.
  */
 int pv_crew_run(struct pv_crew *crew, uint64_t number, struct pv_call *call,
                 struct pv_channel *channel, const int *fds, int shuts, unsigned wanted,
@@ -58,7 +62,8 @@ int pv_crew_run(struct pv_crew *crew, uint64_t number, struct pv_call *call,
 int pv_crew_next(struct pv_crew *crew, struct pv_crew_news *news);
 
 /* Waits until no thread has the call any more, and drops its news: it may be freed then. That is so
- * after PV_CALL_DONE as well. Before its crew is freed. */
+ * after PV_CALL_DONE and PV_CALL_UNMET as well. Streams of the latter are closed if nobody was told of
+ * it. Before its crew is freed. */
 void pv_crew_forget(struct pv_call *call);
 
 #endif

@@ -24,6 +24,8 @@ static void obey(struct pv_call *call)
     call->obeyed |= (uint8_t)orders;
     if (orders & PV_ORDER_CANCEL)
         pv_call_lose(call, PV_CALL_CANCELLED, 0);
+    if (orders & PV_ORDER_MAIN_EXITED)
+        pv_call_main_has_exited(call, call->ordered_main_status);
     if (orders & PV_ORDER_EXIT)
         pv_call_decide(call, &call->ordered_exit);
     if ((orders & PV_ORDER_ABORT) && call->side == PV_CALL_SERVICE)
@@ -134,6 +136,14 @@ static int64_t ms_until_signal(struct pv_call *call)
     return call->signals_counted < PV_CALL_SIGNALS_MAX ? 0 : 1000 - now % 1000;
 }
 
+void pv_call_woken(const struct pv_call *call)
+{
+    uint64_t ignored;
+
+    if (read(call->wake_fd, &ignored, sizeof ignored) < 0)
+        (void)ignored; /* EAGAIN: the order was seen already */
+}
+
 /* Milliseconds to wait, of which -1 are for ever. */
 static int64_t sooner(int64_t left, int64_t until)
 {
@@ -145,16 +155,16 @@ static int64_t sooner(int64_t left, int64_t until)
 static void wait_for_news(struct pv_call *call)
 {
     struct pv_channel *channel = call->channel;
-    enum { EVENT, DEATH, WAKE, STREAMS, COUNT = STREAMS + 4 };
+    enum { EVENT, DEATH, WAKE, KEEPER, STREAMS, COUNT = STREAMS + 4 };
     struct pollfd fds[COUNT] = {
         [EVENT] = {.fd = call->is_lost ? -1 : channel->event_fd, .events = POLLIN},
         [DEATH] = {.fd = call->is_lost || channel->ring.gone ? -1 : channel->live_fd,
                    .events = POLLRDHUP},
         [WAKE] = {.fd = call->wake_fd, .events = POLLIN},
+        [KEEPER] = {.fd = pv_keeper_fd(&call->keeper), .events = POLLIN},
     };
     struct pollfd *at = fds + STREAMS;
     int64_t left = -1;
-    uint64_t ignored;
 
     for (int i = 0; i < call->inwards; i++)
         /* Even without events, poll reports that nobody reads any more. */
@@ -178,8 +188,10 @@ static void wait_for_news(struct pv_call *call)
         pv_channel_woken(channel);
     if (fds[DEATH].revents)
         pv_channel_died(channel);
-    if (fds[WAKE].revents && read(call->wake_fd, &ignored, sizeof ignored) < 0)
-        (void)ignored; /* EAGAIN: the order was seen already */
+    if (fds[WAKE].revents)
+        pv_call_woken(call);
+    if (fds[KEEPER].revents)
+        pv_keeper_hear(call);
     at = fds + STREAMS;
     for (int i = 0; i < call->inwards; i++, at++) {
         if (at->revents && call->inward[i].blocked)

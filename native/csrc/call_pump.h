@@ -21,7 +21,8 @@
 /* What pv_call_run() returns. */
 enum pv_call_event {
     PV_CALL_DONE,         /* the call is over: see the result */
-    PV_CALL_NOTE_STARTED, /* caller: the service's side has taken up the call */
+    PV_CALL_NOTE_STARTED, /* caller: the service's side has taken up the call; service: its keeper
+                           * says that it runs (call_keeper.h) */
     PV_CALL_NOTE_MAIN_EXITED,  /* caller; number: status */
     PV_CALL_NOTE_EXITED,       /* caller: EXIT came; there may be output yet to write */
     PV_CALL_NOTE_STDIN_ENDED,  /* service: it gets no more input */
@@ -29,6 +30,7 @@ enum pv_call_event {
     PV_CALL_NOTE_CALLER_GONE,  /* service: the calling program, or all of the other end */
     PV_CALL_NOTE_SIGNAL,       /* service; number: signal */
     PV_CALL_NOTE_DUE,          /* the time of pv_call_remind() has come */
+    PV_CALL_UNMET, /* never; see call_crew.h */
     PV_CALL_NOTES
 };
 

@@ -1,11 +1,13 @@
 /*
- * The state of a call at one end, for the two parts of its pump: call_talk.c says what frames mean
- * and which one is due, call_pump.c waits and obeys other threads.
+ * The state of a call at one end, for the parts of its pump: call_talk.c says what frames mean and
+ * which one is due, call_keeper.c what a service's keeper says, and call_pump.c waits and obeys other
+ * threads.
  */
 #ifndef PEDOS_CALL_STATE_H
 #define PEDOS_CALL_STATE_H
 
 #include "call_crew.h"
+#include "call_keeper.h"
 #include "call_pump.h"
 #include "call_streams.h"
 
@@ -48,14 +50,17 @@ struct pv_call {
     uint8_t side, peer;
     uint8_t inwards, outwards;
     uint8_t has_streams; /* service: any descriptor was given */
+    uint8_t is_unbegun;  /* service: it was ended before it was known to run */
     uint8_t is_lost;     /* nothing can be read or written in the channel any more */
     uint8_t is_mute;     /* nothing can be written */
     uint8_t is_leaving;  /* caller: the program is gone; ABORT */
     uint8_t is_cut;      /* caller: output was lost, whatever the service says of itself */
     uint8_t is_ending;   /* service: `ending` is decided */
+    uint8_t has_main_exited; /* service: with main_status */
     uint8_t turn;        /* of the outwards: which is first */
     uint8_t has_said;    /* what the other end has to be woken for */
     uint32_t obeyed;     /* orders that were carried out */
+    struct pv_keeper keeper;
     struct pv_ending ending;
     struct pv_ending failed; /* caller: why it leaves by itself; of no kind: it does not */
     /* waiting */
@@ -95,6 +100,12 @@ void pv_call_breach(struct pv_call *call, const char *what);
 
 /* The service's end is decided, if it was not yet. */
 void pv_call_decide(struct pv_call *call, const struct pv_ending *ending);
+
+/* Service: its main process has exited. */
+void pv_call_main_has_exited(struct pv_call *call, uint32_t status);
+
+/* Takes what the wake-up was. */
+void pv_call_woken(const struct pv_call *call);
 
 /* The caller ends the call by ABORT, unless the service has ended it. */
 void pv_call_leave(struct pv_call *call);

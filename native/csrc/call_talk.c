@@ -84,6 +84,14 @@ void pv_call_decide(struct pv_call *call, const struct pv_ending *ending)
     call->ending = *ending;
 }
 
+void pv_call_main_has_exited(struct pv_call *call, uint32_t status)
+{
+    if (call->has_main_exited)
+        return;
+    call->has_main_exited = true;
+    call->main_status = status;
+}
+
 static void take_exit(struct pv_call *call, uint32_t length, const uint8_t *rest)
 {
     call->result.kind = (int)pv_call_number(rest);
@@ -309,12 +317,13 @@ static uint32_t services_next(const struct pv_call *call, uint8_t *frame)
         progress->states[PV_CALL_SERVICE] == PV_CALL_ENDED)
         return 0;
     if (progress->states[PV_CALL_SERVICE] == PV_CALL_START)
-        return call->is_ending && !call->has_streams ? make_exit(call, frame)
-                                                     : make_with_id(call, frame, PV_CALL_STARTED);
+        return call->is_ending && (call->is_unbegun || !call->has_streams)
+                   ? make_exit(call, frame)
+                   : make_with_id(call, frame, PV_CALL_STARTED);
     if (progress->states[PV_CALL_SERVICE] == PV_CALL_CLOSING)
         return make(frame, PV_CALL_END, 0);
-    if ((call->obeyed & PV_ORDER_MAIN_EXITED) && !progress->main_exited && !has_ended)
-        return make(frame, PV_CALL_MAIN_EXITED, call->ordered_main_status);
+    if (call->has_main_exited && !progress->main_exited && !has_ended)
+        return make(frame, PV_CALL_MAIN_EXITED, call->main_status);
     for (int i = 0; i < call->outwards; i++)
         if (call->outward[i].is_over && !has_eof(call, call->outward[i].stream))
             return make(frame, i ? PV_CALL_STDERR_EOF : PV_CALL_STDOUT_EOF, 0);

@@ -33,6 +33,7 @@ PUBLIC = (
     "call_crew",
     "call_fd",
     "call_frames",
+    "call_keeper",
     "call_pump",
     "channel",
     "pump",
@@ -53,7 +54,15 @@ PREAMBLE = "\n".join(
 )
 
 XEN = ("xen", "xen_guard", "xen_load", "xen_presence", "xen_store")
-CALL = ("call_crew", "call_fd", "call_frames", "call_pump", "call_streams", "call_talk")
+CALL = (
+    "call_crew",
+    "call_fd",
+    "call_frames",
+    "call_keeper",
+    "call_pump",
+    "call_streams",
+    "call_talk",
+)
 PARTS = ("ring", "halt_poll", "channel", "shm", "pump", "usbip", "running", *CALL, *XEN)
 SOURCES = [f"native/csrc/{name}.c" for name in PARTS]
 HEADERS = [f"native/csrc/{path.name}" for path in sorted(CSRC.glob("*.h"))]

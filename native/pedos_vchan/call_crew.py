@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 class _Run:
     """A call that runs, and who is told of its events and its end."""
 
-    __slots__ = ("call", "channel", "hear", "then")
+    __slots__ = ("call", "channel", "hear", "then", "unmet")
 
     def __init__(
         self,
@@ -36,11 +36,13 @@ class _Run:
         channel: Channel,
         hear: Callable[[int, int], None],
         then: Callable[[int | None], None],
+        unmet: Callable[[int], None],
     ) -> None:
         self.call = call
         self.channel = channel
         self.hear = hear
         self.then = then
+        self.unmet = unmet
 
 
 class Crew:
@@ -68,6 +70,7 @@ class Crew:
         lazily: int,
         hear: Callable[[int, int], None],
         then: Callable[[int | None], None],
+        unmet: Callable[[int], None],
     ) -> None:
         """Has a thread run the call over the channel to its end. `then` is called when the thread
         is done with its memory and descriptors, with 0 or the negative errno with which its three
@@ -78,6 +81,9 @@ class Crew:
         had: nothing is begun then. `hear` gets each event in `wanted`, and its number, at once, and
         each in `lazily` before the end or PV_CREW_LAZY_MS later. Should the loop end before the
         call, the call ends at once, and `then` gets None, outside of any loop.
+
+        Of a call that follows a keeper `unmet` is called instead, with 0 or errno, if the first
+        word of that is for others to read: channel and streams are as they were.
         """
         number = next(self._numbers)
         fds = [*streams, *[-1] * (lib.PV_CREW_FDS - len(streams))]
@@ -87,7 +93,7 @@ class Crew:
         if error:
             raise OSError(-error, os.strerror(-error))
         streams.clear()
-        self._runs[number] = _Run(call, channel, hear, then)
+        self._runs[number] = _Run(call, channel, hear, then, unmet)
         _crews.add(self)
 
     def _hear(self) -> None:
@@ -96,10 +102,12 @@ class Crew:
         while lib.pv_crew_next(self._native, news):
             run, event, number = self._runs[news.call], news.event, news.number
             try:
-                if event != lib.PV_CALL_DONE:
+                if event == lib.PV_CALL_DONE:
+                    self._forget(news.call).then(number)
+                elif event == lib.PV_CALL_UNMET:
+                    self._forget(news.call).unmet(number)
+                else:
                     run.hear(event, number)
-                    continue
-                self._forget(news.call).then(number)
             except Exception:
                 # The other calls' news come the same way.
                 log.exception("an event of a call could not be handled")

@@ -23,6 +23,8 @@ from ._native import ffi, lib
 from .call_crew import crew
 
 if TYPE_CHECKING:
+    from _typeshed import HasFileno
+
     from .channel import Channel
 
 Side = Literal["caller", "service"]
@@ -48,7 +50,8 @@ LOST_STATUS = 125
 class EventKind(enum.Enum):
     """What a call tells while it runs."""
 
-    STARTED = lib.PV_CALL_NOTE_STARTED  # caller: the service's side has taken up the call
+    # caller: the service's side has taken up the call. service: its keeper says that it runs
+    STARTED = lib.PV_CALL_NOTE_STARTED
     MAIN_EXITED = lib.PV_CALL_NOTE_MAIN_EXITED  # caller; number: its status
     EXITED = lib.PV_CALL_NOTE_EXITED  # caller: EXIT came; output may still be written
     STDIN_ENDED = lib.PV_CALL_NOTE_STDIN_ENDED  # service: it gets no more, or wants no more
@@ -149,6 +152,9 @@ class CallPump:
         self._channel = channel
         self._side = side
         self._on_event = on_event
+        self._keeper: HasFileno | None = (
+            None  # which is not freed before the thread is done with it
+        )
         #: What is told; to leave out what nobody wants spares trio's loop a wake-up each.
         self.wanted: Collection[EventKind] = frozenset(EventKind)
         #: What is told with the call's end, or a few milliseconds after it has happened.
@@ -164,6 +170,8 @@ class CallPump:
         shutdown: bool = False,
         owner: Hashable = None,
         done_with: Sequence[int] = (),
+        keeper: HasFileno | None = None,
+        otherwise: Callable[[int], None] | None = None,
     ) -> None:
         """Carries the call, and calls `then` when it is over, in trio's thread.
 
@@ -180,10 +188,23 @@ class CallPump:
         The service's side sends nothing before it has read the caller's first frame. So when a
         caller's call has ended with a reusable channel, the next call may begin on it at once.
 
+        Service: with a `keeper`, the connection on which it was asked, the call follows what it
+        says, and ends when the service's main process does (`csrc/call_keeper.h`). With `otherwise`
+        its first word is still to come, and nothing is begun before that is `Spawned`, without
+        options: `STARTED` then. Any other word, or the end, stays in the connection, and
+        `otherwise` is called instead of `then`, with 0, or the errno of an error that cannot be
+        read again. Channel and streams are as they were then, and the streams the caller's once
+        more; `done_with` is closed. The call may be begun anew. To end it while it waits is to end
+        one that was never started. Until it is over, nobody else may close the connection or read
+        from it; it may be shut down.
+
         Other descriptors are a problem with which the call ends. ``OSError`` if there is no thread:
         nothing is begun then, and `then` is not called. The loop's end is the call's.
         """
         streams = [stdin, stdout, stderr, *done_with]
+        self._keeper = keeper
+        if keeper is not None:
+            lib.pv_keeper_follow(self._native, keeper.fileno(), otherwise is None)
         try:
             self._channel.lend()
             try:
@@ -196,6 +217,7 @@ class CallPump:
                     lazily=_bits(self.lazily),
                     hear=self._hear,
                     then=partial(self._over, then),
+                    unmet=partial(self._unmet, otherwise),
                 )
             except BaseException:
                 self._channel.give_back()
@@ -253,6 +275,11 @@ class CallPump:
             self._channel.close()
         if error is not None:
             then(end)
+
+    def _unmet(self, otherwise: Callable[[int], None] | None, error: int) -> None:
+        self._channel.give_back()
+        assert otherwise is not None  # or nothing could go otherwise
+        otherwise(error)
 
     def _hear(self, event: int, number: int) -> None:
         self._on_event(Event(EventKind(event), number))

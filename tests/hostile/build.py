@@ -67,7 +67,14 @@ def victim(directory: Path, sanitizer: str) -> Path:
     return program
 
 
-CALL_PARTS = ("call_fd", "call_frames", "call_pump", "call_streams", "call_talk")
+CALL_PARTS = (
+    "call_fd",
+    "call_frames",
+    "call_keeper",
+    "call_pump",
+    "call_streams",
+    "call_talk",
+)
 
 
 def call_victim(directory: Path, sanitizer: str) -> Path:

@@ -24,6 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "call_keeper.h"
 #include "call_pump.h"
 #include "shm.h"
 
@@ -65,7 +66,24 @@ static void put(const uint8_t *bytes, uint32_t count)
     __atomic_store_n(&indices->prod, prod + count, __ATOMIC_RELEASE);
 }
 
-static void attack(int side, int notify_fd)
+/* A service's keeper says what it should, or anything. */
+static void say_as_keeper(int keeper)
+{
+    static const uint8_t words[3][11] = {{0x94, 12, 0xc2, 0xc2, 0xc2},
+                                         {0x93, 17, 0xa6, 'e', 'x', 'i', 't', 'e', 'd', 3},
+                                         {0x93, 17, 0xa6, 'e', 'x', 'i', 't', 'e', 'd', 0xcc, 200}};
+    static const size_t lengths[] = {5, 10, 11};
+    uint8_t word[64];
+    uint32_t which = next() % 4, length = which < 3 ? (uint32_t)lengths[which] : next() % 64;
+    ssize_t ignored;
+
+    for (uint32_t i = 0; i < length; i++)
+        word[i] = which < 3 ? words[which][i] : (uint8_t)next();
+    ignored = send(keeper, word, length, MSG_DONTWAIT | MSG_NOSIGNAL);
+    (void)ignored;
+}
+
+static void attack(int side, int notify_fd, int keeper)
 {
     static const uint8_t callers[] = {PV_CALL_STDIN, PV_CALL_STDIN, PV_CALL_STDOUT_CREDIT,
                                       PV_CALL_STDERR_CREDIT, PV_CALL_SIGNAL,
@@ -84,6 +102,8 @@ static void attack(int side, int notify_fd)
     memcpy(frame + PV_CALL_HEADER, ID, PV_CALL_ID);
     put(frame, PV_CALL_HEADER + PV_CALL_ID);
     eventfd_write(notify_fd, 1);
+    if (keeper >= 0)
+        say_as_keeper(keeper);
     for (unsigned i = 0; i < frames && __atomic_load_n(&page->srv_live, __ATOMIC_ACQUIRE); i++) {
         /* Two of four keep within their rights, until they stop in the middle of it. */
         uint32_t which = next() % (wild > 1 ? 1 : i < frames / 4 * 3 ? 2 : 8), at = indices->prod;
@@ -98,6 +118,8 @@ static void attack(int side, int notify_fd)
         for (uint32_t j = 0; j < 8; j++)
             frame[PV_CALL_HEADER + j] = (uint8_t)(j % 4 ? 0 : next() % 70);
         put(frame, PV_CALL_HEADER + length);
+        if (keeper >= 0 && next() % 64 == 0)
+            say_as_keeper(keeper);
         if (next() % 8 == 0)
             eventfd_write(notify_fd, 1);
         /* A frame that changes while it is read: its type, its length, or what follows. */
@@ -119,21 +141,26 @@ static void attack(int side, int notify_fd)
 struct run {
     struct pv_call *call;
     struct pv_channel *channel;
+    int ours[3];
     unsigned events;
 };
 
 static void *run_call(void *arg)
 {
     struct run *run = arg;
-    int number;
+    int number, error;
 
+    if (!pv_keeper_meet(run->call, &error) && error)
+        die("a keeper that cannot be heard", error);
+    if (pv_call_take(run->call, run->ours[0], run->ours[1], run->ours[2], 0) < 0)
+        die("take", errno);
     while (pv_call_run(run->call, run->channel, &number) != PV_CALL_DONE)
         run->events++;
     return NULL;
 }
 
 /* What programs do with their ends of the streams, until the hostile process is gone. */
-static void use_streams(int programs[3], pid_t pid)
+static void use_streams(struct pv_call *call, int programs[3], pid_t pid)
 {
     uint8_t bytes[5000] = {0};
 
@@ -151,6 +178,8 @@ static void use_streams(int programs[3], pid_t pid)
                            MSG_DONTWAIT | MSG_NOSIGNAL);
         }
         (void)ignored;
+        if (call && next() % 1024 == 0)
+            pv_call_exit(call, PV_CALL_EXITED, 1, ID, 0, next() % 2);
         if (next() % 16 == 0)
             usleep(10);
     }
@@ -158,7 +187,7 @@ static void use_streams(int programs[3], pid_t pid)
 
 static int play(int side)
 {
-    int fds[3], live[2], programs[3], ours[3], error;
+    int fds[3], live[2], programs[3], link[2] = {-1, -1}, error;
     struct run run = {.call = pv_call_new(side, ID)};
     struct timespec limit;
     pthread_t thread;
@@ -173,11 +202,16 @@ static int play(int side)
 
         if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
             die("socketpair", errno);
-        ours[i] = pair[0];
+        run.ours[i] = pair[0];
         programs[i] = pair[1];
     }
     if (side == PV_CALL_SERVICE && next() % 2)
         pv_call_exit(run.call, PV_CALL_EXITED, 0, ID, 0, next() % 2);
+    if (side == PV_CALL_SERVICE && next() % 2) {
+        if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, link) < 0)
+            die("socketpair", errno);
+        pv_keeper_follow(run.call, link[0], next() % 4 == 0);
+    }
     pid = fork();
     if (pid < 0)
         die("fork", errno);
@@ -186,7 +220,7 @@ static int play(int side)
         close(live[0]);
         for (int i = 0; i < 3; i++) {
             close(programs[i]);
-            close(ours[i]);
+            close(run.ours[i]);
         }
         page = mmap(NULL, pv_layout_size(ORDER, ORDER), PROT_READ | PROT_WRITE, MAP_SHARED, fds[0],
                     0);
@@ -196,15 +230,16 @@ static int play(int side)
         indices = &page->left;
         out = (uint8_t *)page + PV_PAGE_SIZE;
         page->cli_live = PV_LIVE_OPEN;
-        attack(!side, fds[2]);
+        attack(!side, fds[2], link[1]);
     }
     close(live[1]);
     close(fds[0]);
+    if (link[1] >= 0)
+        close(link[1]);
     if (pv_channel_watch(run.channel, live[0]) < 0 ||
-        pv_call_take(run.call, ours[0], ours[1], ours[2], 0) < 0 ||
         pthread_create(&thread, NULL, run_call, &run))
         die("start", errno);
-    use_streams(programs, pid);
+    use_streams(link[0] >= 0 ? run.call : NULL, programs, pid);
     for (int i = 0; i < 3; i++)
         if (programs[i] >= 0)
             close(programs[i]);
@@ -215,6 +250,8 @@ static int play(int side)
     why = pv_call_result(run.call)->why;
     if (why == PV_CALL_FAILED)
         die("the pump failed", pv_call_result(run.call)->error);
+    if (link[0] >= 0)
+        close(link[0]);
     pv_call_free(run.call);
     pv_channel_free(run.channel);
     return why;

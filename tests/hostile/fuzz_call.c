@@ -1,7 +1,7 @@
 /*
  * libFuzzer's target for the pump of a call: the input is a script of what the other VM writes into
- * the ring, and of what the programs at this end do with their streams. It goes on where the pump
- * would sleep: poll(2) is ours. Whatever happens, the pump may not sleep without anything that could
+ * the ring, of what the programs at this end do with their streams, and of what a service's keeper
+ * says. It goes on where the pump would sleep: poll(2) is ours. Whatever happens, the pump may not sleep without anything that could
  * wake it, nor run without end, and once the other VM has closed and all programs are gone it ends.
  */
 #include <poll.h>
@@ -28,6 +28,7 @@ int world_clock(clockid_t clock, struct timespec *now);
 #include "call_frames.c"
 #include "call_streams.c"
 #include "call_talk.c"
+#include "call_keeper.c"
 #include "call_pump.c"
 
 #define CHECK(what)  \
@@ -63,6 +64,8 @@ static struct pv_channel channel;
 static struct pv_call *call;
 static const uint8_t ID[PV_CALL_ID] = "the call's name";
 static int programs[3]; /* the programs' ends of stdin, stdout and stderr; -1: closed */
+static int ours[3];
+static int keeper, link_fd; /* its end and ours; -1: closed, or none */
 static int64_t clock_ms;
 static unsigned sleeps, notified;
 static int scribbled; /* over what we have written, too */
@@ -197,8 +200,40 @@ static void order_something(uint8_t what)
     }
 }
 
+/* A word of the keeper: one that is known, nearly such a one, or anything; or its end. */
+static void keeper_says(uint8_t what)
+{
+    uint8_t word[32];
+    size_t length = sizeof SPAWNED;
+    ssize_t ignored;
+
+    if (keeper < 0)
+        return;
+    memcpy(word, SPAWNED, sizeof SPAWNED);
+    if (what % 4 == 1) {
+        bool has_exited = take(1) & 1;
+
+        length = has_exited ? sizeof EXITED : sizeof SIGNALLED;
+        memcpy(word, has_exited ? EXITED : SIGNALLED, length);
+        word[length++] = (uint8_t)take(1);
+        if (word[length - 1] == ONE_BYTE)
+            word[length++] = (uint8_t)take(1);
+    } else if (what % 4 == 2) {
+        word[take(1) % length] = (uint8_t)take(1);
+        length = take(1) % sizeof word;
+    } else if (what % 4 == 3) {
+        shutdown(keeper, SHUT_RDWR);
+        return;
+    }
+    ignored = send(keeper, word, length, MSG_DONTWAIT | MSG_NOSIGNAL);
+    (void)ignored;
+}
+
 static void everything_ends(void)
 {
+    if (keeper >= 0)
+        close(keeper);
+    keeper = -1;
     for (int i = 0; i < 3; i++)
         use(i, 0);
     pv_ring_close(&other);
@@ -226,6 +261,8 @@ static void step(void)
         scribbled = shared.left[take(1) * 16] = shared.right[take(1) * 16] = (uint8_t)take(1) | 1;
     else if (what < 250)
         other.out.own += take(2), *other.out.publish = other.out.own;
+    else
+        keeper_says((uint8_t)take(1));
 }
 
 /* What the pump sleeps on. */
@@ -245,18 +282,33 @@ int world_poll(struct pollfd *fds, nfds_t count, int timeout)
         each->revents = 0;
         if (each->fd < 0)
             continue;
-        if (i == 0)
+        if (each->fd == channel.event_fd)
             each->revents = notified ? POLLIN : 0;
-        else if (each->fd == call->wake_fd || i >= 3)
+        else
             real_poll(each, 1);
         ready += each->revents != 0;
     }
     return ready;
 }
 
+/* The first word of a keeper. One that is not taken is still there, and nothing was said before. */
+static void meet(void)
+{
+    uint8_t word[32];
+    ssize_t length;
+    int error;
+
+    if (pv_keeper_meet(call, &error))
+        return;
+    length = recv(link_fd, word, sizeof word, MSG_DONTWAIT);
+    CHECK(error || length >= 0);
+    CHECK(length != sizeof SPAWNED || memcmp(word, SPAWNED, sizeof SPAWNED) != 0);
+    CHECK(!channel.ring.closed && pv_ring_ready(&other) == PV_WOULD_BLOCK && !call->notes);
+}
+
 static void begin(void)
 {
-    int pairs[3][2], fds[3], side = (int)take(1) % 2;
+    int pairs[3][2], link[2], side = (int)take(1) % 2;
     uint8_t given = (uint8_t)take(1);
 
     memset(&shared, 0, sizeof shared);
@@ -275,16 +327,24 @@ static void begin(void)
     CHECK(call);
     pv_call_begin(&seen, ID);
     for (int i = 0; i < 3; i++) {
-        programs[i] = fds[i] = -1;
+        programs[i] = ours[i] = -1;
         if (!(given & 1 << i))
             continue;
         CHECK(!socketpair(AF_UNIX, SOCK_STREAM, 0, pairs[i]));
-        fds[i] = pairs[i][0];
+        ours[i] = pairs[i][0];
         programs[i] = pairs[i][1];
         int small = 2048;
-        setsockopt(fds[i], SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+        setsockopt(ours[i], SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
     }
-    CHECK(!pv_call_take(call, fds[0], fds[1], fds[2], given & 8));
+    keeper = link_fd = -1;
+    if (side == PV_CALL_SERVICE && given & 16) {
+        CHECK(!socketpair(AF_UNIX, SOCK_SEQPACKET, 0, link));
+        keeper = link[0];
+        link_fd = link[1];
+        pv_keeper_follow(call, link_fd, given & 32);
+    }
+    meet();
+    CHECK(!pv_call_take(call, ours[0], ours[1], ours[2], given & 8));
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -314,5 +374,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     pv_call_free(call);
     for (int i = 0; i < 3; i++)
         use(i, 0);
+    if (keeper >= 0)
+        close(keeper);
+    if (link_fd >= 0)
+        CHECK(!close(link_fd)); /* nobody else has */
     return 0;
 }
