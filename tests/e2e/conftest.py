@@ -20,6 +20,10 @@ from .system import LocalSystem, wait_until
 
 Prepare = Callable[[LocalSystem], dict[str, str]]
 
+# Their systems start each program by exec(2), as users have it. What all others show does not
+# depend on that (see warm.py), and a fifth of the time of all tests went there.
+COLD = ("test_calls.py", "test_desktop.py", "test_policy.py", "test_scenarios.py", "test_watch.py")
+
 FAILED = pytest.StashKey[bool]()
 
 # A shell that runs the tests in the background has them ignore it, and all that they start.
@@ -43,9 +47,10 @@ class KeptSystem:
     """The module's system, and a fresh one after it was lost or a test has failed: leftovers of
     that test must not fail another one."""
 
-    def __init__(self, faults: FaultController, prepare: Prepare) -> None:
+    def __init__(self, faults: FaultController, prepare: Prepare, *, is_warm: bool) -> None:
         self._faults = faults
         self._prepare = prepare
+        self._is_warm = is_warm
         self._folders = contextlib.ExitStack()
         self._local: LocalSystem | None = None
 
@@ -55,7 +60,7 @@ class KeptSystem:
                 tempfile.TemporaryDirectory(prefix="pedos-e2e-", ignore_cleanup_errors=True)
             )
             self._faults.disarm()
-            self._local = LocalSystem(Path(folder) / "system")
+            self._local = LocalSystem(Path(folder) / "system", is_warm=self._is_warm)
             self._local.init()
             more = self._prepare(self._local)
             try:
@@ -92,8 +97,10 @@ def prepare() -> Prepare:
 
 
 @pytest.fixture(scope="module")
-def kept_system(faults: FaultController, prepare: Prepare) -> Iterator[KeptSystem]:
-    kept = KeptSystem(faults, prepare)
+def kept_system(
+    faults: FaultController, prepare: Prepare, request: pytest.FixtureRequest
+) -> Iterator[KeptSystem]:
+    kept = KeptSystem(faults, prepare, is_warm=request.path.name not in COLD)
     yield kept
     kept.end()
 

@@ -25,6 +25,8 @@ from pedos_protocol.messages import SCHEMA, to_wire
 
 from tests.patience import PATIENCE
 
+from . import warm
+
 BIN = Path(sys.executable).parent
 PATIENCE_S = PATIENCE
 # A condition outside our reach (another process's state) is looked at again after the first of
@@ -74,8 +76,14 @@ def wait_ready(ready: socket.socket, child: subprocess.Popen[bytes]) -> None:
 class LocalSystem:
     """`pedos-local up` on a folder, with the command line to talk to it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, is_warm: bool = False) -> None:
+        """With `is_warm` its programs start as tests/e2e/warm.py says, in a tenth of the time."""
         self.folder = folder
+        self._pedos_local: list[str | Path] = [BIN / "pedos-local"]
+        self._padding: list[str] = []
+        if is_warm:
+            self._pedos_local = [sys.executable, "-P", warm.__file__]
+            self._padding = [warm.PADDING]
         self._up: subprocess.Popen[bytes] | None = None
 
     def init(self, restarts: int = RESTARTS) -> None:
@@ -91,7 +99,7 @@ class LocalSystem:
                 ready.bind(short)
             with (self.folder / "up.log").open("ab") as log:
                 self._up = subprocess.Popen(
-                    [BIN / "pedos-local", "up", self.folder],
+                    [*self._pedos_local, "up", self.folder, *self._padding],
                     env={**os.environ, "NOTIFY_SOCKET": str(ready_path), **(env or {})},
                     stdout=log,
                     stderr=log,

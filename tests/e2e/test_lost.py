@@ -64,7 +64,7 @@ def test_a_program_that_ends_before_it_is_ready_is_not_waited_for(tmp_path: Path
 def test_the_next_test_after_a_loss_has_a_fresh_system(
     faults: FaultController, prepare: Prepare
 ) -> None:
-    kept = KeptSystem(faults, prepare)
+    kept = KeptSystem(faults, prepare, is_warm=False)
     first = kept.get()
     assert kept.get() is first
     first.plug("sys-usb", "stick.img", bytes(1 << 16))
