@@ -48,11 +48,12 @@ pictures:
 	@tools/setup desktop
 	@.venv/bin/python -m tests.widget.e2e.pictures docs/pictures
 
-# Two workers more than there are processors: those that run tests of sound wait most of their time.
-# A file is one worker's, and long ones come first (tests/schedule.py).
+# Three workers more than there are processors: two run tests of sound, which wait most of their time,
+# and others wait as well now and then. A file is one worker's, and long ones come first
+# (tests/schedule.py). What pytest has made of the modules of its plugins is kept for the next worker.
 test:
 	@tools/setup test
-	@.venv/bin/python -m pytest -n $$(($$(nproc) + 2)) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -n $$(($$(nproc) + 3)) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint:
 	@tools/setup lint

@@ -8,7 +8,7 @@ import itertools
 import logging
 import re
 import signal
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from hypothesis import HealthCheck, settings
 from tests import rewriting
 from tests.alone import Turns
 from tests.lingering import Lingering, closing, until
-from tests.schedule import Scheduling
+from tests.schedule import SHARE, WAITING, Scheduling, say_less, share_of
+
+ROOT = Path(__file__).parents[1]
 
 # The machine's present speed says nothing about the code.
 settings.register_profile("timeless", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -48,14 +50,55 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.trio(run=run_strictly), append=False)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Each worker of pytest-xdist learns what is its own to collect."""
+    config = node.config
+    if is_of_all(config) and config.getvalue("dist") == "loadfile":
+        share = share_of(number_of(node.workerinput), len(config.getvalue("tx")))
+        node.workerinput[SHARE] = share
+    # What asks for each part of a test gets it.
+    asks = config.option.verbose > 0 or config.option.durations or config.option.xmlpath
+    node.workerinput[SAYS_LESS] = not asks
+
+
+SAYS_LESS = "pedos-says-less"
+
+
+def is_of_all(config: pytest.Config) -> bool:
+    return config.args == config.getini("testpaths")
+
+
+def number_of(worker: Mapping[str, Any]) -> int:
+    return int(worker["workerid"].removeprefix("gw"))
+
+
+def sends(plugin: object) -> bool:
+    """Whether it is pytest-xdist's, by which a worker speaks: it has no name."""
+    return hasattr(plugin, "sendevent")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session: pytest.Session) -> None:
     """Workers of pytest-xdist that collect everything share the work."""
     gc.disable()  # until that is over: nothing of what it brings is garbage
-    worker = getattr(session.config, "workerinput", None)
-    if worker is not None and session.config.args == session.config.getini("testpaths"):
-        number = int(worker["workerid"].removeprefix("gw"))
-        rewriting.rewrite_share(session.config, number, worker["workercount"])
+    config = session.config
+    worker = getattr(config, "workerinput", None)
+    if worker is None:
+        return
+    if worker[SAYS_LESS]:
+        say_less(next(each for each in config.pluginmanager.get_plugins() if sends(each)))
+    if is_of_all(config):
+        rewriting.rewrite_share(config, number_of(worker), worker["workercount"])
+        if worker.get(SHARE):
+            config.args[:] = [WAITING]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What waits is the share of other workers (tests/schedule.py)."""
+    waits = f"{collection_path.relative_to(ROOT)}/" == WAITING
+    share = getattr(config, "workerinput", {}).get(SHARE)
+    return True if waits and share is False else None
 
 
 @pytest.hookimpl(optionalhook=True)
