@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import socket
 import struct
@@ -55,6 +56,21 @@ class Lingering:
 def descriptors() -> int:
     """How many this process has."""
     return len(os.listdir("/proc/self/fd"))
+
+
+def held(fd: int) -> Callable[[], int]:
+    """Tells how many this process has of what `fd` is now, also after `fd` was closed. What other
+    tests have left, which a thread may close meanwhile, does not count."""
+    what = os.readlink(f"/proc/self/fd/{fd}")
+
+    def count() -> int:
+        found = 0
+        for number in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                found += os.readlink(f"/proc/self/fd/{number}") == what
+        return found
+
+    return count
 
 
 def closing() -> int:

@@ -17,7 +17,7 @@ from pedos_host.packets import PacketSocket
 from pedos_host.plain_unix import short_path
 from pedos_host.unix import listen_packets, listen_unix
 
-from tests.lingering import until
+from tests.lingering import held, until
 
 
 def pair() -> tuple[PacketSocket, socket.socket]:
@@ -46,8 +46,9 @@ async def test_a_client_s_messages_arrive_one_by_one_and_it_is_known(tmp_path: P
 
 async def test_descriptors_come_with_their_message_and_no_more_than_were_asked_for() -> None:
     server, client = pair()
-    before = len(os.listdir("/proc/self/fd"))
     reader, writer = os.pipe()
+    ours = held(writer)
+    assert ours() == 2
     for count in (0, 1, 2, 100):
         rights = array.array("i", [writer] * count)
         client.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if count else [])
@@ -59,7 +60,7 @@ async def test_descriptors_come_with_their_message_and_no_more_than_were_asked_f
             os.close(each)
     os.close(reader)
     os.close(writer)
-    await until(lambda: len(os.listdir("/proc/self/fd")) == before)
+    await until(lambda: ours() == 0)
     client.close()
     assert await server.receive_passing(10, 2) == (b"", [])
     server.close()
@@ -124,11 +125,12 @@ async def test_descriptors_go_with_a_message_and_never_come() -> None:
     (got,) = array.array("i", ancillary[0][2])
     os.write(got, b"!")
     assert (message, os.read(reading, 1)) == (b"take", b"!")
-    before = set(os.listdir("/proc/self/fd"))
+    open_here = held(got)
+    assert open_here() == 2  # it, and the end to read
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [got] * 50))]
     theirs.sendmsg([b"yours"], rights)
     assert await ours.receive(10) == b"yours"
-    await until(lambda: set(os.listdir("/proc/self/fd")) == before)
+    await until(lambda: open_here() == 2)
     for fd in (reading, got):
         os.close(fd)
     theirs.close()
