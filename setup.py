@@ -18,7 +18,10 @@ WIRE = Extension(
     "pedos_protocol._wire",
     [
         f"native/wire/{name}.c"
-        for name in ("connection", "events", "module", "read", "turn", "values", "write")
+        for name in (
+            *("connection", "events", "forms", "module", "packets"),
+            *("read", "turn", "values", "write"),
+        )
     ],
     depends=["native/wire/wire.h"],
     define_macros=LIMITED,

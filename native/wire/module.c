@@ -37,6 +37,10 @@ static PyMethodDef functions[] = {
     {"make_classes", wire_make_classes, METH_VARARGS, NULL},
     {"introduce", wire_introduce, METH_VARARGS, NULL},
     {"check_id", wire_check_id, METH_O, NULL},
+    {"take_list", wire_take_list, METH_VARARGS, NULL},
+    {"take_map", wire_take_map, METH_VARARGS, NULL},
+    {"read_packet", wire_read_packet, METH_VARARGS, NULL},
+    {"write_packet", wire_write_packet, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -66,6 +70,7 @@ static const struct {
     NUMBER(DEADLINE_MS_MAX),
     NUMBER(PENDING_MAX),
     NUMBER(ID_MAX),
+    NUMBER(DATAGRAM_MAX),
     NUMBER(REQUEST),
     NUMBER(RESPONSE),
     NUMBER(NOTICE),
@@ -95,7 +100,8 @@ static int fill(PyObject *module)
     wire_remote_error = PyObject_GetAttrString(errors, "RemoteProtocolError");
     Py_DECREF(errors);
     if (wire_local_error == NULL || wire_remote_error == NULL || wire_values_ready() < 0 ||
-        wire_turn_ready() < 0 || wire_connection_ready(module) < 0)
+        wire_turn_ready() < 0 || wire_connection_ready(module) < 0 ||
+        wire_forms_ready(module) < 0)
         return -1;
     for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++)
         if (add_number(module, numbers[i].name, numbers[i].value) < 0)

@@ -57,6 +57,10 @@
 /* A call's id is a u32. */
 #define ID_MAX 0xffffffffll
 
+/* Bytes of a datagram between a program that calls a service and its agent. A `Call` with all texts
+ * at their bounds has some 900. */
+#define DATAGRAM_MAX 4096
+
 /* The first item of a frame, as in MessagePack-RPC. */
 enum { REQUEST, RESPONSE, NOTICE };
 
@@ -188,9 +192,18 @@ void wire_enter(struct wire_side *side, PyObject *state);
 int wire_has_id(const struct wire_ids *ids, PyObject *id);
 void wire_forget_ids(struct wire_ids *ids);
 
+/* forms.c. Functions of the module. */
+PyObject *wire_take_list(PyObject *module, PyObject *arguments);
+PyObject *wire_take_map(PyObject *module, PyObject *arguments);
+
+/* packets.c. Functions of the module. */
+PyObject *wire_read_packet(PyObject *module, PyObject *arguments);
+PyObject *wire_write_packet(PyObject *module, PyObject *arguments);
+
 /* These make what each file needs; they return 0, or -1 with an error. */
 int wire_values_ready(void);
 int wire_turn_ready(void);
 int wire_connection_ready(PyObject *module);
+int wire_forms_ready(PyObject *module);
 
 #endif

@@ -19,6 +19,8 @@ DEADLINE_MS_MAX: int
 PENDING_MAX: int
 #: The highest id of a call.
 ID_MAX: int
+#: Bytes of what `write_packet` writes.
+DATAGRAM_MAX: int
 
 # The first item of a frame.
 REQUEST: int
@@ -123,3 +125,39 @@ class Machine:
 
 def check_id(call_id: object, /) -> None:
     """LocalProtocolError if a call may not have it."""
+
+class Form:
+    """Which values are right as they are, and what makes something of others. `kind` is "t" for a
+    text of `low` to `high` characters of ASCII, the first of `first` and others of `rest`; "w" for
+    one of `words`; "i" for an integer from `low` to `high`; "r" for a real from `low` on; "f" for a
+    flag; "o" for none. `parse` returns what another value says, or raises ValueError; with None,
+    all other values are wrong."""
+
+    def __init__(
+        self,
+        kind: str,
+        low: int = 0,
+        high: int = 0,
+        first: str = "",
+        rest: str = "",
+        words: tuple[str, ...] | None = None,
+        parse: Callable[[Any], Any] | None = None,
+        may_be_none: bool = False,
+    ) -> None: ...
+
+def take_list(forms: tuple[Form, ...], untrusted: tuple[Any, ...], /) -> tuple[Any, ...] | None:
+    """The values as the forms have them; None if one is wrong, or if there are more or less."""
+
+def take_map(forms: dict[str, Form], untrusted: dict[Any, Any], /) -> dict[str, Any] | None:
+    """The values as the forms have them; None if the map has not exactly these names. ValueError
+    begins with the name whose value is wrong."""
+
+def read_packet(
+    fields: tuple[int | tuple[Any, ...], ...], untrusted: bytes, /
+) -> tuple[int | str | bool, ...]:
+    """The fields after the first byte of a datagram (`call_link`). RemoteProtocolError."""
+
+def write_packet(
+    number: int, fields: tuple[int | tuple[Any, ...], ...], values: tuple[int | str | bool, ...], /
+) -> bytes:
+    """A datagram of a byte and these fields. LocalProtocolError if one has no such value."""

@@ -19,16 +19,19 @@ agent still says `Ended`.
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple, TypeAlias
 
-from .errors import LocalProtocolError, RemoteProtocolError
+from . import _wire
+from .errors import RemoteProtocolError
 from .names import printable_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 VERSION = 1
 
-#: Bytes; a `Call` with all texts at their bounds has some 900.
-DATAGRAM_MAX = 4096
+DATAGRAM_MAX = _wire.DATAGRAM_MAX  # bytes
 DESCRIPTORS = 3
 
 # Bytes of each text. Those of a call are longer than any name that is valid, so that a wrong one is
@@ -58,9 +61,6 @@ def exit_status(kind: str, status: int) -> int:
     if kind == "exited":
         return status
     return SIGNALLED + status if kind == "signalled" else _STATUS.get(kind, PROBLEM)
-
-
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 class Call(NamedTuple):
@@ -105,26 +105,18 @@ class Ended(NamedTuple):
 
 Message: TypeAlias = Call | Signal | Started | Ended
 
-# The kinds of fields.
-_U8, _U16, _FLAG, _KIND, _TARGET, _SERVICE, _ARGUMENT, _USER, _ID, _TEXT, _RULE, _HINT = range(12)
-_NUMBERS = {_U8: 1, _U16: 2, _FLAG: 1, _KIND: 1}
-_TEXTS = {
-    _TARGET: TARGET_MAX,
-    _SERVICE: SERVICE_MAX,
-    _ARGUMENT: ARGUMENT_MAX,
-    _USER: USER_MAX,
-    _ID: ID_MAX,
-    _TEXT: TEXT_MAX,
-    _RULE: RULE_MAX,
-    _HINT: HINT_MAX,
-}
+# The fields, for native/wire/packets.c: how many bytes a text has at most, or minus those of a
+# number; or what the values of a byte mean, None for one that means nothing.
+_U8, _U16 = -1, -2
+_FLAG = (False, True)
+_KIND = (None, *KINDS)
 
 #: By type: who sends the message, and its fields.
-FORMS: dict[int, tuple[str, type[Message], tuple[int, ...]]] = {
-    1: (PROGRAM, Call, (_U16, _FLAG, _TARGET, _SERVICE, _ARGUMENT, _USER)),
+FORMS: dict[int, tuple[str, type[Message], tuple[int | tuple[Any, ...], ...]]] = {
+    1: (PROGRAM, Call, (_U16, _FLAG, TARGET_MAX, SERVICE_MAX, ARGUMENT_MAX, USER_MAX)),
     2: (PROGRAM, Signal, (_U8,)),
-    11: (AGENT, Started, (_ID, _ID)),
-    12: (AGENT, Ended, (_KIND, _U8, _U8, _TEXT, _RULE, _HINT, _ID)),
+    11: (AGENT, Started, (ID_MAX, ID_MAX)),
+    12: (AGENT, Ended, (_KIND, _U8, _U8, TEXT_MAX, RULE_MAX, HINT_MAX, ID_MAX)),
 }
 TYPES = {form: number for number, (_, form, _) in FORMS.items()}
 
@@ -132,26 +124,7 @@ TYPES = {form: number for number, (_, form, _) in FORMS.items()}
 def build(message: Message) -> bytes:
     """The datagram of a message. LocalProtocolError if a field has no such value."""
     kind = TYPES[type(message)]
-    fields = FORMS[kind][2]
-    raw = [bytes([kind])]
-    raw += [_build_field(field, value) for field, value in zip(fields, message, strict=True)]
-    return b"".join(raw)
-
-
-def _build_field(kind: int, value: object) -> bytes:
-    if kind in _TEXTS:
-        encoded = str(value).encode("utf-8", "replace")
-        if not is_line(str(value)) or len(encoded) > _TEXTS[kind]:
-            raise LocalProtocolError(f"no text of a call: {value!r}")
-        return len(encoded).to_bytes(2, "little") + encoded
-    if kind == _KIND:
-        if value not in KINDS:
-            raise LocalProtocolError(f"no end of a call: {value!r}")
-        value = KINDS.index(value) + 1
-    size = _NUMBERS[kind]
-    if not isinstance(value, int) or not 0 <= value < (2 if kind == _FLAG else 1 << 8 * size):
-        raise LocalProtocolError(f"no number of a call: {value!r}")
-    return int(value).to_bytes(size, "little")
+    return _wire.write_packet(kind, FORMS[kind][2], message)
 
 
 def parse(untrusted: bytes, sender: str) -> Message:
@@ -161,50 +134,8 @@ def parse(untrusted: bytes, sender: str) -> Message:
         raise RemoteProtocolError(f"an unknown message: {untrusted[:1].hex() or 'no byte'}")
     if len(untrusted) > DATAGRAM_MAX:
         raise RemoteProtocolError(f"a message of {len(untrusted)} bytes")
-    at = 1
-    values: list[int | str | bool] = []
-    for field in form[2]:
-        size = _NUMBERS.get(field, 2)
-        number = int.from_bytes(untrusted[at : at + size], "little")
-        at += size
-        if field in _TEXTS:
-            if number > _TEXTS[field]:
-                raise RemoteProtocolError(f"a text of {number} bytes")
-            values.append(_text(untrusted[at : at + number]))
-            at += number
-        else:
-            values.append(_value(field, number))
-    if at != len(untrusted):
-        raise RemoteProtocolError("a message that is cut, or has bytes left over")
-    # The kinds of fields in FORMS are those of the class.
-    return form[1](*values)  # type: ignore[arg-type]
-
-
-def _value(field: int, number: int) -> int | str | bool:
-    if field == _FLAG:
-        if number > 1:
-            raise RemoteProtocolError(f"a flag that is {number}")
-        return bool(number)
-    if field == _KIND:
-        if not 1 <= number <= len(KINDS):
-            raise RemoteProtocolError(f"a call that ended as {number}")
-        return KINDS[number - 1]
-    return number
-
-
-def _text(untrusted: bytes) -> str:
-    try:
-        text = untrusted.decode("utf-8")
-    except UnicodeDecodeError:
-        raise RemoteProtocolError("a text that is not UTF-8") from None
-    if not is_line(text):
-        raise RemoteProtocolError("a text with control characters")
-    return text
-
-
-def is_line(text: str) -> bool:
-    """Has `text` no control characters?"""
-    return _CONTROL.search(text) is None
+    # The fields in FORMS are those of the class.
+    return form[1](*_wire.read_packet(form[2], untrusted))  # type: ignore[arg-type]
 
 
 def fitting(text: str, limit: int) -> str:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable
+from functools import cache
 from typing import Annotated, Any, Literal, Union
 
 import attr
 
-from . import device_classes, names
+from . import device_classes, forms, names
+from ._wire import Form, take_map
 from .device_classes import OPTION_NAME_MAX, OPTION_VALUE_MAX, OPTIONS_MAX
 from .errors import CODES
+from .forms import Plain
 from .frozen import fields_of, is_frozen
 
 # A VM reports its devices in pages of one frame each.
@@ -281,16 +284,61 @@ def parser_of(annotation: Any) -> Parse:
         if isinstance(extra, AtMost):
             return _list_of(parser_of(typing.get_args(base)[0]), extra.entries)
         return typing.cast("Parse", extra)
-    if origin in (Union, types.UnionType) and len(arguments) == 2 and arguments[1] is type(None):
-        return _optional(parser_of(arguments[0]))
     raise TypeError(f"no parse function is known for {annotation}")
 
 
-def _optional(parse_present: Parse) -> Parse:
-    def parse(untrusted: Any) -> Any:
-        return None if untrusted is None else parse_present(untrusted)
+#: The values that these functions return as they are.
+PLAIN: dict[Parse, Plain] = {
+    a_flag: forms.FLAG,
+    a_natural: forms.integer(0, NATURAL_MAX),
+    a_port: forms.integer(1, PORT_MAX),
+    a_domid: forms.integer(0, DOMID_MAX),
+    an_order: forms.integer(ORDER_MIN, ORDER_MAX),
+    a_status: forms.integer(0, STATUS_MAX),
+    a_number_of_records: forms.integer(1, RECORDS_MAX),
+    a_duration: forms.REAL,
+    an_attachment_id: forms.ATTACHMENT_ID,
+    a_call_id: forms.CALL_ID,
+    an_identity: forms.IDENTITY,
+    an_instance: forms.INSTANCE,
+    a_line: forms.harmless(names.DESCRIPTION_MAX),
+    an_end_text: forms.harmless(names.END_TEXT_MAX),
+    a_text: forms.line(TEXT_MAX),
+    a_record: forms.line(RECORD_MAX),
+    names.parse_vm_name: forms.VM_NAME,
+    names.parse_device_id: forms.DEVICE_ID,
+    names.parse_name_in_target: forms.DEVICE_ID,
+    names.parse_service_name: forms.SERVICE_NAME,
+    names.parse_service_argument: forms.SERVICE_ARGUMENT,
+    names.parse_user_name: forms.USER_NAME,
+    names.parse_call_target: forms.CALL_TARGET,
+}
 
-    return parse
+
+@cache
+def form_of(annotation: Any) -> Form:
+    """The form for an attribute of this type."""
+    inner = _inside_optional(annotation)
+    if inner is not None:
+        return _form(inner, may_be_none=True)
+    return _form(annotation, may_be_none=False)
+
+
+def _form(annotation: Any, *, may_be_none: bool) -> Form:
+    parse = parser_of(annotation)
+    if typing.get_origin(annotation) is Literal:
+        plain = forms.one_of(typing.get_args(annotation))
+    else:
+        plain = PLAIN.get(parse, forms.OTHER)
+    return Form(*plain, parse=parse, may_be_none=may_be_none)
+
+
+def _inside_optional(annotation: Any) -> Any:
+    """X of `X | None`; None for another type."""
+    arguments = typing.get_args(annotation)
+    is_union = typing.get_origin(annotation) in (Union, types.UnionType)
+    is_optional_one = is_union and len(arguments) == 2 and arguments[1] is type(None)
+    return arguments[0] if is_optional_one else None
 
 
 def _one_of(words: tuple[str, ...]) -> Parse:
@@ -352,24 +400,24 @@ def message_in(annotation: Any) -> type[Any] | None:
     return next((each for each in found if each is not None), None)
 
 
-#: The parse functions of a message's attributes, in their order.
-_PARSERS: dict[type[attr.AttrsInstance], dict[str, Parse]] = {}
+#: The forms of a message's attributes, in their order.
+_FORMS: dict[type[attr.AttrsInstance], dict[str, Form]] = {}
 #: The names of those that must be there.
 _REQUIRED: dict[type[attr.AttrsInstance], frozenset[str]] = {}
 
 
-def prepare(message_class: type[attr.AttrsInstance]) -> dict[str, Parse]:
-    """The parse functions of this class's attributes, by name; made once.
+def prepare(message_class: type[attr.AttrsInstance]) -> dict[str, Form]:
+    """The forms of this class's attributes, by name; made once.
 
     TypeError if an attribute has a type without a parse function.
     """
-    parsers = _PARSERS.get(message_class)
-    if parsers is None:
+    forms_by_name = _FORMS.get(message_class)
+    if forms_by_name is None:
         fields = fields_of(message_class)
-        parsers = {a.name: parser_of(a.type) for a in fields}
+        forms_by_name = {a.name: form_of(a.type) for a in fields}
         _REQUIRED[message_class] = frozenset(a.name for a in fields if not is_optional(a))
-        _PARSERS[message_class] = parsers
-    return parsers
+        _FORMS[message_class] = forms_by_name
+    return forms_by_name
 
 
 def parse_message(message_class: type[attr.AttrsInstance], untrusted: object) -> attr.AttrsInstance:
@@ -380,20 +428,24 @@ def parse_message(message_class: type[attr.AttrsInstance], untrusted: object) ->
     """
     if type(untrusted) is not dict:
         raise ValueError("a map is expected")
-    parsers = _PARSERS.get(message_class) or prepare(message_class)
-    if untrusted.keys() != parsers.keys():
-        for name in parsers:
-            if name not in untrusted and name in _REQUIRED[message_class]:
-                raise ValueError(f"{name} is missing")
-        for untrusted_name in untrusted:
-            if untrusted_name not in parsers:
-                raise ValueError(f"{names.shown(untrusted_name)} is not known")
-    values = {}
-    for name, parse in parsers.items():
-        if name not in untrusted:
-            continue
-        try:
-            values[name] = parse(untrusted[name])
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+    known = _FORMS.get(message_class) or prepare(message_class)
+    values = take_map(known, untrusted)
+    if values is None:
+        there = _known_there(message_class, known, untrusted)
+        values = take_map(there, untrusted)
+        assert values is not None  # all names are known
     return message_class(**values)
+
+
+def _known_there(
+    message_class: type[attr.AttrsInstance], known: dict[str, Form], untrusted: dict[Any, Any]
+) -> dict[str, Form]:
+    """The forms of the attributes that are in the map. ValueError if one must be and is not, or if
+    something else is."""
+    for name in known:
+        if name not in untrusted and name in _REQUIRED[message_class]:
+            raise ValueError(f"{name} is missing")
+    for untrusted_name in untrusted:
+        if untrusted_name not in known:
+            raise ValueError(f"{names.shown(untrusted_name)} is not known")
+    return {name: form for name, form in known.items() if name in untrusted}

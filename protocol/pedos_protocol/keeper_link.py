@@ -20,7 +20,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-from . import names
+from . import forms, names
+from ._wire import Form, take_list
 from .codec import HEADER_SIZE, decode, encode
 from .errors import LocalProtocolError, RemoteProtocolError
 
@@ -123,50 +124,44 @@ Packet: TypeAlias = (
 )
 
 
-def _is_flag(value: object) -> bool:
-    return type(value) is bool
+def _form(plain: forms.Plain, parse: Callable[[object], object] | None = None) -> Form:
+    return Form(*plain, parse=parse)
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= TEXT_MAX and names.is_printable(value)
+def _printable(untrusted: object) -> str:
+    if not isinstance(untrusted, str) or len(untrusted) > TEXT_MAX:
+        raise ValueError("no text of at most so many characters")
+    if not names.is_printable(untrusted):
+        raise ValueError("a text with characters that are not visible")
+    return untrusted
 
 
-def _is_signal(value: object) -> bool:
-    return type(value) is int and 1 <= value <= SIGNAL_MAX
+_FLAG = _form(forms.FLAG)
+_OPTIONS = (_FLAG, _FLAG, _FLAG)
+_TEXT = _form(forms.line(TEXT_MAX), _printable)
+_RUN = (
+    _form(forms.CALL_ID),
+    _form(forms.SERVICE_NAME),
+    _form(forms.SERVICE_ARGUMENT),
+    _form(forms.VM_NAME),
+    _form(forms.CALL_TARGET, names.parse_call_target),
+    _FLAG,
+)
+_SIGNAL = _form(forms.integer(1, SIGNAL_MAX))
+_END = (_form(forms.one_of((EXITED, SIGNALLED))), _form(forms.integer(0, STATUS_MAX)))
 
-
-def _is_status(value: object) -> bool:
-    return type(value) is int and 0 <= value <= STATUS_MAX
-
-
-def _is_end(value: object) -> bool:
-    return value in (EXITED, SIGNALLED)
-
-
-def _text_that(check: Callable[[str], bool]) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, str) and check(value)
-
-
-_CALL = _text_that(names.is_call_id)
-_SERVICE = _text_that(names.is_service_name)
-_ARGUMENT = _text_that(names.is_service_argument)
-_VM = _text_that(names.is_vm_name)
-_TARGET = _text_that(names.is_call_target)
-_USER = _text_that(names.is_user_name)
-_OPTIONS = (_is_flag, _is_flag, _is_flag)
-
-#: By number: who sends the packet, and the check of each field.
-FORMS: dict[int, tuple[str, type[Packet], tuple[Callable[[object], bool], ...]]] = {
-    1: (AGENT, Run, (_CALL, _SERVICE, _ARGUMENT, _VM, _TARGET, _is_flag)),
-    2: (AGENT, Signal, (_is_signal,)),
+#: By number: who sends the packet, and the form of each field.
+FORMS: dict[int, tuple[str, type[Packet], tuple[Form, ...]]] = {
+    1: (AGENT, Run, _RUN),
+    2: (AGENT, Signal, (_SIGNAL,)),
     3: (AGENT, Finished, ()),
-    11: (KEEPER, Waiting, (_is_text,)),
+    11: (KEEPER, Waiting, (_TEXT,)),
     12: (KEEPER, Spawned, _OPTIONS),
     13: (KEEPER, Connected, _OPTIONS),
-    14: (KEEPER, ForUser, (_USER,)),
-    15: (KEEPER, NotFound, (_is_text,)),
-    16: (KEEPER, Problem, (_is_text,)),
-    17: (KEEPER, Ended, (_is_end, _is_status)),
+    14: (KEEPER, ForUser, (_form(forms.USER_NAME),)),
+    15: (KEEPER, NotFound, (_TEXT,)),
+    16: (KEEPER, Problem, (_TEXT,)),
+    17: (KEEPER, Ended, _END),
 }
 _NUMBERS = {form: number for number, (_, form, _) in FORMS.items()}
 
@@ -174,7 +169,7 @@ _NUMBERS = {form: number for number, (_, form, _) in FORMS.items()}
 def build(packet: Packet) -> bytes:
     """The datagram of a packet. LocalProtocolError if a field has no such value."""
     number = _NUMBERS[type(packet)]
-    if not all(check(value) for check, value in zip(FORMS[number][2], packet, strict=True)):
+    if take_list(FORMS[number][2], packet) is None:
         raise LocalProtocolError(f"no such packet: {packet!r}")
     return encode([number, *packet])[HEADER_SIZE:]
 
@@ -188,15 +183,21 @@ def parse(untrusted: bytes, sender: str) -> Packet:
     if form is None or form[0] != sender:
         raise RemoteProtocolError(f"a packet that the {sender} does not send: {number!r:.40}")
     _, packet, checks = form
-    if len(fields) != len(checks):
-        raise RemoteProtocolError(f"{packet.__name__} with {len(fields)} fields")
-    for name, check, value in zip(packet._fields, checks, fields, strict=True):
-        if not check(value):
-            raise RemoteProtocolError(f"{packet.__name__}.{name}: {names.shown(value)}")
-    made: Packet = packet(*fields)
-    if isinstance(made, Ended) and made.kind == SIGNALLED and not _is_signal(made.status):
-        raise RemoteProtocolError(f"Ended.status: no signal has the number {made.status}")
+    values = take_list(checks, tuple(fields))
+    if values is None:
+        raise RemoteProtocolError(_what_is_wrong(packet, checks, fields))
+    if packet is Ended and values[0] == SIGNALLED and take_list((_SIGNAL,), values[1:]) is None:
+        raise RemoteProtocolError(f"Ended.status: no signal has the number {values[1]}")
+    made: Packet = packet(*values)
     return made
+
+
+def _what_is_wrong(packet: type[Packet], checks: tuple[Form, ...], fields: list[Any]) -> str:
+    if len(fields) == len(checks):
+        for name, check, value in zip(packet._fields, checks, fields, strict=True):
+            if take_list((check,), (value,)) is None:
+                return f"{packet.__name__}.{name}: {names.shown(value)}"
+    return f"{packet.__name__} with {len(fields)} fields"
 
 
 def said(text: str) -> str:

@@ -33,18 +33,20 @@ SHOWN_MAX = 40  # characters of a refused text that an error message repeats
 _UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LOWER = "abcdefghijklmnopqrstuvwxyz"
 _DIGITS = "0123456789"
-_HEX = frozenset(_DIGITS + "abcdef")
-_LETTERS = _UPPER + _LOWER
-_VM_NAME_CHARACTERS = _LETTERS + _DIGITS + "_-"
-_DEVICE_ID_CHARACTERS = _LETTERS + _DIGITS + "._-"
-_SERVICE_CHARACTERS = _LETTERS + _DIGITS + "._-"
-_IDENTITY_CHARACTERS = _LETTERS + _DIGITS + ":._-"
+HEX_DIGITS = _DIGITS + "abcdef"
+_HEX = frozenset(HEX_DIGITS)
+LETTERS = _UPPER + _LOWER
+ALPHANUMERIC = LETTERS + _DIGITS
+VM_NAME_CHARACTERS = ALPHANUMERIC + "_-"
+DEVICE_ID_CHARACTERS = ALPHANUMERIC + "._-"
+SERVICE_CHARACTERS = ALPHANUMERIC + "._-"
+IDENTITY_CHARACTERS = ALPHANUMERIC + ":._-"
 
 #: The characters of a description, beside the letters, digits and accents of all scripts. `< > & "
 #: \` and the back-tick are missing because they mean something to HTML, Pango, shells and JSON;
 #: other signs, blanks and marks because they make one device look like another.
-_HARMLESS_CHARACTERS = _LETTERS + _DIGITS + " .,:;()[]{}+-_/@#%=!?*'~^|$"
-_HARMLESS = frozenset(_HARMLESS_CHARACTERS)
+HARMLESS_CHARACTERS = ALPHANUMERIC + " .,:;()[]{}+-_/@#%=!?*'~^|$"
+_HARMLESS = frozenset(HARMLESS_CHARACTERS)
 
 #: First letters of Unicode's categories of letters and of marks on them; and that of digits.
 _LETTER, _MARK, _DIGIT = "L", "M", "Nd"
@@ -98,7 +100,7 @@ def _made_of(text: str, characters: str) -> bool:
 def is_vm_name(text: str) -> bool:
     """Is `text` a letter and up to 30 letters, digits, `_` or `-`?"""
     return (
-        0 < len(text) <= VM_NAME_MAX and text[0] in _LETTERS and _made_of(text, _VM_NAME_CHARACTERS)
+        0 < len(text) <= VM_NAME_MAX and text[0] in LETTERS and _made_of(text, VM_NAME_CHARACTERS)
     )
 
 
@@ -107,7 +109,7 @@ def is_device_id(text: str) -> bool:
     return (
         0 < len(text) <= DEVICE_ID_MAX
         and text[0] not in "._-"
-        and _made_of(text, _DEVICE_ID_CHARACTERS)
+        and _made_of(text, DEVICE_ID_CHARACTERS)
     )
 
 
@@ -122,36 +124,36 @@ def frontend_of(device: str) -> str | None:
 
 def is_identity(text: str) -> bool:
     """Is `text` a device's identity: up to 256 letters, digits, `:`, `.`, `_` or `-`?"""
-    return len(text) <= IDENTITY_MAX and _made_of(text, _IDENTITY_CHARACTERS)
+    return len(text) <= IDENTITY_MAX and _made_of(text, IDENTITY_CHARACTERS)
 
 
 def is_instance(text: str) -> bool:
     """Is `text` an instance of a device's id? "" is that of one without instances."""
-    return len(text) <= INSTANCE_MAX and _made_of(text, _IDENTITY_CHARACTERS)
+    return len(text) <= INSTANCE_MAX and _made_of(text, IDENTITY_CHARACTERS)
 
 
 def is_attachment_id(text: str) -> bool:
     """Is `text` 16 hexadecimal digits, in lower case?"""
-    return len(text) == ATTACHMENT_ID_LENGTH and _made_of(text, _DIGITS + "abcdef")
+    return len(text) == ATTACHMENT_ID_LENGTH and _made_of(text, HEX_DIGITS)
 
 
 def is_service_name(text: str) -> bool:
     """Is `text` a letter, digit or `_`, and up to 254 of these, `.` or `-`? So no service is named
     as a folder, or as an option."""
     is_bounded = 0 < len(text) <= SERVICE_NAME_MAX
-    return is_bounded and text[0] not in ".-" and _made_of(text, _SERVICE_CHARACTERS)
+    return is_bounded and text[0] not in ".-" and _made_of(text, SERVICE_CHARACTERS)
 
 
 def is_service_argument(text: str) -> bool:
     """Is `text` a `+`, and then at most 383 letters, digits, `.`, `_`, `-` or `+`?"""
     is_bounded = len(text) <= SERVICE_ARGUMENT_MAX
-    return is_bounded and text[:1] == "+" and _made_of(text, _SERVICE_CHARACTERS + "+")
+    return is_bounded and text[:1] == "+" and _made_of(text, SERVICE_CHARACTERS + "+")
 
 
 def is_user_name(text: str) -> bool:
     """Is `text` a letter or `_`, and up to 31 letters, digits, `_`, `-` or `.`?"""
     is_bounded = 0 < len(text) <= USER_NAME_MAX
-    return is_bounded and text[0] in _LETTERS + "_" and _made_of(text, _SERVICE_CHARACTERS)
+    return is_bounded and text[0] in LETTERS + "_" and _made_of(text, SERVICE_CHARACTERS)
 
 
 def is_call_target(text: str) -> bool:
@@ -168,7 +170,7 @@ def is_call_target(text: str) -> bool:
 
 def is_call_id(text: str) -> bool:
     """Is `text` 32 hexadecimal digits, in lower case?"""
-    return len(text) == CALL_ID_LENGTH and _made_of(text, _DIGITS + "abcdef")
+    return len(text) == CALL_ID_LENGTH and _made_of(text, HEX_DIGITS)
 
 
 def frontend_names() -> tuple[str, ...]:
@@ -285,7 +287,7 @@ def harmless_text(untrusted: str, limit: int = DESCRIPTION_MAX) -> str:
 
     A cut text ends in `...`. The function is idempotent.
     """
-    if len(untrusted) <= limit and _made_of(untrusted, _HARMLESS_CHARACTERS):
+    if len(untrusted) <= limit and _made_of(untrusted, HARMLESS_CHARACTERS):
         return untrusted  # as nearly all are
     text = untrusted[: limit + 1]
     if text.isascii():

@@ -6,8 +6,9 @@ through nothing else; their results are typed, bounded, and contain only harmles
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import attr
@@ -51,8 +52,11 @@ class Schema(dict[str, Spec]):
 
         RemoteProtocolError has the error and its place.
         """
+        spec = self.get(method)
+        if spec is None:
+            raise _no_method(method)
         try:
-            return parse_message(self._spec(method).params, untrusted_params)
+            return parse_message(spec.params, untrusted_params)
         except ValueError as error:
             raise RemoteProtocolError(f"parameters of {method}: {error}") from None
 
@@ -61,7 +65,10 @@ class Schema(dict[str, Spec]):
 
         RemoteProtocolError has the error and its place.
         """
-        result_class = self._spec(method).result
+        spec = self.get(method)
+        if spec is None:
+            raise _no_method(method)
+        result_class = spec.result
         if result_class is None:
             raise RemoteProtocolError(f"{method} is a notice and has no result")
         try:
@@ -86,30 +93,33 @@ class Schema(dict[str, Spec]):
         assert result_class is not None, method
         return in_version(version, result_class, result)
 
-    def _spec(self, method: str) -> Spec:
-        spec = self.get(method)
-        if spec is None:
-            raise RemoteProtocolError(f"{shown(method)} is not a method")
-        return spec
+
+def _no_method(method: str) -> RemoteProtocolError:
+    return RemoteProtocolError(f"{shown(method)} is not a method")
 
 
 def to_wire(value: attr.AttrsInstance) -> dict[str, Any]:
     """The map that says `value`, a message."""
-    said = {}
-    for name in _names_of(type(value)):
-        each = getattr(value, name)
-        said[name] = each if type(each) in _AS_THEY_ARE else _wire_value(each)
-    return said
+    names, values_of = _reader_of(type(value))
+    values = values_of(value)
+    if not _AS_THEY_ARE.issuperset(map(type, values)):
+        values = map(_wire_value, values)
+    return dict(zip(names, values, strict=True))
 
 
-# Most values, and every message has some.
+# Most messages have no others.
 _AS_THEY_ARE = frozenset({str, int, bool, float, type(None)})
 
 
 @cache
-def _names_of(message_class: type[Any]) -> tuple[str, ...]:
-    """The names of its attributes, in their order."""
-    return tuple(each.name for each in fields_of(message_class))
+def _reader_of(
+    message_class: type[Any],
+) -> tuple[tuple[str, ...], Callable[[Any], Iterable[Any]]]:
+    """The names of its attributes, in their order, and a function that reads all their values."""
+    names = tuple(each.name for each in fields_of(message_class))
+    if len(names) > 1:
+        return names, attrgetter(*names)
+    return names, lambda value: [getattr(value, name) for name in names]
 
 
 def in_version(

@@ -117,7 +117,7 @@ def fuzzer(directory: Path, compiler: str, parts: Sequence[Path] = ()) -> Path:
     return program
 
 
-WIRE_PARTS = ("connection", "events", "read", "turn", "values", "write")
+WIRE_PARTS = ("connection", "events", "forms", "packets", "read", "turn", "values", "write")
 
 
 def _for_wire(compiler: str, directory: Path) -> list[str | Path]:

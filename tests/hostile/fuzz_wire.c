@@ -1,7 +1,8 @@
 /*
  * What libFuzzer throws at the reading of frames (native/wire): any payload is an event, a list or
  * an error of the protocol, and what is accepted can be said again and is then heard as the same. A
- * connection hears the same in it, whole or in pieces.
+ * connection hears the same in it, whole or in pieces. As a datagram of a program that calls a
+ * service, or of its agent, it is a message that is said by the same bytes, or an error.
  *
  * Python runs in here with plain malloc, so that the sanitizer sees each step over an end. PROTOCOL
  * is the folder of pedos_protocol.
@@ -39,9 +40,17 @@ static const char outcome_source[] =
     "    except RemoteProtocolError as error:\n"
     "        heard.append(str(error))\n"
     "        assert end.their_state == 'ERROR'\n"
-    "    return heard, end.ours_in_flight, end.theirs_in_flight\n";
+    "    return heard, end.ours_in_flight, end.theirs_in_flight\n"
+    "from pedos_protocol import call_link\n"
+    "def is_datagram(untrusted):\n"
+    "    for sender in call_link.AGENT, call_link.PROGRAM:\n"
+    "        try:\n"
+    "            message = call_link.parse(untrusted, sender)\n"
+    "        except RemoteProtocolError:\n"
+    "            continue\n"
+    "        assert call_link.build(message) == untrusted\n";
 
-static PyObject *outcome;
+static PyObject *outcome, *is_datagram;
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
@@ -60,6 +69,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     names = PyDict_New();
     promise(code != NULL && PyEval_EvalCode(code, names, names) != NULL, "so does the connection");
     outcome = PyDict_GetItemString(names, "outcome");
+    is_datagram = PyDict_GetItemString(names, "is_datagram");
     return 0;
 }
 
@@ -92,6 +102,17 @@ static void heard_in_pieces(const char *bytes, Py_ssize_t length)
     Py_DECREF(pieces);
     Py_DECREF(whole);
     Py_DECREF(frame);
+}
+
+/* As a datagram it is a message or the one error, and nothing behind its end is looked at. */
+static void read_as_datagram(char *bytes, Py_ssize_t length)
+{
+    PyObject *untrusted = PyMemoryView_FromMemory(bytes, length, PyBUF_READ);
+    PyObject *done = PyObject_CallFunctionObjArgs(is_datagram, untrusted, NULL);
+
+    promise(done != NULL, "a datagram is a message of these bytes, or an error of the protocol");
+    Py_DECREF(done);
+    Py_DECREF(untrusted);
 }
 
 static void said_again(PyObject *event)
@@ -127,6 +148,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     Py_XDECREF(event);
     if (bytes[length - 1] % 8 == 0) /* Python takes ten times as long as all else */
         heard_in_pieces(bytes, length);
+    if (bytes[length - 1] % 8 == 1)
+        read_as_datagram(bytes + HEADER_SIZE, length - HEADER_SIZE);
     free(bytes);
     return 0;
 }
