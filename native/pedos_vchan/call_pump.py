@@ -10,7 +10,6 @@ import enum
 import errno
 import os
 from collections.abc import Callable, Collection, Hashable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -47,7 +46,7 @@ _NUMBERS = {kind: number for number, kind in KINDS.items()}
 LOST_STATUS = 125
 
 
-class EventKind(enum.Enum):
+class EventKind(enum.IntEnum):
     """What a call tells while it runs."""
 
     # caller: the service's side has taken up the call. service: its keeper says that it runs
@@ -67,6 +66,10 @@ class Event(NamedTuple):
     number: int = 0
 
 
+EVERY = tuple(EventKind)
+_KINDS = {kind.value: kind for kind in EVERY}
+
+
 class Why(enum.StrEnum):
     """Why a channel can carry no other call; the value reads well in a log line."""
 
@@ -81,8 +84,8 @@ class Why(enum.StrEnum):
     FAILED = "the pump failed"
 
 
-_WHY = {getattr(lib, f"PV_CALL_{why.name}"): why for why in Why}
-_BREACHES = {Why.PEER_BROKEN, Why.PEER_FLOODED, Why.BREACH}
+_WHY = {getattr(lib, f"PV_CALL_{why.name}"): why.value for why in Why}
+_BREACHES = {lib.PV_CALL_PEER_BROKEN, lib.PV_CALL_PEER_FLOODED, lib.PV_CALL_BREACH}
 
 
 class Counts(NamedTuple):
@@ -93,8 +96,7 @@ class Counts(NamedTuple):
     stderr: int
 
 
-@dataclass(frozen=True)
-class CallEnd:
+class CallEnd(NamedTuple):
     """How a call ended.
 
     `kind` is one of `KINDS` or "lost"; `status` is the exit status, for "signalled" the signal;
@@ -128,7 +130,8 @@ _NO_STREAM = {
 def no_stream(descriptor: int, *, is_output: bool) -> str | None:
     """What a descriptor is that can be no stream of a call; None if it can. It waits for nothing,
     whatever somebody has passed."""
-    return _NO_STREAM.get(lib.pv_fd_look(descriptor, is_output))
+    kind = lib.pv_fd_look(descriptor, is_output)
+    return None if kind == lib.PV_FD_FITS else _NO_STREAM[kind]
 
 
 class CallPump:
@@ -156,7 +159,7 @@ class CallPump:
             None  # which is not freed before the thread is done with it
         )
         #: What is told; to leave out what nobody wants spares trio's loop a wake-up each.
-        self.wanted: Collection[EventKind] = frozenset(EventKind)
+        self.wanted: Collection[EventKind] = EVERY
         #: What is told with the call's end, or a few milliseconds after it has happened.
         self.lazily: Collection[EventKind] = ()
 
@@ -282,29 +285,30 @@ class CallPump:
         otherwise(error)
 
     def _hear(self, event: int, number: int) -> None:
-        self._on_event(Event(EventKind(event), number))
+        self._on_event(Event(_KINDS[event], number))
 
     def _end(self) -> CallEnd:
         result = lib.pv_call_result(self._native)
-        why = _WHY[result.why]
-        reason = str(why)
-        if why is Why.BREACH:
+        number = result.why
+        reason = _WHY[number]
+        if number == lib.PV_CALL_BREACH:
             reason += f": {ffi.string(result.breach).decode()}"
-        elif why is Why.FAILED:
+        elif number == lib.PV_CALL_FAILED:
             reason += f": {os.strerror(result.error)}"
         if result.kind:
-            kind, status = KINDS[result.kind], int(result.status)
-            raw = bytes(ffi.buffer(result.text, result.text_length))
-            text = harmless_text(raw.decode("utf-8", "replace"), TEXT_MAX)
+            kind, status, text = KINDS[result.kind], result.status, ""
+            if result.text_length:
+                raw = bytes(ffi.buffer(result.text, result.text_length))
+                text = harmless_text(raw.decode("utf-8", "replace"), TEXT_MAX)
         else:
             kind, status, text = LOST, LOST_STATUS, reason
-        return CallEnd(
-            kind, status, text, *self.counts(), why is Why.FINE, reason, why in _BREACHES
-        )
+        is_fine = number == lib.PV_CALL_FINE
+        return CallEnd(kind, status, text, *self.counts(), is_fine, reason, number in _BREACHES)
 
     def counts(self) -> Counts:
         """The bytes so far."""
-        return Counts(*(int(lib.pv_call_bytes(self._native, number)) for number in range(3)))
+        native, look = self._native, lib.pv_call_bytes
+        return Counts(look(native, 0), look(native, 1), look(native, 2))
 
     # Each of these takes effect soon, and waits for nothing.
 
@@ -349,7 +353,10 @@ class CallPump:
 
 
 def _bits(events: Collection[EventKind]) -> int:
-    return sum(1 << each.value for each in events)
+    bits = 0
+    for each in events:
+        bits |= 1 << each
+    return bits
 
 
 def _not_taken(error: int) -> CallEnd:

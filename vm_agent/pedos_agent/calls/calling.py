@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol, cast
 
@@ -297,7 +296,7 @@ class Calling:
         self._give_back(end.reason)
         if self._kill is not None:
             kill = self._kill
-            end = replace(end, kind=kill.kind, status=kill.status, text=kill.text)
+            end = end._replace(kind=kill.kind, status=kill.status, text=kill.text)
         assert self._answer is not None
         self._is_told = True
         self._tell_ended(self._answer, end)
