@@ -118,11 +118,23 @@ int pv_running_start(void)
     return -error;
 }
 
-void pv_running_look(struct pv_running *running)
+double pv_running_at(const struct pv_running *running, int64_t now)
 {
+    int64_t sure_until = running->seen + PV_TICK_NS_MAX;
+
+    return (double)((now < sure_until ? now : sure_until) - running->lost) / 1e9;
+}
+
+double pv_running_now(void)
+{
+    struct pv_running counted;
+
+    /* Looked at first: if the thread counts in between, the clock stands still for a moment, but
+     * does not go back. */
     pthread_mutex_lock(&own.lock);
-    *running = own.counted;
+    counted = own.counted;
     pthread_mutex_unlock(&own.lock);
+    return pv_running_at(&counted, monotonic());
 }
 
 void pv_running_limit(unsigned ticks, int words)

@@ -35,8 +35,12 @@ int pv_running_tick(struct pv_running *running, int64_t now, int is_alive);
 /* Starts the thread of this process, once; 0 or -errno. */
 int pv_running_start(void);
 
-/* What the thread has counted so far. */
-void pv_running_look(struct pv_running *running);
+/* The seconds that were not lost when CLOCK_MONOTONIC is `now`. The thread may still have to wake up
+ * after a pause: until then they stand still. */
+double pv_running_at(const struct pv_running *running, int64_t now);
+
+/* That of this process, now. */
+double pv_running_now(void);
 
 /* From now on so many ticks without a sign of life end the process by SIGABRT; 0: never. `words` is
  * the descriptor for the reason, -1 if there is none. */

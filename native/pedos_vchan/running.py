@@ -14,17 +14,13 @@ import faulthandler
 import logging
 import math
 import os
-import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 import trio
 from pedos_host.line_writer import stderr
 
-from ._native import ffi, lib
-
-if TYPE_CHECKING:
-    from ._native import Running
+from ._native import lib
 
 log = logging.getLogger(__name__)
 
@@ -48,17 +44,12 @@ SIGNS: Final = 3
 
 
 class RunningClock(trio.abc.Clock):
-    """Seconds in which this process ran. `look` and `monotonic` are for tests."""
+    """Seconds in which this process ran; `read` is for tests."""
 
-    def __init__(
-        self,
-        look: Callable[[], tuple[float, float]] | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._look_again = look or _look
-        self._monotonic = monotonic
-        self._lost = 0.0
-        self._sure_until = 0.0  # until then no pause can have been missed
+    def __init__(self, read: Callable[[], float] = lib.pv_running_now) -> None:
+        self._read = read
+        # C itself, with no Python in between: a turn of the event loop asks several times.
+        self.current_time = read  # type: ignore[method-assign]
 
     def start_clock(self) -> None:
         """OSError when there is no thread to be had."""
@@ -66,24 +57,10 @@ class RunningClock(trio.abc.Clock):
             raise OSError(-error, os.strerror(-error))
 
     def current_time(self) -> float:
-        now = self._monotonic()
-        if now > self._sure_until:
-            seen, self._lost = self._look_again()
-            self._sure_until = seen + TICK_MAX
-            # The thread may still have to wake up after a pause. Until then this clock stands
-            # still.
-            now = min(now, self._sure_until)
-        return now - self._lost
+        return self._read()
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
-        return deadline - self.current_time()
-
-
-def _look() -> tuple[float, float]:
-    """When the thread last looked, and what was lost until then, in seconds."""
-    counted: Running = ffi.new("struct pv_running *")
-    lib.pv_running_look(counted)
-    return counted.seen / 1e9, counted.lost / 1e9
+        return deadline - self._read()
 
 
 def run(main: Callable[[*Ts], Awaitable[T]], *arguments: *Ts) -> T:

@@ -45,8 +45,8 @@ class Thread:
         """It goes by in one jump, and the thread has not been woken since."""
         self.now += seconds
 
-    def look(self) -> tuple[float, float]:
-        return self.counted.seen / SECOND, self.counted.lost / SECOND
+    def read(self) -> float:
+        return lib.pv_running_at(self.counted, int(self.now * SECOND))
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def thread() -> Thread:
 
 @pytest.fixture
 def clock(thread: Thread) -> RunningClock:
-    return RunningClock(thread.look, lambda: thread.now)
+    return RunningClock(thread.read)
 
 
 def test_time_that_goes_by_as_usual_counts(thread: Thread, clock: RunningClock) -> None:
