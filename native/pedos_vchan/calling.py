@@ -141,8 +141,7 @@ class Caller:
         self._free_slots -= 1
         deadline = self._loop.time() + timeout
         asked = Asked(method, timeout, deadline, partial(self._answered, then))
-        asked.id = self._post(method, params, asked, timeout)
-        self._outbox.write_now()
+        asked.id = self._post(method, params, asked, timeout, self._session.send)
         return partial(self._say_cancelled, asked.id)
 
     async def _ask_later(
@@ -237,7 +236,7 @@ class Caller:
         """The request's id, and the conversation in which this task sends it and reads its answer
         itself. None leaves that to the reader, and what several callers say to the flusher, which
         writes it at once."""
-        call_id = self._post(method, params, waiter, remaining)
+        call_id = self._post(method, params, waiter, remaining, self._session.post)
         task = id(trio.lowlevel.current_task())
         if task != self._last_caller:
             self._last_caller = task
@@ -249,8 +248,15 @@ class Caller:
             self._outbox.flush()
         return call_id, None
 
-    def _post(self, method: str, params: Params, waiter: Waiter | Asked, remaining: float) -> int:
-        """Queues the request, whose id this returns, in the place that the caller has taken."""
+    def _post(
+        self,
+        method: str,
+        params: Params,
+        waiter: Waiter | Asked,
+        remaining: float,
+        send: Callable[[Request], None],
+    ) -> int:
+        """Has the request sent, whose id this returns, in the place that the caller has taken."""
         # Not more than TIMEOUT_MAX, except for rounding.
         deadline_ms = ceil(remaining * 1000) if remaining > 0 else 1
         deadline_ms = deadline_ms if deadline_ms < DEADLINE_MS_MAX else DEADLINE_MS_MAX
@@ -258,7 +264,7 @@ class Caller:
         while self._connection.is_in_flight(call_id):  # only after 2^32 others
             call_id = (call_id + 1) & 0xFFFFFFFF
         try:
-            self._session.post(Request(call_id, method, params, deadline_ms))
+            send(Request(call_id, method, params, deadline_ms))
         except BaseException:
             self._free_slot()
             raise

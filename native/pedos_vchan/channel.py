@@ -21,7 +21,7 @@ class Channel:
     closed when Python collects it; the peer sees a clean close either way.
     """
 
-    __slots__ = ("_native", "_pumping", "domain", "peer_domain", "port")
+    __slots__ = ("_pumping", "_wait_fd", "domain", "handle", "peer_domain", "port")
 
     def __init__(
         self,
@@ -33,7 +33,9 @@ class Channel:
         port: int,
     ) -> None:
         """Takes over native, and live if it succeeds (its hang-up reports the peer's death)."""
-        self._native: _native.Channel | None = None
+        #: The C side; None once closed. `handle or native()` is `native()`, without a call of
+        #: Python where each turn needs it.
+        self.handle: _native.Channel | None = None
         self._pumping = False
         self.domain = domain
         self.peer_domain = peer_domain
@@ -43,7 +45,8 @@ class Channel:
             lib.pv_channel_free(native)
             raise OSError(-error, os.strerror(-error))
         live.detach()
-        self._native = native
+        self._wait_fd = lib.pv_channel_wait_fd(native)
+        self.handle = native
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"
@@ -52,17 +55,19 @@ class Channel:
     @property
     def closed(self) -> bool:
         """Whether this end was closed."""
-        return self._native is None
+        return self.handle is None
 
     def native(self) -> _native.Channel:
         """The C side; ``trio.ClosedResourceError`` once closed."""
-        if self._native is None:
+        if self.handle is None:
             raise trio.ClosedResourceError("this channel was already closed")
-        return self._native
+        return self.handle
 
     def fileno(self) -> int:
         """Readable when the peer has news. For waiting only."""
-        return lib.pv_channel_wait_fd(self.native())
+        if self.handle is None:
+            self.native()  # which raises
+        return self._wait_fd
 
     def lend(self) -> _native.Channel:
         """Gives the C side to a thread until `give_back`; no other code may use it meanwhile."""
@@ -83,11 +88,11 @@ class Channel:
         """
         if self._pumping:
             raise trio.BusyResourceError("this channel is being pumped; cancel the pump instead")
-        native, self._native = self._native, None
+        native, self.handle = self.handle, None
         if native is not None:
             lib.pv_channel_free(native)
 
     def __del__(self) -> None:
-        native, self._native = getattr(self, "_native", None), None
+        native, self.handle = getattr(self, "handle", None), None
         if native is not None:
             lib.pv_channel_free(native)

@@ -62,7 +62,8 @@ class Conversation:
         """
         size = len(out)
         sent, taken = scratch.sent, scratch.taken
-        count = lib.pv_channel_turn(self._channel.native(), out, size, sent, taken, TURN_SIZE)
+        native = self._channel.handle or self._channel.native()
+        count = lib.pv_channel_turn(native, out, size, sent, taken, TURN_SIZE)
         written = sent[0]
         if written < 0:
             written = 0 if written == lib.PV_WOULD_BLOCK else size
@@ -81,7 +82,8 @@ class Conversation:
     def send_some(self, out: bytes) -> int:
         """Writes what fits of `out` without waiting; returns how many bytes. Those for a peer that
         is gone are dropped: reading finds its end."""
-        count: int = lib.pv_channel_send(self._channel.native(), out, len(out))
+        native = self._channel.handle or self._channel.native()
+        count: int = lib.pv_channel_send(native, out, len(out))
         if count < 0:
             return 0 if count == lib.PV_WOULD_BLOCK else len(out)
         return count
@@ -95,17 +97,18 @@ class Conversation:
             await self._followers.park()
             return
         self._led = True
+        channel = self._channel
         try:
-            await trio.lowlevel.wait_readable(self._channel.fileno())
+            await trio.lowlevel.wait_readable(channel.fileno())
         except trio.ClosedResourceError:
-            if self._channel.closed:
+            if channel.closed:
                 raise
         finally:
             self._led = False
             # First clear, then look; and even a cancelled leader hands the lead on.
-            if not self._channel.closed:
-                lib.pv_channel_collect(self._channel.native())
-            if self._followers:
+            if channel.handle is not None:
+                lib.pv_channel_collect(channel.handle)
+            if self._followers.lot is not None:
                 self._followers.unpark_all()
 
     async def wait_for_room(self) -> None:

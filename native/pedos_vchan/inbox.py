@@ -129,7 +129,7 @@ class Inbox:
     def _has_caught_up(self) -> None:
         self.events = _NOTHING
         self.reader_waits = True
-        if self._behind:
+        if self._behind.lot is not None:
             self._behind.unpark_all()
 
     def free(self) -> None:

@@ -66,6 +66,15 @@ class Outbox:
         self._waiting += frame
         return len(self._waiting) + self._sending
 
+    def send(self, frame: bytes) -> int:
+        """`put` and `write_now`, in one step where nothing waits before it."""
+        if self._waiting or self._sending or self._closed or self._nursery is None:
+            size = self.put(frame)
+            self.write_now()
+            return size
+        self._write_out(frame, self._nursery)
+        return self._sending
+
     def clear(self) -> None:
         """Drops what no task has yet."""
         self._take()
@@ -85,7 +94,7 @@ class Outbox:
         if written < len(out):
             self.put(out[written:])
             self.flush()
-        elif self._drained:
+        elif self._drained.lot is not None:
             self._drained.unpark_all()
         return data
 
@@ -106,7 +115,9 @@ class Outbox:
         self._is_due = False
         if not self._waiting or self._sending or self._closed or self._nursery is None:
             return
-        out = self._take()
+        self._write_out(self._take(), self._nursery)
+
+    def _write_out(self, out: bytes, nursery: trio.Nursery) -> None:
         if self._conversation is not None:
             try:
                 out = out[self._conversation.send_some(out) :]
@@ -114,8 +125,8 @@ class Outbox:
                 return  # the reader finds it, too
         if out:
             self._sending = len(out)
-            self._nursery.start_soon(self._write, out)
-        else:
+            nursery.start_soon(self._write, out)
+        elif self._drained.lot is not None:
             self._drained.unpark_all()
 
     async def _write(self, out: bytes) -> None:

@@ -103,7 +103,7 @@ class Peer:
     @property
     def is_open(self) -> bool:
         """Have both sides said hello, and has the connection not ended since?"""
-        return self.their_hello is not None and not self._session.ended
+        return self._connection.their_hello is not None and not self._session.ended
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serves the connection until it ends, and closes the stream; `started` after both hellos.
@@ -169,8 +169,7 @@ class Peer:
 
     def notify_now(self, method: str, params: Params) -> None:
         """As `notify`, where nothing may wait; it is on its way when this returns."""
-        self._session.post(Notice(method, params))
-        self._session.outbox.write_now()
+        self._session.send(Notice(method, params))
 
     async def drained(self, below: int) -> None:
         """Returns when fewer than `below` bytes wait to be written, or the connection has ended.

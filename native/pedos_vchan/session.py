@@ -110,11 +110,17 @@ class Session:
     def post(self, event: Event) -> None:
         """Queues `event`; LocalProtocolError if it cannot be sent. A turn or a flush follows. After
         the end it is dropped, as it has no receiver any more."""
-        if self.ended:
-            return
-        if self.outbox.put(self.connection.send(event)) > OUT_MAX:
-            self.outbox.clear()
-            self.fail(RemoteProtocolError(f"it does not read: over {OUT_MAX} bytes wait for it"))
+        if not self.ended and self.outbox.put(self.connection.send(event)) > OUT_MAX:
+            self._is_not_read()
+
+    def send(self, event: Event) -> None:
+        """As `post`; it is on its way when this returns."""
+        if not self.ended and self.outbox.send(self.connection.send(event)) > OUT_MAX:
+            self._is_not_read()
+
+    def _is_not_read(self) -> None:
+        self.outbox.clear()
+        self.fail(RemoteProtocolError(f"it does not read: over {OUT_MAX} bytes wait for it"))
 
     def fail(self, error: Exception) -> None:
         """Ends the connection because of `error`; the first error counts."""

@@ -58,4 +58,4 @@ async def test_an_empty_one_keeps_nothing(is_cancelled: bool) -> None:
                 scope.cancel()
             else:
                 parking.unpark_all()
-    assert parking._lot is None
+    assert parking.lot is None
