@@ -28,13 +28,16 @@ WIRE = Extension(
     extra_compile_args=FLAGS,
     py_limited_api=True,
 )
-OPEN = Extension(
-    "pedos_host._open",
-    ["native/host/open.c"],
-    define_macros=LIMITED,
-    extra_compile_args=FLAGS,
-    py_limited_api=True,
-)
+HOST = [
+    Extension(
+        f"pedos_host._{name}",
+        [f"native/host/{name}.c"],
+        define_macros=LIMITED,
+        extra_compile_args=FLAGS,
+        py_limited_api=True,
+    )
+    for name in ("open", "spawn")
+]
 
 
 class BuildPy(build_py):
@@ -50,6 +53,6 @@ class BuildPy(build_py):
 
 setup(
     cffi_modules=["native/pedos_vchan/_build.py:ffibuilder"],
-    ext_modules=[WIRE, OPEN],
+    ext_modules=[WIRE, *HOST],
     cmdclass={"build_py": BuildPy},
 )

@@ -56,6 +56,9 @@ SESSION_LOOK: Final = 0.5
 
 # Of numbers: the standard library's own are members of an enum, and slow to join.
 _AT_ONCE: Final = int(socket.MSG_NOSIGNAL) | int(socket.MSG_DONTWAIT)
+_TAKING: Final = int(socket.MSG_CMSG_CLOEXEC) | int(socket.MSG_DONTWAIT)
+# One descriptor more than there are: more would be cut, and be those that count.
+_ROOM: Final = socket.CMSG_SPACE((max(DESCRIPTORS) + 1) * array.array("i").itemsize)
 
 
 class Place(NamedTuple):
@@ -90,23 +93,20 @@ class Call:
     """One call. `run` in a thread serves it."""
 
     def __init__(self, connection: socket.socket, place: Place) -> None:
-        """Takes the connection over, which is a blocking one."""
+        """The connection is a blocking one; whoever gives it closes it."""
         self._connection = connection
         self._place = place
-        self._poll = select.poll()
-        self._poll.register(connection, select.POLLIN)
 
     def run(self) -> None:
         """Serve the call until the agent hangs up, or has finished it."""
-        with self._connection:
-            try:
-                self._serve()
-            except Gone:
-                pass
-            except (RemoteProtocolError, OSError) as error:
-                log.warning("a call breaks off: %s", what_is_wrong(error))
-            except Exception:
-                log.exception("a call breaks off")
+        try:
+            self._serve()
+        except Gone:
+            pass
+        except (RemoteProtocolError, OSError) as error:
+            log.warning("a call breaks off: %s", what_is_wrong(error))
+        except Exception:
+            log.exception("a call breaks off")
 
     def _serve(self) -> None:
         run, descriptors = self._receive_run()
@@ -187,7 +187,7 @@ class Call:
             if left <= 0:
                 text = f"{self._place.user} has no session after {SESSION_SECONDS:.0f} s"
                 raise Refusal(Problem(said(text)))
-            if self._poll.poll(min(left, SESSION_LOOK) * 1000):
+            if self._says_something(min(left, SESSION_LOOK)):
                 packet = self._receive()
                 if isinstance(packet, (Finished, Signal)):  # there is nothing to signal yet
                     raise Gone
@@ -205,7 +205,7 @@ class Call:
         group = self._new_group(run)
         try:
             return self._place.children.start(
-                program.path, arguments, variables, dict(enumerate(descriptors)), group, mark
+                program.path, arguments, variables, descriptors, group, mark
             )
         except OSError as error:
             if group is not None:
@@ -250,19 +250,16 @@ class Call:
 
     def _attend(self, child: Child | None) -> None:
         """Tell the agent when the main process has ended, and send it signals."""
-        if child is not None:
-            self._poll.register(child.file, select.POLLIN)
-        is_running = child is not None
+        poll = None if child is None else _polling(self._connection.fileno(), child.file)
         while True:
-            ready = dict(self._poll.poll())
-            if is_running and child is not None and child.file in ready:
-                code = child.end()
-                if code is not None:
-                    is_running = False
-                    self._poll.unregister(child.file)
+            if child is not None and poll is not None:
+                ready = dict(poll.poll())
+                if child.file in ready and (code := child.end()) is not None:
+                    poll = None  # from now on there is only the agent to wait for
                     self._send(_ended(code))
-            if self._connection.fileno() not in ready:
-                continue
+                    continue
+                if self._connection.fileno() not in ready:
+                    continue
             packet = self._receive()
             if isinstance(packet, Finished):
                 return
@@ -273,9 +270,13 @@ class Call:
 
     def _receive_run(self) -> tuple[Run, Sequence[int]]:
         """The first packet, and its descriptors. RemoteProtocolError, Gone, OSError."""
-        if not self._poll.poll(RUN_SECONDS * 1000):
-            raise RemoteProtocolError(f"the agent says nothing within {RUN_SECONDS:.0f} s")
-        untrusted, descriptors = _receive_passing(self._connection)
+        try:
+            untrusted, descriptors = _receive_passing(self._connection)  # it is nearly always there
+        except BlockingIOError:
+            if not self._says_something(RUN_SECONDS):
+                text = f"the agent says nothing within {RUN_SECONDS:.0f} s"
+                raise RemoteProtocolError(text) from None
+            untrusted, descriptors = _receive_passing(self._connection)
         try:
             if not untrusted:
                 raise Gone
@@ -289,6 +290,10 @@ class Call:
                 os.close(each)
             raise
         return run, descriptors
+
+    def _says_something(self, seconds: float) -> bool:
+        """Whether the agent does, or hangs up, within so many seconds."""
+        return bool(_polling(self._connection.fileno()).poll(seconds * 1000))
 
     def _receive(self) -> Packet:
         """A later packet. RemoteProtocolError, Gone, OSError."""
@@ -313,13 +318,18 @@ class Call:
             raise Gone from None
 
 
+def _polling(*files: int) -> select.poll:
+    poll = select.poll()
+    for file in files:
+        poll.register(file, select.POLLIN)
+    return poll
+
+
 def _receive_passing(connection: socket.socket) -> tuple[bytes, list[int]]:
-    """A packet and its descriptors, which no child inherits. (Python's own `recv_fds` ignores the
-    flag for that.) OSError."""
+    """A packet that is there, and its descriptors, which no child inherits. (Python's own
+    `recv_fds` ignores the flag for that.) BlockingIOError, other OSError."""
+    raw, ancillary, _, _ = connection.recvmsg(PACKET_MAX + 1, _ROOM, _TAKING)
     descriptors = array.array("i")
-    # One more than there are: more would be cut, and be those that count.
-    room = socket.CMSG_SPACE((max(DESCRIPTORS) + 1) * descriptors.itemsize)
-    raw, ancillary, _, _ = connection.recvmsg(PACKET_MAX + 1, room, socket.MSG_CMSG_CLOEXEC)
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from pedos_keeper import spawning
@@ -49,8 +49,8 @@ class Children:
         self,
         path: str,
         arguments: Sequence[str],
-        environment: Sequence[bytes],
-        descriptors: Mapping[int, int],
+        environment: Sequence[str | bytes],
+        descriptors: Sequence[int],
         group: CallGroup | None = None,
         mark: bytes = b"",
     ) -> Child:

@@ -71,9 +71,9 @@ class Environment(dict[str, str]):
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         super().__init__(variables)
-        self.lines: Final = tuple(spawning.lines_of(variables))
+        self.lines: Final = tuple(map(os.fsencode, spawning.lines_of(variables)))
 
-    def lines_with(self, more: Mapping[str, str]) -> Sequence[bytes]:
+    def lines_with(self, more: Mapping[str, str]) -> Sequence[str | bytes]:
         """With more variables, which go before those that have the same name here."""
         if self.keys() & more.keys():
             return spawning.lines_of({**self, **more})

@@ -14,6 +14,8 @@ import stat
 from collections.abc import Sequence
 from typing import Final, NamedTuple, TypeAlias
 
+from pedos_host._open import first_of
+
 #: In order: the administrator's, and three where programs that were written for qrexec put theirs.
 FOLDERS: Final = (
     "/etc/pedos/services.d",
@@ -55,25 +57,19 @@ class TcpPort(NamedTuple):
 Service: TypeAlias = Program | UnixSocket | TcpPort
 
 
-def names_of(service: str, argument: str) -> tuple[str, str]:
-    """The file names of a service, in order; `argument` is "+" and the argument."""
-    return service + argument, service
+def first_file(
+    service: str, argument: str, folders: Sequence[str], *, follow: bool
+) -> tuple[str, int] | None:
+    """The path and the mode of a service's file, or of what its link leads to; None if there is
+    none. OSError."""
+    return first_of(tuple(folders), (service + argument, service), follow)
 
 
 def find(service: str, argument: str, folders: Sequence[str] = FOLDERS) -> Service | None:
     """The service; None if there is none, or if a link to /dev/null switches it off. Unusable,
     OSError."""
-    for name in names_of(service, argument):
-        for folder in folders:
-            path = f"{folder}/{name}"
-            try:
-                mode = os.lstat(path).st_mode
-            except OSError as error:
-                if error.errno in _MISSING:
-                    continue
-                raise
-            return _service_at(path, mode, argument[1:])
-    return None
+    found = first_file(service, argument, folders, follow=False)
+    return None if found is None else _service_at(*found, argument[1:])
 
 
 def _service_at(path: str, mode: int, argument: str) -> Service | None:

@@ -29,14 +29,15 @@ def output_of(
 ) -> bytes:
     """What the program writes into its descriptor `by`; all else that it says goes to the log.
 
-    `path` is the file, where that is not the first of `arguments`. OSError if it cannot be started,
-    takes longer than `seconds`, or writes too much; then it has ended.
+    `by` is 1 to 3. `path` is the file, where that is not the first of `arguments`. OSError if it
+    cannot be started, takes longer than `seconds`, or writes too much; then it has ended.
     """
     ours, theirs = os.pipe()
     try:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
-            descriptors = {0: null, 1: 2, 2: 2, by: theirs}
+            descriptors = [null, 2, 2]
+            descriptors[by:] = [theirs, *descriptors[by + 1 :]]
             variables = spawning.lines_of(environment)
             child = children.start(path or arguments[0], arguments, variables, descriptors)
         finally:

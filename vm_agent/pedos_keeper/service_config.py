@@ -11,7 +11,6 @@ could do harm.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from typing import Final, NamedTuple
 
 from pedos_protocol.names import is_user_name, shown
 
-from pedos_keeper.lookup import names_of
+from pedos_keeper.lookup import first_file
 
 #: In the order of the folders of the services themselves (`lookup.FOLDERS`).
 FOLDERS: Final = (
@@ -35,7 +34,6 @@ CLOSE, HUP, KILL = "close", "hup", "kill"
 _FLAGS: Final = {"true": True, "false": False}
 #: Numbers were its only values once.
 _OLD_FLAGS: Final = {**_FLAGS, "1": True, "0": False}
-_MISSING: Final = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG))
 
 
 class ServiceConfig(NamedTuple):
@@ -56,24 +54,15 @@ class ConfigError(Exception):
 
 def find(service: str, argument: str, folders: Sequence[str] = FOLDERS) -> ServiceConfig:
     """The configuration of a call; `argument` is "+" and the argument. ConfigError, OSError."""
-    for name in names_of(service, argument):
-        for folder in folders:
-            path = f"{folder}/{name}"
-            raw = _read(path)
-            if raw is not None:
-                return parse(raw, path)
-    return ServiceConfig()
+    found = first_file(service, argument, folders, follow=True)
+    return ServiceConfig() if found is None else parse(_read(found[0]), found[0])
 
 
-def _read(path: str) -> bytes | None:
-    """None if there is no such file. ConfigError, OSError."""
-    try:
-        # Not blocking, in case that it is a FIFO.
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in _MISSING:
-            return None
-        raise
+def _read(path: str) -> bytes:
+    """ConfigError, OSError; also if it has just been removed, as it may be on its way to another
+    place."""
+    # Not blocking, in case that it is a FIFO.
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise ConfigError(f"{path}: this is no regular file")
