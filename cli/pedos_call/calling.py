@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import select
@@ -146,14 +145,14 @@ def _wait(connection: Connection, streams: _Streams, deadline: float | None) -> 
     """Until the agent has said how it ended, and all output is read."""
     ended: Ended | None = None
     poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
+    poll.register(connection.fileno, select.POLLIN)
     streams.register(poll)
     while ended is None or streams.are_open:
         left = None if deadline is None else (deadline - monotonic()) * 1000
         if left is not None and left <= 0:
             raise TimeoutError(errno.ETIMEDOUT, "the call took too long, and was aborted")
         for descriptor, _ in poll.poll(left):
-            if descriptor != connection.fileno():
+            if descriptor != connection.fileno:
                 streams.go_on(descriptor, poll)
                 continue
             said = connection.hear()
@@ -184,12 +183,14 @@ class _Streams:
         self._socket: socket.socket | None = None
         self._errors = -1
         self._is_writing = self._is_reading = False
+        self._wanted = 0  # of the socket, as the poll object knows it
         #: Whether input and output are the two directions of one socket, which nobody else has.
         self.are_ours = stdin is None and stdout == PIPE
-        with contextlib.ExitStack() as undo:
-            undo.callback(self.close)
+        try:
             self._open(stdin, stdout, stderr)
-            undo.pop_all()
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self, stdin: Stream | None, stdout: Stream, stderr: Stream) -> None:
         theirs = -1
@@ -228,13 +229,14 @@ class _Streams:
         self._register_socket(poll)
 
     def _register_socket(self, poll: select.poll) -> None:
-        if self._socket is None:
-            return
         wanted = select.POLLIN * self._is_reading | select.POLLOUT * self._is_writing
-        with contextlib.suppress(KeyError):
-            poll.unregister(self._socket)
+        if self._socket is None or wanted == self._wanted:
+            return
         if wanted:
-            poll.register(self._socket, wanted)
+            poll.register(self._socket, wanted)  # or changes what is wanted
+        else:
+            poll.unregister(self._socket)
+        self._wanted = wanted
 
     def go_on(self, descriptor: int, poll: select.poll) -> None:
         """What this descriptor is ready for. OutputTooLongError."""
@@ -244,14 +246,11 @@ class _Streams:
                 os.close(self._errors)
                 self._errors = -1
             return
-        assert self._socket is not None
-        before = self._is_reading, self._is_writing
         if self._is_reading:
             self._read()
         if self._is_writing:
             self._write()
-        if before != (self._is_reading, self._is_writing):
-            self._register_socket(poll)
+        self._register_socket(poll)
 
     def _read(self) -> None:
         assert self._socket is not None

@@ -33,10 +33,8 @@ class Connection:
     def __init__(self, path: str | None = None) -> None:
         """UnreachableError."""
         self.path, self._socket = _connect(path)
-
-    def fileno(self) -> int:
-        """Readable when the agent has said something, or has gone."""
-        return self._socket.fileno()
+        #: Readable when the agent has said something, or has gone.
+        self.fileno: Final = self._socket.fileno()
 
     def ask(self, message: CallMessage, descriptors: Sequence[int]) -> None:
         """Ask for a call. UnreachableError; LocalProtocolError if a text cannot be."""
