@@ -74,8 +74,8 @@ class Inbox:
         return event
 
     async def read_more(self) -> None:
-        """For the reader, once it has taken all `events`: receives what has arrived. If nothing
-        has, waits until something may have; `events` may then be what another task has left.
+        """For the reader, once it has taken all `events`: receives what has arrived, and waits for
+        it if nothing has. `events` may then be what another task has left.
 
         RemoteProtocolError, and what the stream raises.
         """
@@ -86,18 +86,18 @@ class Inbox:
             self.reader_waits = False
             self.receive(received)
             return
-        data = self._outbox.turn(self._conversation)
-        if data is not None:
-            if time.perf_counter() > self.turn_end:
-                await self.let_others_run()
-            self.receive(data)
-            return
-        self._has_caught_up()
-        try:
-            await self._conversation.wait()
-        finally:
-            self.reader_waits = False
-            self.turn_end = time.perf_counter() + TURN_SECONDS
+        while (data := self._outbox.turn(self._conversation)) is None:
+            self._has_caught_up()
+            try:
+                await self._conversation.wait()
+            finally:
+                self.reader_waits = False
+                self.turn_end = time.perf_counter() + TURN_SECONDS
+            if self.events is not _NOTHING:
+                return
+        if time.perf_counter() > self.turn_end:
+            await self.let_others_run()
+        self.receive(data)
 
     def receive(self, data: bytes) -> None:
         """Takes bytes that arrived, and charges their price. RemoteProtocolError."""
