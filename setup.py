@@ -31,12 +31,13 @@ WIRE = Extension(
 HOST = [
     Extension(
         f"pedos_host._{name}",
-        [f"native/host/{name}.c"],
+        [f"native/host/{part}.c" for part in (name, *parts)],
+        depends=[f"native/host/{part}.h" for part in parts],
         define_macros=LIMITED,
         extra_compile_args=FLAGS,
         py_limited_api=True,
     )
-    for name in ("open", "spawn")
+    for name, *parts in (("closing", "closer"), ("open",), ("spawn",))
 ]
 
 

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 
 import trio
-from pedos_host.passed import closer
+from pedos_host._closing import open_in_all
 
 from tests.patience import PATIENCE
 
@@ -75,7 +75,7 @@ def held(fd: int) -> Callable[[], int]:
 
 def closing() -> int:
     """How many the threads of this process have still to close."""
-    return sum(closer._open.values())
+    return open_in_all()
 
 
 async def until(is_so: Callable[[], bool]) -> None:

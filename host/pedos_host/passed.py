@@ -10,12 +10,12 @@ keeps nobody else waiting.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import threading
-from collections import Counter, deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Sequence
 from typing import Final
+
+from ._closing import Line, open_in_all
 
 # Descriptors of one owner that are being closed, beyond which nothing more is taken of it. It is
 # more than a user's programs can pass for calls at once, as the thread may be late.
@@ -24,48 +24,35 @@ OF_ONE_MAX: Final = 512
 OF_ALL_MAX: Final = 1024
 # Owners with a thread of their own. The others, who take part in an attack by many, share one.
 THREADS_MAX: Final = 32
-# Seconds for which a thread stays without work: to start one costs more than to wake it.
-IDLE_SECONDS: Final = 5.0
+# Milliseconds for which a thread stays without work: to start one costs more than to wake it.
+IDLE_MS: Final = 5000
+# Owners that are remembered although all of theirs is closed.
+LINES_KEPT: Final = 2 * THREADS_MAX
 
 
 class Closer:
-    """The threads. To ask it takes no time, in any thread."""
+    """The threads, in C: no interpreter runs in them. To ask it takes no time, in any thread."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._waiting: dict[Hashable, deque[tuple[Hashable, int]]] = {}  # by owner; None: shared
-        self._threads: set[Hashable] = set()
-        self._open: Counter[Hashable] = Counter()
+        self._lock = threading.Lock()
+        self._lines: dict[Hashable, Line] = {}  # by owner
 
-    def close(self, owner: Hashable, descriptors: Iterable[int]) -> None:
-        """Close what this owner, a user's id mostly, has passed."""
-        given = [each for each in descriptors if each >= 0]
-        if not given:
-            return
-        with self._changed:
-            self._open[owner] += len(given)
-            whose = owner
-            if owner not in self._waiting and len(self._waiting) >= THREADS_MAX:
-                whose = None
-            queue = self._waiting.setdefault(whose, deque())
-            queue.extend((owner, each) for each in given)
-            if whose in self._threads:
-                self._changed.notify_all()
-                return
-            # Without a thread, the next one that is asked for may start.
-            with contextlib.suppress(RuntimeError):
-                threading.Thread(
-                    target=self._work, args=(whose, queue), name="closing", daemon=True
-                ).start()
-                self._threads.add(whose)
+    def close(self, owner: Hashable, descriptors: Sequence[int]) -> None:
+        """Close what this owner, a user's id mostly, has passed; -1 is none."""
+        with self._lock:
+            line = self._lines.get(owner)
+            if line is None:
+                line = self._new(owner)
+            line.close(descriptors, THREADS_MAX, IDLE_MS)
 
     def has_room(self, owner: Hashable) -> bool:
         """Whether something that this owner passes may be taken."""
-        return self._open[owner] < OF_ONE_MAX
+        line = self._lines.get(owner)
+        return line is None or line.open < OF_ONE_MAX
 
     def is_full(self) -> bool:
         """Whether nobody may be let in."""
-        return sum(self._open.values()) >= OF_ALL_MAX
+        return open_in_all() >= OF_ALL_MAX
 
     def hang_up(self, owner: Hashable, connection: socket.socket) -> None:
         """End a connection of Unix sockets, and close it."""
@@ -80,20 +67,11 @@ class Closer:
         else:
             self.close(owner, (connection.detach(),))
 
-    def _work(self, whose: Hashable, queue: deque[tuple[Hashable, int]]) -> None:
-        while True:
-            with self._changed:
-                if not self._changed.wait_for(lambda: queue, IDLE_SECONDS):
-                    self._threads.discard(whose)
-                    del self._waiting[whose]
-                    return
-                owner, descriptor = queue.popleft()
-            with contextlib.suppress(OSError):  # it is closed all the same (close(2))
-                os.close(descriptor)
-            with self._changed:
-                self._open[owner] -= 1
-                if not self._open[owner]:
-                    del self._open[owner]
+    def _new(self, owner: Hashable) -> Line:
+        if len(self._lines) >= LINES_KEPT:
+            self._lines = {each: line for each, line in self._lines.items() if line.open}
+        line = self._lines[owner] = Line()
+        return line
 
 
 def _is_empty(connection: socket.socket) -> bool:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +18,8 @@ from pedos_host.passed import Closer, closer
 from pedos_host.unix import listen_packets, listen_unix
 from pedos_host.unix_stream import UnixStream
 
-from tests.lingering import Lingering, closing, descriptors, until
+from tests.lingering import Lingering, closing, descriptors, held, until
+from tests.patience import PATIENCE
 
 KINDS = (socket.SOCK_SEQPACKET, socket.SOCK_STREAM)
 
@@ -81,7 +86,7 @@ def test_an_empty_connection_is_closed_at_once(kind: socket.SocketKind, is_gone:
     apart = Closer()
     apart.hang_up("somebody", ours)
     assert ours.fileno() == -1
-    assert not apart._open  # no thread had to
+    assert not apart._lines  # no thread had to
     theirs.close()
 
 
@@ -132,7 +137,7 @@ async def test_nobody_is_let_in_while_all_hold_up_too_much(
 
 def test_beyond_the_threads_of_their_own_owners_share_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passed, "THREADS_MAX", 1)
-    monkeypatch.setattr(passed, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(passed, "IDLE_MS", 0)
     apart = Closer()
     ends = []
     for owner in ("one", "two", "three"):
@@ -144,20 +149,69 @@ def test_beyond_the_threads_of_their_own_owners_share_one(monkeypatch: pytest.Mo
         os.close(each)
 
 
-def test_without_a_thread_it_is_closed_when_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_thread: object) -> None:
-        raise RuntimeError("can't start new thread")
+#: Without room for a stack there is no thread.
+WITHOUT_A_THREAD = """
+import os, resource
+from pedos_host.passed import Closer
+apart = Closer()
+(reader, writer), (other, last) = os.pipe(), os.pipe()
+before = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (4096, before[1]))
+apart.close("one", (writer,))
+resource.setrlimit(resource.RLIMIT_AS, before)
+os.set_blocking(reader, False)
+try:
+    print(os.read(reader, 1))
+except BlockingIOError:
+    print("open")
+os.set_blocking(reader, True)
+apart.close("one", (last,))
+print(os.read(reader, 1), os.read(other, 1))
+"""
 
+
+def test_without_a_thread_it_is_closed_when_there_is_one() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_A_THREAD],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.stdout, done.stderr) == ("open\nb'' b''\n", "")
+
+
+def test_each_of_many_is_closed() -> None:
+    """Given at once, of several owners, from several threads."""
     apart = Closer()
-    reader, writer = os.pipe()
-    other, last = os.pipe()
-    with monkeypatch.context() as patch:
-        patch.setattr(passed.threading.Thread, "start", refuse)
-        apart.close("one", (writer,))
-    apart.close("one", (last,))
-    for each in (reader, other):
-        assert os.read(each, 1) == b""
-        os.close(each)
+    with socket.socket() as one:
+        before = held(one.fileno())
+        copies = [os.dup(one.fileno()) for _ in range(700)]
+
+        def give(part: list[int], owner: str) -> None:
+            for start in range(0, len(part), 50):
+                apart.close(owner, part[start : start + 50])
+
+        threads = [
+            threading.Thread(target=give, args=(copies[i::4], f"owner {i % 3}")) for i in range(4)
+        ]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        deadline = time.monotonic() + PATIENCE
+        while before() > 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        assert all(apart.has_room(f"owner {i}") for i in range(3))
+
+
+def test_owners_with_nothing_left_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passed, "LINES_KEPT", 2)
+    apart = Closer()
+    for owner in range(10):
+        apart.close(owner, ())
+    assert len(apart._lines) <= 2
 
 
 async def stream_pair(path: Path) -> tuple[UnixStream, socket.socket]:
