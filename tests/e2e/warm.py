@@ -137,6 +137,7 @@ def main() -> object:
     for module in WARM:
         importlib.import_module(f"{module}.__main__")
         del sys.modules[f"{module}.__main__"]  # it is run, and not imported
+    gc.freeze()  # no program looks through what all have, nor copies it by that
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
         ours.close()
