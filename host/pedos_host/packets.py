@@ -29,6 +29,7 @@ class PacketSocket:
         """Takes the socket over. `owner` is the one for `closer`, if it is not the user's id."""
         self._socket = connected
         self._owner = uid_at(connected) if owner is None else owner
+        self._waiting = 0  # tasks that wait for a message
         connected.setblocking(False)
 
     @property
@@ -90,7 +91,11 @@ class PacketSocket:
             try:
                 taken = self.receive_passing_now(limit, most)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._socket)
+                self._waiting += 1
+                try:
+                    await trio.lowlevel.wait_readable(self._socket)
+                finally:
+                    self._waiting -= 1
                 is_first = False
                 continue
             if is_first:
@@ -120,5 +125,6 @@ class PacketSocket:
     def close(self) -> None:
         """End the connection; a task that waits in `receive` gets trio.ClosedResourceError."""
         if self._socket.fileno() >= 0:
-            trio.lowlevel.notify_closing(self._socket)
+            if self._waiting:
+                trio.lowlevel.notify_closing(self._socket)
             closer.hang_up(self._owner, self._socket)

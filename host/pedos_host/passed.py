@@ -9,13 +9,13 @@ keeps nobody else waiting.
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
 from collections.abc import Hashable, Sequence
 from typing import Final
 
 from ._closing import Line, open_in_all
+from ._packets import hang_up
 
 # Descriptors of one owner that are being closed, beyond which nothing more is taken of it. It is
 # more than a user's programs can pass for calls at once, as the thread may be late.
@@ -56,31 +56,15 @@ class Closer:
 
     def hang_up(self, owner: Hashable, connection: socket.socket) -> None:
         """End a connection of Unix sockets, and close it."""
-        with contextlib.suppress(OSError):  # it has none any more
-            connection.shutdown(socket.SHUT_RDWR)  # nothing can be passed from now on
-        try:
-            is_empty = _is_empty(connection)
-        except OSError:
-            is_empty = False
-        if is_empty:
-            connection.close()
-        else:
-            self.close(owner, (connection.detach(),))
+        descriptor = connection.detach()
+        if not hang_up(descriptor):
+            self.close(owner, (descriptor,))
 
     def _new(self, owner: Hashable) -> Line:
         if len(self._lines) >= LINES_KEPT:
             self._lines = {each: line for each, line in self._lines.items() if line.open}
         line = self._lines[owner] = Line()
         return line
-
-
-def _is_empty(connection: socket.socket) -> bool:
-    """Whether there is no message any more in what was shut down. OSError."""
-    if connection.type == socket.SOCK_SEQPACKET:
-        # With this, the flags tell an empty message from the end.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    data, _, flags, _ = connection.recvmsg(1, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    return not data and not flags & socket.MSG_CTRUNC
 
 
 #: The one of this process.

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import trio
 
+from ._packets import accept_now
 from .passed import closer
 from .plain_unix import UCRED, bind_unix, short_path, uid_at
 from .unix_stream import UnixStream
@@ -80,13 +81,14 @@ class _NamedSocket:
         if closer.is_full():
             raise OSError(errno.EMFILE, "what clients have passed is still being closed")
         try:
-            client, _ = self._socket.accept()
+            accepted = accept_now(self._socket.fileno())
         except BlockingIOError:
             raise
         except OSError:
             if self._socket.fileno() < 0:
                 raise trio.ClosedResourceError from None
             raise
+        client = socket.socket(socket.AF_UNIX, self._kind, 0, accepted)
         client.setblocking(False)
         return client
 

@@ -75,6 +75,24 @@ async def test_the_groups_of_the_other_end_are_known() -> None:
     server.close()
 
 
+async def test_one_is_accepted_without_waiting(tmp_path: Path) -> None:
+    listener = await listen_packets(tmp_path / "sock", 0o600)
+    with pytest.raises(BlockingIOError):
+        listener.accept_now()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        with short_path(tmp_path / "sock") as short:
+            client.connect(short)
+        with listener.accept_now() as accepted:
+            assert not os.get_blocking(accepted.fileno()) and accepted.gettimeout() == 0
+            assert not os.get_inheritable(accepted.fileno())
+            with pytest.raises(BlockingIOError):
+                accepted.recv(1)
+    listener.close()
+    assert listener.fileno() == -1
+    with pytest.raises(trio.ClosedResourceError):
+        listener.accept_now()
+
+
 async def test_a_socket_that_was_deleted_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
 ) -> None:

@@ -71,15 +71,16 @@ class Questions:
         except trio.WouldBlock:
             self._wait(asking, has_place=False)
             return asking
-        if self._due() > trio.current_time():
+        now = trio.current_time()
+        if self._due(now) > now:
             self._wait(asking, has_place=True)
         else:
             self._send(asking)
         return asking
 
-    def _due(self) -> float:
+    def _due(self, now: float) -> float:
         """When the next one may be sent, which takes its turn by this."""
-        self._next = max(self._next, trio.current_time()) + 1 / RATE
+        self._next = max(self._next, now) + 1 / RATE
         return self._next - BURST / RATE
 
     def _wait(self, asking: Asking, *, has_place: bool) -> None:
@@ -94,7 +95,7 @@ class Questions:
                 if not has_place:
                     await self._places.acquire()
                     has_place = True
-                    self._due()
+                    self._due(trio.current_time())
                     turn = self._next
                 await trio.sleep_until(turn - BURST / RATE)
                 has_place = False  # it is the question's

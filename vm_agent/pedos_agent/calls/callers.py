@@ -45,9 +45,11 @@ SOCKET_MODE: Final = 0o666
 CALLERS_MAX: Final = 160
 # Of them those of one user, so that another one, and root, finds a place.
 OF_ONE_USER_MAX: Final = 128
-# How long a connection may stay without a call. A program that makes one call sends it at once; one
+# How long a connection may stay without a call, and half as long again: all are looked at now and
+# then, and the clock is not asked for each. A program that makes one call sends it at once; one
 # that keeps its connection for more makes a new one for nothing.
 IDLE_SECONDS: Final = 60.0
+IDLE_LOOKS: Final = 2
 # How long one that is refused may take to say what it wants, and how many may do so at once; others
 # may miss the reason.
 REFUSED_SECONDS: Final = 1.0
@@ -183,7 +185,7 @@ class CallSocket:
 
     async def _end_idle(self) -> None:
         while True:
-            await trio.sleep(IDLE_SECONDS / 2)
+            await trio.sleep(IDLE_SECONDS / IDLE_LOOKS)
             for each in list(self._callers):
                 each.end_if_idle()
 
@@ -205,15 +207,16 @@ class _Caller:
         self._desk = desk
         self._begin = begin
         self._gone = gone
+        self._ready = ready()
         self._calling: Calling | None = None
-        self._idle_since = trio.current_time()
+        self._idle_looks = 0  # how often it was found without a call
         self._has_hung_up = False
         self._is_gone = False
 
     def begin(self) -> None:
         """Serve it until the program hangs up or breaks the rules; then end its call."""
         try:
-            ready().add(self._packets.fileno(), self._hear)
+            self._ready.add(self._packets.fileno(), self._hear)
         except OSError as error:
             self._fail(error)
             return
@@ -221,7 +224,8 @@ class _Caller:
 
     def end(self) -> None:
         """End it at once; of its call nothing more is said."""
-        self._close()
+        self._ready.remove(self._packets.fileno())
+        self._packets.close()
         self._hang_up()
 
     def cancel(self) -> None:
@@ -232,13 +236,16 @@ class _Caller:
 
     def end_if_idle(self) -> None:
         """Close a connection without a call for some time."""
-        if self._calling is None and trio.current_time() - self._idle_since >= IDLE_SECONDS:
+        if self._calling is not None:
+            return
+        self._idle_looks += 1
+        if self._idle_looks > IDLE_LOOKS:
             self._hang_up()
 
     def _hear(self) -> None:
         """Take one message; others' turns are between two of them."""
         if not self._packets.has_room():
-            ready().remove(self._packets.fileno())
+            self._ready.remove(self._packets.fileno())
             self._begin(self._wait_for_room)
             return
         try:
@@ -272,7 +279,7 @@ class _Caller:
         """Nothing more comes of it: end its call. What it is told of that still goes out."""
         if not self._has_hung_up:
             self._has_hung_up = True
-            ready().remove(self._packets.fileno())
+            self._ready.remove(self._packets.fileno())
             if self._calling is not None:
                 self._calling.give_up()
         self._leave()
@@ -280,12 +287,8 @@ class _Caller:
     def _leave(self) -> None:
         if self._has_hung_up and self._calling is None and not self._is_gone:
             self._is_gone = True
-            self._close()
+            self._packets.close()
             self._gone(self)
-
-    def _close(self) -> None:
-        ready().remove(self._packets.fileno())
-        self._packets.close()
 
     def _take(self, untrusted: bytes, descriptors: list[int]) -> None:
         """RemoteProtocolError."""
@@ -311,7 +314,7 @@ class _Caller:
 
     def _over(self, end: Ended) -> None:
         calling, self._calling = self._calling, None
-        self._idle_since = trio.current_time()
+        self._idle_looks = 0
         # First: a refused program need not wait for the thread that closes.
         self._say(end)
         if calling is not None:
