@@ -205,6 +205,26 @@ async def test_a_failure_of_the_agent_is_an_end_that_dom0_is_told(
     assert "a mistake of ours" in caplog.text
 
 
+@pytest.mark.parametrize("failing", [("to_wire",), ("to_wire", "CallPump")], ids=len)
+async def test_a_program_hears_an_end_whatever_fails(
+    world: World, monkeypatch: pytest.MonkeyPatch, failing: tuple[str, ...]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("a mistake of ours")
+
+    for name in failing:
+        monkeypatch.setattr(calling, name, fail)
+    world.behave = until_aborted  # it ends with its input, or as nothing comes
+    client = world.connect()
+    client.call()
+    assert client.stream is not None
+    await client.stream.send_eof()
+    end = await client.end()
+    assert (end.exit_status, end.text) == (125, "failed: the agent of this VM failed")
+    assert not world.calls._running
+    client.close()
+
+
 async def test_the_end_of_the_other_vm_is_lost_and_never_a_success(world: World) -> None:
     async def vanish(service: Service, pump: CallPump) -> None:
         await service.stdout.send_all(b"some")

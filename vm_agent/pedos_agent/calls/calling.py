@@ -314,7 +314,8 @@ class Calling:
         if self._answer is None or self._is_told or self._is_over:
             self._end(refusal(CallError("failed", "the agent of this VM failed")))
         else:
-            self._conclude(_not_carried(f"the call could not be carried: {_reason(error)}"))
+            end = _not_carried(f"the call could not be carried: {_reason(error)}")
+            self._step(partial(self._conclude, end))
 
     def _give_back(self, reason: str) -> None:
         channel, self._channel = self._channel, None
