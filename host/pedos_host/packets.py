@@ -60,8 +60,10 @@ class PacketSocket:
         if not rights:
             return message, []
         passed = descriptors(rights)
-        self.discard(passed[most + 1 :])
-        return message, passed[: most + 1]
+        if len(passed) > most + 1:
+            self.discard(passed[most + 1 :])
+            del passed[most + 1 :]
+        return message, passed
 
     def discard(self, passed: Sequence[int]) -> None:
         """Close what has come."""
@@ -109,13 +111,16 @@ class PacketSocket:
     def send_now(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send a message without waiting. BlockingIOError if the other end has not read enough of
         what was sent before; other OSError, trio.ClosedResourceError."""
-        if self._socket.fileno() < 0:
-            raise trio.ClosedResourceError
-        if descriptors:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-            self._socket.sendmsg([message], rights, _SEND)
-        else:
-            self._socket.send(message, _SEND)
+        try:
+            if descriptors:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+                self._socket.sendmsg([message], rights, _SEND)
+            else:
+                self._socket.send(message, _SEND)
+        except OSError:
+            if self._socket.fileno() < 0:
+                raise trio.ClosedResourceError from None
+            raise
 
     def finish(self) -> None:
         """Say that nothing more will be sent."""
