@@ -127,6 +127,11 @@ class PacketSocket:
         with contextlib.suppress(OSError):  # it has gone
             self._socket.shutdown(socket.SHUT_WR)
 
+    def hang_up(self) -> None:
+        """End the connection, and keep the descriptor: a thread that reads it finds the end."""
+        with contextlib.suppress(OSError):  # it has gone
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """End the connection; a task that waits in `receive` gets trio.ClosedResourceError."""
         if self._socket.fileno() >= 0:

@@ -38,6 +38,7 @@ PUBLIC = (
     "channel",
     "pump",
     "running",
+    "service_start",
     "shm",
     "usbip",
     "xen",
@@ -62,6 +63,7 @@ CALL = (
     "call_pump",
     "call_streams",
     "call_talk",
+    "service_start",
 )
 PARTS = ("ring", "halt_poll", "channel", "shm", "pump", "usbip", "running", *CALL, *XEN)
 SOURCES = [f"native/csrc/{name}.c" for name in PARTS]

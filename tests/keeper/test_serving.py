@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -13,17 +14,20 @@ from typing import Any
 
 import pytest
 import trio
-from pedos_agent.calls import keepers
+from pedos_agent.calls import keepers, served_call
 from pedos_agent.calls.channels import Channels
 from pedos_agent.calls.keepers import Keepers
 from pedos_agent.calls.serving import Serving
 from pedos_agent.settings import Settings
+from pedos_host.plain_unix import bind_unix
 from pedos_protocol.call_messages import ServiceEnded, ServiceStart
 from pedos_protocol.errors import CallError
 from pedos_protocol.fields import parse_message
+from pedos_protocol.keeper_link import Ended, Spawned, build
 from pedos_protocol.schema import to_wire
 from pedos_vchan.call_pump import CallEnd, CallPump, Event
 from pedos_vchan.channel import Channel
+from pedos_vchan.later import Later
 from pedos_vchan.transport import SharedMemory
 
 from tests.patience import PATIENCE
@@ -47,6 +51,7 @@ class Vm:
     def __init__(self, folder: Path, keeper: Path | None, control: Path | None = None) -> None:
         self.caller = SharedMemory(folder, CALLER)
         self.told: list[tuple[str, dict[str, Any]]] = []
+        self.said: list[str] = []  # to dom0, in order
         self.channels = Channels(SharedMemory(folder, SERVICE), self._tell)
         nowhere = Path("/nonexistent")
         settings = Settings(
@@ -58,6 +63,7 @@ class Vm:
 
     def _tell(self, method: str, params: dict[str, Any]) -> None:
         self.told.append((method, params))
+        self.said.append(method)
         self._news.set()
 
     async def start(self, service: str, **fields: Any) -> dict[str, Any]:
@@ -78,9 +84,19 @@ class Vm:
             }
         )
         handler = self.serving.handlers()["service.start"]
-        answer = await handler(None, to_wire(wanted))  # type: ignore[arg-type]
-        assert answer is not None
-        return answer
+        later = await handler(None, to_wire(wanted))  # type: ignore[arg-type]
+        assert isinstance(later, Later)
+        answers: list[dict[str, Any]] = []
+        answered = trio.Event()
+
+        def settle(_later: Later, answer: Any, _more: bool) -> None:
+            self.said.append("answer")
+            answers.append(answer)
+            answered.set()
+
+        later.owe(settle, lambda _: AssertionError("it is given up"), math.inf)
+        await answered.wait()
+        return answers[0]
 
     async def ended(self, number: int = 1) -> ServiceEnded:
         """What dom0 is told at the end of the call of that number."""
@@ -123,6 +139,13 @@ class Caller:
     def close(self) -> None:
         for each in self.streams:
             each.socket.close()
+
+
+@contextlib.contextmanager
+def keeper_at(path: Path) -> Iterator[trio.socket.SocketType]:
+    """Where a test listens as a keeper."""
+    with bind_unix(path, 0o600, kind=socket.SOCK_SEQPACKET) as listener:
+        yield trio.socket.from_stdlib_socket(listener)
 
 
 async def read_all(stream: trio.SocketStream) -> bytes:
@@ -183,6 +206,7 @@ async def test_a_call_has_the_service_s_streams_and_its_status(vm: Vm, place: Pl
     assert (told.stdin, told.stdout, told.stderr) == (5, 5, 10)
     assert told.started_s is not None and 0 < told.started_s <= told.seconds
     assert vm.serving.running() == []
+    assert vm.said == ["answer", "service.ended"]
 
 
 async def test_a_signal_that_ends_a_service_is_its_end(vm: Vm, place: Place) -> None:
@@ -244,7 +268,7 @@ async def test_what_does_not_start_is_said_in_the_channel_which_stays_good(
     assert caller.end.is_reusable
     told = await vm.ended()
     assert (told.kind, told.started_s, told.reusable) == (kind, None, True)
-    assert [method for method, _ in vm.told] == ["service.ended"]
+    assert vm.said == ["answer", "service.ended"]
 
 
 async def test_a_channel_that_cannot_be_had_is_an_error_and_no_end(vm: Vm) -> None:
@@ -335,21 +359,21 @@ async def test_dom0_ends_a_call_with_all_that_the_service_has_started(vm: Vm, pl
 
 
 async def test_a_call_that_dom0_ends_while_its_service_is_started_leaves_nothing(
-    vm: Vm, place: Place, monkeypatch: pytest.MonkeyPatch
+    vm: Vm, place: Place, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
 ) -> None:
     runs = place.home / "runs"
     os.mkfifo(runs)
     place.service("test.Early", f"echo $$ >{runs}; exec sleep 1000")
-    run = Keepers.run
+    begin = Keepers.begin
     found: list[int] = []
 
-    async def run_and_end(*given: Any) -> keepers.KeeperCall:
-        answer = await run(*given)
-        found.append(int(await trio.to_thread.run_sync(runs.read_text)))
-        assert await vm.serving.kill(CALL, "problem", 125, "ended by dom0's user")
-        return answer
+    def begin_and_end(*given: Any) -> keepers.KeeperCall | None:
+        call = begin(*given)
+        found.append(int(runs.read_text()))
+        nursery.start_soon(vm.serving.kill, CALL, "problem", 125, "ended by dom0's user")
+        return call
 
-    monkeypatch.setattr(Keepers, "run", run_and_end)
+    monkeypatch.setattr(Keepers, "begin", begin_and_end)
     async with calling(vm, "test.Early") as (caller, _):
         await trio.to_thread.run_sync(wait_for_end, *found)
     assert caller.end is not None
@@ -406,3 +430,83 @@ async def test_a_flood_of_calls_leaves_nothing(vm: Vm, place: Place) -> None:
         assert (await vm.ended(number)).kind == "exited"
     while len(os.listdir("/proc/self/fd")) > before:
         await trio.lowlevel.checkpoint()  # what is idle hears that the other end has closed
+
+
+async def test_a_keeper_that_ends_with_a_call_unread_is_followed_by_the_next(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    async def serve() -> None:
+        client, _ = await listener.accept()
+        await trio.lowlevel.wait_readable(client)
+        client.close()
+        client, _ = await listener.accept()
+        await trio.lowlevel.wait_readable(client)
+        _, streams, _, _ = socket.recv_fds(client._sock, 5000, 3)
+        await client.send(build(Spawned(False, False, False)))
+        for each in streams:
+            os.close(each)
+        await client.send(build(Ended("exited", 7)))
+        await client.recv(5000)
+        client.close()
+
+    with keeper_at(tmp_path / "keeper") as listener:
+        nursery.start_soon(serve)
+        async with (
+            vm_with(tmp_path, tmp_path / "keeper") as vm,
+            calling(vm, "test.Any", stderr=False) as (caller, answer),
+        ):
+            assert answer == {"started": True}
+            await caller.output()
+    assert caller.end is not None
+    assert (caller.end.kind, caller.end.status) == ("exited", 7)
+
+
+async def test_a_keeper_that_says_nothing_is_hung_up_on(
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served_call, "FIRST_WORD_SECONDS", 0.01)
+    rest: list[bytes] = []
+
+    async def serve() -> None:
+        client, _ = await listener.accept()
+        await client.recv(5000)
+        rest.append(await client.recv(5000))
+        client.close()
+
+    with keeper_at(tmp_path / "keeper") as listener:
+        nursery.start_soon(serve)
+        async with (
+            vm_with(tmp_path, tmp_path / "keeper") as vm,
+            calling(vm, "test.Any") as (caller, answer),
+        ):
+            assert answer == {"started": False}
+            await caller.output()
+            while not rest:
+                await trio.lowlevel.checkpoint()
+    assert caller.end is not None and caller.end.is_reusable
+    assert caller.end.text == "the keeper of this VM says nothing within 8 s"
+    assert rest == [b""], "what it starts yet is not in good order"
+
+
+async def test_calls_end_with_the_agent(
+    tmp_path: Path, place: Place, nursery: trio.Nursery
+) -> None:
+    place.service("test.Lasts", "echo $$; read line")
+    vm = Vm(tmp_path, place.path)
+    scope = trio.CancelScope()
+
+    async def serve(*, task_status: trio.TaskStatus[None]) -> None:
+        with scope:
+            await vm.serving.run(task_status=task_status)
+
+    await nursery.start(vm.channels.run)
+    await nursery.start(serve)
+    with trio.fail_after(PATIENCE):
+        async with calling(vm, "test.Lasts") as (caller, _):
+            pid = int(await caller.streams[1].receive_some(100))
+            scope.cancel()
+            await read_all(caller.streams[1])
+            await trio.to_thread.run_sync(wait_for_end, pid)
+    assert caller.end is not None and caller.end.kind == "lost"
+    assert vm.said == ["answer", "channel.closed"]
+    assert vm.serving.running() == []

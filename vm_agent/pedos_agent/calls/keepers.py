@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import pwd
 import socket
 from collections.abc import Callable, Sequence
@@ -26,7 +27,6 @@ from pedos_protocol.keeper_link import (
     KEEPER,
     PACKET_MAX,
     Connected,
-    Ended,
     Finished,
     ForUser,
     NotFound,
@@ -40,7 +40,7 @@ from pedos_protocol.keeper_link import (
     parse,
     said,
 )
-from pedos_vchan.ready import ready
+from pedos_vchan.service_start import ask_keeper
 
 from pedos_agent.system.reading import words
 
@@ -51,6 +51,7 @@ FIRST_UID: Final = 1000
 # Seconds until a keeper has said its first word. systemd starts one in less than one, on an
 # emulated machine in two; dom0 waits for ten.
 FIRST_WORD_SECONDS: Final = 8.0
+_UNREAD: Final = "its keeper has ended before it was started"
 
 Answer: TypeAlias = Waiting | Spawned | Connected | ForUser | NotFound | Problem
 _ANSWERS: Final = (Waiting, Spawned, Connected, ForUser, NotFound, Problem)
@@ -71,25 +72,43 @@ class Keepers:
     folder: Path = FOLDER
     only: Path | None = None
 
-    async def run(self, run: Run, user: str | None, descriptors: Sequence[int]) -> KeeperCall:
-        """Have a service run as `user`, or as the one for all that name none.
+    def begin(self, run: Run, user: str | None, descriptors: Sequence[int]) -> KeeperCall | None:
+        """Give the call to the keeper of `user` without waiting, and not hear it yet.
+
+        The descriptors stay this program's. None: no keeper has the call. `run` may have to wait
+        for one, or says what is wrong.
+        """
+        path = self.only or (self.folder / f"{user}.sock" if user else None)
+        if path is None:
+            return None
+        try:
+            asked = ask_keeper(path, build(run), descriptors)
+        except OSError:
+            return None
+        return KeeperCall(PacketSocket(asked, path), None)
+
+    async def run(
+        self, run: Run, user: str | None, descriptors: Sequence[int], forced: ForUser | None = None
+    ) -> KeeperCall:
+        """Have a service run as `user`, or as the one for all that name none; or as the one that
+        the keeper of that user has named.
 
         The descriptors stay this program's. What goes wrong is the call's answer: `Problem`.
         """
         try:
             if self.only is not None:
                 return await _ask(self.only, run, user or "", descriptors)
-            call = await self._ask(run, user or await _first_user(), descriptors)
+            if forced is None:
+                call = await self._ask(run, user or await _first_user(), descriptors)
+                if not isinstance(call.answer, ForUser):
+                    return call
+                call.close()
+                forced = call.answer
+            # The keeper of the other user looks into the file by itself.
+            call = await self._ask(run._replace(is_forced=True), forced.user, descriptors)
             if isinstance(call.answer, ForUser):
                 call.close()
-                # The keeper of the other user looks into the file by itself.
-                forced = run._replace(is_forced=True)
-                call = await self._ask(forced, call.answer.user, descriptors)
-                if isinstance(call.answer, ForUser):
-                    call.close()
-                    raise _Lacking(
-                        f"the configuration of {run.service} has just changed: try again"
-                    )
+                raise _Lacking(f"the configuration of {run.service} has just changed: try again")
         except _Lacking as lacking:
             return KeeperCall(None, Problem(said(str(lacking))))
         return call
@@ -99,22 +118,36 @@ class Keepers:
 
 
 class KeeperCall:
-    """A call that a keeper has taken. `answer` is its latest word; after `Waiting`, `next_answer`
-    waits for the one that counts. `service` is the socket that came with `Connected`."""
+    """A call that a keeper has taken. `answer` is its latest word, None before the first; after
+    `Waiting`, `next_answer` waits for the one that counts. `service` is the socket that came with
+    `Connected`."""
 
     def __init__(
-        self, packets: PacketSocket | None, answer: Answer, service: int | None = None
+        self, packets: PacketSocket | None, answer: Answer | None, service: int | None = None
     ) -> None:
         """Takes both over. Without a connection the answer is final."""
-        self.answer: Answer = answer
-        self._packets = packets
+        self.answer: Answer | None = answer
+        self.packets = packets
         self._service = service
+
+    async def first_answer(self, error: int, user: str | None) -> None:
+        """Take the first word, which is there, or with `error` what has come instead. Without an
+        `answer` then, the keeper has ended before it had taken the call."""
+        assert self.packets is not None
+        try:
+            if error:
+                raise _what_broke(OSError(error, os.strerror(error)))
+            self.answer, self._service = await _answer(self.packets, user or "")
+        except _HungUp:
+            pass
+        except _Lacking as lacking:
+            self.answer = Problem(said(str(lacking)))
 
     async def next_answer(self) -> None:
         """Wait until the service is started, or will not be; `answer` says which then."""
-        assert self._packets is not None
+        assert self.packets is not None
         try:
-            self.answer, self._service = await _answer(self._packets)
+            self.answer, self._service = await _answer(self.packets, "")
         except _Lacking as lacking:
             self.answer = Problem(said(str(lacking)))
 
@@ -124,39 +157,6 @@ class KeeperCall:
         service, self._service = self._service, None
         return service
 
-    async def ended(self) -> Ended | None:
-        """How the main process has ended; None if the keeper has ended before."""
-        assert self._packets is not None
-        try:
-            return _end(await self._packets.receive(PACKET_MAX))
-        except (OSError, trio.ClosedResourceError):
-            return None
-
-    def when_ended(self, then: Callable[[Ended | None], None], begin: Callable[..., None]) -> None:
-        """Have `then` told of it, unless this is closed before. `begin` starts a task, if it takes
-        one. OSError."""
-        assert self._packets is not None
-        packets = self._packets
-
-        async def wait() -> None:
-            then(await self.ended())
-
-        def hear() -> None:
-            if not packets.has_room():
-                ready().remove(packets.fileno())
-                begin(wait)
-                return
-            try:
-                ended = _end(packets.receive_passing_now(PACKET_MAX, -1)[0])
-            except BlockingIOError:
-                return
-            except OSError:
-                ended = None
-            ready().remove(packets.fileno())
-            then(ended)
-
-        ready().add(packets.fileno(), hear)
-
     def signal(self, number: int) -> None:
         """Send the service a signal; SIGKILL ends all that it has started."""
         self._send(Signal(int(number)))
@@ -165,30 +165,25 @@ class KeeperCall:
         """The call is over in good order. Without this, `close` says that its caller is gone."""
         self._send(Finished())
 
+    def hang_up(self) -> None:
+        """Say so, while others still use the connection: `close` comes later."""
+        if self.packets is not None:
+            self.packets.hang_up()
+
     def close(self) -> None:
         """Hang up."""
-        if self._packets is None:
+        if self.packets is None:
             return
         if self._service is not None:
-            self._packets.discard((self._service,))
+            self.packets.discard((self._service,))
             self._service = None
-        ready().remove(self._packets.fileno())
-        self._packets.close()
+        self.packets.close()
 
     def _send(self, packet: Packet) -> None:
-        if self._packets is not None:
+        if self.packets is not None:
             # A keeper that has ended, or does not read any more, has lost the call.
             with contextlib.suppress(OSError, trio.ClosedResourceError):
-                self._packets.send_now(build(packet))
-
-
-def _end(untrusted: bytes) -> Ended | None:
-    """The end that a keeper has told; None for anything else."""
-    try:
-        packet = parse(untrusted, KEEPER)
-    except RemoteProtocolError:
-        return None
-    return packet if isinstance(packet, Ended) else None
+                self.packets.send_now(build(packet))
 
 
 async def _ask(path: Path, run: Run, user: str, descriptors: Sequence[int]) -> KeeperCall:
@@ -202,7 +197,7 @@ async def _ask(path: Path, run: Run, user: str, descriptors: Sequence[int]) -> K
 
 async def _ask_once(path: Path, run: Run, user: str, descriptors: Sequence[int]) -> KeeperCall:
     # Its user may have made a program of their own of it: what it passes is its own business.
-    packets = PacketSocket(await _connected(path, user), path)
+    packets = PacketSocket(await _reached(path, user), path)
     is_sent = False
     try:
         # One that takes no more calls says so, and may have hung up by now.
@@ -210,12 +205,8 @@ async def _ask_once(path: Path, run: Run, user: str, descriptors: Sequence[int])
             packets.send_now(build(run), descriptors)
             is_sent = True
         with trio.move_on_after(FIRST_WORD_SECONDS):
-            return KeeperCall(packets, *await _answer(packets, may_run=is_sent))
-        raise _Lacking(
-            await _without_user(user)
-            or f"the keeper of {user or 'this VM'} says nothing within {FIRST_WORD_SECONDS:.0f} s"
-            f"{_look_at(user)}"
-        )
+            return KeeperCall(packets, *await _answer(packets, user, may_run=is_sent))
+        raise _Lacking(await silent(user))
     except OSError as error:
         packets.close()
         raise _Lacking(f"the keeper cannot be asked: {words(error)}") from error
@@ -224,22 +215,35 @@ async def _ask_once(path: Path, run: Run, user: str, descriptors: Sequence[int])
         raise
 
 
-async def _answer(packets: PacketSocket, *, may_run: bool = True) -> tuple[Answer, int | None]:
+async def silent(user: str) -> str:
+    """What is wrong when no first word has come in time."""
+    try:
+        problem = await _without_user(user)
+    except _Lacking as lacking:
+        problem = str(lacking)
+    if problem is not None:
+        return problem
+    seconds = f"{FIRST_WORD_SECONDS:.0f} s"
+    return f"the keeper of {user or 'this VM'} says nothing within {seconds}{_look_at(user)}"
+
+
+async def _answer(
+    packets: PacketSocket, user: str, *, may_run: bool = True
+) -> tuple[Answer, int | None]:
     """The next answer, with its descriptor. `may_run`: a keeper that has ended may have begun.
     _Lacking."""
     try:
         untrusted, descriptors = await packets.receive_passing(PACKET_MAX, 1)
-    except ConnectionResetError as error:  # it has left unread what we sent
-        raise _HungUp("its keeper has ended before it was started") from error
     except trio.ClosedResourceError:
         untrusted, descriptors = b"", []
     except OSError as error:
-        raise _Lacking(f"the keeper cannot be heard: {words(error)}") from error
+        raise _what_broke(error) from error
     try:
         if not untrusted and not may_run:
-            raise _HungUp("its keeper has ended before it was started")
+            raise _HungUp(_UNREAD)
         if not untrusted:
-            raise _Lacking("its keeper has ended while it was being started")
+            # It has ended; or lacks something, as descriptors, and goes on.
+            raise _Lacking(f"its keeper has hung up while it was being started{_look_at(user)}")
         packet = parse(untrusted, KEEPER)
         if not isinstance(packet, _ANSWERS) or len(descriptors) != isinstance(packet, Connected):
             raise RemoteProtocolError(f"{type(packet).__name__} is no answer")
@@ -251,18 +255,33 @@ async def _answer(packets: PacketSocket, *, may_run: bool = True) -> tuple[Answe
     return packet, descriptors[0] if descriptors else None
 
 
-async def _connected(path: Path, user: str) -> socket.socket:
-    """A connection to the keeper, which may only be about to start. _Lacking."""
+def _what_broke(error: OSError) -> _Lacking:
+    """What it means that nothing can be received."""
+    if error.errno == errno.ECONNRESET:  # it has left unread what we sent
+        return _HungUp(_UNREAD)
+    return _Lacking(f"the keeper cannot be heard: {words(error)}")
+
+
+def _connected(path: Path) -> socket.socket:
+    """A connection to the keeper, which may only be about to start. OSError."""
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         connected.setblocking(False)
         with short_path(path) as short:
             connected.connect(short)
-    except BlockingIOError as error:
+    except BaseException:
         connected.close()
+        raise
+    return connected
+
+
+async def _reached(path: Path, user: str) -> socket.socket:
+    """As `_connected`, with what is wrong in words. _Lacking."""
+    try:
+        return _connected(path)
+    except BlockingIOError as error:
         raise _Lacking(f"too many calls wait for the keeper{_look_at(user)}") from error
     except OSError as error:
-        connected.close()
         if error.errno not in (errno.ENOENT, errno.ECONNREFUSED):
             raise _Lacking(f"the keeper at {path} cannot be reached: {words(error)}") from error
         if (problem := await _without_user(user)) is not None:
@@ -273,7 +292,6 @@ async def _connected(path: Path, user: str) -> socket.socket:
             f"no services run as {user} here: "
             f"as root, systemctl enable --now pedos-run@{user}.socket"
         ) from error
-    return connected
 
 
 def _look_at(user: str) -> str:
