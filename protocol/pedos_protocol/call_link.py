@@ -141,6 +141,8 @@ def parse(untrusted: bytes, sender: str) -> Message:
 def fitting(text: str, limit: int) -> str:
     """`text` from any source as one of a message's texts, of at most `limit` bytes: what is no
     character for a line becomes `_`, and what is too long is cut with `...`."""
+    if len(text) <= limit and text.isascii() and text.isprintable():
+        return text  # as nearly all are
     text = printable_text(text, limit)
     raw = text.encode("utf-8", "replace")
     if len(raw) <= limit:
