@@ -196,6 +196,11 @@ int pv_channel_is_armed(const struct pv_channel *channel)
     return channel->armed;
 }
 
+int pv_channel_has_news(struct pv_channel *channel)
+{
+    return is_there(channel);
+}
+
 int pv_channel_mute(struct pv_channel *channel, int muted)
 {
     struct epoll_event events = {.events = muted ? 0 : EPOLLIN, .data.fd = channel->event_fd};

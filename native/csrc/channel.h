@@ -81,6 +81,9 @@ int64_t pv_channel_turn(struct pv_channel *channel, const uint8_t *out, size_t c
  */
 int pv_channel_is_armed(const struct pv_channel *channel);
 
+/* Whether something has arrived that no turn has taken: bytes, or the end. */
+int pv_channel_has_news(struct pv_channel *channel);
+
 /* Whether tasks other than channels' owners wait for this process's event loop; at first none does.
  * */
 void pv_channel_share_loop(int is_shared);

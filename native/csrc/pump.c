@@ -73,6 +73,7 @@ static void end_reading(struct loop *loop)
 static void end_writing(struct loop *loop)
 {
     loop->writing = false;
+    loop->in_dry = false; /* look once more: without an output, an empty input is the end */
     if (loop->in_left > LAST_WORDS)
         loop->in_left = LAST_WORDS;
 }
@@ -341,7 +342,6 @@ static int wait_for_news(struct loop *loop)
     else if (fds[OUT].revents & (POLLERR | POLLHUP | POLLNVAL)) {
         /* Not noted yet: a program that simply ended also shows as end of file on fd_in. */
         end_writing(loop);
-        loop->in_dry = false;
     }
     return 0;
 }

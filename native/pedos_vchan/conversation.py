@@ -79,6 +79,10 @@ class Conversation:
         """Whether `wait` misses nothing; otherwise there is more for another `turn`, or the end."""
         return lib.pv_channel_is_armed(self._channel.native()) != 0
 
+    def has_news(self) -> bool:
+        """Whether something has arrived that no turn has taken: bytes, or the end."""
+        return lib.pv_channel_has_news(self._channel.native()) != 0
+
     def send_some(self, out: bytes) -> int:
         """Writes what fits of `out` without waiting; returns how many bytes. Those for a peer that
         is gone are dropped: reading finds its end."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from math import inf
 from typing import TYPE_CHECKING
 
 import trio
@@ -117,7 +118,10 @@ class Inbox:
 
     async def caught_up(self) -> None:
         """Returns when everything that has arrived is read; on a stream that is no channel,
-        everything of the last bytes that were received."""
+        everything of the last bytes that were received. No checkpoint in the first step of a
+        handler behind whose request nothing has come."""
+        if self._is_last_in_step():
+            return
         if self.reader_waits and self._conversation is not None:
             self.reader_waits = False
             self._conversation.wake()
@@ -125,6 +129,15 @@ class Inbox:
             await trio.lowlevel.checkpoint()
         else:
             await self._behind.park()
+
+    def _is_last_in_step(self) -> bool:
+        """Whether the reader is just serving (`first_step`) all that has arrived."""
+        return (
+            self._session.loop.step_seconds != inf
+            and self._conversation is not None
+            and not self._connection.has_more
+            and not self._conversation.has_news()
+        )
 
     def _has_caught_up(self) -> None:
         self.events = _NOTHING

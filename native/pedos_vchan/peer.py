@@ -179,8 +179,8 @@ class Peer:
         await self._session.outbox.drained(below)
 
     async def caught_up(self) -> None:
-        """Returns when everything that has arrived is read; on a stream that is no channel,
-        everything of the last bytes that were received.
+        """For this peer's handlers. Returns when everything that has arrived is read; on a stream
+        that is no channel, everything of the last bytes that were received.
 
         For handlers, before a step that cannot be undone: if this program was paused, the caller's
         cancellation may stand right behind its request. The handler is cancelled then.

@@ -106,6 +106,28 @@ async def test_a_caller_that_is_cancelled_before_the_answer_has_it_taken_back(
         client.close()
 
 
+async def test_a_handler_behind_whose_request_nothing_has_come_catches_up_at_once(
+    pairs: Pairs,
+) -> None:
+    one, other = await pairs.streams()
+    puppet = Puppet(other)
+    tasks = []
+
+    async def change(peer: Peer, _params: dict[str, object]) -> None:
+        await peer.caught_up()
+        tasks.append(trio.lowlevel.current_task())  # one that has waited keeps the reader's
+
+    server = Peer(one, program="served 1", handlers={"test.change": change}, notices={})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.run)
+        await puppet.meet()
+        for number in (1, 2):
+            await other.send_all(puppet.frame(Request(number, "test.change", {}, 60_000)))
+            assert await puppet.hear() == Answer(number, {})
+        server.close()
+    assert tasks[0] is tasks[1]
+
+
 @pytest.mark.parametrize("begun", [False, True])
 async def test_what_has_come_is_read_before_a_handler_that_catches_up_goes_on(
     pairs: Pairs, begun: bool

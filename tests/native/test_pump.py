@@ -217,6 +217,27 @@ async def test_an_output_that_goes_away_ends_the_pump_after_the_last_words(pairs
         os.close(fd)
 
 
+async def test_an_output_that_fails_ends_the_pump_though_its_input_is_silent(
+    pairs: Pairs, wires: tuple[socket.socket, socket.socket]
+) -> None:
+    """poll(2) says nothing of an end that is read no more; only write(2) does."""
+    program, pumped = wires
+    one, two = await pairs.streams()
+    results = []
+
+    async def run() -> None:
+        results.append(await pump(one._channel, pumped.fileno(), pumped.fileno()))
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            program.send(b"first")
+            assert await receive_exactly(two, 5) == b"first"
+            program.shutdown(socket.SHUT_RD)
+            await two.send_all(b"for nobody")
+    assert results == [(5, 0, Why.OUTPUT_FAILED, errno.EPIPE)]
+
+
 async def test_an_input_without_end_does_not_outlive_the_output(pairs: Pairs, files: Files) -> None:
     one, two = await pairs.streams()
     output, into = os.pipe2(os.O_CLOEXEC)

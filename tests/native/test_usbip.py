@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -25,6 +26,7 @@ from tests.patience import PATIENCE
 from .conftest import Pairs
 from .receiving import receives
 from .test_pump_ends import pipe, read_all
+from .test_stream import receive_exactly
 from .usbip_stream import DEVID, IN, OUT, submit, submitted, unlink, unlinked
 
 Look = Callable[[bytearray], int]
@@ -434,3 +436,23 @@ async def test_what_was_cleared_is_written_also_when_the_input_has_ended(pairs: 
             assert await trio.to_thread.run_sync(read_all, out, len(asked)) == len(asked)
     os.close(ended)
     assert results == [(0, len(asked), Why.INPUT_ENDED, 0)]
+
+
+async def test_an_output_that_goes_away_after_a_command_ends_a_checked_pump(pairs: Pairs) -> None:
+    one, two = await pairs.streams(16, 16)
+    command = submit(1, OUT, 31)
+    results: list[PumpResult] = []
+
+    async def pumping(fd_in: int, fd_out: int) -> None:
+        looks = UsbipCheck(DEVID, is_source=False)
+        results.append(await pump(one._channel, fd_in, fd_out, check=looks))
+
+    output, into = os.pipe2(os.O_CLOEXEC)
+    with pipe() as (words, say), trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pumping, words, into)
+            os.write(say, command)
+            assert await receive_exactly(two, len(command)) == command
+            os.close(output)
+    os.close(into)
+    assert results == [(len(command), 0, Why.OUTPUT_FAILED, errno.EPIPE)]
