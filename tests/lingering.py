@@ -37,10 +37,12 @@ class Lingering:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def pass_by(self, connection: socket.socket, message: bytes = b"x", times: int = 1) -> None:
+    def pass_by(
+        self, connection: socket.socket, message: bytes = b"x", times: int = 1, flags: int = 0
+    ) -> None:
         """Send it so that the receiver has the last reference."""
         rights = array.array("i", [self.fileno()] * times)
-        connection.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        connection.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], flags)
         self.close()
 
     def close(self) -> None:

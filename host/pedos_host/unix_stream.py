@@ -21,6 +21,8 @@ class UnixStream(trio.abc.HalfCloseableStream):
 
     def __init__(self, connected: socket.socket) -> None:
         """Takes the socket over."""
+        # Else what comes with MSG_OOB is passed over unseen, and closed in this thread.
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._raw = connected
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(connected))
         self._owner = uid_at(connected)

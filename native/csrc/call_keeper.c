@@ -155,6 +155,10 @@ void pv_keeper_hear(struct pv_call *call)
     struct word word;
     int found;
 
+    if (is_given_up(call)) { /* then that counts, which is obeyed next */
+        keeper->state = PV_KEEPER_NONE;
+        return;
+    }
     found = look_at(keeper->fd, &word);
     if (!found)
         return;

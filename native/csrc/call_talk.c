@@ -377,8 +377,10 @@ static uint32_t room_in(struct pv_call *call)
 {
     int64_t room = pv_ring_room(&call->channel->ring);
 
-    if (room < PV_WOULD_BLOCK)
+    if (room < PV_WOULD_BLOCK && pv_call_is_listening(call))
         call->is_mute = true; /* what it has sent is still to be read, and then its end shows */
+    else if (room < PV_WOULD_BLOCK)
+        lose_ring(call, room);
     return room > 0 ? (uint32_t)room : 0;
 }
 

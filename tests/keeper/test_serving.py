@@ -358,6 +358,16 @@ async def test_dom0_ends_a_call_with_all_that_the_service_has_started(vm: Vm, pl
     assert not await vm.serving.kill(CALL, "problem", 125, "again")
 
 
+async def test_a_call_that_has_lost_its_caller_ends_with_dom0_s_words(vm: Vm, place: Place) -> None:
+    """And not with a word about the keeper, which is hung up on for that."""
+    place.service("test.Cat", "echo; exec cat")
+    async with calling(vm, "test.Cat") as (caller, _):
+        assert await caller.streams[1].receive_some(1) == b"\n"
+        assert await vm.serving.kill(CALL, "lost", 0, "the agent of vault went away")
+    assert caller.end is not None
+    assert (caller.end.kind, caller.end.text) == ("problem", "the agent of vault went away")
+
+
 async def test_a_call_that_dom0_ends_while_its_service_is_started_leaves_nothing(
     vm: Vm, place: Place, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
 ) -> None:
@@ -510,3 +520,52 @@ async def test_calls_end_with_the_agent(
     assert caller.end is not None and caller.end.kind == "lost"
     assert vm.said == ["answer", "channel.closed"]
     assert vm.serving.running() == []
+
+
+@pytest.mark.parametrize("comes_late", [False, True])
+async def test_a_call_is_not_begun_by_an_agent_that_ends(
+    tmp_path: Path,
+    place: Place,
+    nursery: trio.Nursery,
+    monkeypatch: pytest.MonkeyPatch,
+    comes_late: bool,
+) -> None:
+    """Its channel was still being made; on Xen that is a thread's work, which is not cancelled."""
+    place.service("test.Never", f"touch {place.home}/ran")
+    vm = Vm(tmp_path, place.path)
+    scope, connecting = trio.CancelScope(), trio.Event()
+    connect = vm.channels.connect
+
+    async def connect_late(peer: int, port: int) -> Channel:
+        connecting.set()
+        if not comes_late:
+            await trio.sleep_forever()
+        with trio.CancelScope(shield=True):
+            await ended.wait()
+            return await connect(peer, port)
+
+    async def serve(*, task_status: trio.TaskStatus[None]) -> None:
+        with scope:
+            await vm.serving.run(task_status=task_status)
+
+    async def start(*, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+        with trio.CancelScope() as starting:
+            task_status.started(starting)
+            with contextlib.suppress(CallError):
+                await vm.start("test.Never")
+
+    ended = trio.Event()
+    monkeypatch.setattr(vm.channels, "connect", connect_late)
+    await nursery.start(vm.channels.run)
+    await nursery.start(serve)
+    with trio.fail_after(PATIENCE), await vm.caller.listen(SERVICE, PORT, ORDERS) as listener:
+        async with trio.open_nursery() as starts:
+            starting = await starts.start(start)
+            await connecting.wait()
+            scope.cancel()
+            starting.cancel()
+            ended.set()
+            if comes_late:
+                (await listener.accept()).close()
+    assert vm.serving.running() == []
+    assert not (place.home / "ran").exists()

@@ -200,3 +200,20 @@ async def test_a_flood_of_signals_is_no_breach_and_told_in_part(pairs: Pairs) ->
             assert EventKind.CALLER_GONE not in {event.kind for event in told}
             assert sum(event.kind is EventKind.SIGNAL for event in told) <= 100 * seconds
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("streams", [0, 1])
+async def test_a_caller_that_is_gone_before_the_service_has_begun_ends_it(
+    pairs: Pairs, streams: int
+) -> None:
+    """It has said all that a call takes, and then closed its channel: nothing more of it comes."""
+    one, two = await pairs.channels(17, 17)
+    async with VchanStream(one) as stream:
+        said = opened(CALLER, Frame(frames.STDIN_EOF), Frame(frames.ABORT), Frame(frames.END))
+        await stream.send_all(said)
+    stdin = plumb("socket") if streams else (-1, -1)
+    with trio.fail_after(PATIENCE):
+        end = await CallPump(two, SERVICE, CALL).run(stdin[1], -1, -1, shutdown=True)
+    if streams:
+        os.close(stdin[0])
+    assert (end.kind, end.reason) == ("aborted", "the other VM's agent closed the channel")

@@ -238,12 +238,35 @@ async def test_what_comes_with_the_bytes_of_a_stream_is_closed_apart(
     await stream.aclose()
 
 
+async def test_what_comes_out_of_band_is_closed_apart(lingering: Lingering, tmp_path: Path) -> None:
+    stream, client = await stream_pair(tmp_path / "s")
+    pass_out_of_band(lingering, client)
+    client.send(b"more")
+    received = b""
+    while received != b"xmore":
+        received += await stream.receive_some()
+    assert closing() == 1
+    client.close()
+    await stream.aclose()
+
+
+def pass_out_of_band(lingering: Lingering, client: socket.socket) -> None:
+    try:
+        lingering.pass_by(client, flags=socket.MSG_OOB)
+    except OSError as error:
+        pytest.skip(f"this kernel has no such bytes for Unix sockets: {error}")
+
+
+@pytest.mark.parametrize("out_of_band", [False, True])
 async def test_a_stream_ends_with_something_under_way_in_it(
-    lingering: Lingering, tmp_path: Path
+    lingering: Lingering, tmp_path: Path, out_of_band: bool
 ) -> None:
     stream, client = await stream_pair(tmp_path / "s")
     client.send(b"before")
-    lingering.pass_by(client)
+    if out_of_band:
+        pass_out_of_band(lingering, client)
+    else:
+        lingering.pass_by(client)
     await trio.aclose_forcefully(stream)
     assert closing() == 1
     with pytest.raises(trio.ClosedResourceError):

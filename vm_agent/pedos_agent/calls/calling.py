@@ -259,6 +259,9 @@ class Calling:
 
     def _has_channel(self, channel: Channel) -> None:
         assert self._answer is not None
+        if self._is_over:  # the agent ends
+            self._desk.channels.give_back(channel, "its call was not carried")
+            return
         self._channel = channel
         call = bytes.fromhex(self._answer.call)
         self._pump = pump = CallPump(channel, "caller", call, self._hear)

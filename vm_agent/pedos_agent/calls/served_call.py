@@ -258,7 +258,8 @@ class ServedCall:
             keeper = await self._ask(error)
             if isinstance(keeper.answer, Waiting):
                 self.answer.answer({"started": False})
-                await keeper.next_answer()
+                if not self._is_hung_up:  # else it has been given up
+                    await keeper.next_answer()
             if isinstance(keeper.answer, Connected):
                 self._unused, service = self._ours, keeper.take_service()
                 self._ours = Streams(service, _NONE, _NONE)
@@ -290,6 +291,9 @@ class ServedCall:
                 return begun
             self._keeper = None
             begun.close()
+            if self._killed is not None:  # no keeper is to begin it any more
+                self._keeper = KeeperCall(None, Problem(self._killed[2]))
+                return self._keeper
         # The service's ends of the streams are gone with what was asked before.
         self._close_streams()
         self._ours, theirs = make_streams(self.wanted.stderr)
@@ -373,14 +377,15 @@ class ServedCall:
         """End it as dom0 has said."""
         assert self._pump is not None and self._killed is not None
         kind, status, text = self._killed
-        if kind == LOST:
-            self._hang_up()
-        elif self._keeper is not None:
-            self._keeper.signal(signal.SIGKILL)
+        # First, as the pump's thread hears at once what becomes of the keeper.
         try:
             self._pump.exit(kind, status, text, now=True)
         except (KeyError, ValueError):  # not every kind of end is one that a service can have
             self._pump.abort(text)
+        if kind == LOST:
+            self._hang_up()
+        elif self._keeper is not None:
+            self._keeper.signal(signal.SIGKILL)
 
     def _break_off(self, error: Exception) -> None:
         # The attachments of this VM are none of this call's business.

@@ -81,8 +81,12 @@ class Serving:
         call = self._calls[wanted.call] = ServedCall(self, wanted, target)
         try:
             channel = await self._channel(wanted)
+            if self._nursery is None:  # it may have come in a thread that is not cancelled
+                self._channels.give_back(channel, "its call was not begun")
+                raise CallError("unavailable", "this VM's agent ends")
         except BaseException:
             del self._calls[wanted.call]
+            self._fewer.set()
             raise
         call.begin(channel)
         return call.answer
