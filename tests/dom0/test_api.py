@@ -100,7 +100,7 @@ async def test_a_vm_that_may_attach_and_detach(world: World, autojump_clock: Clo
 async def test_a_busy_device_is_busy_without_a_name(world: World, autojump_clock: Clock) -> None:
     await world.client.attach("vault", "sys-usb:free1")
     error = await refusal(world, "work", "device.attach", **named("work", "sys-usb:free1"))
-    assert (error.code, error.message) == ("busy", "the device is in use")
+    assert (error.code, error.message) == ("busy", "what it needs is in use")
     assert error.data.keys() == {"request"}
 
 

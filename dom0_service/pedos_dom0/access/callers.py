@@ -140,7 +140,7 @@ def program_in_dom0(uid: int | None) -> Caller:
 
 # A VM gets this instead of a sentence that could name other VMs.
 _FOR_VMS = {
-    "busy": "the device is in use",
+    "busy": "what it needs is in use",
     "denied": "it is not allowed",
     "failed": "it could not be done; dom0's audit log has the reason under this request",
     "timeout": "it took too long",
