@@ -32,7 +32,7 @@ HOST = [
     Extension(
         f"pedos_host._{name}",
         [f"native/host/{part}.c" for part in (name, *parts)],
-        depends=[f"native/host/{part}.h" for part in parts],
+        depends=["native/csrc/own_thread.h", *(f"native/host/{part}.h" for part in parts)],
         define_macros=LIMITED,
         extra_compile_args=FLAGS,
         py_limited_api=True,

@@ -4,13 +4,13 @@
 #include <errno.h>
 #include <pthread.h>
 #include <semaphore.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "call_state.h"
+#include "own_thread.h"
 
 /* Bytes of a thread's stack; the pump keeps at most 16 KiB on it. */
 #define STACK (256u * 1024u)
@@ -165,28 +165,6 @@ static void *work(void *arg)
     return NULL;
 }
 
-/* A thread that no signal interrupts, but for those of its own faults, which are reported. */
-static int start(struct worker *worker)
-{
-    static const int faults[] = {SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV};
-    pthread_attr_t attributes;
-    pthread_t thread;
-    sigset_t every, before;
-    int error;
-
-    pthread_attr_init(&attributes);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    pthread_attr_setstacksize(&attributes, STACK);
-    sigfillset(&every);
-    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++)
-        sigdelset(&every, faults[i]);
-    pthread_sigmask(SIG_SETMASK, &every, &before);
-    error = pthread_create(&thread, &attributes, work, worker);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
-    return -error;
-}
-
 /* Starts a thread for the call. */
 static int start_for(struct pv_call *call)
 {
@@ -197,7 +175,7 @@ static int start_for(struct pv_call *call)
         return -ENOMEM;
     worker->call = call;
     sem_init(&worker->given, 0, 0);
-    error = start(worker);
+    error = pv_own_thread(work, worker, STACK);
     if (error) {
         sem_destroy(&worker->given);
         free(worker);

@@ -9,6 +9,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "own_thread.h"
+
 static struct {
     pthread_mutex_t lock;
     struct pv_running counted; /* with the lock held */
@@ -46,27 +48,6 @@ static void *end_anyway(void *unused)
     _exit(128 + SIGABRT);
 }
 
-/* Starts a thread that no signal interrupts. Signals are for the program's own threads; but abort's
- * is this thread's, and glibc 2.41 does not run its handler, which reports where the program hangs,
- * in a thread that blocks it. */
-static int start_thread(void *(*run)(void *))
-{
-    pthread_attr_t attributes;
-    pthread_t thread;
-    sigset_t all, before;
-    int error;
-
-    pthread_attr_init(&attributes);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    sigfillset(&all);
-    sigdelset(&all, SIGABRT);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    error = pthread_create(&thread, &attributes, run, NULL);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
-    return error;
-}
-
 /* Gives the reason if `words` accepts it at once, and ends the process in any case. */
 static void end_hanging(int words)
 {
@@ -74,7 +55,7 @@ static void end_hanging(int words)
         "the event loop hangs: this process ends itself, to be started again\n";
     struct pollfd taker = {.fd = words, .events = POLLOUT};
 
-    if (start_thread(end_anyway))
+    if (pv_own_thread(end_anyway, NULL, 0))
         signal(SIGABRT, SIG_DFL); /* its handler writes too, and might block for ever */
     else if (words >= 0 && poll(&taker, 1, 0) == 1 && taker.revents == POLLOUT) {
         ssize_t ignored = write(words, last_words, sizeof last_words - 1);
@@ -111,11 +92,11 @@ int pv_running_start(void)
     pthread_mutex_lock(&own.lock);
     if (!own.is_started) {
         own.counted.seen = monotonic();
-        error = start_thread(count);
+        error = pv_own_thread(count, NULL, 0);
         own.is_started = !error;
     }
     pthread_mutex_unlock(&own.lock);
-    return -error;
+    return error;
 }
 
 double pv_running_at(const struct pv_running *running, int64_t now)

@@ -1,9 +1,9 @@
 #include "xen_guard.h"
+#include "own_thread.h"
 #include "xen.h"
 
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
@@ -242,9 +242,6 @@ static void *keep_looking(void *unused)
 /* With the lock held; 0 or -errno. */
 static int start_looking(void)
 {
-    pthread_attr_t attributes;
-    pthread_t thread;
-    sigset_t all, before;
     int error;
 
     if (guards.running)
@@ -253,16 +250,9 @@ static int start_looking(void)
         guards.news = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (guards.news < 0)
         return -errno;
-    pthread_attr_init(&attributes);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    /* Signals are for the program's own threads. */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    error = pthread_create(&thread, &attributes, keep_looking, NULL);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
+    error = pv_own_thread(keep_looking, NULL, 0);
     guards.running = !error;
-    return -error;
+    return error;
 }
 
 int pv_xen_guard(struct pv_channel *channel, int fd)

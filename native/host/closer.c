@@ -3,12 +3,13 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "../csrc/own_thread.h"
 
 /* Bytes of a thread's stack: it calls close(2), and nothing else that is deep. */
 #define STACK (64u * 1024u)
@@ -113,25 +114,6 @@ static void *work(void *arg)
     return NULL;
 }
 
-/* A thread that no signal interrupts. */
-static bool start(struct pc_owner *owner)
-{
-    pthread_attr_t attributes;
-    pthread_t thread;
-    sigset_t every, before;
-    int error;
-
-    pthread_attr_init(&attributes);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    pthread_attr_setstacksize(&attributes, STACK);
-    sigfillset(&every);
-    pthread_sigmask(SIG_SETMASK, &every, &before);
-    error = pthread_create(&thread, &attributes, work, owner);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
-    return !error;
-}
-
 /* Whose line a descriptor of this owner comes into. */
 static struct pc_owner *line_for(struct pc_owner *owner, unsigned lines_max)
 {
@@ -171,7 +153,7 @@ int pc_close(struct pc_owner *owner, const int *fds, unsigned count, unsigned li
         pthread_cond_signal(&line->changed);
     } else {
         whose->users++;
-        line->has_thread = start(whose);
+        line->has_thread = !pv_own_thread(work, whose, STACK);
         whose->users -= !line->has_thread;
     }
     pthread_mutex_unlock(&all.lock);
