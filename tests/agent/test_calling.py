@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from pedos_agent.calls import callers, calling
+from pedos_agent.calls import asking, callers, calling
 from pedos_host.packets import PacketSocket
 from pedos_protocol.call_link import (
     Call,
@@ -398,3 +398,19 @@ async def test_dom0_hears_what_runs_page_by_page(
     running = first["calls"][0]
     said = (running["side"], running["service"], running["argument"])
     assert said == ("caller", "work.Echo", "+x")
+
+
+@pytest.mark.parametrize("has_to_wait", [False, True])
+async def test_a_question_that_cannot_be_sent_ends_its_call_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch, has_to_wait: bool
+) -> None:
+    def wrong(*_: object, **_how: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as changed:
+        changed.setattr(world, "ask", wrong)
+        if has_to_wait:
+            changed.setattr(asking, "BURST", 0)
+        end, _, _ = await world.run()
+    assert (end.kind, end.text) == ("problem", "failed: the agent of this VM failed")
+    assert (await world.run())[0].exit_status == 3

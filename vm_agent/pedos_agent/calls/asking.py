@@ -5,12 +5,15 @@ Most are sent at once, and take no task; one that has to wait takes one.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeAlias
 
 import trio
 from pedos_protocol.call_messages import CALLS_ASKED_MAX
 from pedos_protocol.errors import CallError
+
+log = logging.getLogger(__name__)
 
 # Requests for calls a second in the long run, and at once: dom0 takes 500 a second of a VM, and
 # makes those wait that are more; it ends a channel at 2000 frames a second, and a call has two.
@@ -122,6 +125,10 @@ class Questions:
             asking.give_up_sent = dom0.ask(
                 "service.call", asking.params, timeout=asking.timeout, then=answered
             )
-        except BaseException:
+        except Exception as error:
             self._places.release()
-            raise
+            if isinstance(error, CallError):
+                raise
+            # It would end whatever asks, which may be a task beside all others of the agent.
+            log.exception("dom0 could not be asked for a call")
+            raise CallError("failed", "the agent of this VM failed") from error
