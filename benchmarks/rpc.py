@@ -343,7 +343,8 @@ def flooded(system: CallSystem) -> list[Row]:
     spawner = Spawner(system.environment("other"))
     one = [CALL, SERVER, "bench.Echo"]
     agent = system.programs()["pedos_agent:work"]
-    os.sched_setaffinity(agent, {theirs})
+    for thread in Path(f"/proc/{agent}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {theirs})
     alone = median_of_rounds(spawner.milliseconds(one))
     with flood(system, theirs):
         beside = median_of_rounds(spawner.milliseconds(one))
