@@ -163,9 +163,11 @@ bool agent_hear(int agent, struct packet_answer *answer)
     uint8_t bytes[PACKET_MAX + 1];
     ssize_t count;
 
+    /* ECONNRESET comes once, before what the agent has said: it has ended the connection with a
+     * signal of ours unread, which came too late for the call. */
     do {
         count = recv(agent, bytes, sizeof bytes, 0);
-    } while (count < 0 && errno == EINTR);
+    } while (count < 0 && (errno == EINTR || errno == ECONNRESET));
     return count > 0 && packet_parse(answer, bytes, (size_t)count);
 }
 

@@ -195,6 +195,7 @@ int main(int argc, char **argv)
         return SAY_FAILED;
     asked = (struct packet_call){
         .may_shut_down = call.streams.may_shut_down,
+        .is_last = true,
         .target = call.options.target,
         .service = call.options.service,
         .argument = call.options.argument,

@@ -114,6 +114,7 @@ size_t packet_build_call(const struct packet_call *call, uint8_t *bytes)
     write_text(&cursor, call->service, PACKET_SERVICE_MAX);
     write_text(&cursor, call->argument, PACKET_ARGUMENT_MAX);
     write_text(&cursor, call->user, PACKET_USER_MAX);
+    write_number(&cursor, call->is_last, 1);
     return cursor.at ? (size_t)(cursor.at - bytes) : 0;
 }
 

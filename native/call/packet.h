@@ -39,7 +39,7 @@ enum packet_kind {
 #define PACKET_KINDS 7u
 
 struct packet_call {
-    bool may_shut_down;
+    bool may_shut_down, is_last;
     const char *target, *service, *argument, *user;
 };
 

@@ -14,7 +14,7 @@ reads or writes there.
 One call at a time goes over a connection: `Call`, then from the agent `Started` if the service has
 begun, and `Ended` in any case. The agent has closed the three descriptors before it says `Ended`.
 To hang up, by closing or by shutting down the sending side, ends the call; in the second case the
-agent still says `Ended`.
+agent still says `Ended`. After a program's last call (`Call.is_last`) the agent hangs up itself.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def exit_status(kind: str, status: int) -> int:
 class Call(NamedTuple):
     """Call a service. An empty `target` is @default; `argument` is "+" and the service's argument;
     an empty `user` is the target's default one. `may_shut_down`: the end of the service's output is
-    said by shutting that socket down, which no other program uses."""
+    said by shutting that socket down, which no other program uses. `is_last`: no other call follows
+    on this connection."""
 
     version: int
     may_shut_down: bool
@@ -74,6 +75,7 @@ class Call(NamedTuple):
     service: str
     argument: str
     user: str
+    is_last: bool = False
 
 
 class Signal(NamedTuple):
@@ -113,7 +115,7 @@ _KIND = (None, *KINDS)
 
 #: By type: who sends the message, and its fields.
 FORMS: dict[int, tuple[str, type[Message], tuple[int | tuple[Any, ...], ...]]] = {
-    1: (PROGRAM, Call, (_U16, _FLAG, TARGET_MAX, SERVICE_MAX, ARGUMENT_MAX, USER_MAX)),
+    1: (PROGRAM, Call, (_U16, _FLAG, TARGET_MAX, SERVICE_MAX, ARGUMENT_MAX, USER_MAX, _FLAG)),
     2: (PROGRAM, Signal, (_U8,)),
     11: (AGENT, Started, (ID_MAX, ID_MAX)),
     12: (AGENT, Ended, (_KIND, _U8, _U8, TEXT_MAX, RULE_MAX, HINT_MAX, ID_MAX)),

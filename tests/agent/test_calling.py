@@ -68,6 +68,14 @@ async def test_one_connection_and_one_channel_serve_call_after_call(world: World
     assert len({service.call for service in world.services}) == 3
 
 
+async def test_the_agent_hangs_up_after_a_program_s_last_call(world: World) -> None:
+    client = world.connect()
+    await client.run(CALL, b"")
+    end, out, _ = await client.run(CALL._replace(is_last=True), b"more")
+    assert (end.exit_status, out) == (3, b"more")
+    assert await client.hear() is None
+
+
 async def test_the_start_is_said_before_the_end(world: World) -> None:
     client = world.connect()
     client.call()

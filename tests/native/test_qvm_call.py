@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def test_it_asks_for_what_the_command_line_says(
 ) -> None:
     process = run(*arguments)
     asked = agent.asked()
-    assert asked.message == message
+    assert asked.message == message._replace(is_last=True)
     asked.ended()
     assert end_of(process) == (0, b"", b"")
 
@@ -258,6 +259,19 @@ def test_signals_are_passed_on_where_that_is_wished(run: Run, agent: FakeAgent) 
     assert asked.hear() == Signal(signal.SIGUSR1)
     asked.ended()
     assert end_of(process)[0] == 6
+
+
+def test_the_end_is_heard_although_a_signal_came_too_late(run: Run, agent: FakeAgent) -> None:
+    process = run("--forward-signals", "work", "a.B")
+    asked = agent.asked()
+    process.send_signal(signal.SIGUSR1)
+    select.select([asked.connection], [], [], PATIENCE)
+    process.send_signal(signal.SIGSTOP)  # so that it finds both, the end and what was unread
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    asked.ended("exited", 7)
+    asked.connection.close()
+    process.send_signal(signal.SIGCONT)
+    assert end_of(process) == (7, b"", b"")
 
 
 def test_programs_can_follow_it(run: Run, agent: FakeAgent) -> None:

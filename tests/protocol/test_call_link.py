@@ -35,7 +35,9 @@ NUMBERS = st.integers(0, 255)
 ENDS = st.builds(Ended, st.sampled_from(KINDS), NUMBERS, NUMBERS, LINES, LINES, LINES, LINES)
 ANSWERS = st.one_of(st.builds(Started, LINES, LINES), ENDS)
 QUESTIONS = st.one_of(
-    st.builds(Call, st.integers(0, 0xFFFF), st.booleans(), LINES, LINES, LINES, LINES),
+    st.builds(
+        Call, st.integers(0, 0xFFFF), st.booleans(), LINES, LINES, LINES, LINES, st.booleans()
+    ),
     st.builds(Signal, NUMBERS),
 )
 

@@ -210,6 +210,7 @@ class _Caller:
         self._ready = ready()
         self._calling: Calling | None = None
         self._idle_looks = 0  # how often it was found without a call
+        self._is_last = False  # no other call follows this one
         self._has_hung_up = False
         self._is_gone = False
 
@@ -276,7 +277,7 @@ class _Caller:
         self.end()
 
     def _hang_up(self) -> None:
-        """Nothing more comes of it: end its call. What it is told of that still goes out."""
+        """Nothing more is to come of it: end its call. What it is told of that still goes out."""
         if not self._has_hung_up:
             self._has_hung_up = True
             self._ready.remove(self._packets.fileno())
@@ -307,6 +308,7 @@ class _Caller:
                 return
             asked = Asked(message, self.uid, (descriptors[0], descriptors[1], descriptors[2]))
             descriptors = []
+            self._is_last = message.is_last
             self._calling = Calling(self._desk, asked, self._started, self._over)
             self._calling.begin()
         finally:
@@ -319,7 +321,10 @@ class _Caller:
         self._say(end)
         if calling is not None:
             closer.close(self.uid, calling.streams)
-        self._leave()
+        if self._is_last:
+            self._hang_up()
+        else:
+            self._leave()
 
     def _started(self, call: str, request: str) -> None:
         self._say(Started(call, request))
