@@ -1,8 +1,8 @@
 """Gate X1: our attach and detach, command included, against plain xl in the same boot.
 
-Whether the gates hold is printed. A detach is `xl block-detach` within our own steps, and what those
-cost against xl differs between processors: the medians of twenty rounds were 0.76 to 1.05. So the
-test fails only where ours is slower by more than a machine makes it.
+Whether the gates hold is printed. A detach is `xl block-detach` within our own steps, and what
+those cost against xl differs between processors: the medians of up to twenty rounds were 0.76 to
+1.05. So the test fails only where ours is slower by more than a machine makes it.
 
 An attach ends when the guest has the disk, which our command waits for; with xl it is watched.
 
@@ -101,7 +101,5 @@ def meets_gates(found: dict[str, float]) -> bool:
 
 
 @pytest.mark.parametrize("verb", AT_MOST)
-def test_ours_is_no_slower_than_machines_make_it(
-    speeds: dict[str, float], verb: str
-) -> None:
+def test_ours_is_no_slower_than_machines_make_it(speeds: dict[str, float], verb: str) -> None:
     assert speeds[verb] <= AT_MOST[verb], speeds

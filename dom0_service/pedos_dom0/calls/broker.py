@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import trio
 from pedos_protocol.errors import CallError, RemoteProtocolError
 from pedos_protocol.messages import (
@@ -67,20 +66,6 @@ GAVE_UP = "the caller gave up"
 MALFORMED = "it gave a malformed answer"
 
 
-@attrs.define(eq=False)
-class _Start:
-    """A service that is to be started, at the latest at `deadline`."""
-
-    call: Call
-    target: AgentLink
-    permit: Permit | None
-    deadline: float
-
-    @property
-    def pair(self) -> tuple[AgentLink, AgentLink]:
-        return self.call.source, self.target
-
-
 class Broker:
     """Begins all calls."""
 
@@ -92,10 +77,13 @@ class Broker:
         self._authorizer = authorizer
         self._ready = Ready(state, nursery, start_vm)
         self.slots = Slots()
-        self._starts: Starts[_Start] = Starts()
+        self._starts: Starts[Call] = Starts()
+        # When the next turn comes by itself, while some wait; whether they are given now.
+        self._timer: trio.CancelScope | None = None
+        self._are_passed_on = False
         self.table = CallTable()
         self.channels = Channels(state, nursery)
-        self.ends = Ends(state, nursery, self.table, self.slots, self.channels)
+        self.ends = Ends(state, nursery, self.table, self.slots, self.channels, self._turn_is_over)
 
     # The beginning
 
@@ -229,7 +217,7 @@ class Broker:
         call.channel, call.server, call.had_new_channel = channel, target, channel.is_new
         channel.is_new = False
         call.stage_over("channel")
-        self._start(call, target, permit)
+        self._start(call, permit)
 
     async def _admit(self, call: Call, caller: Caller) -> AgentLink:
         """Returns the agent of the VM that policy has chosen, when that VM can serve the call and
@@ -321,38 +309,71 @@ class Broker:
 
     # The service
 
-    def _start(self, call: Call, target: AgentLink, permit: Permit | None) -> None:
+    def _start(self, call: Call, permit: Permit | None) -> None:
         """Has the service started, when it is its turn among those of its source."""
-        start = _Start(call, target, permit, trio.current_time() + START_TIMEOUT)
-        if self._starts.begin(start.pair, start):
-            self._ask_to_start(start)
+        now = trio.current_time()
+        call.permit, call.start_by = permit, now + START_TIMEOUT
+        if self._starts.begin(call.pair, call, now):
+            self._ask_to_start(call)
+            return
+        if self._timer is None:
+            self._timer = trio.CancelScope()
+            self._nursery.start_soon(self._turns, self._timer)
+        self._next_turns()
 
-    def _ask_to_start(self, start: _Start) -> None:
-        call, timeout = start.call, start.deadline - trio.current_time()
+    def _ask_to_start(self, call: Call) -> None:
+        assert call.server is not None
         if call.ends:  # while it waited
             self._not_asked(call)
-            self._start_is_over(start)
+            self._turn_is_over(call)
             return
         try:
+            timeout = call.start_by - trio.current_time()
             if timeout <= 0:
                 raise CallError("timeout", "the services before it were not started in time")
             params = to_wire(start_of(call))
-            then = partial(self._start_told, start)
-            start.target.ask("service.start", params, timeout=timeout, then=then)
+            then = partial(self._start_told, call, call.server)
+            call.server.ask("service.start", params, timeout=timeout, then=then)
         except CallError as error:
-            self._start_told(start, error)
+            self._start_told(call, call.server, error)
 
-    def _start_told(self, start: _Start, untrusted_answer: dict[str, Any] | CallError) -> None:
+    def _start_told(
+        self, call: Call, target: AgentLink, untrusted_answer: dict[str, Any] | CallError
+    ) -> None:
         """The answer to that."""
-        self._take_start(start.call, start.target, untrusted_answer)
-        self._start_is_over(start)
+        if call.permit is not None:
+            call.permit.release()
+        self._take_start(call, target, untrusted_answer)
+        self._starts.started(call.pair, call, trio.current_time())
+        self._next_turns()
 
-    def _start_is_over(self, start: _Start) -> None:
-        """The next one begins."""
-        if start.permit is not None:
-            start.permit.release()
-        if (next_one := self._starts.over(start.pair)) is not None:
-            self._ask_to_start(next_one)
+    def _turn_is_over(self, call: Call) -> None:
+        if call.permit is not None:
+            call.permit.release()
+        self._starts.over(call.pair, call, trio.current_time())
+        self._next_turns()
+
+    def _next_turns(self) -> None:
+        """Those begin whose turn it is."""
+        if self._timer is None or self._are_passed_on:  # one that does not start ends its turn here
+            return
+        self._are_passed_on = True
+        try:
+            while (call := self._starts.next(trio.current_time())) is not None:
+                self._ask_to_start(call)
+        finally:
+            self._are_passed_on = False
+        if (due := self._starts.next_due()) is not None:
+            self._timer.deadline = due
+
+    async def _turns(self, timer: trio.CancelScope) -> None:
+        """While some wait: turns and rests are over by themselves, too."""
+        while len(self._starts):
+            with timer:
+                await trio.sleep_forever()
+            timer = self._timer = trio.CancelScope()
+            self._next_turns()
+        self._timer = None
 
     def _take_start(
         self, call: Call, target: AgentLink, untrusted_answer: dict[str, Any] | CallError

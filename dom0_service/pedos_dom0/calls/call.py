@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pedos_dom0.access.callers import Caller
     from pedos_dom0.access.subjects import ServiceSubject
-    from pedos_dom0.calls.channels import CallChannel
+    from pedos_dom0.calls.channels import CallChannel, Permit
     from pedos_dom0.tables.agents import AgentLink
 
 
@@ -82,6 +82,9 @@ class Call:
     consents: Consents = attrs.field(factory=Consents)
     # What it waits for now, but for a question, until it is granted.
     scope: trio.CancelScope | None = None
+    # What it holds of its channel's setting up, and until when its service has to be started.
+    permit: Permit | None = None
+    start_by: float = 0.0
     # The request is granted, or has failed.
     decided: Once = attrs.field(factory=Once)
     failure: CallError | None = None
@@ -118,6 +121,11 @@ class Call:
                 self.gone.set()
             if self.scope is not None:
                 self.scope.cancel()
+
+    @property
+    def pair(self) -> tuple[AgentLink, AgentLink | None]:
+        """The two agents, once the call is granted."""
+        return self.source, self.server
 
     def side_of(self, link: AgentLink) -> Side | None:
         """The side that this agent has; None if it has none. No VM calls itself."""

@@ -20,6 +20,8 @@ from pedos_dom0.calls.call import ended_without_a_word
 from pedos_dom0.calls.wire import outcome_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pedos_protocol.messages import EndKind, ServiceEnded, Side
 
     from pedos_dom0.calls.call import Call, CallTable
@@ -54,12 +56,15 @@ class Ends:
         table: CallTable,
         slots: Slots,
         channels: Channels,
+        service_over: Callable[[Call], None],
     ) -> None:
+        """`service_over` is called when the service's side of a call is over."""
         self._state = state
         self._nursery = nursery
         self._table = table
         self._slots = slots
         self._channels = channels
+        self._service_over = service_over
         # Calls of which one side has ended, and when the log has to have that.
         self._half_ended: dict[Call, float] = {}
         self._tells_late = False
@@ -98,6 +103,7 @@ class Ends:
             self._slots.caller_ended(call.source.name)
         else:
             self._slots.service_ended(call.source.name, call.target)
+            self._service_over(call)
 
     def _over(self, call: Call) -> None:
         assert call.channel is not None

@@ -1,13 +1,15 @@
 """Which services are being started: of one source in one target, a few at a time. No I/O here.
 
-An agent has its requests one after the other. A source that calls without end would fill its queue,
-and the call of another source would wait for all of that. So dom0 keeps the queue, one for each
-pair, and what the agent has of it is short.
+A source that calls without end would fill its target's agent, keeper and processors, and the call
+of another source would wait for all of that. So dom0 keeps the queue, one for each pair, and what
+the target has of it is short. A start has its turn until its service has ended, or has run for a
+moment. While another source calls in the same target, turns come one at a time, and a pair of
+which calls wait rests after each for as long as that took: it has half of the target's time.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import attrs
@@ -15,46 +17,132 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-T = TypeVar("T")
+S = TypeVar("S")
 
-# Services of one pair that are being started: one that the keeper spawns, one that the agent
-# prepares meanwhile. More would not be started sooner.
-AT_ONCE = 2
+# Services of one pair that have their turn while no other source calls in the target: as many as
+# keep two processors busy, and as may be started in a second if each runs for longer than its turn
+# (an agent asks for 400).
+ALONE = 8
+# Seconds that a service has its turn after it was started. A script that prints a line takes two
+# milliseconds, and several times that on a busy machine.
+TURN = 0.02
+# And while it is being started: one whose keeper has to be started first, or hangs, takes longer,
+# and does not hold up the others of its source.
+STARTING = 0.25
+# Beyond so many that hang it does: an agent takes a bounded number of requests, of all sources.
+HANGING = 2
+# Seconds for which a source counts as one that calls: longer than between two calls in a loop.
+RECENT = 1.0
 
 
 @attrs.define(eq=False)
-class _Pair(Generic[T]):
-    being_started: int = 0
-    waiting: deque[T] = attrs.field(factory=deque)  # the slots (slots.py) bound it
+class _Turn:
+    since: float
+    until: float
+    is_started: bool = False
 
 
-class Starts(Generic[T]):
-    """The starts of all pairs."""
+@attrs.define(eq=False)
+class _Pair(Generic[S]):
+    turns: dict[S, _Turn] = attrs.field(factory=dict)
+    hanging: set[S] = attrs.field(factory=set)
+    rests_until: float = 0.0
+    waiting: deque[S] = attrs.field(factory=deque)  # the slots (slots.py) bound it
+
+
+class Starts(Generic[S]):
+    """The starts of all pairs of a source and a target. `now` is in seconds, and never less than
+    before."""
 
     def __init__(self) -> None:
-        self._pairs: dict[Hashable, _Pair[T]] = {}
+        self._pairs: dict[tuple[Hashable, Hashable], _Pair[S]] = {}
+        self._waiting: dict[tuple[Hashable, Hashable], _Pair[S]] = {}  # those where some wait
+        # When each pair has called last, in this order, and how many of them each target has.
+        self._called: dict[tuple[Hashable, Hashable], float] = {}
+        self._callers: Counter[Hashable] = Counter()
 
-    def begin(self, pair: Hashable, start: T) -> bool:
-        """Whether it begins now; otherwise `over` returns it later."""
+    def begin(self, pair: tuple[Hashable, Hashable], start: S, now: float) -> bool:
+        """Whether it has its turn now; otherwise `next` returns it later."""
+        self._note(pair, now)
         found = self._pairs.get(pair)
         if found is None:
             found = self._pairs[pair] = _Pair()
-        if found.being_started >= AT_ONCE:
+        elif found.waiting or not self._has_room(pair, found, now):
             found.waiting.append(start)
+            self._waiting[pair] = found
             return False
-        found.being_started += 1
+        found.turns[start] = _Turn(now, now + STARTING)
         return True
 
-    def over(self, pair: Hashable) -> T | None:
-        """One has begun, or failed: returns the next one, which begins now."""
-        found = self._pairs[pair]
+    def started(self, pair: tuple[Hashable, Hashable], start: S, now: float) -> None:
+        """Its service runs."""
+        found = self._pairs.get(pair)
+        if found is None:
+            return
+        found.hanging.discard(start)
+        if (turn := found.turns.get(start)) is not None:
+            turn.until, turn.is_started = now + TURN, True
+
+    def over(self, pair: tuple[Hashable, Hashable], start: S, now: float) -> None:
+        """Its service has ended, or does not start. Fine if it has no turn."""
+        found = self._pairs.get(pair)
+        if found is None:
+            return
+        found.hanging.discard(start)
+        turn = found.turns.pop(start, None)
         if found.waiting:
-            return found.waiting.popleft()
-        found.being_started -= 1
-        if not found.being_started:
+            if turn is not None:
+                found.rests_until = now + min(now, turn.until) - turn.since
+        elif not (found.turns or found.hanging):
             del self._pairs[pair]
+
+    def next(self, now: float) -> S | None:
+        """One that waits no longer: it has its turn now."""
+        for pair, found in self._waiting.items():
+            if self._has_room(pair, found, now):
+                start = found.waiting.popleft()
+                if not found.waiting:
+                    del self._waiting[pair]
+                found.turns[start] = _Turn(now, now + STARTING)
+                return start
         return None
+
+    def next_due(self) -> float | None:
+        """When time alone lets one of those begin that wait; None if it does not."""
+        due = None
+        for found in self._waiting.values():
+            if len(found.hanging) < HANGING:
+                at = min((turn.until for turn in found.turns.values()), default=found.rests_until)
+                due = at if due is None else min(due, at)
+        return due
 
     def __len__(self) -> int:
         """The number of those that wait."""
-        return sum(len(each.waiting) for each in self._pairs.values())
+        return sum(len(each.waiting) for each in self._waiting.values())
+
+    def _note(self, pair: tuple[Hashable, Hashable], now: float) -> None:
+        """A call of that pair."""
+        if self._called.pop(pair, None) is None:
+            self._callers[pair[1]] += 1
+        self._called[pair] = now
+        while True:
+            oldest, when = next(iter(self._called.items()))
+            if when >= now - RECENT:
+                return
+            del self._called[oldest]
+            self._callers[oldest[1]] -= 1
+            if not self._callers[oldest[1]]:
+                del self._callers[oldest[1]]
+
+    def _has_room(self, pair: tuple[Hashable, Hashable], found: _Pair[S], now: float) -> bool:
+        is_alone = self._callers[pair[1]] < 2
+        if not is_alone and now < found.rests_until:
+            return False
+        most = ALONE if is_alone else 1
+        if len(found.turns) >= most:
+            for start, turn in list(found.turns.items()):
+                if turn.until <= now:
+                    del found.turns[start]
+                    if not turn.is_started:
+                        found.hanging.add(start)
+        return len(found.turns) < most and len(found.hanging) < HANGING
