@@ -180,22 +180,34 @@ class Authorizer:
         With `consents`, an earlier answer of dom0's user counts, if policy and subject are still as
         they were then.
         """
-        consents = Consents() if consents is None else consents
+        answer = self.answer(
+            caller, subject, vm, request, Consents() if consents is None else consents
+        )
+        if isinstance(answer, Grant):
+            return answer
+        try:
+            raise answer
+        finally:
+            del answer  # which holds this frame, by its traceback
+
+    def answer(
+        self, caller: Caller, subject: Subject, vm: str, request: str, consents: Consents
+    ) -> Grant | CallError | MustAsk:
+        """As `require`, which raises what is no permission."""
         decision = self.decide(caller.name, subject, vm)
-        consent = consents.of.get(subject)
-        if consent is not None:
+        if consents.of and (consent := consents.of.get(subject)) is not None:
             grant, why = self._after_consent(subject, vm, decision, consent)
             if grant is None:
                 self._write(caller, subject, vm, request, decision, consents, refused=why)
-                raise self.denied(subject, vm, decision, why)
+                return self.denied(subject, vm, decision, why)
             return grant
         if decision.verdict == "ask":
             self._write(caller, subject, vm, request, decision, consents)
-            raise MustAsk(subject, vm, decision)
+            return MustAsk(subject, vm, decision)
         why = refusal(subject, vm, decision, caller.name)
         self._write(caller, subject, vm, request, decision, consents, refused=why)
         if decision.verdict != "allow" or why is not None or decision.target is None:
-            raise self.denied(subject, vm, decision, why)
+            return self.denied(subject, vm, decision, why)
         return _granted(as_named(decision.target), decision)
 
     def needs_no_rule(self, key: DeviceKey, vm: str) -> bool:
@@ -315,18 +327,22 @@ class Authorizer:
         if written in consents.written:
             return
         consents.written.add(written)
-        say = None
         notify = decision.notify or refused is not None
-        if verdict == "deny" and notify and not caller.kind.sees_rules:
-            say = f"denied: {caller.name} may not {subject.act(vm)}: {reason} ({request})"
+        is_said = verdict == "deny" and notify and not caller.kind.sees_rules
         # What a VM is allowed to call does not use up the lines for what it is denied.
         is_granted = subject.verb == "call" and verdict == "allow"
         throttle = self._state.call_throttle if is_granted else self._state.audit_throttle
-        throttle.write(
+        of, throttled = caller.audited, caller.kind.throttled
+        if throttle.counts(
+            "decision", of=of, throttled=throttled, request=request, is_said=is_said
+        ):
+            return
+        say = f"denied: {caller.name} may not {subject.act(vm)}: {reason} ({request})"
+        throttle.write_uncounted(
             "decision",
-            of=caller.audited,
-            throttled=caller.kind.throttled,
-            say=say,
+            of=of,
+            throttled=throttled,
+            say=say if is_said else None,
             request=request,
             caller=caller.audited,
             service=service,

@@ -109,9 +109,11 @@ class Caller:
         default=_no_wait, eq=False, repr=False, kw_only=True
     )
 
-    @property
-    def audited(self) -> str:
-        """Its name in the audit log."""
+    # Its name in the audit log.
+    audited: str = attrs.field(init=False, eq=False, repr=False)
+
+    @audited.default
+    def _audited(self) -> str:
         return self.asker or self.name
 
 

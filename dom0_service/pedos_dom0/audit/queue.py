@@ -102,6 +102,10 @@ class AuditQueue:
         self._lingers = False
         self._news.set()
 
+    def owes(self, request: str) -> bool:
+        """Whether a line about this request is not written yet."""
+        return request in self._last
+
     async def written(self, request: str | None = None) -> None:
         """Returns when all lines about this request are written, or all from before this call. No
         checkpoint if they are written already."""

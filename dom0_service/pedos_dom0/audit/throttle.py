@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import attrs
-import trio
 
 from pedos_dom0.audit.allowance import Allowances
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator
 
     from pedos_dom0.audit.log import AuditWriter
 
@@ -50,32 +50,19 @@ class _Heard:
     last: object = None
 
 
-class Paying:
-    """See `AuditThrottle.paid_by`."""
-
-    __slots__ = ("_author", "_authors", "_request")
-
-    def __init__(self, authors: dict[object, str], author: str, request: str) -> None:
-        self._authors = authors
-        self._author = author
-        self._request = request
-
-    def __enter__(self) -> None:
-        self._authors[self._request] = self._author
-
-    def __exit__(self, *_: object) -> None:
-        del self._authors[self._request]
-
-
 class AuditThrottle:
     """Writes VMs' lines into the audit log, and messages about them into the service's log.
 
     One of these serves all VMs; it keeps one entry per VM.
     """
 
-    def __init__(self, audit: AuditWriter, after: int = THROTTLE_AFTER) -> None:
-        """`after`: lines of one VM that are written before the rest is counted."""
+    def __init__(
+        self, audit: AuditWriter, time: Callable[[], float], after: int = THROTTLE_AFTER
+    ) -> None:
+        """`time` is the clock, in seconds; `after` the lines of one VM that are written before the
+        rest is counted."""
         self._audit = audit
+        self._time = time
         self._after = after
         self._heard: dict[str, _Heard] = {}
         self._done = Allowances()
@@ -83,20 +70,28 @@ class AuditThrottle:
         # By request that is under way.
         self._authors: dict[object, str] = {}
 
-    def paid_by(self, author: str, request: str) -> Paying:
-        """Within, the lines about what was done for the request are taken from the author's
-        allowance."""
-        return Paying(self._authors, author, request)
+    @contextmanager
+    def paid_by(self, author: str, request: str, *, throttled: bool) -> Iterator[None]:
+        """Within, the lines about what was done for the request are taken from the allowance of an
+        author that is `throttled`."""
+        if not throttled:
+            yield
+            return
+        self._authors[request] = author
+        try:
+            yield
+        finally:
+            del self._authors[request]
 
     def wait(self, author: str) -> float:
         """Seconds until the author may have a line about what was done; 0 if it may now."""
-        return self._done.wait(author, trio.current_time())
+        return self._done.wait(author, self._time())
 
     def write_whole(self, event: str, **fields: object) -> None:
         """One line about what was done, whoever caused it, which is never left out."""
         self._audit.write(event, **fields)
         if (author := self._authors.get(fields.get("request"))) is not None:
-            self._done.spend(author, trio.current_time())
+            self._done.spend(author, self._time())
 
     def write(
         self, event: str, *, of: str, throttled: bool, say: str | None = None, **fields: object
@@ -106,28 +101,18 @@ class AuditThrottle:
         The sum has the number of lines of each event, and the first and last request's id. `say` is
         a sentence for the service's log, which is counted with the line.
         """
-        request = fields.get("request")
-        self.write_made(event, lambda: fields, of=of, throttled=throttled, request=request, say=say)
+        is_said, request = say is not None, fields.get("request")
+        if not self.counts(event, of=of, throttled=throttled, request=request, is_said=is_said):
+            self.write_uncounted(event, of=of, throttled=throttled, say=say, **fields)
 
-    def write_made(
-        self,
-        event: str,
-        make: Callable[[], Mapping[str, object]],
-        *,
-        of: str,
-        throttled: bool,
-        request: object,
-        say: str | None = None,
-    ) -> None:
-        """As `write`, of a line whose fields, that of the request as well, are only made if it is
-        written: where there are many, counting them has to cost little."""
+    def counts(
+        self, event: str, *, of: str, throttled: bool, request: object, is_said: bool = False
+    ) -> bool:
+        """Whether a line is counted instead of written. If not, `write_uncounted` follows. These
+        two are `write`: where there are many lines, those that are counted need not be made."""
         if not throttled:
-            self.flush(of)
-            self.write_whole(event, **make())
-            if say is not None:
-                logger.warning("%s", say)
-            return
-        now = trio.current_time()
+            return False
+        now = self._time()
         heard = self._heard.get(of)
         if heard is None:
             heard = self._heard[of] = _Heard(now)
@@ -138,16 +123,26 @@ class AuditThrottle:
             heard.began = now
         if heard.whole < self._after and not self._throttled.wait(of, now):
             heard.whole += 1
-            self._audit.write(event, **make())
             self._throttled.spend(of, now)
-            if say is not None:
-                logger.warning("%s", say)
-            return
-        heard.unlogged += say is not None
+            return False
+        heard.unlogged += is_said
         if not heard.suppressed:
             heard.first = request
         heard.last = request
         heard.suppressed[event] += 1
+        return True
+
+    def write_uncounted(
+        self, event: str, *, of: str, throttled: bool, say: str | None = None, **fields: object
+    ) -> None:
+        """As `write`, for a line that `counts` does not count."""
+        if throttled:
+            self._audit.write(event, **fields)
+        else:
+            self.flush(of)
+            self.write_whole(event, **fields)
+        if say is not None:
+            logger.warning("%s", say)
 
     def flush(self, vm: str) -> None:
         """Writes the sum of a VM's counted lines, if there are any."""
@@ -170,7 +165,7 @@ class AuditThrottle:
             events=dict(suppressed),
             first_request=heard.first,
             last_request=heard.last,
-            seconds=round(trio.current_time() - heard.began, 3),
+            seconds=round(self._time() - heard.began, 3),
         )
 
     def flush_all(self) -> None:

@@ -26,7 +26,7 @@ from pedos_protocol.names import END_TEXT_MAX, harmless_text
 from pedos_protocol.words import request_to
 
 from pedos_dom0 import errors
-from pedos_dom0.access.authorizer import MustAsk
+from pedos_dom0.access.authorizer import Grant
 from pedos_dom0.access.callers import DOM0_USER, VM, Caller, as_told
 from pedos_dom0.access.subjects import ServiceSubject
 from pedos_dom0.audit.log import new_request_id
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from pedos_protocol.messages import RunningCall, ServiceCall
 
-    from pedos_dom0.access.authorizer import Authorizer, Grant
+    from pedos_dom0.access.authorizer import Authorizer
     from pedos_dom0.calls.channels import CallChannel, Permit
     from pedos_dom0.calls.ready import StartVm
     from pedos_dom0.state import State
@@ -96,38 +96,39 @@ class Broker:
         if source is None:
             raise errors.agent_not_known_yet()
         call = Call(
-            number=self.table.next_number(),
             request=request,
             source=source,
             caller=caller,
             subject=ServiceSubject(asked.service, asked.argument),
             requested=asked.target or DEFAULT_TARGET,
+            began=self._state.time(),
             user=asked.user,
         )
-        self.table.add(call)
         has_task = False
         try:
             await self._state.reach("call.asked")
-            await self._decide_at_once(call, caller)
-            if not call.decided.is_set():
+            await self._decide_at_once(call)
+            if not call.decided.is_set:
                 has_task = True
                 call.gone = trio.Event()
                 self._nursery.start_soon(self._work, call, caller)
                 await call.decided.wait()
             # No answer is sent before the log has the decision.
-            await self._state.audit.written(request)
+            if self._state.audit.owes(request):
+                await self._state.audit.written(request)
             await self._state.reach("call.granted")
         except trio.Cancelled:
             call.stop(GAVE_UP)
             if call.channel is not None:
                 self._abandon(call, GAVE_UP)
-            elif not has_task and not call.decided.is_set():
+            elif not has_task and not call.decided.is_set:
                 self._withdraw(call, self._why_stopped(call))
             raise
         if call.failure is not None:
             if call.channel is not None:
                 self._abandon(call, call.failure.message)
-            raise call.failure
+                raise call.failure
+            raise call.take_failure()
         # No checkpoint from here to the answer: whatever is told to the agent later comes after it.
         self._answered(call)
         assert call.channel is not None
@@ -140,22 +141,28 @@ class Broker:
             target=call.target if caller.kind.sees_all else None,
         )
 
-    async def _decide_at_once(self, call: Call, caller: Caller) -> None:
+    async def _decide_at_once(self, call: Call) -> None:
         """Grants or denies a call that has to wait for nothing, without a task of its own. Any
         other is left as it is, for `_work`."""
         try:
-            grant = self._authorizer.require(
-                caller, call.subject, call.requested, call.request, call.consents
+            answer = self._authorizer.answer(
+                call.caller, call.subject, call.requested, call.request, call.consents
             )
-            if call.user is None and grant.user is None:
+            if isinstance(answer, CallError):  # and the table of calls never has it
+                self._fail(call, answer)
+                return
+            self.table.add(call)
+            if isinstance(answer, Grant) and call.user is None and answer.user is None:
                 await self._state.reach("call.decided")
-                self._grant_at_once(call, grant)
-        except MustAsk:
-            return
+                self._grant_at_once(call, answer)
         except Exception as raised:
-            call.failure = self._as_failure(call, raised)
-            self._withdraw(call, call.failure)
-            call.decided.set()
+            self._fail(call, self._as_failure(call, raised))
+
+    def _fail(self, call: Call, failure: CallError) -> None:
+        """It is not granted."""
+        call.failure = failure
+        self._withdraw(call, failure)
+        call.decided.set()
 
     def _grant_at_once(self, call: Call, grant: Grant) -> None:
         if call.stopped is not None or not self.slots.is_free(call.source.name, grant.vm):
@@ -164,7 +171,7 @@ class Broker:
         channel = None if target is None else self.channels.take_idle(call.source, target)
         if target is None or channel is None:
             return
-        call.stage_over("decide")
+        call.stage_over("decide", self._state.time())
         self.slots.take_anyway(call.source.name, grant.vm)
         call.has_places, call.target = True, grant.vm
         self._begin(call, target, channel, None)
@@ -172,12 +179,13 @@ class Broker:
 
     async def _work(self, call: Call, caller: Caller) -> None:
         """All that is to be done before the answer."""
+        throttled = caller.kind.throttled
+        paid = self._state.audit_throttle.paid_by(caller.audited, call.request, throttled=throttled)
         try:
-            with errors.store_failures():
+            with errors.store_failures(), paid:
                 await self._grant(call, caller)
         except Exception as raised:
-            call.failure = self._as_failure(call, raised)
-            self._withdraw(call, call.failure)
+            self._fail(call, self._as_failure(call, raised))
         call.decided.set()
 
     def _as_failure(self, call: Call, raised: Exception) -> CallError:
@@ -216,7 +224,7 @@ class Broker:
         call.state = "starting"
         call.channel, call.server, call.had_new_channel = channel, target, channel.is_new
         channel.is_new = False
-        call.stage_over("channel")
+        call.stage_over("channel", self._state.time())
         self._start(call, permit)
 
     async def _admit(self, call: Call, caller: Caller) -> AgentLink:
@@ -233,7 +241,7 @@ class Broker:
             )
             if call.stopped is not None:
                 raise self._why_stopped(call)
-            call.stage_over("decide")
+            call.stage_over("decide", self._state.time())
             call.state, call.user = "waiting", user_of(grant, asked_for)
             with self._waiting(call):
                 waited = await self._take_place(call, grant)
@@ -241,7 +249,7 @@ class Broker:
             if not (waited or had_to_wait):
                 return target
             # Rules, facts and the answer of dom0's user are about the VMs as they are now.
-            call.stage_over("wait")
+            call.stage_over("wait", self._state.time())
         raise errors.failure("busy", "policy and VMs kept changing", hint="try again")
 
     async def _take_place(self, call: Call, grant: Grant) -> bool:
@@ -394,7 +402,7 @@ class Broker:
     def _told_of_start(self, call: Call) -> None:
         """What the service's agent has said about the start counts once the caller's has its
         answer."""
-        if not call.answered.is_set():
+        if not call.answered.is_set:
             return
         if call.has_started:
             self._has_started(call)
@@ -425,7 +433,7 @@ class Broker:
         if call.state == "starting" and not call.ends:
             call.state = "running"
         if not call.began_is_told:
-            call.stage_over("start")
+            call.stage_over("start", self._state.time())
         story.began(self._state, call, "started")
 
     def started(self, link: AgentLink, call_id: str) -> None:
@@ -443,7 +451,6 @@ class Broker:
         """A call that an earlier run of this service has begun, as both agents tell."""
         is_dom0 = source.name == DOM0_NAME
         call = Call(
-            number=self.table.next_number(),
             request=new_request_id(),
             source=source,
             caller=DOM0_USER if is_dom0 else Caller(kind=VM, name=source.name),
@@ -455,7 +462,7 @@ class Broker:
             server=server,
             state="running",
             channel=self.channels.adopt(running.port, source, server),
-            began=trio.current_time() - running.seconds,
+            began=self._state.time() - running.seconds,
         )
         call.decided.set()
         call.answered.set()

@@ -27,23 +27,17 @@ if TYPE_CHECKING:
 class Once:
     """As trio.Event, which is made when a task waits: mostly none does."""
 
-    __slots__ = ("_event", "_is_set")
-
-    def __init__(self) -> None:
-        self._is_set = False
-        self._event: trio.Event | None = None
-
-    def is_set(self) -> bool:
-        return self._is_set
+    is_set = False
+    _event: trio.Event | None = None
 
     def set(self) -> None:
-        self._is_set = True
+        self.is_set = True
         if self._event is not None:
             self._event.set()
 
     async def wait(self) -> None:
         """No checkpoint if it is set already."""
-        if not self._is_set:
+        if not self.is_set:
             self._event = self._event or trio.Event()
             await self._event.wait()
 
@@ -56,13 +50,16 @@ class Call:
     before that; `server` the connection to its agent, None before it is told of the call.
     """
 
-    number: int
     request: str
     source: AgentLink
     caller: Caller
     subject: ServiceSubject
     # What the caller named, with a word for nothing.
     requested: str
+    # When it began, as trio counts.
+    began: float
+    # Its place among all calls, once it is in their table.
+    number: int = 0
     # The user whom dom0's user named; then the one of the rule, or that one.
     user: str | None = None
     id: str = attrs.field(factory=lambda: os.urandom(16).hex())
@@ -73,7 +70,6 @@ class Call:
     had_new_channel: bool = False
     # Seconds of each stage that is over.
     stages: dict[str, float] = attrs.field(factory=dict)
-    began: float = attrs.field(factory=trio.current_time)
     # The caller gave up, or the call was ended, before it was answered: and why.
     stopped: str | None = None
     # Set with that, for a question to dom0's user.
@@ -102,20 +98,25 @@ class Call:
     end_is_told: bool = False
     # The last word of each side that is over.
     ends: dict[Side, ServiceEnded] = attrs.field(factory=dict)
-    _mark: float = attrs.field(init=False)
+    # When the last stage was over.
+    _mark: float | None = attrs.field(default=None, init=False)
 
-    def __attrs_post_init__(self) -> None:
-        self._mark = self.began
-
-    def stage_over(self, name: str) -> None:
+    def stage_over(self, name: str, now: float) -> None:
         """Notes how long it took since the last stage."""
-        now = trio.current_time()
-        self.stages[name] = round(self.stages.get(name, 0.0) + now - self._mark, 4)
+        since = self.began if self._mark is None else self._mark
+        self.stages[name] = self.stages.get(name, 0.0) + now - since
         self._mark = now
+
+    def take_failure(self) -> CallError:
+        """The failure, which there is, for the one who raises it: kept here as well, it would hold
+        itself by its traceback, until the garbage collector comes."""
+        failure, self.failure = self.failure, None
+        assert failure is not None
+        return failure
 
     def stop(self, why: str) -> None:
         """It is not to begin any more."""
-        if self.stopped is None and not self.decided.is_set():
+        if self.stopped is None and not self.decided.is_set:
             self.stopped = why
             if self.gone is not None:
                 self.gone.set()
@@ -166,11 +167,9 @@ class CallTable:
         self._calls: dict[str, Call] = {}
         self._last_number = 0
 
-    def next_number(self) -> int:
-        self._last_number += 1
-        return self._last_number
-
     def add(self, call: Call) -> None:
+        self._last_number += 1
+        call.number = self._last_number
         self._calls[call.id] = call
 
     def remove(self, call: Call) -> None:

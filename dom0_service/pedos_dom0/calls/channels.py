@@ -44,6 +44,7 @@ CHANNEL_TIMEOUT = 10.0
 
 
 _numbers = count()
+_NONE: dict[CallChannel, None] = {}
 
 
 @attrs.define(eq=False)
@@ -96,7 +97,7 @@ class Channels:
 
     def take_idle(self, server: AgentLink, client: AgentLink) -> CallChannel | None:
         """The one of this pair that was used last; it is a call's now."""
-        for channel in reversed(self._idle.get(server, {})):
+        for channel in reversed(self._idle.get(server, _NONE)):
             if channel.server is server and channel.client is client:
                 self._use(channel)
                 return channel
@@ -170,17 +171,18 @@ class Channels:
         long as its agents are connected."""
         if channel.is_closed:
             return
-        server, client = channel.ends
-        of_server = self._idle.get(server, {})
-        of_pair = sum(each.client is client and each.server is server for each in of_server)
+        server, client = ends = channel.ends
+        of_pair = 0
+        for each in self._idle.get(server, _NONE):
+            of_pair += each.client is client and each.server is server
         if server.lost or client.lost or of_pair >= IDLE_PER_PAIR:
             self.close(channel)
             return
-        for link in channel.ends:
-            if len(idle := self._idle.get(link, {})) >= IDLE_PER_VM:
+        for link in ends:
+            if len(idle := self._idle.get(link, _NONE)) >= IDLE_PER_VM:
                 self.close(next(iter(idle)))
-        channel.is_new, channel.idle_since = False, trio.current_time()
-        for link in channel.ends:
+        channel.is_new, channel.idle_since = False, self._state.time()
+        for link in ends:
             self._idle.setdefault(link, {})[channel] = None
         if not self._sweeps:
             self._sweeps = True

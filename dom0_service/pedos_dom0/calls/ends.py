@@ -109,7 +109,7 @@ class Ends:
         assert call.channel is not None
         self._table.remove(call)
         self._half_ended.pop(call, None)
-        if all(ended.reusable for ended in call.ends.values()):
+        if call.ends["service"].reusable and call.ends["caller"].reusable:
             self._channels.give_back(call.channel)
         else:
             self._channels.close(call.channel)
@@ -132,7 +132,7 @@ class Ends:
 
     def _log_late(self, call: Call) -> None:
         """Has the end in the log after a while, if the other side does not end before."""
-        self._half_ended[call] = trio.current_time() + LATE_SECONDS
+        self._half_ended[call] = self._state.time() + LATE_SECONDS
         if not self._tells_late:
             self._tells_late = True
             self._nursery.start_soon(self._late)
@@ -153,7 +153,7 @@ class Ends:
         """Ends a call for dom0's user: returns when both sides have been told."""
         text = "dom0's user ended the call"
         call.ended_by = by
-        if not call.decided.is_set():
+        if not call.decided.is_set:
             call.stop(text)
             return
         await call.answered.wait()  # or the caller's agent would not know it yet
@@ -178,14 +178,14 @@ class Ends:
         if side in call.ends:
             return  # and the other side ends in its own time: a slow reader has all that was sent
         why = f"the agent of {link.name} went away"
-        if side == "service" and not call.answered.is_set():
+        if side == "service" and not call.answered.is_set:
             call.failure = call.failure or errors.target_unreachable(
                 link.name, "its agent went away"
             )
         self.side_over(call, side, ended_without_a_word(call, "lost", why))
         other: Side = "caller" if side == "service" else "service"
         other_link = call.link_of(other)
-        if other not in call.ends and other_link is not None and call.answered.is_set():
+        if other not in call.ends and other_link is not None and call.answered.is_set:
             # Policy may have sent the call to a VM whose name the caller must not know.
             is_told = other == "service" or call.caller.kind.sees_all
             self.kill_soon(other_link, call, "lost", why if is_told else OTHER_GONE)

@@ -7,7 +7,6 @@ that does not end its own side of a call holds only its own places.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, TypeVar
 
 import attrs
@@ -42,21 +41,21 @@ class Slots:
     """The places of all calls. Names are VMs'."""
 
     def __init__(self) -> None:
-        self._of_source: Counter[str] = Counter()
-        self._of_pair: Counter[tuple[str, str]] = Counter()
-        self._of_target: Counter[str] = Counter()
+        self._of_source: dict[str, int] = {}
+        self._of_pair: dict[tuple[str, str], int] = {}
+        self._of_target: dict[str, int] = {}
         self._waiting: dict[_Waiter, None] = {}  # in the order in which they came
 
     def full(self, source: str, target: str) -> CallError | None:
         """Why no call of `source` in `target` can begin now; None if one can."""
-        if self._of_source[source] >= PER_SOURCE:
+        if self._of_source.get(source, 0) >= PER_SOURCE:
             return QuotaError(
                 source, f"{PER_SOURCE} calls of {source} run already, which is the most"
             )
-        if self._of_pair[source, target] >= PER_PAIR:
+        if self._of_pair.get((source, target), 0) >= PER_PAIR:
             # The source knows how many it has, but not where policy has sent them.
             return target_is_full(target, PER_PAIR, f" for {source}")
-        if self._of_target[target] >= PER_TARGET:
+        if self._of_target.get(target, 0) >= PER_TARGET:
             return target_is_full(target, PER_TARGET)
         return None
 
@@ -97,25 +96,28 @@ class Slots:
 
     def take_anyway(self, source: str, target: str) -> None:
         """Takes a place for a call that runs already, however many there are."""
-        self._of_source[source] += 1
-        self._of_pair[source, target] += 1
-        self._of_target[target] += 1
+        pair = (source, target)
+        self._of_source[source] = self._of_source.get(source, 0) + 1
+        self._of_pair[pair] = self._of_pair.get(pair, 0) + 1
+        self._of_target[target] = self._of_target.get(target, 0) + 1
 
     def caller_ended(self, source: str) -> None:
         """Gives the place of the source back."""
         _less(self._of_source, source)
-        self._next()
+        if self._waiting:
+            self._next()
 
     def service_ended(self, source: str, target: str) -> None:
         """Gives the places of the pair and of the target back."""
         _less(self._of_pair, (source, target))
         _less(self._of_target, target)
-        self._next()
+        if self._waiting:
+            self._next()
 
     def count(self) -> int:
         """The number of places that are taken, or waited for."""
         counted = (self._of_source, self._of_pair, self._of_target)
-        return sum(each.total() for each in counted) + len(self._waiting)
+        return sum(sum(each.values()) for each in counted) + len(self._waiting)
 
     def _is_waited_for(self, source: str, target: str) -> bool:
         return any(source == each.source and target == each.target for each in self._waiting)
@@ -137,7 +139,8 @@ class Slots:
             del self._waiting[waiter]
 
 
-def _less(counter: Counter[K], key: K) -> None:
-    counter[key] -= 1
-    if counter[key] <= 0:
-        del counter[key]
+def _less(counts: dict[K, int], key: K) -> None:
+    if (count := counts.get(key, 0)) > 1:
+        counts[key] = count - 1
+    else:
+        counts.pop(key, None)

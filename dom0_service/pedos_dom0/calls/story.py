@@ -7,7 +7,6 @@ the lines for what it is denied.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -31,24 +30,20 @@ def began(state: State, call: Call, outcome: str) -> None:
     call.began_is_told = True
     granted = call.channel is not None
     throttle = state.call_throttle if granted else state.audit_throttle
-    throttle.write_made(
+    of, throttled = call.caller.audited, call.caller.kind.throttled
+    if throttle.counts("call", of=of, throttled=throttled, request=call.request):
+        return
+    throttle.write_uncounted(
         "call",
-        partial(_of_beginning, call, outcome),
-        of=call.caller.audited,
-        throttled=call.caller.kind.throttled,
-        request=call.request,
-    )
-
-
-def _of_beginning(call: Call, outcome: str) -> dict[str, Any]:
-    return {
+        of=of,
+        throttled=throttled,
         **_named(call),
-        "outcome": outcome,
-        "channel": _channel(call),
-        "seconds": _seconds(call),
-        "stages": call.stages,
+        outcome=outcome,
+        channel=_channel(call),
+        seconds=_seconds(call),
+        stages=_stages(call),
         **_ended_by(call),
-    }
+    )
 
 
 def ended(state: State, call: Call) -> None:
@@ -57,33 +52,30 @@ def ended(state: State, call: Call) -> None:
     if call.end_is_told:
         return
     call.end_is_told = True
-    state.call_throttle.write_made(
-        "call_ended",
-        partial(_of_end, call),
-        of=call.caller.audited,
-        throttled=call.caller.kind.throttled,
-        request=call.request,
-    )
-
-
-def _of_end(call: Call) -> dict[str, Any]:
+    throttle = state.call_throttle
+    of, throttled = call.caller.audited, call.caller.kind.throttled
+    if throttle.counts("call_ended", of=of, throttled=throttled, request=call.request):
+        return
     service, caller = call.ends.get("service"), call.ends.get("caller")
     end = service or caller
     assert end is not None
-    return {
+    throttle.write_uncounted(
+        "call_ended",
+        of=of,
+        throttled=throttled,
         **_named(call),
-        "kind": end.kind,
-        "status": end.status,
+        kind=end.kind,
+        status=end.status,
         **({"text": end.text} if end.text else {}),
         **_otherwise(end, caller),
-        "stdin": _most("stdin", service, caller),
-        "stdout": _most("stdout", service, caller),
-        "stderr": _most("stderr", service, caller),
-        "seconds": _seconds(call),
-        "stages": call.stages,
+        stdin=_most("stdin", service, caller),
+        stdout=_most("stdout", service, caller),
+        stderr=_most("stderr", service, caller),
+        seconds=_seconds(call),
+        stages=_stages(call),
         **_ended_by(call),
         **_breach(service, caller),
-    }
+    )
 
 
 def ended_untold(state: State, vm: str, end: ServiceEnded, told: RunningCall | None) -> None:
@@ -124,6 +116,10 @@ def adopted(state: State, call: Call) -> None:
 def _seconds(call: Call) -> float:
     """Since its beginning."""
     return round(trio.current_time() - call.began, 4)
+
+
+def _stages(call: Call) -> dict[str, float]:
+    return {name: round(seconds, 4) for name, seconds in call.stages.items()}
 
 
 def _named(call: Call) -> dict[str, Any]:

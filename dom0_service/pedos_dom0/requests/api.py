@@ -173,47 +173,16 @@ class Api:
         """
         request = new_request_id()
         try:
-            return await self._serve(caller, peer, request, method, untrusted_params, background)
-        finally:
-            await self._state.audit.written(request)
-
-    async def _serve(
-        self,
-        caller: Caller,
-        peer: Peer,
-        request: str,
-        method: str,
-        untrusted_params: dict[str, Any],
-        background: trio.Nursery | None,
-    ) -> dict[str, Any]:
-        try:
             entry = TABLE.get(method)
             if entry is None or not entry.is_for(caller, by_agent=background is None):
                 logger.debug("%s asks for %s, which is not served", caller.audited, shown(method))
                 raise _not_served(entry, caller)
-            try:
-                params = parse_params(method, untrusted_params)
-            except RemoteProtocolError as error:
-                what = str(error).removeprefix(f"parameters of {method}: ")
-                raise CallError("usage", f"{request_to(method)} is malformed: {what}") from error
-            may_be_left = entry.left_classes and caller.kind.names_left
-            if (unknown := why_unknown(params, self._state if may_be_left else None)) is not None:
-                raise CallError("usage", f"{request_to(method)} is malformed: {unknown}")
+            params = self._params(caller, entry, method, untrusted_params)
             call = Call(caller, request, params, peer, background)
-
             if entry.operation:
-                if not entry.takes_away(params):
-                    self._check_allowance(call, method)
-                # A VM must not learn what its request waits for.
-                with progress.told(request, peer, background if caller.kind.sees_all else None):
-                    result = await self._operations.run(
-                        caller.kind.name,
-                        caller.name,
-                        partial(self._carry_out, entry, call),
-                        call.gone,
-                    )
+                result = await self._operate(entry, call, method)
             else:
-                result = await self._carry_out(entry, call)
+                result = await entry.handler(self, call)
             return SCHEMA.result_in(peer.version, method, to_wire(result))
         except CallError as error:
             logger.debug("%s of %s (%s): %s", method, caller.name, request, error)
@@ -222,6 +191,34 @@ class Api:
             if (more := self._throttle.more(f"store {caller.name}")) is not None:
                 logger.error("%s of %s (%s): %s%s", method, caller.name, request, error, more)
             raise as_told(caller, failure("failed", str(error)), request) from error
+        finally:
+            if self._state.audit.owes(request):
+                await self._state.audit.written(request)
+
+    def _params(
+        self, caller: Caller, entry: Entry, method: str, untrusted_params: dict[str, Any]
+    ) -> Any:
+        """The parameters, as the class of the method; CallError(usage)."""
+        try:
+            params = parse_params(method, untrusted_params)
+        except RemoteProtocolError as error:
+            what = str(error).removeprefix(f"parameters of {method}: ")
+            raise CallError("usage", f"{request_to(method)} is malformed: {what}") from error
+        may_be_left = entry.left_classes and caller.kind.names_left
+        if (unknown := why_unknown(params, self._state if may_be_left else None)) is not None:
+            raise CallError("usage", f"{request_to(method)} is malformed: {unknown}")
+        return params
+
+    async def _operate(self, entry: Entry, call: Call, method: str) -> Any:
+        """Carries out an operation."""
+        caller = call.caller
+        if not entry.takes_away(call.params):
+            self._check_allowance(call, method)
+        # A VM must not learn what its request waits for.
+        background = call.background if caller.kind.sees_all else None
+        with progress.told(call.request, call.peer, background):
+            work = partial(self._carry_out, entry, call)
+            return await self._operations.run(caller.kind.name, caller.name, work, call.gone)
 
     def _check_allowance(self, call: Call, method: str) -> None:
         """CallError(quota) if the caller has used up its lines of the audit log."""
@@ -246,11 +243,10 @@ class Api:
         )
 
     async def _carry_out(self, entry: Entry, call: Call) -> Any:
-        """Runs the handler. The caller pays for lines of the audit log about the request, if it
-        has to."""
-        if not call.caller.kind.throttled:
-            return await entry.handler(self, call)
-        with self._state.audit_throttle.paid_by(call.caller.audited, call.request):
+        """Runs the handler of an operation. The caller pays for lines of the audit log about the
+        request, if it has to."""
+        author, throttled = call.caller.audited, call.caller.kind.throttled
+        with self._state.audit_throttle.paid_by(author, call.request, throttled=throttled):
             return await entry.handler(self, call)
 
     # Devices
@@ -362,8 +358,8 @@ class Api:
 
     # Calls of services
 
-    async def service_call(self, call: Call) -> object:
-        return await self.calls.call(call.caller, call.request, call.params)
+    def service_call(self, call: Call) -> Awaitable[object]:
+        return self.calls.broker.call(call.caller, call.request, call.params)
 
     async def call_list(self, call: Call) -> object:
         return await self.calls.list(call.params.after)

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from pedos_protocol.messages import (
         CallsListed,
         ChannelClosed,
-        ServiceCall,
-        ServiceCalled,
         ServiceEnded,
         ServiceStarted,
     )
@@ -38,10 +36,6 @@ class Calls:
         self.broker = Broker(state, nursery, authorizer, start_vm)
         self._adoption = Adoption(state, nursery, self.broker)
         self._listing = CallListing(self.broker.table)
-
-    async def call(self, caller: Caller, request: str, asked: ServiceCall) -> ServiceCalled:
-        """See `Broker.call`."""
-        return await self.broker.call(caller, request, asked)
 
     async def list(self, after: int | None) -> CallsListed:
         """See `CallListing`."""
