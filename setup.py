@@ -37,7 +37,7 @@ HOST = [
         extra_compile_args=FLAGS,
         py_limited_api=True,
     )
-    for name, *parts in (("closing", "closer"), ("open",), ("packets",), ("spawn",))
+    for name, *parts in (("closing", "closer"), ("link",), ("open",), ("packets",), ("spawn",))
 ]
 
 

@@ -8,3 +8,9 @@ def first_of(
     """The path and the mode of the first file that is there: one of the first name in any folder
     goes before one of the next name. `follow`: a link is what it leads to. OSError if it is not
     known whether there is one."""
+
+def plain_program(
+    before: tuple[str, ...], folders: tuple[str, ...], names: tuple[str, ...], /
+) -> str | None:
+    """The path that `first_of` finds in `folders`, if that is a regular file that this user may
+    execute, and there is surely none of these names in the folders `before`. None otherwise."""

@@ -7,6 +7,8 @@
  * busy; here it lasts some microseconds.
  *
  * first_of: which file is the first that is there. In Python each that is not costs an exception.
+ *
+ * plain_program: which program that is, if nothing else is to be known about it.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -14,9 +16,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+/* Folders or names that are looked for at once. */
+#define NAMES_MAX 64
 
 static PyObject *open_and_close(PyObject *module, PyObject *arguments)
 {
@@ -62,46 +68,111 @@ static int is_missing(int error)
     return error == ENOENT || error == ENOTDIR || error == ENAMETOOLONG;
 }
 
+/* Names of files or folders as the system has them. */
+struct names {
+    Py_ssize_t count;
+    PyObject *kept[NAMES_MAX]; /* bytes, which `each` points into */
+    const char *each[NAMES_MAX];
+};
+
+static void release(struct names *names)
+{
+    while (names->count)
+        Py_DECREF(names->kept[--names->count]);
+}
+
+/* 0, or -1 with an error. */
+static int convert(PyObject *tuple, struct names *names)
+{
+    Py_ssize_t count = PyTuple_Size(tuple);
+
+    if (count > NAMES_MAX) {
+        PyErr_SetString(PyExc_ValueError, "more names than can be looked for at once");
+        return -1;
+    }
+    while (names->count < count) {
+        PyObject **kept = &names->kept[names->count];
+
+        if (!PyUnicode_FSConverter(PyTuple_GetItem(tuple, names->count), kept))
+            return -1;
+        names->each[names->count++] = PyBytes_AsString(*kept);
+    }
+    return 0;
+}
+
+/* The first file that is there; 0, or an error's number: ENOENT if none is. */
+static int search(const struct names *folders, const struct names *names, int follow, char *path,
+                  struct stat *found)
+{
+    int error = ENOENT;
+
+    for (Py_ssize_t i = 0; is_missing(error) && i < names->count; i++)
+        for (Py_ssize_t j = 0; is_missing(error) && j < folders->count; j++)
+            error = look(folders->each[j], names->each[i], follow, path, found);
+    return error;
+}
+
 static PyObject *first_of(PyObject *module, PyObject *arguments)
 {
-    PyObject *folders, *names, *folder = NULL, *name = NULL, *made = NULL;
-    Py_ssize_t at = 0, folder_count, count;
-    int follow, error = ENOENT;
+    struct names folders = {.count = 0}, names = {.count = 0};
+    PyObject *some, *others, *made = NULL;
     char path[PATH_MAX];
     struct stat found;
+    int follow, error;
 
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "O!O!p:first_of", &PyTuple_Type, &folders, &PyTuple_Type,
-                          &names, &follow))
+    if (!PyArg_ParseTuple(arguments, "O!O!p:first_of", &PyTuple_Type, &some, &PyTuple_Type,
+                          &others, &follow))
         return NULL;
-    folder_count = PyTuple_Size(folders);
-    count = PyTuple_Size(names) * folder_count;
-    while (at < count && is_missing(error)) {
-        if (!PyUnicode_FSConverter(PyTuple_GetItem(folders, at % folder_count), &folder) ||
-            !PyUnicode_FSConverter(PyTuple_GetItem(names, at / folder_count), &name)) {
-            Py_XDECREF(folder);
-            return NULL;
-        }
+    if (convert(some, &folders) == 0 && convert(others, &names) == 0) {
         Py_BEGIN_ALLOW_THREADS
-        error = look(PyBytes_AsString(folder), PyBytes_AsString(name), follow, path, &found);
+        error = search(&folders, &names, follow, path, &found);
         Py_END_ALLOW_THREADS
-        Py_CLEAR(folder);
-        Py_CLEAR(name);
-        at++;
+        if (is_missing(error)) {
+            made = Py_NewRef(Py_None);
+        } else if (error) {
+            errno = error;
+            PyErr_SetFromErrnoWithFilename(PyExc_OSError, path);
+        } else {
+            made = Py_BuildValue("(NI)", PyUnicode_DecodeFSDefault(path), (unsigned)found.st_mode);
+        }
     }
-    if (is_missing(error))
-        Py_RETURN_NONE;
-    if (error) {
-        errno = error;
-        return PyErr_SetFromErrnoWithFilename(PyExc_OSError, path);
+    release(&names);
+    release(&folders);
+    return made;
+}
+
+static PyObject *plain_program(PyObject *module, PyObject *arguments)
+{
+    struct names before = {.count = 0}, folders = {.count = 0}, names = {.count = 0};
+    PyObject *some, *others, *more, *made = NULL;
+    char path[PATH_MAX];
+    struct stat found;
+    bool is_plain;
+
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "O!O!O!:plain_program", &PyTuple_Type, &some, &PyTuple_Type,
+                          &others, &PyTuple_Type, &more))
+        return NULL;
+    if (convert(some, &before) == 0 && convert(others, &folders) == 0 &&
+        convert(more, &names) == 0) {
+        Py_BEGIN_ALLOW_THREADS
+        is_plain = is_missing(search(&before, &names, true, path, &found)) &&
+                   search(&folders, &names, false, path, &found) == 0 &&
+                   S_ISREG(found.st_mode) && access(path, X_OK) == 0;
+        Py_END_ALLOW_THREADS
+        made = is_plain ? PyUnicode_DecodeFSDefault(path) : Py_NewRef(Py_None);
     }
-    made = PyUnicode_DecodeFSDefault(path);
-    return made == NULL ? NULL : Py_BuildValue("(NI)", made, (unsigned)found.st_mode);
+    release(&names);
+    release(&folders);
+    release(&before);
+    return made;
 }
 
 static PyMethodDef functions[] = {
     {"first_of", first_of, METH_VARARGS, NULL},
     {"open_and_close", open_and_close, METH_VARARGS, NULL},
+    {"plain_program", plain_program, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

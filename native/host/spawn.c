@@ -9,6 +9,9 @@
 #include <errno.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #ifndef POSIX_SPAWN_SETCGROUP
 #define POSIX_SPAWN_SETCGROUP 0x100
@@ -105,6 +108,20 @@ static int start(pid_t *pid, const char *path, char **argv, char **envp, const i
     return error;
 }
 
+/* A descriptor that is readable when the process has ended, or -errno: then it has been ended. The
+ * caller has nobody reap it meanwhile. */
+static int watch(pid_t pid)
+{
+    int file = (int)syscall(SYS_pidfd_open, pid, 0), error = errno;
+
+    if (file >= 0)
+        return file;
+    kill(pid, SIGKILL);
+    while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+        ;
+    return -error;
+}
+
 /* How many descriptors the tuple has; -1 with an error. */
 static int read_descriptors(PyObject *tuple, int *descriptors)
 {
@@ -126,7 +143,7 @@ static PyObject *spawn(PyObject *module, PyObject *arguments)
 {
     struct strings argv = {NULL, NULL}, envp = {NULL, NULL};
     PyObject *path = NULL, *words, *variables, *numbers, *made = NULL;
-    int descriptors[DESCRIPTORS_MAX], count, group, error;
+    int descriptors[DESCRIPTORS_MAX], count, group, error, file = -1;
     pid_t pid = -1;
 
     (void)module;
@@ -139,12 +156,17 @@ static PyObject *spawn(PyObject *module, PyObject *arguments)
 
         Py_BEGIN_ALLOW_THREADS
         error = start(&pid, name, argv.each, envp.each, descriptors, count, group);
+        if (!error)
+            file = watch(pid);
         Py_END_ALLOW_THREADS
         if (error) {
             errno = error;
             PyErr_SetFromErrnoWithFilename(PyExc_OSError, name);
+        } else if (file < 0) {
+            errno = -file;
+            PyErr_SetFromErrno(PyExc_OSError);
         } else {
-            made = PyLong_FromLong(pid);
+            made = Py_BuildValue("(ii)", (int)pid, file);
         }
     }
     release(&envp);
@@ -153,8 +175,23 @@ static PyObject *spawn(PyObject *module, PyObject *arguments)
     return made;
 }
 
+static PyObject *reap(PyObject *module, PyObject *arguments)
+{
+    int which, status = 0;
+    pid_t pid;
+
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "i:reap", &which))
+        return NULL;
+    do
+        pid = waitpid(which, &status, WNOHANG);
+    while (pid < 0 && errno == EINTR);
+    return pid < 0 ? PyErr_SetFromErrno(PyExc_OSError) : Py_BuildValue("(ii)", (int)pid, status);
+}
+
 static PyMethodDef functions[] = {
     {"can_begin_in_group", can_begin_in_group, METH_NOARGS, NULL},
+    {"reap", reap, METH_VARARGS, NULL},
     {"spawn", spawn, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

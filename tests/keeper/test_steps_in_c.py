@@ -1,15 +1,32 @@
-"""What a keeper has C do in one step: to find the first of some files, and to start a process."""
+"""What a keeper has C do in one step: to find the first of some files, to start a process, and to
+hear of a call and of its end."""
 
 from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pedos_host._open import first_of
-from pedos_host._spawn import spawn
+from pedos_host import _link
+from pedos_host._open import first_of, plain_program
+from pedos_host._spawn import reap, spawn
+
+from tests.patience import PATIENCE
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """Both ends of a connection of whole messages; the second is the one that C is given."""
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with one, other:
+        one.settimeout(PATIENCE)
+        yield one, other
 
 
 def test_the_first_name_in_any_folder_goes_before_the_next_name(tmp_path: Path) -> None:
@@ -66,3 +83,102 @@ def test_what_is_no_program_is_not_started(tmp_path: Path) -> None:
         spawn("/bin/true", ("x",), (), (0,) * 9, -1)
     with pytest.raises(OSError, match="Bad file descriptor"):
         spawn("/bin/true", ("x",), (), (-1,), -1)
+
+
+def test_a_plain_program_is_found_unless_anything_else_is_to_be_known(tmp_path: Path) -> None:
+    before, services = tmp_path / "before", tmp_path / "services"
+    for folder in (before, services):
+        folder.mkdir()
+
+    def found() -> str | None:
+        return plain_program((str(before),), (str(tmp_path / "none"), str(services)), ("a+", "a"))
+
+    program = services / "a"
+    assert found() is None  # there is none
+    program.touch()
+    assert found() is None  # nobody may execute it
+    program.chmod(0o755)
+    assert found() == str(program)
+    (before / "a").touch()
+    assert found() is None  # it has a configuration
+    (before / "a").unlink()
+    (before / "a+").symlink_to("a+")
+    assert found() is None  # nobody can say
+    (before / "a+").unlink()
+    (services / "a+").symlink_to("a")
+    assert found() is None  # a link goes before it
+    (services / "a+").unlink()
+    (services / "a+").mkdir()
+    assert found() is None  # and so does a folder
+    (services / "a+").rmdir()
+    assert found() == str(program)
+    with pytest.raises(ValueError, match="more names"):
+        plain_program(("/",) * 65, (), ())
+
+
+def test_a_process_can_be_waited_for_and_reaped_once(pair: Pair) -> None:
+    pid, file = spawn("/bin/sh", ("sh", "-c", "exit 7"), (), (0, 1, 2), -1)
+    try:
+        assert _link.attend(pair[1].fileno(), file, 10) == (True, None)
+        ended, status = reap(pid)
+        assert (ended, os.waitstatus_to_exitcode(status)) == (pid, 7)
+        with pytest.raises(ChildProcessError):
+            reap(pid)
+        pair[0].send(b"x" * 20)
+        assert _link.attend(pair[1].fileno(), file, 10) == (True, b"x" * 10)
+        pair[0].send(b"y")
+        assert _link.attend(pair[1].fileno(), -1, 10) == (False, b"y")
+        pair[0].close()
+        assert _link.attend(pair[1].fileno(), -1, 10) == (False, b"")
+    finally:
+        os.close(file)
+
+
+def test_a_first_message_comes_with_its_descriptors_and_more_than_four_are_closed(
+    pair: Pair,
+) -> None:
+    one, other = pair
+    with pytest.raises(BlockingIOError):
+        _link.first(other.fileno(), 10, 1)
+    for count in (0, 3, 4, 7):
+        socket.send_fds(one, [b"given"], [0] * count)
+        message, passed = _link.first(other.fileno(), 10, 0)
+        assert (message, len(passed)) == (b"given", min(count, 4))
+        assert not any(map(os.get_inheritable, passed))
+        _link.close_all(passed)
+        for each in passed:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(each)
+    with pytest.raises(ValueError, match="no message"):
+        _link.first(other.fileno(), 1 << 20, 0)
+
+
+def test_a_message_is_sent_with_a_descriptor_or_fails_at_once(pair: Pair) -> None:
+    one, other = pair
+    _link.send(other.fileno(), b"plain")
+    assert socket.recv_fds(one, 10, 4)[:2] == (b"plain", [])
+    _link.send(other.fileno(), b"with", 0)
+    message, passed, _, _ = socket.recv_fds(one, 10, 4)
+    assert (message, len(passed)) == (b"with", 1)
+    os.close(passed[0])
+    with pytest.raises(BlockingIOError):
+        while True:
+            _link.send(other.fileno(), b"much" * 1000)
+    one.close()
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        _link.send(other.fileno(), b"gone")
+
+
+def test_a_connection_is_taken_with_the_user_at_its_other_end(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.connect(path)
+            taken, user = _link.accept(listener.fileno())
+            assert (user, os.get_inheritable(taken)) == (os.geteuid(), False)
+            os.close(taken)
+            assert client.recv(1) == b""
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        _link.accept(-1)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
 import logging
 import os
 import select
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from pedos_host import _link
 from pedos_host.system_errors import what_is_wrong
 from pedos_protocol import keeper_link
 from pedos_protocol.errors import RemoteProtocolError
@@ -54,11 +53,10 @@ SESSION_SECONDS: Final = 600.0
 # Seconds between two looks for a session, by processes that a login has already made wait.
 SESSION_LOOK: Final = 0.5
 
-# Of numbers: the standard library's own are members of an enum, and slow to join.
-_AT_ONCE: Final = int(socket.MSG_NOSIGNAL) | int(socket.MSG_DONTWAIT)
-_TAKING: Final = int(socket.MSG_CMSG_CLOEXEC) | int(socket.MSG_DONTWAIT)
-# One descriptor more than there are: more would be cut, and be those that count.
-_ROOM: Final = socket.CMSG_SPACE((max(DESCRIPTORS) + 1) * array.array("i").itemsize)
+# What nearly every call has.
+_NO_OPTIONS: Final = (False, False, False)
+_PLAINLY_SPAWNED: Final = keeper_link.build(Spawned(*_NO_OPTIONS))
+_FINISHED: Final = keeper_link.build(Finished())
 
 
 class Place(NamedTuple):
@@ -92,8 +90,8 @@ class Refusal(Exception):  # noqa: N818 - says what happened
 class Call:
     """One call. `run` in a thread serves it."""
 
-    def __init__(self, connection: socket.socket, place: Place) -> None:
-        """The connection is a blocking one; whoever gives it closes it."""
+    def __init__(self, connection: int, place: Place) -> None:
+        """Whoever gives the connection closes it."""
         self._connection = connection
         self._place = place
 
@@ -112,8 +110,7 @@ class Call:
         run, descriptors = self._receive_run()
         try:
             try:
-                config = self._configured(run)
-                service = self._found(run)
+                config, service = self._looked_up(run)
                 extra = self._session(run) if self._waits(config) else {}
                 if isinstance(service, Program):
                     child = self._start(run, service, descriptors, extra)
@@ -121,8 +118,7 @@ class Call:
                     self._connect(run, service, config)
                     child = None
             finally:
-                for each in descriptors:
-                    os.close(each)
+                _link.close_all(descriptors)
         except Refusal as refusal:
             if not isinstance(refusal.packet, ForUser):
                 log.info("%s of %s: %s", run.service, run.source, refusal.packet.text)
@@ -132,13 +128,26 @@ class Call:
             self._heed(None, config)
             return
         with child:
-            self._send(Spawned(*_options(config)))
+            options = _options(config)
+            is_plain = options == _NO_OPTIONS
+            self._send_raw(_PLAINLY_SPAWNED if is_plain else keeper_link.build(Spawned(*options)))
             if child.group is not None:
                 with contextlib.suppress(OSError):  # then its session stands for it
                     child.group.take(child.pid)
             self._heed(child, config)
 
     # What it is
+
+    def _looked_up(self, run: Run) -> tuple[ServiceConfig, Service]:
+        """Its configuration, and the service. Refusal."""
+        place = self._place
+        if not run.is_forced:
+            plain = lookup.find_plain(
+                run.service, run.argument, place.configurations, place.services
+            )
+            if plain is not None:
+                return service_config.PLAIN, plain
+        return self._configured(run), self._found(run)
 
     def _configured(self, run: Run) -> ServiceConfig:
         """The service's configuration. Refusal."""
@@ -230,7 +239,7 @@ class Call:
         before = b"" if config.skip_service_descriptor else descriptor_line(run)
         try:
             with connecting.connect(service, before) as connected:
-                self._send(Connected(*_options(config)), [connected.fileno()])
+                self._send(Connected(*_options(config)), connected.fileno())
         except OSError as error:
             where = connecting.name_of(service)
             text = f"{run.service}: cannot connect to {where}: {error.strerror or error}"
@@ -250,17 +259,15 @@ class Call:
 
     def _attend(self, child: Child | None) -> None:
         """Tell the agent when the main process has ended, and send it signals."""
-        poll = None if child is None else _polling(self._connection.fileno(), child.file)
+        process = -1 if child is None else child.file
         while True:
-            if child is not None and poll is not None:
-                ready = dict(poll.poll())
-                if child.file in ready and (code := child.end()) is not None:
-                    poll = None  # from now on there is only the agent to wait for
-                    self._send(_ended(code))
-                    continue
-                if self._connection.fileno() not in ready:
-                    continue
-            packet = self._receive()
+            has_ended, untrusted = self._attended(process)
+            if has_ended and child is not None and (code := child.end()) is not None:
+                process = -1  # from now on there is only the agent to wait for
+                self._send(_ended(code))
+            if untrusted is None:
+                continue
+            packet = self._parsed(untrusted)
             if isinstance(packet, Finished):
                 return
             if isinstance(packet, Signal) and child is not None:
@@ -268,15 +275,15 @@ class Call:
 
     # The link
 
-    def _receive_run(self) -> tuple[Run, Sequence[int]]:
+    def _receive_run(self) -> tuple[Run, list[int]]:
         """The first packet, and its descriptors. RemoteProtocolError, Gone, OSError."""
         try:
-            untrusted, descriptors = _receive_passing(self._connection)  # it is nearly always there
+            untrusted, descriptors = _link.first(
+                self._connection, PACKET_MAX + 1, int(RUN_SECONDS * 1000)
+            )
         except BlockingIOError:
-            if not self._says_something(RUN_SECONDS):
-                text = f"the agent says nothing within {RUN_SECONDS:.0f} s"
-                raise RemoteProtocolError(text) from None
-            untrusted, descriptors = _receive_passing(self._connection)
+            text = f"the agent says nothing within {RUN_SECONDS:.0f} s"
+            raise RemoteProtocolError(text) from None
         try:
             if not untrusted:
                 raise Gone
@@ -286,21 +293,33 @@ class Call:
                     f"a call begins with {type(run).__name__} and {len(descriptors)} descriptors"
                 )
         except BaseException:
-            for each in descriptors:
-                os.close(each)
+            _link.close_all(descriptors)
             raise
         return run, descriptors
 
     def _says_something(self, seconds: float) -> bool:
         """Whether the agent does, or hangs up, within so many seconds."""
-        return bool(_polling(self._connection.fileno()).poll(seconds * 1000))
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
 
     def _receive(self) -> Packet:
         """A later packet. RemoteProtocolError, Gone, OSError."""
+        _, untrusted = self._attended(-1)
+        assert untrusted is not None
+        return self._parsed(untrusted)
+
+    def _attended(self, process: int) -> tuple[bool, bytes | None]:
+        """See `_link.attend`. OSError."""
         try:
-            untrusted = self._connection.recv(PACKET_MAX + 1)
+            return _link.attend(self._connection, process, PACKET_MAX + 1)
         except ConnectionResetError:  # it has not read all that it was told
-            untrusted = b""
+            return False, b""
+
+    def _parsed(self, untrusted: bytes) -> Packet:
+        """A later packet. RemoteProtocolError, Gone."""
+        if untrusted == _FINISHED:
+            return Finished()
         if not untrusted:
             raise Gone
         packet = keeper_link.parse(untrusted, AGENT)
@@ -308,32 +327,15 @@ class Call:
             raise RemoteProtocolError("a second Run")
         return packet
 
-    def _send(self, packet: Packet, descriptors: Sequence[int] = ()) -> None:
+    def _send(self, packet: Packet, passed: int = -1) -> None:
         """Gone, OSError. An agent reads at once: the few packets of a call always have room."""
-        raw = keeper_link.build(packet)
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+        self._send_raw(keeper_link.build(packet), passed)
+
+    def _send_raw(self, raw: bytes, passed: int = -1) -> None:
         try:
-            self._connection.sendmsg([raw], rights if descriptors else [], _AT_ONCE)
+            _link.send(self._connection, raw, passed)
         except (BrokenPipeError, ConnectionResetError):
             raise Gone from None
-
-
-def _polling(*files: int) -> select.poll:
-    poll = select.poll()
-    for file in files:
-        poll.register(file, select.POLLIN)
-    return poll
-
-
-def _receive_passing(connection: socket.socket) -> tuple[bytes, list[int]]:
-    """A packet that is there, and its descriptors, which no child inherits. (Python's own
-    `recv_fds` ignores the flag for that.) BlockingIOError, other OSError."""
-    raw, ancillary, _, _ = connection.recvmsg(PACKET_MAX + 1, _ROOM, _TAKING)
-    descriptors = array.array("i")
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
-    return raw, list(descriptors)
 
 
 def descriptor_line(run: Run) -> bytes:

@@ -40,8 +40,10 @@ class Children:
     """All of them. Each function may be called in any thread."""
 
     def __init__(self) -> None:
-        # Held from the birth of a process until it is known here, and while any are reaped: so that
-        # the end of one is never taken for that of an orphan.
+        # Held from the birth of a process until it is known here, and while whatever has ended is
+        # reaped: so that the end of one is never taken for that of an orphan.
+        self._births = threading.Lock()
+        # Held for steps that wait for nothing, and while one is reaped that is known.
         self._lock = threading.Lock()
         self._ends: dict[int, int | None] = {}  # by pid of those that `start` began
 
@@ -57,42 +59,47 @@ class Children:
         """See `spawning.spawn`. A script without a first line is one of the shell's. `mark` is a
         line of its environment that no other process of `start` has. OSError."""
         where = None if group is None else group.begin_in
-        with self._lock:
+        with self._births:
             try:
-                pid = spawning.spawn(path, arguments, environment, descriptors, where)
+                pid, file = spawning.spawn(path, arguments, environment, descriptors, where)
             except OSError as error:
                 if error.errno != errno.ENOEXEC:
                     raise
                 path, arguments = spawning.as_shell_would(path, arguments)
-                pid = spawning.spawn(path, arguments, environment, descriptors, where)
-            try:
-                child = Child(self, pid, group, mark)
-            except OSError:  # no descriptor is left to watch it with
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                raise
+                pid, file = spawning.spawn(path, arguments, environment, descriptors, where)
             self._ends[pid] = None
-        return child
+        return Child(self, pid, file, group, mark)
 
     def reap(self) -> bool:
         """Take in all that have ended; whether any process is left."""
+        with self._births:
+            return self._reap(-1)
+
+    def end_of(self, pid: int) -> int | None:
+        """How a process of `start` ended, as `os.waitstatus_to_exitcode` says it; None: it runs."""
+        if self._births.acquire(blocking=False):
+            try:
+                self._reap(-1)
+            finally:
+                self._births.release()
+        else:  # one is being started, which may take long, or another thread reaps
+            self._reap(pid)
+        status = self._ends[pid]
+        return None if status is None else os.waitstatus_to_exitcode(status)
+
+    def _reap(self, which: int) -> bool:
+        """Take in those that have ended: all (-1), or a process of `start`. Whether any is left."""
         with self._lock:
-            while True:
+            while which < 0 or self._ends[which] is None:
                 try:
-                    pid, status = os.waitpid(-1, os.WNOHANG)
+                    pid, status = spawning.reap(which)
                 except ChildProcessError:
                     return False
                 if pid == 0:
                     return True
                 if pid in self._ends:
                     self._ends[pid] = status
-
-    def end_of(self, pid: int) -> int | None:
-        """How a process of `start` ended, as `os.waitstatus_to_exitcode` says it; None: it runs."""
-        self.reap()
-        with self._lock:
-            status = self._ends[pid]
-        return None if status is None else os.waitstatus_to_exitcode(status)
+        return True
 
     def forget(self, pid: int) -> None:
         """Nobody asks for the end of this process any more."""
@@ -138,10 +145,10 @@ class Child:
     that it starts."""
 
     def __init__(
-        self, children: Children, pid: int, group: CallGroup | None, mark: bytes = b""
+        self, children: Children, pid: int, file: int, group: CallGroup | None, mark: bytes
     ) -> None:
         self.pid = pid
-        self.file = os.pidfd_open(pid)
+        self.file = file
         self.group = group
         self._mark = mark
         self._children = children

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Final
 
-from pedos_host.plain_unix import uid_at
+from pedos_host import _link
 from pedos_host.system_errors import what_is_wrong
 from pedos_protocol import keeper_link
 from pedos_protocol.keeper_link import Problem, said
@@ -58,6 +58,7 @@ class Keeper:
         self._waiting = 0  # threads, for a call
         self._busy = time.monotonic()  # when a call last ran, or a process
         self._is_over = False
+        self._users = (0, os.geteuid())  # who may ask it
         self._woken, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def run(self) -> None:
@@ -99,7 +100,7 @@ class Keeper:
         is_wanted = True
         while is_wanted:
             try:
-                connection, _ = self._listener.accept()
+                connection, user = _link.accept(self._listener.fileno())
             except OSError as error:
                 log.warning("no call can be taken: %s", what_is_wrong(error))
                 time.sleep(RETRY_SECONDS)
@@ -114,34 +115,34 @@ class Keeper:
                 if is_last:
                     self._start_thread()
                 if not is_over:
-                    self._serve(connection, is_full=is_full)
+                    self._serve(connection, user, is_full=is_full)
             except RuntimeError:
                 # No thread is left to wait for calls: this one does, and serves none.
                 self._refuse(connection, "its keeper can start no thread for it")
             finally:
-                connection.close()
+                os.close(connection)
                 with self._lock:
                     self._busy = time.monotonic()
                     self._running -= 1
                     is_wanted = self._waiting < SPARE_MAX
                     self._waiting += is_wanted
 
-    def _serve(self, connection: socket.socket, *, is_full: bool) -> None:
-        uid = uid_at(connection)
-        if uid not in (0, os.geteuid()):
-            log.warning("refused a client: its user id is %d", uid)
+    def _serve(self, connection: int, user: int, *, is_full: bool) -> None:
+        if user not in self._users:
+            log.warning("refused a client: its user id is %d", user)
         elif is_full:
             self._refuse(connection, f"its keeper has {CALLS_MAX} calls, the most that it takes")
         else:
             Call(connection, self._place).run()
 
-    def _refuse(self, connection: socket.socket, text: str) -> None:
+    def _refuse(self, connection: int, text: str) -> None:
         log.warning("refused a call: %s", text)
         with contextlib.suppress(OSError):
             with contextlib.suppress(BlockingIOError):
                 # Left unread, it would have the kernel throw the answer away.
-                connection.recv(keeper_link.PACKET_MAX, socket.MSG_DONTWAIT)
-            connection.send(keeper_link.build(Problem(said(text))), socket.MSG_DONTWAIT)
+                _, passed = _link.first(connection, keeper_link.PACKET_MAX, 0)
+                _link.close_all(passed)
+            _link.send(connection, keeper_link.build(Problem(said(text))))
 
     def _end_services(self) -> None:
         """Ask what runs to end, and then leave no choice."""

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Sequence
 from typing import Final, NamedTuple, TypeAlias
 
-from pedos_host._open import first_of
+from pedos_host._open import first_of, plain_program
 
 #: In order: the administrator's, and three where programs that were written for qrexec put theirs.
 FOLDERS: Final = (
@@ -63,6 +63,16 @@ def first_file(
     """The path and the mode of a service's file, or of what its link leads to; None if there is
     none. OSError."""
     return first_of(tuple(folders), (service + argument, service), follow)
+
+
+def find_plain(
+    service: str, argument: str, configurations: Sequence[str], folders: Sequence[str]
+) -> Program | None:
+    """The service, if it is a program that is no link, and has no configuration: as nearly all are,
+    and in one step. None: look for both."""
+    names = (service + argument, service)
+    path = plain_program(tuple(configurations), tuple(folders), names)
+    return None if path is None else Program(path)
 
 
 def find(service: str, argument: str, folders: Sequence[str] = FOLDERS) -> Service | None:

@@ -37,7 +37,7 @@ _OLD_FLAGS: Final = {**_FLAGS, "1": True, "0": False}
 
 
 class ServiceConfig(NamedTuple):
-    """The configuration of a service; the default is that of one without a file."""
+    """The configuration of a service."""
 
     force_user: str | None = None
     wait_for_session: bool = False
@@ -48,6 +48,10 @@ class ServiceConfig(NamedTuple):
     on_caller_gone: str = CLOSE
 
 
+#: That of a service without a file.
+PLAIN: Final = ServiceConfig()
+
+
 class ConfigError(Exception):
     """`str()` is FILE:LINE and what is wrong there."""
 
@@ -55,7 +59,7 @@ class ConfigError(Exception):
 def find(service: str, argument: str, folders: Sequence[str] = FOLDERS) -> ServiceConfig:
     """The configuration of a call; `argument` is "+" and the argument. ConfigError, OSError."""
     found = first_file(service, argument, folders, follow=True)
-    return ServiceConfig() if found is None else parse(_read(found[0]), found[0])
+    return PLAIN if found is None else parse(_read(found[0]), found[0])
 
 
 def _read(path: str) -> bytes:

@@ -10,6 +10,7 @@ from pedos_host import _spawn
 _SHELL: Final = "/bin/sh"
 
 can_begin_in_group = _spawn.can_begin_in_group
+reap = _spawn.reap
 
 
 def spawn(
@@ -18,8 +19,9 @@ def spawn(
     environment: Sequence[str | bytes],
     descriptors: Sequence[int],
     group: int | None = None,
-) -> int:
-    """The pid of a new process in a session of its own, with no signal blocked or ignored.
+) -> tuple[int, int]:
+    """The pid of a new process in a session of its own, with no signal blocked or ignored; and its
+    pidfd. Nobody may reap children meanwhile.
 
     `arguments` begin with the program's name; `environment` is lines, as `lines_of` writes
     them.
