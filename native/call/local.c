@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/pidfd.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -68,7 +68,7 @@ bool local_start(struct local *local, char **arguments, const int descriptors[2]
     error = spawn(&local->pid, arguments, descriptors);
     if (error)
         return failed(arguments[0], error);
-    local->pidfd = pidfd_open(local->pid, 0);
+    local->pidfd = (int)syscall(SYS_pidfd_open, local->pid, 0);
     if (local->pidfd < 0)
         return failed("cannot wait for the local program", errno);
     fcntl(local->pidfd, F_SETFD, FD_CLOEXEC);
