@@ -85,10 +85,12 @@ class Schema(dict[str, Spec]):
         if version < spec.since:
             message = f"the other side is older and does not know the method {method}"
             raise CallError("unknown_method", message)
-        return in_version(version, spec.params, params)
+        return params if version >= VERSIONS[1] else in_version(version, spec.params, params)
 
     def result_in(self, version: int, method: str, result: dict[str, Any]) -> dict[str, Any]:
         """The result as a side of this version of the protocol knows it."""
+        if version >= VERSIONS[1]:
+            return result
         result_class = self[method].result
         assert result_class is not None, method
         return in_version(version, result_class, result)

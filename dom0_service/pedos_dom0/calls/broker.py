@@ -171,10 +171,10 @@ class Broker:
         channel = None if target is None else self.channels.take_idle(call.source, target)
         if target is None or channel is None:
             return
-        call.stage_over("decide", self._state.time())
+        call.stage_over("decide", now := self._state.time())
         self.slots.take_anyway(call.source.name, grant.vm)
         call.has_places, call.target = True, grant.vm
-        self._begin(call, target, channel, None)
+        self._begin(call, target, channel, None, now)
         call.decided.set()
 
     async def _work(self, call: Call, caller: Caller) -> None:
@@ -215,16 +215,21 @@ class Broker:
             if channel is not None:
                 self.channels.unused(channel)
             raise
-        self._begin(call, target, channel, permit)
+        self._begin(call, target, channel, permit, self._state.time())
 
     def _begin(
-        self, call: Call, target: AgentLink, channel: CallChannel, permit: Permit | None
+        self,
+        call: Call,
+        target: AgentLink,
+        channel: CallChannel,
+        permit: Permit | None,
+        now: float,
     ) -> None:
         """It is granted, and has its channel."""
         call.state = "starting"
         call.channel, call.server, call.had_new_channel = channel, target, channel.is_new
         channel.is_new = False
-        call.stage_over("channel", self._state.time())
+        call.stage_over("channel", now)
         self._start(call, permit)
 
     async def _admit(self, call: Call, caller: Caller) -> AgentLink:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
@@ -165,6 +165,8 @@ class CallTable:
 
     def __init__(self) -> None:
         self._calls: dict[str, Call] = {}
+        #: `get(id)`: the call; None if there is none of this id.
+        self.get: Final = self._calls.get
         self._last_number = 0
 
     def add(self, call: Call) -> None:
@@ -175,9 +177,6 @@ class CallTable:
     def remove(self, call: Call) -> None:
         """Fine if it is not there."""
         self._calls.pop(call.id, None)
-
-    def get(self, call_id: str) -> Call | None:
-        return self._calls.get(call_id)
 
     def __iter__(self) -> Iterator[Call]:
         return iter(list(self._calls.values()))

@@ -106,7 +106,7 @@ class Channels:
     def _use(self, channel: CallChannel) -> None:
         """It is not idle any more."""
         channel.idle_since = None
-        for link in channel.ends:
+        for link in (channel.server, channel.client):
             idle = self._idle[link]
             del idle[channel]
             if not idle:
@@ -171,18 +171,18 @@ class Channels:
         long as its agents are connected."""
         if channel.is_closed:
             return
-        server, client = ends = channel.ends
+        server, client = channel.server, channel.client
         of_pair = 0
         for each in self._idle.get(server, _NONE):
             of_pair += each.client is client and each.server is server
         if server.lost or client.lost or of_pair >= IDLE_PER_PAIR:
             self.close(channel)
             return
-        for link in ends:
+        for link in (server, client):
             if len(idle := self._idle.get(link, _NONE)) >= IDLE_PER_VM:
                 self.close(next(iter(idle)))
         channel.is_new, channel.idle_since = False, self._state.time()
-        for link in ends:
+        for link in (server, client):
             self._idle.setdefault(link, {})[channel] = None
         if not self._sweeps:
             self._sweeps = True

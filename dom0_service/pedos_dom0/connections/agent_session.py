@@ -123,7 +123,7 @@ class AgentSession(Peer):
         self._reports = RateLimit(burst=REPORT_RATE[0], per_second=REPORT_RATE[1])
         requests = RateLimit(burst=REQUEST_RATE[0], per_second=REQUEST_RATE[1])
         self._requester = Caller(kind=VM, name=name, turn=requests.turn)
-        self._calls = RateLimit(burst=CALL_RATE[0], per_second=CALL_RATE[1])
+        self._calls = RateLimit(burst=CALL_RATE[0], per_second=CALL_RATE[1], time=shared.state.time)
         self._report_patience: Patience | None = None
         self._next_report = Parking()  # where a task waits for it
         # The report that was last compared with the journal.

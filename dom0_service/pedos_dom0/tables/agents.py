@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
 from pedos_protocol.agent_messages import SCHEMA
@@ -144,6 +144,8 @@ class AgentTable:
 
     def __init__(self) -> None:
         self._links: dict[str, AgentLink] = {}
+        #: `get(name)`: the link of this VM's agent; None if it is not connected.
+        self.get: Final = self._links.get
         self._expected: dict[str, float] = {}
         self._waiting = trio.lowlevel.ParkingLot()
         self._followers: list[Callable[[], None]] = []
@@ -154,9 +156,6 @@ class AgentTable:
 
     def __iter__(self) -> Iterator[AgentLink]:
         return iter(self._links.values())
-
-    def get(self, name: str) -> AgentLink | None:
-        return self._links.get(name)
 
     def at(self, name: str, domid: int) -> AgentLink | None:
         """The link to this very domain, not to a later run of the VM."""
