@@ -137,4 +137,4 @@ class PacketSocket:
         if self._socket.fileno() >= 0:
             if self._waiting:
                 trio.lowlevel.notify_closing(self._socket)
-            closer.hang_up(self._owner, self._socket)
+            closer.hang_up(self._owner, self._socket.detach())

@@ -9,7 +9,6 @@ keeps nobody else waiting.
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Hashable, Sequence
 from typing import Final
@@ -54,11 +53,10 @@ class Closer:
         """Whether nobody may be let in."""
         return open_in_all() >= OF_ALL_MAX
 
-    def hang_up(self, owner: Hashable, connection: socket.socket) -> None:
-        """End a connection of Unix sockets, and close it."""
-        descriptor = connection.detach()
-        if not hang_up(descriptor):
-            self.close(owner, (descriptor,))
+    def hang_up(self, owner: Hashable, connection: int, last: bytes = b"") -> None:
+        """End a connection of Unix sockets, after this message if there is one, and close it."""
+        if not hang_up(connection, last):
+            self.close(owner, (connection,))
 
     def _new(self, owner: Hashable) -> Line:
         if len(self._lines) >= LINES_KEPT:

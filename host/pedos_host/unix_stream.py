@@ -63,5 +63,5 @@ class UnixStream(trio.abc.HalfCloseableStream):
         """See trio.abc.AsyncResource."""
         if self._raw.fileno() >= 0:
             trio.lowlevel.notify_closing(self._raw)
-            closer.hang_up(self._owner, self._raw)
+            closer.hang_up(self._owner, self._raw.detach())
         await trio.lowlevel.checkpoint()

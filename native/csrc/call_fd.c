@@ -57,24 +57,35 @@ static int option(int number, int name)
     return getsockopt(number, SOL_SOCKET, name, &value, &size) == 0 ? value : -1;
 }
 
-int pv_fd_look(int number, int is_output)
+/* As pv_fd_look, and whether it is a stream socket. */
+static int look(int number, int is_output, uint8_t *is_socket)
 {
     struct statx status;
-    int flags = fcntl(number, F_GETFL), way = flags & O_ACCMODE;
+    int flags, way;
 
+    *is_socket = 0;
     /* fstat(2) would ask a file system that may never answer; F_GETPIPE_SZ takes the pipe's lock. */
-    if (flags < 0 ||
-        statx(number, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &status) < 0)
+    if (statx(number, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &status) < 0)
         return PV_FD_OTHER;
-    if (S_ISSOCK(status.stx_mode))
-        return option(number, SO_TYPE) == SOCK_STREAM && !option(number, SO_ACCEPTCONN)
-                   ? PV_FD_FITS
-                   : PV_FD_NO_STREAM;
+    if (S_ISSOCK(status.stx_mode)) {
+        *is_socket = option(number, SO_TYPE) == SOCK_STREAM;
+        return *is_socket && !option(number, SO_ACCEPTCONN) ? PV_FD_FITS : PV_FD_NO_STREAM;
+    }
     if (!S_ISFIFO(status.stx_mode))
         return PV_FD_OTHER;
-    if (!(flags & O_PATH) && (way == O_RDWR || way == (is_output ? O_WRONLY : O_RDONLY)))
+    flags = fcntl(number, F_GETFL);
+    way = flags & O_ACCMODE;
+    if (flags >= 0 && !(flags & O_PATH) &&
+        (way == O_RDWR || way == (is_output ? O_WRONLY : O_RDONLY)))
         return PV_FD_FITS;
     return PV_FD_WRONG_END;
+}
+
+int pv_fd_look(int number, int is_output)
+{
+    uint8_t ignored;
+
+    return look(number, is_output, &ignored);
 }
 
 /* A description of our own for a FIFO, or a pipe of our own beside it. */
@@ -104,11 +115,10 @@ int pv_fd_take(struct pv_fd *fd, int number, int is_output, int shuts)
                          .shuts = (uint8_t)shuts};
     if (number < 0)
         return 0;
-    fd->is_socket = (uint8_t)(option(number, SO_TYPE) == SOCK_STREAM);
-    fd->is_local = (uint8_t)(option(number, SO_DOMAIN) == AF_UNIX);
-    error = pv_fd_look(number, is_output) != PV_FD_FITS ? -EINVAL
-            : fd->is_socket                             ? 0
-                                                        : make_own(fd);
+    error = look(number, is_output, &fd->is_socket) != PV_FD_FITS ? -EINVAL
+            : fd->is_socket                                       ? 0
+                                                                  : make_own(fd);
+    fd->is_local = fd->is_socket && option(number, SO_DOMAIN) == AF_UNIX;
     if (error)
         pv_fd_close(fd);
     return error;

@@ -17,9 +17,10 @@
 int pv_service_streams(int *fds, int with_stderr);
 
 /*
- * Connects to the socket (SOCK_SEQPACKET) at an address, and sends it a packet, with copies of `count`
- * descriptors. Waits for nothing. The connection, or -errno: then nothing was sent.
+ * Connects to the socket (SOCK_SEQPACKET) at a path of any length, and sends it a packet with the
+ * service's ends of streams that are made for it. Waits for nothing. 0, and at `fds` our ends of the
+ * streams and then the connection: PV_KEEPER_FDS_MAX + 1; or -errno: then nothing was sent.
  */
-int pv_keeper_ask(const char *path, const uint8_t *packet, size_t length, const int *fds, int count);
+int pv_keeper_ask(const char *path, const uint8_t *packet, size_t length, int with_stderr, int *fds);
 
 #endif

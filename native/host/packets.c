@@ -57,13 +57,17 @@ static bool is_empty(int fd)
     return !recvmsg(fd, &message, MSG_PEEK | MSG_DONTWAIT) && !(message.msg_flags & MSG_CTRUNC);
 }
 
-static PyObject *hang_up(PyObject *module, PyObject *connection)
+static PyObject *hang_up(PyObject *module, PyObject *arguments)
 {
-    int fd = descriptor(connection);
+    const char *last = NULL;
+    Py_ssize_t length = 0;
+    int fd;
 
     (void)module;
-    if (fd < 0)
+    if (!PyArg_ParseTuple(arguments, "i|y#:hang_up", &fd, &last, &length))
         return NULL;
+    if (length) /* it fails if the other end has gone, or hears of nothing any more */
+        (void)send(fd, last, (size_t)length, MSG_DONTWAIT | MSG_NOSIGNAL);
     shutdown(fd, SHUT_RDWR); /* nothing can be passed from now on; it fails if the end has come */
     if (!is_empty(fd))
         Py_RETURN_FALSE;
@@ -73,7 +77,7 @@ static PyObject *hang_up(PyObject *module, PyObject *connection)
 
 static PyMethodDef functions[] = {
     {"accept_now", accept_now, METH_O, NULL},
-    {"hang_up", hang_up, METH_O, NULL},
+    {"hang_up", hang_up, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,6 +1,5 @@
 """The compiled module: what Python uses of csrc. _build.py compiles what stands here, by name."""
 
-from collections.abc import Sequence
 from typing import Any, NewType, Protocol
 
 Call = NewType("Call", object)
@@ -52,6 +51,7 @@ class _Lib(Protocol):
     PV_CALL_ABORTED: int
     PV_CALL_DONE: int
     PV_CREW_FDS: int
+    PV_KEEPER_FDS_MAX: int
     PV_SERVICE_FDS: int
     PV_CALL_UNMET: int
     PV_CALL_NOTE_STARTED: int
@@ -144,7 +144,7 @@ class _Lib(Protocol):
     def pv_call_stream_next(self, state: int, event: int) -> int: ...
     def pv_service_streams(self, fds: Any, with_stderr: bool) -> int: ...
     def pv_keeper_ask(
-        self, path: bytes, packet: bytes, length: int, fds: Sequence[int], count: int
+        self, path: bytes, packet: bytes, length: int, with_stderr: bool, fds: Any
     ) -> int: ...
     def pv_fd_look(self, number: int, is_output: int) -> int: ...
     def pv_call_new(self, side: int, call: bytes) -> Call: ...

@@ -20,6 +20,7 @@ import attrs
 import trio
 from pedos_host.in_time import in_time
 from pedos_host.packets import PacketSocket
+from pedos_host.passed import closer
 from pedos_host.plain_unix import short_path
 from pedos_host.threads import to_thread
 from pedos_protocol.errors import RemoteProtocolError
@@ -53,6 +54,9 @@ FIRST_UID: Final = 1000
 FIRST_WORD_SECONDS: Final = 8.0
 _UNREAD: Final = "its keeper has ended before it was started"
 
+# What a keeper hears at last in nearly every call.
+_FINISHED: Final = build(Finished())
+
 Answer: TypeAlias = Waiting | Spawned | Connected | ForUser | NotFound | Problem
 _ANSWERS: Final = (Waiting, Spawned, Connected, ForUser, NotFound, Problem)
 
@@ -65,6 +69,10 @@ class _HungUp(_Lacking):
     """The keeper has ended before it has taken the call: no service runs."""
 
 
+#: A call that a keeper has, and our ends of the streams of its service: -1 if there is none.
+Begun: TypeAlias = "tuple[KeeperCall, list[int]]"
+
+
 @attrs.frozen
 class Keepers:
     """Where the keepers of this VM are: in `folder`, or the `only` one for all users."""
@@ -72,20 +80,26 @@ class Keepers:
     folder: Path = FOLDER
     only: Path | None = None
 
-    def begin(self, run: Run, user: str | None, descriptors: Sequence[int]) -> KeeperCall | None:
-        """Give the call to the keeper of `user` without waiting, and not hear it yet.
+    _only_raw: bytes | None = attrs.field(init=False)
 
-        The descriptors stay this program's. None: no keeper has the call. `run` may have to wait
-        for one, or says what is wrong.
+    @_only_raw.default
+    def _raw(self) -> bytes | None:
+        return None if self.only is None else os.fsencode(self.only)
+
+    def begin(self, run: Run, user: str | None, with_stderr: bool) -> Begun | None:
+        """Give the call to the keeper of `user` without waiting, and not hear it yet, with streams
+        for the service.
+
+        None: no keeper has the call. `run` may have to wait for one, or says what is wrong.
         """
-        path = self.only or (self.folder / f"{user}.sock" if user else None)
+        path = self._only_raw or (os.fsencode(f"{self.folder}/{user}.sock") if user else None)
         if path is None:
             return None
         try:
-            asked = ask_keeper(path, build(run), descriptors)
+            *ours, connection = ask_keeper(path, build(run), with_stderr)
         except OSError:
             return None
-        return KeeperCall(PacketSocket(asked, path), None)
+        return KeeperCall(connection, None, owner=path), ours
 
     async def run(
         self, run: Run, user: str | None, descriptors: Sequence[int], forced: ForUser | None = None
@@ -123,21 +137,42 @@ class KeeperCall:
     `Connected`."""
 
     def __init__(
-        self, packets: PacketSocket | None, answer: Answer | None, service: int | None = None
+        self,
+        connection: PacketSocket | int | None,
+        answer: Answer | None,
+        service: int | None = None,
+        *,
+        owner: bytes = b"",
     ) -> None:
-        """Takes both over. Without a connection the answer is final."""
+        """Takes all of them over. Without a connection the answer is final. `owner` is that of what
+        comes over a connection that is not heard yet (`passed.Closer`)."""
         self.answer: Answer | None = answer
-        self.packets = packets
+        self._owner = owner
+        self._connection = connection
         self._service = service
+
+    def fileno(self) -> int:
+        """That of the connection."""
+        connection = self._connection
+        assert connection is not None
+        return connection if isinstance(connection, int) else connection.fileno()
+
+    def _packets(self) -> PacketSocket | None:
+        """The connection, for what the call's thread leaves to the agent; few calls need it."""
+        if isinstance(self._connection, int):
+            connected = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, self._connection)
+            self._connection = PacketSocket(connected, self._owner)
+        return self._connection
 
     async def first_answer(self, error: int, user: str | None) -> None:
         """Take the first word, which is there, or with `error` what has come instead. Without an
         `answer` then, the keeper has ended before it had taken the call."""
-        assert self.packets is not None
+        packets = self._packets()
+        assert packets is not None
         try:
             if error:
                 raise _what_broke(OSError(error, os.strerror(error)))
-            self.answer, self._service = await _answer(self.packets, user or "")
+            self.answer, self._service = await _answer(packets, user or "")
         except _HungUp:
             pass
         except _Lacking as lacking:
@@ -145,9 +180,10 @@ class KeeperCall:
 
     async def next_answer(self) -> None:
         """Wait until the service is started, or will not be; `answer` says which then."""
-        assert self.packets is not None
+        packets = self._packets()
+        assert packets is not None
         try:
-            self.answer, self._service = await _answer(self.packets, "")
+            self.answer, self._service = await _answer(packets, "")
         except _Lacking as lacking:
             self.answer = Problem(said(str(lacking)))
 
@@ -162,28 +198,36 @@ class KeeperCall:
         self._send(Signal(int(number)))
 
     def finish(self) -> None:
-        """The call is over in good order. Without this, `close` says that its caller is gone."""
+        """The call is over in good order, as far as the keeper is concerned."""
         self._send(Finished())
 
     def hang_up(self) -> None:
         """Say so, while others still use the connection: `close` comes later."""
-        if self.packets is not None:
-            self.packets.hang_up()
+        if (packets := self._packets()) is not None:
+            packets.hang_up()
 
-    def close(self) -> None:
-        """Hang up."""
-        if self.packets is None:
-            return
-        if self._service is not None:
-            self.packets.discard((self._service,))
-            self._service = None
-        self.packets.close()
+    def close(self, *, is_finished: bool = False) -> None:
+        """Hang up: the call is over in good order, or its caller is gone."""
+        connection, self._connection = self._connection, None
+        if isinstance(connection, int):
+            closer.hang_up(self._owner, connection, _FINISHED if is_finished else b"")
+        elif connection is not None:
+            if is_finished:
+                _send(connection, _FINISHED)
+            if self._service is not None:
+                connection.discard((self._service,))
+                self._service = None
+            connection.close()
 
     def _send(self, packet: Packet) -> None:
-        if self.packets is not None:
-            # A keeper that has ended, or does not read any more, has lost the call.
-            with contextlib.suppress(OSError, trio.ClosedResourceError):
-                self.packets.send_now(build(packet))
+        if (packets := self._packets()) is not None:
+            _send(packets, build(packet))
+
+
+def _send(packets: PacketSocket, raw: bytes) -> None:
+    # A keeper that has ended, or does not read any more, has lost the call.
+    with contextlib.suppress(OSError, trio.ClosedResourceError):
+        packets.send_now(raw)
 
 
 async def _ask(path: Path, run: Run, user: str, descriptors: Sequence[int]) -> KeeperCall:
@@ -197,7 +241,7 @@ async def _ask(path: Path, run: Run, user: str, descriptors: Sequence[int]) -> K
 
 async def _ask_once(path: Path, run: Run, user: str, descriptors: Sequence[int]) -> KeeperCall:
     # Its user may have made a program of their own of it: what it passes is its own business.
-    packets = PacketSocket(await _reached(path, user), path)
+    packets = PacketSocket(await _reached(path, user), os.fsencode(path))
     is_sent = False
     try:
         # One that takes no more calls says so, and may have hung up by now.

@@ -12,9 +12,8 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
-import trio
 from pedos_host.faultpoints import pass_by
 from pedos_host.passed import closer
 from pedos_protocol.call_messages import RunningCall, ServiceEnded, ServiceStart
@@ -45,6 +44,7 @@ log = logging.getLogger(__name__)
 PROBLEM, NOT_FOUND = 125, 127
 _NONE: Final = -1  # no descriptor
 _STARTED: Final = frozenset((EventKind.STARTED,))
+_LITTLE: Final = frozenset((EventKind.CALLER_GONE,))
 _BOTH: Final = frozenset((EventKind.STDIN_ENDED, EventKind.STDOUT_ENDED))
 # Ends by which the caller, or its VM, is gone.
 _GONE: Final = frozenset((LOST, "aborted"))
@@ -52,30 +52,8 @@ _GONE: Final = frozenset((LOST, "aborted"))
 _PLAIN: Final = Spawned(False, False, False)
 
 
-class Streams(NamedTuple):
-    """A descriptor for each stream of a service; -1 where there is none."""
-
-    stdin: int
-    stdout: int
-    stderr: int
-
-    def those(self) -> list[int]:
-        """Those that there are."""
-        return [each for each in self if each != _NONE]
-
-    def close(self) -> None:
-        """Close those that there are."""
-        for each in self.those():
-            os.close(each)
-
-
-_NOTHING: Final = Streams(_NONE, _NONE, _NONE)
-
-
-def make_streams(with_stderr: bool) -> tuple[Streams, Streams]:
-    """Ours, and those of the service: two socket pairs and a pipe. OSError."""
-    made = service_streams(with_stderr)
-    return Streams(*made[:3]), Streams(*made[3:])
+# Of stdin, stdout and stderr.
+_NOTHING: Final = (_NONE, _NONE, _NONE)
 
 
 class Desk(Protocol):
@@ -103,7 +81,8 @@ class ServedCall:
         self.wanted = wanted
         self._target = target
         self.answer = Later()
-        self._since = trio.current_time()
+        self._loop = event_loop()
+        self._since = self._loop.time()
         self._started_s: float | None = None
         self._channel: Channel | None = None
         self._pump: CallPump | None = None
@@ -115,9 +94,11 @@ class ServedCall:
         self._killed: tuple[str, int, str] | None = None
         self._ended: set[EventKind] = set()
         self._is_hung_up = False  # on the keeper
-        # Our end of the service's streams, and streams that were made and are not the service's:
+        # Our ends of the service's streams, and streams that were made and are not the service's:
         # until the pump has them.
-        self._ours = self._unused = _NOTHING
+        self._ours: Sequence[int] = _NOTHING
+        self._unused: Sequence[int] = ()
+        self._is_watched = False  # for that deadline
 
     def state(self) -> RunningCall:
         """It as dom0 is told of it."""
@@ -132,7 +113,7 @@ class ServedCall:
             user=wanted.user,
             peer=wanted.peer,
             port=wanted.port,
-            seconds=trio.current_time() - self._since,
+            seconds=self._loop.time() - self._since,
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
@@ -154,7 +135,7 @@ class ServedCall:
             stdout=end.stdout,
             stderr=end.stderr,
             started_s=self._started_s,
-            seconds=trio.current_time() - self._since,
+            seconds=self._loop.time() - self._since,
             reusable=end.is_reusable,
             reason=end.reason,
             breach=end.is_breach,
@@ -194,52 +175,50 @@ class ServedCall:
             self._obey()
             self._carry()
             return
-        self._ours, theirs = make_streams(self.wanted.stderr)
-        try:
-            self._keeper = self._desk.keepers.begin(self._run(), self.wanted.user, theirs.those())
-        except BaseException:
-            theirs.close()
-            raise
-        if self._keeper is None:
-            theirs.close()
+        begun = self._desk.keepers.begin(self._run(), self.wanted.user, self.wanted.stderr)
+        if begun is None:
             self._desk.begin(self._start)
             return
-        self.deadline = trio.current_time() + FIRST_WORD_SECONDS
-        event_loop().sweeper.watch(self)
-        self._carry(theirs, self._not_spawned)
+        self._keeper, self._ours = begun
+        self._await_first_word()
+        self._carry(self._not_spawned)
 
-    def _carry(
-        self, done_with: Sequence[int] = (), otherwise: Callable[..., None] | None = None
-    ) -> None:
+    def _carry(self, otherwise: Callable[..., None] | None = None) -> None:
         """Have the pump run, which has the streams from now on. With `otherwise` it hears the
         keeper's first word, and goes on if that is `_PLAIN`."""
-        pump, keeper, ours = self._pump, self._keeper, self._ours
+        pump, keeper, ours, unused = self._pump, self._keeper, self._ours, self._unused
         assert pump is not None
         answer = None if keeper is None else keeper.answer
         follows = otherwise is not None or isinstance(answer, Spawned)
         pump.wanted, pump.lazily = _wanted(answer), _STARTED
-        given = [each for each in (*self._unused, *done_with) if each != _NONE]
-        self._ours = self._unused = _NOTHING
+        self._ours, self._unused = _NOTHING, ()
         # Others may have a socket of the service's open, and one may be two of these.
         pump.begin(
             *ours,
             then=self._carried,
             shutdown=True,
             owner=self._owner,
-            done_with=given,
-            keeper=keeper.packets if keeper is not None and follows else None,
+            done_with=[each for each in unused if each != _NONE],
+            keeper=keeper if follows else None,
             otherwise=None if otherwise is None else partial(otherwise, ours),
         )
 
     def _carried(self, end: CallEnd) -> None:
-        if self._keeper is not None and end.kind not in _GONE and not self._is_hung_up:
-            self._keeper.finish()
-        self._over(end)
+        self._over(end, is_finished=end.kind not in _GONE and not self._is_hung_up)
 
-    def _not_spawned(self, ours: Streams, error: int) -> None:
+    def _await_first_word(self) -> None:
+        self.deadline, self._is_watched = self._loop.time() + FIRST_WORD_SECONDS, True
+        self._loop.sweeper.watch(self)
+
+    def _has_first_word(self) -> None:
+        if self._is_watched:
+            self._is_watched = False
+            self._loop.sweeper.forget(self)
+
+    def _not_spawned(self, ours: Sequence[int], error: int) -> None:
         """The keeper's first word is another one: what is there, or has come with `error`."""
         self._ours = ours
-        event_loop().sweeper.forget(self)
+        self._has_first_word()
         self._step(self._desk.begin, self._start, error)
 
     def expire(self) -> None:
@@ -262,14 +241,14 @@ class ServedCall:
                     await keeper.next_answer()
             if isinstance(keeper.answer, Connected):
                 self._unused, service = self._ours, keeper.take_service()
-                self._ours = Streams(service, _NONE, _NONE)
+                self._ours = (service, _NONE, _NONE)
                 # One socket as stdin and as stdout.
-                self._ours = Streams(service, os.dup(service), _NONE)
+                self._ours = (service, os.dup(service), _NONE)
                 keeper.finish()
             elif not isinstance(keeper.answer, Spawned):
                 self._close_streams()
                 self._not_started(keeper.answer)
-            if self._ours != _NOTHING:
+            if self._ours is not _NOTHING:
                 self._note_start()
             if self._killed is not None:  # while it was being started
                 self._obey()
@@ -296,13 +275,15 @@ class ServedCall:
                 return self._keeper
         # The service's ends of the streams are gone with what was asked before.
         self._close_streams()
-        self._ours, theirs = make_streams(self.wanted.stderr)
+        made = service_streams(self.wanted.stderr)
+        self._ours, theirs = made[:3], [each for each in made[3:] if each != _NONE]
         try:
             self._keeper = await self._desk.keepers.run(
-                self._run(), self.wanted.user, theirs.those(), forced
+                self._run(), self.wanted.user, theirs, forced
             )
         finally:
-            theirs.close()
+            for each in theirs:
+                os.close(each)
         return self._keeper
 
     def _run(self) -> Run:
@@ -317,7 +298,7 @@ class ServedCall:
         )
 
     def _note_start(self) -> None:
-        self._started_s = trio.current_time() - self._since
+        self._started_s = self._loop.time() - self._since
         pass_by("serving.spawned", self._desk.begin, self._say_started)
 
     def _say_started(self) -> None:
@@ -362,7 +343,7 @@ class ServedCall:
     def _spawned(self, keeper: KeeperCall) -> None:
         """The pump has heard the first word."""
         keeper.answer = _PLAIN
-        event_loop().sweeper.forget(self)
+        self._has_first_word()
         self._note_start()
         if self._killed is not None:  # while it was being started
             self._obey()
@@ -394,20 +375,21 @@ class ServedCall:
         reason = words(error) if isinstance(error, OSError) else "the agent failed"
         self._over(_not_carried(reason))
 
-    def _over(self, end: CallEnd) -> None:
+    def _over(self, end: CallEnd, *, is_finished: bool = False) -> None:
         channel, self._channel = self._channel, None
         if channel is None:
             return
         self._pump = None  # which refers to this, and has descriptors
-        event_loop().sweeper.forget(self)
+        self._has_first_word()
         self._close_streams()
         if self._keeper is not None:
-            self._keeper.close()
+            self._keeper.close(is_finished=is_finished)
         self._desk.over(self, channel, end)
 
     def _close_streams(self) -> None:
-        closer.close(self._owner, (*self._ours, *self._unused))
-        self._ours = self._unused = _NOTHING
+        if self._ours is not _NOTHING or self._unused:
+            closer.close(self._owner, (*self._ours, *self._unused))
+            self._ours, self._unused = _NOTHING, ()
 
 
 def _not_carried(reason: str) -> CallEnd:
@@ -417,7 +399,9 @@ def _not_carried(reason: str) -> CallEnd:
 
 def _wanted(answer: object) -> frozenset[EventKind]:
     """What is to be told of a call's run."""
-    wanted = {EventKind.CALLER_GONE}
+    if answer is None:
+        return _LITTLE
+    wanted = set(_LITTLE)
     if isinstance(answer, Connected):
         wanted |= _BOTH
     if isinstance(answer, Spawned | Connected):

@@ -116,9 +116,10 @@ class Serving:
     def over(self, call: ServedCall, channel: Channel, end: CallEnd) -> None:
         """The call is over, and has let go of the channel."""
         del self._calls[call.wanted.call]
-        self._fewer.set()
         self._channels.give_back(channel, end.reason)
-        if self._nursery is not None:  # else the agent ends
+        if self._nursery is None:  # the agent ends
+            self._fewer.set()
+        else:
             pass_by("serving.ended", self._nursery.start_soon, partial(self._say, call, end))
 
     def _say(self, call: ServedCall, end: CallEnd) -> None:
