@@ -15,8 +15,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from pathlib import Path
 from typing import Any, TypeVar
 
+import outcome
 import trio
 import trio.testing
+from outcome import Outcome
 from pedos_dom0.audit.log import Audit
 from pedos_dom0.audit.queue import AuditQueue
 from pedos_dom0.connections.local_socket import LocalSocket
@@ -467,7 +469,9 @@ class World:
         self.driver.subscribers.clear()
         with (
             contextlib.closing(self._store()) as store,
-            contextlib.closing(AuditQueue(Audit(self.folder / "audit.jsonl"), at_once)) as audit,
+            contextlib.closing(
+                AuditQueue(Audit(self.folder / "audit.jsonl"), starts_at_once)
+            ) as audit,
         ):
             facts = Facts(self.driver, self.facts_folder)
             facts.reload()
@@ -631,6 +635,15 @@ async def at_once(work: Callable[[], T]) -> T:
     """Replaces a thread, for which `wait_all_tasks_blocked` would not wait."""
     await trio.lowlevel.checkpoint()
     return work()
+
+
+def starts_at_once(work: Callable[[], Any], then: Callable[[Outcome[Any]], None]) -> None:
+    """The same, for who does not wait for it."""
+
+    async def run() -> None:
+        then(outcome.capture(work))
+
+    trio.lowlevel.spawn_system_task(run)
 
 
 async def hang(_params: Params) -> None:

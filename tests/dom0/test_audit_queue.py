@@ -6,33 +6,35 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import outcome
 import pytest
 import trio
 import trio.testing
+from outcome import Outcome
 from pedos_dom0.audit import queue as audit_queue
 from pedos_dom0.audit.log import Audit
 from pedos_dom0.audit.queue import AuditQueue
 from trio.abc import Clock
 
-from tests.dom0.fakes import ALLOW_DOM0, World, at_once, fails, named
-
-T = TypeVar("T")
+from tests.dom0.fakes import ALLOW_DOM0, World, fails, named, starts_at_once
 
 
 class Disk:
-    """Writes when the test allows it. Like a thread, it is not abandoned by the waiting task."""
+    """Writes when the test allows it."""
 
     def __init__(self) -> None:
         self.held = trio.Event()
         self.go = trio.Event()
 
-    async def __call__(self, work: Callable[[], T]) -> T:
+    def __call__(self, work: Callable[[], Any], then: Callable[[Outcome[Any]], None]) -> None:
         self.held.set()
-        with trio.CancelScope(shield=True):
-            await self.go.wait()
-        return work()
+        trio.lowlevel.spawn_system_task(self._write, work, then)
+
+    async def _write(self, work: Callable[[], Any], then: Callable[[Outcome[Any]], None]) -> None:
+        await self.go.wait()
+        then(outcome.capture(work))
 
 
 @pytest.fixture
@@ -144,11 +146,12 @@ async def test_lines_for_which_nobody_waits_go_with_others_or_after_a_moment(
 ) -> None:
     trips = []
 
-    async def disk(work: Callable[[], T]) -> T:
-        await trio.lowlevel.checkpoint()
-        result = work()
-        trips.append(len(events(path)))
-        return result
+    def disk(work: Callable[[], Any], then: Callable[[Outcome[Any]], None]) -> None:
+        def written() -> None:
+            work()
+            trips.append(len(events(path)))
+
+        starts_at_once(written, then)
 
     audit = AuditQueue(Audit(path), disk)
     await nursery.start(audit.run)
@@ -186,7 +189,7 @@ async def test_no_answer_goes_out_before_its_lines_are_written_and_no_other_wait
     world: World, disk: Disk, autojump_clock: Clock
 ) -> None:
     audit = world.state.audit
-    audit._in_thread = disk
+    audit._start = disk
     await world.service_nursery.start(audit.run)
     answered = []
 
@@ -211,7 +214,7 @@ async def test_no_answer_goes_out_before_its_lines_are_written_and_no_other_wait
         assert answered == []
         disk.go.set()
     assert sorted(answered) == ["attach", "denied"]
-    audit._in_thread = at_once
+    audit._start = starts_at_once
     assert [line["outcome"] for line in world.audit("attach")] == ["attached"]
     assert [line["verdict"] for line in world.audit("decision")] == ["allow", "deny"]
 

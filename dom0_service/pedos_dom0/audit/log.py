@@ -198,16 +198,10 @@ def make_record(event: str, fields: Mapping[str, object]) -> Record:
     record: Record = {"time": stamp, "event": _bounded(event)}
     for name, value in fields.items():
         if name not in record:
-            record[name] = value if _is_plain(value) else _bounded(value)
+            # Most fields are already what `_bounded` makes of them.
+            is_plain = value is None or (type(value) is str and len(value) <= TEXT_MAX)
+            record[name] = value if is_plain else _bounded(value)
     return record
-
-
-def _is_plain(value: object) -> bool:
-    """Whether it is what `_bounded` makes of it, as most fields are."""
-    kind = type(value)
-    if kind is str:
-        return len(value) <= TEXT_MAX  # type: ignore[arg-type]
-    return value is None or kind is bool
 
 
 def _line(record: Record) -> bytes:

@@ -16,16 +16,19 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
+from pedos_host.threads import NoThreadError
 from pedos_vchan.event_loop import event_loop
 
 from pedos_dom0.audit.log import Record, make_record
 from pedos_dom0.audit.tail import last_lines
-from pedos_dom0.tasks.disk import in_thread
+from pedos_dom0.tasks.disk import NO_THREAD_SECONDS, in_thread, start_in_thread
 
 if TYPE_CHECKING:
+    from outcome import Outcome
+
     from pedos_dom0.audit.log import Audit
     from pedos_dom0.audit.tail import Tail
-    from pedos_dom0.tasks.disk import InThread
+    from pedos_dom0.tasks.disk import Start
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +47,9 @@ class AuditQueue:
     """Writes to `log`. Before `run` is started and after it has ended, a line is written at once:
     no client is served then who would wait."""
 
-    def __init__(self, log: Audit, in_thread: InThread = in_thread) -> None:
+    def __init__(self, log: Audit, start: Start = start_in_thread) -> None:
         self._log = log
-        self._in_thread = in_thread
+        self._start = start
         self._runs = False
         self._waiting: deque[Record] = deque()
         # The number of lines ever accepted, and how many of these are written.
@@ -55,7 +58,10 @@ class AuditQueue:
         self._written = 0
         # Request -> the number of its last line, while that is not written.
         self._last: dict[object, int] = {}
-        self._news = trio.Event()  # lines are to be written now
+        self._is_writing = False
+        self._is_due = False  # the next lines follow at once
+        self._broken = trio.Event()
+        self._error: BaseException | None = None  # a mistake of this program
         self.deadline = 0.0  # of those that linger; for the event loop's sweeper
         self._lingers = False
         self._waiters = trio.lowlevel.ParkingLot()  # lines were written
@@ -86,11 +92,16 @@ class AuditQueue:
         if (request := fields.get("request")) is not None:
             self._last[request] = self._taken
         if len(self._waiting) >= BATCH:
-            self._news.set()
-        elif not self._lingers:
+            self._write_now()
+        else:
+            self._linger(LINGER)
+
+    def _linger(self, seconds: float) -> None:
+        if not self._lingers:
             self._lingers = True
-            self.deadline = trio.current_time() + LINGER
-            event_loop().sweeper.watch(self)
+            loop = event_loop()
+            self.deadline = loop.time() + seconds
+            loop.sweeper.watch(self)
 
     def _linger_no_more(self) -> None:
         if self._lingers:
@@ -100,7 +111,39 @@ class AuditQueue:
     def expire(self) -> None:
         """The lines that linger are written."""
         self._lingers = False
-        self._news.set()
+        self._write_now()
+
+    def _write_now(self) -> None:
+        """Has the lines that wait written, or next if others are being written."""
+        if self._is_writing:
+            self._is_due = True
+            return
+        if not self._waiting:
+            return
+        self._linger_no_more()
+        batch = list(self._waiting)
+        try:
+            self._start(partial(self._append, batch), partial(self._are_written, len(batch)))
+        except NoThreadError:
+            self._linger(NO_THREAD_SECONDS)
+            return
+        self._is_writing = True
+        self._begun += len(batch)
+
+    def _are_written(self, count: int, result: Outcome[None]) -> None:
+        self._is_writing = False
+        try:
+            result.unwrap()
+        except BaseException as error:  # no answer goes out: `run` ends the service
+            self._error = error
+            self._broken.set()
+            return
+        for _ in range(count):
+            self._waiting.popleft()
+        self._note(count)
+        if self._is_due:
+            self._is_due = False
+            self._write_now()
 
     def owes(self, request: str) -> bool:
         """Whether a line about this request is not written yet."""
@@ -112,30 +155,27 @@ class AuditQueue:
         number = self._taken if request is None else self._last.get(request, 0)
         while self._written < number:
             if self._begun < number:
-                self._news.set()
+                self._write_now()
             await self._waiters.park()
 
     async def recent(self, count: int, size: int, device: str | None = None) -> Tail:
         """As `last_lines`, of all that was queued before this call."""
         await self.written()
-        return await self._in_thread(partial(last_lines, self._log.path, count, size, device))
+        work = partial(last_lines, self._log.path, count, size, device)
+        return await in_thread(work, self._start)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Writes the queued lines, until cancelled; then the rest."""
+        """Has the queued lines written, until cancelled; then the rest."""
         self._runs = True
         task_status.started()
         try:
-            while True:
-                await self._news.wait()
-                self._news = trio.Event()
-                self._linger_no_more()
-                batch = list(self._waiting)
-                self._begun += len(batch)
-                await self._in_thread(partial(self._append, batch))
-                for _ in batch:
-                    self._waiting.popleft()
-                self._note(len(batch))
+            await self._broken.wait()
+            assert self._error is not None
+            raise self._error
         finally:
+            with trio.CancelScope(shield=True):
+                while self._is_writing and self._error is None:
+                    await self._waiters.park()
             self._runs = False
             self._linger_no_more()
             self._append(list(self._waiting))
