@@ -277,6 +277,7 @@ int pv_call_run(struct pv_call *call, struct pv_channel *channel, int *number)
         bool changed;
 
         obey(call);
+        pv_keeper_heed_streams(call);
         changed = look(call);
         event = next_note(call, number);
         if (event)

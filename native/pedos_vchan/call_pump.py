@@ -194,12 +194,13 @@ class CallPump:
         Service: with a `keeper`, the connection on which it was asked, the call follows what it
         says, and ends when the service's main process does (`csrc/call_keeper.h`). With `otherwise`
         its first word is still to come, and nothing is begun before that is `Spawned`, without
-        options: `STARTED` then. Any other word, or the end, stays in the connection, and
-        `otherwise` is called instead of `then`, with 0, or the errno of an error that cannot be
-        read again. Channel and streams are as they were then, and the streams the caller's once
-        more; `done_with` is closed. The call may be begun anew. To end it while it waits is to end
-        one that was never started. Until it is over, nobody else may close the connection or read
-        from it; it may be shut down.
+        options: `STARTED` then. So may be `Connected`: the call goes on with the service's socket
+        instead of the streams, and ends with it. Any other word, or the end, stays in the
+        connection, and `otherwise` is called instead of `then`, with 0, or the errno of an error
+        that cannot be read again. Channel and streams are as they were then, and the streams the
+        caller's once more; `done_with` is closed. The call may be begun anew. To end it while it
+        waits is to end one that was never started. Until it is over, nobody else may close the
+        connection or read from it; it may be shut down.
 
         Other descriptors are a problem with which the call ends. ``OSError`` if there is no thread:
         nothing is begun then, and `then` is not called. The loop's end is the call's.

@@ -18,6 +18,7 @@ from pedos_protocol.keeper_link import (
     STATUS_MAX,
     Connected,
     Ended,
+    Finished,
     ForUser,
     NotFound,
     Problem,
@@ -44,12 +45,14 @@ if TYPE_CHECKING:
 
 ORDER = 12
 SPAWNED = build(Spawned(False, False, False))
+CONNECTED = build(Connected(False, False, False))
 GONE = ("problem", 125, "the keeper of the service has ended")
 
 #: Words of a keeper, and what a hostile one may say in their place.
 OTHERS = {
     "options": build(Spawned(False, False, True)),
-    "connected": build(Connected(False, False, False)),
+    "connected without a socket": CONNECTED,
+    "connected, with options": build(Connected(True, False, False)),
     "waiting": build(Waiting("for a session")),
     "another user": build(ForUser("root")),
     "not found": build(NotFound("no such service")),
@@ -237,6 +240,62 @@ async def test_a_word_with_a_descriptor_is_left_with_it(kept: Kept) -> None:
     os.close(passed[0])
     assert os.read(read, 1) == b""  # and nobody else has it
     os.close(read)
+
+
+async def test_a_service_that_is_a_socket_takes_the_place_of_the_streams(kept: Kept) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        socket.send_fds(kept.keeper, [CONNECTED], [theirs.fileno()])
+        theirs.close()
+        kept.begin()
+        await kept.told("service", Told(EventKind.STARTED))
+        await kept.told("caller", Told(EventKind.STARTED))
+        assert not is_open(kept)  # what was made for it
+        assert await trio.to_thread.run_sync(ours.recv, 1) == b""  # the caller gives it nothing
+        assert not kept.ends
+        assert await trio.to_thread.run_sync(kept.keeper.recv, 10) == build(Finished())
+        kept.keeper.close()  # that is the end of its part
+        ours.sendall(b"some words")
+        ours.shutdown(socket.SHUT_WR)
+        for end in await kept.over():
+            assert (end.kind, end.status, end.text, end.stdout) == ("exited", 0, "", 10)
+            assert end.is_reusable
+
+
+@pytest.mark.parametrize("count", [2, 3])
+async def test_a_service_s_socket_that_does_not_come_alone_is_against_the_protocol(
+    kept: Kept, count: int
+) -> None:
+    read, write = os.pipe()
+    socket.send_fds(kept.keeper, [CONNECTED], [write] * count)
+    os.close(write)
+    kept.begin()
+    assert await kept.is_unmet() == errno.EPROTO
+    assert os.read(read, 1) == b""  # all of them are closed
+    os.close(read)
+    assert is_open(kept)
+
+
+async def test_a_service_that_is_no_stream_is_a_problem(kept: Kept) -> None:
+    ours, theirs = socket.socketpair(type=socket.SOCK_DGRAM)
+    with ours, theirs:
+        socket.send_fds(kept.keeper, [CONNECTED], [theirs.fileno()])
+        kept.begin()
+        while "service" not in kept.ends:
+            await kept._news.wait()
+    assert (kept.ends["service"].kind, kept.ends["service"].status) == ("problem", 125)
+    assert not is_open(kept)
+
+
+async def test_a_service_that_is_a_socket_can_be_ended(kept: Kept) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        socket.send_fds(kept.keeper, [CONNECTED], [theirs.fileno()])
+        kept.begin()
+        await kept.told("service", Told(EventKind.STARTED))
+        kept.pump.exit("problem", 125, "ended by dom0's user", now=True)
+        for end in await kept.over():
+            assert (end.kind, end.text) == ("problem", "ended by dom0's user")
 
 
 async def test_a_keeper_that_hangs_up_is_left_to_be_found_out(kept: Kept) -> None:

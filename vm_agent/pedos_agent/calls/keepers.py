@@ -52,6 +52,7 @@ FIRST_UID: Final = 1000
 # Seconds until a keeper has said its first word. systemd starts one in less than one, on an
 # emulated machine in two; dom0 waits for ten.
 FIRST_WORD_SECONDS: Final = 8.0
+_NO_PROTOCOL: Final = "its keeper does not keep to the protocol: "
 _UNREAD: Final = "its keeper has ended before it was started"
 
 # What a keeper hears at last in nearly every call.
@@ -170,6 +171,8 @@ class KeeperCall:
         packets = self._packets()
         assert packets is not None
         try:
+            if error == errno.EPROTO:  # see csrc/call_keeper.h
+                raise _Lacking(_NO_PROTOCOL + "Connected is no answer")
             if error:
                 raise _what_broke(OSError(error, os.strerror(error)))
             self.answer, self._service = await _answer(packets, user or "")
@@ -294,7 +297,7 @@ async def _answer(
     except BaseException as error:
         packets.discard(descriptors)
         if isinstance(error, RemoteProtocolError):
-            raise _Lacking(f"its keeper does not keep to the protocol: {error}") from error
+            raise _Lacking(f"{_NO_PROTOCOL}{error}") from error
         raise
     return packet, descriptors[0] if descriptors else None
 

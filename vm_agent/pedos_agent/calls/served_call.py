@@ -48,7 +48,8 @@ _LITTLE: Final = frozenset((EventKind.CALLER_GONE,))
 _BOTH: Final = frozenset((EventKind.STDIN_ENDED, EventKind.STDOUT_ENDED))
 # Ends by which the caller, or its VM, is gone.
 _GONE: Final = frozenset((LOST, "aborted"))
-#: A service without options in its configuration.
+#: A service without options in its configuration. Whether it is a process or listens on a socket is
+#: the business of the pump's thread then.
 _PLAIN: Final = Spawned(False, False, False)
 
 
