@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
+import errno
+import os
 import socket
-from collections.abc import Hashable, Sequence
-from typing import Final
+from collections.abc import Hashable, Iterator, Sequence
 
 import trio
 
+from ._packets import receive, send
 from .passed import closer
 from .plain_unix import uid_at
-from .taking import ROOM, descriptors, until_room
+from .taking import until_room
 from .unix import Peer, credentials_at
-
-# As numbers: to combine the flags themselves takes a dozen function calls.
-_RECEIVE: Final = int(socket.MSG_CMSG_CLOEXEC)
-_SEND: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
 class PacketSocket:
@@ -25,22 +22,42 @@ class PacketSocket:
     closed by `passed.closer` unless it was asked for: it keeps this process waiting by no means,
     and cannot fill its table of descriptors."""
 
-    def __init__(self, connected: socket.socket, owner: Hashable = None) -> None:
-        """Takes the socket over. `owner` is the one for `closer`, if it is not the user's id."""
-        self._socket = connected
-        self._owner = uid_at(connected) if owner is None else owner
+    def __init__(self, connected: socket.socket | int, owner: Hashable = None) -> None:
+        """Takes the socket over, or a descriptor that does not block. `owner` is the one for
+        `closer`, if it is not the user's id."""
+        if isinstance(connected, socket.socket):
+            connected.setblocking(False)
+            connected = connected.detach()
+        self._descriptor = connected  # -1 once closed
+        self._owner = self.uid if owner is None else owner
         self._waiting = 0  # tasks that wait for a message
-        connected.setblocking(False)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
     @property
     def uid(self) -> int:
         """The user of the process at the other end, as the kernel noted it at the connection."""
-        return uid_at(self._socket)
+        with self._socket() as connected:
+            return uid_at(connected)
 
     @property
     def credentials(self) -> Peer:
         """As `uid`, with its groups. OSError as `unix.peer_credentials`."""
-        return credentials_at(self._socket)
+        with self._socket() as connected:
+            return credentials_at(connected)
+
+    @contextlib.contextmanager
+    def _socket(self) -> Iterator[socket.socket]:
+        """It as Python has sockets, for what is rare. OSError once it is closed."""
+        if self._descriptor < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        connected = socket.socket(fileno=self._descriptor)
+        try:
+            yield connected
+        finally:
+            connected.detach()
 
     async def receive(self, limit: int) -> bytes:
         """The next message; b"" when the other end has closed, and for an empty one. Of a message
@@ -56,14 +73,12 @@ class PacketSocket:
     def receive_passing_now(self, limit: int, most: int) -> tuple[bytes, list[int]]:
         """As `receive_passing`, without waiting, once `has_room`. BlockingIOError if no message is
         there."""
-        message, rights, _, _ = self._socket.recvmsg(limit + 1, ROOM, _RECEIVE)
-        if not rights:
-            return message, []
-        passed = descriptors(rights)
+        taken = receive(self._descriptor, limit + 1)
+        passed = taken[1]
         if len(passed) > most + 1:
             self.discard(passed[most + 1 :])
             del passed[most + 1 :]
-        return message, passed
+        return taken
 
     def discard(self, passed: Sequence[int]) -> None:
         """Close what has come."""
@@ -72,7 +87,7 @@ class PacketSocket:
 
     def fileno(self) -> int:
         """For waiting only; -1 once closed."""
-        return self._socket.fileno()
+        return self._descriptor
 
     def has_room(self) -> bool:
         """Whether what the other end passes may be taken; `until_room` waits for that."""
@@ -84,7 +99,7 @@ class PacketSocket:
         await trio.lowlevel.checkpoint_if_cancelled()
         is_first = True
         while True:
-            if self._socket.fileno() < 0:
+            if self._descriptor < 0:
                 raise trio.ClosedResourceError
             if not self.has_room():
                 await self.until_room()
@@ -95,7 +110,7 @@ class PacketSocket:
             except BlockingIOError:
                 self._waiting += 1
                 try:
-                    await trio.lowlevel.wait_readable(self._socket)
+                    await trio.lowlevel.wait_readable(self._descriptor)
                 finally:
                     self._waiting -= 1
                 is_first = False
@@ -111,30 +126,27 @@ class PacketSocket:
     def send_now(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send a message without waiting. BlockingIOError if the other end has not read enough of
         what was sent before; other OSError, trio.ClosedResourceError."""
-        try:
-            if descriptors:
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-                self._socket.sendmsg([message], rights, _SEND)
-            else:
-                self._socket.send(message, _SEND)
-        except OSError:
-            if self._socket.fileno() < 0:
-                raise trio.ClosedResourceError from None
-            raise
+        if self._descriptor < 0:
+            raise trio.ClosedResourceError
+        send(self._descriptor, message, descriptors)
 
     def finish(self) -> None:
         """Say that nothing more will be sent."""
-        with contextlib.suppress(OSError):  # it has gone
-            self._socket.shutdown(socket.SHUT_WR)
+        self._shut(socket.SHUT_WR)
 
     def hang_up(self) -> None:
         """End the connection, and keep the descriptor: a thread that reads it finds the end."""
-        with contextlib.suppress(OSError):  # it has gone
-            self._socket.shutdown(socket.SHUT_RDWR)
+        self._shut(socket.SHUT_RDWR)
+
+    def _shut(self, how: int) -> None:
+        with contextlib.suppress(OSError), self._socket() as connected:  # it has gone
+            connected.shutdown(how)
 
     def close(self) -> None:
         """End the connection; a task that waits in `receive` gets trio.ClosedResourceError."""
-        if self._socket.fileno() >= 0:
+        descriptor = self._descriptor
+        if descriptor >= 0:
             if self._waiting:
-                trio.lowlevel.notify_closing(self._socket)
-            closer.hang_up(self._owner, self._socket.detach())
+                trio.lowlevel.notify_closing(descriptor)
+            self._descriptor = -1
+            closer.hang_up(self._owner, descriptor)

@@ -76,21 +76,24 @@ class _NamedSocket:
                 return accepted
 
     def accept_now(self) -> socket.socket:
-        """As `accept_socket`, without waiting: BlockingIOError if there is none. Who waits without
-        a task calls `keep_name` each NAME_LOOK seconds, after which `fileno` is another one."""
+        """As `accept_socket`, without waiting: BlockingIOError if there is none."""
+        client = socket.socket(socket.AF_UNIX, self._kind, 0, self.take_now()[0])
+        client.setblocking(False)
+        return client
+
+    def take_now(self) -> tuple[int, int]:
+        """As `accept_now`: the descriptor alone, and the user at the other end. Who waits without a
+        task calls `keep_name` each NAME_LOOK seconds, after which `fileno` is another one."""
         if closer.is_full():
             raise OSError(errno.EMFILE, "what clients have passed is still being closed")
         try:
-            accepted = accept_now(self._socket.fileno())
+            return accept_now(self._socket.fileno())
         except BlockingIOError:
             raise
         except OSError:
             if self._socket.fileno() < 0:
                 raise trio.ClosedResourceError from None
             raise
-        client = socket.socket(socket.AF_UNIX, self._kind, 0, accepted)
-        client.setblocking(False)
-        return client
 
     def fileno(self) -> int:
         """For waiting only; -1 once closed."""

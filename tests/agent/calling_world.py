@@ -4,6 +4,7 @@ side of the pump."""
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -201,11 +202,15 @@ class Client:
     """A program that calls."""
 
     def __init__(self, path: Path) -> None:
-        self.raw = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.raw.connect(str(path))
-        self.packets = PacketSocket(self.raw)
+        raw = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        raw.connect(str(path))
+        self.packets = PacketSocket(raw)
         self.stream: trio.SocketStream | None = None
         self.errors: trio.SocketStream | None = None
+
+    def plain(self) -> socket.socket:
+        """Its connection once more, as Python has sockets."""
+        return socket.socket(fileno=os.dup(self.packets.fileno()))
 
     def send(self, message: Message, *descriptors: int) -> None:
         self.packets.send_now(build(message), descriptors)

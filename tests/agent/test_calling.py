@@ -321,14 +321,15 @@ async def test_one_that_says_that_it_has_enough_still_hears_the_end(world: World
 
 async def test_one_that_does_not_read_what_it_is_told_ends(world: World) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    packets = PacketSocket(ours)
     caller = callers._Caller(
-        PacketSocket(ours), 0, world.calls, world.nursery.start_soon, lambda _caller: None
+        packets, 0, world.calls, world.nursery.start_soon, lambda _caller: None
     )
     with pytest.raises(BlockingIOError):
         while True:
-            ours.send(b"x" * 1000)
+            packets.send_now(b"x" * 1000)
     caller._started("0" * 32, "1")
-    assert ours.fileno() < 0
+    assert packets.fileno() < 0
     theirs.close()
 
 

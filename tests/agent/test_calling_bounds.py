@@ -44,8 +44,9 @@ async def test_a_breach_ends_that_connection_alone(world: World, raw: bytes) -> 
     before = descriptors()
     for passed in (0, 2, 4, 100):
         client = world.connect()
-        rights = array.array("i", [client.raw.fileno()] * passed)
-        client.raw.sendmsg([raw], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] * bool(passed))
+        rights = array.array("i", [client.packets.fileno()] * passed)
+        with client.plain() as plain:
+            plain.sendmsg([raw], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] * bool(passed))
         assert await client.hear() is None
         client.close()
     await world.until(lambda: descriptors() <= before)
@@ -58,7 +59,7 @@ async def test_a_second_call_at_once_is_a_breach(world: World) -> None:
     client = world.connect()
     client.call()
     assert isinstance(await client.hear(), Started)
-    client.send(CALL, *[client.raw.fileno()] * 3)
+    client.send(CALL, *[client.packets.fileno()] * 3)
     await world.until(world.ended)
     assert world.ended()[0]["kind"] == "aborted"
     assert len(world.asked) == 1
@@ -140,14 +141,14 @@ async def test_one_that_cannot_be_accepted_is_later(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(callers, "ACCEPT_RETRY", 0.001)
-    accept, lacks = PacketListener.accept_now, [OSError(errno.EMFILE, "too many open files")]
+    accept, lacks = PacketListener.take_now, [OSError(errno.EMFILE, "too many open files")]
 
-    def lacking(listener: PacketListener) -> socket.socket:
+    def lacking(listener: PacketListener) -> tuple[int, int]:
         if lacks:
             raise lacks.pop()
         return accept(listener)
 
-    monkeypatch.setattr(PacketListener, "accept_now", lacking)
+    monkeypatch.setattr(PacketListener, "take_now", lacking)
     assert (await world.run())[0].exit_status == 3
     assert "a program could not call: too many open files" in caplog.text
 

@@ -45,7 +45,8 @@ async def test_the_streams_of_a_call_that_cannot_be(world: World, lingering: Lin
 
 async def test_what_comes_with_a_message_that_has_none(world: World, lingering: Lingering) -> None:
     client = world.connect()
-    lingering.pass_by(client.raw, build(Signal(15)))
+    with client.plain() as plain:
+        lingering.pass_by(plain, build(Signal(15)))
     assert await client.hear() is None
     await until(lambda: closing() == 1)
     assert (await world.run())[0].exit_status == 3

@@ -16,7 +16,6 @@ from typing import Final
 import trio
 from pedos_host.packets import PacketSocket
 from pedos_host.passed import closer
-from pedos_host.plain_unix import uid_at
 from pedos_host.system_errors import what_is_wrong
 from pedos_host.throttle import throttle
 from pedos_host.unix import NAME_LOOK, PacketListener, listen_packets
@@ -115,13 +114,12 @@ class CallSocket:
     def _accept(self, listener: PacketListener, begin: Callable[..., None]) -> None:
         """One that has connected."""
         try:
-            connected = listener.accept_now()
+            connected, uid = listener.take_now()
         except BlockingIOError:  # it has gone
             return
         except OSError as error:
             self._cannot_accept(error)
             return
-        uid = uid_at(connected)
         packets = PacketSocket(connected, uid)
         why = self._refusal(packets, uid)
         if why is None:
