@@ -88,6 +88,12 @@ int pv_fd_look(int number, int is_output)
     return look(number, is_output, &ignored);
 }
 
+int pv_fd_fit(int fd_in, int fd_out, int fd_err)
+{
+    return pv_fd_look(fd_in, 0) == PV_FD_FITS && pv_fd_look(fd_out, 1) == PV_FD_FITS &&
+           pv_fd_look(fd_err, 1) == PV_FD_FITS;
+}
+
 /* A description of our own for a FIFO, or a pipe of our own beside it. */
 static int make_own(struct pv_fd *fd)
 {

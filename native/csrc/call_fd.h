@@ -47,6 +47,8 @@ enum pv_fd_kind {
 
 /* enum pv_fd_kind. This alone waits for nothing, whatever the descriptor is. */
 int pv_fd_look(int number, int is_output);
+/* Whether all three streams of a call are PV_FD_FITS; nor does this wait. */
+int pv_fd_fit(int fd_in, int fd_out, int fd_err);
 
 /*
  * Takes over a descriptor (-1: there is none), which the caller does not close any more even if

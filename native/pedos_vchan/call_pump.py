@@ -9,8 +9,8 @@ from __future__ import annotations
 import enum
 import errno
 import os
-from collections.abc import Callable, Collection, Hashable, Sequence
-from functools import partial
+from collections.abc import Callable, Hashable, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import trio
@@ -66,7 +66,8 @@ class Event(NamedTuple):
     number: int = 0
 
 
-EVERY = tuple(EventKind)
+Kinds = tuple[EventKind, ...] | frozenset[EventKind]
+EVERY: Kinds = tuple(EventKind)
 _KINDS = {kind.value: kind for kind in EVERY}
 
 
@@ -127,6 +128,11 @@ _NO_STREAM = {
 }
 
 
+def are_streams(stdin: int, stdout: int, stderr: int) -> bool:
+    """Whether these can be the streams of a call; of others `no_stream` says what they are."""
+    return lib.pv_fd_fit(stdin, stdout, stderr) != 0
+
+
 def no_stream(descriptor: int, *, is_output: bool) -> str | None:
     """What a descriptor is that can be no stream of a call; None if it can. It waits for nothing,
     whatever somebody has passed."""
@@ -159,9 +165,9 @@ class CallPump:
             None  # which is not freed before the thread is done with it
         )
         #: What is told; to leave out what nobody wants spares trio's loop a wake-up each.
-        self.wanted: Collection[EventKind] = EVERY
+        self.wanted: Kinds = EVERY
         #: What is told with the call's end, or a few milliseconds after it has happened.
-        self.lazily: Collection[EventKind] = ()
+        self.lazily: Kinds = ()
 
     def begin(
         self,
@@ -304,7 +310,11 @@ class CallPump:
         else:
             kind, status, text = LOST, LOST_STATUS, reason
         is_fine = number == lib.PV_CALL_FINE
-        return CallEnd(kind, status, text, *self.counts(), is_fine, reason, number in _BREACHES)
+        native, look = self._native, lib.pv_call_bytes
+        return CallEnd(
+            *(kind, status, text, look(native, 0), look(native, 1), look(native, 2)),
+            *(is_fine, reason, number in _BREACHES),
+        )
 
     def counts(self) -> Counts:
         """The bytes so far."""
@@ -353,7 +363,8 @@ class CallPump:
             raise ValueError(f"this is the {self._side}'s side of a call")
 
 
-def _bits(events: Collection[EventKind]) -> int:
+@cache
+def _bits(events: Kinds) -> int:
     bits = 0
     for each in events:
         bits |= 1 << each

@@ -322,6 +322,8 @@ def is_printable(text: str) -> bool:
 def printable_text(text: str, limit: int) -> str:
     """`text` of any language for one line: no control or format characters and no invisible ones
     (they become `_`), and at most `limit` characters (cut with `...`)."""
+    if len(text) <= limit and text.isascii() and text.isprintable():
+        return text  # as nearly all are
     text = text[: limit + 1]
     if not is_printable(text):
         text = "".join([character if is_printable(character) else "_" for character in text])

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import trio
 from pedos_protocol.call_messages import CALLS_ASKED_MAX
 from pedos_protocol.errors import CallError
+from pedos_vchan.parking import Parking
 
 log = logging.getLogger(__name__)
 
@@ -59,22 +60,23 @@ class Questions:
     """All of them."""
 
     def __init__(self, dom0: Callable[[], Dom0 | None], begin: Begin) -> None:
-        """`begin` starts a task."""
+        """`begin` starts a task. In an event loop."""
         self._dom0 = dom0
         self._begin = begin
-        self._places = trio.Semaphore(CALLS_ASKED_MAX)
+        self._time = trio.lowlevel.current_clock().current_time
+        self._free = CALLS_ASKED_MAX  # places
+        self._places = Parking()  # waits for one
         self._next = 0.0  # when the next one may be sent, if the burst is used up
 
     def ask(self, params: dict[str, Any], *, timeout: float, then: Then) -> Asking:
         """Ask whether there may be this call. `then` is called later with dom0's answer, or its
         refusal. CallError if dom0 cannot be asked."""
         asking = Asking(params, timeout, then)
-        try:
-            self._places.acquire_nowait()
-        except trio.WouldBlock:
+        if not self._free:
             self._wait(asking, has_place=False)
             return asking
-        now = trio.current_time()
+        self._free -= 1
+        now = self._time()
         if self._due(now) > now:
             self._wait(asking, has_place=True)
         else:
@@ -96,9 +98,9 @@ class Questions:
         try:
             with scope:
                 if not has_place:
-                    await self._places.acquire()
+                    await self._place()
                     has_place = True
-                    self._due(trio.current_time())
+                    self._due(self._time())
                     turn = self._next
                 await trio.sleep_until(turn - BURST / RATE)
                 has_place = False  # it is the question's
@@ -107,15 +109,26 @@ class Questions:
             asking.then(error)
         finally:
             if has_place:
-                self._places.release()
+                self._release()
         if scope.cancelled_caught:
             asking.then(CallError("timeout", "it was given up before dom0 was asked"))
+
+    async def _place(self) -> None:
+        if self._free:
+            self._free -= 1
+        else:
+            await self._places.park()
+
+    def _release(self) -> None:
+        # Handed over, so that no later one overtakes one that waits.
+        if not self._places.unpark():
+            self._free += 1
 
     def _send(self, asking: Asking) -> None:
         """In the place that it has. CallError."""
 
         def answered(answer: dict[str, Any] | CallError) -> None:
-            self._places.release()
+            self._release()
             asking.then(answer)
 
         try:
@@ -126,7 +139,7 @@ class Questions:
                 "service.call", asking.params, timeout=asking.timeout, then=answered
             )
         except Exception as error:
-            self._places.release()
+            self._release()
             if isinstance(error, CallError):
                 raise
             # It would end whatever asks, which may be a task beside all others of the agent.

@@ -7,7 +7,6 @@ programs from using up the control channel, and one user from taking all places.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,8 @@ from pedos_protocol.call_link import (
     parse,
 )
 from pedos_protocol.errors import CallError, RemoteProtocolError
-from pedos_vchan.call_pump import no_stream
+from pedos_vchan.call_pump import are_streams, no_stream
+from pedos_vchan.parking import Parking
 from pedos_vchan.ready import ready
 
 from pedos_agent.calls.calling import Asked, Calling, Desk, refusal
@@ -71,10 +71,10 @@ class CallSocket:
         self._desk = desk
         self._may_call = may_call
         self._callers: set[_Caller] = set()
-        self._of_user: Counter[int] = Counter()
+        self._of_user: dict[int, int] = {}
         self._refused = 0  # that are still connected
         self._trouble = trio.Event()  # the next caller cannot be accepted now
-        self._empty = trio.lowlevel.ParkingLot()  # waits until there are no callers
+        self._empty = Parking()  # waits until there are no callers
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; started() when programs can connect. OSError: none ever can."""
@@ -137,15 +137,16 @@ class CallSocket:
 
     def _admit(self, caller: _Caller) -> None:
         self._callers.add(caller)
-        self._of_user[caller.uid] += 1
+        self._of_user[caller.uid] = self._of_user.get(caller.uid, 0) + 1
         caller.begin()
 
     def _gone(self, caller: _Caller) -> None:
         self._callers.discard(caller)
         if not self._callers:
             self._empty.unpark_all()
-        self._of_user[caller.uid] -= 1
-        if not self._of_user[caller.uid]:
+        if left := self._of_user[caller.uid] - 1:
+            self._of_user[caller.uid] = left
+        else:
             del self._of_user[caller.uid]
 
     def _refusal(self, packets: PacketSocket, uid: int) -> CallError | None:
@@ -157,7 +158,7 @@ class CallSocket:
             return CallError("busy", message, {"hint": hint})
         if len(self._callers) >= CALLERS_MAX:
             message = f"{CALLERS_MAX} programs of this VM call services, which is the most"
-        elif self._of_user[uid] >= OF_ONE_USER_MAX:
+        elif self._of_user.get(uid, 0) >= OF_ONE_USER_MAX:
             message = f"{OF_ONE_USER_MAX} programs of this user call services, which is the most"
         else:
             return None
@@ -317,7 +318,7 @@ class _Caller:
         self._idle_looks = 0
         # First: a refused program need not wait for the thread that closes.
         self._say(end)
-        if calling is not None:
+        if calling is not None and calling.streams:
             closer.close(self.uid, calling.streams)
         if self._is_last:
             self._hang_up()
@@ -339,6 +340,8 @@ def _problem(call: Call, descriptors: list[int]) -> str | None:
     """Why this call cannot be carried, whoever is called."""
     if call.version != VERSION:
         return f"this agent speaks version {VERSION} of the call socket, and not {call.version}"
+    if are_streams(*descriptors):
+        return None
     for number, (name, descriptor) in enumerate(zip(STREAMS, descriptors, strict=True)):
         if (what := no_stream(descriptor, is_output=number > 0)) is not None:
             return f"{name} is {what}"

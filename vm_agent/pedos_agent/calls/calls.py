@@ -42,8 +42,9 @@ class Calls:
     """All calls of this VM, in both directions."""
 
     def __init__(self, settings: Settings, transport: Transport) -> None:
-        """`dom0` is to be set before `run`."""
+        """`dom0` is to be set before `run`. In an event loop."""
         self.dom0: Dom0 | None = None
+        self.time: Final[Callable[[], float]] = trio.lowlevel.current_clock().current_time
         self.channels = Channels(transport, self.tell)
         self.serving = Serving(settings, self.channels, self.tell)
         self._settings = settings
