@@ -137,6 +137,7 @@ class AuditQueue:
         except BaseException as error:  # no answer goes out: `run` ends the service
             self._error = error
             self._broken.set()
+            self._waiters.unpark_all()
             return
         for _ in range(count):
             self._waiting.popleft()
@@ -174,7 +175,7 @@ class AuditQueue:
             raise self._error
         finally:
             with trio.CancelScope(shield=True):
-                while self._is_writing and self._error is None:
+                while self._is_writing:
                     await self._waiters.park()
             self._runs = False
             self._linger_no_more()
