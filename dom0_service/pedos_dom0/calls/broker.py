@@ -318,7 +318,8 @@ class Broker:
     def _answered(self, call: Call) -> None:
         """The caller's agent gets its answer, or never will."""
         call.answered.set()
-        self._told_of_start(call)
+        if call.has_started or call.not_started is not None:
+            self._told_of_start(call)
 
     # The service
 

@@ -72,7 +72,8 @@ class PolicyLoader:
 
     def __init__(self, directories: Sequence[str | Path]) -> None:
         self._directories = [Path(directory) for directory in directories]
-        self._snapshot = Snapshot.DENY_ALL
+        #: The rules in force. Take it once per decision: the next look may find another.
+        self.snapshot: Snapshot = Snapshot.DENY_ALL
         self._loaded_at = ""
         self._digest = b""
         self._files = 0
@@ -90,11 +91,6 @@ class PolicyLoader:
         self._followers.append(follower)
 
     @property
-    def snapshot(self) -> Snapshot:
-        """The rules in force. Take it once per decision: the next look may find another."""
-        return self._snapshot
-
-    @property
     def errors(self) -> tuple[PolicyError, ...]:
         """All errors of the files as they are now; none if they are in force."""
         return self._errors
@@ -104,7 +100,7 @@ class PolicyLoader:
         return messages.PolicyStatus(
             ok=not self._errors,
             loaded_at=self._loaded_at,
-            rules=len(self._snapshot),
+            rules=len(self.snapshot),
             errors=tuple(
                 messages.PolicyErrorInfo(
                     error.file, error.line, error.column, error.message, error.help, error.text
@@ -147,8 +143,8 @@ class PolicyLoader:
         if self._loaded_at and not before and self._digest == loaded.digest:
             return True
         if self._loaded_at:
-            self._old.append(self._snapshot)
-        self._snapshot, self._digest = loaded.snapshot, loaded.digest
+            self._old.append(self.snapshot)
+        self.snapshot, self._digest = loaded.snapshot, loaded.digest
         self._files = len(loaded.files)
         self._loaded_at = datetime.now().astimezone().isoformat(timespec="seconds")
         log.info("policy: %d rules of %d files are in force", len(loaded.rules), self._files)

@@ -160,7 +160,8 @@ class Facts:
         self._driver = driver
         self._folder = folder
         self._said: Mapping[str, VmFacts] = {}
-        self._known = folder is None
+        #: False before the first good reading: then nothing can be decided.
+        self.known = folder is None
         self._watched: tuple[Path, ...] = () if folder is None else (folder,)
         self._since = ""
         self._rate = reload_rate()
@@ -176,11 +177,6 @@ class Facts:
     def follow(self, follower: Callable[[], None]) -> None:
         """Calls `follower` when other facts of the folder are in force."""
         self._followers.append(follower)
-
-    @property
-    def known(self) -> bool:
-        """False before the first good reading: then nothing can be decided."""
-        return self._known
 
     @property
     def errors(self) -> tuple[FactsError, ...]:
@@ -245,7 +241,7 @@ class Facts:
             news = [error for error in read.errors if error not in before]
             meanwhile = (
                 f"those of {self._since} stay in force"
-                if self._known
+                if self.known
                 else "there are no earlier ones: everything is denied"
             )
             for error in news:
@@ -253,10 +249,10 @@ class Facts:
             if news:
                 self.on_read(read, False)
             return False
-        if self._known and self._since and not before and read.said == self._said:
+        if self.known and self._since and not before and read.said == self._said:
             return True
         self._said = read.said
-        self._known = True
+        self.known = True
         self._since = datetime.now().astimezone().isoformat(timespec="seconds")
         logger.info("facts: %d VMs of %d files are described", len(read.said), read.files)
         self.on_read(read, True)
