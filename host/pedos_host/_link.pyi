@@ -11,6 +11,11 @@ def first(connection: int, limit: int, milliseconds: int, /) -> tuple[bytes, lis
 def close_all(descriptors: list[int], /) -> None:
     """Closes what has come with a message, which may wait, but not other threads."""
 
+def connect(path: bytes, before: bytes, milliseconds: int, /) -> int:
+    """A connection to the Unix socket (SOCK_STREAM) at a path that is no longer than an address, to
+    which `before` has been sent: a blocking one without a time-out. OSError; TimeoutError when that
+    takes longer; blocks, but not other threads."""
+
 def attend(connection: int, process: int, limit: int, /) -> tuple[bool, bytes | None]:
     """Waits for a message, or until the process has ended of which that is the pidfd (-1: only for
     a message). Whether it has, and the message, if one has come: b"" at the end of the connection.

@@ -9,8 +9,8 @@ def first_of(
     goes before one of the next name. `follow`: a link is what it leads to. OSError if it is not
     known whether there is one."""
 
-def plain_program(
+def plain_service(
     before: tuple[str, ...], folders: tuple[str, ...], names: tuple[str, ...], /
-) -> str | None:
-    """The path that `first_of` finds in `folders`, if that is a regular file that this user may
+) -> tuple[str, int] | None:
+    """What `first_of` finds in `folders`, if that is a socket, or a regular file that this user may
     execute, and there is surely none of these names in the folders `before`. None otherwise."""

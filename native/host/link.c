@@ -12,6 +12,8 @@
 #include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 /* Bytes of the longest message that can be asked for. */
@@ -215,6 +217,59 @@ static PyObject *send_now(PyObject *module, PyObject *arguments)
     Py_RETURN_NONE;
 }
 
+/* 0, or -1: the kernel's time-out for what a socket sends, and for a connection to a Unix socket whose
+ * backlog is full. */
+static int set_timeout(int fd, int milliseconds)
+{
+    struct timeval time = {.tv_sec = milliseconds / 1000,
+                           .tv_usec = milliseconds % 1000 * 1000};
+
+    return setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &time, sizeof time);
+}
+
+static int send_all(int fd, const char *bytes, Py_ssize_t length)
+{
+    while (length) {
+        ssize_t sent = send(fd, bytes, (size_t)length, MSG_NOSIGNAL);
+
+        if (sent < 0)
+            return -1;
+        bytes += sent;
+        length -= sent;
+    }
+    return 0;
+}
+
+static PyObject *connect_to(PyObject *module, PyObject *arguments)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    const char *path, *before;
+    Py_ssize_t size, length;
+    int milliseconds, fd, error = 0;
+
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "y#y#i:connect", &path, &size, &before, &length,
+                          &milliseconds))
+        return NULL;
+    if (size >= (Py_ssize_t)sizeof address.sun_path) {
+        errno = ENAMETOOLONG;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    memcpy(address.sun_path, path, (size_t)size);
+    Py_BEGIN_ALLOW_THREADS
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || set_timeout(fd, milliseconds) < 0 ||
+        connect(fd, (struct sockaddr *)&address, sizeof address) < 0 ||
+        send_all(fd, before, length) < 0 || set_timeout(fd, 0) < 0) {
+        error = errno == EAGAIN || errno == EINTR || errno == EINPROGRESS ? ETIMEDOUT : errno;
+        if (fd >= 0)
+            close(fd);
+    }
+    Py_END_ALLOW_THREADS
+    errno = error;
+    return error ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromLong(fd);
+}
+
 static PyObject *close_all(PyObject *module, PyObject *list)
 {
     int fds[PASSED_MAX], count = 0;
@@ -239,6 +294,7 @@ static PyMethodDef functions[] = {
     {"accept", accept_from, METH_VARARGS, NULL},
     {"attend", attend, METH_VARARGS, NULL},
     {"close_all", close_all, METH_O, NULL},
+    {"connect", connect_to, METH_VARARGS, NULL},
     {"first", first, METH_VARARGS, NULL},
     {"send", send_now, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},

@@ -8,7 +8,7 @@
  *
  * first_of: which file is the first that is there. In Python each that is not costs an exception.
  *
- * plain_program: which program that is, if nothing else is to be known about it.
+ * plain_service: which program or socket that is, if nothing else is to be known about it.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -112,6 +112,11 @@ static int search(const struct names *folders, const struct names *names, int fo
     return error;
 }
 
+static PyObject *path_and_mode(const char *path, const struct stat *found)
+{
+    return Py_BuildValue("(NI)", PyUnicode_DecodeFSDefault(path), (unsigned)found->st_mode);
+}
+
 static PyObject *first_of(PyObject *module, PyObject *arguments)
 {
     struct names folders = {.count = 0}, names = {.count = 0};
@@ -134,7 +139,7 @@ static PyObject *first_of(PyObject *module, PyObject *arguments)
             errno = error;
             PyErr_SetFromErrnoWithFilename(PyExc_OSError, path);
         } else {
-            made = Py_BuildValue("(NI)", PyUnicode_DecodeFSDefault(path), (unsigned)found.st_mode);
+            made = path_and_mode(path, &found);
         }
     }
     release(&names);
@@ -142,7 +147,7 @@ static PyObject *first_of(PyObject *module, PyObject *arguments)
     return made;
 }
 
-static PyObject *plain_program(PyObject *module, PyObject *arguments)
+static PyObject *plain_service(PyObject *module, PyObject *arguments)
 {
     struct names before = {.count = 0}, folders = {.count = 0}, names = {.count = 0};
     PyObject *some, *others, *more, *made = NULL;
@@ -151,7 +156,7 @@ static PyObject *plain_program(PyObject *module, PyObject *arguments)
     bool is_plain;
 
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "O!O!O!:plain_program", &PyTuple_Type, &some, &PyTuple_Type,
+    if (!PyArg_ParseTuple(arguments, "O!O!O!:plain_service", &PyTuple_Type, &some, &PyTuple_Type,
                           &others, &PyTuple_Type, &more))
         return NULL;
     if (convert(some, &before) == 0 && convert(others, &folders) == 0 &&
@@ -159,9 +164,10 @@ static PyObject *plain_program(PyObject *module, PyObject *arguments)
         Py_BEGIN_ALLOW_THREADS
         is_plain = is_missing(search(&before, &names, true, path, &found)) &&
                    search(&folders, &names, false, path, &found) == 0 &&
-                   S_ISREG(found.st_mode) && access(path, X_OK) == 0;
+                   (S_ISSOCK(found.st_mode) ||
+                    (S_ISREG(found.st_mode) && access(path, X_OK) == 0));
         Py_END_ALLOW_THREADS
-        made = is_plain ? PyUnicode_DecodeFSDefault(path) : Py_NewRef(Py_None);
+        made = is_plain ? path_and_mode(path, &found) : Py_NewRef(Py_None);
     }
     release(&names);
     release(&folders);
@@ -172,7 +178,7 @@ static PyObject *plain_program(PyObject *module, PyObject *arguments)
 static PyMethodDef functions[] = {
     {"first_of", first_of, METH_VARARGS, NULL},
     {"open_and_close", open_and_close, METH_VARARGS, NULL},
-    {"plain_program", plain_program, METH_VARARGS, NULL},
+    {"plain_service", plain_service, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -11,6 +11,10 @@ from pedos_keeper import connecting
 from pedos_keeper.lookup import TcpPort, UnixSocket
 
 
+def connected(service: connecting.Listening, before: bytes = b"") -> socket.socket:
+    return socket.socket(fileno=connecting.connect(service, before))
+
+
 def test_a_socket_at_a_path_of_any_length_is_reached(tmp_path: Path) -> None:
     folder = tmp_path / ("d" * 120)
     folder.mkdir()
@@ -18,7 +22,7 @@ def test_a_socket_at_a_path_of_any_length_is_reached(tmp_path: Path) -> None:
         with short_path(folder / "s") as path:
             listener.bind(path)
         listener.listen()
-        with connecting.connect(UnixSocket(str(folder / "s")), b"first\0") as ours:
+        with connected(UnixSocket(str(folder / "s")), b"first\0") as ours:
             theirs, _ = listener.accept()
             with theirs:
                 assert theirs.recv(100) == b"first\0"
@@ -30,8 +34,7 @@ def test_a_socket_at_a_path_of_any_length_is_reached(tmp_path: Path) -> None:
 def test_a_service_that_accepts_no_more_is_not_waited_for_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connecting, "CONNECT_SECONDS", 0)
-    monkeypatch.setattr(connecting, "_TIMEVAL", _Hundredth())
+    monkeypatch.setattr(connecting, "CONNECT_SECONDS", 0.01)
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
         listener.bind(str(tmp_path / "s"))
         listener.listen(0)
@@ -40,17 +43,10 @@ def test_a_service_that_accepts_no_more_is_not_waited_for_without_end(
             connecting.connect(UnixSocket(str(tmp_path / "s")), b"")
 
 
-class _Hundredth:
-    """Packs 10 ms, whatever it is asked."""
-
-    def pack(self, *_: int) -> bytes:
-        return connecting.struct.pack("@ll", 0, 10_000)
-
-
 def test_a_port_is_reached_at_its_number_alone() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        with connecting.connect(TcpPort("127.0.0.1", port, socket.AF_INET), b"") as ours:
+        with connected(TcpPort("127.0.0.1", port, socket.AF_INET)) as ours:
             assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             listener.accept()[0].close()
             assert ours.recv(1) == b""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from pedos_host import _link
-from pedos_host._open import first_of, plain_program
+from pedos_host._open import first_of, plain_service
 from pedos_host._spawn import reap, spawn
 
 from tests.patience import PATIENCE
@@ -85,13 +85,16 @@ def test_what_is_no_program_is_not_started(tmp_path: Path) -> None:
         spawn("/bin/true", ("x",), (), (-1,), -1)
 
 
-def test_a_plain_program_is_found_unless_anything_else_is_to_be_known(tmp_path: Path) -> None:
+def test_a_plain_service_is_found_unless_anything_else_is_to_be_known(tmp_path: Path) -> None:
     before, services = tmp_path / "before", tmp_path / "services"
     for folder in (before, services):
         folder.mkdir()
 
     def found() -> str | None:
-        return plain_program((str(before),), (str(tmp_path / "none"), str(services)), ("a+", "a"))
+        folders = (str(tmp_path / "none"), str(services))
+        path, mode = plain_service((str(before),), folders, ("a+", "a")) or (None, 0)
+        assert path is None or mode == os.lstat(path).st_mode
+        return path
 
     program = services / "a"
     assert found() is None  # there is none
@@ -112,8 +115,11 @@ def test_a_plain_program_is_found_unless_anything_else_is_to_be_known(tmp_path: 
     assert found() is None  # and so does a folder
     (services / "a+").rmdir()
     assert found() == str(program)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(services / "a+"))
+    assert found() == str(services / "a+")
     with pytest.raises(ValueError, match="more names"):
-        plain_program(("/",) * 65, (), ())
+        plain_service(("/",) * 65, (), ())
 
 
 def test_a_process_can_be_waited_for_and_reaped_once(pair: Pair) -> None:

@@ -238,8 +238,11 @@ class Call:
         """Connect to it, and give the agent the connection. Refusal."""
         before = b"" if config.skip_service_descriptor else descriptor_line(run)
         try:
-            with connecting.connect(service, before) as connected:
-                self._send(Connected(*_options(config)), connected.fileno())
+            connected = connecting.connect(service, before)
+            try:
+                self._send(Connected(*_options(config)), connected)
+            finally:
+                os.close(connected)
         except OSError as error:
             where = connecting.name_of(service)
             text = f"{run.service}: cannot connect to {where}: {error.strerror or error}"

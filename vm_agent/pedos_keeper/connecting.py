@@ -8,7 +8,8 @@ import socket
 import struct
 from typing import Final, TypeAlias
 
-from pedos_host.plain_unix import short_path
+from pedos_host import _link
+from pedos_host.plain_unix import SUN_PATH_MAX, short_path
 
 from pedos_keeper.lookup import TcpPort, UnixSocket
 
@@ -28,24 +29,27 @@ def name_of(service: Listening) -> str:
     return f"port {service.port} of {service.host}"
 
 
-def connect(service: Listening, before: bytes) -> socket.socket:
-    """A connection to the service, to which `before` has been sent. OSError.
+def connect(service: Listening, before: bytes) -> int:
+    """A connection to the service, to which `before` has been sent: a blocking socket without a
+    time-out. OSError."""
+    if isinstance(service, TcpPort):
+        return _connect_to_port(service, before)
+    milliseconds = int(CONNECT_SECONDS * 1000)
+    path = os.fsencode(service.path)
+    if len(path) <= SUN_PATH_MAX:
+        return _link.connect(path, before, milliseconds)
+    with short_path(service.path) as short:
+        return _link.connect(os.fsencode(short), before, milliseconds)
 
-    The socket is a blocking one without a time-out.
-    """
-    family = service.family if isinstance(service, TcpPort) else socket.AF_UNIX
-    connected = socket.socket(family, socket.SOCK_STREAM)
+
+def _connect_to_port(service: TcpPort, before: bytes) -> int:
+    connected = socket.socket(service.family, socket.SOCK_STREAM)
     try:
-        # The kernel's time-out and not Python's: the descriptor stays a blocking one. It is also
-        # the only one that a full backlog of a Unix socket heeds.
+        # The kernel's time-out and not Python's: the descriptor stays a blocking one.
         _set_timeout(connected, CONNECT_SECONDS)
-        if isinstance(service, TcpPort):
-            connected.connect((service.host, service.port))
-            # Requests and answers of a few bytes, which the pump gathers already.
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        else:
-            with short_path(service.path) as path:
-                connected.connect(path)
+        connected.connect((service.host, service.port))
+        # Requests and answers of a few bytes, which the pump gathers already.
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if before:
             connected.sendall(before, socket.MSG_NOSIGNAL)
         _set_timeout(connected, 0)
@@ -55,7 +59,7 @@ def connect(service: Listening, before: bytes) -> socket.socket:
     except BaseException:
         connected.close()
         raise
-    return connected
+    return connected.detach()
 
 
 def _set_timeout(connected: socket.socket, seconds: int) -> None:

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Sequence
 from typing import Final, NamedTuple, TypeAlias
 
-from pedos_host._open import first_of, plain_program
+from pedos_host._open import first_of, plain_service
 
 #: In order: the administrator's, and three where programs that were written for qrexec put theirs.
 FOLDERS: Final = (
@@ -67,12 +67,15 @@ def first_file(
 
 def find_plain(
     service: str, argument: str, configurations: Sequence[str], folders: Sequence[str]
-) -> Program | None:
-    """The service, if it is a program that is no link, and has no configuration: as nearly all are,
-    and in one step. None: look for both."""
+) -> Service | None:
+    """The service, if it is a program or a socket, not by a link, and has no configuration: as
+    nearly all are, and in one step. None: look for both."""
     names = (service + argument, service)
-    path = plain_program(tuple(configurations), tuple(folders), names)
-    return None if path is None else Program(path)
+    found = plain_service(tuple(configurations), tuple(folders), names)
+    if found is None:
+        return None
+    path, mode = found
+    return UnixSocket(path) if stat.S_ISSOCK(mode) else Program(path)
 
 
 def find(service: str, argument: str, folders: Sequence[str] = FOLDERS) -> Service | None:
