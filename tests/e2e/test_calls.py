@@ -292,7 +292,9 @@ def test_dom0_sees_what_runs_and_ends_it(system: LocalSystem) -> None:
 def test_a_call_is_one_story_in_the_audit_log(system: LocalSystem) -> None:
     def stories() -> list[str]:
         its = [each for each in audit(system) if each.get("service") == "test.Both"]
-        return [each["request"] for each in its if each["event"] == "call_ended"]
+        ends = [each for each in its if each["event"] == "call_ended"]
+        # One of dom0's that another test has made may only end now.
+        return [each["request"] for each in ends if each["source"] == "work"]
 
     before = len(stories())
     call(system, "vault", "test.Both", send=b"abc")
