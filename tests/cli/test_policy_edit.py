@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from pedos_cli import policy_files
 
+from tests import warm
+
 NAME = "30-user.policy"
 OLD = "# old\napp.Open  *  work  vault  allow\n"
 NEW = "# new\napp.Open  *  work  vault  deny\n"
@@ -73,7 +75,7 @@ class Edits:
             "TMPDIR": str(self.drafts),
             "EDITOR_PLAN": str(self.plan),
             "POLICY_FILE": str(self.path),
-            "VISUAL": f"{sys.executable} '{editor}' --flag 'two words'",
+            "VISUAL": f"{sys.executable} -S '{editor}' --flag 'two words'",
             "EDITOR": "false",
         }
         self.environment.pop("PEDOS_VM", None)
@@ -82,11 +84,8 @@ class Edits:
         self, *plan: str, answers: str = "", argv: tuple[str, ...] = (), name: str = NAME
     ) -> subprocess.CompletedProcess[str]:
         self.plan.write_text("\0".join(plan))
-        return subprocess.run(
-            [sys.executable, "-m", "pedos_cli.qvm_policy", "edit", name, *argv],
-            env=self.environment, input=answers, capture_output=True, text=True, timeout=20,
-            check=False,
-        )  # fmt: skip
+        command = [sys.executable, "-m", "pedos_cli.qvm_policy", "edit", name, *argv]
+        return warm.finish(command, env=self.environment, send=answers, text=True, timeout=20)
 
     @property
     def left(self) -> list[str]:

@@ -21,7 +21,7 @@ from .system import LocalSystem, wait_until
 Prepare = Callable[[LocalSystem], dict[str, str]]
 
 # Their systems start each program by exec(2), as users have it. What all others show does not
-# depend on that (see warm.py), and a fifth of the time of all tests went there.
+# depend on that (see tests/warm.py), and a fifth of the time of all tests went there.
 COLD = ("test_calls.py", "test_desktop.py", "test_policy.py", "test_scenarios.py", "test_watch.py")
 
 FAILED = pytest.StashKey[bool]()

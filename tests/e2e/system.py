@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,8 @@ from pedos_host.plain_unix import short_path
 from pedos_protocol.errors import CallError
 from pedos_protocol.messages import SCHEMA, to_wire
 
+from tests import warm
 from tests.patience import PATIENCE
-
-from . import warm
 
 BIN = Path(sys.executable).parent
 PATIENCE_S = PATIENCE
@@ -77,13 +76,11 @@ class LocalSystem:
     """`pedos-local up` on a folder, with the command line to talk to it."""
 
     def __init__(self, folder: Path, *, is_warm: bool = False) -> None:
-        """With `is_warm` its programs start as tests/e2e/warm.py says, in a tenth of the time."""
+        """With `is_warm` its programs and commands start as tests/warm.py says, in a tenth of the
+        time."""
         self.folder = folder
-        self._pedos_local: list[str | Path] = [BIN / "pedos-local"]
-        self._padding: list[str] = []
-        if is_warm:
-            self._pedos_local = [sys.executable, "-P", warm.__file__]
-            self._padding = [warm.PADDING]
+        self._pedos_local: Sequence[str | Path] = warm.LOCAL if is_warm else [BIN / "pedos-local"]
+        self._start: type[subprocess.Popen[Any]] = warm.Popen if is_warm else subprocess.Popen
         self._up: subprocess.Popen[bytes] | None = None
 
     def init(self, restarts: int = RESTARTS) -> None:
@@ -98,8 +95,8 @@ class LocalSystem:
             with short_path(ready_path) as short:
                 ready.bind(short)
             with (self.folder / "up.log").open("ab") as log:
-                self._up = subprocess.Popen(
-                    [*self._pedos_local, "up", self.folder, *self._padding],
+                self._up = self._start(
+                    [*self._pedos_local, "up", self.folder],
                     env={**os.environ, "NOTIFY_SOCKET": str(ready_path), **(env or {})},
                     stdout=log,
                     stderr=log,
@@ -168,28 +165,22 @@ class LocalSystem:
     def started(self, *argv: str, vm: str = "dom0") -> Iterator[subprocess.Popen[str]]:
         """A command that runs meanwhile. It ends with the block at the latest: the child of a test
         that has failed must not fail the ones after it."""
-        command = subprocess.Popen(
+        with self._start(
             [BIN / argv[0], *argv[1:]],
             env=self.environment(vm),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-        )
-        with command:
+        ) as command:
             try:
                 yield command
             finally:
                 command.kill()
 
     def run(self, *argv: str, vm: str = "dom0") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [BIN / argv[0], *argv[1:]],
-            env=self.environment(vm),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
+        with self.started(*argv, vm=vm) as command:
+            out, err = command.communicate(timeout=PATIENCE_S)
+        return subprocess.CompletedProcess(argv, command.returncode, out, err)
 
     def ok(self, *argv: str, vm: str = "dom0") -> str:
         """Runs a command that must succeed; its output."""

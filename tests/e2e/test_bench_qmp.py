@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import time
@@ -26,16 +27,22 @@ def qmp(tmp_path: Path) -> Iterator[Qmp]:
     command += ["-qmp", f"unix:{path},server=on,wait=off"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as qemu:
         try:
-            end = time.monotonic() + PATIENCE
-            while not path.exists():
-                assert qemu.poll() is None
-                assert time.monotonic() < end
-                time.sleep(0.01)
-            client = Qmp(path)
+            client = connected(path, qemu)
             yield client
             client.close()
         finally:
             qemu.kill()
+
+
+def connected(path: Path, qemu: subprocess.Popen[bytes]) -> Qmp:
+    """Once it listens: its socket is there a moment before."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            return Qmp(path)
+        assert qemu.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_devices_come_and_go(qmp: Qmp, tmp_path: Path) -> None:

@@ -38,20 +38,21 @@ def nothing_attached(system: LocalSystem) -> Iterator[None]:
 def file(system: LocalSystem, name: str, text: str) -> Iterator[None]:
     """The file is there, and taken, for as long as the block lasts."""
     path = system.folder / name
-
-    def taken() -> int:
-        audit = (system.folder / "state" / "audit.jsonl").read_text()
-        return sum('"outcome": "taken"' in line for line in audit.splitlines())
-
-    before = taken()
+    before = taken(system)
     path.write_text(text)
-    system.wait_until(lambda: taken() > before, f"{name} is in force")
+    system.wait_until(lambda: taken(system) > before, f"{name} is in force")
     try:
         yield
     finally:
-        before = taken()
+        before = taken(system)
         path.unlink()
-        system.wait_until(lambda: taken() > before, f"{name} is no longer in force")
+        system.wait_until(lambda: taken(system) > before, f"{name} is no longer in force")
+
+
+def taken(system: LocalSystem) -> int:
+    """How often rules and facts were."""
+    audit = (system.folder / "state" / "audit.jsonl").read_text()
+    return sum('"outcome": "taken"' in line for line in audit.splitlines())
 
 
 def audit(system: LocalSystem, request: str) -> list[dict[str, Any]]:
@@ -149,8 +150,10 @@ def test_rules_follow_the_tags_that_vms_d_gives(system: LocalSystem) -> None:
             (error,) = system.policy_status()["errors"]
             assert (error["file"], error["line"]) == ("vms.d/20-broken.toml", 2)
             assert system.run(*attach, vm="work").returncode == DENIED
+            before = taken(system)
             broken.unlink()
-            system.wait_until(lambda: system.policy_status()["ok"], "the mistake is gone")
+            system.wait_until(lambda: taken(system) > before, "the mistake is gone")
+            assert system.policy_status()["ok"]
         system.ok(*attach, vm="work")
 
 

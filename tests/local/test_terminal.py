@@ -19,6 +19,8 @@ from pedos_dom0.local.terminal import Terminal
 from pedos_host.line_writer import QUEUE_MAX
 from pedos_host.plain_unix import short_path
 
+from tests import warm
+
 from .conftest import PATIENCE, needs_fuse
 
 LINE = "x" * 99 + "\n"
@@ -100,8 +102,8 @@ def test_a_terminal_that_is_gone_is_told_once_and_then_takes_everything() -> Non
 
 
 def up(lab: Layout, stderr: int, ready: str = "") -> subprocess.Popen[bytes]:
-    argv = [sys.executable, "-m", "pedos_dom0.local.cli", "up", str(lab.root)]
-    return subprocess.Popen(argv, stderr=stderr, env={**os.environ, "NOTIFY_SOCKET": ready})
+    argv = [*warm.LOCAL, "up", lab.root]
+    return warm.Popen(argv, stderr=stderr, env={**os.environ, "NOTIFY_SOCKET": ready})
 
 
 @needs_fuse

@@ -13,6 +13,8 @@ import pytest
 from pedos_dom0.local.cli import main
 from pedos_dom0.local.users import Users
 
+from tests import warm
+
 from .conftest import PATIENCE, needs_fuse
 
 
@@ -69,8 +71,8 @@ class Runs:
 
     def start(self, then: str = "true") -> subprocess.Popen[str]:
         command = ["sh", "-c", f"echo running; read _; {then}"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pedos_dom0.local.cli", "run", self.folder, "--", *command],
+        process = warm.Popen(
+            [*warm.LOCAL, "run", self.folder, "--", *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -214,7 +214,7 @@ class Widget:
 def make_system(folder: Path, policy: str = "") -> LocalSystem:
     """A system of local mode with a microphone, that is not up yet; `policy` comes before its
     rules."""
-    system = LocalSystem(folder)
+    system = LocalSystem(folder, is_warm=True)
     subprocess.run(
         [BIN / "pedos-local", "init", "--sound", folder], check=True, stdout=subprocess.DEVNULL
     )
