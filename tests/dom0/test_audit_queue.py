@@ -16,6 +16,7 @@ from outcome import Outcome
 from pedos_dom0.audit import queue as audit_queue
 from pedos_dom0.audit.log import Audit
 from pedos_dom0.audit.queue import AuditQueue
+from pedos_host.threads import NoThreadError
 from trio.abc import Clock
 
 from tests.dom0.fakes import ALLOW_DOM0, World, fails, named, starts_at_once
@@ -172,6 +173,48 @@ async def test_lines_for_which_nobody_waits_go_with_others_or_after_a_moment(
     assert trips == [3, 4, 4 + audit_queue.BATCH]
     assert trio.current_time() == began
     audit.close()
+
+
+async def test_lines_wait_for_a_thread_where_there_is_none(
+    path: Path, nursery: trio.Nursery, autojump_clock: Clock
+) -> None:
+    tries = []
+
+    def disk(work: Callable[[], Any], then: Callable[[Outcome[Any]], None]) -> None:
+        tries.append(work)
+        if len(tries) < 3:
+            raise NoThreadError
+        starts_at_once(work, then)
+
+    audit = AuditQueue(Audit(path), disk)
+    await nursery.start(audit.run)
+    audit.write("1", request="a")
+    await audit.written("a")
+    assert events(path) == ["1"]
+    assert len(tries) == 3
+    audit.close()
+
+
+async def test_a_mistake_while_lines_are_written_ends_the_service_and_no_wait_for_them(
+    path: Path, nursery: trio.Nursery, autojump_clock: Clock
+) -> None:
+    def disk(work: Callable[[], Any], then: Callable[[Outcome[Any]], None]) -> None:
+        starts_at_once(lambda: 1 / 0, then)
+
+    audit = AuditQueue(Audit(path), disk)
+    waited: list[str] = []
+
+    async def wait() -> None:
+        audit.write("1", request="a")
+        await audit.written("a")
+        waited.append("a")
+
+    with pytest.raises(ZeroDivisionError):
+        nursery.start_soon(wait)
+        await audit.run()
+    assert events(path) == ["1"]  # the end of `run` writes it
+    audit.close()
+    assert waited == []
 
 
 @pytest.fixture
