@@ -34,11 +34,14 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, AnyStr
+from typing import TYPE_CHECKING, Any, AnyStr
 
 import pedos_cli
+
+if TYPE_CHECKING:
+    from pedos_host.children import Child
 
 LOCAL = (sys.executable, "-P", __file__)
 DAEMONS = ("pedos_dom0", "pedos_agent")
@@ -294,7 +297,7 @@ class Hatched:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-def start_from(nest: Nest) -> Any:
+def start_from(nest: Callable[[], Nest]) -> Callable[..., Child]:
     """pedos_host.children.start_child, which takes programs of Python out of this nest."""
     from pedos_host.children import Child, start_child
 
@@ -324,7 +327,7 @@ def start_from(nest: Nest) -> Any:
             fds = {number: number for number in pass_fds} | {0: nothing.fileno()}
             for number, file in ((1, stdout), (2, stderr)):
                 fds[number] = number if file is None else file.fileno()
-            pid = nest.start(
+            pid = nest().start(
                 argv,
                 os.environ if env is None else env,
                 fds,
@@ -349,7 +352,8 @@ def local(words: list[str]) -> None:
             os._exit(0)
         live(argv)
     theirs.close()
-    supervise.start_child = start_from(Nest(ours))
+    nest = Nest(ours)
+    supervise.start_child = start_from(lambda: nest)
     sys.argv = ["pedos-local", *words]
     sys.exit(cli.main())
 

@@ -23,9 +23,13 @@ from pedos_host.unix import listen_unix
 from pedos_protocol.errors import CallError
 
 from tests.patience import PATIENCE
+from tests.warm import our_nest, start_from
 
 from .conftest import ATTACHMENT, SIZE, FakeDom0, Pair, make_settings, needs_fuse, pid_of
 from .test_process import program
+
+#: An agent that is killed at a step has begun like any other.
+warm_start = start_from(our_nest)
 
 pytestmark = needs_fuse
 
@@ -116,7 +120,7 @@ async def test_an_agent_killed_at_any_step_leaves_nothing_and_attach_works_again
     victim: list[Child] = []
     with trio.fail_after(PATIENCE):
         async with fault_at(step, tmp_path, lambda: victim[0].kill(), monkeypatch) as reached:
-            async with program(victim_settings) as child:
+            async with program(victim_settings, warm_start) as child:
                 victim.append(child)
                 dead = FakeDom0(victim_settings, nursery)
                 await dead.connect()
@@ -135,7 +139,7 @@ async def test_an_agent_killed_at_any_step_leaves_nothing_and_attach_works_again
                 await pair.target.call("import.stop", attachment=ATTACHMENT)
             else:
                 await pair.source.call("export.stop", attachment=ATTACHMENT)
-        async with program(victim_settings):
+        async with program(victim_settings, warm_start):
             await dead.connect()
             assert dead.report.exports == dead.report.imports == ()
             assert mounts.mounted_frontends(target_settings.dev) == []

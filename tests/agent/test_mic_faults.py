@@ -19,7 +19,7 @@ from tests.patience import PATIENCE
 
 from .conftest import ATTACHMENT, FakeDom0, make_settings
 from .sound_session import MIC, audio
-from .test_faults import fault_at
+from .test_faults import fault_at, warm_start
 from .test_mic import STEPS, Pair, Vm, logged_in
 from .test_process import program
 
@@ -49,7 +49,7 @@ async def test_an_agent_killed_at_any_step_leaves_nothing_and_attach_works_again
         living = target if dying is source else source
         lives = await vm(living, await start(living))
         async with fault_at(step, tmp_path, lambda: victim[0].kill(), monkeypatch) as reached:
-            async with program(dying) as child:
+            async with program(dying, warm_start) as child:
                 victim.append(child)
                 dom0 = FakeDom0(dying, nursery)
                 await dom0.connect()

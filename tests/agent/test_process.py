@@ -43,9 +43,11 @@ Start = Callable[[Settings], Awaitable[FakeDom0]]
 
 
 @asynccontextmanager
-async def program(settings: Settings) -> AsyncIterator[Child]:
+async def program(
+    settings: Settings, start: Callable[..., Child] = start_child
+) -> AsyncIterator[Child]:
     """Runs the agent as a process of its own; it is ready inside the block."""
-    argv = [sys.executable, "-m", "pedos_agent", "--driver", "local", "--vm", settings.vm]
+    argv = [sys.executable, "-P", "-m", "pedos_agent", "--driver", "local", "--vm", settings.vm]
     argv += ["--domid", str(settings.domid), "--vchan", str(settings.vchan)]
     argv += ["--socket", str(settings.socket), "--devices", str(settings.devices)]
     argv += ["--dev", str(settings.dev)]
@@ -56,7 +58,7 @@ async def program(settings: Settings) -> AsyncIterator[Child]:
     address = f"\0pedos-test-{os.getpid()}-{settings.vm}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as notify:
         notify.bind(address)
-        child = start_child(argv, env={**os.environ, "NOTIFY_SOCKET": "@" + address[1:]})
+        child = start(argv, env={**os.environ, "NOTIFY_SOCKET": "@" + address[1:]})
         try:
             with trio.fail_after(SECONDS):
                 await trio.lowlevel.wait_readable(notify)

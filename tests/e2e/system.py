@@ -294,11 +294,14 @@ class LocalSystem:
 
 
 def process_table() -> ProcessTable:
-    """Every process of this machine: its parent and its command line."""
+    """Every process of this machine that has a command line, which it is told by, and its parent;
+    so none of the kernel's, which are most."""
     table = {}
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             raw = read_at_once(f"/proc/{entry}/cmdline")
+            if not raw:
+                continue
             stat = read_at_once(f"/proc/{entry}/stat")
             parent = int(stat.rpartition(b")")[2].split()[1])
             words = raw.decode(errors="replace").split("\0")[:-1]
