@@ -55,6 +55,28 @@ def test_a_pair_rests_for_as_long_as_its_turn_took(starts: Starts[str]) -> None:
     assert begun(starts, 0.0061) == ["1"]
 
 
+def test_time_has_nothing_to_do_while_a_pair_rests_that_has_turns_yet(starts: Starts[str]) -> None:
+    assert flood(starts, 2) == [True, True]
+    assert starts.begin(OTHER, "other's", 0.0)
+    assert not starts.begin(WORK, "2", 0.0)
+    for each in ("0", "1"):
+        starts.started(WORK, each, 0.1)
+    starts.over(WORK, "0", 0.11)
+    now = 0.1 + TURN  # the other turn is over, too
+    assert begun(starts, now) == []
+    assert starts.next_due() == pytest.approx(0.22)
+    assert begun(starts, 0.2201) == ["2"]
+
+
+def test_one_that_was_started_late_is_not_followed_by_a_long_rest(starts: Starts[str]) -> None:
+    beside_another(starts, 1)
+    starts.started(WORK, "0", 9.0)
+    assert starts.begin(OTHER, "other's next", 9.0)
+    assert not starts.begin(WORK, "1", 9.0)
+    starts.over(WORK, "0", 9.01)
+    assert starts.next_due() == pytest.approx(9.01 + STARTING)
+
+
 def test_no_pair_rests_of_which_no_call_waits(starts: Starts[str]) -> None:
     beside_another(starts, 1)
     starts.over(WORK, "0", 0.003)

@@ -92,7 +92,8 @@ class Starts(Generic[S]):
         turn = found.turns.pop(start, None)
         if found.waiting:
             if turn is not None:
-                found.rests_until = now + min(now, turn.until) - turn.since
+                # One that was started late has not had the target's processors all that time.
+                found.rests_until = now + min(min(now, turn.until) - turn.since, STARTING)
         elif not (found.turns or found.hanging):
             del self._pairs[pair]
 
@@ -110,9 +111,11 @@ class Starts(Generic[S]):
     def next_due(self) -> float | None:
         """When time alone lets one of those begin that wait; None if it does not."""
         due = None
-        for found in self._waiting.values():
+        for pair, found in self._waiting.items():
             if len(found.hanging) < HANGING:
                 at = min((turn.until for turn in found.turns.values()), default=found.rests_until)
+                if not self._is_alone(pair):  # turns that are over count until the rest is, too
+                    at = max(at, found.rests_until)
                 due = at if due is None else min(due, at)
         return due
 
@@ -134,8 +137,12 @@ class Starts(Generic[S]):
             if not self._callers[oldest[1]]:
                 del self._callers[oldest[1]]
 
+    def _is_alone(self, pair: tuple[Hashable, Hashable]) -> bool:
+        """Whether no other source calls in the target."""
+        return self._callers[pair[1]] < 2
+
     def _has_room(self, pair: tuple[Hashable, Hashable], found: _Pair[S], now: float) -> bool:
-        is_alone = self._callers[pair[1]] < 2
+        is_alone = self._is_alone(pair)
         if not is_alone and now < found.rests_until:
             return False
         most = ALONE if is_alone else 1
