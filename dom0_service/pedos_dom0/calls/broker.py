@@ -230,7 +230,7 @@ class Broker:
         call.channel, call.server, call.had_new_channel = channel, target, channel.is_new
         channel.is_new = False
         call.stage_over("channel", now)
-        self._start(call, permit)
+        self._start(call, permit, now)
 
     async def _admit(self, call: Call, caller: Caller) -> AgentLink:
         """Returns the agent of the VM that policy has chosen, when that VM can serve the call and
@@ -323,9 +323,8 @@ class Broker:
 
     # The service
 
-    def _start(self, call: Call, permit: Permit | None) -> None:
+    def _start(self, call: Call, permit: Permit | None, now: float) -> None:
         """Has the service started, when it is its turn among those of its source."""
-        now = trio.current_time()
         call.permit, call.start_by = permit, now + START_TIMEOUT
         if self._starts.begin(call.pair, call, now):
             self._ask_to_start(call)
@@ -342,7 +341,7 @@ class Broker:
             self._turn_is_over(call)
             return
         try:
-            timeout = call.start_by - trio.current_time()
+            timeout = call.start_by - self._state.time()
             if timeout <= 0:
                 raise CallError("timeout", "the services before it were not started in time")
             params = to_wire(start_of(call))
@@ -358,13 +357,13 @@ class Broker:
         if call.permit is not None:
             call.permit.release()
         self._take_start(call, target, untrusted_answer)
-        self._starts.started(call.pair, call, trio.current_time())
+        self._starts.started(call.pair, call, self._state.time())
         self._next_turns()
 
     def _turn_is_over(self, call: Call) -> None:
         if call.permit is not None:
             call.permit.release()
-        self._starts.over(call.pair, call, trio.current_time())
+        self._starts.over(call.pair, call, self._state.time())
         self._next_turns()
 
     def _next_turns(self) -> None:
@@ -373,7 +372,7 @@ class Broker:
             return
         self._are_passed_on = True
         try:
-            while (call := self._starts.next(trio.current_time())) is not None:
+            while (call := self._starts.next(self._state.time())) is not None:
                 self._ask_to_start(call)
         finally:
             self._are_passed_on = False
