@@ -77,6 +77,23 @@ def test_one_that_was_started_late_is_not_followed_by_a_long_rest(starts: Starts
     assert starts.next_due() == pytest.approx(9.01 + STARTING)
 
 
+def test_calls_that_wait_for_long_take_turns_beside_another_source_yet(
+    starts: Starts[str],
+) -> None:
+    beside_another(starts, 4)
+    now = RECENT * 2
+    assert starts.begin(OTHER, "other's next", now)
+    starts.over(WORK, "0", now)
+    assert begun(starts, now + STARTING) == ["1"]
+
+
+def test_a_source_that_has_stopped_calling_leaves_all_turns_to_those_that_wait(
+    starts: Starts[str],
+) -> None:
+    beside_another(starts, 4)
+    assert begun(starts, RECENT * 2) == ["1", "2", "3"]
+
+
 def test_no_pair_rests_of_which_no_call_waits(starts: Starts[str]) -> None:
     beside_another(starts, 1)
     starts.over(WORK, "0", 0.003)
@@ -116,6 +133,7 @@ def test_starts_that_hang_take_few_of_an_agents_requests(starts: Starts[str]) ->
         assert begun(starts, each * STARTING) == [f"{each}"]
     assert begun(starts, HANGING * STARTING) == []
     assert starts.next_due() is None
+    assert starts.begin(OTHER, "other's next", 3.0)
     starts.over(WORK, "0", 3.0)
     assert begun(starts, 3.0) == [f"{HANGING}"]
 

@@ -99,6 +99,7 @@ class Starts(Generic[S]):
 
     def next(self, now: float) -> S | None:
         """One that waits no longer: it has its turn now."""
+        self._forget_earlier(now - RECENT)
         for pair, found in self._waiting.items():
             if self._has_room(pair, found, now):
                 start = found.waiting.popleft()
@@ -128,9 +129,13 @@ class Starts(Generic[S]):
         if self._called.pop(pair, None) is None:
             self._callers[pair[1]] += 1
         self._called[pair] = now
-        while True:
+        self._forget_earlier(now - RECENT)
+
+    def _forget_earlier(self, moment: float) -> None:
+        """Calls before that are not recent any more."""
+        while self._called:
             oldest, when = next(iter(self._called.items()))
-            if when >= now - RECENT:
+            if when >= moment:
                 return
             del self._called[oldest]
             self._callers[oldest[1]] -= 1
@@ -139,7 +144,7 @@ class Starts(Generic[S]):
 
     def _is_alone(self, pair: tuple[Hashable, Hashable]) -> bool:
         """Whether no other source calls in the target."""
-        return self._callers[pair[1]] < 2
+        return self._callers[pair[1]] == (pair in self._called)
 
     def _has_room(self, pair: tuple[Hashable, Hashable], found: _Pair[S], now: float) -> bool:
         is_alone = self._is_alone(pair)
