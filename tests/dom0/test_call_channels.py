@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 import trio.testing
-from pedos_dom0.calls import broker, channels, starts
+from pedos_dom0.calls import broker, channels, ends, starts
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
 from tests.dom0.calling import Calling, calling, ended, lines, quiet, refused
-from tests.dom0.fakes import Params, fails
+from tests.dom0.fakes import Params, fails, hang
 
 __all__ = ["calling"]
 
@@ -126,6 +128,22 @@ async def test_a_call_that_ends_before_its_turn_is_not_started(
     (line,) = [each for each in lines(calling, "call_ended") if each["call"] == last]
     assert line["kind"] == "aborted"
     assert last not in {each.id for each in calling.world.api.calls.broker.table}
+
+
+async def test_a_call_that_dom0s_user_ends_before_its_turn_is_not_started(
+    calling: Calling, few: None, nursery: trio.Nursery, autojump_clock: Clock
+) -> None:
+    held = Starts(calling)
+    for _ in range(FEW):
+        await calling.work.call()
+    last = (await calling.work.call())["call"]
+    calling.vault.agent.on["service.kill"] = hang
+    nursery.start_soon(partial(calling.world.client.call, "call.end", call=last))
+    await quiet()
+    held.go.set()
+    await trio.sleep(ends.KILL_TIMEOUT + 1)
+    assert last not in calling.vault.sides and last not in calling.work.sides
+    assert len(held.sources) == FEW
 
 
 async def test_starts_behind_those_that_hang_do_not_wait_longer_than_they(

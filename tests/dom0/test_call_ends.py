@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 import trio.testing
@@ -150,6 +152,22 @@ async def test_dom0s_user_ends_a_call(calling: Calling) -> None:
     calling.assert_nothing_left()
     with fails("not_found", "has ended"):
         await calling.world.client.call("call.end", call=answer["call"])
+
+
+async def test_dom0s_user_ends_the_service_before_its_caller_goes(
+    calling: Calling, nursery: trio.Nursery, autojump_clock: Clock
+) -> None:
+    answer = await calling.work.call()
+    await quiet()
+    side = calling.work.sides[answer["call"]]
+    calling.vault.agent.on["service.kill"] = hang
+    nursery.start_soon(partial(calling.world.client.call, "call.end", call=answer["call"]))
+    await trio.sleep(ends.AHEAD / 2)
+    assert calling.vault.agent.calls[-1] == "service.kill" and side.killed is None
+    await trio.sleep(ends.AHEAD)
+    assert side.killed is not None, "a service's agent that hangs holds up no caller"
+    await trio.sleep(ends.KILL_TIMEOUT)
+    nursery.cancel_scope.cancel()
 
 
 async def test_dom0s_user_ends_a_call_that_asks(calling: Calling, autojump_clock: Clock) -> None:

@@ -336,7 +336,7 @@ class Broker:
 
     def _ask_to_start(self, call: Call) -> None:
         assert call.server is not None
-        if call.ends:  # while it waited
+        if call.ends or call.ended_by is not None:  # while it waited
             self._not_asked(call)
             self._turn_is_over(call)
             return

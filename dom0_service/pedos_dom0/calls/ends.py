@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 # Seconds for an agent to begin with the end of a call: milliseconds, unless it hangs.
 KILL_TIMEOUT = 10.0
+# Seconds that the service's agent has before the caller's is told that dom0's user ends a call. To
+# an agent that hears it first from the other side, the caller has gone: which ends no service.
+AHEAD = 1.0
 # Seconds after the end of one side until the audit log has the end of the call, whatever the other
 # side does: it may have a slow reader.
 LATE_SECONDS = 5.0
@@ -161,7 +164,10 @@ class Ends:
             for side in SIDES:
                 link = call.link_of(side)
                 if side not in call.ends and link is not None:
-                    nursery.start_soon(self._kill, link, call, "problem", text)
+                    is_told = trio.Event()
+                    nursery.start_soon(self._kill, link, call, "problem", text, is_told)
+                    with trio.move_on_after(AHEAD):
+                        await is_told.wait()
 
     def agent_gone(self, link: AgentLink) -> None:
         """The connection to an agent is over: the other sides of its calls end."""
@@ -193,7 +199,14 @@ class Ends:
     def kill_soon(self, link: AgentLink, call: Call, kind: EndKind, text: str) -> None:
         self._nursery.start_soon(self._kill, link, call, kind, text)
 
-    async def _kill(self, link: AgentLink, call: Call, kind: EndKind, text: str) -> None:
+    async def _kill(
+        self,
+        link: AgentLink,
+        call: Call,
+        kind: EndKind,
+        text: str,
+        is_told: trio.Event | None = None,
+    ) -> None:
         """Has an agent end its side; never raises."""
         text = harmless_text(text, END_TEXT_MAX)
         try:
@@ -201,3 +214,5 @@ class Ends:
             await link.call("service.kill", params, timeout=KILL_TIMEOUT)
         except CallError as error:
             logger.info("%s does not end a call: %s", link.name, error.message)
+        if is_told is not None:
+            is_told.set()
