@@ -241,6 +241,19 @@ async def test_dom0_may_take_back_that_a_vm_is_awaited(pair: Pair, tmp_path: Pat
     assert os.listdir(tmp_path) == [] and not pair.caller.told
 
 
+async def test_a_caller_hears_that_dom0_has_taken_it_back(
+    pair: Pair, nursery: trio.Nursery
+) -> None:
+    await pair.caller.channels.listen(3, PORT, ORDERS)
+
+    async def take_back() -> None:
+        pair.caller.channels.close(PORT)
+
+    nursery.start_soon(take_back)
+    with pytest.raises(CallError, match="dom0 gave it up before the other VM had connected"):
+        await pair.caller.channels.take(3, PORT)
+
+
 async def test_there_are_so_many_channels_and_no_more(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

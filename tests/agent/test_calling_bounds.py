@@ -113,6 +113,15 @@ async def test_no_descriptor_is_carried_that_could_make_the_agent_wait(
     assert not world.asked
 
 
+async def test_the_agent_hangs_up_after_a_last_call_that_it_does_not_carry(world: World) -> None:
+    nothing = os.open("/dev/null", os.O_RDWR)
+    client = world.connect()
+    client.send(CALL._replace(is_last=True), *[nothing] * 3)
+    assert (await client.end()).exit_status == 125
+    assert await client.hear() is None
+    os.close(nothing)
+
+
 async def test_places_are_bounded_and_one_user_leaves_some_to_others(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -302,12 +302,12 @@ class _Caller:
                 raise RemoteProtocolError("a message that is not its turn")
             if len(descriptors) != DESCRIPTORS:
                 raise RemoteProtocolError(f"a call with {len(descriptors)} descriptors")
+            self._is_last = message.is_last
             if (problem := _problem(message, descriptors)) is not None:
-                self._say(refusal(CallError("usage", problem)))
+                self._over(refusal(CallError("usage", problem)))
                 return
             asked = Asked(message, self.uid, (descriptors[0], descriptors[1], descriptors[2]))
             descriptors = []
-            self._is_last = message.is_last
             self._calling = Calling(self._desk, asked, self._started, self._over)
             self._calling.begin()
         finally:

@@ -203,6 +203,7 @@ class Channels:
             return
         entry.is_wanted = False
         if entry.listening is not None:
+            entry.why = entry.why or "dom0 gave it up before the other VM had connected"
             entry.listening.cancel()
         elif not entry.is_used:
             self._drop(entry)
