@@ -13,7 +13,7 @@ from typing import Final
 
 from pedos_protocol.call_link import AGENT, DATAGRAM_MAX, Ended, Started, build, parse
 from pedos_protocol.call_link import Call as CallMessage
-from pedos_protocol.errors import RemoteProtocolError
+from pedos_protocol.errors import LocalProtocolError, RemoteProtocolError
 from pedos_protocol.sockets import CALL_SOCKETS, DEFAULT_SOCKET, call_socket_beside
 
 # Seconds in which the agent accepts a new connection; one that works does so at once.
@@ -37,10 +37,14 @@ class Connection:
         self.fileno: Final = self._socket.fileno()
 
     def ask(self, message: CallMessage, descriptors: Sequence[int]) -> None:
-        """Ask for a call. UnreachableError; LocalProtocolError if a text cannot be."""
+        """Ask for a call. UnreachableError; ValueError if a text cannot be."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
         try:
-            self._socket.sendmsg([build(message)], rights)
+            said = build(message)
+        except LocalProtocolError as error:
+            raise ValueError(str(error)) from error
+        try:
+            self._socket.sendmsg([said], rights)
         except OSError as error:
             raise self._gone() from error
 

@@ -198,6 +198,14 @@ def test_without_an_agent_it_says_where_it_looked(tmp_path: Path) -> None:
         pedos_call.call("vault", "a.B", path=str(tmp_path / "none"))
 
 
+@pytest.mark.parametrize(("target", "service"), [("va\0lt", "a.B"), ("vault", "a.B+" + "x" * 1000)])
+def test_a_name_that_cannot_be_is_a_wrong_value(
+    agent: FakeAgent, target: str, service: str
+) -> None:
+    with pytest.raises(ValueError, match="no field of a message"):
+        pedos_call.call(target, service)
+
+
 def test_files_are_for_qvm_call(tmp_path: Path) -> None:
     with open(os.devnull, "rb") as nothing:
         with pytest.raises(ValueError, match="stdin is neither a pipe nor a socket: run qvm-call"):
