@@ -112,6 +112,17 @@ async def test_a_source_that_calls_without_end_leaves_the_target_s_agent_to_othe
     calling.assert_nothing_left()
 
 
+async def test_starts_that_wait_keep_no_other_channel_from_being_set_up(
+    calling: Calling, few: None, autojump_clock: Clock
+) -> None:
+    held = Starts(calling)
+    for _ in range(FEW + channels.SET_UP_AT_ONCE):
+        await calling.work.call()
+    await calling.untrusted.call()
+    await quiet()
+    assert held.sources == ["work"] * FEW + ["untrusted"]
+
+
 async def test_a_call_that_ends_before_its_turn_is_not_started(
     calling: Calling, few: None, autojump_clock: Clock
 ) -> None:

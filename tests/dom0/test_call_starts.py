@@ -61,11 +61,11 @@ def test_time_has_nothing_to_do_while_a_pair_rests_that_has_turns_yet(starts: St
     assert not starts.begin(WORK, "2", 0.0)
     for each in ("0", "1"):
         starts.started(WORK, each, 0.1)
-    starts.over(WORK, "0", 0.11)
+    starts.over(WORK, "0", 0.115)
     now = 0.1 + TURN  # the other turn is over, too
     assert begun(starts, now) == []
-    assert starts.next_due() == pytest.approx(0.22)
-    assert begun(starts, 0.2201) == ["2"]
+    assert starts.next_due() == pytest.approx(0.115 + TURN)
+    assert begun(starts, 0.1151 + TURN) == ["2"]
 
 
 def test_one_that_was_started_late_is_not_followed_by_a_long_rest(starts: Starts[str]) -> None:
@@ -74,7 +74,7 @@ def test_one_that_was_started_late_is_not_followed_by_a_long_rest(starts: Starts
     assert starts.begin(OTHER, "other's next", 9.0)
     assert not starts.begin(WORK, "1", 9.0)
     starts.over(WORK, "0", 9.01)
-    assert starts.next_due() == pytest.approx(9.01 + STARTING)
+    assert starts.next_due() == pytest.approx(9.01 + TURN)
 
 
 def test_calls_that_wait_for_long_take_turns_beside_another_source_yet(

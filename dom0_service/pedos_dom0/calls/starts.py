@@ -4,7 +4,8 @@ A source that calls without end would fill its target's agent, keeper and proces
 of another source would wait for all of that. So dom0 keeps the queue, one for each pair, and what
 the target has of it is short. A start has its turn until its service has ended, or has run for a
 moment. While another source calls in the same target, turns come one at a time, and a pair of
-which calls wait rests after each for as long as that took: it has half of the target's time.
+which calls wait rests for a moment after each, of what took less for as long: so it has half of the
+target's time.
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ class Starts(Generic[S]):
         turn = found.turns.pop(start, None)
         if found.waiting:
             if turn is not None:
-                # One that was started late has not had the target's processors all that time.
-                found.rests_until = now + min(min(now, turn.until) - turn.since, STARTING)
+                # What takes longer mostly waits, and many starts together have ten seconds.
+                found.rests_until = now + min(now - turn.since, TURN)
         elif not (found.turns or found.hanging):
             del self._pairs[pair]
 
