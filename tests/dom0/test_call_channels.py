@@ -46,7 +46,7 @@ async def test_an_idle_channel_that_has_ended_is_not_used(calling: Calling) -> N
     assert (await calling.work.call())["port"] != first["port"]
 
 
-async def test_one_agent_sets_up_few_channels_at_once(
+async def test_two_agents_set_up_few_channels_at_once(
     calling: Calling, autojump_clock: Clock
 ) -> None:
     waiting: list[Params] = []
@@ -61,7 +61,7 @@ async def test_one_agent_sets_up_few_channels_at_once(
         for _ in range(6):
             nursery.start_soon(calling.work.call)
         await quiet()
-        assert len(waiting) == channels.SET_UP_AT_ONCE
+        assert len(waiting) == channels.SET_UP_PER_PAIR
         go.set()
     await quiet()
     assert len(calling.vault.sides) == 6
@@ -74,8 +74,9 @@ FEW = channels.SET_UP_AT_ONCE // 2
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turns for few starts of a source that is alone."""
+    """Turns for few starts of a source that is alone, which wait with new channels."""
     monkeypatch.setattr(starts, "ALONE", FEW)
+    monkeypatch.setattr(channels, "SET_UP_PER_PAIR", channels.SET_UP_AT_ONCE)
 
 
 class Starts:
@@ -112,15 +113,24 @@ async def test_a_source_that_calls_without_end_leaves_the_target_s_agent_to_othe
     calling.assert_nothing_left()
 
 
-async def test_starts_that_wait_keep_no_other_channel_from_being_set_up(
-    calling: Calling, few: None, autojump_clock: Clock
+async def test_a_source_that_hangs_keeps_no_other_one_s_channel_from_being_set_up(
+    calling: Calling, autojump_clock: Clock
 ) -> None:
     held = Starts(calling)
-    for _ in range(FEW + channels.SET_UP_AT_ONCE):
-        await calling.work.call()
-    await calling.untrusted.call()
-    await quiet()
-    assert held.sources == ["work"] * FEW + ["untrusted"]
+
+    async def never(params: Params) -> None:
+        await trio.sleep_forever()
+
+    calling.work.agent.on["channel.listen"] = never
+    async with trio.open_nursery() as nursery:
+        for _ in range(2 * channels.SET_UP_AT_ONCE):
+            nursery.start_soon(calling.work.call)
+        await quiet()
+        with trio.fail_after(1):
+            await calling.untrusted.call()
+        await quiet()
+        assert held.sources == ["untrusted"]
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_call_that_ends_before_its_turn_is_not_started(
@@ -254,4 +264,4 @@ async def test_no_channel_is_set_up_with_an_agent_that_has_gone(calling: Calling
     await quiet()
     with fails("unavailable"):
         await made.permit(work, vault, 1.0)
-    assert vault not in made._setting_up
+    assert not any(vault in each for each in made._setting_up)

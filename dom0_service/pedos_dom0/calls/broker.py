@@ -329,8 +329,6 @@ class Broker:
         if self._starts.begin(call.pair, call, now):
             self._ask_to_start(call)
             return
-        if permit is not None:  # others' channels do not wait for its turn, too
-            permit.release()
         if self._timer is None:
             self._timer = trio.CancelScope()
             self._nursery.start_soon(self._turns, self._timer)

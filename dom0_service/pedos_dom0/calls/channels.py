@@ -39,6 +39,8 @@ IDLE_SECONDS = 60.0
 # Channels that one agent sets up at once: the rendezvous of each is transactions and watches in
 # xenstore, of which a domain has 10 and 128.
 SET_UP_AT_ONCE = 4
+# And with one other agent: either can have it hang, and the other one has room for others then.
+SET_UP_PER_PAIR = 2
 # Seconds for an agent to listen, or to close: milliseconds, unless it hangs.
 CHANNEL_TIMEOUT = 10.0
 
@@ -89,7 +91,8 @@ class Channels:
         self._all: dict[CallChannel, None] = {}
         # The idle ones of each agent, at most IDLE_PER_VM, in the order of their last use.
         self._idle: dict[AgentLink, dict[CallChannel, None]] = {}
-        self._setting_up: dict[AgentLink, trio.CapacityLimiter] = {}
+        # Of a server, and of a server and a client.
+        self._setting_up: dict[tuple[AgentLink, ...], trio.CapacityLimiter] = {}
         self._sweeps = False
 
     def __iter__(self) -> Iterator[CallChannel]:
@@ -114,14 +117,18 @@ class Channels:
 
     async def permit(self, server: AgentLink, client: AgentLink, timeout: float) -> Permit:
         """The right to make and connect a channel between these agents, until it is released.
-        CallError(busy) if others are being set up for longer than `timeout`."""
+        CallError(busy) if others are being set up for longer than `timeout`.
+
+        One that hangs, which either agent can bring about, takes places of the server and of the
+        pair, so that a server holds up no other one in the client.
+        """
         permit = Permit()
-        # In one order for all, or two that go in opposite directions could wait for each other.
-        for link in sorted((server, client), key=lambda link: (link.name, link.domid, id(link))):
-            if link.lost:
-                permit.release()
-                raise failure("unavailable", f"{link.name} went away")
-            limiter = self._setting_up.setdefault(link, trio.CapacityLimiter(SET_UP_AT_ONCE))
+        for key, most in (((server,), SET_UP_AT_ONCE), ((server, client), SET_UP_PER_PAIR)):
+            for link in (server, client):
+                if link.lost:
+                    permit.release()
+                    raise failure("unavailable", f"{link.name} went away")
+            limiter = self._setting_up.setdefault(key, trio.CapacityLimiter(most))
             try:
                 with trio.move_on_after(timeout) as scope:
                     await limiter.acquire_on_behalf_of(permit)
@@ -132,7 +139,7 @@ class Channels:
             if scope.cancelled_caught:
                 waiting = limiter.statistics().tasks_waiting
                 permit.release()
-                raise too_many_set_up(link.name, SET_UP_AT_ONCE, waiting)
+                raise too_many_set_up(server.name, most, waiting)
         return permit
 
     async def make(self, server: AgentLink, client: AgentLink) -> CallChannel:
@@ -219,7 +226,8 @@ class Channels:
     def agent_gone(self, link: AgentLink) -> None:
         """The connection to an agent is over, and with it its idle channels; others are closed when
         their calls are over."""
-        self._setting_up.pop(link, None)
+        for key in [each for each in self._setting_up if link in each]:
+            del self._setting_up[key]
         for channel in list(self._idle.get(link, {})):
             self.close(channel)
 
