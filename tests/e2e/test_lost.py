@@ -20,7 +20,7 @@ pytestmark = needs_fuse
 @pytest.fixture
 def braked(tmp_path: Path) -> Iterator[LocalSystem]:
     """A system that gives up a program that dies once."""
-    local = LocalSystem(tmp_path / "system")
+    local = LocalSystem(tmp_path / "system", is_warm=True)
     local.init(restarts=0)
     try:
         local.up()
@@ -64,7 +64,7 @@ def test_a_program_that_ends_before_it_is_ready_is_not_waited_for(tmp_path: Path
 def test_the_next_test_after_a_loss_has_a_fresh_system(
     faults: FaultController, prepare: Prepare
 ) -> None:
-    kept = KeptSystem(faults, prepare, is_warm=False)
+    kept = KeptSystem(faults, prepare, is_warm=True)
     first = kept.get()
     assert kept.get() is first
     first.plug("sys-usb", "stick.img", bytes(1 << 16))
