@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pedos_dom0.calls.starts import ALONE, HANGING, RECENT, STARTING, TURN, Starts
+from pedos_dom0.calls.starts import ALONE, HANGING, RECENT, RESTS, STARTING, TURN, Starts
 
 WORK, OTHER, ELSEWHERE = ("work", "vault"), ("other", "vault"), ("other", "storage")
 
@@ -47,12 +47,12 @@ def test_beside_another_source_turns_come_one_at_a_time(starts: Starts[str]) -> 
     assert begun(starts, 0.0) == []
 
 
-def test_a_pair_rests_for_as_long_as_its_turn_took(starts: Starts[str]) -> None:
+def test_a_pair_rests_for_longer_than_its_turn_took(starts: Starts[str]) -> None:
     beside_another(starts, 3)
     starts.over(WORK, "0", 0.003)
-    assert starts.next_due() == pytest.approx(0.006)
-    assert begun(starts, 0.005) == []
-    assert begun(starts, 0.0061) == ["1"]
+    assert starts.next_due() == pytest.approx(0.003 + RESTS * 0.003)
+    assert begun(starts, 0.008) == []
+    assert begun(starts, 0.0091) == ["1"]
 
 
 def test_time_has_nothing_to_do_while_a_pair_rests_that_has_turns_yet(starts: Starts[str]) -> None:

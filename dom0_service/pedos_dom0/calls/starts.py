@@ -4,8 +4,7 @@ A source that calls without end would fill its target's agent, keeper and proces
 of another source would wait for all of that. So dom0 keeps the queue, one for each pair, and what
 the target has of it is short. A start has its turn until its service has ended, or has run for a
 moment. While another source calls in the same target, turns come one at a time, and a pair of
-which calls wait rests for a moment after each, of what took less for as long: so it has half of the
-target's time.
+which calls wait rests after each, so that it has less than half of the target's time.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ S = TypeVar("S")
 
 # Services of one pair that have their turn while no other source calls in the target: as many as
 # keep two processors busy, and as may be started in a second if each runs for longer than its turn
-# (an agent asks for 400).
+# (an agent asks for 600).
 ALONE = 8
 # Seconds that a service has its turn after it was started. A script that prints a line takes two
 # milliseconds, and several times that on a busy machine.
@@ -30,6 +29,9 @@ TURN = 0.02
 # And while it is being started: one whose keeper has to be started first, or hangs, takes longer,
 # and does not hold up the others of its source.
 STARTING = 0.25
+# What a pair rests after a turn, beside another source, in the turn's time. With one of that it has
+# more than half, as what its next call costs dom0's service comes before the turn.
+RESTS = 2
 # Beyond so many that hang it does: an agent takes a bounded number of requests, of all sources.
 HANGING = 2
 # Seconds for which a source counts as one that calls: longer than between two calls in a loop.
@@ -94,7 +96,7 @@ class Starts(Generic[S]):
         if found.waiting:
             if turn is not None:
                 # What takes longer mostly waits, and many starts together have ten seconds.
-                found.rests_until = now + min(now - turn.since, TURN)
+                found.rests_until = now + min(RESTS * (now - turn.since), TURN)
         elif not (found.turns or found.hanging):
             del self._pairs[pair]
 

@@ -60,7 +60,7 @@ REPORT_RATE = (32, 7.0)
 REQUEST_RATE = (64, 20.0)
 # Calls of services of one VM: as many at once as may run and wait, and then more than a correct
 # agent makes. What they cost dom0 is bounded by the frames of a connection, too.
-CALL_RATE = (200, 500.0)
+CALL_RATE = (200, 700.0)
 # Devices named in one line of the log.
 NAMED_MAX = 8
 

@@ -16,9 +16,9 @@ from pedos_vchan.parking import Parking
 
 log = logging.getLogger(__name__)
 
-# Requests for calls a second in the long run, and at once: dom0 takes 500 a second of a VM, and
+# Requests for calls a second in the long run, and at once: dom0 takes 700 a second of a VM, and
 # makes those wait that are more; it ends a channel at 2000 frames a second, and a call has two.
-RATE: Final = 400
+RATE: Final = 600
 BURST: Final = 400
 
 Then: TypeAlias = Callable[[dict[str, Any] | CallError], None]
