@@ -58,7 +58,7 @@ static int option(int number, int name)
 }
 
 /* As pv_fd_look, and whether it is a stream socket. */
-static int look(int number, int is_output, uint8_t *is_socket)
+static int find_out(int number, int is_output, uint8_t *is_socket)
 {
     struct statx status;
     int flags, way;
@@ -85,7 +85,7 @@ int pv_fd_look(int number, int is_output)
 {
     uint8_t ignored;
 
-    return look(number, is_output, &ignored);
+    return find_out(number, is_output, &ignored);
 }
 
 int pv_fd_fit(int fd_in, int fd_out, int fd_err)
@@ -121,9 +121,9 @@ int pv_fd_take(struct pv_fd *fd, int number, int is_output, int shuts)
                          .shuts = (uint8_t)shuts};
     if (number < 0)
         return 0;
-    error = look(number, is_output, &fd->is_socket) != PV_FD_FITS ? -EINVAL
-            : fd->is_socket                                       ? 0
-                                                                  : make_own(fd);
+    error = find_out(number, is_output, &fd->is_socket) != PV_FD_FITS ? -EINVAL
+            : fd->is_socket                                           ? 0
+                                                                      : make_own(fd);
     fd->is_local = fd->is_socket && option(number, SO_DOMAIN) == AF_UNIX;
     if (error)
         pv_fd_close(fd);

@@ -75,7 +75,7 @@ def test_a_reading_gives_all_that_is_there_or_an_error(
 async def test_a_policy_that_could_not_be_looked_at_stays_and_is_read_again(
     tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trio.to_thread, "run_sync", _at_once)
+    monkeypatch.setattr("pedos_dom0.policy.loader.in_thread", _at_once)
     (tmp_path / "10-one.policy").write_text(RULE.format("one"))
     loader = PolicyLoader([tmp_path])
     broken = OSError(errno.EIO, os.strerror(errno.EIO))
