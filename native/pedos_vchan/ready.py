@@ -1,15 +1,15 @@
-"""Waits for many descriptors with one task, and calls a function for each that can be read.
+"""Waits for many descriptors, and calls a function for each that can be read.
 
 A descriptor costs two system calls in its life, and no task; and those that are ready at once have
 their turn in one pass of the event loop.
 
-To wake that task costs more than most of these turns. So in a program under `running.run` they come
-where the event loop is about to wait, as no task can run: this waits in its place, for all that it
-would wait for. The task has the turns that come while others can run.
+To wake a task costs more than most of these turns. So there is none: an instrument of trio takes
+them where the loop has waited.
 """
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import logging
 import select
@@ -19,36 +19,32 @@ import trio
 from pedos_host.throttle import throttle
 
 from .per_loop import PerLoop
-from .running import RunningClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-#: Seconds to wait in the loop's place at most; poll(2) counts in milliseconds, and not to infinity.
-WAIT_MAX: Final = 3600.0
 #: Descriptors that have their turn before other tasks do; the others come next.
 AT_ONCE: Final = 16
 
 
-class Ready:
+class Ready(trio.abc.Instrument):
     """The descriptors that are waited for in one event loop."""
 
     def __init__(self) -> None:
         """OSError."""
         self._epoll = select.epoll()
-        self._descriptor = self._epoll.fileno()
         self._then: dict[int, Callable[[], None]] = {}
         self._at_end: list[Callable[[], None]] = []
-        trio.lowlevel.spawn_system_task(self._run)
-        clock, whole_loop = trio.lowlevel.current_clock(), _epoll_of_trio()
-        if isinstance(clock, RunningClock) and whole_loop is not None:
-            self._both = select.poll()
-            self._both.register(self._descriptor, select.POLLIN)
-            self._both.register(whole_loop, select.POLLIN)
-            self._context = contextvars.copy_context()  # of tasks that start in a turn
-            clock.before_wait = self._wait
+        self._context = contextvars.copy_context()  # of tasks that start in a turn
+        self._main = _main_task()
+        whole_loop = _epoll_of_trio()
+        if whole_loop is not None:
+            # trio ignores events that no task waits for.
+            whole_loop.register(self._epoll, select.EPOLLIN)
+            trio.lowlevel.add_instrument(self)
+        trio.lowlevel.spawn_system_task(self._run, whole_loop is None)
 
     def add(
         self,
@@ -70,25 +66,30 @@ class Ready:
         if self._then.pop(descriptor, None) is not None and not self._epoll.closed:
             self._epoll.unregister(descriptor)
 
-    async def _run(self) -> None:
+    async def _run(self, is_needed: bool) -> None:
         try:
-            while True:
-                await trio.lowlevel.wait_readable(self._descriptor)
+            while is_needed:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
                 self._take_turns()
+            await trio.sleep_forever()
         finally:
+            self._look_no_more()
             self._epoll.close()
             for each in self._at_end:
                 each()
 
-    def _wait(self, seconds: float) -> float:
-        """In place of the event loop, whose tasks all wait: until one may run, or one of ours has
-        had its turn."""
-        if self._epoll.closed:
-            return seconds
-        for descriptor, _ in self._both.poll(min(seconds, WAIT_MAX) * 1000):
-            if descriptor == self._descriptor:
-                self._context.run(self._take_turns)
-        return 0
+    def after_io_wait(self, timeout: float) -> None:
+        """trio calls this in each pass of its loop, also where it has not waited."""
+        self._context.run(self._take_turns)
+
+    def task_exited(self, task: trio.lowlevel.Task) -> None:
+        """The loop ends when the main task has: who would hear of a turn is gone."""
+        if task is self._main:
+            self._look_no_more()
+
+    def _look_no_more(self) -> None:
+        with contextlib.suppress(KeyError):
+            trio.lowlevel.remove_instrument(self)
 
     def _take_turns(self) -> None:
         for descriptor, _ in self._epoll.poll(0, AT_ONCE):
@@ -106,14 +107,21 @@ class Ready:
                 log.exception("what came from a descriptor could not be handled%s", more)
 
 
-def _epoll_of_trio() -> int | None:
-    """What the event loop waits for; trio has a function for this with kqueue and IOCP alone. None
-    if it is not found: all turns are the task's then."""
+def _main_task() -> trio.lowlevel.Task | None:
+    """None while a loop ends."""
+    root = trio.lowlevel.current_root_task()
+    assert root is not None  # or no loop runs here
+    return next(iter(root.child_nurseries[-1].child_tasks), None)
+
+
+def _epoll_of_trio() -> select.epoll | None:
+    """What the event loop waits with; trio has a function for this with kqueue and IOCP alone. None
+    if it is not found: all turns are a task's then."""
     try:
-        manager = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager
-        return manager._epoll.fileno()
+        found = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager._epoll
     except AttributeError:
         return None
+    return found if isinstance(found, select.epoll) else None
 
 
 #: That of the caller's event loop. OSError when it is made.

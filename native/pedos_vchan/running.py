@@ -50,9 +50,6 @@ class RunningClock(trio.abc.Clock):
         self._read = read
         # C itself, with no Python in between: a turn of the event loop asks several times.
         self.current_time = read  # type: ignore[method-assign]
-        #: Called when the event loop is about to wait, with the seconds that it would; returns the
-        #: seconds that it is to wait then.
-        self.before_wait: Callable[[float], float] | None = None
 
     def start_clock(self) -> None:
         """OSError when there is no thread to be had."""
@@ -63,10 +60,7 @@ class RunningClock(trio.abc.Clock):
         return self._read()
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
-        seconds = deadline - self._read()
-        if self.before_wait is None or seconds <= 0:
-            return seconds
-        return self.before_wait(seconds)
+        return deadline - self._read()
 
 
 def run(main: Callable[[*Ts], Awaitable[T]], *arguments: *Ts) -> T:

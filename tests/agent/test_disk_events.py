@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 import trio
@@ -16,11 +17,15 @@ from pedos_agent.inventory.priority import Priority
 from pedos_agent.settings import Settings
 from pedos_agent.system import uevents
 from pedos_agent.system.revision import Revision
+from pedos_agent.system.roots import ROOTS
+from pedos_vchan import running
+from pedos_vchan.ready import ready
 
 from tests.patience import PATIENCE
 
 from .conftest import ATTACHMENT, FakeDom0, needs_fuse
 from .loops import looped
+from .test_used_elsewhere import bound, needs_root
 
 Start = Callable[[Settings], Awaitable[FakeDom0]]
 
@@ -69,3 +74,25 @@ async def test_what_uses_disks_is_heard_of_by_those_that_have_some(
                 await looked.after(seen)
             assert looks[-1] == [("block", "x.img")]
             nursery.cancel_scope.cancel()
+
+
+@needs_root
+def test_a_mount_and_its_end_are_heard_of_in_a_program(tmp_path: Path) -> None:
+    """The kernel tells a change of this table once, to the first who looks."""
+    running.run(mount_thrice, tmp_path)
+
+
+async def mount_thrice(folder: Path) -> None:
+    (file := folder / "file").touch()
+    mounts, point = Revision(), folder / "point"
+    ready()  # as in an agent with channels
+    async with trio.open_nursery() as nursery:
+        await nursery.start(disk_events.follow, ROOTS, 0, Revision(), mounts, Revision())
+        with trio.fail_after(PATIENCE):
+            for _ in range(3):
+                await trio.sleep(2 * uevents.SETTLE_SECONDS)  # the loop waits, all others too
+                seen = mounts.number
+                with bound(file, point):
+                    seen = await mounts.after(seen)
+                await mounts.after(seen)
+        nursery.cancel_scope.cancel()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from outcome import Outcome, capture
 from pedos_agent.device_classes import in_folder as discovery_folder
 from pedos_agent.device_classes import on_machine as discovery_sysfs
 from pedos_agent.device_classes.base import Carried
@@ -45,19 +46,21 @@ def lacking(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             raise RuntimeError(why[0])
         return work()
 
+    def start(work: Callable[[], object], deliver: Callable[[Outcome[object]], object]) -> None:
+        if why:
+            raise RuntimeError(why[0])
+        deliver(capture(work))
+
     monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+    monkeypatch.setattr(trio.lowlevel, "start_thread_soon", start)
     return why
 
 
 async def test_that_there_is_no_thread_is_told_from_an_error_of_the_work(
-    monkeypatch: pytest.MonkeyPatch, lacking: list[str]
+    lacking: list[str],
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise RuntimeError(lacking[0])
-
     with pytest.raises(threads.NoThreadError, match="no thread can be started"):
         await threads.to_thread(int)
-    monkeypatch.setattr(trio.lowlevel, "start_thread_soon", refuse)
     with pytest.raises(threads.NoThreadError, match="no thread can be started"):
         await in_thread(int, limiter=trio.CapacityLimiter(1))
     lacking.clear()

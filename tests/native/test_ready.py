@@ -1,4 +1,4 @@
-"""One task for many descriptors: whose turn it is, and what a turn may do to others."""
+"""Many descriptors without a task each: whose turn it is, and what a turn may do to others."""
 
 from __future__ import annotations
 
