@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 import socket
@@ -20,6 +21,8 @@ from pedos_call.connection import Connection, UnreachableError, keep, take
 OUTPUT_MAX: Final = 64 * 1024 * 1024
 #: Bytes to read or write at once: a socket's buffer holds some 200 KiB.
 CHUNK: Final = 128 * 1024
+#: Milliseconds to wait at once, however long a call may take: poll(2) counts them in an int.
+POLL_MAX: Final = 3_600_000
 #: What is done with a stream: its bytes are kept and returned.
 PIPE: Final = -1
 
@@ -93,6 +96,8 @@ def call(
     """
     if input and stdin is not None:
         raise ValueError("a call has either input or stdin")
+    if timeout is not None and math.isnan(timeout):
+        raise ValueError("a timeout is a number of seconds")
     name, _, argument = service.partition("+")
     streams = _Streams(input, stdin, stdout, stderr, output_max)
     try:
@@ -148,7 +153,7 @@ def _wait(connection: Connection, streams: _Streams, deadline: float | None) -> 
     poll.register(connection.fileno, select.POLLIN)
     streams.register(poll)
     while ended is None or streams.are_open:
-        left = None if deadline is None else (deadline - monotonic()) * 1000
+        left = None if deadline is None else min((deadline - monotonic()) * 1000, POLL_MAX)
         if left is not None and left <= 0:
             raise TimeoutError(errno.ETIMEDOUT, "the call took too long, and was aborted")
         for descriptor, _ in poll.poll(left):

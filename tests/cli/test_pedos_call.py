@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import threading
@@ -166,6 +167,17 @@ def until_hung_up(asked: Asked) -> None:
 def test_a_call_that_takes_too_long_is_aborted(agent: FakeAgent) -> None:
     with Answering(until_hung_up, agent=agent), pytest.raises(TimeoutError, match="too long"):
         pedos_call.call("vault", "a.B", timeout=0.01)
+
+
+@pytest.mark.parametrize("timeout", [1e9, math.inf])
+def test_a_call_may_take_as_long_as_it_likes(agent: FakeAgent, timeout: float) -> None:
+    with Answering(echo, agent=agent):
+        assert pedos_call.call("vault", "a.B", input=b"x", timeout=timeout).stdout == b"x"
+
+
+def test_what_is_no_time_is_refused_before_the_call() -> None:
+    with pytest.raises(ValueError, match="number of seconds"):
+        pedos_call.call("vault", "a.B", timeout=math.nan, path="/nowhere")
 
 
 def test_a_service_cannot_fill_the_memory(agent: FakeAgent) -> None:
