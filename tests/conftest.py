@@ -54,7 +54,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_configure_node(node: Any) -> None:
     """Each worker of pytest-xdist learns what is its own to collect."""
     config = node.config
-    if is_of_all(config) and config.getvalue("dist") == "loadfile":
+    # For --last-failed, pytest runs all of a share that has nothing of what failed.
+    if is_of_all(config) and config.getvalue("dist") == "loadfile" and not config.option.lf:
         share = share_of(number_of(node.workerinput), len(config.getvalue("tx")))
         node.workerinput[SHARE] = share
     # What asks for each part of a test gets it.

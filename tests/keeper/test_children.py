@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import select
 
+import pytest
+from pedos_keeper import children
 from pedos_keeper.children import Children
 
 from tests.patience import PATIENCE
@@ -33,3 +35,13 @@ def test_what_one_has_left_behind_is_taken_in_with_its_end() -> None:
         except ChildProcessError:
             return
         raise AssertionError("it was not taken in")
+
+
+def test_who_leads_a_session_is_killed_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell whose children were killed before it would exit by itself."""
+    rounds: list[set[int]] = [{7, 8, 9}, set()]
+    killed: list[int] = []
+    monkeypatch.setattr(children, "_processes", lambda *_: rounds.pop(0))
+    monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))
+    children.kill_session(9)
+    assert (killed[0], sorted(killed)) == (9, [7, 8, 9])

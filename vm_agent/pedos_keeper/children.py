@@ -189,7 +189,8 @@ def kill_session(session: int, mark: bytes = b"") -> None:
     this process that have the line in their environment."""
     for _ in range(_KILL_ROUNDS):
         found = {*_processes(_SESSION, session), *(_marked(mark) if mark else ())}
-        for pid in found:
+        # Its leader first: a shell whose children were killed would exit, with a status of its own.
+        for pid in sorted(found, key=lambda pid: pid != session):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         if not found:
