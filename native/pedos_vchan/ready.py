@@ -70,7 +70,7 @@ class Ready(trio.abc.Instrument):
         try:
             while is_needed:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
-                self._take_turns()
+                self._take_turns(self._epoll.poll(0, AT_ONCE))
             await trio.sleep_forever()
         finally:
             self._look_no_more()
@@ -80,7 +80,8 @@ class Ready(trio.abc.Instrument):
 
     def after_io_wait(self, timeout: float) -> None:
         """trio calls this in each pass of its loop, also where it has not waited."""
-        self._context.run(self._take_turns)
+        if has_come := self._epoll.poll(0, AT_ONCE):
+            self._context.run(self._take_turns, has_come)
 
     def task_exited(self, task: trio.lowlevel.Task) -> None:
         """The loop ends when the main task has: who would hear of a turn is gone."""
@@ -91,8 +92,8 @@ class Ready(trio.abc.Instrument):
         with contextlib.suppress(KeyError):
             trio.lowlevel.remove_instrument(self)
 
-    def _take_turns(self) -> None:
-        for descriptor, _ in self._epoll.poll(0, AT_ONCE):
+    def _take_turns(self, has_come: list[tuple[int, int]]) -> None:
+        for descriptor, _ in has_come:
             then = self._then.get(descriptor)
             if then is not None:  # else another one's turn has removed it
                 self._turn(descriptor, then)

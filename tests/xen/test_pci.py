@@ -137,7 +137,7 @@ def test_what_plain_xl_has_given_is_not_given_again(bench: Bench, vault: str) ->
     wanted, address = PORTS[SIBLINGS[1]], SIBLINGS[1].address
     create = f"xl create -p /etc/xen/personal.cfg 'pci=[ \"{address}\" ]'"
     bench.run("dom0", f"xl pci-assignable-add {address} && {create}", limit=START_LIMIT).check()
-    refuse(bench.run("dom0", f"qvm-pci attach {vault} {wanted} {LOOSE}"), BUSY, "is in personal")
+    refuse(bench.run("dom0", f"qvm-pci attach {vault} {wanted} {LOOSE}"), BUSY, "personal has it")
     bench.run("dom0", "xl destroy personal", limit=SHUTDOWN_LIMIT).check()
     pci(bench, f"attach {vault} {wanted} {LOOSE}")
     pci(bench, f"detach {vault} {wanted}")
