@@ -13,7 +13,7 @@ import contextlib
 import contextvars
 import logging
 import select
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import trio
 from pedos_host.throttle import throttle
@@ -55,7 +55,10 @@ class Ready(trio.abc.Instrument):
     ) -> None:
         """Calls `then`, which must not wait, each time that there is something to read or the end;
         again and again if it reads nothing. `remove` comes before the descriptor is closed.
-        `at_end` is called when the event loop ends. OSError."""
+        `at_end` is called when the event loop ends. OSError.
+
+        The kernel says of some files once that they have changed, to whoever looks first (tables of
+        mounts): trio looks before this, so tasks wait for those."""
         self._epoll.register(descriptor, select.EPOLLIN)
         self._then[descriptor] = then
         if at_end is not None:
@@ -80,8 +83,13 @@ class Ready(trio.abc.Instrument):
 
     def after_io_wait(self, timeout: float) -> None:
         """trio calls this in each pass of its loop, also where it has not waited."""
-        if has_come := self._epoll.poll(0, AT_ONCE):
-            self._context.run(self._take_turns, has_come)
+        try:
+            if has_come := self._epoll.poll(0, AT_ONCE):
+                self._context.run(self._take_turns, has_come)
+        except BaseException as error:
+            # trio goes on without an instrument that fails, and the program would hear of nothing.
+            self._look_no_more()
+            trio.lowlevel.spawn_system_task(_end_with, error)
 
     def task_exited(self, task: trio.lowlevel.Task) -> None:
         """The loop ends when the main task has: who would hear of a turn is gone."""
@@ -103,13 +111,19 @@ class Ready(trio.abc.Instrument):
             then()
         except Exception:
             # It would come again and again, and the others are none of its business.
-            self.remove(descriptor)
+            with contextlib.suppress(OSError):  # it may have closed it
+                self.remove(descriptor)
             if (more := throttle.more("a descriptor's turn failed")) is not None:
                 log.exception("what came from a descriptor could not be handled%s", more)
 
 
+async def _end_with(error: BaseException) -> NoReturn:
+    """What a system task raises ends the loop."""
+    raise error
+
+
 def _main_task() -> trio.lowlevel.Task | None:
-    """None while a loop ends."""
+    """While a loop ends, any other task that is left, or None."""
     root = trio.lowlevel.current_root_task()
     assert root is not None  # or no loop runs here
     return next(iter(root.child_nurseries[-1].child_tasks), None)

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+import traceback
 
 import pytest
 import trio
@@ -62,14 +63,17 @@ async def test_a_turn_may_remove_another_one_that_is_ready() -> None:
         ours.close()
 
 
+@pytest.mark.parametrize("closes", [False, True])
 async def test_a_mistake_ends_the_turns_of_that_one_alone(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, closes: bool
 ) -> None:
     pairs = [socket.socketpair() for _ in range(2)]
     turns: list[bytes] = []
 
     def fail() -> None:
         turns.append(b"failed")
+        if closes:
+            pairs[0][0].close()
         raise LookupError("a mistake")
 
     ready().add(pairs[0][0].fileno(), fail)
@@ -85,6 +89,25 @@ async def test_a_mistake_ends_the_turns_of_that_one_alone(
     for each in pairs:
         each[0].close()
         each[1].close()
+
+
+def test_a_loop_that_can_hear_of_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when memory is out; and it does not go on deaf."""
+
+    def starve(*_: object) -> None:
+        raise MemoryError
+
+    async def main() -> None:
+        monkeypatch.setattr(ready(), "_take_turns", starve)
+        ours, theirs = socket.socketpair()
+        with ours, theirs, trio.fail_after(PATIENCE):
+            ready().add(ours.fileno(), lambda: None)
+            theirs.send(b"x")
+            await trio.sleep_forever()
+
+    with pytest.raises(trio.TrioInternalError) as caught:
+        trio.run(main)
+    assert "MemoryError" in "".join(traceback.format_exception(caught.value))
 
 
 # In a program
