@@ -160,6 +160,18 @@ def rebooted(bench: Bench) -> Iterator[Callable[[], None]]:
         yield threads.submit(reboot, bench, "personal").result
 
 
+def running(bench: Bench) -> list[str]:
+    """dom0, and the guests that run; all that there can be if dom0 does not say."""
+
+    def runs(name: str) -> bool:
+        return bench.run_argv("dom0", ["domid", name], limit=30).status == 0
+
+    try:
+        return ["dom0", *filter(runs, image.GUESTS)]
+    except BenchError:
+        return ["dom0", *image.GUESTS]
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     """What the domains logged stands below a failure, and more of their journals in the folder."""
@@ -169,7 +181,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if not report.failed or not isinstance(booted, Bench):
         return
     journal = f"journalctl -b --no-pager -n {LINES_KEPT}"
-    asked = {f"journal of {name}": (name, journal) for name in ("dom0", *GUESTS)}
+    asked = {f"journal of {name}": (name, journal) for name in running(booted)}
     for title, (name, script) in {**asked, "logs of Xen's tools": ("dom0", XEN_LOGS)}.items():
         try:
             said = booted.run(name, script, limit=30).out

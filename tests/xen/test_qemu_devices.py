@@ -33,7 +33,7 @@ NAME = (
 #: The folder of a borrowed device in the target, by its serial number.
 BORROWED = (
     "here=; until [ $here ]; do for each in /sys/devices/platform/vhci_hcd.*/usb*/*-*; do "
-    '[ "$(cat $each/serial 2>/dev/null)" != {serial} ] || here=$each; done; sleep 0.1; done'
+    '[ "$(cat "$each/serial" 2>/dev/null)" != {serial} ] || here=$each; done; sleep 0.1; done'
 )
 DISK = f"{BORROWED}; until disk=$(ls $here/*/host*/target*/*/block 2>/dev/null); do sleep 0.1; done"
 

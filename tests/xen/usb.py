@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 SOURCE, TARGET = "sys-usb", "work"
 
-#: Sets `disk`, to the name of the first disk of a borrowed device; to nothing if there is none.
+#: Sets `disk`, to the name of the last disk of a borrowed device; to nothing if there is none. With
+#: quotes, as the disk may come between two looks, and the pattern itself would be its name then.
 DISK = (
     "disk=; for each in /sys/devices/platform/vhci_hcd.*/usb*/*/*/host*/target*/*/block/sd*; "
-    "do [ ! -b /dev/${each##*/} ] || disk=${each##*/}; done"
+    'do [ ! -b "/dev/${each##*/}" ] || disk=${each##*/}; done'
 )
 #: Waits for it.
 WAIT = f"{DISK}; until [ $disk ]; do sleep 0.1; {DISK}; done"
@@ -37,9 +38,11 @@ READING = (
 #: What nothing is to be left of in a guest: devices at usbip-host, ports in use, the kernel's
 #: threads of both, and programs that use a device; and how many descriptors the agent has.
 KERNEL = r"""
-for each in /sys/bus/usb/drivers/usbip-host/*-*; do [ ! -e $each ] || echo "lent: ${each##*/}"; done
+for each in /sys/bus/usb/drivers/usbip-host/*-*; do
+    [ ! -e "$each" ] || echo "lent: ${each##*/}"
+done
 set -- /sys/devices/platform/vhci_hcd.*/status*
-[ ! -e $1 ] || grep -hE '^(hs|ss) +[0-9]+ 00[^4] ' "$@"
+[ ! -e "$1" ] || grep -hE '^(hs|ss) +[0-9]+ 00[^4] ' "$@"
 ps -e -o comm= | grep -E '^(stub_[rt]x|vhci_[rt]x|dd)$'
 pid=$(systemctl show -p MainPID --value pedos-agent)
 [ $pid = 0 ] || { set -- /proc/$pid/fd/*; echo "descriptors: $#"; }
