@@ -24,7 +24,15 @@ import pedos_call
 from .contenders import GRPC, GRPC_CONNECT, VARLINK
 from .effort import EFFORT
 from .peers.drive import PAYLOAD
-from .processes import ROOT, cores, guarded, pinned, status_kib
+from .processes import (
+    ROOT,
+    cores,
+    guarded,
+    kernel_seconds,
+    pinned,
+    processor_seconds,
+    status_kib,
+)
 from .row import Row, median_of_rounds, medians_in_turn
 from .rpc_system import BIN, SERVER, CallSystem, call_system
 
@@ -221,8 +229,11 @@ def library_calls(system: CallSystem) -> list[Row]:
             call()
         return (time.perf_counter() - start) / CALLS
 
-    with served(system):
+    with served(system) as service:
         calls()
+        spent = time_of_programs(
+            {**system.programs(), "caller": os.getpid(), "service": service}, calls
+        )
         figures = medians_in_turn(
             {
                 "call": calls,
@@ -231,7 +242,7 @@ def library_calls(system: CallSystem) -> list[Row]:
                 "varlink": lambda: VARLINK(1, CALLS),
             }
         )
-    detail = {f"{name}_ms": value * 1e3 for name, value in figures.items()}
+    detail = {f"{name}_ms": value * 1e3 for name, value in {**figures, **spent}.items()}
     whats = {"grpc": ("grpc.aio, which connects", 0.6), "varlink": ("varlink, which connects", 2)}
     return [
         Row(
@@ -242,9 +253,19 @@ def library_calls(system: CallSystem) -> list[Row]:
     ]  # fmt: skip
 
 
+def time_of_programs(programs: Mapping[str, int], calls: Callable[[], object]) -> dict[str, float]:
+    """Seconds of processor time that each took of one of CALLS, and all of them in the kernel."""
+    before = {name: processor_seconds(pid) for name, pid in programs.items()}
+    in_kernel = sum(map(kernel_seconds, programs.values()))
+    calls()
+    in_kernel = sum(map(kernel_seconds, programs.values())) - in_kernel
+    spent = {name: processor_seconds(pid) - before[name] for name, pid in programs.items()}
+    return {name: each / CALLS for name, each in {**spent, "kernel": in_kernel}.items()}
+
+
 @contextlib.contextmanager
-def served(system: CallSystem) -> Iterator[None]:
-    """The service bench.Socket, a program of its own."""
+def served(system: CallSystem) -> Iterator[int]:
+    """The service bench.Socket, a program of its own, whose number this gives."""
     place = system.folder / "vms" / SERVER / "services.d" / "bench.Socket"
     program = [sys.executable, "-c", "from benchmarks.rpc import _serve; _serve()", str(place)]
     serving = subprocess.Popen(guarded(program), cwd=ROOT)
@@ -254,7 +275,7 @@ def served(system: CallSystem) -> Iterator[None]:
             if time.monotonic() > deadline or serving.poll() is not None:
                 raise RuntimeError("the service does not listen")
             time.sleep(0.01)
-        yield
+        yield serving.pid
     finally:
         serving.kill()
         serving.wait()

@@ -41,6 +41,9 @@ XEN_LOGS = (
 # Lines of a journal; with more of them below each failure one does not see what has failed.
 LINES_KEPT, LINES_SHOWN = 1000, 20
 
+# The end of a failure's text, which says what was expected; all of it follows when the run ends.
+LINES_AT_ONCE = 15
+
 #: What is lent beside disks, and calls of services; the rest is the base. Each half can run alone.
 DEVICE_TESTS = (
     "test_calls.py",
@@ -174,11 +177,22 @@ def running(bench: Bench) -> list[str]:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-    """What the domains logged stands below a failure, and more of their journals in the folder."""
+    """What the domains logged stands below a failure, and more of their journals in the folder. Its
+    end is shown at once: a run whose time is over shows no more."""
     outcome = yield
     report = outcome.get_result()
+    if not report.failed:
+        return
+    terminal = item.config.pluginmanager.get_plugin("terminalreporter")
+    terminal.ensure_newline()
+    for line in [
+        f"{item.nodeid}, {report.when}:",
+        *report.longreprtext.splitlines()[-LINES_AT_ONCE:],
+    ]:
+        terminal.write_line(line)
+    terminal.flush()
     booted = getattr(item, "funcargs", {}).get("bench")
-    if not report.failed or not isinstance(booted, Bench):
+    if not isinstance(booted, Bench):
         return
     journal = f"journalctl -b --no-pager -n {LINES_KEPT}"
     asked = {f"journal of {name}": (name, journal) for name in running(booted)}
