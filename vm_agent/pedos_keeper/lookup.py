@@ -116,7 +116,8 @@ def _tcp_port(path: str, target: str, argument: str) -> TcpPort:
     where = "its link" if slash else "the argument"
     number = port if slash else argument
     # Python's own int() takes blanks, underscores and digits of all scripts.
-    if not (number.isascii() and number.isdecimal() and 0 < int(number[:6]) <= _PORT_MAX):
+    is_number = number.isascii() and number.isdecimal() and len(number) <= len(str(_PORT_MAX))
+    if not (is_number and 0 < int(number) <= _PORT_MAX):
         raise Unusable(f"{path}: {where} has to say a port from 1 to {_PORT_MAX}")
     return TcpPort(host, int(number), family)
 
