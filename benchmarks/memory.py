@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from .processes import guarded, output_of, status_kib
+from .processes import guarded, output_of, stat_fields, status_kib
 from .row import Row
 from .scale import UP_TIMEOUT, list_seconds, system
 
@@ -36,7 +36,7 @@ def _agents() -> list[int]:
             continue
         try:
             words = entry.joinpath("cmdline").read_bytes().split(b"\0")
-            parent = int(entry.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            parent = int(stat_fields(entry.name)[1])
         except OSError:
             continue  # it ended meanwhile
         if parent == machine and b"--vm" in words:

@@ -87,11 +87,15 @@ def processor_seconds(pid: int) -> float:
     return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid(3) makes it on Linux
 
 
+def stat_fields(pid: int | str) -> list[str]:
+    """The fields of /proc/PID/stat from the third on, the state. OSError."""
+    # The second is the name of a program, which may have spaces and parentheses.
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
 def kernel_seconds(pid: int) -> float:
     """What of `processor_seconds` was spent in the kernel, in steps of a clock tick."""
-    # The name of a program, which is the second field, may have spaces and parentheses.
-    later_fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(later_fields[12]) / os.sysconf("SC_CLK_TCK")
+    return int(stat_fields(pid)[12]) / os.sysconf("SC_CLK_TCK")
 
 
 def status_kib(pid: int | str, field: str) -> int:

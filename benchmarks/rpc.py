@@ -31,6 +31,7 @@ from .processes import (
     kernel_seconds,
     pinned,
     processor_seconds,
+    stat_fields,
     status_kib,
 )
 from .row import Row, median_of_rounds, medians_in_turn
@@ -322,8 +323,7 @@ def _resources(pid: int) -> dict[str, int]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
             with contextlib.suppress(OSError):
-                state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
-                zombies += state == "Z"
+                zombies += stat_fields(child)[0] == "Z"
     return {
         "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
         "threads": len(os.listdir(f"/proc/{pid}/task")),

@@ -90,6 +90,7 @@ def test_a_socket_is_a_service(folders: list[Path]) -> None:
         ("/dev/tcp/127.0.0.1/80", "", TcpPort("127.0.0.1", 80, socket.AF_INET)),
         ("/dev/tcp/127.0.0.1/80", "81", TcpPort("127.0.0.1", 80, socket.AF_INET)),
         ("/dev/tcp/127.0.0.1", "81", TcpPort("127.0.0.1", 81, socket.AF_INET)),
+        ("/dev/tcp/127.0.0.1", "0000000081", TcpPort("127.0.0.1", 81, socket.AF_INET)),
         ("/dev/tcp/::1/65535", "", TcpPort("::1", 65535, socket.AF_INET6)),
     ],
 )
@@ -112,6 +113,9 @@ def test_a_link_to_dev_tcp_is_a_port(
         ("/dev/tcp/127.0.0.1/", "80", "its link has to say a port"),
         ("/dev/tcp/127.0.0.1", "", "the argument has to say a port"),
         ("/dev/tcp/127.0.0.1", "8_0", "the argument has to say a port"),
+        ("/dev/tcp/127.0.0.1", "000000", "the argument has to say a port"),
+        # Its first six digits are a port.
+        ("/dev/tcp/127.0.0.1", "000001999999", "the argument has to say a port"),
         ("nowhere", "", "is a link to nowhere, which does not exist"),
     ],
 )

@@ -17,6 +17,9 @@ from pedos_keeper.service_config import (
     parse,
 )
 
+#: What the packages bring.
+SHIPPED = Path(__file__).parents[2] / "vm_agent" / "qrexec"
+
 
 def parsed(text: str) -> ServiceConfig:
     return parse(text.encode(), "/etc/x")
@@ -52,6 +55,12 @@ def test_a_file_says_how_a_service_is_run() -> None:
         forward_signals=True,
         on_caller_gone="hup",
     )
+
+
+def test_what_is_shipped_is_understood() -> None:
+    """By the name by which `qvm-run --gui` calls it."""
+    config = find("qubes.VMShell", "+WaitForSession", [str(SHIPPED)])
+    assert config == ServiceConfig(wait_for_session=True)
 
 
 def test_a_service_without_a_file_has_no_wishes() -> None:

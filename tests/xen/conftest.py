@@ -41,6 +41,8 @@ XEN_LOGS = (
 # Lines of a journal; with more of them below each failure one does not see what has failed.
 LINES_KEPT, LINES_SHOWN = 1000, 20
 
+LOG_LIMIT = 30.0  # seconds that each of these may take of a run: a domain may be what hangs
+
 # The end of a failure's text, which says what was expected; all of it follows when the run ends.
 LINES_AT_ONCE = 15
 
@@ -165,12 +167,8 @@ def rebooted(bench: Bench) -> Iterator[Callable[[], None]]:
 
 def running(bench: Bench) -> list[str]:
     """dom0, and the guests that run; all that there can be if dom0 does not say."""
-
-    def runs(name: str) -> bool:
-        return bench.run_argv("dom0", ["domid", name], limit=30).status == 0
-
     try:
-        return ["dom0", *filter(runs, image.GUESTS)]
+        return ["dom0", *(each for each in image.GUESTS if is_there(bench, each, limit=LOG_LIMIT))]
     except BenchError:
         return ["dom0", *image.GUESTS]
 
@@ -198,7 +196,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     asked = {f"journal of {name}": (name, journal) for name in running(booted)}
     for title, (name, script) in {**asked, "logs of Xen's tools": ("dom0", XEN_LOGS)}.items():
         try:
-            said = booted.run(name, script, limit=30).out
+            said = booted.run(name, script, limit=LOG_LIMIT).out
             if script is journal:
                 log = f"{item.name}-{report.when}-{name}.log"
                 (booted.folder / log).write_text(said)

@@ -6,6 +6,8 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
+from .bench import RUN_LIMIT
+
 if TYPE_CHECKING:
     from .bench import Bench, Result
 
@@ -26,9 +28,9 @@ def domid(bench: Bench, name: str) -> int:
     return 0 if name == "dom0" else int(bench.run_argv("dom0", ["domid", name]).check())
 
 
-def is_there(bench: Bench, name: str) -> bool:
+def is_there(bench: Bench, name: str, *, limit: float = RUN_LIMIT) -> bool:
     """Whether there is such a guest."""
-    return bench.run_argv("dom0", ["domid", name]).status == 0
+    return bench.run_argv("dom0", ["domid", name], limit=limit).status == 0
 
 
 def wait_until(bench: Bench, where: str, condition: str, limit: float = WAIT_LIMIT) -> None:

@@ -77,8 +77,9 @@ def kill_at(bench: Bench, where: str, step: str) -> None:
 
 
 def disk_of(port: str) -> str:
-    """Sets `disk` to the name of the disk of a USB device, in its source."""
-    return f"set -- /sys/bus/usb/devices/{port}/*/host*/*/*/block/*; disk=${{1##*/}}"
+    """Waits for the disk of a USB device, in its source, and sets `disk` to its name."""
+    look = f"set -- /sys/bus/usb/devices/{port}/*/host*/*/*/block/*"
+    return f'{look}; until [ -e "$1" ]; do sleep 0.1; {look}; done; disk=${{1##*/}}'
 
 
 def speed(bench: Bench, mib: int, vm: str = TARGET) -> float:

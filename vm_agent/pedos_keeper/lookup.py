@@ -116,10 +116,11 @@ def _tcp_port(path: str, target: str, argument: str) -> TcpPort:
     where = "its link" if slash else "the argument"
     number = port if slash else argument
     # Python's own int() takes blanks, underscores and digits of all scripts.
-    is_number = number.isascii() and number.isdecimal() and len(number) <= len(str(_PORT_MAX))
-    if not (is_number and 0 < int(number) <= _PORT_MAX):
+    digits = number.lstrip("0")  # however many there are, they fit in an int
+    is_number = digits.isascii() and digits.isdecimal() and len(digits) <= len(str(_PORT_MAX))
+    if not is_number or int(digits) > _PORT_MAX:
         raise Unusable(f"{path}: {where} has to say a port from 1 to {_PORT_MAX}")
-    return TcpPort(host, int(number), family)
+    return TcpPort(host, int(digits), family)
 
 
 def _family(host: str) -> socket.AddressFamily | None:
