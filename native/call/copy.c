@@ -52,6 +52,14 @@ static void shut(int *fd)
     *fd = -1;
 }
 
+/* All is written; but some files say only when they are closed that it was not. */
+static void finish(struct copy *copy)
+{
+    if (copy->to != -1 && close(copy->to) < 0 && errno != EINTR)
+        copy->write_error = errno;
+    copy->to = -1;
+}
+
 void copy_stop(struct copy *copy)
 {
     shut(&copy->from);
@@ -77,7 +85,7 @@ static void end_reading(struct copy *copy, int error)
     copy->is_cut = error != 0;
     shut(&copy->from);
     if (is_empty(copy) && !copy->is_cut)
-        shut(&copy->to);
+        finish(copy);
 }
 
 /* Nothing more goes. What is not read ends for its writer, too. */
@@ -133,7 +141,7 @@ static void empty(struct copy *copy)
     } else if (count > 0) {
         copy->start += (size_t)count;
         if (is_empty(copy) && copy->from == -1 && !copy->is_cut)
-            shut(&copy->to);
+            finish(copy);
     }
 }
 
@@ -153,7 +161,7 @@ void copy_go_on(struct copy *copy, const struct pollfd wait[2])
 {
     if (copy_is_over(copy))
         return;
-    if (wait[1].revents & (POLLERR | POLLNVAL)) {
+    if (wait[1].revents & (POLLERR | POLLNVAL | POLLHUP)) { /* the last of a socket, a terminal */
         end_writing(copy, EPIPE);
         return;
     }

@@ -99,6 +99,18 @@ def test_a_service_that_reads_no_more_leaves_the_input_to_others(
     assert end_of(process)[0] == 0
 
 
+def test_a_program_that_reads_no_more_is_noticed_without_output(run: Run, agent: FakeAgent) -> None:
+    """It has hung up the socket that its output is copied to; nothing is to be copied."""
+    process = run("-t", "work", "a.B", "--", "true")
+    asked = agent.asked()
+    asked.started()
+    poll = select.poll()
+    poll.register(asked.stdout, 0)
+    assert poll.poll(PATIENCE * 1000), "nobody reads there any more"
+    asked.ended()
+    assert end_of(process)[0] == 0
+
+
 def on_terminal(run: Run, agent: FakeAgent, *options: str) -> tuple[bytes, bytes]:
     """What a terminal gets of such an output and error output."""
     got = []
