@@ -103,6 +103,8 @@ static void tell(struct pv_call *call, int event, int number)
         call->crewed.signals |= UINT64_C(1) << (number - 1);
     else if (event == PV_CALL_NOTE_MAIN_EXITED)
         call->crewed.status = number;
+    else if (number)
+        call->crewed.by_number |= bit;
     is_news = note(call, event);
     pthread_mutex_unlock(&all.lock);
     if (is_news)
@@ -237,7 +239,7 @@ static int lowest(struct pv_call *call, int *number)
 
     *number = event == PV_CALL_DONE || event == PV_CALL_UNMET ? crewed->error
               : event == PV_CALL_NOTE_MAIN_EXITED             ? crewed->status
-                                                              : 0;
+                                                              : (int)(crewed->by_number >> event & 1);
     if (event == PV_CALL_NOTE_SIGNAL) {
         *number = __builtin_ctzll(crewed->signals) + 1;
         crewed->signals &= crewed->signals - 1;

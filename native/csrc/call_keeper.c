@@ -230,10 +230,11 @@ bool pv_keeper_meet(struct pv_call *call, int *error)
 
 void pv_keeper_heed_streams(struct pv_call *call)
 {
-    static const uint32_t BOTH = 1u << PV_CALL_NOTE_STDIN_ENDED | 1u << PV_CALL_NOTE_STDOUT_ENDED;
     static const struct pv_ending WELL = {.kind = PV_CALL_EXITED};
 
-    if (call->keeper.state == PV_KEEPER_CONNECTED && (call->noted & BOTH) == BOTH) {
+    /* Whichever side has closed them: nothing of a socket can be heard after that. */
+    if (call->keeper.state == PV_KEEPER_CONNECTED && !call->is_lost && call->inward[0].is_over &&
+        call->outward[0].is_over) {
         call->keeper.state = PV_KEEPER_NONE;
         pv_call_decide(call, &WELL);
     }

@@ -26,6 +26,10 @@ static void obey(struct pv_call *call)
         pv_call_lose(call, PV_CALL_CANCELLED, 0);
     if (orders & PV_ORDER_MAIN_EXITED)
         pv_call_main_has_exited(call, call->ordered_main_status);
+    /* If it is broken off, its output is dropped: how its program has ended is not its end then. */
+    if ((orders & PV_ORDER_ABORT) ||
+        ((orders & PV_ORDER_NOW) && call->ordered_exit.kind != PV_CALL_EXITED))
+        call->is_ending = false;
     if (orders & PV_ORDER_EXIT)
         pv_call_decide(call, &call->ordered_exit);
     if ((orders & PV_ORDER_ABORT) && call->side == PV_CALL_SERVICE)
@@ -233,7 +237,10 @@ static int next_note(struct pv_call *call, int *number)
     if (!notes)
         return 0;
     event = __builtin_ctz(notes);
-    *number = event == PV_CALL_NOTE_MAIN_EXITED ? (int)call->main_status : 0;
+    *number = event == PV_CALL_NOTE_MAIN_EXITED    ? (int)call->main_status
+              : event == PV_CALL_NOTE_STDIN_ENDED  ? call->inward[0].has_eof
+              : event == PV_CALL_NOTE_STDOUT_ENDED ? call->outward[0].has_ended
+                                                   : 0;
     if (event == PV_CALL_NOTE_SIGNAL) {
         call->signals_counted++;
         *number = __builtin_ctzll(call->signals_in) + 1;

@@ -25,8 +25,8 @@ enum pv_call_event {
                            * says that it runs (call_keeper.h) */
     PV_CALL_NOTE_MAIN_EXITED,  /* caller; number: status */
     PV_CALL_NOTE_EXITED,       /* caller: EXIT came; there may be output yet to write */
-    PV_CALL_NOTE_STDIN_ENDED,  /* service: it gets no more input */
-    PV_CALL_NOTE_STDOUT_ENDED, /* service: it closed its stdout */
+    PV_CALL_NOTE_STDIN_ENDED,  /* service: it gets no more input; number: 0 if it wants none */
+    PV_CALL_NOTE_STDOUT_ENDED, /* service: of its stdout; number: 0 if its caller wants no more */
     PV_CALL_NOTE_CALLER_GONE,  /* service: the calling program, or all of the other end */
     PV_CALL_NOTE_SIGNAL,       /* service; number: signal */
     PV_CALL_NOTE_DUE,          /* the time of pv_call_remind() has come */

@@ -36,6 +36,7 @@ struct pv_crewed {
     unsigned later;          /* of `lazily`, those that happened and are not told */
     bool is_running, is_listed;
     uint32_t news;         /* bits, as above */
+    uint32_t by_number;    /* bits, as above: ends of streams that were told with the number 1 */
     int status, error;
     uint64_t signals;      /* bits: 1 << (number - 1) */
 };

@@ -37,9 +37,21 @@ void pv_call_drop_streams(struct pv_call *call)
         pv_outward_close(&call->outward[i]);
 }
 
+static void cut(struct pv_call *call, const char *why)
+{
+    struct pv_ending ending = {.kind = PV_CALL_PROBLEM, .status = 125};
+
+    ending.length = (uint32_t)strlen(why);
+    memcpy(ending.text, why, ending.length);
+    call->failed = ending;
+    call->is_cut = true;
+}
+
 /* The channel is of no use any more. A caller still writes what it has. */
 void pv_call_lose(struct pv_call *call, int why, int error)
 {
+    static const char ENDED[] = "the agent of this VM has ended";
+
     if (call->is_lost)
         return;
     call->is_lost = call->is_mute = true;
@@ -47,6 +59,11 @@ void pv_call_lose(struct pv_call *call, int why, int error)
     call->result.error = error;
     pv_channel_close(call->channel);
     call->head.to = NULL;
+    /* The service has ended well, but its output has not come to the program that calls. */
+    for (int i = 0; i < call->inwards; i++)
+        if (why == PV_CALL_CANCELLED && call->side == PV_CALL_CALLER && call->result.kind &&
+            !call->inward[i].is_over)
+            cut(call, ENDED);
     if (call->side == PV_CALL_SERVICE || why == PV_CALL_CANCELLED)
         pv_call_drop_streams(call);
     if (call->side == PV_CALL_SERVICE && call->progress.states[call->side] != PV_CALL_ENDED)
@@ -134,8 +151,11 @@ static void take_frame(struct pv_call *call, int type, uint32_t length, const ui
     case PV_CALL_STDERR_EOF:
         call->inward[1].has_eof = true;
         return;
-    case PV_CALL_STDIN_CLOSED:
     case PV_CALL_STDOUT_CLOSED:
+        pv_call_note(call, PV_CALL_NOTE_STDOUT_ENDED);
+        pv_outward_close(&call->outward[0]);
+        return;
+    case PV_CALL_STDIN_CLOSED:
         pv_outward_close(&call->outward[0]);
         return;
     case PV_CALL_MAIN_EXITED:

@@ -53,8 +53,8 @@ class EventKind(enum.IntEnum):
     STARTED = lib.PV_CALL_NOTE_STARTED
     MAIN_EXITED = lib.PV_CALL_NOTE_MAIN_EXITED  # caller; number: its status
     EXITED = lib.PV_CALL_NOTE_EXITED  # caller: EXIT came; output may still be written
-    STDIN_ENDED = lib.PV_CALL_NOTE_STDIN_ENDED  # service: it gets no more, or wants no more
-    STDOUT_ENDED = lib.PV_CALL_NOTE_STDOUT_ENDED  # service: it closed its stdout
+    STDIN_ENDED = lib.PV_CALL_NOTE_STDIN_ENDED  # service; number: 0 if it wants no more of it
+    STDOUT_ENDED = lib.PV_CALL_NOTE_STDOUT_ENDED  # service; number: 0 if its caller wants no more
     CALLER_GONE = lib.PV_CALL_NOTE_CALLER_GONE  # service: the calling program, or its agent or VM
     SIGNAL = lib.PV_CALL_NOTE_SIGNAL  # service; number: the signal
 

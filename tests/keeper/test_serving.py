@@ -25,7 +25,7 @@ from pedos_protocol.errors import CallError
 from pedos_protocol.fields import parse_message
 from pedos_protocol.keeper_link import Ended, Spawned, build
 from pedos_protocol.schema import to_wire
-from pedos_vchan.call_pump import CallEnd, CallPump, Event
+from pedos_vchan.call_pump import CallEnd, CallPump, Event, EventKind
 from pedos_vchan.channel import Channel
 from pedos_vchan.later import Later
 from pedos_vchan.transport import SharedMemory
@@ -113,10 +113,10 @@ class Vm:
 class Caller:
     """The calling side of one call: descriptors of the program, and the pump's end."""
 
-    def __init__(self, pump: CallPump) -> None:
+    def __init__(self, pump: CallPump, events: list[Event]) -> None:
         self.pump = pump
         self.end: CallEnd | None = None
-        self.events: list[Event] = []
+        self.events = events
         self.stdin, self._stdin = socket.socketpair()
         self.stdout, self._stdout = socket.socketpair()
         self.stderr, self._stderr = socket.socketpair()
@@ -185,7 +185,9 @@ async def calling(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(start)
             channel = await listener.accept()
-            caller = Caller(CallPump(channel, "caller", bytes.fromhex(CALL)))
+            events: list[Event] = []
+            pump = CallPump(channel, "caller", bytes.fromhex(CALL), events.append)
+            caller = Caller(pump, events)
             nursery.start_soon(caller.run)
             while not answers:
                 await trio.lowlevel.checkpoint()
@@ -297,6 +299,42 @@ async def test_a_service_that_listens_is_one_socket_with_half_close(vm: Vm, plac
     assert (caller.end.kind, caller.end.status) == ("exited", 0)
 
 
+@pytest.mark.parametrize("options", [(), ("forward-signals = true",)])
+async def test_a_call_of_a_socket_ends_when_nobody_reads_its_answer(
+    vm: Vm, place: Place, options: tuple[str, ...]
+) -> None:
+    name = f"test.Unread{len(options)}"
+    place.configure(name, *options)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place.services / name))
+        listener.listen()
+        listener.setblocking(False)
+        async with calling(vm, name) as (caller, _):
+            accepted, _ = await trio.socket.from_stdlib_socket(listener).accept()
+            service = trio.SocketStream(accepted)
+            await caller.streams[0].send_eof()
+            await caller.streams[1].aclose()
+            with pytest.raises(trio.BrokenResourceError):
+                while True:
+                    await service.send_all(b"answer")
+            await service.aclose()
+    assert caller.end is not None
+    assert (caller.end.kind, caller.end.status) == ("exited", 0)
+
+
+@pytest.mark.parametrize("option", ["exit-on-client-eof", "exit-on-service-eof"])
+async def test_a_service_that_exits_by_itself_has_its_status_and_all_its_output(
+    vm: Vm, place: Place, option: str
+) -> None:
+    place.service("test.Fails", "echo answer; echo why >&2; exit 3")
+    place.configure("test.Fails", f"{option} = true")
+    async with calling(vm, "test.Fails") as (caller, _):
+        assert await read_all(caller.streams[1]) == b"answer\n"
+        assert await read_all(caller.streams[2]) == b"why\n"
+    assert caller.end is not None
+    assert (caller.end.kind, caller.end.status) == ("exited", 3)
+
+
 @pytest.mark.parametrize("option", ["exit-on-client-eof", "exit-on-service-eof"])
 async def test_a_configuration_says_which_end_ends_the_call(
     vm: Vm, place: Place, option: str
@@ -356,6 +394,22 @@ async def test_dom0_ends_a_call_with_all_that_the_service_has_started(vm: Vm, pl
     assert (caller.end.kind, caller.end.text) == ("problem", "ended by dom0's user")
     await vm.ended()
     assert not await vm.serving.kill(CALL, "problem", 125, "again")
+
+
+async def test_a_call_that_dom0_ends_when_its_program_has_exited_is_no_success(
+    vm: Vm, place: Place
+) -> None:
+    """What the program has left still holds its output, and the rest of that is dropped."""
+    place.service("test.Leaves", "sleep 1000 & echo $!; exit 0")
+    async with calling(vm, "test.Leaves") as (caller, _):
+        pid = int(await caller.streams[1].receive_some(100))
+        while Event(EventKind.MAIN_EXITED, 0) not in caller.events:
+            await trio.lowlevel.checkpoint()
+        assert await vm.serving.kill(CALL, "problem", 125, "ended by dom0's user")
+        await trio.to_thread.run_sync(wait_for_end, pid)
+    assert caller.end is not None
+    assert (caller.end.kind, caller.end.status) == ("problem", 125)
+    assert caller.end.text == "ended by dom0's user"
 
 
 async def test_a_call_that_has_lost_its_caller_ends_with_dom0_s_words(vm: Vm, place: Place) -> None:

@@ -88,11 +88,11 @@ async def test_what_a_call_tells_while_it_runs(pairs: Pairs) -> None:
                 call.caller.signal(number)
                 await call.told("service", Told(EventKind.SIGNAL, number))
             call.ends.close(call.ends.stdin)
-            await call.told("service", Told(EventKind.STDIN_ENDED))
+            await call.told("service", Told(EventKind.STDIN_ENDED, 1))
             call.service.main_exited(7)
             await call.told("caller", Told(EventKind.MAIN_EXITED, 7))
             call.ends.close(call.ends.service_stdout)
-            await call.told("service", Told(EventKind.STDOUT_ENDED))
+            await call.told("service", Told(EventKind.STDOUT_ENDED, 1))
             call.ends.close(call.ends.service_stderr)
             call.service.exit("exited", 7)
             await call.told("caller", Told(EventKind.EXITED))
@@ -207,6 +207,19 @@ async def test_a_service_that_is_writing_finds_a_broken_pipe(pairs: Pairs) -> No
             call.service.exit("exited", 0, now=True)
             await call.over()
     assert [type(error) for error in errors] == [BrokenPipeError]
+
+
+async def test_what_nobody_reads_any_more_is_told_apart_from_an_end(pairs: Pairs) -> None:
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            call = Call(nursery, await channels(pairs))
+            call.ends.close(call.ends.stdout)
+            await call.told("service", Told(EventKind.STDOUT_ENDED, 0))
+            call.ends.close(call.ends.service_stdin)
+            await call.told("service", Told(EventKind.STDIN_ENDED, 0))
+            call.ends.close(call.ends.service_stdout, call.ends.service_stderr)
+            call.service.exit("exited", 1)
+            await call.over()
 
 
 @each_kind

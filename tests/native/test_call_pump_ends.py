@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from typing import TYPE_CHECKING
@@ -76,7 +77,7 @@ async def test_a_call_can_be_ended_while_its_streams_go_on(pairs: Pairs) -> None
         async with trio.open_nursery() as nursery:
             call = Call(nursery, await channels(pairs))
             call.ends.close(call.ends.stdin)
-            await call.told("service", Told(EventKind.STDIN_ENDED))
+            await call.told("service", Told(EventKind.STDIN_ENDED, 1))
             call.service.exit("exited", 0, now=True)
             caller, _ = await call.over()
     assert (caller.kind, caller.status) == ("exited", 0)
@@ -117,6 +118,35 @@ async def test_an_abort_after_the_exit_drops_the_output_that_waits(pairs: Pairs)
             call.caller.abort("killed")
             caller, _ = await call.over()
     assert (caller.kind, caller.status, caller.is_reusable) == ("exited", 4, True)
+
+
+async def test_an_agent_that_ends_while_output_waits_leaves_no_success(pairs: Pairs) -> None:
+    """People delete files on 0."""
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            call = Call(nursery, await channels(pairs), "pipes")
+            await write(call.ends.service_stdout, bytes(150 * KIB))
+            call.ends.close(call.ends.service_stdout, call.ends.service_stderr)
+            call.service.exit("exited", 0)
+            await call.told("caller", Told(EventKind.EXITED))
+            call.caller.cancel()
+            caller, _ = await call.over()
+    assert (caller.kind, caller.status) == ("problem", 125)
+    assert caller.text == "the agent of this VM has ended"
+
+
+async def test_a_service_that_is_broken_off_behind_its_exit_did_not_end_well(pairs: Pairs) -> None:
+    """What its program has left holds stdout, and the rest of that is dropped."""
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            call = Call(nursery, await channels(pairs))
+            call.ends.close(call.ends.stdin)
+            call.service.exit("exited", 0)
+            await call.told("service", Told(EventKind.STDIN_ENDED, 1))
+            call.service.abort("ended by dom0's user")
+            caller, _ = await call.over()
+    assert (caller.kind, caller.status) == ("problem", 125)
+    assert caller.text == "ended by dom0's user"
 
 
 @pytest.mark.parametrize("side", ["caller", "service"])
@@ -243,6 +273,7 @@ async def test_another_call_s_frame_is_a_breach(pairs: Pairs) -> None:
 async def test_a_call_that_is_over_has_no_descriptors_and_takes_orders(pairs: Pairs) -> None:
     one, two = await channels(pairs)
     crew()  # the loop's, which has a descriptor
+    gc.collect()  # what earlier tests had open, which would be closed in the middle of this one
     before = set(os.listdir("/proc/self/fd"))
     caller, service = CallPump(one, "caller", CALL), CallPump(two, "service", CALL)
     service.exit("exited", 0)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
+import trio
 from pedos_host.faultpoints import pass_by
 from pedos_host.passed import closer
 from pedos_protocol.call_messages import RunningCall, ServiceEnded, ServiceStart
@@ -42,6 +43,9 @@ log = logging.getLogger(__name__)
 
 # Exit statuses of programs that call (docs/services.md).
 PROBLEM, NOT_FOUND = 125, 127
+# For the status of a program that has closed its output, with exit-on-service-eof: it is there in a
+# few milliseconds if the program exits.
+EXIT_SECONDS: Final = 1.0
 _NONE: Final = -1  # no descriptor
 _STARTED: Final = frozenset((EventKind.STARTED,))
 _LITTLE: Final = frozenset((EventKind.CALLER_GONE,))
@@ -333,13 +337,26 @@ class ServedCall:
         self._ended.add(event.kind)
         if event.kind is EventKind.SIGNAL and answer.forward_signals:
             keeper.signal(event.number)
-        is_over = (event.kind is EventKind.STDIN_ENDED and answer.exit_on_client_eof) or (
-            event.kind is EventKind.STDOUT_ENDED and answer.exit_on_service_eof
-        )
-        if is_over:
+        # By its number: a stream that has come to its end, and not one whose reader has gone.
+        if event.kind is EventKind.STDIN_ENDED and answer.exit_on_client_eof and event.number:
             pump.exit("exited", 0, now=True)
+        elif event.kind is EventKind.STDOUT_ENDED and answer.exit_on_service_eof and event.number:
+            self._exit_on_service_eof(pump, answer)
         elif isinstance(answer, Connected) and self._ended >= _BOTH:
             pump.exit("exited", 0)
+
+    def _exit_on_service_eof(self, pump: CallPump, answer: Spawned | Connected) -> None:
+        """A program closes its output as it exits, too: then its status counts, which the keeper is
+        about to say."""
+        if isinstance(answer, Connected):
+            pump.exit("exited", 0, now=True)
+        else:
+            self._desk.begin(self._exit_unless_it_does, pump)
+
+    async def _exit_unless_it_does(self, pump: CallPump) -> None:
+        await trio.sleep(EXIT_SECONDS)
+        if self._pump is pump:
+            pump.exit("exited", 0, now=True)
 
     def _spawned(self, keeper: KeeperCall) -> None:
         """The pump has heard the first word."""
