@@ -100,7 +100,7 @@ MUTANTS = [
             "    if (most > credit)\n",
             "    if (0)\n",
             "what is held has a bound",
-            "call_pump",
+            "call_pump call_pump_ends",
         ),
         (
             "longer frames",
@@ -108,7 +108,7 @@ MUTANTS = [
             "    if (most > PV_CALL_DATA_MAX)\n",
             "    if (0)\n",
             "the bound of a frame",
-            "call_pump",
+            "call_pump call_pump_ends",
         ),
         (
             "nothing kept free",
@@ -116,7 +116,7 @@ MUTANTS = [
             "    most = room - PV_CALL_HEADER - PV_CALL_RESERVE;",
             "    most = room - PV_CALL_HEADER;",
             _HELD,
-            "call_pump",
+            "call_pump call_pump_ends",
         ),
         (
             "held for ever",
@@ -124,7 +124,7 @@ MUTANTS = [
             "        if (header[0] != mine)\n",
             "        if (0)\n",
             _HELD,
-            "call_pump",
+            "call_pump call_pump_ends",
         ),
         (
             "an end that is not seen",
@@ -132,7 +132,7 @@ MUTANTS = [
             "    if (ring->final)\n        return true;",
             "    if (0)\n        return true;",
             "a lost call",
-            "call_pump",
+            "call_pump call_pump_ends",
         ),
         (
             "no wake-up past what is blocked",
@@ -140,7 +140,7 @@ MUTANTS = [
             "        ring->notify(ring->notify_arg);\n",
             "        ;\n",
             _HELD,
-            "call_pump",
+            "call_pump call_pump_ends",
         ),
         (
             "no room made",
@@ -156,7 +156,7 @@ MUTANTS = [
             "    inward->unpaid += (uint32_t)inward->have;\n",
             "",
             "a stream that stops",
-            "call_pump",
+            "call_pump call_pump_ends",
         ),
         (
             "closed, and not shut down",
@@ -164,7 +164,7 @@ MUTANTS = [
             "    if (fd->is_socket && (fd->shuts || is_ours))\n",
             "    if (0)\n",
             "half a socket",
-            "call_pump",
+            "call_pump call_pump_ends",
         ),
         (
             "a socket that is closed full",
@@ -172,7 +172,7 @@ MUTANTS = [
             "    if (fd->is_socket && is_ours)\n        throw",
             "    if (0)\n        throw",
             "who writes finds it reset",
-            "call_pump",
+            "call_pump call_pump_ends",
         ),
         (
             "a socket that waits",
@@ -180,7 +180,7 @@ MUTANTS = [
             "MSG_DONTWAIT | MSG_NOSIGNAL",
             "MSG_NOSIGNAL",
             "a thread that hangs",
-            "call_pump",
+            "call_pump call_pump_ends",
         ),
         (
             "an error is an end",
@@ -212,7 +212,7 @@ MUTANTS = [
             "    if (!S_ISFIFO(status.stx_mode))\n        return PV_FD_OTHER;\n",
             "",
             "a read that hangs",
-            "call_pump",
+            "call_pump call_pump_ends",
         ),
         (
             "any socket",
@@ -220,7 +220,7 @@ MUTANTS = [
             "option(number, SO_TYPE) == SOCK_STREAM;",
             "1;",
             "messages without ends",
-            "call_pump",
+            "call_pump call_pump_ends",
         ),
         (
             "any direction",
@@ -228,7 +228,7 @@ MUTANTS = [
             "(way == O_RDWR || way == (is_output ? O_WRONLY : O_RDONLY))",
             "1",
             "a read that fails",
-            "call_pump",
+            "call_pump call_pump_ends",
         ),
         (
             "signals without a bound",
@@ -244,7 +244,7 @@ MUTANTS = [
             "    pv_call_drop_streams(call);\n    pv_call_decide(call, &GONE);",
             "    pv_call_decide(call, &GONE);",
             _OPEN,
-            "call_pump",
+            "call_pump call_pump_ends",
         ),
         (
             "an end that is awaited for ever",
@@ -252,7 +252,7 @@ MUTANTS = [
             "        pv_call_lose(call, PV_CALL_NO_END, 0);\n",
             "        ;\n",
             "a second",
-            "call_pump",
+            "call_pump call_pump_ends",
         ),
         (
             "a first word that is only like it",
