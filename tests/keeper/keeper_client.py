@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import os
 import select
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -150,6 +152,23 @@ class Called:
 
     def finish(self) -> None:
         self.link.send(build(Finished()))
+
+
+@contextlib.contextmanager
+def not_answering(path: Path) -> Iterator[threading.Event]:
+    """Who opens the file, or executes it, hangs until the end of this, as on a disk that does not
+    answer: it has a lease (fcntl(2)), which the kernel ends after 45 s. In the main thread; the
+    event says that somebody does."""
+    is_asked = threading.Event()
+    before = signal.signal(signal.SIGIO, lambda *_: is_asked.set())
+    file = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield is_asked
+    finally:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        os.close(file)
+        signal.signal(signal.SIGIO, before)
 
 
 def read_all(connected: socket.socket) -> bytes:

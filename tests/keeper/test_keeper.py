@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from pedos_protocol.keeper_link import Connected, Ended, NotFound, Problem, Spaw
 
 from tests.patience import PATIENCE
 
-from .keeper_client import Called, Place, read_all, wait_for_end
+from .keeper_client import Called, Place, not_answering, read_all, wait_for_end
 
 
 @pytest.fixture(scope="module")
@@ -320,6 +321,38 @@ def test_a_call_that_is_finished_leaves_what_it_has_started(place: Place) -> Non
 
 
 # Others
+
+
+def test_a_service_on_a_disk_that_does_not_answer_holds_up_its_own_call_alone(
+    own_place: Place,
+) -> None:
+    own_place.service("test.Goes", "echo went")
+    path = own_place.service("test.Hangs", "echo late")
+    with own_place.running() as process, not_answering(path) as is_asked:
+        with own_place.run("test.Hangs") as hanging:
+            assert is_asked.wait(PATIENCE)
+            with own_place.run("test.Goes") as call:
+                call.next(Spawned)
+                assert call.output() == b"went\n"
+                assert call.next(Ended) == Ended("exited", 0)
+            hanging.link.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                hanging.packet()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+
+
+def test_a_caller_that_goes_before_the_service_has_begun_has_gone(place: Place) -> None:
+    """Its service is one whose caller has gone, from its beginning."""
+    path = place.service("test.Late", "exec sleep 1000")
+    place.configure("test.Late", "on-caller-gone = kill")
+    with place.run("test.Late") as call:
+        with not_answering(path) as is_asked:
+            assert is_asked.wait(PATIENCE)
+            call.link.close()
+        poll = select.poll()
+        poll.register(call.stderr, 0)  # POLLHUP: nobody has the other end
+        assert poll.poll(PATIENCE * 1000)
 
 
 def test_what_is_no_call_is_cut_off_and_others_go_on(place: Place) -> None:

@@ -40,12 +40,13 @@ class Children:
     """All of them. Each function may be called in any thread."""
 
     def __init__(self) -> None:
-        # Held from the birth of a process until it is known here, and while whatever has ended is
-        # reaped: so that the end of one is never taken for that of an orphan.
-        self._births = threading.Lock()
-        # Held for steps that wait for nothing, and while one is reaped that is known.
+        # Held for steps that wait for nothing.
         self._lock = threading.Lock()
-        self._ends: dict[int, int | None] = {}  # by pid of those that `start` began
+        self._births = 0  # of those that `_running` does not have yet
+        self._running: dict[
+            int, Child
+        ] = {}  # by pid, until they are reaped
+        self._left: list[CallGroup] = []  # with what calls have left in them
 
     def start(
         self,
@@ -59,7 +60,11 @@ class Children:
         """See `spawning.spawn`. A script without a first line is one of the shell's. `mark` is a
         line of its environment that no other process of `start` has. OSError."""
         where = None if group is None else group.begin_in
-        with self._births:
+        child = None
+        with self._lock:
+            self._births += 1
+        try:
+            # Without the lock: a disk that does not answer may hold up this one for ever.
             try:
                 pid, file = spawning.spawn(path, arguments, environment, descriptors, where)
             except OSError as error:
@@ -67,51 +72,58 @@ class Children:
                     raise
                 path, arguments = spawning.as_shell_would(path, arguments)
                 pid, file = spawning.spawn(path, arguments, environment, descriptors, where)
-            self._ends[pid] = None
-        return Child(self, pid, file, group, mark)
+            child = Child(self, pid, file, group, mark)
+        finally:
+            with self._lock:
+                self._births -= 1
+                if child is not None:
+                    self._running[child.pid] = child
+        return child
 
     def reap(self) -> bool:
-        """Take in all that have ended; whether any process is left."""
-        with self._births:
-            return self._reap(-1)
-
-    def end_of(self, pid: int) -> int | None:
-        """How a process of `start` ended, as `os.waitstatus_to_exitcode` says it; None: it runs."""
-        if self._births.acquire(blocking=False):
-            try:
-                self._reap(-1)
-            finally:
-                self._births.release()
-        else:  # one is being started, which may take long, or another thread reaps
-            self._reap(pid)
-        status = self._ends[pid]
-        return None if status is None else os.waitstatus_to_exitcode(status)
-
-    def _reap(self, which: int) -> bool:
-        """Take in those that have ended: all (-1), or a process of `start`. Whether any is left."""
+        """Take in all that have ended, and remove the control groups that are empty now; whether
+        any process is left."""
         with self._lock:
-            while which < 0 or self._ends[which] is None:
-                try:
-                    pid, status = spawning.reap(which)
-                except ChildProcessError:
-                    return False
-                if pid == 0:
-                    return True
-                if pid in self._ends:
-                    self._ends[pid] = status
-        return True
+            is_any_left = self._reap(tuple(self._running))
+            self._left = [group for group in self._left if not group.close()]
+        return is_any_left
 
-    def forget(self, pid: int) -> None:
-        """Nobody asks for the end of this process any more."""
+    def look_at(self, child: Child) -> None:
+        """Take in this one, if it has ended, and what others have left behind."""
         with self._lock:
-            self._ends.pop(pid, None)
+            self._reap((child.pid,) if child.status is None else ())
 
-    def signal_group(self, pid: int, number: int) -> None:
-        """Send a signal to the process group of a process of `start`; nothing if none is left."""
+    def _reap(self, known: Sequence[int]) -> bool:
+        """Take in all that have ended; only the `known` while one is being started, as its end
+        would be taken for that of an orphan. Whether any is left."""
+        if self._births:
+            for each in known:
+                self._take_in(*spawning.reap(each))
+            return True
+        with contextlib.suppress(ChildProcessError):
+            while self._take_in(*spawning.reap(-1)):
+                pass
+            return True
+        return False
+
+    def _take_in(self, pid: int, status: int) -> bool:
+        """One that has been reaped; whether there was one (not 0)."""
+        child = self._running.pop(pid, None)
+        if child is not None:
+            child.status = os.waitstatus_to_exitcode(status)
+        return pid != 0
+
+    def leave(self, group: CallGroup) -> None:
+        """A call is over, and something runs in its group: `reap` removes that after it."""
+        with self._lock:
+            self._left.append(group)
+
+    def signal_group(self, child: Child, number: int) -> None:
+        """Send a signal to its process group; nothing if none is left."""
         with self._lock, contextlib.suppress(ProcessLookupError, PermissionError):
             # Until it is reaped, its number is no other's.
-            if pid in self._ends and self._ends[pid] is None:
-                os.killpg(pid, number)
+            if child.status is None:
+                os.killpg(child.pid, number)
 
     def ask_to_end(self, asked: set[int]) -> None:
         """Send SIGTERM to all but those that were `asked` before, to whom they are added: to the
@@ -121,9 +133,9 @@ class Children:
                 continue
             asked.add(pid)
             with self._lock:
-                is_leader = pid in self._ends
-            if is_leader:
-                self.signal_group(pid, signal.SIGTERM)
+                child = self._running.get(pid)
+            if child is not None:
+                self.signal_group(child, signal.SIGTERM)
             else:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGTERM)
@@ -142,7 +154,7 @@ class Children:
 class Child:
     """A process that `Children.start` began: the leader of a session. `file` is readable when it
     has ended, `group` its control group, if it has one, and `mark` a line of the environment of all
-    that it starts."""
+    that it starts. `status` is its exit status, or minus the signal's number; None: not reaped."""
 
     def __init__(
         self, children: Children, pid: int, file: int, group: CallGroup | None, mark: bytes
@@ -150,6 +162,7 @@ class Child:
         self.pid = pid
         self.file = file
         self.group = group
+        self.status: int | None = None
         self._mark = mark
         self._children = children
 
@@ -161,34 +174,36 @@ class Child:
 
     def end(self) -> int | None:
         """Its exit status, or minus the signal's number; None while it runs."""
-        return self._children.end_of(self.pid)
+        self._children.look_at(self)
+        return self.status
 
     def signal(self, number: int) -> None:
         """Send a signal: SIGKILL to all that it has started, others to its process group."""
         if number == signal.SIGKILL:
             self.kill()
         else:
-            self._children.signal_group(self.pid, number)
+            self._children.signal_group(self, number)
 
     def kill(self) -> None:
-        """End all that it has started: its control group, or else its session and what has left
-        that with the environment that it was given."""
+        """End all that it has started: its control group, and unless all of it is in there, its
+        session and what has left that with the environment that it was given."""
         if self.group is None or not self.group.kill():
-            kill_session(self.pid, self._mark)
+            # Once it is reaped, the session's number may be that of another one.
+            kill_session(self.pid if self.status is None else None, self._mark)
 
     def close(self) -> None:
         """Stop watching it; it goes on if it runs."""
         os.close(self.file)
-        self._children.forget(self.pid)
-        if self.group is not None:
-            self.group.close()
+        if self.group is not None and not self.group.close():
+            self._children.leave(self.group)
 
 
-def kill_session(session: int, mark: bytes = b"") -> None:
+def kill_session(session: int | None, mark: bytes = b"") -> None:
     """End all processes of a session, in whatever process groups they are, and all descendants of
     this process that have the line in their environment."""
     for _ in range(_KILL_ROUNDS):
-        found = {*_processes(_SESSION, session), *(_marked(mark) if mark else ())}
+        of_session = () if session is None else _processes(_SESSION, session)
+        found = {*of_session, *(_marked(mark) if mark else ())}
         # Its leader first: a shell whose children were killed would exit, with a status of its own.
         for pid in sorted(found, key=lambda pid: pid != session):
             with contextlib.suppress(OSError):

@@ -58,18 +58,25 @@ class CallGroup:
                 (self._folder / "cgroup.procs").write_text(f"{pid}\n", "ascii")
 
     def kill(self) -> bool:
-        """End all processes in it; whether that was possible (Linux 5.14)."""
+        """End all processes in it; whether these are all that its call has started. They are not if
+        it is an old kernel's (Linux 5.14 can end a group), or if its first process did not begin in
+        it: what that has started before it was moved, if it was, is elsewhere."""
         try:
             (self._folder / "cgroup.kill").write_text("1\n", "ascii")
         except OSError as error:
             log.warning("%s cannot be ended as a whole: %s", self._folder, error.strerror)
             return False
-        return True
+        return self._file is not None
 
-    def close(self) -> None:
-        """Remove it, if nothing runs in it; what does keeps it until the keeper ends."""
+    def close(self) -> bool:
+        """Remove it, unless something runs in it: then not (False), and this may be tried again."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
-        with contextlib.suppress(OSError):
+        try:
             self._folder.rmdir()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
