@@ -124,16 +124,7 @@ class Call:
                 log.info("%s of %s: %s", run.service, run.source, refusal.packet.text)
             self._send(refusal.packet)
             return
-        if child is None:
-            self._heed(None, config)
-            return
-        with child:
-            options = _options(config)
-            is_plain = options == _NO_OPTIONS
-            self._send_raw(_PLAINLY_SPAWNED if is_plain else keeper_link.build(Spawned(*options)))
-            if child.group is not None:
-                with contextlib.suppress(OSError):  # then its session stands for it
-                    child.group.take(child.pid)
+        with child or contextlib.nullcontext():
             self._heed(child, config)
 
     # What it is
@@ -254,11 +245,21 @@ class Call:
         """Do as the agent says until it has finished the call. One that goes before, or is not
         understood any more, has lost the caller. RemoteProtocolError, Gone, OSError."""
         try:
+            if child is not None:
+                self._tell_begun(child, _options(config))
             self._attend(child)
         except (Gone, OSError, RemoteProtocolError):
             if child is not None:
                 _caller_is_gone(child, config)
             raise
+
+    def _tell_begun(self, child: Child, options: tuple[bool, bool, bool]) -> None:
+        """Gone, OSError."""
+        is_plain = options == _NO_OPTIONS
+        self._send_raw(_PLAINLY_SPAWNED if is_plain else keeper_link.build(Spawned(*options)))
+        if child.group is not None:
+            with contextlib.suppress(OSError):  # then its session stands for it
+                child.group.take(child.pid)
 
     def _attend(self, child: Child | None) -> None:
         """Tell the agent when the main process has ended, and send it signals."""
