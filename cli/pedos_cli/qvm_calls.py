@@ -68,8 +68,10 @@ def build_parser() -> Parser:
     ending = actions.add_parser(
         "end",
         help="end a call",
-        description="End calls: the service is told that its caller has gone, and ended if it does "
-        "not end by itself; the calling program ends with status 125 and the reason.",
+        description="End calls: the service is killed with all that it has started (one that "
+        "listens on a socket has its connection closed), and the calling program ends with status "
+        "125 and the reason. Where a VM does not confirm the end within some seconds, the call may "
+        "go on: that is said, and the status is 1.",
         epilog=examples(
             (f"{PROG} end 3f9c01ab77de", "the call with this id, or whose id begins so"),
             (f"{PROG} end 3f9c 81d0", "two of them"),

@@ -423,5 +423,14 @@ def no_such_user(user: str) -> CallError:
     return failure("failed", f"policy has the service run as {user!r}, which is no user's name")
 
 
+def call_goes_on(names: Sequence[str], seconds: float) -> CallError:
+    """`names` are of VMs whose agents have been asked to end it."""
+    return failure(
+        "timeout",
+        f"the call may go on: {' and '.join(names)} did not confirm its end in {seconds:.0f} s",
+        hint="qvm-calls: it is listed until it is over",
+    )
+
+
 def no_call(call_id: str) -> CallError:
     return failure("not_found", f"no call {call_id} runs: it has ended", hint="qvm-calls")

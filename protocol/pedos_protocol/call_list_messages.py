@@ -71,6 +71,7 @@ class CallsListed:
 
 @frozen
 class CallEnd:
-    """End a call, whatever its state: answered when both sides have been told."""
+    """End a call, whatever its state: answered when both agents have told the ends of their sides.
+    With the error `timeout` if one has not in some seconds: it has been asked to, and still may."""
 
     call: CallId

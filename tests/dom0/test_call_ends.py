@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import trio
 import trio.testing
+from pedos_cli import calls
 from pedos_dom0.calls import ends
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
@@ -161,13 +160,33 @@ async def test_dom0s_user_ends_the_service_before_its_caller_goes(
     await quiet()
     side = calling.work.sides[answer["call"]]
     calling.vault.agent.on["service.kill"] = hang
-    nursery.start_soon(partial(calling.world.client.call, "call.end", call=answer["call"]))
+    nursery.start_soon(not_confirmed, calling, answer["call"], "vault")
     await trio.sleep(ends.AHEAD / 2)
     assert calling.vault.agent.calls[-1] == "service.kill" and side.killed is None
     await trio.sleep(ends.AHEAD)
     assert side.killed is not None, "a service's agent that hangs holds up no caller"
     await trio.sleep(ends.KILL_TIMEOUT)
     nursery.cancel_scope.cancel()
+
+
+async def not_confirmed(calling: Calling, call: str, *names: str) -> None:
+    began = trio.current_time()
+    with fails("timeout", f"{' and '.join(names)} did not confirm its end"):
+        await calling.world.client.call("call.end", call=call, timeout_s=calls.TIMEOUT_S)
+    assert trio.current_time() - began == pytest.approx(ends.CONFIRMED_SECONDS)
+
+
+async def test_an_end_that_no_agent_obeys_is_not_said_to_be_one(
+    calling: Calling, autojump_clock: Clock
+) -> None:
+    answer = await calling.work.call()
+    calling.work.ends_when_killed = calling.vault.ends_when_killed = False
+    await not_confirmed(calling, answer["call"], "vault", "work")
+    await calling.vault.end(answer["call"], reusable=False)
+    await not_confirmed(calling, answer["call"], "work")
+    await calling.work.end(answer["call"], reusable=False)
+    await trio.sleep(1)
+    calling.assert_nothing_left()
 
 
 async def test_dom0s_user_ends_a_call_that_asks(calling: Calling, autojump_clock: Clock) -> None:

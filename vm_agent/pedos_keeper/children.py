@@ -43,9 +43,7 @@ class Children:
         # Held for steps that wait for nothing.
         self._lock = threading.Lock()
         self._births = 0  # of those that `_running` does not have yet
-        self._running: dict[
-            int, Child
-        ] = {}  # by pid, until they are reaped
+        self._running: dict[int, Child] = {}  # by pid, until they are reaped
         self._left: list[CallGroup] = []  # with what calls have left in them
 
     def start(

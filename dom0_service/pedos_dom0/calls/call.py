@@ -96,6 +96,8 @@ class Call:
     # Whether the audit log has its beginning, and its end.
     began_is_told: bool = False
     end_is_told: bool = False
+    # It is out of the table of calls: it has failed, or both sides are over.
+    over: Once = attrs.field(factory=Once)
     # The last word of each side that is over.
     ends: dict[Side, ServiceEnded] = attrs.field(factory=dict)
     # When the last stage was over.
@@ -177,6 +179,7 @@ class CallTable:
     def remove(self, call: Call) -> None:
         """Fine if it is not there."""
         self._calls.pop(call.id, None)
+        call.over.set()
 
     def __iter__(self) -> Iterator[Call]:
         return iter(list(self._calls.values()))

@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 # Seconds for an agent to begin with the end of a call: milliseconds, unless it hangs.
 KILL_TIMEOUT = 10.0
+# Seconds for both agents to tell that their sides are over, which dom0's user waits for: a command
+# gives up after 10, and is to hear before that who has not.
+CONFIRMED_SECONDS = 8.0
 # Seconds that the service's agent has before the caller's is told that dom0's user ends a call. To
 # an agent that hears it first from the other side, the caller has gone: which ends no service.
 AHEAD = 1.0
@@ -153,12 +156,22 @@ class Ends:
         self._tells_late = False
 
     async def end(self, call: Call, by: str) -> None:
-        """Ends a call for dom0's user: returns when both sides have been told."""
+        """Ends a call for dom0's user: returns when it is over. CallError(timeout) names those
+        whose agents have not told that by then; they have been asked."""
         text = "dom0's user ended the call"
         call.ended_by = by
-        if not call.decided.is_set:
+        if call.decided.is_set:
+            self._nursery.start_soon(self._end_both, call, text)  # also if the user goes away
+        else:
             call.stop(text)
-            return
+        with trio.move_on_after(CONFIRMED_SECONDS):
+            await call.over.wait()
+        if not call.over.is_set:
+            links = [call.link_of(side) for side in SIDES if side not in call.ends]
+            names = [link.name for link in links if link is not None]
+            raise errors.call_goes_on(names, CONFIRMED_SECONDS)
+
+    async def _end_both(self, call: Call, text: str) -> None:
         await call.answered.wait()  # or the caller's agent would not know it yet
         async with trio.open_nursery() as nursery:
             for side in SIDES:
