@@ -48,9 +48,8 @@ EXIT_STATUS = """\
 #: The same of the command that ends as what it calls does.
 CALLED_STATUS = """\
   that of the command, or service, and
-  2    the command line is malformed
-  125  something went wrong, which the message says
-  126  refused: by the policy, by dom0's user, or as too many calls run
+  125  something went wrong, also with the command line, which the message says
+  126  refused by the policy, or by dom0's user
   127  the VM has no such service
   128 and more: a signal ended the command"""
 CALLING = {"pedos_cli.qvm_run"}

@@ -34,6 +34,10 @@ SHELL = "qubes.VMShell"
 IN_SESSION = f"{SHELL}+WaitForSession"
 """The same, once the user has a session."""
 
+FAILURE = 125
+"""The exit status of what fails here, wrong usage too, as of `qvm-call`: others are the
+command's."""
+
 STATUS_FD = 3
 """The descriptor on which `qvm-call` is asked to say what became of the call."""
 TOLD_MAX = 65536
@@ -47,7 +51,7 @@ def build_parser() -> Parser:
         description="Run a shell command in a VM, or call one of its services, from dom0. The VM "
         "is started if it does not run. Without --pass-io the command reads nothing, and what it "
         "writes is thrown away; in each case the exit status is the command's, and 125 if the call "
-        "failed, 126 if it was refused, 127 if the VM has no such service.",
+        "or this program failed, 126 if it was refused, 127 if the VM has no such service.",
         epilog=examples(
             (f"{PROG} -p work 'ls ~'", "what it writes comes here"),
             (f"{PROG} -p work -- ls 'a file'", "words as they are, without a shell's quotes"),
@@ -223,7 +227,7 @@ def shell_line(words: Sequence[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `qvm-run`; returns the exit status, if it does not become another program."""
-    return run(PROG, build_parser, argv, parse)
+    return run(PROG, build_parser, argv, parse, FAILURE)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ class Session:
     def __init__(self, prog: str) -> None:
         self.prog = prog
         self.verbosity = 0
+        self.is_verb_over = False  # it has returned a status, which is its own
         self.done: list[str] = []
         self.unwritten: OSError | None = None
         self._client: client.Client | None = None
@@ -170,11 +171,14 @@ def run(
     build_parser: Callable[[], Parser],
     argv: Sequence[str] | None = None,
     parse: Callable[[Sequence[str]], argparse.Namespace] | None = None,
+    failure: int | None = None,
 ) -> int:
     """Run one program and return its exit status.
 
     The arguments' `verb` is the function to run. `parse` is for programs that look at the words
-    before their parser does. This is the one handler of errors for every program.
+    before their parser does. `failure` is the status of whatever fails here, for a program whose
+    verb returns another one's status: it is to be told from that. This is the one handler of errors
+    for every program.
     """
     if "_ARGCOMPLETE" in os.environ:
         from pedos_cli.completion import complete  # noqa: PLC0415  (only a shell's Tab needs it)
@@ -184,10 +188,11 @@ def run(
         parse = build_parser().parse_args
     argv = sys.argv[1:] if argv is None else argv
     session = Session(prog)
-    status = FAILED
+    status = failed = FAILED if failure is None else failure
     try:
         try:
             status = _run_verb(session, parse, argv)
+            status = status if session.is_verb_over or failure is None else failure
         except SystemExit as leaving:  # argparse after --help
             status = leaving.code if isinstance(leaving.code, int) else DONE
         if session.unwritten is not None:
@@ -202,7 +207,7 @@ def run(
         elif isinstance(error, BrokenPipeError):
             status = PIPE_CLOSED
         else:
-            status = FAILED
+            status = failed
             complain(f"{prog}: failed: {error.strerror or type(error).__name__}")
     except Exception as error:
         if _asks_for_traceback(argv):
@@ -210,7 +215,7 @@ def run(
 
             for line in traceback.format_exc().splitlines():
                 complain(line)
-        status = FAILED
+        status = failed
         complain(f"{prog}: internal error: {type(error).__name__}: {show(error)}")
     return status
 
@@ -222,7 +227,9 @@ def _run_verb(
     try:
         session.take_arguments(parse(argv))
         verb: Callable[[Session], int] = session.args.verb
-        return verb(session)
+        status = verb(session)
+        session.is_verb_over = True
+        return status
     except UsageError as error:
         complain(f"{prog}: usage: {show(error.message, MESSAGE_MAX)}")
         known = getattr(getattr(session, "args", None), "help_command", None)

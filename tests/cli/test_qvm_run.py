@@ -88,8 +88,22 @@ def test_what_is_wrong_is_said_before_anything_is_called(words: list[str], said:
 
 
 def test_disposables_are_refused_in_words(capsys: Captured) -> None:
-    assert main(["--dispvm", "work", "ls"]) == 1
+    assert main(["--dispvm", "work", "ls"]) == 125
     assert "there are no disposable VMs yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--no-such", "work", "ls"], ["wo rk", "ls"]])
+def test_wrong_usage_is_no_status_that_a_command_has(words: list[str], capsys: Captured) -> None:
+    assert main(words) == 125
+    assert capsys.readouterr().err.startswith("qvm-run: usage: ")
+
+
+def test_a_fault_in_it_is_no_status_that_a_command_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setattr(qvm_run, "filters", lambda _: 1 / 0)
+    assert main(["work", "ls"]) == 125
+    assert "internal error" in capsys.readouterr().err
 
 
 def test_in_a_vm_it_names_the_program_for_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +158,7 @@ def test_the_status_of_a_command_whose_streams_lead_nowhere(
     fake_call(tmp_path, monkeypatch, """echo '{"event": "ended", "text": ""}' >&3; exit 3""")
     assert main(["work", "false"]) == 3
     fake_call(tmp_path, monkeypatch, "echo nonsense >&3; kill -9 $$")
-    assert main(["work", "false"]) == 1
+    assert main(["work", "false"]) == 125
     assert capfd.readouterr() == ("", "qvm-run: failed: qvm-call was ended by signal 9\n")
 
 
@@ -167,5 +181,5 @@ def test_a_program_that_is_missing_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    assert main(["-p", "--service", "work", "app.Open"]) == 1
+    assert main(["-p", "--service", "work", "app.Open"]) == 125
     assert f"{tmp_path}/qvm-call cannot be started: no such file" in capsys.readouterr().err
