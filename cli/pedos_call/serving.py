@@ -40,8 +40,9 @@ def serve(path: str, answer: Callable[[Served], object], *, threads: int = THREA
     """Listen at `path`, and have `answer` serve each call, until the program is ended.
 
     `answer` reads and writes `stream`, which is closed when it returns; what it raises is printed
-    and ends that call alone. It runs in one of so many threads. A stale socket at `path` is
-    replaced; OSError if a program listens there.
+    and ends that call alone. The caller's exit status is 0 in any case: what is written has to tell
+    of a failure. It runs in one of so many threads. A stale socket at `path` is replaced; OSError
+    if a program listens there.
     """
     with listen(path) as listener:
         workers = [

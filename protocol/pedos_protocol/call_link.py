@@ -12,7 +12,8 @@ program closes its own descriptors of them: only so does what the service closes
 reads or writes there.
 
 One call at a time goes over a connection: `Call`, then from the agent `Started` if the service has
-begun, and `Ended` in any case. The agent has closed the three descriptors before it says `Ended`.
+begun, and `Ended` in any case. The agent has closed the three descriptors before it says `Ended`;
+of a call that did not begin, as one that is refused, it closes them soon after.
 To hang up, by closing or by shutting down the sending side, ends the call; in the second case the
 agent still says `Ended`. After a program's last call (`Call.is_last`) the agent hangs up itself.
 """

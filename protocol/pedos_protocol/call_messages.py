@@ -97,11 +97,11 @@ class ServiceStarted:
 class ServiceEnded:
     """This agent's side of a call has ended; the last word about it.
 
-    `status` is that of "exited" (0 to 255) or the signal's number, and otherwise 0. `stdin`,
-    `stdout` and `stderr` are bytes. `started_s` are the seconds from the agent's beginning with it
-    until the service ran, None if it never did; `seconds` those until its end. With `reusable` both
-    ends of the channel have said END, and it is empty; otherwise `reason` is why not. `breach`: the
-    other end broke the protocol of the channel.
+    `status` is that of "exited" (0 to 255) or the signal's number, and of no meaning otherwise: 0,
+    or the exit status of such an end. `stdin`, `stdout` and `stderr` are bytes. `started_s` are the
+    seconds from the agent's beginning with it until the service ran, None if it never did;
+    `seconds` those until its end. With `reusable` both ends of the channel have said END, and it is
+    empty; otherwise `reason` is why not. `breach`: the other end broke the protocol of the channel.
     """
 
     call: CallId

@@ -128,7 +128,7 @@ class Calls:
         if calling is not None:
             calling.kill(kill)
         elif not await self.serving.kill(asked.call, kill.kind, kill.status, kill.text):
-            # Its answer may have come just before, and be read by the call's own task.
+            # The answer that names it may have come just before, and not be taken yet.
             while len(self._killed_early) >= KILLED_EARLY_MAX:
                 del self._killed_early[next(iter(self._killed_early))]
             self._killed_early[asked.call] = kill
