@@ -202,6 +202,30 @@ async def test_a_flood_of_signals_is_no_breach_and_told_in_part(pairs: Pairs) ->
             nursery.cancel_scope.cancel()
 
 
+async def test_of_signals_one_by_one_a_bounded_number_is_told_in_a_second(pairs: Pairs) -> None:
+    one, two = await pairs.channels(17, 17)
+    stream = VchanStream(one)
+    send_told, receive_told = trio.open_memory_channel[int](1)
+
+    def hear(event: Event) -> None:
+        if event.kind is EventKind.SIGNAL:
+            send_told.send_nowait(event.number)
+
+    # The first and the last of more than twice what a second may have are a second apart.
+    count = 2 * 100 + 1
+    with trio.fail_after(PATIENCE):
+        await stream.send_all(opened(CALLER))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(CallPump(two, "service", CALL, hear).run, -1, -1, -1)
+            begun = time.monotonic()
+            for each in range(count):
+                wanted = 1 + each % frames.SIGNAL_MAX
+                await stream.send_all(raw(CALLER, number(frames.SIGNAL, wanted)))
+                assert await receive_told.receive() == wanted
+            assert time.monotonic() - begun >= 1
+            nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("streams", [0, 1])
 async def test_a_caller_that_is_gone_before_the_service_has_begun_ends_it(
     pairs: Pairs, streams: int

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
+from pedos_protocol import call_frames as frames
 from pedos_vchan.call_pump import CallEnd, CallPump, EventKind
 from pedos_vchan.call_pump import Event as Told
+from pedos_vchan.stream import VchanStream
 
 from tests.patience import PATIENCE
 
@@ -31,6 +33,7 @@ from .calling_pair import (
     read_all,
     write,
 )
+from .test_stream import receive_exactly
 
 if TYPE_CHECKING:
     from .conftest import Pairs
@@ -327,6 +330,25 @@ async def test_each_stream_goes_on_while_another_is_blocked(
             call.service.exit("exited", 0)
             caller, _ = await call.over()
     assert caller.is_reusable
+
+
+async def test_data_leaves_room_in_the_ring_for_any_other_frame(pairs: Pairs) -> None:
+    size = 1 << ORDER
+    one, two = await channels(pairs)
+    ours, program = socket.socketpair()
+    program.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * size)
+    assert program.send(bytes(size), socket.MSG_DONTWAIT) == size, "as much as fills the ring"
+    with trio.fail_after(PATIENCE), program:
+        async with VchanStream(two) as stream, trio.open_nursery() as nursery:
+            pump = CallPump(one, "caller", CALL)
+            nursery.start_soon(pump.run, ours.detach(), -1, -1)
+            await receive_exactly(stream, frames.HEADER + len(CALL))
+            header = await receive_exactly(stream, frames.HEADER)
+            assert header[0] == frames.STDIN
+            length = int.from_bytes(header[4:], "little")
+            longest = frames.HEADER + 8 + frames.TEXT_MAX  # of the others: EXIT
+            assert frames.HEADER + length + longest <= size
+            nursery.cancel_scope.cancel()
 
 
 async def test_descriptors_that_are_no_streams_are_refused_and_closed(pairs: Pairs) -> None:
