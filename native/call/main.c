@@ -23,7 +23,7 @@ struct call {
     struct packet_answer end;
     int agent;
     int signals; /* those to be passed on; -1: they do here what they do */
-    bool has_ended, has_failed; /* failed: something on this side has */
+    bool has_started, has_ended, has_failed; /* failed: something on this side has */
 };
 
 /* Something on this side has failed, so that the call cannot be what it should: it is to end. */
@@ -49,10 +49,56 @@ static void start_local(struct call *call)
         descriptors[0] = descriptors[1] = -1;
 }
 
+/* Those by which a person ends a program, and those that say something to the service alone. */
+static sigset_t ending_signals(bool and_others)
+{
+    static const int SIGNALS[] = {SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+    static const int OTHERS[] = {SIGUSR1, SIGUSR2, SIGWINCH};
+    sigset_t set;
+
+    sigemptyset(&set);
+    for (size_t i = 0; i < sizeof SIGNALS / sizeof *SIGNALS; i++)
+        sigaddset(&set, SIGNALS[i]);
+    for (size_t i = 0; and_others && i < sizeof OTHERS / sizeof *OTHERS; i++)
+        sigaddset(&set, OTHERS[i]);
+    return set;
+}
+
+/* With a service that can have them, signals come as something to read. Before and after that they
+ * end this program, as without the option; others wait. */
+static bool catch_signals(struct call *call, bool has_service)
+{
+    const sigset_t all = ending_signals(true), ending = ending_signals(false);
+
+    if (!call->options.forwards_signals)
+        return true;
+    if (call->signals == -1)
+        call->signals = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (call->signals != -1 && !sigprocmask(SIG_BLOCK, &all, NULL) &&
+        (has_service || !sigprocmask(SIG_UNBLOCK, &ending, NULL)))
+        return true;
+    say("--forward-signals: %s", strerror(errno));
+    return false;
+}
+
+static bool pass_signal_on(const struct call *call)
+{
+    struct signalfd_siginfo one;
+
+    if (read(call->signals, &one, sizeof one) != sizeof one)
+        return false;
+    agent_signal(call->agent, (uint8_t)one.ssi_signo);
+    return true;
+}
+
 /* The agent has closed its ends of all three streams: what we still copy has an end. */
 static void end(struct call *call)
 {
     call->has_ended = true;
+    while (call->signals != -1 && pass_signal_on(call))
+        ; /* they came before the end, and are not to end what is left to be done */
+    if (!catch_signals(call, false))
+        call->has_failed = true;
     if (call->streams.copies[STREAM_INPUT])
         copy_stop(call->streams.copies[STREAM_INPUT]);
 }
@@ -72,6 +118,9 @@ static void hear(struct call *call)
     }
     status_write(call->options.status_fd, &answer);
     if (answer.type == PACKET_STARTED) {
+        call->has_started = true;
+        if (!catch_signals(call, true))
+            fail(call);
         start_local(call);
     } else {
         call->end = answer;
@@ -104,42 +153,17 @@ static bool is_over(const struct call *call)
     return call->has_ended && call->local.pidfd == -1;
 }
 
-/* Has signals come as something to read. */
-static bool catch_signals(struct call *call)
-{
-    static const int FORWARDED[] = {SIGHUP,  SIGINT,  SIGQUIT, SIGTERM,
-                                    SIGUSR1, SIGUSR2, SIGWINCH};
-    sigset_t set;
-
-    if (!call->options.forwards_signals)
-        return true;
-    sigemptyset(&set);
-    for (size_t i = 0; i < sizeof FORWARDED / sizeof *FORWARDED; i++)
-        sigaddset(&set, FORWARDED[i]);
-    call->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-    if (call->signals != -1 && !sigprocmask(SIG_BLOCK, &set, NULL))
-        return true;
-    say("--forward-signals: %s", strerror(errno));
-    return false;
-}
-
-static void pass_signal_on(const struct call *call)
-{
-    struct signalfd_siginfo one;
-
-    if (read(call->signals, &one, sizeof one) == sizeof one)
-        agent_signal(call->agent, (uint8_t)one.ssi_signo);
-}
-
 /* Until the agent has said how it ended, all output is written, and the local program has ended. */
 static void run(struct call *call)
 {
     struct pollfd wait[3 + 2 * STREAMS];
 
     while (!is_over(call)) {
+        const bool is_served = call->has_started && !call->has_ended;
+
         wait[0] = (struct pollfd){.fd = call->has_ended ? -1 : call->agent, .events = POLLIN};
         wait[1] = (struct pollfd){.fd = call->local.pidfd, .events = POLLIN};
-        wait[2] = (struct pollfd){.fd = call->has_ended ? -1 : call->signals, .events = POLLIN};
+        wait[2] = (struct pollfd){.fd = is_served ? call->signals : -1, .events = POLLIN};
         for (int stream = 0; stream < STREAMS; stream++) {
             struct pollfd *two = wait + 3 + 2 * stream;
 
@@ -188,7 +212,7 @@ int main(int argc, char **argv)
     say_as(argv[0]);
     options_parse(&call.options, argc, argv);
     signal(SIGPIPE, SIG_IGN);
-    if (!catch_signals(&call) || !streams_open(&call.streams, &call.options))
+    if (!catch_signals(&call, false) || !streams_open(&call.streams, &call.options))
         return SAY_FAILED;
     call.agent = agent_connect();
     if (call.agent == -1)

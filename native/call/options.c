@@ -130,13 +130,18 @@ static void take_service(struct options *options, const char *word)
     take(options->argument, plus ? plus : "+", strlen(plus ? plus : "+"), "ARGUMENT");
 }
 
-static void check(const struct options *options, bool filters_by_wish)
+static void check(struct options *options, bool filters_by_wish)
 {
     if (options->uses_stdin_socket && options->local)
         misused("--use-stdin-socket", " and a local program exclude each other");
     if (options->uses_stdin_socket && filters_by_wish)
         misused("--use-stdin-socket", " and -t exclude each other");
-    if (options->status_fd != -1 && fcntl(options->status_fd, F_SETFD, FD_CLOEXEC) < 0)
+    if (options->status_fd == -1)
+        return;
+    /* These are given away, and their numbers are the local program's. */
+    if (options->status_fd <= STDERR_FILENO)
+        options->status_fd = fcntl(options->status_fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    if (options->status_fd == -1 || fcntl(options->status_fd, F_SETFD, FD_CLOEXEC) < 0)
         misused("--status-fd", ": this descriptor is not open");
 }
 

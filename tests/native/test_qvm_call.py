@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -261,9 +262,58 @@ def test_signals_are_passed_on_where_that_is_wished(run: Run, agent: FakeAgent) 
     assert end_of(process)[0] == 6
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_without_a_service_that_could_have_them_signals_end_it(
+    run: Run, agent: FakeAgent, number: int
+) -> None:
+    early = run("--forward-signals", "work", "a.B")
+    asked = agent.asked()
+    early.send_signal(number)
+    assert asked.hear() is None
+    assert early.wait(PATIENCE) == -number
+    late = run("--forward-signals", "-t", "-p", "first", "work", "a.B")
+    asked = agent.asked()
+    asked.started()
+    os.set_blocking(asked.stdout, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:  # until nobody reads any more
+            select.select([], [asked.stdout], [], 0.2)
+            os.write(asked.stdout, bytes(4096))
+    asked.ended()
+    assert late.stdin is not None
+    poll = select.poll()
+    poll.register(late.stdin, 0)  # POLLERR: it has heard of the end
+    assert poll.poll(PATIENCE * 1000)
+    late.send_signal(number)
+    assert late.wait(PATIENCE) == -number
+
+
+def test_a_signal_for_the_service_waits_until_it_runs(run: Run, agent: FakeAgent) -> None:
+    process = run("--forward-signals", "work", "a.B")
+    asked = agent.asked()
+    process.send_signal(signal.SIGUSR2)
+    asked.started()
+    assert asked.hear() == Signal(signal.SIGUSR2)
+    asked.ended()
+    assert end_of(process)[0] == 0
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_is_said_of_a_call_may_go_where_its_output_goes(
+    run: Run, agent: FakeAgent, number: int
+) -> None:
+    process = run("--status-fd", str(number), "work", "a.B")
+    asked = agent.asked()
+    asked.started()
+    asked.ended()
+    said = end_of(process)[number].splitlines()
+    assert [json.loads(line)["event"] for line in said] == ["started", "ended"]
+
+
 def test_the_end_is_heard_although_a_signal_came_too_late(run: Run, agent: FakeAgent) -> None:
     process = run("--forward-signals", "work", "a.B")
     asked = agent.asked()
+    asked.started()
     process.send_signal(signal.SIGUSR1)
     select.select([asked.connection], [], [], PATIENCE)
     process.send_signal(signal.SIGSTOP)  # so that it finds both, the end and what was unread
