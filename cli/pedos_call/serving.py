@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -21,6 +22,12 @@ from typing import Final, NamedTuple
 HEADER_MAX: Final = 1024
 # How many calls are answered at once; others wait to be accepted.
 THREADS: Final = 8
+# Seconds for a new connection to say which call it is for: a keeper does so as it connects.
+HEADER_SECONDS: Final = 10.0
+# What accept(2) says when calls have taken all descriptors or memory; and seconds until the next
+# attempt, as no event says that there are some again.
+SHORT: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+RETRY_SECONDS: Final = 0.1
 BACKLOG: Final = 128  # dom0 lets so many calls of one target run
 
 
@@ -76,10 +83,19 @@ def listen(path: str) -> socket.socket:
 def serve_on(listener: socket.socket, answer: Callable[[Served], object]) -> None:
     """One thread's part of `serve`, on a socket that listens; OSError when it is closed."""
     while True:
-        stream, _ = listener.accept()
+        try:
+            stream, _ = listener.accept()
+        except OSError as error:
+            if error.errno not in SHORT:
+                raise
+            print(f"no call can be taken now: {error.strerror}", file=sys.stderr)
+            time.sleep(RETRY_SECONDS)
+            continue
         with stream:
             try:
+                stream.settimeout(HEADER_SECONDS)
                 served = receive_header(stream)
+                stream.settimeout(None)
             except (OSError, ValueError) as error:
                 print(f"no call: {error}", file=sys.stderr)
                 continue

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pedos_call
 import pytest
@@ -267,6 +269,37 @@ def test_a_service_answers_calls_one_by_one(tmp_path: Path) -> None:
     thread.join(PATIENCE)
     listener.close()
     serving.listen(path).close()  # a stale socket is replaced
+
+
+class Listener:
+    """Accepts what it is given, and is closed then."""
+
+    def __init__(self, *given: socket.socket | int) -> None:
+        self._given = list(given)
+
+    def accept(self) -> tuple[socket.socket, object]:
+        found = self._given.pop(0) if self._given else errno.EBADF
+        if isinstance(found, int):
+            raise OSError(found, os.strerror(found))
+        return found, None
+
+
+def test_neither_want_of_descriptors_nor_silence_ends_a_service(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serving, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(serving, "HEADER_SECONDS", 0.01)
+    pairs = [socket.socketpair() for _ in range(2)]
+    pairs[1][1].sendall(b"a.B+ work\0")
+    served: list[float | None] = []
+    listener = Listener(errno.EMFILE, pairs[0][0], pairs[1][0])
+    with pytest.raises(OSError, match="Bad file"):
+        serving.serve_on(
+            cast("Any", listener), lambda call: served.append(call.stream.gettimeout())
+        )
+    assert served == [None]
+    for pair in pairs:
+        pair[1].close()
 
 
 @pytest.mark.parametrize(
