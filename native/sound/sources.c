@@ -12,10 +12,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* pipewire-pulse (0.3.65) still names an unplugged source as the default when it says that sources
- * have changed, and says nothing when it names another: it is asked again, some times. */
+/* pipewire-pulse (0.3.65) names an unplugged source, or a monitor, as the default when it says that
+ * something has changed, and on a busy machine says nothing when it names another. So while none of
+ * the microphones is the default it is asked again: soon, some times, and then for as long as that
+ * lasts, as what is lent as the user's choice is silent meanwhile. */
 #define ASK_AGAIN_MS 250
 #define ASK_AGAIN_TIMES 20
+#define ASK_AGAIN_MS_RARELY 5000
 /* One is the user's choice. */
 #define MICROPHONES_MAX (LINK_DEVICES_MAX - 1)
 /* As many as a session borrows at once. */
@@ -42,12 +45,20 @@ struct sources {
     struct offered offered, offered_next;
     char default_name[SOURCE_NAME_MAX + 1];
     bool is_looking, is_stale, is_known, is_cut;
-    bool is_default_seen; /* while the server tells: the default is one of its sources */
     unsigned asked_again;
     struct clock_timer again;
 };
 
 static void look(struct sources *sources);
+
+/* Are there microphones, and is none of them the default? */
+static bool lacks_choice(const struct list *list)
+{
+    for (unsigned i = 0; i < list->count; i++)
+        if (list->devices[i].is_default)
+            return false;
+    return list->count > 0;
+}
 
 /* A longer name than any that servers make is nobody's. */
 static bool is_usable(const pa_source_info *info)
@@ -157,7 +168,6 @@ static void listed(pa_context *pulse, const pa_source_info *info, int end, void 
     if (pulse != sources->pulse)
         return;
     if (!end) {
-        sources->is_default_seen |= info->name && !strcmp(info->name, sources->default_name);
         if (is_usable(info) && is_borrowed(info))
             add_offered(&sources->offered_next, info->name);
         if (!is_microphone(info))
@@ -175,9 +185,10 @@ static void listed(pa_context *pulse, const pa_source_info *info, int end, void 
         looked(sources);
     if (sources->is_stale)
         look(sources);
-    else if (!sources->is_default_seen && *sources->default_name &&
-             sources->asked_again++ < ASK_AGAIN_TIMES)
-        clock_timer_set(&sources->again, clock_now() + ASK_AGAIN_MS);
+    else if (lacks_choice(&sources->now))
+        clock_timer_set(&sources->again, clock_now() + (sources->asked_again < ASK_AGAIN_TIMES
+                                                            ? ASK_AGAIN_MS
+                                                            : ASK_AGAIN_MS_RARELY));
 }
 
 static void list_sources(struct sources *sources)
@@ -186,7 +197,6 @@ static void list_sources(struct sources *sources)
 
     memset(&sources->next, 0, sizeof sources->next);
     sources->offered_next.count = 0;
-    sources->is_default_seen = false;
     operation = pa_context_get_source_info_list(sources->pulse, listed, sources);
     if (operation)
         pa_operation_unref(operation);
@@ -224,8 +234,11 @@ static void look_again(void *context)
 {
     struct sources *sources = context;
 
-    if (sources->pulse && !sources->is_looking)
-        look(sources);
+    if (!sources->pulse || sources->is_looking)
+        return;
+    if (sources->asked_again < ASK_AGAIN_TIMES)
+        sources->asked_again++;
+    look(sources);
 }
 
 void sources_look(struct sources *sources)

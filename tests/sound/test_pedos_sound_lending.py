@@ -18,6 +18,7 @@ from pedos_dom0.local.sound_server import MICROPHONE, MICROPHONE_INPUT
 from pedos_protocol import sound_frames as frames
 from pedos_protocol import sound_link as link
 
+from tests.compiled import compile_c, sanitized
 from tests.patience import PATIENCE
 
 from .hearing import has_tone, is_silent, playing
@@ -199,6 +200,55 @@ def test_a_choice_that_is_no_microphone_is_silent(system: System) -> None:
         finally:
             system.server.pactl("set-default-source", MICROPHONE)
         channel.until("the tone", has_tone)
+
+
+# A server that says nothing of its default source, as pipewire-pulse (0.3.65) does now and then.
+DEAF = """\
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <pulse/subscribe.h>
+
+pa_operation *pa_context_subscribe(pa_context *pulse, pa_subscription_mask_t mask,
+                                   pa_context_success_cb_t done, void *context)
+{
+    __typeof__(pa_context_subscribe) *subscribe;
+
+    *(void **)&subscribe = dlsym(RTLD_NEXT, "pa_context_subscribe");
+    return subscribe(pulse, mask & ~PA_SUBSCRIPTION_MASK_SERVER, done, context);
+}
+"""
+
+
+def deaf(folder: Path) -> Path:
+    """A pedos-sound that hears nothing of another default source."""
+    source, library, program = folder / "deaf.c", folder / "deaf.so", folder / "deaf"
+    source.write_text(DEAF)
+    compile_c(["gcc", "-shared", "-fPIC", "-o", library, source, "-ldl"])
+    program.write_text(
+        f"#!/bin/sh\nASAN_OPTIONS=$ASAN_OPTIONS:verify_asan_link_order=0 LD_PRELOAD={library}"
+        f' exec {sanitized("sound")}/pedos-sound "$@"\n'
+    )
+    program.chmod(0o755)
+    return program
+
+
+def test_a_choice_of_which_the_server_says_nothing_is_found(
+    server: OwnServer, tmp_path: Path
+) -> None:
+    """Or what is lent stayed silent until something else changed."""
+    agent = Agent(tmp_path / "sound.sock")
+    try:
+        server.pactl("set-default-source", f"{MICROPHONE_INPUT}.monitor")
+        with contextlib.closing(agent), running(server, agent.path, deaf(tmp_path)):
+            agent.accept()
+            assert agent.await_device().description == "No microphone is the default source"
+            _, channel = agent.lend()
+            channel.start()
+            channel.await_frame(frames.SILENCE)
+            server.pactl("set-default-source", MICROPHONE)
+            channel.await_frame(frames.AUDIO)
+    finally:
+        server.pactl("set-default-source", MICROPHONE)
 
 
 def test_what_is_muted_at_its_server_is_silent_and_goes_on(system: System) -> None:
