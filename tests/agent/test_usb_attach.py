@@ -507,8 +507,9 @@ async def free_the_port(pair: Pair) -> None:
 
 async def take_from_usbip_host(pair: Pair) -> None:
     path = f"{pair.source.kernel.sys}/bus/usb/drivers/usbip-host/unbind"
-    pair.source.kernel.write(path, "1-2")
-    pair.source.kernel.write(f"{pair.source.kernel.sys}/bus/usb/drivers_probe", "1-2")
+    with contextlib.suppress(OSError):  # the agent may have been faster, or be about to be
+        pair.source.kernel.write(path, "1-2")
+        pair.source.kernel.write(f"{pair.source.kernel.sys}/bus/usb/drivers_probe", "1-2")
 
 
 async def stop_the_export(pair: Pair) -> None:
