@@ -221,9 +221,34 @@ async def test_of_two_devices_with_one_identity_none_is_taken_for_it(
     await usb(world).report()
     ((_, _, error, again),) = await resume(world)
     assert error == (
-        "failed", f"several devices have the identity '{SERIAL}': sys-usb:3-1, sys-usb:3-2",
-    )  # fmt: skip
+        "failed",
+        f"it is not at its port, and several devices had the identity '{SERIAL}':"
+        " sys-usb:3-1, sys-usb:3-2",
+    )
     assert (has(world), again, rows(world)) == ([], False, [])
+
+
+@pytest.mark.parametrize("is_lent", [True, False])
+async def test_a_twin_that_was_there_before_is_not_taken_for_it(
+    world: World, autojump_clock: Clock, is_lent: bool
+) -> None:
+    """Sticks of one kind without serial numbers: one is pulled in the sleep, the other is back at
+    once; whoever had the first does not get the second."""
+    twins = {"identity": "0951:1666:none:u080650"}
+    for name in ("1-2", "1-3"):
+        usb(world).devices[name].update(twins)
+    await usb(world).report()
+    await attach(world)
+    if is_lent:
+        await attach(world, "vault", OTHER)
+    await suspend(world)
+    del usb(world).devices["1-2"]
+    await usb(world).report()
+    others = [(OTHER, "vault", None, False)] if is_lent else []
+    *done, (device, vm, error, again) = await resume(world)
+    assert (device, vm, again, done) == (STICK, "work", False, others)
+    assert error[1].startswith("it is not at its port, and several devices had the identity")
+    assert has(world) == ([(OTHER, "vault")] if is_lent else [])
 
 
 async def test_what_did_not_come_back_from_one_sleep_is_void_in_the_next(

@@ -365,7 +365,7 @@ async def test_muted_vms_are_noted_also_in_a_file_from_before_there_were_any(pat
         assert len(store.assignments()) == 2
     with pytest.MonkeyPatch.context() as older:
         older.setattr(store_file, "SCHEMA_VERSION", 9)
-        assert "its tables have version 10, and this service knows 9" in says(path)
+        assert f"its tables have version {SCHEMA_VERSION}, and this service knows 9" in says(path)
 
 
 async def test_a_mute_that_the_disk_does_not_take_is_none(path: Path) -> None:
@@ -479,7 +479,9 @@ async def test_starts_outlive_the_service_until_they_are_over(store: Store, path
 
 async def test_what_was_detached_for_a_sleep_outlives_the_service(store: Store, path: Path) -> None:
     rows = [
-        Suspended(attachment, KEY, "0951:1666:S1:u080650", "work", 3, {"colour": "red"}, "a boot")
+        Suspended(
+            attachment, KEY, "0951:1666:S1:u080650", "work", 3, {"colour": "red"}, "a boot", False
+        )
         for attachment in ("0" * 16, "1" * 16)
     ]
     rows[1] = attrs.evolve(rows[1], tried=True)

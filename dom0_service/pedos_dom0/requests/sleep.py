@@ -131,14 +131,16 @@ class Sleep:
         state, attachment = self._state, lease.attachment
         if self._teardown.is_in_the_making(lease):
             raise errors.taken(lease.key, lease)
+        identity = lease.identity or ""
         row = Suspended(
             attachment=attachment,
             key=lease.key,
-            identity=lease.identity or "",
+            identity=identity,
             vm=lease.vm,
             vm_domid=lease.vm_domid,
             options=lease.options,
             boot=state.boot,
+            had_twins=bool(self._with_identity(lease.key, identity).keys() - {lease.key}),
         )
         await state.store.suspended_put(row)
         await state.reach("suspend.noted")
@@ -214,7 +216,7 @@ class Sleep:
             await self._note_tried(row)
         else:
             await self._forget(row.attachment)
-        for key in {row.key, *self._with_identity(row)}:
+        for key in {row.key, *self._with_identity(row.key, row.identity)}:
             self._state.registry.touch(key)  # nothing keeps it from an assignment any more
         return _item(row.key, row.vm, error, again=again)
 
@@ -240,32 +242,37 @@ class Sleep:
         return key
 
     async def _come_back(self, row: Suspended) -> tuple[DeviceKey, Device]:
-        """The device with that identity: at the port where it was, or the only one of its source.
-        CallError if there is none, or more than one."""
+        """The device with that identity: at the port where it was, or, if it does not come back
+        there in time, the only one of its source, if it was that before. CallError if there is
+        none, or more than one."""
         state, identity = self._state, row.identity
         found: dict[DeviceKey, Device] = {}
         with trio.move_on_after(RETURN_SECONDS):
             while True:
-                found = self._with_identity(row)
+                found = self._with_identity(row.key, identity)
                 if row.key in found:
                     return row.key, found[row.key]
-                if len(found) == 1:
-                    return next(iter(found.items()))
                 await state.registry.changed()
+        if len(found) == 1 and not row.had_twins:
+            return next(iter(found.items()))
         if found:
             names = ", ".join(sorted(map(str, found)))
-            raise VoidError("failed", f"several devices have the identity '{identity}': {names}")
+            text = (
+                f"it is not at its port, and several devices had the identity '{identity}': {names}"
+            )
+            raise VoidError("failed", text)
         raise errors.failure("not_found", f"{row.key} ('{identity}') has not come back")
 
-    def _with_identity(self, row: Suspended) -> dict[DeviceKey, Device]:
-        state, key = self._state, row.key
+    def _with_identity(self, key: DeviceKey, identity: str) -> dict[DeviceKey, Device]:
+        """What the source of a device has with its identity."""
+        state = self._state
         lasting = class_of(key.device_class).lasting_identity
         return {
             other: device
             for other, device in state.registry.items(key.device_class)
             if other.backend == key.backend
             and device.stale is None
-            and lasting(device.identity) == lasting(row.identity) != ""
+            and lasting(device.identity) == lasting(identity) != ""
         }
 
     async def _note_begun(self, rows: list[Suspended]) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pedos_protocol.messages import Mode
 
 # Incremented with every change of the tables; the file has it as its user_version.
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 # Marks the file as ours ("PeDO"), so that the service does not write into another program's
 # database.
 APPLICATION_ID = 0x5065444F
@@ -104,6 +104,10 @@ CREATE TABLE muted (
     PRIMARY KEY (device_class, vm)
 ) STRICT, WITHOUT ROWID;
 """,
+    # What an older service has noted may have had some: it is not looked for elsewhere.
+    10: """
+ALTER TABLE suspended ADD COLUMN had_twins INTEGER NOT NULL DEFAULT 1;
+""",
 }
 
 # Version 1; a new file takes the same steps from there as an old one.
@@ -158,7 +162,8 @@ class StartRow:
 class Suspended:
     """An attachment that was ended, or was to be, for the sleep of the machine: `key` had the
     `identity`, and the domain `vm_domid` of this `boot` had it. `begun`: it is being made again
-    after the sleep; `tried`: that was in vain."""
+    after the sleep; `tried`: that was in vain. `had_twins`: before it, other devices of its source
+    had that identity, too."""
 
     attachment: str
     key: DeviceKey
@@ -167,11 +172,12 @@ class Suspended:
     vm_domid: int
     options: Mapping[str, str]
     boot: str
+    had_twins: bool
     begun: bool = False
     tried: bool = False
 
 
-# The last column of a row in the table.
+# The column `tried` of a row in the table.
 _TRIED, _BEGUN = 1, 2
 
 
@@ -361,10 +367,11 @@ class StoreFile(DatabaseFile):
         """The attachment is about to be ended."""
         key, tried = row.key, _TRIED if row.tried else _BEGUN if row.begun else 0
         self._run(
-            "INSERT OR REPLACE INTO suspended VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO suspended VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(row.attachment, key.device_class, key.backend, key.device, row.identity),
                 *(row.vm, row.vm_domid, json.dumps(dict(row.options)), row.boot, tried),
+                row.had_twins,
             ),
         )
 
@@ -376,7 +383,7 @@ class StoreFile(DatabaseFile):
         """Those that are to be made again."""
         rows = self._rows(
             "SELECT attachment, device_class, backend, device, identity, vm, vm_domid, options,"
-            " boot, tried FROM suspended"
+            " boot, tried, had_twins FROM suspended"
         )
         return [
             Suspended(
@@ -387,10 +394,11 @@ class StoreFile(DatabaseFile):
                 domid,
                 self._options(options),
                 boot,
+                bool(had_twins),
                 begun=tried == _BEGUN,
                 tried=tried == _TRIED,
             )
-            for attachment, *key, identity, vm, domid, options, boot, tried in rows
+            for attachment, *key, identity, vm, domid, options, boot, tried, had_twins in rows
         ]
 
     # Muted VMs
